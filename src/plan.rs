@@ -1,0 +1,187 @@
+//! What the program runs on: validated, complete, and free of "maybe".
+//!
+//! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value was
+//! given or makes sense. Only the standard library is used here.
+
+use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything one process does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub process: Process,
+    pub admin: Option<Admin>,
+    pub log: Log,
+    /// In the order of the file. Names are unique.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file. Names are unique; every listener names one of these.
+    pub upstreams: Vec<Upstream>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Threads that carry traffic; 0 means one for each CPU the process may use.
+    pub workers: usize,
+    /// Sessions over all listeners; 0 means what RLIMIT_NOFILE allows.
+    pub max_connections: u64,
+    /// How long sessions may go on after the process was asked to stop.
+    pub drain_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+    pub access: AccessLog,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    Stdout,
+    File(PathBuf),
+}
+
+/// A place where clients arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub name: String,
+    /// At least one.
+    pub bind: Vec<Bind>,
+    /// The name of an upstream of the same plan.
+    pub upstream: String,
+    /// For each attempt; never zero.
+    pub connect_timeout: Duration,
+    /// No byte in either direction for this long ends the session; `None`: no limit.
+    pub idle_timeout: Option<Duration>,
+    /// The same once one side has ended; `None`: only `idle_timeout` counts.
+    pub half_close_timeout: Option<Duration>,
+    /// Further backends tried after a failed connect.
+    pub retries: u32,
+    /// Sessions at once; 0 means no limit of this listener's own.
+    pub max_connections: u64,
+    /// The first match decides; no match: allowed.
+    pub access: Vec<AccessRule>,
+    pub backlog: u32,
+    pub socket: SocketOptions,
+}
+
+/// Options set on both sockets of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketOptions {
+    pub nodelay: bool,
+    pub keepalive: Option<Keepalive>,
+    /// TCP_USER_TIMEOUT; `None` leaves it to the kernel.
+    pub user_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    pub idle: Duration,
+    pub interval: Duration,
+    pub count: u32,
+}
+
+/// One `bind` entry: the text as configured, and every place it stands for (a port range is many).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    pub text: String,
+    pub places: Vec<Place>,
+}
+
+/// Where a socket can be bound or connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRule {
+    pub allow: bool,
+    pub who: Who,
+}
+
+/// Whom an access rule speaks of. Clients on a unix socket match `All` and `Unix` only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    All,
+    Unix,
+    /// The network address with host bits cleared, and the prefix length.
+    Net(IpAddr, u8),
+}
+
+/// A named group of backends with one balancing policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    pub name: String,
+    pub balance: Balance,
+    /// In the order of the file: it decides ties. Texts are unique; at least one.
+    pub backends: Vec<Backend>,
+    /// How often host names are looked up again; `None`: only at the start.
+    pub resolve_interval: Option<Duration>,
+    /// Whether a name that does not resolve at the start is an error.
+    pub resolve_required: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    ConsistentHash(HashKey),
+}
+
+/// What a hash policy hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashKey {
+    /// `$remote_addr`: the client's address as text.
+    RemoteAddr,
+    /// `$binary_remote_addr`: its 4 or 16 bytes.
+    BinaryRemoteAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// The address exactly as configured: label, log word and hash input.
+    pub text: String,
+    pub target: Target,
+    /// 0 means: takes nothing new.
+    pub weight: u32,
+    /// Failed attempts within `fail_timeout` that make it unavailable; 0 means never.
+    pub max_fails: u32,
+    pub fail_timeout: Duration,
+    /// Sessions at once; 0 means no limit.
+    pub max_connections: u64,
+    pub backup: bool,
+    pub down: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Place(Place),
+    /// A host name, resolved at the start and again later; it may stand for several addresses.
+    Name {
+        host: String,
+        port: u16,
+    },
+}
