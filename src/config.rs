@@ -1,1 +1,99 @@
+//! From what the user wrote to a [`Plan`], or to every problem at once.
+//!
+//! The text is parsed into a tree that knows where each value stands, and the tree is walked by hand: a
+//! derived deserializer stops at the first mistake.
 
+use std::{io::Read as _, path::Path};
+
+use crate::plan::Plan;
+
+mod access;
+mod address;
+mod check;
+mod dump;
+mod duration;
+mod flags;
+mod keys;
+mod listener;
+mod problem;
+mod section;
+mod syntax;
+mod upstream;
+
+pub use dump::dump;
+pub use flags::{Flags, from_flags};
+pub use problem::{Position, Problem, Problems};
+
+/// A larger file is no configuration; `/dev/zero` is not read to its end.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Reads and checks a file.
+pub fn load(path: &Path) -> Result<Plan, Problems> {
+    let origin = path.display().to_string();
+    let bytes = read(path).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "name another one with -c FILE, or set TEMBUKU_CONFIG",
+            std::io::ErrorKind::PermissionDenied => {
+                "it must be readable for the user that runs tembuku"
+            }
+            std::io::ErrorKind::IsADirectory => "this is a directory: name a file in it",
+            _ => "name another one with -c FILE",
+        };
+        Problems::whole(
+            &origin,
+            format!("cannot read the configuration: {error}"),
+            hint,
+        )
+    })?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let message = format!("the file is larger than {} MiB", MOST_BYTES >> 20);
+        return Err(Problems::whole(
+            &origin,
+            message,
+            "this is no configuration",
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..valid]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        Problems::whole(
+            &origin,
+            format!("the file is not UTF-8: a wrong byte in line {line}"),
+            "save it as UTF-8",
+        )
+    })?;
+    parse(&text, &origin)
+}
+
+/// Checks the text of a file; `origin` is how problems call it.
+pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
+    let source = problem::Source {
+        origin,
+        text,
+        flags: Vec::new(),
+    };
+    let report = problem::Report::default();
+    let (tree, reliable) = syntax::parse(text, &report);
+    if reliable {
+        return check::plan(tree.get_ref(), &source, report);
+    }
+    // What would be said about a tree that was guessed at would only mislead.
+    report.finish(&source)?;
+    Err(Problems::whole(
+        origin,
+        "this is no TOML".to_owned(),
+        "see https://toml.io",
+    ))
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,2 +1,3 @@
-pub mod plan;
+pub mod cli;
 pub mod config;
+pub mod plan;

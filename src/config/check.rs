@@ -1,0 +1,236 @@
+//! The whole file: sections, and the rules that hold between them.
+
+use std::{path::PathBuf, time::Duration};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    address, keys,
+    keys::nearest,
+    listener,
+    problem::{Fault, Problems, Report, Source, Span},
+    section::{Section, Text, found, quoted_key},
+    upstream,
+};
+use crate::plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Plan, Process, Upstream};
+
+/// `report` may hold problems already, of syntax or of the command line.
+pub(super) fn plan(
+    root: &DeTable<'_>,
+    source: &Source<'_>,
+    report: Report,
+) -> Result<Plan, Problems> {
+    let plan = read(root, &report);
+    report.finish(source)?;
+    Ok(plan)
+}
+
+fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
+    let root = Section::new(&keys::ROOT, table, 0..0, report);
+    let process = read_process(&root);
+    let (admin, admin_span) = read_admin(&root).unzip();
+    let log = read_log(&root);
+    let defaults = read_defaults(&root);
+
+    let upstreams: Vec<Upstream> = named(&root, "upstreams")
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
+            Some(upstream::read(Some(name), &section))
+        })
+        .collect();
+    let listeners: Vec<listener::Read> = named(&root, "listeners")
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let section = Section::open(&keys::LISTENER, value, report)?.with_defaults(defaults);
+            Some(listener::read(Some(name), &section))
+        })
+        .collect();
+
+    if root.get("listeners").is_none_or(|value| {
+        value
+            .get_ref()
+            .as_table()
+            .is_some_and(|table| table.is_empty())
+    }) {
+        report.add_whole(
+            Fault::new("there is no listener: nothing to do")
+                .hint("add a section [listeners.NAME] with `bind` and `upstream`"),
+        );
+    }
+    check_upstream_names(&root, &listeners, report);
+    listener::check_collisions(
+        &listeners,
+        admin.as_ref().map(|admin| admin.listen).zip(admin_span),
+        report,
+    );
+
+    Plan {
+        process,
+        admin,
+        log,
+        listeners: listeners.into_iter().map(|read| read.listener).collect(),
+        upstreams,
+    }
+}
+
+fn read_process(root: &Section<'_>) -> Process {
+    let empty = DeTable::new();
+    let section = match root.get("process") {
+        Some(value) => Section::open(&keys::PROCESS, value, root.report),
+        None => None,
+    };
+    let section =
+        section.unwrap_or_else(|| Section::new(&keys::PROCESS, &empty, 0..0, root.report));
+    Process {
+        workers: section.number("workers", 0, 0..=1024),
+        max_connections: section.number("max_connections", 0, 0..=listener::MOST_CONNECTIONS),
+        drain_timeout: section.duration("drain_timeout", Duration::from_secs(30), |_| Ok(())),
+    }
+}
+
+/// Absent is off.
+fn read_admin(root: &Section<'_>) -> Option<(Admin, Span)> {
+    let section = Section::open(&keys::ADMIN, root.get("admin")?, root.report)?;
+    let default = Text {
+        text: "127.0.0.1:9900",
+        span: section.header.clone(),
+    };
+    let Text { text, span } = section.text("listen").unwrap_or(default);
+    match address::admin(text) {
+        Ok(listen) => Some((Admin { listen }, span)),
+        Err(fault) => {
+            root.report.add(&span, fault);
+            None
+        }
+    }
+}
+
+fn read_log(root: &Section<'_>) -> Log {
+    let empty = DeTable::new();
+    let section = match root.get("log") {
+        Some(value) => Section::open(&keys::LOG, value, root.report),
+        None => None,
+    };
+    let section = section.unwrap_or_else(|| Section::new(&keys::LOG, &empty, 0..0, root.report));
+    Log {
+        level: section.word(
+            "level",
+            LogLevel::Info,
+            &[
+                ("error", Some(LogLevel::Error)),
+                ("warn", Some(LogLevel::Warn)),
+                ("info", Some(LogLevel::Info)),
+                ("debug", Some(LogLevel::Debug)),
+                ("trace", Some(LogLevel::Trace)),
+            ],
+        ),
+        format: section.word(
+            "format",
+            LogFormat::Auto,
+            &[
+                ("auto", Some(LogFormat::Auto)),
+                ("text", Some(LogFormat::Text)),
+                ("json", Some(LogFormat::Json)),
+            ],
+        ),
+        access: read_access_log(&section),
+    }
+}
+
+fn read_access_log(section: &Section<'_>) -> AccessLog {
+    let Some(Text { text, span }) = section.text("access") else {
+        return AccessLog::Off;
+    };
+    let fault = match text {
+        "off" => return AccessLog::Off,
+        "stdout" => return AccessLog::Stdout,
+        // A word alone is more likely a mistake than a file in whatever directory this is started from.
+        _ if !text.contains('/') => Fault::new(format!(
+            "`access` must be \"off\", \"stdout\" or a path, not {text:?}"
+        ))
+        .hint(match nearest(text, &["off", "stdout"]) {
+            Some(near) => format!("did you mean \"{near}\"? A file of that name is \"./{text}\""),
+            None => format!("for a file of that name write \"./{text}\""),
+        }),
+        _ if text.ends_with('/') => {
+            Fault::new(format!("`access` = {text:?} names a directory, not a file"))
+        }
+        _ if text.contains('\0') => Fault::new("the path in `access` holds a zero byte"),
+        _ => return AccessLog::File(PathBuf::from(text)),
+    };
+    section.report.add(&span, fault);
+    AccessLog::Off
+}
+
+/// Looked at for its own sake too: a mistake there counts even where every section overrides it.
+fn read_defaults<'a>(root: &Section<'a>) -> Option<&'a DeTable<'a>> {
+    let value = root.get("defaults")?;
+    let section = Section::open(&keys::DEFAULTS, value, root.report)?;
+    listener::read(None, &section);
+    upstream::read(None, &section);
+    value.get_ref().as_table()
+}
+
+/// The tables of [listeners] or [upstreams], by name.
+fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section::Value<'a>)> {
+    let Some(value) = root.get(key) else {
+        return Vec::new();
+    };
+    let DeValue::Table(table) = value.get_ref() else {
+        let what = found(value.get_ref());
+        root.report.add(
+            &value.span(),
+            Fault::new(format!("`{key}` holds sections [{key}.NAME], not {what}")),
+        );
+        return Vec::new();
+    };
+    for name in table.keys() {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if !(1..=64).contains(&name.get_ref().len()) || !name.get_ref().chars().all(allowed) {
+            root.report.add(
+                &name.span(),
+                Fault::new(format!(
+                    "{} is no name for a section of [{key}]",
+                    quoted_key(name.get_ref())
+                ))
+                .hint("names have 1 to 64 characters out of A-Z a-z 0-9 _ . -"),
+            );
+        }
+    }
+    table
+        .iter()
+        .map(|(name, value)| (name.get_ref().as_ref(), value))
+        .collect()
+}
+
+fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report: &Report) {
+    // Also those with mistakes of their own: they are there.
+    let known: Vec<&str> = match root.get("upstreams").map(|value| value.get_ref()) {
+        Some(DeValue::Table(table)) => table.keys().map(|name| name.get_ref().as_ref()).collect(),
+        _ => Vec::new(),
+    };
+    for read in listeners {
+        let Some(span) = &read.upstream_span else {
+            continue;
+        };
+        let name = read.listener.upstream.as_str();
+        if known.contains(&name) {
+            continue;
+        }
+        let hint = match nearest(name, &known) {
+            Some(near) => format!("did you mean \"{near}\"? Known: {}", known.join(", ")),
+            None if known.is_empty() => {
+                format!("there is no upstream yet: add a section [upstreams.{name}]")
+            }
+            None => format!(
+                "known: {}; or add a section [upstreams.{name}]",
+                known.join(", ")
+            ),
+        };
+        report.add(
+            span,
+            Fault::new(format!("there is no upstream {}", quoted_key(name))).hint(hint),
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! A plan as a configuration file with every default filled in.
+
+use std::{fmt, fmt::Write as _, time::Duration};
+
+use super::{access, duration};
+use crate::plan::{
+    AccessLog, Backend, Balance, HashKey, Listener, LogFormat, LogLevel, Plan, Upstream,
+};
+
+/// Reading the result gives a plan equal to `plan`.
+pub fn dump(plan: &Plan) -> String {
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = write_plan(plan, &mut out);
+    out
+}
+
+fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
+    writeln!(out, "[process]")?;
+    writeln!(out, "workers = {}", plan.process.workers)?;
+    writeln!(out, "max_connections = {}", plan.process.max_connections)?;
+    writeln!(out, "drain_timeout = {}", time(plan.process.drain_timeout))?;
+    if let Some(admin) = &plan.admin {
+        writeln!(out, "\n[admin]")?;
+        writeln!(out, "listen = {}", quoted(&admin.listen.to_string()))?;
+    }
+    writeln!(out, "\n[log]")?;
+    writeln!(out, "level = {}", quoted(level(plan.log.level)))?;
+    writeln!(out, "format = {}", quoted(format(plan.log.format)))?;
+    let access = match &plan.log.access {
+        AccessLog::Off => "off".into(),
+        AccessLog::Stdout => "stdout".into(),
+        AccessLog::File(path) => path.to_string_lossy(),
+    };
+    writeln!(out, "access = {}", quoted(&access))?;
+    for listener in &plan.listeners {
+        write_listener(listener, out)?;
+    }
+    for upstream in &plan.upstreams {
+        write_upstream(upstream, out)?;
+    }
+    Ok(())
+}
+
+fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
+    let bind: Vec<String> = listener
+        .bind
+        .iter()
+        .map(|bind| quoted(&bind.text))
+        .collect();
+    let access: Vec<String> = listener
+        .access
+        .iter()
+        .map(|rule| quoted(&access::format(rule)))
+        .collect();
+    let none = Duration::ZERO;
+
+    writeln!(out, "\n[listeners.{}]", key(&listener.name))?;
+    match &bind[..] {
+        [one] => writeln!(out, "bind = {one}")?,
+        many => writeln!(out, "bind = [{}]", many.join(", "))?,
+    }
+    writeln!(out, "protocol = \"tcp\"")?;
+    writeln!(out, "upstream = {}", quoted(&listener.upstream))?;
+    writeln!(out, "connect_timeout = {}", time(listener.connect_timeout))?;
+    writeln!(
+        out,
+        "idle_timeout = {}",
+        time(listener.idle_timeout.unwrap_or(none))
+    )?;
+    writeln!(
+        out,
+        "half_close_timeout = {}",
+        time(listener.half_close_timeout.unwrap_or(none))
+    )?;
+    writeln!(out, "retries = {}", listener.retries)?;
+    writeln!(out, "max_connections = {}", listener.max_connections)?;
+    writeln!(out, "access = [{}]", access.join(", "))?;
+    writeln!(out, "backlog = {}", listener.backlog)?;
+    writeln!(out, "nodelay = {}", listener.socket.nodelay)?;
+    match &listener.socket.keepalive {
+        None => writeln!(out, "keepalive = false")?,
+        Some(keepalive) => writeln!(
+            out,
+            "keepalive = {{ idle = {}, interval = {}, count = {} }}",
+            time(keepalive.idle),
+            time(keepalive.interval),
+            keepalive.count
+        )?,
+    }
+    writeln!(
+        out,
+        "user_timeout = {}",
+        time(listener.socket.user_timeout.unwrap_or(none))
+    )
+}
+
+fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
+    writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
+    match upstream.balance {
+        Balance::RoundRobin => writeln!(out, "balance = \"round_robin\"")?,
+        Balance::ConsistentHash(hash_key) => {
+            writeln!(out, "balance = \"consistent_hash\"")?;
+            let hash_key = match hash_key {
+                HashKey::RemoteAddr => "$remote_addr",
+                HashKey::BinaryRemoteAddr => "$binary_remote_addr",
+            };
+            writeln!(out, "hash_key = {}", quoted(hash_key))?;
+        }
+    }
+    writeln!(out, "backends = [")?;
+    for backend in &upstream.backends {
+        write_backend(backend, out)?;
+    }
+    writeln!(out, "]")?;
+    writeln!(
+        out,
+        "resolve_interval = {}",
+        time(upstream.resolve_interval.unwrap_or(Duration::ZERO))
+    )?;
+    writeln!(out, "resolve_required = {}", upstream.resolve_required)
+}
+
+/// In one line: TOML 1.0 has no line breaks in inline tables.
+fn write_backend(backend: &Backend, out: &mut String) -> fmt::Result {
+    writeln!(
+        out,
+        "  {{ address = {}, weight = {}, max_fails = {}, fail_timeout = {}, max_connections = {}, backup = {}, down = {} }},",
+        quoted(&backend.text),
+        backend.weight,
+        backend.max_fails,
+        time(backend.fail_timeout),
+        backend.max_connections,
+        backend.backup,
+        backend.down
+    )
+}
+
+fn level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}
+
+fn format(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Auto => "auto",
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+}
+
+fn time(duration: Duration) -> String {
+    quoted(&duration::format(duration))
+}
+
+/// A name as a TOML key; one with a point in it needs quotes.
+fn key(name: &str) -> String {
+    let bare = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if bare { name.to_owned() } else { quoted(name) }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

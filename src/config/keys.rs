@@ -1,0 +1,257 @@
+//! Every key of the configuration, by section, and whether it works yet.
+//!
+//! To add a key: a word here, a line where its section is read, a field in the plan, a line in `dump`
+//! and one in `conf/reference.toml`.
+
+/// The keys one table may have.
+pub(super) struct Keys {
+    /// How messages call the table.
+    pub(super) label: &'static str,
+    pub(super) works: &'static [&'static str],
+    /// Known, and refused until there is code behind them.
+    pub(super) not_yet: &'static [&'static str],
+    /// Tables whose keys may stand here as well.
+    pub(super) also: &'static [&'static Keys],
+}
+
+pub(super) static ROOT: Keys = Keys {
+    label: "the top of the file",
+    works: &[
+        "process",
+        "admin",
+        "log",
+        "defaults",
+        "listeners",
+        "upstreams",
+    ],
+    not_yet: &[],
+    also: &[],
+};
+
+pub(super) static PROCESS: Keys = Keys {
+    label: "[process]",
+    works: &["workers", "max_connections", "drain_timeout"],
+    not_yet: &[],
+    also: &[],
+};
+
+pub(super) static ADMIN: Keys = Keys {
+    label: "[admin]",
+    works: &["listen"],
+    not_yet: &["socket"],
+    also: &[],
+};
+
+pub(super) static LOG: Keys = Keys {
+    label: "[log]",
+    works: &["level", "format", "access"],
+    not_yet: &[],
+    also: &[],
+};
+
+pub(super) static DEFAULTS: Keys = Keys {
+    label: "[defaults]",
+    works: &[],
+    not_yet: &[],
+    also: &[&LISTENER, &UPSTREAM],
+};
+
+pub(super) static LISTENER: Keys = Keys {
+    label: "[listeners.NAME]",
+    works: &[
+        "bind",
+        "protocol",
+        "upstream",
+        "connect_timeout",
+        "idle_timeout",
+        "half_close_timeout",
+        "retries",
+        "max_connections",
+        "access",
+        "backlog",
+        "nodelay",
+        "keepalive",
+        "user_timeout",
+    ],
+    not_yet: &["accept_proxy", "responses", "requests", "per_packet"],
+    also: &[],
+};
+
+pub(super) static KEEPALIVE: Keys = Keys {
+    label: "keepalive",
+    works: &["idle", "interval", "count"],
+    not_yet: &[],
+    also: &[],
+};
+
+pub(super) static UPSTREAM: Keys = Keys {
+    label: "[upstreams.NAME]",
+    works: &[
+        "balance",
+        "hash_key",
+        "backends",
+        "resolve_interval",
+        "resolve_required",
+    ],
+    not_yet: &[
+        "hash_balance_factor",
+        "least_time",
+        "send_proxy",
+        "on_down",
+        "on_role_lost",
+        "on_lag",
+        "on_drain",
+        "on_recover",
+        "check",
+    ],
+    also: &[],
+};
+
+pub(super) static BACKEND: Keys = Keys {
+    label: "a backend",
+    works: &[
+        "address",
+        "weight",
+        "max_fails",
+        "fail_timeout",
+        "max_connections",
+        "backup",
+        "down",
+    ],
+    not_yet: &["slow_start"],
+    also: &[],
+};
+
+static ALL: &[&Keys] = &[
+    &ROOT, &PROCESS, &ADMIN, &LOG, &LISTENER, &KEEPALIVE, &UPSTREAM, &BACKEND,
+];
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Works,
+    NotYet,
+    Unknown,
+}
+
+impl Keys {
+    pub(super) fn standing(&self, key: &str) -> Standing {
+        let mut tables = self.with_others();
+        if tables.clone().any(|keys| keys.works.contains(&key)) {
+            Standing::Works
+        } else if tables.any(|keys| keys.not_yet.contains(&key)) {
+            Standing::NotYet
+        } else {
+            Standing::Unknown
+        }
+    }
+
+    /// What to say about a key that is unknown here.
+    pub(super) fn advice(&self, key: &str) -> String {
+        let known: Vec<&str> = self
+            .with_others()
+            .flat_map(|keys| keys.works.iter().chain(keys.not_yet))
+            .copied()
+            .collect();
+        if let Some(home) = ALL
+            .iter()
+            .find(|keys| keys.standing(key) != Standing::Unknown)
+        {
+            return format!("`{key}` belongs in {}", home.label);
+        }
+        match nearest(key, &known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => {
+                let works: Vec<&str> = self
+                    .with_others()
+                    .flat_map(|keys| keys.works)
+                    .copied()
+                    .collect();
+                format!("known here: {}", works.join(", "))
+            }
+        }
+    }
+
+    fn with_others(&self) -> impl Iterator<Item = &Keys> + Clone {
+        std::iter::once(self).chain(self.also.iter().copied())
+    }
+}
+
+/// The candidate that `word` was probably meant to be.
+pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    // Long enough input cannot be near anything, and the distance takes quadratic time.
+    if word.len() > 100 {
+        return None;
+    }
+    let word = word.to_lowercase();
+    candidates
+        .iter()
+        .map(|candidate| {
+            (
+                strsim::osa_distance(&word, &candidate.to_lowercase()),
+                *candidate,
+            )
+        })
+        .filter(|(distance, candidate)| {
+            *distance <= (word.len().max(candidate.len()) / 3).clamp(1, 3)
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words() {
+        let words = ["round_robin", "consistent_hash", "first"];
+        assert_eq!(nearest("roundrobin", &words), Some("round_robin"));
+        assert_eq!(nearest("Consistent-Hash", &words), Some("consistent_hash"));
+        assert_eq!(nearest("banana", &words), None);
+        assert_eq!(nearest(&"a".repeat(1 << 20), &words), None);
+    }
+
+    #[test]
+    fn a_key_of_another_section_is_sent_home() {
+        assert_eq!(
+            LISTENER.advice("backends"),
+            "`backends` belongs in [upstreams.NAME]"
+        );
+        assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
+        assert_eq!(DEFAULTS.standing("send_proxy"), Standing::NotYet);
+        assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
+    }
+
+    #[test]
+    fn the_reference_names_every_key() {
+        let reference = include_str!("../../conf/reference.toml");
+        for keys in ALL {
+            for key in keys.works {
+                let set = reference
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with('#'))
+                    .any(|line| {
+                        line.contains(&format!("{key} =")) || line.contains(&format!("[{key}"))
+                    });
+                // The listed addresses stand as text; the table form of a backend shows the rest.
+                assert!(
+                    set,
+                    "{} {key} is not set in conf/reference.toml",
+                    keys.label
+                );
+            }
+            for key in keys.not_yet {
+                let line = reference.lines().find(|line| {
+                    line.contains(&format!("{key} =")) || line.contains(&format!(".{key}]"))
+                });
+                let line = line.unwrap_or_else(|| {
+                    panic!("{} {key} is not in conf/reference.toml", keys.label)
+                });
+                assert!(
+                    line.trim_start().starts_with('#'),
+                    "{key} does not work yet: {line}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! [listeners.NAME]: every rule and default.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::{
+    access, address,
+    keys::KEEPALIVE,
+    problem::{Fault, Report, Span},
+    section::{Section, Text, found},
+};
+use crate::plan::{AccessRule, Bind, Keepalive, Listener, Place, SocketOptions};
+
+/// A listener, and the places in the file that rules over several sections speak of.
+pub(super) struct Read {
+    pub(super) listener: Listener,
+    pub(super) upstream_span: Option<Span>,
+    /// One for each of `listener.bind`.
+    pub(super) bind_spans: Vec<Span>,
+}
+
+/// Without a name these are the defaults: nothing is missing there.
+pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
+    let (bind, bind_spans) = read_bind(section);
+    let upstream = section.text("upstream");
+    // Read so that a wrong word is reported; TCP is all there is.
+    section.word("protocol", (), &[("tcp", Some(())), ("udp", None)]);
+    if name.is_some() && section.get("bind").is_none() {
+        section.missing("bind", "say where clients arrive: bind = \"0.0.0.0:6379\"");
+    }
+    if name.is_some() && section.get("upstream").is_none() {
+        section.missing(
+            "upstream",
+            "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
+        );
+    }
+    let listener = Listener {
+        name: name.unwrap_or_default().to_owned(),
+        bind,
+        upstream: upstream
+            .as_ref()
+            .map_or("", |upstream| upstream.text)
+            .to_owned(),
+        connect_timeout: section.duration("connect_timeout", Duration::from_secs(5), above_zero),
+        idle_timeout: section.limit("idle_timeout", Duration::from_secs(600)),
+        half_close_timeout: section.limit("half_close_timeout", Duration::from_secs(60)),
+        retries: section.number("retries", 3, 0..=1000),
+        max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),
+        access: read_access(section),
+        backlog: section.number("backlog", 4096, 1..=65_535),
+        socket: SocketOptions {
+            nodelay: section.flag("nodelay", true),
+            keepalive: read_keepalive(section),
+            user_timeout: read_user_timeout(section),
+        },
+    };
+    Read {
+        listener,
+        upstream_span: upstream.map(|upstream| upstream.span),
+        bind_spans,
+    }
+}
+
+/// More is a slip of the pen: no machine has the ports and the memory.
+pub(super) const MOST_CONNECTIONS: i128 = 1_000_000_000;
+
+pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
+    if duration.is_zero() {
+        Err("it must be longer than zero".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Every address may be bound once only, by whichever listener, or by the admin server.
+pub(super) fn check_collisions(
+    listeners: &[Read],
+    admin: Option<(std::net::SocketAddr, Span)>,
+    report: &Report,
+) {
+    // In the order of the file, so the later one is told about the earlier one.
+    let mut taken: HashMap<Place, String> = HashMap::new();
+    for read in listeners {
+        let name = &read.listener.name;
+        for (bind, span) in read.listener.bind.iter().zip(&read.bind_spans) {
+            let mut told = false;
+            for place in bind.places.iter().filter(|place| !is_port_zero(place)) {
+                let owner = format!("listener `{name}` ({:?})", bind.text);
+                let Some(other) = taken.insert(place.clone(), owner) else {
+                    continue;
+                };
+                if !told {
+                    let place = show(place);
+                    report.add(
+                        span,
+                        Fault::new(format!(
+                            "`{name}` binds {place}, which is bound by {other} already"
+                        )),
+                    );
+                }
+                // Two ranges may share a thousand ports: one message is enough.
+                told = true;
+            }
+        }
+    }
+    if let Some((listen, span)) = admin {
+        if let Some(other) = taken
+            .get(&Place::Tcp(listen))
+            .filter(|_| listen.port() != 0)
+        {
+            report.add(
+                &span,
+                Fault::new(format!(
+                    "[admin] listens on {listen}, which is bound by {other} already"
+                )),
+            );
+        }
+    }
+}
+
+fn is_port_zero(place: &Place) -> bool {
+    matches!(place, Place::Tcp(address) if address.port() == 0)
+}
+
+fn show(place: &Place) -> String {
+    match place {
+        Place::Tcp(address) => address.to_string(),
+        Place::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+fn read_bind(section: &Section<'_>) -> (Vec<Bind>, Vec<Span>) {
+    let (mut binds, mut spans) = (Vec::new(), Vec::new());
+    for Text { text, span } in section.texts("bind").unwrap_or_default() {
+        match address::bind(text) {
+            Ok(places) => {
+                binds.push(Bind {
+                    text: text.to_owned(),
+                    places,
+                });
+                spans.push(span);
+            }
+            Err(fault) => section.report.add(&span, fault),
+        }
+    }
+    let ports: usize = binds.iter().map(|bind: &Bind| bind.places.len()).sum();
+    if let (true, Some(value)) = (ports > address::MOST_PORTS, section.get("bind")) {
+        let most = address::MOST_PORTS;
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "`bind` stands for {ports} addresses; a listener may have {most}"
+            )),
+        );
+    }
+    (binds, spans)
+}
+
+fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
+    let mut rules = Vec::new();
+    for item in section.list("access").unwrap_or_default() {
+        let Some(Text { text, span }) = section.as_text("access", item) else {
+            continue;
+        };
+        match access::parse(text) {
+            Ok(rule) => rules.push(rule),
+            Err(fault) => section.report.add(&span, fault),
+        }
+    }
+    rules
+}
+
+/// The whole value is taken from [defaults] or none of it: its parts are not mixed.
+fn read_keepalive(section: &Section<'_>) -> Option<Keepalive> {
+    let default = Keepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(10),
+        count: 3,
+    };
+    let Some(value) = section.get("keepalive") else {
+        return Some(default);
+    };
+    if value.get_ref().as_bool() == Some(false) {
+        return None;
+    }
+    if !value.get_ref().is_table() {
+        let message = format!(
+            "`keepalive` must be false or a table, not {}",
+            found(value.get_ref())
+        );
+        section.report.add(
+            &value.span(),
+            Fault::new(message)
+                .hint("the default is { idle = \"60s\", interval = \"10s\", count = 3 }"),
+        );
+        return None;
+    }
+    let table = Section::open(&KEEPALIVE, value, section.report)?;
+    Some(Keepalive {
+        idle: table.duration("idle", default.idle, whole_seconds),
+        interval: table.duration("interval", default.interval, whole_seconds),
+        count: table.number("count", default.count, 1..=127),
+    })
+}
+
+/// What TCP_KEEPIDLE and TCP_KEEPINTVL take.
+fn whole_seconds(duration: Duration) -> Result<(), String> {
+    if duration.subsec_nanos() != 0 || !(1..=32_767).contains(&duration.as_secs()) {
+        return Err("the kernel takes whole seconds from \"1s\" to \"32767s\"".to_owned());
+    }
+    Ok(())
+}
+
+/// TCP_USER_TIMEOUT is a C int of milliseconds.
+fn read_user_timeout(section: &Section<'_>) -> Option<Duration> {
+    let timeout = section.duration("user_timeout", Duration::ZERO, |timeout| {
+        if timeout.subsec_nanos() % 1_000_000 != 0 {
+            return Err("the kernel takes whole milliseconds".to_owned());
+        }
+        if timeout.as_millis() > i32::MAX as u128 {
+            return Err(format!(
+                "the kernel takes at most \"{}ms\", which is nearly 25 days",
+                i32::MAX
+            ));
+        }
+        Ok(())
+    });
+    Some(timeout).filter(|timeout| !timeout.is_zero())
+}

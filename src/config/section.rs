@@ -1,0 +1,372 @@
+//! Reads one table of the file: typed getters that report what is wrong and go on with the default.
+//!
+//! A getter that reported gives a stand-in. That is safe: a report with a problem in it never becomes a
+//! plan.
+
+use std::{fmt::Write as _, ops::RangeInclusive, time::Duration};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    duration,
+    keys::{Keys, Standing, nearest},
+    problem::{Fault, Report, Span},
+};
+
+pub(super) type Value<'a> = Spanned<DeValue<'a>>;
+
+pub(super) struct Section<'a> {
+    pub(super) header: Span,
+    pub(super) report: &'a Report,
+    table: &'a DeTable<'a>,
+    /// Asked for keys that `table` does not have.
+    defaults: Option<&'a DeTable<'a>>,
+    keys: &'static Keys,
+}
+
+/// A piece of text and where it stands.
+#[derive(Clone)]
+pub(super) struct Text<'a> {
+    pub(super) text: &'a str,
+    pub(super) span: Span,
+}
+
+/// The words a key takes; `None` for those that do not work yet.
+pub(super) type Words<T> = [(&'static str, Option<T>)];
+
+impl<'a> Section<'a> {
+    /// Reports every key that is unknown or does not work yet.
+    pub(super) fn new(
+        keys: &'static Keys,
+        table: &'a DeTable<'a>,
+        header: Span,
+        report: &'a Report,
+    ) -> Self {
+        for key in table.keys() {
+            let name = key.get_ref().as_ref();
+            match keys.standing(name) {
+                Standing::Works => {}
+                Standing::NotYet => report.add(
+                    &key.span(),
+                    Fault::new(format!("`{name}` is not supported yet")).hint(
+                        "the key is known, but nothing would come of it: leave it out for now",
+                    ),
+                ),
+                Standing::Unknown => report.add(
+                    &key.span(),
+                    Fault::new(format!(
+                        "unknown key {} in {}",
+                        quoted_key(name),
+                        keys.label
+                    ))
+                    .hint(keys.advice(name)),
+                ),
+            }
+        }
+        Self {
+            header,
+            report,
+            table,
+            defaults: None,
+            keys,
+        }
+    }
+
+    /// The same for a value that has to be a table.
+    pub(super) fn open(
+        keys: &'static Keys,
+        value: &'a Value<'a>,
+        report: &'a Report,
+    ) -> Option<Self> {
+        match value.get_ref().as_table() {
+            Some(table) => Some(Self::new(keys, table, value.span(), report)),
+            None => {
+                report.add(
+                    &value.span(),
+                    Fault::new(format!(
+                        "{} must be a table, not {}",
+                        keys.label,
+                        found(value.get_ref())
+                    )),
+                );
+                None
+            }
+        }
+    }
+
+    pub(super) fn with_defaults(mut self, defaults: Option<&'a DeTable<'a>>) -> Self {
+        self.defaults = defaults;
+        self
+    }
+
+    /// The value of `key`, here or in the defaults.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value<'a>> {
+        self.own(key)
+            .or_else(|| self.defaults.and_then(|defaults| defaults.get(key)))
+    }
+
+    /// The value of `key` in this very table.
+    pub(super) fn own(&self, key: &str) -> Option<&'a Value<'a>> {
+        debug_assert_eq!(
+            self.keys.standing(key),
+            Standing::Works,
+            "{key} is not in the table of keys"
+        );
+        self.table.get(key)
+    }
+
+    pub(super) fn missing(&self, key: &str, hint: &str) {
+        self.report.add(
+            &self.header,
+            Fault::new(format!("`{key}` is missing")).hint(hint),
+        );
+    }
+
+    pub(super) fn flag(&self, key: &str, default: bool) -> bool {
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            let mut fault = Fault::new(format!(
+                "`{key}` must be true or false, not {}",
+                found(value.get_ref())
+            ));
+            if let Some(word @ ("true" | "false")) = value.get_ref().as_str() {
+                fault = fault.hint(format!("write {word} without quotes"));
+            }
+            self.report.add(&value.span(), fault);
+            default
+        })
+    }
+
+    /// `range` must lie within `T`.
+    pub(super) fn number<T: TryFrom<i128>>(
+        &self,
+        key: &str,
+        default: T,
+        range: RangeInclusive<i128>,
+    ) -> T {
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        let expected = || {
+            format!(
+                "`{key}` must be a whole number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        };
+        let fault = match value.get_ref() {
+            DeValue::Integer(integer) => {
+                let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
+                match number
+                    .filter(|number| range.contains(number))
+                    .and_then(|number| T::try_from(number).ok())
+                {
+                    Some(number) => return number,
+                    None => Fault::new(format!(
+                        "{}, not {}",
+                        expected(),
+                        shorten(&integer.to_string())
+                    )),
+                }
+            }
+            other => {
+                let fault = Fault::new(format!("{}, not {}", expected(), found(other)));
+                match other.as_str().map(|text| text.trim().parse::<i128>()) {
+                    Some(Ok(number)) if range.contains(&number) => {
+                        fault.hint(format!("write {number} without quotes"))
+                    }
+                    _ => fault,
+                }
+            }
+        };
+        self.report.add(&value.span(), fault);
+        default
+    }
+
+    /// A duration for which `rule` has no objection.
+    pub(super) fn duration(
+        &self,
+        key: &str,
+        default: Duration,
+        rule: impl FnOnce(Duration) -> Result<(), String>,
+    ) -> Duration {
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        let fault = match value.get_ref() {
+            DeValue::String(text) => {
+                match duration::parse(text)
+                    .and_then(|duration| Ok(rule(duration).map(|()| duration)?))
+                {
+                    Ok(duration) => return duration,
+                    Err(fault) => Fault {
+                        message: format!("`{key}`: {}", fault.message),
+                        ..fault
+                    },
+                }
+            }
+            DeValue::Integer(_) | DeValue::Float(_) => {
+                let number = shorten(&number_text(value.get_ref()));
+                Fault::new(format!(
+                    "`{key}` must be a duration with a unit, not the bare number {number}"
+                ))
+                .hint(format!("write \"{number}s\" for seconds"))
+            }
+            other => Fault::new(format!(
+                "`{key}` must be a duration like \"10s\", not {}",
+                found(other)
+            )),
+        };
+        self.report.add(&value.span(), fault);
+        default
+    }
+
+    /// A duration where zero stands for "no limit".
+    pub(super) fn limit(&self, key: &str, default: Duration) -> Option<Duration> {
+        Some(self.duration(key, default, |_| Ok(()))).filter(|limit| !limit.is_zero())
+    }
+
+    pub(super) fn word<T: Copy>(&self, key: &str, default: T, words: &Words<T>) -> T {
+        let Some(Text { text, span }) = self.text(key) else {
+            return default;
+        };
+        let fault = match words.iter().find(|(word, _)| *word == text) {
+            Some((_, Some(value))) => return *value,
+            Some((_, None)) => {
+                Fault::new(format!("`{key}` = {text:?} is not supported yet")).hint(format!(
+                    "supported now: {}",
+                    list(words.iter().filter(|(_, v)| v.is_some()))
+                ))
+            }
+            None => {
+                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                Fault::new(format!(
+                    "`{key}` does not know the word {}",
+                    shorten(&format!("{text:?}"))
+                ))
+                .hint(match nearest(text, &known) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => format!("one of: {}", list(words.iter())),
+                })
+            }
+        };
+        self.report.add(&span, fault);
+        default
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<Text<'a>> {
+        let value = self.get(key)?;
+        self.as_text(key, value)
+    }
+
+    /// One text or a list of them. `None`: missing, or nothing in it could be used.
+    pub(super) fn texts(&self, key: &str) -> Option<Vec<Text<'a>>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Array(items) if items.is_empty() => {
+                self.report.add(
+                    &value.span(),
+                    Fault::new(format!("`{key}` is an empty list")),
+                );
+                None
+            }
+            DeValue::Array(_) => Some(
+                self.list(key)?
+                    .iter()
+                    .filter_map(|item| self.as_text(key, item))
+                    .collect(),
+            ),
+            _ => Some(vec![self.as_text(key, value)?]),
+        }
+    }
+
+    pub(super) fn list(&self, key: &str) -> Option<&'a [Value<'a>]> {
+        let value = self.get(key)?;
+        let list = value.get_ref().as_array();
+        if list.is_none() {
+            let mut fault = Fault::new(format!(
+                "`{key}` must be a list, not {}",
+                found(value.get_ref())
+            ));
+            if let Some(text) = value.get_ref().as_str() {
+                fault = fault.hint(format!("write [{}]", shorten(&format!("{text:?}"))));
+            }
+            self.report.add(&value.span(), fault);
+        }
+        list.map(|array| &array[..])
+    }
+
+    pub(super) fn as_text(&self, key: &str, value: &'a Value<'a>) -> Option<Text<'a>> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            let fault = Fault::new(format!(
+                "`{key}` must be text, not {}",
+                found(value.get_ref())
+            ));
+            self.report
+                .add(&value.span(), fault.hint("put it in double quotes"));
+        }
+        text.map(|text| Text {
+            text,
+            span: value.span(),
+        })
+    }
+}
+
+/// What stands there, in words.
+pub(super) fn found(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("the text {}", shorten(&format!("{text:?}"))),
+        DeValue::Integer(_) | DeValue::Float(_) => {
+            format!("the number {}", shorten(&number_text(value)))
+        }
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(_) => "a date or time".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// In backticks; as a quoted key where it is not a plain word.
+pub(super) fn quoted_key(name: &str) -> String {
+    let plain = !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_alphanumeric() || "_-.".contains(c));
+    if plain {
+        format!("`{}`", shorten(name))
+    } else {
+        format!("`{}`", shorten(&format!("{name:?}")))
+    }
+}
+
+fn number_text(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::Integer(integer) => integer.to_string(),
+        DeValue::Float(float) => float.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// Messages quote what was written, but not all of it.
+pub(super) fn shorten(text: &str) -> String {
+    const MOST: usize = 80;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST).chain(['…']).collect()
+}
+
+fn list<'w, T: 'w>(words: impl Iterator<Item = &'w (&'static str, Option<T>)>) -> String {
+    let mut out = String::new();
+    for (word, _) in words {
+        let comma = if out.is_empty() { "" } else { ", " };
+        let _ = write!(out, "{comma}{word}");
+    }
+    out
+}

@@ -1,0 +1,253 @@
+// Arbitrary plans, texts and mutations, and what holds for all of them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use proptest::{collection::vec, option, prelude::*, sample::Index};
+use tembuku::{config, plan::*};
+
+fn name() -> impl Strategy<Value = String> {
+    "[A-Za-z0-9_.-]{1,64}"
+}
+
+fn ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![any::<u32>().prop_map(|n| IpAddr::V4(n.into())), any::<u128>().prop_map(|n| IpAddr::V6(n.into()))]
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    (ip(), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+}
+
+fn unix() -> impl Strategy<Value = String> {
+    "/[^/\0]{1,8}/[a-z \"\\\\\u{7f}é\t\n]{0,10}x"
+}
+
+fn time(millis: impl Strategy<Value = u64>) -> impl Strategy<Value = Duration> {
+    millis.prop_map(Duration::from_millis)
+}
+
+/// At most a year; any nanosecond.
+fn long() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        time(1..=365 * 86_400_000u64),
+        (1..=365 * 86_400u64).prop_map(Duration::from_secs),
+        (1..=365 * 86_400_000_000_000u64).prop_map(Duration::from_nanos),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = AccessRule> {
+    let net = (ip(), any::<Index>()).prop_map(|(ip, index)| {
+        let most = if ip.is_ipv4() { 32 } else { 128 };
+        let net = ipnet::IpNet::new(ip, index.index(most + 1) as u8).expect("in range").trunc();
+        Who::Net(net.addr(), net.prefix_len())
+    });
+    (any::<bool>(), prop_oneof![Just(Who::All), Just(Who::Unix), net]).prop_map(|(allow, who)| AccessRule { allow, who })
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
+    let place = address().prop_map(|a| (a.to_string(), Target::Place(Place::Tcp(a))));
+    let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Place(Place::Unix(p.into()))));
+    let host = ("[a-z]([a-z0-9_-]{0,20}[a-z0-9])?(\\.[a-z]{1,9}){0,3}\\.?", 1u16..)
+        .prop_map(|(host, port)| (format!("{host}:{port}"), Target::Name { host, port }));
+    (prop_oneof![place, unix, host], 0u32..=65_535, 0u32..=1000, long(), 0u64..=1_000_000_000, any::<(bool, bool)>()).prop_map(
+        |((text, target), weight, max_fails, fail_timeout, max_connections, (backup, down))| Backend {
+            text,
+            target,
+            weight,
+            max_fails,
+            fail_timeout,
+            max_connections,
+            backup,
+            down,
+        },
+    )
+}
+
+fn upstream() -> impl Strategy<Value = Upstream> {
+    let balance = prop_oneof![
+        Just(Balance::RoundRobin),
+        Just(Balance::ConsistentHash(HashKey::RemoteAddr)),
+        Just(Balance::ConsistentHash(HashKey::BinaryRemoteAddr)),
+    ];
+    (name(), balance, vec(backend(), 1..5), option::of(long()), any::<bool>()).prop_map(
+        |(name, balance, mut backends, resolve_interval, resolve_required)| {
+            let mut seen = std::collections::HashSet::new();
+            backends.retain(|backend| seen.insert(backend.text.clone()));
+            backends[0].backup = false;
+            if balance != Balance::RoundRobin {
+                // The ring holds 65536 units of weight.
+                backends.iter_mut().for_each(|backend| backend.weight %= 10_000);
+            }
+            Upstream { name, balance, backends, resolve_interval, resolve_required }
+        },
+    )
+}
+
+fn keepalive() -> impl Strategy<Value = Keepalive> {
+    let seconds = || (1..=32_767u64).prop_map(Duration::from_secs);
+    (seconds(), seconds(), 1..=127u32).prop_map(|(idle, interval, count)| Keepalive { idle, interval, count })
+}
+
+/// The ports are counted up, so that no two listeners meet.
+fn bind() -> impl Strategy<Value = (IpAddr, u16)> {
+    (ip(), 0u16..20)
+}
+
+fn listener() -> impl Strategy<Value = Listener> {
+    let times = (long(), option::of(long()), option::of(long()));
+    let socket = (any::<bool>(), option::of(keepalive()), option::of(time(1..=i32::MAX as u64)))
+        .prop_map(|(nodelay, keepalive, user_timeout)| SocketOptions { nodelay, keepalive, user_timeout });
+    let numbers = (0..=1000u32, 0..=1_000_000_000u64, 1..=65_535u32);
+    (name(), vec(bind(), 1..4), times, numbers, vec(rule(), 0..4), socket).prop_map(
+        |(name, binds, (connect_timeout, idle_timeout, half_close_timeout), (retries, max_connections, backlog), access, socket)| {
+            let bind = binds
+                .into_iter()
+                .map(|(ip, extra)| Bind {
+                    text: String::new(),
+                    places: (0..=extra).map(|port| Place::Tcp(SocketAddr::new(ip, port))).collect(),
+                })
+                .collect();
+            Listener {
+                name,
+                bind,
+                upstream: String::new(),
+                connect_timeout,
+                idle_timeout,
+                half_close_timeout,
+                retries,
+                max_connections,
+                access,
+                backlog,
+                socket,
+            }
+        },
+    )
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let process = (0..=1024usize, 0..=1_000_000_000u64, prop_oneof![Just(Duration::ZERO), long()])
+        .prop_map(|(workers, max_connections, drain_timeout)| Process { workers, max_connections, drain_timeout });
+    let level = prop_oneof![
+        Just(LogLevel::Error),
+        Just(LogLevel::Warn),
+        Just(LogLevel::Info),
+        Just(LogLevel::Debug),
+        Just(LogLevel::Trace)
+    ];
+    let format = prop_oneof![Just(LogFormat::Auto), Just(LogFormat::Text), Just(LogFormat::Json)];
+    let access = prop_oneof![
+        Just(AccessLog::Off),
+        Just(AccessLog::Stdout),
+        "\\PC{0,9}/\\PC{0,9}x".prop_map(|path| AccessLog::File(path.into()))
+    ];
+    let log = (level, format, access).prop_map(|(level, format, access)| Log { level, format, access });
+    let admin = option::of(address().prop_map(|listen| Admin { listen }));
+    (process, admin, log, vec((listener(), any::<Index>()), 1..4), vec(upstream(), 1..4)).prop_map(
+        |(process, admin, log, listeners, mut upstreams)| {
+            let mut seen = std::collections::HashSet::new();
+            upstreams.retain(|upstream| seen.insert(upstream.name.clone()));
+            seen.clear();
+            let mut next = 1;
+            let mut listeners: Vec<Listener> = listeners
+                .into_iter()
+                .map(|(mut listener, index)| {
+                    listener.upstream = index.get(&upstreams).name.clone();
+                    listener.bind.iter_mut().for_each(|bind| number(bind, &mut next));
+                    listener
+                })
+                .collect();
+            listeners.retain(|listener| seen.insert(listener.name.clone()));
+            // Ports from 1000 up are not bound by listeners.
+            let admin = admin.map(|Admin { listen }| Admin { listen: SocketAddr::new(listen.ip(), listen.port() | 1024) });
+            Plan { process, admin, log, listeners, upstreams }
+        },
+    )
+}
+
+/// Gives a bind entry ports that no other has, and the text that stands for them.
+fn number(bind: &mut Bind, next: &mut u16) {
+    let first = *next;
+    let mut text = String::new();
+    for place in &mut bind.places {
+        if let Place::Tcp(address) = place {
+            address.set_port(*next);
+            text = address.to_string();
+            *next += 1;
+        }
+    }
+    if bind.places.len() > 1 {
+        let host = text.rsplit_once(':').expect("a port").0;
+        text = format!("{host}:{first}-{}", *next - 1);
+    }
+    bind.text = text;
+}
+
+const VALID: &[&str] = &[
+    include_str!("valid/everything.toml"),
+    include_str!("../../conf/reference.toml"),
+    include_str!("invalid/types.toml"),
+    include_str!("invalid/bind_addresses.toml"),
+    include_str!("invalid/syntax_brackets.toml"),
+];
+
+/// Whatever is said must fit together.
+fn check(text: &str) -> Result<(), TestCaseError> {
+    match config::parse(text, "test") {
+        Ok(plan) => prop_assert_eq!(config::parse(&config::dump(&plan), "dump").expect("a dump is valid"), plan),
+        Err(problems) => {
+            prop_assert!(problems.len() > 0);
+            prop_assert!(problems.to_string().contains("in test\n"));
+            let lines = text.split('\n').count();
+            let mut last = (0, 0);
+            for position in problems.iter().filter_map(|problem| problem.position.as_ref()) {
+                prop_assert!((1..=lines).contains(&position.line) && position.column >= 1);
+                prop_assert!((position.line, position.column) >= last, "sorted by place");
+                last = (position.line, position.column);
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_dump_is_read_as_the_same_plan(plan in plan()) {
+        let dump = config::dump(&plan);
+        match config::parse(&dump, "dump") {
+            Ok(again) => prop_assert_eq!(again, plan),
+            Err(problems) => prop_assert!(false, "{}\n{}", problems, dump),
+        }
+    }
+
+    #[test]
+    fn arbitrary_text_does_not_panic(text in "\\PC{0,200}|[\\[\\]{}=\"'#.,\n\ra-c0-9 \t\\\\-]{0,100}") {
+        check(&text)?;
+    }
+
+    #[test]
+    fn mutated_files_do_not_panic(
+        which in any::<Index>(),
+        edits in vec((any::<Index>(), 0usize..20, "\\PC{0,3}|[\\[\\]{}=\"'#.,\n\t\r\u{0}-]{0,3}"), 1..6),
+    ) {
+        let mut text: Vec<char> = which.get(VALID).chars().collect();
+        for (at, length, with) in edits {
+            let at = at.index(text.len() + 1);
+            let end = (at + length).min(text.len());
+            text.splice(at..end, with.chars());
+        }
+        check(&text.into_iter().collect::<String>())?;
+    }
+
+    #[test]
+    fn any_text_may_stand_for_any_value(text in "\\PC{0,40}|[0-9.:/\\[\\]a-f%-]{0,30}|unix:/?.{0,120}|(allow|deny) [0-9a-f.:/]{0,12}|[0-9.]{1,9}[a-z]{0,2}") {
+        let quoted = format!("\"{}\"", text.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect::<String>());
+        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive"] {
+            let value = if key == "access" { format!("[{quoted}]") } else { quoted.clone() };
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
+            check(&format!("[listeners.a]\n{key} = {value}\n[defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"))?;
+        }
+        check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [{quoted}]\n"))?;
+    }
+}
