@@ -1,0 +1,126 @@
+//! Passive failures by nginx's rules for `max_fails` and `fail_timeout`: what failed connects say
+//! about a backend. Pure: the time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// How many failures count, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailRule {
+    /// 0: failures never make the backend unavailable.
+    pub max_fails: u32,
+    pub fail_timeout: Duration,
+}
+
+/// The failures of one backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passive {
+    fails: u32,
+    /// The last failure.
+    accessed: Option<Instant>,
+    /// The last failure, or the last time the backend was tried again after one.
+    checked: Option<Instant>,
+}
+
+impl Passive {
+    pub fn failed(&mut self, now: Instant) {
+        self.fails = self.fails.saturating_add(1);
+        self.accessed = Some(now);
+        self.checked = Some(now);
+    }
+
+    /// A success proves something only when it is younger than the last failure: one that was
+    /// under way before says nothing about now.
+    pub fn succeeded(&mut self) {
+        if self.accessed < self.checked {
+            self.fails = 0;
+        }
+    }
+
+    pub fn is_available(&self, rule: FailRule, now: Instant) -> bool {
+        rule.max_fails == 0 || self.fails < rule.max_fails || self.is_over(rule, now)
+    }
+
+    /// The backend was picked. After `fail_timeout` this is the one live probe that it gets.
+    pub fn picked(&mut self, rule: FailRule, now: Instant) {
+        if self.is_over(rule, now) {
+            self.checked = Some(now);
+        }
+    }
+
+    pub fn fails(&self) -> u32 {
+        self.fails
+    }
+
+    /// Since when it has been failing.
+    pub fn last_failure(&self) -> Option<Instant> {
+        self.accessed
+    }
+
+    fn is_over(&self, rule: FailRule, now: Instant) -> bool {
+        self.checked
+            .is_none_or(|checked| now.saturating_duration_since(checked) > rule.fail_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: FailRule = FailRule {
+        max_fails: 2,
+        fail_timeout: Duration::from_secs(10),
+    };
+
+    #[test]
+    fn unavailable_from_max_fails_on_until_fail_timeout_has_passed() {
+        let t = Instant::now();
+        let s = |n| t + Duration::from_secs(n);
+        let mut p = Passive::default();
+        p.failed(t);
+        assert!(p.is_available(RULE, t));
+        p.failed(s(1));
+        assert!(!p.is_available(RULE, s(1)));
+        assert!(!p.is_available(RULE, s(11)));
+        assert!(p.is_available(RULE, s(11) + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn one_probe_each_fail_timeout() {
+        let t = Instant::now();
+        let s = |n| t + Duration::from_secs(n);
+        let mut p = Passive::default();
+        p.failed(t);
+        p.failed(t);
+        assert!(p.is_available(RULE, s(11)));
+        p.picked(RULE, s(11));
+        assert!(!p.is_available(RULE, s(11)), "the probe is out");
+        p.succeeded();
+        assert!(p.is_available(RULE, s(11)));
+        assert_eq!(p.fails(), 0);
+    }
+
+    #[test]
+    fn a_success_that_began_before_the_failure_proves_nothing() {
+        let t = Instant::now();
+        let mut p = Passive::default();
+        p.picked(RULE, t);
+        p.failed(t + Duration::from_secs(1));
+        p.failed(t + Duration::from_secs(1));
+        p.succeeded();
+        assert!(!p.is_available(RULE, t + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn zero_max_fails_never_counts() {
+        let rule = FailRule {
+            max_fails: 0,
+            ..RULE
+        };
+        let t = Instant::now();
+        let mut p = Passive::default();
+        for _ in 0..100 {
+            p.failed(t);
+        }
+        assert!(p.is_available(rule, t));
+    }
+}
