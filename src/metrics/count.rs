@@ -1,0 +1,82 @@
+//! Counters for the hot path: one shard a worker, so that no two workers write to one cache line.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+thread_local! {
+    static SHARD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Gives this thread a shard of its own. Threads that never call this share the first.
+pub fn set_shard(index: usize) {
+    SHARD.set(index);
+}
+
+/// Something that every worker has its own copy of.
+#[derive(Debug)]
+pub struct Sharded<T> {
+    shards: Box<[Padded<T>]>,
+}
+
+/// Two cache lines: the prefetcher of common CPUs fetches them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T: Default> Sharded<T> {
+    pub fn new(shards: usize) -> Self {
+        Self {
+            shards: (0..shards.max(1)).map(|_| Padded::default()).collect(),
+        }
+    }
+}
+
+impl<T> Sharded<T> {
+    pub fn mine(&self) -> &T {
+        &self.shards[SHARD.get() % self.shards.len()].0
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &T> {
+        self.shards.iter().map(|s| &s.0)
+    }
+
+    pub fn sum(&self, counter: impl Fn(&T) -> &Counter) -> u64 {
+        self.all().map(|shard| counter(shard).get()).sum()
+    }
+}
+
+/// Only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_add_up() {
+        let s: Sharded<Counter> = Sharded::new(3);
+        std::thread::scope(|scope| {
+            for i in 0..5 {
+                let s = &s;
+                scope.spawn(move || {
+                    set_shard(i);
+                    (0..1000).for_each(|_| s.mine().add(1));
+                });
+            }
+        });
+        assert_eq!(s.sum(|c| c), 5000);
+    }
+}

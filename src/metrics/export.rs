@@ -1,0 +1,385 @@
+//! From our counters to what Prometheus scrapes.
+
+use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, Sharded};
+use crate::reason::{CloseReason, ConnectError, RejectReason, SpliceFallback};
+use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Seconds. Connects and first bytes: from a loopback's 50 us to a retransmitted SYN.
+const LATENCY: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+/// Seconds. Sessions: from one short request to a pooled connection of a day.
+const LIFETIME: &[f64] = &[
+    0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0,
+    86_400.0,
+];
+
+const METADATA: Metadata<'static> = Metadata::new("tembuku", Level::INFO, None);
+
+/// The states that `backend_state` speaks of.
+const STATES: [&str; 3] = ["up", "down", "failed"];
+
+/// Name, help text and kind of every metric but the histograms and the `process_*` family.
+const COUNTERS: &[(&str, &str)] = &[
+    ("listener_connections_total", "Connections accepted."),
+    (
+        "listener_rejected_total",
+        "Connections closed right after the accept, by reason.",
+    ),
+    (
+        "listener_received_bytes_total",
+        "Bytes received from clients.",
+    ),
+    ("listener_sent_bytes_total", "Bytes sent to clients."),
+    ("sessions_closed_total", "Sessions that ended, by reason."),
+    (
+        "backend_connections_total",
+        "Connections established to the backend.",
+    ),
+    (
+        "backend_connect_errors_total",
+        "Connects to the backend that failed, by reason.",
+    ),
+    (
+        "backend_retries_total",
+        "Connects tried here because another backend had failed.",
+    ),
+    (
+        "backend_received_bytes_total",
+        "Bytes received from the backend.",
+    ),
+    ("backend_sent_bytes_total", "Bytes sent to the backend."),
+    (
+        "backend_transitions_total",
+        "Changes of the backend's state, by the state entered.",
+    ),
+    (
+        "relayed_bytes_total",
+        "Bytes relayed in both directions, by mode.",
+    ),
+    (
+        "splice_fallbacks_total",
+        "Times that bulk data was copied because it could not be spliced, by reason.",
+    ),
+    (
+        "access_log_dropped_total",
+        "Access log records dropped because the writer could not keep up.",
+    ),
+    (
+        "accept_errors_total",
+        "Accepts that failed for want of descriptors or memory.",
+    ),
+];
+const GAUGES: &[(&str, &str)] = &[
+    ("build_info", "Always 1; the label tells the version."),
+    (
+        "config_last_reload_successful",
+        "Whether the last configuration that was read could be applied.",
+    ),
+    (
+        "config_last_reload_success_timestamp_seconds",
+        "When a configuration was last applied.",
+    ),
+    ("listener_active_connections", "Sessions that live now."),
+    (
+        "backend_active_connections",
+        "Sessions on the backend now, those being connected included.",
+    ),
+    (
+        "backend_state",
+        "1 for the state that the backend is in, 0 for the others.",
+    ),
+    ("backend_weight", "The configured weight."),
+    (
+        "upstream_available_backends",
+        "Backends that could take a new session now.",
+    ),
+];
+const HISTOGRAMS: &[(&str, &str)] = &[
+    ("session_duration_seconds", "How long sessions lived."),
+    (
+        "first_byte_duration_seconds",
+        "From the start of the connect to the backend's first byte.",
+    ),
+    (
+        "backend_connect_duration_seconds",
+        "How long successful connects to the backend took.",
+    ),
+];
+
+/// One registry a server, not one a process: two servers in one process do not mix.
+pub struct Exporter {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: metrics_process::Collector,
+    shards: usize,
+    /// Values are set one by one; two scrapes at once must not see each other's half-done work.
+    scrape: Mutex<()>,
+    applied_at: AtomicU64,
+}
+
+impl Exporter {
+    /// `shards`: how many threads count; see [`super::set_shard`].
+    pub fn new(shards: usize) -> Result<Self, BuildError> {
+        let named = |n: &str| Matcher::Full(full(n));
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(named("session_duration_seconds"), LIFETIME)?
+            .set_buckets(LATENCY)?
+            .build_recorder();
+        for (name, help) in COUNTERS {
+            recorder.describe_counter(key_name(name), None, SharedString::const_str(help));
+        }
+        for (name, help) in GAUGES {
+            recorder.describe_gauge(key_name(name), None, SharedString::const_str(help));
+        }
+        for (name, help) in HISTOGRAMS {
+            recorder.describe_histogram(key_name(name), None, SharedString::const_str(help));
+        }
+        let process = metrics_process::Collector::new("tembuku_");
+        metrics::with_local_recorder(&recorder, || process.describe());
+        let exporter = Self {
+            handle: recorder.handle(),
+            recorder,
+            process,
+            shards,
+            scrape: Mutex::default(),
+            applied_at: AtomicU64::default(),
+        };
+        exporter.gauge(
+            "build_info",
+            &[("version", env!("CARGO_PKG_VERSION").into())],
+            1.0,
+        );
+        Ok(exporter)
+    }
+
+    pub fn listener(&self, name: &Arc<str>) -> ListenerMetrics {
+        let labels = [("listener", Arc::clone(name))];
+        ListenerMetrics {
+            name: Arc::clone(name),
+            counts: Sharded::new(self.shards),
+            active: AtomicU64::default(),
+            session_duration: self.histogram("session_duration_seconds", &labels),
+            first_byte_duration: self.histogram("first_byte_duration_seconds", &labels),
+        }
+    }
+
+    pub fn backend(&self, upstream: &Arc<str>, text: &str) -> BackendMetrics {
+        let text: Arc<str> = text.into();
+        let labels = [
+            ("upstream", Arc::clone(upstream)),
+            ("backend", Arc::clone(&text)),
+        ];
+        BackendMetrics {
+            connect_duration: self.histogram("backend_connect_duration_seconds", &labels),
+            upstream: Arc::clone(upstream),
+            text,
+            counts: Sharded::new(self.shards),
+            active: AtomicU64::default(),
+            transitions_up: super::Counter::default(),
+            transitions_failed: super::Counter::default(),
+        }
+    }
+
+    pub fn process(&self) -> ProcessMetrics {
+        ProcessMetrics {
+            relayed: Sharded::new(self.shards),
+            access_log_dropped: super::Counter::default(),
+            accept_errors: super::Counter::default(),
+        }
+    }
+
+    /// A configuration has been applied.
+    pub fn config_applied(&self, at: SystemTime) {
+        let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.applied_at.store(seconds, Relaxed);
+    }
+
+    /// Histogram samples pile up between scrapes; this folds them into their buckets.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    /// The text of a scrape, after `publish` has handed over the present values.
+    pub fn scrape(&self, publish: impl FnOnce(&Self)) -> String {
+        let _one_at_a_time = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.gauge("config_last_reload_successful", &[], 1.0);
+        #[expect(clippy::cast_precision_loss, reason = "seconds fit")]
+        self.gauge(
+            "config_last_reload_success_timestamp_seconds",
+            &[],
+            self.applied_at.load(Relaxed) as f64,
+        );
+        publish(self);
+        self.handle.render()
+    }
+
+    pub fn publish_listener(&self, m: &ListenerMetrics) {
+        let label = ("listener", Arc::clone(&m.name));
+        let one = [label.clone()];
+        let c = &m.counts;
+        self.counter(
+            "listener_connections_total",
+            &one,
+            c.sum(|c| &c.connections),
+        );
+        self.counter(
+            "listener_received_bytes_total",
+            &one,
+            c.sum(|c| &c.received),
+        );
+        self.counter("listener_sent_bytes_total", &one, c.sum(|c| &c.sent));
+        self.count("listener_active_connections", &one, m.active());
+        for &reason in RejectReason::ALL {
+            let labels = [label.clone(), ("reason", reason.word().into())];
+            self.counter(
+                "listener_rejected_total",
+                &labels,
+                c.sum(|c| &c.rejected[reason as usize]),
+            );
+        }
+        for &reason in CloseReason::ALL {
+            let labels = [label.clone(), ("reason", reason.word().into())];
+            self.counter(
+                "sessions_closed_total",
+                &labels,
+                c.sum(|c| &c.closed[reason as usize]),
+            );
+        }
+    }
+
+    /// `state` is one of [`STATES`].
+    pub fn publish_backend(&self, m: &BackendMetrics, state: &str, weight: u32) {
+        let both = [
+            ("upstream", Arc::clone(&m.upstream)),
+            ("backend", Arc::clone(&m.text)),
+        ];
+        let with = |name: &'static str, value: &str| {
+            [both[0].clone(), both[1].clone(), (name, value.into())]
+        };
+        let c = &m.counts;
+        self.counter(
+            "backend_connections_total",
+            &both,
+            c.sum(|c| &c.connections),
+        );
+        self.counter("backend_retries_total", &both, c.sum(|c| &c.retries));
+        self.counter(
+            "backend_received_bytes_total",
+            &both,
+            c.sum(|c| &c.received),
+        );
+        self.counter("backend_sent_bytes_total", &both, c.sum(|c| &c.sent));
+        self.count("backend_active_connections", &both, m.active());
+        self.gauge("backend_weight", &both, f64::from(weight));
+        for &reason in ConnectError::ALL {
+            let errors = c.sum(|c| &c.connect_errors[reason as usize]);
+            self.counter(
+                "backend_connect_errors_total",
+                &with("reason", reason.word()),
+                errors,
+            );
+        }
+        for each in STATES {
+            let is = f64::from(u8::from(each == state));
+            self.gauge("backend_state", &with("state", each), is);
+        }
+        self.counter(
+            "backend_transitions_total",
+            &with("to", "up"),
+            m.transitions_up.get(),
+        );
+        self.counter(
+            "backend_transitions_total",
+            &with("to", "failed"),
+            m.transitions_failed.get(),
+        );
+    }
+
+    pub fn publish_upstream(&self, name: &Arc<str>, available: u64) {
+        self.count(
+            "upstream_available_backends",
+            &[("upstream", Arc::clone(name))],
+            available,
+        );
+    }
+
+    pub fn publish_process(&self, m: &ProcessMetrics) {
+        let mode = |word: &str| [("mode", word.into())];
+        self.counter(
+            "relayed_bytes_total",
+            &mode("splice"),
+            m.relayed.sum(|r| &r.splice),
+        );
+        self.counter(
+            "relayed_bytes_total",
+            &mode("copy"),
+            m.relayed.sum(|r| &r.copy),
+        );
+        for &reason in SpliceFallback::ALL {
+            let n = m.relayed.sum(|r| &r.fallbacks[reason as usize]);
+            self.counter(
+                "splice_fallbacks_total",
+                &[("reason", reason.word().into())],
+                n,
+            );
+        }
+        self.counter("access_log_dropped_total", &[], m.access_log_dropped.get());
+        self.counter("accept_errors_total", &[], m.accept_errors.get());
+    }
+
+    fn counter(&self, name: &str, labels: &[(&'static str, Arc<str>)], value: u64) {
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
+            .absolute(value);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nobody holds 2^53 sessions")]
+    fn count(&self, name: &str, labels: &[(&'static str, Arc<str>)], value: u64) {
+        self.gauge(name, labels, value as f64);
+    }
+
+    fn gauge(&self, name: &str, labels: &[(&'static str, Arc<str>)], value: f64) {
+        self.recorder
+            .register_gauge(&key(name, labels), &METADATA)
+            .set(value);
+    }
+
+    fn histogram(&self, name: &str, labels: &[(&'static str, Arc<str>)]) -> metrics::Histogram {
+        self.recorder
+            .register_histogram(&key(name, labels), &METADATA)
+    }
+}
+
+fn full(name: &str) -> String {
+    format!("tembuku_{name}")
+}
+
+fn key_name(name: &str) -> KeyName {
+    KeyName::from(full(name))
+}
+
+fn key(name: &str, labels: &[(&'static str, Arc<str>)]) -> Key {
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(k, v)| {
+            Label::new(
+                SharedString::const_str(k),
+                SharedString::from_shared(Arc::clone(v)),
+            )
+        })
+        .collect();
+    Key::from_parts(full(name), labels)
+}

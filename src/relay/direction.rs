@@ -1,0 +1,341 @@
+//! One direction of a session.
+
+use crate::{
+    metrics::{Counter, RelayCounts},
+    net::Stream,
+    reason::SpliceFallback,
+    sys::{self, pipe::Pipe},
+};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    mem::MaybeUninit,
+    os::fd::BorrowedFd,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+use tokio::io::{Interest, ReadBuf};
+
+/// The buffer that all copying directions of a worker share. Nothing stays in it between polls.
+const BUFFER: usize = 128 * 1024;
+/// A read of at least this much is one of a sustained flow.
+const LARGE: usize = 64 * 1024;
+/// So many large reads in a row, and the flow is spliced.
+const LARGE_READS: u8 = 2;
+/// So many reads below half of `LARGE` in a row, and it is copied again.
+const SMALL_READS: u8 = 2;
+/// After so many reads others get their turn.
+const ROUNDS: usize = 16;
+
+thread_local! {
+    static SHARED: RefCell<Vec<MaybeUninit<u8>>> = RefCell::new(vec![MaybeUninit::uninit(); BUFFER]);
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    held: Held,
+    mode: Mode,
+    end: End,
+    /// The end was passed on, or there is nobody to pass it to.
+    pub(super) finished: bool,
+    /// A byte has come.
+    pub(super) has_begun: bool,
+    /// The kernel refused to splice one of the two sockets.
+    never_splice: bool,
+}
+
+/// What was read and could not be written at once. An idle direction holds nothing.
+#[derive(Debug, Default)]
+enum Held {
+    #[default]
+    Nothing,
+    Bytes {
+        bytes: Vec<u8>,
+        at: usize,
+    },
+    Piped(Pipe),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    Copy { large: u8 },
+    Splice { small: u8 },
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::Copy { large: 0 }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    Clean,
+    Reset,
+}
+
+/// The stream that no longer works.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Broken {
+    Source,
+    Sink,
+}
+
+/// What a direction needs to know and count at each poll.
+pub(super) struct Flow<'a> {
+    pub(super) read: &'a Counter,
+    pub(super) written: &'a Counter,
+    pub(super) client_bytes_read: Option<&'a AtomicU64>,
+    pub(super) client_bytes_written: Option<&'a AtomicU64>,
+    pub(super) relayed: &'a RelayCounts,
+    pub(super) moved: &'a Cell<bool>,
+    pub(super) now: Instant,
+    /// A write to the source failed: its end, when it comes, is that of a reset.
+    pub(super) source_is_broken: bool,
+    /// The other direction has ended: closing will say what a shutdown would.
+    pub(super) last_to_end: bool,
+}
+
+impl Flow<'_> {
+    fn was_read(&self, n: usize) {
+        self.moved.set(true);
+        self.read.add(n as u64);
+        if let Some(total) = self.client_bytes_read {
+            total.fetch_add(n as u64, Relaxed);
+        }
+    }
+
+    fn was_written(&self, n: usize, mode: &Counter) {
+        self.moved.set(true);
+        self.written.add(n as u64);
+        mode.add(n as u64);
+        if let Some(total) = self.client_bytes_written {
+            total.fetch_add(n as u64, Relaxed);
+        }
+    }
+}
+
+impl Direction {
+    /// Moves what can be moved. Ready when everything including the end has been passed on.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        for _ in 0..ROUNDS {
+            ready!(self.deliver(cx, sink, flow))?;
+            match self.end {
+                End::Open => {}
+                End::Reset => return Poll::Ready(Ok(())),
+                End::Clean => {
+                    if !flow.last_to_end {
+                        // It fails only on a stream that is dead; reading that one will tell.
+                        let _ = ready!(sink.shutdown_write(cx));
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match self.mode {
+                Mode::Copy { large } => ready!(self.copy(cx, source, sink, flow, large))?,
+                Mode::Splice { small } => ready!(self.splice(cx, source, flow, small))?,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Nothing more will be moved; what is held is let go.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+        self.held = Held::Nothing;
+    }
+
+    /// The source has ended and all it said was delivered.
+    pub(super) fn has_nothing_left(&self) -> bool {
+        self.end != End::Open && matches!(self.held, Held::Nothing)
+    }
+
+    /// Whether ending now would keep something from the sink.
+    pub(super) fn is_cut_short(&self, source: &Stream) -> bool {
+        !self.finished
+            && (!matches!(self.held, Held::Nothing)
+                || sys::socket::unread(source).is_ok_and(|bytes| bytes > 0))
+    }
+
+    fn copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+        flow: &Flow<'_>,
+        large: u8,
+    ) -> Poll<Result<(), Broken>> {
+        SHARED.with_borrow_mut(|shared| {
+            let mut buffer = ReadBuf::uninit(shared);
+            if ready!(source.poll_read(cx, &mut buffer)).is_err() {
+                return self.source_failed();
+            }
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                self.source_ended(flow);
+                return Poll::Ready(Ok(()));
+            }
+            flow.was_read(bytes.len());
+            self.has_begun = true;
+            let large = if bytes.len() >= LARGE { large + 1 } else { 0 };
+            self.mode = if large >= LARGE_READS && !self.never_splice {
+                Mode::Splice { small: 0 }
+            } else {
+                Mode::Copy {
+                    large: large.min(LARGE_READS),
+                }
+            };
+            let mut at = 0;
+            while at < bytes.len() {
+                match sink.poll_write(cx, &bytes[at..]) {
+                    Poll::Ready(Ok(n)) => {
+                        flow.was_written(n, &flow.relayed.copy);
+                        at += n;
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Sink)),
+                    Poll::Pending => {
+                        self.held = Held::Bytes {
+                            bytes: bytes[at..].to_vec(),
+                            at: 0,
+                        };
+                        return Poll::Pending;
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &Stream,
+        flow: &Flow<'_>,
+        small: u8,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            // Before a pipe is taken: a direction that waits holds none.
+            if ready!(source.poll_read_ready(cx)).is_err() {
+                return self.source_failed();
+            }
+            let Some(mut pipe) = sys::pipe::take(flow.now) else {
+                flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
+                self.mode = Mode::default();
+                return Poll::Ready(Ok(()));
+            };
+            match source.try_io(Interest::READABLE, |fd: BorrowedFd<'_>| pipe.fill(fd)) {
+                Ok(0) => {
+                    pipe.give_back();
+                    self.source_ended(flow);
+                }
+                Ok(n) => {
+                    flow.was_read(n);
+                    self.held = Held::Piped(pipe);
+                    let small = if n < LARGE / 2 { small + 1 } else { 0 };
+                    self.mode = if small >= SMALL_READS {
+                        Mode::default()
+                    } else {
+                        Mode::Splice { small }
+                    };
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    pipe.give_back();
+                    continue;
+                }
+                Err(e) if refuses_splice(&e) => {
+                    pipe.give_back();
+                    self.copy_from_now_on(flow);
+                }
+                Err(_) => return self.source_failed(),
+            }
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            match &mut self.held {
+                Held::Nothing => return Poll::Ready(Ok(())),
+                Held::Bytes { bytes, at } => match ready!(sink.poll_write(cx, &bytes[*at..])) {
+                    Ok(n) => {
+                        flow.was_written(n, &flow.relayed.copy);
+                        *at += n;
+                        if *at == bytes.len() {
+                            self.held = Held::Nothing;
+                        }
+                    }
+                    Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                },
+                Held::Piped(pipe) => {
+                    if ready!(sink.poll_write_ready(cx)).is_err() {
+                        return Poll::Ready(Err(Broken::Sink));
+                    }
+                    match sink.try_io(Interest::WRITABLE, |fd: BorrowedFd<'_>| pipe.drain(fd)) {
+                        Ok(n) if n > 0 => {
+                            flow.was_written(n, &flow.relayed.splice);
+                            if pipe.is_empty()
+                                && let Held::Piped(pipe) = std::mem::take(&mut self.held)
+                            {
+                                pipe.give_back();
+                            }
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(e) if refuses_splice(&e) => self.read_pipe_out(flow)?,
+                        Ok(_) | Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sink does not take spliced pages: the bytes in the pipe go on as a copy.
+    fn read_pipe_out(&mut self, flow: &Flow<'_>) -> Result<(), Broken> {
+        if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
+            let bytes = pipe.into_bytes().map_err(|_| Broken::Sink)?;
+            self.held = Held::Bytes { bytes, at: 0 };
+        }
+        self.copy_from_now_on(flow);
+        Ok(())
+    }
+
+    fn copy_from_now_on(&mut self, flow: &Flow<'_>) {
+        flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+        self.never_splice = true;
+        self.mode = Mode::default();
+    }
+
+    fn source_ended(&mut self, flow: &Flow<'_>) {
+        self.end = if flow.source_is_broken {
+            End::Reset
+        } else {
+            End::Clean
+        };
+    }
+
+    fn source_failed(&mut self) -> Poll<Result<(), Broken>> {
+        self.end = End::Reset;
+        Poll::Ready(Err(Broken::Source))
+    }
+}
+
+fn refuses_splice(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
+    )
+}

@@ -1,0 +1,147 @@
+//! The sessions that live now: who they are, what they have moved, and a way to end them.
+
+use crate::{metrics::Sharded, net::Client, reason::CloseReason};
+use ahash::AHashMap;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+/// One live session, as others see it.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    pub client: Client,
+    /// Bytes from the client.
+    pub received: AtomicU64,
+    /// Bytes to the client.
+    pub sent: AtomicU64,
+    /// 0, or one more than the index of the reason to end for.
+    end: AtomicU8,
+    /// Of the task that relays; set once, before the first wait.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Session {
+    /// Why it must end, if it must. Cheap: asked at every turn of the relay.
+    pub fn must_end(&self) -> Option<CloseReason> {
+        match self.end.load(Ordering::Acquire) {
+            0 => None,
+            n => CloseReason::ALL.get(usize::from(n) - 1).copied(),
+        }
+    }
+
+    pub fn end(&self, reason: CloseReason) {
+        let code = u8::try_from(reason as usize + 1).unwrap_or(u8::MAX);
+        // The first reason stands.
+        let _ = self
+            .end
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        if let Some(waker) = &*lock(&self.waker) {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Must be called before the first look at [`Self::must_end`] that leads to a wait.
+    pub fn wake_by(&self, waker: &Waker) {
+        *lock(&self.waker) = Some(waker.clone());
+    }
+}
+
+type Table = Arc<Mutex<AHashMap<u64, Arc<Session>>>>;
+
+/// All sessions of the process, one table a worker.
+#[derive(Debug)]
+pub struct Sessions {
+    tables: Sharded<Table>,
+    next: AtomicU64,
+    count: AtomicU64,
+    /// So many at once and no more.
+    most: u64,
+}
+
+/// A session's place on the list, given back when dropped.
+#[derive(Debug)]
+pub struct Listed {
+    sessions: Arc<Sessions>,
+    table: Table,
+    session: Arc<Session>,
+}
+
+impl Sessions {
+    pub fn new(shards: usize, most: u64) -> Self {
+        Self {
+            tables: Sharded::new(shards),
+            next: AtomicU64::default(),
+            count: AtomicU64::default(),
+            most,
+        }
+    }
+
+    /// `None` when there are as many as there may be.
+    pub fn list(self: &Arc<Self>, client: Client) -> Option<Listed> {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let session = Arc::new(Session {
+            id,
+            client,
+            received: AtomicU64::default(),
+            sent: AtomicU64::default(),
+            end: AtomicU8::default(),
+            waker: Mutex::default(),
+        });
+        let table = Arc::clone(self.tables.mine());
+        lock(&table).insert(id, Arc::clone(&session));
+        Some(Listed {
+            sessions: Arc::clone(self),
+            table,
+            session,
+        })
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// Tells every session to end, and returns how many were told.
+    pub fn end_all(&self, reason: CloseReason) -> u64 {
+        let mut told = 0;
+        for table in self.tables.all() {
+            let sessions: Vec<Arc<Session>> = lock(table).values().cloned().collect();
+            for session in sessions {
+                session.end(reason);
+                told += 1;
+            }
+        }
+        told
+    }
+}
+
+impl std::ops::Deref for Listed {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.table).remove(&self.session.id);
+        self.sessions.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

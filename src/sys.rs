@@ -1,0 +1,5 @@
+//! Raw system calls behind safe faces; every `unsafe` block of the project is below here.
+
+pub mod limits;
+pub mod pipe;
+pub mod socket;
