@@ -1,0 +1,263 @@
+//! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
+
+mod bind;
+mod resolve;
+mod worker;
+
+use crate::{
+    access_log::{self, AccessLog},
+    metrics::Exporter,
+    plan::{self, Place, Plan},
+    pool::Pool,
+    reason::CloseReason,
+    service::{Process, Service},
+    sessions::Sessions,
+    sys,
+};
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use worker::Worker;
+
+/// Everything that was in the way of a start.
+#[derive(Debug)]
+pub struct StartErrors(pub Vec<String>);
+
+/// What a running server is made of, as the admin side reads it.
+pub struct State {
+    pub plan: Plan,
+    pub workers: usize,
+    pub exporter: Exporter,
+    pub process: Arc<Process>,
+    pub services: Vec<Arc<Service>>,
+    pub pools: Vec<Arc<Pool>>,
+    /// The address each listener really has; port 0 has become a number.
+    pub bound: Vec<(String, Place)>,
+    pub started: SystemTime,
+    draining: AtomicBool,
+}
+
+pub struct Server {
+    pub state: Arc<State>,
+    workers: Vec<Worker>,
+    /// Ends the accepting and the resolving.
+    stop: CancellationToken,
+    /// Accept loops and sessions.
+    tasks: TaskTracker,
+    access_log: Option<access_log::Writer>,
+    unix_paths: Vec<PathBuf>,
+}
+
+/// How long sessions that were told to end get to do so.
+const CUT: Duration = Duration::from_secs(2);
+
+impl State {
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether every listener has somewhere to send a client.
+    pub fn is_ready(&self) -> bool {
+        let now = Instant::now();
+        !self.is_draining() && self.services.iter().all(|s| s.pool.is_available(now))
+    }
+}
+
+impl Server {
+    /// Resolves, binds, and starts to serve; or does nothing at all and says why.
+    pub async fn start(plan: Plan) -> Result<Self, StartErrors> {
+        let workers = match plan.process.workers {
+            0 => sys::limits::cpus(),
+            n => n,
+        };
+        let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
+        let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
+        let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
+        let most = most_sessions(&plan, workers, bound.len());
+        let metrics = Arc::new(exporter.process());
+        let (access_log, writer) = open_access_log(&plan.log, &metrics)?.unzip();
+        let process = Arc::new(Process {
+            metrics,
+            sessions: Arc::new(Sessions::new(workers, most)),
+            access_log,
+        });
+        let pools: Vec<Arc<Pool>> = plan
+            .upstreams
+            .iter()
+            .zip(&addresses)
+            .map(|(upstream, places)| {
+                let name: Arc<str> = upstream.name.as_str().into();
+                Arc::new(Pool::new(
+                    &name,
+                    upstream,
+                    |b| exporter.backend(&name, &b.text),
+                    places,
+                ))
+            })
+            .collect();
+        let services: Vec<Arc<Service>> = plan
+            .listeners
+            .iter()
+            .filter_map(|listener| {
+                let pool = pools.iter().find(|p| *p.name == *listener.upstream)?;
+                Some(Arc::new(Service {
+                    metrics: exporter.listener(&listener.name.as_str().into()),
+                    plan: listener.clone(),
+                    pool: Arc::clone(pool),
+                    process: Arc::clone(&process),
+                }))
+            })
+            .collect();
+        exporter.config_applied(SystemTime::now());
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let threads = (0..workers)
+            .map(|i| Worker::spawn(i, &tasks))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
+        let mut names = Vec::new();
+        let mut unix_paths = Vec::new();
+        for listening in bound {
+            let service = &services[listening.listener];
+            tracing::info!(listener = %service.plan.name, address = %listening.place, "listening");
+            if let Place::Unix(path) = &listening.place {
+                unix_paths.push(path.clone());
+            }
+            for (thread, socket) in threads.iter().zip(listening.sockets) {
+                thread.listen(socket, Arc::clone(service), stop.clone());
+            }
+            names.push((service.plan.name.clone(), listening.place));
+        }
+        for (pool, upstream) in pools.iter().zip(&plan.upstreams) {
+            resolve::keep_fresh(Arc::clone(pool), upstream.clone(), stop.clone());
+        }
+        Ok(Self {
+            state: Arc::new(State {
+                plan,
+                workers,
+                exporter,
+                process,
+                services,
+                pools,
+                bound: names,
+                started: SystemTime::now(),
+                draining: AtomicBool::new(false),
+            }),
+            workers: threads,
+            stop,
+            tasks,
+            access_log: writer,
+            unix_paths,
+        })
+    }
+
+    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then cuts them. Returns
+    /// how many were cut. Cancelling `at_once` skips the waiting.
+    pub async fn stop(self, at_once: CancellationToken) -> u64 {
+        let state = &self.state;
+        let sessions = &state.process.sessions;
+        state.draining.store(true, Ordering::Relaxed);
+        self.stop.cancel();
+        self.tasks.close();
+        let timeout = state.plan.process.drain_timeout;
+        tracing::info!(sessions = sessions.count(), drain_timeout = ?timeout, "draining");
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(timeout, self.tasks.wait()) => drained.is_ok(),
+            () = at_once.cancelled() => false,
+        };
+        let cut = if drained {
+            0
+        } else {
+            sessions.end_all(CloseReason::Drained)
+        };
+        if cut > 0 && tokio::time::timeout(CUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(sessions = sessions.count(), "sessions did not end in time");
+        }
+        for path in &self.unix_paths {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+        for worker in self.workers {
+            worker.join();
+        }
+        if let Some(log) = &state.process.access_log {
+            log.end();
+        }
+        if let Some(writer) = self.access_log {
+            writer.join();
+        }
+        cut
+    }
+}
+
+impl std::fmt::Display for StartErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for error in &self.0 {
+            writeln!(f, "error: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+fn one(error: String) -> StartErrors {
+    StartErrors(vec![error])
+}
+
+/// How many sessions there may be: two descriptors each, and something left for all the rest.
+fn most_sessions(plan: &Plan, workers: usize, places: usize) -> u64 {
+    let descriptors = sys::limits::raise_descriptors();
+    let pipes = (descriptors / 64).clamp(1, 1024);
+    sys::pipe::set_limit(usize::try_from(pipes).unwrap_or(1024));
+    // For each worker: epoll, wake-up, reserve and its listening sockets; then standard streams, the
+    // admin side, files.
+    let fixed = (workers as u64 + 1) * 4 + (workers * places) as u64 + 20;
+    let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
+    let wanted = plan.process.max_connections;
+    if wanted > possible {
+        tracing::warn!(
+            max_connections = wanted,
+            possible,
+            descriptors,
+            "the limit of open files allows fewer sessions than configured; raise it (LimitNOFILE=)"
+        );
+    }
+    let most = if wanted == 0 { possible } else { wanted };
+    tracing::info!(max_connections = most, descriptors, workers, "starting");
+    most
+}
+
+fn open_access_log(
+    log: &plan::Log,
+    metrics: &Arc<crate::metrics::ProcessMetrics>,
+) -> Result<Option<(AccessLog, access_log::Writer)>, StartErrors> {
+    let (destination, terminal) = match &log.access {
+        plan::AccessLog::Off => return Ok(None),
+        plan::AccessLog::Stdout => (
+            access_log::Destination::Stdout,
+            std::io::stdout().is_terminal(),
+        ),
+        plan::AccessLog::File(path) => (access_log::Destination::File(path.clone()), false),
+    };
+    let format = match log.format {
+        plan::LogFormat::Text => access_log::Format::Text,
+        plan::LogFormat::Auto if terminal => access_log::Format::Text,
+        plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
+    };
+    AccessLog::open(destination.clone(), format, Arc::clone(metrics))
+        .map(Some)
+        .map_err(|e| match destination {
+            access_log::Destination::File(path) => one(format!(
+                "cannot open the access log {}: {e}",
+                path.display()
+            )),
+            access_log::Destination::Stdout => one(format!("cannot write the access log: {e}")),
+        })
+}

@@ -1,0 +1,154 @@
+//! Binding every socket of a plan, or none.
+
+use crate::{
+    net::set_options,
+    plan::{Listener, Place},
+    tcp::Socket,
+};
+use socket2::{Domain, Protocol, Type};
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+};
+
+/// One address, with a socket for each worker.
+pub(super) struct Listening {
+    /// The index of the listener in the plan.
+    pub(super) listener: usize,
+    pub(super) place: Place,
+    pub(super) sockets: Vec<Socket>,
+}
+
+pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
+    let places = || {
+        listeners.iter().enumerate().flat_map(|(index, listener)| {
+            let places = listener.bind.iter().flat_map(|b| &b.places);
+            places.map(move |place| (index, listener, place))
+        })
+    };
+    // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
+    // well, each getting half of the clients. So look first whether somebody is there; all before
+    // the first bind, or our own wildcard addresses would be in the way of our specific ones.
+    let mut problems: Vec<String> = places()
+        .filter_map(|(_, listener, place)| match place {
+            Place::Tcp(address) => Some(describe(listener, place, &probe(*address).err()?)),
+            Place::Unix(_) => None,
+        })
+        .collect();
+    let mut bound = Vec::new();
+    for (index, listener, place) in places() {
+        if !problems.is_empty() {
+            break;
+        }
+        match bind(listener, place, workers) {
+            Ok((place, sockets)) => bound.push(Listening {
+                listener: index,
+                place,
+                sockets,
+            }),
+            Err(e) => problems.push(describe(listener, place, &e)),
+        }
+    }
+    if problems.is_empty() {
+        Ok(bound)
+    } else {
+        Err(problems)
+    }
+}
+
+fn describe(listener: &Listener, place: &Place, e: &io::Error) -> String {
+    let hint = match e.kind() {
+        io::ErrorKind::AddrInUse => "; another process is listening there",
+        io::ErrorKind::PermissionDenied if matches!(place, Place::Tcp(a) if a.port() < 1024) => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        _ => "",
+    };
+    format!(
+        "listener {}: cannot listen on {place}: {e}{hint}",
+        listener.name
+    )
+}
+
+fn probe(address: SocketAddr) -> io::Result<()> {
+    tcp_socket(address)?.bind(&address.into())
+}
+
+fn bind(listener: &Listener, place: &Place, workers: usize) -> io::Result<(Place, Vec<Socket>)> {
+    match place {
+        Place::Tcp(address) => bind_tcp(listener, *address, workers),
+        Place::Unix(path) => bind_unix(listener, path, workers),
+    }
+}
+
+fn bind_tcp(
+    listener: &Listener,
+    mut address: SocketAddr,
+    workers: usize,
+) -> io::Result<(Place, Vec<Socket>)> {
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = tcp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        // Accepted sockets inherit these.
+        set_options(&socket, &listener.socket)?;
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
+        let socket = std::net::TcpListener::from(socket);
+        // Port 0 is chosen once, for the first; the others share it.
+        address = socket.local_addr()?;
+        sockets.push(Socket::Tcp(socket));
+    }
+    Ok((Place::Tcp(address), sockets))
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // As in nginx: [::] is IPv6 alone, and an IPv4 client is never seen as ::ffff:a.b.c.d.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn bind_unix(listener: &Listener, path: &Path, workers: usize) -> io::Result<(Place, Vec<Socket>)> {
+    remove_stale(path)?;
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
+    // Unix sockets know no SO_REUSEPORT: the workers share one queue.
+    let first = UnixListener::from(std::os::fd::OwnedFd::from(socket));
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 1..workers {
+        sockets.push(Socket::Unix(first.try_clone()?));
+    }
+    sockets.push(Socket::Unix(first));
+    Ok((Place::Unix(path.to_owned()), sockets))
+}
+
+/// A process that was killed leaves its socket file behind; one that lives answers on it.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(meta) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !meta.file_type().is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the path exists and is not a socket",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}

@@ -1,0 +1,118 @@
+//! Host names to addresses, at the start and again later.
+
+use crate::{
+    plan::{Backend, Place, Target, Upstream},
+    pool::Pool,
+};
+use std::{io, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// A resolver that does not answer must not keep the process from starting for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For each upstream and each of its backends: what its address stands for.
+pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut found = Vec::new();
+    for upstream in upstreams {
+        let mut places = Vec::new();
+        for backend in &upstream.backends {
+            places.push(match look_up(backend).await {
+                Ok(addresses) => addresses,
+                Err(e) => {
+                    let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
+                    if upstream.resolve_required {
+                        problems.push(format!(
+                            "{what}; to start without it and try again later, set resolve_required = false"
+                        ));
+                    } else {
+                        tracing::warn!("{what}; trying again later");
+                    }
+                    Vec::new()
+                }
+            });
+        }
+        found.push(places);
+    }
+    if problems.is_empty() {
+        Ok(found)
+    } else {
+        Err(problems)
+    }
+}
+
+/// Looks names up again and again, and tells the pool when an answer has changed. A name that no
+/// longer resolves keeps its last addresses: a resolver's trouble is no reason to drop a backend.
+pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: CancellationToken) {
+    let has_names = upstream
+        .backends
+        .iter()
+        .any(|b| matches!(b.target, Target::Name { .. }));
+    let Some(interval) = upstream.resolve_interval.filter(|_| has_names) else {
+        return;
+    };
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let mut known: Vec<Vec<Place>> = pool
+            .snapshot(std::time::Instant::now())
+            .into_iter()
+            .map(|s| s.addresses)
+            .collect();
+        loop {
+            tokio::time::sleep(interval).await;
+            let mut changed = false;
+            for (backend, places) in upstream.backends.iter().zip(&mut known) {
+                match look_up(backend).await {
+                    Ok(new) if new != *places => {
+                        tracing::info!(upstream = %upstream.name, backend = %backend.text,
+                            addresses = %list(&new), "its name has other addresses now");
+                        *places = new;
+                        changed = true;
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(upstream = %upstream.name, backend = %backend.text,
+                        %error, "cannot look its name up, keeping what is known")
+                    }
+                }
+            }
+            if changed {
+                pool.set_addresses(&known);
+            }
+        }
+    }));
+}
+
+async fn look_up(backend: &Backend) -> io::Result<Vec<Place>> {
+    let (host, port) = match &backend.target {
+        Target::Place(place) => return Ok(vec![place.clone()]),
+        Target::Name { host, port } => (host.as_str(), *port),
+    };
+    let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port)))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver did not answer"))?;
+    let mut places: Vec<Place> = answer
+        .map_err(|e| io::Error::new(e.kind(), format!("{host} does not resolve: {e}")))?
+        .map(Place::Tcp)
+        .collect();
+    // Resolvers rotate their answers; an order of our own keeps picks the same everywhere.
+    places.sort_by_key(|p| match p {
+        Place::Tcp(address) => Some(*address),
+        Place::Unix(_) => None,
+    });
+    places.dedup();
+    if places.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{host} has no address"),
+        ));
+    }
+    Ok(places)
+}
+
+fn list(places: &[Place]) -> String {
+    places
+        .iter()
+        .map(Place::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}

@@ -1,0 +1,68 @@
+//! A thread that carries traffic: its own event loop, its own sockets, nothing stolen from or by others.
+
+use crate::{
+    metrics::set_shard,
+    service::Service,
+    tcp::{self, Socket},
+};
+use std::{io, sync::Arc, thread::JoinHandle};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(super) struct Worker {
+    thread: JoinHandle<()>,
+    orders: UnboundedSender<Order>,
+}
+
+/// A socket to accept from, until told to stop.
+struct Order {
+    socket: Socket,
+    service: Arc<Service>,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    pub(super) fn spawn(index: usize, tasks: &TaskTracker) -> io::Result<Self> {
+        let (orders, inbox) = unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let tasks = tasks.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                set_shard(index);
+                runtime.block_on(obey(inbox, tasks));
+            })?;
+        Ok(Self { thread, orders })
+    }
+
+    pub(super) fn listen(&self, socket: Socket, service: Arc<Service>, stop: CancellationToken) {
+        // It fails only after the thread has ended, and then there is nobody to accept for.
+        let _ = self.orders.send(Order {
+            socket,
+            service,
+            stop,
+        });
+    }
+
+    /// Ends the thread and every session that is still on it.
+    pub(super) fn join(self) {
+        drop(self.orders);
+        if self.thread.join().is_err() {
+            tracing::error!("a worker ended in a panic");
+        }
+    }
+}
+
+async fn obey(mut inbox: UnboundedReceiver<Order>, tasks: TaskTracker) {
+    while let Some(order) = inbox.recv().await {
+        let name = order.service.plan.name.clone();
+        let accepting = tcp::listen(order.socket, order.service, order.stop, tasks.clone());
+        tokio::spawn(tasks.track_future(async move {
+            if let Err(error) = accepting.await {
+                tracing::error!(listener = %name, %error, "stopped accepting");
+            }
+        }));
+    }
+}

@@ -1,0 +1,196 @@
+//! Finding a backend that answers: pick, connect, and on failure the next one.
+
+use crate::{
+    backend::{Backend, Lease},
+    net::{Stream, set_options},
+    plan::{Place, SocketOptions},
+    pool::AfterFailure,
+    reason::{CloseReason, ConnectError},
+    service::Service,
+    sessions::Session,
+    sys::socket::{PeerNow, peer_now},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::{TcpSocket, UnixStream};
+
+/// While a connect is under way the client is looked at this often.
+const LOOK: Duration = Duration::from_millis(50);
+/// A client that has sent nothing and has ended its side may have left, or may want to listen only:
+/// nothing tells the two apart. A connect that is about to succeed gets this long to do so.
+const GRACE: Duration = Duration::from_millis(500);
+/// A unix socket whose queue is full gives no event when there is room again.
+const UNIX_RETRY: Duration = Duration::from_millis(10);
+
+/// How a connect to one's own outgoing port is reported.
+pub const SELF_CONNECT_HINT: &str = "connected to itself: nobody listens there";
+
+/// One try, for the access log.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub backend: Arc<str>,
+    /// "ok", or the word of the error.
+    pub result: &'static str,
+    pub time: Duration,
+}
+
+pub(super) struct Connected {
+    pub(super) stream: Stream,
+    pub(super) lease: Lease,
+    /// When the attempt that succeeded began.
+    pub(super) began: Instant,
+}
+
+enum Failure {
+    Backend(io::Error),
+    /// Nothing to do with the backend: the session itself is over.
+    Session(CloseReason),
+}
+
+/// Tries backends until one answers, each at most once.
+pub(super) async fn connect(
+    service: &Service,
+    client: &Stream,
+    session: &Session,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Connected, CloseReason> {
+    let mut search = service.pool.search(session.client.ip());
+    for retry in 0..=service.plan.retries {
+        let began = Instant::now();
+        let Some(lease) = service.pool.pick(&mut search, began) else {
+            return Err(if retry == 0 {
+                tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
+                    client = %session.client, "no backend is available");
+                CloseReason::NoBackend
+            } else {
+                CloseReason::ConnectFailed
+            });
+        };
+        let backend = lease.backend();
+        let counts = backend.metrics.counts.mine();
+        if retry > 0 {
+            counts.retries.add(1);
+        }
+        let opened = attempt(&backend.place, service, client, session).await;
+        let mut note = |result| {
+            attempts.push(Attempt {
+                backend: Arc::clone(backend.text()),
+                result,
+                time: began.elapsed(),
+            });
+        };
+        match opened {
+            Ok(stream) => {
+                counts.connections.add(1);
+                backend.metrics.connect_duration.record(began.elapsed());
+                note("ok");
+                if service.pool.succeeded(backend) {
+                    tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
+                        from = "failed", to = "up", "backend is back");
+                }
+                return Ok(Connected {
+                    stream,
+                    lease,
+                    began,
+                });
+            }
+            Err(Failure::Session(reason)) => {
+                note(reason.word());
+                return Err(reason);
+            }
+            Err(Failure::Backend(e)) => {
+                let error = ConnectError::of(&e);
+                counts.connect_errors[error as usize].add(1);
+                note(error.word());
+                report(service, backend, error, &e);
+            }
+        }
+    }
+    Err(CloseReason::ConnectFailed)
+}
+
+fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io::Error) {
+    let (upstream, text) = (&service.pool.name, backend.text());
+    tracing::debug!(%upstream, backend = %text, reason = error.word(), error = %e, "connect failed");
+    if error.blames_backend() && service.pool.failed(backend, Instant::now()) == AfterFailure::Out {
+        tracing::warn!(%upstream, backend = %text, from = "up", to = "failed",
+            reason = error.word(), error = %e, "backend is left out");
+    }
+}
+
+/// One connect, within its time, for as long as the client is there.
+async fn attempt(
+    place: &Place,
+    service: &Service,
+    client: &Stream,
+    session: &Session,
+) -> Result<Stream, Failure> {
+    let deadline = Instant::now() + service.plan.connect_timeout;
+    let mut silent_since: Option<Instant> = None;
+    let mut opening = pin!(open(place, &service.plan.socket));
+    loop {
+        let next_look = deadline.min(Instant::now() + LOOK);
+        if let Ok(opened) = tokio::time::timeout_at(next_look.into(), opening.as_mut()).await {
+            return opened.map_err(Failure::Backend);
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Failure::Backend(io::ErrorKind::TimedOut.into()));
+        }
+        if let Some(reason) = session.must_end() {
+            return Err(Failure::Session(reason));
+        }
+        match peer_now(client) {
+            Ok(PeerNow::Here) => silent_since = None,
+            Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
+            Ok(PeerNow::EndedSilently | PeerNow::Gone) | Err(_) => {
+                return Err(Failure::Session(CloseReason::ClientLeft));
+            }
+        }
+    }
+}
+
+async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> {
+    match place {
+        Place::Tcp(address) => open_tcp(*address, options).await,
+        Place::Unix(path) => open_unix(path).await,
+    }
+}
+
+async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Stream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    set_options(&socket, options)?;
+    let stream = TcpSocket::from_std_stream(socket.into())
+        .connect(address)
+        .await?;
+    // Towards a local port that nobody listens on, the kernel may choose that very port as the
+    // source: TCP's simultaneous open then makes the socket talk to itself.
+    if stream.local_addr()? == address {
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            SELF_CONNECT_HINT,
+        ));
+    }
+    Ok(Stream::Tcp(stream))
+}
+
+async fn open_unix(path: &Path) -> io::Result<Stream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => return Ok(Stream::Unix(stream)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(UNIX_RETRY).await,
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Accepting connections.
+
+use super::session;
+use crate::{
+    access,
+    net::{Client, Stream},
+    reason::RejectReason,
+    service::{Service, Slot},
+};
+use std::{
+    fs::File,
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A bound and listening socket.
+pub enum Socket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// After an accept that failed for want of something, everybody waits a little: trying at once would
+/// spin, because the connection that could not be accepted stays ready.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Accepts until told to stop, and then what is still in the queue: those clients believe that they
+/// are connected.
+pub async fn listen(
+    socket: Socket,
+    service: Arc<Service>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) -> io::Result<()> {
+    let acceptor = Acceptor::new(socket)?;
+    let mut reserve = open_reserve();
+    let mut stopped = pin!(stop.cancelled());
+    let mut stopping = false;
+    loop {
+        let next = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = acceptor.poll_accept(cx) {
+                return Poll::Ready(Some(accepted));
+            }
+            if stopping || stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await;
+        match next {
+            Some(Ok((stream, client))) => admit(stream, client, &service, &tasks),
+            // One more look, in case something arrived while the stop did.
+            None if !stopping => stopping = true,
+            None => return Ok(()),
+            Some(Err(e)) if is_about_one_connection(&e) => {}
+            Some(Err(e)) => {
+                service.process.metrics.accept_errors.add(1);
+                if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    // With the reserve given up one client can at least be told at once.
+                    drop(reserve.take());
+                    if let Some(Ok((stream, _))) =
+                        poll_fn(|cx| Poll::Ready(acceptor.accept_now(cx))).await
+                    {
+                        drop(stream);
+                        service.metrics.rejected(RejectReason::NoDescriptors);
+                    }
+                    reserve = open_reserve();
+                }
+                tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
+                if stopping {
+                    return Ok(());
+                }
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+fn admit(stream: Stream, client: Client, service: &Arc<Service>, tasks: &TaskTracker) {
+    service.metrics.counts.mine().connections.add(1);
+    let reject = |reason: RejectReason| {
+        service.metrics.rejected(reason);
+        tracing::debug!(listener = %service.plan.name, %client, reason = reason.word(), "turned away");
+    };
+    if !service.plan.access.is_empty() && !access::allows(&service.plan.access, client.ip()) {
+        return reject(RejectReason::Access);
+    }
+    let Some(slot) = Slot::take(service) else {
+        return reject(RejectReason::MaxConnections);
+    };
+    let Some(listed) = service.process.sessions.list(client) else {
+        return reject(RejectReason::ProcessMaxConnections);
+    };
+    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+}
+
+enum Acceptor {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Acceptor {
+    fn new(socket: Socket) -> io::Result<Self> {
+        Ok(match socket {
+            Socket::Tcp(s) => Self::Tcp(TcpListener::from_std(s)?),
+            Socket::Unix(s) => Self::Unix(UnixListener::from_std(s)?),
+        })
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Client)>> {
+        match self {
+            Self::Tcp(s) => s
+                .poll_accept(cx)
+                .map_ok(|(stream, address)| (Stream::Tcp(stream), Client::Ip(address))),
+            Self::Unix(s) => s
+                .poll_accept(cx)
+                .map_ok(|(stream, _)| (Stream::Unix(stream), Client::Unix)),
+        }
+    }
+
+    fn accept_now(&self, cx: &mut Context<'_>) -> Option<io::Result<(Stream, Client)>> {
+        match self.poll_accept(cx) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        }
+    }
+}
+
+fn open_reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Errors that came with the connection, not with the listener: the next one may be fine.
+fn is_about_one_connection(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    ) || matches!(
+        e.raw_os_error(),
+        Some(
+            libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::EPERM
+        )
+    )
+}

@@ -1,0 +1,115 @@
+//! One connection, told from top to bottom.
+
+use super::connect::{self, Attempt};
+use crate::{
+    access_log,
+    net::Stream,
+    reason::CloseReason,
+    relay::{self, Limits, Tally},
+    service::Slot,
+    sessions::Listed,
+};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+pub(super) async fn serve(slot: Slot, session: Listed, client: Stream) {
+    let service = slot.service();
+    let began = Instant::now();
+    let mut attempts = Vec::new();
+    // In a box of its own, so that a session which has connected, and may then be idle for hours,
+    // does not keep the room that connecting took.
+    let found = Box::pin(connect::connect(service, &client, &session, &mut attempts)).await;
+    // What only the access log wants to know is not kept without one.
+    let log = service.process.access_log.as_ref();
+    if log.is_none() {
+        attempts = Vec::new();
+    }
+    let mut end = End::default();
+    match found {
+        Err(reason) => {
+            end.reason = reason;
+            drop(client);
+        }
+        Ok(connected) => {
+            let backend = connected.lease.backend();
+            let limits = Limits {
+                idle: service.plan.idle_timeout,
+                half_close: service.plan.half_close_timeout,
+            };
+            let tally = Tally {
+                session: &session,
+                listener: &service.metrics,
+                backend: &backend.metrics,
+                process: &service.process.metrics,
+            };
+            let outcome = relay::relay(client, connected.stream, limits, &tally).await;
+            end.reason = outcome.reason;
+            end.backend = Some(Arc::clone(backend.text()));
+            end.first_byte = outcome
+                .first_byte
+                .map(|at| at.saturating_duration_since(connected.began));
+        }
+    }
+    let duration = began.elapsed();
+    service.metrics.closed(end.reason);
+    service.metrics.session_duration.record(duration);
+    if let Some(first_byte) = end.first_byte {
+        service.metrics.first_byte_duration.record(first_byte);
+    }
+    if let Some(log) = log {
+        let address = session.client;
+        log.record(&access_log::Record {
+            time: access_log::now(),
+            listener: &service.plan.name,
+            protocol: "tcp",
+            remote_addr: address
+                .ip()
+                .map_or_else(|| "unix:".to_owned(), |ip| ip.to_string()),
+            remote_port: address.port(),
+            proxy_protocol_addr: None,
+            upstream: &service.pool.name,
+            backend: end.backend.as_deref(),
+            connect_time: attempts
+                .last()
+                .filter(|a| a.result == "ok")
+                .map(|a| seconds(a.time)),
+            attempts: attempts.iter().map(logged).collect(),
+            first_byte_time: end.first_byte.map(seconds),
+            session_time: seconds(duration),
+            bytes_received: session.received.load(Relaxed),
+            bytes_sent: session.sent.load(Relaxed),
+            close_reason: end.reason.word(),
+        });
+    }
+}
+
+struct End {
+    reason: CloseReason,
+    backend: Option<Arc<str>>,
+    first_byte: Option<Duration>,
+}
+
+impl Default for End {
+    fn default() -> Self {
+        Self {
+            reason: CloseReason::Error,
+            backend: None,
+            first_byte: None,
+        }
+    }
+}
+
+fn logged(attempt: &Attempt) -> access_log::Attempt<'_> {
+    access_log::Attempt {
+        backend: &attempt.backend,
+        result: attempt.result,
+        connect_time: seconds(attempt.time),
+    }
+}
+
+/// To the microsecond: more digits would be noise.
+fn seconds(d: Duration) -> f64 {
+    (d.as_secs_f64() * 1e6).round() / 1e6
+}
