@@ -9,7 +9,7 @@ use std::{
 use crate::{config, plan::Plan};
 
 /// The dump or a summary goes to stdout, problems go to stderr.
-pub fn run(path: &Path, dump: bool) -> ExitCode {
+pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
     let (said, code) = match config::load(path) {
         Ok(plan) if dump => (print(&config::dump(&plan)), ExitCode::SUCCESS),
         Ok(plan) => (

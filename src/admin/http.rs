@@ -1,0 +1,129 @@
+//! The HTTP side: read only, one thread, never in the way of traffic.
+
+use super::{page, status};
+use crate::{metrics::Exporter, server::State};
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, sync::Arc, time::Duration, time::Instant};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+/// A client that does not send its request in this time is not waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Scrapers keep a connection each; more than this at once is no scraper.
+const CONNECTIONS: usize = 64;
+/// How often histogram samples are folded together while nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Answers until dropped.
+pub async fn serve(listener: TcpListener, state: Arc<State>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let upkeep = Arc::clone(&state);
+    let upkeep = async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.exporter.upkeep();
+        }
+    };
+    let accept = async move {
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let state = Arc::clone(&state);
+                    tokio::spawn(async move {
+                        let service =
+                            service_fn(move |request| answer(request, Arc::clone(&state)));
+                        // Errors here are a client's: it went away, or spoke something else.
+                        let _ = http1::Builder::new()
+                            .timer(TokioTimer::new())
+                            .header_read_timeout(PATIENCE)
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin address cannot accept, waiting");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    tokio::join!(upkeep, accept);
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    state: Arc<State>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    let response = match request.uri().path() {
+        "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" if !reading => {
+            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
+            refused
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            refused
+        }
+        "/" => typed(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            page::render(&state),
+        ),
+        "/metrics" => typed(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            state.exporter.scrape(|exporter| publish(exporter, &state)),
+        ),
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/readyz" if state.is_ready() => text(StatusCode::OK, "ok\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, status::unready(&state)),
+        "/api/v1/status" => match serde_json::to_string_pretty(&status::of(&state)) {
+            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
+            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
+        },
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "not found; there are /, /metrics, /livez, /readyz and /api/v1/status\n",
+        ),
+    };
+    Ok(response)
+}
+
+fn publish(exporter: &Exporter, state: &State) {
+    let now = Instant::now();
+    for service in &state.services {
+        exporter.publish_listener(&service.metrics);
+    }
+    for pool in &state.pools {
+        let backends = pool.snapshot(now);
+        let available = backends.iter().filter(|b| b.available).count();
+        exporter.publish_upstream(&pool.name, available as u64);
+        for backend in &backends {
+            exporter.publish_backend(&backend.metrics, backend.state, backend.weight);
+        }
+    }
+    exporter.publish_process(&state.process.metrics);
+}
+
+fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    typed(code, "text/plain; charset=utf-8", body)
+}
+
+fn typed(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,102 @@
+//! The status page: one look for a person, without scripts and without anything loaded from elsewhere.
+
+use super::status;
+use crate::server::State;
+use std::fmt::Write as _;
+
+const HEAD: &str = r#"<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">
+<meta name="viewport" content="width=device-width"><title>tembuku</title>
+<style>
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b2a33}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #d8e0e4}
+th{font-weight:600;color:#5a6b75}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.up{color:#0a7a45}.failed{color:#b3261e;font-weight:600}.down{color:#8a6d00}
+</style></head><body>
+"#;
+
+pub(super) fn render(state: &State) -> String {
+    let status = status::of(state);
+    let mut out = String::from(HEAD);
+    let p = &status.process;
+    let _ = write!(
+        out,
+        "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {} of {} sessions. \
+         <a href=\"/metrics\">metrics</a> · <a href=\"/api/v1/status\">JSON</a></p>",
+        p.version, p.state, p.uptime_seconds, p.workers, p.connections, p.max_connections
+    );
+    out.push_str(
+        "<h2>Listeners</h2><table><tr><th>name<th>addresses<th>upstream<th class=n>sessions\
+         <th class=n>accepted<th class=n>received<th class=n>sent</tr>",
+    );
+    for l in &status.listeners {
+        let _ = write!(
+            out,
+            "<tr><td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}</tr>",
+            escape(&l.name),
+            escape(&l.addresses.join(", ")),
+            escape(&l.upstream),
+            l.connections,
+            l.accepted,
+            size(l.received_bytes),
+            size(l.sent_bytes)
+        );
+    }
+    out.push_str("</table>");
+    for u in &status.upstreams {
+        let _ = write!(
+            out,
+            "<h2>{} <small>({}, {} of {} available)</small></h2><table><tr><th>backend<th>state<th>why\
+             <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
+             <th class=n>received<th class=n>sent</tr>",
+            escape(&u.name),
+            u.balance,
+            u.available,
+            u.backends.len()
+        );
+        for b in &u.backends {
+            let _ = write!(
+                out,
+                "<tr><td>{}{}<td class={state}>{state}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}\
+                 <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
+                escape(&b.address),
+                if b.backup { " (backup)" } else { "" },
+                escape(&b.why),
+                b.weight,
+                b.connections,
+                b.connections_total,
+                b.connect_errors_total,
+                size(b.received_bytes),
+                size(b.sent_bytes),
+                state = b.state,
+            );
+        }
+        out.push_str("</table>");
+    }
+    out.push_str("</body></html>\n");
+    out
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{bytes} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}

@@ -1,0 +1,174 @@
+//! The state of everything, as JSON.
+
+use crate::{plan::Balance, server::State};
+use serde::Serialize;
+use std::time::{Duration, Instant, SystemTime};
+
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    pub(super) process: Process,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) upstreams: Vec<Upstream>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Process {
+    pub(super) version: &'static str,
+    pub(super) pid: u32,
+    pub(super) started: String,
+    pub(super) uptime_seconds: u64,
+    pub(super) state: &'static str,
+    pub(super) workers: usize,
+    pub(super) connections: u64,
+    pub(super) max_connections: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Listener {
+    pub(super) name: String,
+    pub(super) protocol: &'static str,
+    /// Where it really listens: a port 0 has become a number.
+    pub(super) addresses: Vec<String>,
+    pub(super) upstream: String,
+    pub(super) connections: u64,
+    pub(super) max_connections: u64,
+    pub(super) accepted: u64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Upstream {
+    pub(super) name: String,
+    pub(super) balance: &'static str,
+    pub(super) available: usize,
+    pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Backend {
+    pub(super) address: String,
+    /// What the address stands for now: several for a host name, none if it does not resolve.
+    pub(super) resolved: Vec<String>,
+    pub(super) state: &'static str,
+    pub(super) why: String,
+    /// Of the last failed connect, if there was one.
+    pub(super) last_failure: Option<String>,
+    pub(super) available: bool,
+    pub(super) weight: u32,
+    pub(super) backup: bool,
+    pub(super) connections: u64,
+    pub(super) connections_total: u64,
+    pub(super) connect_errors_total: u64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+pub(super) fn of(state: &State) -> Status {
+    let sessions = &state.process.sessions;
+    let uptime = state.started.elapsed().unwrap_or_default();
+    Status {
+        process: Process {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            started: time(state.started),
+            uptime_seconds: uptime.as_secs(),
+            state: if state.is_draining() {
+                "draining"
+            } else {
+                "running"
+            },
+            workers: state.workers,
+            connections: sessions.count(),
+            max_connections: sessions.most(),
+        },
+        listeners: state.services.iter().map(|s| listener(state, s)).collect(),
+        upstreams: state.pools.iter().map(|p| upstream(state, p)).collect(),
+    }
+}
+
+/// Why `/readyz` says no.
+pub(super) fn unready(state: &State) -> String {
+    if state.is_draining() {
+        return "draining\n".to_owned();
+    }
+    let now = Instant::now();
+    state
+        .services
+        .iter()
+        .filter(|s| !s.pool.is_available(now))
+        .map(|s| {
+            format!(
+                "listener {}: no backend of {} is available\n",
+                s.plan.name, s.pool.name
+            )
+        })
+        .collect()
+}
+
+fn listener(state: &State, service: &crate::service::Service) -> Listener {
+    let counts = &service.metrics.counts;
+    Listener {
+        name: service.plan.name.clone(),
+        protocol: "tcp",
+        addresses: state
+            .bound
+            .iter()
+            .filter(|(name, _)| *name == service.plan.name)
+            .map(|(_, place)| place.to_string())
+            .collect(),
+        upstream: service.plan.upstream.clone(),
+        connections: service.metrics.active(),
+        max_connections: service.plan.max_connections,
+        accepted: counts.sum(|c| &c.connections),
+        received_bytes: counts.sum(|c| &c.received),
+        sent_bytes: counts.sum(|c| &c.sent),
+    }
+}
+
+fn upstream(state: &State, pool: &crate::pool::Pool) -> Upstream {
+    let now = Instant::now();
+    let balance = state.plan.upstreams.iter().find(|u| *u.name == *pool.name);
+    let snapshots = pool.snapshot(now);
+    Upstream {
+        name: pool.name.to_string(),
+        balance: match balance.map(|u| u.balance) {
+            Some(Balance::ConsistentHash(_)) => "consistent_hash",
+            Some(Balance::RoundRobin) | None => "round_robin",
+        },
+        available: snapshots.iter().filter(|b| b.available).count(),
+        backends: snapshots
+            .into_iter()
+            .map(|b| {
+                let counts = &b.metrics.counts;
+                Backend {
+                    address: b.metrics.text.to_string(),
+                    resolved: b.addresses.iter().map(ToString::to_string).collect(),
+                    state: b.state,
+                    why: b.why,
+                    last_failure: b.last_failure.map(|at| time(wall(at, now))),
+                    available: b.available,
+                    weight: b.weight,
+                    backup: b.backup,
+                    connections: b.metrics.active(),
+                    connections_total: counts.sum(|c| &c.connections),
+                    connect_errors_total: crate::reason::ConnectError::ALL
+                        .iter()
+                        .map(|&e| counts.sum(|c| &c.connect_errors[e as usize]))
+                        .sum(),
+                    received_bytes: counts.sum(|c| &c.received),
+                    sent_bytes: counts.sum(|c| &c.sent),
+                }
+            })
+            .collect(),
+    }
+}
+
+fn wall(at: Instant, now: Instant) -> SystemTime {
+    let ago: Duration = now.saturating_duration_since(at);
+    SystemTime::now() - ago
+}
+
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
