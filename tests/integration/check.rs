@@ -66,7 +66,7 @@ idle_timeout = 600
 
 [upstreams.back]
 balance = "round_robbin"
-backends = ["127.0.0.1:7101", { address = "127.0.0.1:7102", weight = 0 }]
+backends = ["127.0.0.1:7101", { address = "127.0.0.1:7102", weight = -1 }]
 "#;
 
 #[test]
@@ -81,7 +81,7 @@ fn five_mistakes_are_five_problems() {
         (4, 1, "retires = 3"),
         (5, 16, "idle_timeout = 600"),
         (8, 11, "balance = \"round_robbin\""),
-        (9, 70, "weight = 0"),
+        (9, 70, "weight = -1"),
     ] {
         let place = format!("tembuku.toml:{line}:{column}");
         assert!(said.contains(&place), "no {place} in\n{said}");

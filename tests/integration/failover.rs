@@ -91,6 +91,7 @@ fn a_refusing_backend_is_passed_over() {
     // It has failed, and is left alone for the ten seconds of the default.
     let names = ask_many(setup.front, 40);
     assert_eq!(tally(&names), BTreeMap::from([("b1", 20), ("b2", 20)]));
+    setup.tembuku.wait_idle();
     let metrics = setup.tembuku.metrics();
     assert_eq!(
         metrics.sum(
@@ -265,6 +266,27 @@ fn a_backend_that_is_down_is_never_picked() {
     let none = setup("", &[plain(dead), with(servers[1].addr, "down = true")]);
     assert_ends_now(&mut connect(none.front).unwrap());
     assert_eq!(servers[1].accepted(), 0);
+}
+
+/// As in HAProxy: a way of taking one out without taking it away.
+#[test]
+fn a_backend_of_no_weight_gets_nobody() {
+    let servers = named(2);
+    for balance in ["round_robin", "consistent_hash"] {
+        let backends = [with(servers[0].addr, "weight = 0"), plain(servers[1].addr)];
+        let keys = format!("[defaults]\nbalance = \"{balance}\"");
+        let hash = if balance == "consistent_hash" {
+            "hash_key = \"$remote_addr\""
+        } else {
+            ""
+        };
+        let setup = setup(&format!("{keys}\n{hash}"), &backends);
+        assert_eq!(
+            tally(&ask_many(setup.front, 10)),
+            BTreeMap::from([("b2", 10)])
+        );
+    }
+    assert_eq!(servers[0].accepted(), 0);
 }
 
 #[test]

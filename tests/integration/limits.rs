@@ -124,7 +124,7 @@ fn descriptors_may_run_out() {
     let pid = tembuku.proc.id();
     run_ok(
         secs(5),
-        command(&format!("prlimit --pid {pid} --nofile={limit}:{limit}")),
+        command(&format!("prlimit --pid {pid} --nofile={limit}:")),
     );
 
     let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(front).unwrap()).collect();

@@ -261,7 +261,8 @@ impl Iperf3 {
 #[track_caller]
 pub(crate) fn again_in_own_network(test: &str) {
     let mut command = Command::new("unshare");
-    let prepare = "ip link set lo up && ip -6 route add local fd00:7e57::/64 dev lo && exec \"$@\"";
+    let prepare = "ip link set lo up && ip -6 route add local fd00:7e57::/64 dev lo && \
+                   echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind && exec \"$@\"";
     command
         .args(["--net", "sh", "-c", prepare, "sh"])
         .arg(std::env::current_exe().unwrap());
