@@ -3,6 +3,8 @@
 //! To add a key: a word here, a line where its section is read, a field in the plan, a line in `dump`
 //! and one in `conf/reference.toml`.
 
+use super::words::nearest;
+
 /// The keys one table may have.
 pub(super) struct Keys {
     /// How messages call the table.
@@ -15,7 +17,7 @@ pub(super) struct Keys {
 }
 
 pub(super) static ROOT: Keys = Keys {
-    label: "the top of the file",
+    label: "the file",
     works: &[
         "process",
         "admin",
@@ -176,40 +178,9 @@ impl Keys {
     }
 }
 
-/// The candidate that `word` was probably meant to be.
-pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    // Long enough input cannot be near anything, and the distance takes quadratic time.
-    if word.len() > 100 {
-        return None;
-    }
-    let word = word.to_lowercase();
-    candidates
-        .iter()
-        .map(|candidate| {
-            (
-                strsim::osa_distance(&word, &candidate.to_lowercase()),
-                *candidate,
-            )
-        })
-        .filter(|(distance, candidate)| {
-            *distance <= (word.len().max(candidate.len()) / 3).clamp(1, 3)
-        })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn near_words() {
-        let words = ["round_robin", "consistent_hash", "first"];
-        assert_eq!(nearest("roundrobin", &words), Some("round_robin"));
-        assert_eq!(nearest("Consistent-Hash", &words), Some("consistent_hash"));
-        assert_eq!(nearest("banana", &words), None);
-        assert_eq!(nearest(&"a".repeat(1 << 20), &words), None);
-    }
 
     #[test]
     fn a_key_of_another_section_is_sent_home() {
