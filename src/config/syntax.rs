@@ -156,9 +156,9 @@ fn whole_word(text: &str, span: Span) -> (Span, &str) {
 
 /// `key = …` or `[section]`: what belongs in no list, so that the list before it lacks its end.
 fn begins_line_of_its_own(text: &str) -> bool {
-    let line = text.lines().next().unwrap_or_default();
-    let key = line.trim_start_matches(|c: char| c.is_alphanumeric() || "_-.".contains(c));
-    line.starts_with('[') || (key.len() < line.len() && key.trim_start().starts_with('='))
+    let after = text.trim_start_matches(|c: char| c.is_alphanumeric() || "_-.".contains(c));
+    let key = after.len() < text.len();
+    text.starts_with('[') || (key && after.trim_start_matches([' ', '\t']).starts_with('='))
 }
 
 /// Where the first list or inline table begins that has no end, or holds one of the `strange` places.
