@@ -196,33 +196,32 @@ mod tests {
     #[test]
     fn the_reference_names_every_key() {
         let reference = include_str!("../../conf/reference.toml");
+        // The blank before keeps `interval` from being found in `resolve_interval`.
+        let lines: Vec<String> = reference.lines().map(|line| format!(" {line}")).collect();
+        let named = |key: &str, comment: bool| {
+            let forms = [format!(" {key} ="), format!(" [{key}"), format!(".{key}]")];
+            lines
+                .iter()
+                .filter(|line| line.starts_with(" #") == comment)
+                .any(|line| forms.iter().any(|form| line.contains(form)))
+        };
         for keys in ALL {
             for key in keys.works {
-                let set = reference
-                    .lines()
-                    .filter(|line| !line.trim_start().starts_with('#'))
-                    .any(|line| {
-                        line.contains(&format!("{key} =")) || line.contains(&format!("[{key}"))
-                    });
-                // The listed addresses stand as text; the table form of a backend shows the rest.
                 assert!(
-                    set,
+                    named(key, false),
                     "{} {key} is not set in conf/reference.toml",
                     keys.label
                 );
             }
-            for key in keys.not_yet {
-                let line = reference.lines().find(|line| {
-                    line.contains(&format!("{key} =")) || line.contains(&format!(".{key}]"))
-                });
-                let line = line.unwrap_or_else(|| {
-                    panic!("{} {key} is not in conf/reference.toml", keys.label)
-                });
+            for key in keys.not_yet.iter().filter(|key| **key != "slow_start") {
                 assert!(
-                    line.trim_start().starts_with('#'),
-                    "{key} does not work yet: {line}"
+                    named(key, true),
+                    "{} {key} is no comment in conf/reference.toml",
+                    keys.label
                 );
             }
         }
+        // It stands in a list, where a line of its own would not show its place.
+        assert!(reference.contains("slow_start = \"0s\" is not supported yet"));
     }
 }
