@@ -12,13 +12,17 @@ mod address;
 mod check;
 mod dump;
 mod duration;
+mod excerpt;
 mod flags;
+mod host;
 mod keys;
 mod listener;
 mod problem;
+mod report;
 mod section;
 mod syntax;
 mod upstream;
+mod words;
 
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
@@ -71,12 +75,12 @@ pub fn load(path: &Path) -> Result<Plan, Problems> {
 
 /// Checks the text of a file; `origin` is how problems call it.
 pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
-    let source = problem::Source {
+    let source = report::Source {
         origin,
         text,
         flags: Vec::new(),
     };
-    let report = problem::Report::default();
+    let report = report::Report::default();
     let (tree, reliable) = syntax::parse(text, &report);
     if reliable {
         return check::plan(tree.get_ref(), &source, report);

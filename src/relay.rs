@@ -9,6 +9,7 @@ mod direction;
 use crate::{
     metrics::{BackendMetrics, ListenerMetrics, ProcessMetrics},
     net::Stream,
+    plan,
     reason::CloseReason,
     sessions::Session,
     sys,
@@ -22,14 +23,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::time::{Sleep, sleep, sleep_until};
-
-/// How long silence may last.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub idle: Option<Duration>,
-    /// Once one side has ended.
-    pub half_close: Option<Duration>,
-}
 
 /// Where the bytes of a session are counted.
 pub struct Tally<'a> {
@@ -57,9 +50,9 @@ enum Side {
 const RESET_PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn relay(
-    mut client: Stream,
-    mut backend: Stream,
-    limits: Limits,
+    client: &mut Stream,
+    backend: &mut Stream,
+    plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
     let mut relay = Relay {
@@ -78,21 +71,26 @@ pub async fn relay(
                 tally.session.wake_by(cx.waker());
                 begun = true;
             }
-            relay.poll(cx, &mut client, &mut backend, limits, tally, timer.as_mut())
+            relay.poll(cx, client, backend, plan, tally, timer.as_mut())
         })
         .await
     };
     match reason {
-        CloseReason::ClientReset => reset_after_delivery(&backend, limits, tally.session).await,
-        CloseReason::BackendReset => reset_after_delivery(&client, limits, tally.session).await,
+        // Boxed: it is rare, and a session must not carry room for it all its life.
+        CloseReason::ClientReset => {
+            Box::pin(reset_after_delivery(backend, plan, tally.session)).await;
+        }
+        CloseReason::BackendReset => {
+            Box::pin(reset_after_delivery(client, plan, tally.session)).await;
+        }
         CloseReason::Ok => {}
         // Cut short: whoever has not got everything must not take it for the whole.
         _ => {
-            if relay.up.is_cut_short(&client) {
-                sys::socket::reset_on_close(&backend);
+            if relay.up.is_cut_short(client) {
+                sys::socket::reset_on_close(&*backend);
             }
-            if relay.down.is_cut_short(&backend) {
-                sys::socket::reset_on_close(&client);
+            if relay.down.is_cut_short(backend) {
+                sys::socket::reset_on_close(&*client);
             }
         }
     }
@@ -120,7 +118,7 @@ impl Relay {
         cx: &mut Context<'_>,
         client: &mut Stream,
         backend: &mut Stream,
-        limits: Limits,
+        plan: &plan::Listener,
         tally: &Tally<'_>,
         timer: Pin<&mut Sleep>,
     ) -> Poll<CloseReason> {
@@ -196,7 +194,7 @@ impl Relay {
         if moved.get() {
             self.last_activity = now;
         }
-        self.poll_limits(cx, now, limits, timer)
+        self.poll_limits(cx, now, plan, timer)
     }
 
     /// Nothing more goes to that side. What it had said before is still delivered.
@@ -216,12 +214,12 @@ impl Relay {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        limits: Limits,
+        plan: &plan::Listener,
         mut timer: Pin<&mut Sleep>,
     ) -> Poll<CloseReason> {
         let half_closed = self.up.finished || self.down.finished;
-        let half_close = limits.half_close.filter(|_| half_closed);
-        let (limit, reason) = match (limits.idle, half_close) {
+        let half_close = plan.half_close_timeout.filter(|_| half_closed);
+        let (limit, reason) = match (plan.idle_timeout, half_close) {
             (None, None) => return Poll::Pending,
             (Some(idle), Some(half)) if idle < half => (idle, CloseReason::IdleTimeout),
             (_, Some(half)) => (half, CloseReason::HalfCloseTimeout),
@@ -246,11 +244,11 @@ impl Relay {
 
 /// The other side was reset, and this one must be too, but only once its kernel has everything that
 /// was written: a reset discards what is still on the way.
-async fn reset_after_delivery(stream: &Stream, limits: Limits, session: &Session) {
+async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, session: &Session) {
     if !stream.is_tcp() {
         return;
     }
-    let patience = limits.half_close.unwrap_or(RESET_PATIENCE);
+    let patience = plan.half_close_timeout.unwrap_or(RESET_PATIENCE);
     let mut since = Instant::now();
     let mut before = u32::MAX;
     let mut pause = Duration::from_millis(1);

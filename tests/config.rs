@@ -11,9 +11,8 @@ use tembuku::{
     plan::*,
 };
 
-mod generate {
-    include!("config/generate.rs");
-}
+#[path = "config/generate.rs"]
+mod generate;
 
 fn files(folder: &str) -> BTreeMap<String, PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{keys::nearest, problem::Fault};
+use super::{report::Fault, words::nearest};
 use crate::plan::{AccessRule, Who};
 
 pub(super) fn parse(text: &str) -> Result<AccessRule, Fault> {

@@ -3,11 +3,14 @@
 //! Pure: no name is looked up here.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
-use super::problem::Fault;
+use super::{
+    host::{self, Host},
+    report::Fault,
+};
 use crate::plan::{Place, Target};
 
 /// The ports of one listener may be so many in all: each is a socket of its own for each worker.
@@ -81,7 +84,7 @@ pub(super) fn target(text: &str) -> Result<Target, Fault> {
     if host == "*" {
         return Err(Fault::new(format!("{text:?} is no address to connect to")));
     }
-    let host = match host_kind(text, host)? {
+    let host = match host::parse(text, host)? {
         Host::Ip(ip) => Ok(ip),
         Host::Name(name) => Err(name),
     };
@@ -236,7 +239,7 @@ fn own_ip(text: &str, host: &str, port: &str) -> Result<IpAddr, Fault> {
             )),
         );
     }
-    match host_kind(text, host)? {
+    match host::parse(text, host)? {
         Host::Ip(ip) => Ok(ip),
         Host::Name("localhost") => Err(Fault::new(format!(
             "{text:?}: a listener needs an IP address, not a name"
@@ -249,78 +252,6 @@ fn own_ip(text: &str, host: &str, port: &str) -> Result<IpAddr, Fault> {
             "write the machine's address, or \"0.0.0.0:{port}\" for all of them"
         ))),
     }
-}
-
-enum Host<'a> {
-    Ip(IpAddr),
-    Name(&'a str),
-}
-
-fn host_kind<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
-    if let Some(inner) = host.strip_prefix('[') {
-        let inner = inner.trim_end_matches(']');
-        if inner.contains('%') {
-            return Err(Fault::new(format!(
-                "{text:?}: addresses with a zone (%) are not supported"
-            ))
-            .hint("use an address that is not link-local"));
-        }
-        return match inner.parse::<Ipv6Addr>() {
-            Ok(ip) => Ok(Host::Ip(ip.into())),
-            Err(_) if !inner.contains(':') && !inner.is_empty() => Err(Fault::new(format!(
-                "{text:?}: brackets are for IPv6 addresses"
-            ))
-            .hint(format!("write {:?}", text.replace(['[', ']'], "")))),
-            Err(_) => Err(Fault::new(format!("{inner:?} is no IPv6 address"))),
-        };
-    }
-    if let Ok(ip) = host.parse::<Ipv4Addr>() {
-        return Ok(Host::Ip(ip.into()));
-    }
-    // Resolvers take "10.1" and "0x7f.1" for addresses; a slip of the pen must not go that way.
-    let last = host
-        .trim_end_matches('.')
-        .rsplit('.')
-        .next()
-        .unwrap_or_default();
-    let hex = last.strip_prefix("0x").or(last.strip_prefix("0X"));
-    if last.bytes().all(|b| b.is_ascii_digit())
-        || hex.is_some_and(|x| x.bytes().all(|b| b.is_ascii_hexdigit()))
-    {
-        return Err(Fault::new(format!("{host:?} is no IPv4 address"))
-            .hint("four numbers from 0 to 255 without leading zeros, with points between them"));
-    }
-    name(host).map(|()| Host::Name(host))
-}
-
-/// RFC 1123, and the underscore that container networks like to use.
-fn name(host: &str) -> Result<(), Fault> {
-    let bad = |why: String| Err(Fault::new(format!("{host:?} is no host name: {why}")));
-    if host.len() > 253 {
-        return bad(format!("it has {} characters; 253 are allowed", host.len()));
-    }
-    // A point at the end means: do not try search domains.
-    for label in host.strip_suffix('.').unwrap_or(host).split('.') {
-        if label.is_empty() {
-            return bad("there is nothing between two points".to_owned());
-        }
-        if label.len() > 63 {
-            return bad(format!(
-                "a part has {} characters; 63 are allowed",
-                label.len()
-            ));
-        }
-        if let Some(c) = label
-            .chars()
-            .find(|c| !c.is_ascii_alphanumeric() && *c != '-' && *c != '_')
-        {
-            return bad(format!("the character {c:?} is not allowed"));
-        }
-        if label.starts_with('-') || label.ends_with('-') {
-            return bad("a part begins or ends with a hyphen".to_owned());
-        }
-    }
-    Ok(())
 }
 
 fn number(text: &str, port: &str) -> Result<u16, Fault> {

@@ -5,12 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    address, keys,
-    keys::nearest,
-    listener,
-    problem::{Fault, Problems, Report, Source, Span},
-    section::{Section, Text, found, quoted_key},
+    address, keys, listener,
+    problem::Problems,
+    report::{Fault, Report, Source, Span},
+    section::{Section, Text},
     upstream,
+    words::{found, nearest, quoted_key, shorten},
 };
 use crate::plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Plan, Process, Upstream};
 
@@ -205,28 +205,30 @@ fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section:
 }
 
 fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report: &Report) {
-    // Also those with mistakes of their own: they are there.
-    let known: Vec<&str> = match root.get("upstreams").map(|value| value.get_ref()) {
-        Some(DeValue::Table(table)) => table.keys().map(|name| name.get_ref().as_ref()).collect(),
-        _ => Vec::new(),
-    };
+    let table = root
+        .get("upstreams")
+        .and_then(|value| value.get_ref().as_table());
     for read in listeners {
         let Some(span) = &read.upstream_span else {
             continue;
         };
         let name = read.listener.upstream.as_str();
-        if known.contains(&name) {
+        // Also one with mistakes of its own counts: it is there.
+        if table.is_some_and(|table| table.contains_key(name)) {
             continue;
         }
+        let known: Vec<&str> = table
+            .into_iter()
+            .flat_map(|table| table.keys())
+            .map(|key| key.get_ref().as_ref())
+            .collect();
+        let listed = shorten(&known.join(", "));
         let hint = match nearest(name, &known) {
-            Some(near) => format!("did you mean \"{near}\"? Known: {}", known.join(", ")),
+            Some(near) => format!("did you mean \"{near}\"? Known: {listed}"),
             None if known.is_empty() => {
                 format!("there is no upstream yet: add a section [upstreams.{name}]")
             }
-            None => format!(
-                "known: {}; or add a section [upstreams.{name}]",
-                known.join(", ")
-            ),
+            None => format!("known: {listed}; or add a section [upstreams.{name}]"),
         };
         report.add(
             span,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::problem::Fault;
+use super::report::Fault;
 
 /// Longer is surely a slip of the pen, and sums of times must not overflow anywhere.
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);

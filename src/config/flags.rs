@@ -12,7 +12,8 @@ use toml::{
 
 use super::{
     check,
-    problem::{Fault, Problems, Report, Source, Span},
+    problem::Problems,
+    report::{Fault, Report, Source, Span},
 };
 use crate::plan::Plan;
 

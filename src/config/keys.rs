@@ -3,6 +3,8 @@
 //! To add a key: a word here, a line where its section is read, a field in the plan, a line in `dump`
 //! and one in `conf/reference.toml`.
 
+use super::words::nearest;
+
 /// The keys one table may have.
 pub(super) struct Keys {
     /// How messages call the table.
@@ -15,7 +17,7 @@ pub(super) struct Keys {
 }
 
 pub(super) static ROOT: Keys = Keys {
-    label: "the top of the file",
+    label: "the file",
     works: &[
         "process",
         "admin",
@@ -176,40 +178,9 @@ impl Keys {
     }
 }
 
-/// The candidate that `word` was probably meant to be.
-pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    // Long enough input cannot be near anything, and the distance takes quadratic time.
-    if word.len() > 100 {
-        return None;
-    }
-    let word = word.to_lowercase();
-    candidates
-        .iter()
-        .map(|candidate| {
-            (
-                strsim::osa_distance(&word, &candidate.to_lowercase()),
-                *candidate,
-            )
-        })
-        .filter(|(distance, candidate)| {
-            *distance <= (word.len().max(candidate.len()) / 3).clamp(1, 3)
-        })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn near_words() {
-        let words = ["round_robin", "consistent_hash", "first"];
-        assert_eq!(nearest("roundrobin", &words), Some("round_robin"));
-        assert_eq!(nearest("Consistent-Hash", &words), Some("consistent_hash"));
-        assert_eq!(nearest("banana", &words), None);
-        assert_eq!(nearest(&"a".repeat(1 << 20), &words), None);
-    }
 
     #[test]
     fn a_key_of_another_section_is_sent_home() {
@@ -225,33 +196,32 @@ mod tests {
     #[test]
     fn the_reference_names_every_key() {
         let reference = include_str!("../../conf/reference.toml");
+        // The blank before keeps `interval` from being found in `resolve_interval`.
+        let lines: Vec<String> = reference.lines().map(|line| format!(" {line}")).collect();
+        let named = |key: &str, comment: bool| {
+            let forms = [format!(" {key} ="), format!(" [{key}"), format!(".{key}]")];
+            lines
+                .iter()
+                .filter(|line| line.starts_with(" #") == comment)
+                .any(|line| forms.iter().any(|form| line.contains(form)))
+        };
         for keys in ALL {
             for key in keys.works {
-                let set = reference
-                    .lines()
-                    .filter(|line| !line.trim_start().starts_with('#'))
-                    .any(|line| {
-                        line.contains(&format!("{key} =")) || line.contains(&format!("[{key}"))
-                    });
-                // The listed addresses stand as text; the table form of a backend shows the rest.
                 assert!(
-                    set,
+                    named(key, false),
                     "{} {key} is not set in conf/reference.toml",
                     keys.label
                 );
             }
-            for key in keys.not_yet {
-                let line = reference.lines().find(|line| {
-                    line.contains(&format!("{key} =")) || line.contains(&format!(".{key}]"))
-                });
-                let line = line.unwrap_or_else(|| {
-                    panic!("{} {key} is not in conf/reference.toml", keys.label)
-                });
+            for key in keys.not_yet.iter().filter(|key| **key != "slow_start") {
                 assert!(
-                    line.trim_start().starts_with('#'),
-                    "{key} does not work yet: {line}"
+                    named(key, true),
+                    "{} {key} is no comment in conf/reference.toml",
+                    keys.label
                 );
             }
         }
+        // It stands in a list, where a line of its own would not show its place.
+        assert!(reference.contains("slow_start = \"0s\" is not supported yet"));
     }
 }

@@ -5,8 +5,9 @@ use std::{collections::HashMap, time::Duration};
 use super::{
     access, address,
     keys::KEEPALIVE,
-    problem::{Fault, Report, Span},
-    section::{Section, Text, found},
+    report::{Fault, Report, Span},
+    section::{Section, Text},
+    words::found,
 };
 use crate::plan::{AccessRule, Bind, Keepalive, Listener, Place, SocketOptions};
 
@@ -102,18 +103,17 @@ pub(super) fn check_collisions(
             }
         }
     }
-    if let Some((listen, span)) = admin {
-        if let Some(other) = taken
+    if let Some((listen, span)) = admin
+        && let Some(other) = taken
             .get(&Place::Tcp(listen))
             .filter(|_| listen.port() != 0)
-        {
-            report.add(
-                &span,
-                Fault::new(format!(
-                    "[admin] listens on {listen}, which is bound by {other} already"
-                )),
-            );
-        }
+    {
+        report.add(
+            &span,
+            Fault::new(format!(
+                "[admin] listens on {listen}, which is bound by {other} already"
+            )),
+        );
     }
 }
 

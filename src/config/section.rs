@@ -3,7 +3,7 @@
 //! A getter that reported gives a stand-in. That is safe: a report with a problem in it never becomes a
 //! plan.
 
-use std::{fmt::Write as _, ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 use toml::{
     Spanned,
@@ -12,8 +12,9 @@ use toml::{
 
 use super::{
     duration,
-    keys::{Keys, Standing, nearest},
-    problem::{Fault, Report, Span},
+    keys::{Keys, Standing},
+    report::{Fault, Report, Span},
+    words::{found, list, nearest, number_text, quoted_key, shorten},
 };
 
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;
@@ -240,7 +241,12 @@ impl<'a> Section<'a> {
             Some((_, None)) => {
                 Fault::new(format!("`{key}` = {text:?} is not supported yet")).hint(format!(
                     "supported now: {}",
-                    list(words.iter().filter(|(_, v)| v.is_some()))
+                    list(
+                        words
+                            .iter()
+                            .filter(|(_, value)| value.is_some())
+                            .map(|(word, _)| *word)
+                    )
                 ))
             }
             None => {
@@ -251,7 +257,7 @@ impl<'a> Section<'a> {
                 ))
                 .hint(match nearest(text, &known) {
                     Some(near) => format!("did you mean \"{near}\"?"),
-                    None => format!("one of: {}", list(words.iter())),
+                    None => format!("one of: {}", list(words.iter().map(|(word, _)| *word))),
                 })
             }
         };
@@ -304,69 +310,18 @@ impl<'a> Section<'a> {
     pub(super) fn as_text(&self, key: &str, value: &'a Value<'a>) -> Option<Text<'a>> {
         let text = value.get_ref().as_str();
         if text.is_none() {
-            let fault = Fault::new(format!(
+            let mut fault = Fault::new(format!(
                 "`{key}` must be text, not {}",
                 found(value.get_ref())
             ));
-            self.report
-                .add(&value.span(), fault.hint("put it in double quotes"));
+            if !value.get_ref().is_array() && !value.get_ref().is_table() {
+                fault = fault.hint("put it in double quotes");
+            }
+            self.report.add(&value.span(), fault);
         }
         text.map(|text| Text {
             text,
             span: value.span(),
         })
     }
-}
-
-/// What stands there, in words.
-pub(super) fn found(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("the text {}", shorten(&format!("{text:?}"))),
-        DeValue::Integer(_) | DeValue::Float(_) => {
-            format!("the number {}", shorten(&number_text(value)))
-        }
-        DeValue::Boolean(value) => value.to_string(),
-        DeValue::Datetime(_) => "a date or time".to_owned(),
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a table".to_owned(),
-    }
-}
-
-/// In backticks; as a quoted key where it is not a plain word.
-pub(super) fn quoted_key(name: &str) -> String {
-    let plain = !name.is_empty()
-        && name
-            .chars()
-            .all(|c| c.is_alphanumeric() || "_-.".contains(c));
-    if plain {
-        format!("`{}`", shorten(name))
-    } else {
-        format!("`{}`", shorten(&format!("{name:?}")))
-    }
-}
-
-fn number_text(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::Integer(integer) => integer.to_string(),
-        DeValue::Float(float) => float.to_string(),
-        _ => String::new(),
-    }
-}
-
-/// Messages quote what was written, but not all of it.
-pub(super) fn shorten(text: &str) -> String {
-    const MOST: usize = 80;
-    if text.chars().count() <= MOST {
-        return text.to_owned();
-    }
-    text.chars().take(MOST).chain(['…']).collect()
-}
-
-fn list<'w, T: 'w>(words: impl Iterator<Item = &'w (&'static str, Option<T>)>) -> String {
-    let mut out = String::new();
-    for (word, _) in words {
-        let comma = if out.is_empty() { "" } else { ", " };
-        let _ = write!(out, "{comma}{word}");
-    }
-    out
 }

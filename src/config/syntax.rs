@@ -1,87 +1,189 @@
 //! TOML itself: text to tree, and its mistakes in our words.
 
-use toml::{Spanned, de::DeTable};
+use std::collections::HashSet;
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
-    problem::{Fault, Report, Span},
-    section::{quoted_key, shorten},
+    report::{Fault, Lines, Report, Span},
+    words::{quoted_key, shorten},
 };
 
 /// The tree, and whether it is what the user meant: a tree with duplicate keys is, one that was guessed
 /// at after a syntax error is not.
 pub(super) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>, bool) {
     let (tree, errors) = DeTable::parse_recoverable(text);
-    let mut reliable = true;
-    let mut last_line = None;
+    if errors.is_empty() {
+        return (tree, true);
+    }
+    let reliable = errors.iter().all(|error| error.message() == DUPLICATE);
+    let lines = Lines::of(text);
+    let mut told = HashSet::new();
+    // Whatever follows a bracket that is not closed was read as a part of it, and is no mistake.
+    let mut end = text.len();
+    let strange: Vec<usize> = errors
+        .iter()
+        .filter(|error| error.message().starts_with("missing comma"))
+        .filter_map(|error| error.span())
+        .filter(|span| text.get(span.start..).is_some_and(begins_line_of_its_own))
+        .map(|span| span.start)
+        .collect();
+    if let Some(open) = unclosed(tree.get_ref(), text, &strange) {
+        let what = if text[open..].starts_with('[') {
+            "list"
+        } else {
+            "table"
+        };
+        let closing = if what == "list" { ']' } else { '}' };
+        report.add(
+            &(open..open + 1),
+            Fault::new(format!("the {what} that begins here is not closed")).hint(format!(
+                "`{closing}` or a comma is missing somewhere after this place"
+            )),
+        );
+        told.insert(lines.number(open));
+        end = open;
+    }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        reliable &= error.message() == DUPLICATE;
         // After the first mistake in a line the parser often stumbles over the rest of it.
-        let line = text
-            .get(..span.start)
-            .map(|before| before.matches('\n').count());
-        if line.is_none() || line != last_line {
-            let (span, fault) = explain(text, span, error.message());
+        if span.start <= end && told.insert(lines.number(span.start)) {
+            let (span, fault) = explain(text, &lines, span, error.message());
             report.add(&span, fault);
         }
-        last_line = line;
     }
     (tree, reliable)
 }
 
 const DUPLICATE: &str = "duplicate key";
 
-fn explain(text: &str, span: Span, message: &str) -> (Span, Fault) {
-    let part = text.get(span.clone()).unwrap_or_default();
+/// What the parser says of a value that is neither in quotes nor anything else.
+const UNQUOTED: [&str; 4] = [
+    "string values must be quoted",
+    "invalid boolean",
+    "invalid float",
+    "invalid integer",
+];
+
+fn explain(text: &str, lines: &Lines, span: Span, message: &str) -> (Span, Fault) {
     if message == DUPLICATE {
-        let line = text
-            .get(..span.start)
-            .and_then(|before| before.rsplit('\n').next())
-            .unwrap_or_default();
-        let what = if line.trim_start().starts_with('[') {
-            "table"
-        } else {
-            "key"
+        let name = text
+            .get(span.clone())
+            .unwrap_or_default()
+            .trim_matches(['"', '\'']);
+        let line = lines.line(text, span.start).1.trim_start();
+        let fault = match line.split_inclusive(']').next() {
+            Some(header) if header.starts_with('[') => {
+                Fault::new(format!("the table {} is there twice", shorten(header)))
+            }
+            _ => Fault::new(format!("the key {} is there twice", quoted_key(name))),
         };
-        let name = quoted_key(part.trim_matches(['"', '\'']));
-        return (
-            span,
-            Fault::new(format!("the {what} {name} is there twice")).hint("keep one of the two"),
-        );
+        return (span, fault.hint("keep one of the two"));
     }
-    let unquoted = [
-        "string values must be quoted",
-        "invalid boolean",
-        "invalid float",
-        "invalid integer",
+    let ours = [
+        (
+            "invalid basic string, expected `\"`",
+            "the text is not closed",
+            "end it with a double quote",
+        ),
+        (
+            "invalid literal string, expected `'`",
+            "the text is not closed",
+            "end it with a single quote",
+        ),
+        (
+            "missing escaped value",
+            "unknown escape in a text",
+            "write \\\\ for a backslash, or put the text in single quotes",
+        ),
+        (
+            "unclosed table,",
+            "the section header is not closed",
+            "end it with `]`",
+        ),
+        (
+            "unexpected leading zero",
+            "a number cannot begin with 0",
+            "0o10 is octal",
+        ),
+        (
+            "key with no value",
+            "after a key comes `=` and a value",
+            "sections are written [like.this]",
+        ),
     ];
-    if unquoted.iter().any(|start| message.starts_with(start)) {
-        let (span, word) = whole_word(text, &span);
-        if word.is_empty() {
-            return (span, Fault::new("a value is missing here"));
-        }
-        let hint = match word.to_lowercase().as_str() {
-            lower @ ("true" | "false") => format!("write {lower} in small letters"),
-            _ => format!("text stands in quotes: write \"{}\"", shorten(word)),
-        };
-        let word = shorten(&format!("{word:?}"));
-        return (
-            span,
-            Fault::new(format!("{} is no value", word.replace('"', "`"))).hint(hint),
-        );
+    if let Some((_, ours, hint)) = ours.iter().find(|(theirs, ..)| message.starts_with(theirs)) {
+        return (span, Fault::new(*ours).hint(*hint));
     }
-    (span, Fault::new(message))
+    if !UNQUOTED.iter().any(|start| message.starts_with(start)) {
+        return (span, Fault::new(message));
+    }
+    let (span, word) = whole_word(text, span);
+    if word.is_empty() {
+        return (span, Fault::new("a value is missing here"));
+    }
+    let hint = match word.to_lowercase().as_str() {
+        lower @ ("true" | "false") => format!("write {lower} in small letters"),
+        _ => format!("text stands in quotes: write \"{}\"", shorten(word)),
+    };
+    (
+        span,
+        Fault::new(format!("`{}` is no value", shorten(word))).hint(hint),
+    )
 }
 
 /// The parser marks the part of a value that surprised it; the user knows the value as a whole.
-fn whole_word<'t>(text: &'t str, span: &Span) -> (Span, &'t str) {
+fn whole_word(text: &str, span: Span) -> (Span, &str) {
     let ends = |c: char| c.is_whitespace() || ",[]{}=\"'#".contains(c);
-    let (Some(before), Some(after)) = (text.get(..span.start), text.get(span.start..)) else {
-        return (span.clone(), "");
+    let (Some(before), Some(part), Some(after)) = (
+        text.get(..span.start),
+        text.get(span.clone()),
+        text.get(span.end..),
+    ) else {
+        return (span, "");
     };
-    let start = before.rfind(ends).map_or(0, |at| {
-        at + before[at..].chars().next().map_or(1, char::len_utf8)
-    });
-    let end = span.start + after.find(ends).unwrap_or(after.len());
-    (start..end, &text[start..end])
+    let start = before.trim_end_matches(|c: char| !ends(c)).len();
+    let mut end = span.end;
+    // An empty part stands where something is missing, which need not be before a word.
+    if !part.is_empty() || start < span.start {
+        end += after.find(ends).unwrap_or(after.len());
+    }
+    (start..end, text[start..end].trim_end())
+}
+
+/// `key = …` or `[section]`: what belongs in no list, so that the list before it lacks its end.
+fn begins_line_of_its_own(text: &str) -> bool {
+    let after = text.trim_start_matches(|c: char| c.is_alphanumeric() || "_-.".contains(c));
+    let key = after.len() < text.len();
+    text.starts_with('[') || (key && after.trim_start_matches([' ', '\t']).starts_with('='))
+}
+
+/// Where the first list or inline table begins that has no end, or holds one of the `strange` places.
+fn unclosed(table: &DeTable<'_>, text: &str, strange: &[usize]) -> Option<usize> {
+    table
+        .values()
+        .filter_map(|value| unclosed_value(value, text, strange))
+        .min()
+}
+
+fn unclosed_value(value: &Spanned<DeValue<'_>>, text: &str, strange: &[usize]) -> Option<usize> {
+    let span = value.span();
+    let part = text.get(span.clone()).unwrap_or_default();
+    let open = |begin, end| {
+        let closed = part.len() > 1 && part.ends_with(end);
+        part.starts_with(begin) && (!closed || strange.iter().any(|at| span.contains(at)))
+    };
+    match value.get_ref() {
+        DeValue::Array(_) if open('[', ']') => Some(span.start),
+        DeValue::Array(items) => items
+            .iter()
+            .filter_map(|item| unclosed_value(item, text, strange))
+            .min(),
+        DeValue::Table(_) if open('{', '}') => Some(span.start),
+        DeValue::Table(table) => unclosed(table, text, strange),
+        _ => None,
+    }
 }

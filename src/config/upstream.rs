@@ -4,10 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use super::{
     address,
-    keys::{BACKEND, nearest},
+    keys::BACKEND,
     listener::{MOST_CONNECTIONS, above_zero},
-    problem::Fault,
-    section::{Section, Text, Value, Words, found},
+    report::Fault,
+    section::{Section, Text, Value, Words},
+    words::{found, nearest},
 };
 use crate::plan::{Backend, Balance, HashKey, Place, Target, Upstream};
 
@@ -80,7 +81,8 @@ fn read_hash_key(section: &Section<'_>) -> HashKey {
     let fault = match text {
         "$remote_addr" => return HashKey::RemoteAddr,
         "$binary_remote_addr" => return HashKey::BinaryRemoteAddr,
-        _ => match nearest(text, &works) {
+        // "$remote_addr$remote_port" is no slip of the pen.
+        _ => match nearest(text, &works).filter(|near| !text.starts_with(near)) {
             Some(near) => Fault::new(format!("`hash_key` does not know {text:?}"))
                 .hint(format!("did you mean \"{near}\"?")),
             None => Fault::new(format!("`hash_key` = {text:?} is not supported yet"))

@@ -5,7 +5,7 @@ use crate::{
     access_log,
     net::Stream,
     reason::CloseReason,
-    relay::{self, Limits, Tally},
+    relay::{self, Tally},
     service::Slot,
     sessions::Listed,
 };
@@ -14,44 +14,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) async fn serve(slot: Slot, session: Listed, client: Stream) {
+pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
     let service = slot.service();
     let began = Instant::now();
     let mut attempts = Vec::new();
     // In a box of its own, so that a session which has connected, and may then be idle for hours,
     // does not keep the room that connecting took.
-    let found = Box::pin(connect::connect(service, &client, &session, &mut attempts)).await;
+    let mut found = Box::pin(connect::connect(
+        service,
+        &client,
+        &session,
+        &mut attempts,
+    ))
+    .await;
     // What only the access log wants to know is not kept without one.
     let log = service.process.access_log.as_ref();
     if log.is_none() {
         attempts = Vec::new();
     }
-    let mut end = End::default();
-    match found {
-        Err(reason) => {
-            end.reason = reason;
-            drop(client);
-        }
+    // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
+    let end = match &mut found {
+        Err(reason) => End {
+            reason: *reason,
+            backend: None,
+            first_byte: None,
+        },
         Ok(connected) => {
             let backend = connected.lease.backend();
-            let limits = Limits {
-                idle: service.plan.idle_timeout,
-                half_close: service.plan.half_close_timeout,
-            };
             let tally = Tally {
                 session: &session,
                 listener: &service.metrics,
                 backend: &backend.metrics,
                 process: &service.process.metrics,
             };
-            let outcome = relay::relay(client, connected.stream, limits, &tally).await;
-            end.reason = outcome.reason;
-            end.backend = Some(Arc::clone(backend.text()));
-            end.first_byte = outcome
-                .first_byte
-                .map(|at| at.saturating_duration_since(connected.began));
+            let outcome =
+                relay::relay(&mut client, &mut connected.stream, &service.plan, &tally).await;
+            End {
+                reason: outcome.reason,
+                backend: Some(Arc::clone(backend.text())),
+                first_byte: outcome
+                    .first_byte
+                    .map(|at| at.saturating_duration_since(connected.began)),
+            }
         }
-    }
+    };
+    drop((client, found));
     let duration = began.elapsed();
     service.metrics.closed(end.reason);
     service.metrics.session_duration.record(duration);
@@ -89,16 +96,6 @@ struct End {
     reason: CloseReason,
     backend: Option<Arc<str>>,
     first_byte: Option<Duration>,
-}
-
-impl Default for End {
-    fn default() -> Self {
-        Self {
-            reason: CloseReason::Error,
-            backend: None,
-            first_byte: None,
-        }
-    }
 }
 
 fn logged(attempt: &Attempt) -> access_log::Attempt<'_> {

@@ -11,7 +11,10 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
-    prop_oneof![any::<u32>().prop_map(|n| IpAddr::V4(n.into())), any::<u128>().prop_map(|n| IpAddr::V6(n.into()))]
+    prop_oneof![
+        any::<u32>().prop_map(|n| IpAddr::V4(n.into())),
+        any::<u128>().prop_map(|n| IpAddr::V6(n.into()))
+    ]
 }
 
 fn address() -> impl Strategy<Value = SocketAddr> {
@@ -38,29 +41,48 @@ fn long() -> impl Strategy<Value = Duration> {
 fn rule() -> impl Strategy<Value = AccessRule> {
     let net = (ip(), any::<Index>()).prop_map(|(ip, index)| {
         let most = if ip.is_ipv4() { 32 } else { 128 };
-        let net = ipnet::IpNet::new(ip, index.index(most + 1) as u8).expect("in range").trunc();
+        let net = ipnet::IpNet::new(ip, index.index(most + 1) as u8)
+            .expect("in range")
+            .trunc();
         Who::Net(net.addr(), net.prefix_len())
     });
-    (any::<bool>(), prop_oneof![Just(Who::All), Just(Who::Unix), net]).prop_map(|(allow, who)| AccessRule { allow, who })
+    (
+        any::<bool>(),
+        prop_oneof![Just(Who::All), Just(Who::Unix), net],
+    )
+        .prop_map(|(allow, who)| AccessRule { allow, who })
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
     let place = address().prop_map(|a| (a.to_string(), Target::Place(Place::Tcp(a))));
     let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Place(Place::Unix(p.into()))));
-    let host = ("[a-z]([a-z0-9_-]{0,20}[a-z0-9])?(\\.[a-z]{1,9}){0,3}\\.?", 1u16..)
-        .prop_map(|(host, port)| (format!("{host}:{port}"), Target::Name { host, port }));
-    (prop_oneof![place, unix, host], 0u32..=65_535, 0u32..=1000, long(), 0u64..=1_000_000_000, any::<(bool, bool)>()).prop_map(
-        |((text, target), weight, max_fails, fail_timeout, max_connections, (backup, down))| Backend {
-            text,
-            target,
-            weight,
-            max_fails,
-            fail_timeout,
-            max_connections,
-            backup,
-            down,
-        },
+    let host = (
+        "[a-z]([a-z0-9_-]{0,20}[a-z0-9])?(\\.[a-z]{1,9}){0,3}\\.?",
+        1u16..,
     )
+        .prop_map(|(host, port)| (format!("{host}:{port}"), Target::Name { host, port }));
+    (
+        prop_oneof![place, unix, host],
+        0u32..=65_535,
+        0u32..=1000,
+        long(),
+        0u64..=1_000_000_000,
+        any::<(bool, bool)>(),
+    )
+        .prop_map(
+            |((text, target), weight, max_fails, fail_timeout, max_connections, (backup, down))| {
+                Backend {
+                    text,
+                    target,
+                    weight,
+                    max_fails,
+                    fail_timeout,
+                    max_connections,
+                    backup,
+                    down,
+                }
+            },
+        )
 }
 
 fn upstream() -> impl Strategy<Value = Upstream> {
@@ -69,23 +91,42 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         Just(Balance::ConsistentHash(HashKey::RemoteAddr)),
         Just(Balance::ConsistentHash(HashKey::BinaryRemoteAddr)),
     ];
-    (name(), balance, vec(backend(), 1..5), option::of(long()), any::<bool>()).prop_map(
-        |(name, balance, mut backends, resolve_interval, resolve_required)| {
-            let mut seen = std::collections::HashSet::new();
-            backends.retain(|backend| seen.insert(backend.text.clone()));
-            backends[0].backup = false;
-            if balance != Balance::RoundRobin {
-                // The ring holds 65536 units of weight.
-                backends.iter_mut().for_each(|backend| backend.weight %= 10_000);
-            }
-            Upstream { name, balance, backends, resolve_interval, resolve_required }
-        },
+    (
+        name(),
+        balance,
+        vec(backend(), 1..5),
+        option::of(long()),
+        any::<bool>(),
     )
+        .prop_map(
+            |(name, balance, mut backends, resolve_interval, resolve_required)| {
+                let mut seen = std::collections::HashSet::new();
+                backends.retain(|backend| seen.insert(backend.text.clone()));
+                backends[0].backup = false;
+                if balance != Balance::RoundRobin {
+                    // The ring holds 65536 units of weight.
+                    backends
+                        .iter_mut()
+                        .for_each(|backend| backend.weight %= 10_000);
+                }
+                Upstream {
+                    name,
+                    balance,
+                    backends,
+                    resolve_interval,
+                    resolve_required,
+                }
+            },
+        )
 }
 
 fn keepalive() -> impl Strategy<Value = Keepalive> {
     let seconds = || (1..=32_767u64).prop_map(Duration::from_secs);
-    (seconds(), seconds(), 1..=127u32).prop_map(|(idle, interval, count)| Keepalive { idle, interval, count })
+    (seconds(), seconds(), 1..=127u32).prop_map(|(idle, interval, count)| Keepalive {
+        idle,
+        interval,
+        count,
+    })
 }
 
 /// The ports are counted up, so that no two listeners meet.
@@ -95,38 +136,71 @@ fn bind() -> impl Strategy<Value = (IpAddr, u16)> {
 
 fn listener() -> impl Strategy<Value = Listener> {
     let times = (long(), option::of(long()), option::of(long()));
-    let socket = (any::<bool>(), option::of(keepalive()), option::of(time(1..=i32::MAX as u64)))
-        .prop_map(|(nodelay, keepalive, user_timeout)| SocketOptions { nodelay, keepalive, user_timeout });
-    let numbers = (0..=1000u32, 0..=1_000_000_000u64, 1..=65_535u32);
-    (name(), vec(bind(), 1..4), times, numbers, vec(rule(), 0..4), socket).prop_map(
-        |(name, binds, (connect_timeout, idle_timeout, half_close_timeout), (retries, max_connections, backlog), access, socket)| {
-            let bind = binds
-                .into_iter()
-                .map(|(ip, extra)| Bind {
-                    text: String::new(),
-                    places: (0..=extra).map(|port| Place::Tcp(SocketAddr::new(ip, port))).collect(),
-                })
-                .collect();
-            Listener {
-                name,
-                bind,
-                upstream: String::new(),
-                connect_timeout,
-                idle_timeout,
-                half_close_timeout,
-                retries,
-                max_connections,
-                access,
-                backlog,
-                socket,
-            }
-        },
+    let socket = (
+        any::<bool>(),
+        option::of(keepalive()),
+        option::of(time(1..=i32::MAX as u64)),
     )
+        .prop_map(|(nodelay, keepalive, user_timeout)| SocketOptions {
+            nodelay,
+            keepalive,
+            user_timeout,
+        });
+    let numbers = (0..=1000u32, 0..=1_000_000_000u64, 1..=65_535u32);
+    (
+        name(),
+        vec(bind(), 1..4),
+        times,
+        numbers,
+        vec(rule(), 0..4),
+        socket,
+    )
+        .prop_map(
+            |(
+                name,
+                binds,
+                (connect_timeout, idle_timeout, half_close_timeout),
+                (retries, max_connections, backlog),
+                access,
+                socket,
+            )| {
+                let bind = binds
+                    .into_iter()
+                    .map(|(ip, extra)| Bind {
+                        text: String::new(),
+                        places: (0..=extra)
+                            .map(|port| Place::Tcp(SocketAddr::new(ip, port)))
+                            .collect(),
+                    })
+                    .collect();
+                Listener {
+                    name,
+                    bind,
+                    upstream: String::new(),
+                    connect_timeout,
+                    idle_timeout,
+                    half_close_timeout,
+                    retries,
+                    max_connections,
+                    access,
+                    backlog,
+                    socket,
+                }
+            },
+        )
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    let process = (0..=1024usize, 0..=1_000_000_000u64, prop_oneof![Just(Duration::ZERO), long()])
-        .prop_map(|(workers, max_connections, drain_timeout)| Process { workers, max_connections, drain_timeout });
+    let process = (
+        0..=1024usize,
+        0..=1_000_000_000u64,
+        prop_oneof![Just(Duration::ZERO), long()],
+    )
+        .prop_map(|(workers, max_connections, drain_timeout)| Process {
+            workers,
+            max_connections,
+            drain_timeout,
+        });
     let level = prop_oneof![
         Just(LogLevel::Error),
         Just(LogLevel::Warn),
@@ -134,16 +208,30 @@ fn plan() -> impl Strategy<Value = Plan> {
         Just(LogLevel::Debug),
         Just(LogLevel::Trace)
     ];
-    let format = prop_oneof![Just(LogFormat::Auto), Just(LogFormat::Text), Just(LogFormat::Json)];
+    let format = prop_oneof![
+        Just(LogFormat::Auto),
+        Just(LogFormat::Text),
+        Just(LogFormat::Json)
+    ];
     let access = prop_oneof![
         Just(AccessLog::Off),
         Just(AccessLog::Stdout),
         "\\PC{0,9}/\\PC{0,9}x".prop_map(|path| AccessLog::File(path.into()))
     ];
-    let log = (level, format, access).prop_map(|(level, format, access)| Log { level, format, access });
+    let log = (level, format, access).prop_map(|(level, format, access)| Log {
+        level,
+        format,
+        access,
+    });
     let admin = option::of(address().prop_map(|listen| Admin { listen }));
-    (process, admin, log, vec((listener(), any::<Index>()), 1..4), vec(upstream(), 1..4)).prop_map(
-        |(process, admin, log, listeners, mut upstreams)| {
+    (
+        process,
+        admin,
+        log,
+        vec((listener(), any::<Index>()), 1..4),
+        vec(upstream(), 1..4),
+    )
+        .prop_map(|(process, admin, log, listeners, mut upstreams)| {
             let mut seen = std::collections::HashSet::new();
             upstreams.retain(|upstream| seen.insert(upstream.name.clone()));
             seen.clear();
@@ -152,16 +240,26 @@ fn plan() -> impl Strategy<Value = Plan> {
                 .into_iter()
                 .map(|(mut listener, index)| {
                     listener.upstream = index.get(&upstreams).name.clone();
-                    listener.bind.iter_mut().for_each(|bind| number(bind, &mut next));
+                    listener
+                        .bind
+                        .iter_mut()
+                        .for_each(|bind| number(bind, &mut next));
                     listener
                 })
                 .collect();
             listeners.retain(|listener| seen.insert(listener.name.clone()));
             // Ports from 1000 up are not bound by listeners.
-            let admin = admin.map(|Admin { listen }| Admin { listen: SocketAddr::new(listen.ip(), listen.port() | 1024) });
-            Plan { process, admin, log, listeners, upstreams }
-        },
-    )
+            let admin = admin.map(|Admin { listen }| Admin {
+                listen: SocketAddr::new(listen.ip(), listen.port() | 1024),
+            });
+            Plan {
+                process,
+                admin,
+                log,
+                listeners,
+                upstreams,
+            }
+        })
 }
 
 /// Gives a bind entry ports that no other has, and the text that stands for them.
@@ -193,13 +291,19 @@ const VALID: &[&str] = &[
 /// Whatever is said must fit together.
 fn check(text: &str) -> Result<(), TestCaseError> {
     match config::parse(text, "test") {
-        Ok(plan) => prop_assert_eq!(config::parse(&config::dump(&plan), "dump").expect("a dump is valid"), plan),
+        Ok(plan) => prop_assert_eq!(
+            config::parse(&config::dump(&plan), "dump").expect("a dump is valid"),
+            plan
+        ),
         Err(problems) => {
             prop_assert!(problems.len() > 0);
             prop_assert!(problems.to_string().contains("in test\n"));
             let lines = text.split('\n').count();
             let mut last = (0, 0);
-            for position in problems.iter().filter_map(|problem| problem.position.as_ref()) {
+            for position in problems
+                .iter()
+                .filter_map(|problem| problem.position.as_ref())
+            {
                 prop_assert!((1..=lines).contains(&position.line) && position.column >= 1);
                 prop_assert!((position.line, position.column) >= last, "sorted by place");
                 last = (position.line, position.column);
@@ -210,7 +314,7 @@ fn check(text: &str) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_dump_is_read_as_the_same_plan(plan in plan()) {
@@ -224,6 +328,21 @@ proptest! {
     #[test]
     fn arbitrary_text_does_not_panic(text in "\\PC{0,200}|[\\[\\]{}=\"'#.,\n\ra-c0-9 \t\\\\-]{0,100}") {
         check(&text)?;
+    }
+
+    #[test]
+    fn arbitrary_flags_do_not_panic(
+        listen in vec("\\PC{0,20}|0.0.0.0:[0-9]{1,6}", 0..3),
+        to in vec("\\PC{0,20}|[a-z.]{1,5}:[0-9]{1,6}", 0..3),
+        balance in option::of("\\PC{0,9}"),
+        admin in option::of("\\PC{0,9}"),
+        udp in any::<bool>(),
+    ) {
+        let flags = config::Flags { listen, to, udp, balance, admin };
+        match config::from_flags(&flags) {
+            Ok(plan) => prop_assert_eq!(config::parse(&config::dump(&plan), "dump"), Ok(plan)),
+            Err(problems) => prop_assert!(problems.to_string().ends_with("in the command line\n")),
+        }
     }
 
     #[test]

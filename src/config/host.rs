@@ -1,0 +1,78 @@
+//! The host of an address: an IP address, or a name that could be one of a machine.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::report::Fault;
+
+pub(super) enum Host<'a> {
+    Ip(IpAddr),
+    Name(&'a str),
+}
+
+/// `text` is the whole address, for messages; `host` has its brackets still.
+pub(super) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
+    if let Some(inner) = host.strip_prefix('[') {
+        let inner = inner.trim_end_matches(']');
+        if inner.contains('%') {
+            return Err(Fault::new(format!(
+                "{text:?}: addresses with a zone (%) are not supported"
+            ))
+            .hint("use an address that is not link-local"));
+        }
+        return match inner.parse::<Ipv6Addr>() {
+            Ok(ip) => Ok(Host::Ip(ip.into())),
+            Err(_) if !inner.contains(':') && !inner.is_empty() => Err(Fault::new(format!(
+                "{text:?}: brackets are for IPv6 addresses"
+            ))
+            .hint(format!("write {:?}", text.replace(['[', ']'], "")))),
+            Err(_) => Err(Fault::new(format!("{inner:?} is no IPv6 address"))),
+        };
+    }
+    if let Ok(ip) = host.parse::<Ipv4Addr>() {
+        return Ok(Host::Ip(ip.into()));
+    }
+    // Resolvers take "10.1" and "0x7f.1" for addresses; a slip of the pen must not go that way.
+    let last = host
+        .trim_end_matches('.')
+        .rsplit('.')
+        .next()
+        .unwrap_or_default();
+    let hex = last.strip_prefix("0x").or(last.strip_prefix("0X"));
+    if last.bytes().all(|b| b.is_ascii_digit())
+        || hex.is_some_and(|x| x.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        return Err(Fault::new(format!("{host:?} is no IPv4 address"))
+            .hint("four numbers from 0 to 255 without leading zeros, with points between them"));
+    }
+    name(host).map(|()| Host::Name(host))
+}
+
+/// RFC 1123, and the underscore that container networks like to use.
+fn name(host: &str) -> Result<(), Fault> {
+    let bad = |why: String| Err(Fault::new(format!("{host:?} is no host name: {why}")));
+    if host.len() > 253 {
+        return bad(format!("it has {} characters; 253 are allowed", host.len()));
+    }
+    // A point at the end means: do not try search domains.
+    for label in host.strip_suffix('.').unwrap_or(host).split('.') {
+        if label.is_empty() {
+            return bad("there is nothing between two points".to_owned());
+        }
+        if label.len() > 63 {
+            return bad(format!(
+                "a part has {} characters; 63 are allowed",
+                label.len()
+            ));
+        }
+        if let Some(c) = label
+            .chars()
+            .find(|c| !c.is_ascii_alphanumeric() && *c != '-' && *c != '_')
+        {
+            return bad(format!("the character {c:?} is not allowed"));
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return bad("a part begins or ends with a hyphen".to_owned());
+        }
+    }
+    Ok(())
+}
