@@ -194,10 +194,12 @@ fn the_metrics_are_in_the_text_format() {
     assert_eq!(names(&metrics), names(&again));
 }
 
+type Labels = Vec<(String, String)>;
+
 /// Buckets grow, the last is infinite and agrees with the count.
 #[track_caller]
 fn check_histogram(all: &[crate::harness::metrics::Series], name: &str) {
-    let mut groups: BTreeMap<Vec<(String, String)>, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut groups: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
     for series in all
         .iter()
         .filter(|series| series.name == format!("{name}_bucket"))

@@ -36,16 +36,19 @@ fn iperf3_both_ways() {
         let said = run_ok(secs(90), command);
         let report: serde_json::Value = serde_json::from_str(&said).unwrap();
         assert!(report.get("error").is_none(), "iperf3 {options}: {said}");
-        for side in ["sum_sent", "sum_received"] {
-            let moved = report["end"][side]["bytes"].as_u64().unwrap();
-            // What is in flight when the sender stops is not waited for by the other side.
-            assert!(moved >= bytes / 10 * 9, "iperf3 {options}: {side} {moved}");
-        }
+        let moved = |side: &str| report["end"][side]["bytes"].as_u64().unwrap();
+        assert!(moved("sum_sent") >= bytes, "iperf3 {options}: {said}");
+        // The receiver stops counting when the sender has stopped, whatever is on its way then: up to the largest
+        // receive buffer of the kernel in each stream.
+        assert!(
+            moved("sum_received") >= bytes / 2,
+            "iperf3 {options}: {said}"
+        );
     }
     tembuku.wait_idle();
     let metrics = tembuku.metrics();
     for name in ["listener_received_bytes_total", "listener_sent_bytes_total"] {
-        assert!(metrics.sum(name, &[]) >= (bytes / 10 * 18) as f64, "{name}");
+        assert!(metrics.sum(name, &[]) >= bytes as f64, "{name}");
     }
     // Bulk is what splicing is for.
     let spliced = metrics.sum("relayed_bytes_total", &[("mode", "splice")]);

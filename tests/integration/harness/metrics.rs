@@ -86,13 +86,12 @@ impl Metrics {
 /// The name that stands in the TYPE line: histograms have three kinds of series.
 pub(crate) fn family(name: &str, types: &BTreeMap<String, String>) -> String {
     for suffix in ["_bucket", "_sum", "_count"] {
-        if let Some(base) = name.strip_suffix(suffix) {
-            if types
+        if let Some(base) = name.strip_suffix(suffix)
+            && types
                 .get(base)
                 .is_some_and(|kind| kind == "histogram" || kind == "summary")
-            {
-                return base.to_owned();
-            }
+        {
+            return base.to_owned();
         }
     }
     name.to_owned()
