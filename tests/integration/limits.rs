@@ -3,7 +3,11 @@
 use crate::{
     bulk::cpu_over_a_second,
     harness::{
-        net::{self, assert_closed_at_once, assert_ends_now, connect, connect_with, echo},
+        millis,
+        net::{
+            self, assert_closed_at_once, assert_ends_now, connect, connect_with, echo, read_all,
+            reset,
+        },
         poll, ports,
         proc::{command, run_ok},
         secs,
@@ -13,7 +17,7 @@ use crate::{
 };
 use std::{
     io::Read,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
 };
 
 fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
@@ -197,4 +201,56 @@ fn a_low_limit_of_descriptors_is_respected() {
     drop(clients);
     assert!(poll(secs(10), || net::ask(front).ok()).is_some());
     assert_eq!(ask_many(front, 20).len(), 20);
+}
+
+/// Clients that come and go in every impolite way leave nothing behind.
+#[test]
+fn coming_and_going_costs_nothing_lasting() {
+    let servers = named(2);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&config(front, "", &servers));
+    let settled = || {
+        tembuku.wait_idle();
+        // The connection that asked is on its way out, too.
+        let mut least = usize::MAX;
+        let _ = poll(millis(300), || {
+            least = least.min(tembuku.proc.descriptors());
+            None::<()>
+        });
+        least
+    };
+    ask_many(front, 20);
+    let before = settled();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for n in 0..500 {
+                    let Ok(client) = connect(front) else { continue };
+                    match (n + thread) % 4 {
+                        0 => reset(client),
+                        1 => drop(client),
+                        2 => {
+                            let _ = client.shutdown(Shutdown::Write);
+                            let _ = read_all(&mut &client);
+                        }
+                        _ => {
+                            let _ = net::read_line(&mut &client);
+                            reset(client);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let after = settled();
+    assert!(
+        after <= before,
+        "{before} descriptors before, {after} after"
+    );
+    assert_eq!(ask_many(front, 20).len(), 20);
+    let metrics = tembuku.metrics();
+    let taken = metrics.sum("listener_connections_total", &[]);
+    tembuku.wait_metric("sessions_closed_total", &[], |closed| closed == taken);
+    assert_eq!(metrics.sum("backend_active_connections", &[]), 0.0);
+    assert_eq!(metrics.sum("backend_connect_errors_total", &[]), 0.0);
 }

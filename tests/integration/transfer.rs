@@ -655,10 +655,19 @@ fn sessions(default: u64) -> u64 {
 fn thousands_of_sessions_lose_no_byte() {
     let seed = rng::seed("transfer::thousands_of_sessions");
     let lanes = lanes(50, 14);
-    let tembuku = Tembuku::start(&lanes.config);
+    let tembuku = Tembuku::start(&format!("[process]\nworkers = 2\n{}", lanes.config));
+    let before = tembuku.proc.descriptors();
     let sum = carry_all(seed, sessions(3_000), &lanes.orderly, &lanes.resets);
     tembuku.wait_idle();
     let metrics = tembuku.metrics();
+    // Pipes are kept for the next, but not many, and memory not at all.
+    let (after, memory) = (tembuku.proc.descriptors(), tembuku.proc.rss());
+    println!("descriptors {before}, then {after}; resident memory {memory}");
+    assert!(
+        after <= before + 2 * 2 * 32,
+        "{before} descriptors before, {after} after"
+    );
+    assert!(memory < 64 << 20, "{memory} bytes of resident memory");
     assert_agrees(&metrics, &sum);
     for mode in ["splice", "copy"] {
         assert!(
