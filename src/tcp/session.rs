@@ -20,13 +20,7 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
     let mut attempts = Vec::new();
     // In a box of its own, so that a session which has connected, and may then be idle for hours,
     // does not keep the room that connecting took.
-    let mut found = Box::pin(connect::connect(
-        service,
-        &client,
-        &session,
-        &mut attempts,
-    ))
-    .await;
+    let mut found = Box::pin(connect::connect(service, &client, &session, &mut attempts)).await;
     // What only the access log wants to know is not kept without one.
     let log = service.process.access_log.as_ref();
     if log.is_none() {
