@@ -7,7 +7,7 @@
 mod direction;
 
 use crate::{
-    metrics::{BackendMetrics, ListenerMetrics, ProcessMetrics},
+    metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
     reason::CloseReason,
@@ -27,12 +27,12 @@ use tokio::{
     time::{Sleep, sleep, sleep_until},
 };
 
-/// Where the bytes of a session are counted.
+/// Where the bytes of a session are counted: the shards of the worker that it is on.
 pub struct Tally<'a> {
     pub session: &'a Session,
-    pub listener: &'a ListenerMetrics,
-    pub backend: &'a BackendMetrics,
-    pub process: &'a ProcessMetrics,
+    pub listener: &'a ListenerCounts,
+    pub backend: &'a BackendCounts,
+    pub relayed: &'a RelayCounts,
 }
 
 /// How it went.
@@ -135,6 +135,7 @@ impl Parts<'_, '_> {
         }
         let now = Instant::now();
         let moved = Cell::new(false);
+        let ended_before = (self.up.finished, self.down.finished);
         loop {
             let broken_before = *self.broken;
             self.advance_up(cx, now, &moved);
@@ -155,7 +156,8 @@ impl Parts<'_, '_> {
                 Some(Side::Backend) => CloseReason::BackendReset,
             });
         }
-        if moved.get() {
+        // An end is activity too: what follows it has its full time.
+        if moved.get() || ended_before != (self.up.finished, self.down.finished) {
             *self.last_activity = now;
         }
         self.watch_silence(cx, now)
@@ -166,11 +168,11 @@ impl Parts<'_, '_> {
             return;
         }
         let flow = Flow {
-            read: &self.tally.listener.counts.mine().received,
-            written: &self.tally.backend.counts.mine().sent,
+            read: &self.tally.listener.received,
+            written: &self.tally.backend.sent,
             client_bytes_read: Some(&self.tally.session.received),
             client_bytes_written: None,
-            relayed: self.tally.process.relayed.mine(),
+            relayed: self.tally.relayed,
             moved,
             now,
             source_is_broken: *self.broken == Some(Side::Client),
@@ -189,11 +191,11 @@ impl Parts<'_, '_> {
             return;
         }
         let flow = Flow {
-            read: &self.tally.backend.counts.mine().received,
-            written: &self.tally.listener.counts.mine().sent,
+            read: &self.tally.backend.received,
+            written: &self.tally.listener.sent,
             client_bytes_read: None,
             client_bytes_written: Some(&self.tally.session.sent),
-            relayed: self.tally.process.relayed.mine(),
+            relayed: self.tally.relayed,
             moved,
             now,
             source_is_broken: *self.broken == Some(Side::Backend),
