@@ -1,0 +1,465 @@
+//! The admin address and the access log.
+
+use crate::harness::{
+    http,
+    metrics::family,
+    net::{self, ask, echo},
+    ports, secs,
+    server::{Server, ask_many, list, named},
+    tembuku::Tembuku,
+    wait_until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+};
+
+struct Setup {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    servers: Vec<Server>,
+}
+
+fn setup(log: &str) -> Setup {
+    let servers = named(2);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[log]\n{log}\n[listeners.front]\nbind = \"{front}\"\nupstream = \"back\"\n\
+         [upstreams.back]\nbackends = {}\n",
+        list(&servers)
+    ));
+    Setup {
+        tembuku,
+        front,
+        servers,
+    }
+}
+
+#[test]
+fn every_metric_of_the_contract_is_there() {
+    let setup = setup("");
+    for _ in 0..4 {
+        let (mut client, _) = net::session(setup.front).unwrap();
+        echo(&mut client, "hello").unwrap();
+    }
+    setup.tembuku.wait_idle();
+    let metrics = setup.tembuku.metrics();
+    let is = |name: &str, labels: &[(&str, &str)], kind: &str| {
+        let full = format!("tembuku_{name}");
+        let of_kind = metrics.types.get(&full).map(String::as_str);
+        assert_eq!(of_kind, Some(kind), "{name}");
+        let series = if kind == "histogram" {
+            format!("{name}_count")
+        } else {
+            name.to_owned()
+        };
+        assert!(
+            metrics.has(&series, labels),
+            "{name} {labels:?}\n{}",
+            metrics.text
+        );
+    };
+    let listener = [("listener", "front")];
+    let backend = setup.servers[0].addr.to_string();
+    let backend = [("upstream", "back"), ("backend", backend.as_str())];
+    is("build_info", &[], "gauge");
+    is("listener_connections_total", &listener, "counter");
+    is("listener_active_connections", &listener, "gauge");
+    is("listener_received_bytes_total", &listener, "counter");
+    is("listener_sent_bytes_total", &listener, "counter");
+    for reason in [
+        "access",
+        "max_connections",
+        "process_max_connections",
+        "no_descriptors",
+    ] {
+        is(
+            "listener_rejected_total",
+            &[("listener", "front"), ("reason", reason)],
+            "counter",
+        );
+    }
+    is(
+        "sessions_closed_total",
+        &[("listener", "front"), ("reason", "ok")],
+        "counter",
+    );
+    is("session_duration_seconds", &[], "histogram");
+    is("first_byte_duration_seconds", &[], "histogram");
+    is("backend_connections_total", &backend, "counter");
+    is("backend_active_connections", &backend, "gauge");
+    is("backend_connect_errors_total", &backend, "counter");
+    is("backend_connect_duration_seconds", &[], "histogram");
+    is("backend_received_bytes_total", &backend, "counter");
+    is("backend_sent_bytes_total", &backend, "counter");
+    is("backend_retries_total", &[], "counter");
+    is("backend_state", &backend, "gauge");
+    is("backend_weight", &backend, "gauge");
+    is(
+        "upstream_available_backends",
+        &[("upstream", "back")],
+        "gauge",
+    );
+    is("relayed_bytes_total", &[("mode", "splice")], "counter");
+    is("relayed_bytes_total", &[("mode", "copy")], "counter");
+    for name in [
+        "process_cpu_seconds_total",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(
+            metrics
+                .series
+                .iter()
+                .any(|series| series.name.ends_with(name)),
+            "{name}"
+        );
+    }
+
+    // And says what happened.
+    assert_eq!(metrics.sum("listener_connections_total", &[]), 4.0);
+    assert_eq!(metrics.sum("backend_connections_total", &[]), 4.0);
+    assert_eq!(metrics.sum("session_duration_seconds_count", &[]), 4.0);
+    assert_eq!(metrics.sum("first_byte_duration_seconds_count", &[]), 4.0);
+    assert_eq!(
+        metrics.sum("backend_connect_duration_seconds_count", &[]),
+        4.0
+    );
+    assert_eq!(metrics.sum("listener_received_bytes_total", &[]), 4.0 * 6.0);
+    assert_eq!(metrics.sum("listener_sent_bytes_total", &[]), 4.0 * 9.0);
+    assert_eq!(metrics.sum("backend_weight", &backend), 1.0);
+    assert_eq!(
+        metrics.sum("backend_state", &backend),
+        1.0,
+        "one state at a time"
+    );
+    assert_eq!(metrics.sum("backend_state", &[("state", "up")]), 2.0);
+    assert_eq!(metrics.sum("upstream_available_backends", &[]), 2.0);
+}
+
+#[test]
+fn the_metrics_are_in_the_text_format() {
+    let setup = setup("");
+    ask_many(setup.front, 3);
+    let response = setup.tembuku.get("/metrics");
+    let kind = response.header("content-type").unwrap();
+    assert!(
+        kind.starts_with("text/plain") && kind.contains("version=0.0.4"),
+        "{kind}"
+    );
+    // Names, types, labels and duplicates are checked in reading.
+    let metrics = setup.tembuku.metrics();
+    for series in &metrics.series {
+        let family = family(&series.name, &metrics.types);
+        assert!(metrics.helps.contains(&family), "no help text for {family}");
+        assert!(
+            series.name.starts_with("tembuku_") || series.name.starts_with("process_"),
+            "{}",
+            series.name
+        );
+        let counts = metrics.types[&family] == "counter";
+        assert_eq!(
+            counts,
+            series.name.ends_with("_total"),
+            "{} is a {}",
+            series.name,
+            metrics.types[&family]
+        );
+        assert!(series.value.is_finite(), "{series:?}");
+    }
+    for (name, kind) in &metrics.types {
+        if kind == "histogram" {
+            check_histogram(&metrics.series, name);
+        }
+    }
+    // Never a client's address: those would be without number.
+    assert!(
+        !metrics
+            .series
+            .iter()
+            .any(|series| series.labels.keys().any(|key| key.contains("addr")))
+    );
+    // Nothing changes while nothing happens, except what counts time and the asking itself.
+    let again = setup.tembuku.metrics();
+    let names = |metrics: &crate::harness::metrics::Metrics| -> BTreeSet<String> {
+        metrics
+            .series
+            .iter()
+            .map(|series| format!("{}{:?}", series.name, series.labels))
+            .collect()
+    };
+    assert_eq!(names(&metrics), names(&again));
+}
+
+type Labels = Vec<(String, String)>;
+
+/// Buckets grow, the last is infinite and agrees with the count.
+#[track_caller]
+fn check_histogram(all: &[crate::harness::metrics::Series], name: &str) {
+    let mut groups: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
+    for series in all
+        .iter()
+        .filter(|series| series.name == format!("{name}_bucket"))
+    {
+        let mut labels = series.labels.clone();
+        let le = labels
+            .remove("le")
+            .unwrap_or_else(|| panic!("a bucket without a bound: {series:?}"));
+        let le = if le == "+Inf" {
+            f64::INFINITY
+        } else {
+            le.parse().unwrap()
+        };
+        groups
+            .entry(labels.into_iter().collect())
+            .or_default()
+            .push((le, series.value));
+    }
+    for (labels, mut buckets) in groups {
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        assert!(
+            buckets.len() > 3 && buckets.windows(2).all(|two| two[0].1 <= two[1].1),
+            "{name}: {buckets:?}"
+        );
+        let count = all.iter().find(|series| {
+            series.name == format!("{name}_count")
+                && series.labels.clone().into_iter().collect::<Vec<_>>() == labels
+        });
+        let last = *buckets.last().unwrap();
+        assert_eq!(
+            Some(last),
+            count.map(|count| (f64::INFINITY, count.value)),
+            "{name} {labels:?}"
+        );
+    }
+}
+
+#[test]
+fn alive_and_ready() {
+    let setup = setup("");
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(setup.tembuku.get(path).status, 200, "{path}");
+    }
+    assert_eq!(setup.tembuku.get("/").status, 200);
+    assert_eq!(setup.tembuku.get("/no/such/thing").status, 404);
+    assert_eq!(setup.tembuku.get("/metricsx").status, 404);
+    for path in ["/metrics", "/livez", "/api/v1/status"] {
+        let response = http::request(setup.tembuku.admin, "POST", path).unwrap();
+        assert_eq!(response.status, 405, "{path}");
+        assert!(
+            response
+                .header("allow")
+                .is_some_and(|allow| allow.contains("GET")),
+            "{response:?}"
+        );
+    }
+    let head = http::request(setup.tembuku.admin, "HEAD", "/metrics").unwrap();
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[test]
+fn not_ready_without_an_available_backend() {
+    let dead = [ports::free_addr(), ports::free_addr()];
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\
+         {{ address = \"{}\", fail_timeout = \"1s\" }}, {{ address = \"{}\", fail_timeout = \"1s\" }}]\n",
+        dead[0], dead[1]
+    ));
+    assert_eq!(
+        tembuku.get("/readyz").status,
+        200,
+        "nothing is known against them yet"
+    );
+    net::assert_closed_at_once(front);
+    wait_until("not ready", secs(5), || {
+        tembuku.get("/readyz").status == 503
+    });
+    assert_eq!(tembuku.get("/livez").status, 200);
+    let _back = Server::named_on("b1", &[dead[0]]);
+    wait_until("served again", secs(10), || ask(front).is_ok());
+    wait_until("ready again", secs(5), || {
+        tembuku.get("/readyz").status == 200
+    });
+}
+
+#[test]
+fn the_status_as_json() {
+    let setup = setup("");
+    let (_client, name) = net::session(setup.front).unwrap();
+    let response = setup.tembuku.get("/api/v1/status");
+    assert_eq!(response.status, 200);
+    assert!(
+        response
+            .header("content-type")
+            .unwrap()
+            .starts_with("application/json"),
+        "{response:?}"
+    );
+    let status: Value = serde_json::from_str(&response.body).unwrap();
+    for part in ["process", "listeners", "upstreams"] {
+        assert!(!status[part].is_null(), "no {part} in {status}");
+    }
+    let text = status.to_string();
+    assert!(
+        text.contains("\"front\"") && text.contains("\"back\""),
+        "{text}"
+    );
+    let upstreams = &status["upstreams"];
+    let upstream = upstreams
+        .as_array()
+        .map_or_else(|| &upstreams["back"], |all| &all[0]);
+    let backends = upstream["backends"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no backends in {status}"));
+    assert_eq!(backends.len(), 2);
+    for (backend, server) in backends.iter().zip(&setup.servers) {
+        assert!(
+            backend.to_string().contains(&server.addr.to_string()),
+            "{backend}"
+        );
+        for key in ["state", "weight", "connections"] {
+            assert!(!backend[key].is_null(), "no {key} in {backend}");
+        }
+        assert_eq!(backend["state"], "up", "{backend}");
+        let expected = u64::from(
+            name == format!(
+                "b{}",
+                setup
+                    .servers
+                    .iter()
+                    .position(|s| s.addr == server.addr)
+                    .unwrap()
+                    + 1
+            ),
+        );
+        assert_eq!(backend["connections"], expected, "{backend}");
+    }
+}
+
+/// The record of a session of six bytes up and nine down.
+#[track_caller]
+fn check_record(record: &Value, setup: &Setup) {
+    let text = |key: &str| {
+        record[key]
+            .as_str()
+            .unwrap_or_else(|| panic!("no text {key} in {record}"))
+            .to_owned()
+    };
+    let number = |key: &str| {
+        record[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no number {key} in {record}"))
+    };
+    assert_eq!(text("listener"), "front");
+    assert_eq!(text("protocol").to_lowercase(), "tcp");
+    assert_eq!(text("remote_addr"), "127.0.0.1");
+    assert!((1.0..65_536.0).contains(&number("remote_port")), "{record}");
+    assert_eq!(text("upstream"), "back");
+    assert!(
+        setup
+            .servers
+            .iter()
+            .any(|server| server.addr.to_string() == text("backend")),
+        "{record}"
+    );
+    assert_eq!(number("bytes_received"), 6.0);
+    assert_eq!(number("bytes_sent"), 9.0);
+    assert_eq!(text("close_reason"), "ok");
+    let (connect, first, whole) = (
+        number("connect_time"),
+        number("first_byte_time"),
+        number("session_time"),
+    );
+    assert!(
+        connect >= 0.0 && first >= 0.0 && whole >= first && whole < 30.0,
+        "{record}"
+    );
+    assert!(!text("time").is_empty());
+    let attempts = record["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 1, "{record}");
+    assert_eq!(attempts[0]["backend"], text("backend"), "{record}");
+}
+
+fn one_session(setup: &Setup) {
+    let (mut client, _) = net::session(setup.front).unwrap();
+    echo(&mut client, "hello").unwrap();
+}
+
+#[test]
+fn the_access_log_in_a_file() {
+    let setup = setup("access = \"{dir}/access.log\"");
+    for n in 1..=3 {
+        one_session(&setup);
+        let records = setup.tembuku.access_log(n);
+        assert_eq!(records.len(), n, "{records:?}");
+        check_record(&records[n - 1], &setup);
+    }
+}
+
+#[test]
+fn the_access_log_on_stdout() {
+    let setup = setup("access = \"stdout\"");
+    one_session(&setup);
+    wait_until("a line on stdout", secs(5), || {
+        setup.tembuku.proc.stdout().ends_with('\n')
+    });
+    let said = setup.tembuku.proc.stdout();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    check_record(&serde_json::from_str(&said).unwrap(), &setup);
+}
+
+#[test]
+fn the_access_log_as_text() {
+    let setup = setup("format = \"text\"\naccess = \"{dir}/access.log\"");
+    one_session(&setup);
+    let path = setup.tembuku.dir.file("access.log");
+    let text = || fs::read_to_string(&path).unwrap_or_default();
+    wait_until("a line", secs(5), || text().ends_with('\n'));
+    assert!(
+        serde_json::from_str::<Value>(&text()).is_err(),
+        "{}",
+        text()
+    );
+    for part in ["front", "127.0.0.1", "ok"] {
+        assert!(text().contains(part), "{part} in {}", text());
+    }
+}
+
+#[test]
+fn without_being_asked_there_is_no_access_log() {
+    let mut setup = setup("");
+    one_session(&setup);
+    setup.tembuku.wait_idle();
+    setup.tembuku.terminate();
+    assert_eq!(setup.tembuku.proc.stdout(), "");
+    let said = setup.tembuku.proc.stderr();
+    assert!(!said.contains("bytes_received"), "{said}");
+}
+
+#[test]
+fn usr1_opens_the_access_log_anew() {
+    let setup = setup("access = \"{dir}/access.log\"");
+    one_session(&setup);
+    setup.tembuku.access_log(1);
+    let path = setup.tembuku.dir.file("access.log");
+    let old = setup.tembuku.dir.file("access.log.1");
+    fs::rename(&path, &old).unwrap();
+    // Until it is told, it goes on in the file that was renamed.
+    one_session(&setup);
+    let lines = |path| fs::read_to_string(path).unwrap_or_default().lines().count();
+    wait_until("the second record, in the renamed file", secs(5), || {
+        lines(&old) == 2
+    });
+    assert!(!path.exists());
+    setup.tembuku.proc.signal(Signal::USR1);
+    wait_until("a new file", secs(5), || path.exists());
+    one_session(&setup);
+    setup.tembuku.access_log(1);
+    assert_eq!(lines(&old), 2);
+    // It is still the same process, at work.
+    assert_eq!(setup.tembuku.metric("listener_connections_total", &[]), 3.0);
+}

@@ -1,0 +1,286 @@
+//! The real servers: each with its own configuration in its own folder, on its own port of 127.0.0.1.
+
+use super::{
+    net, ports,
+    proc::{self, Proc, command},
+    secs,
+    temp::TempDir,
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+const START: Duration = secs(20);
+
+fn answers(addr: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&addr, secs(1)).is_ok()
+}
+
+pub(crate) struct Nginx {
+    _proc: Proc,
+    _dir: TempDir,
+}
+
+impl Nginx {
+    /// `block` is the `stream` or the `http` block; ready once `addr` answers. `{dir}` stands for a folder of its own.
+    #[track_caller]
+    pub(crate) fn start(addr: SocketAddr, block: &str) -> Nginx {
+        let dir = TempDir::new();
+        let root = dir.path().to_str().unwrap();
+        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+        let load = if Path::new(module).exists() {
+            format!("load_module {module};\n")
+        } else {
+            String::new()
+        };
+        let block = block.replace("{dir}", root);
+        let config = dir.write(
+            "nginx.conf",
+            &format!(
+                "{load}daemon off; user root; worker_processes 1; pid {root}/pid; error_log {root}/error.log;\n\
+                 events {{ worker_connections 4096; }}\n{block}\n"
+            ),
+        );
+        let mut command = Command::new("nginx");
+        command.args(["-p", root, "-e", "stderr", "-c", config.to_str().unwrap()]);
+        let mut proc = Proc::start("nginx", dir.path(), command);
+        proc.wait_ready(START, || answers(addr));
+        Nginx {
+            _proc: proc,
+            _dir: dir,
+        }
+    }
+
+    /// An `http` server that has `file` of `size` bytes.
+    pub(crate) fn web(file: &str, size: usize) -> (Nginx, SocketAddr) {
+        let addr = ports::free_addr();
+        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {{dir}}/{kind};"))
+            .join(" ");
+        let nginx = Nginx::start(
+            addr,
+            &format!(
+                "http {{ {temp} access_log off; sendfile on; keepalive_requests 1000000;\n\
+                 server {{ listen {addr} backlog=4096; root {{dir}}; }} }}"
+            ),
+        );
+        nginx._dir.write(file, &"x".repeat(size));
+        (nginx, addr)
+    }
+}
+
+pub(crate) struct Redis {
+    pub(crate) proc: Proc,
+    pub(crate) addr: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Redis {
+    #[track_caller]
+    pub(crate) fn start(addr: SocketAddr) -> Redis {
+        let dir = TempDir::new();
+        let mut command = command("redis-server --save --appendonly no --daemonize no");
+        command.args([
+            "--port",
+            &addr.port().to_string(),
+            "--bind",
+            &addr.ip().to_string(),
+        ]);
+        command.arg("--dir").arg(dir.path());
+        let mut proc = Proc::start("redis", dir.path(), command);
+        proc.wait_ready(START, || {
+            call(addr, "PING").is_ok_and(|answer| answer == "+PONG")
+        });
+        Redis {
+            proc,
+            addr,
+            _dir: dir,
+        }
+    }
+}
+
+/// One Redis command on a connection of its own, without the client program: the first line of the answer.
+pub(crate) fn call(addr: SocketAddr, command: &str) -> std::io::Result<String> {
+    let mut stream = net::connect(addr)?;
+    stream.write_all(format!("{command}\r\n").as_bytes())?;
+    let first = net::read_line(&mut stream)?.trim_end().to_owned();
+    if first.starts_with('$') && first != "$-1" {
+        return net::read_line(&mut stream).map(|line| line.trim_end().to_owned());
+    }
+    Ok(first)
+}
+
+pub(crate) struct Postgres {
+    pub(crate) addr: SocketAddr,
+    _proc: Proc,
+    _dir: TempDir,
+}
+
+impl Postgres {
+    #[track_caller]
+    pub(crate) fn start() -> Postgres {
+        let dir = TempDir::new();
+        let addr = ports::free_addr();
+        let (user, group) = account("postgres");
+        let home = dir.file("pg");
+        fs::create_dir(&home).unwrap();
+        // The server refuses to run as root, so it gets a folder and a user of its own.
+        chown(&home, Some(user), Some(group)).unwrap();
+        let as_postgres = |program: &str| {
+            let mut command = command("setpriv --reuid=postgres --regid=postgres --clear-groups");
+            command.arg(tool(program)).current_dir(&home);
+            command
+        };
+        let data = home.join("data");
+        let mut init = as_postgres("initdb");
+        init.args([
+            "--no-sync",
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-D",
+        ])
+        .arg(&data);
+        proc::run_ok(secs(60), init);
+        let mut server = as_postgres("postgres");
+        server
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+        server.args(["-c", &format!("port={}", addr.port())]);
+        server.args(["-c", &format!("unix_socket_directories={}", home.display())]);
+        // INT ends its sessions and stops; TERM would wait for them.
+        let mut proc = Proc::start("postgres", dir.path(), server).stop_with(Signal::INT);
+        proc.wait_ready(secs(30), || {
+            let mut psql = psql(addr);
+            psql.args(["-c", "select 1"]);
+            answers(addr) && proc::run(secs(10), psql).status.success()
+        });
+        Postgres {
+            addr,
+            _proc: proc,
+            _dir: dir,
+        }
+    }
+}
+
+/// A PostgreSQL client that talks to this address and prints bare rows.
+pub(crate) fn psql(addr: SocketAddr) -> Command {
+    let mut command = postgres_client("psql", addr);
+    command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+    command
+}
+
+pub(crate) fn postgres_client(program: &str, addr: SocketAddr) -> Command {
+    let mut command = Command::new(tool(program));
+    command
+        .env("PGHOST", addr.ip().to_string())
+        .env("PGPORT", addr.port().to_string());
+    command
+        .env("PGUSER", "postgres")
+        .env("PGDATABASE", "postgres")
+        .env("PGCONNECT_TIMEOUT", "10");
+    // Plain bytes, without an attempt at encryption first.
+    command
+        .env("PGSSLMODE", "disable")
+        .env("PGGSSENCMODE", "disable");
+    command
+}
+
+/// A program of PostgreSQL: Debian keeps most of them out of the path, by version.
+fn tool(program: &str) -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
+    let mut found: Vec<PathBuf> = versions
+        .flatten()
+        .map(|version| version.path().join("bin").join(program))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .unwrap_or_else(|| panic!("no {program} in /usr/lib/postgresql/*/bin"))
+}
+
+/// The numbers of a user and its group.
+pub(crate) fn account(name: &str) -> (u32, u32) {
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let line = users
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}:")))
+        .unwrap();
+    let mut fields = line.split(':').skip(2).map(|field| field.parse().unwrap());
+    (fields.next().unwrap(), fields.next().unwrap())
+}
+
+pub(crate) struct Iperf3 {
+    pub(crate) addr: SocketAddr,
+    _proc: Proc,
+    _dir: TempDir,
+}
+
+impl Iperf3 {
+    #[track_caller]
+    pub(crate) fn start() -> Iperf3 {
+        let dir = TempDir::new();
+        let addr = ports::free_addr();
+        let mut command = command("iperf3 --server --forceflush");
+        command.args([
+            "--bind",
+            &addr.ip().to_string(),
+            "--port",
+            &addr.port().to_string(),
+        ]);
+        let mut proc = Proc::start("iperf3", dir.path(), command);
+        let said = dir.file("iperf3.out");
+        // Not by connecting: it would take that for the start of a test.
+        proc.wait_ready(START, || {
+            fs::read_to_string(&said).is_ok_and(|text| text.contains("Server listening"))
+        });
+        Iperf3 {
+            addr,
+            _proc: proc,
+            _dir: dir,
+        }
+    }
+}
+
+/// A network of the machine's own, made for one process and gone with it, in which every address of
+/// `fd00:7e57::/64` is local. Runs the named test of this program again inside; the test finds out by
+/// [`in_own_network`].
+#[track_caller]
+pub(crate) fn again_in_own_network(test: &str) {
+    let mut command = Command::new("unshare");
+    let prepare = "ip link set lo up && ip -6 route add local fd00:7e57::/64 dev lo && \
+                   echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind && exec \"$@\"";
+    command
+        .args(["--net", "sh", "-c", prepare, "sh"])
+        .arg(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1");
+    let output = proc::run(secs(120), command);
+    let said = proc::text(&output);
+    println!("{said}");
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{test}, inside: {}",
+        output.status
+    );
+}
+
+const INSIDE: &str = "TEMBUKU_TEST_IN_OWN_NETWORK";
+
+pub(crate) fn in_own_network() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}

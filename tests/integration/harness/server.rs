@@ -1,0 +1,151 @@
+//! Small backends inside the test program, one thread per connection.
+
+use super::net::{self, PATIENCE};
+use socket2::{Domain, SockRef, Socket, Type};
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+type Handler = Arc<dyn Fn(TcpStream) + Send + Sync>;
+
+/// Listens until it is dropped; from then on its address refuses.
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    listeners: Vec<Arc<TcpListener>>,
+    accepted: Arc<AtomicUsize>,
+    live: Arc<AtomicUsize>,
+}
+
+impl Server {
+    /// On a port of 127.0.0.1 that the kernel chooses.
+    pub(crate) fn start(handler: impl Fn(TcpStream) + Send + Sync + 'static) -> Server {
+        Server::on(&[SocketAddr::from(([127, 0, 0, 1], 0))], handler)
+    }
+
+    pub(crate) fn on(
+        addrs: &[SocketAddr],
+        handler: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> Server {
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let live = Arc::new(AtomicUsize::new(0));
+        let handler: Handler = Arc::new(handler);
+        let listeners: Vec<Arc<TcpListener>> =
+            addrs.iter().map(|&addr| Arc::new(listen(addr))).collect();
+        for listener in &listeners {
+            let (listener, handler) = (listener.clone(), handler.clone());
+            let (accepted, live) = (accepted.clone(), live.clone());
+            thread::spawn(move || accept_all(&listener, &handler, &accepted, &live));
+        }
+        Server {
+            addr: listeners[0].local_addr().unwrap(),
+            listeners,
+            accepted,
+            live,
+        }
+    }
+
+    /// Says its name in a line, then sends back whatever it is sent.
+    pub(crate) fn named(name: &str) -> Server {
+        Server::named_on(name, &[SocketAddr::from(([127, 0, 0, 1], 0))])
+    }
+
+    pub(crate) fn named_on(name: &str, addrs: &[SocketAddr]) -> Server {
+        let greeting = format!("{name}\n");
+        Server::on(addrs, move |stream| greet_and_echo(&stream, &greeting))
+    }
+
+    /// Connections taken so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Connections whose handler is still at work.
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for listener in &self.listeners {
+            // Wakes the thread in accept, which ends then, and refuses from this moment on.
+            let _ = SockRef::from(&**listener).shutdown(Shutdown::Both);
+        }
+    }
+}
+
+pub(crate) fn greet_and_echo(mut stream: &TcpStream, greeting: &str) {
+    let mut buffer = vec![0; 64 * 1024];
+    if stream.write_all(greeting.as_bytes()).is_err() {
+        return;
+    }
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+pub(crate) fn listen(addr: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    if addr.is_ipv6() {
+        socket.set_only_v6(true).unwrap();
+    }
+    socket
+        .bind(&addr.into())
+        .unwrap_or_else(|error| panic!("cannot listen on {addr}: {error}"));
+    socket.listen(4096).unwrap();
+    socket.into()
+}
+
+fn accept_all(
+    listener: &TcpListener,
+    handler: &Handler,
+    accepted: &AtomicUsize,
+    live: &Arc<AtomicUsize>,
+) {
+    while let Ok((stream, _)) = listener.accept() {
+        accepted.fetch_add(1, Ordering::SeqCst);
+        live.fetch_add(1, Ordering::SeqCst);
+        stream.set_read_timeout(Some(3 * PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(3 * PATIENCE)).unwrap();
+        let (handler, live) = (handler.clone(), live.clone());
+        thread::spawn(move || {
+            handler(stream);
+            live.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Backends `b1`, `b2` … that say their name.
+pub(crate) fn named(count: usize) -> Vec<Server> {
+    (1..=count)
+        .map(|n| Server::named(&format!("b{n}")))
+        .collect()
+}
+
+/// As a TOML list of addresses.
+pub(crate) fn list(servers: &[Server]) -> String {
+    let addrs: Vec<String> = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.addr))
+        .collect();
+    format!("[{}]", addrs.join(", "))
+}
+
+/// The backends behind a listener, each asked once per new connection, in the order of the connections.
+#[track_caller]
+pub(crate) fn ask_many(addr: SocketAddr, count: usize) -> Vec<String> {
+    (1..=count)
+        .map(|n| {
+            net::ask(addr).unwrap_or_else(|error| panic!("connection {n} of {count}: {error}"))
+        })
+        .collect()
+}

@@ -1,0 +1,171 @@
+//! The program under test.
+
+use super::{
+    http::{self, Response},
+    metrics::Metrics,
+    poll, ports,
+    proc::{self, Proc},
+    secs,
+    temp::TempDir,
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Command, ExitStatus, Output},
+    time::Duration,
+};
+
+/// How long starting and answering may take on a machine that is busy with other tests.
+const SOON: Duration = secs(10);
+
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("TEMBUKU_TEST_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_tembuku").into(), PathBuf::from)
+}
+
+/// A command line of the program, run to its end.
+#[track_caller]
+pub(crate) fn cli(args: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command
+        .args(args)
+        .env("NO_COLOR", "1")
+        .env_remove("TEMBUKU_CONFIG");
+    proc::run(SOON, command)
+}
+
+/// A running program, ended with the test.
+pub(crate) struct Tembuku {
+    pub(crate) proc: Proc,
+    pub(crate) admin: SocketAddr,
+    pub(crate) dir: TempDir,
+}
+
+impl Tembuku {
+    /// `run -c` with this configuration, to which the admin address is added, and in which `{dir}` stands for a
+    /// folder of its own. Returns when it works.
+    #[track_caller]
+    pub(crate) fn start(config: &str) -> Tembuku {
+        Tembuku::start_under("", config)
+    }
+
+    /// As [`Tembuku::start`], through a program that prepares the ground and then becomes it, such as `prlimit`.
+    #[track_caller]
+    pub(crate) fn start_under(wrapper: &str, config: &str) -> Tembuku {
+        let dir = TempDir::new();
+        let admin = ports::free_addr();
+        let config = config.replace("{dir}", dir.path().to_str().unwrap());
+        let config = dir.write(
+            "tembuku.toml",
+            &format!("{config}\n[admin]\nlisten = \"{admin}\"\n"),
+        );
+        Tembuku::launch(
+            wrapper,
+            &["run", "-c", config.to_str().unwrap()],
+            admin,
+            dir,
+        )
+    }
+
+    /// With a command line of the test's own, which names `admin` somehow.
+    #[track_caller]
+    pub(crate) fn start_with(args: &[&str], admin: SocketAddr) -> Tembuku {
+        Tembuku::launch("", args, admin, TempDir::new())
+    }
+
+    #[track_caller]
+    fn launch(wrapper: &str, args: &[&str], admin: SocketAddr, dir: TempDir) -> Tembuku {
+        let mut command = if wrapper.is_empty() {
+            Command::new(binary())
+        } else {
+            // Where another user can run it, too.
+            let copy = dir.file("tembuku");
+            fs::copy(binary(), &copy).unwrap();
+            let mut command = proc::command(wrapper);
+            command.arg(copy);
+            command
+        };
+        command
+            .args(args)
+            .env("NO_COLOR", "1")
+            .env_remove("TEMBUKU_CONFIG")
+            .current_dir(dir.path());
+        let mut proc = Proc::start("tembuku", dir.path(), command);
+        proc.wait_ready(SOON, || {
+            http::get(admin, "/livez").is_ok_and(|response| response.status == 200)
+        });
+        Tembuku { proc, admin, dir }
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Response {
+        http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn metrics(&self) -> Metrics {
+        let response = self.get("/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        Metrics::parse(&response.body).unwrap_or_else(|error| panic!("{error}\n{}", response.body))
+    }
+
+    /// The sum over every series with these labels; the prefix of the name is left out.
+    #[track_caller]
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels)
+    }
+
+    /// Waits until a sum satisfies; returns it.
+    #[track_caller]
+    pub(crate) fn wait_metric(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        satisfies: impl Fn(f64) -> bool,
+    ) -> f64 {
+        let mut last = f64::NAN;
+        let found = poll(SOON, || {
+            last = self.metric(name, labels);
+            satisfies(last).then_some(last)
+        });
+        found.unwrap_or_else(|| {
+            let metrics = self.metrics();
+            let lines: Vec<&str> = metrics
+                .text
+                .lines()
+                .filter(|line| line.contains(name))
+                .collect();
+            panic!(
+                "tembuku_{name} {labels:?} stays at {last}\n{}",
+                lines.join("\n")
+            )
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_idle(&self) {
+        self.wait_metric("listener_active_connections", &[], |n| n == 0.0);
+    }
+
+    /// Asks it to stop; its exit status.
+    #[track_caller]
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.proc.signal(Signal::TERM);
+        self.proc.wait(SOON).expect("an end after TERM")
+    }
+
+    /// The records of the access log `{dir}/access.log`, once there are `count`.
+    #[track_caller]
+    pub(crate) fn access_log(&self, count: usize) -> Vec<serde_json::Value> {
+        let path = self.dir.file("access.log");
+        let lines = || fs::read_to_string(&path).unwrap_or_default();
+        let complete = |text: &String| text.ends_with('\n') && text.lines().count() >= count;
+        let text = poll(SOON, || Some(lines()).filter(complete))
+            .unwrap_or_else(|| panic!("not {count} records in the access log:\n{}", lines()));
+        let parse =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        text.lines().map(parse).collect()
+    }
+}

@@ -1,0 +1,275 @@
+//! `consistent_hash` against nginx itself: both get the same upstream and the same clients.
+
+use crate::harness::{
+    net::ask_from,
+    ports,
+    programs::{self, Nginx},
+    rng::{self, Rng},
+    server::Server,
+    tembuku::Tembuku,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+/// A backend as both configurations name it.
+struct Entry {
+    address: String,
+    weight: u64,
+    down: bool,
+}
+
+impl Entry {
+    fn new(address: impl ToString, weight: u64) -> Entry {
+        Entry {
+            address: address.to_string(),
+            weight,
+            down: false,
+        }
+    }
+
+    fn down(mut self) -> Entry {
+        self.down = true;
+        self
+    }
+}
+
+/// The two, side by side.
+struct Pair {
+    nginx: SocketAddr,
+    tembuku: SocketAddr,
+    program: Tembuku,
+    _peer: Nginx,
+}
+
+impl Pair {
+    fn start(entries: &[Entry], key: &str, host: &str) -> Pair {
+        let addr = |port: u16| -> SocketAddr { format!("{host}:{port}").parse().unwrap() };
+        let (nginx, tembuku) = (addr(ports::free_port()), addr(ports::free_port()));
+        // An hour: which backends count as failed must not depend on how fast the two are asked.
+        let servers: String = entries
+            .iter()
+            .map(|entry| {
+                let down = if entry.down { " down" } else { "" };
+                format!(
+                    "server {} weight={} fail_timeout=1h{down}; ",
+                    entry.address, entry.weight
+                )
+            })
+            .collect();
+        let peer = Nginx::start(
+            nginx,
+            &format!(
+                "stream {{ upstream u {{ hash {key} consistent; {servers} }}\n\
+                 server {{ listen {nginx}; proxy_pass u; }} }}"
+            ),
+        );
+        let backends: String = entries
+            .iter()
+            .map(|entry| {
+                let Entry { address, weight, down } = entry;
+                format!("{{ address = \"{address}\", weight = {weight}, fail_timeout = \"1h\", down = {down} }}, ")
+            })
+            .collect();
+        let program = Tembuku::start(&format!(
+            "[listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbalance = \"consistent_hash\"\nhash_key = \"{key}\"\nbackends = [{backends}]\n"
+        ));
+        Pair {
+            nginx,
+            tembuku,
+            program,
+            _peer: peer,
+        }
+    }
+
+    /// Asks both from every source, `rounds` times; the backend of each. The names of the backends are their entries'.
+    #[track_caller]
+    fn compare(&self, sources: &[IpAddr], rounds: usize) -> BTreeMap<IpAddr, String> {
+        let mut picked: BTreeMap<IpAddr, String> = BTreeMap::new();
+        for round in 1..=rounds {
+            for &source in sources {
+                let ask = |who: &str, addr| {
+                    ask_from(source, addr)
+                        .unwrap_or_else(|error| panic!("{who}, from {source}: {error}"))
+                };
+                let nginx = ask("nginx", self.nginx);
+                let tembuku = ask("tembuku", self.tembuku);
+                assert_eq!(
+                    tembuku, nginx,
+                    "from {source}, round {round}: tembuku is left, nginx right"
+                );
+                let before = picked.entry(source).or_insert_with(|| nginx.clone());
+                assert_eq!(
+                    *before, nginx,
+                    "from {source}: another backend in round {round}"
+                );
+            }
+        }
+        picked
+    }
+}
+
+fn sources_v4(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
+    let mut sources = BTreeSet::new();
+    while sources.len() < count {
+        let [a, b, c] = [rng.below(256), rng.below(256), rng.range(1, 254)].map(|n| n as u8);
+        sources.insert(IpAddr::from(Ipv4Addr::new(127, a, b, c)));
+    }
+    sources.into_iter().collect()
+}
+
+/// Addresses whose groups are often zero, or short, so that every rule of writing one down is needed.
+fn sources_v6(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
+    let mut sources = BTreeSet::new();
+    while sources.len() < count {
+        let mut groups = [0xfd00, 0x7e57, 0, 0, 0, 0, 0, 0];
+        for group in &mut groups[4..] {
+            *group = if rng.chance(40) {
+                0
+            } else {
+                rng.magnitude(16.0) as u16
+            };
+        }
+        sources.insert(IpAddr::from(Ipv6Addr::from(groups)));
+    }
+    sources.into_iter().collect()
+}
+
+fn used(picked: &BTreeMap<IpAddr, String>) -> BTreeSet<&str> {
+    picked.values().map(String::as_str).collect()
+}
+
+/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: what the name says is the entry.
+fn mixed() -> (Vec<Server>, Vec<Entry>) {
+    let v4 = |name: &str, host: [u8; 4]| {
+        let server = Server::named_on(name, &[SocketAddr::from((host, 0))]);
+        let addr = server.addr;
+        (server, addr)
+    };
+    let (plain, plain_addr) = v4("plain", [127, 0, 0, 1]);
+    let (heavy, heavy_addr) = v4("heavy", [127, 0, 0, 2]);
+    let (down, down_addr) = v4("down", [127, 0, 0, 3]);
+    // The name means 127.0.0.1 everywhere, and ::1 besides on many machines.
+    let port = ports::free_port();
+    let both = [
+        SocketAddr::from(([127, 0, 0, 1], port)),
+        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+    ];
+    let name = Server::named_on("name", &both);
+    let literal = Server::named_on("literal", &[SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]);
+    let literal_addr = literal.addr;
+    let entries = vec![
+        Entry::new(plain_addr, 1),
+        Entry::new(heavy_addr, 3),
+        Entry::new(format!("localhost:{port}"), 2),
+        Entry::new(literal_addr, 1),
+        Entry::new(down_addr, 2).down(),
+    ];
+    (vec![plain, heavy, down, name, literal], entries)
+}
+
+#[test]
+fn two_hundred_sources_get_the_same_backend() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::two_hundred_sources"));
+    let (_servers, entries) = mixed();
+    let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+    let picked = pair.compare(&sources_v4(&mut rng, 200), 2);
+    assert_eq!(
+        used(&picked),
+        BTreeSet::from(["plain", "heavy", "name", "literal"])
+    );
+}
+
+#[test]
+fn the_binary_address_as_the_key() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_binary_address"));
+    let (_servers, entries) = mixed();
+    let pair = Pair::start(&entries, "$binary_remote_addr", "127.0.0.1");
+    let picked = pair.compare(&sources_v4(&mut rng, 100), 1);
+    assert_eq!(
+        used(&picked),
+        BTreeSet::from(["plain", "heavy", "name", "literal"])
+    );
+}
+
+#[test]
+fn ipv6_clients() {
+    if !programs::in_own_network() {
+        return programs::again_in_own_network("hash_nginx::ipv6_clients");
+    }
+    let mut rng = Rng::new(rng::seed("hash_nginx::ipv6_clients"));
+    let (_servers, entries) = mixed();
+    for key in ["$remote_addr", "$binary_remote_addr"] {
+        let pair = Pair::start(&entries, key, "[::1]");
+        let picked = pair.compare(&[Ipv6Addr::LOCALHOST.into()], 2);
+        assert_eq!(picked.len(), 1);
+        let pair = Pair::start(&entries, key, "[fd00:7e57::1]");
+        let picked = pair.compare(&sources_v6(&mut rng, 100), 2);
+        assert_eq!(
+            used(&picked),
+            BTreeSet::from(["plain", "heavy", "name", "literal"])
+        );
+    }
+}
+
+#[test]
+fn a_dead_backend_has_the_same_heir() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::a_dead_backend"));
+    let (mut servers, mut entries) = mixed();
+    let sources = sources_v4(&mut rng, 200);
+    let before = Pair::start(&entries, "$remote_addr", "127.0.0.1").compare(&sources, 1);
+    // `plain` refuses from here on. Both find out by the first client that they send there.
+    drop(servers.remove(0));
+    let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+    let after = pair.compare(&sources, 2);
+    assert!(pair.program.metric("backend_connect_errors_total", &[]) > 0.0);
+    assert_eq!(used(&after), BTreeSet::from(["heavy", "name", "literal"]));
+    let moved = sources
+        .iter()
+        .filter(|&source| before[source] != after[source])
+        .count();
+    let orphans = sources
+        .iter()
+        .filter(|&source| before[source] == "plain")
+        .count();
+    assert_eq!(moved, orphans, "only the clients of the dead backend move");
+
+    // One marked `down` is passed over as one that is dead.
+    entries[0] = Entry::new(&entries[0].address, entries[0].weight).down();
+    let marked = Pair::start(&entries, "$remote_addr", "127.0.0.1").compare(&sources, 1);
+    assert_eq!(marked, after);
+}
+
+#[test]
+fn any_number_of_backends_of_any_weight() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::any_number"));
+    for _ in 0..5 {
+        let count = rng.range(2, 9);
+        let mut servers = Vec::new();
+        let mut entries = Vec::new();
+        for n in 0..count {
+            let host = [127, 0, rng.below(4) as u8, rng.range(1, 9) as u8];
+            let server = Server::named_on(&format!("b{n}"), &[SocketAddr::from((host, 0))]);
+            let mut entry = Entry::new(server.addr, rng.range(1, 6));
+            // The first always lives, so that there is somebody to pick.
+            entry.down = n > 0 && rng.chance(15);
+            let dead = n > 0 && rng.chance(10);
+            if !dead {
+                servers.push(server);
+            }
+            entries.push(entry);
+        }
+        for entry in &entries {
+            println!(
+                "  {} weight {}{}",
+                entry.address,
+                entry.weight,
+                if entry.down { " down" } else { "" }
+            );
+        }
+        let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+        pair.compare(&sources_v4(&mut rng, 60), 1);
+    }
+}

@@ -1,0 +1,200 @@
+//! More clients than wanted, or than there are descriptors for.
+
+use crate::{
+    bulk::cpu_over_a_second,
+    harness::{
+        net::{self, assert_closed_at_once, assert_ends_now, connect, connect_with, echo},
+        poll, ports,
+        proc::{command, run_ok},
+        secs,
+        server::{Server, ask_many, list, named},
+        tembuku::Tembuku,
+    },
+};
+use std::{
+    io::Read,
+    net::{IpAddr, SocketAddr, TcpStream},
+};
+
+fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
+    format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
+         [upstreams.u]\nbackends = {}\n",
+        list(servers)
+    )
+}
+
+#[test]
+fn a_listener_holds_its_max_connections() {
+    let servers = named(2);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&config(front, "max_connections = 3", &servers));
+    let mut held: Vec<TcpStream> = (0..3).map(|_| net::session(front).unwrap().0).collect();
+    for n in 1..=5 {
+        assert_closed_at_once(front);
+        let labels = [("listener", "l"), ("reason", "max_connections")];
+        tembuku.wait_metric("listener_rejected_total", &labels, |rejected| {
+            rejected == f64::from(n)
+        });
+    }
+    for client in &mut held {
+        echo(client, "still served").unwrap();
+    }
+    assert_eq!(servers.iter().map(Server::accepted).sum::<usize>(), 3);
+    held.pop();
+    tembuku.wait_metric("listener_active_connections", &[], |n| n == 2.0);
+    let (mut client, _) = net::session(front).unwrap();
+    echo(&mut client, "in again").unwrap();
+}
+
+#[test]
+fn the_process_holds_its_max_connections_over_all_listeners() {
+    let servers = named(1);
+    let fronts = [ports::free_addr(), ports::free_addr()];
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nmax_connections = 4\n\
+         [listeners.one]\nbind = \"{}\"\nupstream = \"u\"\n[listeners.two]\nbind = \"{}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = {}\n",
+        fronts[0],
+        fronts[1],
+        list(&servers)
+    ));
+    let mut held: Vec<TcpStream> = (0..4)
+        .map(|n| net::session(fronts[n % 2]).unwrap().0)
+        .collect();
+    for (front, listener) in fronts.iter().zip(["one", "two"]) {
+        assert_closed_at_once(*front);
+        let labels = [
+            ("listener", listener),
+            ("reason", "process_max_connections"),
+        ];
+        tembuku.wait_metric("listener_rejected_total", &labels, |n| n == 1.0);
+    }
+    held.clear();
+    tembuku.wait_idle();
+    assert_eq!(ask_many(fronts[0], 10).len(), 10);
+}
+
+#[test]
+fn access_rules_decide_by_the_source() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let rules = "access = [\"deny 127.0.0.7\", \"allow 127.0.0.0/29\", \"allow 127.1.2.0/24\", \"deny all\"]";
+    let tembuku = Tembuku::start(&config(front, rules, &servers));
+    let from = |source: &str| {
+        let source: IpAddr = source.parse().unwrap();
+        connect_with(front, Some(source), 0, 0).unwrap()
+    };
+    for source in ["127.0.0.1", "127.0.0.6", "127.1.2.0", "127.1.2.255"] {
+        assert_eq!(net::read_line(&mut from(source)).unwrap(), "b1", "{source}");
+    }
+    for (n, source) in ["127.0.0.7", "127.0.0.8", "127.1.3.0", "127.200.0.1"]
+        .iter()
+        .enumerate()
+    {
+        assert_ends_now(&mut from(source));
+        let labels = [("listener", "l"), ("reason", "access")];
+        tembuku.wait_metric("listener_rejected_total", &labels, |rejected| {
+            rejected == (n + 1) as f64
+        });
+    }
+    assert_eq!(servers[0].accepted(), 4);
+}
+
+#[test]
+fn without_a_rule_that_matches_access_is_allowed() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start(&config(front, "access = [\"deny 127.0.0.7\"]", &servers));
+    assert_eq!(net::ask(front).unwrap(), "b1");
+}
+
+/// A burst of clients uses up the descriptors: it neither spins nor stops, and serves again as soon as some are free.
+#[test]
+fn descriptors_may_run_out() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let wanted = format!(
+        "[process]\nmax_connections = 10000\nworkers = 2\n{}",
+        config(front, "", &servers)
+    );
+    let tembuku = Tembuku::start(&wanted);
+    // Lowered while it runs, so that no precaution taken at start can know of it.
+    let limit = tembuku.proc.descriptors() + 40;
+    let pid = tembuku.proc.id();
+    run_ok(
+        secs(5),
+        command(&format!("prlimit --pid {pid} --nofile={limit}:")),
+    );
+
+    let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(front).unwrap()).collect();
+    // Those that were served have heard a name; how many, is known when nobody hears anything any more.
+    let mut names: Vec<String> = vec![String::new(); clients.len()];
+    for client in &clients {
+        client.set_nonblocking(true).unwrap();
+    }
+    let served = |clients: &mut [TcpStream], names: &mut [String]| {
+        for (client, name) in clients.iter_mut().zip(names.iter_mut()) {
+            let mut buffer = [0; 16];
+            if let Ok(n @ 1..) = client.read(&mut buffer) {
+                name.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        }
+        names.iter().filter(|name| *name == "b1\n").count()
+    };
+    let some = poll(secs(10), || {
+        Some(served(&mut clients, &mut names)).filter(|&n| n >= 10)
+    });
+    assert!(
+        some.is_some(),
+        "{} of 200 clients were served",
+        served(&mut clients, &mut names)
+    );
+    let used = cpu_over_a_second(&tembuku.proc);
+    assert!(
+        used.as_millis() < 300,
+        "{used:?} of processor time in a second without a descriptor"
+    );
+
+    // One session that was there goes on.
+    let at = names.iter().position(|name| name == "b1\n").unwrap();
+    let mut kept = clients.swap_remove(at);
+    kept.set_nonblocking(false).unwrap();
+    echo(&mut kept, "goes on").unwrap();
+
+    drop(clients);
+    let again = poll(secs(10), || net::ask(front).ok());
+    assert_eq!(
+        again.as_deref(),
+        Some("b1"),
+        "no new client is served after the others have left"
+    );
+    assert_eq!(ask_many(front, 20).len(), 20);
+    echo(&mut kept, "and on").unwrap();
+    // Whoever was turned away was counted.
+    println!(
+        "rejected: {}",
+        tembuku.metric("listener_rejected_total", &[])
+    );
+    let others = tembuku.metric("listener_rejected_total", &[])
+        - tembuku.metric("listener_rejected_total", &[("reason", "no_descriptors")]);
+    assert_eq!(others, 0.0);
+}
+
+/// The same when the limit is there from the start: then it is known, and clients beyond it are turned away in order.
+#[test]
+fn a_low_limit_of_descriptors_is_respected() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let config = format!("[process]\nworkers = 1\n{}", config(front, "", &servers));
+    let tembuku = Tembuku::start_under("prlimit --nofile=64:64", &config);
+    let clients: Vec<TcpStream> = (0..150).map(|_| connect(front).unwrap()).collect();
+    let used = cpu_over_a_second(&tembuku.proc);
+    assert!(
+        used.as_millis() < 300,
+        "{used:?} of processor time in a second"
+    );
+    drop(clients);
+    assert!(poll(secs(10), || net::ask(front).ok()).is_some());
+    assert_eq!(ask_many(front, 20).len(), 20);
+}

@@ -1,0 +1,297 @@
+//! The ways of listening, and of being told to.
+
+use crate::harness::{
+    net::{self, ask},
+    ports,
+    proc::{self, text},
+    secs,
+    server::{Server, ask_many, list, named},
+    tembuku::{Tembuku, binary},
+    temp::TempDir,
+};
+use std::{
+    io::Write,
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    os::unix::{
+        fs::FileTypeExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+fn config(bind: &str, backends: &str) -> String {
+    format!(
+        "[listeners.l]\nbind = {bind}\nupstream = \"u\"\n[upstreams.u]\nbackends = {backends}\n"
+    )
+}
+
+#[test]
+fn one_listener_on_several_addresses() {
+    let servers = named(1);
+    let port = ports::free_port();
+    let addrs: Vec<SocketAddr> = ["127.0.0.1", "127.0.0.2", "[::1]"]
+        .iter()
+        .map(|host| format!("{host}:{port}").parse().unwrap())
+        .chain([ports::free_addr()])
+        .collect();
+    let binds: Vec<String> = addrs.iter().map(|addr| format!("\"{addr}\"")).collect();
+    let tembuku = Tembuku::start(&config(&format!("[{}]", binds.join(", ")), &list(&servers)));
+    for addr in &addrs {
+        assert_eq!(ask(*addr).unwrap(), "b1", "{addr}");
+    }
+    // Only on those.
+    assert!(net::connect(SocketAddr::from(([127, 0, 0, 3], port))).is_err());
+    tembuku.wait_metric("listener_connections_total", &[("listener", "l")], |n| {
+        n == 4.0
+    });
+}
+
+#[test]
+fn every_address_of_the_machine() {
+    let servers = named(1);
+    let port = ports::free_port();
+    let _tembuku = Tembuku::start(&config(&format!("\"0.0.0.0:{port}\""), &list(&servers)));
+    for host in [[127, 0, 0, 1], [127, 9, 9, 9]] {
+        assert_eq!(ask(SocketAddr::from((host, port))).unwrap(), "b1");
+    }
+    let port = ports::free_port();
+    // Both families side by side on one port, as nginx has it.
+    let both = format!("[\"0.0.0.0:{port}\", \"[::]:{port}\"]");
+    let _tembuku = Tembuku::start(&config(&both, &list(&servers)));
+    assert_eq!(ask(SocketAddr::from(([127, 0, 0, 1], port))).unwrap(), "b1");
+    assert_eq!(
+        ask(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).unwrap(),
+        "b1"
+    );
+}
+
+#[test]
+fn a_range_of_ports() {
+    let servers = named(1);
+    let first = ports::free_range(5);
+    let last = first + 4;
+    let _tembuku = Tembuku::start(&config(
+        &format!("\"127.0.0.1:{first}-{last}\""),
+        &list(&servers),
+    ));
+    for port in first..=last {
+        assert_eq!(
+            ask(SocketAddr::from(([127, 0, 0, 1], port))).unwrap(),
+            "b1",
+            "{port}"
+        );
+    }
+}
+
+#[test]
+fn backends_by_ipv6_and_by_name() {
+    let six = Server::named_on("six", &[SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]);
+    let port = ports::free_port();
+    let both = [
+        SocketAddr::from(([127, 0, 0, 1], port)),
+        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+    ];
+    let _name = Server::named_on("name", &both);
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start(&config(
+        &format!("\"{front}\""),
+        &format!("[\"{}\", \"localhost:{port}\"]", six.addr),
+    ));
+    let names = ask_many(front, 12);
+    assert!(
+        names.iter().any(|name| name == "six") && names.iter().any(|name| name == "name"),
+        "{names:?}"
+    );
+}
+
+fn ask_unix(path: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(secs(10)))?;
+    net::read_line(&mut stream)
+}
+
+#[test]
+fn a_unix_socket_to_listen_on() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let path = dir.file("front.sock");
+    let config = config(&format!("\"unix:{}\"", path.display()), &list(&servers));
+
+    // What a process left behind that died without cleaning up is replaced.
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(UnixStream::connect(&path).is_err(), "nobody listens");
+    let mut tembuku = Tembuku::start(&config);
+    assert_eq!(ask_unix(&path).unwrap(), "b1");
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(secs(10))).unwrap();
+    assert_eq!(net::read_line(&mut client).unwrap(), "b1");
+    let early = vec![b'u'; 1 << 20];
+    let mut writer = client.try_clone().unwrap();
+    let sent = early.clone();
+    let writing = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let (back, end) = net::read_all(&mut client);
+    writing.join().unwrap();
+    assert!(
+        back == early && end == net::End::Fin,
+        "{} bytes, {end:?}",
+        back.len()
+    );
+
+    // One that somebody listens on is not touched.
+    let second = refused_start(&config);
+    assert!(second.contains("front.sock"), "{second}");
+    assert_eq!(ask_unix(&path).unwrap(), "b1");
+
+    assert_eq!(tembuku.terminate().code(), Some(0));
+    assert!(
+        !path.exists(),
+        "the socket file is still there after the end"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_not_replaced() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let path = dir.write("precious", "data");
+    let said = refused_start(&config(
+        &format!("\"unix:{}\"", path.display()),
+        &list(&servers),
+    ));
+    assert!(said.contains("precious"), "{said}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+    assert!(!std::fs::metadata(&path).unwrap().file_type().is_socket());
+}
+
+#[test]
+fn a_unix_socket_as_a_backend() {
+    let dir = TempDir::new();
+    let path = dir.file("back.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.write_all(b"unix\n").unwrap();
+            let mut other = stream.try_clone().unwrap();
+            let _ = std::io::copy(&mut stream, &mut other);
+        }
+    });
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&config(
+        &format!("\"{front}\""),
+        &format!("[\"unix:{}\"]", path.display()),
+    ));
+    let (mut client, name) = net::session(front).unwrap();
+    assert_eq!(name, "unix");
+    net::echo(&mut client, "through").unwrap();
+    let label = format!("unix:{}", path.display());
+    assert_eq!(
+        tembuku.metric("backend_connections_total", &[("backend", &label)]),
+        1.0
+    );
+}
+
+#[test]
+fn no_file_at_all() {
+    let servers = named(3);
+    let (front, admin) = (ports::free_addr(), ports::free_addr());
+    let (bind, admin_bind) = (front.to_string(), admin.to_string());
+    let to: Vec<String> = servers
+        .iter()
+        .map(|server| server.addr.to_string())
+        .collect();
+    let mut args = vec!["run", "--listen", &bind, "--admin", &admin_bind];
+    for addr in &to {
+        args.extend(["--to", addr]);
+    }
+    let _tembuku = Tembuku::start_with(&args, admin);
+    let mut names = ask_many(front, 9);
+    names.sort();
+    assert_eq!(
+        names,
+        ["b1", "b1", "b1", "b2", "b2", "b2", "b3", "b3", "b3"]
+    );
+
+    let (front, admin) = (ports::free_addr(), ports::free_addr());
+    let (bind, admin_bind) = (front.to_string(), admin.to_string());
+    let mut args = vec![
+        "run",
+        "--listen",
+        &bind,
+        "--admin",
+        &admin_bind,
+        "--balance",
+        "consistent_hash",
+    ];
+    for addr in &to {
+        args.extend(["--to", addr]);
+    }
+    let tembuku = Tembuku::start_with(&args, admin);
+    let names = ask_many(front, 9);
+    assert!(
+        names.iter().all(|name| *name == names[0]),
+        "one client, one backend: {names:?}"
+    );
+    assert_eq!(tembuku.metric("listener_connections_total", &[]), 9.0);
+}
+
+/// Starts with a configuration that cannot be served: the exit code is 1, and stderr says why.
+#[track_caller]
+fn refused_start(config: &str) -> String {
+    let dir = TempDir::new();
+    let file = dir.write("tembuku.toml", config);
+    let mut command = Command::new(binary());
+    command.args(["run", "-c", file.to_str().unwrap()]);
+    let output = proc::run(Duration::from_secs(15), command);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[test]
+fn a_port_in_use_is_an_error() {
+    let servers = named(1);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let said = refused_start(&config(&format!("\"{addr}\""), &list(&servers)));
+    assert!(
+        said.contains(&addr) && said.to_lowercase().contains("in use"),
+        "{said}"
+    );
+
+    // Workers share a port among themselves, but never with another process.
+    let front = ports::free_addr();
+    let config = config(&format!("\"{front}\""), &list(&servers));
+    let _first = Tembuku::start(&config);
+    let said = refused_start(&config);
+    assert!(
+        said.contains(&front.to_string()) && said.to_lowercase().contains("in use"),
+        "{said}"
+    );
+    assert_eq!(ask_many(front, 20), vec!["b1"; 20]);
+}
+
+#[test]
+fn an_admin_port_in_use_is_an_error() {
+    let servers = named(1);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let front = ports::free_addr();
+    let base = config(&format!("\"{front}\""), &list(&servers));
+    let said = refused_start(&format!("{base}[admin]\nlisten = \"{addr}\"\n"));
+    assert!(said.contains(&addr.to_string()), "{said}");
+}
+
+#[test]
+fn an_address_of_another_machine_is_an_error() {
+    let servers = named(1);
+    let bind = format!("192.0.2.1:{}", ports::free_port());
+    let said = refused_start(&config(&format!("\"{bind}\""), &list(&servers)));
+    assert!(said.contains(&bind), "{said}");
+}

@@ -1,0 +1,32 @@
+//! Tests against real clients and servers, all in one program: it links once, and one run numbers its own ports.
+//!
+//! A file here is a subject; its name is the filter: `tests/run redis`, `tests/run transfer::`.
+//!
+//! - `TEMBUKU_TEST_SEED` repeats the random choices of a run, which every test that has some prints.
+//! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test.
+//! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_wrap,
+    reason = "a test may end by a panic, and speaks through the test runner"
+)]
+
+mod harness;
+
+mod admin;
+mod bulk;
+mod check;
+mod demo;
+mod failover;
+mod harness_itself;
+mod hash_nginx;
+mod licences;
+mod limits;
+mod listeners;
+mod postgres;
+mod redis;
+mod relay_edges;
+mod shutdown;
+mod transfer;

@@ -1,0 +1,429 @@
+//! What a relay must not get wrong: half-closes, resets, limits on silence, back pressure.
+
+use crate::harness::{
+    bounded, millis,
+    net::{self, End, connect, connect_with, echo, read_all, read_slowly, reset, wait_delivered},
+    ports, secs,
+    server::Server,
+    tembuku::Tembuku,
+    wait_until,
+};
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+fn front_of(backend: SocketAddr, keys: &str) -> (Tembuku, SocketAddr) {
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[log]\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{keys}\n\
+         [upstreams.u]\nbackends = [\"{backend}\"]\n"
+    ));
+    (tembuku, front)
+}
+
+/// Bytes of which every stretch is different.
+fn bytes(count: usize) -> Vec<u8> {
+    (0..count)
+        .map(|n| (n ^ (n >> 8).wrapping_mul(31) ^ (n >> 16).wrapping_mul(7)) as u8)
+        .collect()
+}
+
+#[track_caller]
+fn assert_bytes(got: &[u8], expected: &[u8]) {
+    let differs = got.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "the first byte that differs");
+    assert_eq!(got.len(), expected.len(), "number of bytes");
+}
+
+#[track_caller]
+fn assert_closed_as(tembuku: &Tembuku, reason: &str) {
+    tembuku.wait_metric("sessions_closed_total", &[("reason", reason)], |n| n == 1.0);
+    assert_eq!(tembuku.metric("sessions_closed_total", &[]), 1.0);
+    let record = &tembuku.access_log(1)[0];
+    assert_eq!(record["close_reason"], reason, "{record}");
+}
+
+#[test]
+fn a_client_that_half_closes_gets_its_whole_answer() {
+    for request in [&b"give me all"[..], b""] {
+        let answer = bytes(100_000);
+        let (asked, question) = mpsc::channel();
+        let server = Server::start(move |mut stream| {
+            let (question, end) = read_all(&mut stream);
+            asked.send((question, end)).unwrap();
+            // In pieces, so that the answer certainly outlives the arrival of the half-close.
+            for piece in bytes(100_000).chunks(9_000) {
+                stream.write_all(piece).unwrap();
+                thread::sleep(millis(3));
+            }
+        });
+        let (tembuku, front) = front_of(server.addr, "");
+        let mut client = connect(front).unwrap();
+        client.write_all(request).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let (got, end) = read_all(&mut client);
+        assert_bytes(&got, &answer);
+        assert_eq!(end, End::Fin);
+        assert_eq!(
+            question.recv_timeout(secs(5)).unwrap(),
+            (request.to_vec(), End::Fin)
+        );
+        assert_closed_as(&tembuku, "ok");
+    }
+}
+
+#[test]
+fn a_server_that_half_closes_still_hears_the_client() {
+    let (heard, news) = mpsc::channel();
+    let server = Server::start(move |mut stream| {
+        stream.write_all(b"bye").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        heard.send(read_all(&mut stream)).unwrap();
+    });
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect(front).unwrap();
+    assert_eq!(read_all(&mut client), (b"bye".to_vec(), End::Fin));
+    let upload = bytes(1_000_000);
+    client.write_all(&upload).unwrap();
+    drop(client);
+    let (got, end) = news.recv_timeout(secs(10)).unwrap();
+    assert_bytes(&got, &upload);
+    assert_eq!(end, End::Fin);
+    assert_closed_as(&tembuku, "ok");
+}
+
+#[test]
+fn the_server_may_speak_first() {
+    let server = Server::named("hello");
+    let (_tembuku, front) = front_of(server.addr, "");
+    let (mut client, name) = net::session(front).unwrap();
+    assert_eq!(name, "hello");
+    echo(&mut client, "and back").unwrap();
+}
+
+/// A backend that sends `count` bytes, makes sure that they have left, and resets.
+fn resetting(count: usize) -> Server {
+    Server::start(move |mut stream| {
+        let mut go = [0];
+        stream.read_exact(&mut go).unwrap();
+        stream.write_all(&bytes(count)).unwrap();
+        wait_delivered(&stream).unwrap();
+        reset(stream);
+    })
+}
+
+#[test]
+fn a_reset_of_the_backend_arrives_as_all_bytes_and_then_a_reset() {
+    let server = resetting(300_000);
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect(front).unwrap();
+    client.write_all(b"!").unwrap();
+    let (got, end) = read_all(&mut client);
+    assert_bytes(&got, &bytes(300_000));
+    assert_eq!(end, End::Reset);
+    assert_closed_as(&tembuku, "backend_reset");
+}
+
+#[test]
+fn a_reset_of_the_backend_waits_for_a_slow_client() {
+    let server = resetting(300_000);
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
+    client.write_all(b"!").unwrap();
+    // The backend is gone long before this client has read what it sent.
+    let (got, end) = read_slowly(&mut client, 2_000, millis(5));
+    assert_bytes(&got, &bytes(300_000));
+    assert_eq!(end, End::Reset);
+    assert_closed_as(&tembuku, "backend_reset");
+}
+
+#[test]
+fn a_reset_of_the_client_arrives_as_all_bytes_and_then_a_reset() {
+    let (heard, news) = mpsc::channel();
+    let server = Server::start(move |mut stream| {
+        stream.write_all(b"ready\n").unwrap();
+        heard
+            .send(read_slowly(&mut stream, 10_000, millis(2)))
+            .unwrap();
+    });
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect(front).unwrap();
+    assert_eq!(net::read_line(&mut client).unwrap(), "ready");
+    client.write_all(&bytes(300_000)).unwrap();
+    wait_delivered(&client).unwrap();
+    reset(client);
+    let (got, end) = news.recv_timeout(secs(20)).unwrap();
+    assert_bytes(&got, &bytes(300_000));
+    assert_eq!(end, End::Reset);
+    assert_closed_as(&tembuku, "client_reset");
+}
+
+#[test]
+fn a_reset_after_a_half_close_is_still_a_reset() {
+    let server = Server::start(|mut stream| {
+        let (_, end) = read_all(&mut stream);
+        assert_eq!(end, End::Fin);
+        stream.write_all(b"half an ans").unwrap();
+        wait_delivered(&stream).unwrap();
+        reset(stream);
+    });
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect(front).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), (b"half an ans".to_vec(), End::Reset));
+    assert_closed_as(&tembuku, "backend_reset");
+}
+
+#[test]
+fn a_silent_session_ends_at_the_idle_timeout() {
+    let server = Server::named("b");
+    let (tembuku, front) = front_of(server.addr, "idle_timeout = \"1s\"");
+    let (mut client, _) = net::session(front).unwrap();
+    let start = Instant::now();
+    let (rest, end) = read_all(&mut client);
+    let lasted = start.elapsed();
+    assert!(
+        rest.is_empty() && matches!(end, End::Fin | End::Reset),
+        "{end:?} after {rest:?}"
+    );
+    assert!(bounded(lasted, millis(900), secs(5)), "{lasted:?}");
+    assert_closed_as(&tembuku, "idle_timeout");
+    wait_until("the backend's side is closed too", secs(5), || {
+        server.live() == 0
+    });
+}
+
+#[test]
+fn an_active_session_outlives_the_idle_timeout() {
+    let server = Server::named("b");
+    let (tembuku, front) = front_of(server.addr, "idle_timeout = \"1s\"");
+    let (mut client, _) = net::session(front).unwrap();
+    // To and fro for a while, then in one direction only: either keeps the session alive.
+    for n in 0..10 {
+        thread::sleep(millis(300));
+        echo(&mut client, &n.to_string()).unwrap();
+    }
+    drop(client);
+    assert_closed_as(&tembuku, "ok");
+
+    let talker = Server::start(|mut stream| {
+        for _ in 0..10 {
+            thread::sleep(millis(300));
+            stream.write_all(b".").unwrap();
+        }
+    });
+    let (tembuku, front) = front_of(talker.addr, "idle_timeout = \"1s\"");
+    let mut client = connect(front).unwrap();
+    assert_eq!(read_all(&mut client), (b"..........".to_vec(), End::Fin));
+    drop(client);
+    assert_closed_as(&tembuku, "ok");
+}
+
+#[test]
+fn a_half_closed_session_may_not_be_silent_for_long() {
+    let (held, _streams) = mpsc::channel();
+    let held = Mutex::new(held);
+    let server = Server::start(move |mut stream| {
+        let _ = read_all(&mut stream);
+        // Heard the end, and says nothing.
+        held.lock().unwrap().send(stream).unwrap();
+    });
+    let (tembuku, front) = front_of(
+        server.addr,
+        "half_close_timeout = \"1s\"\nidle_timeout = \"1m\"",
+    );
+    let mut client = connect(front).unwrap();
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let start = Instant::now();
+    let (answer, end) = read_all(&mut client);
+    let lasted = start.elapsed();
+    assert!(
+        answer.is_empty() && matches!(end, End::Fin | End::Reset),
+        "{end:?}"
+    );
+    assert!(bounded(lasted, millis(900), secs(5)), "{lasted:?}");
+    assert_closed_as(&tembuku, "half_close_timeout");
+}
+
+#[test]
+fn a_half_closed_session_that_speaks_goes_on() {
+    let server = Server::start(|mut stream| {
+        let _ = read_all(&mut stream);
+        for _ in 0..8 {
+            thread::sleep(millis(300));
+            stream.write_all(b".").unwrap();
+        }
+    });
+    let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"1s\"");
+    let mut client = connect(front).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), (b"........".to_vec(), End::Fin));
+    assert_closed_as(&tembuku, "ok");
+}
+
+/// Writes until nothing has gone out for a while; how much did.
+fn fill(stream: &mut TcpStream) -> usize {
+    stream.set_write_timeout(Some(millis(400))).unwrap();
+    let block = vec![7; 256 * 1024];
+    let mut sent = 0;
+    while sent < (1 << 30) {
+        match stream.write(&block) {
+            Ok(n) => sent += n,
+            Err(_) => break,
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_stalled_reader_holds_the_sender_back() {
+    const SESSIONS: usize = 16;
+    let (held, streams) = mpsc::channel();
+    let held = Mutex::new(held);
+    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+    let (tembuku, front) = front_of(server.addr, "");
+    // Once round, so that what the process needs once is there.
+    drop(connect(front).unwrap());
+    drop(streams.recv_timeout(secs(5)).unwrap());
+    tembuku.wait_idle();
+    let before = tembuku.proc.rss();
+
+    let mut clients: Vec<TcpStream> = (0..SESSIONS).map(|_| connect(front).unwrap()).collect();
+    let backends: Vec<TcpStream> = (0..SESSIONS)
+        .map(|_| streams.recv_timeout(secs(5)).unwrap())
+        .collect();
+    let sent: usize = thread::scope(|scope| {
+        let threads: Vec<_> = clients
+            .iter_mut()
+            .map(|client| scope.spawn(|| fill(client)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    let grown = tembuku.proc.rss().saturating_sub(before);
+    println!("{sent} bytes sent in {SESSIONS} sessions, resident memory grew by {grown} bytes");
+    assert!(
+        sent < SESSIONS * (64 << 20),
+        "{sent} bytes went out towards readers that do not read"
+    );
+    assert!(
+        grown < (SESSIONS as u64) * (512 << 10) + (8 << 20),
+        "resident memory grew by {grown} bytes"
+    );
+
+    // Nothing of it is lost when the readers go on.
+    for client in &clients {
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    let received: usize = thread::scope(|scope| {
+        let threads: Vec<_> = backends
+            .into_iter()
+            .map(|mut stream| scope.spawn(move || count(&mut stream)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    assert_eq!(received, sent);
+    tembuku.wait_idle();
+    assert_eq!(
+        tembuku.metric("listener_received_bytes_total", &[]),
+        sent as f64
+    );
+    assert_eq!(tembuku.metric("backend_sent_bytes_total", &[]), sent as f64);
+}
+
+fn count(stream: &mut TcpStream) -> usize {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut all = 0;
+    loop {
+        match stream.read(&mut buffer).unwrap() {
+            0 => return all,
+            n => all += n,
+        }
+    }
+}
+
+#[test]
+fn bytes_are_counted_while_the_session_lives() {
+    let server = Server::named("b");
+    let (tembuku, front) = front_of(server.addr, "");
+    let (mut client, _) = net::session(front).unwrap();
+    for round in 1..=3 {
+        echo(&mut client, &"x".repeat(999)).unwrap();
+        let received = f64::from(round) * 1000.0;
+        tembuku.wait_metric("listener_received_bytes_total", &[("listener", "l")], |n| {
+            n == received
+        });
+        tembuku.wait_metric("listener_sent_bytes_total", &[("listener", "l")], |n| {
+            n == received + 2.0
+        });
+        tembuku.wait_metric("backend_sent_bytes_total", &[("upstream", "u")], |n| {
+            n == received
+        });
+        tembuku.wait_metric("backend_received_bytes_total", &[("upstream", "u")], |n| {
+            n == received + 2.0
+        });
+    }
+    assert_eq!(tembuku.metric("listener_active_connections", &[]), 1.0);
+    assert_eq!(tembuku.metric("sessions_closed_total", &[]), 0.0);
+    let relayed = tembuku.metric("relayed_bytes_total", &[]);
+    assert_eq!(relayed, 6002.0);
+}
+
+/// Small questions, then a flood, then small questions again, in one session: whichever way the bytes take, they
+/// arrive, and no end of a burst is held back.
+#[test]
+fn a_session_may_change_its_manners() {
+    let server = Server::named("b");
+    let (tembuku, front) = front_of(server.addr, "");
+    let (mut client, _) = net::session(front).unwrap();
+    for _ in 0..3 {
+        for n in 0..50 {
+            echo(&mut client, &n.to_string()).unwrap();
+        }
+        let flood = bytes(8 << 20);
+        let mut reader = client.try_clone().unwrap();
+        let expected = flood.clone();
+        let reading = thread::spawn(move || {
+            let mut back = vec![0; expected.len()];
+            reader.read_exact(&mut back).unwrap();
+            assert_bytes(&back, &expected);
+        });
+        client.write_all(&flood).unwrap();
+        reading.join().unwrap();
+        // A corked end of a burst costs 200 ms each time.
+        let start = Instant::now();
+        for _ in 0..20 {
+            let burst = bytes(300_000);
+            let mut writer = client.try_clone().unwrap();
+            let writing = thread::spawn(move || writer.write_all(&burst).unwrap());
+            let mut back = vec![0; 300_000];
+            client.read_exact(&mut back).unwrap();
+            writing.join().unwrap();
+        }
+        let took = start.elapsed();
+        assert!(
+            took < Duration::from_millis(3_000),
+            "20 bursts took {took:?}"
+        );
+    }
+    drop(client);
+    tembuku.wait_idle();
+    let metrics = tembuku.metrics();
+    for mode in ["splice", "copy"] {
+        assert!(
+            metrics.sum("relayed_bytes_total", &[("mode", mode)]) > 0.0,
+            "{mode}"
+        );
+    }
+}

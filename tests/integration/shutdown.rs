@@ -1,0 +1,154 @@
+//! Stopping: what is going on may finish, up to a limit.
+
+use crate::harness::{
+    bounded, http, millis,
+    net::{self, End, assert_ends_now, echo, read_all},
+    ports, secs,
+    server::{Server, list, named},
+    tembuku::Tembuku,
+    wait_until,
+};
+use rustix::process::Signal;
+use std::{
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::Instant,
+};
+
+struct Setup {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    _servers: Vec<Server>,
+}
+
+fn setup(drain_timeout: &str) -> Setup {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\ndrain_timeout = \"{drain_timeout}\"\n[log]\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = {}\n",
+        list(&servers)
+    ));
+    Setup {
+        tembuku,
+        front,
+        _servers: servers,
+    }
+}
+
+fn refuses(addr: SocketAddr) -> bool {
+    TcpStream::connect(addr).is_err()
+}
+
+#[test]
+fn with_nothing_to_do_it_ends_at_once() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut setup = setup("30s");
+        let (client, _) = net::session(setup.front).unwrap();
+        drop(client);
+        setup.tembuku.wait_idle();
+        let start = Instant::now();
+        setup.tembuku.proc.signal(signal);
+        let status = setup.tembuku.proc.wait(secs(10)).unwrap();
+        assert_eq!(status.code(), Some(0));
+        assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
+        assert!(refuses(setup.front));
+    }
+}
+
+#[test]
+fn a_session_may_finish() {
+    let mut setup = setup("1m");
+    let (mut client, _) = net::session(setup.front).unwrap();
+    setup.tembuku.proc.signal(Signal::TERM);
+    wait_until("new clients are refused", secs(5), || refuses(setup.front));
+    wait_until("not ready any more", secs(5), || {
+        setup.tembuku.get("/readyz").status == 503
+    });
+    assert_eq!(setup.tembuku.get("/livez").status, 200);
+    assert_eq!(
+        setup.tembuku.metric("listener_active_connections", &[]),
+        1.0
+    );
+    for n in 0..20 {
+        echo(&mut client, &format!("line {n}")).unwrap();
+    }
+    assert!(setup.tembuku.proc.ended().is_none());
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), (vec![], End::Fin));
+    let status = setup
+        .tembuku
+        .proc
+        .wait(secs(5))
+        .expect("an end with the last session");
+    assert_eq!(status.code(), Some(0));
+    assert!(http::get(setup.tembuku.admin, "/livez").is_err());
+    // The session's record is not lost in the hurry.
+    let records = setup.tembuku.access_log(1);
+    assert_eq!(records[0]["close_reason"], "ok", "{records:?}");
+}
+
+#[test]
+fn the_drain_timeout_cuts_and_says_how_many() {
+    let mut setup = setup("1s");
+    let mut clients: Vec<TcpStream> = (0..3)
+        .map(|_| net::session(setup.front).unwrap().0)
+        .collect();
+    let start = Instant::now();
+    setup.tembuku.proc.signal(Signal::TERM);
+    for client in &mut clients {
+        assert_ends_now(client);
+    }
+    let status = setup
+        .tembuku
+        .proc
+        .wait(secs(5))
+        .expect("an end after the drain timeout");
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        bounded(start.elapsed(), millis(900), secs(6)),
+        "{:?}",
+        start.elapsed()
+    );
+    let said = setup.tembuku.proc.stderr();
+    let last = said.lines().rev().take(3).collect::<Vec<_>>().join("\n");
+    assert!(last.contains('3'), "how many were cut:\n{said}");
+    let records = setup.tembuku.access_log(3);
+    for record in &records {
+        assert_eq!(record["close_reason"], "drained", "{record}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut setup = setup("1m");
+    let (mut client, _) = net::session(setup.front).unwrap();
+    setup.tembuku.proc.signal(Signal::TERM);
+    wait_until("draining", secs(5), || refuses(setup.front));
+    assert!(setup.tembuku.proc.ended().is_none());
+    let start = Instant::now();
+    setup.tembuku.proc.signal(Signal::TERM);
+    assert_ends_now(&mut client);
+    let status = setup
+        .tembuku
+        .proc
+        .wait(secs(5))
+        .expect("an end after the second signal");
+    assert_eq!(status.code(), Some(0));
+    assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
+}
+
+/// Clients that the kernel had accepted before the signal came are served or closed, not left hanging.
+#[test]
+fn nobody_is_left_hanging() {
+    let mut setup = setup("1s");
+    let clients: Vec<TcpStream> = (0..50)
+        .map(|_| net::connect(setup.front).unwrap())
+        .collect();
+    setup.tembuku.proc.signal(Signal::TERM);
+    for mut client in clients {
+        let (said, end) = read_all(&mut client);
+        assert!(said == b"b1\n" || said.is_empty(), "{said:?}");
+        assert!(matches!(end, End::Fin | End::Reset), "{end:?}");
+    }
+    assert_eq!(setup.tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
+}
