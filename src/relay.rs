@@ -7,7 +7,7 @@
 mod direction;
 
 use crate::{
-    metrics::{BackendMetrics, ListenerMetrics, ProcessMetrics},
+    metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
     reason::CloseReason,
@@ -15,21 +15,24 @@ use crate::{
     sys,
 };
 use direction::{Broken, Direction, Flow};
+use pin_project_lite::pin_project;
 use std::{
     cell::Cell,
-    future::poll_fn,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::{
+    task::coop::unconstrained,
+    time::{Sleep, sleep, sleep_until},
+};
 
-/// Where the bytes of a session are counted.
+/// Where the bytes of a session are counted: the shards of the worker that it is on.
 pub struct Tally<'a> {
     pub session: &'a Session,
-    pub listener: &'a ListenerMetrics,
-    pub backend: &'a BackendMetrics,
-    pub process: &'a ProcessMetrics,
+    pub listener: &'a ListenerCounts,
+    pub backend: &'a BackendCounts,
+    pub relayed: &'a RelayCounts,
 }
 
 /// How it went.
@@ -49,135 +52,102 @@ enum Side {
 /// How long a reset is held back for what was written before it, where no limit is configured.
 const RESET_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Relays until the session is over. The streams are left to be closed by the caller.
 pub async fn relay(
     client: &mut Stream,
     backend: &mut Stream,
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
-    let mut relay = Relay {
+    let outcome = Relay {
+        client: &mut *client,
+        backend: &mut *backend,
+        plan,
+        tally,
         up: Direction::default(),
         down: Direction::default(),
         broken: None,
+        begun: false,
         last_activity: Instant::now(),
         armed: None,
         first_byte: None,
-    };
-    let reason = {
-        let mut timer = pin!(sleep_until(Instant::now().into()));
-        let mut begun = false;
-        poll_fn(|cx| {
-            if !begun {
-                tally.session.wake_by(cx.waker());
-                begun = true;
-            }
-            relay.poll(cx, client, backend, plan, tally, timer.as_mut())
+        timer: sleep_until(Instant::now().into()),
+    }
+    .await;
+    // Boxed: it is rare, and a session must not carry room for it all its life.
+    match outcome.reason {
+        CloseReason::ClientReset => Box::pin(reset_after_delivery(backend, plan, tally)).await,
+        CloseReason::BackendReset => Box::pin(reset_after_delivery(client, plan, tally)).await,
+        _ => {}
+    }
+    outcome
+}
+
+pin_project! {
+    #[project = Parts]
+    /// A future of its own, not an async block: that would hold what it is given twice.
+    struct Relay<'a> {
+        client: &'a mut Stream,
+        backend: &'a mut Stream,
+        plan: &'a plan::Listener,
+        tally: &'a Tally<'a>,
+        // From the client to the backend.
+        up: Direction,
+        down: Direction,
+        // The side that reset, or that cannot be written to any more.
+        broken: Option<Side>,
+        begun: bool,
+        last_activity: Instant,
+        // When the timer will ring.
+        armed: Option<Instant>,
+        first_byte: Option<Instant>,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl Future for Relay<'_> {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut this = self.project();
+        if !*this.begun {
+            *this.begun = true;
+            this.tally.session.wake_by(cx.waker());
+        }
+        let reason = ready!(this.advance(cx));
+        let by_a_reset = matches!(reason, CloseReason::ClientReset | CloseReason::BackendReset);
+        if reason != CloseReason::Ok && !by_a_reset {
+            this.tell_who_was_cut_short();
+        }
+        Poll::Ready(Outcome {
+            reason,
+            first_byte: *this.first_byte,
         })
-        .await
-    };
-    match reason {
-        // Boxed: it is rare, and a session must not carry room for it all its life.
-        CloseReason::ClientReset => {
-            Box::pin(reset_after_delivery(backend, plan, tally.session)).await;
-        }
-        CloseReason::BackendReset => {
-            Box::pin(reset_after_delivery(client, plan, tally.session)).await;
-        }
-        CloseReason::Ok => {}
-        // Cut short: whoever has not got everything must not take it for the whole.
-        _ => {
-            if relay.up.is_cut_short(client) {
-                sys::socket::reset_on_close(&*backend);
-            }
-            if relay.down.is_cut_short(backend) {
-                sys::socket::reset_on_close(&*client);
-            }
-        }
-    }
-    Outcome {
-        reason,
-        first_byte: relay.first_byte,
     }
 }
 
-struct Relay {
-    /// From the client to the backend.
-    up: Direction,
-    down: Direction,
-    /// The side that reset, or that cannot be written to any more.
-    broken: Option<Side>,
-    last_activity: Instant,
-    /// When the timer will ring.
-    armed: Option<Instant>,
-    first_byte: Option<Instant>,
-}
-
-impl Relay {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Stream,
-        backend: &mut Stream,
-        plan: &plan::Listener,
-        tally: &Tally<'_>,
-        timer: Pin<&mut Sleep>,
-    ) -> Poll<CloseReason> {
-        if let Some(reason) = tally.session.must_end() {
+impl Parts<'_, '_> {
+    /// Moves what can be moved, in both directions. Ready when the session is over.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        if let Some(reason) = self.tally.session.must_end() {
             return Poll::Ready(reason);
         }
         let now = Instant::now();
-        let relayed = tally.process.relayed.mine();
-        let listener = tally.listener.counts.mine();
-        let server = tally.backend.counts.mine();
         let moved = Cell::new(false);
-        if !self.up.finished {
-            let flow = Flow {
-                read: &listener.received,
-                written: &server.sent,
-                client_bytes_read: Some(&tally.session.received),
-                client_bytes_written: None,
-                relayed,
-                moved: &moved,
-                now,
-                source_is_broken: self.broken == Some(Side::Client),
-                last_to_end: self.down.finished,
-            };
-            match self.up.poll(cx, client, backend, &flow) {
-                Poll::Ready(Ok(())) => self.up.finish(),
-                Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Client),
-                Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Backend),
-                Poll::Pending => {}
-            }
-        }
-        // Twice when the first pass showed that a side is broken: what it had said is still to come.
-        for _ in 0..2 {
-            if self.down.finished {
-                break;
-            }
-            let broken_before = self.broken;
-            let flow = Flow {
-                read: &server.received,
-                written: &listener.sent,
-                client_bytes_read: None,
-                client_bytes_written: Some(&tally.session.sent),
-                relayed,
-                moved: &moved,
-                now,
-                source_is_broken: self.broken == Some(Side::Backend),
-                last_to_end: self.up.finished,
-            };
-            match self.down.poll(cx, backend, client, &flow) {
-                Poll::Ready(Ok(())) => self.down.finish(),
-                Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Backend),
-                Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Client),
-                Poll::Pending => {}
-            }
-            if self.broken == broken_before {
+        let ended_before = (self.up.finished, self.down.finished);
+        loop {
+            let broken_before = *self.broken;
+            self.advance_up(cx, now, &moved);
+            self.advance_down(cx, now, &moved);
+            // What a side had said before it broke is still to come, and nothing may tell of it
+            // again: once more round.
+            if *self.broken == broken_before {
                 break;
             }
         }
         if self.first_byte.is_none() && self.down.has_begun {
-            self.first_byte = Some(now);
+            *self.first_byte = Some(now);
         }
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
@@ -186,15 +156,57 @@ impl Relay {
                 Some(Side::Backend) => CloseReason::BackendReset,
             });
         }
-        if self.broken == Some(Side::Client) && !self.up.finished {
-            // The client broke while being written to, after its own direction was polled: poll that
-            // again for what the client had said before.
-            cx.waker().wake_by_ref();
+        // An end is activity too: what follows it has its full time.
+        if moved.get() || ended_before != (self.up.finished, self.down.finished) {
+            *self.last_activity = now;
         }
-        if moved.get() {
-            self.last_activity = now;
+        self.watch_silence(cx, now)
+    }
+
+    fn advance_up(&mut self, cx: &mut Context<'_>, now: Instant, moved: &Cell<bool>) {
+        if self.up.finished {
+            return;
         }
-        self.poll_limits(cx, now, plan, timer)
+        let flow = Flow {
+            read: &self.tally.listener.received,
+            written: &self.tally.backend.sent,
+            client_bytes_read: Some(&self.tally.session.received),
+            client_bytes_written: None,
+            relayed: self.tally.relayed,
+            moved,
+            now,
+            source_is_broken: *self.broken == Some(Side::Client),
+            last_to_end: self.down.finished,
+        };
+        match self.up.poll(cx, self.client, self.backend, &flow) {
+            Poll::Ready(Ok(())) => self.up.finish(),
+            Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Client),
+            Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Backend),
+            Poll::Pending => {}
+        }
+    }
+
+    fn advance_down(&mut self, cx: &mut Context<'_>, now: Instant, moved: &Cell<bool>) {
+        if self.down.finished {
+            return;
+        }
+        let flow = Flow {
+            read: &self.tally.backend.received,
+            written: &self.tally.listener.sent,
+            client_bytes_read: None,
+            client_bytes_written: Some(&self.tally.session.sent),
+            relayed: self.tally.relayed,
+            moved,
+            now,
+            source_is_broken: *self.broken == Some(Side::Backend),
+            last_to_end: self.up.finished,
+        };
+        match self.down.poll(cx, self.backend, self.client, &flow) {
+            Poll::Ready(Ok(())) => self.down.finish(),
+            Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Backend),
+            Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Client),
+            Poll::Pending => {}
+        }
     }
 
     /// Nothing more goes to that side. What it had said before is still delivered.
@@ -210,41 +222,46 @@ impl Relay {
         }
     }
 
-    fn poll_limits(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        plan: &plan::Listener,
-        mut timer: Pin<&mut Sleep>,
-    ) -> Poll<CloseReason> {
+    fn watch_silence(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<CloseReason> {
         let half_closed = self.up.finished || self.down.finished;
-        let half_close = plan.half_close_timeout.filter(|_| half_closed);
-        let (limit, reason) = match (plan.idle_timeout, half_close) {
+        let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
+        let (limit, reason) = match (self.plan.idle_timeout, half_close) {
             (None, None) => return Poll::Pending,
             (Some(idle), Some(half)) if idle < half => (idle, CloseReason::IdleTimeout),
             (_, Some(half)) => (half, CloseReason::HalfCloseTimeout),
             (Some(idle), None) => (idle, CloseReason::IdleTimeout),
         };
-        let deadline = self.last_activity + limit;
+        let deadline = *self.last_activity + limit;
         if now >= deadline {
             return Poll::Ready(reason);
         }
         // Activity only moves the deadline away; the timer is left to ring early and set again then,
         // so that a busy session does not touch it at every turn.
         if self.armed.is_none_or(|at| now >= at || at > deadline) {
-            self.armed = Some(deadline);
-            timer.as_mut().reset(deadline.into());
-            if timer.as_mut().poll(cx).is_ready() {
+            *self.armed = Some(deadline);
+            self.timer.as_mut().reset(deadline.into());
+            // Unconstrained: out of budget it would not take the waker, and is not asked again.
+            if pin!(unconstrained(self.timer.as_mut())).poll(cx).is_ready() {
                 return Poll::Ready(reason);
             }
         }
         Poll::Pending
     }
+
+    /// Whoever has not got everything must not take what it has for the whole.
+    fn tell_who_was_cut_short(&self) {
+        if self.up.is_cut_short(self.client) {
+            sys::socket::reset_on_close(&*self.backend);
+        }
+        if self.down.is_cut_short(self.backend) {
+            sys::socket::reset_on_close(&*self.client);
+        }
+    }
 }
 
 /// The other side was reset, and this one must be too, but only once its kernel has everything that
 /// was written: a reset discards what is still on the way.
-async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, session: &Session) {
+async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, tally: &Tally<'_>) {
     if !stream.is_tcp() {
         return;
     }
@@ -253,7 +270,7 @@ async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, session: &
     let mut before = u32::MAX;
     let mut pause = Duration::from_millis(1);
     while let Ok(left) = sys::socket::unacknowledged(stream) {
-        if left == 0 || session.must_end().is_some() || sys::socket::is_dead(stream) {
+        if left == 0 || tally.session.must_end().is_some() || sys::socket::is_dead(stream) {
             break;
         }
         if left != before {

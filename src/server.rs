@@ -18,7 +18,7 @@ use std::{
     io::IsTerminal,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -57,6 +57,8 @@ pub struct Server {
 
 /// How long sessions that were told to end get to do so.
 const CUT: Duration = Duration::from_secs(2);
+/// How often histogram samples are folded together.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 impl State {
     pub fn is_draining(&self) -> bool {
@@ -139,18 +141,20 @@ impl Server {
         for (pool, upstream) in pools.iter().zip(&plan.upstreams) {
             resolve::keep_fresh(Arc::clone(pool), upstream.clone(), stop.clone());
         }
+        let state = Arc::new(State {
+            plan,
+            workers,
+            exporter,
+            process,
+            services,
+            pools,
+            bound: names,
+            started: SystemTime::now(),
+            draining: AtomicBool::new(false),
+        });
+        tokio::spawn(keep_up(Arc::downgrade(&state)));
         Ok(Self {
-            state: Arc::new(State {
-                plan,
-                workers,
-                exporter,
-                process,
-                services,
-                pools,
-                bound: names,
-                started: SystemTime::now(),
-                draining: AtomicBool::new(false),
-            }),
+            state,
             workers: threads,
             stop,
             tasks,
@@ -195,6 +199,18 @@ impl Server {
             writer.join();
         }
         cut
+    }
+}
+
+/// Folds histogram samples together for as long as the server is there, whether or not anybody ever
+/// scrapes: unfolded they would pile up.
+async fn keep_up(state: Weak<State>) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        match state.upgrade() {
+            Some(state) => state.exporter.upkeep(),
+            None => return,
+        }
     }
 }
 

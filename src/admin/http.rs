@@ -18,47 +18,33 @@ use tokio::{net::TcpListener, sync::Semaphore};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Scrapers keep a connection each; more than this at once is no scraper.
 const CONNECTIONS: usize = 64;
-/// How often histogram samples are folded together while nobody scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
-
 /// Answers until dropped.
 pub async fn serve(listener: TcpListener, state: Arc<State>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let upkeep = Arc::clone(&state);
-    let upkeep = async move {
-        loop {
-            tokio::time::sleep(UPKEEP).await;
-            upkeep.exporter.upkeep();
-        }
-    };
-    let accept = async move {
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let state = Arc::clone(&state);
-                    tokio::spawn(async move {
-                        let service =
-                            service_fn(move |request| answer(request, Arc::clone(&state)));
-                        // Errors here are a client's: it went away, or spoke something else.
-                        let _ = http1::Builder::new()
-                            .timer(TokioTimer::new())
-                            .header_read_timeout(PATIENCE)
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the admin address cannot accept, waiting");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(request, Arc::clone(&state)));
+                    // Errors here are a client's: it went away, or spoke something else.
+                    let _ = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(PATIENCE)
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin address cannot accept, waiting");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-    };
-    tokio::join!(upkeep, accept);
+    }
 }
 
 async fn answer(

@@ -37,9 +37,9 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
             let backend = connected.lease.backend();
             let tally = Tally {
                 session: &session,
-                listener: &service.metrics,
-                backend: &backend.metrics,
-                process: &service.process.metrics,
+                listener: service.metrics.counts.mine(),
+                backend: backend.metrics.counts.mine(),
+                relayed: service.process.metrics.relayed.mine(),
             };
             let outcome =
                 relay::relay(&mut client, &mut connected.stream, &service.plan, &tally).await;

@@ -1,0 +1,134 @@
+"""Who is compared: each proxy with its best fair configuration, one TCP listener in front of one backend."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from . import system
+
+CPUS = len(os.sched_getaffinity(0))
+MODULE_LINE = "load_module {};\n"
+
+# Defaults, but for: one worker per CPU, a listening socket for each, enough connections for the idle sessions.
+# proxy_buffer_size stays at its default, 16k a direction; access_log is off by default in a stream block.
+NGINX = """\
+{module}user root;
+worker_processes {cpus};
+daemon off;
+pid {folder}/nginx.pid;
+events {{
+    worker_connections 16384;
+}}
+stream {{
+    upstream bench {{
+        server 127.0.0.1:{back};
+    }}
+    server {{
+        listen 127.0.0.1:{front} reuseport;
+        proxy_pass bench;
+        proxy_timeout 10m;
+        tcp_nodelay on;
+    }}
+}}
+"""
+
+# One listening socket, as by default. maxpipes: the default, a quarter of maxconn, does not fit into 20,000 descriptors next to 9,000 sessions.
+HAPROXY = """\
+global
+    nbthread {cpus}
+    maxconn {connections}
+    maxpipes 200
+defaults
+    mode tcp
+    {splice}
+    timeout connect 5s
+    timeout client 10m
+    timeout server 10m
+listen bench
+    bind 127.0.0.1:{front}
+    server one 127.0.0.1:{back}
+"""
+
+# Defaults: a worker per CPU, no admin listener, no access log.
+TEMBUKU = """\
+[listeners.bench]
+bind = "127.0.0.1:{front}"
+upstream = "u"
+
+[upstreams.u]
+backends = ["127.0.0.1:{back}"]
+"""
+
+
+class Target:
+    """`direct` itself: no proxy at all. The others override what they need."""
+
+    name, about, commands = "direct", "no proxy: the client talks to the backend", ()
+    template, file, splice = None, None, ""
+    only_for = None                 # the workloads it is run with unless it is asked for by name; None: all
+    processes = 1                   # how many there are once it has started
+
+    def config(self, folder, front, back, sessions):
+        return self.template.format(folder=folder, front=front, back=back, cpus=CPUS, connections=sessions + 200,
+                                    splice=self.splice,
+                                    module=self.module() if "{module}" in self.template else "")
+
+    def argv(self, path):
+        raise NotImplementedError
+
+    def versions(self):
+        return {}
+
+
+class Nginx(Target):
+    name, about, commands = "nginx", "stream module, reuseport, a worker per CPU", ("nginx",)
+    template, file = NGINX, "nginx.conf"
+    processes = 1 + CPUS
+
+    def module(self):
+        path = system.nginx_stream_module()
+        return MODULE_LINE.format(path) if path else ""
+
+    def argv(self, path):
+        return ["nginx", "-e", "stderr", "-p", path.parent, "-c", path]
+
+
+class Haproxy(Target):
+    name, about, commands = "haproxy", "mode tcp, option splice-auto, a thread per CPU", ("haproxy",)
+    template, file, splice = HAPROXY, "haproxy.cfg", "option splice-auto"
+
+    def argv(self, path):
+        return ["haproxy", "-db", "-f", path]
+
+
+class HaproxySplice(Haproxy):
+    name, about = "haproxy-splice", "the same, but always splicing: option splice-request, option splice-response"
+    splice = "option splice-request\n    option splice-response"
+    only_for = ("bulk", "bulk-up", "v16k", "v64k")
+
+
+class Tembuku(Target):
+    name, about = "tembuku", "its defaults"
+    template, file = TEMBUKU, "tembuku.toml"
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def argv(self, path):
+        return [self.binary, "run", "-c", path]
+
+    def versions(self):
+        return {"tembuku": system.output([self.binary, "--version"]).partition("\n")[0],
+                "tembuku sha256": hashlib.sha256(Path(self.binary).read_bytes()).hexdigest()}
+
+
+KINDS = {kind.name: kind for kind in (Target, Nginx, Haproxy, HaproxySplice, Tembuku)}
+
+
+def make(names, binary):
+    return [kind(binary) if kind is Tembuku else kind() for name, kind in KINDS.items() if name in names]
+
+
+def split_names(text):
+    return [part for part in re.split(r"[,\s]+", text) if part]
