@@ -461,20 +461,22 @@ impl Lane {
         } else {
             (tell, hear)
         };
+        // Inherited by the connection that comes. On one that is there already a smaller buffer would take back room
+        // that the peer was promised, and the kernel would drop what it then sends, acknowledgements included.
+        let [receive, send] = session.backend_buffers;
+        let receive = if receive > 0 { receive } else { 1 << 20 };
+        set_buffers(SockRef::from(&self.backend), receive, 0)
+            .map_err(|error| format!("options: {error}"))?;
         thread::scope(|scope| {
             let backend = scope.spawn(move || {
                 let (stream, _) = self
                     .backend
                     .accept()
                     .map_err(|error| format!("accept: {error}"))?;
-                set_buffers(
-                    SockRef::from(&stream),
-                    session.backend_buffers[0],
-                    session.backend_buffers[1],
-                )
-                .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
-                .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
-                .map_err(|error| format!("options: {error}"))?;
+                set_buffers(SockRef::from(&stream), 0, send)
+                    .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
+                    .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+                    .map_err(|error| format!("options: {error}"))?;
                 play(session, Side::Backend, stream, of_backend)
             });
             let [receive, send] = session.client_buffers;
