@@ -242,10 +242,14 @@ fn most_sessions(plan: &Plan, workers: usize, places: usize) -> u64 {
             max_connections = wanted,
             possible,
             descriptors,
-            "the limit of open files allows fewer sessions than configured; raise it (LimitNOFILE=)"
+            "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
         );
     }
-    let most = if wanted == 0 { possible } else { wanted };
+    let most = if wanted == 0 {
+        possible
+    } else {
+        wanted.min(possible)
+    };
     tracing::info!(max_connections = most, descriptors, workers, "starting");
     most
 }

@@ -26,8 +26,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A client that has sent nothing and has ended its side may have left, or may want to listen only:
 /// nothing tells the two apart. A connect that is about to succeed gets this long to do so.
 const GRACE: Duration = Duration::from_millis(500);
-/// A unix socket whose queue is full gives no event when there is room again.
-const UNIX_RETRY: Duration = Duration::from_millis(10);
+/// A unix socket whose queue is full, and a process without a free descriptor, give no event when that
+/// has changed.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// How a connect to one's own outgoing port is reported.
 pub const SELF_CONNECT_HINT: &str = "connected to itself: nobody listens there";
@@ -137,8 +138,15 @@ async fn attempt(
     let mut opening = pin!(open(place, &service.plan.socket));
     loop {
         let next_look = deadline.min(Instant::now() + LOOK);
-        if let Ok(opened) = tokio::time::timeout_at(next_look.into(), opening.as_mut()).await {
-            return opened.map_err(Failure::Backend);
+        match tokio::time::timeout_at(next_look.into(), opening.as_mut()).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            // A shortage of our own, which passes when sessions end: no reason to fail before time.
+            Ok(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
+                tokio::time::sleep(RETRY).await;
+                opening.set(open(place, &service.plan.socket));
+            }
+            Ok(Err(e)) => return Err(Failure::Backend(e)),
+            Err(_) => {}
         }
         let now = Instant::now();
         if now >= deadline {
@@ -155,6 +163,10 @@ async fn attempt(
             }
         }
     }
+}
+
+fn is_shortage(e: &io::Error) -> bool {
+    ConnectError::of(e) == ConnectError::NoDescriptors
 }
 
 async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> {
@@ -189,7 +201,7 @@ async fn open_unix(path: &Path) -> io::Result<Stream> {
     loop {
         match UnixStream::connect(path).await {
             Ok(stream) => return Ok(Stream::Unix(stream)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(UNIX_RETRY).await,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
             Err(e) => return Err(e),
         }
     }

@@ -53,7 +53,12 @@ pub async fn listen(
         })
         .await;
         match next {
-            Some(Ok((stream, client))) => admit(stream, client, &service, &tasks),
+            Some(Ok((stream, client))) => {
+                admit(stream, client, &service, &tasks);
+                // The session runs first and gets its second descriptor: a burst that is accepted
+                // in one go could take them all, and leave none to reach a backend with.
+                let_others_run().await;
+            }
             // One more look, in case something arrived while the stop did.
             None if !stopping => stopping = true,
             None => return Ok(()),
@@ -79,6 +84,19 @@ pub async fn listen(
             }
         }
     }
+}
+
+/// Goes to the end of the queue of tasks that are ready.
+async fn let_others_run() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn admit(stream: Stream, client: Client, service: &Arc<Service>, tasks: &TaskTracker) {
