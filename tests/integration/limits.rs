@@ -3,7 +3,6 @@
 use crate::{
     bulk::cpu_over_a_second,
     harness::{
-        millis,
         net::{
             self, assert_closed_at_once, assert_ends_now, connect, connect_with, echo, read_all,
             reset,
@@ -213,13 +212,7 @@ fn coming_and_going_costs_nothing_lasting() {
     let tembuku = Tembuku::start(&config(front, "", &servers));
     let settled = || {
         tembuku.wait_idle();
-        // The connection that asked is on its way out, too.
-        let mut least = usize::MAX;
-        let _ = poll(millis(300), || {
-            least = least.min(tembuku.proc.descriptors());
-            None::<()>
-        });
-        least
+        tembuku.proc.settled_descriptors()
     };
     ask_many(front, 20);
     let before = settled();

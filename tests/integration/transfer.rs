@@ -658,12 +658,12 @@ fn thousands_of_sessions_lose_no_byte() {
     let seed = rng::seed("transfer::thousands_of_sessions");
     let lanes = lanes(50, 14);
     let tembuku = Tembuku::start(&format!("[process]\nworkers = 2\n{}", lanes.config));
-    let before = tembuku.proc.descriptors();
+    let before = tembuku.proc.settled_descriptors();
     let sum = carry_all(seed, sessions(3_000), &lanes.orderly, &lanes.resets);
     tembuku.wait_idle();
     let metrics = tembuku.metrics();
     // Pipes are kept for the next, but not many, and memory not at all.
-    let (after, memory) = (tembuku.proc.descriptors(), tembuku.proc.rss());
+    let (after, memory) = (tembuku.proc.settled_descriptors(), tembuku.proc.rss());
     println!("descriptors {before}, then {after}; resident memory {memory}");
     assert!(
         after <= before + 2 * 2 * 32,
@@ -712,10 +712,7 @@ fn nothing_is_lost_when_no_pipe_is_to_be_had() {
         );
     };
     // A connection to the admin address may still be on its way out.
-    let mut open = tembuku.proc.descriptors();
-    wait_until("its descriptors are those of the sessions", secs(5), || {
-        std::mem::replace(&mut open, tembuku.proc.descriptors()) == open
-    });
+    tembuku.proc.settled_descriptors();
     limit(3);
     thread::scope(|scope| {
         for (number, client) in clients.iter().enumerate() {
