@@ -88,8 +88,8 @@ struct Run {
 
 /// The whole program; the code is the process's.
 pub fn main() -> ExitCode {
-    let first = std::env::args().nth(1).unwrap_or_default();
-    if NOT_YET.contains(&first.as_str()) {
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    if let Some(first) = NOT_YET.iter().find(|word| first == **word) {
         complain(&format!("error: `tembuku {first}` is not supported yet\n"));
         return ExitCode::from(2);
     }

@@ -13,6 +13,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod health;
+pub mod lines;
 pub mod logging;
 pub mod metrics;
 pub mod net;

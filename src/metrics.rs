@@ -66,7 +66,6 @@ pub struct BackendCounts {
 #[derive(Debug)]
 pub struct ProcessMetrics {
     pub relayed: Sharded<RelayCounts>,
-    pub access_log_dropped: Counter,
     pub accept_errors: Counter,
 }
 

@@ -190,7 +190,10 @@ impl Pool {
             } else if members.is_empty() {
                 ("down", "its name does not resolve".to_owned())
             } else if failed {
-                ("failed", format!("{fails} failed connects"))
+                ("failed", {
+                    let next = if available { "; to be tried again" } else { "" };
+                    format!("{fails} failed connects{next}")
+                })
             } else if plan.weight == 0 {
                 ("up", "weight 0: takes nothing new".to_owned())
             } else if !available {

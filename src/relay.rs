@@ -118,7 +118,7 @@ impl Future for Relay<'_> {
         let reason = ready!(this.advance(cx));
         let by_a_reset = matches!(reason, CloseReason::ClientReset | CloseReason::BackendReset);
         if reason != CloseReason::Ok && !by_a_reset {
-            this.tell_who_was_cut_short();
+            this.tell_who_was_cut_short(reason);
         }
         Poll::Ready(Outcome {
             reason,
@@ -248,12 +248,14 @@ impl Parts<'_, '_> {
         Poll::Pending
     }
 
-    /// Whoever has not got everything must not take what it has for the whole.
-    fn tell_who_was_cut_short(&self) {
-        if self.up.is_cut_short(self.client) {
+    /// Whoever has not got everything must not take what it has for the whole. After a silence only what is
+    /// known to be under way counts; a session that is cut in full flow may always have more to say.
+    fn tell_who_was_cut_short(&self, reason: CloseReason) {
+        let in_full_flow = reason == CloseReason::Drained;
+        if !self.up.finished && (in_full_flow || self.up.has_more(self.client)) {
             sys::socket::reset_on_close(&*self.backend);
         }
-        if self.down.is_cut_short(self.backend) {
+        if !self.down.finished && (in_full_flow || self.down.has_more(self.backend)) {
             sys::socket::reset_on_close(&*self.client);
         }
     }

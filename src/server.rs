@@ -6,6 +6,7 @@ mod worker;
 
 use crate::{
     access_log::{self, AccessLog},
+    lines::Destination,
     metrics::Exporter,
     plan::{self, Place, Plan},
     pool::Pool,
@@ -16,10 +17,9 @@ use crate::{
 };
 use std::{
     io::IsTerminal,
-    path::PathBuf,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -51,8 +51,7 @@ pub struct Server {
     stop: CancellationToken,
     /// Accept loops and sessions.
     tasks: TaskTracker,
-    access_log: Option<access_log::Writer>,
-    unix_paths: Vec<PathBuf>,
+    socket_files: Vec<bind::SocketFile>,
 }
 
 /// How long sessions that were told to end get to do so.
@@ -79,12 +78,14 @@ impl Server {
             0 => sys::limits::cpus(),
             n => n,
         };
+        // Before the sockets: a range of ports may need more than the soft limit allows.
+        let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
         let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
-        let most = most_sessions(&plan, workers, bound.len());
+        let most = most_sessions(&plan, descriptors, workers, bound.len());
         let metrics = Arc::new(exporter.process());
-        let (access_log, writer) = open_access_log(&plan.log, &metrics)?.unzip();
+        let access_log = open_access_log(&plan.log)?;
         let process = Arc::new(Process {
             metrics,
             sessions: Arc::new(Sessions::new(workers, most)),
@@ -114,6 +115,7 @@ impl Server {
                     plan: listener.clone(),
                     pool: Arc::clone(pool),
                     process: Arc::clone(&process),
+                    warned: AtomicU64::default(),
                 }))
             })
             .collect();
@@ -126,13 +128,11 @@ impl Server {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         let mut names = Vec::new();
-        let mut unix_paths = Vec::new();
+        let mut socket_files = Vec::new();
         for listening in bound {
             let service = &services[listening.listener];
             tracing::info!(listener = %service.plan.name, address = %listening.place, "listening");
-            if let Place::Unix(path) = &listening.place {
-                unix_paths.push(path.clone());
-            }
+            socket_files.extend(listening.file);
             for (thread, socket) in threads.iter().zip(listening.sockets) {
                 thread.listen(socket, Arc::clone(service), stop.clone());
             }
@@ -158,8 +158,7 @@ impl Server {
             workers: threads,
             stop,
             tasks,
-            access_log: writer,
-            unix_paths,
+            socket_files,
         })
     }
 
@@ -170,6 +169,8 @@ impl Server {
         let sessions = &state.process.sessions;
         state.draining.store(true, Ordering::Relaxed);
         self.stop.cancel();
+        // Now, and not after the drain: by then the path may be that of the next process.
+        drop(self.socket_files);
         self.tasks.close();
         let timeout = state.plan.process.drain_timeout;
         tracing::info!(sessions = sessions.count(), drain_timeout = ?timeout, "draining");
@@ -185,18 +186,11 @@ impl Server {
         if cut > 0 && tokio::time::timeout(CUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(sessions = sessions.count(), "sessions did not end in time");
         }
-        for path in &self.unix_paths {
-            // Gone already is as good.
-            let _ = std::fs::remove_file(path);
-        }
         for worker in self.workers {
             worker.join();
         }
         if let Some(log) = &state.process.access_log {
-            log.end();
-        }
-        if let Some(writer) = self.access_log {
-            writer.join();
+            log.lines().flush();
         }
         cut
     }
@@ -228,13 +222,12 @@ fn one(error: String) -> StartErrors {
 }
 
 /// How many sessions there may be: two descriptors each, and something left for all the rest.
-fn most_sessions(plan: &Plan, workers: usize, places: usize) -> u64 {
-    let descriptors = sys::limits::raise_descriptors();
+fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> u64 {
     let pipes = (descriptors / 64).clamp(1, 1024);
     sys::pipe::set_limit(usize::try_from(pipes).unwrap_or(1024));
-    // For each worker: epoll, wake-up, reserve and its listening sockets; then standard streams, the
-    // admin side, files.
-    let fixed = (workers as u64 + 1) * 4 + (workers * places) as u64 + 20;
+    // For each worker: its event loop, its listening sockets and a reserve for each of them; then
+    // standard streams, files, and the admin side with some clients.
+    let fixed = (workers as u64 + 1) * 4 + (workers * places * 2) as u64 + 20;
     let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {
@@ -254,30 +247,26 @@ fn most_sessions(plan: &Plan, workers: usize, places: usize) -> u64 {
     most
 }
 
-fn open_access_log(
-    log: &plan::Log,
-    metrics: &Arc<crate::metrics::ProcessMetrics>,
-) -> Result<Option<(AccessLog, access_log::Writer)>, StartErrors> {
+fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartErrors> {
     let (destination, terminal) = match &log.access {
         plan::AccessLog::Off => return Ok(None),
-        plan::AccessLog::Stdout => (
-            access_log::Destination::Stdout,
-            std::io::stdout().is_terminal(),
-        ),
-        plan::AccessLog::File(path) => (access_log::Destination::File(path.clone()), false),
+        plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
+        plan::AccessLog::File(path) => (Destination::File(path.clone()), false),
     };
     let format = match log.format {
         plan::LogFormat::Text => access_log::Format::Text,
         plan::LogFormat::Auto if terminal => access_log::Format::Text,
         plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
     };
-    AccessLog::open(destination.clone(), format, Arc::clone(metrics))
+    AccessLog::open(destination.clone(), format)
         .map(Some)
         .map_err(|e| match destination {
-            access_log::Destination::File(path) => one(format!(
+            Destination::File(path) => one(format!(
                 "cannot open the access log {}: {e}",
                 path.display()
             )),
-            access_log::Destination::Stdout => one(format!("cannot write the access log: {e}")),
+            Destination::Stdout | Destination::Stderr => {
+                one(format!("cannot write the access log: {e}"))
+            }
         })
 }

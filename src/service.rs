@@ -7,19 +7,37 @@ use crate::{
     pool::Pool,
     sessions::Sessions,
 };
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 pub struct Service {
     pub plan: plan::Listener,
     pub metrics: ListenerMetrics,
     pub pool: Arc<Pool>,
     pub process: Arc<Process>,
+    /// When it was last said that no backend is available, in seconds since the Unix epoch.
+    pub warned: AtomicU64,
 }
 
 pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
+}
+
+impl Service {
+    /// True once a second: a warning for each of a flood of clients would help nobody.
+    pub fn may_warn(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        self.warned.swap(now, Relaxed) != now
+    }
 }
 
 /// One of the sessions that a listener may have at once.
@@ -36,6 +54,11 @@ impl Slot {
 
     pub fn service(&self) -> &Arc<Service> {
         &self.0
+    }
+
+    /// Makes room for the next session; what the service knows is still wanted.
+    pub fn give_back(self) -> Arc<Service> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -127,6 +127,13 @@ impl Sessions {
     }
 }
 
+impl Listed {
+    /// Takes the session off the list; its figures are still wanted.
+    pub fn give_back(self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+}
+
 impl std::ops::Deref for Listed {
     type Target = Session;
 

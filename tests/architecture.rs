@@ -14,8 +14,8 @@ const LEVELS: &[&[&str]] = &[
     &["tcp"],
     &["relay", "service"],
     &["pool", "sessions"],
-    &["backend", "config", "logging"],
-    &["access_log", "health", "net"],
+    &["access_log", "backend", "config", "logging"],
+    &["health", "lines", "net"],
     &["access", "balance", "metrics", "sys"],
     &["plan", "reason"],
 ];

@@ -16,6 +16,8 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 /// A client that does not send its request in this time is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// No connection lasts longer, so that clients which do not read cannot keep all places for ever.
+const LIFETIME: Duration = Duration::from_secs(30);
 /// Scrapers keep a connection each; more than this at once is no scraper.
 const CONNECTIONS: usize = 64;
 /// Answers until dropped.
@@ -31,11 +33,11 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(request, Arc::clone(&state)));
                     // Errors here are a client's: it went away, or spoke something else.
-                    let _ = http1::Builder::new()
+                    let served = http1::Builder::new()
                         .timer(TokioTimer::new())
                         .header_read_timeout(PATIENCE)
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                        .serve_connection(TokioIo::new(stream), service);
+                    let _ = tokio::time::timeout(LIFETIME, served).await;
                     drop(place);
                 });
             }
@@ -98,7 +100,11 @@ fn publish(exporter: &Exporter, state: &State) {
             exporter.publish_backend(&backend.metrics, backend.state, backend.weight);
         }
     }
-    exporter.publish_process(&state.process.metrics);
+    let log = state.process.access_log.as_ref();
+    exporter.publish_process(
+        &state.process.metrics,
+        log.map_or(0, |log| log.lines().dropped()),
+    );
 }
 
 fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -119,12 +119,15 @@ async fn until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()
             () = stop.cancelled() => return Ok(()),
             accepted = listener.accept() => {
                 let stop = stop.clone();
-                if let Ok((stream, _)) = accepted {
-                    tokio::spawn(async move {
-                        if matches!(greet(name, stream).await, Ok(true)) {
-                            stop.cancel();
-                        }
-                    });
+                match accepted {
+                    Ok((stream, _)) => {
+                        tokio::spawn(async move {
+                            if matches!(greet(name, stream).await, Ok(true)) {
+                                stop.cancel();
+                            }
+                        });
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }
         }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) fn run(plan: Plan) -> ExitCode {
-    logging::init(plan.log.level, plan.log.format);
+    let log = logging::init(plan.log.level, plan.log.format);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -24,11 +24,14 @@ pub(super) fn run(plan: Plan) -> ExitCode {
     let code = match runtime.block_on(serve(plan)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
+            // After what the log has to say about it.
+            log.flush();
             complain(&why);
             ExitCode::FAILURE
         }
     };
     runtime.shutdown_timeout(PATIENCE);
+    log.flush();
     code
 }
 
@@ -46,9 +49,11 @@ async fn serve(plan: Plan) -> Result<(), String> {
                 })?)
             }
         };
-    let server = Server::start(plan)
-        .await
-        .map_err(|errors| errors.to_string())?;
+    let server = tokio::select! {
+        server = Server::start(plan) => server.map_err(|errors| errors.to_string())?,
+        // A resolver that does not answer can make the start long.
+        () = signals.stop() => return Ok(()),
+    };
     if let Some(listener) = admin {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "admin");
@@ -60,7 +65,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
             Told::Stop => break,
             Told::ReopenLogs => {
                 if let Some(log) = &server.state.process.access_log {
-                    log.reopen();
+                    log.lines().reopen();
                 }
             }
             Told::NotYet(signal) => tracing::warn!(signal, "not supported yet, nothing was done"),
@@ -69,7 +74,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
     let at_once = CancellationToken::new();
     let second = at_once.clone();
     tokio::spawn(async move {
-        while !matches!(signals.next().await, Told::Stop) {}
+        signals.stop().await;
         second.cancel();
     });
     let cut = server.stop(at_once).await;
@@ -104,6 +109,11 @@ impl Signals {
             usr1: signal(SignalKind::user_defined1())?,
             usr2: signal(SignalKind::user_defined2())?,
         })
+    }
+
+    /// TERM or INT, whatever else comes before.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Told::Stop) {}
     }
 
     async fn next(&mut self) -> Told {

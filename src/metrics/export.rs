@@ -195,7 +195,6 @@ impl Exporter {
     pub fn process(&self) -> ProcessMetrics {
         ProcessMetrics {
             relayed: Sharded::new(self.shards),
-            access_log_dropped: super::Counter::default(),
             accept_errors: super::Counter::default(),
         }
     }
@@ -316,7 +315,7 @@ impl Exporter {
         );
     }
 
-    pub fn publish_process(&self, m: &ProcessMetrics) {
+    pub fn publish_process(&self, m: &ProcessMetrics, access_log_dropped: u64) {
         let mode = |word: &str| [("mode", word.into())];
         self.counter(
             "relayed_bytes_total",
@@ -336,7 +335,7 @@ impl Exporter {
                 n,
             );
         }
-        self.counter("access_log_dropped_total", &[], m.access_log_dropped.get());
+        self.counter("access_log_dropped_total", &[], access_log_dropped);
         self.counter("accept_errors_total", &[], m.accept_errors.get());
     }
 

@@ -9,13 +9,12 @@ use crate::{
 use std::{
     cell::{Cell, RefCell},
     io,
-    mem::MaybeUninit,
     os::fd::BorrowedFd,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Instant,
 };
-use tokio::io::{Interest, ReadBuf};
+use tokio::io::Interest;
 
 /// The buffer that all copying directions of a worker share. Nothing stays in it between polls.
 const BUFFER: usize = 128 * 1024;
@@ -29,7 +28,7 @@ const SMALL_READS: u8 = 2;
 const ROUNDS: usize = 16;
 
 thread_local! {
-    static SHARED: RefCell<Vec<MaybeUninit<u8>>> = RefCell::new(vec![MaybeUninit::uninit(); BUFFER]);
+    static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +141,7 @@ impl Direction {
             }
             match self.mode {
                 Mode::Copy { large } => ready!(self.copy(cx, source, sink, flow, large))?,
-                Mode::Splice { small } => ready!(self.splice(cx, source, flow, small))?,
+                Mode::Splice { small } => ready!(self.splice(cx, source, sink, flow, small))?,
             }
         }
         cx.waker().wake_by_ref();
@@ -160,11 +159,10 @@ impl Direction {
         self.end != End::Open && matches!(self.held, Held::Nothing)
     }
 
-    /// Whether ending now would keep something from the sink.
-    pub(super) fn is_cut_short(&self, source: &Stream) -> bool {
-        !self.finished
-            && (!matches!(self.held, Held::Nothing)
-                || sys::socket::unread(source).is_ok_and(|bytes| bytes > 0))
+    /// Whether something is known to be on the way to the sink.
+    pub(super) fn has_more(&self, source: &Stream) -> bool {
+        !matches!(self.held, Held::Nothing)
+            || sys::socket::unread(source).is_ok_and(|bytes| bytes > 0)
     }
 
     fn copy(
@@ -176,11 +174,10 @@ impl Direction {
         large: u8,
     ) -> Poll<Result<(), Broken>> {
         SHARED.with_borrow_mut(|shared| {
-            let mut buffer = ReadBuf::uninit(shared);
-            if ready!(source.poll_read(cx, &mut buffer)).is_err() {
+            let Ok(n) = ready!(source.poll_read(cx, shared)) else {
                 return self.source_failed();
-            }
-            let bytes = buffer.filled();
+            };
+            let bytes = &shared[..n];
             if bytes.is_empty() {
                 self.source_ended(flow);
                 return Poll::Ready(Ok(()));
@@ -219,46 +216,44 @@ impl Direction {
     fn splice(
         &mut self,
         cx: &mut Context<'_>,
-        source: &Stream,
+        source: &mut Stream,
+        sink: &mut Stream,
         flow: &Flow<'_>,
         small: u8,
     ) -> Poll<Result<(), Broken>> {
-        loop {
-            // Before a pipe is taken: a direction that waits holds none.
-            if ready!(source.poll_read_ready(cx)).is_err() {
-                return self.source_failed();
-            }
-            let Some(mut pipe) = sys::pipe::take(flow.now) else {
-                flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
-                self.mode = Mode::default();
-                return Poll::Ready(Ok(()));
-            };
-            match source.try_io(Interest::READABLE, |fd: BorrowedFd<'_>| pipe.fill(fd)) {
-                Ok(0) => {
-                    pipe.give_back();
-                    self.source_ended(flow);
-                }
-                Ok(n) => {
-                    flow.was_read(n);
-                    self.held = Held::Piped(pipe);
-                    let small = if n < LARGE / 2 { small + 1 } else { 0 };
-                    self.mode = if small >= SMALL_READS {
-                        Mode::default()
-                    } else {
-                        Mode::Splice { small }
-                    };
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    pipe.give_back();
-                    continue;
-                }
-                Err(e) if refuses_splice(&e) => {
-                    pipe.give_back();
-                    self.copy_from_now_on(flow);
-                }
-                Err(_) => return self.source_failed(),
-            }
+        // Before a pipe is taken: a direction that waits holds none.
+        if ready!(source.poll_read_ready(cx)).is_err() {
+            return self.source_failed();
+        }
+        let Some(mut pipe) = sys::pipe::take(flow.now) else {
+            flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
+            self.mode = Mode::default();
             return Poll::Ready(Ok(()));
+        };
+        match pipe.fill(&*source) {
+            Ok(n) if n > 0 => {
+                flow.was_read(n);
+                self.held = Held::Piped(pipe);
+                let small = if n < LARGE / 2 { small + 1 } else { 0 };
+                self.mode = if small >= SMALL_READS {
+                    Mode::default()
+                } else {
+                    Mode::Splice { small }
+                };
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if refuses_splice(&e) => {
+                pipe.give_back();
+                self.copy_from_now_on(flow);
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(),
+            // Nothing there, or the end, or a mark of TCP's urgent data, before which splicing stops as
+            // if it were one of these: reading tells which, and steps over the mark.
+            Ok(_) | Err(_) => {
+                pipe.give_back();
+                self.copy(cx, source, sink, flow, LARGE_READS - 1)
+            }
         }
     }
 

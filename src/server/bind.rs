@@ -9,8 +9,8 @@ use socket2::{Domain, Protocol, Type};
 use std::{
     io,
     net::SocketAddr,
-    os::unix::net::{UnixListener, UnixStream},
-    path::Path,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
 };
 
 /// One address, with a socket for each worker.
@@ -19,6 +19,17 @@ pub(super) struct Listening {
     pub(super) listener: usize,
     pub(super) place: Place,
     pub(super) sockets: Vec<Socket>,
+    pub(super) file: Option<SocketFile>,
+}
+
+/// The file of a unix socket, removed when dropped.
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
@@ -45,6 +56,10 @@ pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listenin
         match bind(listener, place, workers) {
             Ok((place, sockets)) => bound.push(Listening {
                 listener: index,
+                file: match &place {
+                    Place::Tcp(_) => None,
+                    Place::Unix(path) => Some(SocketFile(path.clone())),
+                },
                 place,
                 sockets,
             }),
@@ -146,7 +161,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "the path exists and is not a socket",
         ));
     }
-    match UnixStream::connect(path) {
+    // Not blocking: whoever lives but does not accept would be waited for without end.
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match probe.connect(&socket2::SockAddr::unix(path)?) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         _ => Err(io::ErrorKind::AddrInUse.into()),

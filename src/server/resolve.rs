@@ -12,25 +12,35 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For each upstream and each of its backends: what its address stands for.
 pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
+    // All at once: with a resolver that does not answer they would otherwise wait one after the other.
+    let asked: Vec<Vec<_>> = upstreams
+        .iter()
+        .map(|u| {
+            u.backends
+                .iter()
+                .map(|b| tokio::spawn(look_up(b.clone())))
+                .collect()
+        })
+        .collect();
     let mut problems = Vec::new();
     let mut found = Vec::new();
-    for upstream in upstreams {
+    for (upstream, asked) in upstreams.iter().zip(asked) {
         let mut places = Vec::new();
-        for backend in &upstream.backends {
-            places.push(match look_up(backend).await {
-                Ok(addresses) => addresses,
-                Err(e) => {
-                    let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
-                    if upstream.resolve_required {
-                        problems.push(format!(
-                            "{what}; to start without it and try again later, set resolve_required = false"
-                        ));
-                    } else {
-                        tracing::warn!("{what}; trying again later");
-                    }
-                    Vec::new()
+        for (backend, answer) in upstream.backends.iter().zip(asked) {
+            let answer = answer.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+            places.push(answer.unwrap_or_else(|e| {
+                let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
+                if upstream.resolve_required {
+                    problems.push(format!(
+                        "{what}; to start without it and try again later, set resolve_required = false"
+                    ));
+                } else if upstream.resolve_interval.is_some() {
+                    tracing::warn!("{what}; trying again later");
+                } else {
+                    tracing::warn!("{what}; it stays out: resolve_interval is \"0s\"");
                 }
-            });
+                Vec::new()
+            }));
         }
         found.push(places);
     }
@@ -61,7 +71,7 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: Cancellation
             tokio::time::sleep(interval).await;
             let mut changed = false;
             for (backend, places) in upstream.backends.iter().zip(&mut known) {
-                match look_up(backend).await {
+                match look_up(backend.clone()).await {
                     Ok(new) if new != *places => {
                         tracing::info!(upstream = %upstream.name, backend = %backend.text,
                             addresses = %list(&new), "its name has other addresses now");
@@ -82,7 +92,7 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: Cancellation
     }));
 }
 
-async fn look_up(backend: &Backend) -> io::Result<Vec<Place>> {
+async fn look_up(backend: Backend) -> io::Result<Vec<Place>> {
     let (host, port) = match &backend.target {
         Target::Place(place) => return Ok(vec![place.clone()]),
         Target::Name { host, port } => (host.as_str(), *port),

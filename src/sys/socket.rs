@@ -3,6 +3,7 @@
 use rustix::event::{PollFd, PollFlags, poll};
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
@@ -55,7 +56,25 @@ pub fn reset_on_close(socket: impl AsFd) {
     let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Whether the connection is over for the kernel: nothing sent on it will arrive.
+/// Whether the connection is over for the kernel: nothing that was written will still be delivered.
 pub fn is_dead(socket: impl AsFd) -> bool {
-    peer_now(socket).is_ok_and(|now| now == PeerNow::Gone)
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `info`, to the address of `info`, and to
+    // `len` how many it wrote; both are live locals, and the descriptor is borrowed and so open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    // SAFETY: every field is an integer, for which the zeros that were there from the start are valid.
+    let info = unsafe { info.assume_init() };
+    result < 0 || info.tcpi_state == TCP_CLOSE
 }
+
+/// From the kernel's list of TCP states.
+const TCP_CLOSE: u8 = 7;

@@ -66,13 +66,14 @@ pub(super) async fn connect(
     for retry in 0..=service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
-            return Err(if retry == 0 {
+            if retry > 0 {
+                return Err(CloseReason::ConnectFailed);
+            }
+            if service.may_warn() {
                 tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
                     client = %session.client, "no backend is available");
-                CloseReason::NoBackend
-            } else {
-                CloseReason::ConnectFailed
-            });
+            }
+            return Err(CloseReason::NoBackend);
         };
         let backend = lease.backend();
         let counts = backend.metrics.counts.mine();

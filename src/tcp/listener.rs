@@ -7,16 +7,18 @@ use crate::{
     reason::RejectReason,
     service::{Service, Slot},
 };
+use socket2::SockRef;
 use std::{
     fs::File,
     future::poll_fn,
     io,
+    os::fd::OwnedFd,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A bound and listening socket.
@@ -40,16 +42,12 @@ pub async fn listen(
     let acceptor = Acceptor::new(socket)?;
     let mut reserve = open_reserve();
     let mut stopped = pin!(stop.cancelled());
-    let mut stopping = false;
     loop {
         let next = poll_fn(|cx| {
-            if let Poll::Ready(accepted) = acceptor.poll_accept(cx) {
-                return Poll::Ready(Some(accepted));
-            }
-            if stopping || stopped.as_mut().poll(cx).is_ready() {
+            if stopped.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            Poll::Pending
+            acceptor.poll_accept(cx).map(Some)
         })
         .await;
         match next {
@@ -59,26 +57,26 @@ pub async fn listen(
                 // in one go could take them all, and leave none to reach a backend with.
                 let_others_run().await;
             }
-            // One more look, in case something arrived while the stop did.
-            None if !stopping => stopping = true,
-            None => return Ok(()),
+            // The event loop may not know yet of the last that came; the kernel does.
+            None => {
+                while let Ok((stream, client)) = acceptor.accept_now() {
+                    admit(stream, client, &service, &tasks);
+                }
+                return Ok(());
+            }
             Some(Err(e)) if is_about_one_connection(&e) => {}
             Some(Err(e)) => {
                 service.process.metrics.accept_errors.add(1);
                 if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
                     // With the reserve given up one client can at least be told at once.
                     drop(reserve.take());
-                    if let Some(Ok((stream, _))) =
-                        poll_fn(|cx| Poll::Ready(acceptor.accept_now(cx))).await
-                    {
-                        drop(stream);
+                    if acceptor.accept_now().is_ok() {
                         service.metrics.rejected(RejectReason::NoDescriptors);
                     }
                     reserve = open_reserve();
                 }
-                tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
-                if stopping {
-                    return Ok(());
+                if service.may_warn() {
+                    tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
                 }
                 tokio::time::sleep(BACK_OFF).await;
             }
@@ -141,10 +139,22 @@ impl Acceptor {
         }
     }
 
-    fn accept_now(&self, cx: &mut Context<'_>) -> Option<io::Result<(Stream, Client)>> {
-        match self.poll_accept(cx) {
-            Poll::Ready(accepted) => Some(accepted),
-            Poll::Pending => None,
+    /// Asks the kernel, whatever the event loop believes.
+    fn accept_now(&self) -> io::Result<(Stream, Client)> {
+        match self {
+            Self::Tcp(s) => {
+                let (socket, address) = SockRef::from(s).accept()?;
+                socket.set_nonblocking(true)?;
+                let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+                let stream = TcpStream::from_std(socket.into())?;
+                Ok((Stream::Tcp(stream), Client::Ip(address)))
+            }
+            Self::Unix(s) => {
+                let (socket, _) = SockRef::from(s).accept()?;
+                socket.set_nonblocking(true)?;
+                let stream = UnixStream::from_std(OwnedFd::from(socket).into())?;
+                Ok((Stream::Unix(stream), Client::Unix))
+            }
         }
     }
 }

@@ -22,8 +22,7 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
     // does not keep the room that connecting took.
     let mut found = Box::pin(connect::connect(service, &client, &session, &mut attempts)).await;
     // What only the access log wants to know is not kept without one.
-    let log = service.process.access_log.as_ref();
-    if log.is_none() {
+    if service.process.access_log.is_none() {
         attempts = Vec::new();
     }
     // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
@@ -52,14 +51,18 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
             }
         }
     };
-    drop((client, found));
+    // Every limit makes room before the peers can know that the session is over and come back.
+    let backend_stream = found.ok().map(|connected| connected.stream);
+    let session = session.give_back();
+    let service = slot.give_back();
+    drop((client, backend_stream));
     let duration = began.elapsed();
     service.metrics.closed(end.reason);
     service.metrics.session_duration.record(duration);
     if let Some(first_byte) = end.first_byte {
         service.metrics.first_byte_duration.record(first_byte);
     }
-    if let Some(log) = log {
+    if let Some(log) = &service.process.access_log {
         let address = session.client;
         log.record(&access_log::Record {
             time: access_log::now(),

@@ -1,0 +1,224 @@
+//! Lines to a file or a standard stream, written by a thread of their own.
+//!
+//! Whoever has a line hands it over and goes on: a reader that has stalled or a disk that is full costs
+//! lines, which are counted, and never a session.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
+    time::Duration,
+};
+
+/// Lines that may wait for the writer.
+const QUEUE: usize = 8192;
+/// Written at once; what waits meanwhile is written together.
+const BATCH: usize = 64 * 1024;
+/// How long the end waits for a writer that makes no progress.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone)]
+pub enum Destination {
+    Stdout,
+    Stderr,
+    File(PathBuf),
+}
+
+/// Where to hand lines in; clones lead to the same writer.
+#[derive(Debug, Clone)]
+pub struct Lines {
+    queue: SyncSender<Message>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    dropped: AtomicU64,
+    reopen: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    /// Answered when everything before it has been written.
+    Flush(SyncSender<()>),
+    /// Only wakes the writer, which then looks at what is wanted of it.
+    Look,
+}
+
+impl Lines {
+    pub fn open(destination: Destination) -> io::Result<Self> {
+        let to = open(&destination)?;
+        let (queue, messages) = sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let mut writer = Writer {
+            destination,
+            to,
+            shared: Arc::clone(&shared),
+            batch: Vec::new(),
+            lines: 0,
+            mid_line: false,
+        };
+        std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run(&messages))?;
+        Ok(Self { queue, shared })
+    }
+
+    /// `line` ends with a newline.
+    pub fn write(&self, line: Vec<u8>) {
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.shared.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Lines that were not written.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Relaxed)
+    }
+
+    /// The file has been moved away: write to a new one of the same name.
+    pub fn reopen(&self) {
+        self.shared.reopen.store(true, Relaxed);
+        // A full queue will wake the writer as well.
+        let _ = self.queue.try_send(Message::Look);
+    }
+
+    /// Waits until what was handed in has been written, but not for a writer that is stuck.
+    pub fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+struct Writer {
+    destination: Destination,
+    to: Box<dyn Write + Send>,
+    shared: Arc<Shared>,
+    batch: Vec<u8>,
+    /// In the batch.
+    lines: u64,
+    /// The last write failed half-way through a line.
+    mid_line: bool,
+}
+
+impl Writer {
+    fn run(&mut self, messages: &Receiver<Message>) {
+        loop {
+            let message = match messages.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Disconnected) => return self.write_batch(),
+                Err(TryRecvError::Empty) => {
+                    self.write_batch();
+                    match messages.recv() {
+                        Ok(message) => message,
+                        Err(_) => return,
+                    }
+                }
+            };
+            if self.shared.reopen.swap(false, Relaxed) {
+                self.write_batch();
+                // Where the new file cannot be opened, the old one is better than none.
+                if let Ok(to) = open(&self.destination) {
+                    self.to = to;
+                    self.mid_line = false;
+                }
+            }
+            match message {
+                Message::Line(line) => {
+                    self.batch.extend_from_slice(&line);
+                    self.lines += 1;
+                    if self.batch.len() >= BATCH {
+                        self.write_batch();
+                    }
+                }
+                Message::Flush(done) => {
+                    self.write_batch();
+                    let _ = done.try_send(());
+                }
+                Message::Look => {}
+            }
+        }
+    }
+
+    fn write_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        if self.mid_line {
+            self.batch.insert(0, b'\n');
+        }
+        let mut at = 0;
+        while at < self.batch.len() {
+            match self.to.write(&self.batch[at..]) {
+                Ok(0) => break,
+                Ok(n) => at += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        if at > 0 {
+            self.mid_line = self.batch[at - 1] != b'\n';
+        }
+        let whole = at == self.batch.len() && self.to.flush().is_ok();
+        if !whole {
+            let written = self.batch[..at].iter().filter(|b| **b == b'\n').count() as u64;
+            let lost = self.lines.saturating_sub(written).max(1);
+            self.shared.dropped.fetch_add(lost, Relaxed);
+        }
+        self.batch.clear();
+        self.lines = 0;
+    }
+}
+
+fn open(destination: &Destination) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match destination {
+        Destination::Stdout => Box::new(io::stdout()),
+        Destination::Stderr => Box::new(io::stderr()),
+        Destination::File(path) => Box::new(append(path)?),
+    })
+}
+
+fn append(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_arrive_in_order_and_a_reopened_file_is_a_new_one() {
+        let folder = std::env::temp_dir().join(format!("tembuku-lines-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let (path, moved) = (folder.join("log"), folder.join("log.1"));
+        let lines = Lines::open(Destination::File(path.clone())).expect("opened");
+        (0..100).for_each(|i| lines.write(format!("{i}\n").into_bytes()));
+        lines.flush();
+        std::fs::rename(&path, &moved).expect("moved");
+        lines.reopen();
+        lines.write(b"new\n".to_vec());
+        lines.flush();
+        let old = std::fs::read_to_string(&moved).expect("read");
+        let expected: String = (0..100).map(|i| format!("{i}\n")).collect();
+        assert_eq!(old, expected);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "new\n");
+        assert_eq!(lines.dropped(), 0);
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted() {
+        let lines = Lines::open(Destination::File("/dev/full".into())).expect("opened");
+        (0..10).for_each(|_| lines.write(b"gone\n".to_vec()));
+        lines.flush();
+        assert_eq!(lines.dropped(), 10);
+    }
+}
