@@ -19,11 +19,11 @@ struct Setup {
     front: SocketAddr,
 }
 
-/// One worker, so that the order of the picks is known. `listener` are keys, `backends` the elements of the list.
+/// `listener` are keys, `backends` the elements of the list. Two workers: they share one order of turns.
 fn setup(listener: &str, backends: &[String]) -> Setup {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 1\n[log]\naccess = \"{{dir}}/access.log\"\n\
+        "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
          [upstreams.u]\nbackends = [{}]\n",
         backends.join(", ")
@@ -525,6 +525,24 @@ fn what_a_client_sends_early_is_kept() {
         "{} bytes came back",
         got.len()
     );
+}
+
+/// A backend that accepts and resets at once had its chance: that is an end, not a failed connect.
+#[test]
+fn a_backend_that_resets_at_once_ends_the_session() {
+    let server = Server::start(reset);
+    let setup = setup("", &[plain(server.addr)]);
+    for n in 1..=50 {
+        let mut client = connect(setup.front).unwrap();
+        let (bytes, end) = net::read_all(&mut client);
+        assert!(bytes.is_empty());
+        assert!(
+            matches!(end, net::End::Reset | net::End::Fin),
+            "client {n}: {end:?}"
+        );
+    }
+    setup.tembuku.wait_idle();
+    assert_eq!(server.accepted(), 50);
 }
 
 #[test]

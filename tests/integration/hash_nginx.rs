@@ -1,11 +1,11 @@
-//! `consistent_hash` against nginx itself: both get the same upstream and the same clients.
+//! Picking against nginx itself: both get the same upstream and the same clients.
 
 use crate::harness::{
-    net::ask_from,
+    net::{ask_from, assert_ends_now, connect, connect_with, read_line},
     ports,
     programs::{self, Nginx},
     rng::{self, Rng},
-    server::Server,
+    server::{Server, ask_many},
     tembuku::Tembuku,
 };
 use std::{
@@ -17,6 +17,7 @@ use std::{
 struct Entry {
     address: String,
     weight: u64,
+    max_connections: u64,
     down: bool,
 }
 
@@ -25,6 +26,7 @@ impl Entry {
         Entry {
             address: address.to_string(),
             weight,
+            max_connections: 0,
             down: false,
         }
     }
@@ -44,7 +46,8 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(entries: &[Entry], key: &str, host: &str) -> Pair {
+    /// `key` is that of the consistent hash; without one it is round robin.
+    fn start(entries: &[Entry], key: Option<&str>, host: &str) -> Pair {
         let addr = |port: u16| -> SocketAddr { format!("{host}:{port}").parse().unwrap() };
         let (nginx, tembuku) = (addr(ports::free_port()), addr(ports::free_port()));
         // An hour: which backends count as failed must not depend on how fast the two are asked.
@@ -53,28 +56,35 @@ impl Pair {
             .map(|entry| {
                 let down = if entry.down { " down" } else { "" };
                 format!(
-                    "server {} weight={} fail_timeout=1h{down}; ",
-                    entry.address, entry.weight
+                    "server {} weight={} max_conns={} fail_timeout=1h{down}; ",
+                    entry.address, entry.weight, entry.max_connections
                 )
             })
             .collect();
+        let hash = key.map_or_else(String::new, |key| format!("hash {key} consistent;"));
         let peer = Nginx::start(
             nginx,
             &format!(
-                "stream {{ upstream u {{ hash {key} consistent; {servers} }}\n\
+                "stream {{ upstream u {{ {hash} {servers} }}\n\
                  server {{ listen {nginx}; proxy_pass u; }} }}"
             ),
         );
         let backends: String = entries
             .iter()
             .map(|entry| {
-                let Entry { address, weight, down } = entry;
-                format!("{{ address = \"{address}\", weight = {weight}, fail_timeout = \"1h\", down = {down} }}, ")
+                format!(
+                    "{{ address = \"{}\", weight = {}, max_connections = {}, fail_timeout = \"1h\", down = {} }}, ",
+                    entry.address, entry.weight, entry.max_connections, entry.down
+                )
             })
             .collect();
+        let balance = key.map_or_else(
+            || "balance = \"round_robin\"".to_owned(),
+            |key| format!("balance = \"consistent_hash\"\nhash_key = \"{key}\""),
+        );
         let program = Tembuku::start(&format!(
             "[listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\n\
-             [upstreams.u]\nbalance = \"consistent_hash\"\nhash_key = \"{key}\"\nbackends = [{backends}]\n"
+             [upstreams.u]\n{balance}\nbackends = [{backends}]\n"
         ));
         Pair {
             nginx,
@@ -174,7 +184,7 @@ fn mixed() -> (Vec<Server>, Vec<Entry>) {
 fn two_hundred_sources_get_the_same_backend() {
     let mut rng = Rng::new(rng::seed("hash_nginx::two_hundred_sources"));
     let (_servers, entries) = mixed();
-    let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+    let pair = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1");
     let picked = pair.compare(&sources_v4(&mut rng, 200), 2);
     assert_eq!(
         used(&picked),
@@ -186,7 +196,7 @@ fn two_hundred_sources_get_the_same_backend() {
 fn the_binary_address_as_the_key() {
     let mut rng = Rng::new(rng::seed("hash_nginx::the_binary_address"));
     let (_servers, entries) = mixed();
-    let pair = Pair::start(&entries, "$binary_remote_addr", "127.0.0.1");
+    let pair = Pair::start(&entries, Some("$binary_remote_addr"), "127.0.0.1");
     let picked = pair.compare(&sources_v4(&mut rng, 100), 1);
     assert_eq!(
         used(&picked),
@@ -196,16 +206,16 @@ fn the_binary_address_as_the_key() {
 
 #[test]
 fn ipv6_clients() {
-    if !programs::in_own_network() {
-        return programs::again_in_own_network("hash_nginx::ipv6_clients");
+    if programs::place().is_none() {
+        return programs::again_in_own_place("hash_nginx::ipv6_clients");
     }
     let mut rng = Rng::new(rng::seed("hash_nginx::ipv6_clients"));
     let (_servers, entries) = mixed();
     for key in ["$remote_addr", "$binary_remote_addr"] {
-        let pair = Pair::start(&entries, key, "[::1]");
+        let pair = Pair::start(&entries, Some(key), "[::1]");
         let picked = pair.compare(&[Ipv6Addr::LOCALHOST.into()], 2);
         assert_eq!(picked.len(), 1);
-        let pair = Pair::start(&entries, key, "[fd00:7e57::1]");
+        let pair = Pair::start(&entries, Some(key), "[fd00:7e57::1]");
         let picked = pair.compare(&sources_v6(&mut rng, 100), 2);
         assert_eq!(
             used(&picked),
@@ -219,10 +229,10 @@ fn a_dead_backend_has_the_same_heir() {
     let mut rng = Rng::new(rng::seed("hash_nginx::a_dead_backend"));
     let (mut servers, mut entries) = mixed();
     let sources = sources_v4(&mut rng, 200);
-    let before = Pair::start(&entries, "$remote_addr", "127.0.0.1").compare(&sources, 1);
+    let before = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1").compare(&sources, 1);
     // `plain` refuses from here on. Both find out by the first client that they send there.
     drop(servers.remove(0));
-    let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+    let pair = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1");
     let after = pair.compare(&sources, 2);
     assert!(pair.program.metric("backend_connect_errors_total", &[]) > 0.0);
     assert_eq!(used(&after), BTreeSet::from(["heavy", "name", "literal"]));
@@ -238,7 +248,7 @@ fn a_dead_backend_has_the_same_heir() {
 
     // One marked `down` is passed over as one that is dead.
     entries[0] = Entry::new(&entries[0].address, entries[0].weight).down();
-    let marked = Pair::start(&entries, "$remote_addr", "127.0.0.1").compare(&sources, 1);
+    let marked = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1").compare(&sources, 1);
     assert_eq!(marked, after);
 }
 
@@ -269,7 +279,58 @@ fn any_number_of_backends_of_any_weight() {
                 if entry.down { " down" } else { "" }
             );
         }
-        let pair = Pair::start(&entries, "$remote_addr", "127.0.0.1");
+        let pair = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1");
         pair.compare(&sources_v4(&mut rng, 60), 1);
+    }
+}
+
+/// Sessions that last fill the backends up; whoever comes then is passed on, in the same way.
+#[test]
+fn full_backends_have_the_same_heirs() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::full_backends"));
+    let (_servers, mut entries) = mixed();
+    for entry in &mut entries {
+        entry.max_connections = 6;
+    }
+    // The name may have two addresses, each with room of its own.
+    entries.remove(2);
+    let pair = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1");
+    let mut held = Vec::new();
+    for (n, source) in sources_v4(&mut rng, 18).into_iter().enumerate() {
+        let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| {
+            let mut stream = connect_with(addr, Some(source), 0, 0).unwrap();
+            let name = read_line(&mut stream).unwrap_or_else(|error| panic!("client {n}: {error}"));
+            held.push(stream);
+            name
+        });
+        assert_eq!(tembuku, nginx, "client {n}, from {source}");
+    }
+    for addr in [pair.nginx, pair.tembuku] {
+        assert_ends_now(&mut connect(addr).unwrap());
+    }
+}
+
+#[test]
+fn the_turns_of_round_robin_are_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_turns"));
+    for _ in 0..4 {
+        let count = rng.range(2, 6);
+        let mut servers = Vec::new();
+        let mut entries = Vec::new();
+        for n in 0..count {
+            let server = Server::named(&format!("b{n}"));
+            let mut entry = Entry::new(server.addr, rng.range(1, 9));
+            entry.down = n > 1 && rng.chance(10);
+            // Two at least live; of a dead one both find out alike.
+            if n < 2 || !rng.chance(25) {
+                servers.push(server);
+            }
+            entries.push(entry);
+        }
+        let weights: Vec<u64> = entries.iter().map(|entry| entry.weight).collect();
+        println!("  weights {weights:?}, {} alive", servers.len());
+        let pair = Pair::start(&entries, None, "127.0.0.1");
+        let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
+        assert_eq!(tembuku, nginx, "weights {weights:?}");
     }
 }

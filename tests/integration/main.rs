@@ -28,5 +28,6 @@ mod listeners;
 mod postgres;
 mod redis;
 mod relay_edges;
+mod resolve;
 mod shutdown;
 mod transfer;

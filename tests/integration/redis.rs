@@ -36,9 +36,8 @@ fn setup(weights: [u32; 3]) -> Setup {
             )
         })
         .collect();
-    // One worker: the order of the picks is a worker's own affair.
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 1\n\
+        "[process]\nworkers = 2\n\
          [listeners.cache]\nbind = \"{front}\"\nupstream = \"redis\"\n\
          [upstreams.redis]\nbackends = [{backends}]\n"
     ));

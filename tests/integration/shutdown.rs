@@ -2,7 +2,7 @@
 
 use crate::harness::{
     bounded, http, millis,
-    net::{self, End, assert_ends_now, echo, read_all},
+    net::{self, BlackHole, End, assert_ends_now, echo, read_all},
     ports, secs,
     server::{Server, list, named},
     tembuku::Tembuku,
@@ -10,6 +10,7 @@ use crate::harness::{
 };
 use rustix::process::Signal;
 use std::{
+    io::Write,
     net::{Shutdown, SocketAddr, TcpStream},
     time::Instant,
 };
@@ -151,4 +152,38 @@ fn nobody_is_left_hanging() {
         assert!(matches!(end, End::Fin | End::Reset), "{end:?}");
     }
     assert_eq!(setup.tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_session_that_still_connects_is_cut_too() {
+    let hole = BlackHole::new();
+    let front = ports::free_addr();
+    let mut tembuku = Tembuku::start(&format!(
+        "[process]\ndrain_timeout = \"1s\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\nconnect_timeout = \"1m\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        hole.addr
+    ));
+    let mut client = net::connect(front).unwrap();
+    tembuku.wait_metric("listener_active_connections", &[], |n| n == 1.0);
+    tembuku.proc.signal(Signal::TERM);
+    assert_ends_now(&mut client);
+    assert_eq!(tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
+}
+
+/// A client that never reads must not keep the process.
+#[test]
+fn a_stalled_client_is_cut_too() {
+    let server = Server::start(|mut stream| while stream.write_all(&[7; 65_536]).is_ok() {});
+    let front = ports::free_addr();
+    let mut tembuku = Tembuku::start(&format!(
+        "[process]\ndrain_timeout = \"1s\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        server.addr
+    ));
+    let client = net::connect(front).unwrap();
+    tembuku.wait_metric("listener_sent_bytes_total", &[], |n| n > 100_000.0);
+    tembuku.proc.signal(Signal::TERM);
+    assert_eq!(tembuku.proc.wait(secs(6)).unwrap().code(), Some(0));
+    drop(client);
 }

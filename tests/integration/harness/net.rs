@@ -86,6 +86,18 @@ fn proc_net_addr(addr: SocketAddr) -> String {
     )
 }
 
+/// Whether somebody listens on this TCP port, of whatever address.
+pub(crate) fn listening(port: u16) -> bool {
+    let local = format!(":{port:04X}");
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|table| {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        table.lines().any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next().is_some_and(|addr| addr.ends_with(&local)) && fields.nth(1) == Some("0A")
+        })
+    })
+}
+
 /// How a stream of bytes ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {

@@ -136,6 +136,19 @@ impl Proc {
             .count()
     }
 
+    /// The number of descriptors, once it has been the same for a while.
+    pub(crate) fn settled_descriptors(&self) -> usize {
+        let mut last = (self.descriptors(), Instant::now());
+        let settled = poll(secs(10), || {
+            let now = self.descriptors();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > Duration::from_millis(300)).then_some(now)
+        });
+        settled.unwrap_or_else(|| panic!("the descriptors of {} change all the time", self.name))
+    }
+
     fn tail(&self) -> String {
         let last = |text: String| {
             let lines: Vec<&str> = text.lines().collect();

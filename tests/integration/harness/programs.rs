@@ -51,7 +51,8 @@ impl Nginx {
         let mut command = Command::new("nginx");
         command.args(["-p", root, "-e", "stderr", "-c", config.to_str().unwrap()]);
         let mut proc = Proc::start("nginx", dir.path(), command);
-        proc.wait_ready(START, || answers(addr));
+        // Not by connecting: that would be a client, and take a turn.
+        proc.wait_ready(START, || net::listening(addr.port()));
         Nginx {
             _proc: proc,
             _dir: dir,
@@ -255,20 +256,57 @@ impl Iperf3 {
     }
 }
 
-/// A network of the machine's own, made for one process and gone with it, in which every address of
-/// `fd00:7e57::/64` is local. Runs the named test of this program again inside; the test finds out by
-/// [`in_own_network`].
+/// Runs the named test of this program again in a place of its own, gone with it: a network in which every address of
+/// `fd00:7e57::/64` is local, and where [`Place::set_hosts`] decides what names mean. The test finds out by [`place`]
+/// that it is there.
 #[track_caller]
-pub(crate) fn again_in_own_network(test: &str) {
+pub(crate) fn again_in_own_place(test: &str) {
+    // Everything that changes the place is done by this script, which refuses to do it where the machine's own network
+    // and mounts are.
+    const PREPARE: &str = r#"
+        set -e
+        for kind in net mnt; do
+            case " $OUTSIDE " in *" $(readlink /proc/self/ns/$kind) "*) exit 99;; esac
+        done
+        mount --bind "$TEMBUKU_TEST_PLACE/hosts" /etc/hosts
+        mount --bind "$TEMBUKU_TEST_PLACE/resolv.conf" "$(readlink -f /etc/resolv.conf)"
+        ip link set lo up
+        ip -6 route add local fd00:7e57::/64 dev lo
+        echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind
+        exec "$@"
+    "#;
+    let dir = TempDir::new();
+    let place = Place {
+        dir: dir.path().to_owned(),
+    };
+    place.set_hosts("");
+    // No name server: what is not in the file does not exist.
+    dir.write(
+        "resolv.conf",
+        "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    );
+    let namespace = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    let outside = format!(
+        "{} {}",
+        namespace("net").display(),
+        namespace("mnt").display()
+    );
+
     let mut command = Command::new("unshare");
-    let prepare = "ip link set lo up && ip -6 route add local fd00:7e57::/64 dev lo && \
-                   echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind && exec \"$@\"";
+    command.args([
+        "--net",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        PREPARE,
+        "sh",
+    ]);
     command
-        .args(["--net", "sh", "-c", prepare, "sh"])
-        .arg(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1");
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"]);
+    command.env("OUTSIDE", outside).env(PLACE, dir.path());
     let output = proc::run(secs(120), command);
     let said = proc::text(&output);
     println!("{said}");
@@ -279,8 +317,23 @@ pub(crate) fn again_in_own_network(test: &str) {
     );
 }
 
-const INSIDE: &str = "TEMBUKU_TEST_IN_OWN_NETWORK";
+const PLACE: &str = "TEMBUKU_TEST_PLACE";
 
-pub(crate) fn in_own_network() -> bool {
-    std::env::var_os(INSIDE).is_some()
+/// Where the inner run is.
+pub(crate) struct Place {
+    dir: PathBuf,
+}
+
+pub(crate) fn place() -> Option<Place> {
+    std::env::var_os(PLACE).map(|dir| Place { dir: dir.into() })
+}
+
+impl Place {
+    pub(crate) fn set_hosts(&self, entries: &str) {
+        fs::write(
+            self.dir.join("hosts"),
+            format!("127.0.0.1 localhost\n{entries}\n"),
+        )
+        .unwrap();
+    }
 }

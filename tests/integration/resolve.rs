@@ -1,0 +1,105 @@
+//! Host names whose meaning changes.
+
+use crate::harness::{
+    net::{ask, echo, session},
+    ports, programs, secs,
+    server::{Server, ask_many},
+    tembuku::Tembuku,
+    wait_until,
+};
+use std::{collections::BTreeSet, net::SocketAddr};
+
+fn servers(port: u16) -> [Server; 2] {
+    [("one", 1), ("two", 2)]
+        .map(|(name, host)| Server::named_on(name, &[SocketAddr::from(([127, 0, 7, host], port))]))
+}
+
+fn start(front: SocketAddr, port: u16, more: &str) -> Tembuku {
+    Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nresolve_interval = \"200ms\"\n{more}\nbackends = [\"backend.test:{port}\"]\n"
+    ))
+}
+
+fn seen(front: SocketAddr) -> BTreeSet<String> {
+    ask_many(front, 6).into_iter().collect()
+}
+
+#[test]
+fn a_name_may_change_its_meaning() {
+    let Some(place) = programs::place() else {
+        return programs::again_in_own_place("resolve::a_name_may_change_its_meaning");
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let _servers = servers(port);
+    place.set_hosts("127.0.7.1 backend.test");
+    let tembuku = start(front, port, "");
+    assert_eq!(seen(front), BTreeSet::from(["one".to_owned()]));
+    let (mut client, _) = session(front).unwrap();
+
+    place.set_hosts("127.0.7.2 backend.test");
+    wait_until("new clients go to the new address", secs(10), || {
+        ask(front).unwrap() == "two"
+    });
+    assert_eq!(seen(front), BTreeSet::from(["two".to_owned()]));
+    echo(&mut client, "the old session stays where it is").unwrap();
+
+    place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
+    wait_until("both addresses are used", secs(10), || {
+        seen(front).len() == 2
+    });
+    let names = ask_many(front, 10);
+    assert_eq!(
+        names.iter().filter(|name| *name == "one").count(),
+        5,
+        "they take turns: {names:?}"
+    );
+
+    // A name that is gone is the resolver's trouble: what is known goes on.
+    place.set_hosts("");
+    let warned = || tembuku.proc.stderr().matches("backend.test").count();
+    let before = warned();
+    wait_until("it has noticed", secs(10), || warned() > before);
+    assert_eq!(seen(front).len(), 2);
+    assert_eq!(tembuku.get("/readyz").status, 200);
+
+    // The label stays the name, so there is one series for it whatever it means.
+    let label = format!("backend.test:{port}");
+    let metrics = tembuku.metrics();
+    let series = metrics
+        .series
+        .iter()
+        .filter(|series| series.name == "tembuku_backend_connections_total");
+    assert!(
+        series.clone().count() == 1
+            && series
+                .clone()
+                .all(|series| series.labels["backend"] == label)
+    );
+}
+
+#[test]
+fn a_name_may_come_later() {
+    let Some(place) = programs::place() else {
+        return programs::again_in_own_place("resolve::a_name_may_come_later");
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let _servers = servers(port);
+    let tembuku = start(front, port, "resolve_required = false");
+    assert_eq!(
+        tembuku.get("/readyz").status,
+        503,
+        "its only backend has no address"
+    );
+    crate::harness::net::assert_closed_at_once(front);
+    tembuku.wait_metric("sessions_closed_total", &[("reason", "no_backend")], |n| {
+        n == 1.0
+    });
+    place.set_hosts("127.0.7.2 backend.test");
+    wait_until("it is served", secs(10), || {
+        ask(front).is_ok_and(|name| name == "two")
+    });
+    wait_until("it is ready", secs(10), || {
+        tembuku.get("/readyz").status == 200
+    });
+}
