@@ -10,9 +10,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Lines that may wait for the writer.
@@ -21,6 +21,7 @@ const QUEUE: usize = 8192;
 const BATCH: usize = 64 * 1024;
 /// How long the end waits for a writer that makes no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -63,6 +64,7 @@ impl Lines {
             batch: Vec::new(),
             lines: 0,
             mid_line: false,
+            failing: false,
         };
         std::thread::Builder::new()
             .name("log-writer".to_owned())
@@ -91,10 +93,18 @@ impl Lines {
 
     /// Waits until what was handed in has been written, but not for a writer that is stuck.
     pub fn flush(&self) {
+        let begun = Instant::now();
         let (done, written) = sync_channel(1);
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(PATIENCE);
+        let mut message = Message::Flush(done);
+        // A full queue is no reason to give up: the writer may be emptying it.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if begun.elapsed() >= PATIENCE {
+                return;
+            }
+            message = back;
+            std::thread::sleep(PAUSE);
         }
+        let _ = written.recv_timeout(PATIENCE);
     }
 }
 
@@ -107,6 +117,8 @@ struct Writer {
     lines: u64,
     /// The last write failed half-way through a line.
     mid_line: bool,
+    /// The last write failed.
+    failing: bool,
 }
 
 impl Writer {
@@ -125,10 +137,13 @@ impl Writer {
             };
             if self.shared.reopen.swap(false, Relaxed) {
                 self.write_batch();
-                // Where the new file cannot be opened, the old one is better than none.
-                if let Ok(to) = open(&self.destination) {
-                    self.to = to;
-                    self.mid_line = false;
+                match open(&self.destination) {
+                    Ok(to) => {
+                        self.to = to;
+                        self.mid_line = false;
+                    }
+                    // The old file is better than none.
+                    Err(error) => tracing::error!(%error, "cannot reopen, keeping the old file"),
                 }
             }
             match message {
@@ -173,6 +188,11 @@ impl Writer {
             let lost = self.lines.saturating_sub(written).max(1);
             self.shared.dropped.fetch_add(lost, Relaxed);
         }
+        // Once, not for every batch; and not into itself.
+        if !whole && !self.failing && !matches!(self.destination, Destination::Stderr) {
+            tracing::error!(to = ?self.destination, "cannot write, lines are lost and counted");
+        }
+        self.failing = !whole;
         self.batch.clear();
         self.lines = 0;
     }

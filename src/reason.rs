@@ -35,8 +35,6 @@ words! {
         NoBackend = "no_backend",
         /// Cut when `drain_timeout` had passed.
         Drained = "drained",
-        /// Something of our own failed; the log has the details.
-        Error = "error",
     }
 }
 

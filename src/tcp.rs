@@ -4,5 +4,4 @@ mod connect;
 mod listener;
 mod session;
 
-pub use connect::{Attempt, SELF_CONNECT_HINT};
 pub use listener::{Socket, listen};

@@ -11,35 +11,36 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, sync::Arc, time::Duration, time::Instant};
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration, time::Instant};
+use tokio::{net::TcpListener, task::AbortHandle};
 
 /// A client that does not send its request in this time is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// No connection lasts longer, so that clients which do not read cannot keep all places for ever.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Scrapers keep a connection each; more than this at once is no scraper.
+/// Scrapers keep a connection each; of more than this at once the oldest is closed.
 const CONNECTIONS: usize = 64;
 /// Answers until dropped.
 pub async fn serve(listener: TcpListener, state: Arc<State>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let state = Arc::clone(&state);
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(request, Arc::clone(&state)));
-                    // Errors here are a client's: it went away, or spoke something else.
-                    let served = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(PATIENCE)
-                        .serve_connection(TokioIo::new(stream), service);
-                    let _ = tokio::time::timeout(LIFETIME, served).await;
-                    drop(place);
-                });
+                let service = service_fn(move |request| answer(request, Arc::clone(&state)));
+                let served = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(PATIENCE)
+                    .serve_connection(TokioIo::new(stream), service);
+                // Errors here are a client's: it went away, or spoke something else.
+                let task = tokio::spawn(tokio::time::timeout(LIFETIME, served));
+                open.retain(|task| !task.is_finished());
+                open.push_back(task.abort_handle());
+                if open.len() > CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "the admin address cannot accept, waiting");

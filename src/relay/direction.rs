@@ -25,7 +25,7 @@ const LARGE_READS: u8 = 2;
 /// So many reads below half of `LARGE` in a row, and it is copied again.
 const SMALL_READS: u8 = 2;
 /// After so many reads others get their turn.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 4;
 
 thread_local! {
     static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);

@@ -30,16 +30,13 @@ const GRACE: Duration = Duration::from_millis(500);
 /// has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// How a connect to one's own outgoing port is reported.
-pub const SELF_CONNECT_HINT: &str = "connected to itself: nobody listens there";
-
 /// One try, for the access log.
 #[derive(Debug, Clone)]
-pub struct Attempt {
-    pub backend: Arc<str>,
+pub(super) struct Attempt {
+    pub(super) backend: Arc<str>,
     /// "ok", or the word of the error.
-    pub result: &'static str,
-    pub time: Duration,
+    pub(super) result: &'static str,
+    pub(super) time: Duration,
 }
 
 pub(super) struct Connected {
@@ -192,7 +189,7 @@ async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<St
     if stream.local_addr()? == address {
         return Err(io::Error::new(
             io::ErrorKind::ConnectionRefused,
-            SELF_CONNECT_HINT,
+            "connected to itself: nobody listens there",
         ));
     }
     Ok(Stream::Tcp(stream))

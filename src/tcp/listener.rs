@@ -59,8 +59,12 @@ pub async fn listen(
             }
             // The event loop may not know yet of the last that came; the kernel does.
             None => {
-                while let Ok((stream, client)) = acceptor.accept_now() {
-                    admit(stream, client, &service, &tasks);
+                for _ in 0..=service.plan.backlog {
+                    match acceptor.accept_now() {
+                        Ok((stream, client)) => admit(stream, client, &service, &tasks),
+                        Err(e) if is_about_one_connection(&e) => {}
+                        Err(_) => break,
+                    }
                 }
                 return Ok(());
             }
@@ -71,6 +75,7 @@ pub async fn listen(
                     // With the reserve given up one client can at least be told at once.
                     drop(reserve.take());
                     if acceptor.accept_now().is_ok() {
+                        service.metrics.counts.mine().connections.add(1);
                         service.metrics.rejected(RejectReason::NoDescriptors);
                     }
                     reserve = open_reserve();
