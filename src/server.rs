@@ -225,9 +225,9 @@ fn one(error: String) -> StartErrors {
 fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> u64 {
     let pipes = (descriptors / 64).clamp(1, 1024);
     sys::pipe::set_limit(usize::try_from(pipes).unwrap_or(1024));
-    // For each worker: its event loop, its listening sockets and a reserve for each of them; then
-    // standard streams, files, and the admin side with some clients.
-    let fixed = (workers as u64 + 1) * 4 + (workers * places * 2) as u64 + 20;
+    // For each worker: its event loop, a reserve and its listening sockets; then standard streams,
+    // files, and the admin side with some clients.
+    let fixed = (workers as u64 + 1) * 5 + (workers * places) as u64 + 20;
     let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {

@@ -8,6 +8,14 @@ use super::{report::Fault, words::nearest};
 use crate::plan::{AccessRule, Who};
 
 pub(super) fn parse(text: &str) -> Result<AccessRule, Fault> {
+    read(text).map_err(|fault| {
+        fault.or_hint(
+            "as in \"allow 192.0.2.1\", \"allow 10.0.0.0/8\", \"deny unix\" or \"deny all\"",
+        )
+    })
+}
+
+fn read(text: &str) -> Result<AccessRule, Fault> {
     let mut words = text.split_whitespace();
     let (Some(verb), Some(who), None) = (words.next(), words.next(), words.next()) else {
         return Err(Fault::new(format!("{text:?} is no access rule")).hint(

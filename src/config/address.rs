@@ -16,11 +16,18 @@ use crate::plan::{Place, Target};
 /// The ports of one listener may be so many in all: each is a socket of its own for each worker.
 pub(super) const MOST_PORTS: usize = 1024;
 
+const OWN: &str = "an address here is \"IPV4:PORT\", \"[IPV6]:PORT\" or \"unix:/path\"";
+const OTHERS: &str = "an address here is \"HOST:PORT\", \"[IPV6]:PORT\" or \"unix:/path\"";
+
 /// `sun_path` holds 108 bytes and ends with a zero.
 const LONGEST_UNIX_PATH: usize = 107;
 
 /// Where a listener binds: only addresses that are the machine's own, never a name.
 pub(super) fn bind(text: &str) -> Result<Vec<Place>, Fault> {
+    read_bind(text).map_err(|fault| fault.or_hint(OWN))
+}
+
+fn read_bind(text: &str) -> Result<Vec<Place>, Fault> {
     let (host, port) = match split(text, "0.0.0.0")? {
         Split::Unix(path) => return Ok(vec![Place::Unix(path)]),
         Split::Inet(host, port) => (host, port),
@@ -49,7 +56,8 @@ pub(super) fn bind(text: &str) -> Result<Vec<Place>, Fault> {
         return Err(Fault::new(format!(
             "{text:?} stands for {} ports; a listener may have {MOST_PORTS}",
             usize::from(last - first) + 1
-        )));
+        ))
+        .hint("share them out over several listeners"));
     }
     Ok((first..=last)
         .map(|port| Place::Tcp(SocketAddr::new(ip, port)))
@@ -58,6 +66,11 @@ pub(super) fn bind(text: &str) -> Result<Vec<Place>, Fault> {
 
 /// Where the HTTP server of `[admin]` listens.
 pub(super) fn admin(text: &str) -> Result<SocketAddr, Fault> {
+    read_admin(text)
+        .map_err(|fault| fault.or_hint("an address here is \"IPV4:PORT\" or \"[IPV6]:PORT\""))
+}
+
+fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
     match split(text, "127.0.0.1")? {
         Split::Unix(_) => Err(
             Fault::new("`listen` is an address with a port, not a unix socket")
@@ -77,6 +90,10 @@ pub(super) fn admin(text: &str) -> Result<SocketAddr, Fault> {
 
 /// Where a session goes.
 pub(super) fn target(text: &str) -> Result<Target, Fault> {
+    read_target(text).map_err(|fault| fault.or_hint(OTHERS))
+}
+
+fn read_target(text: &str) -> Result<Target, Fault> {
     let (host, port) = match split(text, "127.0.0.1")? {
         Split::Unix(path) => return Ok(Target::Place(Place::Unix(path))),
         Split::Inet(host, port) => (host, port),

@@ -155,8 +155,11 @@ fn read_access_log(section: &Section<'_>) -> AccessLog {
         }),
         _ if text.ends_with('/') => {
             Fault::new(format!("`access` = {text:?} names a directory, not a file"))
+                .hint("add the name of the file")
         }
-        _ if text.contains('\0') => Fault::new("the path in `access` holds a zero byte"),
+        _ if text.contains('\0') => {
+            Fault::new("the path in `access` holds a zero byte").hint("take it out")
+        }
         _ => return AccessLog::File(PathBuf::from(text)),
     };
     section.report.add(&span, fault);
@@ -181,7 +184,8 @@ fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section:
         let what = found(value.get_ref());
         root.report.add(
             &value.span(),
-            Fault::new(format!("`{key}` holds sections [{key}.NAME], not {what}")),
+            Fault::new(format!("`{key}` holds sections [{key}.NAME], not {what}"))
+                .hint(format!("write [{key}.NAME], in single brackets, for each")),
         );
         return Vec::new();
     };

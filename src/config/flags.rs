@@ -69,7 +69,10 @@ pub fn from_flags(flags: &Flags) -> Result<Plan, Problems> {
     report.finish(&source)?;
     let report = Report::default();
     if let Some(span) = udp {
-        report.add(&span, Fault::new("`--udp` is not supported yet"));
+        report.add(
+            &span,
+            Fault::new("`--udp` is not supported yet").hint("leave it out: TCP works"),
+        );
     }
 
     let text = |span: &Span| {

@@ -95,7 +95,8 @@ pub(super) fn check_collisions(
                         span,
                         Fault::new(format!(
                             "`{name}` binds {place}, which is bound by {other} already"
-                        )),
+                        ))
+                        .hint("give one of the two another port or address"),
                     );
                 }
                 // Two ranges may share a thousand ports: one message is enough.
@@ -112,7 +113,8 @@ pub(super) fn check_collisions(
             &span,
             Fault::new(format!(
                 "[admin] listens on {listen}, which is bound by {other} already"
-            )),
+            ))
+            .hint("give one of the two another port or address"),
         );
     }
 }
@@ -149,7 +151,8 @@ fn read_bind(section: &Section<'_>) -> (Vec<Bind>, Vec<Span>) {
             &value.span(),
             Fault::new(format!(
                 "`bind` stands for {ports} addresses; a listener may have {most}"
-            )),
+            ))
+            .hint("share them out over several listeners"),
         );
     }
     (binds, spans)

@@ -38,6 +38,14 @@ impl Fault {
         self.hint = Some(hint.into());
         self
     }
+
+    /// Where nothing more specific is known.
+    pub(super) fn or_hint(self, hint: impl Into<String>) -> Self {
+        match self.hint {
+            Some(_) => self,
+            None => self.hint(hint),
+        }
+    }
 }
 
 impl From<String> for Fault {
@@ -61,15 +69,14 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn add(&self, span: &Span, fault: impl Into<Fault>) {
-        self.found
-            .borrow_mut()
-            .push((Some(span.clone()), fault.into()));
+    pub(super) fn add(&self, span: &Span, fault: Fault) {
+        debug_assert!(fault.hint.is_some(), "no way out: {}", fault.message);
+        self.found.borrow_mut().push((Some(span.clone()), fault));
     }
 
     /// For what no part of the text can be blamed.
-    pub(super) fn add_whole(&self, fault: impl Into<Fault>) {
-        self.found.borrow_mut().push((None, fault.into()));
+    pub(super) fn add_whole(&self, fault: Fault) {
+        self.found.borrow_mut().push((None, fault));
     }
 
     pub(super) fn finish(self, source: &Source<'_>) -> Result<(), Problems> {
@@ -245,7 +252,7 @@ mod tests {
     fn the_same_fault_twice_is_one_problem() {
         let report = Report::default();
         for message in ["x", "y", "x", "y"] {
-            report.add(&(0..1), Fault::new(message));
+            report.add(&(0..1), Fault::new(message).hint("out"));
         }
         let source = Source {
             origin: "f.toml",

@@ -91,7 +91,8 @@ impl<'a> Section<'a> {
                         "{} must be a table, not {}",
                         keys.label,
                         found(value.get_ref())
-                    )),
+                    ))
+                    .hint("write a section in brackets on a line of its own, its keys below"),
                 );
                 None
             }
@@ -138,13 +139,14 @@ impl<'a> Section<'a> {
             if let Some(word @ ("true" | "false")) = value.get_ref().as_str() {
                 fault = fault.hint(format!("write {word} without quotes"));
             }
-            self.report.add(&value.span(), fault);
+            let hint = format!("leave it out for the default, {default}");
+            self.report.add(&value.span(), fault.or_hint(hint));
             default
         })
     }
 
     /// `range` must lie within `T`.
-    pub(super) fn number<T: TryFrom<i128>>(
+    pub(super) fn number<T: TryFrom<i128> + std::fmt::Display>(
         &self,
         key: &str,
         default: T,
@@ -185,7 +187,8 @@ impl<'a> Section<'a> {
                 }
             }
         };
-        self.report.add(&value.span(), fault);
+        let hint = format!("leave it out for the default, {default}");
+        self.report.add(&value.span(), fault.or_hint(hint));
         default
     }
 
@@ -223,7 +226,11 @@ impl<'a> Section<'a> {
                 found(other)
             )),
         };
-        self.report.add(&value.span(), fault);
+        let hint = format!(
+            "leave it out for the default, {:?}",
+            duration::format(default)
+        );
+        self.report.add(&value.span(), fault.or_hint(hint));
         default
     }
 
@@ -277,7 +284,7 @@ impl<'a> Section<'a> {
             DeValue::Array(items) if items.is_empty() => {
                 self.report.add(
                     &value.span(),
-                    Fault::new(format!("`{key}` is an empty list")),
+                    Fault::new(format!("`{key}` is an empty list")).hint("give at least one"),
                 );
                 None
             }
@@ -302,7 +309,8 @@ impl<'a> Section<'a> {
             if let Some(text) = value.get_ref().as_str() {
                 fault = fault.hint(format!("write [{}]", shorten(&format!("{text:?}"))));
             }
-            self.report.add(&value.span(), fault);
+            let hint = "a list stands in brackets: [ …, … ]";
+            self.report.add(&value.span(), fault.or_hint(hint));
         }
         list.map(|array| &array[..])
     }
@@ -317,7 +325,8 @@ impl<'a> Section<'a> {
             if !value.get_ref().is_array() && !value.get_ref().is_table() {
                 fault = fault.hint("put it in double quotes");
             }
-            self.report.add(&value.span(), fault);
+            self.report
+                .add(&value.span(), fault.or_hint("one text in double quotes"));
         }
         text.map(|text| Text {
             text,

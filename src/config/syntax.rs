@@ -119,11 +119,17 @@ fn explain(text: &str, lines: &Lines, span: Span, message: &str) -> (Span, Fault
         return (span, Fault::new(*ours).hint(*hint));
     }
     if !UNQUOTED.iter().any(|start| message.starts_with(start)) {
-        return (span, Fault::new(message));
+        let hint =
+            "lines are KEY = VALUE or [SECTION]; text stands in double quotes, lists in brackets";
+        return (span, Fault::new(message).hint(hint));
     }
     let (span, word) = whole_word(text, span);
     if word.is_empty() {
-        return (span, Fault::new("a value is missing here"));
+        let fault = Fault::new("a value is missing here");
+        return (
+            span,
+            fault.hint("as in: key = \"text\", key = 10 or key = true"),
+        );
     }
     let hint = match word.to_lowercase().as_str() {
         lower @ ("true" | "false") => format!("write {lower} in small letters"),

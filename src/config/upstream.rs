@@ -100,9 +100,11 @@ fn read_backends(section: &Section<'_>) -> Vec<Backend> {
         return backends;
     };
     if let (true, Some(value)) = (items.is_empty(), section.get("backends")) {
-        section
-            .report
-            .add(&value.span(), Fault::new("`backends` is an empty list"));
+        section.report.add(
+            &value.span(),
+            Fault::new("`backends` is an empty list")
+                .hint("give at least one, as in [\"10.0.0.1:6379\"]"),
+        );
     }
     for item in items {
         let Some((backend, address)) = read_backend(item, section) else {

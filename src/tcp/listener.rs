@@ -9,6 +9,7 @@ use crate::{
 };
 use socket2::SockRef;
 use std::{
+    cell::Cell,
     fs::File,
     future::poll_fn,
     io,
@@ -40,7 +41,7 @@ pub async fn listen(
     tasks: TaskTracker,
 ) -> io::Result<()> {
     let acceptor = Acceptor::new(socket)?;
-    let mut reserve = open_reserve();
+    keep_reserve();
     let mut stopped = pin!(stop.cancelled());
     loop {
         let next = poll_fn(|cx| {
@@ -73,12 +74,12 @@ pub async fn listen(
                 service.process.metrics.accept_errors.add(1);
                 if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
                     // With the reserve given up one client can at least be told at once.
-                    drop(reserve.take());
+                    RESERVE.take();
                     if acceptor.accept_now().is_ok() {
                         service.metrics.counts.mine().connections.add(1);
                         service.metrics.rejected(RejectReason::NoDescriptors);
                     }
-                    reserve = open_reserve();
+                    keep_reserve();
                 }
                 if service.may_warn() {
                     tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
@@ -164,8 +165,14 @@ impl Acceptor {
     }
 }
 
-fn open_reserve() -> Option<File> {
-    File::open("/dev/null").ok()
+thread_local! {
+    /// A descriptor that each worker can do without when there is no other.
+    static RESERVE: Cell<Option<File>> = const { Cell::new(None) };
+}
+
+fn keep_reserve() {
+    let reserve = RESERVE.take().or_else(|| File::open("/dev/null").ok());
+    RESERVE.set(reserve);
 }
 
 /// Errors that came with the connection, not with the listener: the next one may be fine.
