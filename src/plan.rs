@@ -148,7 +148,27 @@ pub struct Upstream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balance {
     RoundRobin,
+    LeastConn,
+    RandomTwo,
+    First,
+    Hash(HashKey),
+    IpHash,
     ConsistentHash(HashKey),
+}
+
+impl Balance {
+    /// As it is written in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastConn => "least_conn",
+            Self::RandomTwo => "random_two",
+            Self::First => "first",
+            Self::Hash(_) => "hash",
+            Self::IpHash => "ip_hash",
+            Self::ConsistentHash(_) => "consistent_hash",
+        }
+    }
 }
 
 /// What a hash policy hashes.

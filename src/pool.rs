@@ -6,11 +6,12 @@
 
 use crate::{
     backend::{Backend, Lease},
-    balance::{Balancer, Policy, Ring, Walk},
+    balance::{Balancer, Candidates, HashWalk, IpHashWalk, Policy, Ring, RingWalk, Walk},
     health::{FailRule, Passive},
     metrics::BackendMetrics,
     plan::{self, Balance, HashKey, Place},
 };
+use ahash::RandomState;
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -29,6 +30,44 @@ struct Inner {
     /// Primaries in the order of the config, then backups: the numbering of the balancer.
     members: Vec<Member>,
     balancer: Balancer,
+    chance: Chance,
+}
+
+/// What the balancer asks about the members, as they are for one session at one moment.
+struct Present<'a> {
+    members: &'a [Member],
+    tried: &'a [Arc<Backend>],
+    single: bool,
+    now: Instant,
+}
+
+impl Candidates for Present<'_> {
+    fn eligible(&self, i: usize) -> bool {
+        let member = &self.members[i];
+        let tried = || self.tried.iter().any(|b| Arc::ptr_eq(b, &member.backend));
+        member.can_take(self.single, self.now) && !tried()
+    }
+
+    fn connections(&self, i: usize) -> u64 {
+        self.members[i].backend.active()
+    }
+}
+
+/// SplitMix64: enough for load balancing, and nothing that an outsider could gain by guessing.
+struct Chance(u64);
+
+impl Chance {
+    fn new() -> Self {
+        Self(RandomState::new().hash_one(()))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }
 
 struct Member {
@@ -95,11 +134,19 @@ impl Pool {
         }
     }
 
+    pub fn balance(&self) -> Balance {
+        self.balance
+    }
+
     /// The search for a client's backend begins.
     pub fn search(&self, client: Option<IpAddr>) -> Search {
         let walk = match self.balance {
-            Balance::RoundRobin => Walk::default(),
-            Balance::ConsistentHash(key) => hash_key(key, client),
+            Balance::RoundRobin | Balance::LeastConn | Balance::RandomTwo | Balance::First => {
+                Walk::Free
+            }
+            Balance::Hash(key) => Walk::Hash(hash_key(key, client, HashWalk::from_key)),
+            Balance::IpHash => Walk::IpHash(IpHashWalk::from_client(client)),
+            Balance::ConsistentHash(key) => Walk::Ring(hash_key(key, client, RingWalk::from_key)),
         };
         Search {
             walk,
@@ -110,15 +157,18 @@ impl Pool {
     /// The next backend for this session, none that it has tried.
     pub fn pick(&self, search: &mut Search, now: Instant) -> Option<Lease> {
         let mut inner = self.lock();
-        let Inner { members, balancer } = &mut *inner;
-        let single = balancer.is_single();
-        let picked = balancer.pick(&mut search.walk, |i| {
-            members[i].can_take(single, now)
-                && !search
-                    .tried
-                    .iter()
-                    .any(|b| Arc::ptr_eq(b, &members[i].backend))
-        })?;
+        let Inner {
+            members,
+            balancer,
+            chance,
+        } = &mut *inner;
+        let present = Present {
+            single: balancer.is_single(),
+            members,
+            tried: &search.tried,
+            now,
+        };
+        let picked = balancer.pick(&mut search.walk, &present, || chance.next())?;
         let member = &mut members[picked];
         member.passive.picked(member.rule, now);
         search.tried.push(Arc::clone(&member.backend));
@@ -128,7 +178,9 @@ impl Pool {
     /// A connect to this backend failed, and the backend is to blame.
     pub fn failed(&self, backend: &Arc<Backend>, now: Instant) -> AfterFailure {
         let mut inner = self.lock();
-        let Inner { members, balancer } = &mut *inner;
+        let Inner {
+            members, balancer, ..
+        } = &mut *inner;
         // Whoever stands alone is never taken out: trying it is all that can be done.
         if balancer.is_single() {
             return AfterFailure::StillIn;
@@ -296,6 +348,11 @@ fn assemble(
     }
     let policy = match balance {
         Balance::RoundRobin => Policy::RoundRobin,
+        Balance::LeastConn => Policy::LeastConn,
+        Balance::RandomTwo => Policy::RandomTwo,
+        Balance::First => Policy::First,
+        Balance::Hash(_) => Policy::Hash,
+        Balance::IpHash => Policy::IpHash,
         Balance::ConsistentHash(_) => Policy::ConsistentHash(Ring::new(
             members[..primaries]
                 .iter()
@@ -306,18 +363,22 @@ fn assemble(
     let weights = |range: &[Member]| range.iter().map(|m| m.weight).collect::<Vec<_>>();
     let balancer = Balancer::new(
         policy,
-        weights(&members[..primaries]),
-        weights(&members[primaries..]),
+        &weights(&members[..primaries]),
+        &weights(&members[primaries..]),
     );
-    Inner { members, balancer }
+    Inner {
+        members,
+        balancer,
+        chance: Chance::new(),
+    }
 }
 
 /// Clients on a unix socket have no address; nginx calls them all `unix:`, and so do we.
-fn hash_key(key: HashKey, client: Option<IpAddr>) -> Walk {
+fn hash_key<W>(key: HashKey, client: Option<IpAddr>, walk: impl Fn(&[u8]) -> W) -> W {
     match (key, client) {
-        (_, None) => Walk::from_key(b"unix:"),
-        (HashKey::RemoteAddr, Some(ip)) => Walk::from_key(ip.to_string().as_bytes()),
-        (HashKey::BinaryRemoteAddr, Some(IpAddr::V4(ip))) => Walk::from_key(&ip.octets()),
-        (HashKey::BinaryRemoteAddr, Some(IpAddr::V6(ip))) => Walk::from_key(&ip.octets()),
+        (_, None) => walk(b"unix:"),
+        (HashKey::RemoteAddr, Some(ip)) => walk(ip.to_string().as_bytes()),
+        (HashKey::BinaryRemoteAddr, Some(IpAddr::V4(ip))) => walk(&ip.octets()),
+        (HashKey::BinaryRemoteAddr, Some(IpAddr::V6(ip))) => walk(&ip.octets()),
     }
 }

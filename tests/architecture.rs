@@ -139,7 +139,7 @@ fn pure_rooms_do_not_act() {
                 "SystemTime",
                 "std::fs",
                 "TcpStream",
-                "rand",
+                "rand::",
                 "socket2",
             ] {
                 assert!(

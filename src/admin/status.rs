@@ -1,6 +1,6 @@
 //! The state of everything, as JSON.
 
-use crate::{plan::Balance, server::State};
+use crate::server::State;
 use serde::Serialize;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -83,7 +83,7 @@ pub(super) fn of(state: &State) -> Status {
             max_connections: sessions.most(),
         },
         listeners: state.services.iter().map(|s| listener(state, s)).collect(),
-        upstreams: state.pools.iter().map(|p| upstream(state, p)).collect(),
+        upstreams: state.pools.iter().map(|p| upstream(p)).collect(),
     }
 }
 
@@ -126,16 +126,12 @@ fn listener(state: &State, service: &crate::service::Service) -> Listener {
     }
 }
 
-fn upstream(state: &State, pool: &crate::pool::Pool) -> Upstream {
+fn upstream(pool: &crate::pool::Pool) -> Upstream {
     let now = Instant::now();
-    let balance = state.plan.upstreams.iter().find(|u| *u.name == *pool.name);
     let snapshots = pool.snapshot(now);
     Upstream {
         name: pool.name.to_string(),
-        balance: match balance.map(|u| u.balance) {
-            Some(Balance::ConsistentHash(_)) => "consistent_hash",
-            Some(Balance::RoundRobin) | None => "round_robin",
-        },
+        balance: pool.balance().word(),
         available: snapshots.iter().filter(|b| b.available).count(),
         backends: snapshots
             .into_iter()

@@ -4,12 +4,10 @@
 //! texts and weights are the same, each client stays on its backend. `tests/hash_nginx.rs` holds
 //! this against a running nginx; the vectors below were taken from one.
 
-use super::RoundRobin;
+use super::{Candidates, MOST_TRIES, RoundRobin};
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;
-/// So many steps along the ring without a usable backend, and turns decide instead.
-const MAX_STEPS: u32 = 20;
 
 #[derive(Debug)]
 pub struct Ring {
@@ -25,22 +23,20 @@ struct Point {
     name: u32,
 }
 
-/// Where a session stands on the ring. It outlives a failed connect, so that the next pick goes on
-/// from there instead of starting over.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Walk {
+/// Where a session stands on the ring.
+#[derive(Debug, Clone, Copy)]
+pub struct RingWalk {
     /// `None`: the key was empty, turns decide.
     hash: Option<u32>,
+    /// Steps taken from the session's own point without finding anybody.
     steps: u32,
-    moved: usize,
 }
 
-impl Walk {
+impl RingWalk {
     pub fn from_key(key: &[u8]) -> Self {
         Self {
             hash: (!key.is_empty()).then(|| crc32fast::hash(key)),
             steps: 0,
-            moved: 0,
         }
     }
 }
@@ -71,22 +67,21 @@ impl Ring {
     /// `None` when the key is empty or the walk has become too long: the caller lets turns decide.
     pub fn pick(
         &self,
-        walk: &mut Walk,
+        walk: &mut RingWalk,
         turns: &mut RoundRobin,
-        eligible: impl Fn(usize) -> bool,
+        candidates: &impl Candidates,
     ) -> Option<usize> {
         let hash = walk.hash?;
         if self.points.is_empty() {
             return None;
         }
         let start = self.points.partition_point(|p| p.hash < hash);
-        while walk.steps <= MAX_STEPS {
-            let point = self.points[(start + walk.moved) % self.points.len()];
-            let candidates = self.named[point.name as usize].iter().copied();
-            if let Some(found) = turns.pick(candidates, &eligible) {
+        while walk.steps <= MOST_TRIES {
+            let point = self.points[(start + walk.steps as usize) % self.points.len()];
+            let named = self.named[point.name as usize].iter().copied();
+            if let Some(found) = turns.pick(named, |i| candidates.eligible(i)) {
                 return Some(found);
             }
-            walk.moved += 1;
             walk.steps += 1;
         }
         None
@@ -125,6 +120,17 @@ fn split(text: &str) -> (&str, &str) {
 mod tests {
     use super::*;
 
+    struct Those<F: Fn(usize) -> bool>(F);
+
+    impl<F: Fn(usize) -> bool> Candidates for Those<F> {
+        fn eligible(&self, i: usize) -> bool {
+            (self.0)(i)
+        }
+        fn connections(&self, _: usize) -> u64 {
+            0
+        }
+    }
+
     const BACKENDS: [(usize, &str, u32); 3] = [
         (0, "10.0.0.1:6379", 1),
         (1, "10.0.0.2:6379", 1),
@@ -134,7 +140,11 @@ mod tests {
     fn pick(key: &str, eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let ring = Ring::new(BACKENDS);
         let mut turns = RoundRobin::new(BACKENDS.map(|(_, _, w)| w));
-        ring.pick(&mut Walk::from_key(key.as_bytes()), &mut turns, eligible)
+        ring.pick(
+            &mut RingWalk::from_key(key.as_bytes()),
+            &mut turns,
+            &Those(eligible),
+        )
     }
 
     /// Taken from nginx 1.22.1 with `hash $remote_addr consistent` and these three servers.
@@ -173,18 +183,24 @@ mod tests {
     fn a_second_pick_goes_on_from_where_the_first_ended() {
         let ring = Ring::new(BACKENDS);
         let mut turns = RoundRobin::new([1, 1, 2]);
-        let mut walk = Walk::from_key(b"192.0.2.1");
-        assert_eq!(ring.pick(&mut walk, &mut turns, |_| true), Some(2));
-        assert_eq!(ring.pick(&mut walk, &mut turns, |i| i != 2), Some(0));
-        assert_eq!(ring.pick(&mut walk, &mut turns, |i| i == 1), Some(1));
+        let mut walk = RingWalk::from_key(b"192.0.2.1");
+        assert_eq!(ring.pick(&mut walk, &mut turns, &Those(|_| true)), Some(2));
+        assert_eq!(
+            ring.pick(&mut walk, &mut turns, &Those(|i| i != 2)),
+            Some(0)
+        );
+        assert_eq!(
+            ring.pick(&mut walk, &mut turns, &Those(|i| i == 1)),
+            Some(1)
+        );
     }
 
     #[test]
     fn after_twenty_steps_turns_decide() {
-        let mut walk = Walk::from_key(b"192.0.2.1");
+        let mut walk = RingWalk::from_key(b"192.0.2.1");
         let mut turns = RoundRobin::new([1, 1, 2]);
         assert_eq!(
-            Ring::new(BACKENDS).pick(&mut walk, &mut turns, |_| false),
+            Ring::new(BACKENDS).pick(&mut walk, &mut turns, &Those(|_| false)),
             None
         );
         assert_eq!(walk.steps, 21);
@@ -197,8 +213,10 @@ mod tests {
         let mut turns = RoundRobin::new([1, 1, 1]);
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
-            let mut walk = Walk::from_key(&n.to_le_bytes());
-            seen[ring.pick(&mut walk, &mut turns, |_| true).expect("all up")] += 1;
+            let mut walk = RingWalk::from_key(&n.to_le_bytes());
+            seen[ring
+                .pick(&mut walk, &mut turns, &Those(|_| true))
+                .expect("all up")] += 1;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
     }

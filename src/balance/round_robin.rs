@@ -35,6 +35,11 @@ impl RoundRobin {
         self.turns.is_empty()
     }
 
+    /// The weight as configured.
+    pub fn weight(&self, i: usize) -> u64 {
+        self.turns[i].weight.unsigned_abs()
+    }
+
     /// The next turn among the given candidates that are eligible.
     pub fn pick(
         &mut self,

@@ -97,16 +97,13 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
 
 fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
     writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
-    match upstream.balance {
-        Balance::RoundRobin => writeln!(out, "balance = \"round_robin\"")?,
-        Balance::ConsistentHash(hash_key) => {
-            writeln!(out, "balance = \"consistent_hash\"")?;
-            let hash_key = match hash_key {
-                HashKey::RemoteAddr => "$remote_addr",
-                HashKey::BinaryRemoteAddr => "$binary_remote_addr",
-            };
-            writeln!(out, "hash_key = {}", quoted(hash_key))?;
-        }
+    writeln!(out, "balance = {}", quoted(upstream.balance.word()))?;
+    if let Balance::Hash(key) | Balance::ConsistentHash(key) = upstream.balance {
+        let key = match key {
+            HashKey::RemoteAddr => "$remote_addr",
+            HashKey::BinaryRemoteAddr => "$binary_remote_addr",
+        };
+        writeln!(out, "hash_key = {}", quoted(key))?;
     }
     writeln!(out, "backends = [")?;
     for backend in &upstream.backends {

@@ -37,39 +37,53 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
 #[derive(Clone, Copy, PartialEq)]
 enum Policy {
     RoundRobin,
+    LeastConn,
+    RandomTwo,
+    First,
+    Hash,
+    IpHash,
     ConsistentHash,
 }
 
 const POLICIES: &Words<Policy> = &[
     ("round_robin", Some(Policy::RoundRobin)),
-    ("least_conn", None),
-    ("random_two", None),
+    ("least_conn", Some(Policy::LeastConn)),
+    ("random_two", Some(Policy::RandomTwo)),
     ("least_time", None),
-    ("hash", None),
-    ("ip_hash", None),
+    ("hash", Some(Policy::Hash)),
+    ("ip_hash", Some(Policy::IpHash)),
     ("consistent_hash", Some(Policy::ConsistentHash)),
     ("maglev", None),
-    ("first", None),
+    ("first", Some(Policy::First)),
 ];
 
 fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
     let policy = section.word("balance", Policy::RoundRobin, POLICIES);
     let key = read_hash_key(section);
-    if policy == Policy::ConsistentHash {
-        return Balance::ConsistentHash(key);
-    }
+    let balance = match policy {
+        Policy::ConsistentHash => return Balance::ConsistentHash(key),
+        Policy::Hash => return Balance::Hash(key),
+        Policy::RoundRobin => Balance::RoundRobin,
+        Policy::LeastConn => Balance::LeastConn,
+        Policy::RandomTwo => Balance::RandomTwo,
+        Policy::First => Balance::First,
+        Policy::IpHash => Balance::IpHash,
+    };
     // In [defaults] it may be there for the upstreams that hash. A `balance` that is wrong was reported already.
     let known = section
         .get("balance")
-        .is_none_or(|value| value.get_ref().as_str() == Some("round_robin"));
+        .is_none_or(|value| value.get_ref().as_str() == Some(balance.word()));
     if let (Some(_), true, Some(value)) = (name, known, section.own("hash_key")) {
         section.report.add(
             &value.span(),
-            Fault::new("`hash_key` does nothing with balance = \"round_robin\"")
-                .hint("add balance = \"consistent_hash\", or leave `hash_key` out"),
+            Fault::new(format!(
+                "`hash_key` does nothing with balance = {:?}",
+                balance.word()
+            ))
+            .hint("add balance = \"consistent_hash\", or leave `hash_key` out"),
         );
     }
-    Balance::RoundRobin
+    balance
 }
 
 fn read_hash_key(section: &Section<'_>) -> HashKey {

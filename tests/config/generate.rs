@@ -88,6 +88,12 @@ fn backend() -> impl Strategy<Value = Backend> {
 fn upstream() -> impl Strategy<Value = Upstream> {
     let balance = prop_oneof![
         Just(Balance::RoundRobin),
+        Just(Balance::LeastConn),
+        Just(Balance::RandomTwo),
+        Just(Balance::First),
+        Just(Balance::IpHash),
+        Just(Balance::Hash(HashKey::RemoteAddr)),
+        Just(Balance::Hash(HashKey::BinaryRemoteAddr)),
         Just(Balance::ConsistentHash(HashKey::RemoteAddr)),
         Just(Balance::ConsistentHash(HashKey::BinaryRemoteAddr)),
     ];

@@ -48,6 +48,20 @@ struct Pair {
 impl Pair {
     /// `key` is that of the consistent hash; without one it is round robin.
     fn start(entries: &[Entry], key: Option<&str>, host: &str) -> Pair {
+        let (nginx, tembuku) = key.map_or_else(
+            || (String::new(), "balance = \"round_robin\"".to_owned()),
+            |key| {
+                (
+                    format!("hash {key} consistent;"),
+                    format!("balance = \"consistent_hash\"\nhash_key = \"{key}\""),
+                )
+            },
+        );
+        Pair::start_with(entries, &nginx, &tembuku, host)
+    }
+
+    /// `directive` is nginx's, `balance` are our lines for the same.
+    fn start_with(entries: &[Entry], directive: &str, balance: &str, host: &str) -> Pair {
         let addr = |port: u16| -> SocketAddr { format!("{host}:{port}").parse().unwrap() };
         let (nginx, tembuku) = (addr(ports::free_port()), addr(ports::free_port()));
         // An hour: which backends count as failed must not depend on how fast the two are asked.
@@ -61,11 +75,10 @@ impl Pair {
                 )
             })
             .collect();
-        let hash = key.map_or_else(String::new, |key| format!("hash {key} consistent;"));
         let peer = Nginx::start(
             nginx,
             &format!(
-                "stream {{ upstream u {{ {hash} {servers} }}\n\
+                "stream {{ upstream u {{ {directive} {servers} }}\n\
                  server {{ listen {nginx}; proxy_pass u; }} }}"
             ),
         );
@@ -78,10 +91,6 @@ impl Pair {
                 )
             })
             .collect();
-        let balance = key.map_or_else(
-            || "balance = \"round_robin\"".to_owned(),
-            |key| format!("balance = \"consistent_hash\"\nhash_key = \"{key}\""),
-        );
         let program = Tembuku::start(&format!(
             "[listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\n\
              [upstreams.u]\n{balance}\nbackends = [{backends}]\n"
@@ -332,5 +341,67 @@ fn the_turns_of_round_robin_are_the_same() {
         let pair = Pair::start(&entries, None, "127.0.0.1");
         let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
         assert_eq!(tembuku, nginx, "weights {weights:?}");
+    }
+}
+
+#[test]
+fn the_plain_hash_is_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_plain_hash"));
+    for key in ["$remote_addr", "$binary_remote_addr"] {
+        let balance = format!("balance = \"hash\"\nhash_key = \"{key}\"");
+        let (mut servers, entries) = mixed();
+        let directive = format!("hash {key};");
+        let sources = sources_v4(&mut rng, 100);
+        let pair = Pair::start_with(&entries, &directive, &balance, "127.0.0.1");
+        let picked = pair.compare(&sources, 2);
+        assert_eq!(
+            used(&picked),
+            BTreeSet::from(["plain", "heavy", "name", "literal"])
+        );
+        drop(servers.remove(1));
+        let pair = Pair::start_with(&entries, &directive, &balance, "127.0.0.1");
+        let picked = pair.compare(&sources, 1);
+        assert_eq!(used(&picked), BTreeSet::from(["plain", "name", "literal"]));
+    }
+}
+
+/// Sessions that stay are opened on both in step: the n-th goes to the same backend, whatever was closed before.
+#[test]
+fn the_fewest_connections_are_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_fewest_connections"));
+    for _ in 0..3 {
+        let servers: Vec<Server> = (0..rng.range(2, 5))
+            .map(|n| Server::named(&format!("b{n}")))
+            .collect();
+        let entries: Vec<Entry> = servers
+            .iter()
+            .map(|server| Entry::new(server.addr, rng.range(1, 5)))
+            .collect();
+        let weights: Vec<u64> = entries.iter().map(|entry| entry.weight).collect();
+        println!("  weights {weights:?}");
+        // One process of nginx counts for itself.
+        let balance = "balance = \"least_conn\"";
+        let pair = Pair::start_with(&entries, "least_conn;", balance, "127.0.0.1");
+        let mut held = Vec::new();
+        for n in 0..60 {
+            let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| {
+                let mut stream = connect(addr).unwrap();
+                let name =
+                    read_line(&mut stream).unwrap_or_else(|error| panic!("client {n}: {error}"));
+                held.push(stream);
+                name
+            });
+            assert_eq!(tembuku, nginx, "client {n}, weights {weights:?}");
+        }
+        let total: u64 = weights.iter().sum();
+        for (server, weight) in entries.iter().zip(&weights) {
+            let labels = [("backend", server.address.as_str())];
+            let active = pair.program.metric("backend_active_connections", &labels);
+            let wanted = 60.0 * *weight as f64 / total as f64;
+            assert!(
+                (active - wanted).abs() <= 1.5,
+                "{active} of 60 on weight {weight} of {total}"
+            );
+        }
     }
 }

@@ -25,6 +25,7 @@ mod hash_nginx;
 mod licences;
 mod limits;
 mod listeners;
+mod policies;
 mod postgres;
 mod redis;
 mod relay_edges;

@@ -1,0 +1,57 @@
+//! `ip_hash` as nginx's http module has it: clients of one IPv4 /24 share a backend.
+
+use super::{Candidates, MOST_TRIES, RoundRobin, hash::at_weight};
+use std::{net::IpAddr, ops::Range};
+
+/// Where a session stands: a try that finds nobody goes on hashing from the hash before.
+#[derive(Debug)]
+pub struct IpHashWalk {
+    bytes: [u8; 16],
+    len: usize,
+    hash: u64,
+    tries: u32,
+}
+
+impl IpHashWalk {
+    /// Clients on a unix socket have no address and count as one.
+    pub fn from_client(client: Option<IpAddr>) -> Self {
+        let mut bytes = [0; 16];
+        let len = match client {
+            None => 3,
+            Some(IpAddr::V4(ip)) => {
+                bytes[..3].copy_from_slice(&ip.octets()[..3]);
+                3
+            }
+            Some(IpAddr::V6(ip)) => {
+                bytes = ip.octets();
+                16
+            }
+        };
+        Self {
+            bytes,
+            len,
+            hash: 89,
+            tries: 0,
+        }
+    }
+
+    pub(super) fn pick(
+        &mut self,
+        group: Range<usize>,
+        turns: &RoundRobin,
+        candidates: &impl Candidates,
+    ) -> Option<usize> {
+        let total: u64 = group.clone().map(|i| turns.weight(i)).sum();
+        while total > 0 && self.tries <= MOST_TRIES {
+            self.hash = self.bytes[..self.len].iter().fold(self.hash, |hash, byte| {
+                (hash * 113 + u64::from(*byte)) % 6271
+            });
+            let found = at_weight(group.clone(), turns, self.hash % total)?;
+            if candidates.eligible(found) {
+                return Some(found);
+            }
+            self.tries += 1;
+        }
+        None
+    }
+}
