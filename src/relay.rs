@@ -236,13 +236,18 @@ impl Parts<'_, '_> {
             return Poll::Ready(reason);
         }
         // Activity only moves the deadline away; the timer is left to ring early and set again then,
-        // so that a busy session does not touch it at every turn.
-        if self.armed.is_none_or(|at| now >= at || at > deadline) {
-            *self.armed = Some(deadline);
-            self.timer.as_mut().reset(deadline.into());
+        // so that a busy session does not touch it at every turn. Nor does one that half-closes: the
+        // timer never sleeps longer than the limit that holds from then on.
+        if self.armed.is_none_or(|at| now >= at) {
+            let ring = match self.plan.half_close_timeout {
+                Some(half) => deadline.min(now + half),
+                None => deadline,
+            };
+            *self.armed = Some(ring);
+            self.timer.as_mut().reset(ring.into());
             // Unconstrained: out of budget it would not take the waker, and is not asked again.
             if pin!(unconstrained(self.timer.as_mut())).poll(cx).is_ready() {
-                return Poll::Ready(reason);
+                cx.waker().wake_by_ref();
             }
         }
         Poll::Pending

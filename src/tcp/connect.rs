@@ -12,11 +12,13 @@ use crate::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     path::Path,
     pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 use tokio::net::{TcpSocket, UnixStream};
@@ -134,9 +136,23 @@ async fn attempt(
     let deadline = Instant::now() + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
     let mut opening = pin!(open(place, &service.plan.socket));
+    // To a near backend the connect is through by the next turn of the event loop: the timers below
+    // would cost more than it.
+    let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
+        Poll::Ready(opened) => Poll::Ready(Some(opened)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await;
+    if at_once.is_none() {
+        tokio::task::yield_now().await;
+    }
     loop {
         let next_look = deadline.min(Instant::now() + LOOK);
-        match tokio::time::timeout_at(next_look.into(), opening.as_mut()).await {
+        let opened = match at_once.take() {
+            Some(opened) => Ok(opened),
+            None => tokio::time::timeout_at(next_look.into(), opening.as_mut()).await,
+        };
+        match opened {
             Ok(Ok(stream)) => return Ok(stream),
             // A shortage of our own, which passes when sessions end: no reason to fail before time.
             Ok(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
