@@ -3,12 +3,14 @@
 use crate::harness::{
     http,
     metrics::family,
-    net::{self, ask, assert_ends_now, connect, echo},
+    millis,
+    net::{self, ask, assert_ends_now, connect, connect_with, echo},
     ports,
-    proc::{Streams, narrow_pipe},
+    proc::{Proc, Streams, narrow_pipe},
     secs,
     server::{Server, ask_many, list, named},
-    tembuku::Tembuku,
+    tembuku::{Tembuku, binary},
+    temp::TempDir,
     wait_until,
 };
 use rustix::process::Signal;
@@ -16,8 +18,9 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::SocketAddr,
-    process::Stdio,
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
     thread,
 };
 
@@ -605,4 +608,58 @@ fn a_stalled_reader_of_the_log_stops_nobody() {
     assert_eq!(ask_many(good, 20), vec!["b1"; 20]);
     assert_eq!(tembuku.get("/livez").status, 200);
     assert_eq!(tembuku.terminate().code(), Some(0));
+}
+
+/// As many connections as there are places, and more, that ask a lot and read nothing.
+#[test]
+fn who_does_not_read_is_in_nobodys_way() {
+    let setup = setup("");
+    let question = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(400);
+    let _silent: Vec<TcpStream> = (0..100)
+        .map(|_| {
+            let mut client = connect_with(setup.tembuku.admin, None, 4096, 0).unwrap();
+            // A queue that is full takes no more of it, which is as good.
+            client.set_write_timeout(Some(millis(100))).unwrap();
+            let _ = client.write(question.as_bytes());
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(setup.tembuku.get("/livez").status, 200);
+    }
+    one_session(&setup);
+    assert_eq!(setup.tembuku.metric("listener_connections_total", &[]), 1.0);
+}
+
+/// What is measured is folded together whether or not anybody could ever ask for it.
+#[test]
+fn without_an_admin_address_memory_does_not_grow() {
+    const SESSIONS: usize = 12_000;
+    let server = Server::named("b1");
+    let front = ports::free_addr();
+    let dir = TempDir::new();
+    let mut command = Command::new(binary());
+    command.args(["run", "--listen", &front.to_string()]);
+    command.args(["--to", &server.addr.to_string()]);
+    let mut proc = Proc::start("tembuku", dir.path(), command);
+    proc.wait_ready(secs(10), || ask(front).is_ok());
+    let round = || {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| ask_many(front, SESSIONS / 4));
+            }
+        });
+        wait_until("every session has ended", secs(10), || server.live() == 0);
+        proc.rss()
+    };
+    let before = round();
+    thread::sleep(millis(5_500)); // nothing tells of the folding, which comes every five seconds
+    let after = round();
+    let grown = after.saturating_sub(before);
+    println!("{before} bytes, then {after}");
+    // Three samples a session, of sixteen bytes each.
+    assert!(
+        grown < 24 * SESSIONS as u64,
+        "{SESSIONS} sessions more took {grown} bytes more"
+    );
 }
