@@ -3,18 +3,25 @@
 use crate::harness::{
     http,
     metrics::family,
-    net::{self, ask, echo},
-    ports, secs,
+    millis,
+    net::{self, ask, assert_ends_now, connect, connect_with, echo},
+    ports,
+    proc::{Proc, Streams, narrow_pipe},
+    secs,
     server::{Server, ask_many, list, named},
-    tembuku::Tembuku,
+    tembuku::{Tembuku, binary},
+    temp::TempDir,
     wait_until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    net::SocketAddr,
+    fs::{self, File},
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
+    thread,
 };
 
 struct Setup {
@@ -462,4 +469,197 @@ fn usr1_opens_the_access_log_anew() {
     assert_eq!(lines(&old), 2);
     // It is still the same process, at work.
     assert_eq!(setup.tembuku.metric("listener_connections_total", &[]), 3.0);
+}
+
+#[test]
+fn records_that_cannot_be_written_are_counted() {
+    let setup = setup("access = \"/dev/full\"");
+    ask_many(setup.front, 300);
+    setup.tembuku.wait_idle();
+    setup
+        .tembuku
+        .wait_metric("access_log_dropped_total", &[], |n| n >= 300.0);
+    assert_eq!(
+        setup.tembuku.metric("access_log_dropped_total", &[]),
+        setup.tembuku.metric("sessions_closed_total", &[])
+    );
+}
+
+/// Being told to open its log anew, with a queue full of records that nobody takes, it does not stand still.
+#[test]
+fn usr1_with_a_full_queue_stops_nothing() {
+    let front = ports::free_addr();
+    let (_reader, writer) = narrow_pipe();
+    let streams = Streams {
+        out: Some(writer.into()),
+        err: None,
+    };
+    // A backend that is down: the shortest session that has a record.
+    let mut tembuku = Tembuku::start_speaking(
+        streams,
+        &format!(
+            "[log]\naccess = \"stdout\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [{{ address = \"{}\", down = true }}]\n",
+            ports::free_addr()
+        ),
+    );
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..2_500).for_each(|_| assert_ends_now(&mut connect(front).unwrap())));
+        }
+    });
+    tembuku.wait_metric("access_log_dropped_total", &[], |n| n > 0.0);
+    for _ in 0..3 {
+        tembuku.proc.signal(Signal::USR1);
+        assert_eq!(tembuku.get("/livez").status, 200);
+    }
+    assert_ends_now(&mut connect(front).unwrap());
+    assert_eq!(tembuku.terminate().code(), Some(0));
+}
+
+/// Nobody to tell is no reason to fail.
+#[test]
+fn standard_error_may_be_full_or_closed() {
+    let full = || Stdio::from(File::create("/dev/full").unwrap());
+    let closed = || {
+        let (reader, writer) = narrow_pipe();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    for (what, err) in [("full", full()), ("closed", closed())] {
+        println!("standard error is {what}");
+        let servers = named(1);
+        let front = ports::free_addr();
+        let streams = Streams {
+            out: None,
+            err: Some(err),
+        };
+        let mut tembuku = Tembuku::start_speaking(
+            streams,
+            &format!(
+                "[log]\nlevel = \"debug\"\n\
+                 [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
+                ports::free_addr(),
+                servers[0].addr
+            ),
+        );
+        assert_eq!(ask_many(front, 20), vec!["b1"; 20]);
+        tembuku.wait_idle();
+        assert_eq!(tembuku.terminate().code(), Some(0), "{what}");
+    }
+}
+
+/// One whose reader leaves while sessions go on costs none of them, nor the orderly end.
+#[test]
+fn the_reader_of_standard_error_may_leave() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let (reader, writer) = narrow_pipe();
+    let streams = Streams {
+        out: None,
+        err: Some(writer.into()),
+    };
+    let mut tembuku = Tembuku::start_speaking(
+        streams,
+        &format!(
+            "[log]\nlevel = \"debug\"\naccess = \"{{dir}}/access.log\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
+            ports::free_addr(),
+            servers[0].addr
+        ),
+    );
+    let (mut client, _) = net::session(front).unwrap();
+    drop(reader);
+    assert_eq!(ask_many(front, 20), vec!["b1"; 20]);
+    echo(&mut client, "goes on").unwrap();
+    tembuku.proc.signal(Signal::TERM);
+    wait_until("draining", secs(5), || tembuku.get("/readyz").status == 503);
+    echo(&mut client, "to the end").unwrap();
+    drop(client);
+    assert_eq!(tembuku.proc.wait(secs(10)).unwrap().code(), Some(0));
+    assert_eq!(tembuku.access_log(21).len(), 21);
+}
+
+/// A log that nobody reads, and a flood of clients that there is something to say about.
+#[test]
+fn a_stalled_reader_of_the_log_stops_nobody() {
+    let servers = named(1);
+    let (dead, good) = (ports::free_addr(), ports::free_addr());
+    let (_reader, writer) = narrow_pipe();
+    let streams = Streams {
+        out: None,
+        err: Some(writer.into()),
+    };
+    let mut tembuku = Tembuku::start_speaking(
+        streams,
+        &format!(
+            "[log]\nlevel = \"debug\"\n\
+             [listeners.dead]\nbind = \"{dead}\"\nupstream = \"d\"\n\
+             [listeners.good]\nbind = \"{good}\"\nupstream = \"u\"\n\
+             [upstreams.d]\nbackends = [{{ address = \"{}\", max_fails = 0 }}]\n\
+             [upstreams.u]\nbackends = {}\n",
+            ports::free_addr(),
+            list(&servers)
+        ),
+    );
+    for _ in 0..600 {
+        assert_ends_now(&mut connect(dead).unwrap());
+    }
+    assert_eq!(ask_many(good, 20), vec!["b1"; 20]);
+    assert_eq!(tembuku.get("/livez").status, 200);
+    assert_eq!(tembuku.terminate().code(), Some(0));
+}
+
+/// As many connections as there are places, and more, that ask a lot and read nothing.
+#[test]
+fn who_does_not_read_is_in_nobodys_way() {
+    let setup = setup("");
+    let question = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(400);
+    let _silent: Vec<TcpStream> = (0..100)
+        .map(|_| {
+            let mut client = connect_with(setup.tembuku.admin, None, 4096, 0).unwrap();
+            // A queue that is full takes no more of it, which is as good.
+            client.set_write_timeout(Some(millis(100))).unwrap();
+            let _ = client.write(question.as_bytes());
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(setup.tembuku.get("/livez").status, 200);
+    }
+    one_session(&setup);
+    assert_eq!(setup.tembuku.metric("listener_connections_total", &[]), 1.0);
+}
+
+/// What is measured is folded together whether or not anybody could ever ask for it.
+#[test]
+fn without_an_admin_address_memory_does_not_grow() {
+    const SESSIONS: usize = 12_000;
+    let server = Server::named("b1");
+    let front = ports::free_addr();
+    let dir = TempDir::new();
+    let mut command = Command::new(binary());
+    command.args(["run", "--listen", &front.to_string()]);
+    command.args(["--to", &server.addr.to_string()]);
+    let mut proc = Proc::start("tembuku", dir.path(), command);
+    proc.wait_ready(secs(10), || ask(front).is_ok());
+    let round = || {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| ask_many(front, SESSIONS / 4));
+            }
+        });
+        wait_until("every session has ended", secs(10), || server.live() == 0);
+        proc.rss()
+    };
+    let before = round();
+    thread::sleep(millis(5_500)); // nothing tells of the folding, which comes every five seconds
+    let after = round();
+    let grown = after.saturating_sub(before);
+    println!("{before} bytes, then {after}");
+    // Three samples a session, of sixteen bytes each.
+    assert!(
+        grown < 24 * SESSIONS as u64,
+        "{SESSIONS} sessions more took {grown} bytes more"
+    );
 }

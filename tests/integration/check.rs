@@ -8,7 +8,7 @@ use crate::harness::{
     tembuku::{Tembuku, cli},
     temp::TempDir,
 };
-use std::process::Output;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Output};
 
 const VALID: &str = r#"
 [process]
@@ -332,4 +332,17 @@ fn the_configuration_named_by_the_environment() {
         "{}",
         text(&output)
     );
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_a_mistake_like_another() {
+    for args in [&[&b"\xff"[..]][..], &[b"run", b"\xff"], &[b"\xff", b"run"]] {
+        let mut command = std::process::Command::new(crate::harness::tembuku::binary());
+        command
+            .args(args.iter().map(|arg| OsStr::from_bytes(arg)))
+            .env("NO_COLOR", "1");
+        let output = crate::harness::proc::run(crate::harness::secs(10), command);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert!(!stderr(&output).contains("panicked"), "{}", text(&output));
+    }
 }

@@ -581,3 +581,47 @@ fn a_black_hole_that_refuses_at_last_ends_the_wait() {
         start.elapsed()
     );
 }
+
+/// What the gauge says agrees with the transitions that are counted: time alone brings nobody back.
+#[test]
+fn a_failed_backend_stays_failed_until_a_connect_succeeds() {
+    let (addr, server) = (refusing(), named(1));
+    let setup = setup(
+        "",
+        &[
+            with(addr, "fail_timeout = \"500ms\""),
+            plain(server[0].addr),
+        ],
+    );
+    let label = addr.to_string();
+    let is = |state: &str| {
+        let labels = [("backend", label.as_str()), ("state", state)];
+        setup.tembuku.metric("backend_state", &labels) == 1.0
+    };
+    let transitions = |to: &str| {
+        let labels = [("backend", label.as_str()), ("to", to)];
+        setup.tembuku.metric("backend_transitions_total", &labels)
+    };
+    assert!(is("up"));
+    assert_eq!(ask(setup.front).unwrap(), "b1");
+    assert!(is("failed"));
+    // Longer than fail_timeout without a client, then three probes that fail.
+    let failed = Instant::now();
+    while failed.elapsed() < millis(1_200) {
+        assert!(is("failed"), "not any more after {:?}", failed.elapsed());
+        std::thread::sleep(millis(20)); // the pace of the looking
+    }
+    let errors = || setup.tembuku.metric("backend_connect_errors_total", &[]);
+    wait_until("three probes", secs(20), || {
+        assert_eq!(ask(setup.front).unwrap(), "b1");
+        assert!(is("failed"), "not any more after {} errors", errors());
+        errors() >= 4.0
+    });
+    assert_eq!((transitions("failed"), transitions("up")), (1.0, 0.0));
+    let _back = Server::named_on("back", &[addr]);
+    wait_until("the backend is used again", secs(10), || {
+        ask(setup.front).unwrap() == "back"
+    });
+    assert!(is("up"));
+    assert_eq!((transitions("failed"), transitions("up")), (1.0, 1.0));
+}

@@ -4,8 +4,8 @@ use crate::{
     bulk::cpu_over_a_second,
     harness::{
         net::{
-            self, assert_closed_at_once, assert_ends_now, connect, connect_with, echo, read_all,
-            reset,
+            self, End, assert_closed_at_once, assert_ends_now, connect, connect_with, echo,
+            read_all, reset,
         },
         poll, ports,
         proc::{command, run_ok},
@@ -252,4 +252,51 @@ fn coming_and_going_costs_nothing_lasting() {
     });
     let errors = tembuku.metric("backend_connect_errors_total", &[]);
     assert_eq!(errors, 0.0);
+}
+
+/// A session whose end a client has seen has given its place back.
+#[test]
+fn one_place_is_enough_for_one_client_after_another() {
+    let servers = named(1);
+    let server = servers[0].addr;
+    for (listener, backend) in [("max_connections = 1", ""), ("", ", max_connections = 1")] {
+        let front = ports::free_addr();
+        let tembuku = Tembuku::start(&format!(
+            "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
+             [upstreams.u]\nbackends = [{{ address = \"{server}\"{backend} }}]\n"
+        ));
+        for n in 1..=1_000 {
+            let (mut client, _) = net::session(front)
+                .unwrap_or_else(|error| panic!("{listener}{backend}, client {n}: {error}"));
+            // The client ends first: the end that it sees is that of the session.
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_all(&mut client), (vec![], End::Fin), "client {n}");
+        }
+        tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| {
+            n == 1_000.0
+        });
+        assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+    }
+}
+
+/// The soft limit is only where a process starts from: it raises it before it opens its sockets.
+#[test]
+fn more_ports_than_the_soft_limit_of_descriptors() {
+    const PORTS: u16 = 200;
+    let servers = named(1);
+    let first = ports::free_range(PORTS);
+    let last = first + PORTS - 1;
+    let _tembuku = Tembuku::start_under(
+        "prlimit --nofile=256:",
+        &format!(
+            "[process]\nworkers = 2\n[listeners.l]\nbind = \"127.0.0.1:{first}-{last}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = {}\n",
+            list(&servers)
+        ),
+    );
+    for port in [first, first + PORTS / 2, last] {
+        let front = SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(net::ask(front).unwrap(), "b1", "{port}");
+    }
 }

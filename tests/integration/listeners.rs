@@ -8,7 +8,10 @@ use crate::harness::{
     server::{Server, ask_many, list, named},
     tembuku::{Tembuku, binary},
     temp::TempDir,
+    wait_until,
 };
+use rustix::process::Signal;
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::Write,
     net::{Ipv6Addr, SocketAddr, TcpListener},
@@ -19,7 +22,7 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 fn config(bind: &str, backends: &str) -> String {
@@ -294,4 +297,89 @@ fn an_address_of_another_machine_is_an_error() {
     let bind = format!("192.0.2.1:{}", ports::free_port());
     let said = refused_start(&config(&format!("\"{bind}\""), &list(&servers)));
     assert!(said.contains(&bind), "{said}");
+}
+
+/// The one that ends takes away its own socket file, not that of the one that came after it.
+#[test]
+fn the_successor_keeps_its_unix_socket() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let path = dir.file("front.sock");
+    let config = format!(
+        "[process]\ndrain_timeout = \"1m\"\n{}",
+        config(&format!("\"unix:{}\"", path.display()), &list(&servers))
+    );
+    let mut first = Tembuku::start(&config);
+    let mut session = UnixStream::connect(&path).unwrap();
+    session.set_read_timeout(Some(secs(10))).unwrap();
+    assert_eq!(net::read_line(&mut session).unwrap(), "b1");
+    first.proc.signal(Signal::TERM);
+    wait_until("the first does not accept any more", secs(5), || {
+        UnixStream::connect(&path).is_err()
+    });
+    let second = Tembuku::start(&config);
+    assert_eq!(ask_unix(&path).unwrap(), "b1");
+    assert!(first.proc.ended().is_none(), "it has a session");
+    drop(session);
+    let status = first.proc.wait(secs(10)).expect("an end with the session");
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(ask_unix(&path).unwrap(), "b1");
+    assert_eq!(second.metric("listener_connections_total", &[]), 2.0);
+}
+
+/// Somebody who listens but does not get round to accepting is somebody all the same.
+#[test]
+fn a_unix_socket_whose_queue_is_full_is_in_use() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let path = dir.file("busy.sock");
+    let address = SockAddr::unix(&path).unwrap();
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let mut queued = Vec::new();
+    loop {
+        let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        if client.connect(&address).is_err() {
+            break;
+        }
+        queued.push(client);
+        assert!(queued.len() < 8, "the queue never fills");
+    }
+    let start = Instant::now();
+    let said = refused_start(&config(
+        &format!("\"unix:{}\"", path.display()),
+        &list(&servers),
+    ));
+    assert!(start.elapsed() < secs(5), "{:?}", start.elapsed());
+    assert!(
+        said.contains("busy.sock") && said.to_lowercase().contains("in use"),
+        "{said}"
+    );
+    assert!(path.exists(), "it was taken away");
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_socket_file() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let (path, nowhere) = (dir.file("front.sock"), dir.file("no/such/folder"));
+    let (path, nowhere) = (path.display(), nowhere.display());
+    let backends = list(&servers);
+    // A socket that cannot be had after one that could, and a log that cannot be opened.
+    for config in [
+        config(
+            &format!("[\"unix:{path}\", \"unix:{nowhere}/s\"]"),
+            &backends,
+        ),
+        format!(
+            "[log]\naccess = \"{nowhere}/log\"\n{}",
+            config(&format!("\"unix:{path}\""), &backends)
+        ),
+    ] {
+        let said = refused_start(&config);
+        assert!(said.contains("no/such/folder"), "{said}");
+        assert!(!dir.file("front.sock").exists(), "{config}\n{said}");
+    }
 }

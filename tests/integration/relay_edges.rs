@@ -1,16 +1,29 @@
 //! What a relay must not get wrong: half-closes, resets, limits on silence, back pressure.
 
-use crate::harness::{
-    bounded, millis,
-    net::{self, End, connect, connect_with, echo, read_all, read_slowly, reset, wait_delivered},
-    ports, secs,
-    server::Server,
-    tembuku::Tembuku,
-    wait_until,
+use crate::{
+    bulk::cpu_over_a_second,
+    harness::{
+        bounded, millis,
+        net::{
+            self, End, connect, connect_with, echo, read_all, read_slowly, reset, wait_delivered,
+        },
+        poll, ports, secs,
+        server::Server,
+        tembuku::Tembuku,
+        wait_until,
+    },
 };
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::Signal,
+};
+use socket2::SockRef;
 use std::{
-    io::{Read, Write},
+    fs::{self, File},
+    io::{IoSlice, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
     sync::{Mutex, mpsc},
     thread,
     time::{Duration, Instant},
@@ -24,6 +37,24 @@ fn front_of(backend: SocketAddr, keys: &str) -> (Tembuku, SocketAddr) {
          [upstreams.u]\nbackends = [\"{backend}\"]\n"
     ));
     (tembuku, front)
+}
+
+/// [`front_of`] on a unix socket.
+fn unix_front_of(backend: SocketAddr) -> (Tembuku, PathBuf) {
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"unix:{{dir}}/front.sock\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{backend}\"]\n"
+    ));
+    let path = tembuku.dir.file("front.sock");
+    (tembuku, path)
+}
+
+/// A backend that does nothing at all: the test gets its connections.
+fn held() -> (Server, mpsc::Receiver<TcpStream>) {
+    let (held, streams) = mpsc::channel();
+    let held = Mutex::new(held);
+    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+    (server, streams)
 }
 
 /// Bytes of which every stretch is different.
@@ -425,5 +456,187 @@ fn a_session_may_change_its_manners() {
             metrics.sum("relayed_bytes_total", &[("mode", mode)]) > 0.0,
             "{mode}"
         );
+    }
+}
+
+/// How long it was silent before does not count: the answer has the whole `half_close_timeout`.
+#[test]
+fn a_half_close_after_a_long_silence_still_gets_its_answer() {
+    let server = Server::start(|mut stream| {
+        let (_, end) = read_all(&mut stream);
+        assert_eq!(end, End::Fin);
+        thread::sleep(millis(100));
+        stream.write_all(&bytes(1_000)).unwrap();
+    });
+    let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"2s\"");
+    let mut client = connect(front).unwrap();
+    thread::sleep(millis(2_500)); // the silence that is the subject
+    client.shutdown(Shutdown::Write).unwrap();
+    let (answer, end) = read_all(&mut client);
+    assert_bytes(&answer, &bytes(1_000));
+    assert_eq!(end, End::Fin);
+    assert_closed_as(&tembuku, "ok");
+}
+
+#[test]
+fn an_ordinary_end_after_a_long_silence_is_ok() {
+    let server = Server::named("b");
+    let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"1s\"");
+    let (client, _) = net::session(front).unwrap();
+    thread::sleep(millis(1_500)); // the silence that is the subject
+    drop(client);
+    assert_closed_as(&tembuku, "ok");
+}
+
+#[track_caller]
+fn assert_does_not_spin(tembuku: &Tembuku) {
+    let used = cpu_over_a_second(&tembuku.proc);
+    assert!(
+        used < millis(300),
+        "{used:?} of processor time in a second with nothing to do"
+    );
+}
+
+#[test]
+fn a_client_that_does_not_listen_but_stays_costs_nothing() {
+    let (server, streams) = held();
+    let (tembuku, path) = unix_front_of(server.addr);
+    let client = UnixStream::connect(path).unwrap();
+    client.shutdown(Shutdown::Read).unwrap();
+    let mut backend = streams.recv_timeout(secs(10)).unwrap();
+    backend.write_all(b"hello").unwrap();
+    tembuku.wait_metric("backend_received_bytes_total", &[], |n| n == 5.0);
+    assert_does_not_spin(&tembuku);
+    drop(client);
+    drop(backend);
+    tembuku.wait_idle();
+}
+
+#[test]
+fn a_client_that_resets_while_its_upload_waits_costs_nothing() {
+    let (server, streams) = held();
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect(front).unwrap();
+    let mut backend = streams.recv_timeout(secs(10)).unwrap();
+    let sent = fill(&mut client);
+    reset(client);
+    // Only now does it turn out that the client is gone.
+    backend.write_all(b"hello").unwrap();
+    tembuku.wait_metric("backend_received_bytes_total", &[], |n| n == 5.0);
+    println!("{sent} bytes wait");
+    assert_does_not_spin(&tembuku);
+    drop(backend);
+    tembuku.wait_idle();
+}
+
+/// The state of the proxy's side of a connection, from the kernel's table.
+fn state_of(front: SocketAddr, client: &TcpStream) -> Option<String> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let suffix = |port: u16| format!(":{port:04X}");
+    let client = suffix(client.local_addr().unwrap().port());
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, peer) = (fields.next()?, fields.next()?);
+        let found = local.ends_with(&suffix(front.port())) && peer.ends_with(&client);
+        found.then(|| fields.next().map(str::to_owned))?
+    })
+}
+
+/// An HTTP server that answers early and closes while the request still comes.
+#[test]
+fn an_early_answer_reaches_a_client_that_has_half_closed() {
+    const ANSWER: usize = 1_000_000;
+    let (held, streams) = mpsc::channel();
+    let held = Mutex::new(held);
+    let server = Server::start(move |mut stream| {
+        stream.write_all(&bytes(ANSWER)).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        held.lock().unwrap().send(stream).unwrap();
+    });
+    let (tembuku, front) = front_of(server.addr, "");
+    let mut client = connect_with(front, None, 8 * 1024, 0).unwrap();
+    let backend = streams.recv_timeout(secs(10)).unwrap();
+    // All of it is written towards the client, who has not read any of it.
+    tembuku.wait_metric("listener_sent_bytes_total", &[], |n| n == ANSWER as f64);
+    // Just enough upload that the last of it waits for the backend, and that the end is behind it.
+    let piece = vec![b'u'; 128 * 1024];
+    let mut sent = 0;
+    loop {
+        client.write_all(&piece).unwrap();
+        sent += piece.len();
+        let passed_on = || tembuku.metric("backend_sent_bytes_total", &[]) == sent as f64;
+        if poll(millis(200), || passed_on().then_some(())).is_none() {
+            break;
+        }
+        assert!(sent < 64 << 20, "a backend that does not read never fills");
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    // CLOSING: an end of ours is under way to the client, and its own has come in.
+    wait_until("both ends of the client's side are shut", secs(10), || {
+        state_of(front, &client).as_deref() == Some("0B")
+    });
+    // With all that upload unread this is a reset.
+    drop(backend);
+    let (answer, end) = read_slowly(&mut client, 20_000, millis(2));
+    assert_bytes(&answer, &bytes(ANSWER));
+    assert_eq!(end, End::Fin);
+    tembuku.wait_idle();
+}
+
+/// Splicing stops at TCP's urgent mark as if there were nothing more. The urgent byte itself is not relayed.
+#[test]
+fn a_spliced_flow_steps_over_an_urgent_byte() {
+    for after in [100, 100_000, 20_000_000] {
+        let (heard, news) = mpsc::channel();
+        let server = Server::start(move |mut stream| {
+            heard.send(read_all(&mut stream)).unwrap();
+        });
+        let (tembuku, front) = front_of(server.addr, "");
+        let mut client = connect(front).unwrap();
+        let (first, second) = (bytes(20_000_000), bytes(after));
+        client.write_all(&first).unwrap();
+        SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.write_all(&second).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let (got, end) = news.recv_timeout(secs(30)).unwrap();
+        assert_bytes(&got, &[first, second].concat());
+        assert_eq!(end, End::Fin);
+        let spliced = tembuku.metric("relayed_bytes_total", &[("mode", "splice")]);
+        assert!(spliced > 0.0, "nothing was spliced");
+    }
+}
+
+/// A read ends where a descriptor was passed along, however much comes behind.
+#[test]
+fn what_follows_a_passed_descriptor_is_not_held_back() {
+    let (server, streams) = held();
+    let (tembuku, path) = unix_front_of(server.addr);
+    let null = File::open("/dev/null").unwrap();
+    for round in 1..=10 {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"0").unwrap();
+        let mut backend = streams.recv_timeout(secs(10)).unwrap();
+        backend.set_read_timeout(Some(secs(5))).unwrap();
+        backend.read_exact(&mut [0]).unwrap();
+        // Stopped, so that it finds both.
+        tembuku.proc.signal(Signal::STOP);
+        let descriptors = [null.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let sent = sendmsg(
+            &client,
+            &[IoSlice::new(b"AAAA")],
+            &mut control,
+            SendFlags::empty(),
+        );
+        assert_eq!(sent, Ok(4));
+        client.write_all(b"BBBB").unwrap();
+        tembuku.proc.signal(Signal::CONT);
+        let mut got = [0; 8];
+        backend
+            .read_exact(&mut got)
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(&got, b"AAAABBBB", "round {round}");
     }
 }

@@ -1,13 +1,22 @@
-//! Host names whose meaning changes.
+//! Host names whose meaning changes, or is long in coming.
 
 use crate::harness::{
     net::{ask, echo, session},
-    ports, programs, secs,
+    ports,
+    proc::Proc,
+    programs, secs,
     server::{Server, ask_many},
-    tembuku::Tembuku,
+    tembuku::{Tembuku, binary},
+    temp::TempDir,
     wait_until,
 };
-use std::{collections::BTreeSet, net::SocketAddr};
+use rustix::process::Signal;
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    time::Instant,
+};
 
 fn servers(port: u16) -> [Server; 2] {
     [("one", 1), ("two", 2)]
@@ -102,4 +111,38 @@ fn a_name_may_come_later() {
     wait_until("it is ready", secs(10), || {
         tembuku.get("/readyz").status == 200
     });
+}
+
+/// A start that waits for a resolver can be stopped like anything else.
+#[test]
+fn a_start_that_waits_for_a_name_may_be_stopped() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve::a_start_that_waits_for_a_name_may_be_stopped",
+        );
+    };
+    // A name server that hears everything and answers nothing.
+    let resolver = UdpSocket::bind("127.0.0.1:53").unwrap();
+    resolver.set_read_timeout(Some(secs(10))).unwrap();
+    let dir = TempDir::new();
+    let config = dir.write(
+        "tembuku.toml",
+        "[listeners.l]\nbind = \"127.0.0.1:7001\"\nupstream = \"u\"\n[upstreams.u]\n\
+         backends = [\"one.example.test:1\", \"two.example.test:1\", \"three.example.test:1\"]\n",
+    );
+    let mut command = Command::new(binary());
+    command
+        .args(["run", "-c"])
+        .arg(&config)
+        .env("RES_OPTIONS", "timeout:5 attempts:3");
+    let mut proc = Proc::start("tembuku", dir.path(), command);
+    resolver
+        .recv_from(&mut [0; 512])
+        .expect("a question to the name server");
+    assert!(proc.ended().is_none());
+    let start = Instant::now();
+    proc.signal(Signal::TERM);
+    let status = proc.wait(secs(8)).expect("an end after TERM");
+    assert_eq!(status.code(), Some(0), "{}", proc.stderr());
+    assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
 }

@@ -3,8 +3,10 @@
 use crate::harness::{
     bounded, http, millis,
     net::{self, BlackHole, End, assert_ends_now, echo, read_all},
-    ports, secs,
-    server::{Server, list, named},
+    ports,
+    proc::{Streams, narrow_pipe},
+    secs,
+    server::{Server, ask_many, list, named},
     tembuku::Tembuku,
     wait_until,
 };
@@ -12,6 +14,7 @@ use rustix::process::Signal;
 use std::{
     io::Write,
     net::{Shutdown, SocketAddr, TcpStream},
+    thread,
     time::Instant,
 };
 
@@ -188,4 +191,82 @@ fn a_stalled_client_is_cut_too() {
     tembuku.proc.signal(Signal::TERM);
     assert_eq!(tembuku.proc.wait(secs(6)).unwrap().code(), Some(0));
     drop(client);
+}
+
+/// Whoever reads to the end must not take what it got before the cut for the whole.
+#[test]
+fn an_answer_that_is_cut_ends_with_a_reset() {
+    let server = Server::start(|mut stream| {
+        while stream.write_all(&[b'x'; 1_000]).is_ok() {
+            thread::sleep(millis(10)); // the pace of the answer
+        }
+    });
+    let front = ports::free_addr();
+    let mut tembuku = Tembuku::start(&format!(
+        "[process]\ndrain_timeout = \"1s\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        server.addr
+    ));
+    let mut client = net::connect(front).unwrap();
+    tembuku.wait_metric("listener_sent_bytes_total", &[], |n| n >= 1_000.0);
+    tembuku.proc.signal(Signal::TERM);
+    let (got, end) = read_all(&mut client);
+    assert_eq!(end, End::Reset, "after {} bytes", got.len());
+    assert_eq!(tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
+}
+
+/// Clients that are connected as far as they can know are served, though nobody had looked at them yet.
+#[test]
+fn who_is_in_the_queue_is_served() {
+    const CLIENTS: usize = 60;
+    for round in 1..=3 {
+        let mut setup = setup("20s");
+        ask_many(setup.front, 2);
+        setup.tembuku.proc.signal(Signal::STOP);
+        let clients: Vec<TcpStream> = (0..CLIENTS)
+            .map(|_| net::connect(setup.front).unwrap())
+            .collect();
+        setup.tembuku.proc.signal(Signal::TERM);
+        setup.tembuku.proc.signal(Signal::CONT);
+        for (n, mut client) in clients.into_iter().enumerate() {
+            let said = net::read_line(&mut client)
+                .unwrap_or_else(|error| panic!("round {round}, client {n}: {error}"));
+            assert_eq!(said, "b1");
+        }
+        assert_eq!(setup.tembuku.proc.wait(secs(10)).unwrap().code(), Some(0));
+    }
+}
+
+/// An access log that nobody reads is no reason to stay.
+#[test]
+fn a_stalled_reader_of_the_access_log_does_not_delay_the_end() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let (_reader, writer) = narrow_pipe();
+    let streams = Streams {
+        out: Some(writer.into()),
+        err: None,
+    };
+    let mut tembuku = Tembuku::start_speaking(
+        streams,
+        &format!(
+            "[process]\ndrain_timeout = \"1s\"\n[log]\naccess = \"stdout\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = {}\n",
+            list(&servers)
+        ),
+    );
+    // Many times what the pipe holds.
+    ask_many(front, 300);
+    tembuku.wait_idle();
+    let (mut held, _) = net::session(front).unwrap();
+    let start = Instant::now();
+    tembuku.proc.signal(Signal::TERM);
+    assert_ends_now(&mut held);
+    let status = tembuku.proc.wait(secs(8)).expect("an end after TERM");
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        bounded(start.elapsed(), millis(900), secs(4)),
+        "{:?}",
+        start.elapsed()
+    );
 }

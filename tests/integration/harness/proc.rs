@@ -4,6 +4,7 @@ use super::{poll, secs, temp::TempDir};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
+    io::{PipeReader, PipeWriter},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -18,16 +19,42 @@ pub(crate) struct Proc {
     err: PathBuf,
 }
 
+/// Where a program's output goes: what is `None` goes into a file.
+#[derive(Default)]
+pub(crate) struct Streams {
+    pub(crate) out: Option<Stdio>,
+    pub(crate) err: Option<Stdio>,
+}
+
+/// A pipe with room for a page.
+pub(crate) fn narrow_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+    (reader, writer)
+}
+
 impl Proc {
     /// Starts `command`; what it says goes into files in `dir`.
     #[track_caller]
-    pub(crate) fn start(name: &str, dir: &Path, mut command: Command) -> Proc {
+    pub(crate) fn start(name: &str, dir: &Path, command: Command) -> Proc {
+        Proc::start_with(name, dir, command, Streams::default())
+    }
+
+    /// As [`Proc::start`], with standard streams of the test's own.
+    #[track_caller]
+    pub(crate) fn start_with(
+        name: &str,
+        dir: &Path,
+        mut command: Command,
+        streams: Streams,
+    ) -> Proc {
         let out = dir.join(format!("{name}.out"));
         let err = dir.join(format!("{name}.err"));
+        let file = |path: &Path| Stdio::from(File::create(path).unwrap());
         command
             .stdin(Stdio::null())
-            .stdout(File::create(&out).unwrap())
-            .stderr(File::create(&err).unwrap());
+            .stdout(streams.out.unwrap_or_else(|| file(&out)))
+            .stderr(streams.err.unwrap_or_else(|| file(&err)));
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{name} cannot be started ({command:?}): {error}"));

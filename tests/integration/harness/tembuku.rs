@@ -4,7 +4,7 @@ use super::{
     http::{self, Response},
     metrics::Metrics,
     poll, ports,
-    proc::{self, Proc},
+    proc::{self, Proc, Streams},
     secs,
     temp::TempDir,
 };
@@ -54,6 +54,17 @@ impl Tembuku {
     /// As [`Tembuku::start`], through a program that prepares the ground and then becomes it, such as `prlimit`.
     #[track_caller]
     pub(crate) fn start_under(wrapper: &str, config: &str) -> Tembuku {
+        Tembuku::start_in(wrapper, config, Streams::default())
+    }
+
+    /// As [`Tembuku::start`], with standard streams of the test's own.
+    #[track_caller]
+    pub(crate) fn start_speaking(streams: Streams, config: &str) -> Tembuku {
+        Tembuku::start_in("", config, streams)
+    }
+
+    #[track_caller]
+    fn start_in(wrapper: &str, config: &str, streams: Streams) -> Tembuku {
         let dir = TempDir::new();
         let admin = ports::free_addr();
         let config = config.replace("{dir}", dir.path().to_str().unwrap());
@@ -66,17 +77,24 @@ impl Tembuku {
             &["run", "-c", config.to_str().unwrap()],
             admin,
             dir,
+            streams,
         )
     }
 
     /// With a command line of the test's own, which names `admin` somehow.
     #[track_caller]
     pub(crate) fn start_with(args: &[&str], admin: SocketAddr) -> Tembuku {
-        Tembuku::launch("", args, admin, TempDir::new())
+        Tembuku::launch("", args, admin, TempDir::new(), Streams::default())
     }
 
     #[track_caller]
-    fn launch(wrapper: &str, args: &[&str], admin: SocketAddr, dir: TempDir) -> Tembuku {
+    fn launch(
+        wrapper: &str,
+        args: &[&str],
+        admin: SocketAddr,
+        dir: TempDir,
+        streams: Streams,
+    ) -> Tembuku {
         let mut command = if wrapper.is_empty() {
             Command::new(binary())
         } else {
@@ -92,7 +110,7 @@ impl Tembuku {
             .env("NO_COLOR", "1")
             .env_remove("TEMBUKU_CONFIG")
             .current_dir(dir.path());
-        let mut proc = Proc::start("tembuku", dir.path(), command);
+        let mut proc = Proc::start_with("tembuku", dir.path(), command, streams);
         proc.wait_ready(SOON, || {
             http::get(admin, "/livez").is_ok_and(|response| response.status == 200)
         });
