@@ -233,9 +233,8 @@ impl Pool {
             let available = members
                 .iter()
                 .any(|m| m.can_take(single, now) && m.weight > 0);
-            let failed = !members.is_empty()
-                && !single
-                && members.iter().all(|m| !m.passive.is_available(m.rule, now));
+            // Until a connect succeeds; that it may be tried again is what `available` says.
+            let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
             let (state, why) = if plan.down {
                 ("down", "the configuration says so".to_owned())
