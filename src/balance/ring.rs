@@ -119,6 +119,7 @@ fn split(text: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     struct Those<F: Fn(usize) -> bool>(F);
 
@@ -229,5 +230,34 @@ mod tests {
         assert_eq!(split("host9"), ("host9", ""));
         assert_eq!(split("UNIX:/run/a:5"), ("/run/a:5", ""));
         assert_eq!(split("a:"), ("a", ""));
+    }
+
+    proptest! {
+        /// What a consistent hash is for: without one backend only its own keys move, and they go where
+        /// they would go had it never been there.
+        #[test]
+        fn only_the_keys_of_a_lost_backend_move(
+            weights in proptest::collection::vec(1u32..5, 2..8),
+            lost in any::<proptest::sample::Index>(),
+            keys in proptest::collection::vec(any::<u64>(), 50),
+        ) {
+            let lost = lost.index(weights.len());
+            let names: Vec<String> = (0..weights.len()).map(|i| format!("10.1.{i}.7:5432")).collect();
+            let all = || weights.iter().enumerate().map(|(i, &w)| (i, names[i].as_str(), w));
+            let (whole, without) = (Ring::new(all()), Ring::new(all().filter(|(i, ..)| *i != lost)));
+            let pick = |ring: &Ring, key: u64, eligible: &dyn Fn(usize) -> bool| {
+                let mut turns = RoundRobin::new(weights.iter().copied());
+                ring.pick(&mut RingWalk::from_key(&key.to_le_bytes()), &mut turns, &Those(eligible))
+            };
+            for key in keys {
+                let before = pick(&whole, key, &|_| true);
+                let failed = pick(&whole, key, &|i| i != lost);
+                prop_assert_eq!(before == Some(lost), before != failed);
+                // A walk past more than twenty points of the lost one gives up: turns decide then.
+                if failed.is_some() {
+                    prop_assert_eq!(failed, pick(&without, key, &|_| true));
+                }
+            }
+        }
     }
 }

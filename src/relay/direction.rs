@@ -68,6 +68,20 @@ impl Default for Mode {
     }
 }
 
+impl Mode {
+    /// How to go on after a read of so many bytes. Harder to leave than to stay, either way.
+    fn after(self, bytes: usize, never_splice: bool) -> Self {
+        match self {
+            Self::Copy { .. } if bytes < LARGE || never_splice => Self::Copy { large: 0 },
+            Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
+            Self::Copy { .. } => Self::Splice { small: 0 },
+            Self::Splice { .. } if bytes >= LARGE / 2 => Self::Splice { small: 0 },
+            Self::Splice { small } if small + 1 < SMALL_READS => Self::Splice { small: small + 1 },
+            Self::Splice { .. } => Self::Copy { large: 0 },
+        }
+    }
+}
+
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum End {
     #[default]
@@ -140,8 +154,8 @@ impl Direction {
                 }
             }
             match self.mode {
-                Mode::Copy { large } => ready!(self.copy(cx, source, sink, flow, large))?,
-                Mode::Splice { small } => ready!(self.splice(cx, source, sink, flow, small))?,
+                Mode::Copy { .. } => ready!(self.copy(cx, source, sink, flow))?,
+                Mode::Splice { .. } => ready!(self.splice(cx, source, sink, flow))?,
             }
         }
         cx.waker().wake_by_ref();
@@ -171,7 +185,6 @@ impl Direction {
         source: &mut Stream,
         sink: &mut Stream,
         flow: &Flow<'_>,
-        large: u8,
     ) -> Poll<Result<(), Broken>> {
         SHARED.with_borrow_mut(|shared| {
             let Ok(n) = ready!(source.poll_read(cx, shared)) else {
@@ -184,14 +197,7 @@ impl Direction {
             }
             flow.was_read(bytes.len());
             self.has_begun = true;
-            let large = if bytes.len() >= LARGE { large + 1 } else { 0 };
-            self.mode = if large >= LARGE_READS && !self.never_splice {
-                Mode::Splice { small: 0 }
-            } else {
-                Mode::Copy {
-                    large: large.min(LARGE_READS),
-                }
-            };
+            self.mode = self.mode.after(n, self.never_splice);
             let mut at = 0;
             while at < bytes.len() {
                 match sink.poll_write(cx, &bytes[at..]) {
@@ -219,7 +225,6 @@ impl Direction {
         source: &mut Stream,
         sink: &mut Stream,
         flow: &Flow<'_>,
-        small: u8,
     ) -> Poll<Result<(), Broken>> {
         // Before a pipe is taken: a direction that waits holds none.
         if ready!(source.poll_read_ready(cx)).is_err() {
@@ -234,12 +239,7 @@ impl Direction {
             Ok(n) if n > 0 => {
                 flow.was_read(n);
                 self.held = Held::Piped(pipe);
-                let small = if n < LARGE / 2 { small + 1 } else { 0 };
-                self.mode = if small >= SMALL_READS {
-                    Mode::default()
-                } else {
-                    Mode::Splice { small }
-                };
+                self.mode = self.mode.after(n, self.never_splice);
                 Poll::Ready(Ok(()))
             }
             Err(e) if refuses_splice(&e) => {
@@ -252,7 +252,7 @@ impl Direction {
             // if it were one of these: reading tells which, and steps over the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
-                self.copy(cx, source, sink, flow, LARGE_READS - 1)
+                self.copy(cx, source, sink, flow)
             }
         }
     }
