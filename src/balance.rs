@@ -1,53 +1,116 @@
 //! Choosing a backend. Pure: no sockets, no clock, no random source; what changes from pick to pick
 //! is passed in or kept in a [`Balancer`], and the same calls give the same picks on every machine.
 
+mod bound;
 mod hash;
 mod ip_hash;
+mod key;
 mod least_conn;
+mod least_time;
+mod maglev;
+mod named;
 mod random_two;
 mod ring;
 mod round_robin;
+mod weights;
 
-pub use hash::HashWalk;
-pub use ip_hash::IpHashWalk;
-pub use ring::{Ring, RingWalk};
-pub use round_robin::RoundRobin;
+pub use key::Facts;
+pub use least_time::Average;
 
+use crate::plan::{Balance, Bound};
+use bound::Room;
+use hash::HashWalk;
+use ip_hash::IpHashWalk;
+use maglev::{Maglev, MaglevWalk};
+use ring::{Ring, RingWalk};
+use round_robin::RoundRobin;
 use std::ops::Range;
+use weights::Weights;
 
 /// After so many candidates that could not be used, turns decide instead of a hash.
 const MOST_TRIES: u32 = 20;
 
-/// Which algorithm picks.
-#[derive(Debug)]
-pub enum Policy {
-    RoundRobin,
-    LeastConn,
-    RandomTwo,
-    /// The first that can take a session, in the order of the config.
-    First,
-    Hash,
-    IpHash,
-    ConsistentHash(Ring),
-}
+/// The share of its weight that a candidate counts with when nothing is in its way.
+pub const FULL: u32 = 1024;
 
 /// What a policy asks about candidates at the moment of a pick.
 pub trait Candidates {
-    fn eligible(&self, candidate: usize) -> bool;
+    /// How much of its weight counts now: [`FULL`], less while it starts slowly, and 0 for one that cannot
+    /// be picked.
+    fn share(&self, candidate: usize) -> u32;
     /// Sessions on it now.
     fn connections(&self, candidate: usize) -> u64;
+    /// The average time that [`Balance::LeastTime`] compares, in any unit; 0 where none is known.
+    fn time(&self, candidate: usize) -> f64;
+}
+
+/// A backend as the policies know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The address as configured; several candidates may carry the same.
+    pub text: &'a str,
+    /// 0: takes nothing.
+    pub weight: u32,
+}
+
+/// Who was picked, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pick {
+    pub candidate: usize,
+    pub why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Why {
+    /// It stands alone.
+    Only,
+    /// It was its turn.
+    Turn,
+    /// The first in order that can take a session.
+    FirstInOrder,
+    /// The fewest sessions for its weight.
+    FewestConnections { connections: u64 },
+    /// Drawn by lot; of two the one with fewer sessions for its weight.
+    Drawn { other: Option<usize> },
+    /// The least score of time, sessions and weight.
+    LeastScore { score: f64 },
+    /// The hash of the key fell into its share of the weights, at the last of so many tries.
+    Hash { at: u64, total: u64, tries: u32 },
+    /// Its point is the next on the ring, so many steps from the key's own.
+    Point { key: u32, point: u32, steps: u32 },
+    /// Its slot in the table, so many steps from the key's own.
+    Slot { slot: u32, steps: u32 },
+    /// The policy found nobody by the key: turns decided.
+    TurnInsteadOfKey,
 }
 
 /// Where one session stands in its search. It outlives a failed connect, so that the next pick goes on
 /// from there instead of starting over.
 #[derive(Debug, Default)]
 pub enum Walk {
-    /// For the policies that look at no key, and for an empty key: turns decide.
+    /// For the policies that look at no key.
     #[default]
     Free,
     Hash(HashWalk),
     IpHash(IpHashWalk),
     Ring(RingWalk),
+    Maglev(MaglevWalk),
+}
+
+impl Walk {
+    pub fn new(balance: &Balance, facts: &Facts) -> Self {
+        match balance {
+            Balance::RoundRobin
+            | Balance::LeastConn
+            | Balance::RandomTwo
+            | Balance::LeastTime(_)
+            | Balance::First => Self::Free,
+            Balance::Hash(key) => Self::Hash(HashWalk::from_key(&facts.key(key))),
+            Balance::IpHash => Self::IpHash(IpHashWalk::from_client(facts.remote_addr)),
+            Balance::ConsistentHash(key, _) => Self::Ring(RingWalk::from_key(&facts.key(key))),
+            Balance::Maglev(key, _) => Self::Maglev(MaglevWalk::from_key(&facts.key(key))),
+        }
+    }
 }
 
 /// The policy of one upstream together with whose turn it is.
@@ -57,15 +120,46 @@ pub enum Walk {
 pub struct Balancer {
     policy: Policy,
     turns: RoundRobin,
-    primaries: usize,
+    primaries: Weights,
+    backups: Weights,
+    /// Room for bounded load to work in, so that no pick allocates.
+    sums: Vec<u64>,
+}
+
+#[derive(Debug)]
+enum Policy {
+    RoundRobin,
+    LeastConn,
+    RandomTwo,
+    LeastTime,
+    First,
+    Hash,
+    IpHash,
+    ConsistentHash(Ring, Bound),
+    Maglev(Maglev, Bound),
 }
 
 impl Balancer {
-    pub fn new(policy: Policy, primaries: &[u32], backups: &[u32]) -> Self {
+    pub fn new(balance: &Balance, primaries: &[Entry<'_>], backups: &[Entry<'_>]) -> Self {
+        let policy = match balance {
+            Balance::RoundRobin => Policy::RoundRobin,
+            Balance::LeastConn => Policy::LeastConn,
+            Balance::RandomTwo => Policy::RandomTwo,
+            Balance::LeastTime(_) => Policy::LeastTime,
+            Balance::First => Policy::First,
+            Balance::Hash(_) => Policy::Hash,
+            Balance::IpHash => Policy::IpHash,
+            Balance::ConsistentHash(_, bound) => {
+                Policy::ConsistentHash(Ring::new(primaries), *bound)
+            }
+            Balance::Maglev(_, bound) => Policy::Maglev(Maglev::new(primaries), *bound),
+        };
         Self {
             policy,
-            turns: RoundRobin::new(primaries.iter().chain(backups).copied()),
-            primaries: primaries.len(),
+            turns: RoundRobin::new(primaries.iter().chain(backups).map(|e| e.weight)),
+            primaries: Weights::new(0, primaries),
+            backups: Weights::new(primaries.len(), backups),
+            sums: Vec::new(),
         }
     }
 
@@ -76,50 +170,74 @@ impl Balancer {
         walk: &mut Walk,
         candidates: &impl Candidates,
         mut random: impl FnMut() -> u64,
-    ) -> Option<usize> {
-        let backups = self.primaries..self.turns.len();
-        if !self.is_single()
-            && let Some(found) = self.pick_by_key(walk, candidates)
-        {
-            return Some(found);
+    ) -> Option<Pick> {
+        if self.is_single() {
+            let found = self.turns.pick(0..1, |i| candidates.share(i))?;
+            return Some(Pick {
+                candidate: found,
+                why: Why::Only,
+            });
         }
-        self.pick_among(0..self.primaries, candidates, &mut random)
-            .or_else(|| self.pick_among(backups, candidates, &mut random))
+        self.pick_by_key(walk, candidates)
+            .or_else(|| self.pick_among(Group::Primaries, candidates, &mut random))
+            .or_else(|| self.pick_among(Group::Backups, candidates, &mut random))
     }
 
-    fn pick_by_key(&mut self, walk: &mut Walk, candidates: &impl Candidates) -> Option<usize> {
-        let primaries = 0..self.primaries;
+    fn pick_by_key(&mut self, walk: &mut Walk, candidates: &impl Candidates) -> Option<Pick> {
+        let (turns, sums) = (&mut self.turns, &mut self.sums);
         match (&self.policy, walk) {
-            (Policy::ConsistentHash(ring), Walk::Ring(walk)) => {
-                ring.pick(walk, &mut self.turns, candidates)
+            (Policy::Hash, Walk::Hash(walk)) => walk.pick(&self.primaries, candidates),
+            (Policy::IpHash, Walk::IpHash(walk)) => walk.pick(&self.primaries, candidates),
+            (Policy::ConsistentHash(ring, bound), Walk::Ring(walk)) => {
+                let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
+                ring.pick(walk, turns, candidates, room.as_ref())
             }
-            (Policy::Hash, Walk::Hash(walk)) => walk.pick(primaries, &self.turns, candidates),
-            (Policy::IpHash, Walk::IpHash(walk)) => walk.pick(primaries, &self.turns, candidates),
+            (Policy::Maglev(table, bound), Walk::Maglev(walk)) => {
+                let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
+                table.pick(walk, turns, candidates, room.as_ref())
+            }
             _ => None,
         }
     }
 
     fn pick_among(
         &mut self,
-        group: Range<usize>,
+        group: Group,
         candidates: &impl Candidates,
         random: &mut impl FnMut() -> u64,
-    ) -> Option<usize> {
+    ) -> Option<Pick> {
+        let weights = match group {
+            Group::Primaries => &self.primaries,
+            Group::Backups => &self.backups,
+        };
+        let turns = &mut self.turns;
         match self.policy {
-            Policy::LeastConn => least_conn::pick(group, &mut self.turns, candidates),
-            Policy::RandomTwo => random_two::pick(group, &self.turns, candidates, random),
-            Policy::First => group
-                .into_iter()
-                .find(|&i| self.turns.weight(i) > 0 && candidates.eligible(i)),
-            Policy::RoundRobin | Policy::Hash | Policy::IpHash | Policy::ConsistentHash(_) => {
-                self.turns.pick(group, |i| candidates.eligible(i))
-            }
+            Policy::LeastConn => least_conn::pick(weights, turns, candidates),
+            Policy::LeastTime => least_time::pick(weights, turns, candidates),
+            Policy::RandomTwo => random_two::pick(weights, candidates, random),
+            Policy::First => first(weights, candidates, random),
+            Policy::RoundRobin
+            | Policy::Hash
+            | Policy::IpHash
+            | Policy::ConsistentHash(..)
+            | Policy::Maglev(..) => Some(Pick {
+                candidate: turns.pick(weights.range(), |i| candidates.share(i))?,
+                why: match self.policy {
+                    Policy::RoundRobin => Why::Turn,
+                    _ => Why::TurnInsteadOfKey,
+                },
+            }),
         }
     }
 
     /// One candidate and nothing beside it: it is used however often it failed.
     pub fn is_single(&self) -> bool {
-        self.primaries == 1 && self.turns.len() == 1
+        self.primaries.len() == 1 && self.turns.len() == 1
+    }
+
+    /// The numbers of the primaries; those of the backups follow.
+    pub fn primaries(&self) -> Range<usize> {
+        self.primaries.range()
     }
 
     /// Lowers the share of a candidate that failed; it climbs back by one with each pick.
@@ -128,169 +246,62 @@ impl Balancer {
     }
 }
 
-/// Whether `a` sessions on a weight of `wa` are fewer for each unit of weight than `b` on `wb`: compared by
-/// cross-multiplication, without rounding.
-fn is_less_loaded(a: u64, wa: u64, b: u64, wb: u64) -> bool {
-    u128::from(a) * u128::from(wb) < u128::from(b) * u128::from(wa)
+#[derive(Debug, Clone, Copy)]
+enum Group {
+    Primaries,
+    Backups,
+}
+
+/// The first in the order of the config that can take a session. One that starts slowly takes its share of
+/// what would come to it; what it leaves goes on to the next.
+fn first(
+    weights: &Weights,
+    candidates: &impl Candidates,
+    random: &mut impl FnMut() -> u64,
+) -> Option<Pick> {
+    let mut passed_over = None;
+    let mut usable = weights.each().filter(|(_, weight)| *weight > 0);
+    let found = usable.find(|&(i, _)| {
+        let share = candidates.share(i);
+        let takes = share > 0 && by_chance(share, random);
+        if share > 0 && !takes {
+            passed_over.get_or_insert(i);
+        }
+        takes
+    });
+    Some(Pick {
+        candidate: found.map(|(i, _)| i).or(passed_over)?,
+        why: Why::FirstInOrder,
+    })
+}
+
+/// Whether one with this share takes it, for policies that have chance.
+fn by_chance(share: u32, random: &mut impl FnMut() -> u64) -> bool {
+    share >= FULL || random() % u64::from(FULL) < u64::from(share)
+}
+
+/// Whether one with this share takes a key, for policies that hash: a growing share takes more and more of the
+/// keys and never gives one back, so that each client moves once.
+fn by_key(share: u32, hash: u64) -> bool {
+    // Multiplied by the golden ratio: the bits that placed the key must not also say when it moves.
+    share >= FULL || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) < u64::from(share)
+}
+
+/// The share with which a candidate takes a key; 0 if it does not.
+fn share_for_key(
+    candidates: &impl Candidates,
+    candidate: usize,
+    hash: u64,
+    room: Option<&Room<'_>>,
+) -> u32 {
+    let share = candidates.share(candidate);
+    let has_room = || room.is_none_or(|r| r.is_for(candidate, candidates.connections(candidate)));
+    if by_key(share, hash) && has_room() {
+        share
+    } else {
+        0
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Candidates for which a rule holds, with the sessions given.
-    struct Now<F: Fn(usize) -> bool>(F, Vec<u64>);
-
-    impl<F: Fn(usize) -> bool> Candidates for Now<F> {
-        fn eligible(&self, i: usize) -> bool {
-            (self.0)(i)
-        }
-        fn connections(&self, i: usize) -> u64 {
-            self.1.get(i).copied().unwrap_or_default()
-        }
-    }
-
-    fn these(rule: impl Fn(usize) -> bool) -> impl Candidates {
-        Now(rule, Vec::new())
-    }
-
-    fn ring_of(names: &[(&str, u32)]) -> Ring {
-        Ring::new(names.iter().enumerate().map(|(i, &(s, w))| (i, s, w)))
-    }
-
-    fn ring_walk(key: &[u8]) -> Walk {
-        Walk::Ring(RingWalk::from_key(key))
-    }
-
-    /// A small generator: the same numbers at every run.
-    fn numbers(mut state: u64) -> impl FnMut() -> u64 {
-        move || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let mixed = (state ^ (state >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-            mixed ^ (mixed >> 33)
-        }
-    }
-
-    #[test]
-    fn backups_serve_only_when_no_primary_can() {
-        for policy in [
-            Policy::RoundRobin,
-            Policy::LeastConn,
-            Policy::First,
-            Policy::Hash,
-        ] {
-            let mut b = Balancer::new(policy, &[1, 1], &[1]);
-            let mut walk = Walk::Free;
-            assert_eq!(b.pick(&mut walk, &these(|_| true), || 0), Some(0));
-            assert_eq!(b.pick(&mut walk, &these(|i| i != 0), || 0), Some(1));
-            assert_eq!(b.pick(&mut walk, &these(|i| i == 2), || 0), Some(2));
-            assert_eq!(b.pick(&mut walk, &these(|_| false), || 0), None);
-        }
-    }
-
-    #[test]
-    fn a_ring_without_a_usable_primary_falls_to_the_backups() {
-        let ring = ring_of(&[("a:1", 1), ("b:1", 1)]);
-        let mut b = Balancer::new(Policy::ConsistentHash(ring), &[1, 1], &[1]);
-        assert_eq!(
-            b.pick(&mut ring_walk(b"x"), &these(|i| i == 2), || 0),
-            Some(2)
-        );
-    }
-
-    #[test]
-    fn a_single_backend_ignores_the_ring() {
-        let ring = ring_of(&[("a:1", 1)]);
-        let mut b = Balancer::new(Policy::ConsistentHash(ring), &[1], &[]);
-        assert!(b.is_single());
-        assert_eq!(
-            b.pick(&mut ring_walk(b"x"), &these(|_| true), || 0),
-            Some(0)
-        );
-    }
-
-    #[test]
-    fn first_fills_the_first_that_can_take() {
-        let mut b = Balancer::new(Policy::First, &[0, 1, 5], &[]);
-        for _ in 0..3 {
-            assert_eq!(b.pick(&mut Walk::Free, &these(|_| true), || 0), Some(1));
-        }
-        assert_eq!(b.pick(&mut Walk::Free, &these(|i| i != 1), || 0), Some(2));
-    }
-
-    #[test]
-    fn random_two_follows_weight_and_load() {
-        let mut random = numbers(7);
-        let mut b = Balancer::new(Policy::RandomTwo, &[1, 1, 1, 1], &[]);
-        // Nobody takes the one with most sessions: whoever else is drawn has fewer.
-        let loaded = Now(|_| true, vec![9, 1, 1, 1]);
-        for _ in 0..1000 {
-            assert_ne!(b.pick(&mut Walk::Free, &loaded, &mut random), Some(0));
-        }
-        // Sessions that stay: each backend ends with its share of the weight.
-        let weights = [1u32, 2, 5];
-        let mut b = Balancer::new(Policy::RandomTwo, &weights, &[]);
-        let mut sessions = vec![0u64; 3];
-        for _ in 0..8000 {
-            let now = Now(|_| true, sessions.clone());
-            let picked = b
-                .pick(&mut Walk::Free, &now, &mut random)
-                .expect("somebody");
-            sessions[picked] += 1;
-        }
-        for (got, weight) in sessions.iter().zip(weights) {
-            let wanted = 1000 * u64::from(weight);
-            assert!(got.abs_diff(wanted) <= wanted / 20, "{sessions:?}");
-        }
-    }
-
-    proptest! {
-        /// Whatever the policy, the weights, the key, the load and the failures: a pick is eligible, and
-        /// where somebody is eligible somebody is picked, a primary before a backup.
-        #[test]
-        fn picks_are_eligible_and_never_missed(
-            weights in proptest::collection::vec(0u32..6, 1..12),
-            backups in proptest::collection::vec(0u32..6, 0..4),
-            keys in proptest::collection::vec(any::<[u8; 4]>(), 1..40),
-            sessions in proptest::collection::vec(0u64..9, 16),
-            mask in any::<u32>(),
-            policy in 0..7,
-        ) {
-            let names: Vec<String> = (0..weights.len()).map(|i| format!("10.0.0.{i}:6379")).collect();
-            let policy = match policy {
-                0 => Policy::RoundRobin,
-                1 => Policy::LeastConn,
-                2 => Policy::RandomTwo,
-                3 => Policy::First,
-                4 => Policy::Hash,
-                5 => Policy::IpHash,
-                _ => Policy::ConsistentHash(Ring::new(
-                    names.iter().zip(&weights).enumerate().map(|(i, (n, &w))| (i, n.as_str(), w)),
-                )),
-            };
-            let all: Vec<u32> = weights.iter().chain(&backups).copied().collect();
-            let up = |i: usize| mask >> (i % 32) & 1 == 1;
-            let now = Now(up, sessions);
-            let mut balancer = Balancer::new(policy, &weights, &backups);
-            let mut random = numbers(u64::from(mask));
-            for key in keys {
-                let mut walk = match balancer.policy {
-                    Policy::Hash => Walk::Hash(HashWalk::from_key(&key)),
-                    Policy::IpHash => Walk::IpHash(IpHashWalk::from_client(Some(key.into()))),
-                    _ => ring_walk(&key),
-                };
-                let picked = balancer.pick(&mut walk, &now, &mut random);
-                let possible = (0..all.len()).any(|i| up(i) && all[i] > 0);
-                prop_assert_eq!(picked.is_some(), possible);
-                if let Some(i) = picked {
-                    prop_assert!(up(i) && all[i] > 0);
-                    let primary_possible = (0..weights.len()).any(|i| up(i) && all[i] > 0);
-                    prop_assert_eq!(i < weights.len(), primary_possible);
-                }
-            }
-        }
-    }
-}
+mod tests;

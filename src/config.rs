@@ -14,6 +14,7 @@ mod dump;
 mod duration;
 mod excerpt;
 mod flags;
+mod hash_key;
 mod host;
 mod keys;
 mod listener;

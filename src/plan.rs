@@ -145,39 +145,110 @@ pub struct Upstream {
     pub resolve_required: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Balance {
     RoundRobin,
     LeastConn,
     RandomTwo,
+    LeastTime(TimeOf),
     First,
     Hash(HashKey),
     IpHash,
-    ConsistentHash(HashKey),
+    ConsistentHash(HashKey, Bound),
+    Maglev(HashKey, Bound),
 }
 
 impl Balance {
     /// As it is written in the configuration.
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Self::RoundRobin => "round_robin",
             Self::LeastConn => "least_conn",
             Self::RandomTwo => "random_two",
+            Self::LeastTime(_) => "least_time",
             Self::First => "first",
             Self::Hash(_) => "hash",
             Self::IpHash => "ip_hash",
-            Self::ConsistentHash(_) => "consistent_hash",
+            Self::ConsistentHash(..) => "consistent_hash",
+            Self::Maglev(..) => "maglev",
+        }
+    }
+
+    /// What it hashes, if it is given a key to hash.
+    pub fn hash_key(&self) -> Option<&HashKey> {
+        match self {
+            Self::Hash(key) | Self::ConsistentHash(key, _) | Self::Maglev(key, _) => Some(key),
+            _ => None,
         }
     }
 }
 
-/// What a hash policy hashes.
+/// Which time `least_time` compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HashKey {
-    /// `$remote_addr`: the client's address as text.
+pub enum TimeOf {
+    Connect,
+    /// From the beginning of the connect to the first byte of an answer.
+    FirstByte,
+}
+
+/// Bounded load: in percent of the even share, above 100; `None`: not bounded.
+pub type Bound = Option<u32>;
+
+/// What a hash policy hashes: its parts one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashKey(pub Vec<KeyPart>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPart {
+    Text(String),
+    Variable(Variable),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variable {
+    /// The client's address as text; `unix:` for one on a unix socket.
     RemoteAddr,
-    /// `$binary_remote_addr`: its 4 or 16 bytes.
+    /// Its 4 or 16 bytes.
     BinaryRemoteAddr,
+    /// Empty on a unix socket.
+    RemotePort,
+    /// The port that the client connected to; empty on a unix socket.
+    ServerPort,
+    /// The address in an accepted PROXY header; empty without one.
+    ProxyProtocolAddr,
+}
+
+impl Variable {
+    pub const ALL: [Self; 5] = [
+        Self::RemoteAddr,
+        Self::BinaryRemoteAddr,
+        Self::RemotePort,
+        Self::ServerPort,
+        Self::ProxyProtocolAddr,
+    ];
+
+    /// Its name, as nginx has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RemoteAddr => "remote_addr",
+            Self::BinaryRemoteAddr => "binary_remote_addr",
+            Self::RemotePort => "remote_port",
+            Self::ServerPort => "server_port",
+            Self::ProxyProtocolAddr => "proxy_protocol_addr",
+        }
+    }
+}
+
+impl HashKey {
+    pub fn uses(&self, variable: Variable) -> bool {
+        self.0.contains(&KeyPart::Variable(variable))
+    }
+}
+
+impl Default for HashKey {
+    fn default() -> Self {
+        Self(vec![KeyPart::Variable(Variable::RemoteAddr)])
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,6 +263,8 @@ pub struct Backend {
     pub fail_timeout: Duration,
     /// Sessions at once; 0 means no limit.
     pub max_connections: u64,
+    /// After it has come back, its weight grows from nothing to the whole over this time; zero: at once.
+    pub slow_start: Duration,
     pub backup: bool,
     pub down: bool,
 }

@@ -6,18 +6,19 @@
 
 use crate::{
     backend::{Backend, Lease},
-    balance::{Balancer, Candidates, HashWalk, IpHashWalk, Policy, Ring, RingWalk, Walk},
+    balance::{Average, Balancer, Candidates, Entry, FULL, Facts, Walk},
     health::{FailRule, Passive},
     metrics::BackendMetrics,
-    plan::{self, Balance, HashKey, Place},
+    plan::{self, Balance, Place, TimeOf},
 };
 use ahash::RandomState;
+use smallvec::SmallVec;
 use std::{
-    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+#[derive(Debug)]
 pub struct Pool {
     pub name: Arc<str>,
     balance: Balance,
@@ -26,6 +27,7 @@ pub struct Pool {
     inner: Mutex<Inner>,
 }
 
+#[derive(Debug)]
 struct Inner {
     /// Primaries in the order of the config, then backups: the numbering of the balancer.
     members: Vec<Member>,
@@ -37,23 +39,36 @@ struct Inner {
 struct Present<'a> {
     members: &'a [Member],
     tried: &'a [Arc<Backend>],
+    /// Everybody can take a session, with the whole of its weight.
+    all_plain: bool,
     single: bool,
     now: Instant,
 }
 
 impl Candidates for Present<'_> {
-    fn eligible(&self, i: usize) -> bool {
+    fn share(&self, i: usize) -> u32 {
+        if self.all_plain {
+            return FULL;
+        }
         let member = &self.members[i];
-        let tried = || self.tried.iter().any(|b| Arc::ptr_eq(b, &member.backend));
-        member.can_take(self.single, self.now) && !tried()
+        if self.tried.iter().any(|b| Arc::ptr_eq(b, &member.backend)) {
+            return 0;
+        }
+        member.share(self.single, self.now)
     }
 
     fn connections(&self, i: usize) -> u64 {
         self.members[i].backend.active()
     }
+
+    fn time(&self, i: usize) -> f64 {
+        let member = &self.members[i];
+        member.average.at(self.now, member.rule.fail_timeout)
+    }
 }
 
 /// SplitMix64: enough for load balancing, and nothing that an outsider could gain by guessing.
+#[derive(Debug)]
 struct Chance(u64);
 
 impl Chance {
@@ -70,6 +85,7 @@ impl Chance {
     }
 }
 
+#[derive(Debug)]
 struct Member {
     backend: Arc<Backend>,
     /// Which of the configured backends this is an address of.
@@ -77,15 +93,22 @@ struct Member {
     weight: u32,
     rule: FailRule,
     max_connections: u64,
+    slow_start: Duration,
     down: bool,
     passive: Passive,
+    /// When it came back, while it starts slowly.
+    back: Option<Instant>,
+    average: Average,
+    /// Nothing is in its way and nothing may come up: what most are most of the time, known at a glance.
+    is_plain: bool,
 }
 
 /// Where one session stands in its search for a backend.
 #[derive(Debug, Default)]
 pub struct Search {
     walk: Walk,
-    tried: Vec<Arc<Backend>>,
+    /// Most sessions try one.
+    tried: SmallVec<[Arc<Backend>; 1]>,
 }
 
 /// What became of a failed attempt's backend.
@@ -125,32 +148,24 @@ impl Pool {
             .iter()
             .map(|b| (b.clone(), Arc::new(metrics(b))))
             .collect();
-        let inner = assemble(plan.balance, &configured, addresses, Vec::new());
+        let inner = assemble(&plan.balance, &configured, addresses, Vec::new());
         Self {
             name: Arc::clone(name),
-            balance: plan.balance,
+            balance: plan.balance.clone(),
             configured,
             inner: Mutex::new(inner),
         }
     }
 
-    pub fn balance(&self) -> Balance {
-        self.balance
+    pub fn balance(&self) -> &Balance {
+        &self.balance
     }
 
     /// The search for a client's backend begins.
-    pub fn search(&self, client: Option<IpAddr>) -> Search {
-        let walk = match self.balance {
-            Balance::RoundRobin | Balance::LeastConn | Balance::RandomTwo | Balance::First => {
-                Walk::Free
-            }
-            Balance::Hash(key) => Walk::Hash(hash_key(key, client, HashWalk::from_key)),
-            Balance::IpHash => Walk::IpHash(IpHashWalk::from_client(client)),
-            Balance::ConsistentHash(key) => Walk::Ring(hash_key(key, client, RingWalk::from_key)),
-        };
+    pub fn search(&self, client: &Facts) -> Search {
         Search {
-            walk,
-            tried: Vec::new(),
+            walk: Walk::new(&self.balance, client),
+            tried: SmallVec::new(),
         }
     }
 
@@ -164,13 +179,17 @@ impl Pool {
         } = &mut *inner;
         let present = Present {
             single: balancer.is_single(),
+            all_plain: search.tried.is_empty() && members.iter().all(|m| m.is_plain),
             members,
             tried: &search.tried,
             now,
         };
         let picked = balancer.pick(&mut search.walk, &present, || chance.next())?;
-        let member = &mut members[picked];
-        member.passive.picked(member.rule, now);
+        let member = &mut members[picked.candidate];
+        if !member.is_plain {
+            member.passive.picked(member.rule, now);
+            member.end_slow_start(now);
+        }
         search.tried.push(Arc::clone(&member.backend));
         Some(Lease::new(Arc::clone(&member.backend)))
     }
@@ -191,6 +210,7 @@ impl Pool {
         let member = &mut members[i];
         let was_out = member.is_failed();
         member.passive.failed(now);
+        member.refresh();
         if let Some(share) = member.weight.checked_div(member.rule.max_fails) {
             balancer.penalize(i, share);
         }
@@ -201,27 +221,46 @@ impl Pool {
         AfterFailure::StillIn
     }
 
-    /// A connect succeeded. True when that brought the backend back.
-    pub fn succeeded(&self, backend: &Arc<Backend>) -> bool {
+    /// A connect succeeded, and took so long. True when that brought the backend back.
+    pub fn succeeded(&self, backend: &Arc<Backend>, time: Duration, now: Instant) -> bool {
         let mut inner = self.lock();
         let Some(i) = position(&inner.members, backend) else {
             return false;
         };
         let member = &mut inner.members[i];
+        if self.balance == Balance::LeastTime(TimeOf::Connect) {
+            member.average.add(time, now, member.rule.fail_timeout);
+        }
         let was_out = member.is_failed();
         member.passive.succeeded();
         let back = was_out && !member.is_failed();
         if back {
+            member.back = Some(now).filter(|_| !member.slow_start.is_zero());
             backend.metrics.transitions_up.add(1);
         }
+        member.refresh();
         back
+    }
+
+    /// Whether [`Self::answered`] wants to know.
+    pub fn asks_for_first_byte(&self) -> bool {
+        self.balance == Balance::LeastTime(TimeOf::FirstByte)
+    }
+
+    /// The first byte of an answer came, after so long.
+    pub fn answered(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
+        let mut inner = self.lock();
+        if let Some(i) = position(&inner.members, backend) {
+            let member = &mut inner.members[i];
+            member.average.add(time, now, member.rule.fail_timeout);
+        }
     }
 
     /// New answers from the resolver. Addresses that stay keep their failures and sessions.
     pub fn set_addresses(&self, addresses: &[Vec<Place>]) {
         let mut inner = self.lock();
         let old = std::mem::take(&mut inner.members);
-        *inner = assemble(self.balance, &self.configured, addresses, old);
+        *inner = assemble(&self.balance, &self.configured, addresses, old);
     }
 
     /// All configured backends as they are now.
@@ -230,9 +269,7 @@ impl Pool {
         let single = inner.balancer.is_single();
         let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
             let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
-            let available = members
-                .iter()
-                .any(|m| m.can_take(single, now) && m.weight > 0);
+            let available = members.iter().any(|m| m.share(single, now) > 0);
             // Until a connect succeeds; that it may be tried again is what `available` says.
             let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
@@ -249,6 +286,8 @@ impl Pool {
                 ("up", "weight 0: takes nothing new".to_owned())
             } else if !available {
                 ("up", "full: max_connections is reached".to_owned())
+            } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
+                ("up", format!("slow start: {percent} % of its weight"))
             } else {
                 ("up", String::new())
             };
@@ -273,10 +312,7 @@ impl Pool {
     pub fn is_available(&self, now: Instant) -> bool {
         let inner = self.lock();
         let single = inner.balancer.is_single();
-        inner
-            .members
-            .iter()
-            .any(|m| m.can_take(single, now) && m.weight > 0)
+        inner.members.iter().any(|m| m.share(single, now) > 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -285,10 +321,65 @@ impl Pool {
 }
 
 impl Member {
-    fn can_take(&self, single: bool, now: Instant) -> bool {
-        !self.down
+    fn new(of: usize, plan: &plan::Backend, place: &Place, metrics: &Arc<BackendMetrics>) -> Self {
+        let mut member = Self {
+            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
+            of,
+            weight: plan.weight,
+            rule: FailRule {
+                max_fails: plan.max_fails,
+                fail_timeout: plan.fail_timeout,
+            },
+            max_connections: plan.max_connections,
+            slow_start: plan.slow_start,
+            down: plan.down,
+            passive: Passive::default(),
+            back: None,
+            average: Average::default(),
+            is_plain: false,
+        };
+        member.refresh();
+        member
+    }
+
+    /// How much of its weight counts now; 0 if it can take nothing.
+    fn share(&self, single: bool, now: Instant) -> u32 {
+        let can_take = self.weight > 0
+            && !self.down
             && (single || self.passive.is_available(self.rule, now))
-            && (self.max_connections == 0 || self.backend.active() < self.max_connections)
+            && (self.max_connections == 0 || self.backend.active() < self.max_connections);
+        match self.back {
+            _ if !can_take => 0,
+            Some(back) if !single => {
+                let passed = now.saturating_duration_since(back).as_secs_f64();
+                let part = passed / self.slow_start.as_secs_f64();
+                // Never nothing: where it is the only one left it serves.
+                ((part * f64::from(FULL)) as u32).clamp(1, FULL)
+            }
+            _ => FULL,
+        }
+    }
+
+    /// How many percent of its weight count while it starts slowly.
+    fn starting(&self, now: Instant) -> Option<u32> {
+        let share = self.share(false, now);
+        (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
+    }
+
+    fn end_slow_start(&mut self, now: Instant) {
+        if self.back.is_some_and(|back| now >= back + self.slow_start) {
+            self.back = None;
+            self.refresh();
+        }
+    }
+
+    /// After every change of what `is_plain` is made of.
+    fn refresh(&mut self) {
+        self.is_plain = self.weight > 0
+            && !self.down
+            && self.max_connections == 0
+            && (self.rule.max_fails == 0 || self.passive.fails() == 0)
+            && self.back.is_none();
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.
@@ -304,7 +395,7 @@ fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
 }
 
 fn assemble(
-    balance: Balance,
+    balance: &Balance,
     configured: &[(plan::Backend, Arc<BackendMetrics>)],
     addresses: &[Vec<Place>],
     mut old: Vec<Member>,
@@ -320,24 +411,9 @@ fn assemble(
                 let known = old
                     .iter()
                     .position(|m| m.of == of && m.backend.place == *place);
-                let (backend, passive) = match known.map(|i| old.swap_remove(i)) {
-                    Some(member) => (member.backend, member.passive),
-                    None => (
-                        Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
-                        Passive::default(),
-                    ),
-                };
-                members.push(Member {
-                    backend,
-                    of,
-                    weight: plan.weight,
-                    rule: FailRule {
-                        max_fails: plan.max_fails,
-                        fail_timeout: plan.fail_timeout,
-                    },
-                    max_connections: plan.max_connections,
-                    down: plan.down,
-                    passive,
+                members.push(match known.map(|i| old.swap_remove(i)) {
+                    Some(member) => member,
+                    None => Member::new(of, plan, place, metrics),
                 });
             }
         }
@@ -345,39 +421,17 @@ fn assemble(
             primaries = members.len();
         }
     }
-    let policy = match balance {
-        Balance::RoundRobin => Policy::RoundRobin,
-        Balance::LeastConn => Policy::LeastConn,
-        Balance::RandomTwo => Policy::RandomTwo,
-        Balance::First => Policy::First,
-        Balance::Hash(_) => Policy::Hash,
-        Balance::IpHash => Policy::IpHash,
-        Balance::ConsistentHash(_) => Policy::ConsistentHash(Ring::new(
-            members[..primaries]
-                .iter()
-                .enumerate()
-                .map(|(i, m)| (i, &**m.backend.text(), m.weight)),
-        )),
-    };
-    let weights = |range: &[Member]| range.iter().map(|m| m.weight).collect::<Vec<_>>();
-    let balancer = Balancer::new(
-        policy,
-        &weights(&members[..primaries]),
-        &weights(&members[primaries..]),
-    );
+    let entries: Vec<Entry<'_>> = members
+        .iter()
+        .map(|m| Entry {
+            text: m.backend.text(),
+            weight: m.weight,
+        })
+        .collect();
+    let balancer = Balancer::new(balance, &entries[..primaries], &entries[primaries..]);
     Inner {
         members,
         balancer,
         chance: Chance::new(),
-    }
-}
-
-/// Clients on a unix socket have no address; nginx calls them all `unix:`, and so do we.
-fn hash_key<W>(key: HashKey, client: Option<IpAddr>, walk: impl Fn(&[u8]) -> W) -> W {
-    match (key, client) {
-        (_, None) => walk(b"unix:"),
-        (HashKey::RemoteAddr, Some(ip)) => walk(ip.to_string().as_bytes()),
-        (HashKey::BinaryRemoteAddr, Some(IpAddr::V4(ip))) => walk(&ip.octets()),
-        (HashKey::BinaryRemoteAddr, Some(IpAddr::V6(ip))) => walk(&ip.octets()),
     }
 }

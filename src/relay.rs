@@ -4,7 +4,10 @@
 //! of a worker share, and changes over to splicing while a flow is sustained. Whatever one side has
 //! said arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
 
+mod answer;
 mod direction;
+
+pub use answer::AnswerClock;
 
 use crate::{
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
@@ -33,6 +36,8 @@ pub struct Tally<'a> {
     pub listener: &'a ListenerCounts,
     pub backend: &'a BackendCounts,
     pub relayed: &'a RelayCounts,
+    /// Where the policy asks how long an answer takes.
+    pub clock: Option<Box<AnswerClock>>,
 }
 
 /// How it went.
@@ -145,6 +150,9 @@ impl Parts<'_, '_> {
             if *self.broken == broken_before {
                 break;
             }
+        }
+        if let (Some(clock), None) = (&self.tally.clock, &self.first_byte) {
+            clock.look(self.up.has_begun, self.down.has_begun, now);
         }
         if self.first_byte.is_none() && self.down.has_begun {
             *self.first_byte = Some(now);

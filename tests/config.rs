@@ -112,6 +112,9 @@ fn the_reference_shows_the_defaults() {
         [upstreams.sessions]
         balance = "consistent_hash"
         backends = ["10.0.0.1:6379"]
+        [upstreams.quick]
+        balance = "least_time"
+        backends = ["10.0.0.1:6379"]
     "#;
     let least = config::parse(least, "least").expect("valid");
     assert_eq!(reference, least);
@@ -177,6 +180,7 @@ fn defaults_are_what_the_outside_promises() {
         max_fails: 1,
         fail_timeout: seconds(10),
         max_connections: 0,
+        slow_start: seconds(0),
         backup: false,
         down: false,
     };

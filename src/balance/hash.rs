@@ -2,40 +2,37 @@
 //!
 //! Adding or removing a backend moves most clients; it is here for those who have it and want to keep it.
 
-use super::{Candidates, MOST_TRIES, RoundRobin};
+use super::{Candidates, MOST_TRIES, Pick, Why, by_key, key::Key, weights::Weights};
 use crc32fast::Hasher;
-use std::ops::Range;
 
 /// Where a session stands: each try that finds nobody hashes the key anew, with the number of the try.
 #[derive(Debug)]
 pub struct HashWalk {
-    key: Box<[u8]>,
+    key: Key,
+    /// Of the key alone, the same at every try: it says when the key moves to one that starts slowly.
+    of_key: u32,
     hash: u64,
     rehash: u32,
     tries: u32,
 }
 
 impl HashWalk {
-    pub fn from_key(key: &[u8]) -> Self {
+    pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
-            key: key.into(),
+            key: Key::from_slice(key),
+            of_key: crc32fast::hash(key),
             hash: 0,
             rehash: 0,
             tries: 0,
         }
     }
 
-    pub(super) fn pick(
-        &mut self,
-        group: Range<usize>,
-        turns: &RoundRobin,
-        candidates: &impl Candidates,
-    ) -> Option<usize> {
-        if self.key.is_empty() {
+    pub(super) fn pick(&mut self, weights: &Weights, candidates: &impl Candidates) -> Option<Pick> {
+        let total = weights.total();
+        if self.key.is_empty() || total == 0 {
             return None;
         }
-        let total: u64 = group.clone().map(|i| turns.weight(i)).sum();
-        while total > 0 && self.tries <= MOST_TRIES {
+        while self.tries <= MOST_TRIES {
             let mut hasher = Hasher::new();
             if self.rehash > 0 {
                 hasher.update(self.rehash.to_string().as_bytes());
@@ -43,22 +40,20 @@ impl HashWalk {
             hasher.update(&self.key);
             self.hash += u64::from((hasher.finalize() >> 16) & 0x7fff);
             self.rehash += 1;
-            let found = at_weight(group.clone(), turns, self.hash % total)?;
-            if candidates.eligible(found) {
-                return Some(found);
+            let at = self.hash % total;
+            let candidate = weights.at(at)?;
+            if by_key(candidates.share(candidate), u64::from(self.of_key)) {
+                return Some(Pick {
+                    candidate,
+                    why: Why::Hash {
+                        at,
+                        total,
+                        tries: self.tries + 1,
+                    },
+                });
             }
             self.tries += 1;
         }
         None
     }
-}
-
-/// The candidate in whose share of the weights `at` falls.
-pub(super) fn at_weight(mut group: Range<usize>, turns: &RoundRobin, mut at: u64) -> Option<usize> {
-    group.find(|&i| {
-        let weight = turns.weight(i);
-        let here = at < weight;
-        at = at.saturating_sub(weight);
-        here
-    })
 }

@@ -1,7 +1,7 @@
 //! `ip_hash` as nginx's http module has it: clients of one IPv4 /24 share a backend.
 
-use super::{Candidates, MOST_TRIES, RoundRobin, hash::at_weight};
-use std::{net::IpAddr, ops::Range};
+use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
+use std::net::IpAddr;
 
 /// Where a session stands: a try that finds nobody goes on hashing from the hash before.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct IpHashWalk {
 
 impl IpHashWalk {
     /// Clients on a unix socket have no address and count as one.
-    pub fn from_client(client: Option<IpAddr>) -> Self {
+    pub(super) fn from_client(client: Option<IpAddr>) -> Self {
         let mut bytes = [0; 16];
         let len = match client {
             None => 3,
@@ -35,20 +35,25 @@ impl IpHashWalk {
         }
     }
 
-    pub(super) fn pick(
-        &mut self,
-        group: Range<usize>,
-        turns: &RoundRobin,
-        candidates: &impl Candidates,
-    ) -> Option<usize> {
-        let total: u64 = group.clone().map(|i| turns.weight(i)).sum();
+    pub(super) fn pick(&mut self, weights: &Weights, candidates: &impl Candidates) -> Option<Pick> {
+        let total = weights.total();
+        // The same at every try: it says when the key moves to one that starts slowly.
+        let of_key = u64::from(crc32fast::hash(&self.bytes[..self.len]));
         while total > 0 && self.tries <= MOST_TRIES {
             self.hash = self.bytes[..self.len].iter().fold(self.hash, |hash, byte| {
                 (hash * 113 + u64::from(*byte)) % 6271
             });
-            let found = at_weight(group.clone(), turns, self.hash % total)?;
-            if candidates.eligible(found) {
-                return Some(found);
+            let at = self.hash % total;
+            let candidate = weights.at(at)?;
+            if by_key(candidates.share(candidate), of_key) {
+                return Some(Pick {
+                    candidate,
+                    why: Why::Hash {
+                        at,
+                        total,
+                        tries: self.tries + 1,
+                    },
+                });
             }
             self.tries += 1;
         }

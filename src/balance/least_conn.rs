@@ -1,52 +1,112 @@
 //! Least connections: the fewest sessions for each unit of weight; turns decide among equals.
 
-use super::{Candidates, RoundRobin, is_less_loaded};
-use std::ops::Range;
+use super::{Candidates, Pick, RoundRobin, Why, weights::Weights};
+use std::cmp::Ordering;
 
 pub(super) fn pick(
-    group: Range<usize>,
+    weights: &Weights,
     turns: &mut RoundRobin,
     candidates: &impl Candidates,
-) -> Option<usize> {
-    let load = |i: usize| (candidates.connections(i), turns.weight(i));
-    let mut least: Option<(u64, u64)> = None;
-    for i in group.clone() {
-        let (sessions, weight) = load(i);
-        if weight > 0
-            && candidates.eligible(i)
-            && least.is_none_or(|(s, w)| is_less_loaded(sessions, weight, s, w))
-        {
-            least = Some((sessions, weight));
+) -> Option<Pick> {
+    let mut least = Load::NONE;
+    let (mut best, mut equals) = (None, 0);
+    for (i, weight) in weights.each() {
+        let load = Load::of(i, weight, candidates);
+        if load.weight == 0 {
+            continue;
+        }
+        match load.compare(least) {
+            Ordering::Less => (least, best, equals) = (load, Some(i), 1),
+            Ordering::Equal => equals += 1,
+            Ordering::Greater => {}
         }
     }
-    let (sessions, weight) = least?;
-    let equals: Vec<usize> = group
-        .filter(|&i| {
-            let (s, w) = load(i);
-            w > 0 && !is_less_loaded(sessions, weight, s, w)
-        })
-        .collect();
-    turns.pick(equals, |i| candidates.eligible(i))
+    if equals > 1 {
+        // Asked for once more instead of kept: that would cost more than it saves.
+        best = turns.pick(weights.range(), |i| {
+            let load = Load::of(i, weights.of(i), candidates);
+            let share = || candidates.share(i);
+            if load.weight > 0 && load.compare(least).is_eq() {
+                share()
+            } else {
+                0
+            }
+        });
+    }
+    Some(Pick {
+        candidate: best?,
+        why: Why::FewestConnections {
+            connections: least.sessions,
+        },
+    })
+}
+
+/// So many sessions on so much weight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    sessions: u64,
+    weight: u64,
+}
+
+impl Load {
+    /// More than any other.
+    const NONE: Self = Self {
+        sessions: 1,
+        weight: 0,
+    };
+
+    /// Without weight if it cannot be picked.
+    #[inline]
+    pub(super) fn of(i: usize, weight: u64, candidates: &impl Candidates) -> Self {
+        Self {
+            // There are never more, and the products stay within 64 bits.
+            sessions: candidates.connections(i).min(u64::from(u32::MAX)),
+            weight: weight * u64::from(candidates.share(i)),
+        }
+    }
+
+    /// By sessions for each unit of weight, without rounding.
+    #[inline]
+    pub(super) fn compare(self, other: Self) -> Ordering {
+        (self.sessions * other.weight).cmp(&(other.sessions * self.weight))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Entry, FULL};
     use super::*;
 
-    struct Loaded(Vec<u64>);
+    /// Share and sessions of each.
+    struct Loaded(Vec<(u32, u64)>);
 
     impl Candidates for Loaded {
-        fn eligible(&self, _: usize) -> bool {
-            true
+        fn share(&self, i: usize) -> u32 {
+            self.0[i].0
         }
         fn connections(&self, i: usize) -> u64 {
-            self.0[i]
+            self.0[i].1
+        }
+        fn time(&self, _: usize) -> f64 {
+            0.0
         }
     }
 
-    fn pick_of(weights: &[u32], sessions: &[u64]) -> Option<usize> {
+    fn picks(weights: &[u32], now: &Loaded, times: usize) -> Vec<Option<usize>> {
+        let entries: Vec<_> = weights
+            .iter()
+            .map(|&weight| Entry { text: "", weight })
+            .collect();
         let mut turns = RoundRobin::new(weights.iter().copied());
-        pick(0..weights.len(), &mut turns, &Loaded(sessions.to_vec()))
+        let weights = Weights::new(0, &entries);
+        (0..times)
+            .map(|_| pick(&weights, &mut turns, now).map(|p| p.candidate))
+            .collect()
+    }
+
+    fn pick_of(weights: &[u32], sessions: &[u64]) -> Option<usize> {
+        let now = Loaded(sessions.iter().map(|&s| (FULL, s)).collect());
+        picks(weights, &now, 1)[0]
     }
 
     #[test]
@@ -60,9 +120,19 @@ mod tests {
 
     #[test]
     fn turns_decide_among_equals() {
-        let mut turns = RoundRobin::new([1, 1, 1]);
-        let now = Loaded(vec![2, 2, 5]);
-        let picks: Vec<_> = (0..4).map(|_| pick(0..3, &mut turns, &now)).collect();
-        assert_eq!(picks, [Some(0), Some(1), Some(0), Some(1)]);
+        let now = Loaded(vec![(FULL, 2), (FULL, 2), (FULL, 5)]);
+        assert_eq!(
+            picks(&[1, 1, 1], &now, 4),
+            [Some(0), Some(1), Some(0), Some(1)]
+        );
+    }
+
+    #[test]
+    fn one_that_starts_slowly_counts_for_less() {
+        // A quarter of its weight: one session on it is as much as four elsewhere.
+        let now = Loaded(vec![(FULL / 4, 1), (FULL, 3)]);
+        assert_eq!(picks(&[1, 1], &now, 1), [Some(1)]);
+        let now = Loaded(vec![(FULL / 4, 1), (FULL, 5)]);
+        assert_eq!(picks(&[1, 1], &now, 1), [Some(0)]);
     }
 }

@@ -1,41 +1,62 @@
 //! The power of two choices: of two drawn by weight, the one with fewer sessions for its weight.
 
-use super::{Candidates, RoundRobin, is_less_loaded};
-use std::ops::Range;
+use super::{Candidates, Pick, Why, by_chance, least_conn::Load, weights::Weights};
+
+/// Draws that met nobody who could be picked before those who can are counted out one by one.
+const REDRAWS: u32 = 8;
 
 pub(super) fn pick(
-    group: Range<usize>,
-    turns: &RoundRobin,
+    weights: &Weights,
     candidates: &impl Candidates,
     random: &mut impl FnMut() -> u64,
-) -> Option<usize> {
-    let usable = |i: &usize| turns.weight(*i) > 0 && candidates.eligible(*i);
-    // Zeroes the weight of one that must not be drawn again.
-    let mut draw = |not: Option<usize>| {
-        let weighed = || {
-            let others = group.clone().filter(|i| Some(*i) != not);
-            others.filter(usable).map(|i| (i, turns.weight(i)))
-        };
-        let total: u64 = weighed().map(|(_, weight)| weight).sum();
-        // Scaled instead of taken modulo: without the slight favour for small numbers.
-        let mut at = (u128::from(random()) * u128::from(total)) >> 64;
-        weighed()
-            .find(|(_, weight)| {
-                let here = at < u128::from(*weight);
-                at = at.saturating_sub(u128::from(*weight));
-                here
-            })
-            .map(|(i, _)| i)
+) -> Option<Pick> {
+    let first = draw(weights, candidates, None, random)?;
+    let second = draw(weights, candidates, Some(first), random);
+    let load = |i: usize| Load::of(i, weights.of(i), candidates);
+    let is_better = |second: usize| load(second).compare(load(first)).is_lt();
+    let (candidate, other) = match second {
+        Some(second) if is_better(second) => (second, Some(first)),
+        second => (first, second),
     };
-    let first = draw(None)?;
-    let Some(second) = draw(Some(first)) else {
-        return Some(first);
-    };
-    let load = |i: usize| (candidates.connections(i), turns.weight(i));
-    let ((s1, w1), (s2, w2)) = (load(first), load(second));
-    Some(if is_less_loaded(s2, w2, s1, w1) {
-        second
-    } else {
-        first
+    Some(Pick {
+        candidate,
+        why: Why::Drawn { other },
     })
+}
+
+/// One that can be picked, by weight, and not `not`.
+fn draw(
+    weights: &Weights,
+    candidates: &impl Candidates,
+    not: Option<usize>,
+    random: &mut impl FnMut() -> u64,
+) -> Option<usize> {
+    // Whoever cannot be picked is drawn in vain, which leaves the odds among the others as they are.
+    for _ in 0..REDRAWS {
+        let drawn = weights.at(below(weights.total(), random()))?;
+        if Some(drawn) != not {
+            let share = candidates.share(drawn);
+            if share > 0 && by_chance(share, random) {
+                return Some(drawn);
+            }
+        }
+    }
+    let usable = || {
+        let others = weights.each().filter(|(i, _)| Some(*i) != not);
+        others.map(|(i, weight)| (i, weight * u64::from(candidates.share(i))))
+    };
+    let mut at = below(usable().map(|(_, weight)| weight).sum(), random());
+    let mut found = usable().filter(|(_, weight)| *weight > 0);
+    found
+        .find(|(_, weight)| {
+            let here = at < *weight;
+            at = at.saturating_sub(*weight);
+            here
+        })
+        .map(|(i, _)| i)
+}
+
+/// Scaled instead of taken modulo: without the slight favour for small numbers.
+fn below(total: u64, random: u64) -> u64 {
+    ((u128::from(random) * u128::from(total)) >> 64) as u64
 }

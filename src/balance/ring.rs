@@ -4,17 +4,18 @@
 //! texts and weights are the same, each client stays on its backend. `tests/hash_nginx.rs` holds
 //! this against a running nginx; the vectors below were taken from one.
 
-use super::{Candidates, MOST_TRIES, RoundRobin};
+use super::{
+    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key,
+};
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;
 
 #[derive(Debug)]
-pub struct Ring {
+pub(super) struct Ring {
     /// Sorted by hash; of equal hashes the first configured is kept.
     points: Vec<Point>,
-    /// For each address text, the candidates that carry it: one host name may be several addresses.
-    named: Vec<Vec<usize>>,
+    named: Named,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +34,7 @@ pub struct RingWalk {
 }
 
 impl RingWalk {
-    pub fn from_key(key: &[u8]) -> Self {
+    pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
             hash: (!key.is_empty()).then(|| crc32fast::hash(key)),
             steps: 0,
@@ -42,21 +43,16 @@ impl RingWalk {
 }
 
 impl Ring {
-    /// `candidates`: number, address text and weight, in the order of the config.
-    pub fn new<'a>(candidates: impl IntoIterator<Item = (usize, &'a str, u32)>) -> Self {
-        let mut names: Vec<&str> = Vec::new();
-        let mut named: Vec<Vec<usize>> = Vec::new();
-        let mut points = Vec::new();
-        for (candidate, text, weight) in candidates {
-            if let Some(known) = names.iter().position(|n| *n == text) {
-                named[known].push(candidate);
-                continue;
-            }
-            let name = u32::try_from(names.len()).unwrap_or(u32::MAX);
-            names.push(text);
-            named.push(vec![candidate]);
-            points.extend(hashes(text, weight).map(|hash| Point { hash, name }));
-        }
+    /// In the order of the config.
+    pub(super) fn new(primaries: &[Entry<'_>]) -> Self {
+        let (named, names) = Named::new(primaries);
+        let mut points: Vec<Point> = names
+            .iter()
+            .zip(0..)
+            .flat_map(|(entry, name)| {
+                hashes(entry.text, entry.weight).map(move |hash| Point { hash, name })
+            })
+            .collect();
         // The sort is stable: of equal hashes the first configured comes first and is kept.
         points.sort_by_key(|p| p.hash);
         points.dedup_by_key(|p| p.hash);
@@ -65,22 +61,36 @@ impl Ring {
 
     /// The backend at the session's point or, where that one cannot be used, at one of the next.
     /// `None` when the key is empty or the walk has become too long: the caller lets turns decide.
-    pub fn pick(
+    /// With bounded load, which nginx does not have, no walk is too long.
+    pub(super) fn pick(
         &self,
         walk: &mut RingWalk,
         turns: &mut RoundRobin,
         candidates: &impl Candidates,
-    ) -> Option<usize> {
+        room: Option<&Room<'_>>,
+    ) -> Option<Pick> {
         let hash = walk.hash?;
-        if self.points.is_empty() {
+        if self.points.is_empty() || room.is_some_and(Room::is_empty) {
             return None;
         }
+        let most = match room {
+            None => MOST_TRIES as usize,
+            Some(_) => self.points.len(),
+        };
         let start = self.points.partition_point(|p| p.hash < hash);
-        while walk.steps <= MOST_TRIES {
+        while walk.steps as usize <= most {
             let point = self.points[(start + walk.steps as usize) % self.points.len()];
-            let named = self.named[point.name as usize].iter().copied();
-            if let Some(found) = turns.pick(named, |i| candidates.eligible(i)) {
-                return Some(found);
+            let share = |i| share_for_key(candidates, i, u64::from(hash), room);
+            let named = self.named.of(point.name as usize);
+            if let Some(candidate) = turns.pick(named.iter().copied(), share) {
+                return Some(Pick {
+                    candidate,
+                    why: Why::Point {
+                        key: hash,
+                        point: point.hash,
+                        steps: walk.steps,
+                    },
+                });
             }
             walk.steps += 1;
         }
@@ -118,34 +128,36 @@ fn split(text: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::these;
     use super::*;
     use proptest::prelude::*;
 
-    struct Those<F: Fn(usize) -> bool>(F);
-
-    impl<F: Fn(usize) -> bool> Candidates for Those<F> {
-        fn eligible(&self, i: usize) -> bool {
-            (self.0)(i)
-        }
-        fn connections(&self, _: usize) -> u64 {
-            0
-        }
-    }
-
-    const BACKENDS: [(usize, &str, u32); 3] = [
-        (0, "10.0.0.1:6379", 1),
-        (1, "10.0.0.2:6379", 1),
-        (2, "10.0.0.3:6379", 2),
+    const BACKENDS: [Entry<'_>; 3] = [
+        Entry {
+            text: "10.0.0.1:6379",
+            weight: 1,
+        },
+        Entry {
+            text: "10.0.0.2:6379",
+            weight: 1,
+        },
+        Entry {
+            text: "10.0.0.3:6379",
+            weight: 2,
+        },
     ];
 
+    fn turns(entries: &[Entry<'_>]) -> RoundRobin {
+        RoundRobin::new(entries.iter().map(|e| e.weight))
+    }
+
+    fn pick_with(walk: &mut RingWalk, eligible: impl Fn(usize) -> bool) -> Option<usize> {
+        let picked = Ring::new(&BACKENDS).pick(walk, &mut turns(&BACKENDS), &these(eligible), None);
+        picked.map(|p| p.candidate)
+    }
+
     fn pick(key: &str, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        let ring = Ring::new(BACKENDS);
-        let mut turns = RoundRobin::new(BACKENDS.map(|(_, _, w)| w));
-        ring.pick(
-            &mut RingWalk::from_key(key.as_bytes()),
-            &mut turns,
-            &Those(eligible),
-        )
+        pick_with(&mut RingWalk::from_key(key.as_bytes()), eligible)
     }
 
     /// Taken from nginx 1.22.1 with `hash $remote_addr consistent` and these three servers.
@@ -155,7 +167,7 @@ mod tests {
         assert_eq!(first, [0x29ce_8284, 0xbe8f_0eaa, 0x9144_4ce0]);
         let third: Vec<u32> = hashes("10.0.0.3:6379", 2).take(2).collect();
         assert_eq!(third, [0x2d3b_52b9, 0x5b14_1a3a]);
-        let ring = Ring::new(BACKENDS);
+        let ring = Ring::new(&BACKENDS);
         assert_eq!(ring.points.len(), 640);
         let (low, high) = (ring.points[0], ring.points[639]);
         assert_eq!((low.hash, low.name), (0x0002_bbf9, 2));
@@ -182,42 +194,30 @@ mod tests {
 
     #[test]
     fn a_second_pick_goes_on_from_where_the_first_ended() {
-        let ring = Ring::new(BACKENDS);
-        let mut turns = RoundRobin::new([1, 1, 2]);
         let mut walk = RingWalk::from_key(b"192.0.2.1");
-        assert_eq!(ring.pick(&mut walk, &mut turns, &Those(|_| true)), Some(2));
-        assert_eq!(
-            ring.pick(&mut walk, &mut turns, &Those(|i| i != 2)),
-            Some(0)
-        );
-        assert_eq!(
-            ring.pick(&mut walk, &mut turns, &Those(|i| i == 1)),
-            Some(1)
-        );
+        assert_eq!(pick_with(&mut walk, |_| true), Some(2));
+        assert_eq!(pick_with(&mut walk, |i| i != 2), Some(0));
+        assert_eq!(pick_with(&mut walk, |i| i == 1), Some(1));
     }
 
     #[test]
     fn after_twenty_steps_turns_decide() {
         let mut walk = RingWalk::from_key(b"192.0.2.1");
-        let mut turns = RoundRobin::new([1, 1, 2]);
-        assert_eq!(
-            Ring::new(BACKENDS).pick(&mut walk, &mut turns, &Those(|_| false)),
-            None
-        );
+        assert_eq!(pick_with(&mut walk, |_| false), None);
         assert_eq!(walk.steps, 21);
     }
 
     #[test]
     fn one_name_with_two_addresses_shares_its_points() {
-        let ring = Ring::new([(0, "db:1", 1), (1, "db:1", 1), (2, "other:1", 1)]);
+        let entries = ["db:1", "db:1", "other:1"].map(|text| Entry { text, weight: 1 });
+        let ring = Ring::new(&entries);
         assert_eq!(ring.points.len(), 320);
-        let mut turns = RoundRobin::new([1, 1, 1]);
+        let mut turns = turns(&entries);
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
             let mut walk = RingWalk::from_key(&n.to_le_bytes());
-            seen[ring
-                .pick(&mut walk, &mut turns, &Those(|_| true))
-                .expect("all up")] += 1;
+            let picked = ring.pick(&mut walk, &mut turns, &these(|_| true), None);
+            seen[picked.expect("all up").candidate] += 1;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
     }
@@ -239,23 +239,30 @@ mod tests {
         fn only_the_keys_of_a_lost_backend_move(
             weights in proptest::collection::vec(1u32..5, 2..8),
             lost in any::<proptest::sample::Index>(),
-            keys in proptest::collection::vec(any::<u64>(), 50),
+            keys in proptest::collection::vec(any::<u64>(), 10),
         ) {
             let lost = lost.index(weights.len());
             let names: Vec<String> = (0..weights.len()).map(|i| format!("10.1.{i}.7:5432")).collect();
-            let all = || weights.iter().enumerate().map(|(i, &w)| (i, names[i].as_str(), w));
-            let (whole, without) = (Ring::new(all()), Ring::new(all().filter(|(i, ..)| *i != lost)));
-            let pick = |ring: &Ring, key: u64, eligible: &dyn Fn(usize) -> bool| {
-                let mut turns = RoundRobin::new(weights.iter().copied());
-                ring.pick(&mut RingWalk::from_key(&key.to_le_bytes()), &mut turns, &Those(eligible))
+            let all: Vec<_> = names.iter().zip(&weights)
+                .map(|(text, &weight)| Entry { text, weight })
+                .collect();
+            let others: Vec<_> = all.iter().enumerate()
+                .filter(|(i, _)| *i != lost)
+                .map(|(_, e)| *e)
+                .collect();
+            let pick = |entries: &[Entry<'_>], key: u64, eligible: &dyn Fn(usize) -> bool| {
+                let mut walk = RingWalk::from_key(&key.to_le_bytes());
+                let ring = Ring::new(entries);
+                let picked = ring.pick(&mut walk, &mut turns(entries), &these(eligible), None)?;
+                Some(entries[picked.candidate].text.to_owned())
             };
             for key in keys {
-                let before = pick(&whole, key, &|_| true);
-                let failed = pick(&whole, key, &|i| i != lost);
-                prop_assert_eq!(before == Some(lost), before != failed);
+                let before = pick(&all, key, &|_| true);
+                let failed = pick(&all, key, &|i| i != lost);
+                prop_assert_eq!(before.as_ref() == Some(&names[lost]), before != failed);
                 // A walk past more than twenty points of the lost one gives up: turns decide then.
                 if failed.is_some() {
-                    prop_assert_eq!(failed, pick(&without, key, &|_| true));
+                    prop_assert_eq!(failed, pick(&others, key, &|_| true));
                 }
             }
         }

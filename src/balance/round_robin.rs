@@ -2,88 +2,85 @@
 
 /// Whose turn it is. A weight of 0 takes no turn.
 #[derive(Debug)]
-pub struct RoundRobin {
+pub(super) struct RoundRobin {
     turns: Vec<Turn>,
 }
 
 #[derive(Debug)]
 struct Turn {
-    weight: i64,
+    weight: u32,
     /// The weight less what failures took from it.
-    effective: i64,
+    effective: u32,
+    /// In parts of a unit of weight, as shares are.
     current: i64,
 }
 
 impl RoundRobin {
-    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+    pub(super) fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let turns = weights
             .into_iter()
             .map(|weight| Turn {
-                weight: i64::from(weight),
-                effective: i64::from(weight),
+                weight,
+                effective: weight,
                 current: 0,
             })
             .collect();
         Self { turns }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.turns.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
-    }
-
-    /// The weight as configured.
-    pub fn weight(&self, i: usize) -> u64 {
-        self.turns[i].weight.unsigned_abs()
-    }
-
-    /// The next turn among the given candidates that are eligible.
-    pub fn pick(
+    /// The next turn among the given candidates; `share` is 0 for those that cannot be picked.
+    pub(super) fn pick(
         &mut self,
         candidates: impl IntoIterator<Item = usize>,
-        eligible: impl Fn(usize) -> bool,
+        share: impl Fn(usize) -> u32,
     ) -> Option<usize> {
         let mut total = 0;
-        let mut best: Option<usize> = None;
+        let mut best: Option<(usize, i64)> = None;
         for i in candidates {
-            if self.turns[i].weight == 0 || !eligible(i) {
+            let turn = &mut self.turns[i];
+            if turn.weight == 0 {
                 continue;
             }
-            let turn = &mut self.turns[i];
-            turn.current += turn.effective;
-            total += turn.effective;
+            let share = share(i);
+            if share == 0 {
+                continue;
+            }
+            // Everybody's share is full but for those that start slowly: a common factor, which changes no turn.
+            let step = i64::from(turn.effective) * i64::from(share);
+            turn.current += step;
+            total += step;
             if turn.effective < turn.weight {
                 turn.effective += 1;
             }
-            let current = turn.current;
             // Strictly larger: on a tie the earliest wins.
-            if best.is_none_or(|b| current > self.turns[b].current) {
-                best = Some(i);
+            if best.is_none_or(|(_, current)| turn.current > current) {
+                best = Some((i, turn.current));
             }
         }
-        if let Some(winner) = best {
-            self.turns[winner].current -= total;
-        }
-        best
+        let (winner, _) = best?;
+        self.turns[winner].current -= total;
+        Some(winner)
     }
 
-    pub fn penalize(&mut self, i: usize, by: u32) {
+    pub(super) fn penalize(&mut self, i: usize, by: u32) {
         let turn = &mut self.turns[i];
-        turn.effective = (turn.effective - i64::from(by)).max(0);
+        turn.effective = turn.effective.saturating_sub(by);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::FULL;
     use super::*;
 
     fn turns(weights: &[u32], n: usize) -> Vec<usize> {
         let mut rr = RoundRobin::new(weights.iter().copied());
         (0..n)
-            .map(|_| rr.pick(0..weights.len(), |_| true).expect("all eligible") + 1)
+            .map(|_| rr.pick(0..weights.len(), |_| FULL).expect("all eligible") + 1)
             .collect()
     }
 
@@ -101,16 +98,29 @@ mod tests {
     fn a_failure_costs_share_until_it_has_climbed_back() {
         let mut rr = RoundRobin::new([4, 4]);
         rr.penalize(0, 4);
-        let picks: Vec<_> = (0..8).map(|_| rr.pick(0..2, |_| true)).collect();
+        let picks: Vec<_> = (0..8).map(|_| rr.pick(0..2, |_| FULL)).collect();
         let first = picks.iter().filter(|p| **p == Some(0)).count();
         assert!(first < 4, "{picks:?}");
         for _ in 0..8 {
-            rr.pick(0..2, |_| true);
+            rr.pick(0..2, |_| FULL);
         }
         let later = (0..8)
-            .filter(|_| rr.pick(0..2, |_| true) == Some(0))
+            .filter(|_| rr.pick(0..2, |_| FULL) == Some(0))
             .count();
         assert_eq!(later, 4);
+    }
+
+    #[test]
+    fn one_that_starts_slowly_has_fewer_turns() {
+        let mut rr = RoundRobin::new([1, 1]);
+        let share = |i| if i == 0 { FULL / 4 } else { FULL };
+        let first = (0..100).filter(|_| rr.pick(0..2, share) == Some(0)).count();
+        assert_eq!(first, 20);
+        assert_eq!(
+            rr.pick(0..2, |i| if i == 0 { 1 } else { 0 }),
+            Some(0),
+            "alone"
+        );
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::{fmt, fmt::Write as _, time::Duration};
 
-use super::{access, duration};
+use super::{access, duration, hash_key};
 use crate::plan::{
-    AccessLog, Backend, Balance, HashKey, Listener, LogFormat, LogLevel, Plan, Upstream,
+    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, Plan, TimeOf, Upstream,
 };
 
 /// Reading the result gives a plan equal to `plan`.
@@ -98,12 +98,16 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
 fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
     writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
     writeln!(out, "balance = {}", quoted(upstream.balance.word()))?;
-    if let Balance::Hash(key) | Balance::ConsistentHash(key) = upstream.balance {
-        let key = match key {
-            HashKey::RemoteAddr => "$remote_addr",
-            HashKey::BinaryRemoteAddr => "$binary_remote_addr",
-        };
-        writeln!(out, "hash_key = {}", quoted(key))?;
+    if let Some(key) = upstream.balance.hash_key() {
+        writeln!(out, "hash_key = {}", quoted(&hash_key::format(key)))?;
+    }
+    match upstream.balance {
+        Balance::ConsistentHash(_, bound) | Balance::Maglev(_, bound) => {
+            writeln!(out, "hash_balance_factor = {}", bound.unwrap_or(0))?;
+        }
+        Balance::LeastTime(TimeOf::Connect) => writeln!(out, "least_time = \"connect\"")?,
+        Balance::LeastTime(TimeOf::FirstByte) => writeln!(out, "least_time = \"first_byte\"")?,
+        _ => {}
     }
     writeln!(out, "backends = [")?;
     for backend in &upstream.backends {
@@ -122,12 +126,13 @@ fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
 fn write_backend(backend: &Backend, out: &mut String) -> fmt::Result {
     writeln!(
         out,
-        "  {{ address = {}, weight = {}, max_fails = {}, fail_timeout = {}, max_connections = {}, backup = {}, down = {} }},",
+        "  {{ address = {}, weight = {}, max_fails = {}, fail_timeout = {}, max_connections = {}, slow_start = {}, backup = {}, down = {} }},",
         quoted(&backend.text),
         backend.weight,
         backend.max_fails,
         time(backend.fail_timeout),
         backend.max_connections,
+        time(backend.slow_start),
         backend.backup,
         backend.down
     )

@@ -3,17 +3,19 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    address,
+    address, hash_key,
     keys::BACKEND,
     listener::{MOST_CONNECTIONS, above_zero},
     report::Fault,
     section::{Section, Text, Value, Words},
-    words::{found, nearest},
+    words::found,
 };
-use crate::plan::{Backend, Balance, HashKey, Place, Target, Upstream};
+use crate::plan::{Backend, Balance, Bound, HashKey, Place, Target, TimeOf, Upstream};
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
+/// The table of `maglev` has 65,537 slots; with fewer than ten each the shares are no longer even.
+const MOST_MAGLEV_BACKENDS: usize = 6_553;
 
 /// Without a name these are the defaults: nothing is missing there.
 pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
@@ -39,72 +41,117 @@ enum Policy {
     RoundRobin,
     LeastConn,
     RandomTwo,
+    LeastTime,
     First,
     Hash,
     IpHash,
     ConsistentHash,
+    Maglev,
 }
 
 const POLICIES: &Words<Policy> = &[
     ("round_robin", Some(Policy::RoundRobin)),
     ("least_conn", Some(Policy::LeastConn)),
     ("random_two", Some(Policy::RandomTwo)),
-    ("least_time", None),
+    ("least_time", Some(Policy::LeastTime)),
     ("hash", Some(Policy::Hash)),
     ("ip_hash", Some(Policy::IpHash)),
     ("consistent_hash", Some(Policy::ConsistentHash)),
-    ("maglev", None),
+    ("maglev", Some(Policy::Maglev)),
     ("first", Some(Policy::First)),
 ];
 
 fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
     let policy = section.word("balance", Policy::RoundRobin, POLICIES);
+    // All are read, so that each is looked at whatever the policy.
     let key = read_hash_key(section);
+    let bound = read_bound(section);
+    let time = section.word(
+        "least_time",
+        TimeOf::Connect,
+        &[
+            ("connect", Some(TimeOf::Connect)),
+            ("first_byte", Some(TimeOf::FirstByte)),
+        ],
+    );
     let balance = match policy {
-        Policy::ConsistentHash => return Balance::ConsistentHash(key),
-        Policy::Hash => return Balance::Hash(key),
         Policy::RoundRobin => Balance::RoundRobin,
         Policy::LeastConn => Balance::LeastConn,
         Policy::RandomTwo => Balance::RandomTwo,
+        Policy::LeastTime => Balance::LeastTime(time),
         Policy::First => Balance::First,
+        Policy::Hash => Balance::Hash(key),
         Policy::IpHash => Balance::IpHash,
+        Policy::ConsistentHash => Balance::ConsistentHash(key, bound),
+        Policy::Maglev => Balance::Maglev(key, bound),
     };
-    // In [defaults] it may be there for the upstreams that hash. A `balance` that is wrong was reported already.
+    // In [defaults] they may be there for the upstreams that use them. A `balance` that is wrong was reported already.
     let known = section
         .get("balance")
         .is_none_or(|value| value.get_ref().as_str() == Some(balance.word()));
-    if let (Some(_), true, Some(value)) = (name, known, section.own("hash_key")) {
-        section.report.add(
-            &value.span(),
-            Fault::new(format!(
-                "`hash_key` does nothing with balance = {:?}",
-                balance.word()
-            ))
-            .hint("add balance = \"consistent_hash\", or leave `hash_key` out"),
-        );
+    if name.is_some() && known {
+        let hashes = [Policy::Hash, Policy::ConsistentHash, Policy::Maglev];
+        for (key, users) in [
+            ("hash_key", &hashes[..]),
+            ("hash_balance_factor", &hashes[1..]),
+            ("least_time", &[Policy::LeastTime]),
+        ] {
+            if !users.contains(&policy) {
+                check_unused(key, users, &balance, section);
+            }
+        }
     }
     balance
 }
 
+fn check_unused(key: &str, users: &[Policy], balance: &Balance, section: &Section<'_>) {
+    let Some(value) = section.own(key) else {
+        return;
+    };
+    let users = POLICIES
+        .iter()
+        .filter(|(_, policy)| policy.is_some_and(|p| users.contains(&p)))
+        .map(|(word, _)| *word);
+    section.report.add(
+        &value.span(),
+        Fault::new(format!(
+            "`{key}` does nothing with balance = {:?}",
+            balance.word()
+        ))
+        .hint(format!(
+            "it is for balance = {}; otherwise leave it out",
+            users
+                .map(|word| format!("{word:?}"))
+                .collect::<Vec<_>>()
+                .join(" or ")
+        )),
+    );
+}
+
 fn read_hash_key(section: &Section<'_>) -> HashKey {
-    let default = HashKey::RemoteAddr;
     let Some(Text { text, span }) = section.text("hash_key") else {
-        return default;
+        return HashKey::default();
     };
-    let works = ["$remote_addr", "$binary_remote_addr"];
-    let fault = match text {
-        "$remote_addr" => return HashKey::RemoteAddr,
-        "$binary_remote_addr" => return HashKey::BinaryRemoteAddr,
-        // "$remote_addr$remote_port" is no slip of the pen.
-        _ => match nearest(text, &works).filter(|near| !text.starts_with(near)) {
-            Some(near) => Fault::new(format!("`hash_key` does not know {text:?}"))
-                .hint(format!("did you mean \"{near}\"?")),
-            None => Fault::new(format!("`hash_key` = {text:?} is not supported yet"))
-                .hint(format!("supported now: {}", works.join(", "))),
-        },
-    };
-    section.report.add(&span, fault);
-    default
+    hash_key::parse(text).unwrap_or_else(|fault| {
+        section.report.add(&span, fault);
+        HashKey::default()
+    })
+}
+
+fn read_bound(section: &Section<'_>) -> Bound {
+    let percent: u32 = section.number("hash_balance_factor", 0, 0..=100_000);
+    if (1..=100).contains(&percent)
+        && let Some(value) = section.get("hash_balance_factor")
+    {
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "`hash_balance_factor` = {percent} leaves too few places: it must be above 100"
+            ))
+            .hint("125 lets a backend hold a quarter more than its share; 0 turns it off"),
+        );
+    }
+    (percent > 0).then_some(percent)
 }
 
 fn read_backends(section: &Section<'_>) -> Vec<Backend> {
@@ -183,6 +230,7 @@ fn read_backend<'a>(item: &'a Value<'a>, section: &Section<'a>) -> Option<(Backe
             base.max_connections,
             0..=MOST_CONNECTIONS,
         ),
+        slow_start: table.duration("slow_start", base.slow_start, |_| Ok(())),
         backup: table.flag("backup", base.backup),
         down: table.flag("down", base.down),
         ..base
@@ -210,6 +258,7 @@ fn nameless(text: &str) -> Backend {
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),
         max_connections: 0,
+        slow_start: Duration::ZERO,
         backup: false,
         down: false,
     }
@@ -227,11 +276,12 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
                 .hint("take `backup = true` from at least one of them"),
         );
     }
+    check_maglev(upstream, value, section);
     let sum: u64 = backends
         .iter()
         .map(|backend| u64::from(backend.weight))
         .sum();
-    if matches!(upstream.balance, Balance::ConsistentHash(_)) && sum > MOST_RING_WEIGHT {
+    if matches!(upstream.balance, Balance::ConsistentHash(..)) && sum > MOST_RING_WEIGHT {
         let common = backends
             .iter()
             .map(|backend| backend.weight)
@@ -247,6 +297,19 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
                 "the weights add up to {sum}; consistent_hash takes {MOST_RING_WEIGHT}"
             ))
             .hint(hint),
+        );
+    }
+}
+
+fn check_maglev(upstream: &Upstream, value: &Value<'_>, section: &Section<'_>) {
+    let count = upstream.backends.len();
+    if matches!(upstream.balance, Balance::Maglev(..)) && count > MOST_MAGLEV_BACKENDS {
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "{count} backends; maglev takes {MOST_MAGLEV_BACKENDS}, so that each has slots enough"
+            ))
+            .hint("use balance = \"consistent_hash\", or share them out over several upstreams"),
         );
     }
 }

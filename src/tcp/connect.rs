@@ -2,6 +2,7 @@
 
 use crate::{
     backend::{Backend, Lease},
+    balance::Facts,
     net::{Stream, set_options},
     plan::{Place, SocketOptions},
     pool::AfterFailure,
@@ -46,6 +47,7 @@ pub(super) struct Connected {
     pub(super) lease: Lease,
     /// When the attempt that succeeded began.
     pub(super) began: Instant,
+    pub(super) connected: Instant,
 }
 
 enum Failure {
@@ -59,9 +61,10 @@ pub(super) async fn connect(
     service: &Service,
     client: &Stream,
     session: &Session,
+    facts: Facts,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, CloseReason> {
-    let mut search = service.pool.search(session.client.ip());
+    let mut search = service.pool.search(&facts);
     for retry in 0..=service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
@@ -80,19 +83,21 @@ pub(super) async fn connect(
             counts.retries.add(1);
         }
         let opened = attempt(&backend.place, service, client, session).await;
+        let now = Instant::now();
+        let time = now.saturating_duration_since(began);
         let mut note = |result| {
             attempts.push(Attempt {
                 backend: Arc::clone(backend.text()),
                 result,
-                time: began.elapsed(),
+                time,
             });
         };
         match opened {
             Ok(stream) => {
                 counts.connections.add(1);
-                backend.metrics.connect_duration.record(began.elapsed());
+                backend.metrics.connect_duration.record(time);
                 note("ok");
-                if service.pool.succeeded(backend) {
+                if service.pool.succeeded(backend, time, now) {
                     tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
                         from = "failed", to = "up", "backend is back");
                 }
@@ -100,6 +105,7 @@ pub(super) async fn connect(
                     stream,
                     lease,
                     began,
+                    connected: now,
                 });
             }
             Err(Failure::Session(reason)) => {

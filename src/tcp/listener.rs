@@ -41,6 +41,7 @@ pub async fn listen(
     tasks: TaskTracker,
 ) -> io::Result<()> {
     let acceptor = Acceptor::new(socket)?;
+    let port = acceptor.port();
     keep_reserve();
     let mut stopped = pin!(stop.cancelled());
     loop {
@@ -53,7 +54,7 @@ pub async fn listen(
         .await;
         match next {
             Some(Ok((stream, client))) => {
-                admit(stream, client, &service, &tasks);
+                admit(stream, client, port, &service, &tasks);
                 // The session runs first and gets its second descriptor: a burst that is accepted
                 // in one go could take them all, and leave none to reach a backend with.
                 let_others_run().await;
@@ -62,7 +63,7 @@ pub async fn listen(
             None => {
                 for _ in 0..=service.plan.backlog {
                     match acceptor.accept_now() {
-                        Ok((stream, client)) => admit(stream, client, &service, &tasks),
+                        Ok((stream, client)) => admit(stream, client, port, &service, &tasks),
                         Err(e) if is_about_one_connection(&e) => {}
                         Err(_) => break,
                     }
@@ -103,7 +104,13 @@ async fn let_others_run() {
     .await;
 }
 
-fn admit(stream: Stream, client: Client, service: &Arc<Service>, tasks: &TaskTracker) {
+fn admit(
+    stream: Stream,
+    client: Client,
+    port: Option<u16>,
+    service: &Arc<Service>,
+    tasks: &TaskTracker,
+) {
     service.metrics.counts.mine().connections.add(1);
     let reject = |reason: RejectReason| {
         service.metrics.rejected(reason);
@@ -118,7 +125,7 @@ fn admit(stream: Stream, client: Client, service: &Arc<Service>, tasks: &TaskTra
     let Some(listed) = service.process.sessions.list(client) else {
         return reject(RejectReason::ProcessMaxConnections);
     };
-    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream, port)));
 }
 
 enum Acceptor {
@@ -132,6 +139,14 @@ impl Acceptor {
             Socket::Tcp(s) => Self::Tcp(TcpListener::from_std(s)?),
             Socket::Unix(s) => Self::Unix(UnixListener::from_std(s)?),
         })
+    }
+
+    /// Asked once: it is the same for every connection that is accepted here.
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
+            Self::Unix(_) => None,
+        }
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Client)>> {

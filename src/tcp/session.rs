@@ -3,9 +3,10 @@
 use super::connect::{self, Attempt};
 use crate::{
     access_log,
+    balance::Facts,
     net::Stream,
     reason::CloseReason,
-    relay::{self, Tally},
+    relay::{self, AnswerClock, Tally},
     service::Slot,
     sessions::Listed,
 };
@@ -14,13 +15,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
+/// `server_port`: the one that the client connected to.
+pub(super) async fn serve(
+    slot: Slot,
+    session: Listed,
+    mut client: Stream,
+    server_port: Option<u16>,
+) {
     let service = slot.service();
     let began = Instant::now();
     let mut attempts = Vec::new();
     // In a box of its own, so that a session which has connected, and may then be idle for hours,
     // does not keep the room that connecting took.
-    let mut found = Box::pin(connect::connect(service, &client, &session, &mut attempts)).await;
+    let mut found = Box::pin(connect::connect(
+        service,
+        &client,
+        &session,
+        // By value: what is given by reference stays in this future for as long as the session lives.
+        Facts {
+            remote_addr: session.client.ip(),
+            remote_port: session.client.port(),
+            server_port,
+            proxy_protocol_addr: None,
+        },
+        &mut attempts,
+    ))
+    .await;
     // What only the access log wants to know is not kept without one.
     if service.process.access_log.is_none() {
         attempts = Vec::new();
@@ -39,6 +59,14 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
                 listener: service.metrics.counts.mine(),
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
+                clock: AnswerClock::start(
+                    &service.pool,
+                    backend,
+                    connected
+                        .connected
+                        .saturating_duration_since(connected.began),
+                    connected.connected,
+                ),
             };
             let outcome =
                 relay::relay(&mut client, &mut connected.stream, &service.plan, &tally).await;

@@ -3,7 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use proptest::{collection::vec, option, prelude::*, sample::Index};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{Index, select},
+};
 use tembuku::{config, plan::*};
 
 fn name() -> impl Strategy<Value = String> {
@@ -67,10 +72,19 @@ fn backend() -> impl Strategy<Value = Backend> {
         0u32..=1000,
         long(),
         0u64..=1_000_000_000,
+        option::of(long()),
         any::<(bool, bool)>(),
     )
         .prop_map(
-            |((text, target), weight, max_fails, fail_timeout, max_connections, (backup, down))| {
+            |(
+                (text, target),
+                weight,
+                max_fails,
+                fail_timeout,
+                max_connections,
+                slow_start,
+                (backup, down),
+            )| {
                 Backend {
                     text,
                     target,
@@ -78,6 +92,7 @@ fn backend() -> impl Strategy<Value = Backend> {
                     max_fails,
                     fail_timeout,
                     max_connections,
+                    slow_start: slow_start.unwrap_or_default(),
                     backup,
                     down,
                 }
@@ -85,17 +100,31 @@ fn backend() -> impl Strategy<Value = Backend> {
         )
 }
 
+/// At least one variable, and no two texts in a row: those would be read as one.
+fn hash_key() -> impl Strategy<Value = HashKey> {
+    let variable = || select(Variable::ALL.to_vec()).prop_map(KeyPart::Variable);
+    let text = option::of("[a-z0-9_:{} .-]{1,5}");
+    (variable(), vec((text, variable()), 0..3)).prop_map(|(first, rest)| {
+        let parts = rest
+            .into_iter()
+            .flat_map(|(text, variable)| text.map(KeyPart::Text).into_iter().chain([variable]));
+        HashKey(std::iter::once(first).chain(parts).collect())
+    })
+}
+
 fn upstream() -> impl Strategy<Value = Upstream> {
+    let bound = || option::of(101..1000u32);
     let balance = prop_oneof![
         Just(Balance::RoundRobin),
         Just(Balance::LeastConn),
         Just(Balance::RandomTwo),
+        Just(Balance::LeastTime(TimeOf::Connect)),
+        Just(Balance::LeastTime(TimeOf::FirstByte)),
         Just(Balance::First),
         Just(Balance::IpHash),
-        Just(Balance::Hash(HashKey::RemoteAddr)),
-        Just(Balance::Hash(HashKey::BinaryRemoteAddr)),
-        Just(Balance::ConsistentHash(HashKey::RemoteAddr)),
-        Just(Balance::ConsistentHash(HashKey::BinaryRemoteAddr)),
+        hash_key().prop_map(Balance::Hash),
+        (hash_key(), bound()).prop_map(|(key, bound)| Balance::ConsistentHash(key, bound)),
+        (hash_key(), bound()).prop_map(|(key, bound)| Balance::Maglev(key, bound)),
     ];
     (
         name(),

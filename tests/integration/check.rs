@@ -190,7 +190,6 @@ fn each_of_these_is_an_error() {
         (with("protocol = \"udp\"", ""), "not supported yet"),
         (with("accept_proxy = true", ""), "not supported yet"),
         (with("", "send_proxy = \"v2\""), "not supported yet"),
-        (with("", "balance = \"maglev\""), "not supported yet"),
         (with("", "on_down = \"close\""), "not supported yet"),
         (
             with("", "[upstreams.u.check]\nkind = \"tcp\""),

@@ -1,0 +1,148 @@
+//! What a pick costs: every policy, at 3, 50 and 1,000 backends, all of them up.
+//!
+//! `pool` is what a session pays: making the key, the lock, the pick, counting the session in and out. `policy` is the
+//! pick alone. Each pick is for another client.
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tembuku::{
+    balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
+    metrics::Exporter,
+    plan::{Backend, Balance, HashKey, Place, Target, TimeOf, Upstream},
+    pool::Pool,
+};
+
+fn policies() -> Vec<(&'static str, Balance)> {
+    let key = HashKey::default;
+    vec![
+        ("round_robin", Balance::RoundRobin),
+        ("least_conn", Balance::LeastConn),
+        ("random_two", Balance::RandomTwo),
+        ("least_time", Balance::LeastTime(TimeOf::Connect)),
+        ("first", Balance::First),
+        ("hash", Balance::Hash(key())),
+        ("ip_hash", Balance::IpHash),
+        ("consistent_hash", Balance::ConsistentHash(key(), None)),
+        (
+            "consistent_hash_bounded",
+            Balance::ConsistentHash(key(), Some(125)),
+        ),
+        ("maglev", Balance::Maglev(key(), None)),
+        ("maglev_bounded", Balance::Maglev(key(), Some(125))),
+    ]
+}
+
+fn texts(count: usize) -> Vec<String> {
+    let text = |i| format!("10.0.{}.{}:6379", i / 250, i % 250 + 1);
+    (0..count).map(text).collect()
+}
+
+/// Another client each time, spread over all networks.
+fn client(n: u32) -> Facts {
+    Facts {
+        remote_addr: Some(IpAddr::V4(Ipv4Addr::from(n.wrapping_mul(0x9e37_79b1)))),
+        remote_port: Some(40_000),
+        ..Facts::default()
+    }
+}
+
+/// Everybody is there, with some sessions.
+struct Up(Vec<u64>);
+
+impl Candidates for Up {
+    fn share(&self, _: usize) -> u32 {
+        FULL
+    }
+    fn connections(&self, i: usize) -> u64 {
+        self.0[i]
+    }
+    fn time(&self, i: usize) -> f64 {
+        1.0 + (i % 7) as f64
+    }
+}
+
+fn policy(c: &mut Criterion) {
+    let mut group = c.benchmark_group("policy");
+    for count in [3, 50, 1000] {
+        let texts = texts(count);
+        let entries: Vec<_> = texts.iter().map(|text| Entry { text, weight: 1 }).collect();
+        let up = Up((0..count as u64).map(|i| i * 7 % 5).collect());
+        for (name, balance) in policies() {
+            let mut balancer = Balancer::new(&balance, &entries, &[]);
+            let (mut n, mut state) = (0, 1u64);
+            group.bench_function(BenchmarkId::new(name, count), |b| {
+                b.iter(|| {
+                    n += 1;
+                    let mut walk = Walk::new(&balance, &client(n));
+                    let random = || {
+                        state = state
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1);
+                        state
+                    };
+                    black_box(balancer.pick(&mut walk, &up, random))
+                });
+            });
+        }
+    }
+}
+
+fn pool(c: &mut Criterion) {
+    let exporter = Exporter::new(1).expect("metrics");
+    let mut group = c.benchmark_group("pool");
+    for count in [3, 50, 1000] {
+        for (name, balance) in policies() {
+            let place = || Place::Tcp(([127, 0, 0, 1], 6379).into());
+            let backends = texts(count).into_iter().map(|text| Backend {
+                text,
+                target: Target::Place(place()),
+                weight: 1,
+                max_fails: 1,
+                fail_timeout: Duration::from_secs(10),
+                max_connections: 0,
+                slow_start: Duration::ZERO,
+                backup: false,
+                down: false,
+            });
+            let plan = Upstream {
+                name: name.to_owned(),
+                balance,
+                backends: backends.collect(),
+                resolve_interval: None,
+                resolve_required: true,
+            };
+            let upstream: Arc<str> = name.into();
+            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text);
+            let addresses = vec![vec![place()]; count];
+            let pool = Pool::new(&upstream, &plan, metrics, &addresses);
+            // Some sessions that stay.
+            let held: Vec<_> = (0..count as u32 * 2)
+                .map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
+                .collect();
+            let mut n = 0;
+            let now = Instant::now();
+            group.bench_function(BenchmarkId::new(name, count), |b| {
+                b.iter(|| {
+                    n += 1;
+                    black_box(pool.pick(&mut pool.search(&client(n)), now))
+                });
+            });
+            drop(held);
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(30);
+    targets = policy, pool
+}
+criterion_main!(benches);

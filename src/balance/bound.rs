@@ -1,0 +1,125 @@
+//! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its even share of the
+//! sessions, and what does not fit goes on along the ring.
+
+use super::{Candidates, FULL, weights::Weights};
+
+/// How many sessions each candidate may hold at this moment.
+pub(super) struct Room<'a> {
+    /// The places there are in all, the one for the session to be placed among them.
+    places: u64,
+    /// Weights that count now, summed up: the share of candidate `i` ends at `sums[i + 1]`.
+    sums: &'a [u64],
+}
+
+impl<'a> Room<'a> {
+    /// Only whoever can be picked counts, with its sessions: the others' share is to be held by these.
+    pub(super) fn new(
+        factor: u32,
+        weights: &Weights,
+        candidates: &impl Candidates,
+        sums: &'a mut Vec<u64>,
+    ) -> Self {
+        sums.clear();
+        sums.reserve(weights.len() + 1);
+        sums.push(0);
+        let (mut sum, mut sessions) = (0, 0);
+        for (i, weight) in weights.each() {
+            let share = candidates.share(i);
+            if share > 0 {
+                sum += match share {
+                    FULL => weight,
+                    share => (weight * u64::from(share)).div_ceil(u64::from(FULL)),
+                };
+                sessions += candidates.connections(i);
+            }
+            sums.push(sum);
+        }
+        Self {
+            places: ((sessions + 1) * u64::from(factor)).div_ceil(100),
+            sums,
+        }
+    }
+
+    /// Nobody can be picked at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sums.last() == Some(&0)
+    }
+
+    pub(super) fn is_for(&self, candidate: usize, connections: u64) -> bool {
+        connections < self.most(candidate)
+    }
+
+    /// The places are dealt out by weight, and the rest that does not divide evenly along the order, so that there is
+    /// always one free.
+    fn most(&self, candidate: usize) -> u64 {
+        let total = u128::from(self.sums.last().copied().unwrap_or_default()).max(1);
+        let dealt = |sum: u64| u128::from(sum) * u128::from(self.places) / total;
+        let most = dealt(self.sums[candidate + 1]) - dealt(self.sums[candidate]);
+        u64::try_from(most).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Entry;
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Held(Vec<(u32, u64)>);
+
+    impl Candidates for Held {
+        fn share(&self, i: usize) -> u32 {
+            self.0[i].0
+        }
+        fn connections(&self, i: usize) -> u64 {
+            self.0[i].1
+        }
+        fn time(&self, _: usize) -> f64 {
+            0.0
+        }
+    }
+
+    fn most(factor: u32, weights: &[u32], held: Vec<(u32, u64)>) -> Vec<u64> {
+        let entries: Vec<_> = weights
+            .iter()
+            .map(|&weight| Entry { text: "", weight })
+            .collect();
+        let weights = Weights::new(0, &entries);
+        let mut sums = Vec::new();
+        let room = Room::new(factor, &weights, &Held(held), &mut sums);
+        weights.range().map(|i| room.most(i)).collect()
+    }
+
+    #[test]
+    fn shares_of_the_places() {
+        // 9 sessions and the next: 12.5 places, rounded up.
+        let held = vec![(FULL, 3), (FULL, 3), (FULL, 3)];
+        assert_eq!(most(125, &[1, 1, 1], held), [4, 4, 5]);
+        let held = vec![(FULL, 0), (FULL, 0), (FULL, 0)];
+        assert_eq!(most(125, &[1, 1, 1], held), [1, 1, 1]);
+        // One is out, with its sessions: the others share what is theirs.
+        let held = vec![(FULL, 5), (0, 100), (FULL, 5)];
+        assert_eq!(most(120, &[2, 7, 1], held)[..1], [9]);
+    }
+
+    proptest! {
+        /// There is always room for one more, and nobody may hold more than a place above its share.
+        #[test]
+        fn there_is_room(
+            factor in 101u32..400,
+            backends in proptest::collection::vec((1u32..50, 0u64..50), 1..20),
+        ) {
+            let weights: Vec<u32> = backends.iter().map(|b| b.0).collect();
+            let held: Vec<(u32, u64)> = backends.iter().map(|b| (FULL, b.1)).collect();
+            let most = most(factor, &weights, held);
+            prop_assert!(backends.iter().zip(&most).any(|((_, held), most)| held < most));
+            let sessions: u64 = backends.iter().map(|b| b.1).sum();
+            let places = ((sessions + 1) * u64::from(factor)).div_ceil(100);
+            let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
+            for (weight, most) in weights.iter().zip(most) {
+                let share = places * u64::from(*weight) / total;
+                prop_assert!(most <= (share + 1).max(1), "{most} of {share}");
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Candidates by the text of their address: one host name may stand for several.
+
+use super::Entry;
+use ahash::AHashMap;
+
+#[derive(Debug)]
+pub(super) struct Named {
+    candidates: Vec<Vec<usize>>,
+}
+
+impl Named {
+    /// Also the distinct names with their weights, in the order in which they first appear: of several
+    /// candidates the first one's weight counts.
+    pub(super) fn new<'a>(entries: &[Entry<'a>]) -> (Self, Vec<Entry<'a>>) {
+        let mut known: AHashMap<&str, usize> = AHashMap::new();
+        let mut names: Vec<Entry<'a>> = Vec::new();
+        let mut candidates: Vec<Vec<usize>> = Vec::new();
+        for (candidate, entry) in entries.iter().enumerate() {
+            let name = *known.entry(entry.text).or_insert_with(|| {
+                names.push(*entry);
+                candidates.push(Vec::new());
+                names.len() - 1
+            });
+            candidates[name].push(candidate);
+        }
+        (Self { candidates }, names)
+    }
+
+    pub(super) fn of(&self, name: usize) -> &[usize] {
+        &self.candidates[name]
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = usize> {
+        self.candidates.iter().flatten().copied()
+    }
+}

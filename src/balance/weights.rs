@@ -1,0 +1,71 @@
+//! The weights of one group of candidates, summed up so that a number finds whose share it falls in.
+
+use super::Entry;
+use std::ops::Range;
+
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// The number of the first candidate.
+    first: usize,
+    each: Vec<u32>,
+    /// For each candidate where its share ends.
+    ends: Vec<u64>,
+}
+
+impl Weights {
+    pub(super) fn new(first: usize, entries: &[Entry<'_>]) -> Self {
+        let mut end = 0;
+        let ends = entries.iter().map(|e| {
+            end += u64::from(e.weight);
+            end
+        });
+        Self {
+            first,
+            ends: ends.collect(),
+            each: entries.iter().map(|e| e.weight).collect(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn range(&self) -> Range<usize> {
+        self.first..self.first + self.ends.len()
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.ends.last().copied().unwrap_or_default()
+    }
+
+    /// The candidates with their weights as configured.
+    pub(super) fn each(&self) -> impl Iterator<Item = (usize, u64)> {
+        (self.first..).zip(self.each.iter().map(|w| u64::from(*w)))
+    }
+
+    /// The weight of one of them.
+    pub(super) fn of(&self, candidate: usize) -> u64 {
+        u64::from(self.each[candidate - self.first])
+    }
+
+    /// The candidate in whose share `at` falls.
+    pub(super) fn at(&self, at: u64) -> Option<usize> {
+        let i = self.ends.partition_point(|end| *end <= at);
+        (i < self.ends.len()).then_some(self.first + i)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_follow_each_other() {
+        let entry = |weight| Entry { text: "", weight };
+        let weights = Weights::new(7, &[entry(2), entry(0), entry(1)]);
+        assert_eq!((weights.total(), weights.range()), (3, 7..10));
+        assert_eq!([7, 8, 9].map(|i| weights.of(i)), [2, 0, 1]);
+        let found = [0, 1, 2, 3].map(|at| weights.at(at));
+        assert_eq!(found, [Some(7), Some(7), Some(9), None]);
+    }
+}
