@@ -72,7 +72,7 @@ pub enum Why {
     FewestConnections { connections: u64 },
     /// Drawn by lot; of two the one with fewer sessions for its weight.
     Drawn { other: Option<usize> },
-    /// The least score of time, sessions and weight.
+    /// The least product of time and sessions for its weight.
     LeastScore { score: f64 },
     /// The hash of the key fell into its share of the weights, at the last of so many tries.
     Hash { at: u64, total: u64, tries: u32 },

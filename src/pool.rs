@@ -31,6 +31,8 @@ pub struct Pool {
 struct Inner {
     /// Primaries in the order of the config, then backups: the numbering of the balancer.
     members: Vec<Member>,
+    /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
+    all_plain: bool,
     balancer: Balancer,
     chance: Chance,
 }
@@ -99,8 +101,6 @@ struct Member {
     /// When it came back, while it starts slowly.
     back: Option<Instant>,
     average: Average,
-    /// Nothing is in its way and nothing may come up: what most are most of the time, known at a glance.
-    is_plain: bool,
 }
 
 /// Where one session stands in its search for a backend.
@@ -174,22 +174,26 @@ impl Pool {
         let mut inner = self.lock();
         let Inner {
             members,
+            all_plain,
             balancer,
             chance,
         } = &mut *inner;
         let present = Present {
             single: balancer.is_single(),
-            all_plain: search.tried.is_empty() && members.iter().all(|m| m.is_plain),
+            all_plain: *all_plain && search.tried.is_empty(),
             members,
             tried: &search.tried,
             now,
         };
         let picked = balancer.pick(&mut search.walk, &present, || chance.next())?;
         let member = &mut members[picked.candidate];
-        if !member.is_plain {
+        if !*all_plain {
             member.passive.picked(member.rule, now);
-            member.end_slow_start(now);
+            if member.end_slow_start(now) {
+                *all_plain = members.iter().all(Member::is_plain);
+            }
         }
+        let member = &members[picked.candidate];
         search.tried.push(Arc::clone(&member.backend));
         Some(Lease::new(Arc::clone(&member.backend)))
     }
@@ -198,7 +202,10 @@ impl Pool {
     pub fn failed(&self, backend: &Arc<Backend>, now: Instant) -> AfterFailure {
         let mut inner = self.lock();
         let Inner {
-            members, balancer, ..
+            members,
+            all_plain,
+            balancer,
+            ..
         } = &mut *inner;
         // Whoever stands alone is never taken out: trying it is all that can be done.
         if balancer.is_single() {
@@ -210,7 +217,7 @@ impl Pool {
         let member = &mut members[i];
         let was_out = member.is_failed();
         member.passive.failed(now);
-        member.refresh();
+        *all_plain &= member.is_plain();
         if let Some(share) = member.weight.checked_div(member.rule.max_fails) {
             balancer.penalize(i, share);
         }
@@ -238,7 +245,9 @@ impl Pool {
             member.back = Some(now).filter(|_| !member.slow_start.is_zero());
             backend.metrics.transitions_up.add(1);
         }
-        member.refresh();
+        if !inner.all_plain {
+            inner.all_plain = inner.members.iter().all(Member::is_plain);
+        }
         back
     }
 
@@ -322,7 +331,7 @@ impl Pool {
 
 impl Member {
     fn new(of: usize, plan: &plan::Backend, place: &Place, metrics: &Arc<BackendMetrics>) -> Self {
-        let mut member = Self {
+        Self {
             backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
             of,
             weight: plan.weight,
@@ -336,10 +345,7 @@ impl Member {
             passive: Passive::default(),
             back: None,
             average: Average::default(),
-            is_plain: false,
-        };
-        member.refresh();
-        member
+        }
     }
 
     /// How much of its weight counts now; 0 if it can take nothing.
@@ -366,20 +372,22 @@ impl Member {
         (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
     }
 
-    fn end_slow_start(&mut self, now: Instant) {
-        if self.back.is_some_and(|back| now >= back + self.slow_start) {
+    /// True when it has just ended.
+    fn end_slow_start(&mut self, now: Instant) -> bool {
+        let ended = self.back.is_some_and(|back| now >= back + self.slow_start);
+        if ended {
             self.back = None;
-            self.refresh();
         }
+        ended
     }
 
-    /// After every change of what `is_plain` is made of.
-    fn refresh(&mut self) {
-        self.is_plain = self.weight > 0
+    /// Whether it takes sessions with the whole of its weight, and will until something happens to it.
+    fn is_plain(&self) -> bool {
+        self.weight > 0
             && !self.down
             && self.max_connections == 0
             && (self.rule.max_fails == 0 || self.passive.fails() == 0)
-            && self.back.is_none();
+            && self.back.is_none()
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.
@@ -430,6 +438,7 @@ fn assemble(
         .collect();
     let balancer = Balancer::new(balance, &entries[..primaries], &entries[primaries..]);
     Inner {
+        all_plain: members.iter().all(Member::is_plain),
         members,
         balancer,
         chance: Chance::new(),

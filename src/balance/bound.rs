@@ -19,11 +19,8 @@ impl<'a> Room<'a> {
         candidates: &impl Candidates,
         sums: &'a mut Vec<u64>,
     ) -> Self {
-        sums.clear();
-        sums.reserve(weights.len() + 1);
-        sums.push(0);
         let (mut sum, mut sessions) = (0, 0);
-        for (i, weight) in weights.each() {
+        let ends = weights.each().map(|(i, weight)| {
             let share = candidates.share(i);
             if share > 0 {
                 sum += match share {
@@ -32,8 +29,11 @@ impl<'a> Room<'a> {
                 };
                 sessions += candidates.connections(i);
             }
-            sums.push(sum);
-        }
+            sum
+        });
+        sums.clear();
+        sums.push(0);
+        sums.extend(ends);
         Self {
             places: ((sessions + 1) * u64::from(factor)).div_ceil(100),
             sums,

@@ -1,7 +1,6 @@
 //! Least connections: the fewest sessions for each unit of weight; turns decide among equals.
 
 use super::{Candidates, Pick, RoundRobin, Why, weights::Weights};
-use std::cmp::Ordering;
 
 pub(super) fn pick(
     weights: &Weights,
@@ -9,27 +8,28 @@ pub(super) fn pick(
     candidates: &impl Candidates,
 ) -> Option<Pick> {
     let mut least = Load::NONE;
-    let (mut best, mut equals) = (None, 0);
+    let (mut best, mut usable, mut equals) = (None, 0, 0);
     for (i, weight) in weights.each() {
         let load = Load::of(i, weight, candidates);
         if load.weight == 0 {
             continue;
         }
-        match load.compare(least) {
-            Ordering::Less => (least, best, equals) = (load, Some(i), 1),
-            Ordering::Equal => equals += 1,
-            Ordering::Greater => {}
+        usable += 1;
+        if load.is_less_than(least) {
+            (least, best, equals) = (load, Some(i), 1);
+        } else if !least.is_less_than(load) {
+            equals += 1;
         }
     }
-    if equals > 1 {
-        // Asked for once more instead of kept: that would cost more than it saves.
+    if equals == usable {
+        best = turns.pick(weights.range(), |i| candidates.share(i));
+    } else if equals > 1 {
+        // Asked for once more instead of kept: keeping costs every pick more than this costs some.
         best = turns.pick(weights.range(), |i| {
             let load = Load::of(i, weights.of(i), candidates);
-            let share = || candidates.share(i);
-            if load.weight > 0 && load.compare(least).is_eq() {
-                share()
-            } else {
-                0
+            match load.weight > 0 && !least.is_less_than(load) {
+                true => candidates.share(i),
+                false => 0,
             }
         });
     }
@@ -65,10 +65,10 @@ impl Load {
         }
     }
 
-    /// By sessions for each unit of weight, without rounding.
+    /// For each unit of weight: cross-multiplied, without rounding.
     #[inline]
-    pub(super) fn compare(self, other: Self) -> Ordering {
-        (self.sessions * other.weight).cmp(&(other.sessions * self.weight))
+    pub(super) fn is_less_than(self, other: Self) -> bool {
+        self.sessions * other.weight < other.sessions * self.weight
     }
 }
 

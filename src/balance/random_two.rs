@@ -13,7 +13,7 @@ pub(super) fn pick(
     let first = draw(weights, candidates, None, random)?;
     let second = draw(weights, candidates, Some(first), random);
     let load = |i: usize| Load::of(i, weights.of(i), candidates);
-    let is_better = |second: usize| load(second).compare(load(first)).is_lt();
+    let is_better = |second: usize| load(second).is_less_than(load(first));
     let (candidate, other) = match second {
         Some(second) if is_better(second) => (second, Some(first)),
         second => (first, second),
