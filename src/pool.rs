@@ -131,6 +131,8 @@ pub struct Snapshot {
     /// How long ago the last failure was.
     pub last_failure: Option<Instant>,
     pub available: bool,
+    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
+    pub average_time: Option<f64>,
     /// What its name stands for now.
     pub addresses: Vec<Place>,
 }
@@ -311,6 +313,13 @@ impl Pool {
                     .filter_map(|m| m.passive.last_failure())
                     .max(),
                 available,
+                average_time: matches!(self.balance, Balance::LeastTime(_))
+                    .then(|| {
+                        members
+                            .iter()
+                            .map(|m| m.average.at(now, m.rule.fail_timeout))
+                    })
+                    .and_then(|averages| averages.reduce(f64::min)),
                 addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
             }
         };

@@ -57,6 +57,8 @@ pub(super) struct Backend {
     pub(super) available: bool,
     pub(super) weight: u32,
     pub(super) backup: bool,
+    /// What `least_time` compares, in seconds; null for other policies.
+    pub(super) average_time: Option<f64>,
     pub(super) connections: u64,
     pub(super) connections_total: u64,
     pub(super) connect_errors_total: u64,
@@ -146,6 +148,7 @@ fn upstream(pool: &crate::pool::Pool) -> Upstream {
                     available: b.available,
                     weight: b.weight,
                     backup: b.backup,
+                    average_time: b.average_time,
                     connections: b.metrics.active(),
                     connections_total: counts.sum(|c| &c.connections),
                     connect_errors_total: crate::reason::ConnectError::ALL
