@@ -1,7 +1,7 @@
 //! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its even share of the
 //! sessions, and what does not fit goes on along the ring.
 
-use super::{Candidates, FULL, weights::Weights};
+use super::{Candidates, weights::Weights};
 
 /// How many sessions each candidate may hold at this moment.
 pub(super) struct Room<'a> {
@@ -23,10 +23,7 @@ impl<'a> Room<'a> {
         let ends = weights.each().map(|(i, weight)| {
             let share = candidates.share(i);
             if share > 0 {
-                sum += match share {
-                    FULL => weight,
-                    share => (weight * u64::from(share)).div_ceil(u64::from(FULL)),
-                };
+                sum += weight * u64::from(share);
                 sessions += candidates.connections(i);
             }
             sum
@@ -61,7 +58,7 @@ impl<'a> Room<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Entry;
+    use super::super::{Entry, FULL};
     use super::*;
     use proptest::prelude::*;
 

@@ -30,5 +30,6 @@ mod postgres;
 mod redis;
 mod relay_edges;
 mod resolve;
+mod shares;
 mod shutdown;
 mod transfer;
