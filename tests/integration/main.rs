@@ -22,6 +22,7 @@ mod demo;
 mod failover;
 mod harness_itself;
 mod hash_nginx;
+mod ip_hash_nginx;
 mod licences;
 mod limits;
 mod listeners;
