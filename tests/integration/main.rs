@@ -33,3 +33,4 @@ mod relay_edges;
 mod resolve;
 mod shutdown;
 mod transfer;
+mod turns;
