@@ -28,6 +28,7 @@ mod licences;
 mod limits;
 mod listeners;
 mod policies;
+mod policy_identity;
 mod postgres;
 mod redis;
 mod relay_edges;
