@@ -19,6 +19,7 @@ mod admin;
 mod bulk;
 mod check;
 mod demo;
+mod events_nginx;
 mod every_policy;
 mod failover;
 mod harness_itself;

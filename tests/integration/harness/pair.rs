@@ -43,6 +43,11 @@ impl Entry {
         self
     }
 
+    pub(crate) fn backup(mut self) -> Entry {
+        self.backup = true;
+        self
+    }
+
     pub(crate) fn failing_for(mut self, fail_timeout: &'static str) -> Entry {
         self.fail_timeout = fail_timeout;
         self
