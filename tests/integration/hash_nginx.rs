@@ -3,7 +3,7 @@
 use crate::harness::{
     net::{assert_ends_now, connect, connect_with, read_line},
     pair::{Entry, Pair, mixed, sources_v4, sources_v6, used},
-    programs,
+    ports, programs,
     rng::{self, Rng},
     server::{Server, ask_many},
 };
@@ -164,6 +164,33 @@ fn the_turns_of_round_robin_are_the_same() {
         let pair = Pair::start(&entries, None, "127.0.0.1");
         let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
         assert_eq!(tembuku, nginx, "weights {weights:?}");
+    }
+}
+
+/// A failure that does not put a backend out yet lowers its share, which then grows back by one a pick: with `max_fails`
+/// above one the turns show it. 0: it may fail as often as it likes, and keeps its share.
+#[test]
+fn the_turns_after_failures_are_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_turns_after_failures"));
+    for _ in 0..4 {
+        let servers: Vec<Server> = (1..=2).map(|n| Server::named(&format!("b{n}"))).collect();
+        let mut entries: Vec<Entry> = servers
+            .iter()
+            .map(|server| Entry::new(server.addr, rng.range(1, 9)))
+            .collect();
+        for _ in 0..rng.range(1, 2) {
+            let mut dead = Entry::new(ports::free_addr(), rng.range(3, 20));
+            dead.max_fails = rng.below(7);
+            entries.insert(rng.below(entries.len() as u64 + 1) as usize, dead);
+        }
+        let told: Vec<String> = entries
+            .iter()
+            .map(|entry| format!("{} max_fails {}", entry.weight, entry.max_fails))
+            .collect();
+        println!("  {told:?}");
+        let pair = Pair::start(&entries, None, "127.0.0.1");
+        let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
+        assert_eq!(tembuku, nginx, "{told:?}");
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) struct Entry {
     pub(crate) backup: bool,
     /// An hour, unless it is said: which backends count as failed must not depend on how fast the two are asked.
     pub(crate) fail_timeout: &'static str,
+    pub(crate) max_fails: u64,
 }
 
 impl Entry {
@@ -35,6 +36,7 @@ impl Entry {
             down: false,
             backup: false,
             fail_timeout: "1h",
+            max_fails: 1,
         }
     }
 
@@ -111,10 +113,11 @@ impl Pair {
             .iter()
             .map(|entry| {
                 format!(
-                    "server {} weight={} max_conns={} fail_timeout={}{}{}; ",
+                    "server {} weight={} max_conns={} max_fails={} fail_timeout={}{}{}; ",
                     entry.address,
                     entry.weight,
                     entry.max_connections,
+                    entry.max_fails,
                     entry.fail_timeout,
                     flag(entry.down, " down"),
                     flag(entry.backup, " backup"),
@@ -136,11 +139,12 @@ impl Pair {
             .iter()
             .map(|entry| {
                 format!(
-                    "{{ address = \"{}\", weight = {}, max_connections = {}, fail_timeout = \"{}\", \
-                     down = {}, backup = {} }}, ",
+                    "{{ address = \"{}\", weight = {}, max_connections = {}, max_fails = {}, \
+                     fail_timeout = \"{}\", down = {}, backup = {} }}, ",
                     entry.address,
                     entry.weight,
                     entry.max_connections,
+                    entry.max_fails,
                     entry.fail_timeout,
                     entry.down,
                     entry.backup
