@@ -1,193 +1,16 @@
 //! Picking against nginx itself: both get the same upstream and the same clients.
 
 use crate::harness::{
-    net::{ask_from, assert_ends_now, connect, connect_with, read_line},
-    ports,
-    programs::{self, Nginx},
+    net::{assert_ends_now, connect, connect_with, read_line},
+    pair::{Entry, Pair, mixed, sources_v4, sources_v6, used},
+    ports, programs,
     rng::{self, Rng},
     server::{Server, ask_many},
-    tembuku::Tembuku,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    collections::BTreeSet,
+    net::{Ipv6Addr, SocketAddr},
 };
-
-/// A backend as both configurations name it.
-struct Entry {
-    address: String,
-    weight: u64,
-    max_connections: u64,
-    down: bool,
-}
-
-impl Entry {
-    fn new(address: impl ToString, weight: u64) -> Entry {
-        Entry {
-            address: address.to_string(),
-            weight,
-            max_connections: 0,
-            down: false,
-        }
-    }
-
-    fn down(mut self) -> Entry {
-        self.down = true;
-        self
-    }
-}
-
-/// The two, side by side.
-struct Pair {
-    nginx: SocketAddr,
-    tembuku: SocketAddr,
-    program: Tembuku,
-    _peer: Nginx,
-}
-
-impl Pair {
-    /// `key` is that of the consistent hash; without one it is round robin.
-    fn start(entries: &[Entry], key: Option<&str>, host: &str) -> Pair {
-        let (nginx, tembuku) = key.map_or_else(
-            || (String::new(), "balance = \"round_robin\"".to_owned()),
-            |key| {
-                (
-                    format!("hash {key} consistent;"),
-                    format!("balance = \"consistent_hash\"\nhash_key = \"{key}\""),
-                )
-            },
-        );
-        Pair::start_with(entries, &nginx, &tembuku, host)
-    }
-
-    /// `directive` is nginx's, `balance` are our lines for the same.
-    fn start_with(entries: &[Entry], directive: &str, balance: &str, host: &str) -> Pair {
-        let addr = |port: u16| -> SocketAddr { format!("{host}:{port}").parse().unwrap() };
-        let (nginx, tembuku) = (addr(ports::free_port()), addr(ports::free_port()));
-        // An hour: which backends count as failed must not depend on how fast the two are asked.
-        let servers: String = entries
-            .iter()
-            .map(|entry| {
-                let down = if entry.down { " down" } else { "" };
-                format!(
-                    "server {} weight={} max_conns={} fail_timeout=1h{down}; ",
-                    entry.address, entry.weight, entry.max_connections
-                )
-            })
-            .collect();
-        let peer = Nginx::start(
-            nginx,
-            &format!(
-                "stream {{ upstream u {{ {directive} {servers} }}\n\
-                 server {{ listen {nginx}; proxy_pass u; }} }}"
-            ),
-        );
-        let backends: String = entries
-            .iter()
-            .map(|entry| {
-                format!(
-                    "{{ address = \"{}\", weight = {}, max_connections = {}, fail_timeout = \"1h\", down = {} }}, ",
-                    entry.address, entry.weight, entry.max_connections, entry.down
-                )
-            })
-            .collect();
-        let program = Tembuku::start(&format!(
-            "[listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\n\
-             [upstreams.u]\n{balance}\nbackends = [{backends}]\n"
-        ));
-        Pair {
-            nginx,
-            tembuku,
-            program,
-            _peer: peer,
-        }
-    }
-
-    /// Asks both from every source, `rounds` times; the backend of each. The names of the backends are their entries'.
-    #[track_caller]
-    fn compare(&self, sources: &[IpAddr], rounds: usize) -> BTreeMap<IpAddr, String> {
-        let mut picked: BTreeMap<IpAddr, String> = BTreeMap::new();
-        for round in 1..=rounds {
-            for &source in sources {
-                let ask = |who: &str, addr| {
-                    ask_from(source, addr)
-                        .unwrap_or_else(|error| panic!("{who}, from {source}: {error}"))
-                };
-                let nginx = ask("nginx", self.nginx);
-                let tembuku = ask("tembuku", self.tembuku);
-                assert_eq!(
-                    tembuku, nginx,
-                    "from {source}, round {round}: tembuku is left, nginx right"
-                );
-                let before = picked.entry(source).or_insert_with(|| nginx.clone());
-                assert_eq!(
-                    *before, nginx,
-                    "from {source}: another backend in round {round}"
-                );
-            }
-        }
-        picked
-    }
-}
-
-fn sources_v4(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
-    let mut sources = BTreeSet::new();
-    while sources.len() < count {
-        let [a, b, c] = [rng.below(256), rng.below(256), rng.range(1, 254)].map(|n| n as u8);
-        sources.insert(IpAddr::from(Ipv4Addr::new(127, a, b, c)));
-    }
-    sources.into_iter().collect()
-}
-
-/// Addresses whose groups are often zero, or short, so that every rule of writing one down is needed.
-fn sources_v6(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
-    let mut sources = BTreeSet::new();
-    while sources.len() < count {
-        let mut groups = [0xfd00, 0x7e57, 0, 0, 0, 0, 0, 0];
-        for group in &mut groups[4..] {
-            *group = if rng.chance(40) {
-                0
-            } else {
-                rng.magnitude(16.0) as u16
-            };
-        }
-        sources.insert(IpAddr::from(Ipv6Addr::from(groups)));
-    }
-    sources.into_iter().collect()
-}
-
-fn used(picked: &BTreeMap<IpAddr, String>) -> BTreeSet<&str> {
-    picked.values().map(String::as_str).collect()
-}
-
-/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: what the name says is the entry.
-fn mixed() -> (Vec<Server>, Vec<Entry>) {
-    let v4 = |name: &str, host: [u8; 4]| {
-        let server = Server::named_on(name, &[SocketAddr::from((host, 0))]);
-        let addr = server.addr;
-        (server, addr)
-    };
-    let (plain, plain_addr) = v4("plain", [127, 0, 0, 1]);
-    let (heavy, heavy_addr) = v4("heavy", [127, 0, 0, 2]);
-    let (down, down_addr) = v4("down", [127, 0, 0, 3]);
-    // The name means 127.0.0.1 everywhere, and ::1 besides on many machines.
-    let port = ports::free_port();
-    let both = [
-        SocketAddr::from(([127, 0, 0, 1], port)),
-        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
-    ];
-    let name = Server::named_on("name", &both);
-    let literal = Server::named_on("literal", &[SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]);
-    let literal_addr = literal.addr;
-    let entries = vec![
-        Entry::new(plain_addr, 1),
-        Entry::new(heavy_addr, 3),
-        Entry::new(format!("localhost:{port}"), 2),
-        Entry::new(literal_addr, 1),
-        Entry::new(down_addr, 2).down(),
-    ];
-    (vec![plain, heavy, down, name, literal], entries)
-}
 
 #[test]
 fn two_hundred_sources_get_the_same_backend() {
@@ -341,6 +164,33 @@ fn the_turns_of_round_robin_are_the_same() {
         let pair = Pair::start(&entries, None, "127.0.0.1");
         let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
         assert_eq!(tembuku, nginx, "weights {weights:?}");
+    }
+}
+
+/// A failure that does not put a backend out yet lowers its share, which then grows back by one a pick: with `max_fails`
+/// above one the turns show it. 0: it may fail as often as it likes, and keeps its share.
+#[test]
+fn the_turns_after_failures_are_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_turns_after_failures"));
+    for _ in 0..4 {
+        let servers: Vec<Server> = (1..=2).map(|n| Server::named(&format!("b{n}"))).collect();
+        let mut entries: Vec<Entry> = servers
+            .iter()
+            .map(|server| Entry::new(server.addr, rng.range(1, 9)))
+            .collect();
+        for _ in 0..rng.range(1, 2) {
+            let mut dead = Entry::new(ports::free_addr(), rng.range(3, 20));
+            dead.max_fails = rng.below(7);
+            entries.insert(rng.below(entries.len() as u64 + 1) as usize, dead);
+        }
+        let told: Vec<String> = entries
+            .iter()
+            .map(|entry| format!("{} max_fails {}", entry.weight, entry.max_fails))
+            .collect();
+        println!("  {told:?}");
+        let pair = Pair::start(&entries, None, "127.0.0.1");
+        let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
+        assert_eq!(tembuku, nginx, "{told:?}");
     }
 }
 

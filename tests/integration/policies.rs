@@ -74,6 +74,26 @@ fn random_two_keeps_the_load_even() {
     );
 }
 
+/// Of two that are as busy the one drawn first is taken, so that the weights count when nobody is busy: five sevenths are
+/// 200 of 280, give or take 38 (five standard deviations). nginx takes the one drawn second, which turns the weights
+/// round: the heaviest gets a fifth there.
+#[test]
+fn random_two_follows_the_weights_when_nobody_is_busy() {
+    let servers: Vec<Server> = (1..=3).map(|n| Server::named(&format!("b{n}"))).collect();
+    let backends: String = servers
+        .iter()
+        .zip([5, 1, 1])
+        .map(|(server, weight)| format!("{{ address = \"{}\", weight = {weight} }}, ", server.addr))
+        .collect();
+    let (front, tembuku) = start("random_two", &format!("[{backends}]"));
+    let mut heaviest = 0;
+    for _ in 0..280 {
+        heaviest += i32::from(hold(front).1 == "b1");
+        tembuku.wait_metric("backend_active_connections", &[], |n| n == 0.0);
+    }
+    assert!((heaviest - 200).abs() <= 38, "{heaviest} of 280");
+}
+
 #[test]
 fn a_network_of_256_shares_a_backend_with_ip_hash() {
     let mut rng = Rng::new(rng::seed("policies::ip_hash"));

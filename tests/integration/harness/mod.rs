@@ -3,6 +3,7 @@
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod net;
+pub(crate) mod pair;
 pub(crate) mod ports;
 pub(crate) mod proc;
 pub(crate) mod programs;

@@ -25,7 +25,7 @@ fn answers(addr: SocketAddr) -> bool {
 
 pub(crate) struct Nginx {
     _proc: Proc,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Nginx {
@@ -53,28 +53,35 @@ impl Nginx {
         let mut proc = Proc::start("nginx", dir.path(), command);
         // Not by connecting: that would be a client, and take a turn.
         proc.wait_ready(START, || net::listening(addr.port()));
-        Nginx {
-            _proc: proc,
-            _dir: dir,
-        }
+        Nginx { _proc: proc, dir }
+    }
+
+    /// A file in its folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.file(name)
     }
 
     /// An `http` server that has `file` of `size` bytes.
     pub(crate) fn web(file: &str, size: usize) -> (Nginx, SocketAddr) {
         let addr = ports::free_addr();
-        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {{dir}}/{kind};"))
-            .join(" ");
         let nginx = Nginx::start(
             addr,
-            &format!(
-                "http {{ {temp} access_log off; sendfile on; keepalive_requests 1000000;\n\
-                 server {{ listen {addr} backlog=4096; root {{dir}}; }} }}"
-            ),
+            &http_block(&format!(
+                "sendfile on; keepalive_requests 1000000;\n\
+                 server {{ listen {addr} backlog=4096; root {{dir}}; }}"
+            )),
         );
-        nginx._dir.write(file, &"x".repeat(size));
+        nginx.dir.write(file, &"x".repeat(size));
         (nginx, addr)
     }
+}
+
+/// An `http` block for [`Nginx::start`] that keeps its files in the folder.
+pub(crate) fn http_block(inside: &str) -> String {
+    let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {{dir}}/{kind};"))
+        .join(" ");
+    format!("http {{ {temp} access_log off; {inside} }}")
 }
 
 pub(crate) struct Redis {

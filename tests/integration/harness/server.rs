@@ -1,9 +1,12 @@
 //! Small backends inside the test program, one thread per connection.
 
-use super::net::{self, PATIENCE};
+use super::{
+    net::{self, PATIENCE},
+    ports,
+};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -23,7 +26,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// On a port of 127.0.0.1 that the kernel chooses.
+    /// On some port of 127.0.0.1.
     pub(crate) fn start(handler: impl Fn(TcpStream) + Send + Sync + 'static) -> Server {
         Server::on(&[SocketAddr::from(([127, 0, 0, 1], 0))], handler)
     }
@@ -35,8 +38,10 @@ impl Server {
         let accepted = Arc::new(AtomicUsize::new(0));
         let live = Arc::new(AtomicUsize::new(0));
         let handler: Handler = Arc::new(handler);
-        let listeners: Vec<Arc<TcpListener>> =
-            addrs.iter().map(|&addr| Arc::new(listen(addr))).collect();
+        let listeners: Vec<Arc<TcpListener>> = addrs
+            .iter()
+            .map(|&addr| Arc::new(listen_anywhere(addr)))
+            .collect();
         for listener in &listeners {
             let (listener, handler) = (listener.clone(), handler.clone());
             let (accepted, live) = (accepted.clone(), live.clone());
@@ -93,16 +98,31 @@ pub(crate) fn greet_and_echo(mut stream: &TcpStream, greeting: &str) {
 }
 
 pub(crate) fn listen(addr: SocketAddr) -> TcpListener {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
+    try_listen(addr).unwrap_or_else(|error| panic!("cannot listen on {addr}: {error}"))
+}
+
+fn try_listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
-        socket.set_only_v6(true).unwrap();
+        socket.set_only_v6(true)?;
     }
-    socket
-        .bind(&addr.into())
-        .unwrap_or_else(|error| panic!("cannot listen on {addr}: {error}"));
-    socket.listen(4096).unwrap();
-    socket.into()
+    socket.bind(&addr.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// Port 0 stands for one that no other test gets for long: the kernel would give the port of a server that is dead to
+/// the next that asks, and a test that counts on a dead server would find that one there.
+fn listen_anywhere(addr: SocketAddr) -> TcpListener {
+    if addr.port() != 0 {
+        return listen(addr);
+    }
+    let on = |port| try_listen(SocketAddr::new(addr.ip(), port));
+    // Another run may be quicker.
+    (0..10)
+        .find_map(|_| on(ports::free_port()).ok())
+        .unwrap_or_else(|| listen(addr))
 }
 
 fn accept_all(

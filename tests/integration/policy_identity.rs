@@ -1,0 +1,288 @@
+//! Each policy is the one it says it is.
+//!
+//! A test of a policy is worth something only if no other policy would pass it. So each case here is run twice over: with
+//! its own policy, which must pass, and with every other in its place, none of which may. What it looks at comes through
+//! a listener, like everything.
+//!
+//! A new policy needs a function that looks at what distinguishes it, and a line in `cases!`.
+
+use crate::harness::{
+    net::{ask_from, connect_with, read_line},
+    ports,
+    server::Server,
+    tembuku::Tembuku,
+};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+};
+
+/// A function that looks, by the name of the policy that must pass it. `Err` says what was not as it should be; anything
+/// else that goes wrong is a panic.
+macro_rules! cases {
+    ($($balance:ident),* $(,)?) => {
+        const POLICIES: &[&str] = &[$(stringify!($balance)),*];
+        $(#[test]
+        fn $balance() {
+            only(stringify!($balance), looks::$balance);
+        })*
+    };
+}
+
+cases![
+    round_robin,
+    least_conn,
+    random_two,
+    first,
+    hash,
+    ip_hash,
+    consistent_hash,
+];
+
+type Verdict = Result<(), String>;
+
+#[track_caller]
+fn only(own: &str, look: fn(&str) -> Verdict) {
+    if let Err(what) = look(own) {
+        panic!("not {own}: {what}");
+    }
+    for other in POLICIES.iter().filter(|other| **other != own) {
+        match look(other) {
+            Err(what) => println!("{other} in place of {own}: {what}"),
+            Ok(()) => panic!("{other} in place of {own} is not noticed"),
+        }
+    }
+}
+
+fn check(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+struct Setup {
+    front: SocketAddr,
+    tembuku: Tembuku,
+}
+
+/// `backends`: the address and keys of each.
+fn start(balance: &str, backends: &[(SocketAddr, String)]) -> Setup {
+    let front = ports::free_addr();
+    let backends: String = backends
+        .iter()
+        .map(|(address, keys)| format!("{{ address = \"{address}\", {keys} }}, "))
+        .collect();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbalance = \"{balance}\"\nbackends = [{backends}]\n"
+    ));
+    Setup { front, tembuku }
+}
+
+/// Servers `b1` …, one for each of the weights, and the backends for them.
+fn weighted(weights: &[u32]) -> (Vec<Server>, Vec<(SocketAddr, String)>) {
+    let servers: Vec<Server> = (1..=weights.len())
+        .map(|n| Server::named(&format!("b{n}")))
+        .collect();
+    let backends = servers
+        .iter()
+        .zip(weights)
+        .map(|(server, weight)| (server.addr, format!("weight = {weight}")))
+        .collect();
+    (servers, backends)
+}
+
+/// The n-th of some clients from far apart: no two share a network of 256.
+fn client(n: usize) -> IpAddr {
+    Ipv4Addr::new(127, (n * 37 % 256) as u8, (n * 101 % 256) as u8, 7).into()
+}
+
+/// A session that stays, and who answered.
+fn hold(front: SocketAddr, source: IpAddr) -> (TcpStream, String) {
+    let mut stream = connect_with(front, Some(source), 0, 0).unwrap();
+    let name = read_line(&mut stream).unwrap();
+    (stream, name)
+}
+
+/// Who serves each of the clients.
+fn served(front: SocketAddr, clients: impl IntoIterator<Item = IpAddr>) -> Vec<String> {
+    let ask = |source| ask_from(source, front).unwrap();
+    clients.into_iter().map(ask).collect()
+}
+
+fn tally(names: &[String]) -> BTreeMap<&str, usize> {
+    let mut tally = BTreeMap::new();
+    for name in names {
+        *tally.entry(name.as_str()).or_default() += 1;
+    }
+    tally
+}
+
+/// How many sessions the fullest has more than the emptiest of `count` backends.
+fn spread(names: &[String], count: usize) -> usize {
+    let tally = tally(names);
+    let least = if tally.len() < count {
+        0
+    } else {
+        tally.values().copied().min().unwrap_or(0)
+    };
+    tally.values().copied().max().unwrap_or(0) - least
+}
+
+mod looks {
+    use super::*;
+
+    /// Turns by weight, whatever sessions there are and whoever comes: these stay, and are from many addresses.
+    pub(super) fn round_robin(balance: &str) -> Verdict {
+        let (_servers, backends) = weighted(&[5, 1, 1]);
+        let setup = start(balance, &backends);
+        let held: Vec<_> = (0..28).map(|n| hold(setup.front, client(n))).collect();
+        let turns = ["b1", "b1", "b2", "b1", "b3", "b1", "b1"];
+        for (n, (_, name)) in held.iter().enumerate() {
+            check(name == turns[n % 7], || format!("session {n} is on {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whoever has been left by its sessions gets every new one, until it has as many as the others again.
+    pub(super) fn least_conn(balance: &str) -> Verdict {
+        const EACH: usize = 20;
+        let (servers, backends) = weighted(&[1, 1, 1]);
+        let setup = start(balance, &backends);
+        let mut held = Vec::new();
+        for n in 0..3 * EACH {
+            held.push(hold(setup.front, client(n)));
+            let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
+            check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))?;
+        }
+        held.retain(|(_, name)| name != "b2");
+        let address = servers[1].addr.to_string();
+        let labels = [("backend", address.as_str())];
+        setup
+            .tembuku
+            .wait_metric("backend_active_connections", &labels, |n| n == 0.0);
+        for n in 0..EACH {
+            let (stream, name) = hold(setup.front, client(n));
+            check(name == "b2", || format!("new session {n} is on {name}"))?;
+            held.push((stream, name));
+        }
+        Ok(())
+    }
+
+    /// Chance, so that at times one is ahead of another by more than turns or counting would let it; but the better of
+    /// two: sessions of a single client that stay are spread within a few of each other, where by chance alone it would
+    /// be some 20 of 100.
+    pub(super) fn random_two(balance: &str) -> Verdict {
+        let (_servers, backends) = weighted(&[1, 1, 1, 1]);
+        let setup = start(balance, &backends);
+        let held: Vec<_> = (0..400).map(|_| hold(setup.front, client(1))).collect();
+        let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
+        check(spread(&names, 4) <= 8, || format!("{:?}", tally(&names)))?;
+        let widest = (1..=names.len()).map(|n| spread(&names[..n], 4)).max();
+        check(widest > Some(1), || "none is ever two ahead".to_owned())
+    }
+
+    /// One after the other is filled, whoever comes.
+    pub(super) fn first(balance: &str) -> Verdict {
+        const ROOM: usize = 8;
+        let (_servers, mut backends) = weighted(&[1, 5, 1]);
+        for (_, keys) in &mut backends {
+            *keys += &format!(", max_connections = {ROOM}");
+        }
+        let setup = start(balance, &backends);
+        let held: Vec<_> = (0..3 * ROOM)
+            .map(|n| hold(setup.front, client(n)))
+            .collect();
+        for (n, (_, name)) in held.iter().enumerate() {
+            let wanted = format!("b{}", n / ROOM + 1);
+            check(*name == wanted, || format!("session {n} is on {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// CRC-32 of the address as text, by the weights in the order of the config.
+    pub(super) fn hash(balance: &str) -> Verdict {
+        let at = |source: IpAddr| {
+            (u64::from(crc32fast::hash(source.to_string().as_bytes())) >> 16) & 0x7fff
+        };
+        by_formula(balance, at)
+    }
+
+    /// The first three bytes of the address, by the weights in the order of the config.
+    pub(super) fn ip_hash(balance: &str) -> Verdict {
+        let at = |source: IpAddr| {
+            let IpAddr::V4(source) = source else {
+                unreachable!("the clients have IPv4");
+            };
+            source.octets()[..3]
+                .iter()
+                .fold(89, |hash, &byte| (hash * 113 + u64::from(byte)) % 6271)
+        };
+        by_formula(balance, at)
+    }
+
+    /// Each client is where the formula says, at every visit.
+    fn by_formula(balance: &str, at: impl Fn(IpAddr) -> u64) -> Verdict {
+        const WEIGHTS: [u32; 4] = [1, 3, 2, 1];
+        let (_servers, backends) = weighted(&WEIGHTS);
+        let setup = start(balance, &backends);
+        for n in (0..50).chain(0..50) {
+            let source = client(n);
+            let mut at = at(source) % 7;
+            let here = WEIGHTS.iter().position(|&weight| {
+                let here = at < u64::from(weight);
+                at = at.saturating_sub(u64::from(weight));
+                here
+            });
+            let wanted = format!("b{}", here.unwrap() + 1);
+            let name = ask_from(source, setup.front).unwrap();
+            check(name == wanted, || format!("{source} is on {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Each client is where the ring says, by the names of the backends alone: their order does not matter, and when one
+    /// is taken out of the list nobody moves but its own clients.
+    pub(super) fn consistent_hash(balance: &str) -> Verdict {
+        let (servers, mut backends) = weighted(&[1, 1, 2, 1]);
+        let mut ring = Vec::new();
+        for (n, (server, weight)) in servers.iter().zip([1, 1, 2, 1]).enumerate() {
+            let mut last = [0; 4];
+            for _ in 0..160 * weight {
+                let port = server.addr.port().to_string();
+                let text = [b"127.0.0.1\0", port.as_bytes(), &last].concat();
+                let point = crc32fast::hash(&text);
+                last = point.to_le_bytes();
+                ring.push((point, format!("b{}", n + 1)));
+            }
+        }
+        ring.sort();
+        let clients = || (0..60).map(client);
+        let on_ring = |source: IpAddr| {
+            let hash = crc32fast::hash(source.to_string().as_bytes());
+            let point = ring.iter().find(|(point, _)| *point >= hash);
+            point.unwrap_or(&ring[0]).1.clone()
+        };
+        let setup = start(balance, &backends);
+        let before = served(setup.front, clients());
+        for (source, name) in clients().zip(&before) {
+            check(*name == on_ring(source), || {
+                format!("{source} is on {name}")
+            })?;
+        }
+        backends.reverse();
+        let turned = served(start(balance, &backends).front, clients());
+        check(turned == before, || "the order matters".to_owned())?;
+        backends.remove(2);
+        let after = served(start(balance, &backends).front, clients());
+        for (source, (before, after)) in clients().zip(before.iter().zip(&after)) {
+            let stays = if before == "b2" {
+                after != "b2"
+            } else {
+                after == before
+            };
+            check(stays, || {
+                format!("{source} has moved from {before} to {after}")
+            })?;
+        }
+        Ok(())
+    }
+}
