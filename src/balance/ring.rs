@@ -1,7 +1,7 @@
 //! The consistent-hash ring, point for point that of nginx's `hash … consistent`.
 //!
 //! A fleet may be moved over one machine at a time, or run mixed for good: as long as the address
-//! texts and weights are the same, each client stays on its backend. `tests/hash_nginx.rs` holds
+//! texts and weights are the same, each client stays on its backend. `tests/integration/hash_nginx.rs` holds
 //! this against a running nginx; the vectors below were taken from one.
 
 use super::{

@@ -8,14 +8,17 @@
 
 use crate::harness::{
     net::{ask_from, connect_with, read_line},
-    ports,
-    server::Server,
+    ports, secs,
+    server::{Crowded, Server, named},
     tembuku::Tembuku,
+    wait_until,
 };
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    thread,
 };
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A function that looks, by the name of the policy that must pass it. `Err` says what was not as it should be; anything
 /// else that goes wrong is a panic.
@@ -37,6 +40,8 @@ cases![
     hash,
     ip_hash,
     consistent_hash,
+    least_time,
+    maglev,
 ];
 
 type Verdict = Result<(), String>;
@@ -169,10 +174,10 @@ mod looks {
 
     /// Chance, so that at times one is ahead of another by more than turns or counting would let it; but the better of
     /// two: sessions of a single client that stay are spread within a few of each other, where by chance alone it would
-    /// be some 20 of 100.
+    /// be some 20 of 100. That one of them was slow once does not matter.
     pub(super) fn random_two(balance: &str) -> Verdict {
-        let (_servers, backends) = weighted(&[1, 1, 1, 1]);
-        let setup = start(balance, &backends);
+        let quick = named(3);
+        let (setup, _open) = slow_once(balance, &quick, 1)?;
         let held: Vec<_> = (0..400).map(|_| hold(setup.front, client(1))).collect();
         let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
         check(spread(&names, 4) <= 8, || format!("{:?}", tally(&names)))?;
@@ -284,5 +289,114 @@ mod looks {
             })?;
         }
         Ok(())
+    }
+
+    /// Whoever took a second to connect once gets nothing more, however few sessions it has and whoever comes.
+    pub(super) fn least_time(balance: &str) -> Verdict {
+        // Heavy, so that it has the first turn, and would have most of those that follow.
+        let quick = named(2);
+        let (setup, _open) = slow_once(balance, &quick, 1000)?;
+        // One each, so that something is known of all of them; and then many.
+        served(setup.front, (0..2).map(client));
+        let names = served(setup.front, (0..40).map(client));
+        check(!names.contains(&"slow".to_owned()), || {
+            format!("{:?}", tally(&names))
+        })
+    }
+
+    /// The quick ones with a weight of 1 each, and behind them `slow`, which has taken a second to let the first in.
+    fn slow_once(
+        balance: &str,
+        quick: &[Server],
+        weight: u32,
+    ) -> Result<(Setup, TcpListener), String> {
+        let crowded = Crowded::start();
+        let quick = quick.iter().map(|server| (server.addr, 1));
+        let backends: Vec<_> = quick
+            .chain([(crowded.address(), weight)])
+            .map(|(addr, weight)| (addr, format!("weight = {weight}, fail_timeout = \"1h\"")))
+            .collect();
+        let setup = start(balance, &backends);
+        let front = setup.front;
+        let mut asked = Vec::new();
+        for n in 0..30 {
+            asked.push(thread::spawn(move || ask_from(client(n), front).unwrap()));
+            let came = || crowded.is_asked() || asked.iter().all(|a| a.is_finished());
+            wait_until("the client is somewhere", secs(10), came);
+            if crowded.is_asked() {
+                break;
+            }
+        }
+        check(crowded.is_asked(), || {
+            "the one at the end gets nothing".to_owned()
+        })?;
+        let open = crowded.open("slow");
+        asked.into_iter().for_each(|a| drop(a.join().unwrap()));
+        setup.tembuku.wait_idle();
+        Ok((setup, open))
+    }
+
+    /// Each client is in the slot that the hash of its address names, in a table filled as the paper says; neither the
+    /// order of the backends nor the loss of one of them sends anybody elsewhere who need not go.
+    pub(super) fn maglev(balance: &str) -> Verdict {
+        const SLOTS: u64 = 65_537;
+        let (servers, mut backends) = weighted(&[1, 1, 1, 1]);
+        let mut order: Vec<(String, String)> = servers
+            .iter()
+            .zip(1..)
+            .map(|(server, n)| (server.addr.to_string(), format!("b{n}")))
+            .collect();
+        order.sort();
+        // Each backend's own order of all slots, and everybody takes by turns the first that is free.
+        let mut table: BTreeMap<u64, &str> = BTreeMap::new();
+        let mut wishes: Vec<_> = order
+            .iter()
+            .map(|(text, name)| {
+                let offset = xxh3_64_with_seed(text.as_bytes(), 0) % SLOTS;
+                let skip = xxh3_64_with_seed(text.as_bytes(), 1) % (SLOTS - 1) + 1;
+                let slots = (0..SLOTS).map(move |n| (offset + n * skip) % SLOTS);
+                (name, slots)
+            })
+            .collect();
+        'filling: loop {
+            for (name, slots) in &mut wishes {
+                let Some(slot) = slots.find(|slot| !table.contains_key(slot)) else {
+                    break 'filling;
+                };
+                table.insert(slot, name);
+            }
+        }
+        let clients = || (0..60).map(client);
+        let setup = start(balance, &backends);
+        let before = served(setup.front, clients());
+        for (source, name) in clients().zip(&before) {
+            let slot = xxh3_64(source.to_string().as_bytes()) % SLOTS;
+            check(name == table[&slot], || format!("{source} is on {name}"))?;
+        }
+        backends.reverse();
+        let turned = served(start(balance, &backends).front, clients());
+        check(turned == before, || "the order matters".to_owned())?;
+        // A backend that is down keeps its slots, and its clients alone are spread over the others.
+        backends[2].1 += ", down = true";
+        let after = served(start(balance, &backends).front, clients());
+        for (source, (before, after)) in clients().zip(before.iter().zip(&after)) {
+            let stays = if before == "b2" {
+                after != "b2"
+            } else {
+                after == before
+            };
+            check(stays, || {
+                format!("{source} has moved from {before} to {after}")
+            })?;
+        }
+        let heirs: Vec<_> = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, _)| *before == "b2")
+            .map(|(_, after)| after.clone())
+            .collect();
+        check(tally(&heirs).len() > 1, || {
+            format!("all of b2's went to {heirs:?}")
+        })
     }
 }

@@ -3,16 +3,14 @@
 use crate::harness::{
     net::{ask_from, connect, connect_with, read_line},
     ports, secs,
-    server::{Server, named},
+    server::{Crowded, Server, named},
     tembuku::Tembuku,
     wait_until,
 };
-use socket2::{Domain, Socket, Type};
 use std::{
     collections::BTreeMap,
-    fs,
     io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex},
     thread,
 };
@@ -185,58 +183,6 @@ fn bounded_load_spreads_what_does_not_fit() {
         tembuku.wait_idle();
         // With nobody there the client is at home again.
         assert_eq!(hold(front).1, home, "{balance}");
-    }
-}
-
-/// Accepts nothing until it is told to: the kernel drops what asks to be let in, and the client's kernel asks again a
-/// second later.
-struct Crowded {
-    listener: TcpListener,
-    _first: TcpStream,
-}
-
-impl Crowded {
-    fn start() -> Self {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-        socket.bind(&any.into()).unwrap();
-        // A queue of none holds one all the same.
-        socket.listen(0).unwrap();
-        let listener: TcpListener = socket.into();
-        let first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        Self {
-            listener,
-            _first: first,
-        }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.listener.local_addr().unwrap()
-    }
-
-    /// Whether somebody has asked and been dropped.
-    fn is_asked(&self) -> bool {
-        let port = format!(":{:04X}", self.address().port());
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        table.lines().any(|line| {
-            let mut fields = line.split_whitespace().skip(2);
-            // 02: sent its SYN and waits.
-            fields.next().is_some_and(|remote| remote.ends_with(&port))
-                && fields.next() == Some("02")
-        })
-    }
-
-    fn open(self, name: &str) -> TcpListener {
-        let (queued, _) = self.listener.accept().unwrap();
-        drop(queued);
-        let greeting = format!("{name}\n");
-        let listener = self.listener.try_clone().unwrap();
-        thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let _ = stream.write_all(greeting.as_bytes());
-            }
-        });
-        self.listener
     }
 }
 

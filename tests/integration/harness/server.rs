@@ -6,6 +6,7 @@ use super::{
 };
 use socket2::{Domain, SockRef, Socket, Type};
 use std::{
+    fs,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -141,6 +142,57 @@ fn accept_all(
             handler(stream);
             live.fetch_sub(1, Ordering::SeqCst);
         });
+    }
+}
+
+/// Accepts nothing until it is told to: the kernel drops what asks to be let in, and the client's kernel asks again a
+/// second later.
+pub(crate) struct Crowded {
+    listener: TcpListener,
+    _first: TcpStream,
+}
+
+impl Crowded {
+    pub(crate) fn start() -> Self {
+        let listener = listen(ports::free_addr());
+        // A queue of none holds one all the same.
+        SockRef::from(&listener).listen(0).unwrap();
+        let first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        Self {
+            listener,
+            _first: first,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// Whether somebody has asked and been dropped.
+    pub(crate) fn is_asked(&self) -> bool {
+        let port = format!(":{:04X}", self.address().port());
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        table.lines().any(|line| {
+            let mut fields = line.split_whitespace().skip(2);
+            // 02: sent its SYN and waits.
+            fields.next().is_some_and(|remote| remote.ends_with(&port))
+                && fields.next() == Some("02")
+        })
+    }
+
+    pub(crate) fn open(self, name: &str) -> TcpListener {
+        SockRef::from(&self.listener).listen(4096).unwrap();
+        let (queued, _) = self.listener.accept().unwrap();
+        drop(queued);
+        let greeting = format!("{name}\n");
+        let listener = self.listener.try_clone().unwrap();
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let greeting = greeting.clone();
+                thread::spawn(move || greet_and_echo(&stream, &greeting));
+            }
+        });
+        self.listener
     }
 }
 
