@@ -67,18 +67,3 @@ fn begins(bytes: &[u8], signature: &[u8]) -> bool {
     let both = bytes.len().min(signature.len());
     bytes[..both] == signature[..both]
 }
-
-impl Addresses {
-    /// Of two unix sockets. A path that is longer than a socket's can be is cut.
-    pub fn unix(source: &[u8], destination: &[u8]) -> Self {
-        let mut both = Box::new([0; v2::UNIX]);
-        for (room, path) in both
-            .chunks_exact_mut(v2::UNIX / 2)
-            .zip([source, destination])
-        {
-            let n = path.len().min(room.len());
-            room[..n].copy_from_slice(&path[..n]);
-        }
-        Self::Unix(both)
-    }
-}

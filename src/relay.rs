@@ -5,11 +5,16 @@
 //! said arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
 
 mod direction;
+mod first;
+
+pub use first::First;
 
 use crate::{
+    access,
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
+    proxy_protocol::Watch,
     reason::CloseReason,
     sessions::Session,
     sys,
@@ -56,6 +61,7 @@ const RESET_PATIENCE: Duration = Duration::from_secs(60);
 pub async fn relay(
     client: &mut Stream,
     backend: &mut Stream,
+    first: Option<Box<First>>,
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
@@ -64,7 +70,7 @@ pub async fn relay(
         backend: &mut *backend,
         plan,
         tally,
-        up: Direction::default(),
+        up: Direction::from_client(first, watch(plan, tally)),
         down: Direction::default(),
         broken: None,
         begun: false,
@@ -81,6 +87,14 @@ pub async fn relay(
         _ => {}
     }
     outcome
+}
+
+/// A backend may be one that accepts headers, and must not be told by just anybody who the client is.
+fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
+    match &plan.accept_proxy {
+        Some(accept) if !access::trusts(accept, tally.session.peer.ip()) => Watch::Begun,
+        _ => Watch::Over,
+    }
 }
 
 pin_project! {
@@ -148,6 +162,9 @@ impl Parts<'_, '_> {
         }
         if self.first_byte.is_none() && self.down.has_begun {
             *self.first_byte = Some(now);
+        }
+        if self.up.was_refused() {
+            return Poll::Ready(CloseReason::UntrustedHeader);
         }
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
@@ -257,6 +274,11 @@ impl Parts<'_, '_> {
     /// known to be under way counts; a session that is cut in full flow may always have more to say.
     fn tell_who_was_cut_short(&self, reason: CloseReason) {
         let in_full_flow = reason == CloseReason::Drained;
+        if reason == CloseReason::UntrustedHeader {
+            sys::socket::reset_on_close(&*self.backend);
+            sys::socket::reset_on_close(&*self.client);
+            return;
+        }
         if !self.up.finished && (in_full_flow || self.up.has_more(self.client)) {
             sys::socket::reset_on_close(&*self.backend);
         }

@@ -147,7 +147,8 @@ pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
 }
 
 /// With a checksum, and with those of `tlvs`, an accepted header's, that fit. Where the two ends are of different
-/// families, the IPv4 one becomes an IPv6 address.
+/// families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL, the only one of its kind that everybody
+/// must accept; HAProxy refuses PROXY with UNSPEC.
 pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     let mut block = Vec::with_capacity(UNIX);
     let family = match addresses {
@@ -182,10 +183,13 @@ pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     block.extend_from_slice(&[0; tlv::CHECKSUM]);
     block.extend(tlv::passed_on(tlvs, usize::from(u16::MAX) - block.len()));
 
-    let protocol = if family == Family::Unspec { 0 } else { STREAM };
+    let (command, protocol) = match family {
+        Family::Unspec => (LOCAL, 0),
+        _ => (PROXY, STREAM),
+    };
     let mut header = Vec::with_capacity(FIXED + block.len());
     header.extend_from_slice(SIGNATURE_V2);
-    header.extend_from_slice(&[VERSION << 4 | PROXY, (family as u8) << 4 | protocol]);
+    header.extend_from_slice(&[VERSION << 4 | command, (family as u8) << 4 | protocol]);
     header.extend_from_slice(&u16::try_from(block.len()).unwrap_or(u16::MAX).to_be_bytes());
     header.append(&mut block);
     let after = checksum_at + tlv::CHECKSUM;

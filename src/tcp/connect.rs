@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -61,16 +61,16 @@ pub(super) async fn connect(
     session: &Session,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, CloseReason> {
-    let mut search = service.pool.search(session.client.ip());
+    let mut search = service.pool.search(session.client().ip());
     for retry in 0..=service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
             if retry > 0 {
                 return Err(CloseReason::ConnectFailed);
             }
-            if service.may_warn() {
+            if service.warned.may_again() {
                 tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
-                    client = %session.client, "no backend is available");
+                    client = %session.client(), "no backend is available");
             }
             return Err(CloseReason::NoBackend);
         };
@@ -171,6 +171,8 @@ async fn attempt(
         }
         match peer_now(client) {
             Ok(PeerNow::Here) => silent_since = None,
+            // What came with a PROXY protocol header waits for the backend: no silence.
+            Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
             Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
             Ok(PeerNow::EndedSilently | PeerNow::Gone) | Err(_) => {
                 return Err(Failure::Session(CloseReason::ClientLeft));

@@ -81,7 +81,7 @@ pub async fn listen(
                     }
                     keep_reserve();
                 }
-                if service.may_warn() {
+                if service.warned.may_again() {
                     tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
                 }
                 tokio::time::sleep(BACK_OFF).await;
@@ -109,7 +109,12 @@ fn admit(stream: Stream, client: Client, service: &Arc<Service>, tasks: &TaskTra
         service.metrics.rejected(reason);
         tracing::debug!(listener = %service.plan.name, %client, reason = reason.word(), "turned away");
     };
-    if !service.plan.access.is_empty() && !access::allows(&service.plan.access, client.ip()) {
+    // Whom a header will name is asked for later.
+    let names_client = |accept| access::trusts(accept, client.ip());
+    if !service.plan.access.is_empty()
+        && !service.plan.accept_proxy.as_ref().is_some_and(names_client)
+        && !access::allows(&service.plan.access, client.ip())
+    {
         return reject(RejectReason::Access);
     }
     let Some(slot) = Slot::take(service) else {

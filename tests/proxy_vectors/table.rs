@@ -156,7 +156,7 @@ fn v2() -> Vec<Vector> {
     let mut unix = [0u8; 216];
     unix[..5].copy_from_slice(b"/a\xff/b");
     unix[108..].fill(b'x');
-    let unix_pair = || Ok(Addresses::unix(&unix[..5], &unix[108..]));
+    let unix_pair = || Ok(Addresses::Unix(Box::new(unix)));
     let crc = tlv(3, &[0; 4]);
     let behind = [tlv(2, b"example.com"), crc.clone(), tlv(5, &[7; 128])].concat();
     let mut wrong_sum = summed(with(&crc), 31);

@@ -6,6 +6,7 @@ pub(crate) mod net;
 pub(crate) mod ports;
 pub(crate) mod proc;
 pub(crate) mod programs;
+pub(crate) mod proxy;
 pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tembuku;
