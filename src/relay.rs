@@ -40,6 +40,13 @@ pub struct Tally<'a> {
     pub relayed: &'a RelayCounts,
 }
 
+/// A backend that was reached.
+pub struct Reached {
+    pub stream: Stream,
+    /// Taken when the relay begins.
+    pub first: Option<Box<First>>,
+}
+
 /// How it went.
 #[derive(Debug)]
 pub struct Outcome {
@@ -60,17 +67,16 @@ const RESET_PATIENCE: Duration = Duration::from_secs(60);
 /// Relays until the session is over. The streams are left to be closed by the caller.
 pub async fn relay(
     client: &mut Stream,
-    backend: &mut Stream,
-    first: Option<Box<First>>,
+    reached: &mut Reached,
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
     let outcome = Relay {
         client: &mut *client,
-        backend: &mut *backend,
+        backend: &mut reached.stream,
         plan,
         tally,
-        up: Direction::from_client(first, watch(plan, tally)),
+        up: Direction::from_client(reached.first.take(), watch(plan, tally)),
         down: Direction::default(),
         broken: None,
         begun: false,
@@ -82,7 +88,9 @@ pub async fn relay(
     .await;
     // Boxed: it is rare, and a session must not carry room for it all its life.
     match outcome.reason {
-        CloseReason::ClientReset => Box::pin(reset_after_delivery(backend, plan, tally)).await,
+        CloseReason::ClientReset => {
+            Box::pin(reset_after_delivery(&reached.stream, plan, tally)).await
+        }
         CloseReason::BackendReset => Box::pin(reset_after_delivery(client, plan, tally)).await,
         _ => {}
     }

@@ -6,6 +6,7 @@ use crate::{
     plan::{Place, SocketOptions},
     pool::AfterFailure,
     reason::{CloseReason, ConnectError},
+    relay::Reached,
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
@@ -42,7 +43,7 @@ pub(super) struct Attempt {
 }
 
 pub(super) struct Connected {
-    pub(super) stream: Stream,
+    pub(super) reached: Reached,
     pub(super) lease: Lease,
     /// When the attempt that succeeded began.
     pub(super) began: Instant,
@@ -97,7 +98,10 @@ pub(super) async fn connect(
                         from = "failed", to = "up", "backend is back");
                 }
                 return Ok(Connected {
-                    stream,
+                    reached: Reached {
+                        stream,
+                        first: None,
+                    },
                     lease,
                     began,
                 });

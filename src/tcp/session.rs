@@ -8,7 +8,7 @@ use crate::{
     access, access_log,
     net::{Client, Stream},
     reason::{CloseReason, RejectReason},
-    relay::{self, First, Tally},
+    relay::{self, Tally},
     service::{Service, Slot},
     sessions::{Listed, Session},
 };
@@ -44,7 +44,7 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
             backend: None,
             first_byte: None,
         },
-        Ok((connected, first)) => {
+        Ok(connected) => {
             let backend = connected.lease.backend();
             let tally = Tally {
                 session: &session,
@@ -52,14 +52,8 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
             };
-            let outcome = relay::relay(
-                &mut client,
-                &mut connected.stream,
-                first.take(),
-                &service.plan,
-                &tally,
-            )
-            .await;
+            let outcome =
+                relay::relay(&mut client, &mut connected.reached, &service.plan, &tally).await;
             End {
                 reason: outcome.reason,
                 backend: Some(Arc::clone(backend.text())),
@@ -70,10 +64,10 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
         }
     };
     // Every limit makes room before the peers can know that the session is over and come back.
-    let backend_stream = opened.ok().map(|(connected, _)| connected.stream);
+    let reached = opened.ok().map(|connected| connected.reached);
     let session = session.give_back();
     let service = slot.give_back();
-    drop((client, backend_stream));
+    drop((client, reached));
     let duration = began.elapsed();
     if end.reason == CloseReason::UntrustedHeader && service.warned_of_header.may_again() {
         tracing::warn!(listener = %service.plan.name, client = %session.peer,
@@ -125,14 +119,15 @@ async fn open(
     session: &Session,
     accepted: Instant,
     attempts: &mut Vec<Attempt>,
-) -> Result<(Connected, Option<Box<First>>), NotOpened> {
+) -> Result<Connected, NotOpened> {
     let introduction = introduce(service, client, session, accepted)
         .await
         .map_err(NotOpened::TurnedAway)?;
-    let connected = connect::connect(service, client, session, attempts)
+    let mut connected = connect::connect(service, client, session, attempts)
         .await
         .map_err(NotOpened::Closed)?;
-    Ok((connected, introduction.pass_on(service, session, client)))
+    connected.reached.first = introduction.pass_on(service, session, client);
+    Ok(connected)
 }
 
 async fn introduce(
