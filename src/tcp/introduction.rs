@@ -105,9 +105,9 @@ pub(super) async fn receive(
     };
     let (listener, peer, reason) = (&service.plan.name, session.peer, failure.reason());
     if !matches!(failure, Failure::ToldToEnd) && service.warned_of_header.may_again() {
-        tracing::warn!(%listener, %peer, reason = reason.word(), "turned away without a PROXY protocol header: {failure}");
+        tracing::warn!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
     } else {
-        tracing::debug!(%listener, %peer, reason = reason.word(), "turned away without a PROXY protocol header: {failure}");
+        tracing::debug!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
     }
     Err(reason)
 }

@@ -3,9 +3,11 @@
 use crate::harness::{
     net::{self, End, ask_from, connect_with, read_all, read_line},
     ports,
-    programs::{Haproxy, Nginx},
+    proc::{command, run_ok},
+    programs::{self, Haproxy, Nginx},
     proxy::{connect_saying, tlv, v1, v2},
-    server::{list, named},
+    secs,
+    server::{Server, list, named},
     tembuku::Tembuku,
 };
 use std::{
@@ -226,4 +228,54 @@ fn a_chain_of_three_names_the_first() {
         hear(client),
         format!("127.0.7.8 {port} {} {}", fronts[0].ip(), fronts[0].port())
     );
+}
+
+/// The picks that nginx 1.22.1 makes with these very backends, for clients that only a header can name here.
+#[test]
+fn picks_for_clients_in_a_header_are_those_of_nginx() {
+    if programs::place().is_none() {
+        let test = "proxy_programs::picks_for_clients_in_a_header_are_those_of_nginx";
+        return programs::again_in_own_place(test);
+    }
+    let mut servers: Vec<Server> = (1..=3)
+        .map(|n| {
+            run_ok(
+                secs(10),
+                command(&format!("ip address add 10.0.0.{n}/32 dev lo")),
+            );
+            Server::named_on(&n.to_string(), &[SocketAddr::from(([10, 0, 0, n], 6379))])
+        })
+        .collect();
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\n\
+         [upstreams.u]\nbalance = \"consistent_hash\"\n\
+         backends = [\"10.0.0.1:6379\", \"10.0.0.2:6379\", {{ address = \"10.0.0.3:6379\", weight = 2 }}]\n"
+    ));
+    let ask = |client: &str| {
+        let destination = if client.starts_with('[') {
+            "[2001:db8::b]:6379"
+        } else {
+            "192.0.2.11:6379"
+        };
+        let names = [v1(client, destination), v2(client, destination, &[])]
+            .map(|header| read_line(&mut connect_saying(front, &header)).unwrap());
+        assert_eq!(names[0], names[1], "{client}");
+        names[0].clone()
+    };
+    for (client, backend) in [
+        ("192.0.2.1:1", "3"),
+        ("192.0.2.2:2", "1"),
+        ("192.0.2.3:3", "2"),
+        ("192.0.2.77:4", "2"),
+        ("198.51.100.200:5", "3"),
+        ("203.0.113.9:6", "3"),
+        ("[2001:db8::1]:7", "2"),
+    ] {
+        assert_eq!(ask(client), backend, "{client}");
+    }
+    servers.pop();
+    for client in ["192.0.2.1:1", "198.51.100.200:5", "203.0.113.9:6"] {
+        assert_eq!(ask(client), "1", "{client} without the third");
+    }
 }
