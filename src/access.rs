@@ -1,6 +1,6 @@
-//! Who may connect. Pure.
+//! Who may connect, and who may say who a client is. Pure.
 
-use crate::plan::{AccessRule, Who};
+use crate::plan::{AcceptProxy, AccessRule, Who};
 use std::net::IpAddr;
 
 /// The first rule that matches decides; where none does, the client is let in. A client on a unix
@@ -12,6 +12,12 @@ pub fn allows(rules: &[AccessRule], client: Option<IpAddr>) -> bool {
         .iter()
         .find(|rule| matches(rule.who, client))
         .is_none_or(|rule| rule.allow)
+}
+
+/// Whether this peer's connections begin with a PROXY protocol header.
+pub fn trusts(accept: &AcceptProxy, peer: Option<IpAddr>) -> bool {
+    let peer = peer.map(|ip| ip.to_canonical());
+    accept.trust.iter().any(|who| matches(*who, peer))
 }
 
 fn matches(who: Who, client: Option<IpAddr>) -> bool {

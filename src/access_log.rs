@@ -12,7 +12,13 @@ pub struct Record<'a> {
     pub protocol: &'a str,
     pub remote_addr: String,
     pub remote_port: Option<u16>,
+    /// Whom the PROXY protocol header named.
     pub proxy_protocol_addr: Option<String>,
+    /// The peer of the connection, where the header named another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realip_remote_addr: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realip_remote_port: Option<u16>,
     pub upstream: &'a str,
     pub backend: Option<&'a str>,
     pub attempts: Vec<Attempt<'a>>,
@@ -81,6 +87,12 @@ fn text(r: &Record<'_>) -> String {
         r.bytes_received,
         r.bytes_sent
     );
+    if let Some(peer) = &r.realip_remote_addr {
+        let _ = write!(line, " realip_remote_addr={peer}");
+    }
+    if let Some(port) = r.realip_remote_port {
+        let _ = write!(line, " realip_remote_port={port}");
+    }
     for (name, value) in [
         ("connect_time", r.connect_time),
         ("first_byte_time", r.first_byte_time),

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod net;
 pub mod plan;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod reason;
 pub mod relay;
 pub mod server;

@@ -84,6 +84,14 @@ impl Stream {
         either!(self, s => s.try_io(interest, || call(s.as_fd())))
     }
 
+    /// Where the peer connected to, if that has an IP address. A system call.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(s) => s.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
     pub fn is_tcp(&self) -> bool {
         matches!(self, Self::Tcp(_))
     }

@@ -83,8 +83,19 @@ pub struct Listener {
     pub max_connections: u64,
     /// The first match decides; no match: allowed.
     pub access: Vec<AccessRule>,
+    /// Whether clients come through proxies that say who they are.
+    pub accept_proxy: Option<AcceptProxy>,
     pub backlog: u32,
     pub socket: SocketOptions,
+}
+
+/// Who begins with a PROXY protocol header, and in what time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// From these a header is required, from others none is accepted. At least one.
+    pub trust: Vec<Who>,
+    /// From the accept to the end of the header; never zero.
+    pub timeout: Duration,
 }
 
 /// Options set on both sockets of a session.
@@ -123,7 +134,7 @@ pub struct AccessRule {
     pub who: Who,
 }
 
-/// Whom an access rule speaks of. Clients on a unix socket match `All` and `Unix` only.
+/// Whom an access rule or a list of those who are trusted speaks of. Clients on a unix socket match `All` and `Unix` only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     All,
@@ -143,6 +154,18 @@ pub struct Upstream {
     pub resolve_interval: Option<Duration>,
     /// Whether a name that does not resolve at the start is an error.
     pub resolve_required: bool,
+    pub send_proxy: SendProxy,
+}
+
+/// The PROXY protocol header that a backend gets before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendProxy {
+    Off,
+    V1,
+    V2 {
+        /// Whether the TLVs of an accepted header are passed on.
+        tlvs: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

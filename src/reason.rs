@@ -35,16 +35,25 @@ words! {
         NoBackend = "no_backend",
         /// Cut when `drain_timeout` had passed.
         Drained = "drained",
+        /// A client that is not trusted to say who it is began a PROXY protocol header.
+        UntrustedHeader = "untrusted_proxy_header",
     }
 }
 
 words! {
-    /// Why a connection was turned away at the door.
+    /// Why a connection was turned away before a backend was looked for.
     RejectReason {
         Access = "access",
         MaxConnections = "max_connections",
         ProcessMaxConnections = "process_max_connections",
         NoDescriptors = "no_descriptors",
+        /// What came is no PROXY protocol header.
+        ProxyHeader = "proxy_header",
+        /// The end came before the header was complete.
+        ProxyEnded = "proxy_ended",
+        ProxyTimeout = "proxy_timeout",
+        /// `drain_timeout` had passed before the header was complete.
+        Drained = "drained",
     }
 }
 

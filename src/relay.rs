@@ -6,13 +6,18 @@
 
 mod answer;
 mod direction;
+mod first;
+
+pub use first::First;
 
 pub use answer::AnswerClock;
 
 use crate::{
+    access,
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
+    proxy_protocol::Watch,
     reason::CloseReason,
     sessions::Session,
     sys,
@@ -40,6 +45,13 @@ pub struct Tally<'a> {
     pub clock: Option<Box<AnswerClock>>,
 }
 
+/// A backend that was reached.
+pub struct Reached {
+    pub stream: Stream,
+    /// Taken when the relay begins.
+    pub first: Option<Box<First>>,
+}
+
 /// How it went.
 #[derive(Debug)]
 pub struct Outcome {
@@ -60,16 +72,16 @@ const RESET_PATIENCE: Duration = Duration::from_secs(60);
 /// Relays until the session is over. The streams are left to be closed by the caller.
 pub async fn relay(
     client: &mut Stream,
-    backend: &mut Stream,
+    reached: &mut Reached,
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
     let outcome = Relay {
         client: &mut *client,
-        backend: &mut *backend,
+        backend: &mut reached.stream,
         plan,
         tally,
-        up: Direction::default(),
+        up: Direction::from_client(reached.first.take(), watch(plan, tally)),
         down: Direction::default(),
         broken: None,
         begun: false,
@@ -81,11 +93,21 @@ pub async fn relay(
     .await;
     // Boxed: it is rare, and a session must not carry room for it all its life.
     match outcome.reason {
-        CloseReason::ClientReset => Box::pin(reset_after_delivery(backend, plan, tally)).await,
+        CloseReason::ClientReset => {
+            Box::pin(reset_after_delivery(&reached.stream, plan, tally)).await
+        }
         CloseReason::BackendReset => Box::pin(reset_after_delivery(client, plan, tally)).await,
         _ => {}
     }
     outcome
+}
+
+/// A backend may be one that accepts headers, and must not be told by just anybody who the client is.
+fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
+    match &plan.accept_proxy {
+        Some(accept) if !access::trusts(accept, tally.session.peer.ip()) => Watch::Begun,
+        _ => Watch::Over,
+    }
 }
 
 pin_project! {
@@ -156,6 +178,9 @@ impl Parts<'_, '_> {
         }
         if self.first_byte.is_none() && self.down.has_begun {
             *self.first_byte = Some(now);
+        }
+        if self.up.was_refused() {
+            return Poll::Ready(CloseReason::UntrustedHeader);
         }
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
@@ -265,6 +290,11 @@ impl Parts<'_, '_> {
     /// known to be under way counts; a session that is cut in full flow may always have more to say.
     fn tell_who_was_cut_short(&self, reason: CloseReason) {
         let in_full_flow = reason == CloseReason::Drained;
+        if reason == CloseReason::UntrustedHeader {
+            sys::socket::reset_on_close(&*self.backend);
+            sys::socket::reset_on_close(&*self.client);
+            return;
+        }
         if !self.up.finished && (in_full_flow || self.up.has_more(self.client)) {
             sys::socket::reset_on_close(&*self.backend);
         }

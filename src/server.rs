@@ -11,7 +11,7 @@ use crate::{
     plan::{self, Place, Plan},
     pool::Pool,
     reason::CloseReason,
-    service::{Process, Service},
+    service::{Process, Service, Warned},
     sessions::Sessions,
     sys,
 };
@@ -19,7 +19,7 @@ use std::{
     io::IsTerminal,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -110,12 +110,18 @@ impl Server {
             .iter()
             .filter_map(|listener| {
                 let pool = pools.iter().find(|p| *p.name == *listener.upstream)?;
+                let upstream = plan
+                    .upstreams
+                    .iter()
+                    .find(|u| u.name == listener.upstream)?;
                 Some(Arc::new(Service {
                     metrics: exporter.listener(&listener.name.as_str().into()),
                     plan: listener.clone(),
                     pool: Arc::clone(pool),
                     process: Arc::clone(&process),
-                    warned: AtomicU64::default(),
+                    send_proxy: upstream.send_proxy,
+                    warned: Warned::default(),
+                    warned_of_header: Warned::default(),
                 }))
             })
             .collect();

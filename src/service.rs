@@ -20,8 +20,11 @@ pub struct Service {
     pub metrics: ListenerMetrics,
     pub pool: Arc<Pool>,
     pub process: Arc<Process>,
-    /// When it was last said that no backend is available, in seconds since the Unix epoch.
-    pub warned: AtomicU64,
+    pub send_proxy: plan::SendProxy,
+    /// Of what concerns backends and the process.
+    pub warned: Warned,
+    /// Of PROXY protocol headers: what clients send must not silence the other.
+    pub warned_of_header: Warned,
 }
 
 pub struct Process {
@@ -30,13 +33,17 @@ pub struct Process {
     pub access_log: Option<AccessLog>,
 }
 
-impl Service {
+/// When somebody was last warned, in seconds since the Unix epoch.
+#[derive(Debug, Default)]
+pub struct Warned(AtomicU64);
+
+impl Warned {
     /// True once a second: a warning for each of a flood of clients would help nobody.
-    pub fn may_warn(&self) -> bool {
+    pub fn may_again(&self) -> bool {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
-        self.warned.swap(now, Relaxed) != now
+        self.0.swap(now, Relaxed) != now
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{metrics::Sharded, net::Client, reason::CloseReason};
 use ahash::AHashMap;
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::Waker,
@@ -14,18 +14,38 @@ use std::{
 #[derive(Debug)]
 pub struct Session {
     id: u64,
-    pub client: Client,
+    /// Whose connection it is. Usually this is the client.
+    pub peer: Client,
+    /// The port that it connected to; `None` on a unix socket.
+    pub server_port: Option<u16>,
+    /// Whom a PROXY protocol header named. In a box: most sessions have none.
+    proxied: OnceLock<Box<Client>>,
     /// Bytes from the client.
     pub received: AtomicU64,
     /// Bytes to the client.
     pub sent: AtomicU64,
     /// 0, or one more than the index of the reason to end for.
     end: AtomicU8,
-    /// Of the task that relays; set once, before the first wait.
+    /// Of the task that carries it; set before the first wait.
     waker: Mutex<Option<Waker>>,
 }
 
 impl Session {
+    /// Whom this session is for.
+    pub fn client(&self) -> Client {
+        self.proxied().unwrap_or(self.peer)
+    }
+
+    /// Whom the PROXY protocol header named that came with it, if one did.
+    pub fn proxied(&self) -> Option<Client> {
+        self.proxied.get().map(|client| **client)
+    }
+
+    pub fn set_proxied(&self, client: Client) {
+        // A session has one header.
+        let _ = self.proxied.set(Box::new(client));
+    }
+
     /// Why it must end, if it must. Cheap: asked at every turn of the relay.
     pub fn must_end(&self) -> Option<CloseReason> {
         match self.end.load(Ordering::Acquire) {
@@ -82,7 +102,7 @@ impl Sessions {
     }
 
     /// `None` when there are as many as there may be.
-    pub fn list(self: &Arc<Self>, client: Client) -> Option<Listed> {
+    pub fn list(self: &Arc<Self>, peer: Client, server_port: Option<u16>) -> Option<Listed> {
         if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -90,7 +110,9 @@ impl Sessions {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Session {
             id,
-            client,
+            peer,
+            server_port,
+            proxied: OnceLock::new(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
             end: AtomicU8::default(),

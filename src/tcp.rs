@@ -1,6 +1,7 @@
 //! TCP and unix stream listeners: accept, connect, relay.
 
 mod connect;
+mod introduction;
 mod listener;
 mod session;
 

@@ -16,12 +16,19 @@ const LEVELS: &[&[&str]] = &[
     &["pool", "sessions"],
     &["access_log", "backend", "config", "logging"],
     &["health", "lines", "net"],
-    &["access", "balance", "metrics", "sys"],
+    &["access", "balance", "metrics", "proxy_protocol", "sys"],
     &["plan", "reason"],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.
-const PURE: &[&str] = &["access", "balance", "health", "plan", "reason"];
+const PURE: &[&str] = &[
+    "access",
+    "balance",
+    "health",
+    "plan",
+    "proxy_protocol",
+    "reason",
+];
 
 /// Files of every room: `src/room.rs` and all below `src/room/`.
 fn rooms() -> BTreeMap<String, Vec<PathBuf>> {

@@ -165,6 +165,7 @@ fn defaults_are_what_the_outside_promises() {
             retries: 3,
             max_connections: 0,
             access: vec![],
+            accept_proxy: None,
             backlog: 4096,
             socket: SocketOptions {
                 nodelay: true,
@@ -192,6 +193,7 @@ fn defaults_are_what_the_outside_promises() {
             backends: vec![backend("10.0.0.1:8080"), backend("10.0.0.2:8080")],
             resolve_interval: Some(seconds(30)),
             resolve_required: true,
+            send_proxy: SendProxy::Off,
         }]
     );
 }

@@ -43,14 +43,18 @@ fn read(text: &str) -> Result<AccessRule, Fault> {
 
 pub(super) fn format(rule: &AccessRule) -> String {
     let verb = if rule.allow { "allow" } else { "deny" };
-    match rule.who {
-        Who::All => format!("{verb} all"),
-        Who::Unix => format!("{verb} unix"),
-        Who::Net(ip, length) => format!("{verb} {ip}/{length}"),
+    format!("{verb} {}", format_who(rule.who))
+}
+
+pub(super) fn format_who(who: Who) -> String {
+    match who {
+        Who::All => "all".to_owned(),
+        Who::Unix => "unix".to_owned(),
+        Who::Net(ip, length) => format!("{ip}/{length}"),
     }
 }
 
-fn parse_who(who: &str) -> Result<Who, Fault> {
+pub(super) fn parse_who(who: &str) -> Result<Who, Fault> {
     match who {
         "all" => return Ok(Who::All),
         "unix" => return Ok(Who::Unix),

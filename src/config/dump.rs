@@ -4,7 +4,7 @@ use std::{fmt, fmt::Write as _, time::Duration};
 
 use super::{access, duration, hash_key};
 use crate::plan::{
-    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, Plan, TimeOf, Upstream,
+    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, Plan, SendProxy, TimeOf, Upstream,
 };
 
 /// Reading the result gives a plan equal to `plan`.
@@ -76,6 +76,21 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
     writeln!(out, "retries = {}", listener.retries)?;
     writeln!(out, "max_connections = {}", listener.max_connections)?;
     writeln!(out, "access = [{}]", access.join(", "))?;
+    match &listener.accept_proxy {
+        None => writeln!(out, "accept_proxy = false")?,
+        Some(accept) => {
+            let trust: Vec<String> = accept
+                .trust
+                .iter()
+                .map(|who| quoted(&access::format_who(*who)))
+                .collect();
+            let (trust, timeout) = (trust.join(", "), time(accept.timeout));
+            writeln!(
+                out,
+                "accept_proxy = {{ trust = [{trust}], timeout = {timeout} }}"
+            )?;
+        }
+    }
     writeln!(out, "backlog = {}", listener.backlog)?;
     writeln!(out, "nodelay = {}", listener.socket.nodelay)?;
     match &listener.socket.keepalive {
@@ -119,7 +134,14 @@ fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
         "resolve_interval = {}",
         time(upstream.resolve_interval.unwrap_or(Duration::ZERO))
     )?;
-    writeln!(out, "resolve_required = {}", upstream.resolve_required)
+    writeln!(out, "resolve_required = {}", upstream.resolve_required)?;
+    let (version, tlvs) = match upstream.send_proxy {
+        SendProxy::Off => ("off", false),
+        SendProxy::V1 => ("v1", false),
+        SendProxy::V2 { tlvs } => ("v2", tlvs),
+    };
+    writeln!(out, "send_proxy = {}", quoted(version))?;
+    writeln!(out, "send_proxy_tlvs = {tlvs}")
 }
 
 /// In one line: TOML 1.0 has no line breaks in inline tables.

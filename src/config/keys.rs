@@ -74,14 +74,22 @@ pub(super) static LISTENER: Keys = Keys {
         "nodelay",
         "keepalive",
         "user_timeout",
+        "accept_proxy",
     ],
-    not_yet: &["accept_proxy", "responses", "requests", "per_packet"],
+    not_yet: &["responses", "requests", "per_packet"],
     also: &[],
 };
 
 pub(super) static KEEPALIVE: Keys = Keys {
     label: "keepalive",
     works: &["idle", "interval", "count"],
+    not_yet: &[],
+    also: &[],
+};
+
+pub(super) static ACCEPT_PROXY: Keys = Keys {
+    label: "accept_proxy",
+    works: &["trust", "timeout"],
     not_yet: &[],
     also: &[],
 };
@@ -96,9 +104,10 @@ pub(super) static UPSTREAM: Keys = Keys {
         "backends",
         "resolve_interval",
         "resolve_required",
+        "send_proxy",
+        "send_proxy_tlvs",
     ],
     not_yet: &[
-        "send_proxy",
         "on_down",
         "on_role_lost",
         "on_lag",
@@ -126,7 +135,15 @@ pub(super) static BACKEND: Keys = Keys {
 };
 
 static ALL: &[&Keys] = &[
-    &ROOT, &PROCESS, &ADMIN, &LOG, &LISTENER, &KEEPALIVE, &UPSTREAM, &BACKEND,
+    &ROOT,
+    &PROCESS,
+    &ADMIN,
+    &LOG,
+    &LISTENER,
+    &KEEPALIVE,
+    &ACCEPT_PROXY,
+    &UPSTREAM,
+    &BACKEND,
 ];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -190,7 +207,7 @@ mod tests {
             "`backends` belongs in [upstreams.NAME]"
         );
         assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("send_proxy"), Standing::NotYet);
+        assert_eq!(DEFAULTS.standing("on_down"), Standing::NotYet);
         assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
     }
 

@@ -4,12 +4,12 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{
     access, address,
-    keys::KEEPALIVE,
+    keys::{ACCEPT_PROXY, KEEPALIVE},
     report::{Fault, Report, Span},
     section::{Section, Text},
     words::found,
 };
-use crate::plan::{AccessRule, Bind, Keepalive, Listener, Place, SocketOptions};
+use crate::plan::{AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, SocketOptions, Who};
 
 /// A listener, and the places in the file that rules over several sections speak of.
 pub(super) struct Read {
@@ -47,6 +47,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
         retries: section.number("retries", 3, 0..=1000),
         max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),
         access: read_access(section),
+        accept_proxy: read_accept_proxy(section),
         backlog: section.number("backlog", 4096, 1..=65_535),
         socket: SocketOptions {
             nodelay: section.flag("nodelay", true),
@@ -170,6 +171,60 @@ fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
         }
     }
     rules
+}
+
+/// As with `keepalive`, its parts are not mixed with those of [defaults].
+fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
+    let value = section.get("accept_proxy")?;
+    let from_everybody = AcceptProxy {
+        trust: vec![Who::All],
+        timeout: Duration::from_secs(3),
+    };
+    if let Some(on) = value.get_ref().as_bool() {
+        return on.then_some(from_everybody);
+    }
+    if !value.get_ref().is_table() {
+        let message = format!(
+            "`accept_proxy` must be true, false or a table, not {}",
+            found(value.get_ref())
+        );
+        section.report.add(
+            &value.span(),
+            Fault::new(message).hint("as in { trust = [\"10.0.0.0/8\"], timeout = \"3s\" }"),
+        );
+        return None;
+    }
+    let table = Section::open(&ACCEPT_PROXY, value, section.report)?;
+    Some(AcceptProxy {
+        timeout: table.duration("timeout", from_everybody.timeout, above_zero),
+        trust: read_trust(&table).unwrap_or(from_everybody.trust),
+    })
+}
+
+fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
+    let items = table.list("trust")?;
+    if let (true, Some(value)) = (items.is_empty(), table.get("trust")) {
+        table.report.add(
+            &value.span(),
+            Fault::new("`trust` is an empty list: a header would be accepted from nobody").hint(
+                "name the proxies in front, as in [\"10.0.0.0/8\"], or write accept_proxy = false",
+            ),
+        );
+    }
+    let mut trust = Vec::new();
+    for item in items {
+        let Some(Text { text, span }) = table.as_text("trust", item) else {
+            continue;
+        };
+        match access::parse_who(text) {
+            Ok(who) => trust.push(who),
+            Err(fault) => table.report.add(
+                &span,
+                fault.or_hint("as in \"192.0.2.1\", \"10.0.0.0/8\", \"unix\" or \"all\""),
+            ),
+        }
+    }
+    Some(trust)
 }
 
 /// The whole value is taken from [defaults] or none of it: its parts are not mixed.

@@ -10,7 +10,7 @@ use super::{
     section::{Section, Text, Value, Words},
     words::found,
 };
-use crate::plan::{Backend, Balance, Bound, HashKey, Place, Target, TimeOf, Upstream};
+use crate::plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream};
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
@@ -25,6 +25,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
         backends: read_backends(section),
         resolve_interval: section.limit("resolve_interval", Duration::from_secs(30)),
         resolve_required: section.flag("resolve_required", true),
+        send_proxy: read_send_proxy(name, section),
     };
     if name.is_some() && section.get("backends").is_none() {
         section.missing(
@@ -152,6 +153,28 @@ fn read_bound(section: &Section<'_>) -> Bound {
         );
     }
     (percent > 0).then_some(percent)
+}
+
+fn read_send_proxy(name: Option<&str>, section: &Section<'_>) -> SendProxy {
+    let versions = [
+        ("off", Some(SendProxy::Off)),
+        ("v1", Some(SendProxy::V1)),
+        ("v2", Some(SendProxy::V2 { tlvs: false })),
+    ];
+    let version = section.word("send_proxy", SendProxy::Off, &versions);
+    let tlvs = section.flag("send_proxy_tlvs", false);
+    if matches!(version, SendProxy::V2 { .. }) {
+        return SendProxy::V2 { tlvs };
+    }
+    // In [defaults] it may be there for the upstreams that send version 2.
+    if let (Some(_), true, Some(value)) = (name, tlvs, section.own("send_proxy_tlvs")) {
+        section.report.add(
+            &value.span(),
+            Fault::new("`send_proxy_tlvs` does nothing without send_proxy = \"v2\"")
+                .hint("only version 2 has TLVs: write send_proxy = \"v2\", or leave it out"),
+        );
+    }
+    version
 }
 
 fn read_backends(section: &Section<'_>) -> Vec<Backend> {

@@ -35,7 +35,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("listener_connections_total", "Connections accepted."),
     (
         "listener_rejected_total",
-        "Connections closed right after the accept, by reason.",
+        "Connections turned away before a backend was looked for, by reason.",
     ),
     (
         "listener_received_bytes_total",

@@ -1,8 +1,10 @@
 //! One direction of a session.
 
+use super::First;
 use crate::{
     metrics::{Counter, RelayCounts},
     net::Stream,
+    proxy_protocol::Watch,
     reason::SpliceFallback,
     sys::{self, pipe::Pipe},
 };
@@ -42,6 +44,8 @@ pub(super) struct Direction {
     pub(super) has_begun: bool,
     /// The kernel refused to splice one of the two sockets.
     never_splice: bool,
+    /// Over before a flow can be spliced: only what is copied needs to be looked at.
+    watch: Watch,
 }
 
 /// What was read and could not be written at once. An idle direction holds nothing.
@@ -54,6 +58,7 @@ enum Held {
         at: usize,
     },
     Piped(Pipe),
+    First(Box<First>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +93,8 @@ enum End {
     Open,
     Clean,
     Reset,
+    /// The source began a header that it may not send; nothing of it is passed on.
+    Refused,
 }
 
 /// The stream that no longer works.
@@ -132,6 +139,15 @@ impl Flow<'_> {
 }
 
 impl Direction {
+    /// From a client, whom `watch` looks at, to a backend that gets `first` before all else.
+    pub(super) fn from_client(first: Option<Box<First>>, watch: Watch) -> Self {
+        Self {
+            held: first.map_or(Held::Nothing, Held::First),
+            watch,
+            ..Self::default()
+        }
+    }
+
     /// Moves what can be moved. Ready when everything including the end has been passed on.
     pub(super) fn poll(
         &mut self,
@@ -144,7 +160,7 @@ impl Direction {
             ready!(self.deliver(cx, sink, flow))?;
             match self.end {
                 End::Open => {}
-                End::Reset => return Poll::Ready(Ok(())),
+                End::Reset | End::Refused => return Poll::Ready(Ok(())),
                 End::Clean => {
                     if !flow.last_to_end {
                         // It fails only on a stream that is dead; reading that one will tell.
@@ -166,6 +182,10 @@ impl Direction {
     pub(super) fn finish(&mut self) {
         self.finished = true;
         self.held = Held::Nothing;
+    }
+
+    pub(super) fn was_refused(&self) -> bool {
+        self.end == End::Refused
     }
 
     /// The source has ended and all it said was delivered.
@@ -197,6 +217,10 @@ impl Direction {
             }
             flow.was_read(bytes.len());
             self.has_begun = true;
+            if self.watch != Watch::Over && self.watch.sees_header(bytes) {
+                self.end = End::Refused;
+                return Poll::Ready(Ok(()));
+            }
             self.mode = self.mode.after(n, self.never_splice);
             let mut at = 0;
             while at < bytes.len() {
@@ -271,6 +295,15 @@ impl Direction {
                         flow.was_written(n, &flow.relayed.copy);
                         *at += n;
                         if *at == bytes.len() {
+                            self.held = Held::Nothing;
+                        }
+                    }
+                    Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                },
+                Held::First(first) => match ready!(sink.poll_write(cx, first.left())) {
+                    Ok(n) => {
+                        flow.was_written(first.sent(n), &flow.relayed.copy);
+                        if first.left().is_empty() {
                             self.held = Held::Nothing;
                         }
                     }

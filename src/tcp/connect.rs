@@ -3,10 +3,11 @@
 use crate::{
     backend::{Backend, Lease},
     balance::Facts,
-    net::{Stream, set_options},
+    net::{Client, Stream, set_options},
     plan::{Place, SocketOptions},
     pool::AfterFailure,
     reason::{CloseReason, ConnectError},
+    relay::Reached,
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
@@ -18,7 +19,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -43,7 +44,7 @@ pub(super) struct Attempt {
 }
 
 pub(super) struct Connected {
-    pub(super) stream: Stream,
+    pub(super) reached: Reached,
     pub(super) lease: Lease,
     /// When the attempt that succeeded began.
     pub(super) began: Instant,
@@ -61,19 +62,23 @@ pub(super) async fn connect(
     service: &Service,
     client: &Stream,
     session: &Session,
-    facts: Facts,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, CloseReason> {
-    let mut search = service.pool.search(&facts);
+    let mut search = service.pool.search(&Facts {
+        remote_addr: session.client().ip(),
+        remote_port: session.client().port(),
+        server_port: session.server_port,
+        proxy_protocol_addr: session.proxied().and_then(Client::ip),
+    });
     for retry in 0..=service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
             if retry > 0 {
                 return Err(CloseReason::ConnectFailed);
             }
-            if service.may_warn() {
+            if service.warned.may_again() {
                 tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
-                    client = %session.client, "no backend is available");
+                    client = %session.client(), "no backend is available");
             }
             return Err(CloseReason::NoBackend);
         };
@@ -102,7 +107,10 @@ pub(super) async fn connect(
                         from = "failed", to = "up", "backend is back");
                 }
                 return Ok(Connected {
-                    stream,
+                    reached: Reached {
+                        stream,
+                        first: None,
+                    },
                     lease,
                     began,
                     connected: now,
@@ -177,6 +185,8 @@ async fn attempt(
         }
         match peer_now(client) {
             Ok(PeerNow::Here) => silent_since = None,
+            // What came with a PROXY protocol header waits for the backend: no silence.
+            Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
             Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
             Ok(PeerNow::EndedSilently | PeerNow::Gone) | Err(_) => {
                 return Err(Failure::Session(CloseReason::ClientLeft));

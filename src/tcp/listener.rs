@@ -82,7 +82,7 @@ pub async fn listen(
                     }
                     keep_reserve();
                 }
-                if service.may_warn() {
+                if service.warned.may_again() {
                     tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
                 }
                 tokio::time::sleep(BACK_OFF).await;
@@ -116,16 +116,21 @@ fn admit(
         service.metrics.rejected(reason);
         tracing::debug!(listener = %service.plan.name, %client, reason = reason.word(), "turned away");
     };
-    if !service.plan.access.is_empty() && !access::allows(&service.plan.access, client.ip()) {
+    // Whom a header will name is asked for later.
+    let names_client = |accept| access::trusts(accept, client.ip());
+    if !service.plan.access.is_empty()
+        && !service.plan.accept_proxy.as_ref().is_some_and(names_client)
+        && !access::allows(&service.plan.access, client.ip())
+    {
         return reject(RejectReason::Access);
     }
     let Some(slot) = Slot::take(service) else {
         return reject(RejectReason::MaxConnections);
     };
-    let Some(listed) = service.process.sessions.list(client) else {
+    let Some(listed) = service.process.sessions.list(client, port) else {
         return reject(RejectReason::ProcessMaxConnections);
     };
-    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream, port)));
+    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream)));
 }
 
 enum Acceptor {

@@ -1,53 +1,45 @@
 //! One connection, told from top to bottom.
 
-use super::connect::{self, Attempt};
+use super::{
+    connect::{self, Attempt, Connected},
+    introduction::{self, Introduction},
+};
 use crate::{
-    access_log,
-    balance::Facts,
-    net::Stream,
-    reason::CloseReason,
+    access, access_log,
+    net::{Client, Stream},
+    reason::{CloseReason, RejectReason},
     relay::{self, AnswerClock, Tally},
-    service::Slot,
-    sessions::Listed,
+    service::{Service, Slot},
+    sessions::{Listed, Session},
 };
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// `server_port`: the one that the client connected to.
-pub(super) async fn serve(
-    slot: Slot,
-    session: Listed,
-    mut client: Stream,
-    server_port: Option<u16>,
-) {
+pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
     let service = slot.service();
     let began = Instant::now();
     let mut attempts = Vec::new();
     // In a box of its own, so that a session which has connected, and may then be idle for hours,
-    // does not keep the room that connecting took.
-    let mut found = Box::pin(connect::connect(
-        service,
-        &client,
-        &session,
-        // By value: what is given by reference stays in this future for as long as the session lives.
-        Facts {
-            remote_addr: session.client.ip(),
-            remote_port: session.client.port(),
-            server_port,
-            proxy_protocol_addr: None,
-        },
-        &mut attempts,
-    ))
-    .await;
+    // does not keep the room that it took.
+    let mut opened = Box::pin(open(service, &mut client, &session, began, &mut attempts)).await;
     // What only the access log wants to know is not kept without one.
     if service.process.access_log.is_none() {
         attempts = Vec::new();
     }
     // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
-    let end = match &mut found {
-        Err(reason) => End {
+    let end = match &mut opened {
+        Err(NotOpened::TurnedAway(reason)) => {
+            let reason = *reason;
+            // Room is made first, as below.
+            drop(session.give_back());
+            let service = slot.give_back();
+            drop(client);
+            service.metrics.rejected(reason);
+            return;
+        }
+        Err(NotOpened::Closed(reason)) => End {
             reason: *reason,
             backend: None,
             first_byte: None,
@@ -69,7 +61,7 @@ pub(super) async fn serve(
                 ),
             };
             let outcome =
-                relay::relay(&mut client, &mut connected.stream, &service.plan, &tally).await;
+                relay::relay(&mut client, &mut connected.reached, &service.plan, &tally).await;
             End {
                 reason: outcome.reason,
                 backend: Some(Arc::clone(backend.text())),
@@ -80,27 +72,33 @@ pub(super) async fn serve(
         }
     };
     // Every limit makes room before the peers can know that the session is over and come back.
-    let backend_stream = found.ok().map(|connected| connected.stream);
+    let reached = opened.ok().map(|connected| connected.reached);
     let session = session.give_back();
     let service = slot.give_back();
-    drop((client, backend_stream));
+    drop((client, reached));
     let duration = began.elapsed();
+    if end.reason == CloseReason::UntrustedHeader && service.warned_of_header.may_again() {
+        tracing::warn!(listener = %service.plan.name, client = %session.peer,
+            "a client that is not in `trust` sent a PROXY protocol header");
+    }
     service.metrics.closed(end.reason);
     service.metrics.session_duration.record(duration);
     if let Some(first_byte) = end.first_byte {
         service.metrics.first_byte_duration.record(first_byte);
     }
     if let Some(log) = &service.process.access_log {
-        let address = session.client;
+        let client = session.client();
+        let proxied = session.proxied();
+        let hidden = Some(session.peer).filter(|peer| *peer != client);
         log.record(&access_log::Record {
             time: access_log::now(),
             listener: &service.plan.name,
             protocol: "tcp",
-            remote_addr: address
-                .ip()
-                .map_or_else(|| "unix:".to_owned(), |ip| ip.to_string()),
-            remote_port: address.port(),
-            proxy_protocol_addr: None,
+            remote_addr: address(client),
+            remote_port: client.port(),
+            proxy_protocol_addr: proxied.map(address),
+            realip_remote_addr: hidden.map(address),
+            realip_remote_port: hidden.and_then(Client::port),
             upstream: &service.pool.name,
             backend: end.backend.as_deref(),
             connect_time: attempts
@@ -115,6 +113,59 @@ pub(super) async fn serve(
             close_reason: end.reason.word(),
         });
     }
+}
+
+enum NotOpened {
+    TurnedAway(RejectReason),
+    Closed(CloseReason),
+}
+
+/// All that comes before bytes are relayed: who the client is, whether it may come in, and a backend for it.
+async fn open(
+    service: &Service,
+    client: &mut Stream,
+    session: &Session,
+    accepted: Instant,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Connected, NotOpened> {
+    let introduction = introduce(service, client, session, accepted)
+        .await
+        .map_err(NotOpened::TurnedAway)?;
+    let mut connected = connect::connect(service, client, session, attempts)
+        .await
+        .map_err(NotOpened::Closed)?;
+    connected.reached.first = introduction.pass_on(service, session, client);
+    Ok(connected)
+}
+
+async fn introduce(
+    service: &Service,
+    client: &mut Stream,
+    session: &Session,
+    accepted: Instant,
+) -> Result<Introduction, RejectReason> {
+    let plan = &service.plan;
+    let trusting = plan.accept_proxy.as_ref();
+    let Some(accept) = trusting.filter(|accept| access::trusts(accept, session.peer.ip())) else {
+        return Ok(Introduction::none());
+    };
+    let introduction = introduction::receive(service, accept, client, session, accepted).await?;
+    let reason = RejectReason::Access;
+    if !access::allows(&plan.access, session.client().ip()) {
+        tracing::debug!(listener = %plan.name, client = %session.client(), peer = %session.peer,
+            reason = reason.word(), "turned away");
+        return Err(reason);
+    }
+    let early = introduction.payload.len() as u64;
+    service.metrics.counts.mine().received.add(early);
+    session.received.fetch_add(early, Relaxed);
+    Ok(introduction)
+}
+
+fn address(client: Client) -> String {
+    client
+        .ip()
+        .map_or_else(|| "unix:".to_owned(), |ip| ip.to_string())
 }
 
 struct End {

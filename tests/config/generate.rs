@@ -43,7 +43,7 @@ fn long() -> impl Strategy<Value = Duration> {
     ]
 }
 
-fn rule() -> impl Strategy<Value = AccessRule> {
+fn who() -> impl Strategy<Value = Who> {
     let net = (ip(), any::<Index>()).prop_map(|(ip, index)| {
         let most = if ip.is_ipv4() { 32 } else { 128 };
         let net = ipnet::IpNet::new(ip, index.index(most + 1) as u8)
@@ -51,11 +51,23 @@ fn rule() -> impl Strategy<Value = AccessRule> {
             .trunc();
         Who::Net(net.addr(), net.prefix_len())
     });
-    (
-        any::<bool>(),
-        prop_oneof![Just(Who::All), Just(Who::Unix), net],
-    )
-        .prop_map(|(allow, who)| AccessRule { allow, who })
+    prop_oneof![Just(Who::All), Just(Who::Unix), net]
+}
+
+fn rule() -> impl Strategy<Value = AccessRule> {
+    (any::<bool>(), who()).prop_map(|(allow, who)| AccessRule { allow, who })
+}
+
+fn accept_proxy() -> impl Strategy<Value = AcceptProxy> {
+    (vec(who(), 1..4), long()).prop_map(|(trust, timeout)| AcceptProxy { trust, timeout })
+}
+
+fn send_proxy() -> impl Strategy<Value = SendProxy> {
+    prop_oneof![
+        Just(SendProxy::Off),
+        Just(SendProxy::V1),
+        any::<bool>().prop_map(|tlvs| SendProxy::V2 { tlvs })
+    ]
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
@@ -132,9 +144,10 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         vec(backend(), 1..5),
         option::of(long()),
         any::<bool>(),
+        send_proxy(),
     )
         .prop_map(
-            |(name, balance, mut backends, resolve_interval, resolve_required)| {
+            |(name, balance, mut backends, resolve_interval, resolve_required, send_proxy)| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
                 backends[0].backup = false;
@@ -150,6 +163,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     backends,
                     resolve_interval,
                     resolve_required,
+                    send_proxy,
                 }
             },
         )
@@ -187,7 +201,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         vec(bind(), 1..4),
         times,
         numbers,
-        vec(rule(), 0..4),
+        (vec(rule(), 0..4), option::of(accept_proxy())),
         socket,
     )
         .prop_map(
@@ -196,7 +210,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 binds,
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
-                access,
+                (access, accept_proxy),
                 socket,
             )| {
                 let bind = binds
@@ -218,6 +232,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                     retries,
                     max_connections,
                     access,
+                    accept_proxy,
                     backlog,
                     socket,
                 }
@@ -397,7 +412,7 @@ proptest! {
     #[test]
     fn any_text_may_stand_for_any_value(text in "\\PC{0,40}|[0-9.:/\\[\\]a-f%-]{0,30}|unix:/?.{0,120}|(allow|deny) [0-9a-f.:/]{0,12}|[0-9.]{1,9}[a-z]{0,2}") {
         let quoted = format!("\"{}\"", text.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect::<String>());
-        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive"] {
+        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive", "accept_proxy", "send_proxy"] {
             let value = if key == "access" { format!("[{quoted}]") } else { quoted.clone() };
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
             check(&format!("[listeners.a]\n{key} = {value}\n[defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"))?;

@@ -186,10 +186,10 @@ fn each_of_these_is_an_error() {
             "upstream",
         ),
         (with("", "[log]\nlevel = \"loud\""), "loud"),
+        (with("accept_proxy = { trust = [] }", ""), "trust"),
+        (with("", "send_proxy = \"v3\""), "v3"),
         // Parts of the contract that do not work yet are refused, not passed over.
         (with("protocol = \"udp\"", ""), "not supported yet"),
-        (with("accept_proxy = true", ""), "not supported yet"),
-        (with("", "send_proxy = \"v2\""), "not supported yet"),
         (with("", "on_down = \"close\""), "not supported yet"),
         (
             with("", "[upstreams.u.check]\nkind = \"tcp\""),

@@ -7,6 +7,7 @@ pub(crate) mod pair;
 pub(crate) mod ports;
 pub(crate) mod proc;
 pub(crate) mod programs;
+pub(crate) mod proxy;
 pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tembuku;

@@ -84,6 +84,36 @@ pub(crate) fn http_block(inside: &str) -> String {
     format!("http {{ {temp} access_log off; {inside} }}")
 }
 
+pub(crate) struct Haproxy {
+    _proc: Proc,
+    _dir: TempDir,
+}
+
+impl Haproxy {
+    /// With these sections, in which `{dir}` stands for a folder of its own; ready once it listens on all `addrs`.
+    #[track_caller]
+    pub(crate) fn start(addrs: &[SocketAddr], sections: &str) -> Haproxy {
+        let dir = TempDir::new();
+        let config = dir.write(
+            "haproxy.cfg",
+            &format!(
+                "defaults\n  timeout connect 5s\n  timeout client 1m\n  timeout server 1m\n{}\n",
+                sections.replace("{dir}", dir.path().to_str().unwrap())
+            ),
+        );
+        let mut command = command("haproxy -db -f");
+        command.arg(config);
+        let mut proc = Proc::start("haproxy", dir.path(), command);
+        proc.wait_ready(START, || {
+            addrs.iter().all(|addr| net::listening(addr.port()))
+        });
+        Haproxy {
+            _proc: proc,
+            _dir: dir,
+        }
+    }
+}
+
 pub(crate) struct Redis {
     pub(crate) proc: Proc,
     pub(crate) addr: SocketAddr,

@@ -1,0 +1,199 @@
+//! Version 2: binary, with room for more than addresses.
+
+use super::{Addresses, Header, Refusal, SIGNATURE_V2, tlv};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The part that every header has: signature, version and command, family and protocol, length.
+pub(super) const FIXED: usize = 16;
+/// The addresses of each family.
+const INET: usize = 12;
+const INET6: usize = 36;
+pub(super) const UNIX: usize = 216;
+
+const VERSION: u8 = 2;
+const LOCAL: u8 = 0;
+const PROXY: u8 = 1;
+const STREAM: u8 = 1;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    Unspec,
+    Inet,
+    Inet6,
+    Unix,
+}
+
+impl Family {
+    fn of(code: u8) -> Option<Self> {
+        [Self::Unspec, Self::Inet, Self::Inet6, Self::Unix]
+            .get(usize::from(code))
+            .copied()
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::Unspec => 0,
+            Self::Inet => INET,
+            Self::Inet6 => INET6,
+            Self::Unix => UNIX,
+        }
+    }
+}
+
+pub(super) fn parse<'a>(
+    bytes: &'a [u8],
+    walk: &mut tlv::Walk,
+) -> Result<Option<Header<'a>>, Refusal> {
+    let Some(first) = bytes.get(SIGNATURE_V2.len()) else {
+        return Ok(None);
+    };
+    if first >> 4 != VERSION {
+        return Err(Refusal::Version);
+    }
+    let is_local = match first & 0xf {
+        LOCAL => true,
+        PROXY => false,
+        _ => return Err(Refusal::Command),
+    };
+    let Some(second) = bytes.get(SIGNATURE_V2.len() + 1) else {
+        return Ok(None);
+    };
+    // With LOCAL even the family is ignored.
+    let (family, has_protocol) = if is_local {
+        (Family::Unspec, false)
+    } else {
+        let family = Family::of(second >> 4).ok_or(Refusal::Family)?;
+        match second & 0xf {
+            protocol @ 0..=2 => (family, protocol != 0),
+            _ => return Err(Refusal::Protocol),
+        }
+    };
+    let Some(&[high, low]) = bytes.get(FIXED - 2..FIXED) else {
+        return Ok(None);
+    };
+    let end = FIXED + usize::from(u16::from_be_bytes([high, low]));
+    let tlvs_at = FIXED + family.size();
+    if end < tlvs_at {
+        return Err(Refusal::TooShort);
+    }
+    if family != Family::Unspec {
+        walk.go_on(bytes, tlvs_at, end)?;
+    }
+    let Some(header) = bytes.get(..end) else {
+        return Ok(None);
+    };
+    let tlvs = match family {
+        _ if is_local => &[],
+        Family::Unspec => tlvs_without_addresses(header, walk)?,
+        _ => {
+            walk.verify(header)?;
+            &header[tlvs_at..]
+        }
+    };
+    let addresses = if has_protocol {
+        addresses(family, &header[FIXED..])
+    } else {
+        Addresses::Own
+    };
+    Ok(Some(Header {
+        addresses,
+        tlvs,
+        taken: end,
+    }))
+}
+
+/// Addresses of no family have no length, so that nothing tells where TLVs would begin. Senders put none; what does
+/// not read as TLVs from the first byte to the last is such an address, and ignored.
+fn tlvs_without_addresses<'a>(header: &'a [u8], walk: &mut tlv::Walk) -> Result<&'a [u8], Refusal> {
+    if walk.go_on(header, FIXED, header.len()).is_err() {
+        return Ok(&[]);
+    }
+    walk.verify(header)?;
+    Ok(&header[FIXED..])
+}
+
+fn addresses(family: Family, block: &[u8]) -> Addresses {
+    let port = |at: usize| u16::from_be_bytes([block[at], block[at + 1]]);
+    let both = |source: IpAddr, destination: IpAddr, ports: usize| Addresses::Ip {
+        source: SocketAddr::new(source, port(ports)),
+        destination: SocketAddr::new(destination, port(ports + 2)),
+    };
+    match family {
+        Family::Unspec => Addresses::Own,
+        Family::Inet => {
+            let ip = |at: usize| Ipv4Addr::from(array::<4>(&block[at..]));
+            both(ip(0).into(), ip(4).into(), 8)
+        }
+        Family::Inet6 => {
+            let ip = |at: usize| Ipv6Addr::from(array::<16>(&block[at..]));
+            both(ip(0).into(), ip(16).into(), 32)
+        }
+        Family::Unix => Addresses::Unix(Box::new(array(block))),
+    }
+}
+
+/// The first bytes of a slice that was made sure to have them.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(&bytes[..N]);
+    array
+}
+
+pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
+
+/// With a checksum, and with those of `tlvs`, an accepted header's, that fit. Where the two ends are of different
+/// families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL, the only one of its kind that everybody
+/// must accept; HAProxy refuses PROXY with UNSPEC.
+pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
+    let mut block = Vec::with_capacity(UNIX);
+    let family = match addresses {
+        Addresses::Own => Family::Unspec,
+        Addresses::Unix(both) => {
+            block.extend_from_slice(&both[..]);
+            Family::Unix
+        }
+        Addresses::Ip {
+            source,
+            destination,
+        } => {
+            let family = match (source.ip(), destination.ip()) {
+                (IpAddr::V4(from), IpAddr::V4(to)) => {
+                    block.extend_from_slice(&from.octets());
+                    block.extend_from_slice(&to.octets());
+                    Family::Inet
+                }
+                (from, to) => {
+                    block.extend_from_slice(&mapped(from).octets());
+                    block.extend_from_slice(&mapped(to).octets());
+                    Family::Inet6
+                }
+            };
+            block.extend_from_slice(&source.port().to_be_bytes());
+            block.extend_from_slice(&destination.port().to_be_bytes());
+            family
+        }
+    };
+    block.extend_from_slice(&[tlv::CRC32C, 0, tlv::CHECKSUM as u8]);
+    let checksum_at = FIXED + block.len();
+    block.extend_from_slice(&[0; tlv::CHECKSUM]);
+    block.extend(tlv::passed_on(tlvs, usize::from(u16::MAX) - block.len()));
+
+    let (command, protocol) = match family {
+        Family::Unspec => (LOCAL, 0),
+        _ => (PROXY, STREAM),
+    };
+    let mut header = Vec::with_capacity(FIXED + block.len());
+    header.extend_from_slice(SIGNATURE_V2);
+    header.extend_from_slice(&[VERSION << 4 | command, (family as u8) << 4 | protocol]);
+    header.extend_from_slice(&u16::try_from(block.len()).unwrap_or(u16::MAX).to_be_bytes());
+    header.append(&mut block);
+    let after = checksum_at + tlv::CHECKSUM;
+    let checksum = tlv::checksum(&header[..checksum_at], &header[after..]);
+    header[checksum_at..after].copy_from_slice(&checksum.to_be_bytes());
+    header
+}

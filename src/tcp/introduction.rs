@@ -1,0 +1,176 @@
+//! Who the client is: what a proxy in front says of it, and what the backend is told.
+
+use crate::{
+    net::{Client, Stream},
+    plan::{AcceptProxy, SendProxy},
+    proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
+    reason::RejectReason,
+    relay::First,
+    service::Service,
+    sessions::Session,
+};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// At most so much is read at once: the header, and usually what the client said first.
+const READ: usize = 4096;
+
+/// What came before a backend was looked for.
+pub(super) struct Introduction {
+    addresses: Addresses,
+    tlvs: Vec<u8>,
+    /// What followed the header.
+    pub(super) payload: Vec<u8>,
+}
+
+impl Introduction {
+    /// Of a client that introduces itself by nothing but its address.
+    pub(super) fn none() -> Self {
+        Self {
+            addresses: Addresses::Own,
+            tlvs: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// What the backend gets first.
+    pub(super) fn pass_on(
+        self,
+        service: &Service,
+        session: &Session,
+        client: &Stream,
+    ) -> Option<Box<First>> {
+        let (tlvs, payload) = (self.tlvs, self.payload);
+        let addresses = || match self.addresses {
+            Addresses::Own => own(session, client),
+            given => given,
+        };
+        let header = match service.send_proxy {
+            SendProxy::Off => Vec::new(),
+            SendProxy::V1 => encode_v1(&addresses()),
+            SendProxy::V2 { .. } => encode_v2(&addresses(), &tlvs),
+        };
+        First::new(header, &payload)
+    }
+}
+
+/// The two ends of the connection itself. A client on a unix socket has no address that could be told.
+fn own(session: &Session, client: &Stream) -> Addresses {
+    match (session.peer, client.local_addr()) {
+        (Client::Ip(source), Some(destination)) => Addresses::Ip {
+            source,
+            destination,
+        },
+        _ => Addresses::Own,
+    }
+}
+
+enum Failure {
+    Wrong(Refusal),
+    Missing,
+    Incomplete,
+    Broken(io::Error),
+    Late(Duration),
+    ToldToEnd,
+}
+
+/// Reads the header that this peer begins with, and tells the session who the client is. Time runs from `accepted` on,
+/// however slowly the bytes come.
+pub(super) async fn receive(
+    service: &Service,
+    accept: &AcceptProxy,
+    client: &mut Stream,
+    session: &Session,
+    accepted: Instant,
+) -> Result<Introduction, RejectReason> {
+    let deadline = (accepted + accept.timeout).into();
+    let keep_tlvs = service.send_proxy == SendProxy::V2 { tlvs: true };
+    let reading = read(client, session, keep_tlvs);
+    let failure = match tokio::time::timeout_at(deadline, reading).await {
+        Ok(Ok(introduction)) => {
+            match &introduction.addresses {
+                Addresses::Own => {}
+                Addresses::Ip { source, .. } => session.set_proxied(Client::Ip(*source)),
+                Addresses::Unix(_) => session.set_proxied(Client::Unix),
+            }
+            return Ok(introduction);
+        }
+        Ok(Err(failure)) => failure,
+        Err(_) => Failure::Late(accept.timeout),
+    };
+    let (listener, peer, reason) = (&service.plan.name, session.peer, failure.reason());
+    if !matches!(failure, Failure::ToldToEnd) && service.warned_of_header.may_again() {
+        tracing::warn!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
+    } else {
+        tracing::debug!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
+    }
+    Err(reason)
+}
+
+async fn read(
+    client: &mut Stream,
+    session: &Session,
+    keep_tlvs: bool,
+) -> Result<Introduction, Failure> {
+    let mut parser = Parser::default();
+    let mut bytes = Vec::new();
+    loop {
+        let so_far = bytes.len();
+        bytes.resize(so_far + READ, 0);
+        let n = poll_fn(|cx| {
+            session.wake_by(cx.waker());
+            if session.must_end().is_some() {
+                return Poll::Ready(Err(Failure::ToldToEnd));
+            }
+            client
+                .poll_read(cx, &mut bytes[so_far..])
+                .map_err(Failure::Broken)
+        })
+        .await?;
+        bytes.truncate(so_far + n);
+        if n == 0 {
+            return Err(if so_far == 0 {
+                Failure::Missing
+            } else {
+                Failure::Incomplete
+            });
+        }
+        if let Some(header) = parser.parse(&bytes).map_err(Failure::Wrong)? {
+            let tlvs = if keep_tlvs { header.tlvs } else { &[] };
+            return Ok(Introduction {
+                tlvs: tlvs.to_vec(),
+                payload: bytes[header.taken..].to_vec(),
+                addresses: header.addresses,
+            });
+        }
+    }
+}
+
+impl Failure {
+    fn reason(&self) -> RejectReason {
+        match self {
+            Self::Wrong(_) => RejectReason::ProxyHeader,
+            Self::Missing | Self::Incomplete | Self::Broken(_) => RejectReason::ProxyEnded,
+            Self::Late(_) => RejectReason::ProxyTimeout,
+            Self::ToldToEnd => RejectReason::Drained,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong(refusal) => refusal.fmt(f),
+            Self::Missing => f.write_str("it ended without a byte"),
+            Self::Incomplete => f.write_str("it ended before the header was complete"),
+            Self::Broken(error) => write!(f, "it broke before the header was complete: {error}"),
+            Self::Late(limit) => write!(f, "the header was not complete after {limit:?}"),
+            Self::ToldToEnd => f.write_str("the process ends"),
+        }
+    }
+}
