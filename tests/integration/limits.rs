@@ -75,8 +75,11 @@ fn the_process_holds_its_max_connections_over_all_listeners() {
         tembuku.wait_metric("listener_rejected_total", &labels, |n| n == 1.0);
     }
     held.clear();
-    tembuku.wait_idle();
-    assert_eq!(ask_many(fronts[0], 10).len(), 10);
+    // As many as there may be: that those before have ended is for the program to notice, in its own time.
+    for _ in 0..3 {
+        tembuku.wait_idle();
+        assert_eq!(ask_many(fronts[0], 4).len(), 4);
+    }
 }
 
 #[test]
