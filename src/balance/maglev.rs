@@ -212,7 +212,6 @@ mod tests {
             let mut shares: Vec<f64> = (0..sets).map(moved).collect();
             shares.sort_by(f64::total_cmp);
             let median = shares[shares.len() / 2];
-            println!("{count} backends: {median:.3} %");
             assert!(median <= most, "{median} % of the keys, {count} backends");
         }
     }
