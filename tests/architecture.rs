@@ -15,13 +15,13 @@ const LEVELS: &[&[&str]] = &[
     &["relay", "service"],
     &["pool", "sessions"],
     &["access_log", "backend", "config", "logging"],
-    &["health", "lines", "net"],
+    &["explain", "health", "lines", "net"],
     &["access", "balance", "metrics", "sys"],
     &["plan", "reason"],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.
-const PURE: &[&str] = &["access", "balance", "health", "plan", "reason"];
+const PURE: &[&str] = &["access", "balance", "explain", "health", "plan", "reason"];
 
 /// Files of every room: `src/room.rs` and all below `src/room/`.
 fn rooms() -> BTreeMap<String, Vec<PathBuf>> {
