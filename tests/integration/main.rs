@@ -19,6 +19,7 @@ mod admin;
 mod bulk;
 mod check;
 mod demo;
+mod explain;
 mod failover;
 mod harness_itself;
 mod hash_nginx;
