@@ -3,7 +3,7 @@
 use super::question::Question;
 use crate::{
     config,
-    explain::{Client, Counts, MODEL, Move, Outcome, Process, survey},
+    explain::{Client, Counts, MODEL, Move, Outcome, Process, Survey, survey},
     plan::{Backend, Balance},
 };
 use std::io::{self, IsTerminal as _, Write};
@@ -42,9 +42,8 @@ pub(super) fn write(
         let reason = process.reason(client, outcome);
         match outcome.backend() {
             Some(b) => {
-                let (text, backup) = (&upstream.backends[b].text, upstream.backends[b].backup);
-                let backup = if backup { "backup; " } else { "" };
-                writeln!(out, "{client:wide$}  {text:wider$}  {backup}{reason}")
+                let text = &upstream.backends[b].text;
+                writeln!(out, "{client:wide$}  {text:wider$}  {reason}")
             }
             None => writeln!(out, "{client:wide$}  {reason}"),
         }
@@ -57,31 +56,7 @@ pub(super) fn write(
         table(out, &layout, &whole, counts)?;
     }
     if let Some(rest) = &rest {
-        let lost = question.without.iter().map(|&b| &upstream.backends[b].text);
-        let lost: Vec<&str> = lost.map(String::as_str).collect();
-        let moved = survey.moves.len() as u64;
-        let verb = match counts.let_in() {
-            1 => "client moves",
-            _ => "clients move",
-        };
-        writeln!(
-            out,
-            "\nwithout {}: {} of {} {verb} ({})",
-            lost.join(", "),
-            percent(counts.share(moved)),
-            grouped(counts.let_in()),
-            grouped(moved),
-        )?;
-        for Move { client, from, to } in survey.moves.iter().take(MOST_LINES) {
-            let name = |b: Option<usize>| b.map_or("none", |b| upstream.backends[b].text.as_str());
-            let (from, to, wide, wider) = (name(*from), name(*to), layout.client, layout.backend);
-            writeln!(out, "{client:wide$}  {from:wider$}  -> {to}")?;
-        }
-        more(out, survey.moves.len().saturating_sub(MOST_LINES))?;
-        if counts.clients > 1 {
-            writeln!(out)?;
-            table(out, &layout, rest, &survey.rest)?;
-        }
+        without(out, question, &layout, rest, &survey)?;
     }
     let mut notes = whole.caveats(question.seed);
     let goes_by_key = upstream.balance.hash_key().is_some() || upstream.balance == Balance::IpHash;
@@ -93,6 +68,43 @@ pub(super) fn write(
     }
     for (i, note) in notes.iter().enumerate() {
         writeln!(out, "{}note: {note}", if i == 0 { "\n" } else { "" })?;
+    }
+    Ok(())
+}
+
+/// Who moves, and what the others get then.
+fn without(
+    out: &mut impl Write,
+    question: &Question<'_>,
+    layout: &Layout,
+    rest: &Process<'_>,
+    survey: &Survey,
+) -> io::Result<()> {
+    let name = |b: usize| question.upstream.backends[b].text.as_str();
+    let lost: Vec<&str> = question.without.iter().map(|&b| name(b)).collect();
+    let moved = survey.moves.len() as u64;
+    let counts = &survey.whole;
+    let verb = match counts.let_in() {
+        1 => "client moves",
+        _ => "clients move",
+    };
+    writeln!(
+        out,
+        "\nwithout {}: {} of {} {verb} ({})",
+        lost.join(", "),
+        percent(counts.share(moved)),
+        grouped(counts.let_in()),
+        grouped(moved),
+    )?;
+    for Move { client, from, to } in survey.moves.iter().take(MOST_LINES) {
+        let [from, to] = [from, to].map(|b| b.map_or("none", name));
+        let (wide, wider) = (layout.client, layout.backend);
+        writeln!(out, "{client:wide$}  {from:wider$}  -> {to}")?;
+    }
+    more(out, survey.moves.len().saturating_sub(MOST_LINES))?;
+    if counts.clients > 1 {
+        writeln!(out)?;
+        table(out, layout, rest, &survey.rest)?;
     }
     Ok(())
 }
