@@ -13,7 +13,7 @@ use std::{
 use tembuku::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
-    plan::{Backend, Balance, HashKey, Place, Target, TimeOf, Upstream},
+    plan::{Backend, Balance, HashKey, Place, SendProxy, Target, TimeOf, Upstream},
     pool::Pool,
 };
 
@@ -115,6 +115,7 @@ fn pool(c: &mut Criterion) {
                 backends: backends.collect(),
                 resolve_interval: None,
                 resolve_required: true,
+                send_proxy: SendProxy::Off,
             };
             let upstream: Arc<str> = name.into();
             let metrics = |b: &Backend| exporter.backend(&upstream, &b.text);

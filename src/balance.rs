@@ -2,6 +2,7 @@
 //! is passed in or kept in a [`Balancer`], and the same calls give the same picks on every machine.
 
 mod bound;
+mod chance;
 mod hash;
 mod ip_hash;
 mod key;
@@ -14,10 +15,11 @@ mod ring;
 mod round_robin;
 mod weights;
 
+pub use chance::Chance;
 pub use key::Facts;
 pub use least_time::Average;
 
-use crate::plan::{Balance, Bound};
+use crate::plan::{self, Balance, Bound};
 use bound::Room;
 use hash::HashWalk;
 use ip_hash::IpHashWalk;
@@ -75,13 +77,30 @@ pub enum Why {
     /// The least product of time and sessions for its weight.
     LeastScore { score: f64 },
     /// The hash of the key fell into its share of the weights, at the last of so many tries.
-    Hash { at: u64, total: u64, tries: u32 },
+    Hash {
+        hash: u64,
+        at: u64,
+        total: u64,
+        tries: u32,
+    },
     /// Its point is the next on the ring, so many steps from the key's own.
     Point { key: u32, point: u32, steps: u32 },
     /// Its slot in the table, so many steps from the key's own.
     Slot { slot: u32, steps: u32 },
     /// The policy found nobody by the key: turns decided.
     TurnInsteadOfKey,
+}
+
+/// The backends of an upstream in the order in which a [`Balancer`] numbers its candidates, each with its place in the
+/// config: the primaries first, then the backups.
+pub fn numbered<'a>(
+    backends: impl Iterator<Item = &'a plan::Backend> + Clone,
+) -> impl Iterator<Item = (usize, &'a plan::Backend)> {
+    let group = move |backup| {
+        let all = backends.clone().enumerate();
+        all.filter(move |(_, backend)| backend.backup == backup)
+    };
+    [false, true].into_iter().flat_map(group)
 }
 
 /// Where one session stands in its search. It outlives a failed connect, so that the next pick goes on

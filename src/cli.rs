@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod explain;
 mod run;
 
 use crate::config::{self, Flags};
@@ -13,8 +14,7 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 13] = [
-    "explain",
+const NOT_YET: [&str; 12] = [
     "status",
     "reload",
     "drain",
@@ -50,6 +50,8 @@ enum Command {
         #[arg(long)]
         dump: bool,
     },
+    /// Which backend a client would get, and why: by the configuration alone, no network is touched
+    Explain(explain::Explain),
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +106,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Demo => demo::run(),
         Command::Check { file, dump } => check::run(&file.config, dump),
+        Command::Explain(args) => explain::run(&args),
         Command::Run(args) if args.listen.is_empty() => planned(config::load(&args.file.config)),
         Command::Run(_) if file_was_named => {
             complain(

@@ -27,7 +27,9 @@ mod words;
 
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
+pub use hash_key::format as hash_key_text;
 pub use problem::{Position, Problem, Problems};
+pub use words::nearest;
 
 /// A larger file is no configuration; `/dev/zero` is not read to its end.
 const MOST_BYTES: u64 = 16 << 20;

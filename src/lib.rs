@@ -12,6 +12,7 @@ pub mod backend;
 pub mod balance;
 pub mod cli;
 pub mod config;
+pub mod explain;
 pub mod health;
 pub mod lines;
 pub mod logging;

@@ -6,7 +6,7 @@
 
 use crate::{
     backend::{Backend, Lease},
-    balance::{Average, Balancer, Candidates, Entry, FULL, Facts, Walk},
+    balance::{Average, Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
     health::{FailRule, Passive},
     metrics::BackendMetrics,
     plan::{self, Balance, Place, TimeOf},
@@ -66,24 +66,6 @@ impl Candidates for Present<'_> {
     fn time(&self, i: usize) -> f64 {
         let member = &self.members[i];
         member.average.at(self.now, member.rule.fail_timeout)
-    }
-}
-
-/// SplitMix64: enough for load balancing, and nothing that an outsider could gain by guessing.
-#[derive(Debug)]
-struct Chance(u64);
-
-impl Chance {
-    fn new() -> Self {
-        Self(RandomState::new().hash_one(()))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }
 
@@ -187,7 +169,7 @@ impl Pool {
             tried: &search.tried,
             now,
         };
-        let picked = balancer.pick(&mut search.walk, &present, || chance.next())?;
+        let picked = balancer.pick(&mut search.walk, &present, || chance.draw())?;
         let member = &mut members[picked.candidate];
         if !*all_plain {
             member.passive.picked(member.rule, now);
@@ -419,22 +401,17 @@ fn assemble(
 ) -> Inner {
     let mut members = Vec::new();
     let mut primaries = 0;
-    for backups in [false, true] {
-        for (of, ((plan, metrics), places)) in configured.iter().zip(addresses).enumerate() {
-            if plan.backup != backups {
-                continue;
-            }
-            for place in places {
-                let known = old
-                    .iter()
-                    .position(|m| m.of == of && m.backend.place == *place);
-                members.push(match known.map(|i| old.swap_remove(i)) {
-                    Some(member) => member,
-                    None => Member::new(of, plan, place, metrics),
-                });
-            }
+    for (of, plan) in numbered(configured.iter().map(|(plan, _)| plan)) {
+        for place in addresses.get(of).into_iter().flatten() {
+            let known = old
+                .iter()
+                .position(|m| m.of == of && m.backend.place == *place);
+            members.push(match known.map(|i| old.swap_remove(i)) {
+                Some(member) => member,
+                None => Member::new(of, plan, place, &configured[of].1),
+            });
         }
-        if !backups {
+        if !plan.backup {
             primaries = members.len();
         }
     }
@@ -450,6 +427,6 @@ fn assemble(
         all_plain: members.iter().all(Member::is_plain),
         members,
         balancer,
-        chance: Chance::new(),
+        chance: Chance::from_seed(RandomState::new().hash_one(())),
     }
 }

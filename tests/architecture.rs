@@ -15,7 +15,7 @@ const LEVELS: &[&[&str]] = &[
     &["relay", "service"],
     &["pool", "sessions"],
     &["access_log", "backend", "config", "logging"],
-    &["health", "lines", "net"],
+    &["explain", "health", "lines", "net"],
     &["access", "balance", "metrics", "proxy_protocol", "sys"],
     &["plan", "reason"],
 ];
@@ -24,6 +24,7 @@ const LEVELS: &[&[&str]] = &[
 const PURE: &[&str] = &[
     "access",
     "balance",
+    "explain",
     "health",
     "plan",
     "proxy_protocol",

@@ -46,6 +46,7 @@ impl HashWalk {
                 return Some(Pick {
                     candidate,
                     why: Why::Hash {
+                        hash: self.hash,
                         at,
                         total,
                         tries: self.tries + 1,

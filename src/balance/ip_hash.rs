@@ -49,6 +49,7 @@ impl IpHashWalk {
                 return Some(Pick {
                     candidate,
                     why: Why::Hash {
+                        hash: self.hash,
                         at,
                         total,
                         tries: self.tries + 1,

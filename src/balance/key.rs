@@ -20,6 +20,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// A key without anything in it says nothing about the client.
+    pub fn has_key(&self, key: &HashKey) -> bool {
+        !self.key(key).is_empty()
+    }
+
     pub(super) fn key(&self, key: &HashKey) -> Key {
         let mut out = Key::new();
         for part in &key.0 {

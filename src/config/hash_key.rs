@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str) -> Result<HashKey, Fault> {
 }
 
 /// As it would be written; reading it gives the same key.
-pub(super) fn format(key: &HashKey) -> String {
+pub fn format(key: &HashKey) -> String {
     let part = |(i, part): (usize, &KeyPart)| match part {
         KeyPart::Text(text) => text.clone(),
         KeyPart::Variable(variable) => {

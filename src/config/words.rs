@@ -3,7 +3,7 @@
 use toml::de::DeValue;
 
 /// The candidate that `word` was probably meant to be.
-pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     // Long enough input cannot be near anything, and the distance takes quadratic time.
     if word.len() > 100 {
         return None;

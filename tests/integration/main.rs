@@ -21,6 +21,7 @@ mod check;
 mod demo;
 mod events_nginx;
 mod every_policy;
+mod explain;
 mod failover;
 mod harness_itself;
 mod hash_nginx;

@@ -1,0 +1,106 @@
+//! `tembuku explain`: which backend a client would get, and why.
+
+mod json;
+mod question;
+mod text;
+
+use super::{ConfigFile, complain};
+use crate::{
+    config,
+    explain::{Client, MOST_CLIENTS, Process},
+};
+use clap::{ArgGroup, Args};
+use ipnet::IpNet;
+use question::Question;
+use std::{
+    io::{self, BufWriter, Write as _},
+    process::ExitCode,
+};
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("who").required(true).multiple(true).args(["client", "clients", "sample"]))]
+#[command(after_help = "\
+The answer is that of a process which has just started with this file: nothing has failed, backends that are `down` or \
+have weight 0 get nobody, and the clients come one after the other and do not stay. So least_conn and least_time go by \
+turns, hash_balance_factor bounds nothing, and random_two draws (by the seed: a running process draws otherwise). Host \
+names are not resolved; each counts as one backend.")]
+pub(super) struct Explain {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The listener that the clients come to; may be left out where the file has one
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// A client: "192.0.2.1", "[2001:db8::1]:5000", "unix:"; may be given several times
+    #[arg(long, value_name = "IP[:PORT]", conflicts_with_all = ["clients", "sample"])]
+    client: Vec<Client>,
+    /// Every address of a network as a client, 1,048,576 at most
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    clients: Option<IpNet>,
+    /// So many different clients drawn from --clients, or from 1.0.0.0-223.255.255.255
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_CLIENTS))]
+    sample: Option<u64>,
+    /// For what is drawn: the same seed gives the same answer
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Who moves when this backend cannot be used; may be given several times
+    #[arg(long, value_name = "BACKEND")]
+    without: Vec<String>,
+    /// The port that the clients come to, for a hash key with $server_port
+    #[arg(long, value_name = "N")]
+    server_port: Option<u16>,
+    /// One JSON object, with every client
+    #[arg(long)]
+    json: bool,
+}
+
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let net = text.parse();
+    net.map_err(|_| "a network is written \"10.0.0.0/8\" or \"2001:db8::/64\"")
+}
+
+pub(super) fn run(args: &Explain) -> ExitCode {
+    let plan = match config::load(&args.file.config) {
+        Ok(plan) => plan,
+        Err(problems) => {
+            complain(&problems.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    let question = match Question::new(args, &plan) {
+        Ok(question) => question,
+        Err(why) => {
+            complain(&format!("error: {why}\n"));
+            return ExitCode::from(2);
+        }
+    };
+    match answer(&question, args.json) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `tembuku explain … | head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("error: cannot write the answer: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn answer(question: &Question<'_>, as_json: bool) -> io::Result<()> {
+    let process = |without: &[usize]| {
+        Process::new(
+            question.listener,
+            question.upstream,
+            question.server_port,
+            without,
+            question.seed,
+        )
+    };
+    let whole = process(&[]);
+    let rest = (!question.without.is_empty()).then(|| process(&question.without));
+    let mut out = BufWriter::new(io::stdout().lock());
+    if as_json {
+        json::write(&mut out, question, whole, rest)?;
+    } else {
+        text::write(&mut out, question, whole, rest)?;
+    }
+    out.flush()
+}

@@ -1,0 +1,249 @@
+//! The answer for people.
+
+use super::question::Question;
+use crate::{
+    config,
+    explain::{Client, Counts, MODEL, Move, Outcome, Process, Survey, survey},
+    plan::{Backend, Balance},
+};
+use std::io::{self, IsTerminal as _, Write};
+
+/// Of clients that were not named one by one, and of those that move, so many are shown.
+const MOST_LINES: usize = 10;
+/// Where nobody says how wide the terminal is.
+const WIDTH: usize = 80;
+const WIDEST_BAR: usize = 40;
+
+pub(super) fn write(
+    out: &mut impl Write,
+    question: &Question<'_>,
+    mut whole: Process<'_>,
+    mut rest: Option<Process<'_>>,
+) -> io::Result<()> {
+    let upstream = question.upstream;
+    let key = upstream.balance.hash_key().map(config::hash_key_text);
+    writeln!(
+        out,
+        "listener {}, upstream {}: {}{}",
+        question.listener.name,
+        upstream.name,
+        upstream.balance.word(),
+        key.map_or_else(String::new, |key| format!(" of {key}")),
+    )?;
+    writeln!(out, "as in {MODEL}\n")?;
+    let layout = Layout::of(question);
+    let mut left = layout.clients;
+    let each = |process: &Process<'_>, client: Client, outcome: &Outcome| {
+        if left == 0 {
+            return Ok(());
+        }
+        left -= 1;
+        let (wide, wider) = (layout.client, layout.backend);
+        let reason = process.reason(client, outcome);
+        match outcome.backend() {
+            Some(b) => {
+                let text = &upstream.backends[b].text;
+                writeln!(out, "{client:wide$}  {text:wider$}  {reason}")
+            }
+            None => writeln!(out, "{client:wide$}  {reason}"),
+        }
+    };
+    let survey = survey(&question.clients, &mut whole, rest.as_mut(), each)?;
+    more(out, question.clients.len() - layout.clients)?;
+    let counts = &survey.whole;
+    if counts.clients > 1 {
+        writeln!(out)?;
+        table(out, &layout, &whole, counts)?;
+    }
+    if let Some(rest) = &rest {
+        without(out, question, &layout, rest, &survey)?;
+    }
+    let mut notes = whole.caveats(question.seed);
+    let goes_by_key = upstream.balance.hash_key().is_some() || upstream.balance == Balance::IpHash;
+    if counts.by_turns > 0 && goes_by_key {
+        let clients = grouped(counts.by_turns);
+        notes.push(format!(
+            "turns decided for {clients} clients, not their keys"
+        ));
+    }
+    for (i, note) in notes.iter().enumerate() {
+        writeln!(out, "{}note: {note}", if i == 0 { "\n" } else { "" })?;
+    }
+    Ok(())
+}
+
+/// Who moves, and what the others get then.
+fn without(
+    out: &mut impl Write,
+    question: &Question<'_>,
+    layout: &Layout,
+    rest: &Process<'_>,
+    survey: &Survey,
+) -> io::Result<()> {
+    let name = |b: usize| question.upstream.backends[b].text.as_str();
+    let lost: Vec<&str> = question.without.iter().map(|&b| name(b)).collect();
+    let moved = survey.moves.len() as u64;
+    let counts = &survey.whole;
+    let verb = match counts.let_in() {
+        1 => "client moves",
+        _ => "clients move",
+    };
+    writeln!(
+        out,
+        "\nwithout {}: {} of {} {verb} ({})",
+        lost.join(", "),
+        percent(counts.share(moved)),
+        grouped(counts.let_in()),
+        grouped(moved),
+    )?;
+    for Move { client, from, to } in survey.moves.iter().take(MOST_LINES) {
+        let [from, to] = [from, to].map(|b| b.map_or("none", name));
+        let (wide, wider) = (layout.client, layout.backend);
+        writeln!(out, "{client:wide$}  {from:wider$}  -> {to}")?;
+    }
+    more(out, survey.moves.len().saturating_sub(MOST_LINES))?;
+    if counts.clients > 1 {
+        writeln!(out)?;
+        table(out, layout, rest, &survey.rest)?;
+    }
+    Ok(())
+}
+
+fn more(out: &mut impl Write, count: usize) -> io::Result<()> {
+    match count {
+        0 => Ok(()),
+        n => writeln!(out, "… and {} more, --json has all", grouped(n as u64)),
+    }
+}
+
+/// How wide the columns are, and how many clients are shown.
+struct Layout {
+    clients: usize,
+    client: usize,
+    backend: usize,
+    terminal: usize,
+}
+
+impl Layout {
+    fn of(question: &Question<'_>) -> Self {
+        let count = question.clients.len();
+        let clients = if question.named {
+            count
+        } else {
+            count.min(MOST_LINES)
+        };
+        // Those that move may be any of them, so room is kept for the longest of all.
+        let client = question.clients.iter().map(|c| c.to_string().len()).max();
+        let backends = question.upstream.backends.iter();
+        Self {
+            clients,
+            client: client.unwrap_or_default(),
+            backend: backends
+                .map(|b| b.text.chars().count())
+                .max()
+                .unwrap_or_default(),
+            terminal: terminal_width(),
+        }
+    }
+}
+
+fn terminal_width() -> usize {
+    let out = io::stdout();
+    let size = out
+        .is_terminal()
+        .then(|| rustix::termios::tcgetwinsize(&out));
+    match size {
+        Some(Ok(size)) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => WIDTH,
+    }
+}
+
+/// A row for each backend, also for those that get nobody.
+fn table(
+    out: &mut impl Write,
+    layout: &Layout,
+    process: &Process<'_>,
+    counts: &Counts,
+) -> io::Result<()> {
+    let rows = process.upstream().backends.iter();
+    let names: Vec<String> = rows.map(labelled).collect();
+    let longest = names.iter().map(|name| name.chars().count()).max();
+    let wide = longest.unwrap_or_default().max("backend".len());
+    let head = format!(
+        "{:wide$}  {:>6}  {:>8}  {:>9}  {:>7}  {:>6}",
+        "backend", "weight", "expected", "clients", "share", "diff"
+    );
+    writeln!(out, "{head}")?;
+    let room = layout
+        .terminal
+        .saturating_sub(head.len() + 3)
+        .min(WIDEST_BAR);
+    let most = counts.got.iter().max().copied().unwrap_or_default().max(1);
+    let backends = process.upstream().backends.iter();
+    let figures = process.expected().into_iter().zip(&counts.got);
+    for ((backend, name), (expected, &got)) in backends.zip(&names).zip(figures) {
+        let share = counts.share(got);
+        let bar = "#".repeat((got as f64 / most as f64 * room as f64).round() as usize);
+        let line = format!(
+            "{:wide$}  {:>6}  {:>8}  {:>9}  {:>7}  {:>+6.1}  {bar}",
+            name,
+            backend.weight,
+            percent(expected),
+            grouped(got),
+            percent(share),
+            100.0 * (share - expected),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    for (count, what) in [(counts.denied, "denied"), (counts.no_backend, "no backend")] {
+        if count > 0 {
+            writeln!(
+                out,
+                "{what:wide$}  {:>6}  {:>8}  {:>9}",
+                "",
+                "",
+                grouped(count)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn labelled(backend: &Backend) -> String {
+    let mut name = backend.text.clone();
+    if backend.backup {
+        name.push_str(" (backup)");
+    }
+    if backend.down {
+        name.push_str(" (down)");
+    }
+    name
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_groups() {
+        let all = [0, 999, 1000, 12_345, 1_048_576].map(grouped);
+        assert_eq!(all, ["0", "999", "1,000", "12,345", "1,048,576"]);
+    }
+}
