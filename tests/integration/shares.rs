@@ -196,7 +196,7 @@ fn least_time_avoids_the_one_that_is_slow_to_connect() {
     let (front, tembuku) = start(
         "balance = \"least_time\"",
         &[
-            format!("{{ address = \"{address}\", fail_timeout = \"30ms\", weight = 2 }}"),
+            format!("{{ address = \"{address}\", fail_timeout = \"200ms\", weight = 2 }}"),
             format!("{{ address = \"{}\", fail_timeout = \"1h\" }}", quick.addr),
         ],
     );
