@@ -126,7 +126,7 @@ fn pool(c: &mut Criterion) {
                 .map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
                 .collect();
             for (lease, ms) in held.iter().flatten().zip(1..) {
-                let time = Duration::from_micros(100 + ms % 7);
+                let time = Duration::from_nanos(100_000 + ms * 7_919 % 50_021);
                 pool.succeeded(lease.backend(), time, Instant::now());
             }
             let mut n = 0;

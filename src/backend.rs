@@ -8,6 +8,8 @@ use std::sync::{
 
 #[derive(Debug)]
 pub struct Backend {
+    /// Never given twice in one process.
+    pub id: u64,
     pub place: Place,
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
@@ -16,7 +18,9 @@ pub struct Backend {
 
 impl Backend {
     pub fn new(place: Place, metrics: Arc<BackendMetrics>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: NEXT.fetch_add(1, Relaxed),
             place,
             metrics,
             active: AtomicU64::default(),

@@ -6,6 +6,7 @@ mod chance;
 mod hash;
 mod ip_hash;
 mod key;
+mod least;
 mod least_conn;
 mod least_time;
 mod maglev;

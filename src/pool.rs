@@ -33,6 +33,8 @@ struct Inner {
     members: Vec<Member>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
     all_plain: bool,
+    /// When the first of the averages that `least_time` compares is to be halved.
+    halves: Option<Instant>,
     balancer: Balancer,
     chance: Chance,
 }
@@ -40,32 +42,42 @@ struct Inner {
 /// What the balancer asks about the members, as they are for one session at one moment.
 struct Present<'a> {
     members: &'a [Member],
-    tried: &'a [Arc<Backend>],
+    tried: &'a [u64],
     /// Everybody can take a session, with the whole of its weight.
     all_plain: bool,
     single: bool,
     now: Instant,
 }
 
-impl Candidates for Present<'_> {
-    fn share(&self, i: usize) -> u32 {
-        if self.all_plain {
-            return FULL;
-        }
-        let member = &self.members[i];
-        if self.tried.iter().any(|b| Arc::ptr_eq(b, &member.backend)) {
+impl Present<'_> {
+    /// Apart, so that the loops of the policies stay small.
+    #[inline(never)]
+    fn share_of(&self, member: &Member) -> u32 {
+        if self.tried.contains(&member.backend.id) {
             return 0;
         }
         member.share(self.single, self.now)
     }
+}
 
+impl Candidates for Present<'_> {
+    #[inline]
+    fn share(&self, i: usize) -> u32 {
+        if self.all_plain {
+            FULL
+        } else {
+            self.share_of(&self.members[i])
+        }
+    }
+
+    #[inline]
     fn connections(&self, i: usize) -> u64 {
         self.members[i].backend.active()
     }
 
+    #[inline]
     fn time(&self, i: usize) -> f64 {
-        let member = &self.members[i];
-        member.average.at(self.now, member.rule.fail_timeout)
+        self.members[i].average.seconds
     }
 }
 
@@ -89,8 +101,8 @@ struct Member {
 #[derive(Debug, Default)]
 pub struct Search {
     walk: Walk,
-    /// Most sessions try one.
-    tried: SmallVec<[Arc<Backend>; 1]>,
+    /// The backends' ids. Most sessions try one.
+    tried: SmallVec<[u64; 2]>,
 }
 
 /// What became of a failed attempt's backend.
@@ -156,11 +168,13 @@ impl Pool {
     /// The next backend for this session, none that it has tried.
     pub fn pick(&self, search: &mut Search, now: Instant) -> Option<Lease> {
         let mut inner = self.lock();
+        inner.halve(now);
         let Inner {
             members,
             all_plain,
             balancer,
             chance,
+            ..
         } = &mut *inner;
         let present = Present {
             single: balancer.is_single(),
@@ -178,7 +192,7 @@ impl Pool {
             }
         }
         let member = &members[picked.candidate];
-        search.tried.push(Arc::clone(&member.backend));
+        search.tried.push(member.backend.id);
         Some(Lease::new(Arc::clone(&member.backend)))
     }
 
@@ -215,13 +229,18 @@ impl Pool {
     /// A connect succeeded, and took so long. True when that brought the backend back.
     pub fn succeeded(&self, backend: &Arc<Backend>, time: Duration, now: Instant) -> bool {
         let mut inner = self.lock();
+        let is_timed = self.balance == Balance::LeastTime(TimeOf::Connect);
+        // Nobody has failed: there is nothing to clear.
+        if inner.all_plain && !is_timed {
+            return false;
+        }
         let Some(i) = position(&inner.members, backend) else {
             return false;
         };
-        let member = &mut inner.members[i];
-        if self.balance == Balance::LeastTime(TimeOf::Connect) {
-            member.average.add(time, now, member.rule.fail_timeout);
+        if is_timed {
+            inner.add_time(i, time, now);
         }
+        let member = &mut inner.members[i];
         let was_out = member.is_failed();
         member.passive.succeeded();
         let back = was_out && !member.is_failed();
@@ -244,8 +263,7 @@ impl Pool {
     pub fn answered(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
         let mut inner = self.lock();
         if let Some(i) = position(&inner.members, backend) {
-            let member = &mut inner.members[i];
-            member.average.add(time, now, member.rule.fail_timeout);
+            inner.add_time(i, time, now);
         }
     }
 
@@ -258,7 +276,8 @@ impl Pool {
 
     /// All configured backends as they are now.
     pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.halve(now);
         let single = inner.balancer.is_single();
         let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
             let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
@@ -296,11 +315,7 @@ impl Pool {
                     .max(),
                 available,
                 average_time: matches!(self.balance, Balance::LeastTime(_))
-                    .then(|| {
-                        members
-                            .iter()
-                            .map(|m| m.average.at(now, m.rule.fail_timeout))
-                    })
+                    .then(|| members.iter().map(|m| m.average.seconds))
                     .and_then(|averages| averages.reduce(f64::min)),
                 addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
             }
@@ -317,6 +332,27 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn add_time(&mut self, member: usize, time: Duration, now: Instant) {
+        let member = &mut self.members[member];
+        member.average.add(time, now, member.rule.fail_timeout);
+        // No later than it may have been: coming too early does no harm.
+        let halves = self.halves.into_iter().chain(member.average.halves);
+        self.halves = halves.min();
+    }
+
+    /// Brings the averages up to date, if one is due.
+    fn halve(&mut self, now: Instant) {
+        if self.halves.is_none_or(|at| now < at) {
+            return;
+        }
+        for member in &mut self.members {
+            member.average.halve(now, member.rule.fail_timeout);
+        }
+        self.halves = self.members.iter().filter_map(|m| m.average.halves).min();
     }
 }
 
@@ -425,6 +461,7 @@ fn assemble(
     let balancer = Balancer::new(balance, &entries[..primaries], &entries[primaries..]);
     Inner {
         all_plain: members.iter().all(Member::is_plain),
+        halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),

@@ -1,75 +1,24 @@
 //! Least connections: the fewest sessions for each unit of weight; turns decide among equals.
 
-use super::{Candidates, Pick, RoundRobin, Why, weights::Weights};
+use super::{
+    Candidates, Pick, RoundRobin, Why,
+    least::{least, number},
+    weights::Weights,
+};
 
 pub(super) fn pick(
     weights: &Weights,
     turns: &mut RoundRobin,
     candidates: &impl Candidates,
 ) -> Option<Pick> {
-    let mut least = Load::NONE;
-    let (mut best, mut usable, mut equals) = (None, 0, 0);
-    for (i, weight) in weights.each() {
-        let load = Load::of(i, weight, candidates);
-        if load.weight == 0 {
-            continue;
-        }
-        usable += 1;
-        if load.is_less_than(least) {
-            (least, best, equals) = (load, Some(i), 1);
-        } else if !least.is_less_than(load) {
-            equals += 1;
-        }
-    }
-    if equals == usable {
-        best = turns.pick(weights.range(), |i| candidates.share(i));
-    } else if equals > 1 {
-        // Asked for once more instead of kept: keeping costs every pick more than this costs some.
-        best = turns.pick(weights.range(), |i| {
-            let load = Load::of(i, weights.of(i), candidates);
-            match load.weight > 0 && !least.is_less_than(load) {
-                true => candidates.share(i),
-                false => 0,
-            }
-        });
-    }
+    let sessions = |i| number(candidates.connections(i));
+    let (candidate, _) = least(weights, turns, candidates, sessions)?;
     Some(Pick {
-        candidate: best?,
+        candidate,
         why: Why::FewestConnections {
-            connections: least.sessions,
+            connections: candidates.connections(candidate),
         },
     })
-}
-
-/// So many sessions on so much weight.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
-    sessions: u64,
-    weight: u64,
-}
-
-impl Load {
-    /// More than any other.
-    const NONE: Self = Self {
-        sessions: 1,
-        weight: 0,
-    };
-
-    /// Without weight if it cannot be picked.
-    #[inline]
-    pub(super) fn of(i: usize, weight: u64, candidates: &impl Candidates) -> Self {
-        Self {
-            // There are never more, and the products stay within 64 bits.
-            sessions: candidates.connections(i).min(u64::from(u32::MAX)),
-            weight: weight * u64::from(candidates.share(i)),
-        }
-    }
-
-    /// For each unit of weight: cross-multiplied, without rounding.
-    #[inline]
-    pub(super) fn is_less_than(self, other: Self) -> bool {
-        self.sessions * other.weight < other.sessions * self.weight
-    }
 }
 
 #[cfg(test)]

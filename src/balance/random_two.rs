@@ -1,6 +1,10 @@
 //! The power of two choices: of two drawn by weight, the one with fewer sessions for its weight.
 
-use super::{Candidates, Pick, Why, by_chance, least_conn::Load, weights::Weights};
+use super::{
+    Candidates, Pick, Why, by_chance,
+    least::{number, score},
+    weights::Weights,
+};
 
 /// Draws that met nobody who could be picked before those who can are counted out one by one.
 const REDRAWS: u32 = 8;
@@ -12,8 +16,11 @@ pub(super) fn pick(
 ) -> Option<Pick> {
     let first = draw(weights, candidates, None, random)?;
     let second = draw(weights, candidates, Some(first), random);
-    let load = |i: usize| Load::of(i, weights.of(i), candidates);
-    let is_better = |second: usize| load(second).is_less_than(load(first));
+    let load = |i: usize| {
+        let sessions = number(candidates.connections(i));
+        score(sessions, number(weights.of(i)), candidates.share(i))
+    };
+    let is_better = |second: usize| load(second) < load(first);
     let (candidate, other) = match second {
         Some(second) if is_better(second) => (second, Some(first)),
         second => (first, second),

@@ -8,6 +8,8 @@ pub(super) struct Weights {
     /// The number of the first candidate.
     first: usize,
     each: Vec<u32>,
+    /// The same, ready to be divided by.
+    numbers: Vec<f64>,
     /// For each candidate where its share ends.
     ends: Vec<u64>,
 }
@@ -22,6 +24,7 @@ impl Weights {
         Self {
             first,
             ends: ends.collect(),
+            numbers: entries.iter().map(|e| f64::from(e.weight)).collect(),
             each: entries.iter().map(|e| e.weight).collect(),
         }
     }
@@ -41,6 +44,10 @@ impl Weights {
     /// The candidates with their weights as configured.
     pub(super) fn each(&self) -> impl Iterator<Item = (usize, u64)> {
         (self.first..).zip(self.each.iter().map(|w| u64::from(*w)))
+    }
+
+    pub(super) fn each_number(&self) -> impl Iterator<Item = (usize, f64)> {
+        (self.first..).zip(self.numbers.iter().copied())
     }
 
     /// The weight of one of them.
