@@ -8,9 +8,8 @@ mod answer;
 mod direction;
 mod first;
 
-pub use first::First;
-
 pub use answer::AnswerClock;
+pub use first::First;
 
 use crate::{
     access,
@@ -41,15 +40,27 @@ pub struct Tally<'a> {
     pub listener: &'a ListenerCounts,
     pub backend: &'a BackendCounts,
     pub relayed: &'a RelayCounts,
-    /// Where the policy asks how long an answer takes.
-    pub clock: Option<Box<AnswerClock>>,
 }
 
 /// A backend that was reached.
 pub struct Reached {
     pub stream: Stream,
-    /// Taken when the relay begins.
+    /// Taken when the relay begins. In a box: most sessions have none.
+    pub opening: Option<Box<Opening>>,
+}
+
+/// What is special about the beginning of a session.
+#[derive(Default)]
+pub struct Opening {
     pub first: Option<Box<First>>,
+    /// Where the policy asks how long an answer takes.
+    pub clock: Option<Box<AnswerClock>>,
+}
+
+/// The backend's first byte.
+enum Answer {
+    Awaited(Option<Box<AnswerClock>>),
+    Begun(Instant),
 }
 
 /// How it went.
@@ -76,18 +87,19 @@ pub async fn relay(
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
+    let Opening { first, clock } = *reached.opening.take().unwrap_or_default();
     let outcome = Relay {
         client: &mut *client,
         backend: &mut reached.stream,
         plan,
         tally,
-        up: Direction::from_client(reached.first.take(), watch(plan, tally)),
+        up: Direction::from_client(first, watch(plan, tally)),
         down: Direction::default(),
         broken: None,
         begun: false,
         last_activity: Instant::now(),
         armed: None,
-        first_byte: None,
+        answer: Answer::Awaited(clock),
         timer: sleep_until(Instant::now().into()),
     }
     .await;
@@ -127,7 +139,7 @@ pin_project! {
         last_activity: Instant,
         // When the timer will ring.
         armed: Option<Instant>,
-        first_byte: Option<Instant>,
+        answer: Answer,
         #[pin]
         timer: Sleep,
     }
@@ -149,7 +161,10 @@ impl Future for Relay<'_> {
         }
         Poll::Ready(Outcome {
             reason,
-            first_byte: *this.first_byte,
+            first_byte: match this.answer {
+                Answer::Begun(at) => Some(*at),
+                Answer::Awaited(_) => None,
+            },
         })
     }
 }
@@ -173,11 +188,13 @@ impl Parts<'_, '_> {
                 break;
             }
         }
-        if let (Some(clock), None) = (&self.tally.clock, &self.first_byte) {
-            clock.look(self.up.has_begun, self.down.has_begun, now);
-        }
-        if self.first_byte.is_none() && self.down.has_begun {
-            *self.first_byte = Some(now);
+        if let Answer::Awaited(clock) = &self.answer {
+            if let Some(clock) = clock {
+                clock.look(self.up.has_begun, self.down.has_begun, now);
+            }
+            if self.down.has_begun {
+                *self.answer = Answer::Begun(now);
+            }
         }
         if self.up.was_refused() {
             return Poll::Ready(CloseReason::UntrustedHeader);

@@ -2,13 +2,14 @@
 //!
 //! Adding or removing a backend moves most clients; it is here for those who have it and want to keep it.
 
-use super::{Candidates, MOST_TRIES, Pick, Why, by_key, key::Key, weights::Weights};
+use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
 use crc32fast::Hasher;
 
 /// Where a session stands: each try that finds nobody hashes the key anew, with the number of the try.
 #[derive(Debug)]
 pub struct HashWalk {
-    key: Key,
+    /// In a box: a search that is waiting for a connect must not be large.
+    key: Box<[u8]>,
     /// Of the key alone, the same at every try: it says when the key moves to one that starts slowly.
     of_key: u32,
     hash: u64,
@@ -19,7 +20,7 @@ pub struct HashWalk {
 impl HashWalk {
     pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
-            key: Key::from_slice(key),
+            key: key.into(),
             of_key: crc32fast::hash(key),
             hash: 0,
             rehash: 0,

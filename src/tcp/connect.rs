@@ -7,7 +7,7 @@ use crate::{
     plan::{Place, SocketOptions},
     pool::AfterFailure,
     reason::{CloseReason, ConnectError},
-    relay::Reached,
+    relay::{AnswerClock, Opening, Reached},
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
@@ -48,7 +48,6 @@ pub(super) struct Connected {
     pub(super) lease: Lease,
     /// When the attempt that succeeded began.
     pub(super) began: Instant,
-    pub(super) connected: Instant,
 }
 
 enum Failure {
@@ -106,14 +105,16 @@ pub(super) async fn connect(
                     tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
                         from = "failed", to = "up", "backend is back");
                 }
+                let opening = AnswerClock::start(&service.pool, backend, time, now).map(|clock| {
+                    Box::new(Opening {
+                        clock: Some(clock),
+                        ..Opening::default()
+                    })
+                });
                 return Ok(Connected {
-                    reached: Reached {
-                        stream,
-                        first: None,
-                    },
+                    reached: Reached { stream, opening },
                     lease,
                     began,
-                    connected: now,
                 });
             }
             Err(Failure::Session(reason)) => {

@@ -8,7 +8,7 @@ use crate::{
     access, access_log,
     net::{Client, Stream},
     reason::{CloseReason, RejectReason},
-    relay::{self, AnswerClock, Tally},
+    relay::{self, Tally},
     service::{Service, Slot},
     sessions::{Listed, Session},
 };
@@ -51,14 +51,6 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
                 listener: service.metrics.counts.mine(),
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
-                clock: AnswerClock::start(
-                    &service.pool,
-                    backend,
-                    connected
-                        .connected
-                        .saturating_duration_since(connected.began),
-                    connected.connected,
-                ),
             };
             let outcome =
                 relay::relay(&mut client, &mut connected.reached, &service.plan, &tally).await;
@@ -134,7 +126,10 @@ async fn open(
     let mut connected = connect::connect(service, client, session, attempts)
         .await
         .map_err(NotOpened::Closed)?;
-    connected.reached.first = introduction.pass_on(service, session, client);
+    if let Some(first) = introduction.pass_on(service, session, client) {
+        let opening = connected.reached.opening.get_or_insert_default();
+        opening.first = Some(first);
+    }
     Ok(connected)
 }
 
