@@ -58,32 +58,21 @@ impl<'a> Room<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, FULL};
+    use super::super::{Entry, FULL, tests::Each};
     use super::*;
     use proptest::prelude::*;
 
-    struct Held(Vec<(u32, u64)>);
-
-    impl Candidates for Held {
-        fn share(&self, i: usize) -> u32 {
-            self.0[i].0
-        }
-        fn connections(&self, i: usize) -> u64 {
-            self.0[i].1
-        }
-        fn time(&self, _: usize) -> f64 {
-            0.0
-        }
-    }
-
+    /// Share and sessions of each.
     fn most(factor: u32, weights: &[u32], held: Vec<(u32, u64)>) -> Vec<u64> {
-        let entries: Vec<_> = weights
-            .iter()
-            .map(|&weight| Entry { text: "", weight })
-            .collect();
+        let entry = |&weight| Entry { text: "", weight };
+        let entries: Vec<_> = weights.iter().map(entry).collect();
+        let held = held
+            .into_iter()
+            .map(|(share, sessions)| (share, sessions, 0.0));
+        let held = Each(held.collect());
         let weights = Weights::new(0, &entries);
         let mut sums = Vec::new();
-        let room = Room::new(factor, &weights, &Held(held), &mut sums);
+        let room = Room::new(factor, &weights, &held, &mut sums);
         weights.range().map(|i| room.most(i)).collect()
     }
 

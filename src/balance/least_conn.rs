@@ -23,39 +23,20 @@ pub(super) fn pick(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, FULL};
-    use super::*;
+    use super::super::{FULL, tests::picks};
+    use crate::plan::Balance;
 
     /// Share and sessions of each.
-    struct Loaded(Vec<(u32, u64)>);
-
-    impl Candidates for Loaded {
-        fn share(&self, i: usize) -> u32 {
-            self.0[i].0
-        }
-        fn connections(&self, i: usize) -> u64 {
-            self.0[i].1
-        }
-        fn time(&self, _: usize) -> f64 {
-            0.0
-        }
-    }
-
-    fn picks(weights: &[u32], now: &Loaded, times: usize) -> Vec<Option<usize>> {
-        let entries: Vec<_> = weights
-            .iter()
-            .map(|&weight| Entry { text: "", weight })
-            .collect();
-        let mut turns = RoundRobin::new(weights.iter().copied());
-        let weights = Weights::new(0, &entries);
-        (0..times)
-            .map(|_| pick(&weights, &mut turns, now).map(|p| p.candidate))
-            .collect()
+    fn picked(weights: &[u32], now: &[(u32, u64)], times: usize) -> Vec<Option<usize>> {
+        let now = now.iter().map(|&(share, sessions)| (share, sessions, 0.0));
+        picks(&Balance::LeastConn, weights, now.collect(), times)
     }
 
     fn pick_of(weights: &[u32], sessions: &[u64]) -> Option<usize> {
-        let now = Loaded(sessions.iter().map(|&s| (FULL, s)).collect());
-        picks(weights, &now, 1)[0]
+        // With another beside them that takes nothing: one alone would be no choice.
+        let weights = [weights, &[0]].concat();
+        let now: Vec<_> = sessions.iter().chain([&0]).map(|&s| (FULL, s)).collect();
+        picked(&weights, &now, 1)[0]
     }
 
     #[test]
@@ -69,19 +50,16 @@ mod tests {
 
     #[test]
     fn turns_decide_among_equals() {
-        let now = Loaded(vec![(FULL, 2), (FULL, 2), (FULL, 5)]);
-        assert_eq!(
-            picks(&[1, 1, 1], &now, 4),
-            [Some(0), Some(1), Some(0), Some(1)]
-        );
+        let now = [(FULL, 2), (FULL, 2), (FULL, 5)];
+        let turns = [0, 1, 0, 1].map(Some);
+        assert_eq!(picked(&[1, 1, 1], &now, 4), turns);
     }
 
     #[test]
     fn one_that_starts_slowly_counts_for_less() {
         // A quarter of its weight: one session on it is as much as four elsewhere.
-        let now = Loaded(vec![(FULL / 4, 1), (FULL, 3)]);
-        assert_eq!(picks(&[1, 1], &now, 1), [Some(1)]);
-        let now = Loaded(vec![(FULL / 4, 1), (FULL, 5)]);
-        assert_eq!(picks(&[1, 1], &now, 1), [Some(0)]);
+        let second = picked(&[1, 1], &[(FULL / 4, 1), (FULL, 3)], 1);
+        let first = picked(&[1, 1], &[(FULL / 4, 1), (FULL, 5)], 1);
+        assert_eq!((first, second), (vec![Some(0)], vec![Some(1)]));
     }
 }

@@ -59,53 +59,33 @@ impl Average {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, FULL};
+    use super::super::{FULL, tests::picks};
     use super::*;
+    use crate::plan::{Balance, TimeOf};
 
     const MS: Duration = Duration::from_millis(1);
     const HALVING: Duration = Duration::from_secs(10);
 
     /// Time and sessions of each.
-    struct Timed(Vec<(f64, u64)>);
-
-    impl Candidates for Timed {
-        fn share(&self, _: usize) -> u32 {
-            FULL
-        }
-        fn connections(&self, i: usize) -> u64 {
-            self.0[i].1
-        }
-        fn time(&self, i: usize) -> f64 {
-            self.0[i].0
-        }
-    }
-
-    fn picks(weights: &[u32], now: &Timed, times: usize) -> Vec<usize> {
-        let entries: Vec<_> = weights
-            .iter()
-            .map(|&weight| Entry { text: "", weight })
-            .collect();
-        let mut turns = RoundRobin::new(weights.iter().copied());
-        let weights = Weights::new(0, &entries);
-        (0..times)
-            .map(|_| {
-                let pick = pick(&weights, &mut turns, now);
-                pick.expect("all can be picked").candidate
-            })
-            .collect()
+    fn picked(weights: &[u32], now: &[(f64, u64)], times: usize) -> Vec<Option<usize>> {
+        let now = now.iter().map(|&(time, sessions)| (FULL, sessions, time));
+        let balance = Balance::LeastTime(TimeOf::Connect);
+        picks(&balance, weights, now.collect(), times)
     }
 
     #[test]
     fn the_least_product_for_each_unit_of_weight() {
-        assert_eq!(picks(&[1, 1], &Timed(vec![(2.0, 0), (1.0, 0)]), 1), [1]);
-        assert_eq!(picks(&[1, 1], &Timed(vec![(2.0, 0), (1.0, 2)]), 1), [0]);
-        assert_eq!(picks(&[1, 4], &Timed(vec![(1.0, 0), (3.0, 0)]), 1), [1]);
+        let first = |weights: &[u32], now| picked(weights, now, 1)[0];
+        assert_eq!(first(&[1, 1], &[(2.0, 0), (1.0, 0)]), Some(1));
+        assert_eq!(first(&[1, 1], &[(2.0, 0), (1.0, 2)]), Some(0));
+        assert_eq!(first(&[1, 4], &[(1.0, 0), (3.0, 0)]), Some(1));
     }
 
     #[test]
     fn the_unknown_comes_first_and_turns_decide_among_equals() {
-        let now = Timed(vec![(0.001, 0), (0.0, 5), (0.0, 0)]);
-        assert_eq!(picks(&[1, 1, 1], &now, 4), [1, 2, 1, 2]);
+        let now = [(0.001, 0), (0.0, 5), (0.0, 0)];
+        let turns = [1, 2, 1, 2].map(Some);
+        assert_eq!(picked(&[1, 1, 1], &now, 4), turns);
     }
 
     #[test]

@@ -22,6 +22,34 @@ pub(super) fn these(rule: impl Fn(usize) -> bool) -> impl Candidates {
     Now(rule, Vec::new())
 }
 
+/// Candidates with the share, the sessions and the time given for each.
+pub(super) struct Each(pub(super) Vec<(u32, u64, f64)>);
+
+impl Candidates for Each {
+    fn share(&self, i: usize) -> u32 {
+        self.0[i].0
+    }
+    fn connections(&self, i: usize) -> u64 {
+        self.0[i].1
+    }
+    fn time(&self, i: usize) -> f64 {
+        self.0[i].2
+    }
+}
+
+/// Who is picked, one after the other, while nothing changes.
+pub(super) fn picks(
+    balance: &Balance,
+    weights: &[u32],
+    now: Vec<(u32, u64, f64)>,
+    times: usize,
+) -> Vec<Option<usize>> {
+    let mut balancer = balancer(balance, weights, &[]);
+    let now = Each(now);
+    let mut pick = || balancer.pick(&mut Walk::Free, &now, || 0);
+    (0..times).map(|_| pick().map(|p| p.candidate)).collect()
+}
+
 /// One that starts slowly, with a share of its own.
 struct Starting(usize, u32);
 
