@@ -14,7 +14,7 @@ use tembuku::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
     plan::{Backend, Balance, HashKey, Place, SendProxy, Target, TimeOf, Upstream},
-    pool::Pool,
+    pool::{Clock, Pool},
 };
 
 fn policies() -> Vec<(&'static str, Balance)> {
@@ -120,14 +120,16 @@ fn pool(c: &mut Criterion) {
             let upstream: Arc<str> = name.into();
             let metrics = |b: &Backend| exporter.backend(&upstream, &b.text);
             let addresses = vec![vec![place()]; count];
-            let pool = Pool::new(&upstream, &plan, metrics, &addresses);
+            let pool = Arc::new(Pool::new(&upstream, &plan, metrics, &addresses));
             // Some sessions that stay, and a connect time for each, so that none is unknown.
             let held: Vec<_> = (0..count as u32 * 2)
                 .map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
                 .collect();
+            let began = Instant::now();
             for (lease, ms) in held.iter().flatten().zip(1..) {
                 let time = Duration::from_nanos(100_000 + ms * 7_919 % 50_021);
-                pool.succeeded(lease.backend(), time, Instant::now());
+                let clock = Clock::start(&pool, lease.backend(), began);
+                clock.and_then(|clock| clock.connected(began + time));
             }
             let mut n = 0;
             let now = Instant::now();

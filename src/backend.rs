@@ -14,6 +14,8 @@ pub struct Backend {
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
+    /// Sessions that wait for it, where the policy compares how long that takes.
+    pub waiting: AtomicU64,
 }
 
 impl Backend {
@@ -24,6 +26,7 @@ impl Backend {
             place,
             metrics,
             active: AtomicU64::default(),
+            waiting: AtomicU64::default(),
         }
     }
 

@@ -88,6 +88,8 @@ pub enum Why {
     Point { key: u32, point: u32, steps: u32 },
     /// Its slot in the table, so many steps from the key's own.
     Slot { slot: u32, steps: u32 },
+    /// Nobody at so many places from the key's own on: its hash, by weight, among all who can be picked.
+    KeyAmongTheRest { tries: u32 },
     /// The policy found nobody by the key: turns decided.
     TurnInsteadOfKey,
 }
@@ -210,11 +212,11 @@ impl Balancer {
             (Policy::IpHash, Walk::IpHash(walk)) => walk.pick(&self.primaries, candidates),
             (Policy::ConsistentHash(ring, bound), Walk::Ring(walk)) => {
                 let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
-                ring.pick(walk, turns, candidates, room.as_ref())
+                ring.pick(walk, &self.primaries, turns, candidates, room.as_ref())
             }
             (Policy::Maglev(table, bound), Walk::Maglev(walk)) => {
                 let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
-                table.pick(walk, turns, candidates, room.as_ref())
+                table.pick(walk, &self.primaries, turns, candidates, room.as_ref())
             }
             _ => None,
         }

@@ -4,6 +4,10 @@
 //! get 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
 //! microsecond and happens once a connection.
 
+mod clock;
+
+pub use clock::Clock;
+
 use crate::{
     backend::{Backend, Lease},
     balance::{Average, Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
@@ -14,7 +18,10 @@ use crate::{
 use ahash::RandomState;
 use smallvec::SmallVec;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,12 +32,16 @@ pub struct Pool {
     /// One for each configured backend, in that order.
     configured: Vec<(plan::Backend, Arc<BackendMetrics>)>,
     inner: Mutex<Inner>,
+    /// Whether a backend here has been heard before its client said anything.
+    speaks_first: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Inner {
     /// Primaries in the order of the config, then backups: the numbering of the balancer.
     members: Vec<Member>,
+    /// Addresses that the resolver no longer names, with what is still to be known of them.
+    departed: Vec<Member>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
     all_plain: bool,
     /// When the first of the averages that `least_time` compares is to be halved.
@@ -150,6 +161,7 @@ impl Pool {
             balance: plan.balance.clone(),
             configured,
             inner: Mutex::new(inner),
+            speaks_first: AtomicBool::new(false),
         }
     }
 
@@ -226,20 +238,16 @@ impl Pool {
         AfterFailure::StillIn
     }
 
-    /// A connect succeeded, and took so long. True when that brought the backend back.
-    pub fn succeeded(&self, backend: &Arc<Backend>, time: Duration, now: Instant) -> bool {
+    /// A connect succeeded. True when that brought the backend back.
+    pub fn succeeded(&self, backend: &Arc<Backend>, now: Instant) -> bool {
         let mut inner = self.lock();
-        let is_timed = self.balance == Balance::LeastTime(TimeOf::Connect);
         // Nobody has failed: there is nothing to clear.
-        if inner.all_plain && !is_timed {
+        if inner.all_plain {
             return false;
         }
         let Some(i) = position(&inner.members, backend) else {
             return false;
         };
-        if is_timed {
-            inner.add_time(i, time, now);
-        }
         let member = &mut inner.members[i];
         let was_out = member.is_failed();
         member.passive.succeeded();
@@ -254,24 +262,47 @@ impl Pool {
         back
     }
 
-    /// Whether [`Self::answered`] wants to know.
-    pub fn asks_for_first_byte(&self) -> bool {
-        self.balance == Balance::LeastTime(TimeOf::FirstByte)
+    /// Which time the policy compares, if it does.
+    fn compares(&self) -> Option<TimeOf> {
+        match self.balance {
+            Balance::LeastTime(of) => Some(of),
+            _ => None,
+        }
     }
 
-    /// The first byte of an answer came, after so long.
-    pub fn answered(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
+    /// A session got what it waited for, after so long.
+    fn add_time(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
         let mut inner = self.lock();
         if let Some(i) = position(&inner.members, backend) {
             inner.add_time(i, time, now);
         }
     }
 
-    /// New answers from the resolver. Addresses that stay keep their failures and sessions.
-    pub fn set_addresses(&self, addresses: &[Vec<Place>]) {
+    /// A session waited so long and got nothing. That says something where it is longer than is usual; and whoever
+    /// has given nothing yet is no quicker than those who have.
+    fn waited_in_vain(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
         let mut inner = self.lock();
-        let old = std::mem::take(&mut inner.members);
+        let Some(i) = position(&inner.members, backend) else {
+            return;
+        };
+        let known = inner.members[i].average.seconds;
+        if known == 0.0 {
+            let seconds = inner.members.iter().map(|m| m.average.seconds);
+            let slowest = Duration::from_secs_f64(seconds.fold(0.0, f64::max));
+            inner.add_time(i, time.max(slowest), now);
+        } else if known < time.as_secs_f64() {
+            inner.add_time(i, time, now);
+        }
+    }
+
+    /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so do those that come
+    /// back while either is still there: some resolvers name a part of the addresses at a time.
+    pub fn set_addresses(&self, addresses: &[Vec<Place>], now: Instant) {
+        let mut inner = self.lock();
+        let mut old = std::mem::take(&mut inner.members);
+        old.append(&mut inner.departed);
         *inner = assemble(&self.balance, &self.configured, addresses, old);
+        inner.departed.retain(|m| m.is_worth_keeping(now));
     }
 
     /// All configured backends as they are now.
@@ -350,7 +381,11 @@ impl Inner {
             return;
         }
         for member in &mut self.members {
-            member.average.halve(now, member.rule.fail_timeout);
+            // One that is waited for is not idle.
+            match member.backend.waiting.load(Relaxed) {
+                0 => member.average.halve(now, member.rule.fail_timeout),
+                _ => member.average.put_off(now, member.rule.fail_timeout),
+            }
         }
         self.halves = self.members.iter().filter_map(|m| m.average.halves).min();
     }
@@ -397,6 +432,13 @@ impl Member {
     fn starting(&self, now: Instant) -> Option<u32> {
         let share = self.share(false, now);
         (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
+    }
+
+    /// Whether it would be wrong to begin anew with it, were it gone.
+    fn is_worth_keeping(&self, now: Instant) -> bool {
+        self.backend.active() > 0
+            || !self.passive.is_available(self.rule, now)
+            || self.back.is_some_and(|back| now < back + self.slow_start)
     }
 
     /// True when it has just ended.
@@ -463,6 +505,7 @@ fn assemble(
         all_plain: members.iter().all(Member::is_plain),
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
+        departed: old,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     }

@@ -4,11 +4,9 @@
 //! of a worker share, and changes over to splicing while a flow is sustained. Whatever one side has
 //! said arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
 
-mod answer;
 mod direction;
 mod first;
 
-pub use answer::AnswerClock;
 pub use first::First;
 
 use crate::{
@@ -16,6 +14,7 @@ use crate::{
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
+    pool::Clock,
     proxy_protocol::Watch,
     reason::CloseReason,
     sessions::Session,
@@ -54,12 +53,12 @@ pub struct Reached {
 pub struct Opening {
     pub first: Option<Box<First>>,
     /// Where the policy asks how long an answer takes.
-    pub clock: Option<Box<AnswerClock>>,
+    pub clock: Option<Box<Clock>>,
 }
 
 /// The backend's first byte.
 enum Answer {
-    Awaited(Option<Box<AnswerClock>>),
+    Awaited(Option<Box<Clock>>),
     Begun(Instant),
 }
 
@@ -188,7 +187,7 @@ impl Parts<'_, '_> {
                 break;
             }
         }
-        if let Answer::Awaited(clock) = &self.answer {
+        if let Answer::Awaited(clock) = &mut self.answer {
             if let Some(clock) = clock {
                 clock.look(self.up.has_begun, self.down.has_begun, now);
             }

@@ -83,6 +83,10 @@ fn print_v6(out: &mut Key, ip: Ipv6Addr) {
         out.extend_from_slice(b"::ffff:");
         return print_v4(out, mapped);
     }
+    if let Some(compatible) = ipv4_compatible(ip) {
+        out.extend_from_slice(b"::");
+        return print_v4(out, compatible);
+    }
     let groups = ip.segments();
     let (from, len) = longest_zeros(&groups);
     for (i, group) in groups.into_iter().enumerate() {
@@ -97,6 +101,15 @@ fn print_v6(out: &mut Key, ip: Ipv6Addr) {
         }
         print_hex(out, group);
     }
+}
+
+/// nginx prints most addresses of the long deprecated `::/96` in this mixed form; the standard library does not.
+fn ipv4_compatible(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [0, 0, 0, 0, 0, 0, high, _] = ip.segments() else {
+        return None;
+    };
+    let [.., a, b, c, d] = ip.octets();
+    (high != 0 || (c != 0 && d != 1)).then(|| Ipv4Addr::new(a, b, c, d))
 }
 
 /// Where the first longest run of at least two groups of zero begins, and how long it is; if none, 8 and 0.
@@ -167,6 +180,11 @@ mod tests {
             ("2001:DB8:0:0:1:0:0:1", "2001:db8::1:0:0:1"),
             ("2001:db8:0:1:1:1:1:1", "2001:db8:0:1:1:1:1:1"),
             ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+            // Taken from nginx 1.22.1.
+            ("::92a2", "::0.0.146.162"),
+            ("::1:0", "::0.1.0.0"),
+            ("::2", "::2"),
+            ("::1", "::1"),
         ] {
             let got = key(&facts(ip), &[variable(Variable::RemoteAddr)]);
             assert_eq!(String::from_utf8_lossy(&got), text);
@@ -190,7 +208,9 @@ mod tests {
             };
             let (v4, v6) = (Ipv4Addr::from(v4), Ipv6Addr::from(v6));
             prop_assert_eq!(text(&|out| print_v4(out, v4)), v4.to_string());
-            prop_assert_eq!(text(&|out| print_v6(out, v6)), v6.to_string());
+            if ipv4_compatible(v6).is_none() {
+                prop_assert_eq!(text(&|out| print_v6(out, v6)), v6.to_string());
+            }
             let mapped = v4.to_ipv6_mapped();
             prop_assert_eq!(text(&|out| print_v6(out, mapped)), mapped.to_string());
             prop_assert_eq!(text(&|out| print_number(out, port)), port.to_string());

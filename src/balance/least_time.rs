@@ -7,13 +7,31 @@ use super::{
 };
 use std::time::{Duration, Instant};
 
-/// One about which nothing is known comes before all others.
 pub(super) fn pick(
     weights: &Weights,
     turns: &mut RoundRobin,
     candidates: &impl Candidates,
 ) -> Option<Pick> {
-    let product = |i| candidates.time(i) * number(1 + candidates.connections(i));
+    let mut quickest = f64::INFINITY;
+    for (i, _) in weights.each() {
+        let time = candidates.time(i);
+        if time > 0.0 && time < quickest && candidates.share(i) > 0 {
+            quickest = time;
+        }
+    }
+    if quickest == f64::INFINITY {
+        quickest = 1.0;
+    }
+    // One about which nothing is known comes first while it has no session. With some it is taken for as quick as the
+    // quickest, no more: it may be that it never answers.
+    let product = |i| {
+        let connections = candidates.connections(i);
+        match candidates.time(i) {
+            0.0 if connections == 0 => 0.0,
+            0.0 => quickest * number(1 + connections),
+            time => time * number(1 + connections),
+        }
+    };
     let (candidate, score) = least(weights, turns, candidates, product)?;
     Some(Pick {
         candidate,
@@ -43,6 +61,11 @@ impl Average {
             None => new,
         };
         self.halves = Some(now + halving);
+    }
+
+    /// It is not idle: it does not halve before another `halving` has passed.
+    pub fn put_off(&mut self, now: Instant, halving: Duration) {
+        self.halves = self.halves.map(|_| now + halving);
     }
 
     /// Brings it up to date: it halves once for each `halving` that has passed since a time was added.
@@ -82,10 +105,18 @@ mod tests {
     }
 
     #[test]
-    fn the_unknown_comes_first_and_turns_decide_among_equals() {
-        let now = [(0.001, 0), (0.0, 5), (0.0, 0)];
+    fn the_unknown_comes_first_while_it_has_no_session() {
+        let now = [(0.001, 0), (0.0, 0), (0.0, 0)];
         let turns = [1, 2, 1, 2].map(Some);
         assert_eq!(picked(&[1, 1, 1], &now, 4), turns);
+        // With one it may be quick, or never answer: as quick as the quickest.
+        let now = [(0.001, 0), (0.0, 1), (5.0, 0)];
+        assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(0)]);
+        let now = [(0.001, 5), (0.0, 1), (5.0, 0)];
+        assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
+        // Nothing is known of anybody: the fewest sessions.
+        let now = [(0.0, 3), (0.0, 1), (0.0, 2)];
+        assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
     }
 
     #[test]

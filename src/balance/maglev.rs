@@ -2,13 +2,16 @@
 //! that the backends fill by turns, each in an order of its own. The shares are more even than on a ring, a look-up is one
 //! step, and a change of the backends moves few clients that it need not.
 
-use super::{Candidates, Entry, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key};
+use super::{
+    Candidates, Entry, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key,
+    weights::Weights,
+};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A prime, so that every step width visits every slot.
 const SLOTS: usize = 65_537;
-/// Steps after which it is asked whether there is anybody to find.
-const PATIENCE: u32 = 20;
+/// So many slots in a row are looked at before the key is laid among all who can be picked.
+const PATIENCE: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct Maglev {
@@ -50,6 +53,7 @@ impl Maglev {
     pub(super) fn pick(
         &self,
         walk: &mut MaglevWalk,
+        weights: &Weights,
         turns: &mut RoundRobin,
         candidates: &impl Candidates,
         room: Option<&Room<'_>>,
@@ -59,11 +63,10 @@ impl Maglev {
             return None;
         }
         let start = (hash % SLOTS as u64) as usize;
-        let patience = walk.steps + PATIENCE;
-        while (walk.steps as usize) < SLOTS {
+        let share = |i| share_for_key(candidates, i, hash, room);
+        for _ in 0..PATIENCE {
             let slot = (start + walk.steps as usize) % SLOTS;
             let named = self.named.of(usize::from(self.slots[slot]));
-            let share = |i| share_for_key(candidates, i, hash, room);
             if let Some(candidate) = turns.pick(named.iter().copied(), share) {
                 return Some(Pick {
                     candidate,
@@ -74,16 +77,12 @@ impl Maglev {
                 });
             }
             walk.steps += 1;
-            if walk.steps == patience && !self.anybody(candidates, hash, room) {
-                return None;
-            }
         }
-        None
-    }
-
-    fn anybody(&self, candidates: &impl Candidates, hash: u64, room: Option<&Room<'_>>) -> bool {
-        let mut all = self.named.all();
-        all.any(|i| share_for_key(candidates, i, hash, room) > 0)
+        // Most are away, or one that holds most of the slots: the walk could go on for all of them.
+        Some(Pick {
+            candidate: weights.by_hash(hash, share)?,
+            why: Why::KeyAmongTheRest { tries: PATIENCE },
+        })
     }
 }
 
@@ -244,9 +243,11 @@ mod tests {
         let entries = entries(&names, &[1]);
         let table = Maglev::new(&entries);
         let mut turns = RoundRobin::new(entries.iter().map(|e| e.weight));
+        let weights = Weights::new(0, &entries);
         let mut pick = |left: Option<usize>| {
             let mut walk = MaglevWalk::from_key(b"192.0.2.1");
-            let picked = table.pick(&mut walk, &mut turns, &these(|i| Some(i) == left), None);
+            let now = these(|i| Some(i) == left);
+            let picked = table.pick(&mut walk, &weights, &mut turns, &now, None);
             (picked.map(|p| p.candidate), walk.steps)
         };
         for left in 0..200 {

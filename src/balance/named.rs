@@ -29,8 +29,4 @@ impl Named {
     pub(super) fn of(&self, name: usize) -> &[usize] {
         &self.candidates[name]
     }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = usize> {
-        self.candidates.iter().flatten().copied()
-    }
 }

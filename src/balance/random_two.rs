@@ -48,19 +48,13 @@ fn draw(
             }
         }
     }
-    let usable = || {
-        let others = weights.each().filter(|(i, _)| Some(*i) != not);
-        others.map(|(i, weight)| (i, weight * u64::from(candidates.share(i))))
-    };
-    let mut at = below(usable().map(|(_, weight)| weight).sum(), random());
-    let mut found = usable().filter(|(_, weight)| *weight > 0);
-    found
-        .find(|(_, weight)| {
-            let here = at < *weight;
-            at = at.saturating_sub(*weight);
-            here
-        })
-        .map(|(i, _)| i)
+    weights.by_hash(random(), |i| {
+        if Some(i) == not {
+            0
+        } else {
+            candidates.share(i)
+        }
+    })
 }
 
 /// Scaled instead of taken modulo: without the slight favour for small numbers.

@@ -6,10 +6,13 @@
 
 use super::{
     Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key,
+    weights::Weights,
 };
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;
+/// So many points in a row are looked at for room before the key is laid among all who have some.
+const PATIENCE: u32 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -61,10 +64,10 @@ impl Ring {
 
     /// The backend at the session's point or, where that one cannot be used, at one of the next.
     /// `None` when the key is empty or the walk has become too long: the caller lets turns decide.
-    /// With bounded load, which nginx does not have, no walk is too long.
     pub(super) fn pick(
         &self,
         walk: &mut RingWalk,
+        weights: &Weights,
         turns: &mut RoundRobin,
         candidates: &impl Candidates,
         room: Option<&Room<'_>>,
@@ -73,12 +76,13 @@ impl Ring {
         if self.points.is_empty() || room.is_some_and(Room::is_empty) {
             return None;
         }
+        // With bounded load, which nginx does not have, there is a better way out than turns, and no hurry to take it.
         let most = match room {
-            None => MOST_TRIES as usize,
-            Some(_) => self.points.len(),
+            None => MOST_TRIES,
+            Some(_) => walk.steps + PATIENCE,
         };
         let start = self.points.partition_point(|p| p.hash < hash);
-        while walk.steps as usize <= most {
+        while walk.steps <= most {
             let point = self.points[(start + walk.steps as usize) % self.points.len()];
             let share = |i| share_for_key(candidates, i, u64::from(hash), room);
             let named = self.named.of(point.name as usize);
@@ -94,7 +98,13 @@ impl Ring {
             }
             walk.steps += 1;
         }
-        None
+        room?;
+        let share = |i| share_for_key(candidates, i, u64::from(hash), room);
+        let spread = u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+        Some(Pick {
+            candidate: weights.by_hash(spread, share)?,
+            why: Why::KeyAmongTheRest { tries: PATIENCE },
+        })
     }
 }
 
@@ -152,7 +162,13 @@ mod tests {
     }
 
     fn pick_with(walk: &mut RingWalk, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        let picked = Ring::new(&BACKENDS).pick(walk, &mut turns(&BACKENDS), &these(eligible), None);
+        let picked = Ring::new(&BACKENDS).pick(
+            walk,
+            &Weights::new(0, &BACKENDS),
+            &mut turns(&BACKENDS),
+            &these(eligible),
+            None,
+        );
         picked.map(|p| p.candidate)
     }
 
@@ -212,11 +228,11 @@ mod tests {
         let entries = ["db:1", "db:1", "other:1"].map(|text| Entry { text, weight: 1 });
         let ring = Ring::new(&entries);
         assert_eq!(ring.points.len(), 320);
-        let mut turns = turns(&entries);
+        let (mut turns, weights) = (turns(&entries), Weights::new(0, &entries));
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
             let mut walk = RingWalk::from_key(&n.to_le_bytes());
-            let picked = ring.pick(&mut walk, &mut turns, &these(|_| true), None);
+            let picked = ring.pick(&mut walk, &weights, &mut turns, &these(|_| true), None);
             seen[picked.expect("all up").candidate] += 1;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
@@ -253,7 +269,7 @@ mod tests {
             let pick = |entries: &[Entry<'_>], key: u64, eligible: &dyn Fn(usize) -> bool| {
                 let mut walk = RingWalk::from_key(&key.to_le_bytes());
                 let ring = Ring::new(entries);
-                let picked = ring.pick(&mut walk, &mut turns(entries), &these(eligible), None)?;
+                let picked = ring.pick(&mut walk, &Weights::new(0, entries), &mut turns(entries), &these(eligible), None)?;
                 Some(entries[picked.candidate].text.to_owned())
             };
             for key in keys {

@@ -293,6 +293,31 @@ fn bounded_load_bounds() {
     }
 }
 
+/// One holds nearly all slots and points, and cannot be picked, or is full: nobody walks past all of them.
+#[test]
+fn the_heaviest_away_leaves_keys_their_place() {
+    for (balance, sessions) in [
+        (Balance::Maglev(key(), None), 0),
+        (Balance::Maglev(key(), Some(125)), 0),
+        (Balance::ConsistentHash(key(), Some(125)), 0),
+        (Balance::Maglev(key(), Some(125)), 1_000_000),
+    ] {
+        let mut b = balancer(&balance, &[60_000, 1, 1], &[]);
+        let mut pick = |n: u8, up: &dyn Fn(usize) -> bool| {
+            let mut walk = Walk::new(&balance, &client([192, 0, 2, n]));
+            let picked = b.pick(&mut walk, &Now(up, vec![sessions, 0, 0]), || 0);
+            picked.expect("somebody")
+        };
+        let without = |i: usize| i != 0;
+        let firsts: Vec<_> = (0..100).map(|n| pick(n, &without).candidate).collect();
+        let again: Vec<_> = (0..100).map(|n| pick(n, &without).candidate).collect();
+        assert_eq!(firsts, again, "{balance:?}");
+        let on_one = firsts.iter().filter(|c| **c == 1).count();
+        assert!((30..70).contains(&on_one), "{on_one} of 100: {balance:?}");
+        assert!((0..100).any(|n| matches!(pick(n, &without).why, Why::KeyAmongTheRest { .. })));
+    }
+}
+
 proptest! {
     /// Whatever the policy, the weights, the key, the load and the failures: a pick is eligible, and
     /// where somebody is eligible somebody is picked, a primary before a backup.

@@ -55,6 +55,25 @@ impl Weights {
         u64::from(self.each[candidate - self.first])
     }
 
+    /// The candidate in whose share of what can be picked a hash falls: the same for the same hash for as long as
+    /// the same ones can be picked.
+    pub(super) fn by_hash(&self, hash: u64, share: impl Fn(usize) -> u32) -> Option<usize> {
+        let usable = || {
+            self.each()
+                .map(|(i, weight)| (i, weight * u64::from(share(i))))
+        };
+        let total: u64 = usable().map(|(_, weight)| weight).sum();
+        let mut at = hash.checked_rem(total)?;
+        let mut found = usable().filter(|(_, weight)| *weight > 0);
+        found
+            .find(|(_, weight)| {
+                let here = at < *weight;
+                at = at.saturating_sub(*weight);
+                here
+            })
+            .map(|(i, _)| i)
+    }
+
     /// The candidate in whose share `at` falls.
     pub(super) fn at(&self, at: u64) -> Option<usize> {
         let i = self.ends.partition_point(|end| *end <= at);

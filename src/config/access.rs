@@ -61,7 +61,7 @@ pub(super) fn parse_who(who: &str) -> Result<Who, Fault> {
         _ => {}
     }
     if let Ok(ip) = who.parse::<IpAddr>() {
-        return Ok(Who::Net(ip, if ip.is_ipv4() { 32 } else { 128 }));
+        return Ok(net(ip, if ip.is_ipv4() { 32 } else { 128 }));
     }
     let Some((ip, length)) = who.split_once('/') else {
         let fault = Fault::new(format!(
@@ -97,7 +97,15 @@ pub(super) fn parse_who(who: &str) -> Result<Who, Fault> {
             net.trunc()
         )));
     }
-    Ok(Who::Net(ip, net.prefix_len()))
+    Ok(self::net(ip, net.prefix_len()))
+}
+
+/// Mapped IPv4 addresses are those of IPv4 clients, and are compared as such.
+fn net(ip: IpAddr, length: u8) -> Who {
+    match (ip.to_canonical(), length.checked_sub(96)) {
+        (IpAddr::V4(mapped), Some(length)) if ip.is_ipv6() => Who::Net(mapped.into(), length),
+        _ => Who::Net(ip, length),
+    }
 }
 
 #[cfg(test)]
@@ -114,6 +122,9 @@ mod tests {
             ("allow unix", true, Who::Unix),
             ("allow 2001:db8::/32", true, net("2001:db8::", 32)),
             ("allow ::1", true, net("::1", 128)),
+            ("deny ::ffff:10.9.0.0/112", false, net("10.9.0.0", 16)),
+            ("deny ::ffff:10.9.0.1", false, net("10.9.0.1", 32)),
+            ("deny ::/64", false, net("::", 64)),
             ("allow 0.0.0.0/0", true, net("0.0.0.0", 0)),
         ] {
             let rule = AccessRule { allow, who };

@@ -66,6 +66,7 @@ fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
     let policy = section.word("balance", Policy::RoundRobin, POLICIES);
     // All are read, so that each is looked at whatever the policy.
     let key = read_hash_key(section);
+    let key_is_default = key == HashKey::default();
     let bound = read_bound(section);
     let time = section.word(
         "least_time",
@@ -92,12 +93,13 @@ fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
         .is_none_or(|value| value.get_ref().as_str() == Some(balance.word()));
     if name.is_some() && known {
         let hashes = [Policy::Hash, Policy::ConsistentHash, Policy::Maglev];
-        for (key, users) in [
-            ("hash_key", &hashes[..]),
-            ("hash_balance_factor", &hashes[1..]),
-            ("least_time", &[Policy::LeastTime]),
+        // A default that is written down does no harm: it says what holds anyway.
+        for (key, users, is_default) in [
+            ("hash_key", &hashes[..], key_is_default),
+            ("hash_balance_factor", &hashes[1..], bound.is_none()),
+            ("least_time", &[Policy::LeastTime], time == TimeOf::Connect),
         ] {
-            if !users.contains(&policy) {
+            if !users.contains(&policy) && !is_default {
                 check_unused(key, users, &balance, section);
             }
         }

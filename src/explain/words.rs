@@ -66,6 +66,9 @@ impl Process<'_> {
             Why::Slot { slot, steps } => format!(
                 "slot {slot} of the table is the first that can be used, {steps} after that of the key's hash"
             ),
+            Why::KeyAmongTheRest { tries } => format!(
+                "{tries} places in a row led to backends that cannot be picked: the key's hash, by weight, among those that can"
+            ),
             Why::TurnInsteadOfKey if self.has_empty_key(client) => {
                 "the hash key is empty: it was its turn".to_owned()
             }

@@ -86,7 +86,7 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: Cancellation
                 }
             }
             if changed {
-                pool.set_addresses(&known);
+                pool.set_addresses(&known, std::time::Instant::now());
             }
         }
     }));

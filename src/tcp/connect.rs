@@ -5,9 +5,9 @@ use crate::{
     balance::Facts,
     net::{Client, Stream, set_options},
     plan::{Place, SocketOptions},
-    pool::AfterFailure,
+    pool::{AfterFailure, Clock},
     reason::{CloseReason, ConnectError},
-    relay::{AnswerClock, Opening, Reached},
+    relay::{Opening, Reached},
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
@@ -82,6 +82,7 @@ pub(super) async fn connect(
             return Err(CloseReason::NoBackend);
         };
         let backend = lease.backend();
+        let mut clock = Clock::start(&service.pool, backend, began);
         let counts = backend.metrics.counts.mine();
         if retry > 0 {
             counts.retries.add(1);
@@ -101,11 +102,12 @@ pub(super) async fn connect(
                 counts.connections.add(1);
                 backend.metrics.connect_duration.record(time);
                 note("ok");
-                if service.pool.succeeded(backend, time, now) {
+                if service.pool.succeeded(backend, now) {
                     tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
                         from = "failed", to = "up", "backend is back");
                 }
-                let opening = AnswerClock::start(&service.pool, backend, time, now).map(|clock| {
+                let clock = clock.and_then(|clock| clock.connected(now));
+                let opening = clock.map(|clock| {
                     Box::new(Opening {
                         clock: Some(clock),
                         ..Opening::default()
@@ -123,6 +125,11 @@ pub(super) async fn connect(
             }
             Err(Failure::Backend(e)) => {
                 let error = ConnectError::of(&e);
+                if let Some(clock) = &mut clock
+                    && error != ConnectError::Timeout
+                {
+                    clock.failed();
+                }
                 counts.connect_errors[error as usize].add(1);
                 note(error.word());
                 report(service, backend, error, &e);

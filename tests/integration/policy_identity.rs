@@ -77,6 +77,7 @@ fn start(balance: &str, backends: &[(SocketAddr, String)]) -> Setup {
         .collect();
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 2\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         connect_timeout = \"30s\"\n\
          [upstreams.u]\nbalance = \"{balance}\"\nbackends = [{backends}]\n"
     ));
     Setup { front, tembuku }

@@ -146,3 +146,39 @@ fn a_start_that_waits_for_a_name_may_be_stopped() {
     assert_eq!(status.code(), Some(0), "{}", proc.stderr());
     assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
 }
+
+/// An address that is away for a moment, as with resolvers that name a part of all at a time, is still full when it
+/// comes back.
+#[test]
+fn an_address_that_comes_back_is_known() {
+    let Some(place) = programs::place() else {
+        return programs::again_in_own_place("resolve::an_address_that_comes_back_is_known");
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let servers = servers(port);
+    place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nresolve_interval = \"100ms\"\n\
+         backends = [{{ address = \"backend.test:{port}\", max_connections = 2 }}]\n"
+    ));
+    let held: Vec<_> = (0..4).map(|_| session(front).unwrap()).collect();
+    assert!(session(front).is_err(), "both are full");
+    let known = |count: usize| {
+        let status: serde_json::Value =
+            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let resolved = &status["upstreams"][0]["backends"][0]["resolved"];
+        resolved.as_array().unwrap().len() == count
+    };
+    place.set_hosts("127.0.7.1 backend.test");
+    wait_until("one is gone", secs(10), || known(1));
+    place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
+    wait_until("it is back", secs(10), || known(2));
+    assert!(session(front).is_err(), "both are still full");
+    drop(held);
+    wait_until("there is room on both", secs(10), || {
+        tembuku.wait_idle();
+        seen(front).len() == 2
+    });
+    drop(servers);
+}

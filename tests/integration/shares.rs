@@ -1,6 +1,7 @@
 //! What changes how much a backend gets while it is up: slow start, bounded load, and the time it takes.
 
 use crate::harness::{
+    millis,
     net::{ask_from, connect, connect_with, read_line},
     ports, secs,
     server::{Crowded, Server, named},
@@ -11,7 +12,10 @@ use std::{
     collections::BTreeMap,
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -20,6 +24,7 @@ fn start(upstream: &str, backends: &[String]) -> (SocketAddr, Tembuku) {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 2\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         connect_timeout = \"30s\"\n\
          [upstreams.u]\n{upstream}\nbackends = [{}]\n",
         backends.join(", ")
     ));
@@ -284,5 +289,61 @@ fn least_time_avoids_the_one_that_is_slow_to_answer() {
     for _ in 0..20 {
         assert_eq!(read_line(&mut ask()).unwrap(), "quick");
         tembuku.wait_idle();
+    }
+}
+
+/// Who never answers is no quick one: not when nothing was known of it, and not when it was quick before. It speaks
+/// first, or waits to be asked: both kinds of server can hang.
+#[test]
+fn least_time_avoids_the_one_that_does_not_answer() {
+    for speaks_first in [true, false] {
+        let hangs = Arc::new(AtomicBool::new(true));
+        let server = |name: &'static str, hangs: Arc<AtomicBool>| {
+            Server::start(move |mut stream| {
+                use std::io::Read;
+                let mut byte = [0];
+                if !speaks_first && stream.read_exact(&mut byte).is_err() {
+                    return;
+                }
+                if !hangs.load(Ordering::SeqCst) {
+                    let _ = stream.write_all(format!("{name}\n").as_bytes());
+                }
+                let _ = stream.read(&mut byte);
+            })
+        };
+        let never = Arc::new(AtomicBool::new(false));
+        let hanging = server("hanging", Arc::clone(&hangs));
+        let others = [server("b1", Arc::clone(&never)), server("b2", never)];
+        let backends: Vec<String> = [&hanging, &others[0], &others[1]]
+            .iter()
+            .map(|s| format!("{{ address = \"{}\", fail_timeout = \"100ms\" }}", s.addr))
+            .collect();
+        let upstream = "balance = \"least_time\"\nleast_time = \"first_byte\"";
+        let (front, tembuku) = start(upstream, &backends);
+        // A client that gives up soon.
+        let ask = || {
+            let mut stream = connect(front).unwrap();
+            stream.set_read_timeout(Some(millis(100))).unwrap();
+            stream.write_all(b"?").unwrap();
+            let answer = read_line(&mut stream).ok();
+            drop(stream);
+            tembuku.wait_idle();
+            answer
+        };
+        let unanswered = |count: usize| (0..count).filter(|_| ask().is_none()).count();
+        let missed = unanswered(40);
+        assert!(missed <= 8, "{missed} of 40, speaks first: {speaks_first}");
+        // It answers, until it is as well known as the others; and then it hangs again.
+        hangs.store(false, Ordering::SeqCst);
+        wait_until("it is used", secs(20), || {
+            ask().as_deref() == Some("hanging")
+        });
+        assert_eq!(unanswered(40), 0);
+        hangs.store(true, Ordering::SeqCst);
+        let missed = unanswered(40);
+        assert!(
+            missed <= 12,
+            "{missed} of 40 later, speaks first: {speaks_first}"
+        );
     }
 }

@@ -18,7 +18,6 @@ struct Head<'a> {
     listener: &'a str,
     upstream: &'a str,
     balance: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     hash_key: Option<String>,
     model: &'a str,
     notes: Vec<String>,
@@ -67,6 +66,9 @@ enum Reason<'a> {
     Slot {
         slot: u32,
         steps: u32,
+    },
+    KeyAmongTheRest {
+        tries: u32,
     },
     TurnInsteadOfKey,
 }
@@ -209,6 +211,7 @@ fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
             steps,
         },
         Why::Slot { slot, steps } => Reason::Slot { slot, steps },
+        Why::KeyAmongTheRest { tries } => Reason::KeyAmongTheRest { tries },
         Why::TurnInsteadOfKey => Reason::TurnInsteadOfKey,
     }
 }
