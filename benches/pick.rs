@@ -116,18 +116,23 @@ fn pool(c: &mut Criterion) {
                 resolve_interval: None,
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
+                check: None,
             };
             let upstream: Arc<str> = name.into();
-            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text);
+            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
             let addresses = vec![vec![place()]; count];
             let pool = Pool::new(&upstream, &plan, metrics, &addresses);
             // Some sessions that stay, and a connect time for each, so that none is unknown.
             let held: Vec<_> = (0..count as u32 * 2)
-                .map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
+                .filter_map(|n| {
+                    let mut search = pool.search(&client(n));
+                    let lease = pool.pick(&mut search, Instant::now())?;
+                    Some((lease, search))
+                })
                 .collect();
-            for (lease, ms) in held.iter().flatten().zip(1..) {
+            for ((_, search), ms) in held.iter().zip(1..) {
                 let time = Duration::from_micros(100 + ms % 7);
-                pool.succeeded(lease.backend(), time, Instant::now());
+                pool.succeeded(search, time, Instant::now());
             }
             let mut n = 0;
             let now = Instant::now();

@@ -6,8 +6,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+/// The next number that a backend gets.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
 #[derive(Debug)]
 pub struct Backend {
+    /// Of no other backend of the process, and never 0.
+    pub id: u64,
     pub place: Place,
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
@@ -17,6 +22,7 @@ pub struct Backend {
 impl Backend {
     pub fn new(place: Place, metrics: Arc<BackendMetrics>) -> Self {
         Self {
+            id: NEXT.fetch_add(1, Relaxed),
             place,
             metrics,
             active: AtomicU64::default(),

@@ -7,9 +7,10 @@
 use crate::{
     backend::{Backend, Lease},
     balance::{Average, Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
-    health::{FailRule, Passive},
+    health::{Change, FailRule, Passive, Verdict},
     metrics::BackendMetrics,
-    plan::{self, Balance, Place, TimeOf},
+    plan::{self, Balance, Place, Role, TimeOf},
+    reason::{BackendState, CheckResult},
 };
 use ahash::RandomState;
 use smallvec::SmallVec;
@@ -24,6 +25,8 @@ pub struct Pool {
     balance: Balance,
     /// One for each configured backend, in that order.
     configured: Vec<(plan::Backend, Arc<BackendMetrics>)>,
+    /// What is thought of an address before it has been checked; `None`: nothing is checked.
+    supposed: Option<Verdict>,
     inner: Mutex<Inner>,
 }
 
@@ -80,6 +83,13 @@ struct Member {
     slow_start: Duration,
     down: bool,
     passive: Passive,
+    /// What the checks say, beside what failed connects do: neither erases the other.
+    verdict: Verdict,
+    /// Since when, if it has ever changed.
+    verdict_since: Option<Instant>,
+    checked: Option<Checked>,
+    /// Counts how often sessions were told to leave it.
+    left: u32,
     /// When it came back, while it starts slowly.
     back: Option<Instant>,
     average: Average,
@@ -91,6 +101,36 @@ pub struct Search {
     walk: Walk,
     /// Most sessions try one.
     tried: SmallVec<[Arc<Backend>; 1]>,
+    /// How often the one that was picked last had been left when it was.
+    left: u32,
+}
+
+/// What the last check of an address found.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    pub at: Instant,
+    pub took: Duration,
+    pub result: CheckResult,
+    pub role: Option<Role>,
+    pub transcript: String,
+}
+
+/// An address that sessions go to, as those see it who check it.
+#[derive(Debug, Clone)]
+pub struct Address {
+    pub backend: Arc<Backend>,
+    pub backup: bool,
+    pub verdict: Verdict,
+}
+
+/// What a connect that succeeded has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterSuccess {
+    Nothing,
+    /// It had failed, and is back.
+    Back,
+    /// Since it was picked, sessions were told to leave it: this one must not stay either.
+    Left,
 }
 
 /// What became of a failed attempt's backend.
@@ -107,7 +147,7 @@ pub struct Snapshot {
     pub metrics: Arc<BackendMetrics>,
     pub weight: u32,
     pub backup: bool,
-    pub state: &'static str,
+    pub state: BackendState,
     /// Why it is in that state, in words.
     pub why: String,
     /// How long ago the last failure was.
@@ -115,6 +155,12 @@ pub struct Snapshot {
     pub available: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
     pub average_time: Option<f64>,
+    /// Since when the checks have been of one mind.
+    pub since: Option<Instant>,
+    /// The roles that its addresses have; `None` where no check asks.
+    pub roles: Option<Vec<Role>>,
+    /// The latest of its addresses.
+    pub checked: Option<Checked>,
     /// What its name stands for now.
     pub addresses: Vec<Place>,
 }
@@ -132,8 +178,10 @@ impl Pool {
             .iter()
             .map(|b| (b.clone(), Arc::new(metrics(b))))
             .collect();
-        let inner = assemble(&plan.balance, &configured, addresses, Vec::new());
+        let supposed = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
+        let inner = assemble(&plan.balance, &configured, addresses, supposed, Vec::new());
         Self {
+            supposed,
             name: Arc::clone(name),
             balance: plan.balance.clone(),
             configured,
@@ -150,6 +198,7 @@ impl Pool {
         Search {
             walk: Walk::new(&self.balance, client),
             tried: SmallVec::new(),
+            left: 0,
         }
     }
 
@@ -179,6 +228,7 @@ impl Pool {
         }
         let member = &members[picked.candidate];
         search.tried.push(Arc::clone(&member.backend));
+        search.left = member.left;
         Some(Lease::new(Arc::clone(&member.backend)))
     }
 
@@ -206,17 +256,21 @@ impl Pool {
             balancer.penalize(i, share);
         }
         if !was_out && member.is_failed() {
-            backend.metrics.transitions_failed.add(1);
+            backend.metrics.entered(BackendState::Failed);
             return AfterFailure::Out;
         }
         AfterFailure::StillIn
     }
 
-    /// A connect succeeded, and took so long. True when that brought the backend back.
-    pub fn succeeded(&self, backend: &Arc<Backend>, time: Duration, now: Instant) -> bool {
+    /// A connect to the backend that `search` picked last succeeded, and took so long.
+    pub fn succeeded(&self, search: &Search, time: Duration, now: Instant) -> AfterSuccess {
         let mut inner = self.lock();
-        let Some(i) = position(&inner.members, backend) else {
-            return false;
+        let found = search
+            .tried
+            .last()
+            .and_then(|b| position(&inner.members, b));
+        let Some(i) = found else {
+            return AfterSuccess::Nothing;
         };
         let member = &mut inner.members[i];
         if self.balance == Balance::LeastTime(TimeOf::Connect) {
@@ -226,13 +280,64 @@ impl Pool {
         member.passive.succeeded();
         let back = was_out && !member.is_failed();
         if back {
-            member.back = Some(now).filter(|_| !member.slow_start.is_zero());
-            backend.metrics.transitions_up.add(1);
+            member.start_slowly(now);
+            member.backend.metrics.entered(BackendState::Up);
         }
+        let left = member.left != search.left;
         if !inner.all_plain {
             inner.all_plain = inner.members.iter().all(Member::is_plain);
         }
-        back
+        match (left, back) {
+            (true, _) => AfterSuccess::Left,
+            (false, true) => AfterSuccess::Back,
+            (false, false) => AfterSuccess::Nothing,
+        }
+    }
+
+    /// The addresses that there are now.
+    pub fn addresses(&self) -> Vec<Address> {
+        let inner = self.lock();
+        let one = |m: &Member| Address {
+            backend: Arc::clone(&m.backend),
+            backup: self.configured[m.of].0.backup,
+            verdict: m.verdict,
+        };
+        inner.members.iter().map(one).collect()
+    }
+
+    /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
+    /// address at all.
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        checked: Checked,
+        change: Option<Change>,
+        now: Instant,
+    ) -> bool {
+        let mut inner = self.lock();
+        if let Some(i) = position(&inner.members, backend) {
+            let member = &mut inner.members[i];
+            member.checked = Some(checked);
+            if let Some(change) = change {
+                member.verdict = change.to;
+                member.verdict_since = Some(now);
+                if change.to.is_up() && !change.first {
+                    member.start_slowly(now);
+                }
+                backend.metrics.entered(change.to.state());
+                inner.all_plain = inner.members.iter().all(Member::is_plain);
+            }
+        }
+        inner.members.iter().any(|m| m.verdict.is_up())
+    }
+
+    /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
+    pub fn leave(&self, backend: &Arc<Backend>) {
+        let mut inner = self.lock();
+        if let Some(i) = position(&inner.members, backend) {
+            let left = &mut inner.members[i].left;
+            *left = left.wrapping_add(1);
+        }
     }
 
     /// Whether [`Self::answered`] wants to know.
@@ -253,7 +358,13 @@ impl Pool {
     pub fn set_addresses(&self, addresses: &[Vec<Place>]) {
         let mut inner = self.lock();
         let old = std::mem::take(&mut inner.members);
-        *inner = assemble(&self.balance, &self.configured, addresses, old);
+        *inner = assemble(
+            &self.balance,
+            &self.configured,
+            addresses,
+            self.supposed,
+            old,
+        );
     }
 
     /// All configured backends as they are now.
@@ -266,23 +377,26 @@ impl Pool {
             // Until a connect succeeds; that it may be tried again is what `available` says.
             let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
+            use BackendState::{Down, Failed, Up};
             let (state, why) = if plan.down {
-                ("down", "the configuration says so".to_owned())
+                (Down, "the configuration says so".to_owned())
             } else if members.is_empty() {
-                ("down", "its name does not resolve".to_owned())
+                (Down, "its name does not resolve".to_owned())
+            } else if let Some(judged) = judged(&members) {
+                judged
             } else if failed {
-                ("failed", {
+                (Failed, {
                     let next = if available { "; to be tried again" } else { "" };
                     format!("{fails} failed connects{next}")
                 })
             } else if plan.weight == 0 {
-                ("up", "weight 0: takes nothing new".to_owned())
+                (Up, "weight 0: takes nothing new".to_owned())
             } else if !available {
-                ("up", "full: max_connections is reached".to_owned())
+                (Up, "full: max_connections is reached".to_owned())
             } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
-                ("up", format!("slow start: {percent} % of its weight"))
+                (Up, format!("slow start: {percent} % of its weight"))
             } else {
-                ("up", String::new())
+                (Up, String::new())
             };
             Snapshot {
                 metrics: Arc::clone(metrics),
@@ -302,6 +416,16 @@ impl Pool {
                             .map(|m| m.average.at(now, m.rule.fail_timeout))
                     })
                     .and_then(|averages| averages.reduce(f64::min)),
+                since: members.iter().filter_map(|m| m.verdict_since).max(),
+                roles: self.supposed.map(|_| {
+                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.role);
+                    members.iter().filter_map(role).collect()
+                }),
+                checked: members
+                    .iter()
+                    .filter_map(|m| m.checked.as_ref())
+                    .max_by_key(|c| c.at)
+                    .cloned(),
                 addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
             }
         };
@@ -321,7 +445,13 @@ impl Pool {
 }
 
 impl Member {
-    fn new(of: usize, plan: &plan::Backend, place: &Place, metrics: &Arc<BackendMetrics>) -> Self {
+    fn new(
+        of: usize,
+        plan: &plan::Backend,
+        place: &Place,
+        metrics: &Arc<BackendMetrics>,
+        verdict: Verdict,
+    ) -> Self {
         Self {
             backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
             of,
@@ -334,6 +464,10 @@ impl Member {
             slow_start: plan.slow_start,
             down: plan.down,
             passive: Passive::default(),
+            verdict,
+            verdict_since: None,
+            checked: None,
+            left: 0,
             back: None,
             average: Average::default(),
         }
@@ -343,6 +477,7 @@ impl Member {
     fn share(&self, single: bool, now: Instant) -> u32 {
         let can_take = self.weight > 0
             && !self.down
+            && self.verdict.is_up()
             && (single || self.passive.is_available(self.rule, now))
             && (self.max_connections == 0 || self.backend.active() < self.max_connections);
         match self.back {
@@ -376,9 +511,14 @@ impl Member {
     fn is_plain(&self) -> bool {
         self.weight > 0
             && !self.down
+            && self.verdict.is_up()
             && self.max_connections == 0
             && (self.rule.max_fails == 0 || self.passive.fails() == 0)
             && self.back.is_none()
+    }
+
+    fn start_slowly(&mut self, now: Instant) {
+        self.back = Some(now).filter(|_| !self.slow_start.is_zero());
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.
@@ -393,10 +533,30 @@ fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
         .position(|m| Arc::ptr_eq(&m.backend, backend))
 }
 
+/// What the checks have against a backend, if they speak for none of its addresses.
+fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
+    if members.iter().any(|m| m.verdict.is_up()) {
+        return None;
+    }
+    // One that lives says more than those that do not.
+    let wrong = |m: &&&Member| m.verdict == Verdict::WrongRole;
+    let member = members.iter().find(wrong).or(members.first())?;
+    let why = match member.verdict {
+        Verdict::Down(None) => "not checked yet".to_owned(),
+        Verdict::Down(Some(result)) => format!("its check says: {}", result.word()),
+        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.role) {
+            Some(role) => format!("its role is {}", role.word()),
+            None => "it has another role".to_owned(),
+        },
+    };
+    Some((member.verdict.state(), why))
+}
+
 fn assemble(
     balance: &Balance,
     configured: &[(plan::Backend, Arc<BackendMetrics>)],
     addresses: &[Vec<Place>],
+    supposed: Option<Verdict>,
     mut old: Vec<Member>,
 ) -> Inner {
     let mut members = Vec::new();
@@ -408,7 +568,10 @@ fn assemble(
                 .position(|m| m.of == of && m.backend.place == *place);
             members.push(match known.map(|i| old.swap_remove(i)) {
                 Some(member) => member,
-                None => Member::new(of, plan, place, &configured[of].1),
+                None => {
+                    let verdict = supposed.unwrap_or(Verdict::Up);
+                    Member::new(of, plan, place, &configured[of].1, verdict)
+                }
             });
         }
         if !plan.backup {

@@ -1,28 +1,35 @@
 //! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
 
 mod bind;
+mod checks;
+mod leaving;
 mod resolve;
 mod worker;
 
 use crate::{
     access_log::{self, AccessLog},
+    health::Pace,
     lines::Destination,
     metrics::Exporter,
     plan::{self, Place, Plan},
     pool::Pool,
+    probe::Secret,
     reason::CloseReason,
     service::{Process, Service, Warned},
     sessions::Sessions,
     sys,
 };
+use checks::Checks;
+use leaving::Leaving;
 use std::{
     io::IsTerminal,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use worker::Worker;
 
@@ -81,6 +88,7 @@ impl Server {
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
+        let secrets = secrets(&plan)?;
         let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
@@ -90,6 +98,7 @@ impl Server {
             metrics,
             sessions: Arc::new(Sessions::new(workers, most)),
             access_log,
+            journal: Arc::default(),
         });
         let pools: Vec<Arc<Pool>> = plan
             .upstreams
@@ -100,7 +109,7 @@ impl Server {
                 Arc::new(Pool::new(
                     &name,
                     upstream,
-                    |b| exporter.backend(&name, &b.text),
+                    |b| exporter.backend(&name, &b.text, upstream.check.is_some()),
                     places,
                 ))
             })
@@ -144,8 +153,29 @@ impl Server {
             }
             names.push((service.plan.name.clone(), listening.place));
         }
-        for (pool, upstream) in pools.iter().zip(&plan.upstreams) {
-            resolve::keep_fresh(Arc::clone(pool), upstream.clone(), stop.clone());
+        let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
+        for ((pool, upstream), secret) in pools.iter().zip(&plan.upstreams).zip(secrets) {
+            let changed = Arc::new(Notify::new());
+            resolve::keep_fresh(
+                Arc::clone(pool),
+                upstream.clone(),
+                Arc::clone(&changed),
+                stop.clone(),
+            );
+            if let Some(check) = &upstream.check {
+                let leaving = Leaving::new(check, &process.sessions, &pace, &stop);
+                let checks = Checks::new(
+                    pool,
+                    check,
+                    upstream.send_proxy,
+                    secret,
+                    leaving,
+                    &process.journal,
+                    &stop,
+                );
+                let running = Arc::new(checks).run(changed);
+                tokio::spawn(stop.clone().run_until_cancelled_owned(running));
+            }
         }
         let state = Arc::new(State {
             plan,
@@ -220,6 +250,18 @@ impl std::fmt::Display for StartErrors {
             writeln!(f, "error: {error}")?;
         }
         Ok(())
+    }
+}
+
+/// The passwords that the checks of each upstream need, or everything that is wrong with them.
+fn secrets(plan: &Plan) -> Result<Vec<Option<Secret>>, StartErrors> {
+    let found = plan.upstreams.iter().map(checks::secret);
+    let (good, bad): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    let errors: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
+    if errors.is_empty() {
+        Ok(good.into_iter().flatten().collect())
+    } else {
+        Err(StartErrors(errors))
     }
 }
 

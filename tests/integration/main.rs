@@ -18,6 +18,7 @@ mod harness;
 mod admin;
 mod bulk;
 mod check;
+mod checks_redis;
 mod demo;
 mod events_nginx;
 mod every_policy;
