@@ -294,7 +294,7 @@ impl Pool {
         }
     }
 
-    /// The addresses that there are now.
+    /// The addresses that there are now, without those that the configuration has taken out.
     pub fn addresses(&self) -> Vec<Address> {
         let inner = self.lock();
         let one = |m: &Member| Address {
@@ -302,7 +302,8 @@ impl Pool {
             backup: self.configured[m.of].0.backup,
             verdict: m.verdict,
         };
-        inner.members.iter().map(one).collect()
+        let members = inner.members.iter();
+        members.filter(|m| !m.down).map(one).collect()
     }
 
     /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
@@ -328,7 +329,8 @@ impl Pool {
                 inner.all_plain = inner.members.iter().all(Member::is_plain);
             }
         }
-        inner.members.iter().any(|m| m.verdict.is_up())
+        let mut members = inner.members.iter();
+        members.any(|m| m.verdict.is_up() && !m.down)
     }
 
     /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.

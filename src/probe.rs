@@ -21,7 +21,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// More than this is read for no answer.
 const MOST: usize = 16 << 10;
-/// A server that is taken leave of may have so much more to say, and so much time.
+/// A server that is taken leave of may have so much more to say, and so much time, but never so much that the next check
+/// would be late.
 const FAREWELL: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -75,6 +76,7 @@ pub struct Probe {
     /// Comes before anything else.
     header: Vec<u8>,
     timeout: Duration,
+    patience: Duration,
 }
 
 impl Probe {
@@ -116,6 +118,7 @@ impl Probe {
             conversation,
             header,
             timeout: check.timeout,
+            patience: PATIENCE.min(check.fast_interval / 2),
         }
     }
 
@@ -156,7 +159,14 @@ impl Probe {
             took: began.elapsed(),
         };
         let words = self.conversation.leave();
-        (report, stream.map(|stream| Farewell { stream, words }))
+        (
+            report,
+            stream.map(|stream| Farewell {
+                stream,
+                words,
+                patience: self.patience,
+            }),
+        )
     }
 
     async fn talk(&self, course: &mut Course) -> io::Result<(Answer, Stream)> {
@@ -169,13 +179,11 @@ impl Probe {
         if let Some(answer) = self.conversation.hear(&[], false) {
             return Ok((answer, stream));
         }
+        let mut piece = [0; 1024];
         loop {
-            let so_far = course.heard.len();
-            course.heard.resize(MOST, 0);
-            let read = poll_fn(|cx| stream.poll_read(cx, &mut course.heard[so_far..])).await;
-            let n = read.as_ref().map_or(0, |n| *n);
-            course.heard.truncate(so_far + n);
-            read?;
+            let most = piece.len().min(MOST - course.heard.len());
+            let n = poll_fn(|cx| stream.poll_read(cx, &mut piece[..most])).await?;
+            course.heard.extend_from_slice(&piece[..n]);
             if let Some(answer) = self.conversation.hear(&course.heard, n == 0) {
                 return Ok((answer, stream));
             }
@@ -202,6 +210,7 @@ struct Course {
 pub struct Farewell<'a> {
     stream: Stream,
     words: &'a [u8],
+    patience: Duration,
 }
 
 impl Farewell<'_> {
@@ -222,7 +231,7 @@ impl Farewell<'_> {
             io::Result::Ok(())
         };
         // Whatever becomes of it: the answer is there.
-        let _ = timeout_at(Instant::now() + PATIENCE, leave).await;
+        let _ = timeout_at(Instant::now() + self.patience, leave).await;
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Server {
     workers: Vec<Worker>,
     /// Ends the accepting and the resolving.
     stop: CancellationToken,
+    /// Ends the checks, which go on while sessions are drained: a role may be lost then, too.
+    stop_checks: CancellationToken,
     /// Accept loops and sessions.
     tasks: TaskTracker,
     socket_files: Vec<bind::SocketFile>,
@@ -137,6 +139,7 @@ impl Server {
         exporter.config_applied(SystemTime::now());
 
         let stop = CancellationToken::new();
+        let stop_checks = CancellationToken::new();
         let tasks = TaskTracker::new();
         let threads = (0..workers)
             .map(|i| Worker::spawn(i, &tasks))
@@ -163,7 +166,7 @@ impl Server {
                 stop.clone(),
             );
             if let Some(check) = &upstream.check {
-                let leaving = Leaving::new(check, &process.sessions, &pace, &stop);
+                let leaving = Leaving::new(check, &process.sessions, &pace, &stop_checks);
                 let checks = Checks::new(
                     pool,
                     check,
@@ -171,10 +174,10 @@ impl Server {
                     secret,
                     leaving,
                     &process.journal,
-                    &stop,
+                    &stop_checks,
                 );
                 let running = Arc::new(checks).run(changed);
-                tokio::spawn(stop.clone().run_until_cancelled_owned(running));
+                tokio::spawn(stop_checks.clone().run_until_cancelled_owned(running));
             }
         }
         let state = Arc::new(State {
@@ -193,6 +196,7 @@ impl Server {
             state,
             workers: threads,
             stop,
+            stop_checks,
             tasks,
             socket_files,
         })
@@ -222,6 +226,7 @@ impl Server {
         if cut > 0 && tokio::time::timeout(CUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(sessions = sessions.count(), "sessions did not end in time");
         }
+        self.stop_checks.cancel();
         for worker in self.workers {
             worker.join();
         }

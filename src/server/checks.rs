@@ -15,10 +15,14 @@ use ahash::RandomState;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// However much hurry there is, between the beginnings of two checks: a server whose role changes with every answer makes
+/// all hurry all the time.
+const GAP: Duration = Duration::from_millis(50);
 
 /// What all checks of an upstream share.
 pub(super) struct Checks {
@@ -28,7 +32,7 @@ pub(super) struct Checks {
     secret: Mutex<Option<Secret>>,
     leaving: Leaving,
     journal: Arc<Journal>,
-    /// There is nobody left to send sessions to: all are asked at once.
+    /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
     hurry: Notify,
     stop: CancellationToken,
 }
@@ -138,6 +142,7 @@ impl One {
             rise: check.rise,
             fall: check.fall,
         };
+        let gap = GAP.min(check.fast_interval);
         let mut judge = Judge::new(rule, supposed);
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
@@ -159,7 +164,7 @@ impl One {
             let next = schedule.next(began, Instant::now(), in_doubt, self.chance.draw());
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
-                () = hurried => {}
+                () = hurried => tokio::time::sleep_until((began + gap).into()).await,
             }
         }
     }
@@ -186,7 +191,10 @@ impl One {
             checks
                 .leaving
                 .after(&checks.pool, &self.backend, self.backup, change.to);
-            if !anybody && change.from.is_up() {
+            let nobody_left = !anybody && change.from.is_up();
+            // Where one has lost a role another has got it, and the other way round.
+            let moved = [change.from, change.to].contains(&Verdict::WrongRole);
+            if nobody_left || moved && !change.first {
                 checks.hurry.notify_waiters();
             }
             self.write_down(change, report);

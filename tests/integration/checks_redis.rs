@@ -2,9 +2,10 @@
 
 use crate::harness::{
     millis, net, ports,
+    proc::text,
     programs::{Redis, call},
     secs,
-    tembuku::Tembuku,
+    tembuku::{Tembuku, cli},
     wait_until,
 };
 use std::{
@@ -295,4 +296,289 @@ fn when_the_role_moves_no_session_stays_behind() {
             .stderr()
             .contains("\"to\":\"wrong_role\"")
     );
+}
+
+/// Replicas for readers, and a primary that is none of them.
+#[test]
+fn readers_go_to_replicas() {
+    let servers = three();
+    let [primary, one, two] = &servers;
+    let setup = setup(&[primary, one, two], "", "role = \"replica\"");
+    setup.wait_state(primary, "wrong_role");
+    setup.wait_state(one, "up");
+    setup.wait_state(two, "up");
+    for _ in 0..10 {
+        let role = call(setup.front, "ROLE").unwrap();
+        assert_eq!(role, "*5", "a replica's answer has five parts");
+    }
+}
+
+/// The password comes from a file or the environment, and is seen by nobody but the server.
+#[test]
+fn passwords_are_used_and_not_shown() {
+    const SECRET: &str = "xyzzy-plugh-4711";
+    const OTHER: &str = "zork-frotz-0815";
+    let rule = format!(">{SECRET}");
+    let server = Redis::start_with(
+        ports::free_addr(),
+        &[
+            "--requirepass",
+            "hidden",
+            "--user",
+            "check",
+            "+ping",
+            "+role",
+            "on",
+            &rule,
+        ],
+    );
+    let dir = crate::harness::temp::TempDir::new();
+    let file = dir.write("password", &format!("{SECRET}\n"));
+    let check = format!(
+        "role = \"primary\"\nuser = \"check\"\npassword_file = \"{}\"",
+        file.display()
+    );
+    let setup = setup(&[&server], "", &check);
+    setup.wait_state(&server, "up");
+    assert_eq!(
+        setup.status(&server)["last_check"]["transcript"],
+        "PING: PONG, ROLE: master"
+    );
+
+    // Another one in the file, of which the server knows nothing: that is not looked at while the old one works.
+    dir.write("password", OTHER);
+    let reset = |password: &str| {
+        let mut stream = net::connect(server.addr).unwrap();
+        stream
+            .write_all(
+                format!("AUTH hidden\r\nACL SETUSER check resetpass >{password}\r\n").as_bytes(),
+            )
+            .unwrap();
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+    };
+    // The server gets it as well: after one refusal the file is read again.
+    reset(OTHER);
+    wait_until("the new password is used", secs(10), || {
+        let metric = |result| {
+            setup
+                .tembuku
+                .metric("check_results_total", &[("result", result)])
+        };
+        metric("auth") == 1.0 && setup.status(&server)["last_check"]["result"] == "ok"
+    });
+    setup.wait_state(&server, "up");
+    reset("something-else");
+    setup.wait_state(&server, "down");
+    let status = setup.status(&server);
+    assert_eq!(status["last_check"]["result"], "auth");
+    assert_eq!(status["last_check"]["transcript"], "AUTH: WRONGPASS");
+    assert_eq!(status["why"], "its check says: auth");
+
+    let config = setup.tembuku.dir.file("tembuku.toml");
+    let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&dump.stdout).contains("password_file"));
+    let mut said = vec![
+        setup.tembuku.proc.stderr(),
+        setup.tembuku.proc.stdout(),
+        text(&dump),
+    ];
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
+        said.push(setup.tembuku.get(path).body);
+    }
+    assert!(
+        said[0].contains("\"checked\""),
+        "the log of every check was looked at"
+    );
+    for text in said {
+        assert!(
+            !text.contains(SECRET) && !text.contains(OTHER),
+            "a password in: {text}"
+        );
+    }
+}
+
+/// Without a password, with a wrong one, and where the account may not ask.
+#[test]
+fn a_server_that_does_not_let_us_in_says_why() {
+    let addr = ports::free_addr();
+    let server = Redis::start_with(
+        addr,
+        &[
+            "--requirepass",
+            "hidden",
+            "--user",
+            "mute",
+            "+ping",
+            "on",
+            ">mute-password",
+        ],
+    );
+    let dir = crate::harness::temp::TempDir::new();
+    let check = |password: &str, user: &str| {
+        let file = dir.write("password", password);
+        format!(
+            "role = \"primary\"\n{user}\npassword_file = \"{}\"",
+            file.display()
+        )
+    };
+    for (check, transcript) in [
+        (
+            "role = \"primary\"".to_owned(),
+            "PING: \"NOAUTH Authentication required.\"",
+        ),
+        (check("wrong", ""), "AUTH: WRONGPASS"),
+        (check("mute-password", "user = \"mute\""), "ROLE: NOPERM"),
+    ] {
+        let setup = setup(&[&server], "", &check);
+        wait_until(&check, secs(10), || {
+            setup.status(&server)["last_check"]["result"] == "auth"
+        });
+        setup.wait_state(&server, "down");
+        assert_eq!(
+            setup.status(&server)["last_check"]["transcript"],
+            transcript
+        );
+    }
+    setup(&[&server], "", &check("hidden", "")).wait_state(&server, "up");
+}
+
+#[test]
+fn a_password_that_cannot_be_had_is_an_error_at_the_start() {
+    for (key, part) in [
+        (
+            "password_file = \"/nonexistent/redis.password\"",
+            "No such file",
+        ),
+        (
+            "password_env = \"TEMBUKU_TEST_UNSET\"",
+            "TEMBUKU_TEST_UNSET is not set",
+        ),
+    ] {
+        let dir = crate::harness::temp::TempDir::new();
+        let config = dir.write("c.toml", &format!(
+            "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
+             [upstreams.u.check]\nkind = \"redis\"\n{key}\n"
+        ));
+        let output = cli(&["run", "-c", config.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output).contains(part) && text(&output).contains("upstream u: check"),
+            "{}",
+            text(&output)
+        );
+    }
+}
+
+/// A server that still reads its data knows its role already, and is not to be used yet.
+#[test]
+fn a_loading_server_is_down_for_that_reason() {
+    let server = Redis::start_with(
+        ports::free_addr(),
+        &[
+            "--enable-debug-command",
+            "yes",
+            "--rdbcompression",
+            "no",
+            "--key-load-delay",
+            "200000",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ],
+    );
+    let setup = setup(&[&server], "", "role = \"primary\"\ntimeout = \"3s\"");
+    setup.wait_state(&server, "up");
+    for n in 0..40 {
+        assert_eq!(
+            call(server.addr, &format!("SET key{n} {}", "x".repeat(400))).unwrap(),
+            "+OK"
+        );
+    }
+    // Writes the data and reads it again, with a pause for each key.
+    let mut reload = net::connect(server.addr).unwrap();
+    reload.write_all(b"DEBUG RELOAD\r\n").unwrap();
+    wait_until("it is loading", secs(20), || {
+        setup.status(&server)["last_check"]["result"] == "loading"
+    });
+    setup.wait_state(&server, "down");
+    assert_eq!(setup.status(&server)["why"], "its check says: loading");
+    assert_eq!(
+        setup.status(&server)["role"],
+        serde_json::json!(["primary"])
+    );
+}
+
+/// A server dies under load: those on it see it, and nobody else does.
+#[test]
+fn a_killed_server_fails_its_own_sessions_alone() {
+    let mut servers: Vec<Redis> = (0..3).map(|_| Redis::start(ports::free_addr())).collect();
+    for (n, server) in servers.iter().enumerate() {
+        assert_eq!(call(server.addr, &format!("SET name r{n}")).unwrap(), "+OK");
+    }
+    let setup = setup(
+        &servers.iter().collect::<Vec<_>>(),
+        "on_down = \"close\"",
+        "fall = 2",
+    );
+    servers
+        .iter()
+        .for_each(|server| setup.wait_state(server, "up"));
+    let stop = Arc::new(AtomicBool::new(false));
+    // Sessions that stay and say where they are.
+    let staying: Vec<JoinHandle<(String, bool)>> = (0..12)
+        .map(|_| {
+            let (mut stream, stop) = (net::connect(setup.front).unwrap(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut name = String::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let ask = |stream: &mut TcpStream| {
+                        stream.write_all(b"GET name\r\n")?;
+                        net::read_line(stream)?;
+                        net::read_line(stream)
+                    };
+                    match ask(&mut stream) {
+                        Ok(said) => name = said.trim_end().to_owned(),
+                        Err(_) => return (name, false),
+                    }
+                    std::thread::sleep(millis(2)); // the pace of the load
+                }
+                (name, true)
+            })
+        })
+        .collect();
+    std::thread::sleep(millis(100)); // load
+    let dead = servers.remove(1);
+    let addr = dead.addr;
+    {
+        let mut dead = dead;
+        dead.proc.kill();
+        // Every later connect succeeds, before the check knows and after.
+        let backend = addr.to_string();
+        let labels = [("backend", backend.as_str()), ("state", "down")];
+        let mut after = 0;
+        for n in 0.. {
+            assert_eq!(
+                call(setup.front, "PING").unwrap_or_else(|e| panic!("client {n}: {e}")),
+                "+PONG"
+            );
+            let known = n % 20 == 0 && setup.tembuku.metric("backend_state", &labels) == 1.0;
+            after += usize::from(known || after > 0);
+            if after > 200 {
+                break;
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let ends: Vec<(String, bool)> = staying.into_iter().map(|s| s.join().unwrap()).collect();
+    assert_eq!(ends.iter().filter(|(_, well)| !well).count(), 4, "{ends:?}");
+    assert!(
+        ends.iter().all(|(name, well)| *well == (name != "r1")),
+        "{ends:?}"
+    );
+    // Back again, it gets its share.
+    let back = Redis::start(addr);
+    assert_eq!(call(back.addr, "SET name back").unwrap(), "+OK");
+    wait_until("it is used", secs(20), || {
+        call(setup.front, "GET name").unwrap() == "back"
+    });
 }
