@@ -4,15 +4,24 @@
 //! get 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
 //! microsecond and happens once a connection.
 
+mod member;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use member::Checked;
+pub use snapshot::Snapshot;
+
 use crate::{
     backend::{Backend, Lease},
-    balance::{Average, Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
-    health::{Change, FailRule, Passive, Verdict},
+    balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
+    health::{Change, Verdict},
     metrics::BackendMetrics,
-    plan::{self, Balance, Place, Role, TimeOf},
-    reason::{BackendState, CheckResult},
+    plan::{self, Balance, Place, TimeOf},
+    reason::BackendState,
 };
 use ahash::RandomState;
+use member::Member;
 use smallvec::SmallVec;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -72,29 +81,6 @@ impl Candidates for Present<'_> {
     }
 }
 
-#[derive(Debug)]
-struct Member {
-    backend: Arc<Backend>,
-    /// Which of the configured backends this is an address of.
-    of: usize,
-    weight: u32,
-    rule: FailRule,
-    max_connections: u64,
-    slow_start: Duration,
-    down: bool,
-    passive: Passive,
-    /// What the checks say, beside what failed connects do: neither erases the other.
-    verdict: Verdict,
-    /// Since when, if it has ever changed.
-    verdict_since: Option<Instant>,
-    checked: Option<Checked>,
-    /// Counts how often sessions were told to leave it.
-    left: u32,
-    /// When it came back, while it starts slowly.
-    back: Option<Instant>,
-    average: Average,
-}
-
 /// Where one session stands in its search for a backend.
 #[derive(Debug, Default)]
 pub struct Search {
@@ -103,16 +89,6 @@ pub struct Search {
     tried: SmallVec<[Arc<Backend>; 1]>,
     /// How often the one that was picked last had been left when it was.
     left: u32,
-}
-
-/// What the last check of an address found.
-#[derive(Debug, Clone)]
-pub struct Checked {
-    pub at: Instant,
-    pub took: Duration,
-    pub result: CheckResult,
-    pub role: Option<Role>,
-    pub transcript: String,
 }
 
 /// An address that sessions go to, as those see it who check it.
@@ -139,30 +115,6 @@ pub enum AfterFailure {
     StillIn,
     /// This failure was the one that took it out.
     Out,
-}
-
-/// A backend as status and metrics show it.
-#[derive(Debug)]
-pub struct Snapshot {
-    pub metrics: Arc<BackendMetrics>,
-    pub weight: u32,
-    pub backup: bool,
-    pub state: BackendState,
-    /// Why it is in that state, in words.
-    pub why: String,
-    /// How long ago the last failure was.
-    pub last_failure: Option<Instant>,
-    pub available: bool,
-    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
-    pub average_time: Option<f64>,
-    /// Since when the checks have been of one mind.
-    pub since: Option<Instant>,
-    /// The roles that its addresses have; `None` where no check asks.
-    pub roles: Option<Vec<Role>>,
-    /// The latest of its addresses.
-    pub checked: Option<Checked>,
-    /// What its name stands for now.
-    pub addresses: Vec<Place>,
 }
 
 impl Pool {
@@ -369,71 +321,6 @@ impl Pool {
         );
     }
 
-    /// All configured backends as they are now.
-    pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
-        let inner = self.lock();
-        let single = inner.balancer.is_single();
-        let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
-            let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
-            let available = members.iter().any(|m| m.share(single, now) > 0);
-            // Until a connect succeeds; that it may be tried again is what `available` says.
-            let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
-            let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
-            use BackendState::{Down, Failed, Up};
-            let (state, why) = if plan.down {
-                (Down, "the configuration says so".to_owned())
-            } else if members.is_empty() {
-                (Down, "its name does not resolve".to_owned())
-            } else if let Some(judged) = judged(&members) {
-                judged
-            } else if failed {
-                (Failed, {
-                    let next = if available { "; to be tried again" } else { "" };
-                    format!("{fails} failed connects{next}")
-                })
-            } else if plan.weight == 0 {
-                (Up, "weight 0: takes nothing new".to_owned())
-            } else if !available {
-                (Up, "full: max_connections is reached".to_owned())
-            } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
-                (Up, format!("slow start: {percent} % of its weight"))
-            } else {
-                (Up, String::new())
-            };
-            Snapshot {
-                metrics: Arc::clone(metrics),
-                weight: plan.weight,
-                backup: plan.backup,
-                state,
-                why,
-                last_failure: members
-                    .iter()
-                    .filter_map(|m| m.passive.last_failure())
-                    .max(),
-                available,
-                average_time: matches!(self.balance, Balance::LeastTime(_))
-                    .then(|| {
-                        members
-                            .iter()
-                            .map(|m| m.average.at(now, m.rule.fail_timeout))
-                    })
-                    .and_then(|averages| averages.reduce(f64::min)),
-                since: members.iter().filter_map(|m| m.verdict_since).max(),
-                roles: self.supposed.map(|_| {
-                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.role);
-                    members.iter().filter_map(role).collect()
-                }),
-                checked: members
-                    .iter()
-                    .filter_map(|m| m.checked.as_ref())
-                    .max_by_key(|c| c.at)
-                    .cloned(),
-                addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
-            }
-        };
-        self.configured.iter().enumerate().map(one).collect()
-    }
-
     /// Whether anything here could take a session now.
     pub fn is_available(&self, now: Instant) -> bool {
         let inner = self.lock();
@@ -446,112 +333,10 @@ impl Pool {
     }
 }
 
-impl Member {
-    fn new(
-        of: usize,
-        plan: &plan::Backend,
-        place: &Place,
-        metrics: &Arc<BackendMetrics>,
-        verdict: Verdict,
-    ) -> Self {
-        Self {
-            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
-            of,
-            weight: plan.weight,
-            rule: FailRule {
-                max_fails: plan.max_fails,
-                fail_timeout: plan.fail_timeout,
-            },
-            max_connections: plan.max_connections,
-            slow_start: plan.slow_start,
-            down: plan.down,
-            passive: Passive::default(),
-            verdict,
-            verdict_since: None,
-            checked: None,
-            left: 0,
-            back: None,
-            average: Average::default(),
-        }
-    }
-
-    /// How much of its weight counts now; 0 if it can take nothing.
-    fn share(&self, single: bool, now: Instant) -> u32 {
-        let can_take = self.weight > 0
-            && !self.down
-            && self.verdict.is_up()
-            && (single || self.passive.is_available(self.rule, now))
-            && (self.max_connections == 0 || self.backend.active() < self.max_connections);
-        match self.back {
-            _ if !can_take => 0,
-            Some(back) if !single => {
-                let passed = now.saturating_duration_since(back).as_secs_f64();
-                let part = passed / self.slow_start.as_secs_f64();
-                // Never nothing: where it is the only one left it serves.
-                ((part * f64::from(FULL)) as u32).clamp(1, FULL)
-            }
-            _ => FULL,
-        }
-    }
-
-    /// How many percent of its weight count while it starts slowly.
-    fn starting(&self, now: Instant) -> Option<u32> {
-        let share = self.share(false, now);
-        (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
-    }
-
-    /// True when it has just ended.
-    fn end_slow_start(&mut self, now: Instant) -> bool {
-        let ended = self.back.is_some_and(|back| now >= back + self.slow_start);
-        if ended {
-            self.back = None;
-        }
-        ended
-    }
-
-    /// Whether it takes sessions with the whole of its weight, and will until something happens to it.
-    fn is_plain(&self) -> bool {
-        self.weight > 0
-            && !self.down
-            && self.verdict.is_up()
-            && self.max_connections == 0
-            && (self.rule.max_fails == 0 || self.passive.fails() == 0)
-            && self.back.is_none()
-    }
-
-    fn start_slowly(&mut self, now: Instant) {
-        self.back = Some(now).filter(|_| !self.slow_start.is_zero());
-    }
-
-    /// Whether it has failed often enough, whether or not its time has passed.
-    fn is_failed(&self) -> bool {
-        self.rule.max_fails > 0 && self.passive.fails() >= self.rule.max_fails
-    }
-}
-
 fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
     members
         .iter()
         .position(|m| Arc::ptr_eq(&m.backend, backend))
-}
-
-/// What the checks have against a backend, if they speak for none of its addresses.
-fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
-    if members.iter().any(|m| m.verdict.is_up()) {
-        return None;
-    }
-    // One that lives says more than those that do not.
-    let wrong = |m: &&&Member| m.verdict == Verdict::WrongRole;
-    let member = members.iter().find(wrong).or(members.first())?;
-    let why = match member.verdict {
-        Verdict::Down(None) => "not checked yet".to_owned(),
-        Verdict::Down(Some(result)) => format!("its check says: {}", result.word()),
-        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.role) {
-            Some(role) => format!("its role is {}", role.word()),
-            None => "it has another role".to_owned(),
-        },
-    };
-    Some((member.verdict.state(), why))
 }
 
 fn assemble(
