@@ -16,6 +16,7 @@ mod excerpt;
 mod flags;
 mod hash_key;
 mod health;
+mod health_bytes;
 mod health_dump;
 mod health_kind;
 mod host;

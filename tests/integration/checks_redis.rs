@@ -2,10 +2,9 @@
 
 use crate::harness::{
     millis, net, ports,
-    proc::text,
     programs::{Redis, call},
     secs,
-    tembuku::{Tembuku, cli},
+    tembuku::Tembuku,
     wait_until,
 };
 use std::{
@@ -21,13 +20,13 @@ use std::{
 
 const INTERVAL: Duration = millis(500);
 
-struct Setup {
+pub(crate) struct Setup {
     front: SocketAddr,
-    tembuku: Tembuku,
+    pub(crate) tembuku: Tembuku,
 }
 
 /// A listener before these servers. `keys` belong to the upstream, `check` to its check.
-fn setup(servers: &[&Redis], keys: &str, check: &str) -> Setup {
+pub(crate) fn setup(servers: &[&Redis], keys: &str, check: &str) -> Setup {
     let front = ports::free_addr();
     let backends: Vec<String> = servers.iter().map(|s| format!("\"{}\"", s.addr)).collect();
     let tembuku = Tembuku::start(&format!(
@@ -42,7 +41,7 @@ fn setup(servers: &[&Redis], keys: &str, check: &str) -> Setup {
 
 impl Setup {
     #[track_caller]
-    fn wait_state(&self, server: &Redis, state: &str) {
+    pub(crate) fn wait_state(&self, server: &Redis, state: &str) {
         let backend = server.addr.to_string();
         let labels = [("backend", backend.as_str()), ("state", state)];
         self.tembuku
@@ -50,7 +49,7 @@ impl Setup {
     }
 
     /// The backend in the status.
-    fn status(&self, server: &Redis) -> serde_json::Value {
+    pub(crate) fn status(&self, server: &Redis) -> serde_json::Value {
         let status: serde_json::Value =
             serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
         let backends = status["upstreams"][0]["backends"]
@@ -105,7 +104,8 @@ fn turned_away(server: &Redis) -> u64 {
 /// What one writer saw.
 #[derive(Default)]
 struct Seen {
-    accepted: Vec<(Instant, String)>,
+    /// When it was sent, when the answer was there, and the key.
+    accepted: Vec<(Instant, Instant, String)>,
     rejected: Vec<Instant>,
     closed: Vec<Instant>,
 }
@@ -125,11 +125,12 @@ fn write_on(front: SocketAddr, name: usize, stop: &AtomicBool) -> Seen {
             continue;
         };
         let key = format!("w{name}:{n}");
+        let sent = Instant::now();
         let line = connection
             .write_all(format!("SET {key} x\r\n").as_bytes())
             .and_then(|()| net::read_line(connection));
         match line.as_deref().map(str::trim_end) {
-            Ok("+OK") => seen.accepted.push((Instant::now(), key)),
+            Ok("+OK") => seen.accepted.push((sent, Instant::now(), key)),
             Ok(line) if line.starts_with('-') => seen.rejected.push(Instant::now()),
             _ => {
                 seen.closed.push(Instant::now());
@@ -175,8 +176,8 @@ fn when_the_role_moves_no_session_stays_behind() {
         })
         .collect();
     wait_until("there is load", secs(10), || {
-        let stats = info(old.addr, "commandstats");
-        stats.contains("cmdstat_set:calls=") && !stats.contains("cmdstat_set:calls=1,")
+        let size = call(old.addr, "DBSIZE").unwrap();
+        size.trim_start_matches(':').parse::<u32>().unwrap() > 200
     });
 
     assert_eq!(call(new.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
@@ -212,10 +213,10 @@ fn when_the_role_moves_no_session_stays_behind() {
     let accepted = || {
         seen.iter()
             .flat_map(|s| &s.accepted)
-            .filter(|(at, _)| *at > switched)
+            .filter(|(sent, ..)| *sent > switched)
     };
     let first = accepted()
-        .map(|(at, _)| *at)
+        .map(|(_, at, _)| *at)
         .min()
         .unwrap()
         .saturating_duration_since(switched);
@@ -233,7 +234,7 @@ fn when_the_role_moves_no_session_stays_behind() {
         late, at_close,
         "writes reached the old primary after its sessions were closed"
     );
-    for (_, key) in accepted() {
+    for (.., key) in accepted() {
         assert_eq!(
             call(new.addr, &format!("GET {key}")).unwrap(),
             "x",
@@ -310,163 +311,6 @@ fn readers_go_to_replicas() {
     for _ in 0..10 {
         let role = call(setup.front, "ROLE").unwrap();
         assert_eq!(role, "*5", "a replica's answer has five parts");
-    }
-}
-
-/// The password comes from a file or the environment, and is seen by nobody but the server.
-#[test]
-fn passwords_are_used_and_not_shown() {
-    const SECRET: &str = "xyzzy-plugh-4711";
-    const OTHER: &str = "zork-frotz-0815";
-    let rule = format!(">{SECRET}");
-    let server = Redis::start_with(
-        ports::free_addr(),
-        &[
-            "--requirepass",
-            "hidden",
-            "--user",
-            "check",
-            "+ping",
-            "+role",
-            "on",
-            &rule,
-        ],
-    );
-    let dir = crate::harness::temp::TempDir::new();
-    let file = dir.write("password", &format!("{SECRET}\n"));
-    let check = format!(
-        "role = \"primary\"\nuser = \"check\"\npassword_file = \"{}\"",
-        file.display()
-    );
-    let setup = setup(&[&server], "", &check);
-    setup.wait_state(&server, "up");
-    assert_eq!(
-        setup.status(&server)["last_check"]["transcript"],
-        "PING: PONG, ROLE: master"
-    );
-
-    // Another one in the file, of which the server knows nothing: that is not looked at while the old one works.
-    dir.write("password", OTHER);
-    let reset = |password: &str| {
-        let mut stream = net::connect(server.addr).unwrap();
-        stream
-            .write_all(
-                format!("AUTH hidden\r\nACL SETUSER check resetpass >{password}\r\n").as_bytes(),
-            )
-            .unwrap();
-        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
-        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
-    };
-    // The server gets it as well: after one refusal the file is read again.
-    reset(OTHER);
-    wait_until("the new password is used", secs(10), || {
-        let metric = |result| {
-            setup
-                .tembuku
-                .metric("check_results_total", &[("result", result)])
-        };
-        metric("auth") == 1.0 && setup.status(&server)["last_check"]["result"] == "ok"
-    });
-    setup.wait_state(&server, "up");
-    reset("something-else");
-    setup.wait_state(&server, "down");
-    let status = setup.status(&server);
-    assert_eq!(status["last_check"]["result"], "auth");
-    assert_eq!(status["last_check"]["transcript"], "AUTH: WRONGPASS");
-    assert_eq!(status["why"], "its check says: auth");
-
-    let config = setup.tembuku.dir.file("tembuku.toml");
-    let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&dump.stdout).contains("password_file"));
-    let mut said = vec![
-        setup.tembuku.proc.stderr(),
-        setup.tembuku.proc.stdout(),
-        text(&dump),
-    ];
-    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
-        said.push(setup.tembuku.get(path).body);
-    }
-    assert!(
-        said[0].contains("\"checked\""),
-        "the log of every check was looked at"
-    );
-    for text in said {
-        assert!(
-            !text.contains(SECRET) && !text.contains(OTHER),
-            "a password in: {text}"
-        );
-    }
-}
-
-/// Without a password, with a wrong one, and where the account may not ask.
-#[test]
-fn a_server_that_does_not_let_us_in_says_why() {
-    let addr = ports::free_addr();
-    let server = Redis::start_with(
-        addr,
-        &[
-            "--requirepass",
-            "hidden",
-            "--user",
-            "mute",
-            "+ping",
-            "on",
-            ">mute-password",
-        ],
-    );
-    let dir = crate::harness::temp::TempDir::new();
-    let check = |password: &str, user: &str| {
-        let file = dir.write("password", password);
-        format!(
-            "role = \"primary\"\n{user}\npassword_file = \"{}\"",
-            file.display()
-        )
-    };
-    for (check, transcript) in [
-        (
-            "role = \"primary\"".to_owned(),
-            "PING: \"NOAUTH Authentication required.\"",
-        ),
-        (check("wrong", ""), "AUTH: WRONGPASS"),
-        (check("mute-password", "user = \"mute\""), "ROLE: NOPERM"),
-    ] {
-        let setup = setup(&[&server], "", &check);
-        wait_until(&check, secs(10), || {
-            setup.status(&server)["last_check"]["result"] == "auth"
-        });
-        setup.wait_state(&server, "down");
-        assert_eq!(
-            setup.status(&server)["last_check"]["transcript"],
-            transcript
-        );
-    }
-    setup(&[&server], "", &check("hidden", "")).wait_state(&server, "up");
-}
-
-#[test]
-fn a_password_that_cannot_be_had_is_an_error_at_the_start() {
-    for (key, part) in [
-        (
-            "password_file = \"/nonexistent/redis.password\"",
-            "No such file",
-        ),
-        (
-            "password_env = \"TEMBUKU_TEST_UNSET\"",
-            "TEMBUKU_TEST_UNSET is not set",
-        ),
-    ] {
-        let dir = crate::harness::temp::TempDir::new();
-        let config = dir.write("c.toml", &format!(
-            "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
-             [upstreams.u.check]\nkind = \"redis\"\n{key}\n"
-        ));
-        let output = cli(&["run", "-c", config.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(1));
-        assert!(
-            text(&output).contains(part) && text(&output).contains("upstream u: check"),
-            "{}",
-            text(&output)
-        );
     }
 }
 

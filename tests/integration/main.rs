@@ -18,6 +18,7 @@ mod harness;
 mod admin;
 mod bulk;
 mod check;
+mod checks_auth;
 mod checks_kinds;
 mod checks_redis;
 mod checks_sessions;
