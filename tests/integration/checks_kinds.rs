@@ -177,6 +177,53 @@ fn tcp_takes_leave_politely() {
     assert!(server.live() <= 1);
 }
 
+/// The server sees the end of the conversation, and then the end of the connection.
+#[test]
+fn redis_is_told_that_this_is_all() {
+    let (sender, ends) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let server = Server::start(move |mut stream| {
+        let questions = b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n";
+        let mut said = vec![0; questions.len()];
+        let read = stream.read_exact(&mut said);
+        let _ = stream.write_all(b"+PONG\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+        let asked = read.is_ok() && said == questions;
+        let _ = sender
+            .lock()
+            .unwrap()
+            .send((asked, net::read_all(&mut stream)));
+    });
+    let setup = setup(server.addr, "", REDIS);
+    let (asked, end) = ends.recv_timeout(secs(10)).unwrap();
+    assert!(asked);
+    assert_eq!(end, (b"QUIT\r\n".to_vec(), net::End::Fin));
+    setup.wait("up", "ok");
+}
+
+/// However short the interval is, the next check begins when the last one is over.
+#[test]
+fn there_is_never_more_than_one_check_of_a_backend() {
+    let (sender, begun) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let server = Server::start(move |stream| {
+        let _ = sender.lock().unwrap().send(Instant::now());
+        listen_only(&stream);
+    });
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\"]\n\
+         [upstreams.u.check]\n{HTTP}\ninterval = \"10ms\"\ntimeout = \"400ms\"\n",
+        server.addr
+    ));
+    let mut last = begun.recv_timeout(secs(10)).unwrap();
+    for _ in 0..4 {
+        let next = begun.recv_timeout(secs(10)).unwrap();
+        // A thread of the test that wakes up late makes one pause shorter than it was.
+        assert!(next - last > TIMEOUT / 2, "{:?}", next - last);
+        last = next;
+    }
+}
+
 /// Down and up again: after `fall` failures, and after `rise` answers.
 #[test]
 fn http_follows_the_status() {
