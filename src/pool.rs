@@ -36,6 +36,8 @@ pub struct Pool {
     configured: Vec<(plan::Backend, Arc<BackendMetrics>)>,
     /// What is thought of an address before it has been checked; `None`: nothing is checked.
     supposed: Option<Verdict>,
+    /// Whether the check hears what role a backend has.
+    hears_roles: bool,
     inner: Mutex<Inner>,
 }
 
@@ -134,6 +136,10 @@ impl Pool {
         let inner = assemble(&plan.balance, &configured, addresses, supposed, Vec::new());
         Self {
             supposed,
+            hears_roles: matches!(
+                plan.check.as_ref().map(|c| &c.kind),
+                Some(plan::CheckKind::Redis { .. })
+            ),
             name: Arc::clone(name),
             balance: plan.balance.clone(),
             configured,

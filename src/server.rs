@@ -281,6 +281,9 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     // For each worker: its event loop, a reserve and its listening sockets; then standard streams,
     // files, and the admin side with some clients.
     let fixed = (workers as u64 + 1) * 5 + (workers * places) as u64 + 20;
+    // Each check that is under way has a socket.
+    let checked = plan.upstreams.iter().filter(|u| u.check.is_some());
+    let fixed = fixed + checked.map(|u| u.backends.len() as u64).sum::<u64>();
     let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {

@@ -84,7 +84,7 @@ impl Pool {
                     })
                     .and_then(|averages| averages.reduce(f64::min)),
                 since: members.iter().filter_map(|m| m.verdict_since).max(),
-                roles: self.supposed.map(|_| {
+                roles: self.hears_roles.then(|| {
                     let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.role);
                     members.iter().filter_map(role).collect()
                 }),
