@@ -116,17 +116,18 @@ fn pool(c: &mut Criterion) {
                 resolve_interval: None,
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
+                check: None,
             };
             let upstream: Arc<str> = name.into();
-            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text);
+            let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
             let addresses = vec![vec![place()]; count];
             let pool = Arc::new(Pool::new(&upstream, &plan, metrics, &addresses));
             // Some sessions that stay, and a connect time for each, so that none is unknown.
             let held: Vec<_> = (0..count as u32 * 2)
-                .map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
+                .filter_map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
                 .collect();
             let began = Instant::now();
-            for (lease, ms) in held.iter().flatten().zip(1..) {
+            for (lease, ms) in held.iter().zip(1..) {
                 let time = Duration::from_nanos(100_000 + ms * 7_919 % 50_021);
                 let clock = Clock::start(&pool, lease.backend(), began);
                 clock.and_then(|clock| clock.connected(began + time));

@@ -8,7 +8,7 @@ use std::sync::{
 
 #[derive(Debug)]
 pub struct Backend {
-    /// Never given twice in one process.
+    /// Of no other backend of the process, and never 0.
     pub id: u64,
     pub place: Place,
     /// Shared by all addresses of one configured backend.
@@ -20,7 +20,7 @@ pub struct Backend {
 
 impl Backend {
     pub fn new(place: Place, metrics: Arc<BackendMetrics>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             place,

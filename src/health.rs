@@ -1,5 +1,11 @@
-//! What is known of a backend's health.
+//! What is known of a backend's health, and when to ask again.
 
+mod pace;
 mod passive;
+mod schedule;
+mod verdict;
 
+pub use pace::Pace;
 pub use passive::{FailRule, Passive};
+pub use schedule::Schedule;
+pub use verdict::{Change, Judge, Rule, Verdict};

@@ -9,7 +9,9 @@ mod export;
 pub use count::{Counter, Sharded, set_shard};
 pub use export::Exporter;
 
-use crate::reason::{CloseReason, ConnectError, RejectReason, SpliceFallback};
+use crate::reason::{
+    BackendState, CheckResult, CloseReason, ConnectError, RejectReason, SpliceFallback,
+};
 use metrics::Histogram;
 use std::sync::{
     Arc,
@@ -46,8 +48,16 @@ pub struct BackendMetrics {
     pub counts: Sharded<BackendCounts>,
     pub active: AtomicU64,
     pub connect_duration: Histogram,
-    pub transitions_up: Counter,
-    pub transitions_failed: Counter,
+    pub transitions: [Counter; BackendState::COUNT],
+    /// `None` where nothing is checked.
+    pub checks: Option<CheckMetrics>,
+}
+
+/// What the checks of one backend count.
+#[derive(Debug)]
+pub struct CheckMetrics {
+    pub results: [Counter; CheckResult::COUNT],
+    pub duration: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +101,10 @@ impl ListenerMetrics {
 }
 
 impl BackendMetrics {
+    pub fn entered(&self, state: BackendState) {
+        self.transitions[state as usize].add(1);
+    }
+
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
     }

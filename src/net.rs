@@ -1,5 +1,9 @@
 //! Streams and addresses, TCP and unix alike.
 
+mod open;
+
+pub use open::open;
+
 use crate::plan::{Place, SocketOptions};
 use socket2::{SockRef, TcpKeepalive};
 use std::{

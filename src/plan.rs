@@ -155,6 +155,124 @@ pub struct Upstream {
     /// Whether a name that does not resolve at the start is an error.
     pub resolve_required: bool,
     pub send_proxy: SendProxy,
+    /// Active health checks; `None`: passive ones only.
+    pub check: Option<Check>,
+}
+
+/// How the backends of an upstream are asked whether they are well, and what becomes of their sessions when they are not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub kind: CheckKind,
+    /// From the beginning of one check to that of the next.
+    pub interval: Duration,
+    /// The same while the verdict is changing; not longer than `interval`.
+    pub fast_interval: Duration,
+    /// For the whole of a check.
+    pub timeout: Duration,
+    /// So many good answers in a row bring a backend back; at least 1.
+    pub rise: u32,
+    /// So many failures in a row take it out; at least 1.
+    pub fall: u32,
+    /// Whether a backend may be used before its first check has ended.
+    pub start_up: bool,
+    pub at: CheckAt,
+    pub on_down: OnLeave,
+    pub on_role_lost: OnLeave,
+    /// For the sessions on backups.
+    pub on_recover: OnLeave,
+}
+
+/// Where the check goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckAt {
+    Backend,
+    /// The same host, another port.
+    Port(u16),
+    /// One place for all backends.
+    Place(Place),
+}
+
+/// What becomes of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLeave {
+    Keep,
+    Close,
+    /// Unless things are well again by then.
+    CloseAfter(Duration),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    Tcp,
+    SendExpect {
+        send: Vec<u8>,
+        expect: Expect,
+    },
+    Http {
+        /// What follows GET.
+        path: String,
+        /// `None`: the address that is asked.
+        host: Option<String>,
+        /// Ranges of what is well, both ends included; at least one.
+        status: Vec<(u16, u16)>,
+    },
+    Redis {
+        /// `None`: any.
+        role: Option<Role>,
+        user: Option<String>,
+        password: Option<PasswordFrom>,
+    },
+}
+
+impl CheckKind {
+    /// As it is written in the configuration.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::SendExpect { .. } => "send_expect",
+            Self::Http { .. } => "http",
+            Self::Redis { .. } => "redis",
+        }
+    }
+
+    /// The role that is asked for.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Self::Redis { role, .. } => *role,
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    Bytes(Vec<u8>),
+    /// Known to compile.
+    Regex(String),
+}
+
+/// Where a password is to be found; never the password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PasswordFrom {
+    File(PathBuf),
+    Variable(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+impl Role {
+    pub const ALL: [Self; 2] = [Self::Primary, Self::Replica];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
 }
 
 /// The PROXY protocol header that a backend gets before anything else.

@@ -5,17 +5,25 @@
 //! microsecond and happens once a connection.
 
 mod clock;
+mod member;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use clock::Clock;
+pub use member::Checked;
+pub use snapshot::Snapshot;
 
 use crate::{
     backend::{Backend, Lease},
-    balance::{Average, Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
-    health::{FailRule, Passive},
+    balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
+    health::{Change, Verdict},
     metrics::BackendMetrics,
     plan::{self, Balance, Place, TimeOf},
+    reason::BackendState,
 };
 use ahash::RandomState;
+use member::Member;
 use smallvec::SmallVec;
 use std::{
     sync::{
@@ -31,6 +39,10 @@ pub struct Pool {
     balance: Balance,
     /// One for each configured backend, in that order.
     configured: Vec<(plan::Backend, Arc<BackendMetrics>)>,
+    /// What is thought of an address before it has been checked; `None`: nothing is checked.
+    supposed: Option<Verdict>,
+    /// Whether the check hears what role a backend has.
+    hears_roles: bool,
     inner: Mutex<Inner>,
     /// Whether a backend here has been heard before its client said anything.
     speaks_first: AtomicBool,
@@ -44,6 +56,8 @@ struct Inner {
     departed: Vec<Member>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
     all_plain: bool,
+    /// How often sessions were told to leave a backend.
+    left: u64,
     /// When the first of the averages that `least_time` compares is to be halved.
     halves: Option<Instant>,
     balancer: Balancer,
@@ -92,28 +106,33 @@ impl Candidates for Present<'_> {
     }
 }
 
-#[derive(Debug)]
-struct Member {
-    backend: Arc<Backend>,
-    /// Which of the configured backends this is an address of.
-    of: usize,
-    weight: u32,
-    rule: FailRule,
-    max_connections: u64,
-    slow_start: Duration,
-    down: bool,
-    passive: Passive,
-    /// When it came back, while it starts slowly.
-    back: Option<Instant>,
-    average: Average,
-}
-
 /// Where one session stands in its search for a backend.
 #[derive(Debug, Default)]
 pub struct Search {
     walk: Walk,
     /// The backends' ids. Most sessions try one.
     tried: SmallVec<[u64; 2]>,
+    /// How often the one that was picked last had been left when it was, and how often any here.
+    left: u32,
+    left_in_all: u64,
+}
+
+/// An address that sessions go to, as those see it who check it.
+#[derive(Debug, Clone)]
+pub struct Address {
+    pub backend: Arc<Backend>,
+    pub backup: bool,
+    pub verdict: Verdict,
+}
+
+/// What a connect that succeeded has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterSuccess {
+    Nothing,
+    /// It had failed, and is back.
+    Back,
+    /// Since it was picked, sessions were told to leave it: this one must not stay either.
+    Left,
 }
 
 /// What became of a failed attempt's backend.
@@ -122,24 +141,6 @@ pub enum AfterFailure {
     StillIn,
     /// This failure was the one that took it out.
     Out,
-}
-
-/// A backend as status and metrics show it.
-#[derive(Debug)]
-pub struct Snapshot {
-    pub metrics: Arc<BackendMetrics>,
-    pub weight: u32,
-    pub backup: bool,
-    pub state: &'static str,
-    /// Why it is in that state, in words.
-    pub why: String,
-    /// How long ago the last failure was.
-    pub last_failure: Option<Instant>,
-    pub available: bool,
-    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
-    pub average_time: Option<f64>,
-    /// What its name stands for now.
-    pub addresses: Vec<Place>,
 }
 
 impl Pool {
@@ -155,8 +156,14 @@ impl Pool {
             .iter()
             .map(|b| (b.clone(), Arc::new(metrics(b))))
             .collect();
-        let inner = assemble(&plan.balance, &configured, addresses, Vec::new());
+        let supposed = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
+        let inner = assemble(&plan.balance, &configured, addresses, supposed, Vec::new());
         Self {
+            supposed,
+            hears_roles: matches!(
+                plan.check.as_ref().map(|c| &c.kind),
+                Some(plan::CheckKind::Redis { .. })
+            ),
             name: Arc::clone(name),
             balance: plan.balance.clone(),
             configured,
@@ -174,6 +181,8 @@ impl Pool {
         Search {
             walk: Walk::new(&self.balance, client),
             tried: SmallVec::new(),
+            left: 0,
+            left_in_all: 0,
         }
     }
 
@@ -184,6 +193,7 @@ impl Pool {
         let Inner {
             members,
             all_plain,
+            left,
             balancer,
             chance,
             ..
@@ -205,6 +215,8 @@ impl Pool {
         }
         let member = &members[picked.candidate];
         search.tried.push(member.backend.id);
+        search.left = member.left;
+        search.left_in_all = *left;
         Some(Lease::new(Arc::clone(&member.backend)))
     }
 
@@ -232,34 +244,89 @@ impl Pool {
             balancer.penalize(i, share);
         }
         if !was_out && member.is_failed() {
-            backend.metrics.transitions_failed.add(1);
+            backend.metrics.entered(BackendState::Failed);
             return AfterFailure::Out;
         }
         AfterFailure::StillIn
     }
 
-    /// A connect succeeded. True when that brought the backend back.
-    pub fn succeeded(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+    /// A connect to the backend that `search` picked last succeeded.
+    pub fn succeeded(&self, search: &Search, now: Instant) -> AfterSuccess {
         let mut inner = self.lock();
-        // Nobody has failed: there is nothing to clear.
-        if inner.all_plain {
-            return false;
+        // Nobody has failed, and nobody was left: there is nothing to do.
+        if inner.all_plain && inner.left == search.left_in_all {
+            return AfterSuccess::Nothing;
         }
-        let Some(i) = position(&inner.members, backend) else {
-            return false;
+        let is_it = |m: &Member| search.tried.last() == Some(&m.backend.id);
+        let Some(i) = inner.members.iter().position(is_it) else {
+            return AfterSuccess::Nothing;
         };
         let member = &mut inner.members[i];
         let was_out = member.is_failed();
         member.passive.succeeded();
         let back = was_out && !member.is_failed();
         if back {
-            member.back = Some(now).filter(|_| !member.slow_start.is_zero());
-            backend.metrics.transitions_up.add(1);
+            member.start_slowly(now);
+            member.backend.metrics.entered(BackendState::Up);
         }
+        let left = member.left != search.left;
         if !inner.all_plain {
             inner.all_plain = inner.members.iter().all(Member::is_plain);
         }
-        back
+        match (left, back) {
+            (true, _) => AfterSuccess::Left,
+            (false, true) => AfterSuccess::Back,
+            (false, false) => AfterSuccess::Nothing,
+        }
+    }
+
+    /// The addresses that there are now, without those that the configuration has taken out.
+    pub fn addresses(&self) -> Vec<Address> {
+        let inner = self.lock();
+        let one = |m: &Member| Address {
+            backend: Arc::clone(&m.backend),
+            backup: self.configured[m.of].0.backup,
+            verdict: m.verdict,
+        };
+        let members = inner.members.iter();
+        members.filter(|m| !m.down).map(one).collect()
+    }
+
+    /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
+    /// address at all.
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        checked: Checked,
+        change: Option<Change>,
+        now: Instant,
+    ) -> bool {
+        let mut inner = self.lock();
+        if let Some(i) = position(&inner.members, backend) {
+            let member = &mut inner.members[i];
+            member.checked = Some(checked);
+            if let Some(change) = change {
+                member.verdict = change.to;
+                member.verdict_since = Some(now);
+                if change.to.is_up() && !change.first {
+                    member.start_slowly(now);
+                }
+                backend.metrics.entered(change.to.state());
+                inner.all_plain = inner.members.iter().all(Member::is_plain);
+            }
+        }
+        let mut members = inner.members.iter();
+        members.any(|m| m.verdict.is_up() && !m.down)
+    }
+
+    /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
+    pub fn leave(&self, backend: &Arc<Backend>) {
+        let mut inner = self.lock();
+        if let Some(i) = position(&inner.members, backend) {
+            let left = &mut inner.members[i].left;
+            *left = left.wrapping_add(1);
+            inner.left += 1;
+        }
     }
 
     /// Which time the policy compares, if it does.
@@ -301,57 +368,16 @@ impl Pool {
         let mut inner = self.lock();
         let mut old = std::mem::take(&mut inner.members);
         old.append(&mut inner.departed);
-        *inner = assemble(&self.balance, &self.configured, addresses, old);
+        let left = inner.left;
+        *inner = assemble(
+            &self.balance,
+            &self.configured,
+            addresses,
+            self.supposed,
+            old,
+        );
+        inner.left = left;
         inner.departed.retain(|m| m.is_worth_keeping(now));
-    }
-
-    /// All configured backends as they are now.
-    pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
-        let mut inner = self.lock();
-        inner.halve(now);
-        let single = inner.balancer.is_single();
-        let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
-            let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
-            let available = members.iter().any(|m| m.share(single, now) > 0);
-            // Until a connect succeeds; that it may be tried again is what `available` says.
-            let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
-            let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
-            let (state, why) = if plan.down {
-                ("down", "the configuration says so".to_owned())
-            } else if members.is_empty() {
-                ("down", "its name does not resolve".to_owned())
-            } else if failed {
-                ("failed", {
-                    let next = if available { "; to be tried again" } else { "" };
-                    format!("{fails} failed connects{next}")
-                })
-            } else if plan.weight == 0 {
-                ("up", "weight 0: takes nothing new".to_owned())
-            } else if !available {
-                ("up", "full: max_connections is reached".to_owned())
-            } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
-                ("up", format!("slow start: {percent} % of its weight"))
-            } else {
-                ("up", String::new())
-            };
-            Snapshot {
-                metrics: Arc::clone(metrics),
-                weight: plan.weight,
-                backup: plan.backup,
-                state,
-                why,
-                last_failure: members
-                    .iter()
-                    .filter_map(|m| m.passive.last_failure())
-                    .max(),
-                available,
-                average_time: matches!(self.balance, Balance::LeastTime(_))
-                    .then(|| members.iter().map(|m| m.average.seconds))
-                    .and_then(|averages| averages.reduce(f64::min)),
-                addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
-            }
-        };
-        self.configured.iter().enumerate().map(one).collect()
     }
 
     /// Whether anything here could take a session now.
@@ -391,80 +417,6 @@ impl Inner {
     }
 }
 
-impl Member {
-    fn new(of: usize, plan: &plan::Backend, place: &Place, metrics: &Arc<BackendMetrics>) -> Self {
-        Self {
-            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
-            of,
-            weight: plan.weight,
-            rule: FailRule {
-                max_fails: plan.max_fails,
-                fail_timeout: plan.fail_timeout,
-            },
-            max_connections: plan.max_connections,
-            slow_start: plan.slow_start,
-            down: plan.down,
-            passive: Passive::default(),
-            back: None,
-            average: Average::default(),
-        }
-    }
-
-    /// How much of its weight counts now; 0 if it can take nothing.
-    fn share(&self, single: bool, now: Instant) -> u32 {
-        let can_take = self.weight > 0
-            && !self.down
-            && (single || self.passive.is_available(self.rule, now))
-            && (self.max_connections == 0 || self.backend.active() < self.max_connections);
-        match self.back {
-            _ if !can_take => 0,
-            Some(back) if !single => {
-                let passed = now.saturating_duration_since(back).as_secs_f64();
-                let part = passed / self.slow_start.as_secs_f64();
-                // Never nothing: where it is the only one left it serves.
-                ((part * f64::from(FULL)) as u32).clamp(1, FULL)
-            }
-            _ => FULL,
-        }
-    }
-
-    /// How many percent of its weight count while it starts slowly.
-    fn starting(&self, now: Instant) -> Option<u32> {
-        let share = self.share(false, now);
-        (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
-    }
-
-    /// Whether it would be wrong to begin anew with it, were it gone.
-    fn is_worth_keeping(&self, now: Instant) -> bool {
-        self.backend.active() > 0
-            || !self.passive.is_available(self.rule, now)
-            || self.back.is_some_and(|back| now < back + self.slow_start)
-    }
-
-    /// True when it has just ended.
-    fn end_slow_start(&mut self, now: Instant) -> bool {
-        let ended = self.back.is_some_and(|back| now >= back + self.slow_start);
-        if ended {
-            self.back = None;
-        }
-        ended
-    }
-
-    /// Whether it takes sessions with the whole of its weight, and will until something happens to it.
-    fn is_plain(&self) -> bool {
-        self.weight > 0
-            && !self.down
-            && self.max_connections == 0
-            && (self.rule.max_fails == 0 || self.passive.fails() == 0)
-            && self.back.is_none()
-    }
-
-    /// Whether it has failed often enough, whether or not its time has passed.
-    fn is_failed(&self) -> bool {
-        self.rule.max_fails > 0 && self.passive.fails() >= self.rule.max_fails
-    }
-}
-
 fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
     members
         .iter()
@@ -475,6 +427,7 @@ fn assemble(
     balance: &Balance,
     configured: &[(plan::Backend, Arc<BackendMetrics>)],
     addresses: &[Vec<Place>],
+    supposed: Option<Verdict>,
     mut old: Vec<Member>,
 ) -> Inner {
     let mut members = Vec::new();
@@ -486,7 +439,10 @@ fn assemble(
                 .position(|m| m.of == of && m.backend.place == *place);
             members.push(match known.map(|i| old.swap_remove(i)) {
                 Some(member) => member,
-                None => Member::new(of, plan, place, &configured[of].1),
+                None => {
+                    let verdict = supposed.unwrap_or(Verdict::Up);
+                    Member::new(of, plan, place, &configured[of].1, verdict)
+                }
             });
         }
         if !plan.backup {
@@ -506,6 +462,7 @@ fn assemble(
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         departed: old,
+        left: 0,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     }

@@ -37,6 +37,52 @@ words! {
         Drained = "drained",
         /// A client that is not trusted to say who it is began a PROXY protocol header.
         UntrustedHeader = "untrusted_proxy_header",
+        /// Its backend went down, and `on_down` says that sessions end then.
+        BackendDown = "backend_down",
+        /// Its backend has another role than the one asked for.
+        RoleLost = "role_lost",
+        /// It was on a backup, and a primary server is back.
+        Recovered = "recovered",
+    }
+}
+
+words! {
+    /// What state a backend is in.
+    BackendState {
+        Up = "up",
+        /// By the configuration, for want of an address, or by its check.
+        Down = "down",
+        /// By connects that failed.
+        Failed = "failed",
+        /// Alive, and not what is asked for.
+        WrongRole = "wrong_role",
+    }
+}
+
+words! {
+    /// What one check of a backend found.
+    CheckResult {
+        Ok = "ok",
+        /// A certain answer, and not the role asked for.
+        WrongRole = "wrong_role",
+        Refused = "refused",
+        Timeout = "timeout",
+        Unreachable = "unreachable",
+        Reset = "reset",
+        /// It ended the connection before the answer was there.
+        Closed = "closed",
+        /// What came is not the protocol.
+        Protocol = "protocol",
+        /// A well-formed answer, and not the one that was expected.
+        Unexpected = "unexpected",
+        /// It does not know us, or does not let us ask.
+        Auth = "auth",
+        /// It is still reading its data.
+        Loading = "loading",
+        /// A replica that has lost its primary and answers nothing until it is back.
+        MasterDown = "master_down",
+        /// A shortage of our own: it says nothing about the backend.
+        Local = "local",
     }
 }
 
@@ -100,5 +146,19 @@ impl ConnectError {
     /// Whether it says anything about the backend; a shortage of our own does not.
     pub fn blames_backend(self) -> bool {
         !matches!(self, Self::NoPorts | Self::NoDescriptors)
+    }
+}
+
+impl CheckResult {
+    /// Of a connection that failed, whenever it did.
+    pub fn of(error: &std::io::Error) -> Self {
+        match ConnectError::of(error) {
+            ConnectError::Refused => Self::Refused,
+            ConnectError::Timeout => Self::Timeout,
+            ConnectError::Reset => Self::Reset,
+            ConnectError::NoPorts | ConnectError::NoDescriptors => Self::Local,
+            ConnectError::Other if error.kind() == std::io::ErrorKind::BrokenPipe => Self::Reset,
+            ConnectError::Unreachable | ConnectError::Other => Self::Unreachable,
+        }
     }
 }

@@ -305,7 +305,13 @@ impl Parts<'_, '_> {
     /// Whoever has not got everything must not take what it has for the whole. After a silence only what is
     /// known to be under way counts; a session that is cut in full flow may always have more to say.
     fn tell_who_was_cut_short(&self, reason: CloseReason) {
-        let in_full_flow = reason == CloseReason::Drained;
+        let in_full_flow = matches!(
+            reason,
+            CloseReason::Drained
+                | CloseReason::BackendDown
+                | CloseReason::RoleLost
+                | CloseReason::Recovered
+        );
         if reason == CloseReason::UntrustedHeader {
             sys::socket::reset_on_close(&*self.backend);
             sys::socket::reset_on_close(&*self.client);

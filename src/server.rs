@@ -1,28 +1,35 @@
 //! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
 
 mod bind;
+mod checks;
+mod leaving;
 mod resolve;
 mod worker;
 
 use crate::{
     access_log::{self, AccessLog},
+    health::Pace,
     lines::Destination,
     metrics::Exporter,
     plan::{self, Place, Plan},
     pool::Pool,
+    probe::Secret,
     reason::CloseReason,
     service::{Process, Service, Warned},
     sessions::Sessions,
     sys,
 };
+use checks::Checks;
+use leaving::Leaving;
 use std::{
     io::IsTerminal,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use worker::Worker;
 
@@ -49,6 +56,8 @@ pub struct Server {
     workers: Vec<Worker>,
     /// Ends the accepting and the resolving.
     stop: CancellationToken,
+    /// Ends the checks, which go on while sessions are drained: a role may be lost then, too.
+    stop_checks: CancellationToken,
     /// Accept loops and sessions.
     tasks: TaskTracker,
     socket_files: Vec<bind::SocketFile>,
@@ -81,6 +90,7 @@ impl Server {
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
+        let secrets = secrets(&plan)?;
         let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
@@ -90,6 +100,7 @@ impl Server {
             metrics,
             sessions: Arc::new(Sessions::new(workers, most)),
             access_log,
+            journal: Arc::default(),
         });
         let pools: Vec<Arc<Pool>> = plan
             .upstreams
@@ -100,7 +111,7 @@ impl Server {
                 Arc::new(Pool::new(
                     &name,
                     upstream,
-                    |b| exporter.backend(&name, &b.text),
+                    |b| exporter.backend(&name, &b.text, upstream.check.is_some()),
                     places,
                 ))
             })
@@ -128,6 +139,7 @@ impl Server {
         exporter.config_applied(SystemTime::now());
 
         let stop = CancellationToken::new();
+        let stop_checks = CancellationToken::new();
         let tasks = TaskTracker::new();
         let threads = (0..workers)
             .map(|i| Worker::spawn(i, &tasks))
@@ -144,8 +156,29 @@ impl Server {
             }
             names.push((service.plan.name.clone(), listening.place));
         }
-        for (pool, upstream) in pools.iter().zip(&plan.upstreams) {
-            resolve::keep_fresh(Arc::clone(pool), upstream.clone(), stop.clone());
+        let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
+        for ((pool, upstream), secret) in pools.iter().zip(&plan.upstreams).zip(secrets) {
+            let changed = Arc::new(Notify::new());
+            resolve::keep_fresh(
+                Arc::clone(pool),
+                upstream.clone(),
+                Arc::clone(&changed),
+                stop.clone(),
+            );
+            if let Some(check) = &upstream.check {
+                let leaving = Leaving::new(check, &process.sessions, &pace, &stop_checks);
+                let checks = Checks::new(
+                    pool,
+                    check,
+                    upstream.send_proxy,
+                    secret,
+                    leaving,
+                    &process.journal,
+                    &stop_checks,
+                );
+                let running = Arc::new(checks).run(changed);
+                tokio::spawn(stop_checks.clone().run_until_cancelled_owned(running));
+            }
         }
         let state = Arc::new(State {
             plan,
@@ -163,6 +196,7 @@ impl Server {
             state,
             workers: threads,
             stop,
+            stop_checks,
             tasks,
             socket_files,
         })
@@ -192,6 +226,7 @@ impl Server {
         if cut > 0 && tokio::time::timeout(CUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(sessions = sessions.count(), "sessions did not end in time");
         }
+        self.stop_checks.cancel();
         for worker in self.workers {
             worker.join();
         }
@@ -223,6 +258,18 @@ impl std::fmt::Display for StartErrors {
     }
 }
 
+/// The passwords that the checks of each upstream need, or everything that is wrong with them.
+fn secrets(plan: &Plan) -> Result<Vec<Option<Secret>>, StartErrors> {
+    let found = plan.upstreams.iter().map(checks::secret);
+    let (good, bad): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    let errors: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
+    if errors.is_empty() {
+        Ok(good.into_iter().flatten().collect())
+    } else {
+        Err(StartErrors(errors))
+    }
+}
+
 fn one(error: String) -> StartErrors {
     StartErrors(vec![error])
 }
@@ -234,6 +281,9 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     // For each worker: its event loop, a reserve and its listening sockets; then standard streams,
     // files, and the admin side with some clients.
     let fixed = (workers as u64 + 1) * 5 + (workers * places) as u64 + 20;
+    // Each check that is under way has a socket.
+    let checked = plan.upstreams.iter().filter(|u| u.check.is_some());
+    let fixed = fixed + checked.map(|u| u.backends.len() as u64).sum::<u64>();
     let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {

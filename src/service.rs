@@ -2,6 +2,7 @@
 
 use crate::{
     access_log::AccessLog,
+    journal::Journal,
     metrics::{ListenerMetrics, ProcessMetrics},
     plan,
     pool::Pool,
@@ -31,6 +32,7 @@ pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
+    pub journal: Arc<Journal>,
 }
 
 /// When somebody was last warned, in seconds since the Unix epoch.

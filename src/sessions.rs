@@ -24,6 +24,8 @@ pub struct Session {
     pub received: AtomicU64,
     /// Bytes to the client.
     pub sent: AtomicU64,
+    /// The number of the backend that it is on; 0 for none.
+    backend: AtomicU64,
     /// 0, or one more than the index of the reason to end for.
     end: AtomicU8,
     /// Of the task that carries it; set before the first wait.
@@ -44,6 +46,12 @@ impl Session {
     pub fn set_proxied(&self, client: Client) {
         // A session has one header.
         let _ = self.proxied.set(Box::new(client));
+    }
+
+    /// Says which backend it is on, by its number; 0 for none. Whoever asks the pool afterwards whether that backend has been
+    /// left meanwhile, and hears no, is found by [`Sessions::on`] when it is.
+    pub fn set_backend(&self, id: u64) {
+        self.backend.store(id, Ordering::Release);
     }
 
     /// Why it must end, if it must. Cheap: asked at every turn of the relay.
@@ -115,6 +123,7 @@ impl Sessions {
             proxied: OnceLock::new(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
+            backend: AtomicU64::default(),
             end: AtomicU8::default(),
             waker: Mutex::default(),
         });
@@ -133,6 +142,19 @@ impl Sessions {
 
     pub fn most(&self) -> u64 {
         self.most
+    }
+
+    /// Those that are on a backend now.
+    pub fn on(&self, backend: u64) -> Vec<Arc<Session>> {
+        let mut found = Vec::new();
+        for table in self.tables.all() {
+            let table = lock(table);
+            let here = table
+                .values()
+                .filter(|s| s.backend.load(Ordering::Acquire) == backend);
+            found.extend(here.cloned());
+        }
+        found
     }
 
     /// Tells every session to end, and returns how many were told.

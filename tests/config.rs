@@ -108,13 +108,49 @@ fn the_reference_shows_the_defaults() {
         bind = "0.0.0.0:6379"
         upstream = "redis"
         [upstreams.redis]
-        backends = ["10.0.0.1:6379", "10.0.0.2:6379"]
+        backends = ["10.0.0.1:6379", "10.0.0.2:6379", { address = "10.0.0.3:6379", backup = true }]
+        [upstreams.redis.check]
+        kind = "redis"
+        role = "primary"
+        user = "check"
+        password_file = "/etc/tembuku/redis.password"
         [upstreams.sessions]
         balance = "consistent_hash"
         backends = ["10.0.0.1:6379"]
         [upstreams.quick]
         balance = "least_time"
         backends = ["10.0.0.1:6379"]
+        [upstreams.web]
+        backends = ["10.0.0.1:80"]
+        [upstreams.web.check]
+        kind = "http"
+        host = "www.example.com"
+        port = 8080
+        [upstreams.plain]
+        backends = ["10.0.0.1:6379"]
+        [upstreams.plain.check]
+        kind = "send_expect"
+        send_hex = "50494e470d0a"
+        expect_hex = "2b504f4e47"
+        [upstreams.coded]
+        backends = ["10.0.0.1:7"]
+        [upstreams.coded.check]
+        kind = "send_expect"
+        address = "10.0.0.9:7"
+        send = "PING\r\n"
+        expect = "+PONG"
+        [upstreams.replicas]
+        on_role_lost = { close_after = "30s" }
+        backends = ["10.0.0.1:6379"]
+        [upstreams.replicas.check]
+        kind = "redis"
+        role = "replica"
+        password_env = "REDIS_PASSWORD"
+        [upstreams.mail]
+        backends = ["10.0.0.1:25"]
+        [upstreams.mail.check]
+        kind = "send_expect"
+        expect_regex = "^220 .* ESMTP"
     "#;
     let least = config::parse(least, "least").expect("valid");
     assert_eq!(reference, least);
@@ -194,6 +230,7 @@ fn defaults_are_what_the_outside_promises() {
             resolve_interval: Some(seconds(30)),
             resolve_required: true,
             send_proxy: SendProxy::Off,
+            check: None,
         }]
     );
 }

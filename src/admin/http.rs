@@ -56,7 +56,9 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = match request.uri().path() {
-        "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" if !reading => {
+        "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" | "/api/v1/events"
+            if !reading =>
+        {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             refused
                 .headers_mut()
@@ -80,9 +82,13 @@ async fn answer(
             Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
         },
+        "/api/v1/events" => {
+            let events = serde_json::json!({ "events": state.process.journal.events() });
+            typed(StatusCode::OK, "application/json", format!("{events:#}\n"))
+        }
         _ => text(
             StatusCode::NOT_FOUND,
-            "not found; there are /, /metrics, /livez, /readyz and /api/v1/status\n",
+            "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and /api/v1/events\n",
         ),
     };
     Ok(response)
@@ -98,7 +104,12 @@ fn publish(exporter: &Exporter, state: &State) {
         let available = backends.iter().filter(|b| b.available).count();
         exporter.publish_upstream(&pool.name, available as u64);
         for backend in &backends {
-            exporter.publish_backend(&backend.metrics, backend.state, backend.weight);
+            exporter.publish_backend(
+                &backend.metrics,
+                backend.state,
+                backend.weight,
+                backend.roles.as_deref(),
+            );
         }
     }
     let log = state.process.access_log.as_ref();

@@ -12,7 +12,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #d8e0e4}
 th{font-weight:600;color:#5a6b75}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.up{color:#0a7a45}.failed{color:#b3261e;font-weight:600}.down{color:#8a6d00}
+.up{color:#0a7a45}.failed,.wrong_role{color:#b3261e;font-weight:600}.down{color:#8a6d00}
 </style></head><body>
 "#;
 
@@ -47,7 +47,7 @@ pub(super) fn render(state: &State) -> String {
     for u in &status.upstreams {
         let _ = write!(
             out,
-            "<h2>{} <small>({}, {} of {} available)</small></h2><table><tr><th>backend<th>state<th>why\
+            "<h2>{} <small>({}, {} of {} available)</small></h2><table><tr><th>backend<th>state<th>why<th>role<th>last check\
              <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
@@ -58,11 +58,13 @@ pub(super) fn render(state: &State) -> String {
         for b in &u.backends {
             let _ = write!(
                 out,
-                "<tr><td>{}{}<td class={state}>{state}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}\
+                "<tr><td>{}{}<td class={state}>{state}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}\
                  <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
                 escape(&b.address),
                 if b.backup { " (backup)" } else { "" },
                 escape(&b.why),
+                b.role.join(", "),
+                b.last_check.as_ref().map_or("", |c| c.result),
                 b.weight,
                 b.connections,
                 b.connections_total,

@@ -54,6 +54,11 @@ pub(super) struct Backend {
     pub(super) why: String,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
+    /// Since when its checks have been of one mind; null before they changed it.
+    pub(super) since: Option<String>,
+    /// What its addresses say that they are: "primary", "replica"; empty where nobody asks or answers.
+    pub(super) role: Vec<&'static str>,
+    pub(super) last_check: Option<LastCheck>,
     pub(super) available: bool,
     pub(super) weight: u32,
     pub(super) backup: bool,
@@ -64,6 +69,14 @@ pub(super) struct Backend {
     pub(super) connect_errors_total: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LastCheck {
+    pub(super) time: String,
+    pub(super) result: &'static str,
+    pub(super) duration_seconds: f64,
+    pub(super) transcript: String,
 }
 
 pub(super) fn of(state: &State) -> Status {
@@ -142,9 +155,17 @@ fn upstream(pool: &crate::pool::Pool) -> Upstream {
                 Backend {
                     address: b.metrics.text.to_string(),
                     resolved: b.addresses.iter().map(ToString::to_string).collect(),
-                    state: b.state,
+                    state: b.state.word(),
                     why: b.why,
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
+                    since: b.since.map(|at| time(wall(at, now))),
+                    role: b.roles.iter().flatten().map(|role| role.word()).collect(),
+                    last_check: b.checked.map(|c| LastCheck {
+                        time: time(wall(c.at, now)),
+                        result: c.result.word(),
+                        duration_seconds: c.took.as_secs_f64(),
+                        transcript: c.transcript,
+                    }),
                     available: b.available,
                     weight: b.weight,
                     backup: b.backup,

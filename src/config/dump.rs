@@ -2,7 +2,7 @@
 
 use std::{fmt, fmt::Write as _, time::Duration};
 
-use super::{access, duration, hash_key};
+use super::{access, duration, hash_key, health_dump};
 use crate::plan::{
     AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, Plan, SendProxy, TimeOf, Upstream,
 };
@@ -141,7 +141,12 @@ fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
         SendProxy::V2 { tlvs } => ("v2", tlvs),
     };
     writeln!(out, "send_proxy = {}", quoted(version))?;
-    writeln!(out, "send_proxy_tlvs = {tlvs}")
+    writeln!(out, "send_proxy_tlvs = {tlvs}")?;
+    if let Some(check) = &upstream.check {
+        health_dump::write_actions(upstream, check, out)?;
+        health_dump::write_check(&upstream.name, check, out)?;
+    }
+    Ok(())
 }
 
 /// In one line: TOML 1.0 has no line breaks in inline tables.
@@ -178,12 +183,12 @@ fn format(format: LogFormat) -> &'static str {
     }
 }
 
-fn time(duration: Duration) -> String {
+pub(super) fn time(duration: Duration) -> String {
     quoted(&duration::format(duration))
 }
 
 /// A name as a TOML key; one with a point in it needs quotes.
-fn key(name: &str) -> String {
+pub(super) fn key(name: &str) -> String {
     let bare = !name.is_empty()
         && name
             .bytes()
@@ -192,7 +197,7 @@ fn key(name: &str) -> String {
 }
 
 /// A TOML basic string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {

@@ -22,6 +22,7 @@ impl Excerpt {
     /// `marked` counts in characters of `line`.
     pub(super) fn new(line: &str, marked: Range<usize>, goes_on: bool) -> Self {
         let length = line.chars().count();
+        let secret = secret_from(line);
         let skip = if length > WIDTH {
             marked.start.saturating_sub(LEAD)
         } else {
@@ -33,7 +34,7 @@ impl Excerpt {
         }
         let (mut pad, mut carets) = (shown.chars().count(), 0);
         for (at, c) in line.chars().enumerate().skip(skip).take(WIDTH) {
-            let width = show(c, &mut shown);
+            let width = show(if at < secret { c } else { '*' }, &mut shown);
             if at < marked.start {
                 pad += width;
             } else if at < marked.end {
@@ -60,6 +61,19 @@ impl Excerpt {
         writeln!(f, "{number:>gutter$} | {}", self.shown)?;
         writeln!(f, "{:gutter$} | {:pad$}{carets}{goes_on}", "", "")
     }
+}
+
+/// A password has no place in the file, and one that stands there all the same has none on a terminal or in a log: from
+/// which character on a line is not shown.
+fn secret_from(line: &str) -> usize {
+    const KEY: &str = "password";
+    let value = line.match_indices(KEY).find_map(|(at, _)| {
+        let rest = line[at + KEY.len()..].trim_start_matches(['"', '\'']);
+        rest.trim_start().strip_prefix('=')
+    });
+    value.map_or(usize::MAX, |value| {
+        line.chars().count() - value.trim_start().chars().count()
+    })
 }
 
 /// Appends `c` as a terminal may safely show it; returns how many columns that takes.

@@ -106,15 +106,49 @@ pub(super) static UPSTREAM: Keys = Keys {
         "resolve_required",
         "send_proxy",
         "send_proxy_tlvs",
-    ],
-    not_yet: &[
+        "check",
         "on_down",
         "on_role_lost",
-        "on_lag",
-        "on_drain",
         "on_recover",
-        "check",
     ],
+    not_yet: &["on_lag", "on_drain"],
+    also: &[],
+};
+
+pub(super) static CHECK: Keys = Keys {
+    label: "[upstreams.NAME.check]",
+    works: &[
+        "kind",
+        "interval",
+        "fast_interval",
+        "timeout",
+        "rise",
+        "fall",
+        "start",
+        "port",
+        "address",
+        "send",
+        "send_hex",
+        "expect",
+        "expect_hex",
+        "expect_regex",
+        "path",
+        "host",
+        "status",
+        "role",
+        "user",
+        "password_file",
+        "password_env",
+    ],
+    not_yet: &[],
+    also: &[],
+};
+
+/// What `on_down` and its like may be besides a word.
+pub(super) static ON_LEAVE: Keys = Keys {
+    label: "`on_down`, `on_role_lost` or `on_recover`",
+    works: &["close_after"],
+    not_yet: &[],
     also: &[],
 };
 
@@ -143,6 +177,8 @@ static ALL: &[&Keys] = &[
     &KEEPALIVE,
     &ACCEPT_PROXY,
     &UPSTREAM,
+    &CHECK,
+    &ON_LEAVE,
     &BACKEND,
 ];
 
@@ -207,7 +243,7 @@ mod tests {
             "`backends` belongs in [upstreams.NAME]"
         );
         assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("on_down"), Standing::NotYet);
+        assert_eq!(DEFAULTS.standing("on_lag"), Standing::NotYet);
         assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
     }
 

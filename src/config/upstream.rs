@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    address, hash_key,
+    address, hash_key, health,
     keys::BACKEND,
     listener::{MOST_CONNECTIONS, above_zero},
     report::Fault,
@@ -19,13 +19,14 @@ const MOST_MAGLEV_BACKENDS: usize = 6_553;
 
 /// Without a name these are the defaults: nothing is missing there.
 pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
-    let upstream = Upstream {
+    let mut upstream = Upstream {
         name: name.unwrap_or_default().to_owned(),
         balance: read_balance(name, section),
         backends: read_backends(section),
         resolve_interval: section.limit("resolve_interval", Duration::from_secs(30)),
         resolve_required: section.flag("resolve_required", true),
         send_proxy: read_send_proxy(name, section),
+        check: health::read(name, section),
     };
     if name.is_some() && section.get("backends").is_none() {
         section.missing(
@@ -34,6 +35,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
         );
     }
     check_backends(&upstream, section);
+    health::fits(&mut upstream, section);
     upstream
 }
 

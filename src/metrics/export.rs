@@ -1,7 +1,10 @@
 //! From our counters to what Prometheus scrapes.
 
-use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, Sharded};
-use crate::reason::{CloseReason, ConnectError, RejectReason, SpliceFallback};
+use super::{BackendMetrics, CheckMetrics, ListenerMetrics, ProcessMetrics, Sharded};
+use crate::{
+    plan::Role,
+    reason::{BackendState, CheckResult, CloseReason, ConnectError, RejectReason, SpliceFallback},
+};
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
@@ -26,9 +29,6 @@ const LIFETIME: &[f64] = &[
 ];
 
 const METADATA: Metadata<'static> = Metadata::new("tembuku", Level::INFO, None);
-
-/// The states that `backend_state` speaks of.
-const STATES: [&str; 3] = ["up", "down", "failed"];
 
 /// Name, help text and kind of every metric but the histograms and the `process_*` family.
 const COUNTERS: &[(&str, &str)] = &[
@@ -64,6 +64,7 @@ const COUNTERS: &[(&str, &str)] = &[
         "backend_transitions_total",
         "Changes of the backend's state, by the state entered.",
     ),
+    ("check_results_total", "Checks of the backend, by result."),
     (
         "relayed_bytes_total",
         "Bytes relayed in both directions, by mode.",
@@ -100,6 +101,10 @@ const GAUGES: &[(&str, &str)] = &[
         "backend_state",
         "1 for the state that the backend is in, 0 for the others.",
     ),
+    (
+        "backend_role",
+        "1 for the role that the last answer told, 0 for the others.",
+    ),
     ("backend_weight", "The configured weight."),
     (
         "upstream_available_backends",
@@ -115,6 +120,10 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     (
         "backend_connect_duration_seconds",
         "How long successful connects to the backend took.",
+    ),
+    (
+        "check_duration_seconds",
+        "How long checks of the backend took, those that failed included.",
     ),
 ];
 
@@ -175,20 +184,25 @@ impl Exporter {
         }
     }
 
-    pub fn backend(&self, upstream: &Arc<str>, text: &str) -> BackendMetrics {
+    /// `checked`: whether there are checks to count.
+    pub fn backend(&self, upstream: &Arc<str>, text: &str, checked: bool) -> BackendMetrics {
         let text: Arc<str> = text.into();
         let labels = [
             ("upstream", Arc::clone(upstream)),
             ("backend", Arc::clone(&text)),
         ];
+        let checks = checked.then(|| CheckMetrics {
+            results: Default::default(),
+            duration: self.histogram("check_duration_seconds", &labels),
+        });
         BackendMetrics {
             connect_duration: self.histogram("backend_connect_duration_seconds", &labels),
             upstream: Arc::clone(upstream),
             text,
             counts: Sharded::new(self.shards),
             active: AtomicU64::default(),
-            transitions_up: super::Counter::default(),
-            transitions_failed: super::Counter::default(),
+            transitions: Default::default(),
+            checks,
         }
     }
 
@@ -259,8 +273,14 @@ impl Exporter {
         }
     }
 
-    /// `state` is one of [`STATES`].
-    pub fn publish_backend(&self, m: &BackendMetrics, state: &str, weight: u32) {
+    /// `roles`: those that its addresses have, where checks ask for them.
+    pub fn publish_backend(
+        &self,
+        m: &BackendMetrics,
+        state: BackendState,
+        weight: u32,
+        roles: Option<&[Role]>,
+    ) {
         let both = [
             ("upstream", Arc::clone(&m.upstream)),
             ("backend", Arc::clone(&m.text)),
@@ -291,20 +311,29 @@ impl Exporter {
                 errors,
             );
         }
-        for each in STATES {
+        for &each in BackendState::ALL {
             let is = f64::from(u8::from(each == state));
-            self.gauge("backend_state", &with("state", each), is);
+            self.gauge("backend_state", &with("state", each.word()), is);
+            self.counter(
+                "backend_transitions_total",
+                &with("to", each.word()),
+                m.transitions[each as usize].get(),
+            );
         }
-        self.counter(
-            "backend_transitions_total",
-            &with("to", "up"),
-            m.transitions_up.get(),
-        );
-        self.counter(
-            "backend_transitions_total",
-            &with("to", "failed"),
-            m.transitions_failed.get(),
-        );
+        for each in roles.map_or(&[][..], |_| &Role::ALL) {
+            let is = roles.is_some_and(|roles| roles.contains(each));
+            self.gauge(
+                "backend_role",
+                &with("role", each.word()),
+                f64::from(u8::from(is)),
+            );
+        }
+        if let Some(checks) = &m.checks {
+            for &result in CheckResult::ALL {
+                let n = checks.results[result as usize].get();
+                self.counter("check_results_total", &with("result", result.word()), n);
+            }
+        }
     }
 
     pub fn publish_upstream(&self, name: &Arc<str>, available: u64) {

@@ -5,6 +5,7 @@ use crate::{
     pool::Pool,
 };
 use std::{io, sync::Arc, time::Duration};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// A resolver that does not answer must not keep the process from starting for ever.
@@ -53,7 +54,12 @@ pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, 
 
 /// Looks names up again and again, and tells the pool when an answer has changed. A name that no
 /// longer resolves keeps its last addresses: a resolver's trouble is no reason to drop a backend.
-pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: CancellationToken) {
+pub(super) fn keep_fresh(
+    pool: Arc<Pool>,
+    upstream: Upstream,
+    told: Arc<Notify>,
+    stop: CancellationToken,
+) {
     let has_names = upstream
         .backends
         .iter()
@@ -87,6 +93,7 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: Upstream, stop: Cancellation
             }
             if changed {
                 pool.set_addresses(&known, std::time::Instant::now());
+                told.notify_one();
             }
         }
     }));

@@ -3,35 +3,30 @@
 use crate::{
     backend::{Backend, Lease},
     balance::Facts,
-    net::{Client, Stream, set_options},
-    plan::{Place, SocketOptions},
-    pool::{AfterFailure, Clock},
+    net::{Client, Stream, open},
+    plan::Place,
+    pool::{AfterFailure, AfterSuccess, Clock, Search},
     reason::{CloseReason, ConnectError},
     relay::{Opening, Reached},
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
 };
-use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
-    path::Path,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio::net::{TcpSocket, UnixStream};
 
 /// While a connect is under way the client is looked at this often.
 const LOOK: Duration = Duration::from_millis(50);
 /// A client that has sent nothing and has ended its side may have left, or may want to listen only:
 /// nothing tells the two apart. A connect that is about to succeed gets this long to do so.
 const GRACE: Duration = Duration::from_millis(500);
-/// A unix socket whose queue is full, and a process without a free descriptor, give no event when that
-/// has changed.
+/// A process without a free descriptor gets no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// One try, for the access log.
@@ -101,11 +96,15 @@ pub(super) async fn connect(
             Ok(stream) => {
                 counts.connections.add(1);
                 backend.metrics.connect_duration.record(time);
-                note("ok");
-                if service.pool.succeeded(backend, now) {
-                    tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
-                        from = "failed", to = "up", "backend is back");
+                if !may_stay(service, &search, session, backend, now) {
+                    // Nothing has been relayed: another one may do.
+                    note("left");
+                    if let Some(clock) = &mut clock {
+                        clock.failed();
+                    }
+                    continue;
                 }
+                note("ok");
                 let clock = clock.and_then(|clock| clock.connected(now));
                 let opening = clock.map(|clock| {
                     Box::new(Opening {
@@ -139,12 +138,45 @@ pub(super) async fn connect(
     Err(CloseReason::ConnectFailed)
 }
 
+/// A backend can be left while it is being connected to. The session says first that it is there, and asks then, so that
+/// it cannot be overlooked.
+fn may_stay(
+    service: &Service,
+    search: &Search,
+    session: &Session,
+    backend: &Arc<Backend>,
+    now: Instant,
+) -> bool {
+    session.set_backend(backend.id);
+    match service.pool.succeeded(search, now) {
+        AfterSuccess::Nothing => {}
+        AfterSuccess::Back => {
+            tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
+                from = "failed", to = "up", "backend is back");
+            service.process.journal.passive(
+                &service.pool.name,
+                backend,
+                "failed",
+                "up",
+                "connected",
+            );
+        }
+        AfterSuccess::Left => {
+            session.set_backend(0);
+            return false;
+        }
+    }
+    true
+}
+
 fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io::Error) {
     let (upstream, text) = (&service.pool.name, backend.text());
     tracing::debug!(%upstream, backend = %text, reason = error.word(), error = %e, "connect failed");
     if error.blames_backend() && service.pool.failed(backend, Instant::now()) == AfterFailure::Out {
         tracing::warn!(%upstream, backend = %text, from = "up", to = "failed",
             reason = error.word(), error = %e, "backend is left out");
+        let journal = &service.process.journal;
+        journal.passive(upstream, backend, "up", "failed", error.word());
     }
 }
 
@@ -205,42 +237,4 @@ async fn attempt(
 
 fn is_shortage(e: &io::Error) -> bool {
     ConnectError::of(e) == ConnectError::NoDescriptors
-}
-
-async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> {
-    match place {
-        Place::Tcp(address) => open_tcp(*address, options).await,
-        Place::Unix(path) => open_unix(path).await,
-    }
-}
-
-async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Stream> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
-    set_options(&socket, options)?;
-    let stream = TcpSocket::from_std_stream(socket.into())
-        .connect(address)
-        .await?;
-    // Towards a local port that nobody listens on, the kernel may choose that very port as the
-    // source: TCP's simultaneous open then makes the socket talk to itself.
-    if stream.local_addr()? == address {
-        return Err(io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            "connected to itself: nobody listens there",
-        ));
-    }
-    Ok(Stream::Tcp(stream))
-}
-
-async fn open_unix(path: &Path) -> io::Result<Stream> {
-    loop {
-        match UnixStream::connect(path).await {
-            Ok(stream) => return Ok(Stream::Unix(stream)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
-            Err(e) => return Err(e),
-        }
-    }
 }

@@ -124,6 +124,94 @@ fn hash_key() -> impl Strategy<Value = HashKey> {
     })
 }
 
+fn on_leave() -> impl Strategy<Value = OnLeave> {
+    prop_oneof![
+        Just(OnLeave::Keep),
+        Just(OnLeave::Close),
+        long().prop_map(OnLeave::CloseAfter)
+    ]
+}
+
+fn check_kind() -> impl Strategy<Value = CheckKind> {
+    let expect = prop_oneof![
+        vec(any::<u8>(), 1..9).prop_map(Expect::Bytes),
+        "[a-z\"\\\\.é]{1,9}"
+            .prop_filter("a regex", |text| regex::bytes::Regex::new(text).is_ok())
+            .prop_map(Expect::Regex)
+    ];
+    let talk = (vec(any::<u8>(), 0..9), expect)
+        .prop_map(|(send, expect)| CheckKind::SendExpect { send, expect });
+    let status = (100..=599u16, 0..9u16).prop_map(|(from, more)| (from, (from + more).min(599)));
+    let http = (
+        "/[!-~]{0,9}",
+        option::of("[a-z0-9.:-]{1,9}"),
+        vec(status, 1..4),
+    )
+        .prop_map(|(path, host, status)| CheckKind::Http { path, host, status });
+    let role = option::of(select(Role::ALL.to_vec()));
+    let password = prop_oneof![
+        unix().prop_map(|path| PasswordFrom::File(path.into())),
+        "[A-Z_]{1,9}".prop_map(PasswordFrom::Variable)
+    ];
+    let known = option::of((option::of("\\PC{0,9}"), password));
+    let redis = (role, known).prop_map(|(role, known)| {
+        let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
+        CheckKind::Redis {
+            role,
+            user,
+            password,
+        }
+    });
+    prop_oneof![Just(CheckKind::Tcp), talk, http, redis]
+}
+
+fn check_plan() -> impl Strategy<Value = Check> {
+    let at = prop_oneof![
+        Just(CheckAt::Backend),
+        (1u16..).prop_map(CheckAt::Port),
+        address().prop_map(|a| CheckAt::Place(Place::Tcp(a))),
+        unix().prop_map(|p| CheckAt::Place(Place::Unix(p.into()))),
+    ];
+    let counts = (1..=1000u32, 1..=1000u32);
+    (
+        check_kind(),
+        (10..60_000u64, 10..60_000u64),
+        long(),
+        counts,
+        any::<bool>(),
+        at,
+        (on_leave(), on_leave(), on_leave()),
+    )
+        .prop_map(
+            |(
+                kind,
+                (interval, fast),
+                timeout,
+                (rise, fall),
+                start_up,
+                at,
+                (on_down, on_role_lost, on_recover),
+            )| Check {
+                // Without a role there is none to lose.
+                on_role_lost: if kind.role().is_some() {
+                    on_role_lost
+                } else {
+                    OnLeave::Close
+                },
+                kind,
+                interval: Duration::from_millis(interval),
+                fast_interval: Duration::from_millis(fast.min(interval)),
+                timeout,
+                rise,
+                fall,
+                start_up,
+                at,
+                on_down,
+                on_recover,
+            },
+        )
+}
+
 fn upstream() -> impl Strategy<Value = Upstream> {
     let bound = || option::of(101..1000u32);
     let balance = prop_oneof![
@@ -144,10 +232,17 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         vec(backend(), 1..5),
         option::of(long()),
         any::<bool>(),
-        send_proxy(),
+        (send_proxy(), option::of(check_plan())),
     )
         .prop_map(
-            |(name, balance, mut backends, resolve_interval, resolve_required, send_proxy)| {
+            |(
+                name,
+                balance,
+                mut backends,
+                resolve_interval,
+                resolve_required,
+                (send_proxy, mut check),
+            )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
                 backends[0].backup = false;
@@ -157,6 +252,15 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                         .iter_mut()
                         .for_each(|backend| backend.weight %= 10_000);
                 }
+                if let Some(check) = &mut check {
+                    if backends.iter().all(|b| !b.backup) {
+                        check.on_recover = OnLeave::Keep;
+                    }
+                    let unix = |b: &Backend| matches!(b.target, Target::Place(Place::Unix(_)));
+                    if matches!(check.at, CheckAt::Port(_)) && backends.iter().any(unix) {
+                        check.at = CheckAt::Backend;
+                    }
+                }
                 Upstream {
                     name,
                     balance,
@@ -164,6 +268,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     resolve_interval,
                     resolve_required,
                     send_proxy,
+                    check,
                 }
             },
         )
@@ -418,5 +523,13 @@ proptest! {
             check(&format!("[listeners.a]\n{key} = {value}\n[defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"))?;
         }
         check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [{quoted}]\n"))?;
+        for (kind, key) in [
+            ("tcp", "address"), ("tcp", "start"), ("http", "path"), ("http", "host"), ("http", "status"), ("redis", "role"),
+            ("redis", "password_file"), ("redis", "password_env"), ("send_expect", "send_hex"), ("send_expect", "expect"),
+            ("send_expect", "expect_regex"),
+        ] {
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\non_down = {quoted}\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
+        }
     }
 }

@@ -190,9 +190,13 @@ fn each_of_these_is_an_error() {
         (with("", "send_proxy = \"v3\""), "v3"),
         // Parts of the contract that do not work yet are refused, not passed over.
         (with("protocol = \"udp\"", ""), "not supported yet"),
-        (with("", "on_down = \"close\""), "not supported yet"),
+        (with("", "on_drain = \"close\""), "not supported yet"),
         (
-            with("", "[upstreams.u.check]\nkind = \"tcp\""),
+            with("", "on_down = \"close\""),
+            "does nothing without a check",
+        ),
+        (
+            with("", "[upstreams.u.check]\nkind = \"mysql\""),
             "not supported yet",
         ),
     ] {

@@ -123,18 +123,27 @@ pub(crate) struct Redis {
 impl Redis {
     #[track_caller]
     pub(crate) fn start(addr: SocketAddr) -> Redis {
+        Redis::start_with(addr, &[])
+    }
+
+    /// With more words for its command line. It need not know us.
+    #[track_caller]
+    pub(crate) fn start_with(addr: SocketAddr, words: &[&str]) -> Redis {
         let dir = TempDir::new();
-        let mut command = command("redis-server --save --appendonly no --daemonize no");
+        let mut command = command(
+            "redis-server --save --appendonly no --daemonize no --repl-diskless-sync-delay 0",
+        );
         command.args([
             "--port",
             &addr.port().to_string(),
             "--bind",
             &addr.ip().to_string(),
         ]);
-        command.arg("--dir").arg(dir.path());
+        command.arg("--dir").arg(dir.path()).args(words);
         let mut proc = Proc::start("redis", dir.path(), command);
         proc.wait_ready(START, || {
-            call(addr, "PING").is_ok_and(|answer| answer == "+PONG")
+            call(addr, "PING")
+                .is_ok_and(|answer| answer == "+PONG" || answer.starts_with("-NOAUTH"))
         });
         Redis {
             proc,

@@ -1,0 +1,201 @@
+//! [upstreams.NAME.check] and what becomes of sessions: every rule and default.
+
+use std::time::Duration;
+
+use super::{
+    address, health_kind as kind,
+    keys::{CHECK, ON_LEAVE},
+    listener::above_zero,
+    report::Fault,
+    section::{Section, Text, Value},
+    words::{found, nearest},
+};
+use crate::plan::{Check, CheckAt, OnLeave, Place, Target, Upstream};
+
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Oftener is an attack.
+const SHORTEST: Duration = Duration::from_millis(10);
+/// The default of `fast_interval` is a quarter of `interval`, and not below this.
+const FAST: Duration = Duration::from_millis(100);
+
+const ACTIONS: [(&str, OnLeave); 3] = [
+    ("on_down", OnLeave::Keep),
+    ("on_role_lost", OnLeave::Close),
+    ("on_recover", OnLeave::Keep),
+];
+
+/// Without a name these are the defaults: nothing is missing there, and nothing is useless.
+pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> {
+    let [on_down, on_role_lost, on_recover] =
+        ACTIONS.map(|(key, default)| read_action(key, default, upstream));
+    let Some(value) = upstream.get("check") else {
+        for (key, _) in ACTIONS {
+            useless(
+                name,
+                upstream,
+                key,
+                "without a check",
+                "add a section [upstreams.NAME.check], or leave it out",
+            );
+        }
+        return None;
+    };
+    let section = Section::open(&CHECK, value, upstream.report)?;
+    let kind = kind::read(&section);
+    let has_role = kind.as_ref().is_none_or(|kind| kind.role().is_some());
+    if !has_role {
+        let why = "where the check asks for no role";
+        useless(
+            name,
+            upstream,
+            "on_role_lost",
+            why,
+            "add role = \"primary\" to a check of kind \"redis\", or leave it out",
+        );
+    }
+    let interval = section.duration("interval", INTERVAL, not_too_short);
+    let check = Check {
+        interval,
+        fast_interval: read_fast_interval(&section, interval),
+        timeout: section.duration("timeout", Duration::from_secs(1), above_zero),
+        rise: section.number("rise", 2, 1..=1000),
+        fall: section.number("fall", 3, 1..=1000),
+        // Whose role nobody knows yet must not be written to.
+        start_up: section.word(
+            "start",
+            kind.as_ref().is_none_or(|kind| kind.role().is_none()),
+            &[("up", Some(true)), ("down", Some(false))],
+        ),
+        at: read_at(&section),
+        on_down,
+        on_role_lost: if has_role {
+            on_role_lost
+        } else {
+            OnLeave::Close
+        },
+        on_recover,
+        kind: kind?,
+    };
+    Some(check)
+}
+
+/// What the check and the backends must have in common.
+pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
+    let Some(check) = &mut upstream.check else {
+        return;
+    };
+    let named = Some(upstream.name.as_str()).filter(|name| !name.is_empty());
+    if !upstream.backends.iter().any(|backend| backend.backup) {
+        check.on_recover = OnLeave::Keep;
+        useless(
+            named,
+            section,
+            "on_recover",
+            "without a backup",
+            "mark one with `backup = true`, or leave it out",
+        );
+    }
+    let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+    if matches!(check.at, CheckAt::Port(_))
+        && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))
+        && let Some(value) = section.get("check")
+    {
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "`port` does nothing for the backend {:?}: a unix socket has none",
+                backend.text
+            ))
+            .hint("name the place with `address`, or leave `port` out"),
+        );
+    }
+}
+
+/// In [defaults] a key may be there for the upstreams that it means something to.
+fn useless(name: Option<&str>, section: &Section<'_>, key: &str, why: &str, hint: &str) {
+    if let (Some(_), Some(value)) = (name, section.own(key)) {
+        let fault = Fault::new(format!("`{key}` does nothing {why}")).hint(hint);
+        section.report.add(&value.span(), fault);
+    }
+}
+
+fn not_too_short(duration: Duration) -> Result<(), String> {
+    if duration < SHORTEST {
+        Err("it must be at least 10ms".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+fn read_fast_interval(section: &Section<'_>, interval: Duration) -> Duration {
+    let default = (interval / 4).max(FAST).min(interval);
+    section.duration("fast_interval", default, |fast| {
+        not_too_short(fast)?;
+        if fast > interval {
+            return Err("it must not be longer than `interval`".to_owned());
+        }
+        Ok(())
+    })
+}
+
+fn read_at(section: &Section<'_>) -> CheckAt {
+    let port = section.number("port", 0u16, 1..=65_535);
+    let Some(Text { text, span }) = section.text("address") else {
+        return match section.get("port") {
+            Some(_) => CheckAt::Port(port),
+            None => CheckAt::Backend,
+        };
+    };
+    let fault = match address::target(text) {
+        Ok(_) if section.get("port").is_some() => {
+            Fault::new("`address` and `port` both say where the check goes")
+                .hint("`port` is for the same host with another port; `address` for one place for all backends: keep one")
+        }
+        Ok(Target::Place(place)) => return CheckAt::Place(place),
+        Ok(Target::Name { .. }) => Fault::new(format!("`address` = {text:?} is a name; checks take an address"))
+            .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
+        Err(fault) => fault,
+    };
+    section.report.add(&span, fault);
+    CheckAt::Backend
+}
+
+fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
+    let Some(value) = section.get(key) else {
+        return default;
+    };
+    if value.get_ref().is_table() {
+        return read_close_after(key, value, section);
+    }
+    let hint = || "one of: \"keep\", \"close\", { close_after = \"30s\" }".to_owned();
+    let fault = match value.get_ref().as_str() {
+        Some("keep") => return OnLeave::Keep,
+        Some("close") => return OnLeave::Close,
+        Some(text) => Fault::new(format!("`{key}` does not know the word {text:?}")).hint(
+            match nearest(text, &["keep", "close"]) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => hint(),
+            },
+        ),
+        None => Fault::new(format!(
+            "`{key}` must be a word or a table, not {}",
+            found(value.get_ref())
+        ))
+        .hint(hint()),
+    };
+    section.report.add(&value.span(), fault);
+    default
+}
+
+fn read_close_after<'a>(key: &str, value: &'a Value<'a>, section: &Section<'a>) -> OnLeave {
+    let Some(table) = Section::open(&ON_LEAVE, value, section.report) else {
+        return OnLeave::Keep;
+    };
+    if table.get("close_after").is_none() {
+        table.missing(
+            "close_after",
+            &format!("write {key} = {{ close_after = \"30s\" }}"),
+        );
+    }
+    OnLeave::CloseAfter(table.duration("close_after", Duration::from_secs(30), above_zero))
+}

@@ -1,0 +1,99 @@
+//! A check as it would be written.
+
+use std::fmt::{self, Write as _};
+
+use super::dump::{key, quoted, time};
+use crate::plan::{Check, CheckAt, CheckKind, Expect, OnLeave, PasswordFrom, Role, Upstream};
+
+/// What becomes of sessions, as far as it means something here.
+pub(super) fn write_actions(upstream: &Upstream, check: &Check, out: &mut String) -> fmt::Result {
+    writeln!(out, "on_down = {}", action(check.on_down))?;
+    if check.kind.role().is_some() {
+        writeln!(out, "on_role_lost = {}", action(check.on_role_lost))?;
+    }
+    if upstream.backends.iter().any(|backend| backend.backup) {
+        writeln!(out, "on_recover = {}", action(check.on_recover))?;
+    }
+    Ok(())
+}
+
+/// A table of its own, so it stands last.
+pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fmt::Result {
+    writeln!(out, "\n[upstreams.{}.check]", key(upstream))?;
+    writeln!(out, "kind = {}", quoted(check.kind.word()))?;
+    writeln!(out, "interval = {}", time(check.interval))?;
+    writeln!(out, "fast_interval = {}", time(check.fast_interval))?;
+    writeln!(out, "timeout = {}", time(check.timeout))?;
+    writeln!(out, "rise = {}", check.rise)?;
+    writeln!(out, "fall = {}", check.fall)?;
+    let start = if check.start_up { "up" } else { "down" };
+    writeln!(out, "start = {}", quoted(start))?;
+    match &check.at {
+        CheckAt::Backend => {}
+        CheckAt::Port(port) => writeln!(out, "port = {port}")?,
+        CheckAt::Place(place) => writeln!(out, "address = {}", quoted(&place.to_string()))?,
+    }
+    match &check.kind {
+        CheckKind::Tcp => Ok(()),
+        CheckKind::SendExpect { send, expect } => {
+            if !send.is_empty() {
+                write_bytes("send", send, out)?;
+            }
+            match expect {
+                Expect::Bytes(bytes) => write_bytes("expect", bytes, out),
+                Expect::Regex(regex) => writeln!(out, "expect_regex = {}", quoted(regex)),
+            }
+        }
+        CheckKind::Http { path, host, status } => {
+            writeln!(out, "path = {}", quoted(path))?;
+            if let Some(host) = host {
+                writeln!(out, "host = {}", quoted(host))?;
+            }
+            let ranges = status.iter().map(|range| match range {
+                (first, last) if first == last => quoted(&first.to_string()),
+                (first, last) => quoted(&format!("{first}-{last}")),
+            });
+            writeln!(out, "status = [{}]", ranges.collect::<Vec<_>>().join(", "))
+        }
+        CheckKind::Redis {
+            role,
+            user,
+            password,
+        } => {
+            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            if let Some(user) = user {
+                writeln!(out, "user = {}", quoted(user))?;
+            }
+            match password {
+                None => Ok(()),
+                Some(PasswordFrom::File(path)) => {
+                    writeln!(out, "password_file = {}", quoted(&path.to_string_lossy()))
+                }
+                Some(PasswordFrom::Variable(name)) => {
+                    writeln!(out, "password_env = {}", quoted(name))
+                }
+            }
+        }
+    }
+}
+
+fn write_bytes(key: &str, bytes: &[u8], out: &mut String) -> fmt::Result {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => writeln!(out, "{key} = {}", quoted(text)),
+        Err(_) => {
+            write!(out, "{key}_hex = \"")?;
+            for byte in bytes {
+                write!(out, "{byte:02x}")?;
+            }
+            writeln!(out, "\"")
+        }
+    }
+}
+
+fn action(action: OnLeave) -> String {
+    match action {
+        OnLeave::Keep => quoted("keep"),
+        OnLeave::Close => quoted("close"),
+        OnLeave::CloseAfter(wait) => format!("{{ close_after = {} }}", time(wait)),
+    }
+}

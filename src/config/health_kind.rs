@@ -1,0 +1,193 @@
+//! The kinds of checks, and the keys of each.
+
+use super::{
+    health_bytes::{one_of, quarrel, read_expect},
+    report::Fault,
+    section::{Section, Text, Words},
+    words::{list, shorten},
+};
+use crate::plan::{CheckKind, PasswordFrom, Role};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Tcp,
+    SendExpect,
+    Http,
+    Redis,
+}
+
+const KINDS: &Words<Kind> = &[
+    ("tcp", Some(Kind::Tcp)),
+    ("send_expect", Some(Kind::SendExpect)),
+    ("http", Some(Kind::Http)),
+    ("redis", Some(Kind::Redis)),
+    ("postgres", None),
+    ("mysql", None),
+    ("dns", None),
+];
+
+/// Keys that mean something to one kind alone.
+const OWNERS: [(&str, Kind); 12] = [
+    ("send", Kind::SendExpect),
+    ("send_hex", Kind::SendExpect),
+    ("expect", Kind::SendExpect),
+    ("expect_hex", Kind::SendExpect),
+    ("expect_regex", Kind::SendExpect),
+    ("path", Kind::Http),
+    ("host", Kind::Http),
+    ("status", Kind::Http),
+    ("role", Kind::Redis),
+    ("user", Kind::Redis),
+    ("password_file", Kind::Redis),
+    ("password_env", Kind::Redis),
+];
+
+const ROLES: &Words<Option<Role>> = &[
+    ("any", Some(None)),
+    ("primary", Some(Some(Role::Primary))),
+    ("replica", Some(Some(Role::Replica))),
+];
+
+/// `None`: the kind is missing or not one that works, which has been reported.
+pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
+    if section.get("kind").is_none() {
+        section.missing(
+            "kind",
+            &format!(
+                "say what is asked: kind = \"tcp\"; there are {}",
+                list(KINDS.iter().map(|(word, _)| *word))
+            ),
+        );
+        return None;
+    }
+    let words = KINDS.iter().map(|(word, kind)| (*word, kind.map(Some)));
+    let kind = section.word("kind", None, &words.collect::<Vec<_>>())?;
+    for (key, owner) in OWNERS {
+        if let Some(value) = section.get(key).filter(|_| owner != kind) {
+            section.report.add(
+                &value.span(),
+                Fault::new(format!("`{key}` does nothing with kind = {:?}", word(kind))).hint(
+                    format!("it is for kind = {:?}; otherwise leave it out", word(owner)),
+                ),
+            );
+        }
+    }
+    Some(match kind {
+        Kind::Tcp => CheckKind::Tcp,
+        Kind::SendExpect => CheckKind::SendExpect {
+            send: one_of(section, &["send", "send_hex"]).unwrap_or_default(),
+            expect: read_expect(section),
+        },
+        Kind::Http => CheckKind::Http {
+            path: read_path(section),
+            host: read_host(section),
+            status: read_status(section),
+        },
+        Kind::Redis => read_redis(section),
+    })
+}
+
+fn word(kind: Kind) -> &'static str {
+    KINDS
+        .iter()
+        .find(|(_, k)| *k == Some(kind))
+        .map_or("", |(word, _)| word)
+}
+
+fn read_path(section: &Section<'_>) -> String {
+    let Some(Text { text, span }) = section.text("path") else {
+        return "/".to_owned();
+    };
+    if !text.starts_with('/') || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        section.report.add(
+            &span,
+            Fault::new(format!(
+                "`path` = {} is no path of a URL",
+                shorten(&format!("{text:?}"))
+            ))
+            .hint("it begins with / and has no blanks: write %20 for one"),
+        );
+    }
+    text.to_owned()
+}
+
+fn read_host(section: &Section<'_>) -> Option<String> {
+    let Text { text, span } = section.text("host")?;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+    if text.is_empty() || !text.bytes().all(allowed) {
+        section.report.add(
+            &span,
+            Fault::new(format!("`host` = {} is no host", shorten(&format!("{text:?}"))))
+                .hint("as in \"www.example.com\" or \"www.example.com:8080\"; left out, it is the address that is asked"),
+        );
+    }
+    Some(text.to_owned())
+}
+
+/// One of "200" and "200-299", or a list of them.
+fn read_status(section: &Section<'_>) -> Vec<(u16, u16)> {
+    if section.get("status").is_none() {
+        return vec![(200, 299)];
+    }
+    let code = |text: &str| {
+        let digits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse()
+            .ok()
+            .filter(|code| digits && (100..=599).contains(code))
+    };
+    let mut ranges = Vec::new();
+    for Text { text, span } in section.texts("status").unwrap_or_default() {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (code(first), code(last)) {
+            (Some(first), Some(last)) if first <= last => ranges.push((first, last)),
+            _ => section.report.add(
+                &span,
+                Fault::new(format!(
+                    "`status` = {} is no status or range of them",
+                    shorten(&format!("{text:?}"))
+                ))
+                .hint("as in \"200\", \"200-299\" or [\"200\", \"301-308\"], from 100 to 599"),
+            ),
+        }
+    }
+    ranges
+}
+
+fn read_redis(section: &Section<'_>) -> CheckKind {
+    quarrel(section, &["password_file", "password_env"]);
+    let password = if let Some(Text { text, span }) = section.text("password_file") {
+        if !text.starts_with('/') || text.contains('\0') {
+            section.report.add(
+                &span,
+                Fault::new("`password_file` must be an absolute path").hint(
+                    "a file that holds the password alone, as in \"/etc/tembuku/redis.password\"",
+                ),
+            );
+        }
+        Some(PasswordFrom::File(text.into()))
+    } else if let Some(Text { text, span }) = section.text("password_env") {
+        if text.is_empty() || text.contains(['=', '\0']) {
+            section.report.add(
+                &span,
+                Fault::new("`password_env` is no name of an environment variable")
+                    .hint("the name alone, as in \"REDIS_PASSWORD\""),
+            );
+        }
+        Some(PasswordFrom::Variable(text.to_owned()))
+    } else {
+        None
+    };
+    let user = section.text("user");
+    if let (Some(Text { span, .. }), None) = (&user, &password) {
+        section.report.add(
+            span,
+            Fault::new("`user` does nothing without a password")
+                .hint("add `password_file` or `password_env`, or leave it out"),
+        );
+    }
+    CheckKind::Redis {
+        role: section.word("role", None, ROLES),
+        user: user.map(|user| user.text.to_owned()),
+        password,
+    }
+}

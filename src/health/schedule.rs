@@ -1,0 +1,61 @@
+//! When to check next.
+
+use std::time::{Duration, Instant};
+
+/// Before the first check, so that a thousand backends are not asked in one instant.
+const SPREAD: Duration = Duration::from_millis(100);
+
+/// The pauses between the checks of one backend. The caller checks, and only then asks when to check next: there is never
+/// more than one at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    interval: Duration,
+    fast: Duration,
+}
+
+impl Schedule {
+    pub fn new(interval: Duration, fast: Duration) -> Self {
+        Self { interval, fast }
+    }
+
+    /// How long after the start the first check begins. `draw` is chance.
+    pub fn first(&self, draw: u64) -> Duration {
+        part_of(SPREAD.min(self.interval), draw)
+    }
+
+    /// When the check after one that lasted from `began` to `now` begins. What is promised in intervals is kept, so jitter
+    /// only ever makes them shorter: by up to a tenth.
+    pub fn next(&self, began: Instant, now: Instant, in_doubt: bool, draw: u64) -> Instant {
+        let pause = if in_doubt { self.fast } else { self.interval };
+        (began + (pause - part_of(pause / 10, draw))).max(now)
+    }
+}
+
+/// Some of `whole`, by chance.
+pub(super) fn part_of(whole: Duration, draw: u64) -> Duration {
+    whole.mul_f64((draw >> 32) as f64 / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_late_and_never_in_the_past(
+            interval in 10u64..100_000, fast in 1u64..=10, took in 0u64..200_000, doubt: bool, draw: u64,
+        ) {
+            let began = Instant::now();
+            let millis = Duration::from_millis;
+            let (now, interval) = (began + millis(took), millis(interval));
+            let schedule = Schedule::new(interval, millis(fast));
+            let next = schedule.next(began, now, doubt, draw);
+            let pause = if doubt { millis(fast) } else { interval };
+            prop_assert!(next >= now);
+            prop_assert!(next >= began + pause.mul_f64(0.899));
+            prop_assert!(next <= (began + pause).max(now));
+            prop_assert!(schedule.first(draw) <= SPREAD.min(interval));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The backends of a pool as status and metrics show them.
+
+use super::{Checked, Pool, member::Member};
+use crate::{
+    health::Verdict,
+    metrics::BackendMetrics,
+    plan::{self, Balance, Place, Role},
+    reason::BackendState,
+};
+use std::{sync::Arc, time::Instant};
+
+/// A backend as status and metrics show it.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub metrics: Arc<BackendMetrics>,
+    pub weight: u32,
+    pub backup: bool,
+    pub state: BackendState,
+    /// Why it is in that state, in words.
+    pub why: String,
+    /// How long ago the last failure was.
+    pub last_failure: Option<Instant>,
+    pub available: bool,
+    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
+    pub average_time: Option<f64>,
+    /// Since when the checks have been of one mind.
+    pub since: Option<Instant>,
+    /// The roles that its addresses have; `None` where no check asks.
+    pub roles: Option<Vec<Role>>,
+    /// The latest of its addresses.
+    pub checked: Option<Checked>,
+    /// What its name stands for now.
+    pub addresses: Vec<Place>,
+}
+
+impl Pool {
+    /// All configured backends as they are now.
+    pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
+        let mut inner = self.lock();
+        inner.halve(now);
+        let single = inner.balancer.is_single();
+        let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
+            let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
+            let available = members.iter().any(|m| m.share(single, now) > 0);
+            // Until a connect succeeds; that it may be tried again is what `available` says.
+            let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
+            let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
+            use BackendState::{Down, Failed, Up};
+            let (state, why) = if plan.down {
+                (Down, "the configuration says so".to_owned())
+            } else if members.is_empty() {
+                (Down, "its name does not resolve".to_owned())
+            } else if let Some(judged) = judged(&members) {
+                judged
+            } else if failed {
+                (Failed, {
+                    let next = if available { "; to be tried again" } else { "" };
+                    format!("{fails} failed connects{next}")
+                })
+            } else if plan.weight == 0 {
+                (Up, "weight 0: takes nothing new".to_owned())
+            } else if !available {
+                (Up, "full: max_connections is reached".to_owned())
+            } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
+                (Up, format!("slow start: {percent} % of its weight"))
+            } else {
+                (Up, String::new())
+            };
+            Snapshot {
+                metrics: Arc::clone(metrics),
+                weight: plan.weight,
+                backup: plan.backup,
+                state,
+                why,
+                last_failure: members
+                    .iter()
+                    .filter_map(|m| m.passive.last_failure())
+                    .max(),
+                available,
+                average_time: matches!(self.balance, Balance::LeastTime(_))
+                    .then(|| members.iter().map(|m| m.average.seconds))
+                    .and_then(|averages| averages.reduce(f64::min)),
+                since: members.iter().filter_map(|m| m.verdict_since).max(),
+                roles: self.hears_roles.then(|| {
+                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.role);
+                    members.iter().filter_map(role).collect()
+                }),
+                checked: members
+                    .iter()
+                    .filter_map(|m| m.checked.as_ref())
+                    .max_by_key(|c| c.at)
+                    .cloned(),
+                addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
+            }
+        };
+        self.configured.iter().enumerate().map(one).collect()
+    }
+}
+
+/// What the checks have against a backend, if they speak for none of its addresses.
+fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
+    if members.iter().any(|m| m.verdict.is_up()) {
+        return None;
+    }
+    // One that lives says more than those that do not.
+    let wrong = |m: &&&Member| m.verdict == Verdict::WrongRole;
+    let member = members.iter().find(wrong).or(members.first())?;
+    let why = match member.verdict {
+        Verdict::Down(None) => "not checked yet".to_owned(),
+        Verdict::Down(Some(result)) => format!("its check says: {}", result.word()),
+        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.role) {
+            Some(role) => format!("its role is {}", role.word()),
+            None => "it has another role".to_owned(),
+        },
+    };
+    Some((member.verdict.state(), why))
+}

@@ -1,0 +1,151 @@
+//! `http`: a GET, and a status line. Pure.
+
+use super::{Answer, transcript::quote};
+use crate::{plan::Place, reason::CheckResult};
+
+/// No server has a longer reason phrase.
+const LONGEST_LINE: usize = 4096;
+
+pub(super) struct Talk {
+    request: Vec<u8>,
+    status: Vec<(u16, u16)>,
+}
+
+impl Talk {
+    pub(super) fn new(path: &str, host: &str, status: &[(u16, u16)]) -> Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tembuku/{version}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        );
+        Self {
+            request: request.into_bytes(),
+            status: status.to_vec(),
+        }
+    }
+
+    pub(super) fn says(&self) -> &[u8] {
+        &self.request
+    }
+
+    pub(super) fn hear(&self, bytes: &[u8]) -> Option<Answer> {
+        let protocol = || Answer::new(CheckResult::Protocol, format!("got {}", quote(bytes)));
+        if !could_be_status(bytes) {
+            return Some(protocol());
+        }
+        let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") else {
+            return (bytes.len() > LONGEST_LINE).then(protocol);
+        };
+        let line = &bytes[..end];
+        let Some(code) = code(line) else {
+            return Some(protocol());
+        };
+        let expected = self
+            .status
+            .iter()
+            .any(|(from, to)| (*from..=*to).contains(&code));
+        let result = if expected {
+            CheckResult::Ok
+        } else {
+            CheckResult::Unexpected
+        };
+        Some(Answer::new(result, format!("got {}", quote(line))))
+    }
+}
+
+/// What stands after `Host:` where the configuration names no host.
+pub(super) fn host_of(place: &Place) -> String {
+    match place {
+        Place::Tcp(address) if address.port() == 80 && address.is_ipv4() => {
+            address.ip().to_string()
+        }
+        Place::Tcp(address) if address.port() == 80 => format!("[{}]", address.ip()),
+        Place::Tcp(address) => address.to_string(),
+        Place::Unix(_) => "localhost".to_owned(),
+    }
+}
+
+/// The form of what a line begins with; `0` stands for a digit.
+const FORM: &[u8] = b"HTTP/1.0 000";
+
+/// So that something else is known for what it is at its first byte.
+fn could_be_status(bytes: &[u8]) -> bool {
+    bytes.iter().zip(FORM).all(|(byte, form)| match form {
+        b'0' => byte.is_ascii_digit(),
+        _ => byte == form,
+    })
+}
+
+/// The code of a whole status line. The blank before the reason may be missing with it, as many servers have it.
+fn code(line: &[u8]) -> Option<u16> {
+    let ended = matches!(line.get(FORM.len()), None | Some(b' '));
+    let reason = line.get(FORM.len()..)?;
+    let clean = reason
+        .iter()
+        .all(|b| *b == b'\t' || *b >= b' ' && *b != 0x7f);
+    let digits = std::str::from_utf8(&line[FORM.len() - 3..FORM.len()]).ok()?;
+    let code = digits.parse().ok()?;
+    (ended && clean && code >= 100).then_some(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hear(bytes: &[u8]) -> Option<CheckResult> {
+        let talk = Talk::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
+        talk.hear(bytes).map(|a| a.result)
+    }
+
+    #[test]
+    fn the_request() {
+        let talk = Talk::new("/replica?lag=1MB", "db", &[(200, 299)]);
+        let text = String::from_utf8_lossy(talk.says()).into_owned();
+        assert!(text.starts_with("GET /replica?lag=1MB HTTP/1.1\r\nHost: db\r\n"));
+        assert!(text.ends_with("\r\nConnection: close\r\n\r\n"));
+    }
+
+    #[test]
+    fn status_lines() {
+        for (line, wanted) in [
+            ("HTTP/1.1 200 OK", CheckResult::Ok),
+            ("HTTP/1.0 204 ", CheckResult::Ok),
+            ("HTTP/1.1 299", CheckResult::Ok),
+            ("HTTP/1.1 418 I'm a teapot", CheckResult::Ok),
+            ("HTTP/1.1 503 Service Unavailable", CheckResult::Unexpected),
+            ("HTTP/1.1 300 Multiple", CheckResult::Unexpected),
+            ("HTTP/1.1 2000 OK", CheckResult::Protocol),
+            ("HTTP/1.1 099 x", CheckResult::Protocol),
+            ("HTTP/1.1  200 OK", CheckResult::Protocol),
+            ("HTTP/2.0 200 OK", CheckResult::Protocol),
+            ("http/1.1 200 OK", CheckResult::Protocol),
+            ("HTTP/1.1 200 O\u{1}K", CheckResult::Protocol),
+            ("HTTP/1.1 20", CheckResult::Protocol),
+            ("+PONG", CheckResult::Protocol),
+            ("", CheckResult::Protocol),
+        ] {
+            let whole = format!("{line}\r\nServer: x\r\n\r\n");
+            assert_eq!(hear(whole.as_bytes()), Some(wanted), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_byte_at_a_time() {
+        let line = b"HTTP/1.1 200 OK\r\n";
+        for n in 0..line.len() {
+            assert_eq!(hear(&line[..n]), None, "{n}");
+        }
+        assert_eq!(hear(line), Some(CheckResult::Ok));
+        assert_eq!(hear(b"+"), Some(CheckResult::Protocol));
+        let endless = [&b"HTTP/1.1 200 "[..], &[b'a'; LONGEST_LINE]].concat();
+        assert_eq!(hear(&endless), Some(CheckResult::Protocol));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = hear(&bytes);
+            let _ = hear(&[&b"HTTP/1.1 "[..], &bytes, b"\r\n"].concat());
+        }
+    }
+}

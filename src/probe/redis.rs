@@ -1,0 +1,298 @@
+//! `redis`: AUTH where there is a password, PING, ROLE; QUIT is said on leaving. Pure.
+//!
+//! The questions go out together, so that a check takes one turn to the server and back.
+
+use super::{
+    Answer, Secret,
+    resp::{Reply, Stop, read},
+    transcript::quote,
+};
+use crate::{plan::Role, reason::CheckResult};
+
+pub(super) struct Talk {
+    wanted: Option<Role>,
+    user: Option<String>,
+    secret: Option<Secret>,
+}
+
+impl Talk {
+    pub(super) fn new(wanted: Option<Role>, user: Option<String>, secret: Option<Secret>) -> Self {
+        Self {
+            wanted,
+            user,
+            secret,
+        }
+    }
+
+    pub(super) fn has_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    pub(super) fn say(&self, words: &mut Vec<u8>) {
+        if let Some(secret) = &self.secret {
+            let user = self.user.as_deref().map(str::as_bytes);
+            let parts: Vec<&[u8]> = [Some(&b"AUTH"[..]), user, Some(secret.bytes())]
+                .into_iter()
+                .flatten()
+                .collect();
+            command(words, &parts);
+        }
+        command(words, &[b"PING"]);
+        command(words, &[b"ROLE"]);
+    }
+
+    /// An answer when all questions have been answered, or one so that the others do not matter.
+    pub(super) fn hear(&self, bytes: &[u8]) -> Option<Answer> {
+        match self.judge(bytes) {
+            Ok(answer) => Some(answer),
+            Err(Stop::Incomplete) => None,
+            Err(Stop::Wrong) => Some(Answer::new(
+                CheckResult::Protocol,
+                format!("this is not Redis: got {}", self.show(bytes)),
+            )),
+        }
+    }
+
+    fn judge(&self, bytes: &[u8]) -> Result<Answer, Stop> {
+        let mut rest = bytes;
+        if self.secret.is_some() {
+            let (reply, after) = read(rest)?;
+            match reply {
+                Reply::Status(b"OK") => rest = after,
+                Reply::Error(text) => return Ok(self.refused("AUTH", text, CheckResult::Auth)),
+                _ => return Err(Stop::Wrong),
+            }
+        }
+        let (ping, rest) = read(rest)?;
+        let alive = match ping {
+            Reply::Status(b"PONG") => Ok(()),
+            Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
+            _ => return Err(Stop::Wrong),
+        };
+        // Whoever does not know us answers nothing else; and of a server that is full nothing else comes.
+        if let Err(answer) = &alive
+            && matches!(answer.result, CheckResult::Auth | CheckResult::Unexpected)
+        {
+            return Ok(answer.clone());
+        }
+        let (role, _) = read(rest)?;
+        let (role, said) = match &role {
+            Reply::List(items) => match items.first() {
+                Some(Reply::Text(Some(b"master"))) => (Some(Role::Primary), "master"),
+                Some(Reply::Text(Some(b"slave"))) => (Some(Role::Replica), "slave"),
+                Some(Reply::Text(Some(b"sentinel"))) => (None, "sentinel"),
+                _ => return Err(Stop::Wrong),
+            },
+            // Who does not care for the role need not be allowed to ask for it.
+            Reply::Error(_) if self.wanted.is_none() => (None, "refused"),
+            Reply::Error(text) => return Ok(self.refused("ROLE", text, CheckResult::Unexpected)),
+            _ => return Err(Stop::Wrong),
+        };
+        let heard = format!("ROLE: {said}");
+        let mut answer = match alive {
+            // A role is certain whatever else is the matter.
+            _ if self.wanted.is_some() && role != self.wanted => {
+                Answer::new(CheckResult::WrongRole, heard)
+            }
+            Ok(()) => Answer::new(CheckResult::Ok, format!("PING: PONG, {heard}")),
+            Err(refused) => Answer {
+                heard: format!("{}, {heard}", refused.heard),
+                ..refused
+            },
+        };
+        answer.role = role;
+        Ok(answer)
+    }
+
+    /// An error is known by its first word.
+    fn refused(&self, question: &str, text: &[u8], otherwise: CheckResult) -> Answer {
+        let word = text.split(|b| *b == b' ').next().unwrap_or_default();
+        let result = match word {
+            b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => CheckResult::Auth,
+            b"LOADING" => CheckResult::Loading,
+            b"MASTERDOWN" => CheckResult::MasterDown,
+            _ => otherwise,
+        };
+        Answer::new(result, format!("{question}: {}", self.show(text)))
+    }
+
+    /// With a password nothing is shown but a word in capitals: what sends our own words back would show it.
+    fn show(&self, bytes: &[u8]) -> String {
+        if self.secret.is_none() {
+            return quote(bytes);
+        }
+        let word = bytes.split(|b| *b == b' ').next().unwrap_or_default();
+        let known: [&[u8]; 6] = [
+            b"NOAUTH",
+            b"WRONGPASS",
+            b"NOPERM",
+            b"LOADING",
+            b"MASTERDOWN",
+            b"ERR",
+        ];
+        match known.contains(&word) {
+            true => String::from_utf8_lossy(word).into_owned(),
+            false => format!("{} bytes", bytes.len()),
+        }
+    }
+}
+
+fn command(words: &mut Vec<u8>, parts: &[&[u8]]) {
+    words.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
+    for part in parts {
+        words.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        words.extend_from_slice(part);
+        words.extend_from_slice(b"\r\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MASTER: &str = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+    const SLAVE: &str =
+        "*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:9000\r\n$9\r\nconnected\r\n:3167038\r\n";
+
+    fn talk(wanted: Option<Role>, password: bool) -> Talk {
+        let secret = password.then(|| {
+            // The only way to a secret is the one that the program takes.
+            let path = std::env::temp_dir().join(format!(
+                "tembuku-redis-{}-{:?}",
+                std::process::id(),
+                std::thread::current().id()
+            ));
+            std::fs::write(&path, "xyzzy").expect("writable");
+            let secret = Secret::load(&crate::plan::PasswordFrom::File(path.clone()));
+            std::fs::remove_file(path).expect("there");
+            secret.expect("a password")
+        });
+        Talk::new(wanted, Some("check".into()).filter(|_| password), secret)
+    }
+
+    fn result(wanted: Option<Role>, bytes: &str) -> CheckResult {
+        let talk = talk(wanted, false);
+        for n in 0..bytes.len() {
+            assert_eq!(talk.hear(&bytes.as_bytes()[..n]), None, "{n} of {bytes:?}");
+        }
+        talk.hear(bytes.as_bytes()).expect("an answer").result
+    }
+
+    #[test]
+    fn what_is_said() {
+        let mut words = Vec::new();
+        talk(None, true).say(&mut words);
+        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n";
+        assert_eq!(String::from_utf8_lossy(&words), expected);
+    }
+
+    #[test]
+    fn roles() {
+        let (primary, replica) = (Some(Role::Primary), Some(Role::Replica));
+        for (wanted, role, expected) in [
+            (None, MASTER, CheckResult::Ok),
+            (None, SLAVE, CheckResult::Ok),
+            (primary, MASTER, CheckResult::Ok),
+            (primary, SLAVE, CheckResult::WrongRole),
+            (replica, MASTER, CheckResult::WrongRole),
+            (replica, SLAVE, CheckResult::Ok),
+            (
+                primary,
+                "*2\r\n$8\r\nsentinel\r\n*0\r\n",
+                CheckResult::WrongRole,
+            ),
+            (
+                primary,
+                "-NOPERM this user has no permissions\r\n",
+                CheckResult::Auth,
+            ),
+            (primary, "-ERR unknown command\r\n", CheckResult::Unexpected),
+            (
+                None,
+                "-NOPERM this user has no permissions\r\n",
+                CheckResult::Ok,
+            ),
+        ] {
+            assert_eq!(
+                result(wanted, &format!("+PONG\r\n{role}")),
+                expected,
+                "{role}"
+            );
+        }
+        let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
+        assert_eq!(answer.and_then(|a| a.role), replica);
+    }
+
+    #[test]
+    fn errors_are_told_apart() {
+        let loading = "-LOADING Redis is loading the dataset in memory\r\n";
+        let down = "-MASTERDOWN Link with MASTER is down\r\n";
+        let primary = Some(Role::Primary);
+        assert_eq!(
+            result(primary, &format!("{loading}{MASTER}")),
+            CheckResult::Loading
+        );
+        assert_eq!(
+            result(None, &format!("{down}{SLAVE}")),
+            CheckResult::MasterDown
+        );
+        // A replica that has other troubles, too.
+        assert_eq!(
+            result(primary, &format!("{down}{SLAVE}")),
+            CheckResult::WrongRole
+        );
+        assert_eq!(
+            result(None, "-NOAUTH Authentication required.\r\n"),
+            CheckResult::Auth
+        );
+        assert_eq!(
+            result(None, "-ERR max number of clients reached\r\n"),
+            CheckResult::Unexpected
+        );
+        let talk = talk(None, true);
+        for text in [
+            "-WRONGPASS invalid username-password pair\r\n",
+            "-ERR AUTH <password> called without any\r\n",
+        ] {
+            assert_eq!(
+                talk.hear(text.as_bytes()).expect("an answer").result,
+                CheckResult::Auth
+            );
+        }
+        let whole = format!("+OK\r\n+PONG\r\n{MASTER}");
+        assert_eq!(
+            talk.hear(whole.as_bytes()).expect("an answer").result,
+            CheckResult::Ok
+        );
+    }
+
+    #[test]
+    fn an_echo_does_not_show_the_password() {
+        let talk = talk(None, true);
+        let mut echo = Vec::new();
+        talk.say(&mut echo);
+        for prefix in ["", "-", "-ERR ", "-WRONGPASS ", "+", "+OK\r\n-"] {
+            for end in ["", "\r\n"] {
+                let bytes = [prefix.as_bytes(), &echo, end.as_bytes()].concat();
+                for answer in (0..=bytes.len()).filter_map(|n| talk.hear(&bytes[..n])) {
+                    assert!(!answer.heard.contains("xyz"), "{prefix}: {}", answer.heard);
+                }
+            }
+        }
+        let echo = talk.hear(b"-ERR xyzzy xyzzy\r\n").expect("an answer");
+        assert_eq!(echo.heard, "AUTH: ERR");
+        assert_eq!(
+            talk.hear(b"-xyzzy xyzzy\r\n").expect("an answer").heard,
+            "AUTH: 11 bytes"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, text in "[-+:$*0-9\r\na]{0,40}") {
+            let talk = talk(Some(Role::Primary), false);
+            let _ = (talk.hear(&bytes), talk.hear(text.as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Checks of a Redis that wants to know who asks, and what nobody else may see.
+
+use crate::{
+    checks_redis::setup,
+    harness::{
+        net, ports, proc::text, programs::Redis, secs, tembuku::cli, temp::TempDir, wait_until,
+    },
+};
+use std::io::Write;
+
+/// The password comes from a file or the environment, and is seen by nobody but the server.
+#[test]
+fn passwords_are_used_and_not_shown() {
+    const SECRET: &str = "xyzzy-plugh-4711";
+    const OTHER: &str = "zork-frotz-0815";
+    let rule = format!(">{SECRET}");
+    let server = Redis::start_with(
+        ports::free_addr(),
+        &[
+            "--requirepass",
+            "hidden",
+            "--user",
+            "check",
+            "+ping",
+            "+role",
+            "on",
+            &rule,
+        ],
+    );
+    let dir = TempDir::new();
+    let file = dir.write("password", &format!("{SECRET}\n"));
+    let check = format!(
+        "role = \"primary\"\nuser = \"check\"\npassword_file = \"{}\"",
+        file.display()
+    );
+    let setup = setup(&[&server], "", &check);
+    setup.wait_state(&server, "up");
+    assert_eq!(
+        setup.status(&server)["last_check"]["transcript"],
+        "PING: PONG, ROLE: master"
+    );
+
+    // Another one in the file, of which the server knows nothing: that is not looked at while the old one works.
+    dir.write("password", OTHER);
+    let reset = |password: &str| {
+        let mut stream = net::connect(server.addr).unwrap();
+        stream
+            .write_all(
+                format!("AUTH hidden\r\nACL SETUSER check resetpass >{password}\r\n").as_bytes(),
+            )
+            .unwrap();
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+    };
+    // The server gets it as well: after one refusal the file is read again.
+    reset(OTHER);
+    wait_until("the new password is used", secs(10), || {
+        let metric = |result| {
+            setup
+                .tembuku
+                .metric("check_results_total", &[("result", result)])
+        };
+        metric("auth") == 1.0 && setup.status(&server)["last_check"]["result"] == "ok"
+    });
+    setup.wait_state(&server, "up");
+    reset("something-else");
+    setup.wait_state(&server, "down");
+    let status = setup.status(&server);
+    assert_eq!(status["last_check"]["result"], "auth");
+    assert_eq!(status["last_check"]["transcript"], "AUTH: WRONGPASS");
+    assert_eq!(status["why"], "its check says: auth");
+
+    let config = setup.tembuku.dir.file("tembuku.toml");
+    let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&dump.stdout).contains("password_file"));
+    let mut said = vec![
+        setup.tembuku.proc.stderr(),
+        setup.tembuku.proc.stdout(),
+        text(&dump),
+    ];
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
+        said.push(setup.tembuku.get(path).body);
+    }
+    assert!(
+        said[0].contains("\"checked\""),
+        "the log of every check was looked at"
+    );
+    for text in said {
+        assert!(
+            !text.contains(SECRET) && !text.contains(OTHER),
+            "a password in: {text}"
+        );
+    }
+}
+
+/// Without a password, with a wrong one, and where the account may not ask.
+#[test]
+fn a_server_that_does_not_let_us_in_says_why() {
+    let addr = ports::free_addr();
+    let server = Redis::start_with(
+        addr,
+        &[
+            "--requirepass",
+            "hidden",
+            "--user",
+            "mute",
+            "+ping",
+            "on",
+            ">mute-password",
+        ],
+    );
+    let dir = TempDir::new();
+    let check = |password: &str, user: &str| {
+        let file = dir.write("password", password);
+        format!(
+            "role = \"primary\"\n{user}\npassword_file = \"{}\"",
+            file.display()
+        )
+    };
+    for (check, transcript) in [
+        (
+            "role = \"primary\"".to_owned(),
+            "PING: \"NOAUTH Authentication required.\"",
+        ),
+        (check("wrong", ""), "AUTH: WRONGPASS"),
+        (check("mute-password", "user = \"mute\""), "ROLE: NOPERM"),
+    ] {
+        let setup = setup(&[&server], "", &check);
+        wait_until(&check, secs(10), || {
+            setup.status(&server)["last_check"]["result"] == "auth"
+        });
+        setup.wait_state(&server, "down");
+        assert_eq!(
+            setup.status(&server)["last_check"]["transcript"],
+            transcript
+        );
+    }
+    setup(&[&server], "", &check("hidden", "")).wait_state(&server, "up");
+}
+
+#[test]
+fn a_password_that_cannot_be_had_is_an_error_at_the_start() {
+    for (key, part) in [
+        (
+            "password_file = \"/nonexistent/redis.password\"",
+            "No such file",
+        ),
+        (
+            "password_env = \"TEMBUKU_TEST_UNSET\"",
+            "TEMBUKU_TEST_UNSET is not set",
+        ),
+    ] {
+        let dir = TempDir::new();
+        let config = dir.write("c.toml", &format!(
+            "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
+             [upstreams.u.check]\nkind = \"redis\"\n{key}\n"
+        ));
+        let output = cli(&["run", "-c", config.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output).contains(part) && text(&output).contains("upstream u: check"),
+            "{}",
+            text(&output)
+        );
+    }
+}

@@ -1,0 +1,343 @@
+//! Every kind of check against a server that is well, and against those that are not: each has its reason.
+
+use crate::harness::{
+    bounded, millis, net, ports,
+    programs::{Nginx, Redis, http_block},
+    secs,
+    server::Server,
+    tembuku::Tembuku,
+    wait_until,
+};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+const TIMEOUT: Duration = millis(400);
+
+const REDIS: &str = "kind = \"redis\"\nrole = \"primary\"\nstart = \"up\"";
+const HTTP: &str = "kind = \"http\"";
+const SEND: &str =
+    "kind = \"send_expect\"\nsend = \"PING\\r\\n\"\nexpect_regex = \"^\\\\+PONG\\r\\n$\"";
+const TCP: &str = "kind = \"tcp\"";
+
+struct Setup {
+    tembuku: Tembuku,
+    addr: SocketAddr,
+}
+
+fn setup(addr: SocketAddr, upstream: &str, check: &str) -> Setup {
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 1\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{addr}\"]\n{upstream}\n\
+         [upstreams.u.check]\ninterval = \"400ms\"\ntimeout = \"400ms\"\n{check}\n"
+    ));
+    Setup { tembuku, addr }
+}
+
+impl Setup {
+    fn backend(&self) -> serde_json::Value {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        status["upstreams"][0]["backends"][0].clone()
+    }
+
+    /// Waits for this state and this result of a check; what the check saw.
+    #[track_caller]
+    fn wait(&self, state: &str, result: &str) -> String {
+        let holds = || {
+            let backend = self.backend();
+            backend["state"] == state && backend["last_check"]["result"] == result
+        };
+        wait_until(
+            &format!("{state}, {result}: {}", self.backend()),
+            secs(10),
+            holds,
+        );
+        self.backend()["last_check"]["transcript"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn results(&self, result: &str) -> f64 {
+        let backend = self.addr.to_string();
+        self.tembuku.metric(
+            "check_results_total",
+            &[("backend", &backend), ("result", result)],
+        )
+    }
+}
+
+/// Reads until there is nothing more to come; its owner does nothing else with a client.
+fn listen_only(mut stream: &TcpStream) {
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// What a server does that a check must not believe: its reason for each kind, in the order redis, http, send_expect.
+#[test]
+fn servers_that_misbehave_have_their_reason() {
+    type Handler = fn(TcpStream);
+    let hangs: Handler = |stream| listen_only(&stream);
+    let dribbles: Handler = |mut stream| {
+        for byte in b"+PONG and so on for a long time\r\n" {
+            if stream.write_all(&[*byte]).is_err() {
+                break;
+            }
+            std::thread::sleep(secs(1)); // the pace of the server
+        }
+    };
+    let garbage: Handler = |mut stream| {
+        let _ = stream
+            .write_all(b"\x16\x03\x01\x00 what is this?\r\n")
+            .and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+        listen_only(&stream);
+    };
+    let floods: Handler = |mut stream| while stream.write_all(&[b'+'; 4096]).is_ok() {};
+    let closes: Handler = |mut stream| {
+        let _ = stream.read(&mut [0; 4096]);
+    };
+    let resets: Handler = |mut stream| {
+        let _ = stream.read(&mut [0; 1]);
+        net::reset(stream);
+    };
+    for (name, handler, reasons) in [
+        ("hangs", hangs, ["timeout", "timeout", "timeout"]),
+        ("dribbles", dribbles, ["timeout", "protocol", "timeout"]),
+        ("garbage", garbage, ["protocol", "protocol", "unexpected"]),
+        ("floods", floods, ["protocol", "protocol", "unexpected"]),
+        ("closes", closes, ["closed", "closed", "closed"]),
+        ("resets", resets, ["reset", "reset", "reset"]),
+    ] {
+        for (kind, reason) in [REDIS, HTTP, SEND].iter().zip(reasons) {
+            let server = Server::start(handler);
+            let started = Instant::now();
+            let setup = setup(server.addr, "", kind);
+            let saw = setup.wait("down", reason);
+            let took = setup.backend()["last_check"]["duration_seconds"]
+                .as_f64()
+                .unwrap();
+            println!("{name}, {kind:?}: {reason} after {took:.3} s: {saw}");
+            let first = if reason == "timeout" {
+                TIMEOUT
+            } else {
+                Duration::ZERO
+            };
+            assert!(
+                bounded(Duration::from_secs_f64(took), first, TIMEOUT + secs(2)),
+                "{took}"
+            );
+            assert!(started.elapsed() < secs(8));
+            assert_eq!(
+                setup.backend()["available"],
+                false,
+                "alone, and not used all the same"
+            );
+            assert!(
+                setup.backend()["why"].as_str().unwrap().contains(reason),
+                "{}",
+                setup.backend()
+            );
+        }
+    }
+}
+
+#[test]
+fn places_that_cannot_be_reached_have_their_reason() {
+    let refusing = ports::free_addr();
+    for kind in [TCP, REDIS, HTTP, SEND] {
+        let saw = setup(refusing, "", kind).wait("down", "refused");
+        assert_eq!(saw, "connecting: Connection refused");
+    }
+    let hole = net::BlackHole::new();
+    let saw = setup(hole.addr, "", TCP).wait("down", "timeout");
+    assert_eq!(saw, "connecting: no answer within 400ms");
+}
+
+/// A server that speaks first, and one that does not: both see a clean end and no reset.
+#[test]
+fn tcp_takes_leave_politely() {
+    let (sender, ends) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let server = Server::start(move |mut stream| {
+        let _ = stream.write_all(&[b'g'; 3000]);
+        let end = net::read_all(&mut stream);
+        let _ = sender.lock().unwrap().send(end);
+    });
+    let setup = setup(server.addr, "", TCP);
+    for _ in 0..3 {
+        let (said, end) = ends.recv_timeout(secs(10)).unwrap();
+        assert_eq!((said, end), (Vec::new(), net::End::Fin));
+    }
+    setup.wait("up", "ok");
+    // The next check begins when the last is over.
+    assert!(server.live() <= 1);
+}
+
+/// The server sees the end of the conversation, and then the end of the connection.
+#[test]
+fn redis_is_told_that_this_is_all() {
+    let (sender, ends) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let server = Server::start(move |mut stream| {
+        let questions = b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n";
+        let mut said = vec![0; questions.len()];
+        let read = stream.read_exact(&mut said);
+        let _ = stream.write_all(b"+PONG\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+        let asked = read.is_ok() && said == questions;
+        let _ = sender
+            .lock()
+            .unwrap()
+            .send((asked, net::read_all(&mut stream)));
+    });
+    let setup = setup(server.addr, "", REDIS);
+    let (asked, end) = ends.recv_timeout(secs(10)).unwrap();
+    assert!(asked);
+    assert_eq!(end, (b"QUIT\r\n".to_vec(), net::End::Fin));
+    setup.wait("up", "ok");
+}
+
+/// However short the interval is, the next check begins when the last one is over.
+#[test]
+fn there_is_never_more_than_one_check_of_a_backend() {
+    let (sender, begun) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let server = Server::start(move |stream| {
+        let _ = sender.lock().unwrap().send(Instant::now());
+        listen_only(&stream);
+    });
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\"]\n\
+         [upstreams.u.check]\n{HTTP}\ninterval = \"10ms\"\ntimeout = \"400ms\"\n",
+        server.addr
+    ));
+    let mut last = begun.recv_timeout(secs(10)).unwrap();
+    for _ in 0..4 {
+        let next = begun.recv_timeout(secs(10)).unwrap();
+        // A thread of the test that wakes up late makes one pause shorter than it was.
+        assert!(next - last > TIMEOUT / 2, "{:?}", next - last);
+        last = next;
+    }
+}
+
+/// Down and up again: after `fall` failures, and after `rise` answers.
+#[test]
+fn http_follows_the_status() {
+    let addr = ports::free_addr();
+    let nginx = Nginx::start(
+        addr,
+        &http_block(&format!(
+            "server {{ listen {addr}; location = /primary {{ \
+             if (-f {{dir}}/sick) {{ return 503; }} return 200 \"$host $http_connection\"; }} }}"
+        )),
+    );
+    let setup = setup(
+        addr,
+        "",
+        "kind = \"http\"\npath = \"/primary\"\nhost = \"db.example\"\nstatus = [\"200\", \"204\"]\nrise = 3\nfall = 2",
+    );
+    assert_eq!(setup.wait("up", "ok"), "got \"HTTP/1.1 200 OK\"");
+    std::fs::write(nginx.file("sick"), "").unwrap();
+    let saw = setup.wait("down", "unexpected");
+    assert_eq!(saw, "got \"HTTP/1.1 503 Service Temporarily Unavailable\"");
+    let failed = setup.results("unexpected");
+    assert!(failed >= 2.0, "{failed}");
+    let ok = setup.results("ok");
+    std::fs::remove_file(nginx.file("sick")).unwrap();
+    setup.wait("up", "ok");
+    assert!(setup.results("ok") >= ok + 3.0);
+    assert_eq!(
+        setup
+            .tembuku
+            .metric("backend_transitions_total", &[("to", "up")]),
+        1.0
+    );
+    assert_eq!(
+        setup
+            .tembuku
+            .metric("backend_transitions_total", &[("to", "down")]),
+        1.0
+    );
+    // What was never refused was understood.
+    assert_eq!(
+        setup.results("protocol") + setup.results("closed") + setup.results("reset"),
+        0.0
+    );
+}
+
+#[test]
+fn send_expect_talks_to_redis() {
+    let redis = Redis::start(ports::free_addr());
+    assert_eq!(
+        setup(redis.addr, "", SEND).wait("up", "ok"),
+        "got \"+PONG\\r\\n\""
+    );
+    let hex = "kind = \"send_expect\"\nsend_hex = \"50 49 4E 47 0d0a\"\nexpect_hex = \"2b504f\"";
+    setup(redis.addr, "", hex).wait("up", "ok");
+    let text = "kind = \"send_expect\"\nsend = \"ECHO hi\\r\\n\"\nexpect = \"ho\"";
+    let waits = setup(redis.addr, "", text);
+    assert_eq!(
+        waits.wait("down", "timeout"),
+        "waiting for the answer: no answer within 400ms; got \"$2\\r\\nhi\\r\\n\""
+    );
+}
+
+/// In pieces, and the banner alone.
+#[test]
+fn send_expect_puts_pieces_together() {
+    let server = Server::start(|mut stream| {
+        for piece in ["220 ma", "il.exam", "ple ES", "MTP\r\n"] {
+            let _ = stream.write_all(piece.as_bytes());
+            std::thread::sleep(millis(20)); // what makes them pieces
+        }
+        listen_only(&stream);
+    });
+    let check = "kind = \"send_expect\"\nexpect = \"example ESMTP\"";
+    setup(server.addr, "", check).wait("up", "ok");
+}
+
+#[test]
+fn the_header_for_the_backend_is_sent_by_checks_too() {
+    // Behind the fixed part of version 2 a checksum follows, of which the fixed part says how long it is.
+    for (version, header, more) in [
+        ("v1", &b"PROXY UNKNOWN\r\n"[..], 0),
+        ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x07", 7),
+    ] {
+        let server = Server::start(move |mut stream| {
+            let mut said = vec![0; header.len() + more + 6];
+            let read = stream.read_exact(&mut said);
+            if read.is_ok() && said.starts_with(header) && said.ends_with(b"PING\r\n") {
+                let _ = stream.write_all(b"+PONG\r\n");
+            }
+            listen_only(&stream);
+        });
+        let setup = setup(server.addr, &format!("send_proxy = \"{version}\""), SEND);
+        setup.wait("up", "ok");
+    }
+}
+
+/// Another port of the backend, or another place altogether.
+#[test]
+fn a_check_may_go_elsewhere() {
+    let (server, refusing) = (Server::named("b"), ports::free_addr());
+    let port = server.addr.port();
+    setup(refusing, "", &format!("{TCP}\nport = {port}")).wait("up", "ok");
+    setup(
+        refusing,
+        "",
+        &format!("{TCP}\naddress = \"{}\"", server.addr),
+    )
+    .wait("up", "ok");
+    let dir = crate::harness::temp::TempDir::new();
+    let path = dir.file("check.sock");
+    let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let address = format!("{TCP}\naddress = \"unix:{}\"", path.display());
+    let setup = setup(refusing, "", &address);
+    setup.wait("up", "ok");
+    drop(unix);
+    setup.wait("down", "refused");
+}

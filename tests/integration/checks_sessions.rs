@@ -1,0 +1,338 @@
+//! What becomes of sessions when a check changes its mind about their backend.
+
+use crate::harness::{
+    millis,
+    net::{self, End, ask, echo},
+    ports,
+    programs::{self, place},
+    secs,
+    server::{Server, ask_many},
+    tembuku::Tembuku,
+    wait_until,
+};
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+/// A backend on an address of its own, which is asked at another port: so it can be made ill without being touched.
+struct Node {
+    data: Server,
+    asked_at: SocketAddr,
+    health: Option<Server>,
+}
+
+impl Node {
+    fn sicken(&mut self) {
+        self.health = None;
+    }
+
+    fn heal(&mut self) {
+        self.health = Some(Server::on(&[self.asked_at], |mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }));
+    }
+}
+
+struct Setup {
+    front: SocketAddr,
+    tembuku: Tembuku,
+    nodes: Vec<Node>,
+}
+
+/// Nodes `b1`, `b2`..., each with keys of its own; `keys` are the upstream's.
+fn setup(node_keys: &[&str], keys: &str) -> Setup {
+    let (port, health) = (ports::free_port(), ports::free_port());
+    let nodes: Vec<Node> = (1..=node_keys.len())
+        .map(|n| {
+            let ip = [127, 0, 5, u8::try_from(n).unwrap()];
+            let mut node = Node {
+                data: Server::named_on(&format!("b{n}"), &[SocketAddr::from((ip, port))]),
+                asked_at: SocketAddr::from((ip, health)),
+                health: None,
+            };
+            node.heal();
+            node
+        })
+        .collect();
+    let backends: Vec<String> = nodes
+        .iter()
+        .zip(node_keys)
+        .map(|(node, keys)| format!("{{ address = \"{}\", {keys} }}", node.data.addr))
+        .collect();
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n{keys}\n\
+         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"200ms\"\nport = {health}\nrise = 1\nfall = 2\n",
+        backends.join(", ")
+    ));
+    Setup {
+        front,
+        tembuku,
+        nodes,
+    }
+}
+
+impl Setup {
+    #[track_caller]
+    fn wait_state(&self, node: usize, state: &str) {
+        let backend = self.nodes[node].data.addr.to_string();
+        let labels = [("backend", backend.as_str()), ("state", state)];
+        self.tembuku
+            .wait_metric("backend_state", &labels, |is| is == 1.0);
+    }
+
+    /// A session on this node.
+    #[track_caller]
+    fn session_on(&self, node: usize) -> TcpStream {
+        let name = format!("b{}", node + 1);
+        let mut found = None;
+        wait_until(&format!("a session on {name}"), secs(10), || {
+            let (stream, who) = net::session(self.front).unwrap();
+            found = Some(stream).filter(|_| who == name);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    #[track_caller]
+    fn wait_closed(&self, reason: &str, count: f64) {
+        self.tembuku
+            .wait_metric("sessions_closed_total", &[("reason", reason)], |n| {
+                n == count
+            });
+    }
+}
+
+#[test]
+fn sessions_of_a_backend_that_is_down_are_kept_unless_told_otherwise() {
+    let mut setup = setup(&["", ""], "");
+    let mut held = setup.session_on(0);
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
+    echo(&mut held, "still here").unwrap();
+    // Nobody is left: then nobody is served, and the process says so.
+    setup.nodes[1].sicken();
+    setup.wait_state(1, "down");
+    net::assert_ends_now(&mut net::connect(setup.front).unwrap());
+    assert_eq!(setup.tembuku.get("/readyz").status, 503);
+    assert_eq!(
+        setup.tembuku.metric("upstream_available_backends", &[]),
+        0.0
+    );
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    assert_eq!(ask_many(setup.front, 10), vec!["b1"; 10]);
+    echo(&mut held, "all the time").unwrap();
+}
+
+#[test]
+fn on_down_close_ends_those_of_this_backend_alone() {
+    let mut setup = setup(&["", ""], "on_down = \"close\"");
+    let (mut lost, mut kept) = (setup.session_on(0), setup.session_on(1));
+    setup.nodes[0].sicken();
+    let ill = Instant::now();
+    let (_, end) = net::read_all(&mut lost);
+    println!("closed after {:?}", ill.elapsed());
+    assert_eq!(end, End::Reset, "it must not believe that this was all");
+    setup.wait_closed("backend_down", 1.0);
+    echo(&mut kept, "still here").unwrap();
+    let records = setup.tembuku.access_log(1);
+    assert!(
+        records.iter().any(|r| r["close_reason"] == "backend_down"),
+        "{records:?}"
+    );
+}
+
+#[test]
+fn on_down_may_wait_and_see() {
+    let mut setup = setup(&["", ""], "on_down = { close_after = \"1s\" }");
+    let mut held = setup.session_on(0);
+    // Back in time: nothing happens.
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    std::thread::sleep(millis(1_300)); // the second that would have been its last
+    echo(&mut held, "still here").unwrap();
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    echo(&mut held, "for a while").unwrap();
+    let (_, end) = net::read_all(&mut held);
+    assert_eq!(end, End::Reset);
+    setup.wait_closed("backend_down", 1.0);
+}
+
+#[test]
+fn sessions_on_backups_end_when_a_server_is_back() {
+    let mut setup = setup(&["", "backup = true"], "on_recover = \"close\"");
+    let mut before = setup.session_on(0);
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    let mut standing_in = setup.session_on(1);
+    setup.nodes[0].heal();
+    assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+    setup.wait_closed("recovered", 1.0);
+    assert_eq!(ask_many(setup.front, 5), vec!["b1"; 5]);
+    echo(&mut before, "still here").unwrap();
+}
+
+/// Six hundred clients do not come back in one instant.
+#[test]
+fn many_sessions_end_one_after_the_other() {
+    let mut setup = setup(&["", ""], "on_down = \"close\"\nbalance = \"first\"");
+    let held: Vec<TcpStream> = (0..600)
+        .map(|_| net::session(setup.front).unwrap().0)
+        .collect();
+    setup.nodes[0].sicken();
+    let ends: Vec<Instant> = std::thread::scope(|scope| {
+        let waiting: Vec<_> = held
+            .into_iter()
+            .map(|mut stream| {
+                scope.spawn(move || {
+                    net::read_all(&mut stream);
+                    Instant::now()
+                })
+            })
+            .collect();
+        waiting
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let took = *ends.iter().max().unwrap() - *ends.iter().min().unwrap();
+    println!("600 sessions ended over {took:?}");
+    // 200 at once, and the others at 2,000 a second.
+    assert!(millis(150) < took && took < secs(5), "{took:?}");
+    setup.wait_closed("backend_down", 600.0);
+}
+
+/// Clients come without a pause while a backend goes and comes: whenever it is down, all sessions on it end, those that
+/// were just being connected among them.
+#[test]
+fn nobody_slips_onto_a_backend_that_is_left() {
+    let mut setup = setup(
+        &["max_connections = 400", ""],
+        "on_down = \"close\"\nbalance = \"first\"",
+    );
+    let (stop, served) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (front, stop, served) = (setup.front, Arc::clone(&stop), Arc::clone(&served));
+            std::thread::spawn(move || {
+                let mut held = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    if held.len() > 40 {
+                        held.clear();
+                    }
+                    held.extend(net::connect(front));
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let backend = setup.nodes[0].data.addr.to_string();
+    for _ in 0..5 {
+        let before = served.load(Ordering::Relaxed);
+        wait_until("clients come", secs(10), || {
+            served.load(Ordering::Relaxed) > before + 100
+        });
+        setup.nodes[0].sicken();
+        setup.wait_state(0, "down");
+        setup.tembuku.wait_metric(
+            "backend_active_connections",
+            &[("backend", &backend)],
+            |n| n == 0.0,
+        );
+        setup.nodes[0].heal();
+        setup.wait_state(0, "up");
+    }
+    stop.store(true, Ordering::Relaxed);
+    clients
+        .into_iter()
+        .for_each(|client| client.join().unwrap());
+}
+
+#[test]
+fn what_comes_back_starts_slowly() {
+    let mut setup = setup(&["slow_start = \"30s\"", ""], "");
+    let why = |setup: &Setup| {
+        let status: serde_json::Value =
+            serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+        status["upstreams"][0]["backends"][0]["why"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(why(&setup), "", "not at the start");
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    assert_eq!(why(&setup), "its check says: refused");
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    assert!(why(&setup).starts_with("slow start: "), "{}", why(&setup));
+    let names = ask_many(setup.front, 20);
+    assert!(
+        names.iter().filter(|name| *name == "b1").count() <= 5,
+        "{names:?}"
+    );
+}
+
+/// A session that was cut told its backend so, and the check did not: that one always ends cleanly.
+#[test]
+fn checks_end_with_the_process() {
+    let mut setup = setup(&[""], "");
+    setup.wait_state(0, "up");
+    let began = Instant::now();
+    assert!(setup.tembuku.terminate().success());
+    assert!(began.elapsed() < secs(5));
+    let mut left = net::connect(setup.nodes[0].asked_at).unwrap();
+    assert!(left.write_all(b"x").is_ok());
+    wait_until("only this connection is left", secs(5), || {
+        setup.nodes[0].health.as_ref().unwrap().live() == 1
+    });
+}
+
+/// The addresses of a name are checked each for itself, and those that come later, too.
+#[test]
+fn checks_follow_the_resolver() {
+    let Some(place) = place() else {
+        return programs::again_in_own_place("checks_sessions::checks_follow_the_resolver");
+    };
+    let port = ports::free_port();
+    let on = |name, n| Server::named_on(name, &[SocketAddr::from(([127, 0, 7, n], port))]);
+    let _first = on("b1", 1);
+    place.set_hosts("127.0.7.1 backend.test");
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"backend.test:{port}\"]\nresolve_interval = \"100ms\"\n\
+         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\n"
+    ));
+    let results = |result| tembuku.metric("check_results_total", &[("result", result)]);
+    assert_eq!(ask(front).unwrap(), "b1");
+    // One more, where nobody listens: it is found out before anybody is sent there for long.
+    place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
+    wait_until("the new address is checked", secs(10), || {
+        results("refused") >= 3.0
+    });
+    assert_eq!(ask_many(front, 10), vec!["b1"; 10]);
+    let _second = on("b2", 2);
+    wait_until("it is used", secs(10), || ask(front).unwrap() == "b2");
+    // The first one leaves: it is not asked any more.
+    place.set_hosts("127.0.7.2 backend.test");
+    wait_until("the old address is forgotten", secs(10), || {
+        ask_many(front, 5) == vec!["b2"; 5]
+    });
+}
