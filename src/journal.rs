@@ -81,3 +81,30 @@ impl Journal {
         events.iter().cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_make_room() {
+        let journal = Journal::default();
+        for n in 0..MOST + 3 {
+            journal.record(Event {
+                time: n.to_string(),
+                upstream: String::new(),
+                backend: String::new(),
+                address: String::new(),
+                from: "up",
+                to: "down",
+                reason: "timeout",
+                transcript: None,
+                doubt_seconds: 0.0,
+            });
+        }
+        let events = journal.events();
+        assert_eq!(events.len(), MOST);
+        assert_eq!(events[0].time, "3");
+        assert_eq!(events[MOST - 1].time, (MOST + 2).to_string());
+    }
+}

@@ -1,5 +1,5 @@
-//! Asks a backend whether it is well. Each kind is a conversation: what is said, what is made of the bytes that come back
-//! (pure, and told by a file below), and how to take leave. Connecting, waiting and the limits are here, once.
+//! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made of the bytes that come
+//! back; pure, and told by a file below. Connecting, waiting, the limits and taking leave are here, once.
 
 mod expect;
 mod http;
@@ -26,8 +26,9 @@ const MOST: usize = 16 << 10;
 const FAREWELL: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is said goes out in one piece: there is nothing for nodelay to hurry.
 const OPTIONS: SocketOptions = SocketOptions {
-    nodelay: true,
+    nodelay: false,
     keepalive: None,
     user_timeout: None,
 };
@@ -128,7 +129,7 @@ impl Probe {
     }
 
     /// One check, under one deadline from the connect to the answer. Whoever has answered is still to be taken leave of.
-    pub async fn ask(&self) -> (Report, Option<Farewell<'_>>) {
+    pub async fn ask(&self) -> (Report, Option<Farewell>) {
         let began = Instant::now();
         let mut course = Course {
             stage: "connecting",
@@ -158,12 +159,10 @@ impl Probe {
             transcript: answer.heard,
             took: began.elapsed(),
         };
-        let words = self.conversation.leave();
         (
             report,
             stream.map(|stream| Farewell {
                 stream,
-                words,
                 patience: self.patience,
             }),
         )
@@ -207,18 +206,16 @@ struct Course {
 }
 
 /// A server that is still to be told that this is all. The verdict does not wait for it.
-pub struct Farewell<'a> {
+pub struct Farewell {
     stream: Stream,
-    words: &'a [u8],
     patience: Duration,
 }
 
-impl Farewell<'_> {
+impl Farewell {
     /// Ends the connection so that the server sees a clean end: what it has still to say is read, since closing a socket
     /// with unread bytes in it is a reset.
     pub async fn say(mut self) {
         let leave = async {
-            write(&mut self.stream, self.words).await?;
             poll_fn(|cx| self.stream.shutdown_write(cx)).await?;
             let mut rest = [0; 2048];
             let mut read = 0;
@@ -252,13 +249,6 @@ impl Conversation {
             Self::Expect(talk) => talk.hear(bytes, ended),
             Self::Http(talk) => talk.hear(bytes),
             Self::Redis(talk) => talk.hear(bytes),
-        }
-    }
-
-    fn leave(&self) -> &'static [u8] {
-        match self {
-            Self::Redis(_) => b"QUIT\r\n",
-            _ => b"",
         }
     }
 

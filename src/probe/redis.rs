@@ -1,6 +1,6 @@
-//! `redis`: AUTH where there is a password, PING, ROLE; QUIT is said on leaving. Pure.
+//! `redis`: AUTH where there is a password, PING, ROLE, QUIT. Pure.
 //!
-//! The questions go out together, so that a check takes one turn to the server and back.
+//! They go out together, so that a check takes one turn to the server and back.
 
 use super::{
     Answer, Secret,
@@ -39,6 +39,7 @@ impl Talk {
         }
         command(words, &[b"PING"]);
         command(words, &[b"ROLE"]);
+        command(words, &[b"QUIT"]);
     }
 
     /// An answer when all questions have been answered, or one so that the others do not matter.
@@ -183,7 +184,7 @@ mod tests {
     fn what_is_said() {
         let mut words = Vec::new();
         talk(None, true).say(&mut words);
-        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n";
+        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&words), expected);
     }
 

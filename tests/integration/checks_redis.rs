@@ -21,7 +21,7 @@ use std::{
 const INTERVAL: Duration = millis(500);
 
 pub(crate) struct Setup {
-    front: SocketAddr,
+    pub(crate) front: SocketAddr,
     pub(crate) tembuku: Tembuku,
 }
 
@@ -65,7 +65,7 @@ impl Setup {
 }
 
 /// One primary and two replicas that follow it.
-fn three() -> [Redis; 3] {
+pub(crate) fn three() -> [Redis; 3] {
     let servers = [0; 3].map(|_| Redis::start(ports::free_addr()));
     for replica in &servers[1..] {
         replicate(replica, &servers[0]);

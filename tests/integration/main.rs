@@ -21,6 +21,7 @@ mod check;
 mod checks_auth;
 mod checks_kinds;
 mod checks_redis;
+mod checks_sentinel;
 mod checks_sessions;
 mod demo;
 mod events_nginx;
