@@ -51,8 +51,8 @@ fn client(n: u32) -> Facts {
     }
 }
 
-/// Everybody is there, with some sessions.
-struct Up(Vec<u64>);
+/// Everybody is there, with some sessions and a time of its own.
+struct Up(Vec<u64>, Vec<f64>);
 
 impl Candidates for Up {
     fn share(&self, _: usize) -> u32 {
@@ -62,7 +62,7 @@ impl Candidates for Up {
         self.0[i]
     }
     fn time(&self, i: usize) -> f64 {
-        1.0 + (i % 7) as f64
+        self.1[i]
     }
 }
 
@@ -71,7 +71,9 @@ fn policy(c: &mut Criterion) {
     for count in [3, 50, 1000] {
         let texts = texts(count);
         let entries: Vec<_> = texts.iter().map(|text| Entry { text, weight: 1 }).collect();
-        let up = Up((0..count as u64).map(|i| i * 7 % 5).collect());
+        let sessions = (0..count as u64).map(|i| i * 7 % 5);
+        let times = (1..=count as u32).map(|i| f64::from(100_000 + i * 7_919 % 50_021));
+        let up = Up(sessions.collect(), times.collect());
         for (name, balance) in policies() {
             let mut balancer = Balancer::new(&balance, &entries, &[]);
             let (mut n, mut state) = (0, 1u64);

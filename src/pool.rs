@@ -259,7 +259,12 @@ impl Pool {
         }
         let is_it = |m: &Member| search.tried.last() == Some(&m.backend.id);
         let Some(i) = inner.members.iter().position(is_it) else {
-            return AfterSuccess::Nothing;
+            // The resolver has dropped it meanwhile.
+            let departed = inner.departed.iter().find(|m| is_it(m));
+            return match departed.is_some_and(|m| m.left != search.left) {
+                true => AfterSuccess::Left,
+                false => AfterSuccess::Nothing,
+            };
         };
         let member = &mut inner.members[i];
         let was_out = member.is_failed();
@@ -280,7 +285,8 @@ impl Pool {
         }
     }
 
-    /// The addresses that there are now, without those that the configuration has taken out.
+    /// The addresses that there are now, without those that the configuration has taken out, and with those that the
+    /// resolver no longer names while there is something to be known of them: their sessions are to be looked after.
     pub fn addresses(&self) -> Vec<Address> {
         let inner = self.lock();
         let one = |m: &Member| Address {
@@ -288,8 +294,15 @@ impl Pool {
             backup: self.configured[m.of].0.backup,
             verdict: m.verdict,
         };
-        let members = inner.members.iter();
+        let members = inner.members.iter().chain(&inner.departed);
         members.filter(|m| !m.down).map(one).collect()
+    }
+
+    /// Whether this address takes sessions now.
+    pub fn takes(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+        let inner = self.lock();
+        let single = inner.balancer.is_single();
+        position(&inner.members, backend).is_some_and(|i| inner.members[i].share(single, now) > 0)
     }
 
     /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
@@ -302,8 +315,7 @@ impl Pool {
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
-        if let Some(i) = position(&inner.members, backend) {
-            let member = &mut inner.members[i];
+        if let Some(member) = inner.find(backend) {
             member.checked = Some(checked);
             if let Some(change) = change {
                 member.verdict = change.to;
@@ -322,10 +334,9 @@ impl Pool {
     /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
     pub fn leave(&self, backend: &Arc<Backend>) {
         let mut inner = self.lock();
-        if let Some(i) = position(&inner.members, backend) {
-            let left = &mut inner.members[i].left;
-            *left = left.wrapping_add(1);
-            inner.left += 1;
+        inner.left += 1;
+        if let Some(member) = inner.find(backend) {
+            member.left = member.left.wrapping_add(1);
         }
     }
 
@@ -393,6 +404,11 @@ impl Pool {
 }
 
 impl Inner {
+    fn find(&mut self, backend: &Arc<Backend>) -> Option<&mut Member> {
+        let mut all = self.members.iter_mut().chain(&mut self.departed);
+        all.find(|m| Arc::ptr_eq(&m.backend, backend))
+    }
+
     fn add_time(&mut self, member: usize, time: Duration, now: Instant) {
         let member = &mut self.members[member];
         member.average.add(time, now, member.rule.fail_timeout);

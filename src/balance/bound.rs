@@ -1,45 +1,50 @@
 //! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its even share of the
 //! sessions, and what does not fit goes on along the ring.
 
-use super::{Candidates, weights::Weights};
+use super::{Candidates, FULL, weights::Weights};
 
 /// How many sessions each candidate may hold at this moment.
 pub(super) struct Room<'a> {
     /// The places there are in all, the one for the session to be placed among them.
     places: u64,
-    /// Weights that count now, summed up: the share of candidate `i` ends at `sums[i + 1]`.
-    sums: &'a [u64],
+    weights: &'a Weights,
+    /// Where not everybody counts with the whole of its weight: what counts, summed up. The share of candidate `i` ends
+    /// at `sums[i + 1]`.
+    sums: Option<&'a [u64]>,
 }
 
 impl<'a> Room<'a> {
     /// Only whoever can be picked counts, with its sessions: the others' share is to be held by these.
     pub(super) fn new(
         factor: u32,
-        weights: &Weights,
+        weights: &'a Weights,
         candidates: &impl Candidates,
         sums: &'a mut Vec<u64>,
     ) -> Self {
-        let (mut sum, mut sessions) = (0, 0);
-        let ends = weights.each().map(|(i, weight)| {
+        let (mut sessions, mut all_whole) = (0, true);
+        for (i, _) in weights.each() {
             let share = candidates.share(i);
+            all_whole &= share == FULL;
             if share > 0 {
-                sum += weight * u64::from(share);
                 sessions += candidates.connections(i);
             }
-            sum
+        }
+        let sums = (!all_whole).then(|| {
+            let mut sum = 0;
+            let ends = weights.each().map(|(i, weight)| {
+                sum += weight * u64::from(candidates.share(i));
+                sum
+            });
+            sums.clear();
+            sums.push(0);
+            sums.extend(ends);
+            &sums[..]
         });
-        sums.clear();
-        sums.push(0);
-        sums.extend(ends);
         Self {
             places: ((sessions + 1) * u64::from(factor)).div_ceil(100),
+            weights,
             sums,
         }
-    }
-
-    /// Nobody can be picked at all.
-    pub(super) fn is_empty(&self) -> bool {
-        self.sums.last() == Some(&0)
     }
 
     pub(super) fn is_for(&self, candidate: usize, connections: u64) -> bool {
@@ -49,16 +54,26 @@ impl<'a> Room<'a> {
     /// The places are dealt out by weight, and the rest that does not divide evenly along the order, so that there is
     /// always one free.
     fn most(&self, candidate: usize) -> u64 {
-        let total = u128::from(self.sums.last().copied().unwrap_or_default()).max(1);
-        let dealt = |sum: u64| u128::from(sum) * u128::from(self.places) / total;
-        let most = dealt(self.sums[candidate + 1]) - dealt(self.sums[candidate]);
+        let (from, to, total) = match self.sums {
+            None => {
+                let end = self.weights.end(candidate);
+                let from = end - self.weights.of(candidate);
+                (from, end, self.weights.total())
+            }
+            Some(sums) => {
+                let total = sums.last().copied().unwrap_or_default();
+                (sums[candidate], sums[candidate + 1], total)
+            }
+        };
+        let dealt = |sum: u64| u128::from(sum) * u128::from(self.places) / u128::from(total.max(1));
+        let most = dealt(to) - dealt(from);
         u64::try_from(most).unwrap_or(u64::MAX).max(1)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entry, FULL, tests::Each};
+    use super::super::{Entry, tests::Each};
     use super::*;
     use proptest::prelude::*;
 

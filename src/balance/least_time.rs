@@ -15,7 +15,7 @@ pub(super) fn pick(
     let mut quickest = f64::INFINITY;
     for (i, _) in weights.each() {
         let time = candidates.time(i);
-        if time > 0.0 && time < quickest && candidates.share(i) > 0 {
+        if time > 0.0 && time < quickest {
             quickest = time;
         }
     }

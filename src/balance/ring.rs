@@ -73,7 +73,7 @@ impl Ring {
         room: Option<&Room<'_>>,
     ) -> Option<Pick> {
         let hash = walk.hash?;
-        if self.points.is_empty() || room.is_some_and(Room::is_empty) {
+        if self.points.is_empty() {
             return None;
         }
         // With bounded load, which nginx does not have, there is a better way out than turns, and no hurry to take it.

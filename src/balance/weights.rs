@@ -50,6 +50,11 @@ impl Weights {
         (self.first..).zip(self.numbers.iter().copied())
     }
 
+    /// Where the share of one of them ends.
+    pub(super) fn end(&self, candidate: usize) -> u64 {
+        self.ends[candidate - self.first]
+    }
+
     /// The weight of one of them.
     pub(super) fn of(&self, candidate: usize) -> u64 {
         u64::from(self.each[candidate - self.first])

@@ -28,16 +28,17 @@ pub(super) fn one_of(section: &Section<'_>, keys: &[&str]) -> Option<Vec<u8>> {
     quarrel(section, keys);
     let key = keys.iter().find(|key| section.get(key).is_some())?;
     let Text { text, span } = section.text(key)?;
-    if text.is_empty() {
+    let bytes = if key.ends_with("_hex") {
+        from_hex(text)
+    } else {
+        Some(text.as_bytes().to_vec())
+    };
+    if bytes.as_ref().is_some_and(Vec::is_empty) {
         section.report.add(
             &span,
             Fault::new(format!("`{key}` is empty")).hint("leave it out, or say what it is"),
         );
     }
-    if !key.ends_with("_hex") {
-        return Some(text.as_bytes().to_vec());
-    }
-    let bytes = from_hex(text);
     if bytes.is_none() {
         section.report.add(
             &span,

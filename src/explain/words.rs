@@ -87,6 +87,12 @@ impl Process<'_> {
     pub fn caveats(&self, seed: u64) -> Vec<String> {
         let balance = &self.upstream.balance;
         let mut said = Vec::new();
+        if self.upstream.check.is_some() {
+            said.push(
+                "backends are checked in a running process: those that a check takes out are counted in here"
+                    .to_owned(),
+            );
+        }
         match balance {
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => said.push(format!(
                 "{} goes by turns: no client has a backend of its own, and who moves says nothing",

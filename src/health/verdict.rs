@@ -95,11 +95,17 @@ impl Judge {
         if says.state() == self.verdict.state() {
             self.against = 0;
             self.doubted_since = None;
-            if first {
-                // It was only supposed; from now on it has its reason.
-                self.verdict = says;
+            if !first {
+                return None;
             }
-            return None;
+            // It was only supposed; from now on it has its reason.
+            let from = std::mem::replace(&mut self.verdict, says);
+            return (from != says).then_some(Change {
+                from,
+                to: says,
+                doubted_for: Duration::ZERO,
+                first,
+            });
         }
         let since = *self.doubted_since.get_or_insert(now);
         self.against = self.against.saturating_add(1);

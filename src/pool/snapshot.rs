@@ -5,7 +5,7 @@ use crate::{
     health::Verdict,
     metrics::BackendMetrics,
     plan::{self, Balance, Place, Role},
-    reason::BackendState,
+    reason::{BackendState, CheckResult},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -107,7 +107,12 @@ fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     let member = members.iter().find(wrong).or(members.first())?;
     let why = match member.verdict {
         Verdict::Down(None) => "not checked yet".to_owned(),
-        Verdict::Down(Some(result)) => format!("its check says: {}", result.word()),
+        // The latest, which may be another than the one that took it out.
+        Verdict::Down(Some(result)) => {
+            let latest = member.checked.as_ref().map(|c| c.result);
+            let latest = latest.filter(|r| !matches!(r, CheckResult::Ok | CheckResult::Local));
+            format!("its check says: {}", latest.unwrap_or(result).word())
+        }
         Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.role) {
             Some(role) => format!("its role is {}", role.word()),
             None => "it has another role".to_owned(),

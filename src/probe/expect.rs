@@ -36,7 +36,10 @@ impl Talk {
             return None;
         }
         let found = match &self.wanted {
-            Wanted::Bytes(wanted) => bytes.windows(wanted.len()).any(|part| part == wanted),
+            Wanted::Bytes(wanted) => {
+                let width = wanted.len().max(1);
+                bytes.windows(width).any(|part| part == wanted)
+            }
             Wanted::Regex(regex) => regex.is_match(bytes),
             Wanted::Nothing => false,
         };

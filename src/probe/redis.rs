@@ -60,7 +60,15 @@ impl Talk {
             let (reply, after) = read(rest)?;
             match reply {
                 Reply::Status(b"OK") => rest = after,
-                Reply::Error(text) => return Ok(self.refused("AUTH", text, CheckResult::Auth)),
+                Reply::Error(text) => {
+                    // Old servers say ERR to a wrong password, and to much else.
+                    let says = |word: &[u8]| text.windows(word.len()).any(|part| part == word);
+                    let otherwise = match says(b"AUTH") || says(b"password") {
+                        true => CheckResult::Auth,
+                        false => CheckResult::Unexpected,
+                    };
+                    return Ok(self.refused("AUTH", text, otherwise));
+                }
                 _ => return Err(Stop::Wrong),
             }
         }

@@ -113,15 +113,16 @@ impl Checks {
         Probe::new(&backend.place, &self.check, self.send_proxy, secret)
     }
 
-    /// Whether the password has become another one since it was read.
-    fn look_for_new_secret(&self) -> bool {
-        let Some(Ok(new)) = password(Some(&self.check)).map(Secret::load) else {
-            return false;
+    /// Reads the password again: it may have become another one. Apart from the event loop, which a file on a network
+    /// must not stop.
+    async fn look_for_new_secret(&self) {
+        let Some(from) = password(Some(&self.check)).cloned() else {
+            return;
         };
-        let mut secret = self.secret.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = secret.as_ref() != Some(&new);
-        *secret = Some(new);
-        is_new
+        let read = tokio::task::spawn_blocking(move || Secret::load(&from)).await;
+        if let Ok(Ok(new)) = read {
+            *self.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
+        }
     }
 }
 
@@ -157,7 +158,9 @@ impl One {
             if let Some(farewell) = farewell {
                 farewell.say().await;
             }
-            if refused && checks.look_for_new_secret() {
+            if refused {
+                checks.look_for_new_secret().await;
+                // Whether or not it was this check that found another one.
                 probe = checks.probe(&self.backend);
             }
             let in_doubt = judge.is_in_doubt() || !anybody;

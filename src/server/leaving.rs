@@ -25,9 +25,18 @@ pub(super) struct Leaving {
     sessions: Arc<Sessions>,
     /// One for the process.
     pace: Arc<Mutex<Pace>>,
-    /// What is under way, by the number of the backend; dropping the guard ends it.
-    under_way: Mutex<HashMap<u64, DropGuard>>,
+    /// What is under way, or has been since it was last up, by the number of the backend.
+    under_way: Mutex<HashMap<u64, Going>>,
     stop: CancellationToken,
+}
+
+/// Sessions that are told to end, now or later.
+struct Going {
+    reason: CloseReason,
+    /// When the first is told.
+    from: Instant,
+    /// Dropping it calls the rest off.
+    _guard: DropGuard,
 }
 
 impl Leaving {
@@ -58,9 +67,10 @@ impl Leaving {
     ) {
         match verdict {
             Verdict::Up => {
-                // It is well again: who is still on it may stay.
-                self.under_way().remove(&backend.id);
-                if !backup {
+                // It is well again: who is still on it may stay, unless it was not because of it.
+                self.call_off(backend, |reason| reason != CloseReason::Recovered);
+                // Only where there is somewhere to go back to.
+                if !backup && pool.takes(backend, Instant::now()) {
                     for address in pool.addresses().into_iter().filter(|a| a.backup) {
                         self.leave(
                             pool,
@@ -93,10 +103,16 @@ impl Leaving {
     fn backups_are_needed(&self, pool: &Pool) {
         let addresses = pool.addresses();
         if !addresses.iter().any(|a| !a.backup && a.verdict.is_up()) {
-            // What is under way for one that is up can only be that.
-            for address in addresses.iter().filter(|a| a.backup && a.verdict.is_up()) {
-                self.under_way().remove(&address.backend.id);
+            for address in addresses.iter().filter(|a| a.backup) {
+                self.call_off(&address.backend, |reason| reason == CloseReason::Recovered);
             }
+        }
+    }
+
+    fn call_off(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
+        let mut under_way = self.under_way();
+        if under_way.get(&backend.id).is_some_and(|g| which(g.reason)) {
+            under_way.remove(&backend.id);
         }
     }
 
@@ -107,8 +123,13 @@ impl Leaving {
             OnLeave::Close => Duration::ZERO,
             OnLeave::CloseAfter(wait) => wait,
         };
-        let stop = self.stop.child_token();
+        let from = Instant::now() + wait;
         let id = backend.id;
+        // What was to begin earlier, or has begun, is not put off by another reason: it was not up in between.
+        if self.under_way().get(&id).is_some_and(|g| g.from <= from) {
+            return;
+        }
+        let stop = self.stop.child_token();
         let (pool, sessions) = (Arc::clone(pool), Arc::clone(&self.sessions));
         let pace = Arc::clone(&self.pace);
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
@@ -141,10 +162,15 @@ impl Leaving {
             tracing::info!(upstream = %pool.name, backend = %backend.text(), sessions = there.len(),
                 took = ?began.elapsed(), reason = reason.word(), "all have been told");
         }));
-        self.under_way().insert(id, stop.drop_guard());
+        let going = Going {
+            reason,
+            from,
+            _guard: stop.drop_guard(),
+        };
+        self.under_way().insert(id, going);
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, HashMap<u64, DropGuard>> {
+    fn under_way(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Going>> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
