@@ -93,6 +93,59 @@ fn passwords_are_used_and_not_shown() {
     }
 }
 
+/// Every backend of an upstream gets the new password, and one that was never let in says so.
+#[test]
+fn a_new_password_reaches_all_backends() {
+    let servers: Vec<Redis> = (0..3)
+        .map(|_| Redis::start_with(ports::free_addr(), &["--requirepass", "first-one"]))
+        .collect();
+    let dir = TempDir::new();
+    let file = dir.write("password", "wrong-one");
+    let check = format!("password_file = \"{}\"\nrole = \"any\"", file.display());
+    let all: Vec<&Redis> = servers.iter().collect();
+    let setup = setup(&all, "", &check);
+    for server in &servers {
+        wait_until("the reason is told", secs(10), || {
+            setup.status(server)["why"] == "its check says: auth"
+        });
+    }
+    dir.write("password", "first-one");
+    servers.iter().for_each(|s| setup.wait_state(s, "up"));
+    dir.write("password", "second-one");
+    for server in &servers {
+        let mut stream = net::connect(server.addr).unwrap();
+        let command = "AUTH first-one\r\nCONFIG SET requirepass second-one\r\n";
+        stream.write_all(command.as_bytes()).unwrap();
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+        assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
+    }
+    for server in &servers {
+        let address = server.addr.to_string();
+        let count = |result| {
+            let labels = [("backend", address.as_str()), ("result", result)];
+            setup.tembuku.metric("check_results_total", &labels)
+        };
+        wait_until("it has been refused again", secs(10), || {
+            count("auth") >= 1.0
+        });
+        let good = count("ok");
+        wait_until("it is let in again", secs(10), || count("ok") >= good + 3.0);
+        setup.wait_state(server, "up");
+    }
+}
+
+/// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to hear why.
+#[test]
+fn what_fails_from_the_start_is_told() {
+    let server = Redis::start_with(ports::free_addr(), &["--requirepass", "hidden"]);
+    let setup = setup(&[&server], "", "role = \"primary\"");
+    wait_until("the event is there", secs(10), || {
+        let events = setup.tembuku.get("/api/v1/events").body;
+        events.contains("\"auth\"")
+    });
+    assert_eq!(setup.status(&server)["why"], "its check says: auth");
+}
+
 /// Without a password, with a wrong one, and where the account may not ask.
 #[test]
 fn a_server_that_does_not_let_us_in_says_why() {

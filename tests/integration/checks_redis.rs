@@ -7,6 +7,7 @@ use crate::harness::{
     tembuku::Tembuku,
     wait_until,
 };
+use rustix::process::Signal;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -425,4 +426,34 @@ fn a_killed_server_fails_its_own_sessions_alone() {
     wait_until("it is used", secs(20), || {
         call(setup.front, "GET name").unwrap() == "back"
     });
+}
+
+/// Once sessions are to leave because the role is lost, it does not help the old primary that it then hangs.
+#[test]
+fn a_close_that_has_begun_is_not_put_off() {
+    let (old, new) = (
+        Redis::start(ports::free_addr()),
+        Redis::start(ports::free_addr()),
+    );
+    replicate(&new, &old);
+    let setup = setup(
+        &[&old, &new],
+        "on_role_lost = { close_after = \"1s\" }\non_down = { close_after = \"1h\" }",
+        "role = \"primary\"\ntimeout = \"200ms\"\nfall = 1",
+    );
+    setup.wait_state(&old, "up");
+    setup.wait_state(&new, "wrong_role");
+    let mut held = net::connect(setup.front).unwrap();
+    held.write_all(b"PING\r\n").unwrap();
+    assert_eq!(net::read_line(&mut held).unwrap().trim_end(), "+PONG");
+    replicate(&old, &new);
+    setup.wait_state(&old, "wrong_role");
+    old.proc.signal(Signal::STOP);
+    setup.wait_state(&old, "down");
+    assert_eq!(net::read_all(&mut held).1, net::End::Reset);
+    setup
+        .tembuku
+        .wait_metric("sessions_closed_total", &[("reason", "role_lost")], |n| {
+            n == 1.0
+        });
 }

@@ -171,6 +171,80 @@ fn on_down_may_wait_and_see() {
     setup.wait_closed("backend_down", 1.0);
 }
 
+/// A primary that takes nothing is none to go back to; and what was begun is not forgotten because the backup was away for
+/// a moment.
+#[test]
+fn sessions_on_backups_end_only_where_there_is_somewhere_to_go() {
+    let keys = "on_recover = { close_after = \"1s\" }";
+    let mut setup = setup(&["", "backup = true"], keys);
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    let mut standing_in = setup.session_on(1);
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    setup.nodes[1].sicken();
+    setup.wait_state(1, "down");
+    setup.nodes[1].heal();
+    setup.wait_state(1, "up");
+    assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+    setup.wait_closed("recovered", 1.0);
+}
+
+#[test]
+fn a_primary_that_takes_nothing_calls_nobody_back() {
+    let mut setup = setup(&["weight = 0", "backup = true"], "on_recover = \"close\"");
+    let mut held = setup.session_on(1);
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    echo(&mut held, "still here").unwrap();
+    setup.wait_closed("recovered", 0.0);
+}
+
+/// Sessions on an address that the resolver no longer names are still looked after.
+#[test]
+fn an_address_that_is_no_longer_named_is_checked_while_it_has_sessions() {
+    let Some(place) = place() else {
+        return programs::again_in_own_place(
+            "checks_sessions::an_address_that_is_no_longer_named_is_checked_while_it_has_sessions",
+        );
+    };
+    let (port, health) = (ports::free_port(), ports::free_port());
+    let _data = [("b1", 1), ("b2", 2)]
+        .map(|(name, n)| Server::named_on(name, &[SocketAddr::from(([127, 0, 7, n], port))]));
+    let sink = |n| {
+        Server::on(
+            &[SocketAddr::from(([127, 0, 7, n], health))],
+            |mut stream| {
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            },
+        )
+    };
+    let (first, _second) = (sink(1), sink(2));
+    place.set_hosts("127.0.7.1 backend.test");
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"backend.test:{port}\"]\nresolve_interval = \"100ms\"\non_down = \"close\"\n\
+         [upstreams.u.check]\nkind = \"tcp\"\nport = {health}\ninterval = \"100ms\"\n"
+    ));
+    let (mut held, name) = net::session(front).unwrap();
+    assert_eq!(name, "b1");
+    place.set_hosts("127.0.7.2 backend.test");
+    wait_until("the name means another", secs(10), || {
+        ask(front).unwrap() == "b2"
+    });
+    echo(&mut held, "still here").unwrap();
+    drop(first);
+    assert_eq!(net::read_all(&mut held).1, End::Reset);
+    tembuku.wait_metric(
+        "sessions_closed_total",
+        &[("reason", "backend_down")],
+        |n| n == 1.0,
+    );
+}
+
 #[test]
 fn sessions_on_backups_end_when_a_server_is_back() {
     let mut setup = setup(&["", "backup = true"], "on_recover = \"close\"");
