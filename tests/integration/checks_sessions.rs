@@ -198,6 +198,13 @@ fn a_primary_that_takes_nothing_calls_nobody_back() {
     setup.wait_state(0, "down");
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
+    // Some checks later whoever was called would be gone.
+    let backend = setup.nodes[0].data.addr.to_string();
+    let labels = [("backend", backend.as_str()), ("result", "ok")];
+    let before = setup.tembuku.metric("check_results_total", &labels);
+    setup
+        .tembuku
+        .wait_metric("check_results_total", &labels, |n| n >= before + 5.0);
     echo(&mut held, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
 }
