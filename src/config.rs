@@ -19,6 +19,7 @@ mod health;
 mod health_bytes;
 mod health_dump;
 mod health_kind;
+mod health_tls;
 mod host;
 mod keys;
 mod listener;

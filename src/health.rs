@@ -1,10 +1,12 @@
 //! What is known of a backend's health, and when to ask again.
 
+mod epoch;
 mod pace;
 mod passive;
 mod schedule;
 mod verdict;
 
+pub use epoch::Epoch;
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::Schedule;

@@ -176,6 +176,7 @@ pub struct Check {
     /// Whether a backend may be used before its first check has ended.
     pub start_up: bool,
     pub at: CheckAt,
+    pub tls: Tls,
     pub on_down: OnLeave,
     pub on_role_lost: OnLeave,
     /// For the sessions on backups.
@@ -190,6 +191,20 @@ pub enum CheckAt {
     Port(u16),
     /// One place for all backends.
     Place(Place),
+}
+
+/// Whether a check is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    Off,
+    /// Whoever the server is.
+    Require,
+    Verify {
+        /// The certificates that are trusted; `None`: those of the system.
+        ca: Option<PathBuf>,
+        /// Whom the certificate must name; `None`: the host or address that is asked.
+        name: Option<String>,
+    },
 }
 
 /// What becomes of sessions.
@@ -232,6 +247,18 @@ impl CheckKind {
             Self::SendExpect { .. } => "send_expect",
             Self::Http { .. } => "http",
             Self::Redis { .. } => "redis",
+        }
+    }
+
+    /// Whether it knows how to be encrypted.
+    pub fn speaks_tls(&self) -> bool {
+        matches!(self, Self::Http { .. } | Self::Redis { .. })
+    }
+
+    pub fn password(&self) -> Option<&PasswordFrom> {
+        match self {
+            Self::Redis { password, .. } => password.as_ref(),
+            _ => None,
         }
     }
 

@@ -3,21 +3,29 @@
 
 mod expect;
 mod http;
+mod line;
 mod redis;
 mod resp;
 mod secret;
+mod tls;
 mod transcript;
 
 pub use secret::Secret;
+pub use tls::Encryption;
 
 use crate::{
-    net::{Stream, open},
+    health::Epoch,
+    net::open,
     plan::{Check, CheckAt, CheckKind, Place, Role, SendProxy, SocketOptions},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     reason::CheckResult,
 };
-use std::{future::poll_fn, io, net::SocketAddr, time::Duration};
-use tokio::time::{Instant, timeout_at};
+use line::{Line, Plain};
+use std::{io, net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout_at},
+};
 
 /// More than this is read for no answer.
 const MOST: usize = 16 << 10;
@@ -37,56 +45,141 @@ const OPTIONS: SocketOptions = SocketOptions {
 #[derive(Debug)]
 pub struct Report {
     pub result: CheckResult,
-    /// What the server says that it is.
-    pub role: Option<Role>,
+    pub told: Told,
     /// In a few words; never with a secret in it.
     pub transcript: String,
     pub took: Duration,
+}
+
+/// What a server tells of its place among the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    pub role: Option<Role>,
+    /// Whose turn it is to be primary, as far as this one knows.
+    pub epoch: Option<Epoch>,
+    /// How far a replica is behind.
+    pub lag: Lag,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    pub bytes: Option<u64>,
+    pub time: Option<Duration>,
 }
 
 /// What a conversation makes of the bytes that have come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
     result: CheckResult,
-    role: Option<Role>,
+    told: Told,
     /// What came, for the transcript.
     heard: String,
+    /// What the server is still to be told, so that it knows that this is all.
+    goodbye: Vec<u8>,
 }
 
 impl Answer {
     fn new(result: CheckResult, heard: impl Into<String>) -> Self {
         Self {
             result,
-            role: None,
+            told: Told::default(),
             heard: heard.into(),
+            goodbye: Vec::new(),
         }
     }
 }
 
-enum Conversation {
+/// What comes next in a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Turn {
+    /// The other side has still to say something.
+    Wait,
+    /// So many bytes are dealt with, and this is said; then the rest is heard. One of the two is not nothing.
+    Say {
+        read: usize,
+        words: Vec<u8>,
+    },
+    /// So many bytes are dealt with, and whatever follows is said inside TLS.
+    #[expect(
+        dead_code,
+        reason = "the conversations that begin in the clear are still to come"
+    )]
+    Encrypt {
+        read: usize,
+    },
+    Answer(Answer),
+}
+
+/// One check's conversation: what is said, and what is made of what comes back. Pure.
+trait Talk: Send {
+    /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`: nothing more will come.
+    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn;
+
+    /// What has come, for the transcript, as far as it may be shown.
+    fn show(&self, bytes: &[u8]) -> String {
+        transcript::quote(bytes)
+    }
+}
+
+/// One that says all that it has to say at once, and then listens.
+struct Once<F> {
+    words: Option<Vec<u8>>,
+    hear: F,
+    /// An echo of what was said would hold the password.
+    hides: bool,
+}
+
+impl<F: FnMut(&[u8], bool) -> Option<Answer> + Send> Talk for Once<F> {
+    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
+        if let Some(words) = self.words.take().filter(|words| !words.is_empty()) {
+            return Turn::Say { read: 0, words };
+        }
+        (self.hear)(bytes, ended).map_or(Turn::Wait, Turn::Answer)
+    }
+
+    fn show(&self, bytes: &[u8]) -> String {
+        match self.hides {
+            true => format!("{} bytes", bytes.len()),
+            false => transcript::quote(bytes),
+        }
+    }
+}
+
+enum Kind {
     Tcp,
     Expect(expect::Talk),
     Http(http::Talk),
     Redis(redis::Talk),
 }
 
+/// What a check needs beside its configuration, loaded at the start.
+#[derive(Clone, Default)]
+pub struct Means {
+    pub secret: Option<Secret>,
+    pub encryption: Option<Encryption>,
+}
+
 /// Asks one address of a backend, as often as it is told to.
 pub struct Probe {
     place: Place,
-    conversation: Conversation,
+    kind: Kind,
     /// Comes before anything else.
     header: Vec<u8>,
+    encryption: Option<Encryption>,
+    /// Whom a certificate must name, if the configuration does not say.
+    host: String,
     timeout: Duration,
     patience: Duration,
 }
 
 impl Probe {
-    /// `backend` is an address of the backend; the check may name another place.
+    /// `backend` is an address of the backend that the configuration calls `text`; the check may name another place.
     pub fn new(
         backend: &Place,
+        text: &str,
         check: &Check,
         send_proxy: SendProxy,
-        secret: Option<Secret>,
+        means: Means,
     ) -> Self {
         let place = match (&check.at, backend) {
             (CheckAt::Place(place), _) => place.clone(),
@@ -101,23 +194,31 @@ impl Probe {
             SendProxy::V1 => encode_v1(&Addresses::Own),
             SendProxy::V2 { .. } => encode_v2(&Addresses::Own, &[]),
         };
-        let conversation = match &check.kind {
-            CheckKind::Tcp => Conversation::Tcp,
-            CheckKind::SendExpect { send, expect } => {
-                Conversation::Expect(expect::Talk::new(send, expect))
-            }
+        let Means { secret, encryption } = means;
+        let kind = match &check.kind {
+            CheckKind::Tcp => Kind::Tcp,
+            CheckKind::SendExpect { send, expect } => Kind::Expect(expect::Talk::new(send, expect)),
             CheckKind::Http { path, host, status } => {
-                let host = host.clone().unwrap_or_else(|| http::host_of(&place));
-                Conversation::Http(http::Talk::new(path, &host, status))
+                let host = host
+                    .clone()
+                    .unwrap_or_else(|| http::host_of(&place, encryption.is_some()));
+                Kind::Http(http::Talk::new(path, &host, status))
             }
             CheckKind::Redis { role, user, .. } => {
-                Conversation::Redis(redis::Talk::new(*role, user.clone(), secret))
+                Kind::Redis(redis::Talk::new(*role, user.clone(), secret))
             }
+        };
+        let host = match (&check.at, &place) {
+            (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
+            (_, Place::Tcp(_)) => host_in(text).to_owned(),
+            (_, Place::Unix(_)) => "localhost".to_owned(),
         };
         Self {
             place,
-            conversation,
+            kind,
             header,
+            encryption,
+            host,
             timeout: check.timeout,
             patience: PATIENCE.min(check.fast_interval / 2),
         }
@@ -131,83 +232,142 @@ impl Probe {
     /// One check, under one deadline from the connect to the answer. Whoever has answered is still to be taken leave of.
     pub async fn ask(&self) -> (Report, Option<Farewell>) {
         let began = Instant::now();
+        let mut talk = self.kind.talk();
         let mut course = Course {
             stage: "connecting",
             heard: Vec::new(),
         };
-        let asked = timeout_at(began + self.timeout, self.talk(&mut course)).await;
-        let (answer, stream) = match asked {
-            Ok(Ok((answer, stream))) => (answer, Some(stream)),
+        let asked = timeout_at(began + self.timeout, self.converse(&mut *talk, &mut course)).await;
+        let heard = match &course.heard[..] {
+            [] => String::new(),
+            bytes => format!("; got {}", talk.show(bytes)),
+        };
+        let stage = course.stage;
+        let (answer, line) = match asked {
+            Ok(Ok((answer, line))) => (answer, Some(line)),
             Ok(Err(e)) => {
-                let error = transcript::error(&e);
-                let heard = self.conversation.quote(&course.heard);
-                let text = format!("{}: {error}{heard}", course.stage);
-                (Answer::new(CheckResult::of(&e), text), None)
+                let (result, error) = match tls::error(&e) {
+                    Some(error) => (CheckResult::Tls, error),
+                    None => (CheckResult::of(&e), transcript::error(&e)),
+                };
+                (
+                    Answer::new(result, format!("{stage}: {error}{heard}")),
+                    None,
+                )
             }
             Err(_) => {
-                let heard = self.conversation.quote(&course.heard);
-                let text = format!(
-                    "{}: no answer within {:?}{heard}",
-                    course.stage, self.timeout
-                );
+                let text = format!("{stage}: no answer within {:?}{heard}", self.timeout);
                 (Answer::new(CheckResult::Timeout, text), None)
             }
         };
         let report = Report {
             result: answer.result,
-            role: answer.role,
+            told: answer.told,
             transcript: answer.heard,
             took: began.elapsed(),
         };
-        (
-            report,
-            stream.map(|stream| Farewell {
-                stream,
-                patience: self.patience,
-            }),
-        )
+        let farewell = line.map(|line| Farewell {
+            line,
+            goodbye: answer.goodbye,
+            patience: self.patience,
+        });
+        (report, farewell)
     }
 
-    async fn talk(&self, course: &mut Course) -> io::Result<(Answer, Stream)> {
-        let mut stream = open(&self.place, &OPTIONS).await?;
-        let mut words = self.header.clone();
-        self.conversation.begin(&mut words);
-        course.stage = "sending";
-        write(&mut stream, &words).await?;
-        course.stage = "waiting for the answer";
-        if let Some(answer) = self.conversation.hear(&[], false) {
-            return Ok((answer, stream));
+    async fn converse(
+        &self,
+        talk: &mut dyn Talk,
+        course: &mut Course,
+    ) -> io::Result<(Answer, Line)> {
+        let mut line: Line = Box::new(Plain(open(&self.place, &OPTIONS).await?));
+        if !self.header.is_empty() {
+            course.stage = "sending";
+            line.write_all(&self.header).await?;
         }
-        let mut piece = [0; 1024];
+        if self.kind.is_encrypted_from_the_start() {
+            line = self.encrypt(line, course).await?;
+        }
+        let (mut total, mut ended) = (0, false);
         loop {
-            let most = piece.len().min(MOST - course.heard.len());
-            let n = poll_fn(|cx| stream.poll_read(cx, &mut piece[..most])).await?;
-            course.heard.extend_from_slice(&piece[..n]);
-            if let Some(answer) = self.conversation.hear(&course.heard, n == 0) {
-                return Ok((answer, stream));
-            }
-            let heard = || self.conversation.quote(&course.heard);
-            if n == 0 {
-                let text = format!("it closed before it had answered{}", heard());
-                return Ok((Answer::new(CheckResult::Closed, text), stream));
-            }
-            if course.heard.len() == MOST {
-                let text = format!("no end of the answer after {MOST} bytes{}", heard());
-                return Ok((Answer::new(CheckResult::Protocol, text), stream));
+            let (read, words) = match talk.hear(&course.heard, ended) {
+                Turn::Answer(answer) => return Ok((answer, line)),
+                Turn::Say { read, words } => (read, words),
+                Turn::Encrypt { read } => {
+                    course.heard.drain(..read);
+                    // Nobody has said anything since, or it was put there by somebody on the way.
+                    if !course.heard.is_empty() {
+                        let text = format!("got {} before TLS had begun", talk.show(&course.heard));
+                        return Ok((Answer::new(CheckResult::Protocol, text), line));
+                    }
+                    line = self.encrypt(line, course).await?;
+                    continue;
+                }
+                Turn::Wait => {
+                    course.stage = "waiting for the answer";
+                    let heard = || match &course.heard[..] {
+                        [] => String::new(),
+                        bytes => format!("; got {}", talk.show(bytes)),
+                    };
+                    if ended {
+                        let text = format!("it closed before it had answered{}", heard());
+                        return Ok((Answer::new(CheckResult::Closed, text), line));
+                    }
+                    if total == MOST {
+                        let text = format!("no end of the answer after {MOST} bytes{}", heard());
+                        return Ok((Answer::new(CheckResult::Protocol, text), line));
+                    }
+                    let mut piece = [0; 1024];
+                    let most = piece.len().min(MOST - total);
+                    let n = read_some(&mut line, &mut piece[..most]).await?;
+                    course.heard.extend_from_slice(&piece[..n]);
+                    total += n;
+                    ended = n == 0;
+                    continue;
+                }
+            };
+            course.heard.drain(..read);
+            if !words.is_empty() {
+                course.stage = "sending";
+                line.write_all(&words).await?;
+                line.flush().await?;
             }
         }
     }
+
+    async fn encrypt(&self, line: Line, course: &mut Course) -> io::Result<Line> {
+        course.stage = "beginning TLS";
+        match &self.encryption {
+            Some(encryption) => encryption.begin(line, &self.host).await,
+            None => Ok(line),
+        }
+    }
+}
+
+/// The end of a TLS connection without a goodbye is an end: what was said is judged, not how it ended.
+async fn read_some(line: &mut Line, piece: &mut [u8]) -> io::Result<usize> {
+    match line.read(piece).await {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        read => read,
+    }
+}
+
+/// The host of an address text of the configuration, as a certificate names it.
+fn host_in(text: &str) -> &str {
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// How far a check has come, to be told when its time is over.
 struct Course {
     stage: &'static str,
+    /// And is not dealt with.
     heard: Vec<u8>,
 }
 
 /// A server that is still to be told that this is all. The verdict does not wait for it.
 pub struct Farewell {
-    stream: Stream,
+    line: Line,
+    goodbye: Vec<u8>,
     patience: Duration,
 }
 
@@ -216,11 +376,12 @@ impl Farewell {
     /// with unread bytes in it is a reset.
     pub async fn say(mut self) {
         let leave = async {
-            poll_fn(|cx| self.stream.shutdown_write(cx)).await?;
+            self.line.write_all(&self.goodbye).await?;
+            self.line.shutdown().await?;
             let mut rest = [0; 2048];
             let mut read = 0;
             while read < FAREWELL {
-                match poll_fn(|cx| self.stream.poll_read(cx, &mut rest)).await? {
+                match self.line.read(&mut rest).await? {
                     0 => break,
                     n => read += n,
                 }
@@ -232,43 +393,38 @@ impl Farewell {
     }
 }
 
-impl Conversation {
-    fn begin(&self, words: &mut Vec<u8>) {
+impl Kind {
+    fn talk(&self) -> Box<dyn Talk + '_> {
+        let mut words = Vec::new();
         match self {
-            Self::Tcp => {}
-            Self::Expect(talk) => words.extend_from_slice(talk.says()),
-            Self::Http(talk) => words.extend_from_slice(talk.says()),
-            Self::Redis(talk) => talk.say(words),
+            Self::Tcp => once(words, false, |_, _| {
+                Some(Answer::new(CheckResult::Ok, "connected"))
+            }),
+            Self::Expect(talk) => once(talk.says().to_vec(), false, |bytes, ended| {
+                talk.hear(bytes, ended)
+            }),
+            Self::Http(talk) => once(talk.says().to_vec(), false, |bytes, _| talk.hear(bytes)),
+            Self::Redis(talk) => {
+                talk.say(&mut words);
+                once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
+            }
         }
     }
 
-    /// `bytes` is everything that has come so far; `ended`: nothing more will. `None`: it is no answer yet.
-    fn hear(&self, bytes: &[u8], ended: bool) -> Option<Answer> {
-        match self {
-            Self::Tcp => Some(Answer::new(CheckResult::Ok, "connected")),
-            Self::Expect(talk) => talk.hear(bytes, ended),
-            Self::Http(talk) => talk.hear(bytes),
-            Self::Redis(talk) => talk.hear(bytes),
-        }
-    }
-
-    /// What has come, for the transcript, as far as it may be shown.
-    fn quote(&self, bytes: &[u8]) -> String {
-        match self {
-            _ if bytes.is_empty() => String::new(),
-            // An echo of what was said would hold the password.
-            Self::Redis(talk) if talk.has_secret() => format!("; got {} bytes", bytes.len()),
-            _ => format!("; got {}", transcript::quote(bytes)),
-        }
+    /// Where the protocol has no way of beginning in the clear.
+    fn is_encrypted_from_the_start(&self) -> bool {
+        matches!(self, Self::Http(_) | Self::Redis(_))
     }
 }
 
-async fn write(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match poll_fn(|cx| stream.poll_write(cx, bytes)).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => bytes = &bytes[n..],
-        }
-    }
-    Ok(())
+fn once<'a>(
+    words: Vec<u8>,
+    hides: bool,
+    hear: impl FnMut(&[u8], bool) -> Option<Answer> + Send + 'a,
+) -> Box<dyn Talk + 'a> {
+    Box::new(Once {
+        words: Some(words),
+        hear,
+        hides,
+    })
 }

@@ -81,6 +81,10 @@ words! {
         Loading = "loading",
         /// A replica that has lost its primary and answers nothing until it is back.
         MasterDown = "master_down",
+        /// A certain answer, and too far behind.
+        Lagging = "lagging",
+        /// No encryption could be agreed on, or the certificate is not to be trusted.
+        Tls = "tls",
         /// A shortage of our own: it says nothing about the backend.
         Local = "local",
     }

@@ -13,7 +13,7 @@ use crate::{
     metrics::Exporter,
     plan::{self, Place, Plan},
     pool::Pool,
-    probe::Secret,
+    probe::Means,
     reason::CloseReason,
     service::{Process, Service, Warned},
     sessions::Sessions,
@@ -90,7 +90,7 @@ impl Server {
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
-        let secrets = secrets(&plan)?;
+        let means = means(&plan)?;
         let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
@@ -157,7 +157,7 @@ impl Server {
             names.push((service.plan.name.clone(), listening.place));
         }
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
-        for ((pool, upstream), secret) in pools.iter().zip(&plan.upstreams).zip(secrets) {
+        for ((pool, upstream), means) in pools.iter().zip(&plan.upstreams).zip(means) {
             let changed = Arc::new(Notify::new());
             resolve::keep_fresh(
                 Arc::clone(pool),
@@ -171,7 +171,7 @@ impl Server {
                     pool,
                     check,
                     upstream.send_proxy,
-                    secret,
+                    means,
                     leaving,
                     &process.journal,
                     &stop_checks,
@@ -258,9 +258,9 @@ impl std::fmt::Display for StartErrors {
     }
 }
 
-/// The passwords that the checks of each upstream need, or everything that is wrong with them.
-fn secrets(plan: &Plan) -> Result<Vec<Option<Secret>>, StartErrors> {
-    let found = plan.upstreams.iter().map(checks::secret);
+/// The passwords and certificates that the checks of each upstream need, or everything that is wrong with them.
+fn means(plan: &Plan) -> Result<Vec<Means>, StartErrors> {
+    let found = plan.upstreams.iter().map(checks::means);
     let (good, bad): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
     let errors: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
     if errors.is_empty() {

@@ -146,6 +146,9 @@ fn the_reference_shows_the_defaults() {
         kind = "redis"
         role = "replica"
         password_env = "REDIS_PASSWORD"
+        tls = "verify"
+        tls_ca = "/etc/tembuku/ca.pem"
+        tls_name = "redis.example.com"
         [upstreams.mail]
         backends = ["10.0.0.1:25"]
         [upstreams.mail.check]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    address, health_kind as kind,
+    address, health_kind as kind, health_tls as tls,
     keys::{CHECK, ON_LEAVE},
     listener::above_zero,
     report::Fault,
@@ -67,6 +67,7 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
             &[("up", Some(true)), ("down", Some(false))],
         ),
         at: read_at(&section),
+        tls: tls::read(&section),
         on_down,
         on_role_lost: if has_role {
             on_role_lost

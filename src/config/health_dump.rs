@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::dump::{key, quoted, time};
-use crate::plan::{Check, CheckAt, CheckKind, Expect, OnLeave, PasswordFrom, Role, Upstream};
+use crate::plan::{Check, CheckAt, CheckKind, Expect, OnLeave, PasswordFrom, Role, Tls, Upstream};
 
 /// What becomes of sessions, as far as it means something here.
 pub(super) fn write_actions(upstream: &Upstream, check: &Check, out: &mut String) -> fmt::Result {
@@ -32,6 +32,9 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
         CheckAt::Backend => {}
         CheckAt::Port(port) => writeln!(out, "port = {port}")?,
         CheckAt::Place(place) => writeln!(out, "address = {}", quoted(&place.to_string()))?,
+    }
+    if check.kind.speaks_tls() {
+        write_tls(&check.tls, out)?;
     }
     match &check.kind {
         CheckKind::Tcp => Ok(()),
@@ -72,6 +75,23 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
                 Some(PasswordFrom::Variable(name)) => {
                     writeln!(out, "password_env = {}", quoted(name))
                 }
+            }
+        }
+    }
+}
+
+fn write_tls(tls: &Tls, out: &mut String) -> fmt::Result {
+    match tls {
+        Tls::Off => writeln!(out, "tls = \"off\""),
+        Tls::Require => writeln!(out, "tls = \"require\""),
+        Tls::Verify { ca, name } => {
+            writeln!(out, "tls = \"verify\"")?;
+            if let Some(path) = ca {
+                writeln!(out, "tls_ca = {}", quoted(&path.to_string_lossy()))?;
+            }
+            match name {
+                Some(name) => writeln!(out, "tls_name = {}", quoted(name)),
+                None => Ok(()),
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The kinds of checks, and the keys of each.
 
+use std::path::PathBuf;
+
 use super::{
     health_bytes::{one_of, quarrel, read_expect},
     report::Fault,
@@ -26,20 +28,23 @@ const KINDS: &Words<Kind> = &[
     ("dns", None),
 ];
 
-/// Keys that mean something to one kind alone.
-const OWNERS: [(&str, Kind); 12] = [
-    ("send", Kind::SendExpect),
-    ("send_hex", Kind::SendExpect),
-    ("expect", Kind::SendExpect),
-    ("expect_hex", Kind::SendExpect),
-    ("expect_regex", Kind::SendExpect),
-    ("path", Kind::Http),
-    ("host", Kind::Http),
-    ("status", Kind::Http),
-    ("role", Kind::Redis),
-    ("user", Kind::Redis),
-    ("password_file", Kind::Redis),
-    ("password_env", Kind::Redis),
+/// Keys that mean something to some kinds only.
+const OWNERS: &[(&str, &[Kind])] = &[
+    ("send", &[Kind::SendExpect]),
+    ("send_hex", &[Kind::SendExpect]),
+    ("expect", &[Kind::SendExpect]),
+    ("expect_hex", &[Kind::SendExpect]),
+    ("expect_regex", &[Kind::SendExpect]),
+    ("path", &[Kind::Http]),
+    ("host", &[Kind::Http]),
+    ("status", &[Kind::Http]),
+    ("role", &[Kind::Redis]),
+    ("user", &[Kind::Redis]),
+    ("password_file", &[Kind::Redis]),
+    ("password_env", &[Kind::Redis]),
+    ("tls", &[Kind::Http, Kind::Redis]),
+    ("tls_ca", &[Kind::Http, Kind::Redis]),
+    ("tls_name", &[Kind::Http, Kind::Redis]),
 ];
 
 const ROLES: &Words<Option<Role>> = &[
@@ -62,12 +67,16 @@ pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
     }
     let words = KINDS.iter().map(|(word, kind)| (*word, kind.map(Some)));
     let kind = section.word("kind", None, &words.collect::<Vec<_>>())?;
-    for (key, owner) in OWNERS {
-        if let Some(value) = section.get(key).filter(|_| owner != kind) {
+    for (key, owners) in OWNERS {
+        if let Some(value) = section.get(key).filter(|_| !owners.contains(&kind)) {
+            let owners = owners.iter().map(|owner| format!("{:?}", word(*owner)));
             section.report.add(
                 &value.span(),
                 Fault::new(format!("`{key}` does nothing with kind = {:?}", word(kind))).hint(
-                    format!("it is for kind = {:?}; otherwise leave it out", word(owner)),
+                    format!(
+                        "it is for kind = {}; otherwise leave it out",
+                        owners.collect::<Vec<_>>().join(" or ")
+                    ),
                 ),
             );
         }
@@ -153,18 +162,21 @@ fn read_status(section: &Section<'_>) -> Vec<(u16, u16)> {
     ranges
 }
 
+/// A path that does not depend on where the process was started.
+pub(super) fn absolute(section: &Section<'_>, key: &str, hint: &str) -> Option<PathBuf> {
+    let Text { text, span } = section.text(key)?;
+    if !text.starts_with('/') || text.contains('\0') {
+        let fault = Fault::new(format!("`{key}` must be an absolute path")).hint(hint);
+        section.report.add(&span, fault);
+    }
+    Some(text.into())
+}
+
 fn read_redis(section: &Section<'_>) -> CheckKind {
     quarrel(section, &["password_file", "password_env"]);
-    let password = if let Some(Text { text, span }) = section.text("password_file") {
-        if !text.starts_with('/') || text.contains('\0') {
-            section.report.add(
-                &span,
-                Fault::new("`password_file` must be an absolute path").hint(
-                    "a file that holds the password alone, as in \"/etc/tembuku/redis.password\"",
-                ),
-            );
-        }
-        Some(PasswordFrom::File(text.into()))
+    let hint = "a file that holds the password alone, as in \"/etc/tembuku/redis.password\"";
+    let password = if let Some(path) = absolute(section, "password_file", hint) {
+        Some(PasswordFrom::File(path))
     } else if let Some(Text { text, span }) = section.text("password_env") {
         if text.is_empty() || text.contains(['=', '\0']) {
             section.report.add(

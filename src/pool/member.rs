@@ -5,7 +5,8 @@ use crate::{
     balance::{Average, FULL},
     health::{FailRule, Passive, Verdict},
     metrics::BackendMetrics,
-    plan::{self, Place, Role},
+    plan::{self, Place},
+    probe::Told,
     reason::CheckResult,
 };
 use std::{
@@ -42,7 +43,7 @@ pub struct Checked {
     pub at: Instant,
     pub took: Duration,
     pub result: CheckResult,
-    pub role: Option<Role>,
+    pub told: Told,
     pub transcript: String,
 }
 

@@ -82,7 +82,7 @@ impl Pool {
                     .and_then(|averages| averages.reduce(f64::min)),
                 since: members.iter().filter_map(|m| m.verdict_since).max(),
                 roles: self.hears_roles.then(|| {
-                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.role);
+                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.told.role);
                     members.iter().filter_map(role).collect()
                 }),
                 checked: members
@@ -113,7 +113,8 @@ fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
             let latest = latest.filter(|r| !matches!(r, CheckResult::Ok | CheckResult::Local));
             format!("its check says: {}", latest.unwrap_or(result).word())
         }
-        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.role) {
+        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.told.role)
+        {
             Some(role) => format!("its role is {}", role.word()),
             None => "it has another role".to_owned(),
         },

@@ -42,6 +42,7 @@ fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
             fall: 1,
             start_up,
             at: CheckAt::Backend,
+            tls: plan::Tls::Off,
             on_down: OnLeave::Keep,
             on_role_lost: OnLeave::Close,
             on_recover: OnLeave::Keep,
@@ -63,7 +64,7 @@ fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> boo
         at: now,
         took: Duration::ZERO,
         result: CheckResult::Ok,
-        role: None,
+        told: crate::probe::Told::default(),
         transcript: String::new(),
     };
     let change = Change {

@@ -53,12 +53,13 @@ impl Talk {
 }
 
 /// What stands after `Host:` where the configuration names no host.
-pub(super) fn host_of(place: &Place) -> String {
+pub(super) fn host_of(place: &Place, encrypted: bool) -> String {
+    let default = if encrypted { 443 } else { 80 };
     match place {
-        Place::Tcp(address) if address.port() == 80 && address.is_ipv4() => {
+        Place::Tcp(address) if address.port() == default && address.is_ipv4() => {
             address.ip().to_string()
         }
-        Place::Tcp(address) if address.port() == 80 => format!("[{}]", address.ip()),
+        Place::Tcp(address) if address.port() == default => format!("[{}]", address.ip()),
         Place::Tcp(address) => address.to_string(),
         Place::Unix(_) => "localhost".to_owned(),
     }

@@ -109,7 +109,7 @@ impl Talk {
                 ..refused
             },
         };
-        answer.role = role;
+        answer.told.role = role;
         Ok(answer)
     }
 
@@ -230,7 +230,7 @@ mod tests {
             );
         }
         let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
-        assert_eq!(answer.and_then(|a| a.role), replica);
+        assert_eq!(answer.and_then(|a| a.told.role), replica);
     }
 
     #[test]

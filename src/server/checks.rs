@@ -6,9 +6,9 @@ use crate::{
     balance::Chance,
     health::{Change, Judge, Rule, Schedule, Verdict},
     journal::{Event, Journal},
-    plan::{Check, CheckKind, PasswordFrom, SendProxy, Upstream},
+    plan::{Check, SendProxy, Upstream},
     pool::{Checked, Pool},
-    probe::{Probe, Report, Secret},
+    probe::{Encryption, Means, Probe, Report, Secret},
     reason::CheckResult,
 };
 use ahash::RandomState;
@@ -29,7 +29,7 @@ pub(super) struct Checks {
     pool: Arc<Pool>,
     check: Check,
     send_proxy: SendProxy,
-    secret: Mutex<Option<Secret>>,
+    means: Mutex<Means>,
     leaving: Leaving,
     journal: Arc<Journal>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
@@ -37,21 +37,18 @@ pub(super) struct Checks {
     stop: CancellationToken,
 }
 
-/// The password that the checks of an upstream need, if they do.
-pub(super) fn secret(upstream: &Upstream) -> Result<Option<Secret>, String> {
-    match password(upstream.check.as_ref()) {
-        None => Ok(None),
-        Some(from) => Secret::load(from)
-            .map(Some)
-            .map_err(|e| format!("upstream {}: check: {e}", upstream.name)),
-    }
-}
-
-fn password(check: Option<&Check>) -> Option<&PasswordFrom> {
-    match &check?.kind {
-        CheckKind::Redis { password, .. } => password.as_ref(),
-        _ => None,
-    }
+/// What the checks of an upstream need: its password and certificates.
+pub(super) fn means(upstream: &Upstream) -> Result<Means, String> {
+    let Some(check) = &upstream.check else {
+        return Ok(Means::default());
+    };
+    let secret = check.kind.password().map(Secret::load).transpose();
+    let encryption = Encryption::load(&check.tls);
+    let named = |e| format!("upstream {}: check: {e}", upstream.name);
+    Ok(Means {
+        secret: secret.map_err(named)?,
+        encryption: encryption.map_err(named)?,
+    })
 }
 
 impl Checks {
@@ -59,7 +56,7 @@ impl Checks {
         pool: &Arc<Pool>,
         check: &Check,
         send_proxy: SendProxy,
-        secret: Option<Secret>,
+        means: Means,
         leaving: Leaving,
         journal: &Arc<Journal>,
         stop: &CancellationToken,
@@ -68,7 +65,7 @@ impl Checks {
             pool: Arc::clone(pool),
             check: check.clone(),
             send_proxy,
-            secret: Mutex::new(secret),
+            means: Mutex::new(means),
             leaving,
             journal: Arc::clone(journal),
             hurry: Notify::new(),
@@ -105,23 +102,30 @@ impl Checks {
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
-        let secret = self
-            .secret
+        let means = self
+            .means
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        Probe::new(&backend.place, &self.check, self.send_proxy, secret)
+        Probe::new(
+            &backend.place,
+            backend.text(),
+            &self.check,
+            self.send_proxy,
+            means,
+        )
     }
 
     /// Reads the password again: it may have become another one. Apart from the event loop, which a file on a network
     /// must not stop.
     async fn look_for_new_secret(&self) {
-        let Some(from) = password(Some(&self.check)).cloned() else {
+        let Some(from) = self.check.kind.password().cloned() else {
             return;
         };
         let read = tokio::task::spawn_blocking(move || Secret::load(&from)).await;
         if let Ok(Ok(new)) = read {
-            *self.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
+            let mut means = self.means.lock().unwrap_or_else(PoisonError::into_inner);
+            means.secret = Some(new);
         }
     }
 }
@@ -186,7 +190,7 @@ impl One {
             at: now,
             took: report.took,
             result: report.result,
-            role: report.role,
+            told: report.told.clone(),
             transcript: report.transcript.clone(),
         };
         let anybody = checks.pool.checked(&self.backend, checked, change, now);

@@ -1,7 +1,7 @@
 // Arbitrary plans, texts and mutations, and what holds for all of them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use proptest::{
     collection::vec,
@@ -165,6 +165,13 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     prop_oneof![Just(CheckKind::Tcp), talk, http, redis]
 }
 
+fn tls() -> impl Strategy<Value = Tls> {
+    let ca = option::of(unix().prop_map(PathBuf::from));
+    let name = option::of("[a-z]{1,9}(\\.[a-z]{1,9}){0,2}|10\\.0\\.0\\.[1-9]");
+    let verify = (ca, name).prop_map(|(ca, name)| Tls::Verify { ca, name });
+    prop_oneof![Just(Tls::Off), Just(Tls::Require), verify]
+}
+
 fn check_plan() -> impl Strategy<Value = Check> {
     let at = prop_oneof![
         Just(CheckAt::Backend),
@@ -180,6 +187,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
         counts,
         any::<bool>(),
         at,
+        tls(),
         (on_leave(), on_leave(), on_leave()),
     )
         .prop_map(
@@ -190,8 +198,10 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 (rise, fall),
                 start_up,
                 at,
+                tls,
                 (on_down, on_role_lost, on_recover),
             )| Check {
+                tls: if kind.speaks_tls() { tls } else { Tls::Off },
                 // Without a role there is none to lose.
                 on_role_lost: if kind.role().is_some() {
                     on_role_lost

@@ -1,0 +1,50 @@
+//! What a primary can prove about whose turn it is.
+
+/// As far as the protocol tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Epoch {
+    /// PostgreSQL: a promotion begins a new timeline.
+    Timeline(u32),
+    /// Redis: the data set has a name; a replica that is promoted gives it a new one, and remembers the one before.
+    Replication { id: String, before: Option<String> },
+}
+
+impl Epoch {
+    /// Whether whoever says this was promoted after `other`; false where that cannot be told.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Timeline(mine), Self::Timeline(theirs)) => mine > theirs,
+            (
+                Self::Replication {
+                    before: Some(before),
+                    ..
+                },
+                Self::Replication { id, .. },
+            ) => before == id,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_where_it_can_be_told() {
+        let redis = |id: &str, before: Option<&str>| Epoch::Replication {
+            id: id.into(),
+            before: before.map(str::to_owned),
+        };
+        for (one, other, newer, older) in [
+            (Epoch::Timeline(2), Epoch::Timeline(1), true, false),
+            (Epoch::Timeline(2), Epoch::Timeline(2), false, false),
+            (redis("b", Some("a")), redis("a", None), true, false),
+            (redis("b", None), redis("a", None), false, false),
+            (redis("b", None), Epoch::Timeline(1), false, false),
+        ] {
+            assert_eq!(one.is_newer_than(&other), newer, "{one:?} {other:?}");
+            assert_eq!(other.is_newer_than(&one), older, "{other:?} {one:?}");
+        }
+    }
+}

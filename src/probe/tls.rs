@@ -1,0 +1,142 @@
+//! TLS to a server that is checked.
+
+use super::line::Line;
+use crate::plan::Tls;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+use std::{io, path::Path, sync::Arc};
+use tokio_rustls::TlsConnector;
+
+/// How to get from a plain line to one inside TLS.
+#[derive(Clone)]
+pub struct Encryption {
+    connector: TlsConnector,
+    /// Who the server must be able to prove to be; `None`: the host or address that is asked.
+    name: Option<ServerName<'static>>,
+}
+
+impl Encryption {
+    /// `None` where there is to be none. The error tells what is wrong and where.
+    pub fn load(tls: &Tls) -> Result<Option<Self>, String> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let algorithms = provider.signature_verification_algorithms;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| format!("TLS: {e}"))?;
+        let (config, name) = match tls {
+            Tls::Off => return Ok(None),
+            Tls::Require => {
+                let anybody = Arc::new(Anybody(algorithms));
+                let builder = builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(anybody);
+                (builder.with_no_client_auth(), None)
+            }
+            Tls::Verify { ca, name } => {
+                let roots = match ca {
+                    Some(path) => read(path)?,
+                    None => system()?,
+                };
+                let name = name.as_deref().map(server_name).transpose()?;
+                let builder = builder.with_root_certificates(roots);
+                (builder.with_no_client_auth(), name)
+            }
+        };
+        Ok(Some(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            name,
+        }))
+    }
+
+    pub(super) async fn begin(&self, line: Line, host: &str) -> io::Result<Line> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => server_name(host).map_err(io::Error::other)?,
+        };
+        Ok(Box::new(self.connector.connect(name, line).await?))
+    }
+}
+
+/// Whether an error came from TLS and not from the network; then in words.
+pub(super) fn error(e: &io::Error) -> Option<String> {
+    let tls = e.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(tls.to_string())
+}
+
+/// A host name or an address, without a port.
+fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| format!("{text:?} is no name for a certificate"))
+}
+
+fn read(path: &Path) -> Result<RootCertStore, String> {
+    let problem = |e: &dyn std::fmt::Display| {
+        format!("cannot read certificates from {}: {e}", path.display())
+    };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| problem(&e))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|e| problem(&e))?;
+        roots.add(certificate).map_err(|e| problem(&e))?;
+    }
+    if roots.is_empty() {
+        return Err(problem(&"there is none in it"));
+    }
+    Ok(roots)
+}
+
+fn system() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // Some systems carry a few that are broken.
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(
+            "this system has no certificates to verify by: name a file with `tls_ca`".to_owned(),
+        );
+    }
+    Ok(roots)
+}
+
+/// Takes any certificate: against listeners on the way, not against those who put themselves in it.
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
