@@ -118,6 +118,7 @@ fn pool(c: &mut Criterion) {
                 resolve_interval: None,
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
+                fail_on_reset: false,
                 check: None,
             };
             let upstream: Arc<str> = name.into();

@@ -155,6 +155,8 @@ pub struct Upstream {
     /// Whether a name that does not resolve at the start is an error.
     pub resolve_required: bool,
     pub send_proxy: SendProxy,
+    /// Whether a session that the backend resets before the first byte of an answer counts as a failed connect.
+    pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
 }

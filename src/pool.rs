@@ -44,6 +44,8 @@ pub struct Pool {
     /// Whether the check hears what role a backend has.
     hears_roles: bool,
     inner: Mutex<Inner>,
+    /// Whether a connect proves nothing before an answer has begun.
+    pub fail_on_reset: bool,
     /// Whether a backend here has been heard before its client said anything.
     speaks_first: AtomicBool,
 }
@@ -168,6 +170,7 @@ impl Pool {
             balance: plan.balance.clone(),
             configured,
             inner: Mutex::new(inner),
+            fail_on_reset: plan.fail_on_reset,
             speaks_first: AtomicBool::new(false),
         }
     }
@@ -250,7 +253,7 @@ impl Pool {
         AfterFailure::StillIn
     }
 
-    /// A connect to the backend that `search` picked last succeeded.
+    /// A connect to the backend that `search` picked last succeeded. Where that alone proves nothing, `answered` follows.
     pub fn succeeded(&self, search: &Search, now: Instant) -> AfterSuccess {
         let mut inner = self.lock();
         // Nobody has failed, and nobody was left: there is nothing to do.
@@ -266,23 +269,23 @@ impl Pool {
                 false => AfterSuccess::Nothing,
             };
         };
-        let member = &mut inner.members[i];
-        let was_out = member.is_failed();
-        member.passive.succeeded();
-        let back = was_out && !member.is_failed();
-        if back {
-            member.start_slowly(now);
-            member.backend.metrics.entered(BackendState::Up);
-        }
-        let left = member.left != search.left;
-        if !inner.all_plain {
-            inner.all_plain = inner.members.iter().all(Member::is_plain);
-        }
+        let left = inner.members[i].left != search.left;
+        let back = !self.fail_on_reset && inner.is_good(i, now);
         match (left, back) {
             (true, _) => AfterSuccess::Left,
             (false, true) => AfterSuccess::Back,
             (false, false) => AfterSuccess::Nothing,
         }
+    }
+
+    /// The first byte of an answer came from a backend whose connect alone proved nothing. Whether it is back by that.
+    pub fn answered(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+        let mut inner = self.lock();
+        if inner.all_plain {
+            return false;
+        }
+        let i = position(&inner.members, backend);
+        i.is_some_and(|i| inner.is_good(i, now))
     }
 
     /// The addresses that there are now, without those that the configuration has taken out, and with those that the
@@ -407,6 +410,22 @@ impl Inner {
     fn find(&mut self, backend: &Arc<Backend>) -> Option<&mut Member> {
         let mut all = self.members.iter_mut().chain(&mut self.departed);
         all.find(|m| Arc::ptr_eq(&m.backend, backend))
+    }
+
+    /// A session found this one good. Whether it had failed, and is back.
+    fn is_good(&mut self, i: usize, now: Instant) -> bool {
+        let member = &mut self.members[i];
+        let was_out = member.is_failed();
+        member.passive.succeeded();
+        let back = was_out && !member.is_failed();
+        if back {
+            member.start_slowly(now);
+            member.backend.metrics.entered(BackendState::Up);
+        }
+        if !self.all_plain {
+            self.all_plain = self.members.iter().all(Member::is_plain);
+        }
+        back
     }
 
     fn add_time(&mut self, member: usize, time: Duration, now: Instant) {

@@ -52,13 +52,22 @@ pub struct Reached {
 #[derive(Default)]
 pub struct Opening {
     pub first: Option<Box<First>>,
+    /// Whom to tell of the backend's first byte.
+    pub awaiting: Awaiting,
+}
+
+/// Those who want to know that an answer has begun.
+#[derive(Default)]
+pub struct Awaiting {
     /// Where the policy asks how long an answer takes.
     pub clock: Option<Box<Clock>>,
+    /// Where only an answer proves that a backend is well.
+    pub proof: Option<Box<dyn FnOnce(Instant) + Send>>,
 }
 
 /// The backend's first byte.
 enum Answer {
-    Awaited(Option<Box<Clock>>),
+    Awaited(Option<Box<Awaiting>>),
     Begun(Instant),
 }
 
@@ -86,7 +95,10 @@ pub async fn relay(
     plan: &plan::Listener,
     tally: &Tally<'_>,
 ) -> Outcome {
-    let Opening { first, clock } = *reached.opening.take().unwrap_or_default();
+    let (first, awaiting) = match reached.opening.take().map(|opening| *opening) {
+        Some(Opening { first, awaiting }) => (first, awaiting.if_any()),
+        None => (None, None),
+    };
     let outcome = Relay {
         client: &mut *client,
         backend: &mut reached.stream,
@@ -98,7 +110,7 @@ pub async fn relay(
         begun: false,
         last_activity: Instant::now(),
         armed: None,
-        answer: Answer::Awaited(clock),
+        answer: Answer::Awaited(awaiting),
         timer: sleep_until(Instant::now().into()),
     }
     .await;
@@ -111,6 +123,22 @@ pub async fn relay(
         _ => {}
     }
     outcome
+}
+
+impl Awaiting {
+    /// In a box, since most sessions have nobody to tell.
+    fn if_any(self) -> Option<Box<Self>> {
+        (self.clock.is_some() || self.proof.is_some()).then(|| Box::new(self))
+    }
+
+    fn look(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+        if let Some(clock) = &mut self.clock {
+            clock.look(has_asked, has_answered, now);
+        }
+        if has_answered && let Some(proof) = self.proof.take() {
+            proof(now);
+        }
+    }
 }
 
 /// A backend may be one that accepts headers, and must not be told by just anybody who the client is.
@@ -187,9 +215,9 @@ impl Parts<'_, '_> {
                 break;
             }
         }
-        if let Answer::Awaited(clock) = &mut self.answer {
-            if let Some(clock) = clock {
-                clock.look(self.up.has_begun, self.down.has_begun, now);
+        if let Answer::Awaited(awaiting) = &mut self.answer {
+            if let Some(awaiting) = awaiting {
+                awaiting.look(self.up.has_begun, self.down.has_begun, now);
             }
             if self.down.has_begun {
                 *self.answer = Answer::Begun(now);

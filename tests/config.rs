@@ -233,6 +233,7 @@ fn defaults_are_what_the_outside_promises() {
             resolve_interval: Some(seconds(30)),
             resolve_required: true,
             send_proxy: SendProxy::Off,
+            fail_on_reset: false,
             check: None,
         }]
     );

@@ -142,6 +142,7 @@ fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
     };
     writeln!(out, "send_proxy = {}", quoted(version))?;
     writeln!(out, "send_proxy_tlvs = {tlvs}")?;
+    writeln!(out, "fail_on_reset = {}", upstream.fail_on_reset)?;
     if let Some(check) = &upstream.check {
         health_dump::write_actions(upstream, check, out)?;
         health_dump::write_check(&upstream.name, check, out)?;

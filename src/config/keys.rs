@@ -106,6 +106,7 @@ pub(super) static UPSTREAM: Keys = Keys {
         "resolve_required",
         "send_proxy",
         "send_proxy_tlvs",
+        "fail_on_reset",
         "check",
         "on_down",
         "on_role_lost",

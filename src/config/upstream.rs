@@ -26,6 +26,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
         resolve_interval: section.limit("resolve_interval", Duration::from_secs(30)),
         resolve_required: section.flag("resolve_required", true),
         send_proxy: read_send_proxy(name, section),
+        fail_on_reset: section.flag("fail_on_reset", false),
         check: health::read(name, section),
     };
     if name.is_some() && section.get("backends").is_none() {

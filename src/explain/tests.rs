@@ -59,6 +59,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         resolve_interval: None,
         resolve_required: true,
         send_proxy: SendProxy::Off,
+        fail_on_reset: false,
         check: None,
     }
 }

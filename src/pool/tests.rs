@@ -33,6 +33,7 @@ fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
         resolve_interval: None,
         resolve_required: true,
         send_proxy: SendProxy::Off,
+        fail_on_reset: false,
         check: Some(Check {
             kind: CheckKind::Tcp,
             interval: second,

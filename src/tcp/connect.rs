@@ -7,12 +7,13 @@ use crate::{
     plan::Place,
     pool::{AfterFailure, AfterSuccess, Clock, Search},
     reason::{CloseReason, ConnectError},
-    relay::{Opening, Reached},
+    relay::{Awaiting, Opening, Reached},
     service::Service,
     sessions::Session,
     sys::socket::{PeerNow, peer_now},
 };
 use std::{
+    fmt::Display,
     future::poll_fn,
     io,
     pin::pin,
@@ -53,7 +54,7 @@ enum Failure {
 
 /// Tries backends until one answers, each at most once.
 pub(super) async fn connect(
-    service: &Service,
+    service: &Arc<Service>,
     client: &Stream,
     session: &Session,
     attempts: &mut Vec<Attempt>,
@@ -106,9 +107,13 @@ pub(super) async fn connect(
                 }
                 note("ok");
                 let clock = clock.and_then(|clock| clock.connected(now));
-                let opening = clock.map(|clock| {
+                let awaiting = Awaiting {
+                    clock,
+                    proof: service.pool.fail_on_reset.then(|| proof(service, backend)),
+                };
+                let opening = (awaiting.clock.is_some() || awaiting.proof.is_some()).then(|| {
                     Box::new(Opening {
-                        clock: Some(clock),
+                        awaiting,
                         ..Opening::default()
                     })
                 });
@@ -150,17 +155,7 @@ fn may_stay(
     session.set_backend(backend.id);
     match service.pool.succeeded(search, now) {
         AfterSuccess::Nothing => {}
-        AfterSuccess::Back => {
-            tracing::info!(upstream = %service.pool.name, backend = %backend.text(),
-                from = "failed", to = "up", "backend is back");
-            service.process.journal.passive(
-                &service.pool.name,
-                backend,
-                "failed",
-                "up",
-                "connected",
-            );
-        }
+        AfterSuccess::Back => tell_that_it_is_back(service, backend, "connected"),
         AfterSuccess::Left => {
             session.set_backend(0);
             return false;
@@ -169,14 +164,50 @@ fn may_stay(
     true
 }
 
+fn tell_that_it_is_back(service: &Service, backend: &Backend, reason: &'static str) {
+    let upstream = &service.pool.name;
+    tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason, "backend is back");
+    let journal = &service.process.journal;
+    journal.passive(upstream, backend, "failed", "up", reason);
+}
+
+/// What is to be done when an answer of this backend begins.
+fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
+    let (service, backend) = (Arc::clone(service), Arc::clone(backend));
+    Box::new(move |now| {
+        if service.pool.answered(&backend, now) {
+            tell_that_it_is_back(&service, &backend, "answered");
+        }
+    })
+}
+
+/// A session was reset before anything had come from its backend.
+pub(super) fn reset_unanswered(service: &Service, backend: &Arc<Backend>) {
+    if service.pool.fail_on_reset {
+        blame(
+            service,
+            backend,
+            "reset",
+            "the session was reset before the first byte of an answer",
+        );
+    }
+}
+
 fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io::Error) {
-    let (upstream, text) = (&service.pool.name, backend.text());
-    tracing::debug!(%upstream, backend = %text, reason = error.word(), error = %e, "connect failed");
-    if error.blames_backend() && service.pool.failed(backend, Instant::now()) == AfterFailure::Out {
-        tracing::warn!(%upstream, backend = %text, from = "up", to = "failed",
-            reason = error.word(), error = %e, "backend is left out");
+    tracing::debug!(upstream = %service.pool.name, backend = %backend.text(), reason = error.word(), error = %e,
+        "connect failed");
+    if error.blames_backend() {
+        blame(service, backend, error.word(), e);
+    }
+}
+
+fn blame(service: &Service, backend: &Arc<Backend>, reason: &'static str, error: impl Display) {
+    let upstream = &service.pool.name;
+    if service.pool.failed(backend, Instant::now()) == AfterFailure::Out {
+        tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error,
+            "backend is left out");
         let journal = &service.process.journal;
-        journal.passive(upstream, backend, "up", "failed", error.word());
+        journal.passive(upstream, backend, "up", "failed", reason);
     }
 }
 

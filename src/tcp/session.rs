@@ -54,6 +54,9 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
             };
             let outcome =
                 relay::relay(&mut client, &mut connected.reached, &service.plan, &tally).await;
+            if outcome.reason == CloseReason::BackendReset && outcome.first_byte.is_none() {
+                connect::reset_unanswered(service, backend);
+            }
             End {
                 reason: outcome.reason,
                 backend: Some(Arc::clone(backend.text())),
@@ -114,7 +117,7 @@ enum NotOpened {
 
 /// All that comes before bytes are relayed: who the client is, whether it may come in, and a backend for it.
 async fn open(
-    service: &Service,
+    service: &Arc<Service>,
     client: &mut Stream,
     session: &Session,
     accepted: Instant,

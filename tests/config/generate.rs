@@ -242,7 +242,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         vec(backend(), 1..5),
         option::of(long()),
         any::<bool>(),
-        (send_proxy(), option::of(check_plan())),
+        (send_proxy(), any::<bool>(), option::of(check_plan())),
     )
         .prop_map(
             |(
@@ -251,7 +251,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 mut backends,
                 resolve_interval,
                 resolve_required,
-                (send_proxy, mut check),
+                (send_proxy, fail_on_reset, mut check),
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
@@ -278,6 +278,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     resolve_interval,
                     resolve_required,
                     send_proxy,
+                    fail_on_reset,
                     check,
                 }
             },

@@ -27,6 +27,7 @@ mod demo;
 mod events_nginx;
 mod every_policy;
 mod explain;
+mod fail_on_reset;
 mod failover;
 mod harness_itself;
 mod hash_nginx;
