@@ -1,10 +1,14 @@
 //! One address of one backend, live: it outlives the pools that it is a member of.
 
 use crate::{metrics::BackendMetrics, plan::Place};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
+use tokio::sync::Notify;
 
 #[derive(Debug)]
 pub struct Backend {
@@ -14,6 +18,8 @@ pub struct Backend {
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
+    /// Rings when the last session has left.
+    emptied: Notify,
     /// Sessions that wait for it, where the policy compares how long that takes.
     pub waiting: AtomicU64,
 }
@@ -26,6 +32,7 @@ impl Backend {
             place,
             metrics,
             active: AtomicU64::default(),
+            emptied: Notify::new(),
             waiting: AtomicU64::default(),
         }
     }
@@ -37,6 +44,18 @@ impl Backend {
 
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
+    }
+
+    /// Until there is no session on it.
+    pub async fn empty(&self) {
+        let mut emptied = pin!(self.emptied.notified());
+        // First to listen, then to look: who leaves in between is heard.
+        emptied.as_mut().enable();
+        while self.active() > 0 {
+            emptied.as_mut().await;
+            emptied.set(self.emptied.notified());
+            emptied.as_mut().enable();
+        }
     }
 }
 
@@ -60,7 +79,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.active.fetch_sub(1, Relaxed);
+        if self.backend.active.fetch_sub(1, Relaxed) == 1 {
+            self.backend.emptied.notify_waiters();
+        }
         self.backend.metrics.active.fetch_sub(1, Relaxed);
     }
 }

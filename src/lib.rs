@@ -13,6 +13,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod explain;
+pub mod following;
 pub mod health;
 pub mod journal;
 pub mod lines;

@@ -48,6 +48,12 @@ pub struct BackendMetrics {
     pub counts: Sharded<BackendCounts>,
     pub active: AtomicU64,
     pub connect_duration: Histogram,
+    /// Of all backends of the upstream: from the first doubt to the verdict...
+    pub doubt_duration: Histogram,
+    /// ... from there until no session was left...
+    pub leave_duration: Histogram,
+    /// ... and until another backend had taken one.
+    pub resume_duration: Histogram,
     pub transitions: [Counter; BackendState::COUNT],
     /// `None` where nothing is checked.
     pub checks: Option<CheckMetrics>,

@@ -5,6 +5,7 @@
 //! microsecond and happens once a connection.
 
 mod clock;
+mod elsewhere;
 mod member;
 mod snapshot;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::{
     reason::BackendState,
 };
 use ahash::RandomState;
+use elsewhere::Elsewhere;
 use member::Member;
 use smallvec::SmallVec;
 use std::{
@@ -60,6 +62,8 @@ struct Inner {
     all_plain: bool,
     /// How often sessions were told to leave a backend.
     left: u64,
+    /// Who waits for a session that is taken elsewhere.
+    waiting: Vec<Elsewhere>,
     /// When the first of the averages that `least_time` compares is to be halved.
     halves: Option<Instant>,
     balancer: Balancer,
@@ -127,6 +131,13 @@ pub struct Address {
     pub verdict: Verdict,
 }
 
+/// What new answers of the resolver have changed: addresses, and the state that each of them is in.
+#[derive(Debug, Default)]
+pub struct Moved {
+    pub gone: Vec<(Arc<Backend>, BackendState)>,
+    pub came: Vec<(Arc<Backend>, BackendState)>,
+}
+
 /// What a connect that succeeded has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterSuccess {
@@ -141,8 +152,8 @@ pub enum AfterSuccess {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterFailure {
     StillIn,
-    /// This failure was the one that took it out.
-    Out,
+    /// This failure was the one that took it out, so long after the first.
+    Out(Duration),
 }
 
 impl Pool {
@@ -248,7 +259,7 @@ impl Pool {
         }
         if !was_out && member.is_failed() {
             backend.metrics.entered(BackendState::Failed);
-            return AfterFailure::Out;
+            return AfterFailure::Out(member.passive.doubted_for(now));
         }
         AfterFailure::StillIn
     }
@@ -257,9 +268,10 @@ impl Pool {
     pub fn succeeded(&self, search: &Search, now: Instant) -> AfterSuccess {
         let mut inner = self.lock();
         // Nobody has failed, and nobody was left: there is nothing to do.
-        if inner.all_plain && inner.left == search.left_in_all {
+        if inner.all_plain && inner.left == search.left_in_all && inner.waiting.is_empty() {
             return AfterSuccess::Nothing;
         }
+        inner.tell_of(search, now);
         let is_it = |m: &Member| search.tried.last() == Some(&m.backend.id);
         let Some(i) = inner.members.iter().position(is_it) else {
             // The resolver has dropped it meanwhile.
@@ -378,11 +390,12 @@ impl Pool {
 
     /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so do those that come
     /// back while either is still there: some resolvers name a part of the addresses at a time.
-    pub fn set_addresses(&self, addresses: &[Vec<Place>], now: Instant) {
+    pub fn set_addresses(&self, addresses: &[Vec<Place>], now: Instant) -> Moved {
         let mut inner = self.lock();
+        let before: Vec<_> = inner.members.iter().map(Member::as_it_is).collect();
         let mut old = std::mem::take(&mut inner.members);
         old.append(&mut inner.departed);
-        let left = inner.left;
+        let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
         *inner = assemble(
             &self.balance,
             &self.configured,
@@ -391,7 +404,10 @@ impl Pool {
             old,
         );
         inner.left = left;
+        inner.waiting = waiting;
         inner.departed.retain(|m| m.is_worth_keeping(now));
+        let after = inner.members.iter().map(Member::as_it_is).collect();
+        Moved::between(before, after)
     }
 
     /// Whether anything here could take a session now.
@@ -452,6 +468,23 @@ impl Inner {
     }
 }
 
+impl Moved {
+    fn between(
+        before: Vec<(Arc<Backend>, BackendState)>,
+        after: Vec<(Arc<Backend>, BackendState)>,
+    ) -> Self {
+        let without = |all: &[(Arc<Backend>, BackendState)],
+                       others: &[(Arc<Backend>, BackendState)]| {
+            let missing = |one: &&(Arc<Backend>, _)| others.iter().all(|(b, _)| b.id != one.0.id);
+            all.iter().filter(missing).cloned().collect()
+        };
+        Self {
+            gone: without(&before, &after),
+            came: without(&after, &before),
+        }
+    }
+}
+
 fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
     members
         .iter()
@@ -498,6 +531,7 @@ fn assemble(
         members,
         departed: old,
         left: 0,
+        waiting: Vec::new(),
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     }

@@ -162,6 +162,7 @@ impl Server {
             resolve::keep_fresh(
                 Arc::clone(pool),
                 upstream.clone(),
+                Arc::clone(&process.journal),
                 Arc::clone(&changed),
                 stop.clone(),
             );

@@ -12,7 +12,7 @@ const LEVELS: &[&[&str]] = &[
     &["admin"],
     &["server"],
     &["tcp"],
-    &["relay", "service"],
+    &["following", "relay", "service"],
     &["pool", "sessions"],
     &["journal"],
     &["access_log", "backend", "config", "logging", "probe"],

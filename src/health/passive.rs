@@ -15,6 +15,8 @@ pub struct FailRule {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Passive {
     fails: u32,
+    /// The first of those that count.
+    first: Option<Instant>,
     /// The last failure.
     accessed: Option<Instant>,
     /// The last failure, or the last time the backend was tried again after one.
@@ -23,6 +25,9 @@ pub struct Passive {
 
 impl Passive {
     pub fn failed(&mut self, now: Instant) {
+        if self.fails == 0 {
+            self.first = Some(now);
+        }
         self.fails = self.fails.saturating_add(1);
         self.accessed = Some(now);
         self.checked = Some(now);
@@ -51,7 +56,12 @@ impl Passive {
         self.fails
     }
 
-    /// Since when it has been failing.
+    /// How long it has been failing.
+    pub fn doubted_for(&self, now: Instant) -> Duration {
+        let first = self.first.filter(|_| self.fails > 0).unwrap_or(now);
+        now.saturating_duration_since(first)
+    }
+
     pub fn last_failure(&self) -> Option<Instant> {
         self.accessed
     }

@@ -125,6 +125,18 @@ const HISTOGRAMS: &[(&str, &str)] = &[
         "check_duration_seconds",
         "How long checks of the backend took, those that failed included.",
     ),
+    (
+        "upstream_doubt_duration_seconds",
+        "From the first sign that a backend was not to be used to the verdict.",
+    ),
+    (
+        "upstream_leave_duration_seconds",
+        "From the verdict that a backend is not to be used until its last session was over.",
+    ),
+    (
+        "upstream_resume_duration_seconds",
+        "From the verdict that a backend is not to be used until another one had taken a session.",
+    ),
 ];
 
 /// One registry a server, not one a process: two servers in one process do not mix.
@@ -144,6 +156,7 @@ impl Exporter {
         let named = |n: &str| Matcher::Full(full(n));
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(named("session_duration_seconds"), LIFETIME)?
+            .set_buckets_for_metric(named("upstream_leave_duration_seconds"), LIFETIME)?
             .set_buckets(LATENCY)?
             .build_recorder();
         for (name, help) in COUNTERS {
@@ -195,7 +208,11 @@ impl Exporter {
             results: Default::default(),
             duration: self.histogram("check_duration_seconds", &labels),
         });
+        let all = &labels[..1];
         BackendMetrics {
+            doubt_duration: self.histogram("upstream_doubt_duration_seconds", all),
+            leave_duration: self.histogram("upstream_leave_duration_seconds", all),
+            resume_duration: self.histogram("upstream_resume_duration_seconds", all),
             connect_duration: self.histogram("backend_connect_duration_seconds", &labels),
             upstream: Arc::clone(upstream),
             text,

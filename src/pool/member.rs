@@ -7,7 +7,7 @@ use crate::{
     metrics::BackendMetrics,
     plan::{self, Place},
     probe::Told,
-    reason::CheckResult,
+    reason::{BackendState, CheckResult},
 };
 use std::{
     sync::Arc,
@@ -129,6 +129,16 @@ impl Member {
 
     pub(super) fn start_slowly(&mut self, now: Instant) {
         self.back = Some(now).filter(|_| !self.slow_start.is_zero());
+    }
+
+    /// The backend, and the state that it is in.
+    pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
+        let state = match self.verdict {
+            _ if self.down => BackendState::Down,
+            Verdict::Up if self.is_failed() => BackendState::Failed,
+            verdict => verdict.state(),
+        };
+        (Arc::clone(&self.backend), state)
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.

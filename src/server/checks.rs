@@ -4,6 +4,7 @@ use super::leaving::Leaving;
 use crate::{
     backend::Backend,
     balance::Chance,
+    following::follow,
     health::{Change, Judge, Rule, Schedule, Verdict},
     journal::{Event, Journal},
     plan::{Check, SendProxy, Upstream},
@@ -204,12 +205,12 @@ impl One {
             if nobody_left || moved && !change.first {
                 checks.hurry.notify_waiters();
             }
-            self.write_down(change, report);
+            self.write_down(change, report, now);
         }
         anybody
     }
 
-    fn write_down(&self, change: Change, report: Report) {
+    fn write_down(&self, change: Change, report: Report, now: Instant) {
         let (upstream, backend) = (&self.checks.pool.name, &self.backend);
         let (from, to) = (change.from.state().word(), change.to.state().word());
         let event = Event {
@@ -232,6 +233,11 @@ impl One {
             tracing::info!(%upstream, backend = %backend.text(), %address, from, to, reason, transcript, doubt_seconds,
                 "{message}");
         }
-        self.checks.journal.record(event);
+        let journal = &self.checks.journal;
+        let recorded = journal.record(event);
+        if change.from.is_up() {
+            backend.metrics.doubt_duration.record(change.doubted_for);
+            follow(&self.checks.pool, backend, journal, recorded, now);
+        }
     }
 }

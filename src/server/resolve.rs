@@ -1,10 +1,16 @@
 //! Host names to addresses, at the start and again later.
 
 use crate::{
+    following::follow,
+    journal::{Event, Journal},
     plan::{Backend, Place, Target, Upstream},
-    pool::Pool,
+    pool::{Moved, Pool},
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +63,7 @@ pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, 
 pub(super) fn keep_fresh(
     pool: Arc<Pool>,
     upstream: Upstream,
+    journal: Arc<Journal>,
     told: Arc<Notify>,
     stop: CancellationToken,
 ) {
@@ -69,7 +76,7 @@ pub(super) fn keep_fresh(
     };
     tokio::spawn(stop.run_until_cancelled_owned(async move {
         let mut known: Vec<Vec<Place>> = pool
-            .snapshot(std::time::Instant::now())
+            .snapshot(Instant::now())
             .into_iter()
             .map(|s| s.addresses)
             .collect();
@@ -92,11 +99,25 @@ pub(super) fn keep_fresh(
                 }
             }
             if changed {
-                pool.set_addresses(&known, std::time::Instant::now());
+                let now = Instant::now();
+                write_down(&pool, &journal, pool.set_addresses(&known, now), now);
                 told.notify_one();
             }
         }
     }));
+}
+
+fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Instant) {
+    let reason = "resolver";
+    for (backend, state) in moved.gone {
+        let event = Event::new(&pool.name, &backend, state.word(), "removed");
+        let recorded = journal.record(Event { reason, ..event });
+        follow(pool, &backend, journal, recorded, now);
+    }
+    for (backend, state) in moved.came {
+        let event = Event::new(&pool.name, &backend, "removed", state.word());
+        journal.record(Event { reason, ..event });
+    }
 }
 
 async fn look_up(backend: Backend) -> io::Result<Vec<Place>> {

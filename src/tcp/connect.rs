@@ -3,6 +3,8 @@
 use crate::{
     backend::{Backend, Lease},
     balance::Facts,
+    following::follow,
+    journal::seconds,
     net::{Client, Stream, open},
     plan::Place,
     pool::{AfterFailure, AfterSuccess, Clock, Search},
@@ -168,7 +170,7 @@ fn tell_that_it_is_back(service: &Service, backend: &Backend, reason: &'static s
     let upstream = &service.pool.name;
     tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason, "backend is back");
     let journal = &service.process.journal;
-    journal.passive(upstream, backend, "failed", "up", reason);
+    journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
 }
 
 /// What is to be done when an answer of this backend begins.
@@ -203,12 +205,17 @@ fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io
 
 fn blame(service: &Service, backend: &Arc<Backend>, reason: &'static str, error: impl Display) {
     let upstream = &service.pool.name;
-    if service.pool.failed(backend, Instant::now()) == AfterFailure::Out {
-        tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error,
-            "backend is left out");
-        let journal = &service.process.journal;
-        journal.passive(upstream, backend, "up", "failed", reason);
-    }
+    let now = Instant::now();
+    let AfterFailure::Out(doubted_for) = service.pool.failed(backend, now) else {
+        return;
+    };
+    let doubt_seconds = seconds(doubted_for);
+    tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error, doubt_seconds,
+        "backend is left out");
+    backend.metrics.doubt_duration.record(doubted_for);
+    let journal = &service.process.journal;
+    let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
+    follow(&service.pool, backend, journal, recorded, now);
 }
 
 /// One connect, within its time, for as long as the client is there.

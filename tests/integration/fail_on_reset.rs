@@ -75,18 +75,11 @@ impl Setup {
 
     /// From where to where and why, in order.
     fn events(&self) -> Vec<String> {
-        let events: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/events").body).unwrap();
         let one = |e: &serde_json::Value| {
             let word = |key: &str| e[key].as_str().unwrap().to_owned();
             format!("{} {} {}", word("from"), word("to"), word("reason"))
         };
-        events["events"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(one)
-            .collect()
+        self.tembuku.events().iter().map(one).collect()
     }
 }
 

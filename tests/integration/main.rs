@@ -32,6 +32,7 @@ mod failover;
 mod harness_itself;
 mod hash_nginx;
 mod ip_hash_nginx;
+mod journal;
 mod licences;
 mod limits;
 mod listeners;

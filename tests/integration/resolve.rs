@@ -172,8 +172,22 @@ fn an_address_that_comes_back_is_known() {
     };
     place.set_hosts("127.0.7.1 backend.test");
     wait_until("one is gone", secs(10), || known(1));
+    let events = tembuku.events();
+    let [gone] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let address = format!("127.0.7.2:{port}");
+    for (key, value) in [("address", &address[..]), ("from", "up"), ("to", "removed")] {
+        assert_eq!(gone[key], value, "{gone}");
+    }
+    assert_eq!(
+        (&gone["reason"], &gone["sessions"]),
+        (&"resolver".into(), &2.into())
+    );
     place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
     wait_until("it is back", secs(10), || known(2));
+    assert_eq!(tembuku.events()[1]["address"], address);
+    assert_eq!(tembuku.events()[1]["from"], "removed");
     assert!(session(front).is_err(), "both are still full");
     drop(held);
     wait_until("there is room on both", secs(10), || {

@@ -122,6 +122,17 @@ impl Tembuku {
         http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
+    /// What /api/v1/events tells, the newest last.
+    #[track_caller]
+    pub(crate) fn events(&self) -> Vec<serde_json::Value> {
+        let body = self.get("/api/v1/events").body;
+        let mut told: serde_json::Value = serde_json::from_str(&body).unwrap();
+        match told["events"].take() {
+            serde_json::Value::Array(events) => events,
+            other => panic!("no list of events: {other}"),
+        }
+    }
+
     #[track_caller]
     pub(crate) fn metrics(&self) -> Metrics {
         let response = self.get("/metrics");

@@ -1,0 +1,224 @@
+//! What is told of a backend that has left: since when, why, when its sessions were over and who took the next.
+
+use crate::harness::{
+    net, ports, secs,
+    server::{Server, greet_and_echo},
+    tembuku::Tembuku,
+    wait_until,
+};
+use serde_json::Value;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+struct Setup {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    well: Arc<AtomicBool>,
+    first: Server,
+    _second: Server,
+}
+
+/// Two backends that greet; the check looks at the greeting. The first is used as long as it is well.
+fn setup(upstream: &str) -> Setup {
+    let well = Arc::new(AtomicBool::new(true));
+    let mood = Arc::clone(&well);
+    let first = Server::start(move |stream| {
+        let greeting = if mood.load(SeqCst) {
+            "one ok\n"
+        } else {
+            "one is ill\n"
+        };
+        greet_and_echo(&stream, greeting);
+    });
+    let second = Server::named("two ok");
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[log]\nformat = \"json\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbalance = \"first\"\nbackends = [\"{}\", \"{}\"]\n{upstream}\n\
+         [upstreams.u.check]\nkind = \"send_expect\"\nexpect_regex = \"ok\\n\"\ninterval = \"200ms\"\n\
+         fast_interval = \"200ms\"\ntimeout = \"150ms\"\nfall = 3\nrise = 2\n",
+        first.addr, second.addr
+    ));
+    wait_until("both have been checked", secs(10), || {
+        tembuku.metric("check_results_total", &[("result", "ok")]) >= 2.0
+    });
+    Setup {
+        tembuku,
+        front,
+        well,
+        first,
+        _second: second,
+    }
+}
+
+impl Setup {
+    /// Waits until there are so many events; the last.
+    #[track_caller]
+    fn event(&self, count: usize) -> Value {
+        wait_until("an event", secs(10), || {
+            self.tembuku.events().len() >= count
+        });
+        let mut events = self.tembuku.events();
+        assert_eq!(events.len(), count, "{events:#?}");
+        events.remove(count - 1)
+    }
+
+    fn histogram(&self, name: &str) -> (f64, f64) {
+        let of = |part: &str| {
+            let name = format!("upstream_{name}_duration_seconds_{part}");
+            self.tembuku.metric(&name, &[("upstream", "u")])
+        };
+        (of("count"), of("sum"))
+    }
+}
+
+#[test]
+fn from_the_first_doubt_to_the_next_session() {
+    let setup = setup("");
+    let (mut held, name) = net::session(setup.front).unwrap();
+    assert_eq!(name, "one ok");
+    let fell_ill = Instant::now();
+    setup.well.store(false, SeqCst);
+    let event = setup.event(1);
+    let told_after = fell_ill.elapsed();
+    for (key, value) in [("from", "up"), ("to", "down"), ("reason", "timeout")] {
+        assert_eq!(event[key], value, "{event}");
+    }
+    assert_eq!(event["address"], setup.first.addr.to_string());
+    assert!(event["transcript"].as_str().unwrap().contains("one is ill"));
+    assert_eq!(event["sessions"], 1);
+    // Three failures, two pauses of 180 to 200 ms between them; what began before the verdict is within it.
+    let doubt = event["doubt_seconds"].as_f64().unwrap();
+    assert!((0.36..told_after.as_secs_f64()).contains(&doubt), "{doubt}");
+    assert_eq!(event["last_session_closed_seconds"], Value::Null);
+    assert_eq!(event["next_session_seconds"], Value::Null);
+    assert_eq!(setup.histogram("doubt"), (1.0, doubt_of(&setup)));
+
+    // The next client goes elsewhere; the one that is there is kept, and heard.
+    let (next, name) = net::session(setup.front).unwrap();
+    assert_eq!(name, "two ok");
+    net::echo(&mut held, "still there").unwrap();
+    wait_until("it is told", secs(10), || {
+        setup.event(1)["next_session_seconds"].is_number()
+    });
+    let event = setup.event(1);
+    assert_eq!(
+        event["next_session_on"],
+        event_backend(&setup, 1),
+        "{event}"
+    );
+    assert_eq!(event["last_session_closed_seconds"], Value::Null);
+    let resumed = event["next_session_seconds"].as_f64().unwrap();
+    assert_eq!(setup.histogram("resume").0, 1.0);
+    assert_eq!(setup.histogram("leave").0, 0.0);
+
+    drop(held);
+    wait_until("the last is gone", secs(10), || {
+        setup.event(1)["last_session_closed_seconds"].is_number()
+    });
+    let closed = setup.event(1)["last_session_closed_seconds"]
+        .as_f64()
+        .unwrap();
+    assert!(resumed < closed && closed < fell_ill.elapsed().as_secs_f64());
+    let (count, sum) = setup.histogram("leave");
+    assert!(
+        count == 1.0 && (sum - closed).abs() < 0.001,
+        "{sum} {closed}"
+    );
+    let log = setup.tembuku.proc.stderr();
+    for message in [
+        "no session is left on the backend",
+        "the first session has gone elsewhere",
+    ] {
+        assert_eq!(log.matches(message).count(), 1, "{log}");
+    }
+    drop(next);
+}
+
+/// In the status as in the metrics.
+fn doubt_of(setup: &Setup) -> f64 {
+    let (_, sum) = setup.histogram("doubt");
+    let doubt = setup.tembuku.events()[0]["doubt_seconds"].as_f64().unwrap();
+    assert!((sum - doubt).abs() < 0.001, "{sum} {doubt}");
+    sum
+}
+
+fn event_backend(setup: &Setup, index: usize) -> Value {
+    let status: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+    status["upstreams"][0]["backends"][index]["address"].clone()
+}
+
+/// With `close` the sessions are over at once, and the event says so; one that is well again leaves the rest unsaid.
+#[test]
+fn closed_sessions_and_a_recovery() {
+    let setup = setup("on_down = \"close\"");
+    let held: Vec<_> = (0..20)
+        .map(|_| net::session(setup.front).unwrap().0)
+        .collect();
+    setup.well.store(false, SeqCst);
+    for mut client in held {
+        net::read_all(&mut client);
+    }
+    wait_until("all are gone", secs(10), || {
+        setup.event(1)["last_session_closed_seconds"].is_number()
+    });
+    let event = setup.event(1);
+    assert_eq!(event["sessions"], 20);
+    let closed = event["last_session_closed_seconds"].as_f64().unwrap();
+    assert!(closed < 2.0, "{event}");
+    assert_eq!(event["next_session_seconds"], Value::Null);
+
+    setup.well.store(true, SeqCst);
+    let back = setup.event(2);
+    assert_eq!((&back["from"], &back["to"]), (&"down".into(), &"up".into()));
+    // A session that comes now does not answer for the time in which there was none.
+    assert_eq!(net::session(setup.front).unwrap().1, "one ok");
+    setup.tembuku.wait_idle();
+    assert_eq!(
+        setup.tembuku.events()[0]["next_session_seconds"],
+        Value::Null
+    );
+    assert_eq!(setup.histogram("resume").0, 0.0);
+    assert_eq!(setup.histogram("leave").0, 1.0);
+}
+
+/// What connects find out: the session that found it is itself the first that goes elsewhere.
+#[test]
+fn a_backend_that_refuses() {
+    let front = ports::free_addr();
+    let (gone, there) = (ports::free_addr(), Server::named("there"));
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbalance = \"first\"\n\
+         backends = [{{ address = \"{gone}\", max_fails = 2 }}, \"{}\"]\n",
+        there.addr
+    ));
+    let began = Instant::now();
+    assert_eq!(net::ask(front).unwrap(), "there");
+    let between = Duration::from_millis(30);
+    let first = began.elapsed();
+    wait_until("some time has passed", secs(10), || {
+        began.elapsed() > first + between
+    });
+    assert_eq!(net::ask(front).unwrap(), "there");
+    wait_until("it is told", secs(10), || {
+        tembuku.events().len() == 1 && tembuku.events()[0]["next_session_seconds"].is_number()
+    });
+    let event = tembuku.events().remove(0);
+    for (key, value) in [("from", "up"), ("to", "failed"), ("reason", "refused")] {
+        assert_eq!(event[key], value, "{event}");
+    }
+    assert_eq!(event["next_session_on"], there.addr.to_string());
+    let doubt = event["doubt_seconds"].as_f64().unwrap();
+    assert!(
+        doubt >= between.as_secs_f64() && doubt <= began.elapsed().as_secs_f64(),
+        "{event}"
+    );
+    assert!(event["next_session_seconds"].as_f64().unwrap() < 5.0);
+    assert!(event["last_session_closed_seconds"].is_number(), "{event}");
+}
