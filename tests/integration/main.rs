@@ -16,6 +16,7 @@
 mod harness;
 
 mod admin;
+mod blackhole;
 mod bulk;
 mod check;
 mod checks_auth;
@@ -33,6 +34,7 @@ mod harness_itself;
 mod hash_nginx;
 mod ip_hash_nginx;
 mod journal;
+mod killed;
 mod licences;
 mod limits;
 mod listeners;

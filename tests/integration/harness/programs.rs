@@ -24,7 +24,7 @@ fn answers(addr: SocketAddr) -> bool {
 }
 
 pub(crate) struct Nginx {
-    _proc: Proc,
+    pub(crate) proc: Proc,
     dir: TempDir,
 }
 
@@ -53,7 +53,7 @@ impl Nginx {
         let mut proc = Proc::start("nginx", dir.path(), command);
         // Not by connecting: that would be a client, and take a turn.
         proc.wait_ready(START, || net::listening(addr.port()));
-        Nginx { _proc: proc, dir }
+        Nginx { proc, dir }
     }
 
     /// A file in its folder.
