@@ -87,6 +87,11 @@ pub(super) fn read_expect(section: &Section<'_>) -> Expect {
         return nothing;
     };
     match Regex::new(text) {
+        Ok(_) if text.is_empty() => {
+            let fault = Fault::new("`expect_regex` is empty: anything would do")
+                .hint("say what must come back; kind = \"tcp\" only connects");
+            section.report.add(&span, fault);
+        }
         Ok(_) => return Expect::Regex(text.to_owned()),
         Err(e) => {
             let e = e.to_string();

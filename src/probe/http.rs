@@ -39,6 +39,11 @@ impl Talk {
         let Some(code) = code(line) else {
             return Some(protocol());
         };
+        // A word in between (103 Early Hints): the answer is still to come, after the empty line.
+        if code < 200 && code != 101 {
+            let whole = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+            return self.hear(&bytes[whole? + 4..]);
+        }
         let expected = self
             .status
             .iter()
@@ -128,6 +133,31 @@ mod tests {
             let whole = format!("{line}\r\nServer: x\r\n\r\n");
             assert_eq!(hear(whole.as_bytes()), Some(wanted), "{line}");
         }
+    }
+
+    #[test]
+    fn what_comes_before_the_answer_is_not_the_answer() {
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+        for before in [
+            early.to_owned(),
+            early.repeat(3),
+            "HTTP/1.1 100 Continue\r\n\r\n".into(),
+        ] {
+            for n in 0..=before.len() {
+                assert_eq!(hear(&before.as_bytes()[..n]), None, "{n} of {before:?}");
+            }
+            for (line, wanted) in [
+                ("HTTP/1.1 200 OK\r\n", CheckResult::Ok),
+                ("HTTP/1.1 503 No\r\n", CheckResult::Unexpected),
+                ("+PONG\r\n", CheckResult::Protocol),
+            ] {
+                assert_eq!(hear(format!("{before}{line}").as_bytes()), Some(wanted));
+            }
+        }
+        assert_eq!(
+            hear(b"HTTP/1.1 101 Switching Protocols\r\n"),
+            Some(CheckResult::Unexpected)
+        );
     }
 
     #[test]
