@@ -150,7 +150,7 @@ fn redis_benchmark_goes_on_elsewhere() {
             let ended = Arc::clone(&ended);
             thread::spawn(move || {
                 let mut command =
-                    command("redis-benchmark -q -c 1 -n 30000 -t get -h 127.0.0.1 -p");
+                    command("redis-benchmark -q -c 1 -n 60000 -t get -h 127.0.0.1 -p");
                 command.arg(front.port().to_string());
                 let output = proc::run(secs(120), command);
                 ended.fetch_add(1, SeqCst);
@@ -164,11 +164,18 @@ fn redis_benchmark_goes_on_elsewhere() {
     });
     let there = active(&tembuku, addrs[1]);
     servers[1].proc.kill();
-    assert_eq!(ended.load(SeqCst), 0, "they are to be at work");
-    assert!((1..=8).contains(&there), "{there} of 9 are on it");
+    // Those that came to their end before it did.
+    let ended = ended.load(SeqCst);
+    assert!(
+        (1..=8).contains(&there),
+        "{there} of 9 are on it, {ended} have ended"
+    );
     let failed = running.into_iter().map(|one| one.join().unwrap());
     let failed = failed.filter(|output| !output.status.success()).count();
-    assert_eq!(failed, there);
+    assert!(
+        failed <= there && failed + ended >= there,
+        "{failed}, {there}, {ended}"
+    );
 
     // A connection for each request: each of them finds a server.
     let mut command =
