@@ -124,7 +124,13 @@ fn pool(c: &mut Criterion) {
             let upstream: Arc<str> = name.into();
             let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
             let addresses = vec![vec![place()]; count];
-            let pool = Arc::new(Pool::new(&upstream, &plan, metrics, &addresses));
+            let pool = Arc::new(Pool::new(
+                &upstream,
+                &plan,
+                metrics,
+                &addresses,
+                Instant::now(),
+            ));
             // Some sessions that stay, and a connect time for each, so that none is unknown.
             let held: Vec<_> = (0..count as u32 * 2)
                 .filter_map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))

@@ -18,6 +18,7 @@ mod hash_key;
 mod health;
 mod health_bytes;
 mod health_dump;
+mod health_guards;
 mod health_kind;
 mod health_tls;
 mod host;

@@ -175,12 +175,17 @@ pub struct Check {
     pub rise: u32,
     /// So many failures in a row take it out; at least 1.
     pub fall: u32,
+    /// A primary that has given no certain answer for so long takes nothing new; `None`: however long.
+    pub stale_after: Option<Duration>,
+    /// While fewer of the backends, in percent, are up by their checks, these are not asked; 0: they always are.
+    pub serve_anyway_below: u32,
     /// Whether a backend may be used before its first check has ended.
     pub start_up: bool,
     pub at: CheckAt,
     pub tls: Tls,
     pub on_down: OnLeave,
     pub on_role_lost: OnLeave,
+    pub on_lag: OnLeave,
     /// For the sessions on backups.
     pub on_recover: OnLeave,
 }
@@ -262,6 +267,11 @@ impl CheckKind {
             Self::Redis { password, .. } => password.as_ref(),
             _ => None,
         }
+    }
+
+    /// Whether it finds out who is too far behind.
+    pub fn limits_lag(&self) -> bool {
+        false
     }
 
     /// The role that is asked for.

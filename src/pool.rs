@@ -6,25 +6,28 @@
 
 mod clock;
 mod elsewhere;
+mod guard;
 mod member;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use clock::Clock;
+pub use guard::{Guarded, News, Turn};
 pub use member::Checked;
 pub use snapshot::Snapshot;
 
 use crate::{
     backend::{Backend, Lease},
     balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
-    health::{Change, Verdict},
+    health::Verdict,
     metrics::BackendMetrics,
     plan::{self, Balance, Place, TimeOf},
     reason::BackendState,
 };
 use ahash::RandomState;
 use elsewhere::Elsewhere;
+use guard::Guard;
 use member::Member;
 use smallvec::SmallVec;
 use std::{
@@ -66,6 +69,7 @@ struct Inner {
     waiting: Vec<Elsewhere>,
     /// When the first of the averages that `least_time` compares is to be halved.
     halves: Option<Instant>,
+    guard: Guard,
     balancer: Balancer,
     chance: Chance,
 }
@@ -163,6 +167,7 @@ impl Pool {
         plan: &plan::Upstream,
         metrics: impl Fn(&plan::Backend) -> BackendMetrics,
         addresses: &[Vec<Place>],
+        now: Instant,
     ) -> Self {
         let configured: Vec<_> = plan
             .backends
@@ -170,7 +175,16 @@ impl Pool {
             .map(|b| (b.clone(), Arc::new(metrics(b))))
             .collect();
         let supposed = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
-        let inner = assemble(&plan.balance, &configured, addresses, supposed, Vec::new());
+        let guard = Guard::new(plan);
+        let inner = assemble(
+            &plan.balance,
+            &configured,
+            addresses,
+            supposed,
+            Vec::new(),
+            guard,
+            now,
+        );
         Self {
             supposed,
             hears_roles: matches!(
@@ -204,6 +218,7 @@ impl Pool {
     pub fn pick(&self, search: &mut Search, now: Instant) -> Option<Lease> {
         let mut inner = self.lock();
         inner.halve(now);
+        inner.look_out(now);
         let Inner {
             members,
             all_plain,
@@ -306,7 +321,7 @@ impl Pool {
         let inner = self.lock();
         let one = |m: &Member| Address {
             backend: Arc::clone(&m.backend),
-            backup: self.configured[m.of].0.backup,
+            backup: m.backup,
             verdict: m.verdict,
         };
         let members = inner.members.iter().chain(&inner.departed);
@@ -315,35 +330,10 @@ impl Pool {
 
     /// Whether this address takes sessions now.
     pub fn takes(&self, backend: &Arc<Backend>, now: Instant) -> bool {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.look_out(now);
         let single = inner.balancer.is_single();
         position(&inner.members, backend).is_some_and(|i| inner.members[i].share(single, now) > 0)
-    }
-
-    /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
-    /// address at all.
-    pub fn checked(
-        &self,
-        backend: &Arc<Backend>,
-        checked: Checked,
-        change: Option<Change>,
-        now: Instant,
-    ) -> bool {
-        let mut inner = self.lock();
-        if let Some(member) = inner.find(backend) {
-            member.checked = Some(checked);
-            if let Some(change) = change {
-                member.verdict = change.to;
-                member.verdict_since = Some(now);
-                if change.to.is_up() && !change.first {
-                    member.start_slowly(now);
-                }
-                backend.metrics.entered(change.to.state());
-                inner.all_plain = inner.members.iter().all(Member::is_plain);
-            }
-        }
-        let mut members = inner.members.iter();
-        members.any(|m| m.verdict.is_up() && !m.down)
     }
 
     /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
@@ -396,12 +386,15 @@ impl Pool {
         let mut old = std::mem::take(&mut inner.members);
         old.append(&mut inner.departed);
         let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
+        let guard = std::mem::take(&mut inner.guard);
         *inner = assemble(
             &self.balance,
             &self.configured,
             addresses,
             self.supposed,
             old,
+            guard,
+            now,
         );
         inner.left = left;
         inner.waiting = waiting;
@@ -412,7 +405,8 @@ impl Pool {
 
     /// Whether anything here could take a session now.
     pub fn is_available(&self, now: Instant) -> bool {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.look_out(now);
         let single = inner.balancer.is_single();
         inner.members.iter().any(|m| m.share(single, now) > 0)
     }
@@ -497,6 +491,8 @@ fn assemble(
     addresses: &[Vec<Place>],
     supposed: Option<Verdict>,
     mut old: Vec<Member>,
+    guard: Guard,
+    now: Instant,
 ) -> Inner {
     let mut members = Vec::new();
     let mut primaries = 0;
@@ -509,7 +505,7 @@ fn assemble(
                 Some(member) => member,
                 None => {
                     let verdict = supposed.unwrap_or(Verdict::Up);
-                    Member::new(of, plan, place, &configured[of].1, verdict)
+                    Member::new(of, plan, place, &configured[of].1, verdict, now)
                 }
             });
         }
@@ -525,14 +521,17 @@ fn assemble(
         })
         .collect();
     let balancer = Balancer::new(balance, &entries[..primaries], &entries[primaries..]);
-    Inner {
-        all_plain: members.iter().all(Member::is_plain),
+    let mut inner = Inner {
+        all_plain: false,
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         departed: old,
         left: 0,
         waiting: Vec::new(),
+        guard,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
-    }
+    };
+    inner.review(now);
+    inner
 }

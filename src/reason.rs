@@ -41,6 +41,8 @@ words! {
         BackendDown = "backend_down",
         /// Its backend has another role than the one asked for.
         RoleLost = "role_lost",
+        /// Its backend is too far behind, and `on_lag` says that sessions end then.
+        Lagging = "lagging",
         /// It was on a backup, and a primary server is back.
         Recovered = "recovered",
     }
@@ -56,6 +58,10 @@ words! {
         Failed = "failed",
         /// Alive, and not what is asked for.
         WrongRole = "wrong_role",
+        /// Well, and too far behind its primary.
+        Lagging = "lagging",
+        /// It says that it is the primary, and so does another one that is rather believed.
+        Doubtful = "doubtful",
     }
 }
 

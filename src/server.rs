@@ -3,6 +3,7 @@
 mod bind;
 mod checks;
 mod leaving;
+mod news;
 mod resolve;
 mod worker;
 
@@ -113,6 +114,7 @@ impl Server {
                     upstream,
                     |b| exporter.backend(&name, &b.text, upstream.check.is_some()),
                     places,
+                    Instant::now(),
                 ))
             })
             .collect();

@@ -102,7 +102,13 @@ fn publish(exporter: &Exporter, state: &State) {
     for pool in &state.pools {
         let backends = pool.snapshot(now);
         let available = backends.iter().filter(|b| b.available).count();
-        exporter.publish_upstream(&pool.name, available as u64);
+        let guarded = pool.guarded(now);
+        exporter.publish_upstream(
+            &pool.name,
+            available as u64,
+            guarded.primaries.map(|n| n as u64),
+            guarded.serves_anyway,
+        );
         for backend in &backends {
             exporter.publish_backend(
                 &backend.metrics,

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    address, health_kind as kind, health_tls as tls,
+    address, health_guards as guards, health_kind as kind, health_tls as tls,
     keys::{CHECK, ON_LEAVE},
     listener::above_zero,
     report::Fault,
     section::{Section, Text, Value},
     words::{found, nearest},
 };
-use crate::plan::{Check, CheckAt, OnLeave, Place, Target, Upstream};
+use crate::plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Oftener is an attack.
@@ -18,15 +18,16 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// The default of `fast_interval` is a quarter of `interval`, and not below this.
 const FAST: Duration = Duration::from_millis(100);
 
-const ACTIONS: [(&str, OnLeave); 3] = [
+const ACTIONS: [(&str, OnLeave); 4] = [
     ("on_down", OnLeave::Keep),
     ("on_role_lost", OnLeave::Close),
+    ("on_lag", OnLeave::Keep),
     ("on_recover", OnLeave::Keep),
 ];
 
 /// Without a name these are the defaults: nothing is missing there, and nothing is useless.
 pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> {
-    let [on_down, on_role_lost, on_recover] =
+    let [on_down, on_role_lost, on_lag, on_recover] =
         ACTIONS.map(|(key, default)| read_action(key, default, upstream));
     let Some(value) = upstream.get("check") else {
         for (key, _) in ACTIONS {
@@ -53,11 +54,24 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
             "add role = \"primary\" to a check of kind \"redis\", or leave it out",
         );
     }
+    let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);
+    if !limits_lag {
+        useless(
+            name,
+            upstream,
+            "on_lag",
+            "where the check has no limit for it",
+            "leave it out",
+        );
+    }
     let interval = section.duration("interval", INTERVAL, not_too_short);
+    let timeout = section.duration("timeout", Duration::from_secs(1), above_zero);
     let check = Check {
+        stale_after: guards::read_stale_after(&section, kind.as_ref(), interval + timeout),
+        serve_anyway_below: guards::read_anyway(&section, kind.as_ref()),
         interval,
         fast_interval: read_fast_interval(&section, interval),
-        timeout: section.duration("timeout", Duration::from_secs(1), above_zero),
+        timeout,
         rise: section.number("rise", 2, 1..=1000),
         fall: section.number("fall", 3, 1..=1000),
         // Whose role nobody knows yet must not be written to.
@@ -74,6 +88,7 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
         } else {
             OnLeave::Close
         },
+        on_lag: if limits_lag { on_lag } else { OnLeave::Keep },
         on_recover,
         kind: kind?,
     };

@@ -11,6 +11,9 @@ pub(super) fn write_actions(upstream: &Upstream, check: &Check, out: &mut String
     if check.kind.role().is_some() {
         writeln!(out, "on_role_lost = {}", action(check.on_role_lost))?;
     }
+    if check.kind.limits_lag() {
+        writeln!(out, "on_lag = {}", action(check.on_lag))?;
+    }
     if upstream.backends.iter().any(|backend| backend.backup) {
         writeln!(out, "on_recover = {}", action(check.on_recover))?;
     }
@@ -28,6 +31,13 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
     writeln!(out, "fall = {}", check.fall)?;
     let start = if check.start_up { "up" } else { "down" };
     writeln!(out, "start = {}", quoted(start))?;
+    if check.kind.role() == Some(Role::Primary) {
+        let stale_after = check.stale_after.unwrap_or_default();
+        writeln!(out, "stale_after = {}", time(stale_after))?;
+    }
+    if check.kind.role().is_none() {
+        writeln!(out, "serve_anyway_below = {}", check.serve_anyway_below)?;
+    }
     match &check.at {
         CheckAt::Backend => {}
         CheckAt::Port(port) => writeln!(out, "port = {port}")?,

@@ -110,9 +110,10 @@ pub(super) static UPSTREAM: Keys = Keys {
         "check",
         "on_down",
         "on_role_lost",
+        "on_lag",
         "on_recover",
     ],
-    not_yet: &["on_lag", "on_drain"],
+    not_yet: &["on_drain"],
     also: &[],
 };
 
@@ -126,6 +127,8 @@ pub(super) static CHECK: Keys = Keys {
         "rise",
         "fall",
         "start",
+        "stale_after",
+        "serve_anyway_below",
         "port",
         "address",
         "send",
@@ -150,7 +153,7 @@ pub(super) static CHECK: Keys = Keys {
 
 /// What `on_down` and its like may be besides a word.
 pub(super) static ON_LEAVE: Keys = Keys {
-    label: "`on_down`, `on_role_lost` or `on_recover`",
+    label: "`on_down`, `on_role_lost`, `on_lag` or `on_recover`",
     works: &["close_after"],
     not_yet: &[],
     also: &[],
@@ -247,7 +250,7 @@ mod tests {
             "`backends` belongs in [upstreams.NAME]"
         );
         assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("on_lag"), Standing::NotYet);
+        assert_eq!(DEFAULTS.standing("per_packet"), Standing::NotYet);
         assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
     }
 

@@ -1,7 +1,9 @@
 //! From what single checks find to a verdict about a backend.
 //!
 //! Life is doubted until `fall` failures in a row, and believed after `rise` good answers in a row, so that a blip changes
-//! nothing. A role is not doubted: a server that says that it is a replica knows.
+//! nothing. A role is not doubted: a server that says that it is a replica knows. To be behind is a blip more often than
+//! not, so it takes `fall` answers as well; failures among them count, for they do not say that it has caught up, but
+//! nobody is called dead who has answered in between.
 
 use crate::reason::{BackendState, CheckResult};
 use std::time::{Duration, Instant};
@@ -19,6 +21,11 @@ pub enum Verdict {
     /// Why; `None` before the first check has ended.
     Down(Option<CheckResult>),
     WrongRole,
+    /// Too far behind.
+    Lagging,
+    /// It says that it is the primary, and another one is believed. No check says so of one server: see
+    /// [`super::standings`].
+    Doubtful,
 }
 
 /// A verdict that has become another.
@@ -39,9 +46,34 @@ pub struct Judge {
     verdict: Verdict,
     /// Whether any answer stands behind the verdict.
     heard: bool,
-    /// Answers in a row that speak against it.
-    against: u32,
+    runs: Runs,
+    /// Since when answers have spoken against it.
     doubted_since: Option<Instant>,
+}
+
+/// How many of the last answers, without a gap, were...
+#[derive(Debug, Default)]
+struct Runs {
+    good: u32,
+    failed: u32,
+    /// Good, or too far behind: of one that lives.
+    alive: u32,
+    /// Failed, or too far behind.
+    poor: u32,
+}
+
+impl Runs {
+    fn hear(&mut self, says: Verdict) {
+        let count = |run: &mut u32, goes_on: bool| {
+            *run = if goes_on { run.saturating_add(1) } else { 0 };
+        };
+        let (up, lags) = (says.is_up(), says == Verdict::Lagging);
+        let failed = matches!(says, Verdict::Down(_));
+        count(&mut self.good, up);
+        count(&mut self.failed, failed);
+        count(&mut self.alive, up || lags);
+        count(&mut self.poor, failed || lags);
+    }
 }
 
 impl Verdict {
@@ -58,6 +90,8 @@ impl Verdict {
             Self::Up => BackendState::Up,
             Self::Down(_) => BackendState::Down,
             Self::WrongRole => BackendState::WrongRole,
+            Self::Lagging => BackendState::Lagging,
+            Self::Doubtful => BackendState::Doubtful,
         }
     }
 }
@@ -68,14 +102,14 @@ impl Judge {
             rule,
             verdict: start,
             heard: false,
-            against: 0,
+            runs: Runs::default(),
             doubted_since: None,
         }
     }
 
     /// Whether the next answer is awaited with impatience.
     pub fn is_in_doubt(&self) -> bool {
-        self.against > 0 || !self.heard
+        self.doubted_since.is_some() || !self.heard
     }
 
     pub fn hear(&mut self, result: CheckResult, now: Instant) -> Option<Change> {
@@ -83,17 +117,16 @@ impl Judge {
         if result == CheckResult::Local {
             return None;
         }
-        let (says, needed) = match result {
-            CheckResult::Ok => (Verdict::Up, self.rule.rise),
-            CheckResult::WrongRole => (Verdict::WrongRole, 1),
-            why => (Verdict::Down(Some(why)), self.rule.fall),
+        let says = match result {
+            CheckResult::Ok => Verdict::Up,
+            CheckResult::WrongRole => Verdict::WrongRole,
+            CheckResult::Lagging => Verdict::Lagging,
+            why => Verdict::Down(Some(why)),
         };
         let first = !self.heard;
-        // From the wrong role to the right one: as certain as the other way.
-        let certain = first || self.verdict == Verdict::WrongRole && says == Verdict::Up;
         self.heard = true;
+        self.runs.hear(says);
         if says.state() == self.verdict.state() {
-            self.against = 0;
             self.doubted_since = None;
             if !first {
                 return None;
@@ -108,12 +141,10 @@ impl Judge {
             });
         }
         let since = *self.doubted_since.get_or_insert(now);
-        self.against = self.against.saturating_add(1);
-        if self.against < needed && !certain {
+        if !first && !self.is_enough(says) {
             return None;
         }
         let from = std::mem::replace(&mut self.verdict, says);
-        self.against = 0;
         self.doubted_since = None;
         Some(Change {
             from,
@@ -122,13 +153,28 @@ impl Judge {
             first,
         })
     }
+
+    /// Whether it has been said often enough for a verdict.
+    fn is_enough(&self, says: Verdict) -> bool {
+        let Rule { rise, fall } = self.rule;
+        match (self.verdict, says) {
+            (_, Verdict::WrongRole) => true,
+            (_, Verdict::Down(_)) => self.runs.failed >= fall,
+            // From the wrong role to the right one: as certain as the other way.
+            (Verdict::WrongRole, _) => true,
+            (_, Verdict::Up) => self.runs.good >= rise,
+            // It lives, which has to be believed first.
+            (Verdict::Down(_), _) => self.runs.alive >= rise,
+            _ => self.runs.poor >= fall,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::balance::Chance;
-    use CheckResult::{Local, Ok as Good, Refused, Timeout, WrongRole};
+    use CheckResult::{Lagging, Local, Ok as Good, Refused, Timeout, WrongRole};
     use proptest::prelude::*;
 
     fn judge(rise: u32, fall: u32) -> Judge {
@@ -181,6 +227,36 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_is_a_blip_until_it_lasts() {
+        let lags = Verdict::Lagging;
+        let answers = [Good, Lagging, Lagging, Good, Lagging, Lagging, Lagging];
+        let expected = [UP, UP, UP, UP, UP, UP, lags];
+        let mut judge = judge(2, 3);
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        let answers = [Good, Lagging, Good, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [lags, lags, lags, UP]);
+    }
+
+    #[test]
+    fn a_lag_among_failures() {
+        let (lags, role) = (Verdict::Lagging, Verdict::WrongRole);
+        // A failure does not say that it has caught up; but it takes as many in a row as ever to be called dead.
+        let answers = [Good, Refused, Lagging, Refused, Refused, Lagging];
+        let expected = [UP, UP, UP, UP, UP, lags];
+        let mut judge = judge(2, 3);
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        let answers = [Refused, Refused, Lagging, Refused, Refused, Refused];
+        let expected = [lags, lags, lags, lags, lags, DOWN];
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        // Back to life, which both prove; and then it has to catch up.
+        let answers = [Good, Lagging, Good, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [DOWN, lags, lags, UP]);
+        // The right role again, and behind: both are known at once.
+        let answers = [WrongRole, Lagging, WrongRole, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [role, lags, role, UP]);
+    }
+
+    #[test]
     fn the_doubt_is_timed_from_the_first_answer_against() {
         let now = Instant::now();
         let mut judge = judge(2, 3);
@@ -215,13 +291,17 @@ mod tests {
                 if result != Local {
                     heard.push(result);
                 }
-                let failing = |r: &CheckResult| !matches!(r, Good | WrongRole);
+                let failing = |r: &CheckResult| !matches!(r, Good | WrongRole | Lagging);
                 let tail = |holds: &dyn Fn(&CheckResult) -> bool| heard.iter().rev().take_while(|r| holds(r)).count() as u32;
                 let expected = match (heard.len(), result, verdict) {
                     (_, Local, old) => old,
                     (_, WrongRole, _) => Verdict::WrongRole,
                     (1, Good, _) | (_, Good, Verdict::Up | Verdict::WrongRole) => Verdict::Up,
                     (_, Good, old) => if tail(&|r| *r == Good) >= rise { Verdict::Up } else { old },
+                    (1, Lagging, _) | (_, Lagging, Verdict::Lagging | Verdict::WrongRole) => Verdict::Lagging,
+                    (_, Lagging, Verdict::Up) if tail(&|r| *r == Lagging || failing(r)) >= fall => Verdict::Lagging,
+                    (_, Lagging, Verdict::Down(_)) if tail(&|r| matches!(r, Good | Lagging)) >= rise => Verdict::Lagging,
+                    (_, Lagging, old) => old,
                     (1, why, _) => Verdict::Down(Some(why)),
                     (_, _, old @ Verdict::Down(_)) => old,
                     (_, why, old) => if tail(&failing) >= fall { Verdict::Down(Some(why)) } else { old },
@@ -229,6 +309,9 @@ mod tests {
                 prop_assert_eq!(judge.verdict, expected);
                 prop_assert_eq!(change.map(|c| (c.from, c.to)), (verdict != expected).then_some((verdict, expected)));
                 verdict = expected;
+                // Nobody who has not been well for so long is still used, whatever was wrong each time.
+                let poor = tail(&|r| *r == Lagging || failing(r));
+                prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");
             }
         }
     }

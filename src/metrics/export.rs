@@ -110,6 +110,14 @@ const GAUGES: &[(&str, &str)] = &[
         "upstream_available_backends",
         "Backends that could take a new session now.",
     ),
+    (
+        "upstream_primaries",
+        "Backends that say that they are the primary, where there is to be one.",
+    ),
+    (
+        "upstream_serves_anyway",
+        "Whether all backends are used whatever their checks say.",
+    ),
 ];
 const HISTOGRAMS: &[(&str, &str)] = &[
     ("session_duration_seconds", "How long sessions lived."),
@@ -353,12 +361,22 @@ impl Exporter {
         }
     }
 
-    pub fn publish_upstream(&self, name: &Arc<str>, available: u64) {
-        self.count(
-            "upstream_available_backends",
-            &[("upstream", Arc::clone(name))],
-            available,
-        );
+    /// `primaries` and `serves_anyway`: where that is looked after.
+    pub fn publish_upstream(
+        &self,
+        name: &Arc<str>,
+        available: u64,
+        primaries: Option<u64>,
+        serves_anyway: Option<bool>,
+    ) {
+        let label = [("upstream", Arc::clone(name))];
+        self.count("upstream_available_backends", &label, available);
+        if let Some(primaries) = primaries {
+            self.count("upstream_primaries", &label, primaries);
+        }
+        if let Some(anyway) = serves_anyway {
+            self.count("upstream_serves_anyway", &label, u64::from(anyway));
+        }
     }
 
     pub fn publish_process(&self, m: &ProcessMetrics, access_log_dropped: u64) {

@@ -3,7 +3,7 @@
 use crate::{
     backend::Backend,
     balance::{Average, FULL},
-    health::{FailRule, Passive, Verdict},
+    health::{Change, Epoch, FailRule, Passive, Verdict, may_restart},
     metrics::BackendMetrics,
     plan::{self, Place},
     probe::Told,
@@ -24,11 +24,30 @@ pub(super) struct Member {
     pub(super) max_connections: u64,
     pub(super) slow_start: Duration,
     pub(super) down: bool,
+    pub(super) backup: bool,
     pub(super) passive: Passive,
-    /// What the checks say, beside what failed connects do: neither erases the other.
+    /// What the checks say of it alone...
+    pub(super) said: Verdict,
+    /// ... and what is thought of it beside the others, beside what failed connects say: neither erases the other.
     pub(super) verdict: Verdict,
     /// Since when, if it has ever changed.
     pub(super) verdict_since: Option<Instant>,
+    /// Why the others make it another one than `said`.
+    pub(super) why: Option<String>,
+    /// When it came to be known here.
+    pub(super) born: Instant,
+    /// Whether any check has told anything of it.
+    pub(super) heard: bool,
+    /// Since when it has had the role that is asked for, without a break.
+    pub(super) known: Option<Instant>,
+    /// What it last proved as the primary, even if it is silent since.
+    pub(super) epoch: Option<Epoch>,
+    /// The last answer that told its role; before that, `born`.
+    pub(super) certain: Instant,
+    /// Nothing certain has been heard of it for too long.
+    pub(super) stale: bool,
+    /// Nothing that checks say keeps sessions away from it.
+    pub(super) open: bool,
     pub(super) checked: Option<Checked>,
     /// Counts how often sessions were told to leave it.
     pub(super) left: u32,
@@ -54,6 +73,7 @@ impl Member {
         place: &Place,
         metrics: &Arc<BackendMetrics>,
         verdict: Verdict,
+        now: Instant,
     ) -> Self {
         Self {
             backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
@@ -66,9 +86,19 @@ impl Member {
             max_connections: plan.max_connections,
             slow_start: plan.slow_start,
             down: plan.down,
+            backup: plan.backup,
             passive: Passive::default(),
+            said: verdict,
             verdict,
             verdict_since: None,
+            why: None,
+            born: now,
+            heard: false,
+            known: None,
+            epoch: None,
+            certain: now,
+            stale: false,
+            open: verdict.is_up(),
             checked: None,
             left: 0,
             back: None,
@@ -76,11 +106,62 @@ impl Member {
         }
     }
 
+    /// A check has told something. Whether that may change what is to be thought of it or of others.
+    pub(super) fn hear(&mut self, checked: Checked, change: Option<Change>, now: Instant) -> bool {
+        let result = checked.result;
+        let mut news = change.is_some();
+        match result {
+            CheckResult::Local => {}
+            CheckResult::Ok | CheckResult::Lagging => {
+                news |= self.stale || self.known.is_none();
+                self.certain = now;
+                // The first answer speaks for all the time before it: who answers first of all says nothing.
+                let since = if self.heard { now } else { self.born };
+                self.known.get_or_insert(since);
+                if self.epoch != checked.told.epoch {
+                    self.epoch.clone_from(&checked.told.epoch);
+                    news = true;
+                }
+            }
+            CheckResult::WrongRole => {
+                self.certain = now;
+                self.known = None;
+                self.epoch = None;
+            }
+            _ if may_restart(result) => {
+                news |= self.known.is_some();
+                self.known = None;
+            }
+            _ => {}
+        }
+        if result != CheckResult::Local {
+            news |= !self.heard;
+            self.heard = true;
+        }
+        if let Some(change) = change {
+            self.said = change.to;
+            if matches!(change.to, Verdict::Down(_)) {
+                self.known = None;
+            }
+            // One that was used all the same has nothing to get used to.
+            if change.to.is_up() && !change.first && !self.open {
+                self.start_slowly(now);
+            }
+        }
+        self.checked = Some(checked);
+        news
+    }
+
+    /// Whether the checks speak for it.
+    pub(super) fn is_well(&self) -> bool {
+        self.verdict.is_up() && !self.stale && !self.down
+    }
+
     /// How much of its weight counts now; 0 if it can take nothing.
     pub(super) fn share(&self, single: bool, now: Instant) -> u32 {
         let can_take = self.weight > 0
             && !self.down
-            && self.verdict.is_up()
+            && self.open
             && (single || self.passive.is_available(self.rule, now))
             && (self.max_connections == 0 || self.backend.active() < self.max_connections);
         match self.back {
@@ -121,7 +202,7 @@ impl Member {
     pub(super) fn is_plain(&self) -> bool {
         self.weight > 0
             && !self.down
-            && self.verdict.is_up()
+            && self.open
             && self.max_connections == 0
             && (self.rule.max_fails == 0 || self.passive.fails() == 0)
             && self.back.is_none()

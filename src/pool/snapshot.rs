@@ -5,6 +5,7 @@ use crate::{
     health::Verdict,
     metrics::BackendMetrics,
     plan::{self, Balance, Place, Role},
+    probe::Lag,
     reason::{BackendState, CheckResult},
 };
 use std::{sync::Arc, time::Instant};
@@ -38,6 +39,8 @@ impl Pool {
     pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
         let mut inner = self.lock();
         inner.halve(now);
+        inner.look_out(now);
+        let anyway = inner.guard.anyway();
         let single = inner.balancer.is_single();
         let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
             let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
@@ -50,8 +53,13 @@ impl Pool {
                 (Down, "the configuration says so".to_owned())
             } else if members.is_empty() {
                 (Down, "its name does not resolve".to_owned())
-            } else if let Some(judged) = judged(&members) {
-                judged
+            } else if let Some((state, why)) = judged(&members) {
+                match &anyway {
+                    Some(anyway) => (state, format!("{why}; {anyway}")),
+                    None => (state, why),
+                }
+            } else if let Some(why) = silent(&members, now) {
+                (Up, why)
             } else if failed {
                 (Failed, {
                     let next = if available { "; to be tried again" } else { "" };
@@ -102,22 +110,59 @@ fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     if members.iter().any(|m| m.verdict.is_up()) {
         return None;
     }
-    // One that lives says more than those that do not.
-    let wrong = |m: &&&Member| m.verdict == Verdict::WrongRole;
-    let member = members.iter().find(wrong).or(members.first())?;
-    let why = match member.verdict {
-        Verdict::Down(None) => "not checked yet".to_owned(),
+    // One that lives says more than those that do not, the more so the less there is against it.
+    let worth = |m: &&Member| match m.verdict {
+        Verdict::Doubtful => 0,
+        Verdict::Lagging => 1,
+        Verdict::WrongRole => 2,
+        Verdict::Down(_) | Verdict::Up => 3,
+    };
+    let member = *members.iter().min_by_key(|m| worth(m))?;
+    let checked = member.checked.as_ref();
+    let why = match (member.verdict, &member.why) {
+        (_, Some(why)) => why.clone(),
+        (Verdict::Down(None), _) => "not checked yet".to_owned(),
         // The latest, which may be another than the one that took it out.
-        Verdict::Down(Some(result)) => {
-            let latest = member.checked.as_ref().map(|c| c.result);
-            let latest = latest.filter(|r| !matches!(r, CheckResult::Ok | CheckResult::Local));
+        (Verdict::Down(Some(result)), _) => {
+            let good = |r: &CheckResult| {
+                use CheckResult::{Lagging, Local, Ok};
+                matches!(r, Ok | Local | Lagging)
+            };
+            let latest = checked.map(|c| c.result).filter(|r| !good(r));
             format!("its check says: {}", latest.unwrap_or(result).word())
         }
-        Verdict::WrongRole | Verdict::Up => match member.checked.as_ref().and_then(|c| c.told.role)
-        {
-            Some(role) => format!("its role is {}", role.word()),
-            None => "it has another role".to_owned(),
+        (Verdict::Lagging, _) => match checked.map(|c| c.told.lag) {
+            Some(lag) => behind(lag),
+            None => "it is behind".to_owned(),
         },
+        (Verdict::WrongRole | Verdict::Doubtful | Verdict::Up, _) => {
+            match checked.and_then(|c| c.told.role) {
+                Some(role) => format!("its role is {}", role.word()),
+                None => "it has another role".to_owned(),
+            }
+        }
     };
     Some((member.verdict.state(), why))
+}
+
+fn behind(lag: Lag) -> String {
+    let seconds = lag.time.map(|t| format!("{:.1} s", t.as_secs_f64()));
+    let bytes = lag.bytes.map(|n| format!("{n} bytes"));
+    let parts: Vec<String> = [seconds, bytes].into_iter().flatten().collect();
+    match parts.is_empty() {
+        true => "it is behind".to_owned(),
+        false => format!("it is behind by {}", parts.join(", ")),
+    }
+}
+
+/// For how long nothing certain has been heard, if that is too long for all that are up.
+fn silent(members: &[&Member], now: Instant) -> Option<String> {
+    let mut up = members.iter().filter(|m| m.verdict.is_up());
+    if !up.clone().all(|m| m.stale) {
+        return None;
+    }
+    let last = up.clone().map(|m| m.certain).max()?;
+    let silent = now.saturating_duration_since(last).as_secs();
+    up.next()
+        .map(|_| format!("no certain answer for {silent} s"))
 }

@@ -1,4 +1,8 @@
+mod anyway;
+mod primaries;
+
 use super::*;
+use crate::health::Change;
 use crate::reason::CheckResult;
 use crate::{
     metrics::Exporter,
@@ -10,7 +14,7 @@ fn place(n: u8) -> Place {
     Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 
-fn planned(n: u8) -> Planned {
+pub(crate) fn planned(n: u8) -> Planned {
     Planned {
         text: format!("10.0.0.{n}:1"),
         target: Target::Place(place(n)),
@@ -25,7 +29,38 @@ fn planned(n: u8) -> Planned {
 }
 
 fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
+    guarded(
+        backends,
+        Check {
+            start_up,
+            ..check(CheckKind::Tcp)
+        },
+        Instant::now(),
+    )
+}
+
+pub(crate) fn check(kind: CheckKind) -> Check {
     let second = Duration::from_secs(1);
+    Check {
+        kind,
+        interval: second,
+        fast_interval: second,
+        timeout: second,
+        rise: 1,
+        fall: 1,
+        stale_after: None,
+        serve_anyway_below: 0,
+        start_up: false,
+        at: CheckAt::Backend,
+        tls: plan::Tls::Off,
+        on_down: OnLeave::Keep,
+        on_role_lost: OnLeave::Close,
+        on_lag: OnLeave::Keep,
+        on_recover: OnLeave::Keep,
+    }
+}
+
+pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
     let plan = Upstream {
         name: "u".into(),
         balance: Balance::RoundRobin,
@@ -34,20 +69,7 @@ fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
-        check: Some(Check {
-            kind: CheckKind::Tcp,
-            interval: second,
-            fast_interval: second,
-            timeout: second,
-            rise: 1,
-            fall: 1,
-            start_up,
-            at: CheckAt::Backend,
-            tls: plan::Tls::Off,
-            on_down: OnLeave::Keep,
-            on_role_lost: OnLeave::Close,
-            on_recover: OnLeave::Keep,
-        }),
+        check: Some(check),
     };
     let exporter = Exporter::new(1).expect("an exporter");
     let name: Arc<str> = "u".into();
@@ -56,15 +78,20 @@ fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
         .take(plan.backends.len())
         .map(|n| vec![place(n)])
         .collect();
-    Pool::new(&name, &plan, metrics, &places)
+    Pool::new(&name, &plan, metrics, &places, now)
 }
 
 /// A check that has changed the verdict about the backend of this number.
-fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
+pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
     let checked = Checked {
         at: now,
         took: Duration::ZERO,
-        result: CheckResult::Ok,
+        result: match to {
+            Verdict::Down(result) => result.unwrap_or(CheckResult::Timeout),
+            Verdict::WrongRole => CheckResult::WrongRole,
+            Verdict::Lagging => CheckResult::Lagging,
+            _ => CheckResult::Ok,
+        },
         told: crate::probe::Told::default(),
         transcript: String::new(),
     };
@@ -179,4 +206,36 @@ fn who_was_picked_before_a_backend_was_left_must_not_stay() {
     let mut after = alone.search(&Facts::default());
     let _lease = alone.pick(&mut after, now).expect("a backend");
     assert_eq!(alone.succeeded(&after, now), AfterSuccess::Nothing);
+}
+
+#[test]
+fn who_is_too_far_behind_takes_nothing_new() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    verdict(&both, 0, Verdict::Lagging, false, now);
+    assert_eq!(both.snapshot(now)[0].why, "it is behind");
+    let backend = Arc::clone(&both.addresses()[0].backend);
+    let checked = Checked {
+        at: now,
+        took: Duration::ZERO,
+        result: CheckResult::Lagging,
+        told: crate::probe::Told {
+            lag: crate::probe::Lag {
+                bytes: Some(4096),
+                time: Some(Duration::from_millis(12_345)),
+            },
+            ..Default::default()
+        },
+        transcript: String::new(),
+    };
+    both.checked(&backend, checked, None, now);
+    let snapshot = &both.snapshot(now)[0];
+    assert_eq!(
+        (snapshot.state, snapshot.why.as_str()),
+        (BackendState::Lagging, "it is behind by 12.3 s, 4096 bytes")
+    );
+    let picks: Vec<_> = (0..4).map(|_| pick(&both, now)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+    verdict(&both, 0, Verdict::Up, false, now);
+    assert!(both.snapshot(now)[0].available);
 }

@@ -1,12 +1,14 @@
 //! The checks of an upstream: one task for each address of each backend, for as long as there is that address.
 
-use super::leaving::Leaving;
+use super::{
+    leaving::Leaving,
+    news::{self, Cause},
+};
 use crate::{
     backend::Backend,
     balance::Chance,
-    following::follow,
-    health::{Change, Judge, Rule, Schedule, Verdict},
-    journal::{Event, Journal},
+    health::{Judge, Rule, Schedule, Verdict},
+    journal::Journal,
     plan::{Check, SendProxy, Upstream},
     pool::{Checked, Pool},
     probe::{Encryption, Means, Probe, Report, Secret},
@@ -76,6 +78,10 @@ impl Checks {
 
     /// Checks what addresses there are, and looks again whenever they have `changed`.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
+        self.keep_checking(&changed).await;
+    }
+
+    async fn keep_checking(self: Arc<Self>, changed: &Notify) {
         // An address that is gone is no longer checked: dropping its guard ends the task.
         let mut running: HashMap<u64, DropGuard> = HashMap::new();
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
@@ -87,19 +93,32 @@ impl Checks {
                     let stop = self.stop.child_token();
                     let one = One {
                         checks: Arc::clone(&self),
-                        backup: address.backup,
                         backend: address.backend,
                         chance: Chance::from_seed(chance.draw()),
                     };
-                    tokio::spawn(
-                        stop.clone()
-                            .run_until_cancelled_owned(one.run(address.verdict)),
-                    );
+                    tokio::spawn(stop.clone().run_until_cancelled_owned(one.run()));
                     stop.drop_guard()
                 });
             }
-            changed.notified().await;
+            loop {
+                let next = self.act(None, Instant::now());
+                let silence = async {
+                    match next {
+                        Some(at) => tokio::time::sleep_until(at.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // Also when no check ends: what has not been heard for too long is to be told.
+                tokio::select! {
+                    () = changed.notified() => break,
+                    () = silence => {}
+                }
+            }
         }
+    }
+
+    fn act(&self, cause: Option<&Cause<'_>>, now: Instant) -> Option<Instant> {
+        news::act(&self.pool, &self.leaving, &self.journal, cause, now)
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
@@ -135,12 +154,15 @@ impl Checks {
 struct One {
     checks: Arc<Checks>,
     backend: Arc<Backend>,
-    backup: bool,
     chance: Chance,
 }
 
 impl One {
-    async fn run(mut self, supposed: Verdict) {
+    async fn run(self) {
+        self.keep_asking().await;
+    }
+
+    async fn keep_asking(mut self) {
         let checks = Arc::clone(&self.checks);
         let check = &checks.check;
         let schedule = Schedule::new(check.interval, check.fast_interval);
@@ -149,7 +171,7 @@ impl One {
             fall: check.fall,
         };
         let gap = GAP.min(check.fast_interval);
-        let mut judge = Judge::new(rule, supposed);
+        let mut judge = Judge::new(rule, checks.pool.said(&self.backend));
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
         loop {
@@ -195,49 +217,20 @@ impl One {
             transcript: report.transcript.clone(),
         };
         let anybody = checks.pool.checked(&self.backend, checked, change, now);
+        let cause = change.map(|change| Cause {
+            backend: &self.backend,
+            change,
+            report: &report,
+        });
+        checks.act(cause.as_ref(), now);
         if let Some(change) = change {
-            checks
-                .leaving
-                .after(&checks.pool, &self.backend, self.backup, change.to);
             let nobody_left = !anybody && change.from.is_up();
             // Where one has lost a role another has got it, and the other way round.
             let moved = [change.from, change.to].contains(&Verdict::WrongRole);
             if nobody_left || moved && !change.first {
                 checks.hurry.notify_waiters();
             }
-            self.write_down(change, report, now);
         }
         anybody
-    }
-
-    fn write_down(&self, change: Change, report: Report, now: Instant) {
-        let (upstream, backend) = (&self.checks.pool.name, &self.backend);
-        let (from, to) = (change.from.state().word(), change.to.state().word());
-        let event = Event {
-            reason: report.result.word(),
-            transcript: Some(report.transcript),
-            ..Event::new(upstream, backend, from, to).doubted_for(change.doubted_for)
-        };
-        let transcript = event.transcript.as_deref().unwrap_or_default();
-        let (address, reason, doubt_seconds) = (&backend.place, event.reason, event.doubt_seconds);
-        // One that has not been used yet, and is not to be, is nothing to be warned of.
-        if change.from.is_up() {
-            tracing::warn!(%upstream, backend = %backend.text(), %address, from, to, reason, transcript, doubt_seconds,
-                "backend is left out");
-        } else {
-            let message = if change.to.is_up() {
-                "backend is up"
-            } else {
-                "backend stays out"
-            };
-            tracing::info!(%upstream, backend = %backend.text(), %address, from, to, reason, transcript, doubt_seconds,
-                "{message}");
-        }
-        let journal = &self.checks.journal;
-        let recorded = journal.record(event);
-        if change.from.is_up() {
-            backend.metrics.doubt_duration.record(change.doubted_for);
-            follow(&self.checks.pool, backend, journal, recorded, now);
-        }
     }
 }

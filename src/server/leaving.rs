@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(super) struct Leaving {
     on_down: OnLeave,
     on_role_lost: OnLeave,
+    on_lag: OnLeave,
     on_recover: OnLeave,
     sessions: Arc<Sessions>,
     /// One for the process.
@@ -49,6 +50,7 @@ impl Leaving {
         Self {
             on_down: check.on_down,
             on_role_lost: check.on_role_lost,
+            on_lag: check.on_lag,
             on_recover: check.on_recover,
             sessions: Arc::clone(sessions),
             pace: Arc::clone(pace),
@@ -81,21 +83,45 @@ impl Leaving {
                     }
                 }
             }
-            Verdict::Down(_) => {
-                self.leave(
-                    pool,
-                    Arc::clone(backend),
-                    self.on_down,
-                    CloseReason::BackendDown,
-                );
+            // Whoever is used all the same keeps what it has.
+            Verdict::Down(_) | Verdict::Lagging if pool.serves_anyway() => {}
+            Verdict::Down(_) => self.leave(
+                pool,
+                Arc::clone(backend),
+                self.on_down,
+                CloseReason::BackendDown,
+            ),
+            Verdict::Lagging => {
+                let how = self.on_lag;
+                self.leave(pool, Arc::clone(backend), how, CloseReason::Lagging);
             }
             Verdict::WrongRole => {
                 let how = self.on_role_lost;
                 self.leave(pool, Arc::clone(backend), how, CloseReason::RoleLost);
             }
+            // It may be right: who is there stays, and what has begun for another reason goes on.
+            Verdict::Doubtful => {}
         }
         if !backup && !verdict.is_up() {
             self.backups_are_needed(pool);
+        }
+    }
+
+    /// From now on all are used whatever their checks say: nobody is told to leave for that.
+    pub(super) fn stay(&self, pool: &Pool) {
+        for address in pool.addresses() {
+            self.call_off(&address.backend, |reason| {
+                matches!(reason, CloseReason::BackendDown | CloseReason::Lagging)
+            });
+        }
+    }
+
+    /// The checks count again, and what they said meanwhile.
+    pub(super) fn resume(&self, pool: &Arc<Pool>) {
+        for address in pool.addresses() {
+            if let Verdict::Down(Some(_)) | Verdict::Lagging = address.verdict {
+                self.after(pool, &address.backend, address.backup, address.verdict);
+            }
         }
     }
 
@@ -174,5 +200,86 @@ impl Leaving {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        net::Client,
+        plan::CheckKind,
+        pool::tests::{check, guarded, planned, verdict},
+    };
+
+    /// What a session on one of two backends is told when this becomes the verdict about it.
+    fn told(check: Check, to: Verdict) -> Option<CloseReason> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let now = Instant::now();
+            let sessions = Arc::new(Sessions::new(1, 10));
+            let pace = Arc::new(Mutex::new(Pace::new(now)));
+            let leaving = Leaving::new(&check, &sessions, &pace, &CancellationToken::new());
+            let pool = Arc::new(guarded(vec![planned(1), planned(2)], check, now));
+            verdict(&pool, 1, Verdict::Up, true, now);
+            let backend = Arc::clone(&pool.addresses()[0].backend);
+            let session = sessions.list(Client::Unix, None).expect("room for one");
+            session.set_backend(backend.id);
+            verdict(&pool, 0, to, true, now);
+            leaving.after(&pool, &backend, false, to);
+            // For the task that tells.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            session.must_end()
+        })
+    }
+
+    #[test]
+    fn each_reason_has_its_own_rule() {
+        let close = |check: Check| Check {
+            on_down: OnLeave::Close,
+            on_role_lost: OnLeave::Close,
+            on_lag: OnLeave::Close,
+            ..check
+        };
+        let keep = |check: Check| Check {
+            on_down: OnLeave::Keep,
+            on_role_lost: OnLeave::Keep,
+            on_lag: OnLeave::Keep,
+            ..check
+        };
+        let plain = || check(CheckKind::Tcp);
+        for (to, reason) in [
+            (Verdict::Down(None), CloseReason::BackendDown),
+            (Verdict::WrongRole, CloseReason::RoleLost),
+            (Verdict::Lagging, CloseReason::Lagging),
+        ] {
+            assert_eq!(told(close(plain()), to), Some(reason));
+            assert_eq!(told(keep(plain()), to), None);
+            let others = match to {
+                Verdict::Lagging => Check {
+                    on_lag: OnLeave::Keep,
+                    ..close(plain())
+                },
+                _ => Check {
+                    on_lag: OnLeave::Close,
+                    ..keep(plain())
+                },
+            };
+            assert_eq!(told(others, to), None, "{to:?} by the rule of another");
+        }
+        // It may be right; and who is used all the same keeps what it has.
+        assert_eq!(told(close(plain()), Verdict::Doubtful), None);
+        let anyway = Check {
+            serve_anyway_below: 100,
+            ..close(plain())
+        };
+        assert_eq!(told(anyway.clone(), Verdict::Lagging), None);
+        let refused = Verdict::Down(Some(crate::reason::CheckResult::Refused));
+        assert_eq!(told(anyway, refused), None);
     }
 }

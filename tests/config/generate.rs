@@ -188,7 +188,8 @@ fn check_plan() -> impl Strategy<Value = Check> {
         any::<bool>(),
         at,
         tls(),
-        (on_leave(), on_leave(), on_leave()),
+        (on_leave(), on_leave(), on_leave(), on_leave()),
+        (option::of(long()), 0..=100u32),
     )
         .prop_map(
             |(
@@ -199,8 +200,20 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 start_up,
                 at,
                 tls,
-                (on_down, on_role_lost, on_recover),
+                (on_down, on_role_lost, on_lag, on_recover),
+                (stale_after, anyway),
             )| Check {
+                // Not below what one check may take, and not above a year.
+                stale_after: stale_after
+                    .filter(|_| kind.role() == Some(Role::Primary))
+                    .map(|more| more + timeout + Duration::from_millis(interval))
+                    .map(|after| after.min(Duration::from_secs(365 * 86_400))),
+                serve_anyway_below: if kind.role().is_none() { anyway } else { 0 },
+                on_lag: if kind.limits_lag() {
+                    on_lag
+                } else {
+                    OnLeave::Keep
+                },
                 tls: if kind.speaks_tls() { tls } else { Tls::Off },
                 // Without a role there is none to lose.
                 on_role_lost: if kind.role().is_some() {

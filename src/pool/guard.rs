@@ -1,0 +1,324 @@
+//! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which nobody has heard of for
+//! long, and checks that take out more than they may.
+
+use super::{Checked, Inner, Pool, member::Member};
+use crate::{
+    backend::Backend,
+    health::{Change, Claim, Standing, Supersedes, Verdict, standings},
+    plan::{self, Role},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What is guarded, and what is still to be told.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    /// There is to be one primary.
+    one_primary: bool,
+    stale_after: Option<Duration>,
+    /// In percent.
+    anyway_below: u32,
+    /// So many backends are counted for that: those that are to serve, wherever their names lead.
+    counted: usize,
+    /// How many of them are up, while all are used whatever their checks say.
+    anyway: Option<usize>,
+    /// When the next address will have been silent for too long.
+    due: Option<Instant>,
+    news: Vec<News>,
+}
+
+/// What has become of the addresses of an upstream.
+#[derive(Debug)]
+pub enum News {
+    Turned(Turn),
+    /// Nothing certain has been heard of it for too long: it takes nothing new.
+    Stale(Arc<Backend>),
+    /// It is heard again.
+    Heard(Arc<Backend>),
+    /// From now on all are used, whatever their checks say: so many of so many are up.
+    ServesAnyway {
+        up: usize,
+        of: usize,
+    },
+    /// From now on those are used again that the checks speak for.
+    ServesByChecks,
+}
+
+/// Another verdict about an address.
+#[derive(Debug)]
+pub struct Turn {
+    pub backend: Arc<Backend>,
+    pub backup: bool,
+    pub from: Verdict,
+    pub to: Verdict,
+    /// What others have to do with it.
+    pub why: Option<String>,
+}
+
+/// What an upstream's guards show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guarded {
+    /// How many backends say that they are the primary, where there is to be one.
+    pub primaries: Option<usize>,
+    /// Whether all are used whatever their checks say, where that can be.
+    pub serves_anyway: Option<bool>,
+}
+
+impl Guard {
+    pub(super) fn new(plan: &plan::Upstream) -> Self {
+        let Some(check) = &plan.check else {
+            return Self::default();
+        };
+        let serve = |b: &&plan::Backend| !b.backup && !b.down && b.weight > 0;
+        Self {
+            one_primary: check.kind.role() == Some(Role::Primary),
+            stale_after: check.stale_after,
+            anyway_below: check.serve_anyway_below,
+            counted: plan.backends.iter().filter(serve).count(),
+            ..Self::default()
+        }
+    }
+
+    /// What is said of one that is used although it is not well.
+    pub(super) fn anyway(&self) -> Option<String> {
+        let up = self.anyway?;
+        Some(format!("served anyway: {up} of {} up", self.counted))
+    }
+}
+
+impl Pool {
+    /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
+    /// address at all.
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        checked: Checked,
+        change: Option<Change>,
+        now: Instant,
+    ) -> bool {
+        let mut inner = self.lock();
+        if let Some(member) = inner.find(backend)
+            && member.hear(checked, change, now)
+        {
+            inner.review(now);
+        }
+        inner.members.iter().any(Member::is_well)
+    }
+
+    /// What the checks say of this address, or what is supposed before they do.
+    pub fn said(&self, backend: &Arc<Backend>) -> Verdict {
+        let found = self.lock().find(backend).map(|m| m.said);
+        found.unwrap_or(Verdict::Down(None))
+    }
+
+    /// What has happened since this was asked last; and when to ask again even if no check has ended.
+    pub fn news(&self, now: Instant) -> (Vec<News>, Option<Instant>) {
+        let mut inner = self.lock();
+        inner.look_out(now);
+        let guard = &mut inner.guard;
+        let next = guard.stale_after.map(|limit| {
+            // Who is heard from now on can be missed no sooner.
+            guard.due.unwrap_or(now + limit)
+        });
+        (std::mem::take(&mut guard.news), next)
+    }
+
+    /// Whether all are used, whatever their checks say.
+    pub fn serves_anyway(&self) -> bool {
+        self.lock().guard.anyway.is_some()
+    }
+
+    pub fn guarded(&self, now: Instant) -> Guarded {
+        let mut inner = self.lock();
+        inner.look_out(now);
+        let claims = |m: &Member| !m.down && m.heard && m.said.is_up();
+        let primaries = || {
+            let backends = inner.members.chunk_by(|a, b| a.of == b.of);
+            backends.filter(|all| all.iter().any(claims)).count()
+        };
+        Guarded {
+            primaries: inner.guard.one_primary.then(primaries),
+            serves_anyway: (inner.guard.anyway_below > 0).then_some(inner.guard.anyway.is_some()),
+        }
+    }
+}
+
+impl Inner {
+    /// Time alone can change what is to be thought: of this every pick makes sure, for the checks may be what has died.
+    #[inline]
+    pub(super) fn look_out(&mut self, now: Instant) {
+        if self.guard.due.is_some_and(|due| now >= due) {
+            self.review(now);
+        }
+    }
+
+    /// Looks at all addresses together. Under the lock, so that no pick ever sees two that are believed.
+    pub(super) fn review(&mut self, now: Instant) {
+        self.find_stale(now);
+        let verdicts = self.compare();
+        let Self {
+            members,
+            departed,
+            guard,
+            ..
+        } = self;
+        // An address that is no longer named is a rival to nobody.
+        let departed = departed.iter_mut().map(|m| {
+            let said = m.said;
+            (m, (said, None))
+        });
+        let mut turns = Vec::new();
+        for (member, (to, why)) in members.iter_mut().zip(verdicts).chain(departed) {
+            member.why.clone_from(&why);
+            let from = std::mem::replace(&mut member.verdict, to);
+            // What is only supposed of one is no news.
+            if from != to && member.heard {
+                member.verdict_since = Some(now);
+                member.backend.metrics.entered(to.state());
+                turns.push(Turn {
+                    backend: Arc::clone(&member.backend),
+                    backup: member.backup,
+                    from,
+                    to,
+                    why,
+                });
+            }
+        }
+        // Who has to go, and then who comes in its place.
+        turns.sort_by_key(|turn| turn.to.is_up());
+        guard.news.extend(turns.into_iter().map(News::Turned));
+        self.count();
+        let anyway = self.guard.anyway.is_some();
+        for member in &mut self.members {
+            member.open = anyway || member.verdict.is_up() && !member.stale;
+        }
+        self.all_plain = self.members.iter().all(Member::is_plain);
+    }
+
+    fn find_stale(&mut self, now: Instant) {
+        let guard = &mut self.guard;
+        guard.due = None;
+        let Some(limit) = guard.stale_after else {
+            return;
+        };
+        for member in &mut self.members {
+            let until = member.certain + limit;
+            let used = member.said.is_up() && !member.down;
+            let stale = used && now >= until;
+            if used && !stale {
+                guard.due = guard.due.into_iter().chain([until]).min();
+            }
+            if stale != member.stale {
+                member.stale = stale;
+                let backend = Arc::clone(&member.backend);
+                if stale {
+                    // Whatever it is when it is heard again, nobody knows what it was meanwhile.
+                    member.known = None;
+                    guard.news.push(News::Stale(backend));
+                } else if used {
+                    guard.news.push(News::Heard(backend));
+                }
+            }
+        }
+    }
+
+    /// What is to be thought of each member, and what others have to do with it.
+    fn compare(&self) -> Vec<(Verdict, Option<String>)> {
+        let members = &self.members;
+        let mut verdicts: Vec<_> = members.iter().map(|m| (m.said, None)).collect();
+        if !self.guard.one_primary {
+            return verdicts;
+        }
+        let claims = |m: &Member| !m.down && (m.said.is_up() || m.epoch.is_some());
+        let claiming: Vec<usize> = (0..members.len())
+            .filter(|i| claims(&members[*i]))
+            .collect();
+        let claims: Vec<Claim<'_>> = claiming
+            .iter()
+            .map(|i| &members[*i])
+            .map(|m| Claim {
+                known: m.known,
+                epoch: m.epoch.as_ref(),
+                answers: m.said.is_up() && !m.stale,
+            })
+            .collect();
+        for (standing, &i) in standings(&claims).into_iter().zip(&claiming) {
+            let member = &members[i];
+            if !member.said.is_up() {
+                continue;
+            }
+            verdicts[i] = match standing {
+                Standing::Believed => (member.said, None),
+                Standing::Doubtful { .. } if !member.heard => {
+                    (Verdict::Doubtful, Some("not checked yet".to_owned()))
+                }
+                Standing::Doubtful { believed } => {
+                    let other = &members[claiming[believed]];
+                    let why = match member.known == other.known {
+                        true => "stands before it in the configuration",
+                        false => "has been for longer",
+                    };
+                    let why = format!("{} is primary, too, and {why}", name(other));
+                    (Verdict::Doubtful, Some(why))
+                }
+                Standing::Superseded { by } => {
+                    let other = &members[claiming[by]];
+                    let how = match (&other.epoch, &member.epoch) {
+                        (Some(newer), Some(older)) => Supersedes(newer, older).to_string(),
+                        _ => String::new(),
+                    };
+                    let why = format!("superseded by {} ({how})", name(other));
+                    (Verdict::WrongRole, Some(why))
+                }
+                // Silence does not make it more credible.
+                Standing::Silent if member.verdict == Verdict::Doubtful => {
+                    (Verdict::Doubtful, member.why.clone())
+                }
+                Standing::Silent => (member.said, None),
+            };
+        }
+        verdicts
+    }
+
+    /// Counts who is up, where it matters that not too many are out.
+    fn count(&mut self) {
+        let guard = &mut self.guard;
+        if guard.anyway_below == 0 {
+            return;
+        }
+        let (primaries, backups) = self.members.split_at(self.balancer.primaries().end);
+        let serves = |all: &&[Member]| all.iter().any(|m| !m.down && m.weight > 0);
+        let is_up = |all: &&[Member]| all.iter().any(|m| m.said.is_up());
+        let one = |a: &Member, b: &Member| a.of == b.of;
+        let (mut up, mut unknown) = (0, false);
+        for backend in primaries.chunk_by(one).filter(serves) {
+            up += usize::from(is_up(&backend));
+            unknown |= backend.iter().all(|m| m.said == Verdict::Down(None));
+        }
+        let few = up as u128 * 100 < u128::from(guard.anyway_below) * guard.counted as u128;
+        // Backups are there for the case that nobody else is up.
+        let backups = || backups.chunk_by(one).any(|b| serves(&b) && is_up(&b));
+        let anyway = (few && !unknown && (up > 0 || !backups())).then_some(up);
+        if anyway.is_some() != guard.anyway.is_some() {
+            guard.news.push(match anyway {
+                Some(up) => News::ServesAnyway {
+                    up,
+                    of: guard.counted,
+                },
+                None => News::ServesByChecks,
+            });
+        }
+        guard.anyway = anyway;
+    }
+}
+
+/// As it is configured, and if that is a name, which of its addresses.
+fn name(member: &Member) -> String {
+    let (text, place) = (member.backend.text(), member.backend.place.to_string());
+    match **text == *place {
+        true => place,
+        false => format!("{text} ({place})"),
+    }
+}

@@ -1,0 +1,173 @@
+//! `serve_anyway_below`: checks that take out too many are not believed.
+
+use super::*;
+use proptest::prelude::*;
+
+fn anyway(backends: Vec<Planned>, below: u32, start_up: bool) -> Pool {
+    let check = Check {
+        serve_anyway_below: below,
+        start_up,
+        ..check(CheckKind::Tcp)
+    };
+    guarded(backends, check, Instant::now())
+}
+
+fn picks(pool: &Pool, now: Instant) -> Vec<String> {
+    let mut picks: Vec<String> = (0..32).filter_map(|_| pick(pool, now)).collect();
+    picks.sort_unstable();
+    picks.dedup();
+    picks
+}
+
+fn news(pool: &Pool, now: Instant) -> Vec<String> {
+    let short = |news| match news {
+        News::Turned(turn) => turn.to.state().word().to_owned(),
+        News::ServesAnyway { up, of } => format!("anyway {up} of {of}"),
+        News::ServesByChecks => "by checks".to_owned(),
+        other => panic!("{other:?}"),
+    };
+    pool.news(now).0.into_iter().map(short).collect()
+}
+
+#[test]
+fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
+    let now = Instant::now();
+    let pool = anyway((1..=4).map(planned).collect(), 50, true);
+    for n in 0..2 {
+        verdict(&pool, n, DOWN, false, now);
+        assert_eq!(picks(&pool, now).len(), 3 - n);
+    }
+    assert!(!pool.serves_anyway(), "two of four are not below a half");
+    news(&pool, now);
+    verdict(&pool, 2, DOWN, false, now);
+    assert_eq!(news(&pool, now), ["down", "anyway 1 of 4"]);
+    assert_eq!(picks(&pool, now).len(), 4);
+    let first = &pool.snapshot(now)[0];
+    assert_eq!(
+        (first.state, first.why.as_str()),
+        (
+            BackendState::Down,
+            "its check says: refused; served anyway: 1 of 4 up"
+        )
+    );
+    assert_eq!(pool.guarded(now).serves_anyway, Some(true));
+    // Not against what failed connects say.
+    let failed = Arc::clone(&pool.addresses()[0].backend);
+    pool.failed(&failed, now);
+    assert_eq!(
+        picks(&pool, now),
+        ["10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"]
+    );
+    verdict(&pool, 3, DOWN, false, now);
+    assert_eq!(news(&pool, now), ["down"]);
+    assert_eq!(
+        pool.snapshot(now)[1].why,
+        "its check says: refused; served anyway: 0 of 4 up"
+    );
+    verdict(&pool, 2, Verdict::Up, false, now);
+    assert_eq!(news(&pool, now), ["up"]);
+    verdict(&pool, 3, Verdict::Up, false, now);
+    assert_eq!(news(&pool, now), ["up", "by checks"]);
+    assert_eq!(picks(&pool, now), ["10.0.0.3:1", "10.0.0.4:1"]);
+    // They were used all the time: nothing to get used to.
+    assert_eq!(pool.snapshot(now)[3].why, "");
+}
+
+#[test]
+fn what_the_configuration_says_stands() {
+    let now = Instant::now();
+    let with = |n, change: fn(&mut Planned)| {
+        let mut backend = planned(n);
+        change(&mut backend);
+        backend
+    };
+    let backends = || {
+        vec![
+            planned(1),
+            planned(2),
+            with(3, |b| b.down = true),
+            with(4, |b| b.weight = 0),
+            with(5, |b| b.max_connections = 1),
+        ]
+    };
+    let pool = anyway(backends(), 100, true);
+    assert_eq!(
+        pool.guarded(now).serves_anyway,
+        Some(false),
+        "three of three"
+    );
+    verdict(&pool, 0, DOWN, false, now);
+    assert_eq!(news(&pool, now), ["down", "anyway 2 of 3"]);
+    let held = loop {
+        let mut search = pool.search(&Facts::default());
+        let lease = pool.pick(&mut search, now).expect("a backend");
+        if **lease.backend().text() == *"10.0.0.5:1" {
+            break lease;
+        }
+    };
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1", "10.0.0.2:1"]);
+    drop(held);
+}
+
+#[test]
+fn before_anything_is_known_the_start_state_holds() {
+    let now = Instant::now();
+    let pool = anyway(vec![planned(1), planned(2)], 100, false);
+    assert!(!pool.serves_anyway());
+    verdict(&pool, 0, DOWN, true, now);
+    assert_eq!(picks(&pool, now).len(), 0);
+    verdict(&pool, 1, DOWN, true, now);
+    assert_eq!(picks(&pool, now).len(), 2);
+}
+
+#[test]
+fn backups_come_first_where_no_other_is_up() {
+    let now = Instant::now();
+    let mut backup = planned(3);
+    backup.backup = true;
+    let pool = anyway(vec![planned(1), planned(2), backup], 100, true);
+    verdict(&pool, 0, DOWN, false, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1", "10.0.0.2:1"]);
+    verdict(&pool, 1, DOWN, false, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.3:1"]);
+    verdict(&pool, 2, DOWN, false, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1", "10.0.0.2:1"]);
+}
+
+#[test]
+fn a_name_without_an_address_is_not_up() {
+    let now = Instant::now();
+    let pool = anyway(vec![planned(1), planned(2)], 60, true);
+    pool.set_addresses(&[vec![place(1)], vec![]], now);
+    assert!(pool.serves_anyway(), "one of two");
+    pool.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    assert!(!pool.serves_anyway());
+}
+
+proptest! {
+    #[test]
+    fn used_are_those_that_are_up_or_all(
+        below in 0..=100u32, turns in prop::collection::vec((0..5usize, any::<bool>()), 1..40),
+    ) {
+        let now = Instant::now();
+        let plans = (1..=5).map(|n| {
+            let mut backend = planned(n);
+            (backend.slow_start, backend.max_fails) = (Duration::ZERO, 0);
+            backend
+        });
+        let pool = anyway(plans.collect(), below, true);
+        let mut up = [true; 5];
+        for (n, to) in turns {
+            if up[n] != to {
+                up[n] = to;
+                verdict(&pool, n, if to { Verdict::Up } else { DOWN }, false, now);
+            }
+            let count = up.iter().filter(|up| **up).count();
+            let all = count * 100 < below as usize * 5;
+            prop_assert_eq!(pool.serves_anyway(), all);
+            let used = if all { 5 } else { count };
+            prop_assert_eq!(picks(&pool, now).len(), used);
+            prop_assert_eq!(pool.lock().all_plain, used == 5);
+        }
+    }
+}
