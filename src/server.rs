@@ -5,6 +5,7 @@ mod checks;
 mod leaving;
 mod news;
 mod resolve;
+mod supervise;
 mod worker;
 
 use crate::{

@@ -3,6 +3,7 @@
 use super::{
     leaving::Leaving,
     news::{self, Cause},
+    supervise::supervised,
 };
 use crate::{
     backend::Backend,
@@ -78,7 +79,11 @@ impl Checks {
 
     /// Checks what addresses there are, and looks again whenever they have `changed`.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
-        self.keep_checking(&changed).await;
+        let begin = || Arc::clone(&self).keep_checking(&changed);
+        let lost = |why: &str| {
+            tracing::error!(upstream = %self.pool.name, why, "the checks have ended by a panic, and begin anew");
+        };
+        supervised(begin, lost).await;
     }
 
     async fn keep_checking(self: Arc<Self>, changed: &Notify) {
@@ -151,6 +156,7 @@ impl Checks {
 }
 
 /// The checks of one address.
+#[derive(Clone)]
 struct One {
     checks: Arc<Checks>,
     backend: Arc<Backend>,
@@ -159,7 +165,11 @@ struct One {
 
 impl One {
     async fn run(self) {
-        self.keep_asking().await;
+        let lost = |why: &str| {
+            tracing::error!(upstream = %self.checks.pool.name, backend = %self.backend.text(), address = %self.backend.place, why,
+                "its check has ended by a panic, and begins anew");
+        };
+        supervised(|| self.clone().keep_asking(), lost).await;
     }
 
     async fn keep_asking(mut self) {
