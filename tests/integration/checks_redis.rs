@@ -79,7 +79,7 @@ pub(crate) fn three() -> [Redis; 3] {
     servers
 }
 
-fn replicate(replica: &Redis, primary: &Redis) {
+pub(crate) fn replicate(replica: &Redis, primary: &Redis) {
     let command = format!("REPLICAOF {} {}", primary.addr.ip(), primary.addr.port());
     assert_eq!(call(replica.addr, &command).unwrap(), "+OK");
 }
