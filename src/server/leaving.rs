@@ -238,6 +238,45 @@ mod tests {
         })
     }
 
+    /// What is to come when all are used is called off, and comes when the checks count again.
+    #[test]
+    fn who_is_used_all_the_same_is_not_told_later_either() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let now = Instant::now();
+            let check = Check {
+                on_down: OnLeave::CloseAfter(Duration::from_secs(3600)),
+                serve_anyway_below: 60,
+                ..check(CheckKind::Tcp)
+            };
+            let sessions = Arc::new(Sessions::new(1, 10));
+            let pace = Arc::new(Mutex::new(Pace::new(now)));
+            let leaving = Leaving::new(&check, &sessions, &pace, &CancellationToken::new());
+            let pool = Arc::new(guarded((1..=3).map(planned).collect(), check, now));
+            let turn = |n: usize, to| {
+                verdict(&pool, n, to, false, now);
+                let backend = &pool.addresses()[n].backend;
+                leaving.after(&pool, backend, false, to);
+            };
+            let waiting = || leaving.under_way().len();
+            let down = Verdict::Down(Some(crate::reason::CheckResult::Refused));
+            (0..3).for_each(|n| turn(n, Verdict::Up));
+            turn(0, down);
+            assert_eq!((waiting(), pool.serves_anyway()), (1, false));
+            turn(1, down);
+            assert!(pool.serves_anyway());
+            leaving.stay(&pool);
+            assert_eq!(waiting(), 0);
+            turn(1, Verdict::Up);
+            assert!(!pool.serves_anyway());
+            leaving.resume(&pool);
+            assert_eq!(waiting(), 1, "the first one is still down");
+        });
+    }
+
     #[test]
     fn each_reason_has_its_own_rule() {
         let close = |check: Check| Check {

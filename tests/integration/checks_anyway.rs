@@ -141,7 +141,7 @@ fn checks_that_take_out_too_many_are_not_believed() {
         setup.wait_state(n, "up");
     }
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
-    let mut held = setup.session_on(2);
+    let (mut held, mut last) = (setup.session_on(2), setup.session_on(3));
     setup.sicken(0);
     setup.wait_state(0, "down");
     assert_eq!(setup.answers(), ["n1", "n2", "n3"]);
@@ -170,6 +170,7 @@ fn checks_that_take_out_too_many_are_not_believed() {
         .tembuku
         .wait_metric("check_results_total", &labels, |n| n >= before + 12.0);
     assert_eq!(request(&mut held).unwrap(), "n2");
+    assert_eq!(request(&mut last).unwrap(), "n3");
     assert_eq!(request(&mut late).unwrap(), "n0");
     let closed = [("reason", "backend_down")];
     let told = setup.tembuku.metric("sessions_closed_total", &closed);
