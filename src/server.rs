@@ -11,6 +11,7 @@ use crate::{
     health::Pace,
     lines::Destination,
     metrics::Exporter,
+    net::SocketFile,
     plan::{self, Place, Plan},
     pool::Pool,
     probe::Means,
@@ -60,7 +61,7 @@ pub struct Server {
     stop_checks: CancellationToken,
     /// Accept loops and sessions.
     tasks: TaskTracker,
-    socket_files: Vec<bind::SocketFile>,
+    socket_files: Vec<SocketFile>,
 }
 
 /// How long sessions that were told to end get to do so.
