@@ -10,10 +10,12 @@ mod member;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod wish;
 
 pub use clock::Clock;
 pub use member::Checked;
 pub use snapshot::Snapshot;
+pub use wish::{Turned, Wish, Wished};
 
 use crate::{
     backend::{Backend, Lease},
@@ -58,6 +60,8 @@ struct Inner {
     members: Vec<Member>,
     /// Addresses that the resolver no longer names, with what is still to be known of them.
     departed: Vec<Member>,
+    /// One for each configured backend, in that order.
+    wishes: Vec<Wished>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
     all_plain: bool,
     /// How often sessions were told to leave a backend.
@@ -129,6 +133,7 @@ pub struct Address {
     pub backend: Arc<Backend>,
     pub backup: bool,
     pub verdict: Verdict,
+    pub wished: Wished,
 }
 
 /// What new answers of the resolver have changed: addresses, and the state that each of them is in.
@@ -308,6 +313,7 @@ impl Pool {
             backend: Arc::clone(&m.backend),
             backup: self.configured[m.of].0.backup,
             verdict: m.verdict,
+            wished: m.wished,
         };
         let members = inner.members.iter().chain(&inner.departed);
         members.filter(|m| !m.down).map(one).collect()
@@ -321,7 +327,7 @@ impl Pool {
     }
 
     /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
-    /// address at all.
+    /// address that may be used.
     pub fn checked(
         &self,
         backend: &Arc<Backend>,
@@ -333,9 +339,11 @@ impl Pool {
         if let Some(member) = inner.find(backend) {
             member.checked = Some(checked);
             if let Some(change) = change {
+                // The first verdict of all is no recovery; the first one after a maintenance is.
+                let comes_back = !change.first || member.verdict_since.is_some();
                 member.verdict = change.to;
                 member.verdict_since = Some(now);
-                if change.to.is_up() && !change.first {
+                if change.to.is_up() && comes_back {
                     member.start_slowly(now);
                 }
                 backend.metrics.entered(change.to.state());
@@ -343,7 +351,7 @@ impl Pool {
             }
         }
         let mut members = inner.members.iter();
-        members.any(|m| m.verdict.is_up() && !m.down)
+        members.any(|m| m.verdict.is_up() && !m.down && m.is_wanted())
     }
 
     /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
@@ -396,6 +404,7 @@ impl Pool {
         let mut old = std::mem::take(&mut inner.members);
         old.append(&mut inner.departed);
         let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
+        let wishes = std::mem::take(&mut inner.wishes);
         *inner = assemble(
             &self.balance,
             &self.configured,
@@ -405,6 +414,7 @@ impl Pool {
         );
         inner.left = left;
         inner.waiting = waiting;
+        inner.keep_wishes(wishes);
         inner.departed.retain(|m| m.is_worth_keeping(now));
         let after = inner.members.iter().map(Member::as_it_is).collect();
         Moved::between(before, after)
@@ -530,6 +540,7 @@ fn assemble(
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         departed: old,
+        wishes: vec![Wished::default(); configured.len()],
         left: 0,
         waiting: Vec::new(),
         balancer,

@@ -43,6 +43,8 @@ words! {
         RoleLost = "role_lost",
         /// It was on a backup, and a primary server is back.
         Recovered = "recovered",
+        /// The operator took its backend out, and `on_drain` says that sessions end then.
+        BackendDrained = "backend_drained",
     }
 }
 
@@ -56,6 +58,10 @@ words! {
         Failed = "failed",
         /// Alive, and not what is asked for.
         WrongRole = "wrong_role",
+        /// By the operator, who wants it to get nothing new.
+        Drained = "drained",
+        /// By the operator, who works on it: it is not checked either.
+        Maintenance = "maintenance",
     }
 }
 

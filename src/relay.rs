@@ -339,6 +339,7 @@ impl Parts<'_, '_> {
                 | CloseReason::BackendDown
                 | CloseReason::RoleLost
                 | CloseReason::Recovered
+                | CloseReason::BackendDrained
         );
         if reason == CloseReason::UntrustedHeader {
             sys::socket::reset_on_close(&*self.backend);

@@ -4,7 +4,10 @@ mod bind;
 mod checks;
 mod leaving;
 mod resolve;
+mod wish;
 mod worker;
+
+pub use wish::{Unknown, Wished};
 
 use crate::{
     access_log::{self, AccessLog},
@@ -32,6 +35,7 @@ use std::{
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wish::Controlled;
 use worker::Worker;
 
 /// Everything that was in the way of a start.
@@ -50,6 +54,8 @@ pub struct State {
     pub bound: Vec<(String, Place)>,
     pub started: SystemTime,
     draining: AtomicBool,
+    /// In the order of the pools.
+    controlled: Vec<Controlled>,
 }
 
 pub struct Server {
@@ -158,8 +164,16 @@ impl Server {
             names.push((service.plan.name.clone(), listening.place));
         }
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
+        let mut controlled = Vec::new();
         for ((pool, upstream), means) in pools.iter().zip(&plan.upstreams).zip(means) {
             let changed = Arc::new(Notify::new());
+            let leaving = Leaving::new(upstream, &process.sessions, &pace, &stop_checks);
+            let leaving = Arc::new(leaving);
+            controlled.push(Controlled {
+                pool: Arc::clone(pool),
+                leaving: Arc::clone(&leaving),
+                changed: Arc::clone(&changed),
+            });
             resolve::keep_fresh(
                 Arc::clone(pool),
                 upstream.clone(),
@@ -168,13 +182,12 @@ impl Server {
                 stop.clone(),
             );
             if let Some(check) = &upstream.check {
-                let leaving = Leaving::new(check, &process.sessions, &pace, &stop_checks);
                 let checks = Checks::new(
                     pool,
                     check,
                     upstream.send_proxy,
                     means,
-                    leaving,
+                    &leaving,
                     &process.journal,
                     &stop_checks,
                 );
@@ -192,6 +205,7 @@ impl Server {
             bound: names,
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
+            controlled,
         });
         tokio::spawn(keep_up(Arc::downgrade(&state)));
         Ok(Self {

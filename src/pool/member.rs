@@ -1,5 +1,6 @@
 //! One address of a backend as a candidate: what is configured, and all that speaks for or against it now.
 
+use super::Wished;
 use crate::{
     backend::Backend,
     balance::{Average, FULL},
@@ -30,6 +31,8 @@ pub(super) struct Member {
     /// Since when, if it has ever changed.
     pub(super) verdict_since: Option<Instant>,
     pub(super) checked: Option<Checked>,
+    /// What the operator wants, beside all that.
+    pub(super) wished: Wished,
     /// Counts how often sessions were told to leave it.
     pub(super) left: u32,
     /// When it came back, while it starts slowly.
@@ -70,6 +73,7 @@ impl Member {
             verdict,
             verdict_since: None,
             checked: None,
+            wished: Wished::default(),
             left: 0,
             back: None,
             average: Average::default(),
@@ -80,6 +84,7 @@ impl Member {
     pub(super) fn share(&self, single: bool, now: Instant) -> u32 {
         let can_take = self.weight > 0
             && !self.down
+            && self.is_wanted()
             && self.verdict.is_up()
             && (single || self.passive.is_available(self.rule, now))
             && (self.max_connections == 0 || self.backend.active() < self.max_connections);
@@ -121,6 +126,7 @@ impl Member {
     pub(super) fn is_plain(&self) -> bool {
         self.weight > 0
             && !self.down
+            && self.is_wanted()
             && self.verdict.is_up()
             && self.max_connections == 0
             && (self.rule.max_fails == 0 || self.passive.fails() == 0)
@@ -133,11 +139,11 @@ impl Member {
 
     /// The backend, and the state that it is in.
     pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
-        let state = match self.verdict {
+        let state = self.wished.wish.state().unwrap_or(match self.verdict {
             _ if self.down => BackendState::Down,
             Verdict::Up if self.is_failed() => BackendState::Failed,
             verdict => verdict.state(),
-        };
+        });
         (Arc::clone(&self.backend), state)
     }
 

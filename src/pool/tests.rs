@@ -6,11 +6,11 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-fn place(n: u8) -> Place {
+pub(super) fn place(n: u8) -> Place {
     Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 
-fn planned(n: u8) -> Planned {
+pub(super) fn planned(n: u8) -> Planned {
     Planned {
         text: format!("10.0.0.{n}:1"),
         target: Target::Place(place(n)),
@@ -24,16 +24,21 @@ fn planned(n: u8) -> Planned {
     }
 }
 
-fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
+pub(super) fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
+    pool_with(Balance::RoundRobin, backends, start_up)
+}
+
+pub(super) fn pool_with(balance: Balance, backends: Vec<Planned>, start_up: bool) -> Pool {
     let second = Duration::from_secs(1);
     let plan = Upstream {
         name: "u".into(),
-        balance: Balance::RoundRobin,
+        balance,
         backends,
         resolve_interval: None,
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        on_drain: OnLeave::Keep,
         check: Some(Check {
             kind: CheckKind::Tcp,
             interval: second,
@@ -60,7 +65,7 @@ fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
 }
 
 /// A check that has changed the verdict about the backend of this number.
-fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
+pub(super) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
     let checked = Checked {
         at: now,
         took: Duration::ZERO,
@@ -78,12 +83,12 @@ fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> boo
     pool.checked(backend, checked, Some(change), now)
 }
 
-fn pick(pool: &Pool, now: Instant) -> Option<String> {
+pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
     let lease = pool.pick(&mut pool.search(&Facts::default()), now)?;
     Some(lease.backend().text().to_string())
 }
 
-const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
+pub(super) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
 
 #[test]
 fn what_a_check_calls_down_takes_nothing_even_alone() {
