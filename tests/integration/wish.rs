@@ -255,6 +255,16 @@ fn on_drain_close_ends_those_of_this_backend_alone() {
         let mut new = setup.session_on(0);
         echo(&mut new, "welcome").unwrap();
     }
+    // The journal tells when the last was over.
+    let events: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/events").body).unwrap();
+    let events = events["events"].as_array().unwrap();
+    let out: Vec<_> = events.iter().filter(|e| e["from"] == "up").collect();
+    assert_eq!(out.len(), 2, "{events:?}");
+    for event in out {
+        assert_eq!(event["sessions"], 1);
+        let seconds = event["last_session_closed_seconds"].as_f64().unwrap();
+        assert!(seconds < 5.0, "{event}");
+    }
     let records = setup.tembuku.access_log(2);
     let drained = records
         .iter()
@@ -318,11 +328,11 @@ fn ready_calls_off_what_has_not_happened() {
 
     let began = Instant::now();
     setup.wish(0, "drain");
-    thread::sleep(millis(500)); // a part of its time
+    thread::sleep(millis(1_000)); // a part of its time
     setup.wish(0, "maint");
     assert_eq!(net::read_all(&mut held).1, End::Reset);
     let took = began.elapsed();
-    assert!(bounded(took, millis(1_450), millis(1_950)), "{took:?}");
+    assert!(bounded(took, millis(1_450), millis(2_450)), "{took:?}");
 }
 
 /// Neither erases the other.
