@@ -13,7 +13,7 @@ use std::{
 use tembuku::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
-    plan::{Backend, Balance, HashKey, Place, SendProxy, Target, TimeOf, Upstream},
+    plan::{Backend, Balance, HashKey, OnLeave, Place, SendProxy, Target, TimeOf, Upstream},
     pool::{Clock, Pool},
 };
 
@@ -119,6 +119,7 @@ fn pool(c: &mut Criterion) {
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
+                on_drain: OnLeave::Keep,
                 check: None,
             };
             let upstream: Arc<str> = name.into();

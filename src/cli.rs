@@ -1,11 +1,17 @@
 //! The command line: one file for each subcommand.
 
 mod check;
+mod client;
 mod demo;
 mod explain;
 mod run;
+mod status;
+mod wish;
 
-use crate::config::{self, Flags};
+use crate::{
+    config::{self, Flags},
+    pool::Wish,
+};
 use clap::{Args, Parser, Subcommand};
 use std::{
     io::{self, Write as _},
@@ -14,12 +20,8 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 12] = [
-    "status",
+const NOT_YET: [&str; 8] = [
     "reload",
-    "drain",
-    "ready",
-    "maint",
     "weight",
     "sessions",
     "top",
@@ -52,6 +54,14 @@ enum Command {
     },
     /// Which backend a client would get, and why: by the configuration alone, no network is touched
     Explain(explain::Explain),
+    /// Listeners, upstreams and backends of a running process
+    Status(status::Status),
+    /// Give backends nothing new; their sessions fare as `on_drain` says, and they are checked on
+    Drain(wish::Out),
+    /// Let backends serve again
+    Ready(wish::Ready),
+    /// Give backends nothing new, and do not check them either
+    Maint(wish::Out),
 }
 
 #[derive(Debug, Args)]
@@ -96,8 +106,10 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let matches = <Cli as clap::CommandFactory>::command().get_matches();
-    let file_was_named = matches.subcommand_matches("run").is_some_and(|run| {
-        run.value_source("config") == Some(clap::parser::ValueSource::CommandLine)
+    // The variable that names it, or the default, is no contradiction.
+    let file_was_named = matches.subcommand().is_some_and(|(_, sub)| {
+        let has_file = sub.try_contains_id("config").is_ok();
+        has_file && sub.value_source("config") == Some(clap::parser::ValueSource::CommandLine)
     });
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -107,6 +119,27 @@ pub fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Check { file, dump } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
+        Command::Status(status::Status { at, .. })
+        | Command::Drain(wish::Out {
+            which: wish::Ready { at, .. },
+            ..
+        })
+        | Command::Maint(wish::Out {
+            which: wish::Ready { at, .. },
+            ..
+        })
+        | Command::Ready(wish::Ready { at, .. })
+            if file_was_named && at.socket.is_some() =>
+        {
+            complain(
+                "error: -c FILE and --socket exclude each other: the file names its own socket\n",
+            );
+            ExitCode::from(2)
+        }
+        Command::Status(args) => status::run(&args),
+        Command::Drain(args) => wish::out(&args, Wish::Drain),
+        Command::Ready(args) => wish::ready(&args),
+        Command::Maint(args) => wish::out(&args, Wish::Maint),
         Command::Run(args) if args.listen.is_empty() => planned(config::load(&args.file.config)),
         Command::Run(_) if file_was_named => {
             complain(
@@ -137,4 +170,10 @@ fn planned(plan: Result<crate::plan::Plan, config::Problems>) -> ExitCode {
 /// To standard error; nobody listening there is no reason to fail.
 fn complain(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// To standard output. A reader that has seen enough is no reason to fail.
+fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

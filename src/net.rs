@@ -1,8 +1,10 @@
 //! Streams and addresses, TCP and unix alike.
 
 mod open;
+mod socket_file;
 
 pub use open::open;
+pub use socket_file::{SocketFile, listen_unix};
 
 use crate::plan::{Place, SocketOptions};
 use socket2::{SockRef, TcpKeepalive};

@@ -29,7 +29,10 @@ pub struct Process {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    pub listen: SocketAddr,
+    /// One of the two is there.
+    pub listen: Option<SocketAddr>,
+    /// The path of a unix socket, on which alone there is control.
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +162,8 @@ pub struct Upstream {
     pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
+    /// What becomes of the sessions of a backend that the operator takes out; `Keep` where nobody can.
+    pub on_drain: OnLeave,
 }
 
 /// How the backends of an upstream are asked whether they are well, and what becomes of their sessions when they are not.

@@ -11,11 +11,13 @@ mod member;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod wish;
 
 pub use clock::Clock;
 pub use guard::{Guarded, News, Turn};
 pub use member::Checked;
 pub use snapshot::Snapshot;
+pub use wish::{Turned, Wish, Wished};
 
 use crate::{
     backend::{Backend, Lease},
@@ -61,6 +63,8 @@ struct Inner {
     members: Vec<Member>,
     /// Addresses that the resolver no longer names, with what is still to be known of them.
     departed: Vec<Member>,
+    /// One for each configured backend, in that order.
+    wishes: Vec<Wished>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
     all_plain: bool,
     /// How often sessions were told to leave a backend.
@@ -133,6 +137,7 @@ pub struct Address {
     pub backend: Arc<Backend>,
     pub backup: bool,
     pub verdict: Verdict,
+    pub wished: Wished,
 }
 
 /// What new answers of the resolver have changed: addresses, and the state that each of them is in.
@@ -182,7 +187,7 @@ impl Pool {
             addresses,
             supposed,
             Vec::new(),
-            guard,
+            (guard, vec![Wished::default(); configured.len()]),
             now,
         );
         Self {
@@ -323,6 +328,7 @@ impl Pool {
             backend: Arc::clone(&m.backend),
             backup: m.backup,
             verdict: m.verdict,
+            wished: m.wished,
         };
         let members = inner.members.iter().chain(&inner.departed);
         members.filter(|m| !m.down).map(one).collect()
@@ -387,13 +393,14 @@ impl Pool {
         old.append(&mut inner.departed);
         let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
         let guard = std::mem::take(&mut inner.guard);
+        let wishes = std::mem::take(&mut inner.wishes);
         *inner = assemble(
             &self.balance,
             &self.configured,
             addresses,
             self.supposed,
             old,
-            guard,
+            (guard, wishes),
             now,
         );
         inner.left = left;
@@ -491,7 +498,7 @@ fn assemble(
     addresses: &[Vec<Place>],
     supposed: Option<Verdict>,
     mut old: Vec<Member>,
-    guard: Guard,
+    (guard, wishes): (Guard, Vec<Wished>),
     now: Instant,
 ) -> Inner {
     let mut members = Vec::new();
@@ -526,12 +533,14 @@ fn assemble(
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         departed: old,
+        wishes,
         left: 0,
         waiting: Vec::new(),
         guard,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     };
+    inner.keep_wishes();
     inner.review(now);
     inner
 }

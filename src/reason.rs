@@ -45,6 +45,8 @@ words! {
         Lagging = "lagging",
         /// It was on a backup, and a primary server is back.
         Recovered = "recovered",
+        /// The operator took its backend out, and `on_drain` says that sessions end then.
+        BackendDrained = "backend_drained",
     }
 }
 
@@ -62,6 +64,10 @@ words! {
         Lagging = "lagging",
         /// It says that it is the primary, and so does another one that is rather believed.
         Doubtful = "doubtful",
+        /// By the operator, who wants it to get nothing new.
+        Drained = "drained",
+        /// By the operator, who works on it: it is not checked either.
+        Maintenance = "maintenance",
     }
 }
 

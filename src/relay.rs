@@ -339,6 +339,8 @@ impl Parts<'_, '_> {
                 | CloseReason::BackendDown
                 | CloseReason::RoleLost
                 | CloseReason::Recovered
+                | CloseReason::Lagging
+                | CloseReason::BackendDrained
         );
         if reason == CloseReason::UntrustedHeader {
             sys::socket::reset_on_close(&*self.backend);

@@ -6,13 +6,17 @@ mod leaving;
 mod news;
 mod resolve;
 mod supervise;
+mod wish;
 mod worker;
+
+pub use wish::{Unknown, Wished};
 
 use crate::{
     access_log::{self, AccessLog},
     health::Pace,
     lines::Destination,
     metrics::Exporter,
+    net::SocketFile,
     plan::{self, Place, Plan},
     pool::Pool,
     probe::Means,
@@ -33,6 +37,7 @@ use std::{
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wish::Controlled;
 use worker::Worker;
 
 /// Everything that was in the way of a start.
@@ -51,6 +56,8 @@ pub struct State {
     pub bound: Vec<(String, Place)>,
     pub started: SystemTime,
     draining: AtomicBool,
+    /// In the order of the pools.
+    controlled: Vec<Controlled>,
 }
 
 pub struct Server {
@@ -62,7 +69,7 @@ pub struct Server {
     stop_checks: CancellationToken,
     /// Accept loops and sessions.
     tasks: TaskTracker,
-    socket_files: Vec<bind::SocketFile>,
+    socket_files: Vec<SocketFile>,
 }
 
 /// How long sessions that were told to end get to do so.
@@ -160,8 +167,16 @@ impl Server {
             names.push((service.plan.name.clone(), listening.place));
         }
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
+        let mut controlled = Vec::new();
         for ((pool, upstream), means) in pools.iter().zip(&plan.upstreams).zip(means) {
             let changed = Arc::new(Notify::new());
+            let leaving = Leaving::new(upstream, &process.sessions, &pace, &stop_checks);
+            let leaving = Arc::new(leaving);
+            controlled.push(Controlled {
+                pool: Arc::clone(pool),
+                leaving: Arc::clone(&leaving),
+                changed: Arc::clone(&changed),
+            });
             resolve::keep_fresh(
                 Arc::clone(pool),
                 upstream.clone(),
@@ -170,13 +185,12 @@ impl Server {
                 stop.clone(),
             );
             if let Some(check) = &upstream.check {
-                let leaving = Leaving::new(check, &process.sessions, &pace, &stop_checks);
                 let checks = Checks::new(
                     pool,
                     check,
                     upstream.send_proxy,
                     means,
-                    leaving,
+                    &leaving,
                     &process.journal,
                     &stop_checks,
                 );
@@ -194,6 +208,7 @@ impl Server {
             bound: names,
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
+            controlled,
         });
         tokio::spawn(keep_up(Arc::downgrade(&state)));
         Ok(Self {

@@ -104,6 +104,8 @@ fn the_reference_shows_the_defaults() {
     let mut reference = config::parse(text, "reference.toml").expect("valid");
     let least = r#"
         [admin]
+        listen = "127.0.0.1:9900"
+        socket = "/run/tembuku/admin.sock"
         [listeners.cache]
         bind = "0.0.0.0:6379"
         upstream = "redis"
@@ -157,8 +159,19 @@ fn the_reference_shows_the_defaults() {
     "#;
     let least = config::parse(least, "least").expect("valid");
     assert_eq!(reference, least);
+    // With nothing in it [admin] is the port alone.
+    let bare = config::parse(
+        "[admin]\n[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
+        "bare",
+    );
+    let admin = bare.expect("valid").admin.expect("on");
+    let listen = reference.admin.as_ref().and_then(|admin| admin.listen);
+    assert_eq!((admin.listen, admin.socket), (listen, None));
     // And the only thing that [admin] changes is that it is there.
     reference.admin = None;
+    for upstream in &mut reference.upstreams {
+        assert_eq!(upstream.on_drain, OnLeave::Keep);
+    }
     let off = config::parse(&config::dump(&reference), "off").expect("valid");
     assert_eq!(off.admin, None);
 }
@@ -234,6 +247,7 @@ fn defaults_are_what_the_outside_promises() {
             resolve_required: true,
             send_proxy: SendProxy::Off,
             fail_on_reset: false,
+            on_drain: OnLeave::Keep,
             check: None,
         }]
     );

@@ -1,6 +1,6 @@
-//! The HTTP side: read only, one thread, never in the way of traffic.
+//! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
 
-use super::{page, status};
+use super::{control, page, status};
 use crate::{metrics::Exporter, server::State};
 use http_body_util::Full;
 use hyper::{
@@ -12,7 +12,11 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration, time::Instant};
-use tokio::{net::TcpListener, task::AbortHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::AbortHandle,
+};
 
 /// A client that does not send its request in this time is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,22 +24,32 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Scrapers keep a connection each; of more than this at once the oldest is closed.
 const CONNECTIONS: usize = 64;
+
+/// Where requests come in.
+pub enum Door {
+    Tcp(TcpListener),
+    /// Here there is control besides.
+    Unix(UnixListener),
+}
+
 /// Answers until dropped.
-pub async fn serve(listener: TcpListener, state: Arc<State>) {
+pub async fn serve(door: Door, state: Arc<State>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let state = Arc::clone(&state);
-                let service = service_fn(move |request| answer(request, Arc::clone(&state)));
-                let served = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), service);
-                // Errors here are a client's: it went away, or spoke something else.
-                let task = tokio::spawn(tokio::time::timeout(LIFETIME, served));
+        let accepted = match &door {
+            Door::Tcp(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| converse(stream, false, &state)),
+            Door::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| converse(stream, true, &state)),
+        };
+        match accepted {
+            Ok(task) => {
                 open.retain(|task| !task.is_finished());
-                open.push_back(task.abort_handle());
+                open.push_back(task);
                 if open.len() > CONNECTIONS
                     && let Some(oldest) = open.pop_front()
                 {
@@ -50,8 +64,24 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
     }
 }
 
+/// One connection, as a task of its own. `may_control`: whether it may change something.
+fn converse<S>(stream: S, may_control: bool, state: &Arc<State>) -> AbortHandle
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let state = Arc::clone(state);
+    let service = service_fn(move |request| answer(request, may_control, Arc::clone(&state)));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    // Errors here are a client's: it went away, or spoke something else.
+    tokio::spawn(tokio::time::timeout(LIFETIME, served)).abort_handle()
+}
+
 async fn answer(
     request: Request<Incoming>,
+    may_control: bool,
     state: Arc<State>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -59,12 +89,21 @@ async fn answer(
         "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" | "/api/v1/events"
             if !reading =>
         {
-            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
-            refused
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            refused
+            let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
+            allowing(refused, "GET, HEAD")
         }
+        path if path.starts_with(control::PREFIX) && may_control => {
+            let (code, json) = control::answer(request, &state).await;
+            let answer = typed(code, "application/json", format!("{json:#}\n"));
+            match code {
+                StatusCode::METHOD_NOT_ALLOWED => allowing(answer, "POST"),
+                _ => answer,
+            }
+        }
+        path if path.starts_with(control::PREFIX) => text(
+            StatusCode::NOT_FOUND,
+            "not found: control is on the unix socket alone, `socket` in [admin]\n",
+        ),
         "/" => typed(
             StatusCode::OK,
             "text/html; charset=utf-8",
@@ -123,6 +162,12 @@ fn publish(exporter: &Exporter, state: &State) {
         &state.process.metrics,
         log.map_or(0, |log| log.lines().dropped()),
     );
+}
+
+fn allowing(mut refused: Response<Full<Bytes>>, methods: &'static str) -> Response<Full<Bytes>> {
+    let methods = HeaderValue::from_static(methods);
+    refused.headers_mut().insert(ALLOW, methods);
+    refused
 }
 
 fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

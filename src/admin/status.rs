@@ -52,9 +52,11 @@ pub(super) struct Backend {
     pub(super) resolved: Vec<String>,
     pub(super) state: &'static str,
     pub(super) why: String,
+    /// Of the operator: "ready", "drain" or "maint".
+    pub(super) wish: &'static str,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
-    /// Since when its checks have been of one mind; null before they changed it.
+    /// Since when the operator wants it out, or else its checks have been of one mind; null before anybody changed anything.
     pub(super) since: Option<String>,
     /// What its addresses say that they are: "primary", "replica"; empty where nobody asks or answers.
     pub(super) role: Vec<&'static str>,
@@ -157,6 +159,7 @@ fn upstream(pool: &crate::pool::Pool) -> Upstream {
                     resolved: b.addresses.iter().map(ToString::to_string).collect(),
                     state: b.state.word(),
                     why: b.why,
+                    wish: b.wish.word(),
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
                     since: b.since.map(|at| time(wall(at, now))),
                     role: b.roles.iter().flatten().map(|role| role.word()).collect(),

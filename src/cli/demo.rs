@@ -1,9 +1,9 @@
 //! `tembuku demo`: all of it in one process, to be tried without writing a file.
 
-use super::complain;
+use super::{complain, say};
 use crate::{config, plan::Plan};
 use std::{
-    io::{self, Write as _},
+    io,
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::Duration,
@@ -162,10 +162,4 @@ fn free(port: u16) -> Result<SocketAddr, String> {
     bind(port)
         .and_then(|listener| listener.local_addr())
         .map_err(|e| e.to_string())
-}
-
-fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
 }

@@ -1,7 +1,13 @@
 //! `tembuku run`: serve until told to stop.
 
 use super::complain;
-use crate::{admin, logging, plan::Plan, server::Server};
+use crate::{
+    admin::{self, Door},
+    logging,
+    net::SocketFile,
+    plan::{self, Plan},
+    server::Server,
+};
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -39,26 +45,17 @@ async fn serve(plan: Plan) -> Result<(), String> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals =
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
-    let admin =
-        match &plan.admin {
-            None => None,
-            Some(admin) => {
-                let bound = tokio::net::TcpListener::bind(admin.listen).await;
-                Some(bound.map_err(|e| {
-                    format!("error: admin: cannot listen on {}: {e}\n", admin.listen)
-                })?)
-            }
-        };
+    let (doors, _file) = admin_doors(plan.admin.as_ref())
+        .await
+        .map_err(|why| format!("error: admin: {why}\n"))?;
     let server = tokio::select! {
         server = Server::start(plan) => server.map_err(|errors| errors.to_string())?,
         // A resolver that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
     };
-    if let Some(listener) = admin {
-        if let Ok(address) = listener.local_addr() {
-            tracing::info!(%address, "admin");
-        }
-        tokio::spawn(admin::serve(listener, Arc::clone(&server.state)));
+    for (door, address) in doors {
+        tracing::info!(address, "admin");
+        tokio::spawn(admin::serve(door, Arc::clone(&server.state)));
     }
     loop {
         match signals.next().await {
@@ -84,6 +81,26 @@ async fn serve(plan: Plan) -> Result<(), String> {
         tracing::info!(cut, "stopped; every session had ended");
     }
     Ok(())
+}
+
+/// Every way to the admin side with its address, and the file of the socket, which stays until the end: an operator may
+/// want to see how the last sessions go.
+async fn admin_doors(
+    plan: Option<&plan::Admin>,
+) -> Result<(Vec<(Door, String)>, Option<SocketFile>), String> {
+    let mut doors = Vec::new();
+    if let Some(listen) = plan.and_then(|admin| admin.listen) {
+        let bound = tokio::net::TcpListener::bind(listen).await;
+        let listener = bound.map_err(|e| format!("cannot listen on {listen}: {e}"))?;
+        let address = listener.local_addr().unwrap_or(listen);
+        doors.push((Door::Tcp(listener), address.to_string()));
+    }
+    let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) else {
+        return Ok((doors, None));
+    };
+    let (listener, file) = admin::listen(path)?;
+    doors.push((Door::Unix(listener), format!("unix:{}", path.display())));
+    Ok((doors, Some(file)))
 }
 
 enum Told {

@@ -73,8 +73,10 @@ pub(super) fn admin(text: &str) -> Result<SocketAddr, Fault> {
 fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
     match split(text, "127.0.0.1")? {
         Split::Unix(_) => Err(
-            Fault::new("`listen` is an address with a port, not a unix socket")
-                .hint("`socket` will be the key for that; it is not supported yet"),
+            Fault::new("`listen` is an address with a port, not a unix socket").hint(format!(
+                "write socket = {:?}",
+                text.trim_start_matches("unix:")
+            )),
         ),
         Split::Inet(host, port) => {
             if port.contains('-') {
@@ -86,6 +88,21 @@ fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
             ))
         }
     }
+}
+
+/// The path of the unix socket of `[admin]`.
+pub(super) fn admin_socket(text: &str) -> Result<PathBuf, Fault> {
+    let fault = match text.strip_prefix("unix:") {
+        Some(path) => Fault::new(format!("`socket` is a path, not the address {text:?}"))
+            .hint(format!("write {path:?}")),
+        None if text.starts_with('/') => return unix(text, text),
+        None if text.contains('/') || !text.contains(':') => {
+            Fault::new(format!("`socket` = {text:?} is no absolute path"))
+        }
+        None => Fault::new(format!("`socket` is a path, not the address {text:?}"))
+            .hint(format!("write listen = {text:?}")),
+    };
+    Err(fault.or_hint("as in \"/run/tembuku/admin.sock\""))
 }
 
 /// Where a session goes.

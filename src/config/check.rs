@@ -5,14 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    address, keys, listener,
+    address, health, keys, listener,
     problem::Problems,
     report::{Fault, Report, Source, Span},
     section::{Section, Text},
     upstream,
     words::{found, nearest, quoted_key, shorten},
 };
-use crate::plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Plan, Process, Upstream};
+use crate::plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Upstream};
 
 /// `report` may hold problems already, of syntax or of the command line.
 pub(super) fn plan(
@@ -28,7 +28,12 @@ pub(super) fn plan(
 fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     let root = Section::new(&keys::ROOT, table, 0..0, report);
     let process = read_process(&root);
-    let (admin, admin_span) = read_admin(&root).unzip();
+    let (admin, admin_places) = read_admin(&root).unzip();
+    // One with a mistake in it counts: it was meant to be there.
+    let admin_table = root
+        .get("admin")
+        .and_then(|value| value.get_ref().as_table());
+    let controlled = admin_table.is_some_and(|table| table.contains_key("socket"));
     let log = read_log(&root);
     let defaults = read_defaults(&root);
 
@@ -36,7 +41,9 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
         .into_iter()
         .filter_map(|(name, value)| {
             let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
-            Some(upstream::read(Some(name), &section))
+            let mut upstream = upstream::read(Some(name), &section);
+            health::drains(&mut upstream, controlled, &section);
+            Some(upstream)
         })
         .collect();
     let listeners: Vec<listener::Read> = named(&root, "listeners")
@@ -59,11 +66,7 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
         );
     }
     check_upstream_names(&root, &listeners, report);
-    listener::check_collisions(
-        &listeners,
-        admin.as_ref().map(|admin| admin.listen).zip(admin_span),
-        report,
-    );
+    listener::check_collisions(&listeners, admin_places.unwrap_or_default(), report);
 
     Plan {
         process,
@@ -89,21 +92,36 @@ fn read_process(root: &Section<'_>) -> Process {
     }
 }
 
-/// Absent is off.
-fn read_admin(root: &Section<'_>) -> Option<(Admin, Span)> {
+/// Absent is off. Also given: what it binds, and where that is written.
+fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
     let section = Section::open(&keys::ADMIN, root.get("admin")?, root.report)?;
     let default = Text {
         text: "127.0.0.1:9900",
         span: section.header.clone(),
     };
-    let Text { text, span } = section.text("listen").unwrap_or(default);
-    match address::admin(text) {
-        Ok(listen) => Some((Admin { listen }, span)),
-        Err(fault) => {
-            root.report.add(&span, fault);
-            None
-        }
+    let (listen, socket) = (section.text("listen"), section.text("socket"));
+    // Whoever names a socket alone wants no port.
+    let listen = listen.or_else(|| socket.is_none().then_some(default));
+    let mut places = Vec::new();
+    let mut good = |place: Result<Place, Fault>, span: Span| match place {
+        Ok(place) => places.push((place, span)),
+        Err(fault) => root.report.add(&span, fault),
+    };
+    let mut admin = Admin {
+        listen: None,
+        socket: None,
+    };
+    if let Some(Text { text, span }) = listen {
+        let address = address::admin(text);
+        admin.listen = address.as_ref().ok().copied();
+        good(address.map(Place::Tcp), span);
     }
+    if let Some(Text { text, span }) = socket {
+        let path = address::admin_socket(text);
+        admin.socket = path.as_ref().ok().cloned();
+        good(path.map(Place::Unix), span);
+    }
+    Some((admin, places))
 }
 
 fn read_log(root: &Section<'_>) -> Log {

@@ -22,7 +22,12 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "drain_timeout = {}", time(plan.process.drain_timeout))?;
     if let Some(admin) = &plan.admin {
         writeln!(out, "\n[admin]")?;
-        writeln!(out, "listen = {}", quoted(&admin.listen.to_string()))?;
+        if let Some(listen) = admin.listen {
+            writeln!(out, "listen = {}", quoted(&listen.to_string()))?;
+        }
+        if let Some(socket) = &admin.socket {
+            writeln!(out, "socket = {}", quoted(&socket.to_string_lossy()))?;
+        }
     }
     writeln!(out, "\n[log]")?;
     writeln!(out, "level = {}", quoted(level(plan.log.level)))?;
@@ -36,8 +41,9 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     for listener in &plan.listeners {
         write_listener(listener, out)?;
     }
+    let controlled = plan.admin.as_ref().is_some_and(|a| a.socket.is_some());
     for upstream in &plan.upstreams {
-        write_upstream(upstream, out)?;
+        write_upstream(upstream, controlled, out)?;
     }
     Ok(())
 }
@@ -110,7 +116,8 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
     )
 }
 
-fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
+/// `controlled`: whether somebody can drain its backends.
+fn write_upstream(upstream: &Upstream, controlled: bool, out: &mut String) -> fmt::Result {
     writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
     writeln!(out, "balance = {}", quoted(upstream.balance.word()))?;
     if let Some(key) = upstream.balance.hash_key() {
@@ -143,6 +150,9 @@ fn write_upstream(upstream: &Upstream, out: &mut String) -> fmt::Result {
     writeln!(out, "send_proxy = {}", quoted(version))?;
     writeln!(out, "send_proxy_tlvs = {tlvs}")?;
     writeln!(out, "fail_on_reset = {}", upstream.fail_on_reset)?;
+    if controlled {
+        writeln!(out, "on_drain = {}", health_dump::action(upstream.on_drain))?;
+    }
     if let Some(check) = &upstream.check {
         health_dump::write_actions(upstream, check, out)?;
         health_dump::write_check(&upstream.name, check, out)?;

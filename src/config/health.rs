@@ -95,6 +95,25 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
     Some(check)
 }
 
+/// What becomes of sessions when the operator takes a backend out; it needs no check.
+pub(super) fn read_on_drain(section: &Section<'_>) -> OnLeave {
+    read_action("on_drain", OnLeave::Keep, section)
+}
+
+/// `controlled`: whether there is a way for an operator to say so.
+pub(super) fn drains(upstream: &mut Upstream, controlled: bool, section: &Section<'_>) {
+    if !controlled {
+        upstream.on_drain = OnLeave::Keep;
+        useless(
+            Some(&upstream.name),
+            section,
+            "on_drain",
+            "without an admin socket: nobody can drain a backend",
+            "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out",
+        );
+    }
+}
+
 /// What the check and the backends must have in common.
 pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
     let Some(check) = &mut upstream.check else {

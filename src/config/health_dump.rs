@@ -120,7 +120,7 @@ fn write_bytes(key: &str, bytes: &[u8], out: &mut String) -> fmt::Result {
     }
 }
 
-fn action(action: OnLeave) -> String {
+pub(super) fn action(action: OnLeave) -> String {
     match action {
         OnLeave::Keep => quoted("keep"),
         OnLeave::Close => quoted("close"),

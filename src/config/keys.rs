@@ -39,8 +39,8 @@ pub(super) static PROCESS: Keys = Keys {
 
 pub(super) static ADMIN: Keys = Keys {
     label: "[admin]",
-    works: &["listen"],
-    not_yet: &["socket"],
+    works: &["listen", "socket"],
+    not_yet: &[],
     also: &[],
 };
 
@@ -112,8 +112,9 @@ pub(super) static UPSTREAM: Keys = Keys {
         "on_role_lost",
         "on_lag",
         "on_recover",
+        "on_drain",
     ],
-    not_yet: &["on_drain"],
+    not_yet: &[],
     also: &[],
 };
 
@@ -153,7 +154,7 @@ pub(super) static CHECK: Keys = Keys {
 
 /// What `on_down` and its like may be besides a word.
 pub(super) static ON_LEAVE: Keys = Keys {
-    label: "`on_down`, `on_role_lost`, `on_lag` or `on_recover`",
+    label: "`on_down`, `on_role_lost`, `on_lag`, `on_recover` or `on_drain`",
     works: &["close_after"],
     not_yet: &[],
     also: &[],

@@ -74,11 +74,7 @@ pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
 }
 
 /// Every address may be bound once only, by whichever listener, or by the admin server.
-pub(super) fn check_collisions(
-    listeners: &[Read],
-    admin: Option<(std::net::SocketAddr, Span)>,
-    report: &Report,
-) {
+pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, report: &Report) {
     // In the order of the file, so the later one is told about the earlier one.
     let mut taken: HashMap<Place, String> = HashMap::new();
     for read in listeners {
@@ -105,17 +101,20 @@ pub(super) fn check_collisions(
             }
         }
     }
-    if let Some((listen, span)) = admin
-        && let Some(other) = taken
-            .get(&Place::Tcp(listen))
-            .filter(|_| listen.port() != 0)
-    {
+    for (place, span) in admin {
+        let (Some(other), false) = (taken.get(&place), is_port_zero(&place)) else {
+            continue;
+        };
+        let (place, another) = match place {
+            Place::Tcp(_) => (show(&place), "port or address"),
+            Place::Unix(_) => (show(&place), "path"),
+        };
         report.add(
             &span,
             Fault::new(format!(
-                "[admin] listens on {listen}, which is bound by {other} already"
+                "[admin] listens on {place}, which is bound by {other} already"
             ))
-            .hint("give one of the two another port or address"),
+            .hint(format!("give one of the two another {another}")),
         );
     }
 }

@@ -28,6 +28,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
         send_proxy: read_send_proxy(name, section),
         fail_on_reset: section.flag("fail_on_reset", false),
         check: health::read(name, section),
+        on_drain: health::read_on_drain(section),
     };
     if name.is_some() && section.get("backends").is_none() {
         section.missing(

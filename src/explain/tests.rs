@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Backend, Bind, HashKey, KeyPart, Place, SendProxy, SocketOptions,
-    Target, TimeOf, Variable, Who,
+    AcceptProxy, AccessRule, Backend, Bind, HashKey, KeyPart, OnLeave, Place, SendProxy,
+    SocketOptions, Target, TimeOf, Variable, Who,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -60,6 +60,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        on_drain: OnLeave::Keep,
         check: None,
     }
 }

@@ -139,11 +139,11 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     ),
     (
         "upstream_leave_duration_seconds",
-        "From the verdict that a backend is not to be used until its last session was over.",
+        "From the verdict, or wish, that a backend is not to be used until its last session was over.",
     ),
     (
         "upstream_resume_duration_seconds",
-        "From the verdict that a backend is not to be used until another one had taken a session.",
+        "From the verdict, or wish, that a backend is not to be used until another one had taken a session.",
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which nobody has heard of for
 //! long, and checks that take out more than they may.
 
-use super::{Checked, Inner, Pool, member::Member};
+use super::{Checked, Inner, Pool, Wish, member::Member};
 use crate::{
     backend::Backend,
     health::{Change, Claim, Standing, Supersedes, Verdict, standings},
@@ -20,10 +20,10 @@ pub(super) struct Guard {
     stale_after: Option<Duration>,
     /// In percent.
     anyway_below: u32,
-    /// So many backends are counted for that: those that are to serve, wherever their names lead.
-    counted: usize,
-    /// How many of them are up, while all are used whatever their checks say.
-    anyway: Option<usize>,
+    /// Which backends are counted for that: those that are to serve, wherever their names lead.
+    counted: Vec<bool>,
+    /// How many of how many are up, while all are used whatever their checks say.
+    anyway: Option<(usize, usize)>,
     /// When the next address will have been silent for too long.
     due: Option<Instant>,
     news: Vec<News>,
@@ -71,20 +71,20 @@ impl Guard {
         let Some(check) = &plan.check else {
             return Self::default();
         };
-        let serve = |b: &&plan::Backend| !b.backup && !b.down && b.weight > 0;
+        let serves = |b: &plan::Backend| !b.backup && !b.down && b.weight > 0;
         Self {
             one_primary: check.kind.role() == Some(Role::Primary),
             stale_after: check.stale_after,
             anyway_below: check.serve_anyway_below,
-            counted: plan.backends.iter().filter(serve).count(),
+            counted: plan.backends.iter().map(serves).collect(),
             ..Self::default()
         }
     }
 
     /// What is said of one that is used although it is not well.
     pub(super) fn anyway(&self) -> Option<String> {
-        let up = self.anyway?;
-        Some(format!("served anyway: {up} of {} up", self.counted))
+        let (up, of) = self.anyway?;
+        Some(format!("served anyway: {up} of {of} up"))
     }
 }
 
@@ -133,7 +133,7 @@ impl Pool {
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.look_out(now);
-        let claims = |m: &Member| !m.down && m.heard && m.said.is_up();
+        let claims = |m: &Member| !m.down && m.heard && m.is_asked() && m.said.is_up();
         let primaries = || {
             let backends = inner.members.chunk_by(|a, b| a.of == b.of);
             backends.filter(|all| all.iter().any(claims)).count()
@@ -205,7 +205,7 @@ impl Inner {
         };
         for member in &mut self.members {
             let until = member.certain + limit;
-            let used = member.said.is_up() && !member.down;
+            let used = member.said.is_up() && !member.down && member.is_asked();
             let stale = used && now >= until;
             if used && !stale {
                 guard.due = guard.due.into_iter().chain([until]).min();
@@ -241,7 +241,8 @@ impl Inner {
             .map(|m| Claim {
                 known: m.known,
                 epoch: m.epoch.as_ref(),
-                answers: m.said.is_up() && !m.stale,
+                // One that the operator has taken out is in nobody's way.
+                answers: m.said.is_up() && !m.stale && m.is_wanted(),
             })
             .collect();
         for (standing, &i) in standings(&claims).into_iter().zip(&claiming) {
@@ -289,7 +290,7 @@ impl Inner {
             return;
         }
         let (primaries, backups) = self.members.split_at(self.balancer.primaries().end);
-        let serves = |all: &&[Member]| all.iter().any(|m| !m.down && m.weight > 0);
+        let serves = |all: &&[Member]| all.iter().any(|m| !m.down && m.weight > 0 && m.is_wanted());
         let is_up = |all: &&[Member]| all.iter().any(|m| m.said.is_up());
         let one = |a: &Member, b: &Member| a.of == b.of;
         let (mut up, mut unknown) = (0, false);
@@ -297,16 +298,20 @@ impl Inner {
             up += usize::from(is_up(&backend));
             unknown |= backend.iter().all(|m| m.said == Verdict::Down(None));
         }
-        let few = up as u128 * 100 < u128::from(guard.anyway_below) * guard.counted as u128;
+        let wanted = self.wishes.iter().map(|w| w.wish == Wish::Ready);
+        let counted = wanted
+            .zip(&guard.counted)
+            .filter(|(wanted, counted)| *wanted && **counted);
+        let of = counted.count();
+        let few = up as u128 * 100 < u128::from(guard.anyway_below) * of as u128;
         // Backups are there for the case that nobody else is up.
         let backups = || backups.chunk_by(one).any(|b| serves(&b) && is_up(&b));
-        let anyway = (few && !unknown && (up > 0 || !backups())).then_some(up);
+        // It does not begin before all have been checked, and does not end because one is yet to be.
+        let known = !unknown || guard.anyway.is_some();
+        let anyway = (few && known && (up > 0 || !backups())).then_some((up, of));
         if anyway.is_some() != guard.anyway.is_some() {
             guard.news.push(match anyway {
-                Some(up) => News::ServesAnyway {
-                    up,
-                    of: guard.counted,
-                },
+                Some((up, of)) => News::ServesAnyway { up, of },
                 None => News::ServesByChecks,
             });
         }

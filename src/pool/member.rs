@@ -1,5 +1,6 @@
 //! One address of a backend as a candidate: what is configured, and all that speaks for or against it now.
 
+use super::Wished;
 use crate::{
     backend::Backend,
     balance::{Average, FULL},
@@ -49,6 +50,8 @@ pub(super) struct Member {
     /// Nothing that checks say keeps sessions away from it.
     pub(super) open: bool,
     pub(super) checked: Option<Checked>,
+    /// What the operator wants, beside all that.
+    pub(super) wished: Wished,
     /// Counts how often sessions were told to leave it.
     pub(super) left: u32,
     /// When it came back, while it starts slowly.
@@ -100,6 +103,7 @@ impl Member {
             stale: false,
             open: verdict.is_up(),
             checked: None,
+            wished: Wished::default(),
             left: 0,
             back: None,
             average: Average::default(),
@@ -143,8 +147,10 @@ impl Member {
             if matches!(change.to, Verdict::Down(_)) {
                 self.known = None;
             }
-            // One that was used all the same has nothing to get used to.
-            if change.to.is_up() && !change.first && !self.open {
+            // The first verdict of all is no recovery; the first one after a maintenance is. And one that was used all the
+            // same has nothing to get used to.
+            let comes_back = !change.first || self.verdict_since.is_some();
+            if change.to.is_up() && comes_back && !self.open {
                 self.start_slowly(now);
             }
         }
@@ -152,9 +158,9 @@ impl Member {
         news
     }
 
-    /// Whether the checks speak for it.
+    /// Whether the checks speak for it, and the operator does not speak against it.
     pub(super) fn is_well(&self) -> bool {
-        self.verdict.is_up() && !self.stale && !self.down
+        self.verdict.is_up() && !self.stale && !self.down && self.is_wanted()
     }
 
     /// How much of its weight counts now; 0 if it can take nothing.
@@ -162,6 +168,7 @@ impl Member {
         let can_take = self.weight > 0
             && !self.down
             && self.open
+            && self.is_wanted()
             && (single || self.passive.is_available(self.rule, now))
             && (self.max_connections == 0 || self.backend.active() < self.max_connections);
         match self.back {
@@ -203,6 +210,7 @@ impl Member {
         self.weight > 0
             && !self.down
             && self.open
+            && self.is_wanted()
             && self.max_connections == 0
             && (self.rule.max_fails == 0 || self.passive.fails() == 0)
             && self.back.is_none()
@@ -214,11 +222,11 @@ impl Member {
 
     /// The backend, and the state that it is in.
     pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
-        let state = match self.verdict {
+        let state = self.wished.wish.state().unwrap_or(match self.verdict {
             _ if self.down => BackendState::Down,
             Verdict::Up if self.is_failed() => BackendState::Failed,
             verdict => verdict.state(),
-        };
+        });
         (Arc::clone(&self.backend), state)
     }
 

@@ -1,6 +1,6 @@
 //! The backends of a pool as status and metrics show them.
 
-use super::{Checked, Pool, member::Member};
+use super::{Checked, Pool, Wish, member::Member, wish};
 use crate::{
     health::Verdict,
     metrics::BackendMetrics,
@@ -17,6 +17,7 @@ pub struct Snapshot {
     pub weight: u32,
     pub backup: bool,
     pub state: BackendState,
+    pub wish: Wish,
     /// Why it is in that state, in words.
     pub why: String,
     /// How long ago the last failure was.
@@ -24,7 +25,7 @@ pub struct Snapshot {
     pub available: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
     pub average_time: Option<f64>,
-    /// Since when the checks have been of one mind.
+    /// Since when the operator wants it like this, or else the checks have been of one mind.
     pub since: Option<Instant>,
     /// The roles that its addresses have; `None` where no check asks.
     pub roles: Option<Vec<Role>>,
@@ -49,7 +50,10 @@ impl Pool {
             let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
             use BackendState::{Down, Failed, Up};
-            let (state, why) = if plan.down {
+            let wished = inner.wishes.get(index).copied().unwrap_or_default();
+            let (state, why) = if let Some(state) = wished.wish.state() {
+                (state, wish::why(wished.wish, &members, failed))
+            } else if plan.down {
                 (Down, "the configuration says so".to_owned())
             } else if members.is_empty() {
                 (Down, "its name does not resolve".to_owned())
@@ -88,7 +92,10 @@ impl Pool {
                 average_time: matches!(self.balance, Balance::LeastTime(_))
                     .then(|| members.iter().map(|m| m.average.seconds))
                     .and_then(|averages| averages.reduce(f64::min)),
-                since: members.iter().filter_map(|m| m.verdict_since).max(),
+                wish: wished.wish,
+                since: wished
+                    .since
+                    .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
                 roles: self.hears_roles.then(|| {
                     let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.told.role);
                     members.iter().filter_map(role).collect()
@@ -106,7 +113,7 @@ impl Pool {
 }
 
 /// What the checks have against a backend, if they speak for none of its addresses.
-fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
+pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     if members.iter().any(|m| m.verdict.is_up()) {
         return None;
     }

@@ -10,7 +10,7 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-fn place(n: u8) -> Place {
+pub(super) fn place(n: u8) -> Place {
     Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 
@@ -28,15 +28,16 @@ pub(crate) fn planned(n: u8) -> Planned {
     }
 }
 
-fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
-    guarded(
-        backends,
-        Check {
-            start_up,
-            ..check(CheckKind::Tcp)
-        },
-        Instant::now(),
-    )
+pub(super) fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
+    pool_with(Balance::RoundRobin, backends, start_up)
+}
+
+pub(super) fn pool_with(balance: Balance, backends: Vec<Planned>, start_up: bool) -> Pool {
+    let check = Check {
+        start_up,
+        ..check(CheckKind::Tcp)
+    };
+    assembled(balance, backends, check, Instant::now())
 }
 
 pub(crate) fn check(kind: CheckKind) -> Check {
@@ -61,7 +62,19 @@ pub(crate) fn check(kind: CheckKind) -> Check {
 }
 
 pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
+    assembled(Balance::RoundRobin, backends, check, now)
+}
+
+fn assembled(balance: Balance, backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
     let plan = Upstream {
+        balance,
+        ..upstream(backends, check)
+    };
+    of(&plan, now)
+}
+
+pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
+    Upstream {
         name: "u".into(),
         balance: Balance::RoundRobin,
         backends,
@@ -69,8 +82,12 @@ pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Poo
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        on_drain: OnLeave::Keep,
         check: Some(check),
-    };
+    }
+}
+
+pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
     let exporter = Exporter::new(1).expect("an exporter");
     let name: Arc<str> = "u".into();
     let metrics = |b: &Planned| exporter.backend(&name, &b.text, true);
@@ -78,7 +95,7 @@ pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Poo
         .take(plan.backends.len())
         .map(|n| vec![place(n)])
         .collect();
-    Pool::new(&name, &plan, metrics, &places, now)
+    Pool::new(&name, plan, metrics, &places, now)
 }
 
 /// A check that has changed the verdict about the backend of this number.
@@ -105,12 +122,12 @@ pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Inst
     pool.checked(backend, checked, Some(change), now)
 }
 
-fn pick(pool: &Pool, now: Instant) -> Option<String> {
+pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
     let lease = pool.pick(&mut pool.search(&Facts::default()), now)?;
     Some(lease.backend().text().to_string())
 }
 
-const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
+pub(super) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
 
 #[test]
 fn what_a_check_calls_down_takes_nothing_even_alone() {

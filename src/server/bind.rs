@@ -1,17 +1,12 @@
 //! Binding every socket of a plan, or none.
 
 use crate::{
-    net::set_options,
+    net::{SocketFile, listen_unix, set_options},
     plan::{Listener, Place},
     tcp::Socket,
 };
 use socket2::{Domain, Protocol, Type};
-use std::{
-    io,
-    net::SocketAddr,
-    os::unix::net::UnixListener,
-    path::{Path, PathBuf},
-};
+use std::{io, net::SocketAddr, path::Path};
 
 /// One address, with a socket for each worker.
 pub(super) struct Listening {
@@ -20,16 +15,6 @@ pub(super) struct Listening {
     pub(super) place: Place,
     pub(super) sockets: Vec<Socket>,
     pub(super) file: Option<SocketFile>,
-}
-
-/// The file of a unix socket, removed when dropped.
-pub(super) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
@@ -54,14 +39,11 @@ pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listenin
             break;
         }
         match bind(listener, place, workers) {
-            Ok((place, sockets)) => bound.push(Listening {
+            Ok((place, sockets, file)) => bound.push(Listening {
                 listener: index,
-                file: match &place {
-                    Place::Tcp(_) => None,
-                    Place::Unix(path) => Some(SocketFile(path.clone())),
-                },
                 place,
                 sockets,
+                file,
             }),
             Err(e) => problems.push(describe(listener, place, &e)),
         }
@@ -92,18 +74,17 @@ fn probe(address: SocketAddr) -> io::Result<()> {
     tcp_socket(address)?.bind(&address.into())
 }
 
-fn bind(listener: &Listener, place: &Place, workers: usize) -> io::Result<(Place, Vec<Socket>)> {
+/// Where, a socket for each worker, and the file if it has one.
+type Bound = (Place, Vec<Socket>, Option<SocketFile>);
+
+fn bind(listener: &Listener, place: &Place, workers: usize) -> io::Result<Bound> {
     match place {
         Place::Tcp(address) => bind_tcp(listener, *address, workers),
         Place::Unix(path) => bind_unix(listener, path, workers),
     }
 }
 
-fn bind_tcp(
-    listener: &Listener,
-    mut address: SocketAddr,
-    workers: usize,
-) -> io::Result<(Place, Vec<Socket>)> {
+fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = tcp_socket(address)?;
@@ -117,7 +98,7 @@ fn bind_tcp(
         address = socket.local_addr()?;
         sockets.push(Socket::Tcp(socket));
     }
-    Ok((Place::Tcp(address), sockets))
+    Ok((Place::Tcp(address), sockets, None))
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
@@ -134,38 +115,14 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-fn bind_unix(listener: &Listener, path: &Path, workers: usize) -> io::Result<(Place, Vec<Socket>)> {
-    remove_stale(path)?;
-    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
+fn bind_unix(listener: &Listener, path: &Path, workers: usize) -> io::Result<Bound> {
+    let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
+    let (first, file) = listen_unix(path, backlog, None)?;
     // Unix sockets know no SO_REUSEPORT: the workers share one queue.
-    let first = UnixListener::from(std::os::fd::OwnedFd::from(socket));
     let mut sockets = Vec::with_capacity(workers);
     for _ in 1..workers {
         sockets.push(Socket::Unix(first.try_clone()?));
     }
     sockets.push(Socket::Unix(first));
-    Ok((Place::Unix(path.to_owned()), sockets))
-}
-
-/// A process that was killed leaves its socket file behind; one that lives answers on it.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let Ok(meta) = std::fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !meta.file_type().is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "the path exists and is not a socket",
-        ));
-    }
-    // Not blocking: whoever lives but does not accept would be waited for without end.
-    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    match probe.connect(&socket2::SockAddr::unix(path)?) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        _ => Err(io::ErrorKind::AddrInUse.into()),
-    }
+    Ok((Place::Unix(path.to_owned()), sockets, Some(file)))
 }

@@ -11,7 +11,7 @@ use crate::{
     health::{Judge, Rule, Schedule, Verdict},
     journal::Journal,
     plan::{Check, SendProxy, Upstream},
-    pool::{Checked, Pool},
+    pool::{Address, Checked, Pool, Wish},
     probe::{Encryption, Means, Probe, Report, Secret},
     reason::CheckResult,
 };
@@ -34,7 +34,7 @@ pub(super) struct Checks {
     check: Check,
     send_proxy: SendProxy,
     means: Mutex<Means>,
-    leaving: Leaving,
+    leaving: Arc<Leaving>,
     journal: Arc<Journal>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
     hurry: Notify,
@@ -61,7 +61,7 @@ impl Checks {
         check: &Check,
         send_proxy: SendProxy,
         means: Means,
-        leaving: Leaving,
+        leaving: &Arc<Leaving>,
         journal: &Arc<Journal>,
         stop: &CancellationToken,
     ) -> Self {
@@ -70,14 +70,14 @@ impl Checks {
             check: check.clone(),
             send_proxy,
             means: Mutex::new(means),
-            leaving,
+            leaving: Arc::clone(leaving),
             journal: Arc::clone(journal),
             hurry: Notify::new(),
             stop: stop.clone(),
         }
     }
 
-    /// Checks what addresses there are, and looks again whenever they have `changed`.
+    /// Checks what addresses there are, and looks again whenever they have `changed`, or what is wished of them.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
         let begin = || Arc::clone(&self).keep_checking(&changed);
         let lost = |why: &str| {
@@ -87,18 +87,22 @@ impl Checks {
     }
 
     async fn keep_checking(self: Arc<Self>, changed: &Notify) {
-        // An address that is gone is no longer checked: dropping its guard ends the task.
-        let mut running: HashMap<u64, DropGuard> = HashMap::new();
+        // An address that is gone or in maintenance is no longer checked: dropping its guard ends the task. Whoever comes
+        // out of maintenance is somebody new.
+        let mut running: HashMap<(u64, u32), DropGuard> = HashMap::new();
+        let key = |a: &Address| (a.backend.id, a.wished.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
-            let addresses = self.pool.addresses();
-            running.retain(|id, _| addresses.iter().any(|a| a.backend.id == *id));
+            let mut addresses = self.pool.addresses();
+            addresses.retain(|a| a.wished.wish != Wish::Maint);
+            running.retain(|known, _| addresses.iter().any(|a| key(a) == *known));
             for address in addresses {
-                running.entry(address.backend.id).or_insert_with(|| {
+                running.entry(key(&address)).or_insert_with(|| {
                     let stop = self.stop.child_token();
                     let one = One {
                         checks: Arc::clone(&self),
                         backend: address.backend,
+                        term: address.wished.term,
                         chance: Chance::from_seed(chance.draw()),
                     };
                     tokio::spawn(stop.clone().run_until_cancelled_owned(one.run()));
@@ -160,6 +164,8 @@ impl Checks {
 struct One {
     checks: Arc<Checks>,
     backend: Arc<Backend>,
+    /// Of its address, between two times of maintenance.
+    term: u32,
     chance: Chance,
 }
 
@@ -189,6 +195,10 @@ impl One {
             let hurried = checks.hurry.notified();
             let began = Instant::now();
             let (report, farewell) = probe.ask().await;
+            if !checks.pool.is_checked(&self.backend, self.term) {
+                // The operator was quicker, and this task is about to be ended.
+                return;
+            }
             let now = Instant::now();
             let refused = report.result == CheckResult::Auth;
             let anybody = self.tell(&mut judge, report, &probe, now);

@@ -1,11 +1,11 @@
-//! What becomes of sessions when a check has changed its mind about their backend.
+//! What becomes of sessions when a check has changed its mind about their backend, or the operator wants it out.
 
 use crate::{
     backend::Backend,
     balance::Chance,
     health::{Pace, Verdict},
-    plan::{Check, OnLeave},
-    pool::Pool,
+    plan::{OnLeave, Upstream},
+    pool::{Address, Pool, Turned, Wish},
     reason::CloseReason,
     sessions::Sessions,
 };
@@ -23,12 +23,21 @@ pub(super) struct Leaving {
     on_role_lost: OnLeave,
     on_lag: OnLeave,
     on_recover: OnLeave,
+    on_drain: OnLeave,
     sessions: Arc<Sessions>,
     /// One for the process.
     pace: Arc<Mutex<Pace>>,
-    /// What is under way, or has been since it was last up, by the number of the backend.
-    under_way: Mutex<HashMap<u64, Going>>,
+    /// What is under way, or has been since it was last up or ready, by the number of the backend.
+    under_way: Mutex<HashMap<(u64, Cause), Going>>,
     stop: CancellationToken,
+}
+
+/// On whose account sessions are told to end. Two that go on beside each other: when the one takes back what it said, the
+/// other does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Cause {
+    Verdict,
+    Wish,
 }
 
 /// Sessions that are told to end, now or later.
@@ -42,16 +51,19 @@ struct Going {
 
 impl Leaving {
     pub(super) fn new(
-        check: &Check,
+        upstream: &Upstream,
         sessions: &Arc<Sessions>,
         pace: &Arc<Mutex<Pace>>,
         stop: &CancellationToken,
     ) -> Self {
+        let check = upstream.check.as_ref();
         Self {
-            on_down: check.on_down,
-            on_role_lost: check.on_role_lost,
-            on_lag: check.on_lag,
-            on_recover: check.on_recover,
+            // Without a check there is no verdict.
+            on_down: check.map_or(OnLeave::Keep, |c| c.on_down),
+            on_role_lost: check.map_or(OnLeave::Keep, |c| c.on_role_lost),
+            on_lag: check.map_or(OnLeave::Keep, |c| c.on_lag),
+            on_recover: check.map_or(OnLeave::Keep, |c| c.on_recover),
+            on_drain: upstream.on_drain,
             sessions: Arc::clone(sessions),
             pace: Arc::clone(pace),
             under_way: Mutex::default(),
@@ -71,16 +83,8 @@ impl Leaving {
             Verdict::Up => {
                 // It is well again: who is still on it may stay, unless it was not because of it.
                 self.call_off(backend, |reason| reason != CloseReason::Recovered);
-                // Only where there is somewhere to go back to.
-                if !backup && pool.takes(backend, Instant::now()) {
-                    for address in pool.addresses().into_iter().filter(|a| a.backup) {
-                        self.leave(
-                            pool,
-                            address.backend,
-                            self.on_recover,
-                            CloseReason::Recovered,
-                        );
-                    }
+                if !backup {
+                    self.call_back_to(pool, backend);
                 }
             }
             // Whoever is used all the same keeps what it has.
@@ -125,20 +129,58 @@ impl Leaving {
         }
     }
 
+    /// The operator wants something else of these addresses of a backend now, and the pool knows already.
+    pub(super) fn wished(&self, pool: &Arc<Pool>, wish: Wish, turned: &[Turned]) {
+        for Turned {
+            backend, backup, ..
+        } in turned
+        {
+            match wish {
+                Wish::Ready => {
+                    self.under_way().remove(&(backend.id, Cause::Wish));
+                    if !backup {
+                        self.call_back_to(pool, backend);
+                    }
+                }
+                Wish::Drain | Wish::Maint => {
+                    let reason = CloseReason::BackendDrained;
+                    self.leave(pool, Arc::clone(backend), self.on_drain, reason);
+                }
+            }
+        }
+        if wish != Wish::Ready && turned.iter().any(|address| !address.backup) {
+            self.backups_are_needed(pool);
+        }
+    }
+
+    /// A server that is no backup is back: sessions on backups may go to it, if it takes any.
+    fn call_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
+        if !pool.takes(backend, Instant::now()) {
+            return;
+        }
+        for address in pool.addresses().into_iter().filter(|a| a.backup) {
+            let reason = CloseReason::Recovered;
+            self.leave(pool, address.backend, self.on_recover, reason);
+        }
+    }
+
     /// Without a primary server sessions on backups have nowhere to go back to.
     fn backups_are_needed(&self, pool: &Pool) {
         let addresses = pool.addresses();
-        if !addresses.iter().any(|a| !a.backup && a.verdict.is_up()) {
+        let serves = |a: &Address| a.verdict.is_up() && a.wished.wish == Wish::Ready;
+        if !addresses.iter().any(|a| !a.backup && serves(a)) {
             for address in addresses.iter().filter(|a| a.backup) {
                 self.call_off(&address.backend, |reason| reason == CloseReason::Recovered);
             }
         }
     }
 
+    /// What was begun because of a verdict.
     fn call_off(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
         let mut under_way = self.under_way();
-        if under_way.get(&backend.id).is_some_and(|g| which(g.reason)) {
-            under_way.remove(&backend.id);
+        let key = (backend.id, Cause::Verdict);
+        if under_way.get(&key).is_some_and(|g| which(g.reason)) {
+            under_way.remove(&key);
         }
     }
 
@@ -150,9 +192,12 @@ impl Leaving {
             OnLeave::CloseAfter(wait) => wait,
         };
         let from = Instant::now() + wait;
-        let id = backend.id;
+        let key = match reason {
+            CloseReason::BackendDrained => (backend.id, Cause::Wish),
+            _ => (backend.id, Cause::Verdict),
+        };
         // What was to begin earlier, or has begun, is not put off by another reason: it was not up in between.
-        if self.under_way().get(&id).is_some_and(|g| g.from <= from) {
+        if self.under_way().get(&key).is_some_and(|g| g.from <= from) {
             return;
         }
         let stop = self.stop.child_token();
@@ -193,10 +238,10 @@ impl Leaving {
             from,
             _guard: stop.drop_guard(),
         };
-        self.under_way().insert(id, going);
+        self.under_way().insert(key, going);
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Going>> {
+    fn under_way(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, Cause), Going>> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -208,8 +253,8 @@ mod tests {
     use super::*;
     use crate::{
         net::Client,
-        plan::CheckKind,
-        pool::tests::{check, guarded, planned, verdict},
+        plan::{Check, CheckKind},
+        pool::tests::{check, of, planned, upstream, verdict},
     };
 
     /// What a session on one of two backends is told when this becomes the verdict about it.
@@ -222,8 +267,9 @@ mod tests {
             let now = Instant::now();
             let sessions = Arc::new(Sessions::new(1, 10));
             let pace = Arc::new(Mutex::new(Pace::new(now)));
-            let leaving = Leaving::new(&check, &sessions, &pace, &CancellationToken::new());
-            let pool = Arc::new(guarded(vec![planned(1), planned(2)], check, now));
+            let plan = upstream(vec![planned(1), planned(2)], check);
+            let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+            let pool = Arc::new(of(&plan, now));
             verdict(&pool, 1, Verdict::Up, true, now);
             let backend = Arc::clone(&pool.addresses()[0].backend);
             let session = sessions.list(Client::Unix, None).expect("room for one");
@@ -254,8 +300,9 @@ mod tests {
             };
             let sessions = Arc::new(Sessions::new(1, 10));
             let pace = Arc::new(Mutex::new(Pace::new(now)));
-            let leaving = Leaving::new(&check, &sessions, &pace, &CancellationToken::new());
-            let pool = Arc::new(guarded((1..=3).map(planned).collect(), check, now));
+            let plan = upstream((1..=3).map(planned).collect(), check);
+            let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+            let pool = Arc::new(of(&plan, now));
             let turn = |n: usize, to| {
                 verdict(&pool, n, to, false, now);
                 let backend = &pool.addresses()[n].backend;

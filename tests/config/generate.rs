@@ -255,7 +255,12 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         vec(backend(), 1..5),
         option::of(long()),
         any::<bool>(),
-        (send_proxy(), any::<bool>(), option::of(check_plan())),
+        (
+            send_proxy(),
+            any::<bool>(),
+            option::of(check_plan()),
+            on_leave(),
+        ),
     )
         .prop_map(
             |(
@@ -264,7 +269,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 mut backends,
                 resolve_interval,
                 resolve_required,
-                (send_proxy, fail_on_reset, mut check),
+                (send_proxy, fail_on_reset, mut check, on_drain),
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
@@ -293,6 +298,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     send_proxy,
                     fail_on_reset,
                     check,
+                    on_drain,
                 }
             },
         )
@@ -402,7 +408,17 @@ fn plan() -> impl Strategy<Value = Plan> {
         format,
         access,
     });
-    let admin = option::of(address().prop_map(|listen| Admin { listen }));
+    let path = || unix().prop_map(PathBuf::from);
+    let admin = option::of(prop_oneof![
+        (address(), option::of(path())).prop_map(|(listen, socket)| Admin {
+            listen: Some(listen),
+            socket
+        }),
+        path().prop_map(|socket| Admin {
+            listen: None,
+            socket: Some(socket)
+        }),
+    ]);
     (
         process,
         admin,
@@ -428,9 +444,16 @@ fn plan() -> impl Strategy<Value = Plan> {
                 .collect();
             listeners.retain(|listener| seen.insert(listener.name.clone()));
             // Ports from 1000 up are not bound by listeners.
-            let admin = admin.map(|Admin { listen }| Admin {
-                listen: SocketAddr::new(listen.ip(), listen.port() | 1024),
+            let admin = admin.map(|Admin { listen, socket }| Admin {
+                listen: listen.map(|at| SocketAddr::new(at.ip(), at.port() | 1024)),
+                socket,
             });
+            // Without a socket nobody can drain anything.
+            if admin.as_ref().is_none_or(|admin| admin.socket.is_none()) {
+                for upstream in &mut upstreams {
+                    upstream.on_drain = OnLeave::Keep;
+                }
+            }
             Plan {
                 process,
                 admin,

@@ -190,7 +190,7 @@ fn each_of_these_is_an_error() {
         (with("", "send_proxy = \"v3\""), "v3"),
         // Parts of the contract that do not work yet are refused, not passed over.
         (with("protocol = \"udp\"", ""), "not supported yet"),
-        (with("", "on_drain = \"close\""), "not supported yet"),
+        (with("", "on_drain = \"close\""), "without an admin socket"),
         (
             with("", "on_down = \"close\""),
             "does nothing without a check",

@@ -171,3 +171,31 @@ proptest! {
         }
     }
 }
+
+/// Who is taken out by the operator is neither missed nor used.
+#[test]
+fn who_is_taken_out_does_not_count() {
+    let now = Instant::now();
+    for wish in [Wish::Drain, Wish::Maint] {
+        let pool = anyway((1..=4).map(planned).collect(), 50, true);
+        pool.set_wish(0, wish, now);
+        pool.set_wish(1, wish, now);
+        assert!(!pool.serves_anyway(), "two of two are up");
+        verdict(&pool, 2, DOWN, false, now);
+        assert!(!pool.serves_anyway(), "one of two is no less than a half");
+        verdict(&pool, 3, DOWN, false, now);
+        assert!(pool.serves_anyway());
+        assert_eq!(picks(&pool, now), ["10.0.0.3:1", "10.0.0.4:1"]);
+        assert!(
+            pool.snapshot(now)[2]
+                .why
+                .ends_with("served anyway: 0 of 2 up")
+        );
+        // They are back: well after a drain, and not known to be after a maintenance, which makes nothing worse.
+        pool.set_wish(0, Wish::Ready, now);
+        pool.set_wish(1, Wish::Ready, now);
+        let drained = wish == Wish::Drain;
+        assert_eq!(pool.serves_anyway(), !drained, "{wish:?}");
+        assert_eq!(picks(&pool, now).len(), if drained { 2 } else { 4 });
+    }
+}

@@ -386,3 +386,54 @@ proptest! {
         }
     }
 }
+
+/// A primary that the operator has taken out is in nobody's way, and does not come back before the one that took its place.
+#[test]
+fn one_that_is_taken_out_is_no_rival() {
+    for wish in [Wish::Drain, Wish::Maint] {
+        let mut scene = Scene::new(2, 3, |_| {});
+        scene.says(1, Primary).says(2, Replica);
+        assert_eq!(scene.picks(), [1]);
+        // Both say so, and the first is believed: a switch that was done half.
+        scene.at(1).says(2, Primary);
+        assert_eq!(
+            (scene.picks(), scene.state(2).0),
+            (vec![1], BackendState::Doubtful)
+        );
+        scene.pool.set_wish(0, wish, scene.now);
+        assert_eq!(scene.picks(), [2], "{wish:?}");
+        // The operator gives it back although it still believes to be the primary: now it is the doubtful one.
+        scene.at(2).says(2, Primary);
+        scene.pool.set_wish(0, Wish::Ready, scene.now);
+        assert_eq!(scene.picks(), [2], "{wish:?}");
+        scene.judges[0] = Judge::new(
+            Rule { rise: 2, fall: 3 },
+            scene.pool.said(&scene.pool.addresses()[0].backend),
+        );
+        scene.at(3).says(1, Primary).says(1, Primary);
+        assert_eq!(scene.state(1).0, BackendState::Doubtful, "{wish:?}");
+        assert_eq!(scene.picks(), [2]);
+        scene.at(4).says(1, Replica);
+        assert_eq!(
+            (scene.picks(), scene.state(1).0),
+            (vec![2], BackendState::WrongRole)
+        );
+    }
+}
+
+/// What a primary has proven stands while it is drained; with maintenance the operator says that it counts no more.
+#[test]
+fn a_proof_outlives_a_drain_and_no_maintenance() {
+    let newer = || Some(Epoch::Timeline(3));
+    for (wish, picks) in [(Wish::Drain, vec![]), (Wish::Maint, vec![2])] {
+        let mut scene = Scene::new(2, 3, |_| {});
+        scene.hears(1, Primary, newer()).says(2, Replica);
+        scene.at(1).hears(2, Primary, Some(Epoch::Timeline(2)));
+        assert_eq!(
+            (scene.picks(), scene.state(2).0),
+            (vec![1], BackendState::WrongRole)
+        );
+        scene.pool.set_wish(0, wish, scene.now);
+        assert_eq!(scene.picks(), picks, "{wish:?}");
+    }
+}

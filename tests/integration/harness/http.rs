@@ -4,6 +4,8 @@ use super::secs;
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 #[derive(Debug)]
@@ -23,11 +25,33 @@ impl Response {
 }
 
 pub(crate) fn request(addr: SocketAddr, method: &str, path: &str) -> io::Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&addr, secs(5))?;
+    let stream = TcpStream::connect_timeout(&addr, secs(5))?;
     stream.set_read_timeout(Some(secs(10)))?;
+    exchange(stream, method, path, "")
+}
+
+/// The same over a unix socket, with a body.
+pub(crate) fn request_unix(
+    path: &Path,
+    method: &str,
+    at: &str,
+    body: &str,
+) -> io::Result<Response> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(secs(10)))?;
+    exchange(stream, method, at, body)
+}
+
+fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> io::Result<Response> {
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: tembuku\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

@@ -44,7 +44,7 @@ pub(crate) struct Tembuku {
 }
 
 impl Tembuku {
-    /// `run -c` with this configuration, to which the admin address is added, and in which `{dir}` stands for a
+    /// `run -c` with this configuration, to which the admin address is added (to its `[admin]`, if it has one), and in which `{dir}` stands for a
     /// folder of its own. Returns when it works.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Tembuku {
@@ -68,10 +68,12 @@ impl Tembuku {
         let dir = TempDir::new();
         let admin = ports::free_addr();
         let config = config.replace("{dir}", dir.path().to_str().unwrap());
-        let config = dir.write(
-            "tembuku.toml",
-            &format!("{config}\n[admin]\nlisten = \"{admin}\"\n"),
-        );
+        let listen = format!("[admin]\nlisten = \"{admin}\"\n");
+        let config = match config.contains("[admin]\n") {
+            true => config.replacen("[admin]\n", &listen, 1),
+            false => format!("{config}\n{listen}"),
+        };
+        let config = dir.write("tembuku.toml", &config);
         Tembuku::launch(
             wrapper,
             &["run", "-c", config.to_str().unwrap()],

@@ -1,0 +1,29 @@
+//! The admin socket: whoever may connect to it may do everything, so that is its owner alone.
+
+use crate::net::{SocketFile, listen_unix};
+use rustix::fs::Mode;
+use std::{io, path::Path};
+use tokio::net::UnixListener;
+
+const BACKLOG: i32 = 128;
+
+/// The file is to be kept for as long as somebody answers.
+pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
+    let describe = |e: io::Error| {
+        let hint = match e.kind() {
+            io::ErrorKind::AddrInUse => "; another process is listening there",
+            io::ErrorKind::NotFound => {
+                "; its folder must be there (a systemd unit makes /run/tembuku by RuntimeDirectory=tembuku)"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "; its folder must be writable for the user that runs tembuku"
+            }
+            _ => "",
+        };
+        format!("cannot listen on {}: {e}{hint}", path.display())
+    };
+    let (listener, file) =
+        listen_unix(path, BACKLOG, Some(Mode::RUSR | Mode::WUSR)).map_err(describe)?;
+    let listener = UnixListener::from_std(listener).map_err(describe)?;
+    Ok((listener, file))
+}

@@ -1,0 +1,185 @@
+//! `tembuku drain`, `ready` and `maint`: what the operator wants of backends.
+
+use super::{
+    client::{At, Client, encode},
+    complain, say,
+};
+use crate::pool::Wish;
+use clap::Args;
+use serde_json::{Value, json};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// Between two looks whether sessions have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+pub(super) struct Ready {
+    /// The backends, as configured: redis/10.0.0.1:6379
+    #[arg(required = true, value_name = "UPSTREAM/BACKEND", value_parser = target)]
+    targets: Vec<Target>,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Out {
+    #[command(flatten)]
+    pub(super) which: Ready,
+    /// Wait until they have no session left
+    #[arg(long)]
+    wait: bool,
+    /// … but not longer than this
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    upstream: String,
+    backend: String,
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    match text.split_once('/') {
+        // The address of a unix socket has slashes of its own.
+        Some((upstream, backend)) if !upstream.is_empty() && !backend.is_empty() => Ok(Target {
+            upstream: upstream.to_owned(),
+            backend: backend.to_owned(),
+        }),
+        _ => Err("a backend is named with its upstream, as in redis/10.0.0.1:6379".to_owned()),
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = format!("{}/{}", self.upstream, self.backend);
+        f.write_str(&name.replace(char::is_control, "\u{fffd}"))
+    }
+}
+
+pub(super) fn ready(args: &Ready) -> ExitCode {
+    run(args, Wish::Ready, None)
+}
+
+pub(super) fn out(args: &Out, wish: Wish) -> ExitCode {
+    run(&args.which, wish, args.wait.then_some(args.timeout))
+}
+
+fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
+    let client = match Client::find(&args.at) {
+        Ok(client) => client,
+        Err(why) => {
+            complain(&why);
+            return ExitCode::FAILURE;
+        }
+    };
+    // One that fails is no reason to leave the others as they are.
+    let mut code = ExitCode::SUCCESS;
+    let mut taken = Vec::new();
+    for target in &args.targets {
+        match put(&client, target, wish) {
+            Ok(line) => {
+                say(&line);
+                taken.push(target);
+            }
+            Err(why) => {
+                complain(&why);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    if let Some(timeout) = wait
+        && let Err(why) = wait_for_none(&client, taken, wish, timeout)
+    {
+        complain(&why);
+        code = ExitCode::FAILURE;
+    }
+    code
+}
+
+/// The line that says what came of it.
+fn put(client: &Client, target: &Target, wish: Wish) -> Result<String, String> {
+    let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
+    let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
+    let done = client.post(&path, &json!({ "wish": wish.word() }))?;
+    let word = |key: &str| done[key].as_str().unwrap_or("?").to_owned();
+    let (from, to) = (word("from"), word("state"));
+    let change = if from == to {
+        format!("{to} already")
+    } else {
+        format!("{from} -> {to}")
+    };
+    let sessions = counted(done["connections"].as_u64().unwrap_or_default());
+    Ok(format!("{target}: {change}, {sessions}\n"))
+}
+
+fn wait_for_none(
+    client: &Client,
+    mut left: Vec<&Target>,
+    wish: Wish,
+    timeout: Duration,
+) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let status = client.get("/api/v1/status")?;
+        let mut held = String::new();
+        let mut still = Vec::new();
+        for target in left {
+            let backend = find(&status, target)
+                .ok_or_else(|| format!("error: {target} is not there any more\n"))?;
+            if backend["wish"] != wish.word() {
+                let wish = backend["wish"].as_str().unwrap_or("?");
+                return Err(format!(
+                    "error: not waiting for {target}: somebody else set it to {wish}\n"
+                ));
+            }
+            match backend["connections"].as_u64().unwrap_or_default() {
+                0 => say(&format!("{target}: no sessions left\n")),
+                n => {
+                    held += &format!("error: {target}: still {} after {timeout:?}\n", counted(n));
+                    still.push(target);
+                }
+            }
+        }
+        if still.is_empty() {
+            return Ok(());
+        }
+        left = still;
+        let Some(rest) = timeout.checked_sub(began.elapsed()) else {
+            return Err(held);
+        };
+        std::thread::sleep(LOOK.min(rest));
+    }
+}
+
+fn find<'a>(status: &'a Value, target: &Target) -> Option<&'a Value> {
+    let mut upstreams = status["upstreams"].as_array()?.iter();
+    let upstream = upstreams.find(|u| u["name"] == *target.upstream)?;
+    let mut backends = upstream["backends"].as_array()?.iter();
+    backends.find(|b| b["address"] == *target.backend)
+}
+
+fn counted(sessions: u64) -> String {
+    match sessions {
+        1 => "1 session".to_owned(),
+        n => format!("{n} sessions"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_two_names() {
+        let one = target("u/unix:/run/x.sock").expect("good");
+        assert_eq!(one.to_string(), "u/unix:/run/x.sock");
+        assert_eq!(one.backend, "unix:/run/x.sock");
+        for wrong in ["", "/", "u", "u/", "/b", "10.0.0.1:6379"] {
+            assert!(target(wrong).is_err(), "{wrong}");
+        }
+    }
+}

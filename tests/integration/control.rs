@@ -1,0 +1,639 @@
+//! The admin socket: who may use it, what it says, and the commands that talk over it.
+
+use crate::harness::{
+    http::{self, Response},
+    net::{self, echo},
+    ports,
+    proc::{self, Proc, command},
+    secs,
+    server::{Server, list, named},
+    tembuku::{Tembuku, binary, cli},
+    temp::TempDir,
+    wait_until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::SocketAddr,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+struct Setup {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    servers: Vec<Server>,
+}
+
+fn config(front: SocketAddr, socket: &str, servers: &[Server]) -> String {
+    format!(
+        "[process]\nworkers = 2\n[admin]\nsocket = \"{socket}\"\n\
+         [listeners.front]\nbind = \"{front}\"\nupstream = \"back\"\n\
+         [upstreams.back]\nbackends = {}\n",
+        list(servers)
+    )
+}
+
+fn setup() -> Setup {
+    let servers = named(2);
+    let front = ports::free_addr();
+    Setup {
+        tembuku: Tembuku::start(&config(front, "{dir}/admin.sock", &servers)),
+        front,
+        servers,
+    }
+}
+
+impl Setup {
+    fn socket(&self) -> PathBuf {
+        self.tembuku.dir.file("admin.sock")
+    }
+
+    /// A request over the socket.
+    #[track_caller]
+    fn call(&self, method: &str, path: &str, body: &str) -> Response {
+        http::request_unix(&self.socket(), method, path, body).unwrap()
+    }
+
+    /// A command of the program with `--socket`.
+    #[track_caller]
+    fn cli(&self, words: &[&str]) -> Output {
+        let socket = self.socket();
+        cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+    }
+
+    fn target(&self, server: usize) -> String {
+        format!("back/{}", self.servers[server].addr)
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a command complains of, and with which code.
+#[track_caller]
+fn complaint(output: &Output, code: i32) -> String {
+    let said = proc::text(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(output.stdout.is_empty(), "{said}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Whatever the umask, and from the first moment: nobody else may connect, and is told why.
+#[test]
+fn the_socket_is_for_its_owner_alone() {
+    for umask in ["000", "022", "777"] {
+        let dir = TempDir::new();
+        let wrapper = dir.write(
+            "wrapper",
+            &format!("#!/bin/sh\numask {umask}\nexec \"$@\"\n"),
+        );
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let config = config(ports::free_addr(), "{dir}/admin.sock", &named(1));
+        let tembuku = Tembuku::start_under(wrapper.to_str().unwrap(), &config);
+        let socket = tembuku.dir.file("admin.sock");
+        assert_eq!(mode(&socket), 0o600, "with umask {umask}");
+        let mut other = command("setpriv --reuid=nobody --regid=nogroup --clear-groups");
+        // The copy that another user can reach.
+        let program = tembuku.dir.file("tembuku");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        other
+            .arg(program)
+            .arg("status")
+            .arg("--socket")
+            .arg(&socket);
+        let said = complaint(&proc::run(secs(10), other), 1);
+        assert!(
+            said.contains("permission denied") && said.contains("hint: "),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn what_a_dead_process_left_is_replaced_and_nothing_else() {
+    let servers = named(1);
+    let dir = TempDir::new();
+    let path = dir.file("admin.sock");
+    let text = |front| config(front, path.to_str().unwrap(), &servers);
+    let mut first = Tembuku::start(&text(ports::free_addr()));
+    first.proc.kill();
+    assert!(
+        fs::metadata(&path).unwrap().file_type().is_socket(),
+        "left behind"
+    );
+    let said = complaint(&cli(&["status", "--socket", path.to_str().unwrap()]), 1);
+    assert!(said.contains("nobody listens there"), "{said}");
+
+    let second = Tembuku::start(&text(ports::free_addr()));
+    let status = || http::request_unix(&path, "GET", "/livez", "").map(|r| r.status);
+    assert_eq!(status().unwrap(), 200);
+    // That one lives, and keeps it.
+    let refused = |what: &str| {
+        let config = dir.write("other.toml", &text(ports::free_addr()));
+        let said = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
+        assert!(said.contains("error: admin: cannot listen on"), "{said}");
+        assert!(said.contains("admin.sock") && said.contains(what), "{said}");
+    };
+    refused("another process is listening there");
+    assert_eq!(status().unwrap(), 200);
+    drop(second);
+    assert!(!path.exists(), "it is taken away at the end");
+    fs::write(&path, "dear").unwrap();
+    refused("is not a socket");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "dear");
+    fs::remove_file(&path).unwrap();
+    // A start that fails later leaves nothing behind.
+    let config = dir.write(
+        "other.toml",
+        &format!(
+            "[log]\naccess = \"/no/such/folder/log\"\n{}",
+            text(ports::free_addr())
+        ),
+    );
+    complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_named() {
+    let dir = TempDir::new();
+    let text = config(ports::free_addr(), "/no/such/folder/admin.sock", &named(1));
+    let config = dir.write("tembuku.toml", &text);
+    let said = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
+    assert!(said.contains("its folder must be there"), "{said}");
+}
+
+/// Somebody has put another socket in its place: that one stays.
+#[test]
+fn the_socket_of_a_successor_is_not_taken_away() {
+    let mut setup = setup();
+    let path = setup.socket();
+    fs::remove_file(&path).unwrap();
+    let _successor = UnixListener::bind(&path).unwrap();
+    assert!(setup.tembuku.terminate().success());
+    assert!(path.exists());
+}
+
+/// The last sessions can be watched.
+#[test]
+fn the_socket_answers_until_the_end() {
+    let mut setup = setup();
+    let (mut held, _) = net::session(setup.front).unwrap();
+    setup.tembuku.proc.signal(Signal::TERM);
+    wait_until("it drains", secs(10), || {
+        let said = stdout(&setup.cli(&["status"]));
+        said.contains(": draining, pid") && said.contains("1 of")
+    });
+    echo(&mut held, "still here").unwrap();
+    drop(held);
+    let ended = setup.tembuku.proc.wait(secs(10)).expect("an end");
+    assert!(ended.success());
+    assert!(!setup.socket().exists());
+}
+
+/// Without a port of its own for HTTP.
+#[test]
+fn the_socket_may_be_all_there_is() {
+    let servers = named(1);
+    let (dir, front) = (TempDir::new(), ports::free_addr());
+    let socket = dir.file("admin.sock");
+    let text = config(front, socket.to_str().unwrap(), &servers);
+    let config = dir.write("tembuku.toml", &text);
+    let mut command = Command::new(binary());
+    command.args(["run", "-c", config.to_str().unwrap()]);
+    let mut proc = Proc::start("tembuku", dir.path(), command);
+    proc.wait_ready(secs(10), || {
+        http::request_unix(&socket, "GET", "/readyz", "").is_ok_and(|r| r.status == 200)
+    });
+    // The file alone is enough to find it.
+    let target = format!("back/{}", servers[0].addr);
+    let output = cli(&["drain", &target, "-c", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+    assert_eq!(
+        stdout(&output),
+        format!("{target}: up -> drained, 0 sessions\n")
+    );
+    net::assert_closed_at_once(front);
+}
+
+#[test]
+fn it_says_the_same_as_the_port_and_obeys_besides() {
+    let setup = setup();
+    for path in [
+        "/",
+        "/metrics",
+        "/livez",
+        "/readyz",
+        "/api/v1/status",
+        "/api/v1/events",
+        "/x",
+    ] {
+        let (port, socket) = (setup.tembuku.get(path), setup.call("GET", path, ""));
+        assert_eq!(port.status, socket.status, "{path}");
+        assert_eq!(port.header("content-type"), socket.header("content-type"));
+        assert_eq!(
+            setup.call("POST", path, "").status,
+            if path == "/x" { 404 } else { 405 }
+        );
+    }
+    let path = format!("/api/v1/upstreams/back/backends/{}", setup.servers[0].addr);
+    let on_port = http::request(setup.tembuku.admin, "POST", &path).unwrap();
+    assert_eq!(on_port.status, 404);
+    assert!(
+        on_port.body.contains("on the unix socket alone"),
+        "{}",
+        on_port.body
+    );
+    assert_eq!(
+        setup
+            .tembuku
+            .metric("backend_state", &[("state", "drained")]),
+        0.0
+    );
+
+    let done = setup.call("POST", &path, "{\"wish\": \"drain\"}");
+    assert_eq!(done.status, 200, "{done:?}");
+    let done: Value = serde_json::from_str(&done.body).unwrap();
+    let expected = serde_json::json!({ "upstream": "back", "backend": setup.servers[0].addr.to_string(),
+        "wish": "drain", "from": "up", "state": "drained", "connections": 0 });
+    assert_eq!(done, expected);
+    let encoded = path.replace(':', "%3a");
+    let done = setup.call("POST", &encoded, " {\"wish\":\"ready\"}\n");
+    assert!(done.body.contains("\"from\": \"drained\""), "{done:?}");
+}
+
+#[test]
+fn whatever_is_wrong_with_a_wish_is_said() {
+    let setup = setup();
+    let good = format!("/api/v1/upstreams/back/backends/{}", setup.servers[0].addr);
+    let near = format!("{}x", setup.servers[0].addr);
+    let at =
+        |upstream: &str, backend: &str| format!("/api/v1/upstreams/{upstream}/backends/{backend}");
+    let drain = "{\"wish\": \"drain\"}";
+    let long = format!("{{\"wish\": \"{}\"}}", "x".repeat(10_000));
+    let there = format!("there is {}", setup.servers[0].addr);
+    let meant = format!("did you mean \"{}\"?", setup.servers[0].addr);
+    for (method, path, body, status, error, hint) in [
+        ("GET", &*good, "", 405, "POST alone", "/api/v1/status"),
+        ("DELETE", &good, "", 405, "POST alone", "/api/v1/status"),
+        ("POST", &good, "", 400, "EOF", "{\"wish\": \"drain\"}"),
+        (
+            "POST",
+            &good,
+            "drain",
+            400,
+            "the body",
+            "{\"wish\": \"drain\"}",
+        ),
+        (
+            "POST",
+            &good,
+            "{\"wish\": 1}",
+            400,
+            "a string",
+            "{\"wish\": \"drain\"}",
+        ),
+        (
+            "POST",
+            &good,
+            "{\"wish\": \"drain\", \"for\": 3}",
+            400,
+            "for",
+            "{\"wish\": \"drain\"}",
+        ),
+        (
+            "POST",
+            &good,
+            "{\"wish\": \"drian\"}",
+            400,
+            "\"drian\"",
+            "did you mean \"drain\"?",
+        ),
+        (
+            "POST",
+            &good,
+            "{\"wish\": \"stop\"}",
+            400,
+            "\"stop\"",
+            "ready, drain, maint",
+        ),
+        (
+            "POST",
+            &good,
+            &long,
+            400,
+            "length limit",
+            "{\"wish\": \"drain\"}",
+        ),
+        (
+            "POST",
+            &at("bakc", "x"),
+            drain,
+            404,
+            "no upstream \"bakc\"",
+            "did you mean \"back\"?",
+        ),
+        (
+            "POST",
+            &at("other", "x"),
+            drain,
+            404,
+            "no upstream \"other\"",
+            "there is back",
+        ),
+        (
+            "POST",
+            &at("back", "db.example:1"),
+            drain,
+            404,
+            "has no backend \"db.example:1\"",
+            &there,
+        ),
+        (
+            "POST",
+            &at("back", &near),
+            drain,
+            404,
+            "has no backend",
+            &meant,
+        ),
+        (
+            "POST",
+            &at("back", ""),
+            drain,
+            404,
+            "not found",
+            "NAME/backends/ADDRESS",
+        ),
+        (
+            "POST",
+            &at("back", "%zz"),
+            drain,
+            404,
+            "not found",
+            "percent-encoded",
+        ),
+        (
+            "POST",
+            "/api/v1/upstreams/back",
+            drain,
+            404,
+            "not found",
+            "NAME/backends/ADDRESS",
+        ),
+    ] {
+        let answer = setup.call(method, path, body);
+        assert_eq!(
+            answer.status, status,
+            "{method} {path} {body:.40}: {answer:?}"
+        );
+        let allow = (status == 405).then_some("POST");
+        assert_eq!(answer.header("allow"), allow, "{answer:?}");
+        let json: Value = serde_json::from_str(&answer.body).unwrap();
+        let word = |key: &str| json[key].as_str().unwrap().to_owned();
+        assert!(word("error").contains(error), "{method} {path}: {answer:?}");
+        assert!(word("hint").contains(hint), "{method} {path}: {answer:?}");
+    }
+    let drained = setup
+        .tembuku
+        .metric("backend_state", &[("state", "drained")]);
+    assert_eq!(drained, 0.0, "and nothing was done");
+}
+
+#[test]
+fn status_shows_who_is_drained_and_who_is_still_there() {
+    let setup = setup();
+    let (first, second) = (setup.servers[0].addr, setup.servers[1].addr);
+    let _held: Vec<_> = (0..3).map(|_| net::session(setup.front).unwrap()).collect();
+    assert!(setup.cli(&["drain", &setup.target(0)]).status.success());
+    let output = setup.cli(&["status"]);
+    assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+    let said = stdout(&output);
+    let lines: Vec<Vec<&str>> = said
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    let front = setup.front.to_string();
+    let (first, second) = (first.to_string(), second.to_string());
+    let accepted = ["front", "back", "3", "3", "0", "B", "9", "B", &front];
+    assert_eq!(
+        lines[0][..3],
+        [
+            "tembuku",
+            concat!(env!("CARGO_PKG_VERSION"), ":"),
+            "running,"
+        ]
+    );
+    assert_eq!(lines[3], accepted, "{said}");
+    assert_eq!(
+        lines[5].join(" "),
+        "upstream back: round_robin, 1 of 2 available"
+    );
+    assert_eq!(
+        lines[7].join(" "),
+        format!("{first} drained 2 1 - - the operator says so")
+    );
+    assert_eq!(lines[8].join(" "), format!("{second} up 1 1 - -"));
+    assert_eq!(lines.len(), 9);
+    // And the same for programs.
+    let json = stdout(&setup.cli(&["status", "--json"]));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let backend = &json["upstreams"][0]["backends"][0];
+    assert_eq!(
+        (&backend["wish"], &backend["state"]),
+        (&"drain".into(), &"drained".into())
+    );
+    assert_eq!(backend["connections"], 2);
+    assert!(backend["since"].is_string());
+}
+
+#[test]
+fn a_drain_can_be_waited_for() {
+    let setup = setup();
+    let target = setup.target(0);
+    let (held, name) = net::session(setup.front).unwrap();
+    assert_eq!(name, "b1");
+    let words = ["drain", &target, "--wait", "--timeout", "300ms"];
+    let output = setup.cli(&words);
+    assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains(&format!("{target}: still 1 session after 300ms")),
+        "{said}"
+    );
+
+    let socket = setup.socket();
+    let waiting = std::thread::spawn(move || {
+        cli(&[
+            "drain",
+            &target,
+            "--wait",
+            "--socket",
+            socket.to_str().unwrap(),
+        ])
+    });
+    // It has looked at least once.
+    let asked = || stdout(&setup.cli(&["status"]));
+    wait_until("it waits", secs(5), || asked().contains("drained"));
+    assert!(!waiting.is_finished());
+    drop(held);
+    let output = waiting.join().unwrap();
+    assert!(output.status.success(), "{}", proc::text(&output));
+    let said = stdout(&output);
+    assert!(said.ends_with(": no sessions left\n"), "{said}");
+}
+
+/// Each complaint names the way out.
+#[test]
+fn what_goes_wrong_on_the_way_is_said() {
+    let setup = setup();
+    let dir = TempDir::new();
+    let plain = dir.write("plain", "no socket");
+    let silent = dir.file("silent.sock");
+    let other = UnixListener::bind(&silent).unwrap();
+    std::thread::spawn(move || {
+        for stream in other.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n");
+        }
+    });
+    let without = dir.write(
+        "without.toml",
+        "[listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
+    );
+    let broken = dir.write("broken.toml", "[listener.l]\n");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let (plain, silent) = (text(&plain), text(&silent));
+    let (without, broken) = (text(&without), text(&broken));
+    let nowhere = text(&dir.file("nowhere.sock"));
+    let long = format!("/tmp/{}", "x".repeat(200));
+    let good = text(&setup.socket());
+    let target = setup.target(0);
+    for (words, code, expected) in [
+        (
+            &["status", "--socket", &nowhere][..],
+            1,
+            "there is no such socket",
+        ),
+        (&["status", "--socket", &plain], 1, "that is no socket"),
+        (&["status", "--socket", &long], 1, "cannot reach tembuku"),
+        (&["status", "--socket", &silent], 1, "does not speak HTTP"),
+        (&["status", "-c", &without], 1, "names no admin socket"),
+        (&["drain", &target, "-c", &without], 1, "write socket = "),
+        (
+            &["ready", &target, "-c", &broken],
+            1,
+            "--socket PATH finds the process",
+        ),
+        (
+            &["maint", &target, "-c", &nowhere],
+            1,
+            "cannot read the configuration",
+        ),
+        (
+            &["status", "-c", &without, "--socket", &good],
+            2,
+            "exclude each other",
+        ),
+        (
+            &["maint", &target, "-c", &without, "--socket", &good],
+            2,
+            "exclude each other",
+        ),
+        (&["drain", "--socket", &good], 2, "UPSTREAM/BACKEND"),
+        (
+            &["drain", "10.0.0.1:1", "--socket", &good],
+            2,
+            "redis/10.0.0.1:6379",
+        ),
+        (
+            &["drain", &target, "--timeout", "1s", "--socket", &good],
+            2,
+            "--wait",
+        ),
+        (
+            &[
+                "drain",
+                &target,
+                "--wait",
+                "--timeout",
+                "soon",
+                "--socket",
+                &good,
+            ],
+            2,
+            "--timeout",
+        ),
+        (
+            &["ready", &target, "--wait", "--socket", &good],
+            2,
+            "--wait",
+        ),
+        (
+            &["drain", "bakc/x", "--socket", &good],
+            1,
+            "did you mean \"back\"?",
+        ),
+        (
+            &["drain", "back/unix:/x/y z", "--socket", &good],
+            1,
+            "has no backend \"unix:/x/y z\"",
+        ),
+        (&["reload"], 2, "not supported yet"),
+        (&["weight"], 2, "not supported yet"),
+        (&["sessions"], 2, "not supported yet"),
+        (&["top"], 2, "not supported yet"),
+    ] {
+        let said = complaint(&cli(words), code);
+        assert!(said.contains(expected), "{words:?}: {said}");
+        if code == 1 {
+            assert!(said.starts_with("error: "), "{words:?}: {said}");
+            assert!(
+                said.contains("hint: ") || words.contains(&&*silent),
+                "{words:?}: {said}"
+            );
+        }
+    }
+    // One that is not there is no reason to leave the other as it is.
+    let output = setup.cli(&["maint", "back/nobody:1", &target]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stdout(&output),
+        format!("{target}: up -> maintenance, 0 sessions\n")
+    );
+    // A variable that names a file is no contradiction to a socket.
+    let mut command = Command::new(binary());
+    command
+        .args(["ready", &target, "--socket", &good])
+        .env("TEMBUKU_CONFIG", "/no/file");
+    let said = proc::run_ok(secs(10), command);
+    assert_eq!(said, format!("{target}: maintenance -> up, 0 sessions\n"));
+    let said = stdout(&setup.cli(&["ready", &target]));
+    assert_eq!(said, format!("{target}: up already, 0 sessions\n"));
+}
+
+/// Somebody who accepts and says nothing does not hold a command for ever.
+#[test]
+fn a_process_that_hangs_is_not_waited_for() {
+    let setup = setup();
+    setup.tembuku.proc.signal(Signal::STOP);
+    let mut command = Command::new(binary());
+    command.args(["status", "--socket"]).arg(setup.socket());
+    let output = proc::run(secs(30), command);
+    setup.tembuku.proc.signal(Signal::CONT);
+    let said = complaint(&output, 1);
+    assert!(said.contains("no answer within 5 s"), "{said}");
+}

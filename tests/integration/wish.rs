@@ -1,0 +1,712 @@
+//! What becomes of a backend and its sessions when the operator drains it or takes it into maintenance.
+
+use crate::harness::{
+    bounded, http, millis,
+    net::{self, End, ask, echo},
+    ports,
+    proc::{self, command},
+    programs::{self, Redis, place},
+    secs,
+    server::{Server, ask_many},
+    tembuku::Tembuku,
+    wait_until,
+};
+use serde_json::Value;
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+/// A backend on an address of its own, which is asked at another port.
+struct Node {
+    data: Server,
+    asked_at: SocketAddr,
+    health: Option<Server>,
+}
+
+struct Setup {
+    front: SocketAddr,
+    tembuku: Tembuku,
+    nodes: Vec<Node>,
+}
+
+/// Nodes `b1`, `b2`..., each with keys of its own; `keys` are the upstream's.
+fn unchecked(node_keys: &[&str], keys: &str) -> Setup {
+    start(node_keys, keys, "")
+}
+
+fn checked(node_keys: &[&str], keys: &str) -> Setup {
+    start(
+        node_keys,
+        keys,
+        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\nport = ",
+    )
+}
+
+#[track_caller]
+fn start(node_keys: &[&str], keys: &str, check: &str) -> Setup {
+    let (port, health) = (ports::free_port(), ports::free_port());
+    let nodes: Vec<Node> = (1..=node_keys.len())
+        .map(|n| {
+            let ip = [127, 0, 6, u8::try_from(n).unwrap()];
+            let mut node = Node {
+                data: Server::named_on(&format!("b{n}"), &[SocketAddr::from((ip, port))]),
+                asked_at: SocketAddr::from((ip, health)),
+                health: None,
+            };
+            node.heal();
+            node
+        })
+        .collect();
+    let backends: Vec<String> = nodes
+        .iter()
+        .zip(node_keys)
+        .map(|(node, keys)| format!("{{ address = \"{}\", {keys} }}", node.data.addr))
+        .collect();
+    let check = match check {
+        "" => String::new(),
+        check => format!("{check}{health}\n"),
+    };
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+         [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n{keys}\n{check}",
+        backends.join(", ")
+    ));
+    let setup = Setup {
+        front,
+        tembuku,
+        nodes,
+    };
+    if !check.is_empty() {
+        let all = setup.nodes.len() as f64;
+        let ok = [("result", "ok")];
+        setup
+            .tembuku
+            .wait_metric("check_results_total", &ok, |n| n >= all);
+    }
+    setup
+}
+
+impl Node {
+    fn sicken(&mut self) {
+        self.health = None;
+    }
+
+    fn heal(&mut self) {
+        self.health = Some(Server::on(&[self.asked_at], |mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }));
+    }
+
+    /// How often it has been asked since it was last healed.
+    fn asked(&self) -> usize {
+        self.health.as_ref().unwrap().accepted()
+    }
+}
+
+#[track_caller]
+fn wish(tembuku: &Tembuku, backend: &str, wish: &str) -> Value {
+    let path = format!("/api/v1/upstreams/u/backends/{backend}");
+    let body = format!("{{\"wish\": \"{wish}\"}}");
+    let socket = tembuku.dir.file("admin.sock");
+    let answer = http::request_unix(&socket, "POST", &path, &body).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    serde_json::from_str(&answer.body).unwrap()
+}
+
+/// The states that a backend went through, with the reasons.
+fn events(tembuku: &Tembuku, backend: &str) -> Vec<(String, String, String)> {
+    let events: Value = serde_json::from_str(&tembuku.get("/api/v1/events").body).unwrap();
+    let word = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+    let all = events["events"].as_array().unwrap().iter();
+    all.filter(|e| e["backend"] == backend)
+        .map(|e| (word(e, "from"), word(e, "to"), word(e, "reason")))
+        .collect()
+}
+
+impl Setup {
+    fn text(&self, node: usize) -> String {
+        self.nodes[node].data.addr.to_string()
+    }
+
+    #[track_caller]
+    fn wish(&self, node: usize, word: &str) -> Value {
+        wish(&self.tembuku, &self.text(node), word)
+    }
+
+    #[track_caller]
+    fn wait_state(&self, node: usize, state: &str) {
+        let backend = self.text(node);
+        let labels = [("backend", backend.as_str()), ("state", state)];
+        self.tembuku
+            .wait_metric("backend_state", &labels, |is| is == 1.0);
+    }
+
+    fn active(&self, node: usize) -> f64 {
+        let backend = self.text(node);
+        let labels = [("backend", backend.as_str())];
+        self.tembuku.metric("backend_active_connections", &labels)
+    }
+
+    /// A session on this node.
+    #[track_caller]
+    fn session_on(&self, node: usize) -> TcpStream {
+        let name = format!("b{}", node + 1);
+        let mut found = None;
+        wait_until(&format!("a session on {name}"), secs(10), || {
+            let (stream, who) = net::session(self.front).unwrap();
+            found = Some(stream).filter(|_| who == name);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    #[track_caller]
+    fn wait_closed(&self, reason: &str, count: f64) {
+        self.tembuku
+            .wait_metric("sessions_closed_total", &[("reason", reason)], |n| {
+                n == count
+            });
+    }
+
+    /// Waits until this node has been asked so many times more, and has answered as many.
+    #[track_caller]
+    fn wait_checks(&self, node: usize, more: f64) {
+        let backend = self.text(node);
+        let labels = [("backend", backend.as_str())];
+        let before = self.tembuku.metric("check_results_total", &labels);
+        self.tembuku
+            .wait_metric("check_results_total", &labels, |n| n >= before + more);
+    }
+}
+
+#[test]
+fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
+    let setup = unchecked(&["", ""], "");
+    let mut held = setup.session_on(0);
+    for (word, state) in [("drain", "drained"), ("maint", "maintenance")] {
+        assert_eq!(setup.wish(0, word)["state"], state);
+        assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
+        setup.wait_state(0, state);
+        echo(&mut held, "still here").unwrap();
+    }
+    // Nobody is left: then nobody is served, and the process says so.
+    setup.wish(1, "drain");
+    net::assert_ends_now(&mut net::connect(setup.front).unwrap());
+    setup.wait_closed("no_backend", 1.0);
+    assert_eq!(setup.tembuku.get("/readyz").status, 503);
+    let available = || setup.tembuku.metric("upstream_available_backends", &[]);
+    assert_eq!(available(), 0.0);
+    assert_eq!(setup.wish(0, "ready")["state"], "up");
+    assert_eq!(ask_many(setup.front, 10), vec!["b1"; 10]);
+    setup.wish(1, "ready");
+    assert_eq!(available(), 2.0);
+    let mut both = ask_many(setup.front, 2);
+    both.sort();
+    assert_eq!(both, ["b1", "b2"], "turn by turn");
+    echo(&mut held, "all the time").unwrap();
+
+    let word = |(from, to, why): &(String, String, String)| format!("{from} {to} {why}");
+    let events: Vec<_> = events(&setup.tembuku, &setup.text(0))
+        .iter()
+        .map(word)
+        .collect();
+    let expected = ["up drained", "drained maintenance", "maintenance up"];
+    assert_eq!(events, expected.map(|e| format!("{e} operator")));
+    let backend = setup.text(0);
+    for to in ["drained", "maintenance", "up"] {
+        let labels = [("backend", backend.as_str()), ("to", to)];
+        let times = setup.tembuku.metric("backend_transitions_total", &labels);
+        assert_eq!(times, 1.0, "{to}");
+    }
+}
+
+#[test]
+fn one_that_stands_alone_can_be_drained() {
+    let setup = unchecked(&[""], "");
+    setup.wish(0, "drain");
+    net::assert_ends_now(&mut net::connect(setup.front).unwrap());
+    setup.wait_closed("no_backend", 1.0);
+    setup.wish(0, "ready");
+    assert_eq!(ask(setup.front).unwrap(), "b1");
+}
+
+#[test]
+fn on_drain_close_ends_those_of_this_backend_alone() {
+    let setup = unchecked(&["", ""], "on_drain = \"close\"");
+    for (n, word) in ["drain", "maint"].into_iter().enumerate() {
+        let (mut lost, mut kept) = (setup.session_on(0), setup.session_on(1));
+        let began = Instant::now();
+        setup.wish(0, word);
+        assert_eq!(net::read_all(&mut lost).1, End::Reset, "not a whole answer");
+        println!("{word}: closed after {:?}", began.elapsed());
+        setup.wait_closed("backend_drained", n as f64 + 1.0);
+        echo(&mut kept, "still here").unwrap();
+        setup.wish(0, "ready");
+        // Whoever comes now is not affected by what was.
+        let mut new = setup.session_on(0);
+        echo(&mut new, "welcome").unwrap();
+    }
+    // The journal tells when the last was over.
+    let events: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/events").body).unwrap();
+    let events = events["events"].as_array().unwrap();
+    let out: Vec<_> = events.iter().filter(|e| e["from"] == "up").collect();
+    assert_eq!(out.len(), 2, "{events:?}");
+    for event in out {
+        assert_eq!(event["sessions"], 1);
+        let seconds = event["last_session_closed_seconds"].as_f64().unwrap();
+        assert!(seconds < 5.0, "{event}");
+    }
+    let records = setup.tembuku.access_log(2);
+    let drained = records
+        .iter()
+        .filter(|r| r["close_reason"] == "backend_drained");
+    assert_eq!(drained.count(), 2, "{records:?}");
+}
+
+/// Six hundred sessions get their time, then go one after the other.
+#[test]
+fn on_drain_may_give_time_and_ends_them_at_a_pace() {
+    let keys = "on_drain = { close_after = \"1s\" }\nbalance = \"first\"";
+    let setup = unchecked(&["", ""], keys);
+    let held: Vec<TcpStream> = (0..600)
+        .map(|_| net::session(setup.front).unwrap().0)
+        .collect();
+    let drained = Instant::now();
+    assert_eq!(setup.wish(0, "drain")["connections"], 600);
+    let ends: Vec<Instant> = thread::scope(|scope| {
+        let wait = |mut stream: TcpStream| {
+            scope.spawn(move || {
+                net::read_all(&mut stream);
+                Instant::now()
+            })
+        };
+        let waiting: Vec<_> = held.into_iter().map(wait).collect();
+        let ends = waiting.into_iter().map(|thread| thread.join().unwrap());
+        ends.collect()
+    });
+    let first = *ends.iter().min().unwrap() - drained;
+    let last = *ends.iter().max().unwrap() - drained;
+    println!("600 sessions ended from {first:?} to {last:?} after the drain");
+    // 200 at once, and the others at 2,000 a second.
+    assert!(bounded(first, millis(990), secs(4)), "{first:?}");
+    assert!(bounded(last - first, millis(150), secs(5)), "{last:?}");
+    setup.wait_closed("backend_drained", 600.0);
+    assert_eq!(setup.active(0), 0.0);
+}
+
+/// A `ready` in between calls off what has not happened, and a drain after that has its whole time again.
+#[test]
+fn ready_calls_off_what_has_not_happened() {
+    let setup = unchecked(&["", ""], "on_drain = { close_after = \"1500ms\" }");
+    let mut held = setup.session_on(0);
+    setup.wish(0, "drain");
+    // From a drain to maintenance it does not begin anew.
+    setup.wish(0, "maint");
+    setup.wish(0, "ready");
+    let called_off = Instant::now();
+    let other = setup.session_on(1);
+    setup.wish(1, "drain");
+    // The other one's time began later, and has passed.
+    let mut other = other;
+    assert_eq!(net::read_all(&mut other).1, End::Reset);
+    assert!(
+        called_off.elapsed() >= millis(1_450),
+        "{:?}",
+        called_off.elapsed()
+    );
+    echo(&mut held, "still here").unwrap();
+    setup.wait_closed("backend_drained", 1.0);
+
+    let began = Instant::now();
+    setup.wish(0, "drain");
+    thread::sleep(millis(1_000)); // a part of its time
+    setup.wish(0, "maint");
+    assert_eq!(net::read_all(&mut held).1, End::Reset);
+    let took = began.elapsed();
+    assert!(bounded(took, millis(1_450), millis(2_450)), "{took:?}");
+}
+
+/// Neither erases the other.
+#[test]
+fn a_drain_outlives_what_its_check_finds() {
+    let mut setup = checked(&["", ""], "");
+    setup.wish(0, "drain");
+    setup.nodes[0].sicken();
+    let why = |setup: &Setup| {
+        let status: Value =
+            serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+        let backend = &status["upstreams"][0]["backends"][0];
+        assert_eq!(backend["state"], "drained");
+        backend["why"].as_str().unwrap().to_owned()
+    };
+    wait_until("its check goes on", secs(10), || {
+        why(&setup) == "the operator says so; besides, its check says: refused"
+    });
+    setup.nodes[0].heal();
+    wait_until("its check says something else", secs(10), || {
+        why(&setup) == "the operator says so"
+    });
+    assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10], "still drained");
+    // Down, and then wanted: it waits for its check.
+    setup.nodes[0].sicken();
+    wait_until("it is down", secs(10), || why(&setup).contains("refused"));
+    assert_eq!(setup.wish(0, "ready")["state"], "down");
+    assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    let mut both = ask_many(setup.front, 2);
+    both.sort();
+    assert_eq!(both, ["b1", "b2"]);
+}
+
+/// What was begun by a drain is not called off by a check that has changed its mind.
+#[test]
+fn a_recovery_does_not_call_off_a_drain() {
+    let keys = "on_drain = { close_after = \"2s\" }\non_down = { close_after = \"30s\" }";
+    let mut setup = checked(&["", ""], keys);
+    let mut held = setup.session_on(0);
+    setup.wish(0, "drain");
+    setup.nodes[0].sicken();
+    let results = |result| {
+        let backend = setup.text(0);
+        let labels = [("backend", backend.as_str()), ("result", result)];
+        setup.tembuku.metric("check_results_total", &labels)
+    };
+    wait_until("it is down", secs(2), || results("refused") >= 2.0);
+    setup.nodes[0].heal();
+    setup.wait_checks(0, 2.0);
+    echo(&mut held, "still here").unwrap();
+    assert_eq!(net::read_all(&mut held).1, End::Reset);
+    setup.wait_closed("backend_drained", 1.0);
+}
+
+/// Counted at the server: nobody asks it while it is in maintenance, and at once when it is not.
+#[test]
+fn maintenance_stops_the_checks() {
+    let mut setup = checked(&["", ""], "");
+    setup.wish(0, "maint");
+    // One that is under way may still arrive; by the second check of the other it has.
+    setup.wait_checks(1, 2.0);
+    let before = setup.nodes[0].asked();
+    setup.wait_checks(1, 10.0);
+    assert_eq!(setup.nodes[0].asked(), before, "asked in maintenance");
+    setup.wait_state(0, "maintenance");
+
+    // It is worked on: down, and nobody notices.
+    setup.nodes[0].sicken();
+    setup.wait_checks(1, 5.0);
+    let began = Instant::now();
+    assert_eq!(
+        setup.wish(0, "ready")["state"],
+        "down",
+        "nobody has asked yet"
+    );
+    assert_eq!(ask_many(setup.front, 5), vec!["b2"; 5]);
+    setup.wait_checks(0, 1.0);
+    println!("asked {:?} after `ready`", began.elapsed());
+    assert_eq!(ask_many(setup.front, 5), vec!["b2"; 5]);
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+
+    // Through maintenance to a drain the checks go on as well.
+    setup.wish(0, "maint");
+    setup.wish(0, "drain");
+    setup.wait_checks(0, 3.0);
+    setup.wait_state(0, "drained");
+    let word = |(from, to, why): &(String, String, String)| format!("{from} {to} {why}");
+    let events: Vec<_> = events(&setup.tembuku, &setup.text(0))
+        .iter()
+        .map(word)
+        .collect();
+    let expected = [
+        "up maintenance operator",
+        "maintenance down operator",
+        "down down refused",
+        "down up ok",
+        "up maintenance operator",
+        "maintenance drained operator",
+        "down up ok",
+    ];
+    assert_eq!(events, expected);
+}
+
+/// Out of maintenance the first good answer is enough, however many `rise` asks for; `start` does not count.
+#[test]
+fn out_of_maintenance_the_first_answer_decides() {
+    let setup = start(
+        &["", ""],
+        "",
+        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nstart = \"up\"\nrise = 1000\nfall = 1000\nport = ",
+    );
+    setup.wish(0, "maint");
+    let began = Instant::now();
+    assert_eq!(setup.wish(0, "ready")["state"], "down");
+    setup.wait_state(0, "up");
+    let took = began.elapsed();
+    println!("up {took:?} after `ready`");
+    assert!(took < secs(5), "{took:?}");
+}
+
+#[test]
+fn a_drained_primary_that_recovers_calls_nobody_back() {
+    let mut setup = checked(&["", "backup = true"], "on_recover = \"close\"");
+    setup.wish(0, "drain");
+    let mut standing_in = setup.session_on(1);
+    setup.nodes[0].sicken();
+    let refused = [("result", "refused")];
+    setup
+        .tembuku
+        .wait_metric("check_results_total", &refused, |n| n >= 3.0);
+    setup.nodes[0].heal();
+    // Some checks later whoever was called would be gone.
+    setup.wait_checks(0, 5.0);
+    echo(&mut standing_in, "still here").unwrap();
+    setup.wait_closed("recovered", 0.0);
+    // Wanted again, it is back.
+    setup.wish(0, "ready");
+    assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+    setup.wait_closed("recovered", 1.0);
+    assert_eq!(ask(setup.front).unwrap(), "b1");
+}
+
+#[test]
+fn draining_the_last_primary_makes_the_backups_needed() {
+    let keys = "on_recover = { close_after = \"1s\" }";
+    let mut setup = checked(&["", "", "backup = true"], keys);
+    setup.wish(1, "maint");
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    let mut standing_in = setup.session_on(2);
+    setup.nodes[0].heal();
+    setup.wait_state(0, "up");
+    let due = Instant::now() + millis(1_000);
+    setup.wish(0, "drain");
+    wait_until("it would have been called back", secs(5), || {
+        Instant::now() > due + millis(500)
+    });
+    echo(&mut standing_in, "needed").unwrap();
+    setup.wait_closed("recovered", 0.0);
+    // Out of maintenance, through its check.
+    setup.wish(1, "ready");
+    assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+    setup.wait_closed("recovered", 1.0);
+}
+
+/// The wish is about the backend of the configuration, whatever its name stands for.
+#[test]
+fn a_wish_holds_for_all_addresses_of_a_name() {
+    let Some(place) = place() else {
+        return programs::again_in_own_place("wish::a_wish_holds_for_all_addresses_of_a_name");
+    };
+    let port = ports::free_port();
+    let on = |name, n| Server::named_on(name, &[SocketAddr::from(([127, 0, 7, n], port))]);
+    let _servers = [on("b1", 1), on("b2", 2), on("b3", 3), on("other", 9)];
+    let hosts = |hosts: &[u8]| {
+        let line = |n: &u8| format!("127.0.7.{n} backend.test\n");
+        place.set_hosts(&hosts.iter().map(line).collect::<String>());
+    };
+    hosts(&[1, 2]);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"backend.test:{port}\", {{ address = \"127.0.7.9:{port}\", backup = true }}]\n\
+         resolve_interval = \"100ms\"\non_drain = \"close\"\n"
+    ));
+    let text = format!("backend.test:{port}");
+    let mut held: Vec<_> = (0..2).map(|_| net::session(front).unwrap()).collect();
+    assert_ne!(held[0].1, held[1].1, "on both addresses");
+    // The first is no longer named, and has a session.
+    hosts(&[2]);
+    wait_until("the name means one", secs(10), || {
+        ask_many(front, 4) == vec!["b2"; 4]
+    });
+    wish(&tembuku, &text, "drain");
+    for (stream, name) in &mut held {
+        assert_eq!(net::read_all(stream).1, End::Reset, "{name}");
+    }
+    assert_eq!(ask_many(front, 4), vec!["other"; 4]);
+    // What comes later comes under the same wish.
+    let resolved = |count: usize| {
+        let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let backend = &status["upstreams"][0]["backends"][0];
+        assert_eq!(backend["wish"], "drain");
+        backend["resolved"].as_array().unwrap().len() == count
+    };
+    hosts(&[1, 2, 3]);
+    wait_until("the name means three", secs(10), || resolved(3));
+    assert_eq!(ask_many(front, 6), vec!["other"; 6]);
+    wish(&tembuku, &text, "ready");
+    let mut names = ask_many(front, 3);
+    names.sort();
+    assert_eq!(names, ["b1", "b2", "b3"]);
+}
+
+/// Under load nothing fails while backends are drained and come back.
+#[test]
+fn a_drain_under_load_costs_no_request() {
+    let servers: Vec<Redis> = (0..2).map(|_| Redis::start(ports::free_addr())).collect();
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
+        servers[0].addr, servers[1].addr
+    ));
+    let done = AtomicBool::new(false);
+    let turns = thread::scope(|scope| {
+        let operator = scope.spawn(|| {
+            let mut turns = 0;
+            while !done.load(Ordering::Relaxed) {
+                let backend = servers[turns % 2].addr.to_string();
+                let word = ["drain", "maint"][turns / 2 % 2];
+                wish(&tembuku, &backend, word);
+                wish(&tembuku, &backend, "ready");
+                turns += 1;
+            }
+            turns
+        });
+        // One connection for each request, and lasting ones.
+        for options in [
+            "-n 6000 -c 20 -k 0 -t ping_mbulk",
+            "-n 60000 -c 50 -t set,get",
+        ] {
+            let mut command = command("redis-benchmark -q -h 127.0.0.1 -p");
+            command
+                .arg(front.port().to_string())
+                .args(options.split(' '));
+            let output = proc::run(secs(60), command);
+            let said = proc::text(&output);
+            assert!(output.status.success(), "{options}\n{said}");
+            assert!(!said.to_lowercase().contains("error"), "{options}\n{said}");
+        }
+        done.store(true, Ordering::Relaxed);
+        operator.join().unwrap()
+    });
+    println!("{turns} drains under load");
+    assert!(turns > 20, "{turns}");
+    tembuku.wait_idle();
+    let metrics = tembuku.metrics();
+    for reason in ["no_backend", "connect_failed", "backend_drained"] {
+        let closed = metrics.sum("sessions_closed_total", &[("reason", reason)]);
+        assert_eq!(closed, 0.0, "{reason}");
+    }
+    for server in &servers {
+        let backend = server.addr.to_string();
+        let labels = [("backend", backend.as_str())];
+        assert!(metrics.sum("backend_connections_total", &labels) > 100.0);
+    }
+}
+
+/// Clients come without a pause: whenever a backend is drained, all sessions on it end, those that were just being
+/// connected among them.
+#[test]
+fn nobody_slips_onto_a_backend_that_is_drained() {
+    let setup = unchecked(&["", ""], "on_drain = \"close\"\nbalance = \"first\"");
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let backend = setup.text(0);
+    let on_it = [("backend", backend.as_str())];
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut held = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    if held.len() > 40 {
+                        held.clear();
+                    }
+                    held.extend(net::connect(setup.front));
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..10 {
+            let before = served.load(Ordering::Relaxed);
+            wait_until("clients come", secs(10), || {
+                served.load(Ordering::Relaxed) > before + 100
+            });
+            setup.wish(0, "drain");
+            setup
+                .tembuku
+                .wait_metric("backend_active_connections", &on_it, |n| n == 0.0);
+            setup.wish(0, "ready");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let closed = [("reason", "backend_drained")];
+    assert!(setup.tembuku.metric("sessions_closed_total", &closed) > 10.0);
+    let none = [("reason", "connect_failed")];
+    assert_eq!(setup.tembuku.metric("sessions_closed_total", &none), 0.0);
+}
+
+/// Fifty who wish at once, while sessions come and go: at the end all is as the last of each wanted it.
+#[test]
+fn many_operators_at_once() {
+    let setup = checked(&["", "", ""], "on_drain = \"close\"");
+    let (stop, failed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let setup = Arc::new(setup);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Whether it is served depends on what is wished at the moment.
+                    let _ = ask(setup.front);
+                }
+            });
+        }
+        let operators: Vec<_> = (0..50)
+            .map(|n| {
+                let (setup, failed) = (&setup, &failed);
+                scope.spawn(move || {
+                    for turn in 0..12 {
+                        let word = ["drain", "maint", "ready"][(n + turn / 3) % 3];
+                        let done = setup.wish((n + turn) % 3, word);
+                        if done["wish"] != word {
+                            failed.lock().unwrap().push(done);
+                        }
+                    }
+                })
+            })
+            .collect();
+        operators.into_iter().for_each(|o| o.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(failed.lock().unwrap().is_empty());
+    for node in 0..3 {
+        setup.wish(node, "ready");
+    }
+    for node in 0..3 {
+        setup.wait_state(node, "up");
+    }
+    setup.tembuku.wait_idle();
+    assert_eq!(setup.tembuku.metric("backend_active_connections", &[]), 0.0);
+    // What their turns were before they were taken out is not forgotten, so the first few may be uneven.
+    let names = ask_many(setup.front, 60);
+    let counts = ["b1", "b2", "b3"].map(|b| names.iter().filter(|name| *name == b).count());
+    println!("60 sessions went {counts:?}");
+    assert!(counts.iter().all(|n| (17..=23).contains(n)), "{counts:?}");
+    // Each is asked by one task and no more: ten checks of one are about ten of another.
+    let asked = || [0, 1, 2].map(|n| setup.nodes[n].asked());
+    let before = asked();
+    setup.wait_checks(0, 20.0);
+    let more: Vec<_> = asked().iter().zip(before).map(|(n, b)| n - b).collect();
+    println!("checks in the same time: {more:?}");
+    assert!(more.iter().all(|n| (10..40).contains(n)), "{more:?}");
+    // Every wish that changed something is in the counters: as many ways in as out, for each is ready now.
+    let entered = |to: &str| {
+        setup
+            .tembuku
+            .metric("backend_transitions_total", &[("to", to)])
+    };
+    let (drained, maintained) = (entered("drained"), entered("maintenance"));
+    println!("drained {drained}, in maintenance {maintained} times");
+    assert!(drained > 10.0 && maintained > 10.0);
+}
