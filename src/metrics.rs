@@ -15,7 +15,7 @@ use crate::reason::{
 use metrics::Histogram;
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 /// What one listener counts.
@@ -64,6 +64,8 @@ pub struct BackendMetrics {
 pub struct CheckMetrics {
     pub results: [Counter; CheckResult::COUNT],
     pub duration: Histogram,
+    /// Whether it was ever told how far behind it is, in seconds and in bytes.
+    pub lag_told: [AtomicBool; 2],
 }
 
 #[derive(Debug, Default)]

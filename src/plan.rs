@@ -249,6 +249,28 @@ pub enum CheckKind {
         user: Option<String>,
         password: Option<PasswordFrom>,
     },
+    Postgres {
+        /// `None`: any.
+        role: Option<Role>,
+        /// `None`: nobody logs in, and nothing is asked but whether it answers.
+        login: Option<Login>,
+        limit: LagLimit,
+    },
+}
+
+/// As whom a check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    pub user: String,
+    pub password: Option<PasswordFrom>,
+    pub database: String,
+}
+
+/// How far a replica may be behind; `None`: it does not matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LagLimit {
+    pub time: Option<Duration>,
+    pub bytes: Option<u64>,
 }
 
 impl CheckKind {
@@ -259,30 +281,47 @@ impl CheckKind {
             Self::SendExpect { .. } => "send_expect",
             Self::Http { .. } => "http",
             Self::Redis { .. } => "redis",
+            Self::Postgres { .. } => "postgres",
         }
     }
 
     /// Whether it knows how to be encrypted.
     pub fn speaks_tls(&self) -> bool {
-        matches!(self, Self::Http { .. } | Self::Redis { .. })
+        matches!(
+            self,
+            Self::Http { .. } | Self::Redis { .. } | Self::Postgres { .. }
+        )
     }
 
     pub fn password(&self) -> Option<&PasswordFrom> {
         match self {
             Self::Redis { password, .. } => password.as_ref(),
+            Self::Postgres { login, .. } => login.as_ref()?.password.as_ref(),
             _ => None,
         }
     }
 
     /// Whether it finds out who is too far behind.
     pub fn limits_lag(&self) -> bool {
-        false
+        match self {
+            Self::Postgres { limit, .. } => *limit != LagLimit::default(),
+            _ => false,
+        }
+    }
+
+    /// Whether the answers tell a role, be one asked for or not.
+    pub fn tells_role(&self) -> bool {
+        match self {
+            Self::Redis { .. } => true,
+            Self::Postgres { login, .. } => login.is_some(),
+            _ => false,
+        }
     }
 
     /// The role that is asked for.
     pub fn role(&self) -> Option<Role> {
         match self {
-            Self::Redis { role, .. } => *role,
+            Self::Redis { role, .. } | Self::Postgres { role, .. } => *role,
             _ => None,
         }
     }

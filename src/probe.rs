@@ -4,6 +4,7 @@
 mod expect;
 mod http;
 mod line;
+mod postgres;
 mod redis;
 mod resp;
 mod secret;
@@ -16,7 +17,7 @@ pub use tls::Encryption;
 use crate::{
     health::Epoch,
     net::open,
-    plan::{Check, CheckAt, CheckKind, Place, Role, SendProxy, SocketOptions},
+    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, SocketOptions, Tls},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     reason::CheckResult,
 };
@@ -67,6 +68,18 @@ pub struct Lag {
     pub time: Option<Duration>,
 }
 
+impl Lag {
+    /// A limit that nobody can tell to be kept is not kept.
+    fn passes(&self, limit: &LagLimit) -> bool {
+        let late = limit
+            .time
+            .is_some_and(|most| self.time.is_none_or(|is| is > most));
+        late || limit
+            .bytes
+            .is_some_and(|most| self.bytes.is_none_or(|is| is > most))
+    }
+}
+
 /// What a conversation makes of the bytes that have come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
@@ -100,10 +113,6 @@ enum Turn {
         words: Vec<u8>,
     },
     /// So many bytes are dealt with, and whatever follows is said inside TLS.
-    #[expect(
-        dead_code,
-        reason = "the conversations that begin in the clear are still to come"
-    )]
     Encrypt {
         read: usize,
     },
@@ -114,6 +123,9 @@ enum Turn {
 trait Talk: Send {
     /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`: nothing more will come.
     fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn;
+
+    /// From here on all is said inside TLS; `end_point` is what a login can be bound to.
+    fn encrypted(&mut self, _end_point: Option<Vec<u8>>) {}
 
     /// What has come, for the transcript, as far as it may be shown.
     fn show(&self, bytes: &[u8]) -> String {
@@ -150,6 +162,7 @@ enum Kind {
     Expect(expect::Talk),
     Http(http::Talk),
     Redis(redis::Talk),
+    Postgres(postgres::Talk),
 }
 
 /// What a check needs beside its configuration, loaded at the start.
@@ -207,6 +220,17 @@ impl Probe {
             CheckKind::Redis { role, user, .. } => {
                 Kind::Redis(redis::Talk::new(*role, user.clone(), secret))
             }
+            CheckKind::Postgres { role, login, limit } => Kind::Postgres(postgres::Talk {
+                wanted: *role,
+                user: login.as_ref().map(|login| postgres::User {
+                    name: login.user.clone(),
+                    database: login.database.clone(),
+                    secret,
+                }),
+                limit: *limit,
+                encrypted: check.tls != Tls::Off,
+                local: matches!(place, Place::Unix(_)),
+            }),
         };
         let host = match (&check.at, &place) {
             (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
@@ -285,7 +309,7 @@ impl Probe {
             line.write_all(&self.header).await?;
         }
         if self.kind.is_encrypted_from_the_start() {
-            line = self.encrypt(line, course).await?;
+            (line, _) = self.encrypt(line, course).await?;
         }
         let (mut total, mut ended) = (0, false);
         loop {
@@ -299,7 +323,9 @@ impl Probe {
                         let text = format!("got {} before TLS had begun", talk.show(&course.heard));
                         return Ok((Answer::new(CheckResult::Protocol, text), line));
                     }
-                    line = self.encrypt(line, course).await?;
+                    let end_point;
+                    (line, end_point) = self.encrypt(line, course).await?;
+                    talk.encrypted(end_point);
                     continue;
                 }
                 Turn::Wait => {
@@ -334,11 +360,15 @@ impl Probe {
         }
     }
 
-    async fn encrypt(&self, line: Line, course: &mut Course) -> io::Result<Line> {
+    async fn encrypt(
+        &self,
+        line: Line,
+        course: &mut Course,
+    ) -> io::Result<(Line, Option<Vec<u8>>)> {
         course.stage = "beginning TLS";
         match &self.encryption {
             Some(encryption) => encryption.begin(line, &self.host).await,
-            None => Ok(line),
+            None => Ok((line, None)),
         }
     }
 }
@@ -408,6 +438,7 @@ impl Kind {
                 talk.say(&mut words);
                 once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
             }
+            Self::Postgres(talk) => Box::new(talk.begin()),
         }
     }
 

@@ -151,6 +151,15 @@ fn the_reference_shows_the_defaults() {
         tls = "verify"
         tls_ca = "/etc/tembuku/ca.pem"
         tls_name = "redis.example.com"
+        [upstreams.standby]
+        backends = ["10.0.0.1:5432"]
+        [upstreams.standby.check]
+        kind = "postgres"
+        role = "replica"
+        user = "tembuku"
+        password_file = "/etc/tembuku/postgres.password"
+        max_lag = "10s"
+        max_lag_bytes = "16384k"
         [upstreams.mail]
         backends = ["10.0.0.1:25"]
         [upstreams.mail.check]

@@ -155,6 +155,15 @@ fn publish(exporter: &Exporter, state: &State) {
                 backend.weight,
                 backend.roles.as_deref(),
             );
+            let lag = backend.checked.as_ref().map(|c| c.told.lag);
+            #[expect(clippy::cast_precision_loss, reason = "nobody is 2^53 bytes behind")]
+            let lag = lag.map(|lag| {
+                [
+                    lag.time.map(|time| time.as_secs_f64()),
+                    lag.bytes.map(|bytes| bytes as f64),
+                ]
+            });
+            exporter.publish_lag(&backend.metrics, lag.unwrap_or_default());
         }
     }
     let log = state.process.access_log.as_ref();

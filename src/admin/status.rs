@@ -79,6 +79,9 @@ pub(super) struct LastCheck {
     pub(super) result: &'static str,
     pub(super) duration_seconds: f64,
     pub(super) transcript: String,
+    /// How far a replica is behind; null where nobody asks or answers.
+    pub(super) lag_seconds: Option<f64>,
+    pub(super) lag_bytes: Option<u64>,
 }
 
 pub(super) fn of(state: &State) -> Status {
@@ -168,6 +171,8 @@ fn upstream(pool: &crate::pool::Pool) -> Upstream {
                         result: c.result.word(),
                         duration_seconds: c.took.as_secs_f64(),
                         transcript: c.transcript,
+                        lag_seconds: c.told.lag.time.map(|time| time.as_secs_f64()),
+                        lag_bytes: c.told.lag.bytes,
                     }),
                     available: b.available,
                     weight: b.weight,

@@ -2,8 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
-use super::dump::{key, quoted, time};
-use crate::plan::{Check, CheckAt, CheckKind, Expect, OnLeave, PasswordFrom, Role, Tls, Upstream};
+use super::{
+    dump::{key, quoted, time},
+    size,
+};
+use crate::plan::{
+    Check, CheckAt, CheckKind, Expect, LagLimit, OnLeave, PasswordFrom, Role, Tls, Upstream,
+};
 
 /// What becomes of sessions, as far as it means something here.
 pub(super) fn write_actions(upstream: &Upstream, check: &Check, out: &mut String) -> fmt::Result {
@@ -77,16 +82,41 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             if let Some(user) = user {
                 writeln!(out, "user = {}", quoted(user))?;
             }
-            match password {
-                None => Ok(()),
-                Some(PasswordFrom::File(path)) => {
-                    writeln!(out, "password_file = {}", quoted(&path.to_string_lossy()))
-                }
-                Some(PasswordFrom::Variable(name)) => {
-                    writeln!(out, "password_env = {}", quoted(name))
-                }
-            }
+            write_password(password.as_ref(), out)
         }
+        // Where nobody logs in nothing else is asked.
+        CheckKind::Postgres { login: None, .. } => Ok(()),
+        CheckKind::Postgres {
+            role,
+            login: Some(login),
+            limit,
+        } => {
+            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            writeln!(out, "user = {}", quoted(&login.user))?;
+            write_password(login.password.as_ref(), out)?;
+            writeln!(out, "database = {}", quoted(&login.database))?;
+            write_limit(limit, out)
+        }
+    }
+}
+
+fn write_password(from: Option<&PasswordFrom>, out: &mut String) -> fmt::Result {
+    match from {
+        None => Ok(()),
+        Some(PasswordFrom::File(path)) => {
+            writeln!(out, "password_file = {}", quoted(&path.to_string_lossy()))
+        }
+        Some(PasswordFrom::Variable(name)) => writeln!(out, "password_env = {}", quoted(name)),
+    }
+}
+
+fn write_limit(limit: &LagLimit, out: &mut String) -> fmt::Result {
+    if let Some(most) = limit.time {
+        writeln!(out, "max_lag = {}", time(most))?;
+    }
+    match limit.bytes {
+        Some(most) => writeln!(out, "max_lag_bytes = {}", quoted(&size::format(most))),
+        None => Ok(()),
     }
 }
 

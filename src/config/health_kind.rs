@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     health_bytes::{one_of, quarrel, read_expect},
+    health_postgres as postgres,
     report::Fault,
     section::{Section, Text, Words},
     words::{list, shorten},
@@ -16,6 +17,7 @@ enum Kind {
     SendExpect,
     Http,
     Redis,
+    Postgres,
 }
 
 const KINDS: &Words<Kind> = &[
@@ -23,7 +25,7 @@ const KINDS: &Words<Kind> = &[
     ("send_expect", Some(Kind::SendExpect)),
     ("http", Some(Kind::Http)),
     ("redis", Some(Kind::Redis)),
-    ("postgres", None),
+    ("postgres", Some(Kind::Postgres)),
     ("mysql", None),
     ("dns", None),
 ];
@@ -38,16 +40,19 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("path", &[Kind::Http]),
     ("host", &[Kind::Http]),
     ("status", &[Kind::Http]),
-    ("role", &[Kind::Redis]),
-    ("user", &[Kind::Redis]),
-    ("password_file", &[Kind::Redis]),
-    ("password_env", &[Kind::Redis]),
-    ("tls", &[Kind::Http, Kind::Redis]),
-    ("tls_ca", &[Kind::Http, Kind::Redis]),
-    ("tls_name", &[Kind::Http, Kind::Redis]),
+    ("role", &[Kind::Redis, Kind::Postgres]),
+    ("user", &[Kind::Redis, Kind::Postgres]),
+    ("password_file", &[Kind::Redis, Kind::Postgres]),
+    ("password_env", &[Kind::Redis, Kind::Postgres]),
+    ("database", &[Kind::Postgres]),
+    ("max_lag", &[Kind::Postgres]),
+    ("max_lag_bytes", &[Kind::Postgres]),
+    ("tls", &[Kind::Http, Kind::Redis, Kind::Postgres]),
+    ("tls_ca", &[Kind::Http, Kind::Redis, Kind::Postgres]),
+    ("tls_name", &[Kind::Http, Kind::Redis, Kind::Postgres]),
 ];
 
-const ROLES: &Words<Option<Role>> = &[
+pub(super) const ROLES: &Words<Option<Role>> = &[
     ("any", Some(None)),
     ("primary", Some(Some(Role::Primary))),
     ("replica", Some(Some(Role::Replica))),
@@ -93,6 +98,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
             status: read_status(section),
         },
         Kind::Redis => read_redis(section),
+        Kind::Postgres => postgres::read(section),
     })
 }
 
@@ -172,10 +178,10 @@ pub(super) fn absolute(section: &Section<'_>, key: &str, hint: &str) -> Option<P
     Some(text.into())
 }
 
-fn read_redis(section: &Section<'_>) -> CheckKind {
+pub(super) fn read_password(section: &Section<'_>) -> Option<PasswordFrom> {
     quarrel(section, &["password_file", "password_env"]);
     let hint = "a file that holds the password alone, as in \"/etc/tembuku/redis.password\"";
-    let password = if let Some(path) = absolute(section, "password_file", hint) {
+    if let Some(path) = absolute(section, "password_file", hint) {
         Some(PasswordFrom::File(path))
     } else if let Some(Text { text, span }) = section.text("password_env") {
         if text.is_empty() || text.contains(['=', '\0']) {
@@ -188,7 +194,11 @@ fn read_redis(section: &Section<'_>) -> CheckKind {
         Some(PasswordFrom::Variable(text.to_owned()))
     } else {
         None
-    };
+    }
+}
+
+fn read_redis(section: &Section<'_>) -> CheckKind {
+    let password = read_password(section);
     let user = section.text("user");
     if let (Some(Text { span, .. }), None) = (&user, &password) {
         section.report.add(

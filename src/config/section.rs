@@ -14,6 +14,7 @@ use super::{
     duration,
     keys::{Keys, Standing},
     report::{Fault, Report, Span},
+    size,
     words::{found, list, nearest, number_text, quoted_key, shorten},
 };
 
@@ -199,15 +200,28 @@ impl<'a> Section<'a> {
         default: Duration,
         rule: impl FnOnce(Duration) -> Result<(), String>,
     ) -> Duration {
-        let Some(value) = self.get(key) else {
-            return default;
-        };
+        let hint = format!(
+            "leave it out for the default, {:?}",
+            duration::format(default)
+        );
+        let read = self.optional_duration(key, rule, &hint);
+        read.unwrap_or(default)
+    }
+
+    /// The same where there is no default; `hint` says what could be done else.
+    pub(super) fn optional_duration(
+        &self,
+        key: &str,
+        rule: impl FnOnce(Duration) -> Result<(), String>,
+        hint: &str,
+    ) -> Option<Duration> {
+        let value = self.get(key)?;
         let fault = match value.get_ref() {
             DeValue::String(text) => {
                 match duration::parse(text)
                     .and_then(|duration| Ok(rule(duration).map(|()| duration)?))
                 {
-                    Ok(duration) => return duration,
+                    Ok(duration) => return Some(duration),
                     Err(fault) => Fault {
                         message: format!("`{key}`: {}", fault.message),
                         ..fault
@@ -226,12 +240,38 @@ impl<'a> Section<'a> {
                 found(other)
             )),
         };
-        let hint = format!(
-            "leave it out for the default, {:?}",
-            duration::format(default)
-        );
         self.report.add(&value.span(), fault.or_hint(hint));
-        default
+        None
+    }
+
+    /// A number of bytes, at least one.
+    pub(super) fn size(&self, key: &str) -> Option<u64> {
+        let value = self.get(key)?;
+        let fault = match value.get_ref() {
+            DeValue::String(text) => match size::parse(text) {
+                Ok(size) => return Some(size),
+                Err(fault) => Fault {
+                    message: format!("`{key}`: {}", fault.message),
+                    ..fault
+                },
+            },
+            DeValue::Integer(_) => {
+                let number = shorten(&number_text(value.get_ref()));
+                Fault::new(format!(
+                    "`{key}` must be a size as text, not the bare number {number}"
+                ))
+                .hint(format!("write \"{number}\" for bytes"))
+            }
+            other => Fault::new(format!(
+                "`{key}` must be a size like \"64k\", not {}",
+                found(other)
+            )),
+        };
+        self.report.add(
+            &value.span(),
+            fault.or_hint("as in \"64k\", \"16m\", \"1g\""),
+        );
+        None
     }
 
     /// A duration where zero stands for "no limit".

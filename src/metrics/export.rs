@@ -105,6 +105,14 @@ const GAUGES: &[(&str, &str)] = &[
         "backend_role",
         "1 for the role that the last answer told, 0 for the others.",
     ),
+    (
+        "backend_replication_lag_seconds",
+        "How old what the replica has is, by its last answer; NaN while it does not tell.",
+    ),
+    (
+        "backend_replication_lag_bytes",
+        "How much the replica has received and not replayed, by its last answer; NaN while it does not tell.",
+    ),
     ("backend_weight", "The configured weight."),
     (
         "upstream_available_backends",
@@ -215,6 +223,7 @@ impl Exporter {
         let checks = checked.then(|| CheckMetrics {
             results: Default::default(),
             duration: self.histogram("check_duration_seconds", &labels),
+            lag_told: Default::default(),
         });
         let all = &labels[..1];
         BackendMetrics {
@@ -357,6 +366,27 @@ impl Exporter {
             for &result in CheckResult::ALL {
                 let n = checks.results[result as usize].get();
                 self.counter("check_results_total", &with("result", result.word()), n);
+            }
+        }
+    }
+
+    /// How far behind the last answer said that it is. A series that there is once stays, and is no number while nobody
+    /// tells: neither the last value nor zero would be true.
+    pub fn publish_lag(&self, m: &BackendMetrics, lag: [Option<f64>; 2]) {
+        let Some(checks) = &m.checks else {
+            return;
+        };
+        let names = [
+            "backend_replication_lag_seconds",
+            "backend_replication_lag_bytes",
+        ];
+        for ((name, lag), told) in names.iter().zip(lag).zip(&checks.lag_told) {
+            if told.fetch_or(lag.is_some(), Relaxed) || lag.is_some() {
+                let labels = [
+                    ("upstream", Arc::clone(&m.upstream)),
+                    ("backend", Arc::clone(&m.text)),
+                ];
+                self.gauge(name, &labels, lag.unwrap_or(f64::NAN));
             }
         }
     }

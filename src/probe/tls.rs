@@ -1,5 +1,7 @@
 //! TLS to a server that is checked.
 
+mod end_point;
+
 use super::line::Line;
 use crate::plan::Tls;
 use rustls::{
@@ -52,12 +54,21 @@ impl Encryption {
         }))
     }
 
-    pub(super) async fn begin(&self, line: Line, host: &str) -> io::Result<Line> {
+    /// The line inside TLS, and what a login over it can be bound to.
+    pub(super) async fn begin(
+        &self,
+        line: Line,
+        host: &str,
+    ) -> io::Result<(Line, Option<Vec<u8>>)> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host).map_err(io::Error::other)?,
         };
-        Ok(Box::new(self.connector.connect(name, line).await?))
+        let line = self.connector.connect(name, line).await?;
+        let (_, connection) = line.get_ref();
+        let own = connection.peer_certificates().and_then(<[_]>::first);
+        let end_point = own.and_then(|certificate| end_point::of(certificate));
+        Ok((Box::new(line), end_point))
     }
 }
 

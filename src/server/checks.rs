@@ -10,7 +10,7 @@ use crate::{
     balance::Chance,
     health::{Judge, Rule, Schedule, Verdict},
     journal::Journal,
-    plan::{Check, SendProxy, Upstream},
+    plan::{Check, CheckKind, SendProxy, Tls, Upstream},
     pool::{Address, Checked, Pool, Wish},
     probe::{Encryption, Means, Probe, Report, Secret},
     reason::CheckResult,
@@ -47,7 +47,12 @@ pub(super) fn means(upstream: &Upstream) -> Result<Means, String> {
         return Ok(Means::default());
     };
     let secret = check.kind.password().map(Secret::load).transpose();
-    let encryption = Encryption::load(&check.tls);
+    // Whoever only looks in still has to begin TLS where it is offered.
+    let tls = match (&check.kind, &check.tls) {
+        (CheckKind::Postgres { login: None, .. }, Tls::Off) => &Tls::Require,
+        (_, tls) => tls,
+    };
+    let encryption = Encryption::load(tls);
     let named = |e| format!("upstream {}: check: {e}", upstream.name);
     Ok(Means {
         secret: secret.map_err(named)?,

@@ -149,11 +149,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     )
         .prop_map(|(path, host, status)| CheckKind::Http { path, host, status });
     let role = option::of(select(Role::ALL.to_vec()));
-    let password = prop_oneof![
-        unix().prop_map(|path| PasswordFrom::File(path.into())),
-        "[A-Z_]{1,9}".prop_map(PasswordFrom::Variable)
-    ];
-    let known = option::of((option::of("\\PC{0,9}"), password));
+    let known = option::of((option::of("\\PC{0,9}"), password()));
     let redis = (role, known).prop_map(|(role, known)| {
         let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
         CheckKind::Redis {
@@ -162,7 +158,46 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
             password,
         }
     });
-    prop_oneof![Just(CheckKind::Tcp), talk, http, redis]
+    prop_oneof![Just(CheckKind::Tcp), talk, http, redis, postgres()]
+}
+
+/// A primary is behind nobody.
+fn limit(role: Option<Role>) -> impl Strategy<Value = LagLimit> {
+    let times = option::of(long());
+    (times, option::of(1..=1u64 << 50)).prop_map(move |(time, bytes)| match role {
+        Some(Role::Primary) => LagLimit::default(),
+        _ => LagLimit { time, bytes },
+    })
+}
+
+fn password() -> impl Strategy<Value = PasswordFrom> {
+    prop_oneof![
+        unix().prop_map(|path| PasswordFrom::File(path.into())),
+        "[A-Z_]{1,9}".prop_map(PasswordFrom::Variable)
+    ]
+}
+
+fn postgres() -> impl Strategy<Value = CheckKind> {
+    let login = ("\\PC{1,9}", option::of(password()), "\\PC{1,9}");
+    let login = login.prop_map(|(user, password, database)| Login {
+        user,
+        password,
+        database,
+    });
+    let role = option::of(select(Role::ALL.to_vec()));
+    let asks = (role, login).prop_flat_map(|(role, login)| {
+        limit(role).prop_map(move |limit| CheckKind::Postgres {
+            role,
+            login: Some(login.clone()),
+            limit,
+        })
+    });
+    let looks = CheckKind::Postgres {
+        role: None,
+        login: None,
+        limit: LagLimit::default(),
+    };
+    prop_oneof![1 => Just(looks), 4 => asks]
 }
 
 fn tls() -> impl Strategy<Value = Tls> {

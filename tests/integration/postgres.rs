@@ -2,8 +2,8 @@
 
 use crate::harness::{
     ports,
+    postgres::{Postgres, postgres_client, psql},
     proc::{run, run_ok, text},
-    programs::{Postgres, postgres_client, psql},
     secs,
     tembuku::Tembuku,
 };

@@ -1,10 +1,12 @@
 //! What the tests share: programs that are started and certainly ended, ports, sockets with odd options, metrics.
 
+pub(crate) mod certs;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod net;
 pub(crate) mod pair;
 pub(crate) mod ports;
+pub(crate) mod postgres;
 pub(crate) mod proc;
 pub(crate) mod programs;
 pub(crate) mod proxy;

@@ -6,22 +6,16 @@ use super::{
     secs,
     temp::TempDir,
 };
-use rustix::process::Signal;
 use std::{
     fs,
     io::Write,
-    net::{SocketAddr, TcpStream},
-    os::unix::fs::chown,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 const START: Duration = secs(20);
-
-fn answers(addr: SocketAddr) -> bool {
-    TcpStream::connect_timeout(&addr, secs(1)).is_ok()
-}
 
 pub(crate) struct Nginx {
     pub(crate) proc: Proc,
@@ -162,101 +156,6 @@ pub(crate) fn call(addr: SocketAddr, command: &str) -> std::io::Result<String> {
         return net::read_line(&mut stream).map(|line| line.trim_end().to_owned());
     }
     Ok(first)
-}
-
-pub(crate) struct Postgres {
-    pub(crate) addr: SocketAddr,
-    _proc: Proc,
-    _dir: TempDir,
-}
-
-impl Postgres {
-    #[track_caller]
-    pub(crate) fn start() -> Postgres {
-        let dir = TempDir::new();
-        let addr = ports::free_addr();
-        let (user, group) = account("postgres");
-        let home = dir.file("pg");
-        fs::create_dir(&home).unwrap();
-        // The server refuses to run as root, so it gets a folder and a user of its own.
-        chown(&home, Some(user), Some(group)).unwrap();
-        let as_postgres = |program: &str| {
-            let mut command = command("setpriv --reuid=postgres --regid=postgres --clear-groups");
-            command.arg(tool(program)).current_dir(&home);
-            command
-        };
-        let data = home.join("data");
-        let mut init = as_postgres("initdb");
-        init.args([
-            "--no-sync",
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "-D",
-        ])
-        .arg(&data);
-        proc::run_ok(secs(60), init);
-        let mut server = as_postgres("postgres");
-        server
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
-        server.args(["-c", &format!("port={}", addr.port())]);
-        server.args(["-c", &format!("unix_socket_directories={}", home.display())]);
-        // INT ends its sessions and stops; TERM would wait for them.
-        let mut proc = Proc::start("postgres", dir.path(), server).stop_with(Signal::INT);
-        proc.wait_ready(secs(30), || {
-            let mut psql = psql(addr);
-            psql.args(["-c", "select 1"]);
-            answers(addr) && proc::run(secs(10), psql).status.success()
-        });
-        Postgres {
-            addr,
-            _proc: proc,
-            _dir: dir,
-        }
-    }
-}
-
-/// A PostgreSQL client that talks to this address and prints bare rows.
-pub(crate) fn psql(addr: SocketAddr) -> Command {
-    let mut command = postgres_client("psql", addr);
-    command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
-    command
-}
-
-pub(crate) fn postgres_client(program: &str, addr: SocketAddr) -> Command {
-    let mut command = Command::new(tool(program));
-    command
-        .env("PGHOST", addr.ip().to_string())
-        .env("PGPORT", addr.port().to_string());
-    command
-        .env("PGUSER", "postgres")
-        .env("PGDATABASE", "postgres")
-        .env("PGCONNECT_TIMEOUT", "10");
-    // Plain bytes, without an attempt at encryption first.
-    command
-        .env("PGSSLMODE", "disable")
-        .env("PGGSSENCMODE", "disable");
-    command
-}
-
-/// A program of PostgreSQL: Debian keeps most of them out of the path, by version.
-fn tool(program: &str) -> PathBuf {
-    let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-    let mut found: Vec<PathBuf> = versions
-        .flatten()
-        .map(|version| version.path().join("bin").join(program))
-        .filter(|path| path.exists())
-        .collect();
-    found.sort();
-    found
-        .pop()
-        .unwrap_or_else(|| panic!("no {program} in /usr/lib/postgresql/*/bin"))
 }
 
 /// The numbers of a user and its group.

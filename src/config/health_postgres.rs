@@ -1,0 +1,75 @@
+//! The keys of kind = "postgres".
+
+use super::{
+    health_kind::{ROLES, read_password},
+    listener::above_zero,
+    report::Fault,
+    section::{Section, Text},
+    words::shorten,
+};
+use crate::plan::{CheckKind, LagLimit, Login, Role};
+
+pub(super) fn read(section: &Section<'_>) -> CheckKind {
+    if section.get("user").is_none() {
+        // Whatever is asked is asked as somebody.
+        for key in [
+            "role",
+            "password_file",
+            "password_env",
+            "database",
+            "max_lag",
+            "max_lag_bytes",
+        ] {
+            if let Some(value) = section.get(key) {
+                let fault = Fault::new(format!(
+                    "`{key}` does nothing without `user` where kind = \"postgres\""
+                ))
+                .hint("add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers");
+                section.report.add(&value.span(), fault);
+            }
+        }
+        return CheckKind::Postgres {
+            role: None,
+            login: None,
+            limit: LagLimit::default(),
+        };
+    }
+    let role = section.word("role", None, ROLES);
+    CheckKind::Postgres {
+        role,
+        login: Some(Login {
+            user: read_name(section, "user").unwrap_or_default(),
+            password: read_password(section),
+            database: read_name(section, "database").unwrap_or_else(|| "postgres".to_owned()),
+        }),
+        limit: read_limit(section, role),
+    }
+}
+
+fn read_name(section: &Section<'_>, key: &str) -> Option<String> {
+    let Text { text, span } = section.text(key)?;
+    if text.is_empty() || text.contains('\0') {
+        let shown = shorten(&format!("{text:?}"));
+        section.report.add(
+            &span,
+            Fault::new(format!("`{key}` = {shown} is no name in a database"))
+                .hint("as in \"tembuku\""),
+        );
+    }
+    Some(text.to_owned())
+}
+
+pub(super) fn read_limit(section: &Section<'_>, role: Option<Role>) -> LagLimit {
+    let limit = LagLimit {
+        time: section.optional_duration("max_lag", above_zero, "leave it out for no limit"),
+        bytes: section.size("max_lag_bytes"),
+    };
+    for key in ["max_lag", "max_lag_bytes"] {
+        if let Some(value) = section.get(key).filter(|_| role == Some(Role::Primary)) {
+            let fault = Fault::new(format!("`{key}` does nothing with role = \"primary\""))
+                .hint("a primary is behind nobody: leave it out, or ask for role = \"replica\"");
+            section.report.add(&value.span(), fault);
+        }
+    }
+    limit
+}

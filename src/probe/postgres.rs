@@ -1,0 +1,414 @@
+//! `postgres`: a login, and where the server stands; or, without a user, whether it answers at all. No I/O.
+//!
+//! Without a user the server is only asked whether it would speak TLS: the one question after which it does not complain in its
+//! log about whoever goes away. If it would, TLS is begun, for then it does.
+
+mod login;
+mod message;
+
+use super::{Answer, Secret, Told, Turn};
+use crate::{
+    health::Epoch,
+    plan::{LagLimit, Role},
+    reason::CheckResult,
+};
+use login::{Login, Refusal, say};
+use message::{Error, Wrong, row};
+use postgres_protocol::message::frontend;
+use std::time::Duration;
+
+const ROLE: &str = "SELECT pg_is_in_recovery()";
+
+/// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it receives anything, how many
+/// bytes of what it has received it has still to replay, and how old the last transaction is that it has.
+const PLACE: &str = "SELECT \
+    CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
+    EXISTS (SELECT 1 FROM pg_stat_wal_receiver), \
+    pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), \
+    extract(epoch FROM now() - pg_last_xact_replay_timestamp())";
+
+/// As whom to ask.
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) database: String,
+    pub(super) secret: Option<Secret>,
+}
+
+pub(super) struct Talk {
+    pub(super) wanted: Option<Role>,
+    pub(super) user: Option<User>,
+    pub(super) limit: LagLimit,
+    /// Whether nothing but TLS will do.
+    pub(super) encrypted: bool,
+    /// Whether the line does not leave this machine.
+    pub(super) local: bool,
+}
+
+/// One time through it.
+pub(super) struct Conversation<'a> {
+    talk: &'a Talk,
+    stage: Stage<'a>,
+    end_point: Option<Vec<u8>>,
+}
+
+enum Stage<'a> {
+    Begin,
+    /// The server is asked whether it speaks TLS.
+    Offered,
+    Encrypted,
+    Login(Login<'a>),
+    Asked(Found),
+}
+
+/// What the questions have brought up to now.
+#[derive(Default)]
+struct Found {
+    /// How many have been answered to the end.
+    answered: usize,
+    role: Option<Role>,
+    place: Option<Place>,
+    /// What the server had against the second question.
+    refused: Option<Error>,
+}
+
+#[derive(Default)]
+struct Place {
+    timeline: Option<u32>,
+    receives: bool,
+    /// Received, and not replayed.
+    behind: Option<u64>,
+    /// How old the last transaction is.
+    age: Option<Duration>,
+}
+
+impl Talk {
+    pub(super) fn begin(&self) -> Conversation<'_> {
+        Conversation {
+            talk: self,
+            stage: Stage::Begin,
+            end_point: None,
+        }
+    }
+
+    /// Who does not care for more than the role need not be able to ask for it.
+    fn asks_for_place(&self) -> bool {
+        self.wanted.is_some() || self.limit != LagLimit::default()
+    }
+
+    fn questions(&self) -> Result<Vec<u8>, Refusal> {
+        say(|out| {
+            frontend::query(ROLE, out)?;
+            match self.asks_for_place() {
+                true => frontend::query(PLACE, out),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// With the last of the answers.
+    fn judge(&self, found: Found) -> Answer {
+        let Some(role) = found.role else {
+            return not_postgres();
+        };
+        let mut told = Told {
+            role: Some(role),
+            ..Told::default()
+        };
+        let mut heard = role.word().to_owned();
+        let mut result = match self.wanted {
+            Some(wanted) if wanted != role => CheckResult::WrongRole,
+            _ => CheckResult::Ok,
+        };
+        let place = found.place.unwrap_or_default();
+        match (role, found.refused) {
+            (Role::Primary, _) => {
+                if let Some(timeline) = place.timeline {
+                    told.epoch = Some(Epoch::Timeline(timeline));
+                    heard += &format!(", timeline {timeline}");
+                }
+            }
+            (Role::Replica, Some(error)) => {
+                heard += &format!(", and does not tell how far behind it is: {error}");
+                if result == CheckResult::Ok && self.limit != LagLimit::default() {
+                    result = CheckResult::Unexpected;
+                }
+            }
+            (Role::Replica, None) if self.asks_for_place() => {
+                told.lag = place.lag();
+                heard += &place.words();
+                if result == CheckResult::Ok && told.lag.passes(&self.limit) {
+                    result = CheckResult::Lagging;
+                }
+            }
+            (Role::Replica, None) => {}
+        }
+        let goodbye = say(|out| {
+            frontend::terminate(out);
+            Ok(())
+        });
+        Answer {
+            told,
+            goodbye: goodbye.unwrap_or_default(),
+            ..Answer::new(result, heard)
+        }
+    }
+}
+
+impl Place {
+    /// One that receives nothing does not know what there is: it may be as far behind as its last transaction is old.
+    fn lag(&self) -> super::Lag {
+        match self.receives {
+            true => super::Lag {
+                bytes: self.behind,
+                time: if self.behind == Some(0) {
+                    Some(Duration::ZERO)
+                } else {
+                    self.age
+                },
+            },
+            false => super::Lag {
+                bytes: None,
+                time: self.age,
+            },
+        }
+    }
+
+    fn words(&self) -> String {
+        let lag = self.lag();
+        let time = lag.time.map(|time| format!("{:.1} s", time.as_secs_f64()));
+        match (self.receives, lag.bytes, time) {
+            (false, _, None) => ", receives nothing".to_owned(),
+            (false, _, Some(age)) => {
+                format!(", receives nothing, its last transaction is {age} old")
+            }
+            (true, bytes, time) => {
+                let bytes = bytes.map(|bytes| format!("{bytes} bytes"));
+                let parts: Vec<String> = bytes.into_iter().chain(time).collect();
+                match parts.is_empty() {
+                    true => String::new(),
+                    false => format!(", {} behind", parts.join(" and ")),
+                }
+            }
+        }
+    }
+
+    fn read(columns: &[Option<&str>]) -> Option<Self> {
+        let [timeline, receives, behind, age] = columns else {
+            return None;
+        };
+        let timeline = timeline.map(|digits| u32::from_str_radix(digits, 16));
+        // The two are not read at one moment: a little less than nothing is nothing.
+        let behind = behind.map(|n| n.parse().map(|n: i64| n.max(0).unsigned_abs()));
+        // Nor need two clocks agree.
+        let age = match age.map(str::parse) {
+            None => None,
+            Some(seconds) => Some(Duration::try_from_secs_f64(f64::max(seconds.ok()?, 0.0)).ok()?),
+        };
+        Some(Self {
+            timeline: timeline.transpose().ok()?,
+            receives: boolean(*receives)?,
+            behind: behind.transpose().ok()?,
+            age,
+        })
+    }
+}
+
+fn boolean(text: Option<&str>) -> Option<bool> {
+    match text? {
+        "t" => Some(true),
+        "f" => Some(false),
+        _ => None,
+    }
+}
+
+impl super::Talk for Conversation<'_> {
+    fn hear(&mut self, bytes: &[u8], _ended: bool) -> Turn {
+        match self.stage {
+            Stage::Begin if self.talk.encrypted || self.talk.user.is_none() => {
+                self.stage = Stage::Offered;
+                turn(
+                    0,
+                    say(|out| {
+                        frontend::ssl_request(out);
+                        Ok(())
+                    }),
+                )
+            }
+            Stage::Begin | Stage::Encrypted => self.start(),
+            Stage::Offered => self.offered(bytes),
+            Stage::Login(_) | Stage::Asked(_) => self.messages(bytes),
+        }
+    }
+
+    fn encrypted(&mut self, end_point: Option<Vec<u8>>) {
+        self.end_point = end_point;
+    }
+
+    /// What comes may be an echo of what was said.
+    fn show(&self, bytes: &[u8]) -> String {
+        match self.secret() {
+            Some(_) => format!("{} bytes", bytes.len()),
+            None => super::transcript::quote(bytes),
+        }
+    }
+}
+
+impl Conversation<'_> {
+    fn secret(&self) -> Option<&Secret> {
+        self.talk.user.as_ref()?.secret.as_ref()
+    }
+
+    /// To the answer about TLS, which is a single letter.
+    fn offered(&mut self, bytes: &[u8]) -> Turn {
+        let answer = match bytes.first() {
+            None => return Turn::Wait,
+            Some(b'S') => {
+                self.stage = Stage::Encrypted;
+                return Turn::Encrypt { read: 1 };
+            }
+            Some(b'N') if self.talk.encrypted => {
+                Answer::new(CheckResult::Tls, "it does not speak TLS")
+            }
+            Some(b'N') => Answer::new(CheckResult::Ok, "it answers"),
+            // Out of processes; what it says is not protected, and not needed.
+            Some(b'E') => Answer::new(CheckResult::Unexpected, "it answers with an error"),
+            Some(_) => Answer::new(
+                CheckResult::Protocol,
+                format!(
+                    "this is not PostgreSQL: got {}",
+                    super::Talk::show(self, bytes)
+                ),
+            ),
+        };
+        Turn::Answer(answer)
+    }
+
+    fn start(&mut self) -> Turn {
+        let talk = self.talk;
+        let Some(user) = &talk.user else {
+            return Turn::Answer(Answer::new(CheckResult::Ok, "it answers, inside TLS"));
+        };
+        let covered = talk.local || matches!(self.stage, Stage::Encrypted);
+        self.stage = Stage::Login(Login::new(
+            &user.name,
+            user.secret.as_ref(),
+            covered,
+            self.end_point.take(),
+        ));
+        let parameters = [
+            ("user", user.name.as_str()),
+            ("database", &user.database),
+            ("application_name", "tembuku"),
+        ];
+        turn(0, say(|out| frontend::startup_message(parameters, out)))
+    }
+
+    /// Deals with as many whole messages as there are, until one asks for an answer or is one.
+    fn messages(&mut self, bytes: &[u8]) -> Turn {
+        let mut rest = bytes;
+        loop {
+            let (kind, inside, after) = match message::read(rest) {
+                Ok(Some(message)) => message,
+                Ok(None) if rest.len() == bytes.len() => return Turn::Wait,
+                Ok(None) => return turn(bytes.len() - rest.len(), Ok(Vec::new())),
+                Err(Wrong) => return Turn::Answer(self.wrong(rest)),
+            };
+            let read = bytes.len() - after.len();
+            match self.message(kind, inside) {
+                Ok(Some(Turn::Say { words, .. })) => return Turn::Say { read, words },
+                Ok(Some(turn)) => return turn,
+                Ok(None) => rest = after,
+                Err(Wrong) => return Turn::Answer(self.wrong(rest)),
+            }
+        }
+    }
+
+    /// `None`: the next one is heard.
+    fn message(&mut self, kind: u8, inside: &[u8]) -> Result<Option<Turn>, Wrong> {
+        match (kind, &mut self.stage) {
+            // Settings, notices, notifications, a key to cancel by, another version: at any time, any number of them.
+            (b'S' | b'N' | b'A' | b'K' | b'v', _) => {}
+            (b'R', Stage::Login(login)) if !login.is_in() => {
+                let said = login.hear(inside);
+                if !matches!(&said, Ok(words) if words.is_empty()) {
+                    return Ok(Some(turn(0, said)));
+                }
+            }
+            (b'Z', Stage::Login(login)) if login.is_in() => {
+                self.stage = Stage::Asked(Found::default());
+                return Ok(Some(turn(0, self.talk.questions())));
+            }
+            (b'D', Stage::Asked(found)) => {
+                let columns = row(inside)?;
+                match (found.answered, &columns[..]) {
+                    (0, [role]) => {
+                        let replica = boolean(*role).ok_or(Wrong)?;
+                        found.role = Some(if replica {
+                            Role::Replica
+                        } else {
+                            Role::Primary
+                        });
+                    }
+                    (1, columns) => found.place = Some(Place::read(columns).ok_or(Wrong)?),
+                    _ => return Err(Wrong),
+                }
+            }
+            (b'T' | b'C' | b'I', Stage::Asked(_)) => {}
+            (b'E', _) => {
+                let error = self.error(inside)?;
+                match &mut self.stage {
+                    // The role is known all the same.
+                    Stage::Asked(found) if found.answered == 1 => found.refused = Some(error),
+                    _ => {
+                        let answer = Answer::new(error.result(), error.to_string());
+                        return Ok(Some(Turn::Answer(answer)));
+                    }
+                }
+            }
+            (b'Z', Stage::Asked(found)) => {
+                found.answered += 1;
+                if found.answered == 1 + usize::from(self.talk.asks_for_place()) {
+                    let found = std::mem::take(found);
+                    return Ok(Some(Turn::Answer(self.talk.judge(found))));
+                }
+            }
+            _ => return Err(Wrong),
+        }
+        Ok(None)
+    }
+
+    /// A server that was told the password in the clear could say it.
+    fn error(&self, inside: &[u8]) -> Result<Error, Wrong> {
+        let mut error = Error::read(inside)?;
+        let holds = |secret: &[u8]| inside.windows(secret.len()).any(|part| part == secret);
+        if self.secret().is_some_and(|secret| holds(secret.bytes())) {
+            error.conceal();
+        }
+        Ok(error)
+    }
+
+    fn wrong(&self, bytes: &[u8]) -> Answer {
+        let heard = format!(
+            "this is not PostgreSQL: got {}",
+            super::Talk::show(self, bytes)
+        );
+        Answer {
+            heard,
+            ..not_postgres()
+        }
+    }
+}
+
+fn not_postgres() -> Answer {
+    Answer::new(CheckResult::Protocol, "this is not PostgreSQL")
+}
+
+fn turn(read: usize, words: Result<Vec<u8>, Refusal>) -> Turn {
+    match words {
+        Ok(words) => Turn::Say { read, words },
+        Err(Refusal { result, why }) => Turn::Answer(Answer::new(result, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

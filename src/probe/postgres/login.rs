@@ -1,0 +1,168 @@
+//! How a server lets a user in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM draws a nonce.
+
+use super::super::Secret;
+use crate::reason::CheckResult;
+use bytes::BytesMut;
+use postgres_protocol::{
+    authentication::{
+        md5_hash,
+        sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256},
+    },
+    message::frontend,
+};
+use std::io;
+
+/// Why nothing will come of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) result: CheckResult,
+    pub(super) why: String,
+}
+
+pub(super) struct Login<'a> {
+    user: &'a str,
+    secret: Option<&'a Secret>,
+    /// Whether nobody can listen in.
+    covered: bool,
+    /// What proves that the TLS on this line is the server's own.
+    end_point: Option<Vec<u8>>,
+    step: Step,
+}
+
+enum Step {
+    /// The server has still to say what it wants.
+    Open,
+    /// It has what it wanted, and is to say whether it is content.
+    Told,
+    /// The first half of SCRAM is said.
+    Begun(ScramSha256),
+    /// The second half, too, and it is the server's turn to prove that it knows the password.
+    Proved(ScramSha256),
+    In,
+}
+
+impl<'a> Login<'a> {
+    pub(super) fn new(
+        user: &'a str,
+        secret: Option<&'a Secret>,
+        covered: bool,
+        end_point: Option<Vec<u8>>,
+    ) -> Self {
+        Self {
+            user,
+            secret,
+            covered,
+            end_point,
+            step: Step::Open,
+        }
+    }
+
+    pub(super) fn is_in(&self) -> bool {
+        matches!(self.step, Step::In)
+    }
+
+    /// What is answered to a message about authentication, if anything.
+    pub(super) fn hear(&mut self, inside: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let (method, rest) = inside.split_first_chunk().ok_or_else(wrong)?;
+        let step = std::mem::replace(&mut self.step, Step::Told);
+        match (u32::from_be_bytes(*method), step) {
+            // After SCRAM had begun this would be somebody who does not know the password.
+            (0, Step::Open | Step::Told) => {
+                self.step = Step::In;
+                Ok(Vec::new())
+            }
+            (0, Step::Begun(_) | Step::Proved(_)) => Err(refused(
+                "it let us in before it had proved that it knows the password",
+            )),
+            (3, Step::Open) if !self.covered => Err(refused(
+                "it asks for the password in the clear, which is only told inside TLS",
+            )),
+            (3, Step::Open) => say(|out| frontend::password_message(self.password()?, out)),
+            (5, Step::Open) => {
+                let salt = rest.try_into().map_err(|_| wrong())?;
+                let user = self.user.as_bytes();
+                say(|out| {
+                    let hash = md5_hash(user, self.password()?, salt);
+                    frontend::password_message(hash.as_bytes(), out)
+                })
+            }
+            (10, Step::Open) => self.begin(rest),
+            (11, Step::Begun(mut scram)) => {
+                scram.update(rest).map_err(|_| Refusal {
+                    why: "its half of SCRAM makes no sense".to_owned(),
+                    ..wrong()
+                })?;
+                let said = say(|out| frontend::sasl_response(scram.message(), out));
+                self.step = Step::Proved(scram);
+                said
+            }
+            (12, Step::Proved(mut scram)) => {
+                let proof = scram.finish(rest);
+                proof.map_err(|_| refused("it cannot prove that it knows the password"))?;
+                Ok(Vec::new())
+            }
+            // The middle of something that has not begun.
+            (8 | 11 | 12, _) => Err(wrong()),
+            (method, Step::Open) => Err(refused(&format!(
+                "it asks for authentication that is not supported here: {}",
+                match method {
+                    2 => "Kerberos 5".to_owned(),
+                    7 => "GSSAPI".to_owned(),
+                    9 => "SSPI".to_owned(),
+                    other => format!("method {other}"),
+                }
+            ))),
+            _ => Err(wrong()),
+        }
+    }
+
+    /// As libpq does: bound to the certificate where the server offers it; where it does not, it is told that we would have
+    /// been able to, so that somebody in between cannot have struck out the offer.
+    fn begin(&mut self, offered: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let offers = |name: &str| offered.split(|b| *b == 0).any(|o| o == name.as_bytes());
+        let (mechanism, binding) = match self.end_point.take() {
+            Some(end_point) if offers(SCRAM_SHA_256_PLUS) => (
+                SCRAM_SHA_256_PLUS,
+                ChannelBinding::tls_server_end_point(end_point),
+            ),
+            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offers(mechanism) {
+            return Err(refused(
+                "it asks for authentication that is not supported here: SASL without SCRAM-SHA-256",
+            ));
+        }
+        let password = self.password().map_err(|e| refused(&e.to_string()))?;
+        let scram = ScramSha256::new(password, binding);
+        let said = say(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
+        self.step = Step::Begun(scram);
+        said
+    }
+
+    fn password(&self) -> io::Result<&[u8]> {
+        let none = || io::Error::other("it asks for a password, and none is configured");
+        self.secret.map(Secret::bytes).ok_or_else(none)
+    }
+}
+
+pub(super) fn say(write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<Vec<u8>, Refusal> {
+    let mut out = BytesMut::new();
+    // The library's own reason is that there is a zero byte in a text.
+    write(&mut out).map_err(|e| refused(&e.to_string()))?;
+    Ok(out.to_vec())
+}
+
+fn refused(why: &str) -> Refusal {
+    Refusal {
+        result: CheckResult::Auth,
+        why: why.to_owned(),
+    }
+}
+
+fn wrong() -> Refusal {
+    Refusal {
+        result: CheckResult::Protocol,
+        why: "this is not PostgreSQL: its authentication makes no sense".to_owned(),
+    }
+}

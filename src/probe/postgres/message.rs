@@ -1,0 +1,186 @@
+//! The messages of a PostgreSQL server, as far as a check hears them. Pure.
+
+use crate::reason::CheckResult;
+
+/// Nothing that a check asks for has a longer answer.
+const LONGEST: usize = 8 << 10;
+/// Of what a server has to say about an error.
+const SHOWN: usize = 200;
+
+/// What came is not the protocol.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wrong;
+
+/// What kind it is, what is in it, and what follows; `None`: there is still more to come.
+pub(super) type Read<'a> = Result<Option<(u8, &'a [u8], &'a [u8])>, Wrong>;
+
+pub(super) fn read(bytes: &[u8]) -> Read<'_> {
+    let Some((&kind, rest)) = bytes.split_first() else {
+        return Ok(None);
+    };
+    // Those that a server may say to a client that neither copies nor prepares. So something else is known at its first byte.
+    if !b"ACDEIKNRSTZv".contains(&kind) {
+        return Err(Wrong);
+    }
+    let Some((length, rest)) = rest.split_first_chunk() else {
+        return Ok(None);
+    };
+    // It counts itself.
+    let length = (u32::from_be_bytes(*length) as usize)
+        .checked_sub(4)
+        .filter(|length| *length <= LONGEST)
+        .ok_or(Wrong)?;
+    Ok(rest
+        .split_at_checked(length)
+        .map(|(inside, after)| (kind, inside, after)))
+}
+
+/// The columns of a row, which come as text; `None` is null.
+pub(super) fn row(inside: &[u8]) -> Result<Vec<Option<&str>>, Wrong> {
+    let (count, mut rest) = inside.split_first_chunk().ok_or(Wrong)?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk().ok_or(Wrong)?;
+        rest = after;
+        columns.push(match i32::from_be_bytes(*length) {
+            -1 => None,
+            length => {
+                let length = usize::try_from(length).map_err(|_| Wrong)?;
+                let (text, after) = rest.split_at_checked(length).ok_or(Wrong)?;
+                rest = after;
+                Some(std::str::from_utf8(text).map_err(|_| Wrong)?)
+            }
+        });
+    }
+    rest.is_empty().then_some(columns).ok_or(Wrong)
+}
+
+/// What a server says when it refuses something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Error {
+    pub(super) severity: String,
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+impl Error {
+    pub(super) fn read(inside: &[u8]) -> Result<Self, Wrong> {
+        let mut error = Self::default();
+        for field in inside.split(|b| *b == 0) {
+            let Some((kind, text)) = field.split_first() else {
+                continue;
+            };
+            let text = printable(text);
+            match kind {
+                b'S' if error.severity.is_empty() => error.severity = text,
+                // The same, and not in the language of the server.
+                b'V' => error.severity = text,
+                b'C' => error.code = text,
+                b'M' => error.message = text,
+                _ => {}
+            }
+        }
+        let code = error.code.as_bytes();
+        let known = code.len() == 5 && code.iter().all(u8::is_ascii_alphanumeric);
+        (known && inside.last() == Some(&0))
+            .then_some(error)
+            .ok_or(Wrong)
+    }
+
+    /// Leaves nothing but what it means.
+    pub(super) fn conceal(&mut self) {
+        self.severity = "ERROR".to_owned();
+        self.message = "(not shown)".to_owned();
+    }
+
+    pub(super) fn result(&self) -> CheckResult {
+        match self.code.as_str() {
+            // Starting, not consistent yet, or shutting down.
+            "57P03" => CheckResult::Loading,
+            // Known, and not let into the database.
+            "42501" => CheckResult::Auth,
+            code if code.starts_with("28") => CheckResult::Auth,
+            _ => CheckResult::Unexpected,
+        }
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            severity,
+            code,
+            message,
+        } = self;
+        write!(f, "{severity} {code}: {message}")
+    }
+}
+
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let shown = text.chars().filter(|c| !c.is_control()).take(SHOWN);
+    shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_byte_at_a_time() {
+        let whole = b"Z\0\0\0\x05IR";
+        for n in 0..6 {
+            assert_eq!(read(&whole[..n]), Ok(None), "{n}");
+        }
+        assert_eq!(read(whole), Ok(Some((b'Z', &b"I"[..], &b"R"[..]))));
+    }
+
+    #[test]
+    fn what_is_none() {
+        for bytes in [
+            &b"+PONG\r\n"[..],
+            b"HTTP/1.1 400 Bad Request\r\n",
+            b"\x16\x03\x01",
+            b"E\0\0\0\x03",
+            b"E\0\0\0\0",
+            b"Email!",
+            b"S\xff\xff\xff\xff",
+        ] {
+            assert_eq!(read(bytes), Err(Wrong), "{}", bytes.escape_ascii());
+        }
+        for bytes in [
+            &b""[..],
+            b"\0",
+            b"\0\x01",
+            b"\0\x01\0\0\0\x02t",
+            b"\0\x01\0\0\0\x01tt",
+            b"\0\x01\xff\xff\xff\xfe",
+            b"\0\x01\0\0\0\x01\xff",
+        ] {
+            assert_eq!(row(bytes), Err(Wrong), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn rows_and_errors() {
+        let bytes = b"\0\x03\0\0\0\x01t\xff\xff\xff\xff\0\0\0\0";
+        assert_eq!(row(bytes), Ok(vec![Some("t"), None, Some("")]));
+        let error = Error::read(b"SFATAL\0VFATAL\0C28P01\0Mno\r\n such\0Fauth.c\0\0");
+        let error = error.expect("an error");
+        assert_eq!(error.to_string(), "FATAL 28P01: no such");
+        assert_eq!(error.result(), CheckResult::Auth);
+        assert_eq!(Error::read(b"SFATAL\0Mno code\0\0"), Err(Wrong));
+        assert_eq!(Error::read(b"C28P01\0Mno end"), Err(Wrong));
+        let long = [b"C08P01\0M".as_slice(), &[b'x'; 4000], b"\0\0"].concat();
+        let message = Error::read(&long).expect("an error").message;
+        assert_eq!(message.len(), SHOWN);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = (read(&bytes), row(&bytes), Error::read(&bytes));
+        }
+    }
+}

@@ -1,0 +1,486 @@
+use super::{super::Talk as _, *};
+use crate::plan::PasswordFrom;
+use proptest::prelude::*;
+
+const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+fn message(kind: u8, inside: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(inside.len() + 4).expect("short");
+    [&[kind], &length.to_be_bytes()[..], inside].concat()
+}
+
+fn authentication(method: u32, inside: &[u8]) -> Vec<u8> {
+    message(b'R', &[&method.to_be_bytes(), inside].concat())
+}
+
+fn error(code: &str, text: &str) -> Vec<u8> {
+    let fields = format!("SFEHLER\0VFATAL\0C{code}\0M{text}\0\0");
+    message(b'E', fields.as_bytes())
+}
+
+/// The answer to a question: a description, a row, and that it is over.
+fn rows(columns: &[Option<&str>]) -> Vec<u8> {
+    let mut row = u16::try_from(columns.len())
+        .expect("few")
+        .to_be_bytes()
+        .to_vec();
+    for column in columns {
+        let length = column.map_or(-1, |text| i32::try_from(text.len()).expect("short"));
+        row.extend_from_slice(&length.to_be_bytes());
+        row.extend_from_slice(column.unwrap_or_default().as_bytes());
+    }
+    let parts = [
+        message(b'T', b"\0\0"),
+        message(b'D', &row),
+        message(b'C', b"SELECT 1\0"),
+        READY.to_vec(),
+    ];
+    parts.concat()
+}
+
+fn secret() -> Secret {
+    // The only way to a secret is the one that the program takes.
+    let path = std::env::temp_dir().join(format!(
+        "tembuku-postgres-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    std::fs::write(&path, "xyzzy").expect("writable");
+    let secret = Secret::load(&PasswordFrom::File(path.clone()));
+    std::fs::remove_file(path).expect("there");
+    secret.expect("a password")
+}
+
+fn talk(wanted: Option<Role>) -> Talk {
+    Talk {
+        wanted,
+        user: Some(User {
+            name: "monitor".into(),
+            database: "postgres".into(),
+            secret: None,
+        }),
+        limit: LagLimit::default(),
+        encrypted: false,
+        local: false,
+    }
+}
+
+fn with_password(wanted: Option<Role>) -> Talk {
+    let mut talk = talk(wanted);
+    let user = talk.user.as_mut().expect("a user");
+    user.secret = Some(secret());
+    talk
+}
+
+/// Plays the server: what was said before each of its pieces, and the last turn. Pieces come a byte at a time.
+fn play(talk: &Talk, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Turn) {
+    let mut conversation = talk.begin();
+    let (mut said, mut heard) = (Vec::new(), Vec::new());
+    let mut bytes = pieces.concat().into_iter();
+    loop {
+        match conversation.hear(&heard, false) {
+            Turn::Say { read, words } => {
+                assert!(read > 0 || !words.is_empty(), "no end of this");
+                heard.drain(..read);
+                said.extend(Some(words).filter(|words| !words.is_empty()));
+            }
+            Turn::Encrypt { read } => {
+                heard.drain(..read);
+                conversation.encrypted(Some(vec![7; 32]));
+            }
+            Turn::Wait => match bytes.next() {
+                Some(byte) => heard.push(byte),
+                None => return (said, Turn::Wait),
+            },
+            answer @ Turn::Answer(_) => return (said, answer),
+        }
+    }
+}
+
+fn answer(talk: &Talk, pieces: &[Vec<u8>]) -> Answer {
+    match play(talk, pieces).1 {
+        Turn::Answer(answer) => answer,
+        turn => panic!("{turn:?}"),
+    }
+}
+
+const PRIMARY: [&[Option<&str>]; 2] = [&[Some("f")], &[Some("0000000A"), Some("f"), None, None]];
+
+#[test]
+fn a_login_in_all_its_length() {
+    let chatter = [
+        message(b'S', b"server_version\x0018.1\0"),
+        message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"),
+        message(b'v', b"\0\x03\0\0\0\0\0\0"),
+        message(b'K', b"\0\0\0\x01\0\0\0\x02"),
+    ]
+    .concat();
+    let [role, place] = PRIMARY.map(rows);
+    let pieces = [
+        chatter.clone(),
+        WELCOME.to_vec(),
+        chatter.clone(),
+        READY.to_vec(),
+        chatter.clone(),
+        role,
+        chatter,
+        place,
+    ];
+    let (said, last) = play(&talk(Some(Role::Primary)), &pieces);
+    let Turn::Answer(answer) = last else {
+        panic!("{last:?}")
+    };
+    assert_eq!(
+        (answer.result, answer.heard.as_str()),
+        (CheckResult::Ok, "primary, timeline 10")
+    );
+    assert_eq!(answer.told.epoch, Some(Epoch::Timeline(10)));
+    assert_eq!(answer.goodbye, b"X\0\0\0\x04");
+    let [hello, questions] = &said[..] else {
+        panic!("{said:?}")
+    };
+    assert_eq!(hello[4..8], [0, 3, 0, 0]);
+    let parameters = b"user\0monitor\0database\0postgres\0application_name\0tembuku\0\0";
+    assert!(hello.ends_with(parameters), "{}", hello.escape_ascii());
+    assert!(questions.starts_with(b"Q\0\0\0\x1fSELECT pg_is_in_recovery()\0Q"));
+}
+
+#[test]
+fn who_asks_for_no_more_than_the_role_hears_no_more() {
+    let pieces = [WELCOME.to_vec(), READY.to_vec(), rows(&[Some("t")])];
+    let answer = answer(&talk(None), &pieces);
+    assert_eq!(
+        (answer.result, answer.heard.as_str()),
+        (CheckResult::Ok, "replica")
+    );
+    assert_eq!(answer.told.role, Some(Role::Replica));
+}
+
+#[test]
+fn roles_and_lag() {
+    let (any, primary, replica) = (None, Some(Role::Primary), Some(Role::Replica));
+    let seconds = |n| (Some(Duration::from_secs(n)), None);
+    let bytes = |n| (None, Some(n));
+    let place = |receives, behind, age| [None, Some(receives), behind, age];
+    let in_step = place("t", Some("-8"), Some("3600.5"));
+    let behind = place("t", Some("4096"), Some("12.25"));
+    let alone = place("f", Some("0"), Some("12.25"));
+    let new = place("t", None, None);
+    for (wanted, limit, place, result, heard) in [
+        (
+            primary,
+            (None, None),
+            in_step,
+            CheckResult::WrongRole,
+            "replica, 0 bytes and 0.0 s behind",
+        ),
+        (
+            replica,
+            (None, None),
+            behind,
+            CheckResult::Ok,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        (
+            replica,
+            seconds(13),
+            behind,
+            CheckResult::Ok,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        (
+            replica,
+            seconds(12),
+            behind,
+            CheckResult::Lagging,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        (
+            any,
+            seconds(12),
+            behind,
+            CheckResult::Lagging,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        (
+            replica,
+            bytes(4096),
+            behind,
+            CheckResult::Ok,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        (
+            replica,
+            bytes(4095),
+            behind,
+            CheckResult::Lagging,
+            "replica, 4096 bytes and 12.2 s behind",
+        ),
+        // Nothing has been written for an hour.
+        (
+            replica,
+            seconds(1),
+            in_step,
+            CheckResult::Ok,
+            "replica, 0 bytes and 0.0 s behind",
+        ),
+        // It has replayed all that it has, and that is not all there is.
+        (
+            replica,
+            seconds(1),
+            alone,
+            CheckResult::Lagging,
+            "replica, receives nothing, its last transaction is 12.2 s old",
+        ),
+        (
+            replica,
+            bytes(1 << 40),
+            alone,
+            CheckResult::Lagging,
+            "replica, receives nothing, its last transaction is 12.2 s old",
+        ),
+        (
+            replica,
+            (None, None),
+            alone,
+            CheckResult::Ok,
+            "replica, receives nothing, its last transaction is 12.2 s old",
+        ),
+        // It does not know.
+        (replica, seconds(100), new, CheckResult::Lagging, "replica"),
+        (replica, bytes(100), new, CheckResult::Lagging, "replica"),
+        (replica, (None, None), new, CheckResult::Ok, "replica"),
+    ] {
+        let mut talk = talk(wanted);
+        talk.limit = LagLimit {
+            time: limit.0,
+            bytes: limit.1,
+        };
+        let pieces = [
+            WELCOME.to_vec(),
+            READY.to_vec(),
+            rows(&[Some("t")]),
+            rows(&place),
+        ];
+        let answer = answer(&talk, &pieces);
+        assert_eq!(
+            (answer.result, answer.heard.as_str()),
+            (result, heard),
+            "{limit:?} {place:?}"
+        );
+    }
+    // A primary is behind nobody.
+    let mut talk = talk(any);
+    talk.limit.bytes = Some(1);
+    let [role, place] = PRIMARY.map(rows);
+    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, place];
+    assert_eq!(answer(&talk, &pieces).result, CheckResult::Ok);
+}
+
+/// Relatives of PostgreSQL do not know all that it does.
+#[test]
+fn the_role_does_not_hang_on_the_rest() {
+    let refusal = [error("42883", "function does not exist"), READY.to_vec()].concat();
+    let heard =
+        "replica, and does not tell how far behind it is: FATAL 42883: function does not exist";
+    for (limit, result) in [(None, CheckResult::Ok), (Some(1), CheckResult::Unexpected)] {
+        let mut talk = talk(Some(Role::Replica));
+        talk.limit.bytes = limit;
+        let pieces = [
+            WELCOME.to_vec(),
+            READY.to_vec(),
+            rows(&[Some("t")]),
+            refusal.clone(),
+        ];
+        let answer = answer(&talk, &pieces);
+        assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+    }
+}
+
+#[test]
+fn errors_are_told_apart() {
+    for (code, result) in [
+        ("28P01", CheckResult::Auth),
+        ("28000", CheckResult::Auth),
+        ("42501", CheckResult::Auth),
+        ("57P03", CheckResult::Loading),
+        ("53300", CheckResult::Unexpected),
+        ("3D000", CheckResult::Unexpected),
+    ] {
+        let said = answer(&talk(None), &[error(code, "so it is")]);
+        assert_eq!(said.result, result, "{code}");
+        assert_eq!(said.heard, format!("FATAL {code}: so it is"));
+    }
+}
+
+/// What is answered to the server's way of asking, by its first byte and its end.
+#[test]
+fn passwords() {
+    let mut covered = with_password(None);
+    covered.local = true;
+    let hash = b"md5cbc01ac3ba0cec0d9a4a1f0e4c6a0f5b\0".len();
+    let (said, _) = play(&covered, &[authentication(3, b"")]);
+    assert_eq!(said[1], message(b'p', b"xyzzy\0"));
+    let (said, _) = play(&with_password(None), &[authentication(5, b"salt")]);
+    assert_eq!((said[1][0], said[1].len()), (b'p', 5 + hash));
+    assert!(said[1][5..].starts_with(b"md5"));
+    for (method, inside) in [
+        (3, &b""[..]),
+        (2, b""),
+        (7, b""),
+        (9, b""),
+        (6, b""),
+        (99, b""),
+        (10, b"SCRAM-SHA-1\0\0"),
+        // Only inside TLS.
+        (10, b"SCRAM-SHA-256-PLUS\0\0"),
+    ] {
+        let answer = answer(&with_password(None), &[authentication(method, inside)]);
+        assert_eq!(
+            answer.result,
+            CheckResult::Auth,
+            "{method}: {}",
+            answer.heard
+        );
+    }
+    for pieces in [
+        authentication(5, b"sal"),
+        authentication(11, b"r=x"),
+        authentication(12, b"v=x"),
+        message(b'R', b"\0"),
+        [WELCOME, &authentication(3, b"")].concat(),
+        READY.to_vec(),
+        rows(&[Some("t")]),
+    ] {
+        let answer = answer(&with_password(None), std::slice::from_ref(&pieces));
+        assert_eq!(
+            answer.result,
+            CheckResult::Protocol,
+            "{}",
+            pieces.escape_ascii()
+        );
+    }
+}
+
+/// Bound to the certificate where that is offered, and otherwise as libpq does it.
+#[test]
+fn the_login_is_bound_to_the_certificate() {
+    let both = authentication(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+    let one = authentication(10, b"SCRAM-SHA-256\0\0");
+    for (encrypted, offer, begins) in [
+        (
+            true,
+            &both,
+            &b"SCRAM-SHA-256-PLUS\0\0\0\0\x35p=tls-server-end-point,,n=,r="[..],
+        ),
+        (true, &one, b"SCRAM-SHA-256\0\0\0\0\x20y,,n=,r="),
+        (false, &both, b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r="),
+        (false, &one, b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r="),
+    ] {
+        let mut talk = with_password(None);
+        talk.encrypted = encrypted;
+        let mut pieces = vec![offer.clone()];
+        if encrypted {
+            pieces.insert(0, b"S".to_vec());
+        }
+        let (said, _) = play(&talk, &pieces);
+        let last = said.last().expect("an answer");
+        assert!(last[5..].starts_with(begins), "{}", last.escape_ascii());
+    }
+}
+
+/// Whoever does not know the password cannot pretend to.
+#[test]
+fn a_server_has_to_prove_itself() {
+    let talk = with_password(None);
+    let mut conversation = talk.begin();
+    let mut say = |bytes: &[u8]| conversation.hear(bytes, false);
+    assert!(matches!(say(b""), Turn::Say { .. }));
+    let offer = authentication(10, b"SCRAM-SHA-256\0\0");
+    let Turn::Say { words, .. } = say(&offer) else {
+        panic!("no answer")
+    };
+    let (_, nonce) = String::from_utf8_lossy(&words)
+        .split_once("r=")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("a nonce");
+    let first = format!("r={nonce}more,s=c2FsdA==,i=4096");
+    let Turn::Say { words, .. } = say(&authentication(11, first.as_bytes())) else {
+        panic!("no answer")
+    };
+    assert!(words.starts_with(b"p") && !words.windows(5).any(|part| part == b"xyzzy"));
+    let wrong = authentication(12, b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ=");
+    let Turn::Answer(answer) = say(&wrong) else {
+        panic!("no answer")
+    };
+    assert_eq!(answer.result, CheckResult::Auth);
+    assert_eq!(answer.heard, "it cannot prove that it knows the password");
+    // Nor can it leave that out.
+    for pieces in [
+        vec![offer.clone(), WELCOME.to_vec()],
+        vec![offer, authentication(11, b"r=else,s=c2FsdA==,i=4096")],
+    ] {
+        let answer = self::answer(&talk, &pieces);
+        assert!(matches!(
+            answer.result,
+            CheckResult::Auth | CheckResult::Protocol
+        ));
+    }
+}
+
+#[test]
+fn nobody_repeats_the_password() {
+    let said = answer(&with_password(None), &[error("28P01", "not xyzzy, please")]);
+    assert_eq!(said.heard, "ERROR 28P01: (not shown)");
+    let echo = answer(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
+    assert!(!echo.heard.contains("xyz"), "{}", echo.heard);
+    let talk = with_password(None);
+    assert_eq!(talk.begin().show(b"xyzzy"), "5 bytes");
+}
+
+#[test]
+fn without_a_user_it_is_only_asked_whether_it_speaks_tls() {
+    let request = b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec();
+    for (encrypted, letter, result) in [
+        (false, b'N', CheckResult::Ok),
+        (false, b'S', CheckResult::Ok),
+        (true, b'S', CheckResult::Ok),
+        (true, b'N', CheckResult::Tls),
+        (false, b'E', CheckResult::Unexpected),
+        (false, b'+', CheckResult::Protocol),
+    ] {
+        let mut talk = talk(None);
+        (talk.user, talk.encrypted) = (None, encrypted);
+        let (said, last) = play(&talk, &[vec![letter]]);
+        let Turn::Answer(answer) = last else {
+            panic!("{last:?}")
+        };
+        assert_eq!(said, [request.clone()]);
+        assert_eq!(answer.result, result, "{letter}");
+        assert!(answer.goodbye.is_empty());
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(
+        bytes: Vec<u8>, before in 0usize..5, kind in prop::sample::select(b"RSNEZDTCKv".to_vec()), method in 0u8..14,
+    ) {
+        let mut talk = with_password(Some(Role::Primary));
+        talk.local = true;
+        let [role, place] = PRIMARY.map(rows);
+        let all = [WELCOME.to_vec(), READY.to_vec(), role, place];
+        let scram = authentication(10, b"SCRAM-SHA-256\0\0");
+        for next in [
+            bytes.clone(),
+            message(kind, &bytes),
+            authentication(method.into(), &bytes),
+            [scram, authentication(method.into(), &bytes)].concat(),
+        ] {
+            let mut pieces = all[..before.min(all.len())].to_vec();
+            pieces.push(next);
+            let _ = play(&talk, &pieces);
+        }
+    }
+}

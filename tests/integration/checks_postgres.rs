@@ -1,0 +1,265 @@
+//! Checks of PostgreSQL: every way of logging in, and what the server has to say about it.
+
+use crate::harness::{
+    certs::{Authority, Certificate},
+    poll, ports,
+    postgres::Postgres,
+    programs::account,
+    secs,
+    tembuku::Tembuku,
+    temp::TempDir,
+    wait_until,
+};
+use std::net::SocketAddr;
+
+pub(crate) struct Setup {
+    pub(crate) front: SocketAddr,
+    pub(crate) tembuku: Tembuku,
+}
+
+/// A listener before these servers. `keys` belong to the upstream, `check` to its check.
+pub(crate) fn setup(servers: &[SocketAddr], keys: &str, check: &str) -> Setup {
+    let front = ports::free_addr();
+    let backends: Vec<String> = servers.iter().map(|s| format!("\"{s}\"")).collect();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 1\n[log]\nlevel = \"trace\"\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n{keys}\n\
+         [upstreams.u.check]\nkind = \"postgres\"\ninterval = \"500ms\"\n{check}\n",
+        backends.join(", ")
+    ));
+    Setup { front, tembuku }
+}
+
+impl Setup {
+    /// The backend in the status.
+    pub(crate) fn status(&self, server: SocketAddr) -> serde_json::Value {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let backends = status["upstreams"][0]["backends"].as_array().unwrap();
+        let address = server.to_string();
+        let found = backends.iter().find(|b| b["address"] == address);
+        found.unwrap().clone()
+    }
+
+    /// Waits for this state and this result of the last check; what the check saw.
+    #[track_caller]
+    pub(crate) fn wait(&self, server: SocketAddr, state: &str, result: &str) -> String {
+        let found = poll(secs(20), || {
+            let backend = self.status(server);
+            let last = &backend["last_check"];
+            let holds = backend["state"] == state && last["result"] == result;
+            holds.then(|| last["transcript"].as_str().unwrap().to_owned())
+        });
+        found.unwrap_or_else(|| panic!("not {state}, {result}: {}", self.status(server)))
+    }
+
+    pub(crate) fn results(&self, server: SocketAddr, result: &str) -> f64 {
+        let labels = [("backend", &*server.to_string()), ("result", result)];
+        self.tembuku.metric("check_results_total", &labels)
+    }
+
+    /// Waits until so many checks more have ended so.
+    #[track_caller]
+    pub(crate) fn wait_for_more(&self, server: SocketAddr, result: &str, count: f64) {
+        let before = self.results(server, result);
+        wait_until(&format!("{count} more {result}"), secs(20), || {
+            self.results(server, result) >= before + count
+        });
+    }
+}
+
+/// That the server has written down nothing since it was ready.
+#[track_caller]
+pub(crate) fn assert_no_complaint(server: &Postgres) {
+    let log = server.log();
+    let (_, since) = log.split_once("ready to accept connections").unwrap();
+    let complaint = since.lines().find(|line| {
+        !line.is_empty() && !line.contains("checkpoint") && !line.contains("background worker")
+    });
+    assert_eq!(complaint, None, "{log}");
+}
+
+/// An authority, and settings for a server of the name db.example whose certificate comes from it.
+fn with_tls() -> (Authority, Vec<String>) {
+    let authority = Authority::new("one");
+    let Certificate { certificate, key } = authority
+        .issue("db.example", "DNS:db.example", 2)
+        .owned_by(account("postgres"));
+    let settings = vec![
+        "ssl=on".to_owned(),
+        format!("ssl_cert_file={}", certificate.display()),
+        format!("ssl_key_file={}", key.display()),
+    ];
+    (authority, settings)
+}
+
+fn start(settings: &[String], rules: &str) -> Postgres {
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    Postgres::start_with(&settings, rules)
+}
+
+#[test]
+fn every_way_of_logging_in() {
+    let (authority, settings) = with_tls();
+    let rules = "host all trusted,many 127.0.0.1/32 trust\n\
+        host all md5 127.0.0.1/32 md5\n\
+        host all scram 127.0.0.1/32 scram-sha-256\n\
+        host all plain 127.0.0.1/32 password\n\
+        hostssl all tls 127.0.0.1/32 scram-sha-256\n\
+        host all away 127.0.0.1/32 reject";
+    let server = start(&settings, rules);
+    server.sql(
+        "set password_encryption = 'md5'; create role md5 login password 'pass word'; \
+         set password_encryption = 'scram-sha-256'; create role scram login password 'pass word'; \
+         create role plain login password 'pass word'; create role tls login password 'pass word'; \
+         create role trusted login; create role away login; \
+         create role many login connection limit 0",
+    );
+    let other = Authority::new("other");
+    let dir = TempDir::new();
+    let right = format!(
+        "password_file = \"{}\"",
+        dir.write("right", "pass word\n").display()
+    );
+    let wrong = format!(
+        "password_file = \"{}\"",
+        dir.write("wrong", "passw0rd").display()
+    );
+    let verify = |by: &Authority, name: &str| {
+        let by = by.file();
+        format!(
+            "tls = \"verify\"\ntls_ca = \"{}\"\ntls_name = \"{name}\"",
+            by.display()
+        )
+    };
+    let (by_it, by_other) = (
+        verify(&authority, "db.example"),
+        verify(&other, "db.example"),
+    );
+    let as_another = verify(&authority, "db2.example");
+    let tls = "tls = \"require\"";
+    let primary = ("ok", "primary, timeline 1");
+    let fails =
+        |user: &str| format!("FATAL 28P01: password authentication failed for user \"{user}\"");
+    let (md5_fails, scram_fails, tls_fails) = (fails("md5"), fails("scram"), fails("tls"));
+    for (user, keys, (result, saw)) in [
+        ("trusted", vec![], primary),
+        ("trusted", vec![tls], primary),
+        ("md5", vec![&*right], primary),
+        ("md5", vec![&*right, tls], primary),
+        ("md5", vec![&*wrong], ("auth", &*md5_fails)),
+        (
+            "md5",
+            vec![],
+            ("auth", "it asks for a password, and none is configured"),
+        ),
+        ("scram", vec![&*right], primary),
+        ("scram", vec![&*right, tls], primary),
+        ("scram", vec![&*wrong], ("auth", &*scram_fails)),
+        ("scram", vec![&*wrong, tls], ("auth", &*scram_fails)),
+        (
+            "scram",
+            vec![],
+            ("auth", "it asks for a password, and none is configured"),
+        ),
+        ("plain", vec![&*right, tls], primary),
+        (
+            "plain",
+            vec![&*right],
+            (
+                "auth",
+                "it asks for the password in the clear, which is only told inside TLS",
+            ),
+        ),
+        ("tls", vec![&*right, &*by_it], primary),
+        ("tls", vec![&*wrong, &*by_it], ("auth", &*tls_fails)),
+        (
+            "tls",
+            vec![&*right],
+            (
+                "auth",
+                "FATAL 28000: no pg_hba.conf entry for host \"127.0.0.1\", user \"tls\", database \"postgres\", no encryption",
+            ),
+        ),
+        ("tls", vec![&*right, &*by_other], ("tls", "UnknownIssuer")),
+        (
+            "tls",
+            vec![&*right, &*as_another],
+            ("tls", "not valid for name \"db2.example\""),
+        ),
+        (
+            "away",
+            vec![],
+            ("auth", "FATAL 28000: pg_hba.conf rejects connection"),
+        ),
+        (
+            "many",
+            vec![],
+            (
+                "unexpected",
+                "FATAL 53300: too many connections for role \"many\"",
+            ),
+        ),
+        (
+            "trusted",
+            vec!["database = \"nowhere\""],
+            (
+                "unexpected",
+                "FATAL 3D000: database \"nowhere\" does not exist",
+            ),
+        ),
+    ] {
+        let check = format!("role = \"primary\"\nuser = \"{user}\"\n{}", keys.join("\n"));
+        let setup = setup(&[server.addr], "", &check);
+        let state = if result == "ok" { "up" } else { "down" };
+        let transcript = setup.wait(server.addr, state, result);
+        assert!(transcript.contains(saw), "{check}\n{transcript}");
+    }
+}
+
+/// Neither who logs in nor who only looks in is complained about, and both take leave.
+#[test]
+fn checks_leave_nothing_in_the_log() {
+    let (_authority, mut settings) = with_tls();
+    for encrypted in [true, false] {
+        if !encrypted {
+            settings = vec!["ssl=off".to_owned()];
+        }
+        let server = start(&settings, "host all monitor 127.0.0.1/32 scram-sha-256");
+        server.sql("create role monitor login password 'secret'");
+        let dir = TempDir::new();
+        let file = dir.write("password", "secret");
+        let user = format!(
+            "user = \"monitor\"\nrole = \"primary\"\npassword_file = \"{}\"",
+            file.display()
+        );
+        let inside = if encrypted {
+            "it answers, inside TLS"
+        } else {
+            "it answers"
+        };
+        let tls = "tls = \"require\"";
+        let mut checks = vec![
+            (String::new(), inside),
+            (user.clone(), "primary, timeline 1"),
+        ];
+        if encrypted {
+            checks.push((tls.to_owned(), inside));
+            checks.push((format!("{user}\n{tls}"), "primary, timeline 1"));
+        }
+        // Whoever is stopped stops a check midway, so nobody is before the log has been read.
+        let mut running = Vec::new();
+        for (check, saw) in checks {
+            // A check that is given up is a complaint, too.
+            let check = format!("timeout = \"20s\"\n{check}");
+            let setup = setup(&[server.addr], "", &check);
+            assert_eq!(setup.wait(server.addr, "up", "ok"), saw);
+            running.push(setup);
+        }
+        for setup in &running {
+            setup.wait_for_more(server.addr, "ok", 5.0);
+        }
+        assert_no_complaint(&server);
+    }
+}

@@ -1,0 +1,190 @@
+//! Who is the primary of PostgreSQL servers, how far the replicas are behind, and what becomes of sessions when that changes.
+
+use crate::{
+    checks_postgres::{Setup, setup},
+    harness::{
+        postgres::{Postgres, postgres_client, psql},
+        proc::{self, Proc},
+        secs,
+        temp::TempDir,
+        wait_until,
+    },
+};
+use rustix::process::Signal;
+use std::{net::SocketAddr, time::Instant};
+
+const MONITOR: &str = "user = \"monitor\"";
+
+/// A primary with a table, and an account for checks that may do nothing but log in.
+fn primary() -> Postgres {
+    let server = Postgres::start();
+    server
+        .sql("create role monitor login; create table marks (id bigserial primary key, who text)");
+    server
+}
+
+fn rows(server: &Postgres) -> u64 {
+    server.sql("select count(*) from marks").parse().unwrap()
+}
+
+/// Clients of pgbench that write a row in each transaction, until their sessions end.
+fn load(front: SocketAddr, dir: &TempDir) -> Proc {
+    let script = dir.write("insert.sql", "insert into marks (who) values ('load');\n");
+    let mut pgbench = postgres_client("pgbench", front);
+    pgbench
+        .args("-n -c 8 -j 2 -T 120 -f".split(' '))
+        .arg(script);
+    Proc::start("pgbench", dir.path(), pgbench)
+}
+
+/// One write through the listener.
+fn write(front: SocketAddr, who: &str) -> bool {
+    let mut psql = psql(front);
+    psql.args(["-c", &format!("insert into marks (who) values ('{who}')")]);
+    proc::run(secs(20), psql).status.success()
+}
+
+/// The old primary is stopped, or killed, under load, and its replica takes its place; then it comes back and follows.
+#[test]
+fn the_primary_is_another_after_a_promotion() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut old = primary();
+        let new = Postgres::replica_of(&old, &[]);
+        let check = format!("role = \"primary\"\n{MONITOR}\ntimeout = \"400ms\"");
+        let setup = setup(&[old.addr, new.addr], "", &check);
+        assert_eq!(setup.wait(old.addr, "up", "ok"), "primary, timeline 1");
+        let saw = setup.wait(new.addr, "wrong_role", "wrong_role");
+        assert!(saw.starts_with("replica, "), "{saw}");
+
+        let dir = TempDir::new();
+        let mut pgbench = load(setup.front, &dir);
+        wait_until("there is load", secs(20), || rows(&old) > 200);
+        let status = setup.status(new.addr);
+        assert_eq!(status["connections_total"], 0, "{status}");
+
+        old.end(signal);
+        assert!(
+            pgbench.wait(secs(20)).is_some(),
+            "sessions outlive their server"
+        );
+        new.promote();
+        let promoted = Instant::now();
+        let told = setup.wait(new.addr, "up", "ok");
+        let up = promoted.elapsed();
+        assert_eq!(told, "primary, timeline 2");
+        wait_until("a write is accepted", secs(20), || {
+            write(setup.front, "first")
+        });
+        println!(
+            "{signal:?}: up {up:?} after the promotion, first write accepted after {:?}",
+            promoted.elapsed()
+        );
+        assert!(
+            up < secs(3),
+            "within an interval of 500 ms where nothing else runs: {up:?}"
+        );
+
+        // The old one is one that follows, and gets none of what is written now.
+        old.follow(&new);
+        setup.wait(old.addr, "wrong_role", "wrong_role");
+        let taken = setup.status(old.addr)["connections_total"].clone();
+        let before = rows(&new);
+        let mut pgbench = postgres_client("pgbench", setup.front);
+        pgbench
+            .args("-n -c 4 -t 50 -f".split(' '))
+            .arg(dir.file("insert.sql"));
+        let said = proc::run_ok(secs(60), pgbench);
+        assert!(
+            said.contains("number of transactions actually processed: 200/200"),
+            "{said}"
+        );
+        assert_eq!(rows(&new), before + 200);
+        assert_eq!(setup.status(old.addr)["connections_total"], taken);
+        wait_until("it has followed", secs(20), || rows(&old) == before + 200);
+        // And it can be followed.
+        assert_eq!(
+            setup.status(old.addr)["role"],
+            serde_json::json!(["replica"])
+        );
+        assert_eq!(
+            setup.status(new.addr)["role"],
+            serde_json::json!(["primary"])
+        );
+    }
+}
+
+/// Readers leave a replica that does not replay what it gets, and come back.
+#[test]
+fn a_replica_that_does_not_replay_is_lagging() {
+    let primary = primary();
+    let replica = Postgres::replica_of(&primary, &[]);
+    for (limit, unit) in [
+        ("max_lag_bytes = \"64k\"", "bytes"),
+        ("max_lag = \"1s\"", "seconds"),
+    ] {
+        let check = format!("role = \"replica\"\n{MONITOR}\nfall = 2\n{limit}");
+        let setup = setup(&[primary.addr, replica.addr], "", &check);
+        setup.wait(primary.addr, "wrong_role", "wrong_role");
+        setup.wait(replica.addr, "up", "ok");
+
+        replica.sql("select pg_wal_replay_pause()");
+        let paused = Instant::now();
+        primary.sql("insert into marks (who) select repeat(md5(i::text), 4) from generate_series(1, 2000) i");
+        let saw = setup.wait(replica.addr, "down", "lagging");
+        println!(
+            "{limit}: lagging {:?} after the pause: {saw}",
+            paused.elapsed()
+        );
+        let last = &setup.status(replica.addr)["last_check"];
+        assert!(last["lag_bytes"].as_u64().unwrap() > 64 << 10, "{last}");
+        let gauge = format!("backend_replication_lag_{unit}");
+        let backend = replica.addr.to_string();
+        let lag = setup.tembuku.metric(&gauge, &[("backend", &backend)]);
+        assert!(lag > 1.0, "{lag}");
+        assert!(
+            !write(setup.front, "nobody"),
+            "there was nobody to read from"
+        );
+
+        replica.sql("select pg_wal_replay_resume()");
+        setup.wait(replica.addr, "up", "ok");
+        wait_until("there is no lag", secs(20), || {
+            setup.status(replica.addr)["last_check"]["lag_bytes"] == 0
+        });
+        assert_eq!(setup.status(replica.addr)["last_check"]["lag_seconds"], 0.0);
+    }
+}
+
+/// One that has lost its primary has replayed all that it got, and does not know what it missed.
+#[test]
+fn a_replica_that_receives_nothing_is_not_in_step() {
+    let mut primary = primary();
+    let replica = Postgres::replica_of(&primary, &[]);
+    primary.sql("insert into marks (who) values ('last')");
+    let start = |keys: &str| {
+        setup(
+            &[replica.addr],
+            "",
+            &format!("role = \"replica\"\n{MONITOR}\n{keys}"),
+        )
+    };
+    let [bytes, time, none]: [Setup; 3] =
+        ["max_lag_bytes = \"1g\"", "max_lag = \"1s\"", ""].map(start);
+    for setup in [&bytes, &time, &none] {
+        setup.wait(replica.addr, "up", "ok");
+    }
+    primary.end(Signal::INT);
+    let saw = time.wait(replica.addr, "down", "lagging");
+    assert!(
+        saw.starts_with("replica, receives nothing, its last transaction is "),
+        "{saw}"
+    );
+    bytes.wait(replica.addr, "down", "lagging");
+    // Who has set no limit is content with what there is.
+    none.wait_for_more(replica.addr, "ok", 2.0);
+    none.wait(replica.addr, "up", "ok");
+    assert_eq!(
+        none.status(replica.addr)["last_check"]["lag_bytes"],
+        serde_json::Value::Null
+    );
+}
