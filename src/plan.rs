@@ -3,7 +3,7 @@
 //! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value was
 //! given or makes sense. Only the standard library is used here.
 
-use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +248,9 @@ pub enum CheckKind {
         role: Option<Role>,
         user: Option<String>,
         password: Option<PasswordFrom>,
+        /// Since a replica last heard from its primary; `None`: it does not matter.
+        max_lag: Option<Duration>,
+        min_version: Option<Version>,
     },
     Postgres {
         /// `None`: any.
@@ -264,6 +267,35 @@ pub struct Login {
     pub user: String,
     pub password: Option<PasswordFrom>,
     pub database: String,
+}
+
+/// Of a server: as in 7.0.15.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub [u32; 3]);
+
+impl Version {
+    /// One to three numbers with points between them.
+    pub fn read(text: &str) -> Option<Self> {
+        let mut numbers = [0; 3];
+        let mut parts = text.split('.');
+        for (at, number) in numbers.iter_mut().enumerate() {
+            match parts.next() {
+                Some(part) if part.bytes().all(|b| b.is_ascii_digit()) => {
+                    *number = part.parse().ok()?;
+                }
+                None if at > 0 => {}
+                _ => return None,
+            }
+        }
+        parts.next().is_none().then_some(Self(numbers))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [major, minor, patch] = self.0;
+        write!(f, "{major}.{minor}.{patch}")
+    }
 }
 
 /// How far a replica may be behind; `None`: it does not matter.

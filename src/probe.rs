@@ -217,9 +217,19 @@ impl Probe {
                     .unwrap_or_else(|| http::host_of(&place, encryption.is_some()));
                 Kind::Http(http::Talk::new(path, &host, status))
             }
-            CheckKind::Redis { role, user, .. } => {
-                Kind::Redis(redis::Talk::new(*role, user.clone(), secret))
-            }
+            CheckKind::Redis {
+                role,
+                user,
+                max_lag,
+                min_version,
+                ..
+            } => Kind::Redis(redis::Talk {
+                wanted: *role,
+                user: user.clone(),
+                secret,
+                max_lag: *max_lag,
+                min_version: *min_version,
+            }),
             CheckKind::Postgres { role, login, limit } => Kind::Postgres(postgres::Talk {
                 wanted: *role,
                 user: login.as_ref().map(|login| postgres::User {

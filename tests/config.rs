@@ -148,6 +148,8 @@ fn the_reference_shows_the_defaults() {
         kind = "redis"
         role = "replica"
         password_env = "REDIS_PASSWORD"
+        max_lag = "30s"
+        min_version = "7.0"
         tls = "verify"
         tls_ca = "/etc/tembuku/ca.pem"
         tls_name = "redis.example.com"

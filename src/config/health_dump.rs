@@ -77,12 +77,21 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             role,
             user,
             password,
+            max_lag,
+            min_version,
         } => {
             writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
             if let Some(user) = user {
                 writeln!(out, "user = {}", quoted(user))?;
             }
-            write_password(password.as_ref(), out)
+            write_password(password.as_ref(), out)?;
+            if let Some(most) = max_lag {
+                writeln!(out, "max_lag = {}", time(*most))?;
+            }
+            match min_version {
+                Some(version) => writeln!(out, "min_version = {}", quoted(&version.to_string())),
+                None => Ok(()),
+            }
         }
         // Where nobody logs in nothing else is asked.
         CheckKind::Postgres { login: None, .. } => Ok(()),

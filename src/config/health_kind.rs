@@ -9,7 +9,7 @@ use super::{
     section::{Section, Text, Words},
     words::{list, shorten},
 };
-use crate::plan::{CheckKind, PasswordFrom, Role};
+use crate::plan::{CheckKind, PasswordFrom, Role, Version};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -45,8 +45,9 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("password_file", &[Kind::Redis, Kind::Postgres]),
     ("password_env", &[Kind::Redis, Kind::Postgres]),
     ("database", &[Kind::Postgres]),
-    ("max_lag", &[Kind::Postgres]),
+    ("max_lag", &[Kind::Redis, Kind::Postgres]),
     ("max_lag_bytes", &[Kind::Postgres]),
+    ("min_version", &[Kind::Redis]),
     ("tls", &[Kind::Http, Kind::Redis, Kind::Postgres]),
     ("tls_ca", &[Kind::Http, Kind::Redis, Kind::Postgres]),
     ("tls_name", &[Kind::Http, Kind::Redis, Kind::Postgres]),
@@ -207,9 +208,24 @@ fn read_redis(section: &Section<'_>) -> CheckKind {
                 .hint("add `password_file` or `password_env`, or leave it out"),
         );
     }
+    let role = section.word("role", None, ROLES);
     CheckKind::Redis {
-        role: section.word("role", None, ROLES),
+        role,
         user: user.map(|user| user.text.to_owned()),
         password,
+        max_lag: postgres::read_max_lag(section, role),
+        min_version: read_version(section),
     }
+}
+
+fn read_version(section: &Section<'_>) -> Option<Version> {
+    let Text { text, span } = section.text("min_version")?;
+    let version = Version::read(text);
+    if version.is_none() {
+        let shown = shorten(&format!("{text:?}"));
+        let fault = Fault::new(format!("`min_version` = {shown} is no version"))
+            .hint("as in \"7.0\" or \"7.0.15\"");
+        section.report.add(&span, fault);
+    }
+    version
 }

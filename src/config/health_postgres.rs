@@ -8,6 +8,7 @@ use super::{
     words::shorten,
 };
 use crate::plan::{CheckKind, LagLimit, Login, Role};
+use std::time::Duration;
 
 pub(super) fn read(section: &Section<'_>) -> CheckKind {
     if section.get("user").is_none() {
@@ -59,17 +60,25 @@ fn read_name(section: &Section<'_>, key: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-pub(super) fn read_limit(section: &Section<'_>, role: Option<Role>) -> LagLimit {
-    let limit = LagLimit {
-        time: section.optional_duration("max_lag", above_zero, "leave it out for no limit"),
-        bytes: section.size("max_lag_bytes"),
-    };
-    for key in ["max_lag", "max_lag_bytes"] {
-        if let Some(value) = section.get(key).filter(|_| role == Some(Role::Primary)) {
-            let fault = Fault::new(format!("`{key}` does nothing with role = \"primary\""))
-                .hint("a primary is behind nobody: leave it out, or ask for role = \"replica\"");
-            section.report.add(&value.span(), fault);
-        }
+fn read_limit(section: &Section<'_>, role: Option<Role>) -> LagLimit {
+    LagLimit {
+        time: read_max_lag(section, role),
+        bytes: {
+            not_of_a_primary(section, role, "max_lag_bytes");
+            section.size("max_lag_bytes")
+        },
     }
-    limit
+}
+
+pub(super) fn read_max_lag(section: &Section<'_>, role: Option<Role>) -> Option<Duration> {
+    not_of_a_primary(section, role, "max_lag");
+    section.optional_duration("max_lag", above_zero, "leave it out for no limit")
+}
+
+fn not_of_a_primary(section: &Section<'_>, role: Option<Role>, key: &str) {
+    if let Some(value) = section.get(key).filter(|_| role == Some(Role::Primary)) {
+        let fault = Fault::new(format!("`{key}` does nothing with role = \"primary\""))
+            .hint("a primary is behind nobody: leave it out, or ask for role = \"replica\"");
+        section.report.add(&value.span(), fault);
+    }
 }

@@ -147,6 +147,7 @@ pub(super) static CHECK: Keys = Keys {
         "database",
         "max_lag",
         "max_lag_bytes",
+        "min_version",
         "tls",
         "tls_ca",
         "tls_name",

@@ -1,29 +1,29 @@
-//! `redis`: AUTH where there is a password, PING, ROLE, QUIT. Pure.
+//! `redis`: AUTH where there is a password, PING, ROLE, INFO where that is not enough, QUIT. Pure.
 //!
 //! They go out together, so that a check takes one turn to the server and back.
 
+mod info;
+
 use super::{
-    Answer, Secret,
+    Answer, Secret, Told,
     resp::{Reply, Stop, read},
     transcript::quote,
 };
-use crate::{plan::Role, reason::CheckResult};
+use crate::{
+    plan::{LagLimit, Role, Version},
+    reason::CheckResult,
+};
+use std::time::Duration;
 
 pub(super) struct Talk {
-    wanted: Option<Role>,
-    user: Option<String>,
-    secret: Option<Secret>,
+    pub(super) wanted: Option<Role>,
+    pub(super) user: Option<String>,
+    pub(super) secret: Option<Secret>,
+    pub(super) max_lag: Option<Duration>,
+    pub(super) min_version: Option<Version>,
 }
 
 impl Talk {
-    pub(super) fn new(wanted: Option<Role>, user: Option<String>, secret: Option<Secret>) -> Self {
-        Self {
-            wanted,
-            user,
-            secret,
-        }
-    }
-
     pub(super) fn has_secret(&self) -> bool {
         self.secret.is_some()
     }
@@ -39,7 +39,18 @@ impl Talk {
         }
         command(words, &[b"PING"]);
         command(words, &[b"ROLE"]);
+        if self.asks_for_place() {
+            command(words, &[b"INFO", b"replication"]);
+        }
+        if self.min_version.is_some() {
+            command(words, &[b"INFO", b"server"]);
+        }
         command(words, &[b"QUIT"]);
+    }
+
+    /// Who does not care for more than life need not be allowed to ask for it.
+    fn asks_for_place(&self) -> bool {
+        self.wanted.is_some() || self.max_lag.is_some()
     }
 
     /// An answer when all questions have been answered, or one so that the others do not matter.
@@ -84,7 +95,7 @@ impl Talk {
         {
             return Ok(answer.clone());
         }
-        let (role, _) = read(rest)?;
+        let (role, rest) = read(rest)?;
         let (role, said) = match &role {
             Reply::List(items) => match items.first() {
                 Some(Reply::Text(Some(b"master"))) => (Some(Role::Primary), "master"),
@@ -98,19 +109,91 @@ impl Talk {
             _ => return Err(Stop::Wrong),
         };
         let heard = format!("ROLE: {said}");
-        let mut answer = match alive {
+        let told = Told {
+            role,
+            ..Told::default()
+        };
+        let answer = match alive {
             // A role is certain whatever else is the matter.
             _ if self.wanted.is_some() && role != self.wanted => {
                 Answer::new(CheckResult::WrongRole, heard)
             }
-            Ok(()) => Answer::new(CheckResult::Ok, format!("PING: PONG, {heard}")),
+            Ok(()) => {
+                let good = Answer::new(CheckResult::Ok, format!("PING: PONG, {heard}"));
+                return self.judge_info(Answer { told, ..good }, rest);
+            }
             Err(refused) => Answer {
                 heard: format!("{}, {heard}", refused.heard),
                 ..refused
             },
         };
-        answer.told.role = role;
-        Ok(answer)
+        Ok(Answer { told, ..answer })
+    }
+
+    /// What INFO has against one that is well so far.
+    fn judge_info(&self, mut answer: Answer, mut rest: &[u8]) -> Result<Answer, Stop> {
+        if self.asks_for_place() {
+            let (reply, after) = read(rest)?;
+            rest = after;
+            let replica = answer.told.role == Some(Role::Replica);
+            let limit = LagLimit {
+                time: self.max_lag.filter(|_| replica),
+                bytes: None,
+            };
+            match reply {
+                Reply::Text(Some(text)) if replica => {
+                    answer.told.lag.time = info::lag(text);
+                    if answer.told.lag.passes(&limit) {
+                        answer.result = CheckResult::Lagging;
+                        answer.heard += &match answer.told.lag.time {
+                            Some(time) => {
+                                format!(", {} s since it heard from its primary", time.as_secs())
+                            }
+                            None => ", cut off from its primary".to_owned(),
+                        };
+                    }
+                }
+                Reply::Text(Some(text)) => answer.told.epoch = info::epoch(text),
+                // Where nothing hangs on it.
+                Reply::Error(_) if limit == LagLimit::default() => {}
+                Reply::Error(text) => return Ok(self.without_info(answer, text)),
+                _ => return Err(Stop::Wrong),
+            }
+        }
+        let Some(wanted) = self.min_version else {
+            return Ok(answer);
+        };
+        let (result, why) = match read(rest)?.0 {
+            Reply::Text(Some(text)) => match info::version(text) {
+                Some(version) if version >= wanted => return Ok(answer),
+                Some(version) => (
+                    CheckResult::Unexpected,
+                    format!("version {version} is older than {wanted}"),
+                ),
+                None => (
+                    CheckResult::Unexpected,
+                    "INFO does not tell its version".to_owned(),
+                ),
+            },
+            Reply::Error(text) => return Ok(self.without_info(answer, text)),
+            _ => return Err(Stop::Wrong),
+        };
+        Ok(Answer {
+            result,
+            heard: format!("{}, {why}", answer.heard),
+            ..answer
+        })
+    }
+
+    fn without_info(&self, answer: Answer, text: &[u8]) -> Answer {
+        let refused = self.refused("INFO", text, CheckResult::Unexpected);
+        Answer {
+            heard: format!("{}, {}", answer.heard, refused.heard),
+            ..Answer {
+                told: answer.told,
+                ..refused
+            }
+        }
     }
 
     /// An error is known by its first word.
@@ -177,15 +260,130 @@ mod tests {
             std::fs::remove_file(path).expect("there");
             secret.expect("a password")
         });
-        Talk::new(wanted, Some("check".into()).filter(|_| password), secret)
+        Talk {
+            wanted,
+            user: Some("check".into()).filter(|_| password),
+            secret,
+            max_lag: None,
+            min_version: None,
+        }
+    }
+
+    fn text(text: &str) -> String {
+        format!("${}\r\n{text}\r\n", text.len())
     }
 
     fn result(wanted: Option<Role>, bytes: &str) -> CheckResult {
-        let talk = talk(wanted, false);
+        answer(&talk(wanted, false), bytes).result
+    }
+
+    /// Not before the last byte.
+    fn answer(talk: &Talk, bytes: &str) -> Answer {
         for n in 0..bytes.len() {
             assert_eq!(talk.hear(&bytes.as_bytes()[..n]), None, "{n} of {bytes:?}");
         }
-        talk.hear(bytes.as_bytes()).expect("an answer").result
+        talk.hear(bytes.as_bytes()).expect("an answer")
+    }
+
+    #[test]
+    fn lag_and_version() {
+        let (replica, primary) = (Some(Role::Replica), Some(Role::Primary));
+        let up = text("master_link_status:up\r\nmaster_last_io_seconds_ago:11\r\n");
+        let down = text("master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\n");
+        let denied = "-NOPERM this user has no permissions\r\n".to_owned();
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (wanted, role, max_lag, info, result, heard) in [
+            (replica, SLAVE, None, &up, CheckResult::Ok, ""),
+            (replica, SLAVE, seconds(11), &up, CheckResult::Ok, ""),
+            (
+                replica,
+                SLAVE,
+                seconds(10),
+                &up,
+                CheckResult::Lagging,
+                ", 11 s since it heard from its primary",
+            ),
+            (
+                None,
+                SLAVE,
+                seconds(10),
+                &up,
+                CheckResult::Lagging,
+                ", 11 s since it heard from its primary",
+            ),
+            (
+                replica,
+                SLAVE,
+                seconds(10),
+                &down,
+                CheckResult::Lagging,
+                ", cut off from its primary",
+            ),
+            (replica, SLAVE, None, &down, CheckResult::Ok, ""),
+            (None, MASTER, seconds(10), &down, CheckResult::Ok, ""),
+            (None, MASTER, seconds(10), &denied, CheckResult::Ok, ""),
+            (primary, MASTER, None, &denied, CheckResult::Ok, ""),
+            (replica, SLAVE, None, &denied, CheckResult::Ok, ""),
+            (
+                replica,
+                SLAVE,
+                seconds(10),
+                &denied,
+                CheckResult::Auth,
+                ", INFO: \"NOPERM this user has no permissions\"",
+            ),
+        ] {
+            let talk = Talk {
+                max_lag,
+                ..talk(wanted, false)
+            };
+            let answer = answer(&talk, &format!("+PONG\r\n{role}{info}"));
+            assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
+            let said = if role == MASTER { "master" } else { "slave" };
+            assert_eq!(answer.heard, format!("PING: PONG, ROLE: {said}{heard}"));
+            assert_eq!(answer.told.lag.time, seconds(11).filter(|_| *info == up));
+            assert_eq!(
+                answer.told.role.map(|r| r == Role::Primary),
+                Some(role == MASTER)
+            );
+        }
+        let id = text("master_replid:ab\r\nmaster_replid2:00\r\n");
+        let told = answer(&talk(primary, false), &format!("+PONG\r\n{MASTER}{id}")).told;
+        let before = None;
+        assert_eq!(
+            told.epoch,
+            Some(crate::health::Epoch::Replication {
+                id: "ab".into(),
+                before
+            })
+        );
+
+        for (info, result, heard) in [
+            (text("redis_version:7.0.0\r\n"), CheckResult::Ok, ""),
+            (
+                text("redis_version:6.2.14\r\n"),
+                CheckResult::Unexpected,
+                ", version 6.2.14 is older than 7.0.0",
+            ),
+            (
+                text("x"),
+                CheckResult::Unexpected,
+                ", INFO does not tell its version",
+            ),
+            (
+                denied,
+                CheckResult::Auth,
+                ", INFO: \"NOPERM this user has no permissions\"",
+            ),
+        ] {
+            let talk = Talk {
+                min_version: Some(Version([7, 0, 0])),
+                ..talk(None, false)
+            };
+            let answer = answer(&talk, &format!("+PONG\r\n{MASTER}{info}"));
+            assert_eq!(answer.result, result, "{info}");
+            assert_eq!(answer.heard, format!("PING: PONG, ROLE: master{heard}"));
+        }
     }
 
     #[test]
@@ -193,6 +391,17 @@ mod tests {
         let mut words = Vec::new();
         talk(None, true).say(&mut words);
         let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
+        assert_eq!(String::from_utf8_lossy(&words), expected);
+        words.clear();
+        let min_version = Some(Version([7, 0, 0]));
+        let talk = talk(Some(Role::Replica), false);
+        Talk {
+            min_version,
+            ..talk
+        }
+        .say(&mut words);
+        let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
+            *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&words), expected);
     }
 
@@ -223,11 +432,13 @@ mod tests {
                 CheckResult::Ok,
             ),
         ] {
-            assert_eq!(
-                result(wanted, &format!("+PONG\r\n{role}")),
-                expected,
-                "{role}"
-            );
+            // Who is well so far is asked for more.
+            let info = match (wanted, expected) {
+                (Some(_), CheckResult::Ok) => text("role:whatever"),
+                _ => String::new(),
+            };
+            let bytes = format!("+PONG\r\n{role}{info}");
+            assert_eq!(result(wanted, &bytes), expected, "{role}");
         }
         let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
         assert_eq!(answer.and_then(|a| a.told.role), replica);

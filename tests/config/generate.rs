@@ -150,14 +150,20 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
         .prop_map(|(path, host, status)| CheckKind::Http { path, host, status });
     let role = option::of(select(Role::ALL.to_vec()));
     let known = option::of((option::of("\\PC{0,9}"), password()));
-    let redis = (role, known).prop_map(|(role, known)| {
-        let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
-        CheckKind::Redis {
-            role,
-            user,
-            password,
-        }
-    });
+    let version = option::of(any::<[u32; 3]>().prop_map(Version));
+    let redis = (role, known, option::of(long()), version).prop_map(
+        |(role, known, max_lag, min_version)| {
+            let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
+            CheckKind::Redis {
+                role,
+                user,
+                password,
+                // A primary is behind nobody.
+                max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
+                min_version,
+            }
+        },
+    );
     prop_oneof![Just(CheckKind::Tcp), talk, http, redis, postgres()]
 }
 
