@@ -20,6 +20,7 @@ const REDIS: &str = "kind = \"redis\"\nrole = \"primary\"\nstart = \"up\"";
 const HTTP: &str = "kind = \"http\"";
 const SEND: &str =
     "kind = \"send_expect\"\nsend = \"PING\\r\\n\"\nexpect_regex = \"^\\\\+PONG\\r\\n$\"";
+const POSTGRES: &str = "kind = \"postgres\"\nrole = \"primary\"\nuser = \"u\"\nstart = \"up\"";
 const TCP: &str = "kind = \"tcp\"";
 
 struct Setup {
@@ -77,7 +78,8 @@ fn listen_only(mut stream: &TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-/// What a server does that a check must not believe: its reason for each kind, in the order redis, http, send_expect.
+/// What a server does that a check must not believe: its reason for each kind, in the order redis, http, send_expect,
+/// postgres.
 #[test]
 fn servers_that_misbehave_have_their_reason() {
     type Handler = fn(TcpStream);
@@ -105,14 +107,26 @@ fn servers_that_misbehave_have_their_reason() {
         net::reset(stream);
     };
     for (name, handler, reasons) in [
-        ("hangs", hangs, ["timeout", "timeout", "timeout"]),
-        ("dribbles", dribbles, ["timeout", "protocol", "timeout"]),
-        ("garbage", garbage, ["protocol", "protocol", "unexpected"]),
-        ("floods", floods, ["protocol", "protocol", "unexpected"]),
-        ("closes", closes, ["closed", "closed", "closed"]),
-        ("resets", resets, ["reset", "reset", "reset"]),
+        ("hangs", hangs, ["timeout", "timeout", "timeout", "timeout"]),
+        (
+            "dribbles",
+            dribbles,
+            ["timeout", "protocol", "timeout", "protocol"],
+        ),
+        (
+            "garbage",
+            garbage,
+            ["protocol", "protocol", "unexpected", "protocol"],
+        ),
+        (
+            "floods",
+            floods,
+            ["protocol", "protocol", "unexpected", "protocol"],
+        ),
+        ("closes", closes, ["closed", "closed", "closed", "closed"]),
+        ("resets", resets, ["reset", "reset", "reset", "reset"]),
     ] {
-        for (kind, reason) in [REDIS, HTTP, SEND].iter().zip(reasons) {
+        for (kind, reason) in [REDIS, HTTP, SEND, POSTGRES].iter().zip(reasons) {
             let server = Server::start(handler);
             let started = Instant::now();
             let setup = setup(server.addr, "", kind);
@@ -142,6 +156,94 @@ fn servers_that_misbehave_have_their_reason() {
                 setup.backend()
             );
         }
+    }
+}
+
+/// As above, of servers that know the protocol so far.
+#[test]
+fn servers_that_stop_midway_have_their_reason() {
+    const TLS: &str = "tls = \"require\"";
+    type Handler = fn(TcpStream);
+    let dribbles: Handler = |mut stream| {
+        for byte in b"S\0\0\0\x19server_version\x0015.1\0" {
+            if stream.write_all(&[*byte]).is_err() {
+                break;
+            }
+            std::thread::sleep(secs(1)); // the pace of the server
+        }
+    };
+    let stops_in_tls: Handler = |mut stream| {
+        let _ = stream
+            .read(&mut [0; 8])
+            .and_then(|_| stream.write_all(b"S"));
+        listen_only(&stream);
+    };
+    let has_no_tls: Handler = |mut stream| {
+        let _ = stream
+            .read(&mut [0; 8])
+            .and_then(|_| stream.write_all(b"N"));
+        listen_only(&stream);
+    };
+    // What comes before TLS is not from the server that the certificate names.
+    let says_too_much: Handler = |mut stream| {
+        let _ = stream
+            .read(&mut [0; 8])
+            .and_then(|_| stream.write_all(b"SR\0\0\0\x08\0\0\0\0"));
+        listen_only(&stream);
+    };
+    let hangs: Handler = |stream| listen_only(&stream);
+    let no_answer = "no answer within 400ms";
+    for (check, handler, reason, parts) in [
+        (
+            POSTGRES.to_owned(),
+            dribbles,
+            "timeout",
+            ["waiting for the answer", no_answer],
+        ),
+        (
+            format!("{POSTGRES}\n{TLS}"),
+            stops_in_tls,
+            "timeout",
+            ["beginning TLS", no_answer],
+        ),
+        (
+            format!("{POSTGRES}\n{TLS}"),
+            has_no_tls,
+            "tls",
+            ["it does not speak TLS", ""],
+        ),
+        (
+            format!("{POSTGRES}\n{TLS}"),
+            says_too_much,
+            "protocol",
+            ["before TLS had begun", ""],
+        ),
+        (
+            "kind = \"postgres\"".to_owned(),
+            stops_in_tls,
+            "timeout",
+            ["beginning TLS", no_answer],
+        ),
+        (
+            format!("{REDIS}\n{TLS}"),
+            hangs,
+            "timeout",
+            ["beginning TLS", no_answer],
+        ),
+        (
+            format!("{HTTP}\n{TLS}"),
+            hangs,
+            "timeout",
+            ["beginning TLS", no_answer],
+        ),
+    ] {
+        let server = Server::start(handler);
+        let setup = setup(server.addr, "", &check);
+        let saw = setup.wait("down", reason);
+        assert!(
+            parts.iter().all(|part| saw.contains(part)),
+            "{check}: {saw}"
+        );
     }
 }
 

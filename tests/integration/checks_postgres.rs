@@ -4,9 +4,10 @@ use crate::harness::{
     certs::{Authority, Certificate},
     poll, ports,
     postgres::Postgres,
+    proc::text,
     programs::account,
     secs,
-    tembuku::Tembuku,
+    tembuku::{Tembuku, cli},
     temp::TempDir,
     wait_until,
 };
@@ -261,5 +262,61 @@ fn checks_leave_nothing_in_the_log() {
             setup.wait_for_more(server.addr, "ok", 5.0);
         }
         assert_no_complaint(&server);
+    }
+}
+
+/// The password comes from a file or the environment, and is seen by nobody but the server.
+#[test]
+fn passwords_are_used_and_not_shown() {
+    const SECRET: &str = "xyzzy-plugh-4711";
+    const OTHER: &str = "zork-frotz-0815";
+    let (_authority, settings) = with_tls();
+    let rules = "host all scram 127.0.0.1/32 scram-sha-256\nhost all plain 127.0.0.1/32 password";
+    let server = start(&settings, rules);
+    server.sql(&format!(
+        "create role scram login password '{SECRET}'; create role plain login password '{SECRET}'"
+    ));
+    for (user, keys) in [("scram", ""), ("plain", "tls = \"require\"")] {
+        let dir = TempDir::new();
+        let file = dir.write("password", SECRET);
+        let check = format!(
+            "role = \"primary\"\nuser = \"{user}\"\npassword_file = \"{}\"\n{keys}",
+            file.display()
+        );
+        let setup = setup(&[server.addr], "", &check);
+        setup.wait(server.addr, "up", "ok");
+        // The server gets another one, and so does the file: after one refusal it is read again.
+        dir.write("password", OTHER);
+        server.sql(&format!("alter role {user} password '{OTHER}'"));
+        wait_until("it has been refused", secs(20), || {
+            setup.results(server.addr, "auth") >= 1.0
+        });
+        setup.wait_for_more(server.addr, "ok", 2.0);
+        setup.wait(server.addr, "up", "ok");
+        server.sql(&format!("alter role {user} password 'else'"));
+        let saw = setup.wait(server.addr, "down", "auth");
+        assert!(saw.contains("password authentication failed"), "{saw}");
+
+        let config = setup.tembuku.dir.file("tembuku.toml");
+        let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
+        let mut said = vec![
+            setup.tembuku.proc.stderr(),
+            setup.tembuku.proc.stdout(),
+            text(&dump),
+        ];
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
+            said.push(setup.tembuku.get(path).body);
+        }
+        assert!(
+            said[0].contains("\"checked\""),
+            "the log of every check was looked at"
+        );
+        assert!(said[2].contains("password_file"), "{}", said[2]);
+        for text in said {
+            assert!(
+                !text.contains(SECRET) && !text.contains(OTHER),
+                "a password in: {text}"
+            );
+        }
     }
 }

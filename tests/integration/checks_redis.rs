@@ -457,3 +457,78 @@ fn a_close_that_has_begun_is_not_put_off() {
             n == 1.0
         });
 }
+
+/// A replica that hears nothing from its primary is left out, and so is one that knows that it is cut off.
+#[test]
+fn a_replica_without_its_primary_is_lagging() {
+    let mut primary = Redis::start_with(ports::free_addr(), &["--repl-ping-replica-period", "1"]);
+    let replica = Redis::start(ports::free_addr());
+    replicate(&replica, &primary);
+    wait_until("the replica is in step", secs(30), || {
+        info(replica.addr, "replication").contains("master_link_status:up")
+    });
+    let setup = setup(
+        &[&replica],
+        "",
+        "role = \"replica\"\nmax_lag = \"5s\"\nfall = 2",
+    );
+    setup.wait_state(&replica, "up");
+    let last = |key: &str| setup.status(&replica)["last_check"][key].clone();
+    assert!(last("lag_seconds").as_f64().is_some_and(|lag| lag <= 5.0));
+    primary.proc.signal(Signal::STOP);
+    let stopped = Instant::now();
+    wait_until("it lags", secs(30), || {
+        last("result") == "lagging" && setup.status(&replica)["available"] == false
+    });
+    println!(
+        "lagging {:?} after the primary was stopped",
+        stopped.elapsed()
+    );
+    let saw = last("transcript");
+    assert!(
+        saw.as_str()
+            .unwrap()
+            .ends_with(" s since it heard from its primary"),
+        "{saw}"
+    );
+    let backend = replica.addr.to_string();
+    let labels = [("backend", backend.as_str())];
+    assert!(
+        setup
+            .tembuku
+            .metric("backend_replication_lag_seconds", &labels)
+            > 5.0
+    );
+    primary.proc.signal(Signal::CONT);
+    setup.wait_state(&replica, "up");
+    primary.proc.kill();
+    wait_until("it is cut off", secs(30), || {
+        last("transcript") == "PING: PONG, ROLE: slave, cut off from its primary"
+    });
+    wait_until("it is left out", secs(30), || {
+        setup.status(&replica)["available"] == false
+    });
+    assert_eq!(last("lag_seconds"), serde_json::Value::Null);
+    assert!(
+        setup
+            .tembuku
+            .metric("backend_replication_lag_seconds", &labels)
+            .is_nan()
+    );
+}
+
+#[test]
+fn an_old_version_is_refused() {
+    let server = Redis::start(ports::free_addr());
+    setup(&[&server], "", "min_version = \"6.2\"").wait_state(&server, "up");
+    let setup = setup(&[&server], "", "min_version = \"99.1\"");
+    setup.wait_state(&server, "down");
+    let last = &setup.status(&server)["last_check"];
+    assert_eq!(last["result"], "unexpected");
+    let saw = last["transcript"].as_str().unwrap();
+    assert!(
+        saw.starts_with("PING: PONG, ROLE: master, version ")
+            && saw.ends_with(" is older than 99.1.0"),
+        "{saw}"
+    );
+}

@@ -28,6 +28,7 @@ mod checks_primaries;
 mod checks_redis;
 mod checks_sentinel;
 mod checks_sessions;
+mod checks_tls;
 mod control;
 mod demo;
 mod events_nginx;

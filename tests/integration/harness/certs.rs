@@ -42,7 +42,33 @@ impl Authority {
 
     /// For these names, as in "DNS:db.example,IP:127.0.0.1"; valid for so many days from now.
     #[track_caller]
-    pub(crate) fn issue(&self, name: &str, names: &str, days: i32) -> Certificate {
+    pub(crate) fn issue(&self, name: &str, names: &str, days: u32) -> Certificate {
+        self.sign(
+            name,
+            names,
+            &format!("openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days {days}"),
+        )
+    }
+
+    /// One that was valid once.
+    #[track_caller]
+    pub(crate) fn issue_expired(&self, name: &str, names: &str) -> Certificate {
+        self.dir.write("index.txt", "");
+        self.dir.write(
+            "ca.cnf",
+            "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n\
+             rand_serial=yes\n[any]\ncommonName=supplied\n",
+        );
+        self.sign(
+            name,
+            names,
+            "openssl ca -batch -notext -config ca.cnf -cert ca.pem -keyfile ca.key \
+             -startdate 20200101000000Z -enddate 20200201000000Z",
+        )
+    }
+
+    #[track_caller]
+    fn sign(&self, name: &str, names: &str, by: &str) -> Certificate {
         let mut ask = command(&format!(
             "openssl req {KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr"
         ));
@@ -51,8 +77,7 @@ impl Authority {
         self.dir
             .write("extensions", &format!("subjectAltName={names}\n"));
         let mut sign = command(&format!(
-            "openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} \
-             -extfile extensions -out {name}.pem"
+            "{by} -in {name}.csr -extfile extensions -out {name}.pem"
         ));
         sign.current_dir(self.dir.path());
         proc::run_ok(secs(20), sign);

@@ -1,0 +1,164 @@
+//! Checks inside TLS, of servers that begin with it: whom they trust, and what is said about those that they do not.
+
+use crate::harness::{
+    certs::{Authority, Certificate},
+    poll, ports,
+    programs::{Nginx, Redis, http_block},
+    secs,
+    tembuku::Tembuku,
+};
+use std::net::SocketAddr;
+
+/// The state, the result and what the check saw, when the first check has ended.
+#[track_caller]
+fn verdict(addr: SocketAddr, check: &str) -> [String; 3] {
+    let timeout = match check.contains("timeout") {
+        true => "",
+        false => "timeout = \"10s\"\n",
+    };
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{addr}\"]\n\
+         [upstreams.u.check]\ninterval = \"500ms\"\n{timeout}{check}\n"
+    ));
+    let found = poll(secs(20), || {
+        let status: serde_json::Value =
+            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let backend = &status["upstreams"][0]["backends"][0];
+        let last = &backend["last_check"];
+        let words = [&backend["state"], &last["result"], &last["transcript"]];
+        last.is_object()
+            .then(|| words.map(|word| word.as_str().unwrap().to_owned()))
+    });
+    found.unwrap_or_else(|| panic!("no check has ended: {check}"))
+}
+
+struct Names {
+    authority: Authority,
+    other: Authority,
+}
+
+impl Names {
+    fn new() -> Names {
+        let (authority, other) = (Authority::new("one"), Authority::new("other"));
+        Names { authority, other }
+    }
+
+    /// What checks of a server say whose certificate is for db.example and 127.0.0.1.
+    #[track_caller]
+    fn assert_judged(&self, addr: SocketAddr, check: &str) {
+        let verify =
+            |by: &Authority| format!("tls = \"verify\"\ntls_ca = \"{}\"", by.file().display());
+        let own = verify(&self.authority);
+        for (keys, expected) in [
+            ("tls = \"require\"".to_owned(), None),
+            // By its address, which stands in the certificate.
+            (own.clone(), None),
+            (format!("{own}\ntls_name = \"db.example\""), None),
+            (
+                format!("{own}\ntls_name = \"db2.example\""),
+                Some("not valid for name \"db2.example\""),
+            ),
+            (verify(&self.other), Some("UnknownIssuer")),
+        ] {
+            let [state, result, saw] = verdict(addr, &format!("{check}\n{keys}"));
+            match expected {
+                None => assert_eq!([&*state, &*result], ["up", "ok"], "{keys}: {saw}"),
+                Some(part) => {
+                    assert_eq!([&*state, &*result], ["down", "tls"], "{keys}: {saw}");
+                    assert!(
+                        saw.starts_with("beginning TLS: ") && saw.contains(part),
+                        "{saw}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Its plain port is only asked by the test, whether it is ready.
+fn redis(Certificate { certificate, key }: &Certificate, words: &[&str]) -> (Redis, SocketAddr) {
+    let encrypted = ports::free_addr();
+    let (port, certificate, key) = (
+        encrypted.port().to_string(),
+        certificate.to_str().unwrap(),
+        key.to_str().unwrap(),
+    );
+    let mut all = vec![
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        certificate,
+        "--tls-key-file",
+        key,
+    ];
+    all.extend([
+        "--tls-ca-cert-file",
+        certificate,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    all.extend(words);
+    (Redis::start_with(ports::free_addr(), &all), encrypted)
+}
+
+const REDIS: &str = "kind = \"redis\"\nrole = \"primary\"";
+
+#[test]
+fn redis_inside_tls() {
+    let names = Names::new();
+    let both = "DNS:db.example,IP:127.0.0.1";
+    let certificate = names.authority.issue("db.example", both, 2);
+    let (server, encrypted) = redis(&certificate, &[]);
+    names.assert_judged(encrypted, REDIS);
+    // Without TLS it waits for the end of a line that does not come.
+    let check = format!("{REDIS}\ntls = \"require\"\ntimeout = \"1s\"");
+    let [state, result, saw] = verdict(server.addr, &check);
+    assert_eq!([&*state, &*result], ["down", "timeout"], "{saw}");
+    assert_eq!(saw, "beginning TLS: no answer within 1s");
+    let [state, result, saw] = verdict(encrypted, REDIS);
+    assert_eq!(state, "down", "{saw}");
+    assert!(
+        ["closed", "reset", "protocol"].contains(&&*result),
+        "{result}: {saw}"
+    );
+
+    let (_old, old) = redis(&certificate, &["--tls-protocols", "TLSv1.2"]);
+    let [state, _, saw] = verdict(old, &format!("{REDIS}\ntls = \"require\""));
+    assert_eq!((&*state, &*saw), ("up", "PING: PONG, ROLE: master"));
+
+    let expired = names.authority.issue_expired("db.example", both);
+    let (_late, late) = redis(&expired, &[]);
+    let keys = format!(
+        "{REDIS}\ntls = \"verify\"\ntls_ca = \"{}\"",
+        names.authority.file().display()
+    );
+    let [state, result, saw] = verdict(late, &keys);
+    assert_eq!([&*state, &*result], ["down", "tls"], "{saw}");
+    assert!(saw.contains("expired"), "{saw}");
+    // Whoever the server is.
+    let [state, ..] = verdict(late, &format!("{REDIS}\ntls = \"require\""));
+    assert_eq!(state, "up");
+}
+
+#[test]
+fn http_inside_tls() {
+    let names = Names::new();
+    let Certificate { certificate, key } =
+        names
+            .authority
+            .issue("db.example", "DNS:db.example,IP:127.0.0.1", 2);
+    for protocols in ["TLSv1.2", "TLSv1.3"] {
+        let addr = ports::free_addr();
+        let _nginx = Nginx::start(
+            addr,
+            &http_block(&format!(
+                "server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_certificate {}; ssl_certificate_key {}; \
+                 location / {{ return 200; }} }}",
+                certificate.display(),
+                key.display()
+            )),
+        );
+        names.assert_judged(addr, "kind = \"http\"");
+    }
+}
