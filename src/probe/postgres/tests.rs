@@ -456,7 +456,7 @@ fn without_a_user_it_is_only_asked_whether_it_speaks_tls() {
         let Turn::Answer(answer) = last else {
             panic!("{last:?}")
         };
-        assert_eq!(said, [request.clone()]);
+        assert_eq!(said, std::slice::from_ref(&request));
         assert_eq!(answer.result, result, "{letter}");
         assert!(answer.goodbye.is_empty());
     }
