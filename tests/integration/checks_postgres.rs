@@ -103,7 +103,8 @@ fn start(settings: &[String], rules: &str) -> Postgres {
 #[test]
 fn every_way_of_logging_in() {
     let (authority, settings) = with_tls();
-    let rules = "host all trusted,many 127.0.0.1/32 trust\n\
+    let rules = "local all plain password\n\
+        host all trusted,many 127.0.0.1/32 trust\n\
         host all md5 127.0.0.1/32 md5\n\
         host all scram 127.0.0.1/32 scram-sha-256\n\
         host all plain 127.0.0.1/32 password\n\
@@ -144,6 +145,8 @@ fn every_way_of_logging_in() {
     let fails =
         |user: &str| format!("FATAL 28P01: password authentication failed for user \"{user}\"");
     let (md5_fails, scram_fails, tls_fails) = (fails("md5"), fails("scram"), fails("tls"));
+    let plain_fails = fails("plain");
+    let unix = format!("address = \"unix:{}\"", server.socket().display());
     for (user, keys, (result, saw)) in [
         ("trusted", vec![], primary),
         ("trusted", vec![tls], primary),
@@ -165,6 +168,9 @@ fn every_way_of_logging_in() {
             ("auth", "it asks for a password, and none is configured"),
         ),
         ("plain", vec![&*right, tls], primary),
+        // What does not leave the machine cannot be listened in to.
+        ("plain", vec![&*right, &*unix], primary),
+        ("plain", vec![&*wrong, &*unix], ("auth", &*plain_fails)),
         (
             "plain",
             vec![&*right],

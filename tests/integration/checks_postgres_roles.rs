@@ -188,3 +188,20 @@ fn a_replica_that_receives_nothing_is_not_in_step() {
         serde_json::Value::Null
     );
 }
+
+/// A server that takes no sessions yet lives, and nobody is to be sent there.
+#[test]
+fn a_server_that_is_not_ready_is_loading() {
+    let primary = primary();
+    let replica = Postgres::replica_of(&primary, &["hot_standby=off"]);
+    let asks = setup(
+        &[replica.addr],
+        "",
+        &format!("role = \"replica\"\n{MONITOR}"),
+    );
+    let saw = asks.wait(replica.addr, "down", "loading");
+    assert!(saw.starts_with("FATAL 57P03: "), "{saw}");
+    // Whoever only looks in does not get to hear that.
+    let looks = setup(&[replica.addr], "", "");
+    assert_eq!(looks.wait(replica.addr, "up", "ok"), "it answers");
+}
