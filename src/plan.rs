@@ -336,6 +336,7 @@ impl CheckKind {
     /// Whether it finds out who is too far behind.
     pub fn limits_lag(&self) -> bool {
         match self {
+            Self::Redis { max_lag, .. } => max_lag.is_some(),
             Self::Postgres { limit, .. } => *limit != LagLimit::default(),
             _ => false,
         }

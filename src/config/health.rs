@@ -61,7 +61,7 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
             upstream,
             "on_lag",
             "where the check has no limit for it",
-            "leave it out",
+            "add `max_lag` to a check of kind \"redis\" or \"postgres\", or leave it out",
         );
     }
     let interval = section.duration("interval", INTERVAL, not_too_short);

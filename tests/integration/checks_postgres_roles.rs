@@ -113,6 +113,62 @@ fn the_primary_is_another_after_a_promotion() {
     }
 }
 
+/// The worst that can happen: a replica is promoted, and nobody tells the old primary, which goes on taking writes. What it
+/// takes is lost, so its sessions have to end at once, and none may come.
+#[test]
+fn an_old_primary_that_lives_on_is_left() {
+    let old = primary();
+    let new = Postgres::replica_of(&old, &[]);
+    let check = format!("role = \"primary\"\n{MONITOR}\ntimeout = \"400ms\"");
+    let setup = setup(&[old.addr, new.addr], "", &check);
+    setup.wait(old.addr, "up", "ok");
+    setup.wait(new.addr, "wrong_role", "wrong_role");
+    let dir = TempDir::new();
+    let mut pgbench = load(setup.front, &dir);
+    wait_until("there is load", secs(20), || rows(&old) > 200);
+
+    new.promote();
+    let promoted = Instant::now();
+    assert!(
+        pgbench.wait(secs(20)).is_some(),
+        "sessions stay on the old primary"
+    );
+    let closed = promoted.elapsed();
+    println!("the last session on the old primary ended {closed:?} after the promotion");
+    assert!(
+        closed < secs(3),
+        "within 500 ms + 100 ms where nothing else runs: {closed:?}"
+    );
+    // The server ends what it has begun before it notices.
+    wait_until("the old primary has noticed", secs(20), || {
+        old.sql("select count(*) from pg_stat_activity where application_name = 'pgbench'") == "0"
+    });
+    let left = rows(&old);
+    assert_eq!(setup.wait(new.addr, "up", "ok"), "primary, timeline 2");
+    let saw = setup.wait(old.addr, "wrong_role", "ok");
+    assert_eq!(saw, "primary, timeline 1");
+    let status = setup.status(old.addr);
+    let why = status["why"].as_str().unwrap();
+    assert!(why.ends_with("(timeline 2 > 1)"), "{why}");
+    let labels = [("reason", "role_lost")];
+    let ended = setup.tembuku.metric("sessions_closed_total", &labels);
+    assert_eq!(ended, 8.0);
+
+    // Nothing is written there any more, for as long as both claim to be the primary.
+    let before = rows(&new);
+    for _ in 0..3 {
+        let mut pgbench = postgres_client("pgbench", setup.front);
+        pgbench
+            .args("-n -C -c 4 -t 10 -f".split(' '))
+            .arg(dir.file("insert.sql"));
+        let said = proc::run_ok(secs(60), pgbench);
+        assert!(said.contains("actually processed: 40/40"), "{said}");
+    }
+    setup.wait_for_more(old.addr, "ok", 3.0);
+    assert_eq!(rows(&new), before + 120);
+    assert_eq!(rows(&old), left);
+}
+
 /// Readers leave a replica that does not replay what it gets, and come back.
 #[test]
 fn a_replica_that_does_not_replay_is_lagging() {
@@ -130,7 +186,7 @@ fn a_replica_that_does_not_replay_is_lagging() {
         replica.sql("select pg_wal_replay_pause()");
         let paused = Instant::now();
         primary.sql("insert into marks (who) select repeat(md5(i::text), 4) from generate_series(1, 2000) i");
-        let saw = setup.wait(replica.addr, "down", "lagging");
+        let saw = setup.wait(replica.addr, "lagging", "lagging");
         println!(
             "{limit}: lagging {:?} after the pause: {saw}",
             paused.elapsed()
@@ -174,12 +230,12 @@ fn a_replica_that_receives_nothing_is_not_in_step() {
         setup.wait(replica.addr, "up", "ok");
     }
     primary.end(Signal::INT);
-    let saw = time.wait(replica.addr, "down", "lagging");
+    let saw = time.wait(replica.addr, "lagging", "lagging");
     assert!(
         saw.starts_with("replica, receives nothing, its last transaction is "),
         "{saw}"
     );
-    bytes.wait(replica.addr, "down", "lagging");
+    bytes.wait(replica.addr, "lagging", "lagging");
     // Who has set no limit is content with what there is.
     none.wait_for_more(replica.addr, "ok", 2.0);
     none.wait(replica.addr, "up", "ok");
