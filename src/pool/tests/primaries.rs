@@ -26,6 +26,8 @@ impl Scene {
             role: Some(Role::Primary),
             user: None,
             password: None,
+            max_lag: None,
+            min_version: None,
         };
         let check = Check {
             stale_after: Some(Duration::from_secs(STALE)),
@@ -313,6 +315,8 @@ fn supposed_primaries_are_not_all_used_at_once() {
         role: Some(Role::Primary),
         user: None,
         password: None,
+        max_lag: None,
+        min_version: None,
     };
     let check = Check {
         start_up: true,
