@@ -20,6 +20,7 @@ mod health_bytes;
 mod health_dump;
 mod health_guards;
 mod health_kind;
+mod health_mysql;
 mod health_tls;
 mod host;
 mod keys;

@@ -249,6 +249,14 @@ pub enum CheckKind {
         user: Option<String>,
         password: Option<PasswordFrom>,
     },
+    Mysql {
+        /// `None`: any.
+        role: Option<Role>,
+        user: String,
+        password: Option<PasswordFrom>,
+        /// A replica may be so far behind; `None`: as far as it will.
+        max_lag: Option<Duration>,
+    },
 }
 
 impl CheckKind {
@@ -259,30 +267,45 @@ impl CheckKind {
             Self::SendExpect { .. } => "send_expect",
             Self::Http { .. } => "http",
             Self::Redis { .. } => "redis",
+            Self::Mysql { .. } => "mysql",
         }
     }
 
     /// Whether it knows how to be encrypted.
     pub fn speaks_tls(&self) -> bool {
-        matches!(self, Self::Http { .. } | Self::Redis { .. })
+        matches!(
+            self,
+            Self::Http { .. } | Self::Redis { .. } | Self::Mysql { .. }
+        )
     }
 
     pub fn password(&self) -> Option<&PasswordFrom> {
         match self {
-            Self::Redis { password, .. } => password.as_ref(),
+            Self::Redis { password, .. } | Self::Mysql { password, .. } => password.as_ref(),
             _ => None,
         }
     }
 
     /// Whether it finds out who is too far behind.
     pub fn limits_lag(&self) -> bool {
-        false
+        matches!(
+            self,
+            Self::Mysql {
+                max_lag: Some(_),
+                ..
+            }
+        )
+    }
+
+    /// Whether the answers tell a role, be one asked for or not.
+    pub fn tells_role(&self) -> bool {
+        matches!(self, Self::Redis { .. } | Self::Mysql { .. })
     }
 
     /// The role that is asked for.
     pub fn role(&self) -> Option<Role> {
         match self {
-            Self::Redis { role, .. } => *role,
+            Self::Redis { role, .. } | Self::Mysql { role, .. } => *role,
             _ => None,
         }
     }

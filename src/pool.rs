@@ -192,10 +192,7 @@ impl Pool {
         );
         Self {
             supposed,
-            hears_roles: matches!(
-                plan.check.as_ref().map(|c| &c.kind),
-                Some(plan::CheckKind::Redis { .. })
-            ),
+            hears_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
             name: Arc::clone(name),
             balance: plan.balance.clone(),
             configured,

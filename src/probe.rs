@@ -4,6 +4,7 @@
 mod expect;
 mod http;
 mod line;
+mod mysql;
 mod redis;
 mod resp;
 mod secret;
@@ -100,10 +101,6 @@ enum Turn {
         words: Vec<u8>,
     },
     /// So many bytes are dealt with, and whatever follows is said inside TLS.
-    #[expect(
-        dead_code,
-        reason = "the conversations that begin in the clear are still to come"
-    )]
     Encrypt {
         read: usize,
     },
@@ -114,6 +111,11 @@ enum Turn {
 trait Talk: Send {
     /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`: nothing more will come.
     fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn;
+
+    /// More than this is not read.
+    fn most(&self) -> usize {
+        MOST
+    }
 
     /// What has come, for the transcript, as far as it may be shown.
     fn show(&self, bytes: &[u8]) -> String {
@@ -150,6 +152,7 @@ enum Kind {
     Expect(expect::Talk),
     Http(http::Talk),
     Redis(redis::Talk),
+    Mysql(mysql::Asked),
 }
 
 /// What a check needs beside its configuration, loaded at the start.
@@ -207,6 +210,19 @@ impl Probe {
             CheckKind::Redis { role, user, .. } => {
                 Kind::Redis(redis::Talk::new(*role, user.clone(), secret))
             }
+            CheckKind::Mysql {
+                role,
+                user,
+                max_lag,
+                ..
+            } => Kind::Mysql(mysql::Asked {
+                role: *role,
+                max_lag: *max_lag,
+                user: user.clone(),
+                secret,
+                encrypted: encryption.is_some(),
+                local: matches!(place, Place::Unix(_)),
+            }),
         };
         let host = match (&check.at, &place) {
             (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
@@ -287,7 +303,7 @@ impl Probe {
         if self.kind.is_encrypted_from_the_start() {
             line = self.encrypt(line, course).await?;
         }
-        let (mut total, mut ended) = (0, false);
+        let (most, mut total, mut ended) = (talk.most(), 0, false);
         loop {
             let (read, words) = match talk.hear(&course.heard, ended) {
                 Turn::Answer(answer) => return Ok((answer, line)),
@@ -312,13 +328,13 @@ impl Probe {
                         let text = format!("it closed before it had answered{}", heard());
                         return Ok((Answer::new(CheckResult::Closed, text), line));
                     }
-                    if total == MOST {
-                        let text = format!("no end of the answer after {MOST} bytes{}", heard());
+                    if total == most {
+                        let text = format!("no end of the answer after {most} bytes{}", heard());
                         return Ok((Answer::new(CheckResult::Protocol, text), line));
                     }
                     let mut piece = [0; 1024];
-                    let most = piece.len().min(MOST - total);
-                    let n = read_some(&mut line, &mut piece[..most]).await?;
+                    let room = piece.len().min(most - total);
+                    let n = read_some(&mut line, &mut piece[..room]).await?;
                     course.heard.extend_from_slice(&piece[..n]);
                     total += n;
                     ended = n == 0;
@@ -408,6 +424,7 @@ impl Kind {
                 talk.say(&mut words);
                 once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
             }
+            Self::Mysql(asked) => Box::new(mysql::Talk::new(asked)),
         }
     }
 

@@ -151,6 +151,14 @@ fn the_reference_shows_the_defaults() {
         tls = "verify"
         tls_ca = "/etc/tembuku/ca.pem"
         tls_name = "redis.example.com"
+        [upstreams.readers]
+        backends = ["10.0.0.1:3306"]
+        [upstreams.readers.check]
+        kind = "mysql"
+        role = "replica"
+        user = "check"
+        password_file = "/etc/tembuku/mysql.password"
+        max_lag = "30s"
         [upstreams.mail]
         backends = ["10.0.0.1:25"]
         [upstreams.mail.check]

@@ -51,7 +51,7 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
             upstream,
             "on_role_lost",
             why,
-            "add role = \"primary\" to a check of kind \"redis\", or leave it out",
+            "add role = \"primary\" to a check of kind \"redis\" or \"mysql\", or leave it out",
         );
     }
     let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);

@@ -77,16 +77,32 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             if let Some(user) = user {
                 writeln!(out, "user = {}", quoted(user))?;
             }
-            match password {
+            write_password(password.as_ref(), out)
+        }
+        CheckKind::Mysql {
+            role,
+            user,
+            password,
+            max_lag,
+        } => {
+            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            writeln!(out, "user = {}", quoted(user))?;
+            write_password(password.as_ref(), out)?;
+            match max_lag {
+                Some(most) => writeln!(out, "max_lag = {}", time(*most)),
                 None => Ok(()),
-                Some(PasswordFrom::File(path)) => {
-                    writeln!(out, "password_file = {}", quoted(&path.to_string_lossy()))
-                }
-                Some(PasswordFrom::Variable(name)) => {
-                    writeln!(out, "password_env = {}", quoted(name))
-                }
             }
         }
+    }
+}
+
+fn write_password(from: Option<&PasswordFrom>, out: &mut String) -> fmt::Result {
+    match from {
+        None => Ok(()),
+        Some(PasswordFrom::File(path)) => {
+            writeln!(out, "password_file = {}", quoted(&path.to_string_lossy()))
+        }
+        Some(PasswordFrom::Variable(name)) => writeln!(out, "password_env = {}", quoted(name)),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     health_bytes::{one_of, quarrel, read_expect},
+    health_mysql as mysql,
     report::Fault,
     section::{Section, Text, Words},
     words::{list, shorten},
@@ -16,6 +17,7 @@ enum Kind {
     SendExpect,
     Http,
     Redis,
+    Mysql,
 }
 
 const KINDS: &Words<Kind> = &[
@@ -24,7 +26,7 @@ const KINDS: &Words<Kind> = &[
     ("http", Some(Kind::Http)),
     ("redis", Some(Kind::Redis)),
     ("postgres", None),
-    ("mysql", None),
+    ("mysql", Some(Kind::Mysql)),
     ("dns", None),
 ];
 
@@ -38,16 +40,17 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("path", &[Kind::Http]),
     ("host", &[Kind::Http]),
     ("status", &[Kind::Http]),
-    ("role", &[Kind::Redis]),
-    ("user", &[Kind::Redis]),
-    ("password_file", &[Kind::Redis]),
-    ("password_env", &[Kind::Redis]),
-    ("tls", &[Kind::Http, Kind::Redis]),
-    ("tls_ca", &[Kind::Http, Kind::Redis]),
-    ("tls_name", &[Kind::Http, Kind::Redis]),
+    ("role", &[Kind::Redis, Kind::Mysql]),
+    ("user", &[Kind::Redis, Kind::Mysql]),
+    ("password_file", &[Kind::Redis, Kind::Mysql]),
+    ("password_env", &[Kind::Redis, Kind::Mysql]),
+    ("max_lag", &[Kind::Mysql]),
+    ("tls", &[Kind::Http, Kind::Redis, Kind::Mysql]),
+    ("tls_ca", &[Kind::Http, Kind::Redis, Kind::Mysql]),
+    ("tls_name", &[Kind::Http, Kind::Redis, Kind::Mysql]),
 ];
 
-const ROLES: &Words<Option<Role>> = &[
+pub(super) const ROLES: &Words<Option<Role>> = &[
     ("any", Some(None)),
     ("primary", Some(Some(Role::Primary))),
     ("replica", Some(Some(Role::Replica))),
@@ -93,6 +96,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
             status: read_status(section),
         },
         Kind::Redis => read_redis(section),
+        Kind::Mysql => mysql::read(section),
     })
 }
 
@@ -172,10 +176,10 @@ pub(super) fn absolute(section: &Section<'_>, key: &str, hint: &str) -> Option<P
     Some(text.into())
 }
 
-fn read_redis(section: &Section<'_>) -> CheckKind {
+pub(super) fn read_password(section: &Section<'_>) -> Option<PasswordFrom> {
     quarrel(section, &["password_file", "password_env"]);
     let hint = "a file that holds the password alone, as in \"/etc/tembuku/redis.password\"";
-    let password = if let Some(path) = absolute(section, "password_file", hint) {
+    if let Some(path) = absolute(section, "password_file", hint) {
         Some(PasswordFrom::File(path))
     } else if let Some(Text { text, span }) = section.text("password_env") {
         if text.is_empty() || text.contains(['=', '\0']) {
@@ -188,7 +192,11 @@ fn read_redis(section: &Section<'_>) -> CheckKind {
         Some(PasswordFrom::Variable(text.to_owned()))
     } else {
         None
-    };
+    }
+}
+
+fn read_redis(section: &Section<'_>) -> CheckKind {
+    let password = read_password(section);
     let user = section.text("user");
     if let (Some(Text { span, .. }), None) = (&user, &password) {
         section.report.add(

@@ -144,6 +144,7 @@ pub(super) static CHECK: Keys = Keys {
         "user",
         "password_file",
         "password_env",
+        "max_lag",
         "tls",
         "tls_ca",
         "tls_name",

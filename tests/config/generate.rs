@@ -153,7 +153,20 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
         unix().prop_map(|path| PasswordFrom::File(path.into())),
         "[A-Z_]{1,9}".prop_map(PasswordFrom::Variable)
     ];
-    let known = option::of((option::of("\\PC{0,9}"), password));
+    let known = option::of((option::of("\\PC{0,9}"), password.clone()));
+    let mysql = (
+        role.clone(),
+        "\\PC{1,9}",
+        option::of(password),
+        option::of(long()),
+    )
+        .prop_map(|(role, user, password, max_lag)| CheckKind::Mysql {
+            role,
+            user,
+            password,
+            // A primary is behind nobody.
+            max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
+        });
     let redis = (role, known).prop_map(|(role, known)| {
         let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
         CheckKind::Redis {
@@ -162,7 +175,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
             password,
         }
     });
-    prop_oneof![Just(CheckKind::Tcp), talk, http, redis]
+    prop_oneof![Just(CheckKind::Tcp), talk, http, redis, mysql]
 }
 
 fn tls() -> impl Strategy<Value = Tls> {
@@ -573,7 +586,7 @@ proptest! {
         for (kind, key) in [
             ("tcp", "address"), ("tcp", "start"), ("http", "path"), ("http", "host"), ("http", "status"), ("redis", "role"),
             ("redis", "password_file"), ("redis", "password_env"), ("send_expect", "send_hex"), ("send_expect", "expect"),
-            ("send_expect", "expect_regex"),
+            ("send_expect", "expect_regex"), ("mysql", "user"), ("mysql", "max_lag"),
         ] {
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\non_down = {quoted}\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
