@@ -22,6 +22,8 @@ mod check;
 mod checks_anyway;
 mod checks_auth;
 mod checks_kinds;
+mod checks_mysql;
+mod checks_mysql_logins;
 mod checks_primaries;
 mod checks_redis;
 mod checks_sentinel;

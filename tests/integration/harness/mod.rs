@@ -1,7 +1,10 @@
 //! What the tests share: programs that are started and certainly ended, ports, sockets with odd options, metrics.
 
+pub(crate) mod certs;
 pub(crate) mod http;
+pub(crate) mod mariadb;
 pub(crate) mod metrics;
+pub(crate) mod mysql;
 pub(crate) mod net;
 pub(crate) mod pair;
 pub(crate) mod ports;
