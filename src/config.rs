@@ -17,6 +17,7 @@ mod flags;
 mod hash_key;
 mod health;
 mod health_bytes;
+mod health_dns;
 mod health_dump;
 mod health_guards;
 mod health_kind;

@@ -257,6 +257,62 @@ pub enum CheckKind {
         /// A replica may be so far behind; `None`: as far as it will.
         max_lag: Option<Duration>,
     },
+    /// Over UDP.
+    Dns {
+        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the root.
+        query: String,
+        query_type: DnsType,
+        /// What is well; at least one.
+        rcode: Vec<Rcode>,
+    },
+}
+
+/// Declares what the DNS has a word and a number for.
+macro_rules! dns_words {
+    ($(#[$doc:meta])* $name:ident: $number:ty { $($variant:ident = $word:literal $value:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($variant,)* }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            pub fn number(self) -> $number {
+                match self { $(Self::$variant => $value,)* }
+            }
+        }
+    };
+}
+
+dns_words! {
+    /// What is asked for.
+    DnsType: u16 {
+        A = "A" 1,
+        Ns = "NS" 2,
+        Cname = "CNAME" 5,
+        Soa = "SOA" 6,
+        Ptr = "PTR" 12,
+        Mx = "MX" 15,
+        Txt = "TXT" 16,
+        Aaaa = "AAAA" 28,
+        Srv = "SRV" 33,
+    }
+}
+
+dns_words! {
+    /// What came of a question.
+    Rcode: u8 {
+        NoError = "NOERROR" 0,
+        FormErr = "FORMERR" 1,
+        ServFail = "SERVFAIL" 2,
+        NxDomain = "NXDOMAIN" 3,
+        NotImp = "NOTIMP" 4,
+        Refused = "REFUSED" 5,
+    }
 }
 
 impl CheckKind {
@@ -268,6 +324,7 @@ impl CheckKind {
             Self::Http { .. } => "http",
             Self::Redis { .. } => "redis",
             Self::Mysql { .. } => "mysql",
+            Self::Dns { .. } => "dns",
         }
     }
 

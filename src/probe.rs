@@ -1,6 +1,8 @@
 //! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made of the bytes that come
 //! back; pure, and told by a file below. Connecting, waiting, the limits and taking leave are here, once.
 
+mod datagram;
+mod dns;
 mod expect;
 mod http;
 mod line;
@@ -153,6 +155,7 @@ enum Kind {
     Http(http::Talk),
     Redis(redis::Talk),
     Mysql(mysql::Asked),
+    Dns(dns::Talk),
 }
 
 /// What a check needs beside its configuration, loaded at the start.
@@ -223,6 +226,11 @@ impl Probe {
                 encrypted: encryption.is_some(),
                 local: matches!(place, Place::Unix(_)),
             }),
+            CheckKind::Dns {
+                query,
+                query_type,
+                rcode,
+            } => Kind::Dns(dns::Talk::new(query, *query_type, rcode)),
         };
         let host = match (&check.at, &place) {
             (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
@@ -246,7 +254,14 @@ impl Probe {
     }
 
     /// One check, under one deadline from the connect to the answer. Whoever has answered is still to be taken leave of.
-    pub async fn ask(&self) -> (Report, Option<Farewell>) {
+    /// `chance` is for what must not be guessed.
+    pub async fn ask(&self, chance: u64) -> (Report, Option<Farewell>) {
+        if let Kind::Dns(talk) = &self.kind {
+            // Its upper bits, which are as good as any.
+            let id = (chance >> 48) as u16;
+            let report = datagram::ask(talk, &self.place, id, self.timeout).await;
+            return (report, None);
+        }
         let began = Instant::now();
         let mut talk = self.kind.talk();
         let mut course = Course {
@@ -425,6 +440,8 @@ impl Kind {
                 once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
             }
             Self::Mysql(asked) => Box::new(mysql::Talk::new(asked)),
+            // Asked for in datagrams, by `ask`.
+            Self::Dns(_) => once(words, false, |_, _| None),
         }
     }
 

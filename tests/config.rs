@@ -159,6 +159,10 @@ fn the_reference_shows_the_defaults() {
         user = "check"
         password_file = "/etc/tembuku/mysql.password"
         max_lag = "30s"
+        [upstreams.names]
+        backends = ["10.0.0.1:53"]
+        [upstreams.names.check]
+        kind = "dns"
         [upstreams.mail]
         backends = ["10.0.0.1:25"]
         [upstreams.mail.check]

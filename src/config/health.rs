@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    address, health_guards as guards, health_kind as kind, health_tls as tls,
+    address, health_dns as dns, health_guards as guards, health_kind as kind, health_tls as tls,
     keys::{CHECK, ON_LEAVE},
     listener::above_zero,
     report::Fault,
@@ -130,6 +130,10 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
             "mark one with `backup = true`, or leave it out",
         );
     }
+    dns::fits(upstream, section);
+    let Some(check) = &upstream.check else {
+        return;
+    };
     let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
     if matches!(check.at, CheckAt::Port(_))
         && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))

@@ -93,6 +93,16 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
                 None => Ok(()),
             }
         }
+        CheckKind::Dns {
+            query,
+            query_type,
+            rcode,
+        } => {
+            writeln!(out, "query = {}", quoted(query))?;
+            writeln!(out, "query_type = {}", quoted(query_type.word()))?;
+            let words = rcode.iter().map(|rcode| quoted(rcode.word()));
+            writeln!(out, "rcode = [{}]", words.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     health_bytes::{one_of, quarrel, read_expect},
-    health_mysql as mysql,
+    health_dns as dns, health_mysql as mysql,
     report::Fault,
     section::{Section, Text, Words},
     words::{list, shorten},
@@ -18,6 +18,7 @@ enum Kind {
     Http,
     Redis,
     Mysql,
+    Dns,
 }
 
 const KINDS: &Words<Kind> = &[
@@ -27,7 +28,7 @@ const KINDS: &Words<Kind> = &[
     ("redis", Some(Kind::Redis)),
     ("postgres", None),
     ("mysql", Some(Kind::Mysql)),
-    ("dns", None),
+    ("dns", Some(Kind::Dns)),
 ];
 
 /// Keys that mean something to some kinds only.
@@ -45,6 +46,9 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("password_file", &[Kind::Redis, Kind::Mysql]),
     ("password_env", &[Kind::Redis, Kind::Mysql]),
     ("max_lag", &[Kind::Mysql]),
+    ("query", &[Kind::Dns]),
+    ("query_type", &[Kind::Dns]),
+    ("rcode", &[Kind::Dns]),
     ("tls", &[Kind::Http, Kind::Redis, Kind::Mysql]),
     ("tls_ca", &[Kind::Http, Kind::Redis, Kind::Mysql]),
     ("tls_name", &[Kind::Http, Kind::Redis, Kind::Mysql]),
@@ -97,6 +101,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
         },
         Kind::Redis => read_redis(section),
         Kind::Mysql => mysql::read(section),
+        Kind::Dns => dns::read(section),
     })
 }
 

@@ -194,7 +194,7 @@ impl One {
             // Before the check, so that nobody who hurries meanwhile is missed.
             let hurried = checks.hurry.notified();
             let began = Instant::now();
-            let (report, farewell) = probe.ask().await;
+            let (report, farewell) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
                 // The operator was quicker, and this task is about to be ended.
                 return;

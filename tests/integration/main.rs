@@ -21,6 +21,7 @@ mod bulk;
 mod check;
 mod checks_anyway;
 mod checks_auth;
+mod checks_dns;
 mod checks_kinds;
 mod checks_mysql;
 mod checks_mysql_logins;
