@@ -90,20 +90,19 @@ impl Setup {
         );
     }
 
-    fn checks(&self, result: &str) -> f64 {
-        self.tembuku
-            .metric("check_results_total", &[("result", result)])
-    }
-
     /// So many more checks with this result, and none with another.
     #[track_caller]
     fn wait_checks(&self, result: &str, more: f64) {
-        let others = || self.tembuku.metric("check_results_total", &[]) - self.checks(result);
-        let (before, others_before) = (self.checks(result), others());
+        let counts = || {
+            let metrics = self.tembuku.metrics();
+            let good = metrics.sum("check_results_total", &[("result", result)]);
+            (good, metrics.sum("check_results_total", &[]) - good)
+        };
+        let (before, others) = counts();
         wait_until(&format!("{more} more checks: {result}"), secs(20), || {
-            self.checks(result) >= before + more
+            counts().0 >= before + more
         });
-        assert_eq!(others(), others_before);
+        assert_eq!(counts().1, others);
     }
 }
 

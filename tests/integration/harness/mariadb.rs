@@ -32,7 +32,11 @@ impl MariaDb {
         let mut install = command(
             "mariadb-install-db --no-defaults --force --user=root --auth-root-authentication-method=normal --skip-test-db",
         );
+        // A server that starts tidies up the place where others, too, would have their temporary tables.
+        std::fs::create_dir(dir.file("tmp")).unwrap();
+        let tmp = format!("--tmpdir={}", dir.file("tmp").display());
         install.arg(format!("--datadir={}", dir.file("data").display()));
+        install.arg(&tmp);
         install.args(small.clone());
         proc::run_ok(secs(60), install);
         let mut server = command("mariadbd --no-defaults --user=root --skip-log-bin");
@@ -43,7 +47,7 @@ impl MariaDb {
             format!("--bind-address={}", addr.ip()),
             format!("--port={}", addr.port()),
         ]);
-        server.args(words);
+        server.arg(tmp).args(words);
         let proc = Proc::start("mariadbd", dir.path(), server);
         let mut server = MariaDb { proc, addr, dir };
         let socket = server.socket();
