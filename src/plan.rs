@@ -259,6 +259,70 @@ pub enum CheckKind {
         login: Option<Login>,
         limit: LagLimit,
     },
+    Mysql {
+        /// `None`: any.
+        role: Option<Role>,
+        user: String,
+        password: Option<PasswordFrom>,
+        /// A replica may be so far behind; `None`: as far as it will.
+        max_lag: Option<Duration>,
+    },
+    /// Over UDP.
+    Dns {
+        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the root.
+        query: String,
+        query_type: DnsType,
+        /// What is well; at least one.
+        rcode: Vec<Rcode>,
+    },
+}
+
+/// Declares what the DNS has a word and a number for.
+macro_rules! dns_words {
+    ($(#[$doc:meta])* $name:ident: $number:ty { $($variant:ident = $word:literal $value:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($variant,)* }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            pub fn number(self) -> $number {
+                match self { $(Self::$variant => $value,)* }
+            }
+        }
+    };
+}
+
+dns_words! {
+    /// What is asked for.
+    DnsType: u16 {
+        A = "A" 1,
+        Ns = "NS" 2,
+        Cname = "CNAME" 5,
+        Soa = "SOA" 6,
+        Ptr = "PTR" 12,
+        Mx = "MX" 15,
+        Txt = "TXT" 16,
+        Aaaa = "AAAA" 28,
+        Srv = "SRV" 33,
+    }
+}
+
+dns_words! {
+    /// What came of a question.
+    Rcode: u8 {
+        NoError = "NOERROR" 0,
+        FormErr = "FORMERR" 1,
+        ServFail = "SERVFAIL" 2,
+        NxDomain = "NXDOMAIN" 3,
+        NotImp = "NOTIMP" 4,
+        Refused = "REFUSED" 5,
+    }
 }
 
 /// As whom a check asks.
@@ -314,6 +378,8 @@ impl CheckKind {
             Self::Http { .. } => "http",
             Self::Redis { .. } => "redis",
             Self::Postgres { .. } => "postgres",
+            Self::Mysql { .. } => "mysql",
+            Self::Dns { .. } => "dns",
         }
     }
 
@@ -321,13 +387,13 @@ impl CheckKind {
     pub fn speaks_tls(&self) -> bool {
         matches!(
             self,
-            Self::Http { .. } | Self::Redis { .. } | Self::Postgres { .. }
+            Self::Http { .. } | Self::Redis { .. } | Self::Postgres { .. } | Self::Mysql { .. }
         )
     }
 
     pub fn password(&self) -> Option<&PasswordFrom> {
         match self {
-            Self::Redis { password, .. } => password.as_ref(),
+            Self::Redis { password, .. } | Self::Mysql { password, .. } => password.as_ref(),
             Self::Postgres { login, .. } => login.as_ref()?.password.as_ref(),
             _ => None,
         }
@@ -336,7 +402,7 @@ impl CheckKind {
     /// Whether it finds out who is too far behind.
     pub fn limits_lag(&self) -> bool {
         match self {
-            Self::Redis { max_lag, .. } => max_lag.is_some(),
+            Self::Redis { max_lag, .. } | Self::Mysql { max_lag, .. } => max_lag.is_some(),
             Self::Postgres { limit, .. } => *limit != LagLimit::default(),
             _ => false,
         }
@@ -345,7 +411,7 @@ impl CheckKind {
     /// Whether the answers tell a role, be one asked for or not.
     pub fn tells_role(&self) -> bool {
         match self {
-            Self::Redis { .. } => true,
+            Self::Redis { .. } | Self::Mysql { .. } => true,
             Self::Postgres { login, .. } => login.is_some(),
             _ => false,
         }
@@ -354,7 +420,9 @@ impl CheckKind {
     /// The role that is asked for.
     pub fn role(&self) -> Option<Role> {
         match self {
-            Self::Redis { role, .. } | Self::Postgres { role, .. } => *role,
+            Self::Redis { role, .. } | Self::Postgres { role, .. } | Self::Mysql { role, .. } => {
+                *role
+            }
             _ => None,
         }
     }

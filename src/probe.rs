@@ -1,9 +1,12 @@
 //! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made of the bytes that come
 //! back; pure, and told by a file below. Connecting, waiting, the limits and taking leave are here, once.
 
+mod datagram;
+mod dns;
 mod expect;
 mod http;
 mod line;
+mod mysql;
 mod postgres;
 mod redis;
 mod resp;
@@ -127,6 +130,11 @@ trait Talk: Send {
     /// From here on all is said inside TLS; `end_point` is what a login can be bound to.
     fn encrypted(&mut self, _end_point: Option<Vec<u8>>) {}
 
+    /// More than this is not read.
+    fn most(&self) -> usize {
+        MOST
+    }
+
     /// What has come, for the transcript, as far as it may be shown.
     fn show(&self, bytes: &[u8]) -> String {
         transcript::quote(bytes)
@@ -163,6 +171,8 @@ enum Kind {
     Http(http::Talk),
     Redis(redis::Talk),
     Postgres(postgres::Talk),
+    Mysql(mysql::Asked),
+    Dns(dns::Talk),
 }
 
 /// What a check needs beside its configuration, loaded at the start.
@@ -241,6 +251,24 @@ impl Probe {
                 encrypted: check.tls != Tls::Off,
                 local: matches!(place, Place::Unix(_)),
             }),
+            CheckKind::Mysql {
+                role,
+                user,
+                max_lag,
+                ..
+            } => Kind::Mysql(mysql::Asked {
+                role: *role,
+                max_lag: *max_lag,
+                user: user.clone(),
+                secret,
+                encrypted: encryption.is_some(),
+                local: matches!(place, Place::Unix(_)),
+            }),
+            CheckKind::Dns {
+                query,
+                query_type,
+                rcode,
+            } => Kind::Dns(dns::Talk::new(query, *query_type, rcode)),
         };
         let host = match (&check.at, &place) {
             (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
@@ -264,7 +292,14 @@ impl Probe {
     }
 
     /// One check, under one deadline from the connect to the answer. Whoever has answered is still to be taken leave of.
-    pub async fn ask(&self) -> (Report, Option<Farewell>) {
+    /// `chance` is for what must not be guessed.
+    pub async fn ask(&self, chance: u64) -> (Report, Option<Farewell>) {
+        if let Kind::Dns(talk) = &self.kind {
+            // Its upper bits, which are as good as any.
+            let id = (chance >> 48) as u16;
+            let report = datagram::ask(talk, &self.place, id, self.timeout).await;
+            return (report, None);
+        }
         let began = Instant::now();
         let mut talk = self.kind.talk();
         let mut course = Course {
@@ -321,7 +356,7 @@ impl Probe {
         if self.kind.is_encrypted_from_the_start() {
             (line, _) = self.encrypt(line, course).await?;
         }
-        let (mut total, mut ended) = (0, false);
+        let (most, mut total, mut ended) = (talk.most(), 0, false);
         loop {
             let (read, words) = match talk.hear(&course.heard, ended) {
                 Turn::Answer(answer) => return Ok((answer, line)),
@@ -348,13 +383,13 @@ impl Probe {
                         let text = format!("it closed before it had answered{}", heard());
                         return Ok((Answer::new(CheckResult::Closed, text), line));
                     }
-                    if total == MOST {
-                        let text = format!("no end of the answer after {MOST} bytes{}", heard());
+                    if total == most {
+                        let text = format!("no end of the answer after {most} bytes{}", heard());
                         return Ok((Answer::new(CheckResult::Protocol, text), line));
                     }
                     let mut piece = [0; 1024];
-                    let most = piece.len().min(MOST - total);
-                    let n = read_some(&mut line, &mut piece[..most]).await?;
+                    let room = piece.len().min(most - total);
+                    let n = read_some(&mut line, &mut piece[..room]).await?;
                     course.heard.extend_from_slice(&piece[..n]);
                     total += n;
                     ended = n == 0;
@@ -449,6 +484,9 @@ impl Kind {
                 once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
             }
             Self::Postgres(talk) => Box::new(talk.begin()),
+            Self::Mysql(asked) => Box::new(mysql::Talk::new(asked)),
+            // Asked for in datagrams, by `ask`.
+            Self::Dns(_) => once(words, false, |_, _| None),
         }
     }
 

@@ -162,6 +162,18 @@ fn the_reference_shows_the_defaults() {
         password_file = "/etc/tembuku/postgres.password"
         max_lag = "10s"
         max_lag_bytes = "16384k"
+        [upstreams.readers]
+        backends = ["10.0.0.1:3306"]
+        [upstreams.readers.check]
+        kind = "mysql"
+        role = "replica"
+        user = "check"
+        password_file = "/etc/tembuku/mysql.password"
+        max_lag = "30s"
+        [upstreams.names]
+        backends = ["10.0.0.1:53"]
+        [upstreams.names.check]
+        kind = "dns"
         [upstreams.mail]
         backends = ["10.0.0.1:25"]
         [upstreams.mail.check]

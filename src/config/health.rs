@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    address, health_guards as guards, health_kind as kind, health_tls as tls,
+    address, health_dns as dns, health_guards as guards, health_kind as kind, health_tls as tls,
     keys::{CHECK, ON_LEAVE},
     listener::above_zero,
     report::Fault,
@@ -51,7 +51,7 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
             upstream,
             "on_role_lost",
             why,
-            "add role = \"primary\" to a check of kind \"redis\" or \"postgres\", or leave it out",
+            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
         );
     }
     let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);
@@ -130,6 +130,10 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
             "mark one with `backup = true`, or leave it out",
         );
     }
+    dns::fits(upstream, section);
+    let Some(check) = &upstream.check else {
+        return;
+    };
     let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
     if matches!(check.at, CheckAt::Port(_))
         && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))

@@ -106,6 +106,30 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             writeln!(out, "database = {}", quoted(&login.database))?;
             write_limit(limit, out)
         }
+        CheckKind::Mysql {
+            role,
+            user,
+            password,
+            max_lag,
+        } => {
+            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            writeln!(out, "user = {}", quoted(user))?;
+            write_password(password.as_ref(), out)?;
+            match max_lag {
+                Some(most) => writeln!(out, "max_lag = {}", time(*most)),
+                None => Ok(()),
+            }
+        }
+        CheckKind::Dns {
+            query,
+            query_type,
+            rcode,
+        } => {
+            writeln!(out, "query = {}", quoted(query))?;
+            writeln!(out, "query_type = {}", quoted(query_type.word()))?;
+            let words = rcode.iter().map(|rcode| quoted(rcode.word()));
+            writeln!(out, "rcode = [{}]", words.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     health_bytes::{one_of, quarrel, read_expect},
-    health_postgres as postgres,
+    health_dns as dns, health_mysql as mysql, health_postgres as postgres,
     report::Fault,
     section::{Section, Text, Words},
     words::{list, shorten},
@@ -18,6 +18,8 @@ enum Kind {
     Http,
     Redis,
     Postgres,
+    Mysql,
+    Dns,
 }
 
 const KINDS: &Words<Kind> = &[
@@ -26,9 +28,12 @@ const KINDS: &Words<Kind> = &[
     ("http", Some(Kind::Http)),
     ("redis", Some(Kind::Redis)),
     ("postgres", Some(Kind::Postgres)),
-    ("mysql", None),
-    ("dns", None),
+    ("mysql", Some(Kind::Mysql)),
+    ("dns", Some(Kind::Dns)),
 ];
+
+const LOGINS: &[Kind] = &[Kind::Redis, Kind::Postgres, Kind::Mysql];
+const ENCRYPTED: &[Kind] = &[Kind::Http, Kind::Redis, Kind::Postgres, Kind::Mysql];
 
 /// Keys that mean something to some kinds only.
 const OWNERS: &[(&str, &[Kind])] = &[
@@ -40,17 +45,20 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("path", &[Kind::Http]),
     ("host", &[Kind::Http]),
     ("status", &[Kind::Http]),
-    ("role", &[Kind::Redis, Kind::Postgres]),
-    ("user", &[Kind::Redis, Kind::Postgres]),
-    ("password_file", &[Kind::Redis, Kind::Postgres]),
-    ("password_env", &[Kind::Redis, Kind::Postgres]),
+    ("role", LOGINS),
+    ("user", LOGINS),
+    ("password_file", LOGINS),
+    ("password_env", LOGINS),
     ("database", &[Kind::Postgres]),
-    ("max_lag", &[Kind::Redis, Kind::Postgres]),
+    ("max_lag", LOGINS),
     ("max_lag_bytes", &[Kind::Postgres]),
     ("min_version", &[Kind::Redis]),
-    ("tls", &[Kind::Http, Kind::Redis, Kind::Postgres]),
-    ("tls_ca", &[Kind::Http, Kind::Redis, Kind::Postgres]),
-    ("tls_name", &[Kind::Http, Kind::Redis, Kind::Postgres]),
+    ("query", &[Kind::Dns]),
+    ("query_type", &[Kind::Dns]),
+    ("rcode", &[Kind::Dns]),
+    ("tls", ENCRYPTED),
+    ("tls_ca", ENCRYPTED),
+    ("tls_name", ENCRYPTED),
 ];
 
 pub(super) const ROLES: &Words<Option<Role>> = &[
@@ -100,6 +108,8 @@ pub(super) fn read(section: &Section<'_>) -> Option<CheckKind> {
         },
         Kind::Redis => read_redis(section),
         Kind::Postgres => postgres::read(section),
+        Kind::Mysql => mysql::read(section),
+        Kind::Dns => dns::read(section),
     })
 }
 

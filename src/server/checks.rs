@@ -199,9 +199,12 @@ impl One {
             // Before the check, so that nobody who hurries meanwhile is missed.
             let hurried = checks.hurry.notified();
             let began = Instant::now();
-            let (report, farewell) = probe.ask().await;
+            let (report, farewell) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
-                // The operator was quicker, and this task is about to be ended.
+                // The operator was quicker, and this task is about to be ended: not without a goodbye.
+                if let Some(farewell) = farewell {
+                    farewell.say().await;
+                }
                 return;
             }
             let now = Instant::now();

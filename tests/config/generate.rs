@@ -164,7 +164,15 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
             }
         },
     );
-    prop_oneof![Just(CheckKind::Tcp), talk, http, redis, postgres()]
+    prop_oneof![
+        Just(CheckKind::Tcp),
+        talk,
+        http,
+        redis,
+        postgres(),
+        mysql(),
+        dns()
+    ]
 }
 
 /// A primary is behind nobody.
@@ -204,6 +212,35 @@ fn postgres() -> impl Strategy<Value = CheckKind> {
         limit: LagLimit::default(),
     };
     prop_oneof![1 => Just(looks), 4 => asks]
+}
+
+fn mysql() -> impl Strategy<Value = CheckKind> {
+    (
+        option::of(select(Role::ALL.to_vec())),
+        "\\PC{1,9}",
+        option::of(password()),
+        option::of(long()),
+    )
+        .prop_map(|(role, user, password, max_lag)| CheckKind::Mysql {
+            role,
+            user,
+            password,
+            // A primary is behind nobody.
+            max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
+        })
+}
+
+fn dns() -> impl Strategy<Value = CheckKind> {
+    (
+        "\\.|[a-z0-9_-]{1,9}(\\.[a-z]{1,9}){0,2}\\.?",
+        select(DnsType::ALL.to_vec()),
+        vec(select(Rcode::ALL.to_vec()), 1..3),
+    )
+        .prop_map(|(query, query_type, rcode)| CheckKind::Dns {
+            query,
+            query_type,
+            rcode,
+        })
 }
 
 fn tls() -> impl Strategy<Value = Tls> {
@@ -328,6 +365,13 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     let unix = |b: &Backend| matches!(b.target, Target::Place(Place::Unix(_)));
                     if matches!(check.at, CheckAt::Port(_)) && backends.iter().any(unix) {
                         check.at = CheckAt::Backend;
+                    }
+                    // A datagram gets no header, and goes to no unix socket.
+                    let unix_place = matches!(&check.at, CheckAt::Place(Place::Unix(_)));
+                    if matches!(check.kind, CheckKind::Dns { .. })
+                        && (unix_place || send_proxy != SendProxy::Off || backends.iter().any(unix))
+                    {
+                        check.kind = CheckKind::Tcp;
                     }
                 }
                 Upstream {
@@ -614,7 +658,7 @@ proptest! {
         for (kind, key) in [
             ("tcp", "address"), ("tcp", "start"), ("http", "path"), ("http", "host"), ("http", "status"), ("redis", "role"),
             ("redis", "password_file"), ("redis", "password_env"), ("send_expect", "send_hex"), ("send_expect", "expect"),
-            ("send_expect", "expect_regex"),
+            ("send_expect", "expect_regex"), ("mysql", "user"), ("dns", "query"), ("dns", "rcode"), ("dns", "query_type"), ("mysql", "max_lag"),
         ] {
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\non_down = {quoted}\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;

@@ -1,7 +1,9 @@
 //! Every kind of check against a server that is well, and against those that are not: each has its reason.
 
 use crate::harness::{
-    bounded, millis, net, ports,
+    bounded, millis,
+    mysql::{self, greeting},
+    net, ports,
     programs::{Nginx, Redis, http_block},
     secs,
     server::Server,
@@ -21,6 +23,7 @@ const HTTP: &str = "kind = \"http\"";
 const SEND: &str =
     "kind = \"send_expect\"\nsend = \"PING\\r\\n\"\nexpect_regex = \"^\\\\+PONG\\r\\n$\"";
 const POSTGRES: &str = "kind = \"postgres\"\nrole = \"primary\"\nuser = \"u\"\nstart = \"up\"";
+const MYSQL: &str = "kind = \"mysql\"\nuser = \"check\"\nstart = \"up\"";
 const TCP: &str = "kind = \"tcp\"";
 
 struct Setup {
@@ -79,7 +82,7 @@ fn listen_only(mut stream: &TcpStream) {
 }
 
 /// What a server does that a check must not believe: its reason for each kind, in the order redis, http, send_expect,
-/// postgres.
+/// postgres, mysql (which listens first).
 #[test]
 fn servers_that_misbehave_have_their_reason() {
     type Handler = fn(TcpStream);
@@ -107,26 +110,38 @@ fn servers_that_misbehave_have_their_reason() {
         net::reset(stream);
     };
     for (name, handler, reasons) in [
-        ("hangs", hangs, ["timeout", "timeout", "timeout", "timeout"]),
+        (
+            "hangs",
+            hangs,
+            ["timeout", "timeout", "timeout", "timeout", "timeout"],
+        ),
         (
             "dribbles",
             dribbles,
-            ["timeout", "protocol", "timeout", "protocol"],
+            ["timeout", "protocol", "timeout", "protocol", "timeout"],
         ),
         (
             "garbage",
             garbage,
-            ["protocol", "protocol", "unexpected", "protocol"],
+            ["protocol", "protocol", "unexpected", "protocol", "protocol"],
         ),
         (
             "floods",
             floods,
-            ["protocol", "protocol", "unexpected", "protocol"],
+            ["protocol", "protocol", "unexpected", "protocol", "protocol"],
         ),
-        ("closes", closes, ["closed", "closed", "closed", "closed"]),
-        ("resets", resets, ["reset", "reset", "reset", "reset"]),
+        (
+            "closes",
+            closes,
+            ["closed", "closed", "closed", "closed", "timeout"],
+        ),
+        (
+            "resets",
+            resets,
+            ["reset", "reset", "reset", "reset", "timeout"],
+        ),
     ] {
-        for (kind, reason) in [REDIS, HTTP, SEND, POSTGRES].iter().zip(reasons) {
+        for (kind, reason) in [REDIS, HTTP, SEND, POSTGRES, MYSQL].iter().zip(reasons) {
             let server = Server::start(handler);
             let started = Instant::now();
             let setup = setup(server.addr, "", kind);
@@ -247,10 +262,72 @@ fn servers_that_stop_midway_have_their_reason() {
     }
 }
 
+/// The same once a greeting has been believed.
+#[test]
+fn servers_that_begin_as_mysql_have_their_reason() {
+    type Then = fn(&mut TcpStream) -> std::io::Result<()>;
+    let hangs: Then = |stream| stream.read_to_end(&mut Vec::new()).map(|_| ());
+    let dribbles: Then = |stream| {
+        for byte in b"\x07\0\0\x02\0\0\0\x02" {
+            stream.write_all(&[*byte])?;
+            std::thread::sleep(secs(1)); // the pace of the server
+        }
+        Ok(())
+    };
+    let out_of_order: Then = |stream| {
+        stream
+            .write_all(b"\x01\0\0\x09\0")
+            .and_then(|()| stream.read_to_end(&mut Vec::new()).map(|_| ()))
+    };
+    let garbage: Then = |stream| {
+        stream
+            .write_all(b"\x04\0\0\x02what")
+            .and_then(|()| stream.read_to_end(&mut Vec::new()).map(|_| ()))
+    };
+    // A login that is fine, and a result without an end.
+    let floods: Then = |stream| {
+        mysql::write(stream, 2, mysql::OK)?;
+        let column = b"\x03def\0\x01t\x01t\x01n\x01n\x0c\x2d\0\0\x01\0\0\xfd\0\0\0\0\0";
+        for (payload, number) in [&b"\x01"[..], column, b"\xfe\0\0\x02\0"].iter().zip(1..) {
+            mysql::write(stream, number, payload)?;
+        }
+        let row = [&[200; 1][..], &[b'+'; 200]].concat();
+        for number in (0..=255).cycle().skip(4) {
+            mysql::write(stream, number, &row)?;
+        }
+        Ok(())
+    };
+    let closes: Then = |_| Ok(());
+    let resets: Then = |stream| {
+        net::reset(stream.try_clone()?);
+        Ok(())
+    };
+    for (name, then, reason) in [
+        ("hangs", hangs, "timeout"),
+        ("dribbles", dribbles, "timeout"),
+        ("numbers out of order", out_of_order, "protocol"),
+        ("garbage", garbage, "protocol"),
+        ("floods", floods, "protocol"),
+        ("closes", closes, "closed"),
+        ("resets", resets, "reset"),
+    ] {
+        let server = Server::start(move |mut stream| {
+            let begun = mysql::write(&mut stream, 0, &greeting("mysql_native_password", false))
+                .and_then(|()| mysql::read(&mut stream));
+            if begun.is_ok() {
+                let _ = then(&mut stream);
+            }
+        });
+        let setup = setup(server.addr, "", MYSQL);
+        let saw = setup.wait("down", reason);
+        println!("{name}: {reason}: {saw}");
+    }
+}
+
 #[test]
 fn places_that_cannot_be_reached_have_their_reason() {
     let refusing = ports::free_addr();
-    for kind in [TCP, REDIS, HTTP, SEND] {
+    for kind in [TCP, REDIS, HTTP, SEND, MYSQL] {
         let saw = setup(refusing, "", kind).wait("down", "refused");
         assert_eq!(saw, "connecting: Connection refused");
     }

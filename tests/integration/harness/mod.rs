@@ -2,7 +2,9 @@
 
 pub(crate) mod certs;
 pub(crate) mod http;
+pub(crate) mod mariadb;
 pub(crate) mod metrics;
+pub(crate) mod mysql;
 pub(crate) mod net;
 pub(crate) mod pair;
 pub(crate) mod ports;

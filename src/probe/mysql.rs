@@ -1,0 +1,445 @@
+//! `mysql`: a login as every client makes it, one question or two, and a goodbye. MySQL and MariaDB. Pure.
+//!
+//! A server counts connections that end before a login, and blocks their address after `max_connect_errors` of them: that
+//! of all clients that come through here. So a check logs in, always.
+
+mod greeting;
+mod login;
+mod packet;
+mod refusal;
+mod result_set;
+
+use super::{Answer, Secret, Told, Turn, transcript::quote};
+use crate::{plan::Role, reason::CheckResult};
+use greeting::Greeting;
+use login::Plugin;
+use packet::{Wrong, frame, read};
+use refusal::Refusal;
+use result_set::ResultSet;
+use std::time::Duration;
+
+const QUIT: u8 = 1;
+const QUERY: u8 = 3;
+
+/// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has `innodb_read_only`, which is what
+/// marks the readers of an Aurora.
+const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only')";
+/// In the order in which they are tried: the word for it has changed.
+const LAG: [&str; 2] = ["SHOW REPLICA STATUS", "SHOW SLAVE STATUS"];
+/// Of all its primaries; otherwise MariaDB speaks of one.
+const LAG_MARIADB: [&str; 1] = ["SHOW ALL SLAVES STATUS"];
+const BEHIND: [&str; 2] = ["Seconds_Behind_Source", "Seconds_Behind_Master"];
+/// What a server is asked for about its replication may hold long lists of transactions.
+const MOST_OF_LAG: usize = 256 << 10;
+
+/// What is asked; the same for all checks.
+pub(super) struct Asked {
+    pub(super) role: Option<Role>,
+    pub(super) max_lag: Option<Duration>,
+    pub(super) user: String,
+    pub(super) secret: Option<Secret>,
+    /// Whether it is to be inside TLS.
+    pub(super) encrypted: bool,
+    /// A unix socket: nobody listens there.
+    pub(super) local: bool,
+}
+
+pub(super) struct Talk<'a> {
+    asked: &'a Asked,
+    stage: Stage,
+    /// Of the next packet, whoever sends it.
+    number: u8,
+    is_mariadb: bool,
+}
+
+enum Stage {
+    Greeting,
+    /// It has been told that TLS follows.
+    BeforeTls(Greeting),
+    InsideTls(Greeting),
+    Login(Login),
+    Role(ResultSet),
+    /// The word for replication that is tried, and what the answer to the question before was.
+    Lag(usize, ResultSet),
+    Ended,
+}
+
+struct Login {
+    plugin: Plugin,
+    nonce: Vec<u8>,
+    /// The account wanted another plugin than the server.
+    switched: bool,
+    /// The server was asked for its key.
+    awaits_key: bool,
+}
+
+/// Why a conversation ends.
+enum End {
+    Wrong(Wrong),
+    Answer(Box<Answer>),
+}
+
+impl From<Answer> for End {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
+    }
+}
+
+impl From<Wrong> for End {
+    fn from(wrong: Wrong) -> Self {
+        Self::Wrong(wrong)
+    }
+}
+
+impl<'a> Talk<'a> {
+    pub(super) fn new(asked: &'a Asked) -> Self {
+        Self {
+            asked,
+            stage: Stage::Greeting,
+            number: 0,
+            is_mariadb: false,
+        }
+    }
+
+    fn password(&self) -> &'a [u8] {
+        self.asked.secret.as_ref().map_or(&[], Secret::bytes)
+    }
+
+    /// What is made of a packet: what is said, if anything.
+    fn step(&mut self, payload: &[u8]) -> Result<Option<Vec<u8>>, End> {
+        if let Some(refusal) = Refusal::read(payload)? {
+            return self.refused(&refusal);
+        }
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Greeting => self.greeted(Greeting::read(payload)?).map(Some),
+            Stage::Login(login) => self.log_in(login, payload),
+            Stage::Role(mut set) => {
+                if !set.hear(payload)? {
+                    self.stage = Stage::Role(set);
+                    return Ok(None);
+                }
+                self.role_told(&set)
+            }
+            Stage::Lag(tried, mut set) => {
+                if !set.hear(payload)? {
+                    self.stage = Stage::Lag(tried, set);
+                    return Ok(None);
+                }
+                Err(self.lag_told(&set)?.into())
+            }
+            Stage::BeforeTls(_) | Stage::InsideTls(_) | Stage::Ended => {
+                Err(Wrong("more than was asked for").into())
+            }
+        }
+    }
+
+    fn greeted(&mut self, greeting: Greeting) -> Result<Vec<u8>, End> {
+        self.is_mariadb = greeting.is_mariadb;
+        if !self.asked.encrypted {
+            return Ok(self.introduce(greeting));
+        }
+        if greeting.speaks_tls() {
+            let words = greeting.request_tls();
+            self.stage = Stage::BeforeTls(greeting);
+            return Ok(words);
+        }
+        // To leave here would count as one of those errors: it is refused as nobody in particular, without a password.
+        let nobody = greeting.log_in(false, "", Plugin::Native.name(), b"");
+        let mut answer = Answer::new(CheckResult::Tls, "the server does not offer TLS");
+        answer.goodbye = [frame(self.number, &nobody), frame(0, &[QUIT])].concat();
+        Err(answer.into())
+    }
+
+    /// Begins with the plugin that the server would like, which spares a turn if it is also the account's.
+    fn introduce(&mut self, greeting: Greeting) -> Vec<u8> {
+        let plugin = (Plugin::named(&greeting.plugin).filter(|p| *p != Plugin::Clear))
+            .unwrap_or(Plugin::Native);
+        let answer = plugin.answer(self.password(), &greeting.nonce);
+        let words = greeting.log_in(
+            self.asked.encrypted,
+            &self.asked.user,
+            plugin.name(),
+            &answer,
+        );
+        self.stage = Stage::Login(Login {
+            plugin,
+            nonce: greeting.nonce,
+            switched: false,
+            awaits_key: false,
+        });
+        words
+    }
+
+    fn log_in(&mut self, mut login: Login, payload: &[u8]) -> Result<Option<Vec<u8>>, End> {
+        let words = match (payload, login.plugin) {
+            ([0, ..], _) => {
+                self.stage = Stage::Role(ResultSet::default());
+                return Ok(Some(self.query(ROLE)));
+            }
+            ([0xfe, wanted @ ..], _) if !login.switched => {
+                login.switch(wanted, self.asked.encrypted)?;
+                login.plugin.answer(self.password(), &login.nonce)
+            }
+            ([1, key @ ..], Plugin::CachingSha2) if login.awaits_key => {
+                login.awaits_key = false;
+                login::sealed(key, self.password(), &login.nonce).ok_or_else(|| {
+                    end(
+                        CheckResult::Unexpected,
+                        "login: the key of the server cannot be used",
+                    )
+                })?
+            }
+            // It knows the password from before: all is well.
+            ([1, 3], Plugin::CachingSha2) => {
+                self.stage = Stage::Login(login);
+                return Ok(None);
+            }
+            ([1, 4], Plugin::CachingSha2) if self.asked.encrypted || self.asked.local => {
+                login::clear(self.password())
+            }
+            ([1, 4], Plugin::CachingSha2) => {
+                login.awaits_key = true;
+                vec![2]
+            }
+            _ => return Err(Wrong("no answer to a login").into()),
+        };
+        self.stage = Stage::Login(login);
+        Ok(Some(words))
+    }
+
+    /// The numbers of packets begin anew with a question.
+    fn query(&mut self, text: &str) -> Vec<u8> {
+        self.number = 0;
+        [&[QUERY], text.as_bytes()].concat()
+    }
+
+    fn role_told(&mut self, set: &ResultSet) -> Result<Option<Vec<u8>>, End> {
+        let mut on = Vec::new();
+        let mut is_known = false;
+        for row in set.rows() {
+            let [Some(name), Some(value)] = &row[..] else {
+                return Err(Wrong("variables of another form").into());
+            };
+            is_known |= name == b"read_only";
+            // New MariaDB has more words than ON for it.
+            if !matches!(&value.to_ascii_uppercase()[..], b"OFF" | b"0" | b"NO") {
+                on.push(String::from_utf8_lossy(name).into_owned());
+            }
+        }
+        if !is_known {
+            return Err(Wrong("no read_only among its variables").into());
+        }
+        let (role, heard) = match &on[..] {
+            [] => (Role::Primary, "read_only is off".to_owned()),
+            on => (Role::Replica, format!("{} is on", on.join(", "))),
+        };
+        let is_other = self.asked.role.is_some_and(|wanted| wanted != role);
+        if role == Role::Replica && !is_other && self.asked.max_lag.is_some() {
+            self.stage = Stage::Lag(0, ResultSet::default());
+            return Ok(Some(self.query(self.lag_questions()[0])));
+        }
+        let result = if is_other {
+            CheckResult::WrongRole
+        } else {
+            CheckResult::Ok
+        };
+        Err(End::from(Answer {
+            told: Told {
+                role: Some(role),
+                ..Told::default()
+            },
+            ..Answer::new(result, heard)
+        }))
+    }
+
+    fn lag_questions(&self) -> &'static [&'static str] {
+        if self.is_mariadb { &LAG_MARIADB } else { &LAG }
+    }
+
+    /// One row for each primary that it follows: it is as far behind as behind the one that it is behind most.
+    fn lag_told(&self, set: &ResultSet) -> Result<Answer, Wrong> {
+        let column = set
+            .column(&BEHIND)
+            .ok_or(Wrong("no seconds in the state of replication"))?;
+        let mut most = None;
+        let mut runs = !set.rows().is_empty();
+        for row in set.rows() {
+            match &row[column] {
+                None => runs = false,
+                Some(text) => {
+                    let seconds = std::str::from_utf8(text)
+                        .ok()
+                        .and_then(|text| text.parse().ok());
+                    most = most.max(Some(seconds.ok_or(Wrong("a lag that is no number"))?));
+                }
+            }
+        }
+        let lag = most.filter(|_| runs).map(Duration::from_secs);
+        let (result, heard) = match lag {
+            None => (
+                CheckResult::Lagging,
+                "a replica that does not replicate".to_owned(),
+            ),
+            Some(lag) => {
+                let is_late = self.asked.max_lag.is_some_and(|most| lag > most);
+                let result = if is_late {
+                    CheckResult::Lagging
+                } else {
+                    CheckResult::Ok
+                };
+                (result, format!("a replica, {} s behind", lag.as_secs()))
+            }
+        };
+        let mut answer = Answer::new(result, heard);
+        answer.told.role = Some(Role::Replica);
+        answer.told.lag.time = lag;
+        Ok(answer)
+    }
+
+    fn refused(&mut self, refusal: &Refusal) -> Result<Option<Vec<u8>>, End> {
+        if let Stage::Lag(tried, _) = self.stage
+            && refusal.code == refusal::SYNTAX
+            && let Some(question) = self.lag_questions().get(tried + 1)
+        {
+            self.stage = Stage::Lag(tried + 1, ResultSet::default());
+            return Ok(Some(self.query(question)));
+        }
+        let (question, told) = match &self.stage {
+            Stage::Role(_) => ("read_only: ", None),
+            Stage::Lag(..) => ("replication: ", Some(Role::Replica)),
+            Stage::Login(_) => ("login: ", None),
+            _ => ("", None),
+        };
+        let heard = format!("{question}error {}{}", refusal.code, self.message(refusal));
+        let mut answer = Answer::new(refusal.result(), heard);
+        answer.told.role = told;
+        Err(answer.into())
+    }
+
+    /// A message that has the password in it is not shown: it would be our own words that came back.
+    fn message(&self, refusal: &Refusal) -> String {
+        let password = self.password();
+        let has_it = !password.is_empty()
+            && refusal
+                .message
+                .windows(password.len())
+                .any(|part| part == password);
+        match has_it {
+            true => String::new(),
+            false => format!(": {}", quote(&refusal.message)),
+        }
+    }
+
+    fn is_logged_in(&self) -> bool {
+        matches!(self.stage, Stage::Role(_) | Stage::Lag(..))
+    }
+}
+
+impl Login {
+    fn switch(&mut self, wanted: &[u8], encrypted: bool) -> Result<(), End> {
+        let refuse =
+            |why: String| End::from(Answer::new(CheckResult::Auth, format!("login: {why}")));
+        let end = wanted.iter().position(|b| *b == 0);
+        let (name, nonce) = wanted.split_at(end.unwrap_or(wanted.len()));
+        let plugin = match Plugin::named(name) {
+            Some(Plugin::Clear) if !encrypted => {
+                return Err(refuse(
+                    "the account wants the password in the clear, which takes TLS".to_owned(),
+                ));
+            }
+            Some(plugin) => plugin,
+            // In those days packets had no names of plugins in them.
+            None if name.is_empty() => {
+                return Err(refuse(
+                    "the account has a password from before 4.1".to_owned(),
+                ));
+            }
+            None => {
+                return Err(refuse(format!(
+                    "the account wants {}, which checks do not know",
+                    quote(name)
+                )));
+            }
+        };
+        let nonce = nonce.get(1..).unwrap_or_default();
+        *self = Self {
+            plugin,
+            nonce: nonce.iter().take(greeting::NONCE).copied().collect(),
+            switched: true,
+            awaits_key: false,
+        };
+        Ok(())
+    }
+}
+
+fn end(result: CheckResult, heard: &str) -> End {
+    Answer::new(result, heard).into()
+}
+
+impl super::Talk for Talk<'_> {
+    fn hear(&mut self, bytes: &[u8], _ended: bool) -> Turn {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::BeforeTls(greeting) => {
+                self.stage = Stage::InsideTls(greeting);
+                return Turn::Encrypt { read: 0 };
+            }
+            Stage::InsideTls(greeting) => {
+                let words = frame(self.number, &self.introduce(greeting));
+                self.number = self.number.wrapping_add(1);
+                return Turn::Say { read: 0, words };
+            }
+            stage => self.stage = stage,
+        }
+        let wrong = |Wrong(why)| {
+            let text = format!("this is not MySQL: {why}; got {}", self.show(bytes));
+            Turn::Answer(Answer::new(CheckResult::Protocol, text))
+        };
+        let (payload, read) = match read(bytes, self.number, self.most()) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Turn::Wait,
+            Err(why) => return wrong(why),
+        };
+        self.number = self.number.wrapping_add(1);
+        let (was_logged_in, shown) = (self.is_logged_in(), self.show(bytes));
+        match self.step(payload) {
+            Ok(None) => Turn::Say {
+                read,
+                words: Vec::new(),
+            },
+            Ok(Some(payload)) => {
+                let words = frame(self.number, &payload);
+                self.number = self.number.wrapping_add(1);
+                Turn::Say { read, words }
+            }
+            Err(End::Answer(mut answer)) => {
+                if was_logged_in {
+                    answer.goodbye = frame(0, &[QUIT]);
+                }
+                Turn::Answer(*answer)
+            }
+            Err(End::Wrong(Wrong(why))) => {
+                let text = format!("this is not MySQL: {why}; got {shown}");
+                Turn::Answer(Answer::new(CheckResult::Protocol, text))
+            }
+        }
+    }
+
+    fn most(&self) -> usize {
+        match self.asked.max_lag {
+            Some(_) => MOST_OF_LAG,
+            None => super::MOST,
+        }
+    }
+
+    /// Once a password has been told, nothing: what sends our own words back would show it.
+    fn show(&self, bytes: &[u8]) -> String {
+        let is_told = self.asked.secret.is_some() && !matches!(self.stage, Stage::Greeting);
+        match is_told {
+            true => format!("{} bytes", bytes.len()),
+            false => quote(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! How a password is proved to a server, by each of the plugins that accounts may want. Pure.
+
+use aws_lc_rs::{
+    digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest},
+    rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey},
+};
+use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plugin {
+    Native,
+    CachingSha2,
+    /// The password itself: inside TLS alone.
+    Clear,
+}
+
+impl Plugin {
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
+        match name {
+            b"mysql_native_password" => Some(Self::Native),
+            b"caching_sha2_password" => Some(Self::CachingSha2),
+            b"mysql_clear_password" => Some(Self::Clear),
+            _ => None,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static [u8] {
+        match self {
+            Self::Native => b"mysql_native_password",
+            Self::CachingSha2 => b"caching_sha2_password",
+            Self::Clear => b"mysql_clear_password",
+        }
+    }
+
+    /// What is said first. An empty password is told by nothing at all.
+    pub(super) fn answer(self, password: &[u8], nonce: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Clear => clear(password),
+            _ if password.is_empty() => Vec::new(),
+            Self::Native => {
+                let hash = sha1(&[password]);
+                let twice = sha1(&[&hash]);
+                mix(hash, &sha1(&[nonce, &twice]))
+            }
+            Self::CachingSha2 => {
+                let hash = sha256(&[password]);
+                let twice = sha256(&[&hash]);
+                mix(hash, &sha256(&[&twice, nonce]))
+            }
+        }
+    }
+}
+
+pub(super) fn clear(password: &[u8]) -> Vec<u8> {
+    [password, b"\0"].concat()
+}
+
+/// The password for the eyes of the owner of this key alone. The key is the server's word: it keeps listeners out, not
+/// those who put themselves in between. `None`: it is no key, or the password is too long for it.
+pub(super) fn sealed(key: &[u8], password: &[u8], nonce: &[u8]) -> Option<Vec<u8>> {
+    let key = SubjectPublicKeyInfoDer::from_pem_slice(key).ok()?;
+    let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&key).ok()?).ok()?;
+    let nonce: Vec<u8> = nonce
+        .iter()
+        .copied()
+        .cycle()
+        .take(password.len() + 1)
+        .collect();
+    let mut sealed = vec![0; key.ciphertext_size()];
+    let text = mix(clear(password), &nonce);
+    let length = (key.encrypt(&OAEP_SHA1_MGF1SHA1, &text, &mut sealed, None))
+        .ok()?
+        .len();
+    sealed.truncate(length);
+    Some(sealed)
+}
+
+/// Both are of one length.
+fn mix(mut bytes: Vec<u8>, with: &[u8]) -> Vec<u8> {
+    bytes
+        .iter_mut()
+        .zip(with)
+        .for_each(|(byte, with)| *byte ^= with);
+    bytes
+}
+
+fn sha1(parts: &[&[u8]]) -> Vec<u8> {
+    hash(&SHA1_FOR_LEGACY_USE_ONLY, parts)
+}
+
+fn sha256(parts: &[&[u8]]) -> Vec<u8> {
+    hash(&SHA256, parts)
+}
+
+fn hash(algorithm: &'static Algorithm, parts: &[&[u8]]) -> Vec<u8> {
+    digest(algorithm, &parts.concat()).as_ref().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_lc_rs::{
+        encoding::{AsDer, PublicKeyX509Der},
+        rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey},
+    };
+    use std::process::{Command, Stdio};
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// What `openssl dgst` makes of `text`.
+    fn openssl(name: &str, text: &[u8]) -> Vec<u8> {
+        use std::io::Write as _;
+        let mut child = Command::new("openssl")
+            .args(["dgst", name, "-binary"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("openssl");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(text).expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("an end").stdout
+    }
+
+    #[test]
+    fn answers_of_the_plugins() {
+        let nonce: Vec<u8> = (1..=20).collect();
+        // By the formulas of the documentation, with the digests of another library.
+        let xor =
+            |a: Vec<u8>, b: Vec<u8>| -> Vec<u8> { a.iter().zip(b).map(|(a, b)| a ^ b).collect() };
+        let once = openssl("-sha1", b"secret");
+        let seed = [&nonce[..], &openssl("-sha1", &once)].concat();
+        let native = xor(once, openssl("-sha1", &seed));
+        assert_eq!(hex(&Plugin::Native.answer(b"secret", &nonce)), hex(&native));
+        let once = openssl("-sha256", b"secret");
+        let seed = [&openssl("-sha256", &once)[..], &nonce].concat();
+        let caching = xor(once, openssl("-sha256", &seed));
+        assert_eq!(
+            hex(&Plugin::CachingSha2.answer(b"secret", &nonce)),
+            hex(&caching)
+        );
+        assert_eq!(Plugin::Clear.answer(b"secret", &nonce), b"secret\0");
+        assert_eq!(Plugin::Native.answer(b"", &nonce), b"");
+        assert_eq!(Plugin::CachingSha2.answer(b"", &nonce), b"");
+    }
+
+    /// From the tests of go-sql-driver/mysql.
+    #[test]
+    fn vectors_of_another_client() {
+        let nonce = [
+            10, 47, 74, 111, 75, 73, 34, 48, 88, 76, 114, 74, 37, 13, 3, 80, 82, 2, 23, 21,
+        ];
+        for (password, wanted) in [
+            (
+                "secret",
+                "f490e76f66d9d86665ce54d98c78d0acfe2fb0b08b423da807144873d30b312c",
+            ),
+            (
+                "secret2",
+                "abc3934a012cf342e876071c8ee202de51785b430258a7a0138bc79c4d800bc6",
+            ),
+        ] {
+            let said = Plugin::CachingSha2.answer(password.as_bytes(), &nonce);
+            assert_eq!(hex(&said), wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_sealed_is_opened_by_the_owner_of_the_key() {
+        let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("a key");
+        let der: PublicKeyX509Der<'_> = private.public_key().as_der().expect("encodes");
+        let text = base64(der.as_ref());
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n");
+        let nonce = [7; 20];
+        // Longer than the nonce, which begins again then.
+        let password = b"a password of more than twenty bytes";
+        let bytes = sealed(pem.as_bytes(), password, &nonce).expect("sealed");
+        let opening = OaepPrivateDecryptingKey::new(private).expect("a key");
+        let mut room = vec![0; opening.min_output_size()];
+        let text = (opening.decrypt(&OAEP_SHA1_MGF1SHA1, &bytes, &mut room, None)).expect("ours");
+        let text: Vec<u8> = text.iter().map(|b| b ^ 7).collect();
+        assert_eq!(text, clear(password));
+        assert_eq!(
+            sealed(pem.as_bytes(), &[b'x'; 300], &nonce),
+            None,
+            "too long"
+        );
+        assert_eq!(sealed(b"no key", password, &nonce), None);
+    }
+
+    fn base64(bytes: &[u8]) -> String {
+        const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut out = String::new();
+        for three in bytes.chunks(3) {
+            let mut word = [0; 3];
+            word[..three.len()].copy_from_slice(three);
+            let word = u32::from_be_bytes([0, word[0], word[1], word[2]]);
+            for n in 0..4 {
+                let letter = LETTERS[(word >> (18 - 6 * n) & 63) as usize];
+                out.push(if n <= three.len() {
+                    char::from(letter)
+                } else {
+                    '='
+                });
+            }
+        }
+        out
+    }
+}
