@@ -325,7 +325,7 @@ mod tests {
         let (interval, fast) = (Duration::from_secs(2), Duration::from_millis(500));
         let timeout = Duration::from_secs(1);
         let began = Instant::now();
-        let schedule = super::super::Schedule::new(interval, fast);
+        let schedule = super::super::Schedule::new(interval, fast, began);
         let mut noticed = 0;
         for _ in 0..5_000 {
             let mut judge = Judge::new(rule, Verdict::Up);

@@ -18,7 +18,7 @@ use crate::{
 use ahash::RandomState;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
@@ -27,6 +27,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// However much hurry there is, between the beginnings of two checks: a server whose role changes with every answer makes
 /// all hurry all the time.
 const GAP: Duration = Duration::from_millis(50);
+
+/// Of all schedules of the process.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What all checks of an upstream share.
 pub(super) struct Checks {
@@ -186,7 +189,7 @@ impl One {
     async fn keep_asking(mut self) {
         let checks = Arc::clone(&self.checks);
         let check = &checks.check;
-        let schedule = Schedule::new(check.interval, check.fast_interval);
+        let schedule = Schedule::new(check.interval, check.fast_interval, *ORIGIN);
         let rule = Rule {
             rise: check.rise,
             fall: check.fall,

@@ -197,7 +197,7 @@ fn each_of_these_is_an_error() {
         ),
         (
             with("", "[upstreams.u.check]\nkind = \"mysql\""),
-            "not supported yet",
+            "`user` is missing",
         ),
     ] {
         let output = check(&config, &[]);

@@ -1,7 +1,7 @@
 //! What a login can be bound to inside TLS: the server's certificate ("tls-server-end-point", RFC 5929), so that one who sits
 //! in between with a certificate of his own cannot pass the login on. Pure.
 
-use sha2::{Digest as _, Sha256, Sha384, Sha512};
+use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
 
 const SEQUENCE: u8 = 0x30;
 const OBJECT: u8 = 0x06;
@@ -19,19 +19,15 @@ pub(super) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (algorithm, _) = element(after_contents, SEQUENCE)?;
     let (name, _) = element(algorithm, OBJECT)?;
     let (&last, family) = name.split_last()?;
-    let bits = match (family, last) {
+    let algorithm = match (family, last) {
         // MD5 and SHA-1 are not to be used any more: SHA-256 in their place.
-        (RSA, 4 | 5 | 11) | (ECDSA_SHA2, 2) => 256,
-        _ if name == ECDSA_SHA1 => 256,
-        (RSA, 12) | (ECDSA_SHA2, 3) => 384,
-        (RSA, 13) | (ECDSA_SHA2, 4) => 512,
+        (RSA, 4 | 5 | 11) | (ECDSA_SHA2, 2) => &SHA256,
+        _ if name == ECDSA_SHA1 => &SHA256,
+        (RSA, 12) | (ECDSA_SHA2, 3) => &SHA384,
+        (RSA, 13) | (ECDSA_SHA2, 4) => &SHA512,
         _ => return None,
     };
-    Some(match bits {
-        256 => Sha256::digest(certificate).to_vec(),
-        384 => Sha384::digest(certificate).to_vec(),
-        _ => Sha512::digest(certificate).to_vec(),
-    })
+    Some(digest(algorithm, certificate).as_ref().to_vec())
 }
 
 /// What is inside an element of this kind, and what follows it.
@@ -90,7 +86,7 @@ mod tests {
             assert_eq!(of(&certificate).map(|hash| hash.len()), bytes, "{last}");
         }
         let sha1 = certificate(ECDSA_SHA1);
-        assert_eq!(of(&sha1), Some(Sha256::digest(&sha1).to_vec()));
+        assert_eq!(of(&sha1).as_deref(), Some(digest(&SHA256, &sha1).as_ref()));
     }
 
     proptest! {
