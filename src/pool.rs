@@ -268,13 +268,14 @@ impl Pool {
             return AfterFailure::StillIn;
         };
         let member = &mut members[i];
-        let was_out = member.is_failed();
+        let before = member.state();
         member.passive.failed(now);
         *all_plain &= member.is_plain();
         if let Some(share) = member.weight.checked_div(member.rule.max_fails) {
             balancer.penalize(i, share);
         }
-        if !was_out && member.is_failed() {
+        // Who is out for another reason is not left out by this.
+        if (before, member.state()) == (BackendState::Up, BackendState::Failed) {
             backend.metrics.entered(BackendState::Failed);
             return AfterFailure::Out(member.passive.doubted_for(now));
         }
@@ -327,7 +328,8 @@ impl Pool {
             verdict: m.verdict,
             wished: m.wished,
         };
-        let members = inner.members.iter().chain(&inner.departed);
+        let departed = inner.departed.iter().filter(|m| m.backend.active() > 0);
+        let members = inner.members.iter().chain(departed);
         members.filter(|m| !m.down).map(one).collect()
     }
 
@@ -429,9 +431,9 @@ impl Inner {
     /// A session found this one good. Whether it had failed, and is back.
     fn is_good(&mut self, i: usize, now: Instant) -> bool {
         let member = &mut self.members[i];
-        let was_out = member.is_failed();
+        let before = member.state();
         member.passive.succeeded();
-        let back = was_out && !member.is_failed();
+        let back = (before, member.state()) == (BackendState::Failed, BackendState::Up);
         if back {
             member.start_slowly(now);
             member.backend.metrics.entered(BackendState::Up);
@@ -506,7 +508,13 @@ fn assemble(
                 .iter()
                 .position(|m| m.of == of && m.backend.place == *place);
             members.push(match known.map(|i| old.swap_remove(i)) {
-                Some(member) => member,
+                Some(mut member) => {
+                    if std::mem::take(&mut member.departed) {
+                        // What became of others meanwhile was not compared with it.
+                        member.known = None;
+                    }
+                    member
+                }
                 None => {
                     let verdict = supposed.unwrap_or(Verdict::Up);
                     Member::new(of, plan, place, &configured[of].1, verdict, now)
@@ -516,6 +524,9 @@ fn assemble(
         if !plan.backup {
             primaries = members.len();
         }
+    }
+    for member in &mut old {
+        member.departed = true;
     }
     let entries: Vec<Entry<'_>> = members
         .iter()

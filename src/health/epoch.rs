@@ -10,6 +10,15 @@ pub enum Epoch {
 }
 
 impl Epoch {
+    /// Whether both are of one data set: one is the other's primary, or they follow the same.
+    pub fn is_of_one_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Timeline(mine), Self::Timeline(theirs)) => mine == theirs,
+            (Self::Replication { id, .. }, Self::Replication { id: other, .. }) => id == other,
+            _ => false,
+        }
+    }
+
     /// Whether whoever says this was promoted after `other`; false where that cannot be told.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         match (self, other) {

@@ -41,6 +41,13 @@ impl Passive {
         }
     }
 
+    /// It was asked, later than this, and answered well: who was under way then is no witness any more.
+    pub fn answered(&mut self, asked: Instant) {
+        if self.accessed.is_some_and(|failed| failed < asked) {
+            self.fails = 0;
+        }
+    }
+
     pub fn is_available(&self, rule: FailRule, now: Instant) -> bool {
         rule.max_fails == 0 || self.fails < rule.max_fails || self.is_over(rule, now)
     }
@@ -118,6 +125,21 @@ mod tests {
         p.failed(t + Duration::from_secs(1));
         p.succeeded();
         assert!(!p.is_available(RULE, t + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn an_answer_to_a_question_after_the_failure_ends_it() {
+        let t = Instant::now();
+        let s = |n| t + Duration::from_secs(n);
+        let mut p = Passive::default();
+        p.answered(t);
+        p.failed(s(1));
+        p.failed(s(2));
+        p.answered(s(2));
+        assert!(!p.is_available(RULE, s(3)), "asked before it failed");
+        p.answered(s(3));
+        assert!(p.is_available(RULE, s(3)));
+        assert_eq!(p.fails(), 0);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use super::{Checked, Inner, Pool, Wish, member::Member};
 use crate::{
     backend::Backend,
-    health::{Change, Claim, Standing, Supersedes, Verdict, standings},
-    plan::{self, Role},
+    health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, standings},
+    plan::{self, CheckAt, Role},
+    reason::{BackendState, CheckResult},
 };
 use std::{
     sync::Arc,
@@ -17,6 +18,8 @@ use std::{
 pub(super) struct Guard {
     /// There is to be one primary.
     one_primary: bool,
+    /// A good check of it is the live try that failed connects leave a backend to: there is nobody else to go to meanwhile.
+    check_is_try: bool,
     stale_after: Option<Duration>,
     /// In percent.
     anyway_below: u32,
@@ -37,6 +40,8 @@ pub enum News {
     Stale(Arc<Backend>),
     /// It is heard again.
     Heard(Arc<Backend>),
+    /// Its connects had failed, and a check has found since that it serves.
+    Back(Arc<Backend>),
     /// From now on all are used, whatever their checks say: so many of so many are up.
     ServesAnyway {
         up: usize,
@@ -74,6 +79,7 @@ impl Guard {
         let serves = |b: &plan::Backend| !b.backup && !b.down && b.weight > 0;
         Self {
             one_primary: check.kind.role() == Some(Role::Primary),
+            check_is_try: check.kind.role() == Some(Role::Primary) && check.at == CheckAt::Backend,
             stale_after: check.stale_after,
             anyway_below: check.serve_anyway_below,
             counted: plan.backends.iter().map(serves).collect(),
@@ -99,9 +105,22 @@ impl Pool {
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
-        if let Some(member) = inner.find(backend)
-            && member.hear(checked, change, now)
-        {
+        let follows = match checked.result {
+            CheckResult::WrongRole => checked.told.epoch.clone(),
+            _ => None,
+        };
+        let asked = checked.at.checked_sub(checked.took).unwrap_or(checked.at);
+        let good = checked.result == CheckResult::Ok && inner.guard.check_is_try;
+        let mut news = inner
+            .find(backend)
+            .is_some_and(|m| m.hear(checked, change, now));
+        if good {
+            news |= inner.is_tried(backend, asked);
+        }
+        if let Some(epoch) = follows {
+            news |= inner.follows(backend, &epoch);
+        }
+        if news {
             inner.review(now);
         }
         inner.members.iter().any(Member::is_well)
@@ -197,6 +216,31 @@ impl Inner {
         self.all_plain = self.members.iter().all(Member::is_plain);
     }
 
+    /// A check that began then has found it well. Whether it had failed.
+    fn is_tried(&mut self, backend: &Arc<Backend>, asked: Instant) -> bool {
+        let Some(member) = self.find(backend).filter(|m| m.passive.fails() > 0) else {
+            return false;
+        };
+        let before = member.state();
+        member.passive.answered(asked);
+        if (before, member.state()) == (BackendState::Failed, BackendState::Up) {
+            backend.metrics.entered(BackendState::Up);
+            self.guard.news.push(News::Back(Arc::clone(backend)));
+        }
+        true
+    }
+
+    /// A server says that it is no primary and follows one with this epoch. If that is one that it had superseded, both are
+    /// now agreed. Whether it is.
+    fn follows(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
+        let is_it = |m: &&mut Member| {
+            let own = m.epoch.as_ref();
+            m.superseded == Some(backend.id) && own.is_some_and(|own| own.is_of_one_with(epoch))
+        };
+        let found = self.members.iter_mut().find(is_it);
+        found.map(|member| member.superseded = None).is_some()
+    }
+
     fn find_stale(&mut self, now: Instant) {
         let guard = &mut self.guard;
         guard.due = None;
@@ -225,8 +269,8 @@ impl Inner {
     }
 
     /// What is to be thought of each member, and what others have to do with it.
-    fn compare(&self) -> Vec<(Verdict, Option<String>)> {
-        let members = &self.members;
+    fn compare(&mut self) -> Vec<(Verdict, Option<String>)> {
+        let members = &mut self.members;
         let mut verdicts: Vec<_> = members.iter().map(|m| (m.said, None)).collect();
         if !self.guard.one_primary {
             return verdicts;
@@ -241,11 +285,18 @@ impl Inner {
             .map(|m| Claim {
                 known: m.known,
                 epoch: m.epoch.as_ref(),
-                // One that the operator has taken out is in nobody's way.
-                answers: m.said.is_up() && !m.stale && m.is_wanted(),
+                // One in maintenance is in nobody's way; one that is drained still says what it says, and somebody may
+                // still be writing to it.
+                answers: m.said.is_up() && !m.stale && m.is_asked() && m.superseded.is_none(),
             })
             .collect();
-        for (standing, &i) in standings(&claims).into_iter().zip(&claiming) {
+        let standings = standings(&claims);
+        for (standing, &i) in standings.iter().zip(&claiming) {
+            if let Standing::Superseded { by } = standing {
+                members[i].superseded = Some(members[claiming[*by]].backend.id);
+            }
+        }
+        for (standing, &i) in standings.into_iter().zip(&claiming) {
             let member = &members[i];
             if !member.said.is_up() {
                 continue;
@@ -272,6 +323,10 @@ impl Inner {
                     };
                     let why = format!("superseded by {} ({how})", name(other));
                     (Verdict::WrongRole, Some(why))
+                }
+                // Whoever it was superseded by proves it no longer, and that changes nothing.
+                Standing::Silent if member.superseded.is_some() => {
+                    (Verdict::WrongRole, member.why.clone())
                 }
                 // Silence does not make it more credible.
                 Standing::Silent if member.verdict == Verdict::Doubtful => {

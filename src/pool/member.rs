@@ -43,6 +43,11 @@ pub(super) struct Member {
     pub(super) known: Option<Instant>,
     /// What it last proved as the primary, even if it is silent since.
     pub(super) epoch: Option<Epoch>,
+    /// The number of the one that has proven to be promoted later. Holds when that one has long been something else: whose
+    /// data are out of date does not become the primary by being the last to say so.
+    pub(super) superseded: Option<u64>,
+    /// Whether it is one that the resolver no longer names.
+    pub(super) departed: bool,
     /// The last answer that told its role; before that, `born`.
     pub(super) certain: Instant,
     /// Nothing certain has been heard of it for too long.
@@ -99,6 +104,8 @@ impl Member {
             heard: false,
             known: None,
             epoch: None,
+            superseded: None,
+            departed: false,
             certain: now,
             stale: false,
             open: verdict.is_up(),
@@ -123,6 +130,10 @@ impl Member {
                 let since = if self.heard { now } else { self.born };
                 self.known.get_or_insert(since);
                 if self.epoch != checked.told.epoch {
+                    // Another one than before was begun by a promotion, or a new life.
+                    if self.epoch.is_some() && checked.told.epoch.is_some() {
+                        self.superseded = None;
+                    }
                     self.epoch.clone_from(&checked.told.epoch);
                     news = true;
                 }
@@ -131,10 +142,12 @@ impl Member {
                 self.certain = now;
                 self.known = None;
                 self.epoch = None;
+                self.superseded = None;
             }
             _ if may_restart(result) => {
-                news |= self.known.is_some();
+                news |= self.known.is_some() || self.superseded.is_some();
                 self.known = None;
+                self.superseded = None;
             }
             _ => {}
         }
@@ -222,12 +235,15 @@ impl Member {
 
     /// The backend, and the state that it is in.
     pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
-        let state = self.wished.wish.state().unwrap_or(match self.verdict {
+        (Arc::clone(&self.backend), self.state())
+    }
+
+    pub(super) fn state(&self) -> BackendState {
+        self.wished.wish.state().unwrap_or(match self.verdict {
             _ if self.down => BackendState::Down,
             Verdict::Up if self.is_failed() => BackendState::Failed,
             verdict => verdict.state(),
-        });
-        (Arc::clone(&self.backend), state)
+        })
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.

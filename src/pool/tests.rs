@@ -256,3 +256,39 @@ fn who_is_too_far_behind_takes_nothing_new() {
     verdict(&both, 0, Verdict::Up, false, now);
     assert!(both.snapshot(now)[0].available);
 }
+
+/// Connects that fail once the verdict stands, or while the operator has taken it out, are no news.
+#[test]
+fn who_is_out_is_not_taken_out_again() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let first = Arc::clone(&both.addresses()[0].backend);
+    verdict(&both, 0, DOWN, false, now);
+    assert_eq!(both.failed(&first, now), AfterFailure::StillIn);
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
+    let second = Arc::clone(&both.addresses()[1].backend);
+    both.set_wish(1, Wish::Drain, now);
+    assert_eq!(both.failed(&second, now), AfterFailure::StillIn);
+    both.set_wish(1, Wish::Ready, now);
+    assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
+}
+
+/// An address that is no longer named is asked as long as there are sessions on it.
+#[test]
+fn who_has_departed_is_looked_after_while_it_has_sessions() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let lease = both
+        .pick(&mut both.search(&Facts::default()), now)
+        .expect("a backend");
+    let gone = Arc::clone(lease.backend());
+    both.failed(&gone, now);
+    both.set_addresses(&[vec![], vec![place(2)]], now);
+    assert!(both.is_checked(&gone, 0) && both.addresses().len() == 2);
+    drop(lease);
+    assert!(!both.is_checked(&gone, 0) && both.addresses().len() == 1);
+    // It is still known that its connects fail.
+    both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    assert!(both.is_checked(&gone, 0));
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
+}

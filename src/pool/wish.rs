@@ -90,14 +90,12 @@ impl Pool {
         for member in members.iter_mut().chain(departed).filter(|m| m.of == of) {
             let (_, from) = member.as_it_is();
             member.wished = wished;
-            if wish != Wish::Ready {
-                // While it is out of the way another one may become the primary: afterwards it says so anew.
-                member.known = None;
-            }
             if wish == Wish::Maint {
-                // Nobody will ask whether it is still so.
+                // Nobody will ask whether it is still so, and it may become another server.
                 member.checked = None;
+                member.known = None;
                 member.epoch = None;
+                member.superseded = None;
             }
             if was == Wish::Maint {
                 member.begin_anew(self.supposed.is_some(), now);
@@ -111,15 +109,26 @@ impl Pool {
                 to,
             });
         }
+        if wish == Wish::Maint {
+            // Nor is what it had proven held against others.
+            let gone: Vec<u64> = turned.iter().map(|t| t.backend.id).collect();
+            for member in &mut inner.members {
+                member.superseded.take_if(|by| gone.contains(by));
+            }
+        }
         inner.review(now);
         Some(turned)
     }
 
-    /// Whether what a check of this address finds is still asked for, when it began in this term.
+    /// Whether what a check of this address finds is still asked for, when it began in this term. An address that is no
+    /// longer named is asked as long as there are sessions on it.
     pub fn is_checked(&self, backend: &Arc<Backend>, term: u32) -> bool {
         let mut inner = self.lock();
         let member = inner.find(backend);
-        member.is_some_and(|m| m.wished.term == term && m.wished.wish != Wish::Maint)
+        member.is_some_and(|m| {
+            let asked = m.wished.term == term && m.wished.wish != Wish::Maint;
+            asked && (!m.departed || m.backend.active() > 0)
+        })
     }
 }
 

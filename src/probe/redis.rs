@@ -109,13 +109,19 @@ impl Talk {
             _ => return Err(Stop::Wrong),
         };
         let heard = format!("ROLE: {said}");
-        let told = Told {
+        let mut told = Told {
             role,
             ..Told::default()
         };
         let answer = match alive {
             // A role is certain whatever else is the matter.
             _ if self.wanted.is_some() && role != self.wanted => {
+                // Whom it follows is good to know, and nothing to wait for.
+                if let (true, Ok((Reply::Text(Some(text)), _))) =
+                    (self.asks_for_place(), read(rest))
+                {
+                    told.epoch = info::epoch(text);
+                }
                 Answer::new(CheckResult::WrongRole, heard)
             }
             Ok(()) => {

@@ -21,7 +21,7 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::AbortHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// However much hurry there is, between the beginnings of two checks: a server whose role changes with every answer makes
@@ -97,13 +97,15 @@ impl Checks {
     async fn keep_checking(self: Arc<Self>, changed: &Notify) {
         // An address that is gone or in maintenance is no longer checked: dropping its guard ends the task. Whoever comes
         // out of maintenance is somebody new.
-        let mut running: HashMap<(u64, u32), DropGuard> = HashMap::new();
+        let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
         let key = |a: &Address| (a.backend.id, a.wished.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
             let mut addresses = self.pool.addresses();
             addresses.retain(|a| a.wished.wish != Wish::Maint);
-            running.retain(|known, _| addresses.iter().any(|a| key(a) == *known));
+            running.retain(|known, (_, task)| {
+                !task.is_finished() && addresses.iter().any(|a| key(a) == *known)
+            });
             for address in addresses {
                 running.entry(key(&address)).or_insert_with(|| {
                     let stop = self.stop.child_token();
@@ -113,8 +115,9 @@ impl Checks {
                         term: address.wished.term,
                         chance: Chance::from_seed(chance.draw()),
                     };
-                    tokio::spawn(stop.clone().run_until_cancelled_owned(one.run()));
-                    stop.drop_guard()
+                    let task = stop.clone().run_until_cancelled_owned(one.run());
+                    let task = tokio::spawn(task).abort_handle();
+                    (stop.drop_guard(), task)
                 });
             }
             loop {
@@ -204,7 +207,7 @@ impl One {
             let began = Instant::now();
             let (report, farewell) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
-                // The operator was quicker, and this task is about to be ended: not without a goodbye.
+                // The operator was quicker, or nobody is left on an address that is gone: the end, but not without a goodbye.
                 if let Some(farewell) = farewell {
                     farewell.say().await;
                 }

@@ -51,6 +51,12 @@ pub(super) fn act(
                 tracing::info!(%upstream, backend = %backend.text(), address = %backend.place,
                     "it answers again");
             }
+            News::Back(backend) => {
+                tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason = "checked",
+                    "backend is back");
+                let none = Duration::ZERO;
+                journal.passive(upstream, &backend, "failed", "up", "checked", none);
+            }
             News::ServesAnyway { up, of } => {
                 tracing::warn!(%upstream, up, of, "too few are up: all are used, whatever their checks say");
                 leaving.stay(pool);

@@ -67,7 +67,9 @@ pub(super) async fn connect(
         server_port: session.server_port,
         proxy_protocol_addr: session.proxied().and_then(Client::ip),
     });
-    for retry in 0..=service.plan.retries {
+    // How many have failed. Each backend is tried once, so it comes to an end.
+    let mut retry = 0;
+    while retry <= service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
             if retry > 0 {
@@ -100,7 +102,7 @@ pub(super) async fn connect(
                 counts.connections.add(1);
                 backend.metrics.connect_duration.record(time);
                 if !may_stay(service, &search, session, backend, now) {
-                    // Nothing has been relayed: another one may do.
+                    // Nothing has been relayed: another one may do, and it is nobody's failure.
                     note("left");
                     if let Some(clock) = &mut clock {
                         clock.failed();
@@ -139,6 +141,7 @@ pub(super) async fn connect(
                 counts.connect_errors[error as usize].add(1);
                 note(error.word());
                 report(service, backend, error, &e);
+                retry += 1;
             }
         }
     }

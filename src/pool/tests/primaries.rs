@@ -107,6 +107,7 @@ impl Scene {
             }
             News::Stale(backend) => format!("{} stale", &backend.text()[7..8]),
             News::Heard(backend) => format!("{} heard", &backend.text()[7..8]),
+            News::Back(backend) => format!("{} back", &backend.text()[7..8]),
             other => panic!("{other:?}"),
         };
         self.pool.news(self.now).0.into_iter().map(short).collect()
@@ -391,32 +392,40 @@ proptest! {
     }
 }
 
-/// A primary that the operator has taken out is in nobody's way, and does not come back before the one that took its place.
+/// A drained primary may still be written to by those who are on it, so it is a rival until it says something else; one in
+/// maintenance is in nobody's way, and does not come back before the one that took its place.
 #[test]
-fn one_that_is_taken_out_is_no_rival() {
+fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
     for wish in [Wish::Drain, Wish::Maint] {
         let mut scene = Scene::new(2, 3, |_| {});
         scene.says(1, Primary).says(2, Replica);
         assert_eq!(scene.picks(), [1]);
-        // Both say so, and the first is believed: a switch that was done half.
-        scene.at(1).says(2, Primary);
-        assert_eq!(
-            (scene.picks(), scene.state(2).0),
-            (vec![1], BackendState::Doubtful)
-        );
         scene.pool.set_wish(0, wish, scene.now);
-        assert_eq!(scene.picks(), [2], "{wish:?}");
-        // The operator gives it back although it still believes to be the primary: now it is the doubtful one.
+        assert_eq!(scene.picks(), [0; 0]);
+        scene.at(1).says(2, Primary);
+        if wish == Wish::Drain {
+            scene.says(1, Primary);
+            assert_eq!(
+                (scene.picks(), scene.state(2).0),
+                (vec![], BackendState::Doubtful)
+            );
+            // Given back too early it is what it was.
+            scene.pool.set_wish(0, Wish::Ready, scene.now);
+            assert_eq!(scene.picks(), [1]);
+            scene.pool.set_wish(0, Wish::Drain, scene.now);
+            scene.at(2).says(1, Replica);
+            assert_eq!(scene.picks(), [2]);
+            continue;
+        }
+        assert_eq!(scene.picks(), [2]);
         scene.at(2).says(2, Primary);
         scene.pool.set_wish(0, Wish::Ready, scene.now);
-        assert_eq!(scene.picks(), [2], "{wish:?}");
-        scene.judges[0] = Judge::new(
-            Rule { rise: 2, fall: 3 },
-            scene.pool.said(&scene.pool.addresses()[0].backend),
-        );
+        scene.judges[0] = Judge::new(Rule { rise: 2, fall: 3 }, Verdict::Down(None));
         scene.at(3).says(1, Primary).says(1, Primary);
-        assert_eq!(scene.state(1).0, BackendState::Doubtful, "{wish:?}");
-        assert_eq!(scene.picks(), [2]);
+        assert_eq!(
+            (scene.picks(), scene.state(1).0),
+            (vec![2], BackendState::Doubtful)
+        );
         scene.at(4).says(1, Replica);
         assert_eq!(
             (scene.picks(), scene.state(1).0),
@@ -440,4 +449,136 @@ fn a_proof_outlives_a_drain_and_no_maintenance() {
         scene.pool.set_wish(0, wish, scene.now);
         assert_eq!(scene.picks(), picks, "{wish:?}");
     }
+}
+
+fn redis(id: &str, before: Option<&str>) -> Option<Epoch> {
+    Some(Epoch::Replication {
+        id: id.into(),
+        before: before.map(str::to_owned),
+    })
+}
+
+/// Two switches after each other, and a first primary that was never told: it is not believed again because the one that had
+/// proven to be newer is something else by now.
+#[test]
+fn who_was_superseded_stays_so() {
+    let began = || {
+        let mut scene = Scene::new(3, 3, |_| {});
+        scene
+            .hears(1, Primary, redis("a", None))
+            .says(2, Replica)
+            .says(3, Replica);
+        scene.at(10).hears(2, Primary, redis("b", Some("a")));
+        assert_eq!(
+            (scene.picks(), scene.state(1).0),
+            (vec![2], BackendState::WrongRole)
+        );
+        scene.hears(1, Primary, redis("a", None));
+        scene
+    };
+    let mut scene = began();
+    // It hands over; for a moment nobody is to be seen who is one.
+    scene.at(20).hears(2, Replica, redis("b", Some("a")));
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![], BackendState::WrongRole)
+    );
+    scene
+        .hears(1, Primary, redis("a", None))
+        .hears(3, Primary, redis("c", Some("b")));
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![3], BackendState::WrongRole)
+    );
+    scene
+        .hears(2, Replica, redis("c", Some("b")))
+        .hears(1, Primary, redis("a", None));
+    assert_eq!(scene.picks(), [3]);
+    // Its own word that it is a replica, and then the primary, counts again.
+    scene
+        .at(30)
+        .says(1, Replica)
+        .says(3, Replica)
+        .hears(1, Primary, redis("d", Some("c")));
+    assert_eq!(scene.picks(), [1]);
+
+    // Who superseded it follows it now: both agree.
+    let mut scene = began();
+    scene.at(20).hears(2, Replica, redis("a", Some("b")));
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![1], BackendState::Up)
+    );
+
+    // A replica of its own does not make it right.
+    let mut scene = began();
+    scene
+        .at(20)
+        .hears(3, Replica, redis("a", None))
+        .says(2, Replica);
+    assert_eq!(scene.picks(), [0; 0]);
+    // A new life does, as far as there is nobody else.
+    scene.says(1, Refused).hears(1, Primary, redis("e", None));
+    assert_eq!(scene.picks(), [1]);
+}
+
+/// An address that was away while another became the primary is not believed for what it was before.
+#[test]
+fn one_that_comes_back_by_the_resolver_is_new() {
+    let mut scene = Scene::new(2, 3, |_| {});
+    scene.says(1, Primary).says(2, Replica);
+    let held = scene
+        .pool
+        .pick(&mut scene.pool.search(&Facts::default()), scene.now);
+    assert!(held.is_some(), "a session keeps what is known of it");
+    scene
+        .pool
+        .set_addresses(&[vec![], vec![place(2)]], scene.now);
+    scene.at(5);
+    let both = [vec![place(1)], vec![place(2)]];
+    let second = scene.pool.addresses()[0].backend.clone();
+    let checked = Checked {
+        at: scene.now,
+        took: Duration::ZERO,
+        result: Primary,
+        told: Told::default(),
+        transcript: String::new(),
+    };
+    let change = scene.judges[1].hear(Primary, scene.now);
+    scene.pool.checked(&second, checked, change, scene.now);
+    scene.pool.set_addresses(&both, scene.now);
+    assert_eq!(scene.picks(), [2]);
+    scene.at(6).says(1, Primary);
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![2], BackendState::Doubtful)
+    );
+}
+
+/// The only primary was restarted, and a client came too early: a good check is the try that it needs, and the clients need
+/// not wait for `fail_timeout`.
+#[test]
+fn a_good_check_ends_what_failed_connects_began() {
+    let mut scene = Scene::new(2, 3, |_| {});
+    scene.says(1, Primary).says(2, Replica);
+    let first = Arc::clone(&scene.pool.addresses()[0].backend);
+    scene.news();
+    scene.at(1);
+    assert!(matches!(
+        scene.pool.failed(&first, scene.now),
+        AfterFailure::Out(_)
+    ));
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![], BackendState::Failed)
+    );
+    // One that was under way before says nothing; here it began and ended at the moment of the failure.
+    scene.says(1, Primary);
+    assert_eq!(scene.picks(), [0; 0]);
+    scene.at(2).says(1, Primary);
+    assert_eq!(
+        (scene.picks(), scene.state(1).0),
+        (vec![1], BackendState::Up)
+    );
+    assert_eq!(scene.news(), ["1 back"]);
 }
