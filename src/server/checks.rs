@@ -18,7 +18,10 @@ use crate::{
 use ahash::RandomState;
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio::{sync::Notify, task::AbortHandle};
@@ -37,6 +40,8 @@ pub(super) struct Checks {
     check: Check,
     send_proxy: SendProxy,
     means: Mutex<Means>,
+    /// Whether the password is being read again. By one at a time: a reader that hangs holds a thread.
+    reading: AtomicBool,
     leaving: Arc<Leaving>,
     journal: Arc<Journal>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
@@ -78,6 +83,7 @@ impl Checks {
             check: check.clone(),
             send_proxy,
             means: Mutex::new(means),
+            reading: AtomicBool::new(false),
             leaving: Arc::clone(leaving),
             journal: Arc::clone(journal),
             hurry: Notify::new(),
@@ -156,17 +162,26 @@ impl Checks {
         )
     }
 
-    /// Reads the password again: it may have become another one. Apart from the event loop, which a file on a network
-    /// must not stop.
-    async fn look_for_new_secret(&self) {
+    /// Reads the password again: it may have become another one. A file on a network may take its time: the event loop is
+    /// not stopped by it, nor are the checks. What comes late is there for the next that is refused.
+    async fn look_for_new_secret(self: &Arc<Self>) {
         let Some(from) = self.check.kind.password().cloned() else {
             return;
         };
-        let read = tokio::task::spawn_blocking(move || Secret::load(&from)).await;
-        if let Ok(Ok(new)) = read {
-            let mut means = self.means.lock().unwrap_or_else(PoisonError::into_inner);
-            means.secret = Some(new);
+        if self.reading.swap(true, Relaxed) {
+            return;
         }
+        let checks = Arc::clone(self);
+        let reading = tokio::spawn(async move {
+            let read = tokio::task::spawn_blocking(move || Secret::load(&from)).await;
+            if let Ok(Ok(new)) = read {
+                let mut means = checks.means.lock().unwrap_or_else(PoisonError::into_inner);
+                means.secret = Some(new);
+            }
+            checks.reading.store(false, Relaxed);
+        });
+        // Most of the time it is there at once.
+        let _ = tokio::time::timeout(GAP, reading).await;
     }
 }
 

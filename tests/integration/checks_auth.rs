@@ -3,7 +3,13 @@
 use crate::{
     checks_redis::setup,
     harness::{
-        net, ports, proc::text, programs::Redis, secs, tembuku::cli, temp::TempDir, wait_until,
+        net, ports,
+        proc::{run_ok, text},
+        programs::Redis,
+        secs,
+        tembuku::cli,
+        temp::TempDir,
+        wait_until,
     },
 };
 use std::io::Write;
@@ -132,6 +138,49 @@ fn a_new_password_reaches_all_backends() {
         wait_until("it is let in again", secs(10), || count("ok") >= good + 3.0);
         setup.wait_state(server, "up");
     }
+}
+
+/// A password that does not come (a pipe that nobody writes to, a file server that hangs) keeps no check from noticing
+/// what happens to the server.
+#[test]
+fn a_password_that_cannot_be_read_again_stops_no_check() {
+    let mut server = Redis::start_with(ports::free_addr(), &["--requirepass", "first-one"]);
+    let dir = TempDir::new();
+    let pipe = dir.file("password");
+    let mut mkfifo = std::process::Command::new("mkfifo");
+    mkfifo.arg(&pipe);
+    run_ok(secs(10), mkfifo);
+    // Its writer goes with the first reader.
+    let writer = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::write(pipe, "first-one").unwrap())
+    };
+    let check = format!("role = \"primary\"\npassword_file = \"{}\"", pipe.display());
+    let setup = setup(&[&server], "", &check);
+    writer.join().unwrap();
+    setup.wait_state(&server, "up");
+    let mut stream = net::connect(server.addr).unwrap();
+    stream
+        .write_all(b"AUTH first-one\r\nCONFIG SET requirepass second-one\r\n")
+        .unwrap();
+    let count = |result| {
+        let labels = [("result", result)];
+        setup.tembuku.metric("check_results_total", &labels)
+    };
+    // More than one, and the verdict.
+    wait_until("it is refused, again and again", secs(10), || {
+        count("auth") >= 5.0
+    });
+    setup.wait_state(&server, "down");
+    server.proc.kill();
+    wait_until("that it is dead is seen as well", secs(10), || {
+        count("refused") >= 2.0
+    });
+    // So that nobody waits for the pipe at the end.
+    let _ = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe);
 }
 
 /// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to hear why.
