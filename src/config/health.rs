@@ -134,6 +134,20 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
     let Some(check) = &upstream.check else {
         return;
     };
+    if let (Some(role), CheckAt::Place(_)) = (check.kind.role(), &check.at)
+        && upstream.backends.len() > 1
+        && let Some(value) = section.get("check")
+    {
+        let word = role.word();
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "with `address` one server would tell for all {} backends whether they are a {word}",
+                upstream.backends.len()
+            ))
+            .hint("leave `address` out; for another port of each backend's own host use `port`"),
+        );
+    }
     let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
     if matches!(check.at, CheckAt::Port(_))
         && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))

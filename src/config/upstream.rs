@@ -305,6 +305,17 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
                 .hint("take `backup = true` from at least one of them"),
         );
     }
+    if let Some(key) = section.own("fail_on_reset")
+        && upstream.fail_on_reset
+        && backends.iter().all(|backend| backend.max_fails == 0)
+    {
+        section.report.add(
+            &key.span(),
+            Fault::new("`fail_on_reset` does nothing where every backend has max_fails = 0").hint(
+                "failures count only up to `max_fails`: give it, or leave `fail_on_reset` out",
+            ),
+        );
+    }
     check_maglev(upstream, value, section);
     let sum: u64 = backends
         .iter()

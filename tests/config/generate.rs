@@ -351,6 +351,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
+                let max_fails = backends.iter().any(|backend| backend.max_fails > 0);
                 backends[0].backup = false;
                 if balance != Balance::RoundRobin {
                     // The ring holds 65536 units of weight.
@@ -363,6 +364,10 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                         check.on_recover = OnLeave::Keep;
                     }
                     let unix = |b: &Backend| matches!(b.target, Target::Place(Place::Unix(_)));
+                    let one_for_all = matches!(check.at, CheckAt::Place(_)) && backends.len() > 1;
+                    if one_for_all && check.kind.role().is_some() {
+                        check.at = CheckAt::Backend;
+                    }
                     if matches!(check.at, CheckAt::Port(_)) && backends.iter().any(unix) {
                         check.at = CheckAt::Backend;
                     }
@@ -381,7 +386,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     resolve_interval,
                     resolve_required,
                     send_proxy,
-                    fail_on_reset,
+                    fail_on_reset: fail_on_reset && max_fails,
                     check,
                     on_drain,
                 }
