@@ -43,8 +43,12 @@ impl Pool {
         inner.look_out(now);
         let anyway = inner.guard.anyway();
         let single = inner.balancer.is_single();
+        let mut members: Vec<Vec<&Member>> = vec![Vec::new(); self.configured.len()];
+        for member in &inner.members {
+            members[member.of].push(member);
+        }
         let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
-            let members: Vec<&Member> = inner.members.iter().filter(|m| m.of == index).collect();
+            let members = std::mem::take(&mut members[index]);
             let available = members.iter().any(|m| m.share(single, now) > 0);
             // Until a connect succeeds; that it may be tried again is what `available` says.
             let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
