@@ -16,7 +16,7 @@ use crate::{
 use recall::Recall;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 use telling::Telling;
@@ -45,6 +45,8 @@ enum Cause {
 
 /// Sessions that are told to end, now or later.
 struct Going {
+    /// Of an address that nobody knows any more nothing is to be remembered.
+    backend: Weak<Backend>,
     reason: CloseReason,
     /// When the first is told.
     from: Instant,
@@ -193,12 +195,14 @@ impl Leaving {
             _ => (backend.id, Cause::Verdict),
         };
         let mut under_way = self.under_way();
+        under_way.retain(|_, going| going.backend.strong_count() > 0);
         // What was to begin earlier, or has begun, is not put off by another reason: it was not up in between.
         if under_way.get(&key).is_some_and(|g| g.from <= from) {
             return;
         }
         let stop = self.stop.child_token();
         let going = Going {
+            backend: Arc::downgrade(backend),
             reason,
             from,
             _guard: stop.clone().drop_guard(),

@@ -300,6 +300,31 @@ fn nobody_is_waited_for_who_is_not_up() {
     });
 }
 
+#[test]
+fn of_addresses_that_are_gone_nothing_is_remembered() {
+    block_on(async {
+        for on_down in [
+            OnLeave::Close,
+            OnLeave::CloseAfter(Duration::from_secs(3600)),
+        ] {
+            let check = Check {
+                on_down,
+                ..check(CheckKind::Tcp)
+            };
+            let rig = Rig::new(vec![planned(1)], check);
+            for n in 2..100 {
+                rig.turn(0, DOWN);
+                let next = [vec![place(n)]];
+                rig.pool.set_addresses(&next, Instant::now());
+                tokio::task::yield_now().await;
+            }
+            rig.turn(0, DOWN);
+            let remembered = rig.leaving.under_way().len();
+            assert!(remembered <= 2, "{remembered} of {on_down:?}");
+        }
+    });
+}
+
 /// It was found where it is told to leave, and has heard from the pool that it must not stay before its turn came.
 #[test]
 fn who_has_moved_on_before_its_turn_stays_where_it_is() {
