@@ -5,7 +5,7 @@ use ahash::AHashMap;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::Waker,
 };
@@ -24,12 +24,50 @@ pub struct Session {
     pub received: AtomicU64,
     /// Bytes to the client.
     pub sent: AtomicU64,
-    /// The number of the backend that it is on; 0 for none.
-    backend: AtomicU64,
-    /// 0, or one more than the index of the reason to end for.
-    end: AtomicU8,
+    /// Where it is and why it must end, as one: who tells it to leave a backend never meets it on the next.
+    stand: AtomicU64,
     /// Of the task that carries it; set before the first wait.
     waker: Mutex<Option<Waker>>,
+}
+
+/// What a session is told, and where it is when it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stand {
+    /// The number of the backend that it is on; 0 for none.
+    backend: u64,
+    /// 0, or one more than the index of the reason to end for.
+    end: u8,
+    /// It must end only because it is on that backend.
+    leaves: bool,
+}
+
+impl Stand {
+    fn of(bits: u64) -> Self {
+        Self {
+            backend: bits >> 8,
+            end: bits as u8 >> 1,
+            leaves: bits & 1 == 1,
+        }
+    }
+
+    fn bits(self) -> u64 {
+        self.backend << 8 | u64::from(self.end) << 1 | u64::from(self.leaves)
+    }
+
+    /// The first reason stands.
+    fn ending(self, reason: CloseReason, leaves: bool) -> Self {
+        match self.end {
+            0 => Self {
+                end: (reason as u8 + 1) & 0x7f,
+                leaves,
+                ..self
+            },
+            _ => Self {
+                leaves: self.leaves && leaves,
+                ..self
+            },
+        }
+    }
 }
 
 impl Session {
@@ -49,25 +87,52 @@ impl Session {
     }
 
     /// Says which backend it is on, by its number; 0 for none. Whoever asks the pool afterwards whether that backend has been
-    /// left meanwhile, and hears no, is found by [`Sessions::on`] when it is.
+    /// left meanwhile, and hears no, is found by [`Sessions::on`] when it is. Whoever hears yes goes elsewhere: what it was
+    /// told because of the one is not meant for the other.
     pub fn set_backend(&self, id: u64) {
-        self.backend.store(id, Ordering::Release);
+        self.turn(|stand| match stand.leaves {
+            true => Stand::of(id << 8),
+            false => Stand {
+                backend: id,
+                ..stand
+            },
+        });
     }
 
     /// Why it must end, if it must. Cheap: asked at every turn of the relay.
     pub fn must_end(&self) -> Option<CloseReason> {
-        match self.end.load(Ordering::Acquire) {
+        match Stand::of(self.stand.load(Ordering::Acquire)).end {
             0 => None,
             n => CloseReason::ALL.get(usize::from(n) - 1).copied(),
         }
     }
 
+    /// Wherever it is.
     pub fn end(&self, reason: CloseReason) {
-        let code = u8::try_from(reason as usize + 1).unwrap_or(u8::MAX);
-        // The first reason stands.
-        let _ = self
-            .end
-            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        self.turn(|stand| stand.ending(reason, false));
+        self.wake();
+    }
+
+    /// Unless it is on another backend by now.
+    pub fn end_if_on(&self, backend: u64, reason: CloseReason) {
+        let before = self.turn(|stand| match stand.backend == backend {
+            true => stand.ending(reason, true),
+            false => stand,
+        });
+        if before.backend == backend {
+            self.wake();
+        }
+    }
+
+    fn turn(&self, to: impl Fn(Stand) -> Stand) -> Stand {
+        let turn = |bits| Some(to(Stand::of(bits)).bits());
+        let turned = self
+            .stand
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, turn);
+        Stand::of(turned.unwrap_or_else(|bits| bits))
+    }
+
+    fn wake(&self) {
         if let Some(waker) = &*lock(&self.waker) {
             waker.wake_by_ref();
         }
@@ -123,8 +188,7 @@ impl Sessions {
             proxied: OnceLock::new(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
-            backend: AtomicU64::default(),
-            end: AtomicU8::default(),
+            stand: AtomicU64::default(),
             waker: Mutex::default(),
         });
         let table = Arc::clone(self.tables.mine());
@@ -149,9 +213,8 @@ impl Sessions {
         let mut found = Vec::new();
         for table in self.tables.all() {
             let table = lock(table);
-            let here = table
-                .values()
-                .filter(|s| s.backend.load(Ordering::Acquire) == backend);
+            let place = |s: &Session| Stand::of(s.stand.load(Ordering::Acquire)).backend;
+            let here = table.values().filter(|s| place(s) == backend);
             found.extend(here.cloned());
         }
         found
@@ -195,4 +258,67 @@ impl Drop for Listed {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Listed {
+        let sessions = Arc::new(Sessions::new(1, 1));
+        let session = sessions.list(Client::Unix, None).expect("room for one");
+        session.set_backend(7);
+        session
+    }
+
+    #[test]
+    fn who_has_moved_on_is_not_ended_for_where_it_was() {
+        let session = session();
+        session.set_backend(8);
+        session.end_if_on(7, CloseReason::BackendDown);
+        assert_eq!(session.must_end(), None);
+        assert_eq!(session.sessions.on(8).len(), 1);
+        session.end_if_on(8, CloseReason::Recovered);
+        assert_eq!(session.must_end(), Some(CloseReason::Recovered));
+    }
+
+    /// It was found before it could hear from the pool that it must not stay.
+    #[test]
+    fn who_moves_on_after_all_takes_nothing_along() {
+        let session = session();
+        session.end_if_on(7, CloseReason::BackendDown);
+        assert_eq!(session.must_end(), Some(CloseReason::BackendDown));
+        session.set_backend(0);
+        assert_eq!(session.must_end(), None);
+        assert_eq!(session.sessions.on(7).len(), 0);
+    }
+
+    /// What holds wherever it is: a stop.
+    #[test]
+    fn who_must_end_anyway_must_wherever_it_goes() {
+        for first in [true, false] {
+            let session = session();
+            if first {
+                session.end_if_on(7, CloseReason::BackendDown);
+            }
+            session.end(CloseReason::Drained);
+            session.end_if_on(7, CloseReason::RoleLost);
+            let told = session.must_end();
+            session.set_backend(8);
+            assert_eq!(session.must_end(), told);
+            assert_eq!(told == Some(CloseReason::BackendDown), first);
+        }
+    }
+
+    #[test]
+    fn every_reason_and_any_number_keep() {
+        for (n, reason) in CloseReason::ALL.iter().enumerate() {
+            let backend = u64::MAX >> 8 >> n;
+            let session = session();
+            session.set_backend(backend);
+            session.end_if_on(backend, *reason);
+            assert_eq!(session.must_end(), Some(*reason));
+            assert_eq!(session.sessions.on(backend).len(), 1);
+        }
+    }
 }

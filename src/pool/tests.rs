@@ -10,7 +10,7 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-pub(super) fn place(n: u8) -> Place {
+pub(crate) fn place(n: u8) -> Place {
     Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 

@@ -102,6 +102,16 @@ impl Setup {
         found.unwrap()
     }
 
+    /// Until so many more checks of this node have found it well.
+    #[track_caller]
+    fn wait_checks(&self, node: usize, more: f64) {
+        let backend = self.nodes[node].data.addr.to_string();
+        let labels = [("backend", backend.as_str()), ("result", "ok")];
+        let before = self.tembuku.metric("check_results_total", &labels);
+        self.tembuku
+            .wait_metric("check_results_total", &labels, |n| n >= before + more);
+    }
+
     #[track_caller]
     fn wait_closed(&self, reason: &str, count: f64) {
         self.tembuku
@@ -199,12 +209,7 @@ fn a_primary_that_takes_nothing_calls_nobody_back() {
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
     // Some checks later whoever was called would be gone.
-    let backend = setup.nodes[0].data.addr.to_string();
-    let labels = [("backend", backend.as_str()), ("result", "ok")];
-    let before = setup.tembuku.metric("check_results_total", &labels);
-    setup
-        .tembuku
-        .wait_metric("check_results_total", &labels, |n| n >= before + 5.0);
+    setup.wait_checks(0, 5.0);
     echo(&mut held, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
 }
@@ -264,6 +269,78 @@ fn sessions_on_backups_end_when_a_server_is_back() {
     setup.wait_closed("recovered", 1.0);
     assert_eq!(ask_many(setup.front, 5), vec!["b1"; 5]);
     echo(&mut before, "still here").unwrap();
+}
+
+/// The second time as the first, although another server was up all the time.
+#[test]
+fn each_recovery_calls_sessions_back_from_backups() {
+    let keys = ["", "max_connections = 1", "backup = true"];
+    let mut setup = setup(&keys, "on_recover = \"close\"");
+    let _full = setup.session_on(1);
+    for round in 1..=3 {
+        setup.nodes[0].sicken();
+        setup.wait_state(0, "down");
+        let mut standing_in = setup.session_on(2);
+        setup.nodes[0].heal();
+        let healed = Instant::now();
+        assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+        println!("called back after {:?}", healed.elapsed());
+        setup.wait_closed("recovered", f64::from(round));
+    }
+}
+
+/// What was called back from a backup does not keep those who come later when it goes down itself.
+#[test]
+fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
+    let keys = "on_recover = \"close\"\non_down = \"close\"";
+    let mut setup = setup(&["max_connections = 1", "backup = true"], keys);
+    setup.nodes[0].sicken();
+    setup.wait_state(0, "down");
+    let mut standing_in = setup.session_on(1);
+    setup.nodes[0].heal();
+    assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+    setup.wait_closed("recovered", 1.0);
+    let mut full = setup.session_on(0);
+    let mut besides = setup.session_on(1);
+    setup.nodes[1].sicken();
+    assert_eq!(net::read_all(&mut besides).1, End::Reset);
+    setup.wait_closed("backend_down", 1.0);
+    echo(&mut full, "still here").unwrap();
+}
+
+/// Whether it is so when its check says that it is up, or becomes so while there is still time.
+#[test]
+fn a_primary_that_is_full_calls_sessions_back_when_it_has_room() {
+    for (on_recover, wait) in [("\"close\"", 0), ("{ close_after = \"1s\" }", 1)] {
+        let keys = format!("on_recover = {on_recover}");
+        let mut setup = setup(&["max_connections = 1", "backup = true"], &keys);
+        let before = setup.session_on(0);
+        setup.nodes[0].sicken();
+        setup.wait_state(0, "down");
+        let mut standing_in = setup.session_on(1);
+        let full = match wait {
+            0 => {
+                setup.nodes[0].heal();
+                setup.wait_state(0, "up");
+                before
+            }
+            _ => {
+                drop(before);
+                setup.nodes[0].heal();
+                setup.wait_state(0, "up");
+                setup.session_on(0)
+            }
+        };
+        // Time enough to be told.
+        setup.wait_checks(0, if wait == 0 { 5.0 } else { 10.0 });
+        echo(&mut standing_in, "still here").unwrap();
+        setup.wait_closed("recovered", 0.0);
+        drop(full);
+        let room = Instant::now();
+        assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
+        println!("called back after {:?}", room.elapsed());
+        setup.wait_closed("recovered", 1.0);
+    }
 }
 
 /// Six hundred clients do not come back in one instant.
