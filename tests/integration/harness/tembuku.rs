@@ -124,6 +124,27 @@ impl Tembuku {
         http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
+    /// None of these passwords is anywhere that somebody could read it: in the log, which must be that of every check, in
+    /// what `check --dump` prints, on any page.
+    #[track_caller]
+    pub(crate) fn assert_not_shown(&self, passwords: &[&str]) {
+        let config = self.dir.file("tembuku.toml");
+        let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
+        let mut said = vec![self.proc.stderr(), self.proc.stdout(), proc::text(&dump)];
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
+            said.push(self.get(path).body);
+        }
+        assert!(
+            said[0].contains("\"checked\""),
+            "the log of every check was looked at"
+        );
+        assert!(said[2].contains("password_file"), "{}", said[2]);
+        for text in said {
+            let shown = passwords.iter().find(|password| text.contains(**password));
+            assert_eq!(shown, None, "a password in: {text}");
+        }
+    }
+
     /// What /api/v1/events tells, the newest last.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<serde_json::Value> {
