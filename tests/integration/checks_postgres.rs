@@ -85,15 +85,17 @@ pub(crate) fn assert_no_complaint(server: &Postgres) {
 /// An authority, and settings for a server of the name db.example whose certificate comes from it.
 fn with_tls() -> (Authority, Vec<String>) {
     let authority = Authority::new("one");
-    let Certificate { certificate, key } = authority
-        .issue("db.example", "DNS:db.example", 2)
-        .owned_by(account("postgres"));
-    let settings = vec![
+    let certificate = authority.issue("db.example", "DNS:db.example", 2);
+    (authority, settings_of(certificate))
+}
+
+fn settings_of(certificate: Certificate) -> Vec<String> {
+    let Certificate { certificate, key } = certificate.owned_by(account("postgres"));
+    vec![
         "ssl=on".to_owned(),
         format!("ssl_cert_file={}", certificate.display()),
         format!("ssl_key_file={}", key.display()),
-    ];
-    (authority, settings)
+    ]
 }
 
 fn start(settings: &[String], rules: &str) -> Postgres {
@@ -269,6 +271,45 @@ fn checks_leave_nothing_in_the_log() {
             setup.wait_for_more(server.addr, "ok", 5.0);
         }
         assert_no_complaint(&server);
+    }
+}
+
+/// Whoever takes any certificate takes one that says too little, too. A login is not bound to it then, which the server is told.
+#[test]
+fn a_certificate_of_version_1() {
+    let authority = Authority::new("one");
+    let dir = TempDir::new();
+    let file = dir.write("password", "secret");
+    let user = format!(
+        "role = \"primary\"\nuser = \"monitor\"\npassword_file = \"{}\"",
+        file.display()
+    );
+    let verify = format!(
+        "{user}\ntls = \"verify\"\ntls_ca = \"{}\"\ntls_name = \"db.example\"",
+        authority.file().display()
+    );
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        let certificate = authority.issue_version_1("db.example");
+        let mut settings = settings_of(certificate);
+        settings.push(format!("ssl_min_protocol_version={version}"));
+        settings.push(format!("ssl_max_protocol_version={version}"));
+        let server = start(&settings, "hostssl all monitor 127.0.0.1/32 scram-sha-256");
+        server.sql("create role monitor login password 'secret'");
+        let inside = (String::new(), "it answers, inside TLS");
+        let login = (format!("{user}\ntls = \"require\""), "primary, timeline 1");
+        let mut running = Vec::new();
+        for (check, saw) in [inside, login] {
+            let setup = setup(&[server.addr], "", &format!("timeout = \"20s\"\n{check}"));
+            assert_eq!(setup.wait(server.addr, "up", "ok"), saw, "{version}");
+            running.push(setup);
+        }
+        for setup in &running {
+            setup.wait_for_more(server.addr, "ok", 3.0);
+        }
+        assert_no_complaint(&server);
+        let setup = setup(&[server.addr], "", &verify);
+        let saw = setup.wait(server.addr, "down", "tls");
+        assert!(saw.contains("UnsupportedCertVersion"), "{saw}");
     }
 }
 

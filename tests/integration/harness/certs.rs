@@ -50,6 +50,22 @@ impl Authority {
         )
     }
 
+    /// One without extensions, as of old: then openssl makes it one of X.509 version 1.
+    #[track_caller]
+    pub(crate) fn issue_version_1(&self, name: &str) -> Certificate {
+        let issued = self.issue(name, &format!("DNS:{name}"), 2);
+        let mut sign = command(&format!(
+            "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -in {name}.csr -out {name}.pem"
+        ));
+        sign.current_dir(self.dir.path());
+        proc::run_ok(secs(20), sign);
+        let mut show = command(&format!("openssl x509 -noout -text -in {name}.pem"));
+        show.current_dir(self.dir.path());
+        let text = proc::run_ok(secs(20), show);
+        assert!(text.contains("Version: 1 (0x0)"), "{text}");
+        issued
+    }
+
     /// One that was valid once.
     #[track_caller]
     pub(crate) fn issue_expired(&self, name: &str, names: &str) -> Certificate {
