@@ -6,7 +6,10 @@ use super::line::Line;
 use crate::plan::Tls;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
@@ -30,7 +33,7 @@ impl Encryption {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| format!("TLS: {e}"))?;
-        let (config, name) = match tls {
+        let (mut config, name) = match tls {
             Tls::Off => return Ok(None),
             Tls::Require => {
                 let anybody = Arc::new(Anybody(algorithms));
@@ -49,6 +52,8 @@ impl Encryption {
                 (builder.with_no_client_auth(), name)
             }
         };
+        // A session that is resumed shows no certificate: it would hide that it has expired, or that it is another one.
+        config.resumption = Resumption::disabled();
         Ok(Some(Self {
             connector: TlsConnector::from(Arc::new(config)),
             name,

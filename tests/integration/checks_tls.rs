@@ -6,21 +6,28 @@ use crate::harness::{
     programs::{Nginx, Redis, http_block},
     secs,
     tembuku::Tembuku,
+    temp::TempDir,
+    wait_until,
 };
 use std::net::SocketAddr;
 
-/// The state, the result and what the check saw, when the first check has ended.
-#[track_caller]
-fn verdict(addr: SocketAddr, check: &str) -> [String; 3] {
+/// A listener before this server, checked every half second.
+fn start(addr: SocketAddr, check: &str) -> Tembuku {
     let timeout = match check.contains("timeout") {
         true => "",
         false => "timeout = \"10s\"\n",
     };
     let front = ports::free_addr();
-    let tembuku = Tembuku::start(&format!(
+    Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{addr}\"]\n\
          [upstreams.u.check]\ninterval = \"500ms\"\n{timeout}{check}\n"
-    ));
+    ))
+}
+
+/// The state, the result and what the check saw, when the first check has ended.
+#[track_caller]
+fn verdict(addr: SocketAddr, check: &str) -> [String; 3] {
+    let tembuku = start(addr, check);
     let found = poll(secs(20), || {
         let status: serde_json::Value =
             serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
@@ -160,5 +167,45 @@ fn http_inside_tls() {
             )),
         );
         names.assert_judged(addr, "kind = \"http\"");
+    }
+}
+
+/// Each of many checks sees the certificate: none resumes the session of an earlier one.
+#[test]
+fn each_check_shakes_hands_anew() {
+    let names = Names::new();
+    let Certificate { certificate, key } = names.authority.issue("db.example", "IP:127.0.0.1", 2);
+    let dir = TempDir::new();
+    for protocols in ["TLSv1.2", "TLSv1.3"] {
+        let addr = ports::free_addr();
+        let log = dir.file(protocols);
+        let _nginx = Nginx::start(
+            addr,
+            &http_block(&format!(
+                "log_format reused '[$ssl_session_reused]'; \
+                 server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_session_cache shared:s:1m; \
+                 ssl_certificate {}; ssl_certificate_key {}; \
+                 location / {{ access_log {} reused; return 200; }} }}",
+                certificate.display(),
+                key.display(),
+                log.display()
+            )),
+        );
+        let _tembuku = start(
+            addr,
+            &format!(
+                "kind = \"http\"\ntls = \"verify\"\ntls_ca = \"{}\"",
+                names.authority.file().display()
+            ),
+        );
+        let mut seen = String::new();
+        wait_until("four checks", secs(20), || {
+            seen = std::fs::read_to_string(&log).unwrap_or_default();
+            seen.lines().count() >= 4
+        });
+        assert!(
+            seen.lines().all(|line| line == "[.]"),
+            "{protocols}: {seen}"
+        );
     }
 }
