@@ -17,15 +17,18 @@ use message::{Error, Wrong, row};
 use postgres_protocol::message::frontend;
 use std::time::Duration;
 
-const ROLE: &str = "SELECT pg_is_in_recovery()";
+/// Every name with its schema, here and below: who may set the search path of a database or create in it could otherwise put
+/// functions and operators of his own in front, and we would run them.
+const ROLE: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 /// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it receives anything, how many
 /// bytes of what it has received it has still to replay, and how old the last transaction is that it has.
 const PLACE: &str = "SELECT \
-    CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
-    EXISTS (SELECT 1 FROM pg_stat_wal_receiver), \
-    pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), \
-    extract(epoch FROM now() - pg_last_xact_replay_timestamp())";
+    CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
+    pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
+    EXISTS (SELECT 1 FROM pg_catalog.pg_stat_wal_receiver), \
+    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
+    extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp())";
 
 /// As whom to ask.
 pub(super) struct User {

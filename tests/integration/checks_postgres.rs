@@ -313,6 +313,45 @@ fn a_certificate_of_version_1() {
     }
 }
 
+/// Whatever the database puts in front of what the server has: it is not run.
+#[test]
+fn nobody_shadows_what_a_check_asks_for() {
+    let server = start(&[], "host all monitor 127.0.0.1/32 trust");
+    let mut sql = "create schema own; grant usage on schema own to public; ".to_owned();
+    for (function, kind) in [
+        ("pg_is_in_recovery()", "boolean"),
+        ("substr(text, int, int)", "text"),
+        ("pg_walfile_name(pg_lsn)", "text"),
+        ("pg_current_wal_lsn()", "pg_lsn"),
+        ("pg_last_wal_receive_lsn()", "pg_lsn"),
+        ("pg_last_wal_replay_lsn()", "pg_lsn"),
+        ("pg_wal_lsn_diff(pg_lsn, pg_lsn)", "numeric"),
+        ("pg_last_xact_replay_timestamp()", "timestamptz"),
+        ("now()", "timestamptz"),
+        ("extract(text, interval)", "numeric"),
+        ("date_part(text, interval)", "float8"),
+        ("minus(timestamptz, timestamptz)", "interval"),
+    ] {
+        sql += &format!(
+            "create function own.{function} returns {kind} language plpgsql as \
+             'begin raise exception ''taken in''; end'; "
+        );
+    }
+    sql += "create operator own.- (leftarg = timestamptz, rightarg = timestamptz, function = own.minus); \
+            create view own.pg_stat_wal_receiver as select 1 where own.pg_is_in_recovery(); \
+            create role monitor login; alter role monitor set search_path = own, pg_catalog";
+    server.sql(&sql);
+    let setup = setup(
+        &[server.addr],
+        "",
+        "timeout = \"20s\"\nrole = \"primary\"\nuser = \"monitor\"",
+    );
+    let saw = setup.wait(server.addr, "up", "ok");
+    assert_eq!(saw, "primary, timeline 1");
+    setup.wait_for_more(server.addr, "ok", 2.0);
+    assert_no_complaint(&server);
+}
+
 /// The password comes from a file or the environment, and is seen by nobody but the server.
 #[test]
 fn passwords_are_used_and_not_shown() {

@@ -143,7 +143,7 @@ fn a_login_in_all_its_length() {
     assert_eq!(hello[4..8], [0, 3, 0, 0]);
     let parameters = b"user\0monitor\0database\0postgres\0application_name\0tembuku\0\0";
     assert!(hello.ends_with(parameters), "{}", hello.escape_ascii());
-    assert!(questions.starts_with(b"Q\0\0\0\x1fSELECT pg_is_in_recovery()\0Q"));
+    assert!(questions.starts_with(b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in_recovery()\0Q"));
 }
 
 #[test]
