@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    address, health_dns as dns, health_guards as guards, health_kind as kind, health_tls as tls,
+    address, health_dns as dns, health_guards as guards, health_kind as kind,
+    health_postgres as postgres, health_tls as tls,
     keys::{CHECK, ON_LEAVE},
     listener::above_zero,
     report::Fault,
@@ -131,6 +132,7 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
         );
     }
     dns::fits(upstream, section);
+    postgres::fits(upstream, section);
     let Some(check) = &upstream.check else {
         return;
     };

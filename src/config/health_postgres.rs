@@ -7,7 +7,7 @@ use super::{
     section::{Section, Text},
     words::shorten,
 };
-use crate::plan::{CheckKind, LagLimit, Login, Role};
+use crate::plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls, Upstream};
 use std::time::Duration;
 
 pub(super) fn read(section: &Section<'_>) -> CheckKind {
@@ -45,6 +45,32 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
         }),
         limit: read_limit(section, role),
     }
+}
+
+/// The server speaks TLS over TCP alone.
+pub(super) fn fits(upstream: &Upstream, section: &Section<'_>) {
+    let encrypted = upstream.check.as_ref().filter(|check| {
+        matches!(check.kind, CheckKind::Postgres { .. }) && !matches!(check.tls, Tls::Off)
+    });
+    let (Some(check), Some(value)) = (encrypted, section.get("check")) else {
+        return;
+    };
+    let fault = match &check.at {
+        CheckAt::Place(Place::Unix(path)) => format!("`address` = \"unix:{}\"", path.display()),
+        CheckAt::Place(Place::Tcp(_)) => return,
+        CheckAt::Backend | CheckAt::Port(_) => {
+            let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+            match upstream.backends.iter().find(|b| unix(&b.target)) {
+                Some(backend) => format!("the backend {:?}", backend.text),
+                None => return,
+            }
+        }
+    };
+    let fault = Fault::new(format!(
+        "`tls` cannot be had from {fault}: PostgreSQL does not speak it over a unix socket"
+    ))
+    .hint("leave `tls` out: what is said there does not leave the machine; or name a place to check with `address`, as in \"10.0.0.1:5432\"");
+    section.report.add(&value.span(), fault);
 }
 
 fn read_name(section: &Section<'_>, key: &str) -> Option<String> {

@@ -378,6 +378,14 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     {
                         check.kind = CheckKind::Tcp;
                     }
+                    // Nor does PostgreSQL speak TLS there.
+                    let asked_on_unix = match &check.at {
+                        CheckAt::Place(place) => matches!(place, Place::Unix(_)),
+                        _ => backends.iter().any(unix),
+                    };
+                    if matches!(check.kind, CheckKind::Postgres { .. }) && asked_on_unix {
+                        check.tls = Tls::Off;
+                    }
                 }
                 Upstream {
                     name,
