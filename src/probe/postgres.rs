@@ -13,7 +13,7 @@ use crate::{
     reason::CheckResult,
 };
 use login::{Login, Refusal, say};
-use message::{Error, Wrong, row};
+use message::{Error, Old, Wrong, row};
 use postgres_protocol::message::frontend;
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ const PLACE: &str = "SELECT \
     EXISTS (SELECT 1 FROM pg_catalog.pg_stat_wal_receiver), \
     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
     extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp())";
+
+/// So much may a server say on its own, in notices and settings, beside its short answers.
+const MOST: usize = 64 << 10;
 
 /// As whom to ask.
 pub(super) struct User {
@@ -225,7 +228,7 @@ fn boolean(text: Option<&str>) -> Option<bool> {
 }
 
 impl super::Talk for Conversation<'_> {
-    fn hear(&mut self, bytes: &[u8], _ended: bool) -> Turn {
+    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
         match self.stage {
             Stage::Begin if self.talk.encrypted || self.talk.user.is_none() => {
                 self.stage = Stage::Offered;
@@ -238,13 +241,17 @@ impl super::Talk for Conversation<'_> {
                 )
             }
             Stage::Begin | Stage::Encrypted => self.start(),
-            Stage::Offered => self.offered(bytes),
-            Stage::Login(_) | Stage::Asked(_) => self.messages(bytes),
+            Stage::Offered => self.offered(bytes, ended),
+            Stage::Login(_) | Stage::Asked(_) => self.messages(bytes, ended),
         }
     }
 
     fn encrypted(&mut self, end_point: Option<Vec<u8>>) {
         self.end_point = end_point;
+    }
+
+    fn most(&self) -> usize {
+        MOST
     }
 
     /// What comes may be an echo of what was said.
@@ -262,26 +269,20 @@ impl Conversation<'_> {
     }
 
     /// To the answer about TLS, which is a single letter.
-    fn offered(&mut self, bytes: &[u8]) -> Turn {
-        let answer = match bytes.first() {
-            None => return Turn::Wait,
-            Some(b'S') => {
+    fn offered(&mut self, bytes: &[u8], ended: bool) -> Turn {
+        let answer = match bytes {
+            [] => return Turn::Wait,
+            // What follows it is looked at by whoever begins TLS.
+            [b'S', ..] => {
                 self.stage = Stage::Encrypted;
                 return Turn::Encrypt { read: 1 };
             }
-            Some(b'N') if self.talk.encrypted => {
-                Answer::new(CheckResult::Tls, "it does not speak TLS")
-            }
-            Some(b'N') => Answer::new(CheckResult::Ok, "it answers"),
-            // Out of processes; what it says is not protected, and not needed.
-            Some(b'E') => Answer::new(CheckResult::Unexpected, "it answers with an error"),
-            Some(_) => Answer::new(
-                CheckResult::Protocol,
-                format!(
-                    "this is not PostgreSQL: got {}",
-                    super::Talk::show(self, bytes)
-                ),
-            ),
+            [b'N'] if self.talk.encrypted => Answer::new(CheckResult::Tls, "it does not speak TLS"),
+            [b'N'] => Answer::new(CheckResult::Ok, "it answers"),
+            // An error: out of processes, as a rule.
+            [b'E', ..] => return self.messages(bytes, ended),
+            // Other servers, too, begin with such a letter, and go on.
+            _ => self.wrong(bytes),
         };
         Turn::Answer(answer)
     }
@@ -307,7 +308,21 @@ impl Conversation<'_> {
     }
 
     /// Deals with as many whole messages as there are, until one asks for an answer or is one.
-    fn messages(&mut self, bytes: &[u8]) -> Turn {
+    fn messages(&mut self, bytes: &[u8], ended: bool) -> Turn {
+        if self.has_heard_nothing() {
+            match message::old_error(bytes, ended) {
+                Some(Old::Wait) => return Turn::Wait,
+                Some(Old::Error(text)) => {
+                    let text = match self.is_secret_in(text.as_bytes()) {
+                        true => "(not shown)",
+                        false => &text,
+                    };
+                    let heard = format!("ERROR: {text}");
+                    return Turn::Answer(Answer::new(CheckResult::Unexpected, heard));
+                }
+                None => {}
+            }
+        }
         let mut rest = bytes;
         loop {
             let (kind, inside, after) = match message::read(rest) {
@@ -380,14 +395,27 @@ impl Conversation<'_> {
         Ok(None)
     }
 
+    /// Whether the next that comes is the first.
+    fn has_heard_nothing(&self) -> bool {
+        match &self.stage {
+            Stage::Login(login) => login.is_open(),
+            Stage::Offered => true,
+            _ => false,
+        }
+    }
+
     /// A server that was told the password in the clear could say it.
     fn error(&self, inside: &[u8]) -> Result<Error, Wrong> {
         let mut error = Error::read(inside)?;
-        let holds = |secret: &[u8]| inside.windows(secret.len()).any(|part| part == secret);
-        if self.secret().is_some_and(|secret| holds(secret.bytes())) {
+        if self.is_secret_in(inside) {
             error.conceal();
         }
         Ok(error)
+    }
+
+    fn is_secret_in(&self, text: &[u8]) -> bool {
+        let holds = |secret: &[u8]| text.windows(secret.len()).any(|part| part == secret);
+        self.secret().is_some_and(|secret| holds(secret.bytes()))
     }
 
     fn wrong(&self, bytes: &[u8]) -> Answer {

@@ -57,6 +57,10 @@ impl<'a> Login<'a> {
         }
     }
 
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.step, Step::Open)
+    }
+
     pub(super) fn is_in(&self) -> bool {
         matches!(self.step, Step::In)
     }

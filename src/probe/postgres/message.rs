@@ -4,6 +4,8 @@ use crate::reason::CheckResult;
 
 /// Nothing that a check asks for has a longer answer.
 const LONGEST: usize = 8 << 10;
+/// What nobody has asked for, and nobody reads, may be longer. Such a check fails for what it has read in all.
+const CHATTER: usize = 1 << 20;
 /// Of what a server has to say about an error.
 const SHOWN: usize = 200;
 
@@ -25,14 +27,46 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
     let Some((length, rest)) = rest.split_first_chunk() else {
         return Ok(None);
     };
+    let longest = match kind {
+        b'A' | b'N' | b'S' => CHATTER,
+        _ => LONGEST,
+    };
     // It counts itself.
     let length = (u32::from_be_bytes(*length) as usize)
         .checked_sub(4)
-        .filter(|length| *length <= LONGEST)
+        .filter(|length| *length <= longest)
         .ok_or(Wrong)?;
     Ok(rest
         .split_at_checked(length)
         .map(|(inside, after)| (kind, inside, after)))
+}
+
+/// An error as it was told before version 7.4, and still is by a server that cannot even start a process for us: a letter and
+/// text up to a zero byte.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Old {
+    /// Up to now it looks like one.
+    Wait,
+    Error(String),
+}
+
+/// `None`: it is something else.
+pub(super) fn old_error(bytes: &[u8], ended: bool) -> Option<Old> {
+    let (_, rest) = bytes.split_first().filter(|(kind, _)| **kind == b'E')?;
+    let end = rest.iter().position(|b| *b == 0);
+    let text = &rest[..end.unwrap_or(rest.len())];
+    // So that a length is none, nor what servers say whose lines end as in Telnet.
+    let is_text = text.iter().all(|b| !b.is_ascii_control() || *b == b'\n');
+    if !is_text || text.len() > LONGEST {
+        return None;
+    }
+    match (end, text) {
+        // A length begins so.
+        (Some(_), []) => None,
+        (None, _) if !ended => Some(Old::Wait),
+        (None, _) => None,
+        (Some(_), text) => Some(Old::Error(printable(text))),
+    }
 }
 
 /// The columns of a row, which come as text; `None` is null.
@@ -163,6 +197,44 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_asked_for_may_be_long() {
+        for (kind, length, result) in [
+            (b'N', 60_000, Ok(None)),
+            (b'S', 60_000, Ok(None)),
+            (b'D', 60_000, Err(Wrong)),
+            (b'N', 1 << 21, Err(Wrong)),
+        ] {
+            let bytes = [&[kind], &u32::to_be_bytes(length)[..], b"begins"].concat();
+            assert_eq!(read(&bytes), result, "{}", bytes.escape_ascii());
+        }
+        let whole = [b"N\0\0\xea\x60", &[b'x'; 59_996][..], b"Z"].concat();
+        let (kind, inside, after) = read(&whole).expect("a message").expect("a whole one");
+        assert_eq!((kind, inside.len(), after), (b'N', 59_996, &b"Z"[..]));
+    }
+
+    #[test]
+    fn errors_of_old() {
+        let said = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
+        for n in 1..said.len() {
+            assert_eq!(old_error(&said[..n], false), Some(Old::Wait), "{n}");
+            assert_eq!(old_error(&said[..n], true), None, "{n}");
+        }
+        let text = "could not fork new process for connection: Cannot allocate memory";
+        assert_eq!(old_error(said, false), Some(Old::Error(text.into())));
+        for bytes in [
+            &b""[..],
+            b"N",
+            b"E\0",
+            b"E\0\0\0\x50SFATAL\0",
+            b"ERR unknown command\r\n",
+            b"E\x1b[31m\0",
+        ] {
+            assert_eq!(old_error(bytes, false), None, "{}", bytes.escape_ascii());
+        }
+        assert_eq!(old_error(&[b'E'; LONGEST + 2], false), None);
+    }
+
+    #[test]
     fn rows_and_errors() {
         let bytes = b"\0\x03\0\0\0\x01t\xff\xff\xff\xff\0\0\0\0";
         assert_eq!(row(bytes), Ok(vec![Some("t"), None, Some("")]));
@@ -181,6 +253,8 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
             let _ = (read(&bytes), row(&bytes), Error::read(&bytes));
+            let old = [b"E", &bytes[..]].concat();
+            let _ = (old_error(&old, false), old_error(&old, true));
         }
     }
 }

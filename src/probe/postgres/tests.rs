@@ -442,24 +442,76 @@ fn nobody_repeats_the_password() {
 #[test]
 fn without_a_user_it_is_only_asked_whether_it_speaks_tls() {
     let request = b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec();
-    for (encrypted, letter, result) in [
-        (false, b'N', CheckResult::Ok),
-        (false, b'S', CheckResult::Ok),
-        (true, b'S', CheckResult::Ok),
-        (true, b'N', CheckResult::Tls),
-        (false, b'E', CheckResult::Unexpected),
-        (false, b'+', CheckResult::Protocol),
+    let old = b"Ecould not fork\n\0";
+    let new = error("57P03", "starting up");
+    for (encrypted, bytes, result) in [
+        (false, &b"N"[..], CheckResult::Ok),
+        (false, b"S", CheckResult::Ok),
+        (true, b"S", CheckResult::Ok),
+        (true, b"N", CheckResult::Tls),
+        (false, old, CheckResult::Unexpected),
+        (true, old, CheckResult::Unexpected),
+        (false, &new, CheckResult::Loading),
+        (false, b"+", CheckResult::Protocol),
     ] {
-        let mut talk = talk(None);
-        (talk.user, talk.encrypted) = (None, encrypted);
-        let (said, last) = play(&talk, &[vec![letter]]);
+        let (said, last) = play(&looks_in(encrypted), &[bytes.to_vec()]);
         let Turn::Answer(answer) = last else {
             panic!("{last:?}")
         };
         assert_eq!(said, std::slice::from_ref(&request));
-        assert_eq!(answer.result, result, "{letter}");
+        assert_eq!(answer.result, result, "{}", bytes.escape_ascii());
         assert!(answer.goodbye.is_empty());
     }
+}
+
+fn looks_in(encrypted: bool) -> Talk {
+    let mut talk = talk(None);
+    (talk.user, talk.encrypted) = (None, encrypted);
+    talk
+}
+
+/// A greeting of MySQL that is 78 bytes long begins with N, too.
+#[test]
+fn a_letter_and_more_is_not_the_answer_about_tls() {
+    for encrypted in [false, true] {
+        for bytes in [&b"N\0\0\0\x0a5.7.44-log\0"[..], b"NOTICE who are you?\r\n"] {
+            let talk = looks_in(encrypted);
+            let mut conversation = talk.begin();
+            assert!(matches!(conversation.hear(b"", false), Turn::Say { .. }));
+            let Turn::Answer(answer) = conversation.hear(bytes, false) else {
+                panic!("no answer")
+            };
+            assert_eq!(answer.result, CheckResult::Protocol, "{}", answer.heard);
+        }
+    }
+}
+
+#[test]
+fn errors_of_old_are_told() {
+    let text = b"Ecould not fork new process\n\0".to_vec();
+    let said = answer(&talk(None), std::slice::from_ref(&text));
+    assert_eq!(said.result, CheckResult::Unexpected);
+    assert_eq!(said.heard, "ERROR: could not fork new process");
+    // Only at the beginning is it one.
+    let late = answer(&talk(None), &[WELCOME.to_vec(), text]);
+    assert_eq!(late.result, CheckResult::Protocol);
+    let echo = answer(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
+    assert_eq!(echo.heard, "ERROR: (not shown)");
+}
+
+#[test]
+fn long_notices_are_not_read() {
+    let notice = message(b'N', &[b'x'; 30_000]);
+    let setting = message(b'S', &[b'x'; 20_000]);
+    let pieces = [
+        notice,
+        WELCOME.to_vec(),
+        setting,
+        READY.to_vec(),
+        rows(&[Some("f")]),
+    ];
+    let answer = answer(&talk(None), &pieces);
+    assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
 }
 
 proptest! {
