@@ -12,6 +12,9 @@ use postgres_protocol::{
 };
 use std::io;
 
+/// The library refuses more, which would take too long; it does not say that this was why.
+const MOST_ITERATIONS: u64 = 100_000;
+
 /// Why nothing will come of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -92,9 +95,14 @@ impl<'a> Login<'a> {
             }
             (10, Step::Open) => self.begin(rest),
             (11, Step::Begun(mut scram)) => {
-                scram.update(rest).map_err(|_| Refusal {
-                    why: "its half of SCRAM makes no sense".to_owned(),
-                    ..wrong()
+                scram.update(rest).map_err(|_| match iterations(rest) {
+                    Some(n) if n > MOST_ITERATIONS => refused(&format!(
+                        "it asks for {n} iterations of SCRAM, more than the {MOST_ITERATIONS} that are done here"
+                    )),
+                    _ => Refusal {
+                        why: "its half of SCRAM makes no sense".to_owned(),
+                        ..wrong()
+                    },
                 })?;
                 let said = say(|out| frontend::sasl_response(scram.message(), out));
                 self.step = Step::Proved(scram);
@@ -148,6 +156,13 @@ impl<'a> Login<'a> {
         let none = || io::Error::other("it asks for a password, and none is configured");
         self.secret.map(Secret::bytes).ok_or_else(none)
     }
+}
+
+/// How often the server wants the password to be hashed.
+fn iterations(said: &[u8]) -> Option<u64> {
+    let said = std::str::from_utf8(said).ok()?;
+    let digits = said.split(',').find_map(|part| part.strip_prefix("i="))?;
+    digits.parse().ok()
 }
 
 pub(super) fn say(write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<Vec<u8>, Refusal> {

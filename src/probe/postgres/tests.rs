@@ -416,6 +416,37 @@ fn a_server_has_to_prove_itself() {
     };
     assert_eq!(answer.result, CheckResult::Auth);
     assert_eq!(answer.heard, "it cannot prove that it knows the password");
+    // Nor will it keep us busy.
+    for (asks, result, heard) in [
+        (
+            "100001",
+            CheckResult::Auth,
+            "it asks for 100001 iterations of SCRAM, more than the 100000 that are done here",
+        ),
+        (
+            "4294967296",
+            CheckResult::Auth,
+            "it asks for 4294967296 iterations of SCRAM, more than the 100000 that are done here",
+        ),
+        (
+            "x",
+            CheckResult::Protocol,
+            "its half of SCRAM makes no sense",
+        ),
+    ] {
+        let mut conversation = talk.begin();
+        conversation.hear(b"", false);
+        let Turn::Say { words, .. } = conversation.hear(&offer, false) else {
+            panic!("no answer")
+        };
+        let at = words.windows(2).position(|part| part == b"r=");
+        let nonce = String::from_utf8_lossy(&words[at.expect("a nonce")..]).into_owned();
+        let first = authentication(11, format!("{nonce}more,s=c2FsdA==,i={asks}").as_bytes());
+        let Turn::Answer(answer) = conversation.hear(&first, false) else {
+            panic!("no answer")
+        };
+        assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+    }
     // Nor can it leave that out.
     for pieces in [
         vec![offer.clone(), WELCOME.to_vec()],
