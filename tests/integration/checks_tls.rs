@@ -209,3 +209,29 @@ fn each_check_shakes_hands_anew() {
         );
     }
 }
+
+/// The end of the handshake and the question after it go out one after the other. Whoever waits in between for the server to
+/// acknowledge the first waits for 40 ms, every time.
+#[test]
+fn no_question_waits_for_an_acknowledgement() {
+    let authority = Authority::new("one");
+    let Certificate { certificate, key } = authority.issue("db.example", "IP:127.0.0.1", 2);
+    let addr = ports::free_addr();
+    let _nginx = Nginx::start(
+        addr,
+        &http_block(&format!(
+            "server {{ listen {addr} ssl; ssl_protocols TLSv1.3; ssl_certificate {}; ssl_certificate_key {}; \
+             location / {{ return 200; }} }}",
+            certificate.display(),
+            key.display()
+        )),
+    );
+    let tembuku = start(addr, "kind = \"http\"\ntls = \"require\"");
+    wait_until("a check within 35 ms", secs(20), || {
+        let status: serde_json::Value =
+            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let last = &status["upstreams"][0]["backends"][0]["last_check"];
+        let took = last["duration_seconds"].as_f64();
+        last["result"] == "ok" && took.is_some_and(|took| took < 0.035)
+    });
+}
