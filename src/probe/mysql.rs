@@ -58,6 +58,9 @@ enum Stage {
     BeforeTls(Greeting),
     InsideTls(Greeting),
     Login(Login),
+    /// A login that cannot be made, and what the check will say. The server is told nothing, again and again, until it has
+    /// ended it: whoever leaves before counts as an error of all clients that come from here.
+    GivenUp(Answer),
     Role(ResultSet),
     /// The word for replication that is tried, and what the answer to the question before was.
     Lag(usize, ResultSet),
@@ -113,6 +116,15 @@ impl<'a> Talk<'a> {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Greeting => self.greeted(Greeting::read(payload)?).map(Some),
             Stage::Login(login) => self.log_in(login, payload),
+            // Who is let in by that has still not proved that the password is right.
+            Stage::GivenUp(mut answer) if payload.first() == Some(&0) => {
+                answer.goodbye = frame(0, &[QUIT]);
+                Err(answer.into())
+            }
+            Stage::GivenUp(answer) => {
+                self.stage = Stage::GivenUp(answer);
+                Ok(Some(Vec::new()))
+            }
             Stage::Role(mut set) => {
                 if !set.hear(payload)? {
                     self.stage = Stage::Role(set);
@@ -176,18 +188,23 @@ impl<'a> Talk<'a> {
                 self.stage = Stage::Role(ResultSet::default());
                 return Ok(Some(self.query(ROLE)));
             }
-            ([0xfe, wanted @ ..], _) if !login.switched => {
-                login.switch(wanted, self.asked.encrypted)?;
-                login.plugin.answer(self.password(), &login.nonce)
+            ([0xfe, ..], _) if login.switched => {
+                return Ok(Some(self.give_up("it asks for one plugin after another")));
             }
+            ([0xfe, wanted @ ..], _) => match login.switch(wanted, self.asked.encrypted) {
+                Ok(()) => login.plugin.answer(self.password(), &login.nonce),
+                Err(why) => {
+                    self.give_up(&why);
+                    return Ok(Some(login::nothing(wanted)));
+                }
+            },
+            ([2, ..], _) => return Ok(Some(self.give_up("it asks for a second factor"))),
             ([1, key @ ..], Plugin::CachingSha2) if login.awaits_key => {
                 login.awaits_key = false;
-                login::sealed(key, self.password(), &login.nonce).ok_or_else(|| {
-                    end(
-                        CheckResult::Unexpected,
-                        "login: the key of the server cannot be used",
-                    )
-                })?
+                match login::sealed(key, self.password(), &login.nonce) {
+                    Some(sealed) => sealed,
+                    None => return Ok(Some(self.give_up("the key of the server cannot be used"))),
+                }
             }
             // It knows the password from before: all is well.
             ([1, 3], Plugin::CachingSha2) => {
@@ -205,6 +222,12 @@ impl<'a> Talk<'a> {
         };
         self.stage = Stage::Login(login);
         Ok(Some(words))
+    }
+
+    /// What is said instead of a password: nothing.
+    fn give_up(&mut self, why: &str) -> Vec<u8> {
+        self.stage = Stage::GivenUp(Answer::new(CheckResult::Auth, format!("login: {why}")));
+        Vec::new()
     }
 
     /// The numbers of packets begin anew with a question.
@@ -305,6 +328,7 @@ impl<'a> Talk<'a> {
             return Ok(Some(self.query(question)));
         }
         let (question, told) = match &self.stage {
+            Stage::GivenUp(answer) => return Err(answer.clone().into()),
             Stage::Role(_) => ("read_only: ", None),
             Stage::Lag(..) => ("replication: ", Some(Role::Replica)),
             Stage::Login(_) => ("login: ", None),
@@ -336,29 +360,24 @@ impl<'a> Talk<'a> {
 }
 
 impl Login {
-    fn switch(&mut self, wanted: &[u8], encrypted: bool) -> Result<(), End> {
-        let refuse =
-            |why: String| End::from(Answer::new(CheckResult::Auth, format!("login: {why}")));
+    /// Why that cannot be is the error.
+    fn switch(&mut self, wanted: &[u8], encrypted: bool) -> Result<(), String> {
         let end = wanted.iter().position(|b| *b == 0);
         let (name, nonce) = wanted.split_at(end.unwrap_or(wanted.len()));
         let plugin = match Plugin::named(name) {
             Some(Plugin::Clear) if !encrypted => {
-                return Err(refuse(
-                    "the account wants the password in the clear, which takes TLS".to_owned(),
-                ));
+                return Err("it asks for the password in the clear, which takes TLS".to_owned());
             }
             Some(plugin) => plugin,
             // In those days packets had no names of plugins in them.
             None if name.is_empty() => {
-                return Err(refuse(
-                    "the account has a password from before 4.1".to_owned(),
-                ));
+                return Err("the account has a password from before 4.1".to_owned());
             }
             None => {
-                return Err(refuse(format!(
-                    "the account wants {}, which checks do not know",
-                    quote(name)
-                )));
+                let name = quote(name);
+                return Err(format!(
+                    "it asks for the plugin {name}, which is not supported here"
+                ));
             }
         };
         let nonce = nonce.get(1..).unwrap_or_default();
@@ -372,12 +391,8 @@ impl Login {
     }
 }
 
-fn end(result: CheckResult, heard: &str) -> End {
-    Answer::new(result, heard).into()
-}
-
 impl super::Talk for Talk<'_> {
-    fn hear(&mut self, bytes: &[u8], _ended: bool) -> Turn {
+    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::BeforeTls(greeting) => {
                 self.stage = Stage::InsideTls(greeting);
@@ -396,7 +411,12 @@ impl super::Talk for Talk<'_> {
         };
         let (payload, read) = match read(bytes, self.number, self.most()) {
             Ok(Some(packet)) => packet,
-            Ok(None) => return Turn::Wait,
+            Ok(None) => {
+                return match &self.stage {
+                    Stage::GivenUp(answer) if ended => Turn::Answer(answer.clone()),
+                    _ => Turn::Wait,
+                };
+            }
             Err(why) => return wrong(why),
         };
         self.number = self.number.wrapping_add(1);

@@ -305,9 +305,15 @@ fn checks_do_not_get_their_address_blocked() {
         command("ip -6 address add fd00:7e57::5/128 dev lo"),
     );
     place.set_hosts("fd00:7e57::5 db.test");
-    let server = MariaDb::start_with(addr, &["--max-connect-errors=3", "--performance-schema=ON"]);
+    let words = [
+        "--max-connect-errors=3",
+        "--performance-schema=ON",
+        "--secure-auth=OFF",
+    ];
+    let server = MariaDb::start_with(addr, &words);
     server.sql(&format!(
-        "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY 'xyzzy'; CREATE USER 'writer'@'%' IDENTIFIED BY ''"
+        "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY 'xyzzy'; CREATE USER 'writer'@'%' IDENTIFIED BY ''; \
+         CREATE USER 'old'@'%' IDENTIFIED VIA mysql_old_password USING '0123456789abcdef'"
     ));
     let backend = addr.to_string();
     let errors = || {
@@ -320,6 +326,8 @@ fn checks_do_not_get_their_address_blocked() {
         // Neither those who are refused, nor those who do not get what they want, count.
         ("user = \"nobody\"", "auth"),
         ("user = \"check\"\ntls = \"require\"", "tls"),
+        // A login that is not known here is ended by the server.
+        ("user = \"old\"", "auth"),
     ] {
         let setup = setup(
             &[&backend],

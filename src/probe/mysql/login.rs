@@ -6,6 +6,9 @@ use aws_lc_rs::{
 };
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 
+/// Length of a signature.
+const ED25519: usize = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plugin {
     Native,
@@ -53,6 +56,15 @@ impl Plugin {
 
 pub(super) fn clear(password: &[u8]) -> Vec<u8> {
     [password, b"\0"].concat()
+}
+
+/// What is said to a plugin that is not spoken here, by the name that it is asked for with, so that it refuses us and does
+/// not take us for one that left: nothing, or as much nothing as a proof of this plugin is long.
+pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
+    match wanted.starts_with(b"client_ed25519\0") {
+        true => vec![0; ED25519],
+        false => Vec::new(),
+    }
 }
 
 /// The password for the eyes of the owner of this key alone. The key is the server's word: it keeps listeners out, not

@@ -7,6 +7,7 @@ use super::{
 use proptest::prelude::*;
 
 const PASSWORD: &str = "xyzzy";
+const DENIED: &[u8] = b"\xff\x15\x04#28000Access denied";
 
 fn secret() -> Secret {
     // The only way to a secret is the one that the program takes.
@@ -243,8 +244,16 @@ fn logins() {
     let mut side = Side::new(&asked);
     side.says(0, &greeting("8.0.36", "dialog", ALL));
     side.says(2, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
-    let answer = side.answers(4, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
-    assert_eq!(answer.result, CheckResult::Protocol);
+    let said = side.says(4, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
+    assert_eq!(said, frame(5, b""));
+    let answer = side.answers(6, DENIED);
+    assert_eq!(
+        (answer.result, &answer.heard[..]),
+        (
+            CheckResult::Auth,
+            "login: it asks for one plugin after another"
+        )
+    );
     assert!(answer.goodbye.is_empty());
 }
 
@@ -260,8 +269,15 @@ fn the_password_itself_is_told_inside_tls_alone() {
         frame(3, b"\x02"),
         "asks for the key"
     );
-    let answer = side.answers(4, b"\x01no key");
-    assert_eq!(answer.result, CheckResult::Unexpected);
+    assert_eq!(side.says(4, b"\x01no key"), frame(5, b""));
+    let answer = side.answers(6, DENIED);
+    assert_eq!(
+        (answer.result, &answer.heard[..]),
+        (
+            CheckResult::Auth,
+            "login: the key of the server cannot be used"
+        )
+    );
 
     let local = Asked {
         local: true,
@@ -294,7 +310,8 @@ fn the_password_itself_is_told_inside_tls_alone() {
     assert_eq!(side.says(3, wanted), frame(4, &clear));
     let mut side = Side::new(&plain);
     side.says(0, &caching);
-    assert_eq!(side.answers(2, wanted).result, CheckResult::Auth);
+    assert_eq!(side.says(2, wanted), frame(3, b""));
+    assert_eq!(side.answers(4, DENIED).result, CheckResult::Auth);
 }
 
 #[test]
@@ -360,22 +377,64 @@ fn refusals() {
             CheckResult::Tls,
             "login: error 3159: \"insecure\"",
         ),
-        (
-            b"\xfeclient_ed25519\0ABC\0",
-            CheckResult::Auth,
-            "login: the account wants \"client_ed25519\", which checks do not know",
-        ),
-        (
-            b"\xfe",
-            CheckResult::Auth,
-            "login: the account has a password from before 4.1",
-        ),
     ] {
         let mut side = Side::new(&asked);
         side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
         let answer = side.answers(2, payload);
         assert_eq!((answer.result, &answer.heard[..]), (result, heard));
         assert!(answer.goodbye.is_empty(), "it has closed already");
+    }
+}
+
+/// A server counts those that leave in the middle of a login, so it has the last word.
+#[test]
+fn a_login_that_cannot_be_made_is_ended_by_the_server() {
+    let asked = asked(None);
+    for (payload, said, heard) in [
+        (
+            &b"\xfeclient_ed25519\0ABC\0"[..],
+            &[0; 64][..],
+            "login: it asks for the plugin \"client_ed25519\", which is not supported here",
+        ),
+        (
+            b"\xfedialog\0Password: \0",
+            b"",
+            "login: it asks for the plugin \"dialog\", which is not supported here",
+        ),
+        (
+            b"\xfe",
+            b"",
+            "login: the account has a password from before 4.1",
+        ),
+        (b"\x02dialog\0", b"", "login: it asks for a second factor"),
+    ] {
+        let begin = || {
+            let mut side = Side::new(&asked);
+            side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
+            assert_eq!(side.says(2, payload), frame(3, said), "{heard}");
+            side
+        };
+        let refused = begin().answers(4, DENIED);
+        assert_eq!(
+            (refused.result, &refused.heard[..]),
+            (CheckResult::Auth, heard)
+        );
+        assert!(refused.goodbye.is_empty(), "it has closed already");
+        // It may ask for more, and in the end close without a word.
+        let mut side = begin();
+        assert_eq!(side.says(4, b"Second password: "), frame(5, b""));
+        assert_eq!(
+            answer(side.talk.hear(b"", true)),
+            refused,
+            "whatever it says"
+        );
+        // Or let us in, which says nothing about the password.
+        let welcome = begin().answers(4, b"\0\0\0\x02\0\0\0");
+        assert_eq!(
+            (welcome.result, &welcome.heard[..]),
+            (CheckResult::Auth, heard)
+        );
+        assert_eq!(welcome.goodbye, b"\x01\0\0\0\x01");
     }
 }
 
