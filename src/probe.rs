@@ -263,6 +263,7 @@ impl Probe {
                 user: user.clone(),
                 secret,
                 encrypted: encryption.is_some(),
+                verified: matches!(check.tls, Tls::Verify { .. }),
                 local: matches!(place, Place::Unix(_)),
             }),
             CheckKind::Dns {

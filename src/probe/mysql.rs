@@ -42,6 +42,8 @@ pub(super) struct Asked {
     pub(super) encrypted: bool,
     /// A unix socket: nobody listens there.
     pub(super) local: bool,
+    /// The server has shown who it is.
+    pub(super) verified: bool,
 }
 
 pub(super) struct Talk<'a> {
@@ -191,13 +193,15 @@ impl<'a> Talk<'a> {
             ([0xfe, ..], _) if login.switched => {
                 return Ok(Some(self.give_up("it asks for one plugin after another")));
             }
-            ([0xfe, wanted @ ..], _) => match login.switch(wanted, self.asked.encrypted) {
-                Ok(()) => login.plugin.answer(self.password(), &login.nonce),
-                Err(why) => {
-                    self.give_up(&why);
-                    return Ok(Some(login::nothing(wanted)));
+            ([0xfe, wanted @ ..], _) => {
+                match login.switch(wanted, self.asked.local || self.asked.verified) {
+                    Ok(()) => login.plugin.answer(self.password(), &login.nonce),
+                    Err(why) => {
+                        self.give_up(&why);
+                        return Ok(Some(login::nothing(wanted)));
+                    }
                 }
-            },
+            }
             ([2, ..], _) => return Ok(Some(self.give_up("it asks for a second factor"))),
             ([1, key @ ..], Plugin::CachingSha2) if login.awaits_key => {
                 login.awaits_key = false;
@@ -361,12 +365,14 @@ impl<'a> Talk<'a> {
 
 impl Login {
     /// Why that cannot be is the error.
-    fn switch(&mut self, wanted: &[u8], encrypted: bool) -> Result<(), String> {
+    /// `trusted`: nobody but the server can hear.
+    fn switch(&mut self, wanted: &[u8], trusted: bool) -> Result<(), String> {
         let end = wanted.iter().position(|b| *b == 0);
         let (name, nonce) = wanted.split_at(end.unwrap_or(wanted.len()));
         let plugin = match Plugin::named(name) {
-            Some(Plugin::Clear) if !encrypted => {
-                return Err("it asks for the password in the clear, which takes TLS".to_owned());
+            // Whoever it is could ask for it.
+            Some(Plugin::Clear) if !trusted => {
+                return Err("it asks for the password in the clear, which takes tls = \"verify\" or a unix socket".to_owned());
             }
             Some(plugin) => plugin,
             // In those days packets had no names of plugins in them.

@@ -13,7 +13,7 @@ const ED25519: usize = 64;
 pub(super) enum Plugin {
     Native,
     CachingSha2,
-    /// The password itself: inside TLS alone.
+    /// The password itself: for a server that is known to be the one.
     Clear,
 }
 

@@ -31,6 +31,7 @@ fn asked(role: Option<Role>) -> Asked {
         secret: Some(secret()),
         encrypted: false,
         local: false,
+        verified: false,
     }
 }
 
@@ -258,7 +259,7 @@ fn logins() {
 }
 
 #[test]
-fn the_password_itself_is_told_inside_tls_alone() {
+fn the_password_itself_is_told_where_nobody_else_hears_it() {
     let clear = [PASSWORD.as_bytes(), b"\0"].concat();
     let caching = greeting("8.0.36", "caching_sha2_password", ALL);
     let plain = asked(None);
@@ -302,16 +303,35 @@ fn the_password_itself_is_told_inside_tls_alone() {
     assert_eq!(words[4..36], request[4..], "the same beginning");
     assert_eq!(side.says(3, b"\x01\x04"), frame(4, &clear));
 
+    // Whoever answers may ask for this one.
     let wanted = b"\xfemysql_clear_password\0";
-    let mut side = Side::new(&encrypted);
+    for verified in [true, false] {
+        let encrypted = Asked {
+            encrypted: true,
+            verified,
+            ..asked(None)
+        };
+        let mut side = Side::new(&encrypted);
+        side.says(0, &caching);
+        side.talk.hear(b"", false);
+        side.talk.hear(b"", false);
+        let said = if verified { &clear[..] } else { b"" };
+        assert_eq!(side.says(3, wanted), frame(4, said));
+    }
+    let mut side = Side::new(&local);
     side.says(0, &caching);
-    side.talk.hear(b"", false);
-    side.talk.hear(b"", false);
-    assert_eq!(side.says(3, wanted), frame(4, &clear));
+    assert_eq!(side.says(2, wanted), frame(3, &clear));
     let mut side = Side::new(&plain);
     side.says(0, &caching);
     assert_eq!(side.says(2, wanted), frame(3, b""));
-    assert_eq!(side.answers(4, DENIED).result, CheckResult::Auth);
+    let refused = side.answers(4, DENIED);
+    assert_eq!(
+        (refused.result, &refused.heard[..]),
+        (
+            CheckResult::Auth,
+            "login: it asks for the password in the clear, which takes tls = \"verify\" or a unix socket"
+        )
+    );
 }
 
 #[test]
