@@ -357,10 +357,6 @@ impl<'a> Talk<'a> {
             false => format!(": {}", quote(&refusal.message)),
         }
     }
-
-    fn is_logged_in(&self) -> bool {
-        matches!(self.stage, Stage::Role(_) | Stage::Lag(..))
-    }
 }
 
 impl Login {
@@ -411,9 +407,18 @@ impl super::Talk for Talk<'_> {
             }
             stage => self.stage = stage,
         }
-        let wrong = |Wrong(why)| {
-            let text = format!("this is not MySQL: {why}; got {}", self.show(bytes));
-            Turn::Answer(Answer::new(CheckResult::Protocol, text))
+        // Whatever it is, it has let us in, and is taken leave of.
+        let goodbye = match self.stage {
+            Stage::Role(_) | Stage::Lag(..) => frame(0, &[QUIT]),
+            _ => Vec::new(),
+        };
+        let shown = self.show(bytes);
+        let wrong = |Wrong(why), goodbye| {
+            let text = format!("this is not MySQL: {why}; got {shown}");
+            Turn::Answer(Answer {
+                goodbye,
+                ..Answer::new(CheckResult::Protocol, text)
+            })
         };
         let (payload, read) = match read(bytes, self.number, self.most()) {
             Ok(Some(packet)) => packet,
@@ -423,10 +428,9 @@ impl super::Talk for Talk<'_> {
                     _ => Turn::Wait,
                 };
             }
-            Err(why) => return wrong(why),
+            Err(why) => return wrong(why, goodbye),
         };
         self.number = self.number.wrapping_add(1);
-        let (was_logged_in, shown) = (self.is_logged_in(), self.show(bytes));
         match self.step(payload) {
             Ok(None) => Turn::Say {
                 read,
@@ -438,15 +442,12 @@ impl super::Talk for Talk<'_> {
                 Turn::Say { read, words }
             }
             Err(End::Answer(mut answer)) => {
-                if was_logged_in {
-                    answer.goodbye = frame(0, &[QUIT]);
+                if !goodbye.is_empty() {
+                    answer.goodbye = goodbye;
                 }
                 Turn::Answer(*answer)
             }
-            Err(End::Wrong(Wrong(why))) => {
-                let text = format!("this is not MySQL: {why}; got {shown}");
-                Turn::Answer(Answer::new(CheckResult::Protocol, text))
-            }
+            Err(End::Wrong(why)) => wrong(why, goodbye),
         }
     }
 

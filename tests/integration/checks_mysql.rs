@@ -275,6 +275,13 @@ fn checks_leave_no_trace_in_the_counters_and_the_log() {
         setup.status(&backend)["role"],
         serde_json::json!(["primary"])
     );
+    // Whatever the server writes.
+    for characters in ["utf16", "utf32", "latin1"] {
+        server.sql(&format!(
+            "SET GLOBAL init_connect = 'SET character_set_results = {characters}'"
+        ));
+        setup.wait_checks("ok", 5.0);
+    }
     assert_eq!(counters(), before);
     assert_eq!(server.log(), said);
     drop(setup);

@@ -1,6 +1,9 @@
 //! What servers say instead of what they were asked for. Pure.
 
-use super::packet::{Reader, Wrong};
+use super::{
+    packet::{Reader, Wrong},
+    result_set::narrow,
+};
 use crate::reason::CheckResult;
 
 /// An error of the server.
@@ -27,7 +30,7 @@ impl Refusal {
         }
         Ok(Some(Self {
             code,
-            message: reader.0.to_vec(),
+            message: narrow(reader.0),
         }))
     }
 

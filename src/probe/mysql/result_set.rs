@@ -34,7 +34,7 @@ impl ResultSet {
             for _ in 0..4 {
                 reader.value()?;
             }
-            self.names.push(reader.value()?.to_vec());
+            self.names.push(narrow(reader.value()?));
             return Ok(false);
         }
         if !self.names_ended {
@@ -50,7 +50,7 @@ impl ResultSet {
         }
         let mut row = Vec::with_capacity(columns);
         for _ in 0..columns {
-            row.push(reader.nullable()?.map(<[u8]>::to_vec));
+            row.push(reader.nullable()?.map(narrow));
         }
         if !reader.is_empty() {
             return Err(Wrong("a row that is too long"));
@@ -72,6 +72,12 @@ impl ResultSet {
         };
         self.names.iter().position(is_one)
     }
+}
+
+/// A server may be set up (`init_connect`) to write UTF-16 or UTF-32. All that is looked for is ASCII, which has nothing but
+/// zeros in between then.
+pub(super) fn narrow(text: &[u8]) -> Vec<u8> {
+    text.iter().copied().filter(|b| *b != 0).collect()
 }
 
 #[cfg(test)]
@@ -115,6 +121,17 @@ pub(super) mod tests {
         assert_eq!(set.column(&["other"]), None);
         assert_eq!(set.rows()[0], [Some(b"a".to_vec()), Some(Vec::new())]);
         assert_eq!(set.rows()[1], [None, Some(b"b".to_vec())]);
+    }
+
+    #[test]
+    fn wide_characters_are_read_as_narrow_ones() {
+        let mut set = ResultSet::default();
+        let payloads = result_set(&["\0V\0a"], &[&[Some("\0O\0N")], &[Some("O\0\0\0N\0\0\0")]]);
+        for (n, payload) in payloads.iter().enumerate() {
+            assert_eq!(set.hear(payload), Ok(n + 1 == payloads.len()), "{n}");
+        }
+        assert_eq!(set.column(&["va"]), Some(0));
+        assert_eq!(set.rows(), vec![[Some(b"ON".to_vec())]; 2]);
     }
 
     #[test]

@@ -156,6 +156,12 @@ fn roles() {
     let asked = asked(None);
     let answer = answer(Side::logged_in(&asked, "8.0.36").variables(&[("super_read_only", "ON")]));
     assert_eq!(answer.result, CheckResult::Protocol, "{answer:?}");
+    assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+    // Numbers that are wrong, after a login.
+    let mut side = Side::logged_in(&asked, "8.0.36");
+    let answer = self::answer(side.talk.hear(&frame(7, b"\x02"), false));
+    assert_eq!(answer.result, CheckResult::Protocol);
+    assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
 }
 
 #[test]
