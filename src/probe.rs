@@ -146,6 +146,7 @@ trait Talk: Send {
 struct Once<F> {
     words: Option<Vec<u8>>,
     hear: F,
+    most: usize,
     /// An echo of what was said would hold the password.
     hides: bool,
 }
@@ -156,6 +157,10 @@ impl<F: FnMut(&[u8], bool) -> Option<Answer> + Send> Talk for Once<F> {
             return Turn::Say { read: 0, words };
         }
         (self.hear)(bytes, ended).map_or(Turn::Wait, Turn::Answer)
+    }
+
+    fn most(&self) -> usize {
+        self.most
     }
 
     fn show(&self, bytes: &[u8]) -> String {
@@ -474,21 +479,25 @@ impl Kind {
     fn talk(&self) -> Box<dyn Talk + '_> {
         let mut words = Vec::new();
         match self {
-            Self::Tcp => once(words, false, |_, _| {
+            Self::Tcp => once(words, MOST, false, |_, _| {
                 Some(Answer::new(CheckResult::Ok, "connected"))
             }),
-            Self::Expect(talk) => once(talk.says().to_vec(), false, |bytes, ended| {
+            Self::Expect(talk) => once(talk.says().to_vec(), MOST, false, |bytes, ended| {
                 talk.hear(bytes, ended)
             }),
-            Self::Http(talk) => once(talk.says().to_vec(), false, |bytes, _| talk.hear(bytes)),
+            Self::Http(talk) => once(talk.says().to_vec(), MOST, false, |bytes, _| {
+                talk.hear(bytes)
+            }),
             Self::Redis(talk) => {
                 talk.say(&mut words);
-                once(words, talk.has_secret(), |bytes, _| talk.hear(bytes))
+                once(words, resp::MOST, talk.has_secret(), |bytes, _| {
+                    talk.hear(bytes)
+                })
             }
             Self::Postgres(talk) => Box::new(talk.begin()),
             Self::Mysql(asked) => Box::new(mysql::Talk::new(asked)),
             // Asked for in datagrams, by `ask`.
-            Self::Dns(_) => once(words, false, |_, _| None),
+            Self::Dns(_) => once(words, MOST, false, |_, _| None),
         }
     }
 
@@ -500,11 +509,13 @@ impl Kind {
 
 fn once<'a>(
     words: Vec<u8>,
+    most: usize,
     hides: bool,
     hear: impl FnMut(&[u8], bool) -> Option<Answer> + Send + 'a,
 ) -> Box<dyn Talk + 'a> {
     Box::new(Once {
         words: Some(words),
+        most,
         hear,
         hides,
     })

@@ -58,6 +58,10 @@ impl Talk {
         match self.judge(bytes) {
             Ok(answer) => Some(answer),
             Err(Stop::Incomplete) => None,
+            Err(Stop::TooLong) => Some(Answer::new(
+                CheckResult::Protocol,
+                format!("an answer that is too long: got {}", self.show(bytes)),
+            )),
             Err(Stop::Wrong) => Some(Answer::new(
                 CheckResult::Protocol,
                 format!("this is not Redis: got {}", self.show(bytes)),
@@ -448,6 +452,35 @@ mod tests {
         }
         let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
         assert_eq!(answer.and_then(|a| a.told.role), replica);
+    }
+
+    /// Some have very many.
+    #[test]
+    fn a_primary_tells_of_each_of_its_replicas() {
+        let primary = Some(Role::Primary);
+        let one = "*3\r\n$15\r\n192.168.100.100\r\n$4\r\n6379\r\n$9\r\n123456789\r\n";
+        let line = "slave0:ip=192.168.100.100,port=6379,state=online,offset=123456789,lag=0\r\n";
+        let bytes = |count: usize| {
+            let role = format!(
+                "*3\r\n$6\r\nmaster\r\n:0\r\n*{count}\r\n{}",
+                one.repeat(count)
+            );
+            let info = format!("{}master_replid:ab\r\n", line.repeat(count));
+            format!("+PONG\r\n{role}{}", text(&info))
+        };
+        let many = bytes(2000);
+        assert!(many.len() < crate::probe::resp::MOST);
+        let talk = talk(primary, false);
+        let answer = talk.hear(many.as_bytes()).expect("an answer");
+        assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
+        assert!(answer.told.epoch.is_some());
+        let answer = talk.hear(bytes(9000).as_bytes()).expect("an answer");
+        assert_eq!(answer.result, CheckResult::Protocol);
+        assert!(
+            answer.heard.starts_with("an answer that is too long: got "),
+            "{}",
+            answer.heard
+        );
     }
 
     #[test]

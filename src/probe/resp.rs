@@ -17,12 +17,18 @@ pub(super) enum Stop {
     Incomplete,
     /// This is no answer of Redis.
     Wrong,
+    /// It may be one, but more than is read.
+    TooLong,
 }
 
+/// A primary tells of each of its replicas, twice; and some have hundreds.
+pub(super) const MOST: usize = 256 << 10;
 /// Nothing that checks ask for is deeper, wider or longer.
 const DEEPEST: usize = 4;
-const WIDEST: usize = 1024;
-const LONGEST: usize = 8192;
+const WIDEST: usize = 8192;
+const LONGEST: usize = MOST;
+/// The same for a line.
+const LINE: usize = 8192;
 
 /// The answer that `bytes` begins with, and what follows it.
 pub(super) fn read(bytes: &[u8]) -> Result<(Reply<'_>, &[u8]), Stop> {
@@ -70,7 +76,7 @@ fn read_at(bytes: &[u8], deeper: usize) -> Result<(Reply<'_>, &[u8]), Stop> {
 fn line(bytes: &[u8]) -> Result<(&[u8], &[u8]), Stop> {
     let end = bytes.iter().position(|b| matches!(b, b'\r' | b'\n'));
     match end {
-        None if bytes.len() > LONGEST => Err(Stop::Wrong),
+        None if bytes.len() > LINE => Err(Stop::TooLong),
         None => Err(Stop::Incomplete),
         Some(end) => match &bytes[end..] {
             [b'\r', b'\n', rest @ ..] => Ok((&bytes[..end], rest)),
@@ -89,11 +95,11 @@ fn number(line: &[u8]) -> Result<i64, Stop> {
 fn length(line: &[u8], most: usize) -> Result<Option<usize>, Stop> {
     match number(line)? {
         -1 => Ok(None),
-        n => usize::try_from(n)
-            .ok()
-            .filter(|n| *n <= most)
-            .map(Some)
-            .ok_or(Stop::Wrong),
+        n => match usize::try_from(n) {
+            Ok(n) if n <= most => Ok(Some(n)),
+            Ok(_) => Err(Stop::TooLong),
+            Err(_) => Err(Stop::Wrong),
+        },
     }
 }
 
@@ -130,17 +136,18 @@ mod tests {
             b":4x\r\n",
             b"$3\r\nabcd\r\n",
             b"$99999999999999999999\r\n",
-            b"$8193\r\n",
             b"$-2\r\n",
             b"*-1\r\n",
-            b"*1025\r\n",
             b"+a\rb\r\n",
             &deep,
         ] {
             assert_eq!(read(bytes), Err(Stop::Wrong), "{}", bytes.escape_ascii());
         }
-        let endless = [&b"+"[..], &[b'a'; LONGEST + 1]].concat();
-        assert_eq!(read(&endless), Err(Stop::Wrong));
+        let endless = [&b"+"[..], &[b'a'; LINE + 1]].concat();
+        for bytes in [&endless[..], b"$262145\r\n", b"*8193\r\n"] {
+            assert_eq!(read(bytes), Err(Stop::TooLong));
+        }
+        assert_eq!(read(b"$262144\r\n"), Err(Stop::Incomplete));
     }
 
     proptest! {
