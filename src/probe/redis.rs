@@ -211,6 +211,8 @@ impl Talk {
         let word = text.split(|b| *b == b' ').next().unwrap_or_default();
         let result = match word {
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => CheckResult::Auth,
+            // Protected mode: neither a password nor an address that it trusts.
+            b"DENIED" => CheckResult::Auth,
             b"LOADING" => CheckResult::Loading,
             b"MASTERDOWN" => CheckResult::MasterDown,
             _ => otherwise,
@@ -224,10 +226,11 @@ impl Talk {
             return quote(bytes);
         }
         let word = bytes.split(|b| *b == b' ').next().unwrap_or_default();
-        let known: [&[u8]; 6] = [
+        let known: [&[u8]; 7] = [
             b"NOAUTH",
             b"WRONGPASS",
             b"NOPERM",
+            b"DENIED",
             b"LOADING",
             b"MASTERDOWN",
             b"ERR",
@@ -509,6 +512,8 @@ mod tests {
             result(None, "-ERR max number of clients reached\r\n"),
             CheckResult::Unexpected
         );
+        let protected = "-DENIED Redis is running in protected mode because\r\n";
+        assert_eq!(result(primary, protected), CheckResult::Auth);
         let talk = talk(None, true);
         for text in [
             "-WRONGPASS invalid username-password pair\r\n",
