@@ -38,14 +38,6 @@ const MOST: usize = 16 << 10;
 const FAREWELL: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Inside TLS the last words of the handshake and the first of the question are two pieces, and neither side says anything in
-/// between: without nodelay the second would wait for the other side to acknowledge the first, which takes it 40 ms.
-const OPTIONS: SocketOptions = SocketOptions {
-    nodelay: true,
-    keepalive: None,
-    user_timeout: None,
-};
-
 /// What one check found.
 #[derive(Debug)]
 pub struct Report {
@@ -355,7 +347,15 @@ impl Probe {
         talk: &mut dyn Talk,
         course: &mut Course,
     ) -> io::Result<(Answer, Line)> {
-        let mut line: Line = Box::new(Plain(open(&self.place, &OPTIONS).await?));
+        let options = SocketOptions {
+            // Inside TLS the last words of the handshake and the first of the question are two pieces, as are a header and
+            // what follows it, and the other side says nothing in between: the second would wait for the first to be
+            // acknowledged, which takes 40 ms.
+            nodelay: self.encryption.is_some() || !self.header.is_empty(),
+            keepalive: None,
+            user_timeout: None,
+        };
+        let mut line: Line = Box::new(Plain(open(&self.place, &options).await?));
         if !self.header.is_empty() {
             course.stage = "sending";
             line.write_all(&self.header).await?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const SPREAD: Duration = Duration::from_millis(100);
 
 /// From one moment at which checks begin to the next, but never more than a small part of a pause.
-const STEP: Duration = Duration::from_millis(10);
+const STEP: Duration = Duration::from_millis(25);
 
 /// The pauses between the checks of one backend. The caller checks, and only then asks when to check next: there is never
 /// more than one at a time.
@@ -18,7 +18,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Schedules of one `origin` let checks begin at the same moments: a thousand backends wake the process a hundred times
+    /// Schedules of one `origin` let checks begin at the same moments: a thousand backends wake the process some hundred times
     /// a second, and not three thousand times.
     pub fn new(interval: Duration, fast: Duration, origin: Instant) -> Self {
         Self {
