@@ -10,7 +10,7 @@ pub use count::{Counter, Sharded, set_shard};
 pub use export::Exporter;
 
 use crate::reason::{
-    BackendState, CheckResult, CloseReason, ConnectError, RejectReason, SpliceFallback,
+    BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, SpliceFallback,
 };
 use metrics::Histogram;
 use std::sync::{
@@ -38,6 +38,12 @@ pub struct ListenerCounts {
     /// To the client.
     pub sent: Counter,
     pub closed: [Counter; CloseReason::COUNT],
+    /// Of UDP: those of clients, whatever became of them...
+    pub received_datagrams: Counter,
+    /// ... those to clients...
+    pub sent_datagrams: Counter,
+    /// ... and those, of either direction, that were not passed on.
+    pub dropped_datagrams: [Counter; DropReason::COUNT],
 }
 
 /// What one configured backend counts, over all addresses its name stands for.
@@ -101,6 +107,10 @@ impl ListenerMetrics {
 
     pub fn rejected(&self, reason: RejectReason) {
         self.counts.mine().rejected[reason as usize].add(1);
+    }
+
+    pub fn dropped(&self, reason: DropReason, datagrams: u64) {
+        self.counts.mine().dropped_datagrams[reason as usize].add(datagrams);
     }
 
     pub fn active(&self) -> u64 {

@@ -3,6 +3,10 @@
 //! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value was
 //! given or makes sense. Only the standard library is used here.
 
+mod udp;
+
+pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
+
 use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything one process does.
@@ -21,8 +25,10 @@ pub struct Plan {
 pub struct Process {
     /// Threads that carry traffic; 0 means one for each CPU the process may use.
     pub workers: usize,
-    /// Sessions over all listeners; 0 means what RLIMIT_NOFILE allows.
+    /// Sessions over all TCP listeners; 0 means what RLIMIT_NOFILE allows.
     pub max_connections: u64,
+    /// Flows over all UDP listeners; 0 means what RLIMIT_NOFILE and the range of local ports allow.
+    pub max_flows: u64,
     /// How long sessions may go on after the process was asked to stop.
     pub drain_timeout: Duration,
 }
@@ -70,6 +76,7 @@ pub enum AccessLog {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: String,
+    pub protocol: Protocol,
     /// At least one.
     pub bind: Vec<Bind>,
     /// The name of an upstream of the same plan.
@@ -82,7 +89,7 @@ pub struct Listener {
     pub half_close_timeout: Option<Duration>,
     /// Further backends tried after a failed connect.
     pub retries: u32,
-    /// Sessions at once; 0 means no limit of this listener's own.
+    /// Sessions at once; 0 means no limit of this listener's own, or for UDP an equal share of `max_flows`.
     pub max_connections: u64,
     /// The first match decides; no match: allowed.
     pub access: Vec<AccessRule>,
@@ -158,12 +165,15 @@ pub struct Upstream {
     /// Whether a name that does not resolve at the start is an error.
     pub resolve_required: bool,
     pub send_proxy: SendProxy,
+    /// Over UDP.
+    pub send_proxy_on: ProxyOn,
     /// Whether a session that the backend resets before the first byte of an answer counts as a failed connect.
     pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
     /// What becomes of the sessions of a backend that the operator takes out; `Keep` where nobody can.
     pub on_drain: OnLeave,
+    pub flows_move: FlowsMove,
 }
 
 /// How the backends of an upstream are asked whether they are well, and what becomes of their sessions when they are not.

@@ -47,6 +47,12 @@ words! {
         Recovered = "recovered",
         /// The operator took its backend out, and `on_drain` says that sessions end then.
         BackendDrained = "backend_drained",
+        /// A flow whose backend's host said that nobody is there, or that it cannot be reached.
+        BackendRefused = "backend_refused",
+        /// A flow whose backend owed replies when it had been idle for long enough.
+        ResponseTimeout = "response_timeout",
+        /// A flow that made room for another one.
+        Evicted = "evicted",
     }
 }
 
@@ -108,6 +114,9 @@ words! {
         Access = "access",
         MaxConnections = "max_connections",
         ProcessMaxConnections = "process_max_connections",
+        /// A flow, of which there were as many as there may be from one source, or in the process.
+        MaxFlowsPerSource = "max_flows_per_source",
+        ProcessMaxFlows = "process_max_flows",
         NoDescriptors = "no_descriptors",
         /// What came is no PROXY protocol header.
         ProxyHeader = "proxy_header",
@@ -116,6 +125,28 @@ words! {
         ProxyTimeout = "proxy_timeout",
         /// `drain_timeout` had passed before the header was complete.
         Drained = "drained",
+    }
+}
+
+words! {
+    /// Why a datagram was not passed on.
+    DropReason {
+        /// It began no flow: see [`RejectReason`].
+        Rejected = "rejected",
+        /// There was no backend for it, or none that could be reached.
+        NoBackend = "no_backend",
+        /// The kernel had no room for it on the way out.
+        SendBuffer = "send_buffer",
+        /// The kernel had no room for it on the way in.
+        ReceiveBuffer = "receive_buffer",
+        /// It was longer than a datagram can be.
+        Truncated = "truncated",
+        /// With its header, or for the network that it was to go to, it was too long.
+        TooLarge = "too_large",
+        /// The kernel would not send it for another reason.
+        SendFailed = "send_failed",
+        /// It is a reply, and the flow was over when it came.
+        Late = "late",
     }
 }
 

@@ -88,6 +88,7 @@ fn read_process(root: &Section<'_>) -> Process {
     Process {
         workers: section.number("workers", 0, 0..=1024),
         max_connections: section.number("max_connections", 0, 0..=listener::MOST_CONNECTIONS),
+        max_flows: section.number("max_flows", 0, 0..=listener::MOST_CONNECTIONS),
         drain_timeout: section.duration("drain_timeout", Duration::from_secs(30), |_| Ok(())),
     }
 }

@@ -19,6 +19,7 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "[process]")?;
     writeln!(out, "workers = {}", plan.process.workers)?;
     writeln!(out, "max_connections = {}", plan.process.max_connections)?;
+    writeln!(out, "max_flows = {}", plan.process.max_flows)?;
     writeln!(out, "drain_timeout = {}", time(plan.process.drain_timeout))?;
     if let Some(admin) = &plan.admin {
         writeln!(out, "\n[admin]")?;

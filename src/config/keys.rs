@@ -32,7 +32,7 @@ pub(super) static ROOT: Keys = Keys {
 
 pub(super) static PROCESS: Keys = Keys {
     label: "[process]",
-    works: &["workers", "max_connections", "drain_timeout"],
+    works: &["workers", "max_connections", "max_flows", "drain_timeout"],
     not_yet: &[],
     also: &[],
 };
@@ -75,8 +75,13 @@ pub(super) static LISTENER: Keys = Keys {
         "keepalive",
         "user_timeout",
         "accept_proxy",
+        "responses",
+        "requests",
+        "per_packet",
+        "max_flows_per_source",
+        "when_full",
     ],
-    not_yet: &["responses", "requests", "per_packet"],
+    not_yet: &[],
     also: &[],
 };
 
@@ -106,6 +111,7 @@ pub(super) static UPSTREAM: Keys = Keys {
         "resolve_required",
         "send_proxy",
         "send_proxy_tlvs",
+        "send_proxy_on",
         "fail_on_reset",
         "check",
         "on_down",

@@ -9,7 +9,10 @@ use super::{
     section::{Section, Text},
     words::found,
 };
-use crate::plan::{AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, SocketOptions, Who};
+use crate::plan::{
+    AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Udp,
+    WhenFull, Who,
+};
 
 /// A listener, and the places in the file that rules over several sections speak of.
 pub(super) struct Read {
@@ -23,8 +26,26 @@ pub(super) struct Read {
 pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
     let (bind, bind_spans) = read_bind(section);
     let upstream = section.text("upstream");
-    // Read so that a wrong word is reported; TCP is all there is.
-    section.word("protocol", (), &[("tcp", Some(())), ("udp", None)]);
+    let udp = Protocol::Udp(Udp {
+        responses: section.number("responses", 0, 0..=1_000_000),
+        requests: section.number("requests", 0, 0..=1_000_000),
+        per_packet: section.flag("per_packet", false),
+        max_flows_per_source: section.number("max_flows_per_source", 0, 0..=MOST_CONNECTIONS),
+        when_full: section.word(
+            "when_full",
+            WhenFull::Refuse,
+            &[
+                ("refuse", Some(WhenFull::Refuse)),
+                ("evict", Some(WhenFull::Evict)),
+            ],
+        ),
+    });
+    let protocols = [("tcp", Some(Protocol::Tcp)), ("udp", Some(udp))];
+    let protocol = section.word("protocol", Protocol::Tcp, &protocols);
+    let idle = match protocol {
+        Protocol::Tcp => 600,
+        Protocol::Udp(_) => 60,
+    };
     if name.is_some() && section.get("bind").is_none() {
         section.missing("bind", "say where clients arrive: bind = \"0.0.0.0:6379\"");
     }
@@ -36,13 +57,14 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
     }
     let listener = Listener {
         name: name.unwrap_or_default().to_owned(),
+        protocol,
         bind,
         upstream: upstream
             .as_ref()
             .map_or("", |upstream| upstream.text)
             .to_owned(),
         connect_timeout: section.duration("connect_timeout", Duration::from_secs(5), above_zero),
-        idle_timeout: section.limit("idle_timeout", Duration::from_secs(600)),
+        idle_timeout: section.limit("idle_timeout", Duration::from_secs(idle)),
         half_close_timeout: section.limit("half_close_timeout", Duration::from_secs(60)),
         retries: section.number("retries", 3, 0..=1000),
         max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),

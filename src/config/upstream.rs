@@ -10,7 +10,10 @@ use super::{
     section::{Section, Text, Value, Words},
     words::found,
 };
-use crate::plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream};
+use crate::plan::{
+    Backend, Balance, Bound, FlowsMove, HashKey, Place, ProxyOn, SendProxy, Target, TimeOf,
+    Upstream,
+};
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
@@ -29,6 +32,20 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
         fail_on_reset: section.flag("fail_on_reset", false),
         check: health::read(name, section),
         on_drain: health::read_on_drain(section),
+        send_proxy_on: section.word(
+            "send_proxy_on",
+            ProxyOn::First,
+            &[
+                ("first", Some(ProxyOn::First)),
+                ("each", Some(ProxyOn::Each)),
+            ],
+        ),
+        flows_move: FlowsMove {
+            down: true,
+            role_lost: true,
+            lag: false,
+            drain: true,
+        },
     };
     if name.is_some() && section.get("backends").is_none() {
         section.missing(

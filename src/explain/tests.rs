@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Backend, Bind, HashKey, KeyPart, OnLeave, Place, SendProxy,
-    SocketOptions, Target, TimeOf, Variable, Who,
+    AcceptProxy, AccessRule, Backend, Bind, FlowsMove, HashKey, KeyPart, OnLeave, Place, Protocol,
+    ProxyOn, SendProxy, SocketOptions, Target, TimeOf, Variable, Who,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -9,6 +9,7 @@ fn listener(access: Vec<AccessRule>) -> Listener {
     let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 6379)));
     Listener {
         name: "l".to_owned(),
+        protocol: Protocol::Tcp,
         bind: vec![Bind {
             text: "127.0.0.1:6379".to_owned(),
             places: vec![place],
@@ -61,6 +62,13 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
         on_drain: OnLeave::Keep,
+        send_proxy_on: ProxyOn::First,
+        flows_move: FlowsMove {
+            down: true,
+            role_lost: true,
+            lag: false,
+            drain: true,
+        },
         check: None,
     }
 }

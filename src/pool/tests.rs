@@ -6,7 +6,10 @@ use crate::health::Change;
 use crate::reason::CheckResult;
 use crate::{
     metrics::Exporter,
-    plan::{Backend as Planned, Check, CheckAt, CheckKind, OnLeave, SendProxy, Target, Upstream},
+    plan::{
+        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, OnLeave, ProxyOn, SendProxy,
+        Target, Upstream,
+    },
 };
 use std::net::SocketAddr;
 
@@ -83,6 +86,13 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
         on_drain: OnLeave::Keep,
+        send_proxy_on: ProxyOn::First,
+        flows_move: FlowsMove {
+            down: true,
+            role_lost: true,
+            lag: false,
+            drain: true,
+        },
         check: Some(check),
     }
 }

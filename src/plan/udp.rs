@@ -1,0 +1,51 @@
+//! What only datagrams need.
+
+/// How clients of a listener speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp(Udp),
+}
+
+/// A flow is what one client address and port sends to one address of a listener, and what comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Udp {
+    /// So many replies are awaited for each datagram, and the flow is over with the last; 0: it is over when idle.
+    pub responses: u32,
+    /// After so many datagrams of a client the next one begins a new flow; 0: never.
+    pub requests: u32,
+    /// Every datagram is balanced on its own.
+    pub per_packet: bool,
+    /// Flows at once from one source address; 0 means no limit.
+    pub max_flows_per_source: u64,
+    pub when_full: WhenFull,
+}
+
+/// Who goes when there are as many flows as there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The newcomer.
+    Refuse,
+    /// Whoever has been idle for longest.
+    Evict,
+}
+
+/// For what reasons a flow whose backend is no longer to be used goes to another one at its next datagram. Where it does
+/// not it stays, until it is idle or is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowsMove {
+    /// It does not answer, by its check or by what the network says.
+    pub down: bool,
+    pub role_lost: bool,
+    pub lag: bool,
+    /// The operator, or the resolver, has taken it out.
+    pub drain: bool,
+}
+
+/// Which datagrams to a backend begin with a PROXY protocol header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyOn {
+    /// The first of each flow.
+    First,
+    Each,
+}
