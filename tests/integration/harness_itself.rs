@@ -10,9 +10,14 @@ use crate::harness::{
     secs,
     server::{Server, ask_many},
     temp::TempDir,
+    udp::{UdpServer, ask, client, hear, heard},
 };
 use socket2::{Domain, Socket, Type};
-use std::{collections::BTreeSet, io::Write, net::TcpStream};
+use std::{
+    collections::BTreeSet,
+    io::{ErrorKind, Write},
+    net::TcpStream,
+};
 
 #[test]
 fn metrics_are_read_strictly() {
@@ -117,4 +122,26 @@ fn a_seed_repeats_its_numbers() {
     let mut rng = Rng::new(9);
     let sizes: Vec<u64> = (0..2_000).map(|_| rng.magnitude(20.0)).collect();
     assert!(sizes.iter().any(|&size| size < 4) && sizes.iter().any(|&size| size > 500_000));
+}
+
+#[test]
+fn a_server_of_datagrams_keeps_back_and_refuses_when_gone() {
+    let server = UdpServer::named("me");
+    let client = client(server.addr);
+    assert_eq!(ask(&client, "a"), "me a");
+    server.hold();
+    client.send(b"b").unwrap();
+    client.send(b"c").unwrap();
+    server.wait_held(2);
+    assert_eq!(heard(&client), None);
+    server.release();
+    assert_eq!(
+        (hear(&client), hear(&client)),
+        (b"me b".to_vec(), b"me c".to_vec())
+    );
+    assert_eq!((server.taken(), server.peers().len()), (3, 1));
+    drop(server);
+    client.send(b"d").unwrap();
+    let error = client.recv(&mut [0; 10]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }

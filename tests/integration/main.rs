@@ -62,4 +62,5 @@ mod shares;
 mod shutdown;
 mod transfer;
 mod turns;
+mod udp_relay;
 mod wish;

@@ -16,6 +16,7 @@ pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tembuku;
 pub(crate) mod temp;
+pub(crate) mod udp;
 
 use std::time::{Duration, Instant};
 

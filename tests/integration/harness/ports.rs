@@ -4,7 +4,7 @@
 //! thousands of connections these tests make can sit on one; a counter keeps them apart within a run.
 
 use std::{
-    net::{Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -41,9 +41,11 @@ fn next() -> u16 {
 fn is_free(port: u16) -> bool {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).is_ok()
         && TcpListener::bind(("0.0.0.0", port)).is_ok()
+        && UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
+        && UdpSocket::bind(("0.0.0.0", port)).is_ok()
 }
 
-/// A port that nobody uses on any address.
+/// A port that nobody uses on any address, for TCP or UDP.
 pub(crate) fn free_port() -> u16 {
     (0..2_000)
         .map(|_| next())
