@@ -1,8 +1,6 @@
 //! Datagrams: backends inside the test program, clients that do not wait for ever, and what may stand between them.
 
-use super::{
-    millis, net, net::PATIENCE, poll, ports, programs::Nginx, tembuku::Tembuku, wait_until,
-};
+use super::{millis, net::PATIENCE, poll, ports, programs::Nginx, tembuku::Tembuku, wait_until};
 use socket2::SockRef;
 use std::{
     collections::BTreeSet,
@@ -13,7 +11,6 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 /// The most that a datagram can carry over IPv4.
@@ -353,22 +350,3 @@ impl Tembuku {
         self.wait_metric("listener_active_connections", &[], |n| n == count);
     }
 }
-
-/// Whether a UDP socket of the machine has this port.
-pub(crate) fn bound(port: u16) -> bool {
-    let local = format!(":{port:04X}");
-    ["/proc/net/udp", "/proc/net/udp6"].iter().any(|table| {
-        let table = std::fs::read_to_string(table).unwrap_or_default();
-        table.lines().any(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            fields.next().is_some_and(|addr| addr.ends_with(&local))
-        })
-    })
-}
-
-/// For programs that serve both: by TCP as well as by UDP.
-pub(crate) fn both_bound(port: u16) -> bool {
-    net::listening(port) && bound(port)
-}
-
-pub(crate) const BRIEF: Duration = millis(100);

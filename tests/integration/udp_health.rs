@@ -1,0 +1,330 @@
+//! Backends that are gone, called down, or taken out: what becomes of the flows that they had.
+
+use crate::harness::{
+    net::PATIENCE,
+    ports,
+    server::Server,
+    tembuku::{Tembuku, cli},
+    udp::{
+        UdpServer, addrs, ask, ask_until_answered, client, hear_text, heard, list, named, serve,
+    },
+    wait_until,
+};
+use std::net::{SocketAddr, UdpSocket};
+
+/// `first`: everybody goes to b1 as long as it can be used.
+const FIRST: &str = "balance = \"first\"";
+
+#[track_caller]
+fn refused(tembuku: &Tembuku, count: f64) {
+    let labels = [("reason", "refused")];
+    tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n == count);
+}
+
+/// The datagram that finds out is lost: its sender's kernel only hears of it afterwards. The next one is not.
+#[test]
+fn a_flow_leaves_a_port_that_is_closed() {
+    for upstream in [
+        "",
+        "max_fails = 0",
+        "max_fails = 10",
+        "fail_timeout = \"1h\"",
+    ] {
+        let mut servers = named(2);
+        let front = ports::free_addr();
+        let backends: Vec<String> = servers
+            .iter()
+            .map(|server| format!("{{ address = \"{}\", {upstream} }}", server.addr))
+            .collect();
+        let tembuku = Tembuku::start(&format!(
+            "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
+             [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+             [upstreams.u]\n{FIRST}\nbackends = [{}]\n",
+            backends
+                .join(", ")
+                .replace(", ,", ",")
+                .replace(",  }", " }")
+        ));
+        let client = client(front);
+        assert_eq!(ask(&client, "before"), "b1 before");
+        drop(servers.remove(0));
+        client.send(b"lost").unwrap();
+        refused(&tembuku, 1.0);
+        for n in 0..5 {
+            assert_eq!(
+                ask(&client, &n.to_string()),
+                format!("b2 {n}"),
+                "{upstream}"
+            );
+        }
+        assert_eq!(heard(&client), None);
+        tembuku.wait_flows(1.0);
+    }
+}
+
+/// Also when the notice and the next datagram come at the same time.
+#[test]
+fn the_third_datagram_at_the_latest_arrives() {
+    for _ in 0..20 {
+        let mut servers = named(2);
+        let (front, tembuku) = serve("", FIRST, &servers);
+        let client = client(front);
+        assert_eq!(ask(&client, "before"), "b1 before");
+        drop(servers.remove(0));
+        client.send(b"1").unwrap();
+        client.send(b"2").unwrap();
+        let labels = [("reason", "refused")];
+        tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
+        let mut answer = ask(&client, "3");
+        if answer == "b2 2" {
+            answer = hear_text(&client);
+        }
+        assert_eq!(answer, "b2 3");
+    }
+}
+
+#[test]
+fn what_is_called_failed_gets_no_new_flows() {
+    let mut servers = named(2);
+    let (front, tembuku) = serve("", FIRST, &servers);
+    let dead = servers.remove(0);
+    let addr = dead.addr;
+    drop(dead);
+    let first = client(front);
+    first.send(b"lost").unwrap();
+    refused(&tembuku, 1.0);
+    // max_fails is 1: nobody else has to find out.
+    for _ in 0..10 {
+        assert_eq!(ask(&client(front), "x"), "b2 x");
+    }
+    refused(&tembuku, 1.0);
+    let labels = [("backend", &addr.to_string()[..]), ("state", "failed")];
+    assert_eq!(tembuku.metric("backend_state", &labels), 1.0);
+}
+
+#[test]
+fn kept_flows_stay() {
+    let mut servers = named(2);
+    let upstream = format!("{FIRST}\non_down = \"keep\"");
+    let (front, tembuku) = serve("", &upstream, &servers);
+    let client = client(front);
+    assert_eq!(ask(&client, "before"), "b1 before");
+    let gone = servers.remove(0);
+    let addr = gone.addr;
+    drop(gone);
+    client.send(b"lost").unwrap();
+    refused(&tembuku, 1.0);
+    client.send(b"lost, too").unwrap();
+    // It is back, and has its flow again.
+    let again = UdpServer::named_on("again", addr);
+    assert_eq!(ask_until_answered(&client, "after"), "again after");
+    assert_eq!(servers[0].taken(), 0);
+    assert_eq!(again.peers().len(), 1);
+    assert_eq!(tembuku.metric("listener_connections_total", &[]), 1.0);
+}
+
+/// Backends whose health is asked elsewhere, by TCP on that port of an address of their own.
+struct Checked {
+    front: SocketAddr,
+    tembuku: Tembuku,
+    servers: Vec<UdpServer>,
+    health: Vec<Option<Server>>,
+    asked_at: Vec<SocketAddr>,
+}
+
+impl Checked {
+    #[track_caller]
+    fn start(upstream: &str) -> Checked {
+        let (port, health_port) = (ports::free_port(), ports::free_port());
+        let ip = |n| [127, 0, 7, n];
+        let servers: Vec<UdpServer> = (1..=2)
+            .map(|n| UdpServer::named_on(&format!("b{n}"), SocketAddr::from((ip(n), port))))
+            .collect();
+        let asked_at: Vec<SocketAddr> = (1..=2)
+            .map(|n| SocketAddr::from((ip(n), health_port)))
+            .collect();
+        let front = ports::free_addr();
+        let mut checked = Checked {
+            front,
+            health: vec![None, None],
+            asked_at,
+            tembuku: Tembuku::start(&format!(
+                "[process]\nworkers = 2\n[log]\naccess = \"{{dir}}/access.log\"\n\
+                 [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+                 [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+                 [upstreams.u]\n{FIRST}\n{upstream}\nbackends = {}\n\
+                 [upstreams.u.check]\nkind = \"tcp\"\nport = {health_port}\ninterval = \"100ms\"\nrise = 1\nfall = 2\n\
+                 start = \"down\"\n",
+                list(&addrs(&servers))
+            )),
+            servers,
+        };
+        for n in 0..2 {
+            checked.heal(n);
+        }
+        checked
+    }
+
+    fn heal(&mut self, n: usize) {
+        self.health[n] = Some(Server::on(&[self.asked_at[n]], |mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }));
+        self.wait_state(n, "up");
+    }
+
+    fn sicken(&mut self, n: usize) {
+        self.health[n] = None;
+        self.wait_state(n, "down");
+    }
+
+    #[track_caller]
+    fn wait_state(&self, n: usize, state: &str) {
+        let backend = self.servers[n].addr.to_string();
+        let labels = [("backend", &backend[..]), ("state", state)];
+        self.tembuku
+            .wait_metric("backend_state", &labels, |n| n == 1.0);
+    }
+
+    /// A command of the program about a backend.
+    #[track_caller]
+    fn command(&self, word: &str, n: usize) {
+        let socket = self.tembuku.dir.file("admin.sock");
+        let target = format!("u/{}", self.servers[n].addr);
+        let output = cli(&[word, &target, "--socket", socket.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// A client whom b1 owes an answer to `question`.
+    #[track_caller]
+    fn waiting(&self, question: &str) -> UdpSocket {
+        let client = client(self.front);
+        assert_eq!(ask(&client, "first"), "b1 first");
+        self.servers[0].hold();
+        client.send(question.as_bytes()).unwrap();
+        self.servers[0].wait_held(1);
+        client
+    }
+}
+
+type Act = fn(&mut Checked);
+
+const LEAVE: [(&str, Act, Act); 3] = [
+    ("down", |c| c.sicken(0), |c| c.heal(0)),
+    (
+        "drain",
+        |c| c.command("drain", 0),
+        |c| c.command("ready", 0),
+    ),
+    (
+        "maint",
+        |c| c.command("maint", 0),
+        |c| {
+            c.command("ready", 0);
+            c.wait_state(0, "up");
+        },
+    ),
+];
+
+/// The next datagram goes elsewhere; what had been asked before is still answered.
+#[test]
+fn flows_leave_with_their_next_datagram() {
+    for (what, leave, back) in LEAVE {
+        let mut checked = Checked::start("");
+        let client = checked.waiting("held");
+        leave(&mut checked);
+        assert_eq!(ask(&client, "after"), "b2 after", "{what}");
+        checked.servers[0].release();
+        assert_eq!(hear_text(&client), "b1 held", "{what}");
+        assert_eq!(ask(&client, "again"), "b2 again", "{what}");
+        back(&mut checked);
+        // Who has moved stays; newcomers find the first one again.
+        assert_eq!(ask(&client, "more"), "b2 more", "{what}");
+        wait_until("the first one is used again", PATIENCE, || {
+            ask(&crate::harness::udp::client(checked.front), "x") == "b1 x"
+        });
+    }
+}
+
+/// Without a next datagram nothing happens to it: it may be waiting for an answer.
+#[test]
+fn who_only_listens_is_answered() {
+    for (what, leave, _) in LEAVE {
+        let mut checked = Checked::start("");
+        let client = checked.waiting("held");
+        leave(&mut checked);
+        checked.servers[0].release();
+        assert_eq!(hear_text(&client), "b1 held", "{what}");
+    }
+}
+
+#[test]
+fn flows_are_ended_where_that_is_wanted() {
+    for ((what, leave, _), reason) in
+        LEAVE
+            .into_iter()
+            .zip(["backend_down", "backend_drained", "backend_drained"])
+    {
+        let mut checked = Checked::start("on_down = \"close\"\non_drain = \"close\"");
+        let client = checked.waiting("held");
+        leave(&mut checked);
+        checked.tembuku.wait_closed(reason, 1.0);
+        checked.tembuku.wait_flows(0.0);
+        let record = checked.tembuku.access_log(1).remove(0);
+        assert_eq!(record["close_reason"], reason, "{what}: {record}");
+        // The next datagram begins another one.
+        assert_eq!(ask(&client, "after"), "b2 after", "{what}");
+        assert_eq!(
+            checked.tembuku.metric("listener_connections_total", &[]),
+            2.0
+        );
+    }
+}
+
+#[test]
+fn flows_are_kept_where_that_is_wanted() {
+    for (what, leave, _) in LEAVE {
+        let mut checked = Checked::start("on_down = \"keep\"\non_drain = \"keep\"");
+        let client = client(checked.front);
+        assert_eq!(ask(&client, "before"), "b1 before");
+        leave(&mut checked);
+        for n in 0..5 {
+            assert_eq!(ask(&client, &n.to_string()), format!("b1 {n}"), "{what}");
+        }
+        let newcomer = crate::harness::udp::client(checked.front);
+        assert_eq!(ask(&newcomer, "new"), "b2 new", "{what}");
+    }
+}
+
+#[test]
+fn with_no_backend_there_is_nothing_to_be_done_until_one_is_back() {
+    let mut checked = Checked::start("");
+    let old = client(checked.front);
+    assert_eq!(ask(&old, "before"), "b1 before");
+    checked.sicken(0);
+    checked.sicken(1);
+    let new = client(checked.front);
+    new.send(b"lost").unwrap();
+    checked.tembuku.wait_dropped("no_backend", 1.0);
+    assert_eq!(checked.servers[1].taken(), 0);
+    checked.heal(1);
+    assert_eq!(ask_until_answered(&new, "after"), "b2 after");
+    assert_eq!(ask_until_answered(&old, "after"), "b2 after");
+    assert_eq!(checked.servers[0].taken(), 1);
+}
+
+/// Nobody at any address: what is refused is counted, and the first that is there again serves.
+#[test]
+fn when_all_refuse_the_first_that_is_back_serves() {
+    let servers = named(2);
+    let (front, tembuku) = serve("", "", &servers);
+    let addr = servers[1].addr;
+    drop(servers);
+    let client = client(front);
+    for _ in 0..10 {
+        client.send(b"lost").unwrap();
+    }
+    let labels = [("reason", "refused")];
+    tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
+    let _again = UdpServer::named_on("again", addr);
+    assert_eq!(ask_until_answered(&client, "after"), "again after");
+}

@@ -1,0 +1,157 @@
+//! How many flows there may be, whose, and who goes when there are as many.
+
+use crate::{
+    harness::{
+        ports,
+        tembuku::Tembuku,
+        udp::{UdpServer, addrs, client, client_from, config, heard, list, named, serve},
+    },
+    udp_flows::who,
+};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+/// One worker: what is looked for here is who goes, not on which thread.
+#[track_caller]
+fn serve_alone(listener: &str, servers: &[UdpServer]) -> (SocketAddr, Tembuku) {
+    let front = ports::free_addr();
+    let config = config(front, listener, "", &addrs(servers));
+    let tembuku = Tembuku::start(&config.replace("workers = 2", "workers = 1"));
+    (front, tembuku)
+}
+
+#[test]
+fn no_more_than_there_may_be() {
+    let servers = named(1);
+    let (front, tembuku) = serve("max_connections = 2", "", &servers);
+    let clients: Vec<UdpSocket> = (0..3).map(|_| client(front)).collect();
+    assert_eq!(
+        (who(&clients[0]), who(&clients[1])),
+        ("b1".into(), "b1".into())
+    );
+    clients[2].send(b"too many").unwrap();
+    tembuku.wait_dropped("rejected", 1.0);
+    let labels = [("reason", "max_connections")];
+    assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
+    // Those that are there go on.
+    assert_eq!(
+        (who(&clients[0]), who(&clients[1])),
+        ("b1".into(), "b1".into())
+    );
+    assert_eq!(heard(&clients[2]), None);
+    assert_eq!(servers[0].peers().len(), 2);
+}
+
+#[test]
+fn a_place_that_is_free_again_is_given() {
+    let servers = named(1);
+    let (front, tembuku) = serve("max_connections = 1\nresponses = 1", "", &servers);
+    for n in 1..=5 {
+        assert_eq!(who(&client(front)), "b1");
+        tembuku.wait_closed("ok", f64::from(n));
+        tembuku.wait_flows(0.0);
+    }
+    assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+}
+
+/// The newcomer is served in place of the one that has been silent for longest.
+#[test]
+fn the_idlest_makes_room() {
+    let servers = named(1);
+    let (front, tembuku) = serve_alone("max_connections = 3\nwhen_full = \"evict\"", &servers);
+    let clients: Vec<UdpSocket> = (0..4).map(|_| client(front)).collect();
+    for at in [0, 1, 2, 0] {
+        assert_eq!(who(&clients[at]), "b1");
+    }
+    // The second is the one now.
+    assert_eq!(who(&clients[3]), "b1");
+    tembuku.wait_closed("evicted", 1.0);
+    let record = tembuku.access_log(1).remove(0);
+    assert_eq!(record["close_reason"], "evicted", "{record}");
+    let port = clients[1].local_addr().unwrap().port();
+    assert_eq!(record["remote_port"], port, "{record}");
+    tembuku.wait_flows(3.0);
+    assert_eq!(tembuku.metric("listener_dropped_datagrams_total", &[]), 0.0);
+    assert_eq!(servers[0].peers().len(), 4);
+}
+
+/// However they fall on the workers: newcomers are served, and there are never more than there may be.
+#[test]
+fn on_several_workers_there_is_room_for_newcomers_too() {
+    let servers = named(1);
+    let (front, tembuku) = serve("max_connections = 4\nwhen_full = \"evict\"", "", &servers);
+    let clients: Vec<UdpSocket> = (0..40).map(|_| client(front)).collect();
+    for client in &clients {
+        assert_eq!(who(client), "b1");
+        assert!(tembuku.metric("listener_active_connections", &[]) <= 4.0);
+    }
+    tembuku.wait_closed("evicted", 36.0);
+}
+
+fn at(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 8, 8, last))
+}
+
+#[test]
+fn no_source_takes_all() {
+    let servers = named(1);
+    let (front, tembuku) = serve("max_flows_per_source = 2", "", &servers);
+    let clients: Vec<UdpSocket> = (0..3).map(|_| client_from(at(1), front)).collect();
+    assert_eq!(
+        (who(&clients[0]), who(&clients[1])),
+        ("b1".into(), "b1".into())
+    );
+    clients[2].send(b"too many").unwrap();
+    tembuku.wait_dropped("rejected", 1.0);
+    let labels = [("reason", "max_flows_per_source")];
+    assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
+    for _ in 0..2 {
+        let other = client_from(at(2), front);
+        assert_eq!(who(&other), "b1");
+    }
+    assert_eq!(heard(&clients[2]), None);
+}
+
+#[test]
+fn the_process_has_a_limit_over_all() {
+    let servers = named(1);
+    let (one, two) = (ports::free_addr(), ports::free_addr());
+    let listener = |name: &str, addr: SocketAddr| {
+        format!(
+            "[listeners.{name}]\nbind = \"{addr}\"\nprotocol = \"udp\"\nupstream = \"u\"\nmax_connections = 3\n"
+        )
+    };
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\nmax_flows = 3\n{}{}[upstreams.u]\nbackends = {}\n",
+        listener("one", one),
+        listener("two", two),
+        list(&addrs(&servers))
+    ));
+    let clients = [client(one), client(two), client(one)];
+    for client in &clients {
+        assert_eq!(who(client), "b1");
+    }
+    client(two).send(b"too many").unwrap();
+    tembuku.wait_dropped("rejected", 1.0);
+    let labels = [("reason", "process_max_flows"), ("listener", "two")];
+    assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
+    for client in &clients {
+        assert_eq!(who(client), "b1");
+    }
+}
+
+#[test]
+fn who_may_not_is_not_heard() {
+    let servers = named(1);
+    let access = "access = [\"allow 127.8.8.1\", \"deny 127.8.8.0/24\"]";
+    let (front, tembuku) = serve(access, "", &servers);
+    let denied = client_from(at(2), front);
+    denied.send(b"let me in").unwrap();
+    denied.send(b"let me in").unwrap();
+    tembuku.wait_dropped("rejected", 2.0);
+    let labels = [("reason", "access")];
+    assert!(tembuku.metric("listener_rejected_total", &labels) >= 1.0);
+    assert_eq!(who(&client_from(at(1), front)), "b1");
+    assert_eq!(who(&client(front)), "b1");
+    assert_eq!(heard(&denied), None);
+    assert_eq!(servers[0].taken(), 2);
+}
