@@ -63,6 +63,8 @@ mod shutdown;
 mod transfer;
 mod turns;
 mod udp_dns;
+mod udp_expiry;
+mod udp_flood;
 mod udp_flows;
 mod udp_health;
 mod udp_limits;

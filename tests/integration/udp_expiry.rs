@@ -1,0 +1,205 @@
+//! Replies that come at the moment at which their flow is given up: nobody gets what is another's.
+
+use crate::harness::{
+    millis, ports,
+    programs::{again_in_own_place, place},
+    rng::{self, Rng},
+    secs,
+    tembuku::Tembuku,
+    udp::{UdpServer, V4, client, config},
+    wait_until,
+};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+const IDLE: Duration = millis(50);
+
+type Due = Reverse<(Instant, SocketAddr, Vec<u8>)>;
+
+/// Sends everything back after the idle time, give or take a millisecond.
+struct Slow {
+    server: Option<UdpServer>,
+    addr: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn start(seed: u64) -> Slow {
+        let (tell, told) = mpsc::channel::<(UdpSocket, Due)>();
+        let mut rng = Rng::new(seed);
+        let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
+            let after = IDLE - millis(1) + Duration::from_micros(rng.below(2_000));
+            let due = Reverse((Instant::now() + after, peer, bytes.to_vec()));
+            let _ = tell.send((socket.try_clone().unwrap(), due));
+        });
+        let answered = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&answered);
+        let thread = thread::spawn(move || {
+            let mut waiting: BinaryHeap<Due> = BinaryHeap::new();
+            let mut socket = None;
+            loop {
+                let pause = waiting.peek().map_or(secs(60), |Reverse((at, ..))| {
+                    at.saturating_duration_since(Instant::now())
+                });
+                match told.recv_timeout(pause) {
+                    Ok((own, due)) => {
+                        socket = Some(own);
+                        waiting.push(due);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                while waiting
+                    .peek()
+                    .is_some_and(|Reverse((at, ..))| *at <= Instant::now())
+                {
+                    let Some(Reverse((_, peer, bytes))) = waiting.pop() else {
+                        break;
+                    };
+                    if let Some(socket) = &socket {
+                        let _ = socket.send_to(&bytes, peer);
+                        count.fetch_add(1, SeqCst);
+                    }
+                }
+            }
+        });
+        Slow {
+            addr: server.addr,
+            server: Some(server),
+            thread: Some(thread),
+            answered,
+        }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// What came of the rounds of all clients.
+#[derive(Debug, Default)]
+struct Outcome {
+    in_time: usize,
+    lost: usize,
+}
+
+/// Each client asks, waits until the answer has come or certainly will not, and asks again: by turns from the same port
+/// and from another. Every answer names who asked.
+fn ask_at_the_edge(front: SocketAddr, clients: usize, rounds: usize) -> Outcome {
+    let threads: Vec<JoinHandle<Outcome>> = (0..clients)
+        .map(|id| {
+            thread::spawn(move || {
+                let mut outcome = Outcome::default();
+                let (mut socket, mut port) = (client(front), 0);
+                for round in 0..rounds {
+                    if round % 2 == 1 {
+                        socket = client(front);
+                        port += 1;
+                    }
+                    socket.set_read_timeout(Some(2 * IDLE)).unwrap();
+                    let own = format!("client {id}, port {port}, round ");
+                    let sent = format!("{own}{round}");
+                    socket.send(sent.as_bytes()).unwrap();
+                    let mut bytes = [0; 200];
+                    // What a port has asked may be answered as long as it is its own.
+                    loop {
+                        match socket.recv(&mut bytes) {
+                            Ok(length) => {
+                                let got = String::from_utf8_lossy(&bytes[..length]);
+                                assert!(got.starts_with(&own), "{sent:?} was answered {got:?}");
+                                if got == sent {
+                                    outcome.in_time += 1;
+                                    break;
+                                }
+                            }
+                            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                                outcome.lost += 1;
+                                break;
+                            }
+                            Err(error) => panic!("{sent}: {error}"),
+                        }
+                    }
+                }
+                outcome
+            })
+        })
+        .collect();
+    let mut all = Outcome::default();
+    for thread in threads {
+        let one = thread.join().unwrap_or_else(|what| resume_unwind(what));
+        all.in_time += one.in_time;
+        all.lost += one.lost;
+    }
+    all
+}
+
+/// Some are in time and some are not, or the edge was not hit; what was too late is counted.
+fn at_the_edge(name: &str) {
+    let seed = rng::seed(name);
+    let slow = Slow::start(seed);
+    let front = ports::free_addr();
+    let config = config(front, "idle_timeout = \"50ms\"", "", &[slow.addr]);
+    let tembuku = Tembuku::start(&config.replace("workers = 2", "workers = 2\nmax_flows = 100"));
+    let outcome = ask_at_the_edge(front, 40, 40);
+    println!("{outcome:?}");
+    let sent = tembuku.metric("listener_sent_datagrams_total", &[]) as usize;
+    assert!(sent >= outcome.in_time, "{sent} sent, {outcome:?}");
+    wait_until("everything is answered", secs(10), || {
+        tembuku.metric("listener_active_connections", &[]) == 0.0
+    });
+    let answered = slow.answered.load(SeqCst);
+    println!(
+        "{answered} answered, {sent} passed on, {} late",
+        tembuku.metric("listener_dropped_datagrams_total", &[("reason", "late")])
+    );
+    assert!(answered >= 1_000, "{answered}");
+    assert!(outcome.in_time >= 50, "{outcome:?}");
+    assert!(outcome.lost + sent > 0);
+    tembuku.wait_metric("sessions_closed_total", &[], |n| n >= 100.0);
+}
+
+#[test]
+fn a_reply_at_the_edge_is_its_own_clients_or_nobodys() {
+    at_the_edge("a_reply_at_the_edge_is_its_own_clients_or_nobodys");
+}
+
+/// With so few ports that a new flow is given the one that another has just left: the backend's late answer to that one
+/// then comes to the port of the new one.
+#[test]
+fn a_port_is_not_given_to_another_too_soon() {
+    if place().is_none() {
+        return again_in_own_place("udp_expiry::a_port_is_not_given_to_another_too_soon");
+    }
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40255").unwrap();
+    at_the_edge("a_port_is_not_given_to_another_too_soon");
+}
+
+/// The test is one: with answers that go to whoever asks next, it fails.
+#[test]
+#[should_panic(expected = "was answered")]
+fn who_mixes_them_up_is_found_out() {
+    let mut before: Option<Vec<u8>> = None;
+    let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
+        let answer = before
+            .replace(bytes.to_vec())
+            .unwrap_or_else(|| bytes.to_vec());
+        socket.send_to(&answer, peer).unwrap();
+    });
+    ask_at_the_edge(server.addr, 2, 4);
+}
