@@ -34,22 +34,7 @@ pub fn never_forbid_fragments(socket: impl AsFd, v6: bool) -> io::Result<()> {
 /// Datagrams that the kernel dropped for want of room in the receive buffer, since the socket was made.
 /// It counts up to 32 bits and begins anew; the few with a wrong checksum are among them.
 pub fn drops(socket: impl AsFd) -> io::Result<u64> {
-    let mut facts = [0_u32; FACTS];
-    let mut len = size_of_val(&facts) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `facts`, to the address of `facts`, and to
-    // `len` how many it wrote; both are live locals, and the descriptor is borrowed and so open.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            facts.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let facts: [u32; FACTS] = get(&socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
     Ok(facts[DROPS].into())
 }
 
@@ -90,4 +75,29 @@ fn set(socket: &impl AsFd, level: c_int, option: c_int, value: c_int) -> io::Res
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Numbers that the kernel does not tell stay 0.
+pub(super) fn get<const N: usize>(
+    socket: &impl AsFd,
+    level: c_int,
+    option: c_int,
+) -> io::Result<[u32; N]> {
+    let mut numbers = [0; N];
+    let mut len = size_of_val(&numbers) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `numbers`, to the address of `numbers`, and to
+    // `len` how many it wrote; both are live locals, and the descriptor is borrowed and so open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            numbers.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(numbers)
 }

@@ -203,12 +203,9 @@ impl Inbox {
             }
             // Flags and length need no care: the kernel only writes them.
             if message.msg_controllen > 0 {
-                let segment;
-                (one.to, segment) = self.controls[slot].read(message.msg_controllen as _);
-                one.segment = segment
-                    .and_then(|size| u16::try_from(size).ok())
-                    .filter(|size| usize::from(*size) < one.len)
-                    .unwrap_or(0);
+                let told;
+                (one.to, told) = self.controls[slot].read(message.msg_controllen as _);
+                one.segment = segments(told, one.len);
             }
             message.msg_controllen = CONTROL as _;
             self.came[slot] = one;
@@ -238,6 +235,13 @@ impl Came {
         from: None,
         to: None,
     };
+}
+
+/// What the kernel says of coalescing, 0 where it makes one datagram of what came.
+pub(super) fn segments(told: Option<libc::c_int>, len: usize) -> u16 {
+    told.and_then(|size| u16::try_from(size).ok())
+        .filter(|size| usize::from(*size) < len)
+        .unwrap_or(0)
 }
 
 /// A header that points nowhere.

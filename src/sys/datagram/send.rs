@@ -24,7 +24,9 @@ pub struct Message<'a> {
     /// One after the other they are the payload. At most 64 parts (PARTS).
     pub parts: &'a [IoSlice<'a>],
     /// 0: one datagram. Else the kernel splits the whole into datagrams of this size, the last may be shorter
-    /// (UDP_SEGMENT). It splits into no fragments besides: a size beyond the path's MTU is refused.
+    /// (UDP_SEGMENT). These are never sent in fragments: of a size beyond the path's MTU the whole is refused
+    /// with EMSGSIZE (EINVAL of older kernels), and can be sent one by one; the same goes for EIO, of a
+    /// route that cannot split.
     pub segment: u16,
     /// None: the socket is connected.
     pub to: Option<SocketAddr>,

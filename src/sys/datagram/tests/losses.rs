@@ -89,6 +89,28 @@ fn buffers_are_as_large_as_is_allowed() {
 }
 
 #[test]
+fn fragments_are_never_forbidden() {
+    for family in BOTH {
+        let a = bound(family);
+        let v6 = family.starts_with('[');
+        never_forbid_fragments(&a, v6).expect("allowed");
+        let dont = |level, option, value: libc::c_int| {
+            let now: [u32; 1] = options::get(&a, level, option).expect("told");
+            assert_eq!(now, [value as u32], "{family} {level}");
+        };
+        if v6 {
+            let (level, option) = (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
+            dont(level, option, libc::IPV6_PMTUDISC_DONT);
+        }
+        dont(
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        );
+    }
+}
+
+#[test]
 fn a_peer_that_is_gone_is_an_error_of_the_next_call() {
     for family in BOTH {
         let (a, b) = (bound(family), bound(family));

@@ -78,30 +78,79 @@ fn what_is_sent_at_once_comes_as_many_elsewhere() {
     }
 }
 
-/// A size that is not less than the whole asks for nothing: such a datagram may be larger than the path's MTU.
+/// A size that is not less than the whole asks for nothing: such a datagram may be larger than the path's MTU,
+/// as the largest of IPv6 is even here.
 #[test]
 fn one_datagram_is_not_split() {
-    let (a, b) = (bound(BOTH[0]), bound(BOTH[0]));
-    take_coalesced(&b).expect("GRO");
-    let whole = pattern(65_507, 3);
-    let parts = [IoSlice::new(&whole)];
-    let one = Message {
-        segment: 65_507,
-        ..message(&parts, address(&b))
-    };
-    let (sent, error) = send(
-        &a,
-        &[one, segmented(&[IoSlice::new(&whole[..1200])], address(&b))],
-    );
-    assert_eq!((sent, error.map(|e| e.kind())), (2, None));
+    for family in BOTH {
+        let (a, b) = (bound(family), bound(family));
+        take_coalesced(&b).expect("GRO");
+        let whole = pattern(65_507, 3);
+        let (all, little) = ([IoSlice::new(&whole)], [IoSlice::new(&whole[..1200])]);
+        let one = Message {
+            segment: 65_507,
+            ..message(&all, address(&b))
+        };
+        let (sent, error) = send(&a, &[one, segmented(&little, address(&b))]);
+        assert_eq!((sent, error.map(|e| e.kind())), (2, None), "{family}");
+        let mut inbox = Inbox::new(2);
+        receive(&mut inbox, &b, 2);
+        for (slot, len) in [65_507, 1200].into_iter().enumerate() {
+            let got = inbox.get(slot);
+            assert_eq!((got.payload.len(), got.segment), (len, 0));
+        }
+    }
+}
+
+#[test]
+fn a_size_that_makes_one_datagram_is_none() {
+    for (told, len, segment) in [
+        (None, 3000, 0),
+        (Some(1200), 3000, 1200),
+        (Some(1200), 1201, 1200),
+        (Some(1200), 1200, 0),
+        (Some(1200), 0, 0),
+        (Some(0), 10, 0),
+        (Some(-1), 10, 0),
+        (Some(70_000), 65_536, 0),
+    ] {
+        assert_eq!(receive::segments(told, len), segment, "{told:?} {len}");
+    }
+}
+
+/// What the kernel has cut short for one socket is whole again for the next.
+#[test]
+fn one_inbox_serves_sockets_of_every_kind_in_turn() {
     let mut inbox = Inbox::new(2);
-    receive(&mut inbox, &b, 2);
-    assert_eq!(
-        (inbox.get(0).payload.len(), inbox.get(0).segment),
-        (65_507, 0)
-    );
-    assert_eq!(
-        (inbox.get(1).payload.len(), inbox.get(1).segment),
-        (1200, 0)
-    );
+    let whole = pattern(3000, 9);
+    let parts = [IoSlice::new(&whole)];
+    for round in 0..16 {
+        let (v6, to, gro, plain) = (round & 1 > 0, round & 2 > 0, round & 4 > 0, round & 8 > 0);
+        let family = BOTH[usize::from(v6)];
+        let (a, b) = (bound(family), bound(family));
+        if to {
+            ask_for_destination(&b, v6).expect("asked");
+        }
+        if gro {
+            take_coalesced(&b).expect("GRO");
+        }
+        let one = segmented(&parts, address(&b));
+        assert_eq!(send(&a, &[one, one]).0, 2);
+        wait(&b);
+        let came = if plain {
+            inbox.receive_plain(b.as_fd(), 0, 2)
+        } else {
+            inbox.receive(b.as_fd(), 0, 2)
+        };
+        for slot in 0..came.expect("received") {
+            let got = inbox.get(slot);
+            assert_eq!(got.from, (!plain).then(|| address(&a)), "{round}");
+            assert_eq!(
+                got.to.map(|to| to.ip),
+                to.then(|| address(&b).ip()),
+                "{round}"
+            );
+            assert_eq!(got.segment, if gro { SIZE } else { 0 }, "{round}");
+        }
+    }
 }
