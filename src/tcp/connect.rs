@@ -175,7 +175,12 @@ fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Insta
     let (service, backend) = (Arc::clone(service), Arc::clone(backend));
     Box::new(move |now| {
         if service.pool.answered(&backend, now) {
-            tell_that_it_is_back(&service.pool, &service.process.journal, &backend, "answered");
+            tell_that_it_is_back(
+                &service.pool,
+                &service.process.journal,
+                &backend,
+                "answered",
+            );
         }
     })
 }

@@ -28,7 +28,7 @@ pub(super) struct Flow {
     pub(super) session: Listed,
     pub(super) lease: Lease,
     /// Of the listener's budget.
-    pub(super) slot: Slot,
+    pub(super) _slot: Slot,
     /// Of what its source may have, where that is limited.
     pub(super) _place: Option<Box<per_source::Place>>,
     pub(super) opened: Instant,

@@ -22,7 +22,7 @@ use crate::{
     reason::{CloseReason, ConnectError, DropReason, RejectReason},
     service::{Service, Slot},
     sessions::Listed,
-    sys::datagram::{self, BATCH, Local, Message, take_coalesced},
+    sys::datagram::{self, BATCH, Message, take_coalesced},
 };
 use ahash::AHashMap;
 use rustix::event::epoll;
@@ -30,7 +30,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use std::{
     io::{self, IoSlice},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Waker,
@@ -128,7 +128,7 @@ struct Open {
 }
 
 enum NotBegun {
-    Rejected(RejectReason),
+    Rejected,
     NoBackend,
 }
 
@@ -148,7 +148,7 @@ struct Start<'a> {
 impl From<NotBegun> for DropReason {
     fn from(not: NotBegun) -> Self {
         match not {
-            NotBegun::Rejected(_) => Self::Rejected,
+            NotBegun::Rejected => Self::Rejected,
             NotBegun::NoBackend => Self::NoBackend,
         }
     }
@@ -300,17 +300,15 @@ impl Listener {
     }
 
     /// Who the client is, where proxies in front say so; takes their header off. `None`: it does not say.
-    fn introduce(
-        &mut self,
-        gear: &Gear,
-        mut key: Key,
-        unit: &mut Unit,
-    ) -> Option<(Key, Vec<u8>)> {
+    fn introduce(&mut self, gear: &Gear, mut key: Key, unit: &mut Unit) -> Option<(Key, Vec<u8>)> {
         let bytes = unit.bytes(&gear.inbox);
         if !header::trusts(&self.service, key.peer) {
             return (!header::has_signature(bytes)).then(|| (key, Vec::new()));
         }
-        match header::read(bytes, self.service.send_proxy == SendProxy::V2 { tlvs: true }) {
+        match header::read(
+            bytes,
+            self.service.send_proxy == SendProxy::V2 { tlvs: true },
+        ) {
             Begins::Header { taken, named, tlvs } => {
                 unit.from += taken;
                 unit.piece.len -= taken;
@@ -388,7 +386,12 @@ impl Listener {
     }
 
     /// Each datagram has a pick of its own; those of one client that go to one backend share a flow.
-    fn flow_for_one(&mut self, gear: &mut Gear, mut key: Key, tlvs: &[u8]) -> Result<u32, NotBegun> {
+    fn flow_for_one(
+        &mut self,
+        gear: &mut Gear,
+        mut key: Key,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
         let mut search = self.search(&key);
         let lease = self.service.pool.pick(&mut search, gear.now);
         // Whoever may not come in is told so first.
@@ -437,7 +440,7 @@ impl Listener {
                 Ok(next)
             }
             // It needs the old one's place. What has come for that one goes first.
-            Err(NotBegun::Rejected(_)) if !self.is_draining => {
+            Err(NotBegun::Rejected) if !self.is_draining => {
                 self.deliver_all(gear);
                 if self.is_current(number, &key) {
                     self.close(gear, number, reason);
@@ -445,7 +448,12 @@ impl Listener {
                 self.begin(gear, key, start(header))
             }
             // There is nowhere else to go, and it may be there again.
-            Err(_) if matches!(reason, CloseReason::BackendDown | CloseReason::BackendRefused) => {
+            Err(_)
+                if matches!(
+                    reason,
+                    CloseReason::BackendDown | CloseReason::BackendRefused
+                ) =>
+            {
                 Ok(number)
             }
             Err(not) => {
@@ -477,7 +485,7 @@ impl Listener {
                 service.metrics.rejected(reason);
                 tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
             }
-            NotBegun::Rejected(reason)
+            NotBegun::Rejected
         })?;
         let named = key.more.as_ref().and_then(|more| more.named);
         if let Some((source, _)) = named {
@@ -537,7 +545,7 @@ impl Listener {
             socket,
             session,
             lease,
-            slot,
+            _slot: slot,
             _place: place,
             opened: gear.now,
             last: gear.ms,
@@ -554,8 +562,7 @@ impl Listener {
         });
         let flows = &self.flows;
         let key = &flows[number as usize].key;
-        self.table
-            .insert(key, number, |n| &flows[n as usize].key);
+        self.table.insert(key, number, |n| &flows[n as usize].key);
         self.wheel.insert(number, gear.ms + self.wheel.timeout());
         Ok(number)
     }
@@ -621,7 +628,10 @@ impl Listener {
     }
 
     /// Finds a backend, and a socket towards it.
-    #[expect(clippy::type_complexity, reason = "taken apart at once by the only caller")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "taken apart at once by the only caller"
+    )]
     fn open(
         &self,
         gear: &Gear,
@@ -783,6 +793,7 @@ impl Listener {
 
     /// Takes some of what has come on this flow. There is room for one at least.
     pub(super) fn reply(&mut self, gear: &mut Gear, serial: u32, number: u32) {
+        let (index, responses) = (self.index, self.udp.responses);
         let Some(flow) = self.flow(serial, number) else {
             return;
         };
@@ -815,7 +826,7 @@ impl Listener {
                 piece,
             };
             gear.replies.extend(pieces(whole).map(|unit| Reply {
-                listener: self.index,
+                listener: index,
                 port: flow.key.port,
                 serial,
                 to: flow.key.peer,
@@ -845,7 +856,7 @@ impl Listener {
         if let Some(rare) = &mut flow.rare {
             rare.datagrams[1] += datagrams as u64;
         }
-        let is_answered = flow.has_all_replies(self.udp.responses);
+        let is_answered = flow.has_all_replies(responses);
         self.dropped(DropReason::Truncated, truncated);
         if is_first {
             self.first_reply(gear, number);
@@ -1001,7 +1012,9 @@ impl Listener {
             if due > gear.ms {
                 self.wheel.insert(number, due);
                 let drops = flow.new_drops();
-                self.service.metrics.dropped(DropReason::ReceiveBuffer, drops);
+                self.service
+                    .metrics
+                    .dropped(DropReason::ReceiveBuffer, drops);
                 continue;
             }
             let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
@@ -1052,7 +1065,11 @@ impl Listener {
         // Of a peer that names its clients nothing is remembered once the last flow of that client is over.
         if self.table.remove(&flow.key, number) && flow.key.more.is_some() {
             let more = flow.key.more.take();
-            if self.named.get(&flow.key).is_some_and(|named| *named == more) {
+            if self
+                .named
+                .get(&flow.key)
+                .is_some_and(|named| *named == more)
+            {
                 self.named.remove(&flow.key);
             }
         }
@@ -1078,6 +1095,14 @@ struct Sent {
 
 /// `each`: every datagram gets the header, if there is one.
 fn send(flow: &mut Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
+    let sent = send_as_it_is(flow, gear, units, each);
+    if let (true, Some(rare)) = (sent.units > 0, &mut flow.rare) {
+        rare.header_is_due = false;
+    }
+    sent
+}
+
+fn send_as_it_is(flow: &Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
     let rare = flow.rare.as_deref();
     let header = rare
         .filter(|rare| (each || rare.header_is_due) && !rare.header.is_empty())
@@ -1094,7 +1119,11 @@ fn send(flow: &mut Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
         };
         parts.extend(headed.map(IoSlice::new));
         let these = &units[at..at + count];
-        parts.extend(these.iter().map(|unit| IoSlice::new(unit.bytes(&gear.inbox))));
+        parts.extend(
+            these
+                .iter()
+                .map(|unit| IoSlice::new(unit.bytes(&gear.inbox))),
+        );
         runs.push((count, count + usize::from(headed.is_some()), segment));
         at += count;
     }
@@ -1113,17 +1142,17 @@ fn send(flow: &mut Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
         })
         .collect();
     let (taken, error) = gear.outbox.send(flow.socket.as_fd(), &messages);
+    let failed = runs.get(taken).map_or(0, |run| run.2);
     let count = runs[..taken].iter().map(|run| run.0).sum();
-    let sent = Sent {
+    Sent {
         units: count,
-        datagrams: units[..count].iter().map(|u| u.piece.datagrams() as u64).sum(),
+        datagrams: units[..count]
+            .iter()
+            .map(|u| u.piece.datagrams() as u64)
+            .sum(),
         bytes: units[..count].iter().map(|u| u.piece.len as u64).sum(),
-        error: error.map(|error| (error, runs.get(taken).map_or(0, |run| run.2))),
-    };
-    if let (true, Some(rare)) = (taken > 0, &mut flow.rare) {
-        rare.header_is_due = false;
+        error: error.map(|error| (error, failed)),
     }
-    sent
 }
 
 /// In parts that the kernel takes as one.

@@ -76,8 +76,9 @@ impl Worker {
 }
 
 fn run(mut engine: Engine) {
+    let mut events = Vec::with_capacity(EVENTS);
     loop {
-        match catch_unwind(AssertUnwindSafe(|| engine.turn())) {
+        match catch_unwind(AssertUnwindSafe(|| engine.turn(&mut events))) {
             Ok(Turn::Next) => {}
             Ok(Turn::Quit) => return,
             Err(_) => {
@@ -97,7 +98,6 @@ struct Engine {
     gear: Gear,
     /// By their index; those that are over leave their place empty.
     listeners: Vec<Option<Listener>>,
-    events: Vec<epoll::Event>,
     looked: u64,
 }
 
@@ -219,17 +219,15 @@ impl Engine {
                 ms: 0,
             },
             listeners: Vec::new(),
-            events: Vec::with_capacity(EVENTS),
             looked: 0,
         })
     }
 
     /// Waits until something happens, and does what is to be done.
-    fn turn(&mut self) -> Turn {
-        let mut events = std::mem::take(&mut self.events);
+    fn turn(&mut self, events: &mut Vec<epoll::Event>) -> Turn {
         events.clear();
         let timeout = self.timeout();
-        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(&mut events), timeout.as_ref())
+        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), timeout.as_ref())
             && error != rustix::io::Errno::INTR
         {
             tracing::error!(%error, "cannot wait for datagrams");
@@ -239,7 +237,7 @@ impl Engine {
         let passed = self.gear.now.saturating_duration_since(self.gear.began);
         self.gear.ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
         let mut rung = false;
-        for event in &events {
+        for event in events {
             match Token::of(event.data.u64()) {
                 Token::Bell => rung = true,
                 Token::Port { listener, port } => {
@@ -261,7 +259,6 @@ impl Engine {
                 }
             }
         }
-        self.events = events;
         self.send_back();
         let turn = if rung { self.obey() } else { Turn::Next };
         self.tidy();
@@ -273,7 +270,10 @@ impl Engine {
         let listeners = self.listeners.iter().flatten();
         let flows = listeners.clone().filter_map(Listener::next).min();
         let late = self.gear.late.front().map(|late| late.until);
-        let look = listeners.clone().any(|l| l.has_received).then_some(self.looked + LOOK);
+        let look = listeners
+            .clone()
+            .any(|l| l.has_received)
+            .then_some(self.looked + LOOK);
         let next = flows.into_iter().chain(late).chain(look).min()?;
         let wait = Duration::from_millis(next.saturating_sub(self.gear.ms));
         Timespec::try_from(wait).ok()
@@ -393,7 +393,9 @@ fn send_back(listener: &mut Listener, gear: &mut Gear, replies: &[Reply]) {
                 }
             })
             .collect();
-        let (taken, error) = gear.outbox.send(listener.socket(replies[0].port), &messages);
+        let (taken, error) = gear
+            .outbox
+            .send(listener.socket(replies[0].port), &messages);
         let gone: usize = runs[..taken].iter().map(|run| run.0).sum();
         listener.sent_back(&left[..gone]);
         let failed = runs.get(taken).copied();
@@ -405,7 +407,10 @@ fn send_back(listener: &mut Listener, gear: &mut Gear, replies: &[Reply]) {
         if segment > 0 && is_about_splitting(&error) {
             // The way to this client cannot do it: each on its own, also those that come later.
             listener.never_split(replies[0].port);
-            left = left.iter().flat_map(|r| r.unit.singles().map(|unit| Reply { unit, ..*r })).collect();
+            left = left
+                .iter()
+                .flat_map(|r| r.unit.singles().map(|unit| Reply { unit, ..*r }))
+                .collect();
             continue;
         }
         let reason = drop_reason(&error);

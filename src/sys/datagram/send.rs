@@ -70,8 +70,9 @@ impl Outbox {
         }
     }
 
-    /// Sends without waiting, in order; how many of the messages were taken, and the error at the next one if
-    /// they were not all.
+    /// Sends without waiting, in order; how many of the messages were taken, and the error at the next one. Where
+    /// some were taken the kernel does not say what kept it from the next: then there is no error although they are not
+    /// all. It comes again at the next try, unless it was that of an earlier datagram, which the kernel tells once only.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -82,15 +83,14 @@ impl Outbox {
             for (i, message) in batch.iter().enumerate() {
                 self.prepare(i, message);
             }
-            let mut from = 0;
-            while from < batch.len() {
-                // After a part of a batch the kernel has forgotten why it stopped: it is asked again.
-                match call(socket, &mut self.headers[from..batch.len()]) {
-                    Ok(taken) => from += taken,
-                    Err(error) => return (sent + from, Some(error)),
-                }
+            match call(socket, &mut self.headers[..batch.len()]) {
+                Ok(taken) => sent += taken,
+                Err(error) => return (sent, Some(error)),
             }
-            sent += batch.len();
+            if sent < messages.len() && !sent.is_multiple_of(BATCH) {
+                // The kernel has stopped in the middle, and has forgotten why.
+                break;
+            }
         }
         (sent, None)
     }
