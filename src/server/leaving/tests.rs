@@ -76,18 +76,14 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
 
 #[test]
 fn each_reason_has_its_own_rule() {
-    let close = |check: Check| Check {
-        on_down: OnLeave::Close,
-        on_role_lost: OnLeave::Close,
-        on_lag: OnLeave::Close,
+    let all = |action: OnLeave, check: Check| Check {
+        on_down: action,
+        on_role_lost: action,
+        on_lag: action,
         ..check
     };
-    let keep = |check: Check| Check {
-        on_down: OnLeave::Keep,
-        on_role_lost: OnLeave::Keep,
-        on_lag: OnLeave::Keep,
-        ..check
-    };
+    let close = |check: Check| all(OnLeave::Close, check);
+    let keep = |check: Check| all(OnLeave::Keep, check);
     let plain = || check(CheckKind::Tcp);
     for (to, reason) in [
         (Verdict::Down(None), CloseReason::BackendDown),
@@ -96,6 +92,8 @@ fn each_reason_has_its_own_rule() {
     ] {
         assert_eq!(told(close(plain()), to), Some(reason));
         assert_eq!(told(keep(plain()), to), None);
+        // Flows go by themselves, and sessions of TCP stay.
+        assert_eq!(told(all(OnLeave::Move, plain()), to), None);
         let others = match to {
             Verdict::Lagging => Check {
                 on_lag: OnLeave::Keep,
