@@ -13,7 +13,10 @@ use std::{
 use tembuku::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
-    plan::{Backend, Balance, HashKey, OnLeave, Place, SendProxy, Target, TimeOf, Upstream},
+    plan::{
+        Backend, Balance, FlowsMove, HashKey, OnLeave, Place, ProxyOn, SendProxy, Target, TimeOf,
+        Upstream,
+    },
     pool::{Clock, Pool},
 };
 
@@ -120,6 +123,13 @@ fn pool(c: &mut Criterion) {
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
                 on_drain: OnLeave::Keep,
+                send_proxy_on: ProxyOn::First,
+                flows_move: FlowsMove {
+                    down: false,
+                    role_lost: true,
+                    lag: false,
+                    drain: false,
+                },
                 check: None,
             };
             let upstream: Arc<str> = name.into();

@@ -27,6 +27,11 @@ pub struct Record<'a> {
     pub session_time: f64,
     pub bytes_received: u64,
     pub bytes_sent: u64,
+    /// Of a flow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_sent: Option<u64>,
     pub close_reason: &'a str,
 }
 

@@ -26,13 +26,16 @@ mod health_postgres;
 mod health_tls;
 mod host;
 mod keys;
+mod leave;
 mod listener;
 mod problem;
 mod report;
 mod section;
 mod size;
 mod syntax;
+mod udp;
 mod upstream;
+mod users;
 mod words;
 
 pub use dump::dump;

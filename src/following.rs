@@ -3,9 +3,13 @@
 use crate::{
     backend::Backend,
     journal::{Journal, Recorded, seconds},
-    pool::Pool,
+    pool::{AfterFailure, Pool},
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Writes it down as it happens, until something else happens to the same backend.
 pub fn follow(
@@ -46,4 +50,37 @@ pub fn follow(
         };
         tokio::join!(closed, taken);
     }));
+}
+
+/// Something that only this backend can be blamed for has gone wrong. Takes it out if it was once too often.
+pub fn blame(
+    pool: &Arc<Pool>,
+    journal: &Arc<Journal>,
+    backend: &Arc<Backend>,
+    reason: &'static str,
+    error: impl Display,
+) {
+    let upstream = &pool.name;
+    let now = Instant::now();
+    let AfterFailure::Out(doubted_for) = pool.failed(backend, now) else {
+        return;
+    };
+    let doubt_seconds = seconds(doubted_for);
+    tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error, doubt_seconds,
+        "backend is left out");
+    backend.metrics.doubt_duration.record(doubted_for);
+    let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
+    follow(pool, backend, journal, recorded, now);
+}
+
+/// A backend that had failed has been found good.
+pub fn tell_that_it_is_back(
+    pool: &Pool,
+    journal: &Journal,
+    backend: &Backend,
+    reason: &'static str,
+) {
+    let upstream = &pool.name;
+    tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason, "backend is back");
+    journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
 }

@@ -32,3 +32,4 @@ pub mod sessions;
 #[expect(unsafe_code, reason = "the one room for it")]
 pub mod sys;
 pub mod tcp;
+pub mod udp;

@@ -171,8 +171,9 @@ pub struct Upstream {
     pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
-    /// What becomes of the sessions of a backend that the operator takes out; `Keep` where nobody can.
+    /// What becomes of the sessions of a backend that the operator takes out; nobody is told to end where there is no operator.
     pub on_drain: OnLeave,
+    /// What the actions mean for flows; `down` and `drain` also without a check and an operator.
     pub flows_move: FlowsMove,
 }
 
@@ -233,6 +234,8 @@ pub enum Tls {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnLeave {
     Keep,
+    /// Those of TCP are kept; flows of UDP go to another backend at their next datagram.
+    Move,
     Close,
     /// Unless things are well again by then.
     CloseAfter(Duration),

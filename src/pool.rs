@@ -6,6 +6,7 @@
 
 mod clock;
 mod elsewhere;
+mod flow;
 mod guard;
 mod member;
 mod snapshot;
@@ -35,7 +36,7 @@ use smallvec::SmallVec;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -55,6 +56,10 @@ pub struct Pool {
     pub fail_on_reset: bool,
     /// Whether a backend here has been heard before its client said anything.
     speaks_first: AtomicBool,
+    /// For what flows go elsewhere...
+    pub moves: plan::FlowsMove,
+    /// ... and how often something has happened that may be such a reason.
+    changes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -199,6 +204,8 @@ impl Pool {
             inner: Mutex::new(inner),
             fail_on_reset: plan.fail_on_reset,
             speaks_first: AtomicBool::new(false),
+            moves: plan.flows_move,
+            changes: AtomicU64::new(1),
         }
     }
 
@@ -277,6 +284,7 @@ impl Pool {
         // Who is out for another reason is not left out by this.
         if (before, member.state()) == (BackendState::Up, BackendState::Failed) {
             backend.metrics.entered(BackendState::Failed);
+            self.changed();
             return AfterFailure::Out(member.passive.doubted_for(now));
         }
         AfterFailure::StillIn
@@ -405,6 +413,7 @@ impl Pool {
         inner.left = left;
         inner.waiting = waiting;
         inner.departed.retain(|m| m.is_worth_keeping(now));
+        self.changed();
         let after = inner.members.iter().map(Member::as_it_is).collect();
         Moved::between(before, after)
     }

@@ -10,14 +10,14 @@ mod watch;
 
 pub use refusal::Refusal;
 pub use v1::encode as encode_v1;
-pub use v2::encode as encode_v2;
+pub use v2::{encode as encode_v2, encode_datagram as encode_v2_datagram};
 pub use watch::Watch;
 
 use std::net::SocketAddr;
 
 /// What stands at the very beginning of a header: nothing else tells the two versions apart.
 const SIGNATURE_V1: &[u8] = b"PROXY ";
-const SIGNATURE_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+pub const SIGNATURE_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Both ends of a connection as a header names them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,11 +23,13 @@ use crate::{
     reason::CloseReason,
     service::{Process, Service, Warned},
     sessions::Sessions,
-    sys,
+    sys, udp,
 };
+use bind::Sockets;
 use checks::Checks;
 use leaving::Leaving;
 use std::{
+    collections::BTreeMap,
     io::IsTerminal,
     sync::{
         Arc, Mutex, Weak,
@@ -63,6 +65,8 @@ pub struct State {
 pub struct Server {
     pub state: Arc<State>,
     workers: Vec<Worker>,
+    /// The same for datagrams.
+    datagrams: Vec<udp::Worker>,
     /// Ends the accepting and the resolving.
     stop: CancellationToken,
     /// Ends the checks, which go on while sessions are drained: a role may be lost then, too.
@@ -98,16 +102,23 @@ impl Server {
         };
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
-        let exporter = Exporter::new(workers).map_err(|e| one(format!("metrics: {e}")))?;
+        let exporter = Exporter::new(workers * 2).map_err(|e| one(format!("metrics: {e}")))?;
         let means = means(&plan)?;
         let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
+        let udp_listeners = count_udp(&plan);
+        // A thread for datagrams beside each for connections, if there is anybody to send any.
+        let udp_workers = if udp_listeners > 0 { workers } else { 0 };
         let metrics = Arc::new(exporter.process());
         let access_log = open_access_log(&plan.log)?;
         let process = Arc::new(Process {
             metrics,
-            sessions: Arc::new(Sessions::new(workers, most)),
+            sessions: Arc::new(Sessions::new(
+                workers + udp_workers,
+                most.connections,
+                most.flows,
+            )),
             access_log,
             journal: Arc::default(),
         });
@@ -137,10 +148,11 @@ impl Server {
                     .find(|u| u.name == listener.upstream)?;
                 Some(Arc::new(Service {
                     metrics: exporter.listener(&listener.name.as_str().into()),
-                    plan: listener.clone(),
+                    plan: with_share(listener, most.flows, udp_listeners),
                     pool: Arc::clone(pool),
                     process: Arc::clone(&process),
                     send_proxy: upstream.send_proxy,
+                    send_proxy_on: upstream.send_proxy_on,
                     warned: Warned::default(),
                     warned_of_header: Warned::default(),
                 }))
@@ -155,16 +167,49 @@ impl Server {
             .map(|i| Worker::spawn(i, &tasks))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
+        let most_late = most.flows as usize / 8 / workers.max(1);
+        let datagrams = (0..udp_workers)
+            .map(|i| udp::Worker::spawn(i, workers + i, most_late.max(16)))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
+        // By listener and worker: all of a listener's sockets on a worker are served together.
+        let mut ports: BTreeMap<usize, Vec<Vec<udp::Port>>> = BTreeMap::new();
         let mut names = Vec::new();
         let mut socket_files = Vec::new();
         for listening in bound {
             let service = &services[listening.listener];
             tracing::info!(listener = %service.plan.name, address = %listening.place, "listening");
             socket_files.extend(listening.file);
-            for (thread, socket) in threads.iter().zip(listening.sockets) {
-                thread.listen(socket, Arc::clone(service), stop.clone());
+            match listening.sockets {
+                Sockets::Streams(sockets) => {
+                    for (thread, socket) in threads.iter().zip(sockets) {
+                        thread.listen(socket, Arc::clone(service), stop.clone());
+                    }
+                }
+                Sockets::Datagrams(sockets) => {
+                    let workers = ports.entry(listening.listener).or_default();
+                    workers.resize_with(sockets.len(), Vec::new);
+                    for (ports, socket) in workers.iter_mut().zip(sockets) {
+                        ports.push(socket);
+                    }
+                }
             }
             names.push((service.plan.name.clone(), listening.place));
+        }
+        for (listener, workers) in ports {
+            let service = &services[listener];
+            let per_source = match service.plan.protocol {
+                plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
+                plan::Protocol::Tcp => continue,
+            };
+            for (thread, sockets) in datagrams.iter().zip(workers) {
+                thread.listen(udp::Binding {
+                    service: Arc::clone(service),
+                    sockets,
+                    per_source: Arc::clone(&per_source),
+                    alive: tasks.token(),
+                });
+            }
         }
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
         let mut controlled = Vec::new();
@@ -214,6 +259,7 @@ impl Server {
         Ok(Self {
             state,
             workers: threads,
+            datagrams,
             stop,
             stop_checks,
             tasks,
@@ -228,6 +274,7 @@ impl Server {
         let sessions = &state.process.sessions;
         state.draining.store(true, Ordering::Relaxed);
         self.stop.cancel();
+        self.datagrams.iter().for_each(udp::Worker::drain);
         // Now, and not after the drain: by then the path may be that of the next process.
         drop(self.socket_files);
         self.tasks.close();
@@ -247,6 +294,9 @@ impl Server {
         }
         self.stop_checks.cancel();
         for worker in self.workers {
+            worker.join();
+        }
+        for worker in self.datagrams {
             worker.join();
         }
         if let Some(log) = &state.process.access_log {
@@ -293,17 +343,64 @@ fn one(error: String) -> StartErrors {
     StartErrors(vec![error])
 }
 
-/// How many sessions there may be: two descriptors each, and something left for all the rest.
-fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> u64 {
+/// How many connections and flows there may be.
+struct Most {
+    connections: u64,
+    flows: u64,
+}
+
+fn count_udp(plan: &Plan) -> usize {
+    let is_udp = |l: &&plan::Listener| matches!(l.protocol, plan::Protocol::Udp(_));
+    plan.listeners.iter().filter(is_udp).count()
+}
+
+/// A UDP listener that has no limit of its own gets an equal share: clients whose addresses are forged can fill only that.
+fn with_share(listener: &plan::Listener, flows: u64, among: usize) -> plan::Listener {
+    let mut listener = listener.clone();
+    if listener.max_connections == 0 && matches!(listener.protocol, plan::Protocol::Udp(_)) {
+        listener.max_connections = (flows / among.max(1) as u64).max(1);
+    }
+    listener
+}
+
+/// A connection has two descriptors and a flow one, and something is left for all the rest. Each kind has a budget of its
+/// own: where nobody says how large, those of descriptors are halved between them.
+fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> Most {
     let pipes = (descriptors / 64).clamp(1, 1024);
     sys::pipe::set_limit(usize::try_from(pipes).unwrap_or(1024));
     // For each worker: its event loop, a reserve and its listening sockets; then standard streams,
     // files, and the admin side with some clients.
-    let fixed = (workers as u64 + 1) * 5 + (workers * places) as u64 + 20;
+    let fixed = (workers as u64 + 1) * 8 + (workers * places) as u64 + 20;
     // Each check that is under way has a socket.
     let checked = plan.upstreams.iter().filter(|u| u.check.is_some());
     let fixed = fixed + checked.map(|u| u.backends.len() as u64).sum::<u64>();
-    let possible = (descriptors.saturating_sub(pipes * 2 + fixed) / 2).max(1);
+    let free = descriptors.saturating_sub(pipes * 2 + fixed).max(2);
+    let udp = count_udp(plan);
+    let tcp = plan.listeners.len() - udp;
+    // The sockets of flows that are over stay for a moment: an eighth more.
+    let ports = sys::limits::local_ports() * 4 / 5;
+    let for_flows = match (udp, tcp) {
+        (0, _) => 0,
+        (_, 0) => free,
+        _ => free / 2,
+    };
+    let possible = (for_flows * 8 / 9).min(ports);
+    let wanted = plan.process.max_flows;
+    if udp > 0 && wanted > possible {
+        tracing::warn!(
+            max_flows = wanted,
+            possible,
+            descriptors,
+            ports,
+            "the limit of open files or the range of local ports allows fewer flows than configured, and that many there will be; raise it (LimitNOFILE=, net.ipv4.ip_local_port_range)"
+        );
+    }
+    let flows = if wanted == 0 {
+        possible
+    } else {
+        wanted.min(possible)
+    };
+    let possible = ((free - flows * 9 / 8) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {
         tracing::warn!(
@@ -313,13 +410,28 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
             "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
         );
     }
-    let most = if wanted == 0 {
+    let connections = if wanted == 0 {
         possible
     } else {
         wanted.min(possible)
     };
-    tracing::info!(max_connections = most, descriptors, workers, "starting");
-    most
+    if udp > 0 {
+        tracing::info!(
+            max_connections = connections,
+            max_flows = flows,
+            descriptors,
+            workers,
+            "starting"
+        );
+    } else {
+        tracing::info!(
+            max_connections = connections,
+            descriptors,
+            workers,
+            "starting"
+        );
+    }
+    Most { connections, flows }
 }
 
 fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartErrors> {

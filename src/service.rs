@@ -22,6 +22,7 @@ pub struct Service {
     pub pool: Arc<Pool>,
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
+    pub send_proxy_on: plan::ProxyOn,
     /// Of what concerns backends and the process.
     pub warned: Warned,
     /// Of PROXY protocol headers: what clients send must not silence the other.

@@ -18,6 +18,8 @@ pub struct Session {
     pub peer: Client,
     /// The port that it connected to; `None` on a unix socket.
     pub server_port: Option<u16>,
+    /// Which of the budgets it is counted in.
+    is_flow: bool,
     /// Whom a PROXY protocol header named. In a box: most sessions have none.
     proxied: OnceLock<Box<Client>>,
     /// Bytes from the client.
@@ -151,9 +153,40 @@ type Table = Arc<Mutex<AHashMap<u64, Arc<Session>>>>;
 pub struct Sessions {
     tables: Sharded<Table>,
     next: AtomicU64,
+    connections: Budget,
+    flows: Budget,
+}
+
+/// So many at once and no more. Connections and flows have one each: a flood of the one leaves the other alone.
+#[derive(Debug)]
+pub struct Budget {
     count: AtomicU64,
-    /// So many at once and no more.
-    most: u64,
+    pub most: u64,
+}
+
+impl Budget {
+    fn new(most: u64) -> Self {
+        Self {
+            count: AtomicU64::default(),
+            most,
+        }
+    }
+
+    fn take(&self) -> bool {
+        let took = self.count.fetch_add(1, Ordering::Relaxed) < self.most;
+        if !took {
+            self.give_back();
+        }
+        took
+    }
+
+    fn give_back(&self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
 }
 
 /// A session's place on the list, given back when dropped.
@@ -165,19 +198,32 @@ pub struct Listed {
 }
 
 impl Sessions {
-    pub fn new(shards: usize, most: u64) -> Self {
+    pub fn new(shards: usize, connections: u64, flows: u64) -> Self {
         Self {
             tables: Sharded::new(shards),
             next: AtomicU64::default(),
-            count: AtomicU64::default(),
-            most,
+            connections: Budget::new(connections),
+            flows: Budget::new(flows),
         }
     }
 
-    /// `None` when there are as many as there may be.
+    /// A connection; `None` when there are as many as there may be.
     pub fn list(self: &Arc<Self>, peer: Client, server_port: Option<u16>) -> Option<Listed> {
-        if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
-            self.count.fetch_sub(1, Ordering::Relaxed);
+        self.add(peer, server_port, false)
+    }
+
+    /// The same for a flow of datagrams.
+    pub fn list_flow(self: &Arc<Self>, peer: Client, server_port: u16) -> Option<Listed> {
+        self.add(peer, Some(server_port), true)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        peer: Client,
+        server_port: Option<u16>,
+        is_flow: bool,
+    ) -> Option<Listed> {
+        if !self.budget(is_flow).take() {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -185,6 +231,7 @@ impl Sessions {
             id,
             peer,
             server_port,
+            is_flow,
             proxied: OnceLock::new(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
@@ -200,12 +247,25 @@ impl Sessions {
         })
     }
 
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+    fn budget(&self, is_flow: bool) -> &Budget {
+        if is_flow {
+            &self.flows
+        } else {
+            &self.connections
+        }
     }
 
-    pub fn most(&self) -> u64 {
-        self.most
+    pub fn connections(&self) -> &Budget {
+        &self.connections
+    }
+
+    pub fn flows(&self) -> &Budget {
+        &self.flows
+    }
+
+    /// Connections and flows.
+    pub fn count(&self) -> u64 {
+        self.connections.count() + self.flows.count()
     }
 
     /// Those that are on a backend now.
@@ -252,7 +312,7 @@ impl std::ops::Deref for Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         lock(&self.table).remove(&self.session.id);
-        self.sessions.count.fetch_sub(1, Ordering::Relaxed);
+        self.sessions.budget(self.session.is_flow).give_back();
     }
 }
 
@@ -265,7 +325,7 @@ mod tests {
     use super::*;
 
     fn session() -> Listed {
-        let sessions = Arc::new(Sessions::new(1, 1));
+        let sessions = Arc::new(Sessions::new(1, 1, 0));
         let session = sessions.list(Client::Unix, None).expect("room for one");
         session.set_backend(7);
         session

@@ -1,5 +1,6 @@
 //! Raw system calls behind safe faces; every `unsafe` block of the project is below here.
 
+pub mod datagram;
 pub mod limits;
 pub mod pipe;
 pub mod socket;

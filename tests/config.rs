@@ -109,6 +109,10 @@ fn the_reference_shows_the_defaults() {
         [listeners.cache]
         bind = "0.0.0.0:6379"
         upstream = "redis"
+        [listeners.names]
+        bind = "0.0.0.0:53"
+        protocol = "udp"
+        upstream = "names"
         [upstreams.redis]
         backends = ["10.0.0.1:6379", "10.0.0.2:6379", { address = "10.0.0.3:6379", backup = true }]
         [upstreams.redis.check]
@@ -193,7 +197,9 @@ fn the_reference_shows_the_defaults() {
     // And the only thing that [admin] changes is that it is there.
     reference.admin = None;
     for upstream in &mut reference.upstreams {
-        assert_eq!(upstream.on_drain, OnLeave::Keep);
+        let moves = upstream.name == "names";
+        let on_drain = if moves { OnLeave::Move } else { OnLeave::Keep };
+        assert_eq!(upstream.on_drain, on_drain);
     }
     let off = config::parse(&config::dump(&reference), "off").expect("valid");
     assert_eq!(off.admin, None);
@@ -208,6 +214,7 @@ fn defaults_are_what_the_outside_promises() {
         Process {
             workers: 0,
             max_connections: 0,
+            max_flows: 0,
             drain_timeout: seconds(30)
         }
     );
@@ -229,6 +236,7 @@ fn defaults_are_what_the_outside_promises() {
         plan.listeners,
         [Listener {
             name: "web".into(),
+            protocol: Protocol::Tcp,
             bind: vec![Bind {
                 text: "0.0.0.0:8080".into(),
                 places: vec![Place::Tcp("0.0.0.0:8080".parse().expect("address"))],
@@ -272,8 +280,156 @@ fn defaults_are_what_the_outside_promises() {
             fail_on_reset: false,
             on_drain: OnLeave::Keep,
             check: None,
+            send_proxy_on: ProxyOn::First,
+            flows_move: FlowsMove {
+                down: false,
+                role_lost: true,
+                lag: false,
+                drain: false,
+            },
         }]
     );
+}
+
+/// The plan of an upstream "u", and of a listener "l" of each of the protocols.
+fn used_by(protocols: &[&str], defaults: &str, upstream: &str) -> Plan {
+    let listeners: Vec<String> = protocols
+        .iter()
+        .map(|word| {
+            format!("[listeners.{word}]\nbind = \"0.0.0.0:53\"\nprotocol = \"{word}\"\nupstream = \"u\"\n")
+        })
+        .collect();
+    let text = format!(
+        "[defaults]\n{defaults}\n{}[upstreams.u]\nbackends = [\"10.0.0.1:53\"]\n{upstream}\n",
+        listeners.concat()
+    );
+    config::parse(&text, "test").unwrap_or_else(|problems| panic!("{text}\n{problems}"))
+}
+
+#[test]
+fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
+    let seconds = std::time::Duration::from_secs;
+    // What is written for listeners of TCP is none of its business.
+    let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\nconnect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\naccept_proxy = { timeout = \"9s\" }";
+    let plan = used_by(&["tcp", "udp"], defaults, "");
+    let [tcp, udp] = &plan.listeners[..] else {
+        panic!("two listeners")
+    };
+    assert_eq!((tcp.backlog, tcp.connect_timeout), (7, seconds(9)));
+    assert_eq!(
+        (tcp.idle_timeout, udp.idle_timeout),
+        (Some(seconds(600)), Some(seconds(60)))
+    );
+    let plain = used_by(&["udp"], "accept_proxy = true", "");
+    assert_eq!(*udp, plain.listeners[0]);
+    assert_eq!((udp.backlog, udp.retries), (4096, 3));
+    assert_eq!(
+        udp.protocol,
+        Protocol::Udp(Udp {
+            responses: 0,
+            requests: 0,
+            per_packet: false,
+            max_flows_per_source: 0,
+            when_full: WhenFull::Refuse,
+        })
+    );
+    // And the other way round; one that is for both holds for both.
+    let defaults = "responses = 1\nrequests = 2\nper_packet = true\nmax_flows_per_source = 3\nwhen_full = \"evict\"\nidle_timeout = \"5s\"";
+    let plan = used_by(&["tcp", "udp"], defaults, "");
+    for listener in &plan.listeners {
+        assert_eq!(listener.idle_timeout, Some(seconds(5)));
+    }
+    assert_eq!(plan.listeners[0].protocol, Protocol::Tcp);
+    assert_eq!(
+        plan.listeners[1].protocol,
+        Protocol::Udp(Udp {
+            responses: 1,
+            // Every datagram begins a flow anyway.
+            requests: 0,
+            per_packet: true,
+            max_flows_per_source: 3,
+            when_full: WhenFull::Evict,
+        })
+    );
+    let dump = config::dump(&plan);
+    let (tcp, udp) = dump.split_once("[listeners.udp]").expect("two listeners");
+    for (key, both) in [("backlog", false), ("nodelay", false), ("retries", true)] {
+        assert!(tcp.contains(key), "{key} in\n{dump}");
+        assert_eq!(udp.contains(key), both, "{key} in\n{dump}");
+    }
+    for key in ["responses", "when_full", "per_packet"] {
+        assert!(udp.contains(key) && !tcp.contains(key), "{key} in\n{dump}");
+    }
+}
+
+#[test]
+fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
+    let check = "[upstreams.u.check]\nkind = \"tcp\"";
+    let tell = |protocols: &[&str], defaults: &str, upstream: &str| {
+        let plan = used_by(protocols, defaults, upstream);
+        let upstream = &plan.upstreams[0];
+        let on_down = upstream.check.as_ref().map(|check| check.on_down);
+        let moves = (upstream.flows_move.down, upstream.flows_move.drain);
+        (on_down, upstream.on_drain, moves)
+    };
+    use OnLeave::{Close, Keep, Move};
+    for protocols in [&["udp"][..], &["tcp", "udp"]] {
+        // Without a check the network may still tell, and without an operator the resolver.
+        assert_eq!(tell(protocols, "", ""), (None, Move, (true, true)));
+        assert_eq!(tell(protocols, "", check), (Some(Move), Move, (true, true)));
+        let keep = "on_down = \"keep\"\non_drain = \"keep\"";
+        assert_eq!(tell(protocols, "", keep), (None, Keep, (false, false)));
+        assert_eq!(
+            tell(protocols, keep, check),
+            (Some(Keep), Keep, (false, false))
+        );
+        let moves = "on_down = \"move\"\non_drain = \"move\"";
+        assert_eq!(tell(protocols, keep, moves), (None, Move, (true, true)));
+        // Here for those that have a check and an operator.
+        let close = "on_down = \"close\"\non_drain = \"close\"";
+        assert_eq!(tell(protocols, close, ""), (None, Move, (true, true)));
+        assert_eq!(
+            tell(protocols, close, check),
+            (Some(Close), Move, (true, true))
+        );
+    }
+    assert_eq!(tell(&["tcp"], "", ""), (None, Keep, (false, false)));
+    assert_eq!(
+        tell(&["tcp"], "", check),
+        (Some(Keep), Keep, (false, false))
+    );
+    let moves = "on_down = \"move\"\non_drain = \"move\"\non_lag = \"move\"";
+    assert_eq!(
+        tell(&["tcp"], moves, check),
+        (Some(Keep), Keep, (false, false))
+    );
+    // A role and a lag have defaults of their own.
+    let check = "[upstreams.u.check]\nkind = \"redis\"\nmax_lag = \"9s\"\nrole = \"replica\"";
+    let plan = used_by(&["udp"], "", check);
+    let moves = plan.upstreams[0].flows_move;
+    assert_eq!((moves.role_lost, moves.lag), (true, false));
+    let plan = used_by(
+        &["udp"],
+        "on_lag = \"move\"\non_role_lost = \"keep\"",
+        check,
+    );
+    let moves = plan.upstreams[0].flows_move;
+    assert_eq!((moves.role_lost, moves.lag), (false, true));
+}
+
+#[test]
+fn a_mistake_in_a_listener_calls_nothing_useless() {
+    for listener in [
+        "protocol = \"upd\"\nupstream = \"u\"",
+        "protocol = \"udp\"\nupstream = \"v\"",
+    ] {
+        let text = format!(
+            "[process]\nmax_flows = 9\n[listeners.a]\nbind = \"0.0.0.0:53\"\nresponses = 1\n{listener}\n\
+             [upstreams.u]\nbackends = [\"unix:/a\"]\non_down = \"move\"\nsend_proxy = \"v2\"\nsend_proxy_on = \"each\"\n"
+        );
+        let problems = config::parse(&text, "test").expect_err("one mistake");
+        assert_eq!(problems.len(), 1, "{problems}");
+    }
 }
 
 #[test]
@@ -324,13 +480,19 @@ fn flags_and_file_give_the_same_plan() {
         backends = ["10.0.0.1:6379", "redis.example:6379"]
     "#;
     assert_eq!(config::from_flags(&flags), config::parse(file, "file"));
+    let flags = Flags { udp: true, ..flags };
+    let file = file.replace(
+        "upstream = \"main\"",
+        "upstream = \"main\"\nprotocol = \"udp\"",
+    );
+    assert_eq!(config::from_flags(&flags), config::parse(&file, "file"));
 }
 
 #[test]
 fn problems_on_the_command_line_name_the_flag() {
     let flags = Flags {
         listen: strings(&["0.0.0.0:80", "6379"]),
-        to: strings(&["10.0.0.1:80", "10.0.0.2", ""]),
+        to: strings(&["10.0.0.1:80", "10.0.0.2", "", "unix:/run/a.sock"]),
         udp: true,
         balance: Some("roundrobin".into()),
         admin: Some("localhost:1".into()),
@@ -342,7 +504,7 @@ fn problems_on_the_command_line_name_the_flag() {
         .collect();
     assert_eq!(
         flags,
-        ["--listen", "--to", "--to", "--udp", "--balance", "--admin"],
+        ["--listen", "--to", "--to", "--to", "--balance", "--admin"],
         "{problems}"
     );
     let text = problems.to_string();
@@ -350,7 +512,7 @@ fn problems_on_the_command_line_name_the_flag() {
         "error: the address \"10.0.0.2\" has no port\n --> --to\n",
         "hint: write \"10.0.0.2:PORT\"",
         "did you mean \"round_robin\"?",
-        "`--udp` is not supported yet",
+        "the UDP listener `main` cannot use the backend \"unix:/run/a.sock\"",
         "6 problems in the command line",
     ] {
         assert!(text.contains(part), "{part}:\n{text}");

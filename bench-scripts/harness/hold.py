@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds idle TCP sessions. Two processes, because a process may have too few descriptors for both ends.
 
-    hold.py backend PORT      echoes whatever arrives on any number of connections, until stdin ends
+    hold.py echo PORT         echoes whatever arrives on any number of connections, until stdin ends
     hold.py client PORT N     obeys lines on stdin, answers each with one line:
         open     N connections, each proven by a message there and back  -> "open N"
         check    one more message there and back over every connection   -> "alive N"
@@ -18,7 +18,7 @@ PER_SOURCE = 20000                      # connections per source address, well b
 IP_BIND_ADDRESS_NO_PORT = 24
 
 
-def backend(port):
+def echo(port):
     listener = socket.create_server(("127.0.0.1", port), backlog=4096)
     listener.setblocking(False)
     poll = select.epoll()
@@ -81,7 +81,7 @@ def open_session(port, number):
     return session
 
 
-def client(port, count):
+def client(port, count, open_session):
     held = []
     for line in sys.stdin:
         order = line.strip()
@@ -107,7 +107,7 @@ def client(port, count):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "backend":
-        backend(int(sys.argv[2]))
+    if sys.argv[1] == "echo":
+        echo(int(sys.argv[2]))
     else:
-        client(int(sys.argv[2]), int(sys.argv[3]))
+        client(int(sys.argv[2]), int(sys.argv[3]), open_session)

@@ -8,6 +8,7 @@ from .workloads import WORKLOADS
 
 OURS = "tembuku"
 NOISY = 0.1                         # the share of other work from which a measurement is marked
+LOSSY = 1                           # percent of the datagrams lost, the same
 
 
 # Statistics
@@ -53,10 +54,14 @@ def foreign_share(measurement):
 
 
 def warnings(measurement):
-    """What makes a measurement doubtful: its own warnings, and a machine that was busy with something else."""
-    share = measurement.get("foreign_share") or 0
-    busy = [f"{100 * share:.0f} % of the machine's CPU went to something else"] if share > NOISY else []
-    return measurement.get("warnings", []) + busy
+    """What makes a measurement doubtful: its own warnings, loss, and a machine that was busy with something else."""
+    share, loss = measurement.get("foreign_share") or 0, measurement.get("figures", {}).get("loss", 0)
+    found = list(measurement.get("warnings", []))
+    if loss > LOSSY:
+        found.append(f"{loss:.1f} % of the datagrams were lost")
+    if share > NOISY:
+        found.append(f"{100 * share:.0f} % of the machine's CPU went to something else")
+    return found
 
 
 # Verdicts
@@ -81,6 +86,12 @@ LIMITS = (
     Limit("idle", "bytes", 2048),
     Limit("idle", "anonymous", 2048),
     Limit("idle", "descriptors", 2.01),         # two, and a few that belong to the process
+    Limit("dns", "cpu", 0.9, "nginx"),
+    Limit("dns", "lost", 0),
+    Limit("oneway", "cpu", 0.8, "nginx"),
+    Limit("gso", "cpu", 0.25, "nginx"),
+    Limit("udp-flows", "bytes", 1228),
+    Limit("udp-flows", "anonymous", 1228),
 )
 
 

@@ -18,9 +18,12 @@ PACKAGES = {            # a command that must exist -> the Debian package that b
     "wrk": "wrk",
     "redis-server": "redis-server",
     "redis-benchmark": "redis-tools",
+    "dnsperf": "dnsperf",
+    "nsd": "nsd",
 }
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
+LISTENING = {"tcp": "0A", "udp": "07"}          # the state in /proc/net; a UDP socket that is not connected is "closed"
 
 
 class Failure(Exception):
@@ -124,7 +127,8 @@ class Namespace:
             self._do("ip", "link", "set", "lo", "up")
             for key, value in self.SYSCTLS.items():
                 self._do("sysctl", "-qw", f"{key}={value}")
-            for key in (*self.SYSCTLS, "net.core.somaxconn", "net.ipv4.tcp_tw_reuse", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"):
+            for key in (*self.SYSCTLS, "net.core.somaxconn", "net.ipv4.tcp_tw_reuse", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+                        "net.core.rmem_default", "net.core.rmem_max"):
                 self.sysctls[key] = " ".join(output(self.wrap(["sysctl", "-n", key])).split())
         except BaseException:
             self.__exit__()
@@ -149,14 +153,14 @@ class Namespace:
         except OSError:
             return False
 
-    def listens(self, pid, port):
-        """Whether somebody in the namespace of that process listens on the port. No connection is made for it."""
+    def listens(self, pid, port, protocol):
+        """Whether somebody in the namespace of that process listens on the port. Nothing is sent for it."""
         ending = f":{port:04X}"
         try:
-            lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+            lines = Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]
         except OSError:
             return False
-        return any(fields[3] == "0A" and fields[1].endswith(ending) for fields in map(str.split, lines))
+        return any(fields[3] == LISTENING[protocol] and fields[1].endswith(ending) for fields in map(str.split, lines))
 
 
 # Children
@@ -192,15 +196,15 @@ class Child:
     def alive(self):
         return self.process.poll() is None
 
-    def wait_listening(self, port, seconds=10):
+    def wait_listening(self, port, protocol, seconds=10):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if not self.alive():
                 raise Failure(f"{self.argv[0]} ended with {self.process.returncode} at its start: {self.tail()}")
-            if self.namespace.holds(self.pid) and self.namespace.listens(self.pid, port):
+            if self.namespace.holds(self.pid) and self.namespace.listens(self.pid, port, protocol):
                 return
             time.sleep(0.01)
-        raise Failure(f"{self.argv[0]} does not listen on port {port} after {seconds} s: {self.tail()}")
+        raise Failure(f"{self.argv[0]} does not listen on {protocol} port {port} after {seconds} s: {self.tail()}")
 
     def stop(self):
         """TERM, again after a while (a proxy may be draining), and KILL for what is left of its session."""
@@ -281,7 +285,11 @@ def machine():
 
 
 def versions(commands):
-    """The first line by which each tool names itself."""
+    """The line by which each tool names itself: the first, or one that says no more than the version."""
     ways = {"nginx": "-v", "haproxy": "-v", "iperf3": "--version", "wrk": "-v", "redis-server": "--version",
-            "redis-benchmark": "--version", "ip": "-V"}
-    return {name: output([name, ways[name]]).partition("\n")[0] for name in sorted(commands)}
+            "redis-benchmark": "--version", "ip": "-V", "dnsperf": "-h", "nsd": "-v"}
+    found = {}
+    for name in sorted(commands):
+        lines = output([name, ways[name]]).splitlines() or [""]
+        found[name] = next((line for line in lines if line.startswith("Version ")), lines[0])
+    return found

@@ -1,4 +1,4 @@
-"""Who is compared: each proxy with its best fair configuration, one TCP listener in front of one backend."""
+"""Who is compared: each proxy with its best fair configuration, one listener, TCP or UDP, in front of one backend."""
 
 import hashlib
 import os
@@ -33,6 +33,29 @@ stream {{
 }}
 """
 
+# A flow takes two connections, and all may fall to one worker. multi_accept makes it read until nothing is left, which costs less
+# than a wake-up for each datagram. rcvbuf: by default it loses what comes while it waits for a CPU.
+NGINX_UDP = """\
+{module}user root;
+worker_processes {cpus};
+daemon off;
+pid {folder}/nginx.pid;
+events {{
+    worker_connections {nginx_connections};
+    multi_accept on;
+}}
+stream {{
+    upstream bench {{
+        server 127.0.0.1:{back};
+    }}
+    server {{
+        listen 127.0.0.1:{front} udp reuseport rcvbuf=4m;
+        proxy_pass bench;
+        proxy_timeout 10m;
+    }}
+}}
+"""
+
 # One listening socket, as by default. maxpipes: the default, a quarter of maxconn, does not fit into 20,000 descriptors next to 9,000 sessions.
 HAPROXY = """\
 global
@@ -60,19 +83,32 @@ upstream = "u"
 backends = ["127.0.0.1:{back}"]
 """
 
+# Defaults, but for the idle limit, which is that of nginx.
+TEMBUKU_UDP = """\
+[listeners.bench]
+bind = "127.0.0.1:{front}"
+protocol = "udp"
+upstream = "u"
+idle_timeout = "10m"
+
+[upstreams.u]
+backends = ["127.0.0.1:{back}"]
+"""
+
 
 class Target:
     """`direct` itself: no proxy at all. The others override what they need."""
 
     name, about, commands = "direct", "no proxy: the client talks to the backend", ()
-    template, file, splice = None, None, ""
+    templates, file, splice = {}, None, ""       # protocol -> configuration; without one it is not run with such workloads
     only_for = None                 # the workloads it is run with unless it is asked for by name; None: all
     processes = 1                   # how many there are once it has started
 
-    def config(self, folder, front, back, sessions):
-        return self.template.format(folder=folder, front=front, back=back, cpus=CPUS, connections=sessions + 200,
-                                    splice=self.splice,
-                                    module=self.module() if "{module}" in self.template else "")
+    def config(self, protocol, folder, front, back, sessions, flows):
+        template = self.templates[protocol]
+        return template.format(folder=folder, front=front, back=back, cpus=CPUS, connections=sessions + 200,
+                               nginx_connections=max(16384, 2 * flows + 200), splice=self.splice,
+                               module=self.module() if "{module}" in template else "")
 
     def argv(self, path):
         raise NotImplementedError
@@ -83,7 +119,7 @@ class Target:
 
 class Nginx(Target):
     name, about, commands = "nginx", "stream module, reuseport, a worker per CPU", ("nginx",)
-    template, file = NGINX, "nginx.conf"
+    templates, file = {"tcp": NGINX, "udp": NGINX_UDP}, "nginx.conf"
     processes = 1 + CPUS
 
     def module(self):
@@ -96,7 +132,7 @@ class Nginx(Target):
 
 class Haproxy(Target):
     name, about, commands = "haproxy", "mode tcp, option splice-auto, a thread per CPU", ("haproxy",)
-    template, file, splice = HAPROXY, "haproxy.cfg", "option splice-auto"
+    templates, file, splice = {"tcp": HAPROXY}, "haproxy.cfg", "option splice-auto"
 
     def argv(self, path):
         return ["haproxy", "-db", "-f", path]
@@ -110,7 +146,7 @@ class HaproxySplice(Haproxy):
 
 class Tembuku(Target):
     name, about = "tembuku", "its defaults"
-    template, file = TEMBUKU, "tembuku.toml"
+    templates, file = {"tcp": TEMBUKU, "udp": TEMBUKU_UDP}, "tembuku.toml"
 
     def __init__(self, binary):
         self.binary = binary

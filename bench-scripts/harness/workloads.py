@@ -1,12 +1,10 @@
 """What is measured. Each workload runs once against one target and returns its figures.
 
 A new one is an entry in WORKLOADS: a Load (a backend, a client that ends by itself, a parser for what it prints),
-or a class of its own with the same `run`, as Idle is.
+or a class of its own with the same `run`, as Idle is. A target whose configuration knows no such protocol is passed over.
 """
 
 import itertools
-import json
-import re
 import sys
 import tempfile
 import time
@@ -18,8 +16,9 @@ from typing import Callable
 from . import measure
 from .system import Child, Failure, run_client
 from .targets import CPUS
+from .tools import (DATAGRAM, DATAGRAMS, datagrams, dnsperf, http_server, iperf3, iperf3_server, name_server, parse_dnsperf,
+                    parse_iperf3, parse_redis, parse_stream, parse_wrk, redis_get, redis_server, redis_value, stream, wrk)
 
-GIB = 1 << 30
 HOLD = Path(__file__).with_name("hold.py")
 
 
@@ -33,8 +32,9 @@ class Figure:
 class Bench:
     """What the measurements of one run share: the namespace, the temporary folder, ports, sizes."""
 
-    def __init__(self, namespace, folder, quick, sessions):
-        self.namespace, self.folder, self.quick, self.sessions = namespace, Path(folder), quick, sessions
+    def __init__(self, namespace, folder, quick, sessions, flows):
+        self.namespace, self.folder, self.quick = namespace, Path(folder), quick
+        self.sessions, self.flows = sessions, flows
         # A fresh pair each time, so that no TIME_WAIT of an earlier measurement matters; all below the ephemeral ports.
         self._ports = itertools.cycle(range(2000, 9998, 2))
         self.configs = {}
@@ -44,22 +44,22 @@ class Bench:
         return front, front + 1
 
     @contextmanager
-    def setting(self, target, backend_argv, pipes=False):
+    def setting(self, target, protocol, backend_argv, pipes=False):
         """A backend and, but for `direct`, a fresh proxy before it, both listening."""
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
             front, back = self.ports()
             backend = stack.enter_context(
                 Child(self.namespace, backend_argv(folder, back), folder / "backend.log", pipes=pipes))
-            backend.wait_listening(back)
+            backend.wait_listening(back, protocol)
             proxy = None
-            if target.template:
+            if target.templates:
                 path = folder / target.file
-                path.write_text(target.config(folder, front, back, self.sessions))
-                self.configs.setdefault(target.name, path.read_text())
+                path.write_text(target.config(protocol, folder, front, back, self.sessions, self.flows))
+                self.configs.setdefault(target.name if protocol == "tcp" else f"{target.name} {protocol}", path.read_text())
                 proxy = Child(self.namespace, target.argv(path), folder / "proxy.log")
                 stack.enter_context(proxy)
-                proxy.wait_listening(front)
+                proxy.wait_listening(front, protocol)
                 until = time.monotonic() + 5
                 while len(measure.family(proxy.pid)) < target.processes and time.monotonic() < until:
                     time.sleep(0.01)
@@ -79,87 +79,18 @@ class Setting:
     back: int                       # the backend itself
 
 
-# Backends
-
-def iperf3_server(_folder, port):
-    return ["iperf3", "-s", "-B", "127.0.0.1", "-p", port]
-
-
-def redis_server(folder, port):
-    return ["redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no",
-            "--daemonize", "no", "--dir", folder]
-
-
-HTTP = """\
-user root;
-worker_processes {cpus};
-daemon off;
-pid {folder}/backend.pid;
-events {{
-    worker_connections 16384;
-}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/t1;
-    proxy_temp_path {folder}/t2;
-    fastcgi_temp_path {folder}/t3;
-    uwsgi_temp_path {folder}/t4;
-    scgi_temp_path {folder}/t5;
-    keepalive_requests 1000000000;
-    keepalive_timeout 1h;
-    default_type text/plain;
-    server {{
-        listen 127.0.0.1:{port} reuseport;
-        return 200 "a small body\\n";
-    }}
-}}
-"""
-
-
-def http_server(folder, port):
-    path = folder / "backend.conf"
-    path.write_text(HTTP.format(cpus=CPUS, folder=folder, port=port))
-    return ["nginx", "-e", "stderr", "-p", folder, "-c", path]
-
-
-# Parsers: what the client printed -> (units of work, {figure: value})
-
-def parse_iperf3(text, _size):
-    end = json.loads(text)["end"]["sum_received"]
-    amount = end["bytes"] / GIB
-    return amount, {"throughput": amount / end["seconds"]}
-
-
-def parse_redis(text, size):
-    names, values = (re.findall(r'"([^"]*)"', line) for line in text.strip().splitlines()[-2:])
-    row = dict(zip(names, values))
-    return size, {"throughput": float(row["rps"]), "p50": 1000 * float(row["p50_latency_ms"]),
-                  "p99": 1000 * float(row["p99_latency_ms"])}
-
-
-MICROSECONDS = {"us": 1, "ms": 1000, "s": 1e6, "m": 6e7}
-
-
-def parse_wrk(text, _size):
-    bad = re.search(r"Socket errors:.*|Non-2xx.*", text)
-    if bad:
-        raise Failure(f"wrk: {bad.group()}")
-    requests = int(re.search(r"(\d+) requests in", text).group(1))
-    figures = {"throughput": float(re.search(r"Requests/sec:\s*([\d.]+)", text).group(1))}
-    for key, percent in (("p50", "50%"), ("p99", "99%")):
-        value, unit = re.search(rf"\s{percent}\s+([\d.]+)(us|ms|s|m)\b", text).groups()
-        figures[key] = float(value) * MICROSECONDS[unit]
-    return requests, figures
-
-
 # Load: a client that ends by itself
 
 CPU_PER = {                         # unit of work -> the first figure, and its scale from seconds
     "GiB": (Figure("cpu", "CPU s / GiB", "less"), 1),
     "request": (Figure("cpu", "CPU us / request", "less"), 1e6),
     "connection": (Figure("cpu", "CPU us / connection", "less"), 1e6),
+    "datagram": (Figure("cpu", "CPU us / datagram", "less"), 1e6),
 }
 LATENCY = (Figure("p50", "p50 us", "less"), Figure("p99", "p99 us", "less"))
+DNS = (Figure("throughput", "queries / s", "more"), Figure("lost", "queries lost", "less"),
+       Figure("latency", "mean us", "less"))
+STREAM = (Figure("throughput", "datagrams / s", "more"), Figure("loss", "% lost", "less"))
 
 
 @dataclass(frozen=True)
@@ -169,30 +100,37 @@ class Load:
     unit: str
     commands: tuple
     backend: Callable               # (folder, port) -> argv
-    client: Callable                # (port, size) -> argv
+    client: Callable                # (folder, port, size) -> argv
     parse: Callable                 # (text, size) -> (units, figures)
-    full: int                       # the size: GiB, seconds or requests, whichever the client takes
+    full: int                       # the size: GiB, seconds, requests or datagrams, whichever the client takes
     quick: int
     prepare: Callable | None = None  # (port of the backend) -> argv, run once before
-    direct = True
+    beside: tuple | None = None     # the figures beside CPU, if they are not rate and latency
+    ask: bool = False               # whether the backend, too, is asked for what it has seen
+    protocol: str = "tcp"
+    direct, holds = True, None
 
     @property
     def figures(self):
+        if self.beside:
+            return (CPU_PER[self.unit][0], *self.beside)
         rate = Figure("throughput", f"{self.unit}{'' if self.unit == 'GiB' else 's'} / s", "more")
         return (CPU_PER[self.unit][0], rate, *(() if self.unit == "GiB" else LATENCY))
 
     def run(self, bench, target):
         size = self.quick if bench.quick else self.full
         limit = 90 if bench.quick else 240
-        with bench.setting(target, self.backend) as at:
+        with bench.setting(target, self.protocol, self.backend, pipes=self.ask) as at:
             if self.prepare:
                 run_client(bench.namespace, self.prepare(at.back), at.folder / "prepare.log", 20)
-            argv = [str(part) for part in self.client(at.port, size)]
+            argv = [str(part) for part in self.client(at.folder, at.port, size)]
             machine = measure.Machine()
             used = measure.Usage(at.proxy.pid) if at.proxy else None
             served = measure.Usage(at.backend.pid)
             text, elapsed, client_cpu = run_client(bench.namespace, argv, at.folder / "client.log", limit)
             time.sleep(0.1)                     # the proxy closes what the client has left
+            if self.ask:
+                text += f"arrived {order(at.backend, 'count')}\n"
             result = {"commands": {"backend": at.backend.argv, "client": argv}, "size": size, "elapsed": elapsed,
                       "warnings": []}
             cpu = 0.0
@@ -218,30 +156,49 @@ class Load:
 
 # Idle: sessions that do nothing
 
+def order(child, word):
+    """Writes a line to a process that answers each with a word and a number; the number."""
+    try:
+        child.process.stdin.write(word + "\n")
+        child.process.stdin.flush()
+        answer = child.process.stdout.readline().split()
+    except BrokenPipeError:
+        answer = []
+    if len(answer) != 2:
+        raise Failure(f"{Path(child.argv[1]).name} ended at '{word}': {child.tail()}")
+    return int(answer[1])
+
+
+@dataclass(frozen=True)
 class Idle:
-    name = "idle"
-    about = "idle sessions held through the proxy: its memory, descriptors and CPU for them"
-    unit, commands, direct = "session", (), False
-    figures = (
-        Figure("bytes", "bytes / session (Pss)", "less"),
-        Figure("anonymous", "bytes / session (anonymous)", "less"),
-        Figure("rss", "bytes / session (Rss)", "less"),
-        Figure("descriptors", "descriptors / session", "less"),
-        Figure("idle_cpu", "CPU ms / s, all idle", "less"),
-        Figure("held", "sessions alive at the end", "more"),
-    )
+    name: str
+    about: str
+    unit: str
+    protocol: str
+    holds: str                      # the option that says how many
+    program: Path                   # its roles `client` and `echo` hold the ends
+    commands, direct = (), False
+
+    @property
+    def figures(self):
+        return (
+            Figure("bytes", f"bytes / {self.unit} (Pss)", "less"),
+            Figure("anonymous", f"bytes / {self.unit} (anonymous)", "less"),
+            Figure("rss", f"bytes / {self.unit} (Rss)", "less"),
+            Figure("descriptors", f"descriptors / {self.unit}", "less"),
+            Figure("idle_cpu", "CPU ms / s, all idle", "less"),
+            Figure("held", f"{self.unit}s alive at the end", "more"),
+        )
 
     def run(self, bench, target):
-        count = bench.sessions
+        count = getattr(bench, self.holds)
         settle, watch = (1, 2) if bench.quick else (2, 5)
-        backend = lambda _folder, port: [sys.executable, HOLD, "backend", port]
-        with bench.setting(target, backend, pipes=True) as at, \
-                Child(bench.namespace, [sys.executable, HOLD, "client", at.port, count], at.folder / "client.log",
-                      pipes=True) as client:
+        backend = lambda _folder, port: [sys.executable, self.program, "echo", port]
+        with bench.setting(target, self.protocol, backend, pipes=True) as at, self.holder(bench, at, count) as client:
             self.warm_up(bench, at)
             before, open_before = measure.memory(at.proxy.pid), measure.descriptors(at.proxy.pid)
             machine, started = measure.Machine(), time.monotonic()
-            opened = self.order(client, "open")
+            opened = order(client, "open")
             opening = time.monotonic() - started
             time.sleep(settle)
             after, open_after = measure.memory(at.proxy.pid), measure.descriptors(at.proxy.pid)
@@ -250,10 +207,10 @@ class Idle:
             cpu, ticks, warning = measure.Usage(at.proxy.pid).since(used)
             quiet = time.monotonic() - quiet
             busy, stolen, span = measure.Machine().since(machine)
-            held = self.order(client, "check")
-            self.order(client, "close")
+            held = order(client, "check")
+            order(client, "close")
             if opened != count:
-                raise Failure(f"only {opened} of {count} sessions could be opened")
+                raise Failure(f"only {opened} of {count} {self.unit}s could be opened")
             per_session = {key: (after[key] - before[key]) / count for key in after}
             result = {
                 "commands": {"backend": at.backend.argv, "client": client.argv, "proxy": at.proxy.argv},
@@ -270,45 +227,19 @@ class Idle:
         result["warnings"] += at.proxy.notes
         return result
 
-    @staticmethod
-    def warm_up(bench, at):
-        """One session before the first look, so that the program's own first use is not charged to the sessions."""
-        with Child(bench.namespace, [sys.executable, HOLD, "client", at.port, CPUS], at.folder / "client.log",
-                   pipes=True) as first:
-            for order in ("open", "close"):
-                Idle.order(first, order)
-        time.sleep(0.2)
+    def holder(self, bench, at, count):
+        return Child(bench.namespace, [sys.executable, self.program, "client", at.port, count], at.folder / "client.log",
+                     pipes=True)
 
-    @staticmethod
-    def order(client, word):
-        client.process.stdin.write(word + "\n")
-        client.process.stdin.flush()
-        answer = client.process.stdout.readline().split()
-        if len(answer) != 2:
-            raise Failure(f"the holder ended at '{word}': {client.tail()}")
-        return int(answer[1])
+    def warm_up(self, bench, at):
+        """One session per CPU before the first look, so that the program's own first use is not charged to the sessions."""
+        with self.holder(bench, at, CPUS) as first:
+            for word in ("open", "close"):
+                order(first, word)
+        time.sleep(0.2)
 
 
 # The list
-
-def redis_get(clients, *more):
-    return lambda port, size: ["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-c", clients, "-n", size, "-t", "get",
-                               "--csv", "--precision", 3, *more]
-
-
-def redis_value(length):
-    return lambda port: ["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-c", 1, "-n", 1, "-t", "set", "-d", length,
-                         "--csv"]
-
-
-def wrk(*more):
-    return lambda port, size: ["wrk", "-t", 2, "-c", 50, "-d", f"{size}s", "--latency", *more,
-                               f"http://127.0.0.1:{port}/"]
-
-
-def iperf3(*more):
-    return lambda port, size: ["iperf3", "-c", "127.0.0.1", "-p", port, "-n", f"{size}G", "-J", *more]
-
 
 REDIS = ("redis-server", "redis-benchmark")
 HTTP_TOOLS = ("nginx", "wrk")
@@ -332,5 +263,16 @@ WORKLOADS = {workload.name: workload for workload in (
          http_server, wrk("-H", "Connection: close"), parse_wrk, full=8, quick=2),
     Load("redis-churn", "redis GET of 3 bytes, a connection for each request, 50 at a time", "connection", REDIS,
          redis_server, redis_get(50, "-k", 0), parse_redis, full=50_000, quick=10_000, prepare=redis_value(3)),
-    Idle(),
+    Idle("idle", "idle sessions held through the proxy: its memory, descriptors and CPU for them", "session", "tcp",
+         "sessions", HOLD),
+    Load("dns", "UDP: dnsperf, 10 sockets, 200 queries under way, answered by nsd", "datagram", ("dnsperf", "nsd"),
+         name_server, dnsperf, parse_dnsperf, full=400_000, quick=120_000, beside=DNS, protocol="udp"),
+    Load("oneway", "UDP: 70,000 datagrams of 1,200 bytes a second from 8 sockets in turn", "datagram", (),
+         datagrams("sink", DATAGRAM), stream(70_000), parse_stream, full=500_000, quick=150_000, beside=STREAM, ask=True,
+         protocol="udp"),
+    Load("gso", "UDP: 100,000 a second, sent as the servers of QUIC do, 54 in one call (UDP_SEGMENT)", "datagram", (),
+         datagrams("sink", DATAGRAM, "gro"), stream(100_000, "gso"), parse_stream, full=800_000, quick=250_000,
+         beside=STREAM, ask=True, protocol="udp"),
+    Idle("udp-flows", "UDP: flows that have exchanged a datagram each way and then say nothing", "flow", "udp", "flows",
+         DATAGRAMS),
 )}

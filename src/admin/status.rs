@@ -99,8 +99,8 @@ pub(super) fn of(state: &State) -> Status {
                 "running"
             },
             workers: state.workers,
-            connections: sessions.count(),
-            max_connections: sessions.most(),
+            connections: sessions.connections().count(),
+            max_connections: sessions.connections().most,
         },
         listeners: state.services.iter().map(|s| listener(state, s)).collect(),
         upstreams: state.pools.iter().map(|p| upstream(p)).collect(),

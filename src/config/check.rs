@@ -5,14 +5,17 @@ use std::{path::PathBuf, time::Duration};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    address, health, keys, listener,
+    address, keys, listener,
     problem::Problems,
     report::{Fault, Report, Source, Span},
     section::{Section, Text},
     upstream,
+    users::Users,
     words::{found, nearest, quoted_key, shorten},
 };
-use crate::plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Upstream};
+use crate::plan::{
+    AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol, Upstream,
+};
 
 /// `report` may hold problems already, of syntax or of the command line.
 pub(super) fn plan(
@@ -37,20 +40,25 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     let log = read_log(&root);
     let defaults = read_defaults(&root);
 
-    let upstreams: Vec<Upstream> = named(&root, "upstreams")
-        .into_iter()
-        .filter_map(|(name, value)| {
-            let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
-            let mut upstream = upstream::read(Some(name), &section);
-            health::drains(&mut upstream, controlled, &section);
-            Some(upstream)
-        })
-        .collect();
+    // Before the upstreams, whose rules depend on who uses them.
     let listeners: Vec<listener::Read> = named(&root, "listeners")
         .into_iter()
         .filter_map(|(name, value)| {
             let section = Section::open(&keys::LISTENER, value, report)?.with_defaults(defaults);
             Some(listener::read(Some(name), &section))
+        })
+        .collect();
+    let names = named(&root, "upstreams");
+    let sure = listeners.iter().all(|read| {
+        let upstream = read.listener.upstream.as_str();
+        read.sure && names.iter().any(|(name, _)| *name == upstream)
+    });
+    let upstreams: Vec<Upstream> = names
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
+            let users = Users::of(name, &listeners, sure, controlled);
+            Some(upstream::read(Some(name), &section, &users))
         })
         .collect();
 
@@ -66,6 +74,7 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
         );
     }
     check_upstream_names(&root, &listeners, report);
+    check_max_flows(&root, &process, &listeners);
     listener::check_collisions(&listeners, admin_places.unwrap_or_default(), report);
 
     Plan {
@@ -190,7 +199,7 @@ fn read_defaults<'a>(root: &Section<'a>) -> Option<&'a DeTable<'a>> {
     let value = root.get("defaults")?;
     let section = Section::open(&keys::DEFAULTS, value, root.report)?;
     listener::read(None, &section);
-    upstream::read(None, &section);
+    upstream::read(None, &section, &Users::anybody());
     value.get_ref().as_table()
 }
 
@@ -225,6 +234,19 @@ fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section:
         .iter()
         .map(|(name, value)| (name.get_ref().as_ref(), value))
         .collect()
+}
+
+fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener::Read]) {
+    let is_udp = |read: &listener::Read| matches!(read.listener.protocol, Protocol::Udp(_));
+    if process.max_flows == 0 || listeners.iter().any(|read| is_udp(read) || !read.sure) {
+        return;
+    }
+    let table = root.get("process").and_then(|v| v.get_ref().as_table());
+    if let Some(value) = table.and_then(|table| table.get("max_flows")) {
+        let fault = Fault::new("`max_flows` does nothing without a UDP listener")
+            .hint("sessions of TCP are limited by `max_connections`: leave `max_flows` out");
+        root.report.add(&value.span(), fault);
+    }
 }
 
 fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report: &Report) {

@@ -2,9 +2,10 @@
 
 use std::{fmt, fmt::Write as _, time::Duration};
 
-use super::{access, duration, hash_key, health_dump};
+use super::{access, duration, hash_key, health_dump, udp};
 use crate::plan::{
-    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, Plan, SendProxy, TimeOf, Upstream,
+    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Plan, Protocol, ProxyOn,
+    SendProxy, TimeOf, Udp, Upstream, WhenFull,
 };
 
 /// Reading the result gives a plan equal to `plan`.
@@ -44,7 +45,10 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     }
     let controlled = plan.admin.as_ref().is_some_and(|a| a.socket.is_some());
     for upstream in &plan.upstreams {
-        write_upstream(upstream, controlled, out)?;
+        let uses = |listener: &Listener| listener.upstream == upstream.name;
+        let is_udp = |listener: &Listener| matches!(listener.protocol, Protocol::Udp(_));
+        let flows = plan.listeners.iter().any(|l| uses(l) && is_udp(l));
+        write_upstream(upstream, controlled, flows, out)?;
     }
     Ok(())
 }
@@ -60,26 +64,17 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
         .iter()
         .map(|rule| quoted(&access::format(rule)))
         .collect();
-    let none = Duration::ZERO;
 
     writeln!(out, "\n[listeners.{}]", key(&listener.name))?;
     match &bind[..] {
         [one] => writeln!(out, "bind = {one}")?,
         many => writeln!(out, "bind = [{}]", many.join(", "))?,
     }
-    writeln!(out, "protocol = \"tcp\"")?;
+    let protocol = udp::word(listener.protocol);
+    writeln!(out, "protocol = {}", quoted(protocol))?;
     writeln!(out, "upstream = {}", quoted(&listener.upstream))?;
-    writeln!(out, "connect_timeout = {}", time(listener.connect_timeout))?;
-    writeln!(
-        out,
-        "idle_timeout = {}",
-        time(listener.idle_timeout.unwrap_or(none))
-    )?;
-    writeln!(
-        out,
-        "half_close_timeout = {}",
-        time(listener.half_close_timeout.unwrap_or(none))
-    )?;
+    let idle_timeout = listener.idle_timeout.unwrap_or_default();
+    writeln!(out, "idle_timeout = {}", time(idle_timeout))?;
     writeln!(out, "retries = {}", listener.retries)?;
     writeln!(out, "max_connections = {}", listener.max_connections)?;
     writeln!(out, "access = [{}]", access.join(", "))?;
@@ -91,13 +86,28 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
                 .iter()
                 .map(|who| quoted(&access::format_who(*who)))
                 .collect();
-            let (trust, timeout) = (trust.join(", "), time(accept.timeout));
+            let timeout = match listener.protocol {
+                Protocol::Tcp => format!(", timeout = {}", time(accept.timeout)),
+                Protocol::Udp(_) => String::new(),
+            };
             writeln!(
                 out,
-                "accept_proxy = {{ trust = [{trust}], timeout = {timeout} }}"
+                "accept_proxy = {{ trust = [{}]{timeout} }}",
+                trust.join(", ")
             )?;
         }
     }
+    match &listener.protocol {
+        Protocol::Tcp => write_tcp(listener, out),
+        Protocol::Udp(udp) => write_udp(udp, out),
+    }
+}
+
+fn write_tcp(listener: &Listener, out: &mut String) -> fmt::Result {
+    let half_close = listener.half_close_timeout.unwrap_or_default();
+    let user_timeout = listener.socket.user_timeout.unwrap_or_default();
+    writeln!(out, "connect_timeout = {}", time(listener.connect_timeout))?;
+    writeln!(out, "half_close_timeout = {}", time(half_close))?;
     writeln!(out, "backlog = {}", listener.backlog)?;
     writeln!(out, "nodelay = {}", listener.socket.nodelay)?;
     match &listener.socket.keepalive {
@@ -110,15 +120,30 @@ fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
             keepalive.count
         )?,
     }
-    writeln!(
-        out,
-        "user_timeout = {}",
-        time(listener.socket.user_timeout.unwrap_or(none))
-    )
+    writeln!(out, "user_timeout = {}", time(user_timeout))
 }
 
-/// `controlled`: whether somebody can drain its backends.
-fn write_upstream(upstream: &Upstream, controlled: bool, out: &mut String) -> fmt::Result {
+fn write_udp(udp: &Udp, out: &mut String) -> fmt::Result {
+    let when_full = match udp.when_full {
+        WhenFull::Refuse => "refuse",
+        WhenFull::Evict => "evict",
+    };
+    writeln!(out, "responses = {}", udp.responses)?;
+    writeln!(out, "per_packet = {}", udp.per_packet)?;
+    if !udp.per_packet {
+        writeln!(out, "requests = {}", udp.requests)?;
+    }
+    writeln!(out, "max_flows_per_source = {}", udp.max_flows_per_source)?;
+    writeln!(out, "when_full = {}", quoted(when_full))
+}
+
+/// `controlled`: whether somebody can drain its backends; `flows`: whether a UDP listener uses it.
+fn write_upstream(
+    upstream: &Upstream,
+    controlled: bool,
+    flows: bool,
+    out: &mut String,
+) -> fmt::Result {
     writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
     writeln!(out, "balance = {}", quoted(upstream.balance.word()))?;
     if let Some(key) = upstream.balance.hash_key() {
@@ -150,15 +175,30 @@ fn write_upstream(upstream: &Upstream, controlled: bool, out: &mut String) -> fm
     };
     writeln!(out, "send_proxy = {}", quoted(version))?;
     writeln!(out, "send_proxy_tlvs = {tlvs}")?;
+    if flows && version == "v2" {
+        let on = match upstream.send_proxy_on {
+            ProxyOn::First => "first",
+            ProxyOn::Each => "each",
+        };
+        writeln!(out, "send_proxy_on = {}", quoted(on))?;
+    }
     writeln!(out, "fail_on_reset = {}", upstream.fail_on_reset)?;
-    if controlled {
+    if controlled || flows {
         writeln!(out, "on_drain = {}", health_dump::action(upstream.on_drain))?;
     }
-    if let Some(check) = &upstream.check {
-        health_dump::write_actions(upstream, check, out)?;
-        health_dump::write_check(&upstream.name, check, out)?;
-    }
-    Ok(())
+    let Some(check) = &upstream.check else {
+        let on_down = if upstream.flows_move.down {
+            OnLeave::Move
+        } else {
+            OnLeave::Keep
+        };
+        return match flows {
+            true => writeln!(out, "on_down = {}", health_dump::action(on_down)),
+            false => Ok(()),
+        };
+    };
+    health_dump::write_actions(upstream, check, out)?;
+    health_dump::write_check(&upstream.name, check, out)
 }
 
 /// In one line: TOML 1.0 has no line breaks in inline tables.

@@ -68,12 +68,6 @@ pub fn from_flags(flags: &Flags) -> Result<Plan, Problems> {
     }
     report.finish(&source)?;
     let report = Report::default();
-    if let Some(span) = udp {
-        report.add(
-            &span,
-            Fault::new("`--udp` is not supported yet").hint("leave it out: TCP works"),
-        );
-    }
 
     let text = |span: &Span| {
         let value = source.text.get(span.clone()).unwrap_or_default();
@@ -90,6 +84,10 @@ pub fn from_flags(flags: &Flags) -> Result<Plan, Problems> {
     ];
     listener
         .retain(|(_, value)| !matches!(value.get_ref(), DeValue::Array(array) if array.is_empty()));
+    listener.extend(udp.iter().map(|span| {
+        let word = DeValue::String(Cow::Borrowed("udp"));
+        ("protocol", Spanned::new(span.clone(), word))
+    }));
     let mut upstream = vec![("backends", list(&to))];
     upstream.extend(balance.iter().map(|span| ("balance", text(span))));
     let mut root = vec![

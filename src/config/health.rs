@@ -1,15 +1,16 @@
-//! [upstreams.NAME.check] and what becomes of sessions: every rule and default.
+//! [upstreams.NAME.check]: every rule and default.
 
 use std::time::Duration;
 
 use super::{
     address, health_dns as dns, health_guards as guards, health_kind as kind,
     health_postgres as postgres, health_tls as tls,
-    keys::{CHECK, ON_LEAVE},
+    keys::CHECK,
+    leave::{self, Actions, useless},
     listener::above_zero,
     report::Fault,
-    section::{Section, Text, Value},
-    words::{found, nearest},
+    section::{Section, Text},
+    users::Users,
 };
 use crate::plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream};
 
@@ -19,27 +20,15 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// The default of `fast_interval` is a quarter of `interval`, and not below this.
 const FAST: Duration = Duration::from_millis(100);
 
-const ACTIONS: [(&str, OnLeave); 4] = [
-    ("on_down", OnLeave::Keep),
-    ("on_role_lost", OnLeave::Close),
-    ("on_lag", OnLeave::Keep),
-    ("on_recover", OnLeave::Keep),
-];
-
 /// Without a name these are the defaults: nothing is missing there, and nothing is useless.
-pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> {
-    let [on_down, on_role_lost, on_lag, on_recover] =
-        ACTIONS.map(|(key, default)| read_action(key, default, upstream));
+pub(super) fn read(
+    name: Option<&str>,
+    upstream: &Section<'_>,
+    actions: &Actions,
+    users: &Users,
+) -> Option<Check> {
     let Some(value) = upstream.get("check") else {
-        for (key, _) in ACTIONS {
-            useless(
-                name,
-                upstream,
-                key,
-                "without a check",
-                "add a section [upstreams.NAME.check], or leave it out",
-            );
-        }
+        leave::without_check(name, actions, upstream, users);
         return None;
     };
     let section = Section::open(&CHECK, value, upstream.report)?;
@@ -83,36 +72,21 @@ pub(super) fn read(name: Option<&str>, upstream: &Section<'_>) -> Option<Check> 
         ),
         at: read_at(&section),
         tls: tls::read(&section),
-        on_down,
+        on_down: actions.on_down,
         on_role_lost: if has_role {
-            on_role_lost
+            actions.on_role_lost
         } else {
             OnLeave::Close
         },
-        on_lag: if limits_lag { on_lag } else { OnLeave::Keep },
-        on_recover,
+        on_lag: if limits_lag {
+            actions.on_lag
+        } else {
+            OnLeave::Keep
+        },
+        on_recover: actions.on_recover,
         kind: kind?,
     };
     Some(check)
-}
-
-/// What becomes of sessions when the operator takes a backend out; it needs no check.
-pub(super) fn read_on_drain(section: &Section<'_>) -> OnLeave {
-    read_action("on_drain", OnLeave::Keep, section)
-}
-
-/// `controlled`: whether there is a way for an operator to say so.
-pub(super) fn drains(upstream: &mut Upstream, controlled: bool, section: &Section<'_>) {
-    if !controlled {
-        upstream.on_drain = OnLeave::Keep;
-        useless(
-            Some(&upstream.name),
-            section,
-            "on_drain",
-            "without an admin socket: nobody can drain a backend",
-            "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out",
-        );
-    }
 }
 
 /// What the check and the backends must have in common.
@@ -166,14 +140,6 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
     }
 }
 
-/// In [defaults] a key may be there for the upstreams that it means something to.
-fn useless(name: Option<&str>, section: &Section<'_>, key: &str, why: &str, hint: &str) {
-    if let (Some(_), Some(value)) = (name, section.own(key)) {
-        let fault = Fault::new(format!("`{key}` does nothing {why}")).hint(hint);
-        section.report.add(&value.span(), fault);
-    }
-}
-
 fn not_too_short(duration: Duration) -> Result<(), String> {
     if duration < SHORTEST {
         Err("it must be at least 10ms".to_owned())
@@ -213,44 +179,4 @@ fn read_at(section: &Section<'_>) -> CheckAt {
     };
     section.report.add(&span, fault);
     CheckAt::Backend
-}
-
-fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
-    let Some(value) = section.get(key) else {
-        return default;
-    };
-    if value.get_ref().is_table() {
-        return read_close_after(key, value, section);
-    }
-    let hint = || "one of: \"keep\", \"close\", { close_after = \"30s\" }".to_owned();
-    let fault = match value.get_ref().as_str() {
-        Some("keep") => return OnLeave::Keep,
-        Some("close") => return OnLeave::Close,
-        Some(text) => Fault::new(format!("`{key}` does not know the word {text:?}")).hint(
-            match nearest(text, &["keep", "close"]) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => hint(),
-            },
-        ),
-        None => Fault::new(format!(
-            "`{key}` must be a word or a table, not {}",
-            found(value.get_ref())
-        ))
-        .hint(hint()),
-    };
-    section.report.add(&value.span(), fault);
-    default
-}
-
-fn read_close_after<'a>(key: &str, value: &'a Value<'a>, section: &Section<'a>) -> OnLeave {
-    let Some(table) = Section::open(&ON_LEAVE, value, section.report) else {
-        return OnLeave::Keep;
-    };
-    if table.get("close_after").is_none() {
-        table.missing(
-            "close_after",
-            &format!("write {key} = {{ close_after = \"30s\" }}"),
-        );
-    }
-    OnLeave::CloseAfter(table.duration("close_after", Duration::from_secs(30), above_zero))
 }

@@ -186,6 +186,7 @@ fn write_bytes(key: &str, bytes: &[u8], out: &mut String) -> fmt::Result {
 pub(super) fn action(action: OnLeave) -> String {
     match action {
         OnLeave::Keep => quoted("keep"),
+        OnLeave::Move => quoted("move"),
         OnLeave::Close => quoted("close"),
         OnLeave::CloseAfter(wait) => format!("{{ close_after = {} }}", time(wait)),
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{duration, report::Fault, section::Section};
+use super::{duration, section::Section};
 use crate::plan::{CheckKind, Role};
 
 /// The default of `stale_after` is so many times what a check may take, and not below...
@@ -17,8 +17,7 @@ pub(super) fn read_stale_after(
     one: Duration,
 ) -> Option<Duration> {
     if kind.is_some_and(|kind| kind.role() != Some(Role::Primary)) {
-        useless(
-            section,
+        section.useless(
             "stale_after",
             "unless the check asks for the primary",
             "add role = \"primary\", or leave it out: only a primary does harm by being used unseen",
@@ -41,8 +40,7 @@ pub(super) fn read_stale_after(
 
 pub(super) fn read_anyway(section: &Section<'_>, kind: Option<&CheckKind>) -> u32 {
     if kind.is_some_and(|kind| kind.role().is_some()) {
-        useless(
-            section,
+        section.useless(
             "serve_anyway_below",
             "where the check asks for a role",
             "sessions never go to a server of another role: leave it out",
@@ -50,11 +48,4 @@ pub(super) fn read_anyway(section: &Section<'_>, kind: Option<&CheckKind>) -> u3
         return 0;
     }
     section.number("serve_anyway_below", 0, 0..=100)
-}
-
-fn useless(section: &Section<'_>, key: &str, why: &str, hint: &str) {
-    if let Some(value) = section.get(key) {
-        let fault = Fault::new(format!("`{key}` does nothing {why}")).hint(hint);
-        section.report.add(&value.span(), fault);
-    }
 }

@@ -264,8 +264,21 @@ mod tests {
             "`backends` belongs in [upstreams.NAME]"
         );
         assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("per_packet"), Standing::NotYet);
+        assert_eq!(DEFAULTS.standing("per_packet"), Standing::Works);
         assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
+    }
+
+    #[test]
+    fn what_is_to_come_is_known() {
+        let keys = Keys {
+            label: "a section",
+            works: &["now"],
+            not_yet: &["later"],
+            also: &[],
+        };
+        assert_eq!(keys.standing("later"), Standing::NotYet);
+        assert_eq!(keys.standing("never"), Standing::Unknown);
+        assert_eq!(keys.advice("latter"), "did you mean `later`?");
     }
 
     #[test]

@@ -4,19 +4,22 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{
     access, address,
-    keys::{ACCEPT_PROXY, KEEPALIVE},
+    keys::{ACCEPT_PROXY, KEEPALIVE, LISTENER},
     report::{Fault, Report, Span},
     section::{Section, Text},
+    udp,
     words::found,
 };
 use crate::plan::{
-    AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Udp,
-    WhenFull, Who,
+    AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Who,
 };
+use toml::de::DeTable;
 
 /// A listener, and the places in the file that rules over several sections speak of.
 pub(super) struct Read {
     pub(super) listener: Listener,
+    /// Whether its protocol is what was meant.
+    pub(super) sure: bool,
     pub(super) upstream_span: Option<Span>,
     /// One for each of `listener.bind`.
     pub(super) bind_spans: Vec<Span>,
@@ -26,26 +29,12 @@ pub(super) struct Read {
 pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
     let (bind, bind_spans) = read_bind(section);
     let upstream = section.text("upstream");
-    let udp = Protocol::Udp(Udp {
-        responses: section.number("responses", 0, 0..=1_000_000),
-        requests: section.number("requests", 0, 0..=1_000_000),
-        per_packet: section.flag("per_packet", false),
-        max_flows_per_source: section.number("max_flows_per_source", 0, 0..=MOST_CONNECTIONS),
-        when_full: section.word(
-            "when_full",
-            WhenFull::Refuse,
-            &[
-                ("refuse", Some(WhenFull::Refuse)),
-                ("evict", Some(WhenFull::Evict)),
-            ],
-        ),
-    });
-    let protocols = [("tcp", Some(Protocol::Tcp)), ("udp", Some(udp))];
-    let protocol = section.word("protocol", Protocol::Tcp, &protocols);
-    let idle = match protocol {
-        Protocol::Tcp => 600,
-        Protocol::Udp(_) => 60,
-    };
+    let udp = udp::read(section);
+    let words = [
+        ("tcp", Some(Protocol::Tcp)),
+        ("udp", Some(Protocol::Udp(udp))),
+    ];
+    let protocol = section.word("protocol", Protocol::Tcp, &words);
     if name.is_some() && section.get("bind").is_none() {
         section.missing("bind", "say where clients arrive: bind = \"0.0.0.0:6379\"");
     }
@@ -55,7 +44,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
         );
     }
-    let listener = Listener {
+    let mut listener = Listener {
         name: name.unwrap_or_default().to_owned(),
         protocol,
         bind,
@@ -64,7 +53,10 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             .map_or("", |upstream| upstream.text)
             .to_owned(),
         connect_timeout: section.duration("connect_timeout", Duration::from_secs(5), above_zero),
-        idle_timeout: section.limit("idle_timeout", Duration::from_secs(idle)),
+        idle_timeout: match protocol {
+            Protocol::Tcp => section.limit("idle_timeout", Duration::from_secs(600)),
+            Protocol::Udp(_) => Some(udp::read_idle_timeout(name, section)),
+        },
         half_close_timeout: section.limit("half_close_timeout", Duration::from_secs(60)),
         retries: section.number("retries", 3, 0..=1000),
         max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),
@@ -77,12 +69,28 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             user_timeout: read_user_timeout(section),
         },
     };
+    // With a word that nobody knows nothing is known to be useless.
+    let sure = (section.get("protocol"))
+        .is_none_or(|value| value.get_ref().as_str() == Some(udp::word(protocol)));
+    if name.is_some() && sure {
+        udp::fits_listener(&mut listener, &udp, &bind_spans, section);
+    }
     Read {
         listener,
+        sure,
         upstream_span: upstream.map(|upstream| upstream.span),
         bind_spans,
     }
 }
+
+/// With every default there is.
+pub(super) fn plain() -> Listener {
+    let (empty, report) = (DeTable::new(), Report::default());
+    read(None, &Section::new(&LISTENER, &empty, 0..0, &report)).listener
+}
+
+/// So long a client may take to say who it is.
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// More is a slip of the pen: no machine has the ports and the memory.
 pub(super) const MOST_CONNECTIONS: i128 = 1_000_000_000;
@@ -95,17 +103,18 @@ pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
     }
 }
 
-/// Every address may be bound once only, by whichever listener, or by the admin server.
+/// Every address may be bound once only for each protocol, by whichever listener, or by the admin server, which speaks TCP.
 pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, report: &Report) {
     // In the order of the file, so the later one is told about the earlier one.
-    let mut taken: HashMap<Place, String> = HashMap::new();
-    for read in listeners {
+    let mut taken: HashMap<(&str, Place), String> = HashMap::new();
+    for read in listeners.iter().filter(|read| read.sure) {
+        let protocol = udp::word(read.listener.protocol);
         let name = &read.listener.name;
         for (bind, span) in read.listener.bind.iter().zip(&read.bind_spans) {
             let mut told = false;
             for place in bind.places.iter().filter(|place| !is_port_zero(place)) {
                 let owner = format!("listener `{name}` ({:?})", bind.text);
-                let Some(other) = taken.insert(place.clone(), owner) else {
+                let Some(other) = taken.insert((protocol, place.clone()), owner) else {
                     continue;
                 };
                 if !told {
@@ -124,17 +133,17 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
         }
     }
     for (place, span) in admin {
-        let (Some(other), false) = (taken.get(&place), is_port_zero(&place)) else {
-            continue;
+        let (shown, another, free) = match &place {
+            Place::Tcp(_) => (show(&place), "port or address", is_port_zero(&place)),
+            Place::Unix(_) => (show(&place), "path", false),
         };
-        let (place, another) = match place {
-            Place::Tcp(_) => (show(&place), "port or address"),
-            Place::Unix(_) => (show(&place), "path"),
+        let (Some(other), false) = (taken.get(&(udp::word(Protocol::Tcp), place)), free) else {
+            continue;
         };
         report.add(
             &span,
             Fault::new(format!(
-                "[admin] listens on {place}, which is bound by {other} already"
+                "[admin] listens on {shown}, which is bound by {other} already"
             ))
             .hint(format!("give one of the two another {another}")),
         );
@@ -199,7 +208,7 @@ fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
     let value = section.get("accept_proxy")?;
     let from_everybody = AcceptProxy {
         trust: vec![Who::All],
-        timeout: Duration::from_secs(3),
+        timeout: HEADER_TIMEOUT,
     };
     if let Some(on) = value.get_ref().as_bool() {
         return on.then_some(from_everybody);

@@ -5,15 +5,15 @@ use std::{collections::HashSet, time::Duration};
 use super::{
     address, hash_key, health,
     keys::BACKEND,
+    leave,
     listener::{MOST_CONNECTIONS, above_zero},
     report::Fault,
     section::{Section, Text, Value, Words},
+    udp,
+    users::Users,
     words::found,
 };
-use crate::plan::{
-    Backend, Balance, Bound, FlowsMove, HashKey, Place, ProxyOn, SendProxy, Target, TimeOf,
-    Upstream,
-};
+use crate::plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream};
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
@@ -21,31 +21,22 @@ const MOST_RING_WEIGHT: u64 = 65_536;
 const MOST_MAGLEV_BACKENDS: usize = 6_553;
 
 /// Without a name these are the defaults: nothing is missing there.
-pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
+pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Upstream {
+    let actions = leave::read(name, section, users);
+    let check = health::read(name, section, &actions, users);
+    let send_proxy = read_send_proxy(name, section);
     let mut upstream = Upstream {
         name: name.unwrap_or_default().to_owned(),
         balance: read_balance(name, section),
-        backends: read_backends(section),
+        backends: read_backends(section, users),
         resolve_interval: section.limit("resolve_interval", Duration::from_secs(30)),
         resolve_required: section.flag("resolve_required", true),
-        send_proxy: read_send_proxy(name, section),
+        send_proxy,
+        send_proxy_on: udp::read_send_proxy_on(name, section, send_proxy, users),
         fail_on_reset: section.flag("fail_on_reset", false),
-        check: health::read(name, section),
-        on_drain: health::read_on_drain(section),
-        send_proxy_on: section.word(
-            "send_proxy_on",
-            ProxyOn::First,
-            &[
-                ("first", Some(ProxyOn::First)),
-                ("each", Some(ProxyOn::Each)),
-            ],
-        ),
-        flows_move: FlowsMove {
-            down: true,
-            role_lost: true,
-            lag: false,
-            drain: true,
-        },
+        on_drain: actions.on_drain,
+        flows_move: leave::flows_move(&actions, check.as_ref(), users),
+        check,
     };
     if name.is_some() && section.get("backends").is_none() {
         section.missing(
@@ -53,6 +44,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Upstream {
             "say which servers it has: backends = [\"10.0.0.1:6379\"]",
         );
     }
+    udp::fits_upstream(&mut upstream, section, users);
     check_backends(&upstream, section);
     health::fits(&mut upstream, section);
     upstream
@@ -200,7 +192,7 @@ fn read_send_proxy(name: Option<&str>, section: &Section<'_>) -> SendProxy {
     version
 }
 
-fn read_backends(section: &Section<'_>) -> Vec<Backend> {
+fn read_backends(section: &Section<'_>, users: &Users) -> Vec<Backend> {
     let mut seen = HashSet::new();
     let mut backends = Vec::new();
     let Some(items) = section.list("backends") else {
@@ -228,6 +220,7 @@ fn read_backends(section: &Section<'_>) -> Vec<Backend> {
                 ),
             );
         }
+        udp::check_backend(&backend, &address, section, users);
         backends.push(backend);
     }
     backends

@@ -59,6 +59,12 @@ impl Clock {
         }
     }
 
+    /// The first reply to a flow has come; there is no connect to be told from the wait for it.
+    pub fn replied(mut self: Box<Self>, now: Instant) {
+        let time = self.stop(now);
+        self.pool.add_time(&self.backend, time, now);
+    }
+
     /// The connect failed in a way that says nothing about speed.
     pub fn failed(&mut self) {
         self.stop(Instant::now());

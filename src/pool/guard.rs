@@ -122,6 +122,7 @@ impl Pool {
         }
         if news {
             inner.review(now);
+            self.changed();
         }
         inner.members.iter().any(Member::is_well)
     }

@@ -117,6 +117,7 @@ impl Pool {
             }
         }
         inner.review(now);
+        self.changed();
         Some(turned)
     }
 

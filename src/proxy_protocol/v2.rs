@@ -14,6 +14,7 @@ const VERSION: u8 = 2;
 const LOCAL: u8 = 0;
 const PROXY: u8 = 1;
 const STREAM: u8 = 1;
+const DATAGRAM: u8 = 2;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Family {
@@ -150,6 +151,15 @@ pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
 /// families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL, the only one of its kind that everybody
 /// must accept; HAProxy refuses PROXY with UNSPEC.
 pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
+    encode_for(STREAM, addresses, tlvs)
+}
+
+/// The same in front of a datagram.
+pub fn encode_datagram(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
+    encode_for(DATAGRAM, addresses, tlvs)
+}
+
+fn encode_for(transport: u8, addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     let mut block = Vec::with_capacity(UNIX);
     let family = match addresses {
         Addresses::Own => Family::Unspec,
@@ -185,7 +195,7 @@ pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
 
     let (command, protocol) = match family {
         Family::Unspec => (LOCAL, 0),
-        _ => (PROXY, STREAM),
+        _ => (PROXY, transport),
     };
     let mut header = Vec::with_capacity(FIXED + block.len());
     header.extend_from_slice(SIGNATURE_V2);

@@ -2,8 +2,10 @@
 
 use crate::{
     net::{SocketFile, listen_unix, set_options},
-    plan::{Listener, Place},
+    plan::{self, Listener, Place},
+    sys::datagram,
     tcp::Socket,
+    udp::Port,
 };
 use socket2::{Domain, Protocol, Type};
 use std::{io, net::SocketAddr, path::Path};
@@ -13,9 +15,19 @@ pub(super) struct Listening {
     /// The index of the listener in the plan.
     pub(super) listener: usize,
     pub(super) place: Place,
-    pub(super) sockets: Vec<Socket>,
+    pub(super) sockets: Sockets,
     pub(super) file: Option<SocketFile>,
 }
+
+/// One for each worker.
+pub(super) enum Sockets {
+    Streams(Vec<Socket>),
+    Datagrams(Vec<Port>),
+}
+
+/// Of what clients send and are sent, where the kernel allows it: a burst of small datagrams fills the usual 208 KiB in
+/// some hundred.
+const BUFFER: usize = 4 << 20;
 
 pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
     let places = || {
@@ -29,7 +41,9 @@ pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listenin
     // the first bind, or our own wildcard addresses would be in the way of our specific ones.
     let mut problems: Vec<String> = places()
         .filter_map(|(_, listener, place)| match place {
-            Place::Tcp(address) => Some(describe(listener, place, &probe(*address).err()?)),
+            Place::Tcp(address) => {
+                Some(describe(listener, place, &probe(listener, *address).err()?))
+            }
             Place::Unix(_) => None,
         })
         .collect();
@@ -70,16 +84,23 @@ fn describe(listener: &Listener, place: &Place, e: &io::Error) -> String {
     )
 }
 
-fn probe(address: SocketAddr) -> io::Result<()> {
-    tcp_socket(address)?.bind(&address.into())
+fn probe(listener: &Listener, address: SocketAddr) -> io::Result<()> {
+    let socket = match listener.protocol {
+        plan::Protocol::Tcp => tcp_socket(address)?,
+        plan::Protocol::Udp(_) => udp_socket(address)?,
+    };
+    socket.bind(&address.into())
 }
 
 /// Where, a socket for each worker, and the file if it has one.
-type Bound = (Place, Vec<Socket>, Option<SocketFile>);
+type Bound = (Place, Sockets, Option<SocketFile>);
 
 fn bind(listener: &Listener, place: &Place, workers: usize) -> io::Result<Bound> {
     match place {
-        Place::Tcp(address) => bind_tcp(listener, *address, workers),
+        Place::Tcp(address) => match listener.protocol {
+            plan::Protocol::Tcp => bind_tcp(listener, *address, workers),
+            plan::Protocol::Udp(_) => bind_udp(*address, workers),
+        },
         Place::Unix(path) => bind_unix(listener, path, workers),
     }
 }
@@ -98,7 +119,38 @@ fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io:
         address = socket.local_addr()?;
         sockets.push(Socket::Tcp(socket));
     }
-    Ok((Place::Tcp(address), sockets, None))
+    Ok((Place::Tcp(address), Sockets::Streams(sockets), None))
+}
+
+fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = udp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        datagram::receive_buffer(&socket, BUFFER);
+        datagram::send_buffer(&socket, BUFFER);
+        datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
+        if address.ip().is_unspecified() {
+            datagram::ask_for_destination(&socket, address.is_ipv6())?;
+        }
+        // Without it each datagram comes on its own.
+        let _ = datagram::take_coalesced(&socket);
+        socket.bind(&address.into())?;
+        let socket = std::net::UdpSocket::from(socket);
+        address = socket.local_addr()?;
+        sockets.push(Port { socket, address });
+    }
+    Ok((Place::Tcp(address), Sockets::Datagrams(sockets), None))
+}
+
+/// Without SO_REUSEADDR, which for datagrams lets another process take them all.
+fn udp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let kind = Type::DGRAM.nonblocking();
+    let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
@@ -124,5 +176,6 @@ fn bind_unix(listener: &Listener, path: &Path, workers: usize) -> io::Result<Bou
         sockets.push(Socket::Unix(first.try_clone()?));
     }
     sockets.push(Socket::Unix(first));
+    let sockets = Sockets::Streams(sockets);
     Ok((Place::Unix(path.to_owned()), sockets, Some(file)))
 }

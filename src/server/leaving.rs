@@ -185,7 +185,7 @@ impl Leaving {
     fn leave(&self, pool: &Arc<Pool>, backend: &Arc<Backend>, how: OnLeave, reason: CloseReason) {
         let wait = match how {
             // What was begun for another reason goes on.
-            OnLeave::Keep => return,
+            OnLeave::Keep | OnLeave::Move => return,
             OnLeave::Close => Duration::ZERO,
             OnLeave::CloseAfter(wait) => wait,
         };

@@ -22,3 +22,17 @@ pub fn raise_descriptors() -> u64 {
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+/// How many local ports the kernel gives out by itself. To sockets of UDP each of them goes once only, whatever they are
+/// connected to.
+pub fn local_ports() -> u64 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    // What the kernel has where nobody has changed it.
+    let usual = 32_768..=60_999;
+    let range = range.ok().and_then(|text| {
+        let mut ports = text.split_whitespace().map(str::parse::<u64>);
+        Some(ports.next()?.ok()?..=ports.next()?.ok()?)
+    });
+    let range = range.unwrap_or(usual);
+    (range.end() + 1).saturating_sub(*range.start()).max(1)
+}

@@ -3,11 +3,10 @@
 use crate::{
     backend::{Backend, Lease},
     balance::Facts,
-    following::follow,
-    journal::seconds,
+    following::{blame, tell_that_it_is_back},
     net::{Client, Stream, open},
     plan::Place,
-    pool::{AfterFailure, AfterSuccess, Clock, Search},
+    pool::{AfterSuccess, Clock, Search},
     reason::{CloseReason, ConnectError},
     relay::{Awaiting, Opening, Reached},
     service::Service,
@@ -15,7 +14,6 @@ use crate::{
     sys::socket::{PeerNow, peer_now},
 };
 use std::{
-    fmt::Display,
     future::poll_fn,
     io,
     pin::pin,
@@ -160,7 +158,10 @@ fn may_stay(
     session.set_backend(backend.id);
     match service.pool.succeeded(search, now) {
         AfterSuccess::Nothing => {}
-        AfterSuccess::Back => tell_that_it_is_back(service, backend, "connected"),
+        AfterSuccess::Back => {
+            let journal = &service.process.journal;
+            tell_that_it_is_back(&service.pool, journal, backend, "connected");
+        }
         AfterSuccess::Left => {
             session.set_backend(0);
             return false;
@@ -169,19 +170,17 @@ fn may_stay(
     true
 }
 
-fn tell_that_it_is_back(service: &Service, backend: &Backend, reason: &'static str) {
-    let upstream = &service.pool.name;
-    tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason, "backend is back");
-    let journal = &service.process.journal;
-    journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
-}
-
 /// What is to be done when an answer of this backend begins.
 fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
     let (service, backend) = (Arc::clone(service), Arc::clone(backend));
     Box::new(move |now| {
         if service.pool.answered(&backend, now) {
-            tell_that_it_is_back(&service, &backend, "answered");
+            tell_that_it_is_back(
+                &service.pool,
+                &service.process.journal,
+                &backend,
+                "answered",
+            );
         }
     })
 }
@@ -190,7 +189,8 @@ fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Insta
 pub(super) fn reset_unanswered(service: &Service, backend: &Arc<Backend>) {
     if service.pool.fail_on_reset {
         blame(
-            service,
+            &service.pool,
+            &service.process.journal,
             backend,
             "reset",
             "the session was reset before the first byte of an answer",
@@ -202,23 +202,9 @@ fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io
     tracing::debug!(upstream = %service.pool.name, backend = %backend.text(), reason = error.word(), error = %e,
         "connect failed");
     if error.blames_backend() {
-        blame(service, backend, error.word(), e);
+        let journal = &service.process.journal;
+        blame(&service.pool, journal, backend, error.word(), e);
     }
-}
-
-fn blame(service: &Service, backend: &Arc<Backend>, reason: &'static str, error: impl Display) {
-    let upstream = &service.pool.name;
-    let now = Instant::now();
-    let AfterFailure::Out(doubted_for) = service.pool.failed(backend, now) else {
-        return;
-    };
-    let doubt_seconds = seconds(doubted_for);
-    tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error, doubt_seconds,
-        "backend is left out");
-    backend.metrics.doubt_duration.record(doubted_for);
-    let journal = &service.process.journal;
-    let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
-    follow(&service.pool, backend, journal, recorded, now);
 }
 
 /// One connect, within its time, for as long as the client is there.

@@ -105,6 +105,8 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
             session_time: seconds(duration),
             bytes_received: session.received.load(Relaxed),
             bytes_sent: session.sent.load(Relaxed),
+            datagrams_received: None,
+            datagrams_sent: None,
             close_reason: end.reason.word(),
         });
     }

@@ -127,9 +127,18 @@ fn hash_key() -> impl Strategy<Value = HashKey> {
 fn on_leave() -> impl Strategy<Value = OnLeave> {
     prop_oneof![
         Just(OnLeave::Keep),
+        Just(OnLeave::Move),
         Just(OnLeave::Close),
         long().prop_map(OnLeave::CloseAfter)
     ]
+}
+
+/// What is left of an action where nothing moves.
+fn still(action: OnLeave) -> OnLeave {
+    match action {
+        OnLeave::Move => OnLeave::Keep,
+        action => action,
+    }
 }
 
 fn check_kind() -> impl Strategy<Value = CheckKind> {
@@ -308,7 +317,8 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 start_up,
                 at,
                 on_down,
-                on_recover,
+                // There is no such word for it.
+                on_recover: still(on_recover),
             },
         )
 }
@@ -338,6 +348,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
             any::<bool>(),
             option::of(check_plan()),
             on_leave(),
+            (any::<bool>(), any::<bool>()),
         ),
     )
         .prop_map(
@@ -347,7 +358,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 mut backends,
                 resolve_interval,
                 resolve_required,
-                (send_proxy, fail_on_reset, mut check, on_drain),
+                (send_proxy, fail_on_reset, mut check, on_drain, (each, down)),
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
@@ -397,9 +408,67 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     fail_on_reset: fail_on_reset && max_fails,
                     check,
                     on_drain,
+                    send_proxy_on: match each {
+                        true => ProxyOn::Each,
+                        false => ProxyOn::First,
+                    },
+                    // Of these `down` alone is a choice, and only without a check: see `used`.
+                    flows_move: FlowsMove {
+                        down,
+                        role_lost: true,
+                        lag: false,
+                        drain: true,
+                    },
                 }
             },
         )
+}
+
+/// Takes from an upstream what cannot be there with the listeners that use it.
+fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
+    let keep_or_move = |action: OnLeave| match action {
+        OnLeave::Keep => OnLeave::Keep,
+        _ => OnLeave::Move,
+    };
+    if udp {
+        for (port, backend) in (1..).zip(&mut upstream.backends) {
+            if let Target::Place(Place::Unix(_)) = backend.target {
+                let address = SocketAddr::from(([192, 0, 2, 1], port));
+                backend.text = address.to_string();
+                backend.target = Target::Place(Place::Tcp(address));
+            }
+        }
+        if upstream.send_proxy == SendProxy::V1 {
+            upstream.send_proxy = SendProxy::Off;
+        }
+        upstream.fail_on_reset &= tcp;
+        if !operator {
+            upstream.on_drain = keep_or_move(upstream.on_drain);
+        }
+    } else {
+        upstream.on_drain = match operator {
+            true => still(upstream.on_drain),
+            false => OnLeave::Keep,
+        };
+        if let Some(check) = &mut upstream.check {
+            check.on_down = still(check.on_down);
+            check.on_role_lost = still(check.on_role_lost);
+            check.on_lag = still(check.on_lag);
+        }
+    }
+    if !udp || !matches!(upstream.send_proxy, SendProxy::V2 { .. }) {
+        upstream.send_proxy_on = ProxyOn::First;
+    }
+    let moves = |action: OnLeave| action != OnLeave::Keep;
+    upstream.flows_move.drain = moves(upstream.on_drain);
+    match &upstream.check {
+        Some(check) => {
+            upstream.flows_move.down = moves(check.on_down);
+            upstream.flows_move.role_lost = moves(check.on_role_lost);
+            upstream.flows_move.lag = moves(check.on_lag);
+        }
+        None => upstream.flows_move.down &= udp,
+    }
 }
 
 fn keepalive() -> impl Strategy<Value = Keepalive> {
@@ -414,6 +483,52 @@ fn keepalive() -> impl Strategy<Value = Keepalive> {
 /// The ports are counted up, so that no two listeners meet.
 fn bind() -> impl Strategy<Value = (IpAddr, u16)> {
     (ip(), 0u16..20)
+}
+
+fn udp() -> impl Strategy<Value = Udp> {
+    (
+        0..=1_000_000u32,
+        0..=1_000_000u32,
+        any::<bool>(),
+        0..=1_000_000_000u64,
+        select(vec![WhenFull::Refuse, WhenFull::Evict]),
+    )
+        .prop_map(
+            |(responses, requests, per_packet, max_flows_per_source, when_full)| Udp {
+                responses,
+                requests: if per_packet { 0 } else { requests },
+                per_packet,
+                max_flows_per_source,
+                when_full,
+            },
+        )
+}
+
+/// A listener of TCP as one of UDP.
+fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
+    let seconds = Duration::from_secs;
+    let idle = listener.idle_timeout.unwrap_or(seconds(60));
+    Listener {
+        protocol: Protocol::Udp(udp),
+        connect_timeout: seconds(5),
+        idle_timeout: Some(idle.max(Duration::from_millis(1))),
+        half_close_timeout: Some(seconds(60)),
+        accept_proxy: listener.accept_proxy.map(|accept| AcceptProxy {
+            timeout: seconds(3),
+            ..accept
+        }),
+        backlog: 4096,
+        socket: SocketOptions {
+            nodelay: true,
+            keepalive: Some(Keepalive {
+                idle: seconds(60),
+                interval: seconds(10),
+                count: 3,
+            }),
+            user_timeout: None,
+        },
+        ..listener
+    }
 }
 
 fn listener() -> impl Strategy<Value = Listener> {
@@ -435,7 +550,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         times,
         numbers,
         (vec(rule(), 0..4), option::of(accept_proxy())),
-        socket,
+        (socket, option::of(udp())),
     )
         .prop_map(
             |(
@@ -444,7 +559,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
                 (access, accept_proxy),
-                socket,
+                (socket, udp),
             )| {
                 let bind = binds
                     .into_iter()
@@ -455,8 +570,9 @@ fn listener() -> impl Strategy<Value = Listener> {
                             .collect(),
                     })
                     .collect();
-                Listener {
+                let listener = Listener {
                     name,
+                    protocol: Protocol::Tcp,
                     bind,
                     upstream: String::new(),
                     connect_timeout,
@@ -468,6 +584,10 @@ fn listener() -> impl Strategy<Value = Listener> {
                     accept_proxy,
                     backlog,
                     socket,
+                };
+                match udp {
+                    Some(udp) => with_datagrams(listener, udp),
+                    None => listener,
                 }
             },
         )
@@ -476,14 +596,17 @@ fn listener() -> impl Strategy<Value = Listener> {
 fn plan() -> impl Strategy<Value = Plan> {
     let process = (
         0..=1024usize,
-        0..=1_000_000_000u64,
+        (0..=1_000_000_000u64, 0..=1_000_000_000u64),
         prop_oneof![Just(Duration::ZERO), long()],
     )
-        .prop_map(|(workers, max_connections, drain_timeout)| Process {
-            workers,
-            max_connections,
-            drain_timeout,
-        });
+        .prop_map(
+            |(workers, (max_connections, max_flows), drain_timeout)| Process {
+                workers,
+                max_connections,
+                max_flows,
+                drain_timeout,
+            },
+        );
     let level = prop_oneof![
         Just(LogLevel::Error),
         Just(LogLevel::Warn),
@@ -524,7 +647,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         vec((listener(), any::<Index>()), 1..4),
         vec(upstream(), 1..4),
     )
-        .prop_map(|(process, admin, log, listeners, mut upstreams)| {
+        .prop_map(|(mut process, admin, log, listeners, mut upstreams)| {
             let mut seen = std::collections::HashSet::new();
             upstreams.retain(|upstream| seen.insert(upstream.name.clone()));
             seen.clear();
@@ -547,10 +670,17 @@ fn plan() -> impl Strategy<Value = Plan> {
                 socket,
             });
             // Without a socket nobody can drain anything.
-            if admin.as_ref().is_none_or(|admin| admin.socket.is_none()) {
-                for upstream in &mut upstreams {
-                    upstream.on_drain = OnLeave::Keep;
-                }
+            let operator = admin.as_ref().is_some_and(|admin| admin.socket.is_some());
+            let udp = |listener: &Listener| listener.protocol != Protocol::Tcp;
+            for upstream in &mut upstreams {
+                let uses = |listener: &&Listener| listener.upstream == upstream.name;
+                let mut users = listeners.iter().filter(uses);
+                let any_udp = users.clone().any(udp);
+                let any_tcp = users.any(|listener| !udp(listener));
+                used(upstream, any_tcp, any_udp, operator);
+            }
+            if !listeners.iter().any(udp) {
+                process.max_flows = 0;
             }
             Plan {
                 process,
@@ -582,6 +712,7 @@ fn number(bind: &mut Bind, next: &mut u16) {
 
 const VALID: &[&str] = &[
     include_str!("valid/everything.toml"),
+    include_str!("valid/udp.toml"),
     include_str!("../../conf/reference.toml"),
     include_str!("invalid/types.toml"),
     include_str!("invalid/bind_addresses.toml"),
@@ -662,9 +793,10 @@ proptest! {
     #[test]
     fn any_text_may_stand_for_any_value(text in "\\PC{0,40}|[0-9.:/\\[\\]a-f%-]{0,30}|unix:/?.{0,120}|(allow|deny) [0-9a-f.:/]{0,12}|[0-9.]{1,9}[a-z]{0,2}") {
         let quoted = format!("\"{}\"", text.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect::<String>());
-        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive", "accept_proxy", "send_proxy"] {
+        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive", "accept_proxy", "send_proxy", "when_full", "on_drain", "on_down", "on_recover", "send_proxy_on"] {
             let value = if key == "access" { format!("[{quoted}]") } else { quoted.clone() };
             check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nprotocol = \"udp\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
             check(&format!("[listeners.a]\n{key} = {value}\n[defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"))?;
         }
         check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [{quoted}]\n"))?;

@@ -188,8 +188,11 @@ fn each_of_these_is_an_error() {
         (with("", "[log]\nlevel = \"loud\""), "loud"),
         (with("accept_proxy = { trust = [] }", ""), "trust"),
         (with("", "send_proxy = \"v3\""), "v3"),
-        // Parts of the contract that do not work yet are refused, not passed over.
-        (with("protocol = \"udp\"", ""), "not supported yet"),
+        (with("protocol = \"upd\"", ""), "did you mean \"udp\"?"),
+        (
+            with("responses = 1", ""),
+            "does nothing with protocol = \"tcp\"",
+        ),
         (with("", "on_drain = \"close\""), "without an admin socket"),
         (
             with("", "on_down = \"close\""),

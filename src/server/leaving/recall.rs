@@ -47,7 +47,7 @@ impl Recall {
     /// A server that is no backup is back.
     pub(super) fn begin(&self, pool: &Arc<Pool>) {
         let wait = match self.on_recover {
-            OnLeave::Keep => return,
+            OnLeave::Keep | OnLeave::Move => return,
             OnLeave::Close => Duration::ZERO,
             OnLeave::CloseAfter(wait) => wait,
         };

@@ -15,7 +15,7 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         .expect("a runtime");
     runtime.block_on(async {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 10));
+        let sessions = Arc::new(Sessions::new(1, 10, 0));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(vec![planned(1), planned(2)], check);
         let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -48,7 +48,7 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
             serve_anyway_below: 60,
             ..check(CheckKind::Tcp)
         };
-        let sessions = Arc::new(Sessions::new(1, 10));
+        let sessions = Arc::new(Sessions::new(1, 10, 0));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream((1..=3).map(planned).collect(), check);
         let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -76,18 +76,14 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
 
 #[test]
 fn each_reason_has_its_own_rule() {
-    let close = |check: Check| Check {
-        on_down: OnLeave::Close,
-        on_role_lost: OnLeave::Close,
-        on_lag: OnLeave::Close,
+    let all = |action: OnLeave, check: Check| Check {
+        on_down: action,
+        on_role_lost: action,
+        on_lag: action,
         ..check
     };
-    let keep = |check: Check| Check {
-        on_down: OnLeave::Keep,
-        on_role_lost: OnLeave::Keep,
-        on_lag: OnLeave::Keep,
-        ..check
-    };
+    let close = |check: Check| all(OnLeave::Close, check);
+    let keep = |check: Check| all(OnLeave::Keep, check);
     let plain = || check(CheckKind::Tcp);
     for (to, reason) in [
         (Verdict::Down(None), CloseReason::BackendDown),
@@ -96,6 +92,8 @@ fn each_reason_has_its_own_rule() {
     ] {
         assert_eq!(told(close(plain()), to), Some(reason));
         assert_eq!(told(keep(plain()), to), None);
+        // Flows go by themselves, and sessions of TCP stay.
+        assert_eq!(told(all(OnLeave::Move, plain()), to), None);
         let others = match to {
             Verdict::Lagging => Check {
                 on_lag: OnLeave::Keep,
@@ -129,7 +127,7 @@ struct Rig {
 impl Rig {
     fn new(backends: Vec<Backend>, check: Check) -> Self {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 1_000));
+        let sessions = Arc::new(Sessions::new(1, 1_000, 0));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(backends, check);
         Self {

@@ -1,0 +1,37 @@
+//! Datagrams: one thread a worker, with an event loop of its own.
+//!
+//! Nothing here waits: every call takes what is there. So there is no task for a flow, no waker and no timer, and a flow
+//! that is idle costs a few hundred bytes. All datagrams of a flow come to one socket, by the kernel's hash over both
+//! addresses, and to one thread: their order is kept.
+
+mod batch;
+mod bell;
+mod flow;
+mod header;
+mod listener;
+mod per_source;
+mod table;
+mod wheel;
+mod worker;
+
+pub use per_source::PerSource;
+pub use worker::Worker;
+
+use crate::service::Service;
+use std::{net::SocketAddr, net::UdpSocket, sync::Arc};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// The sockets of a listener on one worker.
+pub struct Binding {
+    pub service: Arc<Service>,
+    pub sockets: Vec<Port>,
+    pub per_source: Arc<PerSource>,
+    /// Held for as long as there is a flow.
+    pub alive: TaskTrackerToken,
+}
+
+/// A bound socket.
+pub struct Port {
+    pub socket: UdpSocket,
+    pub address: SocketAddr,
+}

@@ -1,0 +1,168 @@
+//! One flow: its socket towards a backend, and what it has carried.
+
+use super::{per_source, table::Key};
+use crate::{
+    access_log,
+    backend::Lease,
+    net::Client,
+    plan::Place,
+    pool::Clock,
+    reason::CloseReason,
+    service::{Service, Slot},
+    sessions::Listed,
+    sys,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    io,
+    net::UdpSocket,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+pub(super) struct Flow {
+    pub(super) key: Key,
+    /// Tells it from others that had its number before.
+    pub(super) serial: u32,
+    pub(super) socket: UdpSocket,
+    pub(super) session: Listed,
+    pub(super) lease: Lease,
+    /// Of the listener's budget.
+    pub(super) _slot: Slot,
+    /// Of what its source may have, where that is limited.
+    pub(super) _place: Option<Box<per_source::Place>>,
+    pub(super) opened: Instant,
+    /// When a datagram last went either way, in the worker's milliseconds.
+    pub(super) last: u64,
+    /// What [`crate::pool::Pool::changes`] was when it was last asked whether this may stay.
+    pub(super) changes: u64,
+    /// Datagrams to the backend, and from it.
+    pub(super) sent: u32,
+    pub(super) replies: u32,
+    /// What the kernel had no room for, as far as it was counted.
+    pub(super) dropped: u32,
+    /// Why the key leads to another flow by now: this one only waits for replies.
+    pub(super) retired: Option<CloseReason>,
+    /// The network says that the backend is not there.
+    pub(super) refused: bool,
+    /// The backend had failed when it was picked, and has not proven yet that it is there.
+    pub(super) on_trial: bool,
+    /// Whether the kernel splits runs of datagrams on the way to the backend.
+    pub(super) splits: bool,
+    /// Whether it puts such runs together on the way back.
+    pub(super) coalesces: bool,
+    /// What few flows have.
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+#[derive(Default)]
+pub(super) struct Rare {
+    /// For the backend, in front of a datagram.
+    pub(super) header: Box<[u8]>,
+    /// Whether the next datagram gets it.
+    pub(super) header_is_due: bool,
+    /// For the policy that asks for times, until the first reply.
+    pub(super) clock: Option<Box<Clock>>,
+    /// What only the access log wants to know.
+    pub(super) attempts: Vec<Attempt>,
+    pub(super) first_reply: Option<Duration>,
+    pub(super) datagrams: [u64; 2],
+}
+
+pub(super) struct Attempt {
+    pub(super) backend: Arc<str>,
+    pub(super) result: &'static str,
+}
+
+/// After a while without an error it is believed that somebody is there, even if nobody replies: one-way traffic has no
+/// other proof.
+const PROVEN: Duration = Duration::from_secs(5);
+
+impl Flow {
+    pub(super) fn has_all_replies(&self, responses: u32) -> bool {
+        responses > 0 && u64::from(self.replies) >= u64::from(self.sent) * u64::from(responses)
+    }
+
+    /// Whether the trial is over, and well.
+    pub(super) fn has_passed_trial(&mut self, now: Instant) -> bool {
+        let passed = self.on_trial
+            && !self.refused
+            && (self.replies > 0 || now.saturating_duration_since(self.opened) > PROVEN);
+        if passed {
+            self.on_trial = false;
+        }
+        passed
+    }
+
+    /// What the kernel dropped since this was asked last.
+    pub(super) fn new_drops(&mut self) -> u64 {
+        let drops = sys::datagram::drops(&self.socket).unwrap_or(0);
+        // The kernel's counter is of 32 bits as well.
+        let new = (drops as u32).wrapping_sub(self.dropped);
+        self.dropped = drops as u32;
+        u64::from(new)
+    }
+
+    /// Counts and writes down that it is over. The socket is still there.
+    pub(super) fn end(self, service: &Service, reason: CloseReason) -> UdpSocket {
+        let duration = self.opened.elapsed();
+        service.metrics.closed(reason);
+        service.metrics.session_duration.record(duration);
+        let Some(log) = &service.process.access_log else {
+            return self.socket;
+        };
+        let rare = self.rare.unwrap_or_default();
+        let seconds = |d: Duration| d.as_secs_f64();
+        let client = self.session.client();
+        let proxied = self.session.proxied();
+        let hidden = Some(self.session.peer).filter(|peer| *peer != client);
+        let backend = self.lease.backend().text();
+        let attempts = rare.attempts.iter().map(|a| access_log::Attempt {
+            backend: &a.backend,
+            result: a.result,
+            // There is nothing to wait for.
+            connect_time: 0.0,
+        });
+        log.record(&access_log::Record {
+            time: access_log::now(),
+            listener: &service.plan.name,
+            protocol: "udp",
+            remote_addr: client.ip().map_or_else(String::new, |ip| ip.to_string()),
+            remote_port: client.port(),
+            proxy_protocol_addr: proxied.and_then(Client::ip).map(|ip| ip.to_string()),
+            realip_remote_addr: hidden.and_then(Client::ip).map(|ip| ip.to_string()),
+            realip_remote_port: hidden.and_then(Client::port),
+            upstream: &service.pool.name,
+            backend: Some(backend),
+            connect_time: Some(0.0),
+            attempts: attempts.collect(),
+            first_byte_time: rare.first_reply.map(seconds),
+            session_time: seconds(duration),
+            bytes_received: self.session.received.load(Relaxed),
+            bytes_sent: self.session.sent.load(Relaxed),
+            datagrams_received: Some(rare.datagrams[0]),
+            datagrams_sent: Some(rare.datagrams[1]),
+            close_reason: reason.word(),
+        });
+        self.socket
+    }
+}
+
+/// A socket whose other end is this backend. It has a local port of its own, by which replies find their flow.
+pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
+    let Place::Tcp(address) = place else {
+        // The configuration allows none.
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(*address), kind, Some(Protocol::UDP))?;
+    sys::datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
+    match socket.connect(&(*address).into()) {
+        // All local ports are taken.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::ErrorKind::AddrNotAvailable.into())
+        }
+        Err(e) => Err(e),
+        Ok(()) => Ok(socket.into()),
+    }
+}

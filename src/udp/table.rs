@@ -1,0 +1,126 @@
+//! From who wrote, and to which address, to the flow. Pure.
+
+use crate::sys::datagram::Local;
+use ahash::RandomState;
+use hashbrown::{HashTable, hash_table::Entry};
+use std::net::SocketAddr;
+
+/// What makes a flow: datagrams with the same are of the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) peer: SocketAddr,
+    /// The index of the socket that it came to.
+    pub(super) port: u16,
+    /// The address that it was sent to, where the socket has more than one.
+    pub(super) local: Option<Local>,
+    /// In a box: most have none.
+    pub(super) more: Option<Box<More>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct More {
+    /// Source and destination by a PROXY protocol header.
+    pub(super) named: Option<(SocketAddr, SocketAddr)>,
+    /// The number of the backend, where each datagram is balanced on its own; else 0.
+    pub(super) backend: u64,
+}
+
+/// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose addresses that collide.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    numbers: HashTable<u32>,
+    keyed: RandomState,
+}
+
+impl Table {
+    pub(super) fn find<'a>(&self, key: &Key, key_of: impl Fn(u32) -> &'a Key) -> Option<u32> {
+        let hash = self.keyed.hash_one(key);
+        self.numbers.find(hash, |n| key_of(*n) == key).copied()
+    }
+
+    /// What has this key now is found by it no more.
+    pub(super) fn insert<'a>(&mut self, key: &Key, number: u32, key_of: impl Fn(u32) -> &'a Key) {
+        let hash = self.keyed.hash_one(key);
+        let (same, again) = (
+            |n: &u32| key_of(*n) == key,
+            |n: &u32| self.keyed.hash_one(key_of(*n)),
+        );
+        match self.numbers.entry(hash, same, again) {
+            Entry::Occupied(mut entry) => *entry.get_mut() = number,
+            Entry::Vacant(entry) => {
+                entry.insert(number);
+            }
+        }
+    }
+
+    /// Only if it is this number that the key leads to. Whether it was.
+    pub(super) fn remove(&mut self, key: &Key, number: u32) -> bool {
+        let hash = self.keyed.hash_one(key);
+        let found = self.numbers.find_entry(hash, |n| *n == number);
+        found.is_ok_and(|entry| {
+            entry.remove();
+            true
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn key(port: u16, to: u8) -> Key {
+        Key {
+            peer: SocketAddr::from(([10, 0, 0, 1], port)),
+            port: 0,
+            local: Some(Local {
+                ip: Ipv4Addr::new(127, 0, 0, to).into(),
+                interface: 0,
+            }),
+            more: None,
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_key_counts() {
+        let named = |n: u16| {
+            let at = SocketAddr::from(([192, 0, 2, 1], n));
+            Some(Box::new(More {
+                named: Some((at, at)),
+                backend: 0,
+            }))
+        };
+        let on = |backend| {
+            Some(Box::new(More {
+                named: None,
+                backend,
+            }))
+        };
+        let mut keys: Vec<Key> = (0..50)
+            .flat_map(|port| (1..5).map(move |to| key(port, to)))
+            .collect();
+        for more in [named(1), named(2), on(1), on(2)] {
+            keys.push(Key { more, ..key(1, 1) });
+        }
+        keys.push(Key {
+            port: 1,
+            ..key(1, 1)
+        });
+        keys.push(Key {
+            local: None,
+            ..key(1, 1)
+        });
+        let mut table = Table::default();
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!(table.find(key, |n| &keys[n as usize]), None);
+            table.insert(key, n as u32, |n| &keys[n as usize]);
+        }
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!(table.find(key, |n| &keys[n as usize]), Some(n as u32));
+            table.remove(key, 1_000);
+            assert_eq!(table.find(key, |n| &keys[n as usize]), Some(n as u32));
+            table.remove(key, n as u32);
+            assert_eq!(table.find(key, |n| &keys[n as usize]), None);
+        }
+    }
+}

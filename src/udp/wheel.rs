@@ -1,0 +1,252 @@
+//! When flows have been idle for too long. Pure: the time is passed in, in milliseconds since some beginning.
+//!
+//! A datagram does not touch this: a flow stands where it was put, and only when its time has come is it looked whether it
+//! has been idle since then; if not it is put elsewhere. So each flow costs a step or two in every `timeout`, whatever it
+//! carries, and can be taken out at once, so that short flows leave nothing behind.
+
+/// No flow.
+const NONE: u32 = u32::MAX;
+/// Places of the wheel; a power of two, and more than the ticks of one timeout.
+const SLOTS: usize = 512;
+/// A timeout is so many ticks, or one a millisecond: expiry is late by no more than a tick.
+const TICKS: u64 = 256;
+const WORDS: usize = SLOTS / 64;
+
+#[derive(Debug)]
+pub(super) struct Wheel {
+    timeout: u64,
+    tick: u64,
+    /// The first tick that was not looked at yet.
+    at: u64,
+    heads: Box<[u32; SLOTS]>,
+    /// A bit for each place where anybody stands.
+    taken: [u64; WORDS],
+    /// By flow.
+    links: Vec<Link>,
+    count: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    before: u32,
+    after: u32,
+    slot: u32,
+}
+
+const OUT: Link = Link {
+    before: NONE,
+    after: NONE,
+    slot: NONE,
+};
+
+impl Wheel {
+    pub(super) fn new(timeout: u64, now: u64) -> Self {
+        let tick = timeout.div_ceil(TICKS).max(1);
+        Self {
+            timeout,
+            tick,
+            at: now / tick,
+            heads: Box::new([NONE; SLOTS]),
+            taken: [0; WORDS],
+            links: Vec::new(),
+            count: 0,
+        }
+    }
+
+    pub(super) fn timeout(&self) -> u64 {
+        self.timeout
+    }
+
+    /// Looks at this flow when `due` has come. It must not be in yet.
+    pub(super) fn insert(&mut self, flow: u32, due: u64) {
+        let i = flow as usize;
+        if self.links.len() <= i {
+            self.links.resize(i + 1, OUT);
+        }
+        debug_assert!(self.links[i].slot == NONE, "it is in already");
+        if self.count == 0 {
+            // Nobody has asked for a while, because there was nothing to ask for.
+            let now = due.saturating_sub(self.timeout);
+            self.at = self.at.max(now / self.tick);
+        }
+        let furthest = self.at + SLOTS as u64 - 1;
+        let tick = due.div_ceil(self.tick).clamp(self.at, furthest);
+        let slot = (tick % SLOTS as u64) as usize;
+        let head = std::mem::replace(&mut self.heads[slot], flow);
+        self.taken[slot / 64] |= 1 << (slot % 64);
+        if head != NONE {
+            self.links[head as usize].before = flow;
+        }
+        self.links[i] = Link {
+            before: NONE,
+            after: head,
+            slot: slot as u32,
+        };
+        self.count += 1;
+    }
+
+    pub(super) fn remove(&mut self, flow: u32) {
+        let Some(link) = self.links.get_mut(flow as usize) else {
+            return;
+        };
+        let Link {
+            before,
+            after,
+            slot,
+        } = std::mem::replace(link, OUT);
+        if slot == NONE {
+            return;
+        }
+        match before {
+            NONE => {
+                let slot = slot as usize;
+                self.heads[slot] = after;
+                if after == NONE {
+                    self.taken[slot / 64] &= !(1 << (slot % 64));
+                }
+            }
+            before => self.links[before as usize].after = after,
+        }
+        if after != NONE {
+            self.links[after as usize].before = before;
+        }
+        self.count -= 1;
+    }
+
+    /// When to look again.
+    pub(super) fn next(&self) -> Option<u64> {
+        let (tick, _) = self.first()?;
+        Some(tick * self.tick)
+    }
+
+    /// Takes out those whose time has come, for the caller to look at.
+    pub(super) fn due(&mut self, now: u64, due: &mut Vec<u32>) {
+        let last = now / self.tick;
+        while let Some((tick, _)) = self.first() {
+            if tick > last {
+                break;
+            }
+            let slot = (tick % SLOTS as u64) as usize;
+            while self.heads[slot] != NONE {
+                let flow = self.heads[slot];
+                self.remove(flow);
+                due.push(flow);
+            }
+            self.at = tick + 1;
+        }
+        self.at = self.at.max(last + 1);
+    }
+
+    /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow comes by what it last
+    /// did.
+    pub(super) fn oldest(&mut self, due: impl Fn(u32) -> u64) -> Option<u32> {
+        loop {
+            let (tick, flow) = self.first()?;
+            let really = due(flow);
+            if really.div_ceil(self.tick) <= tick {
+                return Some(flow);
+            }
+            // It was active since it was put here. Each can be found so once for each time that it was.
+            self.remove(flow);
+            self.insert(flow, really);
+        }
+    }
+
+    /// The first tick at which there is anybody, and one who is.
+    fn first(&self) -> Option<(u64, u32)> {
+        if self.count == 0 {
+            return None;
+        }
+        let start = (self.at % SLOTS as u64) as usize;
+        // The word where it starts is looked at twice: from there on, and in the end what lies before.
+        let slot = (0..=WORDS).find_map(|i| {
+            let word = (start / 64 + i) % WORDS;
+            let from_start = u64::MAX << (start % 64);
+            let bits = match i {
+                0 => self.taken[word] & from_start,
+                WORDS => self.taken[word] & !from_start,
+                _ => self.taken[word],
+            };
+            (bits != 0).then(|| word * 64 + bits.trailing_zeros() as usize)
+        })?;
+        let ahead = (slot + SLOTS - start) % SLOTS;
+        Some((self.at + ahead as u64, self.heads[slot]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn due(wheel: &mut Wheel, now: u64) -> Vec<u32> {
+        let mut found = Vec::new();
+        wheel.due(now, &mut found);
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn nobody_is_early_and_nobody_later_than_a_tick() {
+        for timeout in [1, 7, 255, 256, 257, 1_000, 60_000, 86_400_000] {
+            let mut wheel = Wheel::new(timeout, 1_000_000);
+            let at = 1_000_000 + timeout;
+            wheel.insert(3, at);
+            assert!(due(&mut wheel, at - 1).is_empty());
+            let next = wheel.next().expect("one is in");
+            assert!((at..=at + timeout / TICKS + 1).contains(&next));
+            assert_eq!(due(&mut wheel, next), [3]);
+            assert_eq!(wheel.next(), None);
+        }
+    }
+
+    #[test]
+    fn the_oldest_is_who_has_been_idle_for_longest() {
+        let mut wheel = Wheel::new(1_000, 0);
+        let mut last = [0, 10, 20];
+        for flow in 0..3 {
+            wheel.insert(flow, last[flow as usize] + 1_000);
+        }
+        last[0] = 500;
+        let oldest = wheel.oldest(|flow| last[flow as usize] + 1_000);
+        assert_eq!(oldest, Some(1));
+        last[1] = 600;
+        last[2] = 700;
+        assert_eq!(
+            wheel.oldest(|flow| last[flow as usize] + 1_000),
+            Some(0),
+            "who was looked at has been put elsewhere, and is still there"
+        );
+    }
+
+    proptest! {
+        /// Against a map from flow to time.
+        #[test]
+        fn it_is_a_map(timeout in 1u64..5_000, steps in prop::collection::vec((0u32..40, 0u64..400, any::<bool>()), 1..300)) {
+            let mut wheel = Wheel::new(timeout, 0);
+            let mut all: HashMap<u32, u64> = HashMap::new();
+            let mut now = 0;
+            for (flow, step, remove) in steps {
+                now += step;
+                let mut gone = Vec::new();
+                wheel.due(now, &mut gone);
+                for flow in gone {
+                    let at = all.remove(&flow).expect("it was in");
+                    prop_assert!(at <= now);
+                }
+                for at in all.values() {
+                    prop_assert!(*at + timeout / TICKS + 1 > now, "{} is overdue at {}", at, now);
+                }
+                if remove {
+                    wheel.remove(flow);
+                    all.remove(&flow);
+                } else if !all.contains_key(&flow) {
+                    wheel.insert(flow, now + timeout);
+                    all.insert(flow, now + timeout);
+                }
+                prop_assert_eq!(wheel.count, all.len());
+            }
+        }
+    }
+}
