@@ -115,6 +115,7 @@ fn kept_flows_stay() {
     client.send(b"lost").unwrap();
     refused(&tembuku, 1.0);
     client.send(b"lost, too").unwrap();
+    refused(&tembuku, 2.0);
     // It is back, and has its flow again.
     let again = UdpServer::named_on("again", addr);
     assert_eq!(ask_until_answered(&client, "after"), "again after");

@@ -2,7 +2,7 @@
 
 use crate::{
     harness::{
-        ports,
+        millis, ports,
         tembuku::Tembuku,
         udp::{UdpServer, addrs, client, client_from, config, heard, list, named, serve},
     },
@@ -57,10 +57,15 @@ fn a_place_that_is_free_again_is_given() {
 #[test]
 fn the_idlest_makes_room() {
     let servers = named(1);
-    let (front, tembuku) = serve_alone("max_connections = 3\nwhen_full = \"evict\"", &servers);
+    let (front, tembuku) = serve_alone(
+        "max_connections = 3\nwhen_full = \"evict\"\nidle_timeout = \"10s\"",
+        &servers,
+    );
     let clients: Vec<UdpSocket> = (0..4).map(|_| client(front)).collect();
     for at in [0, 1, 2, 0] {
         assert_eq!(who(&clients[at]), "b1");
+        // Silence is what counts, and it is measured in parts of the idle time: there is more than one between any two.
+        std::thread::sleep(millis(100));
     }
     // The second is the one now.
     assert_eq!(who(&clients[3]), "b1");

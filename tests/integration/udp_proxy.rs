@@ -1,0 +1,373 @@
+//! PROXY protocol headers in front of datagrams: what backends are told, and whom one believes.
+
+use crate::harness::{
+    ports,
+    proxy::tlv,
+    secs,
+    tembuku::Tembuku,
+    udp::{
+        UdpServer, V4, V6, addrs, ask, client, client_from, config, hear, hear_text, heard, list,
+        named, serve,
+    },
+    wait_until,
+};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex},
+};
+
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Version 2, PROXY, datagrams; written by hand from the specification.
+fn header(source: SocketAddr, destination: SocketAddr, tlvs: &[u8]) -> Vec<u8> {
+    let mut block = Vec::new();
+    let family = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            block.extend(a.octets());
+            block.extend(b.octets());
+            0x12
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            block.extend(a.octets());
+            block.extend(b.octets());
+            0x22
+        }
+        _ => panic!("two families"),
+    };
+    block.extend(source.port().to_be_bytes());
+    block.extend(destination.port().to_be_bytes());
+    block.extend(tlvs);
+    let length = u16::try_from(block.len()).unwrap().to_be_bytes();
+    [SIGNATURE, &[0x21, family], &length, &block].concat()
+}
+
+fn from(text: &str) -> Vec<u8> {
+    header(text.parse().unwrap(), "192.0.2.9:53".parse().unwrap(), &[])
+}
+
+/// Who it names as "source>destination", and what follows. Bytes without a header name nobody.
+fn read(bytes: &[u8]) -> (String, &[u8]) {
+    let Some(rest) = bytes.strip_prefix(SIGNATURE) else {
+        return ("nobody".to_owned(), bytes);
+    };
+    let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
+    let (block, payload) = rest[4..].split_at(length);
+    let port = |at: usize| u16::from_be_bytes([block[at], block[at + 1]]);
+    let (source, destination) = match (rest[0], rest[1]) {
+        (0x21, 0x12) => {
+            let ip = |at: usize| -> IpAddr {
+                Ipv4Addr::from(<[u8; 4]>::try_from(&block[at..at + 4]).unwrap()).into()
+            };
+            (
+                SocketAddr::new(ip(0), port(8)),
+                SocketAddr::new(ip(4), port(10)),
+            )
+        }
+        (0x21, 0x22) => {
+            let ip = |at: usize| -> IpAddr {
+                Ipv6Addr::from(<[u8; 16]>::try_from(&block[at..at + 16]).unwrap()).into()
+            };
+            (
+                SocketAddr::new(ip(0), port(32)),
+                SocketAddr::new(ip(16), port(34)),
+            )
+        }
+        other => panic!("{other:x?} is no version 2 header of a datagram over IP"),
+    };
+    (format!("{source}>{destination}"), payload)
+}
+
+/// Answers whom the header named, a space, and what followed.
+fn told_server() -> UdpServer {
+    UdpServer::on(SocketAddr::new(V4, 0), |socket, peer, bytes| {
+        let (who, payload) = read(bytes);
+        let answer = [who.as_bytes(), b" ", payload].concat();
+        let _ = socket.send_to(&answer, peer);
+    })
+}
+
+#[test]
+fn the_first_or_each_says_who_the_client_is() {
+    for (on, later_named) in [("first", false), ("each", true)] {
+        for ip in [V4, V6] {
+            let server = told_server();
+            let front = SocketAddr::new(ip, ports::free_port());
+            let upstream = format!("send_proxy = \"v2\"\nsend_proxy_on = \"{on}\"");
+            let tembuku = Tembuku::start(&config(front, "", &upstream, &[server.addr]));
+            let client = client(front);
+            let named = format!("{}>{front}", client.local_addr().unwrap());
+            assert_eq!(ask(&client, "a"), format!("{named} a"));
+            let later = if later_named { &named[..] } else { "nobody" };
+            for n in 0..5 {
+                assert_eq!(ask(&client, &n.to_string()), format!("{later} {n}"));
+            }
+            // An empty one, too.
+            client.send(b"").unwrap();
+            assert_eq!(hear_text(&client), format!("{later} "));
+            assert_eq!(server.peers().len(), 1);
+            // What it adds is not the client's.
+            assert_eq!(tembuku.metric("listener_received_bytes_total", &[]), 6.0);
+        }
+    }
+}
+
+/// One that has been asked nothing yet has to be told, too.
+#[test]
+fn who_takes_a_flow_over_is_told() {
+    let mut servers = vec![told_server(), told_server()];
+    let upstream = "send_proxy = \"v2\"\nbalance = \"first\"";
+    let (front, tembuku) = serve("", upstream, &servers);
+    let client = client(front);
+    let named = format!("{}>{front}", client.local_addr().unwrap());
+    assert_eq!(ask(&client, "a"), format!("{named} a"));
+    assert_eq!(ask(&client, "b"), "nobody b");
+    drop(servers.remove(0));
+    client.send(b"lost").unwrap();
+    let labels = [("reason", "refused")];
+    tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
+    assert_eq!(ask(&client, "c"), format!("{named} c"));
+    assert_eq!(ask(&client, "d"), "nobody d");
+}
+
+/// With the header it is too long for IPv4: it is dropped, and not cut.
+#[test]
+fn what_is_too_long_with_a_header_is_dropped() {
+    let server = told_server();
+    let servers = [server];
+    let (front, tembuku) = serve(
+        "",
+        "send_proxy = \"v2\"\nsend_proxy_on = \"each\"",
+        &servers,
+    );
+    let client = client(front);
+    client.send(&vec![7; crate::harness::udp::LARGEST]).unwrap();
+    tembuku.wait_dropped("too_large", 1.0);
+    let named = format!("{}>{front}", client.local_addr().unwrap());
+    assert_eq!(ask(&client, "short"), format!("{named} short"));
+}
+
+#[test]
+fn headers_of_trusted_peers_name_the_client() {
+    for (upstream, told) in [("", false), ("send_proxy = \"v2\"", true)] {
+        let server = told_server();
+        let servers = [server];
+        let (front, tembuku) = serve("accept_proxy = true\nresponses = 1", upstream, &servers);
+        let client = client(front);
+        let say = |header: &[u8], what: &str| {
+            client.send(&[header, what.as_bytes()].concat()).unwrap();
+            hear_text(&client)
+        };
+        let seen = |named: &str, what: &str| match told {
+            true => format!("{named} {what}"),
+            false => format!("nobody {what}"),
+        };
+        assert_eq!(
+            say(&from("192.0.2.1:1"), "a"),
+            seen("192.0.2.1:1>192.0.2.9:53", "a")
+        );
+        tembuku.wait_closed("ok", 1.0);
+        let v6 = header(
+            "[2001:db8::1]:5".parse().unwrap(),
+            "[2001:db8::2]:6".parse().unwrap(),
+            &tlv(4, b"more"),
+        );
+        assert_eq!(say(&v6, "b"), seen("[2001:db8::1]:5>[2001:db8::2]:6", "b"));
+        tembuku.wait_closed("ok", 2.0);
+        let records = tembuku.access_log(2);
+        assert_eq!(
+            records[0]["proxy_protocol_addr"], "192.0.2.1",
+            "{records:?}"
+        );
+        assert_eq!(
+            records[1]["proxy_protocol_addr"], "2001:db8::1",
+            "{records:?}"
+        );
+    }
+}
+
+/// Two clients behind one peer are two flows; a datagram without a header belongs to whom the peer named last.
+#[test]
+fn clients_behind_one_peer_are_told_apart() {
+    let servers = named(2);
+    let (front, tembuku) = serve("accept_proxy = true", "", &servers);
+    let peer = client(front);
+    let say = |header: &[u8], what: &str| {
+        peer.send(&[header, what.as_bytes()].concat()).unwrap();
+        hear_text(&peer)
+    };
+    let (one, two) = (from("192.0.2.1:1"), from("192.0.2.2:1"));
+    assert_eq!(say(&one, "a"), "b1 a");
+    assert_eq!(say(&two, "b"), "b2 b");
+    assert_eq!(say(&one, "c"), "b1 c");
+    assert_eq!(say(&[], "d"), "b1 d");
+    assert_eq!(say(&two, "e"), "b2 e");
+    assert_eq!(tembuku.metric("listener_connections_total", &[]), 2.0);
+}
+
+/// The access rules speak of the client.
+#[test]
+fn rules_hold_for_whom_the_header_names() {
+    let servers = named(1);
+    let (front, tembuku) = serve(
+        "accept_proxy = true\naccess = [\"allow 192.0.2.0/24\", \"deny all\"]",
+        "",
+        &servers,
+    );
+    let (good, bad) = (client(front), client(front));
+    bad.send(&[from("198.51.100.1:1"), b"x".to_vec()].concat())
+        .unwrap();
+    tembuku.wait_dropped("rejected", 1.0);
+    good.send(&[from("192.0.2.1:1"), b"x".to_vec()].concat())
+        .unwrap();
+    assert_eq!(hear(&good), b"b1 x");
+    assert_eq!(heard(&bad), None);
+}
+
+/// From whom one believes nothing comes that is no header, or half of one.
+#[test]
+fn what_is_missing_or_broken_is_dropped_and_counted() {
+    let servers = named(1);
+    let (front, tembuku) = serve("accept_proxy = true", "", &servers);
+    let whole = from("192.0.2.1:1");
+    let mut wrong_version = whole.clone();
+    wrong_version[12] = 0x31;
+    let mut too_long = whole.clone();
+    too_long[14] = 0xff;
+    let bad = [
+        b"no header".to_vec(),
+        Vec::new(),
+        whole[..whole.len() - 1].to_vec(),
+        whole[..14].to_vec(),
+        SIGNATURE.to_vec(),
+        wrong_version,
+        too_long,
+        b"PROXY UDP4 192.0.2.1 192.0.2.2 1 2\r\nx".to_vec(),
+    ];
+    for (n, datagram) in (1..).zip(&bad) {
+        let client = client(front);
+        client.send(datagram).unwrap();
+        tembuku.wait_dropped("rejected", f64::from(n));
+        let labels = [("reason", "proxy_header")];
+        tembuku.wait_metric("listener_rejected_total", &labels, |have| {
+            have == f64::from(n)
+        });
+        assert_eq!(heard(&client), None);
+    }
+    let client = client(front);
+    client.send(&whole).unwrap();
+    assert_eq!(
+        hear(&client),
+        b"b1 ",
+        "a header and nothing else is an empty datagram"
+    );
+    assert_eq!(servers[0].taken(), 1);
+}
+
+/// Nobody can pass for somebody else who is not trusted: what would be a header goes nowhere.
+#[test]
+fn headers_of_others_go_no_further() {
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let its = Arc::clone(&got);
+    let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
+        its.lock().unwrap().push(bytes.to_vec());
+        let _ = socket.send_to(bytes, peer);
+    });
+    let servers = [server];
+    let (front, tembuku) = serve(
+        "accept_proxy = { trust = [\"127.0.0.9\"] }",
+        "send_proxy = \"v2\"\nsend_proxy_on = \"each\"",
+        &servers,
+    );
+    let stranger = client(front);
+    stranger.send(b"plain").unwrap();
+    hear(&stranger);
+    stranger
+        .send(&[from("192.0.2.1:1"), b"false".to_vec()].concat())
+        .unwrap();
+    tembuku.wait_dropped("rejected", 1.0);
+    stranger.send(b"again").unwrap();
+    hear(&stranger);
+    let friend = client_from(IpAddr::from([127, 0, 0, 9]), front);
+    friend
+        .send(&[from("192.0.2.1:1"), b"true".to_vec()].concat())
+        .unwrap();
+    hear(&friend);
+    let got = got.lock().unwrap();
+    let seen: Vec<(String, &[u8])> = got.iter().map(|bytes| read(bytes)).collect();
+    let own = format!("{}>{front}", stranger.local_addr().unwrap());
+    let named = "192.0.2.1:1>192.0.2.9:53".to_owned();
+    let wanted: [(String, &[u8]); 3] = [(own.clone(), b"plain"), (own, b"again"), (named, b"true")];
+    assert_eq!(seen, wanted);
+}
+
+/// Two of them in a row: the backend hears who the client of the first is, whatever each of them sends.
+#[test]
+fn from_one_to_the_next() {
+    for first in ["first", "each"] {
+        for second in ["first", "each"] {
+            let server = told_server();
+            let inner = ports::free_addr();
+            let _inner = Tembuku::start(&config(
+                inner,
+                "accept_proxy = { trust = [\"127.0.0.0/8\"] }",
+                &format!("send_proxy = \"v2\"\nsend_proxy_on = \"{second}\""),
+                &[server.addr],
+            ));
+            let outer = ports::free_addr();
+            let _outer = Tembuku::start(&config(
+                outer,
+                "",
+                &format!("send_proxy = \"v2\"\nsend_proxy_on = \"{first}\""),
+                &[inner],
+            ));
+            let clients: Vec<UdpSocket> = (0..10).map(|_| client(outer)).collect();
+            for n in 0..5 {
+                for client in &clients {
+                    let named = match (n, second) {
+                        (1.., "first") => "nobody".to_owned(),
+                        _ => format!("{}>{outer}", client.local_addr().unwrap()),
+                    };
+                    assert_eq!(
+                        ask(client, &n.to_string()),
+                        format!("{named} {n}"),
+                        "{first}, {second}"
+                    );
+                }
+            }
+            assert_eq!(server.peers().len(), 10);
+        }
+    }
+}
+
+/// What is remembered of peers is forgotten with their flows: one who always comes from another port costs nothing.
+#[test]
+fn nothing_is_kept_of_peers_that_are_gone() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         accept_proxy = true\nmax_connections = 10\n[upstreams.u]\nbackends = {}\n",
+        list(&addrs(&servers))
+    ));
+    let datagram = [from("192.0.2.1:1"), b"x".to_vec()].concat();
+    let send_many = |count: usize| {
+        let before = tembuku.metric("listener_received_datagrams_total", &[]);
+        for n in 0..count {
+            let socket = UdpSocket::bind((V4, 0)).unwrap();
+            socket.send_to(&datagram, front).unwrap();
+            // No more than its queue holds.
+            if n % 100 == 99 {
+                let sent = before + n as f64 + 1.0;
+                wait_until("it has read them", secs(20), || {
+                    tembuku.metric("listener_received_datagrams_total", &[]) >= sent
+                });
+            }
+        }
+    };
+    send_many(2_000);
+    let settled = tembuku.proc.rss();
+    send_many(20_000);
+    let after = tembuku.proc.rss();
+    println!("{settled} bytes, then {after}");
+    assert!(after < settled + (1 << 20), "{settled} bytes, then {after}");
+}
