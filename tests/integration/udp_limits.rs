@@ -4,11 +4,18 @@ use crate::{
     harness::{
         millis, ports,
         tembuku::Tembuku,
-        udp::{UdpServer, addrs, client, client_from, config, heard, list, named, serve},
+        udp::{
+            UdpServer, addrs, ask_until_answered, client, client_from, config, heard, list, named,
+            serve,
+        },
     },
     udp_flows::who,
 };
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use rustix::process::Signal;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    time::Instant,
+};
 
 /// One worker: what is looked for here is who goes, not on which thread.
 #[track_caller]
@@ -159,4 +166,76 @@ fn who_may_not_is_not_heard() {
     assert_eq!(who(&client(front)), "b1");
     assert_eq!(heard(&denied), None);
     assert_eq!(servers[0].taken(), 2);
+}
+
+/// For longer than the idle time, too, which nobody ever reaches here.
+#[test]
+fn room_is_made_again_and_again() {
+    let servers = named(1);
+    let listener = "max_connections = 2\nwhen_full = \"evict\"\nidle_timeout = \"300ms\"";
+    let (front, tembuku) = serve_alone(listener, &servers);
+    let began = Instant::now();
+    let mut served = 0.0;
+    while began.elapsed() < millis(1_500) {
+        assert_eq!(who(&client(front)), "b1", "after {served}");
+        served += 1.0;
+    }
+    tembuku.wait_metric("sessions_closed_total", &[], |n| n == served);
+    assert_eq!(tembuku.metric("listener_dropped_datagrams_total", &[]), 0.0);
+}
+
+/// It needs no second place for that.
+#[test]
+fn who_is_there_can_go_elsewhere_when_all_places_are_taken() {
+    for limit in ["max_connections = 1", "max_flows_per_source = 1"] {
+        for when_full in ["refuse", "evict"] {
+            let mut servers = named(2);
+            let listener = format!("{limit}\nwhen_full = \"{when_full}\"");
+            let (front, tembuku) = serve(&listener, "balance = \"first\"", &servers);
+            let client = client(front);
+            assert_eq!(who(&client), "b1");
+            drop(servers.remove(0));
+            client.send(b"lost").unwrap();
+            let labels = [("reason", "refused")];
+            tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
+            assert_eq!(who(&client), "b2", "{limit}, {when_full}");
+            tembuku.wait_flows(1.0);
+        }
+    }
+}
+
+/// One that goes elsewhere may push another out whose datagrams are waiting to be sent: they are nobody else's.
+#[test]
+fn what_waits_for_one_that_is_pushed_out_goes_to_nobody_else() {
+    for _ in 0..10 {
+        let mut servers = named(2);
+        let front = ports::free_addr();
+        let listener = "max_connections = 2\nwhen_full = \"evict\"";
+        let config = config(front, listener, "balance = \"first\"", &addrs(&servers));
+        let tembuku = Tembuku::start(&config.replace("workers = 2", "workers = 1"));
+        let clients = [client(front), client(front)];
+        for client in &clients {
+            assert_eq!(who(client), "b1");
+        }
+        drop(servers.remove(0));
+        // It finds all of this at once.
+        tembuku.proc.signal(Signal::STOP);
+        for (n, what) in ["1", "22", "333", "4444"].iter().enumerate() {
+            for (name, client) in ["a", "b"].iter().zip(&clients) {
+                client.send(format!("{name}{n}{what}").as_bytes()).unwrap();
+            }
+        }
+        tembuku.proc.signal(Signal::CONT);
+        for (name, client) in ["a", "b"].iter().zip(&clients) {
+            let mut answer = ask_until_answered(client, &format!("{name}-last"));
+            loop {
+                let own = answer.strip_prefix("b2 ").expect("the one that is left");
+                assert!(own.starts_with(name), "{name} hears {answer}");
+                match heard(client) {
+                    Some(next) => answer = String::from_utf8(next).unwrap(),
+                    None => break,
+                }
+            }
+        }
+    }
 }
