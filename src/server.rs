@@ -415,21 +415,25 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     } else {
         wanted.min(possible)
     };
-    if udp > 0 {
-        tracing::info!(
-            max_connections = connections,
-            max_flows = flows,
-            descriptors,
-            workers,
-            "starting"
-        );
-    } else {
-        tracing::info!(
-            max_connections = connections,
-            descriptors,
-            workers,
-            "starting"
-        );
+    match (tcp, udp) {
+        (_, 0) => {
+            tracing::info!(
+                max_connections = connections,
+                descriptors,
+                workers,
+                "starting"
+            );
+        }
+        (0, _) => tracing::info!(max_flows = flows, descriptors, workers, "starting"),
+        _ => {
+            tracing::info!(
+                max_connections = connections,
+                max_flows = flows,
+                descriptors,
+                workers,
+                "starting"
+            );
+        }
     }
     Most { connections, flows }
 }

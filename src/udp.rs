@@ -7,10 +7,12 @@
 mod batch;
 mod bell;
 mod flow;
+mod gear;
 mod header;
 mod listener;
 mod per_source;
 mod table;
+mod token;
 mod wheel;
 mod worker;
 

@@ -11,7 +11,7 @@ const LEVELS: &[&[&str]] = &[
     &["cli"],
     &["admin"],
     &["server"],
-    &["tcp"],
+    &["tcp", "udp"],
     &["following", "relay", "service"],
     &["pool", "sessions"],
     &["journal"],

@@ -60,7 +60,7 @@ impl Clock {
     }
 
     /// The first reply to a flow has come; there is no connect to be told from the wait for it.
-    pub fn replied(mut self: Box<Self>, now: Instant) {
+    pub fn replied(&mut self, now: Instant) {
         let time = self.stop(now);
         self.pool.add_time(&self.backend, time, now);
     }

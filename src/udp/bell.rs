@@ -14,7 +14,7 @@ pub(super) enum Order {
     Listen(Box<Binding>),
     /// Begin no flow any more, and end those that fall silent.
     Drain,
-    /// A flow was told something: see [`super::listener::Token`].
+    /// A flow was told something: see [`super::token::Token`].
     Look(u64),
     Quit,
 }

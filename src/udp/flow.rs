@@ -78,7 +78,27 @@ pub(super) struct Attempt {
 /// other proof.
 const PROVEN: Duration = Duration::from_secs(5);
 
+/// For how long a flow that has gone elsewhere waits for what its old backend still owes, in milliseconds.
+const LINGER: u64 = 5_000;
+/// While the process ends, a flow that was silent for so long is over.
+const QUIET: u64 = 1_000;
+
 impl Flow {
+    /// When it will have been idle for too long.
+    pub(super) fn due(&self, idle: u64, responses: u32, is_draining: bool) -> u64 {
+        let idle = match self.retired {
+            None | Some(CloseReason::Ok) => idle,
+            Some(_) => idle.min(LINGER),
+        };
+        // Where it is known what is owed, that is waited for.
+        let is_owed = responses > 0 && !self.has_all_replies(responses);
+        self.last
+            + match is_draining && !is_owed {
+                true => idle.min(QUIET),
+                false => idle,
+            }
+    }
+
     pub(super) fn has_all_replies(&self, responses: u32) -> bool {
         responses > 0 && u64::from(self.replies) >= u64::from(self.sent) * u64::from(responses)
     }

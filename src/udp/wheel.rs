@@ -53,10 +53,6 @@ impl Wheel {
         }
     }
 
-    pub(super) fn timeout(&self) -> u64 {
-        self.timeout
-    }
-
     /// Looks at this flow when `due` has come. It must not be in yet.
     pub(super) fn insert(&mut self, flow: u32, due: u64) {
         let i = flow as usize;
@@ -178,7 +174,7 @@ impl Wheel {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashMap;
+    use std::collections::{HashMap, hash_map::Entry};
 
     fn due(wheel: &mut Wheel, now: u64) -> Vec<u32> {
         let mut found = Vec::new();
@@ -241,9 +237,9 @@ mod tests {
                 if remove {
                     wheel.remove(flow);
                     all.remove(&flow);
-                } else if !all.contains_key(&flow) {
+                } else if let Entry::Vacant(place) = all.entry(flow) {
                     wheel.insert(flow, now + timeout);
-                    all.insert(flow, now + timeout);
+                    place.insert(now + timeout);
                 }
                 prop_assert_eq!(wheel.count, all.len());
             }

@@ -2,25 +2,22 @@
 
 use super::{
     Binding,
-    batch::{self, Piece},
     bell::{Bell, Order},
-    listener::{Listener, Token},
+    gear::Gear,
+    listener::{Listener, send_back},
+    token::Token,
 };
 use crate::{
     metrics::set_shard,
-    reason::DropReason,
-    sys::datagram::{BATCH, Inbox, Local, Message, Outbox},
+    sys::datagram::{BATCH, Inbox, Outbox},
 };
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
 };
-use smallvec::SmallVec;
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
-    net::{SocketAddr, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::JoinHandle,
@@ -31,10 +28,6 @@ use std::{
 const EVENTS: usize = 256;
 /// How often it is asked what the kernel dropped, while there is traffic.
 const LOOK: u64 = 1_000;
-/// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile: a reply that is late
-/// must not come to another client.
-const LATE: u64 = 2_000;
-
 pub struct Worker {
     thread: JoinHandle<()>,
     bell: Arc<Bell>,
@@ -99,100 +92,6 @@ struct Engine {
     /// By their index; those that are over leave their place empty.
     listeners: Vec<Option<Listener>>,
     looked: u64,
-}
-
-/// What all listeners of a worker use.
-pub(super) struct Gear {
-    pub(super) epoll: OwnedFd,
-    pub(super) bell: Arc<Bell>,
-    /// From clients.
-    pub(super) inbox: Inbox,
-    /// What of it goes where, until it is sent.
-    pub(super) units: Vec<(u32, Unit)>,
-    /// From backends...
-    pub(super) back: Inbox,
-    /// ... of which so many slots are filled...
-    pub(super) filled: usize,
-    /// ... by these.
-    pub(super) replies: Vec<Reply>,
-    pub(super) outbox: Outbox,
-    pub(super) late: VecDeque<Late>,
-    most_late: usize,
-    pub(super) serial: u32,
-    began: Instant,
-    pub(super) now: Instant,
-    /// Since `began`, in milliseconds.
-    pub(super) ms: u64,
-}
-
-/// Bytes in an inbox that go together.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Unit {
-    pub(super) slot: usize,
-    pub(super) from: usize,
-    pub(super) piece: Piece,
-}
-
-impl Unit {
-    pub(super) fn bytes<'a>(&self, inbox: &'a Inbox) -> &'a [u8] {
-        &inbox.get(self.slot).payload[self.from..self.from + self.piece.len]
-    }
-
-    /// The same, each datagram on its own.
-    pub(super) fn singles(self) -> impl Iterator<Item = Self> {
-        let size = match self.piece.segment {
-            0 => self.piece.len.max(1),
-            segment => segment,
-        };
-        let count = self.piece.datagrams();
-        (0..count).map(move |i| Self {
-            slot: self.slot,
-            from: self.from + i * size,
-            piece: Piece {
-                len: size.min(self.piece.len - i * size),
-                segment: 0,
-            },
-        })
-    }
-}
-
-/// On its way to a client.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Reply {
-    pub(super) listener: usize,
-    pub(super) port: u16,
-    /// The flow that it came on.
-    pub(super) serial: u32,
-    pub(super) to: SocketAddr,
-    pub(super) from: Option<Local>,
-    pub(super) unit: Unit,
-}
-
-/// The socket of a flow that is over.
-pub(super) struct Late {
-    until: u64,
-    listener: usize,
-    socket: UdpSocket,
-}
-
-impl Gear {
-    pub(super) fn keep_late(&mut self, listener: usize, socket: UdpSocket) {
-        // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring for ever.
-        if epoll::delete(&self.epoll, &socket).is_ok() {
-            self.late.push_back(Late {
-                until: self.ms + LATE,
-                listener,
-                socket,
-            });
-        }
-    }
-
-    /// After a panic: what was under way is lost, and the rest goes on.
-    fn forget(&mut self) {
-        self.units.clear();
-        self.replies.clear();
-        self.filled = 0;
-    }
 }
 
 impl Engine {
@@ -354,104 +253,5 @@ impl Engine {
         replies.clear();
         self.gear.replies = replies;
         self.gear.filled = 0;
-    }
-}
-
-/// All of one socket.
-fn send_back(listener: &mut Listener, gear: &mut Gear, replies: &[Reply]) {
-    let mut left: SmallVec<[Reply; BATCH]> = replies.into();
-    while !left.is_empty() {
-        let may_split = listener.splits(replies[0].port);
-        let mut parts: SmallVec<[IoSlice<'_>; BATCH]> = SmallVec::new();
-        // How many replies each message is, and of what size its datagrams are.
-        let mut runs: SmallVec<[(usize, usize); BATCH]> = SmallVec::new();
-        let mut at = 0;
-        while at < left.len() && runs.len() < BATCH {
-            let first = left[at];
-            let same = left[at..].iter().take_while(|r| r.serial == first.serial);
-            let run = match may_split {
-                true => batch::run(same.map(|r| r.unit.piece)),
-                false => (1, 0),
-            };
-            let these = &left[at..at + run.0];
-            parts.extend(these.iter().map(|r| IoSlice::new(r.unit.bytes(&gear.back))));
-            at += run.0;
-            runs.push(run);
-        }
-        let mut at = 0;
-        let messages: SmallVec<[Message<'_>; 16]> = runs
-            .iter()
-            .map(|&(count, segment)| {
-                let reply = &left[at];
-                let parts = &parts[at..at + count];
-                at += count;
-                Message {
-                    parts,
-                    segment: u16::try_from(segment).unwrap_or(0),
-                    to: Some(reply.to),
-                    from: reply.from,
-                }
-            })
-            .collect();
-        let (taken, error) = gear
-            .outbox
-            .send(listener.socket(replies[0].port), &messages);
-        let gone: usize = runs[..taken].iter().map(|run| run.0).sum();
-        listener.sent_back(&left[..gone]);
-        let failed = runs.get(taken).copied();
-        left.drain(..gone);
-        let (Some(error), Some((count, segment))) = (error, failed) else {
-            // What stopped it is told by the next try, if it is still there.
-            continue;
-        };
-        if segment > 0 && is_about_splitting(&error) {
-            // The way to this client cannot do it: each on its own, also those that come later.
-            listener.never_split(replies[0].port);
-            left = left
-                .iter()
-                .flat_map(|r| r.unit.singles().map(|unit| Reply { unit, ..*r }))
-                .collect();
-            continue;
-        }
-        let reason = drop_reason(&error);
-        let count = match reason {
-            DropReason::SendBuffer => left.len(),
-            _ => count,
-        };
-        listener.dropped(reason, left.drain(..count).map(|r| r.unit.piece));
-        tracing::debug!(listener = %listener.name(), %error, "a reply was dropped");
-    }
-}
-
-/// Whether single datagrams may pass where a run does not.
-pub(super) fn is_about_splitting(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
-    )
-}
-
-pub(super) fn drop_reason(error: &io::Error) -> DropReason {
-    match error.raw_os_error() {
-        Some(libc::EMSGSIZE) => DropReason::TooLarge,
-        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SendBuffer,
-        _ => DropReason::SendFailed,
-    }
-}
-
-/// Reads what has come, for nobody, and says how many datagrams that was.
-pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
-    match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
-        Ok(came) => {
-            let piece = |slot| {
-                let received = inbox.get(slot);
-                Piece {
-                    len: received.payload.len(),
-                    segment: received.segment.into(),
-                }
-            };
-            (0..came).map(|slot| piece(slot).datagrams() as u64).sum()
-        }
-        Err(_) => 0,
     }
 }

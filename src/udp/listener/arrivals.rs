@@ -1,0 +1,314 @@
+//! What clients send: which flow each datagram belongs to.
+
+use super::{
+    super::{
+        batch::Piece,
+        gear::{Gear, Taken, Unit, parts},
+        header::{self, Begins},
+        table::{Key, More},
+    },
+    Listener, Named, NotBegun, Start,
+};
+use crate::{
+    plan::SendProxy,
+    reason::{CloseReason, DropReason, RejectReason},
+    sys::datagram::BATCH,
+};
+use std::{io, os::fd::AsFd, sync::Arc};
+
+impl Listener {
+    /// Takes a batch of what has come to this port, and passes it on.
+    pub(in crate::udp) fn receive(&mut self, gear: &mut Gear, port: u16) {
+        self.receive_some(gear, port);
+    }
+
+    /// Whether there may be more.
+    pub(super) fn receive_some(&mut self, gear: &mut Gear, port: u16) -> bool {
+        let open = &self.ports[usize::from(port)];
+        let is_wildcard = open.is_wildcard;
+        self.has_received = true;
+        let came = match gear.inbox.receive(open.port.socket.as_fd(), 0, BATCH) {
+            Ok(came) => came,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => {
+                // Of an earlier datagram, or a shortage: the next one may be fine.
+                self.service.process.metrics.accept_errors.add(1);
+                tracing::debug!(listener = %self.name(), %error, "cannot receive");
+                return false;
+            }
+        };
+        let (mut bytes, mut datagrams) = (0, 0);
+        let mut last = None;
+        for slot in 0..came {
+            let received = gear.inbox.get(slot);
+            let Some(peer) = received.from else {
+                continue;
+            };
+            let whole = Piece {
+                len: received.payload.len(),
+                segment: received.segment.into(),
+            };
+            bytes += whole.len as u64;
+            datagrams += whole.datagrams() as u64;
+            if received.truncated {
+                self.dropped(DropReason::Truncated, [whole]);
+                continue;
+            }
+            let key = Key {
+                peer,
+                port,
+                local: received.to.filter(|_| is_wildcard),
+                more: None,
+            };
+            let unit = Unit {
+                slot,
+                from: 0,
+                piece: whole,
+            };
+            if self.one_by_one {
+                for unit in unit.singles() {
+                    self.take(gear, key.clone(), unit, &mut last);
+                }
+                continue;
+            }
+            for unit in parts(unit) {
+                self.take(gear, key.clone(), unit, &mut last);
+            }
+        }
+        let counts = self.service.metrics.counts.mine();
+        counts.received.add(bytes);
+        counts.received_datagrams.add(datagrams);
+        self.deliver_all(gear);
+        came == BATCH
+    }
+
+    /// Finds out which flow this belongs to. `last`: that of the datagram before.
+    pub(super) fn take(
+        &mut self,
+        gear: &mut Gear,
+        mut key: Key,
+        mut unit: Unit,
+        last: &mut Option<u32>,
+    ) {
+        let datagrams = unit.piece.datagrams();
+        let mut tlvs = Vec::new();
+        if self.service.plan.accept_proxy.is_some() {
+            match self.introduce(gear, key, &mut unit) {
+                Some(introduced) => (key, tlvs) = introduced,
+                None => {
+                    self.service.metrics.rejected(RejectReason::ProxyHeader);
+                    return self.dropped(DropReason::Rejected, [unit.piece]);
+                }
+            }
+        }
+        let flow = match self.udp.per_packet {
+            true => self.flow_for_one(gear, key, &tlvs),
+            false => self.flow_for(gear, key, &tlvs, *last),
+        };
+        match flow {
+            Ok(number) => {
+                let flow = &mut self.flows[number as usize];
+                flow.last = gear.ms;
+                flow.sent = flow.sent.saturating_add(datagrams as u32);
+                gear.units.push(Taken {
+                    number,
+                    serial: flow.serial,
+                    unit,
+                });
+                *last = Some(number);
+            }
+            Err(not) => self.dropped(not.into(), [unit.piece]),
+        }
+    }
+
+    /// Who the client is, where proxies in front say so; takes their header off. `None`: it does not say.
+    pub(super) fn introduce(
+        &mut self,
+        gear: &Gear,
+        mut key: Key,
+        unit: &mut Unit,
+    ) -> Option<(Key, Vec<u8>)> {
+        let bytes = unit.bytes(&gear.inbox);
+        if !header::trusts(&self.service, key.peer) {
+            return (!header::has_signature(bytes)).then(|| (key, Vec::new()));
+        }
+        match header::read(
+            bytes,
+            self.service.send_proxy == SendProxy::V2 { tlvs: true },
+        ) {
+            Begins::Header { taken, named, tlvs } => {
+                unit.from += taken;
+                unit.piece.len -= taken;
+                let more = named.map(|named| {
+                    Box::new(More {
+                        named: Some(named),
+                        backend: 0,
+                    })
+                });
+                match self.named.get_mut(&key) {
+                    Some(known) if known.more == more => known.last = gear.ms,
+                    _ => {
+                        let named = Named {
+                            more: more.clone(),
+                            last: gear.ms,
+                        };
+                        self.named.insert(key.clone(), named);
+                    }
+                }
+                key.more = more;
+                Some((key, tlvs))
+            }
+            // A later one of a flow whose first had a header.
+            Begins::Payload => {
+                let known = self.named.get_mut(&key)?;
+                known.last = gear.ms;
+                key.more.clone_from(&known.more);
+                Some((key, Vec::new()))
+            }
+            Begins::Wrong => None,
+        }
+    }
+
+    pub(super) fn flow_for(
+        &mut self,
+        gear: &mut Gear,
+        key: Key,
+        tlvs: &[u8],
+        last: Option<u32>,
+    ) -> Result<u32, NotBegun> {
+        let is_same = |n: &u32| {
+            let flow = self.flows.get(*n as usize);
+            flow.is_some_and(|flow| flow.retired.is_none() && flow.key == key)
+        };
+        let found = last
+            .filter(is_same)
+            .or_else(|| self.table.find(&key, |n| &self.flows[n as usize].key));
+        let Some(number) = found else {
+            let start = Start {
+                tlvs,
+                ..Start::default()
+            };
+            return self.begin(gear, key, start);
+        };
+        let flow = &mut self.flows[number as usize];
+        if self.udp.requests > 0 && flow.sent >= self.udp.requests {
+            let start = Start {
+                tlvs,
+                header: flow.rare.as_ref().map(|rare| rare.header.clone()),
+                ..Start::default()
+            };
+            let serial = flow.serial;
+            let next = self.begin(gear, key, start)?;
+            self.retire(gear, serial, number, CloseReason::Ok);
+            return Ok(next);
+        }
+        let pool = &self.service.pool;
+        let changes = pool.changes();
+        if flow.refused || flow.changes != changes {
+            flow.changes = changes;
+            let backend = flow.lease.backend();
+            let refused = std::mem::take(&mut flow.refused) && pool.moves.down;
+            let reason = match refused {
+                true => Some(CloseReason::BackendRefused),
+                false => pool.must_go(backend),
+            };
+            if let Some(reason) = reason {
+                return self.go_elsewhere(gear, number, reason);
+            }
+        }
+        if flow.on_trial && flow.has_passed_trial(gear.now) {
+            self.passed_trial(gear, number);
+        }
+        Ok(number)
+    }
+
+    /// Each datagram has a pick of its own; those of one client that go to one backend share a flow.
+    pub(super) fn flow_for_one(
+        &mut self,
+        gear: &mut Gear,
+        mut key: Key,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
+        let mut search = self.search(&key);
+        let lease = self.service.pool.pick(&mut search, gear.now);
+        // Whoever may not come in is told so first.
+        if let Some(lease) = &lease {
+            let named = key.more.as_ref().and_then(|more| more.named);
+            key.more = Some(Box::new(More {
+                named,
+                backend: lease.backend().id,
+            }));
+        }
+        let known = self.table.find(&key, |n| &self.flows[n as usize].key);
+        match known {
+            Some(number) if lease.is_some() => {
+                self.flows[number as usize].refused = false;
+                Ok(number)
+            }
+            _ => {
+                let start = Start {
+                    tlvs,
+                    lease: lease.map(|lease| (lease, search)),
+                    ..Start::default()
+                };
+                self.begin(gear, key, start)
+            }
+        }
+    }
+
+    /// To another backend than the one that it is on. The old socket stays for what is still to come.
+    pub(super) fn go_elsewhere(
+        &mut self,
+        gear: &mut Gear,
+        number: u32,
+        reason: CloseReason,
+    ) -> Result<u32, NotBegun> {
+        let flow = &self.flows[number as usize];
+        if self.is_draining {
+            // Nothing begins any more: it ends where it is.
+            return Ok(number);
+        }
+        let serial = flow.serial;
+        let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
+        let header = flow.rare.as_ref().map(|rare| rare.header.clone());
+        let start = |header| Start {
+            avoid: Some(&backend),
+            header,
+            ..Start::default()
+        };
+        match self.begin(gear, key.clone(), start(header.clone())) {
+            Ok(next) => {
+                self.retire(gear, serial, number, reason);
+                Ok(next)
+            }
+            // It needs the old one's place. What has come for that one goes first.
+            Err(NotBegun::Rejected) => {
+                self.deliver_all(gear);
+                if self.is_current(number, &key) {
+                    self.close(gear, number, reason);
+                }
+                self.begin(gear, key, start(header))
+            }
+            // There is nowhere else to go, and it may be there again.
+            Err(_)
+                if matches!(
+                    reason,
+                    CloseReason::BackendDown | CloseReason::BackendRefused
+                ) =>
+            {
+                Ok(number)
+            }
+            Err(not) => {
+                self.deliver_all(gear);
+                if self.is_current(number, &key) {
+                    self.close(gear, number, reason);
+                }
+                Err(not)
+            }
+        }
+    }
+
+    pub(super) fn is_current(&self, number: u32, key: &Key) -> bool {
+        self.table.find(key, |n| &self.flows[n as usize].key) == Some(number)
+    }
+}

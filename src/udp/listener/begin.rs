@@ -1,0 +1,263 @@
+//! A flow begins: whether it may, and on which backend.
+
+use super::{
+    super::{
+        bell::{FlowBell, Order},
+        flow::{self, Flow},
+        gear::Gear,
+        header, per_source,
+        table::Key,
+        token::{SERIAL, Token},
+    },
+    Listener, NotBegun, Start, client_of,
+};
+use crate::{
+    access,
+    backend::Lease,
+    balance::Facts,
+    net::Client,
+    plan::{SendProxy, WhenFull},
+    pool::{Clock, Search},
+    reason::{CloseReason, ConnectError, RejectReason},
+    service::Slot,
+    sessions::Listed,
+};
+use rustix::event::epoll;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    task::Waker,
+};
+
+impl Listener {
+    pub(super) fn begin(
+        &mut self,
+        gear: &mut Gear,
+        key: Key,
+        start: Start<'_>,
+    ) -> Result<u32, NotBegun> {
+        let service = Arc::clone(&self.service);
+        let counts = service.metrics.counts.mine();
+        let admitted = self.admit(gear, &key);
+        // Where it only would go elsewhere it was counted before.
+        if start.avoid.is_none() {
+            counts.connections.add(1);
+        }
+        let (slot, session, place) = admitted.map_err(|reason| {
+            if start.avoid.is_none() {
+                service.metrics.rejected(reason);
+                tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
+            }
+            NotBegun::Rejected
+        })?;
+        let named = key.more.as_ref().and_then(|more| more.named);
+        if let Some((source, _)) = named {
+            session.set_proxied(Client::Ip(source));
+        }
+        let is_first = start.avoid.is_none();
+        let tlvs = start.tlvs;
+        let header = start.header.clone();
+        let Some(opened) = self.open(gear, &key, &session, start) else {
+            if is_first {
+                service.metrics.closed(CloseReason::NoBackend);
+                if service.warned.may_again() {
+                    tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
+                        client = %session.client(), "no backend is available");
+                }
+            }
+            return Err(NotBegun::NoBackend);
+        };
+        let (socket, lease, clock, attempts) = opened;
+        let mut rare = flow::Rare {
+            clock,
+            ..flow::Rare::default()
+        };
+        if service.send_proxy != SendProxy::Off {
+            let write = || {
+                let local = self.local_of(&key);
+                header::write(key.peer, local, key.more.as_deref(), tlvs)
+            };
+            rare.header = header.filter(|h| !h.is_empty()).unwrap_or_else(write);
+            rare.header_is_due = true;
+        }
+        let is_logged = service.process.access_log.is_some();
+        if is_logged {
+            rare.attempts = attempts;
+        }
+        let is_rare = is_logged || rare.clock.is_some() || rare.header_is_due;
+        gear.serial = (gear.serial + 1) & ((1 << SERIAL) - 1);
+        let number = self.flows.vacant_key() as u32;
+        let token = Token::flow(self.index, gear.serial, number);
+        let data = epoll::EventData::new_u64(token);
+        if let Err(error) = epoll::add(&gear.epoll, &socket, data, epoll::EventFlags::IN) {
+            tracing::warn!(listener = %service.plan.name, %error, "cannot wait for replies");
+            return Err(NotBegun::NoBackend);
+        }
+        lease.backend().metrics.counts.mine().connections.add(1);
+        session.wake_by(&Waker::from(Arc::new(FlowBell {
+            bell: Arc::clone(&gear.bell),
+            token,
+        })));
+        // Told before there was a bell: rung now.
+        if session.must_end().is_some() {
+            gear.bell.ring(Order::Look(token));
+        }
+        self.flows.insert(Box::new(Flow {
+            key,
+            serial: gear.serial,
+            socket,
+            session,
+            lease,
+            _slot: slot,
+            _place: place,
+            opened: gear.now,
+            last: gear.ms,
+            changes: service.pool.changes(),
+            sent: 0,
+            replies: 0,
+            dropped: 0,
+            retired: None,
+            refused: false,
+            on_trial: true,
+            splits: true,
+            coalesces: false,
+            rare: is_rare.then(|| Box::new(rare)),
+        }));
+        let flows = &self.flows;
+        let key = &flows[number as usize].key;
+        self.table.insert(key, number, |n| &flows[n as usize].key);
+        self.wheel.insert(number, gear.ms + self.idle);
+        Ok(number)
+    }
+
+    /// Whether one more may be.
+    pub(super) fn admit(
+        &mut self,
+        gear: &mut Gear,
+        key: &Key,
+    ) -> Result<(Slot, Listed, Option<Box<per_source::Place>>), RejectReason> {
+        if self.is_draining {
+            return Err(RejectReason::Drained);
+        }
+        let client = client_of(key);
+        let rules = &self.service.plan.access;
+        if !rules.is_empty() && !access::allows(rules, Some(client.ip())) {
+            return Err(RejectReason::Access);
+        }
+        let place = match self.per_source.has_limit() {
+            true => {
+                let place = self.per_source.take(client.ip());
+                Some(place.ok_or(RejectReason::MaxFlowsPerSource)?)
+            }
+            false => None,
+        };
+        let service = Arc::clone(&self.service);
+        let slot = self
+            .or_evict(gear, || Slot::take(&service))
+            .ok_or(RejectReason::MaxConnections)?;
+        let sessions = &service.process.sessions;
+        let port = self.ports[usize::from(key.port)].port.address.port();
+        let session = self
+            .or_evict(gear, || sessions.list_flow(Client::Ip(key.peer), port))
+            .ok_or(RejectReason::ProcessMaxFlows)?;
+        Ok((slot, session, place))
+    }
+
+    /// Makes room by ending the flow that has been idle for longest, if that is what is to be done.
+    pub(super) fn or_evict<T>(
+        &mut self,
+        gear: &mut Gear,
+        take: impl Fn() -> Option<T>,
+    ) -> Option<T> {
+        let taken = take();
+        if taken.is_some() || self.udp.when_full == WhenFull::Refuse {
+            return taken;
+        }
+        // What has come for it goes first.
+        self.deliver_all(gear);
+        let (flows, idle, responses) = (&self.flows, self.idle, self.udp.responses);
+        let due = |number| flows[number as usize].due(idle, responses, false);
+        let oldest = self.wheel.oldest(due)?;
+        self.close(gear, oldest, CloseReason::Evicted);
+        take()
+    }
+
+    pub(super) fn search(&self, key: &Key) -> Search {
+        let client = client_of(key);
+        let named = key.more.as_ref().and_then(|more| more.named);
+        let port = self.ports[usize::from(key.port)].port.address.port();
+        self.service.pool.search(&Facts {
+            remote_addr: Some(client.ip()),
+            remote_port: Some(client.port()),
+            server_port: Some(port),
+            proxy_protocol_addr: named.map(|(source, _)| source.ip()),
+        })
+    }
+
+    /// Finds a backend, and a socket towards it.
+    #[expect(
+        clippy::type_complexity,
+        reason = "taken apart at once by the only caller"
+    )]
+    pub(super) fn open(
+        &self,
+        gear: &Gear,
+        key: &Key,
+        session: &Listed,
+        start: Start<'_>,
+    ) -> Option<(UdpSocket, Lease, Option<Box<Clock>>, Vec<flow::Attempt>)> {
+        let service = &self.service;
+        let (mut picked, mut search) = match start.lease {
+            Some((lease, search)) => (Some(lease), search),
+            None => (None, self.search(key)),
+        };
+        if let Some(backend) = start.avoid {
+            search.avoid(backend);
+        }
+        let is_logged = service.process.access_log.is_some();
+        let mut attempts = Vec::new();
+        let mut failed = 0;
+        while failed <= service.plan.retries {
+            let lease = match picked.take() {
+                Some(lease) => lease,
+                None => service.pool.pick(&mut search, gear.now)?,
+            };
+            let backend = lease.backend();
+            let mut note = |result| {
+                if is_logged {
+                    let backend = Arc::clone(backend.text());
+                    attempts.push(flow::Attempt { backend, result });
+                }
+            };
+            let counts = backend.metrics.counts.mine();
+            if failed > 0 || start.avoid.is_some() {
+                counts.retries.add(1);
+            }
+            match flow::connect(&backend.place) {
+                Ok(socket) => {
+                    session.set_backend(backend.id);
+                    if service.pool.taken(&search, gear.now) {
+                        note("ok");
+                        let clock = Clock::start(&service.pool, backend, gear.now);
+                        return Some((socket, lease, clock, attempts));
+                    }
+                    // It was left since it was picked. That is nobody's failure.
+                    session.set_backend(0);
+                    note("left");
+                }
+                Err(error) => {
+                    note(ConnectError::of(&error).word());
+                    self.failed(backend, &error);
+                    failed += 1;
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn local_of(&self, key: &Key) -> SocketAddr {
+        let bound = self.ports[usize::from(key.port)].port.address;
+        let ip = key.local.map_or(bound.ip(), |local| local.ip);
+        SocketAddr::new(ip, bound.port())
+    }
+}

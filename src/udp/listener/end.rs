@@ -1,0 +1,135 @@
+//! A flow ends, or only waits for what it is still owed.
+
+use super::{
+    super::{flow::Flow, gear::Gear, wheel::Wheel},
+    Listener,
+};
+use crate::reason::{CloseReason, DropReason};
+use std::{io, sync::Arc};
+
+/// What came before the process was told to end is still taken: so many batches of it.
+const LAST: usize = 64;
+
+impl Listener {
+    pub(super) fn flow(&mut self, serial: u32, number: u32) -> Option<&mut Flow> {
+        let flow = self.flows.get_mut(number as usize);
+        flow.map(|flow| &mut **flow)
+            .filter(|flow| flow.serial == serial)
+    }
+
+    /// It was told something.
+    pub(in crate::udp) fn look(&mut self, gear: &mut Gear, serial: u32, number: u32) {
+        let reason = self
+            .flow(serial, number)
+            .and_then(|flow| flow.session.must_end());
+        if let Some(reason) = reason {
+            self.close(gear, number, reason);
+        }
+    }
+
+    /// From now on its key leads to another flow; it waits for what it is still owed.
+    pub(super) fn retire(&mut self, gear: &Gear, serial: u32, number: u32, reason: CloseReason) {
+        // It may have had to make room for the other.
+        let Some(flow) = self.flow(serial, number) else {
+            return;
+        };
+        flow.retired = Some(reason);
+        flow.last = gear.ms;
+        let due = self.due(number);
+        self.wheel.remove(number);
+        self.wheel.insert(number, due);
+    }
+
+    pub(in crate::udp) fn next(&self) -> Option<u64> {
+        self.wheel.next()
+    }
+
+    /// Ends those that were idle for too long.
+    pub(in crate::udp) fn expire(&mut self, gear: &mut Gear) {
+        self.sweep(gear.ms);
+        let mut found = Vec::new();
+        self.wheel.due(gear.ms, &mut found);
+        for number in found {
+            let due = self.due(number);
+            if due > gear.ms {
+                self.wheel.insert(number, due);
+                let drops = self.flows[number as usize].new_drops();
+                self.service
+                    .metrics
+                    .dropped(DropReason::ReceiveBuffer, drops);
+                continue;
+            }
+            let flow = &self.flows[number as usize];
+            let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
+            let reason = match flow.retired {
+                None | Some(CloseReason::Ok) if is_owed && !self.is_draining => {
+                    let backend = Arc::clone(flow.lease.backend());
+                    self.failed(&backend, &io::ErrorKind::TimedOut.into());
+                    CloseReason::ResponseTimeout
+                }
+                Some(reason) => reason,
+                None if self.is_draining => CloseReason::Drained,
+                None => CloseReason::IdleTimeout,
+            };
+            self.close(gear, number, reason);
+        }
+    }
+
+    /// Begins no flow any more, and ends those that are silent. What came before is still taken.
+    pub(in crate::udp) fn drain(&mut self, gear: &mut Gear) {
+        if self.is_draining {
+            return;
+        }
+        for port in 0..self.ports.len() {
+            for _ in 0..LAST {
+                if !self.receive_some(gear, port as u16) {
+                    break;
+                }
+            }
+        }
+        self.is_draining = true;
+        self.wheel = Wheel::new(self.idle, gear.ms);
+        let numbers: Vec<u32> = self.flows.iter().map(|(number, _)| number as u32).collect();
+        for number in numbers {
+            self.wheel.insert(number, self.due(number));
+        }
+    }
+
+    /// Nothing is here any more, and nothing will come.
+    pub(in crate::udp) fn is_over(&self) -> bool {
+        self.is_draining && self.flows.is_empty()
+    }
+
+    /// Forgets whom peers named that have been silent for so long that their flows are over.
+    fn sweep(&mut self, ms: u64) {
+        if ms < self.swept + self.idle {
+            return;
+        }
+        self.swept = ms;
+        let idle = self.idle;
+        self.named.retain(|_, named| named.last + idle > ms);
+    }
+
+    pub(super) fn close(&mut self, gear: &mut Gear, number: u32, reason: CloseReason) {
+        let Some(mut flow) = self.flows.try_remove(number as usize) else {
+            return;
+        };
+        self.wheel.remove(number);
+        self.table.remove(&flow.key, number);
+        let drops = flow.new_drops();
+        self.service
+            .metrics
+            .dropped(DropReason::ReceiveBuffer, drops);
+        let is_owed = !flow.has_all_replies(self.udp.responses);
+        let socket = flow.end(&self.service, reason);
+        if is_owed && !self.is_draining {
+            gear.keep_late(self.index, socket);
+        }
+    }
+
+    /// When it will have been idle for too long.
+    fn due(&self, number: u32) -> u64 {
+        let flow = &self.flows[number as usize];
+        flow.due(self.idle, self.udp.responses, self.is_draining)
+    }
+}

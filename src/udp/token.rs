@@ -1,0 +1,49 @@
+//! What the event loop calls something by.
+
+/// A socket, or the bell.
+pub(super) enum Token {
+    Bell,
+    Port {
+        listener: usize,
+        port: u16,
+    },
+    Flow {
+        listener: usize,
+        serial: u32,
+        number: u32,
+    },
+}
+
+/// Bits of a serial: enough that none comes again while an event is on its way.
+pub(super) const SERIAL: u32 = 20;
+/// From here on numbers are those of ports.
+const PORTS: u32 = u32::MAX - u16::MAX as u32;
+
+impl Token {
+    pub(super) const BELL: u64 = u64::MAX;
+
+    pub(super) fn port(listener: usize, port: u16) -> u64 {
+        Self::flow(listener, 0, PORTS + u32::from(port))
+    }
+
+    pub(super) fn flow(listener: usize, serial: u32, number: u32) -> u64 {
+        (listener as u64) << (32 + SERIAL) | u64::from(serial) << 32 | u64::from(number)
+    }
+
+    pub(super) fn of(bits: u64) -> Self {
+        let listener = (bits >> (32 + SERIAL)) as usize;
+        let number = bits as u32;
+        match number.checked_sub(PORTS) {
+            _ if bits == Self::BELL => Self::Bell,
+            Some(port) => Self::Port {
+                listener,
+                port: port as u16,
+            },
+            None => Self::Flow {
+                listener,
+                serial: (bits >> 32) as u32 & ((1 << SERIAL) - 1),
+                number,
+            },
+        }
+    }
+}
