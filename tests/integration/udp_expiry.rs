@@ -149,13 +149,14 @@ fn ask_at_the_edge(front: SocketAddr, clients: usize, rounds: usize) -> Outcome 
     all
 }
 
-/// Some are in time and some are not, or the edge was not hit; what was too late is counted.
-fn at_the_edge(name: &str) {
+/// Some are in time and some are not, or the edge was not hit.
+fn at_the_edge(name: &str, process: &str) {
     let seed = rng::seed(name);
     let slow = Slow::start(seed);
     let front = ports::free_addr();
     let config = config(front, "idle_timeout = \"50ms\"", "", &[slow.addr]);
-    let tembuku = Tembuku::start(&config.replace("workers = 2", "workers = 2\nmax_flows = 100"));
+    let tembuku =
+        Tembuku::start(&config.replace("[process]\n", &format!("[process]\n{process}\n")));
     let outcome = ask_at_the_edge(front, 40, 40);
     println!("{outcome:?}");
     let sent = tembuku.metric("listener_sent_datagrams_total", &[]) as usize;
@@ -170,17 +171,20 @@ fn at_the_edge(name: &str) {
     );
     assert!(answered >= 1_000, "{answered}");
     assert!(outcome.in_time >= 50, "{outcome:?}");
-    // Nothing vanishes: what was not passed on was too late, and that is known a while later.
-    let labels = [("reason", "late")];
-    tembuku.wait_metric("listener_dropped_datagrams_total", &labels, |late| {
-        late as usize + sent == answered
-    });
+    if process.is_empty() {
+        // Nothing vanishes: what was not passed on was too late, and that is known a while later. With few flows fewer
+        // sockets are kept for that.
+        let labels = [("reason", "late")];
+        tembuku.wait_metric("listener_dropped_datagrams_total", &labels, |late| {
+            late as usize + sent == answered
+        });
+    }
     tembuku.wait_metric("sessions_closed_total", &[], |n| n >= 100.0);
 }
 
 #[test]
 fn a_reply_at_the_edge_is_its_own_clients_or_nobodys() {
-    at_the_edge("a_reply_at_the_edge_is_its_own_clients_or_nobodys");
+    at_the_edge("a_reply_at_the_edge_is_its_own_clients_or_nobodys", "");
 }
 
 /// With so few ports that a new flow is given the one that another has just left: the backend's late answer to that one
@@ -191,7 +195,7 @@ fn a_port_is_not_given_to_another_too_soon() {
         return again_in_own_place("udp_expiry::a_port_is_not_given_to_another_too_soon");
     }
     std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40255").unwrap();
-    at_the_edge("a_port_is_not_given_to_another_too_soon");
+    at_the_edge("a_port_is_not_given_to_another_too_soon", "max_flows = 100");
 }
 
 /// The test is one: with answers that go to whoever asks next, it fails.
