@@ -36,7 +36,8 @@ pub(super) struct Flow {
     pub(super) last: u64,
     /// What [`crate::pool::Pool::changes`] was when it was last asked whether this may stay.
     pub(super) changes: u64,
-    /// Datagrams to the backend, and from it.
+    /// Datagrams that were taken for it, those that were sent to the backend, and those from it.
+    pub(super) taken: u32,
     pub(super) sent: u32,
     pub(super) replies: u32,
     /// What the kernel had no room for, as far as it was counted.
@@ -49,7 +50,9 @@ pub(super) struct Flow {
     pub(super) on_trial: bool,
     /// Whether the kernel splits runs of datagrams on the way to the backend.
     pub(super) splits: bool,
-    /// Whether it puts such runs together on the way back.
+    /// The same on the way to the client.
+    pub(super) splits_back: bool,
+    /// Whether it puts together what comes from the backend.
     pub(super) coalesces: bool,
     /// What few flows have.
     pub(super) rare: Option<Box<Rare>>,

@@ -9,6 +9,7 @@ use crate::{
     sys::datagram::{Inbox, Local, Outbox},
 };
 use rustix::event::epoll;
+use smallvec::SmallVec;
 use std::{
     collections::VecDeque,
     io,
@@ -59,6 +60,14 @@ impl Unit {
         &inbox.get(self.slot).payload[self.from..self.from + self.piece.len]
     }
 
+    /// In parts that leave in one run each, or as single datagrams.
+    pub(super) fn divided(self, splits: bool) -> SmallVec<[Self; 2]> {
+        match splits {
+            true => parts(self).collect(),
+            false => self.singles().collect(),
+        }
+    }
+
     /// The same, each datagram on its own.
     pub(super) fn singles(self) -> impl Iterator<Item = Self> {
         let size = match self.piece.segment {
@@ -92,7 +101,10 @@ pub(super) struct Reply {
     pub(super) listener: usize,
     pub(super) port: u16,
     /// The flow that it came on.
+    pub(super) number: u32,
     pub(super) serial: u32,
+    /// Whether the kernel splits runs on the way to this client.
+    pub(super) splits: bool,
     pub(super) to: SocketAddr,
     pub(super) from: Option<Local>,
     pub(super) unit: Unit,
@@ -159,7 +171,7 @@ pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
 }
 
 /// In parts that the kernel takes as one.
-pub(super) fn parts(unit: Unit) -> impl Iterator<Item = Unit> {
+fn parts(unit: Unit) -> impl Iterator<Item = Unit> {
     let Piece { len, segment } = unit.piece;
     let most = match segment {
         0 => len.max(1),

@@ -75,7 +75,6 @@ struct Open {
     port: Port,
     /// It has more than one address: which one was written to stands beside each datagram.
     is_wildcard: bool,
-    splits: bool,
     /// What the kernel has dropped, as far as it was counted.
     dropped: u32,
 }
@@ -88,10 +87,8 @@ enum NotBegun {
 /// How a flow begins.
 #[derive(Default)]
 struct Start<'a> {
-    /// Not on this one.
-    avoid: Option<&'a Backend>,
     /// On this one.
-    lease: Option<(Lease, Search)>,
+    picked: Option<(Lease, Search)>,
     /// Those that came with the header that named the client...
     tlvs: &'a [u8],
     /// ... or the header that its backend gets, if it is known.
@@ -125,7 +122,6 @@ impl Listener {
             epoll::add(&gear.epoll, &port.socket, data, epoll::EventFlags::IN)?;
             ports.push(Open {
                 is_wildcard: port.address.ip().is_unspecified(),
-                splits: true,
                 dropped: 0,
                 port,
             });

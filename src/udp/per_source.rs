@@ -33,6 +33,14 @@ impl PerSource {
         self.most > 0
     }
 
+    pub(super) fn has_room(&self, source: IpAddr) -> bool {
+        if self.most == 0 {
+            return true;
+        }
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&source).is_none_or(|count| *count < self.most)
+    }
+
     /// `None` when this source has as many as it may have.
     pub(super) fn take(self: &Arc<Self>, source: IpAddr) -> Option<Box<Place>> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,14 +3,16 @@
 use super::{
     super::{
         batch::Piece,
-        gear::{Gear, Taken, Unit, parts},
+        gear::{Gear, Taken, Unit},
         header::{self, Begins},
         table::{Key, More},
     },
     Listener, Named, NotBegun, Start,
 };
 use crate::{
+    backend::{Backend, Lease},
     plan::SendProxy,
+    pool::Search,
     reason::{CloseReason, DropReason, RejectReason},
     sys::datagram::BATCH,
 };
@@ -65,13 +67,7 @@ impl Listener {
                 from: 0,
                 piece: whole,
             };
-            if self.one_by_one {
-                for unit in unit.singles() {
-                    self.take(gear, key.clone(), unit, &mut last);
-                }
-                continue;
-            }
-            for unit in parts(unit) {
+            for unit in unit.divided(!self.one_by_one) {
                 self.take(gear, key.clone(), unit, &mut last);
             }
         }
@@ -109,7 +105,7 @@ impl Listener {
             Ok(number) => {
                 let flow = &mut self.flows[number as usize];
                 flow.last = gear.ms;
-                flow.sent = flow.sent.saturating_add(datagrams as u32);
+                flow.taken = flow.taken.saturating_add(datagrams as u32);
                 gear.units.push(Taken {
                     number,
                     serial: flow.serial,
@@ -191,7 +187,7 @@ impl Listener {
             return self.begin(gear, key, start);
         };
         let flow = &mut self.flows[number as usize];
-        if self.udp.requests > 0 && flow.sent >= self.udp.requests {
+        if self.udp.requests > 0 && flow.taken >= self.udp.requests {
             let start = Start {
                 tlvs,
                 header: flow.rare.as_ref().map(|rare| rare.header.clone()),
@@ -248,7 +244,7 @@ impl Listener {
             _ => {
                 let start = Start {
                     tlvs,
-                    lease: lease.map(|lease| (lease, search)),
+                    picked: lease.map(|lease| (lease, search)),
                     ..Start::default()
                 };
                 self.begin(gear, key, start)
@@ -256,59 +252,63 @@ impl Listener {
         }
     }
 
-    /// To another backend than the one that it is on. The old socket stays for what is still to come.
+    /// To another backend than the one that it is on, if there is one. The old socket stays for what is still to come.
     pub(super) fn go_elsewhere(
         &mut self,
         gear: &mut Gear,
         number: u32,
         reason: CloseReason,
     ) -> Result<u32, NotBegun> {
-        let flow = &self.flows[number as usize];
         if self.is_draining {
             // Nothing begins any more: it ends where it is.
             return Ok(number);
         }
+        let flow = &mut self.flows[number as usize];
         let serial = flow.serial;
         let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
         let header = flow.rare.as_ref().map(|rare| rare.header.clone());
-        let start = |header| Start {
-            avoid: Some(&backend),
-            header,
+        let start = |picked| Start {
+            picked: Some(picked),
+            header: header.clone(),
             ..Start::default()
         };
-        match self.begin(gear, key.clone(), start(header.clone())) {
-            Ok(next) => {
-                self.retire(gear, serial, number, reason);
-                Ok(next)
+        let Some(picked) = self.pick_another(gear, &key, &backend) else {
+            if matches!(
+                reason,
+                CloseReason::BackendDown | CloseReason::BackendRefused
+            ) {
+                // It may be there again. Or another one, at the next datagram.
+                self.flows[number as usize].changes = 0;
+                return Ok(number);
             }
-            // It needs the old one's place. What has come for that one goes first.
-            Err(NotBegun::Rejected) => {
-                self.deliver_all(gear);
-                if self.is_current(number, &key) {
-                    self.close(gear, number, reason);
-                }
-                self.begin(gear, key, start(header))
-            }
-            // There is nowhere else to go, and it may be there again.
-            Err(_)
-                if matches!(
-                    reason,
-                    CloseReason::BackendDown | CloseReason::BackendRefused
-                ) =>
-            {
-                Ok(number)
-            }
-            Err(not) => {
-                self.deliver_all(gear);
-                if self.is_current(number, &key) {
-                    self.close(gear, number, reason);
-                }
-                Err(not)
-            }
+            self.end_now(gear, serial, number, reason);
+            return Err(NotBegun::NoBackend);
+        };
+        if self.has_room(&key) {
+            let next = self.begin(gear, key, start(picked))?;
+            self.retire(gear, serial, number, reason);
+            return Ok(next);
         }
+        // It needs the old one's place.
+        drop(picked);
+        self.end_now(gear, serial, number, reason);
+        let picked = self.pick_another(gear, &key, &backend);
+        let picked = picked.ok_or(NotBegun::NoBackend)?;
+        self.begin(gear, key, start(picked))
     }
 
-    pub(super) fn is_current(&self, number: u32, key: &Key) -> bool {
-        self.table.find(key, |n| &self.flows[n as usize].key) == Some(number)
+    fn pick_another(&self, gear: &Gear, key: &Key, not: &Backend) -> Option<(Lease, Search)> {
+        let mut search = self.search(key);
+        search.avoid(not);
+        let lease = self.service.pool.pick(&mut search, gear.now)?;
+        Some((lease, search))
+    }
+
+    /// After what has come for it was sent.
+    fn end_now(&mut self, gear: &mut Gear, serial: u32, number: u32, reason: CloseReason) {
+        self.deliver_all(gear);
+        if self.flow(serial, number).is_some() {
+            self.close(gear, number, reason);
+        }
     }
 }

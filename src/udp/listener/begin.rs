@@ -37,33 +37,28 @@ impl Listener {
         start: Start<'_>,
     ) -> Result<u32, NotBegun> {
         let service = Arc::clone(&self.service);
-        let counts = service.metrics.counts.mine();
-        let admitted = self.admit(gear, &key);
-        // Where it only would go elsewhere it was counted before.
-        if start.avoid.is_none() {
-            counts.connections.add(1);
-        }
-        let (slot, session, place) = admitted.map_err(|reason| {
-            if start.avoid.is_none() {
-                service.metrics.rejected(reason);
-                tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
-            }
+        // What changes from here on may concern the backend that is picked.
+        let changes = service.pool.changes();
+        service.metrics.counts.mine().connections.add(1);
+        let (slot, session, place) = self.admit(gear, &key).map_err(|reason| {
+            service.metrics.rejected(reason);
+            tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
             NotBegun::Rejected
         })?;
         let named = key.more.as_ref().and_then(|more| more.named);
         if let Some((source, _)) = named {
             session.set_proxied(Client::Ip(source));
         }
-        let is_first = start.avoid.is_none();
-        let tlvs = start.tlvs;
-        let header = start.header.clone();
-        let Some(opened) = self.open(gear, &key, &session, start) else {
-            if is_first {
-                service.metrics.closed(CloseReason::NoBackend);
-                if service.warned.may_again() {
-                    tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
-                        client = %session.client(), "no backend is available");
-                }
+        let Start {
+            picked,
+            tlvs,
+            header,
+        } = start;
+        let Some(opened) = self.open(gear, &key, &session, picked) else {
+            service.metrics.closed(CloseReason::NoBackend);
+            if service.warned.may_again() {
+                tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
+                    client = %session.client(), "no backend is available");
             }
             return Err(NotBegun::NoBackend);
         };
@@ -112,7 +107,8 @@ impl Listener {
             _place: place,
             opened: gear.now,
             last: gear.ms,
-            changes: service.pool.changes(),
+            changes,
+            taken: 0,
             sent: 0,
             replies: 0,
             dropped: 0,
@@ -120,6 +116,7 @@ impl Listener {
             refused: false,
             on_trial: true,
             splits: true,
+            splits_back: true,
             coalesces: false,
             rare: is_rare.then(|| Box::new(rare)),
         }));
@@ -163,6 +160,15 @@ impl Listener {
         Ok((slot, session, place))
     }
 
+    /// Whether one more of the same client would be let in, whoever else comes.
+    pub(super) fn has_room(&self, key: &Key) -> bool {
+        let most = self.service.plan.max_connections;
+        let flows = self.service.process.sessions.flows();
+        (most == 0 || self.service.metrics.active() < most)
+            && flows.count() < flows.most
+            && self.per_source.has_room(client_of(key).ip())
+    }
+
     /// Makes room by ending the flow that has been idle for longest, if that is what is to be done.
     pub(super) fn or_evict<T>(
         &mut self,
@@ -204,16 +210,13 @@ impl Listener {
         gear: &Gear,
         key: &Key,
         session: &Listed,
-        start: Start<'_>,
+        picked: Option<(Lease, Search)>,
     ) -> Option<(UdpSocket, Lease, Option<Box<Clock>>, Vec<flow::Attempt>)> {
         let service = &self.service;
-        let (mut picked, mut search) = match start.lease {
+        let (mut picked, mut search) = match picked {
             Some((lease, search)) => (Some(lease), search),
             None => (None, self.search(key)),
         };
-        if let Some(backend) = start.avoid {
-            search.avoid(backend);
-        }
         let is_logged = service.process.access_log.is_some();
         let mut attempts = Vec::new();
         let mut failed = 0;
@@ -230,7 +233,7 @@ impl Listener {
                 }
             };
             let counts = backend.metrics.counts.mine();
-            if failed > 0 || start.avoid.is_some() {
+            if failed > 0 {
                 counts.retries.add(1);
             }
             match flow::connect(&backend.place) {

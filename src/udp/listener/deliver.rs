@@ -51,7 +51,11 @@ impl Listener {
             let Some(flow) = self.flows.get_mut(number as usize) else {
                 return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
             };
+            if !flow.splits && left.iter().any(|unit| unit.piece.segment > 0) {
+                left = left.iter().flat_map(|unit| unit.singles()).collect();
+            }
             let sent = send(flow, gear, &left, each);
+            flow.sent = flow.sent.saturating_add(sent.datagrams as u32);
             let counts = flow.lease.backend().metrics.counts.mine();
             counts.sent.add(sent.bytes);
             flow.session.received.fetch_add(sent.bytes, Relaxed);
@@ -61,17 +65,15 @@ impl Listener {
             left.drain(..sent.units);
             if has_stopped && sent.units > 0 {
                 // An error that came of an earlier datagram, and that this call would have told, was used up.
-                has_stopped = false;
                 self.hurt(number, &io::ErrorKind::ConnectionRefused.into());
             }
+            has_stopped = sent.error.is_none() && !left.is_empty();
             let Some((error, segment)) = sent.error else {
-                has_stopped = !left.is_empty();
                 continue;
             };
             let flow = &mut self.flows[number as usize];
             if segment > 0 && is_about_splitting(&error) {
                 flow.splits = false;
-                left = left.iter().flat_map(|unit| unit.singles()).collect();
                 continue;
             }
             match ConnectError::of(&error) {
@@ -86,20 +88,20 @@ impl Listener {
                         && self.flows[number as usize].retired.is_none()
                         && !self.udp.per_packet
                     {
-                        self.flows[number as usize].refused = false;
+                        let flow = &mut self.flows[number as usize];
+                        flow.refused = false;
+                        let serial = flow.serial;
                         let reason = CloseReason::BackendRefused;
-                        let sent = self.flows[number as usize].sent;
                         match self.go_elsewhere(gear, number, reason) {
-                            Ok(next) if next != number => {
-                                let datagrams = left.iter().map(|u| u.piece.datagrams() as u32);
-                                let datagrams = datagrams.sum::<u32>();
-                                if let Some(old) = self.flows.get_mut(number as usize) {
-                                    old.sent = sent.saturating_sub(datagrams);
-                                }
-                                self.flows[next as usize].sent += datagrams;
+                            Ok(next) => {
                                 number = next;
+                                let flow = &mut self.flows[number as usize];
+                                if flow.serial != serial {
+                                    let datagrams: usize =
+                                        left.iter().map(|u| u.piece.datagrams()).sum();
+                                    flow.taken = flow.taken.saturating_add(datagrams as u32);
+                                }
                             }
-                            Ok(_) => {}
                             Err(_) => {
                                 let pieces = left.iter().map(|u| u.piece);
                                 return self.dropped(DropReason::NoBackend, pieces);

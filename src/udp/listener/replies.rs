@@ -3,7 +3,7 @@
 use super::{
     super::{
         batch::{self, Piece},
-        gear::{Gear, Reply, Unit, drop_reason, is_about_splitting, parts},
+        gear::{Gear, Reply, Unit, drop_reason, is_about_splitting},
     },
     Listener,
 };
@@ -59,10 +59,13 @@ impl Listener {
                 from: 0,
                 piece,
             };
-            gear.replies.extend(parts(whole).map(|unit| Reply {
+            let units = whole.divided(flow.splits_back).into_iter();
+            gear.replies.extend(units.map(|unit| Reply {
                 listener: index,
                 port: flow.key.port,
+                number,
                 serial,
+                splits: flow.splits_back,
                 to: flow.key.peer,
                 from: flow.key.local,
                 unit,
@@ -130,15 +133,6 @@ impl Listener {
         self.ports[usize::from(port)].port.socket.as_fd()
     }
 
-    /// Whether the kernel splits runs of replies that leave here.
-    pub(super) fn splits(&self, port: u16) -> bool {
-        self.ports[usize::from(port)].splits
-    }
-
-    pub(super) fn never_split(&mut self, port: u16) {
-        self.ports[usize::from(port)].splits = false;
-    }
-
     pub(super) fn sent_back(&self, replies: &[Reply]) {
         let counts = self.service.metrics.counts.mine();
         let (bytes, datagrams) = replies.iter().fold((0, 0), |(bytes, datagrams), reply| {
@@ -154,7 +148,6 @@ impl Listener {
 pub(in crate::udp) fn send_back(listener: &mut Listener, gear: &mut Gear, replies: &[Reply]) {
     let mut left: SmallVec<[Reply; BATCH]> = replies.into();
     while !left.is_empty() {
-        let may_split = listener.splits(replies[0].port);
         let mut parts: SmallVec<[IoSlice<'_>; BATCH]> = SmallVec::new();
         // How many replies each message is, and of what size its datagrams are.
         let mut runs: SmallVec<[(usize, usize); BATCH]> = SmallVec::new();
@@ -162,7 +155,7 @@ pub(in crate::udp) fn send_back(listener: &mut Listener, gear: &mut Gear, replie
         while at < left.len() && runs.len() < BATCH {
             let first = left[at];
             let same = left[at..].iter().take_while(|r| r.serial == first.serial);
-            let run = match may_split {
+            let run = match first.splits {
                 true => batch::run(same.map(|r| r.unit.piece)),
                 false => (1, 0),
             };
@@ -199,11 +192,19 @@ pub(in crate::udp) fn send_back(listener: &mut Listener, gear: &mut Gear, replie
         };
         if segment > 0 && is_about_splitting(&error) {
             // The way to this client cannot do it: each on its own, also those that come later.
-            listener.never_split(replies[0].port);
-            left = left
-                .iter()
-                .flat_map(|r| r.unit.singles().map(|unit| Reply { unit, ..*r }))
-                .collect();
+            let Reply { number, serial, .. } = left[0];
+            if let Some(flow) = listener.flow(serial, number) {
+                flow.splits_back = false;
+            }
+            let (these, others) = left.split_at(count);
+            let singles = these.iter().flat_map(|r| {
+                r.unit.singles().map(|unit| Reply {
+                    unit,
+                    splits: false,
+                    ..*r
+                })
+            });
+            left = singles.chain(others.iter().copied()).collect();
             continue;
         }
         let reason = drop_reason(&error);
