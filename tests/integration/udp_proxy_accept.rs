@@ -1,22 +1,22 @@
-//! PROXY protocol headers in front of datagrams: what backends are told, and whom one believes.
+//! PROXY protocol headers in front of datagrams that come: who is believed, and what becomes of what nobody can believe.
 
-use crate::harness::{
-    ports,
-    proxy::tlv,
-    secs,
-    tembuku::Tembuku,
-    udp::{
-        UdpServer, V4, V6, addrs, ask, client, client_from, config, hear, hear_text, heard, list,
-        named, serve,
+use crate::{
+    harness::{
+        ports,
+        proxy::tlv,
+        secs,
+        tembuku::Tembuku,
+        udp::{
+            UdpServer, V4, addrs, client, client_from, hear, hear_text, heard, list, named, serve,
+        },
+        wait_until,
     },
-    wait_until,
+    udp_proxy_send::{SIGNATURE, read, told_server},
 };
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
 };
-
-const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Version 2, PROXY, datagrams; written by hand from the specification.
 fn header(source: SocketAddr, destination: SocketAddr, tlvs: &[u8]) -> Vec<u8> {
@@ -43,107 +43,6 @@ fn header(source: SocketAddr, destination: SocketAddr, tlvs: &[u8]) -> Vec<u8> {
 
 fn from(text: &str) -> Vec<u8> {
     header(text.parse().unwrap(), "192.0.2.9:53".parse().unwrap(), &[])
-}
-
-/// Who it names as "source>destination", and what follows. Bytes without a header name nobody.
-fn read(bytes: &[u8]) -> (String, &[u8]) {
-    let Some(rest) = bytes.strip_prefix(SIGNATURE) else {
-        return ("nobody".to_owned(), bytes);
-    };
-    let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
-    let (block, payload) = rest[4..].split_at(length);
-    let port = |at: usize| u16::from_be_bytes([block[at], block[at + 1]]);
-    let (source, destination) = match (rest[0], rest[1]) {
-        (0x21, 0x12) => {
-            let ip = |at: usize| -> IpAddr {
-                Ipv4Addr::from(<[u8; 4]>::try_from(&block[at..at + 4]).unwrap()).into()
-            };
-            (
-                SocketAddr::new(ip(0), port(8)),
-                SocketAddr::new(ip(4), port(10)),
-            )
-        }
-        (0x21, 0x22) => {
-            let ip = |at: usize| -> IpAddr {
-                Ipv6Addr::from(<[u8; 16]>::try_from(&block[at..at + 16]).unwrap()).into()
-            };
-            (
-                SocketAddr::new(ip(0), port(32)),
-                SocketAddr::new(ip(16), port(34)),
-            )
-        }
-        other => panic!("{other:x?} is no version 2 header of a datagram over IP"),
-    };
-    (format!("{source}>{destination}"), payload)
-}
-
-/// Answers whom the header named, a space, and what followed.
-fn told_server() -> UdpServer {
-    UdpServer::on(SocketAddr::new(V4, 0), |socket, peer, bytes| {
-        let (who, payload) = read(bytes);
-        let answer = [who.as_bytes(), b" ", payload].concat();
-        let _ = socket.send_to(&answer, peer);
-    })
-}
-
-#[test]
-fn the_first_or_each_says_who_the_client_is() {
-    for (on, later_named) in [("first", false), ("each", true)] {
-        for ip in [V4, V6] {
-            let server = told_server();
-            let front = SocketAddr::new(ip, ports::free_port());
-            let upstream = format!("send_proxy = \"v2\"\nsend_proxy_on = \"{on}\"");
-            let tembuku = Tembuku::start(&config(front, "", &upstream, &[server.addr]));
-            let client = client(front);
-            let named = format!("{}>{front}", client.local_addr().unwrap());
-            assert_eq!(ask(&client, "a"), format!("{named} a"));
-            let later = if later_named { &named[..] } else { "nobody" };
-            for n in 0..5 {
-                assert_eq!(ask(&client, &n.to_string()), format!("{later} {n}"));
-            }
-            // An empty one, too.
-            client.send(b"").unwrap();
-            assert_eq!(hear_text(&client), format!("{later} "));
-            assert_eq!(server.peers().len(), 1);
-            // What it adds is not the client's.
-            assert_eq!(tembuku.metric("listener_received_bytes_total", &[]), 6.0);
-        }
-    }
-}
-
-/// One that has been asked nothing yet has to be told, too.
-#[test]
-fn who_takes_a_flow_over_is_told() {
-    let mut servers = vec![told_server(), told_server()];
-    let upstream = "send_proxy = \"v2\"\nbalance = \"first\"";
-    let (front, tembuku) = serve("", upstream, &servers);
-    let client = client(front);
-    let named = format!("{}>{front}", client.local_addr().unwrap());
-    assert_eq!(ask(&client, "a"), format!("{named} a"));
-    assert_eq!(ask(&client, "b"), "nobody b");
-    drop(servers.remove(0));
-    client.send(b"lost").unwrap();
-    let labels = [("reason", "refused")];
-    tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
-    assert_eq!(ask(&client, "c"), format!("{named} c"));
-    assert_eq!(ask(&client, "d"), "nobody d");
-}
-
-/// With the header it is too long for IPv4: it is dropped, and not cut.
-#[test]
-fn what_is_too_long_with_a_header_is_dropped() {
-    let server = told_server();
-    let servers = [server];
-    let (front, tembuku) = serve(
-        "",
-        "send_proxy = \"v2\"\nsend_proxy_on = \"each\"",
-        &servers,
-    );
-    let client = client(front);
-    client.send(&vec![7; crate::harness::udp::LARGEST]).unwrap();
-    tembuku.wait_dropped("too_large", 1.0);
-    let named = format!("{}>{front}", client.local_addr().unwrap());
-    assert_eq!(ask(&client, "short"), format!("{named} short"));
 }
 
 #[test]
@@ -298,45 +197,6 @@ fn headers_of_others_go_no_further() {
     let named = "192.0.2.1:1>192.0.2.9:53".to_owned();
     let wanted: [(String, &[u8]); 3] = [(own.clone(), b"plain"), (own, b"again"), (named, b"true")];
     assert_eq!(seen, wanted);
-}
-
-/// Two of them in a row: the backend hears who the client of the first is, whatever each of them sends.
-#[test]
-fn from_one_to_the_next() {
-    for first in ["first", "each"] {
-        for second in ["first", "each"] {
-            let server = told_server();
-            let inner = ports::free_addr();
-            let _inner = Tembuku::start(&config(
-                inner,
-                "accept_proxy = { trust = [\"127.0.0.0/8\"] }",
-                &format!("send_proxy = \"v2\"\nsend_proxy_on = \"{second}\""),
-                &[server.addr],
-            ));
-            let outer = ports::free_addr();
-            let _outer = Tembuku::start(&config(
-                outer,
-                "",
-                &format!("send_proxy = \"v2\"\nsend_proxy_on = \"{first}\""),
-                &[inner],
-            ));
-            let clients: Vec<UdpSocket> = (0..10).map(|_| client(outer)).collect();
-            for n in 0..5 {
-                for client in &clients {
-                    let named = match (n, second) {
-                        (1.., "first") => "nobody".to_owned(),
-                        _ => format!("{}>{outer}", client.local_addr().unwrap()),
-                    };
-                    assert_eq!(
-                        ask(client, &n.to_string()),
-                        format!("{named} {n}"),
-                        "{first}, {second}"
-                    );
-                }
-            }
-            assert_eq!(server.peers().len(), 10);
-        }
-    }
 }
 
 /// What is remembered of peers is forgotten with their flows: one who always comes from another port costs nothing.
