@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     plan::Role,
-    reason::{BackendState, CheckResult, CloseReason, ConnectError, RejectReason, SpliceFallback},
+    reason::{
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+        SpliceFallback,
+    },
 };
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{
@@ -151,7 +154,8 @@ impl Exporter {
         self.handle.render()
     }
 
-    pub fn publish_listener(&self, m: &ListenerMetrics) {
+    /// `flows`: it is datagrams that come, and no connections.
+    pub fn publish_listener(&self, m: &ListenerMetrics, flows: bool) {
         let label = ("listener", Arc::clone(&m.name));
         let one = [label.clone()];
         let c = &m.counts;
@@ -167,21 +171,40 @@ impl Exporter {
         );
         self.counter("listener_sent_bytes_total", &one, c.sum(|c| &c.sent));
         self.count("listener_active_connections", &one, m.active());
-        for &reason in RejectReason::ALL {
-            let labels = [label.clone(), ("reason", reason.word().into())];
+        if flows {
             self.counter(
-                "listener_rejected_total",
-                &labels,
-                c.sum(|c| &c.rejected[reason as usize]),
+                "listener_received_datagrams_total",
+                &one,
+                c.sum(|c| &c.received_datagrams),
             );
+            self.counter(
+                "listener_sent_datagrams_total",
+                &one,
+                c.sum(|c| &c.sent_datagrams),
+            );
+            for &reason in DropReason::ALL {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter(
+                    "listener_dropped_datagrams_total",
+                    &labels,
+                    c.sum(|c| &c.dropped_datagrams[reason as usize]),
+                );
+            }
+        }
+        // What has happened is shown, whatever we think can happen.
+        for &reason in RejectReason::ALL {
+            let n = c.sum(|c| &c.rejected[reason as usize]);
+            if reason.can_befall(flows) || n > 0 {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter("listener_rejected_total", &labels, n);
+            }
         }
         for &reason in CloseReason::ALL {
-            let labels = [label.clone(), ("reason", reason.word().into())];
-            self.counter(
-                "sessions_closed_total",
-                &labels,
-                c.sum(|c| &c.closed[reason as usize]),
-            );
+            let n = c.sum(|c| &c.closed[reason as usize]);
+            if reason.can_befall(flows) || n > 0 {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter("sessions_closed_total", &labels, n);
+            }
         }
     }
 

@@ -1,28 +1,43 @@
 //! Name and help text of every metric but the `process_*` family, by kind.
 
 pub(super) const COUNTERS: &[(&str, &str)] = &[
-    ("listener_connections_total", "Connections accepted."),
+    (
+        "listener_connections_total",
+        "Connections accepted, or flows begun.",
+    ),
     (
         "listener_rejected_total",
-        "Connections turned away before a backend was looked for, by reason.",
+        "Connections and flows turned away before a backend was looked for, by reason.",
     ),
     (
         "listener_received_bytes_total",
         "Bytes received from clients.",
     ),
     ("listener_sent_bytes_total", "Bytes sent to clients."),
+    (
+        "listener_received_datagrams_total",
+        "Datagrams received from clients.",
+    ),
+    (
+        "listener_sent_datagrams_total",
+        "Datagrams sent to clients.",
+    ),
+    (
+        "listener_dropped_datagrams_total",
+        "Datagrams of clients and backends that were not passed on, by reason.",
+    ),
     ("sessions_closed_total", "Sessions that ended, by reason."),
     (
         "backend_connections_total",
-        "Connections established to the backend.",
+        "Connections established to the backend, and flows that were given to it.",
     ),
     (
         "backend_connect_errors_total",
-        "Connects to the backend that failed, by reason.",
+        "Connects to the backend that failed, by reason; of flows, refusals by the network and replies that did not come.",
     ),
     (
         "backend_retries_total",
-        "Connects tried here because another backend had failed.",
+        "Connects tried here because another backend had failed, and flows that left another one.",
     ),
     (
         "backend_received_bytes_total",
@@ -36,7 +51,7 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
     ("check_results_total", "Checks of the backend, by result."),
     (
         "relayed_bytes_total",
-        "Bytes relayed in both directions, by mode.",
+        "Bytes of connections relayed in both directions, by mode.",
     ),
     (
         "splice_fallbacks_total",
@@ -48,7 +63,7 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
     ),
     (
         "accept_errors_total",
-        "Accepts that failed for want of descriptors or memory.",
+        "Accepts that failed for want of descriptors or memory, and calls for datagrams that failed.",
     ),
 ];
 
@@ -102,7 +117,7 @@ pub(super) const HISTOGRAMS: &[(&str, &str)] = &[
     ("session_duration_seconds", "How long sessions lived."),
     (
         "first_byte_duration_seconds",
-        "From the start of the connect to the backend's first byte.",
+        "From the start of the connect, or of the flow, to the backend's first byte.",
     ),
     (
         "backend_connect_duration_seconds",
