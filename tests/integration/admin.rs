@@ -400,6 +400,19 @@ fn the_status_tells_of_flows_and_datagrams() {
 }
 
 #[test]
+fn the_text_of_the_access_log_counts_datagrams() {
+    let setup = datagrams("format = \"text\"\naccess = \"{dir}/access.log\"");
+    let _client = setup.exchange();
+    let path = setup.tembuku.dir.file("access.log");
+    let text = || fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text(), "", "the flow is not over");
+    setup.tembuku.proc.signal(Signal::TERM);
+    wait_until("a line", secs(10), || text().ends_with('\n'));
+    let figures = "bytes_received=3 bytes_sent=8 datagrams_received=1 datagrams_sent=2";
+    assert!(text().contains(figures), "{}", text());
+}
+
+#[test]
 fn the_metrics_are_in_the_text_format() {
     let setup = setup("");
     ask_many(setup.front, 3);
@@ -686,6 +699,7 @@ fn the_access_log_as_text() {
     for part in ["front", "127.0.0.1", "ok"] {
         assert!(text().contains(part), "{part} in {}", text());
     }
+    assert!(!text().contains("datagrams"), "{}", text());
 }
 
 #[test]
