@@ -92,6 +92,14 @@ fn text(r: &Record<'_>) -> String {
         r.bytes_received,
         r.bytes_sent
     );
+    for (name, value) in [
+        ("datagrams_received", r.datagrams_received),
+        ("datagrams_sent", r.datagrams_sent),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(line, " {name}={value}");
+        }
+    }
     if let Some(peer) = &r.realip_remote_addr {
         let _ = write!(line, " realip_remote_addr={peer}");
     }

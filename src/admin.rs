@@ -5,7 +5,8 @@ mod http;
 mod page;
 mod socket;
 mod status;
+mod words;
 
 pub use http::{Door, serve};
-pub use page::size;
 pub use socket::listen;
+pub use words::{load, reasons, size};

@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Try it: three backends, a listener in front and the status page, all in this one process
+    /// Try it: backends, listeners for TCP and UDP in front and the status page, all in this one process
     Demo,
     /// Serve, by a configuration file or by the flags alone
     Run(Run),

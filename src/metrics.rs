@@ -5,6 +5,7 @@
 
 mod count;
 mod export;
+mod names;
 
 pub use count::{Counter, Sharded, set_shard};
 pub use export::Exporter;

@@ -109,7 +109,7 @@ words! {
 }
 
 words! {
-    /// Why a connection was turned away before a backend was looked for.
+    /// Why a connection or a flow was turned away before a backend was looked for.
     RejectReason {
         Access = "access",
         MaxConnections = "max_connections",
@@ -169,6 +169,44 @@ words! {
     SpliceFallback {
         NoPipe = "no_pipe",
         Refused = "refused",
+    }
+}
+
+impl CloseReason {
+    /// Whether a flow can end so, or else a connection.
+    pub fn can_befall(self, flow: bool) -> bool {
+        match self {
+            Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::UntrustedHeader => !flow,
+            Self::BackendRefused | Self::ResponseTimeout | Self::Evicted => flow,
+            Self::Ok
+            | Self::IdleTimeout
+            | Self::NoBackend
+            | Self::Drained
+            | Self::BackendDown
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained => true,
+        }
+    }
+}
+
+impl RejectReason {
+    /// Whether a flow can be turned away so, or else a connection.
+    pub fn can_befall(self, flow: bool) -> bool {
+        match self {
+            Self::ProcessMaxConnections
+            | Self::NoDescriptors
+            | Self::ProxyEnded
+            | Self::ProxyTimeout => !flow,
+            Self::MaxFlowsPerSource | Self::ProcessMaxFlows => flow,
+            Self::Access | Self::MaxConnections | Self::ProxyHeader | Self::Drained => true,
+        }
     }
 }
 

@@ -136,7 +136,7 @@ async fn answer(
 fn publish(exporter: &Exporter, state: &State) {
     let now = Instant::now();
     for service in &state.services {
-        exporter.publish_listener(&service.metrics);
+        exporter.publish_listener(&service.metrics, status::is_udp(service));
     }
     for pool in &state.pools {
         let backends = pool.snapshot(now);

@@ -1,6 +1,9 @@
 //! The status page: one look for a person, without scripts and without anything loaded from elsewhere.
 
-use super::status;
+use super::{
+    status,
+    words::{load, reasons, size},
+};
 use crate::server::State;
 use std::fmt::Write as _;
 
@@ -22,19 +25,30 @@ pub(super) fn render(state: &State) -> String {
     let p = &status.process;
     let _ = write!(
         out,
-        "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {} of {} sessions. \
+        "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {}. \
          <a href=\"/metrics\">metrics</a> · <a href=\"/api/v1/status\">JSON</a></p>",
-        p.version, p.state, p.uptime_seconds, p.workers, p.connections, p.max_connections
+        p.version,
+        p.state,
+        p.uptime_seconds,
+        p.workers,
+        load(
+            p.connections,
+            p.max_connections,
+            p.flows,
+            p.max_flows,
+            status.listeners.iter().map(|l| l.protocol)
+        )
     );
     out.push_str(
-        "<h2>Listeners</h2><table><tr><th>name<th>addresses<th>upstream<th class=n>sessions\
+        "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream<th class=n>sessions\
          <th class=n>accepted<th class=n>received<th class=n>sent</tr>",
     );
     for l in &status.listeners {
         let _ = write!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}</tr>",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}</tr>",
             escape(&l.name),
+            l.protocol,
             escape(&l.addresses.join(", ")),
             escape(&l.upstream),
             l.connections,
@@ -44,6 +58,7 @@ pub(super) fn render(state: &State) -> String {
         );
     }
     out.push_str("</table>");
+    datagrams(&mut out, &status.listeners);
     for u in &status.upstreams {
         let _ = write!(
             out,
@@ -80,26 +95,35 @@ pub(super) fn render(state: &State) -> String {
     out
 }
 
+fn datagrams(out: &mut String, listeners: &[status::Listener]) {
+    if listeners.iter().all(|l| l.datagrams.is_none()) {
+        return;
+    }
+    out.push_str(
+        "<h2>Datagrams</h2><table><tr><th>listener<th class=n>received<th class=n>sent\
+         <th class=n>dropped<th>for what reason</tr>",
+    );
+    for l in listeners {
+        let Some(d) = &l.datagrams else {
+            continue;
+        };
+        let dropped = d.dropped_by_reason.iter().map(|(&word, &n)| (word, n));
+        let _ = write!(
+            out,
+            "<tr><td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td>{}</tr>",
+            escape(&l.name),
+            d.received_datagrams,
+            d.sent_datagrams,
+            d.dropped_datagrams,
+            reasons(dropped),
+        );
+    }
+    out.push_str("</table>");
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
-}
-
-/// As a person reads it.
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub fn size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" {
-                format!("{bytes} B")
-            } else {
-                format!("{value:.1} {unit}")
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
 }

@@ -1,8 +1,11 @@
 //! The state of everything, as JSON.
 
-use crate::server::State;
+use crate::{plan::Protocol, reason::DropReason, server::State, service::Service};
 use serde::Serialize;
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
@@ -21,6 +24,9 @@ pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) connections: u64,
     pub(super) max_connections: u64,
+    /// Of UDP, and both 0 where nobody listens for it.
+    pub(super) flows: u64,
+    pub(super) max_flows: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,11 +36,24 @@ pub(super) struct Listener {
     /// Where it really listens: a port 0 has become a number.
     pub(super) addresses: Vec<String>,
     pub(super) upstream: String,
+    /// Of UDP: flows.
     pub(super) connections: u64,
     pub(super) max_connections: u64,
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
+    /// Of UDP alone.
+    #[serde(flatten)]
+    pub(super) datagrams: Option<Datagrams>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Datagrams {
+    pub(super) received_datagrams: u64,
+    pub(super) sent_datagrams: u64,
+    pub(super) dropped_datagrams: u64,
+    /// Of these, how many for what reason; every reason is there.
+    pub(super) dropped_by_reason: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,6 +120,8 @@ pub(super) fn of(state: &State) -> Status {
             workers: state.workers,
             connections: sessions.connections().count(),
             max_connections: sessions.connections().most,
+            flows: sessions.flows().count(),
+            max_flows: sessions.flows().most,
         },
         listeners: state.services.iter().map(|s| listener(state, s)).collect(),
         upstreams: state.pools.iter().map(|p| upstream(p)).collect(),
@@ -126,11 +147,15 @@ pub(super) fn unready(state: &State) -> String {
         .collect()
 }
 
-fn listener(state: &State, service: &crate::service::Service) -> Listener {
+pub(super) fn is_udp(service: &Service) -> bool {
+    matches!(service.plan.protocol, Protocol::Udp(_))
+}
+
+fn listener(state: &State, service: &Service) -> Listener {
     let counts = &service.metrics.counts;
     Listener {
         name: service.plan.name.clone(),
-        protocol: "tcp",
+        protocol: if is_udp(service) { "udp" } else { "tcp" },
         addresses: state
             .bound
             .iter()
@@ -143,6 +168,22 @@ fn listener(state: &State, service: &crate::service::Service) -> Listener {
         accepted: counts.sum(|c| &c.connections),
         received_bytes: counts.sum(|c| &c.received),
         sent_bytes: counts.sum(|c| &c.sent),
+        datagrams: is_udp(service).then(|| datagrams(service)),
+    }
+}
+
+fn datagrams(service: &Service) -> Datagrams {
+    let counts = &service.metrics.counts;
+    let dropped = |reason: DropReason| counts.sum(|c| &c.dropped_datagrams[reason as usize]);
+    let by_reason: BTreeMap<_, _> = DropReason::ALL
+        .iter()
+        .map(|&reason| (reason.word(), dropped(reason)))
+        .collect();
+    Datagrams {
+        received_datagrams: counts.sum(|c| &c.received_datagrams),
+        sent_datagrams: counts.sum(|c| &c.sent_datagrams),
+        dropped_datagrams: by_reason.values().sum(),
+        dropped_by_reason: by_reason,
     }
 }
 

@@ -4,7 +4,7 @@ use super::{complain, say};
 use crate::{config, plan::Plan};
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     process::ExitCode,
     time::Duration,
 };
@@ -31,83 +31,181 @@ pub(super) fn run() -> ExitCode {
 fn prepare() -> Result<Plan, String> {
     let mut backends = Vec::new();
     for (name, port) in [("red", 7101), ("green", 7102), ("blue", 7103)] {
-        let listener = bind(port).map_err(|e| format!("cannot start the backend {name}: {e}"))?;
-        let address = listener.local_addr().map_err(|e| e.to_string())?;
+        let socket = bind(port, TcpListener::bind);
+        let socket = socket.map_err(|e| format!("cannot start the backend {name}: {e}"))?;
+        let address = socket.local_addr().map_err(|e| e.to_string())?;
         backends.push((name, address));
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || serve(name, listener, address))
-            .map_err(|e| e.to_string())?;
+        let greet = move |socket| greet_until_stopped(name, socket);
+        start(name, address, socket, TcpListener::bind, greet)?;
     }
-    let front = free(7000)?;
-    let admin = free(9900)?;
-    let lines: String = backends
-        .iter()
-        .map(|(name, address)| format!("  backend {name:<6} {address}\n"))
-        .collect();
-    let entries: Vec<String> = backends
-        .iter()
-        .map(|(_, address)| format!("{{ address = \"{address}\", fail_timeout = \"3s\" }}"))
-        .collect();
-    let text = format!(
-        "[log]\nformat = \"text\"\naccess = \"stdout\"\n\
-         [admin]\nlisten = \"{admin}\"\n\
-         [listeners.demo]\nbind = \"{front}\"\nupstream = \"colours\"\n\
-         [upstreams.colours]\nbackends = [{}]\n",
-        entries.join(", ")
-    );
+    let mut answering = Vec::new();
+    for (name, port) in [("gold", 7201), ("silver", 7202)] {
+        let socket = bind(port, UdpSocket::bind);
+        let socket = socket.map_err(|e| format!("cannot start the backend {name}: {e}"))?;
+        let address = socket.local_addr().map_err(|e| e.to_string())?;
+        answering.push((name, address));
+        let answer = move |socket| answer_until_stopped(name, &socket);
+        start(name, address, socket, UdpSocket::bind, answer)?;
+    }
+    let addresses = Addresses {
+        front: free(7000)?,
+        front_udp: bind(7200, UdpSocket::bind)
+            .and_then(|socket| socket.local_addr())
+            .map_err(|e| e.to_string())?,
+        admin: free(9900)?,
+        backends,
+        answering,
+    };
+    let text = addresses.config();
     let plan = config::parse(&text, "demo").map_err(|problems| problems.to_string())?;
-    let (host, port) = (front.ip(), front.port());
-    let stopped = backends[0].1;
-    say(&format!(
-        "tembuku demo: one listener in front of three backends, round robin\n\
-         \n\
-         {}  listener demo  {front}\n\
-         \x20 status page    http://{admin}/\n\
-         \n\
-         Try, in another terminal:\n\
-         \n\
-         \x20 1. The backends take turns:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done\n\
-         \x20                               (bash; or: nc {host} {port} < /dev/null)\n\
-         \x20 2. What Prometheus would see: curl -s http://{admin}/metrics\n\
-         \x20 3. Stop a backend:            echo stop > /dev/tcp/{}/{}\n\
-         \x20                               then 1. again: no connect fails, red is left out;\n\
-         \x20                               it comes back after {} s\n\
-         \n\
-         Each session prints its line of the access log here. Ctrl-C ends the demo.\n\n",
-        lines,
-        stopped.ip(),
-        stopped.port(),
-        AWAY.as_secs(),
-    ));
+    say(&addresses.what_to_try());
     Ok(plan)
 }
 
-/// A backend: says its name to whoever connects, and goes away for a while when told "stop".
-fn serve(name: &'static str, listener: TcpListener, address: SocketAddr) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    else {
-        return;
-    };
-    let mut listener = Some(listener);
-    loop {
-        let socket = match listener.take().map_or_else(|| bind_to(address), Ok) {
+/// Where everything is.
+struct Addresses {
+    front: SocketAddr,
+    front_udp: SocketAddr,
+    admin: SocketAddr,
+    /// They speak TCP...
+    backends: Vec<(&'static str, SocketAddr)>,
+    /// ... and these UDP.
+    answering: Vec<(&'static str, SocketAddr)>,
+}
+
+impl Addresses {
+    fn config(&self) -> String {
+        let list = |backends: &[(&str, SocketAddr)], fail_timeout: Duration| {
+            let seconds = fail_timeout.as_secs();
+            let entries: Vec<String> = backends
+                .iter()
+                .map(|(_, address)| {
+                    format!("{{ address = \"{address}\", fail_timeout = \"{seconds}s\" }}")
+                })
+                .collect();
+            entries.join(", ")
+        };
+        format!(
+            "[log]\nformat = \"text\"\naccess = \"stdout\"\n\
+             [admin]\nlisten = \"{}\"\n\
+             [listeners.demo]\nbind = \"{}\"\nupstream = \"colours\"\n\
+             [listeners.demo-udp]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"metals\"\n\
+             responses = 1\nidle_timeout = \"2s\"\n\
+             [upstreams.colours]\nbackends = [{}]\n\
+             [upstreams.metals]\nbackends = [{}]\n",
+            self.admin,
+            self.front,
+            self.front_udp,
+            list(&self.backends, Duration::from_secs(3)),
+            // Each try of one that is away costs somebody a datagram.
+            list(&self.answering, AWAY),
+        )
+    }
+
+    fn what_to_try(&self) -> String {
+        let Self {
+            front,
+            front_udp,
+            admin,
+            backends,
+            answering,
+        } = self;
+        let lines = |backends: &[(&str, SocketAddr)], what: &str| {
+            let line =
+                |(name, address): &(&str, _)| format!("  backend {name:<10} {address}{what}\n");
+            backends.iter().map(line).collect::<String>()
+        };
+        let (stopped, stopped_udp) = (backends[0], answering[0]);
+        format!(
+            "tembuku demo: two listeners, for TCP and UDP, in front of three backends and two, round robin\n\
+             \n\
+             {}{}  listener demo      {front}\n\
+             \x20 listener demo-udp  {front_udp} (UDP)\n\
+             \x20 status page        http://{admin}/\n\
+             \n\
+             Try, in another terminal:\n\
+             \n\
+             \x20 1. The backends take turns:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done\n\
+             \x20                               (bash; or: nc {host} {port} < /dev/null)\n\
+             \x20 2. What Prometheus would see: curl -s http://{admin}/metrics\n\
+             \x20 3. Stop a backend:            echo stop > /dev/tcp/{}/{}\n\
+             \x20                               then 1. again: no connect fails, {} is left out;\n\
+             \x20                               it comes back after {away} s\n\
+             \x20 4. Flows take turns over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} 3<> /dev/udp/{udp_host}/{udp_port}; done\n\
+             \x20                               (bash; or, each a flow: echo hi | nc -u -w1 {udp_host} {udp_port})\n\
+             \x20 5. Stop one of those:         echo stop > /dev/udp/{}/{}\n\
+             \x20                               then 4. again: its port is closed, and ICMP says so. The datagram\n\
+             \x20                               that finds out is lost, all others {} answers;\n\
+             \x20                               it comes back after {away} s, and soon takes its turn\n\
+             \n\
+             Each session prints its line of the access log here. Ctrl-C ends the demo.\n\n",
+            lines(backends, ""),
+            lines(answering, " (UDP)"),
+            stopped.1.ip(),
+            stopped.1.port(),
+            stopped.0,
+            stopped_udp.1.ip(),
+            stopped_udp.1.port(),
+            answering[1].0,
+            host = front.ip(),
+            port = front.port(),
+            udp_host = front_udp.ip(),
+            udp_port = front_udp.port(),
+            away = AWAY.as_secs(),
+        )
+    }
+}
+
+/// A backend, on a thread of its own: serves until it is told "stop", and goes away for a while then.
+fn start<S: Send + 'static>(
+    name: &'static str,
+    address: SocketAddr,
+    mut socket: S,
+    bind: fn(SocketAddr) -> io::Result<S>,
+    serve_until_stopped: impl Fn(S) -> io::Result<()> + Send + 'static,
+) -> Result<(), String> {
+    let serve = move || loop {
+        if let Err(e) = serve_until_stopped(socket) {
+            say(&format!("{name}: {e}\n"));
+            return;
+        }
+        say(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
+        std::thread::sleep(AWAY);
+        socket = match bind(address) {
             Ok(socket) => socket,
             Err(e) => {
                 say(&format!("{name}: cannot listen on {address} again: {e}\n"));
                 return;
             }
         };
-        if let Err(e) = runtime.block_on(until_stopped(name, socket)) {
-            say(&format!("{name}: {e}\n"));
-            return;
-        }
-        say(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
-        std::thread::sleep(AWAY);
         say(&format!("{name}: listening again on {address}\n"));
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(serve).map(drop).map_err(|e| e.to_string())
+}
+
+/// Answers each datagram with its name.
+fn answer_until_stopped(name: &str, socket: &UdpSocket) -> io::Result<()> {
+    let mut bytes = [0; 64];
+    loop {
+        let (length, client) = match socket.recv_from(&mut bytes) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            came => came?,
+        };
+        // Who does not wait for the answer is no reason to end.
+        let _ = socket.send_to(format!("{name}\n").as_bytes(), client);
+        if bytes[..length].trim_ascii() == b"stop" {
+            return Ok(());
+        }
     }
+}
+
+/// Says its name to whoever connects.
+fn greet_until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(until_stopped(name, socket))
 }
 
 async fn until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()> {
@@ -149,17 +247,13 @@ async fn greet(name: &str, mut stream: TcpStream) -> io::Result<bool> {
 }
 
 /// The port asked for, or any other if somebody has it.
-fn bind(port: u16) -> io::Result<TcpListener> {
-    bind_to(SocketAddr::from(([127, 0, 0, 1], port)))
-        .or_else(|_| bind_to(SocketAddr::from(([127, 0, 0, 1], 0))))
-}
-
-fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
+fn bind<S>(port: u16, bind: fn(SocketAddr) -> io::Result<S>) -> io::Result<S> {
+    let at = |port| bind(SocketAddr::from(([127, 0, 0, 1], port)));
+    at(port).or_else(|_| at(0))
 }
 
 fn free(port: u16) -> Result<SocketAddr, String> {
-    bind(port)
+    bind(port, TcpListener::bind)
         .and_then(|listener| listener.local_addr())
         .map_err(|e| e.to_string())
 }

@@ -4,7 +4,7 @@ use super::{
     client::{At, Client},
     complain, say,
 };
-use crate::admin::size;
+use crate::admin::{load, reasons, size};
 use clap::Args;
 use serde_json::Value;
 use std::{process::ExitCode, time::Duration};
@@ -38,23 +38,31 @@ pub(super) fn run(args: &Status) -> ExitCode {
 fn text(status: &Value) -> String {
     let p = &status["process"];
     let up = Duration::from_secs(number(p, "uptime_seconds"));
+    let listeners = list(status, "listeners");
     let mut out = format!(
-        "tembuku {}: {}, pid {}, up {}, {} of {} sessions\n\n",
+        "tembuku {}: {}, pid {}, up {}, {}\n\n",
         word(p, "version"),
         word(p, "state"),
         number(p, "pid"),
         humantime::format_duration(up),
-        number(p, "connections"),
-        number(p, "max_connections"),
+        load(
+            number(p, "connections"),
+            number(p, "max_connections"),
+            number(p, "flows"),
+            number(p, "max_flows"),
+            listeners
+                .iter()
+                .map(|l| l["protocol"].as_str().unwrap_or_default()),
+        ),
     );
     let mut rows = vec![Row::of(
-        ["listener", "upstream"],
+        ["listener", "protocol", "upstream"],
         ["sessions", "accepted", "received", "sent"],
         ["address"],
     )];
-    rows.extend(list(status, "listeners").iter().map(|l| {
+    rows.extend(listeners.iter().map(|l| {
         Row::of(
-            [word(l, "name"), word(l, "upstream")],
+            ["name", "protocol", "upstream"].map(|key| word(l, key)),
             [
                 number(l, "connections").to_string(),
                 number(l, "accepted").to_string(),
@@ -65,6 +73,7 @@ fn text(status: &Value) -> String {
         )
     }));
     out += &table(&rows);
+    out += &datagrams(listeners);
     for u in list(status, "upstreams") {
         let backends = list(u, "backends");
         out += &format!(
@@ -83,6 +92,30 @@ fn text(status: &Value) -> String {
         out += &table(&rows);
     }
     out
+}
+
+/// Of listeners of UDP, if there are any.
+fn datagrams(listeners: &[Value]) -> String {
+    let mut rows = vec![Row::of(
+        ["datagrams"],
+        ["received", "sent", "dropped"],
+        ["for what reason"],
+    )];
+    let udp = listeners.iter().filter(|l| l["protocol"] == "udp");
+    rows.extend(udp.map(|l| {
+        let dropped = l["dropped_by_reason"].as_object().into_iter().flatten();
+        let dropped = dropped.map(|(word, n)| (word.as_str(), n.as_u64().unwrap_or_default()));
+        Row::of(
+            [word(l, "name")],
+            ["received_datagrams", "sent_datagrams", "dropped_datagrams"]
+                .map(|key| number(l, key).to_string()),
+            [clean(&dashed(reasons(dropped)))],
+        )
+    }));
+    match rows.len() {
+        1 => String::new(),
+        _ => format!("\n{}", table(&rows)),
+    }
 }
 
 fn backend(b: &Value) -> Row {
@@ -145,15 +178,18 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], |list| &list[..])
 }
 
-/// What is named in a configuration may be meant to steer the terminal.
 fn word(value: &Value, key: &str) -> String {
-    let text = value[key].as_str().unwrap_or_default();
-    text.replace(char::is_control, "\u{fffd}")
+    clean(value[key].as_str().unwrap_or_default())
 }
 
 fn words(value: &Value, key: &str) -> String {
     let words: Vec<&str> = list(value, key).iter().filter_map(Value::as_str).collect();
-    words.join(", ").replace(char::is_control, "\u{fffd}")
+    clean(&words.join(", "))
+}
+
+/// What is named in a configuration may be meant to steer the terminal.
+fn clean(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 fn number(value: &Value, key: &str) -> u64 {
@@ -178,9 +214,14 @@ mod tests {
     fn columns_stand_below_each_other() {
         let status = json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 3725,
-                "connections": 5, "max_connections": 100 },
-            "listeners": [{ "name": "cache", "addresses": ["0.0.0.0:6379", "unix:/x"], "upstream": "redis",
-                "connections": 5, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 }],
+                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30 },
+            "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
+                "upstream": "redis", "connections": 5, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
+                { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
+                "connections": 20, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000,
+                "received_datagrams": 1_000, "sent_datagrams": 980, "dropped_datagrams": 20,
+                "dropped_by_reason": { "late": 1, "no_backend": 19, "rejected": 0 } },
+                { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names" }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 1, "backends": [
                 { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "role": ["primary"],
                   "last_check": { "result": "ok" }, "weight": 1, "backup": false, "connections": 1_000 },
@@ -189,10 +230,16 @@ mod tests {
             ] }],
         });
         let expected = "\
-tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 sessions
+tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows
 
-listener  upstream  sessions  accepted  received  sent  address
-cache     redis            5     12345   1.5 KiB   7 B  0.0.0.0:6379, unix:/x
+listener  protocol  upstream  sessions  accepted  received     sent  address
+cache     tcp       redis            5     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x
+dns       udp       names           20       100   2.9 KiB  3.9 KiB  0.0.0.0:53
+log       udp       names            0         0       0 B      0 B  0.0.0.0:514
+
+datagrams  received  sent  dropped  for what reason
+dns            1000   980       20  no_backend 19, late 1
+log               0     0        0  -
 
 upstream redis: round_robin, 1 of 2 available
 backend                   state    sessions  weight  role     check  why

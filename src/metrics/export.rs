@@ -1,9 +1,15 @@
 //! From our counters to what Prometheus scrapes.
 
-use super::{BackendMetrics, CheckMetrics, ListenerMetrics, ProcessMetrics, Sharded};
+use super::{
+    BackendMetrics, CheckMetrics, ListenerMetrics, ProcessMetrics, Sharded,
+    names::{COUNTERS, GAUGES, HISTOGRAMS},
+};
 use crate::{
     plan::Role,
-    reason::{BackendState, CheckResult, CloseReason, ConnectError, RejectReason, SpliceFallback},
+    reason::{
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+        SpliceFallback,
+    },
 };
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{
@@ -29,131 +35,6 @@ const LIFETIME: &[f64] = &[
 ];
 
 const METADATA: Metadata<'static> = Metadata::new("tembuku", Level::INFO, None);
-
-/// Name, help text and kind of every metric but the histograms and the `process_*` family.
-const COUNTERS: &[(&str, &str)] = &[
-    ("listener_connections_total", "Connections accepted."),
-    (
-        "listener_rejected_total",
-        "Connections turned away before a backend was looked for, by reason.",
-    ),
-    (
-        "listener_received_bytes_total",
-        "Bytes received from clients.",
-    ),
-    ("listener_sent_bytes_total", "Bytes sent to clients."),
-    ("sessions_closed_total", "Sessions that ended, by reason."),
-    (
-        "backend_connections_total",
-        "Connections established to the backend.",
-    ),
-    (
-        "backend_connect_errors_total",
-        "Connects to the backend that failed, by reason.",
-    ),
-    (
-        "backend_retries_total",
-        "Connects tried here because another backend had failed.",
-    ),
-    (
-        "backend_received_bytes_total",
-        "Bytes received from the backend.",
-    ),
-    ("backend_sent_bytes_total", "Bytes sent to the backend."),
-    (
-        "backend_transitions_total",
-        "Changes of the backend's state, by the state entered.",
-    ),
-    ("check_results_total", "Checks of the backend, by result."),
-    (
-        "relayed_bytes_total",
-        "Bytes relayed in both directions, by mode.",
-    ),
-    (
-        "splice_fallbacks_total",
-        "Times that bulk data was copied because it could not be spliced, by reason.",
-    ),
-    (
-        "access_log_dropped_total",
-        "Access log records dropped because the writer could not keep up.",
-    ),
-    (
-        "accept_errors_total",
-        "Accepts that failed for want of descriptors or memory.",
-    ),
-];
-const GAUGES: &[(&str, &str)] = &[
-    ("build_info", "Always 1; the label tells the version."),
-    (
-        "config_last_reload_successful",
-        "Whether the last configuration that was read could be applied.",
-    ),
-    (
-        "config_last_reload_success_timestamp_seconds",
-        "When a configuration was last applied.",
-    ),
-    ("listener_active_connections", "Sessions that live now."),
-    (
-        "backend_active_connections",
-        "Sessions on the backend now, those being connected included.",
-    ),
-    (
-        "backend_state",
-        "1 for the state that the backend is in, 0 for the others.",
-    ),
-    (
-        "backend_role",
-        "1 for the role that the last answer told, 0 for the others.",
-    ),
-    (
-        "backend_replication_lag_seconds",
-        "How old what the replica has is, by its last answer; NaN while it does not tell.",
-    ),
-    (
-        "backend_replication_lag_bytes",
-        "How much the replica has received and not replayed, by its last answer; NaN while it does not tell.",
-    ),
-    ("backend_weight", "The configured weight."),
-    (
-        "upstream_available_backends",
-        "Backends that could take a new session now.",
-    ),
-    (
-        "upstream_primaries",
-        "Backends that say that they are the primary, where there is to be one.",
-    ),
-    (
-        "upstream_serves_anyway",
-        "Whether all backends are used whatever their checks say.",
-    ),
-];
-const HISTOGRAMS: &[(&str, &str)] = &[
-    ("session_duration_seconds", "How long sessions lived."),
-    (
-        "first_byte_duration_seconds",
-        "From the start of the connect to the backend's first byte.",
-    ),
-    (
-        "backend_connect_duration_seconds",
-        "How long successful connects to the backend took.",
-    ),
-    (
-        "check_duration_seconds",
-        "How long checks of the backend took, those that failed included.",
-    ),
-    (
-        "upstream_doubt_duration_seconds",
-        "From the first sign that a backend was not to be used to the verdict.",
-    ),
-    (
-        "upstream_leave_duration_seconds",
-        "From the verdict, or wish, that a backend is not to be used until its last session was over.",
-    ),
-    (
-        "upstream_resume_duration_seconds",
-        "From the verdict, or wish, that a backend is not to be used until another one had taken a session.",
-    ),
-];
 
 /// One registry a server, not one a process: two servers in one process do not mix.
 pub struct Exporter {
@@ -273,7 +154,8 @@ impl Exporter {
         self.handle.render()
     }
 
-    pub fn publish_listener(&self, m: &ListenerMetrics) {
+    /// `flows`: it is datagrams that come, and no connections.
+    pub fn publish_listener(&self, m: &ListenerMetrics, flows: bool) {
         let label = ("listener", Arc::clone(&m.name));
         let one = [label.clone()];
         let c = &m.counts;
@@ -289,21 +171,40 @@ impl Exporter {
         );
         self.counter("listener_sent_bytes_total", &one, c.sum(|c| &c.sent));
         self.count("listener_active_connections", &one, m.active());
-        for &reason in RejectReason::ALL {
-            let labels = [label.clone(), ("reason", reason.word().into())];
+        if flows {
             self.counter(
-                "listener_rejected_total",
-                &labels,
-                c.sum(|c| &c.rejected[reason as usize]),
+                "listener_received_datagrams_total",
+                &one,
+                c.sum(|c| &c.received_datagrams),
             );
+            self.counter(
+                "listener_sent_datagrams_total",
+                &one,
+                c.sum(|c| &c.sent_datagrams),
+            );
+            for &reason in DropReason::ALL {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter(
+                    "listener_dropped_datagrams_total",
+                    &labels,
+                    c.sum(|c| &c.dropped_datagrams[reason as usize]),
+                );
+            }
+        }
+        // What has happened is shown, whatever we think can happen.
+        for &reason in RejectReason::ALL {
+            let n = c.sum(|c| &c.rejected[reason as usize]);
+            if reason.can_befall(flows) || n > 0 {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter("listener_rejected_total", &labels, n);
+            }
         }
         for &reason in CloseReason::ALL {
-            let labels = [label.clone(), ("reason", reason.word().into())];
-            self.counter(
-                "sessions_closed_total",
-                &labels,
-                c.sum(|c| &c.closed[reason as usize]),
-            );
+            let n = c.sum(|c| &c.closed[reason as usize]);
+            if reason.can_befall(flows) || n > 0 {
+                let labels = [label.clone(), ("reason", reason.word().into())];
+                self.counter("sessions_closed_total", &labels, n);
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use crate::harness::{
     proc::{Proc, Streams, narrow_pipe},
     secs,
     server::{Server, ask_many, list, named},
-    tembuku::{Tembuku, binary},
+    tembuku::{Tembuku, binary, cli},
     temp::TempDir,
     wait_until,
 };
@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     process::{Command, Stdio},
     thread,
 };
@@ -145,6 +145,271 @@ fn every_metric_of_the_contract_is_there() {
     );
     assert_eq!(metrics.sum("backend_state", &[("state", "up")]), 2.0);
     assert_eq!(metrics.sum("upstream_available_backends", &[]), 2.0);
+}
+
+/// A listener of TCP, and two of UDP of which one lets nobody in.
+struct Datagrams {
+    tembuku: Tembuku,
+    udp: SocketAddr,
+    closed: SocketAddr,
+    backend: UdpSocket,
+    _server: Server,
+}
+
+fn datagrams(log: &str) -> Datagrams {
+    let server = Server::named("b1");
+    let backend = UdpSocket::bind(ports::free_addr()).unwrap();
+    backend.set_read_timeout(Some(net::PATIENCE)).unwrap();
+    let (tcp, udp, closed) = (ports::free_addr(), ports::free_addr(), ports::free_addr());
+    let tembuku = Tembuku::start(&format!(
+        "[log]\n{log}\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.tcp]\nbind = \"{tcp}\"\nupstream = \"streams\"\n\
+         [listeners.udp]\nbind = \"{udp}\"\nprotocol = \"udp\"\nupstream = \"back\"\nmax_connections = 10\n\
+         [listeners.closed]\nbind = \"{closed}\"\nprotocol = \"udp\"\nupstream = \"back\"\naccess = [\"deny all\"]\n\
+         [upstreams.streams]\nbackends = [\"{}\"]\n[upstreams.back]\nbackends = [\"{}\"]\n",
+        server.addr,
+        backend.local_addr().unwrap(),
+    ));
+    Datagrams {
+        tembuku,
+        udp,
+        closed,
+        backend,
+        _server: server,
+    }
+}
+
+impl Datagrams {
+    /// Three bytes up, two datagrams of four down; and two that are not let in.
+    fn exchange(&self) -> UdpSocket {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(net::PATIENCE)).unwrap();
+        client.send_to(b"ask", self.udp).unwrap();
+        let mut bytes = [0; 64];
+        let (length, flow) = self.backend.recv_from(&mut bytes).unwrap();
+        assert_eq!(&bytes[..length], b"ask");
+        for _ in 0..2 {
+            self.backend.send_to(b"told", flow).unwrap();
+            assert_eq!(client.recv(&mut bytes).unwrap(), 4);
+        }
+        for _ in 0..2 {
+            client.send_to(b"let me in", self.closed).unwrap();
+        }
+        // They are counted when they have been dealt with.
+        for (name, listener) in [
+            ("listener_sent_datagrams_total", "udp"),
+            ("listener_received_datagrams_total", "closed"),
+            ("listener_dropped_datagrams_total", "closed"),
+        ] {
+            let labels = [("listener", listener)];
+            self.tembuku.wait_metric(name, &labels, |n| n == 2.0);
+        }
+        client
+    }
+}
+
+const DROPS: [&str; 8] = [
+    "late",
+    "no_backend",
+    "receive_buffer",
+    "rejected",
+    "send_buffer",
+    "send_failed",
+    "too_large",
+    "truncated",
+];
+
+#[test]
+fn datagrams_are_counted_where_there_are_any() {
+    let setup = datagrams("");
+    let reasons = |name: &str, listener: &str| -> Vec<String> {
+        let metrics = setup.tembuku.metrics();
+        let name = format!("tembuku_{name}");
+        let of = metrics.series.iter().filter(|series| {
+            series.name == name && series.labels.get("listener").is_some_and(|l| l == listener)
+        });
+        let reasons: BTreeSet<_> = of.map(|series| series.labels["reason"].clone()).collect();
+        reasons.into_iter().collect()
+    };
+    // From the start, and of each kind of listener what can happen there.
+    let dropped = "listener_dropped_datagrams_total";
+    assert_eq!(reasons(dropped, "udp"), DROPS);
+    assert_eq!(reasons(dropped, "tcp"), [""; 0]);
+    assert_eq!(
+        reasons("listener_rejected_total", "udp"),
+        [
+            "access",
+            "drained",
+            "max_connections",
+            "max_flows_per_source",
+            "process_max_flows",
+            "proxy_header"
+        ]
+    );
+    assert_eq!(
+        reasons("listener_rejected_total", "tcp"),
+        [
+            "access",
+            "drained",
+            "max_connections",
+            "no_descriptors",
+            "process_max_connections",
+            "proxy_ended",
+            "proxy_header",
+            "proxy_timeout"
+        ]
+    );
+    let both = [
+        "backend_down",
+        "backend_drained",
+        "drained",
+        "idle_timeout",
+        "lagging",
+        "no_backend",
+        "ok",
+        "recovered",
+        "role_lost",
+    ];
+    for (listener, others) in [
+        (
+            "udp",
+            &["backend_refused", "evicted", "response_timeout"][..],
+        ),
+        (
+            "tcp",
+            &[
+                "backend_reset",
+                "client_left",
+                "client_reset",
+                "connect_failed",
+                "half_close_timeout",
+                "untrusted_proxy_header",
+            ],
+        ),
+    ] {
+        let expected: BTreeSet<&str> = both.iter().chain(others).copied().collect();
+        let found = reasons("sessions_closed_total", listener);
+        assert_eq!(found, Vec::from_iter(expected), "{listener}");
+    }
+
+    let _client = setup.exchange();
+    let metrics = setup.tembuku.metrics();
+    for (name, listener, value) in [
+        ("listener_received_datagrams_total", "udp", 1.0),
+        ("listener_sent_datagrams_total", "udp", 2.0),
+        ("listener_dropped_datagrams_total", "udp", 0.0),
+        ("listener_received_bytes_total", "udp", 3.0),
+        ("listener_sent_bytes_total", "udp", 8.0),
+        ("listener_connections_total", "udp", 1.0),
+        ("listener_active_connections", "udp", 1.0),
+        ("listener_received_datagrams_total", "closed", 2.0),
+        ("listener_sent_datagrams_total", "closed", 0.0),
+        ("listener_dropped_datagrams_total", "closed", 2.0),
+        ("listener_active_connections", "closed", 0.0),
+    ] {
+        let labels = [("listener", listener)];
+        assert!(metrics.has(name, &labels), "{name} {listener}");
+        assert_eq!(metrics.sum(name, &labels), value, "{name} {listener}");
+    }
+    let denied = [("listener", "closed"), ("reason", "access")];
+    assert_eq!(metrics.sum("listener_rejected_total", &denied), 2.0);
+    for name in [
+        "listener_received_datagrams_total",
+        "listener_sent_datagrams_total",
+    ] {
+        assert!(!metrics.has(name, &[("listener", "tcp")]), "{name}");
+    }
+}
+
+#[test]
+fn the_status_tells_of_flows_and_datagrams() {
+    let setup = datagrams("");
+    let _client = setup.exchange();
+    let status = setup.tembuku.get("/api/v1/status").body;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let process = &status["process"];
+    assert_eq!(
+        (&process["connections"], &process["flows"]),
+        (&0.into(), &1.into())
+    );
+    let most = process["max_flows"].as_u64().unwrap();
+    assert!(most > 10, "{process}");
+    let [tcp, udp, closed] = status["listeners"].as_array().unwrap().as_slice() else {
+        panic!("not three listeners: {status}");
+    };
+    assert_eq!(
+        (&tcp["protocol"], &udp["protocol"]),
+        (&"tcp".into(), &"udp".into())
+    );
+    let told = tcp.as_object().unwrap();
+    assert!(
+        told.keys()
+            .all(|key| !key.contains("datagrams") && !key.contains("dropped")),
+        "{tcp}"
+    );
+    assert_eq!(udp["connections"], 1);
+    assert_eq!(udp["max_connections"], 10);
+    for (listener, received, sent, dropped) in [(udp, 1, 2, 0), (closed, 2, 0, 2)] {
+        assert_eq!(listener["received_datagrams"], received, "{listener}");
+        assert_eq!(listener["sent_datagrams"], sent, "{listener}");
+        assert_eq!(listener["dropped_datagrams"], dropped, "{listener}");
+        let by_reason = listener["dropped_by_reason"].as_object().unwrap();
+        assert!(by_reason.keys().eq(DROPS), "{listener}");
+        assert_eq!(by_reason["rejected"], dropped, "{listener}");
+    }
+
+    // As a page.
+    let page = setup.tembuku.get("/").body;
+    for part in [
+        &format!("1 of {most} flows"),
+        "<tr><td>udp<td>udp<td>",
+        "<tr><td>tcp<td>tcp<td>",
+        "<tr><td>udp<td class=n>1<td class=n>2<td class=n>0<td></tr>",
+        "<tr><td>closed<td class=n>2<td class=n>0<td class=n>2<td>rejected 2</tr>",
+    ] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+    assert!(!page.contains("<tr><td>tcp<td class=n>"), "{page}");
+
+    // In a terminal.
+    let socket = setup.tembuku.dir.file("admin.sock");
+    let said = cli(&["status", "--socket", socket.to_str().unwrap()]).stdout;
+    let said = String::from_utf8(said).unwrap();
+    let lines: Vec<String> = said
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert!(
+        lines[0].ends_with(&format!(" connections, 1 of {most} flows")),
+        "{said}"
+    );
+    assert_eq!(
+        lines[4],
+        format!("udp udp back 1 1 3 B 8 B {}", setup.udp),
+        "{said}"
+    );
+    assert_eq!(
+        lines[7..10],
+        [
+            "datagrams received sent dropped for what reason",
+            "udp 1 2 0 -",
+            "closed 2 0 2 rejected 2"
+        ],
+        "{said}"
+    );
+}
+
+#[test]
+fn the_text_of_the_access_log_counts_datagrams() {
+    let setup = datagrams("format = \"text\"\naccess = \"{dir}/access.log\"");
+    let _client = setup.exchange();
+    let path = setup.tembuku.dir.file("access.log");
+    let text = || fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text(), "", "the flow is not over");
+    setup.tembuku.proc.signal(Signal::TERM);
+    wait_until("a line", secs(10), || text().ends_with('\n'));
+    let figures = "bytes_received=3 bytes_sent=8 datagrams_received=1 datagrams_sent=2";
+    assert!(text().contains(figures), "{}", text());
 }
 
 #[test]
@@ -434,6 +699,7 @@ fn the_access_log_as_text() {
     for part in ["front", "127.0.0.1", "ok"] {
         assert!(text().contains(part), "{part} in {}", text());
     }
+    assert!(!text().contains("datagrams"), "{}", text());
 }
 
 #[test]

@@ -427,7 +427,7 @@ fn status_shows_who_is_drained_and_who_is_still_there() {
         .collect();
     let front = setup.front.to_string();
     let (first, second) = (first.to_string(), second.to_string());
-    let accepted = ["front", "back", "3", "3", "0", "B", "9", "B", &front];
+    let accepted = ["front", "tcp", "back", "3", "3", "0", "B", "9", "B", &front];
     assert_eq!(
         lines[0][..3],
         [
@@ -435,6 +435,12 @@ fn status_shows_who_is_drained_and_who_is_still_there() {
             concat!(env!("CARGO_PKG_VERSION"), ":"),
             "running,"
         ]
+    );
+    // Nobody listens for datagrams.
+    assert_eq!(lines[0].last(), Some(&"connections"), "{said}");
+    assert!(
+        !said.contains("flows") && !said.contains("datagrams"),
+        "{said}"
     );
     assert_eq!(lines[3], accepted, "{said}");
     assert_eq!(

@@ -69,7 +69,8 @@ fn the_demo_does_what_it_prints() {
     let said = || std::fs::read_to_string(&out).unwrap_or_default();
     demo.wait_ready(secs(10), || said().contains("Ctrl-C"));
     let words = said();
-    let front = addr_after(&words, "listener demo");
+    let front = addr_after(&words, "listener demo ");
+    let udp = addr_after(&words, "listener demo-udp");
     let admin = addr_after(&words, "status page");
     wait_until("it is ready", secs(10), || {
         http::get(admin, "/readyz").is_ok_and(|response| response.status == 200)
@@ -94,6 +95,22 @@ fn the_demo_does_what_it_prints() {
     );
     assert_eq!(http::get(admin, "/").unwrap().status, 200);
 
+    // 4. Flows do so, too.
+    let flows = to_try(&words, "4. Flows take turns over UDP:");
+    assert!(flows.contains(&udp.port().to_string()), "{flows} to {udp}");
+    let four = bash(&flows);
+    let both = BTreeMap::from([("gold", 2), ("silver", 2)]);
+    assert_eq!(tally(&four), both, "{flows}\n{four}");
+    wait_until("their records are there", secs(5), || {
+        said()
+            .matches("datagrams_received=1 datagrams_sent=1")
+            .count()
+            == 4
+    });
+    let status = http::get(admin, "/api/v1/status").unwrap().body;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["listeners"][1]["received_datagrams"], 4, "{status}");
+
     // 3. A backend stops: no connect fails, and that one is left out.
     bash(&to_try(&words, "3. Stop a backend:"));
     wait_until("it says that red has stopped", secs(5), || {
@@ -105,12 +122,27 @@ fn the_demo_does_what_it_prints() {
     let counts = tally(&left);
     assert!(counts["green"] >= 10 && counts["blue"] >= 10, "{counts:?}");
 
-    // As printed, it comes back by itself.
+    // 5. One of the others stops: who finds out gets no answer, everybody else does.
+    bash(&to_try(&words, "5. Stop one of those:"));
+    wait_until("it says that gold has stopped", secs(5), || {
+        said().contains("gold: stopped")
+    });
+    let left: String = (0..5).map(|_| bash(&flows)).collect();
+    assert!(!left.contains("gold"), "{left}");
+    assert!(tally(&left)["silver"] >= 19, "{left}");
+
+    // As printed, they come back by themselves.
     wait_until("red listens again", secs(30), || {
         said().contains("red: listening again")
     });
     wait_until("red takes its turn again", secs(10), || {
         bash(&turns).contains("red")
+    });
+    wait_until("gold listens again", secs(30), || {
+        said().contains("gold: listening again")
+    });
+    wait_until("gold takes its turn again", secs(20), || {
+        bash(&flows).contains("gold")
     });
 
     demo.signal(Signal::INT);

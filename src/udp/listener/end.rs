@@ -63,8 +63,11 @@ impl Listener {
             let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
             let reason = match flow.retired {
                 None | Some(CloseReason::Ok) if is_owed && !self.is_draining => {
-                    let backend = Arc::clone(flow.lease.backend());
-                    self.failed(&backend, &io::ErrorKind::TimedOut.into());
+                    // What the network said has been counted.
+                    if !flow.refused {
+                        let backend = Arc::clone(flow.lease.backend());
+                        self.failed(&backend, &io::ErrorKind::TimedOut.into());
+                    }
                     CloseReason::ResponseTimeout
                 }
                 Some(reason) => reason,

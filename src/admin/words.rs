@@ -1,0 +1,84 @@
+//! Figures as a person reads them, on the page and in `tembuku status`.
+
+/// How much of what there may be is there: of connections, of flows, or of both, by what is listened for.
+pub fn load<'a>(
+    connections: u64,
+    max_connections: u64,
+    flows: u64,
+    max_flows: u64,
+    protocols: impl Iterator<Item = &'a str>,
+) -> String {
+    let (udp, tcp): (Vec<_>, Vec<_>) = protocols.partition(|protocol| *protocol == "udp");
+    let connections = format!("{connections} of {max_connections} connections");
+    let flows = format!("{flows} of {max_flows} flows");
+    match (tcp.is_empty(), udp.is_empty()) {
+        (_, true) => connections,
+        (true, false) => flows,
+        (false, false) => format!("{connections}, {flows}"),
+    }
+}
+
+/// Of counts by reason, those that are not 0, the largest first.
+pub fn reasons<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
+    let mut counts: Vec<_> = counts.filter(|(_, n)| *n > 0).collect();
+    counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(word, n)| format!("{word} {n}"))
+        .collect();
+    words.join(", ")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{bytes} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_listens_for_is_not_counted() {
+        for (protocols, said) in [
+            (&["tcp"][..], "1 of 2 connections"),
+            (&["udp", "udp"], "3 of 4 flows"),
+            (&["udp", "tcp"], "1 of 2 connections, 3 of 4 flows"),
+            // A process of before there was UDP does not say.
+            (&[""], "1 of 2 connections"),
+            (&[], "1 of 2 connections"),
+        ] {
+            let told = load(1, 2, 3, 4, protocols.iter().copied());
+            assert_eq!(told, said, "{protocols:?}");
+        }
+    }
+
+    #[test]
+    fn the_most_frequent_reason_comes_first() {
+        let counts = [("late", 1), ("truncated", 0), ("no_backend", 7)];
+        assert_eq!(reasons(counts.into_iter()), "no_backend 7, late 1");
+        assert_eq!(reasons([("late", 0)].into_iter()), "");
+    }
+
+    #[test]
+    fn sizes_are_in_units_of_1024() {
+        for (bytes, said) in [
+            (1_023, "1023 B"),
+            (1_536, "1.5 KiB"),
+            (1 << 50, "1024.0 TiB"),
+        ] {
+            assert_eq!(size(bytes), said);
+        }
+    }
+}
