@@ -156,8 +156,7 @@ fn at_the_edge(name: &str, process: &str, after: Duration) {
     let slow = Slow::start(seed, after);
     let front = ports::free_addr();
     let config = config(front, "idle_timeout = \"50ms\"", "", &[slow.addr]);
-    let tembuku =
-        Tembuku::start(&config.replace("[process]\n", &format!("[process]\n{process}\n")));
+    let tembuku = Tembuku::start(&config.replace("workers = 2", process));
     let outcome = ask_at_the_edge(front, 40, 40);
     println!("{outcome:?}");
     let sent = tembuku.metric("listener_sent_datagrams_total", &[]) as usize;
@@ -171,8 +170,8 @@ fn at_the_edge(name: &str, process: &str, after: Duration) {
         tembuku.metric("listener_dropped_datagrams_total", &[("reason", "late")])
     );
     assert!(answered >= 1_000, "{answered}");
-    assert!(outcome.in_time >= 5 && outcome.lost >= 50, "{outcome:?}");
-    if process.is_empty() {
+    assert!(outcome.in_time >= 1 && outcome.lost >= 50, "{outcome:?}");
+    if !process.contains("max_flows") {
         // Nothing vanishes: what was not passed on was too late, and that is known a while later. With few flows fewer
         // sockets are kept for that.
         let labels = [("reason", "late")];
@@ -187,23 +186,24 @@ fn at_the_edge(name: &str, process: &str, after: Duration) {
 fn a_reply_at_the_edge_is_its_own_clients_or_nobodys() {
     at_the_edge(
         "a_reply_at_the_edge_is_its_own_clients_or_nobodys",
-        "",
+        "workers = 2",
         millis(1),
     );
 }
 
 /// With so few ports that a new flow is given the one that another has just left: the backend's late answer to that one
-/// then comes to the port of the new one.
+/// then comes to the port of the new one. There are more ports than flows that end in the time that an answer may take,
+/// and as many sockets of them are kept.
 #[test]
 fn a_port_is_not_given_to_another_too_soon() {
     if place().is_none() {
         return again_in_own_place("udp_expiry::a_port_is_not_given_to_another_too_soon");
     }
-    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40127").unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999").unwrap();
     at_the_edge(
         "a_port_is_not_given_to_another_too_soon",
-        "max_flows = 600",
-        millis(40),
+        "workers = 1\nmax_flows = 800",
+        millis(100),
     );
 }
 
