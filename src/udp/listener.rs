@@ -46,8 +46,7 @@ pub(super) struct Listener {
     service: Arc<Service>,
     udp: Udp,
     ports: Vec<Open>,
-    /// In boxes: what grows would hold twice what is needed, and be copied.
-    flows: Slab<Box<Flow>>,
+    flows: Slab<Flow>,
     table: Table,
     wheel: Wheel,
     per_source: Arc<PerSource>,

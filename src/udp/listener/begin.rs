@@ -97,7 +97,7 @@ impl Listener {
         if session.must_end().is_some() {
             gear.bell.ring(Order::Look(token));
         }
-        self.flows.insert(Box::new(Flow {
+        self.flows.insert(Flow {
             key,
             serial: gear.serial,
             socket,
@@ -119,7 +119,7 @@ impl Listener {
             splits_back: true,
             coalesces: false,
             rare: is_rare.then(|| Box::new(rare)),
-        }));
+        });
         let flows = &self.flows;
         let key = &flows[number as usize].key;
         self.table.insert(key, number, |n| &flows[n as usize].key);

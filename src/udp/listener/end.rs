@@ -13,8 +13,7 @@ const LAST: usize = 64;
 impl Listener {
     pub(super) fn flow(&mut self, serial: u32, number: u32) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(number as usize);
-        flow.map(|flow| &mut **flow)
-            .filter(|flow| flow.serial == serial)
+        flow.filter(|flow| flow.serial == serial)
     }
 
     /// It was told something.
