@@ -146,7 +146,8 @@ fn sockperf_plays_ping_pong() {
 fn socat_asks_and_is_answered() {
     let dir = TempDir::new();
     let addr = ports::free_addr();
-    let mut server = command("socat");
+    // Those that it starts for its clients end by themselves, soon.
+    let mut server = command("socat -T 2");
     server.arg(format!("UDP-LISTEN:{},bind=127.0.0.1,fork", addr.port()));
     server.arg("EXEC:sed -u s/^/served-/");
     let mut server = Proc::start("socat", dir.path(), server);
