@@ -20,6 +20,8 @@ pub struct Backend {
     active: AtomicU64,
     /// Rings when the last session has left.
     emptied: Notify,
+    /// When any flow last had a reply from it, in the milliseconds of those that carry datagrams.
+    pub heard: AtomicU64,
     /// Sessions that wait for it, where the policy compares how long that takes.
     pub waiting: AtomicU64,
 }
@@ -33,6 +35,7 @@ impl Backend {
             metrics,
             active: AtomicU64::default(),
             emptied: Notify::new(),
+            heard: AtomicU64::default(),
             waiting: AtomicU64::default(),
         }
     }

@@ -180,11 +180,11 @@ impl CloseReason {
             | Self::ClientReset
             | Self::BackendReset
             | Self::ClientLeft
-            | Self::ConnectFailed
             | Self::UntrustedHeader => !flow,
             Self::BackendRefused | Self::ResponseTimeout | Self::Evicted => flow,
             Self::Ok
             | Self::IdleTimeout
+            | Self::ConnectFailed
             | Self::NoBackend
             | Self::Drained
             | Self::BackendDown

@@ -108,6 +108,12 @@ impl Server {
         let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
         let udp_listeners = count_udp(&plan);
+        if udp_listeners > udp::MOST_LISTENERS {
+            let most = udp::MOST_LISTENERS;
+            return Err(one(format!(
+                "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses and ports"
+            )));
+        }
         // A thread for datagrams beside each for connections, if there is anybody to send any.
         let udp_workers = if udp_listeners > 0 { workers } else { 0 };
         let metrics = Arc::new(exporter.process());
@@ -167,9 +173,11 @@ impl Server {
             .map(|i| Worker::spawn(i, &tasks))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
+        // All of them count their milliseconds from here.
+        let began = Instant::now();
         let most_late = most.flows as usize / 8 / workers.max(1);
         let datagrams = (0..udp_workers)
-            .map(|i| udp::Worker::spawn(i, workers + i, most_late.max(16)))
+            .map(|i| udp::Worker::spawn(i, workers + i, most_late.max(16), began))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // By listener and worker: all of a listener's sockets on a worker are served together.
@@ -202,11 +210,12 @@ impl Server {
                 plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
                 plan::Protocol::Tcp => continue,
             };
-            for (thread, sockets) in datagrams.iter().zip(workers) {
+            for (worker, (thread, sockets)) in datagrams.iter().zip(workers).enumerate() {
                 thread.listen(udp::Binding {
                     service: Arc::clone(service),
                     sockets,
                     per_source: Arc::clone(&per_source),
+                    is_first: worker == 0,
                     alive: tasks.token(),
                 });
             }

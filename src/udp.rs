@@ -17,6 +17,7 @@ mod wheel;
 mod worker;
 
 pub use per_source::PerSource;
+pub use token::MOST_LISTENERS;
 pub use worker::Worker;
 
 use crate::service::Service;
@@ -28,6 +29,8 @@ pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub per_source: Arc<PerSource>,
+    /// Whether this is the worker that takes what all workers get: broadcasts.
+    pub is_first: bool,
     /// Held for as long as there is a flow.
     pub alive: TaskTrackerToken,
 }

@@ -17,6 +17,11 @@ impl Pool {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
+    /// Whether there are checks, which know better than a flow that gets no reply.
+    pub fn is_checked_at_all(&self) -> bool {
+        self.supposed.is_some()
+    }
+
     /// A flow is on the backend that `search` picked last, and has said so. Whether it may stay: sessions can have been told
     /// to leave since it was picked.
     pub fn taken(&self, search: &Search, now: Instant) -> bool {

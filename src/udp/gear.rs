@@ -22,6 +22,8 @@ use std::{
 /// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile: a reply that is late
 /// must not come to another client.
 const LATE: u64 = 2_000;
+/// Batches of what has come for it.
+const LAST: usize = 64;
 
 /// What all listeners of a worker use.
 pub(super) struct Gear {
@@ -155,19 +157,25 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
 
 /// Reads what has come, for nobody, and says how many datagrams that was.
 pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
-    match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
-        Ok(came) => {
-            let piece = |slot| {
-                let received = inbox.get(slot);
-                Piece {
-                    len: received.payload.len(),
-                    segment: received.segment.into(),
-                }
+    let mut datagrams = 0;
+    // Nobody is to be kept waiting by one who never stops.
+    for _ in 0..LAST {
+        let Ok(came) = inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) else {
+            break;
+        };
+        for slot in 0..came {
+            let received = inbox.get(slot);
+            let piece = Piece {
+                len: received.payload.len(),
+                segment: received.segment.into(),
             };
-            (0..came).map(|slot| piece(slot).datagrams() as u64).sum()
+            datagrams += piece.datagrams() as u64;
         }
-        Err(_) => 0,
+        if came < inbox.slots() {
+            break;
+        }
     }
+    datagrams
 }
 
 /// In parts that the kernel takes as one.

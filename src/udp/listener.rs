@@ -50,6 +50,7 @@ pub(super) struct Listener {
     table: Table,
     wheel: Wheel,
     per_source: Arc<PerSource>,
+    is_first: bool,
     /// Whom a trusted peer last named, by that peer's own key.
     named: AHashMap<Key, Named>,
     /// When those were last looked through.
@@ -109,6 +110,7 @@ impl Listener {
             service,
             sockets,
             per_source,
+            is_first,
             alive,
         } = binding;
         let udp = match service.plan.protocol {
@@ -140,6 +142,7 @@ impl Listener {
             table: Table::default(),
             wheel: Wheel::new(idle, gear.ms),
             per_source,
+            is_first,
             named: AHashMap::new(),
             swept: gear.ms,
             idle,

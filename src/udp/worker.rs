@@ -28,16 +28,18 @@ use std::{
 const EVENTS: usize = 256;
 /// How often it is asked what the kernel dropped, while there is traffic.
 const LOOK: u64 = 1_000;
+
 pub struct Worker {
     thread: JoinHandle<()>,
     bell: Arc<Bell>,
 }
 
 impl Worker {
-    /// `shard`: of the counters. `most_late`: sockets of flows that are over, at most.
-    pub fn spawn(index: usize, shard: usize, most_late: usize) -> io::Result<Self> {
+    /// `shard`: of the counters. `most_late`: sockets of flows that are over, at most. `began`: from there milliseconds are
+    /// counted; the same for all.
+    pub fn spawn(index: usize, shard: usize, most_late: usize, began: Instant) -> io::Result<Self> {
         let bell = Arc::new(Bell::new()?);
-        let engine = Engine::new(Arc::clone(&bell), most_late)?;
+        let engine = Engine::new(Arc::clone(&bell), most_late, began)?;
         // What is followed up for longer than a datagram takes runs there.
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let thread = std::thread::Builder::new()
@@ -95,11 +97,10 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(bell: Arc<Bell>, most_late: usize) -> io::Result<Self> {
+    fn new(bell: Arc<Bell>, most_late: usize, began: Instant) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(Token::BELL);
         epoll::add(&epoll, bell.fd(), data, epoll::EventFlags::IN)?;
-        let now = Instant::now();
         Ok(Self {
             gear: Gear {
                 epoll,
@@ -113,8 +114,8 @@ impl Engine {
                 late: VecDeque::new(),
                 most_late,
                 serial: 0,
-                began: now,
-                now,
+                began,
+                now: began,
                 ms: 0,
             },
             listeners: Vec::new(),

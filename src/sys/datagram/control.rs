@@ -108,24 +108,45 @@ impl Control {
         at + (HEADER + data.len()).next_multiple_of(WORD)
     }
 
-    /// Where the datagram was sent to, and the size of the datagrams that came as one, of the first `len` bytes, as
-    /// the kernel has put them there.
-    pub(super) fn read(&self, len: usize) -> (Option<Local>, Option<c_int>) {
-        let (mut to, mut segment) = (None, None);
+    /// What the kernel has put into the first `len` bytes.
+    pub(super) fn read(&self, len: usize) -> Told {
+        let mut told = Told::default();
         let mut rest = self.0.get(..len).unwrap_or_default();
         while let Some((level, kind, data, next)) = first(rest) {
             match (level, kind) {
-                (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = local_v4(data),
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => to = local_v6(data),
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    told.to = local_v4(data);
+                    told.to_many = is_to_many(data);
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    told.to = local_v6(data);
+                    told.to_many = told.to.is_some_and(|to| to.ip.is_multicast());
+                }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
-                    segment = array(data, 0).map(c_int::from_ne_bytes)
+                    told.segment = array(data, 0).map(c_int::from_ne_bytes)
                 }
                 _ => {}
             }
             rest = next;
         }
-        (to, segment)
+        told
     }
+}
+
+/// What comes beside a datagram.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Where it was sent to.
+    pub(super) to: Option<Local>,
+    /// To a broadcast or multicast address.
+    pub(super) to_many: bool,
+    /// The size of the datagrams that came as one.
+    pub(super) segment: Option<c_int>,
+}
+
+/// The address in the header is that of the one who is to reply, unless others were meant as well.
+fn is_to_many(info: &[u8]) -> bool {
+    array::<4>(info, 4) != array::<4>(info, 8)
 }
 
 /// Level, kind and data of the first message, and what comes after it.

@@ -50,6 +50,7 @@ struct Came {
     truncated: bool,
     from: Option<SocketAddr>,
     to: Option<Local>,
+    to_many: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,8 @@ pub struct Received<'a> {
     pub from: Option<SocketAddr>,
     /// Where the option was asked for.
     pub to: Option<Local>,
+    /// The same: it was sent to a broadcast or multicast address.
+    pub to_many: bool,
     /// The datagram was longer than the slot: what is here is only its beginning.
     pub truncated: bool,
 }
@@ -203,9 +206,9 @@ impl Inbox {
             }
             // Flags and length need no care: the kernel only writes them.
             if message.msg_controllen > 0 {
-                let told;
-                (one.to, told) = self.controls[slot].read(message.msg_controllen as _);
-                one.segment = segments(told, one.len);
+                let told = self.controls[slot].read(message.msg_controllen as _);
+                (one.to, one.to_many) = (told.to, told.to_many);
+                one.segment = segments(told.segment, one.len);
             }
             message.msg_controllen = CONTROL as _;
             self.came[slot] = one;
@@ -222,6 +225,7 @@ impl Inbox {
             segment: came.segment,
             from: came.from,
             to: came.to,
+            to_many: came.to_many,
             truncated: came.truncated,
         }
     }
@@ -234,6 +238,7 @@ impl Came {
         truncated: false,
         from: None,
         to: None,
+        to_many: false,
     };
 }
 

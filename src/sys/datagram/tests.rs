@@ -200,9 +200,9 @@ fn an_interface_is_kept_of_link_local_addresses_only() {
         };
         let len = control.write(Some(local), 0);
         local.interface = interface;
-        assert_eq!(control.read(len), (Some(local), None));
+        assert_eq!(control.read(len).to, Some(local));
         // A message that is not all there is none.
-        assert_eq!(control.read(len - 5), (None, None));
+        assert_eq!(control.read(len - 5), super::control::Told::default());
     }
 }
 

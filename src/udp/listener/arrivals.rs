@@ -46,6 +46,10 @@ impl Listener {
             let Some(peer) = received.from else {
                 continue;
             };
+            if received.to_many && !self.is_first {
+                // The kernel has given it to every worker.
+                continue;
+            }
             let whole = Piece {
                 len: received.payload.len(),
                 segment: received.segment.into(),
@@ -59,7 +63,10 @@ impl Listener {
             let key = Key {
                 peer,
                 port,
-                local: received.to.filter(|_| is_wildcard),
+                // Nobody can reply from the address of many over IPv6.
+                local: received
+                    .to
+                    .filter(|to| is_wildcard && !to.ip.is_multicast()),
                 more: None,
             };
             let unit = Unit {

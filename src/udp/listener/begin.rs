@@ -54,14 +54,25 @@ impl Listener {
             tlvs,
             header,
         } = start;
-        let Some(opened) = self.open(gear, &key, &session, picked) else {
-            service.metrics.closed(CloseReason::NoBackend);
+        let opened = self.open(gear, &key, &session, picked);
+        let opened = opened.map_err(|why| {
+            service.metrics.closed(match why {
+                None => CloseReason::NoBackend,
+                Some(_) => CloseReason::ConnectFailed,
+            });
             if service.warned.may_again() {
-                tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
-                    client = %session.client(), "no backend is available");
+                let (listener, upstream) = (&service.plan.name, &service.pool.name);
+                let client = session.client();
+                match why {
+                    None => {
+                        tracing::warn!(%listener, %upstream, %client, "no backend is available")
+                    }
+                    Some(why) => tracing::warn!(%listener, %upstream, %client, reason = why.word(),
+                        "no backend could be reached"),
+                }
             }
-            return Err(NotBegun::NoBackend);
-        };
+            NotBegun::NoBackend
+        })?;
         let (socket, lease, clock, attempts) = opened;
         let mut rare = flow::Rare {
             clock,
@@ -200,7 +211,7 @@ impl Listener {
         })
     }
 
-    /// Finds a backend, and a socket towards it.
+    /// Finds a backend, and a socket towards it; or says what was in the way of those that were tried last.
     #[expect(
         clippy::type_complexity,
         reason = "taken apart at once by the only caller"
@@ -211,7 +222,8 @@ impl Listener {
         key: &Key,
         session: &Listed,
         picked: Option<(Lease, Search)>,
-    ) -> Option<(UdpSocket, Lease, Option<Box<Clock>>, Vec<flow::Attempt>)> {
+    ) -> Result<(UdpSocket, Lease, Option<Box<Clock>>, Vec<flow::Attempt>), Option<ConnectError>>
+    {
         let service = &self.service;
         let (mut picked, mut search) = match picked {
             Some((lease, search)) => (Some(lease), search),
@@ -220,10 +232,11 @@ impl Listener {
         let is_logged = service.process.access_log.is_some();
         let mut attempts = Vec::new();
         let mut failed = 0;
+        let mut why = None;
         while failed <= service.plan.retries {
             let lease = match picked.take() {
                 Some(lease) => lease,
-                None => service.pool.pick(&mut search, gear.now)?,
+                None => service.pool.pick(&mut search, gear.now).ok_or(why)?,
             };
             let backend = lease.backend();
             let mut note = |result| {
@@ -242,20 +255,22 @@ impl Listener {
                     if service.pool.taken(&search, gear.now) {
                         note("ok");
                         let clock = Clock::start(&service.pool, backend, gear.now);
-                        return Some((socket, lease, clock, attempts));
+                        return Ok((socket, lease, clock, attempts));
                     }
                     // It was left since it was picked. That is nobody's failure.
                     session.set_backend(0);
                     note("left");
                 }
                 Err(error) => {
-                    note(ConnectError::of(&error).word());
+                    let reason = ConnectError::of(&error);
+                    note(reason.word());
+                    why = Some(reason);
                     self.failed(backend, &error);
                     failed += 1;
                 }
             }
         }
-        None
+        Err(why)
     }
 
     pub(super) fn local_of(&self, key: &Key) -> SocketAddr {

@@ -45,8 +45,6 @@ impl Listener {
         }
         let each = self.service.send_proxy_on == ProxyOn::Each;
         let mut tries = 0;
-        // The kernel has stopped in the middle and not said why.
-        let mut has_stopped = false;
         while !left.is_empty() {
             let Some(flow) = self.flows.get_mut(number as usize) else {
                 return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
@@ -63,12 +61,9 @@ impl Listener {
                 rare.datagrams[0] += sent.datagrams;
             }
             left.drain(..sent.units);
-            if has_stopped && sent.units > 0 {
-                // An error that came of an earlier datagram, and that this call would have told, was used up.
-                self.hurt(number, &io::ErrorKind::ConnectionRefused.into());
-            }
-            has_stopped = sent.error.is_none() && !left.is_empty();
             let Some((error, segment)) = sent.error else {
+                // What stopped it in the middle comes again if it is still so. It may have been an error of an earlier
+                // datagram, which is told once only; then those after it bring another.
                 continue;
             };
             let flow = &mut self.flows[number as usize];

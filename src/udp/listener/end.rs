@@ -5,7 +5,10 @@ use super::{
     Listener,
 };
 use crate::reason::{CloseReason, DropReason};
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 /// What came before the process was told to end is still taken: so many batches of it.
 const LAST: usize = 64;
@@ -62,9 +65,11 @@ impl Listener {
             let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
             let reason = match flow.retired {
                 None | Some(CloseReason::Ok) if is_owed && !self.is_draining => {
-                    // What the network said has been counted.
-                    if !flow.refused {
-                        let backend = Arc::clone(flow.lease.backend());
+                    let backend = Arc::clone(flow.lease.backend());
+                    // Whoever answers others does not answer this one: anybody can ask what nobody answers. And what the
+                    // network said has been counted.
+                    let is_silent = backend.heard.load(Relaxed) < flow.last;
+                    if is_silent && !flow.refused && !self.service.pool.is_checked_at_all() {
                         self.failed(&backend, &io::ErrorKind::TimedOut.into());
                     }
                     CloseReason::ResponseTimeout

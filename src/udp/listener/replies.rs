@@ -10,7 +10,7 @@ use super::{
 use crate::{
     following::tell_that_it_is_back,
     reason::{CloseReason, DropReason},
-    sys::datagram::{BATCH, Message, take_coalesced},
+    sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
 };
 use smallvec::SmallVec;
 use std::{
@@ -23,6 +23,8 @@ use std::{
 const REPLIES: usize = 16;
 /// A flow that has had so many is asked to have runs of them put together. Short ones do not pay the call for it.
 const SUSTAINED: u32 = 16;
+/// What such a flow may have waiting, where the kernel allows it.
+const BUFFER: usize = 1 << 20;
 
 impl Listener {
     /// Takes some of what has come on this flow. There is room for one at least.
@@ -72,29 +74,33 @@ impl Listener {
             }));
         }
         let is_first = flow.replies == 0;
+        let mut dropped = 0;
         flow.replies = flow.replies.saturating_add(datagrams as u32);
         // One that has gone elsewhere does not stay for ever because its old backend goes on.
         if flow.retired.is_none_or(|reason| reason == CloseReason::Ok) {
+            let is_another_second = flow.last / 1_000 != gear.ms / 1_000;
             flow.last = gear.ms;
+            if is_another_second && flow.coalesces {
+                dropped = flow.new_drops();
+            }
         }
         flow.session.sent.fetch_add(bytes, Relaxed);
-        flow.lease
-            .backend()
-            .metrics
-            .counts
-            .mine()
-            .received
-            .add(bytes);
+        let backend = flow.lease.backend();
+        backend.heard.store(gear.ms, Relaxed);
+        backend.metrics.counts.mine().received.add(bytes);
         if !flow.coalesces && flow.replies >= SUSTAINED {
             flow.coalesces = true;
             // Without it each comes on its own.
             let _ = take_coalesced(&flow.socket);
+            receive_buffer(&flow.socket, BUFFER);
         }
         if let Some(rare) = &mut flow.rare {
             rare.datagrams[1] += datagrams as u64;
         }
         let is_answered = flow.has_all_replies(responses);
         self.dropped(DropReason::Truncated, truncated);
+        let metrics = &self.service.metrics;
+        metrics.dropped(DropReason::ReceiveBuffer, dropped);
         if is_first {
             self.first_reply(gear, number);
         }
