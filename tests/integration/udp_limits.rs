@@ -5,8 +5,8 @@ use crate::{
         millis, ports,
         tembuku::Tembuku,
         udp::{
-            UdpServer, addrs, ask_until_answered, client, client_from, config, heard, list, named,
-            serve,
+            UdpServer, addrs, ask_until_answered, client, client_from, config, hear, heard, list,
+            named, serve,
         },
     },
     udp_flows::who,
@@ -92,8 +92,16 @@ fn on_several_workers_there_is_room_for_newcomers_too() {
     let servers = named(1);
     let (front, tembuku) = serve("max_connections = 2\nwhen_full = \"evict\"", "", &servers);
     let clients: Vec<UdpSocket> = (0..40).map(|_| client(front)).collect();
-    for client in &clients {
-        assert_eq!(who(client), "b1");
+    for (n, client) in clients.iter().enumerate() {
+        client.send(b"who").unwrap();
+        let received = |have| have == n as f64 + 1.0;
+        tembuku.wait_metric("listener_received_datagrams_total", &[], received);
+        assert_eq!(
+            tembuku.metric("listener_rejected_total", &[]),
+            0.0,
+            "client {n}"
+        );
+        assert_eq!(hear(client), b"b1 who");
         assert!(tembuku.metric("listener_active_connections", &[]) <= 2.0);
     }
     tembuku.wait_closed("evicted", 38.0);
