@@ -175,9 +175,9 @@ impl Server {
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // All of them count their milliseconds from here.
         let began = Instant::now();
-        let most_late = most.flows as usize / 8 / workers.max(1);
+        let sockets = udp::Sockets::new(most.sockets);
         let datagrams = (0..udp_workers)
-            .map(|i| udp::Worker::spawn(i, workers + i, most_late.max(16), began))
+            .map(|i| udp::Worker::spawn(i, workers + i, &sockets, began))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // By listener and worker: all of a listener's sockets on a worker are served together.
@@ -210,11 +210,13 @@ impl Server {
                 plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
                 plan::Protocol::Tcp => continue,
             };
+            let elsewhere = Arc::new(udp::Elsewhere::default());
             for (worker, (thread, sockets)) in datagrams.iter().zip(workers).enumerate() {
                 thread.listen(udp::Binding {
                     service: Arc::clone(service),
                     sockets,
                     per_source: Arc::clone(&per_source),
+                    elsewhere: Arc::clone(&elsewhere),
                     is_first: worker == 0,
                     alive: tasks.token(),
                 });
@@ -356,6 +358,8 @@ fn one(error: String) -> StartErrors {
 struct Most {
     connections: u64,
     flows: u64,
+    /// Of flows, those included that are over and whose port nobody else may have yet.
+    sockets: u64,
 }
 
 fn count_udp(plan: &Plan) -> usize {
@@ -386,14 +390,13 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     let free = descriptors.saturating_sub(pipes * 2 + fixed).max(2);
     let udp = count_udp(plan);
     let tcp = plan.listeners.len() - udp;
-    // The sockets of flows that are over stay for a moment: an eighth more.
     let ports = sys::limits::local_ports() * 4 / 5;
     let for_flows = match (udp, tcp) {
         (0, _) => 0,
         (_, 0) => free,
         _ => free / 2,
     };
-    let possible = (for_flows * 8 / 9).min(ports);
+    let possible = for_flows.min(ports);
     let wanted = plan.process.max_flows;
     if udp > 0 && wanted > possible {
         tracing::warn!(
@@ -409,7 +412,9 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     } else {
         wanted.min(possible)
     };
-    let possible = ((free - flows * 9 / 8) / 2).max(1);
+    // What is not wanted for flows others may have, but for what their sockets take after them.
+    let sockets = possible.min(flows.saturating_mul(4));
+    let possible = ((free - sockets) / 2).max(1);
     let wanted = plan.process.max_connections;
     if wanted > possible {
         tracing::warn!(
@@ -444,7 +449,11 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
             );
         }
     }
-    Most { connections, flows }
+    Most {
+        connections,
+        flows,
+        sockets,
+    }
 }
 
 fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartErrors> {

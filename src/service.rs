@@ -62,6 +62,12 @@ impl Slot {
         (most == 0 || before < most).then_some(slot)
     }
 
+    /// Whether or not there are as many as there may be.
+    pub fn take_anyway(service: &Arc<Service>) -> Self {
+        service.metrics.active.fetch_add(1, Relaxed);
+        Self(Arc::clone(service))
+    }
+
     pub fn service(&self) -> &Arc<Service> {
         &self.0
     }

@@ -6,17 +6,21 @@
 
 mod batch;
 mod bell;
+mod elsewhere;
 mod flow;
 mod gear;
 mod header;
 mod listener;
 mod per_source;
+mod sockets;
 mod table;
 mod token;
 mod wheel;
 mod worker;
 
+pub use elsewhere::Elsewhere;
 pub use per_source::PerSource;
+pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;
 pub use worker::Worker;
 
@@ -29,6 +33,7 @@ pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub per_source: Arc<PerSource>,
+    pub elsewhere: Arc<Elsewhere>,
     /// Whether this is the worker that takes what all workers get: broadcasts.
     pub is_first: bool,
     /// Held for as long as there is a flow.

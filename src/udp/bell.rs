@@ -14,6 +14,8 @@ pub(super) enum Order {
     Listen(Box<Binding>),
     /// Begin no flow any more, and end those that fall silent.
     Drain,
+    /// End the flow of this listener that has been idle for longest: another worker needs the place.
+    Evict(usize),
     /// A flow was told something: see [`super::token::Token`].
     Look(u64),
     Quit,

@@ -1,6 +1,6 @@
 //! One flow: its socket towards a backend, and what it has carried.
 
-use super::{per_source, table::Key};
+use super::{per_source, sockets::Leave, table::Key};
 use crate::{
     access_log,
     backend::Lease,
@@ -24,7 +24,7 @@ pub(super) struct Flow {
     pub(super) key: Key,
     /// Tells it from others that had its number before.
     pub(super) serial: u32,
-    pub(super) socket: UdpSocket,
+    pub(super) link: Link,
     pub(super) session: Listed,
     pub(super) lease: Lease,
     /// Of the listener's budget.
@@ -58,6 +58,12 @@ pub(super) struct Flow {
     pub(super) rare: Option<Box<Rare>>,
 }
 
+/// A socket towards a backend, and the leave to have one.
+pub(super) struct Link {
+    pub(super) socket: UdpSocket,
+    pub(super) _leave: Leave,
+}
+
 #[derive(Default)]
 pub(super) struct Rare {
     /// For the backend, in front of a datagram.
@@ -80,11 +86,13 @@ pub(super) struct Attempt {
 /// After a while without an error it is believed that somebody is there, even if nobody replies: one-way traffic has no
 /// other proof.
 const PROVEN: Duration = Duration::from_secs(5);
+/// The same of one that is over.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// For how long a flow that has gone elsewhere waits for what its old backend still owes, in milliseconds.
 const LINGER: u64 = 5_000;
 /// While the process ends, a flow that was silent for so long is over.
-const QUIET: u64 = 1_000;
+pub(super) const QUIET: u64 = 1_000;
 
 impl Flow {
     /// When it will have been idle for too long.
@@ -107,10 +115,10 @@ impl Flow {
     }
 
     /// Whether the trial is over, and well.
-    pub(super) fn has_passed_trial(&mut self, now: Instant) -> bool {
-        let passed = self.on_trial
-            && !self.refused
-            && (self.replies > 0 || now.saturating_duration_since(self.opened) > PROVEN);
+    pub(super) fn has_passed_trial(&mut self, now: Instant, is_over: bool) -> bool {
+        let age = now.saturating_duration_since(self.opened);
+        let proven = if is_over { SHORT } else { PROVEN };
+        let passed = self.on_trial && !self.refused && (self.replies > 0 || age > proven);
         if passed {
             self.on_trial = false;
         }
@@ -119,7 +127,7 @@ impl Flow {
 
     /// What the kernel dropped since this was asked last.
     pub(super) fn new_drops(&mut self) -> u64 {
-        let drops = sys::datagram::drops(&self.socket).unwrap_or(0);
+        let drops = sys::datagram::drops(&self.link.socket).unwrap_or(0);
         // The kernel's counter is of 32 bits as well.
         let new = (drops as u32).wrapping_sub(self.dropped);
         self.dropped = drops as u32;
@@ -127,12 +135,12 @@ impl Flow {
     }
 
     /// Counts and writes down that it is over. The socket is still there.
-    pub(super) fn end(self, service: &Service, reason: CloseReason) -> UdpSocket {
+    pub(super) fn end(self, service: &Service, reason: CloseReason) -> Link {
         let duration = self.opened.elapsed();
         service.metrics.closed(reason);
         service.metrics.session_duration.record(duration);
         let Some(log) = &service.process.access_log else {
-            return self.socket;
+            return self.link;
         };
         let rare = self.rare.unwrap_or_default();
         let seconds = |d: Duration| d.as_secs_f64();
@@ -167,7 +175,7 @@ impl Flow {
             datagrams_sent: Some(rare.datagrams[1]),
             close_reason: reason.word(),
         });
-        self.socket
+        self.link
     }
 }
 

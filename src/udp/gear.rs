@@ -3,6 +3,8 @@
 use super::{
     batch::{self, Piece},
     bell::Bell,
+    flow::Link,
+    sockets::Sockets,
 };
 use crate::{
     reason::DropReason,
@@ -41,7 +43,7 @@ pub(super) struct Gear {
     pub(super) replies: Vec<Reply>,
     pub(super) outbox: Outbox,
     pub(super) late: VecDeque<Late>,
-    pub(super) most_late: usize,
+    pub(super) sockets: Arc<Sockets>,
     pub(super) serial: u32,
     pub(super) began: Instant,
     pub(super) now: Instant,
@@ -116,17 +118,17 @@ pub(super) struct Reply {
 pub(super) struct Late {
     pub(super) until: u64,
     pub(super) listener: usize,
-    pub(super) socket: UdpSocket,
+    pub(super) link: Link,
 }
 
 impl Gear {
-    pub(super) fn keep_late(&mut self, listener: usize, socket: UdpSocket) {
+    pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
         // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring for ever.
-        if epoll::delete(&self.epoll, &socket).is_ok() {
+        if epoll::delete(&self.epoll, &link.socket).is_ok() {
             self.late.push_back(Late {
                 until: self.ms + LATE,
                 listener,
-                socket,
+                link,
             });
         }
     }
@@ -160,8 +162,11 @@ pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
     let mut datagrams = 0;
     // Nobody is to be kept waiting by one who never stops.
     for _ in 0..LAST {
-        let Ok(came) = inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) else {
-            break;
+        let came = match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
+            Ok(came) => came,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            // What the network says of an earlier one stands before what has come.
+            Err(_) => continue,
         };
         for slot in 0..came {
             let received = inbox.get(slot);

@@ -9,11 +9,12 @@ mod replies;
 pub(super) use replies::send_back;
 
 use super::{
-    Binding, PerSource, Port,
+    Binding, Elsewhere, PerSource, Port,
     batch::Piece,
+    elsewhere::Here,
     flow::Flow,
     gear::{Gear, empty},
-    table::{Key, More, Table},
+    table::{Key, Table},
     token::Token,
     wheel::Wheel,
 };
@@ -32,7 +33,7 @@ use slab::Slab;
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -50,11 +51,11 @@ pub(super) struct Listener {
     table: Table,
     wheel: Wheel,
     per_source: Arc<PerSource>,
+    elsewhere: Arc<Elsewhere>,
+    here: Arc<Here>,
     is_first: bool,
-    /// Whom a trusted peer last named, by that peer's own key.
-    named: AHashMap<Key, Named>,
-    /// When those were last looked through.
-    swept: u64,
+    /// The flow of whom a trusted peer last named, by that peer's own key: what has no header is of that one.
+    named: AHashMap<Key, u32>,
     /// In milliseconds.
     idle: u64,
     /// Every datagram is looked at on its own: they may go to different flows, or get headers.
@@ -62,13 +63,7 @@ pub(super) struct Listener {
     is_draining: bool,
     /// Since the kernel's drops were last counted.
     pub(super) has_received: bool,
-    _alive: TaskTrackerToken,
-}
-
-/// Whom a peer named, or that it speaks for itself; and when it last sent anything.
-struct Named {
-    more: Option<Box<More>>,
-    last: u64,
+    alive: Option<TaskTrackerToken>,
 }
 
 struct Open {
@@ -110,6 +105,7 @@ impl Listener {
             service,
             sockets,
             per_source,
+            elsewhere,
             is_first,
             alive,
         } = binding;
@@ -127,6 +123,12 @@ impl Listener {
                 port,
             });
         }
+        let here = Arc::new(Here {
+            bell: Arc::clone(&gear.bell),
+            listener: index,
+            flows: AtomicU64::default(),
+        });
+        elsewhere.join(Arc::clone(&here));
         let idle = service.plan.idle_timeout.unwrap_or(IDLE);
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1);
         Ok(Self {
@@ -142,13 +144,14 @@ impl Listener {
             table: Table::default(),
             wheel: Wheel::new(idle, gear.ms),
             per_source,
+            elsewhere,
+            here,
             is_first,
             named: AHashMap::new(),
-            swept: gear.ms,
             idle,
             is_draining: false,
             has_received: false,
-            _alive: alive,
+            alive: Some(alive),
         })
     }
 

@@ -14,11 +14,11 @@ const WORDS: usize = SLOTS / 64;
 
 #[derive(Debug)]
 pub(super) struct Wheel {
-    timeout: u64,
     tick: u64,
     /// The first tick that was not looked at yet.
     at: u64,
-    heads: Box<[u32; SLOTS]>,
+    /// The first and the last of each place: who was put there first is looked at first.
+    ends: Box<[(u32, u32); SLOTS]>,
     /// A bit for each place where anybody stands.
     taken: [u64; WORDS],
     /// By flow.
@@ -43,10 +43,9 @@ impl Wheel {
     pub(super) fn new(timeout: u64, now: u64) -> Self {
         let tick = timeout.div_ceil(TICKS).max(1);
         Self {
-            timeout,
             tick,
             at: now / tick,
-            heads: Box::new([NONE; SLOTS]),
+            ends: Box::new([(NONE, NONE); SLOTS]),
             taken: [0; WORDS],
             links: Vec::new(),
             count: 0,
@@ -54,31 +53,37 @@ impl Wheel {
     }
 
     /// Looks at this flow when `due` has come. It must not be in yet.
-    pub(super) fn insert(&mut self, flow: u32, due: u64) {
+    pub(super) fn insert(&mut self, flow: u32, due: u64, now: u64) {
+        self.keep_up(now);
         let i = flow as usize;
         if self.links.len() <= i {
             self.links.resize(i + 1, OUT);
         }
         debug_assert!(self.links[i].slot == NONE, "it is in already");
-        if self.count == 0 {
-            // Nobody has asked for a while, because there was nothing to ask for.
-            let now = due.saturating_sub(self.timeout);
-            self.at = self.at.max(now / self.tick);
-        }
         let furthest = self.at + SLOTS as u64 - 1;
         let tick = due.div_ceil(self.tick).clamp(self.at, furthest);
         let slot = (tick % SLOTS as u64) as usize;
-        let head = std::mem::replace(&mut self.heads[slot], flow);
-        self.taken[slot / 64] |= 1 << (slot % 64);
-        if head != NONE {
-            self.links[head as usize].before = flow;
+        let (first, last) = &mut self.ends[slot];
+        let before = std::mem::replace(last, flow);
+        match before {
+            NONE => *first = flow,
+            before => self.links[before as usize].after = flow,
         }
         self.links[i] = Link {
-            before: NONE,
-            after: head,
+            before,
+            after: NONE,
             slot: slot as u32,
         };
+        self.taken[slot / 64] |= 1 << (slot % 64);
         self.count += 1;
+    }
+
+    /// Time passes also where nobody's has come: whoever is put in later must not be taken for further ahead than the wheel
+    /// reaches.
+    fn keep_up(&mut self, now: u64) {
+        let now = now / self.tick;
+        let first = self.first().map_or(now, |(tick, _)| tick);
+        self.at = self.at.max(now.min(first));
     }
 
     pub(super) fn remove(&mut self, flow: u32) {
@@ -93,18 +98,17 @@ impl Wheel {
         if slot == NONE {
             return;
         }
+        let slot = slot as usize;
         match before {
-            NONE => {
-                let slot = slot as usize;
-                self.heads[slot] = after;
-                if after == NONE {
-                    self.taken[slot / 64] &= !(1 << (slot % 64));
-                }
-            }
+            NONE => self.ends[slot].0 = after,
             before => self.links[before as usize].after = after,
         }
-        if after != NONE {
-            self.links[after as usize].before = before;
+        match after {
+            NONE => self.ends[slot].1 = before,
+            after => self.links[after as usize].before = before,
+        }
+        if self.ends[slot].0 == NONE {
+            self.taken[slot / 64] &= !(1 << (slot % 64));
         }
         self.count -= 1;
     }
@@ -123,8 +127,8 @@ impl Wheel {
                 break;
             }
             let slot = (tick % SLOTS as u64) as usize;
-            while self.heads[slot] != NONE {
-                let flow = self.heads[slot];
+            while self.ends[slot].0 != NONE {
+                let flow = self.ends[slot].0;
                 self.remove(flow);
                 due.push(flow);
             }
@@ -135,17 +139,18 @@ impl Wheel {
 
     /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow comes by what it last
     /// did.
-    pub(super) fn oldest(&mut self, due: impl Fn(u32) -> u64) -> Option<u32> {
-        loop {
+    pub(super) fn oldest(&mut self, now: u64, due: impl Fn(u32) -> u64) -> Option<u32> {
+        // Each is asked once: who was active since it was put here is put elsewhere.
+        for _ in 0..self.count {
             let (tick, flow) = self.first()?;
             let really = due(flow);
             if really.div_ceil(self.tick) <= tick {
                 return Some(flow);
             }
-            // It was active since it was put here. Each can be found so once for each time that it was.
             self.remove(flow);
-            self.insert(flow, really);
+            self.insert(flow, really, now);
         }
+        self.first().map(|(_, flow)| flow)
     }
 
     /// The first tick at which there is anybody, and one who is.
@@ -166,7 +171,7 @@ impl Wheel {
             (bits != 0).then(|| word * 64 + bits.trailing_zeros() as usize)
         })?;
         let ahead = (slot + SLOTS - start) % SLOTS;
-        Some((self.at + ahead as u64, self.heads[slot]))
+        Some((self.at + ahead as u64, self.ends[slot].0))
     }
 }
 
@@ -188,7 +193,7 @@ mod tests {
         for timeout in [1, 7, 255, 256, 257, 1_000, 60_000, 86_400_000] {
             let mut wheel = Wheel::new(timeout, 1_000_000);
             let at = 1_000_000 + timeout;
-            wheel.insert(3, at);
+            wheel.insert(3, at, 1_000_000);
             assert!(due(&mut wheel, at - 1).is_empty());
             let next = wheel.next().expect("one is in");
             assert!((at..=at + timeout / TICKS + 1).contains(&next));
@@ -202,43 +207,87 @@ mod tests {
         let mut wheel = Wheel::new(1_000, 0);
         let mut last = [0, 10, 20];
         for flow in 0..3 {
-            wheel.insert(flow, last[flow as usize] + 1_000);
+            wheel.insert(flow, last[flow as usize] + 1_000, 20);
         }
         last[0] = 500;
-        let oldest = wheel.oldest(|flow| last[flow as usize] + 1_000);
+        let oldest = wheel.oldest(500, |flow| last[flow as usize] + 1_000);
         assert_eq!(oldest, Some(1));
         last[1] = 600;
         last[2] = 700;
         assert_eq!(
-            wheel.oldest(|flow| last[flow as usize] + 1_000),
+            wheel.oldest(700, |flow| last[flow as usize] + 1_000),
             Some(0),
             "who was looked at has been put elsewhere, and is still there"
         );
     }
 
+    /// Within a tick it is who was put in first.
+    #[test]
+    fn those_who_came_together_leave_in_turn() {
+        let mut wheel = Wheel::new(3_600_000, 0);
+        (0..3).for_each(|flow| wheel.insert(flow, 3_600_000, 0));
+        for flow in 0..3 {
+            let oldest = wheel.oldest(1_000, |_| 3_600_000);
+            assert_eq!(oldest, Some(flow));
+            wheel.remove(flow);
+        }
+    }
+
+    /// Where all are pushed out before their time comes, nobody ever asks whose has come.
+    #[test]
+    fn it_turns_without_being_asked() {
+        let mut wheel = Wheel::new(1_000, 0);
+        wheel.insert(0, 1_000, 0);
+        for now in 1..20_000 {
+            let new = (now % 2) as u32;
+            wheel.insert(new, now + 1_000, now);
+            let oldest = wheel.oldest(now, |flow| match flow == new {
+                true => now + 1_000,
+                false => now + 999,
+            });
+            assert_eq!(oldest, Some(1 - new));
+            wheel.remove(1 - new);
+            let next = wheel.next().expect("one is in");
+            assert!((now + 1_000..=now + 1_005).contains(&next));
+        }
+    }
+
     proptest! {
         /// Against a map from flow to time.
         #[test]
-        fn it_is_a_map(timeout in 1u64..5_000, steps in prop::collection::vec((0u32..40, 0u64..400, any::<bool>()), 1..300)) {
+        fn it_is_a_map(
+            timeout in 1u64..5_000,
+            steps in prop::collection::vec((0u32..40, 0u64..400, any::<bool>(), any::<bool>()), 1..300),
+        ) {
             let mut wheel = Wheel::new(timeout, 0);
             let mut all: HashMap<u32, u64> = HashMap::new();
             let mut now = 0;
-            for (flow, step, remove) in steps {
+            for (flow, step, remove, oldest) in steps {
                 now += step;
-                let mut gone = Vec::new();
-                wheel.due(now, &mut gone);
-                for flow in gone {
-                    let at = all.remove(&flow).expect("it was in");
-                    prop_assert!(at <= now);
+                if wheel.next().is_some_and(|next| next <= now) {
+                    let mut gone = Vec::new();
+                    wheel.due(now, &mut gone);
+                    for flow in gone {
+                        let at = all.remove(&flow).expect("it was in");
+                        prop_assert!(at <= now);
+                    }
                 }
                 for at in all.values() {
                     prop_assert!(*at + timeout / TICKS + 1 > now, "{} is overdue at {}", at, now);
+                }
+                if oldest {
+                    let found = wheel.oldest(now, |flow| all[&flow]);
+                    let least = all.values().min();
+                    prop_assert_eq!(found.is_some(), least.is_some());
+                    if let (Some(found), Some(least)) = (found, least) {
+                        prop_assert!(all[&found] <= least + timeout / TICKS + 1);
+                    }
                 }
                 if remove {
                     wheel.remove(flow);
                     all.remove(&flow);
                 } else if let Entry::Vacant(place) = all.entry(flow) {
-                    wheel.insert(flow, now + timeout);
+                    wheel.insert(flow, now + timeout, now);
                     place.insert(now + timeout);
                 }
                 prop_assert_eq!(wheel.count, all.len());

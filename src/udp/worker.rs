@@ -5,6 +5,7 @@ use super::{
     bell::{Bell, Order},
     gear::Gear,
     listener::{Listener, send_back},
+    sockets::Sockets,
     token::Token,
 };
 use crate::{
@@ -35,11 +36,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `shard`: of the counters. `most_late`: sockets of flows that are over, at most. `began`: from there milliseconds are
+    /// `shard`: of the counters. `began`: from there milliseconds are
     /// counted; the same for all.
-    pub fn spawn(index: usize, shard: usize, most_late: usize, began: Instant) -> io::Result<Self> {
+    pub fn spawn(
+        index: usize,
+        shard: usize,
+        sockets: &Arc<Sockets>,
+        began: Instant,
+    ) -> io::Result<Self> {
         let bell = Arc::new(Bell::new()?);
-        let engine = Engine::new(Arc::clone(&bell), most_late, began)?;
+        let engine = Engine::new(Arc::clone(&bell), Arc::clone(sockets), began)?;
         // What is followed up for longer than a datagram takes runs there.
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let thread = std::thread::Builder::new()
@@ -97,7 +103,7 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(bell: Arc<Bell>, most_late: usize, began: Instant) -> io::Result<Self> {
+    fn new(bell: Arc<Bell>, sockets: Arc<Sockets>, began: Instant) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(Token::BELL);
         epoll::add(&epoll, bell.fd(), data, epoll::EventFlags::IN)?;
@@ -112,7 +118,7 @@ impl Engine {
                 replies: Vec::new(),
                 outbox: Outbox::new(),
                 late: VecDeque::new(),
-                most_late,
+                sockets,
                 serial: 0,
                 began,
                 now: began,
@@ -207,6 +213,11 @@ impl Engine {
                         listener.look(&mut self.gear, serial, number);
                     }
                 }
+                Order::Evict(listener) => {
+                    if let Some(Some(listener)) = self.listeners.get_mut(listener) {
+                        listener.make_room(&mut self.gear);
+                    }
+                }
                 Order::Quit => return Turn::Quit,
             }
         }
@@ -227,18 +238,16 @@ impl Engine {
         if look {
             self.looked = ms;
         }
-        for place in &mut self.listeners {
-            place.take_if(|listener| listener.is_over());
-        }
+        self.listeners
+            .iter_mut()
+            .flatten()
+            .for_each(Listener::let_go);
         let late = &mut self.gear.late;
-        while late
-            .front()
-            .is_some_and(|l| l.until <= ms || late.len() > self.gear.most_late)
-        {
+        while late.front().is_some_and(|late| late.until <= ms) {
             if let Some(late) = late.pop_front()
                 && let Some(Some(listener)) = self.listeners.get(late.listener)
             {
-                listener.count_late(&late.socket, &mut self.gear.back);
+                listener.count_late(&late.link.socket, &mut self.gear.back);
             }
         }
     }

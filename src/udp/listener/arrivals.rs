@@ -7,7 +7,7 @@ use super::{
         header::{self, Begins},
         table::{Key, More},
     },
-    Listener, Named, NotBegun, Start,
+    Listener, NotBegun, Start,
 };
 use crate::{
     backend::{Backend, Lease},
@@ -94,12 +94,14 @@ impl Listener {
         last: &mut Option<u32>,
     ) {
         let datagrams = unit.piece.datagrams();
-        let mut tlvs = Vec::new();
+        let (mut tlvs, mut named_by) = (Vec::new(), None);
         if self.service.plan.accept_proxy.is_some() {
             match self.introduce(gear, key, &mut unit) {
-                Some(introduced) => (key, tlvs) = introduced,
+                Some(introduced) => (key, tlvs, named_by) = introduced,
                 None => {
-                    self.service.metrics.rejected(RejectReason::ProxyHeader);
+                    let metrics = &self.service.metrics;
+                    metrics.counts.mine().connections.add(1);
+                    metrics.rejected(RejectReason::ProxyHeader);
                     return self.dropped(DropReason::Rejected, [unit.piece]);
                 }
             }
@@ -108,68 +110,65 @@ impl Listener {
             true => self.flow_for_one(gear, key, &tlvs),
             false => self.flow_for(gear, key, &tlvs, *last),
         };
-        match flow {
-            Ok(number) => {
-                let flow = &mut self.flows[number as usize];
-                flow.last = gear.ms;
-                flow.taken = flow.taken.saturating_add(datagrams as u32);
-                gear.units.push(Taken {
-                    number,
-                    serial: flow.serial,
-                    unit,
-                });
-                *last = Some(number);
-            }
-            Err(not) => self.dropped(not.into(), [unit.piece]),
+        let number = match flow {
+            Ok(number) => number,
+            Err(not) => return self.dropped(not.into(), [unit.piece]),
+        };
+        if let Some(peer) = named_by
+            && self.named.get(&peer) != Some(&number)
+        {
+            self.named.insert(peer, number);
+        }
+        let flow = &mut self.flows[number as usize];
+        flow.last = gear.ms;
+        flow.taken = flow.taken.saturating_add(datagrams as u32);
+        gear.units.push(Taken {
+            number,
+            serial: flow.serial,
+            unit,
+        });
+        *last = Some(number);
+        if flow.on_trial && flow.has_passed_trial(gear.now, false) {
+            let backend = Arc::clone(flow.lease.backend());
+            self.passed_trial(gear, &backend);
         }
     }
 
-    /// Who the client is, where proxies in front say so; takes their header off. `None`: it does not say.
+    /// Who the client is, where proxies in front say so; takes their header off. Also the TLVs, and the key of the peer that
+    /// has named it. `None`: it does not say.
     pub(super) fn introduce(
         &mut self,
         gear: &Gear,
         mut key: Key,
         unit: &mut Unit,
-    ) -> Option<(Key, Vec<u8>)> {
+    ) -> Option<(Key, Vec<u8>, Option<Key>)> {
         let bytes = unit.bytes(&gear.inbox);
         if !header::trusts(&self.service, key.peer) {
-            return (!header::has_signature(bytes)).then(|| (key, Vec::new()));
+            return (!header::has_signature(bytes)).then(|| (key, Vec::new(), None));
         }
-        match header::read(
-            bytes,
-            self.service.send_proxy == SendProxy::V2 { tlvs: true },
-        ) {
+        let keep_tlvs = self.service.send_proxy == SendProxy::V2 { tlvs: true };
+        let (named, tlvs) = match header::read(bytes, keep_tlvs) {
             Begins::Header { taken, named, tlvs } => {
                 unit.from += taken;
                 unit.piece.len -= taken;
-                let more = named.map(|named| {
-                    Box::new(More {
-                        named: Some(named),
-                        backend: 0,
-                    })
-                });
-                match self.named.get_mut(&key) {
-                    Some(known) if known.more == more => known.last = gear.ms,
-                    _ => {
-                        let named = Named {
-                            more: more.clone(),
-                            last: gear.ms,
-                        };
-                        self.named.insert(key.clone(), named);
-                    }
-                }
-                key.more = more;
-                Some((key, tlvs))
+                (named, tlvs)
             }
             // A later one of a flow whose first had a header.
             Begins::Payload => {
-                let known = self.named.get_mut(&key)?;
-                known.last = gear.ms;
-                key.more.clone_from(&known.more);
-                Some((key, Vec::new()))
+                let number = *self.named.get(&key)?;
+                let more = self.flows[number as usize].key.more.as_ref();
+                (more.and_then(|more| more.named), Vec::new())
             }
-            Begins::Wrong => None,
-        }
+            Begins::Wrong => return None,
+        };
+        let peer = key.clone();
+        key.more = named.map(|named| {
+            Box::new(More {
+                named: Some(named),
+                backend: 0,
+            })
+        });
+        Some((key, tlvs, Some(peer)))
     }
 
     pub(super) fn flow_for(
@@ -201,9 +200,14 @@ impl Listener {
                 ..Start::default()
             };
             let serial = flow.serial;
-            let next = self.begin(gear, key, start)?;
-            self.retire(gear, serial, number, CloseReason::Ok);
-            return Ok(next);
+            if self.has_room(&key) {
+                let next = self.begin(gear, key, start)?;
+                self.retire(gear, serial, number, CloseReason::Ok);
+                return Ok(next);
+            }
+            // The next one needs its place.
+            self.end_now(gear, serial, number, CloseReason::Ok);
+            return self.begin(gear, key, start);
         }
         let pool = &self.service.pool;
         let changes = pool.changes();
@@ -218,9 +222,6 @@ impl Listener {
             if let Some(reason) = reason {
                 return self.go_elsewhere(gear, number, reason);
             }
-        }
-        if flow.on_trial && flow.has_passed_trial(gear.now) {
-            self.passed_trial(gear, number);
         }
         Ok(number)
     }

@@ -3,9 +3,10 @@
 use super::{
     super::{
         bell::{FlowBell, Order},
-        flow::{self, Flow},
+        flow::{self, Flow, Link},
         gear::Gear,
         header, per_source,
+        sockets::Leave,
         table::Key,
         token::{SERIAL, Token},
     },
@@ -25,9 +26,28 @@ use crate::{
 use rustix::event::epoll;
 use std::{
     net::{SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Waker,
 };
+
+/// Its places in all that is limited.
+struct Admitted {
+    slot: Slot,
+    session: Listed,
+    place: Option<Box<per_source::Place>>,
+    leave: Leave,
+}
+
+/// A backend, and the way to it.
+struct Opened {
+    socket: UdpSocket,
+    lease: Lease,
+    clock: Option<Box<Clock>>,
+    attempts: Vec<flow::Attempt>,
+}
+
+/// Flows that may have to go for one.
+const EVICTIONS: usize = 3;
 
 impl Listener {
     pub(super) fn begin(
@@ -40,7 +60,12 @@ impl Listener {
         // What changes from here on may concern the backend that is picked.
         let changes = service.pool.changes();
         service.metrics.counts.mine().connections.add(1);
-        let (slot, session, place) = self.admit(gear, &key).map_err(|reason| {
+        let Admitted {
+            slot,
+            session,
+            place,
+            leave,
+        } = self.admit(gear, &key).map_err(|reason| {
             service.metrics.rejected(reason);
             tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
             NotBegun::Rejected
@@ -73,7 +98,12 @@ impl Listener {
             }
             NotBegun::NoBackend
         })?;
-        let (socket, lease, clock, attempts) = opened;
+        let Opened {
+            socket,
+            lease,
+            clock,
+            attempts,
+        } = opened;
         let mut rare = flow::Rare {
             clock,
             ..flow::Rare::default()
@@ -111,7 +141,10 @@ impl Listener {
         self.flows.insert(Flow {
             key,
             serial: gear.serial,
-            socket,
+            link: Link {
+                socket,
+                _leave: leave,
+            },
             session,
             lease,
             _slot: slot,
@@ -134,16 +167,17 @@ impl Listener {
         let flows = &self.flows;
         let key = &flows[number as usize].key;
         self.table.insert(key, number, |n| &flows[n as usize].key);
-        self.wheel.insert(number, gear.ms + self.idle);
+        self.wheel.insert(number, gear.ms + self.idle, gear.ms);
+        self.count_flows();
         Ok(number)
     }
 
+    pub(super) fn count_flows(&self) {
+        self.here.flows.store(self.flows.len() as u64, Relaxed);
+    }
+
     /// Whether one more may be.
-    pub(super) fn admit(
-        &mut self,
-        gear: &mut Gear,
-        key: &Key,
-    ) -> Result<(Slot, Listed, Option<Box<per_source::Place>>), RejectReason> {
+    fn admit(&mut self, gear: &mut Gear, key: &Key) -> Result<Admitted, RejectReason> {
         if self.is_draining {
             return Err(RejectReason::Drained);
         }
@@ -160,15 +194,30 @@ impl Listener {
             false => None,
         };
         let service = Arc::clone(&self.service);
-        let slot = self
-            .or_evict(gear, || Slot::take(&service))
-            .ok_or(RejectReason::MaxConnections)?;
+        let slot = match self.or_evict(gear, || Slot::take(&service)) {
+            Some(slot) => slot,
+            // All the others are on other workers. One of them ends one, in a moment.
+            None if self.udp.when_full == WhenFull::Evict
+                && self.flows.is_empty()
+                && self.elsewhere.evict_one(&self.here) =>
+            {
+                Slot::take_anyway(&service)
+            }
+            None => return Err(RejectReason::MaxConnections),
+        };
         let sessions = &service.process.sessions;
         let port = self.ports[usize::from(key.port)].port.address.port();
         let session = self
             .or_evict(gear, || sessions.list_flow(Client::Ip(key.peer), port))
             .ok_or(RejectReason::ProcessMaxFlows)?;
-        Ok((slot, session, place))
+        // Those of flows that are over count: it is better to refuse one than to give it the port of a late reply.
+        let leave = gear.sockets.take().ok_or(RejectReason::ProcessMaxFlows)?;
+        Ok(Admitted {
+            slot,
+            session,
+            place,
+            leave,
+        })
     }
 
     /// Whether one more of the same client would be let in, whoever else comes.
@@ -186,17 +235,29 @@ impl Listener {
         gear: &mut Gear,
         take: impl Fn() -> Option<T>,
     ) -> Option<T> {
-        let taken = take();
-        if taken.is_some() || self.udp.when_full == WhenFull::Refuse {
+        let mut taken = take();
+        if self.udp.when_full == WhenFull::Refuse {
             return taken;
         }
+        // Others may take the place that is made.
+        for _ in 0..EVICTIONS {
+            if taken.is_some() || self.flows.is_empty() {
+                break;
+            }
+            self.make_room(gear);
+            taken = take();
+        }
+        taken
+    }
+
+    pub(in crate::udp) fn make_room(&mut self, gear: &mut Gear) {
         // What has come for it goes first.
         self.deliver_all(gear);
         let (flows, idle, responses) = (&self.flows, self.idle, self.udp.responses);
         let due = |number| flows[number as usize].due(idle, responses, false);
-        let oldest = self.wheel.oldest(due)?;
-        self.close(gear, oldest, CloseReason::Evicted);
-        take()
+        if let Some(oldest) = self.wheel.oldest(gear.ms, due) {
+            self.close(gear, oldest, CloseReason::Evicted);
+        }
     }
 
     pub(super) fn search(&self, key: &Key) -> Search {
@@ -212,18 +273,13 @@ impl Listener {
     }
 
     /// Finds a backend, and a socket towards it; or says what was in the way of those that were tried last.
-    #[expect(
-        clippy::type_complexity,
-        reason = "taken apart at once by the only caller"
-    )]
-    pub(super) fn open(
+    fn open(
         &self,
         gear: &Gear,
         key: &Key,
         session: &Listed,
         picked: Option<(Lease, Search)>,
-    ) -> Result<(UdpSocket, Lease, Option<Box<Clock>>, Vec<flow::Attempt>), Option<ConnectError>>
-    {
+    ) -> Result<Opened, Option<ConnectError>> {
         let service = &self.service;
         let (mut picked, mut search) = match picked {
             Some((lease, search)) => (Some(lease), search),
@@ -255,7 +311,12 @@ impl Listener {
                     if service.pool.taken(&search, gear.now) {
                         note("ok");
                         let clock = Clock::start(&service.pool, backend, gear.now);
-                        return Ok((socket, lease, clock, attempts));
+                        return Ok(Opened {
+                            socket,
+                            lease,
+                            clock,
+                            attempts,
+                        });
                     }
                     // It was left since it was picked. That is nobody's failure.
                     session.set_backend(0);

@@ -174,7 +174,7 @@ fn send_as_it_is(flow: &Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Se
             }
         })
         .collect();
-    let (taken, error) = gear.outbox.send(flow.socket.as_fd(), &messages);
+    let (taken, error) = gear.outbox.send(flow.link.socket.as_fd(), &messages);
     let failed = runs.get(taken).map_or(0, |run| run.2);
     let count = runs[..taken].iter().map(|run| run.0).sum();
     Sent {

@@ -1,7 +1,11 @@
 //! A flow ends, or only waits for what it is still owed.
 
 use super::{
-    super::{flow::Flow, gear::Gear, wheel::Wheel},
+    super::{
+        flow::{Flow, QUIET},
+        gear::Gear,
+        wheel::Wheel,
+    },
     Listener,
 };
 use crate::reason::{CloseReason, DropReason};
@@ -39,7 +43,7 @@ impl Listener {
         flow.last = gear.ms;
         let due = self.due(number);
         self.wheel.remove(number);
-        self.wheel.insert(number, due);
+        self.wheel.insert(number, due, gear.ms);
     }
 
     pub(in crate::udp) fn next(&self) -> Option<u64> {
@@ -48,13 +52,12 @@ impl Listener {
 
     /// Ends those that were idle for too long.
     pub(in crate::udp) fn expire(&mut self, gear: &mut Gear) {
-        self.sweep(gear.ms);
         let mut found = Vec::new();
         self.wheel.due(gear.ms, &mut found);
         for number in found {
             let due = self.due(number);
             if due > gear.ms {
-                self.wheel.insert(number, due);
+                self.wheel.insert(number, due, gear.ms);
                 let drops = self.flows[number as usize].new_drops();
                 self.service
                     .metrics
@@ -95,42 +98,46 @@ impl Listener {
             }
         }
         self.is_draining = true;
-        self.wheel = Wheel::new(self.idle, gear.ms);
+        // Fine enough for a second; who waits longer is looked at more often.
+        self.wheel = Wheel::new(self.idle.min(QUIET), gear.ms);
         let numbers: Vec<u32> = self.flows.iter().map(|(number, _)| number as u32).collect();
         for number in numbers {
-            self.wheel.insert(number, self.due(number));
+            self.wheel.insert(number, self.due(number), gear.ms);
         }
     }
 
-    /// Nothing is here any more, and nothing will come.
-    pub(in crate::udp) fn is_over(&self) -> bool {
-        self.is_draining && self.flows.is_empty()
-    }
-
-    /// Forgets whom peers named that have been silent for so long that their flows are over.
-    fn sweep(&mut self, ms: u64) {
-        if ms < self.swept + self.idle {
-            return;
+    /// Where the last flow has ended while the process ends, nobody waits for this any more. The sockets stay: without
+    /// them the kernel would share out among the other workers' anew, and flows that live there would lose their clients.
+    pub(in crate::udp) fn let_go(&mut self) {
+        if self.is_draining && self.flows.is_empty() {
+            self.alive = None;
         }
-        self.swept = ms;
-        let idle = self.idle;
-        self.named.retain(|_, named| named.last + idle > ms);
     }
 
     pub(super) fn close(&mut self, gear: &mut Gear, number: u32, reason: CloseReason) {
         let Some(mut flow) = self.flows.try_remove(number as usize) else {
             return;
         };
+        self.count_flows();
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
+        if !self.named.is_empty() {
+            flow.key.more = None;
+            if self.named.get(&flow.key) == Some(&number) {
+                self.named.remove(&flow.key);
+            }
+        }
+        if flow.has_passed_trial(gear.now, true) {
+            self.passed_trial(gear, flow.lease.backend());
+        }
         let drops = flow.new_drops();
         self.service
             .metrics
             .dropped(DropReason::ReceiveBuffer, drops);
         let is_owed = !flow.has_all_replies(self.udp.responses);
-        let socket = flow.end(&self.service, reason);
+        let link = flow.end(&self.service, reason);
         if is_owed && !self.is_draining {
-            gear.keep_late(self.index, socket);
+            gear.keep_late(self.index, link);
         }
     }
 

@@ -8,6 +8,7 @@ use super::{
     Listener,
 };
 use crate::{
+    backend::Backend,
     following::tell_that_it_is_back,
     reason::{CloseReason, DropReason},
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
@@ -16,7 +17,7 @@ use smallvec::SmallVec;
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, BorrowedFd},
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 /// Replies that one flow may hand over before others get a turn.
@@ -35,7 +36,9 @@ impl Listener {
         };
         let room = (gear.back.slots() - gear.filled).min(REPLIES);
         let first = gear.filled;
-        let came = gear.back.receive_plain(flow.socket.as_fd(), first, room);
+        let came = gear
+            .back
+            .receive_plain(flow.link.socket.as_fd(), first, room);
         let came = match came {
             Ok(came) => came,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -91,8 +94,8 @@ impl Listener {
         if !flow.coalesces && flow.replies >= SUSTAINED {
             flow.coalesces = true;
             // Without it each comes on its own.
-            let _ = take_coalesced(&flow.socket);
-            receive_buffer(&flow.socket, BUFFER);
+            let _ = take_coalesced(&flow.link.socket);
+            receive_buffer(&flow.link.socket, BUFFER);
         }
         if let Some(rare) = &mut flow.rare {
             rare.datagrams[1] += datagrams as u64;
@@ -120,14 +123,14 @@ impl Listener {
                 clock.replied(gear.now);
             }
         }
-        if flow.has_passed_trial(gear.now) {
-            self.passed_trial(gear, number);
+        if flow.has_passed_trial(gear.now, false) {
+            let backend = Arc::clone(flow.lease.backend());
+            self.passed_trial(gear, &backend);
         }
     }
 
     /// Its backend is there.
-    pub(super) fn passed_trial(&self, gear: &Gear, number: u32) {
-        let backend = self.flows[number as usize].lease.backend();
+    pub(super) fn passed_trial(&self, gear: &Gear, backend: &Arc<Backend>) {
         let service = &self.service;
         if service.pool.answered(backend, gear.now) {
             let journal = &service.process.journal;
