@@ -188,7 +188,13 @@ fn room_is_made_again_and_again() {
         assert_eq!(who(&client(front)), "b1", "after {served}");
         served += 1.0;
     }
-    tembuku.wait_metric("sessions_closed_total", &[], |n| n == served);
+    // A client may get the port of one that was there just before: then its flow goes on.
+    let begun = tembuku.metric("listener_connections_total", &[]);
+    assert!(
+        begun <= served && begun > 0.9 * served,
+        "{begun} of {served}"
+    );
+    tembuku.wait_metric("sessions_closed_total", &[], |n| n == begun);
     assert_eq!(tembuku.metric("listener_dropped_datagrams_total", &[]), 0.0);
 }
 
