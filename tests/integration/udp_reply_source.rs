@@ -193,3 +193,35 @@ fn link_local_addresses_too() {
     }
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 4.0);
 }
+
+/// The kernel gives a broadcast to every socket that is bound to the port, and each worker has one.
+#[test]
+fn a_broadcast_is_taken_once() {
+    if place().is_none() {
+        return again_in_own_place("udp_reply_source::a_broadcast_is_taken_once");
+    }
+    let servers = named(1);
+    let (port, tembuku) = everywhere(&servers);
+    let caller = UdpSocket::bind((ip("127.0.0.1"), 0)).unwrap();
+    caller.set_broadcast(true).unwrap();
+    caller.set_read_timeout(Some(secs(10))).unwrap();
+    for n in 0..5 {
+        let said = format!("call {n}");
+        caller
+            .send_to(said.as_bytes(), ("127.255.255.255", port))
+            .unwrap();
+    }
+    for n in 0..5 {
+        let mut answer = [0; 100];
+        let (len, _) = caller.recv_from(&mut answer).unwrap();
+        assert_eq!(answer[..len], *format!("b1 call {n}").as_bytes());
+    }
+    // These come to both workers, each behind what its socket had got before.
+    let front = SocketAddr::new(ip("127.0.0.1"), port);
+    for _ in 0..40 {
+        ask(&client_from(ip("127.0.0.1"), front), "one");
+    }
+    assert_eq!(servers[0].taken(), 45);
+    let received = tembuku.metric("listener_received_datagrams_total", &[]);
+    assert_eq!(received, 45.0);
+}
