@@ -2,13 +2,7 @@
 
 use crate::{
     checks_mysql::setup,
-    harness::{
-        net, ports,
-        proc::{Proc, command},
-        secs,
-        temp::TempDir,
-        wait_until,
-    },
+    harness::{dnsmasq::Dnsmasq, ports, secs, wait_until},
 };
 use rustix::process::Signal;
 use std::{
@@ -20,30 +14,8 @@ use std::{
     thread::JoinHandle,
 };
 
-struct Dnsmasq {
-    proc: Proc,
-    addr: SocketAddr,
-    _dir: TempDir,
-}
-
-/// Knows one name, and has nobody to ask for others.
 fn dnsmasq() -> Dnsmasq {
-    let (addr, dir) = (ports::free_addr(), TempDir::new());
-    let mut server = command(
-        "dnsmasq --no-daemon --conf-file=/dev/null --no-resolv --no-hosts --bind-interfaces --user=root \
-         --host-record=db.example,10.0.0.1 --local=/example/ --pid-file=",
-    );
-    server.args([
-        format!("--listen-address={}", addr.ip()),
-        format!("--port={}", addr.port()),
-    ]);
-    let mut proc = Proc::start("dnsmasq", dir.path(), server);
-    proc.wait_ready(secs(20), || net::listening(addr.port()));
-    Dnsmasq {
-        proc,
-        addr,
-        _dir: dir,
-    }
+    Dnsmasq::start("host-record=db.example,10.0.0.1\n")
 }
 
 const QUICK: &str = "interval = \"100ms\"\nfast_interval = \"100ms\"\ntimeout = \"400ms\"";

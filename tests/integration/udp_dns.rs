@@ -1,7 +1,8 @@
 //! Name servers behind it, asked by the programs that ask name servers.
 
 use crate::harness::{
-    net, ports,
+    dnsmasq::Dnsmasq,
+    ports,
     proc::{Proc, command, run_ok},
     programs::Nginx,
     secs,
@@ -13,41 +14,17 @@ use crate::harness::{
 use rustix::process::Signal;
 use std::{net::SocketAddr, process::Command};
 
-/// Knows a hundred names, and one with more text than fits into a small answer.
-struct Dnsmasq {
-    proc: Proc,
-    addr: SocketAddr,
-    _dir: TempDir,
-}
-
 const NAMES: usize = 100;
 
+/// Knows a hundred names, and one with more text than fits into a small answer.
 fn dnsmasq() -> Dnsmasq {
-    let (addr, dir) = (ports::free_addr(), TempDir::new());
     let mut names: String = (0..NAMES)
         .map(|n| format!("host-record=n{n}.example,10.0.0.{n}\n"))
         .collect();
     // Of some 3,000 bytes.
     let part = "x".repeat(250);
     names.push_str(&format!("txt-record=big.example,\"{part}\"\n").repeat(12));
-    let file = dir.write("dnsmasq.conf", &names);
-    let mut server = command(
-        "dnsmasq --no-daemon --no-resolv --no-hosts --bind-interfaces --user=root --local=/example/ --edns-packet-max=4096 \
-         --pid-file=",
-    );
-    server.args([
-        format!("--conf-file={}", file.display()),
-        format!("--listen-address={}", addr.ip()),
-        format!("--port={}", addr.port()),
-    ]);
-    let mut proc = Proc::start("dnsmasq", dir.path(), server);
-    // By TCP it listens last.
-    proc.wait_ready(secs(20), || net::listening(addr.port()));
-    Dnsmasq {
-        proc,
-        addr,
-        _dir: dir,
-    }
+    Dnsmasq::start(&names)
 }
 
 /// Both protocols on one port, as name servers have it.

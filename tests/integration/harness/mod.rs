@@ -1,6 +1,7 @@
 //! What the tests share: programs that are started and certainly ended, ports, sockets with odd options, metrics.
 
 pub(crate) mod certs;
+pub(crate) mod dnsmasq;
 pub(crate) mod http;
 pub(crate) mod mariadb;
 pub(crate) mod metrics;
