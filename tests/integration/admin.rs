@@ -262,6 +262,7 @@ fn datagrams_are_counted_where_there_are_any() {
     let both = [
         "backend_down",
         "backend_drained",
+        "connect_failed",
         "drained",
         "idle_timeout",
         "lagging",
@@ -281,7 +282,6 @@ fn datagrams_are_counted_where_there_are_any() {
                 "backend_reset",
                 "client_left",
                 "client_reset",
-                "connect_failed",
                 "half_close_timeout",
                 "untrusted_proxy_header",
             ],
