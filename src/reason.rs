@@ -117,6 +117,8 @@ words! {
         /// A flow, of which there were as many as there may be from one source, or in the process.
         MaxFlowsPerSource = "max_flows_per_source",
         ProcessMaxFlows = "process_max_flows",
+        /// All sockets that flows may have are taken, those included that are kept for late replies.
+        NoPorts = "no_ports",
         NoDescriptors = "no_descriptors",
         /// What came is no PROXY protocol header.
         ProxyHeader = "proxy_header",
@@ -204,7 +206,7 @@ impl RejectReason {
             | Self::NoDescriptors
             | Self::ProxyEnded
             | Self::ProxyTimeout => !flow,
-            Self::MaxFlowsPerSource | Self::ProcessMaxFlows => flow,
+            Self::MaxFlowsPerSource | Self::ProcessMaxFlows | Self::NoPorts => flow,
             Self::Access | Self::MaxConnections | Self::ProxyHeader | Self::Drained => true,
         }
     }

@@ -407,10 +407,14 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
             "the limit of open files or the range of local ports allows fewer flows than configured, and that many there will be; raise it (LimitNOFILE=, net.ipv4.ip_local_port_range)"
         );
     }
-    let flows = if wanted == 0 {
-        possible
-    } else {
-        wanted.min(possible)
+    // Who is pushed out leaves a socket behind for a moment.
+    let evicts = plan.listeners.iter().any(|l| {
+        matches!(l.protocol, plan::Protocol::Udp(udp) if udp.when_full == plan::WhenFull::Evict)
+    });
+    let flows = match wanted {
+        0 if evicts => (possible / 2).max(1),
+        0 => possible,
+        wanted => wanted.min(possible),
     };
     // What is not wanted for flows others may have, but for what their sockets take after them.
     let sockets = possible.min(flows.saturating_mul(4));

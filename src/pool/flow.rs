@@ -17,9 +17,18 @@ impl Pool {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether there are checks, which know better than a flow that gets no reply.
-    pub fn is_checked_at_all(&self) -> bool {
-        self.supposed.is_some()
+    /// Whether it says anything that this one gave no reply. Checks know better; and where it is the last that can be used,
+    /// whoever asks what nobody answers would take all away.
+    pub fn may_be_blamed_for_silence(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+        if self.supposed.is_some() {
+            return false;
+        }
+        let inner = self.lock();
+        let mut others = inner
+            .members
+            .iter()
+            .filter(|m| !Arc::ptr_eq(&m.backend, backend));
+        others.any(|m| m.share(false, now) > 0)
     }
 
     /// A flow is on the backend that `search` picked last, and has said so. Whether it may stay: sessions can have been told

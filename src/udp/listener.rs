@@ -54,8 +54,10 @@ pub(super) struct Listener {
     elsewhere: Arc<Elsewhere>,
     here: Arc<Here>,
     is_first: bool,
-    /// The flow of whom a trusted peer last named, by that peer's own key: what has no header is of that one.
-    named: AHashMap<Key, u32>,
+    /// Whom a trusted peer last named, by that peer's own key: what has no header is of that one.
+    named: AHashMap<Key, Named>,
+    /// When those were last looked through.
+    swept: u64,
     /// In milliseconds.
     idle: u64,
     /// Every datagram is looked at on its own: they may go to different flows, or get headers.
@@ -64,6 +66,13 @@ pub(super) struct Listener {
     /// Since the kernel's drops were last counted.
     pub(super) has_received: bool,
     alive: Option<TaskTrackerToken>,
+}
+
+/// Whom a peer named, if not itself, and when it last sent anything.
+#[derive(Clone, Copy)]
+struct Named {
+    named: Option<(SocketAddr, SocketAddr)>,
+    last: u64,
 }
 
 struct Open {
@@ -82,6 +91,8 @@ enum NotBegun {
 /// How a flow begins.
 #[derive(Default)]
 struct Start<'a> {
+    /// It goes on from another backend.
+    moves: bool,
     /// On this one.
     picked: Option<(Lease, Search)>,
     /// Those that came with the header that named the client...
@@ -148,6 +159,7 @@ impl Listener {
             here,
             is_first,
             named: AHashMap::new(),
+            swept: gear.ms,
             idle,
             is_draining: false,
             has_received: false,

@@ -24,6 +24,12 @@ impl Sockets {
         })
     }
 
+    /// Whether or not there are as many as there may be.
+    pub(super) fn take_anyway(self: &Arc<Self>) -> Leave {
+        self.count.fetch_add(1, Relaxed);
+        Leave(Arc::clone(self))
+    }
+
     pub(super) fn take(self: &Arc<Self>) -> Option<Leave> {
         let leave = Leave(Arc::clone(self));
         (self.count.fetch_add(1, Relaxed) < self.most).then_some(leave)

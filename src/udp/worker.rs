@@ -215,7 +215,7 @@ impl Engine {
                 }
                 Order::Evict(listener) => {
                     if let Some(Some(listener)) = self.listeners.get_mut(listener) {
-                        listener.make_room(&mut self.gear);
+                        listener.make_room_for_others(&mut self.gear);
                     }
                 }
                 Order::Quit => return Turn::Quit,

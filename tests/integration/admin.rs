@@ -242,6 +242,7 @@ fn datagrams_are_counted_where_there_are_any() {
             "drained",
             "max_connections",
             "max_flows_per_source",
+            "no_ports",
             "process_max_flows",
             "proxy_header"
         ]

@@ -7,7 +7,7 @@ use super::{
         header::{self, Begins},
         table::{Key, More},
     },
-    Listener, NotBegun, Start,
+    Listener, Named, NotBegun, Start,
 };
 use crate::{
     backend::{Backend, Lease},
@@ -114,10 +114,8 @@ impl Listener {
             Ok(number) => number,
             Err(not) => return self.dropped(not.into(), [unit.piece]),
         };
-        if let Some(peer) = named_by
-            && self.named.get(&peer) != Some(&number)
-        {
-            self.named.insert(peer, number);
+        if let Some(peer) = named_by {
+            self.remember(peer, number, gear.ms);
         }
         let flow = &mut self.flows[number as usize];
         flow.last = gear.ms;
@@ -155,9 +153,8 @@ impl Listener {
             }
             // A later one of a flow whose first had a header.
             Begins::Payload => {
-                let number = *self.named.get(&key)?;
-                let more = self.flows[number as usize].key.more.as_ref();
-                (more.and_then(|more| more.named), Vec::new())
+                let known = self.named.get(&key)?;
+                (known.named, Vec::new())
             }
             Begins::Wrong => return None,
         };
@@ -169,6 +166,47 @@ impl Listener {
             })
         });
         Some((key, tlvs, Some(peer)))
+    }
+
+    /// Whom this peer has named last, and that a flow of that client has begun. It may be needed when that one is over.
+    fn remember(&mut self, peer: Key, number: u32, ms: u64) {
+        let more = self.flows[number as usize].key.more.as_ref();
+        let named = Named {
+            named: more.and_then(|more| more.named),
+            last: ms,
+        };
+        let most = self.service.plan.max_connections as usize;
+        if self.named.len() < most.max(1) || self.named.contains_key(&peer) {
+            self.named.insert(peer, named);
+        }
+    }
+
+    /// Forgets whom peers have named that are silent for as long as a flow may be, and have none.
+    pub(in crate::udp) fn sweep(&mut self, ms: u64) {
+        if self.named.is_empty() || ms < self.swept + self.idle {
+            return;
+        }
+        self.swept = ms;
+        let Self {
+            named,
+            table,
+            flows,
+            idle,
+            ..
+        } = self;
+        named.retain(|peer, known| {
+            let more = known.named.map(|named| {
+                Box::new(More {
+                    named: Some(named),
+                    backend: 0,
+                })
+            });
+            let key = Key {
+                more,
+                ..peer.clone()
+            };
+            known.last + *idle > ms || table.find(&key, |n| &flows[n as usize].key).is_some()
+        });
     }
 
     pub(super) fn flow_for(
@@ -276,33 +314,43 @@ impl Listener {
         let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
         let header = flow.rare.as_ref().map(|rare| rare.header.clone());
         let start = |picked| Start {
+            moves: true,
             picked: Some(picked),
             header: header.clone(),
             ..Start::default()
         };
-        let Some(picked) = self.pick_another(gear, &key, &backend) else {
-            if matches!(
-                reason,
-                CloseReason::BackendDown | CloseReason::BackendRefused
-            ) {
-                // It may be there again. Or another one, at the next datagram.
-                self.flows[number as usize].changes = 0;
-                return Ok(number);
-            }
-            self.end_now(gear, serial, number, reason);
-            return Err(NotBegun::NoBackend);
-        };
-        if self.has_room(&key) {
-            let next = self.begin(gear, key, start(picked))?;
-            self.retire(gear, serial, number, reason);
-            return Ok(next);
-        }
-        // It needs the old one's place.
-        drop(picked);
-        self.end_now(gear, serial, number, reason);
+        let may_stay = matches!(
+            reason,
+            CloseReason::BackendDown | CloseReason::BackendRefused
+        );
         let picked = self.pick_another(gear, &key, &backend);
-        let picked = picked.ok_or(NotBegun::NoBackend)?;
-        self.begin(gear, key, start(picked))
+        let next = match picked {
+            Some(picked) if self.has_room(&key) => self.begin(gear, key, start(picked)),
+            Some(picked) => {
+                // It needs the old one's place.
+                drop(picked);
+                self.end_now(gear, serial, number, reason);
+                let picked = self.pick_another(gear, &key, &backend);
+                let picked = picked.ok_or(NotBegun::NoBackend)?;
+                return self.begin(gear, key, start(picked));
+            }
+            None => Err(NotBegun::NoBackend),
+        };
+        match (next, self.flow(serial, number)) {
+            (Ok(next), _) => {
+                self.retire(gear, serial, number, reason);
+                Ok(next)
+            }
+            // It may be there again. Or another one, at the next datagram.
+            (Err(_), Some(flow)) if may_stay => {
+                flow.changes = 0;
+                Ok(number)
+            }
+            (Err(not), _) => {
+                self.end_now(gear, serial, number, reason);
+                Err(not)
+            }
+        }
     }
 
     fn pick_another(&self, gear: &Gear, key: &Key, not: &Backend) -> Option<(Lease, Search)> {

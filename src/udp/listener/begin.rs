@@ -65,7 +65,7 @@ impl Listener {
             session,
             place,
             leave,
-        } = self.admit(gear, &key).map_err(|reason| {
+        } = self.admit(gear, &key, start.moves).map_err(|reason| {
             service.metrics.rejected(reason);
             tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
             NotBegun::Rejected
@@ -78,6 +78,7 @@ impl Listener {
             picked,
             tlvs,
             header,
+            ..
         } = start;
         let opened = self.open(gear, &key, &session, picked);
         let opened = opened.map_err(|why| {
@@ -177,7 +178,7 @@ impl Listener {
     }
 
     /// Whether one more may be.
-    fn admit(&mut self, gear: &mut Gear, key: &Key) -> Result<Admitted, RejectReason> {
+    fn admit(&mut self, gear: &mut Gear, key: &Key, moves: bool) -> Result<Admitted, RejectReason> {
         if self.is_draining {
             return Err(RejectReason::Drained);
         }
@@ -194,24 +195,18 @@ impl Listener {
             false => None,
         };
         let service = Arc::clone(&self.service);
-        let slot = match self.or_evict(gear, || Slot::take(&service)) {
-            Some(slot) => slot,
-            // All the others are on other workers. One of them ends one, in a moment.
-            None if self.udp.when_full == WhenFull::Evict
-                && self.flows.is_empty()
-                && self.elsewhere.evict_one(&self.here) =>
-            {
-                Slot::take_anyway(&service)
-            }
-            None => return Err(RejectReason::MaxConnections),
+        // Those of flows that are over count: it is better to refuse one than to give it the port of a late reply. Who moves
+        // leaves such a one behind, and has been let in before.
+        let leave = match moves {
+            true => gear.sockets.take_anyway(),
+            false => gear.sockets.take().ok_or(RejectReason::NoPorts)?,
         };
         let sessions = &service.process.sessions;
         let port = self.ports[usize::from(key.port)].port.address.port();
         let session = self
             .or_evict(gear, || sessions.list_flow(Client::Ip(key.peer), port))
             .ok_or(RejectReason::ProcessMaxFlows)?;
-        // Those of flows that are over count: it is better to refuse one than to give it the port of a late reply.
-        let leave = gear.sockets.take().ok_or(RejectReason::ProcessMaxFlows)?;
+        let slot = self.slot(gear).ok_or(RejectReason::MaxConnections)?;
         Ok(Admitted {
             slot,
             session,
@@ -250,7 +245,30 @@ impl Listener {
         taken
     }
 
-    pub(in crate::udp) fn make_room(&mut self, gear: &mut Gear) {
+    /// One of those that the listener may have, over all workers. This one makes room itself where it has its share of them,
+    /// and else lets one do it that has more: nobody is pushed out here for those who are silent there.
+    fn slot(&mut self, gear: &mut Gear) -> Option<Slot> {
+        let service = Arc::clone(&self.service);
+        let slot = Slot::take(&service);
+        if slot.is_some() || self.udp.when_full == WhenFull::Refuse {
+            return slot;
+        }
+        let share = self.elsewhere.share(service.plan.max_connections);
+        if (self.flows.len() as u64) < share && self.elsewhere.evict_one(&self.here) {
+            return Some(Slot::take_anyway(&service));
+        }
+        self.or_evict(gear, || Slot::take(&service))
+    }
+
+    /// Another worker has let one in for which one here is to go, if there are still too many.
+    pub(in crate::udp) fn make_room_for_others(&mut self, gear: &mut Gear) {
+        self.elsewhere.obeyed();
+        if self.service.metrics.active() > self.service.plan.max_connections {
+            self.make_room(gear);
+        }
+    }
+
+    fn make_room(&mut self, gear: &mut Gear) {
         // What has come for it goes first.
         self.deliver_all(gear);
         let (flows, idle, responses) = (&self.flows, self.idle, self.udp.responses);

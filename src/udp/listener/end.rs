@@ -47,11 +47,13 @@ impl Listener {
     }
 
     pub(in crate::udp) fn next(&self) -> Option<u64> {
-        self.wheel.next()
+        let sweep = (!self.named.is_empty()).then(|| self.swept + self.idle);
+        self.wheel.next().into_iter().chain(sweep).min()
     }
 
     /// Ends those that were idle for too long.
     pub(in crate::udp) fn expire(&mut self, gear: &mut Gear) {
+        self.sweep(gear.ms);
         let mut found = Vec::new();
         self.wheel.due(gear.ms, &mut found);
         for number in found {
@@ -72,7 +74,13 @@ impl Listener {
                     // Whoever answers others does not answer this one: anybody can ask what nobody answers. And what the
                     // network said has been counted.
                     let is_silent = backend.heard.load(Relaxed) < flow.last;
-                    if is_silent && !flow.refused && !self.service.pool.is_checked_at_all() {
+                    if is_silent
+                        && !flow.refused
+                        && self
+                            .service
+                            .pool
+                            .may_be_blamed_for_silence(&backend, gear.now)
+                    {
                         self.failed(&backend, &io::ErrorKind::TimedOut.into());
                     }
                     CloseReason::ResponseTimeout
@@ -121,12 +129,6 @@ impl Listener {
         self.count_flows();
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
-        if !self.named.is_empty() {
-            flow.key.more = None;
-            if self.named.get(&flow.key) == Some(&number) {
-                self.named.remove(&flow.key);
-            }
-        }
         if flow.has_passed_trial(gear.now, true) {
             self.passed_trial(gear, flow.lease.backend());
         }
