@@ -99,6 +99,32 @@ fn who_has_asked_is_answered_and_newcomers_are_not() {
     }
 }
 
+/// The kernel shares clients out among the sockets that there are: a worker that has nothing to do any more must keep its
+/// own.
+#[test]
+fn flows_of_other_workers_are_not_lost() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let config = config(front, "", "", &addrs(&servers)).replacen(
+        "workers = 2",
+        "workers = 8\ndrain_timeout = \"3s\"",
+        1,
+    );
+    let mut tembuku = Tembuku::start(&config);
+    let clients: Vec<UdpSocket> = (0..3).map(|_| client(front)).collect();
+    for client in &clients {
+        assert_eq!(ask(client, "before"), "b1 before");
+    }
+    stop(&tembuku);
+    for n in 0..20 {
+        for client in &clients {
+            assert_eq!(ask(client, &n.to_string()), format!("b1 {n}"));
+        }
+    }
+    let status = tembuku.proc.wait(secs(10)).expect("an end in time");
+    assert_eq!(status.code(), Some(0));
+}
+
 /// Flows that are used go on, until the limit.
 #[test]
 fn the_limit_cuts_those_that_go_on() {

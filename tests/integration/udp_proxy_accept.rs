@@ -103,6 +103,25 @@ fn clients_behind_one_peer_are_told_apart() {
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 2.0);
 }
 
+/// Proxies in front may send it with the first datagram only, and think longer than a flow lives here.
+#[test]
+fn a_name_outlives_the_flow_that_it_came_with() {
+    let servers = named(1);
+    let (front, tembuku) = serve("accept_proxy = true\nresponses = 1", "", &servers);
+    let peer = client(front);
+    peer.send(&[&from("192.0.2.1:1")[..], b"a"].concat())
+        .unwrap();
+    assert_eq!(hear_text(&peer), "b1 a");
+    for n in 1..4 {
+        tembuku.wait_closed("ok", f64::from(n));
+        peer.send(b"more").unwrap();
+        assert_eq!(hear_text(&peer), "b1 more");
+    }
+    for record in tembuku.access_log(4) {
+        assert_eq!(record["proxy_protocol_addr"], "192.0.2.1", "{record}");
+    }
+}
+
 /// The access rules speak of the client.
 #[test]
 fn rules_hold_for_whom_the_header_names() {
