@@ -124,12 +124,7 @@ fn pool(c: &mut Criterion) {
                 fail_on_reset: false,
                 on_drain: OnLeave::Keep,
                 send_proxy_on: ProxyOn::First,
-                flows_move: FlowsMove {
-                    down: false,
-                    role_lost: true,
-                    lag: false,
-                    drain: false,
-                },
+                flows_move: FlowsMove::WITHOUT_UDP,
                 check: None,
             };
             let upstream: Arc<str> = name.into();

@@ -281,12 +281,7 @@ fn defaults_are_what_the_outside_promises() {
             on_drain: OnLeave::Keep,
             check: None,
             send_proxy_on: ProxyOn::First,
-            flows_move: FlowsMove {
-                down: false,
-                role_lost: true,
-                lag: false,
-                drain: false,
-            },
+            flows_move: FlowsMove::WITHOUT_UDP,
         }]
     );
 }

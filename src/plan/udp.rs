@@ -42,6 +42,16 @@ pub struct FlowsMove {
     pub drain: bool,
 }
 
+impl FlowsMove {
+    /// Where nothing is written about it, and nobody comes by UDP.
+    pub const WITHOUT_UDP: Self = Self {
+        down: false,
+        role_lost: true,
+        lag: false,
+        drain: false,
+    };
+}
+
 /// Which datagrams to a backend begin with a PROXY protocol header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyOn {

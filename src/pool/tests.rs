@@ -87,12 +87,7 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         fail_on_reset: false,
         on_drain: OnLeave::Keep,
         send_proxy_on: ProxyOn::First,
-        flows_move: FlowsMove {
-            down: true,
-            role_lost: true,
-            lag: false,
-            drain: true,
-        },
+        flows_move: FlowsMove::WITHOUT_UDP,
         check: Some(check),
     }
 }
