@@ -6,7 +6,7 @@ use crate::{
     metrics::{ListenerMetrics, ProcessMetrics},
     plan,
     pool::Pool,
-    sessions::Sessions,
+    sessions::{Sessions, take_place},
 };
 use std::{
     sync::{
@@ -56,10 +56,11 @@ pub struct Slot(Arc<Service>);
 impl Slot {
     /// `None` when the listener has as many sessions as it may have.
     pub fn take(service: &Arc<Service>) -> Option<Self> {
-        let most = service.plan.max_connections;
-        let before = service.metrics.active.fetch_add(1, Relaxed);
-        let slot = Self(Arc::clone(service));
-        (most == 0 || before < most).then_some(slot)
+        let most = match service.plan.max_connections {
+            0 => u64::MAX,
+            most => most,
+        };
+        take_place(&service.metrics.active, most).then(|| Self(Arc::clone(service)))
     }
 
     /// Whether or not there are as many as there may be.

@@ -173,11 +173,7 @@ impl Budget {
     }
 
     fn take(&self) -> bool {
-        let took = self.count.fetch_add(1, Ordering::Relaxed) < self.most;
-        if !took {
-            self.give_back();
-        }
-        took
+        take_place(&self.count, self.most)
     }
 
     fn give_back(&self) {
@@ -187,6 +183,15 @@ impl Budget {
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
+}
+
+/// Takes one of so many places. Never counts beyond them, not for a moment: another worker that sees one too many turns
+/// somebody away for whom there is room.
+pub fn take_place(count: &AtomicU64, most: u64) -> bool {
+    let one_more = |n| (n < most).then(|| n + 1);
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+        .is_ok()
 }
 
 /// A session's place on the list, given back when dropped.
@@ -380,5 +385,32 @@ mod tests {
             assert_eq!(session.must_end(), Some(*reason));
             assert_eq!(session.sessions.on(backend).len(), 1);
         }
+    }
+
+    #[test]
+    fn there_are_never_more_than_there_may_be() {
+        let (count, over) = (AtomicU64::new(1), AtomicU64::new(0));
+        // One place is taken for good: who is turned away is counted neither while it asks nor when it has heard.
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while over.load(Ordering::Relaxed) == 0 {
+                        assert!(!take_place(&count, 1));
+                    }
+                });
+            }
+            for _ in 0..2_000_000 {
+                let seen = count.load(Ordering::Relaxed);
+                over.store(u64::from(seen > 1) << 1, Ordering::Relaxed);
+                if seen > 1 {
+                    break;
+                }
+            }
+            over.fetch_or(1, Ordering::Relaxed);
+        });
+        assert_eq!(over.into_inner(), 1);
+        assert!(take_place(&count, 2));
+        assert!(!take_place(&count, 2));
+        assert_eq!(count.into_inner(), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! How many sockets flows may have, those included that are kept after their flow.
 
+use crate::sessions::take_place;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -31,8 +32,7 @@ impl Sockets {
     }
 
     pub(super) fn take(self: &Arc<Self>) -> Option<Leave> {
-        let leave = Leave(Arc::clone(self));
-        (self.count.fetch_add(1, Relaxed) < self.most).then_some(leave)
+        take_place(&self.count, self.most).then(|| Leave(Arc::clone(self)))
     }
 }
 
