@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -20,6 +21,8 @@ PACKAGES = {            # a command that must exist -> the Debian package that b
     "redis-benchmark": "redis-tools",
     "dnsperf": "dnsperf",
     "nsd": "nsd",
+    "sockperf": "sockperf",
+    "setpriv": "util-linux",
 }
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
@@ -145,6 +148,18 @@ class Namespace:
         done = subprocess.run(self.wrap(argv), text=True, capture_output=True)
         if done.returncode:
             raise Failure(f"{' '.join(argv)} in the namespace: {done.stderr.strip()}")
+
+    @contextmanager
+    def with_sysctls(self, values):
+        """Other values for a while: {name: value}."""
+        before = {key: output(self.wrap(["sysctl", "-n", key])) for key in values}
+        try:
+            for key, value in values.items():
+                self._do("sysctl", "-qw", f"{key}={value}")
+            yield
+        finally:
+            for key, value in before.items():
+                self._do("sysctl", "-qw", f"{key}={value}")
 
     def holds(self, pid):
         """Whether the process has arrived in the namespace (`ip netns exec` needs a moment)."""
@@ -287,7 +302,8 @@ def machine():
 def versions(commands):
     """The line by which each tool names itself: the first, or one that says no more than the version."""
     ways = {"nginx": "-v", "haproxy": "-v", "iperf3": "--version", "wrk": "-v", "redis-server": "--version",
-            "redis-benchmark": "--version", "ip": "-V", "dnsperf": "-h", "nsd": "-v"}
+            "redis-benchmark": "--version", "ip": "-V", "dnsperf": "-h", "nsd": "-v", "sockperf": "--version",
+            "setpriv": "--version"}
     found = {}
     for name in sorted(commands):
         lines = output([name, ways[name]]).splitlines() or [""]

@@ -56,12 +56,11 @@ stream {{
 }}
 """
 
-# One listening socket, as by default. maxpipes: the default, a quarter of maxconn, does not fit into 20,000 descriptors next to 9,000 sessions.
+# One listening socket, as by default.
 HAPROXY = """\
 global
     nbthread {cpus}
     maxconn {connections}
-    maxpipes 200
 defaults
     mode tcp
     {splice}
@@ -73,9 +72,9 @@ listen bench
     server one 127.0.0.1:{back}
 """
 
-# Defaults: a worker per CPU, no admin listener, no access log.
+# Defaults: a worker per CPU, no access log, and no admin listener but where its metrics are a figure.
 TEMBUKU = """\
-[listeners.bench]
+{admin}[listeners.bench]
 bind = "127.0.0.1:{front}"
 upstream = "u"
 
@@ -85,7 +84,7 @@ backends = ["127.0.0.1:{back}"]
 
 # Defaults, but for the idle limit, which is that of nginx.
 TEMBUKU_UDP = """\
-[listeners.bench]
+{admin}[listeners.bench]
 bind = "127.0.0.1:{front}"
 protocol = "udp"
 upstream = "u"
@@ -93,6 +92,29 @@ idle_timeout = "10m"
 
 [upstreams.u]
 backends = ["127.0.0.1:{back}"]
+"""
+
+ADMIN = """\
+[admin]
+listen = "127.0.0.1:{port}"
+
+"""
+
+# What is switched on where somebody looks after it: metrics, a record of each session, a check each second.
+TEMBUKU_OBSERVED = """\
+{admin}[log]
+access = "{folder}/access.log"
+
+[listeners.bench]
+bind = "127.0.0.1:{front}"
+upstream = "u"
+
+[upstreams.u]
+backends = ["127.0.0.1:{back}"]
+
+[upstreams.u.check]
+kind = "tcp"
+interval = "1s"
 """
 
 
@@ -103,12 +125,15 @@ class Target:
     templates, file, splice = {}, None, ""       # protocol -> configuration; without one it is not run with such workloads
     only_for = None                 # the workloads it is run with unless it is asked for by name; None: all
     processes = 1                   # how many there are once it has started
+    metrics = False                 # whether it can have an admin listener with metrics
+    scraped = False                 # whether it has one, always, which is asked each second while there is load
 
-    def config(self, protocol, folder, front, back, sessions, flows):
+    def config(self, protocol, folder, front, back, sessions, flows, admin=None):
         template = self.templates[protocol]
         return template.format(folder=folder, front=front, back=back, cpus=CPUS, connections=sessions + 200,
                                nginx_connections=max(16384, 2 * flows + 200), splice=self.splice,
-                               module=self.module() if "{module}" in template else "")
+                               module=self.module() if "{module}" in template else "",
+                               admin=ADMIN.format(port=admin) if admin else "")
 
     def argv(self, path):
         raise NotImplementedError
@@ -141,12 +166,13 @@ class Haproxy(Target):
 class HaproxySplice(Haproxy):
     name, about = "haproxy-splice", "the same, but always splicing: option splice-request, option splice-response"
     splice = "option splice-request\n    option splice-response"
-    only_for = ("bulk", "bulk-up", "v16k", "v64k")
+    only_for = ("bulk", "bulk-up", "bulk8", "bulk8-up", "paced", "v16k", "v64k")
 
 
 class Tembuku(Target):
     name, about = "tembuku", "its defaults"
     templates, file = {"tcp": TEMBUKU, "udp": TEMBUKU_UDP}, "tembuku.toml"
+    metrics = True
 
     def __init__(self, binary):
         self.binary = binary
@@ -159,11 +185,18 @@ class Tembuku(Target):
                 "tembuku sha256": hashlib.sha256(Path(self.binary).read_bytes()).hexdigest()}
 
 
-KINDS = {kind.name: kind for kind in (Target, Nginx, Haproxy, HaproxySplice, Tembuku)}
+class TembukuObserved(Tembuku):
+    name, about = "tembuku-observed", "with metrics scraped and the backend checked each second, and an access log"
+    templates = {"tcp": TEMBUKU_OBSERVED}
+    only_for = ("wrk", "redis50", "wrk-churn")
+    scraped = True
+
+
+KINDS = {kind.name: kind for kind in (Target, Nginx, Haproxy, HaproxySplice, Tembuku, TembukuObserved)}
 
 
 def make(names, binary):
-    return [kind(binary) if kind is Tembuku else kind() for name, kind in KINDS.items() if name in names]
+    return [kind(binary) if issubclass(kind, Tembuku) else kind() for name, kind in KINDS.items() if name in names]
 
 
 def split_names(text):

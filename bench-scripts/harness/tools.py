@@ -1,6 +1,7 @@
 """The programs that make load: how each backend and each client is started, and how to read what the client prints."""
 
 import json
+import os
 import random
 import re
 import sys
@@ -11,7 +12,12 @@ from .targets import CPUS
 
 GIB = 1 << 30
 DATAGRAMS = Path(__file__).with_name("datagrams.py")
+MANY = Path(__file__).with_name("many.py")
+SLOW = Path(__file__).with_name("slow.py")
+SCRAPE = Path(__file__).with_name("scrape.py")
 DATAGRAM = 1200                     # bytes: what QUIC begins with
+SESSIONS = 1200                     # bulk sessions at once: more than the pipes of an unprivileged user are for
+LARGE = 256 << 20                   # bytes of /large: no buffer on the way takes so much, so whoever reads it slowly is not done
 
 
 # Backends: (folder, port) -> argv
@@ -45,13 +51,20 @@ http {{
     default_type text/plain;
     server {{
         listen 127.0.0.1:{port} reuseport;
-        return 200 "a small body\\n";
+        location / {{
+            return 200 "a small body\\n";
+        }}
+        location = /large {{
+            root {folder};
+        }}
     }}
 }}
 """
 
 
 def http_server(folder, port):
+    (folder / "large").touch()
+    os.truncate(folder / "large", LARGE)        # zeros, which take no room on the disk
     path = folder / "backend.conf"
     path.write_text(HTTP.format(cpus=CPUS, folder=folder, port=port))
     return ["nginx", "-e", "stderr", "-p", folder, "-c", path]
@@ -102,11 +115,23 @@ def datagrams(role, *more):
     return lambda _folder, port: [sys.executable, DATAGRAMS, role, port, *more]
 
 
+def many_server(_folder, port):
+    return [sys.executable, MANY, "serve", port]
+
+
+def sockperf_server(*more):
+    return lambda _folder, port: ["sockperf", "server", "-i", "127.0.0.1", "-p", port, *more]
+
+
 # Clients: (folder, port, size) -> argv
 
-def redis_get(clients, *more):
+def redis_get(clients, *more, command="get"):
     return lambda _folder, port, size: ["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-c", clients, "-n", size,
-                                        "-t", "get", "--csv", "--precision", 3, *more]
+                                        "-t", command, "--csv", "--precision", 3, *more]
+
+
+def redis_set(clients, *more):
+    return redis_get(clients, "-d", 3, *more, command="set")
 
 
 def redis_value(length):
@@ -121,6 +146,20 @@ def wrk(*more):
 
 def iperf3(*more):
     return lambda _folder, port, size: ["iperf3", "-c", "127.0.0.1", "-p", port, "-n", f"{size}G", "-J", *more]
+
+
+def iperf3_paced(rate, *more):
+    return lambda _folder, port, size: ["iperf3", "-c", "127.0.0.1", "-p", port, "-t", size, "-b", rate, "-J", *more]
+
+
+# no-rdtsc: the clock of the kernel; how fast the CPU's counter runs would be guessed.
+def sockperf(*more):
+    return lambda _folder, port, size: ["sockperf", "ping-pong", "-i", "127.0.0.1", "-p", port, "-t", size, "-m", 64,
+                                        "--full-rtt", "--no-rdtsc", *more]
+
+
+def fetch(_folder, port, size):
+    return [sys.executable, MANY, "fetch", port, SESSIONS, size]
 
 
 def dnsperf(folder, port, size):
@@ -179,3 +218,29 @@ def parse_stream(text, _size):
     if arrived > sent["sent"]:
         raise Failure(f"{arrived} datagrams arrived of {sent['sent']} that were sent")
     return arrived, {"throughput": arrived / sent["seconds"], "loss": 100 * (1 - arrived / sent["sent"])}
+
+
+def parse_sockperf(text, _size):
+    def found(pattern):
+        seen = re.search(pattern, text)
+        if not seen:
+            raise Failure(f"sockperf ended without its figures: {text.strip().splitlines()[-1]}")
+        return float(seen.group(1))
+
+    sent, received = found(r"SentMessages=(\d+)"), found(r"ReceivedMessages=(\d+)")
+    # The last one is under way when the time is over; all but that one must have come back.
+    return received, {"throughput": received / found(r"RunTime=([\d.]+) sec"), "lost": max(0, sent - received - 1),
+                             "p50": found(r"percentile 50\.000 =\s*([\d.]+)"), "p99": found(r"percentile 99\.000 =\s*([\d.]+)")}
+
+
+def parse_sockperf_udp(text, size):
+    round_trips, figures = parse_sockperf(text, size)
+    return 2 * round_trips, figures
+
+
+def parse_fetch(text, _size):
+    seen = json.loads(text)
+    if not seen["bytes"]:
+        raise Failure(f"no byte of {SESSIONS} sessions arrived as it was sent")
+    amount = seen["bytes"] / GIB
+    return amount, {"throughput": amount / seen["seconds"], "lost": seen["lost"]}
