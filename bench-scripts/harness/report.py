@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from statistics import median
 
+from . import chart
 from .workloads import WORKLOADS
 
 OURS, OBSERVED = "tembuku", "tembuku-observed"
@@ -206,7 +207,7 @@ def noise(measurements):
             f"{100 * stolen / span:.1f} %.")
 
 
-def markdown(run):
+def markdown(run, drawn=None):
     host, rows = run["machine"], run["summary"]
     failed = [m for m in run["measurements"] if "error" in m]
     warned = [(m, text) for m in run["measurements"] for text in warnings(m)]
@@ -217,6 +218,7 @@ def markdown(run):
         f"{head}. Rounds: {run['rounds']}{' of short loads (--quick)' if run['quick'] else ''}, order rotated, "
         f"a fresh proxy for each measurement. Figures are medians (min-max); ratios are medians of the ratios of each round. "
         f"CPU is that of the proxy's own processes, user and system.",
+        *([f"![CPU and memory of each proxy beside the better peer]({drawn})"] if drawn else []),
         table(rows, run["targets"]),
         noise(run["measurements"]),
         "\n".join(f"- {name}: {text}" for name, text in run["versions"].items()),
@@ -237,8 +239,37 @@ def verdict_line(verdict, prefix=""):
     return f"{prefix}{verdict['verdict']}: {verdict['limit']}: {seen}"
 
 
+def picture(run):
+    """The chart: CPU for each workload and memory, of every proxy, as the ratio to the better peer; None without ratios."""
+    def group(name, figure):
+        bars = []
+        for target in (*PEERS, OURS, OBSERVED):
+            found = ratio(run["measurements"], name, figure.key, BEST, target)
+            own = spread(list(values(run["measurements"], name, target, figure.key).values()))
+            if found:
+                bars.append((target, found, f"{number(own['median'])} {figure.title}"))
+        return name, bars
+
+    sections = []
+    for heading, key in (("CPU of the proxy per unit of work", "cpu"), ("Memory of the proxy", "bytes")):
+        groups = [group(row["workload"], figure) for row in run["summary"] for figure in WORKLOADS[row["workload"]].figures
+                  if row["figure"] == figure.key and figure.key == key]
+        groups = [(name, bars) for name, bars in groups if len(bars) > 1]
+        if groups:
+            sections.append((heading, groups))
+    if not sections:
+        return None
+    host = run["machine"]
+    return chart.draw(
+        f"{OURS} beside nginx and HAProxy: CPU and memory",
+        [f"Ratio to the better peer of the same round, which is 1; less is better. Bars: median of {run['rounds']} "
+         f"round{'s' if run['rounds'] > 1 else ''}; whiskers: least and most. On the right the median itself.",
+         f"{run['date'][:10]}, commit {run['commit']}{' (--quick)' if run['quick'] else ''}. {host['cpu']}, {host['cpus']} CPUs, "
+         f"{host['system']}, Linux {host['kernel']}."], sections)
+
+
 def save(run, folder):
-    """Writes the raw .json and the .md, under a name that is not taken. Returns both paths."""
+    """Writes the raw .json, the .md and, if there is anything to compare, the .svg, under a name that is not taken."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [run["date"][:10], run["commit"], run["label"], "quick" if run["quick"] else ""]
     stem = "-".join(part for part in parts if part)
@@ -248,5 +279,9 @@ def save(run, folder):
         unique = f"{stem}-{count}"
     paths = [folder / f"{unique}.json", folder / f"{unique}.md"]
     paths[0].write_text(json.dumps(run, indent=1) + "\n")
-    paths[1].write_text(markdown(run))
+    drawn = picture(run)
+    if drawn:
+        paths.append(folder / f"{unique}.svg")
+        paths[2].write_text(drawn)
+    paths[1].write_text(markdown(run, paths[2].name if drawn else None))
     return paths
