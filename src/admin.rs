@@ -7,6 +7,6 @@ mod socket;
 mod status;
 mod words;
 
-pub use http::{Door, serve};
+pub use http::{Door, scrape, serve};
 pub use socket::listen;
 pub use words::{load, reasons, size};

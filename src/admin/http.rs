@@ -112,7 +112,7 @@ async fn answer(
         "/metrics" => typed(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            state.exporter.scrape(|exporter| publish(exporter, &state)),
+            scrape(&state),
         ),
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if state.is_ready() => text(StatusCode::OK, "ok\n"),
@@ -131,6 +131,11 @@ async fn answer(
         ),
     };
     Ok(response)
+}
+
+/// What `/metrics` answers.
+pub fn scrape(state: &State) -> String {
+    state.exporter.scrape(|exporter| publish(exporter, state))
 }
 
 fn publish(exporter: &Exporter, state: &State) {

@@ -1,0 +1,59 @@
+//! What a scrape costs the control thread: the answer to `GET /metrics` with 3, 100 and 1,000 backends, from the counters
+//! to the text. Without HTTP, which `bench-scripts/growth` has besides.
+//!
+//! The server is a whole one, with a worker, a listener and a connect time for each backend, so that every histogram is
+//! shown; nobody connects to it.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::time::{Duration, Instant};
+use tembuku::{admin, config, server::Server};
+use tokio_util::sync::CancellationToken;
+
+fn configuration(backends: usize) -> String {
+    let address = |n: usize| format!("\"10.0.{}.{}:6379\"", n / 250, n % 250 + 1);
+    let list: Vec<String> = (0..backends).map(address).collect();
+    format!(
+        "[process]\nworkers = 1\n[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n",
+        list.join(", ")
+    )
+}
+
+fn scrape(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an event loop");
+    let mut group = c.benchmark_group("scrape");
+    for backends in [3, 100, 1_000] {
+        let plan = match config::parse(&configuration(backends), "bench.toml") {
+            Ok(plan) => plan,
+            Err(problems) => panic!("{problems}"),
+        };
+        let server = match runtime.block_on(Server::start(plan)) {
+            Ok(server) => server,
+            Err(errors) => panic!("{errors}"),
+        };
+        for backend in server.state.pools[0].snapshot(Instant::now()) {
+            backend.metrics.connect_duration.record(0.001);
+        }
+        let text = admin::scrape(&server.state);
+        let told = text.matches("\ntembuku_backend_connect_duration_seconds_count{");
+        assert_eq!(told.count(), backends);
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(backends), |b| {
+            b.iter(|| admin::scrape(&server.state));
+        });
+        runtime.block_on(server.stop(CancellationToken::new()));
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+        .sample_size(30);
+    targets = scrape
+}
+criterion_main!(benches);
