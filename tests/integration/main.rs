@@ -57,6 +57,7 @@ mod proxy_send;
 mod proxy_untrusted;
 mod redis;
 mod relay_edges;
+mod relay_many;
 mod resolve;
 mod shares;
 mod shutdown;

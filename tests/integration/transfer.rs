@@ -34,11 +34,11 @@ use std::{
 // ---------------------------------------------------------------------------------------------- what is sent
 
 /// A prime, so that no loss of a round number of bytes leads to the same content again.
-const PERIOD: usize = 1_048_573;
+pub(crate) const PERIOD: usize = 1_048_573;
 const LARGEST_PIECE: usize = 256 * 1024;
 
 /// The bytes of a direction: this block over and over, from a start of the direction's own.
-fn content(start: usize, position: usize, length: usize) -> &'static [u8] {
+pub(crate) fn content(start: usize, position: usize, length: usize) -> &'static [u8] {
     static BLOCK: OnceLock<Vec<u8>> = OnceLock::new();
     let block = BLOCK.get_or_init(|| {
         let mut rng = Rng::new(1);
