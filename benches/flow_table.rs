@@ -1,7 +1,7 @@
 //! What a UDP flow costs in the two structures that know all flows of a worker: the table that finds one by who wrote
 //! and to which address, and the wheel that tells which have been idle for too long.
 //!
-//! Both are private to `udp`, and nobody else has any business with them, so their files are compiled in here a second
+//! The table is private to `udp`, and nobody else has any business with it, so its file is compiled in here a second
 //! time instead of being opened up. Keys stand side by side here; in the program each is in its flow, a few hundred
 //! bytes from the next, so that with many flows a look-up misses the cache once more than shown.
 
@@ -11,8 +11,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
-// `table` asks its crate for it.
-use tembuku::sys;
+// `table` asks its crate for `sys`.
+use tembuku::{sys, wheel::Wheel};
 
 #[allow(
     dead_code,
@@ -21,17 +21,8 @@ use tembuku::sys;
 )]
 #[path = "../src/udp/table.rs"]
 mod table;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "not all that the program uses is measured"
-)]
-#[path = "../src/udp/wheel.rs"]
-mod wheel;
-
 use sys::datagram::Local;
 use table::{Key, Table};
-use wheel::Wheel;
 
 const SIZES: [u32; 2] = [1_000, 100_000];
 /// So many come, and go, between two looks at the clock: few beside those that are there.

@@ -6,24 +6,23 @@ mod socket_file;
 pub use open::open;
 pub use socket_file::{SocketFile, listen_unix};
 
-use crate::plan::{Place, SocketOptions};
+use crate::{
+    event_loop::Socket,
+    plan::{Place, SocketOptions},
+};
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::{TcpStream, UnixStream},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    task::Poll,
 };
 
+/// A connection.
 #[derive(Debug)]
-pub enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+pub struct Stream {
+    socket: Socket,
+    is_tcp: bool,
 }
 
 /// Who a client is.
@@ -34,78 +33,58 @@ pub enum Client {
     Unix,
 }
 
-macro_rules! either {
-    ($self:expr, $s:ident => $do:expr) => {
-        match $self {
-            Stream::Tcp($s) => $do,
-            Stream::Unix($s) => $do,
-        }
-    };
-}
-
 impl Stream {
-    /// Reads at most once; 0 is the end.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self {
-            // A short read is taken for an empty socket, which saves the call that would say so.
-            Self::Tcp(s) => {
-                let mut buf = ReadBuf::new(buf);
-                ready!(Pin::new(s).poll_read(cx, &mut buf))?;
-                Poll::Ready(Ok(buf.filled().len()))
-            }
-            // Not on unix sockets: there a read also ends where somebody passed a descriptor.
-            Self::Unix(s) => loop {
-                ready!(s.poll_read_ready(cx))?;
-                match s.try_read(buf) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    read => return Poll::Ready(read),
-                }
-            },
-        }
+    /// Of a connection that was accepted: its client may have said something by now.
+    pub fn accepted(socket: OwnedFd, is_tcp: bool) -> Self {
+        let socket = Socket::new(socket, true);
+        Self { socket, is_tcp }
     }
 
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, s => Pin::new(s).poll_write(cx, buf))
+    /// Reads at most once; 0 is the end.
+    pub fn poll_read(&self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        // On a unix socket a read also ends where somebody passed a descriptor.
+        self.socket.poll_read(buf, self.is_tcp)
+    }
+
+    pub fn poll_write(&self, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(buf)
     }
 
     /// Passes the end of a direction on: the peer sees it after everything written before.
-    pub fn shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, s => Pin::new(s).poll_shutdown(cx))
+    pub fn end_writing(&self) -> io::Result<()> {
+        self.socket.end_writing()
     }
 
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, s => s.poll_read_ready(cx))
+    pub fn poll_readable(&self) -> Poll<io::Result<()>> {
+        self.socket.poll_readable()
     }
 
-    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, s => s.poll_write_ready(cx))
+    pub fn poll_writable(&self) -> Poll<io::Result<()>> {
+        self.socket.poll_writable()
     }
 
-    /// Runs a system call; "would block" makes the next `poll_…_ready` wait.
-    pub fn try_io<R>(
+    /// Runs a call that writes; "would block" makes the next [`Self::poll_writable`] wait.
+    pub fn try_write<R>(
         &self,
-        interest: Interest,
         call: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<R> {
-        either!(self, s => s.try_io(interest, || call(s.as_fd())))
+        self.socket.try_write(call)
     }
 
     /// Where the peer connected to, if that has an IP address. A system call.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(s) => s.local_addr().ok(),
-            Self::Unix(_) => None,
-        }
+        let address = SockRef::from(&self.socket).local_addr().ok()?;
+        address.as_socket()
     }
 
     pub fn is_tcp(&self) -> bool {
-        matches!(self, Self::Tcp(_))
+        self.is_tcp
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        either!(self, s => s.as_fd())
+        self.socket.as_fd()
     }
 }
 

@@ -19,12 +19,11 @@ pub use tls::Encryption;
 
 use crate::{
     health::Epoch,
-    net::open,
-    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, SocketOptions, Tls},
+    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, Tls},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     reason::CheckResult,
 };
-use line::{Line, Plain};
+use line::{Line, connect};
 use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -347,15 +346,11 @@ impl Probe {
         talk: &mut dyn Talk,
         course: &mut Course,
     ) -> io::Result<(Answer, Line)> {
-        let options = SocketOptions {
-            // Inside TLS the last words of the handshake and the first of the question are two pieces, as are a header and
-            // what follows it, and the other side says nothing in between: the second would wait for the first to be
-            // acknowledged, which takes 40 ms.
-            nodelay: self.encryption.is_some() || !self.header.is_empty(),
-            keepalive: None,
-            user_timeout: None,
-        };
-        let mut line: Line = Box::new(Plain(open(&self.place, &options).await?));
+        // Inside TLS the last words of the handshake and the first of the question are two pieces, as are a header and
+        // what follows it, and the other side says nothing in between: the second would wait for the first to be
+        // acknowledged, which takes 40 ms.
+        let nodelay = self.encryption.is_some() || !self.header.is_empty();
+        let mut line = connect(&self.place, nodelay).await?;
         if !self.header.is_empty() {
             course.stage = "sending";
             line.write_all(&self.header).await?;

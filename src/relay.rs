@@ -10,7 +10,7 @@ mod first;
 pub use first::First;
 
 use crate::{
-    access,
+    access, event_loop,
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
     net::Stream,
     plan,
@@ -21,16 +21,11 @@ use crate::{
     sys,
 };
 use direction::{Broken, Direction, Flow};
-use pin_project_lite::pin_project;
 use std::{
     cell::Cell,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
-};
-use tokio::{
-    task::coop::unconstrained,
-    time::{Sleep, sleep, sleep_until},
 };
 
 /// Where the bytes of a session are counted: the shards of the worker that it is on.
@@ -90,7 +85,7 @@ const RESET_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Relays until the session is over. The streams are left to be closed by the caller.
 pub async fn relay(
-    client: &mut Stream,
+    client: &Stream,
     reached: &mut Reached,
     plan: &plan::Listener,
     tally: &Tally<'_>,
@@ -100,18 +95,17 @@ pub async fn relay(
         None => (None, None),
     };
     let outcome = Relay {
-        client: &mut *client,
-        backend: &mut reached.stream,
+        client,
+        backend: &reached.stream,
         plan,
         tally,
         up: Direction::from_client(first, watch(plan, tally)),
         down: Direction::default(),
         broken: None,
         begun: false,
-        last_activity: Instant::now(),
+        last_activity: event_loop::now(),
         armed: None,
         answer: Answer::Awaited(awaiting),
-        timer: sleep_until(Instant::now().into()),
     }
     .await;
     // Boxed: it is rare, and a session must not carry room for it all its life.
@@ -149,39 +143,34 @@ fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
     }
 }
 
-pin_project! {
-    #[project = Parts]
-    /// A future of its own, not an async block: that would hold what it is given twice.
-    struct Relay<'a> {
-        client: &'a mut Stream,
-        backend: &'a mut Stream,
-        plan: &'a plan::Listener,
-        tally: &'a Tally<'a>,
-        // From the client to the backend.
-        up: Direction,
-        down: Direction,
-        // The side that reset, or that cannot be written to any more.
-        broken: Option<Side>,
-        begun: bool,
-        last_activity: Instant,
-        // When the timer will ring.
-        armed: Option<Instant>,
-        answer: Answer,
-        #[pin]
-        timer: Sleep,
-    }
+/// A future of its own, not an async block: that would hold what it is given twice.
+struct Relay<'a> {
+    client: &'a Stream,
+    backend: &'a Stream,
+    plan: &'a plan::Listener,
+    tally: &'a Tally<'a>,
+    /// From the client to the backend.
+    up: Direction,
+    down: Direction,
+    /// The side that reset, or that cannot be written to any more.
+    broken: Option<Side>,
+    begun: bool,
+    last_activity: Instant,
+    /// When this is to be polled anyway.
+    armed: Option<Instant>,
+    answer: Answer,
 }
 
 impl Future for Relay<'_> {
     type Output = Outcome;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let mut this = self.project();
-        if !*this.begun {
-            *this.begun = true;
+        let this = self.get_mut();
+        if !this.begun {
+            this.begun = true;
             this.tally.session.wake_by(cx.waker());
         }
-        let reason = ready!(this.advance(cx));
+        let reason = ready!(this.advance());
         let by_a_reset = matches!(reason, CloseReason::ClientReset | CloseReason::BackendReset);
         if reason != CloseReason::Ok && !by_a_reset {
             this.tell_who_was_cut_short(reason);
@@ -189,29 +178,29 @@ impl Future for Relay<'_> {
         Poll::Ready(Outcome {
             reason,
             first_byte: match this.answer {
-                Answer::Begun(at) => Some(*at),
+                Answer::Begun(at) => Some(at),
                 Answer::Awaited(_) => None,
             },
         })
     }
 }
 
-impl Parts<'_, '_> {
+impl Relay<'_> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
-    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    fn advance(&mut self) -> Poll<CloseReason> {
         if let Some(reason) = self.tally.session.must_end() {
             return Poll::Ready(reason);
         }
-        let now = Instant::now();
+        let now = event_loop::now();
         let moved = Cell::new(false);
         let ended_before = (self.up.finished, self.down.finished);
         loop {
-            let broken_before = *self.broken;
-            self.advance_up(cx, now, &moved);
-            self.advance_down(cx, now, &moved);
+            let broken_before = self.broken;
+            self.advance_up(now, &moved);
+            self.advance_down(now, &moved);
             // What a side had said before it broke is still to come, and nothing may tell of it
             // again: once more round.
-            if *self.broken == broken_before {
+            if self.broken == broken_before {
                 break;
             }
         }
@@ -220,7 +209,7 @@ impl Parts<'_, '_> {
                 awaiting.look(self.up.has_begun, self.down.has_begun, now);
             }
             if self.down.has_begun {
-                *self.answer = Answer::Begun(now);
+                self.answer = Answer::Begun(now);
             }
         }
         if self.up.was_refused() {
@@ -235,12 +224,12 @@ impl Parts<'_, '_> {
         }
         // An end is activity too: what follows it has its full time.
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
-            *self.last_activity = now;
+            self.last_activity = now;
         }
-        self.watch_silence(cx, now)
+        self.watch_silence(now)
     }
 
-    fn advance_up(&mut self, cx: &mut Context<'_>, now: Instant, moved: &Cell<bool>) {
+    fn advance_up(&mut self, now: Instant, moved: &Cell<bool>) {
         if self.up.finished {
             return;
         }
@@ -252,10 +241,10 @@ impl Parts<'_, '_> {
             relayed: self.tally.relayed,
             moved,
             now,
-            source_is_broken: *self.broken == Some(Side::Client),
+            source_is_broken: self.broken == Some(Side::Client),
             last_to_end: self.down.finished,
         };
-        match self.up.poll(cx, self.client, self.backend, &flow) {
+        match self.up.poll(self.client, self.backend, &flow) {
             Poll::Ready(Ok(())) => self.up.finish(),
             Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Client),
             Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Backend),
@@ -263,7 +252,7 @@ impl Parts<'_, '_> {
         }
     }
 
-    fn advance_down(&mut self, cx: &mut Context<'_>, now: Instant, moved: &Cell<bool>) {
+    fn advance_down(&mut self, now: Instant, moved: &Cell<bool>) {
         if self.down.finished {
             return;
         }
@@ -275,10 +264,10 @@ impl Parts<'_, '_> {
             relayed: self.tally.relayed,
             moved,
             now,
-            source_is_broken: *self.broken == Some(Side::Backend),
+            source_is_broken: self.broken == Some(Side::Backend),
             last_to_end: self.up.finished,
         };
-        match self.down.poll(cx, self.backend, self.client, &flow) {
+        match self.down.poll(self.backend, self.client, &flow) {
             Poll::Ready(Ok(())) => self.down.finish(),
             Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Backend),
             Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Client),
@@ -299,7 +288,7 @@ impl Parts<'_, '_> {
         }
     }
 
-    fn watch_silence(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<CloseReason> {
+    fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let half_closed = self.up.finished || self.down.finished;
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
         let (limit, reason) = match (self.plan.idle_timeout, half_close) {
@@ -308,7 +297,7 @@ impl Parts<'_, '_> {
             (_, Some(half)) => (half, CloseReason::HalfCloseTimeout),
             (Some(idle), None) => (idle, CloseReason::IdleTimeout),
         };
-        let deadline = *self.last_activity + limit;
+        let deadline = self.last_activity + limit;
         if now >= deadline {
             return Poll::Ready(reason);
         }
@@ -320,12 +309,8 @@ impl Parts<'_, '_> {
                 Some(half) => deadline.min(now + half),
                 None => deadline,
             };
-            *self.armed = Some(ring);
-            self.timer.as_mut().reset(ring.into());
-            // Unconstrained: out of budget it would not take the waker, and is not asked again.
-            if pin!(unconstrained(self.timer.as_mut())).poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
+            self.armed = Some(ring);
+            event_loop::wake_at(ring);
         }
         Poll::Pending
     }
@@ -343,15 +328,15 @@ impl Parts<'_, '_> {
                 | CloseReason::BackendDrained
         );
         if reason == CloseReason::UntrustedHeader {
-            sys::socket::reset_on_close(&*self.backend);
-            sys::socket::reset_on_close(&*self.client);
+            sys::socket::reset_on_close(self.backend);
+            sys::socket::reset_on_close(self.client);
             return;
         }
         if !self.up.finished && (in_full_flow || self.up.has_more(self.client)) {
-            sys::socket::reset_on_close(&*self.backend);
+            sys::socket::reset_on_close(self.backend);
         }
         if !self.down.finished && (in_full_flow || self.down.has_more(self.backend)) {
-            sys::socket::reset_on_close(&*self.client);
+            sys::socket::reset_on_close(self.client);
         }
     }
 }
@@ -375,7 +360,7 @@ async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, tally: &Ta
         } else if since.elapsed() >= patience {
             break;
         }
-        sleep(pause).await;
+        event_loop::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
     sys::socket::reset_on_close(stream);

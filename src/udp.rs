@@ -15,7 +15,6 @@ mod per_source;
 mod sockets;
 mod table;
 mod token;
-mod wheel;
 mod worker;
 
 pub use elsewhere::Elsewhere;

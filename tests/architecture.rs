@@ -17,8 +17,15 @@ const LEVELS: &[&[&str]] = &[
     &["journal"],
     &["access_log", "backend", "config", "logging", "probe"],
     &["explain", "health", "lines", "net"],
-    &["access", "balance", "metrics", "proxy_protocol", "sys"],
-    &["plan", "reason"],
+    &[
+        "access",
+        "balance",
+        "event_loop",
+        "metrics",
+        "proxy_protocol",
+        "sys",
+    ],
+    &["plan", "reason", "wheel"],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.
@@ -30,6 +37,7 @@ const PURE: &[&str] = &[
     "plan",
     "proxy_protocol",
     "reason",
+    "wheel",
 ];
 
 /// Files of every room: `src/room.rs` and all below `src/room/`.

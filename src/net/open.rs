@@ -1,10 +1,13 @@
 //! Connecting to a place.
 
 use super::{Stream, set_options};
-use crate::plan::{Place, SocketOptions};
-use socket2::{Domain, Protocol, Socket, Type};
-use std::{io, net::SocketAddr, path::Path, time::Duration};
-use tokio::net::{TcpSocket, UnixStream};
+use crate::{
+    event_loop::{self, Socket},
+    plan::{Place, SocketOptions},
+    sys::limits::is_local_port,
+};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
+use std::{future::poll_fn, io, net::SocketAddr, path::Path, time::Duration};
 
 /// A unix socket whose queue is full gives no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
@@ -18,31 +21,41 @@ pub async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> 
 }
 
 async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Stream> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let kind = Type::STREAM.nonblocking();
+    let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     set_options(&socket, options)?;
-    let stream = TcpSocket::from_std_stream(socket.into())
-        .connect(address)
-        .await?;
+    let socket = Socket::new(socket.into(), false);
+    poll_fn(|_| socket.poll_connect(&address)).await?;
     // Towards a local port that nobody listens on, the kernel may choose that very port as the
     // source: TCP's simultaneous open then makes the socket talk to itself.
-    if stream.local_addr()? == address {
+    if is_local_port(address.port())
+        && SockRef::from(&socket).local_addr()?.as_socket() == Some(address)
+    {
         return Err(io::Error::new(
             io::ErrorKind::ConnectionRefused,
             "connected to itself: nobody listens there",
         ));
     }
-    Ok(Stream::Tcp(stream))
+    Ok(Stream {
+        socket,
+        is_tcp: true,
+    })
 }
 
 async fn open_unix(path: &Path) -> io::Result<Stream> {
+    let address = SockAddr::unix(path)?;
     loop {
-        match UnixStream::connect(path).await {
-            Ok(stream) => return Ok(Stream::Unix(stream)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
+        // Anew each time: one that has failed is of no use any more.
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                let socket = Socket::new(socket.into(), false);
+                return Ok(Stream {
+                    socket,
+                    is_tcp: false,
+                });
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => event_loop::sleep(RETRY).await,
             Err(e) => return Err(e),
         }
     }

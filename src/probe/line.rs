@@ -1,47 +1,43 @@
 //! What a conversation goes over: the stream itself, or TLS inside it.
 
-use crate::net::Stream;
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
+use crate::plan::Place;
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpSocket, UnixStream},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 pub(super) type Line = Box<dyn Duplex>;
 
-/// A stream as the libraries want it.
-pub(super) struct Plain(pub(super) Stream);
+/// A unix socket whose queue is full gives no event when that has changed.
+const RETRY: Duration = Duration::from_millis(10);
 
-impl AsyncRead for Plain {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let n = ready!(self.0.poll_read(cx, buf.initialize_unfilled()))?;
-        buf.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Plain {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.shutdown_write(cx)
+pub(super) async fn connect(place: &Place, nodelay: bool) -> io::Result<Line> {
+    match place {
+        Place::Tcp(address) => {
+            let socket = match address.is_ipv4() {
+                true => TcpSocket::new_v4()?,
+                false => TcpSocket::new_v6()?,
+            };
+            if nodelay {
+                socket.set_nodelay(true)?;
+            }
+            let stream = socket.connect(*address).await?;
+            // As for sessions: TCP's simultaneous open can make a socket talk to itself.
+            if stream.local_addr()? == *address {
+                let text = "connected to itself: nobody listens there";
+                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, text));
+            }
+            Ok(Box::new(stream))
+        }
+        Place::Unix(path) => loop {
+            match UnixStream::connect(path).await {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
+                connected => return Ok(Box::new(connected?)),
+            }
+        },
     }
 }

@@ -2,6 +2,7 @@
 
 use super::First;
 use crate::{
+    event_loop,
     metrics::{Counter, RelayCounts},
     net::Stream,
     proxy_protocol::Watch,
@@ -11,12 +12,10 @@ use crate::{
 use std::{
     cell::{Cell, RefCell},
     io,
-    os::fd::BorrowedFd,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::Instant,
 };
-use tokio::io::Interest;
 
 /// The buffer that all copying directions of a worker share. Nothing stays in it between polls.
 const BUFFER: usize = 128 * 1024;
@@ -151,30 +150,29 @@ impl Direction {
     /// Moves what can be moved. Ready when everything including the end has been passed on.
     pub(super) fn poll(
         &mut self,
-        cx: &mut Context<'_>,
-        source: &mut Stream,
-        sink: &mut Stream,
+        source: &Stream,
+        sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..ROUNDS {
-            ready!(self.deliver(cx, sink, flow))?;
+            ready!(self.deliver(sink, flow))?;
             match self.end {
                 End::Open => {}
                 End::Reset | End::Refused => return Poll::Ready(Ok(())),
                 End::Clean => {
                     if !flow.last_to_end {
                         // It fails only on a stream that is dead; reading that one will tell.
-                        let _ = ready!(sink.shutdown_write(cx));
+                        let _ = sink.end_writing();
                     }
                     return Poll::Ready(Ok(()));
                 }
             }
             match self.mode {
-                Mode::Copy { .. } => ready!(self.copy(cx, source, sink, flow))?,
-                Mode::Splice { .. } => ready!(self.splice(cx, source, sink, flow))?,
+                Mode::Copy { .. } => ready!(self.copy(source, sink, flow))?,
+                Mode::Splice { .. } => ready!(self.splice(source, sink, flow))?,
             }
         }
-        cx.waker().wake_by_ref();
+        event_loop::wake_later();
         Poll::Pending
     }
 
@@ -201,13 +199,12 @@ impl Direction {
 
     fn copy(
         &mut self,
-        cx: &mut Context<'_>,
-        source: &mut Stream,
-        sink: &mut Stream,
+        source: &Stream,
+        sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
         SHARED.with_borrow_mut(|shared| {
-            let Ok(n) = ready!(source.poll_read(cx, shared)) else {
+            let Ok(n) = ready!(source.poll_read(shared)) else {
                 return self.source_failed();
             };
             let bytes = &shared[..n];
@@ -224,7 +221,7 @@ impl Direction {
             self.mode = self.mode.after(n, self.never_splice);
             let mut at = 0;
             while at < bytes.len() {
-                match sink.poll_write(cx, &bytes[at..]) {
+                match sink.poll_write(&bytes[at..]) {
                     Poll::Ready(Ok(n)) => {
                         flow.was_written(n, &flow.relayed.copy);
                         at += n;
@@ -245,13 +242,12 @@ impl Direction {
 
     fn splice(
         &mut self,
-        cx: &mut Context<'_>,
-        source: &mut Stream,
-        sink: &mut Stream,
+        source: &Stream,
+        sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
         // Before a pipe is taken: a direction that waits holds none.
-        if ready!(source.poll_read_ready(cx)).is_err() {
+        if ready!(source.poll_readable()).is_err() {
             return self.source_failed();
         }
         let Some(mut pipe) = sys::pipe::take(flow.now) else {
@@ -259,7 +255,7 @@ impl Direction {
             self.mode = Mode::default();
             return Poll::Ready(Ok(()));
         };
-        match pipe.fill(&*source) {
+        match pipe.fill(source) {
             Ok(n) if n > 0 => {
                 flow.was_read(n);
                 self.held = Held::Piped(pipe);
@@ -276,21 +272,16 @@ impl Direction {
             // if it were one of these: reading tells which, and steps over the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
-                self.copy(cx, source, sink, flow)
+                self.copy(source, sink, flow)
             }
         }
     }
 
-    fn deliver(
-        &mut self,
-        cx: &mut Context<'_>,
-        sink: &mut Stream,
-        flow: &Flow<'_>,
-    ) -> Poll<Result<(), Broken>> {
+    fn deliver(&mut self, sink: &Stream, flow: &Flow<'_>) -> Poll<Result<(), Broken>> {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Bytes { bytes, at } => match ready!(sink.poll_write(cx, &bytes[*at..])) {
+                Held::Bytes { bytes, at } => match ready!(sink.poll_write(&bytes[*at..])) {
                     Ok(n) => {
                         flow.was_written(n, &flow.relayed.copy);
                         *at += n;
@@ -300,7 +291,7 @@ impl Direction {
                     }
                     Err(_) => return Poll::Ready(Err(Broken::Sink)),
                 },
-                Held::First(first) => match ready!(sink.poll_write(cx, first.left())) {
+                Held::First(first) => match ready!(sink.poll_write(first.left())) {
                     Ok(n) => {
                         flow.was_written(first.sent(n), &flow.relayed.copy);
                         if first.left().is_empty() {
@@ -310,10 +301,10 @@ impl Direction {
                     Err(_) => return Poll::Ready(Err(Broken::Sink)),
                 },
                 Held::Piped(pipe) => {
-                    if ready!(sink.poll_write_ready(cx)).is_err() {
+                    if ready!(sink.poll_writable()).is_err() {
                         return Poll::Ready(Err(Broken::Sink));
                     }
-                    match sink.try_io(Interest::WRITABLE, |fd: BorrowedFd<'_>| pipe.drain(fd)) {
+                    match sink.try_write(|fd| pipe.drain(fd)) {
                         Ok(n) if n > 0 => {
                             flow.was_written(n, &flow.relayed.splice);
                             if pipe.is_empty()

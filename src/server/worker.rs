@@ -1,6 +1,7 @@
 //! A thread that carries traffic: its own event loop, its own sockets, nothing stolen from or by others.
 
 use crate::{
+    event_loop::{self, EventLoop},
     metrics::set_shard,
     service::Service,
     tcp::{self, Socket},
@@ -24,15 +25,16 @@ struct Order {
 impl Worker {
     pub(super) fn spawn(index: usize, tasks: &TaskTracker) -> io::Result<Self> {
         let (orders, inbox) = unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let event_loop = EventLoop::new()?;
+        // What is followed up for longer than a session lasts runs there.
+        let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let tasks = tasks.clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 set_shard(index);
-                runtime.block_on(obey(inbox, tasks));
+                let _inside = runtime.enter();
+                event_loop.run(obey(inbox, tasks));
             })?;
         Ok(Self { thread, orders })
     }
@@ -57,12 +59,7 @@ impl Worker {
 
 async fn obey(mut inbox: UnboundedReceiver<Order>, tasks: TaskTracker) {
     while let Some(order) = inbox.recv().await {
-        let name = order.service.plan.name.clone();
         let accepting = tcp::listen(order.socket, order.service, order.stop, tasks.clone());
-        tokio::spawn(tasks.track_future(async move {
-            if let Err(error) = accepting.await {
-                tracing::error!(listener = %name, %error, "stopped accepting");
-            }
-        }));
+        event_loop::spawn(tasks.track_future(accepting));
     }
 }

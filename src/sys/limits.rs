@@ -1,6 +1,7 @@
 //! What the operating system allows this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::{ops::RangeInclusive, sync::OnceLock};
 
 /// Raises the soft limit of descriptors to the hard one, and returns what is allowed now.
 pub fn raise_descriptors() -> u64 {
@@ -26,13 +27,24 @@ pub fn cpus() -> usize {
 /// How many local ports the kernel gives out by itself. To sockets of UDP each of them goes once only, whatever they are
 /// connected to.
 pub fn local_ports() -> u64 {
+    let range = local_port_range();
+    (u64::from(*range.end()) + 1)
+        .saturating_sub(u64::from(*range.start()))
+        .max(1)
+}
+
+/// Whether the kernel may choose that port by itself. Of the range as it was when this was asked first.
+pub fn is_local_port(port: u16) -> bool {
+    static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    RANGE.get_or_init(local_port_range).contains(&port)
+}
+
+fn local_port_range() -> RangeInclusive<u16> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-    // What the kernel has where nobody has changed it.
-    let usual = 32_768..=60_999;
     let range = range.ok().and_then(|text| {
-        let mut ports = text.split_whitespace().map(str::parse::<u64>);
+        let mut ports = text.split_whitespace().map(str::parse::<u16>);
         Some(ports.next()?.ok()?..=ports.next()?.ok()?)
     });
-    let range = range.unwrap_or(usual);
-    (range.end() + 1).saturating_sub(*range.start()).max(1)
+    // What the kernel has where nobody has changed it.
+    range.unwrap_or(32_768..=60_999)
 }

@@ -3,6 +3,7 @@
 use crate::{
     backend::{Backend, Lease},
     balance::Facts,
+    event_loop,
     following::{blame, tell_that_it_is_back},
     net::{Client, Stream, open},
     plan::Place,
@@ -16,7 +17,7 @@ use crate::{
 use std::{
     future::poll_fn,
     io,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::{Duration, Instant},
@@ -217,31 +218,31 @@ async fn attempt(
     let deadline = Instant::now() + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
     let mut opening = pin!(open(place, &service.plan.socket));
-    // To a near backend the connect is through by the next turn of the event loop: the timers below
-    // would cost more than it.
+    // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
+    // than it.
     let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
         Poll::Ready(opened) => Poll::Ready(Some(opened)),
         Poll::Pending => Poll::Ready(None),
     })
     .await;
     if at_once.is_none() {
-        tokio::task::yield_now().await;
+        event_loop::look().await;
     }
     loop {
         let next_look = deadline.min(Instant::now() + LOOK);
         let opened = match at_once.take() {
-            Some(opened) => Ok(opened),
-            None => tokio::time::timeout_at(next_look.into(), opening.as_mut()).await,
+            Some(opened) => Some(opened),
+            None => until(next_look, opening.as_mut()).await,
         };
         match opened {
-            Ok(Ok(stream)) => return Ok(stream),
+            Some(Ok(stream)) => return Ok(stream),
             // A shortage of our own, which passes when sessions end: no reason to fail before time.
-            Ok(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
-                tokio::time::sleep(RETRY).await;
+            Some(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
+                event_loop::sleep(RETRY).await;
                 opening.set(open(place, &service.plan.socket));
             }
-            Ok(Err(e)) => return Err(Failure::Backend(e)),
-            Err(_) => {}
+            Some(Err(e)) => return Err(Failure::Backend(e)),
+            None => {}
         }
         let now = Instant::now();
         if now >= deadline {
@@ -260,6 +261,21 @@ async fn attempt(
             }
         }
     }
+}
+
+/// What comes of it, if anything does by then.
+async fn until<F: Future>(at: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if Instant::now() >= at {
+            return Poll::Ready(None);
+        }
+        event_loop::wake_at(at);
+        Poll::Pending
+    })
+    .await
 }
 
 fn is_shortage(e: &io::Error) -> bool {

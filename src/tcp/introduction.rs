@@ -1,6 +1,7 @@
 //! Who the client is: what a proxy in front says of it, and what the backend is told.
 
 use crate::{
+    event_loop,
     net::{Client, Stream},
     plan::{AcceptProxy, SendProxy},
     proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
@@ -84,15 +85,13 @@ enum Failure {
 pub(super) async fn receive(
     service: &Service,
     accept: &AcceptProxy,
-    client: &mut Stream,
+    client: &Stream,
     session: &Session,
     accepted: Instant,
 ) -> Result<Introduction, RejectReason> {
-    let deadline = (accepted + accept.timeout).into();
     let keep_tlvs = service.send_proxy == SendProxy::V2 { tlvs: true };
-    let reading = read(client, session, keep_tlvs);
-    let failure = match tokio::time::timeout_at(deadline, reading).await {
-        Ok(Ok(introduction)) => {
+    let failure = match read(accept, client, session, keep_tlvs, accepted).await {
+        Ok(introduction) => {
             match &introduction.addresses {
                 Addresses::Own => {}
                 Addresses::Ip { source, .. } => session.set_proxied(Client::Ip(*source)),
@@ -100,8 +99,7 @@ pub(super) async fn receive(
             }
             return Ok(introduction);
         }
-        Ok(Err(failure)) => failure,
-        Err(_) => Failure::Late(accept.timeout),
+        Err(failure) => failure,
     };
     let (listener, peer, reason) = (&service.plan.name, session.peer, failure.reason());
     if !matches!(failure, Failure::ToldToEnd) && service.warned_of_header.may_again() {
@@ -113,10 +111,13 @@ pub(super) async fn receive(
 }
 
 async fn read(
-    client: &mut Stream,
+    accept: &AcceptProxy,
+    client: &Stream,
     session: &Session,
     keep_tlvs: bool,
+    accepted: Instant,
 ) -> Result<Introduction, Failure> {
+    let deadline = accepted + accept.timeout;
     let mut parser = Parser::default();
     let mut bytes = Vec::new();
     loop {
@@ -127,9 +128,14 @@ async fn read(
             if session.must_end().is_some() {
                 return Poll::Ready(Err(Failure::ToldToEnd));
             }
-            client
-                .poll_read(cx, &mut bytes[so_far..])
-                .map_err(Failure::Broken)
+            let read = client.poll_read(&mut bytes[so_far..]);
+            if read.is_pending() {
+                if Instant::now() >= deadline {
+                    return Poll::Ready(Err(Failure::Late(accept.timeout)));
+                }
+                event_loop::wake_at(deadline);
+            }
+            read.map_err(Failure::Broken)
         })
         .await?;
         bytes.truncate(so_far + n);

@@ -3,23 +3,15 @@
 use super::session;
 use crate::{
     access,
+    event_loop::{self, Listening},
     net::{Client, Stream},
     reason::RejectReason,
     service::{Service, Slot},
 };
-use socket2::SockRef;
 use std::{
-    cell::Cell,
-    fs::File,
-    future::poll_fn,
-    io,
-    os::fd::OwnedFd,
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+    cell::Cell, fs::File, future::poll_fn, io, net::SocketAddr, os::fd::OwnedFd, pin::pin,
+    sync::Arc, task::Poll, time::Duration,
 };
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A bound and listening socket.
@@ -39,9 +31,9 @@ pub async fn listen(
     service: Arc<Service>,
     stop: CancellationToken,
     tasks: TaskTracker,
-) -> io::Result<()> {
-    let acceptor = Acceptor::new(socket)?;
-    let port = acceptor.port();
+) {
+    let acceptor = Acceptor::new(socket);
+    let port = acceptor.port;
     keep_reserve();
     let mut stopped = pin!(stop.cancelled());
     loop {
@@ -49,7 +41,7 @@ pub async fn listen(
             if stopped.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            acceptor.poll_accept(cx).map(Some)
+            acceptor.poll_accept().map(Some)
         })
         .await;
         match next {
@@ -57,7 +49,7 @@ pub async fn listen(
                 admit(stream, client, port, &service, &tasks);
                 // The session runs first and gets its second descriptor: a burst that is accepted
                 // in one go could take them all, and leave none to reach a backend with.
-                let_others_run().await;
+                event_loop::let_others_run().await;
             }
             // The event loop may not know yet of the last that came; the kernel does.
             None => {
@@ -68,7 +60,7 @@ pub async fn listen(
                         Err(_) => break,
                     }
                 }
-                return Ok(());
+                return;
             }
             Some(Err(e)) if is_about_one_connection(&e) => {}
             Some(Err(e)) => {
@@ -85,23 +77,10 @@ pub async fn listen(
                 if service.warned.may_again() {
                     tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
                 }
-                tokio::time::sleep(BACK_OFF).await;
+                event_loop::sleep(BACK_OFF).await;
             }
         }
     }
-}
-
-/// Goes to the end of the queue of tasks that are ready.
-async fn let_others_run() {
-    let mut waited = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 fn admit(
@@ -130,58 +109,56 @@ fn admit(
     let Some(listed) = service.process.sessions.list(client, port) else {
         return reject(RejectReason::ProcessMaxConnections);
     };
-    tokio::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+    event_loop::spawn(tasks.track_future(session::serve(slot, listed, stream)));
 }
 
-enum Acceptor {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+struct Acceptor {
+    socket: Listening,
+    /// Asked once: it is the same for every connection that is accepted here. `None` for a unix socket.
+    port: Option<u16>,
+    is_tcp: bool,
 }
 
 impl Acceptor {
-    fn new(socket: Socket) -> io::Result<Self> {
-        Ok(match socket {
-            Socket::Tcp(s) => Self::Tcp(TcpListener::from_std(s)?),
-            Socket::Unix(s) => Self::Unix(UnixListener::from_std(s)?),
-        })
-    }
-
-    /// Asked once: it is the same for every connection that is accepted here.
-    fn port(&self) -> Option<u16> {
-        match self {
-            Self::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
-            Self::Unix(_) => None,
+    fn new(socket: Socket) -> Self {
+        let port = match &socket {
+            Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
+            Socket::Unix(_) => None,
+        };
+        let (is_tcp, socket): (bool, OwnedFd) = match socket {
+            Socket::Tcp(s) => (true, s.into()),
+            Socket::Unix(s) => (false, s.into()),
+        };
+        Self {
+            socket: Listening::new(socket),
+            port,
+            is_tcp,
         }
     }
 
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Client)>> {
-        match self {
-            Self::Tcp(s) => s
-                .poll_accept(cx)
-                .map_ok(|(stream, address)| (Stream::Tcp(stream), Client::Ip(address))),
-            Self::Unix(s) => s
-                .poll_accept(cx)
-                .map_ok(|(stream, _)| (Stream::Unix(stream), Client::Unix)),
-        }
+    fn poll_accept(&self) -> Poll<io::Result<(Stream, Client)>> {
+        self.socket
+            .poll_accept()
+            .map(|accepted| self.known(accepted))
     }
 
     /// Asks the kernel, whatever the event loop believes.
     fn accept_now(&self) -> io::Result<(Stream, Client)> {
-        match self {
-            Self::Tcp(s) => {
-                let (socket, address) = SockRef::from(s).accept()?;
-                socket.set_nonblocking(true)?;
-                let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-                let stream = TcpStream::from_std(socket.into())?;
-                Ok((Stream::Tcp(stream), Client::Ip(address)))
-            }
-            Self::Unix(s) => {
-                let (socket, _) = SockRef::from(s).accept()?;
-                socket.set_nonblocking(true)?;
-                let stream = UnixStream::from_std(OwnedFd::from(socket).into())?;
-                Ok((Stream::Unix(stream), Client::Unix))
-            }
-        }
+        self.known(self.socket.accept())
+    }
+
+    fn known(
+        &self,
+        accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
+    ) -> io::Result<(Stream, Client)> {
+        let (socket, address) = accepted?;
+        let client = match (self.is_tcp, address) {
+            (false, _) => Client::Unix,
+            (true, Some(address)) => Client::Ip(address),
+            // It was reset so early that it has no address any more.
+            (true, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        Ok((Stream::accepted(socket, self.is_tcp), client))
     }
 }
 

@@ -17,13 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
+pub(super) async fn serve(slot: Slot, session: Listed, client: Stream) {
     let service = slot.service();
     let began = Instant::now();
     let mut attempts = Vec::new();
     // In a box of its own, so that a session which has connected, and may then be idle for hours,
     // does not keep the room that it took.
-    let mut opened = Box::pin(open(service, &mut client, &session, began, &mut attempts)).await;
+    let mut opened = Box::pin(open(service, &client, &session, began, &mut attempts)).await;
     // What only the access log wants to know is not kept without one.
     if service.process.access_log.is_none() {
         attempts = Vec::new();
@@ -53,7 +53,7 @@ pub(super) async fn serve(slot: Slot, session: Listed, mut client: Stream) {
                 relayed: service.process.metrics.relayed.mine(),
             };
             let outcome =
-                relay::relay(&mut client, &mut connected.reached, &service.plan, &tally).await;
+                relay::relay(&client, &mut connected.reached, &service.plan, &tally).await;
             if outcome.reason == CloseReason::BackendReset && outcome.first_byte.is_none() {
                 connect::reset_unanswered(service, backend);
             }
@@ -120,7 +120,7 @@ enum NotOpened {
 /// All that comes before bytes are relayed: who the client is, whether it may come in, and a backend for it.
 async fn open(
     service: &Arc<Service>,
-    client: &mut Stream,
+    client: &Stream,
     session: &Session,
     accepted: Instant,
     attempts: &mut Vec<Attempt>,
@@ -140,7 +140,7 @@ async fn open(
 
 async fn introduce(
     service: &Service,
-    client: &mut Stream,
+    client: &Stream,
     session: &Session,
     accepted: Instant,
 ) -> Result<Introduction, RejectReason> {

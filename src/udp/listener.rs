@@ -16,7 +16,6 @@ use super::{
     gear::{Gear, empty},
     table::{Key, Table},
     token::Token,
-    wheel::Wheel,
 };
 use crate::{
     backend::{Backend, Lease},
@@ -26,6 +25,7 @@ use crate::{
     reason::{ConnectError, DropReason},
     service::Service,
     sys::datagram,
+    wheel::Wheel,
 };
 use ahash::AHashMap;
 use rustix::event::epoll;

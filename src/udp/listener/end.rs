@@ -4,11 +4,13 @@ use super::{
     super::{
         flow::{Flow, QUIET},
         gear::Gear,
-        wheel::Wheel,
     },
     Listener,
 };
-use crate::reason::{CloseReason, DropReason};
+use crate::{
+    reason::{CloseReason, DropReason},
+    wheel::Wheel,
+};
 use std::{
     io,
     sync::{Arc, atomic::Ordering::Relaxed},

@@ -13,7 +13,7 @@ const TICKS: u64 = 256;
 const WORDS: usize = SLOTS / 64;
 
 #[derive(Debug)]
-pub(super) struct Wheel {
+pub struct Wheel {
     tick: u64,
     /// The first tick that was not looked at yet.
     at: u64,
@@ -40,7 +40,7 @@ const OUT: Link = Link {
 };
 
 impl Wheel {
-    pub(super) fn new(timeout: u64, now: u64) -> Self {
+    pub fn new(timeout: u64, now: u64) -> Self {
         let tick = timeout.div_ceil(TICKS).max(1);
         Self {
             tick,
@@ -53,7 +53,7 @@ impl Wheel {
     }
 
     /// Looks at this flow when `due` has come. It must not be in yet.
-    pub(super) fn insert(&mut self, flow: u32, due: u64, now: u64) {
+    pub fn insert(&mut self, flow: u32, due: u64, now: u64) {
         self.keep_up(now);
         let i = flow as usize;
         if self.links.len() <= i {
@@ -86,7 +86,7 @@ impl Wheel {
         self.at = self.at.max(now.min(first));
     }
 
-    pub(super) fn remove(&mut self, flow: u32) {
+    pub fn remove(&mut self, flow: u32) {
         let Some(link) = self.links.get_mut(flow as usize) else {
             return;
         };
@@ -114,13 +114,13 @@ impl Wheel {
     }
 
     /// When to look again.
-    pub(super) fn next(&self) -> Option<u64> {
+    pub fn next(&self) -> Option<u64> {
         let (tick, _) = self.first()?;
         Some(tick * self.tick)
     }
 
     /// Takes out those whose time has come, for the caller to look at.
-    pub(super) fn due(&mut self, now: u64, due: &mut Vec<u32>) {
+    pub fn due(&mut self, now: u64, due: &mut Vec<u32>) {
         let last = now / self.tick;
         while let Some((tick, _)) = self.first() {
             if tick > last {
@@ -139,7 +139,7 @@ impl Wheel {
 
     /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow comes by what it last
     /// did.
-    pub(super) fn oldest(&mut self, now: u64, due: impl Fn(u32) -> u64) -> Option<u32> {
+    pub fn oldest(&mut self, now: u64, due: impl Fn(u32) -> u64) -> Option<u32> {
         // Each is asked once: who was active since it was put here is put elsewhere.
         for _ in 0..self.count {
             let (tick, flow) = self.first()?;

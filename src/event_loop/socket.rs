@@ -1,0 +1,275 @@
+//! A socket of a task: what may be tried with it, and waiting until something may.
+
+use super::{Core, HERE, NOBODY, Source, here};
+use rustix::{
+    event::epoll,
+    io::Errno,
+    net::{
+        RecvFlags, SendFlags, Shutdown, SocketFlags, acceptfrom_with, connect, recv, send, shutdown,
+    },
+};
+use std::{
+    io,
+    marker::PhantomData,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    task::{Poll, ready},
+};
+
+/// Reading may be worth a try.
+const READ: u8 = 1;
+/// Writing may be.
+const WRITE: u8 = 2;
+/// Nothing comes any more after what is there: reading is always worth a try.
+const ENDED: u8 = 4;
+/// The kernel tells of it.
+const WATCHED: u8 = 8;
+/// The kernel also tells when it may be written to again. Most sockets never have to wait for that, and are not woken
+/// for it in vain.
+const WATCHED_FOR_WRITING: u8 = 16;
+
+/// What an event says.
+pub(super) fn flags(events: epoll::EventFlags) -> u8 {
+    use epoll::EventFlags as E;
+    let mut flags = 0;
+    if events.intersects(E::IN | E::RDHUP | E::HUP | E::ERR) {
+        flags |= READ;
+    }
+    if events.intersects(E::OUT | E::HUP | E::ERR) {
+        flags |= WRITE;
+    }
+    if events.intersects(E::RDHUP | E::HUP | E::ERR) {
+        flags |= ENDED;
+    }
+    flags
+}
+
+/// A stream. It must be non-blocking, and stays on the thread that made it.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    /// Its number with the event loop of this thread.
+    source: u32,
+    stays: PhantomData<*const ()>,
+}
+
+impl Socket {
+    /// `may_read`: something may have come already, so that reading is tried before the kernel is asked to tell.
+    pub fn new(fd: OwnedFd, may_read: bool) -> Self {
+        let flags = WRITE | if may_read { READ } else { 0 };
+        let source = here(|core| {
+            let task = NOBODY;
+            core.sources.borrow_mut().insert(Source { task, flags })
+        });
+        Self {
+            fd,
+            source: source as u32,
+            stays: PhantomData,
+        }
+    }
+
+    /// Reads at most once. `stream`: the kernel has no more than fills the buffer, which saves the call that would say so.
+    pub fn poll_read(&self, buf: &mut [u8], stream: bool) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable())?;
+            match recv(&self.fd, &mut *buf, RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    if stream && n < buf.len() {
+                        self.clear_unless_ended(READ);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(Errno::AGAIN) => self.clear(READ),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    pub fn poll_write(&self, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_writable())?;
+            match send(&self.fd, buf, SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    if n < buf.len() {
+                        self.clear(WRITE);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(Errno::AGAIN) => self.clear(WRITE),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Ready when reading is worth a try.
+    pub fn poll_readable(&self) -> Poll<io::Result<()>> {
+        self.wait_for(READ)
+    }
+
+    /// Ready when writing is worth a try.
+    pub fn poll_writable(&self) -> Poll<io::Result<()>> {
+        self.wait_for(WRITE)
+    }
+
+    /// Runs a call that writes; "would block" makes the next [`Self::poll_writable`] wait.
+    pub fn try_write<R>(
+        &self,
+        call: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let result = call(self.fd.as_fd());
+        if matches!(&result, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            self.clear(WRITE);
+        }
+        result
+    }
+
+    /// Begins to connect, or goes on: ready when it has succeeded or failed. Where it is said to be under way on Linux, asking again
+    /// is what tells how it went.
+    pub fn poll_connect(&self, address: &SocketAddr) -> Poll<io::Result<()>> {
+        let mut result = connect(&self.fd, address);
+        // On this very machine the other side has answered by now.
+        if result == Err(Errno::INPROGRESS) && address.ip().is_loopback() {
+            result = connect(&self.fd, address);
+        }
+        match result {
+            Ok(()) | Err(Errno::ISCONN) => Poll::Ready(Ok(())),
+            Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {
+                self.clear(WRITE);
+                // Never ready: there is an event when there is something to be said.
+                ready!(self.poll_writable())?;
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    /// The peer sees the end after everything that was written before.
+    pub fn end_writing(&self) -> io::Result<()> {
+        Ok(shutdown(&self.fd, Shutdown::Write)?)
+    }
+
+    fn wait_for(&self, what: u8) -> Poll<io::Result<()>> {
+        here(|core| {
+            let mut sources = core.sources.borrow_mut();
+            let Some(source) = sources.get_mut(self.source as usize) else {
+                return Poll::Ready(Err(io::ErrorKind::NotFound.into()));
+            };
+            if source.flags & what != 0 {
+                return Poll::Ready(Ok(()));
+            }
+            source.task = core.current.get();
+            match self.watch(core, source, what) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            }
+        })
+    }
+
+    /// What has happened before this counts as an event, too: nothing is missed.
+    fn watch(&self, core: &Core, source: &mut Source, what: u8) -> io::Result<()> {
+        let wanted = match what {
+            WRITE => WATCHED | WATCHED_FOR_WRITING,
+            _ => WATCHED | source.flags & WATCHED_FOR_WRITING,
+        };
+        let watched = source.flags & (WATCHED | WATCHED_FOR_WRITING);
+        if watched | wanted == watched {
+            return Ok(());
+        }
+        use epoll::EventFlags as E;
+        let mut events = E::IN | E::RDHUP | E::ET;
+        if wanted & WATCHED_FOR_WRITING != 0 {
+            events |= E::OUT;
+        }
+        let data = epoll::EventData::new_u64(u64::from(self.source));
+        match watched {
+            0 => epoll::add(&core.epoll, &self.fd, data, events)?,
+            _ => epoll::modify(&core.epoll, &self.fd, data, events)?,
+        }
+        source.flags |= wanted;
+        Ok(())
+    }
+
+    fn clear(&self, what: u8) {
+        self.change(|flags| flags & !what);
+    }
+
+    fn clear_unless_ended(&self, what: u8) {
+        self.change(|flags| match flags & ENDED {
+            0 => flags & !what,
+            _ => flags,
+        });
+    }
+
+    fn change(&self, to: impl FnOnce(u8) -> u8) {
+        here(|core| {
+            if let Some(source) = core.sources.borrow_mut().get_mut(self.source as usize) {
+                source.flags = to(source.flags);
+            }
+        });
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Socket {
+    /// Closing takes it from the kernel's list.
+    fn drop(&mut self) {
+        // After the loop there is no list either.
+        let _ = HERE.try_with(|here| {
+            here.get()
+                .and_then(|core| core.sources.borrow_mut().try_remove(self.source as usize))
+        });
+    }
+}
+
+/// A socket that accepts others. It must be non-blocking.
+#[derive(Debug)]
+pub struct Listening(Socket);
+
+impl Listening {
+    pub fn new(fd: impl Into<OwnedFd>) -> Self {
+        Self(Socket::new(fd.into(), true))
+    }
+
+    /// The next one, and where it comes from if that is an IP address.
+    pub fn poll_accept(&self) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
+        loop {
+            ready!(self.0.poll_readable())?;
+            match self.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.0.clear(READ | ENDED)
+                }
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Asks the kernel, whatever the event loop believes.
+    pub fn accept(&self) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, address) = acceptfrom_with(&self.0, flags)?;
+        Ok((socket, address.and_then(|address| address.try_into().ok())))
+    }
+}
+
+impl Drop for Listening {
+    /// The workers share unix sockets, so that closing alone does not take it from the kernel's list.
+    fn drop(&mut self) {
+        let _ = HERE.try_with(|here| {
+            here.get()
+                .map(|core| epoll::delete(&core.epoll, self.0.fd.as_fd()))
+        });
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

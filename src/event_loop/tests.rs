@@ -1,0 +1,263 @@
+use super::*;
+use std::{
+    cell::RefCell,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    rc::Rc,
+    sync::mpsc,
+    thread,
+};
+
+/// A thread can be an event loop once.
+fn on_a_loop<F: Future<Output = ()>>(root: impl FnOnce() -> F + Send + 'static) {
+    let on_it = thread::spawn(|| {
+        let event_loop = EventLoop::new().expect("an event loop");
+        event_loop.run(async { root().await });
+    });
+    on_it.join().expect("no panic");
+}
+
+/// What must not take for ever.
+async fn soon(mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < until, "it does not come");
+        look().await;
+    }
+}
+
+fn pair() -> (Socket, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    ours.set_nonblocking(true).expect("non-blocking");
+    (Socket::new(ours.into(), false), theirs)
+}
+
+#[test]
+fn tasks_take_turns() {
+    on_a_loop(|| async {
+        let said = Rc::new(RefCell::new(Vec::new()));
+        for who in ["a", "b"] {
+            let said = Rc::clone(&said);
+            spawn(async move {
+                for _ in 0..3 {
+                    said.borrow_mut().push(who);
+                    let_others_run().await;
+                }
+            });
+        }
+        soon(|| said.borrow().len() == 6).await;
+        assert_eq!(*said.borrow(), ["a", "b", "a", "b", "a", "b"]);
+    });
+}
+
+#[test]
+fn one_that_panics_ends_and_no_other() {
+    on_a_loop(|| async {
+        let done = Rc::new(Cell::new(0));
+        for n in 0..3 {
+            let done = Rc::clone(&done);
+            spawn(async move {
+                let_others_run().await;
+                assert!(n != 1, "this one does");
+                done.set(done.get() + 1);
+            });
+        }
+        soon(|| done.get() == 2).await;
+        let (tasks, timers) = here(|core| {
+            (
+                core.tasks.borrow().len(),
+                core.timers.borrow().next().is_some(),
+            )
+        });
+        assert_eq!((tasks, timers), (1, false), "only this one is left");
+    });
+}
+
+#[test]
+fn what_is_left_is_dropped_when_the_root_ends() {
+    let (tell, hear) = mpsc::channel::<()>();
+    on_a_loop(move || async move {
+        let (socket, theirs) = pair();
+        spawn(async move {
+            let _kept = (tell, theirs);
+            poll_fn(|_| socket.poll_readable()).await.expect("readable");
+        });
+        look().await;
+    });
+    assert!(hear.recv().is_err(), "the sender is gone, and nothing came");
+}
+
+#[test]
+fn nobody_sleeps_too_short() {
+    on_a_loop(|| async {
+        for ms in [0, 1, 3, 600, 20] {
+            let time = Duration::from_millis(ms);
+            let began = Instant::now();
+            sleep(time).await;
+            assert!(began.elapsed() >= time);
+        }
+    });
+}
+
+/// The earliest time that was named counts, and is forgotten with the next that is.
+#[test]
+fn a_task_has_one_timer() {
+    on_a_loop(|| async {
+        let (begun, mut polls) = (Instant::now(), 0);
+        let (soon, later) = (Duration::from_millis(5), Duration::from_millis(40));
+        let hour = Duration::from_secs(3600);
+        poll_fn(|_| {
+            polls += 1;
+            match polls {
+                1 => {
+                    wake_at(begun + hour);
+                    wake_at(begun + soon);
+                    wake_at(begun + hour);
+                }
+                2 => {
+                    assert!((soon..hour).contains(&begun.elapsed()));
+                    wake_at(begun + hour);
+                    wake_at(begun + later);
+                }
+                _ => return Poll::Ready(()),
+            }
+            Poll::Pending
+        })
+        .await;
+        assert!((later..hour).contains(&begun.elapsed()));
+        assert_eq!(here(|core| core.timers.borrow().next()), None);
+    });
+}
+
+/// Its number is given to the next at once.
+#[test]
+fn the_end_of_the_root_is_not_overlooked() {
+    on_a_loop(|| async {
+        spawn(async {
+            loop {
+                spawn(async { poll_fn(|_| Poll::Pending).await });
+                let_others_run().await;
+            }
+        });
+        look().await;
+    });
+}
+
+#[test]
+fn other_threads_wake_a_task() {
+    on_a_loop(|| async {
+        for _ in 0..1000 {
+            let (tell, hear) = mpsc::channel();
+            let (mut other, mut told) = (None, false);
+            poll_fn(|cx| {
+                other.get_or_insert_with(|| {
+                    let (waker, tell) = (cx.waker().clone(), tell.clone());
+                    thread::spawn(move || {
+                        tell.send(()).expect("somebody listens");
+                        waker.wake();
+                    })
+                });
+                told |= hear.try_recv().is_ok();
+                if told { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            other.expect("it was begun").join().expect("no panic there");
+        }
+    });
+}
+
+/// Every byte arrives, in order, whoever is faster, and nobody is asked in vain for ever.
+#[test]
+fn bytes_go_through_both_ways() {
+    const BYTES: usize = 3_000_000;
+    let byte = |n: usize| (n % 251) as u8;
+    on_a_loop(move || async move {
+        let (socket, mut theirs) = pair();
+        let other = thread::spawn(move || {
+            let mut all = vec![0; BYTES];
+            theirs.read_exact(&mut all).expect("all of it");
+            assert!((0..BYTES).all(|n| all[n] == byte(n)));
+            for piece in all.chunks(777) {
+                theirs.write_all(piece).expect("taken");
+            }
+        });
+        let all: Vec<u8> = (0..BYTES).map(byte).collect();
+        let mut at = 0;
+        while at < BYTES {
+            at += poll_fn(|_| socket.poll_write(&all[at..]))
+                .await
+                .expect("written");
+        }
+        let (mut buffer, mut got) = (vec![0; 10_000], Vec::new());
+        loop {
+            match poll_fn(|_| socket.poll_read(&mut buffer, true)).await {
+                Ok(0) => break,
+                Ok(n) => got.extend_from_slice(&buffer[..n]),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(got == all, "what came back differs");
+        other.join().expect("no panic there");
+    });
+}
+
+/// What came before anybody asked is not missed, nor is an end.
+#[test]
+fn nothing_is_missed_before_the_first_question() {
+    for may_read in [false, true] {
+        on_a_loop(move || async move {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("non-blocking");
+            theirs.write_all(b"early").expect("written");
+            drop(theirs);
+            let socket = Socket::new(ours.into(), may_read);
+            let mut buffer = [0; 100];
+            for expected in [5, 0] {
+                let n = poll_fn(|_| socket.poll_read(&mut buffer, true)).await;
+                assert_eq!(n.expect("read"), expected);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_place_that_is_used_again_is_not_mixed_up() {
+    on_a_loop(|| async {
+        let mut buffer = [0; 10];
+        for n in 0..100u8 {
+            let (socket, mut theirs) = pair();
+            // Watched, and with an event on its way when it is closed.
+            let first = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer, true).is_pending()));
+            assert!(first.await);
+            theirs.write_all(&[n]).expect("written");
+            drop(socket);
+            let (socket, mut theirs) = pair();
+            let early = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer, true).is_pending()));
+            assert!(early.await, "nothing has come on this one");
+            look().await;
+            theirs.write_all(&[n, n]).expect("written");
+            let read = poll_fn(|_| socket.poll_read(&mut buffer, true)).await;
+            assert_eq!(read.expect("read"), 2);
+        }
+        let sources = here(|core| core.sources.borrow().len());
+        assert_eq!(sources, 0);
+    });
+}
+
+#[test]
+fn connecting_succeeds_or_says_why_not() {
+    on_a_loop(|| async {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let connect = || async move {
+            use socket2::{Domain, Type};
+            let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None);
+            let socket = Socket::new(socket.expect("a socket").into(), false);
+            poll_fn(|_| socket.poll_connect(&address)).await
+        };
+        connect().await.expect("connected");
+        drop(listener);
+        let refused = connect().await.expect_err("nobody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
