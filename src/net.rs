@@ -8,7 +8,7 @@ pub use socket_file::{SocketFile, listen_unix};
 
 use crate::{
     event_loop::Socket,
-    plan::{Place, SocketOptions},
+    plan::{Keepalive, Place, SocketOptions},
 };
 use socket2::{SockRef, TcpKeepalive};
 use std::{
@@ -125,19 +125,30 @@ impl fmt::Display for Place {
 /// Sets the options of a session's TCP socket. On Linux what is set on a listening socket is
 /// inherited by what it accepts, so that accepted sockets cost no call.
 pub fn set_options(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
+    set_first_options(&socket, options)?;
+    if let Some(keepalive) = &options.keepalive {
+        keep_alive(&socket, keepalive)?;
+    }
+    Ok(())
+}
+
+/// What must be set before anything is sent.
+fn set_first_options(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
     let socket = SockRef::from(&socket);
     if options.nodelay {
         socket.set_tcp_nodelay(true)?;
-    }
-    if let Some(k) = options.keepalive {
-        let keepalive = TcpKeepalive::new()
-            .with_time(k.idle)
-            .with_interval(k.interval)
-            .with_retries(k.count);
-        socket.set_tcp_keepalive(&keepalive)?;
     }
     if let Some(timeout) = options.user_timeout {
         socket.set_tcp_user_timeout(Some(timeout))?;
     }
     Ok(())
+}
+
+/// Makes the kernel ask whether the peer is still there. It takes four calls, and counts from when the peer was last heard.
+pub fn keep_alive(socket: impl AsFd, k: &Keepalive) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(k.idle)
+        .with_interval(k.interval)
+        .with_retries(k.count);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)
 }

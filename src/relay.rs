@@ -12,7 +12,7 @@ pub use first::First;
 use crate::{
     access, event_loop,
     metrics::{BackendCounts, ListenerCounts, RelayCounts},
-    net::Stream,
+    net::{Stream, keep_alive},
     plan,
     pool::Clock,
     proxy_protocol::Watch,
@@ -82,6 +82,8 @@ enum Side {
 
 /// How long a reset is held back for what was written before it, where no limit is configured.
 const RESET_PATIENCE: Duration = Duration::from_secs(60);
+/// A session that has lasted for so long is not one of those that come, ask once and go.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Relays until the session is over. The streams are left to be closed by the caller.
 pub async fn relay(
@@ -105,6 +107,7 @@ pub async fn relay(
         begun: false,
         last_activity: event_loop::now(),
         armed: None,
+        has_settled: plan.socket.keepalive.is_none(),
         answer: Answer::Awaited(awaiting),
     }
     .await;
@@ -158,6 +161,7 @@ struct Relay<'a> {
     last_activity: Instant,
     /// When this is to be polled anyway.
     armed: Option<Instant>,
+    has_settled: bool,
     answer: Answer,
 }
 
@@ -291,28 +295,49 @@ impl Relay<'_> {
     fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let half_closed = self.up.finished || self.down.finished;
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
-        let (limit, reason) = match (self.plan.idle_timeout, half_close) {
-            (None, None) => return Poll::Pending,
-            (Some(idle), Some(half)) if idle < half => (idle, CloseReason::IdleTimeout),
-            (_, Some(half)) => (half, CloseReason::HalfCloseTimeout),
-            (Some(idle), None) => (idle, CloseReason::IdleTimeout),
+        let limit = match (self.plan.idle_timeout, half_close) {
+            (None, None) => None,
+            (Some(idle), Some(half)) if idle < half => Some((idle, CloseReason::IdleTimeout)),
+            (_, Some(half)) => Some((half, CloseReason::HalfCloseTimeout)),
+            (Some(idle), None) => Some((idle, CloseReason::IdleTimeout)),
         };
-        let deadline = self.last_activity + limit;
-        if now >= deadline {
+        let deadline = limit.map(|(limit, _)| self.last_activity + limit);
+        if let (Some((_, reason)), Some(deadline)) = (limit, deadline)
+            && now >= deadline
+        {
             return Poll::Ready(reason);
         }
         // Activity only moves the deadline away; the timer is left to ring early and set again then,
         // so that a busy session does not touch it at every turn. Nor does one that half-closes: the
         // timer never sleeps longer than the limit that holds from then on.
         if self.armed.is_none_or(|at| now >= at) {
-            let ring = match self.plan.half_close_timeout {
-                Some(half) => deadline.min(now + half),
-                None => deadline,
-            };
-            self.armed = Some(ring);
-            event_loop::wake_at(ring);
+            if self.armed.is_some() {
+                self.settle();
+            }
+            let settling = (!self.has_settled).then(|| now + SETTLED);
+            let ring = deadline.into_iter().chain(settling).min();
+            self.armed = ring.map(|ring| match self.plan.half_close_timeout {
+                Some(half) => ring.min(now + half),
+                None => ring,
+            });
+            if let Some(at) = self.armed {
+                event_loop::wake_at(at);
+            }
         }
         Poll::Pending
+    }
+
+    /// It is one that lasts: now it is worth the calls.
+    fn settle(&mut self) {
+        if std::mem::replace(&mut self.has_settled, true) {
+            return;
+        }
+        if let Some(keepalive) = &self.plan.socket.keepalive
+            && self.backend.is_tcp()
+        {
+            // It fails only on a socket that is dead, and that is found out otherwise.
+            let _ = keep_alive(self.backend, keepalive);
+        }
     }
 
     /// Whoever has not got everything must not take what it has for the whole. After a silence only what is

@@ -1,6 +1,6 @@
 //! Connecting to a place.
 
-use super::{Stream, set_options};
+use super::{Stream, set_first_options};
 use crate::{
     event_loop::{self, Socket},
     plan::{Place, SocketOptions},
@@ -12,7 +12,8 @@ use std::{future::poll_fn, io, net::SocketAddr, path::Path, time::Duration};
 /// A unix socket whose queue is full gives no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// One connect. Dropping the future gives it up.
+/// One connect. Dropping the future gives it up. [`super::keep_alive`] is left to be done, since most sessions are over before it means
+/// anything.
 pub async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> {
     match place {
         Place::Tcp(address) => open_tcp(*address, options).await,
@@ -23,7 +24,7 @@ pub async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> 
 async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    set_options(&socket, options)?;
+    set_first_options(&socket, options)?;
     let socket = Socket::new(socket.into(), false);
     poll_fn(|_| socket.poll_connect(&address)).await?;
     // Towards a local port that nobody listens on, the kernel may choose that very port as the

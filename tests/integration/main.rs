@@ -43,6 +43,7 @@ mod harness_itself;
 mod hash_nginx;
 mod ip_hash_nginx;
 mod journal;
+mod keepalive;
 mod killed;
 mod licences;
 mod limits;
