@@ -25,6 +25,8 @@ const LARGE: usize = 64 * 1024;
 const LARGE_READS: u8 = 2;
 /// So many reads below half of `LARGE` in a row, and it is copied again.
 const SMALL_READS: u8 = 2;
+/// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is one.
+const FULL_PIPES: u8 = 4;
 /// After so many reads others get their turn.
 const ROUNDS: usize = 4;
 
@@ -62,8 +64,14 @@ enum Held {
 
 #[derive(Debug, Clone, Copy)]
 enum Mode {
-    Copy { large: u8 },
-    Splice { small: u8 },
+    Copy {
+        large: u8,
+    },
+    /// `full`: how many pipes in a row were.
+    Splice {
+        small: u8,
+        full: u8,
+    },
 }
 
 impl Default for Mode {
@@ -78,9 +86,12 @@ impl Mode {
         match self {
             Self::Copy { .. } if bytes < LARGE || never_splice => Self::Copy { large: 0 },
             Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
-            Self::Copy { .. } => Self::Splice { small: 0 },
-            Self::Splice { .. } if bytes >= LARGE / 2 => Self::Splice { small: 0 },
-            Self::Splice { small } if small + 1 < SMALL_READS => Self::Splice { small: small + 1 },
+            Self::Copy { .. } => Self::Splice { small: 0, full: 0 },
+            Self::Splice { full, .. } if bytes >= LARGE / 2 => Self::Splice { small: 0, full },
+            Self::Splice { small, .. } if small + 1 < SMALL_READS => Self::Splice {
+                small: small + 1,
+                full: 0,
+            },
             Self::Splice { .. } => Self::Copy { large: 0 },
         }
     }
@@ -250,7 +261,8 @@ impl Direction {
         if ready!(source.poll_readable()).is_err() {
             return self.source_failed();
         }
-        let Some(mut pipe) = sys::pipe::take(flow.now) else {
+        let is_full = matches!(self.mode, Mode::Splice { full, .. } if full >= FULL_PIPES);
+        let Some(mut pipe) = sys::pipe::take(flow.now, is_full) else {
             flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
             self.mode = Mode::default();
             return Poll::Ready(Ok(()));
@@ -258,8 +270,16 @@ impl Direction {
         match pipe.fill(source) {
             Ok(n) if n > 0 => {
                 flow.was_read(n);
-                self.held = Held::Piped(pipe);
                 self.mode = self.mode.after(n, self.never_splice);
+                if let Mode::Splice { full, .. } = &mut self.mode {
+                    *full = match pipe.was_filled_by(n) {
+                        true => full.saturating_add(1),
+                        // What has filled a large one half is worth it, too.
+                        false if n >= sys::pipe::SIZE => *full,
+                        false => 0,
+                    };
+                }
+                self.held = Held::Piped(pipe);
                 Poll::Ready(Ok(()))
             }
             Err(e) if refuses_splice(&e) => {

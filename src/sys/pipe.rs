@@ -4,29 +4,64 @@ use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
 };
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// Asked for; measured: 64 KiB doubles the CPU of bulk, 1 MiB gains little over this and holds four
-/// times the memory for a reader that has stalled.
+/// Asked for; measured: 64 KiB doubles the CPU of bulk, and a reader that has stalled holds what is inside.
 pub const SIZE: usize = 256 * 1024;
+/// For flows that fill the others again and again: takes another tenth of the CPU of bulk away.
+const LARGE: usize = 1 << 20;
+/// Large ones over all workers: what stalled readers can hold of them is bounded, and so is what they take of the budget that the
+/// kernel gives a user without privileges, 64 MiB.
+const MOST_LARGE: usize = 16;
 /// What the kernel gives once an unprivileged user's budget is spent is not worth splicing through.
 const LEAST: usize = 64 * 1024;
 /// Empty pipes that a worker keeps.
 const POOLED: usize = 16;
+/// The same of large ones: other workers want some, too.
+const POOLED_LARGE: usize = 4;
 /// After a failure nobody asks again for so long: a pipe that cannot be had costs three system calls.
 const PAUSE: Duration = Duration::from_millis(200);
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+static LIVE_LARGE: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(256);
 
 thread_local! {
-    static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
-    static NONE_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
+    static LARGE_POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
+}
+
+/// What a worker has of one size.
+struct Pool {
+    pipes: Vec<Pipe>,
+    /// There was none to be had.
+    none_until: Option<Instant>,
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self {
+            pipes: Vec::new(),
+            none_until: None,
+        }
+    }
+
+    fn take(&mut self, now: Instant, make: impl FnOnce() -> Option<Pipe>) -> Option<Pipe> {
+        if let Some(pipe) = self.pipes.pop() {
+            return Some(pipe);
+        }
+        if self.none_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        let made = make();
+        self.none_until = made.is_none().then(|| now + PAUSE);
+        made
+    }
 }
 
 /// How many pipes there may be at once, over all workers.
@@ -34,17 +69,14 @@ pub fn set_limit(pipes: usize) {
     LIMIT.store(pipes, Relaxed);
 }
 
-/// An empty pipe from this worker's pool, or a new one; `None` when there is none to be had.
-pub fn take(now: Instant) -> Option<Pipe> {
-    if let Some(pipe) = POOL.with_borrow_mut(Vec::pop) {
-        return Some(pipe);
-    }
-    if NONE_UNTIL.get().is_some_and(|until| now < until) {
-        return None;
-    }
-    let made = Pipe::new();
-    NONE_UNTIL.set(made.is_none().then(|| now + PAUSE));
-    made
+/// An empty pipe from this worker's pool, or a new one; `None` when there is none to be had. `large`: rather one of the few
+/// that hold more.
+pub fn take(now: Instant, large: bool) -> Option<Pipe> {
+    let large = large.then(|| LARGE_POOL.with_borrow_mut(|pool| pool.take(now, Pipe::large)));
+    large
+        .flatten()
+        .or_else(|| POOL.with_borrow_mut(|pool| pool.take(now, Pipe::usual)))
+        .or_else(|| LARGE_POOL.with_borrow_mut(|pool| pool.pipes.pop()))
 }
 
 #[derive(Debug)]
@@ -54,29 +86,52 @@ pub struct Pipe {
     capacity: usize,
     /// Bytes inside.
     len: usize,
+    is_large: bool,
 }
 
 impl Pipe {
-    fn new() -> Option<Self> {
+    fn usual() -> Option<Self> {
         if LIVE.fetch_add(1, Relaxed) >= LIMIT.load(Relaxed) {
             LIVE.fetch_sub(1, Relaxed);
             return None;
         }
-        let Ok((read, write)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) else {
+        let pipe = Self::new().or_else(|| {
             LIVE.fetch_sub(1, Relaxed);
+            None
+        })?;
+        (pipe.capacity >= LEAST).then_some(pipe)
+    }
+
+    fn large() -> Option<Self> {
+        if LIVE_LARGE.load(Relaxed) >= MOST_LARGE {
             return None;
-        };
-        let mut pipe = Self {
+        }
+        let mut pipe = Self::usual()?;
+        // From here on dropping it counts it out. Two workers at once may have one too many between them.
+        LIVE_LARGE.fetch_add(1, Relaxed);
+        pipe.is_large = true;
+        pipe.capacity = fcntl_setpipe_size(&pipe.write, LARGE).ok()?;
+        Some(pipe)
+    }
+
+    fn new() -> Option<Self> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        // The kernel may refuse the size, or grant another: what counts is what it has.
+        let capacity = fcntl_setpipe_size(&write, SIZE)
+            .or_else(|_| fcntl_getpipe_size(&write))
+            .unwrap_or(0);
+        Some(Self {
             read,
             write,
-            capacity: 0,
+            capacity,
             len: 0,
-        };
-        // The kernel may refuse the size, or grant another: what counts is what it has.
-        pipe.capacity = fcntl_setpipe_size(&pipe.write, SIZE)
-            .or_else(|_| fcntl_getpipe_size(&pipe.write))
-            .unwrap_or(0);
-        (pipe.capacity >= LEAST).then_some(pipe)
+            is_large: false,
+        })
+    }
+
+    /// Whether a fill of so many bytes has left nothing free.
+    pub fn was_filled_by(&self, bytes: usize) -> bool {
+        bytes >= self.capacity
     }
 
     pub fn len(&self) -> usize {
@@ -121,9 +176,13 @@ impl Pipe {
     /// Back to the pool; a pipe that still holds bytes is closed instead, for they belong to nobody.
     pub fn give_back(self) {
         if self.is_empty() {
-            POOL.with_borrow_mut(|pool| {
-                if pool.len() < POOLED {
-                    pool.push(self);
+            let (pool, most) = match self.is_large {
+                true => (&LARGE_POOL, POOLED_LARGE),
+                false => (&POOL, POOLED),
+            };
+            pool.with_borrow_mut(|pool| {
+                if pool.pipes.len() < most {
+                    pool.pipes.push(self);
                 }
             });
         }
@@ -133,6 +192,9 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         LIVE.fetch_sub(1, Relaxed);
+        if self.is_large {
+            LIVE_LARGE.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -152,7 +214,7 @@ mod tests {
         let (mut a, b) = UnixStream::pair().expect("socket pair");
         let (c, mut d) = UnixStream::pair().expect("socket pair");
         a.write_all(b"hello world").expect("written");
-        let mut pipe = take(Instant::now()).expect("a pipe");
+        let mut pipe = take(Instant::now(), false).expect("a pipe");
         assert_eq!(pipe.fill(&b).expect("filled"), 11);
         assert_eq!(pipe.drain(&c).expect("drained"), 11);
         assert!(pipe.is_empty());
@@ -162,16 +224,38 @@ mod tests {
 
         a.write_all(b"left").expect("written");
         pipe.fill(&b).expect("filled");
-        let before = POOL.with_borrow(Vec::len);
+        let before = pooled();
         pipe.give_back();
-        assert_eq!(POOL.with_borrow(Vec::len), before);
+        assert_eq!(pooled(), before);
+    }
+
+    fn pooled() -> usize {
+        POOL.with_borrow(|pool| pool.pipes.len())
+    }
+
+    /// One test: the count is that of the process.
+    #[test]
+    fn there_are_few_large_ones_and_they_come_back() {
+        let now = Instant::now();
+        let mut all: Vec<Pipe> = (0..MOST_LARGE)
+            .map(|_| take(now, true).expect("a pipe"))
+            .collect();
+        assert!(all.iter().all(|pipe| pipe.capacity == LARGE));
+        let one_more = take(now, true).expect("a usual one instead");
+        assert_eq!(one_more.capacity, SIZE);
+        one_more.give_back();
+        all.pop().expect("a large one").give_back();
+        // Those of this worker are used again, whatever was to be had elsewhere.
+        assert_eq!(take(now, true).expect("a pipe").capacity, LARGE);
+        drop(all);
+        assert_eq!(take(now + PAUSE, true).expect("a pipe").capacity, LARGE);
     }
 
     #[test]
     fn what_cannot_be_spliced_out_can_be_read_out() {
         let (mut a, b) = UnixStream::pair().expect("socket pair");
         a.write_all(b"residue").expect("written");
-        let mut pipe = take(Instant::now()).expect("a pipe");
+        let mut pipe = take(Instant::now(), false).expect("a pipe");
         pipe.fill(&b).expect("filled");
         assert_eq!(pipe.into_bytes().expect("read out"), b"residue");
     }
