@@ -19,6 +19,11 @@ use std::{
 const QUEUE: usize = 8192;
 /// Written at once; what waits meanwhile is written together.
 const BATCH: usize = 64 * 1024;
+/// Where lines keep coming the writer lets so long pass between two batches. Waking it for each line costs whoever hands one
+/// in more than the line.
+const GATHER: Duration = Duration::from_millis(10);
+/// So many batches may come one right after the other.
+const BURST: u32 = 32;
 /// How long the end waits for a writer that makes no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -65,6 +70,7 @@ impl Lines {
             lines: 0,
             mid_line: false,
             failing: false,
+            paid: Instant::now(),
         };
         std::thread::Builder::new()
             .name("log-writer".to_owned())
@@ -119,6 +125,8 @@ struct Writer {
     mid_line: bool,
     /// The last write failed.
     failing: bool,
+    /// Until when its batches would take if each took as long as there shall be between them.
+    paid: Instant,
 }
 
 impl Writer {
@@ -126,9 +134,14 @@ impl Writer {
         loop {
             let message = match messages.try_recv() {
                 Ok(message) => message,
-                Err(TryRecvError::Disconnected) => return self.write_batch(),
-                Err(TryRecvError::Empty) => {
+                Err(TryRecvError::Disconnected) => {
                     self.write_batch();
+                    return;
+                }
+                Err(TryRecvError::Empty) => {
+                    if self.write_batch() {
+                        self.rest();
+                    }
                     match messages.recv() {
                         Ok(message) => message,
                         Err(_) => return,
@@ -163,9 +176,19 @@ impl Writer {
         }
     }
 
-    fn write_batch(&mut self) {
+    /// After a batch.
+    fn rest(&mut self) {
+        let now = Instant::now();
+        self.paid = self.paid.max(now) + GATHER;
+        if self.paid > now + GATHER * BURST {
+            std::thread::sleep(GATHER);
+        }
+    }
+
+    /// Whether there was anything to write.
+    fn write_batch(&mut self) -> bool {
         if self.batch.is_empty() {
-            return;
+            return false;
         }
         if self.mid_line {
             self.batch.insert(0, b'\n');
@@ -195,6 +218,7 @@ impl Writer {
         self.failing = !whole;
         self.batch.clear();
         self.lines = 0;
+        true
     }
 }
 
