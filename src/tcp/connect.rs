@@ -86,7 +86,7 @@ pub(super) async fn connect(
         if retry > 0 {
             counts.retries.add(1);
         }
-        let opened = attempt(&backend.place, service, client, session).await;
+        let opened = attempt(&backend.place, service, client, session, began).await;
         let now = Instant::now();
         let time = now.saturating_duration_since(began);
         let mut note = |result| {
@@ -214,8 +214,9 @@ async fn attempt(
     service: &Service,
     client: &Stream,
     session: &Session,
+    began: Instant,
 ) -> Result<Stream, Failure> {
-    let deadline = Instant::now() + service.plan.connect_timeout;
+    let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
     let mut opening = pin!(open(place, &service.plan.socket));
     // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
@@ -229,10 +230,9 @@ async fn attempt(
         event_loop::look().await;
     }
     loop {
-        let next_look = deadline.min(Instant::now() + LOOK);
         let opened = match at_once.take() {
             Some(opened) => Some(opened),
-            None => until(next_look, opening.as_mut()).await,
+            None => until(deadline.min(Instant::now() + LOOK), opening.as_mut()).await,
         };
         match opened {
             Some(Ok(stream)) => return Ok(stream),
