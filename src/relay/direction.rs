@@ -54,12 +54,22 @@ pub(super) struct Direction {
 enum Held {
     #[default]
     Nothing,
-    Bytes {
-        bytes: Vec<u8>,
-        at: usize,
-    },
+    Bytes(Box<Rest>),
     Piped(Pipe),
     First(Box<First>),
+}
+
+/// In a box: a direction that holds nothing must not carry room for it.
+#[derive(Debug)]
+struct Rest {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Held {
+    fn bytes(bytes: Vec<u8>) -> Self {
+        Self::Bytes(Box::new(Rest { bytes, at: 0 }))
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -239,10 +249,7 @@ impl Direction {
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Sink)),
                     Poll::Pending => {
-                        self.held = Held::Bytes {
-                            bytes: bytes[at..].to_vec(),
-                            at: 0,
-                        };
+                        self.held = Held::bytes(bytes[at..].to_vec());
                         return Poll::Pending;
                     }
                 }
@@ -301,11 +308,11 @@ impl Direction {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Bytes { bytes, at } => match ready!(sink.poll_write(&bytes[*at..])) {
+                Held::Bytes(rest) => match ready!(sink.poll_write(&rest.bytes[rest.at..])) {
                     Ok(n) => {
                         flow.was_written(n, &flow.relayed.copy);
-                        *at += n;
-                        if *at == bytes.len() {
+                        rest.at += n;
+                        if rest.at == rest.bytes.len() {
                             self.held = Held::Nothing;
                         }
                     }
@@ -346,7 +353,7 @@ impl Direction {
     fn read_pipe_out(&mut self, flow: &Flow<'_>) -> Result<(), Broken> {
         if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
             let bytes = pipe.into_bytes().map_err(|_| Broken::Sink)?;
-            self.held = Held::Bytes { bytes, at: 0 };
+            self.held = Held::bytes(bytes);
         }
         self.copy_from_now_on(flow);
         Ok(())

@@ -83,9 +83,10 @@ pub fn take(now: Instant, large: bool) -> Option<Pipe> {
 pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
-    capacity: usize,
+    // Half as wide as they could be: each session has room for two pipes.
+    capacity: u32,
     /// Bytes inside.
-    len: usize,
+    len: u32,
     is_large: bool,
 }
 
@@ -99,7 +100,7 @@ impl Pipe {
             LIVE.fetch_sub(1, Relaxed);
             None
         })?;
-        (pipe.capacity >= LEAST).then_some(pipe)
+        (pipe.capacity() >= LEAST).then_some(pipe)
     }
 
     fn large() -> Option<Self> {
@@ -110,7 +111,7 @@ impl Pipe {
         // From here on dropping it counts it out. Two workers at once may have one too many between them.
         LIVE_LARGE.fetch_add(1, Relaxed);
         pipe.is_large = true;
-        pipe.capacity = fcntl_setpipe_size(&pipe.write, LARGE).ok()?;
+        pipe.capacity = u32::try_from(fcntl_setpipe_size(&pipe.write, LARGE).ok()?).ok()?;
         Some(pipe)
     }
 
@@ -123,7 +124,7 @@ impl Pipe {
         Some(Self {
             read,
             write,
-            capacity,
+            capacity: u32::try_from(capacity).unwrap_or(0),
             len: 0,
             is_large: false,
         })
@@ -131,11 +132,11 @@ impl Pipe {
 
     /// Whether a fill of so many bytes has left nothing free.
     pub fn was_filled_by(&self, bytes: usize) -> bool {
-        bytes >= self.capacity
+        bytes >= self.capacity()
     }
 
-    pub fn len(&self) -> usize {
-        self.len
+    fn capacity(&self) -> usize {
+        self.capacity as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -146,21 +147,21 @@ impl Pipe {
     /// socket has nothing, and not that the pipe is full.
     pub fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
         debug_assert!(self.is_empty(), "a pipe is filled only when empty");
-        let n = splice(from, None, &self.write, None, self.capacity, flags())?;
-        self.len = n;
+        let n = splice(from, None, &self.write, None, self.capacity(), flags())?;
+        self.len = n as u32;
         Ok(n)
     }
 
     /// From the pipe into a socket.
     pub fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
-        let n = splice(&self.read, None, to, None, self.len, flags())?;
-        self.len -= n;
+        let n = splice(&self.read, None, to, None, self.len as usize, flags())?;
+        self.len -= n as u32;
         Ok(n)
     }
 
     /// Everything inside, for when the socket does not take it by splicing.
     pub fn into_bytes(mut self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.len];
+        let mut bytes = vec![0; self.len as usize];
         let mut at = 0;
         while at < bytes.len() {
             match rustix::io::read(&self.read, &mut bytes[at..])? {
@@ -240,15 +241,15 @@ mod tests {
         let mut all: Vec<Pipe> = (0..MOST_LARGE)
             .map(|_| take(now, true).expect("a pipe"))
             .collect();
-        assert!(all.iter().all(|pipe| pipe.capacity == LARGE));
+        assert!(all.iter().all(|pipe| pipe.capacity() == LARGE));
         let one_more = take(now, true).expect("a usual one instead");
-        assert_eq!(one_more.capacity, SIZE);
+        assert_eq!(one_more.capacity(), SIZE);
         one_more.give_back();
         all.pop().expect("a large one").give_back();
         // Those of this worker are used again, whatever was to be had elsewhere.
-        assert_eq!(take(now, true).expect("a pipe").capacity, LARGE);
+        assert_eq!(take(now, true).expect("a pipe").capacity(), LARGE);
         drop(all);
-        assert_eq!(take(now + PAUSE, true).expect("a pipe").capacity, LARGE);
+        assert_eq!(take(now + PAUSE, true).expect("a pipe").capacity(), LARGE);
     }
 
     #[test]
