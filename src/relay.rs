@@ -85,18 +85,18 @@ const RESET_PATIENCE: Duration = Duration::from_secs(60);
 /// A session that has lasted for so long is not one of those that come, ask once and go.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Relays until the session is over. The streams are left to be closed by the caller.
-pub async fn relay(
-    client: &Stream,
-    reached: &mut Reached,
-    plan: &plan::Listener,
-    tally: &Tally<'_>,
-) -> Outcome {
+/// Relays until the session is over. The streams are left to be closed by the caller, after [`reset_to_pass_on`].
+pub fn relay<'a>(
+    client: &'a Stream,
+    reached: &'a mut Reached,
+    plan: &'a plan::Listener,
+    tally: &'a Tally<'a>,
+) -> Relay<'a> {
     let (first, awaiting) = match reached.opening.take().map(|opening| *opening) {
         Some(Opening { first, awaiting }) => (first, awaiting.if_any()),
         None => (None, None),
     };
-    let outcome = Relay {
+    Relay {
         client,
         backend: &reached.stream,
         plan,
@@ -110,16 +110,22 @@ pub async fn relay(
         has_settled: plan.socket.keepalive.is_none(),
         answer: Answer::Awaited(awaiting),
     }
-    .await;
-    // Boxed: it is rare, and a session must not carry room for it all its life.
-    match outcome.reason {
-        CloseReason::ClientReset => {
-            Box::pin(reset_after_delivery(&reached.stream, plan, tally)).await
-        }
-        CloseReason::BackendReset => Box::pin(reset_after_delivery(client, plan, tally)).await,
-        _ => {}
-    }
-    outcome
+}
+
+/// What is left to do where one side was reset. In a box: it is rare, and a session must not carry room for it all its life.
+pub fn reset_to_pass_on<'a>(
+    outcome: &Outcome,
+    client: &'a Stream,
+    backend: &'a Stream,
+    plan: &'a plan::Listener,
+    tally: &'a Tally<'a>,
+) -> Option<Pin<Box<dyn Future<Output = ()> + 'a>>> {
+    let stream = match outcome.reason {
+        CloseReason::ClientReset => backend,
+        CloseReason::BackendReset => client,
+        _ => return None,
+    };
+    Some(Box::pin(reset_after_delivery(stream, plan, tally)))
 }
 
 impl Awaiting {
@@ -147,7 +153,7 @@ fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
 }
 
 /// A future of its own, not an async block: that would hold what it is given twice.
-struct Relay<'a> {
+pub struct Relay<'a> {
     client: &'a Stream,
     backend: &'a Stream,
     plan: &'a plan::Listener,

@@ -17,98 +17,110 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) async fn serve(slot: Slot, session: Listed, client: Stream) {
-    let service = slot.service();
-    let began = Instant::now();
-    let mut attempts = Vec::new();
-    // In a box of its own, so that a session which has connected, and may then be idle for hours,
-    // does not keep the room that it took.
-    let mut opened = Box::pin(open(service, &client, &session, began, &mut attempts)).await;
-    // What only the access log wants to know is not kept without one.
-    if service.process.access_log.is_none() {
-        attempts = Vec::new();
-    }
-    // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
-    let end = match &mut opened {
-        Err(NotOpened::TurnedAway(reason)) => {
-            let reason = *reason;
-            // Room is made first, as below.
-            drop(session.give_back());
-            let service = slot.give_back();
-            drop(client);
-            service.metrics.rejected(reason);
-            return;
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async function holds its arguments twice for as long as it runs"
+)]
+pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<Output = ()> {
+    async move {
+        let service = slot.service();
+        let began = Instant::now();
+        let mut attempts = Vec::new();
+        // In a box of its own, so that a session which has connected, and may then be idle for hours,
+        // does not keep the room that it took.
+        let mut opened = Box::pin(open(service, &client, &session, began, &mut attempts)).await;
+        // What only the access log wants to know is not kept without one.
+        if service.process.access_log.is_none() {
+            attempts = Vec::new();
         }
-        Err(NotOpened::Closed(reason)) => End {
-            reason: *reason,
-            backend: None,
-            first_byte: None,
-        },
-        Ok(connected) => {
-            let backend = connected.lease.backend();
-            let tally = Tally {
-                session: &session,
-                listener: service.metrics.counts.mine(),
-                backend: backend.metrics.counts.mine(),
-                relayed: service.process.metrics.relayed.mine(),
-            };
-            let outcome =
-                relay::relay(&client, &mut connected.reached, &service.plan, &tally).await;
-            if outcome.reason == CloseReason::BackendReset && outcome.first_byte.is_none() {
-                connect::reset_unanswered(service, backend);
+        // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
+        let end = match &mut opened {
+            Err(NotOpened::TurnedAway(reason)) => {
+                let reason = *reason;
+                // Room is made first, as below.
+                drop(session.give_back());
+                let service = slot.give_back();
+                drop(client);
+                service.metrics.rejected(reason);
+                return;
             }
-            End {
-                reason: outcome.reason,
-                backend: Some(Arc::clone(backend.text())),
-                first_byte: outcome
-                    .first_byte
-                    .map(|at| at.saturating_duration_since(connected.began)),
+            Err(NotOpened::Closed(reason)) => End {
+                reason: *reason,
+                backend: None,
+                first_byte: None,
+            },
+            Ok(connected) => {
+                let backend = connected.lease.backend();
+                let tally = Tally {
+                    session: &session,
+                    listener: service.metrics.counts.mine(),
+                    backend: backend.metrics.counts.mine(),
+                    relayed: service.process.metrics.relayed.mine(),
+                };
+                let plan = &service.plan;
+                let outcome = relay::relay(&client, &mut connected.reached, plan, &tally).await;
+                let reached = &connected.reached.stream;
+                if let Some(reset) =
+                    relay::reset_to_pass_on(&outcome, &client, reached, plan, &tally)
+                {
+                    reset.await;
+                }
+                if outcome.reason == CloseReason::BackendReset && outcome.first_byte.is_none() {
+                    connect::reset_unanswered(service, backend);
+                }
+                End {
+                    reason: outcome.reason,
+                    backend: Some(Arc::clone(backend.text())),
+                    first_byte: outcome
+                        .first_byte
+                        .map(|at| at.saturating_duration_since(connected.began)),
+                }
             }
-        }
-    };
-    // Every limit makes room before the peers can know that the session is over and come back.
-    let reached = opened.ok().map(|connected| connected.reached);
-    let session = session.give_back();
-    let service = slot.give_back();
-    drop((client, reached));
-    let duration = began.elapsed();
-    if end.reason == CloseReason::UntrustedHeader && service.warned_of_header.may_again() {
-        tracing::warn!(listener = %service.plan.name, client = %session.peer,
+        };
+        // Every limit makes room before the peers can know that the session is over and come back.
+        let reached = opened.ok().map(|connected| connected.reached);
+        let session = session.give_back();
+        let service = slot.give_back();
+        drop((client, reached));
+        let duration = began.elapsed();
+        if end.reason == CloseReason::UntrustedHeader && service.warned_of_header.may_again() {
+            tracing::warn!(listener = %service.plan.name, client = %session.peer,
             "a client that is not in `trust` sent a PROXY protocol header");
-    }
-    service.metrics.closed(end.reason);
-    service.metrics.session_duration.record(duration);
-    if let Some(first_byte) = end.first_byte {
-        service.metrics.first_byte_duration.record(first_byte);
-    }
-    if let Some(log) = &service.process.access_log {
-        let client = session.client();
-        let proxied = session.proxied();
-        let hidden = Some(session.peer).filter(|peer| *peer != client);
-        log.record(&access_log::Record {
-            time: access_log::now(),
-            listener: &service.plan.name,
-            protocol: "tcp",
-            remote_addr: address(client),
-            remote_port: client.port(),
-            proxy_protocol_addr: proxied.map(address),
-            realip_remote_addr: hidden.map(address),
-            realip_remote_port: hidden.and_then(Client::port),
-            upstream: &service.pool.name,
-            backend: end.backend.as_deref(),
-            connect_time: attempts
-                .last()
-                .filter(|a| a.result == "ok")
-                .map(|a| seconds(a.time)),
-            attempts: attempts.iter().map(logged).collect(),
-            first_byte_time: end.first_byte.map(seconds),
-            session_time: seconds(duration),
-            bytes_received: session.received.load(Relaxed),
-            bytes_sent: session.sent.load(Relaxed),
-            datagrams_received: None,
-            datagrams_sent: None,
-            close_reason: end.reason.word(),
-        });
+        }
+        service.metrics.closed(end.reason);
+        service.metrics.session_duration.record(duration);
+        if let Some(first_byte) = end.first_byte {
+            service.metrics.first_byte_duration.record(first_byte);
+        }
+        if let Some(log) = &service.process.access_log {
+            let client = session.client();
+            let proxied = session.proxied();
+            let hidden = Some(session.peer).filter(|peer| *peer != client);
+            log.record(&access_log::Record {
+                time: access_log::now(),
+                listener: &service.plan.name,
+                protocol: "tcp",
+                remote_addr: address(client),
+                remote_port: client.port(),
+                proxy_protocol_addr: proxied.map(address),
+                realip_remote_addr: hidden.map(address),
+                realip_remote_port: hidden.and_then(Client::port),
+                upstream: &service.pool.name,
+                backend: end.backend.as_deref(),
+                connect_time: attempts
+                    .last()
+                    .filter(|a| a.result == "ok")
+                    .map(|a| seconds(a.time)),
+                attempts: attempts.iter().map(logged).collect(),
+                first_byte_time: end.first_byte.map(seconds),
+                session_time: seconds(duration),
+                bytes_received: session.received.load(Relaxed),
+                bytes_sent: session.sent.load(Relaxed),
+                datagrams_received: None,
+                datagrams_sent: None,
+                close_reason: end.reason.word(),
+            });
+        }
     }
 }
 
