@@ -22,6 +22,8 @@ const READ: u8 = 1;
 const WRITE: u8 = 2;
 /// Nothing comes any more after what is there: reading is always worth a try.
 const ENDED: u8 = 4;
+/// There was TCP urgent data: a read ends before it, whatever comes after.
+const MARKED: u8 = 32;
 /// The kernel tells of it.
 const WATCHED: u8 = 8;
 /// The kernel also tells when it may be written to again. Most sockets never have to wait for that, and are not woken
@@ -32,7 +34,7 @@ const WATCHED_FOR_WRITING: u8 = 16;
 pub(super) fn flags(events: epoll::EventFlags) -> u8 {
     use epoll::EventFlags as E;
     let mut flags = 0;
-    if events.intersects(E::IN | E::RDHUP | E::HUP | E::ERR) {
+    if events.intersects(E::IN | E::PRI | E::RDHUP | E::HUP | E::ERR) {
         flags |= READ;
     }
     if events.intersects(E::OUT | E::HUP | E::ERR) {
@@ -40,6 +42,9 @@ pub(super) fn flags(events: epoll::EventFlags) -> u8 {
     }
     if events.intersects(E::RDHUP | E::HUP | E::ERR) {
         flags |= ENDED;
+    }
+    if events.contains(E::PRI) {
+        flags |= MARKED;
     }
     flags
 }
@@ -75,7 +80,7 @@ impl Socket {
             match recv(&self.fd, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
                     if stream && n < buf.len() {
-                        self.clear_unless_ended(READ);
+                        self.taken_for_empty();
                     }
                     return Poll::Ready(Ok(n));
                 }
@@ -178,7 +183,7 @@ impl Socket {
             return Ok(());
         }
         use epoll::EventFlags as E;
-        let mut events = E::IN | E::RDHUP | E::ET;
+        let mut events = E::IN | E::PRI | E::RDHUP | E::ET;
         if wanted & WATCHED_FOR_WRITING != 0 {
             events |= E::OUT;
         }
@@ -195,9 +200,10 @@ impl Socket {
         self.change(|flags| flags & !what);
     }
 
-    fn clear_unless_ended(&self, what: u8) {
-        self.change(|flags| match flags & ENDED {
-            0 => flags & !what,
+    /// A read was short, which means that there is no more, unless it is known to mean less.
+    fn taken_for_empty(&self) {
+        self.change(|flags| match flags & (ENDED | MARKED) {
+            0 => flags & !READ,
             _ => flags,
         });
     }

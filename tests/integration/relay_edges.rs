@@ -606,6 +606,38 @@ fn a_spliced_flow_steps_over_an_urgent_byte() {
     }
 }
 
+/// A read ends before the mark, however much comes behind.
+#[test]
+fn what_follows_an_urgent_byte_is_not_held_back() {
+    let (server, streams) = held();
+    let (tembuku, front) = front_of(server.addr, "");
+    for round in 1..=10 {
+        let mut client = connect(front).unwrap();
+        client.write_all(b"0").unwrap();
+        let mut backend = streams.recv_timeout(secs(10)).unwrap();
+        backend.set_read_timeout(Some(secs(5))).unwrap();
+        backend.read_exact(&mut [0]).unwrap();
+        // Stopped, so that it finds all.
+        tembuku.proc.signal(Signal::STOP);
+        client.write_all(b"AAAA").unwrap();
+        SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.write_all(b"BBBB").unwrap();
+        tembuku.proc.signal(Signal::CONT);
+        let mut got = [0; 8];
+        backend
+            .read_exact(&mut got)
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(&got, b"AAAABBBB", "round {round}");
+        // What comes later does, too, and it does not spin.
+        client.write_all(b"CC").unwrap();
+        backend.read_exact(&mut got[..2]).unwrap();
+        assert_eq!(&got[..2], b"CC", "round {round}");
+        if round == 1 {
+            assert_does_not_spin(&tembuku);
+        }
+    }
+}
+
 /// A read ends where a descriptor was passed along, however much comes behind.
 #[test]
 fn what_follows_a_passed_descriptor_is_not_held_back() {
