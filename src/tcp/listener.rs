@@ -9,8 +9,16 @@ use crate::{
     service::{Service, Slot},
 };
 use std::{
-    cell::Cell, fs::File, future::poll_fn, io, net::SocketAddr, os::fd::OwnedFd, pin::pin,
-    sync::Arc, task::Poll, time::Duration,
+    cell::RefCell,
+    fs::File,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -46,6 +54,8 @@ pub async fn listen(
         .await;
         match next {
             Some(Ok((stream, client))) => {
+                // Somebody else may have been quicker when it was to be taken back.
+                keep_reserve();
                 admit(stream, client, port, &service, &tasks);
                 // The session runs first and gets its second descriptor: a burst that is accepted
                 // in one go could take them all, and leave none to reach a backend with.
@@ -67,12 +77,11 @@ pub async fn listen(
                 service.process.metrics.accept_errors.add(1);
                 if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
                     // With the reserve given up one client can at least be told at once.
-                    RESERVE.take();
-                    if acceptor.accept_now().is_ok() {
+                    let told = with_reserve(|| acceptor.accept_now().is_ok());
+                    if told {
                         service.metrics.counts.mine().connections.add(1);
                         service.metrics.rejected(RejectReason::NoDescriptors);
                     }
-                    keep_reserve();
                 }
                 if service.warned.may_again() {
                     tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
@@ -164,12 +173,25 @@ impl Acceptor {
 
 thread_local! {
     /// A descriptor that each worker can do without when there is no other.
-    static RESERVE: Cell<Option<File>> = const { Cell::new(None) };
+    static RESERVE: RefCell<Option<File>> = const { RefCell::new(None) };
 }
 
 fn keep_reserve() {
-    let reserve = RESERVE.take().or_else(|| File::open("/dev/null").ok());
-    RESERVE.set(reserve);
+    RESERVE.with_borrow_mut(|reserve| {
+        if reserve.is_none() {
+            *reserve = File::open("/dev/null").ok();
+        }
+    });
+}
+
+/// Does something with one more descriptor. One worker at a time: what one gives up is not for another.
+fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    RESERVE.take();
+    let result = act();
+    keep_reserve();
+    result
 }
 
 /// Errors that came with the connection, not with the listener: the next one may be fine.
