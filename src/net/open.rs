@@ -14,17 +14,32 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// One connect. Dropping the future gives it up. [`super::keep_alive`] is left to be done, since most sessions are over before it means
 /// anything.
-pub async fn open(place: &Place, options: &SocketOptions) -> io::Result<Stream> {
+///
+/// `speaks_at_once`: something will be sent as soon as it is connected. Then that takes the last step of the handshake with it: one packet
+/// less, and the backend wakes up once, for a client that has already spoken.
+pub async fn open(
+    place: &Place,
+    options: &SocketOptions,
+    speaks_at_once: bool,
+) -> io::Result<Stream> {
     match place {
-        Place::Tcp(address) => open_tcp(*address, options).await,
+        Place::Tcp(address) => open_tcp(*address, options, speaks_at_once).await,
         Place::Unix(path) => open_unix(path).await,
     }
 }
 
-async fn open_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<Stream> {
+async fn open_tcp(
+    address: SocketAddr,
+    options: &SocketOptions,
+    speaks_at_once: bool,
+) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     set_first_options(&socket, options)?;
+    if speaks_at_once {
+        // The kernel waits for what is to be sent, 200 ms at most.
+        socket.set_tcp_quickack(false)?;
+    }
     let socket = Socket::new(socket.into(), false);
     poll_fn(|_| socket.poll_connect(&address)).await?;
     // Towards a local port that nobody listens on, the kernel may choose that very port as the

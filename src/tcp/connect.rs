@@ -6,13 +6,13 @@ use crate::{
     event_loop,
     following::{blame, tell_that_it_is_back},
     net::{Client, Stream, open},
-    plan::Place,
+    plan::{Place, SendProxy},
     pool::{AfterSuccess, Clock, Search},
     reason::{CloseReason, ConnectError},
     relay::{Awaiting, Opening, Reached},
     service::Service,
     sessions::Session,
-    sys::socket::{PeerNow, peer_now},
+    sys::socket::{PeerNow, peer_now, unread},
 };
 use std::{
     future::poll_fn,
@@ -218,7 +218,12 @@ async fn attempt(
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
-    let mut opening = pin!(open(place, &service.plan.socket));
+    // A header of ours, what came with one of theirs, or what waits to be read.
+    let speaks_at_once = service.send_proxy != SendProxy::Off
+        || session.received.load(Relaxed) > 0
+        || unread(client).is_ok_and(|bytes| bytes > 0);
+    let begin = || open(place, &service.plan.socket, speaks_at_once);
+    let mut opening = pin!(begin());
     // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
     // than it.
     let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
@@ -239,7 +244,7 @@ async fn attempt(
             // A shortage of our own, which passes when sessions end: no reason to fail before time.
             Some(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
                 event_loop::sleep(RETRY).await;
-                opening.set(open(place, &service.plan.socket));
+                opening.set(begin());
             }
             Some(Err(e)) => return Err(Failure::Backend(e)),
             None => {}
