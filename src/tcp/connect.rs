@@ -1,6 +1,7 @@
 //! Finding a backend that answers: pick, connect, and on failure the next one.
 
 use crate::{
+    access,
     backend::{Backend, Lease},
     balance::Facts,
     event_loop,
@@ -218,10 +219,12 @@ async fn attempt(
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
-    // A header of ours, what came with one of theirs, or what waits to be read.
+    // A header of ours, what came with one of theirs, or what waits to be read, unless that may have to be refused.
+    let is_trusted = |accept| access::trusts(accept, session.peer.ip());
     let speaks_at_once = service.send_proxy != SendProxy::Off
         || session.received.load(Relaxed) > 0
-        || unread(client).is_ok_and(|bytes| bytes > 0);
+        || service.plan.accept_proxy.as_ref().is_none_or(is_trusted)
+            && unread(client).is_ok_and(|bytes| bytes > 0);
     let begin = || open(place, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
     // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
