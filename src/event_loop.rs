@@ -5,12 +5,14 @@
 //! waker, one timer and one place on the queue for each task, not for each thing that it waits for: a task that is polled
 //! looks at all that it waits for anyway. So a session that waits costs little more than its own future.
 
+mod alarm;
 mod bell;
 mod socket;
 mod timers;
 
 pub use socket::{Listening, Socket};
 
+use alarm::Alarm;
 use bell::{Bell, TaskBell};
 use rustix::{
     buffer::spare_capacity,
@@ -41,8 +43,9 @@ const SAME_TIME: usize = 8;
 /// After the kernel would not tell anything.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// By what the kernel calls the bell; all else are sources.
+/// By what the kernel calls the bell and the alarm; all else are sources.
 const BELL: u64 = u64::MAX;
+const ALARM: u64 = u64::MAX - 1;
 
 thread_local! {
     static HERE: OnceCell<Core> = const { OnceCell::new() };
@@ -51,6 +54,7 @@ thread_local! {
 struct Core {
     epoll: OwnedFd,
     bell: Arc<Bell>,
+    alarm: Alarm,
     sources: RefCell<Slab<Source>>,
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
@@ -91,6 +95,7 @@ const NOBODY: u32 = u32::MAX;
 pub struct EventLoop {
     epoll: OwnedFd,
     bell: Arc<Bell>,
+    alarm: Alarm,
 }
 
 impl EventLoop {
@@ -99,7 +104,11 @@ impl EventLoop {
         let bell = Arc::new(Bell::new()?);
         let data = epoll::EventData::new_u64(BELL);
         epoll::add(&epoll, bell.fd(), data, epoll::EventFlags::IN)?;
-        Ok(Self { epoll, bell })
+        let alarm = Alarm::new()?;
+        let data = epoll::EventData::new_u64(ALARM);
+        let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, alarm.fd(), data, events)?;
+        Ok(Self { epoll, bell, alarm })
     }
 
     /// Makes this thread one until `root` has come to its end. What is still there of other tasks is dropped then. A thread can
@@ -216,11 +225,12 @@ fn here<R>(f: impl FnOnce(&Core) -> R) -> R {
 }
 
 impl Core {
-    fn new(EventLoop { epoll, bell }: EventLoop) -> Self {
+    fn new(EventLoop { epoll, bell, alarm }: EventLoop) -> Self {
         let now = Instant::now();
         Self {
             epoll,
             bell,
+            alarm,
             sources: RefCell::default(),
             tasks: RefCell::default(),
             timers: RefCell::new(Timers::new()),
@@ -261,6 +271,7 @@ impl Core {
         for event in &*events {
             match event.data.u64() {
                 BELL => self.bell.answer(|task| self.wake(task)),
+                ALARM => self.alarm.has_rung(),
                 source => self.note(source as usize, event.flags),
             }
         }
@@ -282,14 +293,15 @@ impl Core {
         }
     }
 
-    /// Until the next time that there is something to do without an event.
+    /// How long to wait: not at all, or until something happens.
     fn timeout(&self) -> Option<Timespec> {
         if !self.queue.borrow().is_empty() || !self.later.borrow().is_empty() {
             return Some(Timespec::default());
         }
-        let next = self.timers.borrow().next()?;
-        let now = self.ms(Instant::now(), false);
-        Timespec::try_from(Duration::from_millis(next.saturating_sub(now))).ok()
+        if let Some(next) = self.timers.borrow().next() {
+            self.alarm.set(next, || self.ms(Instant::now(), false));
+        }
+        None
     }
 
     fn ring_timers(&self) {
