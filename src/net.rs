@@ -12,6 +12,7 @@ use crate::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use std::{
+    cell::Cell,
     fmt, io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -23,6 +24,16 @@ use std::{
 pub struct Stream {
     socket: Socket,
     is_tcp: bool,
+    nodelay: Cell<NoDelay>,
+}
+
+/// The first bytes leave at once anyway, and many sessions send no others: TCP_NODELAY is set before the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoDelay {
+    /// Or not wanted.
+    Set,
+    WithTheNext,
+    WithTheSecond,
 }
 
 /// Who a client is.
@@ -36,8 +47,27 @@ pub enum Client {
 impl Stream {
     /// Of a connection that was accepted: its client may have said something by now.
     pub fn accepted(socket: OwnedFd, is_tcp: bool) -> Self {
-        let socket = Socket::new(socket, true);
-        Self { socket, is_tcp }
+        Self::of(Socket::new(socket, true), is_tcp)
+    }
+
+    fn of(socket: Socket, is_tcp: bool) -> Self {
+        Self {
+            socket,
+            is_tcp,
+            nodelay: Cell::new(NoDelay::Set),
+        }
+    }
+
+    fn count_write(&self) {
+        match self.nodelay.get() {
+            NoDelay::Set => {}
+            NoDelay::WithTheSecond => self.nodelay.set(NoDelay::WithTheNext),
+            NoDelay::WithTheNext => {
+                // It fails only on a socket that is dead.
+                let _ = SockRef::from(&self.socket).set_tcp_nodelay(true);
+                self.nodelay.set(NoDelay::Set);
+            }
+        }
     }
 
     /// Reads at most once; 0 is the end.
@@ -47,6 +77,7 @@ impl Stream {
     }
 
     pub fn poll_write(&self, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.count_write();
         self.socket.poll_write(buf)
     }
 
@@ -68,6 +99,7 @@ impl Stream {
         &self,
         call: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
     ) -> io::Result<R> {
+        self.count_write();
         self.socket.try_write(call)
     }
 
@@ -125,21 +157,15 @@ impl fmt::Display for Place {
 /// Sets the options of a session's TCP socket. On Linux what is set on a listening socket is
 /// inherited by what it accepts, so that accepted sockets cost no call.
 pub fn set_options(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
-    set_first_options(&socket, options)?;
-    if let Some(keepalive) = &options.keepalive {
-        keep_alive(&socket, keepalive)?;
-    }
-    Ok(())
-}
-
-/// What must be set before anything is sent.
-fn set_first_options(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
-    let socket = SockRef::from(&socket);
+    let reference = SockRef::from(&socket);
     if options.nodelay {
-        socket.set_tcp_nodelay(true)?;
+        reference.set_tcp_nodelay(true)?;
     }
     if let Some(timeout) = options.user_timeout {
-        socket.set_tcp_user_timeout(Some(timeout))?;
+        reference.set_tcp_user_timeout(Some(timeout))?;
+    }
+    if let Some(keepalive) = &options.keepalive {
+        keep_alive(&socket, keepalive)?;
     }
     Ok(())
 }

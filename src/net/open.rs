@@ -1,6 +1,6 @@
 //! Connecting to a place.
 
-use super::{Stream, set_first_options};
+use super::{NoDelay, Stream};
 use crate::{
     event_loop::{self, Socket},
     plan::{Place, SocketOptions},
@@ -35,7 +35,9 @@ async fn open_tcp(
 ) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    set_first_options(&socket, options)?;
+    if options.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(options.user_timeout)?;
+    }
     if speaks_at_once {
         // The kernel waits for what is to be sent, 200 ms at most.
         socket.set_tcp_quickack(false)?;
@@ -52,10 +54,11 @@ async fn open_tcp(
             "connected to itself: nobody listens there",
         ));
     }
-    Ok(Stream {
-        socket,
-        is_tcp: true,
-    })
+    let stream = Stream::of(socket, true);
+    if options.nodelay {
+        stream.nodelay.set(NoDelay::WithTheSecond);
+    }
+    Ok(stream)
 }
 
 async fn open_unix(path: &Path) -> io::Result<Stream> {
@@ -65,11 +68,7 @@ async fn open_unix(path: &Path) -> io::Result<Stream> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         match socket.connect(&address) {
             Ok(()) => {
-                let socket = Socket::new(socket.into(), false);
-                return Ok(Stream {
-                    socket,
-                    is_tcp: false,
-                });
+                return Ok(Stream::of(Socket::new(socket.into(), false), false));
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => event_loop::sleep(RETRY).await,
             Err(e) => return Err(e),
