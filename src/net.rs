@@ -76,9 +76,15 @@ impl Stream {
         self.socket.poll_read(buf, self.is_tcp)
     }
 
-    pub fn poll_write(&self, buf: &[u8]) -> Poll<io::Result<usize>> {
+    /// `more`: something else follows at once, be it the end, which is to leave together with this.
+    pub fn poll_write(&self, buf: &[u8], more: bool) -> Poll<io::Result<usize>> {
         self.count_write();
-        self.socket.poll_write(buf)
+        self.socket.poll_write(buf, more)
+    }
+
+    /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
+    pub fn has_ended(&self) -> bool {
+        self.socket.has_ended()
     }
 
     /// Passes the end of a direction on: the peer sees it after everything written before.

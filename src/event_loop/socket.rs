@@ -24,6 +24,8 @@ const WRITE: u8 = 2;
 const ENDED: u8 = 4;
 /// There was TCP urgent data: a read ends before it, whatever comes after.
 const MARKED: u8 = 32;
+/// It ended by an error, which comes after what is there.
+const FAILED: u8 = 64;
 /// The kernel tells of it.
 const WATCHED: u8 = 8;
 /// The kernel also tells when it may be written to again. Most sockets never have to wait for that, and are not woken
@@ -45,6 +47,9 @@ pub(super) fn flags(events: epoll::EventFlags) -> u8 {
     }
     if events.contains(E::PRI) {
         flags |= MARKED;
+    }
+    if events.contains(E::ERR) {
+        flags |= FAILED;
     }
     flags
 }
@@ -91,10 +96,13 @@ impl Socket {
         }
     }
 
-    pub fn poll_write(&self, buf: &[u8]) -> Poll<io::Result<usize>> {
+    /// `more`: something else follows at once, which is to leave together with this.
+    pub fn poll_write(&self, buf: &[u8], more: bool) -> Poll<io::Result<usize>> {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::MORE, more);
         loop {
             ready!(self.poll_writable())?;
-            match send(&self.fd, buf, SendFlags::NOSIGNAL) {
+            match send(&self.fd, buf, flags) {
                 Ok(n) => {
                     if n < buf.len() {
                         self.clear(WRITE);
@@ -106,6 +114,15 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
+    }
+
+    /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
+    pub fn has_ended(&self) -> bool {
+        here(|core| {
+            let sources = core.sources.borrow();
+            let source = sources.get(self.source as usize);
+            source.is_some_and(|source| source.flags & (ENDED | FAILED) == ENDED)
+        })
     }
 
     /// Ready when reading is worth a try.

@@ -184,7 +184,7 @@ fn bytes_go_through_both_ways() {
         let all: Vec<u8> = (0..BYTES).map(byte).collect();
         let mut at = 0;
         while at < BYTES {
-            at += poll_fn(|_| socket.poll_write(&all[at..]))
+            at += poll_fn(|_| socket.poll_write(&all[at..], false))
                 .await
                 .expect("written");
         }

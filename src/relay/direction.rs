@@ -240,9 +240,11 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             self.mode = self.mode.after(n, self.never_splice);
+            // The end comes next: it can travel with the last bytes.
+            let more = source.has_ended();
             let mut at = 0;
             while at < bytes.len() {
-                match sink.poll_write(&bytes[at..]) {
+                match sink.poll_write(&bytes[at..], more) {
                     Poll::Ready(Ok(n)) => {
                         flow.was_written(n, &flow.relayed.copy);
                         at += n;
@@ -308,7 +310,7 @@ impl Direction {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Bytes(rest) => match ready!(sink.poll_write(&rest.bytes[rest.at..])) {
+                Held::Bytes(rest) => match ready!(sink.poll_write(&rest.bytes[rest.at..], false)) {
                     Ok(n) => {
                         flow.was_written(n, &flow.relayed.copy);
                         rest.at += n;
@@ -318,7 +320,7 @@ impl Direction {
                     }
                     Err(_) => return Poll::Ready(Err(Broken::Sink)),
                 },
-                Held::First(first) => match ready!(sink.poll_write(first.left())) {
+                Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
                     Ok(n) => {
                         flow.was_written(first.sent(n), &flow.relayed.copy);
                         if first.left().is_empty() {
