@@ -92,6 +92,21 @@ impl Stream {
         self.socket.end_writing()
     }
 
+    /// Whether there was TCP urgent data, before which a read ends, whatever comes after.
+    pub fn is_marked(&self) -> bool {
+        self.socket.is_marked()
+    }
+
+    /// A call that reads has found nothing: the next [`Self::poll_readable`] waits.
+    pub fn found_nothing(&self) {
+        self.socket.found_nothing();
+    }
+
+    /// There is something to read, and nobody to read it now: what comes after it need not wake anybody.
+    pub fn mute(&self) {
+        self.socket.mute();
+    }
+
     pub fn poll_readable(&self) -> Poll<io::Result<()>> {
         self.socket.poll_readable()
     }

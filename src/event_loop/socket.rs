@@ -24,6 +24,8 @@ const WRITE: u8 = 2;
 const ENDED: u8 = 4;
 /// There was TCP urgent data: a read ends before it, whatever comes after.
 const MARKED: u8 = 32;
+/// The kernel does not tell of what comes until somebody waits for it again.
+const MUTED: u8 = 128;
 /// It ended by an error, which comes after what is there.
 const FAILED: u8 = 64;
 /// The kernel tells of it.
@@ -118,11 +120,31 @@ impl Socket {
 
     /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
     pub fn has_ended(&self) -> bool {
+        self.has(ENDED) && !self.has(FAILED)
+    }
+
+    /// Whether there was TCP urgent data, before which a read ends, whatever comes after.
+    pub fn is_marked(&self) -> bool {
+        self.has(MARKED)
+    }
+
+    /// A call that reads has found nothing: the next [`Self::poll_readable`] waits.
+    pub fn found_nothing(&self) {
+        self.clear(READ);
+    }
+
+    /// There is something to read, and nobody to read it now: what comes after it need not wake anybody until somebody waits for it.
+    pub fn mute(&self) {
         here(|core| {
-            let sources = core.sources.borrow();
-            let source = sources.get(self.source as usize);
-            source.is_some_and(|source| source.flags & (ENDED | FAILED) == ENDED)
-        })
+            let mut sources = core.sources.borrow_mut();
+            if let Some(source) = sources.get_mut(self.source as usize)
+                && source.flags & (WATCHED | READ) == WATCHED | READ
+            {
+                let flags = source.flags | MUTED;
+                // What cannot be changed stays as it is, and costs wake-ups.
+                let _ = self.set_watch(core, source, flags);
+            }
+        });
     }
 
     /// Ready when reading is worth a try.
@@ -191,26 +213,36 @@ impl Socket {
 
     /// What has happened before this counts as an event, too: nothing is missed.
     fn watch(&self, core: &Core, source: &mut Source, what: u8) -> io::Result<()> {
-        let wanted = match what {
-            WRITE => WATCHED | WATCHED_FOR_WRITING,
-            _ => WATCHED | source.flags & WATCHED_FOR_WRITING,
+        let flags = match what {
+            WRITE => source.flags | WATCHED | WATCHED_FOR_WRITING,
+            _ => (source.flags | WATCHED) & !MUTED,
         };
-        let watched = source.flags & (WATCHED | WATCHED_FOR_WRITING);
-        if watched | wanted == watched {
+        self.set_watch(core, source, flags)
+    }
+
+    fn set_watch(&self, core: &Core, source: &mut Source, flags: u8) -> io::Result<()> {
+        if flags == source.flags {
             return Ok(());
         }
         use epoll::EventFlags as E;
-        let mut events = E::IN | E::PRI | E::RDHUP | E::ET;
-        if wanted & WATCHED_FOR_WRITING != 0 {
-            events |= E::OUT;
-        }
+        let mut events = E::RDHUP | E::ET;
+        events.set(E::IN | E::PRI, flags & MUTED == 0);
+        events.set(E::OUT, flags & WATCHED_FOR_WRITING != 0);
         let data = epoll::EventData::new_u64(u64::from(self.source));
-        match watched {
+        match source.flags & WATCHED {
             0 => epoll::add(&core.epoll, &self.fd, data, events)?,
             _ => epoll::modify(&core.epoll, &self.fd, data, events)?,
         }
-        source.flags |= wanted;
+        source.flags = flags;
         Ok(())
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        here(|core| {
+            let sources = core.sources.borrow();
+            let source = sources.get(self.source as usize);
+            source.is_some_and(|source| source.flags & flag != 0)
+        })
     }
 
     fn clear(&self, what: u8) {

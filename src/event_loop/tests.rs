@@ -261,3 +261,57 @@ fn connecting_succeeds_or_says_why_not() {
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     });
 }
+
+/// Who cannot go on is not woken by all that comes meanwhile, but by the end, and by what comes once it waits again.
+#[test]
+fn what_comes_to_a_muted_socket_wakes_nobody() {
+    on_a_loop(|| async {
+        let (socket, mut theirs) = pair();
+        let (polls, waker) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
+        let (is_blocked, read) = (Rc::new(Cell::new(true)), Rc::default());
+        let task = {
+            let (polls, waker) = (Rc::clone(&polls), Rc::clone(&waker));
+            let (is_blocked, read): (_, Rc<RefCell<Vec<u8>>>) =
+                (Rc::clone(&is_blocked), Rc::clone(&read));
+            poll_fn(move |cx| {
+                polls.set(polls.get() + 1);
+                *waker.borrow_mut() = Some(cx.waker().clone());
+                while !is_blocked.get() {
+                    let mut buf = [0; 2];
+                    match socket.poll_read(&mut buf, true) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(0)) => return Poll::Ready(()),
+                        Poll::Ready(n) => read.borrow_mut().extend(&buf[..n.expect("read")]),
+                    }
+                }
+                match polls.get() {
+                    1 => assert!(socket.poll_readable().is_pending()),
+                    _ => socket.mute(),
+                }
+                Poll::Pending
+            })
+        };
+        spawn(task);
+        look().await;
+        theirs.write_all(b"a").expect("written");
+        soon(|| polls.get() == 2).await;
+        for more in [b"b", b"c"] {
+            theirs.write_all(more).expect("written");
+            look().await;
+            look().await;
+            assert_eq!(polls.get(), 2);
+        }
+        is_blocked.set(false);
+        waker.take().expect("a waker").wake();
+        soon(|| *read.borrow() == b"abc").await;
+        theirs.write_all(b"d").expect("written");
+        soon(|| *read.borrow() == b"abcd").await;
+        is_blocked.set(true);
+        let before = polls.get();
+        theirs.write_all(b"e").expect("written");
+        soon(|| polls.get() > before).await;
+        is_blocked.set(false);
+        drop(theirs);
+        soon(|| *read.borrow() == b"abcde").await;
+    });
+}

@@ -43,6 +43,8 @@ pub(super) struct Direction {
     pub(super) finished: bool,
     /// A byte has come.
     pub(super) has_begun: bool,
+    /// It waited for its sink when it was polled last.
+    is_blocked: bool,
     /// The kernel refused to splice one of the two sockets.
     never_splice: bool,
     /// Over before a flow can be spliced: only what is copied needs to be looked at.
@@ -176,7 +178,17 @@ impl Direction {
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..ROUNDS {
-            ready!(self.deliver(sink, flow))?;
+            match self.deliver(sink, flow) {
+                Poll::Ready(delivered) => delivered?,
+                Poll::Pending => {
+                    if std::mem::replace(&mut self.is_blocked, true) {
+                        // Polled in vain, and for all that is known because of what has come meanwhile.
+                        source.mute();
+                    }
+                    return Poll::Pending;
+                }
+            }
+            self.is_blocked = false;
             match self.end {
                 End::Open => {}
                 End::Reset | End::Refused => return Poll::Ready(Ok(())),
@@ -297,8 +309,16 @@ impl Direction {
                 Poll::Ready(Ok(()))
             }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(),
-            // Nothing there, or the end, or a mark of TCP's urgent data, before which splicing stops as
-            // if it were one of these: reading tells which, and steps over the mark.
+            Err(_) if !source.is_marked() => {
+                pipe.give_back();
+                source.found_nothing();
+                match ready!(source.poll_readable()) {
+                    Ok(()) => Poll::Ready(Ok(())),
+                    Err(_) => self.source_failed(),
+                }
+            }
+            // The end, or a mark of TCP's urgent data, before which splicing stops as if it were the end or there were
+            // nothing: reading tells which, and steps over the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
                 self.copy(source, sink, flow)
