@@ -113,7 +113,7 @@ LIMITS = (
     *(Limit(name, "cpu", 0.65, "haproxy-splice") for name in ("bulk", "bulk-up", "bulk8", "bulk8-up")),
     Limit("bulk", "throughput", 1.2, BEST, least=True),
     *(Limit(name, "cpu", 0.95, BEST) for name in ("wrk", "redis50", "redis50-set", "wrk-churn", "redis-churn")),
-    Limit("redis1", "added", 1.0, BEST),
+    *(Limit(name, "added", 1.0, BEST) for name in ("redis1", "sockperf-tcp")),
     *(Limit(name, "cpu", 0.85, BEST) for name in ("v16k", "v64k")),
     Limit("slow", "p99", 1.0, BEST),
     Limit("bulk1200", "lost", 0),
