@@ -93,9 +93,10 @@ fn from_the_first_doubt_to_the_next_session() {
     assert_eq!(event["address"], setup.first.addr.to_string());
     assert!(event["transcript"].as_str().unwrap().contains("one is ill"));
     assert_eq!(event["sessions"], 1);
-    // Three failures, two pauses of 180 to 200 ms between them; what began before the verdict is within it.
+    // Three failures, two pauses of 180 to 200 ms between them, of which a machine that stalls may take some away; what
+    // began before the verdict is within it.
     let doubt = event["doubt_seconds"].as_f64().unwrap();
-    assert!((0.36..told_after.as_secs_f64()).contains(&doubt), "{doubt}");
+    assert!((0.3..told_after.as_secs_f64()).contains(&doubt), "{doubt}");
     assert_eq!(event["last_session_closed_seconds"], Value::Null);
     assert_eq!(event["next_session_seconds"], Value::Null);
     assert_eq!(setup.histogram("doubt"), (1.0, doubt_of(&setup)));
