@@ -7,13 +7,16 @@
 
 mod alarm;
 mod bell;
+mod outbox;
 mod socket;
 mod timers;
 
+pub use outbox::Left;
 pub use socket::{Listening, Socket};
 
 use alarm::Alarm;
 use bell::{Bell, TaskBell};
+use outbox::Outbox;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -58,6 +61,7 @@ struct Core {
     sources: RefCell<Slab<Source>>,
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
+    outbox: RefCell<Outbox>,
     /// Whose turn it is, in order.
     queue: RefCell<VecDeque<u32>>,
     /// Whose turn it is after the next look at the kernel.
@@ -85,7 +89,7 @@ struct Body {
 struct Source {
     /// Whom to wake.
     task: u32,
-    flags: u8,
+    flags: u16,
 }
 
 /// Before the first task, and between two of them.
@@ -234,6 +238,7 @@ impl Core {
             sources: RefCell::default(),
             tasks: RefCell::default(),
             timers: RefCell::new(Timers::new()),
+            outbox: RefCell::default(),
             queue: RefCell::default(),
             later: RefCell::default(),
             current: Cell::new(NOBODY),
@@ -254,7 +259,7 @@ impl Core {
         self.queue.borrow_mut().push_back(number);
     }
 
-    /// One look at the kernel, and all that follows from it.
+    /// One look at the kernel, and all that follows from it; last of all, what was read is written.
     fn turn(&self, events: &mut Vec<epoll::Event>) {
         events.clear();
         let timeout = self.timeout();
@@ -289,8 +294,10 @@ impl Core {
             self.poll(number);
             if polls % SAME_TIME == 0 {
                 self.now.set(Instant::now());
+                self.write_old_letters();
             }
         }
+        self.write_letters();
     }
 
     /// How long to wait: not at all, or until something happens.

@@ -7,7 +7,7 @@ pub use open::open;
 pub use socket_file::{SocketFile, listen_unix};
 
 use crate::{
-    event_loop::Socket,
+    event_loop::{Left, Socket},
     plan::{Keepalive, Place, SocketOptions},
 };
 use socket2::{SockRef, TcpKeepalive};
@@ -85,6 +85,32 @@ impl Stream {
     /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
     pub fn has_ended(&self) -> bool {
         self.socket.has_ended()
+    }
+
+    /// Takes all of it, to be written at the end of this turn of the event loop. [`Self::take_left`] comes before anything else is written.
+    pub fn write_later(&self, bytes: &[u8]) {
+        self.count_write();
+        self.socket.write_later(bytes);
+    }
+
+    /// Whether something is to be written at the end of this turn.
+    pub fn has_posted(&self) -> bool {
+        self.socket.has_posted()
+    }
+
+    /// Whether something that was to be written was not.
+    pub fn has_left(&self) -> bool {
+        self.socket.has_left()
+    }
+
+    /// Writes what is to be written at the end of this turn; all that was to be and could not be.
+    pub fn take_left(&self) -> Option<Left> {
+        self.socket.take_left()
+    }
+
+    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how the connection ended.
+    pub fn is_unwritable(&self) -> bool {
+        self.socket.is_unwritable()
     }
 
     /// Passes the end of a direction on: the peer sees it after everything written before.

@@ -181,6 +181,7 @@ impl Future for Relay<'_> {
             this.tally.session.wake_by(cx.waker());
         }
         let reason = ready!(this.advance());
+        this.reckon();
         let by_a_reset = matches!(reason, CloseReason::ClientReset | CloseReason::BackendReset);
         if reason != CloseReason::Ok && !by_a_reset {
             this.tell_who_was_cut_short(reason);
@@ -195,7 +196,7 @@ impl Future for Relay<'_> {
     }
 }
 
-impl Relay<'_> {
+impl<'a> Relay<'a> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
     fn advance(&mut self) -> Poll<CloseReason> {
         if let Some(reason) = self.tally.session.must_end() {
@@ -243,17 +244,7 @@ impl Relay<'_> {
         if self.up.finished {
             return;
         }
-        let flow = Flow {
-            read: &self.tally.listener.received,
-            written: &self.tally.backend.sent,
-            client_bytes_read: Some(&self.tally.session.received),
-            client_bytes_written: None,
-            relayed: self.tally.relayed,
-            moved,
-            now,
-            source_is_broken: self.broken == Some(Side::Client),
-            last_to_end: self.down.finished,
-        };
+        let flow = self.flow_up(now, moved);
         match self.up.poll(self.client, self.backend, &flow) {
             Poll::Ready(Ok(())) => self.up.finish(),
             Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Client),
@@ -266,23 +257,58 @@ impl Relay<'_> {
         if self.down.finished {
             return;
         }
-        let flow = Flow {
-            read: &self.tally.backend.received,
-            written: &self.tally.listener.sent,
-            client_bytes_read: None,
-            client_bytes_written: Some(&self.tally.session.sent),
-            relayed: self.tally.relayed,
-            moved,
-            now,
-            source_is_broken: self.broken == Some(Side::Backend),
-            last_to_end: self.up.finished,
-        };
+        let flow = self.flow_down(now, moved);
         match self.down.poll(self.backend, self.client, &flow) {
             Poll::Ready(Ok(())) => self.down.finish(),
             Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Backend),
             Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Client),
             Poll::Pending => {}
         }
+    }
+
+    fn flow_up<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> Flow<'f>
+    where
+        'a: 'f,
+    {
+        let tally = self.tally;
+        Flow {
+            read: &tally.listener.received,
+            written: &tally.backend.sent,
+            client_bytes_read: Some(&tally.session.received),
+            client_bytes_written: None,
+            relayed: tally.relayed,
+            moved,
+            now,
+            source_is_broken: self.broken == Some(Side::Client),
+            last_to_end: self.down.finished,
+        }
+    }
+
+    fn flow_down<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> Flow<'f>
+    where
+        'a: 'f,
+    {
+        let tally = self.tally;
+        Flow {
+            read: &tally.backend.received,
+            written: &tally.listener.sent,
+            client_bytes_read: None,
+            client_bytes_written: Some(&tally.session.sent),
+            relayed: tally.relayed,
+            moved,
+            now,
+            source_is_broken: self.broken == Some(Side::Backend),
+            last_to_end: self.up.finished,
+        }
+    }
+
+    /// However it ends: what was not written is not counted, and is known to be missing.
+    fn reckon(&mut self) {
+        let (now, moved) = (event_loop::now(), Cell::new(false));
+        let (up, down) = (self.flow_up(now, &moved), self.flow_down(now, &moved));
+        // Whom it could not be written to is gone, and the session is over anyway.
+        let _ = self.up.settle(self.backend, &up);
+        let _ = self.down.settle(self.client, &down);
     }
 
     /// Nothing more goes to that side. What it had said before is still delivered.

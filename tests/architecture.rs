@@ -23,9 +23,8 @@ const LEVELS: &[&[&str]] = &[
         "event_loop",
         "metrics",
         "proxy_protocol",
-        "sys",
     ],
-    &["plan", "reason", "wheel"],
+    &["plan", "reason", "sys", "wheel"],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.

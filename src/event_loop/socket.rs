@@ -1,6 +1,6 @@
 //! A socket of a task: what may be tried with it, and waiting until something may.
 
-use super::{Core, HERE, NOBODY, Source, here};
+use super::{Core, HERE, Left, NOBODY, Source, here};
 use rustix::{
     event::epoll,
     io::Errno,
@@ -12,30 +12,36 @@ use std::{
     io,
     marker::PhantomData,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     task::{Poll, ready},
 };
 
 /// Reading may be worth a try.
-const READ: u8 = 1;
+const READ: u16 = 1;
 /// Writing may be.
-const WRITE: u8 = 2;
+pub(super) const WRITE: u16 = 2;
 /// Nothing comes any more after what is there: reading is always worth a try.
-const ENDED: u8 = 4;
+const ENDED: u16 = 4;
 /// There was TCP urgent data: a read ends before it, whatever comes after.
-const MARKED: u8 = 32;
+const MARKED: u16 = 32;
 /// The kernel does not tell of what comes until somebody waits for it again.
-const MUTED: u8 = 128;
+const MUTED: u16 = 128;
+/// Something is to be written at the end of the turn.
+pub(super) const POSTED: u16 = 256;
+/// Something could not be.
+pub(super) const LEFT: u16 = 512;
+/// Something never can be. The kernel has told why, and tells only once: whoever reads then finds a clean end.
+pub(super) const UNWRITABLE: u16 = 1024;
 /// It ended by an error, which comes after what is there.
-const FAILED: u8 = 64;
+const FAILED: u16 = 64;
 /// The kernel tells of it.
-const WATCHED: u8 = 8;
+const WATCHED: u16 = 8;
 /// The kernel also tells when it may be written to again. Most sockets never have to wait for that, and are not woken
 /// for it in vain.
-const WATCHED_FOR_WRITING: u8 = 16;
+const WATCHED_FOR_WRITING: u16 = 16;
 
 /// What an event says.
-pub(super) fn flags(events: epoll::EventFlags) -> u8 {
+pub(super) fn flags(events: epoll::EventFlags) -> u16 {
     use epoll::EventFlags as E;
     let mut flags = 0;
     if events.intersects(E::IN | E::PRI | E::RDHUP | E::HUP | E::ERR) {
@@ -100,6 +106,7 @@ impl Socket {
 
     /// `more`: something else follows at once, which is to leave together with this.
     pub fn poll_write(&self, buf: &[u8], more: bool) -> Poll<io::Result<usize>> {
+        debug_assert!(!self.has(POSTED | LEFT), "something comes before it");
         let mut flags = SendFlags::NOSIGNAL;
         flags.set(SendFlags::MORE, more);
         loop {
@@ -120,7 +127,7 @@ impl Socket {
 
     /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
     pub fn has_ended(&self) -> bool {
-        self.has(ENDED) && !self.has(FAILED)
+        self.flags() & (ENDED | FAILED) == ENDED
     }
 
     /// Whether there was TCP urgent data, before which a read ends, whatever comes after.
@@ -157,6 +164,39 @@ impl Socket {
         self.wait_for(WRITE)
     }
 
+    /// Takes all of it, to be written at the end of this turn. If the kernel does not take all of it then, the task is polled again.
+    /// [`Self::take_left`] comes before anything else is written.
+    pub fn write_later(&self, bytes: &[u8]) {
+        here(|core| core.post(self.source, self.fd.as_raw_fd(), bytes));
+    }
+
+    /// Whether something is to be written at the end of this turn.
+    pub fn has_posted(&self) -> bool {
+        self.has(POSTED)
+    }
+
+    /// Whether something that was to be written was not.
+    pub fn has_left(&self) -> bool {
+        self.has(LEFT)
+    }
+
+    /// Writes what is to be written at the end of this turn; all that was to be and could not be.
+    pub fn take_left(&self) -> Option<Left> {
+        if self.has(POSTED) {
+            here(Core::write_letters);
+        }
+        if !self.has(LEFT) {
+            return None;
+        }
+        self.clear(LEFT);
+        here(|core| core.take_left(self.source))
+    }
+
+    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how the connection ended.
+    pub fn is_unwritable(&self) -> bool {
+        self.has(UNWRITABLE)
+    }
+
     /// Runs a call that writes; "would block" makes the next [`Self::poll_writable`] wait.
     pub fn try_write<R>(
         &self,
@@ -191,10 +231,13 @@ impl Socket {
 
     /// The peer sees the end after everything that was written before.
     pub fn end_writing(&self) -> io::Result<()> {
+        if self.has(POSTED) {
+            here(Core::write_letters);
+        }
         Ok(shutdown(&self.fd, Shutdown::Write)?)
     }
 
-    fn wait_for(&self, what: u8) -> Poll<io::Result<()>> {
+    fn wait_for(&self, what: u16) -> Poll<io::Result<()>> {
         here(|core| {
             let mut sources = core.sources.borrow_mut();
             let Some(source) = sources.get_mut(self.source as usize) else {
@@ -212,7 +255,7 @@ impl Socket {
     }
 
     /// What has happened before this counts as an event, too: nothing is missed.
-    fn watch(&self, core: &Core, source: &mut Source, what: u8) -> io::Result<()> {
+    fn watch(&self, core: &Core, source: &mut Source, what: u16) -> io::Result<()> {
         let flags = match what {
             WRITE => source.flags | WATCHED | WATCHED_FOR_WRITING,
             _ => (source.flags | WATCHED) & !MUTED,
@@ -220,7 +263,7 @@ impl Socket {
         self.set_watch(core, source, flags)
     }
 
-    fn set_watch(&self, core: &Core, source: &mut Source, flags: u8) -> io::Result<()> {
+    fn set_watch(&self, core: &Core, source: &mut Source, flags: u16) -> io::Result<()> {
         if flags == source.flags {
             return Ok(());
         }
@@ -237,15 +280,18 @@ impl Socket {
         Ok(())
     }
 
-    fn has(&self, flag: u8) -> bool {
+    fn flags(&self) -> u16 {
         here(|core| {
             let sources = core.sources.borrow();
-            let source = sources.get(self.source as usize);
-            source.is_some_and(|source| source.flags & flag != 0)
+            sources.get(self.source as usize).map_or(0, |s| s.flags)
         })
     }
 
-    fn clear(&self, what: u8) {
+    fn has(&self, flags: u16) -> bool {
+        self.flags() & flags != 0
+    }
+
+    fn clear(&self, what: u16) {
         self.change(|flags| flags & !what);
     }
 
@@ -257,7 +303,7 @@ impl Socket {
         });
     }
 
-    fn change(&self, to: impl FnOnce(u8) -> u8) {
+    fn change(&self, to: impl FnOnce(u16) -> u16) {
         here(|core| {
             if let Some(source) = core.sources.borrow_mut().get_mut(self.source as usize) {
                 source.flags = to(source.flags);
@@ -277,8 +323,15 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // After the loop there is no list either.
         let _ = HERE.try_with(|here| {
-            here.get()
-                .and_then(|core| core.sources.borrow_mut().try_remove(self.source as usize))
+            let core = here.get()?;
+            if self.has(POSTED) {
+                core.write_letters();
+            }
+            let source = core.sources.borrow_mut().try_remove(self.source as usize)?;
+            if source.flags & LEFT != 0 {
+                core.take_left(self.source);
+            }
+            Some(())
         });
     }
 }

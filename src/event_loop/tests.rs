@@ -315,3 +315,117 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
         soon(|| *read.borrow() == b"abcde").await;
     });
 }
+
+/// Nothing is written before the end of the turn, and everything in order then.
+#[test]
+fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
+    on_a_loop(|| async {
+        let (socket, mut theirs) = pair();
+        theirs.set_nonblocking(true).expect("non-blocking");
+        let mut got = [0; 16];
+        for part in [&b"one"[..], b"two"] {
+            socket.write_later(part);
+        }
+        assert!(socket.has_posted());
+        let early = theirs.read(&mut got).expect_err("nothing yet");
+        assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+        look().await;
+        assert!(!socket.has_posted());
+        let n = theirs.read(&mut got).expect("read");
+        assert_eq!(&got[..n], b"onetwo");
+        // What is written at once, the end, and closing come after it.
+        socket.write_later(b"three");
+        assert!(socket.take_left().is_none());
+        let four = poll_fn(|_| socket.poll_write(b"four", false)).await;
+        assert_eq!(four.expect("written"), 4);
+        socket.write_later(b"five");
+        socket.end_writing().expect("ended");
+        let n = theirs.read(&mut got).expect("read");
+        assert_eq!(&got[..n], b"threefourfive");
+        assert_eq!(theirs.read(&mut got).expect("the end"), 0);
+        let (socket, mut theirs) = pair();
+        socket.write_later(b"last");
+        drop(socket);
+        let n = theirs.read(&mut got).expect("read");
+        assert_eq!(&got[..n], b"last");
+    });
+}
+
+/// Against a reader that takes its time: what was written and what was left are all there is.
+#[test]
+fn what_the_kernel_does_not_take_is_given_back() {
+    on_a_loop(|| async {
+        let (socket, mut theirs) = pair();
+        let reader = thread::spawn(move || {
+            let (mut all, mut part) = (Vec::new(), [0; 7_000]);
+            loop {
+                match theirs.read(&mut part).expect("read") {
+                    0 => return all,
+                    n => all.extend_from_slice(&part[..n]),
+                }
+                if all.len() % 3 == 0 {
+                    thread::sleep(Duration::from_micros(300));
+                }
+            }
+        });
+        let (mut sent, mut times_left) = (Vec::new(), 0);
+        for n in 0..3_000_u32 {
+            // One letter, or several in a turn.
+            for m in 0..=n % 3 {
+                let part: Vec<u8> = (0..n * 7919 % 9_000).map(|i| (i ^ n ^ m) as u8).collect();
+                sent.extend_from_slice(&part);
+                socket.write_later(&part);
+            }
+            if n % 2 == 0 {
+                look().await;
+            }
+            let Some(left) = socket.take_left() else {
+                continue;
+            };
+            assert!(left.error.is_none() && sent.ends_with(&left.bytes));
+            times_left += 1;
+            let mut at = 0;
+            while at < left.bytes.len() {
+                let written = poll_fn(|_| socket.poll_write(&left.bytes[at..], false)).await;
+                at += written.expect("written");
+            }
+        }
+        drop(socket);
+        let all = reader.join().expect("no panic");
+        assert!(
+            all == sent,
+            "{} of {} bytes, or others",
+            all.len(),
+            sent.len()
+        );
+        assert!(times_left > 0, "it was never full");
+        assert!(!here(|core| core.outbox.borrow().has_left()));
+    });
+}
+
+/// The kernel says it once, to whoever writes: who reads later must know, too.
+#[test]
+fn who_wrote_to_somebody_gone_is_told() {
+    on_a_loop(|| async {
+        let (socket, theirs) = pair();
+        drop(theirs);
+        let mut polls = 0;
+        let left = poll_fn(|_| {
+            polls += 1;
+            if polls == 1 {
+                socket.write_later(b"lo");
+                socket.write_later(b"st");
+                return Poll::Pending;
+            }
+            // Polled again because of it.
+            assert!(!socket.has_posted() && socket.has_left() && socket.is_unwritable());
+            Poll::Ready(socket.take_left())
+        })
+        .await
+        .expect("all of it");
+        let error = left.error.expect("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(left.bytes, b"lost");
+        assert!(!here(|core| core.outbox.borrow().has_left()));
+    });
+}

@@ -47,13 +47,18 @@ impl<T> Sharded<T> {
     }
 }
 
-/// Only grows.
+/// Only grows, for all that a scrape can see.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
+    }
+
+    /// What was counted beforehand and has not come to pass. Exported counters never fall: they wait until this one has caught up.
+    pub fn take_back(&self, n: u64) {
+        self.0.fetch_sub(n, Relaxed);
     }
 
     pub fn get(&self) -> u64 {

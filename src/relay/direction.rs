@@ -27,6 +27,8 @@ const LARGE_READS: u8 = 2;
 const SMALL_READS: u8 = 2;
 /// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is one.
 const FULL_PIPES: u8 = 4;
+/// A read of no more is written at the end of the turn, together with what others have read.
+const SMALL: usize = 20 * 1024;
 /// After so many reads others get their turn.
 const ROUNDS: usize = 4;
 
@@ -57,6 +59,8 @@ enum Held {
     #[default]
     Nothing,
     Bytes(Box<Rest>),
+    /// It was given to the sink, to be written at the end of the turn.
+    Later,
     Piped(Pipe),
     First(Box<First>),
 }
@@ -158,6 +162,15 @@ impl Flow<'_> {
             total.fetch_add(n as u64, Relaxed);
         }
     }
+
+    /// What was counted as copied when it was posted.
+    fn was_not_written(&self, n: usize) {
+        self.written.take_back(n as u64);
+        self.relayed.copy.take_back(n as u64);
+        if let Some(total) = self.client_bytes_written {
+            total.fetch_sub(n as u64, Relaxed);
+        }
+    }
 }
 
 impl Direction {
@@ -242,7 +255,7 @@ impl Direction {
             };
             let bytes = &shared[..n];
             if bytes.is_empty() {
-                self.source_ended(flow);
+                self.source_ended(source, flow);
                 return Poll::Ready(Ok(()));
             }
             flow.was_read(bytes.len());
@@ -254,6 +267,17 @@ impl Direction {
             self.mode = self.mode.after(n, self.never_splice);
             // The end comes next: it can travel with the last bytes.
             let more = source.has_ended();
+            if bytes.len() <= SMALL && !more {
+                flow.was_written(n, &flow.relayed.copy);
+                sink.write_later(bytes);
+                self.held = Held::Later;
+                return Poll::Ready(Ok(()));
+            }
+            self.settle(sink, flow)?;
+            if let Held::Bytes(rest) = &mut self.held {
+                rest.bytes.extend_from_slice(bytes);
+                return Poll::Ready(Ok(()));
+            }
             let mut at = 0;
             while at < bytes.len() {
                 match sink.poll_write(&bytes[at..], more) {
@@ -309,6 +333,7 @@ impl Direction {
                 Poll::Ready(Ok(()))
             }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(),
+            // Nothing there.
             Err(_) if !source.is_marked() => {
                 pipe.give_back();
                 source.found_nothing();
@@ -340,6 +365,15 @@ impl Direction {
                     }
                     Err(_) => return Poll::Ready(Err(Broken::Sink)),
                 },
+                // How it went is not known yet, and so far nothing depends on it.
+                Held::Later
+                    if sink.has_posted()
+                        && self.end == End::Open
+                        && matches!(self.mode, Mode::Copy { .. }) =>
+                {
+                    return Poll::Ready(Ok(()));
+                }
+                Held::Later => self.settle(sink, flow)?,
                 Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
                     Ok(n) => {
                         flow.was_written(first.sent(n), &flow.relayed.copy);
@@ -371,6 +405,23 @@ impl Direction {
         }
     }
 
+    /// What was to be written later is written, or held.
+    pub(super) fn settle(&mut self, sink: &Stream, flow: &Flow<'_>) -> Result<(), Broken> {
+        if !matches!(self.held, Held::Later) {
+            return Ok(());
+        }
+        self.held = Held::Nothing;
+        let Some(left) = sink.take_left() else {
+            return Ok(());
+        };
+        flow.was_not_written(left.bytes.len());
+        if left.error.is_some() {
+            return Err(Broken::Sink);
+        }
+        self.held = Held::bytes(left.bytes);
+        Ok(())
+    }
+
     /// The sink does not take spliced pages: the bytes in the pipe go on as a copy.
     fn read_pipe_out(&mut self, flow: &Flow<'_>) -> Result<(), Broken> {
         if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
@@ -387,8 +438,8 @@ impl Direction {
         self.mode = Mode::default();
     }
 
-    fn source_ended(&mut self, flow: &Flow<'_>) {
-        self.end = if flow.source_is_broken {
+    fn source_ended(&mut self, source: &Stream, flow: &Flow<'_>) {
+        self.end = if flow.source_is_broken || source.is_unwritable() {
             End::Reset
         } else {
             End::Clean

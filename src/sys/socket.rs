@@ -1,10 +1,14 @@
 //! What the standard library and tokio do not tell about a socket.
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{SendFlags, send},
+};
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
 
@@ -48,6 +52,20 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     Ok(u32::try_from(bytes).unwrap_or(0))
+}
+
+/// Writes what fits, possibly nothing. The descriptor must be one of the caller's sockets, and open.
+pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: it stays open for as long as this is borrowed, which is this call: the caller says so.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    loop {
+        match send(socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(n) => return Ok(n),
+            Err(Errno::AGAIN) => return Ok(0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// From now on closing the socket sends a reset instead of a clean end.

@@ -59,6 +59,7 @@ mod proxy_untrusted;
 mod redis;
 mod relay_edges;
 mod relay_many;
+mod relay_turns;
 mod resolve;
 mod shares;
 mod shutdown;

@@ -1,0 +1,180 @@
+//! Sessions of which much has happened when the program looks at them: it is stopped meanwhile, so that it finds all at once.
+
+use crate::harness::{
+    net::{End, connect, read_all, reset, wait_delivered},
+    ports, secs,
+    server::Server,
+    tembuku::Tembuku,
+    wait_until,
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    sync::{Mutex, mpsc},
+};
+
+struct Setting {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    streams: mpsc::Receiver<TcpStream>,
+    _server: Server,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let (held, streams) = mpsc::channel();
+        let held = Mutex::new(held);
+        let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+        let front = ports::free_addr();
+        let tembuku = Tembuku::start(&format!(
+            "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [\"{}\"]\n",
+            server.addr
+        ));
+        Self {
+            tembuku,
+            front,
+            streams,
+            _server: server,
+        }
+    }
+
+    /// A session over which a byte has gone each way: at its client, and at its backend.
+    fn session(&self) -> (TcpStream, TcpStream) {
+        let mut client = connect(self.front).unwrap();
+        client.write_all(b"?").unwrap();
+        let mut backend = self.streams.recv_timeout(secs(10)).unwrap();
+        backend.set_read_timeout(Some(secs(10))).unwrap();
+        for (from, to) in [(true, &mut backend), (false, &mut client)] {
+            to.read_exact(&mut [0]).unwrap();
+            if from {
+                to.write_all(b"!").unwrap();
+            }
+        }
+        (client, backend)
+    }
+
+    fn while_stopped(&self, act: impl FnOnce()) {
+        self.tembuku.proc.signal(Signal::STOP);
+        wait_until("every thread is stopped", secs(10), || {
+            let tasks = format!("/proc/{}/task", self.tembuku.proc.id());
+            fs::read_dir(tasks).unwrap().all(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit(") ").next().unwrap().starts_with('T')
+            })
+        });
+        act();
+        self.tembuku.proc.signal(Signal::CONT);
+    }
+}
+
+/// Packets that have come to a socket.
+fn packets_in(stream: &TcpStream) -> u32 {
+    let [local, peer] = [stream.local_addr(), stream.peer_addr()].map(|a| a.unwrap().port());
+    let filter = format!("sport = :{local} and dport = :{peer}");
+    let out = Command::new("ss").args(["-tinHOa", &filter]).output();
+    let told = String::from_utf8(out.expect("ss, of iproute2").stdout).unwrap();
+    let count = told.split(" segs_in:").nth(1);
+    let count = count.and_then(|rest| rest.split_whitespace().next());
+    count.unwrap_or_else(|| panic!("{told:?}")).parse().unwrap()
+}
+
+#[test]
+fn an_end_that_is_known_travels_with_the_last_bytes() {
+    let setting = Setting::new();
+    let (mut client, mut backend) = setting.session();
+    wait_delivered(&client).unwrap();
+    let before = packets_in(&client);
+    setting.while_stopped(|| {
+        backend.write_all(b"answer").unwrap();
+        drop(backend);
+    });
+    assert_eq!(read_all(&mut client), (b"answer".to_vec(), End::Fin));
+    assert_eq!(packets_in(&client) - before, 1);
+}
+
+/// Everybody gets what was said to them, and nobody what was said to others, whatever came after it.
+#[test]
+fn what_was_said_comes_before_whatever_came_after_it() {
+    let setting = Setting::new();
+    for round in 0..5 {
+        let mut sessions: Vec<_> = (0..60).map(|_| setting.session()).collect();
+        let mut clients = Vec::new();
+        let lengths = [1, 20 * 1024, 20 * 1024 + 1, 40_000, 7, 30_000];
+        let said = |n: usize| vec![(n + round) as u8; lengths[(n / 4 + round) % lengths.len()]];
+        let mut more = Vec::new();
+        setting.while_stopped(|| {
+            for (n, (client, mut backend)) in sessions.drain(..).enumerate() {
+                backend.write_all(&said(n)).unwrap();
+                clients.push(client);
+                match n % 4 {
+                    0 => more.push((n, backend)),
+                    1 => drop(backend),
+                    // It waits until the bytes are there: a reset takes back what is not.
+                    2 => {
+                        wait_delivered(&backend).unwrap();
+                        reset(backend);
+                    }
+                    _ => {
+                        backend.shutdown(std::net::Shutdown::Write).unwrap();
+                        more.push((n, backend));
+                    }
+                }
+            }
+        });
+        for (n, backend) in &mut more {
+            if *n % 4 == 0 {
+                backend.write_all(b"more").unwrap();
+                backend.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            // The other way is still open.
+            clients[*n].write_all(b"thanks").unwrap();
+            let mut got = [0; 6];
+            backend.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"thanks", "{n}");
+        }
+        for (n, mut client) in clients.into_iter().enumerate() {
+            let (got, end) = read_all(&mut client);
+            let mut wanted = said(n);
+            if n % 4 == 0 {
+                wanted.extend_from_slice(b"more");
+            }
+            let as_wanted = got == wanted;
+            assert!(as_wanted, "{n}: {} of {}", got.len(), wanted.len());
+            assert_eq!(end, if n % 4 == 2 { End::Reset } else { End::Fin }, "{n}");
+        }
+    }
+}
+
+/// Of several calls on a socket that was reset only the first fails, be it a write to it: the read after it must not take that for
+/// a clean end.
+#[test]
+fn a_reset_that_a_write_has_met_is_not_a_clean_end() {
+    let setting = Setting::new();
+    for round in 0..5 {
+        // What these get fills the room for what is to be written when the turn ends, so that it is written before the victim's
+        // backend is read for the last time.
+        let mut others: Vec<_> = (0..6).map(|_| setting.session()).collect();
+        let (mut victim, mut backend) = setting.session();
+        let answer = vec![round; 20_000];
+        setting.while_stopped(|| {
+            for (client, _) in &mut others {
+                client.write_all(&answer).unwrap();
+            }
+            victim.write_all(&[b'?'; 5_000]).unwrap();
+            backend.write_all(&answer).unwrap();
+            wait_delivered(&backend).unwrap();
+            reset(backend);
+        });
+        let (got, end) = read_all(&mut victim);
+        assert!(got == answer, "{} bytes", got.len());
+        assert_eq!(end, End::Reset, "{round}");
+        for (client, mut backend) in others {
+            drop(client);
+            assert!(read_all(&mut backend) == (answer.clone(), End::Fin));
+        }
+    }
+}
