@@ -98,11 +98,6 @@ impl Stream {
         self.socket.has_posted()
     }
 
-    /// Whether something that was to be written was not.
-    pub fn has_left(&self) -> bool {
-        self.socket.has_left()
-    }
-
     /// Writes what is to be written at the end of this turn; all that was to be and could not be.
     pub fn take_left(&self) -> Option<Left> {
         self.socket.take_left()

@@ -1,7 +1,7 @@
 //! What is to be written when a turn ends.
 //!
 //! A turn reads from all that have something, and then writes to all that get something. Were each written to at once, a peer that serves
-//! many of them would wake up for the first, have nothing to do before the second, and so on: measured, a tenth to a fifth of what a small
+//! many of them would wake up for the first, have nothing to do before the second, and so on: measured, up to a fifth of what a small
 //! request costs is in these wake-ups.
 
 use super::{Core, socket};

@@ -175,7 +175,7 @@ impl Socket {
         self.has(POSTED)
     }
 
-    /// Whether something that was to be written was not.
+    #[cfg(test)]
     pub fn has_left(&self) -> bool {
         self.has(LEFT)
     }
