@@ -92,7 +92,8 @@ impl Socket {
             ready!(self.poll_readable())?;
             match recv(&self.fd, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    if stream && n < buf.len() {
+                    // After the end there is always the end.
+                    if stream && n > 0 && n < buf.len() {
                         self.taken_for_empty();
                     }
                     return Poll::Ready(Ok(n));

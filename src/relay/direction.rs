@@ -177,6 +177,7 @@ impl Direction {
     /// From a client, whom `watch` looks at, to a backend that gets `first` before all else.
     pub(super) fn from_client(first: Option<Box<First>>, watch: Watch) -> Self {
         Self {
+            has_begun: first.as_ref().is_some_and(|first| first.has_payload()),
             held: first.map_or(Held::Nothing, Held::First),
             watch,
             ..Self::default()
@@ -374,6 +375,11 @@ impl Direction {
                     return Poll::Ready(Ok(()));
                 }
                 Held::Later => self.settle(sink, flow)?,
+                Held::First(first) if !first.has_header() => {
+                    flow.was_written(first.left().len(), &flow.relayed.copy);
+                    sink.write_later(first.left());
+                    self.held = Held::Later;
+                }
                 Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
                     Ok(n) => {
                         flow.was_written(first.sent(n), &flow.relayed.copy);

@@ -1,7 +1,6 @@
 //! Finding a backend that answers: pick, connect, and on failure the next one.
 
 use crate::{
-    access,
     backend::{Backend, Lease},
     balance::Facts,
     event_loop,
@@ -13,7 +12,7 @@ use crate::{
     relay::{Awaiting, Opening, Reached},
     service::Service,
     sessions::Session,
-    sys::socket::{PeerNow, peer_now, unread},
+    sys::socket::{PeerNow, peer_now},
 };
 use std::{
     future::poll_fn,
@@ -219,12 +218,8 @@ async fn attempt(
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
-    // A header of ours, what came with one of theirs, or what waits to be read, unless that may have to be refused.
-    let is_trusted = |accept| access::trusts(accept, session.peer.ip());
-    let speaks_at_once = service.send_proxy != SendProxy::Off
-        || session.received.load(Relaxed) > 0
-        || service.plan.accept_proxy.as_ref().is_none_or(is_trusted)
-            && unread(client).is_ok_and(|bytes| bytes > 0);
+    // A header of ours, or what the client has said by now.
+    let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
     let begin = || open(place, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
     // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
@@ -261,7 +256,7 @@ async fn attempt(
         }
         match peer_now(client) {
             Ok(PeerNow::Here) => silent_since = None,
-            // What came with a PROXY protocol header waits for the backend: no silence.
+            // What it said waits for the backend: no silence.
             Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
             Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
             Ok(PeerNow::EndedSilently | PeerNow::Gone) | Err(_) => {

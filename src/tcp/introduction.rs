@@ -25,7 +25,7 @@ const READ: usize = 4096;
 pub(super) struct Introduction {
     addresses: Addresses,
     tlvs: Vec<u8>,
-    /// What followed the header.
+    /// What the client has said by then, after a header if there was one.
     pub(super) payload: Vec<u8>,
 }
 
@@ -56,7 +56,7 @@ impl Introduction {
             SendProxy::V1 => encode_v1(&addresses()),
             SendProxy::V2 { .. } => encode_v2(&addresses(), &tlvs),
         };
-        First::new(header, &payload)
+        First::new(header, payload)
     }
 }
 
@@ -68,6 +68,16 @@ fn own(session: &Session, client: &Stream) -> Addresses {
             destination,
         },
         _ => Addresses::Own,
+    }
+}
+
+/// What the client has said by now. Reading takes no longer than asking whether there is something to read. The end is left to be found
+/// again.
+pub(super) fn said_by_now(client: &Stream) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; READ];
+    match client.poll_read(&mut buffer) {
+        Poll::Ready(read) => Ok(buffer[..read?].to_vec()),
+        Poll::Pending => Ok(Vec::new()),
     }
 }
 

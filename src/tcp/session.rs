@@ -11,6 +11,7 @@ use crate::{
     relay::{self, Tally},
     service::{Service, Slot},
     sessions::{Listed, Session},
+    sys,
 };
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -44,11 +45,17 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 service.metrics.rejected(reason);
                 return;
             }
-            Err(NotOpened::Closed(reason)) => End {
-                reason: *reason,
-                backend: None,
-                first_byte: None,
-            },
+            Err(NotOpened::Closed(reason)) => {
+                if session.received.load(Relaxed) > 0 {
+                    // Nobody has got it, and a clean end would not tell.
+                    sys::socket::reset_on_close(&client);
+                }
+                End {
+                    reason: *reason,
+                    backend: None,
+                    first_byte: None,
+                }
+            }
             Ok(connected) => {
                 let backend = connected.lease.backend();
                 let tally = Tally {
@@ -137,9 +144,7 @@ async fn open(
     accepted: Instant,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, NotOpened> {
-    let introduction = introduce(service, client, session, accepted)
-        .await
-        .map_err(NotOpened::TurnedAway)?;
+    let introduction = introduce(service, client, session, accepted).await?;
     let mut connected = connect::connect(service, client, session, attempts)
         .await
         .map_err(NotOpened::Closed)?;
@@ -155,18 +160,27 @@ async fn introduce(
     client: &Stream,
     session: &Session,
     accepted: Instant,
-) -> Result<Introduction, RejectReason> {
+) -> Result<Introduction, NotOpened> {
     let plan = &service.plan;
-    let trusting = plan.accept_proxy.as_ref();
-    let Some(accept) = trusting.filter(|accept| access::trusts(accept, session.peer.ip())) else {
-        return Ok(Introduction::none());
-    };
-    let introduction = introduction::receive(service, accept, client, session, accepted).await?;
-    let reason = RejectReason::Access;
-    if !access::allows(&plan.access, session.client().ip()) {
-        tracing::debug!(listener = %plan.name, client = %session.client(), peer = %session.peer,
-            reason = reason.word(), "turned away");
-        return Err(reason);
+    let mut introduction = Introduction::none();
+    if let Some(accept) = &plan.accept_proxy {
+        if !access::trusts(accept, session.peer.ip()) {
+            // What it says is to be looked at before anybody gets it.
+            return Ok(introduction);
+        }
+        introduction = introduction::receive(service, accept, client, session, accepted)
+            .await
+            .map_err(NotOpened::TurnedAway)?;
+        let reason = RejectReason::Access;
+        if !access::allows(&plan.access, session.client().ip()) {
+            tracing::debug!(listener = %plan.name, client = %session.client(), peer = %session.peer,
+                reason = reason.word(), "turned away");
+            return Err(NotOpened::TurnedAway(reason));
+        }
+    }
+    if introduction.payload.is_empty() {
+        introduction.payload = introduction::said_by_now(client)
+            .map_err(|_| NotOpened::Closed(CloseReason::ClientLeft))?;
     }
     let early = introduction.payload.len() as u64;
     service.metrics.counts.mine().received.add(early);

@@ -25,14 +25,22 @@ struct Setting {
 
 impl Setting {
     fn new() -> Self {
+        Self::beside(&[])
+    }
+
+    /// Backends where nobody listens come first.
+    fn beside(dead: &[SocketAddr]) -> Self {
         let (held, streams) = mpsc::channel();
         let held = Mutex::new(held);
         let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
         let front = ports::free_addr();
         let tembuku = Tembuku::start(&format!(
             "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-             [upstreams.u]\nbackends = [\"{}\"]\n",
-            server.addr
+             [upstreams.u]\nbackends = {:?}\n",
+            dead.iter()
+                .chain([&server.addr])
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
         ));
         Self {
             tembuku,
@@ -58,17 +66,21 @@ impl Setting {
     }
 
     fn while_stopped(&self, act: impl FnOnce()) {
-        self.tembuku.proc.signal(Signal::STOP);
-        wait_until("every thread is stopped", secs(10), || {
-            let tasks = format!("/proc/{}/task", self.tembuku.proc.id());
-            fs::read_dir(tasks).unwrap().all(|task| {
-                let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-                stat.rsplit(") ").next().unwrap().starts_with('T')
-            })
-        });
-        act();
-        self.tembuku.proc.signal(Signal::CONT);
+        while_stopped(&self.tembuku, act);
     }
+}
+
+fn while_stopped(tembuku: &Tembuku, act: impl FnOnce()) {
+    tembuku.proc.signal(Signal::STOP);
+    wait_until("every thread is stopped", secs(10), || {
+        let tasks = format!("/proc/{}/task", tembuku.proc.id());
+        fs::read_dir(tasks).unwrap().all(|task| {
+            let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        })
+    });
+    act();
+    tembuku.proc.signal(Signal::CONT);
 }
 
 /// Packets that have come to a socket.
@@ -177,4 +189,92 @@ fn a_reset_that_a_write_has_met_is_not_a_clean_end() {
             assert!(read_all(&mut backend) == (answer.clone(), End::Fin));
         }
     }
+}
+
+/// It is read before a backend is looked for, and lost with none that cannot be reached.
+#[test]
+fn what_a_client_said_early_goes_to_the_backend_that_is_reached() {
+    let setting = Setting::beside(&[ports::free_addr(), ports::free_addr()]);
+    // More than what is read early, too.
+    let lengths = [1, 4_095, 4_096, 4_097, 20_000, 300_000];
+    let said = |n: usize| {
+        (0..lengths[n])
+            .map(|i| (i * 7 + n) as u8)
+            .collect::<Vec<_>>()
+    };
+    let mut clients = Vec::new();
+    setting.while_stopped(|| {
+        for n in 0..lengths.len() {
+            let mut client = connect(setting.front).unwrap();
+            client.write_all(&said(n)).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            clients.push(client);
+        }
+    });
+    let mut got = Vec::new();
+    for _ in &clients {
+        let mut backend = setting.streams.recv_timeout(secs(10)).unwrap();
+        let (bytes, end) = read_all(&mut backend);
+        assert_eq!(end, End::Fin);
+        backend
+            .write_all(format!("{} bytes", bytes.len()).as_bytes())
+            .unwrap();
+        got.push(bytes);
+    }
+    got.sort_by_key(Vec::len);
+    for (n, bytes) in got.iter().enumerate() {
+        assert!(*bytes == said(n), "{} of {}", bytes.len(), lengths[n]);
+    }
+    for (client, length) in clients.iter_mut().zip(lengths) {
+        let answer = format!("{length} bytes").into_bytes();
+        assert_eq!(read_all(client), (answer, End::Fin));
+    }
+    let metrics = setting.tembuku.metrics();
+    for name in ["listener_received_bytes_total", "backend_sent_bytes_total"] {
+        let all = lengths.iter().sum::<usize>() as f64;
+        assert_eq!(metrics.sum(name, &[]), all, "{name}");
+    }
+}
+
+/// Who has said something that nobody got is told so; who has said nothing has lost nothing.
+#[test]
+fn what_nobody_could_be_told_ends_in_a_reset() {
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        ports::free_addr()
+    ));
+    for _ in 0..20 {
+        let mut silent = connect(front).unwrap();
+        assert_eq!(read_all(&mut silent), (Vec::new(), End::Fin));
+        let mut clients = Vec::new();
+        while_stopped(&tembuku, || {
+            for _ in 0..5 {
+                let mut client = connect(front).unwrap();
+                client.write_all(b"hello").unwrap();
+                clients.push(client);
+            }
+        });
+        for mut client in clients {
+            assert_eq!(read_all(&mut client), (Vec::new(), End::Reset));
+        }
+    }
+}
+
+/// No backend hears of it.
+#[test]
+fn a_client_that_was_reset_before_it_said_anything_has_left() {
+    let setting = Setting::new();
+    setting.while_stopped(|| {
+        for _ in 0..3 {
+            reset(connect(setting.front).unwrap());
+        }
+    });
+    let left = [("reason", "client_left")];
+    setting
+        .tembuku
+        .wait_metric("sessions_closed_total", &left, |n| n == 3.0);
+    let (_client, _backend) = setting.session();
+    assert!(setting.streams.try_recv().is_err());
 }
