@@ -11,7 +11,7 @@ mod outbox;
 mod socket;
 mod timers;
 
-pub use outbox::Left;
+pub use outbox::{Fresh, Left};
 pub use socket::{Listening, Socket};
 
 use alarm::Alarm;
@@ -62,6 +62,8 @@ struct Core {
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
     outbox: RefCell<Outbox>,
+    /// Where what is read and what is to be written lies.
+    room: RefCell<Box<[u8]>>,
     /// Whose turn it is, in order.
     queue: RefCell<VecDeque<u32>>,
     /// Whose turn it is after the next look at the kernel.
@@ -239,6 +241,7 @@ impl Core {
             tasks: RefCell::default(),
             timers: RefCell::new(Timers::new()),
             outbox: RefCell::default(),
+            room: RefCell::new(outbox::room()),
             queue: RefCell::default(),
             later: RefCell::default(),
             current: Cell::new(NOBODY),

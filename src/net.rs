@@ -7,7 +7,7 @@ pub use open::open;
 pub use socket_file::{SocketFile, listen_unix};
 
 use crate::{
-    event_loop::{Left, Socket},
+    event_loop::{Fresh, Left, Socket},
     plan::{Keepalive, Place, SocketOptions},
 };
 use socket2::{SockRef, TcpKeepalive};
@@ -76,6 +76,11 @@ impl Stream {
         self.socket.poll_read(buf, self.is_tcp)
     }
 
+    /// Reads at most once, to where it can be written from; empty is the end.
+    pub fn poll_read_fresh(&self) -> Poll<io::Result<Fresh>> {
+        self.socket.poll_read_fresh(self.is_tcp)
+    }
+
     /// `more`: something else follows at once, be it the end, which is to leave together with this.
     pub fn poll_write(&self, buf: &[u8], more: bool) -> Poll<io::Result<usize>> {
         self.count_write();
@@ -91,6 +96,12 @@ impl Stream {
     pub fn write_later(&self, bytes: &[u8]) {
         self.count_write();
         self.socket.write_later(bytes);
+    }
+
+    /// The same of what was read last.
+    pub fn write_fresh_later(&self, fresh: &Fresh) {
+        self.count_write();
+        self.socket.write_fresh_later(fresh);
     }
 
     /// Whether something is to be written at the end of this turn.

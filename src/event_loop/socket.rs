@@ -1,6 +1,6 @@
 //! A socket of a task: what may be tried with it, and waiting until something may.
 
-use super::{Core, HERE, Left, NOBODY, Source, here};
+use super::{Core, Fresh, HERE, Left, NOBODY, Source, here};
 use rustix::{
     event::epoll,
     io::Errno,
@@ -169,6 +169,11 @@ impl Socket {
     /// [`Self::take_left`] comes before anything else is written.
     pub fn write_later(&self, bytes: &[u8]) {
         here(|core| core.post(self.source, self.fd.as_raw_fd(), bytes));
+    }
+
+    /// The same of what was read last.
+    pub fn write_fresh_later(&self, fresh: &Fresh) {
+        here(|core| core.post_fresh(self.source, self.fd.as_raw_fd(), fresh));
     }
 
     /// Whether something is to be written at the end of this turn.

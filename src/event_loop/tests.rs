@@ -5,6 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     rc::Rc,
     sync::mpsc,
+    task::ready,
     thread,
 };
 
@@ -348,6 +349,72 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
         drop(socket);
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"last");
+    });
+}
+
+/// What was read is written from where it lies, however much of it there is, and in order with what is not.
+#[test]
+fn what_was_read_can_be_written_later() {
+    on_a_loop(|| async {
+        let (source, mut speaker) = pair();
+        let (sink, mut listener) = pair();
+        let said: Vec<u8> = (0..2_000_000_u32)
+            .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+            .collect();
+        let wanted = said.clone();
+        let speaking = thread::spawn(move || {
+            for part in said.chunks(7_001) {
+                speaker.write_all(part).expect("written");
+            }
+        });
+        let listening = thread::spawn(move || {
+            let mut got = Vec::new();
+            listener.read_to_end(&mut got).expect("read");
+            got
+        });
+        let (mut is_copied, mut times_left) = (false, 0);
+        let mut has_ended = false;
+        while !has_ended {
+            // Several letters a turn, and now and then more than have room.
+            has_ended = poll_fn(|_| {
+                for n in 0..12 {
+                    let fresh = match source.poll_read_fresh(true) {
+                        Poll::Pending if n > 0 => break,
+                        read => ready!(read).expect("read"),
+                    };
+                    if fresh.is_empty() {
+                        return Poll::Ready(true);
+                    }
+                    is_copied = !is_copied;
+                    if is_copied {
+                        let copy = fresh.look(<[u8]>::to_vec);
+                        copy.chunks(30_000).for_each(|part| sink.write_later(part));
+                    } else {
+                        sink.write_fresh_later(&fresh);
+                    }
+                }
+                Poll::Ready(false)
+            })
+            .await;
+            look().await;
+            let Some(left) = sink.take_left() else {
+                continue;
+            };
+            times_left += 1;
+            let mut rest = &left.bytes[..];
+            while !rest.is_empty() {
+                let written = poll_fn(|_| sink.poll_write(rest, false)).await;
+                rest = &rest[written.expect("written")..];
+            }
+        }
+        assert!(times_left > 0, "it was never full");
+        // After the end there is always the end.
+        let end = poll_fn(|_| source.poll_read_fresh(true)).await;
+        assert!(end.expect("read").is_empty());
+        speaking.join().expect("no panic");
+        drop((source, sink));
+        let got = listening.join().expect("no panic");
+        assert!(got == wanted, "{} of {}", got.len(), wanted.len());
     });
 }
 

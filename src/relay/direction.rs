@@ -10,15 +10,13 @@ use crate::{
     sys::{self, pipe::Pipe},
 };
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Poll, ready},
     time::Instant,
 };
 
-/// The buffer that all copying directions of a worker share. Nothing stays in it between polls.
-const BUFFER: usize = 128 * 1024;
 /// A read of at least this much is one of a sustained flow.
 const LARGE: usize = 64 * 1024;
 /// So many large reads in a row, and the flow is spliced.
@@ -31,10 +29,6 @@ const FULL_PIPES: u8 = 4;
 const SMALL: usize = 20 * 1024;
 /// After so many reads others get their turn.
 const ROUNDS: usize = 4;
-
-thread_local! {
-    static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Direction {
@@ -250,31 +244,31 @@ impl Direction {
         sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
-        SHARED.with_borrow_mut(|shared| {
-            let Ok(n) = ready!(source.poll_read(shared)) else {
-                return self.source_failed();
-            };
-            let bytes = &shared[..n];
-            if bytes.is_empty() {
-                self.source_ended(source, flow);
-                return Poll::Ready(Ok(()));
-            }
-            flow.was_read(bytes.len());
-            self.has_begun = true;
-            if self.watch != Watch::Over && self.watch.sees_header(bytes) {
-                self.end = End::Refused;
-                return Poll::Ready(Ok(()));
-            }
-            self.mode = self.mode.after(n, self.never_splice);
-            // The end comes next: it can travel with the last bytes.
-            let more = source.has_ended();
-            if bytes.len() <= SMALL && !more {
-                flow.was_written(n, &flow.relayed.copy);
-                sink.write_later(bytes);
-                self.held = Held::Later;
-                return Poll::Ready(Ok(()));
-            }
-            self.settle(sink, flow)?;
+        let Ok(fresh) = ready!(source.poll_read_fresh()) else {
+            return self.source_failed();
+        };
+        if fresh.is_empty() {
+            self.source_ended(source, flow);
+            return Poll::Ready(Ok(()));
+        }
+        let n = fresh.len();
+        flow.was_read(n);
+        self.has_begun = true;
+        if self.watch != Watch::Over && fresh.look(|bytes| self.watch.sees_header(bytes)) {
+            self.end = End::Refused;
+            return Poll::Ready(Ok(()));
+        }
+        self.mode = self.mode.after(n, self.never_splice);
+        // The end comes next: it can travel with the last bytes.
+        let more = source.has_ended();
+        if n <= SMALL && !more {
+            flow.was_written(n, &flow.relayed.copy);
+            sink.write_fresh_later(&fresh);
+            self.held = Held::Later;
+            return Poll::Ready(Ok(()));
+        }
+        self.settle(sink, flow)?;
+        fresh.look(|bytes| {
             if let Held::Bytes(rest) = &mut self.held {
                 rest.bytes.extend_from_slice(bytes);
                 return Poll::Ready(Ok(()));
