@@ -213,9 +213,10 @@ def markdown(run, drawn=None):
     warned = [(m, text) for m in run["measurements"] for text in warnings(m)]
     head = f"{host['cpu']}, {host['cpus']} CPUs, {host['memory']}, {host['system']}, Linux {host['kernel']}"
     label = f" ({run['label']})" if run["label"] else ""
+    twice = f" (twice as many of {', '.join(run['twice'])})" if run["twice"] else ""
     parts = [
         f"# Comparison of {run['date']}, commit {run['commit']}{label}",
-        f"{head}. Rounds: {run['rounds']}{' of short loads (--quick)' if run['quick'] else ''}, order rotated, "
+        f"{head}. Rounds: {run['rounds']}{' of short loads (--quick)' if run['quick'] else ''}{twice}, order rotated, "
         f"a fresh proxy for each measurement. Figures are medians (min-max); ratios are medians of the ratios of each round. "
         f"CPU is that of the proxy's own processes, user and system.",
         *([f"![CPU and memory of each proxy beside the better peer]({drawn})"] if drawn else []),
@@ -263,7 +264,7 @@ def picture(run):
     return chart.draw(
         f"{OURS} beside nginx and HAProxy: CPU and memory",
         [f"Ratio to the better peer of the same round, which is 1; less is better. Bars: median of {run['rounds']} "
-         f"round{'s' if run['rounds'] > 1 else ''}; whiskers: least and most. On the right the median itself.",
+         f"round{'s' if run['rounds'] > 1 else ''}{' or twice as many' if run['twice'] else ''}; whiskers: least and most. On the right the median itself.",
          f"{run['date'][:10]}, commit {run['commit']}{' (--quick)' if run['quick'] else ''}. {host['cpu']}, {host['cpus']} CPUs, "
          f"{host['system']}, Linux {host['kernel']}."], sections)
 

@@ -146,6 +146,7 @@ class Load:
     sysctls: tuple = ()             # ((name, value), ...) of the namespace meanwhile
     direct: bool = True             # whether it is measured without a proxy, too
     holds: int | None = None        # sessions at once, if they are many
+    twice: bool = False             # whether its rounds differ so much that it gets twice as many
 
     @property
     def figures(self):
@@ -255,7 +256,7 @@ class Idle:
     protocol: str
     holds: str                      # the option that says how many
     program: Path                   # its roles `client` and `echo` hold the ends
-    commands, direct = (), False    # a program without sessions has nothing to be looked at
+    commands, direct, twice = (), False, False  # a program without sessions has nothing to be looked at
 
     @property
     def figures(self):
@@ -329,7 +330,7 @@ WORKLOADS = {workload.name: workload for workload in (
     Load("bulk", "one stream from the backend to the client, iperf3 -R, a fixed number of bytes", "GiB", ("iperf3",),
          iperf3_server, iperf3("-R"), parse_iperf3, full=5, quick=2),
     Load("bulk-up", "one stream from the client to the backend, iperf3, a fixed number of bytes", "GiB", ("iperf3",),
-         iperf3_server, iperf3(), parse_iperf3, full=5, quick=2),
+         iperf3_server, iperf3(), parse_iperf3, full=5, quick=2, twice=True),
     Load("bulk8", "the same as bulk with eight streams at once", "GiB", ("iperf3",),
          iperf3_server, iperf3("-P", 8, "-R"), parse_iperf3, full=5, quick=2),
     Load("bulk8-up", "the same as bulk-up with eight streams at once", "GiB", ("iperf3",),
@@ -348,13 +349,14 @@ WORKLOADS = {workload.name: workload for workload in (
     Load("sockperf-tcp", "sockperf over TCP, one message of 64 bytes at a time, there and back", "request", ("sockperf",),
          sockperf_server("--tcp"), sockperf("--tcp"), parse_sockperf, full=3, quick=2, beside=PING),
     Load("v16k", "redis GET of 16 KiB values, 50 clients", "request", REDIS,
-         redis_server, redis_get(50), parse_redis, full=80_000, quick=40_000, prepare=redis_value(16 << 10)),
+         redis_server, redis_get(50), parse_redis, full=80_000, quick=40_000, prepare=redis_value(16 << 10), twice=True),
     Load("v64k", "redis GET of 64 KiB values, 50 clients", "request", REDIS,
          redis_server, redis_get(50), parse_redis, full=40_000, quick=20_000, prepare=redis_value(64 << 10)),
     Load("wrk-churn", "HTTP, a connection for each request, 50 at a time", "connection", HTTP_TOOLS,
          http_server, wrk("-H", "Connection: close"), parse_wrk, full=3, quick=2),
     Load("redis-churn", "redis GET of 3 bytes, a connection for each request, 50 at a time", "connection", REDIS,
-         redis_server, redis_get(50, "-k", 0), parse_redis, full=30_000, quick=15_000, prepare=redis_value(3)),
+         redis_server, redis_get(50, "-k", 0), parse_redis, full=30_000, quick=15_000, prepare=redis_value(3),
+         twice=True),
     Load("slow", "the same as wrk while 1,000 idle clients and 10 slow readers are held by the same proxy", "request",
          HTTP_TOOLS, http_server, wrk(), parse_wrk, full=3, quick=2, slow=(1000, 10), holds=1100),
     Load("bulk1200", "1,200 streams from the backend at once, every byte checked; the proxy is not root", "GiB", ("setpriv",),
