@@ -34,21 +34,21 @@ impl Elsewhere {
         most.div_ceil(self.lock().len().max(1) as u64)
     }
 
-    /// Tells the worker that has most flows to end one. Whether there is one.
-    pub(super) fn evict_one(&self, me: &Arc<Here>) -> bool {
+    /// Takes a place beyond the limit, and tells the worker that has most flows to end one for it, in this order: who is told
+    /// looks whether there are too many. `None` if there is nobody to tell.
+    pub(super) fn evict_one<T>(&self, me: &Arc<Here>, take: impl FnOnce() -> T) -> Option<T> {
         let workers = self.lock();
         let others = workers.iter().filter(|here| !Arc::ptr_eq(here, me));
         let most = others.max_by_key(|here| here.flows.load(Relaxed));
-        let Some(most) = most.filter(|here| here.flows.load(Relaxed) > 0) else {
-            return false;
-        };
+        let most = most.filter(|here| here.flows.load(Relaxed) > 0)?;
         // Under the lock: nobody else counts up meanwhile.
         if self.pending.load(Relaxed) >= PENDING {
-            return false;
+            return None;
         }
         self.pending.fetch_add(1, Relaxed);
+        let taken = take();
         most.bell.ring(Order::Evict(most.listener));
-        true
+        Some(taken)
     }
 
     pub(super) fn obeyed(&self) {
@@ -57,5 +57,31 @@ impl Elsewhere {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Here>>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Told before the newcomer is counted, it would see nobody too many, and the newcomer would be one too many for good.
+    #[test]
+    fn who_has_to_make_room_sees_for_whom() {
+        let elsewhere = Elsewhere::default();
+        let [me, other] = [0, 2].map(|flows| {
+            Arc::new(Here {
+                bell: Arc::new(Bell::new().expect("a bell")),
+                listener: 0,
+                flows: AtomicU64::new(flows),
+            })
+        });
+        elsewhere.join(Arc::clone(&me));
+        elsewhere.join(Arc::clone(&other));
+        let was_told = || !other.bell.answer().is_empty();
+        assert_eq!(elsewhere.evict_one(&me, was_told), Some(false));
+        assert!(was_told());
+        other.flows.store(0, Relaxed);
+        assert_eq!(elsewhere.evict_one(&me, was_told), None);
+        assert!(!was_told());
     }
 }

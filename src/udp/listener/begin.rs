@@ -254,8 +254,11 @@ impl Listener {
             return slot;
         }
         let share = self.elsewhere.share(service.plan.max_connections);
-        if (self.flows.len() as u64) < share && self.elsewhere.evict_one(&self.here) {
-            return Some(Slot::take_anyway(&service));
+        if (self.flows.len() as u64) < share {
+            let take = || Slot::take_anyway(&service);
+            if let Some(slot) = self.elsewhere.evict_one(&self.here, take) {
+                return Some(slot);
+            }
         }
         self.or_evict(gear, || Slot::take(&service))
     }
