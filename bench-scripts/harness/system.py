@@ -13,6 +13,7 @@ from pathlib import Path
 POLICY = Path("/usr/sbin/policy-rc.d")
 PACKAGES = {            # a command that must exist -> the Debian package that brings it
     "ip": "iproute2",
+    "sysctl": "procps",
     "nginx": "nginx",
     "haproxy": "haproxy",
     "iperf3": "iperf3",
@@ -58,7 +59,8 @@ def nginx_stream_module():
 
 
 def missing_packages(commands):
-    lacking = {PACKAGES[name] for name in commands if not shutil.which(name)}
+    needed = {"ip", "sysctl", *commands}  # the namespace takes the first two
+    lacking = {PACKAGES[name] for name in needed if not shutil.which(name)}
     if "nginx" in commands:
         try:
             nginx_stream_module()
