@@ -146,7 +146,7 @@ class Load:
     sysctls: tuple = ()             # ((name, value), ...) of the namespace meanwhile
     direct: bool = True             # whether it is measured without a proxy, too
     holds: int | None = None        # sessions at once, if they are many
-    twice: bool = False             # whether its rounds differ so much that it gets twice as many
+    twice: bool = False             # whether it is so near its limit that it gets twice as many rounds
 
     @property
     def figures(self):
