@@ -1,6 +1,7 @@
 //! What operators and their tools see, over HTTP, and what they may do on the socket.
 
 mod control;
+mod host;
 mod http;
 mod page;
 mod socket;

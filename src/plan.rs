@@ -39,6 +39,9 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// The path of a unix socket, on which alone there is control.
     pub socket: Option<PathBuf>,
+    /// Names that the Host header of a request to `listen` may have, besides IP addresses and
+    /// localhost: in lower case, without a dot at the end.
+    pub hosts: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

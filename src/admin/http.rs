@@ -1,17 +1,25 @@
 //! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
 
-use super::{control, page, status};
-use crate::{metrics::Exporter, server::State};
+use super::{control, host, page, status};
+use crate::{metrics::Exporter, server::State, service::Warned};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+        X_CONTENT_TYPE_OPTIONS,
+    },
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration, time::Instant};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -24,6 +32,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Scrapers keep a connection each; of more than this at once the oldest is closed.
 const CONNECTIONS: usize = 64;
+/// What other web pages may do with an answer: nothing. They cannot read it, since no header allows
+/// that; nor can they include it as a script, a style or an image.
+const BROWSERS: [(HeaderName, &str); 3] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'",
+    ),
+];
 
 /// Where requests come in.
 pub enum Door {
@@ -84,6 +106,10 @@ async fn answer(
     may_control: bool,
     state: Arc<State>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    // The unix socket is out of reach of browsers.
+    if !may_control && let Some(refusal) = refuse_host(&request, &state) {
+        return Ok(refusal);
+    }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = match request.uri().path() {
         "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" | "/api/v1/events"
@@ -135,6 +161,22 @@ async fn answer(
         ),
     };
     Ok(response)
+}
+
+/// The answer to a request that names another host.
+fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Full<Bytes>>> {
+    static WARNED: LazyLock<Warned> = LazyLock::new(Warned::default);
+    let names = state.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
+    let refusal = host::check(request, names).err()?;
+    if let host::Refusal::UnknownName(host) = &refusal
+        && WARNED.may_again()
+    {
+        tracing::warn!(
+            host,
+            "refused a request for a host name that is not in `hosts` in [admin]"
+        );
+    }
+    Some(text(refusal.status(), refusal.text()))
 }
 
 /// What `/metrics` answers.
@@ -198,5 +240,8 @@ fn typed(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respon
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in BROWSERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     response
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    address, keys, listener,
+    address, host, keys, listener,
     problem::Problems,
     report::{Fault, Report, Source, Span},
     section::{Section, Text},
@@ -120,6 +120,7 @@ fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
     let mut admin = Admin {
         listen: None,
         socket: None,
+        hosts: read_hosts(&section, listen.is_some()),
     };
     if let Some(Text { text, span }) = listen {
         let address = address::admin(text);
@@ -132,6 +133,30 @@ fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
         good(path.map(Place::Unix), span);
     }
     Some((admin, places))
+}
+
+/// Names in lower case, each once.
+fn read_hosts(section: &Section<'_>, has_port: bool) -> Vec<String> {
+    if section.own("hosts").is_none() {
+        return Vec::new();
+    }
+    let list = section.list("hosts").unwrap_or_default();
+    if !list.is_empty() && !has_port {
+        let hint = "leave it out: the unix socket answers whatever name a request has";
+        section.useless("hosts", "without `listen`", hint);
+    }
+    let mut names = Vec::new();
+    for item in list {
+        let Some(Text { text, span }) = section.as_text("hosts", item) else {
+            continue;
+        };
+        match host::header_name(text) {
+            Ok(name) if names.contains(&name) => {}
+            Ok(name) => names.push(name),
+            Err(fault) => section.report.add(&span, fault),
+        }
+    }
+    names
 }
 
 fn read_log(root: &Section<'_>) -> Log {

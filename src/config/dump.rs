@@ -26,6 +26,8 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
         writeln!(out, "\n[admin]")?;
         if let Some(listen) = admin.listen {
             writeln!(out, "listen = {}", quoted(&listen.to_string()))?;
+            let hosts: Vec<String> = admin.hosts.iter().map(|name| quoted(name)).collect();
+            writeln!(out, "hosts = [{}]", hosts.join(", "))?;
         }
         if let Some(socket) = &admin.socket {
             writeln!(out, "socket = {}", quoted(&socket.to_string_lossy()))?;

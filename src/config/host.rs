@@ -1,6 +1,6 @@
 //! The host of an address: an IP address, or a name that could be one of a machine.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::report::Fault;
 
@@ -45,6 +45,46 @@ pub(super) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
             .hint("four numbers from 0 to 255 without leading zeros, with points between them"));
     }
     name(host).map(|()| Host::Name(host))
+}
+
+/// A name that the Host header of a request may have, in lower case and without a dot at its end.
+pub(super) fn header_name(text: &str) -> Result<String, Fault> {
+    if text.contains("://") {
+        let host = text.split('/').nth(2).unwrap_or_default();
+        let host = host.split(':').next().unwrap_or_default();
+        return Err(
+            Fault::new(format!("`hosts`: {text:?} is a URL, not a host name"))
+                .hint(format!("write {host:?}")),
+        );
+    }
+    if text.is_empty() {
+        return Err(Fault::new("`hosts`: a name is empty").hint("leave it out"));
+    }
+    if text.contains('*') {
+        return Err(Fault::new(format!("`hosts`: {text:?} is no host name"))
+            .hint("patterns are not supported: write each name in full"));
+    }
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
+        return Err(
+            Fault::new(format!("`hosts`: {text:?} is an address, not a name"))
+                .hint("leave it out: requests that name an address are always answered"),
+        );
+    }
+    if let Some((name, _)) = text.split_once(':') {
+        return Err(
+            Fault::new(format!("`hosts`: {text:?} is a name with a port"))
+                .hint(format!("write {name:?}: any port is accepted")),
+        );
+    }
+    let fault = |fault: Fault| Fault {
+        message: format!("`hosts`: {}", fault.message),
+        ..fault
+    };
+    match parse(text, text).map_err(|f| fault(f).or_hint("as in \"status.example.com\""))? {
+        Host::Name(name) => Ok(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()),
+        Host::Ip(ip) => Ok(ip.to_string()),
+    }
 }
 
 /// RFC 1123, and the underscore that container networks like to use.

@@ -39,7 +39,7 @@ pub(super) static PROCESS: Keys = Keys {
 
 pub(super) static ADMIN: Keys = Keys {
     label: "[admin]",
-    works: &["listen", "socket"],
+    works: &["listen", "socket", "hosts"],
     not_yet: &[],
     also: &[],
 };

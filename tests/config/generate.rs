@@ -631,13 +631,24 @@ fn plan() -> impl Strategy<Value = Plan> {
     });
     let path = || unix().prop_map(PathBuf::from);
     let admin = option::of(prop_oneof![
-        (address(), option::of(path())).prop_map(|(listen, socket)| Admin {
-            listen: Some(listen),
-            socket
-        }),
+        (
+            address(),
+            option::of(path()),
+            vec("[a-z][a-z0-9]{0,9}", 0..3)
+        )
+            .prop_map(|(listen, socket, mut hosts)| {
+                hosts.sort();
+                hosts.dedup();
+                Admin {
+                    listen: Some(listen),
+                    socket,
+                    hosts,
+                }
+            }),
         path().prop_map(|socket| Admin {
             listen: None,
-            socket: Some(socket)
+            socket: Some(socket),
+            hosts: Vec::new(),
         }),
     ]);
     (
@@ -665,9 +676,11 @@ fn plan() -> impl Strategy<Value = Plan> {
                 .collect();
             listeners.retain(|listener| seen.insert(listener.name.clone()));
             // Ports from 1000 up are not bound by listeners.
-            let admin = admin.map(|Admin { listen, socket }| Admin {
-                listen: listen.map(|at| SocketAddr::new(at.ip(), at.port() | 1024)),
-                socket,
+            let admin = admin.map(|admin| Admin {
+                listen: admin
+                    .listen
+                    .map(|at| SocketAddr::new(at.ip(), at.port() | 1024)),
+                ..admin
             });
             // Without a socket nobody can drain anything.
             let operator = admin.as_ref().is_some_and(|admin| admin.socket.is_some());

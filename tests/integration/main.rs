@@ -16,6 +16,7 @@
 mod harness;
 
 mod admin;
+mod admin_host;
 mod blackhole;
 mod bulk;
 mod check;
