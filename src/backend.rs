@@ -1,12 +1,16 @@
 //! One address of one backend, live: it outlives the pools that it is a member of.
 
+mod notices;
+
 use crate::{metrics::BackendMetrics, plan::Place};
+use notices::Notices;
 use std::{
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 use tokio::sync::Notify;
 
@@ -24,10 +28,11 @@ pub struct Backend {
     pub heard: AtomicU64,
     /// Sessions that wait for it, where the policy compares how long that takes.
     pub waiting: AtomicU64,
+    notices: Notices,
 }
 
 impl Backend {
-    pub fn new(place: Place, metrics: Arc<BackendMetrics>) -> Self {
+    pub fn new(place: Place, metrics: Arc<BackendMetrics>, now: Instant) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
@@ -37,6 +42,7 @@ impl Backend {
             emptied: Notify::new(),
             heard: AtomicU64::default(),
             waiting: AtomicU64::default(),
+            notices: Notices::new(now),
         }
     }
 

@@ -45,7 +45,7 @@ pub fn follow(
                 event.next_session_seconds = Some(seconds(took));
                 event.next_session_on = Some(taken.by.to_string());
             });
-            tracing::info!(%upstream, backend = %backend.text(), next = %taken.by, seconds = seconds(took),
+            tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, next = %taken.by, seconds = seconds(took),
                 "the first session has gone elsewhere");
         };
         tokio::join!(closed, taken);
@@ -66,7 +66,8 @@ pub fn blame(
         return;
     };
     let doubt_seconds = seconds(doubted_for);
-    tracing::warn!(%upstream, backend = %backend.text(), from = "up", to = "failed", reason, %error, doubt_seconds,
+    let address = &backend.place;
+    tracing::warn!(%upstream, backend = %backend.text(), %address, from = "up", to = "failed", reason, %error, doubt_seconds,
         "backend is left out");
     backend.metrics.doubt_duration.record(doubted_for);
     let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
@@ -81,6 +82,7 @@ pub fn tell_that_it_is_back(
     reason: &'static str,
 ) {
     let upstream = &pool.name;
-    tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason, "backend is back");
+    tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, from = "failed", to = "up", reason,
+        "backend is back");
     journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
 }

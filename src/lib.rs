@@ -33,5 +33,6 @@ pub mod sessions;
 #[expect(unsafe_code, reason = "the one room for it")]
 pub mod sys;
 pub mod tcp;
+pub mod throttle;
 pub mod udp;
 pub mod wheel;

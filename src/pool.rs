@@ -34,6 +34,7 @@ use guard::Guard;
 use member::Member;
 use smallvec::SmallVec;
 use std::{
+    cell::RefCell,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -91,16 +92,26 @@ struct Present<'a> {
     all_plain: bool,
     single: bool,
     now: Instant,
+    /// Members that were asked and could take nothing only because of their `max_connections`; some of them are enough.
+    full: &'a RefCell<SmallVec<[usize; 4]>>,
 }
 
 impl Present<'_> {
     /// Apart, so that the loops of the policies stay small.
     #[inline(never)]
-    fn share_of(&self, member: &Member) -> u32 {
+    fn share_of(&self, i: usize) -> u32 {
+        let member = &self.members[i];
         if self.tried.contains(&member.backend.id) {
             return 0;
         }
-        member.share(self.single, self.now)
+        let share = member.share(self.single, self.now);
+        if share == 0 && member.is_only_full(self.single, self.now) {
+            let mut full = self.full.borrow_mut();
+            if full.len() < full.inline_size() && !full.contains(&i) {
+                full.push(i);
+            }
+        }
+        share
     }
 }
 
@@ -110,7 +121,7 @@ impl Candidates for Present<'_> {
         if self.all_plain {
             FULL
         } else {
-            self.share_of(&self.members[i])
+            self.share_of(i)
         }
     }
 
@@ -236,14 +247,20 @@ impl Pool {
             chance,
             ..
         } = &mut *inner;
+        let full = RefCell::default();
         let present = Present {
             single: balancer.is_single(),
             all_plain: *all_plain && search.tried.is_empty(),
             members,
             tried: &search.tried,
             now,
+            full: &full,
         };
-        let picked = balancer.pick(&mut search.walk, &present, || chance.draw())?;
+        let picked = balancer.pick(&mut search.walk, &present, || chance.draw());
+        for i in full.into_inner() {
+            members[i].backend.log_full(now);
+        }
+        let picked = picked?;
         let member = &mut members[picked.candidate];
         if !*all_plain {
             member.passive.picked(member.rule, now);
@@ -339,6 +356,13 @@ impl Pool {
         let departed = inner.departed.iter().filter(|m| m.backend.active() > 0);
         let members = inner.members.iter().chain(departed);
         members.filter(|m| !m.down).map(one).collect()
+    }
+
+    /// All addresses that there are now, and those that the resolver no longer names but that are not forgotten.
+    pub fn backends(&self) -> Vec<Arc<Backend>> {
+        let inner = self.lock();
+        let members = inner.members.iter().chain(&inner.departed);
+        members.map(|m| Arc::clone(&m.backend)).collect()
     }
 
     /// Whether this address takes sessions now.

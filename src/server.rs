@@ -21,7 +21,7 @@ use crate::{
     pool::Pool,
     probe::Means,
     reason::CloseReason,
-    service::{Process, Service, Warned},
+    service::{Notices, Process, Service},
     sessions::Sessions,
     sys, udp,
 };
@@ -91,6 +91,26 @@ impl State {
         let now = Instant::now();
         !self.is_draining() && self.services.iter().all(|s| s.pool.is_available(now))
     }
+
+    fn log_due(&self, now: Instant) {
+        self.services
+            .iter()
+            .for_each(|service| service.log_due(now));
+        for pool in &self.pools {
+            pool.backends()
+                .iter()
+                .for_each(|backend| backend.log_due(now));
+        }
+    }
+
+    fn log_rest(&self) {
+        self.services.iter().for_each(|service| service.log_rest());
+        for pool in &self.pools {
+            pool.backends()
+                .iter()
+                .for_each(|backend| backend.log_rest());
+        }
+    }
 }
 
 impl Server {
@@ -159,8 +179,7 @@ impl Server {
                     process: Arc::clone(&process),
                     send_proxy: upstream.send_proxy,
                     send_proxy_on: upstream.send_proxy_on,
-                    warned: Warned::default(),
-                    warned_of_header: Warned::default(),
+                    notices: Notices::new(Instant::now()),
                 }))
             })
             .collect();
@@ -310,6 +329,7 @@ impl Server {
         for worker in self.datagrams {
             worker.join();
         }
+        state.log_rest();
         if let Some(log) = &state.process.access_log {
             log.lines().flush();
         }
@@ -318,12 +338,15 @@ impl Server {
 }
 
 /// Folds histogram samples together for as long as the server is there, whether or not anybody ever
-/// scrapes: unfolded they would pile up.
+/// scrapes: unfolded they would pile up. And logs how many events came since the last line about them.
 async fn keep_up(state: Weak<State>) {
     loop {
         tokio::time::sleep(UPKEEP).await;
         match state.upgrade() {
-            Some(state) => state.exporter.upkeep(),
+            Some(state) => {
+                state.exporter.upkeep();
+                state.log_due(Instant::now());
+            }
             None => return,
         }
     }

@@ -1,5 +1,9 @@
 //! What a listener serves with: its plan, its upstream's pool, and what the whole process shares.
 
+mod notices;
+
+pub use notices::{Call, Notices};
+
 use crate::{
     access_log::AccessLog,
     journal::Journal,
@@ -8,13 +12,7 @@ use crate::{
     pool::Pool,
     sessions::{Sessions, take_place},
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 pub struct Service {
     pub plan: plan::Listener,
@@ -23,10 +21,7 @@ pub struct Service {
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
-    /// Of what concerns backends and the process.
-    pub warned: Warned,
-    /// Of PROXY protocol headers: what clients send must not silence the other.
-    pub warned_of_header: Warned,
+    pub notices: Notices,
 }
 
 pub struct Process {
@@ -34,20 +29,6 @@ pub struct Process {
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
     pub journal: Arc<Journal>,
-}
-
-/// When somebody was last warned, in seconds since the Unix epoch.
-#[derive(Debug, Default)]
-pub struct Warned(AtomicU64);
-
-impl Warned {
-    /// True once a second: a warning for each of a flood of clients would help nobody.
-    pub fn may_again(&self) -> bool {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        self.0.swap(now, Relaxed) != now
-    }
 }
 
 /// One of the sessions that a listener may have at once.

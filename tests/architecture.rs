@@ -24,7 +24,7 @@ const LEVELS: &[&[&str]] = &[
         "metrics",
         "proxy_protocol",
     ],
-    &["plan", "reason", "sys", "wheel"],
+    &["plan", "reason", "sys", "throttle", "wheel"],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.
@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "plan",
     "proxy_protocol",
     "reason",
+    "throttle",
     "wheel",
 ];
 

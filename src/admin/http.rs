@@ -1,7 +1,7 @@
 //! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
 
 use super::{control, host, page, status};
-use crate::{metrics::Exporter, server::State, service::Warned};
+use crate::{metrics::Exporter, server::State, throttle::Throttle};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -57,6 +57,7 @@ pub enum Door {
 /// Answers until dropped.
 pub async fn serve(door: Door, state: Arc<State>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let failures = Throttle::<1>::new(Instant::now());
     loop {
         let accepted = match &door {
             Door::Tcp(listener) => listener
@@ -79,7 +80,9 @@ pub async fn serve(door: Door, state: Arc<State>) {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "the admin address cannot accept, waiting");
+                if let Some(count) = failures.add(0, 1, Instant::now()) {
+                    tracing::warn!(%error, count, "the admin address cannot accept, waiting");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -165,14 +168,15 @@ async fn answer(
 
 /// The answer to a request that names another host.
 fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Full<Bytes>>> {
-    static WARNED: LazyLock<Warned> = LazyLock::new(Warned::default);
+    static REFUSED: LazyLock<Throttle<1>> = LazyLock::new(|| Throttle::new(Instant::now()));
     let names = state.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
     let refusal = host::check(request, names).err()?;
     if let host::Refusal::UnknownName(host) = &refusal
-        && WARNED.may_again()
+        && let Some(count) = REFUSED.add(0, 1, Instant::now())
     {
         tracing::warn!(
             host,
+            count,
             "refused a request for a host name that is not in `hosts` in [admin]"
         );
     }

@@ -84,7 +84,7 @@ impl Member {
         now: Instant,
     ) -> Self {
         Self {
-            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics))),
+            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics), now)),
             of,
             weight: plan.weight,
             rule: FailRule {
@@ -178,12 +178,7 @@ impl Member {
 
     /// How much of its weight counts now; 0 if it can take nothing.
     pub(super) fn share(&self, single: bool, now: Instant) -> u32 {
-        let can_take = self.weight > 0
-            && !self.down
-            && self.open
-            && self.is_wanted()
-            && (single || self.passive.is_available(self.rule, now))
-            && (self.max_connections == 0 || self.backend.active() < self.max_connections);
+        let can_take = self.may_take(single, now) && !self.is_full();
         match self.back {
             _ if !can_take => 0,
             Some(back) if !single => {
@@ -194,6 +189,24 @@ impl Member {
             }
             _ => FULL,
         }
+    }
+
+    /// Whether it may take sessions, however many it has.
+    fn may_take(&self, single: bool, now: Instant) -> bool {
+        self.weight > 0
+            && !self.down
+            && self.open
+            && self.is_wanted()
+            && (single || self.passive.is_available(self.rule, now))
+    }
+
+    fn is_full(&self) -> bool {
+        self.max_connections > 0 && self.backend.active() >= self.max_connections
+    }
+
+    /// Whether nothing but its `max_connections` keeps a session away from it.
+    pub(super) fn is_only_full(&self, single: bool, now: Instant) -> bool {
+        self.is_full() && self.may_take(single, now)
     }
 
     /// How many percent of its weight count while it starts slowly.

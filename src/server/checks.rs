@@ -257,6 +257,9 @@ impl One {
         }
         tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(), at = %probe.place(),
             result = report.result.word(), took = ?report.took, transcript = report.transcript, "checked");
+        if report.result == CheckResult::Local {
+            self.backend.log_no_check(&report.transcript, now);
+        }
         let change = judge.hear(report.result, now);
         let checked = Checked {
             at: now,

@@ -52,8 +52,8 @@ pub(super) fn act(
                     "it answers again");
             }
             News::Back(backend) => {
-                tracing::info!(%upstream, backend = %backend.text(), from = "failed", to = "up", reason = "checked",
-                    "backend is back");
+                tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, from = "failed", to = "up",
+                    reason = "checked", "backend is back");
                 let none = Duration::ZERO;
                 journal.passive(upstream, &backend, "failed", "up", "checked", none);
             }

@@ -6,7 +6,7 @@ use crate::{
     event_loop,
     following::{blame, tell_that_it_is_back},
     net::{Client, Stream, open},
-    plan::{Place, SendProxy},
+    plan::SendProxy,
     pool::{AfterSuccess, Clock, Search},
     reason::{CloseReason, ConnectError},
     relay::{Awaiting, Opening, Reached},
@@ -68,17 +68,14 @@ pub(super) async fn connect(
     });
     // How many have failed. Each backend is tried once, so it comes to an end.
     let mut retry = 0;
+    let mut last = None;
     while retry <= service.plan.retries {
         let began = Instant::now();
         let Some(lease) = service.pool.pick(&mut search, began) else {
             if retry > 0 {
-                return Err(CloseReason::ConnectFailed);
+                break;
             }
-            if service.warned.may_again() {
-                tracing::warn!(listener = %service.plan.name, upstream = %service.pool.name,
-                    client = %session.client(), "no backend is available");
-            }
-            return Err(CloseReason::NoBackend);
+            return Err(unserved(service, session, CloseReason::NoBackend, None));
         };
         let backend = lease.backend();
         let mut clock = Clock::start(&service.pool, backend, began);
@@ -86,7 +83,7 @@ pub(super) async fn connect(
         if retry > 0 {
             counts.retries.add(1);
         }
-        let opened = attempt(&backend.place, service, client, session, began).await;
+        let opened = attempt(backend, service, client, session, began).await;
         let now = Instant::now();
         let time = now.saturating_duration_since(began);
         let mut note = |result| {
@@ -139,12 +136,24 @@ pub(super) async fn connect(
                 }
                 counts.connect_errors[error as usize].add(1);
                 note(error.word());
-                report(service, backend, error, &e);
+                report(service, backend, error, &e, now);
+                last = Some(error);
                 retry += 1;
             }
         }
     }
-    Err(CloseReason::ConnectFailed)
+    Err(unserved(service, session, CloseReason::ConnectFailed, last))
+}
+
+/// Tells the log why this client gets no backend.
+fn unserved(
+    service: &Service,
+    session: &Session,
+    reason: CloseReason,
+    error: Option<ConnectError>,
+) -> CloseReason {
+    service.log_unserved(reason, &session.client(), error, Instant::now());
+    reason
 }
 
 /// A backend can be left while it is being connected to. The session says first that it is there, and asks then, so that
@@ -199,9 +208,17 @@ pub(super) fn reset_unanswered(service: &Service, backend: &Arc<Backend>) {
     }
 }
 
-fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io::Error) {
-    tracing::debug!(upstream = %service.pool.name, backend = %backend.text(), reason = error.word(), error = %e,
-        "connect failed");
+fn report(
+    service: &Service,
+    backend: &Arc<Backend>,
+    error: ConnectError,
+    e: &io::Error,
+    now: Instant,
+) {
+    // A shortage of descriptors was told when it began.
+    if error != ConnectError::NoDescriptors {
+        backend.log_failure(error, e, now);
+    }
     if error.blames_backend() {
         let journal = &service.process.journal;
         blame(&service.pool, journal, backend, error.word(), e);
@@ -210,7 +227,7 @@ fn report(service: &Service, backend: &Arc<Backend>, error: ConnectError, e: &io
 
 /// One connect, within its time, for as long as the client is there.
 async fn attempt(
-    place: &Place,
+    backend: &Backend,
     service: &Service,
     client: &Stream,
     session: &Session,
@@ -218,9 +235,11 @@ async fn attempt(
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
+    // The log knows that there is no descriptor for this connect.
+    let mut is_told = false;
     // A header of ours, or what the client has said by now.
     let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
-    let begin = || open(place, &service.plan.socket, speaks_at_once);
+    let begin = || open(&backend.place, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
     // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
     // than it.
@@ -240,11 +259,18 @@ async fn attempt(
         match opened {
             Some(Ok(stream)) => return Ok(stream),
             // A shortage of our own, which passes when sessions end: no reason to fail before time.
-            Some(Err(e)) if is_shortage(&e) && Instant::now() + RETRY < deadline => {
+            Some(Err(e)) => {
+                let now = Instant::now();
+                let is_shortage = ConnectError::of(&e) == ConnectError::NoDescriptors;
+                if is_shortage && !std::mem::replace(&mut is_told, true) {
+                    backend.log_failure(ConnectError::NoDescriptors, &e, now);
+                }
+                if !is_shortage || now + RETRY >= deadline {
+                    return Err(Failure::Backend(e));
+                }
                 event_loop::sleep(RETRY).await;
                 opening.set(begin());
             }
-            Some(Err(e)) => return Err(Failure::Backend(e)),
             None => {}
         }
         let now = Instant::now();
@@ -279,8 +305,4 @@ async fn until<F: Future>(at: Instant, mut future: Pin<&mut F>) -> Option<F::Out
         Poll::Pending
     })
     .await
-}
-
-fn is_shortage(e: &io::Error) -> bool {
-    ConnectError::of(e) == ConnectError::NoDescriptors
 }

@@ -111,12 +111,8 @@ pub(super) async fn receive(
         }
         Err(failure) => failure,
     };
-    let (listener, peer, reason) = (&service.plan.name, session.peer, failure.reason());
-    if !matches!(failure, Failure::ToldToEnd) && service.warned_of_header.may_again() {
-        tracing::warn!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
-    } else {
-        tracing::debug!(%listener, %peer, reason = reason.word(), "turned away, no valid PROXY protocol header: {failure}");
-    }
+    let reason = failure.reason();
+    service.log_rejection(reason, &session.peer, Some(&failure), Instant::now());
     Err(reason)
 }
 

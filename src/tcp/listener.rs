@@ -6,7 +6,7 @@ use crate::{
     event_loop::{self, Listening},
     net::{Client, Stream},
     reason::RejectReason,
-    service::{Service, Slot},
+    service::{Call, Service, Slot},
 };
 use std::{
     cell::RefCell,
@@ -18,7 +18,7 @@ use std::{
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -80,12 +80,11 @@ pub async fn listen(
                     let told = with_reserve(|| acceptor.accept_now().is_ok());
                     if told {
                         service.metrics.counts.mine().connections.add(1);
-                        service.metrics.rejected(RejectReason::NoDescriptors);
+                        // Without its address, which only the accept knows: it is one of many.
+                        service.reject(RejectReason::NoDescriptors, &"unknown", Instant::now());
                     }
                 }
-                if service.warned.may_again() {
-                    tracing::warn!(listener = %service.plan.name, error = %e, "cannot accept, waiting");
-                }
+                service.log_failed_call(Call::Accept, &e, Instant::now());
                 event_loop::sleep(BACK_OFF).await;
             }
         }
@@ -100,10 +99,7 @@ fn admit(
     tasks: &TaskTracker,
 ) {
     service.metrics.counts.mine().connections.add(1);
-    let reject = |reason: RejectReason| {
-        service.metrics.rejected(reason);
-        tracing::debug!(listener = %service.plan.name, %client, reason = reason.word(), "turned away");
-    };
+    let reject = |reason| service.reject(reason, &client, Instant::now());
     // Whom a header will name is asked for later.
     let names_client = |accept| access::trusts(accept, client.ip());
     if !service.plan.access.is_empty()

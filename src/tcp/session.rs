@@ -90,9 +90,8 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
         let service = slot.give_back();
         drop((client, reached));
         let duration = began.elapsed();
-        if end.reason == CloseReason::UntrustedHeader && service.warned_of_header.may_again() {
-            tracing::warn!(listener = %service.plan.name, client = %session.peer,
-            "a client that is not in `trust` sent a PROXY protocol header");
+        if end.reason == CloseReason::UntrustedHeader {
+            service.log_unserved(end.reason, &session.peer, None, Instant::now());
         }
         service.metrics.closed(end.reason);
         service.metrics.session_duration.record(duration);
@@ -173,8 +172,7 @@ async fn introduce(
             .map_err(NotOpened::TurnedAway)?;
         let reason = RejectReason::Access;
         if !access::allows(&plan.access, session.client().ip()) {
-            tracing::debug!(listener = %plan.name, client = %session.client(), peer = %session.peer,
-                reason = reason.word(), "turned away");
+            service.log_rejection(reason, &session.client(), None, Instant::now());
             return Err(NotOpened::TurnedAway(reason));
         }
     }

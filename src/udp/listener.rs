@@ -34,7 +34,7 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -167,13 +167,21 @@ impl Listener {
         })
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.service.plan.name
+    pub(super) fn dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
+        self.dropped_by(reason, None, pieces);
     }
 
-    pub(super) fn dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
+    /// `error`: why the kernel did not take them.
+    pub(super) fn dropped_by(
+        &self,
+        reason: DropReason,
+        error: Option<&io::Error>,
+        pieces: impl IntoIterator<Item = Piece>,
+    ) {
         let datagrams: usize = pieces.into_iter().map(Piece::datagrams).sum();
-        self.service.metrics.dropped(reason, datagrams as u64);
+        let now = Instant::now();
+        self.service
+            .drop_datagrams(reason, datagrams as u64, error, now);
     }
 
     /// The network says that the backend of this flow cannot be reached.
@@ -191,8 +199,7 @@ impl Listener {
         let reason = ConnectError::of(error);
         let counts = backend.metrics.counts.mine();
         counts.connect_errors[reason as usize].add(1);
-        tracing::debug!(upstream = %service.pool.name, backend = %backend.text(), reason = reason.word(), %error,
-            "cannot be reached");
+        backend.log_failure(reason, error, Instant::now());
         if reason.blames_backend() {
             let journal = &service.process.journal;
             blame(&service.pool, journal, backend, reason.word(), error);
@@ -209,17 +216,20 @@ impl Listener {
             let new = drops.wrapping_sub(open.dropped);
             open.dropped = drops;
             if new > 0 {
-                self.service
-                    .metrics
-                    .dropped(DropReason::ReceiveBuffer, u64::from(new));
+                self.service.drop_datagrams(
+                    DropReason::ReceiveBuffer,
+                    u64::from(new),
+                    None,
+                    Instant::now(),
+                );
             }
         }
     }
 
     pub(super) fn count_late(&self, socket: &UdpSocket, inbox: &mut datagram::Inbox) {
+        let late = empty(socket, inbox);
         self.service
-            .metrics
-            .dropped(DropReason::Late, empty(socket, inbox));
+            .drop_datagrams(DropReason::Late, late, None, Instant::now());
     }
 }
 

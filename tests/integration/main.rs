@@ -49,6 +49,7 @@ mod killed;
 mod licences;
 mod limits;
 mod listeners;
+mod notices;
 mod policies;
 mod policy_identity;
 mod postgres;

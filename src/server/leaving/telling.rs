@@ -26,7 +26,7 @@ impl Telling {
         if there.is_empty() {
             return;
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), sessions = there.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
             reason = reason.word(), "telling sessions to end");
         let began = Instant::now();
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
@@ -45,7 +45,7 @@ impl Telling {
                 tokio::time::sleep(Pace::pause(chance.draw())).await;
             }
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), sessions = there.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
             took = ?began.elapsed(), reason = reason.word(), "all have been told");
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     plan::SendProxy,
     pool::Search,
     reason::{CloseReason, DropReason, RejectReason},
+    service::Call,
     sys::datagram::BATCH,
 };
 use std::{io, os::fd::AsFd, sync::Arc};
@@ -35,7 +36,8 @@ impl Listener {
             Err(error) => {
                 // Of an earlier datagram, or a shortage: the next one may be fine.
                 self.service.process.metrics.accept_errors.add(1);
-                tracing::debug!(listener = %self.name(), %error, "cannot receive");
+                self.service
+                    .log_failed_call(Call::Receive, &error, gear.now);
                 return false;
             }
         };
@@ -95,13 +97,15 @@ impl Listener {
     ) {
         let datagrams = unit.piece.datagrams();
         let (mut tlvs, mut named_by) = (Vec::new(), None);
+        let peer = key.peer;
         if self.service.plan.accept_proxy.is_some() {
             match self.introduce(gear, key, &mut unit) {
                 Some(introduced) => (key, tlvs, named_by) = introduced,
                 None => {
                     let metrics = &self.service.metrics;
                     metrics.counts.mine().connections.add(1);
-                    metrics.rejected(RejectReason::ProxyHeader);
+                    self.service
+                        .reject(RejectReason::ProxyHeader, &peer, gear.now);
                     return self.dropped(DropReason::Rejected, [unit.piece]);
                 }
             }

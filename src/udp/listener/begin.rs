@@ -20,7 +20,7 @@ use crate::{
     plan::{SendProxy, WhenFull},
     pool::{Clock, Search},
     reason::{CloseReason, ConnectError, RejectReason},
-    service::Slot,
+    service::{Call, Slot},
     sessions::Listed,
 };
 use rustix::event::epoll;
@@ -66,8 +66,7 @@ impl Listener {
             place,
             leave,
         } = self.admit(gear, &key, start.moves).map_err(|reason| {
-            service.metrics.rejected(reason);
-            tracing::debug!(listener = %service.plan.name, client = %key.peer, reason = reason.word(), "turned away");
+            service.reject(reason, &key.peer, gear.now);
             NotBegun::Rejected
         })?;
         let named = key.more.as_ref().and_then(|more| more.named);
@@ -82,21 +81,12 @@ impl Listener {
         } = start;
         let opened = self.open(gear, &key, &session, picked);
         let opened = opened.map_err(|why| {
-            service.metrics.closed(match why {
+            let reason = match why {
                 None => CloseReason::NoBackend,
                 Some(_) => CloseReason::ConnectFailed,
-            });
-            if service.warned.may_again() {
-                let (listener, upstream) = (&service.plan.name, &service.pool.name);
-                let client = session.client();
-                match why {
-                    None => {
-                        tracing::warn!(%listener, %upstream, %client, "no backend is available")
-                    }
-                    Some(why) => tracing::warn!(%listener, %upstream, %client, reason = why.word(),
-                        "no backend could be reached"),
-                }
-            }
+            };
+            service.metrics.closed(reason);
+            service.log_unserved(reason, &session.client(), why, gear.now);
             NotBegun::NoBackend
         })?;
         let Opened {
@@ -127,7 +117,7 @@ impl Listener {
         let token = Token::flow(self.index, gear.serial, number);
         let data = epoll::EventData::new_u64(token);
         if let Err(error) = epoll::add(&gear.epoll, &socket, data, epoll::EventFlags::IN) {
-            tracing::warn!(listener = %service.plan.name, %error, "cannot wait for replies");
+            service.log_failed_call(Call::Register, &error.into(), gear.now);
             return Err(NotBegun::NoBackend);
         }
         lease.backend().metrics.counts.mine().connections.add(1);

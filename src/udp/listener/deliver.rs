@@ -110,8 +110,8 @@ impl Listener {
                         DropReason::SendBuffer => left.len(),
                         _ => 1,
                     };
-                    tracing::debug!(listener = %self.service.plan.name, %error, "a datagram was dropped");
-                    self.dropped(reason, left.drain(..count).map(|u| u.piece));
+                    let pieces = left.drain(..count).map(|u| u.piece);
+                    self.dropped_by(reason, Some(&error), pieces);
                 }
             }
         }

@@ -64,8 +64,7 @@ impl Listener {
                 self.wheel.insert(number, due, gear.ms);
                 let drops = self.flows[number as usize].new_drops();
                 self.service
-                    .metrics
-                    .dropped(DropReason::ReceiveBuffer, drops);
+                    .drop_datagrams(DropReason::ReceiveBuffer, drops, None, gear.now);
                 continue;
             }
             let flow = &self.flows[number as usize];
@@ -136,8 +135,7 @@ impl Listener {
         }
         let drops = flow.new_drops();
         self.service
-            .metrics
-            .dropped(DropReason::ReceiveBuffer, drops);
+            .drop_datagrams(DropReason::ReceiveBuffer, drops, None, gear.now);
         let is_owed = !flow.has_all_replies(self.udp.responses);
         let link = flow.end(&self.service, reason);
         if is_owed && !self.is_draining {

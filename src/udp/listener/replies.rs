@@ -102,8 +102,8 @@ impl Listener {
         }
         let is_answered = flow.has_all_replies(responses);
         self.dropped(DropReason::Truncated, truncated);
-        let metrics = &self.service.metrics;
-        metrics.dropped(DropReason::ReceiveBuffer, dropped);
+        self.service
+            .drop_datagrams(DropReason::ReceiveBuffer, dropped, None, gear.now);
         if is_first {
             self.first_reply(gear, number);
         }
@@ -221,7 +221,7 @@ pub(in crate::udp) fn send_back(listener: &mut Listener, gear: &mut Gear, replie
             DropReason::SendBuffer => left.len(),
             _ => count,
         };
-        listener.dropped(reason, left.drain(..count).map(|r| r.unit.piece));
-        tracing::debug!(listener = %listener.name(), %error, "a reply was dropped");
+        let pieces = left.drain(..count).map(|r| r.unit.piece);
+        listener.dropped_by(reason, Some(&error), pieces);
     }
 }

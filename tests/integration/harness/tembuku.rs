@@ -208,6 +208,13 @@ impl Tembuku {
         self.proc.wait(SOON).expect("an end after TERM")
     }
 
+    /// The lines of its log so far.
+    #[track_caller]
+    pub(crate) fn log(&self) -> Vec<serde_json::Value> {
+        let parse = |line| serde_json::from_str(line).ok();
+        self.proc.stderr().lines().filter_map(parse).collect()
+    }
+
     /// The records of the access log `{dir}/access.log`, once there are `count`.
     #[track_caller]
     pub(crate) fn access_log(&self, count: usize) -> Vec<serde_json::Value> {
