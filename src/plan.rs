@@ -264,6 +264,8 @@ pub enum CheckKind {
         role: Option<Role>,
         user: Option<String>,
         password: Option<PasswordFrom>,
+        /// Whether a replica must be connected to its primary and synced; only with the role of a replica.
+        replicating: bool,
         /// Since a replica last heard from its primary; `None`: it does not matter.
         max_lag: Option<Duration>,
         min_version: Option<Version>,
@@ -273,6 +275,8 @@ pub enum CheckKind {
         role: Option<Role>,
         /// `None`: nobody logs in, and nothing is asked but whether it answers.
         login: Option<Login>,
+        /// Whether a replica must receive and replay; only with the role of a replica.
+        replicating: bool,
         limit: LagLimit,
     },
     Mysql {
@@ -280,6 +284,8 @@ pub enum CheckKind {
         role: Option<Role>,
         user: String,
         password: Option<PasswordFrom>,
+        /// Whether the threads of a replica must run; only with the role of a replica.
+        replicating: bool,
         /// A replica may be so far behind; `None`: as far as it will.
         max_lag: Option<Duration>,
     },
@@ -415,8 +421,21 @@ impl CheckKind {
         }
     }
 
-    /// Whether it finds out who is too far behind.
+    /// Whether a replica is left out that does not replicate.
+    pub fn requires_replication(&self) -> bool {
+        match self {
+            Self::Redis { replicating, .. }
+            | Self::Postgres { replicating, .. }
+            | Self::Mysql { replicating, .. } => *replicating,
+            _ => false,
+        }
+    }
+
+    /// Whether it can find a replica to be lagging.
     pub fn limits_lag(&self) -> bool {
+        if self.requires_replication() {
+            return true;
+        }
         match self {
             Self::Redis { max_lag, .. } | Self::Mysql { max_lag, .. } => max_lag.is_some(),
             Self::Postgres { limit, .. } => *limit != LagLimit::default(),

@@ -55,6 +55,8 @@ pub struct Told {
     pub epoch: Option<Epoch>,
     /// How far a replica is behind.
     pub lag: Lag,
+    /// What keeps a replica from replicating, as the end of a sentence about it.
+    pub fault: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -227,18 +229,26 @@ impl Probe {
             CheckKind::Redis {
                 role,
                 user,
+                replicating,
                 max_lag,
                 min_version,
                 ..
             } => Kind::Redis(redis::Talk {
                 wanted: *role,
+                replicating: *replicating,
                 user: user.clone(),
                 secret,
                 max_lag: *max_lag,
                 min_version: *min_version,
             }),
-            CheckKind::Postgres { role, login, limit } => Kind::Postgres(postgres::Talk {
+            CheckKind::Postgres {
+                role,
+                login,
+                replicating,
+                limit,
+            } => Kind::Postgres(postgres::Talk {
                 wanted: *role,
+                replicating: *replicating,
                 user: login.as_ref().map(|login| postgres::User {
                     name: login.user.clone(),
                     database: login.database.clone(),
@@ -251,10 +261,12 @@ impl Probe {
             CheckKind::Mysql {
                 role,
                 user,
+                replicating,
                 max_lag,
                 ..
             } => Kind::Mysql(mysql::Asked {
                 role: *role,
+                replicating: *replicating,
                 max_lag: *max_lag,
                 user: user.clone(),
                 secret,

@@ -64,9 +64,12 @@ words! {
         Down = "down",
         /// By connects that failed.
         Failed = "failed",
-        /// Alive, and not what is asked for.
+        /// Alive and well, in the other role than the one asked for.
+        Standby = "standby",
+        /// Alive, and not what is asked for: a primary that another one has superseded, a server of another role that is not
+        /// well in it, or one that is neither a primary nor a replica.
         WrongRole = "wrong_role",
-        /// Well, and too far behind its primary.
+        /// A replica that is too far behind its primary, or does not replicate.
         Lagging = "lagging",
         /// It says that it is the primary, and so does another one that is rather believed.
         Doubtful = "doubtful",
@@ -81,6 +84,8 @@ words! {
     /// What one check of a backend found.
     CheckResult {
         Ok = "ok",
+        /// A certain answer of a server that is well in the other role than the one asked for.
+        Standby = "standby",
         /// A certain answer, and not the role asked for.
         WrongRole = "wrong_role",
         Refused = "refused",
@@ -101,6 +106,8 @@ words! {
         MasterDown = "master_down",
         /// A certain answer, and too far behind.
         Lagging = "lagging",
+        /// A replica that does not replicate: not connected to its primary, not synced yet, or stopped.
+        NotReplicating = "not_replicating",
         /// No encryption could be agreed on, or the certificate is not to be trusted.
         Tls = "tls",
         /// A shortage of our own: it says nothing about the backend.

@@ -51,7 +51,7 @@ pub(super) fn read(
             upstream,
             "on_lag",
             "where the check has no limit for it",
-            "add `max_lag` to a check of kind \"redis\" or \"postgres\", or leave it out",
+            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
         );
     }
     let interval = section.duration("interval", INTERVAL, not_too_short);

@@ -77,10 +77,11 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             role,
             user,
             password,
+            replicating,
             max_lag,
             min_version,
         } => {
-            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            write_role(*role, *replicating, out)?;
             if let Some(user) = user {
                 writeln!(out, "user = {}", quoted(user))?;
             }
@@ -98,9 +99,10 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
         CheckKind::Postgres {
             role,
             login: Some(login),
+            replicating,
             limit,
         } => {
-            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            write_role(*role, *replicating, out)?;
             writeln!(out, "user = {}", quoted(&login.user))?;
             write_password(login.password.as_ref(), out)?;
             writeln!(out, "database = {}", quoted(&login.database))?;
@@ -110,9 +112,10 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             role,
             user,
             password,
+            replicating,
             max_lag,
         } => {
-            writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+            write_role(*role, *replicating, out)?;
             writeln!(out, "user = {}", quoted(user))?;
             write_password(password.as_ref(), out)?;
             match max_lag {
@@ -130,6 +133,14 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             let words = rcode.iter().map(|rcode| quoted(rcode.word()));
             writeln!(out, "rcode = [{}]", words.collect::<Vec<_>>().join(", "))
         }
+    }
+}
+
+fn write_role(role: Option<Role>, replicating: bool, out: &mut String) -> fmt::Result {
+    writeln!(out, "role = {}", quoted(role.map_or("any", Role::word)))?;
+    match role {
+        Some(Role::Replica) => writeln!(out, "replicating = {replicating}"),
+        _ => Ok(()),
     }
 }
 

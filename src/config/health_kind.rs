@@ -46,6 +46,7 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("host", &[Kind::Http]),
     ("status", &[Kind::Http]),
     ("role", LOGINS),
+    ("replicating", LOGINS),
     ("user", LOGINS),
     ("password_file", LOGINS),
     ("password_env", LOGINS),
@@ -223,9 +224,28 @@ fn read_redis(section: &Section<'_>) -> CheckKind {
         role,
         user: user.map(|user| user.text.to_owned()),
         password,
+        replicating: read_replicating(section, role),
         max_lag: postgres::read_max_lag(section, role),
         min_version: read_version(section),
     }
+}
+
+/// Whether a replica must replicate: by default where one is asked for, and nowhere else.
+pub(super) fn read_replicating(section: &Section<'_>, role: Option<Role>) -> bool {
+    let is_replica = role == Some(Role::Replica);
+    // What is no role at all has been reported already.
+    let is_known = role.is_some()
+        || section
+            .get("role")
+            .is_none_or(|value| value.get_ref().as_str() == Some("any"));
+    if is_known && !is_replica {
+        section.useless(
+            "replicating",
+            "unless role = \"replica\"",
+            "ask for role = \"replica\", or leave it out",
+        );
+    }
+    section.flag("replicating", is_replica) && is_replica
 }
 
 fn read_version(section: &Section<'_>) -> Option<Version> {

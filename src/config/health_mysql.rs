@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    health_kind::{ROLES, read_password},
+    health_kind::{ROLES, read_password, read_replicating},
     listener::above_zero,
     report::Fault,
     section::{Section, Text},
@@ -16,6 +16,7 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
         role,
         user: read_user(section),
         password: read_password(section),
+        replicating: read_replicating(section, role),
         max_lag: read_max_lag(section, role),
     }
 }

@@ -1,7 +1,7 @@
 //! The keys of kind = "postgres".
 
 use super::{
-    health_kind::{ROLES, read_password},
+    health_kind::{ROLES, read_password, read_replicating},
     listener::above_zero,
     report::Fault,
     section::{Section, Text},
@@ -15,6 +15,7 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
         // Whatever is asked is asked as somebody.
         for key in [
             "role",
+            "replicating",
             "password_file",
             "password_env",
             "database",
@@ -32,6 +33,7 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
         return CheckKind::Postgres {
             role: None,
             login: None,
+            replicating: false,
             limit: LagLimit::default(),
         };
     }
@@ -43,6 +45,7 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
             password: read_password(section),
             database: read_name(section, "database").unwrap_or_else(|| "postgres".to_owned()),
         }),
+        replicating: read_replicating(section, role),
         limit: read_limit(section, role),
     }
 }

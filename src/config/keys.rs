@@ -147,6 +147,7 @@ pub(super) static CHECK: Keys = Keys {
         "host",
         "status",
         "role",
+        "replicating",
         "user",
         "password_file",
         "password_env",

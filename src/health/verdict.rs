@@ -21,7 +21,9 @@ pub enum Verdict {
     /// Why; `None` before the first check has ended.
     Down(Option<CheckResult>),
     WrongRole,
-    /// Too far behind.
+    /// Well, in the other role than the one asked for.
+    Standby,
+    /// Too far behind, or not replicating.
     Lagging,
     /// It says that it is the primary, and another one is believed. No check says so of one server: see
     /// [`super::standings`].
@@ -85,11 +87,17 @@ impl Verdict {
         self == Self::Up
     }
 
+    /// Whether it is another role than the one asked for that keeps sessions away.
+    pub fn is_other_role(self) -> bool {
+        matches!(self, Self::WrongRole | Self::Standby)
+    }
+
     pub fn state(self) -> BackendState {
         match self {
             Self::Up => BackendState::Up,
             Self::Down(_) => BackendState::Down,
             Self::WrongRole => BackendState::WrongRole,
+            Self::Standby => BackendState::Standby,
             Self::Lagging => BackendState::Lagging,
             Self::Doubtful => BackendState::Doubtful,
         }
@@ -120,7 +128,8 @@ impl Judge {
         let says = match result {
             CheckResult::Ok => Verdict::Up,
             CheckResult::WrongRole => Verdict::WrongRole,
-            CheckResult::Lagging => Verdict::Lagging,
+            CheckResult::Standby => Verdict::Standby,
+            CheckResult::Lagging | CheckResult::NotReplicating => Verdict::Lagging,
             why => Verdict::Down(Some(why)),
         };
         let first = !self.heard;
@@ -158,10 +167,10 @@ impl Judge {
     fn is_enough(&self, says: Verdict) -> bool {
         let Rule { rise, fall } = self.rule;
         match (self.verdict, says) {
-            (_, Verdict::WrongRole) => true,
+            (_, Verdict::WrongRole | Verdict::Standby) => true,
             (_, Verdict::Down(_)) => self.runs.failed >= fall,
             // From the wrong role to the right one: as certain as the other way.
-            (Verdict::WrongRole, _) => true,
+            (Verdict::WrongRole | Verdict::Standby, _) => true,
             (_, Verdict::Up) => self.runs.good >= rise,
             // It lives, which has to be believed first.
             (Verdict::Down(_), _) => self.runs.alive >= rise,
@@ -174,7 +183,9 @@ impl Judge {
 mod tests {
     use super::*;
     use crate::balance::Chance;
-    use CheckResult::{Lagging, Local, Ok as Good, Refused, Timeout, WrongRole};
+    use CheckResult::{
+        Lagging, Local, NotReplicating, Ok as Good, Refused, Standby, Timeout, WrongRole,
+    };
     use proptest::prelude::*;
 
     fn judge(rise: u32, fall: u32) -> Judge {
@@ -224,6 +235,35 @@ mod tests {
         let answers = [Good, Refused, Refused, Refused, WrongRole, Good];
         let expected = [UP, UP, UP, DOWN, role, UP];
         assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+    }
+
+    #[test]
+    fn a_standby_is_as_certain_as_a_wrong_role() {
+        let (standby, role) = (Verdict::Standby, Verdict::WrongRole);
+        let answers = [Standby, Good, Standby, WrongRole, Standby, Refused, Good];
+        let expected = [standby, UP, standby, role, standby, standby, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+    }
+
+    #[test]
+    fn replication_that_does_not_run_takes_as_long_as_a_lag() {
+        let lags = Verdict::Lagging;
+        let answers = [
+            Good,
+            NotReplicating,
+            Lagging,
+            Good,
+            NotReplicating,
+            Lagging,
+            NotReplicating,
+        ];
+        let expected = [UP, UP, UP, UP, UP, UP, lags];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+        // The first answer decides alone: one whose first sync has not finished gets nothing.
+        assert_eq!(
+            verdicts(&mut judge(2, 3), &[NotReplicating, Good]),
+            [lags, lags]
+        );
     }
 
     #[test]
@@ -291,17 +331,20 @@ mod tests {
                 if result != Local {
                     heard.push(result);
                 }
-                let failing = |r: &CheckResult| !matches!(r, Good | WrongRole | Lagging);
+                let lags = |r: &CheckResult| matches!(r, Lagging | NotReplicating);
+                let failing = |r: &CheckResult| !(matches!(r, Good | WrongRole | Standby) || lags(r));
                 let tail = |holds: &dyn Fn(&CheckResult) -> bool| heard.iter().rev().take_while(|r| holds(r)).count() as u32;
                 let expected = match (heard.len(), result, verdict) {
                     (_, Local, old) => old,
                     (_, WrongRole, _) => Verdict::WrongRole,
-                    (1, Good, _) | (_, Good, Verdict::Up | Verdict::WrongRole) => Verdict::Up,
+                    (_, Standby, _) => Verdict::Standby,
+                    (1, Good, _) | (_, Good, Verdict::Up | Verdict::WrongRole | Verdict::Standby) => Verdict::Up,
                     (_, Good, old) => if tail(&|r| *r == Good) >= rise { Verdict::Up } else { old },
-                    (1, Lagging, _) | (_, Lagging, Verdict::Lagging | Verdict::WrongRole) => Verdict::Lagging,
-                    (_, Lagging, Verdict::Up) if tail(&|r| *r == Lagging || failing(r)) >= fall => Verdict::Lagging,
-                    (_, Lagging, Verdict::Down(_)) if tail(&|r| matches!(r, Good | Lagging)) >= rise => Verdict::Lagging,
-                    (_, Lagging, old) => old,
+                    (1, Lagging | NotReplicating, _)
+                    | (_, Lagging | NotReplicating, Verdict::Lagging | Verdict::WrongRole | Verdict::Standby) => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Up) if tail(&|r| lags(r) || failing(r)) >= fall => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Down(_)) if tail(&|r| *r == Good || lags(r)) >= rise => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, old) => old,
                     (1, why, _) => Verdict::Down(Some(why)),
                     (_, _, old @ Verdict::Down(_)) => old,
                     (_, why, old) => if tail(&failing) >= fall { Verdict::Down(Some(why)) } else { old },
@@ -310,7 +353,7 @@ mod tests {
                 prop_assert_eq!(change.map(|c| (c.from, c.to)), (verdict != expected).then_some((verdict, expected)));
                 verdict = expected;
                 // Nobody who has not been well for so long is still used, whatever was wrong each time.
-                let poor = tail(&|r| *r == Lagging || failing(r));
+                let poor = tail(&|r| lags(r) || failing(r));
                 prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");
             }
         }

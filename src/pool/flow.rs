@@ -72,7 +72,7 @@ fn reason(member: &Member, single: bool) -> Option<CloseReason> {
         // Used whatever its checks say.
         _ if member.open && !member.down => None,
         BackendState::Down => Some(CloseReason::BackendDown),
-        BackendState::WrongRole => Some(CloseReason::RoleLost),
+        BackendState::WrongRole | BackendState::Standby => Some(CloseReason::RoleLost),
         BackendState::Lagging => Some(CloseReason::Lagging),
         // It may be right, or is only silent: who is there stays.
         BackendState::Up | BackendState::Doubtful => None,

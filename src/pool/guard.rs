@@ -106,7 +106,7 @@ impl Pool {
     ) -> bool {
         let mut inner = self.lock();
         let follows = match checked.result {
-            CheckResult::WrongRole => checked.told.epoch.clone(),
+            CheckResult::WrongRole | CheckResult::Standby => checked.told.epoch.clone(),
             _ => None,
         };
         let asked = checked.at.checked_sub(checked.took).unwrap_or(checked.at);

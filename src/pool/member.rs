@@ -123,7 +123,7 @@ impl Member {
         let mut news = change.is_some();
         match result {
             CheckResult::Local => {}
-            CheckResult::Ok | CheckResult::Lagging => {
+            CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => {
                 news |= self.stale || self.known.is_none();
                 self.certain = now;
                 // The first answer speaks for all the time before it: who answers first of all says nothing.
@@ -138,7 +138,7 @@ impl Member {
                     news = true;
                 }
             }
-            CheckResult::WrongRole => {
+            CheckResult::WrongRole | CheckResult::Standby => {
                 self.certain = now;
                 self.known = None;
                 self.epoch = None;

@@ -125,35 +125,59 @@ pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     let worth = |m: &&Member| match m.verdict {
         Verdict::Doubtful => 0,
         Verdict::Lagging => 1,
-        Verdict::WrongRole => 2,
-        Verdict::Down(_) | Verdict::Up => 3,
+        Verdict::Standby => 2,
+        Verdict::WrongRole => 3,
+        Verdict::Down(_) | Verdict::Up => 4,
     };
     let member = *members.iter().min_by_key(|m| worth(m))?;
     let checked = member.checked.as_ref();
+    let fault = checked.and_then(|c| c.told.fault.as_deref());
     let why = match (member.verdict, &member.why) {
         (_, Some(why)) => why.clone(),
         (Verdict::Down(None), _) => "not checked yet".to_owned(),
         // The latest, which may be another than the one that took it out.
         (Verdict::Down(Some(result)), _) => {
-            let good = |r: &CheckResult| {
-                use CheckResult::{Lagging, Local, Ok};
-                matches!(r, Ok | Local | Lagging)
+            let good = |c: &&Checked| {
+                use CheckResult::{Lagging, Local, NotReplicating, Ok};
+                matches!(c.result, Ok | Local | Lagging | NotReplicating)
             };
-            let latest = checked.map(|c| c.result).filter(|r| !good(r));
-            format!("its check says: {}", latest.unwrap_or(result).word())
+            match checked.filter(|c| !good(c)) {
+                Some(c) if !c.transcript.is_empty() => {
+                    let (word, saw) = (c.result.word(), shorten(&c.transcript));
+                    format!("its check says: {word}: {saw}")
+                }
+                checked => {
+                    let result = checked.map_or(result, |c| c.result);
+                    format!("its check says: {}", result.word())
+                }
+            }
         }
-        (Verdict::Lagging, _) => match checked.map(|c| c.told.lag) {
-            Some(lag) => behind(lag),
-            None => "it is behind".to_owned(),
+        (Verdict::Lagging, _) => match (fault, checked.map(|c| c.told.lag)) {
+            (Some(fault), _) => fault.to_owned(),
+            (None, Some(lag)) => behind(lag),
+            (None, None) => "it is behind".to_owned(),
         },
-        (Verdict::WrongRole | Verdict::Doubtful | Verdict::Up, _) => {
-            match checked.and_then(|c| c.told.role) {
+        (Verdict::WrongRole | Verdict::Standby | Verdict::Doubtful | Verdict::Up, _) => {
+            let role = match checked.and_then(|c| c.told.role) {
                 Some(role) => format!("its role is {}", role.word()),
                 None => "it has another role".to_owned(),
+            };
+            match fault {
+                Some(fault) => format!("{role}, and {fault}"),
+                None => role,
             }
         }
     };
     Some((member.verdict.state(), why))
+}
+
+/// What a check saw, short enough for a line among others.
+fn shorten(text: &str) -> String {
+    const MOST: usize = 160;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn behind(lag: Lag) -> String {

@@ -23,18 +23,33 @@ const QUERY: u8 = 3;
 
 /// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has `innodb_read_only`, which is what
 /// marks the readers of an Aurora.
-const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only')";
+const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only', \
+    'wsrep_on', 'group_replication_group_name')";
+/// Where one of these is set, the server may have its data without following a primary: from the storage that it shares
+/// (Aurora), from Galera, or from group replication.
+const SHARES_DATA: [&str; 3] = [
+    "innodb_read_only",
+    "wsrep_on",
+    "group_replication_group_name",
+];
 /// In the order in which they are tried: the word for it has changed.
 const LAG: [&str; 2] = ["SHOW REPLICA STATUS", "SHOW SLAVE STATUS"];
 /// Of all its primaries; otherwise MariaDB speaks of one.
 const LAG_MARIADB: [&str; 1] = ["SHOW ALL SLAVES STATUS"];
 const BEHIND: [&str; 2] = ["Seconds_Behind_Source", "Seconds_Behind_Master"];
+/// The thread that receives, and the one that applies; and the error that each of them ended with.
+const IO_RUNS: [&str; 2] = ["Replica_IO_Running", "Slave_IO_Running"];
+const SQL_RUNS: [&str; 2] = ["Replica_SQL_Running", "Slave_SQL_Running"];
+const IO_ERROR: [&str; 1] = ["Last_IO_Errno"];
+const SQL_ERROR: [&str; 1] = ["Last_SQL_Errno"];
 /// What a server is asked for about its replication may hold long lists of transactions.
 const MOST_OF_LAG: usize = 256 << 10;
 
 /// What is asked; the same for all checks.
 pub(super) struct Asked {
     pub(super) role: Option<Role>,
+    /// Whether the threads of a replica must run.
+    pub(super) replicating: bool,
     pub(super) max_lag: Option<Duration>,
     pub(super) user: String,
     pub(super) secret: Option<Secret>,
@@ -52,6 +67,8 @@ pub(super) struct Talk<'a> {
     /// Of the next packet, whoever sends it.
     number: u8,
     is_mariadb: bool,
+    /// Whether it may have its data from elsewhere than the binary log of another server.
+    shares_data: bool,
 }
 
 enum Stage {
@@ -103,6 +120,7 @@ impl<'a> Talk<'a> {
             stage: Stage::Greeting,
             number: 0,
             is_mariadb: false,
+            shares_data: false,
         }
     }
 
@@ -247,10 +265,12 @@ impl<'a> Talk<'a> {
             let [Some(name), Some(value)] = &row[..] else {
                 return Err(Wrong("variables of another form").into());
             };
-            is_known |= name == b"read_only";
             // New MariaDB has more words than ON for it.
-            if !matches!(&value.to_ascii_uppercase()[..], b"OFF" | b"0" | b"NO") {
-                on.push(String::from_utf8_lossy(name).into_owned());
+            let is_on = !matches!(&value.to_ascii_uppercase()[..], b"OFF" | b"0" | b"NO" | b"");
+            self.shares_data |= is_on && SHARES_DATA.iter().any(|known| name == known.as_bytes());
+            if name.ends_with(b"read_only") {
+                is_known |= name == b"read_only";
+                on.extend(is_on.then(|| String::from_utf8_lossy(name).into_owned()));
             }
         }
         if !is_known {
@@ -261,12 +281,12 @@ impl<'a> Talk<'a> {
             on => (Role::Replica, format!("{} is on", on.join(", "))),
         };
         let is_other = self.asked.role.is_some_and(|wanted| wanted != role);
-        if role == Role::Replica && !is_other && self.asked.max_lag.is_some() {
+        if role == Role::Replica && !is_other && self.asks_for_replication() {
             self.stage = Stage::Lag(0, ResultSet::default());
             return Ok(Some(self.query(self.lag_questions()[0])));
         }
         let result = if is_other {
-            CheckResult::WrongRole
+            CheckResult::Standby
         } else {
             CheckResult::Ok
         };
@@ -277,6 +297,10 @@ impl<'a> Talk<'a> {
             },
             ..Answer::new(result, heard)
         }))
+    }
+
+    fn asks_for_replication(&self) -> bool {
+        self.asked.replicating || self.asked.max_lag.is_some()
     }
 
     fn lag_questions(&self) -> &'static [&'static str] {
@@ -302,25 +326,63 @@ impl<'a> Talk<'a> {
             }
         }
         let lag = most.filter(|_| runs).map(Duration::from_secs);
-        let (result, heard) = match lag {
-            None => (
-                CheckResult::Lagging,
-                "a replica that does not replicate".to_owned(),
-            ),
-            Some(lag) => {
-                let is_late = self.asked.max_lag.is_some_and(|most| lag > most);
-                let result = if is_late {
-                    CheckResult::Lagging
-                } else {
-                    CheckResult::Ok
-                };
-                (result, format!("a replica, {} s behind", lag.as_secs()))
+        let fault = self.replication_fault(set)?;
+        let mut heard = match lag {
+            None if fault.is_none() && self.asked.max_lag.is_none() => "a replica".to_owned(),
+            None => "a replica that does not replicate".to_owned(),
+            Some(lag) => format!("a replica, {} s behind", lag.as_secs()),
+        };
+        let is_late = |most| lag.is_none_or(|lag| lag > most);
+        let result = match &fault {
+            _ if self.asked.max_lag.is_some_and(is_late) => CheckResult::Lagging,
+            Some(fault) if self.asked.replicating => {
+                heard += &format!(": {fault}");
+                CheckResult::NotReplicating
             }
+            _ => CheckResult::Ok,
         };
         let mut answer = Answer::new(result, heard);
         answer.told.role = Some(Role::Replica);
         answer.told.lag.time = lag;
+        answer.told.fault = fault;
         Ok(answer)
+    }
+
+    /// What keeps it from replicating from one of its primaries. The errors are told by their numbers: their texts may hold
+    /// what clients have written.
+    fn replication_fault(&self, set: &ResultSet) -> Result<Option<String>, Wrong> {
+        let (Some(io), Some(sql)) = (set.column(&IO_RUNS), set.column(&SQL_RUNS)) else {
+            return match self.asked.replicating {
+                true => Err(Wrong("no threads in the state of replication")),
+                false => Ok(None),
+            };
+        };
+        if set.rows().is_empty() {
+            return Ok((!self.shares_data).then(|| "it follows no primary".to_owned()));
+        }
+        for row in set.rows() {
+            let is = |at: usize, word: &[u8]| {
+                row[at]
+                    .as_deref()
+                    .is_some_and(|v| v.eq_ignore_ascii_case(word))
+            };
+            let error = |names: &[&str]| {
+                let number = row[set.column(names)?].as_deref()?;
+                let is_one = number != b"0" && number.iter().all(u8::is_ascii_digit);
+                is_one.then(|| format!(" (error {})", String::from_utf8_lossy(number)))
+            };
+            let fault = if !is(sql, b"Yes") {
+                ("its SQL thread has stopped", error(&SQL_ERROR))
+            } else if is(io, b"No") {
+                ("its I/O thread has stopped", error(&IO_ERROR))
+            } else if !is(io, b"Yes") {
+                ("its link to its primary is down", error(&IO_ERROR))
+            } else {
+                continue;
+            };
+            return Ok(Some(fault.0.to_owned() + &fault.1.unwrap_or_default()));
+        }
+        Ok(None)
     }
 
     fn refused(&mut self, refusal: &Refusal) -> Result<Option<Vec<u8>>, End> {
@@ -338,7 +400,13 @@ impl<'a> Talk<'a> {
             Stage::Login(_) => ("login: ", None),
             _ => ("", None),
         };
-        let heard = format!("{question}error {}{}", refusal.code, self.message(refusal));
+        let mut heard = format!("{question}error {}{}", refusal.code, self.message(refusal));
+        if told.is_some() && refusal.code == refusal::DENIED {
+            heard += "; grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)";
+            if self.asked.max_lag.is_none() {
+                heard += " or set replicating = false";
+            }
+        }
         let mut answer = Answer::new(refusal.result(), heard);
         answer.told.role = told;
         Err(answer.into())
@@ -452,9 +520,9 @@ impl super::Talk for Talk<'_> {
     }
 
     fn most(&self) -> usize {
-        match self.asked.max_lag {
-            Some(_) => MOST_OF_LAG,
-            None => super::MOST,
+        match self.asks_for_replication() {
+            true => MOST_OF_LAG,
+            false => super::MOST,
         }
     }
 

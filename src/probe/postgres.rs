@@ -22,13 +22,17 @@ use std::time::Duration;
 const ROLE: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 /// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it receives anything, how many
-/// bytes of what it has received it has still to replay, and how old the last transaction is that it has.
+/// bytes of what it has received it has still to replay, how old the last transaction is that it has, whether its replay is
+/// paused, and whether it restores an archive and has never tried to receive anything.
 const PLACE: &str = "SELECT \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
     EXISTS (SELECT 1 FROM pg_catalog.pg_stat_wal_receiver), \
     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
-    extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp())";
+    extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp()), \
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() END, \
+    pg_catalog.pg_last_wal_receive_lsn() IS NULL \
+    AND coalesce(pg_catalog.current_setting('restore_command', true), '') OPERATOR(pg_catalog.<>) ''";
 
 /// So much may a server say on its own, in notices and settings, beside its short answers.
 const MOST: usize = 64 << 10;
@@ -43,6 +47,8 @@ pub(super) struct User {
 pub(super) struct Talk {
     pub(super) wanted: Option<Role>,
     pub(super) user: Option<User>,
+    /// Whether a replica must receive and replay.
+    pub(super) replicating: bool,
     pub(super) limit: LagLimit,
     /// Whether nothing but TLS will do.
     pub(super) encrypted: bool,
@@ -85,6 +91,9 @@ struct Place {
     behind: Option<u64>,
     /// How old the last transaction is.
     age: Option<Duration>,
+    paused: bool,
+    /// It restores what its primary archives, and has no primary to receive from.
+    archive: bool,
 }
 
 impl Talk {
@@ -122,9 +131,10 @@ impl Talk {
         };
         let mut heard = role.word().to_owned();
         let mut result = match self.wanted {
-            Some(wanted) if wanted != role => CheckResult::WrongRole,
+            Some(wanted) if wanted != role => CheckResult::Standby,
             _ => CheckResult::Ok,
         };
+        let needs_place = self.replicating || self.limit != LagLimit::default();
         let place = found.place.unwrap_or_default();
         match (role, found.refused) {
             (Role::Primary, _) => {
@@ -135,16 +145,23 @@ impl Talk {
             }
             (Role::Replica, Some(error)) => {
                 heard += &format!(", and does not tell how far behind it is: {error}");
-                if result == CheckResult::Ok && self.limit != LagLimit::default() {
+                if result == CheckResult::Ok && needs_place {
                     result = CheckResult::Unexpected;
                 }
             }
             (Role::Replica, None) if self.asks_for_place() => {
                 told.lag = place.lag();
                 heard += &place.words();
-                if result == CheckResult::Ok && told.lag.passes(&self.limit) {
-                    result = CheckResult::Lagging;
-                }
+                let fault = place.fault();
+                told.fault = fault.map(str::to_owned);
+                result = match result {
+                    CheckResult::Ok if told.lag.passes(&self.limit) => CheckResult::Lagging,
+                    CheckResult::Ok if self.replicating && fault.is_some() => {
+                        CheckResult::NotReplicating
+                    }
+                    CheckResult::Standby if fault.is_some() => CheckResult::WrongRole,
+                    result => result,
+                };
             }
             (Role::Replica, None) => {}
         }
@@ -179,13 +196,31 @@ impl Place {
         }
     }
 
+    /// What keeps it from replicating. Whatever a replica that restores an archive has not found there yet, it cannot know.
+    fn fault(&self) -> Option<&'static str> {
+        match (self.receives || self.archive, self.paused) {
+            (false, _) => Some("its link to its primary is down"),
+            (true, true) => Some("its replay is paused"),
+            (true, false) => None,
+        }
+    }
+
     fn words(&self) -> String {
         let lag = self.lag();
         let time = lag.time.map(|time| format!("{:.1} s", time.as_secs_f64()));
-        match (self.receives, lag.bytes, time) {
-            (false, _, None) => ", receives nothing".to_owned(),
+        let paused = if self.paused {
+            ", its replay is paused"
+        } else {
+            ""
+        };
+        let from = match self.archive {
+            true => ", restores an archive",
+            false => ", receives nothing",
+        };
+        let words = match (self.receives, lag.bytes, time) {
+            (false, _, None) => from.to_owned(),
             (false, _, Some(age)) => {
-                format!(", receives nothing, its last transaction is {age} old")
+                format!("{from}, its last transaction is {age} old")
             }
             (true, bytes, time) => {
                 let bytes = bytes.map(|bytes| format!("{bytes} bytes"));
@@ -195,11 +230,12 @@ impl Place {
                     false => format!(", {} behind", parts.join(" and ")),
                 }
             }
-        }
+        };
+        words + paused
     }
 
     fn read(columns: &[Option<&str>]) -> Option<Self> {
-        let [timeline, receives, behind, age] = columns else {
+        let [timeline, receives, behind, age, paused, archive] = columns else {
             return None;
         };
         let timeline = timeline.map(|digits| u32::from_str_radix(digits, 16));
@@ -215,6 +251,8 @@ impl Place {
             receives: boolean(*receives)?,
             behind: behind.transpose().ok()?,
             age,
+            paused: paused.is_some() && boolean(*paused)?,
+            archive: boolean(*archive)?,
         })
     }
 }

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 pub(super) struct Talk {
     pub(super) wanted: Option<Role>,
+    /// Whether a replica must be connected to its primary and synced.
+    pub(super) replicating: bool,
     pub(super) user: Option<String>,
     pub(super) secret: Option<Secret>,
     pub(super) max_lag: Option<Duration>,
@@ -100,10 +102,14 @@ impl Talk {
             return Ok(answer.clone());
         }
         let (role, rest) = read(rest)?;
+        let mut fault = None;
         let (role, said) = match &role {
             Reply::List(items) => match items.first() {
                 Some(Reply::Text(Some(b"master"))) => (Some(Role::Primary), "master"),
-                Some(Reply::Text(Some(b"slave"))) => (Some(Role::Replica), "slave"),
+                Some(Reply::Text(Some(b"slave"))) => {
+                    fault = link_fault(items);
+                    (Some(Role::Replica), "slave")
+                }
                 Some(Reply::Text(Some(b"sentinel"))) => (None, "sentinel"),
                 _ => return Err(Stop::Wrong),
             },
@@ -112,9 +118,10 @@ impl Talk {
             Reply::Error(text) => return Ok(self.refused("ROLE", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
-        let heard = format!("ROLE: {said}");
+        let mut heard = format!("ROLE: {said}");
         let mut told = Told {
             role,
+            fault: fault.map(str::to_owned),
             ..Told::default()
         };
         let answer = match alive {
@@ -126,7 +133,18 @@ impl Talk {
                 {
                     told.epoch = info::epoch(text);
                 }
-                Answer::new(CheckResult::WrongRole, heard)
+                let is_well = alive.is_ok() && role.is_some() && fault.is_none();
+                let result = match is_well {
+                    true => CheckResult::Standby,
+                    false => CheckResult::WrongRole,
+                };
+                if let Err(refused) = alive {
+                    heard = format!("{}, {heard}", refused.heard);
+                }
+                if let Some(fault) = fault {
+                    heard = format!("{heard}, {fault}");
+                }
+                Answer::new(result, heard)
             }
             Ok(()) => {
                 let good = Answer::new(CheckResult::Ok, format!("PING: PONG, {heard}"));
@@ -153,6 +171,9 @@ impl Talk {
             match reply {
                 Reply::Text(Some(text)) if replica => {
                     answer.told.lag.time = info::lag(text);
+                    if answer.told.fault.is_none() {
+                        answer.told.fault = info::fault(text).map(str::to_owned);
+                    }
                     if answer.told.lag.passes(&limit) {
                         answer.result = CheckResult::Lagging;
                         answer.heard += &match answer.told.lag.time {
@@ -168,6 +189,13 @@ impl Talk {
                 Reply::Error(_) if limit == LagLimit::default() => {}
                 Reply::Error(text) => return Ok(self.without_info(answer, text)),
                 _ => return Err(Stop::Wrong),
+            }
+            if self.replicating
+                && answer.result == CheckResult::Ok
+                && let Some(fault) = &answer.told.fault
+            {
+                answer.result = CheckResult::NotReplicating;
+                answer.heard += &format!(", {fault}");
             }
         }
         let Some(wanted) = self.min_version else {
@@ -242,6 +270,15 @@ impl Talk {
     }
 }
 
+/// What the state of its link, the fourth part of what a replica answers to ROLE, says against it.
+fn link_fault(role: &[Reply<'_>]) -> Option<&'static str> {
+    match role.get(3)? {
+        Reply::Text(Some(b"connected")) => None,
+        Reply::Text(Some(b"sync")) => Some(info::SYNCING),
+        _ => Some(info::LINK_DOWN),
+    }
+}
+
 fn command(words: &mut Vec<u8>, parts: &[&[u8]]) {
     words.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
     for part in parts {
@@ -277,6 +314,7 @@ mod tests {
             wanted,
             user: Some("check".into()).filter(|_| password),
             secret,
+            replicating: wanted == Some(Role::Replica),
             max_lag: None,
             min_version: None,
         }
@@ -347,6 +385,7 @@ mod tests {
             ),
         ] {
             let talk = Talk {
+                replicating: false,
                 max_lag,
                 ..talk(wanted, false)
             };
@@ -400,6 +439,54 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_does_not_replicate() {
+        let replica = Some(Role::Replica);
+        let slave = |state: &str| SLAVE.replace("$9\r\nconnected", text(state).trim_end());
+        let up = text("master_link_status:up\r\nmaster_sync_in_progress:0\r\n");
+        let down = text("master_link_status:down\r\nmaster_sync_in_progress:0\r\n");
+        let syncing = text("master_link_status:down\r\nmaster_sync_in_progress:1\r\n");
+        let denied = "-NOPERM this user has no permissions\r\n".to_owned();
+        for (state, info, fault) in [
+            ("connected", &up, None),
+            ("connected", &denied, None),
+            ("connected", &down, Some(info::LINK_DOWN)),
+            ("connected", &syncing, Some(info::SYNCING)),
+            ("sync", &up, Some(info::SYNCING)),
+            ("sync", &denied, Some(info::SYNCING)),
+            ("connect", &denied, Some(info::LINK_DOWN)),
+            ("connecting", &down, Some(info::LINK_DOWN)),
+            ("handshake", &down, Some(info::LINK_DOWN)),
+            ("none", &denied, Some(info::LINK_DOWN)),
+        ] {
+            let bytes = format!("+PONG\r\n{}{info}", slave(state));
+            let found = answer(&talk(replica, false), &bytes);
+            let heard = fault.map_or(String::new(), |fault| format!(", {fault}"));
+            assert_eq!(found.heard, format!("PING: PONG, ROLE: slave{heard}"));
+            assert_eq!(found.told.fault.as_deref(), fault);
+            let expected = match fault {
+                None => CheckResult::Ok,
+                Some(_) => CheckResult::NotReplicating,
+            };
+            assert_eq!(found.result, expected, "{state} {info}");
+            let careless = Talk {
+                replicating: false,
+                ..talk(replica, false)
+            };
+            assert_eq!(answer(&careless, &bytes).result, CheckResult::Ok);
+            // It is as little of a standby.
+            let standby = answer(
+                &talk(Some(Role::Primary), false),
+                &format!("+PONG\r\n{}", slave(state)),
+            );
+            let expected = match state {
+                "connected" => CheckResult::Standby,
+                _ => CheckResult::WrongRole,
+            };
+            assert_eq!(standby.result, expected, "{state}");
+        }
+    }
+
+    #[test]
     fn what_is_said() {
         let mut words = Vec::new();
         talk(None, true).say(&mut words);
@@ -425,8 +512,8 @@ mod tests {
             (None, MASTER, CheckResult::Ok),
             (None, SLAVE, CheckResult::Ok),
             (primary, MASTER, CheckResult::Ok),
-            (primary, SLAVE, CheckResult::WrongRole),
-            (replica, MASTER, CheckResult::WrongRole),
+            (primary, SLAVE, CheckResult::Standby),
+            (replica, MASTER, CheckResult::Standby),
             (replica, SLAVE, CheckResult::Ok),
             (
                 primary,

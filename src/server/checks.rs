@@ -8,7 +8,7 @@ use super::{
 use crate::{
     backend::Backend,
     balance::Chance,
-    health::{Judge, Rule, Schedule, Verdict},
+    health::{Judge, Rule, Schedule},
     journal::Journal,
     plan::{Check, CheckKind, SendProxy, Tls, Upstream},
     pool::{Address, Checked, Pool, Wish},
@@ -278,7 +278,7 @@ impl One {
         if let Some(change) = change {
             let nobody_left = !anybody && change.from.is_up();
             // Where one has lost a role another has got it, and the other way round.
-            let moved = [change.from, change.to].contains(&Verdict::WrongRole);
+            let moved = change.from.is_other_role() != change.to.is_other_role();
             if nobody_left || moved && !change.first {
                 checks.hurry.notify_waiters();
             }

@@ -103,7 +103,7 @@ impl Leaving {
                 let how = self.on_lag;
                 self.leave(pool, backend, how, CloseReason::Lagging);
             }
-            Verdict::WrongRole => {
+            Verdict::WrongRole | Verdict::Standby => {
                 let how = self.on_role_lost;
                 self.leave(pool, backend, how, CloseReason::RoleLost);
             }

@@ -160,13 +160,14 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     let role = option::of(select(Role::ALL.to_vec()));
     let known = option::of((option::of("\\PC{0,9}"), password()));
     let version = option::of(any::<[u32; 3]>().prop_map(Version));
-    let redis = (role, known, option::of(long()), version).prop_map(
-        |(role, known, max_lag, min_version)| {
+    let redis = (role, known, any::<bool>(), option::of(long()), version).prop_map(
+        |(role, known, replicating, max_lag, min_version)| {
             let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
             CheckKind::Redis {
                 role,
                 user,
                 password,
+                replicating: replicating && role == Some(Role::Replica),
                 // A primary is behind nobody.
                 max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
                 min_version,
@@ -208,16 +209,18 @@ fn postgres() -> impl Strategy<Value = CheckKind> {
         database,
     });
     let role = option::of(select(Role::ALL.to_vec()));
-    let asks = (role, login).prop_flat_map(|(role, login)| {
+    let asks = (role, login, any::<bool>()).prop_flat_map(|(role, login, replicating)| {
         limit(role).prop_map(move |limit| CheckKind::Postgres {
             role,
             login: Some(login.clone()),
+            replicating: replicating && role == Some(Role::Replica),
             limit,
         })
     });
     let looks = CheckKind::Postgres {
         role: None,
         login: None,
+        replicating: false,
         limit: LagLimit::default(),
     };
     prop_oneof![1 => Just(looks), 4 => asks]
@@ -228,15 +231,19 @@ fn mysql() -> impl Strategy<Value = CheckKind> {
         option::of(select(Role::ALL.to_vec())),
         "\\PC{1,9}",
         option::of(password()),
+        any::<bool>(),
         option::of(long()),
     )
-        .prop_map(|(role, user, password, max_lag)| CheckKind::Mysql {
-            role,
-            user,
-            password,
-            // A primary is behind nobody.
-            max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
-        })
+        .prop_map(
+            |(role, user, password, replicating, max_lag)| CheckKind::Mysql {
+                role,
+                user,
+                password,
+                replicating: replicating && role == Some(Role::Replica),
+                // A primary is behind nobody.
+                max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
+            },
+        )
 }
 
 fn dns() -> impl Strategy<Value = CheckKind> {

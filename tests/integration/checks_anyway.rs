@@ -154,8 +154,10 @@ fn checks_that_take_out_too_many_are_not_believed() {
     setup.wait_state(2, "down");
     setup.wait_anyway(1.0);
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
-    let why = "its check says: unexpected; served anyway: 1 of 4 up";
-    assert_eq!(setup.why(2), why);
+    let said = "its check says: unexpected: ";
+    let why = setup.why(2);
+    assert!(why.starts_with(said), "{why}");
+    assert!(why.ends_with("; served anyway: 1 of 4 up"), "{why}");
     assert_eq!(setup.logged("too few are up"), 1);
     setup.sicken(3);
     setup.wait_state(3, "down");
@@ -192,5 +194,5 @@ fn checks_that_take_out_too_many_are_not_believed() {
         .wait_metric("sessions_closed_total", &closed, |n| n == told + 1.0);
     assert_eq!(request(&mut held).unwrap(), "n2");
     assert_eq!(setup.logged("enough are up"), 1);
-    assert_eq!(setup.why(0), "its check says: unexpected");
+    assert!(setup.why(0).starts_with(said), "{}", setup.why(0));
 }

@@ -74,7 +74,7 @@ fn passwords_are_used_and_not_shown() {
     let status = setup.status(&server);
     assert_eq!(status["last_check"]["result"], "auth");
     assert_eq!(status["last_check"]["transcript"], "AUTH: WRONGPASS");
-    assert_eq!(status["why"], "its check says: auth");
+    assert_eq!(status["why"], "its check says: auth: AUTH: WRONGPASS");
 
     setup.tembuku.assert_not_shown(&[SECRET, OTHER]);
 }
@@ -92,7 +92,7 @@ fn a_new_password_reaches_all_backends() {
     let setup = setup(&all, "", &check);
     for server in &servers {
         wait_until("the reason is told", secs(10), || {
-            setup.status(server)["why"] == "its check says: auth"
+            setup.status(server)["why"] == "its check says: auth: AUTH: WRONGPASS"
         });
     }
     dir.write("password", "first-one");
@@ -172,7 +172,8 @@ fn what_fails_from_the_start_is_told() {
         let events = setup.tembuku.get("/api/v1/events").body;
         events.contains("\"auth\"")
     });
-    assert_eq!(setup.status(&server)["why"], "its check says: auth");
+    let said = "its check says: auth: PING: \"NOAUTH Authentication required.\"";
+    assert_eq!(setup.status(&server)["why"], said);
 }
 
 /// Without a password, with a wrong one, and where the account may not ask.

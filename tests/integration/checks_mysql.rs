@@ -170,9 +170,9 @@ fn when_read_only_moves_no_session_stays_behind() {
     let check = "kind = \"mysql\"\nuser = \"check\"\nrole = \"primary\"\ntimeout = \"400ms\"";
     let setup = setup(&[&old_at, &new_at], "", check);
     setup.wait_state(&old_at, "up");
-    setup.wait_state(&new_at, "wrong_role");
+    setup.wait_state(&new_at, "standby");
     assert_eq!(setup.wait_result(&old_at, "ok"), "read_only is off");
-    assert_eq!(setup.wait_result(&new_at, "wrong_role"), "read_only is on");
+    assert_eq!(setup.wait_result(&new_at, "standby"), "read_only is on");
 
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<JoinHandle<Seen>> = (0..4)

@@ -53,7 +53,7 @@ fn the_primary_is_another_after_a_promotion() {
         let check = format!("role = \"primary\"\n{MONITOR}\ntimeout = \"400ms\"");
         let setup = setup(&[old.addr, new.addr], "", &check);
         assert_eq!(setup.wait(old.addr, "up", "ok"), "primary, timeline 1");
-        let saw = setup.wait(new.addr, "wrong_role", "wrong_role");
+        let saw = setup.wait(new.addr, "standby", "standby");
         assert!(saw.starts_with("replica, "), "{saw}");
 
         let dir = TempDir::new();
@@ -86,7 +86,7 @@ fn the_primary_is_another_after_a_promotion() {
 
         // The old one is one that follows, and gets none of what is written now.
         old.follow(&new);
-        setup.wait(old.addr, "wrong_role", "wrong_role");
+        setup.wait(old.addr, "standby", "standby");
         let taken = setup.status(old.addr)["connections_total"].clone();
         let before = rows(&new);
         let mut pgbench = postgres_client("pgbench", setup.front);
@@ -122,7 +122,7 @@ fn an_old_primary_that_lives_on_is_left() {
     let check = format!("role = \"primary\"\n{MONITOR}\ntimeout = \"400ms\"");
     let setup = setup(&[old.addr, new.addr], "", &check);
     setup.wait(old.addr, "up", "ok");
-    setup.wait(new.addr, "wrong_role", "wrong_role");
+    setup.wait(new.addr, "standby", "standby");
     let dir = TempDir::new();
     let mut pgbench = load(setup.front, &dir);
     wait_until("there is load", secs(20), || rows(&old) > 200);
@@ -180,7 +180,7 @@ fn a_replica_that_does_not_replay_is_lagging() {
     ] {
         let check = format!("role = \"replica\"\n{MONITOR}\nfall = 2\n{limit}");
         let setup = setup(&[primary.addr, replica.addr], "", &check);
-        setup.wait(primary.addr, "wrong_role", "wrong_role");
+        setup.wait(primary.addr, "standby", "standby");
         setup.wait(replica.addr, "up", "ok");
 
         replica.sql("select pg_wal_replay_pause()");
@@ -224,8 +224,12 @@ fn a_replica_that_receives_nothing_is_not_in_step() {
             &format!("role = \"replica\"\n{MONITOR}\n{keys}"),
         )
     };
-    let [bytes, time, none]: [Setup; 3] =
-        ["max_lag_bytes = \"1g\"", "max_lag = \"1s\"", ""].map(start);
+    let [bytes, time, none]: [Setup; 3] = [
+        "max_lag_bytes = \"1g\"",
+        "max_lag = \"1s\"",
+        "replicating = false",
+    ]
+    .map(start);
     for setup in [&bytes, &time, &none] {
         setup.wait(replica.addr, "up", "ok");
     }

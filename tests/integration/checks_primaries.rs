@@ -78,7 +78,7 @@ fn an_old_primary_that_comes_back_alone_gets_no_session() {
         "role = \"primary\"\ntimeout = \"400ms\"",
     );
     setup.wait_state(&old, "up");
-    setup.wait_state(&new, "wrong_role");
+    setup.wait_state(&new, "standby");
     old.proc.kill();
     setup.wait_state(&old, "down");
     assert_eq!(call(new.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
@@ -119,7 +119,7 @@ fn an_old_primary_that_comes_back_alone_gets_no_session() {
     assert_eq!(log.lines().filter(loud).count(), 1, "{log}");
 
     replicate(&back, &new);
-    setup.wait_state(&back, "wrong_role");
+    setup.wait_state(&back, "standby");
     primaries(&setup, 1.0);
     assert_eq!(setup.status(&back)["why"], "its role is replica");
     assert_eq!(answers(&setup, 20), ["new"]);
@@ -173,7 +173,7 @@ fn a_primary_that_nobody_hears_of_takes_nothing_new() {
         "role = \"primary\"\ntimeout = \"500ms\"\nfall = 1000\nstale_after = \"3s\"",
     );
     setup.wait_state(&old, "up");
-    setup.wait_state(&new, "wrong_role");
+    setup.wait_state(&new, "standby");
     let mut held = net::connect(setup.front).unwrap();
     assert_eq!(ping(&mut held).unwrap(), "+PONG");
     wait_checks(&setup, &old, 6.0);

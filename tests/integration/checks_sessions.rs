@@ -436,7 +436,8 @@ fn what_comes_back_starts_slowly() {
     assert_eq!(why(&setup), "", "not at the start");
     setup.nodes[0].sicken();
     setup.wait_state(0, "down");
-    assert_eq!(why(&setup), "its check says: refused");
+    let said = "its check says: refused: connecting: Connection refused";
+    assert_eq!(why(&setup), said);
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
     assert!(why(&setup).starts_with("slow start: "), "{}", why(&setup));

@@ -26,6 +26,7 @@ impl Scene {
             role: Some(Role::Primary),
             user: None,
             password: None,
+            replicating: false,
             max_lag: None,
             min_version: None,
         };
@@ -316,6 +317,7 @@ fn supposed_primaries_are_not_all_used_at_once() {
         role: Some(Role::Primary),
         user: None,
         password: None,
+        replicating: false,
         max_lag: None,
         min_version: None,
     };
@@ -366,8 +368,10 @@ proptest! {
                 Step::Hear(n, result, epoch) => {
                     scene.hears(n, result, epoch.filter(|_| proofs));
                     match result {
-                        Primary | CheckResult::Lagging => last[n - 1] = Some((scene.now, true)),
-                        Replica => last[n - 1] = Some((scene.now, false)),
+                        Primary | CheckResult::Lagging | CheckResult::NotReplicating => {
+                            last[n - 1] = Some((scene.now, true));
+                        }
+                        Replica | CheckResult::Standby => last[n - 1] = Some((scene.now, false)),
                         _ => {}
                     }
                 }

@@ -15,6 +15,8 @@ pub(super) struct Refusal {
 
 /// A word of the query that it does not know.
 pub(super) const SYNTAX: u16 = 1064;
+/// A privilege is missing.
+pub(super) const DENIED: u16 = 1227;
 
 impl Refusal {
     /// `None`: this packet is none.

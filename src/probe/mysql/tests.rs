@@ -26,6 +26,7 @@ fn secret() -> Secret {
 fn asked(role: Option<Role>) -> Asked {
     Asked {
         role,
+        replicating: false,
         max_lag: None,
         user: "check".into(),
         secret: Some(secret()),
@@ -143,7 +144,7 @@ fn roles() {
             let answer = answer(Side::logged_in(&asked, "8.0.36").variables(variables));
             let expected = match wanted.is_none() || wanted == role {
                 true => CheckResult::Ok,
-                false => CheckResult::WrongRole,
+                false => CheckResult::Standby,
             };
             assert_eq!(
                 (answer.result, answer.told.role),
@@ -219,7 +220,8 @@ fn lag() {
     assert_eq!(refused.result, CheckResult::Auth);
     assert_eq!(
         refused.heard,
-        "replication: error 1227: \"you need REPLICATION CLIENT\""
+        "replication: error 1227: \"you need REPLICATION CLIENT\"; \
+         grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)"
     );
     assert_eq!(refused.told.role, Some(Role::Replica));
     // Who is behind nobody is not asked.
@@ -230,7 +232,91 @@ fn lag() {
         ..asked
     };
     let replica = answer(Side::logged_in(&wrong, "8.4.0").variables(&on));
-    assert_eq!(replica.result, CheckResult::WrongRole);
+    assert_eq!(replica.result, CheckResult::Standby);
+}
+
+#[test]
+fn replicas_that_do_not_replicate() {
+    let asked = Asked {
+        replicating: true,
+        ..asked(Some(Role::Replica))
+    };
+    let mariadb = [
+        "Slave_IO_Running",
+        "Slave_SQL_Running",
+        "Last_IO_Errno",
+        "Last_SQL_Errno",
+        "Seconds_Behind_Master",
+    ];
+    let mysql = [
+        "Replica_IO_Running",
+        "Replica_SQL_Running",
+        "Last_IO_Errno",
+        "Last_SQL_Errno",
+        "Seconds_Behind_Source",
+    ];
+    let on = ("read_only", "ON");
+    let row = |values: [&'static str; 5]| values.map(|v| Some(v).filter(|v| *v != "NULL"));
+    let runs = row(["Yes", "Yes", "0", "0", "3"]);
+    let cut_off = row(["Connecting", "Yes", "2003", "0", "NULL"]);
+    let stopped = row(["No", "No", "0", "0", "NULL"]);
+    let broken = row(["Yes", "No", "0", "1062", "NULL"]);
+    let alone = row(["No", "Yes", "1236", "0", "NULL"]);
+    type Rows<'a> = &'a [&'a [Option<&'a str>]];
+    type Case<'a> = (Rows<'a>, &'a [(&'a str, &'a str)], Option<&'a str>);
+    let cases: [Case<'_>; 8] = [
+        (&[&runs], &[on], None),
+        (
+            &[&cut_off],
+            &[on],
+            Some("its link to its primary is down (error 2003)"),
+        ),
+        (&[&stopped], &[on], Some("its SQL thread has stopped")),
+        (
+            &[&broken],
+            &[on],
+            Some("its SQL thread has stopped (error 1062)"),
+        ),
+        (
+            &[&runs, &alone],
+            &[on],
+            Some("its I/O thread has stopped (error 1236)"),
+        ),
+        (&[], &[on], Some("it follows no primary")),
+        (
+            &[],
+            &[on, ("wsrep_on", "OFF")],
+            Some("it follows no primary"),
+        ),
+        (
+            &[],
+            &[("read_only", "OFF"), ("innodb_read_only", "ON")],
+            None,
+        ),
+    ];
+    for (names, version) in [(mariadb, "5.5.5-10.11.19-MariaDB"), (mysql, "8.4.0")] {
+        for (rows, variables, fault) in &cases {
+            let mut side = Side::logged_in(&asked, version);
+            assert!(matches!(side.variables(variables), Turn::Say { .. }));
+            let answer = answer(side.result(&result_set(&names, rows)));
+            let expected = match fault {
+                None => CheckResult::Ok,
+                Some(_) => CheckResult::NotReplicating,
+            };
+            assert_eq!(answer.result, expected, "{rows:?}: {}", answer.heard);
+            assert_eq!(answer.told.fault.as_deref(), *fault);
+            assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+        }
+    }
+    let mut side = Side::logged_in(&asked, "8.4.0");
+    side.variables(&[on]);
+    let refused = side.answers(1, b"\xff\xcb\x04#42000Access denied");
+    assert_eq!(refused.result, CheckResult::Auth);
+    assert_eq!(
+        refused.heard,
+        "replication: error 1227: \"Access denied\"; \
+         grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR) or set replicating = false"
+    );
 }
 
 #[test]

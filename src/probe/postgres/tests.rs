@@ -60,6 +60,7 @@ fn talk(wanted: Option<Role>) -> Talk {
             database: "postgres".into(),
             secret: None,
         }),
+        replicating: false,
         limit: LagLimit::default(),
         encrypted: false,
         local: false,
@@ -105,7 +106,10 @@ fn answer(talk: &Talk, pieces: &[Vec<u8>]) -> Answer {
     }
 }
 
-const PRIMARY: [&[Option<&str>]; 2] = [&[Some("f")], &[Some("0000000A"), Some("f"), None, None]];
+const PRIMARY: [&[Option<&str>]; 2] = [
+    &[Some("f")],
+    &[Some("0000000A"), Some("f"), None, None, None, Some("f")],
+];
 
 #[test]
 fn a_login_in_all_its_length() {
@@ -162,7 +166,10 @@ fn roles_and_lag() {
     let (any, primary, replica) = (None, Some(Role::Primary), Some(Role::Replica));
     let seconds = |n| (Some(Duration::from_secs(n)), None);
     let bytes = |n| (None, Some(n));
-    let place = |receives, behind, age| [None, Some(receives), behind, age];
+    let place = |receives, behind, age| {
+        let (paused, archive) = (Some("f"), Some("f"));
+        [None, Some(receives), behind, age, paused, archive]
+    };
     let in_step = place("t", Some("-8"), Some("3600.5"));
     let behind = place("t", Some("4096"), Some("12.25"));
     let alone = place("f", Some("0"), Some("12.25"));
@@ -172,7 +179,7 @@ fn roles_and_lag() {
             primary,
             (None, None),
             in_step,
-            CheckResult::WrongRole,
+            CheckResult::Standby,
             "replica, 0 bytes and 0.0 s behind",
         ),
         (
@@ -278,15 +285,102 @@ fn roles_and_lag() {
     assert_eq!(answer(&talk, &pieces).result, CheckResult::Ok);
 }
 
+#[test]
+fn a_replica_that_does_not_replicate() {
+    let place = |receives, age, paused, archive| {
+        let behind = Some("0").filter(|_| receives == "t");
+        [
+            None,
+            Some(receives),
+            behind,
+            age,
+            Some(paused),
+            Some(archive),
+        ]
+    };
+    let down = "its link to its primary is down";
+    let paused = "its replay is paused";
+    let age = Some("12.25");
+    for (place, fault, heard) in [
+        (
+            place("t", age, "f", "f"),
+            None,
+            "replica, 0 bytes and 0.0 s behind",
+        ),
+        (
+            place("f", None, "f", "f"),
+            Some(down),
+            "replica, receives nothing",
+        ),
+        (
+            place("f", age, "f", "f"),
+            Some(down),
+            "replica, receives nothing, its last transaction is 12.2 s old",
+        ),
+        (
+            place("t", age, "t", "f"),
+            Some(paused),
+            "replica, 0 bytes and 0.0 s behind, its replay is paused",
+        ),
+        // It has no primary to receive from.
+        (
+            place("f", age, "f", "t"),
+            None,
+            "replica, restores an archive, its last transaction is 12.2 s old",
+        ),
+        (
+            place("f", None, "t", "t"),
+            Some(paused),
+            "replica, restores an archive, its replay is paused",
+        ),
+    ] {
+        let pieces = [
+            WELCOME.to_vec(),
+            READY.to_vec(),
+            rows(&[Some("t")]),
+            rows(&place),
+        ];
+        for (wanted, replicating, good, bad) in [
+            (
+                Role::Replica,
+                true,
+                CheckResult::Ok,
+                CheckResult::NotReplicating,
+            ),
+            (Role::Replica, false, CheckResult::Ok, CheckResult::Ok),
+            (
+                Role::Primary,
+                false,
+                CheckResult::Standby,
+                CheckResult::WrongRole,
+            ),
+        ] {
+            let talk = Talk {
+                replicating,
+                ..talk(Some(wanted))
+            };
+            let answer = answer(&talk, &pieces);
+            let expected = if fault.is_some() { bad } else { good };
+            assert_eq!((answer.result, answer.heard.as_str()), (expected, heard));
+            assert_eq!(answer.told.fault.as_deref(), fault);
+        }
+    }
+}
+
 /// Relatives of PostgreSQL do not know all that it does.
 #[test]
 fn the_role_does_not_hang_on_the_rest() {
     let refusal = [error("42883", "function does not exist"), READY.to_vec()].concat();
     let heard =
         "replica, and does not tell how far behind it is: FATAL 42883: function does not exist";
-    for (limit, result) in [(None, CheckResult::Ok), (Some(1), CheckResult::Unexpected)] {
+    for (limit, replicating, result) in [
+        (None, false, CheckResult::Ok),
+        (None, true, CheckResult::Unexpected),
+        (Some(1), false, CheckResult::Unexpected),
+    ] {
         let mut talk = talk(Some(Role::Replica));
         talk.limit.bytes = limit;
+        talk.replicating = replicating;
         let pieces = [
             WELCOME.to_vec(),
             READY.to_vec(),

@@ -3,6 +3,9 @@
 use crate::{health::Epoch, plan::Version};
 use std::time::Duration;
 
+pub(super) const LINK_DOWN: &str = "its link to its primary is down";
+pub(super) const SYNCING: &str = "its sync with its primary has not finished";
+
 /// The name of a data set has 40; nothing much longer is one.
 const LONGEST_ID: usize = 64;
 
@@ -28,6 +31,16 @@ pub(super) fn epoch(replication: &[u8]) -> Option<Epoch> {
         id: id("master_replid")?,
         before: id("master_replid2"),
     })
+}
+
+/// What keeps a replica from replicating, as far as INFO tells.
+pub(super) fn fault(replication: &[u8]) -> Option<&'static str> {
+    let is_syncing = field(replication, "master_sync_in_progress") == Some("1");
+    match field(replication, "master_link_status") {
+        _ if is_syncing => Some(SYNCING),
+        Some("up") | None => None,
+        Some(_) => Some(LINK_DOWN),
+    }
 }
 
 /// How long ago a replica has last heard from its primary; `None` while it is cut off: what it says then counts from when it
