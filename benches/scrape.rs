@@ -6,7 +6,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::{Duration, Instant};
-use tembuku::{admin, config, server::Server};
+use tembuku::{
+    admin, config,
+    server::{Prepared, Server},
+};
 use tokio_util::sync::CancellationToken;
 
 fn configuration(backends: usize) -> String {
@@ -30,10 +33,11 @@ fn scrape(c: &mut Criterion) {
             Ok(plan) => plan,
             Err(problems) => panic!("{problems}"),
         };
-        let server = match runtime.block_on(Server::start(plan)) {
-            Ok(server) => server,
-            Err(errors) => panic!("{errors}"),
-        };
+        let server =
+            match runtime.block_on(async { Server::start(Prepared::new(plan).await?).await }) {
+                Ok(server) => server,
+                Err(errors) => panic!("{errors}"),
+            };
         for backend in server.state.pools[0].snapshot(Instant::now()) {
             backend.metrics.connect_duration.record(0.001);
         }

@@ -3,9 +3,9 @@
 //! The text is parsed into a tree that knows where each value stands, and the tree is walked by hand: a
 //! derived deserializer stops at the first mistake.
 
-use std::{io::Read as _, path::Path};
+use std::path::Path;
 
-use crate::plan::Plan;
+use crate::{blocking, files, plan::Plan};
 
 mod access;
 mod address;
@@ -111,9 +111,6 @@ pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(MOST_BYTES + 1)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let path = path.to_owned();
+    blocking::call_and_wait(blocking::LIMIT, move || files::read(&path, MOST_BYTES + 1))?
 }

@@ -3,9 +3,11 @@
 //! Whoever has a line hands it over and goes on: a reader that has stalled or a disk that is full costs
 //! lines, which are counted, and never a session.
 
+use crate::files;
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Write},
+    os::fd::AsFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -27,6 +29,8 @@ const BURST: u32 = 32;
 /// How long the end waits for a writer that makes no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
+/// How often a writer whose reader has stalled looks whether the file is to be reopened.
+const STALL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -45,6 +49,9 @@ pub struct Lines {
 #[derive(Debug, Default)]
 struct Shared {
     dropped: AtomicU64,
+    /// Put into the queue; and of those, written or lost.
+    accepted: AtomicU64,
+    finished: AtomicU64,
     reopen: AtomicBool,
 }
 
@@ -82,12 +89,20 @@ impl Lines {
     pub fn write(&self, line: Vec<u8>) {
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.shared.dropped.fetch_add(1, Relaxed);
+        } else {
+            self.shared.accepted.fetch_add(1, Relaxed);
         }
     }
 
     /// Lines that were not written.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Relaxed)
+    }
+
+    /// Lines that the writer has still to write.
+    pub fn pending(&self) -> u64 {
+        let finished = self.shared.finished.load(Relaxed);
+        self.shared.accepted.load(Relaxed).saturating_sub(finished)
     }
 
     /// The file has been moved away: write to a new one of the same name.
@@ -116,7 +131,8 @@ impl Lines {
 
 struct Writer {
     destination: Destination,
-    to: Box<dyn Write + Send>,
+    /// Unbuffered.
+    to: File,
     shared: Arc<Shared>,
     batch: Vec<u8>,
     /// In the batch.
@@ -156,7 +172,10 @@ impl Writer {
                         self.mid_line = false;
                     }
                     // The old file is better than none.
-                    Err(error) => tracing::error!(%error, "cannot reopen, keeping the old file"),
+                    Err(error) => {
+                        let to = self.destination.name();
+                        tracing::error!(%error, to, "cannot reopen, keeping the old file");
+                    }
                 }
             }
             match message {
@@ -185,6 +204,25 @@ impl Writer {
         }
     }
 
+    /// Waits until the file takes more. False where the batch is to be given up: once the file is to
+    /// be reopened, a reader that has stalled gets only a moment more.
+    fn wait(&self) -> bool {
+        let mut asked = None;
+        loop {
+            match files::wait_writable(&self.to, STALL) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(_) => return false,
+            }
+            if self.shared.reopen.load(Relaxed) {
+                let asked: &Instant = asked.get_or_insert_with(Instant::now);
+                if asked.elapsed() >= PATIENCE {
+                    return false;
+                }
+            }
+        }
+    }
+
     /// Whether there was anything to write.
     fn write_batch(&mut self) -> bool {
         if self.batch.is_empty() {
@@ -199,13 +237,14 @@ impl Writer {
                 Ok(0) => break,
                 Ok(n) => at += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.wait() => {}
                 Err(_) => break,
             }
         }
         if at > 0 {
             self.mid_line = self.batch[at - 1] != b'\n';
         }
-        let whole = at == self.batch.len() && self.to.flush().is_ok();
+        let whole = at == self.batch.len();
         if !whole {
             let written = self.batch[..at].iter().filter(|b| **b == b'\n').count() as u64;
             let lost = self.lines.saturating_sub(written).max(1);
@@ -213,30 +252,43 @@ impl Writer {
         }
         // Once, not for every batch; and not into itself.
         if !whole && !self.failing && !matches!(self.destination, Destination::Stderr) {
-            tracing::error!(to = ?self.destination, "cannot write, lines are lost and counted");
+            let to = self.destination.name();
+            tracing::error!(to, "cannot write, lines are lost and counted");
         }
         self.failing = !whole;
+        self.shared.finished.fetch_add(self.lines, Relaxed);
         self.batch.clear();
         self.lines = 0;
         true
     }
 }
 
-fn open(destination: &Destination) -> io::Result<Box<dyn Write + Send>> {
-    Ok(match destination {
-        Destination::Stdout => Box::new(io::stdout()),
-        Destination::Stderr => Box::new(io::stderr()),
-        Destination::File(path) => Box::new(append(path)?),
-    })
+impl Destination {
+    fn name(&self) -> String {
+        match self {
+            Self::Stdout => "stdout".to_owned(),
+            Self::Stderr => "stderr".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
 }
 
-fn append(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+/// The standard streams without their buffers and locks: another thread that writes to one must
+/// not wait for a writer that is stuck.
+fn open(destination: &Destination) -> io::Result<File> {
+    let stream = match destination {
+        Destination::Stdout => io::stdout().as_fd().try_clone_to_owned(),
+        Destination::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+        Destination::File(path) => return files::append(path),
+    };
+    stream.map(File::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{FileType, Mode, OFlags, mknodat};
+    use std::io::Read as _;
 
     #[test]
     fn lines_arrive_in_order_and_a_reopened_file_is_a_new_one() {
@@ -255,6 +307,38 @@ mod tests {
         assert_eq!(old, expected);
         assert_eq!(std::fs::read_to_string(&path).expect("read"), "new\n");
         assert_eq!(lines.dropped(), 0);
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn a_reader_of_a_fifo_that_has_stalled_is_left_behind_when_reopened() {
+        let name = format!("tembuku-lines-fifo-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("log");
+        let mode = Mode::from_raw_mode(0o600);
+        mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).expect("a FIFO");
+        let open = || Lines::open(Destination::File(path.clone()));
+        assert!(open().is_err(), "it has no reader");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let reader = rustix::fs::open(&path, flags, Mode::empty()).expect("a reader");
+        let mut reader = File::from(reader);
+        let lines = open().expect("opened");
+        let line = [vec![b'x'; 1023], vec![b'\n']].concat();
+        (0..200).for_each(|_| lines.write(line.clone()));
+        lines.flush();
+        assert!(lines.pending() > 0, "a pipe has no room for 200 KiB");
+        std::fs::rename(&path, folder.join("old")).expect("moved");
+        lines.reopen();
+        while lines.pending() > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        let mut read = Vec::new();
+        let _ = reader.read_to_end(&mut read);
+        read.extend(std::fs::read(&path).expect("a new file"));
+        let written = read.iter().filter(|b| **b == b'\n').count() as u64;
+        assert_eq!(written + lines.dropped(), 200);
+        assert!(lines.dropped() > 0);
         std::fs::remove_dir_all(folder).expect("removed");
     }
 

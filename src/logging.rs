@@ -11,6 +11,17 @@ use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 pub struct Log(Option<Lines>);
 
 impl Log {
+    /// Writes text that is no event, after the events before it. A reader that has stalled is not
+    /// waited for.
+    pub fn write(&self, text: &str) {
+        match &self.0 {
+            Some(lines) => lines.write(text.as_bytes().to_vec()),
+            None => {
+                let _ = io::Write::write_all(&mut io::stderr().lock(), text.as_bytes());
+            }
+        }
+    }
+
     pub fn flush(&self) {
         if let Some(lines) = &self.0 {
             lines.flush();

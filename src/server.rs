@@ -4,22 +4,22 @@ mod bind;
 mod checks;
 mod leaving;
 mod news;
+mod prepare;
 mod resolve;
 mod supervise;
 mod wish;
 mod worker;
 
+pub use prepare::Prepared;
 pub use wish::{Unknown, Wished};
 
 use crate::{
-    access_log::{self, AccessLog},
+    blocking,
     health::Pace,
-    lines::Destination,
     metrics::Exporter,
     net::SocketFile,
     plan::{self, Place, Plan},
     pool::Pool,
-    probe::Means,
     reason::CloseReason,
     service::{Notices, Process, Service},
     sessions::Sessions,
@@ -30,7 +30,6 @@ use checks::Checks;
 use leaving::Leaving;
 use std::{
     collections::BTreeMap,
-    io::IsTerminal,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
@@ -114,8 +113,14 @@ impl State {
 }
 
 impl Server {
-    /// Resolves, binds, and starts to serve; or does nothing at all and says why.
-    pub async fn start(plan: Plan) -> Result<Self, StartErrors> {
+    /// Binds, and starts to serve; or does nothing at all and says why.
+    pub async fn start(prepared: Prepared) -> Result<Self, StartErrors> {
+        let Prepared {
+            plan,
+            means,
+            addresses,
+            access_log,
+        } = prepared;
         let workers = match plan.process.workers {
             0 => sys::limits::cpus(),
             n => n,
@@ -123,21 +128,14 @@ impl Server {
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers * 2).map_err(|e| one(format!("metrics: {e}")))?;
-        let means = means(&plan)?;
-        let addresses = resolve::all(&plan.upstreams).await.map_err(StartErrors)?;
-        let bound = bind::all(&plan.listeners, workers).map_err(StartErrors)?;
+        let bound = bind::all(&plan.listeners, workers)
+            .await
+            .map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
         let udp_listeners = count_udp(&plan);
-        if udp_listeners > udp::MOST_LISTENERS {
-            let most = udp::MOST_LISTENERS;
-            return Err(one(format!(
-                "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses and ports"
-            )));
-        }
         // A thread for datagrams beside each for connections, if there is anybody to send any.
         let udp_workers = if udp_listeners > 0 { workers } else { 0 };
         let metrics = Arc::new(exporter.process());
-        let access_log = open_access_log(&plan.log)?;
         let process = Arc::new(Process {
             metrics,
             sessions: Arc::new(Sessions::new(
@@ -306,7 +304,8 @@ impl Server {
         self.stop.cancel();
         self.datagrams.iter().for_each(udp::Worker::drain);
         // Now, and not after the drain: by then the path may be that of the next process.
-        drop(self.socket_files);
+        let files = self.socket_files;
+        let _ = blocking::call(CUT, move || drop(files)).await;
         self.tasks.close();
         let timeout = state.plan.process.drain_timeout;
         tracing::info!(sessions = sessions.count(), drain_timeout = ?timeout, "draining");
@@ -330,10 +329,24 @@ impl Server {
             worker.join();
         }
         state.log_rest();
-        if let Some(log) = &state.process.access_log {
-            log.lines().flush();
-        }
+        flush_access_log(state).await;
         cut
+    }
+}
+
+/// A reader that has stalled is not waited for.
+async fn flush_access_log(state: &State) {
+    let Some(log) = &state.process.access_log else {
+        return;
+    };
+    let lines = log.lines().clone();
+    let _ = blocking::call(CUT * 2, move || lines.flush()).await;
+    let lost = log.lines().pending();
+    if lost > 0 {
+        tracing::warn!(
+            lost,
+            "the access log takes no more, its last lines are lost"
+        );
     }
 }
 
@@ -358,18 +371,6 @@ impl std::fmt::Display for StartErrors {
             writeln!(f, "error: {error}")?;
         }
         Ok(())
-    }
-}
-
-/// The passwords and certificates that the checks of each upstream need, or everything that is wrong with them.
-fn means(plan: &Plan) -> Result<Vec<Means>, StartErrors> {
-    let found = plan.upstreams.iter().map(checks::means);
-    let (good, bad): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
-    let errors: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
-    if errors.is_empty() {
-        Ok(good.into_iter().flatten().collect())
-    } else {
-        Err(StartErrors(errors))
     }
 }
 
@@ -481,28 +482,4 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
         flows,
         sockets,
     }
-}
-
-fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartErrors> {
-    let (destination, terminal) = match &log.access {
-        plan::AccessLog::Off => return Ok(None),
-        plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
-        plan::AccessLog::File(path) => (Destination::File(path.clone()), false),
-    };
-    let format = match log.format {
-        plan::LogFormat::Text => access_log::Format::Text,
-        plan::LogFormat::Auto if terminal => access_log::Format::Text,
-        plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
-    };
-    AccessLog::open(destination.clone(), format)
-        .map(Some)
-        .map_err(|e| match destination {
-            Destination::File(path) => one(format!(
-                "cannot open the access log {}: {e}",
-                path.display()
-            )),
-            Destination::Stdout | Destination::Stderr => {
-                one(format!("cannot write the access log: {e}"))
-            }
-        })
 }

@@ -24,7 +24,9 @@ const LEVELS: &[&[&str]] = &[
         "metrics",
         "proxy_protocol",
     ],
-    &["plan", "reason", "sys", "throttle", "wheel"],
+    &[
+        "blocking", "files", "plan", "reason", "sys", "throttle", "wheel",
+    ],
 ];
 
 /// Rooms that decide and do not act: no event loop, no sockets, no clock of their own.

@@ -1,6 +1,9 @@
 //! The admin socket: whoever may connect to it may do everything, so that is its owner alone.
 
-use crate::net::{SocketFile, listen_unix};
+use crate::{
+    blocking,
+    net::{SocketFile, listen_unix},
+};
 use rustix::fs::Mode;
 use std::{io, path::Path};
 use tokio::net::UnixListener;
@@ -8,7 +11,7 @@ use tokio::net::UnixListener;
 const BACKLOG: i32 = 128;
 
 /// The file is to be kept for as long as somebody answers.
-pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
+pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
     let describe = |e: io::Error| {
         let hint = match e.kind() {
             io::ErrorKind::AddrInUse => "; another process is listening there",
@@ -22,8 +25,11 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
         };
         format!("cannot listen on {}: {e}{hint}", path.display())
     };
-    let (listener, file) =
-        listen_unix(path, BACKLOG, Some(Mode::RUSR | Mode::WUSR)).map_err(describe)?;
+    let owned = path.to_owned();
+    let mode = Some(Mode::RUSR | Mode::WUSR);
+    let bind = move || listen_unix(&owned, BACKLOG, mode);
+    let bound = blocking::call(blocking::LIMIT, bind).await.flatten();
+    let (listener, file) = bound.map_err(describe)?;
     let listener = UnixListener::from_std(listener).map_err(describe)?;
     Ok((listener, file))
 }

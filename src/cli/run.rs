@@ -3,10 +3,10 @@
 use super::complain;
 use crate::{
     admin::{self, Door},
-    logging,
+    blocking, logging,
     net::SocketFile,
     plan::{self, Plan},
-    server::Server,
+    server::{Prepared, Server, StartErrors},
 };
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -31,8 +31,7 @@ pub(super) fn run(plan: Plan) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // After what the log has to say about it.
-            log.flush();
-            complain(&why);
+            log.write(&why);
             ExitCode::FAILURE
         }
     };
@@ -45,12 +44,9 @@ async fn serve(plan: Plan) -> Result<(), String> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals =
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
-    let (doors, _file) = admin_doors(plan.admin.as_ref())
-        .await
-        .map_err(|why| format!("error: admin: {why}\n"))?;
-    let server = tokio::select! {
-        server = Server::start(plan) => server.map_err(|errors| errors.to_string())?,
-        // A resolver that does not answer can make the start long.
+    let (server, doors, file) = tokio::select! {
+        started = start(plan) => started?,
+        // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
     };
     for (door, address) in doors {
@@ -80,14 +76,27 @@ async fn serve(plan: Plan) -> Result<(), String> {
     } else {
         tracing::info!(cut, "stopped; every session had ended");
     }
+    let _ = blocking::call(PATIENCE, move || drop(file)).await;
     Ok(())
 }
 
-/// Every way to the admin side with its address, and the file of the socket, which stays until the end: an operator may
+/// What may fail or take long comes first: no client connects to a port that is not served yet.
+async fn start(plan: Plan) -> Result<(Server, Doors, Option<SocketFile>), String> {
+    let failed = |errors: StartErrors| errors.to_string();
+    let prepared = Prepared::new(plan).await.map_err(failed)?;
+    let (doors, file) = admin_doors(prepared.plan.admin.as_ref())
+        .await
+        .map_err(|why| format!("error: admin: {why}\n"))?;
+    let server = Server::start(prepared).await.map_err(failed)?;
+    Ok((server, doors, file))
+}
+
+/// Every way to the admin side, with its address.
+type Doors = Vec<(Door, String)>;
+
+/// The ways to the admin side, and the file of the socket, which stays until the end: an operator may
 /// want to see how the last sessions go.
-async fn admin_doors(
-    plan: Option<&plan::Admin>,
-) -> Result<(Vec<(Door, String)>, Option<SocketFile>), String> {
+async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(Doors, Option<SocketFile>), String> {
     let mut doors = Vec::new();
     if let Some(listen) = plan.and_then(|admin| admin.listen) {
         let bound = tokio::net::TcpListener::bind(listen).await;
@@ -98,7 +107,7 @@ async fn admin_doors(
     let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) else {
         return Ok((doors, None));
     };
-    let (listener, file) = admin::listen(path)?;
+    let (listener, file) = admin::listen(path).await?;
     doors.push((Door::Unix(listener), format!("unix:{}", path.display())));
     Ok((doors, Some(file)))
 }

@@ -1,7 +1,7 @@
 //! Passwords: where they come from, and that they are not shown.
 
-use crate::plan::PasswordFrom;
-use std::{fmt, fs, io::Read as _, sync::Arc};
+use crate::{files, plan::PasswordFrom};
+use std::{fmt, sync::Arc};
 
 /// More is no password.
 const MOST: u64 = 4096;
@@ -10,16 +10,14 @@ const MOST: u64 = 4096;
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// The error tells what is wrong with the source, never what is in it.
+    /// The error tells what is wrong with the source, never what is in it. A file may hang: call it
+    /// by [`crate::blocking`].
     pub fn load(from: &PasswordFrom) -> Result<Self, String> {
         let bytes = match from {
             PasswordFrom::File(path) => {
-                let mut bytes = Vec::new();
-                fs::File::open(path)
-                    .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
-                    .map_err(|e| {
-                        format!("cannot read the password file {}: {e}", path.display())
-                    })?;
+                let mut bytes = files::read(path, MOST + 1).map_err(|e| {
+                    format!("cannot read the password file {}: {e}", path.display())
+                })?;
                 // Editors end the last line.
                 while bytes.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
                     bytes.pop();
@@ -57,6 +55,7 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn it_is_read_and_not_shown() {

@@ -3,7 +3,7 @@
 mod end_point;
 
 use super::line::Line;
-use crate::plan::Tls;
+use crate::{files, plan::Tls};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -17,6 +17,9 @@ use rustls::{
 use std::{io, path::Path, sync::Arc};
 use tokio_rustls::TlsConnector;
 
+/// A larger file is no list of certificates.
+const MOST_BYTES: u64 = 16 << 20;
+
 /// How to get from a plain line to one inside TLS.
 #[derive(Clone)]
 pub struct Encryption {
@@ -26,7 +29,8 @@ pub struct Encryption {
 }
 
 impl Encryption {
-    /// `None` where there is to be none. The error tells what is wrong and where.
+    /// `None` where there is to be none. The error tells what is wrong and where. A file may hang:
+    /// call it by [`crate::blocking`].
     pub fn load(tls: &Tls) -> Result<Option<Self>, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;
@@ -94,11 +98,20 @@ fn server_name(text: &str) -> Result<ServerName<'static>, String> {
 
 fn read(path: &Path) -> Result<RootCertStore, String> {
     let problem = |e: &dyn std::fmt::Display| {
-        format!("cannot read certificates from {}: {e}", path.display())
+        format!(
+            "`tls_ca`: cannot read certificates from {}: {e}",
+            path.display()
+        )
     };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| problem(&e))?;
+    let pem = files::read(path, MOST_BYTES + 1).map_err(|e| problem(&e))?;
+    if pem.len() as u64 > MOST_BYTES {
+        return Err(problem(&format!(
+            "it is larger than {} MiB",
+            MOST_BYTES >> 20
+        )));
+    }
     let mut roots = RootCertStore::empty();
-    for certificate in certificates {
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|e| problem(&e))?;
         roots.add(certificate).map_err(|e| problem(&e))?;
     }

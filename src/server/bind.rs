@@ -1,6 +1,7 @@
 //! Binding every socket of a plan, or none.
 
 use crate::{
+    blocking,
     net::{SocketFile, listen_unix, set_options},
     plan::{self, Listener, Place},
     sys::datagram,
@@ -29,7 +30,28 @@ pub(super) enum Sockets {
 /// some hundred.
 const BUFFER: usize = 4 << 20;
 
-pub(super) fn all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
+/// Binds on another thread: the folder of a unix socket may be one that hangs.
+pub(super) async fn all(
+    listeners: &[Listener],
+    workers: usize,
+) -> Result<Vec<Listening>, Vec<String>> {
+    let owned = listeners.to_vec();
+    let bound = blocking::call(blocking::LIMIT, move || bind_all(&owned, workers)).await;
+    bound.unwrap_or_else(|e| {
+        let paths = listeners.iter().flat_map(|listener| {
+            let places = listener.bind.iter().flat_map(|bind| &bind.places);
+            places.filter_map(move |place| match place {
+                Place::Unix(_) => Some(format!("listener {}: {place}", listener.name)),
+                Place::Tcp(_) => None,
+            })
+        });
+        let mut paths: Vec<String> = paths.collect();
+        paths.insert(0, format!("cannot listen: {e}"));
+        Err(vec![paths.join("; ")])
+    })
+}
+
+fn bind_all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
     let places = || {
         listeners.iter().enumerate().flat_map(|(index, listener)| {
             let places = listener.bind.iter().flat_map(|b| &b.places);

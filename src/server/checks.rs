@@ -8,6 +8,7 @@ use super::{
 use crate::{
     backend::Backend,
     balance::Chance,
+    blocking,
     health::{Judge, Rule, Schedule},
     journal::Journal,
     plan::{Check, CheckKind, SendProxy, Tls, Upstream},
@@ -171,17 +172,24 @@ impl Checks {
         if self.reading.swap(true, Relaxed) {
             return;
         }
-        let checks = Arc::clone(self);
-        let reading = tokio::spawn(async move {
-            let read = tokio::task::spawn_blocking(move || Secret::load(&from)).await;
-            if let Ok(Ok(new)) = read {
-                let mut means = checks.means.lock().unwrap_or_else(PoisonError::into_inner);
-                means.secret = Some(new);
-            }
-            checks.reading.store(false, Relaxed);
-        });
+        let reading = Reading(Arc::clone(self));
         // Most of the time it is there at once.
-        let _ = tokio::time::timeout(GAP, reading).await;
+        let _ = blocking::call(GAP, move || {
+            if let Ok(new) = Secret::load(&from) {
+                let means = reading.0.means.lock();
+                means.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
+            }
+        })
+        .await;
+    }
+}
+
+/// The one that reads the password again, until dropped.
+struct Reading(Arc<Checks>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.reading.store(false, Relaxed);
     }
 }
 

@@ -41,6 +41,7 @@ mod every_policy;
 mod explain;
 mod fail_on_reset;
 mod failover;
+mod hanging_files;
 mod harness_itself;
 mod hash_nginx;
 mod ip_hash_nginx;
