@@ -1,5 +1,9 @@
 //! The words for why things ended. Each is at once the label of a metric and a word of the log.
 
+mod errno;
+
+pub use errno::{Cause, Party};
+
 /// Declares an enum whose variants carry their word.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
@@ -165,10 +169,14 @@ words! {
         Refused = "refused",
         Timeout = "timeout",
         Unreachable = "unreachable",
+        /// A firewall or a route of this host, or of one on the way, does not allow it.
+        Prohibited = "prohibited",
         Reset = "reset",
         /// All source ports towards this backend are in use: not the backend's fault.
         NoPorts = "no_ports",
         NoDescriptors = "no_descriptors",
+        /// The kernel has no memory for it: not the backend's fault either.
+        NoMemory = "no_memory",
         Other = "other",
     }
 }
@@ -221,25 +229,17 @@ impl RejectReason {
 
 impl ConnectError {
     pub fn of(error: &std::io::Error) -> Self {
-        use std::io::ErrorKind as K;
-        match error.kind() {
-            K::ConnectionRefused => Self::Refused,
-            K::TimedOut => Self::Timeout,
-            K::ConnectionReset | K::ConnectionAborted => Self::Reset,
-            K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => Self::Unreachable,
-            // A unix socket that is not there is a backend that is not there.
-            K::NotFound => Self::Refused,
-            K::AddrNotAvailable | K::AddrInUse => Self::NoPorts,
-            _ => match error.raw_os_error() {
-                Some(libc::EMFILE | libc::ENFILE) => Self::NoDescriptors,
-                _ => Self::Other,
-            },
-        }
+        Cause::of(error).word
     }
 
     /// Whether it says anything about the backend; a shortage of our own does not.
     pub fn blames_backend(self) -> bool {
-        !matches!(self, Self::NoPorts | Self::NoDescriptors)
+        !self.is_shortage() && self != Self::NoPorts
+    }
+
+    /// A shortage that is the same for all backends and passes by itself.
+    pub fn is_shortage(self) -> bool {
+        matches!(self, Self::NoDescriptors | Self::NoMemory)
     }
 }
 
@@ -250,9 +250,12 @@ impl CheckResult {
             ConnectError::Refused => Self::Refused,
             ConnectError::Timeout => Self::Timeout,
             ConnectError::Reset => Self::Reset,
-            ConnectError::NoPorts | ConnectError::NoDescriptors => Self::Local,
-            ConnectError::Other if error.kind() == std::io::ErrorKind::BrokenPipe => Self::Reset,
-            ConnectError::Unreachable | ConnectError::Other => Self::Unreachable,
+            ConnectError::NoPorts | ConnectError::NoDescriptors | ConnectError::NoMemory => {
+                Self::Local
+            }
+            ConnectError::Unreachable | ConnectError::Prohibited | ConnectError::Other => {
+                Self::Unreachable
+            }
         }
     }
 }

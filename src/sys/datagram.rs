@@ -1,12 +1,14 @@
 //! Datagrams by the batch: many for one system call, and by the kernel's word where each was sent to.
 
 mod control;
+mod errors;
 mod options;
 mod receive;
 mod send;
 #[cfg(test)]
 mod tests;
 
+pub use errors::{Origin, Report, ask_for_reports, next_report};
 pub use options::{
     ask_for_destination, drops, never_forbid_fragments, receive_buffer, send_buffer, take_coalesced,
 };

@@ -215,8 +215,8 @@ fn report(
     e: &io::Error,
     now: Instant,
 ) {
-    // A shortage of descriptors was told when it began.
-    if error != ConnectError::NoDescriptors {
+    // A shortage was told when it began.
+    if !error.is_shortage() {
         backend.log_failure(error, e, now);
     }
     if error.blames_backend() {
@@ -235,7 +235,7 @@ async fn attempt(
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
     let mut silent_since: Option<Instant> = None;
-    // The log knows that there is no descriptor for this connect.
+    // The log knows of the shortage that delays this connect.
     let mut is_told = false;
     // A header of ours, or what the client has said by now.
     let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
@@ -261,9 +261,10 @@ async fn attempt(
             // A shortage of our own, which passes when sessions end: no reason to fail before time.
             Some(Err(e)) => {
                 let now = Instant::now();
-                let is_shortage = ConnectError::of(&e) == ConnectError::NoDescriptors;
+                let error = ConnectError::of(&e);
+                let is_shortage = error.is_shortage();
                 if is_shortage && !std::mem::replace(&mut is_told, true) {
-                    backend.log_failure(ConnectError::NoDescriptors, &e, now);
+                    backend.log_failure(error, &e, now);
                 }
                 if !is_shortage || now + RETRY >= deadline {
                     return Err(Failure::Backend(e));

@@ -188,6 +188,7 @@ pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(*address), kind, Some(Protocol::UDP))?;
     sys::datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
+    sys::datagram::ask_for_reports(&socket, address)?;
     match socket.connect(&(*address).into()) {
         // All local ports are taken.
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -4,6 +4,7 @@ mod arrivals;
 mod begin;
 mod deliver;
 mod end;
+mod failures;
 mod replies;
 
 pub(super) use replies::send_back;
@@ -18,11 +19,10 @@ use super::{
     token::Token,
 };
 use crate::{
-    backend::{Backend, Lease},
-    following::blame,
+    backend::Lease,
     plan::{Protocol, SendProxy, Udp},
     pool::Search,
-    reason::{ConnectError, DropReason},
+    reason::DropReason,
     service::Service,
     sys::datagram,
     wheel::Wheel,
@@ -182,28 +182,6 @@ impl Listener {
         let now = Instant::now();
         self.service
             .drop_datagrams(reason, datagrams as u64, error, now);
-    }
-
-    /// The network says that the backend of this flow cannot be reached.
-    fn hurt(&mut self, number: u32, error: &io::Error) {
-        let Some(flow) = self.flows.get_mut(number as usize) else {
-            return;
-        };
-        flow.refused = true;
-        let backend = Arc::clone(flow.lease.backend());
-        self.failed(&backend, error);
-    }
-
-    fn failed(&self, backend: &Arc<Backend>, error: &io::Error) {
-        let service = &self.service;
-        let reason = ConnectError::of(error);
-        let counts = backend.metrics.counts.mine();
-        counts.connect_errors[reason as usize].add(1);
-        backend.log_failure(reason, error, Instant::now());
-        if reason.blames_backend() {
-            let journal = &service.process.journal;
-            blame(&service.pool, journal, backend, reason.word(), error);
-        }
     }
 
     /// What the kernel had no room for.

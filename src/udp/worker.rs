@@ -160,6 +160,10 @@ impl Engine {
                         self.send_back();
                     }
                     if let Some(Some(listener)) = self.listeners.get_mut(listener) {
+                        let flags = event.flags;
+                        if flags.contains(epoll::EventFlags::ERR) {
+                            listener.reported(serial, number);
+                        }
                         listener.reply(&mut self.gear, serial, number);
                     }
                 }

@@ -71,6 +71,7 @@ mod transfer;
 mod turns;
 mod udp_dns;
 mod udp_drain;
+mod udp_errors;
 mod udp_expiry;
 mod udp_flood;
 mod udp_flows;

@@ -108,6 +108,23 @@ impl Control {
         at + (HEADER + data.len()).next_multiple_of(WORD)
     }
 
+    /// Number and origin of an error, of what the kernel has put into the first `len` bytes of an
+    /// entry of the error queue.
+    pub(super) fn read_report(&self, len: usize) -> Option<(c_int, u8)> {
+        let mut rest = self.0.get(..len).unwrap_or_default();
+        while let Some((level, kind, data, next)) = first(rest) {
+            match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+                    // sock_extended_err: the number, then one byte for the origin.
+                    let errno = array(data, 0).map(c_int::from_ne_bytes)?;
+                    return Some((errno, *data.get(4)?));
+                }
+                _ => rest = next,
+            }
+        }
+        None
+    }
+
     /// What the kernel has put into the first `len` bytes.
     pub(super) fn read(&self, len: usize) -> Told {
         let mut told = Told::default();

@@ -59,7 +59,7 @@ fn buffer(socket: &impl AsFd, forced: c_int, allowed: c_int, bytes: usize) {
         .or_else(|_| set(socket, libc::SOL_SOCKET, allowed, bytes));
 }
 
-fn set(socket: &impl AsFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+pub(super) fn set(socket: &impl AsFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one int from the address given, which is that of a live local variable of
     // that type; the descriptor is borrowed and so open.
     let result = unsafe {

@@ -272,13 +272,32 @@ impl Listener {
     pub(super) fn flow_for_one(
         &mut self,
         gear: &mut Gear,
-        mut key: Key,
+        key: Key,
         tlvs: &[u8],
     ) -> Result<u32, NotBegun> {
         let mut search = self.search(&key);
         let lease = self.service.pool.pick(&mut search, gear.now);
+        let picked = lease.map(|lease| (lease, search));
+        self.flow_on(gear, key, picked, tlvs)
+    }
+
+    /// The flow of this client to another backend than that of flow `number`, for one datagram.
+    pub(super) fn another_for_one(&mut self, gear: &mut Gear, number: u32) -> Option<u32> {
+        let flow = self.flows.get(number as usize)?;
+        let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
+        let picked = self.pick_another(gear, &key, &backend)?;
+        self.flow_on(gear, key, Some(picked), &[]).ok()
+    }
+
+    fn flow_on(
+        &mut self,
+        gear: &mut Gear,
+        mut key: Key,
+        picked: Option<(Lease, Search)>,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
         // Whoever may not come in is told so first.
-        if let Some(lease) = &lease {
+        if let Some((lease, _)) = &picked {
             let named = key.more.as_ref().and_then(|more| more.named);
             key.more = Some(Box::new(More {
                 named,
@@ -287,14 +306,14 @@ impl Listener {
         }
         let known = self.table.find(&key, |n| &self.flows[n as usize].key);
         match known {
-            Some(number) if lease.is_some() => {
+            Some(number) if picked.is_some() => {
                 self.flows[number as usize].refused = false;
                 Ok(number)
             }
             _ => {
                 let start = Start {
                     tlvs,
-                    picked: lease.map(|lease| (lease, search)),
+                    picked,
                     ..Start::default()
                 };
                 self.begin(gear, key, start)

@@ -7,10 +7,11 @@ use super::{
         gear::{Gear, Taken, Unit, drop_reason, is_about_splitting},
     },
     Listener,
+    failures::AfterError,
 };
 use crate::{
     plan::ProxyOn,
-    reason::{CloseReason, ConnectError, DropReason},
+    reason::{CloseReason, DropReason},
     sys::datagram::{BATCH, Message},
 };
 use smallvec::SmallVec;
@@ -71,40 +72,22 @@ impl Listener {
                 flow.splits = false;
                 continue;
             }
-            match ConnectError::of(&error) {
-                ConnectError::Refused | ConnectError::Unreachable | ConnectError::Reset => {
-                    // This was the answer to an earlier one: what is here has not been sent.
-                    self.hurt(number, &error);
-                    tries += 1;
-                    if tries > self.service.plan.retries.saturating_add(1) {
+            let after = self.send_failed(number, &error);
+            tries += 1;
+            let is_enough = tries > self.service.plan.retries.saturating_add(1);
+            match after {
+                AfterError::SendAgain if !is_enough => {}
+                AfterError::TryAnother { again_here } => {
+                    let next = match is_enough {
+                        true => None,
+                        false => self.after_failure(gear, number, again_here, &left),
+                    };
+                    let Some(next) = next else {
                         return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
-                    }
-                    if self.service.pool.moves.down
-                        && self.flows[number as usize].retired.is_none()
-                        && !self.udp.per_packet
-                    {
-                        let flow = &mut self.flows[number as usize];
-                        flow.refused = false;
-                        let serial = flow.serial;
-                        let reason = CloseReason::BackendRefused;
-                        match self.go_elsewhere(gear, number, reason) {
-                            Ok(next) => {
-                                number = next;
-                                let flow = &mut self.flows[number as usize];
-                                if flow.serial != serial {
-                                    let datagrams: usize =
-                                        left.iter().map(|u| u.piece.datagrams()).sum();
-                                    flow.taken = flow.taken.saturating_add(datagrams as u32);
-                                }
-                            }
-                            Err(_) => {
-                                let pieces = left.iter().map(|u| u.piece);
-                                return self.dropped(DropReason::NoBackend, pieces);
-                            }
-                        }
-                    }
+                    };
+                    number = next;
                 }
-                _ => {
+                AfterError::SendAgain | AfterError::Drop => {
                     let reason = drop_reason(&error);
                     let count = match reason {
                         DropReason::SendBuffer => left.len(),
@@ -115,6 +98,38 @@ impl Listener {
                 }
             }
         }
+    }
+
+    /// On which flow to go on with datagrams whose backend could not be reached; `None`: there is
+    /// no other backend, and it would fail again on this one.
+    fn after_failure(
+        &mut self,
+        gear: &mut Gear,
+        number: u32,
+        again_here: bool,
+        left: &[Unit],
+    ) -> Option<u32> {
+        if self.udp.per_packet {
+            // The pick was for these datagrams alone.
+            let another = self.another_for_one(gear, number);
+            return another.or(again_here.then_some(number));
+        }
+        let may_move = self.service.pool.moves.down;
+        let flow = self.flows.get_mut(number as usize)?;
+        let serial = flow.serial;
+        if !may_move || flow.retired.is_some() {
+            return again_here.then_some(number);
+        }
+        flow.refused = false;
+        let next = self.go_elsewhere(gear, number, CloseReason::BackendRefused);
+        let next = next.ok()?;
+        let flow = self.flows.get_mut(next as usize)?;
+        if flow.serial == serial {
+            return again_here.then_some(next);
+        }
+        let datagrams: usize = left.iter().map(|u| u.piece.datagrams()).sum();
+        flow.taken = flow.taken.saturating_add(datagrams as u32);
+        Some(next)
     }
 }
 

@@ -28,6 +28,13 @@ const SUSTAINED: u32 = 16;
 const BUFFER: usize = 1 << 20;
 
 impl Listener {
+    /// There is something in the error queue of this flow.
+    pub(in crate::udp) fn reported(&mut self, serial: u32, number: u32) {
+        if self.flow(serial, number).is_some() {
+            self.take_reports(number);
+        }
+    }
+
     /// Takes some of what has come on this flow. There is room for one at least.
     pub(in crate::udp) fn reply(&mut self, gear: &mut Gear, serial: u32, number: u32) {
         let (index, responses) = (self.index, self.udp.responses);
@@ -42,7 +49,7 @@ impl Listener {
         let came = match came {
             Ok(came) => came,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return self.hurt(number, &error),
+            Err(error) => return self.receive_failed(number, &error),
         };
         gear.filled += came;
         let (mut bytes, mut datagrams) = (0, 0);

@@ -7,6 +7,7 @@ pub(crate) mod mariadb;
 pub(crate) mod metrics;
 pub(crate) mod mysql;
 pub(crate) mod net;
+pub(crate) mod netns;
 pub(crate) mod pair;
 pub(crate) mod ports;
 pub(crate) mod postgres;

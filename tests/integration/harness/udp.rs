@@ -52,9 +52,17 @@ impl UdpServer {
     #[track_caller]
     fn start(
         addr: SocketAddr,
+        handle: impl FnMut(&UdpSocket, &Shared, SocketAddr, &[u8]) + Send + 'static,
+    ) -> UdpServer {
+        UdpServer::start_with(bind(addr), handle)
+    }
+
+    #[track_caller]
+    fn start_with(
+        socket: UdpSocket,
         mut handle: impl FnMut(&UdpSocket, &Shared, SocketAddr, &[u8]) + Send + 'static,
     ) -> UdpServer {
-        let socket = Arc::new(bind(addr));
+        let socket = Arc::new(socket);
         // As much as the system allows: a test that floods is not about this server.
         let _ = SockRef::from(&*socket).set_recv_buffer_size(4 << 20);
         // How soon it notices that it is to stop.
@@ -93,8 +101,14 @@ impl UdpServer {
     }
 
     pub(crate) fn named_on(name: &str, addr: SocketAddr) -> UdpServer {
+        UdpServer::named_with(name, bind(addr))
+    }
+
+    /// On a socket that is bound already.
+    #[track_caller]
+    pub(crate) fn named_with(name: &str, socket: UdpSocket) -> UdpServer {
         let name = format!("{name} ");
-        UdpServer::start(addr, move |socket, shared, peer, bytes| {
+        UdpServer::start_with(socket, move |socket, shared, peer, bytes| {
             let answer = [name.as_bytes(), bytes].concat();
             let mut held = shared.held.lock().unwrap();
             if shared.holding.load(SeqCst) {
