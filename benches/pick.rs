@@ -98,7 +98,7 @@ fn policy(c: &mut Criterion) {
 }
 
 fn pool(c: &mut Criterion) {
-    let exporter = Exporter::new(1).expect("metrics");
+    let exporter = Exporter::new(1);
     let mut group = c.benchmark_group("pool");
     for count in [3, 50, 1000] {
         for (name, balance) in policies() {
@@ -127,7 +127,7 @@ fn pool(c: &mut Criterion) {
                 flows_move: FlowsMove::WITHOUT_UDP,
                 check: None,
             };
-            let upstream: Arc<str> = name.into();
+            let upstream = exporter.upstream(name);
             let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
             let addresses = vec![vec![place()]; count];
             let pool = Arc::new(Pool::new(

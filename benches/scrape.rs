@@ -41,7 +41,7 @@ fn scrape(c: &mut Criterion) {
         for backend in server.state.pools[0].snapshot(Instant::now()) {
             backend.metrics.connect_duration.record(0.001);
         }
-        let text = admin::scrape(&server.state);
+        let text = String::from_utf8(admin::scrape(&server.state).concat()).expect("text");
         let told = text.matches("\ntembuku_backend_connect_duration_seconds_count{");
         assert_eq!(told.count(), backends);
         group.throughput(Throughput::Bytes(text.len() as u64));

@@ -4,10 +4,12 @@ mod control;
 mod host;
 mod http;
 mod page;
+mod scrape;
 mod socket;
 mod status;
 mod words;
 
-pub use http::{Door, scrape, serve};
+pub use http::{Door, serve};
+pub use scrape::scrape;
 pub use socket::listen;
 pub use words::{load, reasons, size};

@@ -27,7 +27,7 @@ pub fn follow(
         let closed = async {
             backend.empty().await;
             let took = left_at.elapsed();
-            backend.metrics.leave_duration.record(took);
+            pool.metrics.leave_duration.record(took);
             journal.add(&recorded, |event| {
                 event.last_session_closed_seconds = Some(seconds(took));
             });
@@ -40,7 +40,7 @@ pub fn follow(
                 return;
             };
             let took = taken.at.saturating_duration_since(left_at);
-            backend.metrics.resume_duration.record(took);
+            pool.metrics.resume_duration.record(took);
             journal.add(&recorded, |event| {
                 event.next_session_seconds = Some(seconds(took));
                 event.next_session_on = Some(taken.by.to_string());
@@ -69,7 +69,7 @@ pub fn blame(
     let address = &backend.place;
     tracing::warn!(%upstream, backend = %backend.text(), %address, from = "up", to = "failed", reason, %error, doubt_seconds,
         "backend is left out");
-    backend.metrics.doubt_duration.record(doubted_for);
+    pool.metrics.doubt_duration.record(doubted_for);
     let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
     follow(pool, backend, journal, recorded, now);
 }

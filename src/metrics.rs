@@ -1,19 +1,25 @@
 //! Every metric: its name, its help text, its labels and where its value is kept.
 //!
-//! What the hot path counts are plain sharded counters; they are handed to the exporter as absolute
-//! values when somebody scrapes. Histograms are fed directly: once or twice a session, not per byte.
+//! What the hot path counts are plain sharded counters, which a scrape adds up. Histograms are fed directly: once or twice
+//! a session, not per byte. Every value is kept with the listener or backend that counts it, beside its labels as text, so
+//! that a scrape looks nothing up.
 
 mod count;
 mod export;
-mod names;
+mod families;
+mod figures;
+mod histogram;
+mod text;
 
-pub use count::{Counter, Sharded, set_shard};
+pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
+pub use families::render;
+pub use figures::{BackendFigures, Figures, ListenerFigures, UpstreamFigures};
+pub use histogram::Histogram;
 
 use crate::reason::{
     BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, SpliceFallback,
 };
-use metrics::Histogram;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -22,10 +28,11 @@ use std::sync::{
 /// What one listener counts.
 #[derive(Debug)]
 pub struct ListenerMetrics {
-    pub name: Arc<str>,
+    labels: Box<str>,
     pub counts: Sharded<ListenerCounts>,
     /// Sessions that live now; also what `max_connections` is held against.
     pub active: AtomicU64,
+    sent_shown: Shown,
     pub session_duration: Histogram,
     pub first_byte_duration: Histogram,
 }
@@ -47,20 +54,29 @@ pub struct ListenerCounts {
     pub dropped_datagrams: [Counter; DropReason::COUNT],
 }
 
-/// What one configured backend counts, over all addresses its name stands for.
+/// What is counted for all backends of an upstream together.
 #[derive(Debug)]
-pub struct BackendMetrics {
-    pub upstream: Arc<str>,
-    pub text: Arc<str>,
-    pub counts: Sharded<BackendCounts>,
-    pub active: AtomicU64,
-    pub connect_duration: Histogram,
-    /// Of all backends of the upstream: from the first doubt to the verdict...
+pub struct UpstreamMetrics {
+    pub name: Arc<str>,
+    labels: Box<str>,
+    /// From the first doubt about a backend to the verdict...
     pub doubt_duration: Histogram,
     /// ... from there until no session was left...
     pub leave_duration: Histogram,
     /// ... and until another backend had taken one.
     pub resume_duration: Histogram,
+}
+
+/// What one configured backend counts, over all addresses its name stands for.
+#[derive(Debug)]
+pub struct BackendMetrics {
+    labels: Box<str>,
+    pub upstream: Arc<str>,
+    pub text: Arc<str>,
+    pub counts: Sharded<BackendCounts>,
+    pub active: AtomicU64,
+    sent_shown: Shown,
+    pub connect_duration: Histogram,
     pub transitions: [Counter; BackendState::COUNT],
     /// `None` where nothing is checked.
     pub checks: Option<CheckMetrics>,
@@ -71,8 +87,8 @@ pub struct BackendMetrics {
 pub struct CheckMetrics {
     pub results: [Counter; CheckResult::COUNT],
     pub duration: Histogram,
-    /// Whether it was ever told how far behind it is, in seconds and in bytes.
-    pub lag_told: [AtomicBool; 2],
+    /// Whether an answer ever gave the replication lag in seconds, and in bytes.
+    has_lag: [AtomicBool; 2],
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +107,7 @@ pub struct BackendCounts {
 #[derive(Debug)]
 pub struct ProcessMetrics {
     pub relayed: Sharded<RelayCounts>,
+    copied_shown: Shown,
     pub accept_errors: Counter,
 }
 
@@ -120,6 +137,21 @@ impl ListenerMetrics {
 }
 
 impl BackendMetrics {
+    /// A series that there is once stays, and is no number while no answer gives the lag: neither the last value nor zero
+    /// would be true.
+    fn lag_to_show(&self, lag: [Option<f64>; 2]) -> [Option<f64>; 2] {
+        let Some(checks) = &self.checks else {
+            return [None; 2];
+        };
+        std::array::from_fn(|n| match lag[n] {
+            Some(lag) => {
+                checks.has_lag[n].store(true, Relaxed);
+                Some(lag)
+            }
+            None => checks.has_lag[n].load(Relaxed).then_some(f64::NAN),
+        })
+    }
+
     pub fn entered(&self, state: BackendState) {
         self.transitions[state as usize].add(1);
     }

@@ -24,7 +24,7 @@ use crate::{
     backend::{Backend, Lease},
     balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
     health::Verdict,
-    metrics::BackendMetrics,
+    metrics::{BackendMetrics, UpstreamMetrics},
     plan::{self, Balance, Place, TimeOf},
     reason::BackendState,
 };
@@ -45,6 +45,7 @@ use std::{
 #[derive(Debug)]
 pub struct Pool {
     pub name: Arc<str>,
+    pub metrics: Arc<UpstreamMetrics>,
     balance: Balance,
     /// One for each configured backend, in that order.
     configured: Vec<(plan::Backend, Arc<BackendMetrics>)>,
@@ -184,7 +185,7 @@ pub enum AfterFailure {
 impl Pool {
     /// `addresses`: for each configured backend, what its address text stands for.
     pub fn new(
-        name: &Arc<str>,
+        of_all: &Arc<UpstreamMetrics>,
         plan: &plan::Upstream,
         metrics: impl Fn(&plan::Backend) -> BackendMetrics,
         addresses: &[Vec<Place>],
@@ -209,7 +210,8 @@ impl Pool {
         Self {
             supposed,
             hears_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
-            name: Arc::clone(name),
+            name: Arc::clone(&of_all.name),
+            metrics: Arc::clone(of_all),
             balance: plan.balance.clone(),
             configured,
             inner: Mutex::new(inner),

@@ -49,7 +49,6 @@ pub struct StartErrors(pub Vec<String>);
 pub struct State {
     pub plan: Plan,
     pub workers: usize,
-    pub exporter: Exporter,
     pub process: Arc<Process>,
     pub services: Vec<Arc<Service>>,
     pub pools: Vec<Arc<Pool>>,
@@ -77,7 +76,7 @@ pub struct Server {
 
 /// How long sessions that were told to end get to do so.
 const CUT: Duration = Duration::from_secs(2);
-/// How often histogram samples are folded together.
+/// How often it is looked for events that the log has not been told of.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 impl State {
@@ -127,7 +126,7 @@ impl Server {
         };
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
-        let exporter = Exporter::new(workers * 2).map_err(|e| one(format!("metrics: {e}")))?;
+        let exporter = Exporter::new(workers * 2);
         let bound = bind::all(&plan.listeners, workers)
             .await
             .map_err(StartErrors)?;
@@ -151,11 +150,11 @@ impl Server {
             .iter()
             .zip(&addresses)
             .map(|(upstream, places)| {
-                let name: Arc<str> = upstream.name.as_str().into();
+                let metrics = exporter.upstream(&upstream.name);
                 Arc::new(Pool::new(
-                    &name,
+                    &metrics,
                     upstream,
-                    |b| exporter.backend(&name, &b.text, upstream.check.is_some()),
+                    |b| exporter.backend(&metrics, &b.text, upstream.check.is_some()),
                     places,
                     Instant::now(),
                 ))
@@ -171,7 +170,7 @@ impl Server {
                     .iter()
                     .find(|u| u.name == listener.upstream)?;
                 Some(Arc::new(Service {
-                    metrics: exporter.listener(&listener.name.as_str().into()),
+                    metrics: exporter.listener(&listener.name),
                     plan: with_share(listener, most.flows, udp_listeners),
                     pool: Arc::clone(pool),
                     process: Arc::clone(&process),
@@ -181,7 +180,6 @@ impl Server {
                 }))
             })
             .collect();
-        exporter.config_applied(SystemTime::now());
 
         let stop = CancellationToken::new();
         let stop_checks = CancellationToken::new();
@@ -274,7 +272,6 @@ impl Server {
         let state = Arc::new(State {
             plan,
             workers,
-            exporter,
             process,
             services,
             pools,
@@ -350,16 +347,12 @@ async fn flush_access_log(state: &State) {
     }
 }
 
-/// Folds histogram samples together for as long as the server is there, whether or not anybody ever
-/// scrapes: unfolded they would pile up. And logs how many events came since the last line about them.
+/// Logs how many events came since the last line about them, for as long as the server is there.
 async fn keep_up(state: Weak<State>) {
     loop {
         tokio::time::sleep(UPKEEP).await;
         match state.upgrade() {
-            Some(state) => {
-                state.exporter.upkeep();
-                state.log_due(Instant::now());
-            }
+            Some(state) => state.log_due(Instant::now()),
             None => return,
         }
     }

@@ -1,7 +1,7 @@
 //! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
 
-use super::{control, host, page, status};
-use crate::{metrics::Exporter, server::State, throttle::Throttle};
+use super::{control, host, scrape::scrape, page, status};
+use crate::{server::State, throttle::Throttle};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -139,7 +139,7 @@ async fn answer(
             page::render(&state),
         ),
         // Beside this thread: with a thousand backends it takes some 80 ms, for which no check shall have to wait.
-        "/metrics" => match tokio::task::spawn_blocking(move || scrape(&state)).await {
+        "/metrics" => match tokio::task::spawn_blocking(move || scrape(&state).concat()).await {
             Ok(metrics) => typed(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
@@ -181,51 +181,6 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Full<B
         );
     }
     Some(text(refusal.status(), refusal.text()))
-}
-
-/// What `/metrics` answers.
-pub fn scrape(state: &State) -> String {
-    state.exporter.scrape(|exporter| publish(exporter, state))
-}
-
-fn publish(exporter: &Exporter, state: &State) {
-    let now = Instant::now();
-    for service in &state.services {
-        exporter.publish_listener(&service.metrics, status::is_udp(service));
-    }
-    for pool in &state.pools {
-        let backends = pool.snapshot(now);
-        let available = backends.iter().filter(|b| b.available).count();
-        let guarded = pool.guarded(now);
-        exporter.publish_upstream(
-            &pool.name,
-            available as u64,
-            guarded.primaries.map(|n| n as u64),
-            guarded.serves_anyway,
-        );
-        for backend in &backends {
-            exporter.publish_backend(
-                &backend.metrics,
-                backend.state,
-                backend.weight,
-                backend.roles.as_deref(),
-            );
-            let lag = backend.checked.as_ref().map(|c| c.told.lag);
-            #[expect(clippy::cast_precision_loss, reason = "nobody is 2^53 bytes behind")]
-            let lag = lag.map(|lag| {
-                [
-                    lag.time.map(|time| time.as_secs_f64()),
-                    lag.bytes.map(|bytes| bytes as f64),
-                ]
-            });
-            exporter.publish_lag(&backend.metrics, lag.unwrap_or_default());
-        }
-    }
-    let log = state.process.access_log.as_ref();
-    exporter.publish_process(
-        &state.process.metrics,
-        log.map_or(0, |log| log.lines().dropped()),
-    );
 }
 
 fn allowing(mut refused: Response<Full<Bytes>>, methods: &'static str) -> Response<Full<Bytes>> {

@@ -56,7 +56,7 @@ impl Counter {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// What was counted beforehand and has not come to pass. Exported counters never fall: they wait until this one has caught up.
+    /// What was counted beforehand and has not come to pass. What a scrape shows of it goes through [`Shown`].
     pub fn take_back(&self, n: u64) {
         self.0.fetch_sub(n, Relaxed);
     }
@@ -66,9 +66,26 @@ impl Counter {
     }
 }
 
+/// The largest value of a counter that a scrape has shown: one from which something was taken back waits there until it
+/// has caught up, because a counter that falls means a new process.
+#[derive(Debug, Default)]
+pub struct Shown(AtomicU64);
+
+impl Shown {
+    pub(super) fn raise(&self, value: u64) -> u64 {
+        self.0.fetch_max(value, Relaxed).max(value)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_never_falls() {
+        let shown = Shown::default();
+        assert_eq!([5, 3, 6].map(|n| shown.raise(n)), [5, 5, 6]);
+    }
 
     #[test]
     fn shards_add_up() {

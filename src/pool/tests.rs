@@ -93,14 +93,14 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
 }
 
 pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
-    let exporter = Exporter::new(1).expect("an exporter");
-    let name: Arc<str> = "u".into();
-    let metrics = |b: &Planned| exporter.backend(&name, &b.text, true);
+    let exporter = Exporter::new(1);
+    let of_all = exporter.upstream("u");
+    let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
     let places: Vec<_> = (1..)
         .take(plan.backends.len())
         .map(|n| vec![place(n)])
         .collect();
-    Pool::new(&name, plan, metrics, &places, now)
+    Pool::new(&of_all, plan, metrics, &places, now)
 }
 
 /// A check that has changed the verdict about the backend of this number.

@@ -39,7 +39,7 @@ pub(super) fn act(
                 let recorded = journal.record(event(upstream, &turn, cause));
                 if turn.from.is_up() {
                     let doubt = cause.map_or(Duration::ZERO, |c| c.change.doubted_for);
-                    turn.backend.metrics.doubt_duration.record(doubt);
+                    pool.metrics.doubt_duration.record(doubt);
                     follow(pool, &turn.backend, journal, recorded, now);
                 }
             }

@@ -1,0 +1,60 @@
+//! What `/metrics` answers.
+
+use super::status::is_udp;
+use crate::{
+    metrics::{self, BackendFigures, Figures, ListenerFigures, UpstreamFigures},
+    pool::Snapshot,
+    server::State,
+};
+use hyper::body::Bytes;
+use std::time::Instant;
+
+/// The text, in pieces.
+pub fn scrape(state: &State) -> Vec<Bytes> {
+    let now = Instant::now();
+    let log = state.process.access_log.as_ref();
+    let mut figures = Figures {
+        listeners: Vec::with_capacity(state.services.len()),
+        upstreams: Vec::with_capacity(state.pools.len()),
+        backends: Vec::new(),
+        process: &state.process.metrics,
+        access_log_dropped: log.map_or(0, |log| log.lines().dropped()),
+    };
+    for service in &state.services {
+        figures.listeners.push(ListenerFigures {
+            metrics: &service.metrics,
+            is_udp: is_udp(service),
+        });
+    }
+    for pool in &state.pools {
+        let backends = pool.snapshot(now);
+        let available = backends.iter().filter(|b| b.available).count();
+        let guarded = pool.guarded(now);
+        figures.upstreams.push(UpstreamFigures {
+            metrics: &pool.metrics,
+            available: available as u64,
+            primaries: guarded.primaries.map(|n| n as u64),
+            serves_anyway: guarded.serves_anyway,
+        });
+        figures.backends.extend(backends.into_iter().map(backend));
+    }
+    metrics::render(&figures)
+}
+
+fn backend(backend: Snapshot) -> BackendFigures {
+    let lag = backend.checked.as_ref().map(|c| c.told.lag);
+    #[expect(clippy::cast_precision_loss, reason = "a lag below 2^53 bytes")]
+    let lag = lag.map(|lag| {
+        [
+            lag.time.map(|time| time.as_secs_f64()),
+            lag.bytes.map(|bytes| bytes as f64),
+        ]
+    });
+    BackendFigures::new(
+        &backend.metrics,
+        backend.state,
+        backend.weight,
+        backend.roles,
+        lag.unwrap_or_default(),
+    )
+}
