@@ -4,12 +4,14 @@ mod control;
 mod host;
 mod http;
 mod page;
+mod render;
 mod scrape;
 mod socket;
 mod status;
 mod words;
 
 pub use http::{Door, serve};
+pub use render::Renderer;
 pub use scrape::scrape;
 pub use socket::listen;
 pub use words::{load, reasons, size};

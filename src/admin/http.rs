@@ -1,8 +1,12 @@
 //! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
 
-use super::{control, host, scrape::scrape, page, status};
+use super::{
+    control, host,
+    render::{Kind, Renderer, SharedBody},
+    status,
+};
 use crate::{server::State, throttle::Throttle};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -47,6 +51,11 @@ const BROWSERS: [(HeaderName, &str); 3] = [
     ),
 ];
 
+/// What waits for a slow client in one connection.
+const BUFFER: usize = 64 * 1024;
+
+type Body = Either<Full<Bytes>, SharedBody>;
+
 /// Where requests come in.
 pub enum Door {
     Tcp(TcpListener),
@@ -55,7 +64,7 @@ pub enum Door {
 }
 
 /// Answers until dropped.
-pub async fn serve(door: Door, state: Arc<State>) {
+pub async fn serve(door: Door, state: Arc<State>, renderer: Arc<Renderer>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let failures = Throttle::<1>::new(Instant::now());
     loop {
@@ -63,11 +72,11 @@ pub async fn serve(door: Door, state: Arc<State>) {
             Door::Tcp(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| converse(stream, false, &state)),
+                .map(|(stream, _)| converse(stream, false, &state, &renderer)),
             Door::Unix(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| converse(stream, true, &state)),
+                .map(|(stream, _)| converse(stream, true, &state, &renderer)),
         };
         match accepted {
             Ok(task) => {
@@ -90,15 +99,28 @@ pub async fn serve(door: Door, state: Arc<State>) {
 }
 
 /// One connection, as a task of its own. `may_control`: whether it may change something.
-fn converse<S>(stream: S, may_control: bool, state: &Arc<State>) -> AbortHandle
+fn converse<S>(
+    stream: S,
+    may_control: bool,
+    state: &Arc<State>,
+    renderer: &Arc<Renderer>,
+) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let state = Arc::clone(state);
-    let service = service_fn(move |request| answer(request, may_control, Arc::clone(&state)));
+    let (state, renderer) = (Arc::clone(state), Arc::clone(renderer));
+    let service = service_fn(move |request| {
+        answer(
+            request,
+            may_control,
+            Arc::clone(&state),
+            Arc::clone(&renderer),
+        )
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     // Errors here are a client's: it went away, or spoke something else.
     tokio::spawn(tokio::time::timeout(LIFETIME, served)).abort_handle()
@@ -108,16 +130,15 @@ async fn answer(
     request: Request<Incoming>,
     may_control: bool,
     state: Arc<State>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    renderer: Arc<Renderer>,
+) -> Result<Response<Body>, Infallible> {
     // The unix socket is out of reach of browsers.
     if !may_control && let Some(refusal) = refuse_host(&request, &state) {
         return Ok(refusal);
     }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = match request.uri().path() {
-        "/" | "/metrics" | "/livez" | "/readyz" | "/api/v1/status" | "/api/v1/events"
-            if !reading =>
-        {
+        path if !reading && (Kind::at(path).is_some() || is_probe(path)) => {
             let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             allowing(refused, "GET, HEAD")
         }
@@ -133,41 +154,22 @@ async fn answer(
             StatusCode::NOT_FOUND,
             "not found: control is on the unix socket alone, `socket` in [admin]\n",
         ),
-        "/" => typed(
-            StatusCode::OK,
-            "text/html; charset=utf-8",
-            page::render(&state),
-        ),
-        // Beside this thread: with a thousand backends it takes some 80 ms, for which no check shall have to wait.
-        "/metrics" => match tokio::task::spawn_blocking(move || scrape(&state).concat()).await {
-            Ok(metrics) => typed(
-                StatusCode::OK,
-                "text/plain; version=0.0.4; charset=utf-8",
-                metrics,
-            ),
-            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-        },
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if state.is_ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, status::unready(&state)),
-        "/api/v1/status" => match serde_json::to_string_pretty(&status::of(&state)) {
-            Ok(json) => typed(StatusCode::OK, "application/json", json + "\n"),
-            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
+        path => match Kind::at(path) {
+            Some(kind) => document(kind, *request.method() == Method::HEAD, &renderer).await,
+            None => text(
+                StatusCode::NOT_FOUND,
+                "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and /api/v1/events\n",
+            ),
         },
-        "/api/v1/events" => {
-            let events = serde_json::json!({ "events": state.process.journal.events() });
-            typed(StatusCode::OK, "application/json", format!("{events:#}\n"))
-        }
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and /api/v1/events\n",
-        ),
     };
     Ok(response)
 }
 
 /// The answer to a request that names another host.
-fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Full<Bytes>>> {
+fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>> {
     static REFUSED: LazyLock<Throttle<1>> = LazyLock::new(|| Throttle::new(Instant::now()));
     let names = state.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
     let refusal = host::check(request, names).err()?;
@@ -183,18 +185,40 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Full<B
     Some(text(refusal.status(), refusal.text()))
 }
 
-fn allowing(mut refused: Response<Full<Bytes>>, methods: &'static str) -> Response<Full<Bytes>> {
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
+}
+
+/// For the head alone nothing is made.
+async fn document(kind: Kind, only_head: bool, renderer: &Renderer) -> Response<Body> {
+    if only_head {
+        return typed(StatusCode::OK, kind.content_type(), Bytes::new());
+    }
+    match renderer.document(kind).await {
+        Some(body) => with_type(StatusCode::OK, kind.content_type(), Either::Right(body)),
+        None => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this document cannot be made; the log says why\n",
+        ),
+    }
+}
+
+fn allowing(mut refused: Response<Body>, methods: &'static str) -> Response<Body> {
     let methods = HeaderValue::from_static(methods);
     refused.headers_mut().insert(ALLOW, methods);
     refused
 }
 
-fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     typed(code, "text/plain; charset=utf-8", body)
 }
 
-fn typed(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn typed(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    with_type(code, kind, Either::Left(Full::new(body.into())))
+}
+
+fn with_type(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

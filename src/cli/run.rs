@@ -49,9 +49,17 @@ async fn serve(plan: Plan) -> Result<(), String> {
         // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
     };
-    for (door, address) in doors {
+    let renderer = match doors.is_empty() {
+        true => None,
+        false => Some(Arc::new(
+            admin::Renderer::start(&server.state)
+                .map_err(|e| format!("error: admin: cannot start a thread: {e}\n"))?,
+        )),
+    };
+    for ((door, address), renderer) in doors.into_iter().zip(renderer.iter().cycle()) {
         tracing::info!(address, "admin");
-        tokio::spawn(admin::serve(door, Arc::clone(&server.state)));
+        let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
+        tokio::spawn(admin::serve(door, state, renderer));
     }
     loop {
         match signals.next().await {

@@ -129,7 +129,11 @@ const FAMILIES: &[(Family, Write)] = &[
     histogram(
         "tembuku_backend_connect_duration_seconds",
         "How long successful connects to the backend took.",
-        |f, out| backends(f, |b| out.histogram(&b.metrics.labels, &b.metrics.connect_duration)),
+        |f, out| {
+            backends(f, |b| {
+                out.histogram(&b.metrics.labels, &b.metrics.connect_duration)
+            })
+        },
     ),
     counter(
         "tembuku_backend_connect_errors_total",
@@ -242,7 +246,11 @@ const FAMILIES: &[(Family, Write)] = &[
     histogram(
         "tembuku_first_byte_duration_seconds",
         "From the start of the connect, or of the flow, to the backend's first byte.",
-        |f, out| listeners(f, |l| out.histogram(&l.metrics.labels, &l.metrics.first_byte_duration)),
+        |f, out| {
+            listeners(f, |l| {
+                out.histogram(&l.metrics.labels, &l.metrics.first_byte_duration)
+            })
+        },
     ),
     gauge(
         "tembuku_listener_active_connections",
@@ -252,7 +260,11 @@ const FAMILIES: &[(Family, Write)] = &[
     counter(
         "tembuku_listener_connections_total",
         "Connections accepted, or flows begun.",
-        |f, out| listeners(f, |l| out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.connections))),
+        |f, out| {
+            listeners(f, |l| {
+                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.connections))
+            })
+        },
     ),
     counter(
         "tembuku_listener_dropped_datagrams_total",
@@ -269,12 +281,20 @@ const FAMILIES: &[(Family, Write)] = &[
     counter(
         "tembuku_listener_received_bytes_total",
         "Bytes received from clients.",
-        |f, out| listeners(f, |l| out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.received))),
+        |f, out| {
+            listeners(f, |l| {
+                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.received))
+            })
+        },
     ),
     counter(
         "tembuku_listener_received_datagrams_total",
         "Datagrams received from clients.",
-        |f, out| udp_listeners(f, |l| out.add(&l.labels, l.counts.sum(|c| &c.received_datagrams))),
+        |f, out| {
+            udp_listeners(f, |l| {
+                out.add(&l.labels, l.counts.sum(|c| &c.received_datagrams))
+            })
+        },
     ),
     counter(
         "tembuku_listener_rejected_total",
@@ -304,7 +324,11 @@ const FAMILIES: &[(Family, Write)] = &[
     counter(
         "tembuku_listener_sent_datagrams_total",
         "Datagrams sent to clients.",
-        |f, out| udp_listeners(f, |l| out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams))),
+        |f, out| {
+            udp_listeners(f, |l| {
+                out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams))
+            })
+        },
     ),
     counter(
         "tembuku_relayed_bytes_total",
@@ -320,7 +344,11 @@ const FAMILIES: &[(Family, Write)] = &[
     histogram(
         "tembuku_session_duration_seconds",
         "How long sessions lived.",
-        |f, out| listeners(f, |l| out.histogram(&l.metrics.labels, &l.metrics.session_duration)),
+        |f, out| {
+            listeners(f, |l| {
+                out.histogram(&l.metrics.labels, &l.metrics.session_duration)
+            })
+        },
     ),
     counter(
         "tembuku_sessions_closed_total",
@@ -354,13 +382,21 @@ const FAMILIES: &[(Family, Write)] = &[
     histogram(
         "tembuku_upstream_doubt_duration_seconds",
         "From the first sign that a backend was not to be used to the verdict.",
-        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.doubt_duration)),
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.doubt_duration)
+            })
+        },
     ),
     histogram(
         "tembuku_upstream_leave_duration_seconds",
         "From the verdict, or wish, that a backend is not to be used until its last \
          session was over.",
-        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.leave_duration)),
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.leave_duration)
+            })
+        },
     ),
     gauge(
         "tembuku_upstream_primaries",
@@ -377,7 +413,11 @@ const FAMILIES: &[(Family, Write)] = &[
         "tembuku_upstream_resume_duration_seconds",
         "From the verdict, or wish, that a backend is not to be used until another one \
          had taken a session.",
-        |f, out| upstreams(f, |u| out.histogram(&u.metrics.labels, &u.metrics.resume_duration)),
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
+            })
+        },
     ),
     gauge(
         "tembuku_upstream_serves_anyway",
@@ -462,7 +502,10 @@ mod tests {
                 name.ends_with("_duration_seconds"),
                 "{name}"
             );
-            assert!(help.ends_with('.') && !help.contains(['\\', '\n']), "{name}");
+            assert!(
+                help.ends_with('.') && !help.contains(['\\', '\n']),
+                "{name}"
+            );
         }
     }
 }

@@ -77,10 +77,13 @@ impl Histogram {
     pub(super) fn buckets(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let bounds = self.bounds.iter().map(|(_, text)| *text);
         let mut total = 0;
-        bounds.chain(["+Inf"]).zip(&self.counts).map(move |(le, n)| {
-            total += n.load(Relaxed);
-            (le, total)
-        })
+        bounds
+            .chain(["+Inf"])
+            .zip(&self.counts)
+            .map(move |(le, n)| {
+                total += n.load(Relaxed);
+                (le, total)
+            })
     }
 
     pub(super) fn sum(&self) -> f64 {

@@ -65,6 +65,7 @@ mod relay_edges;
 mod relay_many;
 mod relay_turns;
 mod resolve;
+mod scrape;
 mod shares;
 mod shutdown;
 mod transfer;

@@ -1,0 +1,370 @@
+//! The documents that cost something to make: one thread makes them, one at a time, and all requests that wait for the
+//! same one share it.
+//!
+//! A request that comes while its document is being made waits for the next one, so that no answer is older than its
+//! question. A request whose client has gone by then is dropped; where all have gone nothing is made.
+
+use super::{page, scrape::scrape, status};
+use crate::server::State;
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+};
+use tokio::sync::oneshot;
+
+/// Documents that slow clients still read take at most so much memory, or that of the last two if those are larger: for
+/// a new one the oldest are withdrawn.
+const MOST_BYTES: u64 = 64 * 1024 * 1024;
+const PIECE: usize = 64 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Page,
+    Metrics,
+    Status,
+    Events,
+}
+
+impl Kind {
+    const COUNT: usize = 4;
+    const ALL: [Self; Self::COUNT] = [Self::Page, Self::Metrics, Self::Status, Self::Events];
+
+    pub(super) fn at(path: &str) -> Option<Self> {
+        match path {
+            "/" => Some(Self::Page),
+            "/metrics" => Some(Self::Metrics),
+            "/api/v1/status" => Some(Self::Status),
+            "/api/v1/events" => Some(Self::Events),
+            _ => None,
+        }
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::Page => "text/html; charset=utf-8",
+            Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+            Self::Status | Self::Events => "application/json",
+        }
+    }
+}
+
+/// The thread, as requests see it; it ends when this is dropped.
+pub struct Renderer(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    requests: Mutex<Requests>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Requests {
+    /// By kind.
+    waiting: [Vec<oneshot::Sender<Arc<Document>>>; Kind::COUNT],
+    /// The kind that is looked at first, so that each gets its turn.
+    first: usize,
+    is_closed: bool,
+}
+
+impl Renderer {
+    pub fn start(state: &Arc<State>) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let (requests, state) = (Arc::clone(&queue), Arc::downgrade(state));
+        std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(move || run(&requests, &state))?;
+        Ok(Self(queue))
+    }
+
+    /// `None` if it cannot be made. Dropping the future withdraws the request.
+    pub(super) async fn document(&self, kind: Kind) -> Option<SharedBody> {
+        let (send, receive) = oneshot::channel();
+        self.0.lock().waiting[kind as usize].push(send);
+        self.0.changed.notify_one();
+        receive.await.ok().map(SharedBody::new)
+    }
+}
+
+impl Drop for Renderer {
+    fn drop(&mut self) {
+        self.0.lock().is_closed = true;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for requests and takes all of one kind; `None` at the end.
+    fn take(&self) -> Option<(Kind, Vec<oneshot::Sender<Arc<Document>>>)> {
+        let mut requests = self.lock();
+        loop {
+            if requests.is_closed {
+                return None;
+            }
+            if let Some(taken) = requests.take() {
+                return Some(taken);
+            }
+            let waited = self.changed.wait(requests);
+            requests = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Requests {
+    fn take(&mut self) -> Option<(Kind, Vec<oneshot::Sender<Arc<Document>>>)> {
+        for n in 0..Kind::COUNT {
+            let kind = Kind::ALL[(self.first + n) % Kind::COUNT];
+            let mut waiting = std::mem::take(&mut self.waiting[kind as usize]);
+            waiting.retain(|request| !request.is_closed());
+            if !waiting.is_empty() {
+                self.first = (kind as usize + 1) % Kind::COUNT;
+                return Some((kind, waiting));
+            }
+        }
+        None
+    }
+}
+
+fn run(queue: &Queue, state: &Weak<State>) {
+    let mut kept = Kept::default();
+    while let Some((kind, waiting)) = queue.take() {
+        let Some(state) = state.upgrade() else {
+            return;
+        };
+        let made = catch_unwind(AssertUnwindSafe(|| make(kind, &state)));
+        drop(state);
+        let Ok(Some(pieces)) = made else {
+            tracing::error!(document = ?kind, "an admin document cannot be made");
+            // Without an answer they are told so.
+            continue;
+        };
+        let document = Document::new(pieces);
+        kept.add(&document, MOST_BYTES);
+        for request in waiting {
+            // Its client may have gone meanwhile.
+            let _ = request.send(Arc::clone(&document));
+        }
+    }
+}
+
+fn make(kind: Kind, state: &State) -> Option<Vec<Bytes>> {
+    let whole = match kind {
+        Kind::Metrics => return Some(scrape(state)),
+        Kind::Page => page::render(state),
+        Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
+        Kind::Events => {
+            let events = serde_json::json!({ "events": state.process.journal.events() });
+            format!("{events:#}\n")
+        }
+    };
+    Some(in_pieces(&whole))
+}
+
+/// Each piece has memory of its own: what a response still holds of a withdrawn document is small.
+fn in_pieces(whole: &str) -> Vec<Bytes> {
+    let pieces = whole.as_bytes().chunks(PIECE);
+    pieces.map(Bytes::copy_from_slice).collect()
+}
+
+/// What has been made, for as long as a response needs it and there is memory for it.
+pub(super) struct Document {
+    bytes: u64,
+    /// Empty once it has been withdrawn.
+    pieces: Mutex<Vec<Bytes>>,
+}
+
+impl Document {
+    fn new(pieces: Vec<Bytes>) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: pieces.iter().map(|piece| piece.len() as u64).sum(),
+            pieces: Mutex::new(pieces),
+        })
+    }
+
+    fn piece(&self, n: usize) -> Option<Bytes> {
+        self.lock().get(n).cloned()
+    }
+
+    fn withdraw(&self) {
+        drop(std::mem::take(&mut *self.lock()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Documents that responses may still need, the oldest first.
+#[derive(Default)]
+struct Kept(Vec<Weak<Document>>);
+
+impl Kept {
+    /// Withdraws the oldest ones until there are at most so many bytes, or this one and one other.
+    fn add(&mut self, document: &Arc<Document>, most: u64) {
+        self.0.retain(|kept| kept.strong_count() > 0);
+        self.0.push(Arc::downgrade(document));
+        let size = |kept: &Weak<Document>| kept.upgrade().map_or(0, |kept| kept.bytes);
+        let mut bytes: u64 = self.0.iter().map(size).sum();
+        while bytes > most && self.0.len() > 2 {
+            let oldest = self.0.remove(0);
+            bytes -= size(&oldest).min(bytes);
+            if let Some(oldest) = oldest.upgrade() {
+                oldest.withdraw();
+            }
+        }
+    }
+}
+
+/// The body of one of the responses that share a document.
+pub(super) struct SharedBody {
+    document: Arc<Document>,
+    next: usize,
+    left: u64,
+}
+
+impl SharedBody {
+    fn new(document: Arc<Document>) -> Self {
+        Self {
+            next: 0,
+            left: document.bytes,
+            document,
+        }
+    }
+}
+
+impl Body for SharedBody {
+    type Data = Bytes;
+    type Error = Withdrawn;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let Some(piece) = self.document.piece(self.next) else {
+            self.left = 0;
+            return Poll::Ready(Some(Err(Withdrawn)));
+        };
+        self.next += 1;
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// The client was so slow that newer documents needed the memory.
+#[derive(Debug)]
+pub(super) struct Withdrawn;
+
+impl fmt::Display for Withdrawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client reads too slowly")
+    }
+}
+
+impl std::error::Error for Withdrawn {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(bytes: usize) -> Arc<Document> {
+        Document::new(vec![Bytes::from(vec![b'x'; bytes])])
+    }
+
+    /// The kind that is made next, and for how many requests.
+    fn next(requests: &mut Requests) -> Option<(Kind, usize)> {
+        let taken = requests.take();
+        taken.map(|(kind, waiting)| (kind, waiting.len()))
+    }
+
+    #[test]
+    fn requests_share_a_document_and_kinds_take_turns() {
+        let mut requests = Requests::default();
+        let mut receivers = Vec::new();
+        let mut ask = |requests: &mut Requests, kind: Kind| {
+            let (send, receive) = oneshot::channel();
+            requests.waiting[kind as usize].push(send);
+            receivers.push(receive);
+        };
+        assert_eq!(next(&mut requests), None);
+        for kind in [Kind::Metrics, Kind::Events, Kind::Metrics] {
+            ask(&mut requests, kind);
+        }
+        assert_eq!(next(&mut requests), Some((Kind::Metrics, 2)));
+        // A client that asks for the same all the time does not keep others waiting.
+        ask(&mut requests, Kind::Metrics);
+        assert_eq!(next(&mut requests), Some((Kind::Events, 1)));
+        assert_eq!(next(&mut requests), Some((Kind::Metrics, 1)));
+        assert_eq!(next(&mut requests), None);
+    }
+
+    #[test]
+    fn for_clients_that_have_gone_nothing_is_made() {
+        let mut requests = Requests::default();
+        let (send, receive) = oneshot::channel();
+        requests.waiting[Kind::Metrics as usize].push(send);
+        drop(receive);
+        assert_eq!(next(&mut requests), None);
+        assert!(requests.waiting.iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn only_the_oldest_documents_are_withdrawn_and_two_always_stay() {
+        let mut kept = Kept::default();
+        let documents = [60, 30, 30, 200, 200].map(document);
+        let readable = || documents.each_ref().map(|d| d.piece(0).is_some());
+        for (n, expected) in [
+            [true; 5],
+            [true; 5],
+            [false, true, true, true, true],
+            [false, false, true, true, true],
+            [false, false, false, true, true],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            kept.add(&documents[n], 100);
+            assert_eq!(readable(), expected, "{n}");
+        }
+        drop(documents);
+        kept.add(&document(1), 100);
+        assert_eq!(kept.0.len(), 1);
+    }
+
+    #[test]
+    fn a_body_is_whole_or_ends_in_an_error() {
+        let document = Document::new(vec![Bytes::from("ab"), Bytes::from("c")]);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut body = SharedBody::new(Arc::clone(&document));
+        let mut frame = |body: &mut SharedBody| match Pin::new(body).poll_frame(&mut context) {
+            Poll::Ready(frame) => frame.map(|f| f.map(|f| f.into_data().unwrap_or_default()).ok()),
+            Poll::Pending => None,
+        };
+        assert_eq!(body.size_hint().exact(), Some(3));
+        assert_eq!(frame(&mut body), Some(Some(Bytes::from("ab"))));
+        let mut late = SharedBody::new(Arc::clone(&document));
+        assert_eq!(frame(&mut late), Some(Some(Bytes::from("ab"))));
+        assert_eq!(frame(&mut body), Some(Some(Bytes::from("c"))));
+        assert_eq!(frame(&mut body), None);
+        document.withdraw();
+        assert_eq!(frame(&mut late), Some(None));
+        assert!(body.is_end_stream() && late.is_end_stream());
+    }
+}
