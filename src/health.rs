@@ -8,7 +8,7 @@ mod schedule;
 mod verdict;
 
 pub use epoch::Epoch;
-pub use guard::{Claim, Standing, Supersedes, may_restart, standings};
+pub use guard::{Claim, Standing, Supersedes, count_servers, may_restart, standings};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::Schedule;

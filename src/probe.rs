@@ -53,6 +53,9 @@ pub struct Told {
     pub role: Option<Role>,
     /// Whose turn it is to be primary, as far as this one knows.
     pub epoch: Option<Epoch>,
+    /// What tells this running server from all others, whichever of its addresses is asked. A replica has another one than
+    /// its primary, and a server that was started again may have another one than before.
+    pub server: Option<String>,
     /// How far a replica is behind.
     pub lag: Lag,
     /// What keeps a replica from replicating, as the end of a sentence about it.

@@ -5,7 +5,7 @@
 //! meanwhile.
 
 use super::Epoch;
-use crate::reason::CheckResult;
+use crate::{plan::Place, reason::CheckResult};
 use std::{fmt, time::Instant};
 
 /// One server's word that it is the primary.
@@ -14,6 +14,9 @@ pub struct Claim<'a> {
     /// Since when it has said so without a break; `None`: it does not say so at this moment.
     pub known: Option<Instant>,
     pub epoch: Option<&'a Epoch>,
+    /// Where the server was asked, and what it calls itself, which no other running server does.
+    pub place: &'a Place,
+    pub server: Option<&'a str>,
     /// Whether it is there to be believed. What one has proven that no longer answers still stands.
     pub answers: bool,
 }
@@ -40,28 +43,62 @@ pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
         (Some(one), Some(other)) => one.is_newer_than(other) && !other.is_newer_than(one),
         _ => false,
     };
-    let superseded = |claim: &Claim<'_>| claims.iter().position(|other| newer(other, claim));
+    let servers = number_servers(claims);
+    // What one server said earlier and says now is no contradiction between two.
+    let superseded = |i: usize| {
+        (0..claims.len()).find(|n| servers[*n] != servers[i] && newer(&claims[*n], &claims[i]))
+    };
     let best = claims
         .iter()
         .enumerate()
-        .filter(|(_, claim)| claim.answers && superseded(claim).is_none())
+        .filter(|(i, claim)| claim.answers && superseded(*i).is_none())
         .min_by_key(|(_, claim)| (claim.known.is_none(), claim.known))
         .map(|(i, _)| i);
-    let standing = |(i, claim): (usize, &Claim<'_>)| match (superseded(claim), best) {
+    let standing = |(i, claim): (usize, &Claim<'_>)| match (superseded(i), best) {
         (Some(by), _) => Standing::Superseded { by },
         _ if !claim.answers => Standing::Silent,
-        (None, Some(best)) if best == i || is_same(claim, &claims[best]) => Standing::Believed,
+        (None, Some(best)) if servers[i] == servers[best] => Standing::Believed,
         (None, Some(believed)) => Standing::Doubtful { believed },
         (None, None) => Standing::Silent,
     };
     claims.iter().enumerate().map(standing).collect()
 }
 
+/// How many servers make these claims.
+pub fn count_servers(claims: &[Claim<'_>]) -> usize {
+    let servers = number_servers(claims);
+    let is_first = |(i, server): (usize, &usize)| i == *server;
+    servers
+        .iter()
+        .enumerate()
+        .filter(|one| is_first(*one))
+        .count()
+}
+
+/// For each claim the first one of the same server. What is the same as a third one is the same, too: of two addresses of a
+/// server one may not have been asked since it was started again.
+fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
+    let mut servers: Vec<usize> = (0..claims.len()).collect();
+    for i in 1..claims.len() {
+        for n in 0..i {
+            let (one, other) = (servers[n], servers[i]);
+            if one != other && is_same(&claims[n], &claims[i]) {
+                let (first, last) = (one.min(other), one.max(other));
+                for server in servers.iter_mut().filter(|server| **server == last) {
+                    *server = first;
+                }
+            }
+        }
+    }
+    servers
+}
+
 /// Whether both are one server, reached in two ways. A Redis that is promoted gives its data a new name, so no two primaries
 /// have the same.
 fn is_same(one: &Claim<'_>, other: &Claim<'_>) -> bool {
-    matches!((one.epoch, other.epoch),
-        (Some(Epoch::Replication { id, .. }), Some(Epoch::Replication { id: other, .. })) if id == other)
+    let same_data = matches!((one.epoch, other.epoch),
+        (Some(Epoch::Replication { id, .. }), Some(Epoch::Replication { id: other, .. })) if id == other);
+    same_data || one.place == other.place || one.server.is_some() && one.server == other.server
 }
 
 /// Whether a server that answers so may have been started anew: what it says afterwards is said anew.
@@ -98,10 +135,19 @@ mod tests {
         }
     }
 
-    fn claim(known: Option<Instant>, epoch: Option<&Epoch>) -> Claim<'_> {
+    /// Each is of another place.
+    fn places() -> Vec<Place> {
+        (1..9)
+            .map(|n| Place::Tcp(([10, 0, 0, n], 6379).into()))
+            .collect()
+    }
+
+    fn claim<'a>(place: &'a Place, known: Option<Instant>, epoch: Option<&'a Epoch>) -> Claim<'a> {
         Claim {
             known,
             epoch,
+            place,
+            server: None,
             answers: true,
         }
     }
@@ -111,12 +157,10 @@ mod tests {
         let now = Instant::now();
         let at = |s| Some(now + Duration::from_secs(s));
         let of = |known: &[Option<Instant>]| {
-            standings(
-                &known
-                    .iter()
-                    .map(|known| claim(*known, None))
-                    .collect::<Vec<_>>(),
-            )
+            let places = places();
+            let claims = known.iter().zip(&places);
+            let claims: Vec<_> = claims.map(|(known, at)| claim(at, *known, None)).collect();
+            standings(&claims)
         };
         assert_eq!(of(&[]), []);
         assert_eq!(of(&[at(5)]), [Believed]);
@@ -130,11 +174,16 @@ mod tests {
     fn a_proof_outweighs_time() {
         let now = Instant::now();
         let later = Some(now + Duration::from_secs(60));
+        let places = places();
+        let claim = |n: usize, known, epoch| claim(&places[n], known, epoch);
         for (old, new) in [
             (Epoch::Timeline(2), Epoch::Timeline(3)),
             (redis("a", None), redis("b", Some("a"))),
         ] {
-            let (old, new) = (claim(Some(now), Some(&old)), claim(later, Some(&new)));
+            let (old, new) = (
+                self::claim(&places[0], Some(now), Some(&old)),
+                self::claim(&places[1], later, Some(&new)),
+            );
             assert_eq!(standings(&[old, new]), [Superseded { by: 1 }, Believed]);
             // Nor does it help that the other one has died since. One that died and has proven nothing is forgotten.
             let dead = |claim| Claim {
@@ -152,7 +201,10 @@ mod tests {
         // Both descend from what is gone: no proof.
         let (one, other) = (redis("b", Some("a")), redis("c", Some("a")));
         assert_eq!(
-            standings(&[claim(later, Some(&one)), claim(Some(now), Some(&other))]),
+            standings(&[
+                claim(0, later, Some(&one)),
+                claim(1, Some(now), Some(&other))
+            ]),
             [Doubtful { believed: 1 }, Believed]
         );
     }
@@ -162,19 +214,66 @@ mod tests {
         let now = Instant::now();
         let (one, older) = (redis("b", Some("a")), redis("a", None));
         let later = Some(now + Duration::from_secs(1));
+        let places = places();
+        let claim = |n: usize, known, epoch| claim(&places[n], known, epoch);
         assert_eq!(
-            standings(&[claim(later, Some(&one)), claim(Some(now), Some(&one))]),
+            standings(&[claim(0, later, Some(&one)), claim(1, Some(now), Some(&one))]),
             [Believed, Believed]
         );
         let three = [
-            claim(Some(now), Some(&older)),
-            claim(later, Some(&one)),
-            claim(later, Some(&one)),
+            claim(0, Some(now), Some(&older)),
+            claim(1, later, Some(&one)),
+            claim(2, later, Some(&one)),
         ];
         assert_eq!(
             standings(&three),
             [Superseded { by: 1 }, Believed, Believed]
         );
+    }
+
+    #[test]
+    fn one_server_is_known_by_its_address_or_by_its_name() {
+        let now = Instant::now();
+        let places = places();
+        let (old, new) = (Epoch::Timeline(1), Epoch::Timeline(2));
+        let at = |n: usize, server, epoch| Claim {
+            server,
+            ..claim(&places[n], Some(now), Some(epoch))
+        };
+        let (a, b) = (Some("a"), Some("b"));
+        for (claims, expected, servers) in [
+            // Two names of one address, one of which has not been asked since the promotion.
+            (
+                [at(0, None, &old), at(0, None, &new)],
+                [Believed, Believed],
+                1,
+            ),
+            // Two addresses of one server.
+            ([at(0, a, &new), at(1, a, &old)], [Believed, Believed], 1),
+            // A standby that was promoted beside its primary has the same data, and is another server.
+            (
+                [at(0, a, &new), at(1, b, &new)],
+                [Believed, Doubtful { believed: 0 }],
+                2,
+            ),
+            (
+                [at(0, a, &old), at(1, b, &new)],
+                [Superseded { by: 1 }, Believed],
+                2,
+            ),
+            (
+                [at(0, None, &new), at(1, None, &new)],
+                [Believed, Doubtful { believed: 0 }],
+                2,
+            ),
+        ] {
+            assert_eq!(standings(&claims), expected, "{claims:?}");
+            assert_eq!(count_servers(&claims), servers, "{claims:?}");
+        }
+        // The one in the middle has been asked again, and knows both.
+        let three = [at(0, a, &new), at(1, b, &new), at(0, b, &new)];
+        assert_eq!(standings(&three), [Believed; 3]);
+        assert_eq!(count_servers(&three), 1);
     }
 
     fn epoch() -> impl Strategy<Value = Option<Epoch>> {
@@ -191,26 +290,35 @@ mod tests {
         /// superseded, and where proofs do not say otherwise somebody is.
         #[test]
         fn one_is_believed(
-            claims in prop::collection::vec((prop::option::of(0u64..5), epoch(), any::<bool>()), 0..6),
+            claims in prop::collection::vec(
+                (prop::option::of(0u64..5), epoch(), any::<bool>(), 0..8usize, prop::option::of("[ab]")), 0..6,
+            ),
         ) {
             let began = Instant::now();
+            let places = places();
             let claims: Vec<Claim<'_>> = claims
                 .iter()
-                .map(|(known, epoch, answers)| Claim {
+                .map(|(known, epoch, answers, place, server)| Claim {
                     known: known.map(|s| began + Duration::from_secs(s)),
                     epoch: epoch.as_ref(),
+                    place: &places[*place],
+                    server: server.as_deref(),
                     answers: *answers,
                 })
                 .collect();
             let standings = standings(&claims);
             prop_assert_eq!(standings.len(), claims.len());
-            let believed: Vec<&Claim<'_>> =
-                claims.iter().zip(&standings).filter(|(_, s)| **s == Believed).map(|(c, _)| c).collect();
+            let servers = number_servers(&claims);
+            let believed: Vec<usize> =
+                (0..claims.len()).filter(|i| standings[*i] == Believed).collect();
             for one in &believed {
-                prop_assert!(one.answers);
+                prop_assert!(claims[*one].answers);
                 for other in &believed {
-                    prop_assert!(std::ptr::eq(*one, *other) || is_same(one, other));
+                    prop_assert_eq!(servers[*one], servers[*other]);
                 }
+            }
+            for (i, j) in (0..claims.len()).flat_map(|i| (0..i).map(move |j| (i, j))) {
+                prop_assert!(servers[i] == servers[j] || !is_same(&claims[i], &claims[j]));
             }
             for (claim, standing) in claims.iter().zip(&standings) {
                 match standing {

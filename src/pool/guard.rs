@@ -4,7 +4,7 @@
 use super::{Checked, Inner, Pool, Wish, member::Member};
 use crate::{
     backend::Backend,
-    health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, standings},
+    health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, count_servers, standings},
     plan::{self, CheckAt, Role},
     reason::{BackendState, CheckResult},
 };
@@ -65,7 +65,7 @@ pub struct Turn {
 /// What an upstream's guards show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guarded {
-    /// How many backends say that they are the primary, where there is to be one.
+    /// How many servers say that they are the primary, where there is to be one. One that is reached in two ways is one.
     pub primaries: Option<usize>,
     /// Whether all are used whatever their checks say, where that can be.
     pub serves_anyway: Option<bool>,
@@ -153,10 +153,10 @@ impl Pool {
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.look_out(now);
-        let claims = |m: &Member| !m.down && m.heard && m.is_asked() && m.said.is_up();
+        let claims = |m: &&Member| !m.down && m.heard && m.is_asked() && m.said.is_up();
         let primaries = || {
-            let backends = inner.members.chunk_by(|a, b| a.of == b.of);
-            backends.filter(|all| all.iter().any(claims)).count()
+            let members = inner.members.iter().filter(claims);
+            count_servers(&members.map(|m| m.claim(true)).collect::<Vec<_>>())
         };
         Guarded {
             primaries: inner.guard.one_primary.then(primaries),
@@ -283,12 +283,10 @@ impl Inner {
         let claims: Vec<Claim<'_>> = claiming
             .iter()
             .map(|i| &members[*i])
-            .map(|m| Claim {
-                known: m.known,
-                epoch: m.epoch.as_ref(),
+            .map(|m| {
                 // One in maintenance is in nobody's way; one that is drained still says what it says, and somebody may
                 // still be writing to it.
-                answers: m.said.is_up() && !m.stale && m.is_asked() && m.superseded.is_none(),
+                m.claim(m.said.is_up() && !m.stale && m.is_asked() && m.superseded.is_none())
             })
             .collect();
         let standings = standings(&claims);

@@ -4,7 +4,7 @@ use super::Wished;
 use crate::{
     backend::Backend,
     balance::{Average, FULL},
-    health::{Change, Epoch, FailRule, Passive, Verdict, may_restart},
+    health::{Change, Claim, Epoch, FailRule, Passive, Verdict, may_restart},
     metrics::BackendMetrics,
     plan::{self, Place},
     probe::Told,
@@ -43,6 +43,8 @@ pub(super) struct Member {
     pub(super) known: Option<Instant>,
     /// What it last proved as the primary, even if it is silent since.
     pub(super) epoch: Option<Epoch>,
+    /// What the server called itself then.
+    pub(super) server: Option<String>,
     /// The number of the one that has proven to be promoted later. Holds when that one has long been something else: whose
     /// data are out of date does not become the primary by being the last to say so.
     pub(super) superseded: Option<u64>,
@@ -104,6 +106,7 @@ impl Member {
             heard: false,
             known: None,
             epoch: None,
+            server: None,
             superseded: None,
             departed: false,
             certain: now,
@@ -126,6 +129,10 @@ impl Member {
             CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => {
                 news |= self.stale || self.known.is_none();
                 self.certain = now;
+                if self.server != checked.told.server {
+                    self.server.clone_from(&checked.told.server);
+                    news = true;
+                }
                 // The first answer speaks for all the time before it: who answers first of all says nothing.
                 let since = if self.heard { now } else { self.born };
                 self.known.get_or_insert(since);
@@ -142,6 +149,7 @@ impl Member {
                 self.certain = now;
                 self.known = None;
                 self.epoch = None;
+                self.server = None;
                 self.superseded = None;
             }
             _ if may_restart(result) => {
@@ -169,6 +177,17 @@ impl Member {
         }
         self.checked = Some(checked);
         news
+    }
+
+    /// What it says as the primary; `answers`: whether it is there to be believed.
+    pub(super) fn claim(&self, answers: bool) -> Claim<'_> {
+        Claim {
+            known: self.known,
+            epoch: self.epoch.as_ref(),
+            place: &self.backend.place,
+            server: self.server.as_deref(),
+            answers,
+        }
     }
 
     /// Whether the checks speak for it, and the operator does not speak against it.

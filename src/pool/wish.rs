@@ -95,6 +95,7 @@ impl Pool {
                 member.checked = None;
                 member.known = None;
                 member.epoch = None;
+                member.server = None;
                 member.superseded = None;
             }
             if was == Wish::Maint {

@@ -24,7 +24,20 @@ const QUERY: u8 = 3;
 /// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has `innodb_read_only`, which is what
 /// marks the readers of an Aurora.
 const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only', \
-    'wsrep_on', 'group_replication_group_name')";
+    'wsrep_on', 'group_replication_group_name', \
+    'server_uuid', 'server_uid', 'server_id', 'hostname', 'port', 'datadir')";
+/// What tells a running server from others. A UUID alone is copied with the data, and MariaDB has none; no two servers on one
+/// machine share their data.
+const IDENTITY: [&str; 6] = [
+    "server_uuid",
+    "server_uid",
+    "server_id",
+    "hostname",
+    "port",
+    "datadir",
+];
+/// Without these it is not known.
+const ESSENTIAL: [&str; 3] = ["hostname", "port", "datadir"];
 /// Where one of these is set, the server may have its data without following a primary: from the storage that it shares
 /// (Aurora), from Galera, or from group replication.
 const SHARES_DATA: [&str; 3] = [
@@ -69,6 +82,7 @@ pub(super) struct Talk<'a> {
     is_mariadb: bool,
     /// Whether it may have its data from elsewhere than the binary log of another server.
     shares_data: bool,
+    server: Option<String>,
 }
 
 enum Stage {
@@ -121,6 +135,7 @@ impl<'a> Talk<'a> {
             number: 0,
             is_mariadb: false,
             shares_data: false,
+            server: None,
         }
     }
 
@@ -261,6 +276,7 @@ impl<'a> Talk<'a> {
     fn role_told(&mut self, set: &ResultSet) -> Result<Option<Vec<u8>>, End> {
         let mut on = Vec::new();
         let mut is_known = false;
+        self.server = identity(set.rows());
         for row in set.rows() {
             let [Some(name), Some(value)] = &row[..] else {
                 return Err(Wrong("variables of another form").into());
@@ -293,6 +309,7 @@ impl<'a> Talk<'a> {
         Err(End::from(Answer {
             told: Told {
                 role: Some(role),
+                server: self.server.take(),
                 ..Told::default()
             },
             ..Answer::new(result, heard)
@@ -425,6 +442,18 @@ impl<'a> Talk<'a> {
             false => format!(": {}", quote(&refusal.message)),
         }
     }
+}
+
+/// `None` where one of the variables that it takes is missing.
+fn identity(rows: &[Vec<Option<Vec<u8>>>]) -> Option<String> {
+    let value = |name: &str| {
+        let mut rows = rows.iter().filter(|row| row.len() == 2);
+        let row = rows.find(|row| row[0].as_deref() == Some(name.as_bytes()))?;
+        row[1].as_deref().map(String::from_utf8_lossy)
+    };
+    let is_known = ESSENTIAL.iter().all(|name| value(name).is_some());
+    let values = IDENTITY.iter().map(|name| value(name).unwrap_or_default());
+    is_known.then(|| values.collect::<Vec<_>>().join("\n"))
 }
 
 impl Login {

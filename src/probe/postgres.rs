@@ -23,7 +23,8 @@ const ROLE: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 /// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it receives anything, how many
 /// bytes of what it has received it has still to replay, how old the last transaction is that it has, whether its replay is
-/// paused, and whether it restores an archive and has never tried to receive anything.
+/// paused, and whether it restores an archive and has never tried to receive anything; and of every server when it was started,
+/// to the microsecond, and its port: a replica has the system identifier of its primary, so that tells no server from another.
 const PLACE: &str = "SELECT \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
@@ -32,7 +33,8 @@ const PLACE: &str = "SELECT \
     extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp()), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() END, \
     pg_catalog.pg_last_wal_receive_lsn() IS NULL \
-    AND coalesce(pg_catalog.current_setting('restore_command', true), '') OPERATOR(pg_catalog.<>) ''";
+    AND coalesce(pg_catalog.current_setting('restore_command', true), '') OPERATOR(pg_catalog.<>) '', \
+    extract(epoch FROM pg_catalog.pg_postmaster_start_time()), pg_catalog.current_setting('port')";
 
 /// So much may a server say on its own, in notices and settings, beside its short answers.
 const MOST: usize = 64 << 10;
@@ -94,6 +96,7 @@ struct Place {
     paused: bool,
     /// It restores what its primary archives, and has no primary to receive from.
     archive: bool,
+    server: Option<String>,
 }
 
 impl Talk {
@@ -135,7 +138,8 @@ impl Talk {
             _ => CheckResult::Ok,
         };
         let needs_place = self.replicating || self.limit != LagLimit::default();
-        let place = found.place.unwrap_or_default();
+        let mut place = found.place.unwrap_or_default();
+        told.server = place.server.take();
         match (role, found.refused) {
             (Role::Primary, _) => {
                 if let Some(timeline) = place.timeline {
@@ -235,7 +239,17 @@ impl Place {
     }
 
     fn read(columns: &[Option<&str>]) -> Option<Self> {
-        let [timeline, receives, behind, age, paused, archive] = columns else {
+        let [
+            timeline,
+            receives,
+            behind,
+            age,
+            paused,
+            archive,
+            started,
+            port,
+        ] = columns
+        else {
             return None;
         };
         let timeline = timeline.map(|digits| u32::from_str_radix(digits, 16));
@@ -253,6 +267,9 @@ impl Place {
             age,
             paused: paused.is_some() && boolean(*paused)?,
             archive: boolean(*archive)?,
+            server: started
+                .zip(*port)
+                .map(|(at, port)| format!("{port} since {at}")),
         })
     }
 }

@@ -44,7 +44,7 @@ impl Talk {
         if self.asks_for_place() {
             command(words, &[b"INFO", b"replication"]);
         }
-        if self.min_version.is_some() {
+        if self.asks_for_server() {
             command(words, &[b"INFO", b"server"]);
         }
         command(words, &[b"QUIT"]);
@@ -53,6 +53,11 @@ impl Talk {
     /// Who does not care for more than life need not be allowed to ask for it.
     fn asks_for_place(&self) -> bool {
         self.wanted.is_some() || self.max_lag.is_some()
+    }
+
+    /// Two addresses may be of one primary, which tells by its run id.
+    fn asks_for_server(&self) -> bool {
+        self.wanted == Some(Role::Primary) || self.min_version.is_some()
     }
 
     /// An answer when all questions have been answered, or one so that the others do not matter.
@@ -198,10 +203,17 @@ impl Talk {
                 answer.heard += &format!(", {fault}");
             }
         }
+        if !self.asks_for_server() {
+            return Ok(answer);
+        }
+        let (reply, _) = read(rest)?;
+        if let Reply::Text(Some(text)) = reply {
+            answer.told.server = info::run_id(text);
+        }
         let Some(wanted) = self.min_version else {
             return Ok(answer);
         };
-        let (result, why) = match read(rest)?.0 {
+        let (result, why) = match reply {
             Reply::Text(Some(text)) => match info::version(text) {
                 Some(version) if version >= wanted => return Ok(answer),
                 Some(version) => (
@@ -389,7 +401,13 @@ mod tests {
                 max_lag,
                 ..talk(wanted, false)
             };
-            let answer = answer(&talk, &format!("+PONG\r\n{role}{info}"));
+            // Of a primary that is asked for more is heard, and refused here.
+            let server = match wanted {
+                Some(Role::Primary) => "-NOPERM no\r\n",
+                _ => "",
+            };
+            let answer = answer(&talk, &format!("+PONG\r\n{role}{info}{server}"));
+            assert_eq!(answer.told.server, None);
             assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
             let said = if role == MASTER { "master" } else { "slave" };
             assert_eq!(answer.heard, format!("PING: PONG, ROLE: {said}{heard}"));
@@ -400,7 +418,13 @@ mod tests {
             );
         }
         let id = text("master_replid:ab\r\nmaster_replid2:00\r\n");
-        let told = answer(&talk(primary, false), &format!("+PONG\r\n{MASTER}{id}")).told;
+        let run = text("redis_version:7.0.15\r\nrun_id:abc0123\r\n");
+        let told = answer(
+            &talk(primary, false),
+            &format!("+PONG\r\n{MASTER}{id}{run}"),
+        )
+        .told;
+        assert_eq!(told.server.as_deref(), Some("abc0123"));
         let before = None;
         assert_eq!(
             told.epoch,
@@ -534,6 +558,7 @@ mod tests {
         ] {
             // Who is well so far is asked for more.
             let info = match (wanted, expected) {
+                (Some(Role::Primary), CheckResult::Ok) => text("role:whatever").repeat(2),
                 (Some(_), CheckResult::Ok) => text("role:whatever"),
                 _ => String::new(),
             };
@@ -556,7 +581,7 @@ mod tests {
                 one.repeat(count)
             );
             let info = format!("{}master_replid:ab\r\n", line.repeat(count));
-            format!("+PONG\r\n{role}{}", text(&info))
+            format!("+PONG\r\n{role}{}{}", text(&info), text("run_id:ab\r\n"))
         };
         let many = bytes(2000);
         assert!(many.len() < crate::probe::resp::MOST);

@@ -26,6 +26,7 @@ mod checks_dns;
 mod checks_kinds;
 mod checks_mysql;
 mod checks_mysql_logins;
+mod checks_one_server;
 mod checks_postgres;
 mod checks_postgres_roles;
 mod checks_primaries;

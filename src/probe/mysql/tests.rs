@@ -166,6 +166,38 @@ fn roles() {
 }
 
 #[test]
+fn a_server_is_known_by_more_than_its_uuid() {
+    let asked = asked(Some(Role::Primary));
+    let server = |variables: &[(&str, &str)]| {
+        answer(Side::logged_in(&asked, "8.4.0").variables(variables))
+            .told
+            .server
+    };
+    let of = |uuid, host, port, datadir| {
+        server(&[
+            ("datadir", datadir),
+            ("hostname", host),
+            ("port", port),
+            ("read_only", "OFF"),
+            ("server_id", "1"),
+            ("server_uuid", uuid),
+        ])
+    };
+    let one = of("u", "a", "3306", "/data/");
+    assert!(one.is_some());
+    assert_eq!(of("u", "a", "3306", "/data/"), one);
+    for other in [
+        of("v", "a", "3306", "/data/"),
+        of("u", "b", "3306", "/data/"),
+        of("u", "a", "3307", "/data/"),
+        of("u", "a", "3306", "/other/"),
+    ] {
+        assert!(other.is_some() && other != one, "{other:?}");
+    }
+    assert_eq!(server(&[("read_only", "OFF"), ("server_uuid", "u")]), None);
+}
+
+#[test]
 fn lag() {
     let asked = Asked {
         max_lag: Some(Duration::from_secs(30)),

@@ -108,7 +108,16 @@ fn answer(talk: &Talk, pieces: &[Vec<u8>]) -> Answer {
 
 const PRIMARY: [&[Option<&str>]; 2] = [
     &[Some("f")],
-    &[Some("0000000A"), Some("f"), None, None, None, Some("f")],
+    &[
+        Some("0000000A"),
+        Some("f"),
+        None,
+        None,
+        None,
+        Some("f"),
+        Some("1795960251.723727"),
+        Some("5432"),
+    ],
 ];
 
 #[test]
@@ -168,7 +177,16 @@ fn roles_and_lag() {
     let bytes = |n| (None, Some(n));
     let place = |receives, behind, age| {
         let (paused, archive) = (Some("f"), Some("f"));
-        [None, Some(receives), behind, age, paused, archive]
+        [
+            None,
+            Some(receives),
+            behind,
+            age,
+            paused,
+            archive,
+            None,
+            None,
+        ]
     };
     let in_step = place("t", Some("-8"), Some("3600.5"));
     let behind = place("t", Some("4096"), Some("12.25"));
@@ -286,6 +304,14 @@ fn roles_and_lag() {
 }
 
 #[test]
+fn a_running_server_has_a_name() {
+    let [role, place] = PRIMARY.map(rows);
+    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, place];
+    let server = answer(&talk(Some(Role::Primary)), &pieces).told.server;
+    assert_eq!(server.as_deref(), Some("5432 since 1795960251.723727"));
+}
+
+#[test]
 fn a_replica_that_does_not_replicate() {
     let place = |receives, age, paused, archive| {
         let behind = Some("0").filter(|_| receives == "t");
@@ -296,6 +322,8 @@ fn a_replica_that_does_not_replicate() {
             age,
             Some(paused),
             Some(archive),
+            None,
+            None,
         ]
     };
     let down = "its link to its primary is down";

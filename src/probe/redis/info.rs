@@ -51,6 +51,14 @@ pub(super) fn lag(replication: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(seconds.parse().ok()?))
 }
 
+/// What a server draws by chance when it starts.
+pub(super) fn run_id(server: &[u8]) -> Option<String> {
+    let id = field(server, "run_id")?;
+    let known =
+        !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(|b| b.is_ascii_hexdigit());
+    known.then(|| id.to_owned())
+}
+
 pub(super) fn version(server: &[u8]) -> Option<Version> {
     let text = field(server, "redis_version")?;
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
@@ -93,6 +101,15 @@ mod tests {
     }
 
     #[test]
+    fn run_ids() {
+        let text = b"# Server\r\nredis_version:7.0.15\r\nrun_id:0fa3\r\n";
+        assert_eq!(run_id(text).as_deref(), Some("0fa3"));
+        for text in [&b""[..], b"run_id:\r\n", b"run_id:xyz\r\n"] {
+            assert_eq!(run_id(text), None);
+        }
+    }
+
+    #[test]
     fn versions() {
         for (text, expected) in [
             ("redis_version:7.0.15\r\n", Some([7, 0, 15])),
@@ -112,7 +129,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes: Vec<u8>, name in "(master_replid|redis_version|master_link_status)") {
             let text = [name.as_bytes(), b":", &bytes].concat();
             for text in [&bytes, &text] {
-                let _ = (epoch(text), lag(text), version(text));
+                let _ = (epoch(text), lag(text), version(text), run_id(text), fault(text));
             }
         }
     }
