@@ -119,6 +119,7 @@ impl Server {
             means,
             addresses,
             access_log,
+            resolver,
         } = prepared;
         let workers = match plan.process.workers {
             0 => sys::limits::cpus(),
@@ -250,10 +251,11 @@ impl Server {
             });
             resolve::keep_fresh(
                 Arc::clone(pool),
-                upstream.clone(),
+                upstream,
+                &resolver,
                 Arc::clone(&process.journal),
                 Arc::clone(&changed),
-                stop.clone(),
+                &stop,
             );
             if let Some(check) = &upstream.check {
                 let checks = Checks::new(

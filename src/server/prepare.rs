@@ -22,6 +22,7 @@ pub struct Prepared {
     /// In the order of the upstreams and of their backends.
     pub(super) addresses: Vec<Vec<Vec<Place>>>,
     pub(super) access_log: Option<AccessLog>,
+    pub(super) resolver: resolve::Resolver,
 }
 
 impl Prepared {
@@ -34,10 +35,11 @@ impl Prepared {
                  and ports"
             )]));
         }
+        let resolver = resolve::Resolver::default();
         let (access_log, means, addresses) = tokio::join!(
             open_access_log(&plan.log),
             load_means(&plan.upstreams),
-            resolve::all(&plan.upstreams),
+            resolve::all(&plan.upstreams, &resolver),
         );
         match (access_log, means, addresses) {
             (Ok(access_log), Ok(means), Ok(addresses)) => Ok(Self {
@@ -45,6 +47,7 @@ impl Prepared {
                 means,
                 addresses,
                 access_log,
+                resolver,
             }),
             (access_log, means, addresses) => {
                 let mut errors: Vec<String> = access_log.err().into_iter().collect();

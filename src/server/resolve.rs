@@ -1,4 +1,8 @@
-//! Host names to addresses, at the start and again later.
+//! Host names to addresses, at the start and again later. Each name by itself: one that is answered
+//! late or never delays no other.
+
+mod failures;
+mod look_up;
 
 use crate::{
     following::follow,
@@ -6,26 +10,28 @@ use crate::{
     plan::{Backend, Place, Target, Upstream},
     pool::{Moved, Pool},
 };
+use failures::Failures;
+pub(super) use look_up::Resolver;
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// A resolver that does not answer must not keep the process from starting for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// For each upstream and each of its backends: what its address stands for.
-pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
+pub(super) async fn all(
+    upstreams: &[Upstream],
+    resolver: &Resolver,
+) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
     // All at once: with a resolver that does not answer they would otherwise wait one after the other.
     let asked: Vec<Vec<_>> = upstreams
         .iter()
         .map(|u| {
             u.backends
                 .iter()
-                .map(|b| tokio::spawn(look_up(b.clone())))
+                .map(|b| tokio::spawn(look_up(resolver.clone(), b.clone())))
                 .collect()
         })
         .collect();
@@ -58,53 +64,111 @@ pub(super) async fn all(upstreams: &[Upstream]) -> Result<Vec<Vec<Vec<Place>>>, 
     }
 }
 
-/// Looks names up again and again, and tells the pool when an answer has changed. A name that no
-/// longer resolves keeps its last addresses: a resolver's trouble is no reason to drop a backend.
+/// What the tasks of an upstream's names share.
+struct Names {
+    pool: Arc<Pool>,
+    /// The addresses of each backend, as the pool has them.
+    known: Mutex<Vec<Vec<Place>>>,
+    resolver: Resolver,
+    journal: Arc<Journal>,
+    changed: Arc<Notify>,
+}
+
+/// Looks names up again and again, and tells the pool when an answer has changed: one task for each
+/// name. A name that no longer resolves keeps its last addresses, since a resolver's trouble is no
+/// reason to drop a backend.
 pub(super) fn keep_fresh(
     pool: Arc<Pool>,
-    upstream: Upstream,
+    upstream: &Upstream,
+    resolver: &Resolver,
     journal: Arc<Journal>,
-    told: Arc<Notify>,
-    stop: CancellationToken,
+    changed: Arc<Notify>,
+    stop: &CancellationToken,
 ) {
-    let has_names = upstream
-        .backends
-        .iter()
-        .any(|b| matches!(b.target, Target::Name { .. }));
-    let Some(interval) = upstream.resolve_interval.filter(|_| has_names) else {
+    let Some(interval) = upstream.resolve_interval else {
         return;
     };
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let mut known: Vec<Vec<Place>> = pool
-            .snapshot(Instant::now())
-            .into_iter()
-            .map(|s| s.addresses)
-            .collect();
-        loop {
-            tokio::time::sleep(interval).await;
-            let mut changed = false;
-            for (backend, places) in upstream.backends.iter().zip(&mut known) {
-                match look_up(backend.clone()).await {
-                    Ok(new) if new != *places => {
-                        tracing::info!(upstream = %upstream.name, backend = %backend.text,
-                            addresses = %list(&new), "its name has other addresses now");
-                        *places = new;
-                        changed = true;
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(upstream = %upstream.name, backend = %backend.text,
-                        %error, "cannot look its name up, keeping what is known")
-                    }
+    let snapshot = pool.snapshot(Instant::now());
+    let known = snapshot.into_iter().map(|s| s.addresses).collect();
+    let names = Arc::new(Names {
+        pool,
+        known: Mutex::new(known),
+        resolver: resolver.clone(),
+        journal,
+        changed,
+    });
+    let all = upstream.backends.iter().enumerate();
+    let named: Vec<_> = all
+        .filter(|(_, b)| matches!(b.target, Target::Name { .. }))
+        .collect();
+    for (n, (of, backend)) in named.iter().enumerate() {
+        // Spread over the interval, so that a name server does not get all questions at once.
+        let first = interval.mul_f64((n + 1) as f64 / named.len() as f64);
+        let task = keep_one_fresh(Arc::clone(&names), *of, (*backend).clone(), interval, first);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(task));
+    }
+}
+
+/// `of`: which backend of the upstream it is.
+async fn keep_one_fresh(
+    names: Arc<Names>,
+    of: usize,
+    backend: Backend,
+    interval: Duration,
+    first: Duration,
+) {
+    let mut failures = Failures::default();
+    if names.places(of).is_empty() {
+        // The start has logged it.
+        failures.add(Instant::now());
+    }
+    let mut pause = first;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = interval;
+        let found = look_up(names.resolver.clone(), backend.clone()).await;
+        let now = Instant::now();
+        let (upstream, backend) = (&names.pool.name, &backend.text);
+        match found {
+            Ok(new) => {
+                if let Some((failures, lasted)) = failures.end(now) {
+                    let seconds = lasted.as_secs();
+                    tracing::info!(%upstream, %backend, failures, seconds,
+                        "the name resolves again");
+                }
+                if names.set(of, &new, now) {
+                    tracing::info!(%upstream, %backend, addresses = %list(&new),
+                        "its name has other addresses now");
                 }
             }
-            if changed {
-                let now = Instant::now();
-                write_down(&pool, &journal, pool.set_addresses(&known, now), now);
-                told.notify_one();
+            Err(error) => {
+                if let Some(failures) = failures.add(now) {
+                    tracing::warn!(%upstream, %backend, %error, failures,
+                        "cannot look its name up, keeping what is known");
+                }
             }
         }
-    }));
+    }
+}
+
+impl Names {
+    fn places(&self, of: usize) -> Vec<Place> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(of).cloned().unwrap_or_default()
+    }
+
+    /// Whether `new` differs from what the pool had, and the pool uses it now.
+    fn set(&self, of: usize, new: &[Place], now: Instant) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get_mut(of) {
+            Some(places) if places != new => *places = new.to_vec(),
+            _ => return false,
+        }
+        let moved = self.pool.set_addresses(&known, now);
+        write_down(&self.pool, &self.journal, moved, now);
+        self.changed.notify_one();
+        true
+    }
 }
 
 fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Instant) {
@@ -120,31 +184,17 @@ fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Insta
     }
 }
 
-async fn look_up(backend: Backend) -> io::Result<Vec<Place>> {
+async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Place>> {
     let (host, port) = match &backend.target {
         Target::Place(place) => return Ok(vec![place.clone()]),
         Target::Name { host, port } => (host.as_str(), *port),
     };
-    let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port)))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver did not answer"))?;
-    let mut places: Vec<Place> = answer
-        .map_err(|e| io::Error::new(e.kind(), format!("{host} does not resolve: {e}")))?
-        .map(Place::Tcp)
-        .collect();
-    // Resolvers rotate their answers; an order of our own keeps picks the same everywhere.
-    places.sort_by_key(|p| match p {
-        Place::Tcp(address) => Some(*address),
-        Place::Unix(_) => None,
+    let addresses = resolver.look_up(host).await?;
+    let with_port = addresses.into_iter().map(|mut address| {
+        address.set_port(port);
+        Place::Tcp(address)
     });
-    places.dedup();
-    if places.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{host} has no address"),
-        ));
-    }
-    Ok(places)
+    Ok(with_port.collect())
 }
 
 fn list(places: &[Place]) -> String {

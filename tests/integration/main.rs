@@ -66,6 +66,7 @@ mod relay_edges;
 mod relay_many;
 mod relay_turns;
 mod resolve;
+mod resolve_slow;
 mod scrape;
 mod shares;
 mod shutdown;

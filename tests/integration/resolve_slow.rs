@@ -1,0 +1,169 @@
+//! Names that are answered late or never, beside others.
+
+use crate::harness::{
+    net::ask, poll, ports, programs, secs, server::Server, tembuku::Tembuku, wait_until,
+};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+/// A name server in a place of its own, at the port that resolvers ask.
+#[derive(Clone, Default)]
+struct Names(Arc<Mutex<Zone>>);
+
+#[derive(Default)]
+struct Zone {
+    addresses: HashMap<String, Ipv4Addr>,
+    /// Questions for these are not answered.
+    silent: HashSet<String>,
+    asked: HashMap<String, usize>,
+}
+
+impl Names {
+    fn start() -> Names {
+        let names = Names::default();
+        let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+        let zone = names.clone();
+        thread::spawn(move || {
+            let mut question = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut question) {
+                if let Some(answer) = zone.answer(&question[..length]) {
+                    let _ = socket.send_to(&answer, client);
+                }
+            }
+        });
+        names
+    }
+
+    fn set(&self, name: &str, address: [u8; 4]) {
+        let mut zone = self.0.lock().unwrap();
+        zone.addresses.insert(name.to_owned(), address.into());
+    }
+
+    fn silence(&self, name: &str) {
+        self.0.lock().unwrap().silent.insert(name.to_owned());
+    }
+
+    fn asked(&self, name: &str) -> usize {
+        let zone = self.0.lock().unwrap();
+        zone.asked.get(name).copied().unwrap_or_default()
+    }
+
+    fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+        let (mut at, mut labels) = (12, Vec::new());
+        while question[at] != 0 {
+            let end = at + 1 + usize::from(question[at]);
+            labels.push(String::from_utf8_lossy(&question[at + 1..end]).to_lowercase());
+            at = end;
+        }
+        let (name, is_v4) = (labels.join("."), question[at + 1..at + 3] == [0, 1]);
+        let mut zone = self.0.lock().unwrap();
+        *zone.asked.entry(name.clone()).or_default() += 1;
+        if zone.silent.contains(&name) {
+            return None;
+        }
+        let address = zone.addresses.get(&name);
+        let code = if address.is_some() { 0x80 } else { 0x83 };
+        let records = address.filter(|_| is_v4);
+        let mut answer = question[..2].to_vec();
+        let count = u8::from(records.is_some());
+        answer.extend([0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
+        answer.extend(&question[12..at + 5]);
+        if let Some(address) = records {
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
+            answer.extend(address.octets());
+        }
+        Some(answer)
+    }
+}
+
+fn server(name: &str, host: u8, port: u16) -> Server {
+    Server::named_on(name, &[SocketAddr::from(([127, 0, 7, host], port))])
+}
+
+#[test]
+fn a_name_that_is_not_answered_delays_no_other() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve_slow::a_name_that_is_not_answered_delays_no_other",
+        );
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let _servers = [server("old", 1, port), server("new", 2, port)];
+    let names = Names::start();
+    names.set("live.test", [127, 0, 7, 1]);
+    for dead in ["dead.test", "dead2.test"] {
+        names.set(dead, [127, 0, 7, 9]);
+    }
+    // The system's resolver waits 5 s for each of the two, which makes 10 s one after the other.
+    let mut tembuku = Tembuku::start_under(
+        "env RES_OPTIONS=timeout:5",
+        &format!(
+            "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbalance = \"first\"\nresolve_interval = \"200ms\"\n\
+             backends = [\"live.test:{port}\", \"dead.test:{port}\", \"dead2.test:{port}\"]\n"
+        ),
+    );
+    assert_eq!(ask(front).unwrap(), "old");
+    let before = ["dead.test", "dead2.test"].map(|dead| {
+        names.silence(dead);
+        (dead, names.asked(dead))
+    });
+    for (dead, before) in before {
+        wait_until("its question is heard", secs(30), || {
+            names.asked(dead) > before
+        });
+    }
+    names.set("live.test", [127, 0, 7, 2]);
+    let logged = || {
+        let log = tembuku.proc.stderr();
+        log.contains("its name has other addresses now")
+    };
+    wait_until("the new address is known", secs(8), logged);
+    // What is logged has happened.
+    assert_eq!(ask(front).unwrap(), "new");
+    // The look-ups of the others hang still, in nothing's way.
+    assert_eq!(tembuku.metrics().sum("build_info", &[]), 1.0);
+    tembuku.proc.signal(rustix::process::Signal::TERM);
+    let status = tembuku.proc.wait(secs(4)).expect("an end after TERM");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn failures_of_a_name_are_told_once_and_then_rarely() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve_slow::failures_of_a_name_are_told_once_and_then_rarely",
+        );
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let _servers = [server("old", 1, port), server("new", 2, port)];
+    let names = Names::start();
+    names.set("other.test", [127, 0, 7, 1]);
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\n\
+         resolve_required = false\nresolve_interval = \"50ms\"\nbalance = \"first\"\n\
+         backends = [\"missing.test:{port}\", \"other.test:{port}\"]\n"
+    ));
+    let before = names.asked("missing.test");
+    wait_until("many more questions", secs(30), || {
+        names.asked("missing.test") > before + 40
+    });
+    let log = tembuku.proc.stderr();
+    let lines = log.lines().filter(|line| line.contains("missing.test"));
+    assert_eq!(lines.count(), 1, "{log}");
+    assert_eq!(ask(front).unwrap(), "old");
+
+    names.set("missing.test", [127, 0, 7, 2]);
+    wait_until("it is used", secs(10), || ask(front).unwrap() == "new");
+    let again = poll(secs(10), || {
+        let log = tembuku.proc.stderr();
+        let line = log.lines().find(|line| line.contains("resolves again"));
+        line.map(str::to_owned)
+    });
+    let again: serde_json::Value = serde_json::from_str(&again.unwrap()).unwrap();
+    assert!(again["failures"].as_u64().unwrap() > 10, "{again}");
+}
