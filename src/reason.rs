@@ -158,6 +158,9 @@ words! {
         TooLarge = "too_large",
         /// The kernel would not send it for another reason.
         SendFailed = "send_failed",
+        /// Its source is the address of a listener of this process: it is forged, and the reply to
+        /// it would come back.
+        OwnAddress = "own_address",
         /// It is a reply, and the flow was over when it came.
         Late = "late",
     }

@@ -30,6 +30,7 @@ use checks::Checks;
 use leaving::Leaving;
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
@@ -198,6 +199,7 @@ impl Server {
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // By listener and worker: all of a listener's sockets on a worker are served together.
         let mut ports: BTreeMap<usize, Vec<Vec<udp::Port>>> = BTreeMap::new();
+        let mut own = Vec::new();
         let mut names = Vec::new();
         let mut socket_files = Vec::new();
         for listening in bound {
@@ -213,6 +215,7 @@ impl Server {
                 Sockets::Datagrams(sockets) => {
                     let workers = ports.entry(listening.listener).or_default();
                     workers.resize_with(sockets.len(), Vec::new);
+                    own.extend(sockets.first().map(|port| port.address));
                     for (ports, socket) in workers.iter_mut().zip(sockets) {
                         ports.push(socket);
                     }
@@ -220,6 +223,7 @@ impl Server {
             }
             names.push((service.plan.name.clone(), listening.place));
         }
+        let own = Arc::new(udp::OwnAddresses::new(own, is_local));
         for (listener, workers) in ports {
             let service = &services[listener];
             let per_source = match service.plan.protocol {
@@ -233,6 +237,7 @@ impl Server {
                     sockets,
                     per_source: Arc::clone(&per_source),
                     elsewhere: Arc::clone(&elsewhere),
+                    own: Arc::clone(&own),
                     is_first: worker == 0,
                     alive: tasks.token(),
                 });
@@ -477,4 +482,9 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
         flows,
         sockets,
     }
+}
+
+/// Where the kernel does not tell, at least the loopback addresses are known.
+fn is_local(ip: IpAddr) -> bool {
+    sys::route::is_local(ip).unwrap_or_else(|_| ip.is_loopback())
 }

@@ -3,4 +3,5 @@
 pub mod datagram;
 pub mod limits;
 pub mod pipe;
+pub mod route;
 pub mod socket;

@@ -11,6 +11,7 @@ mod flow;
 mod gear;
 mod header;
 mod listener;
+mod own;
 mod per_source;
 mod sockets;
 mod table;
@@ -18,6 +19,7 @@ mod token;
 mod worker;
 
 pub use elsewhere::Elsewhere;
+pub use own::OwnAddresses;
 pub use per_source::PerSource;
 pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;
@@ -33,6 +35,8 @@ pub struct Binding {
     pub sockets: Vec<Port>,
     pub per_source: Arc<PerSource>,
     pub elsewhere: Arc<Elsewhere>,
+    /// Of all UDP listeners of the process.
+    pub own: Arc<OwnAddresses>,
     /// Whether this is the worker that takes what all workers get: broadcasts.
     pub is_first: bool,
     /// Held for as long as there is a flow.

@@ -42,7 +42,8 @@ pub(super) struct Flow {
     pub(super) replies: u32,
     /// What the kernel had no room for, as far as it was counted.
     pub(super) dropped: u32,
-    /// Why the key leads to another flow by now: this one only waits for replies.
+    /// Why it gets no more datagrams and only waits for replies. Its key leads to another flow, or
+    /// still to this one while there is no other backend.
     pub(super) retired: Option<CloseReason>,
     /// The network says that the backend is not there.
     pub(super) refused: bool,

@@ -10,7 +10,7 @@ mod replies;
 pub(super) use replies::send_back;
 
 use super::{
-    Binding, Elsewhere, PerSource, Port,
+    Binding, Elsewhere, OwnAddresses, PerSource, Port,
     batch::Piece,
     elsewhere::Here,
     flow::Flow,
@@ -52,6 +52,7 @@ pub(super) struct Listener {
     wheel: Wheel,
     per_source: Arc<PerSource>,
     elsewhere: Arc<Elsewhere>,
+    own: Arc<OwnAddresses>,
     here: Arc<Here>,
     is_first: bool,
     /// Whom a trusted peer last named, by that peer's own key: what has no header is of that one.
@@ -117,6 +118,7 @@ impl Listener {
             sockets,
             per_source,
             elsewhere,
+            own,
             is_first,
             alive,
         } = binding;
@@ -156,6 +158,7 @@ impl Listener {
             wheel: Wheel::new(idle, gear.ms),
             per_source,
             elsewhere,
+            own,
             here,
             is_first,
             named: AHashMap::new(),

@@ -208,9 +208,10 @@ impl Datagrams {
     }
 }
 
-const DROPS: [&str; 8] = [
+const DROPS: [&str; 9] = [
     "late",
     "no_backend",
+    "own_address",
     "receive_buffer",
     "rejected",
     "send_buffer",

@@ -80,6 +80,7 @@ mod udp_flood;
 mod udp_flows;
 mod udp_health;
 mod udp_limits;
+mod udp_own_address;
 mod udp_proxy_accept;
 mod udp_proxy_send;
 mod udp_real;

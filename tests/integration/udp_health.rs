@@ -258,6 +258,48 @@ fn who_only_listens_is_answered() {
     }
 }
 
+/// The same where there is no other backend: its client gets no service, but what it had asked is
+/// answered, and the flow goes on when the backend is ready again.
+#[test]
+fn what_the_only_backend_owes_is_delivered() {
+    for (word, back) in [("drain", true), ("drain", false), ("maint", true)] {
+        let servers = named(1);
+        let (front, tembuku) = serve("", "", &servers);
+        let socket = tembuku.dir.file("admin.sock");
+        let command = |word: &str| {
+            let target = format!("u/{}", servers[0].addr);
+            let output = cli(&[word, &target, "--socket", socket.to_str().unwrap()]);
+            assert!(output.status.success(), "{output:?}");
+        };
+        let client = client(front);
+        assert_eq!(ask(&client, "first"), "b1 first");
+        servers[0].hold();
+        client.send(b"held").unwrap();
+        servers[0].wait_held(1);
+        command(word);
+        for n in 1..=3 {
+            client.send(b"too late").unwrap();
+            tembuku.wait_dropped("no_backend", f64::from(n));
+        }
+        servers[0].release();
+        assert_eq!(hear_text(&client), "b1 held", "{word}");
+        if back {
+            command("ready");
+            assert_eq!(ask(&client, "after"), "b1 after", "{word}");
+            assert_eq!(servers[0].peers().len(), 1, "the same flow");
+        } else {
+            // Nothing more is waited for after a while.
+            tembuku.wait_closed("backend_drained", 1.0);
+            tembuku.wait_flows(0.0);
+            command("ready");
+            assert_eq!(ask(&client, "after"), "b1 after");
+        }
+        let labels = [("reason", "late")];
+        let late = tembuku.metric("listener_dropped_datagrams_total", &labels);
+        assert_eq!(late, 0.0, "{word}");
+    }
+}
+
 #[test]
 fn flows_are_ended_where_that_is_wanted() {
     for ((what, leave, _), reason) in

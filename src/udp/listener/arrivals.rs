@@ -62,6 +62,10 @@ impl Listener {
                 self.dropped(DropReason::Truncated, [whole]);
                 continue;
             }
+            if self.own.contains(peer, gear.now) {
+                self.dropped(DropReason::OwnAddress, [whole]);
+                continue;
+            }
             let key = Key {
                 peer,
                 port,
@@ -253,7 +257,7 @@ impl Listener {
         }
         let pool = &self.service.pool;
         let changes = pool.changes();
-        if flow.refused || flow.changes != changes {
+        if flow.refused || flow.changes != changes || flow.retired.is_some() {
             flow.changes = changes;
             let backend = flow.lease.backend();
             let refused = std::mem::take(&mut flow.refused) && pool.moves.down;
@@ -264,6 +268,8 @@ impl Listener {
             if let Some(reason) = reason {
                 return self.go_elsewhere(gear, number, reason);
             }
+            // It only waited for replies, and its backend is in use again.
+            flow.retired = None;
         }
         Ok(number)
     }
@@ -366,11 +372,14 @@ impl Listener {
             }
             // It may be there again. Or another one, at the next datagram.
             (Err(_), Some(flow)) if may_stay => {
+                flow.retired = None;
                 flow.changes = 0;
                 Ok(number)
             }
+            // There is no other backend, and this one is to get nothing more. What it owes may come.
             (Err(not), _) => {
-                self.end_now(gear, serial, number, reason);
+                self.deliver_all(gear);
+                self.retire(gear, serial, number, reason);
                 Err(not)
             }
         }

@@ -41,7 +41,10 @@ impl Listener {
         let Some(flow) = self.flow(serial, number) else {
             return;
         };
-        flow.retired = Some(reason);
+        // Each datagram that is not for it any more finds it so: the wait begins once.
+        if flow.retired.replace(reason).is_some() {
+            return;
+        }
         flow.last = gear.ms;
         let due = self.due(number);
         self.wheel.remove(number);
