@@ -34,6 +34,7 @@ mod section;
 mod size;
 mod syntax;
 mod udp;
+mod unix_file;
 mod upstream;
 mod users;
 mod words;

@@ -4,7 +4,7 @@ mod open;
 mod socket_file;
 
 pub use open::open;
-pub use socket_file::{SocketFile, listen_unix};
+pub use socket_file::{FileRights, SocketFile, listen_unix};
 
 use crate::{
     event_loop::{Fresh, Left, Socket},

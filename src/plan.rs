@@ -100,6 +100,8 @@ pub struct Listener {
     pub accept_proxy: Option<AcceptProxy>,
     pub backlog: u32,
     pub socket: SocketOptions,
+    /// Of the unix sockets among `bind`.
+    pub unix: UnixFile,
 }
 
 /// Who begins with a PROXY protocol header, and in what time.
@@ -109,6 +111,17 @@ pub struct AcceptProxy {
     pub trust: Vec<Who>,
     /// From the accept to the end of the header; never zero.
     pub timeout: Duration,
+}
+
+/// The rights of the file of a unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixFile {
+    /// Permission bits.
+    pub mode: u32,
+    /// A user's name or number; `None`: the user that the process runs as.
+    pub owner: Option<String>,
+    /// The same of a group.
+    pub group: Option<String>,
 }
 
 /// Options set on both sockets of a session.

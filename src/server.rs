@@ -6,6 +6,7 @@ mod leaving;
 mod news;
 mod prepare;
 mod resolve;
+mod rights;
 mod supervise;
 mod wish;
 mod worker;
@@ -121,6 +122,7 @@ impl Server {
             addresses,
             access_log,
             resolver,
+            rights,
         } = prepared;
         let workers = match plan.process.workers {
             0 => sys::limits::cpus(),
@@ -129,7 +131,7 @@ impl Server {
         // Before the sockets: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let exporter = Exporter::new(workers * 2);
-        let bound = bind::all(&plan.listeners, workers)
+        let bound = bind::all(&plan.listeners, rights, workers)
             .await
             .map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());

@@ -107,7 +107,7 @@ fn the_reference_shows_the_defaults() {
         listen = "127.0.0.1:9900"
         socket = "/run/tembuku/admin.sock"
         [listeners.cache]
-        bind = "0.0.0.0:6379"
+        bind = ["0.0.0.0:6379", "unix:/run/tembuku/cache.sock"]
         upstream = "redis"
         [listeners.names]
         bind = "0.0.0.0:53"
@@ -254,6 +254,11 @@ fn defaults_are_what_the_outside_promises() {
                 nodelay: true,
                 keepalive: Some(keepalive),
                 user_timeout: None
+            },
+            unix: UnixFile {
+                mode: 0o666,
+                owner: None,
+                group: None,
             },
         }]
     );

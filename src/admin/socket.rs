@@ -2,7 +2,7 @@
 
 use crate::{
     blocking,
-    net::{SocketFile, listen_unix},
+    net::{FileRights, SocketFile, listen_unix},
 };
 use rustix::fs::Mode;
 use std::{io, path::Path};
@@ -26,8 +26,12 @@ pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
         format!("cannot listen on {}: {e}{hint}", path.display())
     };
     let owned = path.to_owned();
-    let mode = Some(Mode::RUSR | Mode::WUSR);
-    let bind = move || listen_unix(&owned, BACKLOG, mode);
+    let rights = FileRights {
+        mode: Mode::RUSR | Mode::WUSR,
+        owner: None,
+        group: None,
+    };
+    let bind = move || listen_unix(&owned, BACKLOG, &rights);
     let bound = blocking::call(blocking::LIMIT, bind).await.flatten();
     let (listener, file) = bound.map_err(describe)?;
     let listener = UnixListener::from_std(listener).map_err(describe)?;

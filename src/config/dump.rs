@@ -4,8 +4,8 @@ use std::{fmt, fmt::Write as _, time::Duration};
 
 use super::{access, duration, hash_key, health_dump, udp};
 use crate::plan::{
-    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Plan, Protocol, ProxyOn,
-    SendProxy, TimeOf, Udp, Upstream, WhenFull,
+    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
+    ProxyOn, SendProxy, TimeOf, Udp, UnixFile, Upstream, WhenFull,
 };
 
 /// Reading the result gives a plan equal to `plan`.
@@ -111,6 +111,14 @@ fn write_tcp(listener: &Listener, out: &mut String) -> fmt::Result {
     writeln!(out, "connect_timeout = {}", time(listener.connect_timeout))?;
     writeln!(out, "half_close_timeout = {}", time(half_close))?;
     writeln!(out, "backlog = {}", listener.backlog)?;
+    let mut places = listener.bind.iter().flat_map(|bind| &bind.places);
+    if places.any(|place| matches!(place, Place::Unix(_))) {
+        let UnixFile { mode, owner, group } = &listener.unix;
+        let name = |name: &Option<String>| quoted(name.as_deref().unwrap_or_default());
+        writeln!(out, "unix_mode = \"{mode:04o}\"")?;
+        writeln!(out, "unix_owner = {}", name(owner))?;
+        writeln!(out, "unix_group = {}", name(group))?;
+    }
     writeln!(out, "nodelay = {}", listener.socket.nodelay)?;
     match &listener.socket.keepalive {
         None => writeln!(out, "keepalive = false")?,

@@ -7,7 +7,7 @@ use super::{
     keys::{ACCEPT_PROXY, KEEPALIVE, LISTENER},
     report::{Fault, Report, Span},
     section::{Section, Text},
-    udp,
+    udp, unix_file,
     words::found,
 };
 use crate::plan::{
@@ -68,12 +68,14 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             keepalive: read_keepalive(section),
             user_timeout: read_user_timeout(section),
         },
+        unix: unix_file::read(section),
     };
     // With a word that nobody knows nothing is known to be useless.
     let sure = (section.get("protocol"))
         .is_none_or(|value| value.get_ref().as_str() == Some(udp::word(protocol)));
     if name.is_some() && sure {
         udp::fits_listener(&mut listener, &udp, &bind_spans, section);
+        unix_file::fit(&mut listener.unix, &listener.bind, section);
     }
     Read {
         listener,

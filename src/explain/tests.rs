@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
     AcceptProxy, AccessRule, Backend, Bind, FlowsMove, HashKey, KeyPart, OnLeave, Place, Protocol,
-    ProxyOn, SendProxy, SocketOptions, Target, TimeOf, Variable, Who,
+    ProxyOn, SendProxy, SocketOptions, Target, TimeOf, UnixFile, Variable, Who,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -27,6 +27,11 @@ fn listener(access: Vec<AccessRule>) -> Listener {
             nodelay: true,
             keepalive: None,
             user_timeout: None,
+        },
+        unix: UnixFile {
+            mode: 0o666,
+            owner: None,
+            group: None,
         },
     }
 }

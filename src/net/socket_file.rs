@@ -1,13 +1,16 @@
 //! A unix socket to listen on, and its file.
 
-use rustix::fs::Mode;
+use rustix::{
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid},
+    io::Errno,
+};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            fs::{FileTypeExt, MetadataExt},
             net::UnixListener,
         },
     },
@@ -30,30 +33,64 @@ impl Drop for SocketFile {
     }
 }
 
-/// Replaces what a process that has ended left there, and nothing else. `mode`: who may connect; `None` leaves that to the
-/// umask.
+/// Who may connect: to do so takes the right to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRights {
+    pub mode: Mode,
+    /// The number of a user; `None`: the user of the process.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+}
+
+/// Replaces what a process that has ended left there, and nothing else. All rights are set before the socket listens, so
+/// that nobody connects who is not to.
 pub fn listen_unix(
     path: &Path,
     backlog: i32,
-    mode: Option<Mode>,
+    rights: &FileRights,
 ) -> io::Result<(UnixListener, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    if let Some(mode) = mode {
-        // Before the bind, which makes the file with it: at no time may more people connect.
-        rustix::fs::fchmod(&socket, mode)?;
-    }
+    // The bind makes the file with this mode, less the umask: at no time does it have more rights.
+    rustix::fs::fchmod(&socket, rights.mode)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile {
         path: path.to_owned(),
         id: id(path),
     };
-    if let Some(mode) = mode {
-        // The umask may have taken something from it.
-        fs::set_permissions(path, fs::Permissions::from_mode(mode.as_raw_mode()))?;
-    }
+    rights.apply(path)?;
     socket.listen(backlog)?;
     Ok((UnixListener::from(OwnedFd::from(socket)), file))
+}
+
+impl FileRights {
+    /// By a descriptor, and never through a link: in a folder that others may write to, the path could lead elsewhere by now.
+    fn apply(&self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(io::Error::other("the file was replaced"));
+        }
+        if Mode::from_raw_mode(stat.st_mode) != self.mode {
+            // The umask has taken something from it. chmod knows no such descriptors, but their names.
+            let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::chmod(name, self.mode)?;
+        }
+        if self.owner.is_none() && self.group.is_none() {
+            return Ok(());
+        }
+        let owner = self.owner.map(Uid::from_raw);
+        let group = self.group.map(Gid::from_raw);
+        let changed = rustix::fs::chownat(&file, "", owner, group, AtFlags::EMPTY_PATH);
+        changed.map_err(|error| match error {
+            Errno::PERM => io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the file cannot be given to that owner or group without CAP_CHOWN",
+            ),
+            error => error.into(),
+        })
+    }
 }
 
 fn id(path: &Path) -> Option<(u64, u64)> {

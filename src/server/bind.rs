@@ -2,7 +2,7 @@
 
 use crate::{
     blocking,
-    net::{SocketFile, listen_unix, set_options},
+    net::{FileRights, SocketFile, listen_unix, set_options},
     plan::{self, Listener, Place},
     sys::datagram,
     tcp::Socket,
@@ -30,13 +30,15 @@ pub(super) enum Sockets {
 /// some hundred.
 const BUFFER: usize = 4 << 20;
 
-/// Binds on another thread: the folder of a unix socket may be one that hangs.
+/// Binds on another thread: the folder of a unix socket may be one that hangs. `rights`: of the unix sockets of each
+/// listener.
 pub(super) async fn all(
     listeners: &[Listener],
+    rights: Vec<FileRights>,
     workers: usize,
 ) -> Result<Vec<Listening>, Vec<String>> {
     let owned = listeners.to_vec();
-    let bound = blocking::call(blocking::LIMIT, move || bind_all(&owned, workers)).await;
+    let bound = blocking::call(blocking::LIMIT, move || bind_all(&owned, &rights, workers)).await;
     bound.unwrap_or_else(|e| {
         let paths = listeners.iter().flat_map(|listener| {
             let places = listener.bind.iter().flat_map(|bind| &bind.places);
@@ -51,7 +53,11 @@ pub(super) async fn all(
     })
 }
 
-fn bind_all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
+fn bind_all(
+    listeners: &[Listener],
+    rights: &[FileRights],
+    workers: usize,
+) -> Result<Vec<Listening>, Vec<String>> {
     let places = || {
         listeners.iter().enumerate().flat_map(|(index, listener)| {
             let places = listener.bind.iter().flat_map(|b| &b.places);
@@ -74,7 +80,7 @@ fn bind_all(listeners: &[Listener], workers: usize) -> Result<Vec<Listening>, Ve
         if !problems.is_empty() {
             break;
         }
-        match bind(listener, place, workers) {
+        match bind(listener, &rights[index], place, workers) {
             Ok((place, sockets, file)) => bound.push(Listening {
                 listener: index,
                 place,
@@ -117,13 +123,18 @@ fn probe(listener: &Listener, address: SocketAddr) -> io::Result<()> {
 /// Where, a socket for each worker, and the file if it has one.
 type Bound = (Place, Sockets, Option<SocketFile>);
 
-fn bind(listener: &Listener, place: &Place, workers: usize) -> io::Result<Bound> {
+fn bind(
+    listener: &Listener,
+    rights: &FileRights,
+    place: &Place,
+    workers: usize,
+) -> io::Result<Bound> {
     match place {
         Place::Tcp(address) => match listener.protocol {
             plan::Protocol::Tcp => bind_tcp(listener, *address, workers),
             plan::Protocol::Udp(_) => bind_udp(*address, workers),
         },
-        Place::Unix(path) => bind_unix(listener, path, workers),
+        Place::Unix(path) => bind_unix(listener, rights, path, workers),
     }
 }
 
@@ -189,9 +200,14 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-fn bind_unix(listener: &Listener, path: &Path, workers: usize) -> io::Result<Bound> {
+fn bind_unix(
+    listener: &Listener,
+    rights: &FileRights,
+    path: &Path,
+    workers: usize,
+) -> io::Result<Bound> {
     let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
-    let (first, file) = listen_unix(path, backlog, None)?;
+    let (first, file) = listen_unix(path, backlog, rights)?;
     // Unix sockets know no SO_REUSEPORT: the workers share one queue.
     let mut sockets = Vec::with_capacity(workers);
     for _ in 1..workers {

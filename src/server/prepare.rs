@@ -2,11 +2,12 @@
 //! names. All of it is there before any port is bound, or the start ends with everything that is
 //! wrong. None of it can hold up the event loop, and so no signal.
 
-use super::{StartErrors, checks, resolve};
+use super::{StartErrors, checks, resolve, rights};
 use crate::{
     access_log::{self, AccessLog},
     blocking,
     lines::Destination,
+    net::FileRights,
     plan::{self, Place, Plan, Tls},
     probe::Means,
     udp,
@@ -23,6 +24,8 @@ pub struct Prepared {
     pub(super) addresses: Vec<Vec<Vec<Place>>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) resolver: resolve::Resolver,
+    /// Of the unix sockets of each listener.
+    pub(super) rights: Vec<FileRights>,
 }
 
 impl Prepared {
@@ -36,23 +39,26 @@ impl Prepared {
             )]));
         }
         let resolver = resolve::Resolver::default();
-        let (access_log, means, addresses) = tokio::join!(
+        let (access_log, means, addresses, rights) = tokio::join!(
             open_access_log(&plan.log),
             load_means(&plan.upstreams),
             resolve::all(&plan.upstreams, &resolver),
+            rights::all(&plan.listeners),
         );
-        match (access_log, means, addresses) {
-            (Ok(access_log), Ok(means), Ok(addresses)) => Ok(Self {
+        match (access_log, means, addresses, rights) {
+            (Ok(access_log), Ok(means), Ok(addresses), Ok(rights)) => Ok(Self {
                 plan,
                 means,
                 addresses,
                 access_log,
                 resolver,
+                rights,
             }),
-            (access_log, means, addresses) => {
+            (access_log, means, addresses, rights) => {
                 let mut errors: Vec<String> = access_log.err().into_iter().collect();
                 errors.extend(means.err().unwrap_or_default());
                 errors.extend(addresses.err().unwrap_or_default());
+                errors.extend(rights.err().unwrap_or_default());
                 Err(StartErrors(errors))
             }
         }

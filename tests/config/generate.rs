@@ -591,6 +591,11 @@ fn listener() -> impl Strategy<Value = Listener> {
                     accept_proxy,
                     backlog,
                     socket,
+                    unix: UnixFile {
+                        mode: 0o666,
+                        owner: None,
+                        group: None,
+                    },
                 };
                 match udp {
                     Some(udp) => with_datagrams(listener, udp),

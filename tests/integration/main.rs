@@ -86,4 +86,5 @@ mod udp_proxy_send;
 mod udp_real;
 mod udp_relay;
 mod udp_reply_source;
+mod unix_rights;
 mod wish;
