@@ -11,5 +11,5 @@ pub use epoch::Epoch;
 pub use guard::{Claim, Standing, Supersedes, count_servers, may_restart, standings};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
-pub use schedule::Schedule;
+pub use schedule::{FIRST_CHECK_SPREAD, Schedule};
 pub use verdict::{Change, Judge, Rule, Verdict};

@@ -29,8 +29,17 @@ pub struct Process {
     pub max_connections: u64,
     /// Flows over all UDP listeners; 0 means what RLIMIT_NOFILE and the range of local ports allow.
     pub max_flows: u64,
+    /// How long listeners wait for the first verdicts of their upstreams before they accept.
+    pub start_wait: StartWait,
     /// How long sessions may go on after the process was asked to stop.
     pub drain_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartWait {
+    /// As long as a first check takes that ends by its timeout.
+    Auto,
+    AtMost(Duration),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -367,6 +367,27 @@ impl Pool {
         members.map(|m| Arc::clone(&m.backend)).collect()
     }
 
+    /// The configured texts of backends that are checked and of which no check has ended yet with a
+    /// finding, in the order of the configuration.
+    pub fn unchecked_backends(&self) -> Vec<String> {
+        if self.supposed.is_none() {
+            return Vec::new();
+        }
+        let inner = self.lock();
+        let is_unchecked = |m: &&Member| !m.down && !m.heard && m.wished.wish != Wish::Maint;
+        let mut of: Vec<usize> = inner
+            .members
+            .iter()
+            .filter(is_unchecked)
+            .map(|m| m.of)
+            .collect();
+        of.sort_unstable();
+        of.dedup();
+        of.into_iter()
+            .map(|i| self.configured[i].0.text.clone())
+            .collect()
+    }
+
     /// Whether this address takes sessions now.
     pub fn takes(&self, backend: &Arc<Backend>, now: Instant) -> bool {
         let mut inner = self.lock();

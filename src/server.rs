@@ -4,6 +4,7 @@ mod bind;
 mod checks;
 mod leaving;
 mod news;
+mod pending;
 mod prepare;
 mod resolve;
 mod rights;
@@ -29,6 +30,7 @@ use crate::{
 use bind::Sockets;
 use checks::Checks;
 use leaving::Leaving;
+use pending::{PendingListener, Ports};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -67,6 +69,10 @@ pub struct Server {
     workers: Vec<Worker>,
     /// The same for datagrams.
     datagrams: Vec<udp::Worker>,
+    /// Listeners that do not accept yet.
+    pending: Vec<PendingListener>,
+    /// Notified when a check has ended.
+    checked: Arc<Notify>,
     /// Ends the accepting and the resolving.
     stop: CancellationToken,
     /// Ends the checks, which go on while sessions are drained: a role may be lost then, too.
@@ -89,7 +95,17 @@ impl State {
     /// Whether every listener has somewhere to send a client.
     pub fn is_ready(&self) -> bool {
         let now = Instant::now();
-        !self.is_draining() && self.services.iter().all(|s| s.pool.is_available(now))
+        !self.is_draining()
+            && !self.is_starting()
+            && self.services.iter().all(|s| s.pool.is_available(now))
+    }
+
+    /// Whether a listener does not accept yet, since its upstream has no verdicts.
+    pub fn is_starting(&self) -> bool {
+        !self
+            .services
+            .iter()
+            .all(|s| s.accepting.load(Ordering::Relaxed))
     }
 
     fn log_due(&self, now: Instant) {
@@ -114,7 +130,8 @@ impl State {
 }
 
 impl Server {
-    /// Binds, and starts to serve; or does nothing at all and says why.
+    /// Binds, and starts to check; or does nothing at all and says why. Listeners whose upstreams
+    /// are checked begin to accept in [`Server::accept_when_checked`], the others here.
     pub async fn start(prepared: Prepared) -> Result<Self, StartErrors> {
         let Prepared {
             plan,
@@ -181,6 +198,7 @@ impl Server {
                     send_proxy: upstream.send_proxy,
                     send_proxy_on: upstream.send_proxy_on,
                     notices: Notices::new(Instant::now()),
+                    accepting: AtomicBool::new(false),
                 }))
             })
             .collect();
@@ -199,8 +217,8 @@ impl Server {
             .map(|i| udp::Worker::spawn(i, workers + i, &sockets, began))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
-        // By listener and worker: all of a listener's sockets on a worker are served together.
-        let mut ports: BTreeMap<usize, Vec<Vec<udp::Port>>> = BTreeMap::new();
+        let mut ports: Vec<Ports> = services.iter().map(|_| Ports::default()).collect();
+        let mut udp_ports: BTreeMap<usize, Vec<Vec<udp::Port>>> = BTreeMap::new();
         let mut own = Vec::new();
         let mut names = Vec::new();
         let mut socket_files = Vec::new();
@@ -209,13 +227,9 @@ impl Server {
             tracing::info!(listener = %service.plan.name, address = %listening.place, "listening");
             socket_files.extend(listening.file);
             match listening.sockets {
-                Sockets::Streams(sockets) => {
-                    for (thread, socket) in threads.iter().zip(sockets) {
-                        thread.listen(socket, Arc::clone(service), stop.clone());
-                    }
-                }
+                Sockets::Streams(sockets) => ports[listening.listener].streams.push(sockets),
                 Sockets::Datagrams(sockets) => {
-                    let workers = ports.entry(listening.listener).or_default();
+                    let workers = udp_ports.entry(listening.listener).or_default();
                     workers.resize_with(sockets.len(), Vec::new);
                     own.extend(sockets.first().map(|port| port.address));
                     for (ports, socket) in workers.iter_mut().zip(sockets) {
@@ -226,25 +240,30 @@ impl Server {
             names.push((service.plan.name.clone(), listening.place));
         }
         let own = Arc::new(udp::OwnAddresses::new(own, is_local));
-        for (listener, workers) in ports {
+        for (listener, workers) in udp_ports {
             let service = &services[listener];
             let per_source = match service.plan.protocol {
                 plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
                 plan::Protocol::Tcp => continue,
             };
             let elsewhere = Arc::new(udp::Elsewhere::default());
-            for (worker, (thread, sockets)) in datagrams.iter().zip(workers).enumerate() {
-                thread.listen(udp::Binding {
-                    service: Arc::clone(service),
-                    sockets,
-                    per_source: Arc::clone(&per_source),
-                    elsewhere: Arc::clone(&elsewhere),
-                    own: Arc::clone(&own),
-                    is_first: worker == 0,
-                    alive: tasks.token(),
-                });
-            }
+            let binding = |(worker, sockets)| udp::Binding {
+                service: Arc::clone(service),
+                sockets,
+                per_source: Arc::clone(&per_source),
+                elsewhere: Arc::clone(&elsewhere),
+                own: Arc::clone(&own),
+                is_first: worker == 0,
+                alive: tasks.token(),
+            };
+            ports[listener].datagrams = workers.into_iter().enumerate().map(binding).collect();
         }
+        let checked = Arc::new(Notify::new());
+        let shared = checks::Shared {
+            journal: Arc::clone(&process.journal),
+            checked: Arc::clone(&checked),
+            stop: stop_checks.clone(),
+        };
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
         let mut controlled = Vec::new();
         for ((pool, upstream), means) in pools.iter().zip(&plan.upstreams).zip(means) {
@@ -271,13 +290,21 @@ impl Server {
                     upstream.send_proxy,
                     means,
                     &leaving,
-                    &process.journal,
-                    &stop_checks,
+                    shared.clone(),
                 );
                 let running = Arc::new(checks).run(changed);
                 tokio::spawn(stop_checks.clone().run_until_cancelled_owned(running));
             }
         }
+        let now = Instant::now();
+        let pending = services.iter().zip(ports).filter_map(|(service, ports)| {
+            let is_its = |u: &&plan::Upstream| u.name == service.plan.upstream;
+            let upstream = plan.upstreams.iter().find(is_its)?;
+            let wait = plan.process.start_wait;
+            let service = Arc::clone(service);
+            Some(PendingListener::new(service, ports, upstream, wait, now))
+        });
+        let pending = pending.collect();
         let state = Arc::new(State {
             plan,
             workers,
@@ -290,20 +317,78 @@ impl Server {
             controlled,
         });
         tokio::spawn(keep_up(Arc::downgrade(&state)));
-        Ok(Self {
+        let mut server = Self {
             state,
             workers: threads,
             datagrams,
+            pending,
+            checked,
             stop,
             stop_checks,
             tasks,
             socket_files,
-        })
+        };
+        server.accept_due(now);
+        if server.is_pending() {
+            let listeners = server.pending.len();
+            tracing::info!(listeners, "waiting for the first checks before accepting");
+        }
+        Ok(server)
+    }
+
+    /// Begins to accept on the listeners that wait, each once its upstream has first verdicts. Returns
+    /// when all accept. It can be dropped and called again without loss.
+    pub async fn accept_when_checked(&mut self) {
+        while !self.pending.is_empty() {
+            let deadline = self
+                .pending
+                .iter()
+                .filter_map(PendingListener::deadline)
+                .min();
+            let timeout = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.checked.notified() => {}
+                () = timeout => {}
+            }
+            self.accept_due(Instant::now());
+        }
+    }
+
+    fn accept_due(&mut self, now: Instant) {
+        let due = PendingListener::take_due(&mut self.pending, now);
+        due.into_iter().for_each(|listener| self.accept(listener));
+    }
+
+    /// Whether a listener does not accept yet.
+    pub fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn accept(&self, listener: PendingListener) {
+        let (service, ports) = listener.begin();
+        for sockets in ports.streams {
+            for (thread, socket) in self.workers.iter().zip(sockets) {
+                thread.listen(socket, Arc::clone(&service), self.stop.clone());
+            }
+        }
+        for (thread, binding) in self.datagrams.iter().zip(ports.datagrams) {
+            thread.listen(binding);
+        }
     }
 
     /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then cuts them. Returns
     /// how many were cut. Cancelling `at_once` skips the waiting.
-    pub async fn stop(self, at_once: CancellationToken) -> u64 {
+    pub async fn stop(mut self, at_once: CancellationToken) -> u64 {
+        // Clients in the queues of a listener that has not accepted yet are served as those of others.
+        let pending = std::mem::take(&mut self.pending);
+        pending
+            .into_iter()
+            .for_each(|listener| self.accept(listener));
         let state = &self.state;
         let sessions = &state.process.sessions;
         state.draining.store(true, Ordering::Relaxed);

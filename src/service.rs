@@ -12,7 +12,10 @@ use crate::{
     pool::Pool,
     sessions::{Sessions, take_place},
 };
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 pub struct Service {
     pub plan: plan::Listener,
@@ -22,6 +25,8 @@ pub struct Service {
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
     pub notices: Notices,
+    /// False from the start until its upstream has first verdicts, or `start_wait` has passed.
+    pub accepting: AtomicBool,
 }
 
 pub struct Process {

@@ -215,6 +215,7 @@ fn defaults_are_what_the_outside_promises() {
             workers: 0,
             max_connections: 0,
             max_flows: 0,
+            start_wait: StartWait::Auto,
             drain_timeout: seconds(30)
         }
     );

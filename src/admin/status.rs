@@ -114,6 +114,8 @@ pub(super) fn of(state: &State) -> Status {
             uptime_seconds: uptime.as_secs(),
             state: if state.is_draining() {
                 "draining"
+            } else if state.is_starting() {
+                "starting"
             } else {
                 "running"
             },
@@ -132,6 +134,9 @@ pub(super) fn of(state: &State) -> Status {
 pub(super) fn unready(state: &State) -> String {
     if state.is_draining() {
         return "draining\n".to_owned();
+    }
+    if state.is_starting() {
+        return "starting: waiting for the first checks\n".to_owned();
     }
     let now = Instant::now();
     state

@@ -44,7 +44,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals =
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
-    let (server, doors, file) = tokio::select! {
+    let (mut server, doors, file) = tokio::select! {
         started = start(plan) => started?,
         // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
@@ -62,7 +62,11 @@ async fn serve(plan: Plan) -> Result<(), String> {
         tokio::spawn(admin::serve(door, state, renderer));
     }
     loop {
-        match signals.next().await {
+        let next = tokio::select! {
+            next = signals.next() => next,
+            () = server.accept_when_checked(), if server.is_pending() => continue,
+        };
+        match next {
             Told::Stop => break,
             Told::ReopenLogs => {
                 if let Some(log) = &server.state.process.access_log {

@@ -14,7 +14,7 @@ use super::{
     words::{found, nearest, quoted_key, shorten},
 };
 use crate::plan::{
-    AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol, Upstream,
+    AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol, StartWait, Upstream,
 };
 
 /// `report` may hold problems already, of syntax or of the command line.
@@ -98,8 +98,20 @@ fn read_process(root: &Section<'_>) -> Process {
         workers: section.number("workers", 0, 0..=1024),
         max_connections: section.number("max_connections", 0, 0..=listener::MOST_CONNECTIONS),
         max_flows: section.number("max_flows", 0, 0..=listener::MOST_CONNECTIONS),
+        start_wait: read_start_wait(&section),
         drain_timeout: section.duration("drain_timeout", Duration::from_secs(30), |_| Ok(())),
     }
+}
+
+fn read_start_wait(section: &Section<'_>) -> StartWait {
+    if let Some(DeValue::String(text)) = section.own("start_wait").map(|v| v.get_ref())
+        && text == "auto"
+    {
+        return StartWait::Auto;
+    }
+    let hint = "leave it out for \"auto\": the timeout of the checks";
+    let read = section.optional_duration("start_wait", |_| Ok(()), hint);
+    read.map_or(StartWait::Auto, StartWait::AtMost)
 }
 
 /// Absent is off. Also given: what it binds, and where that is written.

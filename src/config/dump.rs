@@ -5,7 +5,7 @@ use std::{fmt, fmt::Write as _, time::Duration};
 use super::{access, duration, hash_key, health_dump, udp};
 use crate::plan::{
     AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
-    ProxyOn, SendProxy, TimeOf, Udp, UnixFile, Upstream, WhenFull,
+    ProxyOn, SendProxy, StartWait, TimeOf, Udp, UnixFile, Upstream, WhenFull,
 };
 
 /// Reading the result gives a plan equal to `plan`.
@@ -21,6 +21,10 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "workers = {}", plan.process.workers)?;
     writeln!(out, "max_connections = {}", plan.process.max_connections)?;
     writeln!(out, "max_flows = {}", plan.process.max_flows)?;
+    match plan.process.start_wait {
+        StartWait::Auto => out.push_str("start_wait = \"auto\"\n"),
+        StartWait::AtMost(limit) => writeln!(out, "start_wait = {}", time(limit))?,
+    }
     writeln!(out, "drain_timeout = {}", time(plan.process.drain_timeout))?;
     if let Some(admin) = &plan.admin {
         writeln!(out, "\n[admin]")?;

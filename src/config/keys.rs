@@ -32,7 +32,13 @@ pub(super) static ROOT: Keys = Keys {
 
 pub(super) static PROCESS: Keys = Keys {
     label: "[process]",
-    works: &["workers", "max_connections", "max_flows", "drain_timeout"],
+    works: &[
+        "workers",
+        "max_connections",
+        "max_flows",
+        "start_wait",
+        "drain_timeout",
+    ],
     not_yet: &[],
     also: &[],
 };

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Before the first check, so that a thousand backends are not asked in one instant.
-const SPREAD: Duration = Duration::from_millis(100);
+/// First checks begin within this long after the start, so that a thousand backends are not asked in
+/// one instant.
+pub const FIRST_CHECK_SPREAD: Duration = Duration::from_millis(100);
 
 /// From one moment at which checks begin to the next, but never more than a small part of a pause.
 const STEP: Duration = Duration::from_millis(25);
@@ -30,7 +31,7 @@ impl Schedule {
 
     /// How long after the start the first check begins. `draw` is chance.
     pub fn first(&self, draw: u64) -> Duration {
-        part_of(SPREAD.min(self.interval), draw)
+        part_of(FIRST_CHECK_SPREAD.min(self.interval), draw)
     }
 
     /// When the check after one that lasted from `began` to `now` begins. What is promised in intervals is kept, so jitter
@@ -72,7 +73,7 @@ mod tests {
             prop_assert!(next >= now);
             prop_assert!(next >= began + pause.mul_f64(0.849));
             prop_assert!(next <= (began + pause).max(now));
-            prop_assert!(schedule.first(draw) <= SPREAD.min(interval));
+            prop_assert!(schedule.first(draw) <= FIRST_CHECK_SPREAD.min(interval));
         }
     }
 }

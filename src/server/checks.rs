@@ -35,6 +35,15 @@ const GAP: Duration = Duration::from_millis(50);
 /// Of all schedules of the process.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// What the checks of all upstreams share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) journal: Arc<Journal>,
+    /// Notified when a check has ended.
+    pub(super) checked: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
 /// What all checks of an upstream share.
 pub(super) struct Checks {
     pool: Arc<Pool>,
@@ -44,10 +53,9 @@ pub(super) struct Checks {
     /// Whether the password is being read again. By one at a time: a reader that hangs holds a thread.
     reading: AtomicBool,
     leaving: Arc<Leaving>,
-    journal: Arc<Journal>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
     hurry: Notify,
-    stop: CancellationToken,
+    shared: Shared,
 }
 
 /// What the checks of an upstream need: its password and certificates.
@@ -76,8 +84,7 @@ impl Checks {
         send_proxy: SendProxy,
         means: Means,
         leaving: &Arc<Leaving>,
-        journal: &Arc<Journal>,
-        stop: &CancellationToken,
+        shared: Shared,
     ) -> Self {
         Self {
             pool: Arc::clone(pool),
@@ -86,9 +93,8 @@ impl Checks {
             means: Mutex::new(means),
             reading: AtomicBool::new(false),
             leaving: Arc::clone(leaving),
-            journal: Arc::clone(journal),
             hurry: Notify::new(),
-            stop: stop.clone(),
+            shared,
         }
     }
 
@@ -115,7 +121,7 @@ impl Checks {
             });
             for address in addresses {
                 running.entry(key(&address)).or_insert_with(|| {
-                    let stop = self.stop.child_token();
+                    let stop = self.shared.stop.child_token();
                     let one = One {
                         checks: Arc::clone(&self),
                         backend: address.backend,
@@ -145,7 +151,7 @@ impl Checks {
     }
 
     fn act(&self, cause: Option<&Cause<'_>>, now: Instant) -> Option<Instant> {
-        news::act(&self.pool, &self.leaving, &self.journal, cause, now)
+        news::act(&self.pool, &self.leaving, &self.shared.journal, cause, now)
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
@@ -283,6 +289,7 @@ impl One {
             report: &report,
         });
         checks.act(cause.as_ref(), now);
+        checks.shared.checked.notify_one();
         if let Some(change) = change {
             let nobody_left = !anybody && change.from.is_up();
             // Where one has lost a role another has got it, and the other way round.

@@ -8,11 +8,15 @@ use crate::{
 };
 use std::{io, sync::Arc, thread::JoinHandle};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 pub(super) struct Worker {
     thread: JoinHandle<()>,
     orders: UnboundedSender<Order>,
+    tasks: TaskTracker,
 }
 
 /// A socket to accept from, until told to stop.
@@ -20,6 +24,8 @@ struct Order {
     socket: Socket,
     service: Arc<Service>,
     stop: CancellationToken,
+    /// A stop waits for the accept loop from now on, even before the worker has begun it.
+    alive: TaskTrackerToken,
 }
 
 impl Worker {
@@ -28,15 +34,19 @@ impl Worker {
         let event_loop = EventLoop::new()?;
         // What is followed up for longer than a session lasts runs there.
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        let tasks = tasks.clone();
+        let (tracker, tasks) = (tasks.clone(), tasks.clone());
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 set_shard(index);
                 let _inside = runtime.enter();
-                event_loop.run(obey(inbox, tasks));
+                event_loop.run(obey(inbox, tracker));
             })?;
-        Ok(Self { thread, orders })
+        Ok(Self {
+            thread,
+            orders,
+            tasks,
+        })
     }
 
     pub(super) fn listen(&self, socket: Socket, service: Arc<Service>, stop: CancellationToken) {
@@ -45,6 +55,7 @@ impl Worker {
             socket,
             service,
             stop,
+            alive: self.tasks.token(),
         });
     }
 
@@ -61,5 +72,6 @@ async fn obey(mut inbox: UnboundedReceiver<Order>, tasks: TaskTracker) {
     while let Some(order) = inbox.recv().await {
         let accepting = tcp::listen(order.socket, order.service, order.stop, tasks.clone());
         event_loop::spawn(tasks.track_future(accepting));
+        drop(order.alive);
     }
 }

@@ -609,13 +609,19 @@ fn plan() -> impl Strategy<Value = Plan> {
     let process = (
         0..=1024usize,
         (0..=1_000_000_000u64, 0..=1_000_000_000u64),
+        prop_oneof![
+            Just(StartWait::Auto),
+            Just(StartWait::AtMost(Duration::ZERO)),
+            long().prop_map(StartWait::AtMost)
+        ],
         prop_oneof![Just(Duration::ZERO), long()],
     )
         .prop_map(
-            |(workers, (max_connections, max_flows), drain_timeout)| Process {
+            |(workers, (max_connections, max_flows), start_wait, drain_timeout)| Process {
                 workers,
                 max_connections,
                 max_flows,
+                start_wait,
                 drain_timeout,
             },
         );

@@ -70,6 +70,7 @@ mod resolve_slow;
 mod scrape;
 mod shares;
 mod shutdown;
+mod start_wait;
 mod transfer;
 mod turns;
 mod udp_dns;
