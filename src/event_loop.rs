@@ -14,6 +14,7 @@ mod timers;
 pub use outbox::{Fresh, Left};
 pub use socket::{Listening, Socket};
 
+use crate::throttle::Throttle;
 use alarm::Alarm;
 use bell::{Bell, TaskBell};
 use outbox::Outbox;
@@ -74,6 +75,8 @@ struct Core {
     named: Cell<Option<u64>>,
     began: Instant,
     now: Cell<Instant>,
+    /// Of the call that waits.
+    failures: Throttle<1>,
 }
 
 struct Task {
@@ -109,7 +112,8 @@ impl EventLoop {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = Arc::new(Bell::new()?);
         let data = epoll::EventData::new_u64(BELL);
-        epoll::add(&epoll, bell.fd(), data, epoll::EventFlags::IN)?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, bell.fd(), data, edges)?;
         let alarm = Alarm::new()?;
         let data = epoll::EventData::new_u64(ALARM);
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -248,6 +252,7 @@ impl Core {
             named: Cell::new(None),
             began: now,
             now: Cell::new(now),
+            failures: Throttle::new(now),
         }
     }
 
@@ -271,7 +276,9 @@ impl Core {
             // After a stop of the whole process, too. Nothing is known yet of what has come meanwhile.
             Err(rustix::io::Errno::INTR) => return,
             Err(error) => {
-                tracing::error!(%error, "cannot wait for connections");
+                if let Some(count) = self.failures.add(0, 1, Instant::now()) {
+                    tracing::error!(%error, count, "cannot wait for connections");
+                }
                 std::thread::sleep(PAUSE);
             }
         }

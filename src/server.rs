@@ -23,7 +23,7 @@ use crate::{
     plan::{self, Place, Plan},
     pool::Pool,
     reason::CloseReason,
-    service::{Notices, Process, Service},
+    service::{Intake, Notices, Process, Service},
     sessions::Sessions,
     sys, udp,
 };
@@ -95,9 +95,8 @@ impl State {
     /// Whether every listener has somewhere to send a client.
     pub fn is_ready(&self) -> bool {
         let now = Instant::now();
-        !self.is_draining()
-            && !self.is_starting()
-            && self.services.iter().all(|s| s.pool.is_available(now))
+        let serves = |s: &Arc<Service>| s.intake.is_working() && s.pool.is_available(now);
+        !self.is_draining() && !self.is_starting() && self.services.iter().all(serves)
     }
 
     /// Whether a listener does not accept yet, since its upstream has no verdicts.
@@ -199,6 +198,7 @@ impl Server {
                     send_proxy_on: upstream.send_proxy_on,
                     notices: Notices::new(Instant::now()),
                     accepting: AtomicBool::new(false),
+                    intake: Intake::default(),
                 }))
             })
             .collect();

@@ -1,7 +1,9 @@
 //! What a listener serves with: its plan, its upstream's pool, and what the whole process shares.
 
+mod intake;
 mod notices;
 
+pub use intake::{Failures, Intake};
 pub use notices::{Call, Notices};
 
 use crate::{
@@ -27,6 +29,7 @@ pub struct Service {
     pub notices: Notices,
     /// False from the start until its upstream has first verdicts, or `start_wait` has passed.
     pub accepting: AtomicBool,
+    pub intake: Intake,
 }
 
 pub struct Process {

@@ -139,17 +139,20 @@ pub(super) fn unready(state: &State) -> String {
         return "starting: waiting for the first checks\n".to_owned();
     }
     let now = Instant::now();
-    state
-        .services
-        .iter()
-        .filter(|s| !s.pool.is_available(now))
-        .map(|s| {
-            format!(
-                "listener {}: no backend of {} is available\n",
-                s.plan.name, s.pool.name
-            )
-        })
-        .collect()
+    let mut text = String::new();
+    for service in &state.services {
+        let name = &service.plan.name;
+        if !service.intake.is_working() {
+            let line = format!("listener {name}: its sockets fail, the log says how\n");
+            text.push_str(&line);
+        }
+        if !service.pool.is_available(now) {
+            let pool = &service.pool.name;
+            let line = format!("listener {name}: no backend of {pool} is available\n");
+            text.push_str(&line);
+        }
+    }
+    text
 }
 
 pub(super) fn is_udp(service: &Service) -> bool {

@@ -10,6 +10,7 @@ use crate::{
     net::FileRights,
     plan::{self, Place, Plan, Tls},
     probe::Means,
+    sys::datagram::{MissingCall, find_missing_call},
     udp,
 };
 use std::io::IsTerminal as _;
@@ -36,6 +37,17 @@ impl Prepared {
             return Err(StartErrors(vec![format!(
                 "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses \
                  and ports"
+            )]));
+        }
+        if udp_listeners > 0
+            && let Some(missing) = find_missing_call()
+        {
+            let MissingCall { name, error } = missing;
+            // The log is where a supervisor looks; the message goes to a terminal as well.
+            tracing::error!(call = name, %error, "UDP listeners need this system call");
+            return Err(StartErrors(vec![format!(
+                "UDP listeners need the system call {name}, which fails: {error}; allow it in the \
+                 seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
             )]));
         }
         let resolver = resolve::Resolver::default();

@@ -5,6 +5,7 @@ mod errors;
 mod options;
 mod receive;
 mod send;
+mod support;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ pub use options::{
 };
 pub use receive::{Inbox, Received, SLOT};
 pub use send::{BATCH, Message, Outbox, PARTS};
+pub use support::{MissingCall, find_missing_call};
 
 use std::net::IpAddr;
 

@@ -5,8 +5,8 @@ use crate::{
     access,
     event_loop::{self, Listening},
     net::{Client, Stream},
-    reason::RejectReason,
-    service::{Call, Service, Slot},
+    reason::{ConnectError, RejectReason},
+    service::{Call, Failures, Service, Slot},
 };
 use std::{
     cell::RefCell,
@@ -32,6 +32,9 @@ pub enum Socket {
 /// spin, because the connection that could not be accepted stays ready.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
+/// So many errors in a row that seem to be about single connections are about something else.
+const MOST_ALONE: u32 = 64;
+
 /// Accepts until told to stop, and then what is still in the queue: those clients believe that they
 /// are connected.
 pub async fn listen(
@@ -44,16 +47,26 @@ pub async fn listen(
     let port = acceptor.port;
     keep_reserve();
     let mut stopped = pin!(stop.cancelled());
+    let mut failures = Failures::default();
+    // Errors of single connections since the last that was accepted.
+    let mut alone = 0;
     loop {
         let next = poll_fn(|cx| {
             if stopped.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            acceptor.poll_accept().map(Some)
+            let polled = acceptor.poll_accept();
+            if polled.is_pending() {
+                // The call works, there is only nobody to accept.
+                failures.clear(&service.intake);
+            }
+            polled.map(Some)
         })
         .await;
         match next {
             Some(Ok((stream, client))) => {
+                failures.clear(&service.intake);
+                alone = 0;
                 // Somebody else may have been quicker when it was to be taken back.
                 keep_reserve();
                 admit(stream, client, port, &service, &tasks);
@@ -72,7 +85,7 @@ pub async fn listen(
                 }
                 return;
             }
-            Some(Err(e)) if is_about_one_connection(&e) => {}
+            Some(Err(e)) if is_about_one_connection(&e) && alone < MOST_ALONE => alone += 1,
             Some(Err(e)) => {
                 service.process.metrics.accept_errors.add(1);
                 if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
@@ -85,7 +98,12 @@ pub async fn listen(
                     }
                 }
                 service.log_failed_call(Call::Accept, &e, Instant::now());
-                event_loop::sleep(BACK_OFF).await;
+                // Descriptors and memory come back by themselves. Other errors are not expected.
+                let pause = match ConnectError::of(&e).is_shortage() {
+                    true => BACK_OFF,
+                    false => failures.add(&service.intake),
+                };
+                event_loop::sleep(pause).await;
             }
         }
     }

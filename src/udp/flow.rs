@@ -55,6 +55,8 @@ pub(super) struct Flow {
     pub(super) splits_back: bool,
     /// Whether it puts together what comes from the backend.
     pub(super) coalesces: bool,
+    /// Calls in a row that failed to receive from the backend without a report of the network.
+    pub(super) receive_failures: u8,
     /// What few flows have.
     pub(super) rare: Option<Box<Rare>>,
 }
@@ -98,28 +100,24 @@ pub(super) const QUIET: u64 = 1_000;
 impl Flow {
     /// When it will have been idle for too long.
     pub(super) fn due(&self, idle: u64, responses: u32, is_draining: bool) -> u64 {
-        let idle = match self.retired {
-            None | Some(CloseReason::Ok) => idle,
-            Some(_) => idle.min(LINGER),
-        };
         // Where it is known what is owed, that is waited for.
         let is_owed = responses > 0 && !self.has_all_replies(responses);
-        self.last
-            + match is_draining && !is_owed {
-                true => idle.min(QUIET),
-                false => idle,
-            }
+        self.last + longest_silence(idle, self.retired, is_draining && !is_owed)
     }
 
     pub(super) fn has_all_replies(&self, responses: u32) -> bool {
         responses > 0 && u64::from(self.replies) >= u64::from(self.sent) * u64::from(responses)
     }
 
+    /// Whether as many datagrams have come as it may have; 0: any number.
+    pub(super) fn has_all_requests(&self, requests: u32) -> bool {
+        self.taken >= requests
+    }
+
     /// Whether the trial is over, and well.
     pub(super) fn has_passed_trial(&mut self, now: Instant, is_over: bool) -> bool {
         let age = now.saturating_duration_since(self.opened);
-        let proven = if is_over { SHORT } else { PROVEN };
-        let passed = self.on_trial && !self.refused && (self.replies > 0 || age > proven);
+        let passed = self.on_trial && !self.refused && is_proven(self.replies, age, is_over);
         if passed {
             self.on_trial = false;
         }
@@ -180,6 +178,25 @@ impl Flow {
     }
 }
 
+/// Whether the backend of a flow of this age, with so many replies, is there.
+fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
+    let proven = if is_over { SHORT } else { PROVEN };
+    replies > 0 || age > proven
+}
+
+/// For how many milliseconds a flow may be silent. `is_last`: the process ends, and this flow is not
+/// known to wait for anything.
+fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
+    let idle = match retired {
+        None | Some(CloseReason::Ok) => idle,
+        Some(_) => idle.min(LINGER),
+    };
+    match is_last {
+        true => idle.min(QUIET),
+        false => idle,
+    }
+}
+
 /// A socket whose other end is this backend. It has a local port of its own, by which replies find their flow.
 pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
     let Place::Tcp(address) = place else {
@@ -197,5 +214,41 @@ pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
         }
         Err(e) => Err(e),
         Ok(()) => Ok(socket.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_proves_that_a_backend_is_there_and_so_does_time() {
+        let instant = Duration::from_millis(1);
+        for (is_over, limit) in [(false, PROVEN), (true, SHORT)] {
+            assert!(!is_proven(0, Duration::ZERO, is_over));
+            assert!(!is_proven(0, limit, is_over));
+            assert!(is_proven(0, limit + instant, is_over));
+            assert!(is_proven(1, Duration::ZERO, is_over));
+        }
+        // One that is over has no later moment.
+        assert!(is_proven(0, SHORT + instant, true) && !is_proven(0, SHORT + instant, false));
+    }
+
+    #[test]
+    fn silence_is_limited_by_what_is_still_waited_for() {
+        let (ok, gone) = (Some(CloseReason::Ok), Some(CloseReason::BackendDrained));
+        for (idle, retired, is_last, longest) in [
+            (60_000, None, false, 60_000),
+            (60_000, ok, false, 60_000),
+            (60_000, gone, false, LINGER),
+            (60_000, None, true, QUIET),
+            (60_000, ok, true, QUIET),
+            (60_000, gone, true, QUIET),
+            (200, None, true, 200),
+            (200, gone, false, 200),
+        ] {
+            let found = longest_silence(idle, retired, is_last);
+            assert_eq!(found, longest, "{idle} {retired:?} {is_last}");
+        }
     }
 }

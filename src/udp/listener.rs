@@ -23,7 +23,7 @@ use crate::{
     plan::{Protocol, SendProxy, Udp},
     pool::Search,
     reason::DropReason,
-    service::Service,
+    service::{Failures, Service},
     sys::datagram,
     wheel::Wheel,
 };
@@ -82,6 +82,10 @@ struct Open {
     is_wildcard: bool,
     /// What the kernel has dropped, as far as it was counted.
     dropped: u32,
+    failures: Failures,
+    /// When to receive again, in milliseconds, after a failure. Until then the event loop does not
+    /// wait for it.
+    resume: Option<u64>,
 }
 
 enum NotBegun {
@@ -133,6 +137,8 @@ impl Listener {
             ports.push(Open {
                 is_wildcard: port.address.ip().is_unspecified(),
                 dropped: 0,
+                failures: Failures::default(),
+                resume: None,
                 port,
             });
         }

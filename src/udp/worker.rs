@@ -11,6 +11,7 @@ use super::{
 use crate::{
     metrics::set_shard,
     sys::datagram::{BATCH, Inbox, Outbox},
+    throttle::Throttle,
 };
 use rustix::{
     buffer::spare_capacity,
@@ -100,13 +101,16 @@ struct Engine {
     /// By their index; those that are over leave their place empty.
     listeners: Vec<Option<Listener>>,
     looked: u64,
+    /// Of the call that waits.
+    failures: Throttle<1>,
 }
 
 impl Engine {
     fn new(bell: Arc<Bell>, sockets: Arc<Sockets>, began: Instant) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(Token::BELL);
-        epoll::add(&epoll, bell.fd(), data, epoll::EventFlags::IN)?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, bell.fd(), data, edges)?;
         Ok(Self {
             gear: Gear {
                 epoll,
@@ -126,6 +130,7 @@ impl Engine {
             },
             listeners: Vec::new(),
             looked: 0,
+            failures: Throttle::new(began),
         })
     }
 
@@ -136,7 +141,9 @@ impl Engine {
         if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), timeout.as_ref())
             && error != rustix::io::Errno::INTR
         {
-            tracing::error!(%error, "cannot wait for datagrams");
+            if let Some(count) = self.failures.add(0, 1, Instant::now()) {
+                tracing::error!(%error, count, "cannot wait for datagrams");
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         self.gear.now = Instant::now();

@@ -1,6 +1,7 @@
 //! Backends that are gone, called down, or taken out: what becomes of the flows that they had.
 
 use crate::harness::{
+    millis,
     net::PATIENCE,
     ports,
     server::Server,
@@ -100,6 +101,39 @@ fn what_is_called_failed_gets_no_new_flows() {
     refused(&tembuku, 1.0);
     let labels = [("backend", &addr.to_string()[..]), ("state", "failed")];
     assert_eq!(tembuku.metric("backend_state", &labels), 1.0);
+}
+
+/// One-way traffic has no reply that could prove that a failed backend is there again: a second
+/// without an error does, where its flow is over then, and a part of it does not.
+#[test]
+fn time_proves_that_a_silent_backend_is_back() {
+    for (idle, comes_back) in [("1500ms", true), ("200ms", false)] {
+        let servers = named(2);
+        let front = ports::free_addr();
+        let [one, two] = [servers[0].addr, servers[1].addr];
+        let tembuku = Tembuku::start(&format!(
+            "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\n\
+             upstream = \"u\"\nidle_timeout = \"{idle}\"\n[upstreams.u]\n{FIRST}\n\
+             backends = [{{ address = \"{one}\", fail_timeout = \"100ms\" }}, \"{two}\"]\n"
+        ));
+        let [first, ..] = <[UdpServer; 2]>::try_from(servers).ok().unwrap();
+        drop(first);
+        let begin = client(front);
+        begin.send(b"lost").unwrap();
+        refused(&tembuku, 1.0);
+        let silent = UdpServer::on(one, |_, _, _| {});
+        // A new flow each time: those of the second one stay there.
+        wait_until("it is tried again", PATIENCE, || {
+            client(front).send(b"heard?").unwrap();
+            std::thread::sleep(millis(20));
+            silent.taken() > 0
+        });
+        tembuku.wait_flows(0.0);
+        let one = one.to_string();
+        let labels = [("backend", &one[..]), ("state", "up")];
+        let state = tembuku.metric("backend_state", &labels);
+        assert_eq!(state == 1.0, comes_back, "{idle}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{
         gear::{Gear, Taken, Unit},
         header::{self, Begins},
         table::{Key, More},
+        token::Token,
     },
     Listener, Named, NotBegun, Start,
 };
@@ -17,6 +18,7 @@ use crate::{
     service::Call,
     sys::datagram::BATCH,
 };
+use rustix::event::epoll;
 use std::{io, os::fd::AsFd, sync::Arc};
 
 impl Listener {
@@ -31,13 +33,16 @@ impl Listener {
         let is_wildcard = open.is_wildcard;
         self.has_received = true;
         let came = match gear.inbox.receive(open.port.socket.as_fd(), 0, BATCH) {
-            Ok(came) => came,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+            Ok(came) => {
+                self.receives_again(port);
+                came
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.receives_again(port);
+                return false;
+            }
             Err(error) => {
-                // Of an earlier datagram, or a shortage: the next one may be fine.
-                self.service.process.metrics.accept_errors.add(1);
-                self.service
-                    .log_failed_call(Call::Receive, &error, gear.now);
+                self.pause(gear, port, &error);
                 return false;
             }
         };
@@ -89,6 +94,48 @@ impl Listener {
         counts.received_datagrams.add(datagrams);
         self.deliver_all(gear);
         came == BATCH
+    }
+
+    fn receives_again(&mut self, port: u16) {
+        let open = &mut self.ports[usize::from(port)];
+        open.failures.clear(&self.service.intake);
+    }
+
+    /// The socket of this port cannot receive: the event loop would report it again and again.
+    fn pause(&mut self, gear: &Gear, port: u16, error: &io::Error) {
+        let service = &self.service;
+        service.process.metrics.accept_errors.add(1);
+        service.log_failed_call(Call::Receive, error, gear.now);
+        let open = &mut self.ports[usize::from(port)];
+        let pause = open.failures.add(&service.intake).as_millis();
+        open.resume = Some(gear.ms + u64::try_from(pause).unwrap_or(u64::MAX));
+        // It may be out already.
+        let _ = epoll::delete(&gear.epoll, &open.port.socket);
+    }
+
+    /// When the first of the ports that are paused is to receive again.
+    pub(super) fn resumes(&self) -> Option<u64> {
+        self.ports.iter().filter_map(|open| open.resume).min()
+    }
+
+    /// Receives again where the pause is over.
+    pub(super) fn resume(&mut self, gear: &mut Gear) {
+        for n in 0..self.ports.len() {
+            let (port, open) = (n as u16, &mut self.ports[n]);
+            if open.resume.is_none_or(|at| at > gear.ms) {
+                continue;
+            }
+            open.resume = None;
+            let data = epoll::EventData::new_u64(Token::port(self.index, port));
+            let added = epoll::add(&gear.epoll, &open.port.socket, data, epoll::EventFlags::IN);
+            match added {
+                // Without waiting for an event: that there is nothing is good to know, too.
+                Ok(()) => {
+                    self.receive_some(gear, port);
+                }
+                Err(error) => self.pause(gear, port, &error.into()),
+            }
+        }
     }
 
     /// Finds out which flow this belongs to. `last`: that of the datagram before.

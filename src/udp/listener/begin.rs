@@ -153,6 +153,7 @@ impl Listener {
             splits: true,
             splits_back: true,
             coalesces: false,
+            receive_failures: 0,
             rare: is_rare.then(|| Box::new(rare)),
         });
         let flows = &self.flows;

@@ -53,12 +53,14 @@ impl Listener {
 
     pub(in crate::udp) fn next(&self) -> Option<u64> {
         let sweep = (!self.named.is_empty()).then(|| self.swept + self.idle);
-        self.wheel.next().into_iter().chain(sweep).min()
+        let next = self.wheel.next().into_iter();
+        next.chain(sweep).chain(self.resumes()).min()
     }
 
     /// Ends those that were idle for too long.
     pub(in crate::udp) fn expire(&mut self, gear: &mut Gear) {
         self.sweep(gear.ms);
+        self.resume(gear);
         let mut found = Vec::new();
         self.wheel.due(gear.ms, &mut found);
         for number in found {

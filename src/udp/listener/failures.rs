@@ -1,11 +1,12 @@
 //! What errors of a flow's socket say, and what follows for its backend.
 
-use super::Listener;
+use super::{super::gear::Gear, Listener};
 use crate::{
     backend::Backend,
     following::blame,
     plan::Place,
-    reason::{Cause, ConnectError, Party},
+    reason::{Cause, CloseReason, ConnectError, Party},
+    service::Call,
     sys::datagram::{Origin, next_report},
 };
 use std::{
@@ -18,6 +19,9 @@ use std::{
 
 /// More than fit into the receive buffer of a flow, which they share with replies.
 const MOST_REPORTS: usize = 4_096;
+
+/// A socket that fails so often in a row will not receive any more.
+const MOST_FAILURES: u8 = 16;
 
 /// What was in the error queue of a socket.
 #[derive(Default)]
@@ -56,10 +60,23 @@ impl Listener {
     }
 
     /// A call on this flow's socket has failed.
-    pub(super) fn receive_failed(&mut self, number: u32, error: &io::Error) {
+    pub(super) fn receive_failed(&mut self, gear: &mut Gear, number: u32, error: &io::Error) {
         // A report that came meanwhile says more, and is the same error.
-        if !self.take_reports(number) && Cause::of(error).is_of_backend() {
+        if self.take_reports(number) {
+            return;
+        }
+        if Cause::of(error).is_of_backend() {
             self.hurt(number, error);
+        }
+        let Some(flow) = self.flows.get_mut(number as usize) else {
+            return;
+        };
+        flow.receive_failures += 1;
+        if flow.receive_failures >= MOST_FAILURES {
+            // The event loop would report its socket again and again.
+            self.service.process.metrics.accept_errors.add(1);
+            self.service.log_failed_call(Call::Receive, error, gear.now);
+            self.close(gear, number, CloseReason::BackendRefused);
         }
     }
 

@@ -38,6 +38,7 @@ impl Listener {
     /// Takes some of what has come on this flow. There is room for one at least.
     pub(in crate::udp) fn reply(&mut self, gear: &mut Gear, serial: u32, number: u32) {
         let (index, responses) = (self.index, self.udp.responses);
+        let requests = self.udp.requests;
         let Some(flow) = self.flow(serial, number) else {
             return;
         };
@@ -49,8 +50,9 @@ impl Listener {
         let came = match came {
             Ok(came) => came,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return self.receive_failed(number, &error),
+            Err(error) => return self.receive_failed(gear, number, &error),
         };
+        flow.receive_failures = 0;
         gear.filled += came;
         let (mut bytes, mut datagrams) = (0, 0);
         let mut truncated = SmallVec::<[Piece; 1]>::new();
@@ -107,7 +109,8 @@ impl Listener {
         if let Some(rare) = &mut flow.rare {
             rare.datagrams[1] += datagrams as u64;
         }
-        let is_answered = flow.has_all_replies(responses);
+        // As in nginx: where its datagrams are limited, it waits for all of them.
+        let is_answered = flow.has_all_replies(responses) && flow.has_all_requests(requests);
         self.dropped(DropReason::Truncated, truncated);
         self.service
             .drop_datagrams(DropReason::ReceiveBuffer, dropped, None, gear.now);
