@@ -1,4 +1,4 @@
-//! One record a session.
+//! One record for each session, and for each client that is refused.
 
 use crate::lines::{Destination, Lines};
 use serde::Serialize;
@@ -21,6 +21,8 @@ pub struct Record<'a> {
     pub realip_remote_port: Option<u16>,
     pub upstream: &'a str,
     pub backend: Option<&'a str>,
+    /// The address behind a host name.
+    pub backend_addr: Option<String>,
     pub attempts: Vec<Attempt<'a>>,
     pub connect_time: Option<f64>,
     pub first_byte_time: Option<f64>,
@@ -38,6 +40,7 @@ pub struct Record<'a> {
 #[derive(Debug, Serialize)]
 pub struct Attempt<'a> {
     pub backend: &'a str,
+    pub backend_addr: String,
     pub result: &'a str,
     pub connect_time: f64,
 }
@@ -92,6 +95,9 @@ fn text(r: &Record<'_>) -> String {
         r.bytes_received,
         r.bytes_sent
     );
+    if let Some(address) = &r.backend_addr {
+        let _ = write!(line, " backend_addr={address}");
+    }
     for (name, value) in [
         ("datagrams_received", r.datagrams_received),
         ("datagrams_sent", r.datagrams_sent),
@@ -114,15 +120,15 @@ fn text(r: &Record<'_>) -> String {
             let _ = write!(line, " {name}={value:.6}");
         }
     }
-    if r.attempts.len() > 1 || r.backend.is_none() {
+    if r.attempts.len() > 1 || (r.backend.is_none() && !r.attempts.is_empty()) {
         line.push_str(" attempts=");
         for (i, a) in r.attempts.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
-            let _ = write!(
-                line,
-                "{comma}{}:{}:{:.6}",
-                a.backend, a.result, a.connect_time
-            );
+            let _ = write!(line, "{comma}{}", a.backend);
+            if a.backend_addr != a.backend {
+                let _ = write!(line, "({})", a.backend_addr);
+            }
+            let _ = write!(line, ":{}:{:.6}", a.result, a.connect_time);
         }
     }
     line

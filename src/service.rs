@@ -2,9 +2,11 @@
 
 mod intake;
 mod notices;
+mod records;
 
 pub use intake::{Failures, Intake};
 pub use notices::{Call, Notices};
+pub use records::seconds;
 
 use crate::{
     access_log::AccessLog,

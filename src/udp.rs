@@ -12,6 +12,7 @@ mod gear;
 mod header;
 mod listener;
 mod own;
+mod per_second;
 mod per_source;
 mod sockets;
 mod table;

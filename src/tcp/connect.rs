@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(10);
 /// One try, for the access log.
 #[derive(Debug, Clone)]
 pub(super) struct Attempt {
-    pub(super) backend: Arc<str>,
+    pub(super) backend: Arc<Backend>,
     /// "ok", or the word of the error.
     pub(super) result: &'static str,
     pub(super) time: Duration,
@@ -88,7 +88,7 @@ pub(super) async fn connect(
         let time = now.saturating_duration_since(began);
         let mut note = |result| {
             attempts.push(Attempt {
-                backend: Arc::clone(backend.text()),
+                backend: Arc::clone(backend),
                 result,
                 time,
             });

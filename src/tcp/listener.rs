@@ -90,11 +90,10 @@ pub async fn listen(
                 service.process.metrics.accept_errors.add(1);
                 if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
                     // With the reserve given up one client can at least be told at once.
-                    let told = with_reserve(|| acceptor.accept_now().is_ok());
-                    if told {
+                    let told = with_reserve(|| acceptor.accept_now().map(|(_, client)| client));
+                    if let Ok(client) = told {
                         service.metrics.counts.mine().connections.add(1);
-                        // Without its address, which only the accept knows: it is one of many.
-                        service.reject(RejectReason::NoDescriptors, &"unknown", Instant::now());
+                        reject(&service, RejectReason::NoDescriptors, client);
                     }
                 }
                 service.log_failed_call(Call::Accept, &e, Instant::now());
@@ -117,7 +116,7 @@ fn admit(
     tasks: &TaskTracker,
 ) {
     service.metrics.counts.mine().connections.add(1);
-    let reject = |reason| service.reject(reason, &client, Instant::now());
+    let reject = |reason| reject(service, reason, client);
     // Whom a header will name is asked for later.
     let names_client = |accept| access::trusts(accept, client.ip());
     if !service.plan.access.is_empty()
@@ -133,6 +132,11 @@ fn admit(
         return reject(RejectReason::ProcessMaxConnections);
     };
     event_loop::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+}
+
+fn reject(service: &Service, reason: RejectReason, client: Client) {
+    service.reject(reason, &client, Instant::now());
+    service.record_rejection(reason, client, None, Duration::ZERO);
 }
 
 struct Acceptor {

@@ -6,10 +6,11 @@ use super::{
 };
 use crate::{
     access, access_log,
-    net::{Client, Stream},
+    backend::Backend,
+    net::Stream,
     reason::{CloseReason, RejectReason},
     relay::{self, Tally},
-    service::{Service, Slot},
+    service::{Service, Slot, seconds},
     sessions::{Listed, Session},
     sys,
 };
@@ -39,10 +40,12 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
             Err(NotOpened::TurnedAway(reason)) => {
                 let reason = *reason;
                 // Room is made first, as below.
-                drop(session.give_back());
+                let session = session.give_back();
                 let service = slot.give_back();
                 drop(client);
                 service.metrics.rejected(reason);
+                let (peer, proxied) = (session.peer, session.proxied());
+                service.record_rejection(reason, peer, proxied, began.elapsed());
                 return;
             }
             Err(NotOpened::Closed(reason)) => {
@@ -77,7 +80,7 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 }
                 End {
                     reason: outcome.reason,
-                    backend: Some(Arc::clone(backend.text())),
+                    backend: Some(Arc::clone(backend)),
                     first_byte: outcome
                         .first_byte
                         .map(|at| at.saturating_duration_since(connected.began)),
@@ -99,32 +102,20 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
             service.metrics.first_byte_duration.record(first_byte);
         }
         if let Some(log) = &service.process.access_log {
-            let client = session.client();
-            let proxied = session.proxied();
-            let hidden = Some(session.peer).filter(|peer| *peer != client);
+            let (peer, proxied) = (session.peer, session.proxied());
+            let backend = end.backend.as_deref();
             log.record(&access_log::Record {
-                time: access_log::now(),
-                listener: &service.plan.name,
-                protocol: "tcp",
-                remote_addr: address(client),
-                remote_port: client.port(),
-                proxy_protocol_addr: proxied.map(address),
-                realip_remote_addr: hidden.map(address),
-                realip_remote_port: hidden.and_then(Client::port),
-                upstream: &service.pool.name,
-                backend: end.backend.as_deref(),
+                backend: backend.map(|b| &**b.text()),
+                backend_addr: backend.map(|b| b.place.to_string()),
                 connect_time: attempts
                     .last()
                     .filter(|a| a.result == "ok")
                     .map(|a| seconds(a.time)),
                 attempts: attempts.iter().map(logged).collect(),
                 first_byte_time: end.first_byte.map(seconds),
-                session_time: seconds(duration),
                 bytes_received: session.received.load(Relaxed),
                 bytes_sent: session.sent.load(Relaxed),
-                datagrams_received: None,
-                datagrams_sent: None,
-                close_reason: end.reason.word(),
+                ..service.record(peer, proxied, end.reason.word(), duration)
             });
         }
     }
@@ -186,27 +177,17 @@ async fn introduce(
     Ok(introduction)
 }
 
-fn address(client: Client) -> String {
-    client
-        .ip()
-        .map_or_else(|| "unix:".to_owned(), |ip| ip.to_string())
-}
-
 struct End {
     reason: CloseReason,
-    backend: Option<Arc<str>>,
+    backend: Option<Arc<Backend>>,
     first_byte: Option<Duration>,
 }
 
 fn logged(attempt: &Attempt) -> access_log::Attempt<'_> {
     access_log::Attempt {
-        backend: &attempt.backend,
+        backend: attempt.backend.text(),
+        backend_addr: attempt.backend.place.to_string(),
         result: attempt.result,
         connect_time: seconds(attempt.time),
     }
-}
-
-/// To the microsecond: more digits would be noise.
-fn seconds(d: Duration) -> f64 {
-    (d.as_secs_f64() * 1e6).round() / 1e6
 }

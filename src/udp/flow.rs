@@ -3,12 +3,11 @@
 use super::{per_source, sockets::Leave, table::Key};
 use crate::{
     access_log,
-    backend::Lease,
-    net::Client,
+    backend::{Backend, Lease},
     plan::Place,
     pool::Clock,
     reason::CloseReason,
-    service::{Service, Slot},
+    service::{Service, Slot, seconds},
     sessions::Listed,
     sys,
 };
@@ -82,8 +81,20 @@ pub(super) struct Rare {
 }
 
 pub(super) struct Attempt {
-    pub(super) backend: Arc<str>,
+    pub(super) backend: Arc<Backend>,
     pub(super) result: &'static str,
+}
+
+impl Attempt {
+    pub(super) fn logged(&self) -> access_log::Attempt<'_> {
+        access_log::Attempt {
+            backend: self.backend.text(),
+            backend_addr: self.backend.place.to_string(),
+            result: self.result,
+            // There is nothing to wait for.
+            connect_time: 0.0,
+        }
+    }
 }
 
 /// After a while without an error it is believed that somebody is there, even if nobody replies: one-way traffic has no
@@ -142,37 +153,19 @@ impl Flow {
             return self.link;
         };
         let rare = self.rare.unwrap_or_default();
-        let seconds = |d: Duration| d.as_secs_f64();
-        let client = self.session.client();
-        let proxied = self.session.proxied();
-        let hidden = Some(self.session.peer).filter(|peer| *peer != client);
-        let backend = self.lease.backend().text();
-        let attempts = rare.attempts.iter().map(|a| access_log::Attempt {
-            backend: &a.backend,
-            result: a.result,
-            // There is nothing to wait for.
-            connect_time: 0.0,
-        });
+        let backend = self.lease.backend();
+        let (peer, proxied) = (self.session.peer, self.session.proxied());
         log.record(&access_log::Record {
-            time: access_log::now(),
-            listener: &service.plan.name,
-            protocol: "udp",
-            remote_addr: client.ip().map_or_else(String::new, |ip| ip.to_string()),
-            remote_port: client.port(),
-            proxy_protocol_addr: proxied.and_then(Client::ip).map(|ip| ip.to_string()),
-            realip_remote_addr: hidden.and_then(Client::ip).map(|ip| ip.to_string()),
-            realip_remote_port: hidden.and_then(Client::port),
-            upstream: &service.pool.name,
-            backend: Some(backend),
+            backend: Some(backend.text()),
+            backend_addr: Some(backend.place.to_string()),
             connect_time: Some(0.0),
-            attempts: attempts.collect(),
+            attempts: rare.attempts.iter().map(Attempt::logged).collect(),
             first_byte_time: rare.first_reply.map(seconds),
-            session_time: seconds(duration),
             bytes_received: self.session.received.load(Relaxed),
             bytes_sent: self.session.sent.load(Relaxed),
             datagrams_received: Some(rare.datagrams[0]),
             datagrams_sent: Some(rare.datagrams[1]),
-            close_reason: reason.word(),
+            ..service.record(peer, proxied, reason.word(), duration)
         });
         self.link
     }

@@ -15,6 +15,7 @@ use super::{
     elsewhere::Here,
     flow::Flow,
     gear::{Gear, empty},
+    per_second::PerSecond,
     table::{Key, Table},
     token::Token,
 };
@@ -40,6 +41,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Without a limit of its own.
 const IDLE: Duration = Duration::from_secs(60);
+/// Access log records of datagrams that begin no flow, in a second.
+const REFUSAL_RECORDS: u32 = 100;
 
 /// The flows of a listener on one worker.
 pub(super) struct Listener {
@@ -64,6 +67,7 @@ pub(super) struct Listener {
     /// Every datagram is looked at on its own: they may go to different flows, or get headers.
     one_by_one: bool,
     is_draining: bool,
+    refusal_records: PerSecond,
     /// Since the kernel's drops were last counted.
     pub(super) has_received: bool,
     alive: Option<TaskTrackerToken>,
@@ -171,6 +175,7 @@ impl Listener {
             swept: gear.ms,
             idle,
             is_draining: false,
+            refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,
             alive: Some(alive),
         })

@@ -62,6 +62,7 @@ mod proxy_refused;
 mod proxy_send;
 mod proxy_untrusted;
 mod redis;
+mod refusals;
 mod relay_edges;
 mod relay_many;
 mod relay_turns;

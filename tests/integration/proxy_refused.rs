@@ -74,7 +74,16 @@ fn whoever_does_not_say_who_it_is_is_turned_away() {
     tembuku.wait_idle();
     assert_eq!(ask_saying(front, V1), "b1");
     assert_eq!(servers[0].accepted(), 1);
-    assert_eq!(tembuku.access_log(1).len(), 1);
+    // Each has a record with the reason, as the session has.
+    let records = tembuku.access_log(11);
+    let of = |reason: &str| {
+        records
+            .iter()
+            .filter(|r| r["close_reason"] == reason)
+            .count()
+    };
+    assert_eq!(records.len(), 11);
+    assert_eq!((of("proxy_header"), of("proxy_ended"), of("ok")), (6, 4, 1));
 }
 
 #[test]

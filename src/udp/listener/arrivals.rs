@@ -148,15 +148,16 @@ impl Listener {
     ) {
         let datagrams = unit.piece.datagrams();
         let (mut tlvs, mut named_by) = (Vec::new(), None);
-        let peer = key.peer;
         if self.service.plan.accept_proxy.is_some() {
+            let unnamed = key.clone();
             match self.introduce(gear, key, &mut unit) {
                 Some(introduced) => (key, tlvs, named_by) = introduced,
                 None => {
                     let metrics = &self.service.metrics;
                     metrics.counts.mine().connections.add(1);
                     self.service
-                        .reject(RejectReason::ProxyHeader, &peer, gear.now);
+                        .reject(RejectReason::ProxyHeader, &unnamed.peer, gear.now);
+                    self.record_refusal(gear, &unnamed, RejectReason::ProxyHeader.word(), &[]);
                     return self.dropped(DropReason::Rejected, [unit.piece]);
                 }
             }

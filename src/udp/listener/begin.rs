@@ -13,7 +13,7 @@ use super::{
     Listener, NotBegun, Start, client_of,
 };
 use crate::{
-    access,
+    access, access_log,
     backend::Lease,
     balance::Facts,
     net::Client,
@@ -28,6 +28,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Waker,
+    time::Duration,
 };
 
 /// Its places in all that is limited.
@@ -43,7 +44,6 @@ struct Opened {
     socket: UdpSocket,
     lease: Lease,
     clock: Option<Box<Clock>>,
-    attempts: Vec<flow::Attempt>,
 }
 
 /// Flows that may have to go for one.
@@ -67,6 +67,7 @@ impl Listener {
             leave,
         } = self.admit(gear, &key, start.moves).map_err(|reason| {
             service.reject(reason, &key.peer, gear.now);
+            self.record_refusal(gear, &key, reason.word(), &[]);
             NotBegun::Rejected
         })?;
         let named = key.more.as_ref().and_then(|more| more.named);
@@ -79,7 +80,8 @@ impl Listener {
             header,
             ..
         } = start;
-        let opened = self.open(gear, &key, &session, picked);
+        let mut attempts = Vec::new();
+        let opened = self.open(gear, &key, &session, picked, &mut attempts);
         let opened = opened.map_err(|why| {
             let reason = match why {
                 None => CloseReason::NoBackend,
@@ -87,13 +89,13 @@ impl Listener {
             };
             service.metrics.closed(reason);
             service.log_unserved(reason, &session.client(), why, gear.now);
+            self.record_refusal(gear, &key, reason.word(), &attempts);
             NotBegun::NoBackend
         })?;
         let Opened {
             socket,
             lease,
             clock,
-            attempts,
         } = opened;
         let mut rare = flow::Rare {
             clock,
@@ -162,6 +164,29 @@ impl Listener {
         self.wheel.insert(number, gear.ms + self.idle, gear.ms);
         self.count_flows();
         Ok(number)
+    }
+
+    /// Leaves a record of a datagram that began no flow. Their senders may be forged, so that only some in each second get
+    /// one: they must not crowd out the records of sessions.
+    pub(super) fn record_refusal(
+        &mut self,
+        gear: &Gear,
+        key: &Key,
+        reason: &'static str,
+        attempts: &[flow::Attempt],
+    ) {
+        let service = &self.service;
+        if let Some(log) = &service.process.access_log
+            && self.refusal_records.take(gear.ms)
+        {
+            let named = key.more.as_ref().and_then(|more| more.named);
+            let named = named.map(|(source, _)| Client::Ip(source));
+            let peer = Client::Ip(key.peer);
+            log.record(&access_log::Record {
+                attempts: attempts.iter().map(flow::Attempt::logged).collect(),
+                ..service.record(peer, named, reason, Duration::ZERO)
+            });
+        }
     }
 
     pub(super) fn count_flows(&self) {
@@ -291,6 +316,7 @@ impl Listener {
         key: &Key,
         session: &Listed,
         picked: Option<(Lease, Search)>,
+        attempts: &mut Vec<flow::Attempt>,
     ) -> Result<Opened, Option<ConnectError>> {
         let service = &self.service;
         let (mut picked, mut search) = match picked {
@@ -298,7 +324,6 @@ impl Listener {
             None => (None, self.search(key)),
         };
         let is_logged = service.process.access_log.is_some();
-        let mut attempts = Vec::new();
         let mut failed = 0;
         let mut why = None;
         while failed <= service.plan.retries {
@@ -309,7 +334,7 @@ impl Listener {
             let backend = lease.backend();
             let mut note = |result| {
                 if is_logged {
-                    let backend = Arc::clone(backend.text());
+                    let backend = Arc::clone(backend);
                     attempts.push(flow::Attempt { backend, result });
                 }
             };
@@ -327,7 +352,6 @@ impl Listener {
                             socket,
                             lease,
                             clock,
-                            attempts,
                         });
                     }
                     // It was left since it was picked. That is nobody's failure.
