@@ -1,6 +1,7 @@
 //! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
 
 mod bind;
+mod budget;
 mod checks;
 mod leaving;
 mod news;
@@ -24,10 +25,11 @@ use crate::{
     pool::Pool,
     reason::CloseReason,
     service::{Intake, Notices, Process, Service},
-    sessions::Sessions,
+    sessions::{Descriptors, Sessions},
     sys, udp,
 };
 use bind::Sockets;
+use budget::{Budget, Given};
 use checks::Checks;
 use leaving::Leaving;
 use pending::{PendingListener, Ports};
@@ -151,6 +153,11 @@ impl Server {
             .await
             .map_err(StartErrors)?;
         let most = most_sessions(&plan, descriptors, workers, bound.len());
+        let descriptors_of_sessions = Arc::new(Descriptors::new(
+            most.for_connections,
+            most.for_flows,
+            most.shared,
+        ));
         let udp_listeners = count_udp(&plan);
         // A thread for datagrams beside each for connections, if there is anybody to send any.
         let udp_workers = if udp_listeners > 0 { workers } else { 0 };
@@ -161,6 +168,7 @@ impl Server {
                 workers + udp_workers,
                 most.connections,
                 most.flows,
+                &descriptors_of_sessions,
             )),
             access_log,
             journal: Arc::default(),
@@ -212,7 +220,7 @@ impl Server {
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // All of them count their milliseconds from here.
         let began = Instant::now();
-        let sockets = udp::Sockets::new(most.sockets);
+        let sockets = udp::Sockets::new(most.sockets, &descriptors_of_sessions);
         let datagrams = (0..udp_workers)
             .map(|i| udp::Worker::spawn(i, workers + i, &sockets, began))
             .collect::<Result<Vec<_>, _>>()
@@ -465,14 +473,6 @@ fn one(error: String) -> StartErrors {
     StartErrors(vec![error])
 }
 
-/// How many connections and flows there may be.
-struct Most {
-    connections: u64,
-    flows: u64,
-    /// Of flows, those included that are over and whose port nobody else may have yet.
-    sockets: u64,
-}
-
 fn count_udp(plan: &Plan) -> usize {
     let is_udp = |l: &&plan::Listener| matches!(l.protocol, plan::Protocol::Udp(_));
     plan.listeners.iter().filter(is_udp).count()
@@ -487,9 +487,8 @@ fn with_share(listener: &plan::Listener, flows: u64, among: usize) -> plan::List
     listener
 }
 
-/// A connection has two descriptors and a flow one, and something is left for all the rest. Each kind has a budget of its
-/// own: where nobody says how large, those of descriptors are halved between them.
-fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> Most {
+/// How many sessions there may be. Something is left of the descriptors for all the rest.
+fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -> Budget {
     let pipes = (descriptors / 64).clamp(1, 1024);
     sys::pipe::set_limit(usize::try_from(pipes).unwrap_or(1024));
     // For each worker: its event loop, a reserve and its listening sockets; then standard streams,
@@ -502,48 +501,37 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     let udp = count_udp(plan);
     let tcp = plan.listeners.len() - udp;
     let ports = sys::limits::local_ports() * 4 / 5;
-    let for_flows = match (udp, tcp) {
-        (0, _) => 0,
-        (_, 0) => free,
-        _ => free / 2,
-    };
-    let possible = for_flows.min(ports);
-    let wanted = plan.process.max_flows;
-    if udp > 0 && wanted > possible {
+    let budget = budget::divide(Given {
+        descriptors: free,
+        ports,
+        has_tcp: tcp > 0,
+        has_udp: udp > 0,
+        max_connections: plan.process.max_connections,
+        max_flows: plan.process.max_flows,
+        evicts: plan.listeners.iter().any(|l| {
+            matches!(l.protocol, plan::Protocol::Udp(udp) if udp.when_full == plan::WhenFull::Evict)
+        }),
+    });
+    if udp > 0 && plan.process.max_flows > budget.possible_flows {
         tracing::warn!(
-            max_flows = wanted,
-            possible,
+            max_flows = plan.process.max_flows,
+            possible = budget.possible_flows,
             descriptors,
             ports,
             "the limit of open files or the range of local ports allows fewer flows than configured, and that many there will be; raise it (LimitNOFILE=, net.ipv4.ip_local_port_range)"
         );
     }
-    // Who is pushed out leaves a socket behind for a moment.
-    let evicts = plan.listeners.iter().any(|l| {
-        matches!(l.protocol, plan::Protocol::Udp(udp) if udp.when_full == plan::WhenFull::Evict)
-    });
-    let flows = match wanted {
-        0 if evicts => (possible / 2).max(1),
-        0 => possible,
-        wanted => wanted.min(possible),
-    };
-    // What is not wanted for flows others may have, but for what their sockets take after them.
-    let sockets = possible.min(flows.saturating_mul(4));
-    let possible = ((free - sockets) / 2).max(1);
-    let wanted = plan.process.max_connections;
-    if wanted > possible {
+    if plan.process.max_connections > budget.possible_connections {
         tracing::warn!(
-            max_connections = wanted,
-            possible,
+            max_connections = plan.process.max_connections,
+            possible = budget.possible_connections,
             descriptors,
             "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
         );
     }
-    let connections = if wanted == 0 {
-        possible
-    } else {
-        wanted.min(possible)
-    };
+    let Budget {
+        connections, flows, ..
+    } = budget;
     match (tcp, udp) {
         (_, 0) => {
             tracing::info!(
@@ -564,11 +552,7 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
             );
         }
     }
-    Most {
-        connections,
-        flows,
-        sockets,
-    }
+    budget
 }
 
 /// Where the kernel does not tell, at least the loopback addresses are known.

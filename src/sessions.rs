@@ -1,5 +1,9 @@
 //! The sessions that live now: who they are, what they have moved, and a way to end them.
 
+mod descriptors;
+
+pub use descriptors::Descriptors;
+
 use crate::{metrics::Sharded, net::Client, reason::CloseReason};
 use ahash::AHashMap;
 use std::{
@@ -155,6 +159,8 @@ pub struct Sessions {
     next: AtomicU64,
     connections: Budget,
     flows: Budget,
+    /// Those of flows are taken with their sockets.
+    descriptors: Arc<Descriptors>,
 }
 
 /// So many at once and no more. Connections and flows have one each: a flood of the one leaves the other alone.
@@ -203,12 +209,18 @@ pub struct Listed {
 }
 
 impl Sessions {
-    pub fn new(shards: usize, connections: u64, flows: u64) -> Self {
+    pub fn new(
+        shards: usize,
+        connections: u64,
+        flows: u64,
+        descriptors: &Arc<Descriptors>,
+    ) -> Self {
         Self {
             tables: Sharded::new(shards),
             next: AtomicU64::default(),
             connections: Budget::new(connections),
             flows: Budget::new(flows),
+            descriptors: Arc::clone(descriptors),
         }
     }
 
@@ -229,6 +241,10 @@ impl Sessions {
         is_flow: bool,
     ) -> Option<Listed> {
         if !self.budget(is_flow).take() {
+            return None;
+        }
+        if !is_flow && !self.descriptors.take_for_connection() {
+            self.budget(is_flow).give_back();
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -317,6 +333,9 @@ impl std::ops::Deref for Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         lock(&self.table).remove(&self.session.id);
+        if !self.session.is_flow {
+            self.sessions.descriptors.give_back_of_connection();
+        }
         self.sessions.budget(self.session.is_flow).give_back();
     }
 }
@@ -330,7 +349,7 @@ mod tests {
     use super::*;
 
     fn session() -> Listed {
-        let sessions = Arc::new(Sessions::new(1, 1, 0));
+        let sessions = Arc::new(Sessions::new(1, 1, 0, &Arc::new(Descriptors::new(2, 0, 0))));
         let session = sessions.list(Client::Unix, None).expect("room for one");
         session.set_backend(7);
         session

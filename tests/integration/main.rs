@@ -37,6 +37,7 @@ mod checks_sessions;
 mod checks_tls;
 mod control;
 mod demo;
+mod descriptors;
 mod events_nginx;
 mod every_policy;
 mod explain;

@@ -15,7 +15,7 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         .expect("a runtime");
     runtime.block_on(async {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 10, 0));
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(vec![planned(1), planned(2)], check);
         let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -48,7 +48,7 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
             serve_anyway_below: 60,
             ..check(CheckKind::Tcp)
         };
-        let sessions = Arc::new(Sessions::new(1, 10, 0));
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream((1..=3).map(planned).collect(), check);
         let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -127,7 +127,7 @@ struct Rig {
 impl Rig {
     fn new(backends: Vec<Backend>, check: Check) -> Self {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 1_000, 0));
+        let sessions = Arc::new(Sessions::new(1, 1_000, 0, &descriptors()));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(backends, check);
         Self {
@@ -346,4 +346,8 @@ fn who_has_moved_on_before_its_turn_stays_where_it_is() {
         let ended = all.iter().filter(|s| s.must_end().is_some());
         assert_eq!(ended.count(), 350);
     });
+}
+
+fn descriptors() -> Arc<crate::sessions::Descriptors> {
+    Arc::new(crate::sessions::Descriptors::new(2_000, 0, 0))
 }

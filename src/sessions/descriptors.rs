@@ -1,0 +1,153 @@
+//! The descriptors that connections and flows have: a part for each kind alone, and a part that both share by demand, so
+//! that neither can take everything, and what the one does not use is there for the other.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+#[derive(Debug)]
+pub struct Descriptors {
+    used: AtomicU64,
+    for_connections: u64,
+    for_flows: u64,
+    shared: u64,
+}
+
+/// Both kinds in one number, so that they change as one: connections in the upper half, flows in the lower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Used {
+    connections: u32,
+    flows: u32,
+}
+
+/// A connection has one descriptor towards each side.
+const CONNECTION: Used = Used {
+    connections: 2,
+    flows: 0,
+};
+const FLOW: Used = Used {
+    connections: 0,
+    flows: 1,
+};
+
+impl Used {
+    fn of(bits: u64) -> Self {
+        Self {
+            connections: (bits >> 32) as u32,
+            flows: bits as u32,
+        }
+    }
+
+    fn bits(self) -> u64 {
+        u64::from(self.connections) << 32 | u64::from(self.flows)
+    }
+}
+
+impl Descriptors {
+    pub fn new(for_connections: u64, for_flows: u64, shared: u64) -> Self {
+        Self {
+            used: AtomicU64::default(),
+            for_connections,
+            for_flows,
+            shared,
+        }
+    }
+
+    /// Those of a connection; false when connections have used up their own part and the shared one.
+    pub fn take_for_connection(&self) -> bool {
+        self.take(CONNECTION, |next| {
+            u64::from(next.connections) <= self.for_connections
+        })
+    }
+
+    /// The same for the socket of a flow.
+    pub fn take_for_flow(&self) -> bool {
+        self.take(FLOW, |next| u64::from(next.flows) <= self.for_flows)
+    }
+
+    /// Whether or not there are enough.
+    pub fn take_for_flow_anyway(&self) {
+        self.used.fetch_add(FLOW.bits(), Relaxed);
+    }
+
+    pub fn give_back_of_connection(&self) {
+        self.used.fetch_sub(CONNECTION.bits(), Relaxed);
+    }
+
+    pub fn give_back_of_flow(&self) {
+        self.used.fetch_sub(FLOW.bits(), Relaxed);
+    }
+
+    fn take(&self, more: Used, is_own: impl Fn(Used) -> bool) -> bool {
+        let take = |bits: u64| {
+            let next = Used::of(bits.checked_add(more.bits())?);
+            (is_own(next) || self.shared_part(next) <= self.shared).then(|| next.bits())
+        };
+        self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    /// How many of these come from the shared part.
+    fn shared_part(&self, used: Used) -> u64 {
+        let connections = u64::from(used.connections).saturating_sub(self.for_connections);
+        connections + u64::from(used.flows).saturating_sub(self.for_flows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often it succeeds until it fails.
+    fn times(take: impl Fn() -> bool) -> usize {
+        std::iter::repeat_with(take)
+            .take_while(|taken| *taken)
+            .count()
+    }
+
+    #[test]
+    fn each_kind_has_its_own_part_and_what_the_other_leaves_of_the_rest() {
+        let descriptors = Descriptors::new(10, 10, 20);
+        assert_eq!(times(|| descriptors.take_for_connection()), 15);
+        assert_eq!(times(|| descriptors.take_for_flow()), 10);
+        (0..15).for_each(|_| descriptors.give_back_of_connection());
+        assert_eq!(times(|| descriptors.take_for_flow()), 20);
+        assert_eq!(times(|| descriptors.take_for_connection()), 5);
+        (0..30).for_each(|_| descriptors.give_back_of_flow());
+        (0..5).for_each(|_| descriptors.give_back_of_connection());
+        assert_eq!(descriptors.used.load(Relaxed), 0);
+    }
+
+    /// A flow that moves is not refused, and what it takes too much is missing to later ones.
+    #[test]
+    fn what_is_taken_anyway_counts() {
+        let descriptors = Descriptors::new(0, 2, 1);
+        (0..5).for_each(|_| descriptors.take_for_flow_anyway());
+        assert!(!descriptors.take_for_flow() && !descriptors.take_for_connection());
+        (0..5).for_each(|_| descriptors.give_back_of_flow());
+        assert_eq!(times(|| descriptors.take_for_flow()), 3);
+    }
+
+    #[test]
+    fn threads_that_take_and_give_back_never_exceed_the_whole() {
+        let descriptors = Descriptors::new(4, 4, 4);
+        let check = || {
+            let used = Used::of(descriptors.used.load(Relaxed));
+            assert!(descriptors.shared_part(used) <= descriptors.shared);
+        };
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let descriptors = &descriptors;
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        if n % 2 == 0 && descriptors.take_for_connection() {
+                            check();
+                            descriptors.give_back_of_connection();
+                        } else if descriptors.take_for_flow() {
+                            check();
+                            descriptors.give_back_of_flow();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(descriptors.used.load(Relaxed), 0);
+    }
+}
