@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::{blocking, files, plan::Plan};
+use crate::{blocking, files, plan::Plan, shorten::shorten};
 
 mod access;
 mod address;
@@ -45,12 +45,15 @@ pub use hash_key::format as hash_key_text;
 pub use problem::{Position, Problem, Problems};
 pub use words::nearest;
 
+/// Of a path so many characters are shown.
+const MOST_OF_PATH: usize = 1_000;
 /// A larger file is no configuration; `/dev/zero` is not read to its end.
 const MOST_BYTES: u64 = 16 << 20;
 
 /// Reads and checks a file.
 pub fn load(path: &Path) -> Result<Plan, Problems> {
     let origin = path.display().to_string();
+    let origin = shorten(&origin, MOST_OF_PATH);
     let bytes = read(path).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::NotFound => "name another one with -c FILE, or set TEMBUKU_CONFIG",

@@ -32,6 +32,7 @@ pub mod relay;
 pub mod server;
 pub mod service;
 pub mod sessions;
+pub mod shorten;
 #[expect(unsafe_code, reason = "the one room for it")]
 pub mod sys;
 pub mod tcp;

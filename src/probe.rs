@@ -22,6 +22,7 @@ use crate::{
     plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, Tls},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     reason::CheckResult,
+    shorten::shorten,
 };
 use line::{Line, connect};
 use std::{io, net::SocketAddr, time::Duration};
@@ -32,6 +33,8 @@ use tokio::{
 
 /// More than this is read for no answer.
 const MOST: usize = 16 << 10;
+/// Of what a check saw so many characters are kept.
+const MOST_OF_TRANSCRIPT: usize = 500;
 /// A server that is taken leave of may have so much more to say, and so much time, but never so much that the next check
 /// would be late.
 const FAREWELL: usize = 256 << 10;
@@ -345,7 +348,8 @@ impl Probe {
         let report = Report {
             result: answer.result,
             told: answer.told,
-            transcript: answer.heard,
+            // Servers and certificates may say a lot.
+            transcript: shorten(&answer.heard, MOST_OF_TRANSCRIPT).into_owned(),
             took: began.elapsed(),
         };
         let farewell = line.map(|line| Farewell {

@@ -26,6 +26,7 @@ use crate::{
     reason::CloseReason,
     service::{Intake, Notices, Process, Service},
     sessions::{Descriptors, Sessions},
+    shorten::shorten,
     sys, udp,
 };
 use bind::Sockets;
@@ -463,7 +464,8 @@ async fn keep_up(state: Weak<State>) {
 impl std::fmt::Display for StartErrors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for error in &self.0 {
-            writeln!(f, "error: {error}")?;
+            // A path in it may be long.
+            writeln!(f, "error: {}", shorten(error, 1_000))?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ const LEVELS: &[&[&str]] = &[
         "proxy_protocol",
     ],
     &[
-        "blocking", "files", "plan", "reason", "sys", "throttle", "wheel",
+        "blocking", "files", "plan", "reason", "shorten", "sys", "throttle", "wheel",
     ],
 ];
 

@@ -529,3 +529,102 @@ fn problems_on_the_command_line_name_the_flag() {
         "{problems}"
     );
 }
+
+/// Whatever is long: messages, hints and excerpts are not.
+#[test]
+fn long_values_are_not_printed_in_full() {
+    let long = "x".repeat(1 << 20);
+    let spaced = "x y ".repeat(1 << 18);
+    let with = |listener: &str, upstream: &str| {
+        format!(
+            "[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n{listener}\n\
+             [upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n{upstream}\n"
+        )
+    };
+    let mut texts = vec![
+        long.clone(),
+        format!("{long} = 1"),
+        format!("[{long}]"),
+        format!("[listeners.{long}]"),
+        format!("[[{long}"),
+        format!("a = \"{long}"),
+        format!("a = {long}"),
+        format!("a = [1, {long}"),
+        format!("a = 1\n{long} = 1\n{long} = 2"),
+        format!("[{long}]\n[{long}]"),
+        "9".repeat(1 << 20),
+        format!("a = {}", "9".repeat(1 << 20)),
+        format!("[log]\naccess = \"{long}\""),
+        format!("[log]\naccess = \"{long}/\""),
+        format!("[admin]\nsocket = \"{long}\""),
+        format!("[admin]\nlisten = \"{long}\""),
+        format!("[process]\ndrain_timeout = \"{long}\""),
+        format!("[listeners.l]\nbind = \"0.0.0.0:1\"\nupstream = \"{long}\""),
+    ];
+    for value in [&long, &spaced] {
+        for key in [
+            "bind",
+            "protocol",
+            "connect_timeout",
+            "backlog",
+            "keepalive",
+            "accept_proxy",
+        ] {
+            texts.push(with(&format!("{key} = \"{value}\""), ""));
+        }
+        for entry in ["allow ", ""] {
+            texts.push(with(&format!("access = [\"{entry}{value}\"]"), ""));
+        }
+        for key in [
+            "balance",
+            "hash_key",
+            "on_down",
+            "send_proxy",
+            "resolve_interval",
+            "check",
+        ] {
+            texts.push(with("", &format!("{key} = \"{value}\"")));
+        }
+        for address in ["", "unix:/", "10.0.0.1:", "[::1]:", "["] {
+            let text = with("", "");
+            texts.push(text.replace("10.0.0.1:1", &format!("{address}{value}")));
+        }
+        for (kind, key) in [
+            ("http", "path"),
+            ("http", "status"),
+            ("dns", "query"),
+            ("redis", "role"),
+            ("redis", "min_version"),
+            ("redis", "password_file"),
+            ("send_expect", "expect_regex"),
+            ("send_expect", "send_hex"),
+        ] {
+            let check = format!("[upstreams.u.check]\nkind = \"{kind}\"\n{key} = \"{value}\"");
+            texts.push(with("", &check));
+        }
+    }
+    for text in texts {
+        // A few are valid, which is not the point here.
+        let Err(problems) = config::parse(&text, "long.toml") else {
+            continue;
+        };
+        let begin: String = text.chars().take(100).collect();
+        for problem in problems.iter() {
+            let hint = problem.hint.as_deref().unwrap_or_default();
+            for said in [&problem.message[..], hint] {
+                let length = said.chars().count();
+                assert!(length <= 1_000, "{length} characters, for {begin}");
+            }
+        }
+        let all = problems.to_string();
+        assert!(
+            all.len() < 3_000 * problems.len(),
+            "{} bytes for {begin}",
+            all.len()
+        );
+    }
+    // Many wrong values in one long line.
+    let many = format!("[listeners.l]\nbind = [{}]\n", "\"x\", ".repeat(50_000));
+    let problems = config::parse(&many, "many.toml").expect_err("wrong");
+    assert!(problems.to_string().len() < 1_000_000);
+}

@@ -6,6 +6,14 @@ use super::{
     excerpt::Excerpt,
     problem::{Position, Problem, Problems},
 };
+use crate::shorten::shorten;
+
+/// Of a value that a message quotes so many characters are shown, and of a message so many in all:
+/// a file may hold megabytes in one value.
+const MOST_OF_VALUE: usize = 100;
+const MOST_OF_MESSAGE: usize = 1_000;
+/// Of a file with more problems the first are shown.
+const MOST_PROBLEMS: usize = 1_000;
 
 /// A place in the text, in bytes.
 pub(super) type Span = Range<usize>;
@@ -25,9 +33,12 @@ impl Fault {
         }
     }
 
-    /// What was written may be quoted in it, and must not steer the terminal.
+    /// What was written may be quoted in it: it must not steer the terminal, nor fill it.
     fn printable(self) -> Self {
-        let plain = |text: String| text.replace(char::is_control, "\u{fffd}");
+        let plain = |text: String| {
+            let text = shorten_values(&text).replace(char::is_control, "\u{fffd}");
+            shorten(&text, MOST_OF_MESSAGE).into_owned()
+        };
         Self {
             message: plain(self.message),
             hint: self.hint.map(plain),
@@ -46,6 +57,31 @@ impl Fault {
             None => self.hint(hint),
         }
     }
+}
+
+/// With every value in double quotes cut, where a backslash is before quotes that belong to it.
+fn shorten_values(message: &str) -> String {
+    let mut out = String::new();
+    let mut rest = message;
+    while let Some((before, after)) = rest.split_once('"') {
+        out.push_str(before);
+        out.push('"');
+        let mut escaped = false;
+        let end = after.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        let Some(end) = end else {
+            rest = after;
+            break;
+        };
+        out.push_str(&shorten(&after[..end], MOST_OF_VALUE));
+        out.push('"');
+        rest = &after[end + 1..];
+    }
+    out.push_str(rest);
+    out
 }
 
 impl From<String> for Fault {
@@ -89,6 +125,12 @@ impl Report {
         found.sort_by(|(a, x), (b, y)| place(a).cmp(&place(b)).then_with(|| x.cmp(y)));
         // A value in [defaults] is looked at by every section that falls back to it.
         found.dedup();
+        let more = found.len().saturating_sub(MOST_PROBLEMS);
+        if more > 0 {
+            found.truncate(MOST_PROBLEMS);
+            let fault = Fault::new(format!("{more} more problems are not shown"));
+            found.push((None, fault.hint("correct those above first")));
+        }
         let lines = Lines::of(source.text);
         let list = found.into_iter().map(|(span, fault)| {
             let Fault { message, hint } = fault.printable();
@@ -230,6 +272,50 @@ mod tests {
         let column = |line: &str, c| line.chars().position(|x| x == c);
         assert_eq!(column(line(3), '!'), column(line(4), '^'));
         assert!(line(3).chars().count() < 160);
+    }
+
+    #[test]
+    fn long_values_are_cut_and_what_is_said_of_them_is_not() {
+        for value in [
+            "x".repeat(1 << 20),
+            "x y\"\\".repeat(1 << 18),
+            "ü ".repeat(1 << 19),
+        ] {
+            let fault = Fault::new(format!("`key` = {value:?} is wrong"))
+                .hint(format!("write {value:?} and {value:?}"))
+                .printable();
+            let (begin, end) = ("`key` = \"", "\" is wrong");
+            assert!(fault.message.starts_with(begin) && fault.message.ends_with(end));
+            let hint = fault.hint.expect("a hint");
+            for text in [fault.message, hint] {
+                assert!(text.chars().count() < 250 && text.contains('…'), "{text}");
+            }
+            // Without quotes as well.
+            let text = Fault::new(format!("`{value}` is wrong"))
+                .printable()
+                .message;
+            assert!(text.chars().count() <= MOST_OF_MESSAGE, "{text}");
+            assert!(text.ends_with(" is wrong"), "{text}");
+        }
+        let short = "`a` = \"b\" is no \"c";
+        assert_eq!(shorten_values(short), short);
+    }
+
+    #[test]
+    fn of_very_many_problems_the_first_are_shown() {
+        let report = Report::default();
+        for n in 0..5_000 {
+            report.add(&(n..n + 1), Fault::new("wrong").hint("right"));
+        }
+        let source = Source {
+            origin: "f.toml",
+            text: &"a".repeat(5_000),
+            flags: Vec::new(),
+        };
+        let problems = report.finish(&source).expect_err("many");
+        assert_eq!(problems.len(), MOST_PROBLEMS + 1);
+        let last = problems.iter().last().map(|p| p.message.as_str());
+        assert_eq!(last, Some("4000 more problems are not shown"));
     }
 
     #[test]
