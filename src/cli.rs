@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand.
 
+mod answer;
 mod check;
 mod client;
 mod demo;
@@ -11,6 +12,7 @@ mod wish;
 use crate::{
     config::{self, Flags},
     pool::Wish,
+    shorten::shorten,
 };
 use clap::{Args, Parser, Subcommand};
 use std::{
@@ -30,6 +32,9 @@ const NOT_YET: [&str; 8] = [
     "completions",
     "man",
 ];
+
+/// What is shown of an error about the command line, which may quote a long argument.
+const MOST_OF_USAGE: usize = 2_000;
 
 #[derive(Debug, Parser)]
 #[command(name = "tembuku", version, about, max_term_width = 100)]
@@ -105,7 +110,19 @@ pub fn main() -> ExitCode {
         complain(&format!("error: `tembuku {first}` is not supported yet\n"));
         return ExitCode::from(2);
     }
-    let matches = <Cli as clap::CommandFactory>::command().get_matches();
+    let matches = match <Cli as clap::CommandFactory>::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(usage) if usage.use_stderr() => {
+            let text = usage.render().to_string();
+            if text.len() <= MOST_OF_USAGE {
+                usage.exit();
+            }
+            complain(&shorten(&text, MOST_OF_USAGE));
+            return ExitCode::from(2);
+        }
+        // Help or the version.
+        Err(asked) => return code(written(asked.print())),
+    };
     // The variable that names it, or the default, is no contradiction.
     let file_was_named = matches.subcommand().is_some_and(|(_, sub)| {
         let has_file = sub.try_contains_id("config").is_ok();
@@ -172,8 +189,29 @@ fn complain(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// To standard output. A reader that has seen enough is no reason to fail.
-fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+/// To standard output. The error is a whole message.
+fn say(text: &str) -> Result<(), String> {
+    written(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// What became of writing to standard output, once the rest of it is written. A reader that has seen
+/// enough, as `head` has, is no failure.
+fn written(result: io::Result<()>) -> Result<(), String> {
+    match result.and_then(|()| io::stdout().lock().flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("error: cannot write to standard output: {e}\n"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Complains about an error.
+fn code(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            complain(&why);
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,40 +1,22 @@
 //! `tembuku check`: is the configuration valid, and what does it come to?
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-    process::ExitCode,
-};
-
+use super::{code, complain, say};
 use crate::{config, plan::Plan};
+use std::{path::Path, process::ExitCode};
 
 /// The dump or a summary goes to stdout, problems go to stderr.
 pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
-    let (said, code) = match config::load(path) {
-        Ok(plan) if dump => (print(&config::dump(&plan)), ExitCode::SUCCESS),
-        Ok(plan) => (
-            print(&format!("{}: ok: {}\n", path.display(), summary(&plan))),
-            ExitCode::SUCCESS,
-        ),
-        Err(problems) => (
-            io::stderr()
-                .lock()
-                .write_all(problems.to_string().as_bytes()),
-            ExitCode::FAILURE,
-        ),
-    };
-    match said {
-        Ok(()) => code,
-        // `tembuku check --dump | head` has seen enough: the verdict stands.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
-        Err(_) => ExitCode::FAILURE,
+    match config::load(path) {
+        Ok(plan) if dump => code(say(&config::dump(&plan))),
+        Ok(plan) => {
+            let summary = summary(&plan);
+            code(say(&format!("{}: ok: {summary}\n", path.display())))
+        }
+        Err(problems) => {
+            complain(&problems.to_string());
+            ExitCode::FAILURE
+        }
     }
-}
-
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }
 
 fn summary(plan: &Plan) -> String {

@@ -1,6 +1,9 @@
 //! Talks to a running process over its admin socket.
 
-use super::ConfigFile;
+use super::{
+    ConfigFile,
+    answer::{self, Refusal, Status, Wished, clean},
+};
 use crate::config;
 use clap::Args;
 use serde_json::Value;
@@ -50,49 +53,47 @@ impl Client {
         }
     }
 
-    /// The JSON at a path.
-    pub(super) fn get(&self, path: &str) -> Result<Value, String> {
-        parsed(&self.get_text(path)?)
-    }
-
-    pub(super) fn get_text(&self, path: &str) -> Result<String, String> {
+    /// The state of everything, also as it was sent.
+    pub(super) fn status(&self) -> Result<(Status, String), String> {
+        let path = "/api/v1/status";
         match self.call("GET", path, "")? {
-            (200, body) => Ok(body),
-            (code, _) => Err(format!(
-                "error: whoever listens on {} answers {path} with {code}: is that tembuku?\n",
-                self.0.display()
-            )),
+            (200, body) => match answer::read(&body) {
+                Ok(status) => Ok((status, body)),
+                Err(why) => Err(self.strange(path, &why)),
+            },
+            (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
         }
     }
 
     /// What was done; a refusal is an error.
-    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Wished, String> {
         let (code, answer) = self.call("POST", path, &body.to_string())?;
-        let answer = parsed(&answer).map_err(|e| format!("{e}  (its answer is a {code})\n"))?;
         if code == 200 {
-            return Ok(answer);
+            return answer::read(&answer).map_err(|why| self.strange(path, &why));
         }
-        let say = |key: &str| {
-            answer[key]
-                .as_str()
-                .unwrap_or("?")
-                .replace(char::is_control, "\u{fffd}")
-        };
+        let Refusal { error, hint } = answer::read(&answer)
+            .map_err(|why| self.strange(path, &format!("the code is {code}, and {why}")))?;
         Err(format!(
             "error: {}\n  hint: {}\n",
-            say("error"),
-            say("hint")
+            clean(&error),
+            clean(&hint)
         ))
+    }
+
+    /// For an answer that is not one of ours.
+    fn strange(&self, path: &str, why: &str) -> String {
+        format!(
+            "error: what listens on {} does not answer {} as tembuku does: {}\n  hint: is that the \
+             admin socket of a process of this version?\n",
+            self.0.display(),
+            clean(path),
+            clean(why)
+        )
     }
 
     fn call(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
         let answer = exchange(&self.0, method, path, body).map_err(|e| self.describe(&e))?;
-        split(&answer).ok_or_else(|| {
-            format!(
-                "error: what listens on {} does not speak HTTP: is that tembuku's admin socket?\n",
-                self.0.display()
-            )
-        })
+        split(&answer).map_err(|why| self.strange(path, why))
     }
 
     fn is_socket(&self) -> bool {
@@ -143,10 +144,6 @@ pub(super) fn encode(name: &str) -> String {
         .collect()
 }
 
-fn parsed(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|e| format!("error: the answer is no JSON: {e}\n"))
-}
-
 fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Vec<u8>> {
     let mut stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -164,12 +161,25 @@ fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<V
 }
 
 /// The code and the body. With `Connection: close` the body ends where the stream does.
-fn split(answer: &[u8]) -> Option<(u16, String)> {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&answer[..end]).ok()?;
-    let code = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    let body = String::from_utf8(answer[end + 4..].to_vec()).ok()?;
-    Some((code, body))
+fn split(answer: &[u8]) -> Result<(u16, String), &'static str> {
+    let http = "it does not speak HTTP";
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let (head, body) = answer.split_at(end.ok_or(http)?);
+    let body = &body[4..];
+    let head = std::str::from_utf8(head).map_err(|_| http)?;
+    let code = head
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3));
+    let code = code.and_then(|code| code.parse().ok()).ok_or(http)?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then_some(value)
+    });
+    if length.is_some_and(|length| length.trim() != body.len().to_string()) {
+        return Err("the answer is cut off");
+    }
+    let body = String::from_utf8(body.to_vec()).map_err(|_| "the answer is not UTF-8")?;
+    Ok((code, body))
 }
 
 #[cfg(test)]
@@ -179,14 +189,18 @@ mod tests {
     #[test]
     fn answers_are_taken_apart() {
         let answer = b"HTTP/1.1 404 Not Found\r\na: b\r\n\r\n{}\n";
-        assert_eq!(split(answer), Some((404, "{}\n".to_owned())));
+        assert_eq!(split(answer), Ok((404, "{}\n".to_owned())));
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}\n";
+        assert_eq!(split(answer), Ok((200, "{}\n".to_owned())));
         for other in [
             "",
             "HTTP/1.1 200 OK\r\n",
             "SSH-2.0\r\n\r\n",
             "HTTP/1.1 x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{}\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n{}\n",
         ] {
-            assert_eq!(split(other.as_bytes()), None, "{other}");
+            assert!(split(other.as_bytes()).is_err(), "{other}");
         }
         assert_eq!(encode("unix:/a b"), "unix%3A%2Fa%20b");
     }

@@ -19,16 +19,19 @@ const AWAY: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> ExitCode {
-    match prepare() {
+    let prepared = prepare().map_err(|why| format!("error: {why}\n"));
+    let said = prepared.and_then(|(plan, what_to_try)| say(&what_to_try).map(|()| plan));
+    match said {
         Ok(plan) => super::run::run(plan),
         Err(why) => {
-            complain(&format!("error: {why}\n"));
+            complain(&why);
             ExitCode::FAILURE
         }
     }
 }
 
-fn prepare() -> Result<Plan, String> {
+/// The plan, and what there is to try.
+fn prepare() -> Result<(Plan, String), String> {
     let mut backends = Vec::new();
     for (name, port) in [("red", 7101), ("green", 7102), ("blue", 7103)] {
         let socket = bind(port, TcpListener::bind);
@@ -58,8 +61,7 @@ fn prepare() -> Result<Plan, String> {
     };
     let text = addresses.config();
     let plan = config::parse(&text, "demo").map_err(|problems| problems.to_string())?;
-    say(&addresses.what_to_try());
-    Ok(plan)
+    Ok((plan, addresses.what_to_try()))
 }
 
 /// Where everything is.
@@ -166,19 +168,19 @@ fn start<S: Send + 'static>(
 ) -> Result<(), String> {
     let serve = move || loop {
         if let Err(e) = serve_until_stopped(socket) {
-            say(&format!("{name}: {e}\n"));
+            let _ = say(&format!("{name}: {e}\n"));
             return;
         }
-        say(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
+        let _ = say(&format!("{name}: stopped, back in {} s\n", AWAY.as_secs()));
         std::thread::sleep(AWAY);
         socket = match bind(address) {
             Ok(socket) => socket,
             Err(e) => {
-                say(&format!("{name}: cannot listen on {address} again: {e}\n"));
+                let _ = say(&format!("{name}: cannot listen on {address} again: {e}\n"));
                 return;
             }
         };
-        say(&format!("{name}: listening again on {address}\n"));
+        let _ = say(&format!("{name}: listening again on {address}\n"));
     };
     let thread = std::thread::Builder::new().name(name.to_owned());
     thread.spawn(serve).map(drop).map_err(|e| e.to_string())

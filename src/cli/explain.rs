@@ -4,10 +4,11 @@ mod json;
 mod question;
 mod text;
 
-use super::{ConfigFile, complain};
+use super::{ConfigFile, code, complain, written};
 use crate::{
     config,
     explain::{Client, MOST_CLIENTS, Process},
+    shorten::shorten,
 };
 use clap::{ArgGroup, Args};
 use ipnet::IpNet;
@@ -69,19 +70,11 @@ pub(super) fn run(args: &Explain) -> ExitCode {
     let question = match Question::new(args, &plan) {
         Ok(question) => question,
         Err(why) => {
-            complain(&format!("error: {why}\n"));
+            complain(&format!("error: {}\n", shorten(&why, 1_000)));
             return ExitCode::from(2);
         }
     };
-    match answer(&question, args.json) {
-        Ok(()) => ExitCode::SUCCESS,
-        // `tembuku explain … | head` has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("error: cannot write the answer: {error}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    code(written(answer(&question, args.json)))
 }
 
 fn answer(question: &Question<'_>, as_json: bool) -> io::Result<()> {

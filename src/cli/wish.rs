@@ -1,12 +1,13 @@
 //! `tembuku drain`, `ready` and `maint`: what the operator wants of backends.
 
 use super::{
+    answer::{Backend, Status, clean},
     client::{At, Client, encode},
     complain, say,
 };
 use crate::pool::Wish;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
@@ -80,15 +81,13 @@ fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
     for target in &args.targets {
-        match put(&client, target, wish) {
-            Ok(line) => {
-                say(&line);
-                taken.push(target);
-            }
-            Err(why) => {
-                complain(&why);
-                code = ExitCode::FAILURE;
-            }
+        let done = put(&client, target, wish);
+        if done.is_ok() {
+            taken.push(target);
+        }
+        if let Err(why) = done.and_then(|line| say(&line)) {
+            complain(&why);
+            code = ExitCode::FAILURE;
         }
     }
     if let Some(timeout) = wait
@@ -105,14 +104,24 @@ fn put(client: &Client, target: &Target, wish: Wish) -> Result<String, String> {
     let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
     let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
     let done = client.post(&path, &json!({ "wish": wish.word() }))?;
-    let word = |key: &str| done[key].as_str().unwrap_or("?").to_owned();
-    let (from, to) = (word("from"), word("state"));
+    let of = (&done.upstream, &done.backend, done.wish.as_str());
+    if of != (&target.upstream, &target.backend, wish.word()) {
+        return Err(format!(
+            "error: the answer for {target} and {} is about {}/{} and {}\n  hint: is that \
+             the admin socket of tembuku?\n",
+            wish.word(),
+            clean(of.0),
+            clean(of.1),
+            clean(of.2)
+        ));
+    }
+    let (from, to) = (clean(&done.from), clean(&done.state));
     let change = if from == to {
         format!("{to} already")
     } else {
         format!("{from} -> {to}")
     };
-    let sessions = counted(done["connections"].as_u64().unwrap_or_default());
+    let sessions = counted(done.connections);
     Ok(format!("{target}: {change}, {sessions}\n"))
 }
 
@@ -124,20 +133,20 @@ fn wait_for_none(
 ) -> Result<(), String> {
     let began = Instant::now();
     loop {
-        let status = client.get("/api/v1/status")?;
+        let (status, _) = client.status()?;
         let mut held = String::new();
         let mut still = Vec::new();
         for target in left {
             let backend = find(&status, target)
                 .ok_or_else(|| format!("error: {target} is not there any more\n"))?;
-            if backend["wish"] != wish.word() {
-                let wish = backend["wish"].as_str().unwrap_or("?");
+            if backend.wish != wish.word() {
                 return Err(format!(
-                    "error: not waiting for {target}: somebody else set it to {wish}\n"
+                    "error: not waiting for {target}: somebody else set it to {}\n",
+                    clean(&backend.wish)
                 ));
             }
-            match backend["connections"].as_u64().unwrap_or_default() {
-                0 => say(&format!("{target}: no sessions left\n")),
+            match backend.connections {
+                0 => say(&format!("{target}: no sessions left\n"))?,
                 n => {
                     held += &format!("error: {target}: still {} after {timeout:?}\n", counted(n));
                     still.push(target);
@@ -155,11 +164,11 @@ fn wait_for_none(
     }
 }
 
-fn find<'a>(status: &'a Value, target: &Target) -> Option<&'a Value> {
-    let mut upstreams = status["upstreams"].as_array()?.iter();
-    let upstream = upstreams.find(|u| u["name"] == *target.upstream)?;
-    let mut backends = upstream["backends"].as_array()?.iter();
-    backends.find(|b| b["address"] == *target.backend)
+fn find<'a>(status: &'a Status, target: &Target) -> Option<&'a Backend> {
+    let mut upstreams = status.upstreams.iter();
+    let upstream = upstreams.find(|u| u.name == target.upstream)?;
+    let mut backends = upstream.backends.iter();
+    backends.find(|b| b.address == target.backend)
 }
 
 fn counted(sessions: u64) -> String {

@@ -35,6 +35,7 @@ mod checks_replicating;
 mod checks_sentinel;
 mod checks_sessions;
 mod checks_tls;
+mod commands;
 mod control;
 mod demo;
 mod descriptors;

@@ -1,0 +1,244 @@
+//! Answers of a running process, with every field that a command relies on: one that lacks a field
+//! is an error, not a success with nothing in it.
+
+use crate::shorten::shorten;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use std::collections::BTreeMap;
+
+/// `GET /api/v1/status`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    pub(super) process: Process,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) upstreams: Vec<Upstream>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Process {
+    pub(super) version: String,
+    pub(super) state: String,
+    pub(super) pid: u32,
+    pub(super) uptime_seconds: u64,
+    pub(super) connections: u64,
+    pub(super) max_connections: u64,
+    pub(super) flows: u64,
+    pub(super) max_flows: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "AnyListener")]
+pub(super) struct Listener {
+    pub(super) name: String,
+    pub(super) protocol: String,
+    pub(super) addresses: Vec<String>,
+    pub(super) upstream: String,
+    pub(super) connections: u64,
+    pub(super) accepted: u64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+    /// Of UDP.
+    pub(super) datagrams: Option<Datagrams>,
+}
+
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) dropped: u64,
+    pub(super) dropped_by_reason: BTreeMap<String, u64>,
+}
+
+/// As it is written: with the fields of a UDP listener beside the others.
+#[derive(Deserialize)]
+struct AnyListener {
+    name: String,
+    protocol: String,
+    addresses: Vec<String>,
+    upstream: String,
+    connections: u64,
+    accepted: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+    received_datagrams: Option<u64>,
+    sent_datagrams: Option<u64>,
+    dropped_datagrams: Option<u64>,
+    dropped_by_reason: Option<BTreeMap<String, u64>>,
+}
+
+impl TryFrom<AnyListener> for Listener {
+    type Error = String;
+
+    fn try_from(any: AnyListener) -> Result<Self, String> {
+        let datagrams = if any.protocol == "udp" {
+            let missing = |field: &str| format!("missing field `{field}`");
+            Some(Datagrams {
+                received: any
+                    .received_datagrams
+                    .ok_or_else(|| missing("received_datagrams"))?,
+                sent: any
+                    .sent_datagrams
+                    .ok_or_else(|| missing("sent_datagrams"))?,
+                dropped: any
+                    .dropped_datagrams
+                    .ok_or_else(|| missing("dropped_datagrams"))?,
+                dropped_by_reason: any
+                    .dropped_by_reason
+                    .ok_or_else(|| missing("dropped_by_reason"))?,
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            name: any.name,
+            protocol: any.protocol,
+            addresses: any.addresses,
+            upstream: any.upstream,
+            connections: any.connections,
+            accepted: any.accepted,
+            received_bytes: any.received_bytes,
+            sent_bytes: any.sent_bytes,
+            datagrams,
+        })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Upstream {
+    pub(super) name: String,
+    pub(super) balance: String,
+    pub(super) available: u64,
+    pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Backend {
+    pub(super) address: String,
+    pub(super) state: String,
+    pub(super) why: String,
+    pub(super) wish: String,
+    pub(super) role: Vec<String>,
+    /// `null` is an answer, but it has to be there.
+    #[serde(deserialize_with = "present")]
+    pub(super) last_check: Option<LastCheck>,
+    pub(super) weight: u64,
+    pub(super) backup: bool,
+    pub(super) connections: u64,
+}
+
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<LastCheck>, D::Error> {
+    Option::deserialize(from)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LastCheck {
+    pub(super) result: String,
+}
+
+/// What became of a wish.
+#[derive(Debug, Deserialize)]
+pub(super) struct Wished {
+    pub(super) upstream: String,
+    pub(super) backend: String,
+    pub(super) wish: String,
+    pub(super) from: String,
+    pub(super) state: String,
+    pub(super) connections: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) error: String,
+    pub(super) hint: String,
+}
+
+/// What is shown of a text that another process sent.
+const MOST: usize = 500;
+
+/// What a process sends may be long, and may be meant to steer the terminal.
+pub(super) fn clean(text: &str) -> String {
+    shorten(text, MOST).replace(char::is_control, "\u{fffd}")
+}
+
+/// The error says what is missing or wrong.
+pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn status() -> Value {
+        json!({
+            "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
+                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30 },
+            "listeners": [{ "name": "l", "protocol": "udp", "addresses": [], "upstream": "u",
+                "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
+                "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
+                "dropped_by_reason": {} }],
+            "upstreams": [{ "name": "u", "balance": "first", "available": 1, "backends": [
+                { "address": "a:1", "state": "up", "why": "", "wish": "ready", "role": [],
+                  "last_check": null, "weight": 1, "backup": false, "connections": 0 } ] }],
+        })
+    }
+
+    /// Every copy of `value` from which one field, at any depth, is missing.
+    fn without_a_field(value: &Value) -> Vec<Value> {
+        let mut out = Vec::new();
+        match value {
+            Value::Object(fields) => {
+                for (key, inner) in fields {
+                    let mut rest = fields.clone();
+                    rest.remove(key);
+                    out.push(Value::Object(rest));
+                    for less in without_a_field(inner) {
+                        let mut changed = fields.clone();
+                        changed.insert(key.clone(), less);
+                        out.push(Value::Object(changed));
+                    }
+                }
+            }
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    for less in without_a_field(item) {
+                        let mut changed = items.clone();
+                        changed[at] = less;
+                        out.push(Value::Array(changed));
+                    }
+                }
+            }
+            _ => {}
+        }
+        out
+    }
+
+    #[test]
+    fn every_field_is_required() {
+        assert!(read::<Status>(&status().to_string()).is_ok());
+        let lacking = without_a_field(&status());
+        assert!(lacking.len() > 30);
+        for lacking in lacking {
+            let error = read::<Status>(&lacking.to_string()).expect_err("it lacks a field");
+            assert!(error.contains("missing field"), "{lacking}: {error}");
+        }
+        let wished = json!({ "upstream": "u", "backend": "b", "wish": "drain", "from": "up",
+            "state": "drained", "connections": 3 });
+        assert!(read::<Wished>(&wished.to_string()).is_ok());
+        for lacking in without_a_field(&wished) {
+            assert!(read::<Wished>(&lacking.to_string()).is_err(), "{lacking}");
+        }
+    }
+
+    #[test]
+    fn other_things_are_no_answers() {
+        for text in ["", "{}", "null", "[]", "<!doctype html>", "{\"process\":"] {
+            assert!(read::<Status>(text).is_err(), "{text}");
+            assert!(read::<Wished>(text).is_err(), "{text}");
+        }
+        // A newer process may say more.
+        let mut more = status();
+        more["process"]["more"] = json!(1);
+        assert!(read::<Status>(&more.to_string()).is_ok());
+    }
+}

@@ -1,0 +1,286 @@
+//! Commands believe nothing: an answer that lacks something is an error, and so is output that
+//! cannot be written.
+
+use crate::harness::{
+    net::ask,
+    poll, ports,
+    proc::text,
+    secs,
+    server::Server,
+    tembuku::{Tembuku, binary, cli},
+    temp::TempDir,
+};
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+
+/// Gives each client this answer, whatever it asks.
+fn impostor(dir: &TempDir, name: &str, answer: String) -> PathBuf {
+    let path = dir.file(name);
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            while stream.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    path
+}
+
+fn commands(socket: &Path) -> Vec<Vec<String>> {
+    let lines = [
+        "status",
+        "status --json",
+        "drain u/b:1",
+        "ready u/b:1",
+        "maint u/b:1",
+        "drain u/b:1 --wait --timeout 1s",
+    ];
+    let socket = socket.to_str().unwrap();
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let with_socket = |line| [words(line), words(&format!("--socket {socket}"))].concat();
+    lines.map(with_socket).to_vec()
+}
+
+fn run(words: &[String]) -> Output {
+    cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn an_answer_that_lacks_something_is_an_error() {
+    let dir = TempDir::new();
+    let half = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"wish\":\"drain\",\"from\":\"up\"";
+    let other = "{\"upstream\":\"u\",\"backend\":\"other:1\",\"wish\":\"other\",\"from\":\"up\",\
+                 \"state\":\"drained\",\"connections\":0}";
+    let wrong = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"wish\":\"drain\",\"from\":1,\
+                 \"state\":null,\"connections\":\"0\"}";
+    let bodies = [
+        "{}",
+        "[]",
+        "null",
+        "",
+        "<!doctype html><title>welcome</title>",
+        half,
+        other,
+        wrong,
+        "{\"process\":{},\"listeners\":[],\"upstreams\":[]}",
+        "{\"listeners\":[],\"upstreams\":[]}",
+    ];
+    let mut answers: Vec<String> = bodies
+        .iter()
+        .map(|body| format!("{OK}Content-Length: {}\r\n\r\n{body}", body.len()))
+        .collect();
+    answers.push(format!("{OK}Content-Length: 9\r\n\r\n{{}}"));
+    answers.push(format!("{OK}\r\n{}", "x".repeat(1 << 20)));
+    answers.push("HTTP/1.1 503 Busy\r\n\r\n{}".to_owned());
+    answers.push("SSH-2.0-x\r\n".to_owned());
+    for (n, answer) in answers.into_iter().enumerate() {
+        let socket = impostor(&dir, &format!("{n}.sock"), answer.clone());
+        let shown: String = answer.chars().take(200).collect();
+        for words in commands(&socket) {
+            let output = run(&words);
+            assert_eq!(output.status.code(), Some(1), "{words:?} {shown}");
+            assert_eq!(output.stdout, b"", "{words:?} {shown}");
+            let why = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                why.starts_with("error: ") && why.contains("hint: "),
+                "{why}"
+            );
+            assert!(why.len() < 2_000, "{} bytes of errors", why.len());
+        }
+    }
+}
+
+/// Runs to its end with this standard output; the code, and what it complained of.
+#[track_caller]
+fn run_into(stdout: Stdio, words: &[String]) -> (Option<i32>, String) {
+    let dir = TempDir::new();
+    let errors = dir.file("err");
+    let mut command = Command::new(binary());
+    command
+        .args(words)
+        .env("NO_COLOR", "1")
+        .env_remove("TEMBUKU_CONFIG")
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(File::create(&errors).unwrap());
+    let mut child = command.spawn().unwrap();
+    let status = poll(secs(10), || child.try_wait().unwrap());
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let said = fs::read_to_string(&errors).unwrap();
+    let status = status.unwrap_or_else(|| panic!("{words:?} does not end: {said}"));
+    (status.code(), said)
+}
+
+struct Setup {
+    tembuku: Tembuku,
+    _server: Server,
+    /// Commands that write to standard output.
+    lines: Vec<Vec<String>>,
+}
+
+fn setup() -> Setup {
+    let server = Server::named("b1");
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n[listeners.l]\nbind = \"{front}\"\n\
+         upstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\"]\n",
+        server.addr
+    ));
+    assert_eq!(ask(front).unwrap(), "b1");
+    let config = tembuku.dir.file("tembuku.toml");
+    let config = config.to_str().unwrap();
+    let target = format!("u/{}", server.addr);
+    let lines = [
+        format!("status -c {config}"),
+        format!("status --json -c {config}"),
+        format!("drain {target} -c {config}"),
+        format!("drain {target} --wait -c {config}"),
+        format!("maint {target} -c {config}"),
+        format!("ready {target} -c {config}"),
+        format!("check -c {config}"),
+        format!("check --dump -c {config}"),
+        format!("explain --client 10.0.0.1 -c {config}"),
+        format!("explain --clients 10.0.0.0/24 --json -c {config}"),
+        "--help".to_owned(),
+        "--version".to_owned(),
+        "help".to_owned(),
+        "status --help".to_owned(),
+        "help run".to_owned(),
+    ];
+    let words = |line: String| line.split(' ').map(str::to_owned).collect();
+    Setup {
+        tembuku,
+        _server: server,
+        lines: lines.map(words).to_vec(),
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let mut setup = setup();
+    setup.lines.push(vec!["demo".to_owned()]);
+    for words in &setup.lines {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = run_into(full.into(), words);
+        assert_eq!(code, Some(1), "{words:?}: {said}");
+        assert!(said.contains("cannot write to standard output"), "{said}");
+    }
+    // The last of the wishes was put into effect all the same.
+    let status = setup.tembuku.get("/api/v1/status").body;
+    assert!(status.contains("\"wish\": \"ready\""), "{status}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let setup = setup();
+    for words in &setup.lines {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, said) = run_into(writer.into(), words);
+        assert_eq!((code, &said[..]), (Some(0), ""), "{words:?}");
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (code, said) = run_into(writer.into(), words);
+        assert_eq!((code, &said[..]), (Some(0), ""), "{words:?}");
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert!(!all.is_empty(), "{words:?}");
+    }
+}
+
+/// A path of a megabyte is named in an error, but not in full.
+#[test]
+fn long_paths_are_cut_in_errors_of_a_start() {
+    let dir = TempDir::new();
+    let long = format!("/{}", "x".repeat(1 << 20));
+    for (head, check) in [
+        (format!("[log]\naccess = \"{long}\"\n"), String::new()),
+        (
+            String::new(),
+            format!("kind = \"redis\"\npassword_file = \"{long}\"\n"),
+        ),
+        (
+            String::new(),
+            format!("kind = \"redis\"\ntls = \"verify\"\ntls_ca = \"{long}\"\n"),
+        ),
+    ] {
+        let check = match check.is_empty() {
+            true => check,
+            false => format!("[upstreams.u.check]\n{check}"),
+        };
+        let config = dir.write(
+            "tembuku.toml",
+            &format!(
+                "{head}[listeners.l]\nbind = \"{}\"\nupstream = \"u\"\n\
+                 [upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n{check}",
+                ports::free_addr()
+            ),
+        );
+        let output = cli(&["run", "-c", config.to_str().unwrap()]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{} bytes", said.len());
+        assert!(
+            said.contains("error: ") && said.contains('…'),
+            "{} bytes",
+            said.len()
+        );
+        assert!(said.len() < 5_000, "{} bytes", said.len());
+    }
+}
+
+/// What an error says of a long command line is short.
+#[test]
+fn long_arguments_are_cut_in_errors() {
+    let long = "x".repeat(100_000);
+    let setup = setup();
+    let config = setup.tembuku.dir.file("tembuku.toml");
+    let config = config.to_str().unwrap();
+    let target = format!("{long}/{long}");
+    for words in [
+        &["check", "-c", &long[..]][..],
+        &["run", "--listen", &long, "--to", &long],
+        &[
+            "run",
+            "--listen",
+            "0.0.0.0:1",
+            "--to",
+            "a:1",
+            "--balance",
+            &long,
+        ],
+        &["drain", &target[..100_000], "-c", config],
+        &[
+            "explain",
+            "--listener",
+            &long,
+            "--client",
+            "10.0.0.1",
+            "-c",
+            config,
+        ],
+    ] {
+        let output = cli(words);
+        let said = text(&output);
+        assert_ne!(output.status.code(), Some(0));
+        assert!(
+            said.len() < 5_000,
+            "{:?}: {} bytes",
+            &words[..2],
+            said.len()
+        );
+    }
+}
