@@ -11,11 +11,11 @@ mod outbox;
 mod socket;
 mod timers;
 
+pub use alarm::Alarm;
 pub use outbox::{Fresh, Left};
 pub use socket::{Listening, Socket};
 
 use crate::throttle::Throttle;
-use alarm::Alarm;
 use bell::{Bell, TaskBell};
 use outbox::Outbox;
 use rustix::{

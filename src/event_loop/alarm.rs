@@ -14,14 +14,14 @@ use std::{
     time::Duration,
 };
 
-pub(super) struct Alarm {
+pub struct Alarm {
     timer: OwnedFd,
     /// In the milliseconds of the loop; `None` while it is not set.
     at: Cell<Option<u64>>,
 }
 
 impl Alarm {
-    pub(super) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
             timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
@@ -30,7 +30,7 @@ impl Alarm {
     }
 
     /// Rings at `at` or before: one that is set for an earlier time is left alone, and set anew when it has rung.
-    pub(super) fn set(&self, at: u64, now: impl FnOnce() -> u64) {
+    pub fn set(&self, at: u64, now: impl FnOnce() -> u64) {
         if self.at.get().is_some_and(|earlier| earlier <= at) {
             return;
         }
@@ -49,11 +49,11 @@ impl Alarm {
         }
     }
 
-    pub(super) fn has_rung(&self) {
+    pub fn has_rung(&self) {
         self.at.set(None);
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
 }

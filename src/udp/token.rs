@@ -3,6 +3,8 @@
 /// A socket, or the bell.
 pub(super) enum Token {
     Bell,
+    /// It is time for something.
+    Alarm,
     Port {
         listener: usize,
         port: u16,
@@ -23,6 +25,8 @@ const PORTS: u32 = u32::MAX - u16::MAX as u32;
 
 impl Token {
     pub(super) const BELL: u64 = u64::MAX;
+    /// Ports have no serial: neither number is one of theirs.
+    pub(super) const ALARM: u64 = u64::MAX - 1;
 
     pub(super) fn port(listener: usize, port: u16) -> u64 {
         Self::flow(listener, 0, PORTS + u32::from(port))
@@ -37,6 +41,7 @@ impl Token {
         let number = bits as u32;
         match number.checked_sub(PORTS) {
             _ if bits == Self::BELL => Self::Bell,
+            _ if bits == Self::ALARM => Self::Alarm,
             Some(port) => Self::Port {
                 listener,
                 port: port as u16,

@@ -9,14 +9,12 @@ use super::{
     token::Token,
 };
 use crate::{
+    event_loop::Alarm,
     metrics::set_shard,
     sys::datagram::{BATCH, Inbox, Outbox},
     throttle::Throttle,
 };
-use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
-};
+use rustix::{buffer::spare_capacity, event::epoll};
 use std::{
     collections::VecDeque,
     io,
@@ -98,6 +96,7 @@ enum Turn {
 
 struct Engine {
     gear: Gear,
+    alarm: Alarm,
     /// By their index; those that are over leave their place empty.
     listeners: Vec<Option<Listener>>,
     looked: u64,
@@ -111,7 +110,11 @@ impl Engine {
         let data = epoll::EventData::new_u64(Token::BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
+        let alarm = Alarm::new()?;
+        let data = epoll::EventData::new_u64(Token::ALARM);
+        epoll::add(&epoll, alarm.fd(), data, edges)?;
         Ok(Self {
+            alarm,
             gear: Gear {
                 epoll,
                 bell,
@@ -137,8 +140,8 @@ impl Engine {
     /// Waits until something happens, and does what is to be done.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> Turn {
         events.clear();
-        let timeout = self.timeout();
-        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), timeout.as_ref())
+        self.set_alarm();
+        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), None)
             && error != rustix::io::Errno::INTR
         {
             if let Some(count) = self.failures.add(0, 1, Instant::now()) {
@@ -153,6 +156,7 @@ impl Engine {
         for event in events {
             match Token::of(event.data.u64()) {
                 Token::Bell => rung = true,
+                Token::Alarm => self.alarm.has_rung(),
                 Token::Port { listener, port } => {
                     if let Some(Some(listener)) = self.listeners.get_mut(listener) {
                         listener.receive(&mut self.gear, port);
@@ -182,8 +186,8 @@ impl Engine {
         turn
     }
 
-    /// Until the next time that there is something to do without an event.
-    fn timeout(&self) -> Option<Timespec> {
+    /// For the next time that there is something to do without an event.
+    fn set_alarm(&self) {
         let listeners = self.listeners.iter().flatten();
         let flows = listeners.clone().filter_map(Listener::next).min();
         let late = self.gear.late.front().map(|late| late.until);
@@ -191,9 +195,12 @@ impl Engine {
             .clone()
             .any(|l| l.has_received)
             .then_some(self.looked + LOOK);
-        let next = flows.into_iter().chain(late).chain(look).min()?;
-        let wait = Duration::from_millis(next.saturating_sub(self.gear.ms));
-        Timespec::try_from(wait).ok()
+        if let Some(next) = flows.into_iter().chain(late).chain(look).min() {
+            self.alarm.set(next, || {
+                let passed = self.gear.began.elapsed().as_millis();
+                u64::try_from(passed).unwrap_or(u64::MAX)
+            });
+        }
     }
 
     fn obey(&mut self) -> Turn {
