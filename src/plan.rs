@@ -291,6 +291,8 @@ pub enum CheckKind {
         /// Since a replica last heard from its primary; `None`: it does not matter.
         max_lag: Option<Duration>,
         min_version: Option<Version>,
+        /// Whether one that refuses writes is down.
+        require_writes: bool,
     },
     Postgres {
         /// `None`: any.

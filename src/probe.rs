@@ -61,7 +61,7 @@ pub struct Told {
     pub server: Option<String>,
     /// How far a replica is behind.
     pub lag: Lag,
-    /// What keeps a replica from replicating, as the end of a sentence about it.
+    /// What keeps a replica from replicating, or what the server refuses, as the end of a sentence about it.
     pub fault: Option<String>,
 }
 
@@ -238,6 +238,7 @@ impl Probe {
                 replicating,
                 max_lag,
                 min_version,
+                require_writes,
                 ..
             } => Kind::Redis(redis::Talk {
                 wanted: *role,
@@ -246,6 +247,7 @@ impl Probe {
                 secret,
                 max_lag: *max_lag,
                 min_version: *min_version,
+                require_writes: *require_writes,
             }),
             CheckKind::Postgres {
                 role,

@@ -104,6 +104,10 @@ words! {
         Unexpected = "unexpected",
         /// It does not know us, or does not let us ask.
         Auth = "auth",
+        /// It answers, and refuses the writes that are asked for.
+        RefusesWrites = "refuses_writes",
+        /// It is busy with a script, and tells nothing until that ends: what it said before still holds.
+        Busy = "busy",
         /// It is still reading its data.
         Loading = "loading",
         /// A replica that has lost its primary and answers nothing until it is back.

@@ -80,6 +80,7 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             replicating,
             max_lag,
             min_version,
+            require_writes,
         } => {
             write_role(*role, *replicating, out)?;
             if let Some(user) = user {
@@ -89,10 +90,10 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             if let Some(most) = max_lag {
                 writeln!(out, "max_lag = {}", time(*most))?;
             }
-            match min_version {
-                Some(version) => writeln!(out, "min_version = {}", quoted(&version.to_string())),
-                None => Ok(()),
+            if let Some(version) = min_version {
+                writeln!(out, "min_version = {}", quoted(&version.to_string()))?;
             }
+            writeln!(out, "require_writes = {require_writes}")
         }
         // Where nobody logs in nothing else is asked.
         CheckKind::Postgres { login: None, .. } => Ok(()),

@@ -54,6 +54,7 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("max_lag", LOGINS),
     ("max_lag_bytes", &[Kind::Postgres]),
     ("min_version", &[Kind::Redis]),
+    ("require_writes", &[Kind::Redis]),
     ("query", &[Kind::Dns]),
     ("query_type", &[Kind::Dns]),
     ("rcode", &[Kind::Dns]),
@@ -227,6 +228,8 @@ fn read_redis(section: &Section<'_>) -> CheckKind {
         replicating: read_replicating(section, role),
         max_lag: postgres::read_max_lag(section, role),
         min_version: read_version(section),
+        // Readers are served by one that refuses writes.
+        require_writes: section.flag("require_writes", role == Some(Role::Primary)),
     }
 }
 

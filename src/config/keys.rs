@@ -164,6 +164,7 @@ pub(super) static CHECK: Keys = Keys {
         "max_lag",
         "max_lag_bytes",
         "min_version",
+        "require_writes",
         "query",
         "query_type",
         "rcode",

@@ -5,6 +5,7 @@
 //! not, so it takes `fall` answers as well; failures among them count, for they do not say that it has caught up, but
 //! nobody is called dead who has answered in between.
 
+use super::may_restart;
 use crate::reason::{BackendState, CheckResult};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub struct Judge {
     verdict: Verdict,
     /// Whether any answer stands behind the verdict.
     heard: bool,
+    /// The last answer that was certain, unless the server may have been started again since.
+    certain: Option<CheckResult>,
     runs: Runs,
     /// Since when answers have spoken against it.
     doubted_since: Option<Instant>,
@@ -110,6 +113,7 @@ impl Judge {
             rule,
             verdict: start,
             heard: false,
+            certain: None,
             runs: Runs::default(),
             doubted_since: None,
         }
@@ -125,7 +129,7 @@ impl Judge {
         if result == CheckResult::Local {
             return None;
         }
-        let says = match result {
+        let says = match self.recall(result) {
             CheckResult::Ok => Verdict::Up,
             CheckResult::WrongRole => Verdict::WrongRole,
             CheckResult::Standby => Verdict::Standby,
@@ -163,6 +167,18 @@ impl Judge {
         })
     }
 
+    /// While a server is busy nothing can change what it last said of itself.
+    fn recall(&mut self, result: CheckResult) -> CheckResult {
+        use CheckResult::{Busy, Lagging, NotReplicating, Ok, Standby, WrongRole};
+        match result {
+            Busy => return self.certain.unwrap_or(Busy),
+            Ok | Standby | WrongRole | Lagging | NotReplicating => self.certain = Some(result),
+            _ if may_restart(result) => self.certain = None,
+            _ => {}
+        }
+        result
+    }
+
     /// Whether it has been said often enough for a verdict.
     fn is_enough(&self, says: Verdict) -> bool {
         let Rule { rise, fall } = self.rule;
@@ -184,7 +200,7 @@ mod tests {
     use super::*;
     use crate::balance::Chance;
     use CheckResult::{
-        Lagging, Local, NotReplicating, Ok as Good, Refused, Standby, Timeout, WrongRole,
+        Busy, Lagging, Local, NotReplicating, Ok as Good, Refused, Standby, Timeout, WrongRole,
     };
     use proptest::prelude::*;
 
@@ -267,6 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_server_is_what_it_was() {
+        let busy = Verdict::Down(Some(Busy));
+        assert_eq!(
+            verdicts(&mut judge(1, 3), &[Busy, Good, Busy]),
+            [busy, UP, UP]
+        );
+        // It was silent before it said so.
+        let late = Verdict::Down(Some(Timeout));
+        let answers = [Good, Timeout, Busy, Timeout, Timeout, Timeout, Busy, Busy];
+        let expected = [UP, UP, UP, UP, UP, late, late, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+        let standby = Verdict::Standby;
+        assert_eq!(verdicts(&mut judge(1, 1), &[Standby, Busy]), [standby; 2]);
+        // Started again, it may be something else.
+        let answers = [Good, Refused, Busy, Good];
+        assert_eq!(verdicts(&mut judge(1, 1), &answers), [UP, DOWN, DOWN, UP]);
+    }
+
+    #[test]
     fn a_lag_is_a_blip_until_it_lasts() {
         let lags = Verdict::Lagging;
         let answers = [Good, Lagging, Lagging, Good, Lagging, Lagging, Lagging];
@@ -326,8 +361,17 @@ mod tests {
             let now = Instant::now();
             let mut heard: Vec<CheckResult> = Vec::new();
             let mut verdict = Verdict::Up;
+            let mut certain = None;
             for result in answers {
                 let change = judge.hear(result, now);
+                let result = match result {
+                    Busy => certain.unwrap_or(Busy),
+                    Good | Standby | WrongRole | Lagging | NotReplicating => *certain.insert(result),
+                    _ => {
+                        certain = certain.filter(|_| !may_restart(result));
+                        result
+                    }
+                };
                 if result != Local {
                     heard.push(result);
                 }

@@ -126,6 +126,12 @@ impl Member {
         let mut news = change.is_some();
         match result {
             CheckResult::Local => {}
+            // What it said before still holds.
+            CheckResult::Busy if change.map_or(self.said, |change| change.to).is_up() => {
+                news |= self.stale || self.known.is_none();
+                self.certain = now;
+                self.known.get_or_insert(now);
+            }
             CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => {
                 news |= self.stale || self.known.is_none();
                 self.certain = now;

@@ -80,7 +80,14 @@ impl Pool {
             } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
                 (Up, format!("slow start: {percent} % of its weight"))
             } else {
-                (Up, String::new())
+                let checked = members.iter().filter_map(|m| m.checked.as_ref());
+                (
+                    Up,
+                    checked
+                        .filter_map(|c| c.told.fault.clone())
+                        .next()
+                        .unwrap_or_default(),
+                )
             };
             Snapshot {
                 metrics: Arc::clone(metrics),
@@ -138,8 +145,8 @@ pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
         // The latest, which may be another than the one that took it out.
         (Verdict::Down(Some(result)), _) => {
             let good = |c: &&Checked| {
-                use CheckResult::{Lagging, Local, NotReplicating, Ok};
-                matches!(c.result, Ok | Local | Lagging | NotReplicating)
+                use CheckResult::{Busy, Lagging, Local, NotReplicating, Ok};
+                matches!(c.result, Ok | Local | Lagging | NotReplicating | Busy)
             };
             match checked.filter(|c| !good(c)) {
                 Some(c) if !c.transcript.is_empty() => {

@@ -15,6 +15,12 @@ use crate::{
 };
 use std::time::Duration;
 
+/// What a server answers that refuses writes, and would answer readers: it cannot save, has no memory left, has not enough
+/// replicas, or is one. Not among them: LOADING, MASTERDOWN and CLUSTERDOWN, with which it refuses to read as well.
+const REFUSES_WRITES: [&[u8]; 4] = [b"MISCONF", b"OOM", b"NOREPLICAS", b"READONLY"];
+/// What it answers to everything but SCRIPT KILL and a few more while a script runs for too long.
+const BUSY: &[u8] = b"BUSY";
+
 pub(super) struct Talk {
     pub(super) wanted: Option<Role>,
     /// Whether a replica must be connected to its primary and synced.
@@ -23,6 +29,8 @@ pub(super) struct Talk {
     pub(super) secret: Option<Secret>,
     pub(super) max_lag: Option<Duration>,
     pub(super) min_version: Option<Version>,
+    /// Whether one that refuses writes is down.
+    pub(super) require_writes: bool,
 }
 
 impl Talk {
@@ -82,6 +90,9 @@ impl Talk {
             let (reply, after) = read(rest)?;
             match reply {
                 Reply::Status(b"OK") => rest = after,
+                Reply::Error(text) if first_word(text) == BUSY => {
+                    return Ok(self.busy("AUTH", text));
+                }
                 Reply::Error(text) => {
                     // Old servers say ERR to a wrong password, and to much else.
                     let says = |word: &[u8]| text.windows(word.len()).any(|part| part == word);
@@ -95,8 +106,21 @@ impl Talk {
             }
         }
         let (ping, rest) = read(rest)?;
+        let mut refuses = None;
         let alive = match ping {
             Reply::Status(b"PONG") => Ok(()),
+            Reply::Error(text) if first_word(text) == BUSY => return Ok(self.busy("PING", text)),
+            Reply::Error(text) if REFUSES_WRITES.contains(&first_word(text)) => {
+                let mut answer = self.refused("PING", text, CheckResult::RefusesWrites);
+                let word = String::from_utf8_lossy(first_word(text));
+                answer.told.fault = Some(format!("it refuses writes: {word}"));
+                refuses = Some(answer.clone());
+                if self.require_writes {
+                    Err(answer)
+                } else {
+                    Ok(())
+                }
+            }
             Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
@@ -120,6 +144,7 @@ impl Talk {
             },
             // Who does not care for the role need not be allowed to ask for it.
             Reply::Error(_) if self.wanted.is_none() => (None, "refused"),
+            Reply::Error(text) if first_word(text) == BUSY => return Ok(self.busy("ROLE", text)),
             Reply::Error(text) => return Ok(self.refused("ROLE", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
@@ -152,19 +177,34 @@ impl Talk {
                 Answer::new(result, heard)
             }
             Ok(()) => {
-                let good = Answer::new(CheckResult::Ok, format!("PING: PONG, {heard}"));
-                return self.judge_info(Answer { told, ..good }, rest);
+                let ping = match refuses {
+                    Some(refused) => {
+                        told.fault = told.fault.or(refused.told.fault);
+                        refused.heard
+                    }
+                    None => "PING: PONG".to_owned(),
+                };
+                let good = Answer::new(CheckResult::Ok, format!("{ping}, {heard}"));
+                return self.judge_info(Answer { told, ..good }, fault, rest);
             }
-            Err(refused) => Answer {
-                heard: format!("{}, {heard}", refused.heard),
-                ..refused
-            },
+            Err(refused) => {
+                told.fault = told.fault.or_else(|| refused.told.fault.clone());
+                Answer {
+                    heard: format!("{}, {heard}", refused.heard),
+                    ..refused
+                }
+            }
         };
         Ok(Answer { told, ..answer })
     }
 
     /// What INFO has against one that is well so far.
-    fn judge_info(&self, mut answer: Answer, mut rest: &[u8]) -> Result<Answer, Stop> {
+    fn judge_info(
+        &self,
+        mut answer: Answer,
+        mut fault: Option<&'static str>,
+        mut rest: &[u8],
+    ) -> Result<Answer, Stop> {
         if self.asks_for_place() {
             let (reply, after) = read(rest)?;
             rest = after;
@@ -176,8 +216,9 @@ impl Talk {
             match reply {
                 Reply::Text(Some(text)) if replica => {
                     answer.told.lag.time = info::lag(text);
-                    if answer.told.fault.is_none() {
-                        answer.told.fault = info::fault(text).map(str::to_owned);
+                    if fault.is_none() {
+                        fault = info::fault(text);
+                        answer.told.fault = fault.map(str::to_owned).or(answer.told.fault);
                     }
                     if answer.told.lag.passes(&limit) {
                         answer.result = CheckResult::Lagging;
@@ -197,7 +238,7 @@ impl Talk {
             }
             if self.replicating
                 && answer.result == CheckResult::Ok
-                && let Some(fault) = &answer.told.fault
+                && let Some(fault) = fault
             {
                 answer.result = CheckResult::NotReplicating;
                 answer.heard += &format!(", {fault}");
@@ -235,7 +276,23 @@ impl Talk {
         })
     }
 
+    /// It is busy with a script. Where nothing else is asked for, it is enough that it lives.
+    fn busy(&self, question: &str, text: &[u8]) -> Answer {
+        let asks_more = self.asks_for_place() || self.min_version.is_some();
+        let result = match (self.require_writes, asks_more) {
+            (true, _) => CheckResult::RefusesWrites,
+            (false, true) => CheckResult::Busy,
+            (false, false) => CheckResult::Ok,
+        };
+        let mut answer = self.refused(question, text, result);
+        answer.told.fault = Some("it is busy with a script".to_owned());
+        answer
+    }
+
     fn without_info(&self, answer: Answer, text: &[u8]) -> Answer {
+        if first_word(text) == BUSY {
+            return self.busy("INFO", text);
+        }
         let refused = self.refused("INFO", text, CheckResult::Unexpected);
         Answer {
             heard: format!("{}, {}", answer.heard, refused.heard),
@@ -248,8 +305,7 @@ impl Talk {
 
     /// An error is known by its first word.
     fn refused(&self, question: &str, text: &[u8], otherwise: CheckResult) -> Answer {
-        let word = text.split(|b| *b == b' ').next().unwrap_or_default();
-        let result = match word {
+        let result = match first_word(text) {
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => CheckResult::Auth,
             // Protected mode: neither a password nor an address that it trusts.
             b"DENIED" => CheckResult::Auth,
@@ -265,14 +321,19 @@ impl Talk {
         if self.secret.is_none() {
             return quote(bytes);
         }
-        let word = bytes.split(|b| *b == b' ').next().unwrap_or_default();
-        let known: [&[u8]; 7] = [
+        let word = first_word(bytes);
+        let known: [&[u8]; 12] = [
             b"NOAUTH",
             b"WRONGPASS",
             b"NOPERM",
             b"DENIED",
             b"LOADING",
             b"MASTERDOWN",
+            b"MISCONF",
+            b"OOM",
+            b"NOREPLICAS",
+            b"READONLY",
+            BUSY,
             b"ERR",
         ];
         match known.contains(&word) {
@@ -280,6 +341,10 @@ impl Talk {
             false => format!("{} bytes", bytes.len()),
         }
     }
+}
+
+fn first_word(text: &[u8]) -> &[u8] {
+    text.split(|b| *b == b' ').next().unwrap_or_default()
 }
 
 /// What the state of its link, the fourth part of what a replica answers to ROLE, says against it.
@@ -329,6 +394,7 @@ mod tests {
             replicating: wanted == Some(Role::Replica),
             max_lag: None,
             min_version: None,
+            require_writes: wanted == Some(Role::Primary),
         }
     }
 
@@ -641,6 +707,61 @@ mod tests {
             talk.hear(whole.as_bytes()).expect("an answer").result,
             CheckResult::Ok
         );
+    }
+
+    #[test]
+    fn one_that_refuses_writes() {
+        let (primary, replica) = (Some(Role::Primary), Some(Role::Replica));
+        let info = text("master_link_status:up\r\n");
+        for word in ["MISCONF", "OOM", "NOREPLICAS", "READONLY"] {
+            let refusal = format!("-{word} this or that\r\n");
+            let fault = format!("it refuses writes: {word}");
+            let refused = answer(&talk(primary, false), &format!("{refusal}{MASTER}"));
+            assert_eq!(refused.result, CheckResult::RefusesWrites);
+            assert_eq!(refused.told.fault.as_ref(), Some(&fault));
+            assert_eq!(refused.told.role, primary);
+            let no_standby = answer(&talk(primary, false), &format!("{refusal}{SLAVE}"));
+            assert_eq!(no_standby.result, CheckResult::WrongRole);
+            let reads = Talk {
+                require_writes: false,
+                ..talk(primary, false)
+            };
+            for (talk, bytes) in [
+                (talk(None, false), format!("{refusal}{MASTER}")),
+                (talk(None, false), format!("{refusal}{SLAVE}")),
+                (talk(replica, false), format!("{refusal}{SLAVE}{info}")),
+                (reads, format!("{refusal}{MASTER}{}", info.repeat(2))),
+            ] {
+                let answer = answer(&talk, &bytes);
+                assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
+                assert_eq!(answer.told.fault.as_ref(), Some(&fault));
+                let heard = format!("PING: \"{word} this or that\", ROLE: ");
+                assert!(answer.heard.starts_with(&heard), "{}", answer.heard);
+            }
+            // What it has against its replication counts, whatever it refuses.
+            let down = text("master_link_status:down\r\n");
+            let cut_off = answer(&talk(replica, false), &format!("{refusal}{SLAVE}{down}"));
+            assert_eq!(cut_off.result, CheckResult::NotReplicating);
+            assert_eq!(cut_off.told.fault.as_deref(), Some(info::LINK_DOWN));
+        }
+        let busy = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL\r\n";
+        let reads = Talk {
+            require_writes: false,
+            ..talk(primary, false)
+        };
+        for (talk, result) in [
+            (talk(primary, false), CheckResult::RefusesWrites),
+            (talk(replica, false), CheckResult::Busy),
+            (talk(None, false), CheckResult::Ok),
+            (talk(None, true), CheckResult::Ok),
+            (reads, CheckResult::Busy),
+        ] {
+            assert_eq!(answer(&talk, busy).result, result);
+        }
+        let begun = answer(&talk(replica, false), &format!("+PONG\r\n{busy}"));
+        assert_eq!(begun.result, CheckResult::Busy);
+        let begun = answer(&talk(replica, false), &format!("+PONG\r\n{SLAVE}{busy}"));
+        assert_eq!(begun.result, CheckResult::Ok, "{}", begun.heard);
     }
 
     #[test]

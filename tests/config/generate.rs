@@ -160,8 +160,9 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     let role = option::of(select(Role::ALL.to_vec()));
     let known = option::of((option::of("\\PC{0,9}"), password()));
     let version = option::of(any::<[u32; 3]>().prop_map(Version));
-    let redis = (role, known, any::<bool>(), option::of(long()), version).prop_map(
-        |(role, known, replicating, max_lag, min_version)| {
+    let flags = any::<(bool, bool)>();
+    let redis = (role, known, flags, option::of(long()), version).prop_map(
+        |(role, known, (replicating, require_writes), max_lag, min_version)| {
             let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
             CheckKind::Redis {
                 role,
@@ -171,6 +172,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
                 // A primary is behind nobody.
                 max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
                 min_version,
+                require_writes,
             }
         },
     );

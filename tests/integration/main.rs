@@ -31,6 +31,7 @@ mod checks_postgres;
 mod checks_postgres_roles;
 mod checks_primaries;
 mod checks_redis;
+mod checks_refused_writes;
 mod checks_replicating;
 mod checks_sentinel;
 mod checks_sessions;

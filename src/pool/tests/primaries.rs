@@ -29,6 +29,7 @@ impl Scene {
             replicating: false,
             max_lag: None,
             min_version: None,
+            require_writes: true,
         };
         let check = Check {
             stale_after: Some(Duration::from_secs(STALE)),
@@ -320,6 +321,7 @@ fn supposed_primaries_are_not_all_used_at_once() {
         replicating: false,
         max_lag: None,
         min_version: None,
+        require_writes: true,
     };
     let check = Check {
         start_up: true,
@@ -370,6 +372,11 @@ proptest! {
                     match result {
                         Primary | CheckResult::Lagging | CheckResult::NotReplicating => {
                             last[n - 1] = Some((scene.now, true));
+                        }
+                        CheckResult::Busy => {
+                            if let Some((at, true)) = &mut last[n - 1] {
+                                *at = scene.now;
+                            }
                         }
                         Replica | CheckResult::Standby => last[n - 1] = Some((scene.now, false)),
                         _ => {}
