@@ -297,8 +297,10 @@ pub enum CheckKind {
     Postgres {
         /// `None`: any.
         role: Option<Role>,
-        /// `None`: nobody logs in, and nothing is asked but whether it answers.
+        /// `None`: nothing is asked but whether the server would let a user log in.
         login: Option<Login>,
+        /// As whom that is asked: user and database. `None`: as one that need not exist.
+        startup: Option<(String, String)>,
         /// Whether a replica must receive and replay; only with the role of a replica.
         replicating: bool,
         limit: LagLimit,

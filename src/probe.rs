@@ -252,6 +252,7 @@ impl Probe {
             CheckKind::Postgres {
                 role,
                 login,
+                startup,
                 replicating,
                 limit,
             } => Kind::Postgres(postgres::Talk {
@@ -262,6 +263,7 @@ impl Probe {
                     database: login.database.clone(),
                     secret,
                 }),
+                startup: startup.clone(),
                 limit: *limit,
                 encrypted: check.tls != Tls::Off,
                 local: matches!(place, Place::Unix(_)),

@@ -96,14 +96,29 @@ pub(super) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
             writeln!(out, "require_writes = {require_writes}")
         }
         // Where nobody logs in nothing else is asked.
-        CheckKind::Postgres { login: None, .. } => Ok(()),
+        CheckKind::Postgres {
+            login: None,
+            startup,
+            ..
+        } => {
+            writeln!(out, "login = false")?;
+            match startup {
+                Some((user, database)) => {
+                    writeln!(out, "user = {}", quoted(user))?;
+                    writeln!(out, "database = {}", quoted(database))
+                }
+                None => Ok(()),
+            }
+        }
         CheckKind::Postgres {
             role,
             login: Some(login),
+            startup: _,
             replicating,
             limit,
         } => {
             write_role(*role, *replicating, out)?;
+            writeln!(out, "login = true")?;
             writeln!(out, "user = {}", quoted(&login.user))?;
             write_password(login.password.as_ref(), out)?;
             writeln!(out, "database = {}", quoted(&login.database))?;

@@ -51,6 +51,7 @@ const OWNERS: &[(&str, &[Kind])] = &[
     ("password_file", LOGINS),
     ("password_env", LOGINS),
     ("database", &[Kind::Postgres]),
+    ("login", &[Kind::Postgres]),
     ("max_lag", LOGINS),
     ("max_lag_bytes", &[Kind::Postgres]),
     ("min_version", &[Kind::Redis]),

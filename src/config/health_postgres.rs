@@ -11,28 +11,24 @@ use crate::plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls,
 use std::time::Duration;
 
 pub(super) fn read(section: &Section<'_>) -> CheckKind {
-    if section.get("user").is_none() {
-        // Whatever is asked is asked as somebody.
-        for key in [
-            "role",
-            "replicating",
-            "password_file",
-            "password_env",
-            "database",
-            "max_lag",
-            "max_lag_bytes",
-        ] {
-            if let Some(value) = section.get(key) {
-                let fault = Fault::new(format!(
-                    "`{key}` does nothing without `user` where kind = \"postgres\""
-                ))
-                .hint("add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers");
-                section.report.add(&value.span(), fault);
-            }
-        }
+    let has_user = section.get("user").is_some();
+    let logs_in = section.flag("login", has_user);
+    if let Some(value) = section.get("login").filter(|_| logs_in && !has_user) {
+        let fault = Fault::new("`login` = true needs a `user` to log in as").hint(
+            "add `user`, or leave `login` out: then the check only looks whether the server answers",
+        );
+        section.report.add(&value.span(), fault);
+    }
+    let database = || read_name(section, "database").unwrap_or_else(|| "postgres".to_owned());
+    if !logs_in || !has_user {
+        not_without_login(section, has_user);
         return CheckKind::Postgres {
             role: None,
             login: None,
+            startup: has_user.then(|| {
+                let user = read_name(section, "user").unwrap_or_default();
+                (user, database())
+            }),
             replicating: false,
             limit: LagLimit::default(),
         };
@@ -43,10 +39,39 @@ pub(super) fn read(section: &Section<'_>) -> CheckKind {
         login: Some(Login {
             user: read_name(section, "user").unwrap_or_default(),
             password: read_password(section),
-            database: read_name(section, "database").unwrap_or_else(|| "postgres".to_owned()),
+            database: database(),
         }),
+        startup: None,
         replicating: read_replicating(section, role),
         limit: read_limit(section, role),
+    }
+}
+
+/// Whatever is asked is asked as somebody.
+fn not_without_login(section: &Section<'_>, has_user: bool) {
+    for key in [
+        "role",
+        "replicating",
+        "password_file",
+        "password_env",
+        "database",
+        "max_lag",
+        "max_lag_bytes",
+    ] {
+        let Some(value) = section.get(key) else {
+            continue;
+        };
+        let fault = match has_user {
+            // It is named beside the user.
+            true if key == "database" => continue,
+            true => Fault::new(format!("`{key}` does nothing with `login` = false"))
+                .hint("leave it out, or let the check log in with `login` = true"),
+            false => Fault::new(format!(
+                "`{key}` does nothing without `user` where kind = \"postgres\""
+            ))
+            .hint("add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers"),
+        };
+        section.report.add(&value.span(), fault);
     }
 }
 

@@ -161,6 +161,7 @@ pub(super) static CHECK: Keys = Keys {
         "password_file",
         "password_env",
         "database",
+        "login",
         "max_lag",
         "max_lag_bytes",
         "min_version",

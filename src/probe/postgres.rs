@@ -1,7 +1,7 @@
-//! `postgres`: a login, and where the server stands; or, without a user, whether it answers at all. No I/O.
+//! `postgres`: a login, and where the server stands; or whether it would let a user log in. No I/O.
 //!
-//! Without a user the server is only asked whether it would speak TLS: the one question after which it does not complain in its
-//! log about whoever goes away. If it would, TLS is begun, for then it does.
+//! Without a login the server gets a startup message, and whatever it answers to that but an error shows that it takes sessions:
+//! it asks for a password only when it does. A client that leaves instead of giving one is not written down in its log.
 
 mod login;
 mod message;
@@ -46,9 +46,16 @@ pub(super) struct User {
     pub(super) secret: Option<Secret>,
 }
 
+/// The user and the database that are named without a login where none are configured: they exist almost everywhere, and where
+/// they do not the server still answers.
+const ANYONE: (&str, &str) = ("postgres", "postgres");
+
 pub(super) struct Talk {
     pub(super) wanted: Option<Role>,
+    /// `None`: without a login.
     pub(super) user: Option<User>,
+    /// The user and the database that are named then, if it matters what the server has against them.
+    pub(super) startup: Option<(String, String)>,
     /// Whether a replica must receive and replay.
     pub(super) replicating: bool,
     pub(super) limit: LagLimit,
@@ -70,6 +77,8 @@ enum Stage<'a> {
     /// The server is asked whether it speaks TLS.
     Offered,
     Encrypted,
+    /// The server has been told who would like to log in.
+    Startup,
     Login(Login<'a>),
     Asked(Found),
 }
@@ -285,7 +294,7 @@ fn boolean(text: Option<&str>) -> Option<bool> {
 impl super::Talk for Conversation<'_> {
     fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
         match self.stage {
-            Stage::Begin if self.talk.encrypted || self.talk.user.is_none() => {
+            Stage::Begin if self.talk.encrypted => {
                 self.stage = Stage::Offered;
                 turn(
                     0,
@@ -297,7 +306,7 @@ impl super::Talk for Conversation<'_> {
             }
             Stage::Begin | Stage::Encrypted => self.start(),
             Stage::Offered => self.offered(bytes, ended),
-            Stage::Login(_) | Stage::Asked(_) => self.messages(bytes, ended),
+            Stage::Startup | Stage::Login(_) | Stage::Asked(_) => self.messages(bytes, ended),
         }
     }
 
@@ -332,8 +341,7 @@ impl Conversation<'_> {
                 self.stage = Stage::Encrypted;
                 return Turn::Encrypt { read: 1 };
             }
-            [b'N'] if self.talk.encrypted => Answer::new(CheckResult::Tls, "it does not speak TLS"),
-            [b'N'] => Answer::new(CheckResult::Ok, "it answers"),
+            [b'N'] => Answer::new(CheckResult::Tls, "it does not speak TLS"),
             // An error: out of processes, as a rule.
             [b'E', ..] => return self.messages(bytes, ended),
             // Other servers, too, begin with such a letter, and go on.
@@ -345,7 +353,10 @@ impl Conversation<'_> {
     fn start(&mut self) -> Turn {
         let talk = self.talk;
         let Some(user) = &talk.user else {
-            return Turn::Answer(Answer::new(CheckResult::Ok, "it answers, inside TLS"));
+            self.stage = Stage::Startup;
+            let startup = talk.startup.as_ref();
+            let (user, database) = startup.map_or(ANYONE, |(user, database)| (user, database));
+            return turn(0, say_startup(user, database));
         };
         let covered = talk.local || matches!(self.stage, Stage::Encrypted);
         self.stage = Stage::Login(Login::new(
@@ -354,12 +365,31 @@ impl Conversation<'_> {
             covered,
             self.end_point.take(),
         ));
-        let parameters = [
-            ("user", user.name.as_str()),
-            ("database", &user.database),
-            ("application_name", "tembuku"),
-        ];
-        turn(0, say(|out| frontend::startup_message(parameters, out)))
+        turn(0, say_startup(&user.name, &user.database))
+    }
+
+    /// The server takes sessions: it asks for a password, or it lets the user in, who takes leave then.
+    fn takes_sessions(&self, inside: &[u8]) -> Result<Turn, Wrong> {
+        let method = inside.first_chunk().ok_or(Wrong)?;
+        let mut answer = Answer::new(CheckResult::Ok, "it asks for a password");
+        if u32::from_be_bytes(*method) == 0 {
+            answer.heard = "it lets in".to_owned();
+            let goodbye = say(|out| {
+                frontend::terminate(out);
+                Ok(())
+            });
+            answer.goodbye = goodbye.unwrap_or_default();
+        }
+        Ok(Turn::Answer(answer))
+    }
+
+    /// What an error means to a user that is only named: one that was invented for it may be refused, as long as that does not
+    /// mean that nobody is let in.
+    fn startup_result(&self, error: &Error) -> CheckResult {
+        match error.result() {
+            _ if self.talk.startup.is_none() && !error.concerns_everyone() => CheckResult::Ok,
+            result => result,
+        }
     }
 
     /// Deals with as many whole messages as there are, until one asks for an answer or is one.
@@ -401,6 +431,7 @@ impl Conversation<'_> {
         match (kind, &mut self.stage) {
             // Settings, notices, notifications, a key to cancel by, another version: at any time, any number of them.
             (b'S' | b'N' | b'A' | b'K' | b'v', _) => {}
+            (b'R', Stage::Startup) => return self.takes_sessions(inside).map(Some),
             (b'R', Stage::Login(login)) if !login.is_in() => {
                 let said = login.hear(inside);
                 if !matches!(&said, Ok(words) if words.is_empty()) {
@@ -432,6 +463,10 @@ impl Conversation<'_> {
                 match &mut self.stage {
                     // The role is known all the same.
                     Stage::Asked(found) if found.answered == 1 => found.refused = Some(error),
+                    Stage::Startup => {
+                        let answer = Answer::new(self.startup_result(&error), error.to_string());
+                        return Ok(Some(Turn::Answer(answer)));
+                    }
                     _ => {
                         let answer = Answer::new(error.result(), error.to_string());
                         return Ok(Some(Turn::Answer(answer)));
@@ -454,7 +489,7 @@ impl Conversation<'_> {
     fn has_heard_nothing(&self) -> bool {
         match &self.stage {
             Stage::Login(login) => login.is_open(),
-            Stage::Offered => true,
+            Stage::Offered | Stage::Startup => true,
             _ => false,
         }
     }
@@ -487,6 +522,15 @@ impl Conversation<'_> {
 
 fn not_postgres() -> Answer {
     Answer::new(CheckResult::Protocol, "this is not PostgreSQL")
+}
+
+fn say_startup(user: &str, database: &str) -> Result<Vec<u8>, Refusal> {
+    let parameters = [
+        ("user", user),
+        ("database", database),
+        ("application_name", "tembuku"),
+    ];
+    say(|out| frontend::startup_message(parameters, out))
 }
 
 fn turn(read: usize, words: Result<Vec<u8>, Refusal>) -> Turn {

@@ -11,7 +11,7 @@ use crate::{
     blocking,
     health::{Judge, Rule, Schedule},
     journal::Journal,
-    plan::{Check, CheckKind, SendProxy, Tls, Upstream},
+    plan::{Check, SendProxy, Upstream},
     pool::{Address, Checked, Pool, Wish},
     probe::{Encryption, Means, Probe, Report, Secret},
     reason::CheckResult,
@@ -64,12 +64,7 @@ pub(super) fn means(upstream: &Upstream) -> Result<Means, String> {
         return Ok(Means::default());
     };
     let secret = check.kind.password().map(Secret::load).transpose();
-    // Whoever only looks in still has to begin TLS where it is offered.
-    let tls = match (&check.kind, &check.tls) {
-        (CheckKind::Postgres { login: None, .. }, Tls::Off) => &Tls::Require,
-        (_, tls) => tls,
-    };
-    let encryption = Encryption::load(tls);
+    let encryption = Encryption::load(&check.tls);
     let named = |e| format!("upstream {}: check: {e}", upstream.name);
     Ok(Means {
         secret: secret.map_err(named)?,

@@ -215,17 +215,20 @@ fn postgres() -> impl Strategy<Value = CheckKind> {
         limit(role).prop_map(move |limit| CheckKind::Postgres {
             role,
             login: Some(login.clone()),
+            startup: None,
             replicating: replicating && role == Some(Role::Replica),
             limit,
         })
     });
-    let looks = CheckKind::Postgres {
+    let startup = option::of(("\\PC{1,9}", "\\PC{1,9}"));
+    let looks = startup.prop_map(|startup| CheckKind::Postgres {
         role: None,
         login: None,
+        startup,
         replicating: false,
         limit: LagLimit::default(),
-    };
-    prop_oneof![1 => Just(looks), 4 => asks]
+    });
+    prop_oneof![1 => looks, 4 => asks]
 }
 
 fn mysql() -> impl Strategy<Value = CheckKind> {

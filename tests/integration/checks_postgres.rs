@@ -244,14 +244,12 @@ fn checks_leave_nothing_in_the_log() {
             "user = \"monitor\"\nrole = \"primary\"\npassword_file = \"{}\"",
             file.display()
         );
-        let inside = if encrypted {
-            "it answers, inside TLS"
-        } else {
-            "it answers"
-        };
+        let inside = "it lets in";
+        let asked = "user = \"monitor\"\nlogin = false".to_owned();
         let tls = "tls = \"require\"";
         let mut checks = vec![
             (String::new(), inside),
+            (asked, "it asks for a password"),
             (user.clone(), "primary, timeline 1"),
         ];
         if encrypted {
@@ -295,7 +293,7 @@ fn a_certificate_of_version_1() {
         settings.push(format!("ssl_max_protocol_version={version}"));
         let server = start(&settings, "hostssl all monitor 127.0.0.1/32 scram-sha-256");
         server.sql("create role monitor login password 'secret'");
-        let inside = (String::new(), "it answers, inside TLS");
+        let inside = (String::new(), "it lets in");
         let login = (format!("{user}\ntls = \"require\""), "primary, timeline 1");
         let mut running = Vec::new();
         for (check, saw) in [inside, login] {

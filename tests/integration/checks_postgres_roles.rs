@@ -261,7 +261,10 @@ fn a_server_that_is_not_ready_is_loading() {
     );
     let saw = asks.wait(replica.addr, "down", "loading");
     assert!(saw.starts_with("FATAL 57P03: "), "{saw}");
-    // Whoever only looks in does not get to hear that.
-    let looks = setup(&[replica.addr], "", "");
-    assert_eq!(looks.wait(replica.addr, "up", "ok"), "it answers");
+    for check in ["", "user = \"monitor\"\nlogin = false"] {
+        let looks = setup(&[replica.addr, primary.addr], "", check);
+        let saw = looks.wait(replica.addr, "down", "loading");
+        assert!(saw.starts_with("FATAL 57P03: "), "{saw}");
+        assert_eq!(looks.wait(primary.addr, "up", "ok"), "it lets in");
+    }
 }

@@ -127,6 +127,11 @@ impl Error {
         self.message = "(not shown)".to_owned();
     }
 
+    /// Whether it has nothing to do with the user that was named: the server starts or stops, lacks something, or is broken.
+    pub(super) fn concerns_everyone(&self) -> bool {
+        ["53", "57", "58", "XX"].contains(&&self.code[..2])
+    }
+
     pub(super) fn result(&self) -> CheckResult {
         match self.code.as_str() {
             // Starting, not consistent yet, or shutting down.

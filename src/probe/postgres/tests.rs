@@ -60,6 +60,7 @@ fn talk(wanted: Option<Role>) -> Talk {
             database: "postgres".into(),
             secret: None,
         }),
+        startup: None,
         replicating: false,
         limit: LagLimit::default(),
         encrypted: false,
@@ -593,28 +594,101 @@ fn nobody_repeats_the_password() {
 }
 
 #[test]
-fn without_a_user_it_is_only_asked_whether_it_speaks_tls() {
-    let request = b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec();
-    let old = b"Ecould not fork\n\0";
-    let new = error("57P03", "starting up");
-    for (encrypted, bytes, result) in [
-        (false, &b"N"[..], CheckResult::Ok),
-        (false, b"S", CheckResult::Ok),
-        (true, b"S", CheckResult::Ok),
-        (true, b"N", CheckResult::Tls),
-        (false, old, CheckResult::Unexpected),
-        (true, old, CheckResult::Unexpected),
-        (false, &new, CheckResult::Loading),
-        (false, b"+", CheckResult::Protocol),
+fn without_a_login_any_way_of_asking_for_one_is_alive() {
+    let named = Some(("monitor".to_owned(), "app".to_owned()));
+    let scram = authentication(10, b"SCRAM-SHA-256\0\0");
+    let chatter = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0");
+    let (alive, loading) = (CheckResult::Ok, CheckResult::Loading);
+    for (bytes, unnamed, of_user, heard) in [
+        (WELCOME.to_vec(), alive, alive, "it lets in"),
+        (
+            authentication(3, b""),
+            alive,
+            alive,
+            "it asks for a password",
+        ),
+        (
+            authentication(5, b"salt"),
+            alive,
+            alive,
+            "it asks for a password",
+        ),
+        (scram.clone(), alive, alive, "it asks for a password"),
+        (
+            [chatter, scram].concat(),
+            alive,
+            alive,
+            "it asks for a password",
+        ),
+        (
+            error("57P03", "starting up"),
+            loading,
+            loading,
+            "FATAL 57P03: starting up",
+        ),
+        (
+            error("28000", "no entry"),
+            alive,
+            CheckResult::Auth,
+            "FATAL 28000: no entry",
+        ),
+        (
+            error("3D000", "none"),
+            alive,
+            CheckResult::Unexpected,
+            "FATAL 3D000: none",
+        ),
+        (
+            error("08P01", "none"),
+            alive,
+            CheckResult::Unexpected,
+            "FATAL 08P01: none",
+        ),
     ] {
-        let (said, last) = play(&looks_in(encrypted), &[bytes.to_vec()]);
-        let Turn::Answer(answer) = last else {
-            panic!("{last:?}")
-        };
-        assert_eq!(said, std::slice::from_ref(&request));
-        assert_eq!(answer.result, result, "{}", bytes.escape_ascii());
-        assert!(answer.goodbye.is_empty());
+        let bytes = std::slice::from_ref(&bytes);
+        for (startup, result) in [(None, unnamed), (named.clone(), of_user)] {
+            let (user, database) = match startup {
+                None => ("postgres", "postgres"),
+                Some(_) => ("monitor", "app"),
+            };
+            let (said, last) = play(
+                &Talk {
+                    startup,
+                    ..looks_in(false)
+                },
+                bytes,
+            );
+            let text = format!("user\0{user}\0database\0{database}\0");
+            assert!(
+                String::from_utf8_lossy(&said[0]).contains(&text),
+                "{said:?}"
+            );
+            let Turn::Answer(answer) = last else {
+                panic!("{last:?}")
+            };
+            assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+            // Whoever was asked for a password just goes: anything else is a complaint in the log.
+            assert_eq!(answer.goodbye.is_empty(), heard != "it lets in");
+        }
     }
+    for bytes in [
+        error("53300", "too many"),
+        error("57P01", "stopping"),
+        error("XX000", "broken"),
+        b"Ecould not fork\n\0".to_vec(),
+    ] {
+        let answer = answer(&looks_in(false), std::slice::from_ref(&bytes));
+        assert_eq!(answer.result, CheckResult::Unexpected, "{}", answer.heard);
+    }
+    for bytes in [&b"+OK\r\n"[..], b"Z\0\0\0\x05I", b"R\0\0\0\x06\0\0"] {
+        let answer = answer(&looks_in(false), &[bytes.to_vec()]);
+        assert_eq!(answer.result, CheckResult::Protocol, "{}", answer.heard);
+    }
+    let request = b"\0\0\0\x08\x04\xd2\x16\x2f";
+    let (said, _) = play(&looks_in(true), &[b"S".to_vec(), WELCOME.to_vec()]);
+    assert_eq!((said.len(), &said[0][..]), (2, &request[..]));
+    let answer = answer(&looks_in(true), &[b"N".to_vec()]);
+    assert_eq!(answer.result, CheckResult::Tls);
 }
 
 fn looks_in(encrypted: bool) -> Talk {
