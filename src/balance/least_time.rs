@@ -1,11 +1,17 @@
-//! Least time: the smallest product of average time and sessions, for each unit of weight; turns decide among equals.
+//! Least time: the smallest product of average time and sessions, for each unit of weight. Backends as quick as the quickest,
+//! as far as that can be measured, share by sessions and weight.
 
 use super::{
     Candidates, Pick, RoundRobin, Why,
-    least::{least, number},
+    least::{least, number, score},
     weights::Weights,
 };
 use std::time::{Duration, Instant};
+
+/// In seconds: averages that differ by less are equal. On a busy machine a process waits for the CPU for so long.
+const RESOLUTION: f64 = 0.001;
+/// In parts of the least average: the averages of two equal backends differ by so much for a while.
+const MARGIN: f64 = 0.25;
 
 pub(super) fn pick(
     weights: &Weights,
@@ -13,30 +19,65 @@ pub(super) fn pick(
     candidates: &impl Candidates,
 ) -> Option<Pick> {
     let mut quickest = f64::INFINITY;
-    for (i, _) in weights.each() {
+    for (i, weight) in weights.each() {
         let time = candidates.time(i);
-        if time > 0.0 && time < quickest {
+        if time > 0.0 && time < quickest && weight > 0 && candidates.share(i) > 0 {
             quickest = time;
         }
     }
     if quickest == f64::INFINITY {
         quickest = 1.0;
     }
+    let equal = quickest + RESOLUTION.max(quickest * MARGIN);
+    let sessions = |i| number(candidates.connections(i));
     // One about which nothing is known comes first while it has no session. With some it is taken for as quick as the
     // quickest, no more: it may be that it never answers.
-    let product = |i| {
-        let connections = candidates.connections(i);
-        match candidates.time(i) {
-            0.0 if connections == 0 => 0.0,
-            0.0 => quickest * number(1 + connections),
-            time => time * number(1 + connections),
-        }
+    let is_new = |i| candidates.time(i) == 0.0 && candidates.connections(i) == 0;
+    let is_quick = |i| candidates.time(i) <= equal;
+    let product = |i| match is_quick(i) {
+        true if is_new(i) => 0.0,
+        true => quickest * (1.0 + sessions(i)),
+        false => candidates.time(i) * (1.0 + sessions(i)),
     };
-    let (candidate, score) = least(weights, turns, candidates, product)?;
+    let (mut least_quick, mut least_slow) = (f64::INFINITY, f64::INFINITY);
+    for (i, weight) in weights.each_number() {
+        let score = score(product(i), weight, candidates.share(i));
+        match is_quick(i) {
+            true => least_quick = least_quick.min(score),
+            false => least_slow = least_slow.min(score),
+        }
+    }
+    let score = least_quick.min(least_slow);
+    let (candidate, _) = if least_quick == 0.0 {
+        least(weights, turns, &Only(candidates, is_new), |_| 0.0)?
+    } else if least_slow < least_quick {
+        let slow = Only(candidates, |i| !is_quick(i));
+        least(weights, turns, &slow, product)?
+    } else {
+        // Without the one session more: a weight of 2 would get all as long as there are none.
+        least(weights, turns, &Only(candidates, is_quick), sessions)?
+    };
     Some(Pick {
         candidate,
         why: Why::LeastScore { score },
     })
+}
+
+/// Those candidates alone for which the function holds.
+struct Only<'a, C, F>(&'a C, F);
+
+impl<C: Candidates, F: Fn(usize) -> bool> Candidates for Only<'_, C, F> {
+    fn share(&self, i: usize) -> u32 {
+        if (self.1)(i) { self.0.share(i) } else { 0 }
+    }
+
+    fn connections(&self, i: usize) -> u64 {
+        self.0.connections(i)
+    }
+
+    fn time(&self, i: usize) -> f64 {
+        self.0.time(i)
+    }
 }
 
 /// How much of the average each new time makes.
@@ -102,6 +143,37 @@ mod tests {
         assert_eq!(first(&[1, 1], &[(2.0, 0), (1.0, 0)]), Some(1));
         assert_eq!(first(&[1, 1], &[(2.0, 0), (1.0, 2)]), Some(0));
         assert_eq!(first(&[1, 4], &[(1.0, 0), (3.0, 0)]), Some(1));
+    }
+
+    #[test]
+    fn equal_as_far_as_can_be_measured() {
+        let count = |weights: &[u32], now: &[(f64, u64)], times| {
+            let mut counts = vec![0; weights.len()];
+            for i in picked(weights, now, times).into_iter().flatten() {
+                counts[i] += 1;
+            }
+            counts
+        };
+        // Less than a millisecond apart, and less than a quarter.
+        let now = [(0.000_120, 0), (0.000_350, 0), (0.000_090, 0)];
+        assert_eq!(count(&[1, 1, 1], &now, 300), [100, 100, 100]);
+        assert_eq!(count(&[1, 2, 3], &now, 300), [50, 100, 150]);
+        assert_eq!(
+            count(&[1, 1, 1], &[(0.1, 0), (0.11, 0), (0.12, 0)], 300),
+            [100; 3]
+        );
+        // The one with fewer sessions for its weight comes first.
+        let now = [(0.000_120, 2), (0.000_350, 1), (0.000_090, 2)];
+        assert_eq!(count(&[1, 1, 1], &now, 10), [0, 10, 0]);
+        assert_eq!(count(&[4, 1, 1], &now, 10), [10, 0, 0]);
+        // Clearly quicker.
+        assert_eq!(count(&[1, 1], &[(0.000_1, 0), (0.002, 0)], 10), [10, 0]);
+        assert_eq!(count(&[1, 1], &[(0.1, 0), (0.13, 0)], 10), [10, 0]);
+        // The quickest cannot be picked: it does not make the others slow.
+        let now = vec![(0, 0, 0.001), (FULL, 0, 0.1), (FULL, 0, 0.11)];
+        let balance = Balance::LeastTime(TimeOf::Connect);
+        let turns = [1, 2, 1, 2].map(Some);
+        assert_eq!(picks(&balance, &[1, 1, 1], now, 4), turns);
     }
 
     #[test]

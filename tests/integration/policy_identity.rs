@@ -170,7 +170,12 @@ mod looks {
             check(name == "b2", || format!("new session {n} is on {name}"))?;
             held.push((stream, name));
         }
-        Ok(())
+        // That one of them was slow once does not matter.
+        let quick = named(2);
+        let (setup, _open) = slow_once(balance, &quick, 1)?;
+        let held: Vec<_> = (0..9).map(|n| hold(setup.front, client(n))).collect();
+        let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
+        check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))
     }
 
     /// Chance, so that at times one is ahead of another by more than turns or counting would let it; but the better of

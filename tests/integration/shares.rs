@@ -347,3 +347,27 @@ fn least_time_avoids_the_one_that_does_not_answer() {
         );
     }
 }
+
+/// The times of equal backends differ by chance alone, and that is no reason to prefer one.
+#[test]
+fn least_time_shares_among_equals() {
+    for of in ["connect", "first_byte"] {
+        let servers = named(3);
+        let backends: Vec<String> = servers
+            .iter()
+            .map(|s| format!("{{ address = \"{}\", fail_timeout = \"100ms\" }}", s.addr))
+            .collect();
+        let upstream = format!("balance = \"least_time\"\nleast_time = \"{of}\"");
+        let (front, tembuku) = start(&upstream, &backends);
+        let ask = |n| {
+            let name = ask_from(client(n), front).unwrap();
+            tembuku.wait_idle();
+            name
+        };
+        // One at a time, so that sessions do not decide.
+        let tally = tally((0..300).map(ask));
+        println!("by {of}: {tally:?}");
+        assert_eq!(tally.len(), 3, "{of}: {tally:?}");
+        assert!(tally.values().all(|count| *count >= 30), "{of}: {tally:?}");
+    }
+}
