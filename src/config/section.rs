@@ -225,10 +225,19 @@ impl<'a> Section<'a> {
     ) -> Option<Duration> {
         let value = self.get(key)?;
         let fault = match value.get_ref() {
+            DeValue::String(text) if is_bare_number(text.trim()) => {
+                bare_number(key, text.trim(), rule)
+            }
             DeValue::String(text) => {
-                match duration::parse(text)
-                    .and_then(|duration| Ok(rule(duration).map(|()| duration)?))
-                {
+                let read = duration::parse(text).and_then(|duration| {
+                    let may_be_zero = instead_of_zero(key).filter(|_| duration.is_zero());
+                    rule(duration).map_err(|why| Fault {
+                        message: why,
+                        hint: may_be_zero.map(str::to_owned),
+                    })?;
+                    Ok(duration)
+                });
+                match read {
                     Ok(duration) => return Some(duration),
                     Err(fault) => Fault {
                         message: format!("`{key}`: {}", fault.message),
@@ -237,11 +246,7 @@ impl<'a> Section<'a> {
                 }
             }
             DeValue::Integer(_) | DeValue::Float(_) => {
-                let number = shorten(&number_text(value.get_ref()));
-                Fault::new(format!(
-                    "`{key}` must be a duration with a unit, not the bare number {number}"
-                ))
-                .hint(format!("write \"{number}s\" for seconds"))
+                bare_number(key, &number_text(value.get_ref()), rule)
             }
             other => Fault::new(format!(
                 "`{key}` must be a duration like \"10s\", not {}",
@@ -381,4 +386,59 @@ impl<'a> Section<'a> {
             span: value.span(),
         })
     }
+}
+
+fn is_bare_number(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || b == b'.') && text.parse::<f64>().is_ok()
+}
+
+/// A duration that was written without a unit, as nginx and HAProxy take it: what to write instead.
+fn bare_number(
+    key: &str,
+    number: &str,
+    rule: impl FnOnce(Duration) -> Result<(), String>,
+) -> Fault {
+    let fault = Fault::new(format!(
+        "`{key}` must be a duration with a unit, not the bare number {}",
+        shorten(number)
+    ));
+    let Ok(seconds) = duration::parse(&format!("{number}s")) else {
+        return fault;
+    };
+    match rule(seconds) {
+        // With the unit it would be refused as well.
+        Err(why) if seconds.is_zero() => Fault {
+            message: format!("`{key}`: {why}"),
+            hint: instead_of_zero(key).map(str::to_owned),
+        },
+        Err(why) => Fault {
+            message: format!("{}; and in seconds: {why}", fault.message),
+            ..fault
+        },
+        Ok(()) if number.parse::<u64>().is_ok_and(|number| number >= 1000) => fault.hint(format!(
+            "write \"{number}ms\" for milliseconds, or \"{number}s\" for seconds"
+        )),
+        Ok(()) => fault.hint(format!("write \"{number}s\" for seconds")),
+    }
+}
+
+/// What other programs mean by zero, where it is refused here.
+fn instead_of_zero(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "connect_timeout" => "a limit is required: for a very long one write \"1h\"",
+        "fail_timeout" => {
+            "write max_fails = 0 for a backend that stays in use whatever fails; or a short time, as in \"1s\""
+        }
+        "idle_timeout" => "a limit is required: for a very long one write \"24h\"",
+        "interval" => {
+            "it always has one: \"10ms\" is the shortest; without checks leave the section out, without keepalive \
+             write keepalive = false"
+        }
+        "idle" => "for no keepalive write keepalive = false; the shortest is \"1s\"",
+        "fast_interval" => "to check no faster in doubt write the same as for `interval`",
+        "timeout" => "a limit is required: for a very long one write \"1h\"",
+        "close_after" => "to end sessions at once write \"close\" instead of the table",
+        "max_lag" => "leave it out for no limit; the least is \"1ms\"",
+        _ => return None,
+    })
 }
