@@ -28,6 +28,7 @@ mod host;
 mod keys;
 mod leave;
 mod listener;
+mod loops;
 mod problem;
 mod report;
 mod section;
@@ -38,10 +39,12 @@ mod unix_file;
 mod upstream;
 mod users;
 mod words;
+mod zone;
 
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
 pub use hash_key::format as hash_key_text;
+pub use loops::{Loop, find_loops};
 pub use problem::{Position, Problem, Problems};
 pub use words::nearest;
 

@@ -10,6 +10,7 @@ use crate::{
     event_loop::{Fresh, Left, Socket},
     plan::{Keepalive, Place, SocketOptions},
 };
+use nix::net::if_::if_indextoname;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     cell::Cell,
@@ -204,6 +205,17 @@ impl fmt::Display for Place {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+/// Whether this machine has the interface of a link-local address; others need none.
+pub fn has_interface(address: SocketAddr) -> bool {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() > 0 => {
+            // For an unknown number nix returns an empty name.
+            if_indextoname(v6.scope_id()).is_ok_and(|name| !name.is_empty())
+        }
+        _ => true,
     }
 }
 

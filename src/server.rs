@@ -3,6 +3,7 @@
 mod bind;
 mod budget;
 mod checks;
+mod interfaces;
 mod leaving;
 mod news;
 mod pending;

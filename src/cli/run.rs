@@ -4,7 +4,7 @@ use super::complain;
 use crate::{
     admin::{self, Door},
     blocking, logging,
-    net::SocketFile,
+    net::{SocketFile, has_interface},
     plan::{self, Plan},
     server::{Prepared, Server, StartErrors},
 };
@@ -111,6 +111,9 @@ type Doors = Vec<(Door, String)>;
 async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(Doors, Option<SocketFile>), String> {
     let mut doors = Vec::new();
     if let Some(listen) = plan.and_then(|admin| admin.listen) {
+        if !has_interface(listen) {
+            return Err("`listen`: this machine has no such network interface".to_owned());
+        }
         let bound = tokio::net::TcpListener::bind(listen).await;
         let listener = bound.map_err(|e| format!("cannot listen on {listen}: {e}"))?;
         let address = listener.local_addr().unwrap_or(listen);

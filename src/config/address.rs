@@ -3,7 +3,7 @@
 //! Pure: no name is looked up here.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     path::PathBuf,
 };
 
@@ -32,7 +32,7 @@ fn read_bind(text: &str) -> Result<Vec<Place>, Fault> {
         Split::Unix(path) => return Ok(vec![Place::Unix(path)]),
         Split::Inet(host, port) => (host, port),
     };
-    let ip = own_ip(text, host, port)?;
+    let (ip, zone) = own_ip(text, host, port)?;
     let (first, last) = match port.split_once('-') {
         None => {
             let port = number(text, port)?;
@@ -60,7 +60,7 @@ fn read_bind(text: &str) -> Result<Vec<Place>, Fault> {
         .hint("share them out over several listeners"));
     }
     Ok((first..=last)
-        .map(|port| Place::Tcp(SocketAddr::new(ip, port)))
+        .map(|port| Place::Tcp(socket_address(ip, zone, port)))
         .collect())
 }
 
@@ -82,10 +82,8 @@ fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
             if port.contains('-') {
                 return Err(no_range(text));
             }
-            Ok(SocketAddr::new(
-                own_ip(text, host, port)?,
-                number(text, port)?,
-            ))
+            let (ip, zone) = own_ip(text, host, port)?;
+            Ok(socket_address(ip, zone, number(text, port)?))
         }
     }
 }
@@ -119,7 +117,10 @@ fn read_target(text: &str) -> Result<Target, Fault> {
         return Err(Fault::new(format!("{text:?} is no address to connect to")));
     }
     let host = match host::parse(text, host)? {
-        Host::Ip(ip) => Ok(ip),
+        Host::Ip(ip, zone) => {
+            may_be_reached(text, ip, port)?;
+            Ok((ip, zone))
+        }
         Host::Name(name) => Err(name),
     };
     if port.contains('-') {
@@ -132,7 +133,7 @@ fn read_target(text: &str) -> Result<Target, Fault> {
         )));
     }
     Ok(match host {
-        Ok(ip) => Target::Place(Place::Tcp(SocketAddr::new(ip, port))),
+        Ok((ip, zone)) => Target::Place(Place::Tcp(socket_address(ip, zone, port))),
         Err(name) => Target::Name {
             host: name.to_owned(),
             port,
@@ -265,7 +266,7 @@ fn unix(text: &str, path: &str) -> Result<PathBuf, Fault> {
 }
 
 /// The address of a socket of ours: a name could stand for several, and change.
-fn own_ip(text: &str, host: &str, port: &str) -> Result<IpAddr, Fault> {
+fn own_ip(text: &str, host: &str, port: &str) -> Result<(IpAddr, u32), Fault> {
     if host == "*" {
         return Err(
             Fault::new(format!("{text:?}: `*` does not say which addresses")).hint(format!(
@@ -274,7 +275,14 @@ fn own_ip(text: &str, host: &str, port: &str) -> Result<IpAddr, Fault> {
         );
     }
     match host::parse(text, host)? {
-        Host::Ip(ip) => Ok(ip),
+        Host::Ip(ip, zone) => match ip.to_canonical() {
+            // Sockets of IPv6 are for IPv6 alone here.
+            IpAddr::V4(v4) if ip.is_ipv6() => Err(Fault::new(format!(
+                "{text:?} is an IPv4 address in the form of IPv6, where nothing can listen"
+            ))
+            .hint(format!("write \"{v4}:{port}\""))),
+            _ => Ok((ip, zone)),
+        },
         Host::Name("localhost") => Err(Fault::new(format!(
             "{text:?}: a listener needs an IP address, not a name"
         ))
@@ -285,6 +293,32 @@ fn own_ip(text: &str, host: &str, port: &str) -> Result<IpAddr, Fault> {
         .hint(format!(
             "write the machine's address, or \"0.0.0.0:{port}\" for all of them"
         ))),
+    }
+}
+
+/// `zone`: the number of the interface of a link-local address.
+fn socket_address(ip: IpAddr, zone: u32, port: u16) -> SocketAddr {
+    match ip {
+        IpAddr::V4(ip) => SocketAddr::from((ip, port)),
+        IpAddr::V6(ip) => SocketAddr::V6(SocketAddrV6::new(ip, port, 0, zone)),
+    }
+}
+
+/// Whether a server can have this address.
+fn may_be_reached(text: &str, ip: IpAddr, port: &str) -> Result<(), Fault> {
+    match ip.to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Err(Fault::new(format!(
+            "{text:?} stands for all addresses of a machine, which is where to listen and not where to connect to"
+        ))
+        .hint(format!("for a server on this machine write \"127.0.0.1:{port}\""))),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Err(Fault::new(format!(
+            "{text:?} stands for all addresses of a machine, which is where to listen and not where to connect to"
+        ))
+        .hint(format!("for a server on this machine write \"[::1]:{port}\""))),
+        IpAddr::V4(Ipv4Addr::BROADCAST) => Err(Fault::new(format!(
+            "{text:?} is the broadcast address, not that of one server"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -367,7 +401,9 @@ mod tests {
         ("[127.0.0.1]:80", "brackets are for IPv6"),
         ("[]:80", "no IPv6 address"),
         ("[:::]:80", "no IPv6 address"),
-        ("[fe80::1%eth0]:80", "zone"),
+        ("[fe80::1]:80", "add it as in \"[fe80::1%eth0]:80\""),
+        ("[2001:db8::1%eth0]:80", "only link-local"),
+        ("[fe80::1%]:80", "no name of an interface"),
         ("10.0.0.300:1", "\"10.0.0.300\" is no IPv4 address"),
         ("10.0.0:1", "no IPv4 address"),
         ("010.0.0.1:1", "no IPv4 address"),
@@ -410,6 +446,7 @@ mod tests {
     fn refused_in_bind() {
         for (text, part) in [
             ("localhost:80", "not a name; write \"127.0.0.1:80\""),
+            ("[::ffff:192.0.2.1]:80", "write \"192.0.2.1:80\""),
             ("example.com:80", "not a name; write the machine's address"),
             (
                 "*:80",

@@ -1,11 +1,16 @@
 //! The whole file: sections, and the rules that hold between them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
     address, host, keys, listener,
+    loops::find_loops,
     problem::Problems,
     report::{Fault, Report, Source, Span},
     section::{Section, Text},
@@ -14,7 +19,8 @@ use super::{
     words::{found, nearest, quoted_key, shorten},
 };
 use crate::plan::{
-    AccessLog, Admin, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol, StartWait, Upstream,
+    AccessLog, Admin, Listener, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol,
+    StartWait, Target, Upstream,
 };
 
 /// `report` may hold problems already, of syntax or of the command line.
@@ -76,6 +82,7 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     check_upstream_names(&root, &listeners, report);
     check_max_flows(&root, &process, &listeners);
     listener::check_collisions(&listeners, admin_places.unwrap_or_default(), report);
+    check_loops(&listeners, &upstreams, report);
 
     Plan {
         process,
@@ -283,6 +290,38 @@ fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener:
         let fault = Fault::new("`max_flows` does nothing without a UDP listener")
             .hint("sessions of TCP are limited by `max_connections`: leave `max_flows` out");
         root.report.add(&value.span(), fault);
+    }
+}
+
+/// What stands in the file is enough for loopback addresses and equal ones; the others are known at the start.
+fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
+    let sure = reads.iter().all(|read| read.sure);
+    if !sure {
+        return;
+    }
+    let listeners: Vec<Listener> = reads.iter().map(|read| read.listener.clone()).collect();
+    let places = |upstream: &Upstream, backend: usize| match &upstream.backends[backend].target {
+        Target::Place(place) => vec![place.clone()],
+        Target::Name { host, port } if host == "localhost" => {
+            let both = [
+                IpAddr::from(Ipv4Addr::LOCALHOST),
+                Ipv6Addr::LOCALHOST.into(),
+            ];
+            both.map(|ip| Place::Tcp(SocketAddr::new(ip, *port)))
+                .to_vec()
+        }
+        Target::Name { .. } => Vec::new(),
+    };
+    for found in find_loops(&listeners, upstreams, places, |ip| ip.is_loopback()) {
+        let read = &reads[found.listener];
+        report.add(
+            &read.bind_spans[found.bind],
+            Fault::new(format!(
+                "the listener `{}` is its own backend: {}",
+                read.listener.name, found.way
+            ))
+            .hint("each session would begin the next, without end: name the address of the server"),
+        );
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::report::Fault;
+use super::{report::Fault, zone};
 
 pub(super) enum Host<'a> {
-    Ip(IpAddr),
+    /// With the number of its interface, where it is link-local; else 0.
+    Ip(IpAddr, u32),
     Name(&'a str),
 }
 
@@ -13,14 +14,12 @@ pub(super) enum Host<'a> {
 pub(super) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
     if let Some(inner) = host.strip_prefix('[') {
         let inner = inner.trim_end_matches(']');
-        if inner.contains('%') {
-            return Err(Fault::new(format!(
-                "{text:?}: addresses with a zone (%) are not supported"
-            ))
-            .hint("use an address that is not link-local"));
-        }
-        return match inner.parse::<Ipv6Addr>() {
-            Ok(ip) => Ok(Host::Ip(ip.into())),
+        let (address, zone) = match inner.split_once('%') {
+            Some((address, zone)) => (address, Some(zone)),
+            None => (inner, None),
+        };
+        return match address.parse::<Ipv6Addr>() {
+            Ok(ip) => zone::read(text, ip, zone).map(|zone| Host::Ip(ip.into(), zone)),
             Err(_) if !inner.contains(':') && !inner.is_empty() => Err(Fault::new(format!(
                 "{text:?}: brackets are for IPv6 addresses"
             ))
@@ -29,7 +28,7 @@ pub(super) fn parse<'a>(text: &str, host: &'a str) -> Result<Host<'a>, Fault> {
         };
     }
     if let Ok(ip) = host.parse::<Ipv4Addr>() {
-        return Ok(Host::Ip(ip.into()));
+        return Ok(Host::Ip(ip.into(), 0));
     }
     // Resolvers take "10.1" and "0x7f.1" for addresses; a slip of the pen must not go that way.
     let last = host
@@ -83,7 +82,7 @@ pub(super) fn header_name(text: &str) -> Result<String, Fault> {
     };
     match parse(text, text).map_err(|f| fault(f).or_hint("as in \"status.example.com\""))? {
         Host::Name(name) => Ok(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()),
-        Host::Ip(ip) => Ok(ip.to_string()),
+        Host::Ip(ip, _) => Ok(ip.to_string()),
     }
 }
 

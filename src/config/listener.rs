@@ -1,6 +1,6 @@
 //! [listeners.NAME]: every rule and default.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use super::{
     access, address,
@@ -139,7 +139,10 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
             Place::Tcp(_) => (show(&place), "port or address", is_port_zero(&place)),
             Place::Unix(_) => (show(&place), "path", false),
         };
-        let (Some(other), false) = (taken.get(&(udp::word(Protocol::Tcp), place)), free) else {
+        let mut others = taken.iter().filter(|((protocol, taken), _)| {
+            *protocol == udp::word(Protocol::Tcp) && overlaps(taken, &place)
+        });
+        let (Some((_, other)), false) = (others.next(), free) else {
             continue;
         };
         report.add(
@@ -150,6 +153,22 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
             .hint(format!("give one of the two another {another}")),
         );
     }
+}
+
+/// Whether the admin server cannot listen on `admin` beside a listener on `place`: it does not share its address.
+fn overlaps(place: &Place, admin: &Place) -> bool {
+    let (Place::Tcp(place), Place::Tcp(admin)) = (place, admin) else {
+        return place == admin;
+    };
+    if place.port() != admin.port() {
+        return false;
+    }
+    let is_any = |address: &SocketAddr| address.ip().is_unspecified();
+    let same_family = place.is_ipv4() == admin.is_ipv4();
+    // [::] is for both families there.
+    place == admin
+        || (same_family && (is_any(place) || is_any(admin)))
+        || (admin.is_ipv6() && is_any(admin))
 }
 
 fn is_port_zero(place: &Place) -> bool {

@@ -1,6 +1,6 @@
 //! What a UDP listener has of its own, what it has not, and what it asks of its upstream.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     listener::{self, HEADER_TIMEOUT, MOST_CONNECTIONS},
@@ -65,7 +65,10 @@ pub(super) fn fits_listener(
     section: &Section<'_>,
 ) {
     match listener.protocol {
-        Protocol::Tcp => tcp_fits(udp, section),
+        Protocol::Tcp => {
+            tcp_fits(udp, section);
+            check_tcp_binds(listener, binds, section);
+        }
         Protocol::Udp(_) => {
             udp_fits(listener, section);
             check_binds(listener, binds, section);
@@ -150,6 +153,30 @@ fn udp_fits(listener: &mut Listener, section: &Section<'_>) {
     }
 }
 
+/// Connections are made to one machine.
+fn check_tcp_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
+    for (bind, span) in listener.bind.iter().zip(binds) {
+        if bind.places.iter().any(is_to_many) {
+            let fault = Fault::new(format!(
+                "the listener `{}` cannot bind {:?}: connections do not come to an address of many machines",
+                listener.name, bind.text
+            ))
+            .hint("write an address of this machine, or protocol = \"udp\" for datagrams");
+            section.report.add(span, fault);
+        }
+    }
+}
+
+fn is_to_many(place: &Place) -> bool {
+    match place {
+        Place::Tcp(address) => match address.ip().to_canonical() {
+            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_multicast(),
+        },
+        Place::Unix(_) => false,
+    }
+}
+
 fn check_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
     for (bind, span) in listener.bind.iter().zip(binds) {
         if bind
@@ -174,6 +201,18 @@ pub(super) fn check_backend(
     section: &Section<'_>,
     users: &Users,
 ) {
+    if let Target::Place(place) = &backend.target
+        && is_to_many(place)
+        && (users.tcp || users.udp.is_none())
+        && !users.unsure
+    {
+        let fault = Fault::new(format!(
+            "the backend {:?} cannot take connections: it is an address of many machines",
+            address.text
+        ))
+        .hint("give it the address of one server; only UDP listeners may send to many");
+        section.report.add(&address.span, fault);
+    }
     // One that could not be read has an empty path.
     if let (Some(listener), Target::Place(Place::Unix(path))) = (&users.udp, &backend.target)
         && !path.as_os_str().is_empty()

@@ -87,7 +87,16 @@ impl Encryption {
 /// Whether an error came from TLS and not from the network; then in words.
 pub(super) fn error(e: &io::Error) -> Option<String> {
     let tls = e.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(tls.to_string())
+    let text = tls.to_string();
+    // The library says only this, and its reader will look for what is wrong with the authority.
+    let hint = match text.contains("CaUsedAsEndEntity") {
+        true => {
+            "; the server shows the certificate of an authority (CA:TRUE) as its own: issue one for the server, signed by \
+                 that authority, or use tls = \"require\", which verifies nothing"
+        }
+        false => "",
+    };
+    Some(format!("{text}{hint}"))
 }
 
 /// A host name or an address, without a port.

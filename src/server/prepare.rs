@@ -2,7 +2,7 @@
 //! names. All of it is there before any port is bound, or the start ends with everything that is
 //! wrong. None of it can hold up the event loop, and so no signal.
 
-use super::{StartErrors, checks, resolve, rights};
+use super::{StartErrors, checks, interfaces, resolve, rights};
 use crate::{
     access_log::{self, AccessLog},
     blocking,
@@ -50,6 +50,10 @@ impl Prepared {
                  seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
             )]));
         }
+        let missing = interfaces::missing(&plan);
+        if !missing.is_empty() {
+            return Err(StartErrors(missing));
+        }
         let resolver = resolve::Resolver::default();
         let (access_log, means, addresses, rights) = tokio::join!(
             open_access_log(&plan.log),
@@ -57,6 +61,14 @@ impl Prepared {
             resolve::all(&plan.upstreams, &resolver),
             rights::all(&plan.listeners),
         );
+        let addresses = addresses.and_then(|addresses| {
+            let loops = interfaces::loops(&plan, &addresses);
+            if loops.is_empty() {
+                Ok(addresses)
+            } else {
+                Err(loops)
+            }
+        });
         match (access_log, means, addresses, rights) {
             (Ok(access_log), Ok(means), Ok(addresses), Ok(rights)) => Ok(Self {
                 plan,

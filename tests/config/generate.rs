@@ -22,8 +22,20 @@ fn ip() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+/// An address that one machine may have, in a network of this number: those of backends and listeners differ, or a listener
+/// could be its own backend.
+fn host(net: u8) -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        any::<u32>().prop_map(move |n| IpAddr::V4((n >> 8 | u32::from(net) << 24).into())),
+        any::<u128>().prop_map(move |n| {
+            let net = (0x2000 | u128::from(net)) << 112;
+            IpAddr::V6((n >> 16 | net).into())
+        })
+    ]
+}
+
 fn address() -> impl Strategy<Value = SocketAddr> {
-    (ip(), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+    (host(10), 1u16..).prop_map(|(ip, port)| SocketAddr::new(ip, port))
 }
 
 fn unix() -> impl Strategy<Value = String> {
@@ -494,7 +506,7 @@ fn keepalive() -> impl Strategy<Value = Keepalive> {
 
 /// The ports are counted up, so that no two listeners meet.
 fn bind() -> impl Strategy<Value = (IpAddr, u16)> {
-    (ip(), 0u16..20)
+    (host(172), 0u16..20)
 }
 
 fn udp() -> impl Strategy<Value = Udp> {

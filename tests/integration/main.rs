@@ -48,6 +48,7 @@ mod failover;
 mod hanging_files;
 mod harness_itself;
 mod hash_nginx;
+mod interfaces;
 mod ip_hash_nginx;
 mod journal;
 mod keepalive;
