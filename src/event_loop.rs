@@ -114,10 +114,11 @@ impl EventLoop {
         let data = epoll::EventData::new_u64(BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::new()?;
-        let data = epoll::EventData::new_u64(ALARM);
-        let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, alarm.fd(), data, events)?;
+        let alarm = Alarm::new();
+        if let Some(timer) = alarm.fd() {
+            let data = epoll::EventData::new_u64(ALARM);
+            epoll::add(&epoll, timer, data, edges)?;
+        }
         Ok(Self { epoll, bell, alarm })
     }
 
@@ -315,10 +316,8 @@ impl Core {
         if !self.queue.borrow().is_empty() || !self.later.borrow().is_empty() {
             return Some(Timespec::default());
         }
-        if let Some(next) = self.timers.borrow().next() {
-            self.alarm.set(next, || self.ms(Instant::now(), false));
-        }
-        None
+        let next = self.timers.borrow().next()?;
+        self.alarm.set(next, || self.ms(Instant::now(), false))
     }
 
     fn ring_timers(&self) {

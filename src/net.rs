@@ -220,19 +220,25 @@ pub fn has_interface(address: SocketAddr) -> bool {
 }
 
 /// Sets the options of a session's TCP socket. On Linux what is set on a listening socket is
-/// inherited by what it accepts, so that accepted sockets cost no call.
-pub fn set_options(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
+/// inherited by what it accepts, so that accepted sockets cost no call. A session works without any of them: what the
+/// kernel refuses is left out, with a warning.
+pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     let reference = SockRef::from(&socket);
+    let warn_of = |option: &'static str, set: io::Result<()>| {
+        if let Err(error) = set {
+            tracing::warn!(option, %error, "cannot set a socket option, going on without it");
+        }
+    };
     if options.nodelay {
-        reference.set_tcp_nodelay(true)?;
+        warn_of("TCP_NODELAY", reference.set_tcp_nodelay(true));
     }
     if let Some(timeout) = options.user_timeout {
-        reference.set_tcp_user_timeout(Some(timeout))?;
+        let set = reference.set_tcp_user_timeout(Some(timeout));
+        warn_of("TCP_USER_TIMEOUT", set);
     }
     if let Some(keepalive) = &options.keepalive {
-        keep_alive(&socket, keepalive)?;
+        warn_of("SO_KEEPALIVE", keep_alive(&socket, keepalive));
     }
-    Ok(())
 }
 
 /// Makes the kernel ask whether the peer is still there. It takes four calls, and counts from when the peer was last heard.

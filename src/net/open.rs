@@ -36,19 +36,19 @@ async fn open_tcp(
     let kind = Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     if options.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(options.user_timeout)?;
+        // Where it is refused, the kernel's own limit holds.
+        let _ = socket.set_tcp_user_timeout(options.user_timeout);
     }
     if speaks_at_once {
-        // The kernel waits for what is to be sent, 200 ms at most.
-        socket.set_tcp_quickack(false)?;
+        // The kernel waits for what is to be sent, 200 ms at most. Where it is refused, one packet more is sent.
+        let _ = socket.set_tcp_quickack(false);
     }
     let socket = Socket::new(socket.into(), false);
     poll_fn(|_| socket.poll_connect(&address)).await?;
     // Towards a local port that nobody listens on, the kernel may choose that very port as the
     // source: TCP's simultaneous open then makes the socket talk to itself.
-    if is_local_port(address.port())
-        && SockRef::from(&socket).local_addr()?.as_socket() == Some(address)
-    {
+    let own_address = || SockRef::from(&socket).local_addr().ok()?.as_socket();
+    if is_local_port(address.port()) && own_address() == Some(address) {
         return Err(io::Error::new(
             io::ErrorKind::ConnectionRefused,
             "connected to itself: nobody listens there",

@@ -232,10 +232,10 @@ impl Direction {
         self.end != End::Open && matches!(self.held, Held::Nothing)
     }
 
-    /// Whether something is known to be on the way to the sink.
+    /// Whether something is on the way to the sink, or may be.
     pub(super) fn has_more(&self, source: &Stream) -> bool {
         !matches!(self.held, Held::Nothing)
-            || sys::socket::unread(source).is_ok_and(|bytes| bytes > 0)
+            || !sys::socket::unread(source).is_ok_and(|bytes| bytes == 0)
     }
 
     fn copy(
@@ -297,6 +297,10 @@ impl Direction {
         sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
+        if sys::pipe::is_forbidden() {
+            self.copy_from_now_on(flow);
+            return Poll::Ready(Ok(()));
+        }
         // Before a pipe is taken: a direction that waits holds none.
         if ready!(source.poll_readable()).is_err() {
             return self.source_failed();
@@ -322,9 +326,13 @@ impl Direction {
                 self.held = Held::Piped(pipe);
                 Poll::Ready(Ok(()))
             }
-            Err(e) if refuses_splice(&e) => {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
                 pipe.give_back();
-                self.copy_from_now_on(flow);
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if is_about_the_call(&e, source) => {
+                pipe.give_back();
+                self.splice_was_refused(&e, flow);
                 Poll::Ready(Ok(()))
             }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(),
@@ -397,7 +405,11 @@ impl Direction {
                             }
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(e) if refuses_splice(&e) => self.read_pipe_out(flow)?,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) if is_about_the_call(&e, sink) => {
+                            self.splice_was_refused(&e, flow);
+                            self.read_pipe_out(sink)?;
+                        }
                         Ok(_) | Err(_) => return Poll::Ready(Err(Broken::Sink)),
                     }
                 }
@@ -423,13 +435,26 @@ impl Direction {
     }
 
     /// The sink does not take spliced pages: the bytes in the pipe go on as a copy.
-    fn read_pipe_out(&mut self, flow: &Flow<'_>) -> Result<(), Broken> {
+    fn read_pipe_out(&mut self, sink: &Stream) -> Result<(), Broken> {
         if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
-            let bytes = pipe.into_bytes().map_err(|_| Broken::Sink)?;
+            let Ok(bytes) = pipe.into_bytes() else {
+                // A clean end would hide that bytes are missing.
+                sys::socket::reset_on_close(sink);
+                return Err(Broken::Sink);
+            };
             self.held = Held::bytes(bytes);
         }
-        self.copy_from_now_on(flow);
         Ok(())
+    }
+
+    /// Not for the moment, where the kernel lacks memory; for good otherwise.
+    fn splice_was_refused(&mut self, error: &io::Error, flow: &Flow<'_>) {
+        if !sys::pipe::note_refusal("splice", error) && error.kind() == io::ErrorKind::OutOfMemory {
+            flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+            self.mode = Mode::default();
+            return;
+        }
+        self.copy_from_now_on(flow);
     }
 
     fn copy_from_now_on(&mut self, flow: &Flow<'_>) {
@@ -452,9 +477,27 @@ impl Direction {
     }
 }
 
-fn refuses_splice(e: &io::Error) -> bool {
-    matches!(
-        e.raw_os_error(),
-        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
-    )
+/// Whether a failed `splice` tells of the call, which a filter or the kernel refused, and not of the connection. A read or a
+/// write then works, or tells what is wrong with the connection.
+fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
+    use io::ErrorKind as K;
+    let is_about_connection = matches!(
+        error.kind(),
+        K::WouldBlock
+            | K::ConnectionReset
+            | K::ConnectionAborted
+            | K::ConnectionRefused
+            | K::BrokenPipe
+            | K::NotConnected
+            | K::TimedOut
+            | K::HostUnreachable
+            | K::NetworkUnreachable
+            | K::NetworkDown
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EHOSTDOWN | libc::ENONET | libc::EPROTO | libc::ENOPROTOOPT | libc::EMSGSIZE)
+    );
+    // A connection can end with an error of any number that an ICMP message stands for. The kernel tells it only once: a
+    // read after it would see a clean end.
+    !is_about_connection && !(stream.is_tcp() && sys::socket::is_dead(stream))
 }

@@ -144,7 +144,7 @@ fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io:
         let socket = tcp_socket(address)?;
         socket.set_reuse_port(true)?;
         // Accepted sockets inherit these.
-        set_options(&socket, &listener.socket)?;
+        set_options(&socket, &listener.socket);
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
         let socket = std::net::TcpListener::from(socket);

@@ -1,13 +1,14 @@
 //! Pipes for splicing: pooled per worker, limited over the process, never given back with bytes in.
 
-use rustix::pipe::{
-    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static LIVE_LARGE: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(256);
+/// A system call that splicing needs is forbidden to this process.
+static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
@@ -79,6 +82,23 @@ pub fn take(now: Instant, large: bool) -> Option<Pipe> {
         .or_else(|| LARGE_POOL.with_borrow_mut(|pool| pool.pipes.pop()))
 }
 
+/// Whether splicing was found to be forbidden to this process, by a seccomp filter or a security module.
+pub fn is_forbidden() -> bool {
+    FORBIDDEN.load(Relaxed)
+}
+
+/// Remembers that `call` was refused with `error`. Returns whether that means that it always will be.
+pub fn note_refusal(call: &'static str, error: &io::Error) -> bool {
+    let is_forbidden = matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS)
+    );
+    if is_forbidden && !FORBIDDEN.swap(true, Relaxed) {
+        tracing::warn!(call, %error, "splicing is not permitted, bulk data is copied from now on");
+    }
+    is_forbidden
+}
+
 #[derive(Debug)]
 pub struct Pipe {
     read: OwnedFd,
@@ -116,7 +136,12 @@ impl Pipe {
     }
 
     fn new() -> Option<Self> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        let ends = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
+        let (read, write) = ends
+            .inspect_err(|&error| {
+                note_refusal("pipe2", &error.into());
+            })
+            .ok()?;
         // The kernel may refuse the size, or grant another: what counts is what it has.
         let capacity = fcntl_setpipe_size(&write, SIZE)
             .or_else(|_| fcntl_getpipe_size(&write))
@@ -164,9 +189,11 @@ impl Pipe {
         let mut bytes = vec![0; self.len as usize];
         let mut at = 0;
         while at < bytes.len() {
-            match rustix::io::read(&self.read, &mut bytes[at..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => at += n,
+            match rustix::io::read(&self.read, &mut bytes[at..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => at += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         self.len = 0;

@@ -3,7 +3,7 @@
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    net::{SendFlags, send},
+    net::{SendFlags, connect_unspec, send},
 };
 use std::{
     io,
@@ -70,11 +70,14 @@ pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// From now on closing the socket sends a reset instead of a clean end.
 pub fn reset_on_close(socket: impl AsFd) {
-    // A socket that is already dead refuses; it needs no reset then.
-    let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    let lingers = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    if lingers.is_err() {
+        // Resets at once. A socket that is already dead refuses this as well, and needs no reset.
+        let _ = connect_unspec(&socket);
+    }
 }
 
-/// Whether the connection is over for the kernel: nothing that was written will still be delivered.
+/// Whether the connection is known to be over for the kernel: nothing that was written will still be delivered.
 pub fn is_dead(socket: impl AsFd) -> bool {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -91,7 +94,7 @@ pub fn is_dead(socket: impl AsFd) -> bool {
     };
     // SAFETY: every field is an integer, for which the zeros that were there from the start are valid.
     let info = unsafe { info.assume_init() };
-    result < 0 || info.tcpi_state == TCP_CLOSE
+    result == 0 && info.tcpi_state == TCP_CLOSE
 }
 
 /// From the kernel's list of TCP states.

@@ -282,11 +282,12 @@ async fn attempt(
             return Err(Failure::Session(reason));
         }
         match peer_now(client) {
-            Ok(PeerNow::Here) => silent_since = None,
+            // A client that cannot be looked at is one that is there, as far as is known.
+            Ok(PeerNow::Here) | Err(_) => silent_since = None,
             // What it said waits for the backend: no silence.
             Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
             Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
-            Ok(PeerNow::EndedSilently | PeerNow::Gone) | Err(_) => {
+            Ok(PeerNow::EndedSilently | PeerNow::Gone) => {
                 return Err(Failure::Session(CloseReason::ClientLeft));
             }
         }

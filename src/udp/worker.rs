@@ -14,7 +14,10 @@ use crate::{
     sys::datagram::{BATCH, Inbox, Outbox},
     throttle::Throttle,
 };
-use rustix::{buffer::spare_capacity, event::epoll};
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+};
 use std::{
     collections::VecDeque,
     io,
@@ -110,9 +113,11 @@ impl Engine {
         let data = epoll::EventData::new_u64(Token::BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::new()?;
-        let data = epoll::EventData::new_u64(Token::ALARM);
-        epoll::add(&epoll, alarm.fd(), data, edges)?;
+        let alarm = Alarm::new();
+        if let Some(timer) = alarm.fd() {
+            let data = epoll::EventData::new_u64(Token::ALARM);
+            epoll::add(&epoll, timer, data, edges)?;
+        }
         Ok(Self {
             alarm,
             gear: Gear {
@@ -140,8 +145,8 @@ impl Engine {
     /// Waits until something happens, and does what is to be done.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> Turn {
         events.clear();
-        self.set_alarm();
-        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), None)
+        let timeout = self.set_alarm();
+        if let Err(error) = epoll::wait(&self.gear.epoll, spare_capacity(events), timeout.as_ref())
             && error != rustix::io::Errno::INTR
         {
             if let Some(count) = self.failures.add(0, 1, Instant::now()) {
@@ -186,8 +191,9 @@ impl Engine {
         turn
     }
 
-    /// For the next time that there is something to do without an event.
-    fn set_alarm(&self) {
+    /// For the next time that there is something to do without an event. Where no timer can be set,
+    /// returns how long the wait itself may take.
+    fn set_alarm(&self) -> Option<Timespec> {
         let listeners = self.listeners.iter().flatten();
         let flows = listeners.clone().filter_map(Listener::next).min();
         let late = self.gear.late.front().map(|late| late.until);
@@ -195,12 +201,11 @@ impl Engine {
             .clone()
             .any(|l| l.has_received)
             .then_some(self.looked + LOOK);
-        if let Some(next) = flows.into_iter().chain(late).chain(look).min() {
-            self.alarm.set(next, || {
-                let passed = self.gear.began.elapsed().as_millis();
-                u64::try_from(passed).unwrap_or(u64::MAX)
-            });
-        }
+        let next = flows.into_iter().chain(late).chain(look).min()?;
+        self.alarm.set(next, || {
+            let passed = self.gear.began.elapsed().as_millis();
+            u64::try_from(passed).unwrap_or(u64::MAX)
+        })
     }
 
     fn obey(&mut self) -> Turn {

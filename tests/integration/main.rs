@@ -67,6 +67,7 @@ mod proxy_send;
 mod proxy_untrusted;
 mod redis;
 mod refusals;
+mod refused_calls;
 mod relay_edges;
 mod relay_many;
 mod relay_turns;
