@@ -451,12 +451,18 @@ async fn flush_access_log(state: &State) {
     }
 }
 
-/// Logs how many events came since the last line about them, for as long as the server is there.
+/// Logs how many events came since the last line about them, and gives memory back, for as long as the server is there.
 async fn keep_up(state: Weak<State>) {
     loop {
         tokio::time::sleep(UPKEEP).await;
         match state.upgrade() {
-            Some(state) => state.log_due(Instant::now()),
+            Some(state) => {
+                state.log_due(Instant::now());
+                if sys::memory::has_grown() {
+                    // Beside the control thread: it can take milliseconds.
+                    let _ = blocking::call(blocking::LIMIT, sys::memory::give_back).await;
+                }
+            }
             None => return,
         }
     }

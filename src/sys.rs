@@ -2,6 +2,7 @@
 
 pub mod datagram;
 pub mod limits;
+pub mod memory;
 pub mod pipe;
 pub mod route;
 pub mod socket;

@@ -7,6 +7,7 @@ use crate::{
     net::{SocketFile, has_interface},
     plan::{self, Plan},
     server::{Prepared, Server, StartErrors},
+    sys,
 };
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) fn run(plan: Plan) -> ExitCode {
+    sys::memory::prepare();
     let log = logging::init(plan.log.level, plan.log.format);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -56,6 +56,7 @@ mod killed;
 mod licences;
 mod limits;
 mod listeners;
+mod memory;
 mod notices;
 mod policies;
 mod policy_identity;
