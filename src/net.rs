@@ -232,10 +232,6 @@ pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     if options.nodelay {
         warn_of("TCP_NODELAY", reference.set_tcp_nodelay(true));
     }
-    if let Some(timeout) = options.user_timeout {
-        let set = reference.set_tcp_user_timeout(Some(timeout));
-        warn_of("TCP_USER_TIMEOUT", set);
-    }
     if let Some(keepalive) = &options.keepalive {
         warn_of("SO_KEEPALIVE", keep_alive(&socket, keepalive));
     }

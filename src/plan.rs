@@ -99,6 +99,8 @@ pub struct Listener {
     pub idle_timeout: Option<Duration>,
     /// The same once one side has ended; `None`: only `idle_timeout` counts.
     pub half_close_timeout: Option<Duration>,
+    /// Whether the other side goes on when one has ended.
+    pub half_close: bool,
     /// Further backends tried after a failed connect.
     pub retries: u32,
     /// Sessions at once; 0 means no limit of this listener's own, or for UDP an equal share of `max_flows`.
@@ -138,7 +140,8 @@ pub struct UnixFile {
 pub struct SocketOptions {
     pub nodelay: bool,
     pub keepalive: Option<Keepalive>,
-    /// TCP_USER_TIMEOUT; `None` leaves it to the kernel.
+    /// How long data may not be acknowledged, while the peer's window is open or probes of it are
+    /// not answered; `None` leaves it to the kernel.
     pub user_timeout: Option<Duration>,
 }
 

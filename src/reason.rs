@@ -31,13 +31,19 @@ words! {
         HalfCloseTimeout = "half_close_timeout",
         ClientReset = "client_reset",
         BackendReset = "backend_reset",
+        /// Its client's host did not acknowledge what was sent to it, or did not answer keepalive
+        /// probes.
+        ClientTimedOut = "client_timed_out",
+        /// The same of its backend's host.
+        BackendTimedOut = "backend_timed_out",
         /// The client went away before a backend had been reached.
         ClientLeft = "client_left",
         /// Every backend that was tried failed.
         ConnectFailed = "connect_failed",
         /// No backend could even be tried: all are down, failed or full.
         NoBackend = "no_backend",
-        /// Cut when `drain_timeout` had passed.
+        /// Cut when `drain_timeout` had passed, or at a stop when one side had ended and the
+        /// other was silent.
         Drained = "drained",
         /// A client that is not trusted to say who it is began a PROXY protocol header.
         UntrustedHeader = "untrusted_proxy_header",
@@ -203,6 +209,8 @@ impl CloseReason {
             Self::HalfCloseTimeout
             | Self::ClientReset
             | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut
             | Self::ClientLeft
             | Self::UntrustedHeader => !flow,
             Self::BackendRefused | Self::ResponseTimeout | Self::Evicted => flow,

@@ -4,9 +4,12 @@
 //! of a worker share, and changes over to splicing while a flow is sustained. Whatever one side has
 //! said arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
 
+mod delivery;
 mod direction;
+mod ending;
 mod first;
 
+pub use ending::{Last, end};
 pub use first::First;
 
 use crate::{
@@ -20,10 +23,12 @@ use crate::{
     sessions::Session,
     sys,
 };
-use direction::{Broken, Direction, Flow};
+use delivery::{Delivery, Look};
+use direction::{Broken, Cause, Direction, Flow};
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -34,6 +39,8 @@ pub struct Tally<'a> {
     pub listener: &'a ListenerCounts,
     pub backend: &'a BackendCounts,
     pub relayed: &'a RelayCounts,
+    /// Whether the process is to stop: a session that waits for nothing much then ends.
+    pub is_stopping: &'a AtomicBool,
 }
 
 /// A backend that was reached.
@@ -72,6 +79,8 @@ pub struct Outcome {
     pub reason: CloseReason,
     /// When the backend's first byte was read.
     pub first_byte: Option<Instant>,
+    /// The side that has not ended, where the end of the other one ended the session.
+    still_open: Option<Side>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,12 +89,19 @@ enum Side {
     Backend,
 }
 
-/// How long a reset is held back for what was written before it, where no limit is configured.
-const RESET_PATIENCE: Duration = Duration::from_secs(60);
+/// At a stop, a session with one side finished may be silent for so long.
+const STOP_SILENCE: Duration = Duration::from_secs(1);
+/// While data waits for a peer at the end of a limit, it is looked at so many times within
+/// another such limit.
+const LOOKS: u32 = 8;
+/// Between two looks at what was not delivered.
+const LOOK_LEAST: Duration = Duration::from_millis(20);
+const LOOK_MOST: Duration = Duration::from_secs(30);
 /// A session that has lasted for so long is not one of those that come, ask once and go.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Relays until the session is over. The streams are left to be closed by the caller, after [`reset_to_pass_on`].
+/// Relays until the session is over. The streams are left to be closed by the caller, after
+/// [`end`].
 pub fn relay<'a>(
     client: &'a Stream,
     reached: &'a mut Reached,
@@ -106,26 +122,12 @@ pub fn relay<'a>(
         broken: None,
         begun: false,
         last_activity: event_loop::now(),
+        look_at: None,
+        delivery: None,
         armed: None,
         has_settled: plan.socket.keepalive.is_none(),
         answer: Answer::Awaited(awaiting),
     }
-}
-
-/// What is left to do where one side was reset. In a box: it is rare, and a session must not carry room for it all its life.
-pub fn reset_to_pass_on<'a>(
-    outcome: &Outcome,
-    client: &'a Stream,
-    backend: &'a Stream,
-    plan: &'a plan::Listener,
-    tally: &'a Tally<'a>,
-) -> Option<Pin<Box<dyn Future<Output = ()> + 'a>>> {
-    let stream = match outcome.reason {
-        CloseReason::ClientReset => backend,
-        CloseReason::BackendReset => client,
-        _ => return None,
-    };
-    Some(Box::pin(reset_after_delivery(stream, plan, tally)))
 }
 
 impl Awaiting {
@@ -162,9 +164,13 @@ pub struct Relay<'a> {
     up: Direction,
     down: Direction,
     /// The side that reset, or that cannot be written to any more.
-    broken: Option<Side>,
+    broken: Option<(Side, Cause)>,
     begun: bool,
     last_activity: Instant,
+    /// When both sockets are to be looked at for what was not delivered; `None` while nothing has
+    /// moved since the last look.
+    look_at: Option<Instant>,
+    delivery: Option<Box<Delivery>>,
     /// When this is to be polled anyway.
     armed: Option<Instant>,
     has_settled: bool,
@@ -182,8 +188,15 @@ impl Future for Relay<'_> {
         }
         let reason = ready!(this.advance());
         this.reckon();
-        let by_a_reset = matches!(reason, CloseReason::ClientReset | CloseReason::BackendReset);
-        if reason != CloseReason::Ok && !by_a_reset {
+        // Of these the caller passes a reset on.
+        let is_by_a_peer = matches!(
+            reason,
+            CloseReason::ClientReset
+                | CloseReason::BackendReset
+                | CloseReason::ClientTimedOut
+                | CloseReason::BackendTimedOut
+        );
+        if reason != CloseReason::Ok && !is_by_a_peer {
             this.tell_who_was_cut_short(reason);
         }
         Poll::Ready(Outcome {
@@ -191,6 +204,11 @@ impl Future for Relay<'_> {
             first_byte: match this.answer {
                 Answer::Begun(at) => Some(at),
                 Answer::Awaited(_) => None,
+            },
+            still_open: match (reason, this.up.was_stopped(), this.down.was_stopped()) {
+                (CloseReason::Ok, true, false) => Some(Side::Client),
+                (CloseReason::Ok, false, true) => Some(Side::Backend),
+                _ => None,
             },
         })
     }
@@ -205,15 +223,12 @@ impl<'a> Relay<'a> {
         let now = event_loop::now();
         let moved = Cell::new(false);
         let ended_before = (self.up.finished, self.down.finished);
-        loop {
-            let broken_before = self.broken;
-            self.advance_up(now, &moved);
-            self.advance_down(now, &moved);
-            // What a side had said before it broke is still to come, and nothing may tell of it
-            // again: once more round.
-            if self.broken == broken_before {
-                break;
-            }
+        self.advance_both(now, &moved);
+        let has_ended = self.up.finished != self.down.finished && self.broken.is_none();
+        if has_ended && !self.plan.half_close {
+            self.up.stop_reading();
+            self.down.stop_reading();
+            self.advance_both(now, &moved);
         }
         if let Answer::Awaited(awaiting) = &mut self.answer {
             if let Some(awaiting) = awaiting {
@@ -229,15 +244,35 @@ impl<'a> Relay<'a> {
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
                 None => CloseReason::Ok,
-                Some(Side::Client) => CloseReason::ClientReset,
-                Some(Side::Backend) => CloseReason::BackendReset,
+                Some((Side::Client, Cause::Reset)) => CloseReason::ClientReset,
+                Some((Side::Backend, Cause::Reset)) => CloseReason::BackendReset,
+                Some((Side::Client, Cause::TimedOut)) => CloseReason::ClientTimedOut,
+                Some((Side::Backend, Cause::TimedOut)) => CloseReason::BackendTimedOut,
             });
         }
         // An end is activity too: what follows it has its full time.
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
             self.last_activity = now;
+            if let Some(interval) = self.look_interval()
+                && self.look_at.is_none()
+            {
+                self.look_at = Some(now + interval);
+            }
         }
         self.watch_silence(now)
+    }
+
+    fn advance_both(&mut self, now: Instant, moved: &Cell<bool>) {
+        loop {
+            let broken_before = self.broken;
+            self.advance_up(now, moved);
+            self.advance_down(now, moved);
+            // What a side had said before it broke is still to come, and nothing may tell of it
+            // again: once more round.
+            if self.broken == broken_before {
+                break;
+            }
+        }
     }
 
     fn advance_up(&mut self, now: Instant, moved: &Cell<bool>) {
@@ -247,8 +282,8 @@ impl<'a> Relay<'a> {
         let flow = self.flow_up(now, moved);
         match self.up.poll(self.client, self.backend, &flow) {
             Poll::Ready(Ok(())) => self.up.finish(),
-            Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Client),
-            Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Backend),
+            Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Client, cause),
+            Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Backend, cause),
             Poll::Pending => {}
         }
     }
@@ -260,8 +295,8 @@ impl<'a> Relay<'a> {
         let flow = self.flow_down(now, moved);
         match self.down.poll(self.backend, self.client, &flow) {
             Poll::Ready(Ok(())) => self.down.finish(),
-            Poll::Ready(Err(Broken::Source)) => self.broken_at(Side::Backend),
-            Poll::Ready(Err(Broken::Sink)) => self.broken_at(Side::Client),
+            Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Backend, cause),
+            Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Client, cause),
             Poll::Pending => {}
         }
     }
@@ -279,8 +314,8 @@ impl<'a> Relay<'a> {
             relayed: tally.relayed,
             moved,
             now,
-            source_is_broken: self.broken == Some(Side::Client),
-            last_to_end: self.down.finished,
+            source_is_broken: self.is_broken(Side::Client),
+            last_to_end: self.down.finished || !self.plan.half_close,
         }
     }
 
@@ -297,8 +332,8 @@ impl<'a> Relay<'a> {
             relayed: tally.relayed,
             moved,
             now,
-            source_is_broken: self.broken == Some(Side::Backend),
-            last_to_end: self.up.finished,
+            source_is_broken: self.is_broken(Side::Backend),
+            last_to_end: self.up.finished || !self.plan.half_close,
         }
     }
 
@@ -312,8 +347,8 @@ impl<'a> Relay<'a> {
     }
 
     /// Nothing more goes to that side. What it had said before is still delivered.
-    fn broken_at(&mut self, side: Side) {
-        self.broken.get_or_insert(side);
+    fn broken_at(&mut self, side: Side, cause: Cause) {
+        self.broken.get_or_insert((side, cause));
         let (from, to) = match side {
             Side::Client => (&mut self.up, &mut self.down),
             Side::Backend => (&mut self.down, &mut self.up),
@@ -324,39 +359,122 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
+    fn is_broken(&self, side: Side) -> bool {
+        self.broken.is_some_and(|(broken, _)| broken == side)
+    }
+
+    /// When the session has been silent for too long, and what it ends as then.
+    fn deadline(&self) -> Option<(Instant, CloseReason)> {
         let half_closed = self.up.finished || self.down.finished;
+        // A side that has not got everything yet is not silent. But a peer that takes nothing is,
+        // for `idle_timeout`.
+        let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
+        let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
+        let is_stopping = half_closed && self.tally.is_stopping.load(Relaxed);
+        let stop = is_stopping.then(|| (silent_since + STOP_SILENCE, CloseReason::Drained));
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
-        let limit = match (self.plan.idle_timeout, half_close) {
-            (None, None) => None,
-            (Some(idle), Some(half)) if idle < half => Some((idle, CloseReason::IdleTimeout)),
-            (_, Some(half)) => Some((half, CloseReason::HalfCloseTimeout)),
-            (Some(idle), None) => Some((idle, CloseReason::IdleTimeout)),
-        };
-        let deadline = limit.map(|(limit, _)| self.last_activity + limit);
-        if let (Some((_, reason)), Some(deadline)) = (limit, deadline)
-            && now >= deadline
-        {
-            return Poll::Ready(reason);
-        }
-        // Activity only moves the deadline away; the timer is left to ring early and set again then,
-        // so that a busy session does not touch it at every turn. Nor does one that half-closes: the
-        // timer never sleeps longer than the limit that holds from then on.
-        if self.armed.is_none_or(|at| now >= at) {
-            if self.armed.is_some() {
-                self.settle();
+        let half_close = half_close.map(|l| (silent_since + l, CloseReason::HalfCloseTimeout));
+        let idle = self.plan.idle_timeout;
+        let idle = idle.map(|l| (self.last_activity + l, CloseReason::IdleTimeout));
+        let all = stop.into_iter().chain(half_close).chain(idle);
+        all.min_by_key(|(at, _)| *at)
+    }
+
+    fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
+        let mut deadline = self.deadline();
+        let is_over = |deadline: Option<(Instant, _)>| deadline.is_some_and(|(at, _)| now >= at);
+        if is_over(deadline) || self.look_at.is_some_and(|at| now >= at) {
+            let look = self.look(deadline.filter(|_| is_over(deadline)), now);
+            deadline = self.deadline();
+            if let Some((at, reason)) = deadline
+                && now >= at
+                && !(look.is_waiting && look.is_first)
+            {
+                return Poll::Ready(reason);
             }
-            let settling = (!self.has_settled).then(|| now + SETTLED);
-            let ring = deadline.into_iter().chain(settling).min();
-            self.armed = ring.map(|ring| match self.plan.half_close_timeout {
-                Some(half) => ring.min(now + half),
-                None => ring,
-            });
-            if let Some(at) = self.armed {
+        }
+        // Activity only moves the deadline away; the timer is left to ring early and set again
+        // then, so that a busy session does not touch it at every turn. What brings the deadline
+        // nearer sets it.
+        let later = deadline.map(|(at, _)| at).filter(|at| *at > now);
+        let settling = (!self.has_settled && self.armed.is_none()).then(|| now + SETTLED);
+        let has_rung = self.armed.is_some_and(|at| now >= at);
+        if has_rung {
+            self.settle();
+        }
+        let ring = later.into_iter().chain(self.look_at).chain(settling).min();
+        if has_rung || self.armed.is_none() || self.armed > ring.or(self.armed) {
+            self.armed = ring;
+            if let Some(at) = ring {
                 event_loop::wake_at(at);
             }
         }
         Poll::Pending
+    }
+
+    fn look_interval(&self) -> Option<Duration> {
+        let limit = self.plan.socket.user_timeout?;
+        Some((limit / 4).clamp(LOOK_LEAST, LOOK_MOST))
+    }
+
+    /// Looks at what was written and has not arrived. `over`: the limit that has passed, which
+    /// does not hold while data moves towards a peer, however slowly.
+    fn look(&mut self, over: Option<(Instant, CloseReason)>, now: Instant) -> Look {
+        let mut delivery = self.delivery.take().unwrap_or_default();
+        let limit = self.plan.socket.user_timeout;
+        let look = delivery.look(self.client, self.backend, limit, now);
+        let half_closed = self.up.finished || self.down.finished;
+        let is_pending = look.is_waiting || half_closed && self.is_undelivered();
+        if look.has_progressed {
+            self.last_activity = now;
+        }
+        if is_pending && half_closed {
+            delivery.pending_at = Some(now);
+        }
+        let soon = match over {
+            Some((_, CloseReason::Drained)) => Some(STOP_SILENCE),
+            Some((_, CloseReason::HalfCloseTimeout)) => self.plan.half_close_timeout,
+            Some(_) => self.plan.idle_timeout,
+            // It goes on as it began.
+            None if half_closed => self.plan.half_close_timeout,
+            None => None,
+        };
+        let soon = soon.map(|limit| (limit / LOOKS).clamp(LOOK_LEAST, LOOK_MOST));
+        self.look_at = is_pending
+            .then(|| soon.into_iter().chain(self.look_interval()).min())
+            .flatten()
+            .map(|interval| now + interval);
+        if is_pending || delivery.pending_at.is_some() {
+            self.delivery = Some(delivery);
+        }
+        for (side, is_lost) in [
+            (Side::Client, look.client_is_lost),
+            (Side::Backend, look.backend_is_lost),
+        ] {
+            if is_lost && !self.is_broken(side) {
+                self.give_up(side);
+            }
+        }
+        look
+    }
+
+    /// Whether bytes that have come wait for a side that has not ended.
+    fn is_undelivered(&self) -> bool {
+        !self.up.finished && self.up.has_more(self.client)
+            || !self.down.finished && self.down.has_more(self.backend)
+    }
+
+    /// What the host had said before it was lost is still delivered, up to the end that is made
+    /// here.
+    fn give_up(&mut self, side: Side) {
+        let stream = match side {
+            Side::Client => self.client,
+            Side::Backend => self.backend,
+        };
+        sys::socket::reset_on_close(stream);
+        sys::socket::end_both(stream);
+        self.broken_at(side, Cause::TimedOut);
+        event_loop::wake_later();
     }
 
     /// It is one that lasts: now it is worth the calls.
@@ -396,29 +514,4 @@ impl<'a> Relay<'a> {
             sys::socket::reset_on_close(self.client);
         }
     }
-}
-
-/// The other side was reset, and this one must be too, but only once its kernel has everything that
-/// was written: a reset discards what is still on the way.
-async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, tally: &Tally<'_>) {
-    if !stream.is_tcp() {
-        return;
-    }
-    let patience = plan.half_close_timeout.unwrap_or(RESET_PATIENCE);
-    let mut since = Instant::now();
-    let mut before = u32::MAX;
-    let mut pause = Duration::from_millis(1);
-    while let Ok(left) = sys::socket::unacknowledged(stream) {
-        if left == 0 || tally.session.must_end().is_some() || sys::socket::is_dead(stream) {
-            break;
-        }
-        if left != before {
-            (before, since) = (left, Instant::now());
-        } else if since.elapsed() >= patience {
-            break;
-        }
-        event_loop::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-    sys::socket::reset_on_close(stream);
 }

@@ -404,6 +404,7 @@ impl Server {
         state.draining.store(true, Ordering::Relaxed);
         self.stop.cancel();
         self.datagrams.iter().for_each(udp::Worker::drain);
+        sessions.stop();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = self.socket_files;
         let _ = blocking::call(CUT, move || drop(files)).await;
@@ -451,7 +452,8 @@ async fn flush_access_log(state: &State) {
     }
 }
 
-/// Logs how many events came since the last line about them, and gives memory back, for as long as the server is there.
+/// Logs how many events came since the last line about them, and gives memory back, for as long
+/// as the server is there.
 async fn keep_up(state: Weak<State>) {
     loop {
         tokio::time::sleep(UPKEEP).await;

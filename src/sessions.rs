@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
 };
@@ -161,6 +161,7 @@ pub struct Sessions {
     flows: Budget,
     /// Those of flows are taken with their sockets.
     descriptors: Arc<Descriptors>,
+    is_stopping: AtomicBool,
 }
 
 /// So many at once and no more. Connections and flows have one each: a flood of the one leaves the other alone.
@@ -216,6 +217,7 @@ impl Sessions {
         descriptors: &Arc<Descriptors>,
     ) -> Self {
         Self {
+            is_stopping: AtomicBool::new(false),
             tables: Sharded::new(shards),
             next: AtomicU64::default(),
             connections: Budget::new(connections),
@@ -299,6 +301,21 @@ impl Sessions {
             found.extend(here.cloned());
         }
         found
+    }
+
+    /// Tells every session that the process is to stop. None has to end because of that alone.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        for table in self.tables.all() {
+            let sessions: Vec<Arc<Session>> = lock(table).values().cloned().collect();
+            for session in sessions.iter().filter(|session| !session.is_flow) {
+                session.wake();
+            }
+        }
+    }
+
+    pub fn is_stopping(&self) -> &AtomicBool {
+        &self.is_stopping
     }
 
     /// Tells every session to end, and returns how many were told.

@@ -246,6 +246,7 @@ fn defaults_are_what_the_outside_promises() {
             connect_timeout: seconds(5),
             idle_timeout: Some(seconds(600)),
             half_close_timeout: Some(seconds(60)),
+            half_close: true,
             retries: 3,
             max_connections: 0,
             access: vec![],
@@ -254,7 +255,7 @@ fn defaults_are_what_the_outside_promises() {
             socket: SocketOptions {
                 nodelay: true,
                 keepalive: Some(keepalive),
-                user_timeout: None
+                user_timeout: Some(seconds(90))
             },
             unix: UnixFile {
                 mode: 0o666,
@@ -311,7 +312,7 @@ fn used_by(protocols: &[&str], defaults: &str, upstream: &str) -> Plan {
 fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
     let seconds = std::time::Duration::from_secs;
     // What is written for listeners of TCP is none of its business.
-    let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\nconnect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\naccept_proxy = { timeout = \"9s\" }";
+    let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\nconnect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\nhalf_close = false\naccept_proxy = { timeout = \"9s\" }";
     let plan = used_by(&["tcp", "udp"], defaults, "");
     let [tcp, udp] = &plan.listeners[..] else {
         panic!("two listeners")

@@ -114,6 +114,7 @@ fn write_tcp(listener: &Listener, out: &mut String) -> fmt::Result {
     let user_timeout = listener.socket.user_timeout.unwrap_or_default();
     writeln!(out, "connect_timeout = {}", time(listener.connect_timeout))?;
     writeln!(out, "half_close_timeout = {}", time(half_close))?;
+    writeln!(out, "half_close = {}", listener.half_close)?;
     writeln!(out, "backlog = {}", listener.backlog)?;
     let mut places = listener.bind.iter().flat_map(|bind| &bind.places);
     if places.any(|place| matches!(place, Place::Unix(_))) {

@@ -73,6 +73,7 @@ pub(super) static LISTENER: Keys = Keys {
         "connect_timeout",
         "idle_timeout",
         "half_close_timeout",
+        "half_close",
         "retries",
         "max_connections",
         "access",

@@ -44,6 +44,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
         );
     }
+    let keepalive = read_keepalive(section);
     let mut listener = Listener {
         name: name.unwrap_or_default().to_owned(),
         protocol,
@@ -58,6 +59,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
             Protocol::Udp(_) => Some(udp::read_idle_timeout(name, section)),
         },
         half_close_timeout: section.limit("half_close_timeout", Duration::from_secs(60)),
+        half_close: section.flag("half_close", true),
         retries: section.number("retries", 3, 0..=1000),
         max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),
         access: read_access(section),
@@ -65,8 +67,8 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
         backlog: section.number("backlog", 4096, 1..=65_535),
         socket: SocketOptions {
             nodelay: section.flag("nodelay", true),
-            keepalive: read_keepalive(section),
-            user_timeout: read_user_timeout(section),
+            keepalive,
+            user_timeout: read_user_timeout(section, keepalive),
         },
         unix: unix_file::read(section),
     };
@@ -319,19 +321,32 @@ fn whole_seconds(duration: Duration) -> Result<(), String> {
     Ok(())
 }
 
-/// TCP_USER_TIMEOUT is a C int of milliseconds.
-fn read_user_timeout(section: &Section<'_>) -> Option<Duration> {
-    let timeout = section.duration("user_timeout", Duration::ZERO, |timeout| {
-        if timeout.subsec_nanos() % 1_000_000 != 0 {
-            return Err("the kernel takes whole milliseconds".to_owned());
+/// "auto": as long as keepalive takes to notice that an idle peer is gone. Without keepalive, and
+/// for "0s", the kernel decides.
+fn read_user_timeout(section: &Section<'_>, keepalive: Option<Keepalive>) -> Option<Duration> {
+    let automatic = keepalive.map(|k| k.idle + k.interval * k.count);
+    let is_automatic = section
+        .get("user_timeout")
+        .is_none_or(|value| value.get_ref().as_str() == Some("auto"));
+    if is_automatic {
+        return automatic.map(|timeout| timeout.min(MOST_USER_TIMEOUT));
+    }
+    let rule = |timeout: Duration| {
+        if !timeout.subsec_nanos().is_multiple_of(1_000_000) {
+            return Err("it must be whole milliseconds, or \"auto\"".to_owned());
         }
-        if timeout.as_millis() > i32::MAX as u128 {
+        if timeout > MOST_USER_TIMEOUT {
             return Err(format!(
-                "the kernel takes at most \"{}ms\", which is nearly 25 days",
-                i32::MAX
+                "it must be at most \"{}ms\", which is nearly 25 days, or \"auto\"",
+                MOST_USER_TIMEOUT.as_millis()
             ));
         }
         Ok(())
-    });
-    Some(timeout).filter(|timeout| !timeout.is_zero())
+    };
+    let hint = "leave it out for \"auto\", the idle + interval x count of keepalive";
+    let timeout = section.optional_duration("user_timeout", rule, hint);
+    timeout.filter(|timeout| !timeout.is_zero())
 }
+
+/// As TCP_USER_TIMEOUT, a C int of milliseconds.
+const MOST_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);

@@ -106,6 +106,7 @@ fn udp_fits(listener: &mut Listener, section: &Section<'_>) {
             "half_close_timeout",
             listener.half_close_timeout != plain.half_close_timeout,
         ),
+        ("half_close", listener.half_close != plain.half_close),
         ("backlog", listener.backlog != plain.backlog),
         ("nodelay", socket.nodelay != none.nodelay),
         ("keepalive", socket.keepalive != none.keepalive),
@@ -121,6 +122,7 @@ fn udp_fits(listener: &mut Listener, section: &Section<'_>) {
     }
     listener.connect_timeout = plain.connect_timeout;
     listener.half_close_timeout = plain.half_close_timeout;
+    listener.half_close = plain.half_close;
     listener.backlog = plain.backlog;
     listener.socket = plain.socket;
 

@@ -32,8 +32,8 @@ impl Alarm {
         }
     }
 
-    /// Rings at `at` or before: one that is set for an earlier time is left alone, and set anew when it has rung. Where that is
-    /// refused, returns how long the wait itself may take.
+    /// Rings at `at` or before: one that is set for an earlier time is left alone, and set anew
+    /// when it has rung. Where that is refused, returns how long the wait itself may take.
     pub fn set(&self, at: u64, now: impl FnOnce() -> u64) -> Option<Timespec> {
         if self.at.get().is_some_and(|earlier| earlier <= at) {
             return None;

@@ -18,6 +18,7 @@ fn listener(access: Vec<AccessRule>) -> Listener {
         connect_timeout: Duration::from_secs(1),
         idle_timeout: None,
         half_close_timeout: None,
+        half_close: true,
         retries: 3,
         max_connections: 0,
         access,

@@ -35,12 +35,9 @@ async fn open_tcp(
 ) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    if options.user_timeout.is_some() {
-        // Where it is refused, the kernel's own limit holds.
-        let _ = socket.set_tcp_user_timeout(options.user_timeout);
-    }
     if speaks_at_once {
-        // The kernel waits for what is to be sent, 200 ms at most. Where it is refused, one packet more is sent.
+        // The kernel waits for what is to be sent, 200 ms at most. Where it is refused, one
+        // packet more is sent.
         let _ = socket.set_tcp_quickack(false);
     }
     let socket = Socket::new(socket.into(), false);

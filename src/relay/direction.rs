@@ -6,7 +6,7 @@ use crate::{
     metrics::{Counter, RelayCounts},
     net::Stream,
     proxy_protocol::Watch,
-    reason::SpliceFallback,
+    reason::{self, ConnectError, SpliceFallback},
     sys::{self, pipe::Pipe},
 };
 use std::{
@@ -115,13 +115,36 @@ enum End {
     Reset,
     /// The source began a header that it may not send; nothing of it is passed on.
     Refused,
+    /// The session ends with the other side's end: nothing more is read.
+    Stopped,
 }
 
 /// The stream that no longer works.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Broken {
-    Source,
-    Sink,
+    Source(Cause),
+    Sink(Cause),
+}
+
+/// How a connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Reset,
+    /// The peer's host did not answer the kernel in time.
+    TimedOut,
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Self {
+        match reason::Cause::of(error).word {
+            // What a router said of an established connection is kept, and told when time has run
+            // out.
+            ConnectError::Timeout | ConnectError::Unreachable | ConnectError::Prohibited => {
+                Self::TimedOut
+            }
+            _ => Self::Reset,
+        }
+    }
 }
 
 /// What a direction needs to know and count at each poll.
@@ -135,7 +158,7 @@ pub(super) struct Flow<'a> {
     pub(super) now: Instant,
     /// A write to the source failed: its end, when it comes, is that of a reset.
     pub(super) source_is_broken: bool,
-    /// The other direction has ended: closing will say what a shutdown would.
+    /// The session is over with this end: closing will say what a shutdown would.
     pub(super) last_to_end: bool,
 }
 
@@ -199,7 +222,7 @@ impl Direction {
             self.is_blocked = false;
             match self.end {
                 End::Open => {}
-                End::Reset | End::Refused => return Poll::Ready(Ok(())),
+                End::Reset | End::Refused | End::Stopped => return Poll::Ready(Ok(())),
                 End::Clean => {
                     if !flow.last_to_end {
                         // It fails only on a stream that is dead; reading that one will tell.
@@ -223,6 +246,18 @@ impl Direction {
         self.held = Held::Nothing;
     }
 
+    /// Reads nothing more. What is held is still delivered.
+    pub(super) fn stop_reading(&mut self) {
+        if self.end == End::Open {
+            self.end = End::Stopped;
+        }
+    }
+
+    /// Whether it finished before its source had ended.
+    pub(super) fn was_stopped(&self) -> bool {
+        self.end == End::Stopped
+    }
+
     pub(super) fn was_refused(&self) -> bool {
         self.end == End::Refused
     }
@@ -244,8 +279,9 @@ impl Direction {
         sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
-        let Ok(fresh) = ready!(source.poll_read_fresh()) else {
-            return self.source_failed();
+        let fresh = match ready!(source.poll_read_fresh()) {
+            Ok(fresh) => fresh,
+            Err(error) => return self.source_failed(&error),
         };
         if fresh.is_empty() {
             self.source_ended(source, flow);
@@ -280,7 +316,7 @@ impl Direction {
                         flow.was_written(n, &flow.relayed.copy);
                         at += n;
                     }
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Sink)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(sink_failed(&error)),
                     Poll::Pending => {
                         self.held = Held::bytes(bytes[at..].to_vec());
                         return Poll::Pending;
@@ -302,8 +338,8 @@ impl Direction {
             return Poll::Ready(Ok(()));
         }
         // Before a pipe is taken: a direction that waits holds none.
-        if ready!(source.poll_readable()).is_err() {
-            return self.source_failed();
+        if let Err(error) = ready!(source.poll_readable()) {
+            return self.source_failed(&error);
         }
         let is_full = matches!(self.mode, Mode::Splice { full, .. } if full >= FULL_PIPES);
         let Some(mut pipe) = sys::pipe::take(flow.now, is_full) else {
@@ -335,14 +371,14 @@ impl Direction {
                 self.splice_was_refused(&e, flow);
                 Poll::Ready(Ok(()))
             }
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(&e),
             // Nothing there.
             Err(_) if !source.is_marked() => {
                 pipe.give_back();
                 source.found_nothing();
                 match ready!(source.poll_readable()) {
                     Ok(()) => Poll::Ready(Ok(())),
-                    Err(_) => self.source_failed(),
+                    Err(e) => self.source_failed(&e),
                 }
             }
             // The end, or a mark of TCP's urgent data, before which splicing stops as if it were the end or there were
@@ -366,7 +402,7 @@ impl Direction {
                             self.held = Held::Nothing;
                         }
                     }
-                    Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                    Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
                 // How it went is not known yet, and so far nothing depends on it.
                 Held::Later
@@ -389,11 +425,11 @@ impl Direction {
                             self.held = Held::Nothing;
                         }
                     }
-                    Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                    Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
                 Held::Piped(pipe) => {
-                    if ready!(sink.poll_writable()).is_err() {
-                        return Poll::Ready(Err(Broken::Sink));
+                    if let Err(error) = ready!(sink.poll_writable()) {
+                        return Poll::Ready(sink_failed(&error));
                     }
                     match sink.try_write(|fd| pipe.drain(fd)) {
                         Ok(n) if n > 0 => {
@@ -410,7 +446,8 @@ impl Direction {
                             self.splice_was_refused(&e, flow);
                             self.read_pipe_out(sink)?;
                         }
-                        Ok(_) | Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                        Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
+                        Err(e) => return Poll::Ready(sink_failed(&e)),
                     }
                 }
             }
@@ -427,8 +464,8 @@ impl Direction {
             return Ok(());
         };
         flow.was_not_written(left.bytes.len());
-        if left.error.is_some() {
-            return Err(Broken::Sink);
+        if let Some(error) = &left.error {
+            return sink_failed(error);
         }
         self.held = Held::bytes(left.bytes);
         Ok(())
@@ -440,7 +477,7 @@ impl Direction {
             let Ok(bytes) = pipe.into_bytes() else {
                 // A clean end would hide that bytes are missing.
                 sys::socket::reset_on_close(sink);
-                return Err(Broken::Sink);
+                return Err(Broken::Sink(Cause::Reset));
             };
             self.held = Held::bytes(bytes);
         }
@@ -471,14 +508,18 @@ impl Direction {
         };
     }
 
-    fn source_failed(&mut self) -> Poll<Result<(), Broken>> {
+    fn source_failed(&mut self, error: &io::Error) -> Poll<Result<(), Broken>> {
         self.end = End::Reset;
-        Poll::Ready(Err(Broken::Source))
+        Poll::Ready(Err(Broken::Source(Cause::of(error))))
     }
 }
 
-/// Whether a failed `splice` tells of the call, which a filter or the kernel refused, and not of the connection. A read or a
-/// write then works, or tells what is wrong with the connection.
+fn sink_failed(error: &io::Error) -> Result<(), Broken> {
+    Err(Broken::Sink(Cause::of(error)))
+}
+
+/// Whether a failed `splice` tells of the call, which a filter or the kernel refused, and not of
+/// the connection. A read or a write then works, or tells what is wrong with the connection.
 fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
     use io::ErrorKind as K;
     let is_about_connection = matches!(
@@ -497,7 +538,7 @@ fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
         error.raw_os_error(),
         Some(libc::EHOSTDOWN | libc::ENONET | libc::EPROTO | libc::ENOPROTOOPT | libc::EMSGSIZE)
     );
-    // A connection can end with an error of any number that an ICMP message stands for. The kernel tells it only once: a
-    // read after it would see a clean end.
-    !is_about_connection && !(stream.is_tcp() && sys::socket::is_dead(stream))
+    // A connection can end with an error of any number that an ICMP message stands for. The
+    // kernel tells it only once: a read after it would see a clean end.
+    !(is_about_connection || stream.is_tcp() && sys::socket::is_dead(stream))
 }

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Less than this is kept for the next burst.
 const WORTH: u64 = 8 << 20;
 
-/// The least that was ever resident, from the start on: what a process has by itself is not worth a look at the allocator.
+/// The least that was ever resident, from the start on: what a process has by itself is not worth
+/// a look at the allocator.
 static LEAST_RESIDENT: AtomicU64 = AtomicU64::new(u64::MAX);
-/// The least that was unused since memory was last given back: what was given back counts as unused as well.
+/// The least that was unused since memory was last given back: what was given back counts as
+/// unused as well.
 static LEAST_UNUSED: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Keeps glibc from raising its thresholds whenever a large block is freed, after which later large blocks would stay with the
-/// process for good. To be called before there are threads.
+/// Keeps glibc from raising its thresholds whenever a large block is freed, after which later
+/// large blocks would stay with the process for good. To be called before there are threads.
 pub fn prepare() {
     if let Some(resident) = resident() {
         LEAST_RESIDENT.fetch_min(resident, Relaxed);
@@ -22,7 +24,8 @@ pub fn prepare() {
             (libc::M_MMAP_THRESHOLD, 256 << 10),
             (libc::M_TRIM_THRESHOLD, 1 << 20),
         ] {
-            // SAFETY: it takes two integers and changes the allocator's own settings under its own lock.
+            // SAFETY: it takes two integers and changes the allocator's own settings under its
+            // own lock.
             unsafe {
                 libc::mallopt(setting, bytes);
             }
@@ -78,7 +81,8 @@ fn unused() -> u64 {
 fn trim() {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it takes an integer, locks what it changes, and touches only pages that hold no live block.
+        // SAFETY: it takes an integer, locks what it changes, and touches only pages that hold no
+        // live block.
         unsafe {
             libc::malloc_trim(0);
         }

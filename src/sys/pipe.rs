@@ -82,12 +82,14 @@ pub fn take(now: Instant, large: bool) -> Option<Pipe> {
         .or_else(|| LARGE_POOL.with_borrow_mut(|pool| pool.pipes.pop()))
 }
 
-/// Whether splicing was found to be forbidden to this process, by a seccomp filter or a security module.
+/// Whether splicing was found to be forbidden to this process, by a seccomp filter or a security
+/// module.
 pub fn is_forbidden() -> bool {
     FORBIDDEN.load(Relaxed)
 }
 
-/// Remembers that `call` was refused with `error`. Returns whether that means that it always will be.
+/// Remembers that `call` was refused with `error`. Returns whether that means that it always will
+/// be.
 pub fn note_refusal(call: &'static str, error: &io::Error) -> bool {
     let is_forbidden = matches!(
         error.raw_os_error(),

@@ -3,11 +3,10 @@
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    net::{SendFlags, connect_unspec, send},
+    net::{SendFlags, Shutdown, connect_unspec, send, shutdown},
 };
 use std::{
     io,
-    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
@@ -77,25 +76,163 @@ pub fn reset_on_close(socket: impl AsFd) {
     }
 }
 
-/// Whether the connection is known to be over for the kernel: nothing that was written will still be delivered.
+/// Whether the connection is known to be over for the kernel: nothing that was written will still
+/// be delivered.
 pub fn is_dead(socket: impl AsFd) -> bool {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `info`, to the address of `info`, and to
-    // `len` how many it wrote; both are live locals, and the descriptor is borrowed and so open.
+    tcp_info(socket).is_some_and(|info| info.state == TCP_CLOSE)
+}
+
+/// Ends both directions at once. What has arrived can still be read, up to a clean end.
+pub fn end_both(socket: impl AsFd) {
+    // It fails only where there is no connection any more.
+    let _ = shutdown(socket, Shutdown::Both);
+}
+
+/// A socket with bytes that its peer has not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// A number that changes when the peer acknowledges bytes.
+    pub progress: u64,
+    pub window: Window,
+    /// How long ago the peer last acknowledged anything, an empty probe included.
+    pub heard_before: Duration,
+}
+
+/// What the kernel waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// For an acknowledgement.
+    Open,
+    /// For room at the peer, which it asks for.
+    Probed { unanswered: u8 },
+    /// For an acknowledgement, of a peer that has no room any more.
+    Shrunk,
+}
+
+/// `None` where everything was acknowledged, or nothing is known.
+pub fn sending(socket: impl AsFd) -> Option<Sending> {
+    let Some(info) = tcp_info(&socket) else {
+        // A unix socket: what is not read yet counts.
+        let left = unacknowledged(&socket).ok().filter(|&left| left > 0)?;
+        return Some(Sending {
+            progress: left.into(),
+            window: Window::Probed { unanswered: 0 },
+            heard_before: Duration::ZERO,
+        });
+    };
+    let window = match (info.unacked, info.notsent_bytes) {
+        (0, 0) => return None,
+        (0, _) => Window::Probed {
+            unanswered: info.probes,
+        },
+        _ if info.snd_wnd == 0 => Window::Shrunk,
+        _ => Window::Open,
+    };
+    Some(Sending {
+        progress: info.bytes_acked,
+        window,
+        heard_before: Duration::from_millis(info.last_ack_recv.into()),
+    })
+}
+
+fn tcp_info(socket: impl AsFd) -> Option<TcpInfo> {
+    let mut info = TcpInfo {
+        // Where the kernel knows less: not a closed window.
+        snd_wnd: u32::MAX,
+        ..TcpInfo::default()
+    };
+    let mut len = size_of::<TcpInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `info`, to the address of
+    // `info`, all of whose fields are integers, and to `len` how many it wrote; both are live
+    // locals, and the descriptor is borrowed and so open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
+            (&raw mut info).cast(),
             &raw mut len,
         )
     };
-    // SAFETY: every field is an integer, for which the zeros that were there from the start are valid.
-    let info = unsafe { info.assume_init() };
-    result == 0 && info.tcpi_state == TCP_CLOSE
+    (result == 0).then_some(info)
+}
+
+/// The kernel's `struct tcp_info`, as far as it is needed here. Older kernels fill less of it.
+#[repr(C)]
+#[derive(Default)]
+struct TcpInfo {
+    state: u8,
+    _before_probes: [u8; 2],
+    /// Window probes that were not answered.
+    probes: u8,
+    _before_unacked: [u32; 5],
+    /// Segments.
+    unacked: u32,
+    _before_last_ack_recv: [u32; 7],
+    /// In milliseconds.
+    last_ack_recv: u32,
+    _before_bytes_acked: [u32; 15],
+    bytes_acked: u64,
+    _before_notsent: [u32; 4],
+    notsent_bytes: u32,
+    _before_snd_wnd: [u32; 20],
+    snd_wnd: u32,
 }
 
 /// From the kernel's list of TCP states.
 const TCP_CLOSE: u8 = 7;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{Read, Write},
+        mem::offset_of,
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    #[test]
+    fn fields_are_where_the_kernel_has_them() {
+        assert_eq!(offset_of!(TcpInfo, probes), 3);
+        assert_eq!(offset_of!(TcpInfo, unacked), 24);
+        assert_eq!(offset_of!(TcpInfo, last_ack_recv), 56);
+        assert_eq!(offset_of!(TcpInfo, bytes_acked), 120);
+        assert_eq!(offset_of!(TcpInfo, notsent_bytes), 144);
+        assert_eq!(offset_of!(TcpInfo, snd_wnd), 228);
+    }
+
+    #[test]
+    fn a_reader_that_pauses_is_told_from_one_that_reads() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let mut writer = TcpStream::connect(listener.local_addr().expect("bound")).expect("made");
+        let (mut reader, _) = listener.accept().expect("accepted");
+        assert_eq!(sending(&writer), None);
+        writer.set_nonblocking(true).expect("set");
+        let mut sent = 0;
+        while let Ok(n) = writer.write(&[0; 1 << 16]) {
+            sent += n;
+        }
+        let paused = until(|| {
+            sending(&writer).filter(|sending| matches!(sending.window, Window::Probed { .. }))
+        });
+        let mut got = vec![0; sent];
+        reader.read_exact(&mut got).expect("read");
+        until(|| sending(&writer).is_none().then_some(()));
+        writer.write_all(b"more").expect("written");
+        let info = tcp_info(&writer).expect("of TCP");
+        assert!(info.bytes_acked > paused.progress, "{}", info.bytes_acked);
+        assert!(!is_dead(&writer));
+    }
+
+    fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(Instant::now() < end, "it does not come to that");
+            std::thread::yield_now();
+        }
+    }
+}

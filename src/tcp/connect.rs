@@ -195,16 +195,15 @@ fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Insta
     })
 }
 
-/// A session was reset before anything had come from its backend.
-pub(super) fn reset_unanswered(service: &Service, backend: &Arc<Backend>) {
+/// A session was reset, or its backend's host was lost, before anything had come from the backend.
+pub(super) fn failed_unanswered(service: &Service, backend: &Arc<Backend>, error: ConnectError) {
     if service.pool.fail_on_reset {
-        blame(
-            &service.pool,
-            &service.process.journal,
-            backend,
-            "reset",
-            "the session was reset before the first byte of an answer",
-        );
+        let what = match error {
+            ConnectError::Timeout => "the session timed out before the first byte of an answer",
+            _ => "the session was reset before the first byte of an answer",
+        };
+        let journal = &service.process.journal;
+        blame(&service.pool, journal, backend, error.word(), what);
     }
 }
 

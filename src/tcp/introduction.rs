@@ -128,7 +128,8 @@ async fn read(
     let mut bytes = Vec::new();
     loop {
         let so_far = bytes.len();
-        // No more than it may need: doubling would keep twice the longest header for each client that does not end it.
+        // No more than it may need: doubling would keep twice the longest header for each client
+        // that does not end it.
         bytes.reserve_exact(READ.max(so_far / 4));
         bytes.resize(so_far + READ, 0);
         let n = poll_fn(|cx| {

@@ -8,8 +8,8 @@ use crate::{
     access, access_log,
     backend::Backend,
     net::Stream,
-    reason::{CloseReason, RejectReason},
-    relay::{self, Tally},
+    reason::{CloseReason, ConnectError, RejectReason},
+    relay::{self, Last, Outcome, Tally},
     service::{Service, Slot, seconds},
     sessions::{Listed, Session},
     sys,
@@ -35,6 +35,7 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
         if service.process.access_log.is_none() {
             attempts = Vec::new();
         }
+        let mut last_for_client = Last::Nothing;
         // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
         let end = match &mut opened {
             Err(NotOpened::TurnedAway(reason)) => {
@@ -66,18 +67,19 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                     listener: service.metrics.counts.mine(),
                     backend: backend.metrics.counts.mine(),
                     relayed: service.process.metrics.relayed.mine(),
+                    is_stopping: service.process.sessions.is_stopping(),
                 };
                 let plan = &service.plan;
                 let outcome = relay::relay(&client, &mut connected.reached, plan, &tally).await;
                 let reached = &connected.reached.stream;
-                if let Some(reset) =
-                    relay::reset_to_pass_on(&outcome, &client, reached, plan, &tally)
-                {
-                    reset.await;
+                let last = outcome.last_for_backend();
+                if let Some(ending) = relay::end(last, reached, plan, &session) {
+                    ending.await;
                 }
-                if outcome.reason == CloseReason::BackendReset && outcome.first_byte.is_none() {
-                    connect::reset_unanswered(service, backend);
+                if let Some(result) = unanswered(&outcome) {
+                    connect::failed_unanswered(service, backend, result);
                 }
+                last_for_client = outcome.last_for_client();
                 End {
                     reason: outcome.reason,
                     backend: Some(Arc::clone(backend)),
@@ -87,11 +89,20 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 }
             }
         };
-        // Every limit makes room before the peers can know that the session is over and come back.
-        let reached = opened.ok().map(|connected| connected.reached);
+        // A place at the backend is free when the connection there is closed: the backend never
+        // has more than it may have. It does not wait for a client that reads slowly.
+        if let Ok(Connected { reached, lease, .. }) = opened {
+            drop(reached);
+            drop(lease);
+            session.set_backend(0);
+        }
+        if let Some(ending) = relay::end(last_for_client, &client, &slot.service().plan, &session) {
+            ending.await;
+        }
+        // Every limit makes room before the client can know that the session is over and come back.
         let session = session.give_back();
         let service = slot.give_back();
-        drop((client, reached));
+        drop(client);
         let duration = began.elapsed();
         if end.reason == CloseReason::UntrustedHeader {
             service.log_unserved(end.reason, &session.peer, None, Instant::now());
@@ -118,6 +129,16 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 ..service.record(peer, proxied, end.reason.word(), duration)
             });
         }
+    }
+}
+
+/// How a session failed that its backend had not answered with a byte.
+fn unanswered(outcome: &Outcome) -> Option<ConnectError> {
+    match outcome.reason {
+        _ if outcome.first_byte.is_some() => None,
+        CloseReason::BackendReset => Some(ConnectError::Reset),
+        CloseReason::BackendTimedOut => Some(ConnectError::Timeout),
+        _ => None,
     }
 }
 

@@ -537,6 +537,7 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
         connect_timeout: seconds(5),
         idle_timeout: Some(idle.max(Duration::from_millis(1))),
         half_close_timeout: Some(seconds(60)),
+        half_close: true,
         accept_proxy: listener.accept_proxy.map(|accept| AcceptProxy {
             timeout: seconds(3),
             ..accept
@@ -549,7 +550,7 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
                 interval: seconds(10),
                 count: 3,
             }),
-            user_timeout: None,
+            user_timeout: Some(seconds(90)),
         },
         ..listener
     }
@@ -558,14 +559,17 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
 fn listener() -> impl Strategy<Value = Listener> {
     let times = (long(), option::of(long()), option::of(long()));
     let socket = (
-        any::<bool>(),
+        (any::<bool>(), any::<bool>()),
         option::of(keepalive()),
         option::of(time(1..=i32::MAX as u64)),
     )
-        .prop_map(|(nodelay, keepalive, user_timeout)| SocketOptions {
-            nodelay,
-            keepalive,
-            user_timeout,
+        .prop_map(|((nodelay, half_close), keepalive, user_timeout)| {
+            let socket = SocketOptions {
+                nodelay,
+                keepalive,
+                user_timeout,
+            };
+            (socket, half_close)
         });
     let numbers = (0..=1000u32, 0..=1_000_000_000u64, 1..=65_535u32);
     (
@@ -583,7 +587,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
                 (access, accept_proxy),
-                (socket, udp),
+                ((socket, half_close), udp),
             )| {
                 let bind = binds
                     .into_iter()
@@ -602,6 +606,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                     connect_timeout,
                     idle_timeout,
                     half_close_timeout,
+                    half_close,
                     retries,
                     max_connections,
                     access,

@@ -10,14 +10,15 @@ use crate::{
         poll, ports,
         proc::{command, run_ok},
         secs,
-        server::{Server, ask_many, list, named},
+        server::{Server, ask_many, list, listen, named},
         tembuku::Tembuku,
         wait_until,
     },
 };
 use std::{
-    io::Read,
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    io::{Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
@@ -281,6 +282,65 @@ fn one_place_is_enough_for_one_client_after_another() {
         });
         assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
     }
+}
+
+/// Accepts in one thread, says its name and ends its side; returns the most connections whose end
+/// it had not seen when another one came. On loopback an end has arrived when `close` returns.
+fn count_open(listener: &TcpListener, clients: usize) -> usize {
+    let (mut open, mut most): (Vec<TcpStream>, usize) = (Vec::new(), 0);
+    for _ in 0..clients {
+        let (mut stream, _) = listener.accept().unwrap();
+        open.retain(|stream| {
+            let peeked = stream.peek(&mut [0]);
+            matches!(peeked, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        });
+        stream.write_all(b"b1\n").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        open.push(stream);
+        most = most.max(open.len());
+    }
+    most
+}
+
+/// Closing takes its time here, so that whatever comes before it can be seen.
+#[test]
+fn a_backend_never_has_more_than_its_max_connections() {
+    const CLIENTS: usize = 150;
+    let listener = listen(ports::free_addr());
+    let backend = listener.local_addr().unwrap();
+    let counting = std::thread::spawn(move || count_open(&listener, CLIENTS));
+    let front = ports::free_addr();
+    let _tembuku = Tembuku::start_under(
+        "strace -D -f -q -o /dev/null -e inject=close:delay_enter=3000",
+        &format!(
+            "[process]\nworkers = 2\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [{{ address = \"{backend}\", max_connections = 2 }}]\n"
+        ),
+    );
+    let served = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for n in 0..6 {
+            let served = &served;
+            scope.spawn(move || {
+                while served.load(SeqCst) < CLIENTS {
+                    let Ok(mut client) = connect(front) else {
+                        continue;
+                    };
+                    let (heard, _) = read_all(&mut client);
+                    if heard == b"b1\n" {
+                        served.fetch_add(1, SeqCst);
+                    }
+                    // In either way a session can end for the client.
+                    match n % 2 {
+                        0 => drop(client),
+                        _ => reset(client),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(counting.join().unwrap(), 2);
 }
 
 /// The soft limit is only where a process starts from: it raises it before it opens its sockets.

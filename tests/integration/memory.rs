@@ -43,7 +43,8 @@ fn long_headers_of_many_clients() {
     let mut staying = Vec::new();
     let clients: Vec<TcpStream> = (0..CLIENTS)
         .map(|n| {
-            // Sessions that stay: what lies beside theirs cannot be given back by moving the end of the heap.
+            // Sessions that stay: what lies beside theirs cannot be given back by moving the end
+            // of the heap.
             if n % 20 == 0 {
                 let mut client = connect(front).unwrap();
                 client.write_all(b"PROXY UNKNOWN\r\n").unwrap();

@@ -1,4 +1,5 @@
-//! System calls that a seccomp filter refuses, as systemd's SystemCallFilter does. `strace` stands in for the filter.
+//! System calls that a seccomp filter refuses, as systemd's SystemCallFilter does. `strace`
+//! stands in for the filter.
 
 use crate::{
     bulk::cpu_over_a_second,
@@ -223,7 +224,8 @@ fn timers_may_be_forbidden() {
     }
 }
 
-/// What could be the error of one connection, and comes again and again, does not keep a processor busy.
+/// What could be the error of one connection, and comes again and again, does not keep a
+/// processor busy.
 #[test]
 fn accepting_may_be_forbidden_for_a_while() {
     let server = Server::named("b1");
