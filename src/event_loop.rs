@@ -114,7 +114,7 @@ impl EventLoop {
         let data = epoll::EventData::new_u64(BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::new();
+        let alarm = Alarm::create();
         if let Some(timer) = alarm.fd() {
             let data = epoll::EventData::new_u64(ALARM);
             epoll::add(&epoll, timer, data, edges)?;

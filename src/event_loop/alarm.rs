@@ -23,7 +23,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    pub fn new() -> Self {
+    pub fn create() -> Self {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags);
         Self {

@@ -113,7 +113,7 @@ impl Engine {
         let data = epoll::EventData::new_u64(Token::BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::new();
+        let alarm = Alarm::create();
         if let Some(timer) = alarm.fd() {
             let data = epoll::EventData::new_u64(Token::ALARM);
             epoll::add(&epoll, timer, data, edges)?;
