@@ -282,8 +282,10 @@ fn datagrams_are_counted_where_there_are_any() {
             "tcp",
             &[
                 "backend_reset",
+                "backend_timed_out",
                 "client_left",
                 "client_reset",
+                "client_timed_out",
                 "half_close_timeout",
                 "untrusted_proxy_header",
             ],
