@@ -161,11 +161,20 @@ pub fn now() -> Instant {
     here(|core| core.now.get())
 }
 
+/// Milliseconds of this event loop up to that time, rounded up.
+pub fn millis(at: Instant) -> u64 {
+    here(|core| core.ms(at, true))
+}
+
 /// Polls this task again at that time, if nothing else does it before. A task has one such time: the earliest that was named
 /// in the last poll in which any was, for one wait may be within another.
 pub fn wake_at(at: Instant) {
+    wake_at_millis(millis(at));
+}
+
+/// The same with a time in [`millis`].
+pub fn wake_at_millis(due: u64) {
     here(|core| {
-        let due = core.ms(at, true);
         if core.named.get().is_some_and(|earlier| earlier <= due) {
             return;
         }

@@ -28,7 +28,6 @@ use direction::{Broken, Cause, Direction, Flow};
 use std::{
     cell::Cell,
     pin::Pin,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -39,8 +38,6 @@ pub struct Tally<'a> {
     pub listener: &'a ListenerCounts,
     pub backend: &'a BackendCounts,
     pub relayed: &'a RelayCounts,
-    /// Whether the process is to stop: a session that waits for nothing much then ends.
-    pub is_stopping: &'a AtomicBool,
 }
 
 /// A backend that was reached.
@@ -89,6 +86,8 @@ enum Side {
     Backend,
 }
 
+/// As a time of the event loop.
+const NEVER: u64 = u64::MAX;
 /// At a stop, a session with one side finished may be silent for so long.
 const STOP_SILENCE: Duration = Duration::from_secs(1);
 /// While data waits for a peer at the end of a limit, it is looked at so many times within
@@ -122,9 +121,9 @@ pub fn relay<'a>(
         broken: None,
         begun: false,
         last_activity: event_loop::now(),
-        look_at: None,
+        look_at: NEVER,
         delivery: None,
-        armed: None,
+        armed: NEVER,
         has_settled: plan.socket.keepalive.is_none(),
         answer: Answer::Awaited(awaiting),
     }
@@ -167,12 +166,12 @@ pub struct Relay<'a> {
     broken: Option<(Side, Cause)>,
     begun: bool,
     last_activity: Instant,
-    /// When both sockets are to be looked at for what was not delivered; `None` while nothing has
-    /// moved since the last look.
-    look_at: Option<Instant>,
+    /// When both sockets are to be looked at for what was not delivered, in milliseconds of the
+    /// event loop; `NEVER` while nothing has moved since the last look.
+    look_at: u64,
     delivery: Option<Box<Delivery>>,
-    /// When this is to be polled anyway.
-    armed: Option<Instant>,
+    /// When this is to be polled anyway, in milliseconds of the event loop.
+    armed: u64,
     has_settled: bool,
     answer: Answer,
 }
@@ -254,9 +253,9 @@ impl<'a> Relay<'a> {
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
             self.last_activity = now;
             if let Some(interval) = self.look_interval()
-                && self.look_at.is_none()
+                && self.look_at == NEVER
             {
-                self.look_at = Some(now + interval);
+                self.look_at = event_loop::millis(now + interval);
             }
         }
         self.watch_silence(now)
@@ -370,7 +369,7 @@ impl<'a> Relay<'a> {
         // for `idle_timeout`.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
         let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
-        let is_stopping = half_closed && self.tally.is_stopping.load(Relaxed);
+        let is_stopping = half_closed && self.tally.session.is_stopping();
         let stop = is_stopping.then(|| (silent_since + STOP_SILENCE, CloseReason::Drained));
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
         let half_close = half_close.map(|l| (silent_since + l, CloseReason::HalfCloseTimeout));
@@ -383,7 +382,8 @@ impl<'a> Relay<'a> {
     fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let mut deadline = self.deadline();
         let is_over = |deadline: Option<(Instant, _)>| deadline.is_some_and(|(at, _)| now >= at);
-        if is_over(deadline) || self.look_at.is_some_and(|at| now >= at) {
+        let now_millis = event_loop::millis(now);
+        if is_over(deadline) || now_millis >= self.look_at {
             let look = self.look(deadline.filter(|_| is_over(deadline)), now);
             deadline = self.deadline();
             if let Some((at, reason)) = deadline
@@ -397,16 +397,17 @@ impl<'a> Relay<'a> {
         // then, so that a busy session does not touch it at every turn. What brings the deadline
         // nearer sets it.
         let later = deadline.map(|(at, _)| at).filter(|at| *at > now);
-        let settling = (!self.has_settled && self.armed.is_none()).then(|| now + SETTLED);
-        let has_rung = self.armed.is_some_and(|at| now >= at);
+        let settling = (!self.has_settled && self.armed == NEVER).then(|| now + SETTLED);
+        let has_rung = now_millis >= self.armed;
         if has_rung {
             self.settle();
         }
-        let ring = later.into_iter().chain(self.look_at).chain(settling).min();
-        if has_rung || self.armed.is_none() || self.armed > ring.or(self.armed) {
+        let ring = later.into_iter().chain(settling).min();
+        let ring = ring.map_or(NEVER, event_loop::millis).min(self.look_at);
+        if has_rung || ring < self.armed {
             self.armed = ring;
-            if let Some(at) = ring {
-                event_loop::wake_at(at);
+            if ring < NEVER {
+                event_loop::wake_at_millis(ring);
             }
         }
         Poll::Pending
@@ -443,7 +444,7 @@ impl<'a> Relay<'a> {
         self.look_at = is_pending
             .then(|| soon.into_iter().chain(self.look_interval()).min())
             .flatten()
-            .map(|interval| now + interval);
+            .map_or(NEVER, |interval| event_loop::millis(now + interval));
         if is_pending || delivery.pending_at.is_some() {
             self.delivery = Some(delivery);
         }

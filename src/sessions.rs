@@ -24,6 +24,8 @@ pub struct Session {
     pub server_port: Option<u16>,
     /// Which of the budgets it is counted in.
     is_flow: bool,
+    /// The process is to stop: a session that waits for nothing much then ends.
+    is_stopping: AtomicBool,
     /// Whom a PROXY protocol header named. In a box: most sessions have none.
     proxied: OnceLock<Box<Client>>,
     /// Bytes from the client.
@@ -111,6 +113,10 @@ impl Session {
             0 => None,
             n => CloseReason::ALL.get(usize::from(n) - 1).copied(),
         }
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
     }
 
     /// Wherever it is.
@@ -255,6 +261,7 @@ impl Sessions {
             peer,
             server_port,
             is_flow,
+            is_stopping: AtomicBool::new(false),
             proxied: OnceLock::new(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
@@ -263,6 +270,10 @@ impl Sessions {
         });
         let table = Arc::clone(self.tables.mine());
         lock(&table).insert(id, Arc::clone(&session));
+        // After it is on the list: a stop finds it there, or has been noted before.
+        if self.is_stopping.load(Ordering::Relaxed) {
+            session.is_stopping.store(true, Ordering::Relaxed);
+        }
         Some(Listed {
             sessions: Arc::clone(self),
             table,
@@ -309,13 +320,10 @@ impl Sessions {
         for table in self.tables.all() {
             let sessions: Vec<Arc<Session>> = lock(table).values().cloned().collect();
             for session in sessions.iter().filter(|session| !session.is_flow) {
+                session.is_stopping.store(true, Ordering::Relaxed);
                 session.wake();
             }
         }
-    }
-
-    pub fn is_stopping(&self) -> &AtomicBool {
-        &self.is_stopping
     }
 
     /// Tells every session to end, and returns how many were told.

@@ -67,7 +67,6 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                     listener: service.metrics.counts.mine(),
                     backend: backend.metrics.counts.mine(),
                     relayed: service.process.metrics.relayed.mine(),
-                    is_stopping: service.process.sessions.is_stopping(),
                 };
                 let plan = &service.plan;
                 let outcome = relay::relay(&client, &mut connected.reached, plan, &tally).await;
