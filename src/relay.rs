@@ -386,9 +386,13 @@ impl<'a> Relay<'a> {
         if is_over(deadline) || now_millis >= self.look_at {
             let look = self.look(deadline.filter(|_| is_over(deadline)), now);
             deadline = self.deadline();
+            // A peer that acknowledges bytes now and then is not idle.
+            let is_delivering = look.stalled_since.is_some_and(|since| {
+                (self.plan.idle_timeout).is_some_and(|limit| now < since + limit)
+            });
             if let Some((at, reason)) = deadline
                 && now >= at
-                && !(look.is_waiting && look.is_first)
+                && !is_delivering
             {
                 return Poll::Ready(reason);
             }
@@ -413,8 +417,10 @@ impl<'a> Relay<'a> {
         Poll::Pending
     }
 
+    /// From a move of bytes to the look at their delivery, and between two looks.
     fn look_interval(&self) -> Option<Duration> {
-        let limit = self.plan.socket.user_timeout?;
+        let limits = [self.plan.socket.user_timeout, self.plan.idle_timeout];
+        let limit = limits.into_iter().flatten().min()?;
         Some((limit / 4).clamp(LOOK_LEAST, LOOK_MOST))
     }
 

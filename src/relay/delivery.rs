@@ -39,8 +39,9 @@ pub(super) struct Look {
     pub(super) is_waiting: bool,
     /// Bytes were acknowledged since the look before.
     pub(super) has_progressed: bool,
-    /// There was nothing to compare this look with.
-    pub(super) is_first: bool,
+    /// When a peer that data waits for was first seen at what it has acknowledged now; of two peers
+    /// the later time.
+    pub(super) stalled_since: Option<Instant>,
     pub(super) client_is_lost: bool,
     pub(super) backend_is_lost: bool,
 }
@@ -93,11 +94,12 @@ impl Look {
         let progress = sending.progress;
         match seen {
             Some(before) if before.progress == progress => {
+                self.stalled_since = self.stalled_since.max(Some(before.since));
                 let waited = now.saturating_duration_since(before.since);
                 limit.is_some_and(|limit| waited >= limit && !is_paused(&sending, limit))
             }
             _ => {
-                self.is_first |= seen.is_none();
+                self.stalled_since = Some(now);
                 self.has_progressed |= seen.is_some();
                 *seen = Some(Undelivered {
                     progress,
@@ -171,12 +173,13 @@ mod tests {
         let mut look = |sending| {
             let mut look = Look::default();
             look.add(&mut seen, sending, None, now);
-            (look.is_waiting, look.is_first, look.has_progressed)
+            (look.is_waiting, look.stalled_since, look.has_progressed)
         };
-        assert_eq!(look(sending(1, Window::Open, 0)), (true, true, false));
-        assert_eq!(look(sending(1, Window::Open, 0)), (true, false, false));
-        assert_eq!(look(sending(2, Window::Open, 0)), (true, false, true));
-        assert_eq!(look(None), (false, false, true));
-        assert_eq!(look(None), (false, false, false));
+        let since = Some(now);
+        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(look(sending(2, Window::Open, 0)), (true, since, true));
+        assert_eq!(look(None), (false, None, true));
+        assert_eq!(look(None), (false, None, false));
     }
 }

@@ -117,10 +117,10 @@ fn a_backend_that_half_closed_may_pause_reading() {
 /// What is only in the kernel's buffers counts as well: here all of it is.
 #[test]
 fn a_session_is_not_idle_while_the_kernel_delivers() {
-    const ANSWER: usize = 200_000;
+    const ANSWER: usize = 300_000;
     let (server, streams) = held();
-    let (_tembuku, front) = front_of(server.addr, "idle_timeout = \"1s\"");
-    let mut client = connect_with(front, None, 4096, 0).unwrap();
+    let (_tembuku, front) = front_of(server.addr, "idle_timeout = \"2s\"");
+    let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
     let mut backend = next(&streams);
     backend.write_all(&bytes(ANSWER)).unwrap();
     wait_delivered(&backend).unwrap();
