@@ -70,10 +70,15 @@ words! {
     /// What state a backend is in.
     BackendState {
         Up = "up",
-        /// By the configuration, for want of an address, or by its check.
+        /// For want of an address, or by its check.
         Down = "down",
-        /// By connects that failed.
+        /// Its connects failed, and `fail_timeout` has not passed.
         Failed = "failed",
+        /// Its connects failed and `fail_timeout` has passed: the next session tries it. It comes by
+        /// time alone, so that it is seen where states are shown, and not counted as a change.
+        Unproven = "unproven",
+        /// By `down = true` in the configuration.
+        Disabled = "disabled",
         /// Alive and well, in the other role than the one asked for.
         Standby = "standby",
         /// Alive, and not what is asked for: a primary that another one has superseded, a server of another role that is not

@@ -15,7 +15,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #d8e0e4}
 th{font-weight:600;color:#5a6b75}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.up{color:#0a7a45}.standby{color:#33658a}.failed,.wrong_role,.doubtful{color:#b3261e;font-weight:600}.down,.lagging,.drained,.maintenance{color:#8a6d00}
+.up{color:#0a7a45}.standby{color:#33658a}.failed,.wrong_role,.doubtful{color:#b3261e;font-weight:600}.unproven,.disabled,.down,.lagging,.drained,.maintenance{color:#8a6d00}
 </style></head><body>
 "#;
 

@@ -209,7 +209,9 @@ const FAMILIES: &[(Family, Write)] = &[
         "Changes of the backend's state, by the state entered.",
         |f, out| {
             backends(f, |b| {
-                for &to in BackendState::ALL {
+                // That one comes by time alone.
+                let entered = BackendState::ALL.iter().copied();
+                for to in entered.filter(|to| *to != BackendState::Unproven) {
                     let n = b.metrics.transitions[to as usize].get();
                     out.add_with(&b.metrics.labels, ("to", to.word()), n);
                 }

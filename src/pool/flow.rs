@@ -66,12 +66,12 @@ impl Pool {
 /// Why nothing new is to go to this one.
 fn reason(member: &Member, single: bool) -> Option<CloseReason> {
     match member.state() {
-        BackendState::Failed if single => None,
-        BackendState::Failed => Some(CloseReason::BackendDown),
+        BackendState::Failed | BackendState::Unproven if single => None,
+        BackendState::Failed | BackendState::Unproven => Some(CloseReason::BackendDown),
         BackendState::Drained | BackendState::Maintenance => Some(CloseReason::BackendDrained),
         // Used whatever its checks say.
         _ if member.open && !member.down => None,
-        BackendState::Down => Some(CloseReason::BackendDown),
+        BackendState::Down | BackendState::Disabled => Some(CloseReason::BackendDown),
         BackendState::WrongRole | BackendState::Standby => Some(CloseReason::RoleLost),
         BackendState::Lagging => Some(CloseReason::Lagging),
         // It may be right, or is only silent: who is there stays.

@@ -276,9 +276,10 @@ impl Member {
         (Arc::clone(&self.backend), self.state())
     }
 
+    /// Without what time alone changes: a failed one stays so until it is proven to be back.
     pub(super) fn state(&self) -> BackendState {
         self.wished.wish.state().unwrap_or(match self.verdict {
-            _ if self.down => BackendState::Down,
+            _ if self.down => BackendState::Disabled,
             Verdict::Up if self.is_failed() => BackendState::Failed,
             verdict => verdict.state(),
         })

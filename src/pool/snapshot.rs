@@ -22,6 +22,7 @@ pub struct Snapshot {
     pub why: String,
     /// How long ago the last failure was.
     pub last_failure: Option<Instant>,
+    /// Whether it takes sessions now, and nothing says that it might not serve them.
     pub available: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
     pub average_time: Option<f64>,
@@ -49,16 +50,19 @@ impl Pool {
         }
         let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
             let members = std::mem::take(&mut members[index]);
-            let available = members.iter().any(|m| m.share(single, now) > 0);
-            // Until a connect succeeds; that it may be tried again is what `available` says.
+            let can_take = members.iter().any(|m| m.share(single, now) > 0);
+            // Until a connect succeeds. That it may be tried again proves nothing.
             let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
+            let is_proven = |m: &&Member| single || !m.is_failed();
+            let mut proven = members.iter().filter(|m| is_proven(m));
+            let available = proven.any(|m| m.share(single, now) > 0);
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
-            use BackendState::{Down, Failed, Up};
+            use BackendState::{Disabled, Down, Failed, Unproven, Up};
             let wished = inner.wishes.get(index).copied().unwrap_or_default();
             let (state, why) = if let Some(state) = wished.wish.state() {
                 (state, wish::why(wished.wish, &members, failed))
             } else if plan.down {
-                (Down, "the configuration says so".to_owned())
+                (Disabled, "the configuration says so".to_owned())
             } else if members.is_empty() {
                 (Down, "its name does not resolve".to_owned())
             } else if let Some((state, why)) = judged(&members) {
@@ -69,13 +73,16 @@ impl Pool {
             } else if let Some(why) = silent(&members, now) {
                 (Up, why)
             } else if failed {
-                (Failed, {
-                    let next = if available { "; to be tried again" } else { "" };
-                    format!("{fails} failed connects{next}")
-                })
+                match can_take {
+                    true => (
+                        Unproven,
+                        format!("{fails} failed connects; the next session tries it again"),
+                    ),
+                    false => (Failed, format!("{fails} failed connects")),
+                }
             } else if plan.weight == 0 {
                 (Up, "weight 0: takes nothing new".to_owned())
-            } else if !available {
+            } else if !can_take {
                 (Up, "full: max_connections is reached".to_owned())
             } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
                 (Up, format!("slow start: {percent} % of its weight"))

@@ -588,9 +588,10 @@ fn a_black_hole_that_refuses_at_last_ends_the_wait() {
     );
 }
 
-/// What the gauge says agrees with the transitions that are counted: time alone brings nobody back.
+/// What the gauges say agrees with the transitions that are counted: time alone brings no backend
+/// back, it only says that the next session tries it.
 #[test]
-fn a_failed_backend_stays_failed_until_a_connect_succeeds() {
+fn a_failed_backend_is_not_up_until_a_connect_succeeds() {
     let (addr, server) = (refusing(), named(1));
     let setup = setup(
         "",
@@ -611,16 +612,20 @@ fn a_failed_backend_stays_failed_until_a_connect_succeeds() {
     assert!(is("up"));
     assert_eq!(ask(setup.front).unwrap(), "b1");
     assert!(is("failed"));
+    let available = || setup.tembuku.metric("upstream_available_backends", &[]);
     // Longer than fail_timeout without a client, then three probes that fail.
     let failed = Instant::now();
     while failed.elapsed() < millis(1_200) {
-        assert!(is("failed"), "not any more after {:?}", failed.elapsed());
+        assert!(is("failed") || is("unproven"), "{:?}", failed.elapsed());
+        assert_eq!(available(), 1.0);
         std::thread::sleep(millis(20)); // the pace of the looking
     }
+    assert!(is("unproven"));
     let errors = || setup.tembuku.metric("backend_connect_errors_total", &[]);
     wait_until("three probes", secs(20), || {
         assert_eq!(ask(setup.front).unwrap(), "b1");
-        assert!(is("failed"), "not any more after {} errors", errors());
+        assert!(is("failed") || is("unproven"), "{} errors", errors());
+        assert_eq!(available(), 1.0);
         errors() >= 4.0
     });
     assert_eq!((transitions("failed"), transitions("up")), (1.0, 0.0));
@@ -630,4 +635,64 @@ fn a_failed_backend_stays_failed_until_a_connect_succeeds() {
     });
     assert!(is("up"));
     assert_eq!((transitions("failed"), transitions("up")), (1.0, 1.0));
+}
+
+/// A backup that failed once is not called failed for ever, and while every backend waits to be
+/// tried the listener is ready: otherwise no session would ever come to try one.
+#[test]
+fn a_backend_that_waits_to_be_tried_is_unproven() {
+    let (one, backup) = (refusing(), refusing());
+    let setup = setup(
+        "",
+        &[
+            with(one, "fail_timeout = \"300ms\""),
+            with(backup, "fail_timeout = \"300ms\", backup = true"),
+        ],
+    );
+    let tembuku = &setup.tembuku;
+    let state = |addr: SocketAddr| {
+        let status: serde_json::Value =
+            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let backends = status["upstreams"][0]["backends"].as_array().unwrap();
+        let is_it = |b: &&serde_json::Value| b["address"] == addr.to_string();
+        let backend = backends.iter().find(is_it).unwrap();
+        (backend["state"].clone(), backend["available"].clone())
+    };
+    assert!(ask(setup.front).is_err());
+    wait_until("both may be tried again", secs(10), || {
+        [one, backup].map(state)
+            == [
+                ("unproven".into(), false.into()),
+                ("unproven".into(), false.into()),
+            ]
+    });
+    assert_eq!(tembuku.metric("upstream_available_backends", &[]), 0.0);
+    let unproven = [("state", "unproven")];
+    assert_eq!(tembuku.metric("backend_state", &unproven), 2.0);
+    assert_eq!(tembuku.get("/readyz").status, 200);
+    // It comes by time, so it is not among the changes.
+    assert!(!tembuku.metrics().text.contains("to=\"unproven\""));
+    let _back = Server::named_on("back", &[one]);
+    assert_eq!(ask(setup.front).unwrap(), "back");
+    assert_eq!(state(one), ("up".into(), true.into()));
+    assert_eq!(state(backup), ("unproven".into(), false.into()));
+    assert_eq!(tembuku.metric("upstream_available_backends", &[]), 1.0);
+}
+
+#[test]
+fn a_backend_that_the_file_turns_off_is_disabled() {
+    let server = named(2);
+    let setup = setup(
+        "",
+        &[plain(server[0].addr), with(server[1].addr, "down = true")],
+    );
+    let states = |state: &str| setup.tembuku.metric("backend_state", &[("state", state)]);
+    assert_eq!(
+        [states("up"), states("disabled"), states("down")],
+        [1.0, 1.0, 0.0]
+    );
+    assert_eq!(
+        setup.tembuku.metric("upstream_available_backends", &[]),
+        1.0
+    );
 }
