@@ -5,6 +5,7 @@
 //! addresses, and to one thread: their order is kept.
 
 mod batch;
+mod batch_size;
 mod bell;
 mod elsewhere;
 mod flow;

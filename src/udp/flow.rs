@@ -1,6 +1,6 @@
 //! One flow: its socket towards a backend, and what it has carried.
 
-use super::{per_source, sockets::Leave, table::Key};
+use super::{batch_size::BatchSize, per_source, sockets::Leave, table::Key};
 use crate::{
     access_log,
     backend::{Backend, Lease},
@@ -56,6 +56,7 @@ pub(super) struct Flow {
     pub(super) coalesces: bool,
     /// Calls in a row that failed to receive from the backend without a report of the network.
     pub(super) receive_failures: u8,
+    pub(super) batch_size: BatchSize,
     /// What few flows have.
     pub(super) rare: Option<Box<Rare>>,
 }

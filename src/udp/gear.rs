@@ -49,6 +49,8 @@ pub(super) struct Gear {
     pub(super) now: Instant,
     /// Since `began`, in milliseconds.
     pub(super) ms: u64,
+    /// Counts the turns of the event loop.
+    pub(super) turn: u32,
 }
 
 /// Bytes in an inbox that go together.

@@ -12,6 +12,7 @@ pub(super) use replies::send_back;
 use super::{
     Binding, Elsewhere, OwnAddresses, PerSource, Port,
     batch::Piece,
+    batch_size::BatchSize,
     elsewhere::Here,
     flow::Flow,
     gear::{Gear, empty},
@@ -86,6 +87,7 @@ struct Open {
     is_wildcard: bool,
     /// What the kernel has dropped, as far as it was counted.
     dropped: u32,
+    batch_size: BatchSize,
     failures: Failures,
     /// When to receive again, in milliseconds, after a failure. Until then the event loop does not
     /// wait for it.
@@ -141,6 +143,7 @@ impl Listener {
             ports.push(Open {
                 is_wildcard: port.address.ip().is_unspecified(),
                 dropped: 0,
+                batch_size: BatchSize::ONE,
                 failures: Failures::default(),
                 resume: None,
                 port,

@@ -135,6 +135,7 @@ impl Engine {
                 began,
                 now: began,
                 ms: 0,
+                turn: 0,
             },
             listeners: Vec::new(),
             looked: 0,
@@ -157,6 +158,7 @@ impl Engine {
         self.gear.now = Instant::now();
         let passed = self.gear.now.saturating_duration_since(self.gear.began);
         self.gear.ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        self.gear.turn = self.gear.turn.wrapping_add(1);
         let mut rung = false;
         for event in events {
             match Token::of(event.data.u64()) {

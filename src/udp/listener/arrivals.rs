@@ -29,11 +29,13 @@ impl Listener {
 
     /// Whether there may be more.
     pub(super) fn receive_some(&mut self, gear: &mut Gear, port: u16) -> bool {
-        let open = &self.ports[usize::from(port)];
+        let open = &mut self.ports[usize::from(port)];
         let is_wildcard = open.is_wildcard;
         self.has_received = true;
-        let came = match gear.inbox.receive(open.port.socket.as_fd(), 0, BATCH) {
+        let most = open.batch_size.get();
+        let came = match gear.inbox.receive(open.port.socket.as_fd(), 0, most) {
             Ok(came) => {
+                open.batch_size.adapt(came, gear.turn, BATCH);
                 self.receives_again(port);
                 came
             }
@@ -93,7 +95,7 @@ impl Listener {
         counts.received.add(bytes);
         counts.received_datagrams.add(datagrams);
         self.deliver_all(gear);
-        came == BATCH
+        came == most
     }
 
     fn receives_again(&mut self, port: u16) {

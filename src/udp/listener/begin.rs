@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        batch_size::BatchSize,
         bell::{FlowBell, Order},
         flow::{self, Flow, Link},
         gear::Gear,
@@ -156,6 +157,7 @@ impl Listener {
             splits_back: true,
             coalesces: false,
             receive_failures: 0,
+            batch_size: BatchSize::ONE,
             rare: is_rare.then(|| Box::new(rare)),
         });
         let flows = &self.flows;

@@ -42,7 +42,8 @@ impl Listener {
         let Some(flow) = self.flow(serial, number) else {
             return;
         };
-        let room = (gear.back.slots() - gear.filled).min(REPLIES);
+        let size = flow.batch_size.get();
+        let room = (gear.back.slots() - gear.filled).min(size);
         let first = gear.filled;
         let came = gear
             .back
@@ -53,6 +54,9 @@ impl Listener {
             Err(error) => return self.receive_failed(gear, number, &error),
         };
         flow.receive_failures = 0;
+        if room == size {
+            flow.batch_size.adapt(came, gear.turn, REPLIES);
+        }
         gear.filled += came;
         let (mut bytes, mut datagrams) = (0, 0);
         let mut truncated = SmallVec::<[Piece; 1]>::new();
