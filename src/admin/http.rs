@@ -121,6 +121,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .max_buf_size(BUFFER)
+        // A client may end its side after the request, as `nc -N` does, and still read the answer.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     // Errors here are a client's: it went away, or spoke something else.
     tokio::spawn(tokio::time::timeout(LIFETIME, served)).abort_handle()

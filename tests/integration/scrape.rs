@@ -252,3 +252,28 @@ fn no_answer_is_older_than_its_question() {
         tembuku.metric("listener_active_connections", &[]) == 0.0
     });
 }
+
+/// As `nc -N` and socat do.
+#[test]
+fn a_client_that_ends_its_side_gets_its_answer() {
+    let (tembuku, _front, _server) = with_backends(3);
+    for path in [
+        "/metrics",
+        "/",
+        "/api/v1/status",
+        "/api/v1/events",
+        "/readyz",
+    ] {
+        let mut client = connect(tembuku.admin).unwrap();
+        client.write_all(question(path).as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let (answer, _) = net::read_all(&mut client);
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer:?}");
+        let length = answer
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length: "));
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        assert_eq!(length.unwrap(), body.len().to_string(), "{path}");
+    }
+}
