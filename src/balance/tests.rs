@@ -239,18 +239,12 @@ fn slow_start_scales_every_policy() {
             true => 4000.0 * share / (1.0 + share),
             false => count(&full) * share,
         };
-        match balance {
-            // Its score is that of a lesser weight: the other is always better while neither has a session.
-            Balance::LeastTime(_) => assert_eq!(count(&quarter), 0.0),
-            _ => {
-                for (got, share) in [(&quarter, 0.25), (&half, 0.5)] {
-                    let (got, wanted) = (count(got), wanted(share));
-                    assert!(
-                        (got - wanted).abs() < 120.0,
-                        "{balance:?}: {got}, not {wanted}"
-                    );
-                }
-            }
+        for (got, share) in [(&quarter, 0.25), (&half, 0.5)] {
+            let (got, wanted) = (count(got), wanted(share));
+            assert!(
+                (got - wanted).abs() < 120.0,
+                "{balance:?}: {got}, not {wanted}"
+            );
         }
         if balance.hash_key().is_some() {
             let given_back = quarter.iter().zip(&half).filter(|(q, h)| **q && !**h);

@@ -40,8 +40,12 @@ fn needs_zone(ip: Ipv6Addr) -> bool {
 }
 
 fn number(zone: &str) -> Option<u32> {
-    if let Ok(number) = zone.parse() {
-        return Some(number).filter(|number| (1..ABSENT).contains(number));
+    // Digits alone are a number, also one that is out of range.
+    if zone.bytes().all(|b| b.is_ascii_digit()) {
+        return zone
+            .parse()
+            .ok()
+            .filter(|number| (1..ABSENT).contains(number));
     }
     let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
     if zone.is_empty() || zone.len() > LONGEST_NAME || !zone.chars().all(allowed) {
