@@ -95,9 +95,6 @@ fn text(r: &Record<'_>) -> String {
         r.bytes_received,
         r.bytes_sent
     );
-    if let Some(address) = &r.backend_addr {
-        let _ = write!(line, " backend_addr={address}");
-    }
     for (name, value) in [
         ("datagrams_received", r.datagrams_received),
         ("datagrams_sent", r.datagrams_sent),
@@ -105,6 +102,9 @@ fn text(r: &Record<'_>) -> String {
         if let Some(value) = value {
             let _ = write!(line, " {name}={value}");
         }
+    }
+    if let Some(address) = &r.backend_addr {
+        let _ = write!(line, " backend_addr={address}");
     }
     if let Some(peer) = &r.realip_remote_addr {
         let _ = write!(line, " realip_remote_addr={peer}");

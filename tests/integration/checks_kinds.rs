@@ -234,7 +234,7 @@ fn servers_that_stop_midway_have_their_reason() {
             ["before TLS had begun", ""],
         ),
         (
-            "kind = \"postgres\"".to_owned(),
+            format!("{POSTGRES}\n{TLS}"),
             stops_in_tls,
             "timeout",
             ["beginning TLS", no_answer],
@@ -362,11 +362,14 @@ fn redis_is_told_that_this_is_all() {
     let (sender, ends) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let server = Server::start(move |mut stream| {
-        let questions =
-            b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n*1\r\n$4\r\nQUIT\r\n";
+        let questions = b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n\
+            *2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
+            *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
         let mut said = vec![0; questions.len()];
         let read = stream.read_exact(&mut said);
-        let _ = stream.write_all(b"+PONG\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n$2\r\n\r\n\r\n");
+        let answers = b"+PONG\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n\
+            $2\r\n\r\n\r\n$2\r\n\r\n\r\n";
+        let _ = stream.write_all(answers);
         let asked = read.is_ok() && said == questions;
         let _ = sender
             .lock()
