@@ -49,8 +49,10 @@ fn one_that_cannot_save_serves_readers() {
         );
     }
     for setup in [&anyone, &readers] {
+        wait_until("it has been checked", secs(30), || {
+            setup.status(&server)["last_check"]["result"] == "ok"
+        });
         setup.wait_state(&server, "up");
-        assert_eq!(setup.status(&server)["last_check"]["result"], "ok");
         assert_eq!(setup.status(&server)["why"], "it refuses writes: MISCONF");
         assert_eq!(call(setup.front, "GET key").unwrap(), "value");
     }
