@@ -90,17 +90,20 @@ fn read_admin(text: &str) -> Result<SocketAddr, Fault> {
 
 /// The path of the unix socket of `[admin]`.
 pub(super) fn admin_socket(text: &str) -> Result<PathBuf, Fault> {
+    const EXAMPLE: &str = "as in \"/run/tembuku/admin.sock\"";
     let fault = match text.strip_prefix("unix:") {
         Some(path) => Fault::new(format!("`socket` is a path, not the address {text:?}"))
             .hint(format!("write {path:?}")),
-        None if text.starts_with('/') => return unix(text, text),
+        None if text.starts_with('/') => {
+            return unix(text, text).map_err(|fault| fault.or_hint(EXAMPLE));
+        }
         None if text.contains('/') || !text.contains(':') => {
             Fault::new(format!("`socket` = {text:?} is no absolute path"))
         }
         None => Fault::new(format!("`socket` is a path, not the address {text:?}"))
             .hint(format!("write listen = {text:?}")),
     };
-    Err(fault.or_hint("as in \"/run/tembuku/admin.sock\""))
+    Err(fault.or_hint(EXAMPLE))
 }
 
 /// Where a session goes.

@@ -3,7 +3,7 @@
 
 use crate::{
     net::Stream,
-    sys::socket::{Sending, Window, sending},
+    sys::socket::{Sending, Window, bound_probe_interval, sending},
 };
 use std::time::{Duration, Instant};
 
@@ -56,8 +56,8 @@ impl Delivery {
         now: Instant,
     ) -> Look {
         let mut look = Look::default();
-        look.client_is_lost = look.add(&mut self.client, sending(client), limit, now);
-        look.backend_is_lost = look.add(&mut self.backend, sending(backend), limit, now);
+        look.client_is_lost = look.add(&mut self.client, observe(client, limit), limit, now);
+        look.backend_is_lost = look.add(&mut self.backend, observe(backend, limit), limit, now);
         look
     }
 }
@@ -73,8 +73,21 @@ impl LastLook {
         limit: Option<Duration>,
         now: Instant,
     ) -> bool {
-        Look::default().add(&mut self.0, sending(stream), limit, now)
+        Look::default().add(&mut self.0, observe(stream, limit), limit, now)
     }
+}
+
+/// What is under way to a peer. While its window is closed the kernel probes it at intervals that
+/// double up to two minutes, whether or not it answers: one that vanishes after a long pause would
+/// be noticed long after `limit`.
+fn observe(stream: &Stream, limit: Option<Duration>) -> Option<Sending> {
+    let sending = sending(stream)?;
+    if let Some(limit) = limit
+        && sending.window != Window::Open
+    {
+        bound_probe_interval(stream, limit / (u32::from(LOST_PROBES) + 1));
+    }
+    Some(sending)
 }
 
 impl Look {

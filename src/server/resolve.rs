@@ -20,6 +20,9 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// How long a start waits for the answers that it can do without.
+const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
+
 /// For each upstream and each of its backends: what its address stands for.
 pub(super) async fn all(
     upstreams: &[Upstream],
@@ -35,12 +38,24 @@ pub(super) async fn all(
                 .collect()
         })
         .collect();
+    let deadline = tokio::time::Instant::now() + OPTIONAL_WAIT;
     let mut problems = Vec::new();
     let mut found = Vec::new();
     for (upstream, asked) in upstreams.iter().zip(asked) {
         let mut places = Vec::new();
         for (backend, answer) in upstream.backends.iter().zip(asked) {
-            let answer = answer.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+            let is_optional = !upstream.resolve_required && upstream.resolve_interval.is_some();
+            let answer = match is_optional {
+                true => tokio::time::timeout_at(deadline, answer).await,
+                false => Ok(answer.await),
+            };
+            let answer = match answer {
+                Ok(answer) => answer.unwrap_or_else(|e| Err(io::Error::other(e))),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the resolver has not answered yet",
+                )),
+            };
             places.push(answer.unwrap_or_else(|e| {
                 let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
                 if upstream.resolve_required {

@@ -135,6 +135,26 @@ pub fn sending(socket: impl AsFd) -> Option<Sending> {
     })
 }
 
+/// Bounds how long the kernel waits from one retransmission or window probe to the next, on kernels
+/// that know the option (Linux 6.15); whether this one does.
+pub fn bound_probe_interval(socket: impl AsFd, interval: Duration) -> bool {
+    const TCP_RTO_MAX_MS: libc::c_int = 44;
+    let ms = interval.as_millis().clamp(1_000, 120_000);
+    let ms = libc::c_int::try_from(ms).unwrap_or(120_000);
+    // SAFETY: the kernel reads one int from the address given, which is that of a live local variable
+    // of that type; the descriptor is borrowed and so open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_RTO_MAX_MS,
+            (&raw const ms).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    result == 0
+}
+
 fn tcp_info(socket: impl AsFd) -> Option<TcpInfo> {
     let mut info = TcpInfo {
         // Where the kernel knows less: not a closed window.

@@ -95,12 +95,17 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
             drop(lease);
             session.set_backend(0);
         }
-        if let Some(ending) = relay::end(last_for_client, &client, &slot.service().plan, &session) {
+        // Every limit makes room before the client can know that the session is over and come back.
+        // Where the end of our side comes first, only what its descriptor counts for is kept.
+        let (service, slot) = match last_for_client {
+            relay::Last::Delivery => (slot.give_back(), None),
+            relay::Last::Nothing | relay::Last::Reset => (Arc::clone(slot.service()), Some(slot)),
+        };
+        if let Some(ending) = relay::end(last_for_client, &client, &service.plan, &session) {
             ending.await;
         }
-        // Every limit makes room before the client can know that the session is over and come back.
         let session = session.give_back();
-        let service = slot.give_back();
+        drop(slot);
         drop(client);
         let duration = began.elapsed();
         if end.reason == CloseReason::UntrustedHeader {

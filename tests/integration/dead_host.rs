@@ -9,6 +9,7 @@ use crate::harness::{
     programs, secs,
     server::Server,
     tembuku::Tembuku,
+    wait_until,
 };
 use std::{
     io::Write,
@@ -199,4 +200,28 @@ fn a_reader_that_pauses_is_not_dead() {
         drop(client);
         assert_closed_as(&tembuku, "ok");
     }
+}
+
+/// The kernel probes a closed window at intervals that double while the pause lasts.
+#[test]
+fn a_client_that_paused_and_then_vanished_ends_its_session() {
+    if programs::place().is_none() {
+        return programs::again_in_own_place(
+            "dead_host::a_client_that_paused_and_then_vanished_ends_its_session",
+        );
+    }
+    let server = Server::start(|mut stream| {
+        let _ = stream.write_all(&vec![7; 64 << 20]);
+    });
+    let (tembuku, front) = front_of(server.addr, KEEPALIVE, "");
+    let _client = connect_with(front, Some(LOST), 8 * 1024, 0).unwrap();
+    tembuku.wait_metric("listener_sent_bytes_total", &[], |n| n > 0.0);
+    // Twice the limit: a reader that only pauses is not cut.
+    thread::sleep(secs(8));
+    assert_eq!(tembuku.metric("listener_active_connections", &[]), 1.0);
+    vanish(LOST);
+    let labels = [("reason", "client_timed_out")];
+    wait_until("the session is over", secs(25), || {
+        tembuku.metric("sessions_closed_total", &labels) == 1.0
+    });
 }

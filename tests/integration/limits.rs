@@ -363,3 +363,29 @@ fn more_ports_than_the_soft_limit_of_descriptors() {
         assert_eq!(net::ask(front).unwrap(), "b1", "{port}");
     }
 }
+
+/// With `half_close = false` the backend's end is the end of the session: a client that has seen it
+/// finds its place free.
+#[test]
+fn a_client_that_has_seen_the_end_finds_its_place_free() {
+    let server = Server::start(|mut stream| {
+        let _ = stream.read(&mut [0; 1]);
+        let _ = stream.write_all(b"abc");
+    });
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         max_connections = 1\nhalf_close = false\n[upstreams.u]\nbackends = [\"{}\"]\n",
+        server.addr
+    ));
+    for n in 0..300 {
+        let mut client = net::connect(front).unwrap();
+        client.write_all(b"x").unwrap();
+        assert_eq!(
+            read_all(&mut client),
+            (b"abc".to_vec(), End::Fin),
+            "client {n}"
+        );
+    }
+    assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+}

@@ -1,13 +1,14 @@
 //! Names that are answered late or never, beside others.
 
 use crate::harness::{
-    net::ask, poll, ports, programs, secs, server::Server, tembuku::Tembuku, wait_until,
+    millis, net::ask, poll, ports, programs, secs, server::Server, tembuku::Tembuku, wait_until,
 };
 use std::{
     collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
     thread,
+    time::Instant,
 };
 
 /// A name server in a place of its own, at the port that resolvers ask.
@@ -166,4 +167,30 @@ fn failures_of_a_name_are_told_once_and_then_rarely() {
     });
     let again: serde_json::Value = serde_json::from_str(&again.unwrap()).unwrap();
     assert!(again["failures"].as_u64().unwrap() > 10, "{again}");
+}
+
+/// The system's resolver gives up after 5 s and more.
+#[test]
+fn a_start_does_not_wait_for_a_name_that_it_can_do_without() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve_slow::a_start_does_not_wait_for_a_name_that_it_can_do_without",
+        );
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let server = server("here", 1, port);
+    let names = Names::start();
+    names.silence("dead.test");
+    let began = Instant::now();
+    let tembuku = Tembuku::start_under(
+        "env RES_OPTIONS=timeout:5",
+        &format!(
+            "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\n\
+             resolve_required = false\nbackends = [\"{}\", \"dead.test:{port}\"]\n",
+            server.addr
+        ),
+    );
+    assert_eq!(ask(front).unwrap(), "here");
+    assert!(began.elapsed() < millis(4_500), "{:?}", began.elapsed());
+    assert!(tembuku.proc.stderr().contains("has not answered yet"));
 }
