@@ -538,7 +538,16 @@ fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
         error.raw_os_error(),
         Some(libc::EHOSTDOWN | libc::ENONET | libc::EPROTO | libc::ENOPROTOOPT | libc::EMSGSIZE)
     );
-    // A connection can end with an error of any number that an ICMP message stands for. The
-    // kernel tells it only once: a read after it would see a clean end.
-    !(is_about_connection || stream.is_tcp() && sys::socket::is_dead(stream))
+    // No connection ends with these.
+    let is_of_the_call = matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::ENOSYS | libc::EINVAL | libc::ENOMEM)
+    );
+    // It can end with any other that an ICMP message stands for. The kernel tells it only once: a
+    // read after it would see a clean end, where nothing is left to be read.
+    let has_ended = || {
+        let has_unread = sys::socket::unread(stream).is_ok_and(|unread| unread > 0);
+        stream.is_tcp() && sys::socket::is_dead(stream) && !has_unread
+    };
+    is_of_the_call || !(is_about_connection || has_ended())
 }
