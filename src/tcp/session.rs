@@ -96,16 +96,26 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
             session.set_backend(0);
         }
         // Every limit makes room before the client can know that the session is over and come back.
-        // Where the end of our side comes first, only what its descriptor counts for is kept.
-        let (service, slot) = match last_for_client {
-            relay::Last::Delivery => (slot.give_back(), None),
-            relay::Last::Nothing | relay::Last::Reset => (Arc::clone(slot.service()), Some(slot)),
+        let service = match last_for_client {
+            relay::Last::Nothing => slot.give_back(),
+            // Our end comes first; only what the descriptor counts for is kept.
+            relay::Last::Delivery => {
+                let service = slot.give_back();
+                if let Some(ending) = relay::end(last_for_client, &client, &service.plan, &session)
+                {
+                    ending.await;
+                }
+                service
+            }
+            relay::Last::Reset => {
+                let plan = &slot.service().plan;
+                if let Some(ending) = relay::end(last_for_client, &client, plan, &session) {
+                    ending.await;
+                }
+                slot.give_back()
+            }
         };
-        if let Some(ending) = relay::end(last_for_client, &client, &service.plan, &session) {
-            ending.await;
-        }
         let session = session.give_back();
-        drop(slot);
         drop(client);
         let duration = began.elapsed();
         if end.reason == CloseReason::UntrustedHeader {
