@@ -134,7 +134,7 @@ pub(super) struct LastCheck {
     pub(super) result: String,
 }
 
-/// What became of a wish.
+/// The answer to a change of the operator's setting.
 #[derive(Debug, Deserialize)]
 pub(super) struct Wished {
     pub(super) upstream: String,
