@@ -63,7 +63,6 @@ pub struct State {
     /// The address each listener really has; port 0 has become a number.
     pub bound: Vec<(String, Place)>,
     pub started: SystemTime,
-    draining: AtomicBool,
     /// In the order of the pools.
     controlled: Vec<Controlled>,
 }
@@ -93,7 +92,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 impl State {
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.process.sessions.is_stopping()
     }
 
     /// Whether every listener has somewhere to send a client.
@@ -323,7 +322,6 @@ impl Server {
             pools,
             bound: names,
             started: SystemTime::now(),
-            draining: AtomicBool::new(false),
             controlled,
         });
         tokio::spawn(keep_up(Arc::downgrade(&state)));
@@ -401,10 +399,10 @@ impl Server {
             .for_each(|listener| self.accept(listener));
         let state = &self.state;
         let sessions = &state.process.sessions;
-        state.draining.store(true, Ordering::Relaxed);
+        // First, since `/readyz` and the admission of new flows read it.
+        sessions.stop();
         self.stop.cancel();
         self.datagrams.iter().for_each(udp::Worker::drain);
-        sessions.stop();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = self.socket_files;
         let _ = blocking::call(CUT, move || drop(files)).await;

@@ -314,6 +314,11 @@ impl Sessions {
         found
     }
 
+    /// Whether the process takes no new sessions because it is to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
+    }
+
     /// Tells every session that the process is to stop. None has to end because of that alone.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);

@@ -197,7 +197,8 @@ impl Listener {
 
     /// Whether one more may be.
     fn admit(&mut self, gear: &mut Gear, key: &Key, moves: bool) -> Result<Admitted, RejectReason> {
-        if self.is_draining {
+        // The shared flag is set before `/readyz` reports it; this worker may not have woken since.
+        if self.is_draining || self.service.process.sessions.is_stopping() {
             return Err(RejectReason::Drained);
         }
         let client = client_of(key);
