@@ -12,14 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 // `table` asks its crate for `sys`.
-use tembuku::{sys, wheel::Wheel};
+use tembuku::{runtime::wheel::Wheel, sys};
 
 #[allow(
     dead_code,
     unused_imports,
     reason = "not all that the program uses is measured"
 )]
-#[path = "../src/udp/table.rs"]
+#[path = "../src/proxy/udp/table.rs"]
 mod table;
 use sys::datagram::Local;
 use table::{Key, Table};

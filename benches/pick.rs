@@ -11,13 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 use tembuku::{
-    balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
-    metrics::Exporter,
     plan::{
         Backend, Balance, FlowsMove, HashKey, OnLeave, Place, ProxyOn, SendProxy, Target, TimeOf,
         Upstream,
     },
-    pool::{Clock, Pool},
+    telemetry::metrics::Exporter,
+    upstream::{
+        balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
+        pool::{Clock, Pool},
+    },
 };
 
 fn policies() -> Vec<(&'static str, Balance)> {

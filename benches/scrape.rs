@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::time::{Duration, Instant};
 use tembuku::{
     admin, config,
-    server::{Prepared, Server},
+    control::{Prepared, Server},
 };
 use tokio_util::sync::CancellationToken;
 

@@ -10,9 +10,8 @@ mod status;
 mod wish;
 
 use crate::{
-    config::{self, Flags},
-    pool::Wish,
-    shorten::shorten,
+    config::{self, Flags, text::shorten::shorten},
+    upstream::pool::Wish,
 };
 use clap::{Args, Parser, Subcommand};
 use std::{

@@ -5,48 +5,33 @@
 
 use std::path::Path;
 
-use crate::{blocking, files, plan::Plan, shorten::shorten};
+use crate::{
+    config::text::shorten::shorten,
+    plan::Plan,
+    sys::{blocking, files},
+};
 
-mod access;
-mod address;
 mod check;
 mod dump;
-mod duration;
-mod excerpt;
+mod file;
 mod flags;
-mod hash_key;
-mod health;
-mod health_bytes;
-mod health_dns;
-mod health_dump;
-mod health_guards;
-mod health_kind;
-mod health_mysql;
-mod health_postgres;
-mod health_tls;
-mod host;
 mod keys;
 mod leave;
 mod listener;
 mod loops;
-mod problem;
-mod report;
 mod section;
-mod size;
-mod syntax;
+pub(crate) mod text;
 mod udp;
-mod unix_file;
 mod upstream;
 mod users;
-mod words;
-mod zone;
+mod value;
 
+pub use crate::config::text::problem::{Position, Problem, Problems};
+pub use crate::config::text::suggestions::nearest;
+pub use crate::config::value::hash_key::format as hash_key_text;
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
-pub use hash_key::format as hash_key_text;
 pub use loops::{Loop, find_loops};
-pub use problem::{Position, Problem, Problems};
-pub use words::nearest;
 
 /// Of a path so many characters are shown.
 const MOST_OF_PATH: usize = 1_000;
@@ -98,15 +83,15 @@ pub fn load(path: &Path) -> Result<Plan, Problems> {
 
 /// Checks the text of a file; `origin` is how problems call it.
 pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
-    let source = report::Source {
+    let source = text::report::Source {
         origin,
         text,
         flags: Vec::new(),
     };
-    let report = report::Report::default();
-    let (tree, reliable) = syntax::parse(text, &report);
+    let report = text::report::Report::default();
+    let (tree, reliable) = text::syntax::parse(text, &report);
     if reliable {
-        return check::plan(tree.get_ref(), &source, report);
+        return file::plan(tree.get_ref(), &source, report);
     }
     // What would be said about a tree that was guessed at would only mislead.
     report.finish(&source)?;

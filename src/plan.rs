@@ -3,6 +3,9 @@
 //! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value was
 //! given or makes sense. Only the standard library is used here.
 
+pub mod access;
+pub mod reason;
+
 mod udp;
 
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};

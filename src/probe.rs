@@ -18,11 +18,10 @@ pub use secret::Secret;
 pub use tls::Encryption;
 
 use crate::{
-    health::Epoch,
-    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, Tls},
+    config::text::shorten::shorten,
+    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, Tls, reason::CheckResult},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
-    reason::CheckResult,
-    shorten::shorten,
+    upstream::health::Epoch,
 };
 use line::{Line, connect};
 use std::{io, net::SocketAddr, time::Duration};

@@ -2,8 +2,8 @@
 
 use crate::{
     config::nearest,
-    pool::Wish,
-    server::{State, Unknown},
+    control::{State, Unknown},
+    upstream::pool::Wish,
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{Method, Request, StatusCode, body::Incoming};

@@ -5,7 +5,7 @@ use super::{
     render::{Kind, Renderer, SharedBody},
     status,
 };
-use crate::{server::State, throttle::Throttle};
+use crate::{control::State, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,

@@ -4,7 +4,7 @@ use super::{
     status,
     words::{load, reasons, size},
 };
-use crate::server::State;
+use crate::control::State;
 use std::fmt::Write as _;
 
 const HEAD: &str = r#"<!doctype html>

@@ -5,7 +5,7 @@
 //! question. A request whose client has gone by then is dropped; where all have gone nothing is made.
 
 use super::{page, scrape::scrape, status};
-use crate::server::State;
+use crate::control::State;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::{
     fmt, io,

@@ -2,9 +2,9 @@
 
 use super::status::is_udp;
 use crate::{
-    metrics::{self, BackendFigures, Figures, ListenerFigures, UpstreamFigures},
-    pool::Snapshot,
-    server::State,
+    control::State,
+    telemetry::metrics::{self, BackendFigures, Figures, ListenerFigures, UpstreamFigures},
+    upstream::pool::Snapshot,
 };
 use hyper::body::Bytes;
 use std::time::Instant;

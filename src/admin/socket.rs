@@ -1,8 +1,8 @@
 //! The admin socket: whoever may connect to it may do everything, so that is its owner alone.
 
 use crate::{
-    blocking,
-    net::{FileRights, SocketFile, listen_unix},
+    runtime::net::{FileRights, SocketFile, listen_unix},
+    sys::blocking,
 };
 use rustix::fs::Mode;
 use std::{io, path::Path};

@@ -1,6 +1,10 @@
 //! The state of everything, as JSON.
 
-use crate::{plan::Protocol, reason::DropReason, server::State, service::Service};
+use crate::{
+    control::State,
+    plan::{Protocol, reason::DropReason},
+    session::service::Service,
+};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -195,7 +199,7 @@ fn datagrams(service: &Service) -> Datagrams {
     }
 }
 
-fn upstream(pool: &crate::pool::Pool) -> Upstream {
+fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
     let now = Instant::now();
     let snapshots = pool.snapshot(now);
     Upstream {
@@ -229,7 +233,7 @@ fn upstream(pool: &crate::pool::Pool) -> Upstream {
                     average_time: b.average_time,
                     connections: b.metrics.active(),
                     connections_total: counts.sum(|c| &c.connections),
-                    connect_errors_total: crate::reason::ConnectError::ALL
+                    connect_errors_total: crate::plan::reason::ConnectError::ALL
                         .iter()
                         .map(|&e| counts.sum(|c| &c.connect_errors[e as usize]))
                         .sum(),

@@ -1,7 +1,7 @@
 //! Answers of a running process, with every field that a command relies on: one that lacks a field
 //! is an error, not a success with nothing in it.
 
-use crate::shorten::shorten;
+use crate::config::text::shorten::shorten;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use std::collections::BTreeMap;
 

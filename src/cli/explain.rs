@@ -6,9 +6,8 @@ mod text;
 
 use super::{ConfigFile, code, complain, written};
 use crate::{
-    config,
-    explain::{Client, MOST_CLIENTS, Process},
-    shorten::shorten,
+    config::{self, text::shorten::shorten},
+    upstream::explain::{Client, MOST_CLIENTS, Process},
 };
 use clap::{ArgGroup, Args};
 use ipnet::IpNet;

@@ -3,11 +3,11 @@
 use super::complain;
 use crate::{
     admin::{self, Door},
-    blocking, logging,
-    net::{SocketFile, has_interface},
+    control::{Prepared, Server, StartErrors},
     plan::{self, Plan},
-    server::{Prepared, Server, StartErrors},
-    sys,
+    runtime::net::{SocketFile, has_interface},
+    sys::{self, blocking},
+    telemetry::log,
 };
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) fn run(plan: Plan) -> ExitCode {
     sys::memory::prepare();
-    let log = logging::init(plan.log.level, plan.log.format);
+    let log = log::init(plan.log.level, plan.log.format);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -5,7 +5,7 @@ use super::{
     client::{At, Client, encode},
     complain, say,
 };
-use crate::pool::Wish;
+use crate::upstream::pool::Wish;
 use clap::Args;
 use serde_json::json;
 use std::{

@@ -1,359 +1,189 @@
-//! The whole file: sections, and the rules that hold between them.
+//! [upstreams.NAME.check]: every rule and default.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+mod bytes;
+mod dns;
+pub(super) mod dump;
+mod guards;
+mod kind;
+mod mysql;
+mod postgres;
+mod tls;
 
-use toml::de::{DeTable, DeValue};
+use std::time::Duration;
 
 use super::{
-    address, host, keys, listener,
-    loops::find_loops,
-    problem::Problems,
-    report::{Fault, Report, Source, Span},
+    keys::CHECK,
+    leave::{self, Actions, useless},
+    listener::above_zero,
     section::{Section, Text},
-    upstream,
     users::Users,
-    words::{found, nearest, quoted_key, shorten},
 };
-use crate::plan::{
-    AccessLog, Admin, Listener, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol,
-    StartWait, Target, Upstream,
-};
+use crate::config::{text::report::Fault, value::address};
+use crate::plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream};
 
-/// `report` may hold problems already, of syntax or of the command line.
-pub(super) fn plan(
-    root: &DeTable<'_>,
-    source: &Source<'_>,
-    report: Report,
-) -> Result<Plan, Problems> {
-    let plan = read(root, &report);
-    report.finish(source)?;
-    Ok(plan)
-}
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Oftener is an attack.
+const SHORTEST: Duration = Duration::from_millis(10);
+/// The default of `fast_interval` is a quarter of `interval`, and not below this.
+const FAST: Duration = Duration::from_millis(100);
 
-fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
-    let root = Section::new(&keys::ROOT, table, 0..0, report);
-    let process = read_process(&root);
-    let (admin, admin_places) = read_admin(&root).unzip();
-    // One with a mistake in it counts: it was meant to be there.
-    let admin_table = root
-        .get("admin")
-        .and_then(|value| value.get_ref().as_table());
-    let controlled = admin_table.is_some_and(|table| table.contains_key("socket"));
-    let log = read_log(&root);
-    let defaults = read_defaults(&root);
-
-    // Before the upstreams, whose rules depend on who uses them.
-    let listeners: Vec<listener::Read> = named(&root, "listeners")
-        .into_iter()
-        .filter_map(|(name, value)| {
-            let section = Section::open(&keys::LISTENER, value, report)?.with_defaults(defaults);
-            Some(listener::read(Some(name), &section))
-        })
-        .collect();
-    let names = named(&root, "upstreams");
-    let sure = listeners.iter().all(|read| {
-        let upstream = read.listener.upstream.as_str();
-        read.sure && names.iter().any(|(name, _)| *name == upstream)
-    });
-    let upstreams: Vec<Upstream> = names
-        .into_iter()
-        .filter_map(|(name, value)| {
-            let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
-            let users = Users::of(name, &listeners, sure, controlled);
-            Some(upstream::read(Some(name), &section, &users))
-        })
-        .collect();
-
-    if root.get("listeners").is_none_or(|value| {
-        value
-            .get_ref()
-            .as_table()
-            .is_some_and(|table| table.is_empty())
-    }) {
-        report.add_whole(
-            Fault::new("there is no listener: nothing to do")
-                .hint("add a section [listeners.NAME] with `bind` and `upstream`"),
+/// Without a name these are the defaults: nothing is missing there, and nothing is useless.
+pub(super) fn read(
+    name: Option<&str>,
+    upstream: &Section<'_>,
+    actions: &Actions,
+    users: &Users,
+) -> Option<Check> {
+    let Some(value) = upstream.get("check") else {
+        leave::without_check(name, actions, upstream, users);
+        return None;
+    };
+    let section = Section::open(&CHECK, value, upstream.report)?;
+    let kind = kind::read(&section);
+    let has_role = kind.as_ref().is_none_or(|kind| kind.role().is_some());
+    if !has_role {
+        let why = "where the check asks for no role";
+        useless(
+            name,
+            upstream,
+            "on_role_lost",
+            why,
+            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
         );
     }
-    check_upstream_names(&root, &listeners, report);
-    check_max_flows(&root, &process, &listeners);
-    listener::check_collisions(&listeners, admin_places.unwrap_or_default(), report);
-    check_loops(&listeners, &upstreams, report);
-
-    Plan {
-        process,
-        admin,
-        log,
-        listeners: listeners.into_iter().map(|read| read.listener).collect(),
-        upstreams,
+    let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);
+    if !limits_lag {
+        useless(
+            name,
+            upstream,
+            "on_lag",
+            "where the check has no limit for it",
+            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
+        );
     }
-}
-
-fn read_process(root: &Section<'_>) -> Process {
-    let empty = DeTable::new();
-    let section = match root.get("process") {
-        Some(value) => Section::open(&keys::PROCESS, value, root.report),
-        None => None,
+    let interval = section.duration("interval", INTERVAL, not_too_short);
+    let timeout = section.duration("timeout", Duration::from_secs(1), above_zero);
+    let check = Check {
+        stale_after: guards::read_stale_after(&section, kind.as_ref(), interval + timeout),
+        serve_anyway_below: guards::read_anyway(&section, kind.as_ref()),
+        interval,
+        fast_interval: read_fast_interval(&section, interval),
+        timeout,
+        rise: section.number("rise", 2, 1..=1000),
+        fall: section.number("fall", 3, 1..=1000),
+        // Whose role nobody knows yet must not be written to.
+        start_up: section.word(
+            "start",
+            kind.as_ref().is_none_or(|kind| kind.role().is_none()),
+            &[("up", Some(true)), ("down", Some(false))],
+        ),
+        at: read_at(&section),
+        tls: tls::read(&section),
+        on_down: actions.on_down,
+        on_role_lost: if has_role {
+            actions.on_role_lost
+        } else {
+            OnLeave::Close
+        },
+        on_lag: if limits_lag {
+            actions.on_lag
+        } else {
+            OnLeave::Keep
+        },
+        on_recover: actions.on_recover,
+        kind: kind?,
     };
-    let section =
-        section.unwrap_or_else(|| Section::new(&keys::PROCESS, &empty, 0..0, root.report));
-    Process {
-        workers: section.number("workers", 0, 0..=1024),
-        max_connections: section.number("max_connections", 0, 0..=listener::MOST_CONNECTIONS),
-        max_flows: section.number("max_flows", 0, 0..=listener::MOST_CONNECTIONS),
-        start_wait: read_start_wait(&section),
-        drain_timeout: section.duration("drain_timeout", Duration::from_secs(30), |_| Ok(())),
-    }
+    Some(check)
 }
 
-fn read_start_wait(section: &Section<'_>) -> StartWait {
-    if let Some(DeValue::String(text)) = section.own("start_wait").map(|v| v.get_ref())
-        && text == "auto"
+/// What the check and the backends must have in common.
+pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
+    let Some(check) = &mut upstream.check else {
+        return;
+    };
+    let named = Some(upstream.name.as_str()).filter(|name| !name.is_empty());
+    if !upstream.backends.iter().any(|backend| backend.backup) {
+        check.on_recover = OnLeave::Keep;
+        useless(
+            named,
+            section,
+            "on_recover",
+            "without a backup",
+            "mark one with `backup = true`, or leave it out",
+        );
+    }
+    dns::fits(upstream, section);
+    postgres::fits(upstream, section);
+    let Some(check) = &upstream.check else {
+        return;
+    };
+    if let (Some(role), CheckAt::Place(_)) = (check.kind.role(), &check.at)
+        && upstream.backends.len() > 1
+        && let Some(value) = section.get("check")
     {
-        return StartWait::Auto;
+        let word = role.word();
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "with `address` one server would tell for all {} backends whether they are a {word}",
+                upstream.backends.len()
+            ))
+            .hint("leave `address` out; for another port of each backend's own host use `port`"),
+        );
     }
-    let hint = "leave it out for \"auto\": the timeout of the checks";
-    let read = section.optional_duration("start_wait", |_| Ok(()), hint);
-    read.map_or(StartWait::Auto, StartWait::AtMost)
+    let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+    if matches!(check.at, CheckAt::Port(_))
+        && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))
+        && let Some(value) = section.get("check")
+    {
+        section.report.add(
+            &value.span(),
+            Fault::new(format!(
+                "`port` does nothing for the backend {:?}: a unix socket has none",
+                backend.text
+            ))
+            .hint("name the place with `address`, or leave `port` out"),
+        );
+    }
 }
 
-/// Absent is off. Also given: what it binds, and where that is written.
-fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
-    let section = Section::open(&keys::ADMIN, root.get("admin")?, root.report)?;
-    let default = Text {
-        text: "127.0.0.1:9900",
-        span: section.header.clone(),
-    };
-    let (listen, socket) = (section.text("listen"), section.text("socket"));
-    // Whoever names a socket alone wants no port.
-    let listen = listen.or_else(|| socket.is_none().then_some(default));
-    let mut places = Vec::new();
-    let mut good = |place: Result<Place, Fault>, span: Span| match place {
-        Ok(place) => places.push((place, span)),
-        Err(fault) => root.report.add(&span, fault),
-    };
-    let mut admin = Admin {
-        listen: None,
-        socket: None,
-        hosts: read_hosts(&section, listen.is_some()),
-    };
-    if let Some(Text { text, span }) = listen {
-        let address = address::admin(text);
-        admin.listen = address.as_ref().ok().copied();
-        good(address.map(Place::Tcp), span);
+fn not_too_short(duration: Duration) -> Result<(), String> {
+    if duration < SHORTEST {
+        Err("it must be at least 10ms".to_owned())
+    } else {
+        Ok(())
     }
-    if let Some(Text { text, span }) = socket {
-        let path = address::admin_socket(text);
-        admin.socket = path.as_ref().ok().cloned();
-        good(path.map(Place::Unix), span);
-    }
-    Some((admin, places))
 }
 
-/// Names in lower case, each once.
-fn read_hosts(section: &Section<'_>, has_port: bool) -> Vec<String> {
-    if section.own("hosts").is_none() {
-        return Vec::new();
-    }
-    let list = section.list("hosts").unwrap_or_default();
-    if !list.is_empty() && !has_port {
-        let hint = "leave it out: the unix socket answers whatever name a request has";
-        section.useless("hosts", "without `listen`", hint);
-    }
-    let mut names = Vec::new();
-    for item in list {
-        let Some(Text { text, span }) = section.as_text("hosts", item) else {
-            continue;
+fn read_fast_interval(section: &Section<'_>, interval: Duration) -> Duration {
+    let default = (interval / 4).max(FAST).min(interval);
+    section.duration("fast_interval", default, |fast| {
+        not_too_short(fast)?;
+        if fast > interval {
+            return Err("it must not be longer than `interval`".to_owned());
+        }
+        Ok(())
+    })
+}
+
+fn read_at(section: &Section<'_>) -> CheckAt {
+    let port = section.number("port", 0u16, 1..=65_535);
+    let Some(Text { text, span }) = section.text("address") else {
+        return match section.get("port") {
+            Some(_) => CheckAt::Port(port),
+            None => CheckAt::Backend,
         };
-        match host::header_name(text) {
-            Ok(name) if names.contains(&name) => {}
-            Ok(name) => names.push(name),
-            Err(fault) => section.report.add(&span, fault),
-        }
-    }
-    names
-}
-
-fn read_log(root: &Section<'_>) -> Log {
-    let empty = DeTable::new();
-    let section = match root.get("log") {
-        Some(value) => Section::open(&keys::LOG, value, root.report),
-        None => None,
     };
-    let section = section.unwrap_or_else(|| Section::new(&keys::LOG, &empty, 0..0, root.report));
-    Log {
-        level: section.word(
-            "level",
-            LogLevel::Info,
-            &[
-                ("error", Some(LogLevel::Error)),
-                ("warn", Some(LogLevel::Warn)),
-                ("info", Some(LogLevel::Info)),
-                ("debug", Some(LogLevel::Debug)),
-                ("trace", Some(LogLevel::Trace)),
-            ],
-        ),
-        format: section.word(
-            "format",
-            LogFormat::Auto,
-            &[
-                ("auto", Some(LogFormat::Auto)),
-                ("text", Some(LogFormat::Text)),
-                ("json", Some(LogFormat::Json)),
-            ],
-        ),
-        access: read_access_log(&section),
-    }
-}
-
-fn read_access_log(section: &Section<'_>) -> AccessLog {
-    let Some(Text { text, span }) = section.text("access") else {
-        return AccessLog::Off;
-    };
-    let fault = match text {
-        "off" => return AccessLog::Off,
-        "stdout" => return AccessLog::Stdout,
-        // A word alone is more likely a mistake than a file in whatever directory this is started from.
-        _ if !text.contains('/') => Fault::new(format!(
-            "`access` must be \"off\", \"stdout\" or a path, not {text:?}"
-        ))
-        .hint(match nearest(text, &["off", "stdout"]) {
-            Some(near) => format!("did you mean \"{near}\"? A file of that name is \"./{text}\""),
-            None => format!("for a file of that name write \"./{text}\""),
-        }),
-        _ if text.ends_with('/') => {
-            Fault::new(format!("`access` = {text:?} names a directory, not a file"))
-                .hint("add the name of the file")
+    let fault = match address::target(text) {
+        Ok(_) if section.get("port").is_some() => {
+            Fault::new("`address` and `port` both say where the check goes")
+                .hint("`port` is for the same host with another port; `address` for one place for all backends: keep one")
         }
-        _ if text.contains('\0') => {
-            Fault::new("the path in `access` holds a zero byte").hint("take it out")
-        }
-        _ => return AccessLog::File(PathBuf::from(text)),
+        Ok(Target::Place(place)) => return CheckAt::Place(place),
+        Ok(Target::Name { .. }) => Fault::new(format!("`address` = {text:?} is a name; checks take an address"))
+            .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
+        Err(fault) => fault,
     };
     section.report.add(&span, fault);
-    AccessLog::Off
-}
-
-/// Looked at for its own sake too: a mistake there counts even where every section overrides it.
-fn read_defaults<'a>(root: &Section<'a>) -> Option<&'a DeTable<'a>> {
-    let value = root.get("defaults")?;
-    let section = Section::open(&keys::DEFAULTS, value, root.report)?;
-    listener::read(None, &section);
-    upstream::read(None, &section, &Users::anybody());
-    value.get_ref().as_table()
-}
-
-/// The tables of [listeners] or [upstreams], by name.
-fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section::Value<'a>)> {
-    let Some(value) = root.get(key) else {
-        return Vec::new();
-    };
-    let DeValue::Table(table) = value.get_ref() else {
-        let what = found(value.get_ref());
-        root.report.add(
-            &value.span(),
-            Fault::new(format!("`{key}` holds sections [{key}.NAME], not {what}"))
-                .hint(format!("write [{key}.NAME], in single brackets, for each")),
-        );
-        return Vec::new();
-    };
-    for name in table.keys() {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if !(1..=64).contains(&name.get_ref().len()) || !name.get_ref().chars().all(allowed) {
-            root.report.add(
-                &name.span(),
-                Fault::new(format!(
-                    "{} is no name for a section of [{key}]",
-                    quoted_key(name.get_ref())
-                ))
-                .hint("names have 1 to 64 characters out of A-Z a-z 0-9 _ . -"),
-            );
-        }
-    }
-    table
-        .iter()
-        .map(|(name, value)| (name.get_ref().as_ref(), value))
-        .collect()
-}
-
-fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener::Read]) {
-    let is_udp = |read: &listener::Read| matches!(read.listener.protocol, Protocol::Udp(_));
-    if process.max_flows == 0 || listeners.iter().any(|read| is_udp(read) || !read.sure) {
-        return;
-    }
-    let table = root.get("process").and_then(|v| v.get_ref().as_table());
-    if let Some(value) = table.and_then(|table| table.get("max_flows")) {
-        let fault = Fault::new("`max_flows` does nothing without a UDP listener")
-            .hint("sessions of TCP are limited by `max_connections`: leave `max_flows` out");
-        root.report.add(&value.span(), fault);
-    }
-}
-
-/// What stands in the file is enough for loopback addresses and equal ones; the others are known at the start.
-fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
-    let sure = reads.iter().all(|read| read.sure);
-    if !sure {
-        return;
-    }
-    let listeners: Vec<Listener> = reads.iter().map(|read| read.listener.clone()).collect();
-    let places = |upstream: &Upstream, backend: usize| match &upstream.backends[backend].target {
-        Target::Place(place) => vec![place.clone()],
-        Target::Name { host, port } if host == "localhost" => {
-            let both = [
-                IpAddr::from(Ipv4Addr::LOCALHOST),
-                Ipv6Addr::LOCALHOST.into(),
-            ];
-            both.map(|ip| Place::Tcp(SocketAddr::new(ip, *port)))
-                .to_vec()
-        }
-        Target::Name { .. } => Vec::new(),
-    };
-    for found in find_loops(&listeners, upstreams, places, |ip| ip.is_loopback()) {
-        let read = &reads[found.listener];
-        report.add(
-            &read.bind_spans[found.bind],
-            Fault::new(format!(
-                "the listener `{}` is its own backend: {}",
-                read.listener.name, found.way
-            ))
-            .hint("each session would begin the next, without end: name the address of the server"),
-        );
-    }
-}
-
-fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report: &Report) {
-    let table = root
-        .get("upstreams")
-        .and_then(|value| value.get_ref().as_table());
-    for read in listeners {
-        let Some(span) = &read.upstream_span else {
-            continue;
-        };
-        let name = read.listener.upstream.as_str();
-        // Also one with mistakes of its own counts: it is there.
-        if table.is_some_and(|table| table.contains_key(name)) {
-            continue;
-        }
-        let known: Vec<&str> = table
-            .into_iter()
-            .flat_map(|table| table.keys())
-            .map(|key| key.get_ref().as_ref())
-            .collect();
-        let listed = shorten(&known.join(", "));
-        let hint = match nearest(name, &known) {
-            Some(near) => format!("did you mean \"{near}\"? Known: {listed}"),
-            None if known.is_empty() => {
-                format!("there is no upstream yet: add a section [upstreams.{name}]")
-            }
-            None => format!("known: {listed}; or add a section [upstreams.{name}]"),
-        };
-        report.add(
-            span,
-            Fault::new(format!("there is no upstream {}", quoted_key(name))).hint(hint),
-        );
-    }
+    CheckAt::Backend
 }

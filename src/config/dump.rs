@@ -2,7 +2,11 @@
 
 use std::{fmt, fmt::Write as _, time::Duration};
 
-use super::{access, duration, hash_key, health_dump, udp};
+use super::udp;
+use crate::config::{
+    check::dump as check_dump,
+    value::{access, duration, hash_key},
+};
 use crate::plan::{
     AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
     ProxyOn, SendProxy, StartWait, TimeOf, Udp, UnixFile, Upstream, WhenFull,
@@ -199,7 +203,7 @@ fn write_upstream(
     }
     writeln!(out, "fail_on_reset = {}", upstream.fail_on_reset)?;
     if controlled || flows {
-        writeln!(out, "on_drain = {}", health_dump::action(upstream.on_drain))?;
+        writeln!(out, "on_drain = {}", check_dump::action(upstream.on_drain))?;
     }
     let Some(check) = &upstream.check else {
         let on_down = if upstream.flows_move.down {
@@ -208,12 +212,12 @@ fn write_upstream(
             OnLeave::Keep
         };
         return match flows {
-            true => writeln!(out, "on_down = {}", health_dump::action(on_down)),
+            true => writeln!(out, "on_down = {}", check_dump::action(on_down)),
             false => Ok(()),
         };
     };
-    health_dump::write_actions(upstream, check, out)?;
-    health_dump::write_check(&upstream.name, check, out)
+    check_dump::write_actions(upstream, check, out)?;
+    check_dump::write_check(&upstream.name, check, out)
 }
 
 /// In one line: TOML 1.0 has no line breaks in inline tables.

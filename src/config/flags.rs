@@ -10,10 +10,12 @@ use toml::{
     de::{DeArray, DeTable, DeValue},
 };
 
-use super::{
-    check,
-    problem::Problems,
-    report::{Fault, Report, Source, Span},
+use crate::config::{
+    file,
+    text::{
+        problem::Problems,
+        report::{Fault, Report, Source, Span},
+    },
 };
 use crate::plan::Plan;
 
@@ -103,7 +105,7 @@ pub fn from_flags(flags: &Flags) -> Result<Plan, Problems> {
         .into_iter()
         .map(|(key, value)| (Spanned::new(0..0, Cow::Borrowed(key)), value))
         .collect::<DeTable<'_>>();
-    check::plan(&root, &source, report)
+    file::plan(&root, &source, report)
 }
 
 /// The command line as text, in the order of [`Flags`].

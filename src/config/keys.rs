@@ -3,7 +3,7 @@
 //! To add a key: a word here, a line where its section is read, a field in the plan, a line in `dump`
 //! and one in `conf/reference.toml`.
 
-use super::words::nearest;
+use crate::config::text::suggestions::nearest;
 
 /// The keys one table may have.
 pub(super) struct Keys {

@@ -5,10 +5,12 @@ use std::time::Duration;
 use super::{
     keys::ON_LEAVE,
     listener::above_zero,
-    report::Fault,
     section::{Section, Value},
     users::Users,
-    words::{found, nearest},
+};
+use crate::config::text::{
+    report::Fault,
+    suggestions::{found, nearest},
 };
 use crate::plan::{Check, FlowsMove, OnLeave};
 

@@ -3,12 +3,16 @@
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use super::{
-    access, address,
     keys::{ACCEPT_PROXY, KEEPALIVE, LISTENER},
-    report::{Fault, Report, Span},
     section::{Section, Text},
-    udp, unix_file,
-    words::found,
+    udp,
+};
+use crate::config::{
+    text::{
+        report::{Fault, Report, Span},
+        suggestions::found,
+    },
+    value::{access, address, unix_file},
 };
 use crate::plan::{
     AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Who,

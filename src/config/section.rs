@@ -10,12 +10,13 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{
-    duration,
-    keys::{Keys, Standing},
-    report::{Fault, Report, Span},
-    size,
-    words::{found, list, nearest, number_text, quoted_key, shorten},
+use super::keys::{Keys, Standing};
+use crate::config::{
+    text::{
+        report::{Fault, Report, Span},
+        suggestions::{found, list, nearest, number_text, quoted_key, shorten},
+    },
+    value::{duration, size},
 };
 
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;

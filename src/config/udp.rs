@@ -4,10 +4,10 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{
     listener::{self, HEADER_TIMEOUT, MOST_CONNECTIONS},
-    report::{Fault, Span},
     section::{Section, Text},
     users::Users,
 };
+use crate::config::text::report::{Fault, Span};
 use crate::plan::{
     Backend, Listener, Place, Protocol, ProxyOn, SendProxy, Target, Udp, Upstream, WhenFull,
 };

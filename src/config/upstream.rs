@@ -3,15 +3,17 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    address, hash_key, health,
     keys::BACKEND,
     leave,
     listener::{MOST_CONNECTIONS, above_zero},
-    report::Fault,
     section::{Section, Text, Value, Words},
     udp,
     users::Users,
-    words::found,
+};
+use crate::config::{
+    check,
+    text::{report::Fault, suggestions::found},
+    value::{address, hash_key},
 };
 use crate::plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream};
 
@@ -23,7 +25,7 @@ const MOST_MAGLEV_BACKENDS: usize = 6_553;
 /// Without a name these are the defaults: nothing is missing there.
 pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Upstream {
     let actions = leave::read(name, section, users);
-    let check = health::read(name, section, &actions, users);
+    let check = check::read(name, section, &actions, users);
     let send_proxy = read_send_proxy(name, section);
     let mut upstream = Upstream {
         name: name.unwrap_or_default().to_owned(),
@@ -46,7 +48,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> 
     }
     udp::fits_upstream(&mut upstream, section, users);
     check_backends(&upstream, section);
-    health::fits(&mut upstream, section);
+    check::fits(&mut upstream, section);
     upstream
 }
 

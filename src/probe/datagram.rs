@@ -1,7 +1,7 @@
 //! A question in one datagram, and the wait for its reply.
 
 use super::{Answer, Report, dns::Talk, transcript};
-use crate::{plan::Place, reason::CheckResult};
+use crate::plan::{Place, reason::CheckResult};
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},

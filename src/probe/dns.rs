@@ -2,10 +2,7 @@
 //! looked at.
 
 use super::Answer;
-use crate::{
-    plan::{DnsType, Rcode},
-    reason::CheckResult,
-};
+use crate::plan::{DnsType, Rcode, reason::CheckResult};
 
 const HEADER: usize = 12;
 /// Byte 2: this is a reply; the operation, which is 0 for a query; the question is to be answered recursively.

@@ -1,7 +1,7 @@
 //! `send_expect`: something is said, and something must come back. Pure.
 
 use super::{Answer, transcript::quote};
-use crate::{plan::Expect, reason::CheckResult};
+use crate::plan::{Expect, reason::CheckResult};
 use regex::bytes::Regex;
 
 pub(super) struct Talk {

@@ -1,7 +1,7 @@
 //! `http`: a GET, and a status line. Pure.
 
 use super::{Answer, transcript::quote};
-use crate::{plan::Place, reason::CheckResult};
+use crate::plan::{Place, reason::CheckResult};
 
 /// No server has a longer reason phrase.
 const LONGEST_LINE: usize = 4096;

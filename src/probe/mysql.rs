@@ -10,7 +10,7 @@ mod refusal;
 mod result_set;
 
 use super::{Answer, Secret, Told, Turn, transcript::quote};
-use crate::{plan::Role, reason::CheckResult};
+use crate::plan::{Role, reason::CheckResult};
 use greeting::Greeting;
 use login::Plugin;
 use packet::{Wrong, frame, read};

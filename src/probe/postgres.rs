@@ -8,9 +8,8 @@ mod message;
 
 use super::{Answer, Secret, Told, Turn};
 use crate::{
-    health::Epoch,
-    plan::{LagLimit, Role},
-    reason::CheckResult,
+    plan::{LagLimit, Role, reason::CheckResult},
+    upstream::health::Epoch,
 };
 use login::{Login, Refusal, say};
 use message::{Error, Old, Wrong, row};

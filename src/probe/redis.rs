@@ -9,10 +9,7 @@ use super::{
     resp::{Reply, Stop, read},
     transcript::quote,
 };
-use crate::{
-    plan::{LagLimit, Role, Version},
-    reason::CheckResult,
-};
+use crate::plan::{LagLimit, Role, Version, reason::CheckResult};
 use std::time::Duration;
 
 /// What a server answers that refuses writes, and would answer readers: it cannot save, has no memory left, has not enough
@@ -494,7 +491,7 @@ mod tests {
         let before = None;
         assert_eq!(
             told.epoch,
-            Some(crate::health::Epoch::Replication {
+            Some(crate::upstream::health::Epoch::Replication {
                 id: "ab".into(),
                 before
             })

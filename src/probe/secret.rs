@@ -1,6 +1,6 @@
 //! Passwords: where they come from, and that they are not shown.
 
-use crate::{files, plan::PasswordFrom};
+use crate::{plan::PasswordFrom, sys::files};
 use std::{fmt, sync::Arc};
 
 /// More is no password.
@@ -11,7 +11,7 @@ pub struct Secret(Arc<[u8]>);
 
 impl Secret {
     /// The error tells what is wrong with the source, never what is in it. A file may hang: call it
-    /// by [`crate::blocking`].
+    /// by [`crate::sys::blocking`].
     pub fn load(from: &PasswordFrom) -> Result<Self, String> {
         let bytes = match from {
             PasswordFrom::File(path) => {

@@ -3,7 +3,7 @@
 mod end_point;
 
 use super::line::Line;
-use crate::{files, plan::Tls};
+use crate::{plan::Tls, sys::files};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -30,7 +30,7 @@ pub struct Encryption {
 
 impl Encryption {
     /// `None` where there is to be none. The error tells what is wrong and where. A file may hang:
-    /// call it by [`crate::blocking`].
+    /// call it by [`crate::sys::blocking`].
     pub fn load(tls: &Tls) -> Result<Option<Self>, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;

@@ -2,10 +2,11 @@
 
 use super::question::Question;
 use crate::{
-    balance::Why,
-    config,
-    explain::{Client, Counts, MODEL, Move, Outcome, Process, survey},
-    plan,
+    config, plan,
+    upstream::{
+        balance::Why,
+        explain::{Client, Counts, MODEL, Move, Outcome, Process, survey},
+    },
 };
 use serde::Serialize;
 use std::{

@@ -2,10 +2,12 @@
 
 use super::Explain;
 use crate::{
-    balance::Chance,
     config::nearest,
-    explain::{Client, Crowd, MOST_CLIENTS, draw_ports},
     plan::{Listener, Place, Plan, Upstream, Variable},
+    upstream::{
+        balance::Chance,
+        explain::{Client, Crowd, MOST_CLIENTS, draw_ports},
+    },
 };
 use std::collections::BTreeSet;
 

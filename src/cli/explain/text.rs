@@ -3,8 +3,8 @@
 use super::question::Question;
 use crate::{
     config,
-    explain::{Client, Counts, MODEL, Move, Outcome, Process, Survey, survey},
     plan::{Backend, Balance},
+    upstream::explain::{Client, Counts, MODEL, Move, Outcome, Process, Survey, survey},
 };
 use std::io::{self, IsTerminal as _, Write};
 

@@ -4,7 +4,7 @@ use super::{
     packet::{Reader, Wrong},
     result_set::narrow,
 };
-use crate::reason::CheckResult;
+use crate::plan::reason::CheckResult;
 
 /// An error of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]

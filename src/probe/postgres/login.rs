@@ -1,7 +1,7 @@
 //! How a server lets a user in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM draws a nonce.
 
 use super::super::Secret;
-use crate::reason::CheckResult;
+use crate::plan::reason::CheckResult;
 use bytes::BytesMut;
 use postgres_protocol::{
     authentication::{

@@ -1,6 +1,6 @@
 //! The messages of a PostgreSQL server, as far as a check hears them. Pure.
 
-use crate::reason::CheckResult;
+use crate::plan::reason::CheckResult;
 
 /// Nothing that a check asks for has a longer answer.
 const LONGEST: usize = 8 << 10;

@@ -1,6 +1,6 @@
 //! What INFO says, as far as a check asks. Pure.
 
-use crate::{health::Epoch, plan::Version};
+use crate::{plan::Version, upstream::health::Epoch};
 use std::time::Duration;
 
 pub(super) const LINK_DOWN: &str = "its link to its primary is down";

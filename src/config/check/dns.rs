@@ -1,0 +1,110 @@
+//! A check of kind `dns`.
+
+use crate::config::{
+    section::{Section, Text},
+    text::{
+        report::Fault,
+        suggestions::{list, nearest, shorten},
+    },
+};
+use crate::plan::{CheckAt, CheckKind, DnsType, Place, Rcode, SendProxy, Target, Upstream};
+
+/// Longest parts of a name, and a name without the dot at its end.
+const LABEL: usize = 63;
+const NAME: usize = 253;
+
+pub(crate) fn read(section: &Section<'_>) -> CheckKind {
+    let query = read_query(section);
+    let types = DnsType::ALL.iter().map(|kind| (kind.word(), Some(*kind)));
+    // The root has no address of its own, and every server that knows any name knows its servers.
+    let default = if query == "." {
+        DnsType::Ns
+    } else {
+        DnsType::A
+    };
+    CheckKind::Dns {
+        query_type: section.word("query_type", default, &types.collect::<Vec<_>>()),
+        rcode: read_rcode(section),
+        query,
+    }
+}
+
+fn read_query(section: &Section<'_>) -> String {
+    let Some(Text { text, span }) = section.text("query") else {
+        return ".".to_owned();
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let fits = |label: &str| {
+        (1..=LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
+    };
+    if text != "." && (name.len() > NAME || !name.split('.').all(fits)) {
+        section.report.add(
+            &span,
+            Fault::new(format!(
+                "`query` = {} is no name",
+                shorten(&format!("{text:?}"))
+            ))
+            .hint("as in \"www.example.com\", letters beyond ASCII as xn--...; \".\" is the root"),
+        );
+    }
+    text.to_owned()
+}
+
+/// One word, or a list of them.
+fn read_rcode(section: &Section<'_>) -> Vec<Rcode> {
+    if section.get("rcode").is_none() {
+        return vec![Rcode::NoError];
+    }
+    let words: Vec<&str> = Rcode::ALL.iter().map(|rcode| rcode.word()).collect();
+    let mut accepted = Vec::new();
+    for Text { text, span } in section.texts("rcode").unwrap_or_default() {
+        match Rcode::ALL.iter().find(|rcode| rcode.word() == text) {
+            Some(rcode) => accepted.push(*rcode),
+            None => section.report.add(
+                &span,
+                Fault::new(format!(
+                    "`rcode` does not know the word {}",
+                    shorten(&format!("{text:?}"))
+                ))
+                .hint(match nearest(text, &words) {
+                    Some(near) => format!("did you mean {near:?}?"),
+                    None => format!("one or more of: {}", list(words.iter().copied())),
+                }),
+            ),
+        }
+    }
+    accepted
+}
+
+/// It goes out as a datagram.
+pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
+    let Some(check) = upstream
+        .check
+        .as_ref()
+        .filter(|check| matches!(check.kind, CheckKind::Dns { .. }))
+    else {
+        return;
+    };
+    let Some(value) = section.get("check") else {
+        return;
+    };
+    let unix = |place: &Place| matches!(place, Place::Unix(_));
+    let asked_on_unix = match &check.at {
+        CheckAt::Place(place) => unix(place),
+        _ => (upstream.backends.iter())
+            .any(|b| matches!(&b.target, Target::Place(place) if unix(place))),
+    };
+    if asked_on_unix {
+        let fault = Fault::new("kind = \"dns\" asks over UDP, which a unix socket is not")
+            .hint("name the place with `address`, as in \"10.0.0.1:53\"");
+        section.report.add(&value.span(), fault);
+    }
+    if upstream.send_proxy != SendProxy::Off {
+        let fault = Fault::new(
+            "kind = \"dns\" with `send_proxy` is not supported yet: datagrams get no header",
+        )
+        .hint("use another kind, or leave `send_proxy` out");
+        section.report.add(&value.span(), fault);
+    }
+}

@@ -1,0 +1,57 @@
+//! A check of kind `mysql`.
+
+use std::time::Duration;
+
+use crate::config::{
+    check::kind::{ROLES, read_password, read_replicating},
+    listener::above_zero,
+    section::{Section, Text},
+    text::report::Fault,
+};
+use crate::plan::{CheckKind, Role};
+
+pub(crate) fn read(section: &Section<'_>) -> CheckKind {
+    let role = section.word("role", None, ROLES);
+    CheckKind::Mysql {
+        role,
+        user: read_user(section),
+        password: read_password(section),
+        replicating: read_replicating(section, role),
+        max_lag: read_max_lag(section, role),
+    }
+}
+
+fn read_user(section: &Section<'_>) -> String {
+    let Some(Text { text, span }) = section.text("user") else {
+        if section.get("user").is_none() {
+            section.missing(
+                "user",
+                "a server blocks addresses whose connections end before a login, and those of all clients with them; make an \
+                 account without privileges: CREATE USER 'check'@'%' IDENTIFIED BY '...'",
+            );
+        }
+        return String::new();
+    };
+    if text.is_empty() || text.contains('\0') {
+        section.report.add(
+            &span,
+            Fault::new("`user` is no name of an account")
+                .hint("the name alone, as in \"check\", and the password in `password_file` or `password_env`"),
+        );
+    }
+    text.to_owned()
+}
+
+fn read_max_lag(section: &Section<'_>, role: Option<Role>) -> Option<Duration> {
+    let value = section.get("max_lag")?;
+    if role == Some(Role::Primary) {
+        section.report.add(
+            &value.span(),
+            Fault::new(
+                "`max_lag` does nothing with role = \"primary\": a primary is behind nobody",
+            )
+            .hint("it is for role = \"replica\" or \"any\"; otherwise leave it out"),
+        );
+    }
+    Some(section.duration("max_lag", Duration::ZERO, above_zero))
+}

@@ -1,0 +1,137 @@
+//! The keys of kind = "postgres".
+
+use crate::config::{
+    check::kind::{ROLES, read_password, read_replicating},
+    listener::above_zero,
+    section::{Section, Text},
+    text::{report::Fault, suggestions::shorten},
+};
+use crate::plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls, Upstream};
+use std::time::Duration;
+
+pub(crate) fn read(section: &Section<'_>) -> CheckKind {
+    let has_user = section.get("user").is_some();
+    let logs_in = section.flag("login", has_user);
+    if let Some(value) = section.get("login").filter(|_| logs_in && !has_user) {
+        let fault = Fault::new("`login` = true needs a `user` to log in as").hint(
+            "add `user`, or leave `login` out: then the check only looks whether the server answers",
+        );
+        section.report.add(&value.span(), fault);
+    }
+    let database = || read_name(section, "database").unwrap_or_else(|| "postgres".to_owned());
+    if !logs_in || !has_user {
+        not_without_login(section, has_user);
+        return CheckKind::Postgres {
+            role: None,
+            login: None,
+            startup: has_user.then(|| {
+                let user = read_name(section, "user").unwrap_or_default();
+                (user, database())
+            }),
+            replicating: false,
+            limit: LagLimit::default(),
+        };
+    }
+    let role = section.word("role", None, ROLES);
+    CheckKind::Postgres {
+        role,
+        login: Some(Login {
+            user: read_name(section, "user").unwrap_or_default(),
+            password: read_password(section),
+            database: database(),
+        }),
+        startup: None,
+        replicating: read_replicating(section, role),
+        limit: read_limit(section, role),
+    }
+}
+
+/// Whatever is asked is asked as somebody.
+fn not_without_login(section: &Section<'_>, has_user: bool) {
+    for key in [
+        "role",
+        "replicating",
+        "password_file",
+        "password_env",
+        "database",
+        "max_lag",
+        "max_lag_bytes",
+    ] {
+        let Some(value) = section.get(key) else {
+            continue;
+        };
+        let fault = match has_user {
+            // It is named beside the user.
+            true if key == "database" => continue,
+            true => Fault::new(format!("`{key}` does nothing with `login` = false"))
+                .hint("leave it out, or let the check log in with `login` = true"),
+            false => Fault::new(format!(
+                "`{key}` does nothing without `user` where kind = \"postgres\""
+            ))
+            .hint("add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers"),
+        };
+        section.report.add(&value.span(), fault);
+    }
+}
+
+/// The server speaks TLS over TCP alone.
+pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
+    let encrypted = upstream.check.as_ref().filter(|check| {
+        matches!(check.kind, CheckKind::Postgres { .. }) && !matches!(check.tls, Tls::Off)
+    });
+    let (Some(check), Some(value)) = (encrypted, section.get("check")) else {
+        return;
+    };
+    let fault = match &check.at {
+        CheckAt::Place(Place::Unix(path)) => format!("`address` = \"unix:{}\"", path.display()),
+        CheckAt::Place(Place::Tcp(_)) => return,
+        CheckAt::Backend | CheckAt::Port(_) => {
+            let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+            match upstream.backends.iter().find(|b| unix(&b.target)) {
+                Some(backend) => format!("the backend {:?}", backend.text),
+                None => return,
+            }
+        }
+    };
+    let fault = Fault::new(format!(
+        "`tls` cannot be had from {fault}: PostgreSQL does not speak it over a unix socket"
+    ))
+    .hint("leave `tls` out: what is said there does not leave the machine; or name a place to check with `address`, as in \"10.0.0.1:5432\"");
+    section.report.add(&value.span(), fault);
+}
+
+fn read_name(section: &Section<'_>, key: &str) -> Option<String> {
+    let Text { text, span } = section.text(key)?;
+    if text.is_empty() || text.contains('\0') {
+        let shown = shorten(&format!("{text:?}"));
+        section.report.add(
+            &span,
+            Fault::new(format!("`{key}` = {shown} is no name in a database"))
+                .hint("as in \"tembuku\""),
+        );
+    }
+    Some(text.to_owned())
+}
+
+fn read_limit(section: &Section<'_>, role: Option<Role>) -> LagLimit {
+    LagLimit {
+        time: read_max_lag(section, role),
+        bytes: {
+            not_of_a_primary(section, role, "max_lag_bytes");
+            section.size("max_lag_bytes")
+        },
+    }
+}
+
+pub(crate) fn read_max_lag(section: &Section<'_>, role: Option<Role>) -> Option<Duration> {
+    not_of_a_primary(section, role, "max_lag");
+    section.optional_duration("max_lag", above_zero, "leave it out for no limit")
+}
+
+fn not_of_a_primary(section: &Section<'_>, role: Option<Role>, key: &str) {
+    if let Some(value) = section.get(key).filter(|_| role == Some(Role::Primary)) {
+        let fault = Fault::new(format!("`{key}` does nothing with role = \"primary\""))
+            .hint("a primary is behind nobody: leave it out, or ask for role = \"replica\"");
+        section.report.add(&value.span(), fault);
+    }
+}

@@ -1,0 +1,10 @@
+//! Values of single keys, from text and back.
+
+pub(super) mod access;
+pub(super) mod address;
+pub(super) mod duration;
+pub(super) mod hash_key;
+pub(super) mod host;
+pub(super) mod size;
+pub(super) mod unix_file;
+pub(super) mod zone;

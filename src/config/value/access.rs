@@ -1,0 +1,160 @@
+//! Access rules as text: "allow 10.0.0.0/8", "deny unix", "deny all".
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::text::{report::Fault, suggestions::nearest};
+use crate::plan::{AccessRule, Who};
+
+pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
+    read(text).map_err(|fault| {
+        fault.or_hint(
+            "as in \"allow 192.0.2.1\", \"allow 10.0.0.0/8\", \"deny unix\" or \"deny all\"",
+        )
+    })
+}
+
+fn read(text: &str) -> Result<AccessRule, Fault> {
+    let mut words = text.split_whitespace();
+    let (Some(verb), Some(who), None) = (words.next(), words.next(), words.next()) else {
+        return Err(Fault::new(format!("{text:?} is no access rule")).hint(
+            "write \"allow WHO\" or \"deny WHO\"; WHO is an address, a network, `unix` or `all`",
+        ));
+    };
+    let allow = match verb {
+        "allow" => true,
+        "deny" => false,
+        _ => {
+            return Err(Fault::new(format!(
+                "an access rule begins with `allow` or `deny`, not {verb:?}"
+            ))
+            .hint(nearest(verb, &["allow", "deny"]).map_or_else(
+                || "as in \"allow 10.0.0.0/8\"".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            )));
+        }
+    };
+    Ok(AccessRule {
+        allow,
+        who: parse_who(who)?,
+    })
+}
+
+pub(crate) fn format(rule: &AccessRule) -> String {
+    let verb = if rule.allow { "allow" } else { "deny" };
+    format!("{verb} {}", format_who(rule.who))
+}
+
+pub(crate) fn format_who(who: Who) -> String {
+    match who {
+        Who::All => "all".to_owned(),
+        Who::Unix => "unix".to_owned(),
+        Who::Net(ip, length) => format!("{ip}/{length}"),
+    }
+}
+
+pub(crate) fn parse_who(who: &str) -> Result<Who, Fault> {
+    match who {
+        "all" => return Ok(Who::All),
+        "unix" => return Ok(Who::Unix),
+        _ => {}
+    }
+    if let Ok(ip) = who.parse::<IpAddr>() {
+        return Ok(net(ip, if ip.is_ipv4() { 32 } else { 128 }));
+    }
+    let Some((ip, length)) = who.split_once('/') else {
+        let fault = Fault::new(format!(
+            "{who:?} is no address, no network, and neither `unix` nor `all`"
+        ));
+        return Err(match nearest(who, &["all", "unix"]) {
+            Some(near) => fault.hint(format!("did you mean `{near}`?")),
+            None => fault,
+        });
+    };
+    let Ok(ip) = ip.parse::<IpAddr>() else {
+        return Err(Fault::new(format!("{ip:?} is no IP address")));
+    };
+    let most = if ip.is_ipv4() { 32 } else { 128 };
+    let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+    let net = length
+        .parse::<u8>()
+        .ok()
+        .filter(|_| digits)
+        .and_then(|length| IpNet::new(ip, length).ok());
+    let Some(net) = net else {
+        return Err(
+            Fault::new(format!("{length:?} is no prefix length for {ip}"))
+                .hint(format!("from 0 to {most}")),
+        );
+    };
+    if net.trunc() != net {
+        return Err(Fault::new(format!(
+            "{who} is no network: bits are set beyond /{length}"
+        ))
+        .hint(format!(
+            "did you mean {}? For the one address write {ip}",
+            net.trunc()
+        )));
+    }
+    Ok(self::net(ip, net.prefix_len()))
+}
+
+/// Mapped IPv4 addresses are those of IPv4 clients, and are compared as such.
+fn net(ip: IpAddr, length: u8) -> Who {
+    match (ip.to_canonical(), length.checked_sub(96)) {
+        (IpAddr::V4(mapped), Some(length)) if ip.is_ipv6() => Who::Net(mapped.into(), length),
+        _ => Who::Net(ip, length),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read() {
+        let net = |text: &str, length| Who::Net(text.parse().expect("ip"), length);
+        for (text, allow, who) in [
+            ("allow 10.0.0.0/8", true, net("10.0.0.0", 8)),
+            ("deny  192.0.2.1", false, net("192.0.2.1", 32)),
+            ("deny all", false, Who::All),
+            ("allow unix", true, Who::Unix),
+            ("allow 2001:db8::/32", true, net("2001:db8::", 32)),
+            ("allow ::1", true, net("::1", 128)),
+            ("deny ::ffff:10.9.0.0/112", false, net("10.9.0.0", 16)),
+            ("deny ::ffff:10.9.0.1", false, net("10.9.0.1", 32)),
+            ("deny ::/64", false, net("::", 64)),
+            ("allow 0.0.0.0/0", true, net("0.0.0.0", 0)),
+        ] {
+            let rule = AccessRule { allow, who };
+            assert_eq!(parse(text), Ok(rule.clone()), "{text}");
+            assert_eq!(parse(&format(&rule)), Ok(rule), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (text, part) in [
+            ("", "no access rule"),
+            ("allow", "no access rule"),
+            ("allow a b", "no access rule"),
+            ("permit all", "not \"permit\""),
+            ("alow all", "did you mean `allow`"),
+            ("allow al", "did you mean `all`"),
+            (
+                "allow 10.0.0.1/8",
+                "did you mean 10.0.0.0/8? For the one address write 10.0.0.1",
+            ),
+            ("allow 10.0.0.0/33", "from 0 to 32"),
+            ("allow 10.0.0.0/+8", "no prefix length"),
+            ("allow 10.0.0.0/", "no prefix length"),
+            ("allow ::/129", "from 0 to 128"),
+            ("allow x/8", "\"x\" is no IP address"),
+        ] {
+            let fault = parse(text).expect_err(text);
+            let said = format!("{} {}", fault.message, fault.hint.unwrap_or_default());
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+}

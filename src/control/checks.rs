@@ -1,0 +1,299 @@
+//! The checks of an upstream: one task for each address of each backend, for as long as there is that address.
+
+use super::{
+    leaving::Leaving,
+    news::{self, Cause},
+    supervise::supervised,
+};
+use crate::{
+    control::journal::Journal,
+    plan::{Check, SendProxy, Upstream, reason::CheckResult},
+    probe::{Encryption, Means, Probe, Report, Secret},
+    sys::blocking,
+    upstream::{
+        backend::Backend,
+        balance::Chance,
+        health::{Judge, Rule, Schedule},
+        pool::{Address, Checked, Pool, Wish},
+    },
+};
+use ahash::RandomState;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{sync::Notify, task::AbortHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// However much hurry there is, between the beginnings of two checks: a server whose role changes with every answer makes
+/// all hurry all the time.
+const GAP: Duration = Duration::from_millis(50);
+
+/// Of all schedules of the process.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// What the checks of all upstreams share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) journal: Arc<Journal>,
+    /// Notified when a check has ended.
+    pub(super) checked: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
+/// What all checks of an upstream share.
+pub(super) struct Checks {
+    pool: Arc<Pool>,
+    check: Check,
+    send_proxy: SendProxy,
+    means: Mutex<Means>,
+    /// Whether the password is being read again. By one at a time: a reader that hangs holds a thread.
+    reading: AtomicBool,
+    leaving: Arc<Leaving>,
+    /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
+    hurry: Notify,
+    shared: Shared,
+}
+
+/// What the checks of an upstream need: its password and certificates.
+pub(super) fn means(upstream: &Upstream) -> Result<Means, String> {
+    let Some(check) = &upstream.check else {
+        return Ok(Means::default());
+    };
+    let secret = check.kind.password().map(Secret::load).transpose();
+    let encryption = Encryption::load(&check.tls);
+    let named = |e| format!("upstream {}: check: {e}", upstream.name);
+    Ok(Means {
+        secret: secret.map_err(named)?,
+        encryption: encryption.map_err(named)?,
+    })
+}
+
+impl Checks {
+    pub(super) fn new(
+        pool: &Arc<Pool>,
+        check: &Check,
+        send_proxy: SendProxy,
+        means: Means,
+        leaving: &Arc<Leaving>,
+        shared: Shared,
+    ) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            check: check.clone(),
+            send_proxy,
+            means: Mutex::new(means),
+            reading: AtomicBool::new(false),
+            leaving: Arc::clone(leaving),
+            hurry: Notify::new(),
+            shared,
+        }
+    }
+
+    /// Checks what addresses there are, and looks again whenever they have `changed`, or what is wished of them.
+    pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
+        let begin = || Arc::clone(&self).keep_checking(&changed);
+        let lost = |why: &str| {
+            tracing::error!(upstream = %self.pool.name, why, "the checks have ended by a panic, and begin anew");
+        };
+        supervised(begin, lost).await;
+    }
+
+    async fn keep_checking(self: Arc<Self>, changed: &Notify) {
+        // An address that is gone or in maintenance is no longer checked: dropping its guard ends the task. Whoever comes
+        // out of maintenance is somebody new.
+        let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
+        let key = |a: &Address| (a.backend.id, a.wished.term);
+        let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
+        loop {
+            let mut addresses = self.pool.addresses();
+            addresses.retain(|a| a.wished.wish != Wish::Maint);
+            running.retain(|known, (_, task)| {
+                !task.is_finished() && addresses.iter().any(|a| key(a) == *known)
+            });
+            for address in addresses {
+                running.entry(key(&address)).or_insert_with(|| {
+                    let stop = self.shared.stop.child_token();
+                    let one = One {
+                        checks: Arc::clone(&self),
+                        backend: address.backend,
+                        term: address.wished.term,
+                        chance: Chance::from_seed(chance.draw()),
+                    };
+                    let task = stop.clone().run_until_cancelled_owned(one.run());
+                    let task = tokio::spawn(task).abort_handle();
+                    (stop.drop_guard(), task)
+                });
+            }
+            loop {
+                let next = self.act(None, Instant::now());
+                let silence = async {
+                    match next {
+                        Some(at) => tokio::time::sleep_until(at.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // Also when no check ends: what has not been heard for too long is to be told.
+                tokio::select! {
+                    () = changed.notified() => break,
+                    () = silence => {}
+                }
+            }
+        }
+    }
+
+    fn act(&self, cause: Option<&Cause<'_>>, now: Instant) -> Option<Instant> {
+        news::act(&self.pool, &self.leaving, &self.shared.journal, cause, now)
+    }
+
+    fn probe(&self, backend: &Backend) -> Probe {
+        let means = self
+            .means
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Probe::new(
+            &backend.place,
+            backend.text(),
+            &self.check,
+            self.send_proxy,
+            means,
+        )
+    }
+
+    /// Reads the password again: it may have become another one. A file on a network may take its time: the event loop is
+    /// not stopped by it, nor are the checks. What comes late is there for the next that is refused.
+    async fn look_for_new_secret(self: &Arc<Self>) {
+        let Some(from) = self.check.kind.password().cloned() else {
+            return;
+        };
+        if self.reading.swap(true, Relaxed) {
+            return;
+        }
+        let reading = Reading(Arc::clone(self));
+        // Most of the time it is there at once.
+        let _ = blocking::call(GAP, move || {
+            if let Ok(new) = Secret::load(&from) {
+                let means = reading.0.means.lock();
+                means.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
+            }
+        })
+        .await;
+    }
+}
+
+/// The one that reads the password again, until dropped.
+struct Reading(Arc<Checks>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.reading.store(false, Relaxed);
+    }
+}
+
+/// The checks of one address.
+#[derive(Clone)]
+struct One {
+    checks: Arc<Checks>,
+    backend: Arc<Backend>,
+    /// Of its address, between two times of maintenance.
+    term: u32,
+    chance: Chance,
+}
+
+impl One {
+    async fn run(self) {
+        let lost = |why: &str| {
+            tracing::error!(upstream = %self.checks.pool.name, backend = %self.backend.text(), address = %self.backend.place, why,
+                "its check has ended by a panic, and begins anew");
+        };
+        supervised(|| self.clone().keep_asking(), lost).await;
+    }
+
+    async fn keep_asking(mut self) {
+        let checks = Arc::clone(&self.checks);
+        let check = &checks.check;
+        let schedule = Schedule::new(check.interval, check.fast_interval, *ORIGIN);
+        let rule = Rule {
+            rise: check.rise,
+            fall: check.fall,
+        };
+        let gap = GAP.min(check.fast_interval);
+        let mut judge = Judge::new(rule, checks.pool.said(&self.backend));
+        let mut probe = checks.probe(&self.backend);
+        tokio::time::sleep(schedule.first(self.chance.draw())).await;
+        loop {
+            // Before the check, so that nobody who hurries meanwhile is missed.
+            let hurried = checks.hurry.notified();
+            let began = Instant::now();
+            let (report, farewell) = probe.ask(self.chance.draw()).await;
+            if !checks.pool.is_checked(&self.backend, self.term) {
+                // The operator was quicker, or nobody is left on an address that is gone: the end, but not without a goodbye.
+                if let Some(farewell) = farewell {
+                    farewell.say().await;
+                }
+                return;
+            }
+            let now = Instant::now();
+            let refused = report.result == CheckResult::Auth;
+            let anybody = self.tell(&mut judge, report, &probe, now);
+            if let Some(farewell) = farewell {
+                farewell.say().await;
+            }
+            if refused {
+                checks.look_for_new_secret().await;
+                // Whether or not it was this check that found another one.
+                probe = checks.probe(&self.backend);
+            }
+            let in_doubt = judge.is_in_doubt() || !anybody;
+            let next = schedule.next(began, Instant::now(), in_doubt, self.chance.draw());
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = hurried => tokio::time::sleep_until((began + gap).into()).await,
+            }
+        }
+    }
+
+    /// Passes on what was found. Whether there is anybody left whom the checks speak for.
+    fn tell(&self, judge: &mut Judge, report: Report, probe: &Probe, now: Instant) -> bool {
+        let checks = &self.checks;
+        if let Some(metrics) = &self.backend.metrics.checks {
+            metrics.results[report.result as usize].add(1);
+            metrics.duration.record(report.took);
+        }
+        tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(), at = %probe.place(),
+            result = report.result.word(), took = ?report.took, transcript = report.transcript, "checked");
+        if report.result == CheckResult::Local {
+            self.backend.log_no_check(&report.transcript, now);
+        }
+        let change = judge.hear(report.result, now);
+        let checked = Checked {
+            at: now,
+            took: report.took,
+            result: report.result,
+            told: report.told.clone(),
+            transcript: report.transcript.clone(),
+        };
+        let anybody = checks.pool.checked(&self.backend, checked, change, now);
+        let cause = change.map(|change| Cause {
+            backend: &self.backend,
+            change,
+            report: &report,
+        });
+        checks.act(cause.as_ref(), now);
+        checks.shared.checked.notify_one();
+        if let Some(change) = change {
+            let nobody_left = !anybody && change.from.is_up();
+            // Where one has lost a role another has got it, and the other way round.
+            let moved = change.from.is_other_role() != change.to.is_other_role();
+            if nobody_left || moved && !change.first {
+                checks.hurry.notify_waiters();
+            }
+        }
+        anybody
+    }
+}

@@ -1,0 +1,87 @@
+//! What the addresses of a plan have to do with the interfaces of this machine.
+
+use crate::{
+    config::find_loops,
+    plan::{CheckAt, Place, Plan, Target},
+    runtime::net::has_interface,
+};
+use nix::ifaddrs::getifaddrs;
+use std::net::IpAddr;
+
+/// Every address whose interface is not here.
+pub(super) fn missing(plan: &Plan) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut look = |whose: &dyn Fn() -> String, place: &Place| {
+        if !is_here(place) {
+            problems.push(format!(
+                "{}: this machine has no such network interface; `ip link` lists those that there are",
+                whose()
+            ));
+        }
+    };
+    for listener in &plan.listeners {
+        for bind in &listener.bind {
+            // All places of an entry have the same.
+            if let Some(place) = bind.places.first() {
+                let whose =
+                    || format!("listener {}: cannot listen on {}", listener.name, bind.text);
+                look(&whose, place);
+            }
+        }
+    }
+    for upstream in &plan.upstreams {
+        for backend in &upstream.backends {
+            if let Target::Place(place) = &backend.target {
+                look(
+                    &|| format!("upstream {}: backend {}", upstream.name, backend.text),
+                    place,
+                );
+            }
+        }
+        if let Some(CheckAt::Place(place)) = upstream.check.as_ref().map(|check| &check.at) {
+            look(
+                &|| format!("upstream {}: `address` of its check", upstream.name),
+                place,
+            );
+        }
+    }
+    problems
+}
+
+fn is_here(place: &Place) -> bool {
+    match place {
+        Place::Tcp(address) => has_interface(*address),
+        Place::Unix(_) => true,
+    }
+}
+
+/// Every listener that is its own backend. `resolved`: for each upstream and backend what its address stands for.
+pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Place>>]) -> Vec<String> {
+    let own: Vec<IpAddr> = getifaddrs().map_or_else(
+        |_| Vec::new(),
+        |all| {
+            all.filter_map(|one| {
+                let address = one.address?;
+                let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+            })
+            .collect()
+        },
+    );
+    let places = |name: &str, backend: usize| {
+        let upstream = plan.upstreams.iter().position(|u| u.name == name);
+        let places = upstream.and_then(|n| resolved.get(n)?.get(backend));
+        places.cloned().unwrap_or_default()
+    };
+    let found = find_loops(
+        &plan.listeners,
+        &plan.upstreams,
+        |upstream, backend| places(&upstream.name, backend),
+        |ip| own.contains(&ip),
+    );
+    let describe = |found: crate::config::Loop| {
+        let name = &plan.listeners[found.listener].name;
+        format!("listener {name} is its own backend: {}", found.way)
+    };
+    found.into_iter().map(describe).collect()
+}

@@ -1,0 +1,355 @@
+use super::*;
+use crate::{
+    plan::{Backend, Check, CheckKind},
+    runtime::net::Client,
+    session::registry::Listed,
+    upstream::{
+        backend::Lease,
+        pool::tests::{check, of, place, planned, upstream, verdict},
+    },
+};
+
+/// What a session on one of two backends is told when this becomes the verdict about it.
+fn told(check: Check, to: Verdict) -> Option<CloseReason> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let now = Instant::now();
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
+        let pace = Arc::new(Mutex::new(Pace::new(now)));
+        let plan = upstream(vec![planned(1), planned(2)], check);
+        let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+        let pool = Arc::new(of(&plan, now));
+        verdict(&pool, 1, Verdict::Up, true, now);
+        let backend = Arc::clone(&pool.addresses()[0].backend);
+        let session = sessions.list(Client::Unix, None).expect("room for one");
+        session.set_backend(backend.id);
+        verdict(&pool, 0, to, true, now);
+        leaving.after(&pool, &backend, false, to);
+        // For the task that tells.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        session.must_end()
+    })
+}
+
+/// What is to come when all are used is called off, and comes when the checks count again.
+#[test]
+fn who_is_used_all_the_same_is_not_told_later_either() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let now = Instant::now();
+        let check = Check {
+            on_down: OnLeave::CloseAfter(Duration::from_secs(3600)),
+            serve_anyway_below: 60,
+            ..check(CheckKind::Tcp)
+        };
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
+        let pace = Arc::new(Mutex::new(Pace::new(now)));
+        let plan = upstream((1..=3).map(planned).collect(), check);
+        let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+        let pool = Arc::new(of(&plan, now));
+        let turn = |n: usize, to| {
+            verdict(&pool, n, to, false, now);
+            let backend = &pool.addresses()[n].backend;
+            leaving.after(&pool, backend, false, to);
+        };
+        let waiting = || leaving.under_way().len();
+        let down = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
+        (0..3).for_each(|n| turn(n, Verdict::Up));
+        turn(0, down);
+        assert_eq!((waiting(), pool.serves_anyway()), (1, false));
+        turn(1, down);
+        assert!(pool.serves_anyway());
+        leaving.stay(&pool);
+        assert_eq!(waiting(), 0);
+        turn(1, Verdict::Up);
+        assert!(!pool.serves_anyway());
+        leaving.resume(&pool);
+        assert_eq!(waiting(), 1, "the first one is still down");
+    });
+}
+
+#[test]
+fn each_reason_has_its_own_rule() {
+    let all = |action: OnLeave, check: Check| Check {
+        on_down: action,
+        on_role_lost: action,
+        on_lag: action,
+        ..check
+    };
+    let close = |check: Check| all(OnLeave::Close, check);
+    let keep = |check: Check| all(OnLeave::Keep, check);
+    let plain = || check(CheckKind::Tcp);
+    for (to, reason) in [
+        (Verdict::Down(None), CloseReason::BackendDown),
+        (Verdict::WrongRole, CloseReason::RoleLost),
+        (Verdict::Lagging, CloseReason::Lagging),
+    ] {
+        assert_eq!(told(close(plain()), to), Some(reason));
+        assert_eq!(told(keep(plain()), to), None);
+        // Flows go by themselves, and sessions of TCP stay.
+        assert_eq!(told(all(OnLeave::Move, plain()), to), None);
+        let others = match to {
+            Verdict::Lagging => Check {
+                on_lag: OnLeave::Keep,
+                ..close(plain())
+            },
+            _ => Check {
+                on_lag: OnLeave::Close,
+                ..keep(plain())
+            },
+        };
+        assert_eq!(told(others, to), None, "{to:?} by the rule of another");
+    }
+    // It may be right; and who is used all the same keeps what it has.
+    assert_eq!(told(close(plain()), Verdict::Doubtful), None);
+    let anyway = Check {
+        serve_anyway_below: 100,
+        ..close(plain())
+    };
+    assert_eq!(told(anyway.clone(), Verdict::Lagging), None);
+    let refused = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
+    assert_eq!(told(anyway, refused), None);
+}
+
+/// An upstream whose last backend is a backup, with what is told to sessions there.
+struct Rig {
+    sessions: Arc<Sessions>,
+    pool: Arc<Pool>,
+    leaving: Leaving,
+}
+
+impl Rig {
+    fn new(backends: Vec<Backend>, check: Check) -> Self {
+        let now = Instant::now();
+        let sessions = Arc::new(Sessions::new(1, 1_000, 0, &descriptors()));
+        let pace = Arc::new(Mutex::new(Pace::new(now)));
+        let plan = upstream(backends, check);
+        Self {
+            leaving: Leaving::new(&plan, &sessions, &pace, &CancellationToken::new()),
+            pool: Arc::new(of(&plan, now)),
+            sessions,
+        }
+    }
+
+    fn backend(&self, n: usize) -> Arc<crate::upstream::backend::Backend> {
+        Arc::clone(&self.pool.addresses()[n].backend)
+    }
+
+    fn session_on(&self, n: usize) -> Listed {
+        let session = self.sessions.list(Client::Unix, None);
+        let session = session.expect("room for one");
+        session.set_backend(self.backend(n).id);
+        session
+    }
+
+    fn turn(&self, n: usize, to: Verdict) {
+        let now = Instant::now();
+        verdict(&self.pool, n, to, false, now);
+        self.pool.news(now);
+        let address = &self.pool.addresses()[n];
+        self.leaving
+            .after(&self.pool, &address.backend, address.backup, to);
+    }
+
+    /// Until whoever is to be called back has been.
+    async fn recalled(&self) {
+        until(|| !self.leaving.recall.is_under_way()).await;
+    }
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < patience, "it never comes");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    runtime.expect("a runtime").block_on(test);
+}
+
+const DOWN: Verdict = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
+
+fn backup(n: u8) -> Backend {
+    Backend {
+        backup: true,
+        ..planned(n)
+    }
+}
+
+/// It takes one session.
+fn small(n: u8) -> Backend {
+    Backend {
+        max_connections: 1,
+        slow_start: Duration::ZERO,
+        ..planned(n)
+    }
+}
+
+fn recalling(on_recover: OnLeave) -> Check {
+    Check {
+        on_recover,
+        on_down: OnLeave::Close,
+        ..check(CheckKind::Tcp)
+    }
+}
+
+#[test]
+fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
+    block_on(async {
+        let rig = Rig::new(vec![planned(1), backup(2)], recalling(OnLeave::Close));
+        rig.turn(0, Verdict::Up);
+        rig.turn(1, Verdict::Up);
+        rig.recalled().await;
+        let session = rig.session_on(1);
+        rig.turn(1, DOWN);
+        until(|| session.must_end().is_some()).await;
+        assert_eq!(session.must_end(), Some(CloseReason::BackendDown));
+    });
+}
+
+#[test]
+fn each_recovery_calls_back() {
+    block_on(async {
+        let backends = vec![planned(1), planned(2), backup(3)];
+        let rig = Rig::new(backends, recalling(OnLeave::Close));
+        (0..3).for_each(|n| rig.turn(n, Verdict::Up));
+        for _ in 0..3 {
+            rig.recalled().await;
+            rig.turn(0, DOWN);
+            let session = rig.session_on(2);
+            rig.turn(0, Verdict::Up);
+            until(|| session.must_end().is_some()).await;
+            assert_eq!(session.must_end(), Some(CloseReason::Recovered));
+        }
+    });
+}
+
+/// Those who have gone to a backup since the others were looked for.
+#[test]
+fn a_recovery_while_sessions_are_told_counts_too() {
+    block_on(async {
+        let backends = vec![planned(1), planned(2), backup(3)];
+        let rig = Rig::new(backends, recalling(OnLeave::Close));
+        let many: Vec<_> = (0..500).map(|_| rig.session_on(2)).collect();
+        rig.turn(0, Verdict::Up);
+        until(|| many.iter().any(|s| s.must_end().is_some())).await;
+        assert!(many.iter().any(|s| s.must_end().is_none()), "one by one");
+        let late = rig.session_on(2);
+        rig.turn(1, Verdict::Up);
+        rig.recalled().await;
+        assert!(many.iter().all(|s| s.must_end().is_some()));
+        assert_eq!(late.must_end(), Some(CloseReason::Recovered));
+    });
+}
+
+#[test]
+fn who_is_up_and_full_calls_back_when_it_has_room() {
+    block_on(async {
+        let soon = OnLeave::CloseAfter(Duration::from_millis(20));
+        for on_recover in [OnLeave::Close, soon] {
+            let rig = Rig::new(vec![small(1), backup(2)], recalling(on_recover));
+            let session = rig.session_on(1);
+            let mut lease = Some(Lease::new(rig.backend(0)));
+            if on_recover == soon {
+                // It takes sessions when it comes back, and no more when it is time.
+                lease = None;
+            }
+            rig.turn(0, Verdict::Up);
+            let lease = lease.unwrap_or_else(|| Lease::new(rig.backend(0)));
+            // Long enough to be told.
+            tokio::time::sleep(recall::LOOK * 2).await;
+            assert_eq!(session.must_end(), None);
+            assert!(rig.leaving.recall.is_under_way());
+            drop(lease);
+            rig.recalled().await;
+            assert_eq!(session.must_end(), Some(CloseReason::Recovered));
+        }
+    });
+}
+
+#[test]
+fn nobody_is_waited_for_who_is_not_up() {
+    block_on(async {
+        let rig = Rig::new(vec![small(1), backup(2)], recalling(OnLeave::Close));
+        let session = rig.session_on(1);
+        let lease = Lease::new(rig.backend(0));
+        rig.turn(0, Verdict::Up);
+        rig.turn(0, DOWN);
+        assert!(!rig.leaving.recall.is_under_way(), "called off");
+        rig.turn(0, Verdict::Up);
+        assert!(rig.leaving.recall.is_under_way());
+        // Its name is gone, and nobody says so.
+        drop(lease);
+        let none = [vec![], vec![place(2)]];
+        rig.pool.set_addresses(&none, Instant::now());
+        rig.recalled().await;
+        assert_eq!(session.must_end(), None);
+    });
+}
+
+#[test]
+fn of_addresses_that_are_gone_nothing_is_remembered() {
+    block_on(async {
+        for on_down in [
+            OnLeave::Close,
+            OnLeave::CloseAfter(Duration::from_secs(3600)),
+        ] {
+            let check = Check {
+                on_down,
+                ..check(CheckKind::Tcp)
+            };
+            let rig = Rig::new(vec![planned(1)], check);
+            for n in 2..100 {
+                rig.turn(0, DOWN);
+                let next = [vec![place(n)]];
+                rig.pool.set_addresses(&next, Instant::now());
+                tokio::task::yield_now().await;
+            }
+            rig.turn(0, DOWN);
+            let remembered = rig.leaving.under_way().len();
+            assert!(remembered <= 2, "{remembered} of {on_down:?}");
+        }
+    });
+}
+
+/// It was found where it is told to leave, and has heard from the pool that it must not stay before its turn came.
+#[test]
+fn who_has_moved_on_before_its_turn_stays_where_it_is() {
+    block_on(async {
+        let rig = Rig::new(vec![planned(1), planned(2)], check(CheckKind::Tcp));
+        let all: Vec<_> = (0..500).map(|_| rig.session_on(0)).collect();
+        let (ill, well) = (rig.backend(0), rig.backend(1).id);
+        let told = rig
+            .leaving
+            .telling
+            .all_on(&rig.pool, &ill, CloseReason::BackendDown);
+        let moves = async {
+            let waiting = all.iter().filter(|s| s.must_end().is_none());
+            let moved: Vec<_> = waiting.step_by(2).collect();
+            moved.iter().for_each(|s| s.set_backend(well));
+            moved
+        };
+        let ((), moved) = tokio::join!(biased; told, moves);
+        assert_eq!(moved.len(), 150, "200 are told at once");
+        assert!(moved.iter().all(|s| s.must_end().is_none()));
+        let ended = all.iter().filter(|s| s.must_end().is_some());
+        assert_eq!(ended.count(), 350);
+    });
+}
+
+fn descriptors() -> Arc<crate::session::registry::Descriptors> {
+    Arc::new(crate::session::registry::Descriptors::new(2_000, 0, 0))
+}

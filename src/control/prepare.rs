@@ -1,0 +1,166 @@
+//! What a start needs from outside: passwords, certificates, the access log, the addresses of host
+//! names. All of it is there before any port is bound, or the start ends with everything that is
+//! wrong. None of it can hold up the event loop, and so no signal.
+
+use super::{StartErrors, checks, interfaces, resolve, rights};
+use crate::{
+    plan::{self, Place, Plan, Tls},
+    probe::Means,
+    proxy::udp,
+    runtime::net::FileRights,
+    sys::{
+        blocking,
+        datagram::{MissingCall, find_missing_call},
+    },
+    telemetry::{
+        access_log::{self, AccessLog},
+        lines::Destination,
+    },
+};
+use std::io::IsTerminal as _;
+use tokio::task::JoinHandle;
+
+/// A plan, and what it needs from outside.
+pub struct Prepared {
+    pub plan: Plan,
+    /// In the order of the upstreams.
+    pub(super) means: Vec<Means>,
+    /// In the order of the upstreams and of their backends.
+    pub(super) addresses: Vec<Vec<Vec<Place>>>,
+    pub(super) access_log: Option<AccessLog>,
+    pub(super) resolver: resolve::Resolver,
+    /// Of the unix sockets of each listener.
+    pub(super) rights: Vec<FileRights>,
+}
+
+impl Prepared {
+    pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
+        let udp_listeners = super::count_udp(&plan);
+        if udp_listeners > udp::MOST_LISTENERS {
+            let most = udp::MOST_LISTENERS;
+            return Err(StartErrors(vec![format!(
+                "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses \
+                 and ports"
+            )]));
+        }
+        if udp_listeners > 0
+            && let Some(missing) = find_missing_call()
+        {
+            let MissingCall { name, error } = missing;
+            // The log is where a supervisor looks; the message goes to a terminal as well.
+            tracing::error!(call = name, %error, "UDP listeners need this system call");
+            return Err(StartErrors(vec![format!(
+                "UDP listeners need the system call {name}, which fails: {error}; allow it in the \
+                 seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
+            )]));
+        }
+        let missing = interfaces::missing(&plan);
+        if !missing.is_empty() {
+            return Err(StartErrors(missing));
+        }
+        let resolver = resolve::Resolver::default();
+        let (access_log, means, addresses, rights) = tokio::join!(
+            open_access_log(&plan.log),
+            load_means(&plan.upstreams),
+            resolve::all(&plan.upstreams, &resolver),
+            rights::all(&plan.listeners),
+        );
+        let addresses = addresses.and_then(|addresses| {
+            let loops = interfaces::loops(&plan, &addresses);
+            if loops.is_empty() {
+                Ok(addresses)
+            } else {
+                Err(loops)
+            }
+        });
+        match (access_log, means, addresses, rights) {
+            (Ok(access_log), Ok(means), Ok(addresses), Ok(rights)) => Ok(Self {
+                plan,
+                means,
+                addresses,
+                access_log,
+                resolver,
+                rights,
+            }),
+            (access_log, means, addresses, rights) => {
+                let mut errors: Vec<String> = access_log.err().into_iter().collect();
+                errors.extend(means.err().unwrap_or_default());
+                errors.extend(addresses.err().unwrap_or_default());
+                errors.extend(rights.err().unwrap_or_default());
+                Err(StartErrors(errors))
+            }
+        }
+    }
+}
+
+async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {
+    let (destination, terminal) = match &log.access {
+        plan::AccessLog::Off => return Ok(None),
+        plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
+        plan::AccessLog::File(path) => (Destination::File(path.clone()), false),
+    };
+    let format = match log.format {
+        plan::LogFormat::Text => access_log::Format::Text,
+        plan::LogFormat::Auto if terminal => access_log::Format::Text,
+        plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
+    };
+    let open = move || AccessLog::open(destination, format);
+    let opened = blocking::call(blocking::LIMIT, open).await.flatten();
+    opened.map(Some).map_err(|e| match &log.access {
+        plan::AccessLog::File(path) => {
+            format!(
+                "`access` in [log]: cannot open the access log {}: {e}",
+                path.display()
+            )
+        }
+        _ => format!("`access` in [log]: cannot write the access log: {e}"),
+    })
+}
+
+/// The passwords and certificates that the checks of each upstream need.
+async fn load_means(upstreams: &[plan::Upstream]) -> Result<Vec<Means>, Vec<String>> {
+    // All at once: files that do not answer would otherwise be waited for one after the other.
+    let loading: Vec<JoinHandle<_>> = upstreams
+        .iter()
+        .map(|upstream| {
+            let upstream = upstream.clone();
+            let load = move || checks::means(&upstream);
+            tokio::spawn(blocking::call(blocking::LIMIT, load))
+        })
+        .collect();
+    let mut means = Vec::new();
+    let mut errors = Vec::new();
+    for (upstream, loading) in upstreams.iter().zip(loading) {
+        match loading.await.map_err(std::io::Error::other).flatten() {
+            Ok(Ok(loaded)) => means.push(loaded),
+            Ok(Err(error)) => errors.push(error),
+            Err(error) => errors.push(format!(
+                "upstream {}: check: cannot read {}: {error}",
+                upstream.name,
+                sources(upstream)
+            )),
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(means),
+        false => Err(errors),
+    }
+}
+
+/// The files that a check reads.
+fn sources(upstream: &plan::Upstream) -> String {
+    let mut sources = Vec::new();
+    if let Some(check) = &upstream.check {
+        if let Some(plan::PasswordFrom::File(path)) = check.kind.password() {
+            sources.push(format!("`password_file` {}", path.display()));
+        }
+        match &check.tls {
+            Tls::Verify { ca: Some(path), .. } => {
+                sources.push(format!("`tls_ca` {}", path.display()));
+            }
+            Tls::Verify { ca: None, .. } => sources.push("the system's certificates".to_owned()),
+            Tls::Off | Tls::Require => {}
+        }
+    }
+    sources.join(" or ")
+}

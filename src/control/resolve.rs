@@ -1,0 +1,223 @@
+//! Host names to addresses, at the start and again later. Each name by itself: one that is answered
+//! late or never delays no other.
+
+mod failures;
+mod look_up;
+
+use crate::{
+    control::{
+        journal::{Event, Journal},
+        outage::follow,
+    },
+    plan::{Backend, Place, Target, Upstream},
+    upstream::pool::{Moved, Pool},
+};
+use failures::Failures;
+pub(super) use look_up::Resolver;
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How long a start waits for the answers that it can do without.
+const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
+
+/// For each upstream and each of its backends: what its address stands for.
+pub(super) async fn all(
+    upstreams: &[Upstream],
+    resolver: &Resolver,
+) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
+    // All at once: with a resolver that does not answer they would otherwise wait one after the other.
+    let asked: Vec<Vec<_>> = upstreams
+        .iter()
+        .map(|u| {
+            u.backends
+                .iter()
+                .map(|b| tokio::spawn(look_up(resolver.clone(), b.clone())))
+                .collect()
+        })
+        .collect();
+    let deadline = tokio::time::Instant::now() + OPTIONAL_WAIT;
+    let mut problems = Vec::new();
+    let mut found = Vec::new();
+    for (upstream, asked) in upstreams.iter().zip(asked) {
+        let mut places = Vec::new();
+        for (backend, answer) in upstream.backends.iter().zip(asked) {
+            let is_optional = !upstream.resolve_required && upstream.resolve_interval.is_some();
+            let answer = match is_optional {
+                true => tokio::time::timeout_at(deadline, answer).await,
+                false => Ok(answer.await),
+            };
+            let answer = match answer {
+                Ok(answer) => answer.unwrap_or_else(|e| Err(io::Error::other(e))),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the resolver has not answered yet",
+                )),
+            };
+            places.push(answer.unwrap_or_else(|e| {
+                let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
+                if upstream.resolve_required {
+                    problems.push(format!(
+                        "{what}; to start without it and try again later, set resolve_required = false"
+                    ));
+                } else if upstream.resolve_interval.is_some() {
+                    tracing::warn!("{what}; trying again later");
+                } else {
+                    tracing::warn!("{what}; it stays out: resolve_interval is \"0s\"");
+                }
+                Vec::new()
+            }));
+        }
+        found.push(places);
+    }
+    if problems.is_empty() {
+        Ok(found)
+    } else {
+        Err(problems)
+    }
+}
+
+/// What the tasks of an upstream's names share.
+struct Names {
+    pool: Arc<Pool>,
+    /// The addresses of each backend, as the pool has them.
+    known: Mutex<Vec<Vec<Place>>>,
+    resolver: Resolver,
+    journal: Arc<Journal>,
+    changed: Arc<Notify>,
+}
+
+/// Looks names up again and again, and tells the pool when an answer has changed: one task for each
+/// name. A name that no longer resolves keeps its last addresses, since a resolver's trouble is no
+/// reason to drop a backend.
+pub(super) fn keep_fresh(
+    pool: Arc<Pool>,
+    upstream: &Upstream,
+    resolver: &Resolver,
+    journal: Arc<Journal>,
+    changed: Arc<Notify>,
+    stop: &CancellationToken,
+) {
+    let Some(interval) = upstream.resolve_interval else {
+        return;
+    };
+    let snapshot = pool.snapshot(Instant::now());
+    let known = snapshot.into_iter().map(|s| s.addresses).collect();
+    let names = Arc::new(Names {
+        pool,
+        known: Mutex::new(known),
+        resolver: resolver.clone(),
+        journal,
+        changed,
+    });
+    let all = upstream.backends.iter().enumerate();
+    let named: Vec<_> = all
+        .filter(|(_, b)| matches!(b.target, Target::Name { .. }))
+        .collect();
+    for (n, (of, backend)) in named.iter().enumerate() {
+        // Spread over the interval, so that a name server does not get all questions at once.
+        let first = interval.mul_f64((n + 1) as f64 / named.len() as f64);
+        let task = keep_one_fresh(Arc::clone(&names), *of, (*backend).clone(), interval, first);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(task));
+    }
+}
+
+/// `of`: which backend of the upstream it is.
+async fn keep_one_fresh(
+    names: Arc<Names>,
+    of: usize,
+    backend: Backend,
+    interval: Duration,
+    first: Duration,
+) {
+    let mut failures = Failures::default();
+    if names.places(of).is_empty() {
+        // The start has logged it.
+        failures.add(Instant::now());
+    }
+    let mut pause = first;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = interval;
+        let found = look_up(names.resolver.clone(), backend.clone()).await;
+        let now = Instant::now();
+        let (upstream, backend) = (&names.pool.name, &backend.text);
+        match found {
+            Ok(new) => {
+                if let Some((failures, lasted)) = failures.end(now) {
+                    let seconds = lasted.as_secs();
+                    tracing::info!(%upstream, %backend, failures, seconds,
+                        "the name resolves again");
+                }
+                if names.set(of, &new, now) {
+                    tracing::info!(%upstream, %backend, addresses = %list(&new),
+                        "its name has other addresses now");
+                }
+            }
+            Err(error) => {
+                if let Some(failures) = failures.add(now) {
+                    tracing::warn!(%upstream, %backend, %error, failures,
+                        "cannot look its name up, keeping what is known");
+                }
+            }
+        }
+    }
+}
+
+impl Names {
+    fn places(&self, of: usize) -> Vec<Place> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(of).cloned().unwrap_or_default()
+    }
+
+    /// Whether `new` differs from what the pool had, and the pool uses it now.
+    fn set(&self, of: usize, new: &[Place], now: Instant) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get_mut(of) {
+            Some(places) if places != new => *places = new.to_vec(),
+            _ => return false,
+        }
+        let moved = self.pool.set_addresses(&known, now);
+        write_down(&self.pool, &self.journal, moved, now);
+        self.changed.notify_one();
+        true
+    }
+}
+
+fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Instant) {
+    let reason = "resolver";
+    for (backend, state) in moved.gone {
+        let event = Event::new(&pool.name, &backend, state.word(), "removed");
+        let recorded = journal.record(Event { reason, ..event });
+        follow(pool, &backend, journal, recorded, now);
+    }
+    for (backend, state) in moved.came {
+        let event = Event::new(&pool.name, &backend, "removed", state.word());
+        journal.record(Event { reason, ..event });
+    }
+}
+
+async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Place>> {
+    let (host, port) = match &backend.target {
+        Target::Place(place) => return Ok(vec![place.clone()]),
+        Target::Name { host, port } => (host.as_str(), *port),
+    };
+    let addresses = resolver.look_up(host).await?;
+    let with_port = addresses.into_iter().map(|mut address| {
+        address.set_port(port);
+        Place::Tcp(address)
+    });
+    Ok(with_port.collect())
+}
+
+fn list(places: &[Place]) -> String {
+    places
+        .iter()
+        .map(Place::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}

@@ -1,0 +1,139 @@
+//! Look-ups of host names, each on a thread of its own.
+//!
+//! The system's resolver cannot be cancelled. A look-up that hangs must not take a place of other
+//! look-ups, of scrapes or of files, and must not hold up the end of the process; so there is no
+//! pool. Of one name there is at most one look-up under way: requests for it share the answer.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, ToSocketAddrs as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How long an answer is waited for. The look-up goes on, and a later request may get its answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default, Clone)]
+pub(in crate::control) struct Resolver {
+    under_way: Arc<Mutex<UnderWay>>,
+}
+
+type UnderWay = HashMap<String, watch::Receiver<Option<Answer>>>;
+
+/// Addresses with port 0. An error is shared, which `io::Error` cannot be.
+type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
+
+impl Resolver {
+    /// The addresses of `host`, sorted: resolvers rotate their answers, and picks shall be the same
+    /// everywhere.
+    pub(super) async fn look_up(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+        self.look_up_by(host, system).await
+    }
+
+    async fn look_up_by(&self, host: &str, how: fn(&str) -> Answer) -> io::Result<Vec<SocketAddr>> {
+        let mut answer = self.join_or_begin(host, how)?;
+        let known = tokio::time::timeout(LIMIT, answer.wait_for(Option::is_some)).await;
+        match known {
+            Ok(Ok(answer)) => match &*answer {
+                Some(Ok(addresses)) => Ok(addresses.clone()),
+                Some(Err((kind, text))) => Err(io::Error::new(*kind, text.clone())),
+                None => Err(io::Error::other("the look-up has no answer")),
+            },
+            Ok(Err(_)) => Err(io::Error::other("the look-up ended in a panic")),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the resolver did not answer",
+            )),
+        }
+    }
+
+    fn join_or_begin(
+        &self,
+        host: &str,
+        how: fn(&str) -> Answer,
+    ) -> io::Result<watch::Receiver<Option<Answer>>> {
+        let mut under_way = self.lock();
+        // One whose thread has ended by a panic is of no use any more.
+        if let Some(answer) = under_way.get(host).filter(|a| a.has_changed().is_ok()) {
+            return Ok(answer.clone());
+        }
+        let (sender, answer) = watch::channel(None);
+        let (this, name) = (self.clone(), host.to_owned());
+        let thread = std::thread::Builder::new().name("resolve".to_owned());
+        thread.spawn(move || {
+            let found = how(&name);
+            // First, so that a request that comes after the answer begins anew.
+            this.lock().remove(&name);
+            let _ = sender.send(Some(found));
+        })?;
+        under_way.insert(host.to_owned(), answer.clone());
+        Ok(answer)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn system(host: &str) -> Answer {
+    let found = (host, 0).to_socket_addrs();
+    let found = found.map_err(|e| (e.kind(), format!("{host} does not resolve: {e}")))?;
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    addresses.sort();
+    addresses.dedup();
+    if addresses.is_empty() {
+        let text = format!("{host} has no address");
+        return Err((io::ErrorKind::NotFound, text));
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    };
+
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    static RELEASE: Barrier = Barrier::new(2);
+
+    /// "hangs" until it is released, others answer at once.
+    fn slow(host: &str) -> Answer {
+        if host == "hangs" {
+            STARTED.fetch_add(1, Relaxed);
+            RELEASE.wait();
+        }
+        Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))])
+    }
+
+    #[test]
+    fn a_look_up_that_hangs_is_one_thread_and_delays_no_other() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let resolver = Resolver::default();
+        runtime.block_on(async {
+            let first = resolver.look_up_by("hangs", slow);
+            let second = resolver.look_up_by("hangs", slow);
+            let both = async { tokio::join!(first, second) };
+            let other = async {
+                let answer = resolver.look_up_by("answers", slow).await;
+                assert!(answer.is_ok());
+                tokio::task::yield_now().await;
+                RELEASE.wait();
+            };
+            let ((first, second), ()) = tokio::join!(both, other);
+            assert!(first.is_ok() && second.is_ok());
+            assert_eq!(STARTED.load(Relaxed), 1);
+        });
+        assert!(resolver.lock().is_empty());
+    }
+}

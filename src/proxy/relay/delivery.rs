@@ -1,0 +1,198 @@
+//! What the kernel has not delivered yet to the two peers of a session, and whether a peer still
+//! takes it.
+
+use crate::{
+    runtime::net::Stream,
+    sys::socket::{Sending, Window, bound_probe_interval, sending},
+};
+use std::time::{Duration, Instant};
+
+/// Unanswered window probes after which a peer that took nothing counts as lost, as three
+/// unanswered keepalive probes do.
+const LOST_PROBES: u8 = 3;
+/// The kernel lets up to two minutes pass between two transmissions: a peer was asked at least
+/// once in this time.
+const SLOWEST: Duration = Duration::from_secs(240);
+
+/// What was found at a look at both sockets. In a box of the session's, since most sessions have
+/// nothing under way when they are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    client: Option<Undelivered>,
+    backend: Option<Undelivered>,
+    /// When data was last known to wait for a peer. The limit for half-closed sessions counts
+    /// from there.
+    pub(super) pending_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Undelivered {
+    progress: u64,
+    /// When it was first seen at this progress.
+    since: Instant,
+}
+
+/// The outcome of a look.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Look {
+    /// Written bytes are not acknowledged.
+    pub(super) is_waiting: bool,
+    /// Bytes were acknowledged since the look before.
+    pub(super) has_progressed: bool,
+    /// When a peer that data waits for was first seen at what it has acknowledged now; of two peers
+    /// the later time.
+    pub(super) stalled_since: Option<Instant>,
+    pub(super) client_is_lost: bool,
+    pub(super) backend_is_lost: bool,
+}
+
+impl Delivery {
+    /// Compares with the look before. `limit`: how long a peer may acknowledge nothing.
+    pub(super) fn look(
+        &mut self,
+        client: &Stream,
+        backend: &Stream,
+        limit: Option<Duration>,
+        now: Instant,
+    ) -> Look {
+        let mut look = Look::default();
+        look.client_is_lost = look.add(&mut self.client, observe(client, limit), limit, now);
+        look.backend_is_lost = look.add(&mut self.backend, observe(backend, limit), limit, now);
+        look
+    }
+}
+
+/// The same for a single peer, of which alone something is still awaited.
+#[derive(Debug, Default)]
+pub(super) struct LastLook(Option<Undelivered>);
+
+impl LastLook {
+    pub(super) fn is_lost(
+        &mut self,
+        stream: &Stream,
+        limit: Option<Duration>,
+        now: Instant,
+    ) -> bool {
+        Look::default().add(&mut self.0, observe(stream, limit), limit, now)
+    }
+}
+
+/// What is under way to a peer. While its window is closed the kernel probes it at intervals that
+/// double up to two minutes, whether or not it answers: one that vanishes after a long pause would
+/// be noticed long after `limit`.
+fn observe(stream: &Stream, limit: Option<Duration>) -> Option<Sending> {
+    let sending = sending(stream)?;
+    if let Some(limit) = limit
+        && sending.window != Window::Open
+    {
+        bound_probe_interval(stream, limit / (u32::from(LOST_PROBES) + 1));
+    }
+    Some(sending)
+}
+
+impl Look {
+    fn add(
+        &mut self,
+        seen: &mut Option<Undelivered>,
+        sending: Option<Sending>,
+        limit: Option<Duration>,
+        now: Instant,
+    ) -> bool {
+        let Some(sending) = sending else {
+            // What had been waiting has arrived.
+            self.has_progressed |= seen.take().is_some();
+            return false;
+        };
+        self.is_waiting = true;
+        let progress = sending.progress;
+        match seen {
+            Some(before) if before.progress == progress => {
+                self.stalled_since = self.stalled_since.max(Some(before.since));
+                let waited = now.saturating_duration_since(before.since);
+                limit.is_some_and(|limit| waited >= limit && !is_paused(&sending, limit))
+            }
+            _ => {
+                self.stalled_since = Some(now);
+                self.has_progressed |= seen.is_some();
+                *seen = Some(Undelivered {
+                    progress,
+                    since: now,
+                });
+                false
+            }
+        }
+    }
+}
+
+/// Whether the peer is there and takes nothing, because its application does not read.
+/// TCP_USER_TIMEOUT would end such a connection as well, and with it a session whose client or
+/// server only pauses.
+fn is_paused(sending: &Sending, limit: Duration) -> bool {
+    match sending.window {
+        Window::Open => false,
+        Window::Probed { unanswered } => unanswered < LOST_PROBES || sending.heard_before < limit,
+        Window::Shrunk => sending.heard_before < limit.max(SLOWEST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sending(progress: u64, window: Window, heard_before: u64) -> Option<Sending> {
+        Some(Sending {
+            progress,
+            window,
+            heard_before: Duration::from_secs(heard_before),
+        })
+    }
+
+    /// Looks once a second, and returns after how many the peer counts as lost.
+    fn lost_after(looks: impl Fn(u64) -> Option<Sending>) -> Option<u64> {
+        let began = Instant::now();
+        let mut seen = None;
+        (0..1_000).find(|&second| {
+            let now = began + Duration::from_secs(second);
+            let limit = Some(Duration::from_secs(90));
+            Look::default().add(&mut seen, looks(second), limit, now)
+        })
+    }
+
+    #[test]
+    fn a_peer_that_acknowledges_nothing_is_lost_after_the_limit() {
+        assert_eq!(lost_after(|n| sending(7, Window::Open, n)), Some(90));
+        // Whatever else comes from it: what it was sent does not arrive.
+        assert_eq!(lost_after(|_| sending(7, Window::Open, 0)), Some(90));
+        let from_50 = |n: u64| sending(n.min(50), Window::Open, n.saturating_sub(50));
+        assert_eq!(lost_after(from_50), Some(140));
+        assert_eq!(lost_after(|_| None), None);
+    }
+
+    #[test]
+    fn a_peer_that_answers_and_does_not_read_is_not() {
+        let probed = |unanswered| Window::Probed { unanswered };
+        // The kernel asks every two minutes in the end.
+        assert_eq!(lost_after(|n| sending(7, probed(1), n % 120)), None);
+        assert_eq!(lost_after(|n| sending(7, Window::Shrunk, n % 120)), None);
+        let is_gone = |n: u64| sending(7, probed(n.min(200) as u8), n);
+        assert_eq!(lost_after(is_gone), Some(90));
+        assert_eq!(lost_after(|n| sending(7, Window::Shrunk, n)), Some(240));
+    }
+
+    #[test]
+    fn what_arrives_counts_as_progress() {
+        let now = Instant::now();
+        let mut seen = None;
+        let mut look = |sending| {
+            let mut look = Look::default();
+            look.add(&mut seen, sending, None, now);
+            (look.is_waiting, look.stalled_since, look.has_progressed)
+        };
+        let since = Some(now);
+        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(look(sending(2, Window::Open, 0)), (true, since, true));
+        assert_eq!(look(None), (false, None, true));
+        assert_eq!(look(None), (false, None, false));
+    }
+}

@@ -1,0 +1,552 @@
+//! One direction of a session.
+
+use super::First;
+use crate::{
+    plan::reason::{self, ConnectError, SpliceFallback},
+    proxy_protocol::Watch,
+    runtime::{event_loop, net::Stream},
+    sys::{self, pipe::Pipe},
+    telemetry::metrics::{Counter, RelayCounts},
+};
+use std::{
+    cell::Cell,
+    io,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Poll, ready},
+    time::Instant,
+};
+
+/// A read of at least this much is one of a sustained flow.
+const LARGE: usize = 64 * 1024;
+/// So many large reads in a row, and the flow is spliced.
+const LARGE_READS: u8 = 2;
+/// So many reads below half of `LARGE` in a row, and it is copied again.
+const SMALL_READS: u8 = 2;
+/// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is one.
+const FULL_PIPES: u8 = 4;
+/// A read of no more is written at the end of the turn, together with what others have read.
+const SMALL: usize = 20 * 1024;
+/// After so many reads others get their turn.
+const ROUNDS: usize = 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    held: Held,
+    mode: Mode,
+    end: End,
+    /// The end was passed on, or there is nobody to pass it to.
+    pub(super) finished: bool,
+    /// A byte has come.
+    pub(super) has_begun: bool,
+    /// It waited for its sink when it was polled last.
+    is_blocked: bool,
+    /// The kernel refused to splice one of the two sockets.
+    never_splice: bool,
+    /// Over before a flow can be spliced: only what is copied needs to be looked at.
+    watch: Watch,
+}
+
+/// What was read and could not be written at once. An idle direction holds nothing.
+#[derive(Debug, Default)]
+enum Held {
+    #[default]
+    Nothing,
+    Bytes(Box<Rest>),
+    /// It was given to the sink, to be written at the end of the turn.
+    Later,
+    Piped(Pipe),
+    First(Box<First>),
+}
+
+/// In a box: a direction that holds nothing must not carry room for it.
+#[derive(Debug)]
+struct Rest {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Held {
+    fn bytes(bytes: Vec<u8>) -> Self {
+        Self::Bytes(Box::new(Rest { bytes, at: 0 }))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    Copy {
+        large: u8,
+    },
+    /// `full`: how many pipes in a row were.
+    Splice {
+        small: u8,
+        full: u8,
+    },
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::Copy { large: 0 }
+    }
+}
+
+impl Mode {
+    /// How to go on after a read of so many bytes. Harder to leave than to stay, either way.
+    fn after(self, bytes: usize, never_splice: bool) -> Self {
+        match self {
+            Self::Copy { .. } if bytes < LARGE || never_splice => Self::Copy { large: 0 },
+            Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
+            Self::Copy { .. } => Self::Splice { small: 0, full: 0 },
+            Self::Splice { full, .. } if bytes >= LARGE / 2 => Self::Splice { small: 0, full },
+            Self::Splice { small, .. } if small + 1 < SMALL_READS => Self::Splice {
+                small: small + 1,
+                full: 0,
+            },
+            Self::Splice { .. } => Self::Copy { large: 0 },
+        }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    Clean,
+    Reset,
+    /// The source began a header that it may not send; nothing of it is passed on.
+    Refused,
+    /// The session ends with the other side's end: nothing more is read.
+    Stopped,
+}
+
+/// The stream that no longer works.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Broken {
+    Source(Cause),
+    Sink(Cause),
+}
+
+/// How a connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Reset,
+    /// The peer's host did not answer the kernel in time.
+    TimedOut,
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Self {
+        match reason::Cause::of(error).word {
+            // What a router said of an established connection is kept, and told when time has run
+            // out.
+            ConnectError::Timeout | ConnectError::Unreachable | ConnectError::Prohibited => {
+                Self::TimedOut
+            }
+            _ => Self::Reset,
+        }
+    }
+}
+
+/// What a direction needs to know and count at each poll.
+pub(super) struct Flow<'a> {
+    pub(super) read: &'a Counter,
+    pub(super) written: &'a Counter,
+    pub(super) client_bytes_read: Option<&'a AtomicU64>,
+    pub(super) client_bytes_written: Option<&'a AtomicU64>,
+    pub(super) relayed: &'a RelayCounts,
+    pub(super) moved: &'a Cell<bool>,
+    pub(super) now: Instant,
+    /// A write to the source failed: its end, when it comes, is that of a reset.
+    pub(super) source_is_broken: bool,
+    /// The session is over with this end: closing will say what a shutdown would.
+    pub(super) last_to_end: bool,
+}
+
+impl Flow<'_> {
+    fn was_read(&self, n: usize) {
+        self.moved.set(true);
+        self.read.add(n as u64);
+        if let Some(total) = self.client_bytes_read {
+            total.fetch_add(n as u64, Relaxed);
+        }
+    }
+
+    fn was_written(&self, n: usize, mode: &Counter) {
+        self.moved.set(true);
+        self.written.add(n as u64);
+        mode.add(n as u64);
+        if let Some(total) = self.client_bytes_written {
+            total.fetch_add(n as u64, Relaxed);
+        }
+    }
+
+    /// What was counted as copied when it was posted.
+    fn was_not_written(&self, n: usize) {
+        self.written.take_back(n as u64);
+        self.relayed.copy.take_back(n as u64);
+        if let Some(total) = self.client_bytes_written {
+            total.fetch_sub(n as u64, Relaxed);
+        }
+    }
+}
+
+impl Direction {
+    /// From a client, whom `watch` looks at, to a backend that gets `first` before all else.
+    pub(super) fn from_client(first: Option<Box<First>>, watch: Watch) -> Self {
+        Self {
+            has_begun: first.as_ref().is_some_and(|first| first.has_payload()),
+            held: first.map_or(Held::Nothing, Held::First),
+            watch,
+            ..Self::default()
+        }
+    }
+
+    /// Moves what can be moved. Ready when everything including the end has been passed on.
+    pub(super) fn poll(
+        &mut self,
+        source: &Stream,
+        sink: &Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        for _ in 0..ROUNDS {
+            match self.deliver(sink, flow) {
+                Poll::Ready(delivered) => delivered?,
+                Poll::Pending => {
+                    if std::mem::replace(&mut self.is_blocked, true) {
+                        // Polled in vain, and for all that is known because of what has come meanwhile.
+                        source.mute();
+                    }
+                    return Poll::Pending;
+                }
+            }
+            self.is_blocked = false;
+            match self.end {
+                End::Open => {}
+                End::Reset | End::Refused | End::Stopped => return Poll::Ready(Ok(())),
+                End::Clean => {
+                    if !flow.last_to_end {
+                        // It fails only on a stream that is dead; reading that one will tell.
+                        let _ = sink.end_writing();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match self.mode {
+                Mode::Copy { .. } => ready!(self.copy(source, sink, flow))?,
+                Mode::Splice { .. } => ready!(self.splice(source, sink, flow))?,
+            }
+        }
+        event_loop::wake_later();
+        Poll::Pending
+    }
+
+    /// Nothing more will be moved; what is held is let go.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+        self.held = Held::Nothing;
+    }
+
+    /// Reads nothing more. What is held is still delivered.
+    pub(super) fn stop_reading(&mut self) {
+        if self.end == End::Open {
+            self.end = End::Stopped;
+        }
+    }
+
+    /// Whether it finished before its source had ended.
+    pub(super) fn was_stopped(&self) -> bool {
+        self.end == End::Stopped
+    }
+
+    pub(super) fn was_refused(&self) -> bool {
+        self.end == End::Refused
+    }
+
+    /// The source has ended and all it said was delivered.
+    pub(super) fn has_nothing_left(&self) -> bool {
+        self.end != End::Open && matches!(self.held, Held::Nothing)
+    }
+
+    /// Whether something is on the way to the sink, or may be.
+    pub(super) fn has_more(&self, source: &Stream) -> bool {
+        !matches!(self.held, Held::Nothing)
+            || !sys::socket::unread(source).is_ok_and(|bytes| bytes == 0)
+    }
+
+    fn copy(
+        &mut self,
+        source: &Stream,
+        sink: &Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let fresh = match ready!(source.poll_read_fresh()) {
+            Ok(fresh) => fresh,
+            Err(error) => return self.source_failed(&error),
+        };
+        if fresh.is_empty() {
+            self.source_ended(source, flow);
+            return Poll::Ready(Ok(()));
+        }
+        let n = fresh.len();
+        flow.was_read(n);
+        self.has_begun = true;
+        if self.watch != Watch::Over && fresh.look(|bytes| self.watch.sees_header(bytes)) {
+            self.end = End::Refused;
+            return Poll::Ready(Ok(()));
+        }
+        self.mode = self.mode.after(n, self.never_splice);
+        // The end comes next: it can travel with the last bytes.
+        let more = source.has_ended();
+        if n <= SMALL && !more {
+            flow.was_written(n, &flow.relayed.copy);
+            sink.write_fresh_later(&fresh);
+            self.held = Held::Later;
+            return Poll::Ready(Ok(()));
+        }
+        self.settle(sink, flow)?;
+        fresh.look(|bytes| {
+            if let Held::Bytes(rest) = &mut self.held {
+                rest.bytes.extend_from_slice(bytes);
+                return Poll::Ready(Ok(()));
+            }
+            let mut at = 0;
+            while at < bytes.len() {
+                match sink.poll_write(&bytes[at..], more) {
+                    Poll::Ready(Ok(n)) => {
+                        flow.was_written(n, &flow.relayed.copy);
+                        at += n;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(sink_failed(&error)),
+                    Poll::Pending => {
+                        self.held = Held::bytes(bytes[at..].to_vec());
+                        return Poll::Pending;
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn splice(
+        &mut self,
+        source: &Stream,
+        sink: &Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        if sys::pipe::is_forbidden() {
+            self.copy_from_now_on(flow);
+            return Poll::Ready(Ok(()));
+        }
+        // Before a pipe is taken: a direction that waits holds none.
+        if let Err(error) = ready!(source.poll_readable()) {
+            return self.source_failed(&error);
+        }
+        let is_full = matches!(self.mode, Mode::Splice { full, .. } if full >= FULL_PIPES);
+        let Some(mut pipe) = sys::pipe::take(flow.now, is_full) else {
+            flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
+            self.mode = Mode::default();
+            return Poll::Ready(Ok(()));
+        };
+        match pipe.fill(source) {
+            Ok(n) if n > 0 => {
+                flow.was_read(n);
+                self.mode = self.mode.after(n, self.never_splice);
+                if let Mode::Splice { full, .. } = &mut self.mode {
+                    *full = match pipe.was_filled_by(n) {
+                        true => full.saturating_add(1),
+                        // What has filled a large one half is worth it, too.
+                        false if n >= sys::pipe::SIZE => *full,
+                        false => 0,
+                    };
+                }
+                self.held = Held::Piped(pipe);
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                pipe.give_back();
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if is_about_the_call(&e, source) => {
+                pipe.give_back();
+                self.splice_was_refused(&e, flow);
+                Poll::Ready(Ok(()))
+            }
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(&e),
+            // Nothing there.
+            Err(_) if !source.is_marked() => {
+                pipe.give_back();
+                source.found_nothing();
+                match ready!(source.poll_readable()) {
+                    Ok(()) => Poll::Ready(Ok(())),
+                    Err(e) => self.source_failed(&e),
+                }
+            }
+            // The end, or a mark of TCP's urgent data, before which splicing stops as if it were the end or there were
+            // nothing: reading tells which, and steps over the mark.
+            Ok(_) | Err(_) => {
+                pipe.give_back();
+                self.copy(source, sink, flow)
+            }
+        }
+    }
+
+    fn deliver(&mut self, sink: &Stream, flow: &Flow<'_>) -> Poll<Result<(), Broken>> {
+        loop {
+            match &mut self.held {
+                Held::Nothing => return Poll::Ready(Ok(())),
+                Held::Bytes(rest) => match ready!(sink.poll_write(&rest.bytes[rest.at..], false)) {
+                    Ok(n) => {
+                        flow.was_written(n, &flow.relayed.copy);
+                        rest.at += n;
+                        if rest.at == rest.bytes.len() {
+                            self.held = Held::Nothing;
+                        }
+                    }
+                    Err(e) => return Poll::Ready(sink_failed(&e)),
+                },
+                // How it went is not known yet, and so far nothing depends on it.
+                Held::Later
+                    if sink.has_posted()
+                        && self.end == End::Open
+                        && matches!(self.mode, Mode::Copy { .. }) =>
+                {
+                    return Poll::Ready(Ok(()));
+                }
+                Held::Later => self.settle(sink, flow)?,
+                Held::First(first) if !first.has_header() => {
+                    flow.was_written(first.left().len(), &flow.relayed.copy);
+                    sink.write_later(first.left());
+                    self.held = Held::Later;
+                }
+                Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
+                    Ok(n) => {
+                        flow.was_written(first.sent(n), &flow.relayed.copy);
+                        if first.left().is_empty() {
+                            self.held = Held::Nothing;
+                        }
+                    }
+                    Err(e) => return Poll::Ready(sink_failed(&e)),
+                },
+                Held::Piped(pipe) => {
+                    if let Err(error) = ready!(sink.poll_writable()) {
+                        return Poll::Ready(sink_failed(&error));
+                    }
+                    match sink.try_write(|fd| pipe.drain(fd)) {
+                        Ok(n) if n > 0 => {
+                            flow.was_written(n, &flow.relayed.splice);
+                            if pipe.is_empty()
+                                && let Held::Piped(pipe) = std::mem::take(&mut self.held)
+                            {
+                                pipe.give_back();
+                            }
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) if is_about_the_call(&e, sink) => {
+                            self.splice_was_refused(&e, flow);
+                            self.read_pipe_out(sink)?;
+                        }
+                        Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
+                        Err(e) => return Poll::Ready(sink_failed(&e)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What was to be written later is written, or held.
+    pub(super) fn settle(&mut self, sink: &Stream, flow: &Flow<'_>) -> Result<(), Broken> {
+        if !matches!(self.held, Held::Later) {
+            return Ok(());
+        }
+        self.held = Held::Nothing;
+        let Some(left) = sink.take_left() else {
+            return Ok(());
+        };
+        flow.was_not_written(left.bytes.len());
+        if let Some(error) = &left.error {
+            return sink_failed(error);
+        }
+        self.held = Held::bytes(left.bytes);
+        Ok(())
+    }
+
+    /// The sink does not take spliced pages: the bytes in the pipe go on as a copy.
+    fn read_pipe_out(&mut self, sink: &Stream) -> Result<(), Broken> {
+        if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
+            let Ok(bytes) = pipe.into_bytes() else {
+                // A clean end would hide that bytes are missing.
+                sys::socket::reset_on_close(sink);
+                return Err(Broken::Sink(Cause::Reset));
+            };
+            self.held = Held::bytes(bytes);
+        }
+        Ok(())
+    }
+
+    /// Not for the moment, where the kernel lacks memory; for good otherwise.
+    fn splice_was_refused(&mut self, error: &io::Error, flow: &Flow<'_>) {
+        if !sys::pipe::note_refusal("splice", error) && error.kind() == io::ErrorKind::OutOfMemory {
+            flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+            self.mode = Mode::default();
+            return;
+        }
+        self.copy_from_now_on(flow);
+    }
+
+    fn copy_from_now_on(&mut self, flow: &Flow<'_>) {
+        flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+        self.never_splice = true;
+        self.mode = Mode::default();
+    }
+
+    fn source_ended(&mut self, source: &Stream, flow: &Flow<'_>) {
+        self.end = if flow.source_is_broken || source.is_unwritable() {
+            End::Reset
+        } else {
+            End::Clean
+        };
+    }
+
+    fn source_failed(&mut self, error: &io::Error) -> Poll<Result<(), Broken>> {
+        self.end = End::Reset;
+        Poll::Ready(Err(Broken::Source(Cause::of(error))))
+    }
+}
+
+fn sink_failed(error: &io::Error) -> Result<(), Broken> {
+    Err(Broken::Sink(Cause::of(error)))
+}
+
+/// Whether a failed `splice` tells of the call, which a filter or the kernel refused, and not of
+/// the connection. A read or a write then works, or tells what is wrong with the connection.
+fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
+    use io::ErrorKind as K;
+    let is_about_connection = matches!(
+        error.kind(),
+        K::WouldBlock
+            | K::ConnectionReset
+            | K::ConnectionAborted
+            | K::ConnectionRefused
+            | K::BrokenPipe
+            | K::NotConnected
+            | K::TimedOut
+            | K::HostUnreachable
+            | K::NetworkUnreachable
+            | K::NetworkDown
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EHOSTDOWN | libc::ENONET | libc::EPROTO | libc::ENOPROTOOPT | libc::EMSGSIZE)
+    );
+    // No connection ends with these.
+    let is_of_the_call = matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::ENOSYS | libc::EINVAL | libc::ENOMEM)
+    );
+    // It can end with any other that an ICMP message stands for. The kernel tells it only once: a
+    // read after it would see a clean end, where nothing is left to be read.
+    let has_ended = || {
+        let has_unread = sys::socket::unread(stream).is_ok_and(|unread| unread > 0);
+        stream.is_tcp() && sys::socket::is_dead(stream) && !has_unread
+    };
+    is_of_the_call || !(is_about_connection || has_ended())
+}

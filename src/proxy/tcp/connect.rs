@@ -1,0 +1,314 @@
+//! Finding a backend that answers: pick, connect, and on failure the next one.
+
+use crate::{
+    control::outage::{blame, tell_that_it_is_back},
+    plan::{
+        SendProxy,
+        reason::{CloseReason, ConnectError},
+    },
+    proxy::relay::{Awaiting, Opening, Reached},
+    runtime::{
+        event_loop,
+        net::{Client, Stream, open},
+    },
+    session::{registry::Session, service::Service},
+    sys::socket::{PeerNow, peer_now},
+    upstream::{
+        backend::{Backend, Lease},
+        balance::Facts,
+        pool::{AfterSuccess, Clock, Search},
+    },
+};
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// While a connect is under way the client is looked at this often.
+const LOOK: Duration = Duration::from_millis(50);
+/// A client that has sent nothing and has ended its side may have left, or may want to listen only:
+/// nothing tells the two apart. A connect that is about to succeed gets this long to do so.
+const GRACE: Duration = Duration::from_millis(500);
+/// A process without a free descriptor gets no event when that has changed.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// One try, for the access log.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub(super) backend: Arc<Backend>,
+    /// "ok", or the word of the error.
+    pub(super) result: &'static str,
+    pub(super) time: Duration,
+}
+
+pub(super) struct Connected {
+    pub(super) reached: Reached,
+    pub(super) lease: Lease,
+    /// When the attempt that succeeded began.
+    pub(super) began: Instant,
+}
+
+enum Failure {
+    Backend(io::Error),
+    /// Nothing to do with the backend: the session itself is over.
+    Session(CloseReason),
+}
+
+/// Tries backends until one answers, each at most once.
+pub(super) async fn connect(
+    service: &Arc<Service>,
+    client: &Stream,
+    session: &Session,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Connected, CloseReason> {
+    let mut search = service.pool.search(&Facts {
+        remote_addr: session.client().ip(),
+        remote_port: session.client().port(),
+        server_port: session.server_port,
+        proxy_protocol_addr: session.proxied().and_then(Client::ip),
+    });
+    // How many have failed. Each backend is tried once, so it comes to an end.
+    let mut retry = 0;
+    let mut last = None;
+    while retry <= service.plan.retries {
+        let began = Instant::now();
+        let Some(lease) = service.pool.pick(&mut search, began) else {
+            if retry > 0 {
+                break;
+            }
+            return Err(unserved(service, session, CloseReason::NoBackend, None));
+        };
+        let backend = lease.backend();
+        let mut clock = Clock::start(&service.pool, backend, began);
+        let counts = backend.metrics.counts.mine();
+        if retry > 0 {
+            counts.retries.add(1);
+        }
+        let opened = attempt(backend, service, client, session, began).await;
+        let now = Instant::now();
+        let time = now.saturating_duration_since(began);
+        let mut note = |result| {
+            attempts.push(Attempt {
+                backend: Arc::clone(backend),
+                result,
+                time,
+            });
+        };
+        match opened {
+            Ok(stream) => {
+                counts.connections.add(1);
+                backend.metrics.connect_duration.record(time);
+                if !may_stay(service, &search, session, backend, now) {
+                    // Nothing has been relayed: another one may do, and it is nobody's failure.
+                    note("left");
+                    if let Some(clock) = &mut clock {
+                        clock.failed();
+                    }
+                    continue;
+                }
+                note("ok");
+                let clock = clock.and_then(|clock| clock.connected(now));
+                let awaiting = Awaiting {
+                    clock,
+                    proof: service.pool.fail_on_reset.then(|| proof(service, backend)),
+                };
+                let opening = (awaiting.clock.is_some() || awaiting.proof.is_some()).then(|| {
+                    Box::new(Opening {
+                        awaiting,
+                        ..Opening::default()
+                    })
+                });
+                return Ok(Connected {
+                    reached: Reached { stream, opening },
+                    lease,
+                    began,
+                });
+            }
+            Err(Failure::Session(reason)) => {
+                note(reason.word());
+                return Err(reason);
+            }
+            Err(Failure::Backend(e)) => {
+                let error = ConnectError::of(&e);
+                if let Some(clock) = &mut clock
+                    && error != ConnectError::Timeout
+                {
+                    clock.failed();
+                }
+                counts.connect_errors[error as usize].add(1);
+                note(error.word());
+                report(service, backend, error, &e, now);
+                last = Some(error);
+                retry += 1;
+            }
+        }
+    }
+    Err(unserved(service, session, CloseReason::ConnectFailed, last))
+}
+
+/// Tells the log why this client gets no backend.
+fn unserved(
+    service: &Service,
+    session: &Session,
+    reason: CloseReason,
+    error: Option<ConnectError>,
+) -> CloseReason {
+    service.log_unserved(reason, &session.client(), error, Instant::now());
+    reason
+}
+
+/// A backend can be left while it is being connected to. The session says first that it is there, and asks then, so that
+/// it cannot be overlooked.
+fn may_stay(
+    service: &Service,
+    search: &Search,
+    session: &Session,
+    backend: &Arc<Backend>,
+    now: Instant,
+) -> bool {
+    session.set_backend(backend.id);
+    match service.pool.succeeded(search, now) {
+        AfterSuccess::Nothing => {}
+        AfterSuccess::Back => {
+            let journal = &service.process.journal;
+            tell_that_it_is_back(&service.pool, journal, backend, "connected");
+        }
+        AfterSuccess::Left => {
+            session.set_backend(0);
+            return false;
+        }
+    }
+    true
+}
+
+/// What is to be done when an answer of this backend begins.
+fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
+    let (service, backend) = (Arc::clone(service), Arc::clone(backend));
+    Box::new(move |now| {
+        if service.pool.answered(&backend, now) {
+            tell_that_it_is_back(
+                &service.pool,
+                &service.process.journal,
+                &backend,
+                "answered",
+            );
+        }
+    })
+}
+
+/// A session was reset, or its backend's host was lost, before anything had come from the backend.
+pub(super) fn failed_unanswered(service: &Service, backend: &Arc<Backend>, error: ConnectError) {
+    if service.pool.fail_on_reset {
+        let what = match error {
+            ConnectError::Timeout => "the session timed out before the first byte of an answer",
+            _ => "the session was reset before the first byte of an answer",
+        };
+        let journal = &service.process.journal;
+        blame(&service.pool, journal, backend, error.word(), what);
+    }
+}
+
+fn report(
+    service: &Service,
+    backend: &Arc<Backend>,
+    error: ConnectError,
+    e: &io::Error,
+    now: Instant,
+) {
+    // A shortage was told when it began.
+    if !error.is_shortage() {
+        backend.log_failure(error, e, now);
+    }
+    if error.blames_backend() {
+        let journal = &service.process.journal;
+        blame(&service.pool, journal, backend, error.word(), e);
+    }
+}
+
+/// One connect, within its time, for as long as the client is there.
+async fn attempt(
+    backend: &Backend,
+    service: &Service,
+    client: &Stream,
+    session: &Session,
+    began: Instant,
+) -> Result<Stream, Failure> {
+    let deadline = began + service.plan.connect_timeout;
+    let mut silent_since: Option<Instant> = None;
+    // The log knows of the shortage that delays this connect.
+    let mut is_told = false;
+    // A header of ours, or what the client has said by now.
+    let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
+    let begin = || open(&backend.place, &service.plan.socket, speaks_at_once);
+    let mut opening = pin!(begin());
+    // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
+    // than it.
+    let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
+        Poll::Ready(opened) => Poll::Ready(Some(opened)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await;
+    if at_once.is_none() {
+        event_loop::look().await;
+    }
+    loop {
+        let opened = match at_once.take() {
+            Some(opened) => Some(opened),
+            None => until(deadline.min(Instant::now() + LOOK), opening.as_mut()).await,
+        };
+        match opened {
+            Some(Ok(stream)) => return Ok(stream),
+            // A shortage of our own, which passes when sessions end: no reason to fail before time.
+            Some(Err(e)) => {
+                let now = Instant::now();
+                let error = ConnectError::of(&e);
+                let is_shortage = error.is_shortage();
+                if is_shortage && !std::mem::replace(&mut is_told, true) {
+                    backend.log_failure(error, &e, now);
+                }
+                if !is_shortage || now + RETRY >= deadline {
+                    return Err(Failure::Backend(e));
+                }
+                event_loop::sleep(RETRY).await;
+                opening.set(begin());
+            }
+            None => {}
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Failure::Backend(io::ErrorKind::TimedOut.into()));
+        }
+        if let Some(reason) = session.must_end() {
+            return Err(Failure::Session(reason));
+        }
+        match peer_now(client) {
+            // A client that cannot be looked at is one that is there, as far as is known.
+            Ok(PeerNow::Here) | Err(_) => silent_since = None,
+            // What it said waits for the backend: no silence.
+            Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
+            Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
+            Ok(PeerNow::EndedSilently | PeerNow::Gone) => {
+                return Err(Failure::Session(CloseReason::ClientLeft));
+            }
+        }
+    }
+}
+
+/// What comes of it, if anything does by then.
+async fn until<F: Future>(at: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if Instant::now() >= at {
+            return Poll::Ready(None);
+        }
+        event_loop::wake_at(at);
+        Poll::Pending
+    })
+    .await
+}

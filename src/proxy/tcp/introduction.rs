@@ -1,0 +1,191 @@
+//! Who the client is: what a proxy in front says of it, and what the backend is told.
+
+use crate::{
+    plan::{AcceptProxy, SendProxy, reason::RejectReason},
+    proxy::relay::First,
+    proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
+    runtime::{
+        event_loop,
+        net::{Client, Stream},
+    },
+    session::{registry::Session, service::Service},
+};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// At most so much is read at once: the header, and usually what the client said first.
+const READ: usize = 4096;
+
+/// What came before a backend was looked for.
+pub(super) struct Introduction {
+    addresses: Addresses,
+    tlvs: Vec<u8>,
+    /// What the client has said by then, after a header if there was one.
+    pub(super) payload: Vec<u8>,
+}
+
+impl Introduction {
+    /// Of a client that introduces itself by nothing but its address.
+    pub(super) fn none() -> Self {
+        Self {
+            addresses: Addresses::Own,
+            tlvs: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// What the backend gets first.
+    pub(super) fn pass_on(
+        self,
+        service: &Service,
+        session: &Session,
+        client: &Stream,
+    ) -> Option<Box<First>> {
+        let (tlvs, payload) = (self.tlvs, self.payload);
+        let addresses = || match self.addresses {
+            Addresses::Own => own(session, client),
+            given => given,
+        };
+        let header = match service.send_proxy {
+            SendProxy::Off => Vec::new(),
+            SendProxy::V1 => encode_v1(&addresses()),
+            SendProxy::V2 { .. } => encode_v2(&addresses(), &tlvs),
+        };
+        First::new(header, payload)
+    }
+}
+
+/// The two ends of the connection itself. A client on a unix socket has no address that could be told.
+fn own(session: &Session, client: &Stream) -> Addresses {
+    match (session.peer, client.local_addr()) {
+        (Client::Ip(source), Some(destination)) => Addresses::Ip {
+            source,
+            destination,
+        },
+        _ => Addresses::Own,
+    }
+}
+
+/// What the client has said by now. Reading takes no longer than asking whether there is something to read. The end is left to be found
+/// again.
+pub(super) fn said_by_now(client: &Stream) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; READ];
+    match client.poll_read(&mut buffer) {
+        Poll::Ready(read) => Ok(buffer[..read?].to_vec()),
+        Poll::Pending => Ok(Vec::new()),
+    }
+}
+
+enum Failure {
+    Wrong(Refusal),
+    Missing,
+    Incomplete,
+    Broken(io::Error),
+    Late(Duration),
+    ToldToEnd,
+}
+
+/// Reads the header that this peer begins with, and tells the session who the client is. Time runs from `accepted` on,
+/// however slowly the bytes come.
+pub(super) async fn receive(
+    service: &Service,
+    accept: &AcceptProxy,
+    client: &Stream,
+    session: &Session,
+    accepted: Instant,
+) -> Result<Introduction, RejectReason> {
+    let keep_tlvs = service.send_proxy == SendProxy::V2 { tlvs: true };
+    let failure = match read(accept, client, session, keep_tlvs, accepted).await {
+        Ok(introduction) => {
+            match &introduction.addresses {
+                Addresses::Own => {}
+                Addresses::Ip { source, .. } => session.set_proxied(Client::Ip(*source)),
+                Addresses::Unix(_) => session.set_proxied(Client::Unix),
+            }
+            return Ok(introduction);
+        }
+        Err(failure) => failure,
+    };
+    let reason = failure.reason();
+    service.log_rejection(reason, &session.peer, Some(&failure), Instant::now());
+    Err(reason)
+}
+
+async fn read(
+    accept: &AcceptProxy,
+    client: &Stream,
+    session: &Session,
+    keep_tlvs: bool,
+    accepted: Instant,
+) -> Result<Introduction, Failure> {
+    let deadline = accepted + accept.timeout;
+    let mut parser = Parser::default();
+    let mut bytes = Vec::new();
+    loop {
+        let so_far = bytes.len();
+        // No more than it may need: doubling would keep twice the longest header for each client
+        // that does not end it.
+        bytes.reserve_exact(READ.max(so_far / 4));
+        bytes.resize(so_far + READ, 0);
+        let n = poll_fn(|cx| {
+            session.wake_by(cx.waker());
+            if session.must_end().is_some() {
+                return Poll::Ready(Err(Failure::ToldToEnd));
+            }
+            let read = client.poll_read(&mut bytes[so_far..]);
+            if read.is_pending() {
+                if Instant::now() >= deadline {
+                    return Poll::Ready(Err(Failure::Late(accept.timeout)));
+                }
+                event_loop::wake_at(deadline);
+            }
+            read.map_err(Failure::Broken)
+        })
+        .await?;
+        bytes.truncate(so_far + n);
+        if n == 0 {
+            return Err(if so_far == 0 {
+                Failure::Missing
+            } else {
+                Failure::Incomplete
+            });
+        }
+        if let Some(header) = parser.parse(&bytes).map_err(Failure::Wrong)? {
+            let tlvs = if keep_tlvs { header.tlvs } else { &[] };
+            return Ok(Introduction {
+                tlvs: tlvs.to_vec(),
+                payload: bytes[header.taken..].to_vec(),
+                addresses: header.addresses,
+            });
+        }
+    }
+}
+
+impl Failure {
+    fn reason(&self) -> RejectReason {
+        match self {
+            Self::Wrong(_) => RejectReason::ProxyHeader,
+            Self::Missing | Self::Incomplete | Self::Broken(_) => RejectReason::ProxyEnded,
+            Self::Late(_) => RejectReason::ProxyTimeout,
+            Self::ToldToEnd => RejectReason::Drained,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong(refusal) => refusal.fmt(f),
+            Self::Missing => f.write_str("it ended without a byte"),
+            Self::Incomplete => f.write_str("it ended before the header was complete"),
+            Self::Broken(error) => write!(f, "it broke before the header was complete: {error}"),
+            Self::Late(limit) => write!(f, "the header was not complete after {limit:?}"),
+            Self::ToldToEnd => f.write_str("the process ends"),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Accepting connections.
+
+use super::session;
+use crate::{
+    plan::{
+        access,
+        reason::{ConnectError, RejectReason},
+    },
+    runtime::{
+        event_loop::{self, Listening},
+        net::{Client, Stream},
+    },
+    session::service::{Call, Failures, Service, Slot},
+};
+use std::{
+    cell::RefCell,
+    fs::File,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::{Duration, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A bound and listening socket.
+pub enum Socket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// After an accept that failed for want of something, everybody waits a little: trying at once would
+/// spin, because the connection that could not be accepted stays ready.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// So many errors in a row that seem to be about single connections are about something else.
+const MOST_ALONE: u32 = 64;
+
+/// Accepts until told to stop, and then what is still in the queue: those clients believe that they
+/// are connected.
+pub async fn listen(
+    socket: Socket,
+    service: Arc<Service>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let acceptor = Acceptor::new(socket);
+    let port = acceptor.port;
+    keep_reserve();
+    let mut stopped = pin!(stop.cancelled());
+    let mut failures = Failures::default();
+    // Errors of single connections since the last that was accepted.
+    let mut alone = 0;
+    loop {
+        let next = poll_fn(|cx| {
+            if stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let polled = acceptor.poll_accept();
+            if polled.is_pending() {
+                // The call works, there is only nobody to accept.
+                failures.clear(&service.intake);
+            }
+            polled.map(Some)
+        })
+        .await;
+        match next {
+            Some(Ok((stream, client))) => {
+                failures.clear(&service.intake);
+                alone = 0;
+                // Somebody else may have been quicker when it was to be taken back.
+                keep_reserve();
+                admit(stream, client, port, &service, &tasks);
+                // The session runs first and gets its second descriptor: a burst that is accepted
+                // in one go could take them all, and leave none to reach a backend with.
+                event_loop::let_others_run().await;
+            }
+            // The event loop may not know yet of the last that came; the kernel does.
+            None => {
+                for _ in 0..=service.plan.backlog {
+                    match acceptor.accept_now() {
+                        Ok((stream, client)) => admit(stream, client, port, &service, &tasks),
+                        Err(e) if is_about_one_connection(&e) => {}
+                        Err(_) => break,
+                    }
+                }
+                return;
+            }
+            Some(Err(e)) if is_about_one_connection(&e) && alone < MOST_ALONE => alone += 1,
+            Some(Err(e)) => {
+                service.process.metrics.accept_errors.add(1);
+                if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    // With the reserve given up one client can at least be told at once.
+                    let told = with_reserve(|| acceptor.accept_now().map(|(_, client)| client));
+                    if let Ok(client) = told {
+                        service.metrics.counts.mine().connections.add(1);
+                        reject(&service, RejectReason::NoDescriptors, client);
+                    }
+                }
+                service.log_failed_call(Call::Accept, &e, Instant::now());
+                // Descriptors and memory come back by themselves. Other errors are not expected.
+                let pause = match ConnectError::of(&e).is_shortage() {
+                    true => BACK_OFF,
+                    false => failures.add(&service.intake),
+                };
+                event_loop::sleep(pause).await;
+            }
+        }
+    }
+}
+
+fn admit(
+    stream: Stream,
+    client: Client,
+    port: Option<u16>,
+    service: &Arc<Service>,
+    tasks: &TaskTracker,
+) {
+    service.metrics.counts.mine().connections.add(1);
+    let reject = |reason| reject(service, reason, client);
+    // Whom a header will name is asked for later.
+    let names_client = |accept| access::trusts(accept, client.ip());
+    if !service.plan.access.is_empty()
+        && !service.plan.accept_proxy.as_ref().is_some_and(names_client)
+        && !access::allows(&service.plan.access, client.ip())
+    {
+        return reject(RejectReason::Access);
+    }
+    let Some(slot) = Slot::take(service) else {
+        return reject(RejectReason::MaxConnections);
+    };
+    let Some(listed) = service.process.sessions.list(client, port) else {
+        return reject(RejectReason::ProcessMaxConnections);
+    };
+    event_loop::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+}
+
+fn reject(service: &Service, reason: RejectReason, client: Client) {
+    service.reject(reason, &client, Instant::now());
+    service.record_rejection(reason, client, None, Duration::ZERO);
+}
+
+struct Acceptor {
+    socket: Listening,
+    /// Asked once: it is the same for every connection that is accepted here. `None` for a unix socket.
+    port: Option<u16>,
+    is_tcp: bool,
+}
+
+impl Acceptor {
+    fn new(socket: Socket) -> Self {
+        let port = match &socket {
+            Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
+            Socket::Unix(_) => None,
+        };
+        let (is_tcp, socket): (bool, OwnedFd) = match socket {
+            Socket::Tcp(s) => (true, s.into()),
+            Socket::Unix(s) => (false, s.into()),
+        };
+        Self {
+            socket: Listening::new(socket),
+            port,
+            is_tcp,
+        }
+    }
+
+    fn poll_accept(&self) -> Poll<io::Result<(Stream, Client)>> {
+        self.socket
+            .poll_accept()
+            .map(|accepted| self.known(accepted))
+    }
+
+    /// Asks the kernel, whatever the event loop believes.
+    fn accept_now(&self) -> io::Result<(Stream, Client)> {
+        self.known(self.socket.accept())
+    }
+
+    fn known(
+        &self,
+        accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
+    ) -> io::Result<(Stream, Client)> {
+        let (socket, address) = accepted?;
+        let client = match (self.is_tcp, address) {
+            (false, _) => Client::Unix,
+            (true, Some(address)) => Client::Ip(address),
+            // It was reset so early that it has no address any more.
+            (true, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        Ok((Stream::accepted(socket, self.is_tcp), client))
+    }
+}
+
+thread_local! {
+    /// A descriptor that each worker can do without when there is no other.
+    static RESERVE: RefCell<Option<File>> = const { RefCell::new(None) };
+}
+
+fn keep_reserve() {
+    RESERVE.with_borrow_mut(|reserve| {
+        if reserve.is_none() {
+            *reserve = File::open("/dev/null").ok();
+        }
+    });
+}
+
+/// Does something with one more descriptor. One worker at a time: what one gives up is not for another.
+fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    RESERVE.take();
+    let result = act();
+    keep_reserve();
+    result
+}
+
+/// Errors that came with the connection, not with the listener: the next one may be fine.
+fn is_about_one_connection(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    ) || matches!(
+        e.raw_os_error(),
+        Some(
+            libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::EPERM
+        )
+    )
+}

@@ -1,0 +1,52 @@
+//! Datagrams: one thread a worker, with an event loop of its own.
+//!
+//! Nothing here waits: every call takes what is there. So there is no task for a flow, no waker and no timer, and a flow
+//! that is idle costs a few hundred bytes. All datagrams of a flow come to one socket, by the kernel's hash over both
+//! addresses, and to one thread: their order is kept.
+
+mod batch;
+mod batch_size;
+mod bell;
+mod elsewhere;
+mod flow;
+mod gear;
+mod header;
+mod listener;
+mod own;
+mod per_second;
+mod per_source;
+mod sockets;
+mod table;
+mod token;
+mod worker;
+
+pub use elsewhere::Elsewhere;
+pub use own::OwnAddresses;
+pub use per_source::PerSource;
+pub use sockets::Sockets;
+pub use token::MOST_LISTENERS;
+pub use worker::Worker;
+
+use crate::session::service::Service;
+use std::{net::SocketAddr, net::UdpSocket, sync::Arc};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// The sockets of a listener on one worker.
+pub struct Binding {
+    pub service: Arc<Service>,
+    pub sockets: Vec<Port>,
+    pub per_source: Arc<PerSource>,
+    pub elsewhere: Arc<Elsewhere>,
+    /// Of all UDP listeners of the process.
+    pub own: Arc<OwnAddresses>,
+    /// Whether this is the worker that takes what all workers get: broadcasts.
+    pub is_first: bool,
+    /// Held for as long as there is a flow.
+    pub alive: TaskTrackerToken,
+}
+
+/// A bound socket.
+pub struct Port {
+    pub socket: UdpSocket,
+    pub address: SocketAddr,
+}

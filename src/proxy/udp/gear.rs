@@ -1,0 +1,206 @@
+//! What the listeners of a worker share.
+
+use super::{
+    batch::{self, Piece},
+    bell::Bell,
+    flow::Link,
+    sockets::Sockets,
+};
+use crate::{
+    plan::reason::DropReason,
+    sys::datagram::{Inbox, Local, Outbox},
+};
+use rustix::event::epoll;
+use smallvec::SmallVec;
+use std::{
+    collections::VecDeque,
+    io,
+    net::{SocketAddr, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+/// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile: a reply that is late
+/// must not come to another client.
+const LATE: u64 = 2_000;
+/// Batches of what has come for it.
+const LAST: usize = 64;
+
+/// What all listeners of a worker use.
+pub(super) struct Gear {
+    pub(super) epoll: OwnedFd,
+    pub(super) bell: Arc<Bell>,
+    /// From clients.
+    pub(super) inbox: Inbox,
+    /// What of it goes where, until it is sent.
+    pub(super) units: Vec<Taken>,
+    /// From backends...
+    pub(super) back: Inbox,
+    /// ... of which so many slots are filled...
+    pub(super) filled: usize,
+    /// ... by these.
+    pub(super) replies: Vec<Reply>,
+    pub(super) outbox: Outbox,
+    pub(super) late: VecDeque<Late>,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) serial: u32,
+    pub(super) began: Instant,
+    pub(super) now: Instant,
+    /// Since `began`, in milliseconds.
+    pub(super) ms: u64,
+    /// Counts the turns of the event loop.
+    pub(super) turn: u32,
+}
+
+/// Bytes in an inbox that go together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unit {
+    pub(super) slot: usize,
+    pub(super) from: usize,
+    pub(super) piece: Piece,
+}
+
+impl Unit {
+    pub(super) fn bytes<'a>(&self, inbox: &'a Inbox) -> &'a [u8] {
+        &inbox.get(self.slot).payload[self.from..self.from + self.piece.len]
+    }
+
+    /// In parts that leave in one run each, or as single datagrams.
+    pub(super) fn divided(self, splits: bool) -> SmallVec<[Self; 2]> {
+        match splits {
+            true => parts(self).collect(),
+            false => self.singles().collect(),
+        }
+    }
+
+    /// The same, each datagram on its own.
+    pub(super) fn singles(self) -> impl Iterator<Item = Self> {
+        let size = match self.piece.segment {
+            0 => self.piece.len.max(1),
+            segment => segment,
+        };
+        let count = self.piece.datagrams();
+        (0..count).map(move |i| Self {
+            slot: self.slot,
+            from: self.from + i * size,
+            piece: Piece {
+                len: size.min(self.piece.len - i * size),
+                segment: 0,
+            },
+        })
+    }
+}
+
+/// On its way to a backend.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    pub(super) number: u32,
+    /// The number may be another flow's by the time that this is sent.
+    pub(super) serial: u32,
+    pub(super) unit: Unit,
+}
+
+/// On its way to a client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reply {
+    pub(super) listener: usize,
+    pub(super) port: u16,
+    /// The flow that it came on.
+    pub(super) number: u32,
+    pub(super) serial: u32,
+    /// Whether the kernel splits runs on the way to this client.
+    pub(super) splits: bool,
+    pub(super) to: SocketAddr,
+    pub(super) from: Option<Local>,
+    pub(super) unit: Unit,
+}
+
+/// The socket of a flow that is over.
+pub(super) struct Late {
+    pub(super) until: u64,
+    pub(super) listener: usize,
+    pub(super) link: Link,
+}
+
+impl Gear {
+    pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
+        // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring for ever.
+        if epoll::delete(&self.epoll, &link.socket).is_ok() {
+            self.late.push_back(Late {
+                until: self.ms + LATE,
+                listener,
+                link,
+            });
+        }
+    }
+
+    /// After a panic: what was under way is lost, and the rest goes on.
+    pub(super) fn forget(&mut self) {
+        self.units.clear();
+        self.replies.clear();
+        self.filled = 0;
+    }
+}
+
+/// Whether single datagrams may pass where a run does not.
+pub(super) fn is_about_splitting(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
+}
+
+pub(super) fn drop_reason(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => DropReason::TooLarge,
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SendBuffer,
+        _ => DropReason::SendFailed,
+    }
+}
+
+/// Reads what has come, for nobody, and says how many datagrams that was.
+pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
+    let mut datagrams = 0;
+    // Nobody is to be kept waiting by one who never stops.
+    for _ in 0..LAST {
+        let came = match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
+            Ok(came) => came,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            // What the network says of an earlier one stands before what has come.
+            Err(_) => continue,
+        };
+        for slot in 0..came {
+            let received = inbox.get(slot);
+            let piece = Piece {
+                len: received.payload.len(),
+                segment: received.segment.into(),
+            };
+            datagrams += piece.datagrams() as u64;
+        }
+        if came < inbox.slots() {
+            break;
+        }
+    }
+    datagrams
+}
+
+/// In parts that the kernel takes as one.
+fn parts(unit: Unit) -> impl Iterator<Item = Unit> {
+    let Piece { len, segment } = unit.piece;
+    let most = match segment {
+        0 => len.max(1),
+        segment => batch::most_bytes(segment),
+    };
+    (0..len.div_ceil(most).max(1)).map(move |i| {
+        let len = most.min(len - i * most);
+        Unit {
+            slot: unit.slot,
+            from: unit.from + i * most,
+            piece: Piece {
+                len,
+                segment: if len > segment { segment } else { 0 },
+            },
+        }
+    })
+}

@@ -1,0 +1,72 @@
+//! PROXY protocol headers in front of datagrams, version 2 alone: the first one knows connections only.
+
+use super::table::More;
+use crate::{
+    proxy_protocol::{Addresses, Parser, SIGNATURE_V2, encode_v2_datagram},
+    runtime::net::Client,
+    session::service::Service,
+};
+use std::net::SocketAddr;
+
+/// What a datagram from a trusted peer begins with.
+pub(super) enum Begins {
+    /// So many bytes of header, which name the client and what it wrote to, or leave that to the peer.
+    Header {
+        taken: usize,
+        named: Option<(SocketAddr, SocketAddr)>,
+        tlvs: Vec<u8>,
+    },
+    Payload,
+    /// A header that is wrong, or cut off.
+    Wrong,
+}
+
+pub(super) fn has_signature(datagram: &[u8]) -> bool {
+    datagram.starts_with(SIGNATURE_V2)
+}
+
+pub(super) fn read(datagram: &[u8], keep_tlvs: bool) -> Begins {
+    if !has_signature(datagram) {
+        return Begins::Payload;
+    }
+    match Parser::default().parse(datagram) {
+        Ok(Some(header)) => Begins::Header {
+            taken: header.taken,
+            named: match header.addresses {
+                Addresses::Ip {
+                    source,
+                    destination,
+                } => Some((source, destination)),
+                // Nobody who could be named: the peer speaks for itself.
+                Addresses::Own | Addresses::Unix(_) => None,
+            },
+            tlvs: if keep_tlvs {
+                header.tlvs.to_vec()
+            } else {
+                Vec::new()
+            },
+        },
+        Ok(None) | Err(_) => Begins::Wrong,
+    }
+}
+
+/// For the backend: the two ends as a header has named them, or those of the flow itself.
+pub(super) fn write(
+    peer: SocketAddr,
+    local: SocketAddr,
+    more: Option<&More>,
+    tlvs: &[u8],
+) -> Box<[u8]> {
+    let (source, destination) = more.and_then(|m| m.named).unwrap_or((peer, local));
+    let addresses = Addresses::Ip {
+        source,
+        destination,
+    };
+    encode_v2_datagram(&addresses, tlvs).into_boxed_slice()
+}
+
+/// Whether this peer may say who its clients are.
+pub(super) fn trusts(service: &Service, peer: SocketAddr) -> bool {
+    let accept = service.plan.accept_proxy.as_ref();
+    accept.is_some_and(|accept| crate::plan::access::trusts(accept, Client::Ip(peer).ip()))
+}

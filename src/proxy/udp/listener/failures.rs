@@ -1,0 +1,159 @@
+//! What errors of a flow's socket say, and what follows for its backend.
+
+use super::{super::gear::Gear, Listener};
+use crate::{
+    control::outage::blame,
+    plan::{
+        Place,
+        reason::{Cause, CloseReason, ConnectError, Party},
+    },
+    session::service::Call,
+    sys::datagram::{Origin, next_report},
+    upstream::backend::Backend,
+};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Instant,
+};
+
+/// More than fit into the receive buffer of a flow, which they share with replies.
+const MOST_REPORTS: usize = 4_096;
+
+/// A socket that fails so often in a row will not receive any more.
+const MOST_FAILURES: u8 = 16;
+
+/// What was in the error queue of a socket.
+#[derive(Default)]
+pub(super) struct Reported {
+    /// The first error for which the backend or the way to it is the cause.
+    of_backend: Option<io::Error>,
+    /// Whether there was any report about a datagram that was sent before. The kernel reports it
+    /// by the return value of the next call as well, whatever that call is about.
+    of_earlier: bool,
+}
+
+/// What is to be done with a datagram that was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterError {
+    /// The error was that of an earlier one.
+    SendAgain,
+    /// It is lost. Others of the same flow may be sent.
+    Drop,
+    /// The backend cannot be reached.
+    TryAnother { again_here: bool },
+}
+
+impl Listener {
+    /// Takes all reports from the error queue of this flow's socket. Those of its backend count.
+    /// An empty queue is what the event loop waits for: it reports the socket as ready until then.
+    pub(super) fn take_reports(&mut self, number: u32) -> bool {
+        let Some(flow) = self.flows.get(number as usize) else {
+            return false;
+        };
+        let backend = flow.lease.backend();
+        let reported = read_reports(&flow.link.socket, &backend.place);
+        if let Some(error) = &reported.of_backend {
+            self.hurt(number, error);
+        }
+        reported.of_backend.is_some()
+    }
+
+    /// A call on this flow's socket has failed.
+    pub(super) fn receive_failed(&mut self, gear: &mut Gear, number: u32, error: &io::Error) {
+        // A report that came meanwhile says more, and is the same error.
+        if self.take_reports(number) {
+            return;
+        }
+        if Cause::of(error).is_of_backend() {
+            self.hurt(number, error);
+        }
+        let Some(flow) = self.flows.get_mut(number as usize) else {
+            return;
+        };
+        flow.receive_failures += 1;
+        if flow.receive_failures >= MOST_FAILURES {
+            // The event loop would report its socket again and again.
+            self.service.process.metrics.accept_errors.add(1);
+            self.service.log_failed_call(Call::Receive, error, gear.now);
+            self.close(gear, number, CloseReason::BackendRefused);
+        }
+    }
+
+    /// A datagram could not be sent on this flow's socket.
+    pub(super) fn send_failed(&mut self, number: u32, error: &io::Error) -> AfterError {
+        let Some(flow) = self.flows.get(number as usize) else {
+            return AfterError::Drop;
+        };
+        let backend = flow.lease.backend();
+        let reported = read_reports(&flow.link.socket, &backend.place);
+        let cause = Cause::of(error);
+        if let Some(error) = reported.of_backend {
+            self.hurt(number, &error);
+            return AfterError::TryAnother { again_here: true };
+        }
+        match cause.party {
+            Party::Peer | Party::Path => {
+                self.hurt(number, error);
+                // Without a report the kernel has refused this very datagram, and will again.
+                let again_here = matches!(cause.party, Party::Peer);
+                AfterError::TryAnother { again_here }
+            }
+            Party::Message if reported.of_earlier => AfterError::SendAgain,
+            Party::Message | Party::Local => AfterError::Drop,
+        }
+    }
+
+    /// The backend of this flow cannot be reached.
+    fn hurt(&mut self, number: u32, error: &io::Error) {
+        let Some(flow) = self.flows.get_mut(number as usize) else {
+            return;
+        };
+        flow.refused = true;
+        let backend = Arc::clone(flow.lease.backend());
+        self.failed(&backend, error);
+    }
+
+    /// An attempt to reach this backend has failed.
+    pub(super) fn failed(&self, backend: &Arc<Backend>, error: &io::Error) {
+        let service = &self.service;
+        let reason = ConnectError::of(error);
+        let counts = backend.metrics.counts.mine();
+        counts.connect_errors[reason as usize].add(1);
+        backend.log_failure(reason, error, Instant::now());
+        if reason.blames_backend() {
+            let journal = &service.process.journal;
+            blame(&service.pool, journal, backend, reason.word(), error);
+        }
+    }
+}
+
+fn read_reports(socket: &UdpSocket, place: &Place) -> Reported {
+    let mut reported = Reported::default();
+    for _ in 0..MOST_REPORTS {
+        let Some(report) = next_report(socket.as_fd()) else {
+            break;
+        };
+        // What the kernel has refused at once is an error of that call.
+        if report.origin != Origin::Icmp {
+            continue;
+        }
+        reported.of_earlier = true;
+        let is_of_backend = Cause::of_errno(report.errno).is_of_backend()
+            && report.to.is_some_and(|to| is_at(place, to));
+        if is_of_backend && reported.of_backend.is_none() {
+            reported.of_backend = Some(io::Error::from_raw_os_error(report.errno));
+        }
+    }
+    reported
+}
+
+/// The scope of an address is not compared: the kernel leaves it out of some reports.
+fn is_at(place: &Place, to: SocketAddr) -> bool {
+    match place {
+        Place::Tcp(address) => (address.ip(), address.port()) == (to.ip(), to.port()),
+        Place::Unix(_) => false,
+    }
+}

@@ -1,0 +1,122 @@
+//! When tasks are to be polled without an event: one time for each.
+
+use crate::runtime::wheel::Wheel;
+
+/// Milliseconds that the fine wheel can be ahead.
+const NEAR: u64 = 500;
+/// Milliseconds of a tick of the coarse wheel.
+const COARSE: u64 = 256;
+/// A wheel's ticks in a timeout.
+const TICKS: u64 = 256;
+
+/// To the millisecond. What is far ahead waits on a coarse wheel until it is near, so that idle sessions are touched once in two
+/// minutes, and not twice a second.
+pub(super) struct Timers {
+    near: Wheel,
+    far: Wheel,
+    /// By task.
+    due: Vec<u64>,
+    found: Vec<u32>,
+}
+
+impl Timers {
+    pub(super) fn new() -> Self {
+        Self {
+            near: Wheel::new(TICKS, 0),
+            far: Wheel::new(TICKS * COARSE, 0),
+            due: Vec::new(),
+            found: Vec::new(),
+        }
+    }
+
+    pub(super) fn set(&mut self, task: u32, due: u64, now: u64) {
+        self.unset(task);
+        let i = task as usize;
+        if self.due.len() <= i {
+            self.due.resize(i + 1, 0);
+        }
+        self.due[i] = due;
+        self.insert(task, now);
+    }
+
+    pub(super) fn unset(&mut self, task: u32) {
+        self.near.remove(task);
+        self.far.remove(task);
+    }
+
+    fn insert(&mut self, task: u32, now: u64) {
+        let due = self.due[task as usize];
+        if due <= now + NEAR {
+            self.near.insert(task, due, now);
+        } else {
+            // A wheel is late by up to a tick.
+            self.far.insert(task, due - COARSE, now);
+        }
+    }
+
+    /// When to look again.
+    pub(super) fn next(&self) -> Option<u64> {
+        let (near, far) = (self.near.next(), self.far.next());
+        near.into_iter().chain(far).min()
+    }
+
+    pub(super) fn ring(&mut self, now: u64, mut ring: impl FnMut(u32)) {
+        if self.next().is_none_or(|next| next > now) {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.found);
+        self.far.due(now, &mut found);
+        self.near.due(now, &mut found);
+        for task in found.drain(..) {
+            if self.due[task as usize] <= now {
+                ring(task);
+            } else {
+                self.insert(task, now);
+            }
+        }
+        self.found = found;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    proptest! {
+        /// Against a map from task to time: nobody rings early, and nobody later than the time at which it was to be looked.
+        #[test]
+        fn each_rings_at_its_time(
+            steps in prop::collection::vec((0u32..20, 0u64..3, 0u64..1_000_000, any::<bool>()), 1..200),
+        ) {
+            let mut timers = Timers::new();
+            let mut all: HashMap<u32, u64> = HashMap::new();
+            let mut now = 0;
+            for (task, scale, ahead, unset) in steps {
+                let due = now + ahead / [1, 1_000, 100_000][scale as usize];
+                if unset {
+                    timers.unset(task);
+                    all.remove(&task);
+                } else {
+                    timers.set(task, due, now);
+                    all.insert(task, due);
+                }
+                // To some time between now and far beyond the last.
+                let until = now + ahead / 7;
+                while let Some(next) = timers.next().filter(|next| *next <= until) {
+                    prop_assert!(all.values().all(|due| *due >= now || next >= *due));
+                    now = now.max(next);
+                    let mut rung = Vec::new();
+                    timers.ring(now, |task| rung.push(task));
+                    for task in rung {
+                        prop_assert_eq!(all.remove(&task).map(|due| due.max(now)), Some(now));
+                    }
+                    prop_assert!(all.values().all(|due| *due > now));
+                }
+                now = now.max(until);
+                prop_assert!(all.values().all(|due| *due > now), "{:?} at {}", all, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Files that a configuration or command line names, opened and read without waiting for ever for
+//! the other end of a FIFO. A network file system may still hang: see [`crate::sys::blocking`].
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::{fd::AsFd, unix::fs::FileTypeExt as _},
+    path::Path,
+    time::Duration,
+};
+
+/// How long a FIFO or terminal may send nothing while it is read.
+pub const SILENCE: Duration = Duration::from_secs(10);
+
+/// The content up to the end, but not more than `most` bytes.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_within(path, most, SILENCE)
+}
+
+fn read_within(path: &Path, most: u64, silence: Duration) -> io::Result<Vec<u8>> {
+    // Not blocking: opening a FIFO would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.file_type().is_fifo() {
+        // One that has had no writer yet reads like one that has ended.
+        wait_readable(&file, silence)?;
+    }
+    let mut bytes = Vec::new();
+    loop {
+        let rest = most.saturating_sub(bytes.len() as u64);
+        match (&file).take(rest).read_to_end(&mut bytes) {
+            Ok(_) => return Ok(bytes),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wait_readable(&file, silence)?,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn wait_readable(file: &File, limit: Duration) -> io::Result<()> {
+    if wait(file, PollFlags::IN, limit)? {
+        return Ok(());
+    }
+    let text = format!("nothing was written to it within {} s", limit.as_secs_f64());
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
+}
+
+/// Opens for appending, and creates what is not there. Writes do not block: see [`wait_writable`].
+pub fn append(path: &Path) -> io::Result<File> {
+    let flags = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::APPEND
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
+    match rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => Ok(File::from(file)),
+        Err(Errno::NXIO) if is_fifo(path) => Err(io::Error::new(
+            io::ErrorKind::NotConnected,
+            "it is a FIFO that no process reads: start its reader first",
+        )),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn is_fifo(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
+}
+
+/// Whether `file` takes more, or has failed, within `limit`.
+pub fn wait_writable(file: impl AsFd, limit: Duration) -> io::Result<bool> {
+    wait(file, PollFlags::OUT, limit)
+}
+
+fn wait(file: impl AsFd, events: PollFlags, limit: Duration) -> io::Result<bool> {
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    let mut polled = [PollFd::new(&file, events)];
+    match poll(&mut polled, Some(&limit)) {
+        Ok(ready) => Ok(ready > 0),
+        // The caller looks again.
+        Err(Errno::INTR) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, io::Write as _, path::PathBuf};
+
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn folder(name: &str) -> PathBuf {
+        let name = format!("tembuku-files-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a folder");
+        path
+    }
+
+    fn fifo(path: &Path) {
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).expect("a FIFO");
+    }
+
+    #[test]
+    fn a_fifo_without_another_end_blocks_neither_reading_nor_appending() {
+        let folder = folder("alone");
+        let path = folder.join("fifo");
+        fifo(&path);
+        let error = read_within(&path, 10, SHORT).expect_err("no writer");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = append(&path).expect_err("no reader");
+        assert!(error.to_string().contains("FIFO"), "{error}");
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn a_fifo_is_read_to_the_end_that_its_writer_makes() {
+        let folder = folder("fifo");
+        let path = folder.join("fifo");
+        fifo(&path);
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || fs::write(path, "ab\n").expect("written")
+        });
+        assert_eq!(read(&path, 10).expect("read"), b"ab\n");
+        writer.join().expect("no panic");
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn no_more_is_read_than_asked_for() {
+        assert_eq!(read(Path::new("/dev/zero"), 5).expect("read"), [0; 5]);
+        assert!(read(Path::new("/"), 5).is_err());
+        let missing = read(Path::new("/no/such/file"), 5).expect_err("missing");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_appended_stands_at_the_end() {
+        let folder = folder("append");
+        let path = folder.join("log");
+        for text in ["a\n", "b\n"] {
+            let mut file = append(&path).expect("opened");
+            file.write_all(text.as_bytes()).expect("written");
+            assert!(wait_writable(&file, SHORT).expect("polled"));
+        }
+        assert_eq!(fs::read(&path).expect("read"), b"a\nb\n");
+        fs::remove_dir_all(folder).expect("removed");
+    }
+}

@@ -1,0 +1,7 @@
+//! Metrics, the log and the access log.
+
+pub mod access_log;
+pub mod lines;
+pub mod log;
+pub mod metrics;
+pub mod throttle;

@@ -1,0 +1,135 @@
+//! One record for each session, and for each client that is refused.
+
+use crate::telemetry::lines::{Destination, Lines};
+use serde::Serialize;
+use std::{fmt::Write as _, io, time::SystemTime};
+
+/// Times are in seconds; the names are those of nginx's stream variables where it has them.
+#[derive(Debug, Serialize)]
+pub struct Record<'a> {
+    pub time: String,
+    pub listener: &'a str,
+    pub protocol: &'a str,
+    pub remote_addr: String,
+    pub remote_port: Option<u16>,
+    /// Whom the PROXY protocol header named.
+    pub proxy_protocol_addr: Option<String>,
+    /// The peer of the connection, where the header named another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realip_remote_addr: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realip_remote_port: Option<u16>,
+    pub upstream: &'a str,
+    pub backend: Option<&'a str>,
+    /// The address behind a host name.
+    pub backend_addr: Option<String>,
+    pub attempts: Vec<Attempt<'a>>,
+    pub connect_time: Option<f64>,
+    pub first_byte_time: Option<f64>,
+    pub session_time: f64,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    /// Of a flow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_sent: Option<u64>,
+    pub close_reason: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Attempt<'a> {
+    pub backend: &'a str,
+    pub backend_addr: String,
+    pub result: &'a str,
+    pub connect_time: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+pub struct AccessLog {
+    lines: Lines,
+    format: Format,
+}
+
+impl AccessLog {
+    pub fn open(destination: Destination, format: Format) -> io::Result<Self> {
+        let lines = Lines::open(destination)?;
+        Ok(Self { lines, format })
+    }
+
+    pub fn record(&self, record: &Record<'_>) {
+        let mut line = match self.format {
+            Format::Json => serde_json::to_string(record).unwrap_or_default(),
+            Format::Text => text(record),
+        };
+        line.push('\n');
+        self.lines.write(line.into_bytes());
+    }
+
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+}
+
+pub fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+fn text(r: &Record<'_>) -> String {
+    let mut line = format!("{} {} {} {}", r.time, r.listener, r.protocol, r.remote_addr);
+    if let Some(port) = r.remote_port {
+        let _ = write!(line, " {port}");
+    }
+    let _ = write!(
+        line,
+        " -> {} {} {} session_time={:.6} bytes_received={} bytes_sent={}",
+        r.upstream,
+        r.backend.unwrap_or("-"),
+        r.close_reason,
+        r.session_time,
+        r.bytes_received,
+        r.bytes_sent
+    );
+    for (name, value) in [
+        ("datagrams_received", r.datagrams_received),
+        ("datagrams_sent", r.datagrams_sent),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(line, " {name}={value}");
+        }
+    }
+    if let Some(address) = &r.backend_addr {
+        let _ = write!(line, " backend_addr={address}");
+    }
+    if let Some(peer) = &r.realip_remote_addr {
+        let _ = write!(line, " realip_remote_addr={peer}");
+    }
+    if let Some(port) = r.realip_remote_port {
+        let _ = write!(line, " realip_remote_port={port}");
+    }
+    for (name, value) in [
+        ("connect_time", r.connect_time),
+        ("first_byte_time", r.first_byte_time),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(line, " {name}={value:.6}");
+        }
+    }
+    if r.attempts.len() > 1 || (r.backend.is_none() && !r.attempts.is_empty()) {
+        line.push_str(" attempts=");
+        for (i, a) in r.attempts.iter().enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            let _ = write!(line, "{comma}{}", a.backend);
+            if a.backend_addr != a.backend {
+                let _ = write!(line, "({})", a.backend_addr);
+            }
+            let _ = write!(line, ":{}:{:.6}", a.result, a.connect_time);
+        }
+    }
+    line
+}

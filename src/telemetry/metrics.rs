@@ -1,0 +1,162 @@
+//! Every metric: its name, its help text, its labels and where its value is kept.
+//!
+//! What the hot path counts are plain sharded counters, which a scrape adds up. Histograms are fed directly: once or twice
+//! a session, not per byte. Every value is kept with the listener or backend that counts it, beside its labels as text, so
+//! that a scrape looks nothing up.
+
+mod count;
+mod export;
+mod families;
+mod figures;
+mod histogram;
+mod text;
+
+pub use count::{Counter, Sharded, Shown, set_shard};
+pub use export::Exporter;
+pub use families::render;
+pub use figures::{BackendFigures, Figures, ListenerFigures, UpstreamFigures};
+pub use histogram::Histogram;
+
+use crate::plan::reason::{
+    BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, SpliceFallback,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+/// What one listener counts.
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    labels: Box<str>,
+    pub counts: Sharded<ListenerCounts>,
+    /// Sessions that live now; also what `max_connections` is held against.
+    pub active: AtomicU64,
+    sent_shown: Shown,
+    pub session_duration: Histogram,
+    pub first_byte_duration: Histogram,
+}
+
+#[derive(Debug, Default)]
+pub struct ListenerCounts {
+    pub connections: Counter,
+    pub rejected: [Counter; RejectReason::COUNT],
+    /// From the client.
+    pub received: Counter,
+    /// To the client.
+    pub sent: Counter,
+    pub closed: [Counter; CloseReason::COUNT],
+    /// Of UDP: those of clients, whatever became of them...
+    pub received_datagrams: Counter,
+    /// ... those to clients...
+    pub sent_datagrams: Counter,
+    /// ... and those, of either direction, that were not passed on.
+    pub dropped_datagrams: [Counter; DropReason::COUNT],
+}
+
+/// What is counted for all backends of an upstream together.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    pub name: Arc<str>,
+    labels: Box<str>,
+    /// From the first doubt about a backend to the verdict...
+    pub doubt_duration: Histogram,
+    /// ... from there until no session was left...
+    pub leave_duration: Histogram,
+    /// ... and until another backend had taken one.
+    pub resume_duration: Histogram,
+}
+
+/// What one configured backend counts, over all addresses its name stands for.
+#[derive(Debug)]
+pub struct BackendMetrics {
+    labels: Box<str>,
+    pub upstream: Arc<str>,
+    pub text: Arc<str>,
+    pub counts: Sharded<BackendCounts>,
+    pub active: AtomicU64,
+    sent_shown: Shown,
+    pub connect_duration: Histogram,
+    pub transitions: [Counter; BackendState::COUNT],
+    /// `None` where nothing is checked.
+    pub checks: Option<CheckMetrics>,
+}
+
+/// What the checks of one backend count.
+#[derive(Debug)]
+pub struct CheckMetrics {
+    pub results: [Counter; CheckResult::COUNT],
+    pub duration: Histogram,
+    /// Whether an answer ever gave the replication lag in seconds, and in bytes.
+    has_lag: [AtomicBool; 2],
+}
+
+#[derive(Debug, Default)]
+pub struct BackendCounts {
+    pub connections: Counter,
+    pub connect_errors: [Counter; ConnectError::COUNT],
+    /// Attempts that were made because another backend had failed.
+    pub retries: Counter,
+    /// From the backend.
+    pub received: Counter,
+    /// To the backend.
+    pub sent: Counter,
+}
+
+/// What the process counts over all listeners.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    pub relayed: Sharded<RelayCounts>,
+    copied_shown: Shown,
+    pub accept_errors: Counter,
+}
+
+#[derive(Debug, Default)]
+pub struct RelayCounts {
+    pub splice: Counter,
+    pub copy: Counter,
+    pub fallbacks: [Counter; SpliceFallback::COUNT],
+}
+
+impl ListenerMetrics {
+    pub fn closed(&self, reason: CloseReason) {
+        self.counts.mine().closed[reason as usize].add(1);
+    }
+
+    pub fn rejected(&self, reason: RejectReason) {
+        self.counts.mine().rejected[reason as usize].add(1);
+    }
+
+    pub fn dropped(&self, reason: DropReason, datagrams: u64) {
+        self.counts.mine().dropped_datagrams[reason as usize].add(datagrams);
+    }
+
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+}
+
+impl BackendMetrics {
+    /// A series that there is once stays, and is no number while no answer gives the lag: neither the last value nor zero
+    /// would be true.
+    fn lag_to_show(&self, lag: [Option<f64>; 2]) -> [Option<f64>; 2] {
+        let Some(checks) = &self.checks else {
+            return [None; 2];
+        };
+        std::array::from_fn(|n| match lag[n] {
+            Some(lag) => {
+                checks.has_lag[n].store(true, Relaxed);
+                Some(lag)
+            }
+            None => checks.has_lag[n].load(Relaxed).then_some(f64::NAN),
+        })
+    }
+
+    pub fn entered(&self, state: BackendState) {
+        self.transitions[state as usize].add(1);
+    }
+
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+}

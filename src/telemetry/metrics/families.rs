@@ -1,0 +1,513 @@
+//! Every family of metrics: its name, its help text and where its samples come from, in the order of a scrape.
+
+use super::{
+    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
+    UpstreamFigures,
+    text::{Family, Samples, Text},
+};
+use crate::plan::{
+    Role,
+    reason::{
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+        SpliceFallback,
+    },
+};
+use bytes::Bytes;
+use metrics_process::collector;
+
+/// The text of a scrape, in pieces of some 64 KiB.
+pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
+    let read = Read {
+        of: figures,
+        system: collector::collect(),
+    };
+    let mut text = Text::default();
+    for (family, write) in FAMILIES {
+        write(&read, &mut text.samples(family));
+    }
+    text.finish()
+}
+
+/// The figures of the program, and what the system says of the process.
+struct Read<'a> {
+    of: &'a Figures<'a>,
+    system: collector::Metrics,
+}
+
+type Write = fn(&Read<'_>, &mut Samples<'_>);
+
+/// By name. Names and types are the same from scrape to scrape; a family without samples is left out.
+const FAMILIES: &[(Family, Write)] = &[
+    counter(
+        "process_cpu_seconds_total",
+        "Total user and system CPU time spent in seconds.",
+        |f, out| {
+            if let Some(n) = f.system.cpu_seconds_total {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_max_fds",
+        "Maximum number of open file descriptors.",
+        |f, out| {
+            if let Some(n) = f.system.max_fds {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_open_fds",
+        "Number of open file descriptors.",
+        |f, out| {
+            if let Some(n) = f.system.open_fds {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_resident_memory_bytes",
+        "Resident memory size in bytes.",
+        |f, out| {
+            if let Some(n) = f.system.resident_memory_bytes {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        |f, out| {
+            if let Some(n) = f.system.start_time_seconds {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_threads",
+        "Number of OS threads in the process.",
+        |f, out| {
+            if let Some(n) = f.system.threads {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_virtual_memory_bytes",
+        "Virtual memory size in bytes.",
+        |f, out| {
+            if let Some(n) = f.system.virtual_memory_bytes {
+                out.add("", n);
+            }
+        },
+    ),
+    gauge(
+        "process_virtual_memory_max_bytes",
+        "Maximum amount of virtual memory available in bytes.",
+        |f, out| {
+            if let Some(n) = f.system.virtual_memory_max_bytes {
+                out.add("", n);
+            }
+        },
+    ),
+    counter(
+        "tembuku_accept_errors_total",
+        "Accepts that failed for want of descriptors or memory, and calls for datagrams \
+         that failed.",
+        |f, out| out.add("", f.of.process.accept_errors.get()),
+    ),
+    counter(
+        "tembuku_access_log_dropped_total",
+        "Access log records dropped because the writer could not keep up.",
+        |f, out| out.add("", f.of.access_log_dropped),
+    ),
+    gauge(
+        "tembuku_backend_active_connections",
+        "Sessions on the backend now, those being connected included.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.metrics.active())),
+    ),
+    histogram(
+        "tembuku_backend_connect_duration_seconds",
+        "How long successful connects to the backend took.",
+        |f, out| {
+            backends(f, |b| {
+                out.histogram(&b.metrics.labels, &b.metrics.connect_duration)
+            })
+        },
+    ),
+    counter(
+        "tembuku_backend_connect_errors_total",
+        "Connects to the backend that failed, by reason; of flows, refusals by the \
+         network and replies that did not come.",
+        |f, out| {
+            backends(f, |b| {
+                for &reason in ConnectError::ALL {
+                    let errors = b.totals.connect_errors[reason as usize];
+                    out.add_with(&b.metrics.labels, ("reason", reason.word()), errors);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_backend_connections_total",
+        "Connections established to the backend, and flows that were given to it.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.connections)),
+    ),
+    counter(
+        "tembuku_backend_received_bytes_total",
+        "Bytes received from the backend.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.received)),
+    ),
+    gauge(
+        "tembuku_backend_replication_lag_bytes",
+        "How much the replica has received and not replayed, by its last answer; NaN \
+         while it does not tell.",
+        |f, out| lag(f, out, 1),
+    ),
+    gauge(
+        "tembuku_backend_replication_lag_seconds",
+        "How old what the replica has is, by its last answer; NaN while it does not tell.",
+        |f, out| lag(f, out, 0),
+    ),
+    counter(
+        "tembuku_backend_retries_total",
+        "Connects tried here because another backend had failed, and flows that left \
+         another one.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.retries)),
+    ),
+    gauge(
+        "tembuku_backend_role",
+        "1 for the role that the last answer told, 0 for the others.",
+        |f, out| {
+            backends(f, |b| {
+                for role in b.roles.as_ref().map_or(&[][..], |_| &Role::ALL) {
+                    let is = b.roles.iter().flatten().any(|r| r == role);
+                    out.add_with(&b.metrics.labels, ("role", role.word()), is);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_backend_sent_bytes_total",
+        "Bytes sent to the backend.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, b.totals.sent)),
+    ),
+    gauge(
+        "tembuku_backend_state",
+        "1 for the state that the backend is in, 0 for the others.",
+        |f, out| {
+            backends(f, |b| {
+                for state in BackendState::ALL {
+                    let is = *state == b.state;
+                    out.add_with(&b.metrics.labels, ("state", state.word()), is);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_backend_transitions_total",
+        "Changes of the backend's state, by the state entered.",
+        |f, out| {
+            backends(f, |b| {
+                // That one comes by time alone.
+                let entered = BackendState::ALL.iter().copied();
+                for to in entered.filter(|to| *to != BackendState::Unproven) {
+                    let n = b.metrics.transitions[to as usize].get();
+                    out.add_with(&b.metrics.labels, ("to", to.word()), n);
+                }
+            });
+        },
+    ),
+    gauge(
+        "tembuku_backend_weight",
+        "The configured weight.",
+        |f, out| backends(f, |b| out.add(&b.metrics.labels, u64::from(b.weight))),
+    ),
+    gauge(
+        "tembuku_build_info",
+        "Always 1; the label tells the version.",
+        |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true),
+    ),
+    histogram(
+        "tembuku_check_duration_seconds",
+        "How long checks of the backend took, those that failed included.",
+        |f, out| checked(f, |b, checks| out.histogram(&b.labels, &checks.duration)),
+    ),
+    counter(
+        "tembuku_check_results_total",
+        "Checks of the backend, by result.",
+        |f, out| {
+            checked(f, |b, checks| {
+                for &result in CheckResult::ALL {
+                    let n = checks.results[result as usize].get();
+                    out.add_with(&b.labels, ("result", result.word()), n);
+                }
+            });
+        },
+    ),
+    histogram(
+        "tembuku_first_byte_duration_seconds",
+        "From the start of the connect, or of the flow, to the backend's first byte.",
+        |f, out| {
+            listeners(f, |l| {
+                out.histogram(&l.metrics.labels, &l.metrics.first_byte_duration)
+            })
+        },
+    ),
+    gauge(
+        "tembuku_listener_active_connections",
+        "Sessions that live now.",
+        |f, out| listeners(f, |l| out.add(&l.metrics.labels, l.metrics.active())),
+    ),
+    counter(
+        "tembuku_listener_connections_total",
+        "Connections accepted, or flows begun.",
+        |f, out| {
+            listeners(f, |l| {
+                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.connections))
+            })
+        },
+    ),
+    counter(
+        "tembuku_listener_dropped_datagrams_total",
+        "Datagrams of clients and backends that were not passed on, by reason.",
+        |f, out| {
+            udp_listeners(f, |l| {
+                for &reason in DropReason::ALL {
+                    let n = l.counts.sum(|c| &c.dropped_datagrams[reason as usize]);
+                    out.add_with(&l.labels, ("reason", reason.word()), n);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_listener_received_bytes_total",
+        "Bytes received from clients.",
+        |f, out| {
+            listeners(f, |l| {
+                out.add(&l.metrics.labels, l.metrics.counts.sum(|c| &c.received))
+            })
+        },
+    ),
+    counter(
+        "tembuku_listener_received_datagrams_total",
+        "Datagrams received from clients.",
+        |f, out| {
+            udp_listeners(f, |l| {
+                out.add(&l.labels, l.counts.sum(|c| &c.received_datagrams))
+            })
+        },
+    ),
+    counter(
+        "tembuku_listener_rejected_total",
+        "Connections and flows turned away before a backend was looked for, by reason.",
+        |f, out| {
+            listeners(f, |l| {
+                for &reason in RejectReason::ALL {
+                    let n = l.metrics.counts.sum(|c| &c.rejected[reason as usize]);
+                    // What has happened is shown, even if it was not expected here.
+                    if reason.can_befall(l.is_udp) || n > 0 {
+                        out.add_with(&l.metrics.labels, ("reason", reason.word()), n);
+                    }
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_listener_sent_bytes_total",
+        "Bytes sent to clients.",
+        |f, out| {
+            listeners(f, |l| {
+                let sent = l.metrics.counts.sum(|c| &c.sent);
+                out.add(&l.metrics.labels, l.metrics.sent_shown.raise(sent));
+            });
+        },
+    ),
+    counter(
+        "tembuku_listener_sent_datagrams_total",
+        "Datagrams sent to clients.",
+        |f, out| {
+            udp_listeners(f, |l| {
+                out.add(&l.labels, l.counts.sum(|c| &c.sent_datagrams))
+            })
+        },
+    ),
+    counter(
+        "tembuku_relayed_bytes_total",
+        "Bytes of connections relayed in both directions, by mode.",
+        |f, out| {
+            let process = f.of.process;
+            let copied = process.relayed.sum(|r| &r.copy);
+            let spliced = process.relayed.sum(|r| &r.splice);
+            out.add_with("", ("mode", "copy"), process.copied_shown.raise(copied));
+            out.add_with("", ("mode", "splice"), spliced);
+        },
+    ),
+    histogram(
+        "tembuku_session_duration_seconds",
+        "How long sessions lived.",
+        |f, out| {
+            listeners(f, |l| {
+                out.histogram(&l.metrics.labels, &l.metrics.session_duration)
+            })
+        },
+    ),
+    counter(
+        "tembuku_sessions_closed_total",
+        "Sessions that ended, by reason.",
+        |f, out| {
+            listeners(f, |l| {
+                for &reason in CloseReason::ALL {
+                    let n = l.metrics.counts.sum(|c| &c.closed[reason as usize]);
+                    if reason.can_befall(l.is_udp) || n > 0 {
+                        out.add_with(&l.metrics.labels, ("reason", reason.word()), n);
+                    }
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_splice_fallbacks_total",
+        "Times that bulk data was copied because it could not be spliced, by reason.",
+        |f, out| {
+            for &reason in SpliceFallback::ALL {
+                let n = f.of.process.relayed.sum(|r| &r.fallbacks[reason as usize]);
+                out.add_with("", ("reason", reason.word()), n);
+            }
+        },
+    ),
+    gauge(
+        "tembuku_upstream_available_backends",
+        "Backends that could take a new session now.",
+        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.available)),
+    ),
+    histogram(
+        "tembuku_upstream_doubt_duration_seconds",
+        "From the first sign that a backend was not to be used to the verdict.",
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.doubt_duration)
+            })
+        },
+    ),
+    histogram(
+        "tembuku_upstream_leave_duration_seconds",
+        "From the verdict, or wish, that a backend is not to be used until its last \
+         session was over.",
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.leave_duration)
+            })
+        },
+    ),
+    gauge(
+        "tembuku_upstream_primaries",
+        "Backends that say that they are the primary, where there is to be one.",
+        |f, out| {
+            upstreams(f, |u| {
+                if let Some(primaries) = u.primaries {
+                    out.add(&u.metrics.labels, primaries);
+                }
+            });
+        },
+    ),
+    histogram(
+        "tembuku_upstream_resume_duration_seconds",
+        "From the verdict, or wish, that a backend is not to be used until another one \
+         had taken a session.",
+        |f, out| {
+            upstreams(f, |u| {
+                out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
+            })
+        },
+    ),
+    gauge(
+        "tembuku_upstream_serves_anyway",
+        "Whether all backends are used whatever their checks say.",
+        |f, out| {
+            upstreams(f, |u| {
+                if let Some(anyway) = u.serves_anyway {
+                    out.add(&u.metrics.labels, anyway);
+                }
+            });
+        },
+    ),
+];
+
+const fn counter(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
+    family(name, "counter", help, write)
+}
+
+const fn gauge(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
+    family(name, "gauge", help, write)
+}
+
+const fn histogram(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
+    family(name, "histogram", help, write)
+}
+
+const fn family(
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    write: Write,
+) -> (Family, Write) {
+    (Family { name, kind, help }, write)
+}
+
+fn listeners(read: &Read<'_>, each: impl FnMut(&ListenerFigures<'_>)) {
+    read.of.listeners.iter().for_each(each);
+}
+
+fn udp_listeners(read: &Read<'_>, mut each: impl FnMut(&ListenerMetrics)) {
+    let udp = read.of.listeners.iter().filter(|l| l.is_udp);
+    udp.for_each(|l| each(l.metrics));
+}
+
+fn upstreams(read: &Read<'_>, each: impl FnMut(&UpstreamFigures<'_>)) {
+    read.of.upstreams.iter().for_each(each);
+}
+
+fn backends(read: &Read<'_>, each: impl FnMut(&BackendFigures)) {
+    read.of.backends.iter().for_each(each);
+}
+
+fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)) {
+    for backend in &read.of.backends {
+        if let Some(checks) = &backend.metrics.checks {
+            each(&backend.metrics, checks);
+        }
+    }
+}
+
+/// `unit`: 0 in seconds, 1 in bytes.
+fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
+    for backend in &read.of.backends {
+        if let Some(lag) = backend.lag[unit] {
+            out.add(&backend.metrics.labels, lag);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_sorted_and_named_by_convention() {
+        assert!(FAMILIES.is_sorted_by(|(a, _), (b, _)| a.name < b.name));
+        for (Family { name, kind, help }, _) in FAMILIES {
+            assert!(name.starts_with("tembuku_") || name.starts_with("process_"));
+            assert_eq!(*kind == "counter", name.ends_with("_total"), "{name}");
+            assert_eq!(
+                *kind == "histogram",
+                name.ends_with("_duration_seconds"),
+                "{name}"
+            );
+            assert!(
+                help.ends_with('.') && !help.contains(['\\', '\n']),
+                "{name}"
+            );
+        }
+    }
+}

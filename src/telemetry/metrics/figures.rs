@@ -1,0 +1,88 @@
+//! The values of one scrape, read before any of them is written: what belongs together is of one moment, and the counters
+//! of each backend are walked through once.
+
+use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, UpstreamMetrics};
+use crate::plan::{
+    Role,
+    reason::{BackendState, ConnectError},
+};
+use std::sync::Arc;
+
+pub struct Figures<'a> {
+    pub listeners: Vec<ListenerFigures<'a>>,
+    pub upstreams: Vec<UpstreamFigures<'a>>,
+    pub backends: Vec<BackendFigures>,
+    pub process: &'a ProcessMetrics,
+    pub access_log_dropped: u64,
+}
+
+pub struct ListenerFigures<'a> {
+    pub metrics: &'a ListenerMetrics,
+    /// Whether its sessions are flows of datagrams.
+    pub is_udp: bool,
+}
+
+pub struct UpstreamFigures<'a> {
+    pub metrics: &'a UpstreamMetrics,
+    pub available: u64,
+    /// Backends that say that they are the primary, where one is asked for.
+    pub primaries: Option<u64>,
+    /// `None` where `serve_anyway_below` is not set.
+    pub serves_anyway: Option<bool>,
+}
+
+pub struct BackendFigures {
+    pub metrics: Arc<BackendMetrics>,
+    pub state: BackendState,
+    pub weight: u32,
+    /// The roles of its addresses; `None` where no check asks for them.
+    pub roles: Option<Vec<Role>>,
+    /// The replication lag of the last check in seconds and in bytes; `None` where a check never gave it, NaN where the
+    /// last one did not.
+    pub lag: [Option<f64>; 2],
+    pub(super) totals: Totals,
+}
+
+/// The counters of a backend, summed over all workers.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) connections: u64,
+    pub(super) connect_errors: [u64; ConnectError::COUNT],
+    pub(super) retries: u64,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+impl BackendFigures {
+    pub fn new(
+        metrics: &Arc<BackendMetrics>,
+        state: BackendState,
+        weight: u32,
+        roles: Option<Vec<Role>>,
+        lag: [Option<f64>; 2],
+    ) -> Self {
+        Self {
+            totals: totals(metrics),
+            lag: metrics.lag_to_show(lag),
+            metrics: Arc::clone(metrics),
+            state,
+            weight,
+            roles,
+        }
+    }
+}
+
+fn totals(metrics: &BackendMetrics) -> Totals {
+    let mut totals = Totals::default();
+    for shard in metrics.counts.all() {
+        totals.connections += shard.connections.get();
+        totals.retries += shard.retries.get();
+        totals.received += shard.received.get();
+        totals.sent = totals.sent.wrapping_add(shard.sent.get());
+        for (total, errors) in totals.connect_errors.iter_mut().zip(&shard.connect_errors) {
+            *total += errors.get();
+        }
+    }
+    totals.sent = metrics.sent_shown.raise(totals.sent);
+    totals
+}

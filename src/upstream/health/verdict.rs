@@ -1,0 +1,470 @@
+//! From what single checks find to a verdict about a backend.
+//!
+//! Life is doubted until `fall` failures in a row, and believed after `rise` good answers in a row, so that a blip changes
+//! nothing. A role is not doubted: a server that says that it is a replica knows. To be behind is a blip more often than
+//! not, so it takes `fall` answers as well; failures among them count, for they do not say that it has caught up, but
+//! nobody is called dead who has answered in between.
+
+use super::may_restart;
+use crate::plan::reason::{BackendState, CheckResult};
+use std::time::{Duration, Instant};
+
+/// How many answers in a row it takes; each at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    pub rise: u32,
+    pub fall: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Up,
+    /// Why; `None` before the first check has ended.
+    Down(Option<CheckResult>),
+    WrongRole,
+    /// Well, in the other role than the one asked for.
+    Standby,
+    /// Too far behind, or not replicating.
+    Lagging,
+    /// It says that it is the primary, and another one is believed. No check says so of one server: see
+    /// [`super::standings`].
+    Doubtful,
+}
+
+/// A verdict that has become another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    pub from: Verdict,
+    pub to: Verdict,
+    /// From the first answer that spoke against the old verdict.
+    pub doubted_for: Duration,
+    /// Whether this is the first verdict that an answer stands behind.
+    pub first: bool,
+}
+
+/// Hears the answers of one address of a backend, one after the other.
+#[derive(Debug)]
+pub struct Judge {
+    rule: Rule,
+    verdict: Verdict,
+    /// Whether any answer stands behind the verdict.
+    heard: bool,
+    /// The last answer that was certain, unless the server may have been started again since.
+    certain: Option<CheckResult>,
+    runs: Runs,
+    /// Since when answers have spoken against it.
+    doubted_since: Option<Instant>,
+}
+
+/// How many of the last answers, without a gap, were...
+#[derive(Debug, Default)]
+struct Runs {
+    good: u32,
+    failed: u32,
+    /// Good, or too far behind: of one that lives.
+    alive: u32,
+    /// Failed, or too far behind.
+    poor: u32,
+}
+
+impl Runs {
+    fn hear(&mut self, says: Verdict) {
+        let count = |run: &mut u32, goes_on: bool| {
+            *run = if goes_on { run.saturating_add(1) } else { 0 };
+        };
+        let (up, lags) = (says.is_up(), says == Verdict::Lagging);
+        let failed = matches!(says, Verdict::Down(_));
+        count(&mut self.good, up);
+        count(&mut self.failed, failed);
+        count(&mut self.alive, up || lags);
+        count(&mut self.poor, failed || lags);
+    }
+}
+
+impl Verdict {
+    pub fn at_start(up: bool) -> Self {
+        if up { Self::Up } else { Self::Down(None) }
+    }
+
+    pub fn is_up(self) -> bool {
+        self == Self::Up
+    }
+
+    /// Whether it is another role than the one asked for that keeps sessions away.
+    pub fn is_other_role(self) -> bool {
+        matches!(self, Self::WrongRole | Self::Standby)
+    }
+
+    pub fn state(self) -> BackendState {
+        match self {
+            Self::Up => BackendState::Up,
+            Self::Down(_) => BackendState::Down,
+            Self::WrongRole => BackendState::WrongRole,
+            Self::Standby => BackendState::Standby,
+            Self::Lagging => BackendState::Lagging,
+            Self::Doubtful => BackendState::Doubtful,
+        }
+    }
+}
+
+impl Judge {
+    pub fn new(rule: Rule, start: Verdict) -> Self {
+        Self {
+            rule,
+            verdict: start,
+            heard: false,
+            certain: None,
+            runs: Runs::default(),
+            doubted_since: None,
+        }
+    }
+
+    /// Whether the next answer is awaited with impatience.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubted_since.is_some() || !self.heard
+    }
+
+    pub fn hear(&mut self, result: CheckResult, now: Instant) -> Option<Change> {
+        // Nothing was learnt.
+        if result == CheckResult::Local {
+            return None;
+        }
+        let says = match self.recall(result) {
+            CheckResult::Ok => Verdict::Up,
+            CheckResult::WrongRole => Verdict::WrongRole,
+            CheckResult::Standby => Verdict::Standby,
+            CheckResult::Lagging | CheckResult::NotReplicating => Verdict::Lagging,
+            why => Verdict::Down(Some(why)),
+        };
+        let first = !self.heard;
+        self.heard = true;
+        self.runs.hear(says);
+        if says.state() == self.verdict.state() {
+            self.doubted_since = None;
+            if !first {
+                return None;
+            }
+            // It was only supposed; from now on it has its reason.
+            let from = std::mem::replace(&mut self.verdict, says);
+            return (from != says).then_some(Change {
+                from,
+                to: says,
+                doubted_for: Duration::ZERO,
+                first,
+            });
+        }
+        let since = *self.doubted_since.get_or_insert(now);
+        if !first && !self.is_enough(says) {
+            return None;
+        }
+        let from = std::mem::replace(&mut self.verdict, says);
+        self.doubted_since = None;
+        Some(Change {
+            from,
+            to: says,
+            doubted_for: now.saturating_duration_since(since),
+            first,
+        })
+    }
+
+    /// While a server is busy nothing can change what it last said of itself.
+    fn recall(&mut self, result: CheckResult) -> CheckResult {
+        use CheckResult::{Busy, Lagging, NotReplicating, Ok, Standby, WrongRole};
+        match result {
+            Busy => return self.certain.unwrap_or(Busy),
+            Ok | Standby | WrongRole | Lagging | NotReplicating => self.certain = Some(result),
+            _ if may_restart(result) => self.certain = None,
+            _ => {}
+        }
+        result
+    }
+
+    /// Whether it has been said often enough for a verdict.
+    fn is_enough(&self, says: Verdict) -> bool {
+        let Rule { rise, fall } = self.rule;
+        match (self.verdict, says) {
+            (_, Verdict::WrongRole | Verdict::Standby) => true,
+            (_, Verdict::Down(_)) => self.runs.failed >= fall,
+            // From the wrong role to the right one: as certain as the other way.
+            (Verdict::WrongRole | Verdict::Standby, _) => true,
+            (_, Verdict::Up) => self.runs.good >= rise,
+            // It lives, which has to be believed first.
+            (Verdict::Down(_), _) => self.runs.alive >= rise,
+            _ => self.runs.poor >= fall,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::balance::Chance;
+    use CheckResult::{
+        Busy, Lagging, Local, NotReplicating, Ok as Good, Refused, Standby, Timeout, WrongRole,
+    };
+    use proptest::prelude::*;
+
+    fn judge(rise: u32, fall: u32) -> Judge {
+        Judge::new(Rule { rise, fall }, Verdict::Up)
+    }
+
+    /// What the verdict is after each answer.
+    fn verdicts(judge: &mut Judge, answers: &[CheckResult]) -> Vec<Verdict> {
+        let now = Instant::now();
+        let hear = |answer: &CheckResult| {
+            judge.hear(*answer, now);
+            judge.verdict
+        };
+        answers.iter().map(hear).collect()
+    }
+
+    const UP: Verdict = Verdict::Up;
+    const DOWN: Verdict = Verdict::Down(Some(Refused));
+
+    #[test]
+    fn the_first_answer_decides_alone() {
+        assert_eq!(verdicts(&mut judge(2, 3), &[Refused]), [DOWN]);
+        let start = Verdict::at_start(false);
+        let mut waiting = Judge::new(Rule { rise: 2, fall: 3 }, start);
+        assert_eq!(verdicts(&mut waiting, &[Local, Good]), [start, UP]);
+        let mut waiting = Judge::new(Rule { rise: 2, fall: 3 }, start);
+        assert_eq!(verdicts(&mut waiting, &[Refused, Good]), [DOWN, DOWN]);
+    }
+
+    #[test]
+    fn fall_failures_in_a_row_and_rise_good_ones() {
+        let answers = [Good, Refused, Refused, Good, Refused, Timeout, Refused];
+        let expected = [UP, UP, UP, UP, UP, UP, DOWN];
+        let mut judge = judge(2, 3);
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        let answers = [Good, Refused, Good, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [DOWN, DOWN, DOWN, UP]);
+    }
+
+    #[test]
+    fn one_answer_is_enough_for_a_role() {
+        let answers = [Good, WrongRole, Good, WrongRole, Refused, Refused, Good];
+        let role = Verdict::WrongRole;
+        let expected = [UP, role, UP, role, role, role, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+        // Out of a failure it is known at once as well, and life has to be believed first.
+        let answers = [Good, Refused, Refused, Refused, WrongRole, Good];
+        let expected = [UP, UP, UP, DOWN, role, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+    }
+
+    #[test]
+    fn a_standby_is_as_certain_as_a_wrong_role() {
+        let (standby, role) = (Verdict::Standby, Verdict::WrongRole);
+        let answers = [Standby, Good, Standby, WrongRole, Standby, Refused, Good];
+        let expected = [standby, UP, standby, role, standby, standby, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+    }
+
+    #[test]
+    fn replication_that_does_not_run_takes_as_long_as_a_lag() {
+        let lags = Verdict::Lagging;
+        let answers = [
+            Good,
+            NotReplicating,
+            Lagging,
+            Good,
+            NotReplicating,
+            Lagging,
+            NotReplicating,
+        ];
+        let expected = [UP, UP, UP, UP, UP, UP, lags];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+        // The first answer decides alone: one whose first sync has not finished gets nothing.
+        assert_eq!(
+            verdicts(&mut judge(2, 3), &[NotReplicating, Good]),
+            [lags, lags]
+        );
+    }
+
+    #[test]
+    fn a_busy_server_is_what_it_was() {
+        let busy = Verdict::Down(Some(Busy));
+        assert_eq!(
+            verdicts(&mut judge(1, 3), &[Busy, Good, Busy]),
+            [busy, UP, UP]
+        );
+        // It was silent before it said so.
+        let late = Verdict::Down(Some(Timeout));
+        let answers = [Good, Timeout, Busy, Timeout, Timeout, Timeout, Busy, Busy];
+        let expected = [UP, UP, UP, UP, UP, late, late, UP];
+        assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
+        let standby = Verdict::Standby;
+        assert_eq!(verdicts(&mut judge(1, 1), &[Standby, Busy]), [standby; 2]);
+        // Started again, it may be something else.
+        let answers = [Good, Refused, Busy, Good];
+        assert_eq!(verdicts(&mut judge(1, 1), &answers), [UP, DOWN, DOWN, UP]);
+    }
+
+    #[test]
+    fn a_lag_is_a_blip_until_it_lasts() {
+        let lags = Verdict::Lagging;
+        let answers = [Good, Lagging, Lagging, Good, Lagging, Lagging, Lagging];
+        let expected = [UP, UP, UP, UP, UP, UP, lags];
+        let mut judge = judge(2, 3);
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        let answers = [Good, Lagging, Good, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [lags, lags, lags, UP]);
+    }
+
+    #[test]
+    fn a_lag_among_failures() {
+        let (lags, role) = (Verdict::Lagging, Verdict::WrongRole);
+        // A failure does not say that it has caught up; but it takes as many in a row as ever to be called dead.
+        let answers = [Good, Refused, Lagging, Refused, Refused, Lagging];
+        let expected = [UP, UP, UP, UP, UP, lags];
+        let mut judge = judge(2, 3);
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        let answers = [Refused, Refused, Lagging, Refused, Refused, Refused];
+        let expected = [lags, lags, lags, lags, lags, DOWN];
+        assert_eq!(verdicts(&mut judge, &answers), expected);
+        // Back to life, which both prove; and then it has to catch up.
+        let answers = [Good, Lagging, Good, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [DOWN, lags, lags, UP]);
+        // The right role again, and behind: both are known at once.
+        let answers = [WrongRole, Lagging, WrongRole, Good];
+        assert_eq!(verdicts(&mut judge, &answers), [role, lags, role, UP]);
+    }
+
+    #[test]
+    fn the_doubt_is_timed_from_the_first_answer_against() {
+        let now = Instant::now();
+        let mut judge = judge(2, 3);
+        let after = |s| now + Duration::from_secs(s);
+        for (result, at) in [(Good, 0), (Refused, 1), (Good, 2), (Refused, 3), (Local, 4)] {
+            assert_eq!(judge.hear(result, after(at)), None);
+        }
+        assert!(judge.is_in_doubt());
+        assert_eq!(judge.hear(Refused, after(5)), None);
+        let change = judge.hear(Timeout, after(7)).expect("a change");
+        assert_eq!(change.doubted_for, Duration::from_secs(4));
+        assert_eq!(change.to, Verdict::Down(Some(Timeout)));
+        assert!(!judge.is_in_doubt() && !change.first);
+    }
+
+    fn answer() -> impl Strategy<Value = CheckResult> {
+        prop::sample::select(CheckResult::ALL.to_vec())
+    }
+
+    proptest! {
+        /// The machine beside what its rules say of the whole sequence.
+        #[test]
+        fn agrees_with_its_rules(
+            answers in prop::collection::vec(answer(), 0..60), rise in 1u32..5, fall in 1u32..5,
+        ) {
+            let mut judge = judge(rise, fall);
+            let now = Instant::now();
+            let mut heard: Vec<CheckResult> = Vec::new();
+            let mut verdict = Verdict::Up;
+            let mut certain = None;
+            for result in answers {
+                let change = judge.hear(result, now);
+                let result = match result {
+                    Busy => certain.unwrap_or(Busy),
+                    Good | Standby | WrongRole | Lagging | NotReplicating => *certain.insert(result),
+                    _ => {
+                        certain = certain.filter(|_| !may_restart(result));
+                        result
+                    }
+                };
+                if result != Local {
+                    heard.push(result);
+                }
+                let lags = |r: &CheckResult| matches!(r, Lagging | NotReplicating);
+                let failing = |r: &CheckResult| !(matches!(r, Good | WrongRole | Standby) || lags(r));
+                let tail = |holds: &dyn Fn(&CheckResult) -> bool| heard.iter().rev().take_while(|r| holds(r)).count() as u32;
+                let expected = match (heard.len(), result, verdict) {
+                    (_, Local, old) => old,
+                    (_, WrongRole, _) => Verdict::WrongRole,
+                    (_, Standby, _) => Verdict::Standby,
+                    (1, Good, _) | (_, Good, Verdict::Up | Verdict::WrongRole | Verdict::Standby) => Verdict::Up,
+                    (_, Good, old) => if tail(&|r| *r == Good) >= rise { Verdict::Up } else { old },
+                    (1, Lagging | NotReplicating, _)
+                    | (_, Lagging | NotReplicating, Verdict::Lagging | Verdict::WrongRole | Verdict::Standby) => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Up) if tail(&|r| lags(r) || failing(r)) >= fall => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Down(_)) if tail(&|r| *r == Good || lags(r)) >= rise => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, old) => old,
+                    (1, why, _) => Verdict::Down(Some(why)),
+                    (_, _, old @ Verdict::Down(_)) => old,
+                    (_, why, old) => if tail(&failing) >= fall { Verdict::Down(Some(why)) } else { old },
+                };
+                prop_assert_eq!(judge.verdict, expected);
+                prop_assert_eq!(change.map(|c| (c.from, c.to)), (verdict != expected).then_some((verdict, expected)));
+                verdict = expected;
+                // Nobody who has not been well for so long is still used, whatever was wrong each time.
+                let poor = tail(&|r| lags(r) || failing(r));
+                prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");
+            }
+        }
+    }
+
+    /// Thousands of backends in virtual time that live, die, lose roles and answer late: a lasting change is noticed within
+    /// the time that interval, fall and timeout allow, and never by fewer failures than `fall`.
+    #[test]
+    fn a_lasting_change_is_noticed_in_time() {
+        let mut chance = Chance::from_seed(20_261_121);
+        let rule = Rule { rise: 2, fall: 3 };
+        let (interval, fast) = (Duration::from_secs(2), Duration::from_millis(500));
+        let timeout = Duration::from_secs(1);
+        let began = Instant::now();
+        let schedule = super::super::Schedule::new(interval, fast, began);
+        let mut noticed = 0;
+        for _ in 0..5_000 {
+            let mut judge = Judge::new(rule, Verdict::Up);
+            let changes_at = began + Duration::from_millis(chance.draw() % 60_000);
+            let to = [Refused, Timeout, WrongRole][(chance.draw() % 3) as usize];
+            let blips = chance.draw() % 10;
+            let mut at = began + schedule.first(chance.draw());
+            let mut last_was_bad = false;
+            loop {
+                let is_bad = at >= changes_at;
+                // Before the change one failure in a row at most: never a verdict.
+                let blip =
+                    !is_bad && !last_was_bad && at > began + interval && chance.draw() % 10 < blips;
+                let result = if is_bad {
+                    to
+                } else if blip {
+                    Timeout
+                } else {
+                    Good
+                };
+                last_was_bad = blip;
+                let took = if result == Timeout {
+                    timeout
+                } else {
+                    Duration::ZERO
+                };
+                let change = judge.hear(result, at + took);
+                if let Some(change) = change {
+                    assert!(is_bad, "a blip became a verdict: {change:?}");
+                    assert_eq!(
+                        change.to.state(),
+                        if to == WrongRole {
+                            BackendState::WrongRole
+                        } else {
+                            BackendState::Down
+                        }
+                    );
+                    let most = if to == WrongRole {
+                        interval
+                    } else {
+                        interval + fast * 2 + timeout * 3
+                    };
+                    let after = at + took - changes_at;
+                    assert!(after <= most, "{to:?} noticed after {after:?}");
+                    noticed += 1;
+                    break;
+                }
+                let pause = schedule.next(at, at + took, judge.is_in_doubt(), chance.draw());
+                assert!(pause >= at + took && pause <= (at + interval).max(at + took));
+                at = pause;
+            }
+        }
+        assert_eq!(noticed, 5_000);
+    }
+}

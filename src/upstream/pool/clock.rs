@@ -1,0 +1,111 @@
+//! How long one session waits for a backend, for the policy that compares backends by it.
+
+use super::Pool;
+use crate::{plan::TimeOf, upstream::backend::Backend};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// Runs from the pick until what the policy asks for has happened. Dropped before that, it tells how long was waited
+/// in vain: who never answers must not be taken for quick.
+///
+/// The time to the first byte is that of the connect and of the wait from the client's first byte to the backend's. What
+/// a client leaves a connection idle before it asks is no fault of the backend: pools connect long before they ask.
+#[derive(Debug)]
+pub struct Clock {
+    pool: Arc<Pool>,
+    backend: Arc<Backend>,
+    of: TimeOf,
+    /// What came before the present wait.
+    before: Duration,
+    /// Since when the backend is waited for; `None` while it is not.
+    since: Option<Instant>,
+    connected: Option<Instant>,
+}
+
+impl Clock {
+    /// `None` where the policy does not ask.
+    pub fn start(pool: &Arc<Pool>, backend: &Arc<Backend>, now: Instant) -> Option<Box<Self>> {
+        let of = pool.compares()?;
+        let mut clock = Box::new(Self {
+            pool: Arc::clone(pool),
+            backend: Arc::clone(backend),
+            of,
+            before: Duration::ZERO,
+            since: None,
+            connected: None,
+        });
+        clock.wait(now);
+        Some(clock)
+    }
+
+    /// The connect succeeded. Gives the clock back if it is to run on.
+    pub fn connected(mut self: Box<Self>, now: Instant) -> Option<Box<Self>> {
+        let time = self.stop(now);
+        match self.of {
+            TimeOf::Connect => {
+                self.pool.add_time(&self.backend, time, now);
+                None
+            }
+            TimeOf::FirstByte => {
+                self.before = time;
+                self.connected = Some(now);
+                if self.pool.speaks_first.load(Relaxed) {
+                    self.wait(now);
+                }
+                Some(self)
+            }
+        }
+    }
+
+    /// The first reply to a flow has come; there is no connect to be told from the wait for it.
+    pub fn replied(&mut self, now: Instant) {
+        let time = self.stop(now);
+        self.pool.add_time(&self.backend, time, now);
+    }
+
+    /// The connect failed in a way that says nothing about speed.
+    pub fn failed(&mut self) {
+        self.stop(Instant::now());
+    }
+
+    /// At every turn of the relay until an answer has begun.
+    pub fn look(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+        if has_answered {
+            if !has_asked {
+                self.pool.speaks_first.store(true, Relaxed);
+            }
+            if self.since.is_none() {
+                self.wait(self.connected.unwrap_or(now));
+            }
+            let time = self.before + self.stop(now);
+            self.pool.add_time(&self.backend, time, now);
+        } else if has_asked && self.since.is_none() {
+            self.wait(now);
+        }
+    }
+
+    fn wait(&mut self, now: Instant) {
+        self.backend.waiting.fetch_add(1, Relaxed);
+        self.since = Some(now);
+    }
+
+    fn stop(&mut self, now: Instant) -> Duration {
+        let Some(since) = self.since.take() else {
+            return Duration::ZERO;
+        };
+        self.backend.waiting.fetch_sub(1, Relaxed);
+        now.saturating_duration_since(since)
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if self.since.is_some() {
+            let now = Instant::now();
+            let time = self.before + self.stop(now);
+            self.pool.waited_in_vain(&self.backend, time, now);
+        }
+    }
+}

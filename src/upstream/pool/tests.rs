@@ -1,0 +1,299 @@
+mod anyway;
+mod primaries;
+
+use super::*;
+use crate::plan::reason::CheckResult;
+use crate::upstream::health::Change;
+use crate::{
+    plan::{
+        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, OnLeave, ProxyOn, SendProxy,
+        Target, Upstream,
+    },
+    telemetry::metrics::Exporter,
+};
+use std::net::SocketAddr;
+
+pub(crate) fn place(n: u8) -> Place {
+    Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
+}
+
+pub(crate) fn planned(n: u8) -> Planned {
+    Planned {
+        text: format!("10.0.0.{n}:1"),
+        target: Target::Place(place(n)),
+        weight: 1,
+        max_fails: 1,
+        fail_timeout: Duration::from_secs(10),
+        max_connections: 0,
+        slow_start: Duration::from_secs(10),
+        backup: false,
+        down: false,
+    }
+}
+
+pub(super) fn pool(backends: Vec<Planned>, start_up: bool) -> Pool {
+    pool_with(Balance::RoundRobin, backends, start_up)
+}
+
+pub(super) fn pool_with(balance: Balance, backends: Vec<Planned>, start_up: bool) -> Pool {
+    let check = Check {
+        start_up,
+        ..check(CheckKind::Tcp)
+    };
+    assembled(balance, backends, check, Instant::now())
+}
+
+pub(crate) fn check(kind: CheckKind) -> Check {
+    let second = Duration::from_secs(1);
+    Check {
+        kind,
+        interval: second,
+        fast_interval: second,
+        timeout: second,
+        rise: 1,
+        fall: 1,
+        stale_after: None,
+        serve_anyway_below: 0,
+        start_up: false,
+        at: CheckAt::Backend,
+        tls: plan::Tls::Off,
+        on_down: OnLeave::Keep,
+        on_role_lost: OnLeave::Close,
+        on_lag: OnLeave::Keep,
+        on_recover: OnLeave::Keep,
+    }
+}
+
+pub(crate) fn guarded(backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
+    assembled(Balance::RoundRobin, backends, check, now)
+}
+
+fn assembled(balance: Balance, backends: Vec<Planned>, check: Check, now: Instant) -> Pool {
+    let plan = Upstream {
+        balance,
+        ..upstream(backends, check)
+    };
+    of(&plan, now)
+}
+
+pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
+    Upstream {
+        name: "u".into(),
+        balance: Balance::RoundRobin,
+        backends,
+        resolve_interval: None,
+        resolve_required: true,
+        send_proxy: SendProxy::Off,
+        fail_on_reset: false,
+        on_drain: OnLeave::Keep,
+        send_proxy_on: ProxyOn::First,
+        flows_move: FlowsMove::WITHOUT_UDP,
+        check: Some(check),
+    }
+}
+
+pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
+    let exporter = Exporter::new(1);
+    let of_all = exporter.upstream("u");
+    let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
+    let places: Vec<_> = (1..)
+        .take(plan.backends.len())
+        .map(|n| vec![place(n)])
+        .collect();
+    Pool::new(&of_all, plan, metrics, &places, now)
+}
+
+/// A check that has changed the verdict about the backend of this number.
+pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
+    let checked = Checked {
+        at: now,
+        took: Duration::ZERO,
+        result: match to {
+            Verdict::Down(result) => result.unwrap_or(CheckResult::Timeout),
+            Verdict::WrongRole => CheckResult::WrongRole,
+            Verdict::Lagging => CheckResult::Lagging,
+            _ => CheckResult::Ok,
+        },
+        told: crate::probe::Told::default(),
+        transcript: String::new(),
+    };
+    let change = Change {
+        from: Verdict::Up,
+        to,
+        doubted_for: Duration::ZERO,
+        first,
+    };
+    let backend = &pool.addresses()[n].backend;
+    pool.checked(backend, checked, Some(change), now)
+}
+
+pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
+    let lease = pool.pick(&mut pool.search(&Facts::default()), now)?;
+    Some(lease.backend().text().to_string())
+}
+
+pub(super) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
+
+#[test]
+fn what_a_check_calls_down_takes_nothing_even_alone() {
+    let now = Instant::now();
+    let alone = pool(vec![planned(1)], true);
+    assert!(pick(&alone, now).is_some());
+    for verdict_now in [DOWN, Verdict::WrongRole] {
+        assert!(!verdict(&alone, 0, verdict_now, false, now));
+        assert_eq!(pick(&alone, now), None);
+        assert!(!alone.is_available(now));
+    }
+    assert_eq!(alone.snapshot(now)[0].state, BackendState::WrongRole);
+    assert!(verdict(&alone, 0, Verdict::Up, false, now));
+    assert!(pick(&alone, now).is_some());
+}
+
+#[test]
+fn before_the_first_check_the_start_state_holds() {
+    let now = Instant::now();
+    let waiting = pool(vec![planned(1), planned(2)], false);
+    assert_eq!(pick(&waiting, now), None);
+    assert_eq!(waiting.snapshot(now)[0].why, "not checked yet");
+    verdict(&waiting, 1, Verdict::Up, true, now);
+    assert_eq!(pick(&waiting, now).as_deref(), Some("10.0.0.2:1"));
+    // The first verdict is no recovery.
+    assert_eq!(waiting.snapshot(now)[1].why, "");
+}
+
+#[test]
+fn checks_and_failed_connects_do_not_erase_each_other() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let first = Arc::clone(&both.addresses()[0].backend);
+    both.failed(&first, now);
+    verdict(&both, 0, DOWN, false, now);
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
+    // The check speaks for it again, the connects do not.
+    verdict(&both, 0, Verdict::Up, false, now);
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
+    assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
+    // Its time has passed, and the check speaks against it.
+    let later = now + Duration::from_secs(11);
+    verdict(&both, 0, DOWN, false, later);
+    let picks: Vec<_> = (0..4).map(|_| pick(&both, later)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+}
+
+#[test]
+fn after_a_recovery_it_starts_slowly_and_then_all_are_equal_again() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    verdict(&both, 0, DOWN, false, now);
+    verdict(&both, 0, Verdict::Up, false, now);
+    assert!(
+        both.snapshot(now + Duration::from_secs(5))[0]
+            .why
+            .contains("50 %")
+    );
+    let later = now + Duration::from_secs(10);
+    for _ in 0..4 {
+        pick(&both, later);
+    }
+    assert!(both.lock().all_plain);
+}
+
+#[test]
+fn new_addresses_keep_what_is_known_of_the_old_ones() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    verdict(&both, 0, DOWN, false, now);
+    let known = both.addresses()[0].backend.id;
+    both.set_addresses(&[vec![place(1), place(3)], vec![place(2)]], now);
+    let addresses = both.addresses();
+    assert_eq!(addresses.len(), 3);
+    assert_eq!(
+        (addresses[0].backend.id, addresses[0].verdict),
+        (known, DOWN)
+    );
+    assert_eq!(addresses[1].verdict, Verdict::Up);
+    // One address that is well is enough for the backend.
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Up);
+}
+
+#[test]
+fn who_was_picked_before_a_backend_was_left_must_not_stay() {
+    let now = Instant::now();
+    let alone = pool(vec![planned(1)], true);
+    let mut before = alone.search(&Facts::default());
+    let lease = alone.pick(&mut before, now).expect("a backend");
+    assert_eq!(alone.succeeded(&before, now), AfterSuccess::Nothing);
+    alone.leave(lease.backend());
+    assert_eq!(alone.succeeded(&before, now), AfterSuccess::Left);
+    let mut after = alone.search(&Facts::default());
+    let _lease = alone.pick(&mut after, now).expect("a backend");
+    assert_eq!(alone.succeeded(&after, now), AfterSuccess::Nothing);
+}
+
+#[test]
+fn who_is_too_far_behind_takes_nothing_new() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    verdict(&both, 0, Verdict::Lagging, false, now);
+    assert_eq!(both.snapshot(now)[0].why, "it is behind");
+    let backend = Arc::clone(&both.addresses()[0].backend);
+    let checked = Checked {
+        at: now,
+        took: Duration::ZERO,
+        result: CheckResult::Lagging,
+        told: crate::probe::Told {
+            lag: crate::probe::Lag {
+                bytes: Some(4096),
+                time: Some(Duration::from_millis(12_345)),
+            },
+            ..Default::default()
+        },
+        transcript: String::new(),
+    };
+    both.checked(&backend, checked, None, now);
+    let snapshot = &both.snapshot(now)[0];
+    assert_eq!(
+        (snapshot.state, snapshot.why.as_str()),
+        (BackendState::Lagging, "it is behind by 12.3 s, 4096 bytes")
+    );
+    let picks: Vec<_> = (0..4).map(|_| pick(&both, now)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+    verdict(&both, 0, Verdict::Up, false, now);
+    assert!(both.snapshot(now)[0].available);
+}
+
+/// Connects that fail once the verdict stands, or while the operator has taken it out, are no news.
+#[test]
+fn who_is_out_is_not_taken_out_again() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let first = Arc::clone(&both.addresses()[0].backend);
+    verdict(&both, 0, DOWN, false, now);
+    assert_eq!(both.failed(&first, now), AfterFailure::StillIn);
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
+    let second = Arc::clone(&both.addresses()[1].backend);
+    both.set_wish(1, Wish::Drain, now);
+    assert_eq!(both.failed(&second, now), AfterFailure::StillIn);
+    both.set_wish(1, Wish::Ready, now);
+    assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
+}
+
+/// An address that is no longer named is asked as long as there are sessions on it.
+#[test]
+fn who_has_departed_is_looked_after_while_it_has_sessions() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let lease = both
+        .pick(&mut both.search(&Facts::default()), now)
+        .expect("a backend");
+    let gone = Arc::clone(lease.backend());
+    both.failed(&gone, now);
+    both.set_addresses(&[vec![], vec![place(2)]], now);
+    assert!(both.is_checked(&gone, 0) && both.addresses().len() == 2);
+    drop(lease);
+    assert!(!both.is_checked(&gone, 0) && both.addresses().len() == 1);
+    // It is still known that its connects fail.
+    both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    assert!(both.is_checked(&gone, 0));
+    assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
+}

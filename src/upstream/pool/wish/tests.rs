@@ -1,0 +1,207 @@
+use super::super::{
+    AfterSuccess,
+    tests::{DOWN, pick, place, planned, pool, pool_with, verdict},
+};
+use super::*;
+use crate::{
+    plan::{Backend as Planned, Balance, HashKey, TimeOf},
+    upstream::balance::Facts,
+};
+use std::time::Duration;
+
+const OUT: [(Wish, BackendState); 2] = [
+    (Wish::Drain, BackendState::Drained),
+    (Wish::Maint, BackendState::Maintenance),
+];
+
+fn states(pool: &Pool, now: Instant) -> Vec<BackendState> {
+    pool.snapshot(now).iter().map(|s| s.state).collect()
+}
+
+#[test]
+fn who_is_taken_out_gets_nothing_even_alone() {
+    let now = Instant::now();
+    for (wish, state) in OUT {
+        let alone = pool(vec![planned(1)], true);
+        let turned = alone.set_wish(0, wish, now).expect("something new");
+        assert_eq!((turned[0].from, turned[0].to), (BackendState::Up, state));
+        assert!(alone.set_wish(0, wish, now).is_none(), "nothing new");
+        assert_eq!(pick(&alone, now), None);
+        assert!(!alone.is_available(now));
+        assert_eq!(states(&alone, now), [state]);
+        assert_eq!(alone.snapshot(now)[0].since, Some(now));
+    }
+    let alone = pool(vec![planned(1)], true);
+    assert!(
+        alone.set_wish(0, Wish::Ready, now).is_none(),
+        "it is already"
+    );
+    assert!(
+        alone.set_wish(1, Wish::Drain, now).is_none(),
+        "there is no such"
+    );
+    alone.set_wish(0, Wish::Drain, now);
+    alone.set_wish(0, Wish::Ready, now);
+    assert!(pick(&alone, now).is_some());
+    assert!(alone.lock().all_plain, "as if nothing had been");
+    assert_eq!(alone.snapshot(now)[0].since, None);
+}
+
+#[test]
+fn a_wish_and_a_verdict_do_not_erase_each_other() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    verdict(&both, 0, DOWN, false, now);
+    both.set_wish(0, Wish::Drain, now);
+    let why = &both.snapshot(now)[0].why;
+    assert_eq!(
+        why,
+        "the operator says so; besides, its check says: refused"
+    );
+    // Well again, and still not wanted.
+    verdict(&both, 0, Verdict::Up, false, now);
+    assert_eq!(both.snapshot(now)[0].why, "the operator says so");
+    let picks: Vec<_> = (0..4).map(|_| pick(&both, now)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+    // Down again, and wanted.
+    verdict(&both, 0, DOWN, false, now);
+    both.set_wish(0, Wish::Ready, now);
+    assert_eq!(states(&both, now)[0], BackendState::Down);
+    assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
+    // Nor does it erase what connects say.
+    verdict(&both, 0, Verdict::Up, false, now);
+    both.failed(&both.addresses()[0].backend, now);
+    both.set_wish(0, Wish::Drain, now);
+    assert!(both.snapshot(now)[0].why.ends_with("its connects fail"));
+    both.set_wish(0, Wish::Ready, now);
+    assert_eq!(states(&both, now)[0], BackendState::Failed);
+}
+
+#[test]
+fn out_of_maintenance_it_waits_for_its_check_whatever_start_says() {
+    let now = Instant::now();
+    for start_up in [true, false] {
+        let both = pool(vec![planned(1), planned(2)], start_up);
+        for n in 0..2 {
+            verdict(&both, n, Verdict::Up, true, now);
+        }
+        let first = Arc::clone(&both.addresses()[0].backend);
+        both.failed(&first, now);
+        assert!(both.is_checked(&first, 0));
+        both.set_wish(0, Wish::Maint, now);
+        assert!(!both.is_checked(&first, 0));
+        assert!(both.snapshot(now)[0].checked.is_none());
+        both.set_wish(0, Wish::Ready, now);
+        assert!(!both.is_checked(&first, 0), "what began before is void");
+        assert!(both.is_checked(&first, 1));
+        assert_eq!(states(&both, now)[0], BackendState::Down);
+        assert_eq!(both.snapshot(now)[0].why, "not checked yet");
+        assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
+        // The first word of its check is a recovery: it starts slowly, and what had failed is forgotten.
+        verdict(&both, 0, Verdict::Up, true, now);
+        let half = both.snapshot(now + Duration::from_secs(5)).swap_remove(0);
+        assert_eq!(half.state, BackendState::Up);
+        assert!(half.why.contains("50 %"), "{}", half.why);
+    }
+}
+
+#[test]
+fn a_drain_does_not_make_it_a_stranger() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let first = Arc::clone(&both.addresses()[0].backend);
+    both.set_wish(0, Wish::Drain, now);
+    assert!(both.is_checked(&first, 0));
+    both.set_wish(0, Wish::Ready, now);
+    assert!(both.is_checked(&first, 0));
+    assert_eq!(both.snapshot(now)[0].why, "", "no slow start");
+    // Through maintenance to a drain: checked again, and anew.
+    both.set_wish(0, Wish::Maint, now);
+    both.set_wish(0, Wish::Drain, now);
+    assert!(both.is_checked(&first, 1));
+    let why = &both.snapshot(now)[0].why;
+    assert_eq!(why, "the operator says so; besides, not checked yet");
+}
+
+#[test]
+fn it_holds_for_all_addresses_now_and_later() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let gone = both.pick(&mut both.search(&Facts::default()), now);
+    let gone = gone.expect("a backend");
+    both.set_addresses(&[vec![place(3)], vec![place(2)]], now);
+    both.set_wish(0, Wish::Drain, now);
+    both.set_addresses(&[vec![place(3), place(4)], vec![place(2)]], now);
+    let wishes: Vec<_> = both.addresses().iter().map(|a| a.wished.wish).collect();
+    use Wish::{Drain, Ready};
+    assert_eq!(
+        wishes,
+        [Drain, Drain, Ready, Drain],
+        "the last has departed"
+    );
+    // It comes back while its session lives.
+    both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
+    assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
+    both.set_wish(0, Wish::Ready, now);
+    let picks: Vec<_> = (0..2).filter_map(|_| pick(&both, now)).collect();
+    assert!(picks.contains(&"10.0.0.1:1".to_owned()), "{picks:?}");
+}
+
+/// The others take their turns as beside a server that the configuration has down.
+#[test]
+fn picks_are_those_beside_one_that_is_down() {
+    let now = Instant::now();
+    let key = HashKey::default;
+    for balance in [
+        Balance::RoundRobin,
+        Balance::LeastConn,
+        Balance::First,
+        Balance::IpHash,
+        Balance::Hash(key()),
+        Balance::ConsistentHash(key(), None),
+        Balance::Maglev(key(), None),
+        Balance::RandomTwo,
+        Balance::LeastTime(TimeOf::Connect),
+    ] {
+        let four = |down: bool| -> Vec<Planned> {
+            let one = |n: u8| Planned {
+                weight: u32::from(n),
+                down: down && n == 2,
+                ..planned(n)
+            };
+            (1..=4).map(one).collect()
+        };
+        let down = pool_with(balance.clone(), four(true), true);
+        let drained = pool_with(balance.clone(), four(false), true);
+        drained.set_wish(1, Wish::Drain, now);
+        let by_chance = matches!(balance, Balance::RandomTwo | Balance::LeastTime(_));
+        for n in 0..200u8 {
+            let client = Facts {
+                remote_addr: Some([10, 1, 2, n].into()),
+                ..Facts::default()
+            };
+            let text = |pool: &Pool| {
+                let lease = pool
+                    .pick(&mut pool.search(&client), now)
+                    .expect("a backend");
+                lease.backend().text().to_string()
+            };
+            let (a, b) = (text(&down), text(&drained));
+            assert!(by_chance || a == b, "{balance:?}: {a} {b}");
+            assert_ne!(b, "10.0.0.2:1");
+        }
+    }
+}
+
+#[test]
+fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
+    let now = Instant::now();
+    let both = pool(vec![planned(1), planned(2)], true);
+    let mut search = both.search(&Facts::default());
+    let lease = both.pick(&mut search, now).expect("a backend");
+    both.set_wish(0, Wish::Drain, now);
+    assert_eq!(both.succeeded(&search, now), AfterSuccess::Nothing);
+    both.leave(lease.backend());
+    assert_eq!(both.succeeded(&search, now), AfterSuccess::Left);
+}
