@@ -1,6 +1,7 @@
 //! What operators and their tools see, over HTTP, and what they may do on the socket.
 
 mod control;
+mod format;
 mod host;
 mod http;
 mod page;
@@ -8,10 +9,9 @@ mod render;
 mod scrape;
 mod socket;
 mod status;
-mod words;
 
+pub use crate::admin::format::{load, reasons, size};
 pub use http::{Door, serve};
 pub use render::Renderer;
 pub use scrape::scrape;
 pub use socket::listen;
-pub use words::{load, reasons, size};

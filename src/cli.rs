@@ -1,13 +1,13 @@
 //! The command line: one file for each subcommand.
 
-mod answer;
+mod admin_state;
 mod check;
 mod client;
 mod demo;
 mod explain;
+mod response;
 mod run;
 mod status;
-mod wish;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
@@ -61,11 +61,11 @@ enum Command {
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
     /// Give backends nothing new; their sessions fare as `on_drain` says, and they are checked on
-    Drain(wish::Out),
+    Drain(admin_state::Out),
     /// Let backends serve again
-    Ready(wish::Ready),
+    Ready(admin_state::Ready),
     /// Give backends nothing new, and do not check them either
-    Maint(wish::Out),
+    Maint(admin_state::Out),
 }
 
 #[derive(Debug, Args)]
@@ -136,15 +136,15 @@ pub fn main() -> ExitCode {
         Command::Check { file, dump } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
         Command::Status(status::Status { at, .. })
-        | Command::Drain(wish::Out {
-            which: wish::Ready { at, .. },
+        | Command::Drain(admin_state::Out {
+            which: admin_state::Ready { at, .. },
             ..
         })
-        | Command::Maint(wish::Out {
-            which: wish::Ready { at, .. },
+        | Command::Maint(admin_state::Out {
+            which: admin_state::Ready { at, .. },
             ..
         })
-        | Command::Ready(wish::Ready { at, .. })
+        | Command::Ready(admin_state::Ready { at, .. })
             if file_was_named && at.socket.is_some() =>
         {
             complain(
@@ -153,9 +153,9 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Command::Status(args) => status::run(&args),
-        Command::Drain(args) => wish::out(&args, Wish::Drain),
-        Command::Ready(args) => wish::ready(&args),
-        Command::Maint(args) => wish::out(&args, Wish::Maint),
+        Command::Drain(args) => admin_state::out(&args, Wish::Drain),
+        Command::Ready(args) => admin_state::ready(&args),
+        Command::Maint(args) => admin_state::out(&args, Wish::Maint),
         Command::Run(args) if args.listen.is_empty() => planned(config::load(&args.file.config)),
         Command::Run(_) if file_was_named => {
             complain(

@@ -16,14 +16,14 @@ mod dump;
 mod file;
 mod flags;
 mod keys;
-mod leave;
 mod listener;
 mod loops;
+mod references;
 mod section;
+mod session_actions;
 pub(crate) mod text;
 mod udp;
 mod upstream;
-mod users;
 mod value;
 
 pub use crate::config::text::problem::{Position, Problem, Problems};

@@ -3,25 +3,30 @@
 pub mod journal;
 pub mod outage;
 
+mod admin_state;
 mod bind;
-mod budget;
 mod checks;
+mod draining;
+mod events;
 mod interfaces;
-mod leaving;
-mod news;
+mod limits;
 mod pending;
 mod prepare;
 mod resolve;
 mod rights;
 mod supervise;
-mod wish;
 mod worker;
 
+pub use crate::control::admin_state::{Unknown, Wished};
 pub use prepare::Prepared;
-pub use wish::{Unknown, Wished};
 
 use crate::{
     config::text::shorten::shorten,
+    control::{
+        admin_state::Controlled,
+        draining::Leaving,
+        limits::{Budget, Given},
+    },
     plan::{self, Place, Plan, reason::CloseReason},
     proxy::udp,
     runtime::net::SocketFile,
@@ -34,9 +39,7 @@ use crate::{
     upstream::{health::Pace, pool::Pool},
 };
 use bind::Sockets;
-use budget::{Budget, Given};
 use checks::Checks;
-use leaving::Leaving;
 use pending::{PendingListener, Ports};
 use std::{
     collections::BTreeMap,
@@ -49,7 +52,6 @@ use std::{
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wish::Controlled;
 use worker::Worker;
 
 /// Everything that was in the way of a start.
@@ -513,7 +515,7 @@ fn most_sessions(plan: &Plan, descriptors: u64, workers: usize, places: usize) -
     let udp = count_udp(plan);
     let tcp = plan.listeners.len() - udp;
     let ports = sys::limits::local_ports() * 4 / 5;
-    let budget = budget::divide(Given {
+    let budget = limits::divide(Given {
         descriptors: free,
         ports,
         has_tcp: tcp > 0,

@@ -36,7 +36,7 @@ const UPWARD: &[(&str, &str)] = &[
     ("proxy::udp::listener::failures", "control::outage"),
     ("proxy::udp::listener::replies", "control::outage"),
     ("session::service", "control::journal"),
-    ("upstream::pool::member", "probe"),
+    ("upstream::pool::endpoint", "probe"),
     ("upstream::pool::snapshot", "probe"),
 ];
 
@@ -48,8 +48,8 @@ const CIRCLES: &[&[&str]] = &[
         "config::check::mysql",
         "config::check::postgres",
     ],
-    &["config::listener", "config::udp", "config::users"],
-    &["upstream::pool::snapshot", "upstream::pool::wish"],
+    &["config::listener", "config::references", "config::udp"],
+    &["upstream::pool::admin_state", "upstream::pool::snapshot"],
 ];
 
 /// Modules that decide and do not act: no event loop, no sockets, no clock of their own.

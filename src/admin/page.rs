@@ -1,10 +1,10 @@
 //! The status page: one look for a person, without scripts and without anything loaded from elsewhere.
 
-use super::{
-    status,
-    words::{load, reasons, size},
+use super::status;
+use crate::{
+    admin::format::{load, reasons, size},
+    control::State,
 };
-use crate::control::State;
 use std::fmt::Write as _;
 
 const HEAD: &str = r#"<!doctype html>

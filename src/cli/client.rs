@@ -1,10 +1,10 @@
 //! Talks to a running process over its admin socket.
 
-use super::{
-    ConfigFile,
-    answer::{self, Refusal, Status, Wished, clean},
+use super::ConfigFile;
+use crate::{
+    cli::response::{self, Refusal, Status, Wished, clean},
+    config,
 };
-use crate::config;
 use clap::Args;
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -57,7 +57,7 @@ impl Client {
     pub(super) fn status(&self) -> Result<(Status, String), String> {
         let path = "/api/v1/status";
         match self.call("GET", path, "")? {
-            (200, body) => match answer::read(&body) {
+            (200, body) => match response::read(&body) {
                 Ok(status) => Ok((status, body)),
                 Err(why) => Err(self.strange(path, &why)),
             },
@@ -69,9 +69,9 @@ impl Client {
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Wished, String> {
         let (code, answer) = self.call("POST", path, &body.to_string())?;
         if code == 200 {
-            return answer::read(&answer).map_err(|why| self.strange(path, &why));
+            return response::read(&answer).map_err(|why| self.strange(path, &why));
         }
-        let Refusal { error, hint } = answer::read(&answer)
+        let Refusal { error, hint } = response::read(&answer)
             .map_err(|why| self.strange(path, &format!("the code is {code}, and {why}")))?;
         Err(format!(
             "error: {}\n  hint: {}\n",

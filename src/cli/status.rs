@@ -1,11 +1,13 @@
 //! `tembuku status`: listeners, upstreams and backends of a running process.
 
 use super::{
-    answer::{self, Backend, Listener, clean},
     client::{At, Client},
     code, say,
 };
-use crate::admin::{load, reasons, size};
+use crate::{
+    admin::{load, reasons, size},
+    cli::response::{self, Backend, Listener, clean},
+};
 use clap::Args;
 use std::{process::ExitCode, time::Duration};
 
@@ -27,7 +29,7 @@ pub(super) fn run(args: &Status) -> ExitCode {
     code(shown.and_then(|shown| say(&shown)))
 }
 
-fn text(status: &answer::Status) -> String {
+fn text(status: &response::Status) -> String {
     let p = &status.process;
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
     let mut out = format!(
@@ -211,7 +213,7 @@ backend                   state    sessions  weight  role     check  why
 10.0.0.1:6379             drained      1000       1  primary  ok     the operator says so
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -
 ";
-        let status = answer::read(&status.to_string()).expect("every field");
+        let status = response::read(&status.to_string()).expect("every field");
         assert_eq!(text(&status), expected);
     }
 }

@@ -13,13 +13,18 @@ use std::time::Duration;
 
 use super::{
     keys::CHECK,
-    leave::{self, Actions, useless},
     listener::above_zero,
     section::{Section, Text},
-    users::Users,
 };
-use crate::config::{text::report::Fault, value::address};
-use crate::plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream};
+use crate::{
+    config::{
+        references::Users,
+        session_actions::{self, Actions, useless},
+        text::report::Fault,
+        value::address,
+    },
+    plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream},
+};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Oftener is an attack.
@@ -35,7 +40,7 @@ pub(super) fn read(
     users: &Users,
 ) -> Option<Check> {
     let Some(value) = upstream.get("check") else {
-        leave::without_check(name, actions, upstream, users);
+        session_actions::without_check(name, actions, upstream, users);
         return None;
     };
     let section = Section::open(&CHECK, value, upstream.report)?;

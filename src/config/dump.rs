@@ -3,13 +3,15 @@
 use std::{fmt, fmt::Write as _, time::Duration};
 
 use super::udp;
-use crate::config::{
-    check::dump as check_dump,
-    value::{access, duration, hash_key},
-};
-use crate::plan::{
-    AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
-    ProxyOn, SendProxy, StartWait, TimeOf, Udp, UnixFile, Upstream, WhenFull,
+use crate::{
+    config::{
+        check::dump as check_dump,
+        value::{access, duration, hash_key},
+    },
+    plan::{
+        AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
+        ProxyOn, SendProxy, StartWait, TimeOf, Udp, UnixFile, Upstream, WhenFull,
+    },
 };
 
 /// Reading the result gives a plan equal to `plan`.

@@ -13,19 +13,21 @@ use super::{
     loops::find_loops,
     section::{Section, Text},
     upstream,
-    users::Users,
 };
-use crate::config::{
-    text::{
-        problem::Problems,
-        report::{Fault, Report, Source, Span},
-        suggestions::{found, nearest, quoted_key, shorten},
+use crate::{
+    config::{
+        references::Users,
+        text::{
+            problem::Problems,
+            report::{Fault, Report, Source, Span},
+            suggestions::{found, nearest, quoted_key, shorten},
+        },
+        value::{address, host},
     },
-    value::{address, host},
-};
-use crate::plan::{
-    AccessLog, Admin, Listener, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol,
-    StartWait, Target, Upstream,
+    plan::{
+        AccessLog, Admin, Listener, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol,
+        StartWait, Target, Upstream,
+    },
 };
 
 /// `report` may hold problems already, of syntax or of the command line.

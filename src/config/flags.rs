@@ -10,14 +10,16 @@ use toml::{
     de::{DeArray, DeTable, DeValue},
 };
 
-use crate::config::{
-    file,
-    text::{
-        problem::Problems,
-        report::{Fault, Report, Source, Span},
+use crate::{
+    config::{
+        file,
+        text::{
+            problem::Problems,
+            report::{Fault, Report, Source, Span},
+        },
     },
+    plan::Plan,
 };
-use crate::plan::Plan;
 
 /// What stands on the command line, unread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,15 +7,17 @@ use super::{
     section::{Section, Text},
     udp,
 };
-use crate::config::{
-    text::{
-        report::{Fault, Report, Span},
-        suggestions::found,
+use crate::{
+    config::{
+        text::{
+            report::{Fault, Report, Span},
+            suggestions::found,
+        },
+        value::{access, address, unix_file},
     },
-    value::{access, address, unix_file},
-};
-use crate::plan::{
-    AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Who,
+    plan::{
+        AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Who,
+    },
 };
 use toml::de::DeTable;
 

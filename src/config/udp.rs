@@ -5,11 +5,15 @@ use std::{net::IpAddr, time::Duration};
 use super::{
     listener::{self, HEADER_TIMEOUT, MOST_CONNECTIONS},
     section::{Section, Text},
-    users::Users,
 };
-use crate::config::text::report::{Fault, Span};
-use crate::plan::{
-    Backend, Listener, Place, Protocol, ProxyOn, SendProxy, Target, Udp, Upstream, WhenFull,
+use crate::{
+    config::{
+        references::Users,
+        text::report::{Fault, Span},
+    },
+    plan::{
+        Backend, Listener, Place, Protocol, ProxyOn, SendProxy, Target, Udp, Upstream, WhenFull,
+    },
 };
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -4,18 +4,20 @@ use std::{collections::HashSet, time::Duration};
 
 use super::{
     keys::BACKEND,
-    leave,
     listener::{MOST_CONNECTIONS, above_zero},
     section::{Section, Text, Value, Words},
     udp,
-    users::Users,
 };
-use crate::config::{
-    check,
-    text::{report::Fault, suggestions::found},
-    value::{address, hash_key},
+use crate::{
+    config::{
+        check,
+        references::Users,
+        session_actions,
+        text::{report::Fault, suggestions::found},
+        value::{address, hash_key},
+    },
+    plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream},
 };
-use crate::plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream};
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
@@ -24,7 +26,7 @@ const MOST_MAGLEV_BACKENDS: usize = 6_553;
 
 /// Without a name these are the defaults: nothing is missing there.
 pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Upstream {
-    let actions = leave::read(name, section, users);
+    let actions = session_actions::read(name, section, users);
     let check = check::read(name, section, &actions, users);
     let send_proxy = read_send_proxy(name, section);
     let mut upstream = Upstream {
@@ -37,7 +39,7 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> 
         send_proxy_on: udp::read_send_proxy_on(name, section, send_proxy, users),
         fail_on_reset: section.flag("fail_on_reset", false),
         on_drain: actions.on_drain,
-        flows_move: leave::flows_move(&actions, check.as_ref(), users),
+        flows_move: session_actions::flows_move(&actions, check.as_ref(), users),
         check,
     };
     if name.is_some() && section.get("backends").is_none() {

@@ -1,12 +1,12 @@
 //! The checks of an upstream: one task for each address of each backend, for as long as there is that address.
 
-use super::{
-    leaving::Leaving,
-    news::{self, Cause},
-    supervise::supervised,
-};
+use super::supervise::supervised;
 use crate::{
-    control::journal::Journal,
+    control::{
+        draining::Leaving,
+        events::{self, Cause},
+        journal::Journal,
+    },
     plan::{Check, SendProxy, Upstream, reason::CheckResult},
     probe::{Encryption, Means, Probe, Report, Secret},
     sys::blocking,
@@ -147,7 +147,7 @@ impl Checks {
     }
 
     fn act(&self, cause: Option<&Cause<'_>>, now: Instant) -> Option<Instant> {
-        news::act(&self.pool, &self.leaving, &self.shared.journal, cause, now)
+        events::act(&self.pool, &self.leaving, &self.shared.journal, cause, now)
     }
 
     fn probe(&self, backend: &Backend) -> Probe {

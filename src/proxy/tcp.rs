@@ -1,8 +1,8 @@
 //! TCP and unix stream listeners: accept, connect, relay.
 
 mod connect;
-mod introduction;
 mod listener;
+mod preamble;
 mod session;
 
 pub use listener::{Socket, listen};

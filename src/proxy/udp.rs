@@ -6,13 +6,13 @@
 
 mod batch;
 mod batch_size;
-mod bell;
-mod elsewhere;
+mod context;
 mod flow;
-mod gear;
 mod header;
 mod listener;
-mod own;
+mod mailbox;
+mod own_addresses;
+mod peer_workers;
 mod per_second;
 mod per_source;
 mod sockets;
@@ -20,8 +20,8 @@ mod table;
 mod token;
 mod worker;
 
-pub use elsewhere::Elsewhere;
-pub use own::OwnAddresses;
+pub use crate::proxy::udp::own_addresses::OwnAddresses;
+pub use crate::proxy::udp::peer_workers::Elsewhere;
 pub use per_source::PerSource;
 pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;

@@ -5,18 +5,20 @@
 //! waker, one timer and one place on the queue for each task, not for each thing that it waits for: a task that is polled
 //! looks at all that it waits for anyway. So a session that waits costs little more than its own future.
 
-mod alarm;
-mod bell;
+mod mailbox;
 mod outbox;
 mod socket;
+mod timer_fd;
 mod timers;
 
-pub use alarm::Alarm;
+pub use crate::runtime::event_loop::timer_fd::Alarm;
 pub use outbox::{Fresh, Left};
 pub use socket::{Listening, Socket};
 
-use crate::telemetry::throttle::Throttle;
-use bell::{Bell, TaskBell};
+use crate::{
+    runtime::event_loop::mailbox::{Bell, TaskBell},
+    telemetry::throttle::Throttle,
+};
 use outbox::Outbox;
 use rustix::{
     buffer::spare_capacity,

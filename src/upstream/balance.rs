@@ -2,7 +2,7 @@
 //! is passed in or kept in a [`Balancer`], and the same calls give the same picks on every machine.
 
 mod bound;
-mod chance;
+mod by_address;
 mod hash;
 mod ip_hash;
 mod key;
@@ -10,13 +10,13 @@ mod least;
 mod least_conn;
 mod least_time;
 mod maglev;
-mod named;
+mod random;
 mod random_two;
 mod ring;
 mod round_robin;
 mod weights;
 
-pub use chance::Chance;
+pub use crate::upstream::balance::random::Chance;
 pub use key::Facts;
 pub use least_time::Average;
 

@@ -1,13 +1,13 @@
 //! Which backend a client would get, and why: from the configuration alone, by the code that picks in a running process.
 
 mod client;
-mod crowd;
-mod survey;
-mod words;
+mod client_set;
+mod distribution;
+mod reasons;
 
+pub use crate::upstream::explain::client_set::{Crowd, MOST_CLIENTS, draw_ports};
+pub use crate::upstream::explain::distribution::{Counts, Move, Survey, survey};
 pub use client::Client;
-pub use crowd::{Crowd, MOST_CLIENTS, draw_ports};
-pub use survey::{Counts, Move, Survey, survey};
 
 use crate::{
     plan::{Balance, Listener, Upstream, access},

@@ -1,14 +1,16 @@
 //! What is known of a backend's health, and when to ask again.
 
 mod epoch;
-mod guard;
 mod pace;
 mod passive;
+mod primary_election;
 mod schedule;
 mod verdict;
 
+pub use crate::upstream::health::primary_election::{
+    Claim, Standing, Supersedes, count_servers, may_restart, standings,
+};
 pub use epoch::Epoch;
-pub use guard::{Claim, Standing, Supersedes, count_servers, may_restart, standings};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};

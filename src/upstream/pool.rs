@@ -4,21 +4,21 @@
 //! get 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
 //! microsecond and happens once a connection.
 
-mod clock;
-mod elsewhere;
+mod admin_state;
+mod connect_timer;
+mod endpoint;
+mod first_failover;
 mod flow;
-mod guard;
-mod member;
+mod review;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
-mod wish;
 
-pub use clock::Clock;
-pub use guard::{Guarded, News, Turn};
-pub use member::Checked;
+pub use crate::upstream::pool::admin_state::{Turned, Wish, Wished};
+pub use crate::upstream::pool::connect_timer::Clock;
+pub use crate::upstream::pool::endpoint::Checked;
+pub use crate::upstream::pool::review::{Guarded, News, Turn};
 pub use snapshot::Snapshot;
-pub use wish::{Turned, Wish, Wished};
 
 use crate::{
     plan::{self, Balance, Place, TimeOf, reason::BackendState},
@@ -27,12 +27,10 @@ use crate::{
         backend::{Backend, Lease},
         balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
         health::Verdict,
+        pool::{endpoint::Member, first_failover::Elsewhere, review::Guard},
     },
 };
 use ahash::RandomState;
-use elsewhere::Elsewhere;
-use guard::Guard;
-use member::Member;
 use smallvec::SmallVec;
 use std::{
     cell::RefCell,

@@ -2,11 +2,13 @@
 
 use regex::bytes::Regex;
 
-use crate::config::{
-    section::{Section, Text},
-    text::{report::Fault, suggestions::shorten},
+use crate::{
+    config::{
+        section::{Section, Text},
+        text::{report::Fault, suggestions::shorten},
+    },
+    plan::Expect,
 };
-use crate::plan::Expect;
 
 /// Reports keys of which one is enough.
 pub(crate) fn quarrel(section: &Section<'_>, keys: &[&str]) {

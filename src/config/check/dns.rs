@@ -1,13 +1,15 @@
 //! A check of kind `dns`.
 
-use crate::config::{
-    section::{Section, Text},
-    text::{
-        report::Fault,
-        suggestions::{list, nearest, shorten},
+use crate::{
+    config::{
+        section::{Section, Text},
+        text::{
+            report::Fault,
+            suggestions::{list, nearest, shorten},
+        },
     },
+    plan::{CheckAt, CheckKind, DnsType, Place, Rcode, SendProxy, Target, Upstream},
 };
-use crate::plan::{CheckAt, CheckKind, DnsType, Place, Rcode, SendProxy, Target, Upstream};
 
 /// Longest parts of a name, and a name without the dot at its end.
 const LABEL: usize = 63;

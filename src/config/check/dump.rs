@@ -2,12 +2,14 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::config::{
-    dump::{key, quoted, time},
-    value::size,
-};
-use crate::plan::{
-    Check, CheckAt, CheckKind, Expect, LagLimit, OnLeave, PasswordFrom, Role, Tls, Upstream,
+use crate::{
+    config::{
+        dump::{key, quoted, time},
+        value::size,
+    },
+    plan::{
+        Check, CheckAt, CheckKind, Expect, LagLimit, OnLeave, PasswordFrom, Role, Tls, Upstream,
+    },
 };
 
 /// What becomes of sessions, as far as it means something here.

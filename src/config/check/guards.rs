@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::{section::Section, value::duration};
-use crate::plan::{CheckKind, Role};
+use crate::{
+    config::{section::Section, value::duration},
+    plan::{CheckKind, Role},
+};
 
 /// The default of `stale_after` is so many times what a check may take, and not below...
 const CHECKS: u32 = 3;

@@ -2,18 +2,20 @@
 
 use std::path::PathBuf;
 
-use crate::config::{
-    check::{
-        bytes::{one_of, quarrel, read_expect},
-        dns, mysql, postgres,
+use crate::{
+    config::{
+        check::{
+            bytes::{one_of, quarrel, read_expect},
+            dns, mysql, postgres,
+        },
+        section::{Section, Text, Words},
+        text::{
+            report::Fault,
+            suggestions::{list, shorten},
+        },
     },
-    section::{Section, Text, Words},
-    text::{
-        report::Fault,
-        suggestions::{list, shorten},
-    },
+    plan::{CheckKind, PasswordFrom, Role, Version},
 };
-use crate::plan::{CheckKind, PasswordFrom, Role, Version};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {

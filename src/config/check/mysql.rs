@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use crate::config::{
-    check::kind::{ROLES, read_password, read_replicating},
-    listener::above_zero,
-    section::{Section, Text},
-    text::report::Fault,
+use crate::{
+    config::{
+        check::kind::{ROLES, read_password, read_replicating},
+        listener::above_zero,
+        section::{Section, Text},
+        text::report::Fault,
+    },
+    plan::{CheckKind, Role},
 };
-use crate::plan::{CheckKind, Role};
 
 pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     let role = section.word("role", None, ROLES);

@@ -1,12 +1,14 @@
 //! The keys of kind = "postgres".
 
-use crate::config::{
-    check::kind::{ROLES, read_password, read_replicating},
-    listener::above_zero,
-    section::{Section, Text},
-    text::{report::Fault, suggestions::shorten},
+use crate::{
+    config::{
+        check::kind::{ROLES, read_password, read_replicating},
+        listener::above_zero,
+        section::{Section, Text},
+        text::{report::Fault, suggestions::shorten},
+    },
+    plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls, Upstream},
 };
-use crate::plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls, Upstream};
 use std::time::Duration;
 
 pub(crate) fn read(section: &Section<'_>) -> CheckKind {

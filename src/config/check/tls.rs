@@ -1,11 +1,13 @@
 //! Whether a check is encrypted, and whom it trusts.
 
-use crate::config::{
-    check::kind::absolute,
-    section::{Section, Text, Words},
-    text::report::Fault,
+use crate::{
+    config::{
+        check::kind::absolute,
+        section::{Section, Text, Words},
+        text::report::Fault,
+    },
+    plan::Tls,
 };
-use crate::plan::Tls;
 use rustls::pki_types::ServerName;
 
 #[derive(Clone, Copy)]

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::config::text::{report::Fault, suggestions::nearest};
-use crate::plan::{AccessRule, Who};
+use crate::{
+    config::text::{report::Fault, suggestions::nearest},
+    plan::{AccessRule, Who},
+};
 
 pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
     read(text).map_err(|fault| {

@@ -8,8 +8,10 @@ use std::{
 };
 
 use super::host::{self, Host};
-use crate::config::text::report::Fault;
-use crate::plan::{Place, Target};
+use crate::{
+    config::text::report::Fault,
+    plan::{Place, Target},
+};
 
 /// The ports of one listener may be so many in all: each is a socket of its own for each worker.
 pub(crate) const MOST_PORTS: usize = 1024;

@@ -1,10 +1,12 @@
 //! `hash_key`: text with variables, as nginx writes them.
 
-use crate::config::text::{
-    report::Fault,
-    suggestions::{nearest, shorten},
+use crate::{
+    config::text::{
+        report::Fault,
+        suggestions::{nearest, shorten},
+    },
+    plan::{HashKey, KeyPart, Variable},
 };
-use crate::plan::{HashKey, KeyPart, Variable};
 
 pub(crate) fn parse(text: &str) -> Result<HashKey, Fault> {
     let mut parts: Vec<KeyPart> = Vec::new();

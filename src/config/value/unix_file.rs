@@ -1,13 +1,15 @@
 //! The rights of a unix socket's file: `unix_mode`, `unix_owner` and `unix_group`.
 
-use crate::config::{
-    section::{Section, Text},
-    text::{
-        report::Fault,
-        suggestions::{found, number_text, shorten},
+use crate::{
+    config::{
+        section::{Section, Text},
+        text::{
+            report::Fault,
+            suggestions::{found, number_text, shorten},
+        },
     },
+    plan::{Bind, Place, UnixFile},
 };
-use crate::plan::{Bind, Place, UnixFile};
 use toml::de::DeValue;
 
 /// As nginx has it: every user of the host may connect.

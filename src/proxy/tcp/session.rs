@@ -1,15 +1,15 @@
 //! One connection, told from top to bottom.
 
-use super::{
-    connect::{self, Attempt, Connected},
-    introduction::{self, Introduction},
-};
+use super::connect::{self, Attempt, Connected};
 use crate::{
     plan::{
         access,
         reason::{CloseReason, ConnectError, RejectReason},
     },
-    proxy::relay::{self, Last, Outcome, Tally},
+    proxy::{
+        relay::{self, Last, Outcome, Tally},
+        tcp::preamble::{self, Introduction},
+    },
     runtime::net::Stream,
     session::{
         registry::{Listed, Session},
@@ -198,7 +198,7 @@ async fn introduce(
             // What it says is to be looked at before anybody gets it.
             return Ok(introduction);
         }
-        introduction = introduction::receive(service, accept, client, session, accepted)
+        introduction = preamble::receive(service, accept, client, session, accepted)
             .await
             .map_err(NotOpened::TurnedAway)?;
         let reason = RejectReason::Access;
@@ -208,7 +208,7 @@ async fn introduce(
         }
     }
     if introduction.payload.is_empty() {
-        introduction.payload = introduction::said_by_now(client)
+        introduction.payload = preamble::said_by_now(client)
             .map_err(|_| NotOpened::Closed(CloseReason::ClientLeft))?;
     }
     let early = introduction.payload.len() as u64;

@@ -13,15 +13,17 @@ use super::{
     Binding, Elsewhere, OwnAddresses, PerSource, Port,
     batch::Piece,
     batch_size::BatchSize,
-    elsewhere::Here,
     flow::Flow,
-    gear::{Gear, empty},
     per_second::PerSecond,
     table::{Key, Table},
     token::Token,
 };
 use crate::{
     plan::{Protocol, SendProxy, Udp, reason::DropReason},
+    proxy::udp::{
+        context::{Gear, empty},
+        peer_workers::Here,
+    },
     runtime::wheel::Wheel,
     session::service::{Failures, Service},
     sys::datagram,

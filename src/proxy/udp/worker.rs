@@ -2,13 +2,15 @@
 
 use super::{
     Binding,
-    bell::{Bell, Order},
-    gear::Gear,
     listener::{Listener, send_back},
     sockets::Sockets,
     token::Token,
 };
 use crate::{
+    proxy::udp::{
+        context::Gear,
+        mailbox::{Bell, Order},
+    },
     runtime::event_loop::Alarm,
     sys::datagram::{BATCH, Inbox, Outbox},
     telemetry::{metrics::set_shard, throttle::Throttle},

@@ -3,9 +3,9 @@
 //! step, and a change of the backends moves few clients that it need not.
 
 use super::{
-    Candidates, Entry, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key,
-    weights::Weights,
+    Candidates, Entry, Pick, RoundRobin, Why, bound::Room, share_for_key, weights::Weights,
 };
+use crate::upstream::balance::by_address::Named;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A prime, so that every step width visits every slot.

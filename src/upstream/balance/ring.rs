@@ -5,9 +5,10 @@
 //! this against a running nginx; the vectors below were taken from one.
 
 use super::{
-    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, named::Named, share_for_key,
+    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, share_for_key,
     weights::Weights,
 };
+use crate::upstream::balance::by_address::Named;
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;

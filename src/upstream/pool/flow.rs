@@ -1,12 +1,12 @@
 //! What flows of datagrams ask of the pool: there is no connect that could succeed, and they may go elsewhere at any time.
 
-use super::{Inner, Pool, Search, member::Member};
+use super::{Inner, Pool, Search};
 use crate::{
     plan::{
         FlowsMove,
         reason::{BackendState, CloseReason},
     },
-    upstream::backend::Backend,
+    upstream::{backend::Backend, pool::endpoint::Member},
 };
 use std::{
     sync::{Arc, atomic::Ordering},

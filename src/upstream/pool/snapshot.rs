@@ -1,6 +1,6 @@
 //! The backends of a pool as status and metrics show them.
 
-use super::{Checked, Pool, Wish, member::Member, wish};
+use super::{Checked, Pool, Wish};
 use crate::{
     plan::{
         self, Balance, Place, Role,
@@ -8,7 +8,10 @@ use crate::{
     },
     probe::Lag,
     telemetry::metrics::BackendMetrics,
-    upstream::health::Verdict,
+    upstream::{
+        health::Verdict,
+        pool::{admin_state, endpoint::Member},
+    },
 };
 use std::{sync::Arc, time::Instant};
 
@@ -62,7 +65,7 @@ impl Pool {
             use BackendState::{Disabled, Down, Failed, Unproven, Up};
             let wished = inner.wishes.get(index).copied().unwrap_or_default();
             let (state, why) = if let Some(state) = wished.wish.state() {
-                (state, wish::why(wished.wish, &members, failed))
+                (state, admin_state::why(wished.wish, &members, failed))
             } else if plan.down {
                 (Disabled, "the configuration says so".to_owned())
             } else if members.is_empty() {

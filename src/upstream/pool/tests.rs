@@ -2,14 +2,13 @@ mod anyway;
 mod primaries;
 
 use super::*;
-use crate::plan::reason::CheckResult;
-use crate::upstream::health::Change;
 use crate::{
     plan::{
         Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, OnLeave, ProxyOn, SendProxy,
-        Target, Upstream,
+        Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
+    upstream::health::Change,
 };
 use std::net::SocketAddr;
 

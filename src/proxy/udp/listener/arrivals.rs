@@ -3,7 +3,6 @@
 use super::{
     super::{
         batch::Piece,
-        gear::{Gear, Taken, Unit},
         header::{self, Begins},
         table::{Key, More},
         token::Token,
@@ -15,6 +14,7 @@ use crate::{
         SendProxy,
         reason::{CloseReason, DropReason, RejectReason},
     },
+    proxy::udp::context::{Gear, Taken, Unit},
     session::service::Call,
     sys::datagram::BATCH,
     upstream::{

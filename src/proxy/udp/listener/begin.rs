@@ -3,9 +3,7 @@
 use super::{
     super::{
         batch_size::BatchSize,
-        bell::{FlowBell, Order},
         flow::{self, Flow, Link},
-        gear::Gear,
         header, per_source,
         sockets::Leave,
         table::Key,
@@ -17,6 +15,10 @@ use crate::{
     plan::{
         SendProxy, WhenFull, access,
         reason::{CloseReason, ConnectError, RejectReason},
+    },
+    proxy::udp::{
+        context::Gear,
+        mailbox::{FlowBell, Order},
     },
     runtime::net::Client,
     session::{

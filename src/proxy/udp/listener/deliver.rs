@@ -1,11 +1,7 @@
 //! What was taken of a batch goes to the backends.
 
 use super::{
-    super::{
-        batch,
-        flow::Flow,
-        gear::{Gear, Taken, Unit, drop_reason, is_about_splitting},
-    },
+    super::{batch, flow::Flow},
     Listener,
     failures::AfterError,
 };
@@ -14,6 +10,7 @@ use crate::{
         ProxyOn,
         reason::{CloseReason, DropReason},
     },
+    proxy::udp::context::{Gear, Taken, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message},
 };
 use smallvec::SmallVec;

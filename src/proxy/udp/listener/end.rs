@@ -1,14 +1,12 @@
 //! A flow ends, or only waits for what it is still owed.
 
 use super::{
-    super::{
-        flow::{Flow, QUIET},
-        gear::Gear,
-    },
+    super::flow::{Flow, QUIET},
     Listener,
 };
 use crate::{
     plan::reason::{CloseReason, DropReason},
+    proxy::udp::context::Gear,
     runtime::wheel::Wheel,
 };
 use std::{

@@ -1,12 +1,13 @@
 //! What errors of a flow's socket say, and what follows for its backend.
 
-use super::{super::gear::Gear, Listener};
+use super::Listener;
 use crate::{
     control::outage::blame,
     plan::{
         Place,
         reason::{Cause, CloseReason, ConnectError, Party},
     },
+    proxy::udp::context::Gear,
     session::service::Call,
     sys::datagram::{Origin, next_report},
     upstream::backend::Backend,

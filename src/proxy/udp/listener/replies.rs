@@ -1,15 +1,13 @@
 //! What backends send goes to the clients.
 
 use super::{
-    super::{
-        batch::{self, Piece},
-        gear::{Gear, Reply, Unit, drop_reason, is_about_splitting},
-    },
+    super::batch::{self, Piece},
     Listener,
 };
 use crate::{
     control::outage::tell_that_it_is_back,
     plan::reason::{CloseReason, DropReason},
+    proxy::udp::context::{Gear, Reply, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
     upstream::backend::Backend,
 };

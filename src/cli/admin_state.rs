@@ -1,11 +1,13 @@
 //! `tembuku drain`, `ready` and `maint`: what the operator wants of backends.
 
 use super::{
-    answer::{Backend, Status, clean},
     client::{At, Client, encode},
     complain, say,
 };
-use crate::upstream::pool::Wish;
+use crate::{
+    cli::response::{Backend, Status, clean},
+    upstream::pool::Wish,
+};
 use clap::Args;
 use serde_json::json;
 use std::{

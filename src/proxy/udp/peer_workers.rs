@@ -1,6 +1,6 @@
 //! The same listener on the other workers: who there has to make room for a newcomer here.
 
-use super::bell::{Bell, Order};
+use crate::proxy::udp::mailbox::{Bell, Order};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},

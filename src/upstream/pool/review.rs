@@ -1,7 +1,7 @@
 //! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which nobody has heard of for
 //! long, and checks that take out more than they may.
 
-use super::{Checked, Inner, Pool, Wish, member::Member};
+use super::{Checked, Inner, Pool, Wish};
 use crate::{
     plan::{
         self, CheckAt, Role,
@@ -10,6 +10,7 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, count_servers, standings},
+        pool::endpoint::Member,
     },
 };
 use std::{

@@ -270,7 +270,7 @@ fn who_is_up_and_full_calls_back_when_it_has_room() {
             rig.turn(0, Verdict::Up);
             let lease = lease.unwrap_or_else(|| Lease::new(rig.backend(0)));
             // Long enough to be told.
-            tokio::time::sleep(recall::LOOK * 2).await;
+            tokio::time::sleep(failback::LOOK * 2).await;
             assert_eq!(session.must_end(), None);
             assert!(rig.leaving.recall.is_under_way());
             drop(lease);

@@ -1,8 +1,8 @@
 //! What follows from another verdict: sessions are told, and so are the log and the journal.
 
-use super::leaving::Leaving;
 use crate::{
     control::{
+        draining::Leaving,
         journal::{Event, Journal},
         outage::follow,
     },

@@ -1,8 +1,8 @@
 //! The operator's wish about a backend, put into effect.
 
-use super::{State, leaving::Leaving};
+use super::State;
 use crate::{
-    control::{journal::Event, outage::follow},
+    control::{draining::Leaving, journal::Event, outage::follow},
     plan::reason::BackendState,
     upstream::pool::{Pool, Turned, Wish},
 };

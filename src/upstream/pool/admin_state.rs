@@ -3,12 +3,13 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Inner, Pool, member::Member, snapshot::judged};
+use super::{Inner, Pool, snapshot::judged};
 use crate::{
     plan::reason::BackendState,
     upstream::{
         backend::Backend,
         health::{Passive, Verdict},
+        pool::endpoint::Member,
     },
 };
 use std::{sync::Arc, time::Instant};

@@ -1,7 +1,7 @@
 //! Calls sessions back from the backups of an upstream when a server that is none is up again.
 
-use super::telling::Telling;
 use crate::{
+    control::draining::terminator::Telling,
     plan::{OnLeave, reason::CloseReason},
     upstream::pool::{Address, Pool, Wish},
 };

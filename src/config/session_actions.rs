@@ -6,13 +6,17 @@ use super::{
     keys::ON_LEAVE,
     listener::above_zero,
     section::{Section, Value},
-    users::Users,
 };
-use crate::config::text::{
-    report::Fault,
-    suggestions::{found, nearest},
+use crate::{
+    config::{
+        references::Users,
+        text::{
+            report::Fault,
+            suggestions::{found, nearest},
+        },
+    },
+    plan::{Check, FlowsMove, OnLeave},
 };
-use crate::plan::{Check, FlowsMove, OnLeave};
 
 /// As written, or else by default.
 #[derive(Clone, Copy)]

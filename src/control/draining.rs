@@ -1,11 +1,12 @@
 //! What becomes of sessions when a check has changed its mind about their backend, or the operator wants it out.
 
-mod recall;
-mod telling;
+mod failback;
+mod terminator;
 #[cfg(test)]
 mod tests;
 
 use crate::{
+    control::draining::{failback::Recall, terminator::Telling},
     plan::{OnLeave, Upstream, reason::CloseReason},
     session::registry::Sessions,
     upstream::{
@@ -14,13 +15,11 @@ use crate::{
         pool::{Pool, Turned, Wish},
     },
 };
-use recall::Recall;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
-use telling::Telling;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Ends the sessions of the backends of one upstream.
@@ -161,7 +160,7 @@ impl Leaving {
     /// A server that is no backup is back: sessions on backups are to go to it, if it is up and wanted.
     fn call_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
         let addresses = pool.addresses();
-        let mut up = addresses.iter().filter(|a| recall::is_up(a));
+        let mut up = addresses.iter().filter(|a| failback::is_up(a));
         if up.any(|a| Arc::ptr_eq(&a.backend, backend)) {
             self.recall.begin(pool);
         }
@@ -169,7 +168,7 @@ impl Leaving {
 
     /// Without a primary server sessions on backups have nowhere to go back to.
     fn backups_are_needed(&self, pool: &Pool) {
-        if !recall::anybody_is_up(pool) {
+        if !failback::anybody_is_up(pool) {
             self.recall.call_off();
         }
     }

@@ -2,12 +2,12 @@
 
 use super::{
     batch::{self, Piece},
-    bell::Bell,
     flow::Link,
     sockets::Sockets,
 };
 use crate::{
     plan::reason::DropReason,
+    proxy::udp::mailbox::Bell,
     sys::datagram::{Inbox, Local, Outbox},
 };
 use rustix::event::epoll;
