@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{fmt::Write as _, hint::black_box, time::Duration};
-use tembuku::{
+use tembuku::internals::{
     config::{dump, parse},
     plan::Plan,
 };

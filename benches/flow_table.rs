@@ -11,18 +11,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
-// `table` asks its crate for `sys`.
-use tembuku::{runtime::wheel::Wheel, sys};
-
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "not all that the program uses is measured"
-)]
-#[path = "../src/proxy/udp/table.rs"]
-mod table;
-use sys::datagram::Local;
-use table::{Key, Table};
+use tembuku::internals::{
+    datagram::Local,
+    flow_table::{Key, Table},
+    wheel::Wheel,
+};
 
 const SIZES: [u32; 2] = [1_000, 100_000];
 /// So many come, and go, between two looks at the clock: few beside those that are there.

@@ -10,16 +10,14 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tembuku::{
+use tembuku::internals::{
+    balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
+    metrics::Exporter,
     plan::{
         Backend, Balance, FlowsMove, HashKey, OnLeave, Place, ProxyOn, SendProxy, Target, TimeOf,
         Upstream,
     },
-    telemetry::metrics::Exporter,
-    upstream::{
-        balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
-        pool::{Clock, Pool},
-    },
+    pool::{Clock, Pool},
 };
 
 fn policies() -> Vec<(&'static str, Balance)> {

@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{hint::black_box, time::Duration};
-use tembuku::proxy_protocol::{Addresses, Header, Parser, encode_v1, encode_v2};
+use tembuku::internals::proxy_protocol::{Addresses, Header, Parser, encode_v1, encode_v2};
 
 const TLVS: usize = 1024;
 

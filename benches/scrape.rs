@@ -6,7 +6,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::{Duration, Instant};
-use tembuku::{
+use tembuku::internals::{
     admin, config,
     control::{Prepared, Server},
 };

@@ -26,7 +26,7 @@ mod udp;
 mod upstream;
 mod value;
 
-pub use crate::config::text::problem::{Position, Problem, Problems};
+pub use crate::config::text::problem::Problems;
 pub use crate::config::text::suggestions::nearest;
 pub use crate::config::value::hash_key::format as hash_key_text;
 pub use dump::dump;

@@ -17,7 +17,7 @@ mod rights;
 mod supervise;
 mod worker;
 
-pub use crate::control::admin_state::{Unknown, Wished};
+pub use crate::control::admin_state::Unknown;
 pub use prepare::Prepared;
 
 use crate::{

@@ -1,21 +1,65 @@
-//! A layer-4 stream balancer.
+//! A layer-4 load balancer. ARCHITECTURE.md has the map of the folders and the path of a connection.
 //!
-//! The rooms, from the outside in; ARCHITECTURE.md has the map and the way of a connection.
+//! The library exists for the program, its benchmarks, its tests and its fuzz targets: nothing in it
+//! is a stable interface.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("tembuku needs Linux: it relies on splice, SO_REUSEPORT and epoll");
 
-pub mod admin;
-pub mod cli;
-pub mod config;
-pub mod control;
-pub mod plan;
-pub mod probe;
-pub mod proxy;
-pub mod proxy_protocol;
-pub mod runtime;
-pub mod session;
+pub(crate) mod admin;
+pub(crate) mod cli;
+pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod plan;
+pub(crate) mod probe;
+pub(crate) mod proxy;
+pub(crate) mod proxy_protocol;
+pub(crate) mod runtime;
+pub(crate) mod session;
 #[expect(unsafe_code, reason = "the only place for it")]
-pub mod sys;
-pub mod telemetry;
-pub mod upstream;
+pub(crate) mod sys;
+pub(crate) mod telemetry;
+pub(crate) mod upstream;
+
+pub use cli::main;
+
+/// What benchmarks, tests and fuzz targets reach. Modules are private otherwise, so that the compiler
+/// reports dead code.
+#[doc(hidden)]
+pub mod internals {
+    pub mod admin {
+        pub use crate::admin::scrape;
+    }
+    pub mod config {
+        pub use crate::config::{Flags, Problems, dump, from_flags, load, parse};
+    }
+    pub mod control {
+        pub use crate::control::{Prepared, Server};
+    }
+    pub mod datagram {
+        pub use crate::sys::datagram::Local;
+    }
+    pub mod flow_table {
+        pub use crate::proxy::udp::table::{Key, Table};
+    }
+    pub mod metrics {
+        pub use crate::telemetry::metrics::Exporter;
+    }
+    pub mod plan {
+        pub use crate::plan::*;
+    }
+    pub mod pool {
+        pub use crate::upstream::pool::{Clock, Pool};
+    }
+    pub mod balance {
+        pub use crate::upstream::balance::{Balancer, Candidates, Entry, FULL, Facts, Walk};
+    }
+    pub mod proxy_protocol {
+        pub use crate::proxy_protocol::{
+            Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,
+        };
+    }
+    pub mod wheel {
+        pub use crate::runtime::wheel::Wheel;
+    }
+}

@@ -301,7 +301,7 @@ fn pure_modules_do_not_act() {
     let all = Crate::read();
     for module in all.files.keys() {
         let is_pure = |pure: &&str| module == *pure || module.starts_with(&format!("{pure}::"));
-        if !PURE.iter().any(|pure| is_pure(&pure)) {
+        if !PURE.iter().any(|pure| is_pure(pure)) {
             continue;
         }
         for path in all.names(module).paths {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tembuku::{
+use tembuku::internals::{
     config::{self, Flags},
     plan::*,
 };

@@ -12,7 +12,9 @@ mod table;
 use proptest::{collection::vec, prelude::*};
 use std::net::{IpAddr, SocketAddr};
 use table::{Vector, binary, summed, tlv};
-use tembuku::proxy_protocol::{Addresses, Header, Parser, Refusal, encode_v1, encode_v2};
+use tembuku::internals::proxy_protocol::{
+    Addresses, Header, Parser, Refusal, encode_v1, encode_v2,
+};
 
 fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
     Parser::default().parse(bytes)

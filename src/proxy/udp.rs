@@ -16,7 +16,7 @@ mod peer_workers;
 mod per_second;
 mod per_source;
 mod sockets;
-mod table;
+pub(crate) mod table;
 mod token;
 mod worker;
 

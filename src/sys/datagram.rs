@@ -9,12 +9,12 @@ mod support;
 #[cfg(test)]
 mod tests;
 
-pub use errors::{Origin, Report, ask_for_reports, next_report};
+pub use errors::{Origin, ask_for_reports, next_report};
 pub use options::{
     ask_for_destination, drops, never_forbid_fragments, receive_buffer, send_buffer, take_coalesced,
 };
-pub use receive::{Inbox, Received, SLOT};
-pub use send::{BATCH, Message, Outbox, PARTS};
+pub use receive::Inbox;
+pub use send::{BATCH, Message, Outbox};
 pub use support::{MissingCall, find_missing_call};
 
 use std::net::IpAddr;

@@ -17,7 +17,7 @@ pub(crate) mod tests;
 pub use crate::upstream::pool::admin_state::{Turned, Wish, Wished};
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::endpoint::Checked;
-pub use crate::upstream::pool::review::{Guarded, News, Turn};
+pub use crate::upstream::pool::review::{News, Turn};
 pub use snapshot::Snapshot;
 
 use crate::{

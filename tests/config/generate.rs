@@ -9,7 +9,7 @@ use proptest::{
     prelude::*,
     sample::{Index, select},
 };
-use tembuku::{config, plan::*};
+use tembuku::internals::{config, plan::*};
 
 fn name() -> impl Strategy<Value = String> {
     "[A-Za-z0-9_.-]{1,64}"

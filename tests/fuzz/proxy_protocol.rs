@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tembuku::proxy_protocol::{Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2};
+use tembuku::internals::proxy_protocol::{Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2};
 
 type Verdict<'a> = Result<Option<Header<'a>>, Refusal>;
 

@@ -15,7 +15,7 @@ use std::{
     os::unix::net::UnixStream,
     thread,
 };
-use tembuku::proxy_protocol::{Addresses, encode_v2};
+use tembuku::internals::proxy_protocol::{Addresses, encode_v2};
 
 pub(crate) const V1: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.11 56324 443\r\n";
 

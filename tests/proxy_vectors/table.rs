@@ -1,6 +1,6 @@
 // PROXY protocol headers of every kind, and what the specification says about each.
 
-use tembuku::proxy_protocol::{Addresses, Refusal};
+use tembuku::internals::proxy_protocol::{Addresses, Refusal};
 
 pub(crate) struct Vector {
     pub(crate) name: &'static str,

@@ -7,39 +7,39 @@ use std::net::SocketAddr;
 
 /// What makes a flow: datagrams with the same are of the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) peer: SocketAddr,
+pub struct Key {
+    pub peer: SocketAddr,
     /// The index of the socket that it came to.
-    pub(super) port: u16,
+    pub port: u16,
     /// The address that it was sent to, where the socket has more than one.
-    pub(super) local: Option<Local>,
+    pub local: Option<Local>,
     /// In a box: most have none.
-    pub(super) more: Option<Box<More>>,
+    pub more: Option<Box<More>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct More {
+pub struct More {
     /// Source and destination by a PROXY protocol header.
-    pub(super) named: Option<(SocketAddr, SocketAddr)>,
+    pub named: Option<(SocketAddr, SocketAddr)>,
     /// The number of the backend, where each datagram is balanced on its own; else 0.
-    pub(super) backend: u64,
+    pub backend: u64,
 }
 
 /// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose addresses that collide.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub struct Table {
     numbers: HashTable<u32>,
     keyed: RandomState,
 }
 
 impl Table {
-    pub(super) fn find<'a>(&self, key: &Key, key_of: impl Fn(u32) -> &'a Key) -> Option<u32> {
+    pub fn find<'a>(&self, key: &Key, key_of: impl Fn(u32) -> &'a Key) -> Option<u32> {
         let hash = self.keyed.hash_one(key);
         self.numbers.find(hash, |n| key_of(*n) == key).copied()
     }
 
     /// What has this key now is found by it no more.
-    pub(super) fn insert<'a>(&mut self, key: &Key, number: u32, key_of: impl Fn(u32) -> &'a Key) {
+    pub fn insert<'a>(&mut self, key: &Key, number: u32, key_of: impl Fn(u32) -> &'a Key) {
         let hash = self.keyed.hash_one(key);
         let (same, again) = (
             |n: &u32| key_of(*n) == key,
@@ -54,7 +54,7 @@ impl Table {
     }
 
     /// Only if it is this number that the key leads to. Whether it was.
-    pub(super) fn remove(&mut self, key: &Key, number: u32) -> bool {
+    pub fn remove(&mut self, key: &Key, number: u32) -> bool {
         let hash = self.keyed.hash_one(key);
         let found = self.numbers.find_entry(hash, |n| *n == number);
         found.is_ok_and(|entry| {

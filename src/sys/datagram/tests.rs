@@ -122,9 +122,9 @@ fn batches_keep_their_order_and_go_on_where_told() {
 #[test]
 fn several_parts_are_one_datagram() {
     let (a, b) = (bound(BOTH[0]), bound(BOTH[0]));
-    let whole = pattern(PARTS * 20, 1);
+    let whole = pattern(send::PARTS * 20, 1);
     let parts: Vec<_> = whole.chunks(20).map(IoSlice::new).collect();
-    assert_eq!(parts.len(), PARTS);
+    assert_eq!(parts.len(), send::PARTS);
     let empty = message(&[], address(&b));
     // The second by sendmmsg, and beside one that has no parts at all.
     assert_eq!(send(&a, &[message(&parts, address(&b))]).0, 1);
@@ -260,5 +260,9 @@ fn slots_begin_at_cache_lines_that_share_no_set() {
     sets.sort_unstable();
     assert!(starts.iter().all(|start| start % 64 == 0));
     assert_eq!(sets, (0..64).collect::<Vec<_>>());
-    assert!(starts.windows(2).all(|two| two[1] - two[0] >= SLOT));
+    assert!(
+        starts
+            .windows(2)
+            .all(|two| two[1] - two[0] >= receive::SLOT)
+    );
 }

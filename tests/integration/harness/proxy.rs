@@ -8,7 +8,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
 };
-use tembuku::proxy_protocol::{Addresses, Parser, encode_v1, encode_v2};
+use tembuku::internals::proxy_protocol::{Addresses, Parser, encode_v1, encode_v2};
 
 fn addresses(source: &str, destination: &str) -> Addresses {
     Addresses::Ip {
