@@ -1,4 +1,5 @@
-//! How long a configuration takes from text to a checked plan: the reference, and one as large as a program writes it.
+//! How long a configuration takes from text to a checked plan: the reference, and one as large as a
+//! program writes it.
 //!
 //! `check --dump` writes a plan back, so that is here, too.
 

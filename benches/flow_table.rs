@@ -1,9 +1,11 @@
-//! What a UDP flow costs in the two structures that know all flows of a worker: the table that finds one by who wrote
-//! and to which address, and the wheel that tells which have been idle for too long.
+//! What a UDP flow costs in the two structures that know all flows of a worker: the table that
+//! finds one by who wrote and to which address, and the wheel that tells which have been idle for
+//! too long.
 //!
-//! The table is private to `udp`, and nobody else has any business with it, so its file is compiled in here a second
-//! time instead of being opened up. Keys stand side by side here; in the program each is in its flow, a few hundred
-//! bytes from the next, so that with many flows a look-up misses the cache once more than shown.
+//! The table is private to `udp`, and nobody else has any business with it, so its file is compiled
+//! in here a second time instead of being opened up. Keys stand side by side here; in the program
+//! each is in its flow, a few hundred bytes from the next, so that with many flows a look-up misses
+//! the cache once more than shown.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{
@@ -23,7 +25,8 @@ const BATCH: u32 = 100;
 /// Milliseconds: the default of `idle_timeout`.
 const IDLE: u64 = 60_000;
 
-/// Of another client each: from here to 2^32 none comes twice, and neighbours have nothing in common.
+/// Of another client each: from here to 2^32 none comes twice, and neighbours have nothing in
+/// common.
 fn key(n: u32) -> Key {
     let address = Ipv4Addr::from(n.wrapping_mul(0x9e37_79b1));
     Key {
@@ -96,7 +99,8 @@ fn find(c: &mut Criterion) {
     }
 }
 
-/// `size` flows that were last heard of at moments spread over all of the idle time, in no order of their numbers.
+/// `size` flows that were last heard of at moments spread over all of the idle time, in no order of
+/// their numbers.
 fn full(size: u32) -> Wheel {
     let mut wheel = Wheel::new(IDLE, 0);
     for n in 0..size {

@@ -1,7 +1,7 @@
 //! What a pick costs: every policy, at 3, 50 and 1,000 backends, all of them up.
 //!
-//! `pool` is what a session pays: making the key, the lock, the pick, counting the session in and out. `policy` is the
-//! pick alone. Each pick is for another client.
+//! `pool` is what a session pays: making the key, the lock, the pick, counting the session in and
+//! out. `policy` is the pick alone. Each pick is for another client.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::{

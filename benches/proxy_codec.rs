@@ -1,7 +1,9 @@
-//! What a PROXY protocol header costs: writing one, reading one that came whole, and one that came a byte at a time.
+//! What a PROXY protocol header costs: writing one, reading one that came whole, and one that came
+//! a byte at a time.
 //!
-//! `tlvs` carries 1 KiB of them, of the kinds that load balancers send. A version 2 header is written with a checksum,
-//! and so read with one. Byte by byte is the worst that a client can do: the reader is asked again for each.
+//! `tlvs` carries 1 KiB of them, of the kinds that load balancers send. A version 2 header is
+//! written with a checksum, and so read with one. Byte by byte is the worst that a client can do:
+//! the reader is asked again for each.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{hint::black_box, time::Duration};
@@ -32,7 +34,8 @@ fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
     [&[kind][..], &length.to_be_bytes(), value].concat()
 }
 
-/// ALPN, authority, a unique id, a VPC endpoint, and what is left to 1 KiB as one of a sender's own.
+/// ALPN, authority, a unique id, a VPC endpoint, and what is left to 1 KiB as one of a sender's
+/// own.
 fn tlvs() -> Vec<u8> {
     let mut all = [
         tlv(0x01, b"h2"),

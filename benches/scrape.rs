@@ -1,8 +1,8 @@
-//! What a scrape costs the control thread: the answer to `GET /metrics` with 3, 100 and 1,000 backends, from the counters
-//! to the text. Without HTTP, which `bench-scripts/growth` has besides.
+//! What a scrape costs the control thread: the answer to `GET /metrics` with 3, 100 and 1,000
+//! backends, from the counters to the text. Without HTTP, which `bench-scripts/growth` has besides.
 //!
-//! The server is a whole one, with a worker, a listener and a connect time for each backend, so that every histogram is
-//! shown; nobody connects to it.
+//! The server is a whole one, with a worker, a listener and a connect time for each backend, so
+//! that every histogram is shown; nobody connects to it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::{Duration, Instant};

@@ -44,7 +44,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Try it: backends, listeners for TCP and UDP in front and the status page, all in this one process
+    /// Try it: backends, listeners for TCP and UDP in front and the status page, all in this one
+    /// process
     Demo,
     /// Serve, by a configuration file or by the flags alone
     Run(Run),
@@ -193,8 +194,8 @@ fn say(text: &str) -> Result<(), String> {
     written(io::stdout().lock().write_all(text.as_bytes()))
 }
 
-/// What became of writing to standard output, once the rest of it is written. A reader that has seen
-/// enough, as `head` has, is no failure.
+/// What became of writing to standard output, once the rest of it is written. A reader that has
+/// seen enough, as `head` has, is no failure.
 fn written(result: io::Result<()>) -> Result<(), String> {
     match result.and_then(|()| io::stdout().lock().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {

@@ -1,7 +1,7 @@
 //! From what the user wrote to a [`Plan`], or to every problem at once.
 //!
-//! The text is parsed into a tree that knows where each value stands, and the tree is walked by hand: a
-//! derived deserializer stops at the first mistake.
+//! The text is parsed into a tree that knows where each value stands, and the tree is walked by
+//! hand: a derived deserializer stops at the first mistake.
 
 use std::path::Path;
 

@@ -349,8 +349,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Begins to accept on the listeners that wait, each once its upstream has first verdicts. Returns
-    /// when all accept. It can be dropped and called again without loss.
+    /// Begins to accept on the listeners that wait, each once its upstream has first verdicts.
+    /// Returns when all accept. It can be dropped and called again without loss.
     pub async fn accept_when_checked(&mut self) {
         while !self.pending.is_empty() {
             let deadline = self
@@ -394,10 +394,11 @@ impl Server {
         }
     }
 
-    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then cuts them. Returns
-    /// how many were cut. Cancelling `at_once` skips the waiting.
+    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then cuts them.
+    /// Returns how many were cut. Cancelling `at_once` skips the waiting.
     pub async fn stop(mut self, at_once: CancellationToken) -> u64 {
-        // Clients in the queues of a listener that has not accepted yet are served as those of others.
+        // Clients in the queues of a listener that has not accepted yet are served as those of
+        // others.
         let pending = std::mem::take(&mut self.pending);
         pending
             .into_iter()
@@ -492,7 +493,8 @@ fn count_udp(plan: &Plan) -> usize {
     plan.listeners.iter().filter(is_udp).count()
 }
 
-/// A UDP listener that has no limit of its own gets an equal share: clients whose addresses are forged can fill only that.
+/// A UDP listener that has no limit of its own gets an equal share: clients whose addresses are
+/// forged can fill only that.
 fn with_share(listener: &plan::Listener, flows: u64, among: usize) -> plan::Listener {
     let mut listener = listener.clone();
     if listener.max_connections == 0 && matches!(listener.protocol, plan::Protocol::Udp(_)) {

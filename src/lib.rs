@@ -1,7 +1,8 @@
-//! A layer-4 load balancer. ARCHITECTURE.md has the map of the folders and the path of a connection.
+//! A layer-4 load balancer. ARCHITECTURE.md has the map of the folders and the path of a
+//! connection.
 //!
-//! The library exists for the program, its benchmarks, its tests and its fuzz targets: nothing in it
-//! is a stable interface.
+//! The library exists for the program, its benchmarks, its tests and its fuzz targets: nothing in
+//! it is a stable interface.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("tembuku needs Linux: it relies on splice, SO_REUSEPORT and epoll");
@@ -23,8 +24,8 @@ pub(crate) mod upstream;
 
 pub use cli::main;
 
-/// What benchmarks, tests and fuzz targets reach. Modules are private otherwise, so that the compiler
-/// reports dead code.
+/// What benchmarks, tests and fuzz targets reach. Modules are private otherwise, so that the
+/// compiler reports dead code.
 #[doc(hidden)]
 pub mod internals {
     pub mod admin {

@@ -1,7 +1,7 @@
 //! What the program runs on: validated, complete, and free of "maybe".
 //!
-//! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value was
-//! given or makes sense. Only the standard library is used here.
+//! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value
+//! was given or makes sense. Only the standard library is used here.
 
 pub mod access;
 pub mod reason;
@@ -106,7 +106,8 @@ pub struct Listener {
     pub half_close: bool,
     /// Further backends tried after a failed connect.
     pub retries: u32,
-    /// Sessions at once; 0 means no limit of this listener's own, or for UDP an equal share of `max_flows`.
+    /// Sessions at once; 0 means no limit of this listener's own, or for UDP an equal share of
+    /// `max_flows`.
     pub max_connections: u64,
     /// The first match decides; no match: allowed.
     pub access: Vec<AccessRule>,
@@ -175,7 +176,8 @@ pub struct AccessRule {
     pub who: Who,
 }
 
-/// Whom an access rule or a list of those who are trusted speaks of. Clients on a unix socket match `All` and `Unix` only.
+/// Whom an access rule or a list of those who are trusted speaks of. Clients on a unix socket match
+/// `All` and `Unix` only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     All,
@@ -198,17 +200,20 @@ pub struct Upstream {
     pub send_proxy: SendProxy,
     /// Over UDP.
     pub send_proxy_on: ProxyOn,
-    /// Whether a session that the backend resets before the first byte of an answer counts as a failed connect.
+    /// Whether a session that the backend resets before the first byte of an answer counts as a
+    /// failed connect.
     pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
-    /// What becomes of the sessions of a backend that the operator takes out; nobody is told to end where there is no operator.
+    /// What becomes of the sessions of a backend that the operator takes out; nobody is told to end
+    /// where there is no operator.
     pub on_drain: OnLeave,
     /// What the actions mean for flows; `down` and `drain` also without a check and an operator.
     pub flows_move: FlowsMove,
 }
 
-/// How the backends of an upstream are asked whether they are well, and what becomes of their sessions when they are not.
+/// How the backends of an upstream are asked whether they are well, and what becomes of their
+/// sessions when they are not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     pub kind: CheckKind,
@@ -222,9 +227,11 @@ pub struct Check {
     pub rise: u32,
     /// So many failures in a row take it out; at least 1.
     pub fall: u32,
-    /// A primary that has given no certain answer for so long takes nothing new; `None`: however long.
+    /// A primary that has given no certain answer for so long takes nothing new; `None`: however
+    /// long.
     pub stale_after: Option<Duration>,
-    /// While fewer of the backends, in percent, are up by their checks, these are not asked; 0: they always are.
+    /// While fewer of the backends, in percent, are up by their checks, these are not asked; 0:
+    /// they always are.
     pub serve_anyway_below: u32,
     /// Whether a backend may be used before its first check has ended.
     pub start_up: bool,
@@ -292,7 +299,8 @@ pub enum CheckKind {
         role: Option<Role>,
         user: Option<String>,
         password: Option<PasswordFrom>,
-        /// Whether a replica must be connected to its primary and synced; only with the role of a replica.
+        /// Whether a replica must be connected to its primary and synced; only with the role of a
+        /// replica.
         replicating: bool,
         /// Since a replica last heard from its primary; `None`: it does not matter.
         max_lag: Option<Duration>,
@@ -323,7 +331,8 @@ pub enum CheckKind {
     },
     /// Over UDP.
     Dns {
-        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the root.
+        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the
+        /// root.
         query: String,
         query_type: DnsType,
         /// What is well; at least one.
@@ -655,7 +664,8 @@ pub struct Backend {
     pub fail_timeout: Duration,
     /// Sessions at once; 0 means no limit.
     pub max_connections: u64,
-    /// After it has come back, its weight grows from nothing to the whole over this time; zero: at once.
+    /// After it has come back, its weight grows from nothing to the whole over this time; zero: at
+    /// once.
     pub slow_start: Duration,
     pub backup: bool,
     pub down: bool,

@@ -1,5 +1,6 @@
-//! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made of the bytes that come
-//! back; pure, and told by a file below. Connecting, waiting, the limits and taking leave are here, once.
+//! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made
+//! of the bytes that come back; pure, and told by a file below. Connecting, waiting, the limits and
+//! taking leave are here, once.
 
 mod datagram;
 mod dns;
@@ -34,8 +35,8 @@ use tokio::{
 const MOST: usize = 16 << 10;
 /// Of what a check saw so many characters are kept.
 const MOST_OF_TRANSCRIPT: usize = 500;
-/// A server that is taken leave of may have so much more to say, and so much time, but never so much that the next check
-/// would be late.
+/// A server that is taken leave of may have so much more to say, and so much time, but never so
+/// much that the next check would be late.
 const FAREWELL: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -55,12 +56,14 @@ pub struct Told {
     pub role: Option<Role>,
     /// Whose turn it is to be primary, as far as this one knows.
     pub epoch: Option<Epoch>,
-    /// What tells this running server from all others, whichever of its addresses is asked. A replica has another one than
-    /// its primary, and a server that was started again may have another one than before.
+    /// What tells this running server from all others, whichever of its addresses is asked. A
+    /// replica has another one than its primary, and a server that was started again may have
+    /// another one than before.
     pub server: Option<String>,
     /// How far a replica is behind.
     pub lag: Lag,
-    /// What keeps a replica from replicating, or what the server refuses, as the end of a sentence about it.
+    /// What keeps a replica from replicating, or what the server refuses, as the end of a sentence
+    /// about it.
     pub fault: Option<String>,
 }
 
@@ -109,7 +112,8 @@ impl Answer {
 enum Turn {
     /// The other side has still to say something.
     Wait,
-    /// So many bytes are dealt with, and this is said; then the rest is heard. One of the two is not nothing.
+    /// So many bytes are dealt with, and this is said; then the rest is heard. One of the two is
+    /// not nothing.
     Say {
         read: usize,
         words: Vec<u8>,
@@ -123,7 +127,8 @@ enum Turn {
 
 /// One check's conversation: what is said, and what is made of what comes back. Pure.
 trait Talk: Send {
-    /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`: nothing more will come.
+    /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`:
+    /// nothing more will come.
     fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn;
 
     /// From here on all is said inside TLS; `end_point` is what a login can be bound to.
@@ -200,7 +205,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// `backend` is an address of the backend that the configuration calls `text`; the check may name another place.
+    /// `backend` is an address of the backend that the configuration calls `text`; the check may
+    /// name another place.
     pub fn new(
         backend: &Place,
         text: &str,
@@ -310,8 +316,8 @@ impl Probe {
         &self.place
     }
 
-    /// One check, under one deadline from the connect to the answer. Whoever has answered is still to be taken leave of.
-    /// `chance` is for what must not be guessed.
+    /// One check, under one deadline from the connect to the answer. Whoever has answered is still
+    /// to be taken leave of. `chance` is for what must not be guessed.
     pub async fn ask(&self, chance: u64) -> (Report, Option<Farewell>) {
         if let Kind::Dns(talk) = &self.kind {
             // Its upper bits, which are as good as any.
@@ -368,9 +374,9 @@ impl Probe {
         talk: &mut dyn Talk,
         course: &mut Course,
     ) -> io::Result<(Answer, Line)> {
-        // Inside TLS the last words of the handshake and the first of the question are two pieces, as are a header and
-        // what follows it, and the other side says nothing in between: the second would wait for the first to be
-        // acknowledged, which takes 40 ms.
+        // Inside TLS the last words of the handshake and the first of the question are two pieces,
+        // as are a header and what follows it, and the other side says nothing in between: the
+        // second would wait for the first to be acknowledged, which takes 40 ms.
         let nodelay = self.encryption.is_some() || !self.header.is_empty();
         let mut line = connect(&self.place, nodelay).await?;
         if !self.header.is_empty() {
@@ -442,7 +448,8 @@ impl Probe {
     }
 }
 
-/// The end of a TLS connection without a goodbye is an end: what was said is judged, not how it ended.
+/// The end of a TLS connection without a goodbye is an end: what was said is judged, not how it
+/// ended.
 async fn read_some(line: &mut Line, piece: &mut [u8]) -> io::Result<usize> {
     match line.read(piece).await {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
@@ -471,8 +478,8 @@ pub struct Farewell {
 }
 
 impl Farewell {
-    /// Ends the connection so that the server sees a clean end: what it has still to say is read, since closing a socket
-    /// with unread bytes in it is a reset.
+    /// Ends the connection so that the server sees a clean end: what it has still to say is read,
+    /// since closing a socket with unread bytes in it is a reset.
     pub async fn say(mut self) {
         let leave = async {
             self.line.write_all(&self.goodbye).await?;

@@ -1,6 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: from bytes to a header and back. Pure.
 //!
-//! The reader is exact: what the specification does not allow is refused, and as soon as it is known.
+//! The reader is exact: what the specification does not allow is refused, and as soon as it is
+//! known.
 
 mod refusal;
 mod tlv;
@@ -45,12 +46,14 @@ pub struct Header<'a> {
 /// Reads a header while its bytes arrive.
 #[derive(Debug, Default)]
 pub struct Parser {
-    /// Kept between calls, so that a long header in small pieces is not walked through again for each.
+    /// Kept between calls, so that a long header in small pieces is not walked through again for
+    /// each.
     tlvs: tlv::Walk,
 }
 
 impl Parser {
-    /// `bytes` is everything that has come so far, at every call from the first byte on. `None`: more is needed.
+    /// `bytes` is everything that has come so far, at every call from the first byte on. `None`:
+    /// more is needed.
     pub fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Header<'a>>, Refusal> {
         if begins(bytes, SIGNATURE_V1) {
             v1::parse(bytes)

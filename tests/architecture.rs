@@ -1,5 +1,5 @@
-//! Holds the map of ARCHITECTURE.md: which folder may use which, that files do not import each other in
-//! circles, and where `unsafe` may stand.
+//! Holds the map of ARCHITECTURE.md: which folder may use which, that files do not import each
+//! other in circles, and where `unsafe` may stand.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,8 +26,8 @@ const ORDER: &[&[&str]] = &[
     &["sys"],
 ];
 
-/// Imports that go upwards today, file by file. Each ends with the redesign of what it is needed for; none may be
-/// added, and one that is gone must be removed here.
+/// Imports that go upwards today, file by file. Each ends with the redesign of what it is needed
+/// for; none may be added, and one that is gone must be removed here.
 const UPWARD: &[(&str, &str)] = &[
     ("probe", "upstream::health"),
     ("probe::postgres", "upstream::health"),
@@ -301,7 +301,7 @@ fn pure_modules_do_not_act() {
     let all = Crate::read();
     for module in all.files.keys() {
         let is_pure = |pure: &&str| module == *pure || module.starts_with(&format!("{pure}::"));
-        if !PURE.iter().any(|pure| is_pure(pure)) {
+        if !PURE.iter().any(is_pure) {
             continue;
         }
         for path in all.names(module).paths {

@@ -1,4 +1,5 @@
-//! The configuration as a user meets it: examples, valid and invalid files, and what may never happen.
+//! The configuration as a user meets it: examples, valid and invalid files, and what may never
+//! happen.
 
 use std::{
     collections::BTreeMap,
@@ -48,8 +49,8 @@ fn valid_files_and_examples_load_and_survive_a_dump() {
     }
 }
 
-/// What is printed for each file, word for word. After a change on purpose: TEMBUKU_BLESS=1 cargo test
-/// --test config, and read the difference.
+/// What is printed for each file, word for word. After a change on purpose: TEMBUKU_BLESS=1 cargo
+/// test --test config, and read the difference.
 #[test]
 fn invalid_files_say_what_is_wrong() {
     let files = files("tests/config/invalid");

@@ -37,8 +37,8 @@ fn judge(name: &str, bytes: &[u8], header: usize, verdict: &Result<Addresses, Re
     let mut refused_at = None;
     for end in 0..=bytes.len() {
         let so_far = &bytes[..end];
-        // A fresh parser for the first piece, which then gets the rest: every way of cutting in two. The longest ones
-        // are cut where something could go wrong, and here and there.
+        // A fresh parser for the first piece, which then gets the rest: every way of cutting in
+        // two. The longest ones are cut where something could go wrong, and here and there.
         if bytes.len() < 2_000 || end < 300 || end + 300 > bytes.len() || end % 509 == 0 {
             let mut in_two = Parser::default();
             if let Ok(None) = in_two.parse(so_far) {
@@ -256,7 +256,8 @@ fn a_checksum_is_the_one_that_others_compute() {
     assert_eq!(ours, summed(ours.clone(), 31));
 }
 
-/// There is no room for a checksum beside 65,535 bytes: what does not fit is left out, one whole TLV at a time.
+/// There is no room for a checksum beside 65,535 bytes: what does not fit is left out, one whole
+/// TLV at a time.
 #[test]
 fn a_header_never_gets_too_long() {
     let addresses = Addresses::Ip {

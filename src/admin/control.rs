@@ -1,4 +1,5 @@
-//! What an operator may have done: `POST /api/v1/upstreams/NAME/backends/ADDRESS` with `{"wish": "drain"}`.
+//! What an operator may have done: `POST /api/v1/upstreams/NAME/backends/ADDRESS` with `{"wish":
+//! "drain"}`.
 
 use crate::{
     config::nearest,
@@ -114,7 +115,8 @@ fn shown(name: &str) -> String {
     name.chars().take(100).collect()
 }
 
-/// The names in the path. An upstream has no slash in its name; the address of a unix socket may come with its own.
+/// The names in the path. An upstream has no slash in its name; the address of a unix socket may
+/// come with its own.
 fn target(path: &str) -> Option<(String, String)> {
     let (upstream, backend) = path.strip_prefix(PREFIX)?.split_once("/backends/")?;
     let names = (decode(upstream)?, decode(backend)?);

@@ -1,6 +1,7 @@
 //! Figures as a person reads them, on the page and in `tembuku status`.
 
-/// How much of what there may be is there: of connections, of flows, or of both, by what is listened for.
+/// How much of what there may be is there: of connections, of flows, or of both, by what is
+/// listened for.
 pub fn load<'a>(
     connections: u64,
     max_connections: u64,

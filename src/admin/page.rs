@@ -1,4 +1,5 @@
-//! The status page: one look for a person, without scripts and without anything loaded from elsewhere.
+//! The status page: one look for a person, without scripts and without anything loaded from
+//! elsewhere.
 
 use super::status;
 use crate::{

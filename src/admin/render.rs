@@ -1,8 +1,9 @@
-//! The documents that cost something to make: one thread makes them, one at a time, and all requests that wait for the
-//! same one share it.
+//! The documents that cost something to make: one thread makes them, one at a time, and all
+//! requests that wait for the same one share it.
 //!
-//! A request that comes while its document is being made waits for the next one, so that no answer is older than its
-//! question. A request whose client has gone by then is dropped; where all have gone nothing is made.
+//! A request that comes while its document is being made waits for the next one, so that no answer
+//! is older than its question. A request whose client has gone by then is dropped; where all have
+//! gone nothing is made.
 
 use super::{page, scrape::scrape, status};
 use crate::control::State;
@@ -16,8 +17,8 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Documents that slow clients still read take at most so much memory, or that of the last two if those are larger: for
-/// a new one the oldest are withdrawn.
+/// Documents that slow clients still read take at most so much memory, or that of the last two if
+/// those are larger: for a new one the oldest are withdrawn.
 const MOST_BYTES: u64 = 64 * 1024 * 1024;
 const PIECE: usize = 64 * 1024;
 

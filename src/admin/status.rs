@@ -79,9 +79,11 @@ pub(super) struct Backend {
     pub(super) wish: &'static str,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
-    /// Since when the operator wants it out, or else its checks have been of one mind; null before anybody changed anything.
+    /// Since when the operator wants it out, or else its checks have been of one mind; null before
+    /// anybody changed anything.
     pub(super) since: Option<String>,
-    /// What its addresses say that they are: "primary", "replica"; empty where nobody asks or answers.
+    /// What its addresses say that they are: "primary", "replica"; empty where nobody asks or
+    /// answers.
     pub(super) role: Vec<&'static str>,
     pub(super) last_check: Option<LastCheck>,
     pub(super) available: bool,

@@ -108,8 +108,8 @@ async fn start(plan: Plan) -> Result<(Server, Doors, Option<SocketFile>), String
 /// Every way to the admin side, with its address.
 type Doors = Vec<(Door, String)>;
 
-/// The ways to the admin side, and the file of the socket, which stays until the end: an operator may
-/// want to see how the last sessions go.
+/// The ways to the admin side, and the file of the socket, which stays until the end: an operator
+/// may want to see how the last sessions go.
 async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(Doors, Option<SocketFile>), String> {
     let mut doors = Vec::new();
     if let Some(listen) = plan.and_then(|admin| admin.listen) {

@@ -224,7 +224,8 @@ fn read_access_log(section: &Section<'_>) -> AccessLog {
     let fault = match text {
         "off" => return AccessLog::Off,
         "stdout" => return AccessLog::Stdout,
-        // A word alone is more likely a mistake than a file in whatever directory this is started from.
+        // A word alone is more likely a mistake than a file in whatever directory this is started
+        // from.
         _ if !text.contains('/') => Fault::new(format!(
             "`access` must be \"off\", \"stdout\" or a path, not {text:?}"
         ))
@@ -300,7 +301,8 @@ fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener:
     }
 }
 
-/// What stands in the file is enough for loopback addresses and equal ones; the others are known at the start.
+/// What stands in the file is enough for loopback addresses and equal ones; the others are known at
+/// the start.
 fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
     let sure = reads.iter().all(|read| read.sure);
     if !sure {

@@ -1,7 +1,7 @@
 //! A configuration from the command line: `tembuku run --listen ADDR --to ADDR`.
 //!
-//! The flags become the same tree that a file becomes, over the text of the command line, so that every
-//! rule and every message is the same; a problem is then placed at its flag.
+//! The flags become the same tree that a file becomes, over the text of the command line, so that
+//! every rule and every message is the same; a problem is then placed at its flag.
 
 use std::borrow::Cow;
 

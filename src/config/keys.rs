@@ -1,7 +1,7 @@
 //! Every key of the configuration, by section, and whether it works yet.
 //!
-//! To add a key: a word here, a line where its section is read, a field in the plan, a line in `dump`
-//! and one in `conf/reference.toml`.
+//! To add a key: a word here, a line where its section is read, a field in the plan, a line in
+//! `dump` and one in `conf/reference.toml`.
 
 use crate::config::text::suggestions::nearest;
 

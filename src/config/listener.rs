@@ -113,7 +113,8 @@ pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
     }
 }
 
-/// Every address may be bound once only for each protocol, by whichever listener, or by the admin server, which speaks TCP.
+/// Every address may be bound once only for each protocol, by whichever listener, or by the admin
+/// server, which speaks TCP.
 pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, report: &Report) {
     // In the order of the file, so the later one is told about the earlier one.
     let mut taken: HashMap<(&str, Place), String> = HashMap::new();
@@ -163,7 +164,8 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
     }
 }
 
-/// Whether the admin server cannot listen on `admin` beside a listener on `place`: it does not share its address.
+/// Whether the admin server cannot listen on `admin` beside a listener on `place`: it does not
+/// share its address.
 fn overlaps(place: &Place, admin: &Place) -> bool {
     let (Place::Tcp(place), Place::Tcp(admin)) = (place, admin) else {
         return place == admin;

@@ -1,4 +1,5 @@
-//! Listeners that are their own backend, directly or through others: a session through one begins the next, without end.
+//! Listeners that are their own backend, directly or through others: a session through one begins
+//! the next, without end.
 
 use crate::plan::{Backend, Listener, Place, Protocol, Upstream};
 use std::{
@@ -31,8 +32,8 @@ struct Edge<'a> {
     bind: usize,
 }
 
-/// Each listener is in one of them at most. `places`: what a backend stands for; `is_local`: whether an address is one of
-/// this machine.
+/// Each listener is in one of them at most. `places`: what a backend stands for; `is_local`:
+/// whether an address is one of this machine.
 pub fn find_loops(
     listeners: &[Listener],
     upstreams: &[Upstream],
@@ -174,8 +175,8 @@ mod tests {
     use super::{super::parse, *};
     use crate::plan::Target;
 
-    /// The ways in this configuration, where 192.0.2.1 is an address of the machine. A file with a loop is refused, so the
-    /// ports of backends are above 1000 here, and 1080 stands for 80.
+    /// The ways in this configuration, where 192.0.2.1 is an address of the machine. A file with a
+    /// loop is refused, so the ports of backends are above 1000 here, and 1080 stands for 80.
     fn ways(listeners: &[(&str, &str, &str)], upstreams: &[(&str, &str)]) -> Vec<String> {
         let mut text = String::new();
         for (name, bind, upstream) in listeners {

@@ -1,7 +1,7 @@
 //! Reads one table of the file: typed getters that report what is wrong and go on with the default.
 //!
-//! A getter that reported gives a stand-in. That is safe: a report with a problem in it never becomes a
-//! plan.
+//! A getter that reported gives a stand-in. That is safe: a report with a problem in it never
+//! becomes a plan.
 
 use std::{ops::RangeInclusive, time::Duration};
 

@@ -1,4 +1,5 @@
-//! What becomes of sessions when their backend is taken out: the words, their defaults, and where they mean nothing.
+//! What becomes of sessions when their backend is taken out: the words, their defaults, and where
+//! they mean nothing.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub(super) struct Actions {
 
 /// Without a name these are the defaults: nothing is useless there.
 pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Actions {
-    // A flow that waits for a backend that is gone waits in vain, and loses nothing by going elsewhere.
+    // A flow that waits for a backend that is gone waits in vain, and loses nothing by going
+    // elsewhere.
     let gone = if users.flows() {
         OnLeave::Move
     } else {
@@ -82,7 +84,8 @@ fn drains(name: Option<&str>, on_drain: OnLeave, section: &Section<'_>, users: &
     }
 }
 
-/// Nothing says that a backend is down, but that the network may answer a flow's datagrams that it is.
+/// Nothing says that a backend is down, but that the network may answer a flow's datagrams that it
+/// is.
 pub(super) fn without_check(
     name: Option<&str>,
     actions: &Actions,

@@ -61,7 +61,8 @@ pub(super) fn read_idle_timeout(name: Option<&str>, section: &Section<'_>) -> Du
     })
 }
 
-/// What means nothing with the protocol keeps its default; where the listener itself says otherwise, it is told.
+/// What means nothing with the protocol keeps its default; where the listener itself says
+/// otherwise, it is told.
 pub(super) fn fits_listener(
     listener: &mut Listener,
     udp: &Udp,

@@ -104,7 +104,8 @@ fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
         Policy::ConsistentHash => Balance::ConsistentHash(key, bound),
         Policy::Maglev => Balance::Maglev(key, bound),
     };
-    // In [defaults] they may be there for the upstreams that use them. A `balance` that is wrong was reported already.
+    // In [defaults] they may be there for the upstreams that use them. A `balance` that is wrong
+    // was reported already.
     let known = section
         .get("balance")
         .is_none_or(|value| value.get_ref().as_str() == Some(balance.word()));

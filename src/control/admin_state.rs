@@ -37,7 +37,8 @@ pub enum Unknown {
 }
 
 impl State {
-    /// Must be called on the control thread: its checks and wishes take turns, and so never contradict each other.
+    /// Must be called on the control thread: its checks and wishes take turns, and so never
+    /// contradict each other.
     pub fn wish(&self, upstream: &str, backend: &str, wish: Wish) -> Result<Wished, Unknown> {
         let controlled = self.controlled.iter().find(|c| *c.pool.name == *upstream);
         let Some(Controlled {

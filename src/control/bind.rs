@@ -24,12 +24,12 @@ pub(super) enum Sockets {
     Datagrams(Vec<Port>),
 }
 
-/// Of what clients send and are sent, where the kernel allows it: a burst of small datagrams fills the usual 208 KiB in
-/// some hundred.
+/// Of what clients send and are sent, where the kernel allows it: a burst of small datagrams fills
+/// the usual 208 KiB in some hundred.
 const BUFFER: usize = 4 << 20;
 
-/// Binds on another thread: the folder of a unix socket may be one that hangs. `rights`: of the unix sockets of each
-/// listener.
+/// Binds on another thread: the folder of a unix socket may be one that hangs. `rights`: of the
+/// unix sockets of each listener.
 pub(super) async fn all(
     listeners: &[Listener],
     rights: Vec<FileRights>,

@@ -1,4 +1,5 @@
-//! The checks of an upstream: one task for each address of each backend, for as long as there is that address.
+//! The checks of an upstream: one task for each address of each backend, for as long as there is
+//! that address.
 
 use super::supervise::supervised;
 use crate::{
@@ -29,8 +30,8 @@ use std::{
 use tokio::{sync::Notify, task::AbortHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// However much hurry there is, between the beginnings of two checks: a server whose role changes with every answer makes
-/// all hurry all the time.
+/// However much hurry there is, between the beginnings of two checks: a server whose role changes
+/// with every answer makes all hurry all the time.
 const GAP: Duration = Duration::from_millis(50);
 
 /// Of all schedules of the process.
@@ -51,7 +52,8 @@ pub(super) struct Checks {
     check: Check,
     send_proxy: SendProxy,
     means: Mutex<Means>,
-    /// Whether the password is being read again. By one at a time: a reader that hangs holds a thread.
+    /// Whether the password is being read again. By one at a time: a reader that hangs holds a
+    /// thread.
     reading: AtomicBool,
     leaving: Arc<Leaving>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
@@ -94,7 +96,8 @@ impl Checks {
         }
     }
 
-    /// Checks what addresses there are, and looks again whenever they have `changed`, or what is wished of them.
+    /// Checks what addresses there are, and looks again whenever they have `changed`, or what is
+    /// wished of them.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
         let begin = || Arc::clone(&self).keep_checking(&changed);
         let lost = |why: &str| {
@@ -104,8 +107,8 @@ impl Checks {
     }
 
     async fn keep_checking(self: Arc<Self>, changed: &Notify) {
-        // An address that is gone or in maintenance is no longer checked: dropping its guard ends the task. Whoever comes
-        // out of maintenance is somebody new.
+        // An address that is gone or in maintenance is no longer checked: dropping its guard ends
+        // the task. Whoever comes out of maintenance is somebody new.
         let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
         let key = |a: &Address| (a.backend.id, a.wished.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
@@ -165,8 +168,9 @@ impl Checks {
         )
     }
 
-    /// Reads the password again: it may have become another one. A file on a network may take its time: the event loop is
-    /// not stopped by it, nor are the checks. What comes late is there for the next that is refused.
+    /// Reads the password again: it may have become another one. A file on a network may take its
+    /// time: the event loop is not stopped by it, nor are the checks. What comes late is there for
+    /// the next that is refused.
     async fn look_for_new_secret(self: &Arc<Self>) {
         let Some(from) = self.check.kind.password().cloned() else {
             return;
@@ -232,7 +236,8 @@ impl One {
             let began = Instant::now();
             let (report, farewell) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
-                // The operator was quicker, or nobody is left on an address that is gone: the end, but not without a goodbye.
+                // The operator was quicker, or nobody is left on an address that is gone: the end,
+                // but not without a goodbye.
                 if let Some(farewell) = farewell {
                     farewell.say().await;
                 }

@@ -1,4 +1,5 @@
-//! What becomes of sessions when a check has changed its mind about their backend, or the operator wants it out.
+//! What becomes of sessions when a check has changed its mind about their backend, or the operator
+//! wants it out.
 
 mod failback;
 mod terminator;
@@ -35,8 +36,8 @@ pub(super) struct Leaving {
     stop: CancellationToken,
 }
 
-/// On whose account sessions are told to end. Two that go on beside each other: when the one takes back what it said, the
-/// other does not.
+/// On whose account sessions are told to end. Two that go on beside each other: when the one takes
+/// back what it said, the other does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Cause {
     Verdict,
@@ -133,7 +134,8 @@ impl Leaving {
         }
     }
 
-    /// The operator wants something else of these addresses of a backend now, and the pool knows already.
+    /// The operator wants something else of these addresses of a backend now, and the pool knows
+    /// already.
     pub(super) fn wished(&self, pool: &Arc<Pool>, wish: Wish, turned: &[Turned]) {
         for Turned {
             backend, backup, ..
@@ -157,7 +159,8 @@ impl Leaving {
         }
     }
 
-    /// A server that is no backup is back: sessions on backups are to go to it, if it is up and wanted.
+    /// A server that is no backup is back: sessions on backups are to go to it, if it is up and
+    /// wanted.
     fn call_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
         let addresses = pool.addresses();
         let mut up = addresses.iter().filter(|a| failback::is_up(a));
@@ -196,7 +199,8 @@ impl Leaving {
         };
         let mut under_way = self.under_way();
         under_way.retain(|_, going| going.backend.strong_count() > 0);
-        // What was to begin earlier, or has begun, is not put off by another reason: it was not up in between.
+        // What was to begin earlier, or has begun, is not put off by another reason: it was not up
+        // in between.
         if under_way.get(&key).is_some_and(|g| g.from <= from) {
             return;
         }

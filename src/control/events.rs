@@ -25,7 +25,8 @@ pub(super) struct Cause<'a> {
     pub(super) report: &'a Report,
 }
 
-/// Does what is to be done about all that has happened. When to come again even if no check has ended.
+/// Does what is to be done about all that has happened. When to come again even if no check has
+/// ended.
 pub(super) fn act(
     pool: &Arc<Pool>,
     leaving: &Leaving,

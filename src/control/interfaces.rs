@@ -55,7 +55,8 @@ fn is_here(place: &Place) -> bool {
     }
 }
 
-/// Every listener that is its own backend. `resolved`: for each upstream and backend what its address stands for.
+/// Every listener that is its own backend. `resolved`: for each upstream and backend what its
+/// address stands for.
 pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Place>>]) -> Vec<String> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),

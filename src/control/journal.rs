@@ -30,7 +30,8 @@ pub struct Event {
     pub sessions: u64,
     /// From the verdict until the last of them was over; `None` while that has not happened.
     pub last_session_closed_seconds: Option<f64>,
-    /// From the verdict until another backend had taken a session, and which; `None` while that has not happened.
+    /// From the verdict until another backend had taken a session, and which; `None` while that has
+    /// not happened.
     pub next_session_seconds: Option<f64>,
     pub next_session_on: Option<String>,
 }
@@ -56,7 +57,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct Recorded {
     number: u64,
-    /// Something else has happened to that address since, or so much elsewhere that this is forgotten.
+    /// Something else has happened to that address since, or so much elsewhere that this is
+    /// forgotten.
     pub superseded: CancellationToken,
 }
 

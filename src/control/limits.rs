@@ -1,4 +1,5 @@
-//! How many connections and flows there may be, by the descriptors and local ports that the process has. Pure.
+//! How many connections and flows there may be, by the descriptors and local ports that the process
+//! has. Pure.
 
 /// What there is, and what the configuration asks for.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +33,8 @@ pub(super) struct Budget {
     pub(super) shared: u64,
 }
 
-/// Each kind has a quarter of the descriptors for itself, or what its limit needs if that is configured; the rest is
-/// shared. A connection takes two, a flow one.
+/// Each kind has a quarter of the descriptors for itself, or what its limit needs if that is
+/// configured; the rest is shared. A connection takes two, a flow one.
 pub(super) fn divide(given: Given) -> Budget {
     let free = given.descriptors;
     let reserve = |wanted: u64, each: u64| match wanted {

@@ -1,4 +1,5 @@
-//! What comes of a backend that has left: when its last session was over, and when its clients were served elsewhere.
+//! What comes of a backend that has left: when its last session was over, and when its clients were
+//! served elsewhere.
 
 use crate::{
     control::journal::{Journal, Recorded, seconds},
@@ -54,7 +55,8 @@ pub fn follow(
     }));
 }
 
-/// Something that only this backend can be blamed for has gone wrong. Takes it out if it was once too often.
+/// Something that only this backend can be blamed for has gone wrong. Takes it out if it was once
+/// too often.
 pub fn blame(
     pool: &Arc<Pool>,
     journal: &Arc<Journal>,

@@ -30,7 +30,8 @@ pub(super) async fn all(
     upstreams: &[Upstream],
     resolver: &Resolver,
 ) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
-    // All at once: with a resolver that does not answer they would otherwise wait one after the other.
+    // All at once: with a resolver that does not answer they would otherwise wait one after the
+    // other.
     let asked: Vec<Vec<_>> = upstreams
         .iter()
         .map(|u| {

@@ -1,4 +1,5 @@
-//! The rights of the files of unix sockets: names of users and groups become numbers before anything is bound.
+//! The rights of the files of unix sockets: names of users and groups become numbers before
+//! anything is bound.
 
 use crate::{plan::Listener, runtime::net::FileRights, sys::blocking};
 use nix::unistd::{Group, User};

@@ -12,7 +12,8 @@ use std::{
 /// After a panic, before the next begins: one that panics at once must not fill the log.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs what `begin` makes to its end, and anew for as long as it ends by a panic. `lost` is told why.
+/// Runs what `begin` makes to its end, and anew for as long as it ends by a panic. `lost` is told
+/// why.
 pub(super) async fn supervised<F: Future>(
     mut begin: impl FnMut() -> F,
     lost: impl Fn(&str),

@@ -1,4 +1,5 @@
-//! A thread that carries traffic: its own event loop, its own sockets, nothing stolen from or by others.
+//! A thread that carries traffic: its own event loop, its own sockets, nothing stolen from or by
+//! others.
 
 use crate::{
     proxy::tcp::{self, Socket},

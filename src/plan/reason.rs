@@ -74,15 +74,15 @@ words! {
         Down = "down",
         /// Its connects failed, and `fail_timeout` has not passed.
         Failed = "failed",
-        /// Its connects failed and `fail_timeout` has passed: the next session tries it. It comes by
-        /// time alone, so that it is seen where states are shown, and not counted as a change.
+        /// Its connects failed and `fail_timeout` has passed: the next session tries it. It comes
+        /// by time alone, so that it is seen where states are shown, and not counted as a change.
         Unproven = "unproven",
         /// By `down = true` in the configuration.
         Disabled = "disabled",
         /// Alive and well, in the other role than the one asked for.
         Standby = "standby",
-        /// Alive, and not what is asked for: a primary that another one has superseded, a server of another role that is not
-        /// well in it, or one that is neither a primary nor a replica.
+        /// Alive, and not what is asked for: a primary that another one has superseded, a server of
+        /// another role that is not well in it, or one that is neither a primary nor a replica.
         WrongRole = "wrong_role",
         /// A replica that is too far behind its primary, or does not replicate.
         Lagging = "lagging",
@@ -117,7 +117,8 @@ words! {
         Auth = "auth",
         /// It answers, and refuses the writes that are asked for.
         RefusesWrites = "refuses_writes",
-        /// It is busy with a script, and tells nothing until that ends: what it said before still holds.
+        /// It is busy with a script, and tells nothing until that ends: what it said before still
+        /// holds.
         Busy = "busy",
         /// It is still reading its data.
         Loading = "loading",
@@ -125,7 +126,8 @@ words! {
         MasterDown = "master_down",
         /// A certain answer, and too far behind.
         Lagging = "lagging",
-        /// A replica that does not replicate: not connected to its primary, not synced yet, or stopped.
+        /// A replica that does not replicate: not connected to its primary, not synced yet, or
+        /// stopped.
         NotReplicating = "not_replicating",
         /// No encryption could be agreed on, or the certificate is not to be trusted.
         Tls = "tls",
@@ -143,7 +145,8 @@ words! {
         /// A flow, of which there were as many as there may be from one source, or in the process.
         MaxFlowsPerSource = "max_flows_per_source",
         ProcessMaxFlows = "process_max_flows",
-        /// All sockets that flows may have are taken, those included that are kept for late replies.
+        /// All sockets that flows may have are taken, those included that are kept for late
+        /// replies.
         NoPorts = "no_ports",
         NoDescriptors = "no_descriptors",
         /// What came is no PROXY protocol header.

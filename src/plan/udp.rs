@@ -7,10 +7,12 @@ pub enum Protocol {
     Udp(Udp),
 }
 
-/// A flow is what one client address and port sends to one address of a listener, and what comes back.
+/// A flow is what one client address and port sends to one address of a listener, and what comes
+/// back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udp {
-    /// So many replies are awaited for each datagram, and the flow is over with the last; 0: it is over when idle.
+    /// So many replies are awaited for each datagram, and the flow is over with the last; 0: it is
+    /// over when idle.
     pub responses: u32,
     /// After so many datagrams of a client the next one begins a new flow; 0: never.
     pub requests: u32,
@@ -30,8 +32,8 @@ pub enum WhenFull {
     Evict,
 }
 
-/// For what reasons a flow whose backend is no longer to be used goes to another one at its next datagram. Where it does
-/// not it stays, until it is idle or is told to end.
+/// For what reasons a flow whose backend is no longer to be used goes to another one at its next
+/// datagram. Where it does not it stays, until it is idle or is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowsMove {
     /// It does not answer, by its check or by what the network says.

@@ -55,7 +55,8 @@ impl Course {
     }
 }
 
-/// From a socket of its own, so that the kernel chooses a port that nobody can guess, and tells of a port that is closed.
+/// From a socket of its own, so that the kernel chooses a port that nobody can guess, and tells of
+/// a port that is closed.
 async fn converse(talk: &Talk, place: &Place, id: u16, course: &mut Course) -> io::Result<Answer> {
     let Place::Tcp(address) = place else {
         return Err(io::Error::other("a unix socket takes no datagrams"));

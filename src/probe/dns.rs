@@ -1,11 +1,12 @@
-//! `dns`: a question in one datagram, and what a reply says of it. Pure; of a reply, header and question are all that is
-//! looked at.
+//! `dns`: a question in one datagram, and what a reply says of it. Pure; of a reply, header and
+//! question are all that is looked at.
 
 use super::Answer;
 use crate::plan::{DnsType, Rcode, reason::CheckResult};
 
 const HEADER: usize = 12;
-/// Byte 2: this is a reply; the operation, which is 0 for a query; the question is to be answered recursively.
+/// Byte 2: this is a reply; the operation, which is 0 for a query; the question is to be answered
+/// recursively.
 const REPLY: u8 = 0x80;
 const OPERATION: u8 = 0x78;
 const RECURSION: u8 = 0x01;

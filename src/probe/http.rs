@@ -81,7 +81,8 @@ fn could_be_status(bytes: &[u8]) -> bool {
     })
 }
 
-/// The code of a whole status line. The blank before the reason may be missing with it, as many servers have it.
+/// The code of a whole status line. The blank before the reason may be missing with it, as many
+/// servers have it.
 fn code(line: &[u8]) -> Option<u16> {
     let ended = matches!(line.get(FORM.len()), None | Some(b' '));
     let reason = line.get(FORM.len()..)?;

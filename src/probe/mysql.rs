@@ -1,7 +1,9 @@
-//! `mysql`: a login as every client makes it, one question or two, and a goodbye. MySQL and MariaDB. Pure.
+//! `mysql`: a login as every client makes it, one question or two, and a goodbye. MySQL and
+//! MariaDB. Pure.
 //!
-//! A server counts connections that end before a login, and blocks their address after `max_connect_errors` of them: that
-//! of all clients that come through here. So a check logs in, always.
+//! A server counts connections that end before a login, and blocks their address after
+//! `max_connect_errors` of them: that of all clients that come through here. So a check logs in,
+//! always.
 
 mod greeting;
 mod login;
@@ -21,13 +23,13 @@ use std::time::Duration;
 const QUIT: u8 = 1;
 const QUERY: u8 = 3;
 
-/// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has `innodb_read_only`, which is what
-/// marks the readers of an Aurora.
+/// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has
+/// `innodb_read_only`, which is what marks the readers of an Aurora.
 const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only', \
     'wsrep_on', 'group_replication_group_name', \
     'server_uuid', 'server_uid', 'server_id', 'hostname', 'port', 'datadir')";
-/// What tells a running server from others. A UUID alone is copied with the data, and MariaDB has none; no two servers on one
-/// machine share their data.
+/// What tells a running server from others. A UUID alone is copied with the data, and MariaDB has
+/// none; no two servers on one machine share their data.
 const IDENTITY: [&str; 6] = [
     "server_uuid",
     "server_uid",
@@ -38,8 +40,8 @@ const IDENTITY: [&str; 6] = [
 ];
 /// Without these it is not known.
 const ESSENTIAL: [&str; 3] = ["hostname", "port", "datadir"];
-/// Where one of these is set, the server may have its data without following a primary: from the storage that it shares
-/// (Aurora), from Galera, or from group replication.
+/// Where one of these is set, the server may have its data without following a primary: from the
+/// storage that it shares (Aurora), from Galera, or from group replication.
 const SHARES_DATA: [&str; 3] = [
     "innodb_read_only",
     "wsrep_on",
@@ -91,8 +93,9 @@ enum Stage {
     BeforeTls(Greeting),
     InsideTls(Greeting),
     Login(Login),
-    /// A login that cannot be made, and what the check will say. The server is told nothing, again and again, until it has
-    /// ended it: whoever leaves before counts as an error of all clients that come from here.
+    /// A login that cannot be made, and what the check will say. The server is told nothing, again
+    /// and again, until it has ended it: whoever leaves before counts as an error of all clients
+    /// that come from here.
     GivenUp(Answer),
     Role(ResultSet),
     /// The word for replication that is tried, and what the answer to the question before was.
@@ -190,14 +193,16 @@ impl<'a> Talk<'a> {
             self.stage = Stage::BeforeTls(greeting);
             return Ok(words);
         }
-        // To leave here would count as one of those errors: it is refused as nobody in particular, without a password.
+        // To leave here would count as one of those errors: it is refused as nobody in particular,
+        // without a password.
         let nobody = greeting.log_in(false, "", Plugin::Native.name(), b"");
         let mut answer = Answer::new(CheckResult::Tls, "the server does not offer TLS");
         answer.goodbye = [frame(self.number, &nobody), frame(0, &[QUIT])].concat();
         Err(answer.into())
     }
 
-    /// Begins with the plugin that the server would like, which spares a turn if it is also the account's.
+    /// Begins with the plugin that the server would like, which spares a turn if it is also the
+    /// account's.
     fn introduce(&mut self, greeting: Greeting) -> Vec<u8> {
         let plugin = (Plugin::named(&greeting.plugin).filter(|p| *p != Plugin::Clear))
             .unwrap_or(Plugin::Native);
@@ -324,7 +329,8 @@ impl<'a> Talk<'a> {
         if self.is_mariadb { &LAG_MARIADB } else { &LAG }
     }
 
-    /// One row for each primary that it follows: it is as far behind as behind the one that it is behind most.
+    /// One row for each primary that it follows: it is as far behind as behind the one that it is
+    /// behind most.
     fn lag_told(&self, set: &ResultSet) -> Result<Answer, Wrong> {
         let column = set
             .column(&BEHIND)
@@ -365,8 +371,8 @@ impl<'a> Talk<'a> {
         Ok(answer)
     }
 
-    /// What keeps it from replicating from one of its primaries. The errors are told by their numbers: their texts may hold
-    /// what clients have written.
+    /// What keeps it from replicating from one of its primaries. The errors are told by their
+    /// numbers: their texts may hold what clients have written.
     fn replication_fault(&self, set: &ResultSet) -> Result<Option<String>, Wrong> {
         let (Some(io), Some(sql)) = (set.column(&IO_RUNS), set.column(&SQL_RUNS)) else {
             return match self.asked.replicating {
@@ -429,7 +435,8 @@ impl<'a> Talk<'a> {
         Err(answer.into())
     }
 
-    /// A message that has the password in it is not shown: it would be our own words that came back.
+    /// A message that has the password in it is not shown: it would be our own words that came
+    /// back.
     fn message(&self, refusal: &Refusal) -> String {
         let password = self.password();
         let has_it = !password.is_empty()

@@ -1,7 +1,8 @@
 //! `postgres`: a login, and where the server stands; or whether it would let a user log in. No I/O.
 //!
-//! Without a login the server gets a startup message, and whatever it answers to that but an error shows that it takes sessions:
-//! it asks for a password only when it does. A client that leaves instead of giving one is not written down in its log.
+//! Without a login the server gets a startup message, and whatever it answers to that but an error
+//! shows that it takes sessions: it asks for a password only when it does. A client that leaves
+//! instead of giving one is not written down in its log.
 
 mod login;
 mod message;
@@ -16,14 +17,16 @@ use message::{Error, Old, Wrong, row};
 use postgres_protocol::message::frontend;
 use std::time::Duration;
 
-/// Every name with its schema, here and below: who may set the search path of a database or create in it could otherwise put
-/// functions and operators of his own in front, and we would run them.
+/// Every name with its schema, here and below: who may set the search path of a database or create
+/// in it could otherwise put functions and operators of his own in front, and we would run them.
 const ROLE: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
-/// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it receives anything, how many
-/// bytes of what it has received it has still to replay, how old the last transaction is that it has, whether its replay is
-/// paused, and whether it restores an archive and has never tried to receive anything; and of every server when it was started,
-/// to the microsecond, and its port: a replica has the system identifier of its primary, so that tells no server from another.
+/// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it
+/// receives anything, how many bytes of what it has received it has still to replay, how old the
+/// last transaction is that it has, whether its replay is paused, and whether it restores an
+/// archive and has never tried to receive anything; and of every server when it was started, to the
+/// microsecond, and its port: a replica has the system identifier of its primary, so that tells no
+/// server from another.
 const PLACE: &str = "SELECT \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
@@ -45,15 +48,16 @@ pub(super) struct User {
     pub(super) secret: Option<Secret>,
 }
 
-/// The user and the database that are named without a login where none are configured: they exist almost everywhere, and where
-/// they do not the server still answers.
+/// The user and the database that are named without a login where none are configured: they exist
+/// almost everywhere, and where they do not the server still answers.
 const ANYONE: (&str, &str) = ("postgres", "postgres");
 
 pub(super) struct Talk {
     pub(super) wanted: Option<Role>,
     /// `None`: without a login.
     pub(super) user: Option<User>,
-    /// The user and the database that are named then, if it matters what the server has against them.
+    /// The user and the database that are named then, if it matters what the server has against
+    /// them.
     pub(super) startup: Option<(String, String)>,
     /// Whether a replica must receive and replay.
     pub(super) replicating: bool,
@@ -190,7 +194,8 @@ impl Talk {
 }
 
 impl Place {
-    /// One that receives nothing does not know what there is: it may be as far behind as its last transaction is old.
+    /// One that receives nothing does not know what there is: it may be as far behind as its last
+    /// transaction is old.
     fn lag(&self) -> super::Lag {
         match self.receives {
             true => super::Lag {
@@ -208,7 +213,8 @@ impl Place {
         }
     }
 
-    /// What keeps it from replicating. Whatever a replica that restores an archive has not found there yet, it cannot know.
+    /// What keeps it from replicating. Whatever a replica that restores an archive has not found
+    /// there yet, it cannot know.
     fn fault(&self) -> Option<&'static str> {
         match (self.receives || self.archive, self.paused) {
             (false, _) => Some("its link to its primary is down"),
@@ -367,7 +373,8 @@ impl Conversation<'_> {
         turn(0, say_startup(&user.name, &user.database))
     }
 
-    /// The server takes sessions: it asks for a password, or it lets the user in, who takes leave then.
+    /// The server takes sessions: it asks for a password, or it lets the user in, who takes leave
+    /// then.
     fn takes_sessions(&self, inside: &[u8]) -> Result<Turn, Wrong> {
         let method = inside.first_chunk().ok_or(Wrong)?;
         let mut answer = Answer::new(CheckResult::Ok, "it asks for a password");
@@ -382,8 +389,8 @@ impl Conversation<'_> {
         Ok(Turn::Answer(answer))
     }
 
-    /// What an error means to a user that is only named: one that was invented for it may be refused, as long as that does not
-    /// mean that nobody is let in.
+    /// What an error means to a user that is only named: one that was invented for it may be
+    /// refused, as long as that does not mean that nobody is let in.
     fn startup_result(&self, error: &Error) -> CheckResult {
         match error.result() {
             _ if self.talk.startup.is_none() && !error.concerns_everyone() => CheckResult::Ok,
@@ -428,7 +435,8 @@ impl Conversation<'_> {
     /// `None`: the next one is heard.
     fn message(&mut self, kind: u8, inside: &[u8]) -> Result<Option<Turn>, Wrong> {
         match (kind, &mut self.stage) {
-            // Settings, notices, notifications, a key to cancel by, another version: at any time, any number of them.
+            // Settings, notices, notifications, a key to cancel by, another version: at any time,
+            // any number of them.
             (b'S' | b'N' | b'A' | b'K' | b'v', _) => {}
             (b'R', Stage::Startup) => return self.takes_sessions(inside).map(Some),
             (b'R', Stage::Login(login)) if !login.is_in() => {

@@ -12,8 +12,9 @@ use super::{
 use crate::plan::{LagLimit, Role, Version, reason::CheckResult};
 use std::time::Duration;
 
-/// What a server answers that refuses writes, and would answer readers: it cannot save, has no memory left, has not enough
-/// replicas, or is one. Not among them: LOADING, MASTERDOWN and CLUSTERDOWN, with which it refuses to read as well.
+/// What a server answers that refuses writes, and would answer readers: it cannot save, has no
+/// memory left, has not enough replicas, or is one. Not among them: LOADING, MASTERDOWN and
+/// CLUSTERDOWN, with which it refuses to read as well.
 const REFUSES_WRITES: [&[u8]; 4] = [b"MISCONF", b"OOM", b"NOREPLICAS", b"READONLY"];
 /// What it answers to everything but SCRIPT KILL and a few more while a script runs for too long.
 const BUSY: &[u8] = b"BUSY";
@@ -121,7 +122,8 @@ impl Talk {
             Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
-        // Whoever does not know us answers nothing else; and of a server that is full nothing else comes.
+        // Whoever does not know us answers nothing else; and of a server that is full nothing else
+        // comes.
         if let Err(answer) = &alive
             && matches!(answer.result, CheckResult::Auth | CheckResult::Unexpected)
         {
@@ -313,7 +315,8 @@ impl Talk {
         Answer::new(result, format!("{question}: {}", self.show(text)))
     }
 
-    /// With a password nothing is shown but a word in capitals: what sends our own words back would show it.
+    /// With a password nothing is shown but a word in capitals: what sends our own words back would
+    /// show it.
     fn show(&self, bytes: &[u8]) -> String {
         if self.secret.is_none() {
             return quote(bytes);

@@ -56,7 +56,8 @@ impl Encryption {
                 (builder.with_no_client_auth(), name)
             }
         };
-        // A session that is resumed shows no certificate: it would hide that it has expired, or that it is another one.
+        // A session that is resumed shows no certificate: it would hide that it has expired, or
+        // that it is another one.
         config.resumption = Resumption::disabled();
         Ok(Some(Self {
             connector: TlsConnector::from(Arc::new(config)),
@@ -143,14 +144,14 @@ fn system() -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Whether a key can be found in it, to prove anything by: there are servers with certificates of X.509 version 1, which
-/// this library does not read.
+/// Whether a key can be found in it, to prove anything by: there are servers with certificates of
+/// X.509 version 1, which this library does not read.
 fn is_readable(certificate: &CertificateDer<'_>) -> bool {
     ParsedCertificate::try_from(certificate).is_ok()
 }
 
-/// Takes any certificate: against listeners on the way, not against those who put themselves in it. So one that cannot be
-/// read need not be proven, either; but then no login is bound to it.
+/// Takes any certificate: against listeners on the way, not against those who put themselves in it.
+/// So one that cannot be read need not be proven, either; but then no login is bound to it.
 #[derive(Debug)]
 struct Anybody(WebPkiSupportedAlgorithms);
 

@@ -5,7 +5,8 @@ use std::{fmt::Write as _, io};
 /// More would fill the log.
 const MOST: usize = 80;
 
-/// Bytes as text between quotes: what is not printable is escaped, and what is too much is left out.
+/// Bytes as text between quotes: what is not printable is escaped, and what is too much is left
+/// out.
 pub(super) fn quote(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
     for &byte in bytes.iter().take(MOST) {

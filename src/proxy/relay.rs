@@ -146,7 +146,8 @@ impl Awaiting {
     }
 }
 
-/// A backend may be one that accepts headers, and must not be told by just anybody who the client is.
+/// A backend may be one that accepts headers, and must not be told by just anybody who the client
+/// is.
 fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
     match &plan.accept_proxy {
         Some(accept) if !access::trusts(accept, tally.session.peer.ip()) => Watch::Begun,
@@ -498,8 +499,9 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Whoever has not got everything must not take what it has for the whole. After a silence only what is
-    /// known to be under way counts; a session that is cut in full flow may always have more to say.
+    /// Whoever has not got everything must not take what it has for the whole. After a silence only
+    /// what is known to be under way counts; a session that is cut in full flow may always have
+    /// more to say.
     fn tell_who_was_cut_short(&self, reason: CloseReason) {
         let in_full_flow = matches!(
             reason,

@@ -1,8 +1,8 @@
 //! Datagrams: one thread a worker, with an event loop of its own.
 //!
-//! Nothing here waits: every call takes what is there. So there is no task for a flow, no waker and no timer, and a flow
-//! that is idle costs a few hundred bytes. All datagrams of a flow come to one socket, by the kernel's hash over both
-//! addresses, and to one thread: their order is kept.
+//! Nothing here waits: every call takes what is there. So there is no task for a flow, no waker and
+//! no timer, and a flow that is idle costs a few hundred bytes. All datagrams of a flow come to one
+//! socket, by the kernel's hash over both addresses, and to one thread: their order is kept.
 
 mod batch;
 mod batch_size;

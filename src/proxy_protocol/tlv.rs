@@ -66,8 +66,8 @@ pub(super) fn checksum(before: &[u8], after: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, after)
 }
 
-/// Those of a header that are passed on: not its checksum, which is another one then, and no padding. What does
-/// not fit into the room is left out.
+/// Those of a header that are passed on: not its checksum, which is another one then, and no
+/// padding. What does not fit into the room is left out.
 pub(super) fn passed_on(mut tlvs: &[u8], room: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(tlvs.len().min(room));
     while let Some(&[kind, high, low]) = tlvs.first_chunk::<HEAD>() {

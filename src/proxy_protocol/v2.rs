@@ -103,8 +103,9 @@ pub(super) fn parse<'a>(
     }))
 }
 
-/// Addresses of no family have no length, so that nothing tells where TLVs would begin. Senders put none; what does
-/// not read as TLVs from the first byte to the last is such an address, and ignored.
+/// Addresses of no family have no length, so that nothing tells where TLVs would begin. Senders put
+/// none; what does not read as TLVs from the first byte to the last is such an address, and
+/// ignored.
 fn tlvs_without_addresses<'a>(header: &'a [u8], walk: &mut tlv::Walk) -> Result<&'a [u8], Refusal> {
     if walk.go_on(header, FIXED, header.len()).is_err() {
         return Ok(&[]);
@@ -147,9 +148,9 @@ pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// With a checksum, and with those of `tlvs`, an accepted header's, that fit. Where the two ends are of different
-/// families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL, the only one of its kind that everybody
-/// must accept; HAProxy refuses PROXY with UNSPEC.
+/// With a checksum, and with those of `tlvs`, an accepted header's, that fit. Where the two ends
+/// are of different families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL,
+/// the only one of its kind that everybody must accept; HAProxy refuses PROXY with UNSPEC.
 pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     encode_for(STREAM, addresses, tlvs)
 }

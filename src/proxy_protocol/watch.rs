@@ -2,8 +2,8 @@
 
 use super::{SIGNATURE_V1, SIGNATURE_V2};
 
-/// Follows the first bytes of a client that may not send a header, for as long as they could begin one. A backend
-/// that accepts headers would take the client's word for who it is.
+/// Follows the first bytes of a client that may not send a header, for as long as they could begin
+/// one. A backend that accepts headers would take the client's word for who it is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// Nothing is, or any longer can be, wrong.

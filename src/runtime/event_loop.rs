@@ -1,9 +1,10 @@
 //! The event loop of a thread that carries connections: its tasks, their sockets, their timers.
 //!
-//! A task is a future, and belongs to the thread on which it was spawned. One look at the kernel tells which sockets may be
-//! read or written, all tasks concerned are polled, and what they wake is polled after them; then comes the next look. There is one
-//! waker, one timer and one place on the queue for each task, not for each thing that it waits for: a task that is polled
-//! looks at all that it waits for anyway. So a session that waits costs little more than its own future.
+//! A task is a future, and belongs to the thread on which it was spawned. One look at the kernel
+//! tells which sockets may be read or written, all tasks concerned are polled, and what they wake
+//! is polled after them; then comes the next look. There is one waker, one timer and one place on
+//! the queue for each task, not for each thing that it waits for: a task that is polled looks at
+//! all that it waits for anyway. So a session that waits costs little more than its own future.
 
 mod mailbox;
 mod outbox;
@@ -73,7 +74,8 @@ struct Core {
     later: RefCell<Vec<u32>>,
     /// Which task is polled now.
     current: Cell<u32>,
-    /// The earliest time at which it wants to be polled again, of those that it has named since then.
+    /// The earliest time at which it wants to be polled again, of those that it has named since
+    /// then.
     named: Cell<Option<u64>>,
     began: Instant,
     now: Cell<Instant>,
@@ -124,8 +126,8 @@ impl EventLoop {
         Ok(Self { epoll, bell, alarm })
     }
 
-    /// Makes this thread one until `root` has come to its end. What is still there of other tasks is dropped then. A thread can
-    /// be one once.
+    /// Makes this thread one until `root` has come to its end. What is still there of other tasks
+    /// is dropped then. A thread can be one once.
     pub fn run(self, root: impl Future<Output = ()> + 'static) {
         HERE.with(|here| {
             let core = here.get_or_init(|| Core::new(self));
@@ -153,12 +155,14 @@ impl Drop for Over {
     }
 }
 
-/// Begins a task beside the one that is polled now. It is polled after those that wait for their turn already.
+/// Begins a task beside the one that is polled now. It is polled after those that wait for their
+/// turn already.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     here(|core| core.spawn(Box::pin(future)));
 }
 
-/// When the kernel was last looked at, or a little later: near enough for limits of milliseconds, and free.
+/// When the kernel was last looked at, or a little later: near enough for limits of milliseconds,
+/// and free.
 pub fn now() -> Instant {
     here(|core| core.now.get())
 }
@@ -168,8 +172,9 @@ pub fn millis(at: Instant) -> u64 {
     here(|core| core.ms(at, true))
 }
 
-/// Polls this task again at that time, if nothing else does it before. A task has one such time: the earliest that was named
-/// in the last poll in which any was, for one wait may be within another.
+/// Polls this task again at that time, if nothing else does it before. A task has one such time:
+/// the earliest that was named in the last poll in which any was, for one wait may be within
+/// another.
 pub fn wake_at(at: Instant) {
     wake_at_millis(millis(at));
 }
@@ -187,7 +192,8 @@ pub fn wake_at_millis(due: u64) {
     });
 }
 
-/// Polls this task again after the next look at the kernel: it has more to do, but others shall have their turn.
+/// Polls this task again after the next look at the kernel: it has more to do, but others shall
+/// have their turn.
 pub fn wake_later() {
     here(|core| {
         let number = core.current.get();
@@ -285,7 +291,8 @@ impl Core {
         let timeout = self.timeout();
         match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
             Ok(_) => {}
-            // After a stop of the whole process, too. Nothing is known yet of what has come meanwhile.
+            // After a stop of the whole process, too. Nothing is known yet of what has come
+            // meanwhile.
             Err(rustix::io::Errno::INTR) => return,
             Err(error) => {
                 if let Some(count) = self.failures.add(0, 1, Instant::now()) {
@@ -355,8 +362,8 @@ impl Core {
 
     fn note(&self, source: usize, events: epoll::EventFlags) {
         let mut sources = self.sources.borrow_mut();
-        // An event of a socket that was closed meanwhile may find another one in its place. It is told of something that is not so,
-        // and finds out when it tries.
+        // An event of a socket that was closed meanwhile may find another one in its place. It is
+        // told of something that is not so, and finds out when it tries.
         let Some(source) = sources.get_mut(source) else {
             return;
         };

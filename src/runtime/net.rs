@@ -28,7 +28,8 @@ pub struct Stream {
     nodelay: Cell<NoDelay>,
 }
 
-/// The first bytes leave at once anyway, and many sessions send no others: TCP_NODELAY is set before the second.
+/// The first bytes leave at once anyway, and many sessions send no others: TCP_NODELAY is set
+/// before the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NoDelay {
     /// Or not wanted.
@@ -88,12 +89,14 @@ impl Stream {
         self.socket.poll_write(buf, more)
     }
 
-    /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
+    /// Whether the peer is known to have said its last: what is there can be read at once, up to a
+    /// clean end.
     pub fn has_ended(&self) -> bool {
         self.socket.has_ended()
     }
 
-    /// Takes all of it, to be written at the end of this turn of the event loop. [`Self::take_left`] comes before anything else is written.
+    /// Takes all of it, to be written at the end of this turn of the event loop.
+    /// [`Self::take_left`] comes before anything else is written.
     pub fn write_later(&self, bytes: &[u8]) {
         self.count_write();
         self.socket.write_later(bytes);
@@ -115,7 +118,8 @@ impl Stream {
         self.socket.take_left()
     }
 
-    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how the connection ended.
+    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how
+    /// the connection ended.
     pub fn is_unwritable(&self) -> bool {
         self.socket.is_unwritable()
     }
@@ -135,7 +139,8 @@ impl Stream {
         self.socket.found_nothing();
     }
 
-    /// There is something to read, and nobody to read it now: what comes after it need not wake anybody.
+    /// There is something to read, and nobody to read it now: what comes after it need not wake
+    /// anybody.
     pub fn mute(&self) {
         self.socket.mute();
     }
@@ -220,8 +225,8 @@ pub fn has_interface(address: SocketAddr) -> bool {
 }
 
 /// Sets the options of a session's TCP socket. On Linux what is set on a listening socket is
-/// inherited by what it accepts, so that accepted sockets cost no call. A session works without any of them: what the
-/// kernel refuses is left out, with a warning.
+/// inherited by what it accepts, so that accepted sockets cost no call. A session works without any
+/// of them: what the kernel refuses is left out, with a warning.
 pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     let reference = SockRef::from(&socket);
     let warn_of = |option: &'static str, set: io::Result<()>| {
@@ -237,7 +242,8 @@ pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     }
 }
 
-/// Makes the kernel ask whether the peer is still there. It takes four calls, and counts from when the peer was last heard.
+/// Makes the kernel ask whether the peer is still there. It takes four calls, and counts from when
+/// the peer was last heard.
 pub fn keep_alive(socket: impl AsFd, k: &Keepalive) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(k.idle)

@@ -1,8 +1,10 @@
-//! When flows have been idle for too long. Pure: the time is passed in, in milliseconds since some beginning.
+//! When flows have been idle for too long. Pure: the time is passed in, in milliseconds since some
+//! beginning.
 //!
-//! A datagram does not touch this: a flow stands where it was put, and only when its time has come is it looked whether it
-//! has been idle since then; if not it is put elsewhere. So each flow costs a step or two in every `timeout`, whatever it
-//! carries, and can be taken out at once, so that short flows leave nothing behind.
+//! A datagram does not touch this: a flow stands where it was put, and only when its time has come
+//! is it looked whether it has been idle since then; if not it is put elsewhere. So each flow costs
+//! a step or two in every `timeout`, whatever it carries, and can be taken out at once, so that
+//! short flows leave nothing behind.
 
 /// No flow.
 const NONE: u32 = u32::MAX;
@@ -78,8 +80,8 @@ impl Wheel {
         self.count += 1;
     }
 
-    /// Time passes also where nobody's has come: whoever is put in later must not be taken for further ahead than the wheel
-    /// reaches.
+    /// Time passes also where nobody's has come: whoever is put in later must not be taken for
+    /// further ahead than the wheel reaches.
     fn keep_up(&mut self, now: u64) {
         let now = now / self.tick;
         let first = self.first().map_or(now, |(tick, _)| tick);
@@ -137,8 +139,8 @@ impl Wheel {
         self.at = self.at.max(last + 1);
     }
 
-    /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow comes by what it last
-    /// did.
+    /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow
+    /// comes by what it last did.
     pub fn oldest(&mut self, now: u64, due: impl Fn(u32) -> u64) -> Option<u32> {
         // Each is asked once: who was active since it was put here is put elsewhere.
         for _ in 0..self.count {
@@ -159,7 +161,8 @@ impl Wheel {
             return None;
         }
         let start = (self.at % SLOTS as u64) as usize;
-        // The word where it starts is looked at twice: from there on, and in the end what lies before.
+        // The word where it starts is looked at twice: from there on, and in the end what lies
+        // before.
         let slot = (0..=WORDS).find_map(|i| {
             let word = (start / 64 + i) % WORDS;
             let from_start = u64::MAX << (start % 64);

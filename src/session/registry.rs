@@ -32,7 +32,8 @@ pub struct Session {
     pub received: AtomicU64,
     /// Bytes to the client.
     pub sent: AtomicU64,
-    /// Where it is and why it must end, as one: who tells it to leave a backend never meets it on the next.
+    /// Where it is and why it must end, as one: who tells it to leave a backend never meets it on
+    /// the next.
     stand: AtomicU64,
     /// Of the task that carries it; set before the first wait.
     waker: Mutex<Option<Waker>>,
@@ -94,9 +95,10 @@ impl Session {
         let _ = self.proxied.set(Box::new(client));
     }
 
-    /// Says which backend it is on, by its number; 0 for none. Whoever asks the pool afterwards whether that backend has been
-    /// left meanwhile, and hears no, is found by [`Sessions::on`] when it is. Whoever hears yes goes elsewhere: what it was
-    /// told because of the one is not meant for the other.
+    /// Says which backend it is on, by its number; 0 for none. Whoever asks the pool afterwards
+    /// whether that backend has been left meanwhile, and hears no, is found by [`Sessions::on`]
+    /// when it is. Whoever hears yes goes elsewhere: what it was told because of the one is not
+    /// meant for the other.
     pub fn set_backend(&self, id: u64) {
         self.turn(|stand| match stand.leaves {
             true => Stand::of(id << 8),
@@ -170,7 +172,8 @@ pub struct Sessions {
     is_stopping: AtomicBool,
 }
 
-/// So many at once and no more. Connections and flows have one each: a flood of the one leaves the other alone.
+/// So many at once and no more. Connections and flows have one each: a flood of the one leaves the
+/// other alone.
 #[derive(Debug)]
 pub struct Budget {
     count: AtomicU64,
@@ -198,8 +201,8 @@ impl Budget {
     }
 }
 
-/// Takes one of so many places. Never counts beyond them, not for a moment: another worker that sees one too many turns
-/// somebody away for whom there is room.
+/// Takes one of so many places. Never counts beyond them, not for a moment: another worker that
+/// sees one too many turns somebody away for whom there is room.
 pub fn take_place(count: &AtomicU64, most: u64) -> bool {
     let one_more = |n| (n < most).then(|| n + 1);
     count
@@ -439,7 +442,8 @@ mod tests {
     #[test]
     fn there_are_never_more_than_there_may_be() {
         let (count, over) = (AtomicU64::new(1), AtomicU64::new(0));
-        // One place is taken for good: who is turned away is counted neither while it asks nor when it has heard.
+        // One place is taken for good: who is turned away is counted neither while it asks nor when
+        // it has heard.
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {

@@ -11,7 +11,8 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// For opening and reading files. Longer than [`crate::sys::files::SILENCE`], whose error says more.
+/// For opening and reading files. Longer than [`crate::sys::files::SILENCE`], whose error says
+/// more.
 pub const LIMIT: Duration = Duration::from_secs(12);
 
 /// The result of `work`, or an error of the kind `TimedOut`. After that `work` goes on, and what it

@@ -1,4 +1,5 @@
-//! Datagrams by the batch: many for one system call, and by the kernel's word where each was sent to.
+//! Datagrams by the batch: many for one system call, and by the kernel's word where each was sent
+//! to.
 
 mod control;
 mod errors;
@@ -22,7 +23,8 @@ use std::net::IpAddr;
 /// Where a datagram was sent to, by the kernel's word: what a reply must come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Local {
-    /// As the family of the socket has it: what comes to an IPv6 socket by IPv4 has a mapped address.
+    /// As the family of the socket has it: what comes to an IPv6 socket by IPv4 has a mapped
+    /// address.
     pub ip: IpAddr,
     /// Only of an IPv6 link-local address; else 0.
     pub interface: u32,

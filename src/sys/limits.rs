@@ -24,8 +24,8 @@ pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How many local ports the kernel gives out by itself. To sockets of UDP each of them goes once only, whatever they are
-/// connected to.
+/// How many local ports the kernel gives out by itself. To sockets of UDP each of them goes once
+/// only, whatever they are connected to.
 pub fn local_ports() -> u64 {
     let range = local_port_range();
     (u64::from(*range.end()) + 1)
@@ -33,7 +33,8 @@ pub fn local_ports() -> u64 {
         .max(1)
 }
 
-/// Whether the kernel may choose that port by itself. Of the range as it was when this was asked first.
+/// Whether the kernel may choose that port by itself. Of the range as it was when this was asked
+/// first.
 pub fn is_local_port(port: u16) -> bool {
     static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     RANGE.get_or_init(local_port_range).contains(&port)

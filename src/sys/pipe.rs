@@ -12,12 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Asked for; measured: 64 KiB doubles the CPU of bulk, and a reader that has stalled holds what is inside.
+/// Asked for; measured: 64 KiB doubles the CPU of bulk, and a reader that has stalled holds what is
+/// inside.
 pub const SIZE: usize = 256 * 1024;
 /// For flows that fill the others again and again: takes another tenth of the CPU of bulk away.
 const LARGE: usize = 1 << 20;
-/// Large ones over all workers: what stalled readers can hold of them is bounded, and so is what they take of the budget that the
-/// kernel gives a user without privileges, 64 MiB.
+/// Large ones over all workers: what stalled readers can hold of them is bounded, and so is what
+/// they take of the budget that the kernel gives a user without privileges, 64 MiB.
 const MOST_LARGE: usize = 16;
 /// What the kernel gives once an unprivileged user's budget is spent is not worth splicing through.
 const LEAST: usize = 64 * 1024;
@@ -25,7 +26,8 @@ const LEAST: usize = 64 * 1024;
 const POOLED: usize = 16;
 /// The same of large ones: other workers want some, too.
 const POOLED_LARGE: usize = 4;
-/// After a failure nobody asks again for so long: a pipe that cannot be had costs three system calls.
+/// After a failure nobody asks again for so long: a pipe that cannot be had costs three system
+/// calls.
 const PAUSE: Duration = Duration::from_millis(200);
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -72,8 +74,8 @@ pub fn set_limit(pipes: usize) {
     LIMIT.store(pipes, Relaxed);
 }
 
-/// An empty pipe from this worker's pool, or a new one; `None` when there is none to be had. `large`: rather one of the few
-/// that hold more.
+/// An empty pipe from this worker's pool, or a new one; `None` when there is none to be had.
+/// `large`: rather one of the few that hold more.
 pub fn take(now: Instant, large: bool) -> Option<Pipe> {
     let large = large.then(|| LARGE_POOL.with_borrow_mut(|pool| pool.take(now, Pipe::large)));
     large
@@ -130,7 +132,8 @@ impl Pipe {
             return None;
         }
         let mut pipe = Self::usual()?;
-        // From here on dropping it counts it out. Two workers at once may have one too many between them.
+        // From here on dropping it counts it out. Two workers at once may have one too many between
+        // them.
         LIVE_LARGE.fetch_add(1, Relaxed);
         pipe.is_large = true;
         pipe.capacity = u32::try_from(fcntl_setpipe_size(&pipe.write, LARGE).ok()?).ok()?;
@@ -203,7 +206,8 @@ impl Pipe {
         Ok(bytes)
     }
 
-    /// Back to the pool; a pipe that still holds bytes is closed instead, for they belong to nobody.
+    /// Back to the pool; a pipe that still holds bytes is closed instead, for they belong to
+    /// nobody.
     pub fn give_back(self) {
         if self.is_empty() {
             let (pool, most) = match self.is_large {

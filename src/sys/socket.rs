@@ -44,8 +44,8 @@ pub fn unread(socket: impl AsFd) -> io::Result<u64> {
 /// Bytes that were written and that the peer's kernel has not acknowledged.
 pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int to the address given, which is that of a live local
-    // variable of that type; the descriptor is borrowed and so open.
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int to the address given, which is that of a live
+    // local variable of that type; the descriptor is borrowed and so open.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -53,9 +53,11 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     Ok(u32::try_from(bytes).unwrap_or(0))
 }
 
-/// Writes what fits, possibly nothing. The descriptor must be one of the caller's sockets, and open.
+/// Writes what fits, possibly nothing. The descriptor must be one of the caller's sockets, and
+/// open.
 pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: it stays open for as long as this is borrowed, which is this call: the caller says so.
+    // SAFETY: it stays open for as long as this is borrowed, which is this call: the caller says
+    // so.
     let socket = unsafe { BorrowedFd::borrow_raw(socket) };
     loop {
         match send(socket, bytes, SendFlags::NOSIGNAL) {
@@ -141,8 +143,8 @@ pub fn bound_probe_interval(socket: impl AsFd, interval: Duration) -> bool {
     const TCP_RTO_MAX_MS: libc::c_int = 44;
     let ms = interval.as_millis().clamp(1_000, 120_000);
     let ms = libc::c_int::try_from(ms).unwrap_or(120_000);
-    // SAFETY: the kernel reads one int from the address given, which is that of a live local variable
-    // of that type; the descriptor is borrowed and so open.
+    // SAFETY: the kernel reads one int from the address given, which is that of a live local
+    // variable of that type; the descriptor is borrowed and so open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

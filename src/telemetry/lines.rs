@@ -1,7 +1,7 @@
 //! Lines to a file or a standard stream, written by a thread of their own.
 //!
-//! Whoever has a line hands it over and goes on: a reader that has stalled or a disk that is full costs
-//! lines, which are counted, and never a session.
+//! Whoever has a line hands it over and goes on: a reader that has stalled or a disk that is full
+//! costs lines, which are counted, and never a session.
 
 use crate::sys::files;
 use std::{
@@ -21,8 +21,8 @@ use std::{
 const QUEUE: usize = 8192;
 /// Written at once; what waits meanwhile is written together.
 const BATCH: usize = 64 * 1024;
-/// Where lines keep coming the writer lets so long pass between two batches. Waking it for each line costs whoever hands one
-/// in more than the line.
+/// Where lines keep coming the writer lets so long pass between two batches. Waking it for each
+/// line costs whoever hands one in more than the line.
 const GATHER: Duration = Duration::from_millis(10);
 /// So many batches may come one right after the other.
 const BURST: u32 = 32;
@@ -204,8 +204,8 @@ impl Writer {
         }
     }
 
-    /// Waits until the file takes more. False where the batch is to be given up: once the file is to
-    /// be reopened, a reader that has stalled gets only a moment more.
+    /// Waits until the file takes more. False where the batch is to be given up: once the file is
+    /// to be reopened, a reader that has stalled gets only a moment more.
     fn wait(&self) -> bool {
         let mut asked = None;
         loop {

@@ -1,8 +1,8 @@
 //! Every metric: its name, its help text, its labels and where its value is kept.
 //!
-//! What the hot path counts are plain sharded counters, which a scrape adds up. Histograms are fed directly: once or twice
-//! a session, not per byte. Every value is kept with the listener or backend that counts it, beside its labels as text, so
-//! that a scrape looks nothing up.
+//! What the hot path counts are plain sharded counters, which a scrape adds up. Histograms are fed
+//! directly: once or twice a session, not per byte. Every value is kept with the listener or
+//! backend that counts it, beside its labels as text, so that a scrape looks nothing up.
 
 mod count;
 mod export;
@@ -137,8 +137,8 @@ impl ListenerMetrics {
 }
 
 impl BackendMetrics {
-    /// A series that there is once stays, and is no number while no answer gives the lag: neither the last value nor zero
-    /// would be true.
+    /// A series that there is once stays, and is no number while no answer gives the lag: neither
+    /// the last value nor zero would be true.
     fn lag_to_show(&self, lag: [Option<f64>; 2]) -> [Option<f64>; 2] {
         let Some(checks) = &self.checks else {
             return [None; 2];

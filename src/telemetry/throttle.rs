@@ -8,11 +8,12 @@ use std::{
 /// The shortest time between two log lines of one kind.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
-/// Counts events of `N` kinds and decides when one of them is logged: the first at once, those that follow
-/// together, in at most one line each [`PERIOD`]. Counting takes one atomic addition and one load.
+/// Counts events of `N` kinds and decides when one of them is logged: the first at once, those that
+/// follow together, in at most one line each [`PERIOD`]. Counting takes one atomic addition and one
+/// load.
 ///
-/// An owner that calls [`Throttle::due`] every few seconds, and [`Throttle::rest`] at the end, loses no event: the
-/// sum of all counts is the number of events.
+/// An owner that calls [`Throttle::due`] every few seconds, and [`Throttle::rest`] at the end,
+/// loses no event: the sum of all counts is the number of events.
 #[derive(Debug)]
 pub struct Throttle<const N: usize> {
     began: Instant,
@@ -42,7 +43,8 @@ impl<const N: usize> Throttle<N> {
         kind.take(self.ms(now))
     }
 
-    /// The kinds for which a line is to be logged although no new event has come, and how many events each tells.
+    /// The kinds for which a line is to be logged although no new event has come, and how many
+    /// events each tells.
     pub fn due(&self, now: Instant) -> impl Iterator<Item = (usize, u64)> {
         let ms = self.ms(now);
         let due = move |(n, kind): (usize, &Kind)| kind.take(ms).map(|count| (n, count));

@@ -38,8 +38,8 @@ pub const FULL: u32 = 1024;
 
 /// What a policy asks about candidates at the moment of a pick.
 pub trait Candidates {
-    /// How much of its weight counts now: [`FULL`], less while it starts slowly, and 0 for one that cannot
-    /// be picked.
+    /// How much of its weight counts now: [`FULL`], less while it starts slowly, and 0 for one that
+    /// cannot be picked.
     fn share(&self, candidate: usize) -> u32;
     /// Sessions on it now.
     fn connections(&self, candidate: usize) -> u64;
@@ -88,14 +88,15 @@ pub enum Why {
     Point { key: u32, point: u32, steps: u32 },
     /// Its slot in the table, so many steps from the key's own.
     Slot { slot: u32, steps: u32 },
-    /// Nobody at so many places from the key's own on: its hash, by weight, among all who can be picked.
+    /// Nobody at so many places from the key's own on: its hash, by weight, among all who can be
+    /// picked.
     KeyAmongTheRest { tries: u32 },
     /// The policy found nobody by the key: turns decided.
     TurnInsteadOfKey,
 }
 
-/// The backends of an upstream in the order in which a [`Balancer`] numbers its candidates, each with its place in the
-/// config: the primaries first, then the backups.
+/// The backends of an upstream in the order in which a [`Balancer`] numbers its candidates, each
+/// with its place in the config: the primaries first, then the backups.
 pub fn numbered<'a>(
     backends: impl Iterator<Item = &'a plan::Backend> + Clone,
 ) -> impl Iterator<Item = (usize, &'a plan::Backend)> {
@@ -106,8 +107,8 @@ pub fn numbered<'a>(
     [false, true].into_iter().flat_map(group)
 }
 
-/// Where one session stands in its search. It outlives a failed connect, so that the next pick goes on
-/// from there instead of starting over.
+/// Where one session stands in its search. It outlives a failed connect, so that the next pick goes
+/// on from there instead of starting over.
 #[derive(Debug, Default)]
 pub enum Walk {
     /// For the policies that look at no key.
@@ -185,8 +186,8 @@ impl Balancer {
         }
     }
 
-    /// Picks an eligible candidate, primaries before backups. `random` is drawn from by the policies that
-    /// need chance.
+    /// Picks an eligible candidate, primaries before backups. `random` is drawn from by the
+    /// policies that need chance.
     pub fn pick(
         &mut self,
         walk: &mut Walk,
@@ -274,8 +275,8 @@ enum Group {
     Backups,
 }
 
-/// The first in the order of the config that can take a session. One that starts slowly takes its share of
-/// what would come to it; what it leaves goes on to the next.
+/// The first in the order of the config that can take a session. One that starts slowly takes its
+/// share of what would come to it; what it leaves goes on to the next.
 fn first(
     weights: &Weights,
     candidates: &impl Candidates,
@@ -302,8 +303,8 @@ fn by_chance(share: u32, random: &mut impl FnMut() -> u64) -> bool {
     share >= FULL || random() % u64::from(FULL) < u64::from(share)
 }
 
-/// Whether one with this share takes a key, for policies that hash: a growing share takes more and more of the
-/// keys and never gives one back, so that each client moves once.
+/// Whether one with this share takes a key, for policies that hash: a growing share takes more and
+/// more of the keys and never gives one back, so that each client moves once.
 fn by_key(share: u32, hash: u64) -> bool {
     // Multiplied by the golden ratio: the bits that placed the key must not also say when it moves.
     share >= FULL || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) < u64::from(share)

@@ -1,4 +1,5 @@
-//! Which backend a client would get, and why: from the configuration alone, by the code that picks in a running process.
+//! Which backend a client would get, and why: from the configuration alone, by the code that picks
+//! in a running process.
 
 mod client;
 mod client_set;
@@ -69,7 +70,8 @@ impl Candidates for Usable {
 }
 
 impl<'a> Process<'a> {
-    /// `without`: the places in the configuration of backends that cannot be used, beside those that are `down`.
+    /// `without`: the places in the configuration of backends that cannot be used, beside those
+    /// that are `down`.
     pub fn new(
         listener: &'a Listener,
         upstream: &'a Upstream,

@@ -71,7 +71,8 @@ struct Inner {
     departed: Vec<Member>,
     /// One for each configured backend, in that order.
     wishes: Vec<Wished>,
-    /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at each.
+    /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at
+    /// each.
     all_plain: bool,
     /// How often sessions were told to leave a backend.
     left: u64,
@@ -92,7 +93,8 @@ struct Present<'a> {
     all_plain: bool,
     single: bool,
     now: Instant,
-    /// Members that were asked and could take nothing only because of their `max_connections`; some of them are enough.
+    /// Members that were asked and could take nothing only because of their `max_connections`; some
+    /// of them are enough.
     full: &'a RefCell<SmallVec<[usize; 4]>>,
 }
 
@@ -308,7 +310,8 @@ impl Pool {
         AfterFailure::StillIn
     }
 
-    /// A connect to the backend that `search` picked last succeeded. Where that alone proves nothing, `answered` follows.
+    /// A connect to the backend that `search` picked last succeeded. Where that alone proves
+    /// nothing, `answered` follows.
     pub fn succeeded(&self, search: &Search, now: Instant) -> AfterSuccess {
         let mut inner = self.lock();
         // Nobody has failed, and nobody was left: there is nothing to do.
@@ -334,7 +337,8 @@ impl Pool {
         }
     }
 
-    /// The first byte of an answer came from a backend whose connect alone proved nothing. Whether it is back by that.
+    /// The first byte of an answer came from a backend whose connect alone proved nothing. Whether
+    /// it is back by that.
     pub fn answered(&self, backend: &Arc<Backend>, now: Instant) -> bool {
         let mut inner = self.lock();
         if inner.all_plain {
@@ -344,8 +348,9 @@ impl Pool {
         i.is_some_and(|i| inner.is_good(i, now))
     }
 
-    /// The addresses that there are now, without those that the configuration has taken out, and with those that the
-    /// resolver no longer names while there is something to be known of them: their sessions are to be looked after.
+    /// The addresses that there are now, without those that the configuration has taken out, and
+    /// with those that the resolver no longer names while there is something to be known of them:
+    /// their sessions are to be looked after.
     pub fn addresses(&self) -> Vec<Address> {
         let inner = self.lock();
         let one = |m: &Member| Address {
@@ -359,7 +364,8 @@ impl Pool {
         members.filter(|m| !m.down).map(one).collect()
     }
 
-    /// All addresses that there are now, and those that the resolver no longer names but that are not forgotten.
+    /// All addresses that there are now, and those that the resolver no longer names but that are
+    /// not forgotten.
     pub fn backends(&self) -> Vec<Arc<Backend>> {
         let inner = self.lock();
         let members = inner.members.iter().chain(&inner.departed);
@@ -395,7 +401,8 @@ impl Pool {
         position(&inner.members, backend).is_some_and(|i| inner.members[i].share(single, now) > 0)
     }
 
-    /// From now on a session that was picked for this address before, and reaches it only now, learns that it must not stay.
+    /// From now on a session that was picked for this address before, and reaches it only now,
+    /// learns that it must not stay.
     pub fn leave(&self, backend: &Arc<Backend>) {
         let mut inner = self.lock();
         inner.left += 1;
@@ -420,8 +427,8 @@ impl Pool {
         }
     }
 
-    /// A session waited so long and got nothing. That says something where it is longer than is usual; and whoever
-    /// has given nothing yet is no quicker than those who have.
+    /// A session waited so long and got nothing. That says something where it is longer than is
+    /// usual; and whoever has given nothing yet is no quicker than those who have.
     fn waited_in_vain(&self, backend: &Arc<Backend>, time: Duration, now: Instant) {
         let mut inner = self.lock();
         let Some(i) = position(&inner.members, backend) else {
@@ -437,8 +444,9 @@ impl Pool {
         }
     }
 
-    /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so do those that come
-    /// back while either is still there: some resolvers name a part of the addresses at a time.
+    /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so
+    /// do those that come back while either is still there: some resolvers name a part of the
+    /// addresses at a time.
     pub fn set_addresses(&self, addresses: &[Vec<Place>], now: Instant) -> Moved {
         let mut inner = self.lock();
         let before: Vec<_> = inner.members.iter().map(Member::as_it_is).collect();

@@ -22,8 +22,8 @@ fn ip() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
-/// An address that one machine may have, in a network of this number: those of backends and listeners differ, or a listener
-/// could be its own backend.
+/// An address that one machine may have, in a network of this number: those of backends and
+/// listeners differ, or a listener could be its own backend.
 fn host(net: u8) -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         any::<u32>().prop_map(move |n| IpAddr::V4((n >> 8 | u32::from(net) << 24).into())),

@@ -762,7 +762,8 @@ fn records_that_cannot_be_written_are_counted() {
     );
 }
 
-/// Being told to open its log anew, with a queue full of records that nobody takes, it does not stand still.
+/// Being told to open its log anew, with a queue full of records that nobody takes, it does not
+/// stand still.
 #[test]
 fn usr1_with_a_full_queue_stops_nothing() {
     let front = ports::free_addr();

@@ -1,4 +1,5 @@
-//! A backend whose packets are dropped, in a network of the test's own: no refusal, no reset, nothing.
+//! A backend whose packets are dropped, in a network of the test's own: no refusal, no reset,
+//! nothing.
 
 use crate::harness::{
     net, ports,
@@ -83,8 +84,8 @@ impl Setup {
     }
 }
 
-/// Checks notice before clients have to: no session waits for its connect to time out once the verdict stands, and those
-/// that are stuck on the lost server are told.
+/// Checks notice before clients have to: no session waits for its connect to time out once the
+/// verdict stands, and those that are stuck on the lost server are told.
 #[test]
 fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
     if programs::place().is_none() {
@@ -113,7 +114,8 @@ fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
     );
     let saw = event["transcript"].as_str().unwrap();
     assert!(saw.contains("connecting: no answer within 300ms"), "{saw}");
-    // An interval, two checks that time out, and the pause between their beginnings is within the first of them.
+    // An interval, two checks that time out, and the pause between their beginnings is within the
+    // first of them.
     assert!(noticed < secs(5), "{noticed:?}");
 
     // Nobody waits for a connect that is lost.
@@ -139,7 +141,8 @@ fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
     assert_eq!(setup.who(), "lost");
 }
 
-/// A check that is lost in a moment of trouble is no verdict, and with `keep` what was under way goes on when it is over.
+/// A check that is lost in a moment of trouble is no verdict, and with `keep` what was under way
+/// goes on when it is over.
 #[test]
 fn a_short_hole_does_no_harm() {
     if programs::place().is_none() {

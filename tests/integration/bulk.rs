@@ -38,8 +38,8 @@ fn iperf3_both_ways() {
         assert!(report.get("error").is_none(), "iperf3 {options}: {said}");
         let moved = |side: &str| report["end"][side]["bytes"].as_u64().unwrap();
         assert!(moved("sum_sent") >= bytes, "iperf3 {options}: {said}");
-        // The receiver stops counting when the sender has stopped, whatever is on its way then: up to the largest
-        // receive buffer of the kernel in each stream.
+        // The receiver stops counting when the sender has stopped, whatever is on its way then: up
+        // to the largest receive buffer of the kernel in each stream.
         assert!(
             moved("sum_received") >= bytes / 2,
             "iperf3 {options}: {said}"

@@ -22,7 +22,8 @@ struct Setup {
     tembuku: Tembuku,
 }
 
-/// One nginx that is four servers, `n0` to `n3`, each of which is ill while there is a file that says so.
+/// One nginx that is four servers, `n0` to `n3`, each of which is ill while there is a file that
+/// says so.
 fn setup() -> Setup {
     let backends: Vec<SocketAddr> = (0..BACKENDS).map(|_| ports::free_addr()).collect();
     let servers: Vec<String> = backends

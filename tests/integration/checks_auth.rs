@@ -46,7 +46,8 @@ fn passwords_are_used_and_not_shown() {
         "PING: PONG, ROLE: master"
     );
 
-    // Another one in the file, of which the server knows nothing: that is not looked at while the old one works.
+    // Another one in the file, of which the server knows nothing: that is not looked at while the
+    // old one works.
     dir.write("password", OTHER);
     let reset = |password: &str| {
         let mut stream = net::connect(server.addr).unwrap();
@@ -120,8 +121,8 @@ fn a_new_password_reaches_all_backends() {
     }
 }
 
-/// A password that does not come (a pipe that nobody writes to, a file server that hangs) keeps no check from noticing
-/// what happens to the server.
+/// A password that does not come (a pipe that nobody writes to, a file server that hangs) keeps no
+/// check from noticing what happens to the server.
 #[test]
 fn a_password_that_cannot_be_read_again_stops_no_check() {
     let mut server = Redis::start_with(ports::free_addr(), &["--requirepass", "first-one"]);
@@ -163,7 +164,8 @@ fn a_password_that_cannot_be_read_again_stops_no_check() {
         .open(&pipe);
 }
 
-/// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to hear why.
+/// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to
+/// hear why.
 #[test]
 fn what_fails_from_the_start_is_told() {
     let server = Redis::start_with(ports::free_addr(), &["--requirepass", "hidden"]);

@@ -1,4 +1,5 @@
-//! Checks over UDP: a name server that answers, one that does not, and those who answer something else.
+//! Checks over UDP: a name server that answers, one that does not, and those who answer something
+//! else.
 
 use crate::{
     checks_mysql::setup,

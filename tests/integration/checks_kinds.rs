@@ -1,4 +1,5 @@
-//! Every kind of check against a server that is well, and against those that are not: each has its reason.
+//! Every kind of check against a server that is well, and against those that are not: each has its
+//! reason.
 
 use crate::harness::{
     bounded, millis,
@@ -81,8 +82,8 @@ fn listen_only(mut stream: &TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-/// What a server does that a check must not believe: its reason for each kind, in the order redis, http, send_expect,
-/// postgres, mysql (which listens first).
+/// What a server does that a check must not believe: its reason for each kind, in the order redis,
+/// http, send_expect, postgres, mysql (which listens first).
 #[test]
 fn servers_that_misbehave_have_their_reason() {
     type Handler = fn(TcpStream);
@@ -485,7 +486,8 @@ fn send_expect_puts_pieces_together() {
 
 #[test]
 fn the_header_for_the_backend_is_sent_by_checks_too() {
-    // Behind the fixed part of version 2 a checksum follows, of which the fixed part says how long it is.
+    // Behind the fixed part of version 2 a checksum follows, of which the fixed part says how long
+    // it is.
     for (version, header, more) in [
         ("v1", &b"PROXY UNKNOWN\r\n"[..], 0),
         ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x07", 7),

@@ -1,5 +1,5 @@
-//! Checks of MariaDB: who may be written to, what becomes of sessions when that moves, and what a server remembers of
-//! those who ask.
+//! Checks of MariaDB: who may be written to, what becomes of sessions when that moves, and what a
+//! server remembers of those who ask.
 
 use crate::harness::{
     mariadb::MariaDb,
@@ -250,7 +250,8 @@ fn when_read_only_moves_no_session_stays_behind() {
         });
 }
 
-/// A server counts those that leave without a word, warns of them in its log, and in the end refuses their address.
+/// A server counts those that leave without a word, warns of them in its log, and in the end
+/// refuses their address.
 #[test]
 fn checks_leave_no_trace_in_the_counters_and_the_log() {
     let server = MariaDb::start();
@@ -304,7 +305,8 @@ fn checks_do_not_get_their_address_blocked() {
             "checks_mysql::checks_do_not_get_their_address_blocked",
         );
     };
-    // A server does not count those who come over the loopback device's own addresses; this one has a name.
+    // A server does not count those who come over the loopback device's own addresses; this one has
+    // a name.
     let addr: SocketAddr = format!("[fd00:7e57::5]:{}", ports::free_port())
         .parse()
         .unwrap();

@@ -135,7 +135,8 @@ fn mariadb_lets_in_whom_it_knows() {
     );
 }
 
-/// A server that sends back what it is told, as the message of an error: once the password is among that, nothing is shown.
+/// A server that sends back what it is told, as the message of an error: once the password is among
+/// that, nothing is shown.
 #[test]
 fn a_password_that_comes_back_is_not_shown() {
     let dir = TempDir::new();
@@ -179,7 +180,8 @@ fn proof(password: &[u8]) -> Vec<u8> {
 /// What is told to a server that does not remember the password, and whether it was taken leave of.
 type Told = mpsc::Receiver<(Vec<u8>, bool)>;
 
-/// A server of which `tail` is what comes after the login packet; what that was told is sent to the test.
+/// A server of which `tail` is what comes after the login packet; what that was told is sent to the
+/// test.
 fn server(
     speaks_tls: bool,
     inside: impl Fn(TcpStream) -> Box<dyn Stream> + Send + Sync + 'static,

@@ -73,7 +73,8 @@ fn a_mariadb_under_two_names_and_two_addresses() {
     assert_one(&tembuku, server.addr);
 }
 
-/// A standby that was promoted beside its primary has the same data and the same system identifier: two primaries.
+/// A standby that was promoted beside its primary has the same data and the same system identifier:
+/// two primaries.
 #[test]
 fn two_servers_with_the_same_data_are_two() {
     let one = Postgres::start();

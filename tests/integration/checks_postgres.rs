@@ -272,7 +272,8 @@ fn checks_leave_nothing_in_the_log() {
     }
 }
 
-/// Whoever takes any certificate takes one that says too little, too. A login is not bound to it then, which the server is told.
+/// Whoever takes any certificate takes one that says too little, too. A login is not bound to it
+/// then, which the server is told.
 #[test]
 fn a_certificate_of_version_1() {
     let authority = Authority::new("one");

@@ -1,4 +1,5 @@
-//! Who is the primary of PostgreSQL servers, how far the replicas are behind, and what becomes of sessions when that changes.
+//! Who is the primary of PostgreSQL servers, how far the replicas are behind, and what becomes of
+//! sessions when that changes.
 
 use crate::{
     checks_postgres::{Setup, setup},
@@ -44,7 +45,8 @@ fn write(front: SocketAddr, who: &str) -> bool {
     proc::run(secs(20), psql).status.success()
 }
 
-/// The old primary is stopped, or killed, under load, and its replica takes its place; then it comes back and follows.
+/// The old primary is stopped, or killed, under load, and its replica takes its place; then it
+/// comes back and follows.
 #[test]
 fn the_primary_is_another_after_a_promotion() {
     for signal in [Signal::INT, Signal::KILL] {
@@ -113,8 +115,8 @@ fn the_primary_is_another_after_a_promotion() {
     }
 }
 
-/// The worst that can happen: a replica is promoted, and nobody tells the old primary, which goes on taking writes. What it
-/// takes is lost, so its sessions have to end at once, and none may come.
+/// The worst that can happen: a replica is promoted, and nobody tells the old primary, which goes
+/// on taking writes. What it takes is lost, so its sessions have to end at once, and none may come.
 #[test]
 fn an_old_primary_that_lives_on_is_left() {
     let old = primary();

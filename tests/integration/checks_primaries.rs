@@ -68,7 +68,8 @@ fn primaries(setup: &Setup, count: f64) {
         .wait_metric("upstream_primaries", &[], |n| n == count);
 }
 
-/// The primary dies and another one is promoted. Started again alone it calls itself a primary, as every Redis does.
+/// The primary dies and another one is promoted. Started again alone it calls itself a primary, as
+/// every Redis does.
 #[test]
 fn an_old_primary_that_comes_back_alone_gets_no_session() {
     let [mut old, new, third] = three();
@@ -126,7 +127,8 @@ fn an_old_primary_that_comes_back_alone_gets_no_session() {
     assert_eq!(ping(&mut held).unwrap(), "+PONG");
 }
 
-/// Two that know nothing of each other: the first takes all, and the other as soon as the first is gone.
+/// Two that know nothing of each other: the first takes all, and the other as soon as the first is
+/// gone.
 #[test]
 fn a_doubt_ends_with_the_other_one() {
     let [mut first, second] = [0; 2].map(|_| Redis::start(ports::free_addr()));
@@ -160,7 +162,8 @@ fn a_doubt_ends_with_the_other_one() {
     assert_eq!(answers(&setup, 40), ["second"]);
 }
 
-/// A primary that hangs is no verdict yet where checks are patient; still nobody is sent there for long.
+/// A primary that hangs is no verdict yet where checks are patient; still nobody is sent there for
+/// long.
 #[test]
 fn a_primary_that_nobody_hears_of_takes_nothing_new() {
     let [old, elsewhere, new] = [0; 3].map(|_| Redis::start(ports::free_addr()));

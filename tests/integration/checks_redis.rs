@@ -94,7 +94,8 @@ pub(crate) fn info(addr: SocketAddr, section: &str) -> String {
     text
 }
 
-/// How many writes of clients this replica has turned away: those that it got by replication are not among them.
+/// How many writes of clients this replica has turned away: those that it got by replication are
+/// not among them.
 fn turned_away(server: &Redis) -> u64 {
     let text = info(server.addr, "commandstats");
     let line = text.lines().find(|line| line.starts_with("cmdstat_set:"));
@@ -439,7 +440,8 @@ fn a_killed_server_fails_its_own_sessions_alone() {
     });
 }
 
-/// Once sessions are to leave because the role is lost, it does not help the old primary that it then hangs.
+/// Once sessions are to leave because the role is lost, it does not help the old primary that it
+/// then hangs.
 #[test]
 fn a_close_that_has_begun_is_not_put_off() {
     let (old, new) = (
@@ -469,7 +471,8 @@ fn a_close_that_has_begun_is_not_put_off() {
         });
 }
 
-/// A replica that hears nothing from its primary is left out, and so is one that knows that it is cut off.
+/// A replica that hears nothing from its primary is left out, and so is one that knows that it is
+/// cut off.
 #[test]
 fn a_replica_without_its_primary_is_lagging() {
     let mut primary = Redis::start_with(ports::free_addr(), &["--repl-ping-replica-period", "1"]);

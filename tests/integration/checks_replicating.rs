@@ -1,4 +1,5 @@
-//! Replicas that do not replicate get no readers, and a server that is well in the other role is a standby.
+//! Replicas that do not replicate get no readers, and a server that is well in the other role is a
+//! standby.
 
 use crate::{
     checks_mysql::{self, CHECK},

@@ -20,7 +20,8 @@ use std::{
     time::Instant,
 };
 
-/// A backend on an address of its own, which is asked at another port: so it can be made ill without being touched.
+/// A backend on an address of its own, which is asked at another port: so it can be made ill
+/// without being touched.
 struct Node {
     data: Server,
     asked_at: SocketAddr,
@@ -181,8 +182,8 @@ fn on_down_may_wait_and_see() {
     setup.wait_closed("backend_down", 1.0);
 }
 
-/// A primary that takes nothing is none to go back to; and what was begun is not forgotten because the backup was away for
-/// a moment.
+/// A primary that takes nothing is none to go back to; and what was begun is not forgotten because
+/// the backup was away for a moment.
 #[test]
 fn sessions_on_backups_end_only_where_there_is_somewhere_to_go() {
     let keys = "on_recover = { close_after = \"1s\" }";
@@ -373,8 +374,8 @@ fn many_sessions_end_one_after_the_other() {
     setup.wait_closed("backend_down", 600.0);
 }
 
-/// Clients come without a pause while a backend goes and comes: whenever it is down, all sessions on it end, those that
-/// were just being connected among them.
+/// Clients come without a pause while a backend goes and comes: whenever it is down, all sessions
+/// on it end, those that were just being connected among them.
 #[test]
 fn nobody_slips_onto_a_backend_that_is_left() {
     let mut setup = setup(

@@ -1,4 +1,5 @@
-//! Checks inside TLS, of servers that begin with it: whom they trust, and what is said about those that they do not.
+//! Checks inside TLS, of servers that begin with it: whom they trust, and what is said about those
+//! that they do not.
 
 use crate::harness::{
     certs::{Authority, Certificate},
@@ -210,8 +211,8 @@ fn each_check_shakes_hands_anew() {
     }
 }
 
-/// The end of the handshake and the question after it go out one after the other. Whoever waits in between for the server to
-/// acknowledge the first waits for 40 ms, every time.
+/// The end of the handshake and the question after it go out one after the other. Whoever waits in
+/// between for the server to acknowledge the first waits for 40 ms, every time.
 #[test]
 fn no_question_waits_for_an_acknowledgement() {
     let authority = Authority::new("one");

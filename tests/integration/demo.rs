@@ -1,4 +1,5 @@
-//! The demo does what it prints: the addresses are taken from its words, and so are the things to try.
+//! The demo does what it prints: the addresses are taken from its words, and so are the things to
+//! try.
 
 use crate::harness::{
     http, net,

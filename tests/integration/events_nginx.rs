@@ -1,5 +1,5 @@
-//! One story for nginx and for us: backends of different weight, one `down`, one dead, backups; sessions that stay and
-//! that end; backends that die and come back.
+//! One story for nginx and for us: backends of different weight, one `down`, one dead, backups;
+//! sessions that stay and that end; backends that die and come back.
 
 use crate::harness::{
     net::{ask_from, assert_ends_now, connect_with, read_line},
@@ -295,8 +295,9 @@ fn consistent_hash_picks_the_same() {
     the_same_picks(name, directive, balance, false);
 }
 
-/// What has failed is tried again. When, the two find out each for itself, so that it is not pick by pick: none is sent to
-/// the dead, backups serve while nobody else can and no longer, and whoever is back gets its share.
+/// What has failed is tried again. When, the two find out each for itself, so that it is not pick
+/// by pick: none is sent to the dead, backups serve while nobody else can and no longer, and
+/// whoever is back gets its share.
 fn coming_back(name: &str, directive: &str, balance: &str, backups: bool) -> Story {
     let mut story = Story::begin(name, directive, balance, backups, "1s");
     for _ in 0..14 {

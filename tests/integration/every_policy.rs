@@ -1,4 +1,5 @@
-//! What holds whatever the policy: limits of the backends are kept, and no session tries a backend twice.
+//! What holds whatever the policy: limits of the backends are kept, and no session tries a backend
+//! twice.
 
 use crate::harness::{
     net::{ask_from, assert_ends_now, connect_with, read_all, read_line},
@@ -50,7 +51,8 @@ fn client(n: usize) -> IpAddr {
     Ipv4Addr::new(127, (n * 37 % 256) as u8, (n * 101 % 256) as u8, 1).into()
 }
 
-/// A named backend that keeps count of the sessions on it. It has seen the end of one before its peer has.
+/// A named backend that keeps count of the sessions on it. It has seen the end of one before its
+/// peer has.
 struct Counting {
     server: Server,
     most: Arc<AtomicUsize>,
@@ -72,8 +74,8 @@ impl Counting {
     }
 }
 
-/// Clients that come all at once and stay: as many as there is room for are served, and each of the others is turned
-/// away. When they have gone there is room again, and as much.
+/// Clients that come all at once and stay: as many as there is room for are served, and each of the
+/// others is turned away. When they have gone there is room again, and as much.
 #[test]
 fn a_burst_fills_every_place_and_no_more() {
     const ROOM: usize = 4;
@@ -129,8 +131,8 @@ fn a_burst_fills_every_place_and_no_more() {
     }
 }
 
-/// Coming and going: places are given back and taken at once by the next, on all workers, and still no backend ever
-/// has one session more than it may.
+/// Coming and going: places are given back and taken at once by the next, on all workers, and still
+/// no backend ever has one session more than it may.
 #[test]
 fn a_limit_holds_while_sessions_come_and_go() {
     const ROOM: usize = 2;
@@ -178,8 +180,9 @@ fn attempts(tembuku: &Tembuku, count: usize) -> Vec<(Vec<String>, serde_json::Va
     tembuku.access_log(count).into_iter().map(tried).collect()
 }
 
-/// Each session finds the only one that lives, whatever it meets before: with three others and three retries there is
-/// no try to spare. `max_fails = 0`: none is ever left out, so that every session meets them anew.
+/// Each session finds the only one that lives, whatever it meets before: with three others and
+/// three retries there is no try to spare. `max_fails = 0`: none is ever left out, so that every
+/// session meets them anew.
 #[test]
 fn no_session_tries_a_backend_twice() {
     const SESSIONS: usize = 40;
@@ -232,7 +235,8 @@ fn a_session_ends_when_all_were_tried() {
     }
 }
 
-/// Backends that fail stay out for later sessions: each is tried once in all, by whichever session comes first.
+/// Backends that fail stay out for later sessions: each is tried once in all, by whichever session
+/// comes first.
 #[test]
 fn together_the_sessions_try_a_dead_backend_once() {
     const SESSIONS: usize = 15;

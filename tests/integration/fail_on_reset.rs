@@ -23,7 +23,8 @@ struct Setup {
     _well: Server,
 }
 
-/// One backend that resets its connections while it is sick, after it has read a byte, and one that is well.
+/// One backend that resets its connections while it is sick, after it has read a byte, and one that
+/// is well.
 fn setup(keys: &str) -> Setup {
     let sick = Arc::new(AtomicBool::new(true));
     let mood = Arc::clone(&sick);
@@ -94,7 +95,8 @@ fn resets_before_an_answer_take_a_backend_out_and_an_answer_brings_it_back() {
         "{answers:?}"
     );
     assert_eq!(setup.state(), "failed");
-    // Left out: nothing goes there until its time has passed, and then one session, whose connect proves nothing.
+    // Left out: nothing goes there until its time has passed, and then one session, whose connect
+    // proves nothing.
     wait_until("it is tried again", secs(10), || setup.ask().is_none());
     assert_eq!(setup.events(), ["up failed reset"]);
     assert_eq!(setup.state(), "failed");
@@ -113,7 +115,8 @@ fn resets_before_an_answer_take_a_backend_out_and_an_answer_brings_it_back() {
     assert_eq!(answers.iter().filter(|a| *a == "moody").count(), 5);
 }
 
-/// A reset after an answer has begun, one that the client began, and a clean end say nothing about the backend.
+/// A reset after an answer has begun, one that the client began, and a clean end say nothing about
+/// the backend.
 #[test]
 fn what_else_ends_a_session_does_not_count() {
     let well = Server::start(|mut stream| {

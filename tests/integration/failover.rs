@@ -19,7 +19,8 @@ struct Setup {
     front: SocketAddr,
 }
 
-/// `listener` are keys, `backends` the elements of the list. Two workers: they share one order of turns.
+/// `listener` are keys, `backends` the elements of the list. Two workers: they share one order of
+/// turns.
 fn setup(listener: &str, backends: &[String]) -> Setup {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
@@ -167,7 +168,8 @@ fn without_retries_the_first_failure_is_the_last() {
 #[test]
 fn no_backend_is_tried_twice_in_a_session() {
     let dead: Vec<SocketAddr> = (0..4).map(|_| refusing()).collect();
-    // They never count as failed, so that nothing but the rule keeps a session from trying one again.
+    // They never count as failed, so that nothing but the rule keeps a session from trying one
+    // again.
     let backends: Vec<String> = dead
         .iter()
         .map(|&addr| with(addr, "max_fails = 0"))

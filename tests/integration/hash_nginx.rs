@@ -167,8 +167,9 @@ fn the_turns_of_round_robin_are_the_same() {
     }
 }
 
-/// A failure that does not put a backend out yet lowers its share, which then grows back by one a pick: with `max_fails`
-/// above one the turns show it. 0: it may fail as often as it likes, and keeps its share.
+/// A failure that does not put a backend out yet lowers its share, which then grows back by one a
+/// pick: with `max_fails` above one the turns show it. 0: it may fail as often as it likes, and
+/// keeps its share.
 #[test]
 fn the_turns_after_failures_are_the_same() {
     let mut rng = Rng::new(rng::seed("hash_nginx::the_turns_after_failures"));
@@ -215,7 +216,8 @@ fn the_plain_hash_is_the_same() {
     }
 }
 
-/// Sessions that stay are opened on both in step: the n-th goes to the same backend, whatever was closed before.
+/// Sessions that stay are opened on both in step: the n-th goes to the same backend, whatever was
+/// closed before.
 #[test]
 fn the_fewest_connections_are_the_same() {
     let mut rng = Rng::new(rng::seed("hash_nginx::the_fewest_connections"));

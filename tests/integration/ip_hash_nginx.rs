@@ -53,7 +53,8 @@ fn ask_from(source: IpAddr, addr: SocketAddr) -> io::Result<String> {
     call(connect_with(addr, Some(source), 0, 0)?)
 }
 
-/// The formula maps some networks onto themselves, one in 6,271: their clients get the same number at every try.
+/// The formula maps some networks onto themselves, one in 6,271: their clients get the same number
+/// at every try.
 fn is_stuck(source: &IpAddr) -> bool {
     let bytes = match source {
         IpAddr::V4(ip) => ip.octets()[..3].to_vec(),
@@ -107,7 +108,8 @@ fn ipv6_clients() {
     );
 }
 
-/// After twenty tries at one that is `down`, turns decide, and the clients of such a network are spread.
+/// After twenty tries at one that is `down`, turns decide, and the clients of such a network are
+/// spread.
 #[test]
 fn a_client_whose_hash_stands_still_takes_turns() {
     let servers = [web("b1"), web("b2"), web("b3")];
@@ -190,8 +192,9 @@ fn a_dead_backend_has_the_same_heirs() {
     assert_eq!(marked, after);
 }
 
-/// Several dead and several `down` besides: the search of one client goes through many tries, and at times past the
-/// twenty after which turns decide. Whoever is first to meet a dead one finds it out for all who come later.
+/// Several dead and several `down` besides: the search of one client goes through many tries, and
+/// at times past the twenty after which turns decide. Whoever is first to meet a dead one finds it
+/// out for all who come later.
 #[test]
 fn any_number_of_backends_of_any_weight() {
     let mut rng = Rng::new(rng::seed("ip_hash_nginx::any_number"));
@@ -225,7 +228,8 @@ fn any_number_of_backends_of_any_weight() {
     }
 }
 
-/// A backend that dies under way and comes back: the picks are the same before, while it is dead, and after.
+/// A backend that dies under way and comes back: the picks are the same before, while it is dead,
+/// and after.
 #[test]
 fn a_backend_that_comes_back_gets_its_clients_back() {
     let mut rng = Rng::new(rng::seed("ip_hash_nginx::a_backend_that_comes_back"));

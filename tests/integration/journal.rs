@@ -1,4 +1,5 @@
-//! What is told of a backend that has left: since when, why, when its sessions were over and who took the next.
+//! What is told of a backend that has left: since when, why, when its sessions were over and who
+//! took the next.
 
 use crate::harness::{
     net, ports, secs,
@@ -24,7 +25,8 @@ struct Setup {
     _second: Server,
 }
 
-/// Two backends that greet; the check looks at the greeting. The first is used as long as it is well.
+/// Two backends that greet; the check looks at the greeting. The first is used as long as it is
+/// well.
 fn setup(upstream: &str) -> Setup {
     let well = Arc::new(AtomicBool::new(true));
     let mood = Arc::clone(&well);
@@ -93,8 +95,8 @@ fn from_the_first_doubt_to_the_next_session() {
     assert_eq!(event["address"], setup.first.addr.to_string());
     assert!(event["transcript"].as_str().unwrap().contains("one is ill"));
     assert_eq!(event["sessions"], 1);
-    // Three failures, two pauses of 180 to 200 ms between them, of which a machine that stalls may take some away; what
-    // began before the verdict is within it.
+    // Three failures, two pauses of 180 to 200 ms between them, of which a machine that stalls may
+    // take some away; what began before the verdict is within it.
     let doubt = event["doubt_seconds"].as_f64().unwrap();
     assert!((0.3..told_after.as_secs_f64()).contains(&doubt), "{doubt}");
     assert_eq!(event["last_session_closed_seconds"], Value::Null);
@@ -155,7 +157,8 @@ fn event_backend(setup: &Setup, index: usize) -> Value {
     status["upstreams"][0]["backends"][index]["address"].clone()
 }
 
-/// With `close` the sessions are over at once, and the event says so; one that is well again leaves the rest unsaid.
+/// With `close` the sessions are over at once, and the event says so; one that is well again leaves
+/// the rest unsaid.
 #[test]
 fn closed_sessions_and_a_recovery() {
     let setup = setup("on_down = \"close\"");

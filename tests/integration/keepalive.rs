@@ -11,7 +11,8 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
-/// The kernel's timer for a connection, in seconds, if it is that of keepalive. `local` and `peer` are ports.
+/// The kernel's timer for a connection, in seconds, if it is that of keepalive. `local` and `peer`
+/// are ports.
 fn keepalive(local: u16, peer: u16) -> Option<f64> {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let (local, peer) = (format!(":{local:04X}"), format!(":{peer:04X}"));
@@ -84,6 +85,7 @@ fn both_sides_are_asked_if_that_is_wanted() {
     println!("in {client} s and {backend} s");
     assert!((20.0..=30.0).contains(&client) && (20.0..=30.0).contains(&backend));
     assert_eq!(without.timers(), (None, None));
-    // A session that has moved nothing since is asked after, too: both have been idle all this time.
+    // A session that has moved nothing since is asked after, too: both have been idle all this
+    // time.
     assert!(poll(millis(100), || (with.timers().1.is_none()).then_some(())).is_none());
 }

@@ -1,4 +1,5 @@
-//! A server that is killed under load: its own sessions fail and no others, and whoever comes afterwards is served.
+//! A server that is killed under load: its own sessions fail and no others, and whoever comes
+//! afterwards is served.
 
 use crate::harness::{
     net, ports,
@@ -47,7 +48,8 @@ fn active(tembuku: &Tembuku, addr: SocketAddr) -> usize {
     tembuku.metric("backend_active_connections", &labels) as usize
 }
 
-/// What one client went through: on which server its sessions ended, and how many requests were answered.
+/// What one client went through: on which server its sessions ended, and how many requests were
+/// answered.
 #[derive(Default)]
 struct Log {
     failed_on: BTreeMap<String, usize>,
@@ -123,8 +125,8 @@ fn only_the_sessions_on_it_fail() {
             BTreeMap::from([("r1".to_owned(), there)]),
             "{check:?}"
         );
-        // A server that dies closes its sessions before its listening socket: who is quick is still taken there, for
-        // the last time. No other session may end unheard.
+        // A server that dies closes its sessions before its listening socket: who is quick is still
+        // taken there, for the last time. No other session may end unheard.
         let taken = tembuku.metric(
             "backend_connections_total",
             &[("backend", &addrs[1].to_string())],
@@ -138,7 +140,8 @@ fn only_the_sessions_on_it_fail() {
     }
 }
 
-/// It gives up at the first error, so those that had a session there say so, and the others end well.
+/// It gives up at the first error, so those that had a session there say so, and the others end
+/// well.
 #[test]
 fn redis_benchmark_goes_on_elsewhere() {
     let mut servers = redis_servers();
@@ -185,7 +188,8 @@ fn redis_benchmark_goes_on_elsewhere() {
     assert!(output.status.success(), "{}", proc::text(&output));
 }
 
-/// Its errors are those of the sessions that were on the server; it connects again, which always succeeds.
+/// Its errors are those of the sessions that were on the server; it connects again, which always
+/// succeeds.
 #[test]
 fn wrk_loses_what_was_there() {
     let addrs: Vec<SocketAddr> = (0..3).map(|_| ports::free_addr()).collect();
@@ -220,7 +224,8 @@ fn wrk_loses_what_was_there() {
             numbers.filter_map(|n| n.parse().ok()).collect()
         })
         .unwrap_or_default();
-    // connect, read, write, timeout. What is written to a session that is about to end is an error of writing.
+    // connect, read, write, timeout. What is written to a session that is about to end is an error
+    // of writing.
     let [0, read, write, 0] = errors[..] else {
         panic!("{said}");
     };

@@ -1,7 +1,8 @@
 //! Every dependency's licence is one that this project may be distributed with.
 //!
-//! The other half of such an audit, known vulnerabilities, needs the RustSec database from the network (`cargo audit`
-//! or `cargo deny check advisories`), and so has no place in a test that must pass offline.
+//! The other half of such an audit, known vulnerabilities, needs the RustSec database from the
+//! network (`cargo audit` or `cargo deny check advisories`), and so has no place in a test that
+//! must pass offline.
 
 use crate::harness::{proc::run_ok, secs};
 use serde_json::Value;
@@ -23,7 +24,8 @@ const ALLOWED: &[&str] = &[
     "Zlib",
 ];
 
-/// Whether an SPDX expression leaves a choice of which every part is allowed. `/` is the old way of writing OR.
+/// Whether an SPDX expression leaves a choice of which every part is allowed. `/` is the old way of
+/// writing OR.
 fn allowed(expression: &str) -> bool {
     let spaced = expression
         .replace('(', " ( ")

@@ -76,7 +76,8 @@ fn the_process_holds_its_max_connections_over_all_listeners() {
         tembuku.wait_metric("listener_rejected_total", &labels, |n| n == 1.0);
     }
     held.clear();
-    // As many as there may be: that those before have ended is for the program to notice, in its own time.
+    // As many as there may be: that those before have ended is for the program to notice, in its
+    // own time.
     for _ in 0..3 {
         tembuku.wait_idle();
         assert_eq!(ask_many(fronts[0], 4).len(), 4);
@@ -117,7 +118,8 @@ fn without_a_rule_that_matches_access_is_allowed() {
     assert_eq!(net::ask(front).unwrap(), "b1");
 }
 
-/// A burst of clients uses up the descriptors: it neither spins nor stops, and serves again as soon as some are free.
+/// A burst of clients uses up the descriptors: it neither spins nor stops, and serves again as soon
+/// as some are free.
 #[test]
 fn descriptors_may_run_out() {
     let servers = named(1);
@@ -136,7 +138,8 @@ fn descriptors_may_run_out() {
     );
 
     let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(front).unwrap()).collect();
-    // Those that were served have heard a name; how many, is known when nobody hears anything any more.
+    // Those that were served have heard a name; how many, is known when nobody hears anything any
+    // more.
     let mut names: Vec<String> = vec![String::new(); clients.len()];
     for client in &clients {
         client.set_nonblocking(true).unwrap();
@@ -190,7 +193,8 @@ fn descriptors_may_run_out() {
     assert_eq!(others, 0.0);
 }
 
-/// The same when the limit is there from the start: then it is known, and clients beyond it are turned away in order.
+/// The same when the limit is there from the start: then it is known, and clients beyond it are
+/// turned away in order.
 #[test]
 fn a_low_limit_of_descriptors_is_respected() {
     let servers = named(1);

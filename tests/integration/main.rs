@@ -1,8 +1,10 @@
-//! Tests against real clients and servers, all in one program: it links once, and one run numbers its own ports.
+//! Tests against real clients and servers, all in one program: it links once, and one run numbers
+//! its own ports.
 //!
 //! A file here is a subject; its name is the filter: `tests/run redis`, `tests/run transfer::`.
 //!
-//! - `TEMBUKU_TEST_SEED` repeats the random choices of a run, which every test that has some prints.
+//! - `TEMBUKU_TEST_SEED` repeats the random choices of a run, which every test that has some
+//!   prints.
 //! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test.
 //! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
 #![allow(

@@ -1,4 +1,5 @@
-//! What the log tells, at level info, of clients and datagrams that get no service: the first at once, and in the end all.
+//! What the log tells, at level info, of clients and datagrams that get no service: the first at
+//! once, and in the end all.
 
 use crate::harness::{
     net::{assert_closed_at_once, assert_ends_now, connect, connect_with, session},

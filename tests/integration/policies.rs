@@ -1,4 +1,5 @@
-//! Policies for which nginx's stream module has no counterpart, or none that gives the same picks: by what they do.
+//! Policies for which nginx's stream module has no counterpart, or none that gives the same picks:
+//! by what they do.
 
 use crate::harness::{
     net::{ask_from, connect, connect_with, read_line},
@@ -51,7 +52,8 @@ fn first_fills_one_after_the_other() {
     assert_eq!(hold(front).1, "b1");
 }
 
-/// By chance alone the fullest of four would be some 20 sessions ahead of the emptiest; with the better of two it is a few.
+/// By chance alone the fullest of four would be some 20 sessions ahead of the emptiest; with the
+/// better of two it is a few.
 #[test]
 fn random_two_keeps_the_load_even() {
     let servers: Vec<Server> = (1..=4).map(|n| Server::named(&format!("b{n}"))).collect();
@@ -74,9 +76,9 @@ fn random_two_keeps_the_load_even() {
     );
 }
 
-/// Of two that are as busy the one drawn first is taken, so that the weights count when nobody is busy: five sevenths are
-/// 200 of 280, give or take 38 (five standard deviations). nginx takes the one drawn second, which turns the weights
-/// round: the heaviest gets a fifth there.
+/// Of two that are as busy the one drawn first is taken, so that the weights count when nobody is
+/// busy: five sevenths are 200 of 280, give or take 38 (five standard deviations). nginx takes the
+/// one drawn second, which turns the weights round: the heaviest gets a fifth there.
 #[test]
 fn random_two_follows_the_weights_when_nobody_is_busy() {
     let servers: Vec<Server> = (1..=3).map(|n| Server::named(&format!("b{n}"))).collect();

@@ -1,8 +1,8 @@
 //! Each policy is the one it says it is.
 //!
-//! A test of a policy is worth something only if no other policy would pass it. So each case here is run twice over: with
-//! its own policy, which must pass, and with every other in its place, none of which may. What it looks at comes through
-//! a listener, like everything.
+//! A test of a policy is worth something only if no other policy would pass it. So each case here
+//! is run twice over: with its own policy, which must pass, and with every other in its place, none
+//! of which may. What it looks at comes through a listener, like everything.
 //!
 //! A new policy needs a function that looks at what distinguishes it, and a line in `cases!`.
 
@@ -20,8 +20,8 @@ use std::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// A function that looks, by the name of the policy that must pass it. `Err` says what was not as it should be; anything
-/// else that goes wrong is a panic.
+/// A function that looks, by the name of the policy that must pass it. `Err` says what was not as
+/// it should be; anything else that goes wrong is a panic.
 macro_rules! cases {
     ($($balance:ident),* $(,)?) => {
         const POLICIES: &[&str] = &[$(stringify!($balance)),*];
@@ -136,7 +136,8 @@ fn spread(names: &[String], count: usize) -> usize {
 mod looks {
     use super::*;
 
-    /// Turns by weight, whatever sessions there are and whoever comes: these stay, and are from many addresses.
+    /// Turns by weight, whatever sessions there are and whoever comes: these stay, and are from
+    /// many addresses.
     pub(super) fn round_robin(balance: &str) -> Verdict {
         let (_servers, backends) = weighted(&[5, 1, 1]);
         let setup = start(balance, &backends);
@@ -148,7 +149,8 @@ mod looks {
         Ok(())
     }
 
-    /// Whoever has been left by its sessions gets every new one, until it has as many as the others again.
+    /// Whoever has been left by its sessions gets every new one, until it has as many as the others
+    /// again.
     pub(super) fn least_conn(balance: &str) -> Verdict {
         const EACH: usize = 20;
         let (servers, backends) = weighted(&[1, 1, 1]);
@@ -178,9 +180,10 @@ mod looks {
         check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))
     }
 
-    /// Chance, so that at times one is ahead of another by more than turns or counting would let it; but the better of
-    /// two: sessions of a single client that stay are spread within a few of each other, where by chance alone it would
-    /// be some 20 of 100. That one of them was slow once does not matter.
+    /// Chance, so that at times one is ahead of another by more than turns or counting would let
+    /// it; but the better of two: sessions of a single client that stay are spread within a few of
+    /// each other, where by chance alone it would be some 20 of 100. That one of them was slow once
+    /// does not matter.
     pub(super) fn random_two(balance: &str) -> Verdict {
         let quick = named(3);
         let (setup, _open) = slow_once(balance, &quick, 1)?;
@@ -250,8 +253,8 @@ mod looks {
         Ok(())
     }
 
-    /// Each client is where the ring says, by the names of the backends alone: their order does not matter, and when one
-    /// is taken out of the list nobody moves but its own clients.
+    /// Each client is where the ring says, by the names of the backends alone: their order does not
+    /// matter, and when one is taken out of the list nobody moves but its own clients.
     pub(super) fn consistent_hash(balance: &str) -> Verdict {
         let (servers, mut backends) = weighted(&[1, 1, 2, 1]);
         let mut ring = Vec::new();
@@ -288,7 +291,8 @@ mod looks {
         Ok(())
     }
 
-    /// Whoever took a second to connect once gets nothing more, however few sessions it has and whoever comes.
+    /// Whoever took a second to connect once gets nothing more, however few sessions it has and
+    /// whoever comes.
     pub(super) fn least_time(balance: &str) -> Verdict {
         // Heavier, so that it has the first turn, and would have half of those that follow.
         let quick = named(2);
@@ -301,7 +305,8 @@ mod looks {
         })
     }
 
-    /// The quick ones with a weight of 1 each, and behind them `slow`, which has taken a second to let the first in.
+    /// The quick ones with a weight of 1 each, and behind them `slow`, which has taken a second to
+    /// let the first in.
     fn slow_once(
         balance: &str,
         quick: &[Server],
@@ -347,8 +352,9 @@ mod looks {
         Ok(())
     }
 
-    /// Each client is in the slot that the hash of its address names, in a table filled as the paper says; neither the
-    /// order of the backends nor the loss of one of them sends anybody elsewhere who need not go.
+    /// Each client is in the slot that the hash of its address names, in a table filled as the
+    /// paper says; neither the order of the backends nor the loss of one of them sends anybody
+    /// elsewhere who need not go.
     pub(super) fn maglev(balance: &str) -> Verdict {
         const SLOTS: u64 = 65_537;
         let (servers, mut backends) = weighted(&[1, 1, 1, 1]);
@@ -358,7 +364,8 @@ mod looks {
             .map(|(server, n)| (server.addr.to_string(), format!("b{n}")))
             .collect();
         order.sort();
-        // Each backend's own order of all slots, and everybody takes by turns the first that is free.
+        // Each backend's own order of all slots, and everybody takes by turns the first that is
+        // free.
         let mut table: BTreeMap<u64, &str> = BTreeMap::new();
         let mut wishes: Vec<_> = order
             .iter()

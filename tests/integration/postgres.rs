@@ -1,4 +1,5 @@
-//! PostgreSQL behind it: pgbench with lasting connections and with one per transaction, and a large result.
+//! PostgreSQL behind it: pgbench with lasting connections and with one per transaction, and a large
+//! result.
 
 use crate::harness::{
     ports,

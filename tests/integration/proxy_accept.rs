@@ -164,7 +164,8 @@ fn what_follows_in_the_same_breath_arrives() {
     assert_eq!(tembuku.metric("backend_sent_bytes_total", &[]), total);
 }
 
-/// The whole of it has come before a backend is even asked: the end must not be taken for the client's leaving.
+/// The whole of it has come before a backend is even asked: the end must not be taken for the
+/// client's leaving.
 #[test]
 fn a_question_with_its_end_is_answered() {
     let front = ports::free_addr();
@@ -173,7 +174,8 @@ fn a_question_with_its_end_is_answered() {
         assert_eq!(end, End::Fin);
         stream.write_all(&[&question[..], b"?"].concat()).unwrap();
     });
-    // The first never answers: the search for a backend takes longer than a client that has left is waited for.
+    // The first never answers: the search for a backend takes longer than a client that has left is
+    // waited for.
     let hole = net::BlackHole::new();
     let _tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\nconnect_timeout = \"1s\"\n\

@@ -102,7 +102,8 @@ fn behind_haproxy_the_client_is_the_real_one_and_gets_nginx_s_pick() {
     assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
 }
 
-/// nginx and HAProxy, each of which answers with the client that it was told of and the address it asked for.
+/// nginx and HAProxy, each of which answers with the client that it was told of and the address it
+/// asked for.
 fn telling() -> (Nginx, Haproxy, [SocketAddr; 2]) {
     let (nginx, haproxy) = (ports::free_addr(), ports::free_addr());
     let line = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port\\n";
@@ -175,7 +176,8 @@ fn nginx_and_haproxy_behind_are_told_the_client() {
                 assert_eq!(hear(client), told, "{version}");
                 assert_eq!(hear(connect_saying(trusting, &header)), told, "{version}");
             }
-            // Of a client that has no address there is nothing to tell, but what is told is no mistake.
+            // Of a client that has no address there is nothing to tell, but what is told is no
+            // mistake.
             let client = UnixStream::connect(tembuku.dir.file("front")).unwrap();
             client.set_read_timeout(Some(net::PATIENCE)).unwrap();
             assert!(!hear(client).is_empty(), "{version}");
@@ -230,7 +232,8 @@ fn a_chain_of_three_names_the_first() {
     );
 }
 
-/// The picks that nginx 1.22.1 makes with these very backends, for clients that only a header can name here.
+/// The picks that nginx 1.22.1 makes with these very backends, for clients that only a header can
+/// name here.
 #[test]
 fn picks_for_clients_in_a_header_are_those_of_nginx() {
     if programs::place().is_none() {

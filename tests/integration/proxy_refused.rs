@@ -99,7 +99,8 @@ fn the_time_for_a_header_is_counted_from_the_accept() {
     let mut client = connect(front).unwrap();
     client.set_nodelay(true).unwrap();
     client.set_read_timeout(Some(millis(40))).unwrap();
-    // A byte whenever nothing has been heard for a while: by themselves they would take over a second.
+    // A byte whenever nothing has been heard for a while: by themselves they would take over a
+    // second.
     let mut bytes = V1.iter();
     let end = loop {
         match client.read(&mut [0]) {

@@ -220,7 +220,8 @@ fn a_server_that_speaks_first_is_heard_before_the_client_says_anything() {
     echo(&mut client, "EHLO").unwrap();
 }
 
-/// More than the backend takes at once: the rest of the header waits for it, and what follows waits behind it.
+/// More than the backend takes at once: the rest of the header waits for it, and what follows waits
+/// behind it.
 #[test]
 fn a_header_that_does_not_go_out_at_once_goes_out_whole() {
     let front = ports::free_addr();

@@ -44,7 +44,8 @@ fn refused(tembuku: &Tembuku, count: usize) {
     );
 }
 
-/// However it is cut, what would make a header of it never gets there, and everything before it does so at once.
+/// However it is cut, what would make a header of it never gets there, and everything before it
+/// does so at once.
 #[test]
 fn a_header_goes_no_further_than_here() {
     let front = ports::free_addr();

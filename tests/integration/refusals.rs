@@ -1,4 +1,5 @@
-//! Clients that are refused leave a record in the access log, and records name the address behind a host name.
+//! Clients that are refused leave a record in the access log, and records name the address behind a
+//! host name.
 
 use crate::harness::{
     net::{self, assert_closed_at_once, assert_ends_now, connect},
@@ -232,8 +233,8 @@ fn a_flood_of_refused_datagrams_leaves_few_records() {
     assert_eq!(tembuku.metric("access_log_dropped_total", &[]), 0.0);
 }
 
-/// nginx has a line for each client that it refuses, with 403 for a rule and 502 for want of a backend, and names the
-/// address in `$upstream_addr`.
+/// nginx has a line for each client that it refuses, with 403 for a rule and 502 for want of a
+/// backend, and names the address in `$upstream_addr`.
 #[test]
 fn nginx_has_a_record_of_the_same_clients() {
     let server = Server::named("b1");

@@ -411,8 +411,8 @@ fn bytes_are_counted_while_the_session_lives() {
     assert_eq!(relayed, 6002.0);
 }
 
-/// Small questions, then a flood, then small questions again, in one session: whichever way the bytes take, they
-/// arrive, and no end of a burst is held back.
+/// Small questions, then a flood, then small questions again, in one session: whichever way the
+/// bytes take, they arrive, and no end of a burst is held back.
 #[test]
 fn a_session_may_change_its_manners() {
     let server = Server::named("b");
@@ -583,7 +583,8 @@ fn an_early_answer_reaches_a_client_that_has_half_closed() {
     tembuku.wait_idle();
 }
 
-/// Splicing stops at TCP's urgent mark as if there were nothing more. The urgent byte itself is not relayed.
+/// Splicing stops at TCP's urgent mark as if there were nothing more. The urgent byte itself is not
+/// relayed.
 #[test]
 fn a_spliced_flow_steps_over_an_urgent_byte() {
     for after in [100, 100_000, 20_000_000] {

@@ -34,18 +34,21 @@ use tokio_util::sync::CancellationToken;
 const SESSIONS: usize = 1_200;
 /// Each way.
 const BYTES: usize = 1 << 20;
-/// A client that has so much waits for all the others. What is left does not fit into the buffer of its socket: what has
-/// been taken for it must wait, too, and a pipe with some of it in cannot be given back.
+/// A client that has so much waits for all the others. What is left does not fit into the buffer of
+/// its socket: what has been taken for it must wait, too, and a pipe with some of it in cannot be
+/// given back.
 const ENOUGH: usize = 640 << 10;
 const PIECE: usize = 64 << 10;
 /// Pages of the pipes that the program asks for.
 const LARGE_PIPE: usize = 64;
-/// So many of these it has at most, or as many pages as there may be descriptors, where that is less.
+/// So many of these it has at most, or as many pages as there may be descriptors, where that is
+/// less.
 const MOST_PIPES: usize = 1024;
 /// How long a broken program is given.
 const LIMIT: Duration = secs(60);
 
-/// Nobody else's: the budget is one for all processes of a user, and other tests use up that of `nobody`.
+/// Nobody else's: the budget is one for all processes of a user, and other tests use up that of
+/// `nobody`.
 const USER: u32 = 61_234;
 
 /// What all ends of all sessions share.

@@ -1,4 +1,5 @@
-//! Sessions of which much has happened when the program looks at them: it is stopped meanwhile, so that it finds all at once.
+//! Sessions of which much has happened when the program looks at them: it is stopped meanwhile, so
+//! that it finds all at once.
 
 use crate::harness::{
     net::{End, connect, read_all, reset, wait_delivered},
@@ -108,7 +109,8 @@ fn an_end_that_is_known_travels_with_the_last_bytes() {
     assert_eq!(packets_in(&client) - before, 1);
 }
 
-/// Everybody gets what was said to them, and nobody what was said to others, whatever came after it.
+/// Everybody gets what was said to them, and nobody what was said to others, whatever came after
+/// it.
 #[test]
 fn what_was_said_comes_before_whatever_came_after_it() {
     let setting = Setting::new();
@@ -161,14 +163,14 @@ fn what_was_said_comes_before_whatever_came_after_it() {
     }
 }
 
-/// Of several calls on a socket that was reset only the first fails, be it a write to it: the read after it must not take that for
-/// a clean end.
+/// Of several calls on a socket that was reset only the first fails, be it a write to it: the read
+/// after it must not take that for a clean end.
 #[test]
 fn a_reset_that_a_write_has_met_is_not_a_clean_end() {
     let setting = Setting::new();
     for round in 0..5 {
-        // What these get fills the room for what is to be written when the turn ends, so that it is written before the victim's
-        // backend is read for the last time.
+        // What these get fills the room for what is to be written when the turn ends, so that it is
+        // written before the victim's backend is read for the last time.
         let mut others: Vec<_> = (0..6).map(|_| setting.session()).collect();
         let (mut victim, mut backend) = setting.session();
         let answer = vec![round; 20_000];

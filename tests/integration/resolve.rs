@@ -147,8 +147,8 @@ fn a_start_that_waits_for_a_name_may_be_stopped() {
     assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
 }
 
-/// An address that is away for a moment, as with resolvers that name a part of all at a time, is still full when it
-/// comes back.
+/// An address that is away for a moment, as with resolvers that name a part of all at a time, is
+/// still full when it comes back.
 #[test]
 fn an_address_that_comes_back_is_known() {
     let Some(place) = programs::place() else {

@@ -122,7 +122,8 @@ fn the_text_follows_the_conventions() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let age = now.unwrap().as_secs_f64() - process("start_time_seconds", "gauge");
     assert!((-2.0..300.0).contains(&age), "{age}");
-    // Nothing has been reloaded yet, so there is nothing to say of it; and nothing else stands beside the standard names.
+    // Nothing has been reloaded yet, so there is nothing to say of it; and nothing else stands
+    // beside the standard names.
     for wrong in ["tembuku_process_", "tembuku_config_last_reload"] {
         assert!(!metrics.text.contains(wrong), "{wrong}");
     }

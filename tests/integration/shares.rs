@@ -1,4 +1,5 @@
-//! What changes how much a backend gets while it is up: slow start, bounded load, and the time it takes.
+//! What changes how much a backend gets while it is up: slow start, bounded load, and the time it
+//! takes.
 
 use crate::harness::{
     millis,
@@ -66,7 +67,8 @@ fn backend(tembuku: &Tembuku, address: SocketAddr) -> serde_json::Value {
     backends.iter().find(own).unwrap().clone()
 }
 
-/// After a failure a backend gets little at first, then its share again; at the start of the process it gets all at once.
+/// After a failure a backend gets little at first, then its share again; at the start of the
+/// process it gets all at once.
 #[test]
 fn slow_start_after_a_failure_and_not_at_the_start() {
     for upstream in [
@@ -148,8 +150,8 @@ fn slow_start_ends() {
     assert_eq!(names["slow"], 10, "{names:?}");
 }
 
-/// One client with many sessions would have them all on one backend; with a bound they go on along the ring, and no
-/// backend has more than its share and a quarter.
+/// One client with many sessions would have them all on one backend; with a bound they go on along
+/// the ring, and no backend has more than its share and a quarter.
 #[test]
 fn bounded_load_spreads_what_does_not_fit() {
     for balance in ["consistent_hash", "maglev"] {
@@ -191,8 +193,8 @@ fn bounded_load_spreads_what_does_not_fit() {
     }
 }
 
-/// The one that took a second to connect gets nothing more while the others take less, and is tried again once its
-/// average has halved often enough.
+/// The one that took a second to connect gets nothing more while the others take less, and is tried
+/// again once its average has halved often enough.
 #[test]
 fn least_time_avoids_the_one_that_is_slow_to_connect() {
     let crowded = Crowded::start();
@@ -222,8 +224,8 @@ fn least_time_avoids_the_one_that_is_slow_to_connect() {
     assert!(quick >= 10, "{quick}");
 }
 
-/// By the first byte: connecting is equally quick everywhere, but one keeps its answer back. A client that says nothing
-/// for a while is no fault of the backend.
+/// By the first byte: connecting is equally quick everywhere, but one keeps its answer back. A
+/// client that says nothing for a while is no fault of the backend.
 #[test]
 fn least_time_avoids_the_one_that_is_slow_to_answer() {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
@@ -292,8 +294,8 @@ fn least_time_avoids_the_one_that_is_slow_to_answer() {
     }
 }
 
-/// Who never answers is no quick one: not when nothing was known of it, and not when it was quick before. It speaks
-/// first, or waits to be asked: both kinds of server can hang.
+/// Who never answers is no quick one: not when nothing was known of it, and not when it was quick
+/// before. It speaks first, or waits to be asked: both kinds of server can hang.
 #[test]
 fn least_time_avoids_the_one_that_does_not_answer() {
     for speaks_first in [true, false] {

@@ -143,7 +143,8 @@ fn a_second_signal_ends_it_at_once() {
     assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
 }
 
-/// Clients that the kernel had accepted before the signal came are served or closed, not left hanging.
+/// Clients that the kernel had accepted before the signal came are served or closed, not left
+/// hanging.
 #[test]
 fn nobody_is_left_hanging() {
     let mut setup = setup("1s");
@@ -215,7 +216,8 @@ fn an_answer_that_is_cut_ends_with_a_reset() {
     assert_eq!(tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
 }
 
-/// Clients that are connected as far as they can know are served, though nobody had looked at them yet.
+/// Clients that are connected as far as they can know are served, though nobody had looked at them
+/// yet.
 #[test]
 fn who_is_in_the_queue_is_served() {
     const CLIENTS: usize = 60;

@@ -1,8 +1,8 @@
 //! Thousands of sessions of every shape, every byte compared.
 //!
-//! A lane is a listener and a backend that belong together, and carries one session at a time: so the backend's side
-//! knows which session it is in without being told a byte, and may speak first or never. What a session does follows
-//! from the seed and its number alone.
+//! A lane is a listener and a backend that belong together, and carries one session at a time: so
+//! the backend's side knows which session it is in without being told a byte, and may speak first
+//! or never. What a session does follows from the seed and its number alone.
 
 use crate::harness::{
     metrics::Metrics,
@@ -31,7 +31,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-// ---------------------------------------------------------------------------------------------- what is sent
+// ----------------------------------------------------------------------------------------------
+// what is sent
 
 /// A prime, so that no loss of a round number of bytes leads to the same content again.
 pub(crate) const PERIOD: usize = 1_048_573;
@@ -175,7 +176,8 @@ impl Session {
             .iter()
             .chain(&backend_buffers)
             .any(|&size| size > 0);
-        // From a byte to 32 MiB, small ones far more often; through small buffers everything takes long.
+        // From a byte to 32 MiB, small ones far more often; through small buffers everything takes
+        // long.
         let bits = if small { 17.0 } else { 25.0 };
         let all = 2f64.powf(rng.unit().powf(2.5) * bits) as usize;
         let share = match rng.below(4) {
@@ -189,7 +191,8 @@ impl Session {
                 Side::Client => (&mut to_backend, &mut to_client),
                 Side::Backend => (&mut to_client, &mut to_backend),
             };
-            // The first byte shows that the session stands; without one a reset could as well be a failed connect.
+            // The first byte shows that the session stands; without one a reset could as well be a
+            // failed connect.
             *sent = (*sent).max(1);
             if !heard {
                 *heard_bytes = (*heard_bytes).min(64 * 1024);
@@ -206,7 +209,8 @@ impl Session {
     }
 }
 
-// ---------------------------------------------------------------------------------------------- one session
+// ----------------------------------------------------------------------------------------------
+// one session
 
 /// What went wrong, or how many bytes were written to and read from the proxy by the client.
 type Outcome<T> = Result<T, String>;
@@ -461,8 +465,9 @@ impl Lane {
         } else {
             (tell, hear)
         };
-        // Inherited by the connection that comes. On one that is there already a smaller buffer would take back room
-        // that the peer was promised, and the kernel would drop what it then sends, acknowledgements included.
+        // Inherited by the connection that comes. On one that is there already a smaller buffer
+        // would take back room that the peer was promised, and the kernel would drop what it then
+        // sends, acknowledgements included.
         let [receive, send] = session.backend_buffers;
         let receive = if receive > 0 { receive } else { 1 << 20 };
         set_buffers(SockRef::from(&self.backend), receive, 0)
@@ -494,7 +499,8 @@ impl Lane {
     }
 }
 
-// ---------------------------------------------------------------------------------------------- all of them
+// ----------------------------------------------------------------------------------------------
+// all of them
 
 /// What the sessions of the lanes without resets amount to.
 #[derive(Default, Debug)]
@@ -541,7 +547,8 @@ pub(crate) fn carry_all(seed: u64, count: u64, orderly: &[Lane], resets: &[Lane]
                             .lock()
                             .unwrap()
                             .push(format!("session {}: {session:?}\n  {what}", session.number));
-                        // The backend of this lane may have a connection waiting that belongs to no session.
+                        // The backend of this lane may have a connection waiting that belongs to no
+                        // session.
                         return;
                     }
                     sum.lock().unwrap().add(&session);
@@ -584,8 +591,8 @@ struct Lanes {
     config: String,
 }
 
-/// Lanes and the configuration that connects them: the upstream `orderly` would mix the backends, so each lane is a
-/// listener and an upstream of its own.
+/// Lanes and the configuration that connects them: the upstream `orderly` would mix the backends,
+/// so each lane is a listener and an upstream of its own.
 fn lanes(orderly: usize, resets: usize) -> Lanes {
     let mut config = String::new();
     let mut make = |kind: &str, count: usize| -> Vec<Lane> {
@@ -679,8 +686,8 @@ fn thousands_of_sessions_lose_no_byte() {
     }
 }
 
-/// A user who is not root has a budget of pipe buffers. Beyond it the kernel gives pipes of two pages and refuses to
-/// enlarge any.
+/// A user who is not root has a budget of pipe buffers. Beyond it the kernel gives pipes of two
+/// pages and refuses to enlarge any.
 #[test]
 fn nothing_is_lost_when_the_pipe_budget_is_used_up() {
     let seed = rng::seed("transfer::pipe_budget");
@@ -744,8 +751,8 @@ fn nothing_is_lost_when_no_pipe_is_to_be_had() {
         metrics.sum("sessions_closed_total", &[("reason", "ok")]),
         8.0
     );
-    // With descriptors there again, bulk is spliced again. It need not be so at once: asking for what there is none of
-    // has a price, too.
+    // With descriptors there again, bulk is spliced again. It need not be so at once: asking for
+    // what there is none of has a price, too.
     wait_until("splicing begins again", secs(10), || {
         let (client, _) = session(front).unwrap();
         let flow = Flow::plain(4 << 20);

@@ -1,4 +1,5 @@
-//! Round robin gives each backend exactly its share, whoever accepts: the workers share one order of turns.
+//! Round robin gives each backend exactly its share, whoever accepts: the workers share one order
+//! of turns.
 
 use crate::harness::{
     net::{ask, ask_from},
@@ -73,8 +74,8 @@ fn seven_sessions_in_order() {
     }
 }
 
-/// 7,000 short sessions of eight clients at once. No pick is lost or made twice, so that the shares are exact, not only
-/// about right.
+/// 7,000 short sessions of eight clients at once. No pick is lost or made twice, so that the shares
+/// are exact, not only about right.
 fn assert_exact_shares(ask: impl Fn(SocketAddr, &mut Rng) -> io::Result<String> + Sync) {
     const CLIENTS: usize = 8;
     const SESSIONS: usize = 7_000;

@@ -194,7 +194,8 @@ fn a_server_is_killed_among_single_questions() {
     kill_one("responses = 1");
 }
 
-/// One that hangs says nothing, and no kernel says anything for it: the check finds out, and its flows leave.
+/// One that hangs says nothing, and no kernel says anything for it: the check finds out, and its
+/// flows leave.
 #[test]
 fn a_check_finds_who_says_nothing() {
     let servers = [dnsmasq(), dnsmasq()];
@@ -223,7 +224,8 @@ fn a_check_finds_who_says_nothing() {
     let report = report(&proc.stdout());
     println!("{report:?}");
     assert_eq!((report.sent, report.noerror), (4_000, report.completed));
-    // Those of the time in which nobody knew: half a second and two checks, on a machine that is not always quick.
+    // Those of the time in which nobody knew: half a second and two checks, on a machine that is
+    // not always quick.
     assert!(report.lost <= 2_000, "{report:?}");
     let second = servers[1].addr.to_string();
     let taken = tembuku.metric("backend_sent_bytes_total", &[("backend", &second)]);
@@ -231,7 +233,8 @@ fn a_check_finds_who_says_nothing() {
     servers[0].proc.signal(Signal::CONT);
 }
 
-/// The same beside it: what a flow of nginx does when its server is killed. A comparison, not a rule.
+/// The same beside it: what a flow of nginx does when its server is killed. A comparison, not a
+/// rule.
 #[test]
 fn nginx_beside_it() {
     let mut servers = [dnsmasq(), dnsmasq()];

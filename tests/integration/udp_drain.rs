@@ -1,4 +1,5 @@
-//! Stopping: who has asked is answered, who comes then is not, and it does not take longer than it may.
+//! Stopping: who has asked is answered, who comes then is not, and it does not take longer than it
+//! may.
 
 use crate::harness::{
     bounded, millis,
@@ -99,8 +100,8 @@ fn who_has_asked_is_answered_and_newcomers_are_not() {
     }
 }
 
-/// The kernel shares clients out among the sockets that there are: a worker that has nothing to do any more must keep its
-/// own.
+/// The kernel shares clients out among the sockets that there are: a worker that has nothing to do
+/// any more must keep its own.
 #[test]
 fn flows_of_other_workers_are_not_lost() {
     let servers = named(1);

@@ -28,8 +28,8 @@ const IDLE: Duration = millis(50);
 
 type Due = Reverse<(Instant, SocketAddr, Vec<u8>)>;
 
-/// Sends everything back after the idle time, from a millisecond before to so long after; one datagram
-/// in sixteen well before, so that some replies are in time on a busy machine too.
+/// Sends everything back after the idle time, from a millisecond before to so long after; one
+/// datagram in sixteen well before, so that some replies are in time on a busy machine too.
 struct Slow {
     server: Option<UdpServer>,
     addr: SocketAddr,
@@ -104,8 +104,8 @@ struct Outcome {
     lost: usize,
 }
 
-/// Each client asks, waits until the answer has come or certainly will not, and asks again: by turns from the same port
-/// and from another. Every answer names who asked.
+/// Each client asks, waits until the answer has come or certainly will not, and asks again: by
+/// turns from the same port and from another. Every answer names who asked.
 fn ask_at_the_edge(front: SocketAddr, clients: usize, rounds: usize) -> Outcome {
     let threads: Vec<JoinHandle<Outcome>> = (0..clients)
         .map(|id| {
@@ -193,8 +193,9 @@ fn a_reply_at_the_edge_is_its_own_clients_or_nobodys() {
     );
 }
 
-/// With so few ports that a new flow would be given the one that another has just left: the backend's late answer to that one
-/// would then come to the port of the new one. Whoever finds none that is free for longer is refused.
+/// With so few ports that a new flow would be given the one that another has just left: the
+/// backend's late answer to that one would then come to the port of the new one. Whoever finds none
+/// that is free for longer is refused.
 #[test]
 fn a_port_is_not_given_to_another_too_soon() {
     if place().is_none() {

@@ -156,7 +156,8 @@ fn flooded(when_full: &str) {
         );
         assert_eq!(metrics.sum("listener_rejected_total", &labels), 0.0);
     }
-    // Nothing that has come is unaccounted for: it went on, or was dropped for a reason that is told.
+    // Nothing that has come is unaccounted for: it went on, or was dropped for a reason that is
+    // told.
     let received = metrics.sum("listener_received_datagrams_total", &labels);
     println!("{when_full}: {received} received, {rejected} rejected, {evicted} evicted");
     assert!(victim.taken() as f64 <= received);

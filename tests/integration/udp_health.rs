@@ -22,7 +22,8 @@ fn refused(tembuku: &Tembuku, count: f64) {
     tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n == count);
 }
 
-/// The datagram that finds out is lost: its sender's kernel only hears of it afterwards. The next one is not.
+/// The datagram that finds out is lost: its sender's kernel only hears of it afterwards. The next
+/// one is not.
 #[test]
 fn a_flow_leaves_a_port_that_is_closed() {
     for upstream in [

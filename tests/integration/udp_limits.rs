@@ -71,7 +71,8 @@ fn the_idlest_makes_room() {
     let clients: Vec<UdpSocket> = (0..4).map(|_| client(front)).collect();
     for at in [0, 1, 2, 0] {
         assert_eq!(who(&clients[at]), "b1");
-        // Silence is what counts, and it is measured in parts of the idle time: there is more than one between any two.
+        // Silence is what counts, and it is measured in parts of the idle time: there is more than
+        // one between any two.
         std::thread::sleep(millis(100));
     }
     // The second is the one now.
@@ -86,7 +87,8 @@ fn the_idlest_makes_room() {
     assert_eq!(servers[0].peers().len(), 4);
 }
 
-/// However they fall on the workers: newcomers are served, and there are not more than there may be.
+/// However they fall on the workers: newcomers are served, and there are not more than there may
+/// be.
 #[test]
 fn on_several_workers_there_is_room_for_newcomers_too() {
     let servers = named(1);
@@ -219,7 +221,8 @@ fn who_is_there_can_go_elsewhere_when_all_places_are_taken() {
     }
 }
 
-/// One that goes elsewhere may push another out whose datagrams are waiting to be sent: they are nobody else's.
+/// One that goes elsewhere may push another out whose datagrams are waiting to be sent: they are
+/// nobody else's.
 #[test]
 fn what_waits_for_one_that_is_pushed_out_goes_to_nobody_else() {
     for _ in 0..10 {

@@ -1,4 +1,5 @@
-//! PROXY protocol headers in front of datagrams that come: who is believed, and what becomes of what nobody can believe.
+//! PROXY protocol headers in front of datagrams that come: who is believed, and what becomes of
+//! what nobody can believe.
 
 use crate::{
     harness::{
@@ -84,7 +85,8 @@ fn headers_of_trusted_peers_name_the_client() {
     }
 }
 
-/// Two clients behind one peer are two flows; a datagram without a header belongs to whom the peer named last.
+/// Two clients behind one peer are two flows; a datagram without a header belongs to whom the peer
+/// named last.
 #[test]
 fn clients_behind_one_peer_are_told_apart() {
     let servers = named(2);
@@ -103,7 +105,8 @@ fn clients_behind_one_peer_are_told_apart() {
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 2.0);
 }
 
-/// Proxies in front may send it with the first datagram only, and think longer than a flow lives here.
+/// Proxies in front may send it with the first datagram only, and think longer than a flow lives
+/// here.
 #[test]
 fn a_name_outlives_the_flow_that_it_came_with() {
     let servers = named(1);
@@ -218,8 +221,8 @@ fn headers_of_others_go_no_further() {
     assert_eq!(seen, wanted);
 }
 
-/// What is remembered of peers is forgotten with their flows: one who always comes from another port costs
-/// something for the idle time alone.
+/// What is remembered of peers is forgotten with their flows: one who always comes from another
+/// port costs something for the idle time alone.
 #[test]
 fn nothing_is_kept_of_peers_that_are_gone() {
     let servers = named(1);

@@ -110,7 +110,8 @@ fn what_is_too_long_with_a_header_is_dropped() {
     assert_eq!(ask(&client, "short"), format!("{named} short"));
 }
 
-/// Two of them in a row: the backend hears who the client of the first is, whatever each of them sends.
+/// Two of them in a row: the backend hears who the client of the first is, whatever each of them
+/// sends.
 #[test]
 fn from_one_to_the_next() {
     for first in ["first", "each"] {

@@ -48,7 +48,8 @@ fn every_size_comes_back() {
     }
 }
 
-/// IPv6 has room for twenty bytes more than IPv4. What cannot go on is counted, and harms nothing else.
+/// IPv6 has room for twenty bytes more than IPv4. What cannot go on is counted, and harms nothing
+/// else.
 #[test]
 fn what_does_not_fit_is_dropped_and_counted() {
     let server = UdpServer::echo(V4);
@@ -69,7 +70,8 @@ fn weight(size: usize) -> usize {
     2 * size + 1_500
 }
 
-/// What may be under way at once: every socket on the way has room for it, however the kernel's defaults are.
+/// What may be under way at once: every socket on the way has room for it, however the kernel's
+/// defaults are.
 const ROOM: usize = 150_000;
 
 struct Flow {
@@ -78,7 +80,8 @@ struct Flow {
     awaited: VecDeque<Vec<u8>>,
 }
 
-/// Which flow, which number, and bytes that follow from both and the seed. The smallest ones are all alike but for the length.
+/// Which flow, which number, and bytes that follow from both and the seed. The smallest ones are
+/// all alike but for the length.
 fn datagram(rng: &mut Rng, flow: usize, number: u32) -> Vec<u8> {
     let size = match rng.below(100) {
         0 => LARGEST as u64,
@@ -204,7 +207,8 @@ fn every_port_of_a_range() {
     assert_eq!(server.peers().len(), 4, "a flow for each port");
 }
 
-/// A sender that hands its kernel many datagrams in one piece, as QUIC does: the backend gets them one by one.
+/// A sender that hands its kernel many datagrams in one piece, as QUIC does: the backend gets them
+/// one by one.
 #[test]
 fn a_sender_that_leaves_the_cutting_to_its_kernel() {
     const PIECE: usize = 1_200;
@@ -219,7 +223,8 @@ fn a_sender_that_leaves_the_cutting_to_its_kernel() {
             let _ = socket.send_to(bytes, peer);
         });
         let front = between.start(V4, &[server.addr]);
-        // SOL_UDP, UDP_SEGMENT. It waits for a while for what comes back, which its last option bounds.
+        // SOL_UDP, UDP_SEGMENT. It waits for a while for what comes back, which its last option
+        // bounds.
         let mut socat = command("socat -b 65536 -t 1 -T 1");
         socat.arg(format!(
             "OPEN:{}!!CREATE:{}",

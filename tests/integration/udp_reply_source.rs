@@ -1,4 +1,5 @@
-//! Who wrote to an address hears from that address, on a machine that has several. Each test has a network of its own.
+//! Who wrote to an address hears from that address, on a machine that has several. Each test has a
+//! network of its own.
 
 use crate::harness::{
     ports,
@@ -53,8 +54,8 @@ fn give_addresses() {
     }
 }
 
-/// The client's kernel takes an answer from the address that was written to and from no other. The client has an address
-/// of its own, so that a kernel left to itself would answer from that one.
+/// The client's kernel takes an answer from the address that was written to and from no other. The
+/// client has an address of its own, so that a kernel left to itself would answer from that one.
 fn each_answers(port: u16) {
     for address in ADDRESSES.map(ip) {
         let own = ip(if address.is_ipv4() {
@@ -92,7 +93,8 @@ fn the_answer_comes_from_where_it_was_asked() {
     each_answers(port);
 }
 
-/// One that does not say where it answers from: were the test above to pass with it, it would be none.
+/// One that does not say where it answers from: were the test above to pass with it, it would be
+/// none.
 #[test]
 fn one_who_does_not_care_is_not_heard() {
     if place().is_none() {
@@ -181,7 +183,8 @@ fn link_local_addresses_too() {
         "fd00:77::1",
         "fd00:77::2",
     ] {
-        // Its socket is connected: an answer from another address, or by another way, would be none.
+        // Its socket is connected: an answer from another address, or by another way, would be
+        // none.
         let mut socat = Command::new("sh");
         socat.args([
             "-c",

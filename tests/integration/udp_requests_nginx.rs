@@ -87,7 +87,8 @@ fn requests_and_responses_together() {
         let keys = format!("requests = {requests}\nresponses = {responses}");
         let tembuku = Tembuku::start(&config(by_us, &keys, "", &[server.addr]));
         for at_once in [false, true] {
-            // At once, nginx ends a session at its last reply or one datagram later: who is quicker.
+            // At once, nginx ends a session at its last reply or one datagram later: who is
+            // quicker.
             if at_once && requests == 0 {
                 continue;
             }

@@ -1,4 +1,5 @@
-//! What becomes of a backend and its sessions when the operator drains it or takes it into maintenance.
+//! What becomes of a backend and its sessions when the operator drains it or takes it into
+//! maintenance.
 
 use crate::harness::{
     bounded, http, millis,
@@ -303,7 +304,8 @@ fn on_drain_may_give_time_and_ends_them_at_a_pace() {
     assert_eq!(setup.active(0), 0.0);
 }
 
-/// A `ready` in between calls off what has not happened, and a drain after that has its whole time again.
+/// A `ready` in between calls off what has not happened, and a drain after that has its whole time
+/// again.
 #[test]
 fn ready_calls_off_what_has_not_happened() {
     let setup = unchecked(&["", ""], "on_drain = { close_after = \"1500ms\" }");
@@ -439,7 +441,8 @@ fn maintenance_stops_the_checks() {
     assert_eq!(events, expected);
 }
 
-/// Out of maintenance the first good answer is enough, however many `rise` asks for; `start` does not count.
+/// Out of maintenance the first good answer is enough, however many `rise` asks for; `start` does
+/// not count.
 #[test]
 fn out_of_maintenance_the_first_answer_decides() {
     let setup = start(
@@ -607,8 +610,8 @@ fn a_drain_under_load_costs_no_request() {
     }
 }
 
-/// Clients come without a pause: whenever a backend is drained, all sessions on it end, those that were just being
-/// connected among them.
+/// Clients come without a pause: whenever a backend is drained, all sessions on it end, those that
+/// were just being connected among them.
 #[test]
 fn nobody_slips_onto_a_backend_that_is_drained() {
     let setup = unchecked(&["", ""], "on_drain = \"close\"\nbalance = \"first\"");
@@ -647,7 +650,8 @@ fn nobody_slips_onto_a_backend_that_is_drained() {
     assert_eq!(setup.tembuku.metric("sessions_closed_total", &none), 0.0);
 }
 
-/// Fifty who wish at once, while sessions come and go: at the end all is as the last of each wanted it.
+/// Fifty who wish at once, while sessions come and go: at the end all is as the last of each wanted
+/// it.
 #[test]
 fn many_operators_at_once() {
     let setup = checked(&["", "", ""], "on_drain = \"close\"");
@@ -688,7 +692,8 @@ fn many_operators_at_once() {
     }
     setup.tembuku.wait_idle();
     assert_eq!(setup.tembuku.metric("backend_active_connections", &[]), 0.0);
-    // What their turns were before they were taken out is not forgotten, so the first few may be uneven.
+    // What their turns were before they were taken out is not forgotten, so the first few may be
+    // uneven.
     let names = ask_many(setup.front, 60);
     let counts = ["b1", "b2", "b3"].map(|b| names.iter().filter(|name| *name == b).count());
     println!("60 sessions went {counts:?}");
@@ -700,7 +705,8 @@ fn many_operators_at_once() {
     let more: Vec<_> = asked().iter().zip(before).map(|(n, b)| n - b).collect();
     println!("checks in the same time: {more:?}");
     assert!(more.iter().all(|n| (10..40).contains(n)), "{more:?}");
-    // Every wish that changed something is in the counters: as many ways in as out, for each is ready now.
+    // Every wish that changed something is in the counters: as many ways in as out, for each is
+    // ready now.
     let entered = |to: &str| {
         setup
             .tembuku

@@ -1,4 +1,5 @@
-//! What keeps checks from doing harm: `stale_after` for a primary, `serve_anyway_below` where anybody may serve.
+//! What keeps checks from doing harm: `stale_after` for a primary, `serve_anyway_below` where
+//! anybody may serve.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ const CHECKS: u32 = 3;
 /// ... this.
 const SHORTEST: Duration = Duration::from_secs(30);
 
-/// `one` is what lies at most between the answers of one that is well. Nothing is useless where the kind is unknown.
+/// `one` is what lies at most between the answers of one that is well. Nothing is useless where the
+/// kind is unknown.
 pub(crate) fn read_stale_after(
     section: &Section<'_>,
     kind: Option<&CheckKind>,

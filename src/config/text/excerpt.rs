@@ -63,8 +63,8 @@ impl Excerpt {
     }
 }
 
-/// A password has no place in the file, and one that stands there all the same has none on a terminal or in a log: from
-/// which character on a line is not shown.
+/// A password has no place in the file, and one that stands there all the same has none on a
+/// terminal or in a log: from which character on a line is not shown.
 fn secret_from(line: &str) -> usize {
     const KEY: &str = "password";
     let value = line.match_indices(KEY).find_map(|(at, _)| {

@@ -149,7 +149,8 @@ impl Report {
     }
 }
 
-/// Where the lines of a text begin. Made once: a file of another kind can have a mistake in every line.
+/// Where the lines of a text begin. Made once: a file of another kind can have a mistake in every
+/// line.
 pub(crate) struct Lines {
     starts: Vec<usize>,
 }

@@ -1,4 +1,5 @@
-//! Text from outside in messages and logs: a configuration, a server or a client may send megabytes.
+//! Text from outside in messages and logs: a configuration, a server or a client may send
+//! megabytes.
 
 use std::borrow::Cow;
 

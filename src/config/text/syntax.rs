@@ -10,8 +10,8 @@ use toml::{
 use super::report::{Fault, Lines, Report, Span};
 use crate::config::text::suggestions::{quoted_key, shorten};
 
-/// The tree, and whether it is what the user meant: a tree with duplicate keys is, one that was guessed
-/// at after a syntax error is not.
+/// The tree, and whether it is what the user meant: a tree with duplicate keys is, one that was
+/// guessed at after a syntax error is not.
 pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>, bool) {
     let (tree, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
@@ -165,7 +165,8 @@ fn begins_line_of_its_own(text: &str) -> bool {
     text.starts_with('[') || (key && after.trim_start_matches([' ', '\t']).starts_with('='))
 }
 
-/// Where the first list or inline table begins that has no end, or holds one of the `strange` places.
+/// Where the first list or inline table begins that has no end, or holds one of the `strange`
+/// places.
 fn unclosed(table: &DeTable<'_>, text: &str, strange: &[usize]) -> Option<usize> {
     table
         .values()

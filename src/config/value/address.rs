@@ -1,4 +1,5 @@
-//! Addresses as text: "host:port", "[::1]:53", "unix:/path", and in `bind` a range "0.0.0.0:7000-7010".
+//! Addresses as text: "host:port", "[::1]:53", "unix:/path", and in `bind` a range
+//! "0.0.0.0:7000-7010".
 //!
 //! Pure: no name is looked up here.
 
@@ -225,7 +226,8 @@ fn unbracketed(text: &str) -> Fault {
         .rsplit_once(':')
         .filter(|(head, _)| head.parse::<Ipv6Addr>().is_ok());
     match head_is_ip {
-        // Also where the whole is an IPv6 address: ::1:6379 is both, and a port was certainly meant.
+        // Also where the whole is an IPv6 address: ::1:6379 is both, and a port was certainly
+        // meant.
         Some((head, port)) => Fault::new(format!("the IPv6 address in {text:?} needs brackets"))
             .hint(format!("write \"[{head}]:{port}\"")),
         None if text.parse::<Ipv6Addr>().is_ok() => {

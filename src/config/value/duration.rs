@@ -1,6 +1,7 @@
 //! Durations as text: "250ms", "10s", "1.5s", "1h30m".
 //!
-//! Not `humantime`: it reads "5M" as five months and "1 y" as a year, which nobody means for a timeout.
+//! Not `humantime`: it reads "5M" as five months and "1 y" as a year, which nobody means for a
+//! timeout.
 
 use std::time::Duration;
 
@@ -86,7 +87,8 @@ fn prefix(text: &str, accept: impl Fn(char) -> bool) -> usize {
     text.find(|c| !accept(c)).unwrap_or(text.len())
 }
 
-/// `number` (at most 30 digits and points) times `size`; `None` where it is no number, or finer than 1 ns.
+/// `number` (at most 30 digits and points) times `size`; `None` where it is no number, or finer
+/// than 1 ns.
 fn scaled(number: &str, size: u128) -> Option<u128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let mut sum = whole.parse::<u128>().ok()?.saturating_mul(size);

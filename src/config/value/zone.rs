@@ -4,14 +4,16 @@ use crate::config::text::report::Fault;
 use nix::net::if_::if_nametoindex;
 use std::net::Ipv6Addr;
 
-/// The kernel gives out no such numbers. An interface that this machine does not have gets one of them, so that a
-/// configuration can be checked and explained on another machine; a start refuses it.
+/// The kernel gives out no such numbers. An interface that this machine does not have gets one of
+/// them, so that a configuration can be checked and explained on another machine; a start refuses
+/// it.
 const ABSENT: u32 = 1 << 31;
 
 /// The kernel's limit, without the zero at the end.
 const LONGEST_NAME: usize = 15;
 
-/// The number of the interface; 0 for addresses that need none. `text` is the whole address, for messages.
+/// The number of the interface; 0 for addresses that need none. `text` is the whole address, for
+/// messages.
 pub(crate) fn read(text: &str, ip: Ipv6Addr, zone: Option<&str>) -> Result<u32, Fault> {
     let port = text.rsplit_once("]:").map_or("PORT", |(_, port)| port);
     let example = format!("[{ip}%eth0]:{port}");

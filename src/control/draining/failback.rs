@@ -11,12 +11,12 @@ use std::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Between two looks whether any server that is up takes sessions by now: it may be full, or have failed connects behind it,
-/// and nobody tells when that ends.
+/// Between two looks whether any server that is up takes sessions by now: it may be full, or have
+/// failed connects behind it, and nobody tells when that ends.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
 
-/// The recall of one upstream. Apart from what is told to the sessions of a single backend: neither stands in the way of
-/// the other.
+/// The recall of one upstream. Apart from what is told to the sessions of a single backend: neither
+/// stands in the way of the other.
 pub(super) struct Recall {
     on_recover: OnLeave,
     telling: Telling,

@@ -19,9 +19,11 @@ pub(super) struct Telling {
 }
 
 impl Telling {
-    /// Returns when all that are on `backend` have been told. Dropped before, it leaves the others where they are.
+    /// Returns when all that are on `backend` have been told. Dropped before, it leaves the others
+    /// where they are.
     pub(super) async fn all_on(&self, pool: &Pool, backend: &Arc<Backend>, reason: CloseReason) {
-        // First those who come are told, then those who are there are looked for: nobody falls between.
+        // First those who come are told, then those who are there are looked for: nobody falls
+        // between.
         pool.leave(backend);
         let there = self.sessions.on(backend.id);
         if there.is_empty() {

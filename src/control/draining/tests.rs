@@ -325,7 +325,8 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
     });
 }
 
-/// It was found where it is told to leave, and has heard from the pool that it must not stay before its turn came.
+/// It was found where it is told to leave, and has heard from the pool that it must not stay before
+/// its turn came.
 #[test]
 fn who_has_moved_on_before_its_turn_stays_where_it_is() {
     block_on(async {

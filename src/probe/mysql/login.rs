@@ -58,8 +58,9 @@ pub(super) fn clear(password: &[u8]) -> Vec<u8> {
     [password, b"\0"].concat()
 }
 
-/// What is said to a plugin that is not spoken here, by the name that it is asked for with, so that it refuses us and does
-/// not take us for one that left: nothing, or as much nothing as a proof of this plugin is long.
+/// What is said to a plugin that is not spoken here, by the name that it is asked for with, so that
+/// it refuses us and does not take us for one that left: nothing, or as much nothing as a proof of
+/// this plugin is long.
 pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
     match wanted.starts_with(b"client_ed25519\0") {
         true => vec![0; ED25519],
@@ -67,8 +68,9 @@ pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The password for the eyes of the owner of this key alone. The key is the server's word: it keeps listeners out, not
-/// those who put themselves in between. `None`: it is no key, or the password is too long for it.
+/// The password for the eyes of the owner of this key alone. The key is the server's word: it keeps
+/// listeners out, not those who put themselves in between. `None`: it is no key, or the password is
+/// too long for it.
 pub(super) fn sealed(key: &[u8], password: &[u8], nonce: &[u8]) -> Option<Vec<u8>> {
     let key = SubjectPublicKeyInfoDer::from_pem_slice(key).ok()?;
     let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&key).ok()?).ok()?;

@@ -1,4 +1,5 @@
-//! Packets of the MySQL protocol, and what is in them: a header of four bytes, lengths of one to nine. Pure.
+//! Packets of the MySQL protocol, and what is in them: a header of four bytes, lengths of one to
+//! nine. Pure.
 
 /// What comes is not what the protocol has there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,8 @@ pub(super) fn frame(number: u8, payload: &[u8]) -> Vec<u8> {
     [&[length[0], length[1], length[2], number], payload].concat()
 }
 
-/// Reads a payload from its beginning to its end. Each method takes something off, or says that it is not there.
+/// Reads a payload from its beginning to its end. Each method takes something off, or says that it
+/// is not there.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 

@@ -26,7 +26,8 @@ impl Refusal {
         };
         let mut reader = Reader(rest);
         let code = reader.u16()?;
-        // Five letters of SQLSTATE, which are missing as long as the server does not know whom it talks to.
+        // Five letters of SQLSTATE, which are missing as long as the server does not know whom it
+        // talks to.
         if reader.0.first() == Some(&b'#') {
             reader.take(6)?;
         }

@@ -74,8 +74,8 @@ impl ResultSet {
     }
 }
 
-/// A server may be set up (`init_connect`) to write UTF-16 or UTF-32. All that is looked for is ASCII, which has nothing but
-/// zeros in between then.
+/// A server may be set up (`init_connect`) to write UTF-16 or UTF-32. All that is looked for is
+/// ASCII, which has nothing but zeros in between then.
 pub(super) fn narrow(text: &[u8]) -> Vec<u8> {
     text.iter().copied().filter(|b| *b != 0).collect()
 }

@@ -1,4 +1,5 @@
-//! How a server lets a user in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM draws a nonce.
+//! How a server lets a user in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM
+//! draws a nonce.
 
 use super::super::Secret;
 use crate::plan::reason::CheckResult;
@@ -128,8 +129,9 @@ impl<'a> Login<'a> {
         }
     }
 
-    /// As libpq does: bound to the certificate where the server offers it; where it does not, it is told that we would have
-    /// been able to, so that somebody in between cannot have struck out the offer.
+    /// As libpq does: bound to the certificate where the server offers it; where it does not, it is
+    /// told that we would have been able to, so that somebody in between cannot have struck out the
+    /// offer.
     fn begin(&mut self, offered: &[u8]) -> Result<Vec<u8>, Refusal> {
         let offers = |name: &str| offered.split(|b| *b == 0).any(|o| o == name.as_bytes());
         let (mechanism, binding) = match self.end_point.take() {

@@ -4,7 +4,8 @@ use crate::plan::reason::CheckResult;
 
 /// Nothing that a check asks for has a longer answer.
 const LONGEST: usize = 8 << 10;
-/// What nobody has asked for, and nobody reads, may be longer. Such a check fails for what it has read in all.
+/// What nobody has asked for, and nobody reads, may be longer. Such a check fails for what it has
+/// read in all.
 const CHATTER: usize = 1 << 20;
 /// Of what a server has to say about an error.
 const SHOWN: usize = 200;
@@ -20,7 +21,8 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
     let Some((&kind, rest)) = bytes.split_first() else {
         return Ok(None);
     };
-    // Those that a server may say to a client that neither copies nor prepares. So something else is known at its first byte.
+    // Those that a server may say to a client that neither copies nor prepares. So something else
+    // is known at its first byte.
     if !b"ACDEIKNRSTZv".contains(&kind) {
         return Err(Wrong);
     }
@@ -41,8 +43,8 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
         .map(|(inside, after)| (kind, inside, after)))
 }
 
-/// An error as it was told before version 7.4, and still is by a server that cannot even start a process for us: a letter and
-/// text up to a zero byte.
+/// An error as it was told before version 7.4, and still is by a server that cannot even start a
+/// process for us: a letter and text up to a zero byte.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Old {
     /// Up to now it looks like one.
@@ -127,7 +129,8 @@ impl Error {
         self.message = "(not shown)".to_owned();
     }
 
-    /// Whether it has nothing to do with the user that was named: the server starts or stops, lacks something, or is broken.
+    /// Whether it has nothing to do with the user that was named: the server starts or stops, lacks
+    /// something, or is broken.
     pub(super) fn concerns_everyone(&self) -> bool {
         ["53", "57", "58", "XX"].contains(&&self.code[..2])
     }

@@ -75,7 +75,8 @@ fn with_password(wanted: Option<Role>) -> Talk {
     talk
 }
 
-/// Plays the server: what was said before each of its pieces, and the last turn. Pieces come a byte at a time.
+/// Plays the server: what was said before each of its pieces, and the last turn. Pieces come a byte
+/// at a time.
 fn play(talk: &Talk, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Turn) {
     let mut conversation = talk.begin();
     let (mut said, mut heard) = (Vec::new(), Vec::new());

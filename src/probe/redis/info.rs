@@ -43,8 +43,8 @@ pub(super) fn fault(replication: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// How long ago a replica has last heard from its primary; `None` while it is cut off: what it says then counts from when it
-/// noticed, not from when it began.
+/// How long ago a replica has last heard from its primary; `None` while it is cut off: what it says
+/// then counts from when it noticed, not from when it began.
 pub(super) fn lag(replication: &[u8]) -> Option<Duration> {
     (field(replication, "master_link_status")? == "up").then_some(())?;
     let seconds = field(replication, "master_last_io_seconds_ago")?;

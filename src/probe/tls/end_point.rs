@@ -1,5 +1,6 @@
-//! What a login can be bound to inside TLS: the server's certificate ("tls-server-end-point", RFC 5929), so that one who sits
-//! in between with a certificate of his own cannot pass the login on. Pure.
+//! What a login can be bound to inside TLS: the server's certificate ("tls-server-end-point", RFC
+//! 5929), so that one who sits in between with a certificate of his own cannot pass the login on.
+//! Pure.
 
 use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
 
@@ -11,8 +12,8 @@ const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
 const ECDSA_SHA1: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01];
 const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
 
-/// The hash of a certificate in DER, by the algorithm that it is signed with; `None` where that names no hash that both
-/// sides would agree on.
+/// The hash of a certificate in DER, by the algorithm that it is signed with; `None` where that
+/// names no hash that both sides would agree on.
 pub(super) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (inside, _) = element(certificate, SEQUENCE)?;
     let (_, after_contents) = element(inside, SEQUENCE)?;

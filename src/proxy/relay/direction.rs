@@ -22,7 +22,8 @@ const LARGE: usize = 64 * 1024;
 const LARGE_READS: u8 = 2;
 /// So many reads below half of `LARGE` in a row, and it is copied again.
 const SMALL_READS: u8 = 2;
-/// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is one.
+/// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is
+/// one.
 const FULL_PIPES: u8 = 4;
 /// A read of no more is written at the end of the turn, together with what others have read.
 const SMALL: usize = 20 * 1024;
@@ -212,7 +213,8 @@ impl Direction {
                 Poll::Ready(delivered) => delivered?,
                 Poll::Pending => {
                     if std::mem::replace(&mut self.is_blocked, true) {
-                        // Polled in vain, and for all that is known because of what has come meanwhile.
+                        // Polled in vain, and for all that is known because of what has come
+                        // meanwhile.
                         source.mute();
                     }
                     return Poll::Pending;
@@ -380,8 +382,8 @@ impl Direction {
                     Err(e) => self.source_failed(&e),
                 }
             }
-            // The end, or a mark of TCP's urgent data, before which splicing stops as if it were the end or there were
-            // nothing: reading tells which, and steps over the mark.
+            // The end, or a mark of TCP's urgent data, before which splicing stops as if it were
+            // the end or there were nothing: reading tells which, and steps over the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
                 self.copy(source, sink, flow)

@@ -1,6 +1,7 @@
 //! What goes to the backend before anything else is read from the client.
 
-/// Our own header, and what the client said while a header of its own was read, or before a backend was looked for.
+/// Our own header, and what the client said while a header of its own was read, or before a backend
+/// was looked for.
 #[derive(Debug)]
 pub struct First {
     bytes: Vec<u8>,

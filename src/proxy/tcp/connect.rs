@@ -161,8 +161,8 @@ fn unserved(
     reason
 }
 
-/// A backend can be left while it is being connected to. The session says first that it is there, and asks then, so that
-/// it cannot be overlooked.
+/// A backend can be left while it is being connected to. The session says first that it is there,
+/// and asks then, so that it cannot be overlooked.
 fn may_stay(
     service: &Service,
     search: &Search,
@@ -245,8 +245,8 @@ async fn attempt(
     let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
     let begin = || open(&backend.place, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
-    // To a near backend the connect is through by the next turn of the event loop: looking at the client would cost more
-    // than it.
+    // To a near backend the connect is through by the next turn of the event loop: looking at the
+    // client would cost more than it.
     let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
         Poll::Ready(opened) => Poll::Ready(Some(opened)),
         Poll::Pending => Poll::Ready(None),

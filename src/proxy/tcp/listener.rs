@@ -32,8 +32,8 @@ pub enum Socket {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// After an accept that failed for want of something, everybody waits a little: trying at once would
-/// spin, because the connection that could not be accepted stays ready.
+/// After an accept that failed for want of something, everybody waits a little: trying at once
+/// would spin, because the connection that could not be accepted stays ready.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// So many errors in a row that seem to be about single connections are about something else.
@@ -145,7 +145,8 @@ fn reject(service: &Service, reason: RejectReason, client: Client) {
 
 struct Acceptor {
     socket: Listening,
-    /// Asked once: it is the same for every connection that is accepted here. `None` for a unix socket.
+    /// Asked once: it is the same for every connection that is accepted here. `None` for a unix
+    /// socket.
     port: Option<u16>,
     is_tcp: bool,
 }
@@ -206,7 +207,8 @@ fn keep_reserve() {
     });
 }
 
-/// Does something with one more descriptor. One worker at a time: what one gives up is not for another.
+/// Does something with one more descriptor. One worker at a time: what one gives up is not for
+/// another.
 fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);

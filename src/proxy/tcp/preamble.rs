@@ -60,7 +60,8 @@ impl Introduction {
     }
 }
 
-/// The two ends of the connection itself. A client on a unix socket has no address that could be told.
+/// The two ends of the connection itself. A client on a unix socket has no address that could be
+/// told.
 fn own(session: &Session, client: &Stream) -> Addresses {
     match (session.peer, client.local_addr()) {
         (Client::Ip(source), Some(destination)) => Addresses::Ip {
@@ -71,8 +72,8 @@ fn own(session: &Session, client: &Stream) -> Addresses {
     }
 }
 
-/// What the client has said by now. Reading takes no longer than asking whether there is something to read. The end is left to be found
-/// again.
+/// What the client has said by now. Reading takes no longer than asking whether there is something
+/// to read. The end is left to be found again.
 pub(super) fn said_by_now(client: &Stream) -> io::Result<Vec<u8>> {
     let mut buffer = [0; READ];
     match client.poll_read(&mut buffer) {
@@ -90,8 +91,8 @@ enum Failure {
     ToldToEnd,
 }
 
-/// Reads the header that this peer begins with, and tells the session who the client is. Time runs from `accepted` on,
-/// however slowly the bytes come.
+/// Reads the header that this peer begins with, and tells the session who the client is. Time runs
+/// from `accepted` on, however slowly the bytes come.
 pub(super) async fn receive(
     service: &Service,
     accept: &AcceptProxy,

@@ -33,15 +33,16 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
         let service = slot.service();
         let began = Instant::now();
         let mut attempts = Vec::new();
-        // In a box of its own, so that a session which has connected, and may then be idle for hours,
-        // does not keep the room that it took.
+        // In a box of its own, so that a session which has connected, and may then be idle for
+        // hours, does not keep the room that it took.
         let mut opened = Box::pin(open(service, &client, &session, began, &mut attempts)).await;
         // What only the access log wants to know is not kept without one.
         if service.process.access_log.is_none() {
             attempts = Vec::new();
         }
         let mut last_for_client = Last::Nothing;
-        // Matched in place: what is moved across a wait is held twice, for as long as the session lives.
+        // Matched in place: what is moved across a wait is held twice, for as long as the session
+        // lives.
         let end = match &mut opened {
             Err(NotOpened::TurnedAway(reason)) => {
                 let reason = *reason;
@@ -166,7 +167,8 @@ enum NotOpened {
     Closed(CloseReason),
 }
 
-/// All that comes before bytes are relayed: who the client is, whether it may come in, and a backend for it.
+/// All that comes before bytes are relayed: who the client is, whether it may come in, and a
+/// backend for it.
 async fn open(
     service: &Arc<Service>,
     client: &Stream,

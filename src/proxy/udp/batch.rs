@@ -1,14 +1,15 @@
 //! Which datagrams of a batch leave together. Pure.
 //!
-//! The kernel takes a run of datagrams of one size, of which the last may be shorter, for the price of little more than one
-//! (UDP_SEGMENT). What arrives is the same.
+//! The kernel takes a run of datagrams of one size, of which the last may be shorter, for the price
+//! of little more than one (UDP_SEGMENT). What arrives is the same.
 
 /// Datagrams in one run, and parts of one message, at most: what every kernel takes.
 pub(super) const MOST: usize = 64;
 /// Bytes of one run, and of one datagram over IPv4.
 pub(super) const LONGEST: usize = 65_507;
 
-/// Consecutive bytes of what came in one go: one datagram, or several of one size of which the last may be shorter.
+/// Consecutive bytes of what came in one go: one datagram, or several of one size of which the last
+/// may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) len: usize,
@@ -37,8 +38,8 @@ pub(super) fn most_bytes(segment: usize) -> usize {
     segment * (LONGEST / segment).clamp(1, MOST)
 }
 
-/// How many of the pieces, from the first on, leave as one, and in datagrams of what size; 0: it is one datagram. No piece
-/// is longer than [`most_bytes`] allows.
+/// How many of the pieces, from the first on, leave as one, and in datagrams of what size; 0: it is
+/// one datagram. No piece is longer than [`most_bytes`] allows.
 pub(super) fn run(pieces: impl IntoIterator<Item = Piece>) -> (usize, usize) {
     let mut pieces = pieces.into_iter();
     let Some(first) = pieces.next() else {

@@ -21,8 +21,8 @@ use std::{
     time::Instant,
 };
 
-/// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile: a reply that is late
-/// must not come to another client.
+/// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile:
+/// a reply that is late must not come to another client.
 const LATE: u64 = 2_000;
 /// Batches of what has come for it.
 const LAST: usize = 64;
@@ -125,7 +125,8 @@ pub(super) struct Late {
 
 impl Gear {
     pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
-        // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring for ever.
+        // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring
+        // for ever.
         if epoll::delete(&self.epoll, &link.socket).is_ok() {
             self.late.push_back(Late {
                 until: self.ms + LATE,

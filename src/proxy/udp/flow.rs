@@ -36,7 +36,8 @@ pub(super) struct Flow {
     pub(super) opened: Instant,
     /// When a datagram last went either way, in the worker's milliseconds.
     pub(super) last: u64,
-    /// What [`crate::upstream::pool::Pool::changes`] was when it was last asked whether this may stay.
+    /// What [`crate::upstream::pool::Pool::changes`] was when it was last asked whether this may
+    /// stay.
     pub(super) changes: u64,
     /// Datagrams that were taken for it, those that were sent to the backend, and those from it.
     pub(super) taken: u32,
@@ -101,13 +102,14 @@ impl Attempt {
     }
 }
 
-/// After a while without an error it is believed that somebody is there, even if nobody replies: one-way traffic has no
-/// other proof.
+/// After a while without an error it is believed that somebody is there, even if nobody replies:
+/// one-way traffic has no other proof.
 const PROVEN: Duration = Duration::from_secs(5);
 /// The same of one that is over.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// For how long a flow that has gone elsewhere waits for what its old backend still owes, in milliseconds.
+/// For how long a flow that has gone elsewhere waits for what its old backend still owes, in
+/// milliseconds.
 const LINGER: u64 = 5_000;
 /// While the process ends, a flow that was silent for so long is over.
 pub(super) const QUIET: u64 = 1_000;
@@ -181,8 +183,8 @@ fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
     replies > 0 || age > proven
 }
 
-/// For how many milliseconds a flow may be silent. `is_last`: the process ends, and this flow is not
-/// known to wait for anything.
+/// For how many milliseconds a flow may be silent. `is_last`: the process ends, and this flow is
+/// not known to wait for anything.
 fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
     let idle = match retired {
         None | Some(CloseReason::Ok) => idle,
@@ -194,7 +196,8 @@ fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u6
     }
 }
 
-/// A socket whose other end is this backend. It has a local port of its own, by which replies find their flow.
+/// A socket whose other end is this backend. It has a local port of its own, by which replies find
+/// their flow.
 pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
     let Place::Tcp(address) = place else {
         // The configuration allows none.

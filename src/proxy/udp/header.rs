@@ -1,4 +1,5 @@
-//! PROXY protocol headers in front of datagrams, version 2 alone: the first one knows connections only.
+//! PROXY protocol headers in front of datagrams, version 2 alone: the first one knows connections
+//! only.
 
 use super::table::More;
 use crate::{
@@ -10,7 +11,8 @@ use std::net::SocketAddr;
 
 /// What a datagram from a trusted peer begins with.
 pub(super) enum Begins {
-    /// So many bytes of header, which name the client and what it wrote to, or leave that to the peer.
+    /// So many bytes of header, which name the client and what it wrote to, or leave that to the
+    /// peer.
     Header {
         taken: usize,
         named: Option<(SocketAddr, SocketAddr)>,

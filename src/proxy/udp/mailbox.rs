@@ -14,7 +14,8 @@ pub(super) enum Order {
     Listen(Box<Binding>),
     /// Begin no flow any more, and end those that fall silent.
     Drain,
-    /// End the flow of this listener that has been idle for longest: another worker needs the place.
+    /// End the flow of this listener that has been idle for longest: another worker needs the
+    /// place.
     Evict(usize),
     /// A flow was told something: see [`super::token::Token`].
     Look(u64),
@@ -38,9 +39,9 @@ impl Bell {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.push(order);
         if orders.len() == 1 {
-            // The event loop waits for edges, and each write is one: the number is never read, and a
-            // read that fails cannot leave the event loop with an event that never ends. 2^64 writes
-            // would fill it.
+            // The event loop waits for edges, and each write is one: the number is never read, and
+            // a read that fails cannot leave the event loop with an event that never ends. 2^64
+            // writes would fill it.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
     }

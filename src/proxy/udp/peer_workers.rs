@@ -6,7 +6,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// So many flows may be there beyond the limit until others have gone for them: not more, if a worker is slow.
+/// So many flows may be there beyond the limit until others have gone for them: not more, if a
+/// worker is slow.
 const PENDING: u64 = 16;
 
 #[derive(Default)]
@@ -34,8 +35,9 @@ impl Elsewhere {
         most.div_ceil(self.lock().len().max(1) as u64)
     }
 
-    /// Takes a place beyond the limit, and tells the worker that has most flows to end one for it, in this order: who is told
-    /// looks whether there are too many. `None` if there is nobody to tell.
+    /// Takes a place beyond the limit, and tells the worker that has most flows to end one for it,
+    /// in this order: who is told looks whether there are too many. `None` if there is nobody to
+    /// tell.
     pub(super) fn evict_one<T>(&self, me: &Arc<Here>, take: impl FnOnce() -> T) -> Option<T> {
         let workers = self.lock();
         let others = workers.iter().filter(|here| !Arc::ptr_eq(here, me));
@@ -64,7 +66,8 @@ impl Elsewhere {
 mod tests {
     use super::*;
 
-    /// Told before the newcomer is counted, it would see nobody too many, and the newcomer would be one too many for good.
+    /// Told before the newcomer is counted, it would see nobody too many, and the newcomer would be
+    /// one too many for good.
     #[test]
     fn who_has_to_make_room_sees_for_whom() {
         let elsewhere = Elsewhere::default();

@@ -25,7 +25,8 @@ pub struct More {
     pub backend: u64,
 }
 
-/// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose addresses that collide.
+/// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose
+/// addresses that collide.
 #[derive(Debug, Default)]
 pub struct Table {
     numbers: HashTable<u32>,

@@ -27,9 +27,9 @@ impl Bell {
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         rung.push(task);
         if rung.len() == 1 {
-            // The event loop waits for edges, and each write is one: the number is never read, and a
-            // read that fails cannot leave the event loop with an event that never ends. 2^64 writes
-            // would fill it.
+            // The event loop waits for edges, and each write is one: the number is never read, and
+            // a read that fails cannot leave the event loop with an event that never ends. 2^64
+            // writes would fill it.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
     }

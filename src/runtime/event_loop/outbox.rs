@@ -1,8 +1,9 @@
 //! What is to be written when a turn ends.
 //!
-//! A turn reads from all that have something, and then writes to all that get something. Were each written to at once, a peer that serves
-//! many of them would wake up for the first, have nothing to do before the second, and so on: measured, up to a fifth of what a small
-//! request costs is in these wake-ups.
+//! A turn reads from all that have something, and then writes to all that get something. Were each
+//! written to at once, a peer that serves many of them would wake up for the first, have nothing to
+//! do before the second, and so on: measured, up to a fifth of what a small request costs is in
+//! these wake-ups.
 
 use super::{Core, Socket, here, socket};
 use crate::sys;
@@ -95,8 +96,8 @@ impl Outbox {
 }
 
 impl Core {
-    /// Takes all of it, which is at most as much as may wait. What the kernel does not take at the end of the turn is left, and the task
-    /// that is polled now is polled again.
+    /// Takes all of it, which is at most as much as may wait. What the kernel does not take at the
+    /// end of the turn is left, and the task that is polled now is polled again.
     pub(super) fn post(&self, source: u32, fd: RawFd, bytes: &[u8]) {
         let at = self.outbox.borrow().end;
         self.room.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);

@@ -30,14 +30,15 @@ const MUTED: u16 = 128;
 pub(super) const POSTED: u16 = 256;
 /// Something could not be.
 pub(super) const LEFT: u16 = 512;
-/// Something never can be. The kernel has told why, and tells only once: whoever reads then finds a clean end.
+/// Something never can be. The kernel has told why, and tells only once: whoever reads then finds a
+/// clean end.
 pub(super) const UNWRITABLE: u16 = 1024;
 /// It ended by an error, which comes after what is there.
 const FAILED: u16 = 64;
 /// The kernel tells of it.
 const WATCHED: u16 = 8;
-/// The kernel also tells when it may be written to again. Most sockets never have to wait for that, and are not woken
-/// for it in vain.
+/// The kernel also tells when it may be written to again. Most sockets never have to wait for that,
+/// and are not woken for it in vain.
 const WATCHED_FOR_WRITING: u16 = 16;
 
 /// What an event says.
@@ -72,7 +73,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// `may_read`: something may have come already, so that reading is tried before the kernel is asked to tell.
+    /// `may_read`: something may have come already, so that reading is tried before the kernel is
+    /// asked to tell.
     pub fn new(fd: OwnedFd, may_read: bool) -> Self {
         let flags = WRITE | if may_read { READ } else { 0 };
         let source = here(|core| {
@@ -86,7 +88,8 @@ impl Socket {
         }
     }
 
-    /// Reads at most once. `stream`: the kernel has no more than fills the buffer, which saves the call that would say so.
+    /// Reads at most once. `stream`: the kernel has no more than fills the buffer, which saves the
+    /// call that would say so.
     pub fn poll_read(&self, buf: &mut [u8], stream: bool) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_readable())?;
@@ -126,7 +129,8 @@ impl Socket {
         }
     }
 
-    /// Whether the peer is known to have said its last: what is there can be read at once, up to a clean end.
+    /// Whether the peer is known to have said its last: what is there can be read at once, up to a
+    /// clean end.
     pub fn has_ended(&self) -> bool {
         self.flags() & (ENDED | FAILED) == ENDED
     }
@@ -141,7 +145,8 @@ impl Socket {
         self.clear(READ);
     }
 
-    /// There is something to read, and nobody to read it now: what comes after it need not wake anybody until somebody waits for it.
+    /// There is something to read, and nobody to read it now: what comes after it need not wake
+    /// anybody until somebody waits for it.
     pub fn mute(&self) {
         here(|core| {
             let mut sources = core.sources.borrow_mut();
@@ -165,8 +170,9 @@ impl Socket {
         self.wait_for(WRITE)
     }
 
-    /// Takes all of it, to be written at the end of this turn. If the kernel does not take all of it then, the task is polled again.
-    /// [`Self::take_left`] comes before anything else is written.
+    /// Takes all of it, to be written at the end of this turn. If the kernel does not take all of
+    /// it then, the task is polled again. [`Self::take_left`] comes before anything else is
+    /// written.
     pub fn write_later(&self, bytes: &[u8]) {
         here(|core| core.post(self.source, self.fd.as_raw_fd(), bytes));
     }
@@ -198,7 +204,8 @@ impl Socket {
         here(|core| core.take_left(self.source))
     }
 
-    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how the connection ended.
+    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how
+    /// the connection ended.
     pub fn is_unwritable(&self) -> bool {
         self.has(UNWRITABLE)
     }
@@ -215,8 +222,8 @@ impl Socket {
         result
     }
 
-    /// Begins to connect, or goes on: ready when it has succeeded or failed. Where it is said to be under way on Linux, asking again
-    /// is what tells how it went.
+    /// Begins to connect, or goes on: ready when it has succeeded or failed. Where it is said to be
+    /// under way on Linux, asking again is what tells how it went.
     pub fn poll_connect(&self, address: &SocketAddr) -> Poll<io::Result<()>> {
         let mut result = connect(&self.fd, address);
         // On this very machine the other side has answered by now.
@@ -373,7 +380,8 @@ impl Listening {
 }
 
 impl Drop for Listening {
-    /// The workers share unix sockets, so that closing alone does not take it from the kernel's list.
+    /// The workers share unix sockets, so that closing alone does not take it from the kernel's
+    /// list.
     fn drop(&mut self) {
         let _ = HERE.try_with(|here| {
             here.get()

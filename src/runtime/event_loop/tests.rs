@@ -263,7 +263,8 @@ fn connecting_succeeds_or_says_why_not() {
     });
 }
 
-/// Who cannot go on is not woken by all that comes meanwhile, but by the end, and by what comes once it waits again.
+/// Who cannot go on is not woken by all that comes meanwhile, but by the end, and by what comes
+/// once it waits again.
 #[test]
 fn what_comes_to_a_muted_socket_wakes_nobody() {
     on_a_loop(|| async {
@@ -352,7 +353,8 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
     });
 }
 
-/// What was read is written from where it lies, however much of it there is, and in order with what is not.
+/// What was read is written from where it lies, however much of it there is, and in order with what
+/// is not.
 #[test]
 fn what_was_read_can_be_written_later() {
     on_a_loop(|| async {

@@ -1,7 +1,8 @@
 //! Wakes the thread at a time.
 //!
-//! Not by the timeout of the wait itself, which the kernel would set up and take down with each of them: sessions come, go and are
-//! active all the time, and the earliest of their times hardly ever changes.
+//! Not by the timeout of the wait itself, which the kernel would set up and take down with each of
+//! them: sessions come, go and are active all the time, and the earliest of their times hardly ever
+//! changes.
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,

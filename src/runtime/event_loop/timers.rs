@@ -9,8 +9,8 @@ const COARSE: u64 = 256;
 /// A wheel's ticks in a timeout.
 const TICKS: u64 = 256;
 
-/// To the millisecond. What is far ahead waits on a coarse wheel until it is near, so that idle sessions are touched once in two
-/// minutes, and not twice a second.
+/// To the millisecond. What is far ahead waits on a coarse wheel until it is near, so that idle
+/// sessions are touched once in two minutes, and not twice a second.
 pub(super) struct Timers {
     near: Wheel,
     far: Wheel,
@@ -85,7 +85,8 @@ mod tests {
     use std::collections::HashMap;
 
     proptest! {
-        /// Against a map from task to time: nobody rings early, and nobody later than the time at which it was to be looked.
+        /// Against a map from task to time: nobody rings early, and nobody later than the time at
+        /// which it was to be looked.
         #[test]
         fn each_rings_at_its_time(
             steps in prop::collection::vec((0u32..20, 0u64..3, 0u64..1_000_000, any::<bool>()), 1..200),

@@ -12,11 +12,12 @@ use std::{future::poll_fn, io, net::SocketAddr, path::Path, time::Duration};
 /// A unix socket whose queue is full gives no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// One connect. Dropping the future gives it up. [`super::keep_alive`] is left to be done, since most sessions are over before it means
-/// anything.
+/// One connect. Dropping the future gives it up. [`super::keep_alive`] is left to be done, since
+/// most sessions are over before it means anything.
 ///
-/// `speaks_at_once`: something will be sent as soon as it is connected. Then that takes the last step of the handshake with it: one packet
-/// less, and the backend wakes up once, for a client that has already spoken.
+/// `speaks_at_once`: something will be sent as soon as it is connected. Then that takes the last
+/// step of the handshake with it: one packet less, and the backend wakes up once, for a client that
+/// has already spoken.
 pub async fn open(
     place: &Place,
     options: &SocketOptions,

@@ -17,7 +17,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The file of a socket of ours: removed when dropped, unless somebody has put another in its place.
+/// The file of a socket of ours: removed when dropped, unless somebody has put another in its
+/// place.
 pub struct SocketFile {
     path: PathBuf,
     /// Device and number. While the socket is open nobody else gets the number.
@@ -42,8 +43,8 @@ pub struct FileRights {
     pub group: Option<u32>,
 }
 
-/// Replaces what a process that has ended left there, and nothing else. All rights are set before the socket listens, so
-/// that nobody connects who is not to.
+/// Replaces what a process that has ended left there, and nothing else. All rights are set before
+/// the socket listens, so that nobody connects who is not to.
 pub fn listen_unix(
     path: &Path,
     backlog: i32,
@@ -64,7 +65,8 @@ pub fn listen_unix(
 }
 
 impl FileRights {
-    /// By a descriptor, and never through a link: in a folder that others may write to, the path could lead elsewhere by now.
+    /// By a descriptor, and never through a link: in a folder that others may write to, the path
+    /// could lead elsewhere by now.
     fn apply(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
@@ -73,7 +75,8 @@ impl FileRights {
             return Err(io::Error::other("the file was replaced"));
         }
         if Mode::from_raw_mode(stat.st_mode) != self.mode {
-            // The umask has taken something from it. chmod knows no such descriptors, but their names.
+            // The umask has taken something from it. chmod knows no such descriptors, but their
+            // names.
             let name = format!("/proc/self/fd/{}", file.as_raw_fd());
             rustix::fs::chmod(name, self.mode)?;
         }

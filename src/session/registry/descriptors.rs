@@ -1,5 +1,6 @@
-//! The descriptors that connections and flows have: a part for each kind alone, and a part that both share by demand, so
-//! that neither can take everything, and what the one does not use is there for the other.
+//! The descriptors that connections and flows have: a part for each kind alone, and a part that
+//! both share by demand, so that neither can take everything, and what the one does not use is
+//! there for the other.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,7 +12,8 @@ pub struct Descriptors {
     shared: u64,
 }
 
-/// Both kinds in one number, so that they change as one: connections in the upper half, flows in the lower.
+/// Both kinds in one number, so that they change as one: connections in the upper half, flows in
+/// the lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Used {
     connections: u32,
@@ -51,7 +53,8 @@ impl Descriptors {
         }
     }
 
-    /// Those of a connection; false when connections have used up their own part and the shared one.
+    /// Those of a connection; false when connections have used up their own part and the shared
+    /// one.
     pub fn take_for_connection(&self) -> bool {
         self.take(CONNECTION, |next| {
             u64::from(next.connections) <= self.for_connections

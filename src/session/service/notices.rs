@@ -1,5 +1,5 @@
-//! What the log says of clients and datagrams that a listener does not serve: the first event of a kind at once, those that
-//! follow in one line each period, with their count.
+//! What the log says of clients and datagrams that a listener does not serve: the first event of a
+//! kind at once, those that follow in one line each period, with their count.
 
 use super::Service;
 use crate::{
@@ -104,7 +104,8 @@ impl Service {
         }
     }
 
-    /// A client was let in and got no backend, or was not to get one. `error`: of the backend that was tried last.
+    /// A client was let in and got no backend, or was not to get one. `error`: of the backend that
+    /// was tried last.
     pub fn log_unserved(
         &self,
         reason: CloseReason,

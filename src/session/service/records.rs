@@ -9,8 +9,9 @@ use crate::{
 use std::time::Duration;
 
 impl Service {
-    /// The record of a client that was not served; sessions fill in the rest. `peer`: the other end, `proxied`: the client
-    /// that a PROXY protocol header named. `reason`: the word of a close or reject reason.
+    /// The record of a client that was not served; sessions fill in the rest. `peer`: the other
+    /// end, `proxied`: the client that a PROXY protocol header named. `reason`: the word of a close
+    /// or reject reason.
     pub fn record(
         &self,
         peer: Client,

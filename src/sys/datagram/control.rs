@@ -1,5 +1,5 @@
-//! What goes beside a datagram, as the kernel lays it out in memory: addresses and control messages.
-//! Bytes are read and written here, never structures: nothing needs `unsafe`.
+//! What goes beside a datagram, as the kernel lays it out in memory: addresses and control
+//! messages. Bytes are read and written here, never structures: nothing needs `unsafe`.
 
 use super::Local;
 use libc::c_int;
@@ -14,7 +14,8 @@ pub(super) struct Name(pub(super) [u8; NAME]);
 pub(super) const NAME: usize = 28;
 const NAME_V4: usize = 16;
 
-/// Room for the control messages of one datagram: the largest are an address of IPv6 (40 bytes) and a size (24).
+/// Room for the control messages of one datagram: the largest are an address of IPv6 (40 bytes) and
+/// a size (24).
 #[repr(align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Control(pub(super) [u8; CONTROL]);
@@ -78,8 +79,8 @@ impl Control {
         let mut at = 0;
         match from.map(|local| (local.ip, local.interface)) {
             Some((IpAddr::V4(ip), _)) => {
-                // in_pktinfo: an interface of 0 leaves the route to the kernel; then the address to send
-                // from, and one that counts only for what is received.
+                // in_pktinfo: an interface of 0 leaves the route to the kernel; then the address to
+                // send from, and one that counts only for what is received.
                 let mut info = [0; 12];
                 info[4..8].copy_from_slice(&ip.octets());
                 at = self.put(at, libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
@@ -177,7 +178,8 @@ fn first(rest: &[u8]) -> Option<(c_int, c_int, &[u8], &[u8])> {
     Some((level, kind, data, next))
 }
 
-/// Of in_pktinfo not the address in the header, which may be that of a broadcast, but the one to reply from.
+/// Of in_pktinfo not the address in the header, which may be that of a broadcast, but the one to
+/// reply from.
 fn local_v4(info: &[u8]) -> Option<Local> {
     Some(Local {
         ip: Ipv4Addr::from(array::<4>(info, 4)?).into(),
@@ -190,7 +192,8 @@ fn local_v6(info: &[u8]) -> Option<Local> {
     let interface = u32::from_ne_bytes(array(info, 16)?);
     Some(Local {
         ip: ip.into(),
-        // Any other address is reached by the routes, which may lead back through another interface.
+        // Any other address is reached by the routes, which may lead back through another
+        // interface.
         interface: if ip.is_unicast_link_local() {
             interface
         } else {

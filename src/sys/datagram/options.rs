@@ -31,8 +31,8 @@ pub fn never_forbid_fragments(socket: impl AsFd, v6: bool) -> io::Result<()> {
     set(&socket, level, option, libc::IP_PMTUDISC_DONT)
 }
 
-/// Datagrams that the kernel dropped for want of room in the receive buffer, since the socket was made.
-/// It counts up to 32 bits and begins anew; the few with a wrong checksum are among them.
+/// Datagrams that the kernel dropped for want of room in the receive buffer, since the socket was
+/// made. It counts up to 32 bits and begins anew; the few with a wrong checksum are among them.
 pub fn drops(socket: impl AsFd) -> io::Result<u64> {
     let facts: [u32; FACTS] = get(&socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
     Ok(facts[DROPS].into())
@@ -60,8 +60,8 @@ fn buffer(socket: &impl AsFd, forced: c_int, allowed: c_int, bytes: usize) {
 }
 
 pub(super) fn set(socket: &impl AsFd, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
-    // SAFETY: the kernel reads one int from the address given, which is that of a live local variable of
-    // that type; the descriptor is borrowed and so open.
+    // SAFETY: the kernel reads one int from the address given, which is that of a live local
+    // variable of that type; the descriptor is borrowed and so open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -85,8 +85,9 @@ pub(super) fn get<const N: usize>(
 ) -> io::Result<[u32; N]> {
     let mut numbers = [0; N];
     let mut len = size_of_val(&numbers) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `numbers`, to the address of `numbers`, and to
-    // `len` how many it wrote; both are live locals, and the descriptor is borrowed and so open.
+    // SAFETY: the kernel writes at most `len` bytes, the size of `numbers`, to the address of
+    // `numbers`, and to `len` how many it wrote; both are live locals, and the descriptor is
+    // borrowed and so open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

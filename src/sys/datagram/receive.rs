@@ -11,11 +11,13 @@ use std::{
     ptr,
 };
 
-/// Bytes of one slot. The largest datagram has 65,527 (IPv6), and what comes coalesced is no longer.
+/// Bytes of one slot. The largest datagram has 65,527 (IPv6), and what comes coalesced is no
+/// longer.
 pub const SLOT: usize = 65_536;
 const LINE: usize = 64;
-/// Between two slots, in cache lines: were the first lines of all slots a multiple of 4,096 apart, they would
-/// share a few sets of the cache. An odd number visits every set, and this one leaves room for a usual datagram.
+/// Between two slots, in cache lines: were the first lines of all slots a multiple of 4,096 apart,
+/// they would share a few sets of the cache. An odd number visits every set, and this one leaves
+/// room for a usual datagram.
 const GAP: usize = 21 * LINE;
 
 /// Buffers for a batch: `slots` datagrams of up to 64 KiB each, one worker's.
@@ -38,8 +40,9 @@ pub struct Inbox {
     plain: Vec<libc::mmsghdr>,
 }
 
-// SAFETY: the pointers in the headers and vectors lead only into memory that the Inbox itself owns on the heap,
-// wherever it is moved to; and only `take`, which has it exclusively, hands them to the kernel.
+// SAFETY: the pointers in the headers and vectors lead only into memory that the Inbox itself owns
+// on the heap, wherever it is moved to; and only `take`, which has it exclusively, hands them to
+// the kernel.
 unsafe impl Send for Inbox {}
 
 /// What the kernel has told of the datagram in a slot.
@@ -56,8 +59,8 @@ struct Came {
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
     pub payload: &'a [u8],
-    /// What came from a socket with GRO are several datagrams of this size, of which the last may be
-    /// shorter; 0: it is one datagram.
+    /// What came from a socket with GRO are several datagrams of this size, of which the last may
+    /// be shorter; 0: it is one datagram.
     pub segment: u16,
     /// None on a connected socket's peer if the kernel names none.
     pub from: Option<SocketAddr>,
@@ -81,8 +84,9 @@ impl Inbox {
         let skip = bytes.as_ptr().align_offset(LINE);
         let mut names = vec![Name::EMPTY; slots];
         let mut controls = vec![Control::EMPTY; slots];
-        // Pointers are taken from the allocations, not through references to what is in them: they stay good
-        // while the slots are read. None leads out of its allocation, for all are counted by `slots`.
+        // Pointers are taken from the allocations, not through references to what is in them: they
+        // stay good while the slots are read. None leads out of its allocation, for all are counted
+        // by `slots`.
         let base = bytes.as_mut_ptr();
         let mut vectors: Vec<_> = (0..slots)
             .map(|slot| libc::iovec {
@@ -133,8 +137,8 @@ impl Inbox {
         self.came.len()
     }
 
-    /// Receives without waiting into the slots from `first` on, `most` at most (and no more than there
-    /// are); how many came. With nothing there: WouldBlock.
+    /// Receives without waiting into the slots from `first` on, `most` at most (and no more than
+    /// there are); how many came. With nothing there: WouldBlock.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -172,9 +176,10 @@ impl Inbox {
         };
         let headers = &mut headers[first..first + most];
         let came = loop {
-            // SAFETY: `headers` are as many as said; each points to its name, its vector and its control space
-            // with their true lengths, and each vector to its slot. All of that is owned by `self`, which is
-            // borrowed exclusively, as are the headers; the descriptor is borrowed and so open.
+            // SAFETY: `headers` are as many as said; each points to its name, its vector and its
+            // control space with their true lengths, and each vector to its slot. All of that is
+            // owned by `self`, which is borrowed exclusively, as are the headers; the descriptor is
+            // borrowed and so open.
             let result = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),

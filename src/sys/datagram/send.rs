@@ -13,7 +13,8 @@ use std::{
 
 /// Most messages one call takes; `send` loops over more itself.
 pub const BATCH: usize = 64;
-/// Most parts of a message, which is also the number of datagrams that every kernel splits one into.
+/// Most parts of a message, which is also the number of datagrams that every kernel splits one
+/// into.
 pub const PARTS: usize = 64;
 
 const FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -23,10 +24,10 @@ const FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 pub struct Message<'a> {
     /// One after the other they are the payload. At most 64 parts (PARTS).
     pub parts: &'a [IoSlice<'a>],
-    /// 0: one datagram. Else the kernel splits the whole into datagrams of this size, the last may be shorter
-    /// (UDP_SEGMENT). These are never sent in fragments: of a size beyond the path's MTU the whole is refused
-    /// with EMSGSIZE (EINVAL of older kernels), and can be sent one by one; the same goes for EIO, of a
-    /// route that cannot split.
+    /// 0: one datagram. Else the kernel splits the whole into datagrams of this size, the last may
+    /// be shorter (UDP_SEGMENT). These are never sent in fragments: of a size beyond the path's MTU
+    /// the whole is refused with EMSGSIZE (EINVAL of older kernels), and can be sent one by one;
+    /// the same goes for EIO, of a route that cannot split.
     pub segment: u16,
     /// None: the socket is connected.
     pub to: Option<SocketAddr>,
@@ -37,12 +38,13 @@ pub struct Message<'a> {
 pub struct Outbox {
     names: Vec<Name>,
     controls: Vec<Control>,
-    /// Each points to its name and control space from the start, and to a message's parts while it is sent.
+    /// Each points to its name and control space from the start, and to a message's parts while it
+    /// is sent.
     headers: Vec<libc::mmsghdr>,
 }
 
-// SAFETY: the pointers in the headers lead into memory that the Outbox itself owns on the heap, wherever it is
-// moved to, or to parts that nobody follows after the call that has set them.
+// SAFETY: the pointers in the headers lead into memory that the Outbox itself owns on the heap,
+// wherever it is moved to, or to parts that nobody follows after the call that has set them.
 unsafe impl Send for Outbox {}
 
 impl Default for Outbox {
@@ -70,9 +72,10 @@ impl Outbox {
         }
     }
 
-    /// Sends without waiting, in order; how many of the messages were taken, and the error at the next one. Where
-    /// some were taken the kernel does not say what kept it from the next: then there is no error although they are not
-    /// all. It comes again at the next try, unless it was that of an earlier datagram, which the kernel tells once only.
+    /// Sends without waiting, in order; how many of the messages were taken, and the error at the
+    /// next one. Where some were taken the kernel does not say what kept it from the next: then
+    /// there is no error although they are not all. It comes again at the next try, unless it was
+    /// that of an earlier datagram, which the kernel tells once only.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -131,14 +134,15 @@ impl Message<'_> {
 fn call(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     loop {
         let result = if let [one] = headers {
-            // SAFETY: the header points to a name, a control space and parts with their true lengths (an IoSlice
-            // is laid out as an iovec), all borrowed by the caller and only read; the descriptor is open.
+            // SAFETY: the header points to a name, a control space and parts with their true
+            // lengths (an IoSlice is laid out as an iovec), all borrowed by the caller and only
+            // read; the descriptor is open.
             let bytes = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const one.msg_hdr, FLAGS) };
             // One message is what was taken, even if it is one of no bytes.
             if bytes < 0 { -1 } else { 1 }
         } else {
-            // SAFETY: `headers` are as many as said, borrowed exclusively, for their lengths are written; each is
-            // as said above, and so is the descriptor.
+            // SAFETY: `headers` are as many as said, borrowed exclusively, for their lengths are
+            // written; each is as said above, and so is the descriptor.
             unsafe {
                 libc::sendmmsg(
                     socket.as_raw_fd(),

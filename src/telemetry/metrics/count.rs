@@ -56,7 +56,8 @@ impl Counter {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// What was counted beforehand and has not come to pass. What a scrape shows of it goes through [`Shown`].
+    /// What was counted beforehand and has not come to pass. What a scrape shows of it goes through
+    /// [`Shown`].
     pub fn take_back(&self, n: u64) {
         self.0.fetch_sub(n, Relaxed);
     }
@@ -66,8 +67,8 @@ impl Counter {
     }
 }
 
-/// The largest value of a counter that a scrape has shown: one from which something was taken back waits there until it
-/// has caught up, because a counter that falls means a new process.
+/// The largest value of a counter that a scrape has shown: one from which something was taken back
+/// waits there until it has caught up, because a counter that falls means a new process.
 #[derive(Debug, Default)]
 pub struct Shown(AtomicU64);
 

@@ -8,7 +8,8 @@ use super::{
 };
 use std::sync::{Arc, atomic::AtomicU64};
 
-/// What is counted is kept with the listener, upstream or backend that counts it, and its series end with it.
+/// What is counted is kept with the listener, upstream or backend that counts it, and its series
+/// end with it.
 #[derive(Debug)]
 pub struct Exporter {
     shards: usize,

@@ -1,4 +1,5 @@
-//! Every family of metrics: its name, its help text and where its samples come from, in the order of a scrape.
+//! Every family of metrics: its name, its help text and where its samples come from, in the order
+//! of a scrape.
 
 use super::{
     BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
@@ -36,7 +37,8 @@ struct Read<'a> {
 
 type Write = fn(&Read<'_>, &mut Samples<'_>);
 
-/// By name. Names and types are the same from scrape to scrape; a family without samples is left out.
+/// By name. Names and types are the same from scrape to scrape; a family without samples is left
+/// out.
 const FAMILIES: &[(Family, Write)] = &[
     counter(
         "process_cpu_seconds_total",

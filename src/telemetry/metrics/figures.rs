@@ -1,5 +1,5 @@
-//! The values of one scrape, read before any of them is written: what belongs together is of one moment, and the counters
-//! of each backend are walked through once.
+//! The values of one scrape, read before any of them is written: what belongs together is of one
+//! moment, and the counters of each backend are walked through once.
 
 use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, UpstreamMetrics};
 use crate::plan::{
@@ -37,8 +37,8 @@ pub struct BackendFigures {
     pub weight: u32,
     /// The roles of its addresses; `None` where no check asks for them.
     pub roles: Option<Vec<Role>>,
-    /// The replication lag of the last check in seconds and in bytes; `None` where a check never gave it, NaN where the
-    /// last one did not.
+    /// The replication lag of the last check in seconds and in bytes; `None` where a check never
+    /// gave it, NaN where the last one did not.
     pub lag: [Option<f64>; 2],
     pub(super) totals: Totals,
 }

@@ -1,5 +1,5 @@
-//! What the log says of a backend that sessions or checks do not reach: the first event of a kind at once, those that follow
-//! in one line each period, with their count.
+//! What the log says of a backend that sessions or checks do not reach: the first event of a kind
+//! at once, those that follow in one line each period, with their count.
 
 use super::Backend;
 use crate::{plan::reason::ConnectError, telemetry::throttle::Throttle};

@@ -1,5 +1,5 @@
-//! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its even share of the
-//! sessions, and what does not fit goes on along the ring.
+//! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its
+//! even share of the sessions, and what does not fit goes on along the ring.
 
 use super::{Candidates, FULL, weights::Weights};
 
@@ -8,13 +8,14 @@ pub(super) struct Room<'a> {
     /// The places there are in all, the one for the session to be placed among them.
     places: u64,
     weights: &'a Weights,
-    /// Where not everybody counts with the whole of its weight: what counts, summed up. The share of candidate `i` ends
-    /// at `sums[i + 1]`.
+    /// Where not everybody counts with the whole of its weight: what counts, summed up. The share
+    /// of candidate `i` ends at `sums[i + 1]`.
     sums: Option<&'a [u64]>,
 }
 
 impl<'a> Room<'a> {
-    /// Only whoever can be picked counts, with its sessions: the others' share is to be held by these.
+    /// Only whoever can be picked counts, with its sessions: the others' share is to be held by
+    /// these.
     pub(super) fn new(
         factor: u32,
         weights: &'a Weights,
@@ -51,8 +52,8 @@ impl<'a> Room<'a> {
         connections < self.most(candidate)
     }
 
-    /// The places are dealt out by weight, and the rest that does not divide evenly along the order, so that there is
-    /// always one free.
+    /// The places are dealt out by weight, and the rest that does not divide evenly along the
+    /// order, so that there is always one free.
     fn most(&self, candidate: usize) -> u64 {
         let (from, to, total) = match self.sums {
             None => {
@@ -104,7 +105,8 @@ mod tests {
     }
 
     proptest! {
-        /// There is always room for one more, and nobody may hold more than a place above its share.
+        /// There is always room for one more, and nobody may hold more than a place above its
+        /// share.
         #[test]
         fn there_is_room(
             factor in 101u32..400,

@@ -9,8 +9,8 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Also the distinct names with their weights, in the order in which they first appear: of several
-    /// candidates the first one's weight counts.
+    /// Also the distinct names with their weights, in the order in which they first appear: of
+    /// several candidates the first one's weight counts.
     pub(super) fn new<'a>(entries: &[Entry<'a>]) -> (Self, Vec<Entry<'a>>) {
         let mut known: AHashMap<&str, usize> = AHashMap::new();
         let mut names: Vec<Entry<'a>> = Vec::new();

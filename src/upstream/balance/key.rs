@@ -103,7 +103,8 @@ fn print_v6(out: &mut Key, ip: Ipv6Addr) {
     }
 }
 
-/// nginx prints most addresses of the long deprecated `::/96` in this mixed form; the standard library does not.
+/// nginx prints most addresses of the long deprecated `::/96` in this mixed form; the standard
+/// library does not.
 fn ipv4_compatible(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let [0, 0, 0, 0, 0, 0, high, _] = ip.segments() else {
         return None;
@@ -112,7 +113,8 @@ fn ipv4_compatible(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     (high != 0 || (c != 0 && d != 1)).then(|| Ipv4Addr::new(a, b, c, d))
 }
 
-/// Where the first longest run of at least two groups of zero begins, and how long it is; if none, 8 and 0.
+/// Where the first longest run of at least two groups of zero begins, and how long it is; if none,
+/// 8 and 0.
 fn longest_zeros(groups: &[u16; 8]) -> (usize, usize) {
     let (mut from, mut len) = (8, 0);
     let mut run = 0;

@@ -2,7 +2,8 @@
 
 use super::{Candidates, FULL, RoundRobin, weights::Weights};
 
-/// Of those that can be picked the one with the least `amount` for its weight, and how much that is.
+/// Of those that can be picked the one with the least `amount` for its weight, and how much that
+/// is.
 #[inline]
 pub(super) fn least(
     weights: &Weights,
@@ -40,9 +41,9 @@ pub(super) fn least(
 
 /// Endless for one that cannot be picked.
 ///
-/// A quotient of its own for each, and not products with the least so far: those would have to wait for each other,
-/// which takes longer than the divisions. It is exact enough: equal ratios of whole numbers round to the same
-/// quotient, and different ones stay different up to 2^26 sessions.
+/// A quotient of its own for each, and not products with the least so far: those would have to wait
+/// for each other, which takes longer than the divisions. It is exact enough: equal ratios of whole
+/// numbers round to the same quotient, and different ones stay different up to 2^26 sessions.
 #[inline]
 pub(super) fn score(amount: f64, weight: f64, share: u32) -> f64 {
     if weight == 0.0 || share == 0 {

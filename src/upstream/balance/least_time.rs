@@ -1,5 +1,5 @@
-//! Least time: the smallest product of average time and sessions, for each unit of weight. Backends as quick as the quickest,
-//! as far as that can be measured, share by sessions and weight.
+//! Least time: the smallest product of average time and sessions, for each unit of weight. Backends
+//! as quick as the quickest, as far as that can be measured, share by sessions and weight.
 
 use super::{
     Candidates, Pick, RoundRobin, Why,
@@ -8,7 +8,8 @@ use super::{
 };
 use std::time::{Duration, Instant};
 
-/// In seconds: averages that differ by less are equal. On a busy machine a process waits for the CPU for so long.
+/// In seconds: averages that differ by less are equal. On a busy machine a process waits for the
+/// CPU for so long.
 const RESOLUTION: f64 = 0.001;
 /// In parts of the least average: the averages of two equal backends differ by so much for a while.
 const MARGIN: f64 = 0.25;
@@ -30,8 +31,8 @@ pub(super) fn pick(
     }
     let equal = quickest + RESOLUTION.max(quickest * MARGIN);
     let sessions = |i| number(candidates.connections(i));
-    // One about which nothing is known comes first while it has no session. With some it is taken for as quick as the
-    // quickest, no more: it may be that it never answers.
+    // One about which nothing is known comes first while it has no session. With some it is taken
+    // for as quick as the quickest, no more: it may be that it never answers.
     let is_new = |i| candidates.time(i) == 0.0 && candidates.connections(i) == 0;
     let is_quick = |i| candidates.time(i) <= equal;
     let product = |i| match is_quick(i) {
@@ -83,8 +84,8 @@ impl<C: Candidates, F: Fn(usize) -> bool> Candidates for Only<'_, C, F> {
 /// How much of the average each new time makes.
 const NEW: f64 = 0.05;
 
-/// The average time of one backend, in seconds: old times count less and less, and while none is added it
-/// halves again and again, so that one that was slow once is tried again.
+/// The average time of one backend, in seconds: old times count less and less, and while none is
+/// added it halves again and again, so that one that was slow once is tried again.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Average {
     /// 0 where no time is known.
@@ -109,7 +110,8 @@ impl Average {
         self.halves = self.halves.map(|_| now + halving);
     }
 
-    /// Brings it up to date: it halves once for each `halving` that has passed since a time was added.
+    /// Brings it up to date: it halves once for each `halving` that has passed since a time was
+    /// added.
     pub fn halve(&mut self, now: Instant, halving: Duration) {
         let Some(due) = self.halves.filter(|due| now >= *due) else {
             return;

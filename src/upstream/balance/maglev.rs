@@ -1,6 +1,7 @@
-//! Maglev, after Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016): a table of slots
-//! that the backends fill by turns, each in an order of its own. The shares are more even than on a ring, a look-up is one
-//! step, and a change of the backends moves few clients that it need not.
+//! Maglev, after Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer"
+//! (NSDI 2016): a table of slots that the backends fill by turns, each in an order of its own. The
+//! shares are more even than on a ring, a look-up is one step, and a change of the backends moves
+//! few clients that it need not.
 
 use super::{
     Candidates, Entry, Pick, RoundRobin, Why, bound::Room, share_for_key, weights::Weights,
@@ -48,8 +49,9 @@ impl Maglev {
         }
     }
 
-    /// The backend of the session's slot or, where that one cannot be used, of one of the next. The table stays
-    /// as it is while a backend is away: nobody else's clients move, and its own are spread over all others.
+    /// The backend of the session's slot or, where that one cannot be used, of one of the next. The
+    /// table stays as it is while a backend is away: nobody else's clients move, and its own are
+    /// spread over all others.
     pub(super) fn pick(
         &self,
         walk: &mut MaglevWalk,
@@ -186,8 +188,9 @@ mod tests {
         }
     }
 
-    /// The share of the keys of those who stay that move when one of them goes, against what was measured in an
-    /// independent simulation. It differs from set to set, and a few sets are far from the rest: the median of many.
+    /// The share of the keys of those who stay that move when one of them goes, against what was
+    /// measured in an independent simulation. It differs from set to set, and a few sets are far
+    /// from the rest: the median of many.
     #[test]
     fn few_keys_move_that_need_not() {
         for (count, sets, most) in [(3, 60, 0.03), (5, 40, 0.14), (10, 20, 0.34), (50, 10, 0.5)] {

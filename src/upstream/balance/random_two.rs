@@ -38,7 +38,8 @@ fn draw(
     not: Option<usize>,
     random: &mut impl FnMut() -> u64,
 ) -> Option<usize> {
-    // Whoever cannot be picked is drawn in vain, which leaves the odds among the others as they are.
+    // Whoever cannot be picked is drawn in vain, which leaves the odds among the others as they
+    // are.
     for _ in 0..REDRAWS {
         let drawn = weights.at(below(weights.total(), random()))?;
         if Some(drawn) != not {

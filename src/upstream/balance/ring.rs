@@ -1,8 +1,9 @@
 //! The consistent-hash ring, point for point that of nginx's `hash … consistent`.
 //!
 //! A fleet may be moved over one machine at a time, or run mixed for good: as long as the address
-//! texts and weights are the same, each client stays on its backend. `tests/integration/hash_nginx.rs` holds
-//! this against a running nginx; the vectors below were taken from one.
+//! texts and weights are the same, each client stays on its backend.
+//! `tests/integration/hash_nginx.rs` holds this against a running nginx; the vectors below were
+//! taken from one.
 
 use super::{
     Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, share_for_key,
@@ -77,7 +78,8 @@ impl Ring {
         if self.points.is_empty() {
             return None;
         }
-        // With bounded load, which nginx does not have, there is a better way out than turns, and no hurry to take it.
+        // With bounded load, which nginx does not have, there is a better way out than turns, and
+        // no hurry to take it.
         let most = match room {
             None => MOST_TRIES,
             Some(_) => walk.steps + PATIENCE,
@@ -250,8 +252,8 @@ mod tests {
     }
 
     proptest! {
-        /// What a consistent hash is for: without one backend only its own keys move, and they go where
-        /// they would go had it never been there.
+        /// What a consistent hash is for: without one backend only its own keys move, and they go
+        /// where they would go had it never been there.
         #[test]
         fn only_the_keys_of_a_lost_backend_move(
             weights in proptest::collection::vec(1u32..5, 2..8),

@@ -49,7 +49,8 @@ impl RoundRobin {
             if share == 0 {
                 continue;
             }
-            // Everybody's share is full but for those that start slowly: a common factor, which changes no turn.
+            // Everybody's share is full but for those that start slowly: a common factor, which
+            // changes no turn.
             let step = i64::from(turn.effective) * i64::from(share);
             turn.current += step;
             total += step;

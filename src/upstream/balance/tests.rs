@@ -209,8 +209,8 @@ fn an_empty_key_leaves_it_to_turns() {
     }
 }
 
-/// At a quarter of its weight a backend takes a quarter of what it takes otherwise, whatever the policy; and of
-/// the keys it takes at a quarter it gives none back at a half.
+/// At a quarter of its weight a backend takes a quarter of what it takes otherwise, whatever the
+/// policy; and of the keys it takes at a quarter it gives none back at a half.
 #[test]
 fn slow_start_scales_every_policy() {
     for balance in every_policy() {
@@ -234,7 +234,8 @@ fn slow_start_scales_every_policy() {
             balance,
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) | Balance::RandomTwo
         );
-        // By turns, its part of the sum of the weights; by key or in order, of what would be its own.
+        // By turns, its part of the sum of the weights; by key or in order, of what would be its
+        // own.
         let wanted = |share: f64| match turned {
             true => 4000.0 * share / (1.0 + share),
             false => count(&full) * share,
@@ -264,7 +265,8 @@ fn bounded_load_bounds() {
         let mut b = balancer(&balance, &weights, &[]);
         let mut sessions = vec![0u64; 3];
         for n in 0..400u64 {
-            // Four clients, each a hundred times: without a bound they would sit on at most four backends' shares.
+            // Four clients, each a hundred times: without a bound they would sit on at most four
+            // backends' shares.
             let mut walk = Walk::new(&balance, &client([192, 0, 2, (n % 4) as u8]));
             let now = Now(|_| true, sessions.clone());
             let picked = b.pick(&mut walk, &now, || 0).expect("somebody");
@@ -287,7 +289,8 @@ fn bounded_load_bounds() {
     }
 }
 
-/// One holds nearly all slots and points, and cannot be picked, or is full: nobody walks past all of them.
+/// One holds nearly all slots and points, and cannot be picked, or is full: nobody walks past all
+/// of them.
 #[test]
 fn the_heaviest_away_leaves_keys_their_place() {
     for (balance, sessions) in [
@@ -313,8 +316,8 @@ fn the_heaviest_away_leaves_keys_their_place() {
 }
 
 proptest! {
-    /// Whatever the policy, the weights, the key, the load and the failures: a pick is eligible, and
-    /// where somebody is eligible somebody is picked, a primary before a backup.
+    /// Whatever the policy, the weights, the key, the load and the failures: a pick is eligible,
+    /// and where somebody is eligible somebody is picked, a primary before a backup.
     #[test]
     fn picks_are_eligible_and_never_missed(
         weights in proptest::collection::vec(0u32..6, 1..12),

@@ -1,4 +1,5 @@
-//! The weights of one group of candidates, summed up so that a number finds whose share it falls in.
+//! The weights of one group of candidates, summed up so that a number finds whose share it falls
+//! in.
 
 use super::Entry;
 use std::ops::Range;
@@ -60,8 +61,8 @@ impl Weights {
         u64::from(self.each[candidate - self.first])
     }
 
-    /// The candidate in whose share of what can be picked a hash falls: the same for the same hash for as long as
-    /// the same ones can be picked.
+    /// The candidate in whose share of what can be picked a hash falls: the same for the same hash
+    /// for as long as the same ones can be picked.
     pub(super) fn by_hash(&self, hash: u64, share: impl Fn(usize) -> u32) -> Option<usize> {
         let usable = || {
             self.each()

@@ -64,8 +64,8 @@ pub struct Survey {
     pub moves: Vec<Move>,
 }
 
-/// The clients come to the whole and, beside it, to the rest where there is one; `each` hears what becomes of them
-/// with the whole.
+/// The clients come to the whole and, beside it, to the rest where there is one; `each` hears what
+/// becomes of them with the whole.
 pub fn survey<E>(
     clients: &[Client],
     whole: &mut Process<'_>,

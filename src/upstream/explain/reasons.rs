@@ -83,7 +83,8 @@ impl Process<'_> {
         key.is_some_and(|key| !self.facts(client).has_key(key))
     }
 
-    /// What in this configuration makes the answer less than the whole truth about a running process.
+    /// What in this configuration makes the answer less than the whole truth about a running
+    /// process.
     pub fn caveats(&self, seed: u64) -> Vec<String> {
         let balance = &self.upstream.balance;
         let mut said = Vec::new();

@@ -5,7 +5,8 @@
 pub enum Epoch {
     /// PostgreSQL: a promotion begins a new timeline.
     Timeline(u32),
-    /// Redis: the data set has a name; a replica that is promoted gives it a new one, and remembers the one before.
+    /// Redis: the data set has a name; a replica that is promoted gives it a new one, and remembers
+    /// the one before.
     Replication { id: String, before: Option<String> },
 }
 

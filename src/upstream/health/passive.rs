@@ -41,7 +41,8 @@ impl Passive {
         }
     }
 
-    /// It was asked, later than this, and answered well: who was under way then is no witness any more.
+    /// It was asked, later than this, and answered well: who was under way then is no witness any
+    /// more.
     pub fn answered(&mut self, asked: Instant) {
         if self.accessed.is_some_and(|failed| failed < asked) {
             self.fails = 0;

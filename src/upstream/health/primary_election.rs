@@ -1,8 +1,8 @@
 //! Which of those that say that they are the primary is believed.
 //!
-//! There is one primary at a time. Where several claim it, who has proven to be promoted later is right; where nothing is
-//! proven, who has said so for longer, without a break: a server that was away and comes back may not know what happened
-//! meanwhile.
+//! There is one primary at a time. Where several claim it, who has proven to be promoted later is
+//! right; where nothing is proven, who has said so for longer, without a break: a server that was
+//! away and comes back may not know what happened meanwhile.
 
 use super::Epoch;
 use crate::plan::{Place, reason::CheckResult};
@@ -75,8 +75,8 @@ pub fn count_servers(claims: &[Claim<'_>]) -> usize {
         .count()
 }
 
-/// For each claim the first one of the same server. What is the same as a third one is the same, too: of two addresses of a
-/// server one may not have been asked since it was started again.
+/// For each claim the first one of the same server. What is the same as a third one is the same,
+/// too: of two addresses of a server one may not have been asked since it was started again.
 fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
     let mut servers: Vec<usize> = (0..claims.len()).collect();
     for i in 1..claims.len() {
@@ -93,15 +93,16 @@ fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
     servers
 }
 
-/// Whether both are one server, reached in two ways. A Redis that is promoted gives its data a new name, so no two primaries
-/// have the same.
+/// Whether both are one server, reached in two ways. A Redis that is promoted gives its data a new
+/// name, so no two primaries have the same.
 fn is_same(one: &Claim<'_>, other: &Claim<'_>) -> bool {
     let same_data = matches!((one.epoch, other.epoch),
         (Some(Epoch::Replication { id, .. }), Some(Epoch::Replication { id: other, .. })) if id == other);
     same_data || one.place == other.place || one.server.is_some() && one.server == other.server
 }
 
-/// Whether a server that answers so may have been started anew: what it says afterwards is said anew.
+/// Whether a server that answers so may have been started anew: what it says afterwards is said
+/// anew.
 pub fn may_restart(result: CheckResult) -> bool {
     use CheckResult::{Closed, Loading, Refused, Reset};
     matches!(result, Refused | Reset | Closed | Loading)
@@ -185,7 +186,8 @@ mod tests {
                 self::claim(&places[1], later, Some(&new)),
             );
             assert_eq!(standings(&[old, new]), [Superseded { by: 1 }, Believed]);
-            // Nor does it help that the other one has died since. One that died and has proven nothing is forgotten.
+            // Nor does it help that the other one has died since. One that died and has proven
+            // nothing is forgotten.
             let dead = |claim| Claim {
                 answers: false,
                 ..claim
@@ -250,7 +252,8 @@ mod tests {
             ),
             // Two addresses of one server.
             ([at(0, a, &new), at(1, a, &old)], [Believed, Believed], 1),
-            // A standby that was promoted beside its primary has the same data, and is another server.
+            // A standby that was promoted beside its primary has the same data, and is another
+            // server.
             (
                 [at(0, a, &new), at(1, b, &new)],
                 [Believed, Doubtful { believed: 0 }],
@@ -286,8 +289,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is claimed: no two are believed that are not one, nobody is who is silent or was proven to be
-        /// superseded, and where proofs do not say otherwise somebody is.
+        /// Whatever is claimed: no two are believed that are not one, nobody is who is silent or
+        /// was proven to be superseded, and where proofs do not say otherwise somebody is.
         #[test]
         fn one_is_believed(
             claims in prop::collection::vec(

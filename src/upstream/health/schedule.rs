@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-/// First checks begin within this long after the start, so that a thousand backends are not asked in
-/// one instant.
+/// First checks begin within this long after the start, so that a thousand backends are not asked
+/// in one instant.
 pub const FIRST_CHECK_SPREAD: Duration = Duration::from_millis(100);
 
 /// From one moment at which checks begin to the next, but never more than a small part of a pause.
 const STEP: Duration = Duration::from_millis(25);
 
-/// The pauses between the checks of one backend. The caller checks, and only then asks when to check next: there is never
-/// more than one at a time.
+/// The pauses between the checks of one backend. The caller checks, and only then asks when to
+/// check next: there is never more than one at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     interval: Duration,
@@ -19,8 +19,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Schedules of one `origin` let checks begin at the same moments: a thousand backends wake the process some hundred times
-    /// a second, and not three thousand times.
+    /// Schedules of one `origin` let checks begin at the same moments: a thousand backends wake the
+    /// process some hundred times a second, and not three thousand times.
     pub fn new(interval: Duration, fast: Duration, origin: Instant) -> Self {
         Self {
             interval,
@@ -34,8 +34,8 @@ impl Schedule {
         part_of(FIRST_CHECK_SPREAD.min(self.interval), draw)
     }
 
-    /// When the check after one that lasted from `began` to `now` begins. What is promised in intervals is kept, so jitter
-    /// only ever makes them shorter: by up to a tenth, and one step.
+    /// When the check after one that lasted from `began` to `now` begins. What is promised in
+    /// intervals is kept, so jitter only ever makes them shorter: by up to a tenth, and one step.
     pub fn next(&self, began: Instant, now: Instant, in_doubt: bool, draw: u64) -> Instant {
         let pause = if in_doubt { self.fast } else { self.interval };
         let next = began + (pause - part_of(pause / 10, draw));

@@ -1,9 +1,10 @@
 //! From what single checks find to a verdict about a backend.
 //!
-//! Life is doubted until `fall` failures in a row, and believed after `rise` good answers in a row, so that a blip changes
-//! nothing. A role is not doubted: a server that says that it is a replica knows. To be behind is a blip more often than
-//! not, so it takes `fall` answers as well; failures among them count, for they do not say that it has caught up, but
-//! nobody is called dead who has answered in between.
+//! Life is doubted until `fall` failures in a row, and believed after `rise` good answers in a row,
+//! so that a blip changes nothing. A role is not doubted: a server that says that it is a replica
+//! knows. To be behind is a blip more often than not, so it takes `fall` answers as well; failures
+//! among them count, for they do not say that it has caught up, but nobody is called dead who has
+//! answered in between.
 
 use super::may_restart;
 use crate::plan::reason::{BackendState, CheckResult};
@@ -26,8 +27,8 @@ pub enum Verdict {
     Standby,
     /// Too far behind, or not replicating.
     Lagging,
-    /// It says that it is the primary, and another one is believed. No check says so of one server: see
-    /// [`super::standings`].
+    /// It says that it is the primary, and another one is believed. No check says so of one server:
+    /// see [`super::standings`].
     Doubtful,
 }
 
@@ -315,7 +316,8 @@ mod tests {
     #[test]
     fn a_lag_among_failures() {
         let (lags, role) = (Verdict::Lagging, Verdict::WrongRole);
-        // A failure does not say that it has caught up; but it takes as many in a row as ever to be called dead.
+        // A failure does not say that it has caught up; but it takes as many in a row as ever to be
+        // called dead.
         let answers = [Good, Refused, Lagging, Refused, Refused, Lagging];
         let expected = [UP, UP, UP, UP, UP, lags];
         let mut judge = judge(2, 3);
@@ -396,15 +398,17 @@ mod tests {
                 prop_assert_eq!(judge.verdict, expected);
                 prop_assert_eq!(change.map(|c| (c.from, c.to)), (verdict != expected).then_some((verdict, expected)));
                 verdict = expected;
-                // Nobody who has not been well for so long is still used, whatever was wrong each time.
+                // Nobody who has not been well for so long is still used, whatever was wrong each
+                // time.
                 let poor = tail(&|r| lags(r) || failing(r));
                 prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");
             }
         }
     }
 
-    /// Thousands of backends in virtual time that live, die, lose roles and answer late: a lasting change is noticed within
-    /// the time that interval, fall and timeout allow, and never by fewer failures than `fall`.
+    /// Thousands of backends in virtual time that live, die, lose roles and answer late: a lasting
+    /// change is noticed within the time that interval, fall and timeout allow, and never by fewer
+    /// failures than `fall`.
     #[test]
     fn a_lasting_change_is_noticed_in_time() {
         let mut chance = Chance::from_seed(20_261_121);

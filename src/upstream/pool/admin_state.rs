@@ -1,4 +1,5 @@
-//! What the operator wants of the backends. It stands beside what checks and failed connects say: neither erases the other.
+//! What the operator wants of the backends. It stands beside what checks and failed connects say:
+//! neither erases the other.
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,8 @@ pub enum Wish {
     Maint,
 }
 
-/// The wish about one configured backend: it holds for every address that its name stands for, now or later.
+/// The wish about one configured backend: it holds for every address that its name stands for, now
+/// or later.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wished {
     pub wish: Wish,
@@ -75,8 +77,8 @@ impl Pool {
         self.configured.iter().map(|(plan, _)| plan.text.as_str())
     }
 
-    /// From now on this is wished of the configured backend of this index. What its addresses have become by that; `None`
-    /// if it was wished before.
+    /// From now on this is wished of the configured backend of this index. What its addresses have
+    /// become by that; `None` if it was wished before.
     pub fn set_wish(&self, of: usize, wish: Wish, now: Instant) -> Option<Vec<Turned>> {
         let mut inner = self.lock();
         let wished = inner.wishes.get_mut(of).filter(|w| w.wish != wish)?;
@@ -125,8 +127,8 @@ impl Pool {
         Some(turned)
     }
 
-    /// Whether what a check of this address finds is still asked for, when it began in this term. An address that is no
-    /// longer named is asked as long as there are sessions on it.
+    /// Whether what a check of this address finds is still asked for, when it began in this term.
+    /// An address that is no longer named is asked as long as there are sessions on it.
     pub fn is_checked(&self, backend: &Arc<Backend>, term: u32) -> bool {
         let mut inner = self.lock();
         let member = inner.find(backend);
@@ -158,8 +160,9 @@ impl Member {
         self.wished.wish != Wish::Maint
     }
 
-    /// It comes out of maintenance, and may be another server than it was. Where there are checks it waits for their word,
-    /// whatever `start` says: nobody else is in need of it as at the start of the process.
+    /// It comes out of maintenance, and may be another server than it was. Where there are checks
+    /// it waits for their word, whatever `start` says: nobody else is in need of it as at the start
+    /// of the process.
     fn begin_anew(&mut self, checked: bool, now: Instant) {
         self.passive = Passive::default();
         if checked {

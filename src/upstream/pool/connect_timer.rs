@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs from the pick until what the policy asks for has happened. Dropped before that, it tells how long was waited
-/// in vain: who never answers must not be taken for quick.
+/// Runs from the pick until what the policy asks for has happened. Dropped before that, it tells
+/// how long was waited in vain: who never answers must not be taken for quick.
 ///
-/// The time to the first byte is that of the connect and of the wait from the client's first byte to the backend's. What
-/// a client leaves a connection idle before it asks is no fault of the backend: pools connect long before they ask.
+/// The time to the first byte is that of the connect and of the wait from the client's first byte
+/// to the backend's. What a client leaves a connection idle before it asks is no fault of the
+/// backend: pools connect long before they ask.
 #[derive(Debug)]
 pub struct Clock {
     pool: Arc<Pool>,

@@ -1,4 +1,5 @@
-//! One address of a backend as a candidate: what is configured, and all that speaks for or against it now.
+//! One address of a backend as a candidate: what is configured, and all that speaks for or against
+//! it now.
 
 use super::Wished;
 use crate::{
@@ -33,7 +34,8 @@ pub(super) struct Member {
     pub(super) passive: Passive,
     /// What the checks say of it alone...
     pub(super) said: Verdict,
-    /// ... and what is thought of it beside the others, beside what failed connects say: neither erases the other.
+    /// ... and what is thought of it beside the others, beside what failed connects say: neither
+    /// erases the other.
     pub(super) verdict: Verdict,
     /// Since when, if it has ever changed.
     pub(super) verdict_since: Option<Instant>,
@@ -49,8 +51,9 @@ pub(super) struct Member {
     pub(super) epoch: Option<Epoch>,
     /// What the server called itself then.
     pub(super) server: Option<String>,
-    /// The number of the one that has proven to be promoted later. Holds when that one has long been something else: whose
-    /// data are out of date does not become the primary by being the last to say so.
+    /// The number of the one that has proven to be promoted later. Holds when that one has long
+    /// been something else: whose data are out of date does not become the primary by being the
+    /// last to say so.
     pub(super) superseded: Option<u64>,
     /// Whether it is one that the resolver no longer names.
     pub(super) departed: bool,
@@ -124,7 +127,8 @@ impl Member {
         }
     }
 
-    /// A check has told something. Whether that may change what is to be thought of it or of others.
+    /// A check has told something. Whether that may change what is to be thought of it or of
+    /// others.
     pub(super) fn hear(&mut self, checked: Checked, change: Option<Change>, now: Instant) -> bool {
         let result = checked.result;
         let mut news = change.is_some();
@@ -143,7 +147,8 @@ impl Member {
                     self.server.clone_from(&checked.told.server);
                     news = true;
                 }
-                // The first answer speaks for all the time before it: who answers first of all says nothing.
+                // The first answer speaks for all the time before it: who answers first of all says
+                // nothing.
                 let since = if self.heard { now } else { self.born };
                 self.known.get_or_insert(since);
                 if self.epoch != checked.told.epoch {
@@ -178,8 +183,8 @@ impl Member {
             if matches!(change.to, Verdict::Down(_)) {
                 self.known = None;
             }
-            // The first verdict of all is no recovery; the first one after a maintenance is. And one that was used all the
-            // same has nothing to get used to.
+            // The first verdict of all is no recovery; the first one after a maintenance is. And
+            // one that was used all the same has nothing to get used to.
             let comes_back = !change.first || self.verdict_since.is_some();
             if change.to.is_up() && comes_back && !self.open {
                 self.start_slowly(now);
@@ -260,7 +265,8 @@ impl Member {
         ended
     }
 
-    /// Whether it takes sessions with the whole of its weight, and will until something happens to it.
+    /// Whether it takes sessions with the whole of its weight, and will until something happens to
+    /// it.
     pub(super) fn is_plain(&self) -> bool {
         self.weight > 0
             && !self.down

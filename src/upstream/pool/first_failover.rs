@@ -1,4 +1,5 @@
-//! When a session has next found another backend than one that has left: what a failure of it took its clients.
+//! When a session has next found another backend than one that has left: what a failure of it took
+//! its clients.
 
 use super::{Inner, Pool, Search};
 use crate::upstream::backend::Backend;

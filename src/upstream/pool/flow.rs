@@ -1,4 +1,5 @@
-//! What flows of datagrams ask of the pool: there is no connect that could succeed, and they may go elsewhere at any time.
+//! What flows of datagrams ask of the pool: there is no connect that could succeed, and they may go
+//! elsewhere at any time.
 
 use super::{Inner, Pool, Search};
 use crate::{
@@ -14,7 +15,8 @@ use std::{
 };
 
 impl Pool {
-    /// Is another number whenever a backend may have been left since: while it is the same, nobody has to go.
+    /// Is another number whenever a backend may have been left since: while it is the same, nobody
+    /// has to go.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -23,8 +25,8 @@ impl Pool {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether it says anything that this one gave no reply. Checks know better; and where it is the last that can be used,
-    /// whoever asks what nobody answers would take all away.
+    /// Whether it says anything that this one gave no reply. Checks know better; and where it is
+    /// the last that can be used, whoever asks what nobody answers would take all away.
     pub fn may_be_blamed_for_silence(&self, backend: &Arc<Backend>, now: Instant) -> bool {
         if self.supposed.is_some() {
             return false;
@@ -37,8 +39,8 @@ impl Pool {
         others.any(|m| m.share(false, now) > 0)
     }
 
-    /// A flow is on the backend that `search` picked last, and has said so. Whether it may stay: sessions can have been told
-    /// to leave since it was picked.
+    /// A flow is on the backend that `search` picked last, and has said so. Whether it may stay:
+    /// sessions can have been told to leave since it was picked.
     pub fn taken(&self, search: &Search, now: Instant) -> bool {
         let mut inner = self.lock();
         if inner.left == search.left_in_all && inner.waiting.is_empty() {

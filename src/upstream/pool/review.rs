@@ -1,5 +1,5 @@
-//! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which nobody has heard of for
-//! long, and checks that take out more than they may.
+//! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which
+//! nobody has heard of for long, and checks that take out more than they may.
 
 use super::{Checked, Inner, Pool, Wish};
 use crate::{
@@ -23,7 +23,8 @@ use std::{
 pub(super) struct Guard {
     /// There is to be one primary.
     one_primary: bool,
-    /// A good check of it is the live try that failed connects leave a backend to: there is nobody else to go to meanwhile.
+    /// A good check of it is the live try that failed connects leave a backend to: there is nobody
+    /// else to go to meanwhile.
     check_is_try: bool,
     stale_after: Option<Duration>,
     /// In percent.
@@ -70,7 +71,8 @@ pub struct Turn {
 /// What an upstream's guards show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guarded {
-    /// How many servers say that they are the primary, where there is to be one. One that is reached in two ways is one.
+    /// How many servers say that they are the primary, where there is to be one. One that is
+    /// reached in two ways is one.
     pub primaries: Option<usize>,
     /// Whether all are used whatever their checks say, where that can be.
     pub serves_anyway: Option<bool>,
@@ -100,8 +102,8 @@ impl Guard {
 }
 
 impl Pool {
-    /// A check of this address has ended, and may have changed what is thought of it. Whether checks now speak for any
-    /// address at all.
+    /// A check of this address has ended, and may have changed what is thought of it. Whether
+    /// checks now speak for any address at all.
     pub fn checked(
         &self,
         backend: &Arc<Backend>,
@@ -138,7 +140,8 @@ impl Pool {
         found.unwrap_or(Verdict::Down(None))
     }
 
-    /// What has happened since this was asked last; and when to ask again even if no check has ended.
+    /// What has happened since this was asked last; and when to ask again even if no check has
+    /// ended.
     pub fn news(&self, now: Instant) -> (Vec<News>, Option<Instant>) {
         let mut inner = self.lock();
         inner.look_out(now);
@@ -171,7 +174,8 @@ impl Pool {
 }
 
 impl Inner {
-    /// Time alone can change what is to be thought: of this every pick makes sure, for the checks may be what has died.
+    /// Time alone can change what is to be thought: of this every pick makes sure, for the checks
+    /// may be what has died.
     #[inline]
     pub(super) fn look_out(&mut self, now: Instant) {
         if self.guard.due.is_some_and(|due| now >= due) {
@@ -179,7 +183,8 @@ impl Inner {
         }
     }
 
-    /// Looks at all addresses together. Under the lock, so that no pick ever sees two that are believed.
+    /// Looks at all addresses together. Under the lock, so that no pick ever sees two that are
+    /// believed.
     pub(super) fn review(&mut self, now: Instant) {
         self.find_stale(now);
         let verdicts = self.compare();
@@ -236,8 +241,8 @@ impl Inner {
         true
     }
 
-    /// A server says that it is no primary and follows one with this epoch. If that is one that it had superseded, both are
-    /// now agreed. Whether it is.
+    /// A server says that it is no primary and follows one with this epoch. If that is one that it
+    /// had superseded, both are now agreed. Whether it is.
     fn follows(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
         let is_it = |m: &&mut Member| {
             let own = m.epoch.as_ref();
@@ -289,8 +294,8 @@ impl Inner {
             .iter()
             .map(|i| &members[*i])
             .map(|m| {
-                // One in maintenance is in nobody's way; one that is drained still says what it says, and somebody may
-                // still be writing to it.
+                // One in maintenance is in nobody's way; one that is drained still says what it
+                // says, and somebody may still be writing to it.
                 m.claim(m.said.is_up() && !m.stale && m.is_asked() && m.superseded.is_none())
             })
             .collect();
@@ -365,7 +370,8 @@ impl Inner {
         let few = up as u128 * 100 < u128::from(guard.anyway_below) * of as u128;
         // Backups are there for the case that nobody else is up.
         let backups = || backups.chunk_by(one).any(|b| serves(&b) && is_up(&b));
-        // It does not begin before all have been checked, and does not end because one is yet to be.
+        // It does not begin before all have been checked, and does not end because one is yet to
+        // be.
         let known = !unknown || guard.anyway.is_some();
         let anyway = (few && known && (up > 0 || !backups())).then_some((up, of));
         if anyway.is_some() != guard.anyway.is_some() {

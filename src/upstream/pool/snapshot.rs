@@ -29,7 +29,8 @@ pub struct Snapshot {
     pub last_failure: Option<Instant>,
     /// Whether it takes sessions now, and nothing says that it might not serve them.
     pub available: bool,
-    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for other policies.
+    /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for
+    /// other policies.
     pub average_time: Option<f64>,
     /// Since when the operator wants it like this, or else the checks have been of one mind.
     pub since: Option<Instant>,

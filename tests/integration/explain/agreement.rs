@@ -192,7 +192,8 @@ fn with_the_consistent_hash() {
     agrees("\"consistent_hash\"");
 }
 
-/// So loosely bounded that sessions which overlap, as those of several clients at once do, never fill a backend.
+/// So loosely bounded that sessions which overlap, as those of several clients at once do, never
+/// fill a backend.
 #[test]
 fn with_the_bounded_consistent_hash() {
     agrees("\"consistent_hash\"\nhash_balance_factor = 1000");

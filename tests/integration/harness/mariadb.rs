@@ -8,7 +8,8 @@ use super::{
 };
 use std::{net::SocketAddr, path::PathBuf, process::Command};
 
-/// Little to write at the start, nothing that must be on a disk, and no share of what the kernel lends to few.
+/// Little to write at the start, nothing that must be on a disk, and no share of what the kernel
+/// lends to few.
 const SMALL: &str = "--innodb-use-native-aio=0 --innodb-flush-method=nosync --innodb-log-file-size=4M --innodb-buffer-pool-size=8M \
                      --innodb-temp-data-file-path=ibtmp1:2M:autoextend";
 
@@ -32,7 +33,8 @@ impl MariaDb {
         let mut install = command(
             "mariadb-install-db --no-defaults --force --user=root --auth-root-authentication-method=normal --skip-test-db",
         );
-        // A server that starts tidies up the place where others, too, would have their temporary tables.
+        // A server that starts tidies up the place where others, too, would have their temporary
+        // tables.
         std::fs::create_dir(dir.file("tmp")).unwrap();
         let tmp = format!("--tmpdir={}", dir.file("tmp").display());
         install.arg(format!("--datadir={}", dir.file("data").display()));

@@ -1,4 +1,5 @@
-//! What the tests share: programs that are started and certainly ended, ports, sockets with odd options, metrics.
+//! What the tests share: programs that are started and certainly ended, ports, sockets with odd
+//! options, metrics.
 
 pub(crate) mod certs;
 pub(crate) mod dnsmasq;
@@ -22,8 +23,8 @@ pub(crate) mod udp;
 
 use std::time::{Duration, Instant};
 
-/// Looks again and again until there is an answer. Waiting is always for a condition; `limit` is only how long a
-/// broken program is given.
+/// Looks again and again until there is an answer. Waiting is always for a condition; `limit` is
+/// only how long a broken program is given.
 pub(crate) fn poll<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
@@ -53,7 +54,8 @@ pub(crate) const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Not before `first`, and before `last`: limits of time are checked generously upwards, since the machine is busy.
+/// Not before `first`, and before `last`: limits of time are checked generously upwards, since the
+/// machine is busy.
 pub(crate) fn bounded(what: Duration, first: Duration, last: Duration) -> bool {
     first <= what && what < last
 }

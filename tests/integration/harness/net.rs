@@ -22,7 +22,8 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&addr, PATIENCE).map(patient)
 }
 
-/// A connection from a certain source address, with buffers of a certain size (0: the kernel's choice).
+/// A connection from a certain source address, with buffers of a certain size (0: the kernel's
+/// choice).
 pub(crate) fn connect_with(
     addr: SocketAddr,
     source: Option<IpAddr>,
@@ -56,7 +57,8 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Waits until the peer's kernel has everything that was written: a reset takes none of it back then.
+/// Waits until the peer's kernel has everything that was written: a reset takes none of it back
+/// then.
 pub(crate) fn wait_delivered(stream: &TcpStream) -> io::Result<()> {
     let local = proc_net_addr(stream.local_addr()?);
     let peer = proc_net_addr(stream.peer_addr()?);
@@ -203,7 +205,8 @@ pub(crate) fn assert_ends_now(stream: &mut TcpStream) {
     assert!(matches!(end, End::Fin | End::Reset), "ended by {end:?}");
 }
 
-/// An address where connecting neither works nor fails: a listener nobody accepts from, its queue full.
+/// An address where connecting neither works nor fails: a listener nobody accepts from, its queue
+/// full.
 pub(crate) struct BlackHole {
     pub(crate) addr: SocketAddr,
     listener: Socket,

@@ -22,7 +22,8 @@ pub(crate) struct Entry {
     pub(crate) max_connections: u64,
     pub(crate) down: bool,
     pub(crate) backup: bool,
-    /// An hour, unless it is said: which backends count as failed must not depend on how fast the two are asked.
+    /// An hour, unless it is said: which backends count as failed must not depend on how fast the
+    /// two are asked.
     pub(crate) fail_timeout: &'static str,
     pub(crate) max_fails: u64,
 }
@@ -164,7 +165,8 @@ impl Pair {
         }
     }
 
-    /// Asks both from every source, `rounds` times; the backend of each. The names of the backends are their entries'.
+    /// Asks both from every source, `rounds` times; the backend of each. The names of the backends
+    /// are their entries'.
     #[track_caller]
     pub(crate) fn compare(&self, sources: &[IpAddr], rounds: usize) -> BTreeMap<IpAddr, String> {
         self.compare_by(ask_from, sources, rounds)
@@ -211,7 +213,8 @@ pub(crate) fn sources_v4(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
     sources.into_iter().collect()
 }
 
-/// Addresses whose groups are often zero, or short, so that every rule of writing one down is needed.
+/// Addresses whose groups are often zero, or short, so that every rule of writing one down is
+/// needed.
 pub(crate) fn sources_v6(rng: &mut Rng, count: usize) -> Vec<IpAddr> {
     let mut sources = BTreeSet::new();
     while sources.len() < count {
@@ -232,7 +235,8 @@ pub(crate) fn used(picked: &BTreeMap<IpAddr, String>) -> BTreeSet<&str> {
     picked.values().map(String::as_str).collect()
 }
 
-/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: what the name says is the entry.
+/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: what the name says is
+/// the entry.
 pub(crate) fn mixed() -> (Vec<Server>, Vec<Entry>) {
     mixed_of(Server::named_on)
 }

@@ -1,7 +1,8 @@
 //! Port numbers for programs that must be told one.
 //!
-//! They come from below the range of which the kernel takes the ports of outgoing connections, so that none of the
-//! thousands of connections these tests make can sit on one; a counter keeps them apart within a run.
+//! They come from below the range of which the kernel takes the ports of outgoing connections, so
+//! that none of the thousands of connections these tests make can sit on one; a counter keeps them
+//! apart within a run.
 
 use std::{
     net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket},

@@ -1,4 +1,5 @@
-//! PostgreSQL servers and their clients: each server with its own data in its own folder, on its own port of 127.0.0.1.
+//! PostgreSQL servers and their clients: each server with its own data in its own folder, on its
+//! own port of 127.0.0.1.
 
 use super::{
     ports,
@@ -30,8 +31,8 @@ impl Postgres {
         Postgres::start_with(&[], "")
     }
 
-    /// With these settings, and with these rules about whom it lets in before those that let `postgres` in. `{dir}` stands
-    /// for a folder of its own.
+    /// With these settings, and with these rules about whom it lets in before those that let
+    /// `postgres` in. `{dir}` stands for a folder of its own.
     #[track_caller]
     pub(crate) fn start_with(settings: &[&str], rules: &str) -> Postgres {
         let dir = TempDir::new();
@@ -105,7 +106,8 @@ impl Postgres {
         proc::run_ok(secs(60), command);
     }
 
-    /// INT: its sessions are ended, and their transactions are undone. KILL: so are all its processes, at once.
+    /// INT: its sessions are ended, and their transactions are undone. KILL: so are all its
+    /// processes, at once.
     #[track_caller]
     pub(crate) fn end(&mut self, signal: Signal) {
         // Those that serve sessions outlive one that is killed, for a while.

@@ -1,4 +1,5 @@
-//! The real servers: each with its own configuration in its own folder, on its own port of 127.0.0.1.
+//! The real servers: each with its own configuration in its own folder, on its own port of
+//! 127.0.0.1.
 
 use super::{
     net, ports,
@@ -23,7 +24,8 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// `block` is the `stream` or the `http` block; ready once `addr` answers. `{dir}` stands for a folder of its own.
+    /// `block` is the `stream` or the `http` block; ready once `addr` answers. `{dir}` stands for a
+    /// folder of its own.
     #[track_caller]
     pub(crate) fn start(addr: SocketAddr, block: &str) -> Nginx {
         let dir = TempDir::new();
@@ -84,7 +86,8 @@ pub(crate) struct Haproxy {
 }
 
 impl Haproxy {
-    /// With these sections, in which `{dir}` stands for a folder of its own; ready once it listens on all `addrs`.
+    /// With these sections, in which `{dir}` stands for a folder of its own; ready once it listens
+    /// on all `addrs`.
     #[track_caller]
     pub(crate) fn start(addrs: &[SocketAddr], sections: &str) -> Haproxy {
         let dir = TempDir::new();
@@ -147,7 +150,8 @@ impl Redis {
     }
 }
 
-/// One Redis command on a connection of its own, without the client program: the first line of the answer.
+/// One Redis command on a connection of its own, without the client program: the first line of the
+/// answer.
 pub(crate) fn call(addr: SocketAddr, command: &str) -> std::io::Result<String> {
     let mut stream = net::connect(addr)?;
     stream.write_all(format!("{command}\r\n").as_bytes())?;
@@ -201,13 +205,13 @@ impl Iperf3 {
     }
 }
 
-/// Runs the named test of this program again in a place of its own, gone with it: a network in which every address of
-/// `fd00:7e57::/64` is local, and where [`Place::set_hosts`] decides what names mean. The test finds out by [`place`]
-/// that it is there.
+/// Runs the named test of this program again in a place of its own, gone with it: a network in
+/// which every address of `fd00:7e57::/64` is local, and where [`Place::set_hosts`] decides what
+/// names mean. The test finds out by [`place`] that it is there.
 #[track_caller]
 pub(crate) fn again_in_own_place(test: &str) {
-    // Everything that changes the place is done by this script, which refuses to do it where the machine's own network
-    // and mounts are.
+    // Everything that changes the place is done by this script, which refuses to do it where the
+    // machine's own network and mounts are.
     const PREPARE: &str = r#"
         set -e
         for kind in net mnt; do

@@ -113,8 +113,9 @@ fn try_listen(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Port 0 stands for one that no other test gets for long: the kernel would give the port of a server that is dead to
-/// the next that asks, and a test that counts on a dead server would find that one there.
+/// Port 0 stands for one that no other test gets for long: the kernel would give the port of a
+/// server that is dead to the next that asks, and a test that counts on a dead server would find
+/// that one there.
 fn listen_anywhere(addr: SocketAddr) -> TcpListener {
     if addr.port() != 0 {
         return listen(addr);
@@ -145,8 +146,8 @@ fn accept_all(
     }
 }
 
-/// Accepts nothing until it is told to: the kernel drops what asks to be let in, and the client's kernel asks again a
-/// second later.
+/// Accepts nothing until it is told to: the kernel drops what asks to be let in, and the client's
+/// kernel asks again a second later.
 pub(crate) struct Crowded {
     listener: TcpListener,
     _first: TcpStream,
@@ -212,7 +213,8 @@ pub(crate) fn list(servers: &[Server]) -> String {
     format!("[{}]", addrs.join(", "))
 }
 
-/// The backends behind a listener, each asked once per new connection, in the order of the connections.
+/// The backends behind a listener, each asked once per new connection, in the order of the
+/// connections.
 #[track_caller]
 pub(crate) fn ask_many(addr: SocketAddr, count: usize) -> Vec<String> {
     (1..=count)

@@ -44,14 +44,15 @@ pub(crate) struct Tembuku {
 }
 
 impl Tembuku {
-    /// `run -c` with this configuration, to which the admin address is added (to its `[admin]`, if it has one), and in which `{dir}` stands for a
-    /// folder of its own. Returns when it works.
+    /// `run -c` with this configuration, to which the admin address is added (to its `[admin]`, if
+    /// it has one), and in which `{dir}` stands for a folder of its own. Returns when it works.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Tembuku {
         Tembuku::start_under("", config)
     }
 
-    /// As [`Tembuku::start`], through a program that prepares the ground and then becomes it, such as `prlimit`.
+    /// As [`Tembuku::start`], through a program that prepares the ground and then becomes it, such
+    /// as `prlimit`.
     #[track_caller]
     pub(crate) fn start_under(wrapper: &str, config: &str) -> Tembuku {
         Tembuku::start_in(wrapper, config, Streams::default())
@@ -124,8 +125,8 @@ impl Tembuku {
         http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
-    /// None of these passwords is anywhere that somebody could read it: in the log, which must be that of every check, in
-    /// what `check --dump` prints, on any page.
+    /// None of these passwords is anywhere that somebody could read it: in the log, which must be
+    /// that of every check, in what `check --dump` prints, on any page.
     #[track_caller]
     pub(crate) fn assert_not_shown(&self, passwords: &[&str]) {
         let config = self.dir.file("tembuku.toml");

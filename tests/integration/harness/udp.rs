@@ -1,4 +1,5 @@
-//! Datagrams: backends inside the test program, clients that do not wait for ever, and what may stand between them.
+//! Datagrams: backends inside the test program, clients that do not wait for ever, and what may
+//! stand between them.
 
 use super::{millis, net::PATIENCE, poll, ports, programs::Nginx, tembuku::Tembuku, wait_until};
 use socket2::SockRef;
@@ -250,7 +251,8 @@ pub(crate) fn ask_until_answered(client: &UdpSocket, what: &str) -> String {
     String::from_utf8(bytes[..length].to_vec()).unwrap()
 }
 
-/// What clients talk to in place of the backends. A test that a plain network, or nginx, does not pass is wrong.
+/// What clients talk to in place of the backends. A test that a plain network, or nginx, does not
+/// pass is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Between {
     Nothing,

@@ -194,8 +194,8 @@ impl Listener {
         }
     }
 
-    /// Who the client is, where proxies in front say so; takes their header off. Also the TLVs, and the key of the peer that
-    /// has named it. `None`: it does not say.
+    /// Who the client is, where proxies in front say so; takes their header off. Also the TLVs, and
+    /// the key of the peer that has named it. `None`: it does not say.
     pub(super) fn introduce(
         &mut self,
         gear: &Gear,
@@ -230,7 +230,8 @@ impl Listener {
         Some((key, tlvs, Some(peer)))
     }
 
-    /// Whom this peer has named last, and that a flow of that client has begun. It may be needed when that one is over.
+    /// Whom this peer has named last, and that a flow of that client has begun. It may be needed
+    /// when that one is over.
     fn remember(&mut self, peer: Key, number: u32, ms: u64) {
         let more = self.flows[number as usize].key.more.as_ref();
         let named = Named {
@@ -328,7 +329,8 @@ impl Listener {
         Ok(number)
     }
 
-    /// Each datagram has a pick of its own; those of one client that go to one backend share a flow.
+    /// Each datagram has a pick of its own; those of one client that go to one backend share a
+    /// flow.
     pub(super) fn flow_for_one(
         &mut self,
         gear: &mut Gear,
@@ -381,7 +383,8 @@ impl Listener {
         }
     }
 
-    /// To another backend than the one that it is on, if there is one. The old socket stays for what is still to come.
+    /// To another backend than the one that it is on, if there is one. The old socket stays for
+    /// what is still to come.
     pub(super) fn go_elsewhere(
         &mut self,
         gear: &mut Gear,
@@ -430,7 +433,8 @@ impl Listener {
                 flow.changes = 0;
                 Ok(number)
             }
-            // There is no other backend, and this one is to get nothing more. What it owes may come.
+            // There is no other backend, and this one is to get nothing more. What it owes may
+            // come.
             (Err(not), _) => {
                 self.deliver_all(gear);
                 self.retire(gear, serial, number, reason);

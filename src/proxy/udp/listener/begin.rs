@@ -176,8 +176,8 @@ impl Listener {
         Ok(number)
     }
 
-    /// Leaves a record of a datagram that began no flow. Their senders may be forged, so that only some in each second get
-    /// one: they must not crowd out the records of sessions.
+    /// Leaves a record of a datagram that began no flow. Their senders may be forged, so that only
+    /// some in each second get one: they must not crowd out the records of sessions.
     pub(super) fn record_refusal(
         &mut self,
         gear: &Gear,
@@ -222,8 +222,8 @@ impl Listener {
             false => None,
         };
         let service = Arc::clone(&self.service);
-        // Those of flows that are over count: it is better to refuse one than to give it the port of a late reply. Who moves
-        // leaves such a one behind, and has been let in before.
+        // Those of flows that are over count: it is better to refuse one than to give it the port
+        // of a late reply. Who moves leaves such a one behind, and has been let in before.
         let leave = match moves {
             true => gear.sockets.take_anyway(),
             false => gear.sockets.take().ok_or(RejectReason::NoPorts)?,
@@ -272,8 +272,9 @@ impl Listener {
         taken
     }
 
-    /// One of those that the listener may have, over all workers. This one makes room itself where it has its share of them,
-    /// and else lets one do it that has more: nobody is pushed out here for those who are silent there.
+    /// One of those that the listener may have, over all workers. This one makes room itself where
+    /// it has its share of them, and else lets one do it that has more: nobody is pushed out here
+    /// for those who are silent there.
     fn slot(&mut self, gear: &mut Gear) -> Option<Slot> {
         let service = Arc::clone(&self.service);
         let slot = Slot::take(&service);
@@ -320,7 +321,8 @@ impl Listener {
         })
     }
 
-    /// Finds a backend, and a socket towards it; or says what was in the way of those that were tried last.
+    /// Finds a backend, and a socket towards it; or says what was in the way of those that were
+    /// tried last.
     fn open(
         &self,
         gear: &Gear,

@@ -62,8 +62,9 @@ impl Listener {
             }
             left.drain(..sent.units);
             let Some((error, segment)) = sent.error else {
-                // What stopped it in the middle comes again if it is still so. It may have been an error of an earlier
-                // datagram, which is told once only; then those after it bring another.
+                // What stopped it in the middle comes again if it is still so. It may have been an
+                // error of an earlier datagram, which is told once only; then those after it bring
+                // another.
                 continue;
             };
             let flow = &mut self.flows[number as usize];
@@ -132,7 +133,8 @@ impl Listener {
     }
 }
 
-/// What was sent, and what was in the way of the rest: the error, and what size of datagrams it was about.
+/// What was sent, and what was in the way of the rest: the error, and what size of datagrams it was
+/// about.
 struct Sent {
     units: usize,
     datagrams: u64,

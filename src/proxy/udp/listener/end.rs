@@ -75,8 +75,8 @@ impl Listener {
             let reason = match flow.retired {
                 None | Some(CloseReason::Ok) if is_owed && !self.is_draining => {
                     let backend = Arc::clone(flow.lease.backend());
-                    // Whoever answers others does not answer this one: anybody can ask what nobody answers. And what the
-                    // network said has been counted.
+                    // Whoever answers others does not answer this one: anybody can ask what nobody
+                    // answers. And what the network said has been counted.
                     let is_silent = backend.heard.load(Relaxed) < flow.last;
                     if is_silent
                         && !flow.refused
@@ -118,8 +118,9 @@ impl Listener {
         }
     }
 
-    /// Where the last flow has ended while the process ends, nobody waits for this any more. The sockets stay: without
-    /// them the kernel would share out among the other workers' anew, and flows that live there would lose their clients.
+    /// Where the last flow has ended while the process ends, nobody waits for this any more. The
+    /// sockets stay: without them the kernel would share out among the other workers' anew, and
+    /// flows that live there would lose their clients.
     pub(in crate::proxy::udp) fn let_go(&mut self) {
         if self.is_draining && self.flows.is_empty() {
             self.alive = None;

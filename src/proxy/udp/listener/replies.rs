@@ -20,7 +20,8 @@ use std::{
 
 /// Replies that one flow may hand over before others get a turn.
 const REPLIES: usize = 16;
-/// A flow that has had so many is asked to have runs of them put together. Short ones do not pay the call for it.
+/// A flow that has had so many is asked to have runs of them put together. Short ones do not pay
+/// the call for it.
 const SUSTAINED: u32 = 16;
 /// What such a flow may have waiting, where the kernel allows it.
 const BUFFER: usize = 1 << 20;

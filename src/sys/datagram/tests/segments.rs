@@ -78,8 +78,8 @@ fn what_is_sent_at_once_comes_as_many_elsewhere() {
     }
 }
 
-/// A size that is not less than the whole asks for nothing: such a datagram may be larger than the path's MTU,
-/// as the largest of IPv6 is even here.
+/// A size that is not less than the whole asks for nothing: such a datagram may be larger than the
+/// path's MTU, as the largest of IPv6 is even here.
 #[test]
 fn one_datagram_is_not_split() {
     for family in BOTH {

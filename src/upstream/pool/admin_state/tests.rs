@@ -97,7 +97,8 @@ fn out_of_maintenance_it_waits_for_its_check_whatever_start_says() {
         assert_eq!(states(&both, now)[0], BackendState::Down);
         assert_eq!(both.snapshot(now)[0].why, "not checked yet");
         assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
-        // The first word of its check is a recovery: it starts slowly, and what had failed is forgotten.
+        // The first word of its check is a recovery: it starts slowly, and what had failed is
+        // forgotten.
         verdict(&both, 0, Verdict::Up, true, now);
         let half = both.snapshot(now + Duration::from_secs(5)).swap_remove(0);
         assert_eq!(half.state, BackendState::Up);

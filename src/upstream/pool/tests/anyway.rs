@@ -191,7 +191,8 @@ fn who_is_taken_out_does_not_count() {
                 .why
                 .ends_with("served anyway: 0 of 2 up")
         );
-        // They are back: well after a drain, and not known to be after a maintenance, which makes nothing worse.
+        // They are back: well after a drain, and not known to be after a maintenance, which makes
+        // nothing worse.
         pool.set_wish(0, Wish::Ready, now);
         pool.set_wish(1, Wish::Ready, now);
         let drained = wish == Wish::Drain;

@@ -250,7 +250,8 @@ fn a_redis_that_was_promoted_follows_on_the_one_before() {
     assert_eq!(scene.takers(), [2]);
     let why = "superseded by 10.0.0.2:1 (promoted from a replica of this one)";
     assert_eq!(scene.state(1), (BackendState::WrongRole, why.to_owned()));
-    // Started anew it has another name, and proves nothing any more: still it has not been there for as long.
+    // Started anew it has another name, and proves nothing any more: still it has not been there
+    // for as long.
     scene.at(6).says(1, Refused);
     scene
         .at(7)
@@ -354,8 +355,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever answers come, and whenever: never two take sessions; nobody takes any who has not said within `stale_after`
-    /// that it is the primary, or has said since that it is none; and without proofs somebody does who may.
+    /// Whatever answers come, and whenever: never two take sessions; nobody takes any who has not
+    /// said within `stale_after` that it is the primary, or has said since that it is none; and
+    /// without proofs somebody does who may.
     #[test]
     fn at_most_one_takes_sessions(
         steps in prop::collection::vec(step(), 1..60), fall in 1..4u32, proofs: bool,
@@ -403,8 +405,9 @@ proptest! {
     }
 }
 
-/// A drained primary may still be written to by those who are on it, so it is a rival until it says something else; one in
-/// maintenance is in nobody's way, and does not come back before the one that took its place.
+/// A drained primary may still be written to by those who are on it, so it is a rival until it says
+/// something else; one in maintenance is in nobody's way, and does not come back before the one
+/// that took its place.
 #[test]
 fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
     for wish in [Wish::Drain, Wish::Maint] {
@@ -445,7 +448,8 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
     }
 }
 
-/// What a primary has proven stands while it is drained; with maintenance the operator says that it counts no more.
+/// What a primary has proven stands while it is drained; with maintenance the operator says that it
+/// counts no more.
 #[test]
 fn a_proof_outlives_a_drain_and_no_maintenance() {
     let newer = || Some(Epoch::Timeline(3));
@@ -469,8 +473,8 @@ fn redis(id: &str, before: Option<&str>) -> Option<Epoch> {
     })
 }
 
-/// Two switches after each other, and a first primary that was never told: it is not believed again because the one that had
-/// proven to be newer is something else by now.
+/// Two switches after each other, and a first primary that was never told: it is not believed again
+/// because the one that had proven to be newer is something else by now.
 #[test]
 fn who_was_superseded_stays_so() {
     let began = || {
@@ -533,7 +537,8 @@ fn who_was_superseded_stays_so() {
     assert_eq!(scene.picks(), [1]);
 }
 
-/// An address that was away while another became the primary is not believed for what it was before.
+/// An address that was away while another became the primary is not believed for what it was
+/// before.
 #[test]
 fn one_that_comes_back_by_the_resolver_is_new() {
     let mut scene = Scene::new(2, 3, |_| {});
@@ -566,8 +571,8 @@ fn one_that_comes_back_by_the_resolver_is_new() {
     );
 }
 
-/// The only primary was restarted, and a client came too early: a good check is the try that it needs, and the clients need
-/// not wait for `fail_timeout`.
+/// The only primary was restarted, and a client came too early: a good check is the try that it
+/// needs, and the clients need not wait for `fail_timeout`.
 #[test]
 fn a_good_check_ends_what_failed_connects_began() {
     let mut scene = Scene::new(2, 3, |_| {});
@@ -583,7 +588,8 @@ fn a_good_check_ends_what_failed_connects_began() {
         (scene.picks(), scene.state(1).0),
         (vec![], BackendState::Failed)
     );
-    // One that was under way before says nothing; here it began and ended at the moment of the failure.
+    // One that was under way before says nothing; here it began and ended at the moment of the
+    // failure.
     scene.says(1, Primary);
     assert_eq!(scene.picks(), [0; 0]);
     scene.at(2).says(1, Primary);
