@@ -11,7 +11,7 @@ mod status;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
-    upstream::pool::Wish,
+    upstream::pool::AdminState,
 };
 use clap::{Args, Parser, Subcommand};
 use std::{
@@ -154,9 +154,9 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Command::Status(args) => status::run(&args),
-        Command::Drain(args) => admin_state::out(&args, Wish::Drain),
+        Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
         Command::Ready(args) => admin_state::ready(&args),
-        Command::Maint(args) => admin_state::out(&args, Wish::Maint),
+        Command::Maint(args) => admin_state::out(&args, AdminState::Maint),
         Command::Run(args) if args.listen.is_empty() => planned(config::load(&args.file.config)),
         Command::Run(_) if file_was_named => {
             complain(

@@ -449,10 +449,7 @@ async fn flush_access_log(state: &State) {
     let _ = blocking::call(CUT * 2, move || lines.flush()).await;
     let lost = log.lines().pending();
     if lost > 0 {
-        tracing::warn!(
-            lost,
-            "the access log takes no more, its last lines are lost"
-        );
+        tracing::warn!(lost, "access log is not writable, last lines are lost");
     }
 }
 

@@ -1,17 +1,17 @@
-//! What an operator may have done: `POST /api/v1/upstreams/NAME/backends/ADDRESS` with `{"wish":
+//! Changes by an operator: `POST /api/v1/upstreams/NAME/backends/ADDRESS` with `{"admin_state":
 //! "drain"}`.
 
 use crate::{
     config::nearest,
     control::{State, Unknown},
-    upstream::pool::Wish,
+    upstream::pool::AdminState,
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// A wish is short.
+/// A request is short.
 const MOST_BYTES: usize = 4096;
 /// So many names are told to somebody who was mistaken in one.
 const MOST_NAMES: usize = 20;
@@ -21,7 +21,7 @@ pub(super) const PREFIX: &str = "/api/v1/upstreams/";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    wish: String,
+    admin_state: String,
 }
 
 /// What went wrong: the code, what it is, and what to do.
@@ -29,13 +29,13 @@ struct Refusal(StatusCode, String, String);
 
 /// The answer as JSON, with its code.
 pub(super) async fn answer(request: Request<Incoming>, state: &State) -> (StatusCode, Value) {
-    match wish(request, state).await {
+    match admin_state(request, state).await {
         Ok(done) => (StatusCode::OK, done),
         Err(Refusal(code, error, hint)) => (code, json!({ "error": error, "hint": hint })),
     }
 }
 
-async fn wish(request: Request<Incoming>, state: &State) -> Result<Value, Refusal> {
+async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value, Refusal> {
     let path = request.uri().path();
     let (upstream, backend) = target(path).ok_or_else(|| {
         let hint = format!("there is {PREFIX}NAME/backends/ADDRESS, percent-encoded");
@@ -54,19 +54,22 @@ async fn wish(request: Request<Incoming>, state: &State) -> Result<Value, Refusa
     let body = body.map_err(|e| bad(format!("the body cannot be read: {e}")))?;
     let body: Body = serde_json::from_slice(&body.to_bytes())
         .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
-    let wish = Wish::of(&body.wish).ok_or_else(|| {
-        let words = Wish::ALL.map(Wish::word);
+    let admin_state = AdminState::of(&body.admin_state).ok_or_else(|| {
+        let words = AdminState::ALL.map(AdminState::word);
         Refusal(
             StatusCode::BAD_REQUEST,
-            format!("`wish` does not know the word {:?}", shown(&body.wish)),
-            hint(&body.wish, &words),
+            format!(
+                "`admin_state` does not know the word {:?}",
+                shown(&body.admin_state)
+            ),
+            hint(&body.admin_state, &words),
         )
     })?;
-    match state.wish(&upstream, &backend, wish) {
+    match state.admin_state(&upstream, &backend, admin_state) {
         Ok(done) => Ok(json!({
             "upstream": upstream,
             "backend": backend,
-            "wish": wish.word(),
+            "admin_state": admin_state.word(),
             "from": done.from.word(),
             "state": done.to.word(),
             "connections": done.sessions,
@@ -94,7 +97,7 @@ fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {
 }
 
 fn bad(error: String) -> Refusal {
-    let hint = "as in {\"wish\": \"drain\"}".to_owned();
+    let hint = "as in {\"admin_state\": \"drain\"}".to_owned();
     Refusal(StatusCode::BAD_REQUEST, error, hint)
 }
 

@@ -90,7 +90,7 @@ pub async fn serve(door: Door, state: Arc<State>, renderer: Arc<Renderer>) {
             }
             Err(error) => {
                 if let Some(count) = failures.add(0, 1, Instant::now()) {
-                    tracing::warn!(%error, count, "the admin address cannot accept, waiting");
+                    tracing::warn!(%error, count, "cannot accept on the admin address, waiting");
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -181,7 +181,7 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
         tracing::warn!(
             host,
             count,
-            "refused a request for a host name that is not in `hosts` in [admin]"
+            "request refused, its Host is not in `hosts` of [admin]"
         );
     }
     Some(text(refusal.status(), refusal.text()))

@@ -142,7 +142,7 @@ fn run(queue: &Queue, state: &Weak<State>) {
         let made = catch_unwind(AssertUnwindSafe(|| make(kind, &state)));
         drop(state);
         let Ok(Some(pieces)) = made else {
-            tracing::error!(document = ?kind, "an admin document cannot be made");
+            tracing::error!(document = ?kind, "cannot render an admin document");
             // Without an answer they are told so.
             continue;
         };

@@ -76,7 +76,7 @@ pub(super) struct Backend {
     pub(super) state: &'static str,
     pub(super) why: String,
     /// Of the operator: "ready", "drain" or "maint".
-    pub(super) wish: &'static str,
+    pub(super) admin_state: &'static str,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
     /// Since when the operator wants it out, or else its checks have been of one mind; null before
@@ -217,7 +217,7 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
                     resolved: b.addresses.iter().map(ToString::to_string).collect(),
                     state: b.state.word(),
                     why: b.why,
-                    wish: b.wish.word(),
+                    admin_state: b.admin_state.word(),
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
                     since: b.since.map(|at| time(wall(at, now))),
                     role: b.roles.iter().flatten().map(|role| role.word()).collect(),

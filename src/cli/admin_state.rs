@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cli::response::{Backend, Status, clean},
-    upstream::pool::Wish,
+    upstream::pool::AdminState,
 };
 use clap::Args;
 use serde_json::json;
@@ -64,14 +64,14 @@ impl std::fmt::Display for Target {
 }
 
 pub(super) fn ready(args: &Ready) -> ExitCode {
-    run(args, Wish::Ready, None)
+    run(args, AdminState::Ready, None)
 }
 
-pub(super) fn out(args: &Out, wish: Wish) -> ExitCode {
-    run(&args.which, wish, args.wait.then_some(args.timeout))
+pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
+    run(&args.which, admin_state, args.wait.then_some(args.timeout))
 }
 
-fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
+fn run(args: &Ready, admin_state: AdminState, wait: Option<Duration>) -> ExitCode {
     let client = match Client::find(&args.at) {
         Ok(client) => client,
         Err(why) => {
@@ -83,7 +83,7 @@ fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
     for target in &args.targets {
-        let done = put(&client, target, wish);
+        let done = put(&client, target, admin_state);
         if done.is_ok() {
             taken.push(target);
         }
@@ -93,7 +93,7 @@ fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
         }
     }
     if let Some(timeout) = wait
-        && let Err(why) = wait_for_none(&client, taken, wish, timeout)
+        && let Err(why) = wait_for_none(&client, taken, admin_state, timeout)
     {
         complain(&why);
         code = ExitCode::FAILURE;
@@ -102,16 +102,16 @@ fn run(args: &Ready, wish: Wish, wait: Option<Duration>) -> ExitCode {
 }
 
 /// The line that says what came of it.
-fn put(client: &Client, target: &Target, wish: Wish) -> Result<String, String> {
+fn put(client: &Client, target: &Target, admin_state: AdminState) -> Result<String, String> {
     let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
     let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
-    let done = client.post(&path, &json!({ "wish": wish.word() }))?;
-    let of = (&done.upstream, &done.backend, done.wish.as_str());
-    if of != (&target.upstream, &target.backend, wish.word()) {
+    let done = client.post(&path, &json!({ "admin_state": admin_state.word() }))?;
+    let of = (&done.upstream, &done.backend, done.admin_state.as_str());
+    if of != (&target.upstream, &target.backend, admin_state.word()) {
         return Err(format!(
             "error: the answer for {target} and {} is about {}/{} and {}\n  hint: is that \
              the admin socket of tembuku?\n",
-            wish.word(),
+            admin_state.word(),
             clean(of.0),
             clean(of.1),
             clean(of.2)
@@ -130,7 +130,7 @@ fn put(client: &Client, target: &Target, wish: Wish) -> Result<String, String> {
 fn wait_for_none(
     client: &Client,
     mut left: Vec<&Target>,
-    wish: Wish,
+    admin_state: AdminState,
     timeout: Duration,
 ) -> Result<(), String> {
     let began = Instant::now();
@@ -141,10 +141,10 @@ fn wait_for_none(
         for target in left {
             let backend = find(&status, target)
                 .ok_or_else(|| format!("error: {target} is not there any more\n"))?;
-            if backend.wish != wish.word() {
+            if backend.admin_state != admin_state.word() {
                 return Err(format!(
                     "error: not waiting for {target}: somebody else set it to {}\n",
-                    clean(&backend.wish)
+                    clean(&backend.admin_state)
                 ));
             }
             match backend.connections {

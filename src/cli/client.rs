@@ -2,7 +2,7 @@
 
 use super::ConfigFile;
 use crate::{
-    cli::response::{self, Refusal, Status, Wished, clean},
+    cli::response::{self, AdminChange, Refusal, Status, clean},
     config,
 };
 use clap::Args;
@@ -66,7 +66,7 @@ impl Client {
     }
 
     /// What was done; a refusal is an error.
-    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Wished, String> {
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<AdminChange, String> {
         let (code, answer) = self.call("POST", path, &body.to_string())?;
         if code == 200 {
             return response::read(&answer).map_err(|why| self.strange(path, &why));

@@ -115,7 +115,7 @@ pub(super) struct Backend {
     pub(super) address: String,
     pub(super) state: String,
     pub(super) why: String,
-    pub(super) wish: String,
+    pub(super) admin_state: String,
     pub(super) role: Vec<String>,
     /// `null` is an answer, but it has to be there.
     #[serde(deserialize_with = "present")]
@@ -136,10 +136,10 @@ pub(super) struct LastCheck {
 
 /// The answer to a change of the operator's setting.
 #[derive(Debug, Deserialize)]
-pub(super) struct Wished {
+pub(super) struct AdminChange {
     pub(super) upstream: String,
     pub(super) backend: String,
-    pub(super) wish: String,
+    pub(super) admin_state: String,
     pub(super) from: String,
     pub(super) state: String,
     pub(super) connections: u64,
@@ -178,7 +178,7 @@ mod tests {
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
                 "dropped_by_reason": {} }],
             "upstreams": [{ "name": "u", "balance": "first", "available": 1, "backends": [
-                { "address": "a:1", "state": "up", "why": "", "wish": "ready", "role": [],
+                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "role": [],
                   "last_check": null, "weight": 1, "backup": false, "connections": 0 } ] }],
         })
     }
@@ -222,11 +222,14 @@ mod tests {
             let error = read::<Status>(&lacking.to_string()).expect_err("it lacks a field");
             assert!(error.contains("missing field"), "{lacking}: {error}");
         }
-        let wished = json!({ "upstream": "u", "backend": "b", "wish": "drain", "from": "up",
+        let admin_state_changed = json!({ "upstream": "u", "backend": "b", "admin_state": "drain", "from": "up",
             "state": "drained", "connections": 3 });
-        assert!(read::<Wished>(&wished.to_string()).is_ok());
-        for lacking in without_a_field(&wished) {
-            assert!(read::<Wished>(&lacking.to_string()).is_err(), "{lacking}");
+        assert!(read::<AdminChange>(&admin_state_changed.to_string()).is_ok());
+        for lacking in without_a_field(&admin_state_changed) {
+            assert!(
+                read::<AdminChange>(&lacking.to_string()).is_err(),
+                "{lacking}"
+            );
         }
     }
 
@@ -234,7 +237,7 @@ mod tests {
     fn other_things_are_no_answers() {
         for text in ["", "{}", "null", "[]", "<!doctype html>", "{\"process\":"] {
             assert!(read::<Status>(text).is_err(), "{text}");
-            assert!(read::<Wished>(text).is_err(), "{text}");
+            assert!(read::<AdminChange>(text).is_err(), "{text}");
         }
         // A newer process may say more.
         let mut more = status();

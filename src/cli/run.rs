@@ -86,9 +86,9 @@ async fn serve(plan: Plan) -> Result<(), String> {
     });
     let cut = server.stop(at_once).await;
     if cut > 0 {
-        tracing::warn!(cut, "stopped; {cut} sessions were cut");
+        tracing::warn!(cut, "stopped, sessions cut");
     } else {
-        tracing::info!(cut, "stopped; every session had ended");
+        tracing::info!(cut, "stopped, all sessions ended");
     }
     let _ = blocking::call(PATIENCE, move || drop(file)).await;
     Ok(())

@@ -191,9 +191,9 @@ mod tests {
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 1, "backends": [
                 { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "role": ["primary"],
-                  "wish": "drain", "last_check": { "result": "ok" }, "weight": 1, "backup": false, "connections": 1_000 },
+                  "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 1, "backup": false, "connections": 1_000 },
                 { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "role": [], "last_check": null,
-                  "wish": "ready", "weight": 65_535, "backup": true, "connections": 0 },
+                  "admin_state": "ready", "weight": 65_535, "backup": true, "connections": 0 },
             ] }],
         });
         let expected = "\

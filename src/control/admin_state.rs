@@ -1,15 +1,15 @@
-//! The operator's wish about a backend, put into effect.
+//! Puts the admin state that an operator sets into effect.
 
 use super::State;
 use crate::{
     control::{draining::Leaving, journal::Event, outage::follow},
     plan::reason::BackendState,
-    upstream::pool::{Pool, Turned, Wish},
+    upstream::pool::{AdminState, Pool, Turned},
 };
 use std::{sync::Arc, time::Instant};
 use tokio::sync::Notify;
 
-/// Of every change that a wish makes.
+/// The reason of every change of state that follows from an admin state.
 const REASON: &str = "operator";
 
 /// An upstream, as far as an operator can do something to it.
@@ -20,9 +20,9 @@ pub(super) struct Controlled {
     pub(super) changed: Arc<Notify>,
 }
 
-/// What became of a wish.
+/// What a change of the admin state did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wished {
+pub struct AdminChange {
     pub from: BackendState,
     pub to: BackendState,
     /// On the backend now, those being connected included.
@@ -37,9 +37,13 @@ pub enum Unknown {
 }
 
 impl State {
-    /// Must be called on the control thread: its checks and wishes take turns, and so never
-    /// contradict each other.
-    pub fn wish(&self, upstream: &str, backend: &str, wish: Wish) -> Result<Wished, Unknown> {
+    /// Must be called on the control thread: checks run there too, so the two never interleave.
+    pub fn admin_state(
+        &self,
+        upstream: &str,
+        backend: &str,
+        admin_state: AdminState,
+    ) -> Result<AdminChange, Unknown> {
         let controlled = self.controlled.iter().find(|c| *c.pool.name == *upstream);
         let Some(Controlled {
             pool,
@@ -55,20 +59,20 @@ impl State {
         };
         let now = Instant::now();
         let before = pool.snapshot(now).swap_remove(of);
-        let turned = pool.set_wish(of, wish, now);
+        let turned = pool.set_admin_state(of, admin_state, now);
         let after = pool.snapshot(now).swap_remove(of);
-        let done = Wished {
+        let done = AdminChange {
             from: before.state,
             to: after.state,
             sessions: after.metrics.active(),
         };
         if let Some(turned) = turned {
             after.metrics.entered(after.state);
-            leaving.wished(pool, wish, &turned);
+            leaving.admin_state_changed(pool, admin_state, &turned);
             changed.notify_one();
             let (from, to) = (done.from.word(), done.to.word());
             tracing::info!(%upstream, backend, from, to, reason = REASON, sessions = done.sessions,
-                "the operator wishes {}", wish.word());
+                admin_state = admin_state.word(), "admin state changed");
             self.write_down(pool, turned, now);
         }
         Ok(done)

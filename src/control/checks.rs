@@ -15,7 +15,7 @@ use crate::{
         backend::Backend,
         balance::Chance,
         health::{Judge, Rule, Schedule},
-        pool::{Address, Checked, Pool, Wish},
+        pool::{Address, AdminState, Checked, Pool},
     },
 };
 use ahash::RandomState;
@@ -96,12 +96,12 @@ impl Checks {
         }
     }
 
-    /// Checks what addresses there are, and looks again whenever they have `changed`, or what is
-    /// wished of them.
+    /// Checks what addresses there are, and looks again whenever they have `changed`, or an
+    /// admin state has.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
         let begin = || Arc::clone(&self).keep_checking(&changed);
         let lost = |why: &str| {
-            tracing::error!(upstream = %self.pool.name, why, "the checks have ended by a panic, and begin anew");
+            tracing::error!(upstream = %self.pool.name, why, "checker panicked, restarted");
         };
         supervised(begin, lost).await;
     }
@@ -110,11 +110,11 @@ impl Checks {
         // An address that is gone or in maintenance is no longer checked: dropping its guard ends
         // the task. Whoever comes out of maintenance is somebody new.
         let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
-        let key = |a: &Address| (a.backend.id, a.wished.term);
+        let key = |a: &Address| (a.backend.id, a.admin_state_changed.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
             let mut addresses = self.pool.addresses();
-            addresses.retain(|a| a.wished.wish != Wish::Maint);
+            addresses.retain(|a| a.admin_state_changed.admin_state != AdminState::Maint);
             running.retain(|known, (_, task)| {
                 !task.is_finished() && addresses.iter().any(|a| key(a) == *known)
             });
@@ -124,7 +124,7 @@ impl Checks {
                     let one = One {
                         checks: Arc::clone(&self),
                         backend: address.backend,
-                        term: address.wished.term,
+                        term: address.admin_state_changed.term,
                         chance: Chance::from_seed(chance.draw()),
                     };
                     let task = stop.clone().run_until_cancelled_owned(one.run());
@@ -213,7 +213,7 @@ impl One {
     async fn run(self) {
         let lost = |why: &str| {
             tracing::error!(upstream = %self.checks.pool.name, backend = %self.backend.text(), address = %self.backend.place, why,
-                "its check has ended by a panic, and begins anew");
+                "check panicked, restarted");
         };
         supervised(|| self.clone().keep_asking(), lost).await;
     }

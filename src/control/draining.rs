@@ -13,7 +13,7 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{Pace, Verdict},
-        pool::{Pool, Turned, Wish},
+        pool::{AdminState, Pool, Turned},
     },
 };
 use std::{
@@ -41,7 +41,7 @@ pub(super) struct Leaving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Cause {
     Verdict,
-    Wish,
+    AdminState,
 }
 
 /// Sessions that are told to end, now or later.
@@ -136,25 +136,30 @@ impl Leaving {
 
     /// The operator wants something else of these addresses of a backend now, and the pool knows
     /// already.
-    pub(super) fn wished(&self, pool: &Arc<Pool>, wish: Wish, turned: &[Turned]) {
+    pub(super) fn admin_state_changed(
+        &self,
+        pool: &Arc<Pool>,
+        admin_state: AdminState,
+        turned: &[Turned],
+    ) {
         for Turned {
             backend, backup, ..
         } in turned
         {
-            match wish {
-                Wish::Ready => {
-                    self.under_way().remove(&(backend.id, Cause::Wish));
+            match admin_state {
+                AdminState::Ready => {
+                    self.under_way().remove(&(backend.id, Cause::AdminState));
                     if !backup {
                         self.call_back_to(pool, backend);
                     }
                 }
-                Wish::Drain | Wish::Maint => {
+                AdminState::Drain | AdminState::Maint => {
                     let reason = CloseReason::BackendDrained;
                     self.leave(pool, backend, self.on_drain, reason);
                 }
             }
         }
-        if wish != Wish::Ready && turned.iter().any(|address| !address.backup) {
+        if admin_state != AdminState::Ready && turned.iter().any(|address| !address.backup) {
             self.backups_are_needed(pool);
         }
     }
@@ -194,7 +199,7 @@ impl Leaving {
         };
         let from = Instant::now() + wait;
         let key = match reason {
-            CloseReason::BackendDrained => (backend.id, Cause::Wish),
+            CloseReason::BackendDrained => (backend.id, Cause::AdminState),
             _ => (backend.id, Cause::Verdict),
         };
         let mut under_way = self.under_way();

@@ -50,24 +50,24 @@ pub(super) fn act(
             }
             News::Stale(backend) => {
                 tracing::warn!(%upstream, backend = %backend.text(), address = %backend.place,
-                    "no certain answer for too long: it takes nothing new");
+                    "check results are stale, backend takes no new sessions");
             }
             News::Heard(backend) => {
                 tracing::info!(%upstream, backend = %backend.text(), address = %backend.place,
-                    "it answers again");
+                    "check answers again");
             }
             News::Back(backend) => {
                 tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, from = "failed", to = "up",
-                    reason = "checked", "backend is back");
+                    reason = "checked", "backend marked up");
                 let none = Duration::ZERO;
                 journal.passive(upstream, &backend, "failed", "up", "checked", none);
             }
             News::ServesAnyway { up, of } => {
-                tracing::warn!(%upstream, up, of, "too few are up: all are used, whatever their checks say");
+                tracing::warn!(%upstream, up, of, "panic threshold reached, all backends are used");
                 leaving.stay(pool);
             }
             News::ServesByChecks => {
-                tracing::info!(%upstream, "enough are up: those are used that the checks speak for");
+                tracing::info!(%upstream, "panic threshold left, checks decide again");
                 leaving.resume(pool);
             }
         }
@@ -104,10 +104,10 @@ fn event(upstream: &str, turn: &Turn, cause: Option<&Cause<'_>>) -> Event {
     let (address, reason, doubt_seconds) = (&backend.place, event.reason, event.doubt_seconds);
     if turn.why.is_some() {
         tracing::warn!(%upstream, backend = %backend.text(), %address, from, to, reason, transcript,
-            "two servers say that they are the primary: this one takes nothing new");
+            "two primaries reported, backend marked doubtful");
     } else if turn.from.is_up() {
         tracing::warn!(%upstream, backend = %backend.text(), %address, from, to, reason, transcript, doubt_seconds,
-            "backend is left out");
+            "backend marked down");
     } else {
         // One that has not been used yet, and is not to be, is nothing to be warned of.
         let message = if turn.to.is_up() {

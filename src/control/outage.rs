@@ -35,7 +35,7 @@ pub fn follow(
                 event.last_session_closed_seconds = Some(seconds(took));
             });
             tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, seconds = seconds(took),
-                "no session is left on the backend");
+                "last session of the backend ended");
         };
         let taken = async {
             // Its other end lives as long as the pool.
@@ -49,7 +49,7 @@ pub fn follow(
                 event.next_session_on = Some(taken.by.to_string());
             });
             tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, next = %taken.by, seconds = seconds(took),
-                "the first session has gone elsewhere");
+                "first session on another backend");
         };
         tokio::join!(closed, taken);
     }));
@@ -72,7 +72,7 @@ pub fn blame(
     let doubt_seconds = seconds(doubted_for);
     let address = &backend.place;
     tracing::warn!(%upstream, backend = %backend.text(), %address, from = "up", to = "failed", reason, %error, doubt_seconds,
-        "backend is left out");
+        "backend marked down");
     pool.metrics.doubt_duration.record(doubted_for);
     let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
     follow(pool, backend, journal, recorded, now);
@@ -87,6 +87,6 @@ pub fn tell_that_it_is_back(
 ) {
     let upstream = &pool.name;
     tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, from = "failed", to = "up", reason,
-        "backend is back");
+        "backend marked up");
     journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
 }

@@ -152,17 +152,17 @@ async fn keep_one_fresh(
                 if let Some((failures, lasted)) = failures.end(now) {
                     let seconds = lasted.as_secs();
                     tracing::info!(%upstream, %backend, failures, seconds,
-                        "the name resolves again");
+                        "name resolved again");
                 }
                 if names.set(of, &new, now) {
                     tracing::info!(%upstream, %backend, addresses = %list(&new),
-                        "its name has other addresses now");
+                        "resolved addresses changed");
                 }
             }
             Err(error) => {
                 if let Some(failures) = failures.add(now) {
                     tracing::warn!(%upstream, %backend, %error, failures,
-                        "cannot look its name up, keeping what is known");
+                        "name not resolved, keeping its addresses");
                 }
             }
         }

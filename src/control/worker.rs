@@ -64,7 +64,7 @@ impl Worker {
     pub(super) fn join(self) {
         drop(self.orders);
         if self.thread.join().is_err() {
-            tracing::error!("a worker ended in a panic");
+            tracing::error!("worker panicked");
         }
     }
 }

@@ -231,7 +231,7 @@ pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     let reference = SockRef::from(&socket);
     let warn_of = |option: &'static str, set: io::Result<()>| {
         if let Err(error) = set {
-            tracing::warn!(option, %error, "cannot set a socket option, going on without it");
+            tracing::warn!(option, %error, "cannot set a socket option, continuing without it");
         }
     };
     if options.nodelay {

@@ -14,7 +14,7 @@ mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use crate::upstream::pool::admin_state::{Turned, Wish, Wished};
+pub use crate::upstream::pool::admin_state::{AdminSetting, AdminState, Turned};
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::endpoint::Checked;
 pub use crate::upstream::pool::review::{News, Turn};
@@ -70,7 +70,7 @@ struct Inner {
     /// Addresses that the resolver no longer names, with what is still to be known of them.
     departed: Vec<Member>,
     /// One for each configured backend, in that order.
-    wishes: Vec<Wished>,
+    admin_states: Vec<AdminSetting>,
     /// Nothing is in anybody's way: what a pick finds most of the time, known without looking at
     /// each.
     all_plain: bool,
@@ -155,7 +155,7 @@ pub struct Address {
     pub backend: Arc<Backend>,
     pub backup: bool,
     pub verdict: Verdict,
-    pub wished: Wished,
+    pub admin_state_changed: AdminSetting,
 }
 
 /// What new answers of the resolver have changed: addresses, and the state that each of them is in.
@@ -205,7 +205,7 @@ impl Pool {
             addresses,
             supposed,
             Vec::new(),
-            (guard, vec![Wished::default(); configured.len()]),
+            (guard, vec![AdminSetting::default(); configured.len()]),
             now,
         );
         Self {
@@ -357,7 +357,7 @@ impl Pool {
             backend: Arc::clone(&m.backend),
             backup: m.backup,
             verdict: m.verdict,
-            wished: m.wished,
+            admin_state_changed: m.admin_state_changed,
         };
         let departed = inner.departed.iter().filter(|m| m.backend.active() > 0);
         let members = inner.members.iter().chain(departed);
@@ -379,7 +379,9 @@ impl Pool {
             return Vec::new();
         }
         let inner = self.lock();
-        let is_unchecked = |m: &&Member| !m.down && !m.heard && m.wished.wish != Wish::Maint;
+        let is_unchecked = |m: &&Member| {
+            !m.down && !m.heard && m.admin_state_changed.admin_state != AdminState::Maint
+        };
         let mut of: Vec<usize> = inner
             .members
             .iter()
@@ -454,14 +456,14 @@ impl Pool {
         old.append(&mut inner.departed);
         let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
         let guard = std::mem::take(&mut inner.guard);
-        let wishes = std::mem::take(&mut inner.wishes);
+        let admin_states = std::mem::take(&mut inner.admin_states);
         *inner = assemble(
             &self.balance,
             &self.configured,
             addresses,
             self.supposed,
             old,
-            (guard, wishes),
+            (guard, admin_states),
             now,
         );
         inner.left = left;
@@ -560,7 +562,7 @@ fn assemble(
     addresses: &[Vec<Place>],
     supposed: Option<Verdict>,
     mut old: Vec<Member>,
-    (guard, wishes): (Guard, Vec<Wished>),
+    (guard, admin_states): (Guard, Vec<AdminSetting>),
     now: Instant,
 ) -> Inner {
     let mut members = Vec::new();
@@ -604,14 +606,14 @@ fn assemble(
         halves: members.iter().filter_map(|m| m.average.halves).min(),
         members,
         departed: old,
-        wishes,
+        admin_states,
         left: 0,
         waiting: Vec::new(),
         guard,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     };
-    inner.keep_wishes();
+    inner.keep_admin_states();
     inner.review(now);
     inner
 }

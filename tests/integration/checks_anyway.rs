@@ -158,8 +158,8 @@ fn checks_that_take_out_too_many_are_not_believed() {
     let said = "its check says: unexpected: ";
     let why = setup.why(2);
     assert!(why.starts_with(said), "{why}");
-    assert!(why.ends_with("; served anyway: 1 of 4 up"), "{why}");
-    assert_eq!(setup.logged("too few are up"), 1);
+    assert!(why.ends_with("; panic threshold: 1 of 4 up"), "{why}");
+    assert_eq!(setup.logged("panic threshold reached"), 1);
     setup.sicken(3);
     setup.wait_state(3, "down");
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
@@ -194,6 +194,6 @@ fn checks_that_take_out_too_many_are_not_believed() {
         .tembuku
         .wait_metric("sessions_closed_total", &closed, |n| n == told + 1.0);
     assert_eq!(request(&mut held).unwrap(), "n2");
-    assert_eq!(setup.logged("enough are up"), 1);
+    assert_eq!(setup.logged("panic threshold left"), 1);
     assert!(setup.why(0).starts_with(said), "{}", setup.why(0));
 }

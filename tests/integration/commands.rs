@@ -60,10 +60,10 @@ fn run(words: &[String]) -> Output {
 #[test]
 fn an_answer_that_lacks_something_is_an_error() {
     let dir = TempDir::new();
-    let half = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"wish\":\"drain\",\"from\":\"up\"";
-    let other = "{\"upstream\":\"u\",\"backend\":\"other:1\",\"wish\":\"other\",\"from\":\"up\",\
+    let half = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"admin_state\":\"drain\",\"from\":\"up\"";
+    let other = "{\"upstream\":\"u\",\"backend\":\"other:1\",\"admin_state\":\"other\",\"from\":\"up\",\
                  \"state\":\"drained\",\"connections\":0}";
-    let wrong = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"wish\":\"drain\",\"from\":1,\
+    let wrong = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"admin_state\":\"drain\",\"from\":1,\
                  \"state\":null,\"connections\":\"0\"}";
     let bodies = [
         "{}",
@@ -180,9 +180,9 @@ fn output_that_cannot_be_written_is_a_failure() {
         assert_eq!(code, Some(1), "{words:?}: {said}");
         assert!(said.contains("cannot write to standard output"), "{said}");
     }
-    // The last of the wishes was put into effect all the same.
+    // The last of the changes was put into effect all the same.
     let status = setup.tembuku.get("/api/v1/status").body;
-    assert!(status.contains("\"wish\": \"ready\""), "{status}");
+    assert!(status.contains("\"admin_state\": \"ready\""), "{status}");
 }
 
 #[test]

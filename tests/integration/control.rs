@@ -263,60 +263,67 @@ fn it_says_the_same_as_the_port_and_obeys_besides() {
         0.0
     );
 
-    let done = setup.call("POST", &path, "{\"wish\": \"drain\"}");
+    let done = setup.call("POST", &path, "{\"admin_state\": \"drain\"}");
     assert_eq!(done.status, 200, "{done:?}");
     let done: Value = serde_json::from_str(&done.body).unwrap();
     let expected = serde_json::json!({ "upstream": "back", "backend": setup.servers[0].addr.to_string(),
-        "wish": "drain", "from": "up", "state": "drained", "connections": 0 });
+        "admin_state": "drain", "from": "up", "state": "drained", "connections": 0 });
     assert_eq!(done, expected);
     let encoded = path.replace(':', "%3a");
-    let done = setup.call("POST", &encoded, " {\"wish\":\"ready\"}\n");
+    let done = setup.call("POST", &encoded, " {\"admin_state\":\"ready\"}\n");
     assert!(done.body.contains("\"from\": \"drained\""), "{done:?}");
 }
 
 #[test]
-fn whatever_is_wrong_with_a_wish_is_said() {
+fn every_invalid_admin_state_request_is_refused() {
     let setup = setup();
     let good = format!("/api/v1/upstreams/back/backends/{}", setup.servers[0].addr);
     let near = format!("{}x", setup.servers[0].addr);
     let at =
         |upstream: &str, backend: &str| format!("/api/v1/upstreams/{upstream}/backends/{backend}");
-    let drain = "{\"wish\": \"drain\"}";
-    let long = format!("{{\"wish\": \"{}\"}}", "x".repeat(10_000));
+    let drain = "{\"admin_state\": \"drain\"}";
+    let long = format!("{{\"admin_state\": \"{}\"}}", "x".repeat(10_000));
     let there = format!("there is {}", setup.servers[0].addr);
     let meant = format!("did you mean \"{}\"?", setup.servers[0].addr);
     for (method, path, body, status, error, hint) in [
         ("GET", &*good, "", 405, "POST alone", "/api/v1/status"),
         ("DELETE", &good, "", 405, "POST alone", "/api/v1/status"),
-        ("POST", &good, "", 400, "EOF", "{\"wish\": \"drain\"}"),
+        (
+            "POST",
+            &good,
+            "",
+            400,
+            "EOF",
+            "{\"admin_state\": \"drain\"}",
+        ),
         (
             "POST",
             &good,
             "drain",
             400,
             "the body",
-            "{\"wish\": \"drain\"}",
+            "{\"admin_state\": \"drain\"}",
         ),
         (
             "POST",
             &good,
-            "{\"wish\": 1}",
+            "{\"admin_state\": 1}",
             400,
             "a string",
-            "{\"wish\": \"drain\"}",
+            "{\"admin_state\": \"drain\"}",
         ),
         (
             "POST",
             &good,
-            "{\"wish\": \"drain\", \"for\": 3}",
+            "{\"admin_state\": \"drain\", \"for\": 3}",
             400,
             "for",
-            "{\"wish\": \"drain\"}",
+            "{\"admin_state\": \"drain\"}",
         ),
         (
             "POST",
             &good,
-            "{\"wish\": \"drian\"}",
+            "{\"admin_state\": \"drian\"}",
             400,
             "\"drian\"",
             "did you mean \"drain\"?",
@@ -324,7 +331,7 @@ fn whatever_is_wrong_with_a_wish_is_said() {
         (
             "POST",
             &good,
-            "{\"wish\": \"stop\"}",
+            "{\"admin_state\": \"stop\"}",
             400,
             "\"stop\"",
             "ready, drain, maint",
@@ -335,7 +342,7 @@ fn whatever_is_wrong_with_a_wish_is_said() {
             &long,
             400,
             "length limit",
-            "{\"wish\": \"drain\"}",
+            "{\"admin_state\": \"drain\"}",
         ),
         (
             "POST",
@@ -458,7 +465,7 @@ fn status_shows_who_is_drained_and_who_is_still_there() {
     let json: Value = serde_json::from_str(&json).unwrap();
     let backend = &json["upstreams"][0]["backends"][0];
     assert_eq!(
-        (&backend["wish"], &backend["state"]),
+        (&backend["admin_state"], &backend["state"]),
         (&"drain".into(), &"drained".into())
     );
     assert_eq!(backend["connections"], 2);

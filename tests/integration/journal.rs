@@ -136,8 +136,8 @@ fn from_the_first_doubt_to_the_next_session() {
     );
     let log = setup.tembuku.proc.stderr();
     for message in [
-        "no session is left on the backend",
-        "the first session has gone elsewhere",
+        "last session of the backend ended",
+        "first session on another backend",
     ] {
         assert_eq!(log.matches(message).count(), 1, "{log}");
     }

@@ -19,6 +19,7 @@ mod harness;
 
 mod admin;
 mod admin_host;
+mod admin_state;
 mod blackhole;
 mod bulk;
 mod check;
@@ -101,4 +102,3 @@ mod udp_relay;
 mod udp_reply_source;
 mod udp_requests_nginx;
 mod unix_rights;
-mod wish;

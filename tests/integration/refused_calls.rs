@@ -205,7 +205,12 @@ fn socket_options_may_be_forbidden_at_the_start() {
     let injection = "setsockopt:error=EPERM:when=5+";
     let tembuku = start_refusing(&[injection], &config(front, server.addr, ""));
     assert_eq!(net::ask(front).unwrap(), "b1");
-    assert!(warnings(&tembuku, "cannot set a socket option, going on without it") > 0);
+    assert!(
+        warnings(
+            &tembuku,
+            "cannot set a socket option, continuing without it"
+        ) > 0
+    );
 }
 
 #[test]

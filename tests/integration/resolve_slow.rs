@@ -121,7 +121,7 @@ fn a_name_that_is_not_answered_delays_no_other() {
     names.set("live.test", [127, 0, 7, 2]);
     let logged = || {
         let log = tembuku.proc.stderr();
-        log.contains("its name has other addresses now")
+        log.contains("resolved addresses changed")
     };
     wait_until("the new address is known", secs(8), logged);
     // What is logged has happened.

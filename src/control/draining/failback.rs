@@ -3,7 +3,7 @@
 use crate::{
     control::draining::terminator::Telling,
     plan::{OnLeave, reason::CloseReason},
-    upstream::pool::{Address, Pool, Wish},
+    upstream::pool::{Address, AdminState, Pool},
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -155,7 +155,7 @@ pub(super) fn anybody_is_up(pool: &Pool) -> bool {
 
 /// By its check and by what the operator wants. It may take nothing all the same.
 pub(super) fn is_up(address: &Address) -> bool {
-    address.verdict.is_up() && address.wished.wish == Wish::Ready
+    address.verdict.is_up() && address.admin_state_changed.admin_state == AdminState::Ready
 }
 
 fn lock(current: &Mutex<Option<Current>>) -> MutexGuard<'_, Option<Current>> {

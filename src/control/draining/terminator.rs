@@ -30,7 +30,7 @@ impl Telling {
             return;
         }
         tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
-            reason = reason.word(), "telling sessions to end");
+            reason = reason.word(), "terminating sessions");
         let began = Instant::now();
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         let mut left = &there[..];
@@ -49,6 +49,6 @@ impl Telling {
             }
         }
         tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
-            took = ?began.elapsed(), reason = reason.word(), "all have been told");
+            took = ?began.elapsed(), reason = reason.word(), "sessions terminated");
     }
 }

@@ -74,7 +74,7 @@ impl Worker {
     pub fn join(self) {
         self.bell.ring(Order::Quit);
         if self.thread.join().is_err() {
-            tracing::error!("a UDP worker ended in a panic");
+            tracing::error!("UDP worker panicked");
         }
     }
 }

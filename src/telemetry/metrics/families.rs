@@ -394,7 +394,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     histogram(
         "tembuku_upstream_leave_duration_seconds",
-        "From the verdict, or wish, that a backend is not to be used until its last \
+        "From the verdict, or admin_state, that a backend is not to be used until its last \
          session was over.",
         |f, out| {
             upstreams(f, |u| {
@@ -415,7 +415,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     histogram(
         "tembuku_upstream_resume_duration_seconds",
-        "From the verdict, or wish, that a backend is not to be used until another one \
+        "From the verdict, or admin_state, that a backend is not to be used until another one \
          had taken a session.",
         |f, out| {
             upstreams(f, |u| {

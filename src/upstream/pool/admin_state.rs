@@ -16,7 +16,7 @@ use crate::{
 use std::{sync::Arc, time::Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Wish {
+pub enum AdminState {
     /// Let it serve, if it is well.
     #[default]
     Ready,
@@ -26,18 +26,18 @@ pub enum Wish {
     Maint,
 }
 
-/// The wish about one configured backend: it holds for every address that its name stands for, now
-/// or later.
+/// The admin state of one configured backend. It applies to every address that its name resolves
+/// to, now or later.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wished {
-    pub wish: Wish,
-    /// `None` while nothing has been wished.
+pub struct AdminSetting {
+    pub admin_state: AdminState,
+    /// `None` until an operator sets it for the first time.
     pub since: Option<Instant>,
     /// Counts how often it came out of maintenance: what was found out before says nothing.
     pub term: u32,
 }
 
-/// What a wish has made of one address.
+/// The effect of an admin state on one address.
 #[derive(Debug)]
 pub struct Turned {
     pub backend: Arc<Backend>,
@@ -46,7 +46,7 @@ pub struct Turned {
     pub to: BackendState,
 }
 
-impl Wish {
+impl AdminState {
     pub const ALL: [Self; 3] = [Self::Ready, Self::Drain, Self::Maint];
 
     pub fn word(self) -> &'static str {
@@ -58,10 +58,12 @@ impl Wish {
     }
 
     pub fn of(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|wish| wish.word() == word)
+        Self::ALL
+            .into_iter()
+            .find(|admin_state| admin_state.word() == word)
     }
 
-    /// The state that a backend is in by this wish alone.
+    /// The state that this puts a backend in, whatever checks and connects say.
     pub fn state(self) -> Option<BackendState> {
         match self {
             Self::Ready => None,
@@ -77,25 +79,33 @@ impl Pool {
         self.configured.iter().map(|(plan, _)| plan.text.as_str())
     }
 
-    /// From now on this is wished of the configured backend of this index. What its addresses have
-    /// become by that; `None` if it was wished before.
-    pub fn set_wish(&self, of: usize, wish: Wish, now: Instant) -> Option<Vec<Turned>> {
+    /// Sets the admin state of the configured backend of this index. Returns the change of each of
+    /// its addresses, or `None` if it had that admin state already.
+    pub fn set_admin_state(
+        &self,
+        of: usize,
+        admin_state: AdminState,
+        now: Instant,
+    ) -> Option<Vec<Turned>> {
         let mut inner = self.lock();
-        let wished = inner.wishes.get_mut(of).filter(|w| w.wish != wish)?;
-        let was = std::mem::replace(&mut wished.wish, wish);
-        wished.since = Some(now).filter(|_| wish != Wish::Ready);
-        if was == Wish::Maint {
-            wished.term = wished.term.wrapping_add(1);
+        let admin_state_changed = inner
+            .admin_states
+            .get_mut(of)
+            .filter(|w| w.admin_state != admin_state)?;
+        let was = std::mem::replace(&mut admin_state_changed.admin_state, admin_state);
+        admin_state_changed.since = Some(now).filter(|_| admin_state != AdminState::Ready);
+        if was == AdminState::Maint {
+            admin_state_changed.term = admin_state_changed.term.wrapping_add(1);
         }
-        let wished = *wished;
+        let admin_state_changed = *admin_state_changed;
         let Inner {
             members, departed, ..
         } = &mut *inner;
         let mut turned = Vec::new();
         for member in members.iter_mut().chain(departed).filter(|m| m.of == of) {
             let (_, from) = member.as_it_is();
-            member.wished = wished;
-            if wish == Wish::Maint {
+            member.admin_state_changed = admin_state_changed;
+            if admin_state == AdminState::Maint {
                 // Nobody will ask whether it is still so, and it may become another server.
                 member.checked = None;
                 member.known = None;
@@ -103,7 +113,7 @@ impl Pool {
                 member.server = None;
                 member.superseded = None;
             }
-            if was == Wish::Maint {
+            if was == AdminState::Maint {
                 member.begin_anew(self.supposed.is_some(), now);
             }
             let (backend, to) = member.as_it_is();
@@ -115,7 +125,7 @@ impl Pool {
                 to,
             });
         }
-        if wish == Wish::Maint {
+        if admin_state == AdminState::Maint {
             // Nor is what it had proven held against others.
             let gone: Vec<u64> = turned.iter().map(|t| t.backend.id).collect();
             for member in &mut inner.members {
@@ -133,18 +143,19 @@ impl Pool {
         let mut inner = self.lock();
         let member = inner.find(backend);
         member.is_some_and(|m| {
-            let asked = m.wished.term == term && m.wished.wish != Wish::Maint;
+            let asked = m.admin_state_changed.term == term
+                && m.admin_state_changed.admin_state != AdminState::Maint;
             asked && (!m.departed || m.backend.active() > 0)
         })
     }
 }
 
 impl Inner {
-    /// All addresses of a backend are under the wish about it, those that have just come, too.
-    pub(super) fn keep_wishes(&mut self) {
+    /// Applies the admin state of each configured backend to all its addresses, new ones included.
+    pub(super) fn keep_admin_states(&mut self) {
         for member in self.members.iter_mut().chain(&mut self.departed) {
-            if let Some(wished) = self.wishes.get(member.of) {
-                member.wished = *wished;
+            if let Some(admin_state_changed) = self.admin_states.get(member.of) {
+                member.admin_state_changed = *admin_state_changed;
             }
         }
     }
@@ -152,12 +163,12 @@ impl Inner {
 
 impl Member {
     pub(super) fn is_wanted(&self) -> bool {
-        self.wished.wish == Wish::Ready
+        self.admin_state_changed.admin_state == AdminState::Ready
     }
 
     /// Whether it is still asked how it is.
     pub(super) fn is_asked(&self) -> bool {
-        self.wished.wish != Wish::Maint
+        self.admin_state_changed.admin_state != AdminState::Maint
     }
 
     /// It comes out of maintenance, and may be another server than it was. Where there are checks
@@ -177,10 +188,10 @@ impl Member {
     }
 }
 
-/// Why a backend is in the state that its wish puts it in; `failed`: by connects.
-pub(super) fn why(wish: Wish, members: &[&Member], failed: bool) -> String {
+/// Why a backend is in the state that its admin state puts it in; `failed`: by connects.
+pub(super) fn why(admin_state: AdminState, members: &[&Member], failed: bool) -> String {
     let besides = match judged(members) {
-        _ if wish == Wish::Maint => None,
+        _ if admin_state == AdminState::Maint => None,
         None if failed => Some("its connects fail".to_owned()),
         judged => judged.map(|(_, why)| why),
     };

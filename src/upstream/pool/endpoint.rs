@@ -1,7 +1,7 @@
 //! One address of a backend as a candidate: what is configured, and all that speaks for or against
 //! it now.
 
-use super::Wished;
+use super::AdminSetting;
 use crate::{
     plan::{
         self, Place,
@@ -65,7 +65,7 @@ pub(super) struct Member {
     pub(super) open: bool,
     pub(super) checked: Option<Checked>,
     /// What the operator wants, beside all that.
-    pub(super) wished: Wished,
+    pub(super) admin_state_changed: AdminSetting,
     /// Counts how often sessions were told to leave it.
     pub(super) left: u32,
     /// When it came back, while it starts slowly.
@@ -120,7 +120,7 @@ impl Member {
             stale: false,
             open: verdict.is_up(),
             checked: None,
-            wished: Wished::default(),
+            admin_state_changed: AdminSetting::default(),
             left: 0,
             back: None,
             average: Average::default(),
@@ -288,11 +288,14 @@ impl Member {
 
     /// Without what time alone changes: a failed one stays so until it is proven to be back.
     pub(super) fn state(&self) -> BackendState {
-        self.wished.wish.state().unwrap_or(match self.verdict {
-            _ if self.down => BackendState::Disabled,
-            Verdict::Up if self.is_failed() => BackendState::Failed,
-            verdict => verdict.state(),
-        })
+        self.admin_state_changed
+            .admin_state
+            .state()
+            .unwrap_or(match self.verdict {
+                _ if self.down => BackendState::Disabled,
+                Verdict::Up if self.is_failed() => BackendState::Failed,
+                verdict => verdict.state(),
+            })
     }
 
     /// Whether it has failed often enough, whether or not its time has passed.

@@ -1,7 +1,7 @@
 //! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which
 //! nobody has heard of for long, and checks that take out more than they may.
 
-use super::{Checked, Inner, Pool, Wish};
+use super::{AdminState, Checked, Inner, Pool};
 use crate::{
     plan::{
         self, CheckAt, Role,
@@ -97,7 +97,7 @@ impl Guard {
     /// What is said of one that is used although it is not well.
     pub(super) fn anyway(&self) -> Option<String> {
         let (up, of) = self.anyway?;
-        Some(format!("served anyway: {up} of {of} up"))
+        Some(format!("panic threshold: {up} of {of} up"))
     }
 }
 
@@ -362,7 +362,10 @@ impl Inner {
             up += usize::from(is_up(&backend));
             unknown |= backend.iter().all(|m| m.said == Verdict::Down(None));
         }
-        let wanted = self.wishes.iter().map(|w| w.wish == Wish::Ready);
+        let wanted = self
+            .admin_states
+            .iter()
+            .map(|w| w.admin_state == AdminState::Ready);
         let counted = wanted
             .zip(&guard.counted)
             .filter(|(wanted, counted)| *wanted && **counted);

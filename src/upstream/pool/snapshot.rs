@@ -1,6 +1,6 @@
 //! The backends of a pool as status and metrics show them.
 
-use super::{Checked, Pool, Wish};
+use super::{AdminState, Checked, Pool};
 use crate::{
     plan::{
         self, Balance, Place, Role,
@@ -22,7 +22,7 @@ pub struct Snapshot {
     pub weight: u32,
     pub backup: bool,
     pub state: BackendState,
-    pub wish: Wish,
+    pub admin_state: AdminState,
     /// Why it is in that state, in words.
     pub why: String,
     /// How long ago the last failure was.
@@ -64,9 +64,12 @@ impl Pool {
             let available = proven.any(|m| m.share(single, now) > 0);
             let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
             use BackendState::{Disabled, Down, Failed, Unproven, Up};
-            let wished = inner.wishes.get(index).copied().unwrap_or_default();
-            let (state, why) = if let Some(state) = wished.wish.state() {
-                (state, admin_state::why(wished.wish, &members, failed))
+            let admin_state_changed = inner.admin_states.get(index).copied().unwrap_or_default();
+            let (state, why) = if let Some(state) = admin_state_changed.admin_state.state() {
+                (
+                    state,
+                    admin_state::why(admin_state_changed.admin_state, &members, failed),
+                )
             } else if plan.down {
                 (Disabled, "the configuration says so".to_owned())
             } else if members.is_empty() {
@@ -116,8 +119,8 @@ impl Pool {
                 average_time: matches!(self.balance, Balance::LeastTime(_))
                     .then(|| members.iter().map(|m| m.average.seconds))
                     .and_then(|averages| averages.reduce(f64::min)),
-                wish: wished.wish,
-                since: wished
+                admin_state: admin_state_changed.admin_state,
+                since: admin_state_changed
                     .since
                     .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
                 roles: self.hears_roles.then(|| {

@@ -271,9 +271,9 @@ fn who_is_out_is_not_taken_out_again() {
     assert_eq!(both.failed(&first, now), AfterFailure::StillIn);
     assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
     let second = Arc::clone(&both.addresses()[1].backend);
-    both.set_wish(1, Wish::Drain, now);
+    both.set_admin_state(1, AdminState::Drain, now);
     assert_eq!(both.failed(&second, now), AfterFailure::StillIn);
-    both.set_wish(1, Wish::Ready, now);
+    both.set_admin_state(1, AdminState::Ready, now);
     assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
 }
 

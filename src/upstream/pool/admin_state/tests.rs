@@ -9,9 +9,9 @@ use crate::{
 };
 use std::time::Duration;
 
-const OUT: [(Wish, BackendState); 2] = [
-    (Wish::Drain, BackendState::Drained),
-    (Wish::Maint, BackendState::Maintenance),
+const OUT: [(AdminState, BackendState); 2] = [
+    (AdminState::Drain, BackendState::Drained),
+    (AdminState::Maint, BackendState::Maintenance),
 ];
 
 fn states(pool: &Pool, now: Instant) -> Vec<BackendState> {
@@ -21,11 +21,16 @@ fn states(pool: &Pool, now: Instant) -> Vec<BackendState> {
 #[test]
 fn who_is_taken_out_gets_nothing_even_alone() {
     let now = Instant::now();
-    for (wish, state) in OUT {
+    for (admin_state, state) in OUT {
         let alone = pool(vec![planned(1)], true);
-        let turned = alone.set_wish(0, wish, now).expect("something new");
+        let turned = alone
+            .set_admin_state(0, admin_state, now)
+            .expect("something new");
         assert_eq!((turned[0].from, turned[0].to), (BackendState::Up, state));
-        assert!(alone.set_wish(0, wish, now).is_none(), "nothing new");
+        assert!(
+            alone.set_admin_state(0, admin_state, now).is_none(),
+            "nothing new"
+        );
         assert_eq!(pick(&alone, now), None);
         assert!(!alone.is_available(now));
         assert_eq!(states(&alone, now), [state]);
@@ -33,26 +38,26 @@ fn who_is_taken_out_gets_nothing_even_alone() {
     }
     let alone = pool(vec![planned(1)], true);
     assert!(
-        alone.set_wish(0, Wish::Ready, now).is_none(),
+        alone.set_admin_state(0, AdminState::Ready, now).is_none(),
         "it is already"
     );
     assert!(
-        alone.set_wish(1, Wish::Drain, now).is_none(),
+        alone.set_admin_state(1, AdminState::Drain, now).is_none(),
         "there is no such"
     );
-    alone.set_wish(0, Wish::Drain, now);
-    alone.set_wish(0, Wish::Ready, now);
+    alone.set_admin_state(0, AdminState::Drain, now);
+    alone.set_admin_state(0, AdminState::Ready, now);
     assert!(pick(&alone, now).is_some());
     assert!(alone.lock().all_plain, "as if nothing had been");
     assert_eq!(alone.snapshot(now)[0].since, None);
 }
 
 #[test]
-fn a_wish_and_a_verdict_do_not_erase_each_other() {
+fn admin_state_and_verdict_are_independent() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     verdict(&both, 0, DOWN, false, now);
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     let why = &both.snapshot(now)[0].why;
     assert_eq!(
         why,
@@ -65,15 +70,15 @@ fn a_wish_and_a_verdict_do_not_erase_each_other() {
     assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
     // Down again, and wanted.
     verdict(&both, 0, DOWN, false, now);
-    both.set_wish(0, Wish::Ready, now);
+    both.set_admin_state(0, AdminState::Ready, now);
     assert_eq!(states(&both, now)[0], BackendState::Down);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
     // Nor does it erase what connects say.
     verdict(&both, 0, Verdict::Up, false, now);
     both.failed(&both.addresses()[0].backend, now);
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     assert!(both.snapshot(now)[0].why.ends_with("its connects fail"));
-    both.set_wish(0, Wish::Ready, now);
+    both.set_admin_state(0, AdminState::Ready, now);
     assert_eq!(states(&both, now)[0], BackendState::Failed);
 }
 
@@ -88,10 +93,10 @@ fn out_of_maintenance_it_waits_for_its_check_whatever_start_says() {
         let first = Arc::clone(&both.addresses()[0].backend);
         both.failed(&first, now);
         assert!(both.is_checked(&first, 0));
-        both.set_wish(0, Wish::Maint, now);
+        both.set_admin_state(0, AdminState::Maint, now);
         assert!(!both.is_checked(&first, 0));
         assert!(both.snapshot(now)[0].checked.is_none());
-        both.set_wish(0, Wish::Ready, now);
+        both.set_admin_state(0, AdminState::Ready, now);
         assert!(!both.is_checked(&first, 0), "what began before is void");
         assert!(both.is_checked(&first, 1));
         assert_eq!(states(&both, now)[0], BackendState::Down);
@@ -111,14 +116,14 @@ fn a_drain_does_not_make_it_a_stranger() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&both.addresses()[0].backend);
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     assert!(both.is_checked(&first, 0));
-    both.set_wish(0, Wish::Ready, now);
+    both.set_admin_state(0, AdminState::Ready, now);
     assert!(both.is_checked(&first, 0));
     assert_eq!(both.snapshot(now)[0].why, "", "no slow start");
     // Through maintenance to a drain: checked again, and anew.
-    both.set_wish(0, Wish::Maint, now);
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Maint, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     assert!(both.is_checked(&first, 1));
     let why = &both.snapshot(now)[0].why;
     assert_eq!(why, "the operator says so; besides, not checked yet");
@@ -131,12 +136,16 @@ fn it_holds_for_all_addresses_now_and_later() {
     let gone = both.pick(&mut both.search(&Facts::default()), now);
     let gone = gone.expect("a backend");
     both.set_addresses(&[vec![place(3)], vec![place(2)]], now);
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     both.set_addresses(&[vec![place(3), place(4)], vec![place(2)]], now);
-    let wishes: Vec<_> = both.addresses().iter().map(|a| a.wished.wish).collect();
-    use Wish::{Drain, Ready};
+    let admin_states: Vec<_> = both
+        .addresses()
+        .iter()
+        .map(|a| a.admin_state_changed.admin_state)
+        .collect();
+    use AdminState::{Drain, Ready};
     assert_eq!(
-        wishes,
+        admin_states,
         [Drain, Drain, Ready, Drain],
         "the last has departed"
     );
@@ -144,7 +153,7 @@ fn it_holds_for_all_addresses_now_and_later() {
     both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
     assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
-    both.set_wish(0, Wish::Ready, now);
+    both.set_admin_state(0, AdminState::Ready, now);
     let picks: Vec<_> = (0..2).filter_map(|_| pick(&both, now)).collect();
     assert!(picks.contains(&"10.0.0.1:1".to_owned()), "{picks:?}");
 }
@@ -175,7 +184,7 @@ fn picks_are_those_beside_one_that_is_down() {
         };
         let down = pool_with(balance.clone(), four(true), true);
         let drained = pool_with(balance.clone(), four(false), true);
-        drained.set_wish(1, Wish::Drain, now);
+        drained.set_admin_state(1, AdminState::Drain, now);
         let by_chance = matches!(balance, Balance::RandomTwo | Balance::LeastTime(_));
         for n in 0..200u8 {
             let client = Facts {
@@ -201,7 +210,7 @@ fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
     let both = pool(vec![planned(1), planned(2)], true);
     let mut search = both.search(&Facts::default());
     let lease = both.pick(&mut search, now).expect("a backend");
-    both.set_wish(0, Wish::Drain, now);
+    both.set_admin_state(0, AdminState::Drain, now);
     assert_eq!(both.succeeded(&search, now), AfterSuccess::Nothing);
     both.leave(lease.backend());
     assert_eq!(both.succeeded(&search, now), AfterSuccess::Left);

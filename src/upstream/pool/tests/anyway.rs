@@ -47,7 +47,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
         (first.state, first.why.as_str()),
         (
             BackendState::Down,
-            "its check says: refused; served anyway: 1 of 4 up"
+            "its check says: refused; panic threshold: 1 of 4 up"
         )
     );
     assert_eq!(pool.guarded(now).serves_anyway, Some(true));
@@ -62,7 +62,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     assert_eq!(news(&pool, now), ["down"]);
     assert_eq!(
         pool.snapshot(now)[1].why,
-        "its check says: refused; served anyway: 0 of 4 up"
+        "its check says: refused; panic threshold: 0 of 4 up"
     );
     verdict(&pool, 2, Verdict::Up, false, now);
     assert_eq!(news(&pool, now), ["up"]);
@@ -176,10 +176,10 @@ proptest! {
 #[test]
 fn who_is_taken_out_does_not_count() {
     let now = Instant::now();
-    for wish in [Wish::Drain, Wish::Maint] {
+    for admin_state in [AdminState::Drain, AdminState::Maint] {
         let pool = anyway((1..=4).map(planned).collect(), 50, true);
-        pool.set_wish(0, wish, now);
-        pool.set_wish(1, wish, now);
+        pool.set_admin_state(0, admin_state, now);
+        pool.set_admin_state(1, admin_state, now);
         assert!(!pool.serves_anyway(), "two of two are up");
         verdict(&pool, 2, DOWN, false, now);
         assert!(!pool.serves_anyway(), "one of two is no less than a half");
@@ -189,14 +189,14 @@ fn who_is_taken_out_does_not_count() {
         assert!(
             pool.snapshot(now)[2]
                 .why
-                .ends_with("served anyway: 0 of 2 up")
+                .ends_with("panic threshold: 0 of 2 up")
         );
         // They are back: well after a drain, and not known to be after a maintenance, which makes
         // nothing worse.
-        pool.set_wish(0, Wish::Ready, now);
-        pool.set_wish(1, Wish::Ready, now);
-        let drained = wish == Wish::Drain;
-        assert_eq!(pool.serves_anyway(), !drained, "{wish:?}");
+        pool.set_admin_state(0, AdminState::Ready, now);
+        pool.set_admin_state(1, AdminState::Ready, now);
+        let drained = admin_state == AdminState::Drain;
+        assert_eq!(pool.serves_anyway(), !drained, "{admin_state:?}");
         assert_eq!(picks(&pool, now).len(), if drained { 2 } else { 4 });
     }
 }

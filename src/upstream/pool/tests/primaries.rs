@@ -410,30 +410,30 @@ proptest! {
 /// that took its place.
 #[test]
 fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
-    for wish in [Wish::Drain, Wish::Maint] {
+    for admin_state in [AdminState::Drain, AdminState::Maint] {
         let mut scene = Scene::new(2, 3, |_| {});
         scene.says(1, Primary).says(2, Replica);
         assert_eq!(scene.picks(), [1]);
-        scene.pool.set_wish(0, wish, scene.now);
+        scene.pool.set_admin_state(0, admin_state, scene.now);
         assert_eq!(scene.picks(), [0; 0]);
         scene.at(1).says(2, Primary);
-        if wish == Wish::Drain {
+        if admin_state == AdminState::Drain {
             scene.says(1, Primary);
             assert_eq!(
                 (scene.picks(), scene.state(2).0),
                 (vec![], BackendState::Doubtful)
             );
             // Given back too early it is what it was.
-            scene.pool.set_wish(0, Wish::Ready, scene.now);
+            scene.pool.set_admin_state(0, AdminState::Ready, scene.now);
             assert_eq!(scene.picks(), [1]);
-            scene.pool.set_wish(0, Wish::Drain, scene.now);
+            scene.pool.set_admin_state(0, AdminState::Drain, scene.now);
             scene.at(2).says(1, Replica);
             assert_eq!(scene.picks(), [2]);
             continue;
         }
         assert_eq!(scene.picks(), [2]);
         scene.at(2).says(2, Primary);
-        scene.pool.set_wish(0, Wish::Ready, scene.now);
+        scene.pool.set_admin_state(0, AdminState::Ready, scene.now);
         scene.judges[0] = Judge::new(Rule { rise: 2, fall: 3 }, Verdict::Down(None));
         scene.at(3).says(1, Primary).says(1, Primary);
         assert_eq!(
@@ -453,7 +453,7 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
 #[test]
 fn a_proof_outlives_a_drain_and_no_maintenance() {
     let newer = || Some(Epoch::Timeline(3));
-    for (wish, picks) in [(Wish::Drain, vec![]), (Wish::Maint, vec![2])] {
+    for (admin_state, picks) in [(AdminState::Drain, vec![]), (AdminState::Maint, vec![2])] {
         let mut scene = Scene::new(2, 3, |_| {});
         scene.hears(1, Primary, newer()).says(2, Replica);
         scene.at(1).hears(2, Primary, Some(Epoch::Timeline(2)));
@@ -461,8 +461,8 @@ fn a_proof_outlives_a_drain_and_no_maintenance() {
             (scene.picks(), scene.state(2).0),
             (vec![1], BackendState::WrongRole)
         );
-        scene.pool.set_wish(0, wish, scene.now);
-        assert_eq!(scene.picks(), picks, "{wish:?}");
+        scene.pool.set_admin_state(0, admin_state, scene.now);
+        assert_eq!(scene.picks(), picks, "{admin_state:?}");
     }
 }
 

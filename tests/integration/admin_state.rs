@@ -114,9 +114,9 @@ impl Node {
 }
 
 #[track_caller]
-fn wish(tembuku: &Tembuku, backend: &str, wish: &str) -> Value {
+fn admin_state(tembuku: &Tembuku, backend: &str, admin_state: &str) -> Value {
     let path = format!("/api/v1/upstreams/u/backends/{backend}");
-    let body = format!("{{\"wish\": \"{wish}\"}}");
+    let body = format!("{{\"admin_state\": \"{admin_state}\"}}");
     let socket = tembuku.dir.file("admin.sock");
     let answer = http::request_unix(&socket, "POST", &path, &body).unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -139,8 +139,8 @@ impl Setup {
     }
 
     #[track_caller]
-    fn wish(&self, node: usize, word: &str) -> Value {
-        wish(&self.tembuku, &self.text(node), word)
+    fn admin_state(&self, node: usize, word: &str) -> Value {
+        admin_state(&self.tembuku, &self.text(node), word)
     }
 
     #[track_caller]
@@ -194,21 +194,21 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
     let setup = unchecked(&["", ""], "");
     let mut held = setup.session_on(0);
     for (word, state) in [("drain", "drained"), ("maint", "maintenance")] {
-        assert_eq!(setup.wish(0, word)["state"], state);
+        assert_eq!(setup.admin_state(0, word)["state"], state);
         assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
         setup.wait_state(0, state);
         echo(&mut held, "still here").unwrap();
     }
     // Nobody is left: then nobody is served, and the process says so.
-    setup.wish(1, "drain");
+    setup.admin_state(1, "drain");
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
     setup.wait_closed("no_backend", 1.0);
     assert_eq!(setup.tembuku.get("/readyz").status, 503);
     let available = || setup.tembuku.metric("upstream_available_backends", &[]);
     assert_eq!(available(), 0.0);
-    assert_eq!(setup.wish(0, "ready")["state"], "up");
+    assert_eq!(setup.admin_state(0, "ready")["state"], "up");
     assert_eq!(ask_many(setup.front, 10), vec!["b1"; 10]);
-    setup.wish(1, "ready");
+    setup.admin_state(1, "ready");
     assert_eq!(available(), 2.0);
     let mut both = ask_many(setup.front, 2);
     both.sort();
@@ -233,10 +233,10 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
 #[test]
 fn one_that_stands_alone_can_be_drained() {
     let setup = unchecked(&[""], "");
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
     setup.wait_closed("no_backend", 1.0);
-    setup.wish(0, "ready");
+    setup.admin_state(0, "ready");
     assert_eq!(ask(setup.front).unwrap(), "b1");
 }
 
@@ -246,12 +246,12 @@ fn on_drain_close_ends_those_of_this_backend_alone() {
     for (n, word) in ["drain", "maint"].into_iter().enumerate() {
         let (mut lost, mut kept) = (setup.session_on(0), setup.session_on(1));
         let began = Instant::now();
-        setup.wish(0, word);
+        setup.admin_state(0, word);
         assert_eq!(net::read_all(&mut lost).1, End::Reset, "not a whole answer");
         println!("{word}: closed after {:?}", began.elapsed());
         setup.wait_closed("backend_drained", n as f64 + 1.0);
         echo(&mut kept, "still here").unwrap();
-        setup.wish(0, "ready");
+        setup.admin_state(0, "ready");
         // Whoever comes now is not affected by what was.
         let mut new = setup.session_on(0);
         echo(&mut new, "welcome").unwrap();
@@ -282,7 +282,7 @@ fn on_drain_may_give_time_and_ends_them_at_a_pace() {
         .map(|_| net::session(setup.front).unwrap().0)
         .collect();
     let drained = Instant::now();
-    assert_eq!(setup.wish(0, "drain")["connections"], 600);
+    assert_eq!(setup.admin_state(0, "drain")["connections"], 600);
     let ends: Vec<Instant> = thread::scope(|scope| {
         let wait = |mut stream: TcpStream| {
             scope.spawn(move || {
@@ -310,13 +310,13 @@ fn on_drain_may_give_time_and_ends_them_at_a_pace() {
 fn ready_calls_off_what_has_not_happened() {
     let setup = unchecked(&["", ""], "on_drain = { close_after = \"1500ms\" }");
     let mut held = setup.session_on(0);
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     // From a drain to maintenance it does not begin anew.
-    setup.wish(0, "maint");
-    setup.wish(0, "ready");
+    setup.admin_state(0, "maint");
+    setup.admin_state(0, "ready");
     let called_off = Instant::now();
     let other = setup.session_on(1);
-    setup.wish(1, "drain");
+    setup.admin_state(1, "drain");
     // The other one's time began later, and has passed.
     let mut other = other;
     assert_eq!(net::read_all(&mut other).1, End::Reset);
@@ -329,9 +329,9 @@ fn ready_calls_off_what_has_not_happened() {
     setup.wait_closed("backend_drained", 1.0);
 
     let began = Instant::now();
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     thread::sleep(millis(1_000)); // a part of its time
-    setup.wish(0, "maint");
+    setup.admin_state(0, "maint");
     assert_eq!(net::read_all(&mut held).1, End::Reset);
     let took = began.elapsed();
     assert!(bounded(took, millis(1_450), millis(2_450)), "{took:?}");
@@ -341,7 +341,7 @@ fn ready_calls_off_what_has_not_happened() {
 #[test]
 fn a_drain_outlives_what_its_check_finds() {
     let mut setup = checked(&["", ""], "");
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     setup.nodes[0].sicken();
     let why = |setup: &Setup| {
         let status: Value =
@@ -361,7 +361,7 @@ fn a_drain_outlives_what_its_check_finds() {
     // Down, and then wanted: it waits for its check.
     setup.nodes[0].sicken();
     wait_until("it is down", secs(10), || why(&setup).contains("refused"));
-    assert_eq!(setup.wish(0, "ready")["state"], "down");
+    assert_eq!(setup.admin_state(0, "ready")["state"], "down");
     assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
@@ -376,7 +376,7 @@ fn a_recovery_does_not_call_off_a_drain() {
     let keys = "on_drain = { close_after = \"2s\" }\non_down = { close_after = \"30s\" }";
     let mut setup = checked(&["", ""], keys);
     let mut held = setup.session_on(0);
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     setup.nodes[0].sicken();
     let results = |result| {
         let backend = setup.text(0);
@@ -395,7 +395,7 @@ fn a_recovery_does_not_call_off_a_drain() {
 #[test]
 fn maintenance_stops_the_checks() {
     let mut setup = checked(&["", ""], "");
-    setup.wish(0, "maint");
+    setup.admin_state(0, "maint");
     // One that is under way may still arrive; by the second check of the other it has.
     setup.wait_checks(1, 2.0);
     let before = setup.nodes[0].asked();
@@ -408,7 +408,7 @@ fn maintenance_stops_the_checks() {
     setup.wait_checks(1, 5.0);
     let began = Instant::now();
     assert_eq!(
-        setup.wish(0, "ready")["state"],
+        setup.admin_state(0, "ready")["state"],
         "down",
         "nobody has asked yet"
     );
@@ -420,8 +420,8 @@ fn maintenance_stops_the_checks() {
     setup.wait_state(0, "up");
 
     // Through maintenance to a drain the checks go on as well.
-    setup.wish(0, "maint");
-    setup.wish(0, "drain");
+    setup.admin_state(0, "maint");
+    setup.admin_state(0, "drain");
     setup.wait_checks(0, 3.0);
     setup.wait_state(0, "drained");
     let word = |(from, to, why): &(String, String, String)| format!("{from} {to} {why}");
@@ -450,9 +450,9 @@ fn out_of_maintenance_the_first_answer_decides() {
         "",
         "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nstart = \"up\"\nrise = 1000\nfall = 1000\nport = ",
     );
-    setup.wish(0, "maint");
+    setup.admin_state(0, "maint");
     let began = Instant::now();
-    assert_eq!(setup.wish(0, "ready")["state"], "down");
+    assert_eq!(setup.admin_state(0, "ready")["state"], "down");
     setup.wait_state(0, "up");
     let took = began.elapsed();
     println!("up {took:?} after `ready`");
@@ -462,7 +462,7 @@ fn out_of_maintenance_the_first_answer_decides() {
 #[test]
 fn a_drained_primary_that_recovers_calls_nobody_back() {
     let mut setup = checked(&["", "backup = true"], "on_recover = \"close\"");
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     let mut standing_in = setup.session_on(1);
     setup.nodes[0].sicken();
     let refused = [("result", "refused")];
@@ -475,7 +475,7 @@ fn a_drained_primary_that_recovers_calls_nobody_back() {
     echo(&mut standing_in, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
     // Wanted again, it is back.
-    setup.wish(0, "ready");
+    setup.admin_state(0, "ready");
     assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
     setup.wait_closed("recovered", 1.0);
     assert_eq!(ask(setup.front).unwrap(), "b1");
@@ -485,30 +485,32 @@ fn a_drained_primary_that_recovers_calls_nobody_back() {
 fn draining_the_last_primary_makes_the_backups_needed() {
     let keys = "on_recover = { close_after = \"1s\" }";
     let mut setup = checked(&["", "", "backup = true"], keys);
-    setup.wish(1, "maint");
+    setup.admin_state(1, "maint");
     setup.nodes[0].sicken();
     setup.wait_state(0, "down");
     let mut standing_in = setup.session_on(2);
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
     let due = Instant::now() + millis(1_000);
-    setup.wish(0, "drain");
+    setup.admin_state(0, "drain");
     wait_until("it would have been called back", secs(5), || {
         Instant::now() > due + millis(500)
     });
     echo(&mut standing_in, "needed").unwrap();
     setup.wait_closed("recovered", 0.0);
     // Out of maintenance, through its check.
-    setup.wish(1, "ready");
+    setup.admin_state(1, "ready");
     assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
     setup.wait_closed("recovered", 1.0);
 }
 
-/// The wish is about the backend of the configuration, whatever its name stands for.
+/// The admin state belongs to the configured backend, whatever its name resolves to.
 #[test]
-fn a_wish_holds_for_all_addresses_of_a_name() {
+fn an_admin_state_applies_to_all_addresses_of_a_name() {
     let Some(place) = place() else {
-        return programs::again_in_own_place("wish::a_wish_holds_for_all_addresses_of_a_name");
+        return programs::again_in_own_place(
+            "admin_state::an_admin_state_applies_to_all_addresses_of_a_name",
+        );
     };
     let port = ports::free_port();
     let on = |name, n| Server::named_on(name, &[SocketAddr::from(([127, 0, 7, n], port))]);
@@ -533,22 +535,22 @@ fn a_wish_holds_for_all_addresses_of_a_name() {
     wait_until("the name means one", secs(10), || {
         ask_many(front, 4) == vec!["b2"; 4]
     });
-    wish(&tembuku, &text, "drain");
+    admin_state(&tembuku, &text, "drain");
     for (stream, name) in &mut held {
         assert_eq!(net::read_all(stream).1, End::Reset, "{name}");
     }
     assert_eq!(ask_many(front, 4), vec!["other"; 4]);
-    // What comes later comes under the same wish.
+    // An address that is resolved later gets the same admin state.
     let resolved = |count: usize| {
         let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
         let backend = &status["upstreams"][0]["backends"][0];
-        assert_eq!(backend["wish"], "drain");
+        assert_eq!(backend["admin_state"], "drain");
         backend["resolved"].as_array().unwrap().len() == count
     };
     hosts(&[1, 2, 3]);
     wait_until("the name means three", secs(10), || resolved(3));
     assert_eq!(ask_many(front, 6), vec!["other"; 6]);
-    wish(&tembuku, &text, "ready");
+    admin_state(&tembuku, &text, "ready");
     let mut names = ask_many(front, 3);
     names.sort();
     assert_eq!(names, ["b1", "b2", "b3"]);
@@ -572,8 +574,8 @@ fn a_drain_under_load_costs_no_request() {
             while !done.load(Ordering::Relaxed) {
                 let backend = servers[turns % 2].addr.to_string();
                 let word = ["drain", "maint"][turns / 2 % 2];
-                wish(&tembuku, &backend, word);
-                wish(&tembuku, &backend, "ready");
+                admin_state(&tembuku, &backend, word);
+                admin_state(&tembuku, &backend, "ready");
                 turns += 1;
             }
             turns
@@ -636,11 +638,11 @@ fn nobody_slips_onto_a_backend_that_is_drained() {
             wait_until("clients come", secs(10), || {
                 served.load(Ordering::Relaxed) > before + 100
             });
-            setup.wish(0, "drain");
+            setup.admin_state(0, "drain");
             setup
                 .tembuku
                 .wait_metric("backend_active_connections", &on_it, |n| n == 0.0);
-            setup.wish(0, "ready");
+            setup.admin_state(0, "ready");
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -650,7 +652,7 @@ fn nobody_slips_onto_a_backend_that_is_drained() {
     assert_eq!(setup.tembuku.metric("sessions_closed_total", &none), 0.0);
 }
 
-/// Fifty who wish at once, while sessions come and go: at the end all is as the last of each wanted
+/// Fifty operators at once, while sessions come and go: at the end all is as the last of each wanted
 /// it.
 #[test]
 fn many_operators_at_once() {
@@ -661,7 +663,7 @@ fn many_operators_at_once() {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // Whether it is served depends on what is wished at the moment.
+                    // Whether it is served depends on the admin state at the moment.
                     let _ = ask(setup.front);
                 }
             });
@@ -672,8 +674,8 @@ fn many_operators_at_once() {
                 scope.spawn(move || {
                     for turn in 0..12 {
                         let word = ["drain", "maint", "ready"][(n + turn / 3) % 3];
-                        let done = setup.wish((n + turn) % 3, word);
-                        if done["wish"] != word {
+                        let done = setup.admin_state((n + turn) % 3, word);
+                        if done["admin_state"] != word {
                             failed.lock().unwrap().push(done);
                         }
                     }
@@ -685,7 +687,7 @@ fn many_operators_at_once() {
     });
     assert!(failed.lock().unwrap().is_empty());
     for node in 0..3 {
-        setup.wish(node, "ready");
+        setup.admin_state(node, "ready");
     }
     for node in 0..3 {
         setup.wait_state(node, "up");
@@ -705,7 +707,7 @@ fn many_operators_at_once() {
     let more: Vec<_> = asked().iter().zip(before).map(|(n, b)| n - b).collect();
     println!("checks in the same time: {more:?}");
     assert!(more.iter().all(|n| (10..40).contains(n)), "{more:?}");
-    // Every wish that changed something is in the counters: as many ways in as out, for each is
+    // Every change of an admin state that had an effect is in the counters: as many ways in as out, for each is
     // ready now.
     let entered = |to: &str| {
         setup
