@@ -86,8 +86,12 @@ struct ConfigFile {
 struct Run {
     #[command(flatten)]
     file: ConfigFile,
-    /// Serve without a file: accept here ("0.0.0.0:6379", "[::]:53", "unix:/path")
-    #[arg(long, value_name = "ADDR", requires = "to")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        requires = "to",
+        help = "Serve without a file: accept here (\"0.0.0.0:6379\", \"[::]:53\", \"unix:/path\")"
+    )]
     listen: Vec<String>,
     /// … and relay to these backends
     #[arg(long, value_name = "ADDR", requires = "listen")]

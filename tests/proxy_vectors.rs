@@ -279,7 +279,7 @@ fn a_header_never_gets_too_long() {
     }
 }
 
-/// For the fuzz target: `tests/fuzz/run` sets the variable.
+/// For the fuzz target: `fuzz/run proxy_protocol` sets the variable.
 #[test]
 fn seeds() {
     let Some(folder) = std::env::var_os("TEMBUKU_SEEDS") else {

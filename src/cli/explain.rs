@@ -30,8 +30,12 @@ pub(super) struct Explain {
     /// The listener that the clients come to; may be left out where the file has one
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
-    /// A client: "192.0.2.1", "[2001:db8::1]:5000", "unix:"; may be given several times
-    #[arg(long, value_name = "IP[:PORT]", conflicts_with_all = ["clients", "sample"])]
+    #[arg(
+        long,
+        value_name = "IP[:PORT]",
+        conflicts_with_all = ["clients", "sample"],
+        help = "A client: \"192.0.2.1\", \"[2001:db8::1]:5000\", \"unix:\"; may be given several times"
+    )]
     client: Vec<Client>,
     /// Every address of a network as a client, 1,048,576 at most
     #[arg(long, value_name = "CIDR", value_parser = network)]

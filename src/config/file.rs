@@ -255,7 +255,7 @@ fn read_defaults<'a>(root: &Section<'a>) -> Option<&'a DeTable<'a>> {
     value.get_ref().as_table()
 }
 
-/// The tables of [listeners] or [upstreams], by name.
+/// The tables of `[listeners]` or `[upstreams]`, by name.
 fn named<'a>(root: &Section<'a>, key: &str) -> Vec<(&'a str, &'a super::section::Value<'a>)> {
     let Some(value) = root.get(key) else {
         return Vec::new();

@@ -234,7 +234,7 @@ fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
     rules
 }
 
-/// As with `keepalive`, its parts are not mixed with those of [defaults].
+/// As with `keepalive`, its parts are not mixed with those of `[defaults]`.
 fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
     let value = section.get("accept_proxy")?;
     let from_everybody = AcceptProxy {
@@ -288,7 +288,7 @@ fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
     Some(trust)
 }
 
-/// The whole value is taken from [defaults] or none of it: its parts are not mixed.
+/// The whole value is taken from `[defaults]` or none of it: its parts are not mixed.
 fn read_keepalive(section: &Section<'_>) -> Option<Keepalive> {
     let default = Keepalive {
         idle: Duration::from_secs(60),

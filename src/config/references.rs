@@ -16,7 +16,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Those that [defaults] are for.
+    /// Those that `[defaults]` are for.
     pub(super) fn anybody() -> Self {
         Self {
             udp: None,

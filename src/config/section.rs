@@ -129,7 +129,7 @@ impl<'a> Section<'a> {
         );
     }
 
-    /// Reports `key` where it stands in this very table: in [defaults] it may be there for others.
+    /// Reports `key` where it stands in this very table: in `[defaults]` it may be there for others.
     pub(super) fn useless(&self, key: &str, why: &str, hint: &str) {
         if let Some(value) = self.own(key) {
             let fault = Fault::new(format!("`{key}` does nothing {why}")).hint(hint);

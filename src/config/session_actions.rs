@@ -127,7 +127,7 @@ pub(super) fn flows_move(actions: &Actions, check: Option<&Check>, users: &Users
     }
 }
 
-/// In [defaults] a key may be there for the upstreams that it means something to.
+/// In `[defaults]` a key may be there for the upstreams that it means something to.
 pub(super) fn useless(name: Option<&str>, section: &Section<'_>, key: &str, why: &str, hint: &str) {
     if name.is_some() {
         section.useless(key, why, hint);

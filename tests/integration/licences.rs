@@ -1,4 +1,5 @@
-//! Every dependency's licence is one that this project may be distributed with.
+//! Every dependency's licence is one that this project may be distributed with, and none is built in
+//! two versions without a reason.
 //!
 //! The other half of such an audit, known vulnerabilities, needs the RustSec database from the
 //! network (`cargo audit` or `cargo deny check advisories`), and so has no place in a test that
@@ -6,7 +7,7 @@
 
 use crate::harness::{proc::run_ok, secs};
 use serde_json::Value;
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 const ALLOWED: &[&str] = &[
     "0BSD",
@@ -19,6 +20,7 @@ const ALLOWED: &[&str] = &[
     "ISC",
     "MIT",
     "MIT-0",
+    "NCSA",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
@@ -76,6 +78,14 @@ fn one(rest: &mut &[&str]) -> Option<bool> {
     }
 }
 
+/// Crates of which two versions are built, with what asks for the older one.
+const TWICE: &[(&str, &str)] = &[
+    ("getrandom", "rand 0.9"),
+    ("hashbrown", "metrics-util 0.20"),
+    ("rand", "metrics-util 0.20"),
+    ("rand_core", "rand 0.9"),
+];
+
 #[test]
 fn expressions_are_understood() {
     for good in [
@@ -131,4 +141,19 @@ fn every_dependency_may_be_distributed() {
         })
         .collect();
     assert!(refused.is_empty(), "not allowed:\n{}", refused.join("\n"));
+}
+
+#[test]
+fn no_dependency_is_built_in_two_versions_without_a_reason() {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["tree", "--duplicates", "--edges", "normal", "--depth", "0"])
+        .args(["--prefix", "none", "--format", "{p}", "--locked"])
+        .args(["--offline", "--target", "x86_64-unknown-linux-gnu"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let tree = run_ok(secs(60), command);
+    let crates = tree.lines().filter_map(|line| line.split(' ').next());
+    let twice: BTreeSet<&str> = crates.filter(|name| !name.is_empty()).collect();
+    let known: BTreeSet<&str> = TWICE.iter().map(|(name, _)| *name).collect();
+    assert_eq!(twice, known, "{tree}");
 }

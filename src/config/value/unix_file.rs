@@ -27,7 +27,7 @@ pub(crate) fn read(section: &Section<'_>) -> UnixFile {
     }
 }
 
-/// Without a unix socket the keys do nothing. Those of [defaults] may be there for other listeners.
+/// Without a unix socket the keys do nothing. Those of `[defaults]` may be there for other listeners.
 pub(crate) fn fit(file: &mut UnixFile, binds: &[Bind], section: &Section<'_>) {
     let mut places = binds.iter().flat_map(|bind| &bind.places);
     if binds.is_empty() || places.any(|place| matches!(place, Place::Unix(_))) {

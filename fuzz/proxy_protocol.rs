@@ -1,8 +1,10 @@
-//! The reader of PROXY protocol headers against arbitrary bytes: started by `tests/fuzz/run`.
+//! The reader of PROXY protocol headers against arbitrary bytes: started by `fuzz/run proxy_protocol`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tembuku::internals::proxy_protocol::{Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2};
+use tembuku::internals::proxy_protocol::{
+    Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,
+};
 
 type Verdict<'a> = Result<Option<Header<'a>>, Refusal>;
 
