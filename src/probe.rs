@@ -20,9 +20,9 @@ pub use tls::Encryption;
 
 use crate::{
     config::text::shorten::shorten,
-    plan::{Check, CheckAt, CheckKind, LagLimit, Place, Role, SendProxy, Tls, reason::CheckResult},
+    plan::{Check, CheckAt, CheckKind, Place, SendProxy, Tls, reason::CheckResult},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
-    upstream::health::Epoch,
+    upstream::health::Finding,
 };
 use line::{Line, connect};
 use std::{io, net::SocketAddr, time::Duration};
@@ -44,52 +44,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Report {
     pub result: CheckResult,
-    pub told: Told,
+    pub finding: Finding,
     /// In a few words; never with a secret in it.
     pub transcript: String,
     pub took: Duration,
-}
-
-/// What a server tells of its place among the others.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Told {
-    pub role: Option<Role>,
-    /// Whose turn it is to be primary, as far as this one knows.
-    pub epoch: Option<Epoch>,
-    /// What tells this running server from all others, whichever of its addresses is asked. A
-    /// replica has another one than its primary, and a server that was started again may have
-    /// another one than before.
-    pub server: Option<String>,
-    /// How far a replica is behind.
-    pub lag: Lag,
-    /// What keeps a replica from replicating, or what the server refuses, as the end of a sentence
-    /// about it.
-    pub fault: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lag {
-    pub bytes: Option<u64>,
-    pub time: Option<Duration>,
-}
-
-impl Lag {
-    /// A limit that nobody can tell to be kept is not kept.
-    fn passes(&self, limit: &LagLimit) -> bool {
-        let late = limit
-            .time
-            .is_some_and(|most| self.time.is_none_or(|is| is > most));
-        late || limit
-            .bytes
-            .is_some_and(|most| self.bytes.is_none_or(|is| is > most))
-    }
 }
 
 /// What a conversation makes of the bytes that have come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
     result: CheckResult,
-    told: Told,
+    finding: Finding,
     /// What came, for the transcript.
     heard: String,
     /// What the server is still to be told, so that it knows that this is all.
@@ -100,7 +65,7 @@ impl Answer {
     fn new(result: CheckResult, heard: impl Into<String>) -> Self {
         Self {
             result,
-            told: Told::default(),
+            finding: Finding::default(),
             heard: heard.into(),
             goodbye: Vec::new(),
         }
@@ -356,7 +321,7 @@ impl Probe {
         };
         let report = Report {
             result: answer.result,
-            told: answer.told,
+            finding: answer.finding,
             // Servers and certificates may say a lot.
             transcript: shorten(&answer.heard, MOST_OF_TRANSCRIPT).into_owned(),
             took: began.elapsed(),

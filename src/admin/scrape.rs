@@ -42,7 +42,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
 }
 
 fn backend(backend: Snapshot) -> BackendFigures {
-    let lag = backend.checked.as_ref().map(|c| c.told.lag);
+    let lag = backend.checked.as_ref().map(|c| c.finding.lag);
     #[expect(clippy::cast_precision_loss, reason = "a lag below 2^53 bytes")]
     let lag = lag.map(|lag| {
         [

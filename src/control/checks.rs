@@ -280,7 +280,7 @@ impl One {
             at: now,
             took: report.took,
             result: report.result,
-            told: report.told.clone(),
+            finding: report.finding.clone(),
             transcript: report.transcript.clone(),
         };
         let anybody = checks.pool.checked(&self.backend, checked, change, now);

@@ -33,7 +33,7 @@ pub(super) async fn ask(talk: &Talk, place: &Place, id: u16, timeout: Duration) 
     };
     Report {
         result: answer.result,
-        told: answer.told,
+        finding: answer.finding,
         transcript: answer.heard,
         took: began.elapsed(),
     }

@@ -11,8 +11,11 @@ mod packet;
 mod refusal;
 mod result_set;
 
-use super::{Answer, Secret, Told, Turn, transcript::quote};
-use crate::plan::{Role, reason::CheckResult};
+use super::{Answer, Secret, Turn, transcript::quote};
+use crate::{
+    plan::{Role, reason::CheckResult},
+    upstream::health::Finding,
+};
 use greeting::Greeting;
 use login::Plugin;
 use packet::{Wrong, frame, read};
@@ -312,10 +315,10 @@ impl<'a> Talk<'a> {
             CheckResult::Ok
         };
         Err(End::from(Answer {
-            told: Told {
+            finding: Finding {
                 role: Some(role),
                 server: self.server.take(),
-                ..Told::default()
+                ..Finding::default()
             },
             ..Answer::new(result, heard)
         }))
@@ -365,9 +368,9 @@ impl<'a> Talk<'a> {
             _ => CheckResult::Ok,
         };
         let mut answer = Answer::new(result, heard);
-        answer.told.role = Some(Role::Replica);
-        answer.told.lag.time = lag;
-        answer.told.fault = fault;
+        answer.finding.role = Some(Role::Replica);
+        answer.finding.lag.time = lag;
+        answer.finding.fault = fault;
         Ok(answer)
     }
 
@@ -416,7 +419,7 @@ impl<'a> Talk<'a> {
             self.stage = Stage::Lag(tried + 1, ResultSet::default());
             return Ok(Some(self.query(question)));
         }
-        let (question, told) = match &self.stage {
+        let (question, role) = match &self.stage {
             Stage::GivenUp(answer) => return Err(answer.clone().into()),
             Stage::Role(_) => ("read_only: ", None),
             Stage::Lag(..) => ("replication: ", Some(Role::Replica)),
@@ -424,14 +427,14 @@ impl<'a> Talk<'a> {
             _ => ("", None),
         };
         let mut heard = format!("{question}error {}{}", refusal.code, self.message(refusal));
-        if told.is_some() && refusal.code == refusal::DENIED {
+        if role.is_some() && refusal.code == refusal::DENIED {
             heard += "; grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)";
             if self.asked.max_lag.is_none() {
                 heard += " or set replicating = false";
             }
         }
         let mut answer = Answer::new(refusal.result(), heard);
-        answer.told.role = told;
+        answer.finding.role = role;
         Err(answer.into())
     }
 

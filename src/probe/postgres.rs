@@ -7,10 +7,10 @@
 mod login;
 mod message;
 
-use super::{Answer, Secret, Told, Turn};
+use super::{Answer, Secret, Turn};
 use crate::{
     plan::{LagLimit, Role, reason::CheckResult},
-    upstream::health::Epoch,
+    upstream::health::{Epoch, Finding, Lag},
 };
 use login::{Login, Refusal, say};
 use message::{Error, Old, Wrong, row};
@@ -140,9 +140,9 @@ impl Talk {
         let Some(role) = found.role else {
             return not_postgres();
         };
-        let mut told = Told {
+        let mut finding = Finding {
             role: Some(role),
-            ..Told::default()
+            ..Finding::default()
         };
         let mut heard = role.word().to_owned();
         let mut result = match self.wanted {
@@ -151,11 +151,11 @@ impl Talk {
         };
         let needs_place = self.replicating || self.limit != LagLimit::default();
         let mut place = found.place.unwrap_or_default();
-        told.server = place.server.take();
+        finding.server = place.server.take();
         match (role, found.refused) {
             (Role::Primary, _) => {
                 if let Some(timeline) = place.timeline {
-                    told.epoch = Some(Epoch::Timeline(timeline));
+                    finding.epoch = Some(Epoch::Timeline(timeline));
                     heard += &format!(", timeline {timeline}");
                 }
             }
@@ -166,12 +166,12 @@ impl Talk {
                 }
             }
             (Role::Replica, None) if self.asks_for_place() => {
-                told.lag = place.lag();
+                finding.lag = place.lag();
                 heard += &place.words();
                 let fault = place.fault();
-                told.fault = fault.map(str::to_owned);
+                finding.fault = fault.map(str::to_owned);
                 result = match result {
-                    CheckResult::Ok if told.lag.passes(&self.limit) => CheckResult::Lagging,
+                    CheckResult::Ok if finding.lag.exceeds(&self.limit) => CheckResult::Lagging,
                     CheckResult::Ok if self.replicating && fault.is_some() => {
                         CheckResult::NotReplicating
                     }
@@ -186,7 +186,7 @@ impl Talk {
             Ok(())
         });
         Answer {
-            told,
+            finding,
             goodbye: goodbye.unwrap_or_default(),
             ..Answer::new(result, heard)
         }
@@ -196,9 +196,9 @@ impl Talk {
 impl Place {
     /// One that receives nothing does not know what there is: it may be as far behind as its last
     /// transaction is old.
-    fn lag(&self) -> super::Lag {
+    fn lag(&self) -> Lag {
         match self.receives {
-            true => super::Lag {
+            true => Lag {
                 bytes: self.behind,
                 time: if self.behind == Some(0) {
                     Some(Duration::ZERO)
@@ -206,7 +206,7 @@ impl Place {
                     self.age
                 },
             },
-            false => super::Lag {
+            false => Lag {
                 bytes: None,
                 time: self.age,
             },

@@ -5,11 +5,14 @@
 mod info;
 
 use super::{
-    Answer, Secret, Told,
+    Answer, Secret,
     resp::{Reply, Stop, read},
     transcript::quote,
 };
-use crate::plan::{LagLimit, Role, Version, reason::CheckResult};
+use crate::{
+    plan::{LagLimit, Role, Version, reason::CheckResult},
+    upstream::health::Finding,
+};
 use std::time::Duration;
 
 /// What a server answers that refuses writes, and would answer readers: it cannot save, has no
@@ -111,7 +114,7 @@ impl Talk {
             Reply::Error(text) if REFUSES_WRITES.contains(&first_word(text)) => {
                 let mut answer = self.refused("PING", text, CheckResult::RefusesWrites);
                 let word = String::from_utf8_lossy(first_word(text));
-                answer.told.fault = Some(format!("it refuses writes: {word}"));
+                answer.finding.fault = Some(format!("it refuses writes: {word}"));
                 refuses = Some(answer.clone());
                 if self.require_writes {
                     Err(answer)
@@ -148,10 +151,10 @@ impl Talk {
             _ => return Err(Stop::Wrong),
         };
         let mut heard = format!("ROLE: {said}");
-        let mut told = Told {
+        let mut finding = Finding {
             role,
             fault: fault.map(str::to_owned),
-            ..Told::default()
+            ..Finding::default()
         };
         let answer = match alive {
             // A role is certain whatever else is the matter.
@@ -160,7 +163,7 @@ impl Talk {
                 if let (true, Ok((Reply::Text(Some(text)), _))) =
                     (self.asks_for_place(), read(rest))
                 {
-                    told.epoch = info::epoch(text);
+                    finding.epoch = info::epoch(text);
                 }
                 let is_well = alive.is_ok() && role.is_some() && fault.is_none();
                 let result = match is_well {
@@ -178,23 +181,23 @@ impl Talk {
             Ok(()) => {
                 let ping = match refuses {
                     Some(refused) => {
-                        told.fault = told.fault.or(refused.told.fault);
+                        finding.fault = finding.fault.or(refused.finding.fault);
                         refused.heard
                     }
                     None => "PING: PONG".to_owned(),
                 };
                 let good = Answer::new(CheckResult::Ok, format!("{ping}, {heard}"));
-                return self.judge_info(Answer { told, ..good }, fault, rest);
+                return self.judge_info(Answer { finding, ..good }, fault, rest);
             }
             Err(refused) => {
-                told.fault = told.fault.or_else(|| refused.told.fault.clone());
+                finding.fault = finding.fault.or_else(|| refused.finding.fault.clone());
                 Answer {
                     heard: format!("{}, {heard}", refused.heard),
                     ..refused
                 }
             }
         };
-        Ok(Answer { told, ..answer })
+        Ok(Answer { finding, ..answer })
     }
 
     /// What INFO has against one that is well so far.
@@ -207,21 +210,21 @@ impl Talk {
         if self.asks_for_place() {
             let (reply, after) = read(rest)?;
             rest = after;
-            let replica = answer.told.role == Some(Role::Replica);
+            let replica = answer.finding.role == Some(Role::Replica);
             let limit = LagLimit {
                 time: self.max_lag.filter(|_| replica),
                 bytes: None,
             };
             match reply {
                 Reply::Text(Some(text)) if replica => {
-                    answer.told.lag.time = info::lag(text);
+                    answer.finding.lag.time = info::lag(text);
                     if fault.is_none() {
                         fault = info::fault(text);
-                        answer.told.fault = fault.map(str::to_owned).or(answer.told.fault);
+                        answer.finding.fault = fault.map(str::to_owned).or(answer.finding.fault);
                     }
-                    if answer.told.lag.passes(&limit) {
+                    if answer.finding.lag.exceeds(&limit) {
                         answer.result = CheckResult::Lagging;
-                        answer.heard += &match answer.told.lag.time {
+                        answer.heard += &match answer.finding.lag.time {
                             Some(time) => {
                                 format!(", {} s since it heard from its primary", time.as_secs())
                             }
@@ -229,7 +232,7 @@ impl Talk {
                         };
                     }
                 }
-                Reply::Text(Some(text)) => answer.told.epoch = info::epoch(text),
+                Reply::Text(Some(text)) => answer.finding.epoch = info::epoch(text),
                 // Where nothing hangs on it.
                 Reply::Error(_) if limit == LagLimit::default() => {}
                 Reply::Error(text) => return Ok(self.without_info(answer, text)),
@@ -248,7 +251,7 @@ impl Talk {
         }
         let (reply, _) = read(rest)?;
         if let Reply::Text(Some(text)) = reply {
-            answer.told.server = info::run_id(text);
+            answer.finding.server = info::run_id(text);
         }
         let Some(wanted) = self.min_version else {
             return Ok(answer);
@@ -284,7 +287,7 @@ impl Talk {
             (false, false) => CheckResult::Ok,
         };
         let mut answer = self.refused(question, text, result);
-        answer.told.fault = Some("it is busy with a script".to_owned());
+        answer.finding.fault = Some("it is busy with a script".to_owned());
         answer
     }
 
@@ -296,7 +299,7 @@ impl Talk {
         Answer {
             heard: format!("{}, {}", answer.heard, refused.heard),
             ..Answer {
-                told: answer.told,
+                finding: answer.finding,
                 ..refused
             }
         }
@@ -473,27 +476,27 @@ mod tests {
                 _ => "",
             };
             let answer = answer(&talk, &format!("+PONG\r\n{role}{info}{server}"));
-            assert_eq!(answer.told.server, None);
+            assert_eq!(answer.finding.server, None);
             assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
             let said = if role == MASTER { "master" } else { "slave" };
             assert_eq!(answer.heard, format!("PING: PONG, ROLE: {said}{heard}"));
-            assert_eq!(answer.told.lag.time, seconds(11).filter(|_| *info == up));
+            assert_eq!(answer.finding.lag.time, seconds(11).filter(|_| *info == up));
             assert_eq!(
-                answer.told.role.map(|r| r == Role::Primary),
+                answer.finding.role.map(|r| r == Role::Primary),
                 Some(role == MASTER)
             );
         }
         let id = text("master_replid:ab\r\nmaster_replid2:00\r\n");
         let run = text("redis_version:7.0.15\r\nrun_id:abc0123\r\n");
-        let told = answer(
+        let finding = answer(
             &talk(primary, false),
             &format!("+PONG\r\n{MASTER}{id}{run}"),
         )
-        .told;
-        assert_eq!(told.server.as_deref(), Some("abc0123"));
+        .finding;
+        assert_eq!(finding.server.as_deref(), Some("abc0123"));
         let before = None;
         assert_eq!(
-            told.epoch,
+            finding.epoch,
             Some(crate::upstream::health::Epoch::Replication {
                 id: "ab".into(),
                 before
@@ -552,7 +555,7 @@ mod tests {
             let found = answer(&talk(replica, false), &bytes);
             let heard = fault.map_or(String::new(), |fault| format!(", {fault}"));
             assert_eq!(found.heard, format!("PING: PONG, ROLE: slave{heard}"));
-            assert_eq!(found.told.fault.as_deref(), fault);
+            assert_eq!(found.finding.fault.as_deref(), fault);
             let expected = match fault {
                 None => CheckResult::Ok,
                 Some(_) => CheckResult::NotReplicating,
@@ -632,7 +635,7 @@ mod tests {
             assert_eq!(result(wanted, &bytes), expected, "{role}");
         }
         let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
-        assert_eq!(answer.and_then(|a| a.told.role), replica);
+        assert_eq!(answer.and_then(|a| a.finding.role), replica);
     }
 
     /// Some have very many.
@@ -654,7 +657,7 @@ mod tests {
         let talk = talk(primary, false);
         let answer = talk.hear(many.as_bytes()).expect("an answer");
         assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
-        assert!(answer.told.epoch.is_some());
+        assert!(answer.finding.epoch.is_some());
         let answer = talk.hear(bytes(9000).as_bytes()).expect("an answer");
         assert_eq!(answer.result, CheckResult::Protocol);
         assert!(
@@ -718,8 +721,8 @@ mod tests {
             let fault = format!("it refuses writes: {word}");
             let refused = answer(&talk(primary, false), &format!("{refusal}{MASTER}"));
             assert_eq!(refused.result, CheckResult::RefusesWrites);
-            assert_eq!(refused.told.fault.as_ref(), Some(&fault));
-            assert_eq!(refused.told.role, primary);
+            assert_eq!(refused.finding.fault.as_ref(), Some(&fault));
+            assert_eq!(refused.finding.role, primary);
             let no_standby = answer(&talk(primary, false), &format!("{refusal}{SLAVE}"));
             assert_eq!(no_standby.result, CheckResult::WrongRole);
             let reads = Talk {
@@ -734,7 +737,7 @@ mod tests {
             ] {
                 let answer = answer(&talk, &bytes);
                 assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
-                assert_eq!(answer.told.fault.as_ref(), Some(&fault));
+                assert_eq!(answer.finding.fault.as_ref(), Some(&fault));
                 let heard = format!("PING: \"{word} this or that\", ROLE: ");
                 assert!(answer.heard.starts_with(&heard), "{}", answer.heard);
             }
@@ -742,7 +745,7 @@ mod tests {
             let down = text("master_link_status:down\r\n");
             let cut_off = answer(&talk(replica, false), &format!("{refusal}{SLAVE}{down}"));
             assert_eq!(cut_off.result, CheckResult::NotReplicating);
-            assert_eq!(cut_off.told.fault.as_deref(), Some(info::LINK_DOWN));
+            assert_eq!(cut_off.finding.fault.as_deref(), Some(info::LINK_DOWN));
         }
         let busy = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL\r\n";
         let reads = Talk {

@@ -1,6 +1,7 @@
 //! What is known of a backend's health, and when to ask again.
 
 mod epoch;
+mod finding;
 mod pace;
 mod passive;
 mod primary_election;
@@ -11,6 +12,7 @@ pub use crate::upstream::health::primary_election::{
     Claim, Standing, Supersedes, count_servers, may_restart, standings,
 };
 pub use epoch::Epoch;
+pub use finding::{Finding, Lag};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};

@@ -147,7 +147,7 @@ fn roles() {
                 false => CheckResult::Standby,
             };
             assert_eq!(
-                (answer.result, answer.told.role),
+                (answer.result, answer.finding.role),
                 (expected, role),
                 "{variables:?}"
             );
@@ -170,7 +170,7 @@ fn a_server_is_known_by_more_than_its_uuid() {
     let asked = asked(Some(Role::Primary));
     let server = |variables: &[(&str, &str)]| {
         answer(Side::logged_in(&asked, "8.4.0").variables(variables))
-            .told
+            .finding
             .server
     };
     let of = |uuid, host, port, datadir| {
@@ -234,11 +234,11 @@ fn lag() {
             rows,
         )));
         assert_eq!(
-            (answer.result, answer.told.role),
+            (answer.result, answer.finding.role),
             (result, Some(Role::Replica)),
             "{rows:?}"
         );
-        assert_eq!(answer.told.lag.time, lag.map(Duration::from_secs));
+        assert_eq!(answer.finding.lag.time, lag.map(Duration::from_secs));
         assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
     }
     // An old server does not know the new word.
@@ -255,7 +255,7 @@ fn lag() {
         "replication: error 1227: \"you need REPLICATION CLIENT\"; \
          grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)"
     );
-    assert_eq!(refused.told.role, Some(Role::Replica));
+    assert_eq!(refused.finding.role, Some(Role::Replica));
     // Who is behind nobody is not asked.
     let primary = answer(Side::logged_in(&asked, "8.4.0").variables(&[("read_only", "OFF")]));
     assert_eq!(primary.result, CheckResult::Ok);
@@ -336,7 +336,7 @@ fn replicas_that_do_not_replicate() {
                 Some(_) => CheckResult::NotReplicating,
             };
             assert_eq!(answer.result, expected, "{rows:?}: {}", answer.heard);
-            assert_eq!(answer.told.fault.as_deref(), *fault);
+            assert_eq!(answer.finding.fault.as_deref(), *fault);
             assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
         }
     }

@@ -150,7 +150,7 @@ fn a_login_in_all_its_length() {
         (answer.result, answer.heard.as_str()),
         (CheckResult::Ok, "primary, timeline 10")
     );
-    assert_eq!(answer.told.epoch, Some(Epoch::Timeline(10)));
+    assert_eq!(answer.finding.epoch, Some(Epoch::Timeline(10)));
     assert_eq!(answer.goodbye, b"X\0\0\0\x04");
     let [hello, questions] = &said[..] else {
         panic!("{said:?}")
@@ -169,7 +169,7 @@ fn who_asks_for_no_more_than_the_role_hears_no_more() {
         (answer.result, answer.heard.as_str()),
         (CheckResult::Ok, "replica")
     );
-    assert_eq!(answer.told.role, Some(Role::Replica));
+    assert_eq!(answer.finding.role, Some(Role::Replica));
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn roles_and_lag() {
 fn a_running_server_has_a_name() {
     let [role, place] = PRIMARY.map(rows);
     let pieces = [WELCOME.to_vec(), READY.to_vec(), role, place];
-    let server = answer(&talk(Some(Role::Primary)), &pieces).told.server;
+    let server = answer(&talk(Some(Role::Primary)), &pieces).finding.server;
     assert_eq!(server.as_deref(), Some("5432 since 1795960251.723727"));
 }
 
@@ -392,7 +392,7 @@ fn a_replica_that_does_not_replicate() {
             let answer = answer(&talk, &pieces);
             let expected = if fault.is_some() { bad } else { good };
             assert_eq!((answer.result, answer.heard.as_str()), (expected, heard));
-            assert_eq!(answer.told.fault.as_deref(), fault);
+            assert_eq!(answer.finding.fault.as_deref(), fault);
         }
     }
 }

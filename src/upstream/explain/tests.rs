@@ -105,7 +105,7 @@ fn sample(count: u64) -> Vec<Client> {
     sample.expect("as many")
 }
 
-/// What each client is told: the backend's place, and the words.
+/// What each client is finding: the backend's place, and the words.
 fn asked(upstream: &Upstream, without: &[usize], clients: &[&str]) -> Vec<(Option<usize>, String)> {
     let listener = listener(Vec::new());
     let mut process = Process::new(&listener, upstream, Some(6379), without, 0);

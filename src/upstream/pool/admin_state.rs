@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Inner, Pool, snapshot::judged};
+use super::{Inner, Pool};
 use crate::{
     plan::reason::BackendState,
     upstream::{
@@ -186,15 +186,4 @@ impl Member {
             self.start_slowly(now);
         }
     }
-}
-
-/// Why a backend is in the state that its admin state puts it in; `failed`: by connects.
-pub(super) fn why(admin_state: AdminState, members: &[&Member], failed: bool) -> String {
-    let besides = match judged(members) {
-        _ if admin_state == AdminState::Maint => None,
-        None if failed => Some("its connects fail".to_owned()),
-        judged => judged.map(|(_, why)| why),
-    };
-    let besides = besides.map_or_else(String::new, |why| format!("; besides, {why}"));
-    format!("the operator says so{besides}")
 }

@@ -7,12 +7,11 @@ use crate::{
         self, Place,
         reason::{BackendState, CheckResult},
     },
-    probe::Told,
     telemetry::metrics::BackendMetrics,
     upstream::{
         backend::Backend,
         balance::{Average, FULL},
-        health::{Change, Claim, Epoch, FailRule, Passive, Verdict, may_restart},
+        health::{Change, Claim, Epoch, FailRule, Finding, Passive, Verdict, may_restart},
     },
 };
 use std::{
@@ -79,7 +78,7 @@ pub struct Checked {
     pub at: Instant,
     pub took: Duration,
     pub result: CheckResult,
-    pub told: Told,
+    pub finding: Finding,
     pub transcript: String,
 }
 
@@ -143,20 +142,20 @@ impl Member {
             CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => {
                 news |= self.stale || self.known.is_none();
                 self.certain = now;
-                if self.server != checked.told.server {
-                    self.server.clone_from(&checked.told.server);
+                if self.server != checked.finding.server {
+                    self.server.clone_from(&checked.finding.server);
                     news = true;
                 }
                 // The first answer speaks for all the time before it: who answers first of all says
                 // nothing.
                 let since = if self.heard { now } else { self.born };
                 self.known.get_or_insert(since);
-                if self.epoch != checked.told.epoch {
+                if self.epoch != checked.finding.epoch {
                     // Another one than before was begun by a promotion, or a new life.
-                    if self.epoch.is_some() && checked.told.epoch.is_some() {
+                    if self.epoch.is_some() && checked.finding.epoch.is_some() {
                         self.superseded = None;
                     }
-                    self.epoch.clone_from(&checked.told.epoch);
+                    self.epoch.clone_from(&checked.finding.epoch);
                     news = true;
                 }
             }

@@ -113,7 +113,7 @@ impl Pool {
     ) -> bool {
         let mut inner = self.lock();
         let follows = match checked.result {
-            CheckResult::WrongRole | CheckResult::Standby => checked.told.epoch.clone(),
+            CheckResult::WrongRole | CheckResult::Standby => checked.finding.epoch.clone(),
             _ => None,
         };
         let asked = checked.at.checked_sub(checked.took).unwrap_or(checked.at);

@@ -6,11 +6,10 @@ use crate::{
         self, Balance, Place, Role,
         reason::{BackendState, CheckResult},
     },
-    probe::Lag,
     telemetry::metrics::BackendMetrics,
     upstream::{
-        health::Verdict,
-        pool::{admin_state, endpoint::Member},
+        health::{Lag, Verdict},
+        pool::endpoint::Member,
     },
 };
 use std::{sync::Arc, time::Instant};
@@ -68,7 +67,7 @@ impl Pool {
             let (state, why) = if let Some(state) = admin_state_changed.admin_state.state() {
                 (
                     state,
-                    admin_state::why(admin_state_changed.admin_state, &members, failed),
+                    admin_why(admin_state_changed.admin_state, &members, failed),
                 )
             } else if plan.down {
                 (Disabled, "the configuration says so".to_owned())
@@ -100,7 +99,7 @@ impl Pool {
                 (
                     Up,
                     checked
-                        .filter_map(|c| c.told.fault.clone())
+                        .filter_map(|c| c.finding.fault.clone())
                         .next()
                         .unwrap_or_default(),
                 )
@@ -124,7 +123,7 @@ impl Pool {
                     .since
                     .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
                 roles: self.hears_roles.then(|| {
-                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.told.role);
+                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.finding.role);
                     members.iter().filter_map(role).collect()
                 }),
                 checked: members
@@ -139,8 +138,19 @@ impl Pool {
     }
 }
 
+/// Why a backend is in the state that its admin state puts it in; `failed`: by connects.
+fn admin_why(admin_state: AdminState, members: &[&Member], failed: bool) -> String {
+    let besides = match judged(members) {
+        _ if admin_state == AdminState::Maint => None,
+        None if failed => Some("its connects fail".to_owned()),
+        judged => judged.map(|(_, why)| why),
+    };
+    let besides = besides.map_or_else(String::new, |why| format!("; besides, {why}"));
+    format!("the operator says so{besides}")
+}
+
 /// What the checks have against a backend, if they speak for none of its addresses.
-pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
+fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     if members.iter().any(|m| m.verdict.is_up()) {
         return None;
     }
@@ -154,7 +164,7 @@ pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
     };
     let member = *members.iter().min_by_key(|m| worth(m))?;
     let checked = member.checked.as_ref();
-    let fault = checked.and_then(|c| c.told.fault.as_deref());
+    let fault = checked.and_then(|c| c.finding.fault.as_deref());
     let why = match (member.verdict, &member.why) {
         (_, Some(why)) => why.clone(),
         (Verdict::Down(None), _) => "not checked yet".to_owned(),
@@ -175,13 +185,13 @@ pub(super) fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
                 }
             }
         }
-        (Verdict::Lagging, _) => match (fault, checked.map(|c| c.told.lag)) {
+        (Verdict::Lagging, _) => match (fault, checked.map(|c| c.finding.lag)) {
             (Some(fault), _) => fault.to_owned(),
             (None, Some(lag)) => behind(lag),
             (None, None) => "it is behind".to_owned(),
         },
         (Verdict::WrongRole | Verdict::Standby | Verdict::Doubtful | Verdict::Up, _) => {
-            let role = match checked.and_then(|c| c.told.role) {
+            let role = match checked.and_then(|c| c.finding.role) {
                 Some(role) => format!("its role is {}", role.word()),
                 None => "it has another role".to_owned(),
             };

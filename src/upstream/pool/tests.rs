@@ -8,7 +8,7 @@ use crate::{
         Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
-    upstream::health::Change,
+    upstream::health::{Change, Finding, Lag},
 };
 use std::net::SocketAddr;
 
@@ -113,7 +113,7 @@ pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Inst
             Verdict::Lagging => CheckResult::Lagging,
             _ => CheckResult::Ok,
         },
-        told: crate::probe::Told::default(),
+        finding: Finding::default(),
         transcript: String::new(),
     };
     let change = Change {
@@ -240,8 +240,8 @@ fn who_is_too_far_behind_takes_nothing_new() {
         at: now,
         took: Duration::ZERO,
         result: CheckResult::Lagging,
-        told: crate::probe::Told {
-            lag: crate::probe::Lag {
+        finding: Finding {
+            lag: Lag {
                 bytes: Some(4096),
                 time: Some(Duration::from_millis(12_345)),
             },

@@ -3,8 +3,7 @@
 use super::*;
 use crate::{
     plan::Role,
-    probe::Told,
-    upstream::health::{Epoch, Judge, Rule},
+    upstream::health::{Epoch, Finding, Judge, Rule},
 };
 use CheckResult::{Local, Ok as Primary, Refused, Timeout, WrongRole as Replica};
 use proptest::prelude::*;
@@ -64,9 +63,9 @@ impl Scene {
             at: self.now,
             took: Duration::ZERO,
             result,
-            told: Told {
+            finding: Finding {
                 epoch,
-                ..Told::default()
+                ..Finding::default()
             },
             transcript: String::new(),
         };
@@ -473,7 +472,7 @@ fn redis(id: &str, before: Option<&str>) -> Option<Epoch> {
     })
 }
 
-/// Two switches after each other, and a first primary that was never told: it is not believed again
+/// Two switches after each other, and a first primary that was never finding: it is not believed again
 /// because the one that had proven to be newer is something else by now.
 #[test]
 fn who_was_superseded_stays_so() {
@@ -557,7 +556,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
         at: scene.now,
         took: Duration::ZERO,
         result: Primary,
-        told: Told::default(),
+        finding: Finding::default(),
         transcript: String::new(),
     };
     let change = scene.judges[1].hear(Primary, scene.now);

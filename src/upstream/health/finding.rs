@@ -1,0 +1,41 @@
+//! What a check finds out about a server besides its result. Pure.
+
+use super::Epoch;
+use crate::plan::{LagLimit, Role};
+use std::time::Duration;
+
+/// What a server says of its place among the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finding {
+    pub role: Option<Role>,
+    /// The latest promotion that this server knows of.
+    pub epoch: Option<Epoch>,
+    /// What tells this running server from all others, whichever of its addresses is checked. A
+    /// replica has another one than its primary, and a server that was started again may have
+    /// another one than before.
+    pub server: Option<String>,
+    /// How far a replica is behind.
+    pub lag: Lag,
+    /// What keeps a replica from replicating, or what the server refuses, as the end of a sentence
+    /// about it.
+    pub fault: Option<String>,
+}
+
+/// `None`: not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    pub bytes: Option<u64>,
+    pub time: Option<Duration>,
+}
+
+impl Lag {
+    /// Whether it is over the limit. A lag that is not known is over any limit.
+    pub fn exceeds(&self, limit: &LagLimit) -> bool {
+        let late = limit
+            .time
+            .is_some_and(|most| self.time.is_none_or(|is| is > most));
+        late || limit
+            .bytes
+            .is_some_and(|most| self.bytes.is_none_or(|is| is > most))
+    }
+}
