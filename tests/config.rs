@@ -52,7 +52,7 @@ fn valid_files_and_examples_load_and_survive_a_dump() {
 /// What is printed for each file, word for word. After a change on purpose: TEMBUKU_BLESS=1 cargo
 /// test --test config, and read the difference.
 #[test]
-fn invalid_files_say_what_is_wrong() {
+fn invalid_files_report_their_problems() {
     let files = files("tests/config/invalid");
     assert!(files.len() >= 25);
     let bless = std::env::var_os("TEMBUKU_BLESS").is_some();
@@ -81,7 +81,7 @@ fn invalid_files_say_what_is_wrong() {
 }
 
 #[test]
-fn five_mistakes_are_five_problems_with_places_and_hints() {
+fn five_mistakes_are_five_problems_with_positions_and_hints() {
     let path = &files("tests/config/invalid")["five_mistakes.toml"];
     let problems = config::load(path).expect_err("five mistakes");
     assert_eq!(problems.len(), 5);

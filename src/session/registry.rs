@@ -401,7 +401,7 @@ mod tests {
 
     /// It was found before it could hear from the pool that it must not stay.
     #[test]
-    fn who_moves_on_after_all_takes_nothing_along() {
+    fn a_session_that_moves_clears_its_termination() {
         let session = session();
         session.end_if_on(7, CloseReason::BackendDown);
         assert_eq!(session.must_end(), Some(CloseReason::BackendDown));

@@ -326,7 +326,7 @@ fn datagrams_are_counted_where_there_are_any() {
 }
 
 #[test]
-fn the_status_tells_of_flows_and_datagrams() {
+fn the_status_counts_flows_and_datagrams() {
     let setup = datagrams("");
     let _client = setup.exchange();
     let status = setup.tembuku.get("/api/v1/status").body;
@@ -860,7 +860,7 @@ fn the_reader_of_standard_error_may_leave() {
 
 /// A log that nobody reads, and a flood of clients that there is something to say about.
 #[test]
-fn a_stalled_reader_of_the_log_stops_nobody() {
+fn a_stalled_reader_of_the_log_blocks_no_session() {
     let servers = named(1);
     let (dead, good) = (ports::free_addr(), ports::free_addr());
     let (_reader, writer) = narrow_pipe();
@@ -890,7 +890,7 @@ fn a_stalled_reader_of_the_log_stops_nobody() {
 
 /// As many connections as there are places, and more, that ask a lot and read nothing.
 #[test]
-fn who_does_not_read_is_in_nobodys_way() {
+fn a_scraper_that_does_not_read_blocks_no_other() {
     let setup = setup("");
     let question = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
     let _silent: Vec<TcpStream> = (0..100)

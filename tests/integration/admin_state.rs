@@ -231,7 +231,7 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
 }
 
 #[test]
-fn one_that_stands_alone_can_be_drained() {
+fn the_only_backend_can_be_drained() {
     let setup = unchecked(&[""], "");
     setup.admin_state(0, "drain");
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
@@ -460,7 +460,7 @@ fn out_of_maintenance_the_first_answer_decides() {
 }
 
 #[test]
-fn a_drained_primary_that_recovers_calls_nobody_back() {
+fn a_drained_primary_that_recovers_triggers_no_failback() {
     let mut setup = checked(&["", "backup = true"], "on_recover = \"close\"");
     setup.admin_state(0, "drain");
     let mut standing_in = setup.session_on(1);
@@ -615,7 +615,7 @@ fn a_drain_under_load_costs_no_request() {
 /// Clients come without a pause: whenever a backend is drained, all sessions on it end, those that
 /// were just being connected among them.
 #[test]
-fn nobody_slips_onto_a_backend_that_is_drained() {
+fn no_session_starts_on_a_drained_backend() {
     let setup = unchecked(&["", ""], "on_drain = \"close\"\nbalance = \"first\"");
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     let backend = setup.text(0);

@@ -114,7 +114,7 @@ fn run_refuses_what_check_refuses() {
 }
 
 #[test]
-fn what_is_no_toml_has_a_place_too() {
+fn syntax_errors_have_a_position_too() {
     let output = check(
         "[listeners.front]\nbind = \"127.0.0.1:7001\nupstream = \"u\"\n",
         &[],

@@ -167,7 +167,7 @@ fn a_password_that_cannot_be_read_again_stops_no_check() {
 /// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to
 /// hear why.
 #[test]
-fn what_fails_from_the_start_is_told() {
+fn a_login_that_fails_from_the_start_is_reported() {
     let server = Redis::start_with(ports::free_addr(), &["--requirepass", "hidden"]);
     let setup = setup(&[&server], "", "role = \"primary\"");
     wait_until("the event is there", secs(10), || {
@@ -180,7 +180,7 @@ fn what_fails_from_the_start_is_told() {
 
 /// Without a password, with a wrong one, and where the account may not ask.
 #[test]
-fn a_server_that_does_not_let_us_in_says_why() {
+fn a_refused_login_is_reported_with_the_servers_words() {
     let addr = ports::free_addr();
     let server = Redis::start_with(
         addr,

@@ -326,7 +326,7 @@ fn servers_that_begin_as_mysql_have_their_reason() {
 }
 
 #[test]
-fn places_that_cannot_be_reached_have_their_reason() {
+fn unreachable_addresses_have_their_reason() {
     let refusing = ports::free_addr();
     for kind in [TCP, REDIS, HTTP, SEND, MYSQL] {
         let saw = setup(refusing, "", kind).wait("down", "refused");
@@ -359,7 +359,7 @@ fn tcp_takes_leave_politely() {
 
 /// The server sees the end of the conversation, and then the end of the connection.
 #[test]
-fn redis_is_told_that_this_is_all() {
+fn redis_checks_end_with_quit() {
     let (sender, ends) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let server = Server::start(move |mut stream| {

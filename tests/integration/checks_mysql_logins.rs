@@ -41,7 +41,7 @@ fn password(text: &str) -> (TempDir, String) {
 }
 
 #[test]
-fn mariadb_lets_in_whom_it_knows() {
+fn mariadb_accepts_known_users() {
     let authority = Authority::new("db-authority");
     let stranger = Authority::new("another-authority");
     let certificate = authority.issue("db", "DNS:db.example,IP:127.0.0.1", 2);
@@ -244,7 +244,7 @@ fn assert_told(server: &Server, told: &Told, keys: &str, expected: &[u8]) {
 }
 
 #[test]
-fn a_server_that_remembers_the_password_is_not_told_it() {
+fn a_cached_password_is_not_sent_again() {
     let (server, told) = server(false, plain, |stream, number| {
         mysql::write(stream, number, b"\x01\x03")?;
         mysql::write(stream, number + 1, mysql::OK)?;
@@ -294,7 +294,7 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
 }
 
 #[test]
-fn inside_tls_the_password_is_told() {
+fn inside_tls_the_password_is_sent() {
     let authority = Authority::new("db-authority");
     let certificate = authority.issue("db", "IP:127.0.0.1", 2);
     let chain = vec![CertificateDer::from_pem_file(&certificate.certificate).unwrap()];

@@ -314,7 +314,7 @@ fn a_certificate_of_version_1() {
 
 /// Whatever the database puts in front of what the server has: it is not run.
 #[test]
-fn nobody_shadows_what_a_check_asks_for() {
+fn no_schema_shadows_the_functions_a_check_calls() {
     let server = start(&[], "host all monitor 127.0.0.1/32 trust");
     let mut sql = "create schema own; grant usage on schema own to public; ".to_owned();
     for (function, kind) in [

@@ -118,7 +118,7 @@ fn the_primary_is_another_after_a_promotion() {
 /// The worst that can happen: a replica is promoted, and nobody tells the old primary, which goes
 /// on taking writes. What it takes is lost, so its sessions have to end at once, and none may come.
 #[test]
-fn an_old_primary_that_lives_on_is_left() {
+fn an_old_primary_that_lives_on_loses_its_sessions() {
     let old = primary();
     let new = Postgres::replica_of(&old, &[]);
     let check = format!("role = \"primary\"\n{MONITOR}\ntimeout = \"400ms\"");

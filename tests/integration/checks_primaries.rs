@@ -165,7 +165,7 @@ fn a_doubt_ends_with_the_other_one() {
 /// A primary that hangs is no verdict yet where checks are patient; still nobody is sent there for
 /// long.
 #[test]
-fn a_primary_that_nobody_hears_of_takes_nothing_new() {
+fn a_primary_with_stale_results_takes_nothing_new() {
     let [old, elsewhere, new] = [0; 3].map(|_| Redis::start(ports::free_addr()));
     // What it takes over has nothing to do with the old one: no proof.
     replicate(&new, &elsewhere);

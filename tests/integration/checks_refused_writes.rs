@@ -70,7 +70,7 @@ fn keep_busy(server: &Redis) -> TcpStream {
 }
 
 #[test]
-fn one_that_is_busy_can_be_told_to_stop_its_script() {
+fn a_busy_server_can_be_reached_to_kill_its_script() {
     let words = ["--busy-reply-threshold", "1"];
     let primary = Redis::start_with(ports::free_addr(), &words);
     let replica = Redis::start_with(ports::free_addr(), &words);

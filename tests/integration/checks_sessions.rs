@@ -123,7 +123,7 @@ impl Setup {
 }
 
 #[test]
-fn sessions_of_a_backend_that_is_down_are_kept_unless_told_otherwise() {
+fn sessions_of_a_backend_that_is_down_are_kept_by_default() {
     let mut setup = setup(&["", ""], "");
     let mut held = setup.session_on(0);
     setup.nodes[0].sicken();
@@ -202,7 +202,7 @@ fn sessions_on_backups_end_only_where_there_is_somewhere_to_go() {
 }
 
 #[test]
-fn a_primary_that_takes_nothing_calls_nobody_back() {
+fn a_primary_at_its_limit_triggers_no_failback() {
     let mut setup = setup(&["weight = 0", "backup = true"], "on_recover = \"close\"");
     let mut held = setup.session_on(1);
     setup.nodes[0].sicken();
@@ -377,7 +377,7 @@ fn many_sessions_end_one_after_the_other() {
 /// Clients come without a pause while a backend goes and comes: whenever it is down, all sessions
 /// on it end, those that were just being connected among them.
 #[test]
-fn nobody_slips_onto_a_backend_that_is_left() {
+fn no_session_starts_on_a_backend_marked_down() {
     let mut setup = setup(
         &["max_connections = 400", ""],
         "on_down = \"close\"\nbalance = \"first\"",

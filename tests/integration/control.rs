@@ -122,7 +122,7 @@ fn the_socket_is_for_its_owner_alone() {
 }
 
 #[test]
-fn what_a_dead_process_left_is_replaced_and_nothing_else() {
+fn a_socket_file_of_a_dead_process_is_replaced_and_nothing_else() {
     let servers = named(1);
     let dir = TempDir::new();
     let path = dir.file("admin.sock");
@@ -229,7 +229,7 @@ fn the_socket_may_be_all_there_is() {
 }
 
 #[test]
-fn it_says_the_same_as_the_port_and_obeys_besides() {
+fn the_socket_answers_like_the_port_and_takes_commands() {
     let setup = setup();
     for path in [
         "/",
@@ -420,7 +420,7 @@ fn every_invalid_admin_state_request_is_refused() {
 }
 
 #[test]
-fn status_shows_who_is_drained_and_who_is_still_there() {
+fn status_shows_drained_backends_and_their_sessions() {
     let setup = setup();
     let (first, second) = (setup.servers[0].addr, setup.servers[1].addr);
     let _held: Vec<_> = (0..3).map(|_| net::session(setup.front).unwrap()).collect();
@@ -510,7 +510,7 @@ fn a_drain_can_be_waited_for() {
 
 /// Each complaint names the way out.
 #[test]
-fn what_goes_wrong_on_the_way_is_said() {
+fn failures_on_the_way_are_reported() {
     let setup = setup();
     let dir = TempDir::new();
     let plain = dir.write("plain", "no socket");

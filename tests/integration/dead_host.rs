@@ -114,9 +114,9 @@ fn it_counts_as_a_failed_connect_where_resets_do() {
 
 /// What was received before is still delivered.
 #[test]
-fn what_the_host_had_said_is_delivered() {
+fn bytes_from_the_host_are_delivered_first() {
     if programs::place().is_none() {
-        return programs::again_in_own_place("dead_host::what_the_host_had_said_is_delivered");
+        return programs::again_in_own_place("dead_host::bytes_from_the_host_are_delivered_first");
     }
     let payload = vec![7; 2 << 20];
     let (held, streams) = mpsc::channel();

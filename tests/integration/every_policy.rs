@@ -77,7 +77,7 @@ impl Counting {
 /// Clients that come all at once and stay: as many as there is room for are served, and each of the
 /// others is turned away. When they have gone there is room again, and as much.
 #[test]
-fn a_burst_fills_every_place_and_no_more() {
+fn a_burst_fills_every_limit_and_no_more() {
     const ROOM: usize = 4;
     const CLIENTS: usize = 24;
     for balance in POLICIES {

@@ -215,7 +215,7 @@ fn retries_are_counted() {
 }
 
 #[test]
-fn with_no_backend_left_the_client_is_closed_at_once() {
+fn with_no_backend_available_the_client_is_closed_at_once() {
     let (first, second) = (refusing(), refusing());
     let setup = setup("", &[plain(first), plain(second)]);
     assert_ends_now(&mut connect(setup.front).unwrap());
@@ -272,7 +272,7 @@ fn a_backend_that_is_down_is_never_picked() {
 
 /// As in HAProxy: a way of taking one out without taking it away.
 #[test]
-fn a_backend_of_no_weight_gets_nobody() {
+fn a_backend_of_weight_zero_gets_no_client() {
     let servers = named(2);
     for balance in ["round_robin", "consistent_hash"] {
         let backends = [with(servers[0].addr, "weight = 0"), plain(servers[1].addr)];

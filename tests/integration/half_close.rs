@@ -253,7 +253,7 @@ fn the_end_of_one_side_means_what_it_means_in_nginx() {
 }
 
 #[test]
-fn the_end_of_one_side_comes_after_all_that_it_said() {
+fn an_end_is_passed_on_after_all_bytes_before_it() {
     const ANSWER: usize = 3 << 20;
     let (server, streams) = held();
     for start in BOTH {
@@ -274,7 +274,7 @@ fn the_end_of_one_side_comes_after_all_that_it_said() {
 /// A socket that is closed with input left resets its peer, which then may lose what was on the
 /// way to it.
 #[test]
-fn input_that_nobody_reads_takes_nothing_from_the_answer() {
+fn unread_input_does_not_truncate_the_answer() {
     const ANSWER: usize = 300_000;
     let (server, streams) = held();
     let (tembuku, front) = front_of(server.addr, "half_close = false");
@@ -294,7 +294,7 @@ fn input_that_nobody_reads_takes_nothing_from_the_answer() {
 
 /// A client that stays does not keep the place at a backend that has closed.
 #[test]
-fn a_backend_that_closed_has_its_place_back() {
+fn a_backend_that_closed_gets_its_permit_back() {
     let server = Server::start(|mut stream| stream.write_all(b"b1\n").unwrap());
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(

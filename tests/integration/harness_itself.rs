@@ -70,7 +70,7 @@ fn a_black_hole_neither_accepts_nor_refuses() {
 }
 
 #[test]
-fn a_reset_is_told_from_an_end() {
+fn a_reset_is_distinguished_from_an_end() {
     let server = Server::start(|mut stream| {
         stream.write_all(&[1; 300_000]).unwrap();
         wait_delivered(&stream).unwrap();

@@ -111,7 +111,7 @@ fn ipv6_clients() {
 /// After twenty tries at one that is `down`, turns decide, and the clients of such a network are
 /// spread.
 #[test]
-fn a_client_whose_hash_stands_still_takes_turns() {
+fn a_client_whose_hash_stands_still_gets_round_robin() {
     let servers = [web("b1"), web("b2"), web("b3")];
     // 89 modulo 6 falls on the last.
     let entries = [

@@ -264,7 +264,7 @@ fn coming_and_going_costs_nothing_lasting() {
 
 /// A session whose end a client has seen has given its place back.
 #[test]
-fn one_place_is_enough_for_one_client_after_another() {
+fn a_limit_of_one_serves_one_client_after_another() {
     let servers = named(1);
     let server = servers[0].addr;
     for (listener, backend) in [("max_connections = 1", ""), ("", ", max_connections = 1")] {
@@ -371,7 +371,7 @@ fn more_ports_than_the_soft_limit_of_descriptors() {
 /// With `half_close = false` the backend's end is the end of the session: a client that has seen it
 /// finds its place free.
 #[test]
-fn a_client_that_has_seen_the_end_finds_its_place_free() {
+fn a_permit_is_free_once_the_client_has_seen_the_end() {
     let server = Server::start(|mut stream| {
         let _ = stream.read(&mut [0; 1]);
         let _ = stream.write_all(b"abc");

@@ -73,7 +73,7 @@ fn the_only_backend_refuses() {
 }
 
 #[test]
-fn a_count_is_told_when_nothing_more_happens() {
+fn a_pending_count_is_logged_when_no_more_events_come() {
     let (front, nobody) = (ports::free_addr(), ports::free_addr());
     let tembuku = Tembuku::start(&config(front, "", &format!("[\"{nobody}\"]")));
     for _ in 0..5 {
@@ -87,7 +87,7 @@ fn a_count_is_told_when_nothing_more_happens() {
 }
 
 #[test]
-fn a_backend_that_is_left_out_is_named_by_its_address() {
+fn a_backend_marked_down_is_logged_with_its_address() {
     let (front, port) = (ports::free_addr(), ports::free_port());
     let backends = format!(
         "[\"localhost:{port}\", \"127.0.0.1:{}\"]",

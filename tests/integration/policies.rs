@@ -80,7 +80,7 @@ fn random_two_keeps_the_load_even() {
 /// busy: five sevenths are 200 of 280, give or take 38 (five standard deviations). nginx takes the
 /// one drawn second, which turns the weights round: the heaviest gets a fifth there.
 #[test]
-fn random_two_follows_the_weights_when_nobody_is_busy() {
+fn random_two_follows_the_weights_without_load() {
     let servers: Vec<Server> = (1..=3).map(|n| Server::named(&format!("b{n}"))).collect();
     let backends: String = servers
         .iter()

@@ -135,7 +135,7 @@ fn hear(mut stream: impl std::io::Read + Write) -> String {
 }
 
 #[test]
-fn nginx_and_haproxy_behind_are_told_the_client() {
+fn nginx_and_haproxy_behind_see_the_client_address() {
     let (_nginx, _haproxy, backends) = telling();
     for version in ["v1", "v2"] {
         for backend in backends {

@@ -21,7 +21,7 @@ use std::{
 };
 
 #[test]
-fn whoever_does_not_say_who_it_is_is_turned_away() {
+fn a_client_without_the_required_header_is_refused() {
     let (front, servers) = (ports::free_addr(), named(1));
     let tembuku = start(
         front,

@@ -21,7 +21,7 @@ use std::{
 };
 
 #[test]
-fn the_first_that_a_backend_hears_is_who_the_client_is() {
+fn the_header_comes_before_any_byte() {
     for version in ["v1", "v2"] {
         let (front, servers) = (ports::free_addr(), [told_server()]);
         let tembuku = start(front, "", &format!("send_proxy = \"{version}\""), &servers);
@@ -96,7 +96,7 @@ fn unix_sockets_on_either_side() {
 }
 
 #[test]
-fn what_a_header_said_is_passed_on() {
+fn the_contents_of_a_header_are_passed_on() {
     for (version, mixed) in [
         ("v1", "[::ffff:192.0.2.1]:1>[2001:db8::1]:2"),
         ("v2", "[::ffff:192.0.2.1]:1>[2001:db8::1]:2"),
@@ -206,7 +206,7 @@ fn the_backend_that_is_reached_in_the_end_gets_a_header_of_its_own() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_before_the_client_says_anything() {
+fn a_server_that_speaks_first_is_relayed_at_once() {
     let front = ports::free_addr();
     let servers = [Server::start(|mut stream| {
         stream.write_all(b"220 hello\n").unwrap();

@@ -109,7 +109,7 @@ fn a_client_that_half_closes_gets_its_whole_answer() {
 }
 
 #[test]
-fn a_server_that_half_closes_still_hears_the_client() {
+fn a_server_that_half_closes_still_receives() {
     let (heard, news) = mpsc::channel();
     let server = Server::start(move |mut stream| {
         stream.write_all(b"bye").unwrap();

@@ -112,7 +112,7 @@ fn an_end_that_is_known_travels_with_the_last_bytes() {
 /// Everybody gets what was said to them, and nobody what was said to others, whatever came after
 /// it.
 #[test]
-fn what_was_said_comes_before_whatever_came_after_it() {
+fn bytes_are_delivered_before_the_end_that_follows_them() {
     let setting = Setting::new();
     for round in 0..5 {
         let mut sessions: Vec<_> = (0..60).map(|_| setting.session()).collect();
@@ -195,7 +195,7 @@ fn a_reset_that_a_write_has_met_is_not_a_clean_end() {
 
 /// It is read before a backend is looked for, and lost with none that cannot be reached.
 #[test]
-fn what_a_client_said_early_goes_to_the_backend_that_is_reached() {
+fn early_client_bytes_go_to_the_backend_that_is_reached() {
     let setting = Setting::beside(&[ports::free_addr(), ports::free_addr()]);
     // More than what is read early, too.
     let lengths = [1, 4_095, 4_096, 4_097, 20_000, 300_000];
@@ -240,7 +240,7 @@ fn what_a_client_said_early_goes_to_the_backend_that_is_reached() {
 
 /// Who has said something that nobody got is told so; who has said nothing has lost nothing.
 #[test]
-fn what_nobody_could_be_told_ends_in_a_reset() {
+fn undeliverable_bytes_end_in_a_reset() {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
@@ -266,7 +266,7 @@ fn what_nobody_could_be_told_ends_in_a_reset() {
 
 /// No backend hears of it.
 #[test]
-fn a_client_that_was_reset_before_it_said_anything_has_left() {
+fn a_client_reset_before_its_first_byte_is_client_left() {
     let setting = Setting::new();
     setting.while_stopped(|| {
         for _ in 0..3 {

@@ -134,10 +134,10 @@ fn a_name_that_is_not_answered_delays_no_other() {
 }
 
 #[test]
-fn failures_of_a_name_are_told_once_and_then_rarely() {
+fn failures_of_a_name_are_logged_once_and_then_rarely() {
     let Some(_place) = programs::place() else {
         return programs::again_in_own_place(
-            "resolve_slow::failures_of_a_name_are_told_once_and_then_rarely",
+            "resolve_slow::failures_of_a_name_are_logged_once_and_then_rarely",
         );
     };
     let (front, port) = (ports::free_addr(), ports::free_port());

@@ -94,7 +94,7 @@ fn a_session_may_finish() {
 }
 
 #[test]
-fn the_drain_timeout_cuts_and_says_how_many() {
+fn the_drain_timeout_terminates_and_reports_the_count() {
     let mut setup = setup("1s");
     let mut clients: Vec<TcpStream> = (0..3)
         .map(|_| net::session(setup.front).unwrap().0)
@@ -146,7 +146,7 @@ fn a_second_signal_ends_it_at_once() {
 /// Clients that the kernel had accepted before the signal came are served or closed, not left
 /// hanging.
 #[test]
-fn nobody_is_left_hanging() {
+fn no_client_is_left_hanging_at_a_stop() {
     let mut setup = setup("1s");
     let clients: Vec<TcpStream> = (0..50)
         .map(|_| net::connect(setup.front).unwrap())
@@ -219,7 +219,7 @@ fn an_answer_that_is_cut_ends_with_a_reset() {
 /// Clients that are connected as far as they can know are served, though nobody had looked at them
 /// yet.
 #[test]
-fn who_is_in_the_queue_is_served() {
+fn clients_in_the_accept_queue_are_served() {
     const CLIENTS: usize = 60;
     for round in 1..=3 {
         let mut setup = setup("20s");

@@ -197,7 +197,7 @@ fn a_server_is_killed_among_single_questions() {
 /// One that hangs says nothing, and no kernel says anything for it: the check finds out, and its
 /// flows leave.
 #[test]
-fn a_check_finds_who_says_nothing() {
+fn a_check_marks_a_silent_server_down() {
     let servers = [dnsmasq(), dnsmasq()];
     let front = ports::free_addr();
     let check = "balance = \"first\"\n[upstreams.u.check]\nkind = \"dns\"\nquery = \"n1.example\"\n\

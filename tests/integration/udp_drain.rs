@@ -68,7 +68,7 @@ fn silent_flows_do_not_hold_it_up() {
 }
 
 #[test]
-fn who_has_asked_is_answered_and_newcomers_are_not() {
+fn pending_replies_are_delivered_and_new_clients_refused() {
     for listener in ["responses = 1", ""] {
         let servers = named(1);
         let (front, mut tembuku) = serve("1m", listener, &servers);

@@ -243,9 +243,9 @@ fn router() -> Netns {
 /// Reports of a router, and of this host when its neighbour does not answer: errors that are not
 /// final by the rules of ICMP, and so are no errors of a socket that does not ask for them.
 #[test]
-fn what_routers_and_neighbours_report_is_heard() {
+fn icmp_from_routers_and_neighbours_is_processed() {
     if place().is_none() {
-        return again_in_own_place("udp_errors::what_routers_and_neighbours_report_is_heard");
+        return again_in_own_place("udp_errors::icmp_from_routers_and_neighbours_is_processed");
     }
     let router = router();
     let reject = |ip, kind| {

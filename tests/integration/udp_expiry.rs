@@ -184,9 +184,9 @@ fn at_the_edge(name: &str, process: &str, after: Duration, least: usize) {
 }
 
 #[test]
-fn a_reply_at_the_edge_is_its_own_clients_or_nobodys() {
+fn a_reply_at_the_edge_reaches_its_own_client_or_none() {
     at_the_edge(
-        "a_reply_at_the_edge_is_its_own_clients_or_nobodys",
+        "a_reply_at_the_edge_reaches_its_own_client_or_none",
         "workers = 2",
         millis(1),
         1_000,
@@ -213,7 +213,7 @@ fn a_port_is_not_given_to_another_too_soon() {
 /// The test is one: with answers that go to whoever asks next, it fails.
 #[test]
 #[should_panic(expected = "was answered")]
-fn who_mixes_them_up_is_found_out() {
+fn misdelivered_replies_fail_the_test() {
     let mut before: Option<Vec<u8>> = None;
     let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
         let answer = before

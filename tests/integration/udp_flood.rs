@@ -174,6 +174,6 @@ fn newcomers_are_refused_and_others_do_not_notice() {
 }
 
 #[test]
-fn newcomers_push_others_out_and_no_one_else_notices() {
+fn new_flows_evict_idle_ones_and_no_others() {
     flooded("evict");
 }

@@ -79,7 +79,7 @@ fn replies_are_owed_to_each_datagram() {
 }
 
 #[test]
-fn replies_that_do_not_come_are_told_from_silence() {
+fn missing_replies_are_distinguished_from_idle_flows() {
     for (listener, reason) in [
         (
             "responses = 1\nidle_timeout = \"200ms\"",
@@ -160,7 +160,7 @@ fn every_datagram_on_its_own() {
 
 /// Either direction keeps it alive.
 #[test]
-fn what_is_said_keeps_it_alive() {
+fn datagrams_in_either_direction_keep_a_flow_alive() {
     let (tell, told) = std::sync::mpsc::channel();
     let servers = [UdpServer::on(
         SocketAddr::new(V4, 0),
@@ -192,7 +192,7 @@ fn what_is_said_keeps_it_alive() {
 }
 
 #[test]
-fn a_record_tells_the_whole_story() {
+fn a_record_describes_the_whole_flow() {
     let servers = named(1);
     let (front, tembuku) = serve("responses = 1", "", &servers);
     let client = client(front);

@@ -263,7 +263,7 @@ const LEAVE: [(&str, Act, Act); 3] = [
 
 /// The next datagram goes elsewhere; what had been asked before is still answered.
 #[test]
-fn flows_leave_with_their_next_datagram() {
+fn flows_fail_over_with_their_next_datagram() {
     for (what, leave, back) in LEAVE {
         let mut checked = Checked::start("");
         let client = checked.waiting("held");
@@ -283,7 +283,7 @@ fn flows_leave_with_their_next_datagram() {
 
 /// Without a next datagram nothing happens to it: it may be waiting for an answer.
 #[test]
-fn who_only_listens_is_answered() {
+fn a_pending_reply_of_a_backend_that_leaves_is_delivered() {
     for (what, leave, _) in LEAVE {
         let mut checked = Checked::start("");
         let client = checked.waiting("held");

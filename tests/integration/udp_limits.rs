@@ -49,7 +49,7 @@ fn no_more_than_there_may_be() {
 }
 
 #[test]
-fn a_place_that_is_free_again_is_given() {
+fn a_freed_permit_is_given_again() {
     let servers = named(1);
     let (front, tembuku) = serve("max_connections = 1\nresponses = 1", "", &servers);
     for n in 1..=5 {
@@ -163,7 +163,7 @@ fn the_process_has_a_limit_over_all() {
 }
 
 #[test]
-fn who_may_not_is_not_heard() {
+fn a_denied_client_is_dropped() {
     let servers = named(1);
     let access = "access = [\"allow 127.8.8.1\", \"deny 127.8.8.0/24\"]";
     let (front, tembuku) = serve(access, "", &servers);
@@ -203,7 +203,7 @@ fn room_is_made_again_and_again() {
 
 /// It needs no second place for that.
 #[test]
-fn who_is_there_can_go_elsewhere_when_all_places_are_taken() {
+fn existing_flows_fail_over_when_all_permits_are_taken() {
     for limit in ["max_connections = 1", "max_flows_per_source = 1"] {
         for when_full in ["refuse", "evict"] {
             let mut servers = named(2);
@@ -224,7 +224,7 @@ fn who_is_there_can_go_elsewhere_when_all_places_are_taken() {
 /// One that goes elsewhere may push another out whose datagrams are waiting to be sent: they are
 /// nobody else's.
 #[test]
-fn what_waits_for_one_that_is_pushed_out_goes_to_nobody_else() {
+fn replies_to_an_evicted_flow_reach_no_other_client() {
     for _ in 0..10 {
         let mut servers = named(2);
         let front = ports::free_addr();

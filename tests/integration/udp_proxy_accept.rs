@@ -88,7 +88,7 @@ fn headers_of_trusted_peers_name_the_client() {
 /// Two clients behind one peer are two flows; a datagram without a header belongs to whom the peer
 /// named last.
 #[test]
-fn clients_behind_one_peer_are_told_apart() {
+fn clients_behind_one_peer_are_distinguished() {
     let servers = named(2);
     let (front, tembuku) = serve("accept_proxy = true", "", &servers);
     let peer = client(front);
@@ -127,7 +127,7 @@ fn a_name_outlives_the_flow_that_it_came_with() {
 
 /// The access rules speak of the client.
 #[test]
-fn rules_hold_for_whom_the_header_names() {
+fn access_rules_apply_to_the_client_of_the_header() {
     let servers = named(1);
     let (front, tembuku) = serve(
         "accept_proxy = true\naccess = [\"allow 192.0.2.0/24\", \"deny all\"]",

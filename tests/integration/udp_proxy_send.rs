@@ -51,7 +51,7 @@ pub(crate) fn told_server() -> UdpServer {
 }
 
 #[test]
-fn the_first_or_each_says_who_the_client_is() {
+fn the_first_or_each_datagram_carries_the_client_address() {
     for (on, later_named) in [("first", false), ("each", true)] {
         for ip in [V4, V6] {
             let server = told_server();
@@ -77,7 +77,7 @@ fn the_first_or_each_says_who_the_client_is() {
 
 /// One that has been asked nothing yet has to be told, too.
 #[test]
-fn who_takes_a_flow_over_is_told() {
+fn a_backend_that_takes_over_a_flow_gets_a_header() {
     let mut servers = vec![told_server(), told_server()];
     let upstream = "send_proxy = \"v2\"\nbalance = \"first\"";
     let (front, tembuku) = serve("", upstream, &servers);

@@ -100,10 +100,10 @@ fn datagram(rng: &mut Rng, flow: usize, number: u32) -> Vec<u8> {
 
 /// Many flows at once, over all backends: each gets what it sent, in the order in which it did.
 #[test]
-fn many_flows_keep_what_is_theirs() {
+fn many_flows_get_only_their_own_replies() {
     const FLOWS: usize = 50;
     const EACH: u32 = 200;
-    let seed = rng::seed("many_flows_keep_what_is_theirs");
+    let seed = rng::seed("many_flows_get_only_their_own_replies");
     for between in ALL {
         let servers = [
             UdpServer::echo(V4),

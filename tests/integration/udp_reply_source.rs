@@ -96,9 +96,9 @@ fn the_answer_comes_from_where_it_was_asked() {
 /// One that does not say where it answers from: were the test above to pass with it, it would be
 /// none.
 #[test]
-fn one_who_does_not_care_is_not_heard() {
+fn replies_from_another_address_are_ignored() {
     if place().is_none() {
-        return again_in_own_place("udp_reply_source::one_who_does_not_care_is_not_heard");
+        return again_in_own_place("udp_reply_source::replies_from_another_address_are_ignored");
     }
     give_addresses();
     let server = UdpServer::named_on("naive", SocketAddr::new(ip("0.0.0.0"), 0));

@@ -169,7 +169,7 @@ fn only_the_clients_of_the_lost_backend_move() {
 }
 
 #[test]
-fn nobody_is_left() {
+fn no_candidate_remains() {
     let lost = [
         "10.0.0.1:6379",
         "10.0.0.2:6379",
@@ -198,7 +198,7 @@ fn nobody_is_left() {
 }
 
 #[test]
-fn the_seed_decides_who_is_drawn() {
+fn the_seed_decides_the_sample() {
     let sample = |seed| said(FILE, &["--sample", "50", "--seed", seed, "--json"]);
     assert_eq!(sample("5"), sample("5"));
     assert_ne!(sample("5"), sample("6"));

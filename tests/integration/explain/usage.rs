@@ -28,7 +28,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn wrong_usage_says_what_is_wrong() {
+fn wrong_usage_is_explained() {
     let cache = ["--listener", "cache"];
     let many = ["--listener", "many"];
     let one = ["--client", "192.0.2.1"];
@@ -148,7 +148,7 @@ fn an_invalid_file_is_refused_as_by_check() {
 }
 
 #[test]
-fn whoever_has_seen_enough_may_go() {
+fn a_closed_pipe_is_no_error() {
     let dir = TempDir::new();
     dir.write("tembuku.toml", FILE);
     let mut pipe = Command::new("bash");
