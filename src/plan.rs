@@ -230,9 +230,9 @@ pub struct Check {
     /// A primary that has given no certain answer for so long takes nothing new; `None`: however
     /// long.
     pub stale_after: Option<Duration>,
-    /// While fewer of the backends, in percent, are up by their checks, these are not asked; 0:
-    /// they always are.
-    pub serve_anyway_below: u32,
+    /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
+    /// Only without a role.
+    pub panic_threshold: u32,
     /// Whether a backend may be used before its first check has ended.
     pub start_up: bool,
     pub at: CheckAt,

@@ -34,7 +34,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             metrics: &pool.metrics,
             available: available as u64,
             primaries: guarded.primaries.map(|n| n as u64),
-            serves_anyway: guarded.serves_anyway,
+            in_panic: guarded.in_panic,
         });
         figures.backends.extend(backends.into_iter().map(backend));
     }

@@ -39,6 +39,7 @@ pub(super) fn read(
     actions: &Actions,
     users: &Users,
 ) -> Option<Check> {
+    let panic_threshold = upstream.number("panic_threshold", 0, 0..=100);
     let Some(value) = upstream.get("check") else {
         session_actions::without_check(name, actions, upstream, users);
         return None;
@@ -56,6 +57,16 @@ pub(super) fn read(
             "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
         );
     }
+    let asks_role = kind.as_ref().is_some_and(|kind| kind.role().is_some());
+    if asks_role {
+        useless(
+            name,
+            upstream,
+            "panic_threshold",
+            "where the check asks for a role",
+            "sessions never go to a server of another role: leave it out",
+        );
+    }
     let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);
     if !limits_lag {
         useless(
@@ -70,7 +81,7 @@ pub(super) fn read(
     let timeout = section.duration("timeout", Duration::from_secs(1), above_zero);
     let check = Check {
         stale_after: guards::read_stale_after(&section, kind.as_ref(), interval + timeout),
-        serve_anyway_below: guards::read_anyway(&section, kind.as_ref()),
+        panic_threshold: if asks_role { 0 } else { panic_threshold },
         interval,
         fast_interval: read_fast_interval(&section, interval),
         timeout,

@@ -123,6 +123,7 @@ pub(super) static UPSTREAM: Keys = Keys {
         "send_proxy_tlvs",
         "send_proxy_on",
         "fail_on_reset",
+        "panic_threshold",
         "check",
         "on_down",
         "on_role_lost",
@@ -145,7 +146,6 @@ pub(super) static CHECK: Keys = Keys {
         "fall",
         "start",
         "stale_after",
-        "serve_anyway_below",
         "port",
         "address",
         "send",
@@ -202,6 +202,12 @@ pub(super) static BACKEND: Keys = Keys {
     also: &[],
 };
 
+/// Keys of earlier versions, and what replaces them.
+static RENAMED: &[(&str, &str)] = &[(
+    "serve_anyway_below",
+    "`panic_threshold` of [upstreams.NAME]",
+)];
+
 static ALL: &[&Keys] = &[
     &ROOT,
     &PROCESS,
@@ -242,6 +248,9 @@ impl Keys {
             .flat_map(|keys| keys.works.iter().chain(keys.not_yet))
             .copied()
             .collect();
+        if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == key) {
+            return format!("it is {now} now");
+        }
         if let Some(home) = ALL
             .iter()
             .find(|keys| keys.standing(key) != Standing::Unknown)

@@ -94,7 +94,7 @@ pub(super) fn without_check(
 ) {
     let without = "without a check";
     let hint = "add a section [upstreams.NAME.check], or leave it out";
-    for key in ["on_role_lost", "on_lag", "on_recover"] {
+    for key in ["on_role_lost", "on_lag", "on_recover", "panic_threshold"] {
         useless(name, section, key, without, hint);
     }
     match actions.on_down {

@@ -98,7 +98,7 @@ impl Leaving {
                 }
             }
             // Whoever is used all the same keeps what it has.
-            Verdict::Down(_) | Verdict::Lagging if pool.serves_anyway() => {}
+            Verdict::Down(_) | Verdict::Lagging if pool.in_panic() => {}
             Verdict::Down(_) => self.leave(pool, backend, self.on_down, CloseReason::BackendDown),
             Verdict::Lagging => {
                 let how = self.on_lag;

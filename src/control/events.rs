@@ -62,11 +62,11 @@ pub(super) fn act(
                 let none = Duration::ZERO;
                 journal.passive(upstream, &backend, "failed", "up", "checked", none);
             }
-            News::ServesAnyway { up, of } => {
+            News::PanicStarted { up, of } => {
                 tracing::warn!(%upstream, up, of, "panic threshold reached, all backends are used");
                 leaving.stay(pool);
             }
-            News::ServesByChecks => {
+            News::PanicEnded => {
                 tracing::info!(%upstream, "panic threshold left, checks decide again");
                 leaving.resume(pool);
             }

@@ -312,14 +312,14 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 at,
                 tls,
                 (on_down, on_role_lost, on_lag, on_recover),
-                (stale_after, anyway),
+                (stale_after, panic_threshold),
             )| Check {
                 // Not below what one check may take, and not above a year.
                 stale_after: stale_after
                     .filter(|_| kind.role() == Some(Role::Primary))
                     .map(|more| more + timeout + Duration::from_millis(interval))
                     .map(|after| after.min(Duration::from_secs(365 * 86_400))),
-                serve_anyway_below: if kind.role().is_none() { anyway } else { 0 },
+                panic_threshold: if kind.role().is_none() { panic_threshold } else { 0 },
                 on_lag: if kind.limits_lag() {
                     on_lag
                 } else {

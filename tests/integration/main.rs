@@ -23,7 +23,7 @@ mod admin_state;
 mod blackhole;
 mod bulk;
 mod check;
-mod checks_anyway;
+mod checks_panic;
 mod checks_auth;
 mod checks_dns;
 mod checks_kinds;

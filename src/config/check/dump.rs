@@ -15,8 +15,9 @@ use crate::{
 /// What becomes of sessions, as far as it means something here.
 pub(crate) fn write_actions(upstream: &Upstream, check: &Check, out: &mut String) -> fmt::Result {
     writeln!(out, "on_down = {}", action(check.on_down))?;
-    if check.kind.role().is_some() {
-        writeln!(out, "on_role_lost = {}", action(check.on_role_lost))?;
+    match check.kind.role() {
+        Some(_) => writeln!(out, "on_role_lost = {}", action(check.on_role_lost))?,
+        None => writeln!(out, "panic_threshold = {}", check.panic_threshold)?,
     }
     if check.kind.limits_lag() {
         writeln!(out, "on_lag = {}", action(check.on_lag))?;
@@ -41,9 +42,6 @@ pub(crate) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
     if check.kind.role() == Some(Role::Primary) {
         let stale_after = check.stale_after.unwrap_or_default();
         writeln!(out, "stale_after = {}", time(stale_after))?;
-    }
-    if check.kind.role().is_none() {
-        writeln!(out, "serve_anyway_below = {}", check.serve_anyway_below)?;
     }
     match &check.at {
         CheckAt::Backend => {}

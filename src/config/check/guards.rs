@@ -1,5 +1,4 @@
-//! What keeps checks from doing harm: `stale_after` for a primary, `serve_anyway_below` where
-//! anybody may serve.
+//! `stale_after`: what limits the harm of checks that have stopped.
 
 use std::time::Duration;
 
@@ -42,14 +41,3 @@ pub(crate) fn read_stale_after(
     Some(stale_after).filter(|stale_after| !stale_after.is_zero())
 }
 
-pub(crate) fn read_anyway(section: &Section<'_>, kind: Option<&CheckKind>) -> u32 {
-    if kind.is_some_and(|kind| kind.role().is_some()) {
-        section.useless(
-            "serve_anyway_below",
-            "where the check asks for a role",
-            "sessions never go to a server of another role: leave it out",
-        );
-        return 0;
-    }
-    section.number("serve_anyway_below", 0, 0..=100)
-}

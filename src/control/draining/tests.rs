@@ -47,7 +47,7 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
         let now = Instant::now();
         let check = Check {
             on_down: OnLeave::CloseAfter(Duration::from_secs(3600)),
-            serve_anyway_below: 60,
+            panic_threshold: 60,
             ..check(CheckKind::Tcp)
         };
         let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
@@ -64,13 +64,13 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
         let down = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
         (0..3).for_each(|n| turn(n, Verdict::Up));
         turn(0, down);
-        assert_eq!((waiting(), pool.serves_anyway()), (1, false));
+        assert_eq!((waiting(), pool.in_panic()), (1, false));
         turn(1, down);
-        assert!(pool.serves_anyway());
+        assert!(pool.in_panic());
         leaving.stay(&pool);
         assert_eq!(waiting(), 0);
         turn(1, Verdict::Up);
-        assert!(!pool.serves_anyway());
+        assert!(!pool.in_panic());
         leaving.resume(&pool);
         assert_eq!(waiting(), 1, "the first one is still down");
     });
@@ -110,13 +110,13 @@ fn each_reason_has_its_own_rule() {
     }
     // It may be right; and who is used all the same keeps what it has.
     assert_eq!(told(close(plain()), Verdict::Doubtful), None);
-    let anyway = Check {
-        serve_anyway_below: 100,
+    let in_panic = Check {
+        panic_threshold: 100,
         ..close(plain())
     };
-    assert_eq!(told(anyway.clone(), Verdict::Lagging), None);
+    assert_eq!(told(in_panic.clone(), Verdict::Lagging), None);
     let refused = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
-    assert_eq!(told(anyway, refused), None);
+    assert_eq!(told(in_panic, refused), None);
 }
 
 /// An upstream whose last backend is a backup, with what is told to sessions there.

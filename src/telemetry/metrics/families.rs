@@ -403,6 +403,17 @@ const FAMILIES: &[(Family, Write)] = &[
         },
     ),
     gauge(
+        "tembuku_upstream_panic",
+        "Whether so few backends are up that all are used whatever their checks say.",
+        |f, out| {
+            upstreams(f, |u| {
+                if let Some(in_panic) = u.in_panic {
+                    out.add(&u.metrics.labels, in_panic);
+                }
+            });
+        },
+    ),
+    gauge(
         "tembuku_upstream_primaries",
         "Backends that say that they are the primary, where there is to be one.",
         |f, out| {
@@ -421,17 +432,6 @@ const FAMILIES: &[(Family, Write)] = &[
             upstreams(f, |u| {
                 out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
             })
-        },
-    ),
-    gauge(
-        "tembuku_upstream_serves_anyway",
-        "Whether all backends are used whatever their checks say.",
-        |f, out| {
-            upstreams(f, |u| {
-                if let Some(anyway) = u.serves_anyway {
-                    out.add(&u.metrics.labels, anyway);
-                }
-            });
         },
     ),
 ];

@@ -27,8 +27,8 @@ pub struct UpstreamFigures<'a> {
     pub available: u64,
     /// Backends that say that they are the primary, where one is asked for.
     pub primaries: Option<u64>,
-    /// `None` where `serve_anyway_below` is not set.
-    pub serves_anyway: Option<bool>,
+    /// `None` where `panic_threshold` is not set.
+    pub in_panic: Option<bool>,
 }
 
 pub struct BackendFigures {

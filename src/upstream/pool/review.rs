@@ -28,11 +28,11 @@ pub(super) struct Guard {
     check_is_try: bool,
     stale_after: Option<Duration>,
     /// In percent.
-    anyway_below: u32,
+    panic_threshold: u32,
     /// Which backends are counted for that: those that are to serve, wherever their names lead.
     counted: Vec<bool>,
     /// How many of how many are up, while all are used whatever their checks say.
-    anyway: Option<(usize, usize)>,
+    panic: Option<(usize, usize)>,
     /// When the next address will have been silent for too long.
     due: Option<Instant>,
     news: Vec<News>,
@@ -49,12 +49,12 @@ pub enum News {
     /// Its connects had failed, and a check has found since that it serves.
     Back(Arc<Backend>),
     /// From now on all are used, whatever their checks say: so many of so many are up.
-    ServesAnyway {
+    PanicStarted {
         up: usize,
         of: usize,
     },
     /// From now on those are used again that the checks speak for.
-    ServesByChecks,
+    PanicEnded,
 }
 
 /// Another verdict about an address.
@@ -75,7 +75,7 @@ pub struct Guarded {
     /// reached in two ways is one.
     pub primaries: Option<usize>,
     /// Whether all are used whatever their checks say, where that can be.
-    pub serves_anyway: Option<bool>,
+    pub in_panic: Option<bool>,
 }
 
 impl Guard {
@@ -88,15 +88,15 @@ impl Guard {
             one_primary: check.kind.role() == Some(Role::Primary),
             check_is_try: check.kind.role() == Some(Role::Primary) && check.at == CheckAt::Backend,
             stale_after: check.stale_after,
-            anyway_below: check.serve_anyway_below,
+            panic_threshold: check.panic_threshold,
             counted: plan.backends.iter().map(serves).collect(),
             ..Self::default()
         }
     }
 
     /// What is said of one that is used although it is not well.
-    pub(super) fn anyway(&self) -> Option<String> {
-        let (up, of) = self.anyway?;
+    pub(super) fn panic(&self) -> Option<String> {
+        let (up, of) = self.panic?;
         Some(format!("panic threshold: {up} of {of} up"))
     }
 }
@@ -154,8 +154,8 @@ impl Pool {
     }
 
     /// Whether all are used, whatever their checks say.
-    pub fn serves_anyway(&self) -> bool {
-        self.lock().guard.anyway.is_some()
+    pub fn in_panic(&self) -> bool {
+        self.lock().guard.panic.is_some()
     }
 
     pub fn guarded(&self, now: Instant) -> Guarded {
@@ -168,7 +168,7 @@ impl Pool {
         };
         Guarded {
             primaries: inner.guard.one_primary.then(primaries),
-            serves_anyway: (inner.guard.anyway_below > 0).then_some(inner.guard.anyway.is_some()),
+            in_panic: (inner.guard.panic_threshold > 0).then_some(inner.guard.panic.is_some()),
         }
     }
 }
@@ -220,9 +220,9 @@ impl Inner {
         turns.sort_by_key(|turn| turn.to.is_up());
         guard.news.extend(turns.into_iter().map(News::Turned));
         self.count();
-        let anyway = self.guard.anyway.is_some();
+        let panic = self.guard.panic.is_some();
         for member in &mut self.members {
-            member.open = anyway || member.verdict.is_up() && !member.stale;
+            member.open = panic || member.verdict.is_up() && !member.stale;
         }
         self.all_plain = self.members.iter().all(Member::is_plain);
     }
@@ -350,7 +350,7 @@ impl Inner {
     /// Counts who is up, where it matters that not too many are out.
     fn count(&mut self) {
         let guard = &mut self.guard;
-        if guard.anyway_below == 0 {
+        if guard.panic_threshold == 0 {
             return;
         }
         let (primaries, backups) = self.members.split_at(self.balancer.primaries().end);
@@ -370,20 +370,20 @@ impl Inner {
             .zip(&guard.counted)
             .filter(|(wanted, counted)| *wanted && **counted);
         let of = counted.count();
-        let few = up as u128 * 100 < u128::from(guard.anyway_below) * of as u128;
+        let few = up as u128 * 100 < u128::from(guard.panic_threshold) * of as u128;
         // Backups are there for the case that nobody else is up.
         let backups = || backups.chunk_by(one).any(|b| serves(&b) && is_up(&b));
         // It does not begin before all have been checked, and does not end because one is yet to
         // be.
-        let known = !unknown || guard.anyway.is_some();
-        let anyway = (few && known && (up > 0 || !backups())).then_some((up, of));
-        if anyway.is_some() != guard.anyway.is_some() {
-            guard.news.push(match anyway {
-                Some((up, of)) => News::ServesAnyway { up, of },
-                None => News::ServesByChecks,
+        let known = !unknown || guard.panic.is_some();
+        let panic = (few && known && (up > 0 || !backups())).then_some((up, of));
+        if panic.is_some() != guard.panic.is_some() {
+            guard.news.push(match panic {
+                Some((up, of)) => News::PanicStarted { up, of },
+                None => News::PanicEnded,
             });
         }
-        guard.anyway = anyway;
+        guard.panic = panic;
     }
 }
 

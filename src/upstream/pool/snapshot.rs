@@ -47,7 +47,7 @@ impl Pool {
         let mut inner = self.lock();
         inner.halve(now);
         inner.look_out(now);
-        let anyway = inner.guard.anyway();
+        let panic = inner.guard.panic();
         let single = inner.balancer.is_single();
         let mut members: Vec<Vec<&Member>> = vec![Vec::new(); self.configured.len()];
         for member in &inner.members {
@@ -74,8 +74,8 @@ impl Pool {
             } else if members.is_empty() {
                 (Down, "its name does not resolve".to_owned())
             } else if let Some((state, why)) = judged(&members) {
-                match &anyway {
-                    Some(anyway) => (state, format!("{why}; {anyway}")),
+                match &panic {
+                    Some(panic) => (state, format!("{why}; {panic}")),
                     None => (state, why),
                 }
             } else if let Some(why) = silent(&members, now) {

@@ -1,4 +1,4 @@
-mod anyway;
+mod panic;
 mod primaries;
 
 use super::*;
@@ -52,7 +52,7 @@ pub(crate) fn check(kind: CheckKind) -> Check {
         rise: 1,
         fall: 1,
         stale_after: None,
-        serve_anyway_below: 0,
+        panic_threshold: 0,
         start_up: false,
         at: CheckAt::Backend,
         tls: plan::Tls::Off,

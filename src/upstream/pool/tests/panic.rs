@@ -1,11 +1,11 @@
-//! `serve_anyway_below`: checks that take out too many are not believed.
+//! `panic_threshold`: checks that take out too many are not believed.
 
 use super::*;
 use proptest::prelude::*;
 
-fn anyway(backends: Vec<Planned>, below: u32, start_up: bool) -> Pool {
+fn with_threshold(backends: Vec<Planned>, below: u32, start_up: bool) -> Pool {
     let check = Check {
-        serve_anyway_below: below,
+        panic_threshold: below,
         start_up,
         ..check(CheckKind::Tcp)
     };
@@ -22,8 +22,8 @@ fn picks(pool: &Pool, now: Instant) -> Vec<String> {
 fn news(pool: &Pool, now: Instant) -> Vec<String> {
     let short = |news| match news {
         News::Turned(turn) => turn.to.state().word().to_owned(),
-        News::ServesAnyway { up, of } => format!("anyway {up} of {of}"),
-        News::ServesByChecks => "by checks".to_owned(),
+        News::PanicStarted { up, of } => format!("panic {up} of {of}"),
+        News::PanicEnded => "panic over".to_owned(),
         other => panic!("{other:?}"),
     };
     pool.news(now).0.into_iter().map(short).collect()
@@ -32,15 +32,15 @@ fn news(pool: &Pool, now: Instant) -> Vec<String> {
 #[test]
 fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     let now = Instant::now();
-    let pool = anyway((1..=4).map(planned).collect(), 50, true);
+    let pool = with_threshold((1..=4).map(planned).collect(), 50, true);
     for n in 0..2 {
         verdict(&pool, n, DOWN, false, now);
         assert_eq!(picks(&pool, now).len(), 3 - n);
     }
-    assert!(!pool.serves_anyway(), "two of four are not below a half");
+    assert!(!pool.in_panic(), "two of four are not below a half");
     news(&pool, now);
     verdict(&pool, 2, DOWN, false, now);
-    assert_eq!(news(&pool, now), ["down", "anyway 1 of 4"]);
+    assert_eq!(news(&pool, now), ["down", "panic 1 of 4"]);
     assert_eq!(picks(&pool, now).len(), 4);
     let first = &pool.snapshot(now)[0];
     assert_eq!(
@@ -50,7 +50,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
             "its check says: refused; panic threshold: 1 of 4 up"
         )
     );
-    assert_eq!(pool.guarded(now).serves_anyway, Some(true));
+    assert_eq!(pool.guarded(now).in_panic, Some(true));
     // Not against what failed connects say.
     let failed = Arc::clone(&pool.addresses()[0].backend);
     pool.failed(&failed, now);
@@ -67,7 +67,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     verdict(&pool, 2, Verdict::Up, false, now);
     assert_eq!(news(&pool, now), ["up"]);
     verdict(&pool, 3, Verdict::Up, false, now);
-    assert_eq!(news(&pool, now), ["up", "by checks"]);
+    assert_eq!(news(&pool, now), ["up", "panic over"]);
     assert_eq!(picks(&pool, now), ["10.0.0.3:1", "10.0.0.4:1"]);
     // They were used all the time: nothing to get used to.
     assert_eq!(pool.snapshot(now)[3].why, "");
@@ -90,14 +90,14 @@ fn what_the_configuration_says_stands() {
             with(5, |b| b.max_connections = 1),
         ]
     };
-    let pool = anyway(backends(), 100, true);
+    let pool = with_threshold(backends(), 100, true);
     assert_eq!(
-        pool.guarded(now).serves_anyway,
+        pool.guarded(now).in_panic,
         Some(false),
         "three of three"
     );
     verdict(&pool, 0, DOWN, false, now);
-    assert_eq!(news(&pool, now), ["down", "anyway 2 of 3"]);
+    assert_eq!(news(&pool, now), ["down", "panic 2 of 3"]);
     let held = loop {
         let mut search = pool.search(&Facts::default());
         let lease = pool.pick(&mut search, now).expect("a backend");
@@ -112,8 +112,8 @@ fn what_the_configuration_says_stands() {
 #[test]
 fn before_anything_is_known_the_start_state_holds() {
     let now = Instant::now();
-    let pool = anyway(vec![planned(1), planned(2)], 100, false);
-    assert!(!pool.serves_anyway());
+    let pool = with_threshold(vec![planned(1), planned(2)], 100, false);
+    assert!(!pool.in_panic());
     verdict(&pool, 0, DOWN, true, now);
     assert_eq!(picks(&pool, now).len(), 0);
     verdict(&pool, 1, DOWN, true, now);
@@ -125,7 +125,7 @@ fn backups_come_first_where_no_other_is_up() {
     let now = Instant::now();
     let mut backup = planned(3);
     backup.backup = true;
-    let pool = anyway(vec![planned(1), planned(2), backup], 100, true);
+    let pool = with_threshold(vec![planned(1), planned(2), backup], 100, true);
     verdict(&pool, 0, DOWN, false, now);
     assert_eq!(picks(&pool, now), ["10.0.0.1:1", "10.0.0.2:1"]);
     verdict(&pool, 1, DOWN, false, now);
@@ -137,11 +137,11 @@ fn backups_come_first_where_no_other_is_up() {
 #[test]
 fn a_name_without_an_address_is_not_up() {
     let now = Instant::now();
-    let pool = anyway(vec![planned(1), planned(2)], 60, true);
+    let pool = with_threshold(vec![planned(1), planned(2)], 60, true);
     pool.set_addresses(&[vec![place(1)], vec![]], now);
-    assert!(pool.serves_anyway(), "one of two");
+    assert!(pool.in_panic(), "one of two");
     pool.set_addresses(&[vec![place(1)], vec![place(2)]], now);
-    assert!(!pool.serves_anyway());
+    assert!(!pool.in_panic());
 }
 
 proptest! {
@@ -155,7 +155,7 @@ proptest! {
             (backend.slow_start, backend.max_fails) = (Duration::ZERO, 0);
             backend
         });
-        let pool = anyway(plans.collect(), below, true);
+        let pool = with_threshold(plans.collect(), below, true);
         let mut up = [true; 5];
         for (n, to) in turns {
             if up[n] != to {
@@ -164,7 +164,7 @@ proptest! {
             }
             let count = up.iter().filter(|up| **up).count();
             let all = count * 100 < below as usize * 5;
-            prop_assert_eq!(pool.serves_anyway(), all);
+            prop_assert_eq!(pool.in_panic(), all);
             let used = if all { 5 } else { count };
             prop_assert_eq!(picks(&pool, now).len(), used);
             prop_assert_eq!(pool.lock().all_plain, used == 5);
@@ -177,14 +177,14 @@ proptest! {
 fn who_is_taken_out_does_not_count() {
     let now = Instant::now();
     for admin_state in [AdminState::Drain, AdminState::Maint] {
-        let pool = anyway((1..=4).map(planned).collect(), 50, true);
+        let pool = with_threshold((1..=4).map(planned).collect(), 50, true);
         pool.set_admin_state(0, admin_state, now);
         pool.set_admin_state(1, admin_state, now);
-        assert!(!pool.serves_anyway(), "two of two are up");
+        assert!(!pool.in_panic(), "two of two are up");
         verdict(&pool, 2, DOWN, false, now);
-        assert!(!pool.serves_anyway(), "one of two is no less than a half");
+        assert!(!pool.in_panic(), "one of two is no less than a half");
         verdict(&pool, 3, DOWN, false, now);
-        assert!(pool.serves_anyway());
+        assert!(pool.in_panic());
         assert_eq!(picks(&pool, now), ["10.0.0.3:1", "10.0.0.4:1"]);
         assert!(
             pool.snapshot(now)[2]
@@ -196,7 +196,7 @@ fn who_is_taken_out_does_not_count() {
         pool.set_admin_state(0, AdminState::Ready, now);
         pool.set_admin_state(1, AdminState::Ready, now);
         let drained = admin_state == AdminState::Drain;
-        assert_eq!(pool.serves_anyway(), !drained, "{admin_state:?}");
+        assert_eq!(pool.in_panic(), !drained, "{admin_state:?}");
         assert_eq!(picks(&pool, now).len(), if drained { 2 } else { 4 });
     }
 }

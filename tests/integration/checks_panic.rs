@@ -1,4 +1,4 @@
-//! Checks that call too many web servers ill are not believed: `serve_anyway_below`.
+//! Checks that call too many web servers ill are not believed: `panic_threshold`.
 
 use crate::harness::{
     http, net, ports,
@@ -45,9 +45,8 @@ fn setup() -> Setup {
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 2\n[log]\nformat = \"json\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [{}]\non_down = \"close\"\n\
-         [upstreams.u.check]\nkind = \"http\"\npath = \"/health\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\n\
-         serve_anyway_below = 50\n",
+         [upstreams.u]\nbackends = [{}]\non_down = \"close\"\npanic_threshold = 50\n\
+         [upstreams.u.check]\nkind = \"http\"\npath = \"/health\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\n",
         list.join(", ")
     ));
     Setup {
@@ -76,9 +75,9 @@ impl Setup {
     }
 
     #[track_caller]
-    fn wait_anyway(&self, is: f64) {
+    fn wait_panic(&self, is: f64) {
         self.tembuku
-            .wait_metric("upstream_serves_anyway", &[], |now| now == is);
+            .wait_metric("upstream_panic", &[], |now| now == is);
     }
 
     /// Who answers; every request has to be answered.
@@ -148,12 +147,12 @@ fn checks_that_take_out_too_many_are_not_believed() {
     assert_eq!(setup.answers(), ["n1", "n2", "n3"]);
     setup.sicken(1);
     setup.wait_state(1, "down");
-    setup.wait_anyway(0.0);
+    setup.wait_panic(0.0);
     assert_eq!(setup.answers(), ["n2", "n3"], "a half is not below a half");
     // The third one would leave all the load to the last.
     setup.sicken(2);
     setup.wait_state(2, "down");
-    setup.wait_anyway(1.0);
+    setup.wait_panic(1.0);
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
     let said = "its check says: unexpected: ";
     let why = setup.why(2);
@@ -187,7 +186,7 @@ fn checks_that_take_out_too_many_are_not_believed() {
     );
     setup.heal(3);
     setup.wait_state(3, "up");
-    setup.wait_anyway(0.0);
+    setup.wait_panic(0.0);
     assert_eq!(setup.answers(), ["n2", "n3"]);
     assert_eq!(net::read_all(&mut late).1, net::End::Reset);
     setup
