@@ -14,7 +14,7 @@ use tembuku::internals::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
     plan::{
-        Backend, Balance, FlowsMove, HashKey, OnLeave, Place, ProxyOn, SendProxy, Target, TimeOf,
+        Addr, Backend, Balance, FlowsMove, HashKey, OnLeave, ProxyOn, SendProxy, Target, TimeOf,
         Upstream,
     },
     pool::{Clock, Pool},
@@ -102,10 +102,10 @@ fn pool(c: &mut Criterion) {
     let mut group = c.benchmark_group("pool");
     for count in [3, 50, 1000] {
         for (name, balance) in policies() {
-            let place = || Place::Tcp(([127, 0, 0, 1], 6379).into());
+            let place = || Addr::Tcp(([127, 0, 0, 1], 6379).into());
             let backends = texts(count).into_iter().map(|text| Backend {
                 text,
-                target: Target::Place(place()),
+                target: Target::Addr(place()),
                 weight: 1,
                 max_fails: 1,
                 fail_timeout: Duration::from_secs(10),

@@ -27,7 +27,7 @@ use crate::{
         draining::Leaving,
         limits::{Budget, Given},
     },
-    plan::{self, Place, Plan, reason::CloseReason},
+    plan::{self, Addr, Plan, reason::CloseReason},
     proxy::udp,
     runtime::net::SocketFile,
     session::{
@@ -66,7 +66,7 @@ pub struct State {
     pub services: Vec<Arc<Service>>,
     pub pools: Vec<Arc<Pool>>,
     /// The address each listener really has; port 0 has become a number.
-    pub bound: Vec<(String, Place)>,
+    pub bound: Vec<(String, Addr)>,
     pub started: SystemTime,
     /// In the order of the pools.
     controlled: Vec<Controlled>,

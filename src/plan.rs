@@ -160,12 +160,12 @@ pub struct Keepalive {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     pub text: String,
-    pub places: Vec<Place>,
+    pub addrs: Vec<Addr>,
 }
 
 /// Where a socket can be bound or connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum Addr {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
@@ -251,7 +251,7 @@ pub enum CheckAt {
     /// The same host, another port.
     Port(u16),
     /// One place for all backends.
-    Place(Place),
+    Addr(Addr),
 }
 
 /// Whether a check is encrypted.
@@ -673,7 +673,7 @@ pub struct Backend {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    Place(Place),
+    Addr(Addr),
     /// A host name, resolved at the start and again later; it may stand for several addresses.
     Name {
         host: String,

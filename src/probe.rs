@@ -20,7 +20,7 @@ pub use tls::Encryption;
 
 use crate::{
     config::text::shorten::shorten,
-    plan::{Check, CheckAt, CheckKind, Place, SendProxy, Tls, reason::CheckResult},
+    plan::{Addr, Check, CheckAt, CheckKind, SendProxy, Tls, reason::CheckResult},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     upstream::health::Finding,
 };
@@ -158,7 +158,7 @@ pub struct Means {
 
 /// Asks one address of a backend, as often as it is told to.
 pub struct Probe {
-    place: Place,
+    addr: Addr,
     kind: Kind,
     /// Comes before anything else.
     header: Vec<u8>,
@@ -171,20 +171,20 @@ pub struct Probe {
 
 impl Probe {
     /// `backend` is an address of the backend that the configuration calls `text`; the check may
-    /// name another place.
+    /// name another address.
     pub fn new(
-        backend: &Place,
+        backend: &Addr,
         text: &str,
         check: &Check,
         send_proxy: SendProxy,
         means: Means,
     ) -> Self {
-        let place = match (&check.at, backend) {
-            (CheckAt::Place(place), _) => place.clone(),
-            (CheckAt::Port(port), Place::Tcp(address)) => {
-                Place::Tcp(SocketAddr::new(address.ip(), *port))
+        let addr = match (&check.at, backend) {
+            (CheckAt::Addr(addr), _) => addr.clone(),
+            (CheckAt::Port(port), Addr::Tcp(address)) => {
+                Addr::Tcp(SocketAddr::new(address.ip(), *port))
             }
-            (CheckAt::Port(_) | CheckAt::Backend, place) => place.clone(),
+            (CheckAt::Port(_) | CheckAt::Backend, addr) => addr.clone(),
         };
         // A check is nobody's session, and the header says so; as in HAProxy.
         let header = match send_proxy {
@@ -199,7 +199,7 @@ impl Probe {
             CheckKind::Http { path, host, status } => {
                 let host = host
                     .clone()
-                    .unwrap_or_else(|| http::host_of(&place, encryption.is_some()));
+                    .unwrap_or_else(|| http::host_of(&addr, encryption.is_some()));
                 Kind::Http(http::Talk::new(path, &host, status))
             }
             CheckKind::Redis {
@@ -236,7 +236,7 @@ impl Probe {
                 startup: startup.clone(),
                 limit: *limit,
                 encrypted: check.tls != Tls::Off,
-                local: matches!(place, Place::Unix(_)),
+                local: matches!(addr, Addr::Unix(_)),
             }),
             CheckKind::Mysql {
                 role,
@@ -252,7 +252,7 @@ impl Probe {
                 secret,
                 encrypted: encryption.is_some(),
                 verified: matches!(check.tls, Tls::Verify { .. }),
-                local: matches!(place, Place::Unix(_)),
+                local: matches!(addr, Addr::Unix(_)),
             }),
             CheckKind::Dns {
                 query,
@@ -260,13 +260,13 @@ impl Probe {
                 rcode,
             } => Kind::Dns(dns::Talk::new(query, *query_type, rcode)),
         };
-        let host = match (&check.at, &place) {
-            (CheckAt::Place(_), Place::Tcp(address)) => address.ip().to_string(),
-            (_, Place::Tcp(_)) => host_in(text).to_owned(),
-            (_, Place::Unix(_)) => "localhost".to_owned(),
+        let host = match (&check.at, &addr) {
+            (CheckAt::Addr(_), Addr::Tcp(address)) => address.ip().to_string(),
+            (_, Addr::Tcp(_)) => host_in(text).to_owned(),
+            (_, Addr::Unix(_)) => "localhost".to_owned(),
         };
         Self {
-            place,
+            addr,
             kind,
             header,
             encryption,
@@ -277,8 +277,8 @@ impl Probe {
     }
 
     /// Where it asks.
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn addr(&self) -> &Addr {
+        &self.addr
     }
 
     /// One check, under one deadline from the connect to the answer. Whoever has answered is still
@@ -287,7 +287,7 @@ impl Probe {
         if let Kind::Dns(talk) = &self.kind {
             // Its upper bits, which are as good as any.
             let id = (chance >> 48) as u16;
-            let report = datagram::ask(talk, &self.place, id, self.timeout).await;
+            let report = datagram::ask(talk, &self.addr, id, self.timeout).await;
             return (report, None);
         }
         let began = Instant::now();
@@ -343,7 +343,7 @@ impl Probe {
         // as are a header and what follows it, and the other side says nothing in between: the
         // second would wait for the first to be acknowledged, which takes 40 ms.
         let nodelay = self.encryption.is_some() || !self.header.is_empty();
-        let mut line = connect(&self.place, nodelay).await?;
+        let mut line = connect(&self.addr, nodelay).await?;
         if !self.header.is_empty() {
             course.stage = "sending";
             line.write_all(&self.header).await?;

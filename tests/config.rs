@@ -241,7 +241,7 @@ fn defaults_are_what_the_outside_promises() {
             protocol: Protocol::Tcp,
             bind: vec![Bind {
                 text: "0.0.0.0:8080".into(),
-                places: vec![Place::Tcp("0.0.0.0:8080".parse().expect("address"))],
+                addrs: vec![Addr::Tcp("0.0.0.0:8080".parse().expect("address"))],
             }],
             upstream: "web".into(),
             connect_timeout: seconds(5),
@@ -267,7 +267,7 @@ fn defaults_are_what_the_outside_promises() {
     );
     let backend = |text: &str| Backend {
         text: text.into(),
-        target: Target::Place(Place::Tcp(text.parse().expect("address"))),
+        target: Target::Addr(Addr::Tcp(text.parse().expect("address"))),
         weight: 1,
         max_fails: 1,
         fail_timeout: seconds(10),

@@ -23,7 +23,7 @@ use crate::{
         text::report::Fault,
         value::address,
     },
-    plan::{Check, CheckAt, CheckKind, OnLeave, Place, Target, Upstream},
+    plan::{Addr, Check, CheckAt, CheckKind, OnLeave, Target, Upstream},
 };
 
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -133,7 +133,7 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
     let Some(check) = &upstream.check else {
         return;
     };
-    if let (Some(role), CheckAt::Place(_)) = (check.kind.role(), &check.at)
+    if let (Some(role), CheckAt::Addr(_)) = (check.kind.role(), &check.at)
         && upstream.backends.len() > 1
         && let Some(value) = section.get("check")
     {
@@ -147,7 +147,7 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
             .hint("leave `address` out; for another port of each backend's own host use `port`"),
         );
     }
-    let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+    let unix = |target: &Target| matches!(target, Target::Addr(Addr::Unix(_)));
     if matches!(check.at, CheckAt::Port(_))
         && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))
         && let Some(value) = section.get("check")
@@ -195,7 +195,7 @@ fn read_at(section: &Section<'_>) -> CheckAt {
             Fault::new("`address` and `port` both say where the check goes")
                 .hint("`port` is for the same host with another port; `address` for one place for all backends: keep one")
         }
-        Ok(Target::Place(place)) => return CheckAt::Place(place),
+        Ok(Target::Addr(addr)) => return CheckAt::Addr(addr),
         Ok(Target::Name { .. }) => Fault::new(format!("`address` = {text:?} is a name; checks take an address"))
             .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
         Err(fault) => fault,

@@ -9,7 +9,7 @@ use crate::{
         value::{access, duration, hash_key},
     },
     plan::{
-        AccessLog, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Place, Plan, Protocol,
+        AccessLog, Addr, Backend, Balance, Listener, LogFormat, LogLevel, OnLeave, Plan, Protocol,
         ProxyOn, SendProxy, StartWait, TimeOf, Udp, UnixFile, Upstream, WhenFull,
     },
 };
@@ -122,8 +122,8 @@ fn write_tcp(listener: &Listener, out: &mut String) -> fmt::Result {
     writeln!(out, "half_close_timeout = {}", time(half_close))?;
     writeln!(out, "half_close = {}", listener.half_close)?;
     writeln!(out, "backlog = {}", listener.backlog)?;
-    let mut places = listener.bind.iter().flat_map(|bind| &bind.places);
-    if places.any(|place| matches!(place, Place::Unix(_))) {
+    let mut addrs = listener.bind.iter().flat_map(|bind| &bind.addrs);
+    if addrs.any(|addr| matches!(addr, Addr::Unix(_))) {
         let UnixFile { mode, owner, group } = &listener.unix;
         let name = |name: &Option<String>| quoted(name.as_deref().unwrap_or_default());
         writeln!(out, "unix_mode = \"{mode:04o}\"")?;

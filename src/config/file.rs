@@ -25,7 +25,7 @@ use crate::{
         value::{address, host},
     },
     plan::{
-        AccessLog, Admin, Listener, Log, LogFormat, LogLevel, Place, Plan, Process, Protocol,
+        AccessLog, Addr, Admin, Listener, Log, LogFormat, LogLevel, Plan, Process, Protocol,
         StartWait, Target, Upstream,
     },
 };
@@ -129,7 +129,7 @@ fn read_start_wait(section: &Section<'_>) -> StartWait {
 }
 
 /// Absent is off. Also given: what it binds, and where that is written.
-fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
+fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Addr, Span)>)> {
     let section = Section::open(&keys::ADMIN, root.get("admin")?, root.report)?;
     let default = Text {
         text: "127.0.0.1:9900",
@@ -138,9 +138,9 @@ fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
     let (listen, socket) = (section.text("listen"), section.text("socket"));
     // Whoever names a socket alone wants no port.
     let listen = listen.or_else(|| socket.is_none().then_some(default));
-    let mut places = Vec::new();
-    let mut good = |place: Result<Place, Fault>, span: Span| match place {
-        Ok(place) => places.push((place, span)),
+    let mut addrs = Vec::new();
+    let mut good = |addr: Result<Addr, Fault>, span: Span| match addr {
+        Ok(addr) => addrs.push((addr, span)),
         Err(fault) => root.report.add(&span, fault),
     };
     let mut admin = Admin {
@@ -151,14 +151,14 @@ fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Place, Span)>)> {
     if let Some(Text { text, span }) = listen {
         let address = address::admin(text);
         admin.listen = address.as_ref().ok().copied();
-        good(address.map(Place::Tcp), span);
+        good(address.map(Addr::Tcp), span);
     }
     if let Some(Text { text, span }) = socket {
         let path = address::admin_socket(text);
         admin.socket = path.as_ref().ok().cloned();
-        good(path.map(Place::Unix), span);
+        good(path.map(Addr::Unix), span);
     }
-    Some((admin, places))
+    Some((admin, addrs))
 }
 
 /// Names in lower case, each once.
@@ -309,19 +309,19 @@ fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report
         return;
     }
     let listeners: Vec<Listener> = reads.iter().map(|read| read.listener.clone()).collect();
-    let places = |upstream: &Upstream, backend: usize| match &upstream.backends[backend].target {
-        Target::Place(place) => vec![place.clone()],
+    let addrs = |upstream: &Upstream, backend: usize| match &upstream.backends[backend].target {
+        Target::Addr(addr) => vec![addr.clone()],
         Target::Name { host, port } if host == "localhost" => {
             let both = [
                 IpAddr::from(Ipv4Addr::LOCALHOST),
                 Ipv6Addr::LOCALHOST.into(),
             ];
-            both.map(|ip| Place::Tcp(SocketAddr::new(ip, *port)))
+            both.map(|ip| Addr::Tcp(SocketAddr::new(ip, *port)))
                 .to_vec()
         }
         Target::Name { .. } => Vec::new(),
     };
-    for found in find_loops(&listeners, upstreams, places, |ip| ip.is_loopback()) {
+    for found in find_loops(&listeners, upstreams, addrs, |ip| ip.is_loopback()) {
         let read = &reads[found.listener];
         report.add(
             &read.bind_spans[found.bind],

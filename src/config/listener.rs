@@ -16,12 +16,12 @@ use crate::{
         value::{access, address, unix_file},
     },
     plan::{
-        AcceptProxy, AccessRule, Bind, Keepalive, Listener, Place, Protocol, SocketOptions, Who,
+        AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, Protocol, SocketOptions, Who,
     },
 };
 use toml::de::DeTable;
 
-/// A listener, and the places in the file that rules over several sections speak of.
+/// A listener, and where in the file the values stand that rules over several sections check.
 pub(super) struct Read {
     pub(super) listener: Listener,
     /// Whether its protocol is what was meant.
@@ -115,25 +115,25 @@ pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
 
 /// Every address may be bound once only for each protocol, by whichever listener, or by the admin
 /// server, which speaks TCP.
-pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, report: &Report) {
+pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, report: &Report) {
     // In the order of the file, so the later one is told about the earlier one.
-    let mut taken: HashMap<(&str, Place), String> = HashMap::new();
+    let mut taken: HashMap<(&str, Addr), String> = HashMap::new();
     for read in listeners.iter().filter(|read| read.sure) {
         let protocol = udp::word(read.listener.protocol);
         let name = &read.listener.name;
         for (bind, span) in read.listener.bind.iter().zip(&read.bind_spans) {
             let mut told = false;
-            for place in bind.places.iter().filter(|place| !is_port_zero(place)) {
+            for addr in bind.addrs.iter().filter(|addr| !is_port_zero(addr)) {
                 let owner = format!("listener `{name}` ({:?})", bind.text);
-                let Some(other) = taken.insert((protocol, place.clone()), owner) else {
+                let Some(other) = taken.insert((protocol, addr.clone()), owner) else {
                     continue;
                 };
                 if !told {
-                    let place = show(place);
+                    let addr = show(addr);
                     report.add(
                         span,
                         Fault::new(format!(
-                            "`{name}` binds {place}, which is bound by {other} already"
+                            "`{name}` binds {addr}, which is bound by {other} already"
                         ))
                         .hint("give one of the two another port or address"),
                     );
@@ -143,13 +143,13 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
             }
         }
     }
-    for (place, span) in admin {
-        let (shown, another, free) = match &place {
-            Place::Tcp(_) => (show(&place), "port or address", is_port_zero(&place)),
-            Place::Unix(_) => (show(&place), "path", false),
+    for (addr, span) in admin {
+        let (shown, another, free) = match &addr {
+            Addr::Tcp(_) => (show(&addr), "port or address", is_port_zero(&addr)),
+            Addr::Unix(_) => (show(&addr), "path", false),
         };
         let mut others = taken.iter().filter(|((protocol, taken), _)| {
-            *protocol == udp::word(Protocol::Tcp) && overlaps(taken, &place)
+            *protocol == udp::word(Protocol::Tcp) && overlaps(taken, &addr)
         });
         let (Some((_, other)), false) = (others.next(), free) else {
             continue;
@@ -164,31 +164,31 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Place, Span)>, re
     }
 }
 
-/// Whether the admin server cannot listen on `admin` beside a listener on `place`: it does not
+/// Whether the admin server cannot listen on `admin` beside a listener on `addr`: it does not
 /// share its address.
-fn overlaps(place: &Place, admin: &Place) -> bool {
-    let (Place::Tcp(place), Place::Tcp(admin)) = (place, admin) else {
-        return place == admin;
+fn overlaps(addr: &Addr, admin: &Addr) -> bool {
+    let (Addr::Tcp(addr), Addr::Tcp(admin)) = (addr, admin) else {
+        return addr == admin;
     };
-    if place.port() != admin.port() {
+    if addr.port() != admin.port() {
         return false;
     }
     let is_any = |address: &SocketAddr| address.ip().is_unspecified();
-    let same_family = place.is_ipv4() == admin.is_ipv4();
+    let same_family = addr.is_ipv4() == admin.is_ipv4();
     // [::] is for both families there.
-    place == admin
-        || (same_family && (is_any(place) || is_any(admin)))
+    addr == admin
+        || (same_family && (is_any(addr) || is_any(admin)))
         || (admin.is_ipv6() && is_any(admin))
 }
 
-fn is_port_zero(place: &Place) -> bool {
-    matches!(place, Place::Tcp(address) if address.port() == 0)
+fn is_port_zero(addr: &Addr) -> bool {
+    matches!(addr, Addr::Tcp(address) if address.port() == 0)
 }
 
-fn show(place: &Place) -> String {
-    match place {
-        Place::Tcp(address) => address.to_string(),
-        Place::Unix(path) => format!("unix:{}", path.display()),
+fn show(addr: &Addr) -> String {
+    match addr {
+        Addr::Tcp(address) => address.to_string(),
+        Addr::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 
@@ -196,17 +196,17 @@ fn read_bind(section: &Section<'_>) -> (Vec<Bind>, Vec<Span>) {
     let (mut binds, mut spans) = (Vec::new(), Vec::new());
     for Text { text, span } in section.texts("bind").unwrap_or_default() {
         match address::bind(text) {
-            Ok(places) => {
+            Ok(addrs) => {
                 binds.push(Bind {
                     text: text.to_owned(),
-                    places,
+                    addrs,
                 });
                 spans.push(span);
             }
             Err(fault) => section.report.add(&span, fault),
         }
     }
-    let ports: usize = binds.iter().map(|bind: &Bind| bind.places.len()).sum();
+    let ports: usize = binds.iter().map(|bind: &Bind| bind.addrs.len()).sum();
     if let (true, Some(value)) = (ports > address::MOST_PORTS, section.get("bind")) {
         let most = address::MOST_PORTS;
         section.report.add(

@@ -1,7 +1,7 @@
 //! Listeners that are their own backend, directly or through others: a session through one begins
 //! the next, without end.
 
-use crate::plan::{Backend, Listener, Place, Protocol, Upstream};
+use crate::plan::{Addr, Backend, Listener, Protocol, Upstream};
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     net::{IpAddr, SocketAddr},
@@ -32,15 +32,15 @@ struct Edge<'a> {
     bind: usize,
 }
 
-/// Each listener is in one of them at most. `places`: what a backend stands for; `is_local`:
+/// Each listener is in one of them at most. `addrs`: what a backend stands for; `is_local`:
 /// whether an address is one of this machine.
 pub fn find_loops(
     listeners: &[Listener],
     upstreams: &[Upstream],
-    places: impl Fn(&Upstream, usize) -> Vec<Place>,
+    addrs: impl Fn(&Upstream, usize) -> Vec<Addr>,
     is_local: impl Fn(IpAddr) -> bool,
 ) -> Vec<Loop> {
-    let edges = edges(listeners, upstreams, places, is_local);
+    let edges = edges(listeners, upstreams, addrs, is_local);
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for start in 0..listeners.len() {
@@ -70,15 +70,15 @@ pub fn find_loops(
 fn edges<'a>(
     listeners: &'a [Listener],
     upstreams: &'a [Upstream],
-    places: impl Fn(&Upstream, usize) -> Vec<Place>,
+    addrs: impl Fn(&Upstream, usize) -> Vec<Addr>,
     is_local: impl Fn(IpAddr) -> bool,
 ) -> Vec<Vec<Edge<'a>>> {
-    let mut bound: HashMap<Key<'_>, Vec<(usize, usize, &Place)>> = HashMap::new();
+    let mut bound: HashMap<Key<'_>, Vec<(usize, usize, &Addr)>> = HashMap::new();
     for (n, listener) in listeners.iter().enumerate() {
         for (b, bind) in listener.bind.iter().enumerate() {
-            for place in &bind.places {
-                let key = key(place, is_udp(listener));
-                bound.entry(key).or_default().push((n, b, place));
+            for addr in &bind.addrs {
+                let key = key(addr, is_udp(listener));
+                bound.entry(key).or_default().push((n, b, addr));
             }
         }
     }
@@ -89,10 +89,10 @@ fn edges<'a>(
             if !takes_sessions(backend) {
                 continue;
             }
-            for place in upstream.map(|u| places(u, n)).unwrap_or_default() {
-                let candidates = bound.get(&key(&place, is_udp(listener)));
+            for addr in upstream.map(|u| addrs(u, n)).unwrap_or_default() {
+                let candidates = bound.get(&key(&addr, is_udp(listener)));
                 for (to, bind, own) in candidates.into_iter().flatten() {
-                    if leads_to(&place, own, &is_local) {
+                    if leads_to(&addr, own, &is_local) {
                         let backend = backend.text.as_str();
                         edges.push(Edge {
                             backend,
@@ -141,20 +141,20 @@ fn takes_sessions(backend: &Backend) -> bool {
     !backend.down && backend.weight > 0
 }
 
-fn key(place: &Place, is_udp: bool) -> Key<'_> {
-    match place {
-        Place::Tcp(address) => Key::Port {
+fn key(addr: &Addr, is_udp: bool) -> Key<'_> {
+    match addr {
+        Addr::Tcp(address) => Key::Port {
             is_udp,
             port: address.port(),
         },
-        Place::Unix(path) => Key::Path(path),
+        Addr::Unix(path) => Key::Path(path),
     }
 }
 
-/// Whether a connect to `place` arrives at what is bound as `own`, where port or path are the same.
-fn leads_to(place: &Place, own: &Place, is_local: impl Fn(IpAddr) -> bool) -> bool {
-    let (Place::Tcp(to), Place::Tcp(own)) = (place, own) else {
-        return place == own;
+/// Whether a connect to `addr` arrives at what is bound as `own`, where port or path are the same.
+fn leads_to(addr: &Addr, own: &Addr, is_local: impl Fn(IpAddr) -> bool) -> bool {
+    let (Addr::Tcp(to), Addr::Tcp(own)) = (addr, own) else {
+        return addr == own;
     };
     // Port 0 becomes another one.
     if own.port() == 0 {
@@ -192,17 +192,17 @@ mod tests {
             text += &format!("[upstreams.{name}]\nbackends = [{backends}]\n");
         }
         let plan = parse(&text, "t").expect("valid");
-        let place = |upstream: &Upstream, n: usize| match &upstream.backends[n].target {
-            Target::Place(Place::Tcp(address)) => {
+        let addr = |upstream: &Upstream, n: usize| match &upstream.backends[n].target {
+            Target::Addr(Addr::Tcp(address)) => {
                 let mut address = *address;
                 address.set_port(address.port() % 1000);
-                vec![Place::Tcp(address)]
+                vec![Addr::Tcp(address)]
             }
-            Target::Place(place) => vec![place.clone()],
+            Target::Addr(addr) => vec![addr.clone()],
             Target::Name { .. } => Vec::new(),
         };
         let local: IpAddr = "192.0.2.1".parse().expect("an address");
-        let found = find_loops(&plan.listeners, &plan.upstreams, place, |ip| ip == local);
+        let found = find_loops(&plan.listeners, &plan.upstreams, addr, |ip| ip == local);
         found.into_iter().map(|found| found.way).collect()
     }
 

@@ -12,7 +12,7 @@ use crate::{
         text::report::{Fault, Span},
     },
     plan::{
-        Backend, Listener, Place, Protocol, ProxyOn, SendProxy, Target, Udp, Upstream, WhenFull,
+        Addr, Backend, Listener, Protocol, ProxyOn, SendProxy, Target, Udp, Upstream, WhenFull,
     },
 };
 
@@ -163,7 +163,7 @@ fn udp_fits(listener: &mut Listener, section: &Section<'_>) {
 /// Connections are made to one machine.
 fn check_tcp_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
     for (bind, span) in listener.bind.iter().zip(binds) {
-        if bind.places.iter().any(is_to_many) {
+        if bind.addrs.iter().any(is_to_many) {
             let fault = Fault::new(format!(
                 "the listener `{}` cannot bind {:?}: connections do not come to an address of many machines",
                 listener.name, bind.text
@@ -174,23 +174,19 @@ fn check_tcp_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
     }
 }
 
-fn is_to_many(place: &Place) -> bool {
-    match place {
-        Place::Tcp(address) => match address.ip().to_canonical() {
+fn is_to_many(addr: &Addr) -> bool {
+    match addr {
+        Addr::Tcp(address) => match address.ip().to_canonical() {
             IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
             IpAddr::V6(ip) => ip.is_multicast(),
         },
-        Place::Unix(_) => false,
+        Addr::Unix(_) => false,
     }
 }
 
 fn check_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
     for (bind, span) in listener.bind.iter().zip(binds) {
-        if bind
-            .places
-            .iter()
-            .any(|place| matches!(place, Place::Unix(_)))
-        {
+        if bind.addrs.iter().any(|addr| matches!(addr, Addr::Unix(_))) {
             let fault = Fault::new(format!(
                 "the UDP listener `{}` cannot bind {:?}: a unix socket is for protocol = \"tcp\"",
                 listener.name, bind.text
@@ -201,15 +197,15 @@ fn check_binds(listener: &Listener, binds: &[Span], section: &Section<'_>) {
     }
 }
 
-/// Looked at one by one, for each has a place of its own in the file.
+/// Checked one by one: each stands elsewhere in the file.
 pub(super) fn check_backend(
     backend: &Backend,
     address: &Text<'_>,
     section: &Section<'_>,
     users: &Users,
 ) {
-    if let Target::Place(place) = &backend.target
-        && is_to_many(place)
+    if let Target::Addr(addr) = &backend.target
+        && is_to_many(addr)
         && (users.tcp || users.udp.is_none())
         && !users.unsure
     {
@@ -221,7 +217,7 @@ pub(super) fn check_backend(
         section.report.add(&address.span, fault);
     }
     // One that could not be read has an empty path.
-    if let (Some(listener), Target::Place(Place::Unix(path))) = (&users.udp, &backend.target)
+    if let (Some(listener), Target::Addr(Addr::Unix(path))) = (&users.udp, &backend.target)
         && !path.as_os_str().is_empty()
     {
         let fault = Fault::new(format!(

@@ -16,7 +16,7 @@ use crate::{
         text::{report::Fault, suggestions::found},
         value::{address, hash_key},
     },
-    plan::{Backend, Balance, Bound, HashKey, Place, SendProxy, Target, TimeOf, Upstream},
+    plan::{Addr, Backend, Balance, Bound, HashKey, SendProxy, Target, TimeOf, Upstream},
 };
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
@@ -297,7 +297,7 @@ fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
 fn nameless(text: &str) -> Backend {
     Backend {
         text: text.to_owned(),
-        target: Target::Place(Place::Unix(Default::default())),
+        target: Target::Addr(Addr::Unix(Default::default())),
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),

@@ -1,7 +1,7 @@
 //! Binding every socket of a plan, or none.
 
 use crate::{
-    plan::{self, Listener, Place},
+    plan::{self, Addr, Listener},
     proxy::{tcp::Socket, udp::Port},
     runtime::net::{FileRights, SocketFile, listen_unix, set_options},
     sys::{blocking, datagram},
@@ -13,7 +13,7 @@ use std::{io, net::SocketAddr, path::Path};
 pub(super) struct Listening {
     /// The index of the listener in the plan.
     pub(super) listener: usize,
-    pub(super) place: Place,
+    pub(super) place: Addr,
     pub(super) sockets: Sockets,
     pub(super) file: Option<SocketFile>,
 }
@@ -39,10 +39,10 @@ pub(super) async fn all(
     let bound = blocking::call(blocking::LIMIT, move || bind_all(&owned, &rights, workers)).await;
     bound.unwrap_or_else(|e| {
         let paths = listeners.iter().flat_map(|listener| {
-            let places = listener.bind.iter().flat_map(|bind| &bind.places);
+            let places = listener.bind.iter().flat_map(|bind| &bind.addrs);
             places.filter_map(move |place| match place {
-                Place::Unix(_) => Some(format!("listener {}: {place}", listener.name)),
-                Place::Tcp(_) => None,
+                Addr::Unix(_) => Some(format!("listener {}: {place}", listener.name)),
+                Addr::Tcp(_) => None,
             })
         });
         let mut paths: Vec<String> = paths.collect();
@@ -58,7 +58,7 @@ fn bind_all(
 ) -> Result<Vec<Listening>, Vec<String>> {
     let places = || {
         listeners.iter().enumerate().flat_map(|(index, listener)| {
-            let places = listener.bind.iter().flat_map(|b| &b.places);
+            let places = listener.bind.iter().flat_map(|b| &b.addrs);
             places.map(move |place| (index, listener, place))
         })
     };
@@ -67,10 +67,10 @@ fn bind_all(
     // the first bind, or our own wildcard addresses would be in the way of our specific ones.
     let mut problems: Vec<String> = places()
         .filter_map(|(_, listener, place)| match place {
-            Place::Tcp(address) => {
+            Addr::Tcp(address) => {
                 Some(describe(listener, place, &probe(listener, *address).err()?))
             }
-            Place::Unix(_) => None,
+            Addr::Unix(_) => None,
         })
         .collect();
     let mut bound = Vec::new();
@@ -95,10 +95,10 @@ fn bind_all(
     }
 }
 
-fn describe(listener: &Listener, place: &Place, e: &io::Error) -> String {
+fn describe(listener: &Listener, place: &Addr, e: &io::Error) -> String {
     let hint = match e.kind() {
         io::ErrorKind::AddrInUse => "; another process is listening there",
-        io::ErrorKind::PermissionDenied if matches!(place, Place::Tcp(a) if a.port() < 1024) => {
+        io::ErrorKind::PermissionDenied if matches!(place, Addr::Tcp(a) if a.port() < 1024) => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE"
         }
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
@@ -119,20 +119,20 @@ fn probe(listener: &Listener, address: SocketAddr) -> io::Result<()> {
 }
 
 /// Where, a socket for each worker, and the file if it has one.
-type Bound = (Place, Sockets, Option<SocketFile>);
+type Bound = (Addr, Sockets, Option<SocketFile>);
 
 fn bind(
     listener: &Listener,
     rights: &FileRights,
-    place: &Place,
+    place: &Addr,
     workers: usize,
 ) -> io::Result<Bound> {
     match place {
-        Place::Tcp(address) => match listener.protocol {
+        Addr::Tcp(address) => match listener.protocol {
             plan::Protocol::Tcp => bind_tcp(listener, *address, workers),
             plan::Protocol::Udp(_) => bind_udp(*address, workers),
         },
-        Place::Unix(path) => bind_unix(listener, rights, path, workers),
+        Addr::Unix(path) => bind_unix(listener, rights, path, workers),
     }
 }
 
@@ -150,7 +150,7 @@ fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io:
         address = socket.local_addr()?;
         sockets.push(Socket::Tcp(socket));
     }
-    Ok((Place::Tcp(address), Sockets::Streams(sockets), None))
+    Ok((Addr::Tcp(address), Sockets::Streams(sockets), None))
 }
 
 fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
@@ -171,7 +171,7 @@ fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
         address = socket.local_addr()?;
         sockets.push(Port { socket, address });
     }
-    Ok((Place::Tcp(address), Sockets::Datagrams(sockets), None))
+    Ok((Addr::Tcp(address), Sockets::Datagrams(sockets), None))
 }
 
 /// Without SO_REUSEADDR, which for datagrams lets another process take them all.
@@ -213,5 +213,5 @@ fn bind_unix(
     }
     sockets.push(Socket::Unix(first));
     let sockets = Sockets::Streams(sockets);
-    Ok((Place::Unix(path.to_owned()), sockets, Some(file)))
+    Ok((Addr::Unix(path.to_owned()), sockets, Some(file)))
 }

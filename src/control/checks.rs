@@ -270,7 +270,7 @@ impl One {
             metrics.results[report.result as usize].add(1);
             metrics.duration.record(report.took);
         }
-        tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(), at = %probe.place(),
+        tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(), at = %probe.addr(),
             result = report.result.word(), took = ?report.took, transcript = report.transcript, "checked");
         if report.result == CheckResult::Local {
             self.backend.log_no_check(&report.transcript, now);

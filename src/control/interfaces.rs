@@ -2,7 +2,7 @@
 
 use crate::{
     config::find_loops,
-    plan::{CheckAt, Place, Plan, Target},
+    plan::{Addr, CheckAt, Plan, Target},
     runtime::net::has_interface,
 };
 use nix::ifaddrs::getifaddrs;
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 /// Every address whose interface is not here.
 pub(super) fn missing(plan: &Plan) -> Vec<String> {
     let mut problems = Vec::new();
-    let mut look = |whose: &dyn Fn() -> String, place: &Place| {
+    let mut look = |whose: &dyn Fn() -> String, place: &Addr| {
         if !is_here(place) {
             problems.push(format!(
                 "{}: this machine has no such network interface; `ip link` lists those that there are",
@@ -22,7 +22,7 @@ pub(super) fn missing(plan: &Plan) -> Vec<String> {
     for listener in &plan.listeners {
         for bind in &listener.bind {
             // All places of an entry have the same.
-            if let Some(place) = bind.places.first() {
+            if let Some(place) = bind.addrs.first() {
                 let whose =
                     || format!("listener {}: cannot listen on {}", listener.name, bind.text);
                 look(&whose, place);
@@ -31,14 +31,14 @@ pub(super) fn missing(plan: &Plan) -> Vec<String> {
     }
     for upstream in &plan.upstreams {
         for backend in &upstream.backends {
-            if let Target::Place(place) = &backend.target {
+            if let Target::Addr(place) = &backend.target {
                 look(
                     &|| format!("upstream {}: backend {}", upstream.name, backend.text),
                     place,
                 );
             }
         }
-        if let Some(CheckAt::Place(place)) = upstream.check.as_ref().map(|check| &check.at) {
+        if let Some(CheckAt::Addr(place)) = upstream.check.as_ref().map(|check| &check.at) {
             look(
                 &|| format!("upstream {}: `address` of its check", upstream.name),
                 place,
@@ -48,16 +48,16 @@ pub(super) fn missing(plan: &Plan) -> Vec<String> {
     problems
 }
 
-fn is_here(place: &Place) -> bool {
+fn is_here(place: &Addr) -> bool {
     match place {
-        Place::Tcp(address) => has_interface(*address),
-        Place::Unix(_) => true,
+        Addr::Tcp(address) => has_interface(*address),
+        Addr::Unix(_) => true,
     }
 }
 
 /// Every listener that is its own backend. `resolved`: for each upstream and backend what its
 /// address stands for.
-pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Place>>]) -> Vec<String> {
+pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Addr>>]) -> Vec<String> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {

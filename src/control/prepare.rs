@@ -4,7 +4,7 @@
 
 use super::{StartErrors, checks, interfaces, resolve, rights};
 use crate::{
-    plan::{self, Place, Plan, Tls},
+    plan::{self, Addr, Plan, Tls},
     probe::Means,
     proxy::udp,
     runtime::net::FileRights,
@@ -26,7 +26,7 @@ pub struct Prepared {
     /// In the order of the upstreams.
     pub(super) means: Vec<Means>,
     /// In the order of the upstreams and of their backends.
-    pub(super) addresses: Vec<Vec<Vec<Place>>>,
+    pub(super) addresses: Vec<Vec<Vec<Addr>>>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) resolver: resolve::Resolver,
     /// Of the unix sockets of each listener.

@@ -9,7 +9,7 @@ use crate::{
         journal::{Event, Journal},
         outage::follow,
     },
-    plan::{Backend, Place, Target, Upstream},
+    plan::{Addr, Backend, Target, Upstream},
     upstream::pool::{Moved, Pool},
 };
 use failures::Failures;
@@ -29,7 +29,7 @@ const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
 pub(super) async fn all(
     upstreams: &[Upstream],
     resolver: &Resolver,
-) -> Result<Vec<Vec<Vec<Place>>>, Vec<String>> {
+) -> Result<Vec<Vec<Vec<Addr>>>, Vec<String>> {
     // All at once: with a resolver that does not answer they would otherwise wait one after the
     // other.
     let asked: Vec<Vec<_>> = upstreams
@@ -86,7 +86,7 @@ pub(super) async fn all(
 struct Names {
     pool: Arc<Pool>,
     /// The addresses of each backend, as the pool has them.
-    known: Mutex<Vec<Vec<Place>>>,
+    known: Mutex<Vec<Vec<Addr>>>,
     resolver: Resolver,
     journal: Arc<Journal>,
     changed: Arc<Notify>,
@@ -170,13 +170,13 @@ async fn keep_one_fresh(
 }
 
 impl Names {
-    fn places(&self, of: usize) -> Vec<Place> {
+    fn places(&self, of: usize) -> Vec<Addr> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(of).cloned().unwrap_or_default()
     }
 
     /// Whether `new` differs from what the pool had, and the pool uses it now.
-    fn set(&self, of: usize, new: &[Place], now: Instant) -> bool {
+    fn set(&self, of: usize, new: &[Addr], now: Instant) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get_mut(of) {
             Some(places) if places != new => *places = new.to_vec(),
@@ -202,23 +202,23 @@ fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Insta
     }
 }
 
-async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Place>> {
+async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Addr>> {
     let (host, port) = match &backend.target {
-        Target::Place(place) => return Ok(vec![place.clone()]),
+        Target::Addr(place) => return Ok(vec![place.clone()]),
         Target::Name { host, port } => (host.as_str(), *port),
     };
     let addresses = resolver.look_up(host).await?;
     let with_port = addresses.into_iter().map(|mut address| {
         address.set_port(port);
-        Place::Tcp(address)
+        Addr::Tcp(address)
     });
     Ok(with_port.collect())
 }
 
-fn list(places: &[Place]) -> String {
+fn list(places: &[Addr]) -> String {
     places
         .iter()
-        .map(Place::to_string)
+        .map(Addr::to_string)
         .collect::<Vec<_>>()
         .join(", ")
 }

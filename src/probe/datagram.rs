@@ -1,7 +1,7 @@
 //! A question in one datagram, and the wait for its reply.
 
 use super::{Answer, Report, dns::Talk, transcript};
-use crate::plan::{Place, reason::CheckResult};
+use crate::plan::{Addr, reason::CheckResult};
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,10 +16,10 @@ use tokio::{
 const LONGEST: usize = 2048;
 
 /// One question under one deadline; nobody is to be taken leave of.
-pub(super) async fn ask(talk: &Talk, place: &Place, id: u16, timeout: Duration) -> Report {
+pub(super) async fn ask(talk: &Talk, addr: &Addr, id: u16, timeout: Duration) -> Report {
     let began = Instant::now();
     let mut course = Course::default();
-    let asked = timeout_at(began + timeout, converse(talk, place, id, &mut course)).await;
+    let asked = timeout_at(began + timeout, converse(talk, addr, id, &mut course)).await;
     let answer = match asked {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {
@@ -57,8 +57,8 @@ impl Course {
 
 /// From a socket of its own, so that the kernel chooses a port that nobody can guess, and tells of
 /// a port that is closed.
-async fn converse(talk: &Talk, place: &Place, id: u16, course: &mut Course) -> io::Result<Answer> {
-    let Place::Tcp(address) = place else {
+async fn converse(talk: &Talk, addr: &Addr, id: u16, course: &mut Course) -> io::Result<Answer> {
+    let Addr::Tcp(address) = addr else {
         return Err(io::Error::other("a unix socket takes no datagrams"));
     };
     let any: SocketAddr = match address {

@@ -1,7 +1,7 @@
 //! `http`: a GET, and a status line. Pure.
 
 use super::{Answer, transcript::quote};
-use crate::plan::{Place, reason::CheckResult};
+use crate::plan::{Addr, reason::CheckResult};
 
 /// No server has a longer reason phrase.
 const LONGEST_LINE: usize = 4096;
@@ -58,15 +58,15 @@ impl Talk {
 }
 
 /// What stands after `Host:` where the configuration names no host.
-pub(super) fn host_of(place: &Place, encrypted: bool) -> String {
+pub(super) fn host_of(addr: &Addr, encrypted: bool) -> String {
     let default = if encrypted { 443 } else { 80 };
-    match place {
-        Place::Tcp(address) if address.port() == default && address.is_ipv4() => {
+    match addr {
+        Addr::Tcp(address) if address.port() == default && address.is_ipv4() => {
             address.ip().to_string()
         }
-        Place::Tcp(address) if address.port() == default => format!("[{}]", address.ip()),
-        Place::Tcp(address) => address.to_string(),
-        Place::Unix(_) => "localhost".to_owned(),
+        Addr::Tcp(address) if address.port() == default => format!("[{}]", address.ip()),
+        Addr::Tcp(address) => address.to_string(),
+        Addr::Unix(_) => "localhost".to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a conversation goes over: the stream itself, or TLS inside it.
 
-use crate::plan::Place;
+use crate::plan::Addr;
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -15,9 +15,9 @@ pub(super) type Line = Box<dyn Duplex>;
 /// A unix socket whose queue is full gives no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
-pub(super) async fn connect(place: &Place, nodelay: bool) -> io::Result<Line> {
-    match place {
-        Place::Tcp(address) => {
+pub(super) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Line> {
+    match addr {
+        Addr::Tcp(address) => {
             let socket = match address.is_ipv4() {
                 true => TcpSocket::new_v4()?,
                 false => TcpSocket::new_v6()?,
@@ -33,7 +33,7 @@ pub(super) async fn connect(place: &Place, nodelay: bool) -> io::Result<Line> {
             }
             Ok(Box::new(stream))
         }
-        Place::Unix(path) => loop {
+        Addr::Unix(path) => loop {
             match UnixStream::connect(path).await {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
                 connected => return Ok(Box::new(connected?)),

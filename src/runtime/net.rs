@@ -7,7 +7,7 @@ pub use open::open;
 pub use socket_file::{FileRights, SocketFile, listen_unix};
 
 use crate::{
-    plan::{Keepalive, Place, SocketOptions},
+    plan::{Addr, Keepalive, SocketOptions},
     runtime::event_loop::{Fresh, Left, Socket},
 };
 use nix::net::if_::if_indextoname;
@@ -204,7 +204,7 @@ impl fmt::Display for Client {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),

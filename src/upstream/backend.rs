@@ -2,7 +2,7 @@
 
 mod notices;
 
-use crate::{plan::Place, telemetry::metrics::BackendMetrics};
+use crate::{plan::Addr, telemetry::metrics::BackendMetrics};
 use notices::Notices;
 use std::{
     pin::pin,
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 pub struct Backend {
     /// Of no other backend of the process, and never 0.
     pub id: u64,
-    pub place: Place,
+    pub place: Addr,
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
@@ -32,7 +32,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(place: Place, metrics: Arc<BackendMetrics>, now: Instant) -> Self {
+    pub fn new(place: Addr, metrics: Arc<BackendMetrics>, now: Instant) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),

@@ -21,7 +21,7 @@ pub use crate::upstream::pool::review::{News, Turn};
 pub use snapshot::Snapshot;
 
 use crate::{
-    plan::{self, Balance, Place, TimeOf, reason::BackendState},
+    plan::{self, Addr, Balance, TimeOf, reason::BackendState},
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
         backend::{Backend, Lease},
@@ -189,7 +189,7 @@ impl Pool {
         of_all: &Arc<UpstreamMetrics>,
         plan: &plan::Upstream,
         metrics: impl Fn(&plan::Backend) -> BackendMetrics,
-        addresses: &[Vec<Place>],
+        addresses: &[Vec<Addr>],
         now: Instant,
     ) -> Self {
         let configured: Vec<_> = plan
@@ -449,7 +449,7 @@ impl Pool {
     /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so
     /// do those that come back while either is still there: some resolvers name a part of the
     /// addresses at a time.
-    pub fn set_addresses(&self, addresses: &[Vec<Place>], now: Instant) -> Moved {
+    pub fn set_addresses(&self, addresses: &[Vec<Addr>], now: Instant) -> Moved {
         let mut inner = self.lock();
         let before: Vec<_> = inner.members.iter().map(Member::as_it_is).collect();
         let mut old = std::mem::take(&mut inner.members);
@@ -559,7 +559,7 @@ fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
 fn assemble(
     balance: &Balance,
     configured: &[(plan::Backend, Arc<BackendMetrics>)],
-    addresses: &[Vec<Place>],
+    addresses: &[Vec<Addr>],
     supposed: Option<Verdict>,
     mut old: Vec<Member>,
     (guard, admin_states): (Guard, Vec<AdminSetting>),

@@ -83,8 +83,8 @@ fn send_proxy() -> impl Strategy<Value = SendProxy> {
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
-    let place = address().prop_map(|a| (a.to_string(), Target::Place(Place::Tcp(a))));
-    let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Place(Place::Unix(p.into()))));
+    let place = address().prop_map(|a| (a.to_string(), Target::Addr(Addr::Tcp(a))));
+    let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Addr(Addr::Unix(p.into()))));
     let host = (
         "[a-z]([a-z0-9_-]{0,20}[a-z0-9])?(\\.[a-z]{1,9}){0,3}\\.?",
         1u16..,
@@ -287,8 +287,8 @@ fn check_plan() -> impl Strategy<Value = Check> {
     let at = prop_oneof![
         Just(CheckAt::Backend),
         (1u16..).prop_map(CheckAt::Port),
-        address().prop_map(|a| CheckAt::Place(Place::Tcp(a))),
-        unix().prop_map(|p| CheckAt::Place(Place::Unix(p.into()))),
+        address().prop_map(|a| CheckAt::Addr(Addr::Tcp(a))),
+        unix().prop_map(|p| CheckAt::Addr(Addr::Unix(p.into()))),
     ];
     let counts = (1..=1000u32, 1..=1000u32);
     (
@@ -319,7 +319,11 @@ fn check_plan() -> impl Strategy<Value = Check> {
                     .filter(|_| kind.role() == Some(Role::Primary))
                     .map(|more| more + timeout + Duration::from_millis(interval))
                     .map(|after| after.min(Duration::from_secs(365 * 86_400))),
-                panic_threshold: if kind.role().is_none() { panic_threshold } else { 0 },
+                panic_threshold: if kind.role().is_none() {
+                    panic_threshold
+                } else {
+                    0
+                },
                 on_lag: if kind.limits_lag() {
                     on_lag
                 } else {
@@ -398,8 +402,8 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     if backends.iter().all(|b| !b.backup) {
                         check.on_recover = OnLeave::Keep;
                     }
-                    let unix = |b: &Backend| matches!(b.target, Target::Place(Place::Unix(_)));
-                    let one_for_all = matches!(check.at, CheckAt::Place(_)) && backends.len() > 1;
+                    let unix = |b: &Backend| matches!(b.target, Target::Addr(Addr::Unix(_)));
+                    let one_for_all = matches!(check.at, CheckAt::Addr(_)) && backends.len() > 1;
                     if one_for_all && check.kind.role().is_some() {
                         check.at = CheckAt::Backend;
                     }
@@ -407,7 +411,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                         check.at = CheckAt::Backend;
                     }
                     // A datagram gets no header, and goes to no unix socket.
-                    let unix_place = matches!(&check.at, CheckAt::Place(Place::Unix(_)));
+                    let unix_place = matches!(&check.at, CheckAt::Addr(Addr::Unix(_)));
                     if matches!(check.kind, CheckKind::Dns { .. })
                         && (unix_place || send_proxy != SendProxy::Off || backends.iter().any(unix))
                     {
@@ -415,7 +419,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     }
                     // Nor does PostgreSQL speak TLS there.
                     let asked_on_unix = match &check.at {
-                        CheckAt::Place(place) => matches!(place, Place::Unix(_)),
+                        CheckAt::Addr(place) => matches!(place, Addr::Unix(_)),
                         _ => backends.iter().any(unix),
                     };
                     if matches!(check.kind, CheckKind::Postgres { .. }) && asked_on_unix {
@@ -456,10 +460,10 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
     };
     if udp {
         for (port, backend) in (1..).zip(&mut upstream.backends) {
-            if let Target::Place(Place::Unix(_)) = backend.target {
+            if let Target::Addr(Addr::Unix(_)) = backend.target {
                 let address = SocketAddr::from(([192, 0, 2, 1], port));
                 backend.text = address.to_string();
-                backend.target = Target::Place(Place::Tcp(address));
+                backend.target = Target::Addr(Addr::Tcp(address));
             }
         }
         if upstream.send_proxy == SendProxy::V1 {
@@ -593,8 +597,8 @@ fn listener() -> impl Strategy<Value = Listener> {
                     .into_iter()
                     .map(|(ip, extra)| Bind {
                         text: String::new(),
-                        places: (0..=extra)
-                            .map(|port| Place::Tcp(SocketAddr::new(ip, port)))
+                        addrs: (0..=extra)
+                            .map(|port| Addr::Tcp(SocketAddr::new(ip, port)))
                             .collect(),
                     })
                     .collect();
@@ -749,14 +753,14 @@ fn plan() -> impl Strategy<Value = Plan> {
 fn number(bind: &mut Bind, next: &mut u16) {
     let first = *next;
     let mut text = String::new();
-    for place in &mut bind.places {
-        if let Place::Tcp(address) = place {
+    for place in &mut bind.addrs {
+        if let Addr::Tcp(address) = place {
             address.set_port(*next);
             text = address.to_string();
             *next += 1;
         }
     }
-    if bind.places.len() > 1 {
+    if bind.addrs.len() > 1 {
         let host = text.rsplit_once(':').expect("a port").0;
         text = format!("{host}:{first}-{}", *next - 1);
     }

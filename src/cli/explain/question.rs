@@ -3,7 +3,7 @@
 use super::Explain;
 use crate::{
     config::nearest,
-    plan::{Listener, Place, Plan, Upstream, Variable},
+    plan::{Addr, Listener, Plan, Upstream, Variable},
     upstream::{
         balance::Chance,
         explain::{Client, Crowd, MOST_CLIENTS, draw_ports},
@@ -100,11 +100,11 @@ fn server_port(
     listener: &Listener,
     upstream: &Upstream,
 ) -> Result<Option<u16>, String> {
-    let places = listener.bind.iter().flat_map(|bind| &bind.places);
+    let places = listener.bind.iter().flat_map(|bind| &bind.addrs);
     let ports: BTreeSet<u16> = places
         .filter_map(|place| match place {
-            Place::Tcp(address) => Some(address.port()),
-            Place::Unix(_) => None,
+            Addr::Tcp(address) => Some(address.port()),
+            Addr::Unix(_) => None,
         })
         .collect();
     let texts: Vec<String> = ports.iter().map(u16::to_string).collect();

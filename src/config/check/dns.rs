@@ -8,7 +8,7 @@ use crate::{
             suggestions::{list, nearest, shorten},
         },
     },
-    plan::{CheckAt, CheckKind, DnsType, Place, Rcode, SendProxy, Target, Upstream},
+    plan::{Addr, CheckAt, CheckKind, DnsType, Rcode, SendProxy, Target, Upstream},
 };
 
 /// Longest parts of a name, and a name without the dot at its end.
@@ -91,11 +91,11 @@ pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
     let Some(value) = section.get("check") else {
         return;
     };
-    let unix = |place: &Place| matches!(place, Place::Unix(_));
+    let unix = |addr: &Addr| matches!(addr, Addr::Unix(_));
     let asked_on_unix = match &check.at {
-        CheckAt::Place(place) => unix(place),
+        CheckAt::Addr(addr) => unix(addr),
         _ => (upstream.backends.iter())
-            .any(|b| matches!(&b.target, Target::Place(place) if unix(place))),
+            .any(|b| matches!(&b.target, Target::Addr(addr) if unix(addr))),
     };
     if asked_on_unix {
         let fault = Fault::new("kind = \"dns\" asks over UDP, which a unix socket is not")

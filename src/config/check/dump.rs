@@ -46,7 +46,7 @@ pub(crate) fn write_check(upstream: &str, check: &Check, out: &mut String) -> fm
     match &check.at {
         CheckAt::Backend => {}
         CheckAt::Port(port) => writeln!(out, "port = {port}")?,
-        CheckAt::Place(place) => writeln!(out, "address = {}", quoted(&place.to_string()))?,
+        CheckAt::Addr(addr) => writeln!(out, "address = {}", quoted(&addr.to_string()))?,
     }
     if check.kind.speaks_tls() {
         write_tls(&check.tls, out)?;

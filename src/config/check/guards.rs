@@ -40,4 +40,3 @@ pub(crate) fn read_stale_after(
     });
     Some(stale_after).filter(|stale_after| !stale_after.is_zero())
 }
-

@@ -7,7 +7,7 @@ use crate::{
         section::{Section, Text},
         text::{report::Fault, suggestions::shorten},
     },
-    plan::{CheckAt, CheckKind, LagLimit, Login, Place, Role, Target, Tls, Upstream},
+    plan::{Addr, CheckAt, CheckKind, LagLimit, Login, Role, Target, Tls, Upstream},
 };
 use std::time::Duration;
 
@@ -85,10 +85,10 @@ pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
         return;
     };
     let fault = match &check.at {
-        CheckAt::Place(Place::Unix(path)) => format!("`address` = \"unix:{}\"", path.display()),
-        CheckAt::Place(Place::Tcp(_)) => return,
+        CheckAt::Addr(Addr::Unix(path)) => format!("`address` = \"unix:{}\"", path.display()),
+        CheckAt::Addr(Addr::Tcp(_)) => return,
         CheckAt::Backend | CheckAt::Port(_) => {
-            let unix = |target: &Target| matches!(target, Target::Place(Place::Unix(_)));
+            let unix = |target: &Target| matches!(target, Target::Addr(Addr::Unix(_)));
             match upstream.backends.iter().find(|b| unix(&b.target)) {
                 Some(backend) => format!("the backend {:?}", backend.text),
                 None => return,

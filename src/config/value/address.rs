@@ -11,7 +11,7 @@ use std::{
 use super::host::{self, Host};
 use crate::{
     config::text::report::Fault,
-    plan::{Place, Target},
+    plan::{Addr, Target},
 };
 
 /// The ports of one listener may be so many in all: each is a socket of its own for each worker.
@@ -24,13 +24,13 @@ const OTHERS: &str = "an address here is \"HOST:PORT\", \"[IPV6]:PORT\" or \"uni
 const LONGEST_UNIX_PATH: usize = 107;
 
 /// Where a listener binds: only addresses that are the machine's own, never a name.
-pub(crate) fn bind(text: &str) -> Result<Vec<Place>, Fault> {
+pub(crate) fn bind(text: &str) -> Result<Vec<Addr>, Fault> {
     read_bind(text).map_err(|fault| fault.or_hint(OWN))
 }
 
-fn read_bind(text: &str) -> Result<Vec<Place>, Fault> {
+fn read_bind(text: &str) -> Result<Vec<Addr>, Fault> {
     let (host, port) = match split(text, "0.0.0.0")? {
-        Split::Unix(path) => return Ok(vec![Place::Unix(path)]),
+        Split::Unix(path) => return Ok(vec![Addr::Unix(path)]),
         Split::Inet(host, port) => (host, port),
     };
     let (ip, zone) = own_ip(text, host, port)?;
@@ -61,7 +61,7 @@ fn read_bind(text: &str) -> Result<Vec<Place>, Fault> {
         .hint("share them out over several listeners"));
     }
     Ok((first..=last)
-        .map(|port| Place::Tcp(socket_address(ip, zone, port)))
+        .map(|port| Addr::Tcp(socket_address(ip, zone, port)))
         .collect())
 }
 
@@ -114,7 +114,7 @@ pub(crate) fn target(text: &str) -> Result<Target, Fault> {
 
 fn read_target(text: &str) -> Result<Target, Fault> {
     let (host, port) = match split(text, "127.0.0.1")? {
-        Split::Unix(path) => return Ok(Target::Place(Place::Unix(path))),
+        Split::Unix(path) => return Ok(Target::Addr(Addr::Unix(path))),
         Split::Inet(host, port) => (host, port),
     };
     if host == "*" {
@@ -137,7 +137,7 @@ fn read_target(text: &str) -> Result<Target, Fault> {
         )));
     }
     Ok(match host {
-        Ok((ip, zone)) => Target::Place(Place::Tcp(socket_address(ip, zone, port))),
+        Ok((ip, zone)) => Target::Addr(Addr::Tcp(socket_address(ip, zone, port))),
         Err(name) => Target::Name {
             host: name.to_owned(),
             port,
@@ -345,12 +345,12 @@ mod tests {
 
     #[test]
     fn binds() {
-        let tcp = |text: &str| Place::Tcp(text.parse().expect("address"));
+        let tcp = |text: &str| Addr::Tcp(text.parse().expect("address"));
         assert_eq!(bind("0.0.0.0:80"), Ok(vec![tcp("0.0.0.0:80")]));
         assert_eq!(bind("[::1]:0"), Ok(vec![tcp("[::1]:0")]));
         assert_eq!(
             bind("unix:/run/x.sock"),
-            Ok(vec![Place::Unix("/run/x.sock".into())])
+            Ok(vec![Addr::Unix("/run/x.sock".into())])
         );
         assert_eq!(
             bind("[::]:7000-7002"),
@@ -372,13 +372,13 @@ mod tests {
         assert_eq!(target("3com.com:1"), name("3com.com", 1));
         assert_eq!(
             target("[2001:db8::1]:53"),
-            Ok(Target::Place(Place::Tcp(
+            Ok(Target::Addr(Addr::Tcp(
                 "[2001:db8::1]:53".parse().expect("v6")
             )))
         );
         assert_eq!(
             target("unix:/run/x.sock"),
-            Ok(Target::Place(Place::Unix("/run/x.sock".into())))
+            Ok(Target::Addr(Addr::Unix("/run/x.sock".into())))
         );
     }
 

@@ -8,7 +8,7 @@ use crate::{
             suggestions::{found, number_text, shorten},
         },
     },
-    plan::{Bind, Place, UnixFile},
+    plan::{Addr, Bind, UnixFile},
 };
 use toml::de::DeValue;
 
@@ -29,8 +29,8 @@ pub(crate) fn read(section: &Section<'_>) -> UnixFile {
 
 /// Without a unix socket the keys do nothing. Those of `[defaults]` may be there for other listeners.
 pub(crate) fn fit(file: &mut UnixFile, binds: &[Bind], section: &Section<'_>) {
-    let mut places = binds.iter().flat_map(|bind| &bind.places);
-    if binds.is_empty() || places.any(|place| matches!(place, Place::Unix(_))) {
+    let mut addrs = binds.iter().flat_map(|bind| &bind.addrs);
+    if binds.is_empty() || addrs.any(|addr| matches!(addr, Addr::Unix(_))) {
         return;
     }
     for key in ["unix_mode", "unix_owner", "unix_group"] {

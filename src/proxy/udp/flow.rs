@@ -2,7 +2,7 @@
 
 use super::{batch_size::BatchSize, per_source, sockets::Leave, table::Key};
 use crate::{
-    plan::{Place, reason::CloseReason},
+    plan::{Addr, reason::CloseReason},
     session::{
         registry::Listed,
         service::{Service, Slot, seconds},
@@ -198,8 +198,8 @@ fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u6
 
 /// A socket whose other end is this backend. It has a local port of its own, by which replies find
 /// their flow.
-pub(super) fn connect(place: &Place) -> io::Result<UdpSocket> {
-    let Place::Tcp(address) = place else {
+pub(super) fn connect(place: &Addr) -> io::Result<UdpSocket> {
+    let Addr::Tcp(address) = place else {
         // The configuration allows none.
         return Err(io::ErrorKind::Unsupported.into());
     };

@@ -2,7 +2,7 @@
 
 use super::{NoDelay, Stream};
 use crate::{
-    plan::{Place, SocketOptions},
+    plan::{Addr, SocketOptions},
     runtime::event_loop::{self, Socket},
     sys::limits::is_local_port,
 };
@@ -19,13 +19,13 @@ const RETRY: Duration = Duration::from_millis(10);
 /// step of the handshake with it: one packet less, and the backend wakes up once, for a client that
 /// has already spoken.
 pub async fn open(
-    place: &Place,
+    place: &Addr,
     options: &SocketOptions,
     speaks_at_once: bool,
 ) -> io::Result<Stream> {
     match place {
-        Place::Tcp(address) => open_tcp(*address, options, speaks_at_once).await,
-        Place::Unix(path) => open_unix(path).await,
+        Addr::Tcp(address) => open_tcp(*address, options, speaks_at_once).await,
+        Addr::Unix(path) => open_unix(path).await,
     }
 }
 

@@ -1,18 +1,18 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Backend, Bind, FlowsMove, HashKey, KeyPart, OnLeave, Place, Protocol,
+    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, OnLeave, Protocol,
     ProxyOn, SendProxy, SocketOptions, Target, TimeOf, UnixFile, Variable, Who,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 fn listener(access: Vec<AccessRule>) -> Listener {
-    let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 6379)));
+    let place = Addr::Tcp(SocketAddr::from(([127, 0, 0, 1], 6379)));
     Listener {
         name: "l".to_owned(),
         protocol: Protocol::Tcp,
         bind: vec![Bind {
             text: "127.0.0.1:6379".to_owned(),
-            places: vec![place],
+            addrs: vec![place],
         }],
         upstream: "u".to_owned(),
         connect_timeout: Duration::from_secs(1),
@@ -40,7 +40,7 @@ fn listener(access: Vec<AccessRule>) -> Listener {
 fn backend(text: &str, weight: u32) -> Backend {
     Backend {
         text: text.to_owned(),
-        target: Target::Place(Place::Tcp(text.parse().expect("an address"))),
+        target: Target::Addr(Addr::Tcp(text.parse().expect("an address"))),
         weight,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),

@@ -5,7 +5,7 @@
 //! away and comes back may not know what happened meanwhile.
 
 use super::Epoch;
-use crate::plan::{Place, reason::CheckResult};
+use crate::plan::{Addr, reason::CheckResult};
 use std::{fmt, time::Instant};
 
 /// One server's word that it is the primary.
@@ -15,7 +15,7 @@ pub struct Claim<'a> {
     pub known: Option<Instant>,
     pub epoch: Option<&'a Epoch>,
     /// Where the server was asked, and what it calls itself, which no other running server does.
-    pub place: &'a Place,
+    pub place: &'a Addr,
     pub server: Option<&'a str>,
     /// Whether it is there to be believed. What one has proven that no longer answers still stands.
     pub answers: bool,
@@ -137,13 +137,13 @@ mod tests {
     }
 
     /// Each is of another place.
-    fn places() -> Vec<Place> {
+    fn places() -> Vec<Addr> {
         (1..9)
-            .map(|n| Place::Tcp(([10, 0, 0, n], 6379).into()))
+            .map(|n| Addr::Tcp(([10, 0, 0, n], 6379).into()))
             .collect()
     }
 
-    fn claim<'a>(place: &'a Place, known: Option<Instant>, epoch: Option<&'a Epoch>) -> Claim<'a> {
+    fn claim<'a>(place: &'a Addr, known: Option<Instant>, epoch: Option<&'a Epoch>) -> Claim<'a> {
         Claim {
             known,
             epoch,

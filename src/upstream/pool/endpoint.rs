@@ -4,7 +4,7 @@
 use super::AdminSetting;
 use crate::{
     plan::{
-        self, Place,
+        self, Addr,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
@@ -86,7 +86,7 @@ impl Member {
     pub(super) fn new(
         of: usize,
         plan: &plan::Backend,
-        place: &Place,
+        place: &Addr,
         metrics: &Arc<BackendMetrics>,
         verdict: Verdict,
         now: Instant,

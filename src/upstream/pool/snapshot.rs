@@ -3,7 +3,7 @@
 use super::{AdminState, Checked, Pool};
 use crate::{
     plan::{
-        self, Balance, Place, Role,
+        self, Addr, Balance, Role,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
@@ -38,7 +38,7 @@ pub struct Snapshot {
     /// The latest of its addresses.
     pub checked: Option<Checked>,
     /// What its name stands for now.
-    pub addresses: Vec<Place>,
+    pub addresses: Vec<Addr>,
 }
 
 impl Pool {

@@ -12,14 +12,14 @@ use crate::{
 };
 use std::net::SocketAddr;
 
-pub(crate) fn place(n: u8) -> Place {
-    Place::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
+pub(crate) fn place(n: u8) -> Addr {
+    Addr::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 
 pub(crate) fn planned(n: u8) -> Planned {
     Planned {
         text: format!("10.0.0.{n}:1"),
-        target: Target::Place(place(n)),
+        target: Target::Addr(place(n)),
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),

@@ -4,7 +4,7 @@ use super::Listener;
 use crate::{
     control::outage::blame,
     plan::{
-        Place,
+        Addr,
         reason::{Cause, CloseReason, ConnectError, Party},
     },
     proxy::udp::context::Gear,
@@ -131,7 +131,7 @@ impl Listener {
     }
 }
 
-fn read_reports(socket: &UdpSocket, place: &Place) -> Reported {
+fn read_reports(socket: &UdpSocket, place: &Addr) -> Reported {
     let mut reported = Reported::default();
     for _ in 0..MOST_REPORTS {
         let Some(report) = next_report(socket.as_fd()) else {
@@ -152,9 +152,9 @@ fn read_reports(socket: &UdpSocket, place: &Place) -> Reported {
 }
 
 /// The scope of an address is not compared: the kernel leaves it out of some reports.
-fn is_at(place: &Place, to: SocketAddr) -> bool {
+fn is_at(place: &Addr, to: SocketAddr) -> bool {
     match place {
-        Place::Tcp(address) => (address.ip(), address.port()) == (to.ip(), to.port()),
-        Place::Unix(_) => false,
+        Addr::Tcp(address) => (address.ip(), address.port()) == (to.ip(), to.port()),
+        Addr::Unix(_) => false,
     }
 }

@@ -91,11 +91,7 @@ fn what_the_configuration_says_stands() {
         ]
     };
     let pool = with_threshold(backends(), 100, true);
-    assert_eq!(
-        pool.guarded(now).in_panic,
-        Some(false),
-        "three of three"
-    );
+    assert_eq!(pool.guarded(now).in_panic, Some(false), "three of three");
     verdict(&pool, 0, DOWN, false, now);
     assert_eq!(news(&pool, now), ["down", "panic 2 of 3"]);
     let held = loop {
