@@ -260,7 +260,7 @@ impl Server {
                 plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
                 plan::Protocol::Tcp => continue,
             };
-            let elsewhere = Arc::new(udp::Elsewhere::default());
+            let elsewhere = Arc::new(udp::PeerWorkers::default());
             let binding = |(worker, sockets)| udp::Binding {
                 service: Arc::clone(service),
                 sockets,

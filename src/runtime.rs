@@ -1,5 +1,5 @@
 //! What sessions run on: the event loop of a worker, its sockets and timers.
 
-pub mod event_loop;
+pub mod executor;
 pub mod net;
 pub mod wheel;

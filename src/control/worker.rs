@@ -3,7 +3,7 @@
 
 use crate::{
     proxy::tcp::{self, Socket},
-    runtime::event_loop::{self, EventLoop},
+    runtime::executor::{self, Executor},
     session::service::Service,
     telemetry::metrics::set_shard,
 };
@@ -32,7 +32,7 @@ struct Order {
 impl Worker {
     pub(super) fn spawn(index: usize, tasks: &TaskTracker) -> io::Result<Self> {
         let (orders, inbox) = unbounded_channel();
-        let event_loop = EventLoop::new()?;
+        let executor = Executor::new()?;
         // What is followed up for longer than a session lasts runs there.
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let (tracker, tasks) = (tasks.clone(), tasks.clone());
@@ -41,7 +41,7 @@ impl Worker {
             .spawn(move || {
                 set_shard(index);
                 let _inside = runtime.enter();
-                event_loop.run(obey(inbox, tracker));
+                executor.run(obey(inbox, tracker));
             })?;
         Ok(Self {
             thread,
@@ -72,7 +72,7 @@ impl Worker {
 async fn obey(mut inbox: UnboundedReceiver<Order>, tasks: TaskTracker) {
     while let Some(order) = inbox.recv().await {
         let accepting = tcp::listen(order.socket, order.service, order.stop, tasks.clone());
-        event_loop::spawn(tasks.track_future(accepting));
+        executor::spawn(tasks.track_future(accepting));
         drop(order.alive);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     plan::{self, access, reason::CloseReason},
     proxy_protocol::Watch,
     runtime::{
-        event_loop,
+        executor,
         net::{Stream, keep_alive},
     },
     session::registry::Session,
@@ -121,7 +121,7 @@ pub fn relay<'a>(
         down: Direction::default(),
         broken: None,
         begun: false,
-        last_activity: event_loop::now(),
+        last_activity: executor::now(),
         look_at: NEVER,
         delivery: None,
         armed: NEVER,
@@ -221,7 +221,7 @@ impl<'a> Relay<'a> {
         if let Some(reason) = self.tally.session.must_end() {
             return Poll::Ready(reason);
         }
-        let now = event_loop::now();
+        let now = executor::now();
         let moved = Cell::new(false);
         let ended_before = (self.up.finished, self.down.finished);
         self.advance_both(now, &moved);
@@ -257,7 +257,7 @@ impl<'a> Relay<'a> {
             if let Some(interval) = self.look_interval()
                 && self.look_at == NEVER
             {
-                self.look_at = event_loop::millis(now + interval);
+                self.look_at = executor::millis(now + interval);
             }
         }
         self.watch_silence(now)
@@ -340,7 +340,7 @@ impl<'a> Relay<'a> {
 
     /// However it ends: what was not written is not counted, and is known to be missing.
     fn reckon(&mut self) {
-        let (now, moved) = (event_loop::now(), Cell::new(false));
+        let (now, moved) = (executor::now(), Cell::new(false));
         let (up, down) = (self.flow_up(now, &moved), self.flow_down(now, &moved));
         // Whom it could not be written to is gone, and the session is over anyway.
         let _ = self.up.settle(self.backend, &up);
@@ -384,7 +384,7 @@ impl<'a> Relay<'a> {
     fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let mut deadline = self.deadline();
         let is_over = |deadline: Option<(Instant, _)>| deadline.is_some_and(|(at, _)| now >= at);
-        let now_millis = event_loop::millis(now);
+        let now_millis = executor::millis(now);
         if is_over(deadline) || now_millis >= self.look_at {
             let look = self.look(deadline.filter(|_| is_over(deadline)), now);
             deadline = self.deadline();
@@ -409,11 +409,11 @@ impl<'a> Relay<'a> {
             self.settle();
         }
         let ring = later.into_iter().chain(settling).min();
-        let ring = ring.map_or(NEVER, event_loop::millis).min(self.look_at);
+        let ring = ring.map_or(NEVER, executor::millis).min(self.look_at);
         if has_rung || ring < self.armed {
             self.armed = ring;
             if ring < NEVER {
-                event_loop::wake_at_millis(ring);
+                executor::wake_at_millis(ring);
             }
         }
         Poll::Pending
@@ -452,7 +452,7 @@ impl<'a> Relay<'a> {
         self.look_at = is_pending
             .then(|| soon.into_iter().chain(self.look_interval()).min())
             .flatten()
-            .map_or(NEVER, |interval| event_loop::millis(now + interval));
+            .map_or(NEVER, |interval| executor::millis(now + interval));
         if is_pending || delivery.pending_at.is_some() {
             self.delivery = Some(delivery);
         }
@@ -483,7 +483,7 @@ impl<'a> Relay<'a> {
         sys::socket::reset_on_close(stream);
         sys::socket::end_both(stream);
         self.broken_at(side, Cause::TimedOut);
-        event_loop::wake_later();
+        executor::wake_next_turn();
     }
 
     /// It is one that lasts: now it is worth the calls.

@@ -7,6 +7,7 @@
 mod batch;
 mod batch_size;
 mod context;
+mod engine;
 mod flow;
 mod header;
 mod listener;
@@ -18,14 +19,13 @@ mod per_source;
 mod sockets;
 pub(crate) mod table;
 mod token;
-mod worker;
 
 pub use crate::proxy::udp::own_addresses::OwnAddresses;
-pub use crate::proxy::udp::peer_workers::Elsewhere;
+pub use crate::proxy::udp::peer_workers::PeerWorkers;
+pub use engine::Worker;
 pub use per_source::PerSource;
 pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;
-pub use worker::Worker;
 
 use crate::session::service::Service;
 use std::{net::SocketAddr, net::UdpSocket, sync::Arc};
@@ -36,7 +36,7 @@ pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub per_source: Arc<PerSource>,
-    pub elsewhere: Arc<Elsewhere>,
+    pub elsewhere: Arc<PeerWorkers>,
     /// Of all UDP listeners of the process.
     pub own: Arc<OwnAddresses>,
     /// Whether this is the worker that takes what all workers get: broadcasts.

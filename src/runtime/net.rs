@@ -8,7 +8,7 @@ pub use socket_file::{FileRights, SocketFile, listen_unix};
 
 use crate::{
     plan::{Addr, Keepalive, SocketOptions},
-    runtime::event_loop::{Fresh, Left, Socket},
+    runtime::executor::{Fresh, Left, Socket},
 };
 use nix::net::if_::if_indextoname;
 use socket2::{SockRef, TcpKeepalive};

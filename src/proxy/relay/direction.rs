@@ -4,7 +4,7 @@ use super::First;
 use crate::{
     plan::reason::{self, ConnectError, SpliceFallback},
     proxy_protocol::Watch,
-    runtime::{event_loop, net::Stream},
+    runtime::{executor, net::Stream},
     sys::{self, pipe::Pipe},
     telemetry::metrics::{Counter, RelayCounts},
 };
@@ -237,7 +237,7 @@ impl Direction {
                 Mode::Splice { .. } => ready!(self.splice(source, sink, flow))?,
             }
         }
-        event_loop::wake_later();
+        executor::wake_next_turn();
         Poll::Pending
     }
 

@@ -3,7 +3,7 @@
 use super::{Outcome, Side, delivery::LastLook};
 use crate::{
     plan::{self, reason::CloseReason},
-    runtime::{event_loop, net::Stream},
+    runtime::{executor, net::Stream},
     session::registry::Session,
     sys,
 };
@@ -117,7 +117,7 @@ async fn delivered(
         } else if since.elapsed() >= patience {
             break;
         }
-        event_loop::sleep(pause).await;
+        executor::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }

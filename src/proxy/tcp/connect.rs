@@ -8,7 +8,7 @@ use crate::{
     },
     proxy::relay::{Awaiting, Opening, Reached},
     runtime::{
-        event_loop,
+        executor,
         net::{Client, Stream, open},
     },
     session::{registry::Session, service::Service},
@@ -253,7 +253,7 @@ async fn attempt(
     })
     .await;
     if at_once.is_none() {
-        event_loop::look().await;
+        executor::yield_to_events().await;
     }
     loop {
         let opened = match at_once.take() {
@@ -273,7 +273,7 @@ async fn attempt(
                 if !is_shortage || now + RETRY >= deadline {
                     return Err(Failure::Backend(e));
                 }
-                event_loop::sleep(RETRY).await;
+                executor::sleep(RETRY).await;
                 opening.set(begin());
             }
             None => {}
@@ -307,7 +307,7 @@ async fn until<F: Future>(at: Instant, mut future: Pin<&mut F>) -> Option<F::Out
         if Instant::now() >= at {
             return Poll::Ready(None);
         }
-        event_loop::wake_at(at);
+        executor::wake_at(at);
         Poll::Pending
     })
     .await

@@ -7,7 +7,7 @@ use crate::{
         reason::{ConnectError, RejectReason},
     },
     runtime::{
-        event_loop::{self, Listening},
+        executor::{self, Listening},
         net::{Client, Stream},
     },
     session::service::{Call, Failures, Service, Slot},
@@ -76,7 +76,7 @@ pub async fn listen(
                 admit(stream, client, port, &service, &tasks);
                 // The session runs first and gets its second descriptor: a burst that is accepted
                 // in one go could take them all, and leave none to reach a backend with.
-                event_loop::let_others_run().await;
+                executor::yield_now().await;
             }
             // The event loop may not know yet of the last that came; the kernel does.
             None => {
@@ -106,7 +106,7 @@ pub async fn listen(
                     true => BACK_OFF,
                     false => failures.add(&service.intake),
                 };
-                event_loop::sleep(pause).await;
+                executor::sleep(pause).await;
             }
         }
     }
@@ -135,7 +135,7 @@ fn admit(
     let Some(listed) = service.process.sessions.list(client, port) else {
         return reject(RejectReason::ProcessMaxConnections);
     };
-    event_loop::spawn(tasks.track_future(session::serve(slot, listed, stream)));
+    executor::spawn(tasks.track_future(session::serve(slot, listed, stream)));
 }
 
 fn reject(service: &Service, reason: RejectReason, client: Client) {

@@ -5,7 +5,7 @@ use crate::{
     proxy::relay::First,
     proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
     runtime::{
-        event_loop,
+        executor,
         net::{Client, Stream},
     },
     session::{registry::Session, service::Service},
@@ -143,7 +143,7 @@ async fn read(
                 if Instant::now() >= deadline {
                     return Poll::Ready(Err(Failure::Late(accept.timeout)));
                 }
-                event_loop::wake_at(deadline);
+                executor::wake_at(deadline);
             }
             read.map_err(Failure::Broken)
         })

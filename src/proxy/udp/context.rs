@@ -28,7 +28,7 @@ const LATE: u64 = 2_000;
 const LAST: usize = 64;
 
 /// What all listeners of a worker use.
-pub(super) struct Gear {
+pub(super) struct Context {
     pub(super) epoll: OwnedFd,
     pub(super) bell: Arc<Bell>,
     /// From clients.
@@ -123,7 +123,7 @@ pub(super) struct Late {
     pub(super) link: Link,
 }
 
-impl Gear {
+impl Context {
     pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
         // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring
         // for ever.

@@ -10,7 +10,7 @@ mod replies;
 pub(super) use replies::send_back;
 
 use super::{
-    Binding, Elsewhere, OwnAddresses, PerSource, Port,
+    Binding, OwnAddresses, PeerWorkers, PerSource, Port,
     batch::Piece,
     batch_size::BatchSize,
     flow::Flow,
@@ -21,8 +21,8 @@ use super::{
 use crate::{
     plan::{Protocol, SendProxy, Udp, reason::DropReason},
     proxy::udp::{
-        context::{Gear, empty},
-        peer_workers::Here,
+        context::{Context, empty},
+        peer_workers::PeerWorker,
     },
     runtime::wheel::Wheel,
     session::service::{Failures, Service},
@@ -55,9 +55,9 @@ pub(super) struct Listener {
     table: Table,
     wheel: Wheel,
     per_source: Arc<PerSource>,
-    elsewhere: Arc<Elsewhere>,
+    elsewhere: Arc<PeerWorkers>,
     own: Arc<OwnAddresses>,
-    here: Arc<Here>,
+    here: Arc<PeerWorker>,
     is_first: bool,
     /// Whom a trusted peer last named, by that peer's own key: what has no header is of that one.
     named: AHashMap<Key, Named>,
@@ -122,7 +122,7 @@ impl From<NotBegun> for DropReason {
 }
 
 impl Listener {
-    pub(super) fn new(binding: Binding, index: usize, gear: &Gear) -> io::Result<Self> {
+    pub(super) fn new(binding: Binding, index: usize, gear: &Context) -> io::Result<Self> {
         let Binding {
             service,
             sockets,
@@ -149,7 +149,7 @@ impl Listener {
                 port,
             });
         }
-        let here = Arc::new(Here {
+        let here = Arc::new(PeerWorker {
             bell: Arc::clone(&gear.bell),
             listener: index,
             flows: AtomicU64::default(),

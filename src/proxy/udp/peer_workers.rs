@@ -11,22 +11,22 @@ use std::sync::{
 const PENDING: u64 = 16;
 
 #[derive(Default)]
-pub struct Elsewhere {
-    workers: Mutex<Vec<Arc<Here>>>,
+pub struct PeerWorkers {
+    workers: Mutex<Vec<Arc<PeerWorker>>>,
     /// Orders to end a flow that were not obeyed yet.
     pending: AtomicU64,
 }
 
 /// A listener on one worker, as the others see it.
-pub(super) struct Here {
+pub(super) struct PeerWorker {
     pub(super) bell: Arc<Bell>,
     /// What that worker calls it.
     pub(super) listener: usize,
     pub(super) flows: AtomicU64,
 }
 
-impl Elsewhere {
-    pub(super) fn join(&self, here: Arc<Here>) {
+impl PeerWorkers {
+    pub(super) fn join(&self, here: Arc<PeerWorker>) {
         self.lock().push(here);
     }
 
@@ -38,7 +38,7 @@ impl Elsewhere {
     /// Takes a place beyond the limit, and tells the worker that has most flows to end one for it,
     /// in this order: who is told looks whether there are too many. `None` if there is nobody to
     /// tell.
-    pub(super) fn evict_one<T>(&self, me: &Arc<Here>, take: impl FnOnce() -> T) -> Option<T> {
+    pub(super) fn evict_one<T>(&self, me: &Arc<PeerWorker>, take: impl FnOnce() -> T) -> Option<T> {
         let workers = self.lock();
         let others = workers.iter().filter(|here| !Arc::ptr_eq(here, me));
         let most = others.max_by_key(|here| here.flows.load(Relaxed));
@@ -57,7 +57,7 @@ impl Elsewhere {
         self.pending.fetch_sub(1, Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Here>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<PeerWorker>>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,9 +70,9 @@ mod tests {
     /// one too many for good.
     #[test]
     fn who_has_to_make_room_sees_for_whom() {
-        let elsewhere = Elsewhere::default();
+        let elsewhere = PeerWorkers::default();
         let [me, other] = [0, 2].map(|flows| {
-            Arc::new(Here {
+            Arc::new(PeerWorker {
                 bell: Arc::new(Bell::new().expect("a bell")),
                 listener: 0,
                 flows: AtomicU64::new(flows),

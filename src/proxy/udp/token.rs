@@ -4,7 +4,7 @@
 pub(super) enum Token {
     Bell,
     /// It is time for something.
-    Alarm,
+    Timer,
     Port {
         listener: usize,
         port: u16,
@@ -26,7 +26,7 @@ const PORTS: u32 = u32::MAX - u16::MAX as u32;
 impl Token {
     pub(super) const BELL: u64 = u64::MAX;
     /// Ports have no serial: neither number is one of theirs.
-    pub(super) const ALARM: u64 = u64::MAX - 1;
+    pub(super) const TIMER: u64 = u64::MAX - 1;
 
     pub(super) fn port(listener: usize, port: u16) -> u64 {
         Self::flow(listener, 0, PORTS + u32::from(port))
@@ -41,7 +41,7 @@ impl Token {
         let number = bits as u32;
         match number.checked_sub(PORTS) {
             _ if bits == Self::BELL => Self::Bell,
-            _ if bits == Self::ALARM => Self::Alarm,
+            _ if bits == Self::TIMER => Self::Timer,
             Some(port) => Self::Port {
                 listener,
                 port: port as u16,

@@ -3,7 +3,7 @@
 use super::{NoDelay, Stream};
 use crate::{
     plan::{Addr, SocketOptions},
-    runtime::event_loop::{self, Socket},
+    runtime::executor::{self, Socket},
     sys::limits::is_local_port,
 };
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
@@ -68,7 +68,7 @@ async fn open_unix(path: &Path) -> io::Result<Stream> {
             Ok(()) => {
                 return Ok(Stream::of(Socket::new(socket.into(), false), false));
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => event_loop::sleep(RETRY).await,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => executor::sleep(RETRY).await,
             Err(e) => return Err(e),
         }
     }

@@ -14,7 +14,7 @@ use crate::{
         SendProxy,
         reason::{CloseReason, DropReason, RejectReason},
     },
-    proxy::udp::context::{Gear, Taken, Unit},
+    proxy::udp::context::{Context, Taken, Unit},
     session::service::Call,
     sys::datagram::BATCH,
     upstream::{
@@ -27,12 +27,12 @@ use std::{io, os::fd::AsFd, sync::Arc};
 
 impl Listener {
     /// Takes a batch of what has come to this port, and passes it on.
-    pub(in crate::proxy::udp) fn receive(&mut self, gear: &mut Gear, port: u16) {
+    pub(in crate::proxy::udp) fn receive(&mut self, gear: &mut Context, port: u16) {
         self.receive_some(gear, port);
     }
 
     /// Whether there may be more.
-    pub(super) fn receive_some(&mut self, gear: &mut Gear, port: u16) -> bool {
+    pub(super) fn receive_some(&mut self, gear: &mut Context, port: u16) -> bool {
         let open = &mut self.ports[usize::from(port)];
         let is_wildcard = open.is_wildcard;
         self.has_received = true;
@@ -108,7 +108,7 @@ impl Listener {
     }
 
     /// The socket of this port cannot receive: the event loop would report it again and again.
-    fn pause(&mut self, gear: &Gear, port: u16, error: &io::Error) {
+    fn pause(&mut self, gear: &Context, port: u16, error: &io::Error) {
         let service = &self.service;
         service.process.metrics.accept_errors.add(1);
         service.log_failed_call(Call::Receive, error, gear.now);
@@ -125,7 +125,7 @@ impl Listener {
     }
 
     /// Receives again where the pause is over.
-    pub(super) fn resume(&mut self, gear: &mut Gear) {
+    pub(super) fn resume(&mut self, gear: &mut Context) {
         for n in 0..self.ports.len() {
             let (port, open) = (n as u16, &mut self.ports[n]);
             if open.resume.is_none_or(|at| at > gear.ms) {
@@ -147,7 +147,7 @@ impl Listener {
     /// Finds out which flow this belongs to. `last`: that of the datagram before.
     pub(super) fn take(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         mut key: Key,
         mut unit: Unit,
         last: &mut Option<u32>,
@@ -198,7 +198,7 @@ impl Listener {
     /// the key of the peer that has named it. `None`: it does not say.
     pub(super) fn introduce(
         &mut self,
-        gear: &Gear,
+        gear: &Context,
         mut key: Key,
         unit: &mut Unit,
     ) -> Option<(Key, Vec<u8>, Option<Key>)> {
@@ -274,7 +274,7 @@ impl Listener {
 
     pub(super) fn flow_for(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         key: Key,
         tlvs: &[u8],
         last: Option<u32>,
@@ -333,7 +333,7 @@ impl Listener {
     /// flow.
     pub(super) fn flow_for_one(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         key: Key,
         tlvs: &[u8],
     ) -> Result<u32, NotBegun> {
@@ -344,7 +344,7 @@ impl Listener {
     }
 
     /// The flow of this client to another backend than that of flow `number`, for one datagram.
-    pub(super) fn another_for_one(&mut self, gear: &mut Gear, number: u32) -> Option<u32> {
+    pub(super) fn another_for_one(&mut self, gear: &mut Context, number: u32) -> Option<u32> {
         let flow = self.flows.get(number as usize)?;
         let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
         let picked = self.pick_another(gear, &key, &backend)?;
@@ -353,7 +353,7 @@ impl Listener {
 
     fn flow_on(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         mut key: Key,
         picked: Option<(Lease, Search)>,
         tlvs: &[u8],
@@ -387,7 +387,7 @@ impl Listener {
     /// what is still to come.
     pub(super) fn go_elsewhere(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         number: u32,
         reason: CloseReason,
     ) -> Result<u32, NotBegun> {
@@ -443,7 +443,7 @@ impl Listener {
         }
     }
 
-    fn pick_another(&self, gear: &Gear, key: &Key, not: &Backend) -> Option<(Lease, Search)> {
+    fn pick_another(&self, gear: &Context, key: &Key, not: &Backend) -> Option<(Lease, Search)> {
         let mut search = self.search(key);
         search.avoid(not);
         let lease = self.service.pool.pick(&mut search, gear.now)?;
@@ -451,7 +451,7 @@ impl Listener {
     }
 
     /// After what has come for it was sent.
-    fn end_now(&mut self, gear: &mut Gear, serial: u32, number: u32, reason: CloseReason) {
+    fn end_now(&mut self, gear: &mut Context, serial: u32, number: u32, reason: CloseReason) {
         self.deliver_all(gear);
         if self.flow(serial, number).is_some() {
             self.close(gear, number, reason);

@@ -17,7 +17,7 @@ use crate::{
         reason::{CloseReason, ConnectError, RejectReason},
     },
     proxy::udp::{
-        context::Gear,
+        context::Context,
         mailbox::{FlowBell, Order},
     },
     runtime::net::Client,
@@ -61,7 +61,7 @@ const EVICTIONS: usize = 3;
 impl Listener {
     pub(super) fn begin(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         key: Key,
         start: Start<'_>,
     ) -> Result<u32, NotBegun> {
@@ -180,7 +180,7 @@ impl Listener {
     /// some in each second get one: they must not crowd out the records of sessions.
     pub(super) fn record_refusal(
         &mut self,
-        gear: &Gear,
+        gear: &Context,
         key: &Key,
         reason: &'static str,
         attempts: &[flow::Attempt],
@@ -204,7 +204,12 @@ impl Listener {
     }
 
     /// Whether one more may be.
-    fn admit(&mut self, gear: &mut Gear, key: &Key, moves: bool) -> Result<Admitted, RejectReason> {
+    fn admit(
+        &mut self,
+        gear: &mut Context,
+        key: &Key,
+        moves: bool,
+    ) -> Result<Admitted, RejectReason> {
         // The shared flag is set before `/readyz` reports it; this worker may not have woken since.
         if self.is_draining || self.service.process.sessions.is_stopping() {
             return Err(RejectReason::Drained);
@@ -254,7 +259,7 @@ impl Listener {
     /// Makes room by ending the flow that has been idle for longest, if that is what is to be done.
     pub(super) fn or_evict<T>(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         take: impl Fn() -> Option<T>,
     ) -> Option<T> {
         let mut taken = take();
@@ -275,7 +280,7 @@ impl Listener {
     /// One of those that the listener may have, over all workers. This one makes room itself where
     /// it has its share of them, and else lets one do it that has more: nobody is pushed out here
     /// for those who are silent there.
-    fn slot(&mut self, gear: &mut Gear) -> Option<Slot> {
+    fn slot(&mut self, gear: &mut Context) -> Option<Slot> {
         let service = Arc::clone(&self.service);
         let slot = Slot::take(&service);
         if slot.is_some() || self.udp.when_full == WhenFull::Refuse {
@@ -292,14 +297,14 @@ impl Listener {
     }
 
     /// Another worker has let one in for which one here is to go, if there are still too many.
-    pub(in crate::proxy::udp) fn make_room_for_others(&mut self, gear: &mut Gear) {
+    pub(in crate::proxy::udp) fn make_room_for_others(&mut self, gear: &mut Context) {
         self.elsewhere.obeyed();
         if self.service.metrics.active() > self.service.plan.max_connections {
             self.make_room(gear);
         }
     }
 
-    fn make_room(&mut self, gear: &mut Gear) {
+    fn make_room(&mut self, gear: &mut Context) {
         // What has come for it goes first.
         self.deliver_all(gear);
         let (flows, idle, responses) = (&self.flows, self.idle, self.udp.responses);
@@ -325,7 +330,7 @@ impl Listener {
     /// tried last.
     fn open(
         &self,
-        gear: &Gear,
+        gear: &Context,
         key: &Key,
         session: &Listed,
         picked: Option<(Lease, Search)>,

@@ -10,7 +10,7 @@ use crate::{
         ProxyOn,
         reason::{CloseReason, DropReason},
     },
-    proxy::udp::context::{Gear, Taken, Unit, drop_reason, is_about_splitting},
+    proxy::udp::context::{Context, Taken, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message},
 };
 use smallvec::SmallVec;
@@ -22,7 +22,7 @@ use std::{
 
 impl Listener {
     /// Sends what was taken of a batch.
-    pub(super) fn deliver_all(&mut self, gear: &mut Gear) {
+    pub(super) fn deliver_all(&mut self, gear: &mut Context) {
         let mut units = std::mem::take(&mut gear.units);
         // Stable: what belongs to one flow keeps its order.
         if !units.is_sorted_by_key(|taken| taken.number) {
@@ -35,7 +35,7 @@ impl Listener {
         gear.units = units;
     }
 
-    pub(super) fn deliver(&mut self, gear: &mut Gear, taken: &[Taken]) {
+    pub(super) fn deliver(&mut self, gear: &mut Context, taken: &[Taken]) {
         let Taken {
             mut number, serial, ..
         } = taken[0];
@@ -104,7 +104,7 @@ impl Listener {
     /// no other backend, and it would fail again on this one.
     fn after_failure(
         &mut self,
-        gear: &mut Gear,
+        gear: &mut Context,
         number: u32,
         again_here: bool,
         left: &[Unit],
@@ -143,7 +143,7 @@ struct Sent {
 }
 
 /// `each`: every datagram gets the header, if there is one.
-fn send(flow: &mut Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
+fn send(flow: &mut Flow, gear: &mut Context, units: &[Unit], each: bool) -> Sent {
     let sent = send_as_it_is(flow, gear, units, each);
     if let (true, Some(rare)) = (sent.units > 0, &mut flow.rare) {
         rare.header_is_due = false;
@@ -151,7 +151,7 @@ fn send(flow: &mut Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
     sent
 }
 
-fn send_as_it_is(flow: &Flow, gear: &mut Gear, units: &[Unit], each: bool) -> Sent {
+fn send_as_it_is(flow: &Flow, gear: &mut Context, units: &[Unit], each: bool) -> Sent {
     let rare = flow.rare.as_deref();
     let header = rare
         .filter(|rare| (each || rare.header_is_due) && !rare.header.is_empty())

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     plan::reason::{CloseReason, DropReason},
-    proxy::udp::context::Gear,
+    proxy::udp::context::Context,
     runtime::wheel::Wheel,
 };
 use std::{
@@ -24,7 +24,7 @@ impl Listener {
     }
 
     /// It was told something.
-    pub(in crate::proxy::udp) fn look(&mut self, gear: &mut Gear, serial: u32, number: u32) {
+    pub(in crate::proxy::udp) fn look(&mut self, gear: &mut Context, serial: u32, number: u32) {
         let reason = self
             .flow(serial, number)
             .and_then(|flow| flow.session.must_end());
@@ -34,7 +34,7 @@ impl Listener {
     }
 
     /// From now on its key leads to another flow; it waits for what it is still owed.
-    pub(super) fn retire(&mut self, gear: &Gear, serial: u32, number: u32, reason: CloseReason) {
+    pub(super) fn retire(&mut self, gear: &Context, serial: u32, number: u32, reason: CloseReason) {
         // It may have had to make room for the other.
         let Some(flow) = self.flow(serial, number) else {
             return;
@@ -56,7 +56,7 @@ impl Listener {
     }
 
     /// Ends those that were idle for too long.
-    pub(in crate::proxy::udp) fn expire(&mut self, gear: &mut Gear) {
+    pub(in crate::proxy::udp) fn expire(&mut self, gear: &mut Context) {
         self.sweep(gear.ms);
         self.resume(gear);
         let mut found = Vec::new();
@@ -98,7 +98,7 @@ impl Listener {
     }
 
     /// Begins no flow any more, and ends those that are silent. What came before is still taken.
-    pub(in crate::proxy::udp) fn drain(&mut self, gear: &mut Gear) {
+    pub(in crate::proxy::udp) fn drain(&mut self, gear: &mut Context) {
         if self.is_draining {
             return;
         }
@@ -127,7 +127,7 @@ impl Listener {
         }
     }
 
-    pub(super) fn close(&mut self, gear: &mut Gear, number: u32, reason: CloseReason) {
+    pub(super) fn close(&mut self, gear: &mut Context, number: u32, reason: CloseReason) {
         let Some(mut flow) = self.flows.try_remove(number as usize) else {
             return;
         };

@@ -7,7 +7,7 @@ use crate::{
         Addr,
         reason::{Cause, CloseReason, ConnectError, Party},
     },
-    proxy::udp::context::Gear,
+    proxy::udp::context::Context,
     session::service::Call,
     sys::datagram::{Origin, next_report},
     upstream::backend::Backend,
@@ -63,7 +63,7 @@ impl Listener {
     }
 
     /// A call on this flow's socket has failed.
-    pub(super) fn receive_failed(&mut self, gear: &mut Gear, number: u32, error: &io::Error) {
+    pub(super) fn receive_failed(&mut self, gear: &mut Context, number: u32, error: &io::Error) {
         // A report that came meanwhile says more, and is the same error.
         if self.take_reports(number) {
             return;

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     control::outage::tell_that_it_is_back,
     plan::reason::{CloseReason, DropReason},
-    proxy::udp::context::{Gear, Reply, Unit, drop_reason, is_about_splitting},
+    proxy::udp::context::{Context, Reply, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
     upstream::backend::Backend,
 };
@@ -35,7 +35,7 @@ impl Listener {
     }
 
     /// Takes some of what has come on this flow. There is room for one at least.
-    pub(in crate::proxy::udp) fn reply(&mut self, gear: &mut Gear, serial: u32, number: u32) {
+    pub(in crate::proxy::udp) fn reply(&mut self, gear: &mut Context, serial: u32, number: u32) {
         let (index, responses) = (self.index, self.udp.responses);
         let requests = self.udp.requests;
         let Some(flow) = self.flow(serial, number) else {
@@ -126,7 +126,7 @@ impl Listener {
         }
     }
 
-    pub(super) fn first_reply(&mut self, gear: &Gear, number: u32) {
+    pub(super) fn first_reply(&mut self, gear: &Context, number: u32) {
         let flow = &mut self.flows[number as usize];
         let took = gear.now.saturating_duration_since(flow.opened);
         self.service.metrics.first_byte_duration.record(took);
@@ -143,7 +143,7 @@ impl Listener {
     }
 
     /// Its backend is there.
-    pub(super) fn passed_trial(&self, gear: &Gear, backend: &Arc<Backend>) {
+    pub(super) fn passed_trial(&self, gear: &Context, backend: &Arc<Backend>) {
         let service = &self.service;
         if service.pool.answered(backend, gear.now) {
             let journal = &service.process.journal;
@@ -169,7 +169,7 @@ impl Listener {
 /// All of one socket.
 pub(in crate::proxy::udp) fn send_back(
     listener: &mut Listener,
-    gear: &mut Gear,
+    gear: &mut Context,
     replies: &[Reply],
 ) {
     let mut left: SmallVec<[Reply; BATCH]> = replies.into();

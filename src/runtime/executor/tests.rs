@@ -12,8 +12,8 @@ use std::{
 /// A thread can be an event loop once.
 fn on_a_loop<F: Future<Output = ()>>(root: impl FnOnce() -> F + Send + 'static) {
     let on_it = thread::spawn(|| {
-        let event_loop = EventLoop::new().expect("an event loop");
-        event_loop.run(async { root().await });
+        let executor = Executor::new().expect("an event loop");
+        executor.run(async { root().await });
     });
     on_it.join().expect("no panic");
 }
@@ -23,7 +23,7 @@ async fn soon(mut done: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(10);
     while !done() {
         assert!(Instant::now() < until, "it does not come");
-        look().await;
+        yield_to_events().await;
     }
 }
 
@@ -42,7 +42,7 @@ fn tasks_take_turns() {
             spawn(async move {
                 for _ in 0..3 {
                     said.borrow_mut().push(who);
-                    let_others_run().await;
+                    yield_now().await;
                 }
             });
         }
@@ -58,7 +58,7 @@ fn one_that_panics_ends_and_no_other() {
         for n in 0..3 {
             let done = Rc::clone(&done);
             spawn(async move {
-                let_others_run().await;
+                yield_now().await;
                 assert!(n != 1, "this one does");
                 done.set(done.get() + 1);
             });
@@ -83,7 +83,7 @@ fn what_is_left_is_dropped_when_the_root_ends() {
             let _kept = (tell, theirs);
             poll_fn(|_| socket.poll_readable()).await.expect("readable");
         });
-        look().await;
+        yield_to_events().await;
     });
     assert!(hear.recv().is_err(), "the sender is gone, and nothing came");
 }
@@ -137,10 +137,10 @@ fn the_end_of_the_root_is_not_overlooked() {
         spawn(async {
             loop {
                 spawn(async { poll_fn(|_| Poll::Pending).await });
-                let_others_run().await;
+                yield_now().await;
             }
         });
-        look().await;
+        yield_to_events().await;
     });
 }
 
@@ -235,7 +235,7 @@ fn a_place_that_is_used_again_is_not_mixed_up() {
             let (socket, mut theirs) = pair();
             let early = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer, true).is_pending()));
             assert!(early.await, "nothing has come on this one");
-            look().await;
+            yield_to_events().await;
             theirs.write_all(&[n, n]).expect("written");
             let read = poll_fn(|_| socket.poll_read(&mut buffer, true)).await;
             assert_eq!(read.expect("read"), 2);
@@ -294,13 +294,13 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
             })
         };
         spawn(task);
-        look().await;
+        yield_to_events().await;
         theirs.write_all(b"a").expect("written");
         soon(|| polls.get() == 2).await;
         for more in [b"b", b"c"] {
             theirs.write_all(more).expect("written");
-            look().await;
-            look().await;
+            yield_to_events().await;
+            yield_to_events().await;
             assert_eq!(polls.get(), 2);
         }
         is_blocked.set(false);
@@ -331,7 +331,7 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
         assert!(socket.has_posted());
         let early = theirs.read(&mut got).expect_err("nothing yet");
         assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
-        look().await;
+        yield_to_events().await;
         assert!(!socket.has_posted());
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"onetwo");
@@ -398,7 +398,7 @@ fn what_was_read_can_be_written_later() {
                 Poll::Ready(false)
             })
             .await;
-            look().await;
+            yield_to_events().await;
             let Some(left) = sink.take_left() else {
                 continue;
             };
@@ -446,7 +446,7 @@ fn what_the_kernel_does_not_take_is_given_back() {
                 socket.write_later(&part);
             }
             if n % 2 == 0 {
-                look().await;
+                yield_to_events().await;
             }
             let Some(left) = socket.take_left() else {
                 continue;

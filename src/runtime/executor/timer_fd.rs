@@ -16,14 +16,14 @@ use std::{
     time::Duration,
 };
 
-pub struct Alarm {
+pub struct TimerFd {
     /// `None` where the kernel refuses to make one.
     timer: Option<OwnedFd>,
     /// In the milliseconds of the loop; `None` while it is not set.
     at: Cell<Option<u64>>,
 }
 
-impl Alarm {
+impl TimerFd {
     pub fn create() -> Self {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags);
@@ -64,7 +64,7 @@ impl Alarm {
         }
     }
 
-    pub fn has_rung(&self) {
+    pub fn expired(&self) {
         self.at.set(None);
     }
 

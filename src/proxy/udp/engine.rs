@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     proxy::udp::{
-        context::Gear,
+        context::Context,
         mailbox::{Bell, Order},
     },
-    runtime::event_loop::Alarm,
+    runtime::executor::TimerFd,
     sys::datagram::{BATCH, Inbox, Outbox},
     telemetry::{metrics::set_shard, throttle::Throttle},
 };
@@ -99,8 +99,8 @@ enum Turn {
 }
 
 struct Engine {
-    gear: Gear,
-    alarm: Alarm,
+    gear: Context,
+    timer: TimerFd,
     /// By their index; those that are over leave their place empty.
     listeners: Vec<Option<Listener>>,
     looked: u64,
@@ -114,14 +114,14 @@ impl Engine {
         let data = epoll::EventData::new_u64(Token::BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::create();
-        if let Some(timer) = alarm.fd() {
-            let data = epoll::EventData::new_u64(Token::ALARM);
+        let timer = TimerFd::create();
+        if let Some(timer) = timer.fd() {
+            let data = epoll::EventData::new_u64(Token::TIMER);
             epoll::add(&epoll, timer, data, edges)?;
         }
         Ok(Self {
-            alarm,
-            gear: Gear {
+            timer,
+            gear: Context {
                 epoll,
                 bell,
                 inbox: Inbox::new(BATCH),
@@ -164,7 +164,7 @@ impl Engine {
         for event in events {
             match Token::of(event.data.u64()) {
                 Token::Bell => rung = true,
-                Token::Alarm => self.alarm.has_rung(),
+                Token::Timer => self.timer.expired(),
                 Token::Port { listener, port } => {
                     if let Some(Some(listener)) = self.listeners.get_mut(listener) {
                         listener.receive(&mut self.gear, port);
@@ -205,7 +205,7 @@ impl Engine {
             .any(|l| l.has_received)
             .then_some(self.looked + LOOK);
         let next = flows.into_iter().chain(late).chain(look).min()?;
-        self.alarm.set(next, || {
+        self.timer.set(next, || {
             let passed = self.gear.began.elapsed().as_millis();
             u64::try_from(passed).unwrap_or(u64::MAX)
         })

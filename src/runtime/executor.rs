@@ -12,12 +12,12 @@ mod socket;
 mod timer_fd;
 mod timers;
 
-pub use crate::runtime::event_loop::timer_fd::Alarm;
+pub use crate::runtime::executor::timer_fd::TimerFd;
 pub use outbox::{Fresh, Left};
 pub use socket::{Listening, Socket};
 
 use crate::{
-    runtime::event_loop::mailbox::{Bell, TaskBell},
+    runtime::executor::mailbox::{Bell, TaskBell},
     telemetry::throttle::Throttle,
 };
 use outbox::Outbox;
@@ -50,9 +50,9 @@ const SAME_TIME: usize = 8;
 /// After the kernel would not tell anything.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// By what the kernel calls the bell and the alarm; all else are sources.
+/// By what the kernel calls the bell and the timer; all else are sources.
 const BELL: u64 = u64::MAX;
-const ALARM: u64 = u64::MAX - 1;
+const TIMER: u64 = u64::MAX - 1;
 
 thread_local! {
     static HERE: OnceCell<Core> = const { OnceCell::new() };
@@ -61,7 +61,7 @@ thread_local! {
 struct Core {
     epoll: OwnedFd,
     bell: Arc<Bell>,
-    alarm: Alarm,
+    timer: TimerFd,
     sources: RefCell<Slab<Source>>,
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
@@ -105,25 +105,25 @@ struct Source {
 const NOBODY: u32 = u32::MAX;
 
 /// An event loop that has not begun.
-pub struct EventLoop {
+pub struct Executor {
     epoll: OwnedFd,
     bell: Arc<Bell>,
-    alarm: Alarm,
+    timer: TimerFd,
 }
 
-impl EventLoop {
+impl Executor {
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = Arc::new(Bell::new()?);
         let data = epoll::EventData::new_u64(BELL);
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.fd(), data, edges)?;
-        let alarm = Alarm::create();
-        if let Some(timer) = alarm.fd() {
-            let data = epoll::EventData::new_u64(ALARM);
+        let timer = TimerFd::create();
+        if let Some(timer) = timer.fd() {
+            let data = epoll::EventData::new_u64(TIMER);
             epoll::add(&epoll, timer, data, edges)?;
         }
-        Ok(Self { epoll, bell, alarm })
+        Ok(Self { epoll, bell, timer })
     }
 
     /// Makes this thread one until `root` has come to its end. What is still there of other tasks
@@ -194,7 +194,7 @@ pub fn wake_at_millis(due: u64) {
 
 /// Polls this task again after the next look at the kernel: it has more to do, but others shall
 /// have their turn.
-pub fn wake_later() {
+pub fn wake_next_turn() {
     here(|core| {
         let number = core.current.get();
         if let Some(task) = core.tasks.borrow_mut().get_mut(number as usize)
@@ -206,7 +206,7 @@ pub fn wake_later() {
 }
 
 /// Lets those be polled that wait for their turn already.
-pub async fn let_others_run() {
+pub async fn yield_now() {
     let mut waited = false;
     poll_fn(|_| {
         if std::mem::replace(&mut waited, true) {
@@ -219,13 +219,13 @@ pub async fn let_others_run() {
 }
 
 /// The same, once the kernel was looked at.
-pub async fn look() {
+pub async fn yield_to_events() {
     let mut looked = false;
     poll_fn(|_| {
         if std::mem::replace(&mut looked, true) {
             return Poll::Ready(());
         }
-        wake_later();
+        wake_next_turn();
         Poll::Pending
     })
     .await;
@@ -253,12 +253,12 @@ fn here<R>(f: impl FnOnce(&Core) -> R) -> R {
 }
 
 impl Core {
-    fn new(EventLoop { epoll, bell, alarm }: EventLoop) -> Self {
+    fn new(Executor { epoll, bell, timer }: Executor) -> Self {
         let now = Instant::now();
         Self {
             epoll,
             bell,
-            alarm,
+            timer,
             sources: RefCell::default(),
             tasks: RefCell::default(),
             timers: RefCell::new(Timers::new()),
@@ -305,7 +305,7 @@ impl Core {
         for event in &*events {
             match event.data.u64() {
                 BELL => self.bell.answer(|task| self.wake(task)),
-                ALARM => self.alarm.has_rung(),
+                TIMER => self.timer.expired(),
                 source => self.note(source as usize, event.flags),
             }
         }
@@ -335,7 +335,7 @@ impl Core {
             return Some(Timespec::default());
         }
         let next = self.timers.borrow().next()?;
-        self.alarm.set(next, || self.ms(Instant::now(), false))
+        self.timer.set(next, || self.ms(Instant::now(), false))
     }
 
     fn ring_timers(&self) {
