@@ -15,7 +15,6 @@ mod prepare;
 mod resolve;
 mod rights;
 mod supervise;
-mod worker;
 
 pub use crate::control::admin_state::Unknown;
 pub use prepare::Prepared;
@@ -28,7 +27,7 @@ use crate::{
         limits::{Budget, Given},
     },
     plan::{self, Addr, Plan, reason::CloseReason},
-    proxy::udp,
+    proxy::{tcp, udp},
     runtime::net::SocketFile,
     session::{
         registry::{Descriptors, Sessions},
@@ -52,7 +51,6 @@ use std::{
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use worker::Worker;
 
 /// Everything that was in the way of a start.
 #[derive(Debug)]
@@ -74,7 +72,7 @@ pub struct State {
 
 pub struct Server {
     pub state: Arc<State>,
-    workers: Vec<Worker>,
+    workers: Vec<tcp::Worker>,
     /// The same for datagrams.
     datagrams: Vec<udp::Worker>,
     /// Listeners that do not accept yet.
@@ -221,14 +219,14 @@ impl Server {
         let stop_checks = CancellationToken::new();
         let tasks = TaskTracker::new();
         let threads = (0..workers)
-            .map(|i| Worker::spawn(i, &tasks))
+            .map(|i| tcp::spawn_worker(i, &tasks))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         // All of them count their milliseconds from here.
         let began = Instant::now();
         let sockets = udp::Sockets::new(most.sockets, &descriptors_of_sessions);
         let datagrams = (0..udp_workers)
-            .map(|i| udp::Worker::spawn(i, workers + i, &sockets, began))
+            .map(|i| udp::spawn_worker(i, workers + i, &sockets, began))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| one(format!("cannot start a worker thread: {e}")))?;
         let mut ports: Vec<Ports> = services.iter().map(|_| Ports::default()).collect();
@@ -260,12 +258,12 @@ impl Server {
                 plan::Protocol::Udp(udp) => udp::PerSource::new(udp.max_flows_per_source),
                 plan::Protocol::Tcp => continue,
             };
-            let elsewhere = Arc::new(udp::PeerWorkers::default());
+            let peers = Arc::new(udp::PeerWorkers::default());
             let binding = |(worker, sockets)| udp::Binding {
                 service: Arc::clone(service),
                 sockets,
                 per_source: Arc::clone(&per_source),
-                elsewhere: Arc::clone(&elsewhere),
+                peers: Arc::clone(&peers),
                 own: Arc::clone(&own),
                 is_first: worker == 0,
                 alive: tasks.token(),
@@ -386,11 +384,15 @@ impl Server {
         let (service, ports) = listener.begin();
         for sockets in ports.streams {
             for (thread, socket) in self.workers.iter().zip(sockets) {
-                thread.listen(socket, Arc::clone(&service), self.stop.clone());
+                thread.send(tcp::Order::Listen(Box::new(tcp::Binding {
+                    socket,
+                    service: Arc::clone(&service),
+                    alive: self.tasks.token(),
+                })));
             }
         }
         for (thread, binding) in self.datagrams.iter().zip(ports.datagrams) {
-            thread.listen(binding);
+            thread.send(udp::Order::Listen(Box::new(binding)));
         }
     }
 
@@ -408,7 +410,12 @@ impl Server {
         // First, since `/readyz` and the admission of new flows read it.
         sessions.stop();
         self.stop.cancel();
-        self.datagrams.iter().for_each(udp::Worker::drain);
+        for worker in &self.workers {
+            worker.send(tcp::Order::Drain);
+        }
+        for worker in &self.datagrams {
+            worker.send(udp::Order::Drain);
+        }
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = self.socket_files;
         let _ = blocking::call(CUT, move || drop(files)).await;

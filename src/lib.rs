@@ -40,6 +40,9 @@ pub mod internals {
     pub mod datagram {
         pub use crate::sys::datagram::Local;
     }
+    pub mod executor {
+        pub use crate::runtime::executor::{Received, Stream};
+    }
     pub mod flow_table {
         pub use crate::proxy::udp::table::{Key, Table};
     }

@@ -1,5 +1,9 @@
-//! What sessions run on: the event loop of a worker, its sockets and timers.
+//! What traffic runs on: the threads of workers, their reactors, tasks, sockets and timers.
 
 pub mod executor;
+pub mod mailbox;
 pub mod net;
+pub mod reactor;
+mod timer_fd;
 pub mod wheel;
+pub mod worker;

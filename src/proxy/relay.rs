@@ -343,8 +343,8 @@ impl<'a> Relay<'a> {
         let (now, moved) = (executor::now(), Cell::new(false));
         let (up, down) = (self.flow_up(now, &moved), self.flow_down(now, &moved));
         // Whom it could not be written to is gone, and the session is over anyway.
-        let _ = self.up.settle(self.backend, &up);
-        let _ = self.down.settle(self.client, &down);
+        let _ = self.up.reconcile_deferred(self.backend, &up);
+        let _ = self.down.reconcile_deferred(self.client, &down);
     }
 
     /// Nothing more goes to that side. What it had said before is still delivered.

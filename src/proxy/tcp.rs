@@ -4,5 +4,7 @@ mod connect;
 mod listener;
 mod preamble;
 mod session;
+mod worker;
 
-pub use listener::{Socket, listen};
+pub use listener::Socket;
+pub use worker::{Binding, Order, Worker, spawn_worker};

@@ -11,7 +11,6 @@ mod engine;
 mod flow;
 mod header;
 mod listener;
-mod mailbox;
 mod own_addresses;
 mod peer_workers;
 mod per_second;
@@ -20,9 +19,8 @@ mod sockets;
 pub(crate) mod table;
 mod token;
 
-pub use crate::proxy::udp::own_addresses::OwnAddresses;
-pub use crate::proxy::udp::peer_workers::PeerWorkers;
-pub use engine::Worker;
+pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
+pub use engine::{Order, Worker, spawn_worker};
 pub use per_source::PerSource;
 pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;
@@ -36,7 +34,7 @@ pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub per_source: Arc<PerSource>,
-    pub elsewhere: Arc<PeerWorkers>,
+    pub peers: Arc<PeerWorkers>,
     /// Of all UDP listeners of the process.
     pub own: Arc<OwnAddresses>,
     /// Whether this is the worker that takes what all workers get: broadcasts.

@@ -1,231 +1,166 @@
-//! The event loop of a thread that carries connections: its tasks, their sockets, their timers.
+//! Runs the tasks of a worker that carries connections, with their sockets and timers.
 //!
-//! A task is a future, and belongs to the thread on which it was spawned. One look at the kernel
-//! tells which sockets may be read or written, all tasks concerned are polled, and what they wake
-//! is polled after them; then comes the next look. There is one waker, one timer and one place on
-//! the queue for each task, not for each thing that it waits for: a task that is polled looks at
-//! all that it waits for anyway. So a session that waits costs little more than its own future.
+//! A task is a future, and belongs to the thread on which it was spawned. Each turn of the reactor
+//! tells which sockets may be read or written; all tasks concerned are polled, and what they wake
+//! is polled after them. A task has one waker, one timer and one place in the queue, not one for
+//! each thing that it waits for: a task that is polled checks all of them anyway. So a session that
+//! waits costs little more than its own future.
 
-mod mailbox;
-mod outbox;
+mod deferred;
+mod listening;
 mod socket;
-mod timer_fd;
+mod stream;
 mod timers;
 
-pub use crate::runtime::executor::timer_fd::TimerFd;
-pub use outbox::{Fresh, Left};
-pub use socket::{Listening, Socket};
+pub use deferred::Received;
+pub use listening::ListeningSocket;
+pub use stream::{Kind, Stream};
 
-use crate::{
-    runtime::executor::mailbox::{Bell, TaskBell},
-    telemetry::throttle::Throttle,
+use crate::runtime::{
+    mailbox::Mailbox,
+    reactor::{self, Engine, Reactor, Wait},
 };
-use outbox::Outbox;
-use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
-};
+use deferred::{DeferredWrites, new_buffer};
+use rustix::event::epoll::EventFlags;
 use slab::Slab;
+use socket::Source;
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
     future::{Future, poll_fn},
-    io,
-    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 use timers::Timers;
 
-/// What one look at the kernel tells at most.
-const EVENTS: usize = 256;
-/// So many polls, and it is time to look at the kernel again.
+/// Polls of tasks in one turn, at most.
 const POLLS: usize = 64;
-/// So many polls, and it is time to look at the clock.
-const SAME_TIME: usize = 8;
-/// After the kernel would not tell anything.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// By what the kernel calls the bell and the timer; all else are sources.
-const BELL: u64 = u64::MAX;
-const TIMER: u64 = u64::MAX - 1;
+/// Polls between two readings of the clock.
+const POLLS_PER_TIME: usize = 8;
+/// A task number outside of any poll.
+const NO_TASK: u32 = u32::MAX;
 
 thread_local! {
-    static HERE: OnceCell<Core> = const { OnceCell::new() };
+    static CORE: OnceCell<Core> = const { OnceCell::new() };
 }
 
 struct Core {
-    epoll: OwnedFd,
-    bell: Arc<Bell>,
-    timer: TimerFd,
+    reactor: Reactor,
+    /// Makes the waker of a task.
+    create_waker: Box<dyn Fn(u32) -> Waker>,
     sources: RefCell<Slab<Source>>,
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
-    outbox: RefCell<Outbox>,
-    /// Where what is read and what is to be written lies.
-    room: RefCell<Box<[u8]>>,
-    /// Whose turn it is, in order.
+    /// Where what is read lies until it is written.
+    buffer: RefCell<Box<[u8]>>,
+    deferred: RefCell<DeferredWrites>,
+    /// Tasks to poll in this turn, in order.
     queue: RefCell<VecDeque<u32>>,
-    /// Whose turn it is after the next look at the kernel.
-    later: RefCell<Vec<u32>>,
-    /// Which task is polled now.
+    /// Tasks to poll in the next turn.
+    next_turn: RefCell<Vec<u32>>,
+    /// The task that is polled now.
     current: Cell<u32>,
-    /// The earliest time at which it wants to be polled again, of those that it has named since
-    /// then.
-    named: Cell<Option<u64>>,
-    began: Instant,
-    now: Cell<Instant>,
-    /// Of the call that waits.
-    failures: Throttle<1>,
+    /// The earliest time that the current poll has asked to be woken at.
+    wake_time: Cell<Option<u64>>,
 }
 
 struct Task {
-    /// Not here while it is polled.
-    body: Option<Body>,
+    /// `None` while it is polled.
+    body: Option<TaskBody>,
     is_queued: bool,
 }
 
-struct Body {
+struct TaskBody {
     future: Pin<Box<dyn Future<Output = ()>>>,
     waker: Waker,
 }
 
-/// A socket, as the event loop sees it.
-struct Source {
-    /// Whom to wake.
-    task: u32,
-    flags: u16,
-}
-
-/// Before the first task, and between two of them.
-const NOBODY: u32 = u32::MAX;
-
-/// An event loop that has not begun.
-pub struct Executor {
-    epoll: OwnedFd,
-    bell: Arc<Bell>,
-    timer: TimerFd,
-}
-
-impl Executor {
-    pub fn new() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let bell = Arc::new(Bell::new()?);
-        let data = epoll::EventData::new_u64(BELL);
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, bell.fd(), data, edges)?;
-        let timer = TimerFd::create();
-        if let Some(timer) = timer.fd() {
-            let data = epoll::EventData::new_u64(TIMER);
-            epoll::add(&epoll, timer, data, edges)?;
-        }
-        Ok(Self { epoll, bell, timer })
-    }
-
-    /// Makes this thread one until `root` has come to its end. What is still there of other tasks
-    /// is dropped then. A thread can be one once.
-    pub fn run(self, root: impl Future<Output = ()> + 'static) {
-        HERE.with(|here| {
-            let core = here.get_or_init(|| Core::new(self));
-            let over = Rc::new(Cell::new(false));
-            let until_over = Rc::clone(&over);
-            core.spawn(Box::pin(async move {
-                let _over = Over(until_over);
-                root.await;
-            }));
-            let mut events = Vec::with_capacity(EVENTS);
-            while !over.get() {
-                core.turn(&mut events);
-            }
-            core.drop_all();
+/// Makes this thread an executor until it is told to stop; tasks that remain are dropped then. A
+/// thread can be one once. `execute` runs outside of any task.
+pub fn run<O: Send + 'static>(
+    reactor: Reactor,
+    mailbox: &Arc<Mailbox<O>>,
+    mut execute: impl FnMut(O),
+) {
+    CORE.with(|core| {
+        let core = core.get_or_init(|| {
+            let mailbox = Arc::clone(mailbox);
+            Core::new(reactor, Box::new(move |task| mailbox.waker(task.into())))
         });
-    }
+        let execute = &mut execute;
+        reactor::run(&mut Executor { core, execute }, mailbox);
+        core.drop_tasks();
+    });
 }
 
-/// Tells that the root is over, be it by a panic.
-struct Over(Rc<Cell<bool>>);
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        self.0.set(true);
-    }
-}
-
-/// Begins a task beside the one that is polled now. It is polled after those that wait for their
-/// turn already.
+/// Starts a task. It is polled after those that are queued already.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    here(|core| core.spawn(Box::pin(future)));
+    with_core(|core| core.spawn(Box::pin(future)));
 }
 
-/// When the kernel was last looked at, or a little later: near enough for limits of milliseconds,
-/// and free.
+/// The time of the last wait or a little later: accurate enough for limits of milliseconds,
+/// without a call.
 pub fn now() -> Instant {
-    here(|core| core.now.get())
+    with_core(|core| core.reactor.clock().now())
 }
 
-/// Milliseconds of this event loop up to that time, rounded up.
+/// The first millisecond of this executor that is not before `at`.
 pub fn millis(at: Instant) -> u64 {
-    here(|core| core.ms(at, true))
+    with_core(|core| core.reactor.clock().millis_at(at))
 }
 
-/// Polls this task again at that time, if nothing else does it before. A task has one such time:
-/// the earliest that was named in the last poll in which any was, for one wait may be within
-/// another.
+/// Polls this task at that time, if nothing else does before. A task has one such time, the
+/// earliest of those that were set in the last poll that set any: one wait may be within another.
 pub fn wake_at(at: Instant) {
     wake_at_millis(millis(at));
 }
 
 /// The same with a time in [`millis`].
 pub fn wake_at_millis(due: u64) {
-    here(|core| {
-        if core.named.get().is_some_and(|earlier| earlier <= due) {
+    with_core(|core| {
+        if core.wake_time.get().is_some_and(|earlier| earlier <= due) {
             return;
         }
-        core.named.set(Some(due));
-        let now = core.ms(core.now.get(), false);
-        debug_assert!(core.current.get() != NOBODY, "outside of any task");
+        core.wake_time.set(Some(due));
+        debug_assert!(core.current.get() != NO_TASK, "outside of any task");
+        let now = core.reactor.clock().now_millis();
         core.timers.borrow_mut().set(core.current.get(), due, now);
     });
 }
 
-/// Polls this task again after the next look at the kernel: it has more to do, but others shall
-/// have their turn.
+/// Polls this task again in the next turn: it has more to do, after others.
 pub fn wake_next_turn() {
-    here(|core| {
+    with_core(|core| {
         let number = core.current.get();
         if let Some(task) = core.tasks.borrow_mut().get_mut(number as usize)
             && !std::mem::replace(&mut task.is_queued, true)
         {
-            core.later.borrow_mut().push(number);
+            core.next_turn.borrow_mut().push(number);
         }
     });
 }
 
-/// Lets those be polled that wait for their turn already.
+/// Lets the tasks run that are queued already.
 pub async fn yield_now() {
-    let mut waited = false;
-    poll_fn(|_| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        here(|core| core.wake(core.current.get()));
-        Poll::Pending
-    })
-    .await;
+    pend_once(|| with_core(|core| core.wake(core.current.get()))).await;
 }
 
-/// The same, once the kernel was looked at.
+/// Waits for the next turn, and so for the events that the kernel has by then.
 pub async fn yield_to_events() {
-    let mut looked = false;
+    pend_once(wake_next_turn).await;
+}
+
+/// Pending once; `arrange` arranges for the next poll.
+async fn pend_once(arrange: impl Fn()) {
+    let mut is_pending = false;
     poll_fn(|_| {
-        if std::mem::replace(&mut looked, true) {
+        if std::mem::replace(&mut is_pending, true) {
             return Poll::Ready(());
         }
-        wake_next_turn();
+        arrange();
         Poll::Pending
     })
     .await;
@@ -234,7 +169,7 @@ pub async fn yield_to_events() {
 pub async fn sleep(time: Duration) {
     let until = Instant::now() + time;
     poll_fn(|_| {
-        // The loop's own time may be behind.
+        // The executor's own time may be behind.
         if Instant::now() >= until {
             return Poll::Ready(());
         }
@@ -244,114 +179,115 @@ pub async fn sleep(time: Duration) {
     .await;
 }
 
-/// What is called from a task always has a loop around it.
-fn here<R>(f: impl FnOnce(&Core) -> R) -> R {
-    HERE.with(|here| match here.get() {
+/// What is called from a task always has an executor around it.
+fn with_core<R>(f: impl FnOnce(&Core) -> R) -> R {
+    CORE.with(|core| match core.get() {
         Some(core) => f(core),
-        None => panic!("only a task of an event loop can do this"),
+        None => panic!("only a task of an executor can do this"),
     })
 }
 
+struct Executor<'a, O> {
+    core: &'a Core,
+    execute: &'a mut dyn FnMut(O),
+}
+
+impl<O> Engine for Executor<'_, O> {
+    type Order = O;
+
+    fn reactor(&self) -> &Reactor {
+        &self.core.reactor
+    }
+
+    fn wait(&self) -> Wait {
+        let core = self.core;
+        if !core.queue.borrow().is_empty() || !core.next_turn.borrow().is_empty() {
+            return Wait::No;
+        }
+        match core.timers.borrow().next() {
+            Some(due) => Wait::Until(due),
+            None => Wait::ForEvents,
+        }
+    }
+
+    fn handle_event(&mut self, token: u64, flags: EventFlags) {
+        let mut sources = self.core.sources.borrow_mut();
+        // An event of a socket that was closed meanwhile may reach another one with its number:
+        // that one tries in vain.
+        if let Some(source) = sources.get_mut(token as usize) {
+            source.note_event(flags);
+            let task = source.task;
+            drop(sources);
+            self.core.wake(task);
+        }
+    }
+
+    fn wake(&mut self, token: u64) {
+        self.core.wake(token as u32);
+    }
+
+    fn execute(&mut self, order: O) {
+        (self.execute)(order);
+    }
+
+    fn end_turn(&mut self, all_known: bool) {
+        let core = self.core;
+        // Not before all events are known: a session that has something to read is not silent.
+        if all_known {
+            core.expire_timers();
+        }
+        core.queue.borrow_mut().extend(core.next_turn.take());
+        for polls in 1..=POLLS {
+            let Some(number) = core.queue.borrow_mut().pop_front() else {
+                break;
+            };
+            core.poll(number);
+            if polls % POLLS_PER_TIME == 0 {
+                core.reactor.clock().update();
+                core.flush_if_old();
+            }
+        }
+        core.flush();
+    }
+
+    fn abandon_turn(&mut self) {}
+}
+
 impl Core {
-    fn new(Executor { epoll, bell, timer }: Executor) -> Self {
-        let now = Instant::now();
+    fn new(reactor: Reactor, create_waker: Box<dyn Fn(u32) -> Waker>) -> Self {
         Self {
-            epoll,
-            bell,
-            timer,
+            reactor,
+            create_waker,
             sources: RefCell::default(),
             tasks: RefCell::default(),
             timers: RefCell::new(Timers::new()),
-            outbox: RefCell::default(),
-            room: RefCell::new(outbox::room()),
+            buffer: RefCell::new(new_buffer()),
+            deferred: RefCell::default(),
             queue: RefCell::default(),
-            later: RefCell::default(),
-            current: Cell::new(NOBODY),
-            named: Cell::new(None),
-            began: now,
-            now: Cell::new(now),
-            failures: Throttle::new(now),
+            next_turn: RefCell::default(),
+            current: Cell::new(NO_TASK),
+            wake_time: Cell::new(None),
         }
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()>>>) {
         let mut tasks = self.tasks.borrow_mut();
         let number = tasks.vacant_key() as u32;
-        let waker = Waker::from(Arc::new(TaskBell::new(&self.bell, number)));
+        let waker = (self.create_waker)(number);
         tasks.insert(Task {
-            body: Some(Body { future, waker }),
+            body: Some(TaskBody { future, waker }),
             is_queued: true,
         });
         self.queue.borrow_mut().push_back(number);
     }
 
-    /// One look at the kernel, and all that follows from it; last of all, what was read is written.
-    fn turn(&self, events: &mut Vec<epoll::Event>) {
-        events.clear();
-        let timeout = self.timeout();
-        match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
-            Ok(_) => {}
-            // After a stop of the whole process, too. Nothing is known yet of what has come
-            // meanwhile.
-            Err(rustix::io::Errno::INTR) => return,
-            Err(error) => {
-                if let Some(count) = self.failures.add(0, 1, Instant::now()) {
-                    tracing::error!(%error, count, "cannot wait for connections");
-                }
-                std::thread::sleep(PAUSE);
-            }
-        }
-        self.now.set(Instant::now());
-        for event in &*events {
-            match event.data.u64() {
-                BELL => self.bell.answer(|task| self.wake(task)),
-                TIMER => self.timer.expired(),
-                source => self.note(source as usize, event.flags),
-            }
-        }
-        // Only when all that has happened is known: who has something to read has not been silent.
-        if events.len() < EVENTS {
-            self.ring_timers();
-        }
-        for number in self.later.take() {
-            self.queue.borrow_mut().push_back(number);
-        }
-        for polls in 1..=POLLS {
-            let Some(number) = self.queue.borrow_mut().pop_front() else {
-                break;
-            };
-            self.poll(number);
-            if polls % SAME_TIME == 0 {
-                self.now.set(Instant::now());
-                self.write_old_letters();
-            }
-        }
-        self.write_letters();
-    }
-
-    /// How long to wait: not at all, or until something happens.
-    fn timeout(&self) -> Option<Timespec> {
-        if !self.queue.borrow().is_empty() || !self.later.borrow().is_empty() {
-            return Some(Timespec::default());
-        }
-        let next = self.timers.borrow().next()?;
-        self.timer.set(next, || self.ms(Instant::now(), false))
-    }
-
-    fn ring_timers(&self) {
-        let now = self.ms(self.now.get(), false);
+    fn expire_timers(&self) {
+        let now = self.reactor.clock().now_millis();
         let mut timers = self.timers.borrow_mut();
-        timers.ring(now, |task| self.wake(task));
+        timers.expire(now, |task| self.wake(task));
     }
 
-    /// Milliseconds since the beginning; a time that is waited for must not come early.
-    fn ms(&self, at: Instant, up: bool) -> u64 {
-        let passed = at.saturating_duration_since(self.began).as_nanos();
-        let rest = u128::from(up) * 999_999;
-        u64::try_from((passed + rest) / 1_000_000).unwrap_or(u64::MAX)
-    }
-
-    /// Puts a task on the queue, if it is not there yet.
+    /// Queues a task, if it is not queued yet.
     fn wake(&self, number: u32) {
         if let Some(task) = self.tasks.borrow_mut().get_mut(number as usize)
             && !std::mem::replace(&mut task.is_queued, true)
@@ -360,32 +296,19 @@ impl Core {
         }
     }
 
-    fn note(&self, source: usize, events: epoll::EventFlags) {
-        let mut sources = self.sources.borrow_mut();
-        // An event of a socket that was closed meanwhile may find another one in its place. It is
-        // told of something that is not so, and finds out when it tries.
-        let Some(source) = sources.get_mut(source) else {
-            return;
-        };
-        source.flags |= socket::flags(events);
-        let task = source.task;
-        drop(sources);
-        self.wake(task);
-    }
-
     fn poll(&self, number: u32) {
-        let Some(mut body) = self.take(number) else {
+        let Some(mut body) = self.take_body(number) else {
             return;
         };
         self.current.set(number);
-        self.named.set(None);
+        self.wake_time.set(None);
         let polled = catch_unwind(AssertUnwindSafe(|| {
             let mut cx = Context::from_waker(&body.waker);
             let polled = body.future.as_mut().poll(&mut cx);
             (body, polled)
         }));
-        self.current.set(NOBODY);
-        // A task that panics ends, and no other does.
+        self.current.set(NO_TASK);
+        // A panic ends its task, and no other.
         if let Ok((body, Poll::Pending)) = polled {
             if let Some(task) = self.tasks.borrow_mut().get_mut(number as usize) {
                 task.body = Some(body);
@@ -396,18 +319,18 @@ impl Core {
         self.tasks.borrow_mut().try_remove(number as usize);
     }
 
-    fn take(&self, number: u32) -> Option<Body> {
+    fn take_body(&self, number: u32) -> Option<TaskBody> {
         let mut tasks = self.tasks.borrow_mut();
         let task = tasks.get_mut(number as usize)?;
         task.is_queued = false;
         task.body.take()
     }
 
-    fn drop_all(&self) {
+    fn drop_tasks(&self) {
         loop {
-            // Outside of the borrow: what is dropped may close sockets.
-            let left = self.tasks.take();
-            if left.is_empty() {
+            // Outside of the borrow: a task that is dropped may close sockets.
+            let tasks = self.tasks.take();
+            if tasks.is_empty() {
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! Streams and addresses, TCP and unix alike.
+//! Addresses, connecting, and socket options, TCP and unix alike.
 
 mod open;
 mod socket_file;
@@ -6,37 +6,16 @@ mod socket_file;
 pub use open::open;
 pub use socket_file::{FileRights, SocketFile, listen_unix};
 
-use crate::{
-    plan::{Addr, Keepalive, SocketOptions},
-    runtime::executor::{Fresh, Left, Socket},
-};
+pub use crate::runtime::executor::Stream;
+
+use crate::plan::{Addr, Keepalive, SocketOptions};
 use nix::net::if_::if_indextoname;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
-    cell::Cell,
     fmt, io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    task::Poll,
+    os::fd::AsFd,
 };
-
-/// A connection.
-#[derive(Debug)]
-pub struct Stream {
-    socket: Socket,
-    is_tcp: bool,
-    nodelay: Cell<NoDelay>,
-}
-
-/// The first bytes leave at once anyway, and many sessions send no others: TCP_NODELAY is set
-/// before the second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NoDelay {
-    /// Or not wanted.
-    Set,
-    WithTheNext,
-    WithTheSecond,
-}
 
 /// Who a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,139 +23,6 @@ pub enum Client {
     Ip(SocketAddr),
     /// Somebody on a unix socket.
     Unix,
-}
-
-impl Stream {
-    /// Of a connection that was accepted: its client may have said something by now.
-    pub fn accepted(socket: OwnedFd, is_tcp: bool) -> Self {
-        Self::of(Socket::new(socket, true), is_tcp)
-    }
-
-    fn of(socket: Socket, is_tcp: bool) -> Self {
-        Self {
-            socket,
-            is_tcp,
-            nodelay: Cell::new(NoDelay::Set),
-        }
-    }
-
-    fn count_write(&self) {
-        match self.nodelay.get() {
-            NoDelay::Set => {}
-            NoDelay::WithTheSecond => self.nodelay.set(NoDelay::WithTheNext),
-            NoDelay::WithTheNext => {
-                // It fails only on a socket that is dead.
-                let _ = SockRef::from(&self.socket).set_tcp_nodelay(true);
-                self.nodelay.set(NoDelay::Set);
-            }
-        }
-    }
-
-    /// Reads at most once; 0 is the end.
-    pub fn poll_read(&self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        // On a unix socket a read also ends where somebody passed a descriptor.
-        self.socket.poll_read(buf, self.is_tcp)
-    }
-
-    /// Reads at most once, to where it can be written from; empty is the end.
-    pub fn poll_read_fresh(&self) -> Poll<io::Result<Fresh>> {
-        self.socket.poll_read_fresh(self.is_tcp)
-    }
-
-    /// `more`: something else follows at once, be it the end, which is to leave together with this.
-    pub fn poll_write(&self, buf: &[u8], more: bool) -> Poll<io::Result<usize>> {
-        self.count_write();
-        self.socket.poll_write(buf, more)
-    }
-
-    /// Whether the peer is known to have said its last: what is there can be read at once, up to a
-    /// clean end.
-    pub fn has_ended(&self) -> bool {
-        self.socket.has_ended()
-    }
-
-    /// Takes all of it, to be written at the end of this turn of the event loop.
-    /// [`Self::take_left`] comes before anything else is written.
-    pub fn write_later(&self, bytes: &[u8]) {
-        self.count_write();
-        self.socket.write_later(bytes);
-    }
-
-    /// The same of what was read last.
-    pub fn write_fresh_later(&self, fresh: &Fresh) {
-        self.count_write();
-        self.socket.write_fresh_later(fresh);
-    }
-
-    /// Whether something is to be written at the end of this turn.
-    pub fn has_posted(&self) -> bool {
-        self.socket.has_posted()
-    }
-
-    /// Writes what is to be written at the end of this turn; all that was to be and could not be.
-    pub fn take_left(&self) -> Option<Left> {
-        self.socket.take_left()
-    }
-
-    /// Whether writing at the end of a turn has failed, so that reading does not tell any more how
-    /// the connection ended.
-    pub fn is_unwritable(&self) -> bool {
-        self.socket.is_unwritable()
-    }
-
-    /// Passes the end of a direction on: the peer sees it after everything written before.
-    pub fn end_writing(&self) -> io::Result<()> {
-        self.socket.end_writing()
-    }
-
-    /// Whether there was TCP urgent data, before which a read ends, whatever comes after.
-    pub fn is_marked(&self) -> bool {
-        self.socket.is_marked()
-    }
-
-    /// A call that reads has found nothing: the next [`Self::poll_readable`] waits.
-    pub fn found_nothing(&self) {
-        self.socket.found_nothing();
-    }
-
-    /// There is something to read, and nobody to read it now: what comes after it need not wake
-    /// anybody.
-    pub fn mute(&self) {
-        self.socket.mute();
-    }
-
-    pub fn poll_readable(&self) -> Poll<io::Result<()>> {
-        self.socket.poll_readable()
-    }
-
-    pub fn poll_writable(&self) -> Poll<io::Result<()>> {
-        self.socket.poll_writable()
-    }
-
-    /// Runs a call that writes; "would block" makes the next [`Self::poll_writable`] wait.
-    pub fn try_write<R>(
-        &self,
-        call: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
-    ) -> io::Result<R> {
-        self.count_write();
-        self.socket.try_write(call)
-    }
-
-    /// Where the peer connected to, if that has an IP address. A system call.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        let address = SockRef::from(&self.socket).local_addr().ok()?;
-        address.as_socket()
-    }
-
-    pub fn is_tcp(&self) -> bool {
-        self.is_tcp
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }
 
 impl Client {

@@ -4,7 +4,7 @@ use super::First;
 use crate::{
     plan::reason::{self, ConnectError, SpliceFallback},
     proxy_protocol::Watch,
-    runtime::{executor, net::Stream},
+    runtime::executor::{self, Received, Stream},
     sys::{self, pipe::Pipe},
     telemetry::metrics::{Counter, RelayCounts},
 };
@@ -54,7 +54,7 @@ enum Held {
     Nothing,
     Bytes(Box<Rest>),
     /// It was given to the sink, to be written at the end of the turn.
-    Later,
+    Deferred,
     Piped(Pipe),
     First(Box<First>),
 }
@@ -215,7 +215,7 @@ impl Direction {
                     if std::mem::replace(&mut self.is_blocked, true) {
                         // Polled in vain, and for all that is known because of what has come
                         // meanwhile.
-                        source.mute();
+                        source.suspend_read_interest();
                     }
                     return Poll::Pending;
                 }
@@ -280,52 +280,61 @@ impl Direction {
         sink: &Stream,
         flow: &Flow<'_>,
     ) -> Poll<Result<(), Broken>> {
-        let fresh = match ready!(source.poll_read_fresh()) {
-            Ok(fresh) => fresh,
-            Err(error) => return self.source_failed(&error),
-        };
-        if fresh.is_empty() {
-            self.source_ended(source, flow);
-            return Poll::Ready(Ok(()));
+        let forwarded = source.with_received(|received| {
+            if received.is_empty() {
+                self.source_ended(source, flow);
+                return Poll::Ready(Ok(()));
+            }
+            self.forward(received, source.peer_has_ended(), sink, flow)
+        });
+        match ready!(forwarded) {
+            Ok(forwarded) => forwarded,
+            Err(error) => self.source_failed(&error),
         }
-        let n = fresh.len();
+    }
+
+    /// `is_last`: the end of the source comes next, and can travel with these bytes.
+    fn forward(
+        &mut self,
+        received: Received<'_>,
+        is_last: bool,
+        sink: &Stream,
+        flow: &Flow<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let n = received.len();
         flow.was_read(n);
         self.has_begun = true;
-        if self.watch != Watch::Over && fresh.look(|bytes| self.watch.sees_header(bytes)) {
+        if self.watch != Watch::Over && self.watch.sees_header(&received) {
             self.end = End::Refused;
             return Poll::Ready(Ok(()));
         }
         self.mode = self.mode.after(n, self.never_splice);
-        // The end comes next: it can travel with the last bytes.
-        let more = source.has_ended();
-        if n <= SMALL && !more {
+        if n <= SMALL && !is_last {
             flow.was_written(n, &flow.relayed.copy);
-            sink.write_fresh_later(&fresh);
-            self.held = Held::Later;
+            sink.defer(received);
+            self.held = Held::Deferred;
             return Poll::Ready(Ok(()));
         }
-        self.settle(sink, flow)?;
-        fresh.look(|bytes| {
-            if let Held::Bytes(rest) = &mut self.held {
-                rest.bytes.extend_from_slice(bytes);
-                return Poll::Ready(Ok(()));
-            }
-            let mut at = 0;
-            while at < bytes.len() {
-                match sink.poll_write(&bytes[at..], more) {
-                    Poll::Ready(Ok(n)) => {
-                        flow.was_written(n, &flow.relayed.copy);
-                        at += n;
-                    }
-                    Poll::Ready(Err(error)) => return Poll::Ready(sink_failed(&error)),
-                    Poll::Pending => {
-                        self.held = Held::bytes(bytes[at..].to_vec());
-                        return Poll::Pending;
-                    }
+        self.reconcile_deferred(sink, flow)?;
+        if let Held::Bytes(rest) = &mut self.held {
+            rest.bytes.extend_from_slice(&received);
+            return Poll::Ready(Ok(()));
+        }
+        let mut rest = &received[..];
+        while !rest.is_empty() {
+            match sink.poll_write(rest, is_last) {
+                Poll::Ready(Ok(n)) => {
+                    flow.was_written(n, &flow.relayed.copy);
+                    rest = &rest[n..];
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(sink_failed(&error)),
+                Poll::Pending => {
+                    self.held = Held::bytes(rest.to_vec());
+                    return Poll::Pending;
                 }
             }
-            Poll::Ready(Ok(()))
-        })
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn splice(
@@ -374,9 +383,9 @@ impl Direction {
             }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(&e),
             // Nothing there.
-            Err(_) if !source.is_marked() => {
+            Err(_) if !source.is_at_urgent_mark() => {
                 pipe.give_back();
-                source.found_nothing();
+                source.mark_would_block();
                 match ready!(source.poll_readable()) {
                     Ok(()) => Poll::Ready(Ok(())),
                     Err(e) => self.source_failed(&e),
@@ -406,18 +415,18 @@ impl Direction {
                     Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
                 // How it went is not known yet, and so far nothing depends on it.
-                Held::Later
-                    if sink.has_posted()
+                Held::Deferred
+                    if sink.has_deferred()
                         && self.end == End::Open
                         && matches!(self.mode, Mode::Copy { .. }) =>
                 {
                     return Poll::Ready(Ok(()));
                 }
-                Held::Later => self.settle(sink, flow)?,
+                Held::Deferred => self.reconcile_deferred(sink, flow)?,
                 Held::First(first) if !first.has_header() => {
                     flow.was_written(first.left().len(), &flow.relayed.copy);
-                    sink.write_later(first.left());
-                    self.held = Held::Later;
+                    sink.defer_copy(first.left());
+                    self.held = Held::Deferred;
                 }
                 Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
                     Ok(n) => {
@@ -456,19 +465,23 @@ impl Direction {
     }
 
     /// What was to be written later is written, or held.
-    pub(super) fn settle(&mut self, sink: &Stream, flow: &Flow<'_>) -> Result<(), Broken> {
-        if !matches!(self.held, Held::Later) {
+    pub(super) fn reconcile_deferred(
+        &mut self,
+        sink: &Stream,
+        flow: &Flow<'_>,
+    ) -> Result<(), Broken> {
+        if !matches!(self.held, Held::Deferred) {
             return Ok(());
         }
         self.held = Held::Nothing;
-        let Some(left) = sink.take_left() else {
+        let Some(unwritten) = sink.take_unwritten() else {
             return Ok(());
         };
-        flow.was_not_written(left.bytes.len());
-        if let Some(error) = &left.error {
+        flow.was_not_written(unwritten.bytes.len());
+        if let Some(error) = &unwritten.error {
             return sink_failed(error);
         }
-        self.held = Held::bytes(left.bytes);
+        self.held = Held::bytes(unwritten.bytes);
         Ok(())
     }
 

@@ -1,13 +1,13 @@
 //! Accepting connections.
 
-use super::session;
+use super::{session, worker::StopSignal};
 use crate::{
     plan::{
         access,
         reason::{ConnectError, RejectReason},
     },
     runtime::{
-        executor::{self, Listening},
+        executor::{self, Kind, ListeningSocket},
         net::{Client, Stream},
     },
     session::service::{Call, Failures, Service, Slot},
@@ -19,12 +19,12 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    pin::pin,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 /// A bound and listening socket.
 pub enum Socket {
@@ -41,22 +41,21 @@ const MOST_ALONE: u32 = 64;
 
 /// Accepts until told to stop, and then what is still in the queue: those clients believe that they
 /// are connected.
-pub async fn listen(
+pub(super) async fn listen(
     socket: Socket,
     service: Arc<Service>,
-    stop: CancellationToken,
+    stop: Rc<StopSignal>,
     tasks: TaskTracker,
 ) {
     let acceptor = Acceptor::new(socket);
     let port = acceptor.port;
     keep_reserve();
-    let mut stopped = pin!(stop.cancelled());
     let mut failures = Failures::default();
     // Errors of single connections since the last that was accepted.
     let mut alone = 0;
     loop {
         let next = poll_fn(|cx| {
-            if stopped.as_mut().poll(cx).is_ready() {
+            if stop.poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
             let polled = acceptor.poll_accept();
@@ -144,11 +143,11 @@ fn reject(service: &Service, reason: RejectReason, client: Client) {
 }
 
 struct Acceptor {
-    socket: Listening,
+    socket: ListeningSocket,
     /// Asked once: it is the same for every connection that is accepted here. `None` for a unix
     /// socket.
     port: Option<u16>,
-    is_tcp: bool,
+    kind: Kind,
 }
 
 impl Acceptor {
@@ -157,14 +156,14 @@ impl Acceptor {
             Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
             Socket::Unix(_) => None,
         };
-        let (is_tcp, socket): (bool, OwnedFd) = match socket {
-            Socket::Tcp(s) => (true, s.into()),
-            Socket::Unix(s) => (false, s.into()),
+        let (kind, socket): (Kind, OwnedFd) = match socket {
+            Socket::Tcp(s) => (Kind::Tcp, s.into()),
+            Socket::Unix(s) => (Kind::Unix, s.into()),
         };
         Self {
-            socket: Listening::new(socket),
+            socket: ListeningSocket::new(socket),
             port,
-            is_tcp,
+            kind,
         }
     }
 
@@ -184,13 +183,13 @@ impl Acceptor {
         accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
     ) -> io::Result<(Stream, Client)> {
         let (socket, address) = accepted?;
-        let client = match (self.is_tcp, address) {
-            (false, _) => Client::Unix,
-            (true, Some(address)) => Client::Ip(address),
+        let client = match (self.kind, address) {
+            (Kind::Unix, _) => Client::Unix,
+            (Kind::Tcp, Some(address)) => Client::Ip(address),
             // It was reset so early that it has no address any more.
-            (true, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
+            (Kind::Tcp, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
         };
-        Ok((Stream::accepted(socket, self.is_tcp), client))
+        Ok((Stream::accepted(socket, self.kind), client))
     }
 }
 

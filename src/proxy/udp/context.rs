@@ -7,16 +7,16 @@ use super::{
 };
 use crate::{
     plan::reason::DropReason,
-    proxy::udp::mailbox::Bell,
-    sys::datagram::{Inbox, Local, Outbox},
+    proxy::udp::engine::Order,
+    runtime::{mailbox::Mailbox, reactor::Reactor},
+    sys::datagram::{BATCH, Inbox, Local, Outbox},
 };
-use rustix::event::epoll;
 use smallvec::SmallVec;
 use std::{
     collections::VecDeque,
     io,
     net::{SocketAddr, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::Arc,
     time::Instant,
 };
@@ -27,29 +27,30 @@ const LATE: u64 = 2_000;
 /// Batches of what has come for it.
 const LAST: usize = 64;
 
-/// What all listeners of a worker use.
+/// What the listeners of a worker share.
 pub(super) struct Context {
-    pub(super) epoll: OwnedFd,
-    pub(super) bell: Arc<Bell>,
-    /// From clients.
+    pub(super) reactor: Reactor,
+    pub(super) mailbox: Arc<Mailbox<Order>>,
+    /// Datagrams from clients.
     pub(super) inbox: Inbox,
-    /// What of it goes where, until it is sent.
+    /// Which of them go to which flow, until they are sent.
     pub(super) units: Vec<Taken>,
-    /// From backends...
+    /// Datagrams from backends.
     pub(super) back: Inbox,
-    /// ... of which so many slots are filled...
+    /// How many slots of `back` are filled.
     pub(super) filled: usize,
-    /// ... by these.
+    /// What is in them, until it is sent.
     pub(super) replies: Vec<Reply>,
     pub(super) outbox: Outbox,
     pub(super) late: VecDeque<Late>,
     pub(super) sockets: Arc<Sockets>,
+    /// Of the flow that began last.
     pub(super) serial: u32,
-    pub(super) began: Instant,
+    /// When this turn of the reactor began.
     pub(super) now: Instant,
-    /// Since `began`, in milliseconds.
+    /// The same in milliseconds of the reactor's clock.
     pub(super) ms: u64,
-    /// Counts the turns of the event loop.
+    /// Counts the turns.
     pub(super) turn: u32,
 }
 
@@ -124,23 +125,50 @@ pub(super) struct Late {
 }
 
 impl Context {
+    pub(super) fn new(
+        reactor: Reactor,
+        mailbox: Arc<Mailbox<Order>>,
+        sockets: Arc<Sockets>,
+    ) -> Self {
+        Self {
+            mailbox,
+            inbox: Inbox::new(BATCH),
+            units: Vec::new(),
+            back: Inbox::new(BATCH),
+            filled: 0,
+            replies: Vec::new(),
+            outbox: Outbox::new(),
+            late: VecDeque::new(),
+            sockets,
+            serial: 0,
+            now: reactor.clock().now(),
+            ms: reactor.clock().now_millis(),
+            turn: 0,
+            reactor,
+        }
+    }
+
+    pub(super) fn begin_turn(&mut self) {
+        self.now = self.reactor.clock().now();
+        self.ms = self.reactor.clock().now_millis();
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    pub(super) fn abandon_turn(&mut self) {
+        self.units.clear();
+        self.replies.clear();
+        self.filled = 0;
+    }
+
     pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
-        // Nobody listens to it any more. If it cannot be taken out it must not stay: it would ring
-        // for ever.
-        if epoll::delete(&self.epoll, &link.socket).is_ok() {
+        // A socket that cannot be deregistered must not stay: it would be reported for ever.
+        if self.reactor.deregister(&link.socket).is_ok() {
             self.late.push_back(Late {
                 until: self.ms + LATE,
                 listener,
                 link,
             });
         }
-    }
-
-    /// After a panic: what was under way is lost, and the rest goes on.
-    pub(super) fn forget(&mut self) {
-        self.units.clear();
-        self.replies.clear();
-        self.filled = 0;
     }
 }
 

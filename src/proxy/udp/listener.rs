@@ -30,7 +30,7 @@ use crate::{
     upstream::{backend::Lease, pool::Search},
 };
 use ahash::AHashMap;
-use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
 use slab::Slab;
 use std::{
     io,
@@ -55,7 +55,7 @@ pub(super) struct Listener {
     table: Table,
     wheel: Wheel,
     per_source: Arc<PerSource>,
-    elsewhere: Arc<PeerWorkers>,
+    peers: Arc<PeerWorkers>,
     own: Arc<OwnAddresses>,
     here: Arc<PeerWorker>,
     is_first: bool,
@@ -127,7 +127,7 @@ impl Listener {
             service,
             sockets,
             per_source,
-            elsewhere,
+            peers,
             own,
             is_first,
             alive,
@@ -138,8 +138,8 @@ impl Listener {
         };
         let mut ports = Vec::with_capacity(sockets.len());
         for (n, port) in (0..).zip(sockets) {
-            let data = epoll::EventData::new_u64(Token::port(index, n));
-            epoll::add(&gear.epoll, &port.socket, data, epoll::EventFlags::IN)?;
+            let token = Token::port(index, n);
+            gear.reactor.register(&port.socket, token, EventFlags::IN)?;
             ports.push(Open {
                 is_wildcard: port.address.ip().is_unspecified(),
                 dropped: 0,
@@ -150,11 +150,11 @@ impl Listener {
             });
         }
         let here = Arc::new(PeerWorker {
-            bell: Arc::clone(&gear.bell),
+            mailbox: Arc::clone(&gear.mailbox),
             listener: index,
             flows: AtomicU64::default(),
         });
-        elsewhere.join(Arc::clone(&here));
+        peers.join(Arc::clone(&here));
         let idle = service.plan.idle_timeout.unwrap_or(IDLE);
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1);
         Ok(Self {
@@ -170,7 +170,7 @@ impl Listener {
             table: Table::default(),
             wheel: Wheel::new(idle, gear.ms),
             per_source,
-            elsewhere,
+            peers,
             own,
             here,
             is_first,

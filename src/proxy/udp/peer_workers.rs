@@ -1,59 +1,67 @@
-//! The same listener on the other workers: who there has to make room for a newcomer here.
+//! The same listener on all workers: which of them evicts a flow for one on another.
 
-use crate::proxy::udp::mailbox::{Bell, Order};
+use crate::{
+    proxy::udp::engine::{ListenerIndex, Order},
+    runtime::mailbox::{Mailbox, Message},
+};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// So many flows may be there beyond the limit until others have gone for them: not more, if a
-/// worker is slow.
-const PENDING: u64 = 16;
+/// Most flows beyond the limit that wait for an eviction: no more are admitted while a worker is
+/// slow.
+const MOST_PENDING: u64 = 16;
 
 #[derive(Default)]
 pub struct PeerWorkers {
     workers: Mutex<Vec<Arc<PeerWorker>>>,
-    /// Orders to end a flow that were not obeyed yet.
+    /// Orders to evict a flow that were not executed yet.
     pending: AtomicU64,
 }
 
 /// A listener on one worker, as the others see it.
 pub(super) struct PeerWorker {
-    pub(super) bell: Arc<Bell>,
-    /// What that worker calls it.
-    pub(super) listener: usize,
+    pub(super) mailbox: Arc<Mailbox<Order>>,
+    pub(super) listener: ListenerIndex,
     pub(super) flows: AtomicU64,
 }
 
 impl PeerWorkers {
-    pub(super) fn join(&self, here: Arc<PeerWorker>) {
-        self.lock().push(here);
+    pub(super) fn join(&self, worker: Arc<PeerWorker>) {
+        self.lock().push(worker);
     }
 
-    /// The part of so many flows that is this worker's own.
+    /// The share of one worker in so many flows.
     pub(super) fn share(&self, most: u64) -> u64 {
         most.div_ceil(self.lock().len().max(1) as u64)
     }
 
-    /// Takes a place beyond the limit, and tells the worker that has most flows to end one for it,
-    /// in this order: who is told looks whether there are too many. `None` if there is nobody to
-    /// tell.
-    pub(super) fn evict_one<T>(&self, me: &Arc<PeerWorker>, take: impl FnOnce() -> T) -> Option<T> {
+    /// Admits one flow over the limit by `take`, then asks the worker with most flows to evict one.
+    /// The order matters: that worker evicts only if it sees the count above the limit. `None`
+    /// where no other worker has a flow.
+    pub(super) fn evict_one<T>(
+        &self,
+        own: &Arc<PeerWorker>,
+        take: impl FnOnce() -> T,
+    ) -> Option<T> {
         let workers = self.lock();
-        let others = workers.iter().filter(|here| !Arc::ptr_eq(here, me));
-        let most = others.max_by_key(|here| here.flows.load(Relaxed));
-        let most = most.filter(|here| here.flows.load(Relaxed) > 0)?;
-        // Under the lock: nobody else counts up meanwhile.
-        if self.pending.load(Relaxed) >= PENDING {
+        let others = workers.iter().filter(|worker| !Arc::ptr_eq(worker, own));
+        let most = others.max_by_key(|worker| worker.flows.load(Relaxed));
+        let most = most.filter(|worker| worker.flows.load(Relaxed) > 0)?;
+        // Under the lock: no other worker counts up meanwhile.
+        if self.pending.load(Relaxed) >= MOST_PENDING {
             return None;
         }
         self.pending.fetch_add(1, Relaxed);
         let taken = take();
-        most.bell.ring(Order::Evict(most.listener));
+        most.mailbox
+            .send(Message::Order(Order::Evict(most.listener)));
         Some(taken)
     }
 
-    pub(super) fn obeyed(&self) {
+    /// An order to evict a flow was executed.
+    pub(super) fn note_executed(&self) {
         self.pending.fetch_sub(1, Relaxed);
     }
 
@@ -66,25 +74,25 @@ impl PeerWorkers {
 mod tests {
     use super::*;
 
-    /// Told before the newcomer is counted, it would see nobody too many, and the newcomer would be
-    /// one too many for good.
+    /// An order that is sent before the new flow is counted would find no flow too many, and the
+    /// listener would stay over its limit.
     #[test]
-    fn who_has_to_make_room_sees_for_whom() {
-        let elsewhere = PeerWorkers::default();
-        let [me, other] = [0, 2].map(|flows| {
+    fn the_worker_that_evicts_sees_the_flow_that_it_evicts_for() {
+        let peers = PeerWorkers::default();
+        let [own, other] = [0, 2].map(|flows| {
             Arc::new(PeerWorker {
-                bell: Arc::new(Bell::new().expect("a bell")),
+                mailbox: Arc::new(Mailbox::new().expect("a mailbox")),
                 listener: 0,
                 flows: AtomicU64::new(flows),
             })
         });
-        elsewhere.join(Arc::clone(&me));
-        elsewhere.join(Arc::clone(&other));
-        let was_told = || !other.bell.answer().is_empty();
-        assert_eq!(elsewhere.evict_one(&me, was_told), Some(false));
-        assert!(was_told());
+        peers.join(Arc::clone(&own));
+        peers.join(Arc::clone(&other));
+        let has_order = || !other.mailbox.take().is_empty();
+        assert_eq!(peers.evict_one(&own, has_order), Some(false));
+        assert!(has_order());
         other.flows.store(0, Relaxed);
-        assert_eq!(elsewhere.evict_one(&me, was_told), None);
-        assert!(!was_told());
+        assert_eq!(peers.evict_one(&own, has_order), None);
+        assert!(!has_order());
     }
 }

@@ -1,10 +1,7 @@
-//! What the event loop calls something by.
+//! The token by which the reactor reports a socket.
 
-/// A socket, or the bell.
+/// Which socket an event is about.
 pub(super) enum Token {
-    Bell,
-    /// It is time for something.
-    Timer,
     Port {
         listener: usize,
         port: u16,
@@ -18,16 +15,12 @@ pub(super) enum Token {
 
 /// Bits of a serial: enough that none comes again while an event is on its way.
 pub(super) const SERIAL: u32 = 20;
-/// What the other bits can tell apart.
+/// What the other bits can tell apart. No token is one of the reactor: those of ports have no serial.
 pub const MOST_LISTENERS: usize = 1 << (32 - SERIAL);
 /// From here on numbers are those of ports.
 const PORTS: u32 = u32::MAX - u16::MAX as u32;
 
 impl Token {
-    pub(super) const BELL: u64 = u64::MAX;
-    /// Ports have no serial: neither number is one of theirs.
-    pub(super) const TIMER: u64 = u64::MAX - 1;
-
     pub(super) fn port(listener: usize, port: u16) -> u64 {
         Self::flow(listener, 0, PORTS + u32::from(port))
     }
@@ -40,8 +33,6 @@ impl Token {
         let listener = (bits >> (32 + SERIAL)) as usize;
         let number = bits as u32;
         match number.checked_sub(PORTS) {
-            _ if bits == Self::BELL => Self::Bell,
-            _ if bits == Self::TIMER => Self::Timer,
             Some(port) => Self::Port {
                 listener,
                 port: port as u16,

@@ -1,21 +1,42 @@
 use super::*;
+use crate::runtime::mailbox::Message;
 use std::{
-    cell::RefCell,
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
     rc::Rc,
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     task::ready,
     thread,
 };
 
-/// A thread can be an event loop once.
-fn on_a_loop<F: Future<Output = ()>>(root: impl FnOnce() -> F + Send + 'static) {
-    let on_it = thread::spawn(|| {
-        let executor = Executor::new().expect("an event loop");
-        executor.run(async { root().await });
-    });
-    on_it.join().expect("no panic");
+/// A thread can be an executor once. Runs until the task of `root` has ended.
+fn on_an_executor<F: Future<Output = ()>>(root: impl FnOnce() -> F + Send + 'static) {
+    type Start = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+    let mailbox: Arc<Mailbox<Start>> = Arc::new(Mailbox::new().expect("a mailbox"));
+    let reactor = Reactor::new(mailbox.fd(), Instant::now()).expect("a reactor");
+    let (ended, has_passed) = (Arc::clone(&mailbox), Arc::new(AtomicBool::new(false)));
+    let passes = Arc::clone(&has_passed);
+    mailbox.send(Message::Order(Box::new(move || {
+        Box::pin(async move {
+            let _stop = StopWhenDropped(ended);
+            root().await;
+            passes.store(true, Relaxed);
+        })
+    })));
+    let thread = thread::spawn(move || run(reactor, &mailbox, |start: Start| spawn(start())));
+    thread.join().expect("no panic");
+    assert!(has_passed.load(Relaxed), "the root task panicked");
+}
+
+struct StopWhenDropped<O>(Arc<Mailbox<O>>);
+
+impl<O> Drop for StopWhenDropped<O> {
+    fn drop(&mut self) {
+        self.0.send(Message::Stop);
+    }
 }
 
 /// What must not take for ever.
@@ -27,15 +48,16 @@ async fn soon(mut done: impl FnMut() -> bool) {
     }
 }
 
-fn pair() -> (Socket, UnixStream) {
+fn pair() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     ours.set_nonblocking(true).expect("non-blocking");
-    (Socket::new(ours.into(), false), theirs)
+    // A short read of one is taken for all that there is, as of TCP.
+    (Stream::connecting(ours.into(), Kind::Tcp), theirs)
 }
 
 #[test]
 fn tasks_take_turns() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let said = Rc::new(RefCell::new(Vec::new()));
         for who in ["a", "b"] {
             let said = Rc::clone(&said);
@@ -53,7 +75,7 @@ fn tasks_take_turns() {
 
 #[test]
 fn one_that_panics_ends_and_no_other() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let done = Rc::new(Cell::new(0));
         for n in 0..3 {
             let done = Rc::clone(&done);
@@ -64,7 +86,7 @@ fn one_that_panics_ends_and_no_other() {
             });
         }
         soon(|| done.get() == 2).await;
-        let (tasks, timers) = here(|core| {
+        let (tasks, timers) = with_core(|core| {
             (
                 core.tasks.borrow().len(),
                 core.timers.borrow().next().is_some(),
@@ -77,7 +99,7 @@ fn one_that_panics_ends_and_no_other() {
 #[test]
 fn what_is_left_is_dropped_when_the_root_ends() {
     let (tell, hear) = mpsc::channel::<()>();
-    on_a_loop(move || async move {
+    on_an_executor(move || async move {
         let (socket, theirs) = pair();
         spawn(async move {
             let _kept = (tell, theirs);
@@ -90,7 +112,7 @@ fn what_is_left_is_dropped_when_the_root_ends() {
 
 #[test]
 fn nobody_sleeps_too_short() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         for ms in [0, 1, 3, 600, 20] {
             let time = Duration::from_millis(ms);
             let began = Instant::now();
@@ -103,7 +125,7 @@ fn nobody_sleeps_too_short() {
 /// The earliest time that was named counts, and is forgotten with the next that is.
 #[test]
 fn a_task_has_one_timer() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (begun, mut polls) = (Instant::now(), 0);
         let (soon, later) = (Duration::from_millis(5), Duration::from_millis(40));
         let hour = Duration::from_secs(3600);
@@ -126,14 +148,14 @@ fn a_task_has_one_timer() {
         })
         .await;
         assert!((later..hour).contains(&begun.elapsed()));
-        assert_eq!(here(|core| core.timers.borrow().next()), None);
+        assert_eq!(with_core(|core| core.timers.borrow().next()), None);
     });
 }
 
 /// Its number is given to the next at once.
 #[test]
 fn the_end_of_the_root_is_not_overlooked() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         spawn(async {
             loop {
                 spawn(async { poll_fn(|_| Poll::Pending).await });
@@ -146,7 +168,7 @@ fn the_end_of_the_root_is_not_overlooked() {
 
 #[test]
 fn other_threads_wake_a_task() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         for _ in 0..1000 {
             let (tell, hear) = mpsc::channel();
             let (mut other, mut told) = (None, false);
@@ -172,7 +194,7 @@ fn other_threads_wake_a_task() {
 fn bytes_go_through_both_ways() {
     const BYTES: usize = 3_000_000;
     let byte = |n: usize| (n % 251) as u8;
-    on_a_loop(move || async move {
+    on_an_executor(move || async move {
         let (socket, mut theirs) = pair();
         let other = thread::spawn(move || {
             let mut all = vec![0; BYTES];
@@ -191,7 +213,7 @@ fn bytes_go_through_both_ways() {
         }
         let (mut buffer, mut got) = (vec![0; 10_000], Vec::new());
         loop {
-            match poll_fn(|_| socket.poll_read(&mut buffer, true)).await {
+            match poll_fn(|_| socket.poll_read(&mut buffer)).await {
                 Ok(0) => break,
                 Ok(n) => got.extend_from_slice(&buffer[..n]),
                 Err(error) => panic!("{error}"),
@@ -206,15 +228,18 @@ fn bytes_go_through_both_ways() {
 #[test]
 fn nothing_is_missed_before_the_first_question() {
     for may_read in [false, true] {
-        on_a_loop(move || async move {
+        on_an_executor(move || async move {
             let (ours, mut theirs) = UnixStream::pair().expect("a pair");
             ours.set_nonblocking(true).expect("non-blocking");
             theirs.write_all(b"early").expect("written");
             drop(theirs);
-            let socket = Socket::new(ours.into(), may_read);
+            let socket = match may_read {
+                true => Stream::accepted(ours.into(), Kind::Tcp),
+                false => Stream::connecting(ours.into(), Kind::Tcp),
+            };
             let mut buffer = [0; 100];
             for expected in [5, 0] {
-                let n = poll_fn(|_| socket.poll_read(&mut buffer, true)).await;
+                let n = poll_fn(|_| socket.poll_read(&mut buffer)).await;
                 assert_eq!(n.expect("read"), expected);
             }
         });
@@ -223,37 +248,37 @@ fn nothing_is_missed_before_the_first_question() {
 
 #[test]
 fn a_place_that_is_used_again_is_not_mixed_up() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let mut buffer = [0; 10];
         for n in 0..100u8 {
             let (socket, mut theirs) = pair();
             // Watched, and with an event on its way when it is closed.
-            let first = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer, true).is_pending()));
+            let first = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer).is_pending()));
             assert!(first.await);
             theirs.write_all(&[n]).expect("written");
             drop(socket);
             let (socket, mut theirs) = pair();
-            let early = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer, true).is_pending()));
+            let early = poll_fn(|_| Poll::Ready(socket.poll_read(&mut buffer).is_pending()));
             assert!(early.await, "nothing has come on this one");
             yield_to_events().await;
             theirs.write_all(&[n, n]).expect("written");
-            let read = poll_fn(|_| socket.poll_read(&mut buffer, true)).await;
+            let read = poll_fn(|_| socket.poll_read(&mut buffer)).await;
             assert_eq!(read.expect("read"), 2);
         }
-        let sources = here(|core| core.sources.borrow().len());
+        let sources = with_core(|core| core.sources.borrow().len());
         assert_eq!(sources, 0);
     });
 }
 
 #[test]
 fn connecting_succeeds_or_says_why_not() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("an address");
         let connect = || async move {
             use socket2::{Domain, Type};
             let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None);
-            let socket = Socket::new(socket.expect("a socket").into(), false);
+            let socket = Stream::connecting(socket.expect("a socket").into(), Kind::Tcp);
             poll_fn(|_| socket.poll_connect(&address)).await
         };
         connect().await.expect("connected");
@@ -267,7 +292,7 @@ fn connecting_succeeds_or_says_why_not() {
 /// once it waits again.
 #[test]
 fn what_comes_to_a_muted_socket_wakes_nobody() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         let (polls, waker) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
         let (is_blocked, read) = (Rc::new(Cell::new(true)), Rc::default());
@@ -280,7 +305,7 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
                 *waker.borrow_mut() = Some(cx.waker().clone());
                 while !is_blocked.get() {
                     let mut buf = [0; 2];
-                    match socket.poll_read(&mut buf, true) {
+                    match socket.poll_read(&mut buf) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Ok(0)) => return Poll::Ready(()),
                         Poll::Ready(n) => read.borrow_mut().extend(&buf[..n.expect("read")]),
@@ -288,7 +313,7 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
                 }
                 match polls.get() {
                     1 => assert!(socket.poll_readable().is_pending()),
-                    _ => socket.mute(),
+                    _ => socket.suspend_read_interest(),
                 }
                 Poll::Pending
             })
@@ -321,32 +346,32 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
 /// Nothing is written before the end of the turn, and everything in order then.
 #[test]
 fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         theirs.set_nonblocking(true).expect("non-blocking");
         let mut got = [0; 16];
         for part in [&b"one"[..], b"two"] {
-            socket.write_later(part);
+            socket.defer_copy(part);
         }
-        assert!(socket.has_posted());
+        assert!(socket.has_deferred());
         let early = theirs.read(&mut got).expect_err("nothing yet");
         assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
         yield_to_events().await;
-        assert!(!socket.has_posted());
+        assert!(!socket.has_deferred());
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"onetwo");
         // What is written at once, the end, and closing come after it.
-        socket.write_later(b"three");
-        assert!(socket.take_left().is_none());
+        socket.defer_copy(b"three");
+        assert!(socket.take_unwritten().is_none());
         let four = poll_fn(|_| socket.poll_write(b"four", false)).await;
         assert_eq!(four.expect("written"), 4);
-        socket.write_later(b"five");
+        socket.defer_copy(b"five");
         socket.end_writing().expect("ended");
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"threefourfive");
         assert_eq!(theirs.read(&mut got).expect("the end"), 0);
         let (socket, mut theirs) = pair();
-        socket.write_later(b"last");
+        socket.defer_copy(b"last");
         drop(socket);
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"last");
@@ -357,7 +382,7 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
 /// is not.
 #[test]
 fn what_was_read_can_be_written_later() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (source, mut speaker) = pair();
         let (sink, mut listener) = pair();
         let said: Vec<u8> = (0..2_000_000_u32)
@@ -380,26 +405,29 @@ fn what_was_read_can_be_written_later() {
             // Several letters a turn, and now and then more than have room.
             has_ended = poll_fn(|_| {
                 for n in 0..12 {
-                    let fresh = match source.poll_read_fresh(true) {
+                    is_copied = !is_copied;
+                    let read = source.with_received(|received| {
+                        let copied = is_copied.then(|| received.to_vec());
+                        let has_ended = received.is_empty();
+                        if !is_copied && !has_ended {
+                            sink.defer(received);
+                        }
+                        (copied.unwrap_or_default(), has_ended)
+                    });
+                    let (copied, has_ended) = match read {
                         Poll::Pending if n > 0 => break,
                         read => ready!(read).expect("read"),
                     };
-                    if fresh.is_empty() {
+                    if has_ended {
                         return Poll::Ready(true);
                     }
-                    is_copied = !is_copied;
-                    if is_copied {
-                        let copy = fresh.look(<[u8]>::to_vec);
-                        copy.chunks(30_000).for_each(|part| sink.write_later(part));
-                    } else {
-                        sink.write_fresh_later(&fresh);
-                    }
+                    copied.chunks(30_000).for_each(|part| sink.defer_copy(part));
                 }
                 Poll::Ready(false)
             })
             .await;
             yield_to_events().await;
-            let Some(left) = sink.take_left() else {
+            let Some(left) = sink.take_unwritten() else {
                 continue;
             };
             times_left += 1;
@@ -411,8 +439,8 @@ fn what_was_read_can_be_written_later() {
         }
         assert!(times_left > 0, "it was never full");
         // After the end there is always the end.
-        let end = poll_fn(|_| source.poll_read_fresh(true)).await;
-        assert!(end.expect("read").is_empty());
+        let end = poll_fn(|_| source.with_received(|received| received.len())).await;
+        assert_eq!(end.expect("read"), 0);
         speaking.join().expect("no panic");
         drop((source, sink));
         let got = listening.join().expect("no panic");
@@ -423,7 +451,7 @@ fn what_was_read_can_be_written_later() {
 /// Against a reader that takes its time: what was written and what was left are all there is.
 #[test]
 fn what_the_kernel_does_not_take_is_given_back() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         let reader = thread::spawn(move || {
             let (mut all, mut part) = (Vec::new(), [0; 7_000]);
@@ -443,12 +471,12 @@ fn what_the_kernel_does_not_take_is_given_back() {
             for m in 0..=n % 3 {
                 let part: Vec<u8> = (0..n * 7919 % 9_000).map(|i| (i ^ n ^ m) as u8).collect();
                 sent.extend_from_slice(&part);
-                socket.write_later(&part);
+                socket.defer_copy(&part);
             }
             if n % 2 == 0 {
                 yield_to_events().await;
             }
-            let Some(left) = socket.take_left() else {
+            let Some(left) = socket.take_unwritten() else {
                 continue;
             };
             assert!(left.error.is_none() && sent.ends_with(&left.bytes));
@@ -468,33 +496,37 @@ fn what_the_kernel_does_not_take_is_given_back() {
             sent.len()
         );
         assert!(times_left > 0, "it was never full");
-        assert!(!here(|core| core.outbox.borrow().has_left()));
+        assert!(!with_core(|core| core.deferred.borrow().has_unwritten()));
     });
 }
 
 /// The kernel says it once, to whoever writes: who reads later must know, too.
 #[test]
 fn who_wrote_to_somebody_gone_is_told() {
-    on_a_loop(|| async {
+    on_an_executor(|| async {
         let (socket, theirs) = pair();
         drop(theirs);
         let mut polls = 0;
         let left = poll_fn(|_| {
             polls += 1;
             if polls == 1 {
-                socket.write_later(b"lo");
-                socket.write_later(b"st");
+                socket.defer_copy(b"lo");
+                socket.defer_copy(b"st");
                 return Poll::Pending;
             }
             // Polled again because of it.
-            assert!(!socket.has_posted() && socket.has_left() && socket.is_unwritable());
-            Poll::Ready(socket.take_left())
+            assert!(
+                !socket.has_deferred()
+                    && socket.socket.get(|source| source.has_unwritten)
+                    && socket.is_unwritable()
+            );
+            Poll::Ready(socket.take_unwritten())
         })
         .await
         .expect("all of it");
         let error = left.error.expect("nobody is there");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(left.bytes, b"lost");
-        assert!(!here(|core| core.outbox.borrow().has_left()));
+        assert!(!with_core(|core| core.deferred.borrow().has_unwritten()));
     });
 }

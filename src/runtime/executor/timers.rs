@@ -60,7 +60,7 @@ impl Timers {
         near.into_iter().chain(far).min()
     }
 
-    pub(super) fn ring(&mut self, now: u64, mut ring: impl FnMut(u32)) {
+    pub(super) fn expire(&mut self, now: u64, mut wake: impl FnMut(u32)) {
         if self.next().is_none_or(|next| next > now) {
             return;
         }
@@ -69,7 +69,7 @@ impl Timers {
         self.near.due(now, &mut found);
         for task in found.drain(..) {
             if self.due[task as usize] <= now {
-                ring(task);
+                wake(task);
             } else {
                 self.insert(task, now);
             }
@@ -109,7 +109,7 @@ mod tests {
                     prop_assert!(all.values().all(|due| *due >= now || next >= *due));
                     now = now.max(next);
                     let mut rung = Vec::new();
-                    timers.ring(now, |task| rung.push(task));
+                    timers.expire(now, |task| rung.push(task));
                     for task in rung {
                         prop_assert_eq!(all.remove(&task).map(|due| due.max(now)), Some(now));
                     }

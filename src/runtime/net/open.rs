@@ -1,12 +1,11 @@
 //! Connecting to a place.
 
-use super::{NoDelay, Stream};
 use crate::{
     plan::{Addr, SocketOptions},
-    runtime::executor::{self, Socket},
+    runtime::executor::{self, Kind, Stream},
     sys::limits::is_local_port,
 };
-use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
+use socket2::{Domain, Protocol, SockAddr, Type};
 use std::{future::poll_fn, io, net::SocketAddr, path::Path, time::Duration};
 
 /// A unix socket whose queue is full gives no event when that has changed.
@@ -41,20 +40,18 @@ async fn open_tcp(
         // packet more is sent.
         let _ = socket.set_tcp_quickack(false);
     }
-    let socket = Socket::new(socket.into(), false);
-    poll_fn(|_| socket.poll_connect(&address)).await?;
+    let stream = Stream::connecting(socket.into(), Kind::Tcp);
+    poll_fn(|_| stream.poll_connect(&address)).await?;
     // Towards a local port that nobody listens on, the kernel may choose that very port as the
     // source: TCP's simultaneous open then makes the socket talk to itself.
-    let own_address = || SockRef::from(&socket).local_addr().ok()?.as_socket();
-    if is_local_port(address.port()) && own_address() == Some(address) {
+    if is_local_port(address.port()) && stream.local_addr() == Some(address) {
         return Err(io::Error::new(
             io::ErrorKind::ConnectionRefused,
             "connected to itself: nobody listens there",
         ));
     }
-    let stream = Stream::of(socket, true);
     if options.nodelay {
-        stream.nodelay.set(NoDelay::WithTheSecond);
+        stream.set_nodelay_later();
     }
     Ok(stream)
 }
@@ -66,7 +63,7 @@ async fn open_unix(path: &Path) -> io::Result<Stream> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         match socket.connect(&address) {
             Ok(()) => {
-                return Ok(Stream::of(Socket::new(socket.into(), false), false));
+                return Ok(Stream::connecting(socket.into(), Kind::Unix));
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => executor::sleep(RETRY).await,
             Err(e) => return Err(e),

@@ -22,7 +22,7 @@ use crate::{
         pool::Search,
     },
 };
-use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
 use std::{io, os::fd::AsFd, sync::Arc};
 
 impl Listener {
@@ -116,7 +116,7 @@ impl Listener {
         let pause = open.failures.add(&service.intake).as_millis();
         open.resume = Some(gear.ms + u64::try_from(pause).unwrap_or(u64::MAX));
         // It may be out already.
-        let _ = epoll::delete(&gear.epoll, &open.port.socket);
+        let _ = gear.reactor.deregister(&open.port.socket);
     }
 
     /// When the first of the ports that are paused is to receive again.
@@ -132,14 +132,16 @@ impl Listener {
                 continue;
             }
             open.resume = None;
-            let data = epoll::EventData::new_u64(Token::port(self.index, port));
-            let added = epoll::add(&gear.epoll, &open.port.socket, data, epoll::EventFlags::IN);
+            let token = Token::port(self.index, port);
+            let added = gear
+                .reactor
+                .register(&open.port.socket, token, EventFlags::IN);
             match added {
                 // Without waiting for an event: that there is nothing is good to know, too.
                 Ok(()) => {
                     self.receive_some(gear, port);
                 }
-                Err(error) => self.pause(gear, port, &error.into()),
+                Err(error) => self.pause(gear, port, &error),
             }
         }
     }

@@ -16,11 +16,8 @@ use crate::{
         SendProxy, WhenFull, access,
         reason::{CloseReason, ConnectError, RejectReason},
     },
-    proxy::udp::{
-        context::Context,
-        mailbox::{FlowBell, Order},
-    },
-    runtime::net::Client,
+    proxy::udp::context::Context,
+    runtime::{mailbox::Message, net::Client},
     session::{
         registry::Listed,
         service::{Call, Slot},
@@ -32,11 +29,10 @@ use crate::{
         pool::{Clock, Search},
     },
 };
-use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
 use std::{
     net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::Waker,
     time::Duration,
 };
 
@@ -126,19 +122,15 @@ impl Listener {
         gear.serial = (gear.serial + 1) & ((1 << SERIAL) - 1);
         let number = self.flows.vacant_key() as u32;
         let token = Token::flow(self.index, gear.serial, number);
-        let data = epoll::EventData::new_u64(token);
-        if let Err(error) = epoll::add(&gear.epoll, &socket, data, epoll::EventFlags::IN) {
-            service.log_failed_call(Call::Register, &error.into(), gear.now);
+        if let Err(error) = gear.reactor.register(&socket, token, EventFlags::IN) {
+            service.log_failed_call(Call::Register, &error, gear.now);
             return Err(NotBegun::NoBackend);
         }
         lease.backend().metrics.counts.mine().connections.add(1);
-        session.wake_by(&Waker::from(Arc::new(FlowBell {
-            bell: Arc::clone(&gear.bell),
-            token,
-        })));
-        // Told before there was a bell: rung now.
+        session.wake_by(&gear.mailbox.waker(token));
+        // It was told to end before it had a waker.
         if session.must_end().is_some() {
-            gear.bell.ring(Order::Look(token));
+            gear.mailbox.send(Message::Wake(token));
         }
         self.flows.insert(Flow {
             key,
@@ -286,10 +278,10 @@ impl Listener {
         if slot.is_some() || self.udp.when_full == WhenFull::Refuse {
             return slot;
         }
-        let share = self.elsewhere.share(service.plan.max_connections);
+        let share = self.peers.share(service.plan.max_connections);
         if (self.flows.len() as u64) < share {
             let take = || Slot::take_anyway(&service);
-            if let Some(slot) = self.elsewhere.evict_one(&self.here, take) {
+            if let Some(slot) = self.peers.evict_one(&self.here, take) {
                 return Some(slot);
             }
         }
@@ -298,7 +290,7 @@ impl Listener {
 
     /// Another worker has let one in for which one here is to go, if there are still too many.
     pub(in crate::proxy::udp) fn make_room_for_others(&mut self, gear: &mut Context) {
-        self.elsewhere.obeyed();
+        self.peers.note_executed();
         if self.service.metrics.active() > self.service.plan.max_connections {
             self.make_room(gear);
         }

@@ -1,0 +1,238 @@
+//! The loop of a worker's thread: waits for the kernel and for messages, and hands both to an
+//! engine.
+
+use crate::{
+    runtime::{
+        mailbox::{Mailbox, Message},
+        timer_fd::TimerFd,
+    },
+    telemetry::throttle::Throttle,
+};
+use rustix::{
+    buffer::spare_capacity,
+    event::{
+        Timespec,
+        epoll::{self, EventData, EventFlags},
+    },
+    io::Errno,
+};
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    io,
+    ops::ControlFlow::{self, Break, Continue},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+/// Most events of one call to the kernel.
+const EVENTS: usize = 256;
+/// Pause after a call that failed.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Tokens of the reactor itself; all others are the engine's.
+const MAILBOX: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+
+/// What runs on a reactor. The functions are called in this order in each turn.
+pub trait Engine {
+    type Order;
+
+    fn reactor(&self) -> &Reactor;
+
+    /// How long the turn may wait for events.
+    fn wait(&self) -> Wait;
+
+    /// The wait is over, and the clock was read.
+    fn begin_turn(&mut self) {}
+
+    fn handle_event(&mut self, token: u64, flags: EventFlags);
+
+    /// The waker with this token was called.
+    fn wake(&mut self, token: u64);
+
+    fn execute(&mut self, order: Self::Order);
+
+    /// `all_known`: the kernel has no more events than those that were handled.
+    fn end_turn(&mut self, all_known: bool);
+
+    /// A panic has ended the turn. What it had begun is lost.
+    fn abandon_turn(&mut self);
+}
+
+pub enum Wait {
+    No,
+    /// In milliseconds of the reactor's clock.
+    Until(u64),
+    ForEvents,
+}
+
+/// The kernel's event queue, a timer and a clock.
+pub struct Reactor {
+    epoll: OwnedFd,
+    timer: TimerFd,
+    clock: Clock,
+    failures: Throttle<1>,
+}
+
+/// Time as of the last wait: accurate enough for limits of milliseconds, without a call.
+pub struct Clock {
+    began: Instant,
+    now: Cell<Instant>,
+}
+
+impl Reactor {
+    /// `mailbox`: its descriptor. `began`: where the milliseconds of the clock count from.
+    pub fn new(mailbox: BorrowedFd<'_>, began: Instant) -> io::Result<Self> {
+        let reactor = Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            timer: TimerFd::create(),
+            clock: Clock {
+                began,
+                now: Cell::new(began),
+            },
+            failures: Throttle::new(began),
+        };
+        let edges = EventFlags::IN | EventFlags::ET;
+        reactor.register(mailbox, MAILBOX, edges)?;
+        if let Some(timer) = reactor.timer.fd() {
+            reactor.register(timer, TIMER, edges)?;
+        }
+        Ok(reactor)
+    }
+
+    pub fn register(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    pub fn change(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    pub fn deregister(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, fd)?)
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Returns whether the wait was not interrupted: only then is known what has happened before.
+    fn wait(&self, wait: Wait, events: &mut Vec<epoll::Event>) -> bool {
+        events.clear();
+        let timeout = match wait {
+            Wait::No => Some(Timespec::default()),
+            Wait::Until(due) => self.timer.set(due, || self.clock.elapsed_millis()),
+            Wait::ForEvents => None,
+        };
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
+            Ok(_) => {}
+            // Also after the whole process was stopped and continued.
+            Err(Errno::INTR) => return false,
+            Err(error) => {
+                if let Some(count) = self.failures.add(0, 1, Instant::now()) {
+                    tracing::error!(%error, count, "cannot wait for events");
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+        self.clock.update();
+        true
+    }
+}
+
+impl Clock {
+    pub fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    pub fn update(&self) {
+        self.now.set(Instant::now());
+    }
+
+    /// Milliseconds up to [`Self::now`].
+    pub fn now_millis(&self) -> u64 {
+        to_millis(self.since_began(self.now.get()))
+    }
+
+    /// The first millisecond that is not before `at`: a timer must not expire early.
+    pub fn millis_at(&self, at: Instant) -> u64 {
+        to_millis(self.since_began(at) + Duration::from_nanos(999_999))
+    }
+
+    fn elapsed_millis(&self) -> u64 {
+        to_millis(self.since_began(Instant::now()))
+    }
+
+    fn since_began(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.began)
+    }
+}
+
+fn to_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs an engine until [`Message::Stop`] arrives.
+pub fn run<E: Engine>(engine: &mut E, mailbox: &Mailbox<E::Order>) {
+    let mut events = Vec::with_capacity(EVENTS);
+    let mut messages = VecDeque::new();
+    loop {
+        let turn = AssertUnwindSafe(|| turn(engine, mailbox, &mut events, &mut messages));
+        match catch_unwind(turn) {
+            Ok(Continue(())) => {}
+            Ok(Break(())) => return,
+            Err(_) => {
+                tracing::error!("turn of a worker ended in a panic, the worker continues");
+                engine.abandon_turn();
+                // The notification may have been among the events that are lost.
+                messages.extend(mailbox.take());
+            }
+        }
+    }
+}
+
+/// `messages`: what was taken from the mailbox and not handled yet, if an earlier turn ended in a
+/// panic.
+fn turn<E: Engine>(
+    engine: &mut E,
+    mailbox: &Mailbox<E::Order>,
+    events: &mut Vec<epoll::Event>,
+    messages: &mut VecDeque<Message<E::Order>>,
+) -> ControlFlow<()> {
+    let wait = match messages.is_empty() {
+        true => engine.wait(),
+        false => Wait::No,
+    };
+    if !engine.reactor().wait(wait, events) {
+        return Continue(());
+    }
+    engine.begin_turn();
+    for event in &*events {
+        match event.data.u64() {
+            MAILBOX => messages.extend(mailbox.take()),
+            TIMER => engine.reactor().timer.note_expired(),
+            token => engine.handle_event(token, event.flags),
+        }
+    }
+    let mut flow = Continue(());
+    while let Some(message) = messages.pop_front() {
+        match message {
+            Message::Order(order) => engine.execute(order),
+            Message::Wake(token) => engine.wake(token),
+            Message::Stop => flow = Break(()),
+        }
+    }
+    engine.end_turn(events.len() < EVENTS);
+    flow
+}
