@@ -1,8 +1,8 @@
 //! Carries bytes both ways between two streams until both have ended.
 //!
 //! One task polls both directions. A direction starts by copying through a buffer that all sessions
-//! of a worker share, and changes over to splicing while a flow is sustained. Whatever one side has
-//! said arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
+//! of a worker share, and changes to splicing while a transfer is sustained. What one side has sent
+//! arrives at the other in order: its bytes, then its end, be that a clean one or a reset.
 
 mod delivery;
 mod direction;
@@ -24,8 +24,8 @@ use crate::{
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
     upstream::pool::Clock,
 };
-use delivery::{Delivery, Look};
-use direction::{Broken, Cause, Direction, Flow};
+use delivery::{Delivery, DeliveryCheck};
+use direction::{Broken, Cause, Direction, DirectionContext};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -33,18 +33,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the bytes of a session are counted: the shards of the worker that it is on.
-pub struct Tally<'a> {
+/// Where the bytes of a session are counted: the shards of its worker.
+pub struct SessionCounters<'a> {
     pub session: &'a Session,
     pub listener: &'a ListenerCounts,
     pub backend: &'a BackendCounts,
     pub relayed: &'a RelayCounts,
 }
 
-/// A backend that was reached.
+/// A connection to a backend.
 pub struct Reached {
     pub stream: Stream,
-    /// Taken when the relay begins. In a box: most sessions have none.
+    /// Taken when the relay begins. In a box, since most sessions have none.
     pub opening: Option<Box<Opening>>,
 }
 
@@ -52,26 +52,25 @@ pub struct Reached {
 #[derive(Default)]
 pub struct Opening {
     pub first: Option<Box<First>>,
-    /// Whom to tell of the backend's first byte.
     pub awaiting: Awaiting,
 }
 
-/// Those who want to know that an answer has begun.
+/// What is to be done at the backend's first byte.
 #[derive(Default)]
 pub struct Awaiting {
-    /// Where the policy asks how long an answer takes.
+    /// For a policy that measures how long an answer takes.
     pub clock: Option<Box<Clock>>,
-    /// Where only an answer proves that a backend is well.
+    /// Where only an answer proves that a backend works.
     pub proof: Option<Box<dyn FnOnce(Instant) + Send>>,
 }
 
 /// The backend's first byte.
-enum Answer {
+enum FirstByte {
     Awaited(Option<Box<Awaiting>>),
-    Begun(Instant),
+    ReadAt(Instant),
 }
 
-/// How it went.
+/// The result of a session.
 #[derive(Debug)]
 pub struct Outcome {
     pub reason: CloseReason,
@@ -87,26 +86,25 @@ enum Side {
     Backend,
 }
 
-/// As a time of the event loop.
+/// A time of the executor that never comes.
 const NEVER: u64 = u64::MAX;
-/// At a stop, a session with one side finished may be silent for so long.
+/// At a stop of the process, how long a session may be silent that has one side finished.
 const STOP_SILENCE: Duration = Duration::from_secs(1);
-/// While data waits for a peer at the end of a limit, it is looked at so many times within
-/// another such limit.
-const LOOKS: u32 = 8;
-/// Between two looks at what was not delivered.
-const LOOK_LEAST: Duration = Duration::from_millis(20);
-const LOOK_MOST: Duration = Duration::from_secs(30);
-/// A session that has lasted for so long is not one of those that come, ask once and go.
-const SETTLED: Duration = Duration::from_secs(1);
+/// Checks of delivery within one more limit, where data waits for a peer at the end of a limit.
+const CHECKS_PER_LIMIT: u32 = 8;
+/// The interval between two checks of delivery.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// How long a session lasts before keepalive is worth its system calls: most send one request and
+/// end.
+const KEEPALIVE_DELAY: Duration = Duration::from_secs(1);
 
-/// Relays until the session is over. The streams are left to be closed by the caller, after
-/// [`end`].
+/// Relays until the session is over. The caller closes the streams, after [`end`].
 pub fn relay<'a>(
     client: &'a Stream,
     reached: &'a mut Reached,
     plan: &'a plan::Listener,
-    tally: &'a Tally<'a>,
+    counters: &'a SessionCounters<'a>,
 ) -> Relay<'a> {
     let (first, awaiting) = match reached.opening.take().map(|opening| *opening) {
         Some(Opening { first, awaiting }) => (first, awaiting.if_any()),
@@ -116,27 +114,27 @@ pub fn relay<'a>(
         client,
         backend: &reached.stream,
         plan,
-        tally,
-        up: Direction::from_client(first, watch(plan, tally)),
+        counters,
+        up: Direction::from_client(first, header_watch(plan, counters)),
         down: Direction::default(),
         broken: None,
-        begun: false,
+        is_registered: false,
         last_activity: executor::now(),
-        look_at: NEVER,
+        next_check: NEVER,
         delivery: None,
-        armed: NEVER,
-        has_settled: plan.socket.keepalive.is_none(),
-        answer: Answer::Awaited(awaiting),
+        timer: NEVER,
+        has_keepalive: plan.socket.keepalive.is_none(),
+        first_byte: FirstByte::Awaited(awaiting),
     }
 }
 
 impl Awaiting {
-    /// In a box, since most sessions have nobody to tell.
+    /// In a box, since most sessions have nothing to do.
     fn if_any(self) -> Option<Box<Self>> {
         (self.clock.is_some() || self.proof.is_some()).then(|| Box::new(self))
     }
 
-    fn look(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+    fn observe(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
         if let Some(clock) = &mut self.clock {
             clock.look(has_asked, has_answered, now);
         }
@@ -146,36 +144,38 @@ impl Awaiting {
     }
 }
 
-/// A backend may be one that accepts headers, and must not be told by just anybody who the client
-/// is.
-fn watch(plan: &plan::Listener, tally: &Tally<'_>) -> Watch {
+/// A backend may accept PROXY protocol headers: one from a peer that is not trusted must not reach
+/// it.
+fn header_watch(plan: &plan::Listener, counters: &SessionCounters<'_>) -> Watch {
     match &plan.accept_proxy {
-        Some(accept) if !access::trusts(accept, tally.session.peer.ip()) => Watch::Begun,
+        Some(accept) if !access::trusts(accept, counters.session.peer.ip()) => Watch::Begun,
         _ => Watch::Over,
     }
 }
 
-/// A future of its own, not an async block: that would hold what it is given twice.
+/// Written as a future, since an async block would hold its arguments twice.
 pub struct Relay<'a> {
     client: &'a Stream,
     backend: &'a Stream,
     plan: &'a plan::Listener,
-    tally: &'a Tally<'a>,
+    counters: &'a SessionCounters<'a>,
     /// From the client to the backend.
     up: Direction,
     down: Direction,
     /// The side that reset, or that cannot be written to any more.
     broken: Option<(Side, Cause)>,
-    begun: bool,
+    /// The session knows the waker of this task.
+    is_registered: bool,
     last_activity: Instant,
-    /// When both sockets are to be looked at for what was not delivered, in milliseconds of the
-    /// event loop; `NEVER` while nothing has moved since the last look.
-    look_at: u64,
+    /// When delivery is checked next, in milliseconds of the executor; `NEVER` while nothing has
+    /// moved since the last check.
+    next_check: u64,
     delivery: Option<Box<Delivery>>,
-    /// When this is to be polled anyway, in milliseconds of the event loop.
-    armed: u64,
-    has_settled: bool,
-    answer: Answer,
+    /// When the timer of this task expires, in milliseconds of the executor.
+    timer: u64,
+    /// Keepalive is on, or not wanted.
+    has_keepalive: bool,
+    first_byte: FirstByte,
 }
 
 impl Future for Relay<'_> {
@@ -183,13 +183,13 @@ impl Future for Relay<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
-        if !this.begun {
-            this.begun = true;
-            this.tally.session.wake_by(cx.waker());
+        if !this.is_registered {
+            this.is_registered = true;
+            this.counters.session.wake_by(cx.waker());
         }
         let reason = ready!(this.advance());
-        this.reckon();
-        // Of these the caller passes a reset on.
+        this.reconcile_deferred();
+        // The caller passes these on as a reset.
         let is_by_a_peer = matches!(
             reason,
             CloseReason::ClientReset
@@ -198,13 +198,13 @@ impl Future for Relay<'_> {
                 | CloseReason::BackendTimedOut
         );
         if reason != CloseReason::Ok && !is_by_a_peer {
-            this.tell_who_was_cut_short(reason);
+            this.reset_incomplete(reason);
         }
         Poll::Ready(Outcome {
             reason,
-            first_byte: match this.answer {
-                Answer::Begun(at) => Some(at),
-                Answer::Awaited(_) => None,
+            first_byte: match this.first_byte {
+                FirstByte::ReadAt(at) => Some(at),
+                FirstByte::Awaited(_) => None,
             },
             still_open: match (reason, this.up.was_stopped(), this.down.was_stopped()) {
                 (CloseReason::Ok, true, false) => Some(Side::Client),
@@ -218,7 +218,7 @@ impl Future for Relay<'_> {
 impl<'a> Relay<'a> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
     fn advance(&mut self) -> Poll<CloseReason> {
-        if let Some(reason) = self.tally.session.must_end() {
+        if let Some(reason) = self.counters.session.must_end() {
             return Poll::Ready(reason);
         }
         let now = executor::now();
@@ -231,12 +231,12 @@ impl<'a> Relay<'a> {
             self.down.stop_reading();
             self.advance_both(now, &moved);
         }
-        if let Answer::Awaited(awaiting) = &mut self.answer {
+        if let FirstByte::Awaited(awaiting) = &mut self.first_byte {
             if let Some(awaiting) = awaiting {
-                awaiting.look(self.up.has_begun, self.down.has_begun, now);
+                awaiting.observe(self.up.has_begun, self.down.has_begun, now);
             }
             if self.down.has_begun {
-                self.answer = Answer::Begun(now);
+                self.first_byte = FirstByte::ReadAt(now);
             }
         }
         if self.up.was_refused() {
@@ -251,13 +251,13 @@ impl<'a> Relay<'a> {
                 Some((Side::Backend, Cause::TimedOut)) => CloseReason::BackendTimedOut,
             });
         }
-        // An end is activity too: what follows it has its full time.
+        // An end is activity, too: what follows it has its full time.
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
             self.last_activity = now;
-            if let Some(interval) = self.look_interval()
-                && self.look_at == NEVER
+            if let Some(interval) = self.check_interval()
+                && self.next_check == NEVER
             {
-                self.look_at = executor::millis(now + interval);
+                self.next_check = executor::millis(now + interval);
             }
         }
         self.watch_silence(now)
@@ -268,8 +268,8 @@ impl<'a> Relay<'a> {
             let broken_before = self.broken;
             self.advance_up(now, moved);
             self.advance_down(now, moved);
-            // What a side had said before it broke is still to come, and nothing may tell of it
-            // again: once more round.
+            // What a side sent before it broke is still to be read, and no event may report it
+            // again.
             if self.broken == broken_before {
                 break;
             }
@@ -280,8 +280,8 @@ impl<'a> Relay<'a> {
         if self.up.finished {
             return;
         }
-        let flow = self.flow_up(now, moved);
-        match self.up.poll(self.client, self.backend, &flow) {
+        let context = self.context_up(now, moved);
+        match self.up.poll(self.client, self.backend, &context) {
             Poll::Ready(Ok(())) => self.up.finish(),
             Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Client, cause),
             Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Backend, cause),
@@ -293,8 +293,8 @@ impl<'a> Relay<'a> {
         if self.down.finished {
             return;
         }
-        let flow = self.flow_down(now, moved);
-        match self.down.poll(self.backend, self.client, &flow) {
+        let context = self.context_down(now, moved);
+        match self.down.poll(self.backend, self.client, &context) {
             Poll::Ready(Ok(())) => self.down.finish(),
             Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Backend, cause),
             Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Client, cause),
@@ -302,17 +302,17 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn flow_up<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> Flow<'f>
+    fn context_up<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> DirectionContext<'f>
     where
         'a: 'f,
     {
-        let tally = self.tally;
-        Flow {
-            read: &tally.listener.received,
-            written: &tally.backend.sent,
-            client_bytes_read: Some(&tally.session.received),
+        let counters = self.counters;
+        DirectionContext {
+            read: &counters.listener.received,
+            written: &counters.backend.sent,
+            client_bytes_read: Some(&counters.session.received),
             client_bytes_written: None,
-            relayed: tally.relayed,
+            relayed: counters.relayed,
             moved,
             now,
             source_is_broken: self.is_broken(Side::Client),
@@ -320,17 +320,17 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn flow_down<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> Flow<'f>
+    fn context_down<'f>(&self, now: Instant, moved: &'f Cell<bool>) -> DirectionContext<'f>
     where
         'a: 'f,
     {
-        let tally = self.tally;
-        Flow {
-            read: &tally.backend.received,
-            written: &tally.listener.sent,
+        let counters = self.counters;
+        DirectionContext {
+            read: &counters.backend.received,
+            written: &counters.listener.sent,
             client_bytes_read: None,
-            client_bytes_written: Some(&tally.session.sent),
-            relayed: tally.relayed,
+            client_bytes_written: Some(&counters.session.sent),
+            relayed: counters.relayed,
             moved,
             now,
             source_is_broken: self.is_broken(Side::Backend),
@@ -338,16 +338,16 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// However it ends: what was not written is not counted, and is known to be missing.
-    fn reckon(&mut self) {
+    /// However the session ends: what was not written is not counted, and is known to be missing.
+    fn reconcile_deferred(&mut self) {
         let (now, moved) = (executor::now(), Cell::new(false));
-        let (up, down) = (self.flow_up(now, &moved), self.flow_down(now, &moved));
-        // Whom it could not be written to is gone, and the session is over anyway.
+        let (up, down) = (self.context_up(now, &moved), self.context_down(now, &moved));
+        // An error of a write does not matter any more.
         let _ = self.up.reconcile_deferred(self.backend, &up);
         let _ = self.down.reconcile_deferred(self.client, &down);
     }
 
-    /// Nothing more goes to that side. What it had said before is still delivered.
+    /// Nothing more goes to that side. What it has sent before is still delivered.
     fn broken_at(&mut self, side: Side, cause: Cause) {
         self.broken.get_or_insert((side, cause));
         let (from, to) = match side {
@@ -367,11 +367,11 @@ impl<'a> Relay<'a> {
     /// When the session has been silent for too long, and what it ends as then.
     fn deadline(&self) -> Option<(Instant, CloseReason)> {
         let half_closed = self.up.finished || self.down.finished;
-        // A side that has not got everything yet is not silent. But a peer that takes nothing is,
-        // for `idle_timeout`.
+        // While bytes wait for a side, the session is not silent. But a peer that takes nothing
+        // is, for `idle_timeout`.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
         let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
-        let is_stopping = half_closed && self.tally.session.is_stopping();
+        let is_stopping = half_closed && self.counters.session.is_stopping();
         let stop = is_stopping.then(|| (silent_since + STOP_SILENCE, CloseReason::Drained));
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
         let half_close = half_close.map(|l| (silent_since + l, CloseReason::HalfCloseTimeout));
@@ -385,11 +385,11 @@ impl<'a> Relay<'a> {
         let mut deadline = self.deadline();
         let is_over = |deadline: Option<(Instant, _)>| deadline.is_some_and(|(at, _)| now >= at);
         let now_millis = executor::millis(now);
-        if is_over(deadline) || now_millis >= self.look_at {
-            let look = self.look(deadline.filter(|_| is_over(deadline)), now);
+        if is_over(deadline) || now_millis >= self.next_check {
+            let check = self.check_delivery(deadline.filter(|_| is_over(deadline)), now);
             deadline = self.deadline();
             // A peer that acknowledges bytes now and then is not idle.
-            let is_delivering = look.stalled_since.is_some_and(|since| {
+            let is_delivering = check.stalled_since.is_some_and(|since| {
                 (self.plan.idle_timeout).is_some_and(|limit| now < since + limit)
             });
             if let Some((at, reason)) = deadline
@@ -399,42 +399,47 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(reason);
             }
         }
-        // Activity only moves the deadline away; the timer is left to ring early and set again
-        // then, so that a busy session does not touch it at every turn. What brings the deadline
-        // nearer sets it.
+        // Activity only moves the deadline away: the timer expires early and is set again then, so
+        // that a busy session does not set it at every poll. What brings the deadline nearer sets
+        // it.
         let later = deadline.map(|(at, _)| at).filter(|at| *at > now);
-        let settling = (!self.has_settled && self.armed == NEVER).then(|| now + SETTLED);
-        let has_rung = now_millis >= self.armed;
-        if has_rung {
-            self.settle();
+        let needs_keepalive = !self.has_keepalive && self.timer == NEVER;
+        let keepalive = needs_keepalive.then(|| now + KEEPALIVE_DELAY);
+        let has_expired = now_millis >= self.timer;
+        if has_expired {
+            self.enable_keepalive();
         }
-        let ring = later.into_iter().chain(settling).min();
-        let ring = ring.map_or(NEVER, executor::millis).min(self.look_at);
-        if has_rung || ring < self.armed {
-            self.armed = ring;
-            if ring < NEVER {
-                executor::wake_at_millis(ring);
+        let next = later.into_iter().chain(keepalive).min();
+        let next = next.map_or(NEVER, executor::millis).min(self.next_check);
+        if has_expired || next < self.timer {
+            self.timer = next;
+            if next < NEVER {
+                executor::wake_at_millis(next);
             }
         }
         Poll::Pending
     }
 
-    /// From a move of bytes to the look at their delivery, and between two looks.
-    fn look_interval(&self) -> Option<Duration> {
+    /// From a move of bytes to the check of their delivery, and between two checks.
+    fn check_interval(&self) -> Option<Duration> {
         let limits = [self.plan.socket.user_timeout, self.plan.idle_timeout];
         let limit = limits.into_iter().flatten().min()?;
-        Some((limit / 4).clamp(LOOK_LEAST, LOOK_MOST))
+        Some((limit / 4).clamp(CHECK_INTERVAL_MIN, CHECK_INTERVAL_MAX))
     }
 
-    /// Looks at what was written and has not arrived. `over`: the limit that has passed, which
-    /// does not hold while data moves towards a peer, however slowly.
-    fn look(&mut self, over: Option<(Instant, CloseReason)>, now: Instant) -> Look {
+    /// Checks what was written and has not arrived. `over`: the limit that has passed, which does
+    /// not hold while data moves towards a peer, however slowly.
+    fn check_delivery(
+        &mut self,
+        over: Option<(Instant, CloseReason)>,
+        now: Instant,
+    ) -> DeliveryCheck {
         let mut delivery = self.delivery.take().unwrap_or_default();
         let limit = self.plan.socket.user_timeout;
-        let look = delivery.look(self.client, self.backend, limit, now);
+        let check = delivery.check(self.client, self.backend, limit, now);
         let half_closed = self.up.finished || self.down.finished;
-        let is_pending = look.is_waiting || half_closed && self.is_undelivered();
-        if look.has_progressed {
+        let is_pending = check.is_waiting || half_closed && self.is_undelivered();
+        if check.has_progressed {
             self.last_activity = now;
         }
         if is_pending && half_closed {
@@ -444,37 +449,37 @@ impl<'a> Relay<'a> {
             Some((_, CloseReason::Drained)) => Some(STOP_SILENCE),
             Some((_, CloseReason::HalfCloseTimeout)) => self.plan.half_close_timeout,
             Some(_) => self.plan.idle_timeout,
-            // It goes on as it began.
+            // Checks go on at the interval at which they began.
             None if half_closed => self.plan.half_close_timeout,
             None => None,
         };
-        let soon = soon.map(|limit| (limit / LOOKS).clamp(LOOK_LEAST, LOOK_MOST));
-        self.look_at = is_pending
-            .then(|| soon.into_iter().chain(self.look_interval()).min())
+        let soon = soon
+            .map(|limit| (limit / CHECKS_PER_LIMIT).clamp(CHECK_INTERVAL_MIN, CHECK_INTERVAL_MAX));
+        self.next_check = is_pending
+            .then(|| soon.into_iter().chain(self.check_interval()).min())
             .flatten()
             .map_or(NEVER, |interval| executor::millis(now + interval));
         if is_pending || delivery.pending_at.is_some() {
             self.delivery = Some(delivery);
         }
         for (side, is_lost) in [
-            (Side::Client, look.client_is_lost),
-            (Side::Backend, look.backend_is_lost),
+            (Side::Client, check.client_is_lost),
+            (Side::Backend, check.backend_is_lost),
         ] {
             if is_lost && !self.is_broken(side) {
                 self.give_up(side);
             }
         }
-        look
+        check
     }
 
-    /// Whether bytes that have come wait for a side that has not ended.
+    /// Whether bytes that have arrived wait for a side that has not ended.
     fn is_undelivered(&self) -> bool {
         !self.up.finished && self.up.has_more(self.client)
             || !self.down.finished && self.down.has_more(self.backend)
     }
 
-    /// What the host had said before it was lost is still delivered, up to the end that is made
-    /// here.
+    /// What the host sent before it was lost is still delivered, up to the end that is made here.
     fn give_up(&mut self, side: Side) {
         let stream = match side {
             Side::Client => self.client,
@@ -486,23 +491,22 @@ impl<'a> Relay<'a> {
         executor::wake_next_turn();
     }
 
-    /// It is one that lasts: now it is worth the calls.
-    fn settle(&mut self) {
-        if std::mem::replace(&mut self.has_settled, true) {
+    fn enable_keepalive(&mut self) {
+        if std::mem::replace(&mut self.has_keepalive, true) {
             return;
         }
         if let Some(keepalive) = &self.plan.socket.keepalive
             && self.backend.is_tcp()
         {
-            // It fails only on a socket that is dead, and that is found out otherwise.
+            // It fails only on a socket that is dead, which reading will show.
             let _ = keep_alive(self.backend, keepalive);
         }
     }
 
-    /// Whoever has not got everything must not take what it has for the whole. After a silence only
-    /// what is known to be under way counts; a session that is cut in full flow may always have
-    /// more to say.
-    fn tell_who_was_cut_short(&self, reason: CloseReason) {
+    /// A side that has not received everything must not take what it has for the whole. After a
+    /// silence only bytes that are known to be under way count; a session that is cut in the middle
+    /// of a transfer may always have more to send.
+    fn reset_incomplete(&self, reason: CloseReason) {
         let in_full_flow = matches!(
             reason,
             CloseReason::Drained

@@ -1,5 +1,4 @@
-//! What the kernel has not delivered yet to the two peers of a session, and whether a peer still
-//! takes it.
+//! What the kernel has not delivered yet to the peers of a session, and whether a peer is lost.
 
 use crate::{
     runtime::net::Stream,
@@ -10,76 +9,75 @@ use std::time::{Duration, Instant};
 /// Unanswered window probes after which a peer that took nothing counts as lost, as three
 /// unanswered keepalive probes do.
 const LOST_PROBES: u8 = 3;
-/// The kernel lets up to two minutes pass between two transmissions: a peer was asked at least
-/// once in this time.
+/// The kernel lets up to two minutes pass between two transmissions: there is at least one in this
+/// time.
 const SLOWEST: Duration = Duration::from_secs(240);
 
-/// What was found at a look at both sockets. In a box of the session's, since most sessions have
-/// nothing under way when they are looked at.
+/// What the last check of both sockets has found. In a box, since most sessions have nothing under
+/// way when they are checked.
 #[derive(Debug, Default)]
 pub(super) struct Delivery {
     client: Option<Undelivered>,
     backend: Option<Undelivered>,
-    /// When data was last known to wait for a peer. The limit for half-closed sessions counts
-    /// from there.
+    /// When data was last known to wait for a peer: the limit for half-closed sessions counts from
+    /// there.
     pub(super) pending_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Undelivered {
     progress: u64,
-    /// When it was first seen at this progress.
+    /// When this progress was first seen.
     since: Instant,
 }
 
-/// The outcome of a look.
+/// The result of a check.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct DeliveryCheck {
     /// Written bytes are not acknowledged.
     pub(super) is_waiting: bool,
-    /// Bytes were acknowledged since the look before.
+    /// Bytes were acknowledged since the check before.
     pub(super) has_progressed: bool,
-    /// When a peer that data waits for was first seen at what it has acknowledged now; of two peers
-    /// the later time.
+    /// Since when a peer that data waits for has acknowledged no more; of two peers the later time.
     pub(super) stalled_since: Option<Instant>,
     pub(super) client_is_lost: bool,
     pub(super) backend_is_lost: bool,
 }
 
 impl Delivery {
-    /// Compares with the look before. `limit`: how long a peer may acknowledge nothing.
-    pub(super) fn look(
+    /// Compares with the check before. `limit`: how long a peer may acknowledge nothing.
+    pub(super) fn check(
         &mut self,
         client: &Stream,
         backend: &Stream,
         limit: Option<Duration>,
         now: Instant,
-    ) -> Look {
-        let mut look = Look::default();
-        look.client_is_lost = look.add(&mut self.client, observe(client, limit), limit, now);
-        look.backend_is_lost = look.add(&mut self.backend, observe(backend, limit), limit, now);
-        look
+    ) -> DeliveryCheck {
+        let mut check = DeliveryCheck::default();
+        check.client_is_lost = check.add(&mut self.client, observe(client, limit), limit, now);
+        check.backend_is_lost = check.add(&mut self.backend, observe(backend, limit), limit, now);
+        check
     }
 }
 
-/// The same for a single peer, of which alone something is still awaited.
+/// The same for a single peer, when only its acknowledgements are waited for.
 #[derive(Debug, Default)]
-pub(super) struct LastLook(Option<Undelivered>);
+pub(super) struct PeerCheck(Option<Undelivered>);
 
-impl LastLook {
+impl PeerCheck {
     pub(super) fn is_lost(
         &mut self,
         stream: &Stream,
         limit: Option<Duration>,
         now: Instant,
     ) -> bool {
-        Look::default().add(&mut self.0, observe(stream, limit), limit, now)
+        DeliveryCheck::default().add(&mut self.0, observe(stream, limit), limit, now)
     }
 }
 
-/// What is under way to a peer. While its window is closed the kernel probes it at intervals that
-/// double up to two minutes, whether or not it answers: one that vanishes after a long pause would
-/// be noticed long after `limit`.
+/// What is under way to a peer. While its window is closed, the kernel probes it at intervals that
+/// double up to two minutes, whether or not it answers: a peer that vanishes after a long pause
+/// would be found lost long after `limit`.
 fn observe(stream: &Stream, limit: Option<Duration>) -> Option<Sending> {
     let sending = sending(stream)?;
     if let Some(limit) = limit
@@ -90,7 +88,7 @@ fn observe(stream: &Stream, limit: Option<Duration>) -> Option<Sending> {
     Some(sending)
 }
 
-impl Look {
+impl DeliveryCheck {
     fn add(
         &mut self,
         seen: &mut Option<Undelivered>,
@@ -99,7 +97,7 @@ impl Look {
         now: Instant,
     ) -> bool {
         let Some(sending) = sending else {
-            // What had been waiting has arrived.
+            // What was under way has arrived.
             self.has_progressed |= seen.take().is_some();
             return false;
         };
@@ -124,9 +122,8 @@ impl Look {
     }
 }
 
-/// Whether the peer is there and takes nothing, because its application does not read.
-/// TCP_USER_TIMEOUT would end such a connection as well, and with it a session whose client or
-/// server only pauses.
+/// Whether the peer answers and takes nothing, because its application does not read.
+/// TCP_USER_TIMEOUT would end such a connection as well.
 fn is_paused(sending: &Sending, limit: Duration) -> bool {
     match sending.window {
         Window::Open => false,
@@ -147,21 +144,21 @@ mod tests {
         })
     }
 
-    /// Looks once a second, and returns after how many the peer counts as lost.
-    fn lost_after(looks: impl Fn(u64) -> Option<Sending>) -> Option<u64> {
+    /// Checks once a second, and returns after how many the peer counts as lost.
+    fn lost_after(checks: impl Fn(u64) -> Option<Sending>) -> Option<u64> {
         let began = Instant::now();
         let mut seen = None;
         (0..1_000).find(|&second| {
             let now = began + Duration::from_secs(second);
             let limit = Some(Duration::from_secs(90));
-            Look::default().add(&mut seen, looks(second), limit, now)
+            DeliveryCheck::default().add(&mut seen, checks(second), limit, now)
         })
     }
 
     #[test]
     fn a_peer_that_acknowledges_nothing_is_lost_after_the_limit() {
         assert_eq!(lost_after(|n| sending(7, Window::Open, n)), Some(90));
-        // Whatever else comes from it: what it was sent does not arrive.
+        // Whatever else comes from it: what is sent to it does not arrive.
         assert_eq!(lost_after(|_| sending(7, Window::Open, 0)), Some(90));
         let from_50 = |n: u64| sending(n.min(50), Window::Open, n.saturating_sub(50));
         assert_eq!(lost_after(from_50), Some(140));
@@ -183,16 +180,16 @@ mod tests {
     fn what_arrives_counts_as_progress() {
         let now = Instant::now();
         let mut seen = None;
-        let mut look = |sending| {
-            let mut look = Look::default();
-            look.add(&mut seen, sending, None, now);
-            (look.is_waiting, look.stalled_since, look.has_progressed)
+        let mut check = |sending| {
+            let mut check = DeliveryCheck::default();
+            check.add(&mut seen, sending, None, now);
+            (check.is_waiting, check.stalled_since, check.has_progressed)
         };
         let since = Some(now);
-        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
-        assert_eq!(look(sending(1, Window::Open, 0)), (true, since, false));
-        assert_eq!(look(sending(2, Window::Open, 0)), (true, since, true));
-        assert_eq!(look(None), (false, None, true));
-        assert_eq!(look(None), (false, None, false));
+        assert_eq!(check(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(check(sending(1, Window::Open, 0)), (true, since, false));
+        assert_eq!(check(sending(2, Window::Open, 0)), (true, since, true));
+        assert_eq!(check(None), (false, None, true));
+        assert_eq!(check(None), (false, None, false));
     }
 }

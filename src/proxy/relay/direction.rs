@@ -16,18 +16,18 @@ use std::{
     time::Instant,
 };
 
-/// A read of at least this much is one of a sustained flow.
+/// A read of at least this much is large: one of a sustained transfer.
 const LARGE: usize = 64 * 1024;
-/// So many large reads in a row, and the flow is spliced.
+/// Large reads in a row after which a direction splices.
 const LARGE_READS: u8 = 2;
-/// So many reads below half of `LARGE` in a row, and it is copied again.
+/// Reads below half of `LARGE` in a row after which it copies again.
 const SMALL_READS: u8 = 2;
-/// So many times in a row a pipe was filled to the brim, and the flow gets a larger one if there is
-/// one.
+/// Full pipes in a row after which it gets a larger one, if there is one.
 const FULL_PIPES: u8 = 4;
-/// A read of no more is written at the end of the turn, together with what others have read.
-const SMALL: usize = 20 * 1024;
-/// After so many reads others get their turn.
+/// A read of no more than this is written at the end of the turn, together with those of other
+/// sessions.
+const DEFERRED: usize = 20 * 1024;
+/// Reads in one poll, before other tasks run.
 const ROUNDS: usize = 4;
 
 #[derive(Debug, Default)]
@@ -35,15 +35,13 @@ pub(super) struct Direction {
     held: Held,
     mode: Mode,
     end: End,
-    /// The end was passed on, or there is nobody to pass it to.
+    /// The end was passed on, or the sink is gone.
     pub(super) finished: bool,
-    /// A byte has come.
+    /// A byte was read.
     pub(super) has_begun: bool,
-    /// It waited for its sink when it was polled last.
+    /// The last poll ended waiting for the sink.
     is_blocked: bool,
-    /// The kernel refused to splice one of the two sockets.
-    never_splice: bool,
-    /// Over before a flow can be spliced: only what is copied needs to be looked at.
+    /// It is over before a direction can splice: only what is copied needs to be checked.
     watch: Watch,
 }
 
@@ -53,13 +51,13 @@ enum Held {
     #[default]
     Nothing,
     Bytes(Box<Rest>),
-    /// It was given to the sink, to be written at the end of the turn.
+    /// The sink writes it at the end of the turn.
     Deferred,
     Piped(Pipe),
     First(Box<First>),
 }
 
-/// In a box: a direction that holds nothing must not carry room for it.
+/// In a box, since an idle direction holds nothing.
 #[derive(Debug)]
 struct Rest {
     bytes: Vec<u8>,
@@ -74,14 +72,14 @@ impl Held {
 
 #[derive(Debug, Clone, Copy)]
 enum Mode {
-    Copy {
-        large: u8,
-    },
+    /// `large`: how many reads in a row were.
+    Copy { large: u8 },
+    /// The kernel refused to splice one of the two sockets.
+    CopyOnly,
     /// `full`: how many pipes in a row were.
-    Splice {
-        small: u8,
-        full: u8,
-    },
+    Splice { full: u8 },
+    /// `small`: how many reads in a row were.
+    SpliceSmall { small: u8 },
 }
 
 impl Default for Mode {
@@ -91,18 +89,28 @@ impl Default for Mode {
 }
 
 impl Mode {
-    /// How to go on after a read of so many bytes. Harder to leave than to stay, either way.
-    fn after(self, bytes: usize, never_splice: bool) -> Self {
+    /// The mode after a read of so many bytes. It takes more than one read to change it, either
+    /// way.
+    fn after(self, bytes: usize) -> Self {
         match self {
-            Self::Copy { .. } if bytes < LARGE || never_splice => Self::Copy { large: 0 },
+            Self::CopyOnly => Self::CopyOnly,
+            Self::Copy { .. } if bytes < LARGE => Self::Copy { large: 0 },
             Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
-            Self::Copy { .. } => Self::Splice { small: 0, full: 0 },
-            Self::Splice { full, .. } if bytes >= LARGE / 2 => Self::Splice { small: 0, full },
-            Self::Splice { small, .. } if small + 1 < SMALL_READS => Self::Splice {
-                small: small + 1,
-                full: 0,
-            },
-            Self::Splice { .. } => Self::Copy { large: 0 },
+            Self::Copy { .. } => Self::Splice { full: 0 },
+            Self::Splice { full } if bytes >= LARGE / 2 => Self::Splice { full },
+            Self::SpliceSmall { .. } if bytes >= LARGE / 2 => Self::Splice { full: 0 },
+            Self::Splice { .. } => Self::SpliceSmall { small: 1 },
+            Self::SpliceSmall { small } if small + 1 < SMALL_READS => {
+                Self::SpliceSmall { small: small + 1 }
+            }
+            Self::SpliceSmall { .. } => Self::Copy { large: 0 },
+        }
+    }
+
+    fn copies(self) -> bool {
+        match self {
+            Self::Copy { .. } | Self::CopyOnly => true,
+            Self::Splice { .. } | Self::SpliceSmall { .. } => false,
         }
     }
 }
@@ -113,9 +121,9 @@ enum End {
     Open,
     Clean,
     Reset,
-    /// The source began a header that it may not send; nothing of it is passed on.
+    /// The source began a PROXY protocol header that it may not send; nothing of it is passed on.
     Refused,
-    /// The session ends with the other side's end: nothing more is read.
+    /// Nothing more is read, since the session ends with the other side's end.
     Stopped,
 }
 
@@ -137,8 +145,8 @@ pub(super) enum Cause {
 impl Cause {
     fn of(error: &io::Error) -> Self {
         match reason::Cause::of(error).word {
-            // What a router said of an established connection is kept, and told when time has run
-            // out.
+            // The kernel keeps what a router reported of an established connection, and returns it
+            // when time has run out.
             ConnectError::Timeout | ConnectError::Unreachable | ConnectError::Prohibited => {
                 Self::TimedOut
             }
@@ -148,7 +156,7 @@ impl Cause {
 }
 
 /// What a direction needs to know and count at each poll.
-pub(super) struct Flow<'a> {
+pub(super) struct DirectionContext<'a> {
     pub(super) read: &'a Counter,
     pub(super) written: &'a Counter,
     pub(super) client_bytes_read: Option<&'a AtomicU64>,
@@ -158,12 +166,12 @@ pub(super) struct Flow<'a> {
     pub(super) now: Instant,
     /// A write to the source failed: its end, when it comes, is that of a reset.
     pub(super) source_is_broken: bool,
-    /// The session is over with this end: closing will say what a shutdown would.
+    /// The session ends with this end: closing the connection says what a shutdown would.
     pub(super) last_to_end: bool,
 }
 
-impl Flow<'_> {
-    fn was_read(&self, n: usize) {
+impl DirectionContext<'_> {
+    fn add_read(&self, n: usize) {
         self.moved.set(true);
         self.read.add(n as u64);
         if let Some(total) = self.client_bytes_read {
@@ -171,7 +179,7 @@ impl Flow<'_> {
         }
     }
 
-    fn was_written(&self, n: usize, mode: &Counter) {
+    fn add_written(&self, n: usize, mode: &Counter) {
         self.moved.set(true);
         self.written.add(n as u64);
         mode.add(n as u64);
@@ -180,8 +188,8 @@ impl Flow<'_> {
         }
     }
 
-    /// What was counted as copied when it was posted.
-    fn was_not_written(&self, n: usize) {
+    /// For bytes that were counted when they were deferred.
+    fn subtract_written(&self, n: usize) {
         self.written.take_back(n as u64);
         self.relayed.copy.take_back(n as u64);
         if let Some(total) = self.client_bytes_written {
@@ -191,7 +199,7 @@ impl Flow<'_> {
 }
 
 impl Direction {
-    /// From a client, whom `watch` looks at, to a backend that gets `first` before all else.
+    /// From a client to a backend, which gets `first` before all else.
     pub(super) fn from_client(first: Option<Box<First>>, watch: Watch) -> Self {
         Self {
             has_begun: first.as_ref().is_some_and(|first| first.has_payload()),
@@ -206,15 +214,14 @@ impl Direction {
         &mut self,
         source: &Stream,
         sink: &Stream,
-        flow: &Flow<'_>,
+        context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..ROUNDS {
-            match self.deliver(sink, flow) {
+            match self.deliver(sink, context) {
                 Poll::Ready(delivered) => delivered?,
                 Poll::Pending => {
                     if std::mem::replace(&mut self.is_blocked, true) {
-                        // Polled in vain, and for all that is known because of what has come
-                        // meanwhile.
+                        // Polled in vain, probably because of what has arrived meanwhile.
                         source.suspend_read_interest();
                     }
                     return Poll::Pending;
@@ -225,23 +232,23 @@ impl Direction {
                 End::Open => {}
                 End::Reset | End::Refused | End::Stopped => return Poll::Ready(Ok(())),
                 End::Clean => {
-                    if !flow.last_to_end {
-                        // It fails only on a stream that is dead; reading that one will tell.
+                    if !context.last_to_end {
+                        // It fails only on a stream that is dead, which reading it will show.
                         let _ = sink.end_writing();
                     }
                     return Poll::Ready(Ok(()));
                 }
             }
-            match self.mode {
-                Mode::Copy { .. } => ready!(self.copy(source, sink, flow))?,
-                Mode::Splice { .. } => ready!(self.splice(source, sink, flow))?,
+            match self.mode.copies() {
+                true => ready!(self.copy(source, sink, context))?,
+                false => ready!(self.splice(source, sink, context))?,
             }
         }
         executor::wake_next_turn();
         Poll::Pending
     }
 
-    /// Nothing more will be moved; what is held is let go.
+    /// Moves nothing more, and drops what it holds.
     pub(super) fn finish(&mut self) {
         self.finished = true;
         self.held = Held::Nothing;
@@ -263,7 +270,7 @@ impl Direction {
         self.end == End::Refused
     }
 
-    /// The source has ended and all it said was delivered.
+    /// The source has ended and everything was delivered.
     pub(super) fn has_nothing_left(&self) -> bool {
         self.end != End::Open && matches!(self.held, Held::Nothing)
     }
@@ -278,14 +285,14 @@ impl Direction {
         &mut self,
         source: &Stream,
         sink: &Stream,
-        flow: &Flow<'_>,
+        context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
         let forwarded = source.with_received(|received| {
             if received.is_empty() {
-                self.source_ended(source, flow);
+                self.source_ended(source, context);
                 return Poll::Ready(Ok(()));
             }
-            self.forward(received, source.peer_has_ended(), sink, flow)
+            self.forward(received, source.peer_has_ended(), sink, context)
         });
         match ready!(forwarded) {
             Ok(forwarded) => forwarded,
@@ -299,23 +306,23 @@ impl Direction {
         received: Received<'_>,
         is_last: bool,
         sink: &Stream,
-        flow: &Flow<'_>,
+        context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
         let n = received.len();
-        flow.was_read(n);
+        context.add_read(n);
         self.has_begun = true;
         if self.watch != Watch::Over && self.watch.sees_header(&received) {
             self.end = End::Refused;
             return Poll::Ready(Ok(()));
         }
-        self.mode = self.mode.after(n, self.never_splice);
-        if n <= SMALL && !is_last {
-            flow.was_written(n, &flow.relayed.copy);
+        self.mode = self.mode.after(n);
+        if n <= DEFERRED && !is_last {
+            context.add_written(n, &context.relayed.copy);
             sink.defer(received);
             self.held = Held::Deferred;
             return Poll::Ready(Ok(()));
         }
-        self.reconcile_deferred(sink, flow)?;
+        self.reconcile_deferred(sink, context)?;
         if let Held::Bytes(rest) = &mut self.held {
             rest.bytes.extend_from_slice(&received);
             return Poll::Ready(Ok(()));
@@ -324,7 +331,7 @@ impl Direction {
         while !rest.is_empty() {
             match sink.poll_write(rest, is_last) {
                 Poll::Ready(Ok(n)) => {
-                    flow.was_written(n, &flow.relayed.copy);
+                    context.add_written(n, &context.relayed.copy);
                     rest = &rest[n..];
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(sink_failed(&error)),
@@ -341,30 +348,30 @@ impl Direction {
         &mut self,
         source: &Stream,
         sink: &Stream,
-        flow: &Flow<'_>,
+        context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
         if sys::pipe::is_forbidden() {
-            self.copy_from_now_on(flow);
+            self.copy_from_now_on(context);
             return Poll::Ready(Ok(()));
         }
         // Before a pipe is taken: a direction that waits holds none.
         if let Err(error) = ready!(source.poll_readable()) {
             return self.source_failed(&error);
         }
-        let is_full = matches!(self.mode, Mode::Splice { full, .. } if full >= FULL_PIPES);
-        let Some(mut pipe) = sys::pipe::take(flow.now, is_full) else {
-            flow.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
+        let is_full = matches!(self.mode, Mode::Splice { full } if full >= FULL_PIPES);
+        let Some(mut pipe) = sys::pipe::take(context.now, is_full) else {
+            context.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
             self.mode = Mode::default();
             return Poll::Ready(Ok(()));
         };
         match pipe.fill(source) {
             Ok(n) if n > 0 => {
-                flow.was_read(n);
-                self.mode = self.mode.after(n, self.never_splice);
-                if let Mode::Splice { full, .. } = &mut self.mode {
+                context.add_read(n);
+                self.mode = self.mode.after(n);
+                if let Mode::Splice { full } = &mut self.mode {
                     *full = match pipe.was_filled_by(n) {
                         true => full.saturating_add(1),
-                        // What has filled a large one half is worth it, too.
+                        // A large one that is half full is worth it, too.
                         false if n >= sys::pipe::SIZE => *full,
                         false => 0,
                     };
@@ -378,11 +385,10 @@ impl Direction {
             }
             Err(e) if is_about_the_call(&e, source) => {
                 pipe.give_back();
-                self.splice_was_refused(&e, flow);
+                self.copy_after_refusal(&e, context);
                 Poll::Ready(Ok(()))
             }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(&e),
-            // Nothing there.
             Err(_) if !source.is_at_urgent_mark() => {
                 pipe.give_back();
                 source.mark_would_block();
@@ -392,21 +398,25 @@ impl Direction {
                 }
             }
             // The end, or a mark of TCP's urgent data, before which splicing stops as if it were
-            // the end or there were nothing: reading tells which, and steps over the mark.
+            // the end or there were nothing. A read tells which, and passes the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
-                self.copy(source, sink, flow)
+                self.copy(source, sink, context)
             }
         }
     }
 
-    fn deliver(&mut self, sink: &Stream, flow: &Flow<'_>) -> Poll<Result<(), Broken>> {
+    fn deliver(
+        &mut self,
+        sink: &Stream,
+        context: &DirectionContext<'_>,
+    ) -> Poll<Result<(), Broken>> {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
                 Held::Bytes(rest) => match ready!(sink.poll_write(&rest.bytes[rest.at..], false)) {
                     Ok(n) => {
-                        flow.was_written(n, &flow.relayed.copy);
+                        context.add_written(n, &context.relayed.copy);
                         rest.at += n;
                         if rest.at == rest.bytes.len() {
                             self.held = Held::Nothing;
@@ -414,24 +424,22 @@ impl Direction {
                     }
                     Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
-                // How it went is not known yet, and so far nothing depends on it.
+                // The result is not known yet, and so far nothing depends on it.
                 Held::Deferred
-                    if sink.has_deferred()
-                        && self.end == End::Open
-                        && matches!(self.mode, Mode::Copy { .. }) =>
+                    if sink.has_deferred() && self.end == End::Open && self.mode.copies() =>
                 {
                     return Poll::Ready(Ok(()));
                 }
-                Held::Deferred => self.reconcile_deferred(sink, flow)?,
+                Held::Deferred => self.reconcile_deferred(sink, context)?,
                 Held::First(first) if !first.has_header() => {
-                    flow.was_written(first.left().len(), &flow.relayed.copy);
-                    sink.defer_copy(first.left());
+                    context.add_written(first.remaining().len(), &context.relayed.copy);
+                    sink.defer_copy(first.remaining());
                     self.held = Held::Deferred;
                 }
-                Held::First(first) => match ready!(sink.poll_write(first.left(), false)) {
+                Held::First(first) => match ready!(sink.poll_write(first.remaining(), false)) {
                     Ok(n) => {
-                        flow.was_written(first.sent(n), &flow.relayed.copy);
-                        if first.left().is_empty() {
+                        context.add_written(first.advance(n), &context.relayed.copy);
+                        if first.remaining().is_empty() {
                             self.held = Held::Nothing;
                         }
                     }
@@ -443,7 +451,7 @@ impl Direction {
                     }
                     match sink.try_write(|fd| pipe.drain(fd)) {
                         Ok(n) if n > 0 => {
-                            flow.was_written(n, &flow.relayed.splice);
+                            context.add_written(n, &context.relayed.splice);
                             if pipe.is_empty()
                                 && let Held::Piped(pipe) = std::mem::take(&mut self.held)
                             {
@@ -453,7 +461,7 @@ impl Direction {
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                         Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                         Err(e) if is_about_the_call(&e, sink) => {
-                            self.splice_was_refused(&e, flow);
+                            self.copy_after_refusal(&e, context);
                             self.read_pipe_out(sink)?;
                         }
                         Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
@@ -464,11 +472,11 @@ impl Direction {
         }
     }
 
-    /// What was to be written later is written, or held.
+    /// Writes what was deferred, and holds what the sink does not take.
     pub(super) fn reconcile_deferred(
         &mut self,
         sink: &Stream,
-        flow: &Flow<'_>,
+        context: &DirectionContext<'_>,
     ) -> Result<(), Broken> {
         if !matches!(self.held, Held::Deferred) {
             return Ok(());
@@ -477,7 +485,7 @@ impl Direction {
         let Some(unwritten) = sink.take_unwritten() else {
             return Ok(());
         };
-        flow.was_not_written(unwritten.bytes.len());
+        context.subtract_written(unwritten.bytes.len());
         if let Some(error) = &unwritten.error {
             return sink_failed(error);
         }
@@ -485,7 +493,7 @@ impl Direction {
         Ok(())
     }
 
-    /// The sink does not take spliced pages: the bytes in the pipe go on as a copy.
+    /// The sink does not take spliced pages: the bytes in the pipe are copied.
     fn read_pipe_out(&mut self, sink: &Stream) -> Result<(), Broken> {
         if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
             let Ok(bytes) = pipe.into_bytes() else {
@@ -498,24 +506,23 @@ impl Direction {
         Ok(())
     }
 
-    /// Not for the moment, where the kernel lacks memory; for good otherwise.
-    fn splice_was_refused(&mut self, error: &io::Error, flow: &Flow<'_>) {
+    /// Copies for the moment where the kernel lacks memory; for good otherwise.
+    fn copy_after_refusal(&mut self, error: &io::Error, context: &DirectionContext<'_>) {
         if !sys::pipe::note_refusal("splice", error) && error.kind() == io::ErrorKind::OutOfMemory {
-            flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+            context.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
             self.mode = Mode::default();
             return;
         }
-        self.copy_from_now_on(flow);
+        self.copy_from_now_on(context);
     }
 
-    fn copy_from_now_on(&mut self, flow: &Flow<'_>) {
-        flow.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
-        self.never_splice = true;
-        self.mode = Mode::default();
+    fn copy_from_now_on(&mut self, context: &DirectionContext<'_>) {
+        context.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
+        self.mode = Mode::CopyOnly;
     }
 
-    fn source_ended(&mut self, source: &Stream, flow: &Flow<'_>) {
-        self.end = if flow.source_is_broken || source.is_unwritable() {
+    fn source_ended(&mut self, source: &Stream, context: &DirectionContext<'_>) {
+        self.end = if context.source_is_broken || source.is_unwritable() {
             End::Reset
         } else {
             End::Clean
@@ -532,8 +539,8 @@ fn sink_failed(error: &io::Error) -> Result<(), Broken> {
     Err(Broken::Sink(Cause::of(error)))
 }
 
-/// Whether a failed `splice` tells of the call, which a filter or the kernel refused, and not of
-/// the connection. A read or a write then works, or tells what is wrong with the connection.
+/// Whether a failed `splice` is about the call, which a filter or the kernel refused, and not about
+/// the connection. A read or a write then works, or reports what is wrong with the connection.
 fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
     use io::ErrorKind as K;
     let is_about_connection = matches!(
@@ -557,7 +564,7 @@ fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
         error.raw_os_error(),
         Some(libc::EPERM | libc::ENOSYS | libc::EINVAL | libc::ENOMEM)
     );
-    // It can end with any other that an ICMP message stands for. The kernel tells it only once: a
+    // It can end with any other that an ICMP message stands for. The kernel reports it only once: a
     // read after it would see a clean end, where nothing is left to be read.
     let has_ended = || {
         let has_unread = sys::socket::unread(stream).is_ok_and(|unread| unread > 0);

@@ -1,6 +1,6 @@
-//! What is left to do with one connection when a session is over.
+//! What is done with a connection of a session that is over before it is closed.
 
-use super::{Outcome, Side, delivery::LastLook};
+use super::{Outcome, Side, delivery::PeerCheck};
 use crate::{
     plan::{self, reason::CloseReason},
     runtime::{executor, net::Stream},
@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a connection is kept for what was written to it, where no limit is configured.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Input that nobody gets is thrown away in pieces of this size.
-const DISCARDED: usize = 4096;
-/// And so many pieces at a time.
-const MOST_DISCARDED: usize = 64;
+/// How long a connection may acknowledge nothing, where no limit is configured.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of input that are discarded by one read.
+const DISCARD: usize = 4096;
+/// Most such reads at a time.
+const DISCARDING_READS: usize = 64;
 
-/// What is left to do with a connection before it is closed.
+/// What is done with a connection before it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Last {
     Nothing,
@@ -48,7 +48,7 @@ impl Outcome {
     }
 }
 
-/// In a box: it is rare, and a session must not carry room for it all its life.
+/// In a box, since it is rare, and would make every session larger.
 pub(super) type Ending<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 pub fn end<'a>(
@@ -64,57 +64,57 @@ pub fn end<'a>(
     }
 }
 
-/// The other side was reset, and this one must be too, but only once its kernel has everything that
-/// was written: a reset discards what is still on the way.
+/// The other side was reset, and this one is to be, but only when everything that was written has
+/// arrived: a reset discards what is still on the way.
 async fn reset_after_delivery(stream: &Stream, plan: &plan::Listener, session: &Session) {
     if !stream.is_tcp() {
         return;
     }
-    delivered(stream, plan, session, || {}).await;
+    wait_for_delivery(stream, plan, session, || {}).await;
     sys::socket::reset_on_close(stream);
 }
 
-/// Ends our side, and waits until everything that was written has arrived. What comes meanwhile
-/// is thrown away: input that is left when a socket is closed, or that comes afterwards, makes
-/// the kernel send a reset, which discards what is still on the way.
+/// Ends our side, and waits until everything that was written has arrived. Input that comes
+/// meanwhile is discarded: input that is unread when a socket is closed, or that comes afterwards,
+/// makes the kernel send a reset, which discards what is still on the way.
 async fn close_after_delivery(stream: &Stream, plan: &plan::Listener, session: &Session) {
     // It fails only on a stream that is dead.
     let _ = stream.end_writing();
     let discard = || {
-        let mut input = [0; DISCARDED];
-        for _ in 0..MOST_DISCARDED {
+        let mut input = [0; DISCARD];
+        for _ in 0..DISCARDING_READS {
             if !matches!(stream.poll_read(&mut input), Poll::Ready(Ok(1..))) {
                 break;
             }
         }
     };
-    delivered(stream, plan, session, discard).await;
+    wait_for_delivery(stream, plan, session, discard).await;
 }
 
-/// Until everything was acknowledged, or nothing of it for as long as a session may be idle, or
-/// by a host that is lost.
-async fn delivered(
+/// Waits until everything is acknowledged, or nothing has been for as long as a session may be
+/// idle, or the peer is lost.
+async fn wait_for_delivery(
     stream: &Stream,
     plan: &plan::Listener,
     session: &Session,
     mut meanwhile: impl FnMut(),
 ) {
-    let patience = plan.idle_timeout.unwrap_or(PATIENCE);
+    let timeout = plan.idle_timeout.unwrap_or(DELIVERY_TIMEOUT);
     let mut since = Instant::now();
     let mut before = u32::MAX;
     let mut pause = Duration::from_millis(1);
-    let mut look = LastLook::default();
-    while let Ok(left) = sys::socket::unacknowledged(stream) {
+    let mut check = PeerCheck::default();
+    while let Ok(bytes) = sys::socket::unacknowledged(stream) {
         meanwhile();
-        if left == 0 || session.must_end().is_some() || sys::socket::is_dead(stream) {
+        if bytes == 0 || session.must_end().is_some() || sys::socket::is_dead(stream) {
             break;
         }
-        if look.is_lost(stream, plan.socket.user_timeout, Instant::now()) {
+        if check.is_lost(stream, plan.socket.user_timeout, Instant::now()) {
             break;
         }
-        if left != before {
-            (before, since) = (left, Instant::now());
-        } else if since.elapsed() >= patience {
+        if bytes != before {
+            (before, since) = (bytes, Instant::now());
+        } else if since.elapsed() >= timeout {
             break;
         }
         executor::sleep(pause).await;

@@ -1,12 +1,12 @@
 //! What goes to the backend before anything else is read from the client.
 
-/// Our own header, and what the client said while a header of its own was read, or before a backend
-/// was looked for.
+/// Our own PROXY protocol header, and what the client sent while its own header was read, or before
+/// a backend was picked.
 #[derive(Debug)]
 pub struct First {
     bytes: Vec<u8>,
     at: usize,
-    /// So many at the front are our own header, and nobody's payload.
+    /// How many bytes at the front are our own header.
     header: usize,
 }
 
@@ -36,12 +36,12 @@ impl First {
         self.bytes.len() > self.header
     }
 
-    pub(super) fn left(&self) -> &[u8] {
+    pub(super) fn remaining(&self) -> &[u8] {
         &self.bytes[self.at..]
     }
 
-    /// How much of what was sent now is payload.
-    pub(super) fn sent(&mut self, n: usize) -> usize {
+    /// Notes that `n` bytes were sent, and returns how many of them are payload.
+    pub(super) fn advance(&mut self, n: usize) -> usize {
         let before = self.at.max(self.header);
         self.at += n;
         self.at.max(self.header) - before
@@ -57,8 +57,8 @@ mod tests {
         for piece in 1..12 {
             let mut first = First::new(b"header".to_vec(), b"load".to_vec()).expect("something");
             let mut payload = 0;
-            while !first.left().is_empty() {
-                payload += first.sent(piece.min(first.left().len()));
+            while !first.remaining().is_empty() {
+                payload += first.advance(piece.min(first.remaining().len()));
             }
             assert_eq!(payload, 4, "{piece} at a time");
         }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_nothing_that_the_client_has_said() {
+    fn a_header_is_no_payload() {
         let has_payload = |header: &[u8], payload: &[u8]| {
             let first = First::new(header.to_vec(), payload.to_vec());
             first.expect("something").has_payload()

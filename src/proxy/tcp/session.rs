@@ -7,7 +7,7 @@ use crate::{
         reason::{CloseReason, ConnectError, RejectReason},
     },
     proxy::{
-        relay::{self, Last, Outcome, Tally},
+        relay::{self, Last, Outcome, SessionCounters},
         tcp::preamble::{self, Introduction},
     },
     runtime::net::Stream,
@@ -68,14 +68,14 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
             }
             Ok(connected) => {
                 let backend = connected.lease.backend();
-                let tally = Tally {
+                let counters = SessionCounters {
                     session: &session,
                     listener: service.metrics.counts.mine(),
                     backend: backend.metrics.counts.mine(),
                     relayed: service.process.metrics.relayed.mine(),
                 };
                 let plan = &service.plan;
-                let outcome = relay::relay(&client, &mut connected.reached, plan, &tally).await;
+                let outcome = relay::relay(&client, &mut connected.reached, plan, &counters).await;
                 let reached = &connected.reached.stream;
                 let last = outcome.last_for_backend();
                 if let Some(ending) = relay::end(last, reached, plan, &session) {
