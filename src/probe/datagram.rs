@@ -1,12 +1,11 @@
 //! A question in one datagram, and the wait for its reply.
 
 use super::{Answer, Report, dns::Talk, transcript};
-use crate::plan::{Addr, reason::CheckResult};
-use std::{
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+use crate::{
+    plan::{Addr, reason::CheckResult},
+    runtime::net::connect_datagrams,
 };
+use std::{io, time::Duration};
 use tokio::{
     net::UdpSocket,
     time::{Instant, timeout_at},
@@ -57,16 +56,8 @@ impl Course {
 
 /// From a socket of its own, so that the kernel chooses a port that nobody can guess, and tells of
 /// a port that is closed.
-async fn converse(talk: &Talk, addr: &Addr, id: u16, course: &mut Course) -> io::Result<Answer> {
-    let Addr::Tcp(address) = addr else {
-        return Err(io::Error::other("a unix socket takes no datagrams"));
-    };
-    let any: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(address).await?;
+async fn converse(talk: &Talk, place: &Addr, id: u16, course: &mut Course) -> io::Result<Answer> {
+    let socket = UdpSocket::from_std(connect_datagrams(place)?)?;
     socket.send(&talk.ask(id)).await?;
     let mut bytes = [0; LONGEST];
     loop {

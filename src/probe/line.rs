@@ -1,7 +1,10 @@
 //! What a conversation goes over: the stream itself, or TLS inside it.
 
-use crate::plan::Addr;
-use std::{io, time::Duration};
+use crate::{
+    plan::Addr,
+    runtime::net::{refuse_self_connection, retry_while_queue_is_full},
+};
+use std::io;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, UnixStream},
@@ -12,11 +15,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 pub(super) type Line = Box<dyn Duplex>;
 
-/// A unix socket whose queue is full gives no event when that has changed.
-const RETRY: Duration = Duration::from_millis(10);
-
-pub(super) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Line> {
-    match addr {
+pub(super) async fn connect(place: &Addr, nodelay: bool) -> io::Result<Line> {
+    match place {
         Addr::Tcp(address) => {
             let socket = match address.is_ipv4() {
                 true => TcpSocket::new_v4()?,
@@ -26,18 +26,13 @@ pub(super) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Line> {
                 socket.set_nodelay(true)?;
             }
             let stream = socket.connect(*address).await?;
-            // As for sessions: TCP's simultaneous open can make a socket talk to itself.
-            if stream.local_addr()? == *address {
-                let text = "connected to itself: nobody listens there";
-                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, text));
-            }
+            refuse_self_connection(*address, || stream.local_addr().ok())?;
             Ok(Box::new(stream))
         }
-        Addr::Unix(path) => loop {
-            match UnixStream::connect(path).await {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
-                connected => return Ok(Box::new(connected?)),
-            }
-        },
+        Addr::Unix(path) => {
+            let connect = || UnixStream::connect(path);
+            let stream = retry_while_queue_is_full(connect, tokio::time::sleep).await?;
+            Ok(Box::new(stream))
+        }
     }
 }

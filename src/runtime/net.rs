@@ -3,7 +3,7 @@
 mod open;
 mod socket_file;
 
-pub use open::open;
+pub use open::{connect_datagrams, open, refuse_self_connection, retry_while_queue_is_full};
 pub use socket_file::{FileRights, SocketFile, listen_unix};
 
 pub use crate::runtime::executor::Stream;
@@ -17,11 +17,11 @@ use std::{
     os::fd::AsFd,
 };
 
-/// Who a client is.
+/// The address of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
     Ip(SocketAddr),
-    /// Somebody on a unix socket.
+    /// A unix socket has none.
     Unix,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for Addr {
     }
 }
 
-/// Whether this machine has the interface of a link-local address; others need none.
+/// Whether this machine has the interface of a link-local address; other addresses need none.
 pub fn has_interface(address: SocketAddr) -> bool {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() > 0 => {
@@ -70,9 +70,9 @@ pub fn has_interface(address: SocketAddr) -> bool {
     }
 }
 
-/// Sets the options of a session's TCP socket. On Linux what is set on a listening socket is
-/// inherited by what it accepts, so that accepted sockets cost no call. A session works without any
-/// of them: what the kernel refuses is left out, with a warning.
+/// Sets the options of a session's TCP socket. On Linux accepted sockets inherit them from the
+/// listening socket, and so cost no call. A session works without any of them: an option that the
+/// kernel refuses is left out, with a warning.
 pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     let reference = SockRef::from(&socket);
     let warn_of = |option: &'static str, set: io::Result<()>| {
@@ -88,8 +88,7 @@ pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
     }
 }
 
-/// Makes the kernel ask whether the peer is still there. It takes four calls, and counts from when
-/// the peer was last heard.
+/// Turns keepalive on. It takes four calls, and counts from when the peer last sent anything.
 pub fn keep_alive(socket: impl AsFd, k: &Keepalive) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(k.idle)

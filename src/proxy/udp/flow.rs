@@ -3,6 +3,7 @@
 use super::{batch_size::BatchSize, per_source, sockets::Leave, table::Key};
 use crate::{
     plan::{Addr, reason::CloseReason},
+    runtime::net::connect_datagrams,
     session::{
         registry::Listed,
         service::{Service, Slot, seconds},
@@ -14,7 +15,6 @@ use crate::{
         pool::Clock,
     },
 };
-use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
     net::UdpSocket,
@@ -199,22 +199,12 @@ fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u6
 /// A socket whose other end is this backend. It has a local port of its own, by which replies find
 /// their flow.
 pub(super) fn connect(place: &Addr) -> io::Result<UdpSocket> {
-    let Addr::Tcp(address) = place else {
-        // The configuration allows none.
-        return Err(io::ErrorKind::Unsupported.into());
-    };
-    let kind = Type::DGRAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(*address), kind, Some(Protocol::UDP))?;
-    sys::datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
-    sys::datagram::ask_for_reports(&socket, address)?;
-    match socket.connect(&(*address).into()) {
-        // All local ports are taken.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-            Err(io::ErrorKind::AddrNotAvailable.into())
-        }
-        Err(e) => Err(e),
-        Ok(()) => Ok(socket.into()),
+    let socket = connect_datagrams(place)?;
+    if let Addr::Tcp(address) = place {
+        sys::datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
+        sys::datagram::ask_for_reports(&socket, address)?;
     }
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -1,22 +1,28 @@
-//! Connecting to a place.
+//! Connecting to an address.
 
 use crate::{
     plan::{Addr, SocketOptions},
     runtime::executor::{self, Kind, Stream},
     sys::limits::is_local_port,
 };
-use socket2::{Domain, Protocol, SockAddr, Type};
-use std::{future::poll_fn, io, net::SocketAddr, path::Path, time::Duration};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::{
+    future::{Future, poll_fn, ready},
+    io,
+    net::{SocketAddr, UdpSocket},
+    path::Path,
+    time::Duration,
+};
 
-/// A unix socket whose queue is full gives no event when that has changed.
-const RETRY: Duration = Duration::from_millis(10);
+/// Pause between two attempts to connect to a unix socket whose queue is full: the kernel reports
+/// no event when that has changed.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
-/// One connect. Dropping the future gives it up. [`super::keep_alive`] is left to be done, since
-/// most sessions are over before it means anything.
+/// Connects once. Dropping the future cancels the attempt. Keepalive is not set, since most
+/// sessions end before it matters: see [`super::keep_alive`].
 ///
-/// `speaks_at_once`: something will be sent as soon as it is connected. Then that takes the last
-/// step of the handshake with it: one packet less, and the backend wakes up once, for a client that
-/// has already spoken.
+/// `speaks_at_once`: something will be sent as soon as the connection is made. That takes the last
+/// step of the handshake with it: one packet less, and one wake-up of the backend less.
 pub async fn open(
     place: &Addr,
     options: &SocketOptions,
@@ -24,7 +30,11 @@ pub async fn open(
 ) -> io::Result<Stream> {
     match place {
         Addr::Tcp(address) => open_tcp(*address, options, speaks_at_once).await,
-        Addr::Unix(path) => open_unix(path).await,
+        Addr::Unix(path) => {
+            let connect = || ready(connect_unix(path));
+            let socket = retry_while_queue_is_full(connect, executor::sleep).await?;
+            Ok(Stream::connecting(socket.into(), Kind::Unix))
+        }
     }
 }
 
@@ -34,7 +44,7 @@ async fn open_tcp(
     speaks_at_once: bool,
 ) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
-    let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     if speaks_at_once {
         // The kernel waits for what is to be sent, 200 ms at most. Where it is refused, one
         // packet more is sent.
@@ -42,31 +52,67 @@ async fn open_tcp(
     }
     let stream = Stream::connecting(socket.into(), Kind::Tcp);
     poll_fn(|_| stream.poll_connect(&address)).await?;
-    // Towards a local port that nobody listens on, the kernel may choose that very port as the
-    // source: TCP's simultaneous open then makes the socket talk to itself.
-    if is_local_port(address.port()) && stream.local_addr() == Some(address) {
-        return Err(io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            "connected to itself: nobody listens there",
-        ));
-    }
+    refuse_self_connection(address, || stream.local_addr())?;
     if options.nodelay {
         stream.set_nodelay_later();
     }
     Ok(stream)
 }
 
-async fn open_unix(path: &Path) -> io::Result<Stream> {
-    let address = SockAddr::unix(path)?;
+/// Where no socket listens on a local port, the kernel may choose that very port as the source of a
+/// connection to it: TCP's simultaneous open then connects the socket to itself.
+pub fn refuse_self_connection(
+    peer: SocketAddr,
+    local: impl FnOnce() -> Option<SocketAddr>,
+) -> io::Result<()> {
+    if is_local_port(peer.port()) && local() == Some(peer) {
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "connected to itself: nobody listens there",
+        ));
+    }
+    Ok(())
+}
+
+/// Connects to a unix socket; `pause` sleeps.
+pub async fn retry_while_queue_is_full<T, C, P>(
+    mut connect: impl FnMut() -> C,
+    pause: impl Fn(Duration) -> P,
+) -> io::Result<T>
+where
+    C: Future<Output = io::Result<T>>,
+    P: Future<Output = ()>,
+{
     loop {
-        // Anew each time: one that has failed is of no use any more.
-        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        match socket.connect(&address) {
-            Ok(()) => {
-                return Ok(Stream::connecting(socket.into(), Kind::Unix));
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => executor::sleep(RETRY).await,
-            Err(e) => return Err(e),
+        match connect().await {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => pause(FULL_QUEUE_PAUSE).await,
+            connected => return connected,
         }
+    }
+}
+
+/// Connects without waiting: "would block" means that the queue of the socket is full.
+pub(super) fn connect_unix(path: &Path) -> io::Result<Socket> {
+    // A socket whose attempt has failed cannot be used again.
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+/// A non-blocking socket with a local port of its own, which receives from this address only.
+pub fn connect_datagrams(place: &Addr) -> io::Result<UdpSocket> {
+    let Addr::Tcp(address) = place else {
+        // The configuration allows none.
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let kind = Type::DGRAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(*address), kind, Some(Protocol::UDP))?;
+    match socket.connect(&(*address).into()) {
+        // All local ports are taken.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::ErrorKind::AddrNotAvailable.into())
+        }
+        Err(e) => Err(e),
+        Ok(()) => Ok(socket.into()),
     }
 }

@@ -1,5 +1,6 @@
 //! A unix socket to listen on, and its file.
 
+use super::open::connect_unix;
 use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
@@ -17,34 +18,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The file of a socket of ours: removed when dropped, unless somebody has put another in its
-/// place.
+/// The file of a listening socket: removed when dropped, unless another file has replaced it.
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and number. While the socket is open nobody else gets the number.
+    /// Device and inode. While the socket is open the inode is not reused.
     id: Option<(u64, u64)>,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.id.is_some() && self.id == id(&self.path) {
-            // Gone already is as good.
+            // It may be gone already.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Who may connect: to do so takes the right to write.
+/// Who may connect, which takes the permission to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRights {
     pub mode: Mode,
-    /// The number of a user; `None`: the user of the process.
+    /// A user id; `None`: that of the process.
     pub owner: Option<u32>,
     pub group: Option<u32>,
 }
 
-/// Replaces what a process that has ended left there, and nothing else. All rights are set before
-/// the socket listens, so that nobody connects who is not to.
+/// Replaces the socket file of a process that has ended, and no other file. The permissions are set
+/// before the socket listens: no connection is accepted that they do not allow.
 pub fn listen_unix(
     path: &Path,
     backlog: i32,
@@ -52,7 +52,7 @@ pub fn listen_unix(
 ) -> io::Result<(UnixListener, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The bind makes the file with this mode, less the umask: at no time does it have more rights.
+    // The bind creates the file with this mode, less the umask: it never has more permissions.
     rustix::fs::fchmod(&socket, rights.mode)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile {
@@ -66,7 +66,7 @@ pub fn listen_unix(
 
 impl FileRights {
     /// By a descriptor, and never through a link: in a folder that others may write to, the path
-    /// could lead elsewhere by now.
+    /// may have been replaced.
     fn apply(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
@@ -75,8 +75,7 @@ impl FileRights {
             return Err(io::Error::other("the file was replaced"));
         }
         if Mode::from_raw_mode(stat.st_mode) != self.mode {
-            // The umask has taken something from it. chmod knows no such descriptors, but their
-            // names.
+            // The umask has removed something. chmod refuses such descriptors, but not their paths.
             let name = format!("/proc/self/fd/{}", file.as_raw_fd());
             rustix::fs::chmod(name, self.mode)?;
         }
@@ -101,7 +100,7 @@ fn id(path: &Path) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
-/// A process that was killed leaves its socket file behind; one that lives answers on it.
+/// Removes the socket file of a process that was killed: a running process accepts on it.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(meta) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -112,12 +111,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "the path exists and is not a socket",
         ));
     }
-    // Not blocking: whoever lives but does not accept would be waited for without end.
-    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    match probe.connect(&SockAddr::unix(path)?) {
+    // Not blocking: a process that does not accept would be waited for without end.
+    match connect_unix(path) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Somebody's, and not for us to tell whether he lives.
+        // Whether its process runs cannot be found out.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(e),
         _ => Err(io::ErrorKind::AddrInUse.into()),
     }
