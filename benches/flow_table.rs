@@ -159,7 +159,7 @@ fn idle(c: &mut Criterion) {
                     due.clear();
                     let start = Instant::now();
                     while let Some(next) = wheel.next() {
-                        wheel.due(next, &mut due);
+                        wheel.take_due(next, &mut due);
                     }
                     spent += start.elapsed();
                     assert_eq!(due.len(), size as usize);

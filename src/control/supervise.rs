@@ -1,4 +1,4 @@
-//! What must go on whatever becomes of one turn of it.
+//! Restarts a task that panics.
 
 use std::{
     any::Any,
@@ -9,30 +9,30 @@ use std::{
     time::Duration,
 };
 
-/// After a panic, before the next begins: one that panics at once must not fill the log.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a restart: a task that panics at once must not fill the log.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs what `begin` makes to its end, and anew for as long as it ends by a panic. `lost` is told
-/// why.
+/// Runs the task that `start` makes to its end, and starts it again after a panic, whose message is
+/// given to `report`.
 pub(super) async fn supervised<F: Future>(
-    mut begin: impl FnMut() -> F,
-    lost: impl Fn(&str),
+    mut start: impl FnMut() -> F,
+    report: impl Fn(&str),
 ) -> F::Output {
     loop {
-        match caught(begin()).await {
+        match catch_panic(start()).await {
             Ok(output) => return output,
             Err(panic) => {
                 let text = panic.downcast_ref::<&str>().copied();
                 let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-                lost(text.unwrap_or("a panic without words"));
-                tokio::time::sleep(PAUSE).await;
+                report(text.unwrap_or("a panic without a message"));
+                tokio::time::sleep(RESTART_PAUSE).await;
             }
         }
     }
 }
 
-/// What it panicked with is dropped with it: nobody sees it half done.
-async fn caught<F: Future>(task: F) -> Result<F::Output, Box<dyn Any + Send>> {
+/// A task that panicked is dropped: nothing uses its state afterwards.
+async fn catch_panic<F: Future>(task: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut task = pin!(task);
     poll_fn(
         |cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
@@ -50,23 +50,23 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     #[test]
-    fn what_panics_begins_anew_and_what_ends_has_ended() {
+    fn a_task_that_panics_is_restarted_until_it_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .expect("a runtime");
-        let (times, told) = (Cell::new(0), RefCell::new(Vec::new()));
+        let (times, reported) = (Cell::new(0), RefCell::new(Vec::new()));
         let task = || async {
             tokio::task::yield_now().await;
             times.set(times.get() + 1);
             match times.get() {
-                1 => panic!("with words"),
+                1 => panic!("with a message"),
                 2 => panic!("with {}", 2),
                 n => n,
             }
         };
-        let lost = |why: &str| told.borrow_mut().push(why.to_owned());
-        assert_eq!(runtime.block_on(supervised(task, lost)), 3);
-        assert_eq!(*told.borrow(), ["with words", "with 2"]);
+        let report = |why: &str| reported.borrow_mut().push(why.to_owned());
+        assert_eq!(runtime.block_on(supervised(task, report)), 3);
+        assert_eq!(*reported.borrow(), ["with a message", "with 2"]);
     }
 }

@@ -1,29 +1,28 @@
-//! When flows have been idle for too long. Pure: the time is passed in, in milliseconds since some
-//! beginning.
+//! A timer wheel for tasks and flows by their numbers. Pure: the time is passed in, in milliseconds
+//! since some beginning.
 //!
-//! A datagram does not touch this: a flow stands where it was put, and only when its time has come
-//! is it looked whether it has been idle since then; if not it is put elsewhere. So each flow costs
-//! a step or two in every `timeout`, whatever it carries, and can be taken out at once, so that
-//! short flows leave nothing behind.
+//! Activity does not touch it: an entry stays in its slot until that is due, and is inserted again
+//! by the caller if it has been active since. So an entry costs a step or two in every `timeout`,
+//! however active it is. It can be removed at once.
 
-/// No flow.
+/// No entry.
 const NONE: u32 = u32::MAX;
-/// Places of the wheel; a power of two, and more than the ticks of one timeout.
+/// Slots of the wheel: a power of two, and more than the ticks of one timeout.
 const SLOTS: usize = 512;
-/// A timeout is so many ticks, or one a millisecond: expiry is late by no more than a tick.
+/// Ticks of a timeout, if that is as many milliseconds: expiry is late by no more than a tick.
 const TICKS: u64 = 256;
 const WORDS: usize = SLOTS / 64;
 
 #[derive(Debug)]
 pub struct Wheel {
     tick: u64,
-    /// The first tick that was not looked at yet.
-    at: u64,
-    /// The first and the last of each place: who was put there first is looked at first.
+    /// The first tick that has not expired.
+    next_tick: u64,
+    /// The first and the last entry of each slot, in the order in which they were inserted.
     ends: Box<[(u32, u32); SLOTS]>,
-    /// A bit for each place where anybody stands.
-    taken: [u64; WORDS],
-    /// By flow.
+    /// A bit for each slot that has entries.
+    occupied: [u64; WORDS],
+    /// By entry.
     links: Vec<Link>,
     count: usize,
 }
@@ -46,50 +45,50 @@ impl Wheel {
         let tick = timeout.div_ceil(TICKS).max(1);
         Self {
             tick,
-            at: now / tick,
+            next_tick: now / tick,
             ends: Box::new([(NONE, NONE); SLOTS]),
-            taken: [0; WORDS],
+            occupied: [0; WORDS],
             links: Vec::new(),
             count: 0,
         }
     }
 
-    /// Looks at this flow when `due` has come. It must not be in yet.
-    pub fn insert(&mut self, flow: u32, due: u64, now: u64) {
-        self.keep_up(now);
-        let i = flow as usize;
+    /// `entry` must not be in yet.
+    pub fn insert(&mut self, entry: u32, due: u64, now: u64) {
+        self.skip_empty_ticks(now);
+        let i = entry as usize;
         if self.links.len() <= i {
             self.links.resize(i + 1, OUT);
         }
         debug_assert!(self.links[i].slot == NONE, "it is in already");
-        let furthest = self.at + SLOTS as u64 - 1;
-        let tick = due.div_ceil(self.tick).clamp(self.at, furthest);
+        let furthest = self.next_tick + SLOTS as u64 - 1;
+        let tick = due.div_ceil(self.tick).clamp(self.next_tick, furthest);
         let slot = (tick % SLOTS as u64) as usize;
         let (first, last) = &mut self.ends[slot];
-        let before = std::mem::replace(last, flow);
+        let before = std::mem::replace(last, entry);
         match before {
-            NONE => *first = flow,
-            before => self.links[before as usize].after = flow,
+            NONE => *first = entry,
+            before => self.links[before as usize].after = entry,
         }
         self.links[i] = Link {
             before,
             after: NONE,
             slot: slot as u32,
         };
-        self.taken[slot / 64] |= 1 << (slot % 64);
+        self.occupied[slot / 64] |= 1 << (slot % 64);
         self.count += 1;
     }
 
-    /// Time passes also where nobody's has come: whoever is put in later must not be taken for
-    /// further ahead than the wheel reaches.
-    fn keep_up(&mut self, now: u64) {
+    /// Time also passes where nothing is due: otherwise an entry that is inserted later would be
+    /// too far ahead for the wheel.
+    fn skip_empty_ticks(&mut self, now: u64) {
         let now = now / self.tick;
         let first = self.first().map_or(now, |(tick, _)| tick);
-        self.at = self.at.max(now.min(first));
+        self.next_tick = self.next_tick.max(now.min(first));
     }
 
-    pub fn remove(&mut self, flow: u32) {
-        let Some(link) = self.links.get_mut(flow as usize) else {
+    pub fn remove(&mut self, entry: u32) {
+        let Some(link) = self.links.get_mut(entry as usize) else {
             return;
         };
         let Link {
@@ -110,19 +109,19 @@ impl Wheel {
             after => self.links[after as usize].before = before,
         }
         if self.ends[slot].0 == NONE {
-            self.taken[slot / 64] &= !(1 << (slot % 64));
+            self.occupied[slot / 64] &= !(1 << (slot % 64));
         }
         self.count -= 1;
     }
 
-    /// When to look again.
+    /// When the next entries are due.
     pub fn next(&self) -> Option<u64> {
         let (tick, _) = self.first()?;
         Some(tick * self.tick)
     }
 
-    /// Takes out those whose time has come, for the caller to look at.
-    pub fn due(&mut self, now: u64, due: &mut Vec<u32>) {
+    /// Moves the entries that are due to `due`.
+    pub fn take_due(&mut self, now: u64, due: &mut Vec<u32>) {
         let last = now / self.tick;
         while let Some((tick, _)) = self.first() {
             if tick > last {
@@ -130,51 +129,50 @@ impl Wheel {
             }
             let slot = (tick % SLOTS as u64) as usize;
             while self.ends[slot].0 != NONE {
-                let flow = self.ends[slot].0;
-                self.remove(flow);
-                due.push(flow);
+                let entry = self.ends[slot].0;
+                self.remove(entry);
+                due.push(entry);
             }
-            self.at = tick + 1;
+            self.next_tick = tick + 1;
         }
-        self.at = self.at.max(last + 1);
+        self.next_tick = self.next_tick.max(last + 1);
     }
 
-    /// The one that has been idle for longest, to within a tick. `due` says when the time of a flow
-    /// comes by what it last did.
+    /// The entry that is due first by `due`, to within a tick: its time as of its last activity.
     pub fn oldest(&mut self, now: u64, due: impl Fn(u32) -> u64) -> Option<u32> {
-        // Each is asked once: who was active since it was put here is put elsewhere.
+        // Each is asked once: one that was active since it was inserted moves to another slot.
         for _ in 0..self.count {
-            let (tick, flow) = self.first()?;
-            let really = due(flow);
-            if really.div_ceil(self.tick) <= tick {
-                return Some(flow);
+            let (tick, entry) = self.first()?;
+            let actual = due(entry);
+            if actual.div_ceil(self.tick) <= tick {
+                return Some(entry);
             }
-            self.remove(flow);
-            self.insert(flow, really, now);
+            self.remove(entry);
+            self.insert(entry, actual, now);
         }
-        self.first().map(|(_, flow)| flow)
+        self.first().map(|(_, entry)| entry)
     }
 
-    /// The first tick at which there is anybody, and one who is.
+    /// The first tick that has entries, and the first of them.
     fn first(&self) -> Option<(u64, u32)> {
         if self.count == 0 {
             return None;
         }
-        let start = (self.at % SLOTS as u64) as usize;
-        // The word where it starts is looked at twice: from there on, and in the end what lies
+        let start = (self.next_tick % SLOTS as u64) as usize;
+        // The word where it starts is searched twice: its bits from there on, and in the end those
         // before.
         let slot = (0..=WORDS).find_map(|i| {
             let word = (start / 64 + i) % WORDS;
             let from_start = u64::MAX << (start % 64);
             let bits = match i {
-                0 => self.taken[word] & from_start,
-                WORDS => self.taken[word] & !from_start,
-                _ => self.taken[word],
+                0 => self.occupied[word] & from_start,
+                WORDS => self.occupied[word] & !from_start,
+                _ => self.occupied[word],
             };
             (bits != 0).then(|| word * 64 + bits.trailing_zeros() as usize)
         })?;
         let ahead = (slot + SLOTS - start) % SLOTS;
-        Some((self.at + ahead as u64, self.ends[slot].0))
+        Some((self.next_tick + ahead as u64, self.ends[slot].0))
     }
 }
 
@@ -186,13 +184,13 @@ mod tests {
 
     fn due(wheel: &mut Wheel, now: u64) -> Vec<u32> {
         let mut found = Vec::new();
-        wheel.due(now, &mut found);
+        wheel.take_due(now, &mut found);
         found.sort_unstable();
         found
     }
 
     #[test]
-    fn nobody_is_early_and_nobody_later_than_a_tick() {
+    fn entries_expire_within_a_tick_after_they_are_due() {
         for timeout in [1, 7, 255, 256, 257, 1_000, 60_000, 86_400_000] {
             let mut wheel = Wheel::new(timeout, 1_000_000);
             let at = 1_000_000 + timeout;
@@ -206,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_who_has_been_idle_for_longest() {
+    fn the_oldest_entry_has_been_idle_for_longest() {
         let mut wheel = Wheel::new(1_000, 0);
         let mut last = [0, 10, 20];
         for flow in 0..3 {
@@ -220,13 +218,13 @@ mod tests {
         assert_eq!(
             wheel.oldest(700, |flow| last[flow as usize] + 1_000),
             Some(0),
-            "who was looked at has been put elsewhere, and is still there"
+            "an entry that moved to another slot is still there"
         );
     }
 
-    /// Within a tick it is who was put in first.
+    /// Within a tick it is the one that was inserted first.
     #[test]
-    fn those_who_came_together_leave_in_turn() {
+    fn entries_of_one_tick_keep_their_order() {
         let mut wheel = Wheel::new(3_600_000, 0);
         (0..3).for_each(|flow| wheel.insert(flow, 3_600_000, 0));
         for flow in 0..3 {
@@ -236,9 +234,9 @@ mod tests {
         }
     }
 
-    /// Where all are pushed out before their time comes, nobody ever asks whose has come.
+    /// Where all entries are removed before they are due, `take_due` is never called.
     #[test]
-    fn it_turns_without_being_asked() {
+    fn time_passes_without_expiry() {
         let mut wheel = Wheel::new(1_000, 0);
         wheel.insert(0, 1_000, 0);
         for now in 1..20_000 {
@@ -256,7 +254,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map from flow to time.
+        /// Against a map from entry to time.
         #[test]
         fn it_is_a_map(
             timeout in 1u64..5_000,
@@ -269,7 +267,7 @@ mod tests {
                 now += step;
                 if wheel.next().is_some_and(|next| next <= now) {
                     let mut gone = Vec::new();
-                    wheel.due(now, &mut gone);
+                    wheel.take_due(now, &mut gone);
                     for flow in gone {
                         let at = all.remove(&flow).expect("it was in");
                         prop_assert!(at <= now);

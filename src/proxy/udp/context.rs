@@ -21,11 +21,11 @@ use std::{
     time::Instant,
 };
 
-/// For how long the socket of a flow that is over is kept. Its port goes to nobody else meanwhile:
-/// a reply that is late must not come to another client.
+/// How long the socket of a flow that has ended is kept, in milliseconds: its port is not reused
+/// meanwhile, so that a late reply does not reach another client.
 const LATE: u64 = 2_000;
-/// Batches of what has come for it.
-const LAST: usize = 64;
+/// Batches that are read from such a socket in the end.
+const LATE_BATCHES: usize = 64;
 
 /// What the listeners of a worker share.
 pub(super) struct Context {
@@ -54,7 +54,7 @@ pub(super) struct Context {
     pub(super) turn: u32,
 }
 
-/// Bytes in an inbox that go together.
+/// A datagram in an inbox, or a run of datagrams that are sent together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unit {
     pub(super) slot: usize,
@@ -67,7 +67,7 @@ impl Unit {
         &inbox.get(self.slot).payload[self.from..self.from + self.piece.len]
     }
 
-    /// In parts that leave in one run each, or as single datagrams.
+    /// In parts that are sent as one run each, or as single datagrams.
     pub(super) fn divided(self, splits: bool) -> SmallVec<[Self; 2]> {
         match splits {
             true => parts(self).collect(),
@@ -97,7 +97,7 @@ impl Unit {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Taken {
     pub(super) number: u32,
-    /// The number may be another flow's by the time that this is sent.
+    /// The number may be that of another flow by the time that this is sent.
     pub(super) serial: u32,
     pub(super) unit: Unit,
 }
@@ -117,7 +117,7 @@ pub(super) struct Reply {
     pub(super) unit: Unit,
 }
 
-/// The socket of a flow that is over.
+/// The socket of a flow that has ended.
 pub(super) struct Late {
     pub(super) until: u64,
     pub(super) listener: usize,
@@ -188,15 +188,15 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
     }
 }
 
-/// Reads what has come, for nobody, and says how many datagrams that was.
-pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
+/// Discards what has arrived, and returns how many datagrams that was.
+pub(super) fn discard_datagrams(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
     let mut datagrams = 0;
-    // Nobody is to be kept waiting by one who never stops.
-    for _ in 0..LAST {
+    // Bounded: a sender may never stop.
+    for _ in 0..LATE_BATCHES {
         let came = match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
             Ok(came) => came,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-            // What the network says of an earlier one stands before what has come.
+            // An error of an earlier datagram comes before what has arrived.
             Err(_) => continue,
         };
         for slot in 0..came {
@@ -214,7 +214,7 @@ pub(super) fn empty(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
     datagrams
 }
 
-/// In parts that the kernel takes as one.
+/// Parts that the kernel sends in one call each.
 fn parts(unit: Unit) -> impl Iterator<Item = Unit> {
     let Piece { len, segment } = unit.piece;
     let most = match segment {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     plan::{Protocol, SendProxy, Udp, reason::DropReason},
     proxy::udp::{
-        context::{Context, empty},
+        context::{Context, discard_datagrams},
         peer_workers::PeerWorker,
     },
     runtime::wheel::Wheel,
@@ -222,7 +222,7 @@ impl Listener {
     }
 
     pub(super) fn count_late(&self, socket: &UdpSocket, inbox: &mut datagram::Inbox) {
-        let late = empty(socket, inbox);
+        let late = discard_datagrams(socket, inbox);
         self.service
             .drop_datagrams(DropReason::Late, late, None, Instant::now());
     }

@@ -39,7 +39,7 @@ impl<O> Drop for StopWhenDropped<O> {
     }
 }
 
-/// What must not take for ever.
+/// Waits, but not for ever.
 async fn soon(mut done: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(10);
     while !done() {
@@ -74,7 +74,7 @@ fn tasks_take_turns() {
 }
 
 #[test]
-fn one_that_panics_ends_and_no_other() {
+fn a_panic_ends_its_task_and_no_other() {
     on_an_executor(|| async {
         let done = Rc::new(Cell::new(0));
         for n in 0..3 {
@@ -97,7 +97,7 @@ fn one_that_panics_ends_and_no_other() {
 }
 
 #[test]
-fn what_is_left_is_dropped_when_the_root_ends() {
+fn remaining_tasks_are_dropped_at_a_stop() {
     let (tell, hear) = mpsc::channel::<()>();
     on_an_executor(move || async move {
         let (socket, theirs) = pair();
@@ -111,7 +111,7 @@ fn what_is_left_is_dropped_when_the_root_ends() {
 }
 
 #[test]
-fn nobody_sleeps_too_short() {
+fn a_sleep_is_not_too_short() {
     on_an_executor(|| async {
         for ms in [0, 1, 3, 600, 20] {
             let time = Duration::from_millis(ms);
@@ -122,7 +122,7 @@ fn nobody_sleeps_too_short() {
     });
 }
 
-/// The earliest time that was named counts, and is forgotten with the next that is.
+/// The earliest time that was set in a poll counts, and replaces that of an earlier poll.
 #[test]
 fn a_task_has_one_timer() {
     on_an_executor(|| async {
@@ -152,9 +152,9 @@ fn a_task_has_one_timer() {
     });
 }
 
-/// Its number is given to the next at once.
+/// Also while there are always tasks to poll.
 #[test]
-fn the_end_of_the_root_is_not_overlooked() {
+fn a_stop_is_not_overlooked() {
     on_an_executor(|| async {
         spawn(async {
             loop {
@@ -189,7 +189,7 @@ fn other_threads_wake_a_task() {
     });
 }
 
-/// Every byte arrives, in order, whoever is faster, and nobody is asked in vain for ever.
+/// Every byte arrives, in order, whichever side is faster.
 #[test]
 fn bytes_go_through_both_ways() {
     const BYTES: usize = 3_000_000;
@@ -224,9 +224,9 @@ fn bytes_go_through_both_ways() {
     });
 }
 
-/// What came before anybody asked is not missed, nor is an end.
+/// What arrived before the first wait is not missed, nor is an end.
 #[test]
-fn nothing_is_missed_before_the_first_question() {
+fn nothing_is_missed_before_the_first_wait() {
     for may_read in [false, true] {
         on_an_executor(move || async move {
             let (ours, mut theirs) = UnixStream::pair().expect("a pair");
@@ -247,7 +247,7 @@ fn nothing_is_missed_before_the_first_question() {
 }
 
 #[test]
-fn a_place_that_is_used_again_is_not_mixed_up() {
+fn a_socket_with_a_reused_number_is_not_mixed_up() {
     on_an_executor(|| async {
         let mut buffer = [0; 10];
         for n in 0..100u8 {
@@ -288,10 +288,10 @@ fn connecting_succeeds_or_says_why_not() {
     });
 }
 
-/// Who cannot go on is not woken by all that comes meanwhile, but by the end, and by what comes
+/// A blocked task is not woken by all that arrives meanwhile, but by the end, and by what arrives
 /// once it waits again.
 #[test]
-fn what_comes_to_a_muted_socket_wakes_nobody() {
+fn what_arrives_while_read_interest_is_suspended_wakes_no_task() {
     on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         let (polls, waker) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
@@ -345,7 +345,7 @@ fn what_comes_to_a_muted_socket_wakes_nobody() {
 
 /// Nothing is written before the end of the turn, and everything in order then.
 #[test]
-fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
+fn deferred_bytes_are_written_when_the_turn_ends() {
     on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         theirs.set_nonblocking(true).expect("non-blocking");
@@ -360,7 +360,7 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
         assert!(!socket.has_deferred());
         let n = theirs.read(&mut got).expect("read");
         assert_eq!(&got[..n], b"onetwo");
-        // What is written at once, the end, and closing come after it.
+        // A write, the end, and closing come after deferred bytes.
         socket.defer_copy(b"three");
         assert!(socket.take_unwritten().is_none());
         let four = poll_fn(|_| socket.poll_write(b"four", false)).await;
@@ -378,10 +378,9 @@ fn what_is_to_be_written_later_is_written_when_the_turn_ends() {
     });
 }
 
-/// What was read is written from where it lies, however much of it there is, and in order with what
-/// is not.
+/// What was received is written in order with what was copied, however much of it there is.
 #[test]
-fn what_was_read_can_be_written_later() {
+fn received_bytes_can_be_deferred() {
     on_an_executor(|| async {
         let (source, mut speaker) = pair();
         let (sink, mut listener) = pair();
@@ -399,10 +398,10 @@ fn what_was_read_can_be_written_later() {
             listener.read_to_end(&mut got).expect("read");
             got
         });
-        let (mut is_copied, mut times_left) = (false, 0);
+        let (mut is_copied, mut times_unwritten) = (false, 0);
         let mut has_ended = false;
         while !has_ended {
-            // Several letters a turn, and now and then more than have room.
+            // Several writes in a turn, sometimes more than fit.
             has_ended = poll_fn(|_| {
                 for n in 0..12 {
                     is_copied = !is_copied;
@@ -427,17 +426,17 @@ fn what_was_read_can_be_written_later() {
             })
             .await;
             yield_to_events().await;
-            let Some(left) = sink.take_unwritten() else {
+            let Some(unwritten) = sink.take_unwritten() else {
                 continue;
             };
-            times_left += 1;
-            let mut rest = &left.bytes[..];
+            times_unwritten += 1;
+            let mut rest = &unwritten.bytes[..];
             while !rest.is_empty() {
                 let written = poll_fn(|_| sink.poll_write(rest, false)).await;
                 rest = &rest[written.expect("written")..];
             }
         }
-        assert!(times_left > 0, "it was never full");
+        assert!(times_unwritten > 0, "it was never full");
         // After the end there is always the end.
         let end = poll_fn(|_| source.with_received(|received| received.len())).await;
         assert_eq!(end.expect("read"), 0);
@@ -448,9 +447,9 @@ fn what_was_read_can_be_written_later() {
     });
 }
 
-/// Against a reader that takes its time: what was written and what was left are all there is.
+/// Against a slow reader: what was written and what was not are all there is.
 #[test]
-fn what_the_kernel_does_not_take_is_given_back() {
+fn what_the_kernel_does_not_take_is_returned() {
     on_an_executor(|| async {
         let (socket, mut theirs) = pair();
         let reader = thread::spawn(move || {
@@ -465,9 +464,9 @@ fn what_the_kernel_does_not_take_is_given_back() {
                 }
             }
         });
-        let (mut sent, mut times_left) = (Vec::new(), 0);
+        let (mut sent, mut times_unwritten) = (Vec::new(), 0);
         for n in 0..3_000_u32 {
-            // One letter, or several in a turn.
+            // One write in a turn, or several.
             for m in 0..=n % 3 {
                 let part: Vec<u8> = (0..n * 7919 % 9_000).map(|i| (i ^ n ^ m) as u8).collect();
                 sent.extend_from_slice(&part);
@@ -476,14 +475,14 @@ fn what_the_kernel_does_not_take_is_given_back() {
             if n % 2 == 0 {
                 yield_to_events().await;
             }
-            let Some(left) = socket.take_unwritten() else {
+            let Some(unwritten) = socket.take_unwritten() else {
                 continue;
             };
-            assert!(left.error.is_none() && sent.ends_with(&left.bytes));
-            times_left += 1;
+            assert!(unwritten.error.is_none() && sent.ends_with(&unwritten.bytes));
+            times_unwritten += 1;
             let mut at = 0;
-            while at < left.bytes.len() {
-                let written = poll_fn(|_| socket.poll_write(&left.bytes[at..], false)).await;
+            while at < unwritten.bytes.len() {
+                let written = poll_fn(|_| socket.poll_write(&unwritten.bytes[at..], false)).await;
                 at += written.expect("written");
             }
         }
@@ -495,26 +494,26 @@ fn what_the_kernel_does_not_take_is_given_back() {
             all.len(),
             sent.len()
         );
-        assert!(times_left > 0, "it was never full");
+        assert!(times_unwritten > 0, "it was never full");
         assert!(!with_core(|core| core.deferred.borrow().has_unwritten()));
     });
 }
 
-/// The kernel says it once, to whoever writes: who reads later must know, too.
+/// The kernel reports an error once, to the write: a later read must know of it, too.
 #[test]
-fn who_wrote_to_somebody_gone_is_told() {
+fn a_failed_deferred_write_is_reported() {
     on_an_executor(|| async {
         let (socket, theirs) = pair();
         drop(theirs);
         let mut polls = 0;
-        let left = poll_fn(|_| {
+        let unwritten = poll_fn(|_| {
             polls += 1;
             if polls == 1 {
                 socket.defer_copy(b"lo");
                 socket.defer_copy(b"st");
                 return Poll::Pending;
             }
-            // Polled again because of it.
+            // The failure has woken the task.
             assert!(
                 !socket.has_deferred()
                     && socket.socket.get(|source| source.has_unwritten)
@@ -524,9 +523,9 @@ fn who_wrote_to_somebody_gone_is_told() {
         })
         .await
         .expect("all of it");
-        let error = left.error.expect("nobody is there");
+        let error = unwritten.error.expect("the peer is gone");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-        assert_eq!(left.bytes, b"lost");
+        assert_eq!(unwritten.bytes, b"lost");
         assert!(!with_core(|core| core.deferred.borrow().has_unwritten()));
     });
 }

@@ -1,21 +1,22 @@
-//! When tasks are to be polled without an event: one time for each.
+//! The timers of tasks: one for each.
 
 use crate::runtime::wheel::Wheel;
 
-/// Milliseconds that the fine wheel can be ahead.
+/// Milliseconds that the near wheel reaches ahead.
 const NEAR: u64 = 500;
-/// Milliseconds of a tick of the coarse wheel.
+/// Milliseconds of a tick of the far wheel.
 const COARSE: u64 = 256;
-/// A wheel's ticks in a timeout.
+/// Ticks of a wheel's timeout.
 const TICKS: u64 = 256;
 
-/// To the millisecond. What is far ahead waits on a coarse wheel until it is near, so that idle
-/// sessions are touched once in two minutes, and not twice a second.
+/// Accurate to the millisecond. A timer that is far ahead waits on a coarse wheel until it is near,
+/// so that one of an idle session is touched once in two minutes, and not twice a second.
 pub(super) struct Timers {
     near: Wheel,
     far: Wheel,
     /// By task.
     due: Vec<u64>,
+    /// Kept for its memory.
     found: Vec<u32>,
 }
 
@@ -49,12 +50,12 @@ impl Timers {
         if due <= now + NEAR {
             self.near.insert(task, due, now);
         } else {
-            // A wheel is late by up to a tick.
+            // A wheel expires up to a tick late.
             self.far.insert(task, due - COARSE, now);
         }
     }
 
-    /// When to look again.
+    /// When [`Self::expire`] has something to do.
     pub(super) fn next(&self) -> Option<u64> {
         let (near, far) = (self.near.next(), self.far.next());
         near.into_iter().chain(far).min()
@@ -65,8 +66,8 @@ impl Timers {
             return;
         }
         let mut found = std::mem::take(&mut self.found);
-        self.far.due(now, &mut found);
-        self.near.due(now, &mut found);
+        self.far.take_due(now, &mut found);
+        self.near.take_due(now, &mut found);
         for task in found.drain(..) {
             if self.due[task as usize] <= now {
                 wake(task);
@@ -85,10 +86,10 @@ mod tests {
     use std::collections::HashMap;
 
     proptest! {
-        /// Against a map from task to time: nobody rings early, and nobody later than the time at
-        /// which it was to be looked.
+        /// Against a map from task to time: no timer expires early, and none later than the time
+        /// that `next` returned.
         #[test]
-        fn each_rings_at_its_time(
+        fn timers_expire_at_their_times(
             steps in prop::collection::vec((0u32..20, 0u64..3, 0u64..1_000_000, any::<bool>()), 1..200),
         ) {
             let mut timers = Timers::new();
@@ -108,9 +109,9 @@ mod tests {
                 while let Some(next) = timers.next().filter(|next| *next <= until) {
                     prop_assert!(all.values().all(|due| *due >= now || next >= *due));
                     now = now.max(next);
-                    let mut rung = Vec::new();
-                    timers.expire(now, |task| rung.push(task));
-                    for task in rung {
+                    let mut expired = Vec::new();
+                    timers.expire(now, |task| expired.push(task));
+                    for task in expired {
                         prop_assert_eq!(all.remove(&task).map(|due| due.max(now)), Some(now));
                     }
                     prop_assert!(all.values().all(|due| *due > now));

@@ -60,7 +60,7 @@ impl Listener {
         self.sweep(gear.ms);
         self.resume(gear);
         let mut found = Vec::new();
-        self.wheel.due(gear.ms, &mut found);
+        self.wheel.take_due(gear.ms, &mut found);
         for number in found {
             let due = self.due(number);
             if due > gear.ms {
