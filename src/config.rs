@@ -11,6 +11,7 @@ use crate::{
     sys::{blocking, files},
 };
 
+mod changed_keys;
 mod check;
 mod dump;
 mod file;
@@ -29,6 +30,7 @@ mod value;
 pub use crate::config::text::problem::Problems;
 pub use crate::config::text::suggestions::nearest;
 pub use crate::config::value::hash_key::format as hash_key_text;
+pub use changed_keys::{ChangedKey, changed_keys};
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
 pub use loops::{Loop, find_loops};

@@ -32,7 +32,9 @@ pub mod internals {
         pub use crate::admin::scrape;
     }
     pub mod config {
-        pub use crate::config::{Flags, Problems, dump, from_flags, load, parse};
+        pub use crate::config::{
+            ChangedKey, Flags, Problems, changed_keys, dump, from_flags, load, parse,
+        };
     }
     pub mod control {
         pub use crate::control::{Prepared, Server};

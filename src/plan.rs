@@ -4,6 +4,7 @@
 //! was given or makes sense. Only the standard library is used here.
 
 pub mod access;
+pub mod diff;
 pub mod reason;
 
 mod udp;

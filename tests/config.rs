@@ -12,6 +12,8 @@ use tembuku::internals::{
     plan::*,
 };
 
+#[path = "config/diff.rs"]
+mod diff;
 #[path = "config/generate.rs"]
 mod generate;
 

@@ -631,7 +631,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         )
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
+pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     let process = (
         0..=1024usize,
         (0..=1_000_000_000u64, 0..=1_000_000_000u64),

@@ -1,0 +1,148 @@
+//! What differs between two plans, and which part of it a running process can take on.
+//!
+//! Listeners and upstreams are known by their names, backends by their upstream and the text of
+//! their address. The order of listeners and of upstreams in the file is no difference; that of
+//! backends is one, for it decides ties.
+
+use super::{Admin, Backend, Listener, Log, Plan, Process, Upstream};
+use std::mem::discriminant;
+
+/// One difference between two plans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Process(Edit<Process>),
+    Admin(Edit<Admin>),
+    Log(Edit<Log>),
+    Listener(Edit<Listener>),
+    /// A backend of an upstream that both plans have.
+    Backend {
+        upstream: String,
+        edit: Edit<Backend>,
+    },
+    /// An upstream. Of one that both plans have: its own settings and the order of its backends.
+    Upstream(Edit<Upstream>),
+    /// A running process keeps what it has; a new process is needed for this change.
+    NeedsUpgrade(Box<Change>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit<T> {
+    Added(Box<T>),
+    Removed(Box<T>),
+    Changed { before: Box<T>, after: Box<T> },
+}
+
+impl<T> Edit<T> {
+    /// The newer state of what is edited.
+    pub fn item(&self) -> &T {
+        match self {
+            Self::Added(item) | Self::Removed(item) | Self::Changed { after: item, .. } => item,
+        }
+    }
+}
+
+/// Every difference. What a running process cannot take on comes last.
+pub fn diff(old: &Plan, new: &Plan) -> Vec<Change> {
+    let reachable = reachable(old, new);
+    let mut changes = compare(old, &reachable);
+    let rest = compare(&reachable, new).into_iter();
+    changes.extend(rest.map(|change| Change::NeedsUpgrade(Box::new(change))));
+    changes
+}
+
+/// The plan that is nearest to `wanted` of those that a process with the plan `running` can take on
+/// without an end of sessions that the change does not concern.
+pub fn reachable(running: &Plan, wanted: &Plan) -> Plan {
+    let mut plan = wanted.clone();
+    // Sockets are shared out among the workers by the kernel: another number moves flows.
+    plan.process.workers = running.process.workers;
+    plan.admin.clone_from(&running.admin);
+    plan.log.clone_from(&running.log);
+    for listener in &mut plan.listeners {
+        let Some(before) = running.listeners.iter().find(|l| l.name == listener.name) else {
+            continue;
+        };
+        // Counters of one name are those of one protocol.
+        if discriminant(&before.protocol) != discriminant(&listener.protocol) {
+            listener.clone_from(before);
+        }
+    }
+    let missing = running.upstreams.iter().filter(|upstream| {
+        let is_used = plan.listeners.iter().any(|l| l.upstream == upstream.name);
+        is_used && wanted.upstreams.iter().all(|u| u.name != upstream.name)
+    });
+    plan.upstreams.extend(missing.cloned());
+    plan
+}
+
+fn compare(old: &Plan, new: &Plan) -> Vec<Change> {
+    let mut changes = Vec::new();
+    changes.extend(edit(Some(&old.process), Some(&new.process)).map(Change::Process));
+    changes.extend(edit(old.admin.as_ref(), new.admin.as_ref()).map(Change::Admin));
+    changes.extend(edit(Some(&old.log), Some(&new.log)).map(Change::Log));
+    let listeners = edits(&old.listeners, &new.listeners, |l| &l.name);
+    changes.extend(listeners.into_iter().map(Change::Listener));
+    for edit in edits(&old.upstreams, &new.upstreams, |u| &u.name) {
+        match edit {
+            Edit::Changed { before, after } => compare_upstream(before, after, &mut changes),
+            Edit::Added(_) | Edit::Removed(_) => changes.push(Change::Upstream(edit)),
+        }
+    }
+    changes
+}
+
+fn compare_upstream(before: Box<Upstream>, after: Box<Upstream>, changes: &mut Vec<Change>) {
+    let edits = edits(&before.backends, &after.backends, |b| &b.text);
+    let mut with_backends = (*before).clone();
+    with_backends.backends = edited(&before.backends, &edits);
+    changes.extend(edits.into_iter().map(|edit| Change::Backend {
+        upstream: after.name.clone(),
+        edit,
+    }));
+    if with_backends != *after {
+        changes.push(Change::Upstream(Edit::Changed { before, after }));
+    }
+}
+
+/// The backends after these edits: those that stay in their order, then those that were added.
+fn edited(before: &[Backend], edits: &[Edit<Backend>]) -> Vec<Backend> {
+    let mut backends = before.to_vec();
+    for edit in edits {
+        match edit {
+            Edit::Added(added) => backends.push((**added).clone()),
+            Edit::Removed(removed) => backends.retain(|b| b.text != removed.text),
+            Edit::Changed { after, .. } => {
+                if let Some(backend) = backends.iter_mut().find(|b| b.text == after.text) {
+                    backend.clone_from(after);
+                }
+            }
+        }
+    }
+    backends
+}
+
+fn edit<T: Clone + Eq>(old: Option<&T>, new: Option<&T>) -> Option<Edit<T>> {
+    let boxed = |item: &T| Box::new(item.clone());
+    match (old, new) {
+        (Some(old), Some(new)) if old == new => None,
+        (Some(old), Some(new)) => Some(Edit::Changed {
+            before: boxed(old),
+            after: boxed(new),
+        }),
+        (Some(old), None) => Some(Edit::Removed(boxed(old))),
+        (None, Some(new)) => Some(Edit::Added(boxed(new))),
+        (None, None) => None,
+    }
+}
+
+/// By key: what was removed in the order of the old plan, then the rest in that of the new one.
+fn edits<T: Clone + Eq>(old: &[T], new: &[T], key: impl Fn(&T) -> &str) -> Vec<Edit<T>> {
+    let find = |all: &'_ [T], item: &T| all.iter().position(|other| key(other) == key(item));
+    let gone = old.iter().filter(|item| find(new, item).is_none());
+    let removed = gone.filter_map(|item| edit(Some(item), None));
+    let rest = new.iter().filter_map(|item| {
+        let before = find(old, item).map(|i| &old[i]);
+        edit(before, Some(item))
+    });
+    removed.chain(rest).collect()
+}
