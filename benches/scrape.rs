@@ -5,10 +5,14 @@
 //! that every histogram is shown; nobody connects to it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tembuku::internals::{
     admin, config,
     control::{Prepared, Server},
+    pool::Pool,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +24,11 @@ fn configuration(backends: usize) -> String {
          [upstreams.u]\nbackends = [{}]\n",
         list.join(", ")
     )
+}
+
+fn first_pool(server: &Server) -> Arc<Pool> {
+    let view = server.state.view();
+    Arc::clone(view.pools().next().expect("an upstream"))
 }
 
 fn scrape(c: &mut Criterion) {
@@ -38,7 +47,7 @@ fn scrape(c: &mut Criterion) {
                 Ok(server) => server,
                 Err(errors) => panic!("{errors}"),
             };
-        for backend in server.state.pools[0].snapshot(Instant::now()) {
+        for backend in first_pool(&server).snapshot(Instant::now()) {
             backend.metrics.connect_duration.record(0.001);
         }
         let text = String::from_utf8(admin::scrape(&server.state).concat()).expect("text");

@@ -173,7 +173,8 @@ async fn answer(
 /// The answer to a request that names another host.
 fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>> {
     static REFUSED: LazyLock<Throttle<1>> = LazyLock::new(|| Throttle::new(Instant::now()));
-    let names = state.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
+    let view = state.view();
+    let names = view.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
     let refusal = host::check(request, names).err()?;
     if let host::Refusal::UnknownName(host) = &refusal
         && let Some(count) = REFUSED.add(0, 1, Instant::now())

@@ -12,21 +12,22 @@ use std::time::Instant;
 /// The text, in pieces.
 pub fn scrape(state: &State) -> Vec<Bytes> {
     let now = Instant::now();
+    let view = state.view();
     let log = state.process.access_log.as_ref();
     let mut figures = Figures {
-        listeners: Vec::with_capacity(state.services.len()),
-        upstreams: Vec::with_capacity(state.pools.len()),
+        listeners: Vec::with_capacity(view.listeners.len()),
+        upstreams: Vec::with_capacity(view.pools().count()),
         backends: Vec::new(),
         process: &state.process.metrics,
         access_log_dropped: log.map_or(0, |log| log.lines().dropped()),
     };
-    for service in &state.services {
+    for service in view.services() {
         figures.listeners.push(ListenerFigures {
             metrics: &service.metrics,
             is_udp: is_udp(service),
         });
     }
-    for pool in &state.pools {
+    for pool in view.pools() {
         let backends = pool.snapshot(now);
         let available = backends.iter().filter(|b| b.available).count();
         let guarded = pool.guarded(now);

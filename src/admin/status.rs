@@ -1,7 +1,7 @@
 //! The state of everything, as JSON.
 
 use crate::{
-    control::State,
+    control::{ListenerView, State},
     plan::{Protocol, reason::DropReason},
     session::service::Service,
 };
@@ -110,6 +110,7 @@ pub(super) struct LastCheck {
 }
 
 pub(super) fn of(state: &State) -> Status {
+    let view = state.view();
     let sessions = &state.process.sessions;
     let uptime = state.started.elapsed().unwrap_or_default();
     Status {
@@ -127,12 +128,12 @@ pub(super) fn of(state: &State) -> Status {
             },
             workers: state.workers,
             connections: sessions.connections().count(),
-            max_connections: sessions.connections().most,
+            max_connections: sessions.connections().most(),
             flows: sessions.flows().count(),
-            max_flows: sessions.flows().most,
+            max_flows: sessions.flows().most(),
         },
-        listeners: state.services.iter().map(|s| listener(state, s)).collect(),
-        upstreams: state.pools.iter().map(|p| upstream(p)).collect(),
+        listeners: view.listeners.iter().map(listener).collect(),
+        upstreams: view.pools().map(|pool| upstream(pool)).collect(),
     }
 }
 
@@ -146,7 +147,7 @@ pub(super) fn unready(state: &State) -> String {
     }
     let now = Instant::now();
     let mut text = String::new();
-    for service in &state.services {
+    for service in state.view().services() {
         let name = &service.plan.name;
         if !service.intake.is_working() {
             let line = format!("listener {name}: its sockets fail, the log says how\n");
@@ -165,17 +166,12 @@ pub(super) fn is_udp(service: &Service) -> bool {
     matches!(service.plan.protocol, Protocol::Udp(_))
 }
 
-fn listener(state: &State, service: &Service) -> Listener {
+fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
     let counts = &service.metrics.counts;
     Listener {
         name: service.plan.name.clone(),
         protocol: if is_udp(service) { "udp" } else { "tcp" },
-        addresses: state
-            .bound
-            .iter()
-            .filter(|(name, _)| *name == service.plan.name)
-            .map(|(_, place)| place.to_string())
-            .collect(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
         upstream: service.plan.upstream.clone(),
         connections: service.metrics.active(),
         max_connections: service.plan.max_connections,

@@ -44,14 +44,15 @@ impl State {
         backend: &str,
         admin_state: AdminState,
     ) -> Result<AdminChange, Unknown> {
-        let controlled = self.controlled.iter().find(|c| *c.pool.name == *upstream);
+        let view = self.view();
+        let controlled = view.upstreams.iter().find(|c| *c.pool.name == *upstream);
         let Some(Controlled {
             pool,
             leaving,
             changed,
         }) = controlled
         else {
-            let known = self.pools.iter().map(|p| p.name.to_string());
+            let known = view.pools().map(|p| p.name.to_string());
             return Err(Unknown::Upstream(known.collect()));
         };
         let Some(of) = pool.texts().position(|text| text == backend) else {

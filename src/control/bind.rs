@@ -9,10 +9,19 @@ use crate::{
 use socket2::{Domain, Protocol, Type};
 use std::{io, net::SocketAddr, path::Path};
 
+/// An address that is to be bound.
+#[derive(Clone)]
+pub(super) struct Request {
+    pub(super) listener: Listener,
+    pub(super) place: Addr,
+    /// Of its file, if it is a unix socket.
+    pub(super) rights: FileRights,
+}
+
 /// One address, with a socket for each worker.
 pub(super) struct Listening {
-    /// The index of the listener in the plan.
-    pub(super) listener: usize,
+    /// The name of the listener.
+    pub(super) listener: String,
     pub(super) place: Addr,
     pub(super) sockets: Sockets,
     pub(super) file: Option<SocketFile>,
@@ -28,71 +37,71 @@ pub(super) enum Sockets {
 /// the usual 208 KiB in some hundred.
 const BUFFER: usize = 4 << 20;
 
-/// Binds on another thread: the folder of a unix socket may be one that hangs. `rights`: of the
-/// unix sockets of each listener.
+/// Binds on another thread: the folder of a unix socket may be one that hangs.
 pub(super) async fn all(
-    listeners: &[Listener],
-    rights: Vec<FileRights>,
+    requests: Vec<Request>,
     workers: usize,
 ) -> Result<Vec<Listening>, Vec<String>> {
-    let owned = listeners.to_vec();
-    let bound = blocking::call(blocking::LIMIT, move || bind_all(&owned, &rights, workers)).await;
+    let unix = requests.iter().filter_map(|request| match &request.place {
+        Addr::Unix(_) => Some(format!(
+            "listener {}: {}",
+            request.listener.name, request.place
+        )),
+        Addr::Tcp(_) => None,
+    });
+    let mut paths: Vec<String> = unix.collect();
+    let bound = blocking::call(blocking::LIMIT, move || bind_all(&requests, workers)).await;
     bound.unwrap_or_else(|e| {
-        let paths = listeners.iter().flat_map(|listener| {
-            let places = listener.bind.iter().flat_map(|bind| &bind.addrs);
-            places.filter_map(move |place| match place {
-                Addr::Unix(_) => Some(format!("listener {}: {place}", listener.name)),
-                Addr::Tcp(_) => None,
-            })
-        });
-        let mut paths: Vec<String> = paths.collect();
         paths.insert(0, format!("cannot listen: {e}"));
         Err(vec![paths.join("; ")])
     })
 }
 
-fn bind_all(
-    listeners: &[Listener],
-    rights: &[FileRights],
-    workers: usize,
-) -> Result<Vec<Listening>, Vec<String>> {
-    let places = || {
-        listeners.iter().enumerate().flat_map(|(index, listener)| {
-            let places = listener.bind.iter().flat_map(|b| &b.addrs);
-            places.map(move |place| (index, listener, place))
-        })
-    };
+fn bind_all(requests: &[Request], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
     // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
     // well, each getting half of the clients. So look first whether somebody is there; all before
     // the first bind, or our own wildcard addresses would be in the way of our specific ones.
-    let mut problems: Vec<String> = places()
-        .filter_map(|(_, listener, place)| match place {
-            Addr::Tcp(address) => {
-                Some(describe(listener, place, &probe(listener, *address).err()?))
-            }
-            Addr::Unix(_) => None,
+    let mut problems: Vec<String> = requests
+        .iter()
+        .filter_map(|request| {
+            let error = match &request.place {
+                Addr::Tcp(address) => probe(&request.listener, *address).err()?,
+                Addr::Unix(_) => return None,
+            };
+            Some(describe(&request.listener, &request.place, &error))
         })
         .collect();
     let mut bound = Vec::new();
-    for (index, listener, place) in places() {
+    for request in requests {
         if !problems.is_empty() {
             break;
         }
-        match bind(listener, &rights[index], place, workers) {
+        let listener = &request.listener;
+        match bind(listener, &request.rights, &request.place, workers) {
             Ok((place, sockets, file)) => bound.push(Listening {
-                listener: index,
+                listener: listener.name.clone(),
                 place,
                 sockets,
                 file,
             }),
-            Err(e) => problems.push(describe(listener, place, &e)),
+            Err(e) => problems.push(describe(listener, &request.place, &e)),
         }
     }
-    if problems.is_empty() {
-        Ok(bound)
-    } else {
-        Err(problems)
+    match problems.is_empty() {
+        true => Ok(bound),
+        false => Err(problems),
     }
+}
+
+/// The addresses of UDP sockets among these.
+pub(super) fn udp_addresses(bound: &[Listening]) -> Vec<SocketAddr> {
+    let addresses = bound
+        .iter()
+        .filter_map(|listening| match &listening.sockets {
+            Sockets::Datagrams(ports) => ports.first().map(|port| port.address),
+            Sockets::Streams(_) => None,
+        });
+    addresses.collect()
 }
 
 fn describe(listener: &Listener, place: &Addr, e: &io::Error) -> String {

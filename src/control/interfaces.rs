@@ -6,7 +6,7 @@ use crate::{
     runtime::net::has_interface,
 };
 use nix::ifaddrs::getifaddrs;
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// Every address whose interface is not here.
 pub(super) fn missing(plan: &Plan) -> Vec<String> {
@@ -55,9 +55,8 @@ fn is_here(place: &Addr) -> bool {
     }
 }
 
-/// Every listener that is its own backend. `resolved`: for each upstream and backend what its
-/// address stands for.
-pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Addr>>]) -> Vec<String> {
+/// Every listener that is its own backend. `resolved`: the addresses of each backend, by upstream.
+pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<String> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {
@@ -70,8 +69,7 @@ pub(super) fn loops(plan: &Plan, resolved: &[Vec<Vec<Addr>>]) -> Vec<String> {
         },
     );
     let places = |name: &str, backend: usize| {
-        let upstream = plan.upstreams.iter().position(|u| u.name == name);
-        let places = upstream.and_then(|n| resolved.get(n)?.get(backend));
+        let places = resolved.get(name).and_then(|all| all.get(backend));
         places.cloned().unwrap_or_default()
     };
     let found = find_loops(

@@ -1,8 +1,8 @@
-//! What a start needs from outside: passwords, certificates, the access log, the addresses of host
-//! names. All of it is there before any port is bound, or the start ends with everything that is
-//! wrong. None of it can hold up the event loop, and so no signal.
+//! What a plan needs from outside: passwords, certificates, the access log, the addresses of host
+//! names. All of it is there before any port is bound, or the result is everything that is wrong.
+//! None of it can hold up the event loop, and so no signal.
 
-use super::{StartErrors, checks, interfaces, resolve, rights};
+use super::{StartErrors, checks, interfaces, limits::count_udp, resolve, rights};
 use crate::{
     plan::{self, Addr, Plan, Tls},
     probe::Means,
@@ -17,25 +17,32 @@ use crate::{
         lines::Destination,
     },
 };
-use std::io::IsTerminal as _;
+use std::{collections::BTreeMap, io::IsTerminal as _};
 use tokio::task::JoinHandle;
 
 /// A plan, and what it needs from outside.
 pub struct Prepared {
     pub plan: Plan,
-    /// In the order of the upstreams.
-    pub(super) means: Vec<Means>,
-    /// In the order of the upstreams and of their backends.
-    pub(super) addresses: Vec<Vec<Vec<Addr>>>,
+    /// By the names of the upstreams.
+    pub(super) upstreams: BTreeMap<String, UpstreamInputs>,
     pub(super) access_log: Option<AccessLog>,
     pub(super) resolver: resolve::Resolver,
-    /// Of the unix sockets of each listener.
-    pub(super) rights: Vec<FileRights>,
+    /// The listeners, and the rights of their unix sockets.
+    pub(super) listeners: Vec<(plan::Listener, FileRights)>,
+}
+
+/// What an upstream needs from outside.
+#[derive(Default)]
+pub(super) struct UpstreamInputs {
+    /// Of its checks.
+    pub(super) credentials: Means,
+    /// For each backend of the plan, in that order.
+    pub(super) addresses: Vec<Vec<Addr>>,
 }
 
 impl Prepared {
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
-        let udp_listeners = super::count_udp(&plan);
+        let udp_listeners = count_udp(&plan);
         if udp_listeners > udp::MOST_LISTENERS {
             let most = udp::MOST_LISTENERS;
             return Err(StartErrors(vec![format!(
@@ -59,32 +66,42 @@ impl Prepared {
             return Err(StartErrors(missing));
         }
         let resolver = resolve::Resolver::default();
-        let (access_log, means, addresses, rights) = tokio::join!(
+        let (access_log, credentials, addresses, rights) = tokio::join!(
             open_access_log(&plan.log),
-            load_means(&plan.upstreams),
+            load_credentials(&plan.upstreams),
             resolve::all(&plan.upstreams, &resolver),
             rights::all(&plan.listeners),
         );
         let addresses = addresses.and_then(|addresses| {
+            let names = plan.upstreams.iter().map(|upstream| upstream.name.clone());
+            let addresses: BTreeMap<String, Vec<Vec<Addr>>> = names.zip(addresses).collect();
             let loops = interfaces::loops(&plan, &addresses);
-            if loops.is_empty() {
-                Ok(addresses)
-            } else {
-                Err(loops)
+            match loops.is_empty() {
+                true => Ok(addresses),
+                false => Err(loops),
             }
         });
-        match (access_log, means, addresses, rights) {
-            (Ok(access_log), Ok(means), Ok(addresses), Ok(rights)) => Ok(Self {
-                plan,
-                means,
-                addresses,
-                access_log,
-                resolver,
-                rights,
-            }),
-            (access_log, means, addresses, rights) => {
+        match (access_log, credentials, addresses, rights) {
+            (Ok(access_log), Ok(mut credentials), Ok(addresses), Ok(rights)) => {
+                let inputs = addresses.into_iter().map(|(name, addresses)| {
+                    let credentials = credentials.remove(&name).unwrap_or_default();
+                    let inputs = UpstreamInputs {
+                        credentials,
+                        addresses,
+                    };
+                    (name, inputs)
+                });
+                Ok(Self {
+                    upstreams: inputs.collect(),
+                    listeners: plan.listeners.iter().cloned().zip(rights).collect(),
+                    plan,
+                    access_log,
+                    resolver,
+                })
+            }
+            (access_log, credentials, addresses, rights) => {
                 let mut errors: Vec<String> = access_log.err().into_iter().collect();
-                errors.extend(means.err().unwrap_or_default());
+                errors.extend(credentials.err().unwrap_or_default());
                 errors.extend(addresses.err().unwrap_or_default());
                 errors.extend(rights.err().unwrap_or_default());
                 Err(StartErrors(errors))
@@ -117,9 +134,11 @@ async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {
     })
 }
 
-/// The passwords and certificates that the checks of each upstream need.
-async fn load_means(upstreams: &[plan::Upstream]) -> Result<Vec<Means>, Vec<String>> {
-    // All at once: files that do not answer would otherwise be waited for one after the other.
+/// The passwords and certificates that the checks of each upstream need, by its name.
+async fn load_credentials(
+    upstreams: &[plan::Upstream],
+) -> Result<BTreeMap<String, Means>, Vec<String>> {
+    // All at once: files that hang are waited for together.
     let loading: Vec<JoinHandle<_>> = upstreams
         .iter()
         .map(|upstream| {
@@ -128,11 +147,13 @@ async fn load_means(upstreams: &[plan::Upstream]) -> Result<Vec<Means>, Vec<Stri
             tokio::spawn(blocking::call(blocking::LIMIT, load))
         })
         .collect();
-    let mut means = Vec::new();
+    let mut credentials = BTreeMap::new();
     let mut errors = Vec::new();
     for (upstream, loading) in upstreams.iter().zip(loading) {
         match loading.await.map_err(std::io::Error::other).flatten() {
-            Ok(Ok(loaded)) => means.push(loaded),
+            Ok(Ok(loaded)) => {
+                credentials.insert(upstream.name.clone(), loaded);
+            }
             Ok(Err(error)) => errors.push(error),
             Err(error) => errors.push(format!(
                 "upstream {}: check: cannot read {}: {error}",
@@ -142,7 +163,7 @@ async fn load_means(upstreams: &[plan::Upstream]) -> Result<Vec<Means>, Vec<Stri
         }
     }
     match errors.is_empty() {
-        true => Ok(means),
+        true => Ok(credentials),
         false => Err(errors),
     }
 }

@@ -19,8 +19,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::Notify, task::JoinSet};
 
 /// How long a start waits for the answers that it can do without.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
@@ -93,7 +92,7 @@ struct Names {
 }
 
 /// Looks names up again and again, and tells the pool when an answer has changed: one task for each
-/// name. A name that no longer resolves keeps its last addresses, since a resolver's trouble is no
+/// name, for as long as what is returned lives. A name that no longer resolves keeps its last addresses, since a resolver's trouble is no
 /// reason to drop a backend.
 pub(super) fn keep_fresh(
     pool: Arc<Pool>,
@@ -101,10 +100,10 @@ pub(super) fn keep_fresh(
     resolver: &Resolver,
     journal: Arc<Journal>,
     changed: Arc<Notify>,
-    stop: &CancellationToken,
-) {
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
     let Some(interval) = upstream.resolve_interval else {
-        return;
+        return tasks;
     };
     let snapshot = pool.snapshot(Instant::now());
     let known = snapshot.into_iter().map(|s| s.addresses).collect();
@@ -123,8 +122,9 @@ pub(super) fn keep_fresh(
         // Spread over the interval, so that a name server does not get all questions at once.
         let first = interval.mul_f64((n + 1) as f64 / named.len() as f64);
         let task = keep_one_fresh(Arc::clone(&names), *of, (*backend).clone(), interval, first);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(task));
+        tasks.spawn(task);
     }
+    tasks
 }
 
 /// `of`: which backend of the upstream it is.

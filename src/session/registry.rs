@@ -177,19 +177,19 @@ pub struct Sessions {
 #[derive(Debug)]
 pub struct Budget {
     count: AtomicU64,
-    pub most: u64,
+    most: AtomicU64,
 }
 
 impl Budget {
     fn new(most: u64) -> Self {
         Self {
             count: AtomicU64::default(),
-            most,
+            most: AtomicU64::new(most),
         }
     }
 
     fn take(&self) -> bool {
-        take_place(&self.count, self.most)
+        take_place(&self.count, self.most())
     }
 
     fn give_back(&self) {
@@ -198,6 +198,15 @@ impl Budget {
 
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    pub fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Sessions beyond a lower limit go on; no new one is admitted until enough have ended.
+    pub fn set_most(&self, most: u64) {
+        self.most.store(most, Ordering::Relaxed);
     }
 }
 

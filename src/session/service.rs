@@ -23,17 +23,19 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+/// One of each listener serves new sessions. Another one takes its place when the plan changes, with
+/// the same counters; sessions keep the one that they began with.
 pub struct Service {
     pub plan: plan::Listener,
-    pub metrics: ListenerMetrics,
+    pub metrics: Arc<ListenerMetrics>,
     pub pool: Arc<Pool>,
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
-    pub notices: Notices,
+    pub notices: Arc<Notices>,
     /// False from the start until its upstream has first verdicts, or `start_wait` has passed.
-    pub accepting: AtomicBool,
-    pub intake: Intake,
+    pub accepting: Arc<AtomicBool>,
+    pub intake: Arc<Intake>,
 }
 
 pub struct Process {

@@ -9,7 +9,7 @@ use std::sync::{
 /// Of all workers. Each socket has a local port and a descriptor, of which there are only so many.
 #[derive(Debug)]
 pub struct Sockets {
-    most: u64,
+    most: AtomicU64,
     descriptors: Arc<Descriptors>,
     count: AtomicU64,
 }
@@ -21,10 +21,14 @@ pub(super) struct Leave(Arc<Sockets>);
 impl Sockets {
     pub fn new(most: u64, descriptors: &Arc<Descriptors>) -> Arc<Self> {
         Arc::new(Self {
-            most,
+            most: AtomicU64::new(most),
             descriptors: Arc::clone(descriptors),
             count: AtomicU64::default(),
         })
+    }
+
+    pub fn set_most(&self, most: u64) {
+        self.most.store(most, Relaxed);
     }
 
     /// Whether or not there are as many as there may be.
@@ -35,7 +39,7 @@ impl Sockets {
     }
 
     pub(super) fn take(self: &Arc<Self>) -> Option<Leave> {
-        if !take_place(&self.count, self.most) {
+        if !take_place(&self.count, self.most.load(Relaxed)) {
             return None;
         }
         if !self.descriptors.take_for_flow() {

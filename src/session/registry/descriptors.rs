@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug)]
 pub struct Descriptors {
     used: AtomicU64,
-    for_connections: u64,
-    for_flows: u64,
-    shared: u64,
+    for_connections: AtomicU64,
+    for_flows: AtomicU64,
+    shared: AtomicU64,
 }
 
 /// Both kinds in one number, so that they change as one: connections in the upper half, flows in
@@ -47,23 +47,32 @@ impl Descriptors {
     pub fn new(for_connections: u64, for_flows: u64, shared: u64) -> Self {
         Self {
             used: AtomicU64::default(),
-            for_connections,
-            for_flows,
-            shared,
+            for_connections: AtomicU64::new(for_connections),
+            for_flows: AtomicU64::new(for_flows),
+            shared: AtomicU64::new(shared),
         }
+    }
+
+    /// Divides them anew. What is in use beyond a part that got smaller stays in use.
+    pub fn divide(&self, for_connections: u64, for_flows: u64, shared: u64) {
+        self.for_connections.store(for_connections, Relaxed);
+        self.for_flows.store(for_flows, Relaxed);
+        self.shared.store(shared, Relaxed);
     }
 
     /// Those of a connection; false when connections have used up their own part and the shared
     /// one.
     pub fn take_for_connection(&self) -> bool {
         self.take(CONNECTION, |next| {
-            u64::from(next.connections) <= self.for_connections
+            u64::from(next.connections) <= self.for_connections.load(Relaxed)
         })
     }
 
     /// The same for the socket of a flow.
     pub fn take_for_flow(&self) -> bool {
-        self.take(FLOW, |next| u64::from(next.flows) <= self.for_flows)
+        self.take(FLOW, |next| {
+            u64::from(next.flows) <= self.for_flows.load(Relaxed)
+        })
     }
 
     /// Whether or not there are enough.
@@ -82,15 +91,23 @@ impl Descriptors {
     fn take(&self, more: Used, is_own: impl Fn(Used) -> bool) -> bool {
         let take = |bits: u64| {
             let next = Used::of(bits.checked_add(more.bits())?);
-            (is_own(next) || self.shared_part(next) <= self.shared).then(|| next.bits())
+            let fits = is_own(next) || self.shared_part(next) <= self.shared.load(Relaxed);
+            (fits && self.is_within_all(next)).then(|| next.bits())
         };
         self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
     }
 
+    /// False while one kind still uses what has been given to the other.
+    fn is_within_all(&self, used: Used) -> bool {
+        let parts = [&self.for_connections, &self.for_flows, &self.shared];
+        let all = parts.map(|part| part.load(Relaxed)).into_iter();
+        u64::from(used.connections) + u64::from(used.flows) <= all.fold(0, u64::saturating_add)
+    }
+
     /// How many of these come from the shared part.
     fn shared_part(&self, used: Used) -> u64 {
-        let connections = u64::from(used.connections).saturating_sub(self.for_connections);
-        connections + u64::from(used.flows).saturating_sub(self.for_flows)
+        let beyond = |used, own: &AtomicU64| u64::from(used).saturating_sub(own.load(Relaxed));
+        beyond(used.connections, &self.for_connections) + beyond(used.flows, &self.for_flows)
     }
 }
 
@@ -118,6 +135,21 @@ mod tests {
         assert_eq!(descriptors.used.load(Relaxed), 0);
     }
 
+    #[test]
+    fn a_part_that_gets_smaller_is_given_back_first() {
+        let descriptors = Descriptors::new(10, 0, 0);
+        assert_eq!(times(|| descriptors.take_for_connection()), 5);
+        descriptors.divide(4, 6, 0);
+        assert!(!descriptors.take_for_connection());
+        assert_eq!(
+            times(|| descriptors.take_for_flow()),
+            0,
+            "connections use them still"
+        );
+        (0..3).for_each(|_| descriptors.give_back_of_connection());
+        assert_eq!(times(|| descriptors.take_for_flow()), 6);
+    }
+
     /// A flow that moves is not refused, and what it takes too much is missing to later ones.
     #[test]
     fn what_is_taken_anyway_counts() {
@@ -133,7 +165,7 @@ mod tests {
         let descriptors = Descriptors::new(4, 4, 4);
         let check = || {
             let used = Used::of(descriptors.used.load(Relaxed));
-            assert!(descriptors.shared_part(used) <= descriptors.shared);
+            assert!(descriptors.shared_part(used) <= descriptors.shared.load(Relaxed));
         };
         std::thread::scope(|scope| {
             for n in 0..8 {

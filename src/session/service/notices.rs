@@ -98,8 +98,8 @@ impl Service {
         let sessions = &self.process.sessions;
         match reason {
             RejectReason::MaxConnections => Some(self.plan.max_connections),
-            RejectReason::ProcessMaxConnections => Some(sessions.connections().most),
-            RejectReason::ProcessMaxFlows => Some(sessions.flows().most),
+            RejectReason::ProcessMaxConnections => Some(sessions.connections().most()),
+            RejectReason::ProcessMaxFlows => Some(sessions.flows().most()),
             _ => None,
         }
     }

@@ -21,15 +21,15 @@ impl Exporter {
         Self { shards }
     }
 
-    pub fn listener(&self, name: &str) -> ListenerMetrics {
-        ListenerMetrics {
+    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        Arc::new(ListenerMetrics {
             labels: labels(&[("listener", name)]),
             counts: Sharded::new(self.shards),
             active: AtomicU64::default(),
             sent_shown: super::Shown::default(),
             session_duration: Histogram::new(LIFETIME),
             first_byte_duration: Histogram::new(LATENCY),
-        }
+        })
     }
 
     pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {

@@ -244,7 +244,7 @@ impl Listener {
         let most = self.service.plan.max_connections;
         let flows = self.service.process.sessions.flows();
         (most == 0 || self.service.metrics.active() < most)
-            && flows.count() < flows.most
+            && flows.count() < flows.most()
             && self.per_source.has_room(client_of(key).ip())
     }
 

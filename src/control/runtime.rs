@@ -1,0 +1,351 @@
+//! Puts plans into effect: creates, keeps and removes listeners, upstreams and their tasks, each by
+//! its name. A start is the change from a plan without any.
+
+mod listener;
+mod upstream;
+
+use super::{
+    Prepared, StartErrors, View,
+    bind::{self, Request},
+    checks,
+    limits::{self, Budget, Facts},
+    resolve::Resolver,
+};
+use crate::{
+    plan::{
+        self, Plan,
+        diff::{Change, diff, reachable},
+    },
+    proxy::{tcp, udp},
+    session::{
+        registry::{Descriptors, Sessions},
+        service::Process,
+    },
+    sys,
+    telemetry::metrics::Exporter,
+    upstream::health::Pace,
+};
+use listener::ListenerRuntime;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use upstream::UpstreamRuntime;
+
+/// Everything that a plan in effect is made of. Dropping a part of it ends the tasks of that part.
+pub(super) struct Runtime {
+    plan: Plan,
+    facts: Facts,
+    exporter: Exporter,
+    pub(super) process: Arc<Process>,
+    descriptors: Arc<Descriptors>,
+    /// Of flows, over all workers.
+    sockets: Arc<udp::Sockets>,
+    workers: Workers,
+    resolver: Resolver,
+    checks: checks::Shared,
+    /// Over all upstreams, of the sessions that are told to end.
+    pace: Arc<Mutex<Pace>>,
+    /// Accept loops and sessions.
+    tasks: TaskTracker,
+    upstreams: BTreeMap<String, UpstreamRuntime>,
+    listeners: BTreeMap<String, ListenerRuntime>,
+}
+
+/// The threads that carry traffic.
+struct Workers {
+    connections: Vec<tcp::Worker>,
+    /// As many, once there is a UDP listener.
+    datagrams: Vec<udp::Worker>,
+    /// From here the milliseconds of flows are counted.
+    epoch: Instant,
+}
+
+impl Workers {
+    /// Ends accepting, and flows that fall silent.
+    fn drain(&self) {
+        for worker in &self.connections {
+            worker.send(tcp::Order::Drain);
+        }
+        for worker in &self.datagrams {
+            worker.send(udp::Order::Drain);
+        }
+    }
+}
+
+impl Runtime {
+    /// Starts the threads for connections; there is nothing to serve yet.
+    pub(super) fn new(prepared: &mut Prepared) -> io::Result<Self> {
+        let Plan {
+            process,
+            admin,
+            log,
+            ..
+        } = &prepared.plan;
+        let workers = match process.workers {
+            0 => sys::limits::cpus(),
+            n => n,
+        };
+        // Before any socket is bound: a range of ports may need more than the soft limit allows.
+        let descriptors = sys::limits::raise_descriptors();
+        let facts = Facts {
+            descriptors,
+            ports: sys::limits::local_ports(),
+            workers,
+        };
+        sys::pipe::set_limit(limits::pipes(descriptors));
+        let descriptors = Arc::new(Descriptors::new(0, 0, 0));
+        // A thread for datagrams beside each for connections.
+        let shards = workers * 2;
+        let exporter = Exporter::new(shards);
+        let process_state = Process {
+            metrics: Arc::new(exporter.process()),
+            sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors)),
+            access_log: prepared.access_log.take(),
+            journal: Arc::default(),
+        };
+        let tasks = TaskTracker::new();
+        let spawn = |i| tcp::spawn_worker(i, &tasks);
+        let workers = Workers {
+            connections: (0..workers).map(spawn).collect::<io::Result<_>>()?,
+            datagrams: Vec::new(),
+            epoch: Instant::now(),
+        };
+        Ok(Self {
+            plan: Plan {
+                process: process.clone(),
+                admin: admin.clone(),
+                log: log.clone(),
+                listeners: Vec::new(),
+                upstreams: Vec::new(),
+            },
+            facts,
+            exporter,
+            sockets: udp::Sockets::new(0, &descriptors),
+            descriptors,
+            workers,
+            resolver: prepared.resolver.clone(),
+            checks: checks::Shared {
+                journal: Arc::clone(&process_state.journal),
+                checked: Arc::default(),
+                stop: CancellationToken::new(),
+            },
+            process: Arc::new(process_state),
+            pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
+            tasks,
+            upstreams: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+        })
+    }
+
+    /// Puts the plan into effect, or changes nothing and returns what is in the way. Returns the
+    /// differences to the plan before.
+    pub(super) async fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, StartErrors> {
+        let changes = diff(&self.plan, &prepared.plan);
+        let plan = reachable(&self.plan, &prepared.plan);
+        let requests = prepared.listeners.iter().flat_map(|(listener, rights)| {
+            let places = listener.bind.iter().flat_map(|bind| &bind.addrs);
+            places.map(|place| Request {
+                listener: listener.clone(),
+                rights: *rights,
+                place: place.clone(),
+            })
+        });
+        let mut bound = bind::all(requests.collect(), self.facts.workers)
+            .await
+            .map_err(StartErrors)?;
+        if limits::count_udp(&plan) > 0 {
+            self.start_datagram_workers().map_err(StartErrors::thread)?;
+        }
+        // Nothing fails from here on.
+        self.plan = plan.clone();
+        let budget = limits::budget(&plan, self.facts);
+        self.set_limits(&budget);
+        log_limits(&plan, self.facts, &budget);
+        let mut inputs = prepared.upstreams;
+        for upstream in &plan.upstreams {
+            let inputs = inputs.remove(&upstream.name).unwrap_or_default();
+            let started = UpstreamRuntime::start(upstream, inputs, self);
+            self.upstreams.insert(upstream.name.clone(), started);
+        }
+        let own = Arc::new(udp::OwnAddresses::new(
+            bind::udp_addresses(&bound),
+            is_local,
+        ));
+        for listener in &plan.listeners {
+            let bound = bound
+                .extract_if(.., |b| b.listener == listener.name)
+                .collect();
+            let listener = with_share(listener, &plan, &budget);
+            if let Some(upstream) = self.upstreams.get(&listener.upstream) {
+                let started = ListenerRuntime::start(listener, upstream, bound, &own, self);
+                self.listeners.insert(started.name().to_owned(), started);
+            }
+        }
+        self.accept_due(Instant::now());
+        Ok(changes)
+    }
+
+    fn start_datagram_workers(&mut self) -> io::Result<()> {
+        let Workers {
+            connections,
+            datagrams,
+            epoch,
+        } = &mut self.workers;
+        for i in datagrams.len()..connections.len() {
+            let shard = connections.len() + i;
+            datagrams.push(udp::spawn_worker(i, shard, &self.sockets, *epoch)?);
+        }
+        Ok(())
+    }
+
+    fn set_limits(&self, budget: &Budget) {
+        let sessions = &self.process.sessions;
+        sessions.connections().set_most(budget.connections);
+        sessions.flows().set_most(budget.flows);
+        self.sockets.set_most(budget.sockets);
+        self.descriptors
+            .divide(budget.for_connections, budget.for_flows, budget.shared);
+    }
+
+    /// What the admin side shows of the plan in effect, in the order of the file.
+    pub(super) fn view(&self) -> View {
+        let listeners = self.plan.listeners.iter();
+        let upstreams = self.plan.upstreams.iter();
+        View {
+            listeners: listeners
+                .filter_map(|l| Some(self.listeners.get(&l.name)?.view()))
+                .collect(),
+            upstreams: upstreams
+                .filter_map(|u| Some(self.upstreams.get(&u.name)?.controlled()))
+                .collect(),
+            plan: self.plan.clone(),
+        }
+    }
+
+    /// Begins to accept on the listeners whose upstreams have first verdicts.
+    pub(super) fn accept_due(&mut self, now: Instant) {
+        for listener in self.listeners.values_mut() {
+            listener.accept_if_due(&self.workers, &self.tasks, now);
+        }
+    }
+
+    pub(super) fn pending_listeners(&self) -> usize {
+        let pending = self.listeners.values().filter(|l| l.is_pending());
+        pending.count()
+    }
+
+    /// When the first of the listeners that wait accepts even without verdicts.
+    pub(super) fn accept_deadline(&self) -> Option<Instant> {
+        let deadlines = self.listeners.values().filter_map(|l| l.accept_deadline());
+        deadlines.min()
+    }
+
+    /// Notified when a check has ended.
+    pub(super) fn checked(&self) -> Arc<Notify> {
+        Arc::clone(&self.checks.checked)
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn worker_count(&self) -> usize {
+        self.facts.workers
+    }
+
+    /// Ends accepting and resolving. Checks go on while sessions are drained: a role may be lost
+    /// then, too.
+    pub(super) fn stop_accepting(&mut self) {
+        // Clients in the queues of a listener that has not accepted yet are served as those of
+        // others.
+        for listener in self.listeners.values_mut() {
+            listener.accept(&self.workers, &self.tasks);
+        }
+        // First, since `/readyz` and the admission of new flows read it.
+        self.process.sessions.stop();
+        self.workers.drain();
+        self.upstreams
+            .values_mut()
+            .for_each(UpstreamRuntime::stop_resolving);
+        self.tasks.close();
+    }
+
+    /// The files of unix sockets, to be removed.
+    pub(super) fn take_socket_files(&mut self) -> Vec<crate::runtime::net::SocketFile> {
+        let listeners = self.listeners.values_mut();
+        listeners.flat_map(ListenerRuntime::take_files).collect()
+    }
+
+    /// Returns when there is no accept loop and no session any more.
+    pub(super) fn drained(&self) -> impl Future<Output = ()> {
+        let tasks = self.tasks.clone();
+        async move { tasks.wait().await }
+    }
+
+    /// Ends the checks, and every session that is left with its thread.
+    pub(super) fn join(self) {
+        self.checks.stop.cancel();
+        drop((self.upstreams, self.listeners));
+        self.workers
+            .connections
+            .into_iter()
+            .for_each(tcp::Worker::join);
+        self.workers
+            .datagrams
+            .into_iter()
+            .for_each(udp::Worker::join);
+    }
+}
+
+/// A UDP listener that has no limit of its own gets an equal share: clients whose addresses are
+/// forged can fill only that.
+fn with_share(listener: &plan::Listener, plan: &Plan, budget: &Budget) -> plan::Listener {
+    let mut listener = listener.clone();
+    if listener.max_connections == 0 && matches!(listener.protocol, plan::Protocol::Udp(_)) {
+        let listeners = limits::count_udp(plan).max(1) as u64;
+        listener.max_connections = (budget.flows / listeners).max(1);
+    }
+    listener
+}
+
+fn log_limits(plan: &Plan, facts: Facts, budget: &Budget) {
+    let udp_listeners = limits::count_udp(plan);
+    let has_tcp = plan.listeners.len() > udp_listeners;
+    let process = &plan.process;
+    let Facts {
+        descriptors,
+        ports,
+        workers,
+    } = facts;
+    if udp_listeners > 0 && process.max_flows > budget.possible_flows {
+        tracing::warn!(
+            max_flows = process.max_flows,
+            possible = budget.possible_flows,
+            descriptors,
+            ports = ports * 4 / 5,
+            "the limit of open files or the range of local ports allows fewer flows than configured, and that many there will be; raise it (LimitNOFILE=, net.ipv4.ip_local_port_range)"
+        );
+    }
+    if process.max_connections > budget.possible_connections {
+        tracing::warn!(
+            max_connections = process.max_connections,
+            possible = budget.possible_connections,
+            descriptors,
+            "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
+        );
+    }
+    let max_connections = (has_tcp || udp_listeners == 0).then_some(budget.connections);
+    let max_flows = (udp_listeners > 0).then_some(budget.flows);
+    tracing::info!(max_connections, max_flows, descriptors, workers, "starting");
+}
+
+/// Where the kernel does not tell, at least the loopback addresses are known.
+fn is_local(ip: IpAddr) -> bool {
+    sys::route::is_local(ip).unwrap_or_else(|_| ip.is_loopback())
+}
