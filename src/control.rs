@@ -1,15 +1,15 @@
 //! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
 
 pub mod journal;
-pub mod outage;
 
 mod admin_state;
 mod bind;
 mod checks;
 mod draining;
-mod events;
 mod interfaces;
+mod lifecycle;
 mod limits;
+mod outage;
 mod prepare;
 mod resolve;
 mod rights;
@@ -21,7 +21,7 @@ pub use prepare::Prepared;
 
 use crate::{
     config::text::shorten::shorten,
-    control::admin_state::Controlled,
+    control::journal::Journal,
     plan::{Addr, Plan, reason::CloseReason},
     session::service::{Process, Service},
     sys::{self, blocking},
@@ -43,6 +43,7 @@ pub struct State {
     pub workers: usize,
     pub process: Arc<Process>,
     pub started: SystemTime,
+    pub journal: Arc<Journal>,
     view: RwLock<Arc<View>>,
 }
 
@@ -51,7 +52,7 @@ pub struct State {
 pub struct View {
     pub plan: Plan,
     pub listeners: Vec<ListenerView>,
-    pub(in crate::control) upstreams: Vec<Controlled>,
+    pub(in crate::control) pools: Vec<Arc<Pool>>,
 }
 
 pub struct ListenerView {
@@ -73,7 +74,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 impl View {
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.upstreams.iter().map(|upstream| &upstream.pool)
+        self.pools.iter()
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
@@ -87,6 +88,7 @@ impl State {
             workers: runtime.worker_count(),
             process: Arc::clone(&runtime.process),
             started: SystemTime::now(),
+            journal: Arc::clone(&runtime.journal),
             view: RwLock::new(Arc::new(runtime.view())),
         }
     }

@@ -4,4 +4,5 @@ pub mod backend;
 pub mod balance;
 pub mod explain;
 pub mod health;
+pub mod notifier;
 pub mod pool;

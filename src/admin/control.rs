@@ -65,7 +65,7 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
             hint(&body.admin_state, &words),
         )
     })?;
-    match state.admin_state(&upstream, &backend, admin_state) {
+    match state.set_admin_state(&upstream, &backend, admin_state) {
         Ok(done) => Ok(json!({
             "upstream": upstream,
             "backend": backend,

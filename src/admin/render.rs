@@ -161,7 +161,7 @@ fn make(kind: Kind, state: &State) -> Option<Vec<Bytes>> {
         Kind::Page => page::render(state),
         Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
         Kind::Events => {
-            let events = serde_json::json!({ "events": state.process.journal.events() });
+            let events = serde_json::json!({ "events": state.journal.events() });
             format!("{events:#}\n")
         }
     };

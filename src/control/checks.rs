@@ -3,11 +3,6 @@
 
 use super::supervise::supervised;
 use crate::{
-    control::{
-        draining::Leaving,
-        events::{self, Cause},
-        journal::Journal,
-    },
     plan::{Check, SendProxy, Upstream, reason::CheckResult},
     probe::{Encryption, Means, Probe, Report, Secret},
     sys::blocking,
@@ -40,7 +35,6 @@ static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// What the checks of all upstreams share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) journal: Arc<Journal>,
     /// Notified when a check has ended.
     pub(super) checked: Arc<Notify>,
     pub(super) stop: CancellationToken,
@@ -55,7 +49,6 @@ pub(super) struct Checks {
     /// Whether the password is being read again. By one at a time: a reader that hangs holds a
     /// thread.
     reading: AtomicBool,
-    leaving: Arc<Leaving>,
     /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
     hurry: Notify,
     shared: Shared,
@@ -81,7 +74,6 @@ impl Checks {
         check: &Check,
         send_proxy: SendProxy,
         means: Means,
-        leaving: &Arc<Leaving>,
         shared: Shared,
     ) -> Self {
         Self {
@@ -90,7 +82,6 @@ impl Checks {
             send_proxy,
             means: Mutex::new(means),
             reading: AtomicBool::new(false),
-            leaving: Arc::clone(leaving),
             hurry: Notify::new(),
             shared,
         }
@@ -132,25 +123,8 @@ impl Checks {
                     (stop.drop_guard(), task)
                 });
             }
-            loop {
-                let next = self.act(None, Instant::now());
-                let silence = async {
-                    match next {
-                        Some(at) => tokio::time::sleep_until(at.into()).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                // Also when no check ends: what has not been heard for too long is to be told.
-                tokio::select! {
-                    () = changed.notified() => break,
-                    () = silence => {}
-                }
-            }
+            changed.notified().await;
         }
-    }
-
-    fn act(&self, cause: Option<&Cause<'_>>, now: Instant) -> Option<Instant> {
-        events::act(&self.pool, &self.leaving, &self.shared.journal, cause, now)
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
@@ -280,16 +254,10 @@ impl One {
             at: now,
             took: report.took,
             result: report.result,
-            finding: report.finding.clone(),
-            transcript: report.transcript.clone(),
+            finding: report.finding,
+            transcript: report.transcript,
         };
         let anybody = checks.pool.checked(&self.backend, checked, change, now);
-        let cause = change.map(|change| Cause {
-            backend: &self.backend,
-            change,
-            report: &report,
-        });
-        checks.act(cause.as_ref(), now);
         checks.shared.checked.notify_one();
         if let Some(change) = change {
             let nobody_left = !anybody && change.from.is_up();

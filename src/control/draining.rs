@@ -1,5 +1,4 @@
-//! What becomes of sessions when a check has changed its mind about their backend, or the operator
-//! wants it out.
+//! What becomes of the sessions of a backend when its state changes.
 
 mod failback;
 mod terminator;
@@ -7,13 +6,16 @@ mod terminator;
 mod tests;
 
 use crate::{
-    control::draining::{failback::Recall, terminator::Telling},
-    plan::{OnLeave, Upstream, reason::CloseReason},
+    control::draining::{failback::Failback, terminator::Terminator},
+    plan::{
+        OnLeave, Upstream,
+        reason::{BackendState, CloseReason},
+    },
     session::registry::Sessions,
     upstream::{
         backend::Backend,
         health::{Pace, Verdict},
-        pool::{AdminState, Pool, Turned},
+        pool::{AdminState, Pool, Transition},
     },
 };
 use std::{
@@ -24,38 +26,37 @@ use std::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Ends the sessions of the backends of one upstream.
-pub(super) struct Leaving {
+pub(super) struct Draining {
     on_down: OnLeave,
     on_role_lost: OnLeave,
     on_lag: OnLeave,
     on_drain: OnLeave,
-    recall: Recall,
-    telling: Telling,
-    /// What is under way, or has been since it was last up or ready, by the number of the backend.
-    under_way: Mutex<HashMap<(u64, Cause), Going>>,
+    failback: Failback,
+    terminator: Terminator,
+    /// Those that have begun, or will, since the backend was last up or ready; by its id.
+    terminations: Mutex<HashMap<(u64, Origin), Termination>>,
     stop: CancellationToken,
 }
 
-/// On whose account sessions are told to end. Two that go on beside each other: when the one takes
-/// back what it said, the other does not.
+/// What started a termination. Checks and the operator are tracked separately: when one is
+/// cancelled, the other continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Cause {
-    Verdict,
-    AdminState,
+enum Origin {
+    Health,
+    Operator,
 }
 
-/// Sessions that are told to end, now or later.
-struct Going {
-    /// Of an address that nobody knows any more nothing is to be remembered.
+/// The sessions of a backend are terminated, now or later.
+struct Termination {
+    /// Weak, so that the entry of an address that is gone can be removed.
     backend: Weak<Backend>,
     reason: CloseReason,
-    /// When the first is told.
     from: Instant,
-    /// Dropping it calls the rest off.
+    /// Dropping it cancels what has not been terminated yet.
     _guard: DropGuard,
 }
 
-impl Leaving {
+impl Draining {
     pub(super) fn new(
         upstream: &Upstream,
         sessions: &Arc<Sessions>,
@@ -63,7 +64,7 @@ impl Leaving {
         stop: &CancellationToken,
     ) -> Self {
         let check = upstream.check.as_ref();
-        let telling = Telling {
+        let terminator = Terminator {
             sessions: Arc::clone(sessions),
             pace: Arc::clone(pace),
         };
@@ -74,167 +75,181 @@ impl Leaving {
             on_role_lost: check.map_or(OnLeave::Keep, |c| c.on_role_lost),
             on_lag: check.map_or(OnLeave::Keep, |c| c.on_lag),
             on_drain: upstream.on_drain,
-            recall: Recall::new(on_recover, telling.clone(), stop),
-            telling,
-            under_way: Mutex::default(),
+            failback: Failback::new(on_recover, terminator.clone(), stop),
+            terminator,
+            terminations: Mutex::default(),
             stop: stop.clone(),
         }
     }
 
-    /// The verdict about `backend` is another now, and stands in the pool already.
-    pub(super) fn after(
-        &self,
-        pool: &Arc<Pool>,
-        backend: &Arc<Backend>,
-        backup: bool,
-        verdict: Verdict,
-    ) {
-        match verdict {
-            Verdict::Up => {
-                // It is well again: who is still on it may stay.
-                self.call_off(backend, |_| true);
-                if !backup {
-                    self.call_back_to(pool, backend);
-                }
-            }
-            // Whoever is used all the same keeps what it has.
-            Verdict::Down(_) | Verdict::Lagging if pool.in_panic() => {}
-            Verdict::Down(_) => self.leave(pool, backend, self.on_down, CloseReason::BackendDown),
-            Verdict::Lagging => {
-                let how = self.on_lag;
-                self.leave(pool, backend, how, CloseReason::Lagging);
-            }
-            Verdict::WrongRole | Verdict::Standby => {
-                let how = self.on_role_lost;
-                self.leave(pool, backend, how, CloseReason::RoleLost);
-            }
-            // It may be right: who is there stays, and what has begun for another reason goes on.
-            Verdict::Doubtful => {}
-        }
-        if !backup && !verdict.is_up() {
-            self.backups_are_needed(pool);
+    /// Follows a transition that checks caused; the pool knows it already.
+    pub(super) fn follow_verdict(&self, pool: &Arc<Pool>, transition: &Transition) {
+        let Transition {
+            backend, is_backup, ..
+        } = transition;
+        if let Some(to) = transition.to {
+            self.follow_state(pool, backend, *is_backup, to);
         }
     }
 
-    /// From now on all are used whatever their checks say: nobody is told to leave for that.
-    pub(super) fn stay(&self, pool: &Pool) {
+    fn follow_state(
+        &self,
+        pool: &Arc<Pool>,
+        backend: &Arc<Backend>,
+        is_backup: bool,
+        state: BackendState,
+    ) {
+        use BackendState::{
+            Disabled, Doubtful, Down, Drained, Failed, Lagging, Maintenance, Standby, Unproven, Up,
+            WrongRole,
+        };
+        let end = |how, reason| self.terminate(pool, backend, Origin::Health, how, reason);
+        match state {
+            Up => {
+                // The sessions that are still on it may stay.
+                self.cancel(backend, |_| true);
+                if !is_backup {
+                    self.fail_back_to(pool, backend);
+                }
+            }
+            // Sessions stay on a backend that is used in spite of its checks.
+            Down | Lagging if pool.in_panic() => {}
+            Down => end(self.on_down, CloseReason::BackendDown),
+            Lagging => end(self.on_lag, CloseReason::Lagging),
+            WrongRole | Standby => end(self.on_role_lost, CloseReason::RoleLost),
+            // It may be right: its sessions stay, and what has begun for another reason goes on.
+            Doubtful => {}
+            // Not from a check.
+            Failed | Unproven | Disabled | Drained | Maintenance => {}
+        }
+        if !is_backup && state != Up {
+            self.cancel_failback_if_useless(pool);
+        }
+    }
+
+    /// All backends are used from now on: none is left because it is down or lags.
+    pub(super) fn start_panic(&self, pool: &Pool) {
         for address in pool.addresses() {
-            self.call_off(&address.backend, |reason| {
+            self.cancel(&address.backend, |reason| {
                 matches!(reason, CloseReason::BackendDown | CloseReason::Lagging)
             });
         }
     }
 
-    /// The checks count again, and what they said meanwhile.
-    pub(super) fn resume(&self, pool: &Arc<Pool>) {
+    /// Checks decide again, by what they have found meanwhile.
+    pub(super) fn end_panic(&self, pool: &Arc<Pool>) {
         for address in pool.addresses() {
             if let Verdict::Down(Some(_)) | Verdict::Lagging = address.verdict {
-                self.after(pool, &address.backend, address.backup, address.verdict);
+                let state = address.verdict.state();
+                self.follow_state(pool, &address.backend, address.backup, state);
             }
         }
     }
 
-    /// The operator wants something else of these addresses of a backend now, and the pool knows
-    /// already.
-    pub(super) fn admin_state_changed(
+    /// Follows what an operator has set for an address; the pool knows it already.
+    pub(super) fn follow_admin_state(
         &self,
         pool: &Arc<Pool>,
+        transition: &Transition,
         admin_state: AdminState,
-        turned: &[Turned],
     ) {
-        for Turned {
-            backend, backup, ..
-        } in turned
-        {
-            match admin_state {
-                AdminState::Ready => {
-                    self.under_way().remove(&(backend.id, Cause::AdminState));
-                    if !backup {
-                        self.call_back_to(pool, backend);
-                    }
+        let Transition {
+            backend, is_backup, ..
+        } = transition;
+        match admin_state {
+            AdminState::Ready => {
+                let key = (backend.id, Origin::Operator);
+                self.terminations().remove(&key);
+                if !is_backup {
+                    self.fail_back_to(pool, backend);
                 }
-                AdminState::Drain | AdminState::Maint => {
-                    let reason = CloseReason::BackendDrained;
-                    self.leave(pool, backend, self.on_drain, reason);
+            }
+            AdminState::Drain | AdminState::Maint => {
+                let (how, reason) = (self.on_drain, CloseReason::BackendDrained);
+                self.terminate(pool, backend, Origin::Operator, how, reason);
+                if !is_backup {
+                    self.cancel_failback_if_useless(pool);
                 }
             }
         }
-        if admin_state != AdminState::Ready && turned.iter().any(|address| !address.backup) {
-            self.backups_are_needed(pool);
-        }
     }
 
-    /// A server that is no backup is back: sessions on backups are to go to it, if it is up and
-    /// wanted.
-    fn call_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
+    /// A server that is no backup is up again: sessions on backups are to go to it, unless the
+    /// operator has taken it out.
+    fn fail_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
         let addresses = pool.addresses();
         let mut up = addresses.iter().filter(|a| failback::is_up(a));
         if up.any(|a| Arc::ptr_eq(&a.backend, backend)) {
-            self.recall.begin(pool);
+            self.failback.begin(pool);
         }
     }
 
-    /// Without a primary server sessions on backups have nowhere to go back to.
-    fn backups_are_needed(&self, pool: &Pool) {
-        if !failback::anybody_is_up(pool) {
-            self.recall.call_off();
+    /// Without a regular server that is up, sessions on backups have nowhere to go back to.
+    fn cancel_failback_if_useless(&self, pool: &Pool) {
+        if !failback::is_any_up(pool) {
+            self.failback.cancel();
         }
     }
 
-    /// What was begun because of a verdict.
-    fn call_off(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
-        let mut under_way = self.under_way();
-        let key = (backend.id, Cause::Verdict);
-        if under_way.get(&key).is_some_and(|g| which(g.reason)) {
-            under_way.remove(&key);
+    /// Cancels the termination that a check led to, if its reason is one of these.
+    fn cancel(&self, backend: &Backend, which: impl Fn(CloseReason) -> bool) {
+        let mut terminations = self.terminations();
+        let key = (backend.id, Origin::Health);
+        if terminations.get(&key).is_some_and(|t| which(t.reason)) {
+            terminations.remove(&key);
         }
     }
 
-    fn leave(&self, pool: &Arc<Pool>, backend: &Arc<Backend>, how: OnLeave, reason: CloseReason) {
+    /// Terminates the sessions of a backend, now or later.
+    fn terminate(
+        &self,
+        pool: &Arc<Pool>,
+        backend: &Arc<Backend>,
+        origin: Origin,
+        how: OnLeave,
+        reason: CloseReason,
+    ) {
         let wait = match how {
-            // What was begun for another reason goes on.
+            // What has begun for another reason goes on.
             OnLeave::Keep | OnLeave::Move => return,
             OnLeave::Close => Duration::ZERO,
             OnLeave::CloseAfter(wait) => wait,
         };
         let from = Instant::now() + wait;
-        let key = match reason {
-            CloseReason::BackendDrained => (backend.id, Cause::AdminState),
-            _ => (backend.id, Cause::Verdict),
-        };
-        let mut under_way = self.under_way();
-        under_way.retain(|_, going| going.backend.strong_count() > 0);
-        // What was to begin earlier, or has begun, is not put off by another reason: it was not up
-        // in between.
-        if under_way.get(&key).is_some_and(|g| g.from <= from) {
+        let key = (backend.id, origin);
+        let mut terminations = self.terminations();
+        terminations.retain(|_, t| t.backend.strong_count() > 0);
+        // Another reason does not delay what begins earlier or has begun: the backend was not up in
+        // between.
+        if terminations.get(&key).is_some_and(|t| t.from <= from) {
             return;
         }
         let stop = self.stop.child_token();
-        let going = Going {
+        let termination = Termination {
             backend: Arc::downgrade(backend),
             reason,
             from,
             _guard: stop.clone().drop_guard(),
         };
-        let (pool, telling, known) = (
+        let (pool, terminator, known) = (
             Arc::clone(pool),
-            self.telling.clone(),
+            self.terminator.clone(),
             Arc::downgrade(backend),
         );
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            // Whoever is on it keeps it.
+            // Its sessions keep the backend alive.
             if let Some(backend) = known.upgrade() {
-                telling.all_on(&pool, &backend, reason).await;
+                terminator.terminate_all_on(&pool, &backend, reason).await;
             }
         }));
-        under_way.insert(key, going);
+        terminations.insert(key, termination);
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, Cause), Going>> {
-        self.under_way
+    fn terminations(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, Origin), Termination>> {
+        self.terminations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

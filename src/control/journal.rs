@@ -1,13 +1,12 @@
-//! The last changes of backends' states, for whoever asks what happened.
+//! The last changes of backends' states, for an operator who asks what happened.
 
-use crate::upstream::backend::Backend;
+use crate::{plan::reason::BackendState, upstream::pool::Transition};
 use serde::Serialize;
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Older ones are in the log.
 const MOST: usize = 256;
@@ -22,7 +21,7 @@ pub struct Event {
     pub from: &'static str,
     pub to: &'static str,
     pub reason: &'static str,
-    /// What the check saw; `None` for what connects of sessions told.
+    /// What the check saw; `None` for other causes.
     pub transcript: Option<String>,
     /// From the first doubt to the verdict.
     pub doubt_seconds: f64,
@@ -41,50 +40,35 @@ pub struct Journal(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
-    events: VecDeque<Entry>,
+    events: VecDeque<Event>,
     /// The number of the first of them.
     first: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    event: Event,
-    /// `None` once something else has happened to that address.
-    holds: Option<DropGuard>,
-}
-
-/// An event that has been written down, and may get more to say.
-#[derive(Debug)]
-pub struct Recorded {
-    number: u64,
-    /// Something else has happened to that address since, or so much elsewhere that this is
-    /// forgotten.
-    pub superseded: CancellationToken,
-}
+/// Identifies an event, also after it has been dropped from the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number(u64);
 
 impl Event {
-    /// That happens now.
-    pub fn new(upstream: &str, backend: &Backend, from: &'static str, to: &'static str) -> Self {
+    pub(super) fn new(upstream: &str, transition: &Transition) -> Self {
+        let state = |state: Option<BackendState>| state.map_or("removed", BackendState::word);
+        let backend = &transition.backend;
+        let time = SystemTime::now() - transition.at.elapsed();
         Self {
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: humantime::format_rfc3339_millis(time).to_string(),
             upstream: upstream.to_owned(),
             backend: backend.text().to_string(),
             address: backend.place.to_string(),
-            from,
-            to,
-            reason: "",
-            transcript: None,
-            doubt_seconds: 0.0,
+            from: state(transition.from),
+            to: state(transition.to),
+            reason: transition.cause.word(),
+            transcript: transition.cause.transcript().map(str::to_owned),
+            doubt_seconds: seconds(transition.doubted_for),
             sessions: backend.active(),
             last_session_closed_seconds: None,
             next_session_seconds: None,
             next_session_on: None,
         }
-    }
-
-    pub fn doubted_for(mut self, doubt: Duration) -> Self {
-        self.doubt_seconds = seconds(doubt);
-        self
     }
 }
 
@@ -94,60 +78,34 @@ pub fn seconds(duration: Duration) -> f64 {
 }
 
 impl Journal {
-    pub fn record(&self, event: Event) -> Recorded {
+    pub(super) fn record(&self, event: Event) -> Number {
         let mut book = self.book();
         if book.events.len() == MOST {
             book.events.pop_front();
             book.first += 1;
         }
-        let number = book.first + book.events.len() as u64;
-        let superseded = CancellationToken::new();
-        let same = |e: &Event| e.address == event.address && e.upstream == event.upstream;
-        if let Some(last) = book.events.iter_mut().rfind(|entry| same(&entry.event)) {
-            last.holds = None;
-        }
-        book.events.push_back(Entry {
-            event,
-            holds: Some(superseded.clone().drop_guard()),
-        });
-        Recorded { number, superseded }
+        book.events.push_back(event);
+        Number(book.first + book.events.len() as u64 - 1)
     }
 
-    /// A change that sessions noticed by connecting.
-    pub fn passive(
-        &self,
-        upstream: &str,
-        backend: &Backend,
-        from: &'static str,
-        to: &'static str,
-        reason: &'static str,
-        doubted_for: Duration,
-    ) -> Recorded {
-        let event = Event::new(upstream, backend, from, to).doubted_for(doubted_for);
-        self.record(Event { reason, ..event })
-    }
-
-    /// There is more to say about an event, if it is still remembered.
-    pub fn add(&self, recorded: &Recorded, change: impl FnOnce(&mut Event)) {
+    /// Adds what has become known of an event, if it has not been dropped.
+    pub(super) fn add(&self, number: Number, change: impl FnOnce(&mut Event)) {
         let mut book = self.book();
-        let Some(index) = recorded.number.checked_sub(book.first) else {
-            return;
-        };
-        if let Some(event) = usize::try_from(index)
-            .ok()
-            .and_then(|i| book.events.get_mut(i))
-        {
-            change(&mut event.event);
+        let index = number.0.checked_sub(book.first);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        if let Some(event) = index.and_then(|i| book.events.get_mut(i)) {
+            change(event);
         }
+    }
+
+    /// Whether the event has not been dropped yet.
+    pub(super) fn holds(&self, number: Number) -> bool {
+        number.0 >= self.book().first
     }
 
     /// The newest last.
     pub fn events(&self) -> Vec<Event> {
-        let book = self.book();
-        book.events
-            .iter()
-            .map(|entry| entry.event.clone())
-            .collect()
+        self.book().events.iter().cloned().collect()
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -184,20 +142,12 @@ mod tests {
             .map(|n| journal.record(event(n, "a")))
             .collect();
         for (n, one) in recorded.iter().enumerate() {
-            journal.add(one, |event| event.sessions = n as u64);
+            journal.add(*one, |event| event.sessions = n as u64);
         }
         let events = journal.events();
         assert_eq!(events.len(), MOST);
         for (event, n) in events.iter().zip(3..) {
             assert_eq!((event.time.parse(), event.sessions), (Ok(n), n));
         }
-    }
-
-    #[test]
-    fn the_next_event_of_an_address_supersedes_the_last() {
-        let journal = Journal::default();
-        let [one, other, next] = ["a", "b", "a"].map(|address| journal.record(event(0, address)));
-        let superseded = [one, other, next].map(|r| r.superseded.is_cancelled());
-        assert_eq!(superseded, [true, false, false]);
     }
 }

@@ -1,92 +1,131 @@
-//! What comes of a backend that has left: when its last session was over, and when its clients were
-//! served elsewhere.
+//! What follows when a backend goes out of service: when its last session was over, and when its
+//! clients were served elsewhere.
 
 use crate::{
-    control::journal::{Journal, Recorded, seconds},
-    upstream::{
-        backend::Backend,
-        pool::{AfterFailure, Pool},
-    },
+    control::journal::{Journal, Number, seconds},
+    upstream::{backend::Backend, pool::Pool},
 };
-use std::{
-    fmt::Display,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
-/// Writes it down as it happens, until something else happens to the same backend.
-pub fn follow(
-    pool: &Arc<Pool>,
-    backend: &Arc<Backend>,
-    journal: &Arc<Journal>,
-    recorded: Recorded,
-    left_at: Instant,
-) {
-    let (pool, backend, journal) = (Arc::clone(pool), Arc::clone(backend), Arc::clone(journal));
-    let elsewhere = pool.next_elsewhere(&backend);
-    let superseded = recorded.superseded.clone();
-    tokio::spawn(superseded.run_until_cancelled_owned(async move {
-        let upstream = &pool.name;
-        let closed = async {
-            backend.empty().await;
-            let took = left_at.elapsed();
+/// The outages of an upstream that have not been reported completely.
+#[derive(Debug, Default)]
+pub(super) struct OutageTracker(Vec<Outage>);
+
+#[derive(Debug)]
+struct Outage {
+    backend: Arc<Backend>,
+    /// The event that began it.
+    number: Number,
+    began: Instant,
+    has_emptied: bool,
+    has_failed_over: bool,
+}
+
+impl OutageTracker {
+    pub(super) fn start(
+        &mut self,
+        backend: &Arc<Backend>,
+        journal: &Journal,
+        number: Number,
+        began: Instant,
+    ) {
+        self.0.retain(|o| journal.holds(o.number));
+        self.0.push(Outage {
+            backend: Arc::clone(backend),
+            number,
+            began,
+            has_emptied: false,
+            has_failed_over: false,
+        });
+    }
+
+    /// Something else has happened to the same address: what follows is not due to its last outage.
+    pub(super) fn end(&mut self, backend: &Backend) {
+        self.0.retain(|o| o.backend.place != backend.place);
+    }
+
+    /// Reports the outages of backends whose last session has ended.
+    pub(super) fn report_emptied(&mut self, pool: &Pool, journal: &Journal, now: Instant) {
+        let emptied = |o: &&mut Outage| !o.has_emptied && o.backend.is_empty();
+        for outage in self.0.iter_mut().filter(emptied) {
+            outage.has_emptied = true;
+            let took = now.saturating_duration_since(outage.began);
             pool.metrics.leave_duration.record(took);
-            journal.add(&recorded, |event| {
+            journal.add(outage.number, |event| {
                 event.last_session_closed_seconds = Some(seconds(took));
             });
-            tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, seconds = seconds(took),
+            let backend = &outage.backend;
+            tracing::info!(upstream = %pool.name, backend = %backend.text(),
+                address = %backend.place, seconds = seconds(took),
                 "last session of the backend ended");
+        }
+        self.remove_reported();
+    }
+
+    /// Reports that the first session has been taken by another backend.
+    pub(super) fn report_failover(
+        &mut self,
+        pool: &Pool,
+        journal: &Journal,
+        backend: &Backend,
+        to: &str,
+        at: Instant,
+    ) {
+        let mut open = self.0.iter_mut();
+        let Some(outage) = open.find(|o| o.backend.id == backend.id && !o.has_failed_over) else {
+            return;
         };
-        let taken = async {
-            // Its other end lives as long as the pool.
-            let Ok(taken) = elsewhere.await else {
-                return;
-            };
-            let took = taken.at.saturating_duration_since(left_at);
-            pool.metrics.resume_duration.record(took);
-            journal.add(&recorded, |event| {
-                event.next_session_seconds = Some(seconds(took));
-                event.next_session_on = Some(taken.by.to_string());
-            });
-            tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, next = %taken.by, seconds = seconds(took),
-                "first session on another backend");
-        };
-        tokio::join!(closed, taken);
-    }));
+        outage.has_failed_over = true;
+        let took = at.saturating_duration_since(outage.began);
+        pool.metrics.resume_duration.record(took);
+        journal.add(outage.number, |event| {
+            event.next_session_seconds = Some(seconds(took));
+            event.next_session_on = Some(to.to_owned());
+        });
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place,
+            next = to, seconds = seconds(took), "first session on another backend");
+        self.remove_reported();
+    }
+
+    fn remove_reported(&mut self) {
+        self.0.retain(|o| !(o.has_emptied && o.has_failed_over));
+    }
 }
 
-/// Something that only this backend can be blamed for has gone wrong. Takes it out if it was once
-/// too often.
-pub fn blame(
-    pool: &Arc<Pool>,
-    journal: &Arc<Journal>,
-    backend: &Arc<Backend>,
-    reason: &'static str,
-    error: impl Display,
-) {
-    let upstream = &pool.name;
-    let now = Instant::now();
-    let AfterFailure::Out(doubted_for) = pool.failed(backend, now) else {
-        return;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::journal::Event,
+        upstream::{
+            health::Verdict,
+            pool::tests::{DOWN, check, guarded, planned, verdict},
+        },
     };
-    let doubt_seconds = seconds(doubted_for);
-    let address = &backend.place;
-    tracing::warn!(%upstream, backend = %backend.text(), %address, from = "up", to = "failed", reason, %error, doubt_seconds,
-        "backend marked down");
-    pool.metrics.doubt_duration.record(doubted_for);
-    let recorded = journal.passive(upstream, backend, "up", "failed", reason, doubted_for);
-    follow(pool, backend, journal, recorded, now);
-}
 
-/// A backend that had failed has been found good.
-pub fn tell_that_it_is_back(
-    pool: &Pool,
-    journal: &Journal,
-    backend: &Backend,
-    reason: &'static str,
-) {
-    let upstream = &pool.name;
-    tracing::info!(%upstream, backend = %backend.text(), address = %backend.place, from = "failed", to = "up", reason,
-        "backend marked up");
-    journal.passive(upstream, backend, "failed", "up", reason, Duration::ZERO);
+    #[test]
+    fn the_next_event_of_an_address_ends_its_outage() {
+        let now = Instant::now();
+        let check = check(crate::plan::CheckKind::Tcp);
+        let pool = guarded(vec![planned(1), planned(2)], check, now);
+        let journal = Journal::default();
+        let mut outages = OutageTracker::default();
+        let mut numbers = Vec::new();
+        for n in [0, 1, 0] {
+            verdict(&pool, n, Verdict::Up, false, now);
+            pool.take_events(now);
+            verdict(&pool, n, DOWN, false, now);
+            for event in pool.take_events(now).0 {
+                if let crate::upstream::pool::Event::Transition(transition) = event {
+                    let number = journal.record(Event::new("u", &transition));
+                    outages.end(&transition.backend);
+                    outages.start(&transition.backend, &journal, number, now);
+                    numbers.push(number);
+                }
+            }
+        }
+        let open = |number| outages.0.iter().any(|o| o.number == number);
+        let open: Vec<bool> = numbers.into_iter().map(open).collect();
+        assert_eq!(open, [false, true, true]);
+    }
 }

@@ -5,12 +5,8 @@ mod failures;
 mod look_up;
 
 use crate::{
-    control::{
-        journal::{Event, Journal},
-        outage::follow,
-    },
     plan::{Addr, Backend, Target, Upstream},
-    upstream::pool::{Moved, Pool},
+    upstream::pool::Pool,
 };
 use failures::Failures;
 pub(super) use look_up::Resolver;
@@ -19,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// How long a start waits for the answers that it can do without.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
@@ -87,20 +83,12 @@ struct Names {
     /// The addresses of each backend, as the pool has them.
     known: Mutex<Vec<Vec<Addr>>>,
     resolver: Resolver,
-    journal: Arc<Journal>,
-    changed: Arc<Notify>,
 }
 
-/// Looks names up again and again, and tells the pool when an answer has changed: one task for each
-/// name, for as long as what is returned lives. A name that no longer resolves keeps its last addresses, since a resolver's trouble is no
-/// reason to drop a backend.
-pub(super) fn keep_fresh(
-    pool: Arc<Pool>,
-    upstream: &Upstream,
-    resolver: &Resolver,
-    journal: Arc<Journal>,
-    changed: Arc<Notify>,
-) -> JoinSet<()> {
+/// Looks names up again and again, and gives changed answers to the pool: one task for each name,
+/// for as long as what is returned lives. A name that no longer resolves keeps its last addresses,
+/// since a failure of the resolver is no reason to drop a backend.
+pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: &Upstream, resolver: &Resolver) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let Some(interval) = upstream.resolve_interval else {
         return tasks;
@@ -111,8 +99,6 @@ pub(super) fn keep_fresh(
         pool,
         known: Mutex::new(known),
         resolver: resolver.clone(),
-        journal,
-        changed,
     });
     let all = upstream.backends.iter().enumerate();
     let named: Vec<_> = all
@@ -182,23 +168,8 @@ impl Names {
             Some(places) if places != new => *places = new.to_vec(),
             _ => return false,
         }
-        let moved = self.pool.set_addresses(&known, now);
-        write_down(&self.pool, &self.journal, moved, now);
-        self.changed.notify_one();
+        self.pool.set_addresses(&known, now);
         true
-    }
-}
-
-fn write_down(pool: &Arc<Pool>, journal: &Arc<Journal>, moved: Moved, now: Instant) {
-    let reason = "resolver";
-    for (backend, state) in moved.gone {
-        let event = Event::new(&pool.name, &backend, state.word(), "removed");
-        let recorded = journal.record(Event { reason, ..event });
-        follow(pool, &backend, journal, recorded, now);
-    }
-    for (backend, state) in moved.came {
-        let event = Event::new(&pool.name, &backend, "removed", state.word());
-        journal.record(Event { reason, ..event });
     }
 }
 

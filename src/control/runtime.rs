@@ -8,6 +8,7 @@ use super::{
     Prepared, StartErrors, View,
     bind::{self, Request},
     checks,
+    journal::Journal,
     limits::{self, Budget, Facts},
     resolve::Resolver,
 };
@@ -43,6 +44,7 @@ pub(super) struct Runtime {
     facts: Facts,
     exporter: Exporter,
     pub(super) process: Arc<Process>,
+    pub(super) journal: Arc<Journal>,
     descriptors: Arc<Descriptors>,
     /// Of flows, over all workers.
     sockets: Arc<udp::Sockets>,
@@ -107,7 +109,6 @@ impl Runtime {
             metrics: Arc::new(exporter.process()),
             sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors)),
             access_log: prepared.access_log.take(),
-            journal: Arc::default(),
         };
         let tasks = TaskTracker::new();
         let spawn = |i| tcp::spawn_worker(i, &tasks);
@@ -131,11 +132,11 @@ impl Runtime {
             workers,
             resolver: prepared.resolver.clone(),
             checks: checks::Shared {
-                journal: Arc::clone(&process_state.journal),
                 checked: Arc::default(),
                 stop: CancellationToken::new(),
             },
             process: Arc::new(process_state),
+            journal: Arc::default(),
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
             upstreams: BTreeMap::new(),
@@ -221,8 +222,8 @@ impl Runtime {
             listeners: listeners
                 .filter_map(|l| Some(self.listeners.get(&l.name)?.view()))
                 .collect(),
-            upstreams: upstreams
-                .filter_map(|u| Some(self.upstreams.get(&u.name)?.controlled()))
+            pools: upstreams
+                .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
                 .collect(),
             plan: self.plan.clone(),
         }
@@ -291,7 +292,7 @@ impl Runtime {
     /// Ends the checks, and every session that is left with its thread.
     pub(super) fn join(self) {
         self.checks.stop.cancel();
-        drop((self.upstreams, self.listeners));
+        drop(self.listeners);
         self.workers
             .connections
             .into_iter()
@@ -300,6 +301,9 @@ impl Runtime {
             .datagrams
             .into_iter()
             .for_each(udp::Worker::join);
+        self.upstreams
+            .into_values()
+            .for_each(UpstreamRuntime::finish);
     }
 }
 

@@ -27,13 +27,10 @@ impl<O: Send + 'static> Worker<O> {
     ) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let reactor = Reactor::new(mailbox.fd(), began)?;
-        // The data plane starts tasks of the control thread.
-        let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let thread = std::thread::Builder::new().name(name.clone()).spawn({
             let mailbox = Arc::clone(&mailbox);
             move || {
                 set_shard(shard);
-                let _inside = runtime.enter();
                 run(reactor, mailbox);
             }
         })?;

@@ -9,7 +9,6 @@ pub use notices::{Call, Notices};
 pub use records::seconds;
 
 use crate::{
-    control::journal::Journal,
     plan,
     session::registry::{Sessions, take_place},
     telemetry::{
@@ -42,7 +41,6 @@ pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
-    pub journal: Arc<Journal>,
 }
 
 /// One of the sessions that a listener may have at once.

@@ -2,17 +2,18 @@
 
 mod notices;
 
-use crate::{plan::Addr, telemetry::metrics::BackendMetrics};
+use crate::{plan::Addr, telemetry::metrics::BackendMetrics, upstream::notifier::Notifier};
 use notices::Notices;
 use std::{
-    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Instant,
 };
-use tokio::sync::Notify;
 
 #[derive(Debug)]
 pub struct Backend {
@@ -22,8 +23,9 @@ pub struct Backend {
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
-    /// Rings when the last session has left.
-    emptied: Notify,
+    /// Notified when the last session has ended, if that matters.
+    notifier: Arc<Notifier>,
+    notifies_when_empty: AtomicBool,
     /// When any flow last had a reply from it, in the milliseconds of those that carry datagrams.
     pub heard: AtomicU64,
     /// Sessions that wait for it, where the policy compares how long that takes.
@@ -32,14 +34,20 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub fn new(place: Addr, metrics: Arc<BackendMetrics>, now: Instant) -> Self {
+    pub fn new(
+        place: Addr,
+        metrics: Arc<BackendMetrics>,
+        notifier: Arc<Notifier>,
+        now: Instant,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             place,
             metrics,
             active: AtomicU64::default(),
-            emptied: Notify::new(),
+            notifier,
+            notifies_when_empty: AtomicBool::new(false),
             heard: AtomicU64::default(),
             waiting: AtomicU64::default(),
             notices: Notices::new(now),
@@ -55,16 +63,15 @@ impl Backend {
         self.active.load(Relaxed)
     }
 
-    /// Until there is no session on it.
-    pub async fn empty(&self) {
-        let mut emptied = pin!(self.emptied.notified());
-        // First to listen, then to look: who leaves in between is heard.
-        emptied.as_mut().enable();
-        while self.active() > 0 {
-            emptied.as_mut().await;
-            emptied.set(self.emptied.notified());
-            emptied.as_mut().enable();
-        }
+    /// Whether the end of the last session is to be notified.
+    pub fn notify_when_empty(&self, on: bool) {
+        self.notifies_when_empty.store(on, SeqCst);
+    }
+
+    /// To be called after [`Self::notify_when_empty`]: an end of the last session that is not seen
+    /// here is notified.
+    pub fn is_empty(&self) -> bool {
+        self.active.load(SeqCst) == 0
     }
 }
 
@@ -88,8 +95,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.backend.active.fetch_sub(1, Relaxed) == 1 {
-            self.backend.emptied.notify_waiters();
+        let was_last = self.backend.active.fetch_sub(1, SeqCst) == 1;
+        if was_last && self.backend.notifies_when_empty.load(SeqCst) {
+            self.backend.notifier.notify();
         }
         self.backend.metrics.active.fetch_sub(1, Relaxed);
     }

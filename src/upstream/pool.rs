@@ -7,33 +7,38 @@
 mod admin_state;
 mod connect_timer;
 mod endpoint;
-mod first_failover;
+mod event;
 mod flow;
 mod review;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use crate::upstream::pool::admin_state::{AdminSetting, AdminState, Turned};
+pub use crate::upstream::pool::admin_state::{AdminSetting, AdminState};
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::endpoint::Checked;
-pub use crate::upstream::pool::review::{News, Turn};
+pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
 pub use snapshot::Snapshot;
 
 use crate::{
-    plan::{self, Addr, Balance, TimeOf, reason::BackendState},
+    plan::{
+        self, Addr, Balance, TimeOf,
+        reason::{BackendState, ConnectError},
+    },
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
         backend::{Backend, Lease},
         balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, numbered},
         health::Verdict,
-        pool::{endpoint::Member, first_failover::Elsewhere, review::Guard},
+        notifier::Notifier,
+        pool::{endpoint::Member, event::Events, review::Guard},
     },
 };
 use ahash::RandomState;
 use smallvec::SmallVec;
 use std::{
     cell::RefCell,
+    fmt::Display,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -53,6 +58,7 @@ pub struct Pool {
     /// Whether the check hears what role a backend has.
     hears_roles: bool,
     inner: Mutex<Inner>,
+    notifier: Arc<Notifier>,
     /// Whether a connect proves nothing before an answer has begun.
     pub fail_on_reset: bool,
     /// Whether a backend here has been heard before its client said anything.
@@ -76,8 +82,7 @@ struct Inner {
     all_plain: bool,
     /// How often sessions were told to leave a backend.
     left: u64,
-    /// Who waits for a session that is taken elsewhere.
-    waiting: Vec<Elsewhere>,
+    events: Events,
     /// When the first of the averages that `least_time` compares is to be halved.
     halves: Option<Instant>,
     guard: Guard,
@@ -158,31 +163,6 @@ pub struct Address {
     pub admin_state_changed: AdminSetting,
 }
 
-/// What new answers of the resolver have changed: addresses, and the state that each of them is in.
-#[derive(Debug, Default)]
-pub struct Moved {
-    pub gone: Vec<(Arc<Backend>, BackendState)>,
-    pub came: Vec<(Arc<Backend>, BackendState)>,
-}
-
-/// What a connect that succeeded has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterSuccess {
-    Nothing,
-    /// It had failed, and is back.
-    Back,
-    /// Since it was picked, sessions were told to leave it: this one must not stay either.
-    Left,
-}
-
-/// What became of a failed attempt's backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterFailure {
-    StillIn,
-    /// This failure was the one that took it out, so long after the first.
-    Out(Duration),
-}
-
 impl Pool {
     /// `addresses`: for each configured backend, what its address text stands for.
     pub fn new(
@@ -198,14 +178,20 @@ impl Pool {
             .map(|b| (b.clone(), Arc::new(metrics(b))))
             .collect();
         let supposed = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
-        let guard = Guard::new(plan);
+        let events = Events::default();
+        let notifier = Arc::clone(events.notifier());
         let inner = assemble(
             &plan.balance,
             &configured,
             addresses,
             supposed,
-            Vec::new(),
-            (guard, vec![AdminSetting::default(); configured.len()]),
+            Kept {
+                guard: Guard::new(plan),
+                admin_states: vec![AdminSetting::default(); configured.len()],
+                events,
+                left: 0,
+                members: Vec::new(),
+            },
             now,
         );
         Self {
@@ -216,6 +202,7 @@ impl Pool {
             balance: plan.balance.clone(),
             configured,
             inner: Mutex::new(inner),
+            notifier,
             fail_on_reset: plan.fail_on_reset,
             speaks_first: AtomicBool::new(false),
             moves: plan.flows_move,
@@ -278,21 +265,28 @@ impl Pool {
         Some(Lease::new(Arc::clone(&member.backend)))
     }
 
-    /// A connect to this backend failed, and the backend is to blame.
-    pub fn failed(&self, backend: &Arc<Backend>, now: Instant) -> AfterFailure {
+    /// A connect to this backend failed, or a session on it, and the backend is the cause.
+    pub fn failed(
+        &self,
+        backend: &Arc<Backend>,
+        reason: ConnectError,
+        error: &dyn Display,
+        now: Instant,
+    ) {
         let mut inner = self.lock();
         let Inner {
             members,
             all_plain,
             balancer,
+            events,
             ..
         } = &mut *inner;
-        // Whoever stands alone is never taken out: trying it is all that can be done.
+        // A single backend is never taken out: trying it is all that can be done.
         if balancer.is_single() {
-            return AfterFailure::StillIn;
+            return;
         }
         let Some(i) = position(members, backend) else {
-            return AfterFailure::StillIn;
+            return;
         };
         let member = &mut members[i];
         let before = member.state();
@@ -301,51 +295,47 @@ impl Pool {
         if let Some(share) = member.weight.checked_div(member.rule.max_fails) {
             balancer.penalize(i, share);
         }
-        // Who is out for another reason is not left out by this.
+        // One that is out for another reason is not taken out by this.
         if (before, member.state()) == (BackendState::Up, BackendState::Failed) {
-            backend.metrics.entered(BackendState::Failed);
+            events.push(Event::Transition(Transition {
+                doubted_for: member.passive.doubted_for(now),
+                ..member.transition(
+                    before,
+                    Cause::Failure {
+                        reason,
+                        error: error.to_string(),
+                    },
+                    now,
+                )
+            }));
             self.changed();
-            return AfterFailure::Out(member.passive.doubted_for(now));
         }
-        AfterFailure::StillIn
     }
 
     /// A connect to the backend that `search` picked last succeeded. Where that alone proves
-    /// nothing, `answered` follows.
-    pub fn succeeded(&self, search: &Search, now: Instant) -> AfterSuccess {
+    /// nothing, `answered` follows. Whether the session may stay there: the sessions of a backend
+    /// can have been terminated since it was picked.
+    pub fn succeeded(&self, search: &Search, now: Instant) -> bool {
         let mut inner = self.lock();
-        // Nobody has failed, and nobody was left: there is nothing to do.
-        if inner.all_plain && inner.left == search.left_in_all && inner.waiting.is_empty() {
-            return AfterSuccess::Nothing;
+        // Nothing has failed, and no sessions were terminated: there is nothing to do.
+        if inner.all_plain && inner.left == search.left_in_all && !inner.events.awaits_failover() {
+            return true;
         }
-        inner.tell_of(search, now);
-        let is_it = |m: &Member| search.tried.last() == Some(&m.backend.id);
-        let Some(i) = inner.members.iter().position(is_it) else {
-            // The resolver has dropped it meanwhile.
-            let departed = inner.departed.iter().find(|m| is_it(m));
-            return match departed.is_some_and(|m| m.left != search.left) {
-                true => AfterSuccess::Left,
-                false => AfterSuccess::Nothing,
-            };
+        let Some(id) = search.tried.last() else {
+            return true;
         };
-        let left = inner.members[i].left != search.left;
-        let back = !self.fail_on_reset && inner.is_good(i, now);
-        match (left, back) {
-            (true, _) => AfterSuccess::Left,
-            (false, true) => AfterSuccess::Back,
-            (false, false) => AfterSuccess::Nothing,
+        if !self.fail_on_reset {
+            inner.restore(*id, Cause::Connected, now);
         }
+        inner.may_stay(search, now)
     }
 
-    /// The first byte of an answer came from a backend whose connect alone proved nothing. Whether
-    /// it is back by that.
-    pub fn answered(&self, backend: &Arc<Backend>, now: Instant) -> bool {
+    /// The first byte of an answer came from a backend whose connect alone proved nothing.
+    pub fn answered(&self, backend: &Backend, now: Instant) {
         let mut inner = self.lock();
-        if inner.all_plain {
-            return false;
+        if !inner.all_plain {
+            inner.restore(backend.id, Cause::Answered, now);
         }
-        let i = position(&inner.members, backend);
-        i.is_some_and(|i| inner.is_good(i, now))
     }
 
     /// The addresses that there are now, without those that the configuration has taken out, and
@@ -449,29 +439,29 @@ impl Pool {
     /// New answers from the resolver. Addresses that stay keep their failures and sessions, and so
     /// do those that come back while either is still there: some resolvers name a part of the
     /// addresses at a time.
-    pub fn set_addresses(&self, addresses: &[Vec<Addr>], now: Instant) -> Moved {
+    pub fn set_addresses(&self, addresses: &[Vec<Addr>], now: Instant) {
         let mut inner = self.lock();
         let before: Vec<_> = inner.members.iter().map(Member::as_it_is).collect();
         let mut old = std::mem::take(&mut inner.members);
         old.append(&mut inner.departed);
-        let (left, waiting) = (inner.left, std::mem::take(&mut inner.waiting));
-        let guard = std::mem::take(&mut inner.guard);
-        let admin_states = std::mem::take(&mut inner.admin_states);
+        let kept = Kept {
+            guard: std::mem::take(&mut inner.guard),
+            admin_states: std::mem::take(&mut inner.admin_states),
+            events: std::mem::take(&mut inner.events),
+            left: inner.left,
+            members: old,
+        };
         *inner = assemble(
             &self.balance,
             &self.configured,
             addresses,
             self.supposed,
-            old,
-            (guard, admin_states),
+            kept,
             now,
         );
-        inner.left = left;
-        inner.waiting = waiting;
+        inner.push_moves(&before, now);
         inner.departed.retain(|m| m.is_worth_keeping(now));
         self.changed();
-        let after = inner.members.iter().map(Member::as_it_is).collect();
-        Moved::between(before, after)
     }
 
     /// Whether anything here could take a session now.
@@ -493,20 +483,56 @@ impl Inner {
         all.find(|m| Arc::ptr_eq(&m.backend, backend))
     }
 
-    /// A session found this one good. Whether it had failed, and is back.
-    fn is_good(&mut self, i: usize, now: Instant) -> bool {
-        let member = &mut self.members[i];
+    /// A session found this backend good: its failures count no more.
+    fn restore(&mut self, id: u64, cause: Cause, now: Instant) {
+        let Some(member) = self.members.iter_mut().find(|m| m.backend.id == id) else {
+            return;
+        };
         let before = member.state();
         member.passive.succeeded();
-        let back = (before, member.state()) == (BackendState::Failed, BackendState::Up);
-        if back {
+        if (before, member.state()) == (BackendState::Failed, BackendState::Up) {
             member.start_slowly(now);
-            member.backend.metrics.entered(BackendState::Up);
+            let transition = member.transition(before, cause, now);
+            self.events.push(Event::Transition(transition));
         }
         if !self.all_plain {
             self.all_plain = self.members.iter().all(Member::is_plain);
         }
-        back
+    }
+
+    /// A session is on the backend that `search` picked last. Whether it may stay there.
+    fn may_stay(&mut self, search: &Search, now: Instant) -> bool {
+        let picked = search.tried.last();
+        let is_it = |m: &&Member| picked == Some(&m.backend.id);
+        if let Some(member) = self.members.iter().find(is_it) {
+            self.events.session_on(&member.backend, now);
+        }
+        // The resolver may have dropped it meanwhile.
+        let mut all = self.members.iter().chain(&self.departed);
+        all.find(is_it).is_none_or(|m| m.left == search.left)
+    }
+
+    /// What new answers of the resolver have changed.
+    fn push_moves(&mut self, before: &[(Arc<Backend>, BackendState)], now: Instant) {
+        let after: Vec<_> = self.members.iter().map(Member::as_it_is).collect();
+        let is_in = |all: &[(Arc<Backend>, BackendState)], backend: &Backend| {
+            all.iter().any(|(other, _)| other.id == backend.id)
+        };
+        let gone = before.iter().filter(|(b, _)| !is_in(&after, b));
+        let came = after.iter().filter(|(b, _)| !is_in(before, b));
+        let gone = gone.map(|(backend, state)| (backend, Some(*state), None));
+        let came = came.map(|(backend, state)| (backend, None, Some(*state)));
+        for (backend, from, to) in gone.chain(came) {
+            self.events.push(Event::Transition(Transition {
+                backend: Arc::clone(backend),
+                is_backup: false,
+                from,
+                to,
+                cause: Cause::Resolver,
+                doubted_for: Duration::ZERO,
+                at: now,
+            }));
+        }
     }
 
     fn add_time(&mut self, member: usize, time: Duration, now: Instant) {
@@ -533,27 +559,19 @@ impl Inner {
     }
 }
 
-impl Moved {
-    fn between(
-        before: Vec<(Arc<Backend>, BackendState)>,
-        after: Vec<(Arc<Backend>, BackendState)>,
-    ) -> Self {
-        let without = |all: &[(Arc<Backend>, BackendState)],
-                       others: &[(Arc<Backend>, BackendState)]| {
-            let missing = |one: &&(Arc<Backend>, _)| others.iter().all(|(b, _)| b.id != one.0.id);
-            all.iter().filter(missing).cloned().collect()
-        };
-        Self {
-            gone: without(&before, &after),
-            came: without(&after, &before),
-        }
-    }
-}
-
 fn position(members: &[Member], backend: &Arc<Backend>) -> Option<usize> {
     members
         .iter()
         .position(|m| Arc::ptr_eq(&m.backend, backend))
+}
+
+/// What outlives a change of the addresses.
+struct Kept {
+    guard: Guard,
+    admin_states: Vec<AdminSetting>,
+    events: Events,
+    left: u64,
+    members: Vec<Member>,
 }
 
 fn assemble(
@@ -561,10 +579,16 @@ fn assemble(
     configured: &[(plan::Backend, Arc<BackendMetrics>)],
     addresses: &[Vec<Addr>],
     supposed: Option<Verdict>,
-    mut old: Vec<Member>,
-    (guard, admin_states): (Guard, Vec<AdminSetting>),
+    kept: Kept,
     now: Instant,
 ) -> Inner {
+    let Kept {
+        guard,
+        admin_states,
+        events,
+        left,
+        members: mut old,
+    } = kept;
     let mut members = Vec::new();
     let mut primaries = 0;
     for (of, plan) in numbered(configured.iter().map(|(plan, _)| plan)) {
@@ -582,7 +606,10 @@ fn assemble(
                 }
                 None => {
                     let verdict = supposed.unwrap_or(Verdict::Up);
-                    Member::new(of, plan, place, &configured[of].1, verdict, now)
+                    let notifier = Arc::clone(events.notifier());
+                    let metrics = Arc::clone(&configured[of].1);
+                    let backend = Backend::new(place.clone(), metrics, notifier, now);
+                    Member::new(of, plan, backend, verdict, now)
                 }
             });
         }
@@ -607,13 +634,13 @@ fn assemble(
         members,
         departed: old,
         admin_states,
-        left: 0,
-        waiting: Vec::new(),
+        left,
+        events,
         guard,
         balancer,
         chance: Chance::from_seed(RandomState::new().hash_one(())),
     };
     inner.keep_admin_states();
-    inner.review(now);
+    inner.review(None, now);
     inner
 }

@@ -1,7 +1,7 @@
-//! Calls sessions back from the backups of an upstream when a server that is none is up again.
+//! Moves sessions from the backups of an upstream back to its regular servers.
 
 use crate::{
-    control::draining::terminator::Telling,
+    control::draining::terminator::Terminator,
     plan::{OnLeave, reason::CloseReason},
     upstream::pool::{Address, AdminState, Pool},
 };
@@ -11,39 +11,42 @@ use std::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Between two looks whether any server that is up takes sessions by now: it may be full, or have
-/// failed connects behind it, and nobody tells when that ends.
-pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// From one look whether a server that is up takes sessions to the next: it may be full, or its
+/// connects may have failed, and there is no event when that ends.
+pub(super) const POLL: Duration = Duration::from_millis(250);
 
-/// The recall of one upstream. Apart from what is told to the sessions of a single backend: neither
-/// stands in the way of the other.
-pub(super) struct Recall {
+/// The failback of one upstream. It is independent of terminations that concern a single backend.
+pub(super) struct Failback {
     on_recover: OnLeave,
-    telling: Telling,
+    terminator: Terminator,
     current: Arc<Mutex<Option<Current>>>,
     stop: CancellationToken,
 }
 
-/// There is one from a recovery until all have been told, or nobody is up any more.
+/// From a recovery until all sessions on backups have been terminated, or no regular server is up.
 struct Current {
-    tells: bool,
-    /// One more server has come back since it tells: it is to begin anew, no earlier than this.
+    is_terminating: bool,
+    /// Another server has recovered meanwhile: begin again, no earlier than this.
     again: Option<Instant>,
-    /// Dropping it calls the rest off.
+    /// Dropping it cancels what has not been terminated yet.
     _guard: DropGuard,
 }
 
-impl Recall {
-    pub(super) fn new(on_recover: OnLeave, telling: Telling, stop: &CancellationToken) -> Self {
+impl Failback {
+    pub(super) fn new(
+        on_recover: OnLeave,
+        terminator: Terminator,
+        stop: &CancellationToken,
+    ) -> Self {
         Self {
             on_recover,
-            telling,
+            terminator,
             current: Arc::default(),
             stop: stop.clone(),
         }
     }
 
-    /// A server that is no backup is back.
+    /// A regular server has recovered.
     pub(super) fn begin(&self, pool: &Arc<Pool>) {
         let wait = match self.on_recover {
             OnLeave::Keep | OnLeave::Move => return,
@@ -53,24 +56,24 @@ impl Recall {
         let due = Instant::now() + wait;
         let mut current = lock(&self.current);
         match &mut *current {
-            // Who has gone to a backup since the others were looked for is not among them.
-            Some(current) if current.tells => {
+            // Sessions that have gone to a backup since the others were found are not among them.
+            Some(current) if current.is_terminating => {
                 current.again.get_or_insert(due);
             }
-            // What is to begin earlier is not put off.
+            // Another recovery does not delay it.
             Some(_) => {}
             None => {
                 let stop = self.stop.child_token();
                 let run = run(
                     Arc::clone(pool),
-                    self.telling.clone(),
+                    self.terminator.clone(),
                     Arc::clone(&self.current),
                     due,
                     stop.clone(),
                 );
                 tokio::spawn(stop.clone().run_until_cancelled_owned(run));
                 *current = Some(Current {
-                    tells: false,
+                    is_terminating: false,
                     again: None,
                     _guard: stop.drop_guard(),
                 });
@@ -78,20 +81,20 @@ impl Recall {
         }
     }
 
-    /// Who has not been told yet may stay.
-    pub(super) fn call_off(&self) {
+    /// Sessions that have not been terminated yet may stay.
+    pub(super) fn cancel(&self) {
         lock(&self.current).take();
     }
 
     #[cfg(test)]
-    pub(super) fn is_under_way(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         lock(&self.current).is_some()
     }
 }
 
 async fn run(
     pool: Arc<Pool>,
-    telling: Telling,
+    terminator: Terminator,
     current: Arc<Mutex<Option<Current>>>,
     mut due: Instant,
     stop: CancellationToken,
@@ -100,33 +103,35 @@ async fn run(
         if due > Instant::now() {
             tokio::time::sleep_until(due.into()).await;
         }
-        let called = loop {
-            if anybody_takes(&pool) {
+        let begins = loop {
+            if any_takes_sessions(&pool) {
                 break true;
             }
-            if !anybody_is_up(&pool) {
+            if !is_any_up(&pool) {
                 break false;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         };
-        if called {
+        if begins {
             if let Some(current) = mine(&mut lock(&current), &stop) {
-                current.tells = true;
+                current.is_terminating = true;
             }
             for address in pool.addresses().iter().filter(|a| a.backup) {
                 let reason = CloseReason::Recovered;
-                telling.all_on(&pool, &address.backend, reason).await;
+                terminator
+                    .terminate_all_on(&pool, &address.backend, reason)
+                    .await;
             }
         }
         let mut current = lock(&current);
         let again = mine(&mut current, &stop).and_then(|current| {
-            current.tells = false;
+            current.is_terminating = false;
             current.again.take()
         });
         match again {
             Some(again) => due = again,
             None => {
-                // Called off meanwhile, it may be that of another recovery.
+                // Cancelled meanwhile, it may be that of another recovery.
                 if !stop.is_cancelled() {
                     *current = None;
                 }
@@ -136,12 +141,12 @@ async fn run(
     }
 }
 
-/// Not what has begun after this one was called off.
+/// Not one that has begun after this one was cancelled.
 fn mine<'a>(current: &'a mut Option<Current>, stop: &CancellationToken) -> Option<&'a mut Current> {
     current.as_mut().filter(|_| !stop.is_cancelled())
 }
 
-fn anybody_takes(pool: &Pool) -> bool {
+fn any_takes_sessions(pool: &Pool) -> bool {
     let now = Instant::now();
     let addresses = pool.addresses();
     let mut up = addresses.iter().filter(|a| !a.backup && is_up(a));
@@ -149,11 +154,11 @@ fn anybody_takes(pool: &Pool) -> bool {
 }
 
 /// Whether sessions on backups have, or may soon have, somewhere to go back to.
-pub(super) fn anybody_is_up(pool: &Pool) -> bool {
+pub(super) fn is_any_up(pool: &Pool) -> bool {
     pool.addresses().iter().any(|a| !a.backup && is_up(a))
 }
 
-/// By its check and by what the operator wants. It may take nothing all the same.
+/// By its check and its admin state. It may still take no sessions, if it is full.
 pub(super) fn is_up(address: &Address) -> bool {
     address.verdict.is_up() && address.admin_state_changed.admin_state == AdminState::Ready
 }

@@ -1,4 +1,4 @@
-//! Tells the sessions of a backend to end, not all in one instant.
+//! Terminates the sessions of a backend, not all in one instant.
 
 use crate::{
     plan::reason::CloseReason,
@@ -12,43 +12,48 @@ use std::{
 };
 
 #[derive(Clone)]
-pub(super) struct Telling {
+pub(super) struct Terminator {
     pub(super) sessions: Arc<Sessions>,
     /// One for the process.
     pub(super) pace: Arc<Mutex<Pace>>,
 }
 
-impl Telling {
-    /// Returns when all that are on `backend` have been told. Dropped before, it leaves the others
-    /// where they are.
-    pub(super) async fn all_on(&self, pool: &Pool, backend: &Arc<Backend>, reason: CloseReason) {
-        // First those who come are told, then those who are there are looked for: nobody falls
-        // between.
+impl Terminator {
+    /// Returns when all sessions on `backend` have been told to end. Dropped before, it leaves the
+    /// others where they are.
+    pub(super) async fn terminate_all_on(
+        &self,
+        pool: &Pool,
+        backend: &Arc<Backend>,
+        reason: CloseReason,
+    ) {
+        // First the pool, then the list: a session that is about to be on the backend learns it from
+        // the pool, or is on the list already.
         pool.leave(backend);
-        let there = self.sessions.on(backend.id);
-        if there.is_empty() {
+        let found = self.sessions.on(backend.id);
+        if found.is_empty() {
             return;
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = found.len(),
             reason = reason.word(), "terminating sessions");
         let began = Instant::now();
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
-        let mut left = &there[..];
-        while !left.is_empty() {
+        let mut rest = &found[..];
+        while !rest.is_empty() {
             let n = {
                 let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-                pace.take(left.len(), Instant::now())
+                pace.take(rest.len(), Instant::now())
             };
-            let (now, later) = left.split_at(n);
-            // Who came too late has moved on by itself, perhaps to one that is well.
+            let (now, later) = rest.split_at(n);
+            // One that learned it from the pool may be on another backend by now.
             now.iter()
                 .for_each(|session| session.end_if_on(backend.id, reason));
-            left = later;
-            if !left.is_empty() {
+            rest = later;
+            if !rest.is_empty() {
                 tokio::time::sleep(Pace::pause(chance.draw())).await;
             }
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = there.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = found.len(),
             took = ?began.elapsed(), reason = reason.word(), "sessions terminated");
     }
 }

@@ -20,14 +20,14 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(vec![planned(1), planned(2)], check);
-        let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+        let draining = Draining::new(&plan, &sessions, &pace, &CancellationToken::new());
         let pool = Arc::new(of(&plan, now));
         verdict(&pool, 1, Verdict::Up, true, now);
         let backend = Arc::clone(&pool.addresses()[0].backend);
         let session = sessions.list(Client::Unix, None).expect("room for one");
         session.set_backend(backend.id);
         verdict(&pool, 0, to, true, now);
-        leaving.after(&pool, &backend, false, to);
+        draining.follow_state(&pool, &backend, false, to.state());
         // For the task that tells.
         for _ in 0..10 {
             tokio::task::yield_now().await;
@@ -53,25 +53,25 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
         let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream((1..=3).map(planned).collect(), check);
-        let leaving = Leaving::new(&plan, &sessions, &pace, &CancellationToken::new());
+        let draining = Draining::new(&plan, &sessions, &pace, &CancellationToken::new());
         let pool = Arc::new(of(&plan, now));
         let turn = |n: usize, to| {
             verdict(&pool, n, to, false, now);
             let backend = &pool.addresses()[n].backend;
-            leaving.after(&pool, backend, false, to);
+            draining.follow_state(&pool, backend, false, to.state());
         };
-        let waiting = || leaving.under_way().len();
+        let waiting = || draining.terminations().len();
         let down = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
         (0..3).for_each(|n| turn(n, Verdict::Up));
         turn(0, down);
         assert_eq!((waiting(), pool.in_panic()), (1, false));
         turn(1, down);
         assert!(pool.in_panic());
-        leaving.stay(&pool);
+        draining.start_panic(&pool);
         assert_eq!(waiting(), 0);
         turn(1, Verdict::Up);
         assert!(!pool.in_panic());
-        leaving.resume(&pool);
+        draining.end_panic(&pool);
         assert_eq!(waiting(), 1, "the first one is still down");
     });
 }
@@ -123,7 +123,7 @@ fn each_reason_has_its_own_rule() {
 struct Rig {
     sessions: Arc<Sessions>,
     pool: Arc<Pool>,
-    leaving: Leaving,
+    draining: Draining,
 }
 
 impl Rig {
@@ -133,7 +133,7 @@ impl Rig {
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(backends, check);
         Self {
-            leaving: Leaving::new(&plan, &sessions, &pace, &CancellationToken::new()),
+            draining: Draining::new(&plan, &sessions, &pace, &CancellationToken::new()),
             pool: Arc::new(of(&plan, now)),
             sessions,
         }
@@ -153,15 +153,15 @@ impl Rig {
     fn turn(&self, n: usize, to: Verdict) {
         let now = Instant::now();
         verdict(&self.pool, n, to, false, now);
-        self.pool.news(now);
+        self.pool.take_events(now);
         let address = &self.pool.addresses()[n];
-        self.leaving
-            .after(&self.pool, &address.backend, address.backup, to);
+        self.draining
+            .follow_state(&self.pool, &address.backend, address.backup, to.state());
     }
 
     /// Until whoever is to be called back has been.
     async fn recalled(&self) {
-        until(|| !self.leaving.recall.is_under_way()).await;
+        until(|| !self.draining.failback.is_active()).await;
     }
 }
 
@@ -270,9 +270,9 @@ fn who_is_up_and_full_calls_back_when_it_has_room() {
             rig.turn(0, Verdict::Up);
             let lease = lease.unwrap_or_else(|| Lease::new(rig.backend(0)));
             // Long enough to be told.
-            tokio::time::sleep(failback::LOOK * 2).await;
+            tokio::time::sleep(failback::POLL * 2).await;
             assert_eq!(session.must_end(), None);
-            assert!(rig.leaving.recall.is_under_way());
+            assert!(rig.draining.failback.is_active());
             drop(lease);
             rig.recalled().await;
             assert_eq!(session.must_end(), Some(CloseReason::Recovered));
@@ -288,9 +288,9 @@ fn nobody_is_waited_for_who_is_not_up() {
         let lease = Lease::new(rig.backend(0));
         rig.turn(0, Verdict::Up);
         rig.turn(0, DOWN);
-        assert!(!rig.leaving.recall.is_under_way(), "called off");
+        assert!(!rig.draining.failback.is_active(), "called off");
         rig.turn(0, Verdict::Up);
-        assert!(rig.leaving.recall.is_under_way());
+        assert!(rig.draining.failback.is_active());
         // Its name is gone, and nobody says so.
         drop(lease);
         let none = [vec![], vec![place(2)]];
@@ -319,7 +319,7 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
                 tokio::task::yield_now().await;
             }
             rig.turn(0, DOWN);
-            let remembered = rig.leaving.under_way().len();
+            let remembered = rig.draining.terminations().len();
             assert!(remembered <= 2, "{remembered} of {on_down:?}");
         }
     });
@@ -333,10 +333,10 @@ fn who_has_moved_on_before_its_turn_stays_where_it_is() {
         let rig = Rig::new(vec![planned(1), planned(2)], check(CheckKind::Tcp));
         let all: Vec<_> = (0..500).map(|_| rig.session_on(0)).collect();
         let (ill, well) = (rig.backend(0), rig.backend(1).id);
-        let told = rig
-            .leaving
-            .telling
-            .all_on(&rig.pool, &ill, CloseReason::BackendDown);
+        let told =
+            rig.draining
+                .terminator
+                .terminate_all_on(&rig.pool, &ill, CloseReason::BackendDown);
         let moves = async {
             let waiting = all.iter().filter(|s| s.must_end().is_none());
             let moved: Vec<_> = waiting.step_by(2).collect();

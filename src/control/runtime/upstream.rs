@@ -3,8 +3,7 @@
 use super::Runtime;
 use crate::{
     control::{
-        admin_state::Controlled, checks::Checks, draining::Leaving, prepare::UpstreamInputs,
-        resolve,
+        checks::Checks, draining::Draining, lifecycle::Lifecycle, prepare::UpstreamInputs, resolve,
     },
     plan::Upstream,
     upstream::pool::Pool,
@@ -16,12 +15,11 @@ use tokio_util::task::AbortOnDropHandle;
 pub(super) struct UpstreamRuntime {
     pub(super) plan: Upstream,
     pub(super) pool: Arc<Pool>,
-    draining: Arc<Leaving>,
-    /// Notified when its addresses or an admin state have changed.
-    changed: Arc<Notify>,
+    lifecycle: Arc<Lifecycle>,
+    handling: AbortOnDropHandle<Option<()>>,
     /// Look up the names of its backends.
     resolving: JoinSet<()>,
-    _checker: Option<AbortOnDropHandle<Option<()>>>,
+    checker: Option<AbortOnDropHandle<Option<()>>>,
 }
 
 impl UpstreamRuntime {
@@ -37,23 +35,19 @@ impl UpstreamRuntime {
         ));
         let shared = &runtime.checks;
         let sessions = &runtime.process.sessions;
-        let draining = Leaving::new(plan, sessions, &runtime.pace, &shared.stop);
-        let draining = Arc::new(draining);
+        let draining = Draining::new(plan, sessions, &runtime.pace, &shared.stop);
         let changed = Arc::new(Notify::new());
-        let resolving = resolve::keep_fresh(
-            Arc::clone(&pool),
-            plan,
-            &runtime.resolver,
-            Arc::clone(&shared.journal),
-            Arc::clone(&changed),
-        );
+        let lifecycle = Lifecycle::new(&pool, draining, &runtime.journal, &changed);
+        let lifecycle = Arc::new(lifecycle);
+        let handling = Arc::clone(&lifecycle).run();
+        let handling = shared.stop.clone().run_until_cancelled_owned(handling);
+        let resolving = resolve::keep_fresh(Arc::clone(&pool), plan, &runtime.resolver);
         let checker = plan.check.as_ref().map(|check| {
             let checks = Checks::new(
                 &pool,
                 check,
                 plan.send_proxy,
                 inputs.credentials,
-                &draining,
                 shared.clone(),
             );
             let running = Arc::new(checks).run(Arc::clone(&changed));
@@ -63,10 +57,10 @@ impl UpstreamRuntime {
         Self {
             plan: plan.clone(),
             pool,
-            draining,
-            changed,
+            handling: AbortOnDropHandle::new(tokio::spawn(handling)),
+            lifecycle,
             resolving,
-            _checker: checker,
+            checker,
         }
     }
 
@@ -74,12 +68,9 @@ impl UpstreamRuntime {
         self.resolving.abort_all();
     }
 
-    /// What an operator can change of it.
-    pub(super) fn controlled(&self) -> Controlled {
-        Controlled {
-            pool: Arc::clone(&self.pool),
-            leaving: Arc::clone(&self.draining),
-            changed: Arc::clone(&self.changed),
-        }
+    /// Handles what has happened since its tasks were ended.
+    pub(super) fn finish(self) {
+        drop((self.checker, self.handling));
+        self.lifecycle.handle_pending(Instant::now());
     }
 }

@@ -1,7 +1,6 @@
 //! Finding a backend that answers: pick, connect, and on failure the next one.
 
 use crate::{
-    control::outage::{blame, tell_that_it_is_back},
     plan::{
         SendProxy,
         reason::{CloseReason, ConnectError},
@@ -16,7 +15,7 @@ use crate::{
     upstream::{
         backend::{Backend, Lease},
         balance::Facts,
-        pool::{AfterSuccess, Clock, Search},
+        pool::Clock,
     },
 };
 use std::{
@@ -102,7 +101,10 @@ pub(super) async fn connect(
             Ok(stream) => {
                 counts.connections.add(1);
                 backend.metrics.connect_duration.record(time);
-                if !may_stay(service, &search, session, backend, now) {
+                // First the session is on the backend, then it asks, so that it cannot be overlooked.
+                session.set_backend(backend.id);
+                if !service.pool.succeeded(&search, now) {
+                    session.set_backend(0);
                     // Nothing has been relayed: another one may do, and it is nobody's failure.
                     note("left");
                     if let Some(clock) = &mut clock {
@@ -161,43 +163,10 @@ fn unserved(
     reason
 }
 
-/// A backend can be left while it is being connected to. The session says first that it is there,
-/// and asks then, so that it cannot be overlooked.
-fn may_stay(
-    service: &Service,
-    search: &Search,
-    session: &Session,
-    backend: &Arc<Backend>,
-    now: Instant,
-) -> bool {
-    session.set_backend(backend.id);
-    match service.pool.succeeded(search, now) {
-        AfterSuccess::Nothing => {}
-        AfterSuccess::Back => {
-            let journal = &service.process.journal;
-            tell_that_it_is_back(&service.pool, journal, backend, "connected");
-        }
-        AfterSuccess::Left => {
-            session.set_backend(0);
-            return false;
-        }
-    }
-    true
-}
-
 /// What is to be done when an answer of this backend begins.
 fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
     let (service, backend) = (Arc::clone(service), Arc::clone(backend));
-    Box::new(move |now| {
-        if service.pool.answered(&backend, now) {
-            tell_that_it_is_back(
-                &service.pool,
-                &service.process.journal,
-                &backend,
-                "answered",
-            );
-        }
-    })
+    Box::new(move |now| service.pool.answered(&backend, now))
 }
 
 /// A session was reset, or its backend's host was lost, before anything had come from the backend.
@@ -207,8 +176,7 @@ pub(super) fn failed_unanswered(service: &Service, backend: &Arc<Backend>, error
             ConnectError::Timeout => "the session timed out before the first byte of an answer",
             _ => "the session was reset before the first byte of an answer",
         };
-        let journal = &service.process.journal;
-        blame(&service.pool, journal, backend, error.word(), what);
+        service.pool.failed(backend, error, &what, Instant::now());
     }
 }
 
@@ -224,8 +192,7 @@ fn report(
         backend.log_failure(error, e, now);
     }
     if error.blames_backend() {
-        let journal = &service.process.journal;
-        blame(&service.pool, journal, backend, error.word(), e);
+        service.pool.failed(backend, error, e, now);
     }
 }
 

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Inner, Pool};
+use super::{AdminChange, AdminStateSet, Cause, Event, Inner, Pool};
 use crate::{
     plan::reason::BackendState,
     upstream::{
@@ -35,15 +35,6 @@ pub struct AdminSetting {
     pub since: Option<Instant>,
     /// Counts how often it came out of maintenance: what was found out before says nothing.
     pub term: u32,
-}
-
-/// The effect of an admin state on one address.
-#[derive(Debug)]
-pub struct Turned {
-    pub backend: Arc<Backend>,
-    pub backup: bool,
-    pub from: BackendState,
-    pub to: BackendState,
 }
 
 impl AdminState {
@@ -79,62 +70,52 @@ impl Pool {
         self.configured.iter().map(|(plan, _)| plan.text.as_str())
     }
 
-    /// Sets the admin state of the configured backend of this index. Returns the change of each of
-    /// its addresses, or `None` if it had that admin state already.
+    /// Sets the admin state of a configured backend, by its address as configured; `None` if there
+    /// is no such backend.
     pub fn set_admin_state(
         &self,
-        of: usize,
+        backend: &str,
         admin_state: AdminState,
         now: Instant,
-    ) -> Option<Vec<Turned>> {
+    ) -> Option<AdminChange> {
+        let of = self.texts().position(|text| text == backend)?;
+        let metrics = &self.configured[of].1;
         let mut inner = self.lock();
-        let admin_state_changed = inner
-            .admin_states
-            .get_mut(of)
-            .filter(|w| w.admin_state != admin_state)?;
-        let was = std::mem::replace(&mut admin_state_changed.admin_state, admin_state);
-        admin_state_changed.since = Some(now).filter(|_| admin_state != AdminState::Ready);
+        let state = |inner: &Inner| {
+            let members: Vec<_> = inner.members.iter().filter(|m| m.of == of).collect();
+            self.state_of(inner, of, &members, now).0
+        };
+        let from = state(&inner);
+        let change = |to| AdminChange {
+            from,
+            to,
+            sessions: metrics.active(),
+        };
+        let setting = &mut inner.admin_states[of];
+        let was = std::mem::replace(&mut setting.admin_state, admin_state);
+        if was == admin_state {
+            return Some(change(from));
+        }
+        setting.since = Some(now).filter(|_| admin_state != AdminState::Ready);
         if was == AdminState::Maint {
-            admin_state_changed.term = admin_state_changed.term.wrapping_add(1);
+            setting.term = setting.term.wrapping_add(1);
         }
-        let admin_state_changed = *admin_state_changed;
-        let Inner {
-            members, departed, ..
-        } = &mut *inner;
-        let mut turned = Vec::new();
-        for member in members.iter_mut().chain(departed).filter(|m| m.of == of) {
-            let (_, from) = member.as_it_is();
-            member.admin_state_changed = admin_state_changed;
-            if admin_state == AdminState::Maint {
-                // Nobody will ask whether it is still so, and it may become another server.
-                member.checked = None;
-                member.known = None;
-                member.epoch = None;
-                member.server = None;
-                member.superseded = None;
-            }
-            if was == AdminState::Maint {
-                member.begin_anew(self.supposed.is_some(), now);
-            }
-            let (backend, to) = member.as_it_is();
-            let backup = self.configured.get(of).is_some_and(|(plan, _)| plan.backup);
-            turned.push(Turned {
-                backend,
-                backup,
-                from,
-                to,
-            });
-        }
-        if admin_state == AdminState::Maint {
-            // Nor is what it had proven held against others.
-            let gone: Vec<u64> = turned.iter().map(|t| t.backend.id).collect();
-            for member in &mut inner.members {
-                member.superseded.take_if(|by| gone.contains(by));
-            }
-        }
-        inner.review(now);
+        let setting = *setting;
+        let first = inner.events.len();
+        inner.apply_admin_setting(of, setting, was, self.supposed.is_some(), now);
+        inner.review(None, now);
+        let change = change(state(&inner));
+        // Before what has followed from it.
+        inner.events.insert_admin_state(
+            first,
+            AdminStateSet {
+                metrics: Arc::clone(metrics),
+                admin_state,
+                change,
+            },
+        );
         self.changed();
-        Some(turned)
+        Some(change)
     }
 
     /// Whether what a check of this address finds is still asked for, when it began in this term.
@@ -151,6 +132,44 @@ impl Pool {
 }
 
 impl Inner {
+    /// Applies the new admin state of a configured backend to its addresses.
+    fn apply_admin_setting(
+        &mut self,
+        of: usize,
+        setting: AdminSetting,
+        was: AdminState,
+        is_checked: bool,
+        now: Instant,
+    ) {
+        let all = self.members.iter_mut().chain(&mut self.departed);
+        let mut changed = Vec::new();
+        for member in all.filter(|m| m.of == of) {
+            let from = member.state();
+            member.admin_state_changed = setting;
+            if setting.admin_state == AdminState::Maint {
+                // Nobody will ask whether it is still so, and it may become another server.
+                member.checked = None;
+                member.known = None;
+                member.epoch = None;
+                member.server = None;
+                member.superseded = None;
+            }
+            if was == AdminState::Maint {
+                member.begin_anew(is_checked, now);
+            }
+            let cause = Cause::Operator(setting.admin_state);
+            let transition = member.transition(from, cause, now);
+            self.events.push(Event::Transition(transition));
+            changed.push(member.backend.id);
+        }
+        if setting.admin_state == AdminState::Maint {
+            // Nor is what it had proven held against others.
+            for member in &mut self.members {
+                member.superseded.take_if(|by| changed.contains(by));
+            }
+        }
+    }
+
     /// Applies the admin state of each configured backend to all its addresses, new ones included.
     pub(super) fn keep_admin_states(&mut self) {
         for member in self.members.iter_mut().chain(&mut self.departed) {

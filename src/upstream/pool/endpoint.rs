@@ -1,13 +1,12 @@
 //! One address of a backend as a candidate: what is configured, and all that speaks for or against
 //! it now.
 
-use super::AdminSetting;
+use super::{AdminSetting, Cause, Transition};
 use crate::{
     plan::{
-        self, Addr,
+        self,
         reason::{BackendState, CheckResult},
     },
-    telemetry::metrics::BackendMetrics,
     upstream::{
         backend::Backend,
         balance::{Average, FULL},
@@ -86,13 +85,12 @@ impl Member {
     pub(super) fn new(
         of: usize,
         plan: &plan::Backend,
-        place: &Addr,
-        metrics: &Arc<BackendMetrics>,
+        backend: Backend,
         verdict: Verdict,
         now: Instant,
     ) -> Self {
         Self {
-            backend: Arc::new(Backend::new(place.clone(), Arc::clone(metrics), now)),
+            backend: Arc::new(backend),
             of,
             weight: plan.weight,
             rule: FailRule {
@@ -283,6 +281,19 @@ impl Member {
     /// The backend, and the state that it is in.
     pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
         (Arc::clone(&self.backend), self.state())
+    }
+
+    /// A change of its state, which was this before.
+    pub(super) fn transition(&self, from: BackendState, cause: Cause, now: Instant) -> Transition {
+        Transition {
+            backend: Arc::clone(&self.backend),
+            is_backup: self.backup,
+            from: Some(from),
+            to: Some(self.state()),
+            cause,
+            doubted_for: Duration::ZERO,
+            at: now,
+        }
     }
 
     /// Without what time alone changes: a failed one stays so until it is proven to be back.

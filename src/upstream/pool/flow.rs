@@ -1,7 +1,7 @@
 //! What flows of datagrams ask of the pool: there is no connect that could succeed, and they may go
 //! elsewhere at any time.
 
-use super::{Inner, Pool, Search};
+use super::{Pool, Search};
 use crate::{
     plan::{
         FlowsMove,
@@ -43,17 +43,8 @@ impl Pool {
     /// sessions can have been told to leave since it was picked.
     pub fn taken(&self, search: &Search, now: Instant) -> bool {
         let mut inner = self.lock();
-        if inner.left == search.left_in_all && inner.waiting.is_empty() {
-            return true;
-        }
-        inner.tell_of(search, now);
-        let Inner {
-            members, departed, ..
-        } = &*inner;
-        let picked = search.tried.last();
-        let mut all = members.iter().chain(departed);
-        all.find(|m| picked == Some(&m.backend.id))
-            .is_none_or(|m| m.left == search.left)
+        inner.left == search.left_in_all && !inner.events.awaits_failover()
+            || inner.may_stay(search, now)
     }
 
     /// Why a flow on this backend is to go to another one, if it is.

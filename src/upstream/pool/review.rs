@@ -1,7 +1,7 @@
 //! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which
 //! nobody has heard of for long, and checks that take out more than they may.
 
-use super::{AdminState, Checked, Inner, Pool};
+use super::{AdminState, Cause, Checked, Event, Inner, Pool, Transition};
 use crate::{
     plan::{
         self, CheckAt, Role,
@@ -35,37 +35,13 @@ pub(super) struct Guard {
     panic: Option<(usize, usize)>,
     /// When the next address will have been silent for too long.
     due: Option<Instant>,
-    news: Vec<News>,
 }
 
-/// What has become of the addresses of an upstream.
-#[derive(Debug)]
-pub enum News {
-    Turned(Turn),
-    /// Nothing certain has been heard of it for too long: it takes nothing new.
-    Stale(Arc<Backend>),
-    /// It is heard again.
-    Heard(Arc<Backend>),
-    /// Its connects had failed, and a check has found since that it serves.
-    Back(Arc<Backend>),
-    /// From now on all are used, whatever their checks say: so many of so many are up.
-    PanicStarted {
-        up: usize,
-        of: usize,
-    },
-    /// From now on those are used again that the checks speak for.
-    PanicEnded,
-}
-
-/// Another verdict about an address.
-#[derive(Debug)]
-pub struct Turn {
-    pub backend: Arc<Backend>,
-    pub backup: bool,
-    pub from: Verdict,
-    pub to: Verdict,
-    /// What others have to do with it.
-    pub why: Option<String>,
+/// The check that led to a review, where it changed what checks say of its address.
+pub(super) struct Trigger {
+    backend: u64,
+    cause: Cause,
+    doubted_for: Duration,
 }
 
 /// What an upstream's guards show.
@@ -94,6 +70,13 @@ impl Guard {
         }
     }
 
+    /// When to review even if nothing happens.
+    pub(super) fn next_review(&self, now: Instant) -> Option<Instant> {
+        // An answer that comes from now on is stale no sooner.
+        self.stale_after
+            .map(|limit| self.due.unwrap_or(now + limit))
+    }
+
     /// What is said of one that is used although it is not well.
     pub(super) fn panic(&self) -> Option<String> {
         let (up, of) = self.panic?;
@@ -118,17 +101,25 @@ impl Pool {
         };
         let asked = checked.at.checked_sub(checked.took).unwrap_or(checked.at);
         let good = checked.result == CheckResult::Ok && inner.guard.check_is_try;
+        let trigger = change.map(|change| Trigger {
+            backend: backend.id,
+            cause: Cause::Check {
+                result: checked.result,
+                transcript: checked.transcript.clone(),
+            },
+            doubted_for: change.doubted_for,
+        });
         let mut news = inner
             .find(backend)
             .is_some_and(|m| m.hear(checked, change, now));
         if good {
-            news |= inner.is_tried(backend, asked);
+            news |= inner.is_tried(backend, asked, now);
         }
         if let Some(epoch) = follows {
             news |= inner.follows(backend, &epoch);
         }
         if news {
-            inner.review(now);
+            inner.review(trigger, now);
             self.changed();
         }
         inner.members.iter().any(Member::is_well)
@@ -138,19 +129,6 @@ impl Pool {
     pub fn said(&self, backend: &Arc<Backend>) -> Verdict {
         let found = self.lock().find(backend).map(|m| m.said);
         found.unwrap_or(Verdict::Down(None))
-    }
-
-    /// What has happened since this was asked last; and when to ask again even if no check has
-    /// ended.
-    pub fn news(&self, now: Instant) -> (Vec<News>, Option<Instant>) {
-        let mut inner = self.lock();
-        inner.look_out(now);
-        let guard = &mut inner.guard;
-        let next = guard.stale_after.map(|limit| {
-            // Who is heard from now on can be missed no sooner.
-            guard.due.unwrap_or(now + limit)
-        });
-        (std::mem::take(&mut guard.news), next)
     }
 
     /// Whether all are used, whatever their checks say.
@@ -179,46 +157,51 @@ impl Inner {
     #[inline]
     pub(super) fn look_out(&mut self, now: Instant) {
         if self.guard.due.is_some_and(|due| now >= due) {
-            self.review(now);
+            self.review(None, now);
         }
     }
 
     /// Looks at all addresses together. Under the lock, so that no pick ever sees two that are
     /// believed.
-    pub(super) fn review(&mut self, now: Instant) {
+    pub(super) fn review(&mut self, trigger: Option<Trigger>, now: Instant) {
         self.find_stale(now);
         let verdicts = self.compare();
         let Self {
-            members,
-            departed,
-            guard,
-            ..
+            members, departed, ..
         } = self;
         // An address that is no longer named is a rival to nobody.
         let departed = departed.iter_mut().map(|m| {
             let said = m.said;
             (m, (said, None))
         });
-        let mut turns = Vec::new();
+        let mut transitions = Vec::new();
         for (member, (to, why)) in members.iter_mut().zip(verdicts).chain(departed) {
             member.why.clone_from(&why);
             let from = std::mem::replace(&mut member.verdict, to);
             // What is only supposed of one is no news.
             if from != to && member.heard {
                 member.verdict_since = Some(now);
-                member.backend.metrics.entered(to.state());
-                turns.push(Turn {
-                    backend: Arc::clone(&member.backend),
-                    backup: member.backup,
-                    from,
-                    to,
-                    why,
+                let trigger = trigger.as_ref().filter(|t| t.backend == member.backend.id);
+                let (cause, doubted_for) = match (why, trigger) {
+                    (Some(why), _) if to == Verdict::WrongRole => {
+                        (Cause::Superseded(why), Duration::ZERO)
+                    }
+                    (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
+                    (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
+                    (None, None) => (Cause::OnePrimary, Duration::ZERO),
+                };
+                transitions.push(Transition {
+                    to: Some(to.state()),
+                    doubted_for,
+                    ..member.transition(from.state(), cause, now)
                 });
             }
         }
-        // Who has to go, and then who comes in its place.
-        turns.sort_by_key(|turn| turn.to.is_up());
-        guard.news.extend(turns.into_iter().map(News::Turned));
+        // First those that must not be used any more, then those that take their place.
+        transitions.sort_by_key(|transition| transition.to == Some(BackendState::Up));
+        for transition in transitions {
+            self.events.push(Event::Transition(transition));
+        }
         self.count();
         let panic = self.guard.panic.is_some();
         for member in &mut self.members {
@@ -228,15 +211,15 @@ impl Inner {
     }
 
     /// A check that began then has found it well. Whether it had failed.
-    fn is_tried(&mut self, backend: &Arc<Backend>, asked: Instant) -> bool {
+    fn is_tried(&mut self, backend: &Arc<Backend>, asked: Instant, now: Instant) -> bool {
         let Some(member) = self.find(backend).filter(|m| m.passive.fails() > 0) else {
             return false;
         };
         let before = member.state();
         member.passive.answered(asked);
         if (before, member.state()) == (BackendState::Failed, BackendState::Up) {
-            backend.metrics.entered(BackendState::Up);
-            self.guard.news.push(News::Back(Arc::clone(backend)));
+            let transition = member.transition(before, Cause::CheckPassed, now);
+            self.events.push(Event::Transition(transition));
         }
         true
     }
@@ -271,9 +254,9 @@ impl Inner {
                 if stale {
                     // Whatever it is when it is heard again, nobody knows what it was meanwhile.
                     member.known = None;
-                    guard.news.push(News::Stale(backend));
+                    self.events.push(Event::Stale(backend));
                 } else if used {
-                    guard.news.push(News::Heard(backend));
+                    self.events.push(Event::Fresh(backend));
                 }
             }
         }
@@ -378,9 +361,9 @@ impl Inner {
         let known = !unknown || guard.panic.is_some();
         let panic = (few && known && (up > 0 || !backups())).then_some((up, of));
         if panic.is_some() != guard.panic.is_some() {
-            guard.news.push(match panic {
-                Some((up, of)) => News::PanicStarted { up, of },
-                None => News::PanicEnded,
+            self.events.push(match panic {
+                Some((up, total)) => Event::PanicStarted { up, total },
+                None => Event::PanicEnded,
             });
         }
         guard.panic = panic;

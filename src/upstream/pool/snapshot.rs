@@ -1,9 +1,9 @@
 //! The backends of a pool as status and metrics show them.
 
-use super::{AdminState, Checked, Pool};
+use super::{AdminState, Checked, Inner, Pool};
 use crate::{
     plan::{
-        self, Addr, Balance, Role,
+        Addr, Balance, Role,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
@@ -47,94 +47,99 @@ impl Pool {
         let mut inner = self.lock();
         inner.halve(now);
         inner.look_out(now);
-        let panic = inner.guard.panic();
-        let single = inner.balancer.is_single();
         let mut members: Vec<Vec<&Member>> = vec![Vec::new(); self.configured.len()];
         for member in &inner.members {
             members[member.of].push(member);
         }
-        let one = |(index, (plan, metrics)): (usize, &(plan::Backend, Arc<BackendMetrics>))| {
-            let members = std::mem::take(&mut members[index]);
-            let can_take = members.iter().any(|m| m.share(single, now) > 0);
-            // Until a connect succeeds. That it may be tried again proves nothing.
-            let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
-            let is_proven = |m: &&Member| single || !m.is_failed();
-            let mut proven = members.iter().filter(|m| is_proven(m));
-            let available = proven.any(|m| m.share(single, now) > 0);
-            let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
-            use BackendState::{Disabled, Down, Failed, Unproven, Up};
-            let admin_state_changed = inner.admin_states.get(index).copied().unwrap_or_default();
-            let (state, why) = if let Some(state) = admin_state_changed.admin_state.state() {
-                (
-                    state,
-                    admin_why(admin_state_changed.admin_state, &members, failed),
-                )
-            } else if plan.down {
-                (Disabled, "the configuration says so".to_owned())
-            } else if members.is_empty() {
-                (Down, "its name does not resolve".to_owned())
-            } else if let Some((state, why)) = judged(&members) {
-                match &panic {
-                    Some(panic) => (state, format!("{why}; {panic}")),
-                    None => (state, why),
-                }
-            } else if let Some(why) = silent(&members, now) {
-                (Up, why)
-            } else if failed {
-                match can_take {
-                    true => (
-                        Unproven,
-                        format!("{fails} failed connects; the next session tries it again"),
-                    ),
-                    false => (Failed, format!("{fails} failed connects")),
-                }
-            } else if plan.weight == 0 {
-                (Up, "weight 0: takes nothing new".to_owned())
-            } else if !can_take {
-                (Up, "full: max_connections is reached".to_owned())
-            } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
-                (Up, format!("slow start: {percent} % of its weight"))
-            } else {
-                let checked = members.iter().filter_map(|m| m.checked.as_ref());
-                (
-                    Up,
-                    checked
-                        .filter_map(|c| c.finding.fault.clone())
-                        .next()
-                        .unwrap_or_default(),
-                )
-            };
-            Snapshot {
-                metrics: Arc::clone(metrics),
-                weight: plan.weight,
-                backup: plan.backup,
-                state,
-                why,
-                last_failure: members
-                    .iter()
-                    .filter_map(|m| m.passive.last_failure())
-                    .max(),
-                available,
-                average_time: matches!(self.balance, Balance::LeastTime(_))
-                    .then(|| members.iter().map(|m| m.average.seconds))
-                    .and_then(|averages| averages.reduce(f64::min)),
-                admin_state: admin_state_changed.admin_state,
-                since: admin_state_changed
-                    .since
-                    .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
-                roles: self.hears_roles.then(|| {
-                    let role = |m: &&Member| m.checked.as_ref().and_then(|c| c.finding.role);
-                    members.iter().filter_map(role).collect()
-                }),
-                checked: members
-                    .iter()
-                    .filter_map(|m| m.checked.as_ref())
-                    .max_by_key(|c| c.at)
-                    .cloned(),
-                addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
+        let each = members.iter().enumerate();
+        each.map(|(of, members)| self.snapshot_of(&inner, of, members, now))
+            .collect()
+    }
+
+    fn snapshot_of(&self, inner: &Inner, of: usize, members: &[&Member], now: Instant) -> Snapshot {
+        let (plan, metrics) = &self.configured[of];
+        let single = inner.balancer.is_single();
+        // That a failed one may be tried again proves nothing.
+        let is_proven = |m: &&&Member| single || !m.is_failed();
+        let mut proven = members.iter().filter(is_proven);
+        let available = proven.any(|m| m.share(single, now) > 0);
+        let setting = inner.admin_states.get(of).copied().unwrap_or_default();
+        let (state, why) = self.state_of(inner, of, members, now);
+        let checked = || members.iter().filter_map(|m| m.checked.as_ref());
+        Snapshot {
+            metrics: Arc::clone(metrics),
+            weight: plan.weight,
+            backup: plan.backup,
+            state,
+            why,
+            last_failure: members
+                .iter()
+                .filter_map(|m| m.passive.last_failure())
+                .max(),
+            available,
+            average_time: matches!(self.balance, Balance::LeastTime(_))
+                .then(|| members.iter().map(|m| m.average.seconds))
+                .and_then(|averages| averages.reduce(f64::min)),
+            admin_state: setting.admin_state,
+            since: setting
+                .since
+                .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
+            roles: self
+                .hears_roles
+                .then(|| checked().filter_map(|c| c.finding.role).collect()),
+            checked: checked().max_by_key(|c| c.at).cloned(),
+            addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
+        }
+    }
+
+    /// The state of a configured backend, and why it is in it, in words.
+    pub(super) fn state_of(
+        &self,
+        inner: &Inner,
+        of: usize,
+        members: &[&Member],
+        now: Instant,
+    ) -> (BackendState, String) {
+        let plan = &self.configured[of].0;
+        let single = inner.balancer.is_single();
+        let can_take = members.iter().any(|m| m.share(single, now) > 0);
+        // Until a connect succeeds. That it may be tried again proves nothing.
+        let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
+        let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
+        let setting = inner.admin_states.get(of).copied().unwrap_or_default();
+        use BackendState::{Disabled, Down, Failed, Unproven, Up};
+        if let Some(state) = setting.admin_state.state() {
+            (state, admin_why(setting.admin_state, members, failed))
+        } else if plan.down {
+            (Disabled, "the configuration says so".to_owned())
+        } else if members.is_empty() {
+            (Down, "its name does not resolve".to_owned())
+        } else if let Some((state, why)) = judged(members) {
+            match inner.guard.panic() {
+                Some(panic) => (state, format!("{why}; {panic}")),
+                None => (state, why),
             }
-        };
-        self.configured.iter().enumerate().map(one).collect()
+        } else if let Some(why) = silent(members, now) {
+            (Up, why)
+        } else if failed {
+            match can_take {
+                true => (
+                    Unproven,
+                    format!("{fails} failed connects; the next session tries it again"),
+                ),
+                false => (Failed, format!("{fails} failed connects")),
+            }
+        } else if plan.weight == 0 {
+            (Up, "weight 0: takes nothing new".to_owned())
+        } else if !can_take {
+            (Up, "full: max_connections is reached".to_owned())
+        } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
+            (Up, format!("slow start: {percent} % of its weight"))
+        } else {
+            let checked = members.iter().filter_map(|m| m.checked.as_ref());
+            let fault = checked.filter_map(|c| c.finding.fault.clone()).next();
+            (Up, fault.unwrap_or_default())
+        }
     }
 }
 

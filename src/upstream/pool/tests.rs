@@ -131,7 +131,22 @@ pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
     Some(lease.backend().text().to_string())
 }
 
-pub(super) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
+/// A connect to the backend fails.
+pub(crate) fn fail(pool: &Pool, backend: &Arc<Backend>, now: Instant) {
+    pool.failed(backend, ConnectError::Refused, &"refused", now);
+}
+
+/// Of the configured backend of this number.
+pub(crate) fn set_admin_state(
+    pool: &Pool,
+    n: usize,
+    admin_state: AdminState,
+    now: Instant,
+) -> Option<AdminChange> {
+    pool.set_admin_state(&format!("10.0.0.{}:1", n + 1), admin_state, now)
+}
+
+pub(crate) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));
 
 #[test]
 fn what_a_check_calls_down_takes_nothing_even_alone() {
@@ -165,7 +180,7 @@ fn checks_and_failed_connects_do_not_erase_each_other() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&both.addresses()[0].backend);
-    both.failed(&first, now);
+    fail(&both, &first, now);
     verdict(&both, 0, DOWN, false, now);
     assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
     // The check speaks for it again, the connects do not.
@@ -221,12 +236,12 @@ fn who_was_picked_before_a_backend_was_left_must_not_stay() {
     let alone = pool(vec![planned(1)], true);
     let mut before = alone.search(&Facts::default());
     let lease = alone.pick(&mut before, now).expect("a backend");
-    assert_eq!(alone.succeeded(&before, now), AfterSuccess::Nothing);
+    assert!(alone.succeeded(&before, now));
     alone.leave(lease.backend());
-    assert_eq!(alone.succeeded(&before, now), AfterSuccess::Left);
+    assert!(!alone.succeeded(&before, now));
     let mut after = alone.search(&Facts::default());
     let _lease = alone.pick(&mut after, now).expect("a backend");
-    assert_eq!(alone.succeeded(&after, now), AfterSuccess::Nothing);
+    assert!(alone.succeeded(&after, now));
 }
 
 #[test]
@@ -268,12 +283,16 @@ fn who_is_out_is_not_taken_out_again() {
     let both = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&both.addresses()[0].backend);
     verdict(&both, 0, DOWN, false, now);
-    assert_eq!(both.failed(&first, now), AfterFailure::StillIn);
+    both.take_events(now);
+    fail(&both, &first, now);
+    assert!(both.take_events(now).0.is_empty());
     assert_eq!(both.snapshot(now)[0].state, BackendState::Down);
     let second = Arc::clone(&both.addresses()[1].backend);
-    both.set_admin_state(1, AdminState::Drain, now);
-    assert_eq!(both.failed(&second, now), AfterFailure::StillIn);
-    both.set_admin_state(1, AdminState::Ready, now);
+    set_admin_state(&both, 1, AdminState::Drain, now);
+    both.take_events(now);
+    fail(&both, &second, now);
+    assert!(both.take_events(now).0.is_empty());
+    set_admin_state(&both, 1, AdminState::Ready, now);
     assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
 }
 
@@ -286,7 +305,7 @@ fn who_has_departed_is_looked_after_while_it_has_sessions() {
         .pick(&mut both.search(&Facts::default()), now)
         .expect("a backend");
     let gone = Arc::clone(lease.backend());
-    both.failed(&gone, now);
+    fail(&both, &gone, now);
     both.set_addresses(&[vec![], vec![place(2)]], now);
     assert!(both.is_checked(&gone, 0) && both.addresses().len() == 2);
     drop(lease);

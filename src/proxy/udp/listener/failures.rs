@@ -2,7 +2,6 @@
 
 use super::Listener;
 use crate::{
-    control::outage::blame,
     plan::{
         Addr,
         reason::{Cause, CloseReason, ConnectError, Party},
@@ -119,14 +118,13 @@ impl Listener {
 
     /// An attempt to reach this backend has failed.
     pub(super) fn failed(&self, backend: &Arc<Backend>, error: &io::Error) {
-        let service = &self.service;
+        let now = Instant::now();
         let reason = ConnectError::of(error);
         let counts = backend.metrics.counts.mine();
         counts.connect_errors[reason as usize].add(1);
-        backend.log_failure(reason, error, Instant::now());
+        backend.log_failure(reason, error, now);
         if reason.blames_backend() {
-            let journal = &service.process.journal;
-            blame(&service.pool, journal, backend, reason.word(), error);
+            self.service.pool.failed(backend, reason, error, now);
         }
     }
 }

@@ -5,7 +5,6 @@ use super::{
     Listener,
 };
 use crate::{
-    control::outage::tell_that_it_is_back,
     plan::reason::{CloseReason, DropReason},
     proxy::udp::context::{Context, Reply, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
@@ -144,11 +143,7 @@ impl Listener {
 
     /// Its backend is there.
     pub(super) fn passed_trial(&self, gear: &Context, backend: &Arc<Backend>) {
-        let service = &self.service;
-        if service.pool.answered(backend, gear.now) {
-            let journal = &service.process.journal;
-            tell_that_it_is_back(&service.pool, journal, backend, "answered");
-        }
+        self.service.pool.answered(backend, gear.now);
     }
 
     pub(super) fn socket(&self, port: u16) -> BorrowedFd<'_> {

@@ -1,6 +1,6 @@
 use super::super::{
-    AfterSuccess,
-    tests::{DOWN, pick, place, planned, pool, pool_with, verdict},
+    Transition,
+    tests::{DOWN, fail, pick, place, planned, pool, pool_with, set_admin_state, verdict},
 };
 use super::*;
 use crate::{
@@ -18,35 +18,37 @@ fn states(pool: &Pool, now: Instant) -> Vec<BackendState> {
     pool.snapshot(now).iter().map(|s| s.state).collect()
 }
 
+/// Those that have happened since this was called last.
+fn transitions(pool: &Pool, now: Instant) -> Vec<(BackendState, BackendState)> {
+    let states = |event| match event {
+        Event::Transition(Transition { from, to, .. }) => from.zip(to),
+        _ => None,
+    };
+    let events = pool.take_events(now).0;
+    events.into_iter().filter_map(states).collect()
+}
+
 #[test]
 fn who_is_taken_out_gets_nothing_even_alone() {
     let now = Instant::now();
     for (admin_state, state) in OUT {
         let alone = pool(vec![planned(1)], true);
-        let turned = alone
-            .set_admin_state(0, admin_state, now)
-            .expect("something new");
-        assert_eq!((turned[0].from, turned[0].to), (BackendState::Up, state));
-        assert!(
-            alone.set_admin_state(0, admin_state, now).is_none(),
-            "nothing new"
-        );
+        set_admin_state(&alone, 0, admin_state, now);
+        assert_eq!(transitions(&alone, now), [(BackendState::Up, state)]);
+        set_admin_state(&alone, 0, admin_state, now);
+        assert!(transitions(&alone, now).is_empty(), "nothing new");
         assert_eq!(pick(&alone, now), None);
         assert!(!alone.is_available(now));
         assert_eq!(states(&alone, now), [state]);
         assert_eq!(alone.snapshot(now)[0].since, Some(now));
     }
     let alone = pool(vec![planned(1)], true);
-    assert!(
-        alone.set_admin_state(0, AdminState::Ready, now).is_none(),
-        "it is already"
-    );
-    assert!(
-        alone.set_admin_state(1, AdminState::Drain, now).is_none(),
-        "there is no such"
-    );
-    alone.set_admin_state(0, AdminState::Drain, now);
-    alone.set_admin_state(0, AdminState::Ready, now);
+    set_admin_state(&alone, 0, AdminState::Ready, now);
+    assert!(transitions(&alone, now).is_empty(), "it is already");
+    let change = set_admin_state(&alone, 1, AdminState::Drain, now);
+    assert!(change.is_none(), "there is no such");
+    set_admin_state(&alone, 0, AdminState::Drain, now);
+    set_admin_state(&alone, 0, AdminState::Ready, now);
     assert!(pick(&alone, now).is_some());
     assert!(alone.lock().all_plain, "as if nothing had been");
     assert_eq!(alone.snapshot(now)[0].since, None);
@@ -57,7 +59,7 @@ fn admin_state_and_verdict_are_independent() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     verdict(&both, 0, DOWN, false, now);
-    both.set_admin_state(0, AdminState::Drain, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
     let why = &both.snapshot(now)[0].why;
     assert_eq!(
         why,
@@ -70,15 +72,15 @@ fn admin_state_and_verdict_are_independent() {
     assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
     // Down again, and wanted.
     verdict(&both, 0, DOWN, false, now);
-    both.set_admin_state(0, AdminState::Ready, now);
+    set_admin_state(&both, 0, AdminState::Ready, now);
     assert_eq!(states(&both, now)[0], BackendState::Down);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
     // Nor does it erase what connects say.
     verdict(&both, 0, Verdict::Up, false, now);
-    both.failed(&both.addresses()[0].backend, now);
-    both.set_admin_state(0, AdminState::Drain, now);
+    fail(&both, &both.addresses()[0].backend, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.snapshot(now)[0].why.ends_with("its connects fail"));
-    both.set_admin_state(0, AdminState::Ready, now);
+    set_admin_state(&both, 0, AdminState::Ready, now);
     assert_eq!(states(&both, now)[0], BackendState::Failed);
 }
 
@@ -91,12 +93,12 @@ fn out_of_maintenance_it_waits_for_its_check_whatever_start_says() {
             verdict(&both, n, Verdict::Up, true, now);
         }
         let first = Arc::clone(&both.addresses()[0].backend);
-        both.failed(&first, now);
+        fail(&both, &first, now);
         assert!(both.is_checked(&first, 0));
-        both.set_admin_state(0, AdminState::Maint, now);
+        set_admin_state(&both, 0, AdminState::Maint, now);
         assert!(!both.is_checked(&first, 0));
         assert!(both.snapshot(now)[0].checked.is_none());
-        both.set_admin_state(0, AdminState::Ready, now);
+        set_admin_state(&both, 0, AdminState::Ready, now);
         assert!(!both.is_checked(&first, 0), "what began before is void");
         assert!(both.is_checked(&first, 1));
         assert_eq!(states(&both, now)[0], BackendState::Down);
@@ -116,14 +118,14 @@ fn a_drain_does_not_make_it_a_stranger() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&both.addresses()[0].backend);
-    both.set_admin_state(0, AdminState::Drain, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.is_checked(&first, 0));
-    both.set_admin_state(0, AdminState::Ready, now);
+    set_admin_state(&both, 0, AdminState::Ready, now);
     assert!(both.is_checked(&first, 0));
     assert_eq!(both.snapshot(now)[0].why, "", "no slow start");
     // Through maintenance to a drain: checked again, and anew.
-    both.set_admin_state(0, AdminState::Maint, now);
-    both.set_admin_state(0, AdminState::Drain, now);
+    set_admin_state(&both, 0, AdminState::Maint, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.is_checked(&first, 1));
     let why = &both.snapshot(now)[0].why;
     assert_eq!(why, "the operator says so; besides, not checked yet");
@@ -136,7 +138,7 @@ fn it_holds_for_all_addresses_now_and_later() {
     let gone = both.pick(&mut both.search(&Facts::default()), now);
     let gone = gone.expect("a backend");
     both.set_addresses(&[vec![place(3)], vec![place(2)]], now);
-    both.set_admin_state(0, AdminState::Drain, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
     both.set_addresses(&[vec![place(3), place(4)], vec![place(2)]], now);
     let admin_states: Vec<_> = both
         .addresses()
@@ -153,7 +155,7 @@ fn it_holds_for_all_addresses_now_and_later() {
     both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
     assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
-    both.set_admin_state(0, AdminState::Ready, now);
+    set_admin_state(&both, 0, AdminState::Ready, now);
     let picks: Vec<_> = (0..2).filter_map(|_| pick(&both, now)).collect();
     assert!(picks.contains(&"10.0.0.1:1".to_owned()), "{picks:?}");
 }
@@ -184,7 +186,7 @@ fn picks_are_those_beside_one_that_is_down() {
         };
         let down = pool_with(balance.clone(), four(true), true);
         let drained = pool_with(balance.clone(), four(false), true);
-        drained.set_admin_state(1, AdminState::Drain, now);
+        set_admin_state(&drained, 1, AdminState::Drain, now);
         let by_chance = matches!(balance, Balance::RandomTwo | Balance::LeastTime(_));
         for n in 0..200u8 {
             let client = Facts {
@@ -210,8 +212,8 @@ fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
     let both = pool(vec![planned(1), planned(2)], true);
     let mut search = both.search(&Facts::default());
     let lease = both.pick(&mut search, now).expect("a backend");
-    both.set_admin_state(0, AdminState::Drain, now);
-    assert_eq!(both.succeeded(&search, now), AfterSuccess::Nothing);
+    set_admin_state(&both, 0, AdminState::Drain, now);
+    assert!(both.succeeded(&search, now));
     both.leave(lease.backend());
-    assert_eq!(both.succeeded(&search, now), AfterSuccess::Left);
+    assert!(!both.succeeded(&search, now));
 }

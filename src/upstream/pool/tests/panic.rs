@@ -20,13 +20,13 @@ fn picks(pool: &Pool, now: Instant) -> Vec<String> {
 }
 
 fn news(pool: &Pool, now: Instant) -> Vec<String> {
-    let short = |news| match news {
-        News::Turned(turn) => turn.to.state().word().to_owned(),
-        News::PanicStarted { up, of } => format!("panic {up} of {of}"),
-        News::PanicEnded => "panic over".to_owned(),
+    let short = |event| match event {
+        Event::Transition(Transition { to: Some(to), .. }) => to.word().to_owned(),
+        Event::PanicStarted { up, total } => format!("panic {up} of {total}"),
+        Event::PanicEnded => "panic over".to_owned(),
         other => panic!("{other:?}"),
     };
-    pool.news(now).0.into_iter().map(short).collect()
+    pool.take_events(now).0.into_iter().map(short).collect()
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     assert_eq!(pool.guarded(now).in_panic, Some(true));
     // Not against what failed connects say.
     let failed = Arc::clone(&pool.addresses()[0].backend);
-    pool.failed(&failed, now);
+    fail(&pool, &failed, now);
     assert_eq!(
         picks(&pool, now),
         ["10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"]
@@ -174,8 +174,8 @@ fn who_is_taken_out_does_not_count() {
     let now = Instant::now();
     for admin_state in [AdminState::Drain, AdminState::Maint] {
         let pool = with_threshold((1..=4).map(planned).collect(), 50, true);
-        pool.set_admin_state(0, admin_state, now);
-        pool.set_admin_state(1, admin_state, now);
+        set_admin_state(&pool, 0, admin_state, now);
+        set_admin_state(&pool, 1, admin_state, now);
         assert!(!pool.in_panic(), "two of two are up");
         verdict(&pool, 2, DOWN, false, now);
         assert!(!pool.in_panic(), "one of two is no less than a half");
@@ -189,8 +189,8 @@ fn who_is_taken_out_does_not_count() {
         );
         // They are back: well after a drain, and not known to be after a maintenance, which makes
         // nothing worse.
-        pool.set_admin_state(0, AdminState::Ready, now);
-        pool.set_admin_state(1, AdminState::Ready, now);
+        set_admin_state(&pool, 0, AdminState::Ready, now);
+        set_admin_state(&pool, 1, AdminState::Ready, now);
         let drained = admin_state == AdminState::Drain;
         assert_eq!(pool.in_panic(), !drained, "{admin_state:?}");
         assert_eq!(picks(&pool, now).len(), if drained { 2 } else { 4 });

@@ -102,16 +102,27 @@ impl Scene {
 
     /// What has happened, in short.
     fn news(&self) -> Vec<String> {
-        let short = |news| match news {
-            News::Turned(turn) => {
-                format!("{} {}", &turn.backend.text()[7..8], turn.to.state().word())
-            }
-            News::Stale(backend) => format!("{} stale", &backend.text()[7..8]),
-            News::Heard(backend) => format!("{} heard", &backend.text()[7..8]),
-            News::Back(backend) => format!("{} back", &backend.text()[7..8]),
+        let short = |event| match event {
+            Event::Transition(Transition {
+                backend,
+                cause: Cause::CheckPassed,
+                ..
+            }) => format!("{} back", &backend.text()[7..8]),
+            Event::Transition(Transition {
+                backend,
+                to: Some(to),
+                ..
+            }) => format!("{} {}", &backend.text()[7..8], to.word()),
+            Event::Stale(backend) => format!("{} stale", &backend.text()[7..8]),
+            Event::Fresh(backend) => format!("{} heard", &backend.text()[7..8]),
             other => panic!("{other:?}"),
         };
-        self.pool.news(self.now).0.into_iter().map(short).collect()
+        self.pool
+            .take_events(self.now)
+            .0
+            .into_iter()
+            .map(short)
+            .collect()
     }
 }
 
@@ -331,7 +342,7 @@ fn supposed_primaries_are_not_all_used_at_once() {
     let picks: Vec<_> = (0..4).map(|_| pick(&pool, now)).collect();
     assert_eq!(picks, vec![Some("10.0.0.1:1".to_owned()); 4]);
     assert_eq!(pool.snapshot(now)[1].why, "not checked yet");
-    assert!(pool.news(now).0.is_empty());
+    assert!(pool.take_events(now).0.is_empty());
 }
 
 #[derive(Debug, Clone)]
@@ -413,7 +424,7 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
         let mut scene = Scene::new(2, 3, |_| {});
         scene.says(1, Primary).says(2, Replica);
         assert_eq!(scene.picks(), [1]);
-        scene.pool.set_admin_state(0, admin_state, scene.now);
+        set_admin_state(&scene.pool, 0, admin_state, scene.now);
         assert_eq!(scene.picks(), [0; 0]);
         scene.at(1).says(2, Primary);
         if admin_state == AdminState::Drain {
@@ -423,16 +434,16 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
                 (vec![], BackendState::Doubtful)
             );
             // Given back too early it is what it was.
-            scene.pool.set_admin_state(0, AdminState::Ready, scene.now);
+            set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
             assert_eq!(scene.picks(), [1]);
-            scene.pool.set_admin_state(0, AdminState::Drain, scene.now);
+            set_admin_state(&scene.pool, 0, AdminState::Drain, scene.now);
             scene.at(2).says(1, Replica);
             assert_eq!(scene.picks(), [2]);
             continue;
         }
         assert_eq!(scene.picks(), [2]);
         scene.at(2).says(2, Primary);
-        scene.pool.set_admin_state(0, AdminState::Ready, scene.now);
+        set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
         scene.judges[0] = Judge::new(Rule { rise: 2, fall: 3 }, Verdict::Down(None));
         scene.at(3).says(1, Primary).says(1, Primary);
         assert_eq!(
@@ -460,7 +471,7 @@ fn a_proof_outlives_a_drain_and_no_maintenance() {
             (scene.picks(), scene.state(2).0),
             (vec![1], BackendState::WrongRole)
         );
-        scene.pool.set_admin_state(0, admin_state, scene.now);
+        set_admin_state(&scene.pool, 0, admin_state, scene.now);
         assert_eq!(scene.picks(), picks, "{admin_state:?}");
     }
 }
@@ -579,10 +590,8 @@ fn a_good_check_ends_what_failed_connects_began() {
     let first = Arc::clone(&scene.pool.addresses()[0].backend);
     scene.news();
     scene.at(1);
-    assert!(matches!(
-        scene.pool.failed(&first, scene.now),
-        AfterFailure::Out(_)
-    ));
+    fail(&scene.pool, &first, scene.now);
+    assert_eq!(scene.news(), ["1 failed"]);
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![], BackendState::Failed)

@@ -1,0 +1,246 @@
+//! The one consumer of what happens to the backends of an upstream: it turns events of the pool
+//! into log lines, entries of the journal, metrics, outages and terminations of sessions.
+
+use super::supervise::supervised;
+use crate::{
+    control::{
+        draining::Draining,
+        journal::{Event as Entry, Journal, seconds},
+        outage::OutageTracker,
+    },
+    plan::reason::BackendState,
+    upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition},
+};
+use std::{
+    future::{pending, poll_fn},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+use tokio::sync::Notify;
+
+pub(super) struct Lifecycle {
+    pool: Arc<Pool>,
+    draining: Draining,
+    journal: Arc<Journal>,
+    /// Notified when there are other addresses to check.
+    addresses_changed: Arc<Notify>,
+    outages: Mutex<OutageTracker>,
+}
+
+impl Lifecycle {
+    pub(super) fn new(
+        pool: &Arc<Pool>,
+        draining: Draining,
+        journal: &Arc<Journal>,
+        addresses_changed: &Arc<Notify>,
+    ) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            draining,
+            journal: Arc::clone(journal),
+            addresses_changed: Arc::clone(addresses_changed),
+            outages: Mutex::default(),
+        }
+    }
+
+    /// Handles events as they happen, for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        let lost = |why: &str| {
+            tracing::error!(upstream = %self.pool.name, why, "lifecycle task panicked, restarted");
+        };
+        supervised(|| self.handle_all(), lost).await;
+    }
+
+    async fn handle_all(&self) {
+        loop {
+            let next = self.handle_pending(Instant::now());
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = poll_fn(|cx| self.pool.poll_events(cx)) => {}
+                () = due => {}
+            }
+        }
+    }
+
+    /// Handles what has happened by now. Returns when to look again even if nothing is notified.
+    pub(super) fn handle_pending(&self, now: Instant) -> Option<Instant> {
+        let (events, next) = self.pool.take_events(now);
+        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            self.handle(event, &mut outages);
+        }
+        outages.report_emptied(&self.pool, &self.journal, now);
+        next
+    }
+
+    fn handle(&self, event: Event, outages: &mut OutageTracker) {
+        let (pool, journal) = (&self.pool, &self.journal);
+        let upstream = &pool.name;
+        match event {
+            Event::Transition(transition) => self.handle_transition(&transition, outages),
+            Event::FailedOver { backend, to, at } => {
+                outages.report_failover(pool, journal, &backend, &to, at);
+            }
+            Event::AdminStateSet(set) => self.handle_admin_state(&set),
+            Event::Stale(backend) => {
+                tracing::warn!(%upstream, backend = %backend.text(), address = %backend.place,
+                    "check results are stale, backend takes no new sessions");
+            }
+            Event::Fresh(backend) => {
+                tracing::info!(%upstream, backend = %backend.text(), address = %backend.place,
+                    "check answers again");
+            }
+            Event::PanicStarted { up, total } => {
+                tracing::warn!(%upstream, up, of = total,
+                    "panic threshold reached, all backends are used");
+                self.draining.start_panic(pool);
+            }
+            Event::PanicEnded => {
+                tracing::info!(%upstream, "panic threshold left, checks decide again");
+                self.draining.end_panic(pool);
+            }
+        }
+    }
+
+    fn handle_admin_state(&self, set: &AdminStateSet) {
+        set.metrics.entered(set.change.to);
+        let (from, to) = (set.change.from.word(), set.change.to.word());
+        tracing::info!(upstream = %self.pool.name, backend = %set.metrics.text, from, to,
+            reason = Cause::Operator(set.admin_state).word(), sessions = set.change.sessions,
+            admin_state = set.admin_state.word(), "admin state changed");
+        self.addresses_changed.notify_one();
+    }
+
+    fn handle_transition(&self, transition: &Transition, outages: &mut OutageTracker) {
+        let pool = &self.pool;
+        let Transition { backend, cause, .. } = transition;
+        let doubt = || pool.metrics.doubt_duration.record(transition.doubted_for);
+        match cause {
+            Cause::Check { .. }
+            | Cause::Superseded(_)
+            | Cause::TwoPrimaries(_)
+            | Cause::OnePrimary => {
+                self.count(transition);
+                self.draining.follow_verdict(pool, transition);
+                if transition.is_outage() {
+                    doubt();
+                }
+            }
+            Cause::Failure { .. } => {
+                self.count(transition);
+                doubt();
+            }
+            Cause::Connected | Cause::Answered | Cause::CheckPassed => self.count(transition),
+            Cause::Operator(admin_state) => {
+                self.draining
+                    .follow_admin_state(pool, transition, *admin_state);
+            }
+            Cause::Resolver => self.addresses_changed.notify_one(),
+        }
+        let entry = Entry::new(&pool.name, transition);
+        log(&entry, transition);
+        let number = self.journal.record(entry);
+        outages.end(backend);
+        if transition.is_outage() {
+            outages.start(backend, &self.journal, number, transition.at);
+        }
+    }
+
+    fn count(&self, transition: &Transition) {
+        if let Some(to) = transition.to {
+            transition.backend.metrics.entered(to);
+        }
+    }
+}
+
+fn log(entry: &Entry, transition: &Transition) {
+    let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
+    let (from, to, reason) = (entry.from, entry.to, entry.reason);
+    let transcript = entry.transcript.as_deref().unwrap_or_default();
+    let doubt_seconds = seconds(transition.doubted_for);
+    match &transition.cause {
+        Cause::Superseded(_) | Cause::TwoPrimaries(_) => {
+            tracing::warn!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                transcript,
+                "two primaries reported, backend marked doubtful"
+            );
+        }
+        Cause::Check { .. } | Cause::OnePrimary if transition.is_outage() => {
+            tracing::warn!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                transcript,
+                doubt_seconds,
+                "backend marked down"
+            );
+        }
+        Cause::Check { .. } | Cause::OnePrimary if transition.to == Some(BackendState::Up) => {
+            tracing::info!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                transcript,
+                doubt_seconds,
+                "backend is up"
+            );
+        }
+        // One that has not been used yet is no reason for a warning.
+        Cause::Check { .. } | Cause::OnePrimary => {
+            tracing::info!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                transcript,
+                doubt_seconds,
+                "backend stays out"
+            );
+        }
+        Cause::Failure { error, .. } => {
+            tracing::warn!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                error,
+                doubt_seconds,
+                "backend marked down"
+            );
+        }
+        Cause::Connected | Cause::Answered | Cause::CheckPassed => {
+            tracing::info!(
+                upstream,
+                backend,
+                address,
+                from,
+                to,
+                reason,
+                "backend marked up"
+            );
+        }
+        // Logged for all addresses at once, by what changed them.
+        Cause::Operator(_) | Cause::Resolver => {}
+    }
+}

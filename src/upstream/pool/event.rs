@@ -1,0 +1,226 @@
+//! What has happened to the backends of an upstream, in the order in which it happened.
+
+use crate::{
+    plan::reason::{BackendState, CheckResult, ConnectError},
+    telemetry::metrics::BackendMetrics,
+    upstream::{backend::Backend, notifier::Notifier, pool::AdminState},
+};
+use std::{
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+#[derive(Debug)]
+pub enum Event {
+    Transition(Transition),
+    /// The first session that another backend has taken since this one went out of service.
+    FailedOver {
+        backend: Arc<Backend>,
+        to: Arc<str>,
+        at: Instant,
+    },
+    /// An operator has set the admin state of a configured backend. A transition of each of its
+    /// addresses follows.
+    AdminStateSet(AdminStateSet),
+    /// A primary has given no certain answer for too long. Its state stays what it is, but it
+    /// takes no new sessions.
+    Stale(Arc<Backend>),
+    /// The opposite of `Stale`.
+    Fresh(Arc<Backend>),
+    /// Fewer backends are up than the panic threshold demands: all are used from now on.
+    PanicStarted {
+        up: usize,
+        total: usize,
+    },
+    /// Checks decide again.
+    PanicEnded,
+}
+
+/// A change of the state of one address.
+#[derive(Debug)]
+pub struct Transition {
+    pub backend: Arc<Backend>,
+    pub is_backup: bool,
+    /// `None`: it was no address of the upstream.
+    pub from: Option<BackendState>,
+    /// `None`: it is no address of the upstream any more.
+    pub to: Option<BackendState>,
+    pub cause: Cause,
+    /// From the first sign of the change until the change.
+    pub doubted_for: Duration,
+    pub at: Instant,
+}
+
+/// What caused a transition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// A check of this address.
+    Check {
+        result: CheckResult,
+        transcript: String,
+    },
+    /// Another server has proven to be the newer primary; how.
+    Superseded(String),
+    /// Another server says that it is the primary, too; which, and why it is the one believed.
+    TwoPrimaries(String),
+    /// The other primary is gone.
+    OnePrimary,
+    /// Connects or sessions failed; the last error.
+    Failure {
+        reason: ConnectError,
+        error: String,
+    },
+    /// A connect succeeded after failures.
+    Connected,
+    /// An answer began after failures.
+    Answered,
+    /// A check succeeded after failed connects.
+    CheckPassed,
+    Operator(AdminState),
+    Resolver,
+}
+
+#[derive(Debug)]
+pub struct AdminStateSet {
+    pub metrics: Arc<BackendMetrics>,
+    pub admin_state: AdminState,
+    pub change: AdminChange,
+}
+
+/// What setting an admin state did to a configured backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdminChange {
+    pub from: BackendState,
+    pub to: BackendState,
+    /// Sessions on it, those that are being connected included.
+    pub sessions: u64,
+}
+
+/// Events that the consumer has not taken yet, and the outages that sessions may still report on.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    queue: Vec<Event>,
+    notifier: Arc<Notifier>,
+    /// Backends out of service since which no session has gone to another one. Weak, so that
+    /// addresses that are gone do not pile up.
+    awaiting_failover: Vec<Weak<Backend>>,
+}
+
+impl Cause {
+    /// As in the log and the journal.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Check { result, .. } => result.word(),
+            Self::Superseded(_) => "superseded",
+            Self::TwoPrimaries(_) => "two_primaries",
+            Self::OnePrimary => "one_primary",
+            Self::Failure { reason, .. } => reason.word(),
+            Self::Connected => "connected",
+            Self::Answered => "answered",
+            Self::CheckPassed => "checked",
+            Self::Operator(_) => "operator",
+            Self::Resolver => "resolver",
+        }
+    }
+
+    /// What a check saw, or what other servers have to do with it.
+    pub fn transcript(&self) -> Option<&str> {
+        match self {
+            Self::Check { transcript, .. } => Some(transcript),
+            Self::Superseded(how) | Self::TwoPrimaries(how) => Some(how),
+            Self::OnePrimary
+            | Self::Failure { .. }
+            | Self::Connected
+            | Self::Answered
+            | Self::CheckPassed
+            | Self::Operator(_)
+            | Self::Resolver => None,
+        }
+    }
+}
+
+impl Transition {
+    /// Whether the address served before it, or was removed by it.
+    pub fn is_outage(&self) -> bool {
+        match self.to {
+            None => true,
+            Some(to) => self.from == Some(BackendState::Up) && to != BackendState::Up,
+        }
+    }
+}
+
+impl Events {
+    pub(super) fn notifier(&self) -> &Arc<Notifier> {
+        &self.notifier
+    }
+
+    pub(super) fn push(&mut self, event: Event) {
+        if let Event::Transition(transition) = &event {
+            self.follow(transition);
+        }
+        self.queue.push(event);
+        self.notifier.notify();
+    }
+
+    /// What happens next to an address ends its last outage.
+    fn follow(&mut self, transition: &Transition) {
+        let backend = &transition.backend;
+        let is_other = |other: &Weak<Backend>| {
+            let other = other.upgrade();
+            other.is_some_and(|other| other.place != backend.place)
+        };
+        self.awaiting_failover.retain(is_other);
+        backend.notify_when_empty(transition.is_outage());
+        if transition.is_outage() {
+            self.awaiting_failover.push(Arc::downgrade(backend));
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// `at`: what [`Self::len`] was when its consequences began.
+    pub(super) fn insert_admin_state(&mut self, at: usize, set: AdminStateSet) {
+        self.queue.insert(at, Event::AdminStateSet(set));
+        self.notifier.notify();
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.queue)
+    }
+
+    /// Whether the next session on another backend is an event.
+    pub(super) fn awaits_failover(&self) -> bool {
+        !self.awaiting_failover.is_empty()
+    }
+
+    /// A session has been taken by this backend.
+    pub(super) fn session_on(&mut self, taker: &Backend, at: Instant) {
+        let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker.id);
+        let others = self.awaiting_failover.extract_if(.., |b| !is_taker(b));
+        let others: Vec<_> = others.collect();
+        for backend in others.iter().filter_map(Weak::upgrade) {
+            let to = Arc::clone(taker.text());
+            self.push(Event::FailedOver { backend, to, at });
+        }
+    }
+}
+
+impl super::Pool {
+    /// Ready when [`super::Pool::take_events`] may have something new, or the last session of a
+    /// backend that is out of service has ended.
+    pub fn poll_events(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.notifier.poll(cx)
+    }
+
+    /// What has happened since this was called last; and when to call it again even if nothing is
+    /// notified, since time alone can make a verdict stale.
+    pub fn take_events(&self, now: Instant) -> (Vec<Event>, Option<Instant>) {
+        let mut inner = self.lock();
+        inner.look_out(now);
+        let next = inner.guard.next_review(now);
+        (inner.events.take(), next)
+    }
+}
