@@ -4,6 +4,7 @@ mod connect;
 mod listener;
 mod preamble;
 mod session;
+mod stop_signal;
 mod worker;
 
 pub use listener::Socket;

@@ -11,6 +11,7 @@ mod engine;
 mod flow;
 mod header;
 mod listener;
+mod order;
 mod own_addresses;
 mod peer_workers;
 mod per_second;
@@ -20,7 +21,8 @@ pub(crate) mod table;
 mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
-pub use engine::{Order, Worker, spawn_worker};
+pub use engine::{Worker, spawn_worker};
+pub use order::Order;
 pub use per_source::PerSource;
 pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;

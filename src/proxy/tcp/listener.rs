@@ -1,6 +1,6 @@
 //! Accepting connections.
 
-use super::{session, worker::StopSignal};
+use super::{session, stop_signal::StopSignal};
 use crate::{
     plan::{
         access,

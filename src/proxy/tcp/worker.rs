@@ -1,18 +1,14 @@
 //! The worker that carries connections: the orders that it takes.
 
-use super::listener::{Socket, listen};
+use super::{
+    listener::{Socket, listen},
+    stop_signal::StopSignal,
+};
 use crate::{
     runtime::{executor, worker},
     session::service::Service,
 };
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-    time::Instant,
-};
+use std::{io, rc::Rc, sync::Arc, time::Instant};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 pub type Worker = worker::Worker<Order>;
@@ -68,32 +64,5 @@ impl Listeners {
             }
             Order::Drain => self.stops.drain(..).for_each(|stop| stop.set()),
         }
-    }
-}
-
-/// Tells one accept loop to end.
-#[derive(Default)]
-pub(super) struct StopSignal {
-    is_set: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl StopSignal {
-    fn set(&self) {
-        self.is_set.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Ready once the signal is set.
-    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.is_set.get() {
-            return Poll::Ready(());
-        }
-        self.waker
-            .borrow_mut()
-            .get_or_insert_with(|| cx.waker().clone());
-        Poll::Pending
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     plan::reason::DropReason,
-    proxy::udp::engine::Order,
+    proxy::udp::order::Order,
     runtime::{mailbox::Mailbox, reactor::Reactor},
     sys::datagram::{BATCH, Inbox, Local, Outbox},
 };

@@ -1,9 +1,9 @@
 //! The engine of a worker that carries datagrams: hands events and orders to its listeners.
 
 use super::{
-    Binding,
     context::Context,
     listener::{Listener, send_back},
+    order::Order,
     sockets::Sockets,
     token::Token,
 };
@@ -19,18 +19,6 @@ use std::{io, sync::Arc, time::Instant};
 const DROP_COUNT_INTERVAL: u64 = 1_000;
 
 pub type Worker = worker::Worker<Order>;
-
-pub enum Order {
-    /// Receives from the sockets of a listener.
-    Listen(Box<Binding>),
-    /// Begins no more flows, and ends those that fall silent.
-    Drain,
-    /// Ends the flow of this listener that has been idle for longest, for one on another worker.
-    Evict(ListenerIndex),
-}
-
-/// The number of a listener on one worker.
-pub type ListenerIndex = usize;
 
 /// `shard`: of the counters. `began`: the same for all workers, whose milliseconds are compared.
 pub fn spawn_worker(

@@ -1,7 +1,7 @@
 //! The same listener on all workers: which of them evicts a flow for one on another.
 
 use crate::{
-    proxy::udp::engine::{ListenerIndex, Order},
+    proxy::udp::order::{ListenerIndex, Order},
     runtime::mailbox::{Mailbox, Message},
 };
 use std::sync::{
