@@ -236,6 +236,125 @@ impl CloseReason {
     }
 }
 
+/// What a session that ended does to a side that has not received everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing: both sides have ended, or the reset of one is passed on to the other.
+    Nothing,
+    /// Resets both sides: nothing that came from the client is to be used.
+    Both,
+    /// Resets every side whose source had not ended: it may always have had more to send.
+    MidStream,
+    /// Resets a side only if bytes for it are known to be under way: the session was silent.
+    Undelivered,
+}
+
+impl CloseReason {
+    pub fn cut(self) -> Cut {
+        match self {
+            Self::Ok
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut => Cut::Nothing,
+            Self::UntrustedHeader => Cut::Both,
+            Self::Drained
+            | Self::BackendDown
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained => Cut::MidStream,
+            Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::NoBackend
+            | Self::BackendRefused
+            | Self::ResponseTimeout
+            | Self::Evicted => Cut::Undelivered,
+        }
+    }
+
+    /// How the backend failed, if a session that had no byte of an answer ended so.
+    pub fn backend_failure(self) -> Option<ConnectError> {
+        match self {
+            Self::BackendReset => Some(ConnectError::Reset),
+            Self::BackendTimedOut => Some(ConnectError::Timeout),
+            Self::Ok
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::ClientTimedOut
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::NoBackend
+            | Self::Drained
+            | Self::UntrustedHeader
+            | Self::BackendDown
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained
+            | Self::BackendRefused
+            | Self::ResponseTimeout
+            | Self::Evicted => None,
+        }
+    }
+
+    /// Whether a flow that should leave its backend for this reason goes on there while no other
+    /// backend is available.
+    pub fn lets_flow_stay(self) -> bool {
+        match self {
+            Self::BackendDown | Self::BackendRefused => true,
+            Self::Ok
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::NoBackend
+            | Self::Drained
+            | Self::UntrustedHeader
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained
+            | Self::ResponseTimeout
+            | Self::Evicted => false,
+        }
+    }
+
+    /// Whether a flow that was replaced for this reason has left a backend that is not to be used:
+    /// it waits only briefly for late replies, and they do not prolong it.
+    pub fn leaves_backend(self) -> bool {
+        match self {
+            Self::Ok => false,
+            Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::NoBackend
+            | Self::Drained
+            | Self::UntrustedHeader
+            | Self::BackendDown
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained
+            | Self::BackendRefused
+            | Self::ResponseTimeout
+            | Self::Evicted => true,
+        }
+    }
+}
+
 impl RejectReason {
     /// Whether a flow can be turned away so, or else a connection.
     pub fn can_befall(self, flow: bool) -> bool {
@@ -257,12 +376,29 @@ impl ConnectError {
 
     /// Whether it says anything about the backend; a shortage of our own does not.
     pub fn blames_backend(self) -> bool {
-        !self.is_shortage() && self != Self::NoPorts
+        match self {
+            Self::Refused
+            | Self::Timeout
+            | Self::Unreachable
+            | Self::Prohibited
+            | Self::Reset
+            | Self::Other => true,
+            Self::NoPorts | Self::NoDescriptors | Self::NoMemory => false,
+        }
     }
 
     /// A shortage that is the same for all backends and passes by itself.
     pub fn is_shortage(self) -> bool {
-        matches!(self, Self::NoDescriptors | Self::NoMemory)
+        match self {
+            Self::NoDescriptors | Self::NoMemory => true,
+            Self::Refused
+            | Self::Timeout
+            | Self::Unreachable
+            | Self::Prohibited
+            | Self::Reset
+            | Self::NoPorts
+            | Self::Other => false,
+        }
     }
 }
 

@@ -13,7 +13,10 @@ pub use ending::{Last, end};
 pub use first::First;
 
 use crate::{
-    plan::{self, access, reason::CloseReason},
+    plan::{
+        self, access,
+        reason::{CloseReason, Cut},
+    },
     proxy_protocol::Watch,
     runtime::{
         executor,
@@ -189,17 +192,7 @@ impl Future for Relay<'_> {
         }
         let reason = ready!(this.advance());
         this.reconcile_deferred();
-        // The caller passes these on as a reset.
-        let is_by_a_peer = matches!(
-            reason,
-            CloseReason::ClientReset
-                | CloseReason::BackendReset
-                | CloseReason::ClientTimedOut
-                | CloseReason::BackendTimedOut
-        );
-        if reason != CloseReason::Ok && !is_by_a_peer {
-            this.reset_incomplete(reason);
-        }
+        this.reset_incomplete(reason);
         Poll::Ready(Outcome {
             reason,
             first_byte: match this.first_byte {
@@ -503,28 +496,23 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// A side that has not received everything must not take what it has for the whole. After a
-    /// silence only bytes that are known to be under way count; a session that is cut in the middle
-    /// of a transfer may always have more to send.
+    /// A side that has not received everything must not take what it has for the whole. A reset by
+    /// a peer is passed on by the caller.
     fn reset_incomplete(&self, reason: CloseReason) {
-        let in_full_flow = matches!(
-            reason,
-            CloseReason::Drained
-                | CloseReason::BackendDown
-                | CloseReason::RoleLost
-                | CloseReason::Recovered
-                | CloseReason::Lagging
-                | CloseReason::BackendDrained
-        );
-        if reason == CloseReason::UntrustedHeader {
-            sys::socket::reset_on_close(self.backend);
-            sys::socket::reset_on_close(self.client);
-            return;
-        }
-        if !self.up.finished && (in_full_flow || self.up.has_more(self.client)) {
+        let is_mid_stream = match reason.cut() {
+            Cut::Nothing => return,
+            Cut::Both => {
+                sys::socket::reset_on_close(self.backend);
+                sys::socket::reset_on_close(self.client);
+                return;
+            }
+            Cut::MidStream => true,
+            Cut::Undelivered => false,
+        };
+        if !self.up.finished && (is_mid_stream || self.up.has_more(self.client)) {
             sys::socket::reset_on_close(self.backend);
         }
-        if !self.down.finished && (in_full_flow || self.down.has_more(self.backend)) {
+        if !self.down.finished && (is_mid_stream || self.down.has_more(self.backend)) {
             sys::socket::reset_on_close(self.client);
         }
     }

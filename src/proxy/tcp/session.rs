@@ -4,10 +4,10 @@ use super::connect::{self, Attempt, Connected};
 use crate::{
     plan::{
         access,
-        reason::{CloseReason, ConnectError, RejectReason},
+        reason::{CloseReason, RejectReason},
     },
     proxy::{
-        relay::{self, Last, Outcome, SessionCounters},
+        relay::{self, Last, SessionCounters},
         tcp::preamble::{self, Introduction},
     },
     runtime::net::Stream,
@@ -81,8 +81,10 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 if let Some(ending) = relay::end(last, reached, plan, &session) {
                     ending.await;
                 }
-                if let Some(result) = unanswered(&outcome) {
-                    connect::failed_unanswered(service, backend, result);
+                if outcome.first_byte.is_none()
+                    && let Some(error) = outcome.reason.backend_failure()
+                {
+                    connect::failed_unanswered(service, backend, error);
                 }
                 last_for_client = outcome.last_for_client();
                 End {
@@ -149,16 +151,6 @@ pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<
                 ..service.record(peer, proxied, end.reason.word(), duration)
             });
         }
-    }
-}
-
-/// How a session failed that its backend had not answered with a byte.
-fn unanswered(outcome: &Outcome) -> Option<ConnectError> {
-    match outcome.reason {
-        _ if outcome.first_byte.is_some() => None,
-        CloseReason::BackendReset => Some(ConnectError::Reset),
-        CloseReason::BackendTimedOut => Some(ConnectError::Timeout),
-        _ => None,
     }
 }
 

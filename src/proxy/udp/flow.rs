@@ -131,6 +131,11 @@ impl Flow {
         self.taken >= requests
     }
 
+    /// Whether it was replaced because its backend is not to be used.
+    pub(super) fn has_left_backend(&self) -> bool {
+        self.retired.is_some_and(CloseReason::leaves_backend)
+    }
+
     /// Whether the trial is over, and well.
     pub(super) fn has_passed_trial(&mut self, now: Instant, is_over: bool) -> bool {
         let age = now.saturating_duration_since(self.opened);
@@ -186,9 +191,9 @@ fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
 /// For how many milliseconds a flow may be silent. `is_last`: the process ends, and this flow is
 /// not known to wait for anything.
 fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
-    let idle = match retired {
-        None | Some(CloseReason::Ok) => idle,
-        Some(_) => idle.min(LINGER),
+    let idle = match retired.is_some_and(CloseReason::leaves_backend) {
+        true => idle.min(LINGER),
+        false => idle,
     };
     match is_last {
         true => idle.min(QUIET),

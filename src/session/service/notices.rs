@@ -100,7 +100,14 @@ impl Service {
             RejectReason::MaxConnections => Some(self.plan.max_connections),
             RejectReason::ProcessMaxConnections => Some(sessions.connections().most()),
             RejectReason::ProcessMaxFlows => Some(sessions.flows().most()),
-            _ => None,
+            RejectReason::Access
+            | RejectReason::MaxFlowsPerSource
+            | RejectReason::NoPorts
+            | RejectReason::NoDescriptors
+            | RejectReason::ProxyHeader
+            | RejectReason::ProxyEnded
+            | RejectReason::ProxyTimeout
+            | RejectReason::Drained => None,
         }
     }
 
@@ -143,10 +150,23 @@ impl Service {
                 tracing::warn!(%listener, reason = reason_word, client, count,
                     "a client that is not in `trust` sent a PROXY protocol header");
             }
-            _ => {
-                tracing::warn!(%listener, %upstream, reason = reason_word, client, count,
-                    "client not served");
-            }
+            CloseReason::Ok
+            | CloseReason::IdleTimeout
+            | CloseReason::HalfCloseTimeout
+            | CloseReason::ClientReset
+            | CloseReason::BackendReset
+            | CloseReason::ClientTimedOut
+            | CloseReason::BackendTimedOut
+            | CloseReason::ClientLeft
+            | CloseReason::Drained
+            | CloseReason::BackendDown
+            | CloseReason::RoleLost
+            | CloseReason::Lagging
+            | CloseReason::Recovered
+            | CloseReason::BackendDrained
+            | CloseReason::BackendRefused
+            | CloseReason::ResponseTimeout
+            | CloseReason::Evicted => {}
         }
     }
 

@@ -84,7 +84,22 @@ impl FlowsMove {
             CloseReason::RoleLost => self.role_lost,
             CloseReason::Lagging => self.lag,
             CloseReason::BackendDrained => self.drain,
-            _ => self.down,
+            CloseReason::BackendDown | CloseReason::BackendRefused => self.down,
+            CloseReason::Ok
+            | CloseReason::IdleTimeout
+            | CloseReason::HalfCloseTimeout
+            | CloseReason::ClientReset
+            | CloseReason::BackendReset
+            | CloseReason::ClientTimedOut
+            | CloseReason::BackendTimedOut
+            | CloseReason::ClientLeft
+            | CloseReason::ConnectFailed
+            | CloseReason::NoBackend
+            | CloseReason::Drained
+            | CloseReason::UntrustedHeader
+            | CloseReason::Recovered
+            | CloseReason::ResponseTimeout
+            | CloseReason::Evicted => false,
         }
     }
 }

@@ -407,10 +407,6 @@ impl Listener {
             header: header.clone(),
             ..Start::default()
         };
-        let may_stay = matches!(
-            reason,
-            CloseReason::BackendDown | CloseReason::BackendRefused
-        );
         let picked = self.pick_another(gear, &key, &backend);
         let next = match picked {
             Some(picked) if self.has_room(&key) => self.begin(gear, key, start(picked)),
@@ -430,7 +426,7 @@ impl Listener {
                 Ok(next)
             }
             // It may be there again. Or another one, at the next datagram.
-            (Err(_), Some(flow)) if may_stay => {
+            (Err(_), Some(flow)) if reason.lets_flow_stay() => {
                 flow.retired = None;
                 flow.changes = 0;
                 Ok(number)

@@ -11,7 +11,7 @@ use crate::{
 };
 use std::{
     io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
 };
 
 /// What came before the process was told to end is still taken: so many batches of it.
@@ -72,28 +72,29 @@ impl Listener {
             }
             let flow = &self.flows[number as usize];
             let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
-            let reason = match flow.retired {
-                None | Some(CloseReason::Ok) if is_owed && !self.is_draining => {
-                    let backend = Arc::clone(flow.lease.backend());
-                    // Whoever answers others does not answer this one: anybody can ask what nobody
-                    // answers. And what the network said has been counted.
-                    let is_silent = backend.heard.load(Relaxed) < flow.last;
-                    if is_silent
-                        && !flow.refused
-                        && self
-                            .service
-                            .pool
-                            .may_be_blamed_for_silence(&backend, gear.now)
-                    {
-                        self.failed(&backend, &io::ErrorKind::TimedOut.into());
-                    }
-                    CloseReason::ResponseTimeout
-                }
-                Some(reason) => reason,
-                None if self.is_draining => CloseReason::Drained,
-                None => CloseReason::IdleTimeout,
+            let reason = if is_owed && !self.is_draining && !flow.has_left_backend() {
+                self.report_silence(gear, number);
+                CloseReason::ResponseTimeout
+            } else if let Some(reason) = flow.retired {
+                reason
+            } else if self.is_draining {
+                CloseReason::Drained
+            } else {
+                CloseReason::IdleTimeout
             };
             self.close(gear, number, reason);
+        }
+    }
+
+    /// The backend owed replies to this flow and sent none in time. That is no failure of a backend
+    /// that replied to another flow meanwhile, and an error from the network was counted already.
+    fn report_silence(&self, gear: &Gear, number: u32) {
+        let flow = &self.flows[number as usize];
+        let backend = flow.lease.backend();
+        let is_silent = backend.heard.load(Relaxed) < flow.last;
+        let pool = &self.service.pool;
+        if is_silent && !flow.refused && pool.may_be_blamed_for_silence(backend, gear.now) {
+            self.failed(backend, &io::ErrorKind::TimedOut.into());
         }
     }
 

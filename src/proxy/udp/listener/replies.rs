@@ -91,7 +91,7 @@ impl Listener {
         let mut dropped = 0;
         flow.replies = flow.replies.saturating_add(datagrams as u32);
         // One that has gone elsewhere does not stay for ever because its old backend goes on.
-        if flow.retired.is_none_or(|reason| reason == CloseReason::Ok) {
+        if !flow.has_left_backend() {
             let is_another_second = flow.last / 1_000 != gear.ms / 1_000;
             flow.last = gear.ms;
             if is_another_second && flow.coalesces {
