@@ -1,4 +1,10 @@
-//! What TCP sessions and UDP flows share: the register of sessions, limits, what they leave behind.
+//! What TCP sessions and UDP flows share: admission, the registry, the search for a backend, and
+//! what is counted and logged when a session ends.
 
+pub mod admission;
+pub mod per_source;
 pub mod registry;
+pub mod search;
 pub mod service;
+pub mod sockets;
+pub mod summary;

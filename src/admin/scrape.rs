@@ -1,6 +1,5 @@
 //! What `/metrics` answers.
 
-use super::status::is_udp;
 use crate::{
     control::State,
     telemetry::metrics::{self, BackendFigures, Figures, ListenerFigures, UpstreamFigures},
@@ -24,7 +23,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
     for service in view.services() {
         figures.listeners.push(ListenerFigures {
             metrics: &service.metrics,
-            is_udp: is_udp(service),
+            is_udp: service.is_udp(),
         });
     }
     for pool in view.pools() {

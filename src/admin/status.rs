@@ -2,7 +2,7 @@
 
 use crate::{
     control::{ListenerView, State},
-    plan::{Protocol, reason::DropReason},
+    plan::reason::DropReason,
     session::service::Service,
 };
 use serde::Serialize;
@@ -162,15 +162,11 @@ pub(super) fn unready(state: &State) -> String {
     text
 }
 
-pub(super) fn is_udp(service: &Service) -> bool {
-    matches!(service.plan.protocol, Protocol::Udp(_))
-}
-
 fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
     let counts = &service.metrics.counts;
     Listener {
         name: service.plan.name.clone(),
-        protocol: if is_udp(service) { "udp" } else { "tcp" },
+        protocol: service.protocol(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         upstream: service.plan.upstream.clone(),
         connections: service.metrics.active(),
@@ -178,7 +174,7 @@ fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
         accepted: counts.sum(|c| &c.connections),
         received_bytes: counts.sum(|c| &c.received),
         sent_bytes: counts.sum(|c| &c.sent),
-        datagrams: is_udp(service).then(|| datagrams(service)),
+        datagrams: service.is_udp().then(|| datagrams(service)),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     session::{
         registry::{Descriptors, Sessions},
         service::Process,
+        sockets::Sockets as FlowSockets,
     },
     sys,
     telemetry::metrics::Exporter,
@@ -47,7 +48,7 @@ pub(super) struct Runtime {
     pub(super) journal: Arc<Journal>,
     descriptors: Arc<Descriptors>,
     /// Of flows, over all workers.
-    sockets: Arc<udp::Sockets>,
+    sockets: Arc<FlowSockets>,
     workers: Workers,
     resolver: Resolver,
     checks: checks::Shared,
@@ -127,7 +128,7 @@ impl Runtime {
             },
             facts,
             exporter,
-            sockets: udp::Sockets::new(0, &descriptors),
+            sockets: FlowSockets::new(0, &descriptors),
             descriptors,
             workers,
             resolver: prepared.resolver.clone(),
@@ -209,7 +210,7 @@ impl Runtime {
         let sessions = &self.process.sessions;
         sessions.connections().set_most(budget.connections);
         sessions.flows().set_most(budget.flows);
-        self.sockets.set_most(budget.sockets);
+        self.sockets.set_max(budget.sockets);
         self.descriptors
             .divide(budget.for_connections, budget.for_flows, budget.shared);
     }

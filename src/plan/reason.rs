@@ -369,6 +369,24 @@ impl RejectReason {
     }
 }
 
+impl RejectReason {
+    /// Whether the end of another flow may let this one in.
+    pub fn is_cured_by_eviction(self) -> bool {
+        match self {
+            Self::MaxConnections | Self::ProcessMaxFlows => true,
+            Self::Access
+            | Self::ProcessMaxConnections
+            | Self::MaxFlowsPerSource
+            | Self::NoPorts
+            | Self::NoDescriptors
+            | Self::ProxyHeader
+            | Self::ProxyEnded
+            | Self::ProxyTimeout
+            | Self::Drained => false,
+        }
+    }
+}
+
 impl ConnectError {
     pub fn of(error: &std::io::Error) -> Self {
         Cause::of(error).word

@@ -15,16 +15,12 @@ mod order;
 mod own_addresses;
 mod peer_workers;
 mod per_second;
-mod per_source;
-mod sockets;
 pub(crate) mod table;
 mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
 pub use engine::{Worker, spawn_worker};
 pub use order::Order;
-pub use per_source::PerSource;
-pub use sockets::Sockets;
 pub use token::MOST_LISTENERS;
 
 use crate::session::service::Service;
@@ -35,7 +31,6 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
-    pub per_source: Arc<PerSource>,
     pub peers: Arc<PeerWorkers>,
     /// Of all UDP listeners of the process.
     pub own: Arc<OwnAddresses>,

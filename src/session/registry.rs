@@ -1,10 +1,14 @@
-//! The sessions that live now: who they are, what they have moved, and a way to end them.
+//! The sessions that live now: their clients, what they have carried, and how they are terminated.
 
 mod descriptors;
 
 pub use descriptors::Descriptors;
 
-use crate::{plan::reason::CloseReason, runtime::net::Client, telemetry::metrics::Sharded};
+use crate::{
+    plan::reason::{CloseReason, RejectReason},
+    runtime::net::Client,
+    telemetry::metrics::Sharded,
+};
 use ahash::AHashMap;
 use std::{
     sync::{
@@ -14,78 +18,103 @@ use std::{
     task::Waker,
 };
 
-/// One live session, as others see it.
+/// A connection that was accepted, or the first datagram of a flow.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub peer: Client,
+    /// The client that a PROXY protocol header has named, where the header is read by now.
+    pub named: Option<Client>,
+    /// The port of the listener; `None` on a unix socket.
+    pub server_port: Option<u16>,
+}
+
+/// Connections and flows have a budget each: a flood of one kind leaves the other alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Connection,
+    Flow,
+}
+
+/// One live session, as other threads see it.
 #[derive(Debug)]
 pub struct Session {
     id: u64,
-    /// Whose connection it is. Usually this is the client.
+    /// The other end of the connection: the client, or a proxy in front.
     pub peer: Client,
     /// The port that it connected to; `None` on a unix socket.
     pub server_port: Option<u16>,
-    /// Which of the budgets it is counted in.
-    is_flow: bool,
-    /// The process is to stop: a session that waits for nothing much then ends.
+    pub kind: Kind,
+    /// The process is stopping: a session with one side finished then waits only briefly.
     is_stopping: AtomicBool,
-    /// Whom a PROXY protocol header named. In a box: most sessions have none.
+    /// Which table of the registry has it.
+    shard: u16,
+    /// The client that a PROXY protocol header named. In a box: most sessions have none.
     proxied: OnceLock<Box<Client>>,
     /// Bytes from the client.
     pub received: AtomicU64,
     /// Bytes to the client.
     pub sent: AtomicU64,
-    /// Where it is and why it must end, as one: who tells it to leave a backend never meets it on
-    /// the next.
-    stand: AtomicU64,
+    /// A [`Placement`], so that its parts change together: a termination that is meant for one
+    /// backend never reaches the session on the next.
+    placement: AtomicU64,
     /// Of the task that carries it; set before the first wait.
     waker: Mutex<Option<Waker>>,
 }
 
-/// What a session is told, and where it is when it is told.
+/// The backend of a session, and why it must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stand {
-    /// The number of the backend that it is on; 0 for none.
+struct Placement {
+    /// The id of the backend; 0 for none.
     backend: u64,
     /// 0, or one more than the index of the reason to end for.
     end: u8,
-    /// It must end only because it is on that backend.
-    leaves: bool,
+    /// The reason holds on that backend only.
+    is_of_backend: bool,
 }
 
-impl Stand {
+impl Placement {
     fn of(bits: u64) -> Self {
         Self {
             backend: bits >> 8,
             end: bits as u8 >> 1,
-            leaves: bits & 1 == 1,
+            is_of_backend: bits & 1 == 1,
         }
     }
 
     fn bits(self) -> u64 {
-        self.backend << 8 | u64::from(self.end) << 1 | u64::from(self.leaves)
+        self.backend << 8 | u64::from(self.end) << 1 | u64::from(self.is_of_backend)
     }
 
     /// The first reason stands.
-    fn ending(self, reason: CloseReason, leaves: bool) -> Self {
+    fn ending(self, reason: CloseReason, is_of_backend: bool) -> Self {
         match self.end {
             0 => Self {
                 end: (reason as u8 + 1) & 0x7f,
-                leaves,
+                is_of_backend,
                 ..self
             },
             _ => Self {
-                leaves: self.leaves && leaves,
+                is_of_backend: self.is_of_backend && is_of_backend,
                 ..self
             },
         }
     }
 }
 
+impl Arrival {
+    /// The client that the session is for.
+    pub fn client(&self) -> Client {
+        self.named.unwrap_or(self.peer)
+    }
+}
+
 impl Session {
-    /// Whom this session is for.
+    /// The client that the session is for.
     pub fn client(&self) -> Client {
         self.proxied().unwrap_or(self.peer)
     }
 
-    /// Whom the PROXY protocol header named that came with it, if one did.
+    /// The client that a PROXY protocol header named, if there was one.
     pub fn proxied(&self) -> Option<Client> {
         self.proxied.get().map(|client| **client)
     }
@@ -95,23 +124,23 @@ impl Session {
         let _ = self.proxied.set(Box::new(client));
     }
 
-    /// Says which backend it is on, by its number; 0 for none. Whoever asks the pool afterwards
-    /// whether that backend has been left meanwhile, and hears no, is found by [`Sessions::on`]
-    /// when it is. Whoever hears yes goes elsewhere: what it was told because of the one is not
-    /// meant for the other.
+    /// Enters the session on a backend, by its id; 0 for none. A session enters first and then asks
+    /// the pool whether sessions of that backend were terminated since it was picked. If not, a
+    /// later termination finds it by [`Sessions::on`]. If so, the session moves on, and a reason to
+    /// end that was meant for that backend is cleared.
     pub fn set_backend(&self, id: u64) {
-        self.turn(|stand| match stand.leaves {
-            true => Stand::of(id << 8),
-            false => Stand {
+        self.update(|placement| match placement.is_of_backend {
+            true => Placement::of(id << 8),
+            false => Placement {
                 backend: id,
-                ..stand
+                ..placement
             },
         });
     }
 
-    /// Why it must end, if it must. Cheap: asked at every turn of the relay.
+    /// Why it must end, if it must. Cheap: asked at every poll of the relay.
     pub fn must_end(&self) -> Option<CloseReason> {
-        match Stand::of(self.stand.load(Ordering::Acquire)).end {
+        match Placement::of(self.placement.load(Ordering::Acquire)).end {
             0 => None,
             n => CloseReason::ALL.get(usize::from(n) - 1).copied(),
         }
@@ -121,29 +150,30 @@ impl Session {
         self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Wherever it is.
+    /// Terminates it, on whatever backend it is.
     pub fn end(&self, reason: CloseReason) {
-        self.turn(|stand| stand.ending(reason, false));
+        self.update(|placement| placement.ending(reason, false));
         self.wake();
     }
 
-    /// Unless it is on another backend by now.
+    /// Terminates it unless it is on another backend by now.
     pub fn end_if_on(&self, backend: u64, reason: CloseReason) {
-        let before = self.turn(|stand| match stand.backend == backend {
-            true => stand.ending(reason, true),
-            false => stand,
+        let before = self.update(|placement| match placement.backend == backend {
+            true => placement.ending(reason, true),
+            false => placement,
         });
         if before.backend == backend {
             self.wake();
         }
     }
 
-    fn turn(&self, to: impl Fn(Stand) -> Stand) -> Stand {
-        let turn = |bits| Some(to(Stand::of(bits)).bits());
-        let turned = self
-            .stand
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, turn);
-        Stand::of(turned.unwrap_or_else(|bits| bits))
+    /// Returns what was there before.
+    fn update(&self, to: impl Fn(Placement) -> Placement) -> Placement {
+        let update = |bits| Some(to(Placement::of(bits)).bits());
+        let updated = self
+            .placement
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+        Placement::of(updated.unwrap_or_else(|bits| bits))
     }
 
     fn wake(&self) {
@@ -158,13 +188,13 @@ impl Session {
     }
 }
 
-type Table = Arc<Mutex<AHashMap<u64, Arc<Session>>>>;
+type Table = Mutex<AHashMap<u64, Arc<Session>>>;
 
 /// All sessions of the process, one table a worker.
 #[derive(Debug)]
 pub struct Sessions {
     tables: Sharded<Table>,
-    next: AtomicU64,
+    next_id: AtomicU64,
     connections: Budget,
     flows: Budget,
     /// Those of flows are taken with their sockets.
@@ -172,8 +202,7 @@ pub struct Sessions {
     is_stopping: AtomicBool,
 }
 
-/// So many at once and no more. Connections and flows have one each: a flood of the one leaves the
-/// other alone.
+/// How many sessions of one kind the process has, and may have.
 #[derive(Debug)]
 pub struct Budget {
     count: AtomicU64,
@@ -189,7 +218,7 @@ impl Budget {
     }
 
     fn take(&self) -> bool {
-        take_place(&self.count, self.most())
+        take_below(&self.count, self.most())
     }
 
     fn give_back(&self) {
@@ -210,21 +239,13 @@ impl Budget {
     }
 }
 
-/// Takes one of so many places. Never counts beyond them, not for a moment: another worker that
-/// sees one too many turns somebody away for whom there is room.
-pub fn take_place(count: &AtomicU64, most: u64) -> bool {
-    let one_more = |n| (n < most).then(|| n + 1);
+/// Counts one more if fewer than `max` are counted. Never exceeds `max`, not for a moment: another
+/// worker that saw one too many would refuse a client for no reason.
+pub fn take_below(count: &AtomicU64, max: u64) -> bool {
+    let one_more = |n| (n < max).then(|| n + 1);
     count
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
         .is_ok()
-}
-
-/// A session's place on the list, given back when dropped.
-#[derive(Debug)]
-pub struct Listed {
-    sessions: Arc<Sessions>,
-    table: Table,
-    session: Arc<Session>,
 }
 
 impl Sessions {
@@ -237,68 +258,68 @@ impl Sessions {
         Self {
             is_stopping: AtomicBool::new(false),
             tables: Sharded::new(shards),
-            next: AtomicU64::default(),
+            next_id: AtomicU64::default(),
             connections: Budget::new(connections),
             flows: Budget::new(flows),
             descriptors: Arc::clone(descriptors),
         }
     }
 
-    /// A connection; `None` when there are as many as there may be.
-    pub fn list(self: &Arc<Self>, peer: Client, server_port: Option<u16>) -> Option<Listed> {
-        self.add(peer, server_port, false)
-    }
-
-    /// The same for a flow of datagrams.
-    pub fn list_flow(self: &Arc<Self>, peer: Client, server_port: u16) -> Option<Listed> {
-        self.add(peer, Some(server_port), true)
-    }
-
-    fn add(
-        self: &Arc<Self>,
-        peer: Client,
-        server_port: Option<u16>,
-        is_flow: bool,
-    ) -> Option<Listed> {
-        if !self.budget(is_flow).take() {
-            return None;
-        }
-        if !is_flow && !self.descriptors.take_for_connection() {
-            self.budget(is_flow).give_back();
-            return None;
-        }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+    /// Enters a session, within the limits of the process. It is counted until
+    /// [`Self::remove`].
+    pub fn add(&self, arrival: Arrival, kind: Kind) -> Result<Arc<Session>, RejectReason> {
+        self.count_in(kind)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Session {
             id,
-            peer,
-            server_port,
-            is_flow,
+            peer: arrival.peer,
+            server_port: arrival.server_port,
+            kind,
             is_stopping: AtomicBool::new(false),
-            proxied: OnceLock::new(),
+            shard: self.tables.own_index() as u16,
+            proxied: arrival
+                .named
+                .map_or_else(OnceLock::new, |client| Box::new(client).into()),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
-            stand: AtomicU64::default(),
+            placement: AtomicU64::default(),
             waker: Mutex::default(),
         });
-        let table = Arc::clone(self.tables.mine());
-        lock(&table).insert(id, Arc::clone(&session));
-        // After it is on the list: a stop finds it there, or has been noted before.
+        lock(self.table_of(&session)).insert(id, Arc::clone(&session));
+        // After it is in the table: a stop finds it there, or has been noted before.
         if self.is_stopping.load(Ordering::Relaxed) {
             session.is_stopping.store(true, Ordering::Relaxed);
         }
-        Some(Listed {
-            sessions: Arc::clone(self),
-            table,
-            session,
-        })
+        Ok(session)
     }
 
-    fn budget(&self, is_flow: bool) -> &Budget {
-        if is_flow {
-            &self.flows
-        } else {
-            &self.connections
+    pub fn remove(&self, session: &Session) {
+        lock(self.table_of(session)).remove(&session.id);
+        match session.kind {
+            Kind::Connection => {
+                self.descriptors.give_back_of_connection();
+                self.connections.give_back();
+            }
+            Kind::Flow => self.flows.give_back(),
         }
+    }
+
+    fn count_in(&self, kind: Kind) -> Result<(), RejectReason> {
+        match kind {
+            Kind::Connection if !self.connections.take() => {
+                Err(RejectReason::ProcessMaxConnections)
+            }
+            Kind::Connection if !self.descriptors.take_for_connection() => {
+                self.connections.give_back();
+                Err(RejectReason::ProcessMaxConnections)
+            }
+            Kind::Flow if !self.flows.take() => Err(RejectReason::ProcessMaxFlows),
+            Kind::Connection | Kind::Flow => Ok(()),
+        }
+    }
+
+    fn table_of(&self, session: &Session) -> &Table {
+        self.tables.at(session.shard.into())
     }
 
     pub fn connections(&self) -> &Budget {
@@ -314,14 +335,14 @@ impl Sessions {
         self.connections.count() + self.flows.count()
     }
 
-    /// Those that are on a backend now.
+    /// The sessions that are on this backend now.
     pub fn on(&self, backend: u64) -> Vec<Arc<Session>> {
+        let is_on = |session: &&Arc<Session>| {
+            Placement::of(session.placement.load(Ordering::Acquire)).backend == backend
+        };
         let mut found = Vec::new();
         for table in self.tables.all() {
-            let table = lock(table);
-            let place = |s: &Session| Stand::of(s.stand.load(Ordering::Acquire)).backend;
-            let here = table.values().filter(|s| place(s) == backend);
-            found.extend(here.cloned());
+            found.extend(lock(table).values().filter(is_on).cloned());
         }
         found
     }
@@ -334,51 +355,27 @@ impl Sessions {
     /// Tells every session that the process is to stop. None has to end because of that alone.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
-        for table in self.tables.all() {
-            let sessions: Vec<Arc<Session>> = lock(table).values().cloned().collect();
-            for session in sessions.iter().filter(|session| !session.is_flow) {
+        for session in self.all() {
+            if session.kind == Kind::Connection {
                 session.is_stopping.store(true, Ordering::Relaxed);
                 session.wake();
             }
         }
     }
 
-    /// Tells every session to end, and returns how many were told.
+    /// Terminates every session, and returns how many there were.
     pub fn end_all(&self, reason: CloseReason) -> u64 {
-        let mut told = 0;
+        let sessions = self.all();
+        sessions.iter().for_each(|session| session.end(reason));
+        sessions.len() as u64
+    }
+
+    fn all(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
         for table in self.tables.all() {
-            let sessions: Vec<Arc<Session>> = lock(table).values().cloned().collect();
-            for session in sessions {
-                session.end(reason);
-                told += 1;
-            }
+            all.extend(lock(table).values().cloned());
         }
-        told
-    }
-}
-
-impl Listed {
-    /// Takes the session off the list; its figures are still wanted.
-    pub fn give_back(self) -> Arc<Session> {
-        Arc::clone(&self.session)
-    }
-}
-
-impl std::ops::Deref for Listed {
-    type Target = Session;
-
-    fn deref(&self) -> &Session {
-        &self.session
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        lock(&self.table).remove(&self.session.id);
-        if !self.session.is_flow {
-            self.sessions.descriptors.give_back_of_connection();
-        }
-        self.sessions.budget(self.session.is_flow).give_back();
+        all
     }
 }
 
@@ -390,40 +387,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn session() -> Listed {
-        let sessions = Arc::new(Sessions::new(1, 1, 0, &Arc::new(Descriptors::new(2, 0, 0))));
-        let session = sessions.list(Client::Unix, None).expect("room for one");
+    const ARRIVAL: Arrival = Arrival {
+        peer: Client::Unix,
+        named: None,
+        server_port: None,
+    };
+
+    /// One session on backend 7, and the registry that has it.
+    fn one() -> (Arc<Session>, Sessions) {
+        let sessions = Sessions::new(1, 1, 0, &Arc::new(Descriptors::new(2, 0, 0)));
+        let session = sessions.add(ARRIVAL, Kind::Connection).expect("room");
         session.set_backend(7);
-        session
+        (session, sessions)
     }
 
     #[test]
-    fn who_has_moved_on_is_not_ended_for_where_it_was() {
-        let session = session();
+    fn a_session_that_is_removed_makes_room_and_is_not_found() {
+        let (session, sessions) = one();
+        let refused = sessions.add(ARRIVAL, Kind::Connection).err();
+        assert_eq!(refused, Some(RejectReason::ProcessMaxConnections));
+        assert_eq!(sessions.on(7).len(), 1);
+        sessions.remove(&session);
+        assert_eq!((sessions.on(7).len(), sessions.count()), (0, 0));
+        assert!(sessions.add(ARRIVAL, Kind::Connection).is_ok());
+        let refused = sessions.add(ARRIVAL, Kind::Flow).err();
+        assert_eq!(refused, Some(RejectReason::ProcessMaxFlows));
+    }
+
+    #[test]
+    fn a_session_that_moved_is_not_ended_for_its_old_backend() {
+        let (session, sessions) = one();
         session.set_backend(8);
         session.end_if_on(7, CloseReason::BackendDown);
         assert_eq!(session.must_end(), None);
-        assert_eq!(session.sessions.on(8).len(), 1);
+        assert_eq!(sessions.on(8).len(), 1);
         session.end_if_on(8, CloseReason::Recovered);
         assert_eq!(session.must_end(), Some(CloseReason::Recovered));
     }
 
-    /// It was found before it could hear from the pool that it must not stay.
+    /// It was found before the pool told it to move on.
     #[test]
     fn a_session_that_moves_clears_its_termination() {
-        let session = session();
+        let (session, sessions) = one();
         session.end_if_on(7, CloseReason::BackendDown);
         assert_eq!(session.must_end(), Some(CloseReason::BackendDown));
         session.set_backend(0);
         assert_eq!(session.must_end(), None);
-        assert_eq!(session.sessions.on(7).len(), 0);
+        assert_eq!(sessions.on(7).len(), 0);
     }
 
-    /// What holds wherever it is: a stop.
+    /// Such as a stop.
     #[test]
-    fn who_must_end_anyway_must_wherever_it_goes() {
+    fn a_reason_of_no_backend_holds_on_every_backend() {
         for first in [true, false] {
-            let session = session();
+            let (session, _) = one();
             if first {
                 session.end_if_on(7, CloseReason::BackendDown);
             }
@@ -437,27 +454,27 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_and_any_number_keep() {
+    fn a_placement_keeps_every_reason_and_any_id() {
         for (n, reason) in CloseReason::ALL.iter().enumerate() {
             let backend = u64::MAX >> 8 >> n;
-            let session = session();
+            let (session, sessions) = one();
             session.set_backend(backend);
             session.end_if_on(backend, *reason);
             assert_eq!(session.must_end(), Some(*reason));
-            assert_eq!(session.sessions.on(backend).len(), 1);
+            assert_eq!(sessions.on(backend).len(), 1);
         }
     }
 
     #[test]
-    fn there_are_never_more_than_there_may_be() {
+    fn a_count_never_exceeds_its_limit() {
         let (count, over) = (AtomicU64::new(1), AtomicU64::new(0));
-        // One place is taken for good: who is turned away is counted neither while it asks nor when
-        // it has heard.
+        // The one permit is taken for good: a refused attempt is not counted, not even while it is
+        // made.
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while over.load(Ordering::Relaxed) == 0 {
-                        assert!(!take_place(&count, 1));
+                        assert!(!take_below(&count, 1));
                     }
                 });
             }
@@ -471,8 +488,8 @@ mod tests {
             over.fetch_or(1, Ordering::Relaxed);
         });
         assert_eq!(over.into_inner(), 1);
-        assert!(take_place(&count, 2));
-        assert!(!take_place(&count, 2));
+        assert!(take_below(&count, 2));
+        assert!(!take_below(&count, 2));
         assert_eq!(count.into_inner(), 2);
     }
 }

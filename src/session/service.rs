@@ -1,32 +1,30 @@
 //! What a listener serves with: its plan, its upstream's pool, and what the whole process shares.
 
+mod backend_reports;
 mod intake;
 mod notices;
-mod records;
 
 pub use intake::{Failures, Intake};
 pub use notices::{Call, Notices};
-pub use records::seconds;
 
 use crate::{
-    plan,
-    session::registry::{Sessions, take_place},
+    plan::{self, Protocol, access},
+    runtime::net::Client,
+    session::{per_source::PerSource, registry::Sessions},
     telemetry::{
         access_log::AccessLog,
         metrics::{ListenerMetrics, ProcessMetrics},
     },
     upstream::pool::Pool,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// One of each listener serves new sessions. Another one takes its place when the plan changes, with
 /// the same counters; sessions keep the one that they began with.
 pub struct Service {
     pub plan: plan::Listener,
     pub metrics: Arc<ListenerMetrics>,
+    pub per_source: Arc<PerSource>,
     pub pool: Arc<Pool>,
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
@@ -37,43 +35,32 @@ pub struct Service {
     pub intake: Arc<Intake>,
 }
 
+/// What all listeners share.
 pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
 }
 
-/// One of the sessions that a listener may have at once.
-pub struct Slot(Arc<Service>);
-
-impl Slot {
-    /// `None` when the listener has as many sessions as it may have.
-    pub fn take(service: &Arc<Service>) -> Option<Self> {
-        let most = match service.plan.max_connections {
-            0 => u64::MAX,
-            most => most,
-        };
-        take_place(&service.metrics.active, most).then(|| Self(Arc::clone(service)))
+impl Service {
+    pub fn is_udp(&self) -> bool {
+        match self.plan.protocol {
+            Protocol::Udp(_) => true,
+            Protocol::Tcp => false,
+        }
     }
 
-    /// Whether or not there are as many as there may be.
-    pub fn take_anyway(service: &Arc<Service>) -> Self {
-        service.metrics.active.fetch_add(1, Relaxed);
-        Self(Arc::clone(service))
+    /// The word of the access log, the status and their like.
+    pub fn protocol(&self) -> &'static str {
+        match self.is_udp() {
+            true => "udp",
+            false => "tcp",
+        }
     }
 
-    pub fn service(&self) -> &Arc<Service> {
-        &self.0
-    }
-
-    /// Makes room for the next session; what the service knows is still wanted.
-    pub fn give_back(self) -> Arc<Service> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.metrics.active.fetch_sub(1, Relaxed);
+    /// Whether connections or datagrams of this peer begin with a PROXY protocol header.
+    pub fn trusts(&self, peer: Client) -> bool {
+        let accept = self.plan.accept_proxy.as_ref();
+        accept.is_some_and(|accept| access::trusts(accept, peer.ip()))
     }
 }

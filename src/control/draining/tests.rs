@@ -2,11 +2,17 @@ use super::*;
 use crate::{
     plan::{Backend, Check, CheckKind},
     runtime::net::Client,
-    session::registry::Listed,
+    session::registry::{Arrival, Kind, Session},
     upstream::{
         backend::Lease,
         pool::tests::{check, of, place, planned, upstream, verdict},
     },
+};
+
+const ARRIVAL: Arrival = Arrival {
+    peer: Client::Unix,
+    named: None,
+    server_port: None,
 };
 
 /// What a session on one of two backends is told when this becomes the verdict about it.
@@ -24,7 +30,9 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         let pool = Arc::new(of(&plan, now));
         verdict(&pool, 1, Verdict::Up, true, now);
         let backend = Arc::clone(&pool.addresses()[0].backend);
-        let session = sessions.list(Client::Unix, None).expect("room for one");
+        let session = sessions
+            .add(ARRIVAL, Kind::Connection)
+            .expect("room for one");
         session.set_backend(backend.id);
         verdict(&pool, 0, to, true, now);
         draining.follow_state(&pool, &backend, false, to.state());
@@ -143,8 +151,8 @@ impl Rig {
         Arc::clone(&self.pool.addresses()[n].backend)
     }
 
-    fn session_on(&self, n: usize) -> Listed {
-        let session = self.sessions.list(Client::Unix, None);
+    fn session_on(&self, n: usize) -> Arc<Session> {
+        let session = self.sessions.add(ARRIVAL, Kind::Connection);
         let session = session.expect("room for one");
         session.set_backend(self.backend(n).id);
         session

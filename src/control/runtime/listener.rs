@@ -10,7 +10,7 @@ use crate::{
         ListenerView,
         bind::{Listening, Sockets},
     },
-    plan::{self, Addr, Protocol, StartWait},
+    plan::{self, Addr, StartWait},
     proxy::{tcp, udp},
     runtime::net::SocketFile,
     session::service::{Notices, Service},
@@ -63,6 +63,7 @@ impl ListenerRuntime {
         let now = Instant::now();
         let service = Arc::new(Service {
             metrics: runtime.exporter.listener(&plan.name),
+            per_source: Arc::default(),
             plan,
             pool: Arc::clone(&upstream.pool),
             process: Arc::clone(&runtime.process),
@@ -119,13 +120,11 @@ impl ListenerRuntime {
             }
             self.addresses.push(place);
         }
-        if let Protocol::Udp(udp) = self.service.plan.protocol {
-            let per_source = udp::PerSource::new(udp.max_flows_per_source);
+        if self.service.is_udp() {
             let peers = Arc::new(udp::PeerWorkers::default());
             let binding = |(worker, sockets)| udp::Binding {
                 service: Arc::clone(&self.service),
                 sockets,
-                per_source: Arc::clone(&per_source),
                 peers: Arc::clone(&peers),
                 own: Arc::clone(own),
                 is_first: worker == 0,

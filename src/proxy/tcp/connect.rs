@@ -1,4 +1,4 @@
-//! Finding a backend that answers: pick, connect, and on failure the next one.
+//! Connecting to a backend.
 
 use crate::{
     plan::{
@@ -8,13 +8,17 @@ use crate::{
     proxy::relay::{Awaiting, Opening, Reached},
     runtime::{
         executor,
-        net::{Client, Stream, open},
+        net::{Stream, open},
     },
-    session::{registry::Session, service::Service},
+    session::{
+        registry::Session,
+        search::{BackendSearch, Unserved},
+        service::Service,
+        summary::Attempt,
+    },
     sys::socket::{PeerNow, peer_now},
     upstream::{
         backend::{Backend, Lease},
-        balance::Facts,
         pool::Clock,
     },
 };
@@ -35,15 +39,6 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A process without a free descriptor gets no event when that has changed.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// One try, for the access log.
-#[derive(Debug, Clone)]
-pub(super) struct Attempt {
-    pub(super) backend: Arc<Backend>,
-    /// "ok", or the word of the error.
-    pub(super) result: &'static str,
-    pub(super) time: Duration,
-}
-
 pub(super) struct Connected {
     pub(super) reached: Reached,
     pub(super) lease: Lease,
@@ -57,143 +52,74 @@ enum Failure {
     Session(CloseReason),
 }
 
-/// Tries backends until one answers, each at most once.
+/// Tries backends until one can be reached.
 pub(super) async fn connect(
     service: &Arc<Service>,
     client: &Stream,
     session: &Session,
     attempts: &mut Vec<Attempt>,
-) -> Result<Connected, CloseReason> {
-    let mut search = service.pool.search(&Facts {
-        remote_addr: session.client().ip(),
-        remote_port: session.client().port(),
-        server_port: session.server_port,
-        proxy_protocol_addr: session.proxied().and_then(Client::ip),
-    });
-    // How many have failed. Each backend is tried once, so it comes to an end.
-    let mut retry = 0;
-    let mut last = None;
-    while retry <= service.plan.retries {
+) -> Result<Connected, Unserved> {
+    let mut search = BackendSearch::new(service, session, attempts);
+    loop {
         let began = Instant::now();
-        let Some(lease) = service.pool.pick(&mut search, began) else {
-            if retry > 0 {
-                break;
-            }
-            return Err(unserved(service, session, CloseReason::NoBackend, None));
-        };
+        let lease = search.next(began)?;
         let backend = lease.backend();
         let mut clock = Clock::start(&service.pool, backend, began);
-        let counts = backend.metrics.counts.mine();
-        if retry > 0 {
-            counts.retries.add(1);
-        }
         let opened = attempt(backend, service, client, session, began).await;
         let now = Instant::now();
         let time = now.saturating_duration_since(began);
-        let mut note = |result| {
-            attempts.push(Attempt {
-                backend: Arc::clone(backend),
-                result,
-                time,
-            });
-        };
         match opened {
             Ok(stream) => {
-                counts.connections.add(1);
+                backend.metrics.counts.mine().connections.add(1);
                 backend.metrics.connect_duration.record(time);
-                // First the session is on the backend, then it asks, so that it cannot be overlooked.
-                session.set_backend(backend.id);
-                if !service.pool.succeeded(&search, now) {
-                    session.set_backend(0);
-                    // Nothing has been relayed: another one may do, and it is nobody's failure.
-                    note("left");
-                    if let Some(clock) = &mut clock {
-                        clock.failed();
-                    }
-                    continue;
+                if search.reached(backend, time, now) {
+                    let clock = clock.and_then(|clock| clock.connected(now));
+                    let opening = opening(service, backend, clock);
+                    return Ok(Connected {
+                        reached: Reached { stream, opening },
+                        lease,
+                        began,
+                    });
                 }
-                note("ok");
-                let clock = clock.and_then(|clock| clock.connected(now));
-                let awaiting = Awaiting {
-                    clock,
-                    proof: service.pool.fail_on_reset.then(|| proof(service, backend)),
-                };
-                let opening = (awaiting.clock.is_some() || awaiting.proof.is_some()).then(|| {
-                    Box::new(Opening {
-                        awaiting,
-                        ..Opening::default()
-                    })
-                });
-                return Ok(Connected {
-                    reached: Reached { stream, opening },
-                    lease,
-                    began,
-                });
+                if let Some(clock) = &mut clock {
+                    clock.failed();
+                }
             }
-            Err(Failure::Session(reason)) => {
-                note(reason.word());
-                return Err(reason);
-            }
-            Err(Failure::Backend(e)) => {
-                let error = ConnectError::of(&e);
+            Err(Failure::Session(reason)) => return Err(search.abandoned(backend, reason, time)),
+            Err(Failure::Backend(error)) => {
                 if let Some(clock) = &mut clock
-                    && error != ConnectError::Timeout
+                    && ConnectError::of(&error) != ConnectError::Timeout
                 {
                     clock.failed();
                 }
-                counts.connect_errors[error as usize].add(1);
-                note(error.word());
-                report(service, backend, error, &e, now);
-                last = Some(error);
-                retry += 1;
+                search.failed(backend, &error, time, now);
             }
         }
     }
-    Err(unserved(service, session, CloseReason::ConnectFailed, last))
 }
 
-/// Tells the log why this client gets no backend.
-fn unserved(
-    service: &Service,
-    session: &Session,
-    reason: CloseReason,
-    error: Option<ConnectError>,
-) -> CloseReason {
-    service.log_unserved(reason, &session.client(), error, Instant::now());
-    reason
+/// What is to be done when the backend's first byte comes, if anything.
+fn opening(
+    service: &Arc<Service>,
+    backend: &Arc<Backend>,
+    clock: Option<Box<Clock>>,
+) -> Option<Box<Opening>> {
+    let awaiting = Awaiting {
+        clock,
+        proof: service.pool.fail_on_reset.then(|| proof(service, backend)),
+    };
+    (awaiting.clock.is_some() || awaiting.proof.is_some()).then(|| {
+        Box::new(Opening {
+            awaiting,
+            ..Opening::default()
+        })
+    })
 }
 
 /// What is to be done when an answer of this backend begins.
 fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
     let (service, backend) = (Arc::clone(service), Arc::clone(backend));
     Box::new(move |now| service.pool.answered(&backend, now))
-}
-
-/// A session was reset, or its backend's host was lost, before anything had come from the backend.
-pub(super) fn failed_unanswered(service: &Service, backend: &Arc<Backend>, error: ConnectError) {
-    if service.pool.fail_on_reset {
-        let what = match error {
-            ConnectError::Timeout => "the session timed out before the first byte of an answer",
-            _ => "the session was reset before the first byte of an answer",
-        };
-        service.pool.failed(backend, error, &what, Instant::now());
-    }
-}
-
-fn report(
-    service: &Service,
-    backend: &Arc<Backend>,
-    error: ConnectError,
-    e: &io::Error,
-    now: Instant,
-) {
-    // A shortage was told when it began.
-    if !error.is_shortage() {
-        backend.log_failure(error, e, now);
-    }
-    if error.blames_backend() {
-        service.pool.failed(backend, error, e, now);
-    }
 }
 
 /// One connect, within its time, for as long as the client is there.

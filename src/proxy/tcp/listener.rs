@@ -2,15 +2,17 @@
 
 use super::{session, stop_signal::StopSignal};
 use crate::{
-    plan::{
-        access,
-        reason::{ConnectError, RejectReason},
-    },
+    plan::reason::{ConnectError, RejectReason},
     runtime::{
         executor::{self, Kind, ListeningSocket},
         net::{Client, Stream},
     },
-    session::service::{Call, Failures, Service, Slot},
+    session::{
+        admission,
+        registry::Arrival,
+        service::{Call, Failures, Service},
+        summary::Refusal,
+    },
 };
 use std::{
     cell::RefCell,
@@ -119,27 +121,28 @@ fn admit(
     tasks: &TaskTracker,
 ) {
     service.metrics.counts.mine().connections.add(1);
-    let reject = |reason| reject(service, reason, client);
-    // Whom a header will name is asked for later.
-    let names_client = |accept| access::trusts(accept, client.ip());
-    if !service.plan.access.is_empty()
-        && !service.plan.accept_proxy.as_ref().is_some_and(names_client)
-        && !access::allows(&service.plan.access, client.ip())
-    {
-        return reject(RejectReason::Access);
+    let arrival = Arrival {
+        peer: client,
+        named: None,
+        server_port: port,
+    };
+    match admission::admit_connection(service, arrival) {
+        Ok(permits) => {
+            executor::spawn(tasks.track_future(session::serve(permits, stream)));
+        }
+        Err(reason) => reject(service, reason, client),
     }
-    let Some(slot) = Slot::take(service) else {
-        return reject(RejectReason::MaxConnections);
-    };
-    let Some(listed) = service.process.sessions.list(client, port) else {
-        return reject(RejectReason::ProcessMaxConnections);
-    };
-    executor::spawn(tasks.track_future(session::serve(slot, listed, stream)));
 }
 
 fn reject(service: &Service, reason: RejectReason, client: Client) {
-    service.reject(reason, &client, Instant::now());
-    service.record_rejection(reason, client, None, Duration::ZERO);
+    service.log_rejection(reason, &client, None, Instant::now());
+    let refusal = Refusal {
+        reason,
+        peer: client,
+        named: None,
+        duration: Duration::ZERO,
+    };
+    service.finish_refused(&refusal, service.access_log());
 }
 
 struct Acceptor {

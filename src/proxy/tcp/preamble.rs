@@ -1,4 +1,5 @@
-//! Who the client is: what a proxy in front says of it, and what the backend is told.
+//! The PROXY protocol header of a connection: the one that a proxy in front sends, and the one that
+//! the backend gets.
 
 use crate::{
     plan::{AcceptProxy, SendProxy, reason::RejectReason},
@@ -18,27 +19,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// At most so much is read at once: the header, and usually what the client said first.
+/// Bytes of one read at most: the header, and usually the client's first request.
 const READ: usize = 4096;
 
-/// What came before a backend was looked for.
-pub(super) struct Introduction {
+/// What a client sent before a backend was searched.
+pub(super) struct Preamble {
     addresses: Addresses,
     tlvs: Vec<u8>,
-    /// What the client has said by then, after a header if there was one.
+    /// The bytes by then, after a header if there was one.
     pub(super) payload: Vec<u8>,
 }
 
-impl Introduction {
-    /// Of a client that introduces itself by nothing but its address.
-    pub(super) fn none() -> Self {
+impl Default for Preamble {
+    /// Without a header the client is the other end of the connection.
+    fn default() -> Self {
         Self {
             addresses: Addresses::Own,
             tlvs: Vec::new(),
             payload: Vec::new(),
         }
     }
+}
 
+impl Preamble {
     /// What the backend gets first.
     pub(super) fn pass_on(
         self,
@@ -60,8 +63,7 @@ impl Introduction {
     }
 }
 
-/// The two ends of the connection itself. A client on a unix socket has no address that could be
-/// told.
+/// The two ends of the connection itself. A client on a unix socket has no address.
 fn own(session: &Session, client: &Stream) -> Addresses {
     match (session.peer, client.local_addr()) {
         (Client::Ip(source), Some(destination)) => Addresses::Ip {
@@ -72,9 +74,9 @@ fn own(session: &Session, client: &Stream) -> Addresses {
     }
 }
 
-/// What the client has said by now. Reading takes no longer than asking whether there is something
-/// to read. The end is left to be found again.
-pub(super) fn said_by_now(client: &Stream) -> io::Result<Vec<u8>> {
+/// Reads what the client has sent by now, which takes no longer than asking whether there is
+/// something. An end of the stream is found again by the relay.
+pub(super) fn read_early(client: &Stream) -> io::Result<Vec<u8>> {
     let mut buffer = [0; READ];
     match client.poll_read(&mut buffer) {
         Poll::Ready(read) => Ok(buffer[..read?].to_vec()),
@@ -88,27 +90,27 @@ enum Failure {
     Incomplete,
     Broken(io::Error),
     Late(Duration),
-    ToldToEnd,
+    Terminated,
 }
 
-/// Reads the header that this peer begins with, and tells the session who the client is. Time runs
-/// from `accepted` on, however slowly the bytes come.
+/// Reads the header that this peer begins with, and enters the client that it names into the
+/// session. The time limit runs from `accepted`, however slowly the bytes come.
 pub(super) async fn receive(
     service: &Service,
     accept: &AcceptProxy,
     client: &Stream,
     session: &Session,
     accepted: Instant,
-) -> Result<Introduction, RejectReason> {
+) -> Result<Preamble, RejectReason> {
     let keep_tlvs = service.send_proxy == SendProxy::V2 { tlvs: true };
     let failure = match read(accept, client, session, keep_tlvs, accepted).await {
-        Ok(introduction) => {
-            match &introduction.addresses {
+        Ok(preamble) => {
+            match &preamble.addresses {
                 Addresses::Own => {}
                 Addresses::Ip { source, .. } => session.set_proxied(Client::Ip(*source)),
                 Addresses::Unix(_) => session.set_proxied(Client::Unix),
             }
-            return Ok(introduction);
+            return Ok(preamble);
         }
         Err(failure) => failure,
     };
@@ -123,7 +125,7 @@ async fn read(
     session: &Session,
     keep_tlvs: bool,
     accepted: Instant,
-) -> Result<Introduction, Failure> {
+) -> Result<Preamble, Failure> {
     let deadline = accepted + accept.timeout;
     let mut parser = Parser::default();
     let mut bytes = Vec::new();
@@ -136,7 +138,7 @@ async fn read(
         let n = poll_fn(|cx| {
             session.wake_by(cx.waker());
             if session.must_end().is_some() {
-                return Poll::Ready(Err(Failure::ToldToEnd));
+                return Poll::Ready(Err(Failure::Terminated));
             }
             let read = client.poll_read(&mut bytes[so_far..]);
             if read.is_pending() {
@@ -158,7 +160,7 @@ async fn read(
         }
         if let Some(header) = parser.parse(&bytes).map_err(Failure::Wrong)? {
             let tlvs = if keep_tlvs { header.tlvs } else { &[] };
-            return Ok(Introduction {
+            return Ok(Preamble {
                 tlvs: tlvs.to_vec(),
                 payload: bytes[header.taken..].to_vec(),
                 addresses: header.addresses,
@@ -173,7 +175,7 @@ impl Failure {
             Self::Wrong(_) => RejectReason::ProxyHeader,
             Self::Missing | Self::Incomplete | Self::Broken(_) => RejectReason::ProxyEnded,
             Self::Late(_) => RejectReason::ProxyTimeout,
-            Self::ToldToEnd => RejectReason::Drained,
+            Self::Terminated => RejectReason::Drained,
         }
     }
 }
@@ -186,7 +188,7 @@ impl fmt::Display for Failure {
             Self::Incomplete => f.write_str("it ended before the header was complete"),
             Self::Broken(error) => write!(f, "it broke before the header was complete: {error}"),
             Self::Late(limit) => write!(f, "the header was not complete after {limit:?}"),
-            Self::ToldToEnd => f.write_str("the process ends"),
+            Self::Terminated => f.write_str("the process ends"),
         }
     }
 }

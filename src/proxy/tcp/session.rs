@@ -1,22 +1,22 @@
-//! One connection, told from top to bottom.
+//! One connection, from its admission to its end.
 
-use super::connect::{self, Attempt, Connected};
 use crate::{
-    plan::{
-        access,
-        reason::{CloseReason, RejectReason},
-    },
+    plan::reason::{CloseReason, RejectReason},
     proxy::{
-        relay::{self, Last, SessionCounters},
-        tcp::preamble::{self, Introduction},
+        relay::{self, Last, Outcome, SessionCounters},
+        tcp::{
+            connect::{self, Connected},
+            preamble::{self, Preamble},
+        },
     },
     runtime::net::Stream,
     session::{
-        registry::{Listed, Session},
-        service::{Service, Slot, seconds},
+        admission::{self, Permits},
+        search::Unserved,
+        service::Service,
+        summary::{Attempt, Refusal, Summary},
     },
     sys,
-    telemetry::access_log,
     upstream::backend::Backend,
 };
 use std::{
@@ -28,200 +28,212 @@ use std::{
     clippy::manual_async_fn,
     reason = "an async function holds its arguments twice for as long as it runs"
 )]
-pub(super) fn serve(slot: Slot, session: Listed, client: Stream) -> impl Future<Output = ()> {
+pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output = ()> {
     async move {
-        let service = slot.service();
         let began = Instant::now();
-        let mut attempts = Vec::new();
-        // In a box of its own, so that a session which has connected, and may then be idle for
-        // hours, does not keep the room that it took.
-        let mut opened = Box::pin(open(service, &client, &session, began, &mut attempts)).await;
-        // What only the access log wants to know is not kept without one.
-        if service.process.access_log.is_none() {
-            attempts = Vec::new();
-        }
-        let mut last_for_client = Last::Nothing;
-        // Matched in place: what is moved across a wait is held twice, for as long as the session
-        // lives.
-        let end = match &mut opened {
-            Err(NotOpened::TurnedAway(reason)) => {
-                let reason = *reason;
-                // Room is made first, as below.
-                let session = session.give_back();
-                let service = slot.give_back();
-                drop(client);
-                service.metrics.rejected(reason);
-                let (peer, proxied) = (session.peer, session.proxied());
-                service.record_rejection(reason, peer, proxied, began.elapsed());
-                return;
+        let (end, last) = {
+            // In a box of its own, so that a session which has connected, and may then be idle for
+            // hours, does not keep the memory that this took.
+            let mut opened = match Box::pin(open(&permits, &client, began)).await {
+                Ok(opened) => opened,
+                Err(not_opened) => return close_unopened(permits, client, not_opened, began),
+            };
+            let service = permits.service();
+            let backend = opened.connected.lease.backend();
+            let counters = SessionCounters {
+                session: permits.session(),
+                listener: service.metrics.counts.mine(),
+                backend: backend.metrics.counts.mine(),
+                relayed: service.process.metrics.relayed.mine(),
+            };
+            let reached = &mut opened.connected.reached;
+            let outcome = relay::relay(&client, reached, &service.plan, &counters).await;
+            let stream = &opened.connected.reached.stream;
+            let last = outcome.last_for_backend();
+            if let Some(ending) = relay::end(last, stream, &service.plan, permits.session()) {
+                ending.await;
             }
-            Err(NotOpened::Closed(reason)) => {
-                if session.received.load(Relaxed) > 0 {
-                    // Nobody has got it, and a clean end would not tell.
-                    sys::socket::reset_on_close(&client);
-                }
-                End {
-                    reason: *reason,
-                    backend: None,
-                    first_byte: None,
-                }
-            }
-            Ok(connected) => {
-                let backend = connected.lease.backend();
-                let counters = SessionCounters {
-                    session: &session,
-                    listener: service.metrics.counts.mine(),
-                    backend: backend.metrics.counts.mine(),
-                    relayed: service.process.metrics.relayed.mine(),
-                };
-                let plan = &service.plan;
-                let outcome = relay::relay(&client, &mut connected.reached, plan, &counters).await;
-                let reached = &connected.reached.stream;
-                let last = outcome.last_for_backend();
-                if let Some(ending) = relay::end(last, reached, plan, &session) {
-                    ending.await;
-                }
-                if outcome.first_byte.is_none()
-                    && let Some(error) = outcome.reason.backend_failure()
-                {
-                    connect::failed_unanswered(service, backend, error);
-                }
-                last_for_client = outcome.last_for_client();
-                End {
-                    reason: outcome.reason,
-                    backend: Some(Arc::clone(backend)),
-                    first_byte: outcome
-                        .first_byte
-                        .map(|at| at.saturating_duration_since(connected.began)),
-                }
-            }
+            // The connection to the backend is closed before the session stops to count there, so
+            // that the backend never has more than `max_connections`. That does not wait for a
+            // client that reads slowly.
+            (
+                End::of(service, opened, &outcome),
+                outcome.last_for_client(),
+            )
         };
-        // A place at the backend is free when the connection there is closed: the backend never
-        // has more than it may have. It does not wait for a client that reads slowly.
-        if let Ok(Connected { reached, lease, .. }) = opened {
-            drop(reached);
-            drop(lease);
-            session.set_backend(0);
-        }
+        permits.session().set_backend(0);
         // Every limit makes room before the client can know that the session is over and come back.
-        let service = match last_for_client {
-            relay::Last::Nothing => slot.give_back(),
-            // Our end comes first; only what the descriptor counts for is kept.
-            relay::Last::Delivery => {
-                let service = slot.give_back();
-                if let Some(ending) = relay::end(last_for_client, &client, &service.plan, &session)
-                {
-                    ending.await;
-                }
-                service
-            }
-            relay::Last::Reset => {
-                let plan = &slot.service().plan;
-                if let Some(ending) = relay::end(last_for_client, &client, plan, &session) {
-                    ending.await;
-                }
-                slot.give_back()
-            }
-        };
-        let session = session.give_back();
-        drop(client);
-        let duration = began.elapsed();
-        if end.reason == CloseReason::UntrustedHeader {
-            service.log_unserved(end.reason, &session.peer, None, Instant::now());
+        if last == Last::Delivery {
+            // Our end is sent before delivery: only the process still counts the session.
+            permits.release_listener();
         }
-        service.metrics.closed(end.reason);
-        service.metrics.session_duration.record(duration);
-        if let Some(first_byte) = end.first_byte {
-            service.metrics.first_byte_duration.record(first_byte);
+        let plan = &permits.service().plan;
+        if let Some(ending) = relay::end(last, &client, plan, permits.session()) {
+            ending.await;
         }
-        if let Some(log) = &service.process.access_log {
-            let (peer, proxied) = (session.peer, session.proxied());
-            let backend = end.backend.as_deref();
-            log.record(&access_log::Record {
-                backend: backend.map(|b| &**b.text()),
-                backend_addr: backend.map(|b| b.place.to_string()),
-                connect_time: attempts
-                    .last()
-                    .filter(|a| a.result == "ok")
-                    .map(|a| seconds(a.time)),
-                attempts: attempts.iter().map(logged).collect(),
-                first_byte_time: end.first_byte.map(seconds),
-                bytes_received: session.received.load(Relaxed),
-                bytes_sent: session.sent.load(Relaxed),
-                ..service.record(peer, proxied, end.reason.word(), duration)
-            });
-        }
+        end.finish(permits, client, began);
     }
+}
+
+/// A session that has a backend.
+struct Opened {
+    connected: Connected,
+    attempts: Vec<Attempt>,
 }
 
 enum NotOpened {
-    TurnedAway(RejectReason),
-    Closed(CloseReason),
+    Refused(RejectReason),
+    Unserved(Unserved, Vec<Attempt>),
 }
 
-/// All that comes before bytes are relayed: who the client is, whether it may come in, and a
-/// backend for it.
-async fn open(
-    service: &Arc<Service>,
-    client: &Stream,
-    session: &Session,
-    accepted: Instant,
-    attempts: &mut Vec<Attempt>,
-) -> Result<Connected, NotOpened> {
-    let introduction = introduce(service, client, session, accepted).await?;
-    let mut connected = connect::connect(service, client, session, attempts)
-        .await
-        .map_err(NotOpened::Closed)?;
-    if let Some(first) = introduction.pass_on(service, session, client) {
+/// What is left of a session that was relayed.
+struct End {
+    reason: CloseReason,
+    backend: Arc<Backend>,
+    first_byte: Option<Duration>,
+    attempts: Vec<Attempt>,
+}
+
+/// All that comes before bytes are relayed: the client's preamble, access rules, and the connect to
+/// a backend.
+async fn open(permits: &Permits, client: &Stream, accepted: Instant) -> Result<Opened, NotOpened> {
+    let (service, session) = (permits.service(), permits.session());
+    let preamble = read_preamble(permits, client, accepted).await?;
+    let mut attempts = Vec::new();
+    let connected = connect::connect(service, client, session, &mut attempts).await;
+    let mut connected = match connected {
+        Ok(connected) => connected,
+        Err(unserved) => return Err(NotOpened::Unserved(unserved, attempts)),
+    };
+    if let Some(first) = preamble.pass_on(service, session, client) {
         let opening = connected.reached.opening.get_or_insert_default();
         opening.first = Some(first);
     }
-    Ok(connected)
+    Ok(Opened {
+        connected,
+        attempts,
+    })
 }
 
-async fn introduce(
-    service: &Service,
+async fn read_preamble(
+    permits: &Permits,
     client: &Stream,
-    session: &Session,
     accepted: Instant,
-) -> Result<Introduction, NotOpened> {
-    let plan = &service.plan;
-    let mut introduction = Introduction::none();
-    if let Some(accept) = &plan.accept_proxy {
-        if !access::trusts(accept, session.peer.ip()) {
-            // What it says is to be looked at before anybody gets it.
-            return Ok(introduction);
+) -> Result<Preamble, NotOpened> {
+    let (service, session) = (permits.service(), permits.session());
+    let mut preamble = Preamble::default();
+    if let Some(accept) = &service.plan.accept_proxy {
+        if !service.trusts(session.peer) {
+            // Its bytes are inspected by the relay before any is passed on.
+            return Ok(preamble);
         }
-        introduction = preamble::receive(service, accept, client, session, accepted)
+        preamble = preamble::receive(service, accept, client, session, accepted)
             .await
-            .map_err(NotOpened::TurnedAway)?;
-        let reason = RejectReason::Access;
-        if !access::allows(&plan.access, session.client().ip()) {
+            .map_err(NotOpened::Refused)?;
+        if let Err(reason) = admission::check_access(service, session.client()) {
             service.log_rejection(reason, &session.client(), None, Instant::now());
-            return Err(NotOpened::TurnedAway(reason));
+            return Err(NotOpened::Refused(reason));
         }
     }
-    if introduction.payload.is_empty() {
-        introduction.payload = preamble::said_by_now(client)
-            .map_err(|_| NotOpened::Closed(CloseReason::ClientLeft))?;
+    if preamble.payload.is_empty() {
+        preamble.payload = preamble::read_early(client).map_err(|_| {
+            let left = Unserved {
+                reason: CloseReason::ClientLeft,
+                error: None,
+            };
+            NotOpened::Unserved(left, Vec::new())
+        })?;
     }
-    let early = introduction.payload.len() as u64;
+    let early = preamble.payload.len() as u64;
     service.metrics.counts.mine().received.add(early);
     session.received.fetch_add(early, Relaxed);
-    Ok(introduction)
+    Ok(preamble)
 }
 
-struct End {
-    reason: CloseReason,
-    backend: Option<Arc<Backend>>,
-    first_byte: Option<Duration>,
+fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened, began: Instant) {
+    match not_opened {
+        NotOpened::Refused(reason) => {
+            let (service, session) = permits.release();
+            drop(client);
+            let refusal = Refusal {
+                reason,
+                peer: session.peer,
+                named: session.proxied(),
+                duration: began.elapsed(),
+            };
+            service.finish_refused(&refusal, service.access_log());
+        }
+        NotOpened::Unserved(Unserved { reason, error }, attempts) => {
+            if permits.session().received.load(Relaxed) > 0 {
+                // No backend has received these bytes, and a clean end would not say so.
+                sys::socket::reset_on_close(&client);
+            }
+            let (service, session) = permits.release();
+            drop(client);
+            let duration = began.elapsed();
+            let summary = Summary::unserved(&session, reason, error, &attempts, duration);
+            service.finish(&summary, service.access_log(), Instant::now());
+        }
+    }
 }
 
-fn logged(attempt: &Attempt) -> access_log::Attempt<'_> {
-    access_log::Attempt {
-        backend: attempt.backend.text(),
-        backend_addr: attempt.backend.place.to_string(),
-        result: attempt.result,
-        connect_time: seconds(attempt.time),
+impl End {
+    /// Closes the connection to the backend.
+    fn of(service: &Service, opened: Opened, outcome: &Outcome) -> Self {
+        let Connected { lease, began, .. } = &opened.connected;
+        let backend = Arc::clone(lease.backend());
+        if outcome.first_byte.is_none()
+            && let Some(error) = outcome.reason.backend_failure()
+        {
+            service.report_unanswered(&backend, error, Instant::now());
+        }
+        let since_connect = |at: Instant| at.saturating_duration_since(*began);
+        let first_byte = outcome.first_byte.map(since_connect);
+        let Connected { reached, lease, .. } = opened.connected;
+        drop(reached);
+        drop(lease);
+        Self {
+            reason: outcome.reason,
+            backend,
+            first_byte,
+            attempts: opened.attempts,
+        }
+    }
+
+    fn finish(self, permits: Permits, client: Stream, began: Instant) {
+        let (service, session) = permits.release();
+        drop(client);
+        if let Some(first_byte) = self.first_byte {
+            service.metrics.first_byte_duration.record(first_byte);
+        }
+        let summary = Summary {
+            session: &session,
+            reason: self.reason,
+            error: None,
+            backend: Some(&self.backend),
+            attempts: &self.attempts,
+            duration: began.elapsed(),
+            first_byte: self.first_byte,
+            datagrams: [0; 2],
+        };
+        service.finish(&summary, service.access_log(), Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an idle session takes beside its sockets and its entry in the registry.
+    const MAX_BYTES: usize = 400;
+
+    fn size_of_output<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_future_of_a_session_is_small() {
+        let size = size_of_output(serve);
+        assert!(size <= MAX_BYTES, "{size} bytes");
     }
 }

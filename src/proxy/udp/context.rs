@@ -3,12 +3,12 @@
 use super::{
     batch::{self, Piece},
     flow::Link,
-    sockets::Sockets,
 };
 use crate::{
     plan::reason::DropReason,
     proxy::udp::order::Order,
     runtime::{mailbox::Mailbox, reactor::Reactor},
+    session::sockets::Sockets,
     sys::datagram::{BATCH, Inbox, Local, Outbox},
 };
 use smallvec::SmallVec;

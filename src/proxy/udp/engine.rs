@@ -4,12 +4,14 @@ use super::{
     context::Context,
     listener::{Listener, send_back},
     order::Order,
-    sockets::Sockets,
     token::Token,
 };
-use crate::runtime::{
-    reactor::{self, Engine, Reactor, Wait},
-    worker,
+use crate::{
+    runtime::{
+        reactor::{self, Engine, Reactor, Wait},
+        worker,
+    },
+    session::sockets::Sockets,
 };
 use rustix::event::epoll::EventFlags;
 use slab::Slab;

@@ -1,24 +1,21 @@
 //! One flow: its socket towards a backend, and what it has carried.
 
-use super::{batch_size::BatchSize, per_source, sockets::Leave, table::Key};
+use super::{batch_size::BatchSize, table::Key};
 use crate::{
     plan::{Addr, reason::CloseReason},
     runtime::net::connect_datagrams,
     session::{
-        registry::Listed,
-        service::{Service, Slot, seconds},
+        admission::Permits,
+        service::Service,
+        sockets::SocketPermit,
+        summary::{Attempt, Summary},
     },
     sys,
-    telemetry::access_log,
-    upstream::{
-        backend::{Backend, Lease},
-        pool::Clock,
-    },
+    upstream::{backend::Lease, pool::Clock},
 };
 use std::{
     io,
     net::UdpSocket,
-    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -27,12 +24,8 @@ pub(super) struct Flow {
     /// Tells it from others that had its number before.
     pub(super) serial: u32,
     pub(super) link: Link,
-    pub(super) session: Listed,
+    pub(super) permits: Permits,
     pub(super) lease: Lease,
-    /// Of the listener's budget.
-    pub(super) _slot: Slot,
-    /// Of what its source may have, where that is limited.
-    pub(super) _place: Option<Box<per_source::Place>>,
     pub(super) opened: Instant,
     /// When a datagram last went either way, in the worker's milliseconds.
     pub(super) last: u64,
@@ -65,10 +58,10 @@ pub(super) struct Flow {
     pub(super) rare: Option<Box<Rare>>,
 }
 
-/// A socket towards a backend, and the leave to have one.
+/// A socket towards a backend, and the permit to have one.
 pub(super) struct Link {
     pub(super) socket: UdpSocket,
-    pub(super) _leave: Leave,
+    pub(super) _permit: SocketPermit,
 }
 
 #[derive(Default)]
@@ -85,23 +78,6 @@ pub(super) struct Rare {
     pub(super) datagrams: [u64; 2],
 }
 
-pub(super) struct Attempt {
-    pub(super) backend: Arc<Backend>,
-    pub(super) result: &'static str,
-}
-
-impl Attempt {
-    pub(super) fn logged(&self) -> access_log::Attempt<'_> {
-        access_log::Attempt {
-            backend: self.backend.text(),
-            backend_addr: self.backend.place.to_string(),
-            result: self.result,
-            // There is nothing to wait for.
-            connect_time: 0.0,
-        }
-    }
-}
-
 /// After a while without an error it is believed that somebody is there, even if nobody replies:
 /// one-way traffic has no other proof.
 const PROVEN: Duration = Duration::from_secs(5);
@@ -115,6 +91,59 @@ const LINGER: u64 = 5_000;
 pub(super) const QUIET: u64 = 1_000;
 
 impl Flow {
+    pub(super) fn new(
+        key: Key,
+        serial: u32,
+        link: Link,
+        permits: Permits,
+        lease: Lease,
+        opened: Instant,
+    ) -> Self {
+        Self {
+            key,
+            serial,
+            link,
+            permits,
+            lease,
+            opened,
+            last: 0,
+            changes: 0,
+            taken: 0,
+            sent: 0,
+            replies: 0,
+            dropped: 0,
+            retired: None,
+            refused: false,
+            on_trial: true,
+            splits: true,
+            splits_back: true,
+            coalesces: false,
+            receive_failures: 0,
+            batch_size: BatchSize::ONE,
+            rare: None,
+        }
+    }
+
+    /// `header`: for the backend, in front of its first datagram or of each.
+    pub(super) fn with_extras(
+        mut self,
+        header: Option<Box<[u8]>>,
+        clock: Option<Box<Clock>>,
+        attempts: Vec<Attempt>,
+    ) -> Self {
+        // Attempts are noted only if there is an access log.
+        if header.is_some() || clock.is_some() || !attempts.is_empty() {
+            self.rare = Some(Box::new(Rare {
+                header_is_due: header.is_some(),
+                header: header.unwrap_or_default(),
+                clock,
+                attempts,
+                ..Rare::default()
+            }));
+        }
+        self
+    }
+
     /// When it will have been idle for too long.
     pub(super) fn due(&self, idle: u64, responses: u32, is_draining: bool) -> u64 {
         // Where it is known what is owed, that is waited for.
@@ -155,29 +184,20 @@ impl Flow {
         u64::from(new)
     }
 
-    /// Counts and writes down that it is over. The socket is still there.
-    pub(super) fn end(self, service: &Service, reason: CloseReason) -> Link {
-        let duration = self.opened.elapsed();
-        service.metrics.closed(reason);
-        service.metrics.session_duration.record(duration);
-        let Some(log) = &service.process.access_log else {
-            return self.link;
+    /// Counts and logs that it is over. The socket is still there.
+    pub(super) fn end(self, service: &Service, reason: CloseReason, now: Instant) -> Link {
+        let rare = self.rare.as_deref();
+        let summary = Summary {
+            session: self.permits.session(),
+            reason,
+            error: None,
+            backend: Some(self.lease.backend()),
+            attempts: rare.map_or(&[], |rare| &rare.attempts),
+            duration: self.opened.elapsed(),
+            first_byte: rare.and_then(|rare| rare.first_reply),
+            datagrams: rare.map_or([0; 2], |rare| rare.datagrams),
         };
-        let rare = self.rare.unwrap_or_default();
-        let backend = self.lease.backend();
-        let (peer, proxied) = (self.session.peer, self.session.proxied());
-        log.record(&access_log::Record {
-            backend: Some(backend.text()),
-            backend_addr: Some(backend.place.to_string()),
-            connect_time: Some(0.0),
-            attempts: rare.attempts.iter().map(Attempt::logged).collect(),
-            first_byte_time: rare.first_reply.map(seconds),
-            bytes_received: self.session.received.load(Relaxed),
-            bytes_sent: self.session.sent.load(Relaxed),
-            datagrams_received: Some(rare.datagrams[0]),
-            datagrams_sent: Some(rare.datagrams[1]),
-            ..service.record(peer, proxied, reason.word(), duration)
-        });
+        service.finish(&summary, service.access_log(), now);
         self.link
     }
 }

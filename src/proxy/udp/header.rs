@@ -2,11 +2,7 @@
 //! only.
 
 use super::table::More;
-use crate::{
-    proxy_protocol::{Addresses, Parser, SIGNATURE_V2, encode_v2_datagram},
-    runtime::net::Client,
-    session::service::Service,
-};
+use crate::proxy_protocol::{Addresses, Parser, SIGNATURE_V2, encode_v2_datagram};
 use std::net::SocketAddr;
 
 /// What a datagram from a trusted peer begins with.
@@ -65,10 +61,4 @@ pub(super) fn write(
         destination,
     };
     encode_v2_datagram(&addresses, tlvs).into_boxed_slice()
-}
-
-/// Whether this peer may say who its clients are.
-pub(super) fn trusts(service: &Service, peer: SocketAddr) -> bool {
-    let accept = service.plan.accept_proxy.as_ref();
-    accept.is_some_and(|accept| crate::plan::access::trusts(accept, Client::Ip(peer).ip()))
 }

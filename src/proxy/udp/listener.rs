@@ -10,7 +10,7 @@ mod replies;
 pub(super) use replies::send_back;
 
 use super::{
-    Binding, OwnAddresses, PeerWorkers, PerSource, Port,
+    Binding, OwnAddresses, PeerWorkers, Port,
     batch::Piece,
     batch_size::BatchSize,
     flow::Flow,
@@ -54,7 +54,6 @@ pub(super) struct Listener {
     flows: Slab<Flow>,
     table: Table,
     wheel: Wheel,
-    per_source: Arc<PerSource>,
     peers: Arc<PeerWorkers>,
     own: Arc<OwnAddresses>,
     here: Arc<PeerWorker>,
@@ -126,7 +125,6 @@ impl Listener {
         let Binding {
             service,
             sockets,
-            per_source,
             peers,
             own,
             is_first,
@@ -169,7 +167,6 @@ impl Listener {
             flows: Slab::new(),
             table: Table::default(),
             wheel: Wheel::new(idle, gear.ms),
-            per_source,
             peers,
             own,
             here,
@@ -228,8 +225,7 @@ impl Listener {
     }
 }
 
-/// Whom this is for: whom a header named, or the peer.
+/// The client that a header named, or the peer.
 fn client_of(key: &Key) -> SocketAddr {
-    let named = key.more.as_ref().and_then(|more| more.named);
-    named.map_or(key.peer, |(source, _)| source)
+    key.named().map_or(key.peer, |(source, _)| source)
 }

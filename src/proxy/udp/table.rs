@@ -25,6 +25,13 @@ pub struct More {
     pub backend: u64,
 }
 
+impl Key {
+    /// Source and destination by a PROXY protocol header, if there was one.
+    pub fn named(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.more.as_ref().and_then(|more| more.named)
+    }
+}
+
 /// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose
 /// addresses that collide.
 #[derive(Debug, Default)]

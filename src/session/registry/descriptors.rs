@@ -70,12 +70,21 @@ impl Descriptors {
 
     /// The same for the socket of a flow.
     pub fn take_for_flow(&self) -> bool {
-        self.take(FLOW, |next| {
-            u64::from(next.flows) <= self.for_flows.load(Relaxed)
-        })
+        self.take(FLOW, |next| self.is_of_flows(next))
     }
 
-    /// Whether or not there are enough.
+    /// Whether one more could be taken for a flow now.
+    pub fn has_free_for_flow(&self) -> bool {
+        let used = self.used.load(Relaxed);
+        self.add(used, FLOW, |next| self.is_of_flows(next))
+            .is_some()
+    }
+
+    fn is_of_flows(&self, used: Used) -> bool {
+        u64::from(used.flows) <= self.for_flows.load(Relaxed)
+    }
+
+    /// Takes one even beyond the limit.
     pub fn take_for_flow_anyway(&self) {
         self.used.fetch_add(FLOW.bits(), Relaxed);
     }
@@ -89,12 +98,15 @@ impl Descriptors {
     }
 
     fn take(&self, more: Used, is_own: impl Fn(Used) -> bool) -> bool {
-        let take = |bits: u64| {
-            let next = Used::of(bits.checked_add(more.bits())?);
-            let fits = is_own(next) || self.shared_part(next) <= self.shared.load(Relaxed);
-            (fits && self.is_within_all(next)).then(|| next.bits())
-        };
+        let take = |used| self.add(used, more, &is_own);
         self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    /// What is used with these as well; `None` if they are too many.
+    fn add(&self, used: u64, more: Used, is_own: impl Fn(Used) -> bool) -> Option<u64> {
+        let next = Used::of(used.checked_add(more.bits())?);
+        let fits = is_own(next) || self.shared_part(next) <= self.shared.load(Relaxed);
+        (fits && self.is_within_all(next)).then(|| next.bits())
     }
 
     /// False while one kind still uses what has been given to the other.

@@ -42,6 +42,14 @@ impl Notices {
 impl Call {
     const ALL: [Self; 3] = [Self::Accept, Self::Receive, Self::Register];
 
+    fn message(self) -> &'static str {
+        match self {
+            Self::Accept => "cannot accept, waiting",
+            Self::Receive => "cannot receive",
+            Self::Register => "cannot wait for replies",
+        }
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -52,13 +60,7 @@ impl Call {
 }
 
 impl Service {
-    /// Counts a connection or a flow that is refused, and tells the log.
-    pub fn reject(&self, reason: RejectReason, client: &dyn Display, now: Instant) {
-        self.metrics.rejected(reason);
-        self.log_rejection(reason, client, None, now);
-    }
-
-    /// As [`Self::reject`], without counting it.
+    /// Logs that a connection or a flow was refused.
     pub fn log_rejection(
         &self,
         reason: RejectReason,
@@ -67,14 +69,18 @@ impl Service {
         now: Instant,
     ) {
         let count = self.notices.rejected.add(reason as usize, 1, now);
-        match count.filter(|_| is_told(reason)) {
-            Some(count) => self.tell_rejection(reason, Some(client), error, count),
-            None => tracing::debug!(listener = %self.plan.name, reason = reason.word(),
-                client = %client, error = error.map(tracing::field::display), "client refused"),
+        match (severity_of_rejection(reason), count) {
+            (Severity::Info | Severity::Warning, Some(count)) => {
+                self.write_rejection(reason, Some(client), error, count);
+            }
+            (Severity::None, _) | (_, None) => {
+                tracing::debug!(listener = %self.plan.name, reason = reason.word(),
+                    client = %client, error = error.map(tracing::field::display), "client refused");
+            }
         }
     }
 
-    fn tell_rejection(
+    fn write_rejection(
         &self,
         reason: RejectReason,
         client: Detail<'_>,
@@ -84,13 +90,14 @@ impl Service {
         let (listener, limit) = (&self.plan.name, self.limit_behind(reason));
         let client = client.map(tracing::field::display);
         let error = error.map(tracing::field::display);
-        let reason_word = reason.word();
-        // What the operator has asked for is no trouble.
-        if reason == RejectReason::Access {
-            tracing::info!(%listener, reason = reason_word, client, count, "client refused");
-        } else {
-            tracing::warn!(%listener, reason = reason_word, limit, client, error, count,
-                "client refused");
+        let word = reason.word();
+        match severity_of_rejection(reason) {
+            Severity::None => {}
+            Severity::Info => {
+                tracing::info!(%listener, reason = word, client, count, "client refused");
+            }
+            Severity::Warning => tracing::warn!(%listener, reason = word, limit, client, error,
+                count, "client refused"),
         }
     }
 
@@ -111,8 +118,8 @@ impl Service {
         }
     }
 
-    /// A client was let in and got no backend, or was not to get one. `error`: of the backend that
-    /// was tried last.
+    /// Logs the end of a session whose client was admitted and got no backend; other ends are no
+    /// reason for a line. `error`: of the backend that was tried last.
     pub fn log_unserved(
         &self,
         reason: CloseReason,
@@ -120,57 +127,31 @@ impl Service {
         error: Option<ConnectError>,
         now: Instant,
     ) {
+        if unserved_message(reason).is_none() {
+            return;
+        }
         match self.notices.unserved.add(reason as usize, 1, now) {
-            Some(count) => self.tell_unserved(reason, Some(client), error, count),
+            Some(count) => self.write_unserved(reason, Some(client), error, count),
             None => tracing::debug!(listener = %self.plan.name, reason = reason.word(),
                 client = %client, "client not served"),
         }
     }
 
-    fn tell_unserved(
+    fn write_unserved(
         &self,
         reason: CloseReason,
         client: Detail<'_>,
         error: Option<ConnectError>,
         count: u64,
     ) {
-        let (listener, upstream) = (&self.plan.name, &self.pool.name);
-        let client = client.map(tracing::field::display);
-        let (reason_word, error) = (reason.word(), error.map(ConnectError::word));
-        match reason {
-            CloseReason::NoBackend => {
-                tracing::warn!(%listener, %upstream, reason = reason_word, client, count,
-                    "no backend is available");
-            }
-            CloseReason::ConnectFailed => {
-                tracing::warn!(%listener, %upstream, reason = reason_word, client, error, count,
-                    "no backend could be reached");
-            }
-            CloseReason::UntrustedHeader => {
-                tracing::warn!(%listener, reason = reason_word, client, count,
-                    "a client that is not in `trust` sent a PROXY protocol header");
-            }
-            CloseReason::Ok
-            | CloseReason::IdleTimeout
-            | CloseReason::HalfCloseTimeout
-            | CloseReason::ClientReset
-            | CloseReason::BackendReset
-            | CloseReason::ClientTimedOut
-            | CloseReason::BackendTimedOut
-            | CloseReason::ClientLeft
-            | CloseReason::Drained
-            | CloseReason::BackendDown
-            | CloseReason::RoleLost
-            | CloseReason::Lagging
-            | CloseReason::Recovered
-            | CloseReason::BackendDrained
-            | CloseReason::BackendRefused
-            | CloseReason::ResponseTimeout
-            | CloseReason::Evicted => {}
+        if let Some(message) = unserved_message(reason) {
+            tracing::warn!(listener = %self.plan.name, upstream = %self.pool.name,
+                reason = reason.word(), client = client.map(tracing::field::display),
+                error = error.map(ConnectError::word), count, "{message}");
         }
     }
 
-    /// Counts datagrams that are not passed on, and tells the log.
+    /// Counts datagrams that are not passed on, and logs them.
     pub fn drop_datagrams(
         &self,
         reason: DropReason,
@@ -182,57 +163,48 @@ impl Service {
             return;
         }
         self.metrics.dropped(reason, datagrams);
-        // Those that begin no flow are told with the reason for that.
-        if reason == DropReason::Rejected {
+        if severity_of_drop(reason) == Severity::None {
             return;
         }
         match self.notices.dropped.add(reason as usize, datagrams, now) {
-            Some(count) => self.tell_dropped(reason, error, count),
+            Some(count) => self.write_dropped(reason, error, count),
             None => tracing::debug!(listener = %self.plan.name, reason = reason.word(), datagrams,
                 error = error.map(tracing::field::display), "datagrams dropped"),
         }
     }
 
-    fn tell_dropped(&self, reason: DropReason, error: Option<&io::Error>, count: u64) {
-        let (listener, reason_word) = (&self.plan.name, reason.word());
+    fn write_dropped(&self, reason: DropReason, error: Option<&io::Error>, count: u64) {
+        let (listener, word) = (&self.plan.name, reason.word());
         let error = error.map(tracing::field::display);
-        // A reply after the end of its flow is common, and no loss that the client waits for.
-        if reason == DropReason::Late {
-            tracing::info!(%listener, reason = reason_word, count, "datagrams dropped");
-        } else {
-            tracing::warn!(%listener, reason = reason_word, error, count, "datagrams dropped");
+        match severity_of_drop(reason) {
+            Severity::None => {}
+            Severity::Info => {
+                tracing::info!(%listener, reason = word, count, "datagrams dropped");
+            }
+            Severity::Warning => {
+                tracing::warn!(%listener, reason = word, error, count, "datagrams dropped");
+            }
         }
     }
 
     pub fn log_failed_call(&self, call: Call, error: &io::Error, now: Instant) {
         match self.notices.calls.add(call as usize, 1, now) {
-            Some(count) => self.tell_failed_call(call, Some(error), count),
+            Some(count) => self.write_failed_call(call, Some(error), count),
             None => tracing::debug!(listener = %self.plan.name, call = call.word(), %error,
                 "system call failed"),
         }
     }
 
-    fn tell_failed_call(&self, call: Call, error: Option<&io::Error>, count: u64) {
-        let (listener, call_word) = (&self.plan.name, call.word());
-        let error = error.map(tracing::field::display);
-        match call {
-            Call::Accept => {
-                tracing::warn!(%listener, call = call_word, error, count, "cannot accept, waiting");
-            }
-            Call::Receive => {
-                tracing::warn!(%listener, call = call_word, error, count, "cannot receive");
-            }
-            Call::Register => {
-                tracing::warn!(%listener, call = call_word, error, count,
-                    "cannot wait for replies");
-            }
-        }
+    fn write_failed_call(&self, call: Call, error: Option<&io::Error>, count: u64) {
+        let message = call.message();
+        tracing::warn!(listener = %self.plan.name, call = call.word(),
+            error = error.map(tracing::field::display), count, "{message}");
     }
 
-    /// Tells the log of events that came after the last line about their kind.
+    /// Logs the events that came after the last line about their kind.
     pub fn log_due(&self, now: Instant) {
         let notices = &self.notices;
-        self.tell_all(
+        self.write_all(
             notices.rejected.due(now),
             notices.unserved.due(now),
             notices.dropped.due(now),
@@ -240,10 +212,10 @@ impl Service {
         );
     }
 
-    /// As [`Self::log_due`], at the end: it does not wait for the period to pass.
+    /// As [`Self::log_due`], at the end: without waiting for the period to pass.
     pub fn log_rest(&self) {
         let notices = &self.notices;
-        self.tell_all(
+        self.write_all(
             notices.rejected.rest(),
             notices.unserved.rest(),
             notices.dropped.rest(),
@@ -251,7 +223,7 @@ impl Service {
         );
     }
 
-    fn tell_all(
+    fn write_all(
         &self,
         rejected: impl Iterator<Item = (usize, u64)>,
         unserved: impl Iterator<Item = (usize, u64)>,
@@ -259,24 +231,85 @@ impl Service {
         calls: impl Iterator<Item = (usize, u64)>,
     ) {
         for (reason, count) in rejected {
-            let reason = RejectReason::ALL[reason];
-            if is_told(reason) {
-                self.tell_rejection(reason, None, None, count);
-            }
+            self.write_rejection(RejectReason::ALL[reason], None, None, count);
         }
         for (reason, count) in unserved {
-            self.tell_unserved(CloseReason::ALL[reason], None, None, count);
+            self.write_unserved(CloseReason::ALL[reason], None, None, count);
         }
         for (reason, count) in dropped {
-            self.tell_dropped(DropReason::ALL[reason], None, count);
+            self.write_dropped(DropReason::ALL[reason], None, count);
         }
         for (call, count) in calls {
-            self.tell_failed_call(Call::ALL[call], None, count);
+            self.write_failed_call(Call::ALL[call], None, count);
         }
     }
 }
 
-/// At the end of the process clients are refused as intended.
-fn is_told(reason: RejectReason) -> bool {
-    reason != RejectReason::Drained
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    /// Not written at all: it is intended.
+    None,
+    Info,
+    Warning,
+}
+
+fn severity_of_rejection(reason: RejectReason) -> Severity {
+    match reason {
+        // The process is stopping.
+        RejectReason::Drained => Severity::None,
+        // As configured.
+        RejectReason::Access => Severity::Info,
+        RejectReason::MaxConnections
+        | RejectReason::ProcessMaxConnections
+        | RejectReason::MaxFlowsPerSource
+        | RejectReason::ProcessMaxFlows
+        | RejectReason::NoPorts
+        | RejectReason::NoDescriptors
+        | RejectReason::ProxyHeader
+        | RejectReason::ProxyEnded
+        | RejectReason::ProxyTimeout => Severity::Warning,
+    }
+}
+
+fn severity_of_drop(reason: DropReason) -> Severity {
+    match reason {
+        // The rejection or the end of the flow is logged.
+        DropReason::Rejected => Severity::None,
+        // A reply after the end of its flow is common, and no loss that the client waits for.
+        DropReason::Late => Severity::Info,
+        DropReason::NoBackend
+        | DropReason::SendBuffer
+        | DropReason::ReceiveBuffer
+        | DropReason::Truncated
+        | DropReason::TooLarge
+        | DropReason::SendFailed
+        | DropReason::OwnAddress => Severity::Warning,
+    }
+}
+
+fn unserved_message(reason: CloseReason) -> Option<&'static str> {
+    match reason {
+        CloseReason::NoBackend => Some("no backend is available"),
+        CloseReason::ConnectFailed => Some("no backend could be reached"),
+        CloseReason::UntrustedHeader => {
+            Some("a client that is not in `trust` sent a PROXY protocol header")
+        }
+        CloseReason::Ok
+        | CloseReason::IdleTimeout
+        | CloseReason::HalfCloseTimeout
+        | CloseReason::ClientReset
+        | CloseReason::BackendReset
+        | CloseReason::ClientTimedOut
+        | CloseReason::BackendTimedOut
+        | CloseReason::ClientLeft
+        | CloseReason::Drained
+        | CloseReason::BackendDown
+        | CloseReason::RoleLost
+        | CloseReason::Lagging
+        | CloseReason::Recovered
+        | CloseReason::BackendDrained
+        | CloseReason::BackendRefused
+        | CloseReason::ResponseTimeout
+        | CloseReason::Evicted => None,
+    }
 }

@@ -35,7 +35,16 @@ impl<T: Default> Sharded<T> {
 
 impl<T> Sharded<T> {
     pub fn mine(&self) -> &T {
-        &self.shards[SHARD.get() % self.shards.len()].0
+        self.at(self.own_index())
+    }
+
+    /// Which copy is that of this thread.
+    pub fn own_index(&self) -> usize {
+        SHARD.get() % self.shards.len()
+    }
+
+    pub fn at(&self, index: usize) -> &T {
+        &self.shards[index].0
     }
 
     pub fn all(&self) -> impl Iterator<Item = &T> {

@@ -15,6 +15,7 @@ use crate::{
         reason::{CloseReason, DropReason, RejectReason},
     },
     proxy::udp::context::{Context, Taken, Unit},
+    runtime::net::Client,
     session::service::Call,
     sys::datagram::BATCH,
     upstream::{
@@ -163,9 +164,7 @@ impl Listener {
                 None => {
                     let metrics = &self.service.metrics;
                     metrics.counts.mine().connections.add(1);
-                    self.service
-                        .reject(RejectReason::ProxyHeader, &unnamed.peer, gear.now);
-                    self.record_refusal(gear, &unnamed, RejectReason::ProxyHeader.word(), &[]);
+                    self.refuse(gear, &unnamed, RejectReason::ProxyHeader);
                     return self.dropped(DropReason::Rejected, [unit.piece]);
                 }
             }
@@ -192,7 +191,7 @@ impl Listener {
         *last = Some(number);
         if flow.on_trial && flow.has_passed_trial(gear.now, false) {
             let backend = Arc::clone(flow.lease.backend());
-            self.passed_trial(gear, &backend);
+            self.service.pool.answered(&backend, gear.now);
         }
     }
 
@@ -205,7 +204,7 @@ impl Listener {
         unit: &mut Unit,
     ) -> Option<(Key, Vec<u8>, Option<Key>)> {
         let bytes = unit.bytes(&gear.inbox);
-        if !header::trusts(&self.service, key.peer) {
+        if !self.service.trusts(Client::Ip(key.peer)) {
             return (!header::has_signature(bytes)).then(|| (key, Vec::new(), None));
         }
         let keep_tlvs = self.service.send_proxy == SendProxy::V2 { tlvs: true };
@@ -362,7 +361,7 @@ impl Listener {
     ) -> Result<u32, NotBegun> {
         // Whoever may not come in is told so first.
         if let Some((lease, _)) = &picked {
-            let named = key.more.as_ref().and_then(|more| more.named);
+            let named = key.named();
             key.more = Some(Box::new(More {
                 named,
                 backend: lease.backend().id,

@@ -56,7 +56,10 @@ impl Listener {
             flow.sent = flow.sent.saturating_add(sent.datagrams as u32);
             let counts = flow.lease.backend().metrics.counts.mine();
             counts.sent.add(sent.bytes);
-            flow.session.received.fetch_add(sent.bytes, Relaxed);
+            flow.permits
+                .session()
+                .received
+                .fetch_add(sent.bytes, Relaxed);
             if let Some(rare) = &mut flow.rare {
                 rare.datagrams[0] += sent.datagrams;
             }

@@ -9,10 +9,7 @@ use crate::{
     proxy::udp::context::Context,
     runtime::wheel::Wheel,
 };
-use std::{
-    io,
-    sync::atomic::Ordering::Relaxed,
-};
+use std::{io, sync::atomic::Ordering::Relaxed};
 
 /// What came before the process was told to end is still taken: so many batches of it.
 const LAST: usize = 64;
@@ -27,7 +24,7 @@ impl Listener {
     pub(in crate::proxy::udp) fn look(&mut self, gear: &mut Context, serial: u32, number: u32) {
         let reason = self
             .flow(serial, number)
-            .and_then(|flow| flow.session.must_end());
+            .and_then(|flow| flow.permits.session().must_end());
         if let Some(reason) = reason {
             self.close(gear, number, reason);
         }
@@ -88,13 +85,14 @@ impl Listener {
 
     /// The backend owed replies to this flow and sent none in time. That is no failure of a backend
     /// that replied to another flow meanwhile, and an error from the network was counted already.
-    fn report_silence(&self, gear: &Gear, number: u32) {
+    fn report_silence(&self, gear: &Context, number: u32) {
         let flow = &self.flows[number as usize];
         let backend = flow.lease.backend();
         let is_silent = backend.heard.load(Relaxed) < flow.last;
         let pool = &self.service.pool;
         if is_silent && !flow.refused && pool.may_be_blamed_for_silence(backend, gear.now) {
-            self.failed(backend, &io::ErrorKind::TimedOut.into());
+            let error = io::ErrorKind::TimedOut.into();
+            self.service.report_failure(backend, &error, gear.now);
         }
     }
 
@@ -136,13 +134,13 @@ impl Listener {
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
         if flow.has_passed_trial(gear.now, true) {
-            self.passed_trial(gear, flow.lease.backend());
+            self.service.pool.answered(flow.lease.backend(), gear.now);
         }
         let drops = flow.new_drops();
         self.service
             .drop_datagrams(DropReason::ReceiveBuffer, drops, None, gear.now);
         let is_owed = !flow.has_all_replies(self.udp.responses);
-        let link = flow.end(&self.service, reason);
+        let link = flow.end(&self.service, reason, gear.now);
         if is_owed && !self.is_draining {
             gear.keep_late(self.index, link);
         }

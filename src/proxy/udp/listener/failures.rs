@@ -4,18 +4,16 @@ use super::Listener;
 use crate::{
     plan::{
         Addr,
-        reason::{Cause, CloseReason, ConnectError, Party},
+        reason::{Cause, CloseReason, Party},
     },
     proxy::udp::context::Context,
     session::service::Call,
     sys::datagram::{Origin, next_report},
-    upstream::backend::Backend,
 };
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
-    sync::Arc,
     time::Instant,
 };
 
@@ -112,20 +110,8 @@ impl Listener {
             return;
         };
         flow.refused = true;
-        let backend = Arc::clone(flow.lease.backend());
-        self.failed(&backend, error);
-    }
-
-    /// An attempt to reach this backend has failed.
-    pub(super) fn failed(&self, backend: &Arc<Backend>, error: &io::Error) {
-        let now = Instant::now();
-        let reason = ConnectError::of(error);
-        let counts = backend.metrics.counts.mine();
-        counts.connect_errors[reason as usize].add(1);
-        backend.log_failure(reason, error, now);
-        if reason.blames_backend() {
-            self.service.pool.failed(backend, reason, error, now);
-        }
+        let service = &self.service;
+        service.report_failure(flow.lease.backend(), error, Instant::now());
     }
 }
 

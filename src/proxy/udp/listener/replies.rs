@@ -8,7 +8,6 @@ use crate::{
     plan::reason::{CloseReason, DropReason},
     proxy::udp::context::{Context, Reply, Unit, drop_reason, is_about_splitting},
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
-    upstream::backend::Backend,
 };
 use smallvec::SmallVec;
 use std::{
@@ -98,7 +97,7 @@ impl Listener {
                 dropped = flow.new_drops();
             }
         }
-        flow.session.sent.fetch_add(bytes, Relaxed);
+        flow.permits.session().sent.fetch_add(bytes, Relaxed);
         let backend = flow.lease.backend();
         backend.heard.store(gear.ms, Relaxed);
         backend.metrics.counts.mine().received.add(bytes);
@@ -137,13 +136,8 @@ impl Listener {
         }
         if flow.has_passed_trial(gear.now, false) {
             let backend = Arc::clone(flow.lease.backend());
-            self.passed_trial(gear, &backend);
+            self.service.pool.answered(&backend, gear.now);
         }
-    }
-
-    /// Its backend is there.
-    pub(super) fn passed_trial(&self, gear: &Context, backend: &Arc<Backend>) {
-        self.service.pool.answered(backend, gear.now);
     }
 
     pub(super) fn socket(&self, port: u16) -> BorrowedFd<'_> {

@@ -1,0 +1,46 @@
+//! What sessions report about backends.
+
+use super::Service;
+use crate::{plan::reason::ConnectError, upstream::backend::Backend};
+use std::{io, sync::Arc, time::Instant};
+
+impl Service {
+    /// A backend could not be reached. Counts and logs that, and tells the pool if the backend is
+    /// to blame.
+    pub fn report_failure(
+        &self,
+        backend: &Arc<Backend>,
+        error: &io::Error,
+        now: Instant,
+    ) -> ConnectError {
+        let reason = ConnectError::of(error);
+        let counts = backend.metrics.counts.mine();
+        counts.connect_errors[reason as usize].add(1);
+        // A connection waits for a shortage to pass, and has logged that when it began to.
+        if self.is_udp() || !reason.is_shortage() {
+            backend.log_failure(reason, error, now);
+        }
+        if reason.blames_backend() {
+            self.pool.failed(backend, reason, error, now);
+        }
+        reason
+    }
+
+    /// A session ended by this error of its backend before the first byte of an answer.
+    pub fn report_unanswered(&self, backend: &Arc<Backend>, error: ConnectError, now: Instant) {
+        let what = match error {
+            ConnectError::Timeout => "the session timed out before the first byte of an answer",
+            ConnectError::Refused
+            | ConnectError::Unreachable
+            | ConnectError::Prohibited
+            | ConnectError::Reset
+            | ConnectError::NoPorts
+            | ConnectError::NoDescriptors
+            | ConnectError::NoMemory
+            | ConnectError::Other => "the session was reset before the first byte of an answer",
+        };
+        if self.pool.fail_on_reset {
+            self.pool.failed(backend, error, &what, now);
+        }
+    }
+}

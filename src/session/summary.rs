@@ -1,0 +1,204 @@
+//! What is counted and logged when a session ends, or a client is refused: the same for connections
+//! and flows.
+
+use crate::{
+    plan::reason::{CloseReason, ConnectError, RejectReason},
+    runtime::net::Client,
+    session::{registry::Session, service::Service},
+    telemetry::access_log::{self, AccessLog, Record},
+    upstream::backend::Backend,
+};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// How a session went.
+#[derive(Debug)]
+pub struct Summary<'a> {
+    pub session: &'a Session,
+    pub reason: CloseReason,
+    /// Of the last backend that was tried, where none was reached.
+    pub error: Option<ConnectError>,
+    pub backend: Option<&'a Backend>,
+    pub attempts: &'a [Attempt],
+    pub duration: Duration,
+    /// From the start of the connect, or of the flow, to the backend's first byte.
+    pub first_byte: Option<Duration>,
+    /// Of a flow: from the client, and to it.
+    pub datagrams: [u64; 2],
+}
+
+/// One try to reach a backend.
+#[derive(Debug)]
+pub struct Attempt {
+    pub backend: Arc<Backend>,
+    pub result: AttemptResult,
+    pub time: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptResult {
+    Connected,
+    /// Connected, when sessions of that backend had been terminated since it was picked.
+    Left,
+    Failed(ConnectError),
+    /// The session ended first.
+    Abandoned(CloseReason),
+}
+
+/// A connection or a flow that was refused before a backend was looked for.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: RejectReason,
+    pub peer: Client,
+    pub named: Option<Client>,
+    pub duration: Duration,
+}
+
+impl<'a> Summary<'a> {
+    /// Of a session that got no backend.
+    pub fn unserved(
+        session: &'a Session,
+        reason: CloseReason,
+        error: Option<ConnectError>,
+        attempts: &'a [Attempt],
+        duration: Duration,
+    ) -> Self {
+        Self {
+            session,
+            reason,
+            error,
+            backend: None,
+            attempts,
+            duration,
+            first_byte: None,
+            datagrams: [0; 2],
+        }
+    }
+}
+
+impl Service {
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.process.access_log.as_ref()
+    }
+
+    /// Counts the end of a session, and writes it to the log, where it is a reason for a warning,
+    /// and to `access_log`.
+    pub fn finish(&self, summary: &Summary<'_>, access_log: Option<&AccessLog>, now: Instant) {
+        self.metrics.closed(summary.reason);
+        self.metrics.session_duration.record(summary.duration);
+        self.log_unserved(
+            summary.reason,
+            &summary.session.client(),
+            summary.error,
+            now,
+        );
+        if let Some(log) = access_log {
+            log.record(&self.record(summary));
+        }
+    }
+
+    /// Counts a refusal, and writes it to `access_log`.
+    pub fn finish_refused(&self, refusal: &Refusal, access_log: Option<&AccessLog>) {
+        self.metrics.rejected(refusal.reason);
+        if let Some(log) = access_log {
+            let (peer, named) = (refusal.peer, refusal.named);
+            log.record(&self.plain_record(peer, named, refusal.reason.word(), refusal.duration));
+        }
+    }
+
+    fn record<'a>(&'a self, summary: &Summary<'a>) -> Record<'a> {
+        let session = summary.session;
+        let backend = summary.backend;
+        let connected = summary.attempts.last();
+        let connected = connected.filter(|attempt| attempt.result == AttemptResult::Connected);
+        let [received, sent] = summary.datagrams;
+        let is_udp = self.is_udp();
+        Record {
+            backend: backend.map(|backend| &**backend.text()),
+            backend_addr: backend.map(|backend| backend.place.to_string()),
+            attempts: summary.attempts.iter().map(Attempt::record).collect(),
+            connect_time: connected.map(|attempt| seconds(attempt.time)),
+            first_byte_time: summary.first_byte.map(seconds),
+            bytes_received: session.received.load(Relaxed),
+            bytes_sent: session.sent.load(Relaxed),
+            datagrams_received: is_udp.then_some(received),
+            datagrams_sent: is_udp.then_some(sent),
+            ..self.plain_record(
+                session.peer,
+                session.proxied(),
+                summary.reason.word(),
+                summary.duration,
+            )
+        }
+    }
+
+    /// The record of a client that was not served.
+    fn plain_record(
+        &self,
+        peer: Client,
+        named: Option<Client>,
+        reason: &'static str,
+        duration: Duration,
+    ) -> Record<'_> {
+        let client = named.unwrap_or(peer);
+        let hidden = Some(peer).filter(|peer| *peer != client);
+        let is_udp = self.is_udp();
+        Record {
+            time: access_log::now(),
+            listener: &self.plan.name,
+            protocol: self.protocol(),
+            remote_addr: address(client),
+            remote_port: client.port(),
+            proxy_protocol_addr: named.map(address),
+            realip_remote_addr: hidden.map(address),
+            realip_remote_port: hidden.and_then(Client::port),
+            upstream: &self.pool.name,
+            backend: None,
+            backend_addr: None,
+            attempts: Vec::new(),
+            connect_time: None,
+            first_byte_time: None,
+            session_time: seconds(duration),
+            bytes_received: 0,
+            bytes_sent: 0,
+            datagrams_received: is_udp.then_some(0),
+            datagrams_sent: is_udp.then_some(0),
+            close_reason: reason,
+        }
+    }
+}
+
+impl Attempt {
+    fn record(&self) -> access_log::Attempt<'_> {
+        access_log::Attempt {
+            backend: self.backend.text(),
+            backend_addr: self.backend.place.to_string(),
+            result: self.result.word(),
+            connect_time: seconds(self.time),
+        }
+    }
+}
+
+impl AttemptResult {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Connected => "ok",
+            Self::Left => "left",
+            Self::Failed(error) => error.word(),
+            Self::Abandoned(reason) => reason.word(),
+        }
+    }
+}
+
+fn address(client: Client) -> String {
+    client
+        .ip()
+        .map_or_else(|| "unix:".to_owned(), |ip| ip.to_string())
+}
+
+/// To the microsecond: more digits would be noise.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
+}
