@@ -23,7 +23,6 @@ mod references;
 mod section;
 mod session_actions;
 pub(crate) mod text;
-mod udp;
 mod upstream;
 mod value;
 

@@ -1,17 +1,23 @@
 //! What the program runs on: validated, complete, and free of "maybe".
 //!
 //! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value
-//! was given or makes sense. Only the standard library is used here.
+//! was given or makes sense. Only the standard library is used here. `Default` gives the values that
+//! a field has before its key is read; the defaults of keys are in `config::keys`.
 
 pub mod access;
 pub mod diff;
 pub mod reason;
 
+mod check;
 mod udp;
 
+pub use check::{
+    Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, OnLeave,
+    PasswordFrom, Rcode, Role, StartTls, Tls, Version,
+};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
-use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything one process does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +31,7 @@ pub struct Plan {
     pub upstreams: Vec<Upstream>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Process {
     /// Threads that carry traffic; 0 means one for each CPU the process may use.
     pub workers: usize,
@@ -39,9 +45,10 @@ pub struct Process {
     pub drain_timeout: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StartWait {
     /// As long as a first check takes that ends by its timeout.
+    #[default]
     Auto,
     AtMost(Duration),
 }
@@ -57,39 +64,42 @@ pub struct Admin {
     pub hosts: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Log {
     pub level: LogLevel,
     pub format: LogFormat,
     pub access: AccessLog,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogLevel {
     Error,
     Warn,
+    #[default]
     Info,
     Debug,
     Trace,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
+    #[default]
     Auto,
     Text,
     Json,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum AccessLog {
+    #[default]
     Off,
     Stdout,
     File(PathBuf),
 }
 
 /// A place where clients arrive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listener {
     pub name: String,
     pub protocol: Protocol,
@@ -121,7 +131,7 @@ pub struct Listener {
 }
 
 /// Who begins with a PROXY protocol header, and in what time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AcceptProxy {
     /// From these a header is required, from others none is accepted. At least one.
     pub trust: Vec<Who>,
@@ -130,7 +140,7 @@ pub struct AcceptProxy {
 }
 
 /// The rights of the file of a unix socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UnixFile {
     /// Permission bits.
     pub mode: u32,
@@ -141,7 +151,7 @@ pub struct UnixFile {
 }
 
 /// Options set on both sockets of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SocketOptions {
     pub nodelay: bool,
     pub keepalive: Option<Keepalive>,
@@ -150,7 +160,7 @@ pub struct SocketOptions {
     pub user_timeout: Option<Duration>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Keepalive {
     pub idle: Duration,
     pub interval: Duration,
@@ -188,7 +198,7 @@ pub enum Who {
 }
 
 /// A named group of backends with one balancing policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Upstream {
     pub name: String,
     pub balance: Balance,
@@ -213,332 +223,10 @@ pub struct Upstream {
     pub flows_move: FlowsMove,
 }
 
-/// How the backends of an upstream are asked whether they are well, and what becomes of their
-/// sessions when they are not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
-    pub kind: CheckKind,
-    /// From the beginning of one check to that of the next.
-    pub interval: Duration,
-    /// The same while the verdict is changing; not longer than `interval`.
-    pub fast_interval: Duration,
-    /// For the whole of a check.
-    pub timeout: Duration,
-    /// So many good answers in a row bring a backend back; at least 1.
-    pub rise: u32,
-    /// So many failures in a row take it out; at least 1.
-    pub fall: u32,
-    /// A primary that has given no certain answer for so long takes nothing new; `None`: however
-    /// long.
-    pub stale_after: Option<Duration>,
-    /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
-    /// Only without a role.
-    pub panic_threshold: u32,
-    /// Whether a backend may be used before its first check has ended.
-    pub start_up: bool,
-    pub at: CheckAt,
-    pub tls: Tls,
-    pub on_down: OnLeave,
-    pub on_role_lost: OnLeave,
-    pub on_lag: OnLeave,
-    /// For the sessions on backups.
-    pub on_recover: OnLeave,
-}
-
-/// Where the check goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckAt {
-    Backend,
-    /// The same host, another port.
-    Port(u16),
-    /// One place for all backends.
-    Addr(Addr),
-}
-
-/// Whether a check is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tls {
-    Off,
-    /// Whoever the server is.
-    Require,
-    Verify {
-        /// The certificates that are trusted; `None`: those of the system.
-        ca: Option<PathBuf>,
-        /// Whom the certificate must name; `None`: the host or address that is asked.
-        name: Option<String>,
-    },
-}
-
-/// What becomes of sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnLeave {
-    Keep,
-    /// Those of TCP are kept; flows of UDP go to another backend at their next datagram.
-    Move,
-    Close,
-    /// Unless things are well again by then.
-    CloseAfter(Duration),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckKind {
-    Tcp,
-    SendExpect {
-        send: Vec<u8>,
-        expect: Expect,
-    },
-    Http {
-        /// What follows GET.
-        path: String,
-        /// `None`: the address that is asked.
-        host: Option<String>,
-        /// Ranges of what is well, both ends included; at least one.
-        status: Vec<(u16, u16)>,
-    },
-    Redis {
-        /// `None`: any.
-        role: Option<Role>,
-        user: Option<String>,
-        password: Option<PasswordFrom>,
-        /// Whether a replica must be connected to its primary and synced; only with the role of a
-        /// replica.
-        replicating: bool,
-        /// Since a replica last heard from its primary; `None`: it does not matter.
-        max_lag: Option<Duration>,
-        min_version: Option<Version>,
-        /// Whether one that refuses writes is down.
-        require_writes: bool,
-    },
-    Postgres {
-        /// `None`: any.
-        role: Option<Role>,
-        /// `None`: nothing is asked but whether the server would let a user log in.
-        login: Option<Login>,
-        /// As whom that is asked: user and database. `None`: as one that need not exist.
-        startup: Option<(String, String)>,
-        /// Whether a replica must receive and replay; only with the role of a replica.
-        replicating: bool,
-        limit: LagLimit,
-    },
-    Mysql {
-        /// `None`: any.
-        role: Option<Role>,
-        user: String,
-        password: Option<PasswordFrom>,
-        /// Whether the threads of a replica must run; only with the role of a replica.
-        replicating: bool,
-        /// A replica may be so far behind; `None`: as far as it will.
-        max_lag: Option<Duration>,
-    },
-    /// Over UDP.
-    Dns {
-        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the
-        /// root.
-        query: String,
-        query_type: DnsType,
-        /// What is well; at least one.
-        rcode: Vec<Rcode>,
-    },
-}
-
-/// Declares what the DNS has a word and a number for.
-macro_rules! dns_words {
-    ($(#[$doc:meta])* $name:ident: $number:ty { $($variant:ident = $word:literal $value:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($variant,)* }
-
-        impl $name {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-
-            pub fn number(self) -> $number {
-                match self { $(Self::$variant => $value,)* }
-            }
-        }
-    };
-}
-
-dns_words! {
-    /// What is asked for.
-    DnsType: u16 {
-        A = "A" 1,
-        Ns = "NS" 2,
-        Cname = "CNAME" 5,
-        Soa = "SOA" 6,
-        Ptr = "PTR" 12,
-        Mx = "MX" 15,
-        Txt = "TXT" 16,
-        Aaaa = "AAAA" 28,
-        Srv = "SRV" 33,
-    }
-}
-
-dns_words! {
-    /// What came of a question.
-    Rcode: u8 {
-        NoError = "NOERROR" 0,
-        FormErr = "FORMERR" 1,
-        ServFail = "SERVFAIL" 2,
-        NxDomain = "NXDOMAIN" 3,
-        NotImp = "NOTIMP" 4,
-        Refused = "REFUSED" 5,
-    }
-}
-
-/// As whom a check asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Login {
-    pub user: String,
-    pub password: Option<PasswordFrom>,
-    pub database: String,
-}
-
-/// Of a server: as in 7.0.15.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(pub [u32; 3]);
-
-impl Version {
-    /// One to three numbers with points between them.
-    pub fn read(text: &str) -> Option<Self> {
-        let mut numbers = [0; 3];
-        let mut parts = text.split('.');
-        for (at, number) in numbers.iter_mut().enumerate() {
-            match parts.next() {
-                Some(part) if part.bytes().all(|b| b.is_ascii_digit()) => {
-                    *number = part.parse().ok()?;
-                }
-                None if at > 0 => {}
-                _ => return None,
-            }
-        }
-        parts.next().is_none().then_some(Self(numbers))
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [major, minor, patch] = self.0;
-        write!(f, "{major}.{minor}.{patch}")
-    }
-}
-
-/// How far a replica may be behind; `None`: it does not matter.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LagLimit {
-    pub time: Option<Duration>,
-    pub bytes: Option<u64>,
-}
-
-impl CheckKind {
-    /// As it is written in the configuration.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::SendExpect { .. } => "send_expect",
-            Self::Http { .. } => "http",
-            Self::Redis { .. } => "redis",
-            Self::Postgres { .. } => "postgres",
-            Self::Mysql { .. } => "mysql",
-            Self::Dns { .. } => "dns",
-        }
-    }
-
-    /// Whether it knows how to be encrypted.
-    pub fn speaks_tls(&self) -> bool {
-        matches!(
-            self,
-            Self::Http { .. } | Self::Redis { .. } | Self::Postgres { .. } | Self::Mysql { .. }
-        )
-    }
-
-    pub fn password(&self) -> Option<&PasswordFrom> {
-        match self {
-            Self::Redis { password, .. } | Self::Mysql { password, .. } => password.as_ref(),
-            Self::Postgres { login, .. } => login.as_ref()?.password.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// Whether a replica is left out that does not replicate.
-    pub fn requires_replication(&self) -> bool {
-        match self {
-            Self::Redis { replicating, .. }
-            | Self::Postgres { replicating, .. }
-            | Self::Mysql { replicating, .. } => *replicating,
-            _ => false,
-        }
-    }
-
-    /// Whether it can find a replica to be lagging.
-    pub fn limits_lag(&self) -> bool {
-        if self.requires_replication() {
-            return true;
-        }
-        match self {
-            Self::Redis { max_lag, .. } | Self::Mysql { max_lag, .. } => max_lag.is_some(),
-            Self::Postgres { limit, .. } => *limit != LagLimit::default(),
-            _ => false,
-        }
-    }
-
-    /// Whether the answers tell a role, be one asked for or not.
-    pub fn tells_role(&self) -> bool {
-        match self {
-            Self::Redis { .. } | Self::Mysql { .. } => true,
-            Self::Postgres { login, .. } => login.is_some(),
-            _ => false,
-        }
-    }
-
-    /// The role that is asked for.
-    pub fn role(&self) -> Option<Role> {
-        match self {
-            Self::Redis { role, .. } | Self::Postgres { role, .. } | Self::Mysql { role, .. } => {
-                *role
-            }
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expect {
-    Bytes(Vec<u8>),
-    /// Known to compile.
-    Regex(String),
-}
-
-/// Where a password is to be found; never the password.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PasswordFrom {
-    File(PathBuf),
-    Variable(String),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Primary,
-    Replica,
-}
-
-impl Role {
-    pub const ALL: [Self; 2] = [Self::Primary, Self::Replica];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-        }
-    }
-}
-
 /// The PROXY protocol header that a backend gets before anything else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SendProxy {
+    #[default]
     Off,
     V1,
     V2 {
@@ -547,8 +235,9 @@ pub enum SendProxy {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Balance {
+    #[default]
     RoundRobin,
     LeastConn,
     RandomTwo,
@@ -586,8 +275,9 @@ impl Balance {
 }
 
 /// Which time `least_time` compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TimeOf {
+    #[default]
     Connect,
     /// From the beginning of the connect to the first byte of an answer.
     FirstByte,
@@ -653,7 +343,7 @@ impl Default for HashKey {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backend {
     /// The address exactly as configured: label, log word and hash input.
     pub text: String,
@@ -680,4 +370,11 @@ pub enum Target {
         host: String,
         port: u16,
     },
+}
+
+/// Stands in for an address that could not be read.
+impl Default for Target {
+    fn default() -> Self {
+        Self::Addr(Addr::Unix(PathBuf::new()))
+    }
 }

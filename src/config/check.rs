@@ -1,135 +1,210 @@
-//! [upstreams.NAME.check]: every rule and default.
+//! [upstreams.NAME.check]: what code reads, and the rules between keys.
 
 mod bytes;
 mod dns;
-pub(super) mod dump;
-mod guards;
+mod http;
 mod kind;
+mod login;
 mod mysql;
+mod path;
 mod postgres;
+mod redis;
 mod tls;
 
 use std::time::Duration;
 
 use super::{
-    keys::CHECK,
-    listener::above_zero,
+    keys::{
+        CHECK,
+        applies::{Applies, NoEffect},
+        check::{self as rows, INTERVAL, rows_of},
+        scalar::Word as _,
+        upstream::UpstreamKeys,
+        words::Start,
+    },
     section::{Section, Text},
 };
 use crate::{
     config::{
-        references::Users,
-        session_actions::{self, Actions, useless},
+        references::References,
+        session_actions::no_effect_but_for_flows,
         text::report::Fault,
-        value::address,
+        value::{address, duration},
     },
-    plan::{Addr, Check, CheckAt, CheckKind, OnLeave, Target, Upstream},
+    plan::{Addr, Check, CheckAt, CheckKind, Role, Target, Tls, Upstream},
 };
 
-const INTERVAL: Duration = Duration::from_secs(2);
-/// Oftener is an attack.
-const SHORTEST: Duration = Duration::from_millis(10);
 /// The default of `fast_interval` is a quarter of `interval`, and not below this.
-const FAST: Duration = Duration::from_millis(100);
+const SHORTEST_FAST_INTERVAL: Duration = Duration::from_millis(100);
+/// The default of `stale_after` is so many times what a check may take, and not below...
+const STALE_CHECKS: u32 = 3;
+/// ... this.
+const SHORTEST_STALE: Duration = Duration::from_secs(30);
 
-/// Without a name these are the defaults: nothing is missing there, and nothing is useless.
-pub(super) fn read(
-    name: Option<&str>,
-    upstream: &Section<'_>,
-    actions: &Actions,
-    users: &Users,
-) -> Option<Check> {
-    let panic_threshold = upstream.number("panic_threshold", 0, 0..=100);
+/// The check of an upstream.
+pub(super) enum Found {
+    None,
+    /// Its kind is not known: then no key is reported to have no effect.
+    Mistaken,
+    Check(Box<Check>),
+}
+
+/// What depends on the upstream is left to it: the actions, and the panic threshold.
+pub(super) fn read(upstream: &Section<'_>) -> Found {
     let Some(value) = upstream.get("check") else {
-        session_actions::without_check(name, actions, upstream, users);
-        return None;
+        return Found::None;
     };
-    let section = Section::open(&CHECK, value, upstream.report)?;
+    let Some(section) = Section::open(&CHECK, value, upstream.report) else {
+        return Found::Mistaken;
+    };
     let kind = kind::read(&section);
-    let has_role = kind.as_ref().is_none_or(|kind| kind.role().is_some());
-    if !has_role {
-        let why = "where the check asks for no role";
-        useless(
-            name,
-            upstream,
-            "on_role_lost",
-            why,
-            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
-        );
-    }
-    let asks_role = kind.as_ref().is_some_and(|kind| kind.role().is_some());
-    if asks_role {
-        useless(
-            name,
-            upstream,
-            "panic_threshold",
-            "where the check asks for a role",
-            "sessions never go to a server of another role: leave it out",
-        );
-    }
-    let limits_lag = kind.as_ref().is_none_or(CheckKind::limits_lag);
-    if !limits_lag {
-        useless(
-            name,
-            upstream,
-            "on_lag",
-            "where the check has no limit for it",
-            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
-        );
-    }
-    let interval = section.duration("interval", INTERVAL, not_too_short);
-    let timeout = section.duration("timeout", Duration::from_secs(1), above_zero);
-    let check = Check {
-        stale_after: guards::read_stale_after(&section, kind.as_ref(), interval + timeout),
-        panic_threshold: if asks_role { 0 } else { panic_threshold },
-        interval,
-        fast_interval: read_fast_interval(&section, interval),
-        timeout,
-        rise: section.number("rise", 2, 1..=1000),
-        fall: section.number("fall", 3, 1..=1000),
-        // Whose role nobody knows yet must not be written to.
-        start_up: section.word(
-            "start",
-            kind.as_ref().is_none_or(|kind| kind.role().is_none()),
-            &[("up", Some(true)), ("down", Some(false))],
-        ),
+    let is_known = kind.is_some();
+    let mut check = Check {
+        kind: kind.unwrap_or_default(),
         at: read_at(&section),
         tls: tls::read(&section),
-        on_down: actions.on_down,
-        on_role_lost: if has_role {
-            actions.on_role_lost
-        } else {
-            OnLeave::Close
-        },
-        on_lag: if limits_lag {
-            actions.on_lag
-        } else {
-            OnLeave::Keep
-        },
-        on_recover: actions.on_recover,
-        kind: kind?,
+        ..Check::default()
     };
-    Some(check)
+    section.read(rows::CHECK, &mut check);
+    check.fast_interval = read_fast_interval(&section, check.interval);
+    let role = check.kind.role();
+    if role == Some(Role::Primary) || !is_known {
+        check.stale_after = read_stale_after(&section, check.interval + check.timeout);
+    }
+    // Before its role is known a server must not be written to.
+    let start = match role {
+        Some(_) => Start::Down,
+        None => Start::Up,
+    };
+    check.start_up = section.word("start", start) == Start::Up;
+    if !is_known {
+        return Found::Mistaken;
+    }
+    // A word that is no role has been reported already.
+    let role = section.get("role").map(|value| value.get_ref().as_str());
+    let role_is_known = role.is_none_or(|word| word == Some(check.kind.role().word()));
+    let default = check.clone();
+    let rows = rows::CHECK.iter().chain(rows_of(check.kind.info()));
+    section.drop_without_effect(rows, &mut check, &default, |check, applies| match applies {
+        Applies::Replicating if !role_is_known => None,
+        _ => no_effect(check, applies),
+    });
+    Found::Check(Box::new(check))
+}
+
+/// Why such a key has no effect in this check.
+pub(super) fn no_effect(check: &Check, applies: Applies) -> Option<NoEffect> {
+    let role = check.kind.role();
+    match (applies, &check.kind) {
+        (Applies::Primary, _) if role != Some(Role::Primary) => Some(NoEffect::always(
+            "unless the check asks for the primary",
+            "add role = \"primary\", or leave it out: only a primary does harm by being used unseen",
+        )),
+        (Applies::TlsVerify, _) if !matches!(check.tls, Tls::Verify { .. }) => {
+            Some(NoEffect::always(
+                "without tls = \"verify\"",
+                "say tls = \"verify\", or leave it out",
+            ))
+        }
+        (
+            Applies::User,
+            CheckKind::Redis {
+                user: Some(_),
+                password: None,
+                ..
+            },
+        ) => Some(NoEffect::always(
+            "without a password",
+            "add `password_file` or `password_env`, or leave it out",
+        )),
+        (
+            Applies::Database,
+            CheckKind::Postgres {
+                startup: Some(_), ..
+            },
+        ) => None,
+        (
+            Applies::Login | Applies::Database | Applies::Lag | Applies::Replicating,
+            CheckKind::Postgres {
+                login: None,
+                startup,
+                ..
+            },
+        ) => Some(match startup {
+            Some(_) => NoEffect::always(
+                "with `login` = false",
+                "leave it out, or let the check log in with `login` = true",
+            ),
+            None => NoEffect::always(
+                "without `user` where kind = \"postgres\"",
+                "add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers",
+            ),
+        }),
+        (Applies::Replicating, _) if role != Some(Role::Replica) => Some(NoEffect::always(
+            "unless role = \"replica\"",
+            "ask for role = \"replica\", or leave it out",
+        )),
+        (Applies::Lag, CheckKind::Mysql { .. }) if role == Some(Role::Primary) => {
+            Some(NoEffect::always(
+                "with role = \"primary\": a primary is behind nobody",
+                "it is for role = \"replica\" or \"any\"; otherwise leave it out",
+            ))
+        }
+        (Applies::Lag, _) if role == Some(Role::Primary) => Some(NoEffect::always(
+            "with role = \"primary\"",
+            "a primary is behind nobody: leave it out, or ask for role = \"replica\"",
+        )),
+        _ => None,
+    }
+}
+
+/// Why such a key of an upstream has no effect with this check.
+pub(super) fn no_effect_in_upstream(
+    keys: &UpstreamKeys,
+    applies: Applies,
+    references: &References,
+    check: &Found,
+) -> Option<NoEffect> {
+    const WITHOUT_CHECK: &str = "without a check";
+    const ADD_CHECK: &str = "add a section [upstreams.NAME.check], or leave it out";
+    let kind = match (check, applies) {
+        (Found::Mistaken, _) => return None,
+        (Found::Check(check), _) => &check.kind,
+        (Found::None, Applies::OnDown) => {
+            return no_effect_but_for_flows(keys.on_down, references, WITHOUT_CHECK, ADD_CHECK);
+        }
+        (
+            Found::None,
+            Applies::OnRoleLost | Applies::OnLag | Applies::OnRecover | Applies::PanicThreshold,
+        ) => return Some(NoEffect::always(WITHOUT_CHECK, ADD_CHECK)),
+        (Found::None, _) => return None,
+    };
+    let has_backup = || keys.plan.backends.iter().any(|backend| backend.backup);
+    match applies {
+        Applies::PanicThreshold if kind.role().is_some() => Some(NoEffect::always(
+            "where the check asks for a role",
+            "sessions never go to a server of another role: leave it out",
+        )),
+        Applies::OnRoleLost if kind.role().is_none() => Some(NoEffect::always(
+            "where the check asks for no role",
+            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
+        )),
+        Applies::OnLag if !kind.limits_lag() => Some(NoEffect::always(
+            "where the check has no limit for it",
+            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
+        )),
+        Applies::OnRecover if !has_backup() => Some(NoEffect::always(
+            "without a backup",
+            "mark one with `backup = true`, or leave it out",
+        )),
+        _ => None,
+    }
 }
 
 /// What the check and the backends must have in common.
-pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
-    let Some(check) = &mut upstream.check else {
-        return;
-    };
-    let named = Some(upstream.name.as_str()).filter(|name| !name.is_empty());
-    if !upstream.backends.iter().any(|backend| backend.backup) {
-        check.on_recover = OnLeave::Keep;
-        useless(
-            named,
-            section,
-            "on_recover",
-            "without a backup",
-            "mark one with `backup = true`, or leave it out",
-        );
-    }
-    dns::fits(upstream, section);
-    postgres::fits(upstream, section);
+pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
+    dns::check_upstream(upstream, section);
+    postgres::check_tls(upstream, section);
     let Some(check) = &upstream.check else {
         return;
     };
@@ -163,23 +238,33 @@ pub(super) fn fits(upstream: &mut Upstream, section: &Section<'_>) {
     }
 }
 
-fn not_too_short(duration: Duration) -> Result<(), String> {
-    if duration < SHORTEST {
-        Err("it must be at least 10ms".to_owned())
-    } else {
-        Ok(())
-    }
-}
-
 fn read_fast_interval(section: &Section<'_>, interval: Duration) -> Duration {
-    let default = (interval / 4).max(FAST).min(interval);
-    section.duration("fast_interval", default, |fast| {
-        not_too_short(fast)?;
+    let default = (interval / 4).max(SHORTEST_FAST_INTERVAL).min(interval);
+    section.checked_duration("fast_interval", default, |fast| {
+        INTERVAL.check(fast)?;
         if fast > interval {
-            return Err("it must not be longer than `interval`".to_owned());
+            return Err(Fault::new("it must not be longer than `interval`"));
         }
         Ok(())
     })
+}
+
+/// `longest` is what lies at most between two answers of a healthy server.
+fn read_stale_after(section: &Section<'_>, longest: Duration) -> Option<Duration> {
+    let least = longest.min(duration::LONGEST);
+    let default = (longest * STALE_CHECKS)
+        .max(SHORTEST_STALE)
+        .min(duration::LONGEST);
+    let stale_after = section.checked_duration("stale_after", default, |stale_after| {
+        if !stale_after.is_zero() && stale_after < least {
+            return Err(Fault::new(format!(
+                "it must not be shorter than `interval` and `timeout` together, {}",
+                duration::format(least)
+            )));
+        }
+        Ok(())
+    });
+    Some(stale_after).filter(|stale_after| !stale_after.is_zero())
 }
 
 fn read_at(section: &Section<'_>) -> CheckAt {

@@ -3,20 +3,21 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    time::Duration,
 };
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    keys, listener,
+    keys::{self, process as rows, row::Rule},
+    listener,
     loops::find_loops,
     section::{Section, Text},
     upstream,
 };
 use crate::{
     config::{
-        references::Users,
+        keys::applies::NoEffect,
+        references::References,
         text::{
             problem::Problems,
             report::{Fault, Report, Source, Span},
@@ -25,8 +26,7 @@ use crate::{
         value::{address, host},
     },
     plan::{
-        AccessLog, Addr, Admin, Listener, Log, LogFormat, LogLevel, Plan, Process, Protocol,
-        StartWait, Target, Upstream,
+        AccessLog, Addr, Admin, Listener, Log, Plan, Process, Protocol, StartWait, Target, Upstream,
     },
 };
 
@@ -45,7 +45,7 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     let root = Section::new(&keys::ROOT, table, 0..0, report);
     let process = read_process(&root);
     let (admin, admin_places) = read_admin(&root).unzip();
-    // One with a mistake in it counts: it was meant to be there.
+    // A socket with a mistake in it counts: it was meant to be there.
     let admin_table = root
         .get("admin")
         .and_then(|value| value.get_ref().as_table());
@@ -53,12 +53,12 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
     let log = read_log(&root);
     let defaults = read_defaults(&root);
 
-    // Before the upstreams, whose rules depend on who uses them.
+    // Before the upstreams, whose rules depend on the listeners that use them.
     let listeners: Vec<listener::Read> = named(&root, "listeners")
         .into_iter()
         .filter_map(|(name, value)| {
             let section = Section::open(&keys::LISTENER, value, report)?.with_defaults(defaults);
-            Some(listener::read(Some(name), &section))
+            Some(listener::read(name, &section))
         })
         .collect();
     let names = named(&root, "upstreams");
@@ -70,8 +70,9 @@ fn read<'a>(table: &'a DeTable<'a>, report: &'a Report) -> Plan {
         .into_iter()
         .filter_map(|(name, value)| {
             let section = Section::open(&keys::UPSTREAM, value, report)?.with_defaults(defaults);
-            let users = Users::of(name, &listeners, sure, controlled);
-            Some(upstream::read(Some(name), &section, &users))
+            let all = listeners.iter().map(|read| &read.listener);
+            let references = References::of(name, all, sure, controlled);
+            Some(upstream::read(name, &section, &references))
         })
         .collect();
 
@@ -108,13 +109,12 @@ fn read_process(root: &Section<'_>) -> Process {
     };
     let section =
         section.unwrap_or_else(|| Section::new(&keys::PROCESS, &empty, 0..0, root.report));
-    Process {
-        workers: section.number("workers", 0, 0..=1024),
-        max_connections: section.number("max_connections", 0, 0..=listener::MOST_CONNECTIONS),
-        max_flows: section.number("max_flows", 0, 0..=listener::MOST_CONNECTIONS),
+    let mut process = Process {
         start_wait: read_start_wait(&section),
-        drain_timeout: section.duration("drain_timeout", Duration::from_secs(30), |_| Ok(())),
-    }
+        ..Process::default()
+    };
+    section.read(rows::PROCESS, &mut process);
+    process
 }
 
 fn read_start_wait(section: &Section<'_>) -> StartWait {
@@ -124,7 +124,7 @@ fn read_start_wait(section: &Section<'_>) -> StartWait {
         return StartWait::Auto;
     }
     let hint = "leave it out for \"auto\": the timeout of the checks";
-    let read = section.optional_duration("start_wait", |_| Ok(()), hint);
+    let read = section.optional_duration("start_wait", |wait| Rule::Any.check(wait), hint);
     read.map_or(StartWait::Auto, StartWait::AtMost)
 }
 
@@ -136,7 +136,7 @@ fn read_admin(root: &Section<'_>) -> Option<(Admin, Vec<(Addr, Span)>)> {
         span: section.header.clone(),
     };
     let (listen, socket) = (section.text("listen"), section.text("socket"));
-    // Whoever names a socket alone wants no port.
+    // With a socket alone there is no port.
     let listen = listen.or_else(|| socket.is_none().then_some(default));
     let mut addrs = Vec::new();
     let mut good = |addr: Result<Addr, Fault>, span: Span| match addr {
@@ -168,8 +168,11 @@ fn read_hosts(section: &Section<'_>, has_port: bool) -> Vec<String> {
     }
     let list = section.list("hosts").unwrap_or_default();
     if !list.is_empty() && !has_port {
-        let hint = "leave it out: the unix socket answers whatever name a request has";
-        section.useless("hosts", "without `listen`", hint);
+        let found = NoEffect::always(
+            "without `listen`",
+            "leave it out: the unix socket answers whatever name a request has",
+        );
+        section.report_no_effect("hosts", &found);
     }
     let mut names = Vec::new();
     for item in list {
@@ -192,29 +195,12 @@ fn read_log(root: &Section<'_>) -> Log {
         None => None,
     };
     let section = section.unwrap_or_else(|| Section::new(&keys::LOG, &empty, 0..0, root.report));
-    Log {
-        level: section.word(
-            "level",
-            LogLevel::Info,
-            &[
-                ("error", Some(LogLevel::Error)),
-                ("warn", Some(LogLevel::Warn)),
-                ("info", Some(LogLevel::Info)),
-                ("debug", Some(LogLevel::Debug)),
-                ("trace", Some(LogLevel::Trace)),
-            ],
-        ),
-        format: section.word(
-            "format",
-            LogFormat::Auto,
-            &[
-                ("auto", Some(LogFormat::Auto)),
-                ("text", Some(LogFormat::Text)),
-                ("json", Some(LogFormat::Json)),
-            ],
-        ),
+    let mut log = Log {
         access: read_access_log(&section),
-    }
+        ..Log::default()
+    };
+    section.read(rows::LOG, &mut log);
+    log
 }
 
 fn read_access_log(section: &Section<'_>) -> AccessLog {
@@ -246,12 +232,12 @@ fn read_access_log(section: &Section<'_>) -> AccessLog {
     AccessLog::Off
 }
 
-/// Looked at for its own sake too: a mistake there counts even where every section overrides it.
+/// Also read by itself: a mistake is reported even where every section overrides the key.
 fn read_defaults<'a>(root: &Section<'a>) -> Option<&'a DeTable<'a>> {
     let value = root.get("defaults")?;
     let section = Section::open(&keys::DEFAULTS, value, root.report)?;
-    listener::read(None, &section);
-    upstream::read(None, &section, &Users::anybody());
+    listener::read("", &section);
+    upstream::read("", &section, &References::any());
     value.get_ref().as_table()
 }
 
@@ -295,9 +281,11 @@ fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener:
     }
     let table = root.get("process").and_then(|v| v.get_ref().as_table());
     if let Some(value) = table.and_then(|table| table.get("max_flows")) {
-        let fault = Fault::new("`max_flows` does nothing without a UDP listener")
-            .hint("sessions of TCP are limited by `max_connections`: leave `max_flows` out");
-        root.report.add(&value.span(), fault);
+        let found = NoEffect::always(
+            "without a UDP listener",
+            "sessions of TCP are limited by `max_connections`: leave `max_flows` out",
+        );
+        root.report.add(&value.span(), found.fault("`max_flows`"));
     }
 }
 

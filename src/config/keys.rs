@@ -1,205 +1,71 @@
-//! Every key of the configuration, by section, and whether it works yet.
+//! The table of all keys. A row yields the known keys of a table, the reading of scalars, the
+//! reports of keys in the wrong place or without effect, the dump and the reference.
 //!
-//! To add a key: a word here, a line where its section is read, a field in the plan, a line in
-//! `dump` and one in `conf/reference.toml`.
+//! To add a scalar key: a row here, and a field in the plan.
+
+pub(crate) mod applies;
+pub(crate) mod check;
+pub(crate) mod listener;
+pub(crate) mod process;
+#[cfg(test)]
+mod reference;
+pub(crate) mod row;
+pub(crate) mod scalar;
+pub(crate) mod upstream;
+pub(crate) mod words;
 
 use crate::config::text::suggestions::nearest;
+use applies::Applies;
+use row::{Key, Row};
 
-/// The keys one table may have.
-pub(super) struct Keys {
+/// The keys that one table may have.
+pub(crate) struct Keys {
     /// How messages call the table.
-    pub(super) label: &'static str,
-    pub(super) works: &'static [&'static str],
-    /// Known, and refused until there is code behind them.
-    pub(super) not_yet: &'static [&'static str],
-    /// Tables whose keys may stand here as well.
-    pub(super) also: &'static [&'static Keys],
+    pub(crate) label: &'static str,
+    rows: &'static [&'static (dyn Rows + Sync)],
 }
 
-pub(super) static ROOT: Keys = Keys {
-    label: "the file",
-    works: &[
-        "process",
-        "admin",
-        "log",
-        "defaults",
-        "listeners",
-        "upstreams",
-    ],
-    not_yet: &[],
-    also: &[],
-};
+/// Rows, whatever the type of their fields.
+trait Rows {
+    fn keys(&self) -> Box<dyn Iterator<Item = &'static Key>>;
+}
 
-pub(super) static PROCESS: Keys = Keys {
-    label: "[process]",
-    works: &[
-        "workers",
-        "max_connections",
-        "max_flows",
-        "start_wait",
-        "drain_timeout",
-    ],
-    not_yet: &[],
-    also: &[],
-};
+impl<T> Rows for &'static [Row<T>] {
+    fn keys(&self) -> Box<dyn Iterator<Item = &'static Key>> {
+        Box::new(self.iter().map(|row| &row.key))
+    }
+}
 
-pub(super) static ADMIN: Keys = Keys {
-    label: "[admin]",
-    works: &["listen", "socket", "hosts"],
-    not_yet: &[],
-    also: &[],
-};
+macro_rules! tables {
+    ($($name:ident $label:literal: $($rows:expr),*;)*) => {
+        $(pub(crate) static $name: Keys = Keys {
+            label: $label,
+            rows: &[$(&$rows,)*],
+        };)*
+        static ALL: &[&Keys] = &[$(&$name,)*];
+    };
+}
 
-pub(super) static LOG: Keys = Keys {
-    label: "[log]",
-    works: &["level", "format", "access"],
-    not_yet: &[],
-    also: &[],
-};
+tables! {
+    ROOT "the file": process::ROOT;
+    PROCESS "[process]": process::PROCESS;
+    ADMIN "[admin]": process::ADMIN;
+    LOG "[log]": process::LOG;
+    LISTENER "[listeners.NAME]": listener::LISTENER, listener::UDP;
+    KEEPALIVE "keepalive": listener::KEEPALIVE;
+    ACCEPT_PROXY "accept_proxy": listener::ACCEPT_PROXY;
+    UPSTREAM "[upstreams.NAME]": upstream::UPSTREAM;
+    CHECK "[upstreams.NAME.check]": check::CHECK, check::TLS, check::LOGIN, check::SEND_EXPECT,
+        check::HTTP, check::REDIS, check::POSTGRES, check::DNS;
+    CLOSE_AFTER "`on_down`, `on_role_lost`, `on_lag`, `on_recover` or `on_drain`":
+        upstream::CLOSE_AFTER;
+    BACKEND "a backend": upstream::BACKEND;
+}
 
-pub(super) static DEFAULTS: Keys = Keys {
+/// Keys of listeners and of upstreams alike.
+pub(crate) static DEFAULTS: Keys = Keys {
     label: "[defaults]",
-    works: &[],
-    not_yet: &[],
-    also: &[&LISTENER, &UPSTREAM],
-};
-
-pub(super) static LISTENER: Keys = Keys {
-    label: "[listeners.NAME]",
-    works: &[
-        "bind",
-        "protocol",
-        "upstream",
-        "connect_timeout",
-        "idle_timeout",
-        "half_close_timeout",
-        "half_close",
-        "retries",
-        "max_connections",
-        "access",
-        "backlog",
-        "unix_mode",
-        "unix_owner",
-        "unix_group",
-        "nodelay",
-        "keepalive",
-        "user_timeout",
-        "accept_proxy",
-        "responses",
-        "requests",
-        "per_packet",
-        "max_flows_per_source",
-        "when_full",
-    ],
-    not_yet: &[],
-    also: &[],
-};
-
-pub(super) static KEEPALIVE: Keys = Keys {
-    label: "keepalive",
-    works: &["idle", "interval", "count"],
-    not_yet: &[],
-    also: &[],
-};
-
-pub(super) static ACCEPT_PROXY: Keys = Keys {
-    label: "accept_proxy",
-    works: &["trust", "timeout"],
-    not_yet: &[],
-    also: &[],
-};
-
-pub(super) static UPSTREAM: Keys = Keys {
-    label: "[upstreams.NAME]",
-    works: &[
-        "balance",
-        "hash_key",
-        "hash_balance_factor",
-        "least_time",
-        "backends",
-        "resolve_interval",
-        "resolve_required",
-        "send_proxy",
-        "send_proxy_tlvs",
-        "send_proxy_on",
-        "fail_on_reset",
-        "panic_threshold",
-        "check",
-        "on_down",
-        "on_role_lost",
-        "on_lag",
-        "on_recover",
-        "on_drain",
-    ],
-    not_yet: &[],
-    also: &[],
-};
-
-pub(super) static CHECK: Keys = Keys {
-    label: "[upstreams.NAME.check]",
-    works: &[
-        "kind",
-        "interval",
-        "fast_interval",
-        "timeout",
-        "rise",
-        "fall",
-        "start",
-        "stale_after",
-        "port",
-        "address",
-        "send",
-        "send_hex",
-        "expect",
-        "expect_hex",
-        "expect_regex",
-        "path",
-        "host",
-        "status",
-        "role",
-        "replicating",
-        "user",
-        "password_file",
-        "password_env",
-        "database",
-        "login",
-        "max_lag",
-        "max_lag_bytes",
-        "min_version",
-        "require_writes",
-        "query",
-        "query_type",
-        "rcode",
-        "tls",
-        "tls_ca",
-        "tls_name",
-    ],
-    not_yet: &[],
-    also: &[],
-};
-
-/// What `on_down` and its like may be besides a word.
-pub(super) static ON_LEAVE: Keys = Keys {
-    label: "`on_down`, `on_role_lost`, `on_lag`, `on_recover` or `on_drain`",
-    works: &["close_after"],
-    not_yet: &[],
-    also: &[],
-};
-
-pub(super) static BACKEND: Keys = Keys {
-    label: "a backend",
-    works: &[
-        "address",
-        "weight",
-        "max_fails",
-        "fail_timeout",
-        "max_connections",
-        "slow_start",
-        "backup",
-        "down",
-    ],
-    not_yet: &[],
-    also: &[],
+    rows: &[&listener::LISTENER, &listener::UDP, &upstream::UPSTREAM],
 };
 
 /// Keys of earlier versions, and what replaces them.
@@ -208,99 +74,81 @@ static RENAMED: &[(&str, &str)] = &[(
     "`panic_threshold` of [upstreams.NAME]",
 )];
 
-static ALL: &[&Keys] = &[
-    &ROOT,
-    &PROCESS,
-    &ADMIN,
-    &LOG,
-    &LISTENER,
-    &KEEPALIVE,
-    &ACCEPT_PROXY,
-    &UPSTREAM,
-    &CHECK,
-    &ON_LEAVE,
-    &BACKEND,
-];
-
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Works,
-    NotYet,
-    Unknown,
-}
-
 impl Keys {
-    pub(super) fn standing(&self, key: &str) -> Standing {
-        let mut tables = self.with_others();
-        if tables.clone().any(|keys| keys.works.contains(&key)) {
-            Standing::Works
-        } else if tables.any(|keys| keys.not_yet.contains(&key)) {
-            Standing::NotYet
-        } else {
-            Standing::Unknown
-        }
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> {
+        self.rows.iter().flat_map(|rows| rows.keys())
     }
 
-    /// What to say about a key that is unknown here.
-    pub(super) fn advice(&self, key: &str) -> String {
-        let known: Vec<&str> = self
-            .with_others()
-            .flat_map(|keys| keys.works.iter().chain(keys.not_yet))
-            .copied()
-            .collect();
-        if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == key) {
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.keys().any(|key| key.name == name)
+    }
+
+    /// What to do about a key that is unknown here.
+    pub(crate) fn advice(&self, name: &str) -> String {
+        if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == name) {
             return format!("it is {now} now");
         }
-        if let Some(home) = ALL
-            .iter()
-            .find(|keys| keys.standing(key) != Standing::Unknown)
-        {
-            return format!("`{key}` belongs in {}", home.label);
+        if let Some(home) = ALL.iter().find(|keys| keys.contains(name)) {
+            return format!("`{name}` belongs in {}", home.label);
         }
-        match nearest(key, &known) {
+        let known: Vec<&str> = self.keys().map(|key| key.name).collect();
+        match nearest(name, &known) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => {
-                let works: Vec<&str> = self
-                    .with_others()
-                    .flat_map(|keys| keys.works)
-                    .copied()
-                    .collect();
-                format!("known here: {}", works.join(", "))
-            }
+            None => format!("known here: {}", known.join(", ")),
         }
     }
+}
 
-    fn with_others(&self) -> impl Iterator<Item = &Keys> + Clone {
-        std::iter::once(self).chain(self.also.iter().copied())
-    }
+/// An inline table: TOML 1.0 has no line breaks in one.
+pub(crate) fn inline<T>(
+    rows: &[Row<T>],
+    target: &T,
+    has_effect: impl Fn(Applies) -> bool,
+) -> String {
+    let written = rows.iter().filter(|row| has_effect(row.key.applies));
+    let pairs: Vec<String> = written
+        .filter_map(|row| Some(format!("{} = {}", row.key.name, row.write(target)?)))
+        .collect();
+    format!("{{ {} }}", pairs.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::value::{duration, size};
+    use row::Form;
 
     #[test]
-    fn a_key_of_another_section_is_sent_home() {
-        assert_eq!(
-            LISTENER.advice("backends"),
-            "`backends` belongs in [upstreams.NAME]"
-        );
-        assert_eq!(DEFAULTS.standing("retries"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("per_packet"), Standing::Works);
-        assert_eq!(DEFAULTS.standing("weight"), Standing::Unknown);
+    fn no_key_is_in_a_table_twice() {
+        for keys in ALL.iter().chain([&&DEFAULTS]) {
+            let mut names: Vec<&str> = keys.keys().map(|key| key.name).collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", keys.label);
+        }
     }
 
     #[test]
-    fn what_is_to_come_is_known() {
-        let keys = Keys {
-            label: "a section",
-            works: &["now"],
-            not_yet: &["later"],
-            also: &[],
-        };
-        assert_eq!(keys.standing("later"), Standing::NotYet);
-        assert_eq!(keys.standing("never"), Standing::Unknown);
-        assert_eq!(keys.advice("latter"), "did you mean `later`?");
+    fn defaults_are_valid() {
+        for keys in ALL {
+            for key in keys.keys().filter(|key| !key.default.is_empty()) {
+                let valid = match &key.form {
+                    Form::Flag => ["true", "false"].contains(&key.default),
+                    Form::Number(least, most) => key
+                        .default
+                        .parse::<i128>()
+                        .is_ok_and(|number| (*least..=*most).contains(&number)),
+                    Form::Duration(rule) => {
+                        duration::parse(key.default).is_ok_and(|d| rule.check(d).is_ok())
+                    }
+                    Form::Size => size::parse(key.default).is_ok(),
+                    Form::Word(words) => words().contains(&key.default),
+                    Form::Other(_) => true,
+                };
+                assert!(valid, "{} {}", keys.label, key.name);
+            }
+        }
     }
 
     #[test]
@@ -308,28 +156,32 @@ mod tests {
         let reference = include_str!("../../conf/reference.toml");
         // The blank before keeps `interval` from being found in `resolve_interval`.
         let lines: Vec<String> = reference.lines().map(|line| format!(" {line}")).collect();
-        let named = |key: &str, comment: bool| {
+        let is_set = |key: &str| {
             let forms = [format!(" {key} ="), format!(" [{key}"), format!(".{key}]")];
-            lines
-                .iter()
-                .filter(|line| line.starts_with(" #") == comment)
-                .any(|line| forms.iter().any(|form| line.contains(form)))
+            let mut set = lines.iter().filter(|line| !line.starts_with(" #"));
+            set.any(|line| forms.iter().any(|form| line.contains(form)))
         };
         for keys in ALL {
-            for key in keys.works {
+            for key in keys.keys() {
+                let name = key.name;
                 assert!(
-                    named(key, false),
-                    "{} {key} is not set in conf/reference.toml",
-                    keys.label
-                );
-            }
-            for key in keys.not_yet {
-                assert!(
-                    named(key, true),
-                    "{} {key} is no comment in conf/reference.toml",
+                    is_set(name),
+                    "{} {name} is not in the reference",
                     keys.label
                 );
             }
         }
+    }
+
+    #[test]
+    fn unknown_keys_are_told_their_place() {
+        assert_eq!(
+            UPSTREAM.advice("bind"),
+            "`bind` belongs in [listeners.NAME]"
+        );
+        assert_eq!(UPSTREAM.advice("balanse"), "did you mean `balance`?");
+        assert!(DEFAULTS.contains("retries") && DEFAULTS.contains("balance"));
+        let renamed = CHECK.advice("serve_anyway_below");
+        assert_eq!(renamed, "it is `panic_threshold` of [upstreams.NAME] now");
     }
 }

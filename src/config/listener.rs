@@ -1,11 +1,16 @@
-//! [listeners.NAME]: every rule and default.
+//! [listeners.NAME]: what code reads, and the rules between keys.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use super::{
-    keys::{ACCEPT_PROXY, KEEPALIVE, LISTENER},
+    keys::{
+        ACCEPT_PROXY, KEEPALIVE, LISTENER,
+        applies::{Applies, NoEffect},
+        listener::{self as rows, protocol_name},
+        scalar::Word,
+        words::ProtocolName,
+    },
     section::{Section, Text},
-    udp,
 };
 use crate::{
     config::{
@@ -15,9 +20,7 @@ use crate::{
         },
         value::{access, address, unix_file},
     },
-    plan::{
-        AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, Protocol, SocketOptions, Who,
-    },
+    plan::{AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, Protocol, Udp, Who},
 };
 use toml::de::DeTable;
 
@@ -31,59 +34,39 @@ pub(super) struct Read {
     pub(super) bind_spans: Vec<Span>,
 }
 
-/// Without a name these are the defaults: nothing is missing there.
-pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
+/// With less a flow would be over before a reply could be there.
+const SHORTEST_IDLE: Duration = Duration::from_millis(1);
+
+/// `name` is empty for the defaults.
+pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
     let (bind, bind_spans) = read_bind(section);
     let upstream = section.text("upstream");
-    let udp = udp::read(section);
-    let words = [
-        ("tcp", Some(Protocol::Tcp)),
-        ("udp", Some(Protocol::Udp(udp))),
-    ];
-    let protocol = section.word("protocol", Protocol::Tcp, &words);
-    if name.is_some() && section.get("bind").is_none() {
-        section.missing("bind", "say where clients arrive: bind = \"0.0.0.0:6379\"");
-    }
-    if name.is_some() && section.get("upstream").is_none() {
-        section.missing(
-            "upstream",
-            "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
-        );
-    }
-    let keepalive = read_keepalive(section);
+    report_missing(section);
     let mut listener = Listener {
-        name: name.unwrap_or_default().to_owned(),
-        protocol,
+        name: name.to_owned(),
         bind,
-        upstream: upstream
-            .as_ref()
-            .map_or("", |upstream| upstream.text)
-            .to_owned(),
-        connect_timeout: section.duration("connect_timeout", Duration::from_secs(5), above_zero),
-        idle_timeout: match protocol {
-            Protocol::Tcp => section.limit("idle_timeout", Duration::from_secs(600)),
-            Protocol::Udp(_) => Some(udp::read_idle_timeout(name, section)),
-        },
-        half_close_timeout: section.limit("half_close_timeout", Duration::from_secs(60)),
-        half_close: section.flag("half_close", true),
-        retries: section.number("retries", 3, 0..=1000),
-        max_connections: section.number("max_connections", 0, 0..=MOST_CONNECTIONS),
+        upstream: upstream.as_ref().map_or("", |text| text.text).to_owned(),
         access: read_access(section),
         accept_proxy: read_accept_proxy(section),
-        backlog: section.number("backlog", 4096, 1..=65_535),
-        socket: SocketOptions {
-            nodelay: section.flag("nodelay", true),
-            keepalive,
-            user_timeout: read_user_timeout(section, keepalive),
-        },
         unix: unix_file::read(section),
+        ..Listener::default()
     };
-    // With a word that nobody knows nothing is known to be useless.
+    section.read(rows::LISTENER, &mut listener);
+    listener.socket.keepalive = read_keepalive(section);
+    listener.socket.user_timeout = read_user_timeout(section, listener.socket.keepalive);
+    let mut udp = Udp::default();
+    section.read(rows::UDP, &mut udp);
+    let is_udp = section.word("protocol", ProtocolName::Tcp) == ProtocolName::Udp;
+    listener.idle_timeout = read_idle_timeout(&listener.name, is_udp, section);
+    if is_udp {
+        listener.protocol = Protocol::Udp(udp);
+    }
+    // With a word that is not known no key is known to have no effect.
     let sure = (section.get("protocol"))
-        .is_none_or(|value| value.get_ref().as_str() == Some(udp::word(protocol)));
-    if name.is_some() && sure {
-        udp::fits_listener(&mut listener, &udp, &bind_spans, section);
-        unix_file::fit(&mut listener.unix, &listener.bind, section);
+        .is_none_or(|value| value.get_ref().as_str() == Some(protocol_name(&listener).word()));
+    if !section.is_defaults() && sure {
+        drop_without_effect(&mut listener, udp, section);
+        check_binds(&listener, &bind_spans, section);
     }
     Read {
         listener,
@@ -93,23 +76,126 @@ pub(super) fn read(name: Option<&str>, section: &Section<'_>) -> Read {
     }
 }
 
-/// With every default there is.
-pub(super) fn plain() -> Listener {
-    let (empty, report) = (DeTable::new(), Report::default());
-    read(None, &Section::new(&LISTENER, &empty, 0..0, &report)).listener
+fn report_missing(section: &Section<'_>) {
+    for (key, hint) in [
+        ("bind", "say where clients arrive: bind = \"0.0.0.0:6379\""),
+        (
+            "upstream",
+            "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
+        ),
+    ] {
+        if !section.is_defaults() && section.get(key).is_none() {
+            section.missing(key, hint);
+        }
+    }
 }
 
-/// So long a client may take to say who it is.
-pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Why such a key has no effect in this listener.
+pub(super) fn no_effect(listener: &Listener, applies: Applies) -> Option<NoEffect> {
+    let is_unix = |addr: &Addr| matches!(addr, Addr::Unix(_));
+    let mut addrs = listener.bind.iter().flat_map(|bind| &bind.addrs);
+    match (applies, listener.protocol) {
+        (Applies::Tcp, Protocol::Udp(_)) => Some(NoEffect::unless_default(
+            "with protocol = \"udp\"",
+            "it is for connections, which datagrams do not need: leave it out",
+        )),
+        (Applies::Udp | Applies::Flows, Protocol::Tcp) => Some(NoEffect::unless_default(
+            "with protocol = \"tcp\"",
+            "it is for protocol = \"udp\": write that, or leave it out",
+        )),
+        (Applies::Flows, Protocol::Udp(udp)) if udp.per_packet => Some(NoEffect::unless_default(
+            "with per_packet = true",
+            "every datagram is a flow of its own there: leave one of the two out",
+        )),
+        // A `bind` that could not be read may be one.
+        (Applies::UnixSocket, _) if !listener.bind.is_empty() && !addrs.any(is_unix) => {
+            Some(NoEffect::always(
+                "for a listener that binds no unix socket",
+                "bind \"unix:/path\", or leave it out",
+            ))
+        }
+        _ => None,
+    }
+}
 
-/// More is a slip of the pen: no machine has the ports and the memory.
-pub(super) const MOST_CONNECTIONS: i128 = 1_000_000_000;
+fn drop_without_effect(listener: &mut Listener, mut udp: Udp, section: &Section<'_>) {
+    let (empty, report) = (DeTable::new(), Report::default());
+    let nothing = Section::new(&LISTENER, &empty, 0..0, &report);
+    let mut default = Listener {
+        unix: unix_file::DEFAULT,
+        ..Listener::default()
+    };
+    nothing.read(rows::LISTENER, &mut default);
+    default.socket.keepalive = read_keepalive(&nothing);
+    default.socket.user_timeout = read_user_timeout(&nothing, default.socket.keepalive);
+    section.drop_without_effect(rows::LISTENER, listener, &default, no_effect);
 
-pub(super) fn above_zero(duration: Duration) -> Result<(), String> {
-    if duration.is_zero() {
-        Err("it must be longer than zero".to_owned())
-    } else {
-        Ok(())
+    let mut default = Udp::default();
+    nothing.read(rows::UDP, &mut default);
+    let of_listener = listener.clone();
+    section.drop_without_effect(rows::UDP, &mut udp, &default, |_, applies| {
+        no_effect(&of_listener, applies)
+    });
+    let (Protocol::Udp(of_listener), accept) = (&mut listener.protocol, &mut listener.accept_proxy)
+    else {
+        return;
+    };
+    *of_listener = udp;
+    let Some(accept) = accept else {
+        return;
+    };
+    let mut default = AcceptProxy::default();
+    Section::new(&ACCEPT_PROXY, &empty, 0..0, &report).read(rows::ACCEPT_PROXY, &mut default);
+    let value = section.own("accept_proxy");
+    let timeout = value.and_then(|value| value.get_ref().as_table()?.get("timeout"));
+    if let (true, Some(value)) = (accept.timeout != default.timeout, timeout) {
+        let found = NoEffect::unless_default(
+            "with protocol = \"udp\"",
+            "the header stands in the same datagram as what follows it: leave it out",
+        );
+        let fault = found.fault("`timeout` of `accept_proxy`");
+        section.report.add(&value.span(), fault);
+    }
+    accept.timeout = default.timeout;
+}
+
+/// Zero is no limit for TCP; for UDP it does not exist, since a flow has no other end.
+fn read_idle_timeout(name: &str, is_udp: bool, section: &Section<'_>) -> Option<Duration> {
+    let of_its_own = match section.own("idle_timeout") {
+        Some(_) => "",
+        None => "; give it one of its own",
+    };
+    let default = Duration::from_secs(if is_udp { 60 } else { 600 });
+    let timeout = section.checked_duration("idle_timeout", default, |idle| {
+        // In [defaults] it may be there for listeners of TCP.
+        if !is_udp || section.is_defaults() || idle >= SHORTEST_IDLE {
+            return Ok(());
+        }
+        Err(Fault::new(format!(
+            "nothing else ends the flows of the UDP listener `{name}`: it must be at least 1ms{of_its_own}"
+        )))
+    });
+    Some(timeout).filter(|timeout| is_udp || !timeout.is_zero())
+}
+
+/// Sockets that the protocol does not have.
+fn check_binds(listener: &Listener, spans: &[Span], section: &Section<'_>) {
+    for (bind, span) in listener.bind.iter().zip(spans) {
+        let is_unix = |addr: &Addr| matches!(addr, Addr::Unix(_));
+        let (name, text) = (&listener.name, &bind.text);
+        let fault = match listener.protocol {
+            // Connections are made to one machine.
+            Protocol::Tcp if bind.addrs.iter().any(address::is_to_many) => Fault::new(format!(
+                "the listener `{name}` cannot bind {text:?}: connections do not come to an address of many machines"
+            ))
+            .hint("write an address of this machine, or protocol = \"udp\" for datagrams"),
+            Protocol::Udp(_) if bind.addrs.iter().any(is_unix) => Fault::new(format!(
+                "the UDP listener `{name}` cannot bind {text:?}: a unix socket is for protocol = \"tcp\""
+            ))
+            .hint("datagrams arrive at \"IPV4:PORT\" or \"[IPV6]:PORT\""),
+            Protocol::Tcp | Protocol::Udp(_) => continue,
+        };
+        section.report.add(span, fault);
     }
 }
 
@@ -119,7 +205,7 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, rep
     // In the order of the file, so the later one is told about the earlier one.
     let mut taken: HashMap<(&str, Addr), String> = HashMap::new();
     for read in listeners.iter().filter(|read| read.sure) {
-        let protocol = udp::word(read.listener.protocol);
+        let protocol = protocol_name(&read.listener).word();
         let name = &read.listener.name;
         for (bind, span) in read.listener.bind.iter().zip(&read.bind_spans) {
             let mut told = false;
@@ -149,7 +235,7 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, rep
             Addr::Unix(_) => (show(&addr), "path", false),
         };
         let mut others = taken.iter().filter(|((protocol, taken), _)| {
-            *protocol == udp::word(Protocol::Tcp) && overlaps(taken, &addr)
+            *protocol == ProtocolName::Tcp.word() && overlaps(taken, &addr)
         });
         let (Some((_, other)), false) = (others.next(), free) else {
             continue;
@@ -234,32 +320,33 @@ fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
     rules
 }
 
-/// As with `keepalive`, its parts are not mixed with those of `[defaults]`.
+/// The whole value is taken from [defaults] or none of it, as with `keepalive`.
 fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
     let value = section.get("accept_proxy")?;
-    let from_everybody = AcceptProxy {
-        trust: vec![Who::All],
-        timeout: HEADER_TIMEOUT,
+    let empty = DeTable::new();
+    let table = match value.get_ref() {
+        value if value.as_bool() == Some(false) => return None,
+        // All defaults.
+        value if value.as_bool() == Some(true) => {
+            Section::new(&ACCEPT_PROXY, &empty, 0..0, section.report)
+        }
+        other if !other.is_table() => {
+            let what = found(other);
+            let message = format!("`accept_proxy` must be true, false or a table, not {what}");
+            let hint = "as in { trust = [\"10.0.0.0/8\"], timeout = \"3s\" }";
+            section
+                .report
+                .add(&value.span(), Fault::new(message).hint(hint));
+            return None;
+        }
+        _ => Section::open(&ACCEPT_PROXY, value, section.report)?,
     };
-    if let Some(on) = value.get_ref().as_bool() {
-        return on.then_some(from_everybody);
-    }
-    if !value.get_ref().is_table() {
-        let message = format!(
-            "`accept_proxy` must be true, false or a table, not {}",
-            found(value.get_ref())
-        );
-        section.report.add(
-            &value.span(),
-            Fault::new(message).hint("as in { trust = [\"10.0.0.0/8\"], timeout = \"3s\" }"),
-        );
-        return None;
-    }
-    let table = Section::open(&ACCEPT_PROXY, value, section.report)?;
-    Some(AcceptProxy {
-        timeout: table.duration("timeout", from_everybody.timeout, above_zero),
-        trust: read_trust(&table).unwrap_or(from_everybody.trust),
-    })
+    let mut accept = AcceptProxy {
+        trust: read_trust(&table).unwrap_or_else(|| vec![Who::All]),
+        ..AcceptProxy::default()
+    };
+    table.read(rows::ACCEPT_PROXY, &mut accept);
+    Some(accept)
 }
 
 fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
@@ -288,45 +375,26 @@ fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
     Some(trust)
 }
 
-/// The whole value is taken from `[defaults]` or none of it: its parts are not mixed.
+/// The whole value is taken from [defaults] or none of it: its parts are not mixed.
 fn read_keepalive(section: &Section<'_>) -> Option<Keepalive> {
-    let default = Keepalive {
-        idle: Duration::from_secs(60),
-        interval: Duration::from_secs(10),
-        count: 3,
+    let empty = DeTable::new();
+    let table = match section.get("keepalive") {
+        None => Section::new(&KEEPALIVE, &empty, 0..0, section.report),
+        Some(value) if value.get_ref().as_bool() == Some(false) => return None,
+        Some(value) if !value.get_ref().is_table() => {
+            let what = found(value.get_ref());
+            let message = format!("`keepalive` must be false or a table, not {what}");
+            let hint = "the default is { idle = \"60s\", interval = \"10s\", count = 3 }";
+            section
+                .report
+                .add(&value.span(), Fault::new(message).hint(hint));
+            return None;
+        }
+        Some(value) => Section::open(&KEEPALIVE, value, section.report)?,
     };
-    let Some(value) = section.get("keepalive") else {
-        return Some(default);
-    };
-    if value.get_ref().as_bool() == Some(false) {
-        return None;
-    }
-    if !value.get_ref().is_table() {
-        let message = format!(
-            "`keepalive` must be false or a table, not {}",
-            found(value.get_ref())
-        );
-        section.report.add(
-            &value.span(),
-            Fault::new(message)
-                .hint("the default is { idle = \"60s\", interval = \"10s\", count = 3 }"),
-        );
-        return None;
-    }
-    let table = Section::open(&KEEPALIVE, value, section.report)?;
-    Some(Keepalive {
-        idle: table.duration("idle", default.idle, whole_seconds),
-        interval: table.duration("interval", default.interval, whole_seconds),
-        count: table.number("count", default.count, 1..=127),
-    })
-}
-
-/// What TCP_KEEPIDLE and TCP_KEEPINTVL take.
-fn whole_seconds(duration: Duration) -> Result<(), String> {
-    if duration.subsec_nanos() != 0 || !(1..=32_767).contains(&duration.as_secs()) {
-        return Err("the kernel takes whole seconds from \"1s\" to \"32767s\"".to_owned());
-    }
-    Ok(())
+    let mut keepalive = Keepalive::default();
+    table.read(rows::KEEPALIVE, &mut keepalive);
+    Some(keepalive)
 }
 
 /// "auto": as long as keepalive takes to notice that an idle peer is gone. Without keepalive, and
@@ -341,13 +409,13 @@ fn read_user_timeout(section: &Section<'_>, keepalive: Option<Keepalive>) -> Opt
     }
     let rule = |timeout: Duration| {
         if !timeout.subsec_nanos().is_multiple_of(1_000_000) {
-            return Err("it must be whole milliseconds, or \"auto\"".to_owned());
+            return Err(Fault::new("it must be whole milliseconds, or \"auto\""));
         }
         if timeout > MOST_USER_TIMEOUT {
-            return Err(format!(
+            return Err(Fault::new(format!(
                 "it must be at most \"{}ms\", which is nearly 25 days, or \"auto\"",
                 MOST_USER_TIMEOUT.as_millis()
-            ));
+            )));
         }
         Ok(())
     };

@@ -1,23 +1,23 @@
 //! What the rest of the file has to do with an upstream.
 
-use super::listener;
-use crate::plan::Protocol;
+use crate::plan::{Listener, Protocol};
 
-/// Who uses an upstream.
-pub(super) struct Users {
-    /// A UDP listener.
+/// What refers to an upstream.
+pub(super) struct References {
+    /// The name of a UDP listener.
     pub(super) udp: Option<String>,
-    /// Whether a TCP listener does, too.
+    /// Whether there is a TCP listener.
     pub(super) tcp: bool,
-    /// A mistake in a listener leaves it open who else does: then nothing is called useless.
+    /// Whether more listeners may refer to it, because of a mistake in one. Then no key is reported
+    /// to have no effect.
     pub(super) unsure: bool,
-    /// Whether there is a way for an operator to take backends out.
+    /// Whether an operator can drain its backends.
     pub(super) operator: bool,
 }
 
-impl Users {
-    /// Those that `[defaults]` are for.
-    pub(super) fn anybody() -> Self {
+impl References {
+    /// For [defaults]: there may be any.
+    pub(super) fn any() -> Self {
         Self {
             udp: None,
             tcp: true,
@@ -26,25 +26,28 @@ impl Users {
         }
     }
 
-    /// `sure`: whether every listener says what it uses, and how.
-    pub(super) fn of(
+    /// `sure`: whether the upstream and the protocol of every listener are known.
+    pub(super) fn of<'l>(
         upstream: &str,
-        listeners: &[listener::Read],
+        listeners: impl Iterator<Item = &'l Listener>,
         sure: bool,
         operator: bool,
     ) -> Self {
-        let uses = |udp: bool| {
-            listeners.iter().find(move |read| {
-                let is_udp = matches!(read.listener.protocol, Protocol::Udp(_));
-                read.listener.upstream == upstream && is_udp == udp
-            })
-        };
-        Self {
-            udp: uses(true).map(|read| read.listener.name.clone()),
-            tcp: uses(false).is_some(),
+        let mut references = Self {
+            udp: None,
+            tcp: false,
             unsure: !sure,
             operator,
+        };
+        for listener in listeners.filter(|listener| listener.upstream == upstream) {
+            match listener.protocol {
+                Protocol::Tcp => references.tcp = true,
+                Protocol::Udp(_) => {
+                    references.udp.get_or_insert_with(|| listener.name.clone());
+                }
+            }
         }
+        references
     }
 
     /// Whether there are flows, or may be.
@@ -52,7 +55,7 @@ impl Users {
         self.udp.is_some() || self.unsure
     }
 
-    /// Whether there is nothing but flows.
+    /// Whether there are flows and no connections.
     pub(super) fn flows_alone(&self) -> bool {
         self.udp.is_some() && !self.tcp && !self.unsure
     }

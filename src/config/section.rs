@@ -10,8 +10,13 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::keys::{Keys, Standing};
 use crate::config::{
+    keys::{
+        DEFAULTS, Keys,
+        applies::{Applies, NoEffect},
+        row::{Field, Form, Key, Row, Rule},
+        scalar::{Scalar, Word},
+    },
     text::{
         report::{Fault, Report, Span},
         suggestions::{found, list, nearest, number_text, quoted_key, shorten},
@@ -37,11 +42,8 @@ pub(super) struct Text<'a> {
     pub(super) span: Span,
 }
 
-/// The words a key takes; `None` for those that do not work yet.
-pub(super) type Words<T> = [(&'static str, Option<T>)];
-
 impl<'a> Section<'a> {
-    /// Reports every key that is unknown or does not work yet.
+    /// Reports every key that is unknown.
     pub(super) fn new(
         keys: &'static Keys,
         table: &'a DeTable<'a>,
@@ -50,23 +52,10 @@ impl<'a> Section<'a> {
     ) -> Self {
         for key in table.keys() {
             let name = key.get_ref().as_ref();
-            match keys.standing(name) {
-                Standing::Works => {}
-                Standing::NotYet => report.add(
-                    &key.span(),
-                    Fault::new(format!("`{name}` is not supported yet")).hint(
-                        "the key is known, but nothing would come of it: leave it out for now",
-                    ),
-                ),
-                Standing::Unknown => report.add(
-                    &key.span(),
-                    Fault::new(format!(
-                        "unknown key {} in {}",
-                        quoted_key(name),
-                        keys.label
-                    ))
-                    .hint(keys.advice(name)),
-                ),
+            if !keys.contains(name) {
+                let key_text = quoted_key(name);
+                let fault = Fault::new(format!("unknown key {key_text} in {}", keys.label));
+                report.add(&key.span(), fault.hint(keys.advice(name)));
             }
         }
         Self {
@@ -106,6 +95,11 @@ impl<'a> Section<'a> {
         self
     }
 
+    /// The keys that stand in this very table.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.table.keys().map(|key| key.get_ref().as_ref())
+    }
+
     /// The value of `key`, here or in the defaults.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value<'a>> {
         self.own(key)
@@ -114,11 +108,7 @@ impl<'a> Section<'a> {
 
     /// The value of `key` in this very table.
     pub(super) fn own(&self, key: &str) -> Option<&'a Value<'a>> {
-        debug_assert_eq!(
-            self.keys.standing(key),
-            Standing::Works,
-            "{key} is not in the table of keys"
-        );
+        debug_assert!(self.keys.contains(key), "{key} is not in the table of keys");
         self.table.get(key)
     }
 
@@ -129,11 +119,67 @@ impl<'a> Section<'a> {
         );
     }
 
-    /// Reports `key` where it stands in this very table: in `[defaults]` it may be there for others.
-    pub(super) fn useless(&self, key: &str, why: &str, hint: &str) {
-        if let Some(value) = self.own(key) {
-            let fault = Fault::new(format!("`{key}` does nothing {why}")).hint(hint);
-            self.report.add(&value.span(), fault);
+    /// Whether the table holds defaults: there nothing is missing, and keys may be for others.
+    pub(super) fn is_defaults(&self) -> bool {
+        std::ptr::eq(self.keys, &DEFAULTS)
+    }
+
+    /// Reads the scalars of `rows` into `target`.
+    pub(super) fn read<T>(&self, rows: &[Row<T>], target: &mut T) {
+        for row in rows {
+            if let (Field::Value { set, .. }, Some(scalar)) = (&row.field, self.scalar(&row.key)) {
+                set(target, scalar);
+            }
+        }
+    }
+
+    fn scalar(&self, key: &Key) -> Option<Scalar> {
+        let (name, default) = (key.name, key.default);
+        Some(match &key.form {
+            Form::Flag => Scalar::Flag(self.flag(name, default == "true")),
+            Form::Number(least, most) => {
+                let default = default.parse().unwrap_or_default();
+                Scalar::Number(self.number(name, default, *least..=*most))
+            }
+            Form::Duration(rule) => {
+                let default = duration::parse(default).unwrap_or_default();
+                Scalar::Duration(self.duration(name, default, *rule))
+            }
+            Form::Word(words) => {
+                let words = words();
+                let default = words.iter().find(|word| **word == default).copied();
+                Scalar::Word(self.one_of(name, &words).or(default)?)
+            }
+            Form::Size => Scalar::Number(self.size(name)?),
+            Form::Other(_) => return None,
+        })
+    }
+
+    /// Reports the keys that have no effect where they stand, and takes the values of `defaults`
+    /// in their place.
+    pub(super) fn drop_without_effect<'r, T: 'static>(
+        &self,
+        rows: impl IntoIterator<Item = &'r Row<T>>,
+        target: &mut T,
+        defaults: &T,
+        no_effect: impl Fn(&T, Applies) -> Option<NoEffect>,
+    ) {
+        for row in rows {
+            let Some(found) = no_effect(target, row.key.applies) else {
+                continue;
+            };
+            if !(found.allows_default && row.write(target) == row.write(defaults)) {
+                self.report_no_effect(row.key.name, &found);
+            }
+            row.copy(target, defaults);
+        }
+    }
+
+    /// Reports `key` where it stands in this very table; in [defaults] it may be there for others.
+    pub(super) fn report_no_effect(&self, key: &str, found: &NoEffect) {
+        if let Some(value) = self.own(key).filter(|_| !self.is_defaults()) {
+            self.report
+                .add(&value.span(), found.fault(&format!("`{key}`")));
         }
     }
 
@@ -202,18 +248,22 @@ impl<'a> Section<'a> {
         default
     }
 
-    /// A duration for which `rule` has no objection.
-    pub(super) fn duration(
+    pub(super) fn duration(&self, key: &str, default: Duration, rule: Rule) -> Duration {
+        self.checked_duration(key, default, |duration| rule.check(duration))
+    }
+
+    /// A duration in which `check` finds no fault.
+    pub(super) fn checked_duration(
         &self,
         key: &str,
         default: Duration,
-        rule: impl FnOnce(Duration) -> Result<(), String>,
+        check: impl FnOnce(Duration) -> Result<(), Fault>,
     ) -> Duration {
         let hint = format!(
             "leave it out for the default, {:?}",
             duration::format(default)
         );
-        let read = self.optional_duration(key, rule, &hint);
+        let read = self.optional_duration(key, check, &hint);
         read.unwrap_or(default)
     }
 
@@ -221,20 +271,20 @@ impl<'a> Section<'a> {
     pub(super) fn optional_duration(
         &self,
         key: &str,
-        rule: impl FnOnce(Duration) -> Result<(), String>,
+        check: impl FnOnce(Duration) -> Result<(), Fault>,
         hint: &str,
     ) -> Option<Duration> {
         let value = self.get(key)?;
         let fault = match value.get_ref() {
             DeValue::String(text) if is_bare_number(text.trim()) => {
-                bare_number(key, text.trim(), rule)
+                bare_number(key, text.trim(), check)
             }
             DeValue::String(text) => {
                 let read = duration::parse(text).and_then(|duration| {
                     let may_be_zero = instead_of_zero(key).filter(|_| duration.is_zero());
-                    rule(duration).map_err(|why| Fault {
-                        message: why,
+                    check(duration).map_err(|fault| Fault {
                         hint: may_be_zero.map(str::to_owned),
+                        ..fault
                     })?;
                     Ok(duration)
                 });
@@ -247,7 +297,7 @@ impl<'a> Section<'a> {
                 }
             }
             DeValue::Integer(_) | DeValue::Float(_) => {
-                bare_number(key, &number_text(value.get_ref()), rule)
+                bare_number(key, &number_text(value.get_ref()), check)
             }
             other => Fault::new(format!(
                 "`{key}` must be a duration like \"10s\", not {}",
@@ -288,42 +338,28 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// A duration where zero stands for "no limit".
-    pub(super) fn limit(&self, key: &str, default: Duration) -> Option<Duration> {
-        Some(self.duration(key, default, |_| Ok(()))).filter(|limit| !limit.is_zero())
+    pub(super) fn word<W: Word>(&self, key: &str, default: W) -> W {
+        let word = self.one_of(key, &W::words());
+        let value = W::WORDS.iter().find(|(known, _)| Some(*known) == word);
+        value.map_or(default, |(_, value)| *value)
     }
 
-    pub(super) fn word<T: Copy>(&self, key: &str, default: T, words: &Words<T>) -> T {
-        let Some(Text { text, span }) = self.text(key) else {
-            return default;
-        };
-        let fault = match words.iter().find(|(word, _)| *word == text) {
-            Some((_, Some(value))) => return *value,
-            Some((_, None)) => {
-                Fault::new(format!("`{key}` = {text:?} is not supported yet")).hint(format!(
-                    "supported now: {}",
-                    list(
-                        words
-                            .iter()
-                            .filter(|(_, value)| value.is_some())
-                            .map(|(word, _)| *word)
-                    )
-                ))
-            }
-            None => {
-                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                Fault::new(format!(
-                    "`{key}` does not know the word {}",
-                    shorten(&format!("{text:?}"))
-                ))
-                .hint(match nearest(text, &known) {
-                    Some(near) => format!("did you mean \"{near}\"?"),
-                    None => format!("one of: {}", list(words.iter().map(|(word, _)| *word))),
-                })
-            }
-        };
-        self.report.add(&span, fault);
-        default
+    /// One of these words; `None`: there is none, or another one.
+    pub(super) fn one_of(&self, key: &str, words: &[&'static str]) -> Option<&'static str> {
+        let Text { text, span } = self.text(key)?;
+        let known = words.iter().find(|word| **word == text);
+        if known.is_none() {
+            let fault = Fault::new(format!(
+                "`{key}` does not know the word {}",
+                shorten(&format!("{text:?}"))
+            ));
+            let hint = match nearest(text, words) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("one of: {}", list(words.iter().copied())),
+            };
+            self.report.add(&span, fault.hint(hint));
+        }
+        known.copied()
     }
 
     pub(super) fn text(&self, key: &str) -> Option<Text<'a>> {
@@ -397,7 +433,7 @@ fn is_bare_number(text: &str) -> bool {
 fn bare_number(
     key: &str,
     number: &str,
-    rule: impl FnOnce(Duration) -> Result<(), String>,
+    check: impl FnOnce(Duration) -> Result<(), Fault>,
 ) -> Fault {
     let fault = Fault::new(format!(
         "`{key}` must be a duration with a unit, not the bare number {}",
@@ -406,14 +442,14 @@ fn bare_number(
     let Ok(seconds) = duration::parse(&format!("{number}s")) else {
         return fault;
     };
-    match rule(seconds) {
+    match check(seconds) {
         // With the unit it would be refused as well.
-        Err(why) if seconds.is_zero() => Fault {
-            message: format!("`{key}`: {why}"),
+        Err(refused) if seconds.is_zero() => Fault {
+            message: format!("`{key}`: {}", refused.message),
             hint: instead_of_zero(key).map(str::to_owned),
         },
-        Err(why) => Fault {
-            message: format!("{}; and in seconds: {why}", fault.message),
+        Err(refused) => Fault {
+            message: format!("{}; and in seconds: {}", fault.message, refused.message),
             ..fault
         },
         Ok(()) if number.parse::<u64>().is_ok_and(|number| number >= 1000) => fault.hint(format!(

@@ -1,16 +1,14 @@
-//! What becomes of sessions when their backend is taken out: the words, their defaults, and where
-//! they mean nothing.
-
-use std::time::Duration;
+//! What becomes of sessions when their backend is no longer to be used: how that is written, and
+//! what it means for flows.
 
 use super::{
-    keys::ON_LEAVE,
-    listener::above_zero,
+    keys::{CLOSE_AFTER, row::Rule, upstream::UpstreamKeys},
+    references::References,
     section::{Section, Value},
 };
 use crate::{
     config::{
-        references::Users,
+        keys::applies::NoEffect,
         text::{
             report::Fault,
             suggestions::{found, nearest},
@@ -18,119 +16,65 @@ use crate::{
     },
     plan::{Check, FlowsMove, OnLeave},
 };
+use std::time::Duration;
 
-/// As written, or else by default.
-#[derive(Clone, Copy)]
-pub(super) struct Actions {
-    pub(super) on_down: OnLeave,
-    pub(super) on_role_lost: OnLeave,
-    pub(super) on_lag: OnLeave,
-    pub(super) on_recover: OnLeave,
-    pub(super) on_drain: OnLeave,
-}
-
-/// Without a name these are the defaults: nothing is useless there.
-pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Actions {
+pub(super) fn read(keys: &mut UpstreamKeys, section: &Section<'_>, references: &References) {
     // A flow that waits for a backend that is gone waits in vain, and loses nothing by going
     // elsewhere.
-    let gone = if users.flows() {
-        OnLeave::Move
-    } else {
-        OnLeave::Keep
+    let gone = match references.flows() {
+        true => OnLeave::Move,
+        false => OnLeave::Keep,
     };
     let read = |key, default| match read_action(key, default, section) {
-        OnLeave::Move if !users.flows() => {
-            let why = "as \"move\" where no UDP listener uses the upstream";
-            let hint = "sessions of TCP cannot be moved: write \"keep\"";
-            useless(name, section, key, why, hint);
+        OnLeave::Move if !references.flows() => {
+            let found = NoEffect::always(
+                "as \"move\" where no UDP listener uses the upstream",
+                "sessions of TCP cannot be moved: write \"keep\"",
+            );
+            section.report_no_effect(key, &found);
             OnLeave::Keep
         }
         action => action,
     };
-    let mut actions = Actions {
-        on_down: read("on_down", gone),
-        on_role_lost: read("on_role_lost", OnLeave::Close),
-        on_lag: read("on_lag", OnLeave::Keep),
-        on_recover: read("on_recover", OnLeave::Keep),
-        on_drain: read("on_drain", gone),
-    };
-    if !users.operator {
-        actions.on_drain = drains(name, actions.on_drain, section, users);
-    }
-    actions
+    keys.on_down = read("on_down", gone);
+    keys.on_role_lost = read("on_role_lost", OnLeave::Close);
+    keys.on_lag = read("on_lag", OnLeave::Keep);
+    keys.on_recover = read("on_recover", OnLeave::Keep);
+    keys.plan.on_drain = read("on_drain", gone);
 }
 
-/// Nobody can drain a backend; flows leave it all the same when the resolver no longer names it.
-fn drains(name: Option<&str>, on_drain: OnLeave, section: &Section<'_>, users: &Users) -> OnLeave {
-    let hint = "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out";
-    let nobody = "without an admin socket: nobody can drain a backend";
-    match on_drain {
-        OnLeave::Keep | OnLeave::Move if users.flows() => on_drain,
-        _ if !users.flows() => {
-            useless(name, section, "on_drain", nobody, hint);
-            OnLeave::Keep
-        }
-        _ => {
-            let why = format!("but move flows {nobody}");
-            useless(
-                name,
-                section,
-                "on_drain",
-                &why,
-                &format!("{hint}: \"move\" is the default"),
-            );
-            OnLeave::Move
+/// Why `on_down` or `on_drain` has no effect: `cause` never takes a backend out, but flows leave a
+/// backend all the same when the network or the resolver says that it is gone.
+pub(super) fn no_effect_but_for_flows(
+    action: OnLeave,
+    references: &References,
+    cause: &'static str,
+    hint: &'static str,
+) -> Option<NoEffect> {
+    match action {
+        OnLeave::Keep | OnLeave::Move if references.flows() => None,
+        OnLeave::Close | OnLeave::CloseAfter(_) if references.flows() => Some(NoEffect::always(
+            format!("but move flows {cause}"),
+            format!("{hint}: \"move\" is the default"),
+        )),
+        OnLeave::Keep | OnLeave::Move | OnLeave::Close | OnLeave::CloseAfter(_) => {
+            Some(NoEffect::always(cause, hint))
         }
     }
 }
 
-/// Nothing says that a backend is down, but that the network may answer a flow's datagrams that it
-/// is.
-pub(super) fn without_check(
-    name: Option<&str>,
-    actions: &Actions,
-    section: &Section<'_>,
-    users: &Users,
-) {
-    let without = "without a check";
-    let hint = "add a section [upstreams.NAME.check], or leave it out";
-    for key in ["on_role_lost", "on_lag", "on_recover", "panic_threshold"] {
-        useless(name, section, key, without, hint);
-    }
-    match actions.on_down {
-        OnLeave::Keep | OnLeave::Move if users.flows() => {}
-        _ if !users.flows() => useless(name, section, "on_down", without, hint),
-        _ => {
-            let why = format!("but move flows {without}");
-            useless(
-                name,
-                section,
-                "on_down",
-                &why,
-                &format!("{hint}: \"move\" is the default"),
-            );
-        }
-    }
-}
-
-/// Whatever ends sessions moves flows as well: those that are not told yet have no reason to stay.
-pub(super) fn flows_move(actions: &Actions, check: Option<&Check>, users: &Users) -> FlowsMove {
+/// Every action that terminates sessions moves flows, too, until they are terminated.
+pub(super) fn flows_move(
+    keys: &UpstreamKeys,
+    check: Option<&Check>,
+    references: &References,
+) -> FlowsMove {
     let moves = |action: OnLeave| action != OnLeave::Keep;
     FlowsMove {
-        down: match check {
-            Some(check) => moves(check.on_down),
-            None => users.flows() && moves(actions.on_down),
-        },
-        role_lost: check.is_none_or(|check| moves(check.on_role_lost)),
-        lag: check.is_some_and(|check| moves(check.on_lag)),
-        drain: moves(actions.on_drain),
-    }
-}
-
-/// In `[defaults]` a key may be there for the upstreams that it means something to.
-pub(super) fn useless(name: Option<&str>, section: &Section<'_>, key: &str, why: &str, hint: &str) {
-    if name.is_some() {
-        section.useless(key, why, hint);
+        down: (check.is_some() || references.flows()) && moves(keys.on_down),
+        role_lost: check.is_none() || moves(keys.on_role_lost),
+        lag: check.is_some() && moves(keys.on_lag),
+        drain: moves(keys.plan.on_drain),
     }
 }
 
@@ -141,47 +85,43 @@ fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
     if value.get_ref().is_table() {
         return read_close_after(key, value, section);
     }
-    // Whoever is on a backup is well there: what is to leave it has to be told.
+    // A session on a backup is served well: only a termination makes it leave.
     let moves = key != "on_recover";
-    let words: &[&str] = if moves {
-        &["keep", "move", "close"]
-    } else {
-        &["keep", "close"]
+    let words: &[&str] = match moves {
+        true => &["keep", "move", "close"],
+        false => &["keep", "close"],
     };
     let known: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
     let hint = format!("one of: {}, {{ close_after = \"30s\" }}", known.join(", "));
+    let unknown = |text| Fault::new(format!("`{key}` does not know the word {text:?}"));
     let fault = match value.get_ref().as_str() {
         Some("keep") => return OnLeave::Keep,
         Some("move") if moves => return OnLeave::Move,
         Some("close") => return OnLeave::Close,
-        Some("move") => Fault::new(format!("`{key}` does not know the word \"move\"")).hint(
-            format!("{hint}; a flow that is closed goes on elsewhere at its next datagram"),
-        ),
-        Some(text) => Fault::new(format!("`{key}` does not know the word {text:?}")).hint(
-            match nearest(text, words) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => hint,
-            },
-        ),
-        None => Fault::new(format!(
-            "`{key}` must be a word or a table, not {}",
-            found(value.get_ref())
-        ))
-        .hint(hint),
+        Some("move") => unknown("move").hint(format!(
+            "{hint}; a flow that is closed goes on elsewhere at its next datagram"
+        )),
+        Some(text) => unknown(text).hint(match nearest(text, words) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => hint,
+        }),
+        None => {
+            let what = found(value.get_ref());
+            Fault::new(format!("`{key}` must be a word or a table, not {what}")).hint(hint)
+        }
     };
     section.report.add(&value.span(), fault);
     default
 }
 
 fn read_close_after<'a>(key: &str, value: &'a Value<'a>, section: &Section<'a>) -> OnLeave {
-    let Some(table) = Section::open(&ON_LEAVE, value, section.report) else {
+    let Some(table) = Section::open(&CLOSE_AFTER, value, section.report) else {
         return OnLeave::Keep;
     };
     if table.get("close_after").is_none() {
-        table.missing(
-            "close_after",
-            &format!("write {key} = {{ close_after = \"30s\" }}"),
-        );
+        let hint = format!("write {key} = {{ close_after = \"30s\" }}");
+        table.missing("close_after", &hint);
     }
-    OnLeave::CloseAfter(table.duration("close_after", Duration::from_secs(30), above_zero))
+    let default = Duration::from_secs(30);
+    OnLeave::CloseAfter(table.duration("close_after", default, Rule::AboveZero))
 }

@@ -1,152 +1,148 @@
-//! [upstreams.NAME]: every rule and default.
+//! [upstreams.NAME]: what code reads, and the rules between keys.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use super::{
-    keys::BACKEND,
-    listener::{MOST_CONNECTIONS, above_zero},
-    section::{Section, Text, Value, Words},
-    udp,
+    keys::{
+        BACKEND, UPSTREAM,
+        applies::{Applies, NoEffect},
+        scalar::Word,
+        upstream::{self as rows, UpstreamKeys},
+        words::ProxyVersion,
+    },
+    section::{Section, Text, Value},
 };
 use crate::{
     config::{
-        check,
-        references::Users,
+        check::{self, Found},
+        references::References,
         session_actions,
-        text::{report::Fault, suggestions::found},
+        text::{
+            report::{Fault, Report},
+            suggestions::found,
+        },
         value::{address, hash_key},
     },
-    plan::{Addr, Backend, Balance, Bound, HashKey, SendProxy, Target, TimeOf, Upstream},
+    plan::{Addr, Backend, Balance, HashKey, Target, Upstream},
 };
+use toml::de::DeTable;
 
 /// The ring of `consistent_hash` has 160 points for each unit of weight.
 const MOST_RING_WEIGHT: u64 = 65_536;
 /// The table of `maglev` has 65,537 slots; with fewer than ten each the shares are no longer even.
 const MOST_MAGLEV_BACKENDS: usize = 6_553;
 
-/// Without a name these are the defaults: nothing is missing there.
-pub(super) fn read(name: Option<&str>, section: &Section<'_>, users: &Users) -> Upstream {
-    let actions = session_actions::read(name, section, users);
-    let check = check::read(name, section, &actions, users);
-    let send_proxy = read_send_proxy(name, section);
-    let mut upstream = Upstream {
-        name: name.unwrap_or_default().to_owned(),
-        balance: read_balance(name, section),
-        backends: read_backends(section, users),
-        resolve_interval: section.limit("resolve_interval", Duration::from_secs(30)),
-        resolve_required: section.flag("resolve_required", true),
-        send_proxy,
-        send_proxy_on: udp::read_send_proxy_on(name, section, send_proxy, users),
-        fail_on_reset: section.flag("fail_on_reset", false),
-        on_drain: actions.on_drain,
-        flows_move: session_actions::flows_move(&actions, check.as_ref(), users),
-        check,
-    };
-    if name.is_some() && section.get("backends").is_none() {
+/// `name` is empty for the defaults.
+pub(super) fn read(name: &str, section: &Section<'_>, references: &References) -> Upstream {
+    let mut keys = read_keys(section, references);
+    keys.plan.name = name.to_owned();
+    keys.plan.backends = read_backends(section, references);
+    if !section.is_defaults() && section.get("backends").is_none() {
         section.missing(
             "backends",
             "say which servers it has: backends = [\"10.0.0.1:6379\"]",
         );
     }
-    udp::fits_upstream(&mut upstream, section, users);
+    check_bound(&keys, section);
+    let check = check::read(section);
+    if !section.is_defaults() {
+        drop_without_effect(&mut keys, section, references, &check);
+    }
+    let mut upstream = Upstream {
+        balance: keys.balance(),
+        send_proxy: keys.send_proxy(),
+        ..keys.plan.clone()
+    };
+    if let Found::Check(mut check) = check {
+        check.panic_threshold = keys.panic_threshold;
+        check.on_down = keys.on_down;
+        check.on_role_lost = keys.on_role_lost;
+        check.on_lag = keys.on_lag;
+        check.on_recover = keys.on_recover;
+        upstream.check = Some(*check);
+    }
+    upstream.flows_move = session_actions::flows_move(&keys, upstream.check.as_ref(), references);
+    check_send_proxy(&keys, section, references);
     check_backends(&upstream, section);
-    check::fits(&mut upstream, section);
+    check::check_upstream(&upstream, section);
     upstream
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Policy {
-    RoundRobin,
-    LeastConn,
-    RandomTwo,
-    LeastTime,
-    First,
-    Hash,
-    IpHash,
-    ConsistentHash,
-    Maglev,
+fn read_keys(section: &Section<'_>, references: &References) -> UpstreamKeys {
+    let mut keys = UpstreamKeys::of(&Upstream::default());
+    section.read(rows::UPSTREAM, &mut keys);
+    keys.hash_key = read_hash_key(section);
+    session_actions::read(&mut keys, section, references);
+    keys
 }
 
-const POLICIES: &Words<Policy> = &[
-    ("round_robin", Some(Policy::RoundRobin)),
-    ("least_conn", Some(Policy::LeastConn)),
-    ("random_two", Some(Policy::RandomTwo)),
-    ("least_time", Some(Policy::LeastTime)),
-    ("hash", Some(Policy::Hash)),
-    ("ip_hash", Some(Policy::IpHash)),
-    ("consistent_hash", Some(Policy::ConsistentHash)),
-    ("maglev", Some(Policy::Maglev)),
-    ("first", Some(Policy::First)),
-];
-
-fn read_balance(name: Option<&str>, section: &Section<'_>) -> Balance {
-    let policy = section.word("balance", Policy::RoundRobin, POLICIES);
-    // All are read, so that each is looked at whatever the policy.
-    let key = read_hash_key(section);
-    let key_is_default = key == HashKey::default();
-    let bound = read_bound(section);
-    let time = section.word(
-        "least_time",
-        TimeOf::Connect,
-        &[
-            ("connect", Some(TimeOf::Connect)),
-            ("first_byte", Some(TimeOf::FirstByte)),
-        ],
+fn drop_without_effect(
+    keys: &mut UpstreamKeys,
+    section: &Section<'_>,
+    references: &References,
+    check: &Found,
+) {
+    let (empty, report) = (DeTable::new(), Report::default());
+    let nothing = Section::new(&UPSTREAM, &empty, 0..0, &report);
+    let default = read_keys(&nothing, references);
+    let policy = section.get("balance").map(|value| value.get_ref().as_str());
+    // A policy that is not known was reported already.
+    let is_known = policy.is_none_or(|word| word == Some(keys.policy.word()));
+    section.drop_without_effect(
+        rows::UPSTREAM,
+        keys,
+        &default,
+        |keys, applies| match applies {
+            Applies::Policy(_) if !is_known => None,
+            _ => no_effect(keys, applies, references, check),
+        },
     );
-    let balance = match policy {
-        Policy::RoundRobin => Balance::RoundRobin,
-        Policy::LeastConn => Balance::LeastConn,
-        Policy::RandomTwo => Balance::RandomTwo,
-        Policy::LeastTime => Balance::LeastTime(time),
-        Policy::First => Balance::First,
-        Policy::Hash => Balance::Hash(key),
-        Policy::IpHash => Balance::IpHash,
-        Policy::ConsistentHash => Balance::ConsistentHash(key, bound),
-        Policy::Maglev => Balance::Maglev(key, bound),
-    };
-    // In [defaults] they may be there for the upstreams that use them. A `balance` that is wrong
-    // was reported already.
-    let known = section
-        .get("balance")
-        .is_none_or(|value| value.get_ref().as_str() == Some(balance.word()));
-    if name.is_some() && known {
-        let hashes = [Policy::Hash, Policy::ConsistentHash, Policy::Maglev];
-        // A default that is written down does no harm: it says what holds anyway.
-        for (key, users, is_default) in [
-            ("hash_key", &hashes[..], key_is_default),
-            ("hash_balance_factor", &hashes[1..], bound.is_none()),
-            ("least_time", &[Policy::LeastTime], time == TimeOf::Connect),
-        ] {
-            if !users.contains(&policy) && !is_default {
-                check_unused(key, users, &balance, section);
-            }
+}
+
+/// Why such a key has no effect in this upstream.
+pub(super) fn no_effect(
+    keys: &UpstreamKeys,
+    applies: Applies,
+    references: &References,
+    check: &Found,
+) -> Option<NoEffect> {
+    match applies {
+        Applies::Policy(policies) if !policies.contains(&keys.policy) => {
+            let words = policies.iter().map(|policy| format!("{:?}", policy.word()));
+            let words = words.collect::<Vec<_>>().join(" or ");
+            Some(NoEffect::unless_default(
+                format!("with balance = {:?}", keys.policy.word()),
+                format!("it is for balance = {words}; otherwise leave it out"),
+            ))
         }
-    }
-    balance
-}
-
-fn check_unused(key: &str, users: &[Policy], balance: &Balance, section: &Section<'_>) {
-    let Some(value) = section.own(key) else {
-        return;
-    };
-    let users = POLICIES
-        .iter()
-        .filter(|(_, policy)| policy.is_some_and(|p| users.contains(&p)))
-        .map(|(word, _)| *word);
-    section.report.add(
-        &value.span(),
-        Fault::new(format!(
-            "`{key}` does nothing with balance = {:?}",
-            balance.word()
-        ))
-        .hint(format!(
-            "it is for balance = {}; otherwise leave it out",
-            users
-                .map(|word| format!("{word:?}"))
-                .collect::<Vec<_>>()
-                .join(" or ")
+        Applies::SendProxyV2 if keys.send_proxy != ProxyVersion::V2 => {
+            Some(NoEffect::unless_default(
+                "without send_proxy = \"v2\"",
+                "only version 2 has TLVs: write send_proxy = \"v2\", or leave it out",
+            ))
+        }
+        Applies::SendProxyOn if !references.flows() => Some(NoEffect::unless_default(
+            "where no UDP listener uses the upstream",
+            "it says which datagrams of a flow begin with the header: leave it out",
         )),
-    );
+        Applies::SendProxyOn if keys.send_proxy != ProxyVersion::V2 => {
+            Some(NoEffect::unless_default(
+                "without send_proxy = \"v2\"",
+                "write send_proxy = \"v2\", or leave it out",
+            ))
+        }
+        Applies::FailOnReset if references.flows_alone() => Some(NoEffect::unless_default(
+            "where UDP listeners alone use the upstream",
+            "flows are never reset, and a host that refuses a datagram always counts: leave it out",
+        )),
+        Applies::OnDrain if !references.operator => session_actions::no_effect_but_for_flows(
+            keys.plan.on_drain,
+            references,
+            "without an admin socket: nobody can drain a backend",
+            "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out",
+        ),
+        applies => check::no_effect_in_upstream(keys, applies, references, check),
+    }
 }
 
 fn read_hash_key(section: &Section<'_>) -> HashKey {
@@ -159,45 +155,30 @@ fn read_hash_key(section: &Section<'_>) -> HashKey {
     })
 }
 
-fn read_bound(section: &Section<'_>) -> Bound {
-    let percent: u32 = section.number("hash_balance_factor", 0, 0..=100_000);
-    if (1..=100).contains(&percent)
-        && let Some(value) = section.get("hash_balance_factor")
+fn check_bound(keys: &UpstreamKeys, section: &Section<'_>) {
+    let percent = keys.hash_balance_factor;
+    if let (1..=100, Some(value)) = (percent, section.get("hash_balance_factor")) {
+        let fault = Fault::new(format!(
+            "`hash_balance_factor` = {percent} leaves too few places: it must be above 100"
+        ))
+        .hint("125 lets a backend hold a quarter more than its share; 0 turns it off");
+        section.report.add(&value.span(), fault);
+    }
+}
+
+fn check_send_proxy(keys: &UpstreamKeys, section: &Section<'_>, references: &References) {
+    if let (Some(listener), ProxyVersion::V1) = (&references.udp, keys.send_proxy)
+        && let Some(value) = section.get("send_proxy")
     {
-        section.report.add(
-            &value.span(),
-            Fault::new(format!(
-                "`hash_balance_factor` = {percent} leaves too few places: it must be above 100"
-            ))
-            .hint("125 lets a backend hold a quarter more than its share; 0 turns it off"),
-        );
+        let fault = Fault::new(format!(
+            "send_proxy = \"v1\" cannot be used for the UDP listener `{listener}`: version 1 knows no datagrams"
+        ))
+        .hint("write send_proxy = \"v2\", for backends that expect it");
+        section.report.add(&value.span(), fault);
     }
-    (percent > 0).then_some(percent)
 }
 
-fn read_send_proxy(name: Option<&str>, section: &Section<'_>) -> SendProxy {
-    let versions = [
-        ("off", Some(SendProxy::Off)),
-        ("v1", Some(SendProxy::V1)),
-        ("v2", Some(SendProxy::V2 { tlvs: false })),
-    ];
-    let version = section.word("send_proxy", SendProxy::Off, &versions);
-    let tlvs = section.flag("send_proxy_tlvs", false);
-    if matches!(version, SendProxy::V2 { .. }) {
-        return SendProxy::V2 { tlvs };
-    }
-    // In [defaults] it may be there for the upstreams that send version 2.
-    if let (Some(_), true, Some(value)) = (name, tlvs, section.own("send_proxy_tlvs")) {
-        section.report.add(
-            &value.span(),
-            Fault::new("`send_proxy_tlvs` does nothing without send_proxy = \"v2\"")
-                .hint("only version 2 has TLVs: write send_proxy = \"v2\", or leave it out"),
-        );
-    }
-    version
-}
-
-fn read_backends(section: &Section<'_>, users: &Users) -> Vec<Backend> {
+fn read_backends(section: &Section<'_>, references: &References) -> Vec<Backend> {
     let mut seen = HashSet::new();
     let mut backends = Vec::new();
     let Some(items) = section.list("backends") else {
@@ -225,7 +206,7 @@ fn read_backends(section: &Section<'_>, users: &Users) -> Vec<Backend> {
                 ),
             );
         }
-        udp::check_backend(&backend, &address, section, users);
+        check_backend_address(&backend, &address, section, references);
         backends.push(backend);
     }
     backends
@@ -261,50 +242,63 @@ fn read_backend<'a>(item: &'a Value<'a>, section: &Section<'a>) -> Option<(Backe
     }
     // Without an address the rest is still looked at.
     let address = table.text("address");
-    let base = match &address {
+    let mut backend = match &address {
         Some(address) => with_defaults(address, section),
-        None => nameless(""),
+        None => with_target("", Target::default()),
     };
-    let backend = Backend {
-        weight: table.number("weight", base.weight, 0..=65_535),
-        max_fails: table.number("max_fails", base.max_fails, 0..=1_000_000),
-        fail_timeout: table.duration("fail_timeout", base.fail_timeout, above_zero),
-        max_connections: table.number(
-            "max_connections",
-            base.max_connections,
-            0..=MOST_CONNECTIONS,
-        ),
-        slow_start: table.duration("slow_start", base.slow_start, |_| Ok(())),
-        backup: table.flag("backup", base.backup),
-        down: table.flag("down", base.down),
-        ..base
-    };
+    table.read(rows::BACKEND, &mut backend);
     Some((backend, address?))
 }
 
-fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
-    let base = nameless(address.text);
-    match address::target(address.text) {
-        Ok(target) => Backend { target, ..base },
-        Err(fault) => {
-            section.report.add(&address.span, fault);
-            base
-        }
-    }
+/// A backend with every default.
+fn with_target(text: &str, target: Target) -> Backend {
+    let (empty, report) = (DeTable::new(), Report::default());
+    let mut backend = Backend {
+        text: text.to_owned(),
+        target,
+        ..Backend::default()
+    };
+    Section::new(&BACKEND, &empty, 0..0, &report).read(rows::BACKEND, &mut backend);
+    backend
 }
 
-/// A backend with every default, whose target is still to be filled in.
-fn nameless(text: &str) -> Backend {
-    Backend {
-        text: text.to_owned(),
-        target: Target::Addr(Addr::Unix(Default::default())),
-        weight: 1,
-        max_fails: 1,
-        fail_timeout: Duration::from_secs(10),
-        max_connections: 0,
-        slow_start: Duration::ZERO,
-        backup: false,
-        down: false,
+fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
+    let target = address::target(address.text).unwrap_or_else(|fault| {
+        section.report.add(&address.span, fault);
+        Target::default()
+    });
+    with_target(address.text, target)
+}
+
+/// Reported one by one: each stands elsewhere in the file.
+fn check_backend_address(
+    backend: &Backend,
+    address: &Text<'_>,
+    section: &Section<'_>,
+    references: &References,
+) {
+    let Target::Addr(addr) = &backend.target else {
+        return;
+    };
+    let takes_connections = references.tcp || references.udp.is_none();
+    if address::is_to_many(addr) && takes_connections && !references.unsure {
+        let fault = Fault::new(format!(
+            "the backend {:?} cannot take connections: it is an address of many machines",
+            address.text
+        ))
+        .hint("give it the address of one server; only UDP listeners may send to many");
+        section.report.add(&address.span, fault);
+    }
+    // The path of an address that could not be read is empty.
+    if let (Some(listener), Addr::Unix(path)) = (&references.udp, addr)
+        && !path.as_os_str().is_empty()
+    {
+        let fault = Fault::new(format!(
+            "the UDP listener `{listener}` cannot use the backend {:?}: there is no UDP over a unix socket",
+            address.text
+        ))
+        .hint("give it an address with a port, or give the listener an upstream of its own");
+        section.report.add(&address.span, fault);
     }
 }
 
@@ -320,16 +314,12 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
                 .hint("take `backup = true` from at least one of them"),
         );
     }
-    if let Some(key) = section.own("fail_on_reset")
-        && upstream.fail_on_reset
-        && backends.iter().all(|backend| backend.max_fails == 0)
-    {
-        section.report.add(
-            &key.span(),
-            Fault::new("`fail_on_reset` does nothing where every backend has max_fails = 0").hint(
-                "failures count only up to `max_fails`: give it, or leave `fail_on_reset` out",
-            ),
+    if upstream.fail_on_reset && backends.iter().all(|backend| backend.max_fails == 0) {
+        let found = NoEffect::always(
+            "where every backend has max_fails = 0",
+            "failures count only up to `max_fails`: give it, or leave `fail_on_reset` out",
         );
+        section.report_no_effect("fail_on_reset", &found);
     }
     check_maglev(upstream, value, section);
     let sum: u64 = backends

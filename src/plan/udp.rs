@@ -1,15 +1,16 @@
 //! What only datagrams need.
 
 /// How clients of a listener speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
+    #[default]
     Tcp,
     Udp(Udp),
 }
 
 /// A flow is what one client address and port sends to one address of a listener, and what comes
 /// back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Udp {
     /// So many replies are awaited for each datagram, and the flow is over with the last; 0: it is
     /// over when idle.
@@ -24,9 +25,10 @@ pub struct Udp {
 }
 
 /// Who goes when there are as many flows as there may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFull {
     /// The newcomer.
+    #[default]
     Refuse,
     /// Whoever has been idle for longest.
     Evict,
@@ -34,7 +36,7 @@ pub enum WhenFull {
 
 /// For what reasons a flow whose backend is no longer to be used goes to another one at its next
 /// datagram. Where it does not it stays, until it is idle or is told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowsMove {
     /// It does not answer, by its check or by what the network says.
     pub down: bool,
@@ -55,9 +57,10 @@ impl FlowsMove {
 }
 
 /// Which datagrams to a backend begin with a PROXY protocol header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProxyOn {
     /// The first of each flow.
+    #[default]
     First,
     Each,
 }

@@ -329,7 +329,11 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 } else {
                     OnLeave::Keep
                 },
-                tls: if kind.speaks_tls() { tls } else { Tls::Off },
+                tls: if kind.info().tls != StartTls::Never {
+                    tls
+                } else {
+                    Tls::Off
+                },
                 // Without a role there is none to lose.
                 on_role_lost: if kind.role().is_some() {
                     on_role_lost

@@ -1,4 +1,4 @@
-//! What checks say and expect: as text, in hexadecimal digits, as a regular expression.
+//! What checks send and expect: as text, in hexadecimal digits, as a regular expression.
 
 use regex::bytes::Regex;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Reports keys of which one is enough.
-pub(crate) fn quarrel(section: &Section<'_>, keys: &[&str]) {
+pub(crate) fn report_both(section: &Section<'_>, keys: &[&str]) {
     let mut given = keys.iter().filter(|key| section.get(key).is_some());
     if let (Some(first), Some(second)) = (given.next(), given.next())
         && let Some(value) = section.get(second)
@@ -25,8 +25,8 @@ pub(crate) fn quarrel(section: &Section<'_>, keys: &[&str]) {
 }
 
 /// The bytes that one of these keys stands for: those that end in `_hex` in hexadecimal digits.
-pub(crate) fn one_of(section: &Section<'_>, keys: &[&str]) -> Option<Vec<u8>> {
-    quarrel(section, keys);
+pub(crate) fn read(section: &Section<'_>, keys: &[&str]) -> Option<Vec<u8>> {
+    report_both(section, keys);
     let key = keys.iter().find(|key| section.get(key).is_some())?;
     let Text { text, span } = section.text(key)?;
     let bytes = if key.ends_with("_hex") {
@@ -68,9 +68,9 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 pub(crate) fn read_expect(section: &Section<'_>) -> Expect {
-    quarrel(section, &["expect", "expect_hex", "expect_regex"]);
+    report_both(section, &["expect", "expect_hex", "expect_regex"]);
     let nothing = Expect::Bytes(Vec::new());
-    if let Some(bytes) = one_of(section, &["expect", "expect_hex"]) {
+    if let Some(bytes) = read(section, &["expect", "expect_hex"]) {
         return Expect::Bytes(bytes);
     }
     let Some(Text { text, span }) =

@@ -2,6 +2,7 @@
 
 use crate::{
     config::{
+        keys::check::query_types,
         section::{Section, Text},
         text::{
             report::Fault,
@@ -17,7 +18,6 @@ const NAME: usize = 253;
 
 pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     let query = read_query(section);
-    let types = DnsType::ALL.iter().map(|kind| (kind.word(), Some(*kind)));
     // The root has no address of its own, and every server that knows any name knows its servers.
     let default = if query == "." {
         DnsType::Ns
@@ -25,10 +25,18 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
         DnsType::A
     };
     CheckKind::Dns {
-        query_type: section.word("query_type", default, &types.collect::<Vec<_>>()),
+        query_type: read_type(section).unwrap_or(default),
         rcode: read_rcode(section),
         query,
     }
+}
+
+fn read_type(section: &Section<'_>) -> Option<DnsType> {
+    let word = section.one_of("query_type", &query_types())?;
+    DnsType::ALL
+        .iter()
+        .find(|kind| kind.word() == word)
+        .copied()
 }
 
 fn read_query(section: &Section<'_>) -> String {
@@ -79,8 +87,8 @@ fn read_rcode(section: &Section<'_>) -> Vec<Rcode> {
     accepted
 }
 
-/// It goes out as a datagram.
-pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
+/// It is sent as a datagram.
+pub(crate) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
     let Some(check) = upstream
         .check
         .as_ref()

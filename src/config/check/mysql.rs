@@ -1,25 +1,22 @@
 //! A check of kind `mysql`.
 
-use std::time::Duration;
-
 use crate::{
     config::{
-        check::kind::{ROLES, read_password, read_replicating},
-        listener::above_zero,
+        check::login::{read_max_lag, read_password, read_replicating},
         section::{Section, Text},
         text::report::Fault,
     },
-    plan::{CheckKind, Role},
+    plan::CheckKind,
 };
 
 pub(crate) fn read(section: &Section<'_>) -> CheckKind {
-    let role = section.word("role", None, ROLES);
+    let role = section.word("role", None);
     CheckKind::Mysql {
         role,
         user: read_user(section),
         password: read_password(section),
         replicating: read_replicating(section, role),
-        max_lag: read_max_lag(section, role),
+        max_lag: read_max_lag(section),
     }
 }
 
@@ -42,18 +39,4 @@ fn read_user(section: &Section<'_>) -> String {
         );
     }
     text.to_owned()
-}
-
-fn read_max_lag(section: &Section<'_>, role: Option<Role>) -> Option<Duration> {
-    let value = section.get("max_lag")?;
-    if role == Some(Role::Primary) {
-        section.report.add(
-            &value.span(),
-            Fault::new(
-                "`max_lag` does nothing with role = \"primary\": a primary is behind nobody",
-            )
-            .hint("it is for role = \"replica\" or \"any\"; otherwise leave it out"),
-        );
-    }
-    Some(section.duration("max_lag", Duration::ZERO, above_zero))
 }

@@ -2,14 +2,12 @@
 
 use crate::{
     config::{
-        check::kind::{ROLES, read_password, read_replicating},
-        listener::above_zero,
+        check::login::{read_max_lag, read_password, read_replicating},
         section::{Section, Text},
         text::{report::Fault, suggestions::shorten},
     },
-    plan::{Addr, CheckAt, CheckKind, LagLimit, Login, Role, Target, Tls, Upstream},
+    plan::{Addr, CheckAt, CheckKind, LagLimit, Login, Target, Tls, Upstream},
 };
-use std::time::Duration;
 
 pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     let has_user = section.get("user").is_some();
@@ -22,7 +20,6 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     }
     let database = || read_name(section, "database").unwrap_or_else(|| "postgres".to_owned());
     if !logs_in || !has_user {
-        not_without_login(section, has_user);
         return CheckKind::Postgres {
             role: None,
             login: None,
@@ -34,7 +31,7 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
             limit: LagLimit::default(),
         };
     }
-    let role = section.word("role", None, ROLES);
+    let role = section.word("role", None);
     CheckKind::Postgres {
         role,
         login: Some(Login {
@@ -44,40 +41,15 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
         }),
         startup: None,
         replicating: read_replicating(section, role),
-        limit: read_limit(section, role),
-    }
-}
-
-/// Whatever is asked is asked as somebody.
-fn not_without_login(section: &Section<'_>, has_user: bool) {
-    for key in [
-        "role",
-        "replicating",
-        "password_file",
-        "password_env",
-        "database",
-        "max_lag",
-        "max_lag_bytes",
-    ] {
-        let Some(value) = section.get(key) else {
-            continue;
-        };
-        let fault = match has_user {
-            // It is named beside the user.
-            true if key == "database" => continue,
-            true => Fault::new(format!("`{key}` does nothing with `login` = false"))
-                .hint("leave it out, or let the check log in with `login` = true"),
-            false => Fault::new(format!(
-                "`{key}` does nothing without `user` where kind = \"postgres\""
-            ))
-            .hint("add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers"),
-        };
-        section.report.add(&value.span(), fault);
+        limit: LagLimit {
+            time: read_max_lag(section),
+            bytes: section.size("max_lag_bytes"),
+        },
     }
 }
 
 /// The server speaks TLS over TCP alone.
-pub(crate) fn fits(upstream: &Upstream, section: &Section<'_>) {
+pub(crate) fn check_tls(upstream: &Upstream, section: &Section<'_>) {
     let encrypted = upstream.check.as_ref().filter(|check| {
         matches!(check.kind, CheckKind::Postgres { .. }) && !matches!(check.tls, Tls::Off)
     });
@@ -113,27 +85,4 @@ fn read_name(section: &Section<'_>, key: &str) -> Option<String> {
         );
     }
     Some(text.to_owned())
-}
-
-fn read_limit(section: &Section<'_>, role: Option<Role>) -> LagLimit {
-    LagLimit {
-        time: read_max_lag(section, role),
-        bytes: {
-            not_of_a_primary(section, role, "max_lag_bytes");
-            section.size("max_lag_bytes")
-        },
-    }
-}
-
-pub(crate) fn read_max_lag(section: &Section<'_>, role: Option<Role>) -> Option<Duration> {
-    not_of_a_primary(section, role, "max_lag");
-    section.optional_duration("max_lag", above_zero, "leave it out for no limit")
-}
-
-fn not_of_a_primary(section: &Section<'_>, role: Option<Role>, key: &str) {
-    if let Some(value) = section.get(key).filter(|_| role == Some(Role::Primary)) {
-        let fault = Fault::new(format!("`{key}` does nothing with role = \"primary\""))
-            .hint("a primary is behind nobody: leave it out, or ask for role = \"replica\"");
-        section.report.add(&value.span(), fault);
-    }
 }

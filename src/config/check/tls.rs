@@ -1,44 +1,22 @@
-//! Whether a check is encrypted, and whom it trusts.
+//! Whether a check is encrypted, and which certificates it trusts.
 
 use crate::{
     config::{
-        check::kind::absolute,
-        section::{Section, Text, Words},
+        check::path::read_absolute,
+        keys::words::TlsMode,
+        section::{Section, Text},
         text::report::Fault,
     },
     plan::Tls,
 };
 use rustls::pki_types::ServerName;
 
-#[derive(Clone, Copy)]
-enum Mode {
-    Off,
-    Require,
-    Verify,
-}
-
-const MODES: &Words<Mode> = &[
-    ("off", Some(Mode::Off)),
-    ("require", Some(Mode::Require)),
-    ("verify", Some(Mode::Verify)),
-];
-
 pub(crate) fn read(section: &Section<'_>) -> Tls {
-    let mode = section.word("tls", Mode::Off, MODES);
-    if !matches!(mode, Mode::Verify) {
-        for key in ["tls_ca", "tls_name"] {
-            if let Some(value) = section.get(key) {
-                let fault = Fault::new(format!("`{key}` does nothing without tls = \"verify\""))
-                    .hint("say tls = \"verify\", or leave it out");
-                section.report.add(&value.span(), fault);
-            }
-        }
-    }
-    match mode {
-        Mode::Off => Tls::Off,
-        Mode::Require => Tls::Require,
-        Mode::Verify => Tls::Verify {
-            ca: absolute(
+    match section.word("tls", TlsMode::Off) {
+        TlsMode::Off => Tls::Off,
+        TlsMode::Require => Tls::Require,
+        TlsMode::Verify => Tls::Verify {
+            ca: read_absolute(
                 section,
                 "tls_ca",
                 "a file of certificates in PEM, as in \"/etc/tembuku/ca.pem\"",

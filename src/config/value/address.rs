@@ -1,4 +1,4 @@
-//! Addresses as text: "host:port", `[::1]:53`, "unix:/path", and in `bind` a range
+//! Addresses as text: "host:port", "[::1]:53", "unix:/path", and in `bind` a range
 //! "0.0.0.0:7000-7010".
 //!
 //! Pure: no name is looked up here.
@@ -143,6 +143,17 @@ fn read_target(text: &str) -> Result<Target, Fault> {
             port,
         },
     })
+}
+
+/// Whether it is an address of many machines.
+pub(crate) fn is_to_many(addr: &Addr) -> bool {
+    match addr {
+        Addr::Tcp(address) => match address.ip().to_canonical() {
+            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_multicast(),
+        },
+        Addr::Unix(_) => false,
+    }
 }
 
 enum Split<'a> {

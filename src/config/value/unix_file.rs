@@ -8,7 +8,7 @@ use crate::{
             suggestions::{found, number_text, shorten},
         },
     },
-    plan::{Addr, Bind, UnixFile},
+    plan::UnixFile,
 };
 use toml::de::DeValue;
 
@@ -25,22 +25,6 @@ pub(crate) fn read(section: &Section<'_>) -> UnixFile {
         owner: read_name("unix_owner", section),
         group: read_name("unix_group", section),
     }
-}
-
-/// Without a unix socket the keys do nothing. Those of `[defaults]` may be there for other listeners.
-pub(crate) fn fit(file: &mut UnixFile, binds: &[Bind], section: &Section<'_>) {
-    let mut addrs = binds.iter().flat_map(|bind| &bind.addrs);
-    if binds.is_empty() || addrs.any(|addr| matches!(addr, Addr::Unix(_))) {
-        return;
-    }
-    for key in ["unix_mode", "unix_owner", "unix_group"] {
-        section.useless(
-            key,
-            "for a listener that binds no unix socket",
-            "bind \"unix:/path\", or leave it out",
-        );
-    }
-    *file = DEFAULT;
 }
 
 fn read_mode(section: &Section<'_>) -> Option<u32> {

@@ -1,0 +1,112 @@
+//! Where a key has an effect, and what is said where it has none.
+
+use std::borrow::Cow;
+
+use super::words::Policy;
+use crate::config::text::report::Fault;
+
+/// What a key needs to have an effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applies {
+    Always,
+    // In a listener.
+    Tcp,
+    Udp,
+    /// Flows of more than one datagram.
+    Flows,
+    UnixSocket,
+    // In an upstream.
+    Policy(&'static [Policy]),
+    SendProxyV2,
+    SendProxyOn,
+    FailOnReset,
+    PanicThreshold,
+    OnDown,
+    OnRoleLost,
+    OnLag,
+    OnRecover,
+    OnDrain,
+    // In a check.
+    Primary,
+    Replicating,
+    Lag,
+    Login,
+    User,
+    Database,
+    TlsVerify,
+}
+
+impl Applies {
+    /// For the reference.
+    #[cfg(test)]
+    pub(crate) fn text(self) -> String {
+        let text = match self {
+            Self::Always => "",
+            Self::Tcp => "`protocol = \"tcp\"`",
+            Self::Udp => "`protocol = \"udp\"`",
+            Self::Flows => "`protocol = \"udp\"` without `per_packet`",
+            Self::UnixSocket => "unix sockets in `bind`",
+            Self::Policy(policies) => {
+                use super::scalar::Word;
+                let words: Vec<&str> = policies.iter().map(|policy| policy.word()).collect();
+                return format!("`balance`: {}", words.join(", "));
+            }
+            Self::SendProxyV2 => "`send_proxy = \"v2\"`",
+            Self::SendProxyOn => "`send_proxy = \"v2\"` and a UDP listener",
+            Self::FailOnReset => "TCP listeners",
+            Self::PanicThreshold => "a check that asks for no role",
+            Self::OnDown => "a check, or a UDP listener",
+            Self::OnRoleLost => "a check that asks for a role",
+            Self::OnLag => "a check that limits the lag",
+            Self::OnRecover => "a check and a backup",
+            Self::OnDrain => "an admin socket, or a UDP listener",
+            Self::Primary => "`role = \"primary\"`",
+            Self::Replicating => "`role = \"replica\"`",
+            Self::Lag => "`role` other than \"primary\"",
+            Self::Login => "a login",
+            Self::User => "Redis: a password",
+            Self::Database => "a `user`",
+            Self::TlsVerify => "`tls = \"verify\"`",
+        };
+        text.to_owned()
+    }
+}
+
+/// Why a key has no effect where it stands, and what to do about it.
+pub(crate) struct NoEffect {
+    /// As it follows "does nothing".
+    pub(crate) why: Cow<'static, str>,
+    pub(crate) hint: Cow<'static, str>,
+    /// The default may be written down: it says what holds anyway.
+    pub(crate) allows_default: bool,
+}
+
+impl NoEffect {
+    /// Reported wherever the key is written.
+    pub(crate) fn always(
+        why: impl Into<Cow<'static, str>>,
+        hint: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            why: why.into(),
+            hint: hint.into(),
+            allows_default: false,
+        }
+    }
+
+    /// Reported where the value is not the default.
+    pub(crate) fn unless_default(
+        why: impl Into<Cow<'static, str>>,
+        hint: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            allows_default: true,
+            ..Self::always(why, hint)
+        }
+    }
+
+    /// `what`: the key, in backticks.
+    pub(crate) fn fault(&self, what: &str) -> Fault {
+        Fault::new(format!("{what} does nothing {}", self.why)).hint(self.hint.clone())
+    }
+}

@@ -1,0 +1,76 @@
+//! Keys of the file itself, and of [process], [admin] and [log].
+
+use super::{
+    applies::Applies::Always,
+    row::{Form, Row, Rule, code, rows, value},
+    scalar::Word,
+};
+use crate::{
+    config::text::quote::{quoted, quoted_list, time},
+    plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Process, StartWait},
+};
+
+/// More is a mistake: no machine has the ports and the memory.
+pub(crate) const MOST_CONNECTIONS: i128 = 1_000_000_000;
+
+pub(crate) static ROOT: &[Row<()>] = rows! {
+    "process" Form::Other("a section"), "", Always, code!(|_| None),
+        "The process as a whole.";
+    "admin" Form::Other("a section"), "", Always, code!(|_| None),
+        "The HTTP server and the control socket. Without this section there are none.";
+    "log" Form::Other("a section"), "", Always, code!(|_| None),
+        "The log and the access log.";
+    "defaults" Form::Other("a section"), "", Always, code!(|_| None),
+        "Any key of a listener or an upstream may stand here; their own value wins.";
+    "listeners" Form::Other("sections [listeners.NAME]"), "", Always, code!(|_| None),
+        "Where clients arrive; at least one.";
+    "upstreams" Form::Other("sections [upstreams.NAME]"), "", Always, code!(|_| None),
+        "Groups of backends.";
+};
+
+pub(crate) static PROCESS: &[Row<Process>] = rows! {
+    "workers" Form::Number(0, 1024), "0", Always, value!(workers),
+        "Threads that carry traffic; 0 = one for each CPU that the process may use.";
+    "max_connections" Form::Number(0, MOST_CONNECTIONS), "0", Always, value!(max_connections),
+        "Sessions over all TCP listeners; 0 = what RLIMIT_NOFILE allows.";
+    "max_flows" Form::Number(0, MOST_CONNECTIONS), "0", Always, value!(max_flows),
+        "Flows over all UDP listeners; 0 = what half of RLIMIT_NOFILE and the range of local ports \
+         allow.";
+    "start_wait" Form::Other("\"auto\" or a duration"), "auto", Always,
+        code!(|process| Some(match process.start_wait {
+            StartWait::Auto => quoted("auto"),
+            StartWait::AtMost(limit) => time(limit),
+        })),
+        "A listener accepts once its upstream has first verdicts, at most this late; \"auto\" = \
+         the timeout of the check.";
+    "drain_timeout" Form::Duration(Rule::Any), "30s", Always, value!(drain_timeout),
+        "How long sessions may continue after the process was told to stop.";
+};
+
+pub(crate) static ADMIN: &[Row<Admin>] = rows! {
+    "listen" Form::Other("an address"), "127.0.0.1:9900", Always,
+        code!(|admin| admin.listen.map(|listen| quoted(&listen.to_string()))),
+        "HTTP, read only: / /metrics /livez /readyz /api/v1/status /api/v1/events. With `socket` \
+         alone there is no port.";
+    "socket" Form::Other("a path"), "", Always,
+        code!(|admin| admin.socket.as_ref().map(|path| quoted(&path.to_string_lossy()))),
+        "The path of a unix socket, mode 0600: the same, and control.";
+    "hosts" Form::Other("a list of names"), "[]", Always,
+        code!(|admin| admin.listen.map(|_| quoted_list(&admin.hosts))),
+        "Host names by which clients may call `listen`, besides IP addresses and localhost, as in \
+         [\"lb1.example.com\"].";
+};
+
+pub(crate) static LOG: &[Row<Log>] = rows! {
+    "level" Form::Word(LogLevel::words), "info", Always, value!(level),
+        "The least level that is logged.";
+    "format" Form::Word(LogFormat::words), "auto", Always, value!(format),
+        "\"auto\" = text on a terminal, JSON elsewhere.";
+    "access" Form::Other("\"off\", \"stdout\" or a path"), "off", Always,
+        code!(|log| Some(match &log.access {
+            AccessLog::Off => quoted("off"),
+            AccessLog::Stdout => quoted("stdout"),
+            AccessLog::File(path) => quoted(&path.to_string_lossy()),
+        })),
+        "Where sessions are logged; a FIFO needs a reader at the start.";
+};

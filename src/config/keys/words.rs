@@ -1,0 +1,113 @@
+//! The words of keys that take one of several.
+
+use super::scalar::words;
+use crate::plan::{LogFormat, LogLevel, ProxyOn, Role, TimeOf, WhenFull};
+
+/// The word of `balance`; in the plan the keys of a policy belong to it.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Policy {
+    #[default]
+    RoundRobin,
+    LeastConn,
+    RandomTwo,
+    LeastTime,
+    First,
+    Hash,
+    IpHash,
+    ConsistentHash,
+    Maglev,
+}
+
+/// The word of `send_proxy`.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ProxyVersion {
+    #[default]
+    Off,
+    V1,
+    V2,
+}
+
+/// The word of `protocol`.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ProtocolName {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+/// The word of `tls`.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum TlsMode {
+    #[default]
+    Off,
+    Require,
+    Verify,
+}
+
+/// The word of `start`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Up,
+    Down,
+}
+
+words! {
+    ProtocolName {
+        "tcp" => Self::Tcp,
+        "udp" => Self::Udp,
+    }
+    LogLevel {
+        "error" => Self::Error,
+        "warn" => Self::Warn,
+        "info" => Self::Info,
+        "debug" => Self::Debug,
+        "trace" => Self::Trace,
+    }
+    LogFormat {
+        "auto" => Self::Auto,
+        "text" => Self::Text,
+        "json" => Self::Json,
+    }
+    WhenFull {
+        "refuse" => Self::Refuse,
+        "evict" => Self::Evict,
+    }
+    ProxyOn {
+        "first" => Self::First,
+        "each" => Self::Each,
+    }
+    TimeOf {
+        "connect" => Self::Connect,
+        "first_byte" => Self::FirstByte,
+    }
+    Policy {
+        "round_robin" => Self::RoundRobin,
+        "least_conn" => Self::LeastConn,
+        "random_two" => Self::RandomTwo,
+        "least_time" => Self::LeastTime,
+        "hash" => Self::Hash,
+        "ip_hash" => Self::IpHash,
+        "consistent_hash" => Self::ConsistentHash,
+        "maglev" => Self::Maglev,
+        "first" => Self::First,
+    }
+    ProxyVersion {
+        "off" => Self::Off,
+        "v1" => Self::V1,
+        "v2" => Self::V2,
+    }
+    TlsMode {
+        "off" => Self::Off,
+        "require" => Self::Require,
+        "verify" => Self::Verify,
+    }
+    Start {
+        "up" => Self::Up,
+        "down" => Self::Down,
+    }
+    Option<Role> {
+        "any" => None,
+        "primary" => Some(Role::Primary),
+        "replica" => Some(Role::Replica),
+    }
+}

@@ -1,0 +1,403 @@
+//! Health checks: how backends are checked, and what becomes of their sessions.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use super::Addr;
+
+/// How the backends of an upstream are asked whether they are well, and what becomes of their
+/// sessions when they are not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Check {
+    pub kind: CheckKind,
+    /// From the beginning of one check to that of the next.
+    pub interval: Duration,
+    /// The same while the verdict is changing; not longer than `interval`.
+    pub fast_interval: Duration,
+    /// For the whole of a check.
+    pub timeout: Duration,
+    /// So many good answers in a row bring a backend back; at least 1.
+    pub rise: u32,
+    /// So many failures in a row take it out; at least 1.
+    pub fall: u32,
+    /// A primary that has given no certain answer for so long takes nothing new; `None`: however
+    /// long.
+    pub stale_after: Option<Duration>,
+    /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
+    /// Only without a role.
+    pub panic_threshold: u32,
+    /// Whether a backend may be used before its first check has ended.
+    pub start_up: bool,
+    pub at: CheckAt,
+    pub tls: Tls,
+    pub on_down: OnLeave,
+    pub on_role_lost: OnLeave,
+    pub on_lag: OnLeave,
+    /// For the sessions on backups.
+    pub on_recover: OnLeave,
+}
+
+/// Where the check goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CheckAt {
+    #[default]
+    Backend,
+    /// The same host, another port.
+    Port(u16),
+    /// One place for all backends.
+    Addr(Addr),
+}
+
+/// Whether a check is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Tls {
+    #[default]
+    Off,
+    /// Whoever the server is.
+    Require,
+    Verify {
+        /// The certificates that are trusted; `None`: those of the system.
+        ca: Option<PathBuf>,
+        /// Whom the certificate must name; `None`: the host or address that is asked.
+        name: Option<String>,
+    },
+}
+
+/// What becomes of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLeave {
+    #[default]
+    Keep,
+    /// Those of TCP are kept; flows of UDP go to another backend at their next datagram.
+    Move,
+    Close,
+    /// Unless things are well again by then.
+    CloseAfter(Duration),
+}
+
+/// A protocol of checks. It is declared by [`Kind::info`], its keys by `config::check::kind`, and
+/// its dialogue by `probe`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Tcp,
+    SendExpect,
+    Http,
+    Redis,
+    Postgres,
+    Mysql,
+    Dns,
+}
+
+/// What a kind of check can do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KindInfo {
+    pub kind: Kind,
+    /// As it is written in the configuration.
+    pub name: &'static str,
+    pub tls: StartTls,
+    /// Whether it can log in; a kind that does can require a role, replication and a limited lag.
+    pub logs_in: bool,
+}
+
+/// When TLS begins, in a check that uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// The protocol is never encrypted.
+    Never,
+    /// Right after the connect.
+    AtOnce,
+    /// After a request in the clear.
+    OnRequest,
+}
+
+impl Kind {
+    pub const ALL: [Self; 7] = [
+        Self::Tcp,
+        Self::SendExpect,
+        Self::Http,
+        Self::Redis,
+        Self::Postgres,
+        Self::Mysql,
+        Self::Dns,
+    ];
+
+    pub fn info(self) -> &'static KindInfo {
+        use StartTls::{AtOnce, Never, OnRequest};
+        macro_rules! info {
+            ($($kind:ident $name:literal $tls:ident $logs_in:literal;)*) => {
+                match self {
+                    $(Self::$kind => &KindInfo {
+                        kind: Self::$kind,
+                        name: $name,
+                        tls: $tls,
+                        logs_in: $logs_in,
+                    },)*
+                }
+            };
+        }
+        info! {
+            Tcp "tcp" Never false;
+            SendExpect "send_expect" Never false;
+            Http "http" AtOnce false;
+            Redis "redis" AtOnce true;
+            Postgres "postgres" OnRequest true;
+            Mysql "mysql" OnRequest true;
+            Dns "dns" Never false;
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CheckKind {
+    #[default]
+    Tcp,
+    SendExpect {
+        send: Vec<u8>,
+        expect: Expect,
+    },
+    Http {
+        /// What follows GET.
+        path: String,
+        /// `None`: the address that is asked.
+        host: Option<String>,
+        /// Ranges of what is well, both ends included; at least one.
+        status: Vec<(u16, u16)>,
+    },
+    Redis {
+        /// `None`: any.
+        role: Option<Role>,
+        user: Option<String>,
+        password: Option<PasswordFrom>,
+        /// Whether a replica must be connected to its primary and synced; only with the role of a
+        /// replica.
+        replicating: bool,
+        /// Since a replica last heard from its primary; `None`: it does not matter.
+        max_lag: Option<Duration>,
+        min_version: Option<Version>,
+        /// Whether one that refuses writes is down.
+        require_writes: bool,
+    },
+    Postgres {
+        /// `None`: any.
+        role: Option<Role>,
+        /// `None`: nothing is asked but whether the server would let a user log in.
+        login: Option<Login>,
+        /// As whom that is asked: user and database. `None`: as one that need not exist.
+        startup: Option<(String, String)>,
+        /// Whether a replica must receive and replay; only with the role of a replica.
+        replicating: bool,
+        limit: LagLimit,
+    },
+    Mysql {
+        /// `None`: any.
+        role: Option<Role>,
+        user: String,
+        password: Option<PasswordFrom>,
+        /// Whether the threads of a replica must run; only with the role of a replica.
+        replicating: bool,
+        /// A replica may be so far behind; `None`: as far as it will.
+        max_lag: Option<Duration>,
+    },
+    /// Over UDP.
+    Dns {
+        /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the
+        /// root.
+        query: String,
+        query_type: DnsType,
+        /// What is well; at least one.
+        rcode: Vec<Rcode>,
+    },
+}
+
+/// Declares what the DNS has a word and a number for.
+macro_rules! dns_words {
+    ($(#[$doc:meta])* $name:ident: $number:ty { $($variant:ident = $word:literal $value:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($variant,)* }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            pub fn number(self) -> $number {
+                match self { $(Self::$variant => $value,)* }
+            }
+        }
+    };
+}
+
+dns_words! {
+    /// What is asked for.
+    DnsType: u16 {
+        A = "A" 1,
+        Ns = "NS" 2,
+        Cname = "CNAME" 5,
+        Soa = "SOA" 6,
+        Ptr = "PTR" 12,
+        Mx = "MX" 15,
+        Txt = "TXT" 16,
+        Aaaa = "AAAA" 28,
+        Srv = "SRV" 33,
+    }
+}
+
+dns_words! {
+    /// What came of a question.
+    Rcode: u8 {
+        NoError = "NOERROR" 0,
+        FormErr = "FORMERR" 1,
+        ServFail = "SERVFAIL" 2,
+        NxDomain = "NXDOMAIN" 3,
+        NotImp = "NOTIMP" 4,
+        Refused = "REFUSED" 5,
+    }
+}
+
+/// As whom a check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    pub user: String,
+    pub password: Option<PasswordFrom>,
+    pub database: String,
+}
+
+/// Of a server: as in 7.0.15.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub [u32; 3]);
+
+impl Version {
+    /// One to three numbers with points between them.
+    pub fn read(text: &str) -> Option<Self> {
+        let mut numbers = [0; 3];
+        let mut parts = text.split('.');
+        for (at, number) in numbers.iter_mut().enumerate() {
+            match parts.next() {
+                Some(part) if part.bytes().all(|b| b.is_ascii_digit()) => {
+                    *number = part.parse().ok()?;
+                }
+                None if at > 0 => {}
+                _ => return None,
+            }
+        }
+        parts.next().is_none().then_some(Self(numbers))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [major, minor, patch] = self.0;
+        write!(f, "{major}.{minor}.{patch}")
+    }
+}
+
+/// How far a replica may be behind; `None`: it does not matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LagLimit {
+    pub time: Option<Duration>,
+    pub bytes: Option<u64>,
+}
+
+impl CheckKind {
+    pub fn info(&self) -> &'static KindInfo {
+        let kind = match self {
+            Self::Tcp => Kind::Tcp,
+            Self::SendExpect { .. } => Kind::SendExpect,
+            Self::Http { .. } => Kind::Http,
+            Self::Redis { .. } => Kind::Redis,
+            Self::Postgres { .. } => Kind::Postgres,
+            Self::Mysql { .. } => Kind::Mysql,
+            Self::Dns { .. } => Kind::Dns,
+        };
+        kind.info()
+    }
+
+    /// How far a replica may be behind.
+    pub fn lag_limit(&self) -> LagLimit {
+        match self {
+            Self::Redis { max_lag, .. } | Self::Mysql { max_lag, .. } => LagLimit {
+                time: *max_lag,
+                bytes: None,
+            },
+            Self::Postgres { limit, .. } => *limit,
+            Self::Tcp | Self::SendExpect { .. } | Self::Http { .. } | Self::Dns { .. } => {
+                LagLimit::default()
+            }
+        }
+    }
+
+    pub fn password(&self) -> Option<&PasswordFrom> {
+        match self {
+            Self::Redis { password, .. } | Self::Mysql { password, .. } => password.as_ref(),
+            Self::Postgres { login, .. } => login.as_ref()?.password.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether a replica is left out that does not replicate.
+    pub fn requires_replication(&self) -> bool {
+        match self {
+            Self::Redis { replicating, .. }
+            | Self::Postgres { replicating, .. }
+            | Self::Mysql { replicating, .. } => *replicating,
+            _ => false,
+        }
+    }
+
+    /// Whether it can find a replica to be lagging.
+    pub fn limits_lag(&self) -> bool {
+        self.requires_replication() || self.lag_limit() != LagLimit::default()
+    }
+
+    /// Whether the answers tell a role, be one asked for or not.
+    pub fn tells_role(&self) -> bool {
+        match self {
+            Self::Redis { .. } | Self::Mysql { .. } => true,
+            Self::Postgres { login, .. } => login.is_some(),
+            _ => false,
+        }
+    }
+
+    /// The role that is asked for.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Self::Redis { role, .. } | Self::Postgres { role, .. } | Self::Mysql { role, .. } => {
+                *role
+            }
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    Bytes(Vec<u8>),
+    /// Known to compile.
+    Regex(String),
+}
+
+/// Where a password is to be found; never the password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PasswordFrom {
+    File(PathBuf),
+    Variable(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+impl Role {
+    pub const ALL: [Self; 2] = [Self::Primary, Self::Replica];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
+}
