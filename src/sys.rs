@@ -1,4 +1,4 @@
-//! Raw system calls behind safe faces; every `unsafe` block of the project is below here.
+//! Raw system calls behind safe functions: every `unsafe` block of the project is here.
 
 pub mod blocking;
 pub mod files;

@@ -1,8 +1,8 @@
-//! Datagrams: one thread a worker, with an event loop of its own.
+//! Datagrams: one thread per worker, with a reactor of its own.
 //!
-//! Nothing here waits: every call takes what is there. So there is no task for a flow, no waker and
-//! no timer, and a flow that is idle costs a few hundred bytes. All datagrams of a flow come to one
-//! socket, by the kernel's hash over both addresses, and to one thread: their order is kept.
+//! Nothing here waits: every call takes what has arrived. So a flow has no task and no timer of its
+//! own, and an idle one costs a few hundred bytes. All datagrams of a flow come to one socket, by
+//! the kernel's hash over both addresses, and to one thread: their order is kept.
 
 mod batch;
 mod batch_size;
@@ -32,11 +32,11 @@ pub struct Binding {
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub peers: Arc<PeerWorkers>,
-    /// Of all UDP listeners of the process.
+    /// The addresses of all UDP listeners of the process.
     pub own: Arc<OwnAddresses>,
-    /// Whether this is the worker that takes what all workers get: broadcasts.
+    /// Whether this is the worker that handles broadcasts, which the kernel gives to all workers.
     pub is_first: bool,
-    /// Held for as long as there is a flow.
+    /// Held while there is a flow.
     pub alive: TaskTrackerToken,
 }
 

@@ -1,8 +1,8 @@
-//! Calls that may block for long, or for ever: each on a thread of its own, and waited for only up
-//! to a limit.
+//! Calls that may block for long, or for ever: each runs on a thread of its own, and is waited for
+//! up to a limit.
 //!
 //! A call that hangs in a resolver or on a network file system cannot be cancelled. Its thread is
-//! left alone, takes no place of other work, and is not joined when the process ends.
+//! abandoned, delays no other work, and is not joined when the process ends.
 
 use std::{
     io,
@@ -11,8 +11,8 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// For opening and reading files. Longer than [`crate::sys::files::SILENCE`], whose error says
-/// more.
+/// For opening and reading files. Longer than [`crate::sys::files::SILENCE`], whose error is more
+/// specific.
 pub const LIMIT: Duration = Duration::from_secs(12);
 
 /// The result of `work`, or an error of the kind `TimedOut`. After that `work` goes on, and what it
@@ -31,7 +31,7 @@ pub async fn call<T: Send + 'static>(
     }
 }
 
-/// The same without an event loop.
+/// The same without tokio.
 pub fn call_and_wait<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -66,7 +66,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     #[test]
-    fn a_call_that_hangs_is_given_up_and_holds_up_no_other() {
+    fn a_call_that_hangs_is_abandoned_and_delays_no_other() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

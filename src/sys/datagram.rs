@@ -1,5 +1,4 @@
-//! Datagrams by the batch: many for one system call, and by the kernel's word where each was sent
-//! to.
+//! Datagrams by the batch: many for one system call, each with the address that it was sent to.
 
 mod control;
 mod errors;
@@ -20,11 +19,10 @@ pub use support::{MissingCall, find_missing_call};
 
 use std::net::IpAddr;
 
-/// Where a datagram was sent to, by the kernel's word: what a reply must come from.
+/// The address that a datagram was sent to, which a reply must come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Local {
-    /// As the family of the socket has it: what comes to an IPv6 socket by IPv4 has a mapped
-    /// address.
+    /// In the family of the socket: of IPv4 on an IPv6 socket it is a mapped address.
     pub ip: IpAddr,
     /// Only of an IPv6 link-local address; else 0.
     pub interface: u32,

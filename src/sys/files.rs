@@ -1,5 +1,5 @@
-//! Files that a configuration or command line names, opened and read without waiting for ever for
-//! the other end of a FIFO. A network file system may still hang: see [`crate::sys::blocking`].
+//! Files by their names, opened and read without waiting for ever for the other end of a FIFO. A
+//! network file system may still hang: see [`crate::sys::blocking`].
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,7 +27,7 @@ fn read_within(path: &Path, most: u64, silence: Duration) -> io::Result<Vec<u8>>
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     if file.metadata()?.file_type().is_fifo() {
-        // One that has had no writer yet reads like one that has ended.
+        // A FIFO that has had no writer yet reads like one that has ended.
         wait_readable(&file, silence)?;
     }
     let mut bytes = Vec::new();
@@ -81,7 +81,7 @@ fn wait(file: impl AsFd, events: PollFlags, limit: Duration) -> io::Result<bool>
     let mut polled = [PollFd::new(&file, events)];
     match poll(&mut polled, Some(&limit)) {
         Ok(ready) => Ok(ready > 0),
-        // The caller looks again.
+        // The caller tries again.
         Err(Errno::INTR) => Ok(true),
         Err(e) => Err(e.into()),
     }

@@ -7,7 +7,7 @@ use std::{ops::RangeInclusive, sync::OnceLock};
 pub fn raise_descriptors() -> u64 {
     let before = getrlimit(Resource::Nofile);
     if before.current < before.maximum || (before.current.is_some() && before.maximum.is_none()) {
-        // Where raising is refused the old limit still stands, and is what is read back.
+        // Where this is refused, the old limit is read back.
         let _ = setrlimit(
             Resource::Nofile,
             Rlimit {
@@ -24,8 +24,8 @@ pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How many local ports the kernel gives out by itself. To sockets of UDP each of them goes once
-/// only, whatever they are connected to.
+/// How many local ports the kernel assigns by itself. Each can be used by one UDP socket only,
+/// whatever that is connected to.
 pub fn local_ports() -> u64 {
     let range = local_port_range();
     (u64::from(*range.end()) + 1)
@@ -33,8 +33,7 @@ pub fn local_ports() -> u64 {
         .max(1)
 }
 
-/// Whether the kernel may choose that port by itself. Of the range as it was when this was asked
-/// first.
+/// Whether the kernel may assign that port by itself. The range is read once.
 pub fn is_local_port(port: u16) -> bool {
     static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     RANGE.get_or_init(local_port_range).contains(&port)
@@ -46,6 +45,6 @@ fn local_port_range() -> RangeInclusive<u16> {
         let mut ports = text.split_whitespace().map(str::parse::<u16>);
         Some(ports.next()?.ok()?..=ports.next()?.ok()?)
     });
-    // What the kernel has where nobody has changed it.
+    // The kernel's default.
     range.unwrap_or(32_768..=60_999)
 }

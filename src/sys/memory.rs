@@ -1,15 +1,13 @@
-//! Memory that the allocator keeps although nothing uses it any more.
+//! Memory that the allocator keeps although it is not used any more.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Less than this is kept for the next burst.
+/// Less than this is kept for the next burst of load.
 const WORTH: u64 = 8 << 20;
 
-/// The least that was ever resident, from the start on: what a process has by itself is not worth
-/// a look at the allocator.
+/// The least that was ever resident since the start.
 static LEAST_RESIDENT: AtomicU64 = AtomicU64::new(u64::MAX);
-/// The least that was unused since memory was last given back: what was given back counts as
-/// unused as well.
+/// The least that was unused since memory was last given back, which counts as unused, too.
 static LEAST_UNUSED: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Keeps glibc from raising its thresholds whenever a large block is freed, after which later
@@ -33,7 +31,7 @@ pub fn prepare() {
     }
 }
 
-/// Whether so much more is resident than once was that [`give_back`] may be worth the time.
+/// Whether so much more is resident than was once that [`give_back`] may be worth the time.
 pub fn has_grown() -> bool {
     resident().is_some_and(|resident| {
         let least = LEAST_RESIDENT.fetch_min(resident, Relaxed).min(resident);
@@ -41,7 +39,7 @@ pub fn has_grown() -> bool {
     })
 }
 
-/// Gives the kernel back what a burst has left. Blocks for milliseconds after a large one.
+/// Gives memory back to the kernel after a burst of load. May block for milliseconds.
 pub fn give_back() {
     let unused = unused();
     let least = match LEAST_UNUSED.fetch_min(unused, Relaxed) {

@@ -1,4 +1,4 @@
-//! Pipes for splicing: pooled per worker, limited over the process, never given back with bytes in.
+//! Pipes for splicing: pooled per worker, limited per process, never pooled with bytes in them.
 
 use rustix::{
     io::Errno,
@@ -12,22 +12,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Asked for; measured: 64 KiB doubles the CPU of bulk, and a reader that has stalled holds what is
-/// inside.
+/// The size that is requested. Measured: 64 KiB doubles the CPU of bulk; a reader that has stalled
+/// holds what is inside.
 pub const SIZE: usize = 256 * 1024;
-/// For flows that fill the others again and again: takes another tenth of the CPU of bulk away.
+/// For transfers that fill the others repeatedly: saves another tenth of the CPU of bulk.
 const LARGE: usize = 1 << 20;
-/// Large ones over all workers: what stalled readers can hold of them is bounded, and so is what
-/// they take of the budget that the kernel gives a user without privileges, 64 MiB.
+/// Large pipes of the process: bounds what stalled readers can hold, and the share of the budget
+/// that the kernel gives a user without privileges, 64 MiB.
 const MOST_LARGE: usize = 16;
-/// What the kernel gives once an unprivileged user's budget is spent is not worth splicing through.
+/// Smaller pipes, which the kernel gives when that budget is spent, are not worth splicing through.
 const LEAST: usize = 64 * 1024;
 /// Empty pipes that a worker keeps.
 const POOLED: usize = 16;
-/// The same of large ones: other workers want some, too.
+/// The same of large ones, which other workers need, too.
 const POOLED_LARGE: usize = 4;
-/// After a failure nobody asks again for so long: a pipe that cannot be had costs three system
-/// calls.
+/// Pause after a failure: an attempt costs three system calls.
 const PAUSE: Duration = Duration::from_millis(200);
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -41,10 +40,10 @@ thread_local! {
     static LARGE_POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
 }
 
-/// What a worker has of one size.
+/// The pipes of one size of a worker.
 struct Pool {
     pipes: Vec<Pipe>,
-    /// There was none to be had.
+    /// An attempt has failed; none is made before this time.
     none_until: Option<Instant>,
 }
 
@@ -74,8 +73,8 @@ pub fn set_limit(pipes: usize) {
     LIMIT.store(pipes, Relaxed);
 }
 
-/// An empty pipe from this worker's pool, or a new one; `None` when there is none to be had.
-/// `large`: rather one of the few that hold more.
+/// An empty pipe from this worker's pool, or a new one; `None` when there is none. `large`: one of
+/// the few that hold more, if possible.
 pub fn take(now: Instant, large: bool) -> Option<Pipe> {
     let large = large.then(|| LARGE_POOL.with_borrow_mut(|pool| pool.take(now, Pipe::large)));
     large
@@ -84,14 +83,12 @@ pub fn take(now: Instant, large: bool) -> Option<Pipe> {
         .or_else(|| LARGE_POOL.with_borrow_mut(|pool| pool.pipes.pop()))
 }
 
-/// Whether splicing was found to be forbidden to this process, by a seccomp filter or a security
-/// module.
+/// Whether a seccomp filter or a security module forbids splicing to this process.
 pub fn is_forbidden() -> bool {
     FORBIDDEN.load(Relaxed)
 }
 
-/// Remembers that `call` was refused with `error`. Returns whether that means that it always will
-/// be.
+/// Records that `call` was refused with `error`. Returns whether it will always be.
 pub fn note_refusal(call: &'static str, error: &io::Error) -> bool {
     let is_forbidden = matches!(
         error.raw_os_error(),
@@ -107,7 +104,7 @@ pub fn note_refusal(call: &'static str, error: &io::Error) -> bool {
 pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
-    // Half as wide as they could be: each session has room for two pipes.
+    // 32 bits, since each session has space for two pipes.
     capacity: u32,
     /// Bytes inside.
     len: u32,
@@ -132,8 +129,8 @@ impl Pipe {
             return None;
         }
         let mut pipe = Self::usual()?;
-        // From here on dropping it counts it out. Two workers at once may have one too many between
-        // them.
+        // From here on dropping it counts it out. Two workers at the same time may make one too
+        // many.
         LIVE_LARGE.fetch_add(1, Relaxed);
         pipe.is_large = true;
         pipe.capacity = u32::try_from(fcntl_setpipe_size(&pipe.write, LARGE).ok()?).ok()?;
@@ -147,7 +144,7 @@ impl Pipe {
                 note_refusal("pipe2", &error.into());
             })
             .ok()?;
-        // The kernel may refuse the size, or grant another: what counts is what it has.
+        // The kernel may refuse the size, or grant another.
         let capacity = fcntl_setpipe_size(&write, SIZE)
             .or_else(|_| fcntl_getpipe_size(&write))
             .unwrap_or(0);
@@ -160,7 +157,7 @@ impl Pipe {
         })
     }
 
-    /// Whether a fill of so many bytes has left nothing free.
+    /// Whether a fill of so many bytes has filled it.
     pub fn was_filled_by(&self, bytes: usize) -> bool {
         bytes >= self.capacity()
     }
@@ -206,8 +203,7 @@ impl Pipe {
         Ok(bytes)
     }
 
-    /// Back to the pool; a pipe that still holds bytes is closed instead, for they belong to
-    /// nobody.
+    /// Returns it to the pool; a pipe that still holds bytes is closed instead.
     pub fn give_back(self) {
         if self.is_empty() {
             let (pool, most) = match self.is_large {
@@ -269,7 +265,7 @@ mod tests {
 
     /// One test: the count is that of the process.
     #[test]
-    fn there_are_few_large_ones_and_they_come_back() {
+    fn large_pipes_are_limited_and_reused() {
         let now = Instant::now();
         let mut all: Vec<Pipe> = (0..MOST_LARGE)
             .map(|_| take(now, true).expect("a pipe"))
@@ -279,7 +275,7 @@ mod tests {
         assert_eq!(one_more.capacity(), SIZE);
         one_more.give_back();
         all.pop().expect("a large one").give_back();
-        // Those of this worker are used again, whatever was to be had elsewhere.
+        // Those of this worker are reused, even if the process has as many as it may have.
         assert_eq!(take(now, true).expect("a pipe").capacity(), LARGE);
         drop(all);
         assert_eq!(take(now + PAUSE, true).expect("a pipe").capacity(), LARGE);

@@ -1,4 +1,4 @@
-//! What the kernel's routes say of an address.
+//! Whether the kernel routes an address to this host.
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
@@ -8,7 +8,7 @@ use std::{io, net::IpAddr};
 /// struct nlmsghdr, and struct rtmsg behind it.
 const HEADER: usize = 16;
 const ROUTE: usize = 12;
-/// Where the kind of a route stands in an answer.
+/// Position of a route's kind in a response.
 const KIND: usize = HEADER + 7;
 
 /// Whether packets to this address are delivered to this host: the address of an interface, of a
@@ -18,17 +18,17 @@ pub fn is_local(ip: IpAddr) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     // NETLINK_ROUTE is 0, as is no protocol.
     let socket = socket_with(AddressFamily::NETLINK, kind, flags, None)?;
-    send(&socket, &question(ip), SendFlags::empty())?;
-    // The kernel has answered by the time that the call returns.
-    let mut answer = [0; 512];
-    let (length, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
-    let is_route = answer[4..6] == libc::RTM_NEWROUTE.to_ne_bytes();
+    send(&socket, &request(ip), SendFlags::empty())?;
+    // The kernel has responded by the time that the call returns.
+    let mut response = [0; 512];
+    let (length, _) = recv(&socket, &mut response, RecvFlags::empty())?;
+    let is_route = response[4..6] == libc::RTM_NEWROUTE.to_ne_bytes();
     // No route at all is an error message, of another kind.
-    Ok(length > KIND && is_route && answer[KIND] == libc::RTN_LOCAL)
+    Ok(length > KIND && is_route && response[KIND] == libc::RTN_LOCAL)
 }
 
 /// RTM_GETROUTE with the address as the destination.
-fn question(ip: IpAddr) -> Vec<u8> {
+fn request(ip: IpAddr) -> Vec<u8> {
     let (family, address) = match ip {
         IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
         IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),

@@ -1,4 +1,4 @@
-//! What the standard library and tokio do not tell about a socket.
+//! Properties of sockets that the standard library does not have.
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-/// What can be learned of a peer without reading and without touching the event loop's own view.
+/// The state of a peer, found without reading and without changing what the executor knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerNow {
     Here,
-    /// It has said that it will send no more, and has sent nothing that we have not read.
+    /// It has ended its side, and has sent nothing that is unread.
     EndedSilently,
     /// Reset, or both directions closed.
     Gone,
@@ -53,11 +53,9 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     Ok(u32::try_from(bytes).unwrap_or(0))
 }
 
-/// Writes what fits, possibly nothing. The descriptor must be one of the caller's sockets, and
-/// open.
+/// Writes what fits, possibly nothing. The descriptor must be an open socket of the caller.
 pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: it stays open for as long as this is borrowed, which is this call: the caller says
-    // so.
+    // SAFETY: the borrow ends with this call, and the caller keeps the descriptor open until then.
     let socket = unsafe { BorrowedFd::borrow_raw(socket) };
     loop {
         match send(socket, bytes, SendFlags::NOSIGNAL) {
@@ -73,20 +71,19 @@ pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
 pub fn reset_on_close(socket: impl AsFd) {
     let lingers = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
     if lingers.is_err() {
-        // Resets at once. A socket that is already dead refuses this as well, and needs no reset.
+        // Resets at once. A socket that is dead refuses this as well, and needs no reset.
         let _ = connect_unspec(&socket);
     }
 }
 
-/// Whether the connection is known to be over for the kernel: nothing that was written will still
-/// be delivered.
+/// Whether the kernel has closed the connection: nothing that was written will still be delivered.
 pub fn is_dead(socket: impl AsFd) -> bool {
     tcp_info(socket).is_some_and(|info| info.state == TCP_CLOSE)
 }
 
-/// Ends both directions at once. What has arrived can still be read, up to a clean end.
+/// Ends both directions. What has arrived can still be read, up to a clean end.
 pub fn end_both(socket: impl AsFd) {
-    // It fails only where there is no connection any more.
+    // It fails only where the connection is closed.
     let _ = shutdown(socket, Shutdown::Both);
 }
 
@@ -100,24 +97,24 @@ pub struct Sending {
     pub heard_before: Duration,
 }
 
-/// What the kernel waits for.
+/// What the kernel waits for before it sends more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
     /// For an acknowledgement.
     Open,
-    /// For room at the peer, which it asks for.
+    /// For space at the peer, which it probes for.
     Probed { unanswered: u8 },
-    /// For an acknowledgement, of a peer that has no room any more.
+    /// For an acknowledgement, of a peer whose window has closed meanwhile.
     Shrunk,
 }
 
-/// `None` where everything was acknowledged, or nothing is known.
+/// `None` where everything was acknowledged, or the kernel reports nothing.
 pub fn sending(socket: impl AsFd) -> Option<Sending> {
     let Some(info) = tcp_info(&socket) else {
-        // A unix socket: what is not read yet counts.
-        let left = unacknowledged(&socket).ok().filter(|&left| left > 0)?;
+        // A unix socket: bytes that are not read yet count.
+        let unread = unacknowledged(&socket).ok().filter(|&unread| unread > 0)?;
         return Some(Sending {
-            progress: left.into(),
+            progress: unread.into(),
             window: Window::Probed { unanswered: 0 },
             heard_before: Duration::ZERO,
         });
@@ -137,8 +134,8 @@ pub fn sending(socket: impl AsFd) -> Option<Sending> {
     })
 }
 
-/// Bounds how long the kernel waits from one retransmission or window probe to the next, on kernels
-/// that know the option (Linux 6.15); whether this one does.
+/// Bounds how long the kernel waits from one retransmission or window probe to the next. Returns
+/// whether it knows the option (Linux 6.15).
 pub fn bound_probe_interval(socket: impl AsFd, interval: Duration) -> bool {
     const TCP_RTO_MAX_MS: libc::c_int = 44;
     let ms = interval.as_millis().clamp(1_000, 120_000);
@@ -159,7 +156,7 @@ pub fn bound_probe_interval(socket: impl AsFd, interval: Duration) -> bool {
 
 fn tcp_info(socket: impl AsFd) -> Option<TcpInfo> {
     let mut info = TcpInfo {
-        // Where the kernel knows less: not a closed window.
+        // A kernel that does not report it leaves this: not a closed window.
         snd_wnd: u32::MAX,
         ..TcpInfo::default()
     };
@@ -215,7 +212,7 @@ mod tests {
     };
 
     #[test]
-    fn fields_are_where_the_kernel_has_them() {
+    fn fields_are_at_the_kernels_offsets() {
         assert_eq!(offset_of!(TcpInfo, probes), 3);
         assert_eq!(offset_of!(TcpInfo, unacked), 24);
         assert_eq!(offset_of!(TcpInfo, last_ack_recv), 56);
@@ -225,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_pauses_is_told_from_one_that_reads() {
+    fn a_paused_reader_is_distinguished_from_an_active_one() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let mut writer = TcpStream::connect(listener.local_addr().expect("bound")).expect("made");
         let (mut reader, _) = listener.accept().expect("accepted");
@@ -247,10 +244,10 @@ mod tests {
         assert!(!is_dead(&writer));
     }
 
-    fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    fn until<T>(mut find: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
-            if let Some(found) = look() {
+            if let Some(found) = find() {
                 return found;
             }
             assert!(Instant::now() < end, "it does not come to that");

@@ -59,11 +59,11 @@ fn pair() -> (Stream, UnixStream) {
 fn tasks_take_turns() {
     on_an_executor(|| async {
         let said = Rc::new(RefCell::new(Vec::new()));
-        for who in ["a", "b"] {
+        for name in ["a", "b"] {
             let said = Rc::clone(&said);
             spawn(async move {
                 for _ in 0..3 {
-                    said.borrow_mut().push(who);
+                    said.borrow_mut().push(name);
                     yield_now().await;
                 }
             });
@@ -92,22 +92,22 @@ fn a_panic_ends_its_task_and_no_other() {
                 core.timers.borrow().next().is_some(),
             )
         });
-        assert_eq!((tasks, timers), (1, false), "only this one is left");
+        assert_eq!((tasks, timers), (1, false), "only this task remains");
     });
 }
 
 #[test]
 fn remaining_tasks_are_dropped_at_a_stop() {
-    let (tell, hear) = mpsc::channel::<()>();
+    let (sender, receiver) = mpsc::channel::<()>();
     on_an_executor(move || async move {
         let (socket, theirs) = pair();
         spawn(async move {
-            let _kept = (tell, theirs);
+            let _kept = (sender, theirs);
             poll_fn(|_| socket.poll_readable()).await.expect("readable");
         });
         yield_to_events().await;
     });
-    assert!(hear.recv().is_err(), "the sender is gone, and nothing came");
+    assert!(receiver.recv().is_err(), "the sender is dropped");
 }
 
 #[test]
@@ -170,18 +170,22 @@ fn a_stop_is_not_overlooked() {
 fn other_threads_wake_a_task() {
     on_an_executor(|| async {
         for _ in 0..1000 {
-            let (tell, hear) = mpsc::channel();
-            let (mut other, mut told) = (None, false);
+            let (sender, receiver) = mpsc::channel();
+            let (mut other, mut is_sent) = (None, false);
             poll_fn(|cx| {
                 other.get_or_insert_with(|| {
-                    let (waker, tell) = (cx.waker().clone(), tell.clone());
+                    let (waker, sender) = (cx.waker().clone(), sender.clone());
                     thread::spawn(move || {
-                        tell.send(()).expect("somebody listens");
+                        sender.send(()).expect("a receiver");
                         waker.wake();
                     })
                 });
-                told |= hear.try_recv().is_ok();
-                if told { Poll::Ready(()) } else { Poll::Pending }
+                is_sent |= receiver.try_recv().is_ok();
+                if is_sent {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
             })
             .await;
             other.expect("it was begun").join().expect("no panic there");
@@ -283,7 +287,7 @@ fn connecting_succeeds_or_says_why_not() {
         };
         connect().await.expect("connected");
         drop(listener);
-        let refused = connect().await.expect_err("nobody listens");
+        let refused = connect().await.expect_err("no listener");
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     });
 }

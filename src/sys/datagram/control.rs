@@ -1,11 +1,11 @@
-//! What goes beside a datagram, as the kernel lays it out in memory: addresses and control
-//! messages. Bytes are read and written here, never structures: nothing needs `unsafe`.
+//! The address and control messages of a datagram, as the kernel lays them out in memory. They are
+//! read and written as bytes, which needs no `unsafe`.
 
 use super::Local;
 use libc::c_int;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// Room for an address of either family; the kernel cuts off what would not fit.
+/// Space for an address of either family; the kernel cuts off what does not fit.
 #[repr(align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Name(pub(super) [u8; NAME]);
@@ -14,8 +14,8 @@ pub(super) struct Name(pub(super) [u8; NAME]);
 pub(super) const NAME: usize = 28;
 const NAME_V4: usize = 16;
 
-/// Room for the control messages of one datagram: the largest are an address of IPv6 (40 bytes) and
-/// a size (24).
+/// Space for the control messages of one datagram: the largest are an address of IPv6 (40 bytes)
+/// and a size (24).
 #[repr(align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Control(pub(super) [u8; CONTROL]);
@@ -29,7 +29,7 @@ const HEADER: usize = WORD + 8;
 impl Name {
     pub(super) const EMPTY: Self = Self([0; NAME]);
 
-    /// How many bytes the address takes.
+    /// Returns how many bytes the address takes.
     pub(super) fn write(&mut self, address: SocketAddr) -> usize {
         let name = &mut self.0;
         name[2..4].copy_from_slice(&address.port().to_be_bytes());
@@ -50,7 +50,7 @@ impl Name {
         }
     }
 
-    /// The address in the first `len` bytes, as the kernel has put it there.
+    /// The address in the first `len` bytes, as the kernel has written it.
     pub(super) fn read(&self, len: usize) -> Option<SocketAddr> {
         let name = self.0.get(..len)?;
         let family = u16::from_ne_bytes(array(name, 0)?);
@@ -74,7 +74,7 @@ impl Name {
 impl Control {
     pub(super) const EMPTY: Self = Self([0; CONTROL]);
 
-    /// Puts down what the kernel is told with a datagram; how many bytes that takes.
+    /// Writes the control messages for a datagram to send, and returns how many bytes they take.
     pub(super) fn write(&mut self, from: Option<Local>, segment: u16) -> usize {
         let mut at = 0;
         match from.map(|local| (local.ip, local.interface)) {
@@ -109,8 +109,8 @@ impl Control {
         at + (HEADER + data.len()).next_multiple_of(WORD)
     }
 
-    /// Number and origin of an error, of what the kernel has put into the first `len` bytes of an
-    /// entry of the error queue.
+    /// Number and origin of the error in an entry of the error queue, whose control messages are
+    /// the first `len` bytes.
     pub(super) fn read_report(&self, len: usize) -> Option<(c_int, u8)> {
         let mut rest = self.0.get(..len).unwrap_or_default();
         while let Some((level, kind, data, next)) = first(rest) {
@@ -126,60 +126,59 @@ impl Control {
         None
     }
 
-    /// What the kernel has put into the first `len` bytes.
-    pub(super) fn read(&self, len: usize) -> Told {
-        let mut told = Told::default();
+    /// The control messages in the first `len` bytes.
+    pub(super) fn read(&self, len: usize) -> Ancillary {
+        let mut ancillary = Ancillary::default();
         let mut rest = self.0.get(..len).unwrap_or_default();
         while let Some((level, kind, data, next)) = first(rest) {
             match (level, kind) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    told.to = local_v4(data);
-                    told.to_many = is_to_many(data);
+                    ancillary.to = local_v4(data);
+                    ancillary.to_many = is_to_many(data);
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    told.to = local_v6(data);
-                    told.to_many = told.to.is_some_and(|to| to.ip.is_multicast());
+                    ancillary.to = local_v6(data);
+                    ancillary.to_many = ancillary.to.is_some_and(|to| to.ip.is_multicast());
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
-                    told.segment = array(data, 0).map(c_int::from_ne_bytes)
+                    ancillary.segment = array(data, 0).map(c_int::from_ne_bytes)
                 }
                 _ => {}
             }
             rest = next;
         }
-        told
+        ancillary
     }
 }
 
-/// What comes beside a datagram.
+/// What the kernel reports with a datagram.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
-    /// Where it was sent to.
+pub(super) struct Ancillary {
+    /// The address that it was sent to.
     pub(super) to: Option<Local>,
-    /// To a broadcast or multicast address.
+    /// That is a broadcast or multicast address.
     pub(super) to_many: bool,
-    /// The size of the datagrams that came as one.
+    /// The size of the datagrams that were coalesced into one.
     pub(super) segment: Option<c_int>,
 }
 
-/// The address in the header is that of the one who is to reply, unless others were meant as well.
+/// Without a broadcast, the address in the header is also the one to reply from.
 fn is_to_many(info: &[u8]) -> bool {
     array::<4>(info, 4) != array::<4>(info, 8)
 }
 
-/// Level, kind and data of the first message, and what comes after it.
+/// Level, kind and data of the first message, and the bytes after it.
 fn first(rest: &[u8]) -> Option<(c_int, c_int, &[u8], &[u8])> {
     let len = usize::from_ne_bytes(array(rest, 0)?);
     let level = c_int::from_ne_bytes(array(rest, WORD)?);
     let kind = c_int::from_ne_bytes(array(rest, WORD + 4)?);
     let data = rest.get(HEADER..len)?;
-    // The last one may come without the bytes that would fill up its word.
+    // The last one may lack the padding of its word.
     let next = rest.get(len.next_multiple_of(WORD)..).unwrap_or_default();
     Some((level, kind, data, next))
 }
 
-/// Of in_pktinfo not the address in the header, which may be that of a broadcast, but the one to
-/// reply from.
+/// The address to reply from in in_pktinfo, not that in the header, which may be of a broadcast.
 fn local_v4(info: &[u8]) -> Option<Local> {
     Some(Local {
         ip: Ipv4Addr::from(array::<4>(info, 4)?).into(),

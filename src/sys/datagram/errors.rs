@@ -17,7 +17,7 @@ use std::{
 pub enum Origin {
     /// The call that sent the datagram, which has returned the same error.
     Local,
-    /// An ICMP message, be it of this host: nobody answers to the neighbour's address.
+    /// An ICMP message; also one of this host, where no neighbour has the address.
     Icmp,
     Other,
 }
@@ -27,13 +27,13 @@ pub enum Origin {
 pub struct Report {
     pub errno: i32,
     pub origin: Origin,
-    /// Where the datagram was sent to.
+    /// The address that the datagram was sent to.
     pub to: Option<SocketAddr>,
 }
 
 /// Asks for reports of every ICMP error, also of those that are not final, into the error queue.
-/// `to`: what the socket is connected to. The queue has to be emptied with [`next_report`]: while
-/// there is anything in it the socket is reported as ready.
+/// `to`: what the socket is connected to. The queue has to be emptied with [`next_report`]: until
+/// then epoll reports the socket.
 pub fn ask_for_reports(socket: impl AsFd, to: &SocketAddr) -> io::Result<()> {
     let is_v4 = match to {
         SocketAddr::V4(_) => true,

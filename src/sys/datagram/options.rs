@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-/// Each datagram shall come with where it was sent to.
+/// Lets each datagram come with the address that it was sent to.
 pub fn ask_for_destination(socket: impl AsFd, v6: bool) -> io::Result<()> {
     if v6 {
         set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
@@ -15,45 +15,46 @@ pub fn ask_for_destination(socket: impl AsFd, v6: bool) -> io::Result<()> {
     }
 }
 
-/// Datagrams of one size and one sender may come as one, with the size beside it.
+/// Lets datagrams of one size and one sender come as one, with their size.
 pub fn take_coalesced(socket: impl AsFd) -> io::Result<()> {
     set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
-/// What is larger than the path allows is sent in fragments, instead of being refused or lost.
+/// Sends datagrams that are too large for the path in fragments, instead of refusing or losing
+/// them.
 pub fn never_forbid_fragments(socket: impl AsFd, v6: bool) -> io::Result<()> {
     if v6 {
         let (level, option) = (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
         set(&socket, level, option, libc::IPV6_PMTUDISC_DONT)?;
     }
-    // Of an IPv6 socket, too: it may speak IPv4 with mapped addresses.
+    // Also of an IPv6 socket, which may use IPv4 with mapped addresses.
     let (level, option) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
     set(&socket, level, option, libc::IP_PMTUDISC_DONT)
 }
 
-/// Datagrams that the kernel dropped for want of room in the receive buffer, since the socket was
-/// made. It counts up to 32 bits and begins anew; the few with a wrong checksum are among them.
+/// Datagrams that the kernel has dropped because the receive buffer was full, since the socket was
+/// made, and the few with a wrong checksum. The counter has 32 bits and wraps.
 pub fn drops(socket: impl AsFd) -> io::Result<u64> {
     let facts: [u32; FACTS] = get(&socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
     Ok(facts[DROPS].into())
 }
 
-/// How many numbers SO_MEMINFO tells, and which of them are the drops (SK_MEMINFO_DROPS).
+/// How many numbers SO_MEMINFO has, and which of them are the drops (SK_MEMINFO_DROPS).
 const FACTS: usize = 9;
 const DROPS: usize = 8;
 
-/// So much as is allowed: beyond the system's limit only with CAP_NET_ADMIN.
+/// Sets the size, or what is allowed of it: CAP_NET_ADMIN is needed beyond the system's limit.
 pub fn receive_buffer(socket: impl AsFd, bytes: usize) {
     buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
 }
 
-/// So much as is allowed: beyond the system's limit only with CAP_NET_ADMIN.
+/// Sets the size, or what is allowed of it: CAP_NET_ADMIN is needed beyond the system's limit.
 pub fn send_buffer(socket: impl AsFd, bytes: usize) {
     buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
 }
 
 fn buffer(socket: &impl AsFd, forced: c_int, allowed: c_int, bytes: usize) {
-    // The kernel doubles what it is told, and takes less than it is told without a word.
+    // The kernel doubles the number, and silently limits it.
     let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX / 2);
     let _ = set(socket, libc::SOL_SOCKET, forced, bytes)
         .or_else(|_| set(socket, libc::SOL_SOCKET, allowed, bytes));
@@ -77,7 +78,7 @@ pub(super) fn set(socket: &impl AsFd, level: c_int, option: c_int, value: c_int)
     Ok(())
 }
 
-/// Numbers that the kernel does not tell stay 0.
+/// Numbers that the kernel does not have are 0.
 pub(super) fn get<const N: usize>(
     socket: &impl AsFd,
     level: c_int,

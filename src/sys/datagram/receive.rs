@@ -22,7 +22,7 @@ const GAP: usize = 21 * LINE;
 
 /// Buffers for a batch: `slots` datagrams of up to 64 KiB each, one worker's.
 ///
-/// Memory that no datagram has reached yet is not taken from the system.
+/// Memory that no datagram has reached yet is not allocated by the system.
 pub struct Inbox {
     bytes: Vec<u8>,
     /// Where the first slot begins in `bytes`: at a cache line.
@@ -34,7 +34,7 @@ pub struct Inbox {
     controls: Vec<Control>,
     /// What the headers point to, never touched after it was made.
     _vectors: Vec<libc::iovec>,
-    /// Ready for the kernel at all times: what it has overwritten is put back when it was read.
+    /// Always ready for the kernel: what it has overwritten is restored when it was read.
     named: Vec<libc::mmsghdr>,
     /// The same without a place for the sender's address.
     plain: Vec<libc::mmsghdr>,
@@ -45,7 +45,7 @@ pub struct Inbox {
 // the kernel.
 unsafe impl Send for Inbox {}
 
-/// What the kernel has told of the datagram in a slot.
+/// What the kernel has reported of the datagram in a slot.
 #[derive(Clone, Copy)]
 struct Came {
     len: usize,
@@ -59,16 +59,16 @@ struct Came {
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
     pub payload: &'a [u8],
-    /// What came from a socket with GRO are several datagrams of this size, of which the last may
-    /// be shorter; 0: it is one datagram.
+    /// The payload is several datagrams of this size, of which the last may be shorter, from a
+    /// socket with GRO; 0: it is one datagram.
     pub segment: u16,
-    /// None on a connected socket's peer if the kernel names none.
+    /// `None` if the kernel names no sender.
     pub from: Option<SocketAddr>,
-    /// Where the option was asked for.
+    /// The address that it was sent to, if the option for that is set.
     pub to: Option<Local>,
-    /// The same: it was sent to a broadcast or multicast address.
+    /// It was sent to a broadcast or multicast address, if the same option is set.
     pub to_many: bool,
-    /// The datagram was longer than the slot: what is here is only its beginning.
+    /// The datagram was longer than the slot: the payload is its beginning.
     pub truncated: bool,
 }
 
@@ -137,8 +137,8 @@ impl Inbox {
         self.came.len()
     }
 
-    /// Receives without waiting into the slots from `first` on, `most` at most (and no more than
-    /// there are); how many came. With nothing there: WouldBlock.
+    /// Receives into the slots from `first` on without waiting, at most `most` datagrams; returns
+    /// how many, or WouldBlock.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -211,9 +211,9 @@ impl Inbox {
             }
             // Flags and length need no care: the kernel only writes them.
             if message.msg_controllen > 0 {
-                let told = self.controls[slot].read(message.msg_controllen as _);
-                (one.to, one.to_many) = (told.to, told.to_many);
-                one.segment = segments(told.segment, one.len);
+                let ancillary = self.controls[slot].read(message.msg_controllen as _);
+                (one.to, one.to_many) = (ancillary.to, ancillary.to_many);
+                one.segment = segments(ancillary.segment, one.len);
             }
             message.msg_controllen = CONTROL as _;
             self.came[slot] = one;
@@ -221,7 +221,7 @@ impl Inbox {
         Ok(came)
     }
 
-    /// Valid for what the last receives have filled.
+    /// A datagram of the last receives.
     pub fn get(&self, slot: usize) -> Received<'_> {
         let came = &self.came[slot];
         let start = self.skip + slot * (self.size + GAP);
@@ -247,9 +247,9 @@ impl Came {
     };
 }
 
-/// What the kernel says of coalescing, 0 where it makes one datagram of what came.
-pub(super) fn segments(told: Option<libc::c_int>, len: usize) -> u16 {
-    told.and_then(|size| u16::try_from(size).ok())
+/// The size of coalesced datagrams; 0 for a single datagram.
+pub(super) fn segments(size: Option<libc::c_int>, len: usize) -> u16 {
+    size.and_then(|size| u16::try_from(size).ok())
         .filter(|size| usize::from(*size) < len)
         .unwrap_or(0)
 }

@@ -22,7 +22,7 @@ const FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 /// What is to be sent as one datagram, or as many of `segment` bytes each.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
-    /// One after the other they are the payload. At most 64 parts (PARTS).
+    /// Together they are the payload. At most 64 parts (PARTS).
     pub parts: &'a [IoSlice<'a>],
     /// 0: one datagram. Else the kernel splits the whole into datagrams of this size, the last may
     /// be shorter (UDP_SEGMENT). These are never sent in fragments: of a size beyond the path's MTU
@@ -44,7 +44,7 @@ pub struct Outbox {
 }
 
 // SAFETY: the pointers in the headers lead into memory that the Outbox itself owns on the heap,
-// wherever it is moved to, or to parts that nobody follows after the call that has set them.
+// wherever it is moved to, or to parts that are not read after the call that has set them.
 unsafe impl Send for Outbox {}
 
 impl Default for Outbox {
@@ -72,10 +72,9 @@ impl Outbox {
         }
     }
 
-    /// Sends without waiting, in order; how many of the messages were taken, and the error at the
-    /// next one. Where some were taken the kernel does not say what kept it from the next: then
-    /// there is no error although they are not all. It comes again at the next try, unless it was
-    /// that of an earlier datagram, which the kernel tells once only.
+    /// Sends without waiting, in order; returns how many of the messages were taken, and the error
+    /// at the next one. The kernel reports no error of a call that has sent some messages: it comes
+    /// at the next try, unless it was that of an earlier datagram, which is reported once only.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -91,7 +90,7 @@ impl Outbox {
                 Err(error) => return (sent, Some(error)),
             }
             if sent < messages.len() && !sent.is_multiple_of(BATCH) {
-                // The kernel has stopped in the middle, and has forgotten why.
+                // The kernel has stopped, and does not report why.
                 break;
             }
         }
@@ -130,7 +129,7 @@ impl Message<'_> {
     }
 }
 
-/// How many of the messages, at least one, were taken.
+/// Returns how many of the messages were taken, at least one.
 fn call(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     loop {
         let result = if let [one] = headers {

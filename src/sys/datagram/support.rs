@@ -1,4 +1,4 @@
-//! Whether the system calls for batches of datagrams are there.
+//! Whether the system calls for batches of datagrams are available.
 
 use super::receive::empty;
 use std::{io, net::UdpSocket, os::fd::AsRawFd, ptr};

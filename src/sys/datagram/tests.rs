@@ -202,7 +202,7 @@ fn an_interface_is_kept_of_link_local_addresses_only() {
         local.interface = interface;
         assert_eq!(control.read(len).to, Some(local));
         // A message that is not all there is none.
-        assert_eq!(control.read(len - 5), super::control::Told::default());
+        assert_eq!(control.read(len - 5), super::control::Ancillary::default());
     }
 }
 
