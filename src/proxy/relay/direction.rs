@@ -445,31 +445,41 @@ impl Direction {
                     }
                     Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
-                Held::Piped(pipe) => {
-                    if let Err(error) = ready!(sink.poll_writable()) {
-                        return Poll::Ready(sink_failed(&error));
-                    }
-                    match sink.try_write(|fd| pipe.drain(fd)) {
-                        Ok(n) if n > 0 => {
-                            context.add_written(n, &context.relayed.splice);
-                            if pipe.is_empty()
-                                && let Held::Piped(pipe) = std::mem::take(&mut self.held)
-                            {
-                                pipe.give_back();
-                            }
-                        }
-                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(e) if is_about_the_call(&e, sink) => {
-                            self.copy_after_refusal(&e, context);
-                            self.read_pipe_out(sink)?;
-                        }
-                        Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
-                        Err(e) => return Poll::Ready(sink_failed(&e)),
-                    }
-                }
+                Held::Piped(_) => ready!(self.drain_pipe(sink, context))?,
             }
         }
+    }
+
+    fn drain_pipe(
+        &mut self,
+        sink: &Stream,
+        context: &DirectionContext<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let Held::Piped(pipe) = &mut self.held else {
+            return Poll::Ready(Ok(()));
+        };
+        if let Err(error) = ready!(sink.poll_writable()) {
+            return Poll::Ready(sink_failed(&error));
+        }
+        match sink.try_write(|fd| pipe.drain(fd)) {
+            Ok(n) if n > 0 => {
+                context.add_written(n, &context.relayed.splice);
+                if pipe.is_empty()
+                    && let Held::Piped(pipe) = std::mem::take(&mut self.held)
+                {
+                    pipe.give_back();
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if is_about_the_call(&e, sink) => {
+                self.copy_after_refusal(&e, context);
+                self.read_pipe_out(sink)?;
+            }
+            Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
+            Err(e) => return Poll::Ready(sink_failed(&e)),
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Writes what was deferred, and holds what the sink does not take.
