@@ -236,3 +236,103 @@ fn turn<E: Engine>(
     engine.end_turn(events.len() < EVENTS);
     flow
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// Records what it is handed. The order 0 panics.
+    struct Recorder {
+        reactor: Reactor,
+        due: Option<u64>,
+        orders: Vec<u32>,
+        wakes: Vec<u64>,
+        abandoned: usize,
+        ended_turns: usize,
+    }
+
+    impl Engine for Recorder {
+        type Order = u32;
+
+        fn reactor(&self) -> &Reactor {
+            &self.reactor
+        }
+
+        fn wait(&self) -> Wait {
+            self.due.map_or(Wait::ForEvents, Wait::Until)
+        }
+
+        fn handle_event(&mut self, token: u64, _: EventFlags) {
+            panic!("no socket is registered: {token}");
+        }
+
+        fn wake(&mut self, token: u64) {
+            self.wakes.push(token);
+        }
+
+        fn execute(&mut self, order: u32) {
+            assert!(order > 0, "this order panics");
+            self.orders.push(order);
+        }
+
+        fn end_turn(&mut self, all_known: bool) {
+            assert!(all_known);
+            self.ended_turns += 1;
+        }
+
+        fn abandon_turn(&mut self) {
+            self.abandoned += 1;
+        }
+    }
+
+    fn recorder() -> (Recorder, Arc<Mailbox<u32>>) {
+        let mailbox = Arc::new(Mailbox::new().expect("a mailbox"));
+        let recorder = Recorder {
+            reactor: Reactor::new(mailbox.fd(), Instant::now()).expect("a reactor"),
+            due: None,
+            orders: Vec::new(),
+            wakes: Vec::new(),
+            abandoned: 0,
+            ended_turns: 0,
+        };
+        (recorder, mailbox)
+    }
+
+    #[test]
+    fn a_panic_loses_no_later_message() {
+        let (mut recorder, mailbox) = recorder();
+        for order in [1, 0, 2, 0, 3] {
+            mailbox.send(Message::Order(order));
+        }
+        mailbox.send(Message::Stop);
+        run(&mut recorder, &mailbox);
+        assert_eq!(recorder.orders, [1, 2, 3]);
+        assert_eq!((recorder.abandoned, recorder.ended_turns), (2, 1));
+    }
+
+    #[test]
+    fn a_waker_wakes_from_another_thread() {
+        let (mut recorder, mailbox) = recorder();
+        let (waker, stop) = (mailbox.waker(7), Arc::clone(&mailbox));
+        let thread = std::thread::spawn(move || {
+            waker.wake();
+            stop.send(Message::Stop);
+        });
+        run(&mut recorder, &mailbox);
+        thread.join().expect("no panic");
+        assert_eq!(recorder.wakes, [7]);
+    }
+
+    #[test]
+    fn a_wait_ends_when_it_is_due() {
+        let (mut recorder, mailbox) = recorder();
+        let (mut events, mut messages) = (Vec::with_capacity(EVENTS), VecDeque::new());
+        recorder.due = Some(20);
+        while recorder.reactor.clock().now_millis() < 20 {
+            let flow = turn(&mut recorder, &mailbox, &mut events, &mut messages);
+            assert_eq!(flow, Continue(()));
+        }
+        assert!((1..=3).contains(&recorder.ended_turns), "it does not spin");
+    }
+}
