@@ -24,6 +24,6 @@ impl State {
             return Err(Unknown::Upstream(known.collect()));
         };
         let change = pool.set_admin_state(backend, admin_state, Instant::now());
-        change.ok_or_else(|| Unknown::Backend(pool.texts().map(str::to_owned).collect()))
+        change.ok_or_else(|| Unknown::Backend(pool.texts()))
     }
 }

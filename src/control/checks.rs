@@ -101,11 +101,11 @@ impl Checks {
         // An address that is gone or in maintenance is no longer checked: dropping its guard ends
         // the task. Whoever comes out of maintenance is somebody new.
         let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
-        let key = |a: &Address| (a.backend.id, a.admin_state_changed.term);
+        let key = |a: &Address| (a.backend.id, a.admin.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
             let mut addresses = self.pool.addresses();
-            addresses.retain(|a| a.admin_state_changed.admin_state != AdminState::Maint);
+            addresses.retain(|a| a.admin.admin_state != AdminState::Maint);
             running.retain(|known, (_, task)| {
                 !task.is_finished() && addresses.iter().any(|a| key(a) == *known)
             });
@@ -115,7 +115,7 @@ impl Checks {
                     let one = One {
                         checks: Arc::clone(&self),
                         backend: address.backend,
-                        term: address.admin_state_changed.term,
+                        term: address.admin.term,
                         chance: Chance::from_seed(chance.draw()),
                     };
                     let task = stop.clone().run_until_cancelled_owned(one.run());
@@ -201,7 +201,7 @@ impl One {
             fall: check.fall,
         };
         let gap = GAP.min(check.fast_interval);
-        let mut judge = Judge::new(rule, checks.pool.said(&self.backend));
+        let mut judge = Judge::new(rule, checks.pool.own_verdict(&self.backend));
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
         loop {

@@ -141,7 +141,7 @@ impl Draining {
         for address in pool.addresses() {
             if let Verdict::Down(Some(_)) | Verdict::Lagging = address.verdict {
                 let state = address.verdict.state();
-                self.follow_state(pool, &address.backend, address.backup, state);
+                self.follow_state(pool, &address.backend, address.is_backup, state);
             }
         }
     }

@@ -140,7 +140,7 @@ impl Lifecycle {
                 self.draining
                     .follow_admin_state(pool, transition, *admin_state);
             }
-            Cause::Resolver => self.addresses_changed.notify_one(),
+            Cause::Resolver | Cause::Plan => self.addresses_changed.notify_one(),
         }
         let entry = Entry::new(&pool.name, transition);
         log(&entry, transition);
@@ -241,6 +241,6 @@ fn log(entry: &Entry, transition: &Transition) {
             );
         }
         // Logged for all addresses at once, by what changed them.
-        Cause::Operator(_) | Cause::Resolver => {}
+        Cause::Operator(_) | Cause::Resolver | Cause::Plan => {}
     }
 }

@@ -12,7 +12,7 @@ use failures::Failures;
 pub(super) use look_up::Resolver;
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
@@ -77,14 +77,6 @@ pub(super) async fn all(
     }
 }
 
-/// What the tasks of an upstream's names share.
-struct Names {
-    pool: Arc<Pool>,
-    /// The addresses of each backend, as the pool has them.
-    known: Mutex<Vec<Vec<Addr>>>,
-    resolver: Resolver,
-}
-
 /// Looks names up again and again, and gives changed answers to the pool: one task for each name,
 /// for as long as what is returned lives. A name that no longer resolves keeps its last addresses,
 /// since a failure of the resolver is no reason to drop a backend.
@@ -93,36 +85,32 @@ pub(super) fn keep_fresh(pool: Arc<Pool>, upstream: &Upstream, resolver: &Resolv
     let Some(interval) = upstream.resolve_interval else {
         return tasks;
     };
-    let snapshot = pool.snapshot(Instant::now());
-    let known = snapshot.into_iter().map(|s| s.addresses).collect();
-    let names = Arc::new(Names {
-        pool,
-        known: Mutex::new(known),
-        resolver: resolver.clone(),
-    });
-    let all = upstream.backends.iter().enumerate();
-    let named: Vec<_> = all
-        .filter(|(_, b)| matches!(b.target, Target::Name { .. }))
-        .collect();
-    for (n, (of, backend)) in named.iter().enumerate() {
+    let is_name = |b: &&Backend| matches!(b.target, Target::Name { .. });
+    let named: Vec<_> = upstream.backends.iter().filter(is_name).collect();
+    for (n, backend) in named.iter().enumerate() {
         // Spread over the interval, so that a name server does not get all questions at once.
         let first = interval.mul_f64((n + 1) as f64 / named.len() as f64);
-        let task = keep_one_fresh(Arc::clone(&names), *of, (*backend).clone(), interval, first);
-        tasks.spawn(task);
+        let (pool, resolver) = (Arc::clone(&pool), resolver.clone());
+        tasks.spawn(keep_one_fresh(
+            pool,
+            resolver,
+            (*backend).clone(),
+            interval,
+            first,
+        ));
     }
     tasks
 }
 
-/// `of`: which backend of the upstream it is.
 async fn keep_one_fresh(
-    names: Arc<Names>,
-    of: usize,
+    pool: Arc<Pool>,
+    resolver: Resolver,
     backend: Backend,
     interval: Duration,
     first: Duration,
 ) {
     let mut failures = Failures::default();
-    if names.places(of).is_empty() {
+    if pool.addresses_of(&backend.text).is_empty() {
         // The start has logged it.
         failures.add(Instant::now());
     }
@@ -130,9 +118,9 @@ async fn keep_one_fresh(
     loop {
         tokio::time::sleep(pause).await;
         pause = interval;
-        let found = look_up(names.resolver.clone(), backend.clone()).await;
+        let found = look_up(resolver.clone(), backend.clone()).await;
         let now = Instant::now();
-        let (upstream, backend) = (&names.pool.name, &backend.text);
+        let (upstream, backend) = (&pool.name, &backend.text);
         match found {
             Ok(new) => {
                 if let Some((failures, lasted)) = failures.end(now) {
@@ -140,7 +128,7 @@ async fn keep_one_fresh(
                     tracing::info!(%upstream, %backend, failures, seconds,
                         "name resolved again");
                 }
-                if names.set(of, &new, now) {
+                if pool.set_addresses(backend, &new, now) {
                     tracing::info!(%upstream, %backend, addresses = %list(&new),
                         "resolved addresses changed");
                 }
@@ -152,24 +140,6 @@ async fn keep_one_fresh(
                 }
             }
         }
-    }
-}
-
-impl Names {
-    fn places(&self, of: usize) -> Vec<Addr> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(of).cloned().unwrap_or_default()
-    }
-
-    /// Whether `new` differs from what the pool had, and the pool uses it now.
-    fn set(&self, of: usize, new: &[Addr], now: Instant) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get_mut(of) {
-            Some(places) if places != new => *places = new.to_vec(),
-            _ => return false,
-        }
-        self.pool.set_addresses(&known, now);
-        true
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of a backend's health, and when to ask again.
 
 mod epoch;
+mod evidence;
 mod finding;
 mod pace;
 mod passive;
@@ -9,9 +10,10 @@ mod schedule;
 mod verdict;
 
 pub use crate::upstream::health::primary_election::{
-    Claim, Standing, Supersedes, count_servers, may_restart, standings,
+    Claim, Standing, Supersedes, count_servers, standings,
 };
 pub use epoch::Epoch;
+pub use evidence::Evidence;
 pub use finding::{Finding, Lag};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};

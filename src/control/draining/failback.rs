@@ -116,7 +116,7 @@ async fn run(
             if let Some(current) = mine(&mut lock(&current), &stop) {
                 current.is_terminating = true;
             }
-            for address in pool.addresses().iter().filter(|a| a.backup) {
+            for address in pool.addresses().iter().filter(|a| a.is_backup) {
                 let reason = CloseReason::Recovered;
                 terminator
                     .terminate_all_on(&pool, &address.backend, reason)
@@ -149,18 +149,18 @@ fn mine<'a>(current: &'a mut Option<Current>, stop: &CancellationToken) -> Optio
 fn any_takes_sessions(pool: &Pool) -> bool {
     let now = Instant::now();
     let addresses = pool.addresses();
-    let mut up = addresses.iter().filter(|a| !a.backup && is_up(a));
+    let mut up = addresses.iter().filter(|a| !a.is_backup && is_up(a));
     up.any(|a| pool.takes(&a.backend, now))
 }
 
 /// Whether sessions on backups have, or may soon have, somewhere to go back to.
 pub(super) fn is_any_up(pool: &Pool) -> bool {
-    pool.addresses().iter().any(|a| !a.backup && is_up(a))
+    pool.addresses().iter().any(|a| !a.is_backup && is_up(a))
 }
 
 /// By its check and its admin state. It may still take no sessions, if it is full.
 pub(super) fn is_up(address: &Address) -> bool {
-    address.verdict.is_up() && address.admin_state_changed.admin_state == AdminState::Ready
+    address.verdict.is_up() && address.admin.admin_state == AdminState::Ready
 }
 
 fn lock(current: &Mutex<Option<Current>>) -> MutexGuard<'_, Option<Current>> {

@@ -29,7 +29,7 @@ impl Terminator {
     ) {
         // First the pool, then the list: a session that is about to be on the backend learns it from
         // the pool, or is on the list already.
-        pool.leave(backend);
+        pool.terminate_sessions(backend);
         let found = self.sessions.on(backend.id);
         if found.is_empty() {
             return;

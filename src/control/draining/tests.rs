@@ -5,7 +5,7 @@ use crate::{
     session::registry::{Arrival, Kind, Session},
     upstream::{
         backend::Lease,
-        pool::tests::{check, of, place, planned, upstream, verdict},
+        pool::tests::{check, of, place, planned, set_addresses, upstream, verdict},
     },
 };
 
@@ -164,7 +164,7 @@ impl Rig {
         self.pool.take_events(now);
         let address = &self.pool.addresses()[n];
         self.draining
-            .follow_state(&self.pool, &address.backend, address.backup, to.state());
+            .follow_state(&self.pool, &address.backend, address.is_backup, to.state());
     }
 
     /// Until whoever is to be called back has been.
@@ -302,7 +302,7 @@ fn nobody_is_waited_for_who_is_not_up() {
         // Its name is gone, and nobody says so.
         drop(lease);
         let none = [vec![], vec![place(2)]];
-        rig.pool.set_addresses(&none, Instant::now());
+        set_addresses(&rig.pool, &none, Instant::now());
         rig.recalled().await;
         assert_eq!(session.must_end(), None);
     });
@@ -323,7 +323,7 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
             for n in 2..100 {
                 rig.turn(0, DOWN);
                 let next = [vec![place(n)]];
-                rig.pool.set_addresses(&next, Instant::now());
+                set_addresses(&rig.pool, &next, Instant::now());
                 tokio::task::yield_now().await;
             }
             rig.turn(0, DOWN);

@@ -5,17 +5,17 @@
 //! away and comes back may not know what happened meanwhile.
 
 use super::Epoch;
-use crate::plan::{Addr, reason::CheckResult};
+use crate::plan::Addr;
 use std::{fmt, time::Instant};
 
 /// One server's word that it is the primary.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim<'a> {
     /// Since when it has said so without a break; `None`: it does not say so at this moment.
-    pub known: Option<Instant>,
+    pub role_since: Option<Instant>,
     pub epoch: Option<&'a Epoch>,
     /// Where the server was asked, and what it calls itself, which no other running server does.
-    pub place: &'a Addr,
+    pub addr: &'a Addr,
     pub server: Option<&'a str>,
     /// Whether it is there to be believed. What one has proven that no longer answers still stands.
     pub answers: bool,
@@ -52,7 +52,7 @@ pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
         .iter()
         .enumerate()
         .filter(|(i, claim)| claim.answers && superseded(*i).is_none())
-        .min_by_key(|(_, claim)| (claim.known.is_none(), claim.known))
+        .min_by_key(|(_, claim)| (claim.role_since.is_none(), claim.role_since))
         .map(|(i, _)| i);
     let standing = |(i, claim): (usize, &Claim<'_>)| match (superseded(i), best) {
         (Some(by), _) => Standing::Superseded { by },
@@ -98,14 +98,7 @@ fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
 fn is_same(one: &Claim<'_>, other: &Claim<'_>) -> bool {
     let same_data = matches!((one.epoch, other.epoch),
         (Some(Epoch::Replication { id, .. }), Some(Epoch::Replication { id: other, .. })) if id == other);
-    same_data || one.place == other.place || one.server.is_some() && one.server == other.server
-}
-
-/// Whether a server that answers so may have been started anew: what it says afterwards is said
-/// anew.
-pub fn may_restart(result: CheckResult) -> bool {
-    use CheckResult::{Closed, Loading, Refused, Reset};
-    matches!(result, Refused | Reset | Closed | Loading)
+    same_data || one.addr == other.addr || one.server.is_some() && one.server == other.server
 }
 
 /// How one supersedes the other, in words.
@@ -143,11 +136,15 @@ mod tests {
             .collect()
     }
 
-    fn claim<'a>(place: &'a Addr, known: Option<Instant>, epoch: Option<&'a Epoch>) -> Claim<'a> {
+    fn claim<'a>(
+        addr: &'a Addr,
+        role_since: Option<Instant>,
+        epoch: Option<&'a Epoch>,
+    ) -> Claim<'a> {
         Claim {
-            known,
+            role_since,
             epoch,
-            place,
+            addr,
             server: None,
             answers: true,
         }
@@ -157,10 +154,12 @@ mod tests {
     fn who_has_said_so_for_longer_and_then_who_stands_first() {
         let now = Instant::now();
         let at = |s| Some(now + Duration::from_secs(s));
-        let of = |known: &[Option<Instant>]| {
+        let of = |role_since: &[Option<Instant>]| {
             let places = places();
-            let claims = known.iter().zip(&places);
-            let claims: Vec<_> = claims.map(|(known, at)| claim(at, *known, None)).collect();
+            let claims = role_since.iter().zip(&places);
+            let claims: Vec<_> = claims
+                .map(|(role_since, at)| claim(at, *role_since, None))
+                .collect();
             standings(&claims)
         };
         assert_eq!(of(&[]), []);
@@ -176,7 +175,7 @@ mod tests {
         let now = Instant::now();
         let later = Some(now + Duration::from_secs(60));
         let places = places();
-        let claim = |n: usize, known, epoch| claim(&places[n], known, epoch);
+        let claim = |n: usize, role_since, epoch| claim(&places[n], role_since, epoch);
         for (old, new) in [
             (Epoch::Timeline(2), Epoch::Timeline(3)),
             (redis("a", None), redis("b", Some("a"))),
@@ -217,7 +216,7 @@ mod tests {
         let (one, older) = (redis("b", Some("a")), redis("a", None));
         let later = Some(now + Duration::from_secs(1));
         let places = places();
-        let claim = |n: usize, known, epoch| claim(&places[n], known, epoch);
+        let claim = |n: usize, role_since, epoch| claim(&places[n], role_since, epoch);
         assert_eq!(
             standings(&[claim(0, later, Some(&one)), claim(1, Some(now), Some(&one))]),
             [Believed, Believed]
@@ -301,10 +300,10 @@ mod tests {
             let places = places();
             let claims: Vec<Claim<'_>> = claims
                 .iter()
-                .map(|(known, epoch, answers, place, server)| Claim {
-                    known: known.map(|s| began + Duration::from_secs(s)),
+                .map(|(role_since, epoch, answers, place, server)| Claim {
+                    role_since: role_since.map(|s| began + Duration::from_secs(s)),
                     epoch: epoch.as_ref(),
-                    place: &places[*place],
+                    addr: &places[*place],
                     server: server.as_deref(),
                     answers: *answers,
                 })
@@ -329,7 +328,7 @@ mod tests {
                     Doubtful { believed } => {
                         prop_assert_eq!(standings[*believed], Believed);
                         // It has said so for no longer than the one that is believed.
-                        let of = |c: &Claim<'_>| (c.known.is_none(), c.known);
+                        let of = |c: &Claim<'_>| (c.role_since.is_none(), c.role_since);
                         prop_assert!(of(&claims[*believed]) <= of(claim));
                     }
                     Superseded { by } => {

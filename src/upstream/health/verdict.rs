@@ -6,7 +6,7 @@
 //! among them count, for they do not say that it has caught up, but nobody is called dead who has
 //! answered in between.
 
-use super::may_restart;
+use super::Evidence;
 use crate::plan::reason::{BackendState, CheckResult};
 use std::time::{Duration, Instant};
 
@@ -168,14 +168,13 @@ impl Judge {
         })
     }
 
-    /// While a server is busy nothing can change what it last said of itself.
+    /// What a busy server said last still holds.
     fn recall(&mut self, result: CheckResult) -> CheckResult {
-        use CheckResult::{Busy, Lagging, NotReplicating, Ok, Standby, WrongRole};
-        match result {
-            Busy => return self.certain.unwrap_or(Busy),
-            Ok | Standby | WrongRole | Lagging | NotReplicating => self.certain = Some(result),
-            _ if may_restart(result) => self.certain = None,
-            _ => {}
+        match Evidence::of(result) {
+            Evidence::Unchanged => return self.certain.unwrap_or(result),
+            Evidence::Role | Evidence::OtherRole => self.certain = Some(result),
+            Evidence::MayHaveRestarted => self.certain = None,
+            Evidence::Missing | Evidence::Unknown => {}
         }
         result
     }
@@ -370,7 +369,8 @@ mod tests {
                     Busy => certain.unwrap_or(Busy),
                     Good | Standby | WrongRole | Lagging | NotReplicating => *certain.insert(result),
                     _ => {
-                        certain = certain.filter(|_| !may_restart(result));
+                        let restarts = Evidence::of(result) == Evidence::MayHaveRestarted;
+                        certain = certain.filter(|_| !restarts);
                         result
                     }
                 };

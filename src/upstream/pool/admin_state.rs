@@ -1,28 +1,21 @@
-//! What the operator wants of the backends. It stands beside what checks and failed connects say:
-//! neither erases the other.
+//! What an operator has set for backends, beside what checks and failed connects say: neither erases
+//! the other.
 
 #[cfg(test)]
 mod tests;
 
-use super::{AdminChange, AdminStateSet, Cause, Event, Inner, Pool};
-use crate::{
-    plan::reason::BackendState,
-    upstream::{
-        backend::Backend,
-        health::{Passive, Verdict},
-        pool::endpoint::Member,
-    },
-};
+use super::{AdminChange, AdminStateSet, Cause, Event, Inner, Pool, check_record::PrimaryEvidence};
+use crate::{plan::reason::BackendState, upstream::backend::Backend};
 use std::{sync::Arc, time::Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AdminState {
-    /// Let it serve, if it is well.
+    /// It serves if it is well.
     #[default]
     Ready,
-    /// Nothing new; it is checked on.
+    /// It takes no new sessions, and is checked.
     Drain,
-    /// Nothing new, and no checks.
+    /// It takes no new sessions, and is not checked.
     Maint,
 }
 
@@ -33,7 +26,7 @@ pub struct AdminSetting {
     pub admin_state: AdminState,
     /// `None` until an operator sets it for the first time.
     pub since: Option<Instant>,
-    /// Counts how often it came out of maintenance: what was found out before says nothing.
+    /// Counts how often it came out of maintenance: what checks found before does not count.
     pub term: u32,
 }
 
@@ -65,51 +58,52 @@ impl AdminState {
 }
 
 impl Pool {
-    /// The configured backends, by their addresses as configured.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.configured.iter().map(|(plan, _)| plan.text.as_str())
-    }
-
     /// Sets the admin state of a configured backend, by its address as configured; `None` if there
     /// is no such backend.
     pub fn set_admin_state(
         &self,
-        backend: &str,
+        text: &str,
         admin_state: AdminState,
         now: Instant,
     ) -> Option<AdminChange> {
-        let of = self.texts().position(|text| text == backend)?;
-        let metrics = &self.configured[of].1;
         let mut inner = self.lock();
-        let state = |inner: &Inner| {
-            let members: Vec<_> = inner.members.iter().filter(|m| m.of == of).collect();
-            self.state_of(inner, of, &members, now).0
-        };
-        let from = state(&inner);
-        let change = |to| AdminChange {
-            from,
-            to,
-            sessions: metrics.active(),
-        };
-        let setting = &mut inner.admin_states[of];
+        let mut configured = inner.configured.iter_mut();
+        let configured = configured.find(|c| c.plan.text == text)?;
+        let metrics = Arc::clone(&configured.metrics);
+        let setting = &mut configured.admin;
         let was = std::mem::replace(&mut setting.admin_state, admin_state);
-        if was == admin_state {
-            return Some(change(from));
-        }
-        setting.since = Some(now).filter(|_| admin_state != AdminState::Ready);
-        if was == AdminState::Maint {
-            setting.term = setting.term.wrapping_add(1);
+        if was != admin_state {
+            setting.since = Some(now).filter(|_| admin_state != AdminState::Ready);
+            if was == AdminState::Maint {
+                setting.term = setting.term.wrapping_add(1);
+            }
         }
         let setting = *setting;
+        let before = AdminSetting {
+            admin_state: was,
+            ..setting
+        };
+        let from = inner.state_of(text, before, now);
+        if was == admin_state {
+            return Some(AdminChange {
+                from,
+                to: from,
+                sessions: metrics.active(),
+            });
+        }
         let first = inner.events.len();
-        inner.apply_admin_setting(of, setting, was, self.supposed.is_some(), now);
+        inner.apply_admin_setting(text, setting, was, now);
         inner.review(None, now);
-        let change = change(state(&inner));
+        let change = AdminChange {
+            from,
+            to: inner.state_of(text, setting, now),
+            sessions: metrics.active(),
+        };
         // Before what has followed from it.
         inner.events.insert_admin_state(
             first,
             AdminStateSet {
-                metrics: Arc::clone(metrics),
+                metrics,
                 admin_state,
                 change,
             },
@@ -118,91 +112,60 @@ impl Pool {
         Some(change)
     }
 
-    /// Whether what a check of this address finds is still asked for, when it began in this term.
-    /// An address that is no longer named is asked as long as there are sessions on it.
-    pub fn is_checked(&self, backend: &Arc<Backend>, term: u32) -> bool {
+    /// Whether what a check of this address finds still counts, when it began in this term. An
+    /// address that is no longer named is checked while it has sessions.
+    pub fn is_checked(&self, backend: &Backend, term: u32) -> bool {
         let mut inner = self.lock();
-        let member = inner.find(backend);
-        member.is_some_and(|m| {
-            let asked = m.admin_state_changed.term == term
-                && m.admin_state_changed.admin_state != AdminState::Maint;
-            asked && (!m.departed || m.backend.active() > 0)
+        inner.find(backend).is_some_and(|e| {
+            let is_same_term = e.admin.term == term && e.is_checked();
+            is_same_term && (!e.is_departed || e.backend.active() > 0)
         })
     }
 }
 
 impl Inner {
-    /// Applies the new admin state of a configured backend to its addresses.
+    /// Applies the new setting of a configured backend to its endpoints.
     fn apply_admin_setting(
         &mut self,
-        of: usize,
+        text: &str,
         setting: AdminSetting,
         was: AdminState,
-        is_checked: bool,
         now: Instant,
     ) {
-        let all = self.members.iter_mut().chain(&mut self.departed);
         let mut changed = Vec::new();
-        for member in all.filter(|m| m.of == of) {
-            let from = member.state();
-            member.admin_state_changed = setting;
+        let has_checks = self.start_verdict.is_some();
+        let all = self.endpoints.iter_mut().chain(&mut self.departed);
+        for endpoint in all.filter(|e| **e.backend.text() == *text) {
+            let from = endpoint.state();
+            endpoint.admin = setting;
             if setting.admin_state == AdminState::Maint {
-                // Nobody will ask whether it is still so, and it may become another server.
-                member.checked = None;
-                member.known = None;
-                member.epoch = None;
-                member.server = None;
-                member.superseded = None;
+                // It is not checked any more, and may become another server.
+                endpoint.check.last = None;
+                endpoint.check.evidence = PrimaryEvidence::default();
             }
             if was == AdminState::Maint {
-                member.begin_anew(is_checked, now);
+                endpoint.restart(has_checks, now);
             }
             let cause = Cause::Operator(setting.admin_state);
-            let transition = member.transition(from, cause, now);
+            let transition = endpoint.transition(from, cause, now);
             self.events.push(Event::Transition(transition));
-            changed.push(member.backend.id);
+            changed.push(endpoint.backend.id);
         }
         if setting.admin_state == AdminState::Maint {
-            // Nor is what it had proven held against others.
-            for member in &mut self.members {
-                member.superseded.take_if(|by| changed.contains(by));
+            // What it had proven does not count against others any more.
+            for endpoint in &mut self.endpoints {
+                let superseded_by = &mut endpoint.check.evidence.superseded_by;
+                superseded_by.take_if(|by| changed.contains(by));
             }
         }
     }
 
-    /// Applies the admin state of each configured backend to all its addresses, new ones included.
-    pub(super) fn keep_admin_states(&mut self) {
-        for member in self.members.iter_mut().chain(&mut self.departed) {
-            if let Some(admin_state_changed) = self.admin_states.get(member.of) {
-                member.admin_state_changed = *admin_state_changed;
-            }
-        }
-    }
-}
-
-impl Member {
-    pub(super) fn is_wanted(&self) -> bool {
-        self.admin_state_changed.admin_state == AdminState::Ready
-    }
-
-    /// Whether it is still asked how it is.
-    pub(super) fn is_asked(&self) -> bool {
-        self.admin_state_changed.admin_state != AdminState::Maint
-    }
-
-    /// It comes out of maintenance, and may be another server than it was. Where there are checks
-    /// it waits for their word, whatever `start` says: nobody else is in need of it as at the start
-    /// of the process.
-    fn begin_anew(&mut self, checked: bool, now: Instant) {
-        self.passive = Passive::default();
-        if checked {
-            self.said = Verdict::Down(None);
-            self.verdict = self.said;
-            self.verdict_since = Some(now);
-            (self.heard, self.stale, self.open) = (false, false, false);
-            (self.born, self.certain) = (now, now);
-        } else {
-            self.start_slowly(now);
-        }
+    /// The state of a configured backend, were this set for it.
+    fn state_of(&self, text: &str, admin: AdminSetting, now: Instant) -> BackendState {
+        let endpoints = self.endpoints.iter();
+        let endpoints: Vec<_> = endpoints.filter(|e| **e.backend.text() == *text).collect();
+        let configured = self.configured.iter().find(|c| c.plan.text == text);
+        let state = configured.map(|c| self.explain_state(&c.plan, admin, &endpoints, now).0);
+        state.unwrap_or(BackendState::Down)
     }
 }

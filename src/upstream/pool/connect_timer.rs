@@ -1,7 +1,10 @@
 //! How long one session waits for a backend, for the policy that compares backends by it.
 
-use super::Pool;
-use crate::{plan::TimeOf, upstream::backend::Backend};
+use super::{Inner, Pool};
+use crate::{
+    plan::{Balance, TimeOf},
+    upstream::backend::Backend,
+};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -106,7 +109,75 @@ impl Drop for Clock {
         if self.since.is_some() {
             let now = Instant::now();
             let time = self.before + self.stop(now);
-            self.pool.waited_in_vain(&self.backend, time, now);
+            self.pool.add_futile_wait(&self.backend, time, now);
         }
+    }
+}
+
+impl Pool {
+    /// Which time the policy compares, if it does.
+    fn compares(&self) -> Option<TimeOf> {
+        match self.balance {
+            Balance::LeastTime(of) => Some(of),
+            _ => None,
+        }
+    }
+
+    /// A session got what it waited for, after so long.
+    fn add_time(&self, backend: &Backend, time: Duration, now: Instant) {
+        let mut inner = self.lock();
+        if let Some(i) = inner.position(backend) {
+            inner.add_time(i, time, now);
+        }
+    }
+
+    /// A session waited so long and got nothing. That counts where it is longer than the average;
+    /// and an endpoint that has never answered is no faster than those that have.
+    fn add_futile_wait(&self, backend: &Backend, time: Duration, now: Instant) {
+        let mut inner = self.lock();
+        let Some(i) = inner.position(backend) else {
+            return;
+        };
+        let average = inner.endpoints[i].latency.seconds;
+        if average == 0.0 {
+            let averages = inner.endpoints.iter().map(|e| e.latency.seconds);
+            let slowest = Duration::from_secs_f64(averages.fold(0.0, f64::max));
+            inner.add_time(i, time.max(slowest), now);
+        } else if average < time.as_secs_f64() {
+            inner.add_time(i, time, now);
+        }
+    }
+}
+
+impl Inner {
+    fn position(&self, backend: &Backend) -> Option<usize> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.position(|e| e.backend.id == backend.id)
+    }
+
+    fn add_time(&mut self, i: usize, time: Duration, now: Instant) {
+        let endpoint = &mut self.endpoints[i];
+        let period = endpoint.config.rule.fail_timeout;
+        endpoint.latency.add(time, now, period);
+        // No later than it may have been: coming too early does no harm.
+        let halvings = self.next_halving.into_iter().chain(endpoint.latency.halves);
+        self.next_halving = halvings.min();
+    }
+
+    /// Halves the averages of endpoints that have not been used for long, if one is due.
+    pub(super) fn halve_if_due(&mut self, now: Instant) {
+        if self.next_halving.is_none_or(|at| now < at) {
+            return;
+        }
+        for endpoint in &mut self.endpoints {
+            let period = endpoint.config.rule.fail_timeout;
+            // One that is waited for is in use.
+            match endpoint.backend.waiting.load(Relaxed) {
+                0 => endpoint.latency.halve(now, period),
+                _ => endpoint.latency.put_off(now, period),
+            }
+        }
+        let halvings = self.endpoints.iter().filter_map(|e| e.latency.halves);
+        self.next_halving = halvings.min();
     }
 }

@@ -1,16 +1,17 @@
-//! One address of a backend as a candidate: what is configured, and all that speaks for or against
-//! it now.
+//! One address of a backend as a candidate for sessions.
 
-use super::{AdminSetting, Cause, Transition};
+use super::{
+    AdminSetting, AdminState, Cause, Checked, Transition, admission::Bar, check_record::CheckRecord,
+};
 use crate::{
     plan::{
         self,
-        reason::{BackendState, CheckResult},
+        reason::{BackendState, CloseReason},
     },
     upstream::{
         backend::Backend,
-        balance::{Average, FULL},
-        health::{Change, Claim, Epoch, FailRule, Finding, Passive, Verdict, may_restart},
+        balance::Average,
+        health::{Change, Claim, FailRule, Passive, Verdict},
     },
 };
 use std::{
@@ -19,79 +20,37 @@ use std::{
 };
 
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct Endpoint {
     pub(super) backend: Arc<Backend>,
-    /// Which of the configured backends this is an address of.
-    pub(super) of: usize,
+    pub(super) config: EndpointConfig,
+    /// What failed connects say. Neither this nor `check` nor `admin` erases another.
+    pub(super) passive: Passive,
+    pub(super) check: CheckRecord,
+    pub(super) admin: AdminSetting,
+    /// When it recovered, while it starts slowly.
+    pub(super) slow_start: Option<Instant>,
+    pub(super) latency: Average,
+    /// The resolver or the configuration no longer names it.
+    pub(super) is_departed: bool,
+    /// How often its sessions have been terminated.
+    pub(super) terminations: u32,
+}
+
+/// What the configuration says of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EndpointConfig {
     pub(super) weight: u32,
     pub(super) rule: FailRule,
+    /// 0: no limit.
     pub(super) max_connections: u64,
     pub(super) slow_start: Duration,
-    pub(super) down: bool,
-    pub(super) backup: bool,
-    pub(super) passive: Passive,
-    /// What the checks say of it alone...
-    pub(super) said: Verdict,
-    /// ... and what is thought of it beside the others, beside what failed connects say: neither
-    /// erases the other.
-    pub(super) verdict: Verdict,
-    /// Since when, if it has ever changed.
-    pub(super) verdict_since: Option<Instant>,
-    /// Why the others make it another one than `said`.
-    pub(super) why: Option<String>,
-    /// When it came to be known here.
-    pub(super) born: Instant,
-    /// Whether any check has told anything of it.
-    pub(super) heard: bool,
-    /// Since when it has had the role that is asked for, without a break.
-    pub(super) known: Option<Instant>,
-    /// What it last proved as the primary, even if it is silent since.
-    pub(super) epoch: Option<Epoch>,
-    /// What the server called itself then.
-    pub(super) server: Option<String>,
-    /// The number of the one that has proven to be promoted later. Holds when that one has long
-    /// been something else: whose data are out of date does not become the primary by being the
-    /// last to say so.
-    pub(super) superseded: Option<u64>,
-    /// Whether it is one that the resolver no longer names.
-    pub(super) departed: bool,
-    /// The last answer that told its role; before that, `born`.
-    pub(super) certain: Instant,
-    /// Nothing certain has been heard of it for too long.
-    pub(super) stale: bool,
-    /// Nothing that checks say keeps sessions away from it.
-    pub(super) open: bool,
-    pub(super) checked: Option<Checked>,
-    /// What the operator wants, beside all that.
-    pub(super) admin_state_changed: AdminSetting,
-    /// Counts how often sessions were told to leave it.
-    pub(super) left: u32,
-    /// When it came back, while it starts slowly.
-    pub(super) back: Option<Instant>,
-    pub(super) average: Average,
+    pub(super) is_down: bool,
+    pub(super) is_backup: bool,
 }
 
-/// What the last check of an address found.
-#[derive(Debug, Clone)]
-pub struct Checked {
-    pub at: Instant,
-    pub took: Duration,
-    pub result: CheckResult,
-    pub finding: Finding,
-    pub transcript: String,
-}
-
-impl Member {
-    pub(super) fn new(
-        of: usize,
-        plan: &plan::Backend,
-        backend: Backend,
-        verdict: Verdict,
-        now: Instant,
-    ) -> Self {
+impl From<&plan::Backend> for EndpointConfig {
+    fn from(plan: &plan::Backend) -> Self {
         Self {
-            backend: Arc::new(backend),
-            of,
             weight: plan.weight,
             rule: FailRule {
                 max_fails: plan.max_fails,
@@ -99,195 +58,135 @@ impl Member {
             },
             max_connections: plan.max_connections,
             slow_start: plan.slow_start,
-            down: plan.down,
-            backup: plan.backup,
+            is_down: plan.down,
+            is_backup: plan.backup,
+        }
+    }
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        backend: Backend,
+        config: EndpointConfig,
+        admin: AdminSetting,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Self {
+        Self {
+            backend: Arc::new(backend),
+            config,
             passive: Passive::default(),
-            said: verdict,
-            verdict,
-            verdict_since: None,
-            why: None,
-            born: now,
-            heard: false,
-            known: None,
-            epoch: None,
-            server: None,
-            superseded: None,
-            departed: false,
-            certain: now,
-            stale: false,
-            open: verdict.is_up(),
-            checked: None,
-            admin_state_changed: AdminSetting::default(),
-            left: 0,
-            back: None,
-            average: Average::default(),
+            check: CheckRecord::new(verdict, now),
+            admin,
+            slow_start: None,
+            latency: Average::default(),
+            is_departed: false,
+            terminations: 0,
         }
     }
 
-    /// A check has told something. Whether that may change what is to be thought of it or of
-    /// others.
-    pub(super) fn hear(&mut self, checked: Checked, change: Option<Change>, now: Instant) -> bool {
-        let result = checked.result;
-        let mut news = change.is_some();
-        match result {
-            CheckResult::Local => {}
-            // What it said before still holds.
-            CheckResult::Busy if change.map_or(self.said, |change| change.to).is_up() => {
-                news |= self.stale || self.known.is_none();
-                self.certain = now;
-                self.known.get_or_insert(now);
-            }
-            CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => {
-                news |= self.stale || self.known.is_none();
-                self.certain = now;
-                if self.server != checked.finding.server {
-                    self.server.clone_from(&checked.finding.server);
-                    news = true;
-                }
-                // The first answer speaks for all the time before it: who answers first of all says
-                // nothing.
-                let since = if self.heard { now } else { self.born };
-                self.known.get_or_insert(since);
-                if self.epoch != checked.finding.epoch {
-                    // Another one than before was begun by a promotion, or a new life.
-                    if self.epoch.is_some() && checked.finding.epoch.is_some() {
-                        self.superseded = None;
-                    }
-                    self.epoch.clone_from(&checked.finding.epoch);
-                    news = true;
-                }
-            }
-            CheckResult::WrongRole | CheckResult::Standby => {
-                self.certain = now;
-                self.known = None;
-                self.epoch = None;
-                self.server = None;
-                self.superseded = None;
-            }
-            _ if may_restart(result) => {
-                news |= self.known.is_some() || self.superseded.is_some();
-                self.known = None;
-                self.superseded = None;
-            }
-            _ => {}
+    /// The same endpoint where the configuration says this of it.
+    pub(super) fn with_config(mut self, config: EndpointConfig) -> Self {
+        self.config = config;
+        if self.config.slow_start.is_zero() {
+            self.slow_start = None;
         }
-        if result != CheckResult::Local {
-            news |= !self.heard;
-            self.heard = true;
+        if std::mem::take(&mut self.is_departed) {
+            // It was not compared with the others meanwhile.
+            self.check.evidence.role_since = None;
         }
-        if let Some(change) = change {
-            self.said = change.to;
-            if matches!(change.to, Verdict::Down(_)) {
-                self.known = None;
-            }
-            // The first verdict of all is no recovery; the first one after a maintenance is. And
-            // one that was used all the same has nothing to get used to.
-            let comes_back = !change.first || self.verdict_since.is_some();
-            if change.to.is_up() && comes_back && !self.open {
-                self.start_slowly(now);
-            }
-        }
-        self.checked = Some(checked);
-        news
+        self
     }
 
-    /// What it says as the primary; `answers`: whether it is there to be believed.
+    /// Records a check. Returns whether the verdict on this endpoint or on others may change.
+    pub(super) fn record_check(
+        &mut self,
+        checked: Checked,
+        change: Option<Change>,
+        now: Instant,
+    ) -> bool {
+        // The first verdict is no recovery, except after a maintenance. Nor is it one for an
+        // endpoint that was used all the time.
+        let recovers = change.is_some_and(|change| {
+            change.to.is_up() && (!change.first || self.check.since.is_some()) && !self.check.admits
+        });
+        let may_change = self.check.record(checked, change, now);
+        if recovers {
+            self.start_slowly(now);
+        }
+        may_change
+    }
+
+    /// What it says as the primary; `answers`: whether it can be believed now.
     pub(super) fn claim(&self, answers: bool) -> Claim<'_> {
+        let evidence = &self.check.evidence;
         Claim {
-            known: self.known,
-            epoch: self.epoch.as_ref(),
-            place: &self.backend.place,
-            server: self.server.as_deref(),
+            role_since: evidence.role_since,
+            epoch: evidence.epoch.as_ref(),
+            addr: &self.backend.place,
+            server: evidence.server.as_deref(),
             answers,
         }
     }
 
-    /// Whether the checks speak for it, and the operator does not speak against it.
+    /// Whether checks and the operator let sessions come to it.
     pub(super) fn is_well(&self) -> bool {
-        self.verdict.is_up() && !self.stale && !self.down && self.is_wanted()
+        let is_ready = self.admin.admin_state == AdminState::Ready;
+        self.check.effective.is_up() && !self.check.is_stale && !self.config.is_down && is_ready
     }
 
-    /// How much of its weight counts now; 0 if it can take nothing.
-    pub(super) fn share(&self, single: bool, now: Instant) -> u32 {
-        let can_take = self.may_take(single, now) && !self.is_full();
-        match self.back {
-            _ if !can_take => 0,
-            Some(back) if !single => {
-                let passed = now.saturating_duration_since(back).as_secs_f64();
-                let part = passed / self.slow_start.as_secs_f64();
-                // Never nothing: where it is the only one left it serves.
-                ((part * f64::from(FULL)) as u32).clamp(1, FULL)
+    /// Whether it is checked, if anything is.
+    pub(super) fn is_checked(&self) -> bool {
+        self.admin.admin_state != AdminState::Maint
+    }
+
+    /// Whether failed connects have taken it out, even if `fail_timeout` has passed since.
+    pub(super) fn is_failed(&self) -> bool {
+        let rule = self.config.rule;
+        rule.max_fails > 0 && self.passive.fails() >= rule.max_fails
+    }
+
+    /// Its state, without what time alone changes: a failed one stays so until it is proven good.
+    pub(super) fn state(&self) -> BackendState {
+        match self.lasting_bar() {
+            Some(Bar::Drained) => BackendState::Drained,
+            Some(Bar::Maintenance) => BackendState::Maintenance,
+            Some(Bar::Disabled) => BackendState::Disabled,
+            Some(Bar::Check(verdict)) => verdict.state(),
+            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
+                match self.check.effective {
+                    Verdict::Up if self.is_failed() => BackendState::Failed,
+                    // In panic it is used although it is not up.
+                    verdict => verdict.state(),
+                }
             }
-            _ => FULL,
         }
     }
 
-    /// Whether it may take sessions, however many it has.
-    fn may_take(&self, single: bool, now: Instant) -> bool {
-        self.weight > 0
-            && !self.down
-            && self.open
-            && self.is_wanted()
-            && (single || self.passive.is_available(self.rule, now))
-    }
-
-    fn is_full(&self) -> bool {
-        self.max_connections > 0 && self.backend.active() >= self.max_connections
-    }
-
-    /// Whether nothing but its `max_connections` keeps a session away from it.
-    pub(super) fn is_only_full(&self, single: bool, now: Instant) -> bool {
-        self.is_full() && self.may_take(single, now)
-    }
-
-    /// How many percent of its weight count while it starts slowly.
-    pub(super) fn starting(&self, now: Instant) -> Option<u32> {
-        let share = self.share(false, now);
-        (self.back.is_some() && 0 < share && share < FULL).then(|| share * 100 / FULL)
-    }
-
-    /// Whether it would be wrong to begin anew with it, were it gone.
-    pub(super) fn is_worth_keeping(&self, now: Instant) -> bool {
-        self.backend.active() > 0
-            || !self.passive.is_available(self.rule, now)
-            || self.back.is_some_and(|back| now < back + self.slow_start)
-    }
-
-    /// True when it has just ended.
-    pub(super) fn end_slow_start(&mut self, now: Instant) -> bool {
-        let ended = self.back.is_some_and(|back| now >= back + self.slow_start);
-        if ended {
-            self.back = None;
+    /// Why flows on it have to move to another endpoint, if they have to.
+    pub(super) fn reason_to_leave(&self, single: bool) -> Option<CloseReason> {
+        match self.lasting_bar() {
+            Some(Bar::Drained | Bar::Maintenance) => Some(CloseReason::BackendDrained),
+            Some(Bar::Disabled) => Some(CloseReason::BackendDown),
+            Some(Bar::Check(verdict)) => match verdict {
+                Verdict::Down(_) => Some(CloseReason::BackendDown),
+                Verdict::WrongRole | Verdict::Standby => Some(CloseReason::RoleLost),
+                Verdict::Lagging => Some(CloseReason::Lagging),
+                // It may be right.
+                Verdict::Doubtful | Verdict::Up => None,
+            },
+            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
+                let is_failed = self.state() == BackendState::Failed && !single;
+                is_failed.then_some(CloseReason::BackendDown)
+            }
         }
-        ended
     }
 
-    /// Whether it takes sessions with the whole of its weight, and will until something happens to
-    /// it.
-    pub(super) fn is_plain(&self) -> bool {
-        self.weight > 0
-            && !self.down
-            && self.open
-            && self.is_wanted()
-            && self.max_connections == 0
-            && (self.rule.max_fails == 0 || self.passive.fails() == 0)
-            && self.back.is_none()
-    }
-
-    pub(super) fn start_slowly(&mut self, now: Instant) {
-        self.back = Some(now).filter(|_| !self.slow_start.is_zero());
-    }
-
-    /// The backend, and the state that it is in.
-    pub(super) fn as_it_is(&self) -> (Arc<Backend>, BackendState) {
-        (Arc::clone(&self.backend), self.state())
-    }
-
-    /// A change of its state, which was this before.
+    /// A transition to its present state, from this one.
     pub(super) fn transition(&self, from: BackendState, cause: Cause, now: Instant) -> Transition {
         Transition {
             backend: Arc::clone(&self.backend),
-            is_backup: self.backup,
+            is_backup: self.config.is_backup,
             from: Some(from),
             to: Some(self.state()),
             cause,
@@ -296,20 +195,38 @@ impl Member {
         }
     }
 
-    /// Without what time alone changes: a failed one stays so until it is proven to be back.
-    pub(super) fn state(&self) -> BackendState {
-        self.admin_state_changed
-            .admin_state
-            .state()
-            .unwrap_or(match self.verdict {
-                _ if self.down => BackendState::Disabled,
-                Verdict::Up if self.is_failed() => BackendState::Failed,
-                verdict => verdict.state(),
-            })
+    /// Whether state would be lost if it were dropped now: sessions, failures or a slow start.
+    pub(super) fn is_worth_keeping(&self, now: Instant) -> bool {
+        self.backend.active() > 0
+            || !self.passive.is_available(self.config.rule, now)
+            || self.slow_start.is_some() && !self.has_started(now)
     }
 
-    /// Whether it has failed often enough, whether or not its time has passed.
-    pub(super) fn is_failed(&self) -> bool {
-        self.rule.max_fails > 0 && self.passive.fails() >= self.rule.max_fails
+    pub(super) fn start_slowly(&mut self, now: Instant) {
+        self.slow_start = Some(now).filter(|_| !self.config.slow_start.is_zero());
+    }
+
+    /// Ends a slow start whose time has passed. Returns whether it has.
+    pub(super) fn end_slow_start(&mut self, now: Instant) -> bool {
+        let ended = self.slow_start.is_some() && self.has_started(now);
+        if ended {
+            self.slow_start = None;
+        }
+        ended
+    }
+
+    fn has_started(&self, now: Instant) -> bool {
+        let duration = self.config.slow_start;
+        self.slow_start.is_none_or(|since| now >= since + duration)
+    }
+
+    /// It comes out of maintenance, and may be another server than it was.
+    pub(super) fn restart(&mut self, has_checks: bool, now: Instant) {
+        self.passive = Passive::default();
+        if has_checks {
+            self.check.reset(now);
+        } else {
+            self.start_slowly(now);
+        }
     }
 }

@@ -79,6 +79,8 @@ pub enum Cause {
     CheckPassed,
     Operator(AdminState),
     Resolver,
+    /// Another configuration.
+    Plan,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl Cause {
             Self::CheckPassed => "checked",
             Self::Operator(_) => "operator",
             Self::Resolver => "resolver",
+            Self::Plan => "configuration",
         }
     }
 
@@ -135,7 +138,8 @@ impl Cause {
             | Self::Answered
             | Self::CheckPassed
             | Self::Operator(_)
-            | Self::Resolver => None,
+            | Self::Resolver
+            | Self::Plan => None,
         }
     }
 }
@@ -219,8 +223,8 @@ impl super::Pool {
     /// notified, since time alone can make a verdict stale.
     pub fn take_events(&self, now: Instant) -> (Vec<Event>, Option<Instant>) {
         let mut inner = self.lock();
-        inner.look_out(now);
-        let next = inner.guard.next_review(now);
+        inner.review_if_due(now);
+        let next = inner.review.next(now);
         (inner.events.take(), next)
     }
 }

@@ -1,22 +1,15 @@
-//! What flows of datagrams ask of the pool: there is no connect that could succeed, and they may go
-//! elsewhere at any time.
+//! What flows of datagrams ask of the pool: they have no connect that could succeed, and they may
+//! move to another backend at any time.
 
 use super::{Pool, Search};
 use crate::{
-    plan::{
-        FlowsMove,
-        reason::{BackendState, CloseReason},
-    },
-    upstream::{backend::Backend, pool::endpoint::Member},
+    plan::{FlowsMove, reason::CloseReason},
+    upstream::backend::Backend,
 };
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{sync::atomic::Ordering, time::Instant};
 
 impl Pool {
-    /// Is another number whenever a backend may have been left since: while it is the same, nobody
-    /// has to go.
+    /// Counts what may make flows move: while the count is the same, no flow has to.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -25,56 +18,35 @@ impl Pool {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether it says anything that this one gave no reply. Checks know better; and where it is
-    /// the last that can be used, whoever asks what nobody answers would take all away.
-    pub fn may_be_blamed_for_silence(&self, backend: &Arc<Backend>, now: Instant) -> bool {
-        if self.supposed.is_some() {
-            return false;
-        }
+    /// Whether it counts as a failure that this backend gave no reply. Checks know better; and
+    /// where no other backend takes sessions, a client that asks what is never answered would take
+    /// the last one out.
+    pub fn may_be_blamed_for_silence(&self, backend: &Backend, now: Instant) -> bool {
         let inner = self.lock();
         let mut others = inner
-            .members
+            .endpoints
             .iter()
-            .filter(|m| !Arc::ptr_eq(&m.backend, backend));
-        others.any(|m| m.share(false, now) > 0)
+            .filter(|e| e.backend.id != backend.id);
+        inner.start_verdict.is_none() && others.any(|e| !e.admission(false, now).is_barred())
     }
 
-    /// A flow is on the backend that `search` picked last, and has said so. Whether it may stay:
-    /// sessions can have been told to leave since it was picked.
+    /// A flow is on the backend that `search` picked last. Whether it may stay there: its flows can
+    /// have been terminated since.
     pub fn taken(&self, search: &Search, now: Instant) -> bool {
         let mut inner = self.lock();
-        inner.left == search.left_in_all && !inner.events.awaits_failover()
-            || inner.may_stay(search, now)
+        inner.has_nothing_to_tell(search) || inner.may_stay(search, now)
     }
 
-    /// Why a flow on this backend is to go to another one, if it is.
-    pub fn must_go(&self, backend: &Arc<Backend>) -> Option<CloseReason> {
+    /// Why a flow on this backend has to move to another one, if it has to.
+    pub fn must_go(&self, backend: &Backend) -> Option<CloseReason> {
         let inner = self.lock();
         let single = inner.balancer.is_single();
-        let Some(member) = inner
-            .members
-            .iter()
-            .find(|m| Arc::ptr_eq(&m.backend, backend))
-        else {
-            return self.moves.drain.then_some(CloseReason::BackendDrained);
+        let mut endpoints = inner.endpoints.iter();
+        let reason = match endpoints.find(|e| e.backend.id == backend.id) {
+            Some(endpoint) => endpoint.reason_to_leave(single),
+            None => Some(CloseReason::BackendDrained),
         };
-        reason(member, single).filter(|reason| self.moves.does(*reason))
-    }
-}
-
-/// Why nothing new is to go to this one.
-fn reason(member: &Member, single: bool) -> Option<CloseReason> {
-    match member.state() {
-        BackendState::Failed | BackendState::Unproven if single => None,
-        BackendState::Failed | BackendState::Unproven => Some(CloseReason::BackendDown),
-        BackendState::Drained | BackendState::Maintenance => Some(CloseReason::BackendDrained),
-        // Used whatever its checks say.
-        _ if member.open && !member.down => None,
-        BackendState::Down | BackendState::Disabled => Some(CloseReason::BackendDown),
-        BackendState::WrongRole | BackendState::Standby => Some(CloseReason::RoleLost),
-        BackendState::Lagging => Some(CloseReason::Lagging),
-        // It may be right, or is only silent: who is there stays.
-        BackendState::Up | BackendState::Doubtful => None,
+        reason.filter(|reason| self.moves.does(*reason))
     }
 }
 

@@ -1,7 +1,11 @@
-//! What keeps an upstream from doing harm whatever single checks say: two primaries, one of which
-//! nobody has heard of for long, and checks that take out more than they may.
+//! Looks at all endpoints together, for what checks of single ones cannot decide: which of two
+//! primaries is believed, whether the verdict on a primary is too old, and whether checks have
+//! taken out more than they may.
 
-use super::{AdminState, Cause, Checked, Event, Inner, Pool, Transition};
+use super::{
+    AdminState, Cause, Checked, Event, Inner, Pool, Transition, addresses::Configured,
+    are_all_full, endpoint::Endpoint,
+};
 use crate::{
     plan::{
         self, CheckAt, Role,
@@ -10,7 +14,6 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, count_servers, standings},
-        pool::endpoint::Member,
     },
 };
 use std::{
@@ -18,22 +21,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What is guarded, and what is still to be told.
+/// The rules of an upstream for reviews, and what the last one found.
 #[derive(Debug, Default)]
-pub(super) struct Guard {
+pub(super) struct Review {
     /// There is to be one primary.
     one_primary: bool,
-    /// A good check of it is the live try that failed connects leave a backend to: there is nobody
-    /// else to go to meanwhile.
-    check_is_try: bool,
+    /// A good check counts as the connect that proves a failed endpoint good: the only primary must
+    /// not wait for `fail_timeout`.
+    check_proves_connect: bool,
     stale_after: Option<Duration>,
     /// In percent.
     panic_threshold: u32,
-    /// Which backends are counted for that: those that are to serve, wherever their names lead.
-    counted: Vec<bool>,
-    /// How many of how many are up, while all are used whatever their checks say.
+    /// How many backends of how many are up, while in panic.
     panic: Option<(usize, usize)>,
-    /// When the next address will have been silent for too long.
+    /// When the next verdict will be stale.
     due: Option<Instant>,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct Trigger {
     doubted_for: Duration,
 }
 
-/// What an upstream's guards show.
+/// What an upstream shows of its reviews.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guarded {
     /// How many servers say that they are the primary, where there is to be one. One that is
@@ -54,53 +55,53 @@ pub struct Guarded {
     pub in_panic: Option<bool>,
 }
 
-impl Guard {
+impl Review {
     pub(super) fn new(plan: &plan::Upstream) -> Self {
-        let Some(check) = &plan.check else {
-            return Self::default();
-        };
-        let serves = |b: &plan::Backend| !b.backup && !b.down && b.weight > 0;
-        Self {
-            one_primary: check.kind.role() == Some(Role::Primary),
-            check_is_try: check.kind.role() == Some(Role::Primary) && check.at == CheckAt::Backend,
-            stale_after: check.stale_after,
-            panic_threshold: check.panic_threshold,
-            counted: plan.backends.iter().map(serves).collect(),
-            ..Self::default()
+        let mut review = Self::default();
+        review.set_plan(plan);
+        review
+    }
+
+    pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
+        if let Some(check) = &plan.check {
+            self.one_primary = check.kind.role() == Some(Role::Primary);
+            self.check_proves_connect = self.one_primary && check.at == CheckAt::Backend;
+            self.stale_after = check.stale_after;
+            self.panic_threshold = check.panic_threshold;
         }
     }
 
     /// When to review even if nothing happens.
-    pub(super) fn next_review(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         // An answer that comes from now on is stale no sooner.
         self.stale_after
             .map(|limit| self.due.unwrap_or(now + limit))
     }
 
-    /// What is said of one that is used although it is not well.
-    pub(super) fn panic(&self) -> Option<String> {
-        let (up, of) = self.panic?;
-        Some(format!("panic threshold: {up} of {of} up"))
+    /// Why endpoints are used although they are not up.
+    pub(super) fn explain_panic(&self) -> Option<String> {
+        let (up, total) = self.panic?;
+        Some(format!("panic threshold: {up} of {total} up"))
     }
 }
 
 impl Pool {
-    /// A check of this address has ended, and may have changed what is thought of it. Whether
-    /// checks now speak for any address at all.
+    /// A check of this address has ended; `change`: of the verdict on this address alone. Returns
+    /// whether any address is well now.
     pub fn checked(
         &self,
-        backend: &Arc<Backend>,
+        backend: &Backend,
         checked: Checked,
         change: Option<Change>,
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
-        let follows = match checked.result {
+        let followed = match checked.result {
             CheckResult::WrongRole | CheckResult::Standby => checked.finding.epoch.clone(),
             _ => None,
         };
-        let asked = checked.at.checked_sub(checked.took).unwrap_or(checked.at);
-        let good = checked.result == CheckResult::Ok && inner.guard.check_is_try;
+        let began = checked.at.checked_sub(checked.took).unwrap_or(checked.at);
+        let proves = checked.result == CheckResult::Ok && inner.review.check_proves_connect;
         let trigger = change.map(|change| Trigger {
             backend: backend.id,
             cause: Cause::Check {
@@ -109,272 +110,294 @@ impl Pool {
             },
             doubted_for: change.doubted_for,
         });
-        let mut news = inner
+        let mut may_change = inner
             .find(backend)
-            .is_some_and(|m| m.hear(checked, change, now));
-        if good {
-            news |= inner.is_tried(backend, asked, now);
+            .is_some_and(|e| e.record_check(checked, change, now));
+        if proves {
+            may_change |= inner.prove_connect(backend, began, now);
         }
-        if let Some(epoch) = follows {
-            news |= inner.follows(backend, &epoch);
+        if let Some(epoch) = followed {
+            may_change |= inner.end_superseding(backend, &epoch);
         }
-        if news {
+        if may_change {
             inner.review(trigger, now);
             self.changed();
         }
-        inner.members.iter().any(Member::is_well)
+        inner.endpoints.iter().any(Endpoint::is_well)
     }
 
-    /// What the checks say of this address, or what is supposed before they do.
-    pub fn said(&self, backend: &Arc<Backend>) -> Verdict {
-        let found = self.lock().find(backend).map(|m| m.said);
+    /// The verdict from the checks of this address alone, or the one at the start.
+    pub fn own_verdict(&self, backend: &Backend) -> Verdict {
+        let found = self.lock().find(backend).map(|e| e.check.own);
         found.unwrap_or(Verdict::Down(None))
     }
 
-    /// Whether all are used, whatever their checks say.
+    /// Whether all addresses are used, whatever their checks find.
     pub fn in_panic(&self) -> bool {
-        self.lock().guard.panic.is_some()
+        self.lock().review.panic.is_some()
     }
 
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
-        inner.look_out(now);
-        let claims = |m: &&Member| !m.down && m.heard && m.is_asked() && m.said.is_up();
-        let primaries = || {
-            let members = inner.members.iter().filter(claims);
-            count_servers(&members.map(|m| m.claim(true)).collect::<Vec<_>>())
+        inner.review_if_due(now);
+        let claims = |e: &&Endpoint| {
+            !e.config.is_down && e.check.checked_once && e.is_checked() && e.check.own.is_up()
         };
+        let primaries = || {
+            let claiming = inner.endpoints.iter().filter(claims);
+            count_servers(&claiming.map(|e| e.claim(true)).collect::<Vec<_>>())
+        };
+        let review = &inner.review;
         Guarded {
-            primaries: inner.guard.one_primary.then(primaries),
-            in_panic: (inner.guard.panic_threshold > 0).then_some(inner.guard.panic.is_some()),
+            primaries: review.one_primary.then(primaries),
+            in_panic: (review.panic_threshold > 0).then_some(review.panic.is_some()),
         }
     }
 }
 
 impl Inner {
-    /// Time alone can change what is to be thought: of this every pick makes sure, for the checks
-    /// may be what has died.
+    /// A verdict can become stale without any event. Every pick makes sure of it, because the
+    /// checker may have died.
     #[inline]
-    pub(super) fn look_out(&mut self, now: Instant) {
-        if self.guard.due.is_some_and(|due| now >= due) {
+    pub(super) fn review_if_due(&mut self, now: Instant) {
+        if self.review.due.is_some_and(|due| now >= due) {
             self.review(None, now);
         }
     }
 
-    /// Looks at all addresses together. Under the lock, so that no pick ever sees two that are
-    /// believed.
+    /// Looks at all endpoints together. Under the lock, so that no pick ever sees two primaries
+    /// that are believed.
     pub(super) fn review(&mut self, trigger: Option<Trigger>, now: Instant) {
         self.find_stale(now);
-        let verdicts = self.compare();
-        let Self {
-            members, departed, ..
-        } = self;
-        // An address that is no longer named is a rival to nobody.
-        let departed = departed.iter_mut().map(|m| {
-            let said = m.said;
-            (m, (said, None))
-        });
+        let mut verdicts = self.elect().into_iter();
         let mut transitions = Vec::new();
-        for (member, (to, why)) in members.iter_mut().zip(verdicts).chain(departed) {
-            member.why.clone_from(&why);
-            let from = std::mem::replace(&mut member.verdict, to);
-            // What is only supposed of one is no news.
-            if from != to && member.heard {
-                member.verdict_since = Some(now);
-                let trigger = trigger.as_ref().filter(|t| t.backend == member.backend.id);
-                let (cause, doubted_for) = match (why, trigger) {
-                    (Some(why), _) if to == Verdict::WrongRole => {
-                        (Cause::Superseded(why), Duration::ZERO)
-                    }
-                    (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
-                    (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
-                    (None, None) => (Cause::OnePrimary, Duration::ZERO),
-                };
-                transitions.push(Transition {
-                    to: Some(to.state()),
-                    doubted_for,
-                    ..member.transition(from.state(), cause, now)
-                });
+        for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
+            // One that has departed competes with no other.
+            let (to, why) = verdicts.next().unwrap_or((endpoint.check.own, None));
+            endpoint.check.why.clone_from(&why);
+            let from = std::mem::replace(&mut endpoint.check.effective, to);
+            // A verdict that no check has confirmed is no event.
+            if from == to || !endpoint.check.checked_once {
+                continue;
             }
+            endpoint.check.since = Some(now);
+            let trigger = trigger
+                .as_ref()
+                .filter(|t| t.backend == endpoint.backend.id);
+            let (cause, doubted_for) = match (why, trigger) {
+                (Some(how), _) if to == Verdict::WrongRole => {
+                    (Cause::Superseded(how), Duration::ZERO)
+                }
+                (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
+                (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
+                (None, None) => (Cause::OnePrimary, Duration::ZERO),
+            };
+            transitions.push(Transition {
+                to: Some(to.state()),
+                doubted_for,
+                ..endpoint.transition(from.state(), cause, now)
+            });
         }
         // First those that must not be used any more, then those that take their place.
         transitions.sort_by_key(|transition| transition.to == Some(BackendState::Up));
         for transition in transitions {
             self.events.push(Event::Transition(transition));
         }
-        self.count();
-        let panic = self.guard.panic.is_some();
-        for member in &mut self.members {
-            member.open = panic || member.verdict.is_up() && !member.stale;
+        self.review_panic();
+        let in_panic = self.review.panic.is_some();
+        for Endpoint { check, .. } in &mut self.endpoints {
+            check.admits = in_panic || check.effective.is_up() && !check.is_stale;
         }
-        self.all_plain = self.members.iter().all(Member::is_plain);
+        self.fast_path = are_all_full(&self.endpoints, now);
     }
 
-    /// A check that began then has found it well. Whether it had failed.
-    fn is_tried(&mut self, backend: &Arc<Backend>, asked: Instant, now: Instant) -> bool {
-        let Some(member) = self.find(backend).filter(|m| m.passive.fails() > 0) else {
+    /// A check that began then was good. Returns whether connects had failed before.
+    fn prove_connect(&mut self, backend: &Backend, began: Instant, now: Instant) -> bool {
+        let failed = self.find(backend).filter(|e| e.passive.fails() > 0);
+        let Some(endpoint) = failed else {
             return false;
         };
-        let before = member.state();
-        member.passive.answered(asked);
-        if (before, member.state()) == (BackendState::Failed, BackendState::Up) {
-            let transition = member.transition(before, Cause::CheckPassed, now);
+        let before = endpoint.state();
+        endpoint.passive.answered(began);
+        if (before, endpoint.state()) == (BackendState::Failed, BackendState::Up) {
+            let transition = endpoint.transition(before, Cause::CheckPassed, now);
             self.events.push(Event::Transition(transition));
         }
         true
     }
 
-    /// A server says that it is no primary and follows one with this epoch. If that is one that it
-    /// had superseded, both are now agreed. Whether it is.
-    fn follows(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
-        let is_it = |m: &&mut Member| {
-            let own = m.epoch.as_ref();
-            m.superseded == Some(backend.id) && own.is_some_and(|own| own.is_of_one_with(epoch))
-        };
-        let found = self.members.iter_mut().find(is_it);
-        found.map(|member| member.superseded = None).is_some()
+    /// A server says that it follows a primary with this epoch. If it had superseded that one, the
+    /// two agree now. Returns whether it had.
+    fn end_superseding(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
+        let mut all = self.endpoints.iter_mut().map(|e| &mut e.check.evidence);
+        let found = all.find(|evidence| {
+            let own = evidence.epoch.as_ref();
+            evidence.superseded_by == Some(backend.id)
+                && own.is_some_and(|own| own.is_of_one_with(epoch))
+        });
+        found
+            .map(|evidence| evidence.superseded_by = None)
+            .is_some()
     }
 
     fn find_stale(&mut self, now: Instant) {
-        let guard = &mut self.guard;
-        guard.due = None;
-        let Some(limit) = guard.stale_after else {
+        self.review.due = None;
+        let Some(limit) = self.review.stale_after else {
             return;
         };
-        for member in &mut self.members {
-            let until = member.certain + limit;
-            let used = member.said.is_up() && !member.down && member.is_asked();
-            let stale = used && now >= until;
-            if used && !stale {
-                guard.due = guard.due.into_iter().chain([until]).min();
+        for endpoint in &mut self.endpoints {
+            let is_used = !endpoint.config.is_down && endpoint.is_checked();
+            let check = &mut endpoint.check;
+            let is_used = is_used && check.own.is_up();
+            let until = check.last_certain + limit;
+            let is_stale = is_used && now >= until;
+            if is_used && !is_stale {
+                self.review.due = self.review.due.into_iter().chain([until]).min();
             }
-            if stale != member.stale {
-                member.stale = stale;
-                let backend = Arc::clone(&member.backend);
-                if stale {
-                    // Whatever it is when it is heard again, nobody knows what it was meanwhile.
-                    member.known = None;
-                    self.events.push(Event::Stale(backend));
-                } else if used {
-                    self.events.push(Event::Fresh(backend));
-                }
+            if std::mem::replace(&mut check.is_stale, is_stale) == is_stale {
+                continue;
+            }
+            let backend = Arc::clone(&endpoint.backend);
+            if is_stale {
+                // When it answers again, what it was meanwhile is not known.
+                check.evidence.role_since = None;
+                self.events.push(Event::Stale(backend));
+            } else if is_used {
+                self.events.push(Event::Fresh(backend));
             }
         }
     }
 
-    /// What is to be thought of each member, and what others have to do with it.
-    fn compare(&mut self) -> Vec<(Verdict, Option<String>)> {
-        let members = &mut self.members;
-        let mut verdicts: Vec<_> = members.iter().map(|m| (m.said, None)).collect();
-        if !self.guard.one_primary {
+    /// The verdict on each endpoint beside the others, and why it differs from its own.
+    fn elect(&mut self) -> Vec<(Verdict, Option<String>)> {
+        let endpoints = &mut self.endpoints;
+        let own = endpoints.iter().map(|e| (e.check.own, None));
+        let mut verdicts: Vec<_> = own.collect();
+        if !self.review.one_primary {
             return verdicts;
         }
-        let claims = |m: &Member| !m.down && (m.said.is_up() || m.epoch.is_some());
-        let claiming: Vec<usize> = (0..members.len())
-            .filter(|i| claims(&members[*i]))
-            .collect();
+        let claims = |e: &Endpoint| {
+            !e.config.is_down && (e.check.own.is_up() || e.check.evidence.epoch.is_some())
+        };
+        let all = 0..endpoints.len();
+        let claiming: Vec<usize> = all.filter(|i| claims(&endpoints[*i])).collect();
         let claims: Vec<Claim<'_>> = claiming
             .iter()
-            .map(|i| &members[*i])
-            .map(|m| {
-                // One in maintenance is in nobody's way; one that is drained still says what it
-                // says, and somebody may still be writing to it.
-                m.claim(m.said.is_up() && !m.stale && m.is_asked() && m.superseded.is_none())
+            .map(|i| {
+                let endpoint = &endpoints[*i];
+                let check = &endpoint.check;
+                // One in maintenance competes with no other; a drained one does: its sessions may
+                // still write to it.
+                let answers = check.own.is_up() && !check.is_stale && endpoint.is_checked();
+                endpoint.claim(answers && check.evidence.superseded_by.is_none())
             })
             .collect();
         let standings = standings(&claims);
         for (standing, &i) in standings.iter().zip(&claiming) {
             if let Standing::Superseded { by } = standing {
-                members[i].superseded = Some(members[claiming[*by]].backend.id);
+                let by = endpoints[claiming[*by]].backend.id;
+                endpoints[i].check.evidence.superseded_by = Some(by);
             }
         }
         for (standing, &i) in standings.into_iter().zip(&claiming) {
-            let member = &members[i];
-            if !member.said.is_up() {
-                continue;
+            if endpoints[i].check.own.is_up() {
+                verdicts[i] = verdict_of(standing, &endpoints[i], |n| &endpoints[claiming[n]]);
             }
-            verdicts[i] = match standing {
-                Standing::Believed => (member.said, None),
-                Standing::Doubtful { .. } if !member.heard => {
-                    (Verdict::Doubtful, Some("not checked yet".to_owned()))
-                }
-                Standing::Doubtful { believed } => {
-                    let other = &members[claiming[believed]];
-                    let why = match member.known == other.known {
-                        true => "stands before it in the configuration",
-                        false => "has been for longer",
-                    };
-                    let why = format!("{} is primary, too, and {why}", name(other));
-                    (Verdict::Doubtful, Some(why))
-                }
-                Standing::Superseded { by } => {
-                    let other = &members[claiming[by]];
-                    let how = match (&other.epoch, &member.epoch) {
-                        (Some(newer), Some(older)) => Supersedes(newer, older).to_string(),
-                        _ => String::new(),
-                    };
-                    let why = format!("superseded by {} ({how})", name(other));
-                    (Verdict::WrongRole, Some(why))
-                }
-                // Whoever it was superseded by proves it no longer, and that changes nothing.
-                Standing::Silent if member.superseded.is_some() => {
-                    (Verdict::WrongRole, member.why.clone())
-                }
-                // Silence does not make it more credible.
-                Standing::Silent if member.verdict == Verdict::Doubtful => {
-                    (Verdict::Doubtful, member.why.clone())
-                }
-                Standing::Silent => (member.said, None),
-            };
         }
         verdicts
     }
 
-    /// Counts who is up, where it matters that not too many are out.
-    fn count(&mut self) {
-        let guard = &mut self.guard;
-        if guard.panic_threshold == 0 {
+    /// Decides whether so few backends are up that all are used.
+    fn review_panic(&mut self) {
+        let review = &mut self.review;
+        if review.panic_threshold == 0 {
             return;
         }
-        let (primaries, backups) = self.members.split_at(self.balancer.primaries().end);
-        let serves = |all: &&[Member]| all.iter().any(|m| !m.down && m.weight > 0 && m.is_wanted());
-        let is_up = |all: &&[Member]| all.iter().any(|m| m.said.is_up());
-        let one = |a: &Member, b: &Member| a.of == b.of;
-        let (mut up, mut unknown) = (0, false);
-        for backend in primaries.chunk_by(one).filter(serves) {
+        let (regular, backups) = self.endpoints.split_at(self.balancer.primaries().end);
+        let serves = |backend: &&[Endpoint]| {
+            let serves = |e: &Endpoint| !e.config.is_down && e.config.weight > 0;
+            let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
+            backend.iter().any(|e| serves(e) && is_ready(e))
+        };
+        let is_up = |backend: &&[Endpoint]| backend.iter().any(|e| e.check.own.is_up());
+        let same = |a: &Endpoint, b: &Endpoint| a.backend.text() == b.backend.text();
+        let (mut up, mut has_unchecked) = (0, false);
+        for backend in regular.chunk_by(same).filter(serves) {
             up += usize::from(is_up(&backend));
-            unknown |= backend.iter().all(|m| m.said == Verdict::Down(None));
+            has_unchecked |= backend.iter().all(|e| e.check.own == Verdict::Down(None));
         }
-        let wanted = self
-            .admin_states
-            .iter()
-            .map(|w| w.admin_state == AdminState::Ready);
-        let counted = wanted
-            .zip(&guard.counted)
-            .filter(|(wanted, counted)| *wanted && **counted);
-        let of = counted.count();
-        let few = up as u128 * 100 < u128::from(guard.panic_threshold) * of as u128;
-        // Backups are there for the case that nobody else is up.
-        let backups = || backups.chunk_by(one).any(|b| serves(&b) && is_up(&b));
-        // It does not begin before all have been checked, and does not end because one is yet to
-        // be.
-        let known = !unknown || guard.panic.is_some();
-        let panic = (few && known && (up > 0 || !backups())).then_some((up, of));
-        if panic.is_some() != guard.panic.is_some() {
+        // Wherever their names lead.
+        let counts = |c: &&Configured| {
+            let plan = &c.plan;
+            let serves = !plan.backup && !plan.down && plan.weight > 0;
+            serves && c.admin.admin_state == AdminState::Ready
+        };
+        let total = self.configured.iter().filter(counts).count();
+        let few = up as u128 * 100 < u128::from(review.panic_threshold) * total as u128;
+        // Backups are there for the case that no other is up.
+        let has_backup = || backups.chunk_by(same).any(|b| serves(&b) && is_up(&b));
+        // A backend that is yet to be checked neither starts nor ends it.
+        let is_known = !has_unchecked || review.panic.is_some();
+        let panic = (few && is_known && (up > 0 || !has_backup())).then_some((up, total));
+        if panic.is_some() != review.panic.is_some() {
             self.events.push(match panic {
                 Some((up, total)) => Event::PanicStarted { up, total },
                 None => Event::PanicEnded,
             });
         }
-        guard.panic = panic;
+        review.panic = panic;
     }
 }
 
-/// As it is configured, and if that is a name, which of its addresses.
-fn name(member: &Member) -> String {
-    let (text, place) = (member.backend.text(), member.backend.place.to_string());
-    match **text == *place {
-        true => place,
-        false => format!("{text} ({place})"),
+/// The verdict on an endpoint that is up by its own checks, from its standing in the election.
+fn verdict_of<'a>(
+    standing: Standing,
+    endpoint: &Endpoint,
+    other: impl Fn(usize) -> &'a Endpoint,
+) -> (Verdict, Option<String>) {
+    let check = &endpoint.check;
+    match standing {
+        Standing::Believed => (check.own, None),
+        Standing::Doubtful { .. } if !check.checked_once => {
+            (Verdict::Doubtful, Some("not checked yet".to_owned()))
+        }
+        Standing::Doubtful { believed } => {
+            let other = other(believed);
+            let is_as_old = check.evidence.role_since == other.check.evidence.role_since;
+            let why = match is_as_old {
+                true => "stands before it in the configuration",
+                false => "has been for longer",
+            };
+            let why = format!("{} is primary, too, and {why}", name(other));
+            (Verdict::Doubtful, Some(why))
+        }
+        Standing::Superseded { by } => {
+            let other = other(by);
+            let how = match (&other.check.evidence.epoch, &check.evidence.epoch) {
+                (Some(newer), Some(older)) => Supersedes(newer, older).to_string(),
+                _ => String::new(),
+            };
+            let why = format!("superseded by {} ({how})", name(other));
+            (Verdict::WrongRole, Some(why))
+        }
+        // That the other one no longer proves it changes nothing.
+        Standing::Silent if check.evidence.superseded_by.is_some() => {
+            (Verdict::WrongRole, check.why.clone())
+        }
+        // Silence does not make it more credible.
+        Standing::Silent if check.effective == Verdict::Doubtful => {
+            (Verdict::Doubtful, check.why.clone())
+        }
+        Standing::Silent => (check.own, None),
+    }
+}
+
+/// Its address as configured, and where that is a name, which of its addresses.
+fn name(endpoint: &Endpoint) -> String {
+    let backend = &endpoint.backend;
+    let (text, addr) = (backend.text(), backend.place.to_string());
+    match **text == *addr {
+        true => addr,
+        false => format!("{text} ({addr})"),
     }
 }

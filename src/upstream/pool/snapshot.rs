@@ -1,17 +1,23 @@
 //! The backends of a pool as status and metrics show them.
 
-use super::{AdminState, Checked, Inner, Pool};
+use super::{
+    AdminSetting, AdminState, Checked, Inner, Pool,
+    addresses::Configured,
+    admission::{Admission, Bar},
+    endpoint::Endpoint,
+};
 use crate::{
     plan::{
-        Addr, Balance, Role,
+        self, Addr, Balance, Role,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
     upstream::{
-        health::{Lag, Verdict},
-        pool::endpoint::Member,
+        balance::FULL,
+        health::{Evidence, Lag, Verdict},
     },
 };
+use ahash::HashMap;
 use std::{sync::Arc, time::Instant};
 
 /// A backend as status and metrics show it.
@@ -24,14 +30,14 @@ pub struct Snapshot {
     pub admin_state: AdminState,
     /// Why it is in that state, in words.
     pub why: String,
-    /// How long ago the last failure was.
+    /// When the last failure was.
     pub last_failure: Option<Instant>,
-    /// Whether it takes sessions now, and nothing says that it might not serve them.
+    /// Whether it takes sessions now, and its connects have not failed.
     pub available: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for
     /// other policies.
     pub average_time: Option<f64>,
-    /// Since when the operator wants it like this, or else the checks have been of one mind.
+    /// When an operator set its admin state, or else when the verdict of its checks changed last.
     pub since: Option<Instant>,
     /// The roles that its addresses have; `None` where no check asks.
     pub roles: Option<Vec<Role>>,
@@ -45,158 +51,184 @@ impl Pool {
     /// All configured backends as they are now.
     pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
         let mut inner = self.lock();
-        inner.halve(now);
-        inner.look_out(now);
-        let mut members: Vec<Vec<&Member>> = vec![Vec::new(); self.configured.len()];
-        for member in &inner.members {
-            members[member.of].push(member);
+        inner.halve_if_due(now);
+        inner.review_if_due(now);
+        let mut endpoints: HashMap<&str, Vec<&Endpoint>> = HashMap::default();
+        for endpoint in &inner.endpoints {
+            let text = endpoint.backend.text();
+            endpoints.entry(text).or_default().push(endpoint);
         }
-        let each = members.iter().enumerate();
-        each.map(|(of, members)| self.snapshot_of(&inner, of, members, now))
+        let configured = inner.configured.iter();
+        configured
+            .map(|configured| {
+                let endpoints = endpoints.remove(configured.plan.text.as_str());
+                self.snapshot_of(&inner, configured, &endpoints.unwrap_or_default(), now)
+            })
             .collect()
     }
 
-    fn snapshot_of(&self, inner: &Inner, of: usize, members: &[&Member], now: Instant) -> Snapshot {
-        let (plan, metrics) = &self.configured[of];
+    fn snapshot_of(
+        &self,
+        inner: &Inner,
+        configured: &Configured,
+        endpoints: &[&Endpoint],
+        now: Instant,
+    ) -> Snapshot {
+        let Configured { plan, admin, .. } = configured;
         let single = inner.balancer.is_single();
         // That a failed one may be tried again proves nothing.
-        let is_proven = |m: &&&Member| single || !m.is_failed();
-        let mut proven = members.iter().filter(is_proven);
-        let available = proven.any(|m| m.share(single, now) > 0);
-        let setting = inner.admin_states.get(of).copied().unwrap_or_default();
-        let (state, why) = self.state_of(inner, of, members, now);
-        let checked = || members.iter().filter_map(|m| m.checked.as_ref());
+        let is_available =
+            |e: &&&Endpoint| (single || !e.is_failed()) && !e.admission(single, now).is_barred();
+        let (state, why) = inner.explain_state(plan, *admin, endpoints, now);
+        let checks = || endpoints.iter().map(|e| &e.check);
+        let last_checks = || checks().filter_map(|check| check.last.as_ref());
+        let is_least_time = matches!(self.balance, Balance::LeastTime(_));
+        let averages = endpoints.iter().map(|e| e.latency.seconds);
         Snapshot {
-            metrics: Arc::clone(metrics),
+            metrics: Arc::clone(&configured.metrics),
             weight: plan.weight,
             backup: plan.backup,
             state,
             why,
-            last_failure: members
+            last_failure: endpoints
                 .iter()
-                .filter_map(|m| m.passive.last_failure())
+                .filter_map(|e| e.passive.last_failure())
                 .max(),
-            available,
-            average_time: matches!(self.balance, Balance::LeastTime(_))
-                .then(|| members.iter().map(|m| m.average.seconds))
-                .and_then(|averages| averages.reduce(f64::min)),
-            admin_state: setting.admin_state,
-            since: setting
+            available: endpoints.iter().any(|e| is_available(&e)),
+            average_time: averages.reduce(f64::min).filter(|_| is_least_time),
+            admin_state: admin.admin_state,
+            since: admin
                 .since
-                .or_else(|| members.iter().filter_map(|m| m.verdict_since).max()),
+                .or_else(|| checks().filter_map(|c| c.since).max()),
             roles: self
-                .hears_roles
-                .then(|| checked().filter_map(|c| c.finding.role).collect()),
-            checked: checked().max_by_key(|c| c.at).cloned(),
-            addresses: members.iter().map(|m| m.backend.place.clone()).collect(),
-        }
-    }
-
-    /// The state of a configured backend, and why it is in it, in words.
-    pub(super) fn state_of(
-        &self,
-        inner: &Inner,
-        of: usize,
-        members: &[&Member],
-        now: Instant,
-    ) -> (BackendState, String) {
-        let plan = &self.configured[of].0;
-        let single = inner.balancer.is_single();
-        let can_take = members.iter().any(|m| m.share(single, now) > 0);
-        // Until a connect succeeds. That it may be tried again proves nothing.
-        let failed = !members.is_empty() && !single && members.iter().all(|m| m.is_failed());
-        let fails: u32 = members.iter().map(|m| m.passive.fails()).sum();
-        let setting = inner.admin_states.get(of).copied().unwrap_or_default();
-        use BackendState::{Disabled, Down, Failed, Unproven, Up};
-        if let Some(state) = setting.admin_state.state() {
-            (state, admin_why(setting.admin_state, members, failed))
-        } else if plan.down {
-            (Disabled, "the configuration says so".to_owned())
-        } else if members.is_empty() {
-            (Down, "its name does not resolve".to_owned())
-        } else if let Some((state, why)) = judged(members) {
-            match inner.guard.panic() {
-                Some(panic) => (state, format!("{why}; {panic}")),
-                None => (state, why),
-            }
-        } else if let Some(why) = silent(members, now) {
-            (Up, why)
-        } else if failed {
-            match can_take {
-                true => (
-                    Unproven,
-                    format!("{fails} failed connects; the next session tries it again"),
-                ),
-                false => (Failed, format!("{fails} failed connects")),
-            }
-        } else if plan.weight == 0 {
-            (Up, "weight 0: takes nothing new".to_owned())
-        } else if !can_take {
-            (Up, "full: max_connections is reached".to_owned())
-        } else if let Some(percent) = members.iter().filter_map(|m| m.starting(now)).min() {
-            (Up, format!("slow start: {percent} % of its weight"))
-        } else {
-            let checked = members.iter().filter_map(|m| m.checked.as_ref());
-            let fault = checked.filter_map(|c| c.finding.fault.clone()).next();
-            (Up, fault.unwrap_or_default())
+                .tells_roles
+                .then(|| last_checks().filter_map(|c| c.finding.role).collect()),
+            checked: last_checks().max_by_key(|c| c.at).cloned(),
+            addresses: configured.addresses.clone(),
         }
     }
 }
 
-/// Why a backend is in the state that its admin state puts it in; `failed`: by connects.
-fn admin_why(admin_state: AdminState, members: &[&Member], failed: bool) -> String {
-    let besides = match judged(members) {
+impl Inner {
+    /// The state of a configured backend, and why it is in it, in words. It is that of the endpoint
+    /// that comes nearest to taking sessions.
+    pub(super) fn explain_state(
+        &self,
+        plan: &plan::Backend,
+        admin: AdminSetting,
+        endpoints: &[&Endpoint],
+        now: Instant,
+    ) -> (BackendState, String) {
+        use BackendState::{Disabled, Down, Failed, Unproven, Up};
+        let single = self.balancer.is_single();
+        let is_failed = |e: &Endpoint| !single && e.is_failed();
+        let all_failed = !endpoints.is_empty() && endpoints.iter().all(|e| is_failed(e));
+        if let Some(state) = admin.admin_state.state() {
+            let why = explain_admin_state(admin.admin_state, endpoints, all_failed);
+            return (state, why);
+        }
+        if plan.down {
+            return (Disabled, "the configuration says so".to_owned());
+        }
+        let rank = |e: &Endpoint| (rank(e.admission(single, now)), is_failed(e));
+        let Some(best) = endpoints.iter().min_by_key(|e| rank(e)) else {
+            return (Down, "its name does not resolve".to_owned());
+        };
+        if let Some((state, why)) = explain_verdict(endpoints) {
+            return match self.review.explain_panic() {
+                Some(panic) => (state, format!("{why}; {panic}")),
+                None => (state, why),
+            };
+        }
+        if let Some(why) = explain_stale(endpoints, now) {
+            return (Up, why);
+        }
+        let fails: u32 = endpoints.iter().map(|e| e.passive.fails()).sum();
+        match best.admission(single, now) {
+            Admission::Full | Admission::Part(_) if is_failed(best) => {
+                let why = format!("{fails} failed connects; the next session tries it again");
+                (Unproven, why)
+            }
+            Admission::Full | Admission::Part(_) => (Up, explain_up(endpoints, now)),
+            Admission::Barred(bar) => match bar {
+                Bar::Failed => (Failed, format!("{fails} failed connects")),
+                Bar::NoWeight => (Up, "weight 0: takes nothing new".to_owned()),
+                Bar::Full => (Up, "full: max_connections is reached".to_owned()),
+                // Explained above.
+                Bar::Drained | Bar::Maintenance | Bar::Disabled | Bar::Check(_) | Bar::Stale => {
+                    (best.state(), String::new())
+                }
+            },
+        }
+    }
+}
+
+/// How far an endpoint is from taking sessions.
+fn rank(admission: Admission) -> u32 {
+    match admission {
+        Admission::Full | Admission::Part(_) => 0,
+        Admission::Barred(bar) => match bar {
+            Bar::Full => 1,
+            Bar::NoWeight => 2,
+            Bar::Failed => 3,
+            Bar::Stale => 4,
+            Bar::Check(_) => 5,
+            Bar::Disabled | Bar::Drained | Bar::Maintenance => 6,
+        },
+    }
+}
+
+/// What is to be known of a backend that takes sessions.
+fn explain_up(endpoints: &[&Endpoint], now: Instant) -> String {
+    let starting = |e: &&Endpoint| match e.admission(false, now) {
+        Admission::Part(share) if share < FULL => Some(share * 100 / FULL),
+        Admission::Full | Admission::Part(_) | Admission::Barred(_) => None,
+    };
+    if let Some(percent) = endpoints.iter().filter_map(starting).min() {
+        return format!("slow start: {percent} % of its weight");
+    }
+    let fault = |e: &&Endpoint| e.check.last.as_ref()?.finding.fault.clone();
+    endpoints.iter().find_map(fault).unwrap_or_default()
+}
+
+/// `failed`: by connects.
+fn explain_admin_state(admin_state: AdminState, endpoints: &[&Endpoint], failed: bool) -> String {
+    let besides = match explain_verdict(endpoints) {
         _ if admin_state == AdminState::Maint => None,
         None if failed => Some("its connects fail".to_owned()),
-        judged => judged.map(|(_, why)| why),
+        verdict => verdict.map(|(_, why)| why),
     };
     let besides = besides.map_or_else(String::new, |why| format!("; besides, {why}"));
     format!("the operator says so{besides}")
 }
 
-/// What the checks have against a backend, if they speak for none of its addresses.
-fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
-    if members.iter().any(|m| m.verdict.is_up()) {
+/// The verdict of the checks on a backend that is up at none of its addresses, and why.
+fn explain_verdict(endpoints: &[&Endpoint]) -> Option<(BackendState, String)> {
+    if endpoints.iter().any(|e| e.check.effective.is_up()) {
         return None;
     }
-    // One that lives says more than those that do not, the more so the less there is against it.
-    let worth = |m: &&Member| match m.verdict {
+    // A server that answers says more than one that does not, the more so the less is wrong.
+    let rank = |e: &&&Endpoint| match e.check.effective {
         Verdict::Doubtful => 0,
         Verdict::Lagging => 1,
         Verdict::Standby => 2,
         Verdict::WrongRole => 3,
         Verdict::Down(_) | Verdict::Up => 4,
     };
-    let member = *members.iter().min_by_key(|m| worth(m))?;
-    let checked = member.checked.as_ref();
-    let fault = checked.and_then(|c| c.finding.fault.as_deref());
-    let why = match (member.verdict, &member.why) {
+    let check = &endpoints.iter().min_by_key(rank)?.check;
+    let last = check.last.as_ref();
+    let fault = last.and_then(|c| c.finding.fault.as_deref());
+    let why = match (check.effective, &check.why) {
         (_, Some(why)) => why.clone(),
         (Verdict::Down(None), _) => "not checked yet".to_owned(),
-        // The latest, which may be another than the one that took it out.
-        (Verdict::Down(Some(result)), _) => {
-            let good = |c: &&Checked| {
-                use CheckResult::{Busy, Lagging, Local, NotReplicating, Ok};
-                matches!(c.result, Ok | Local | Lagging | NotReplicating | Busy)
-            };
-            match checked.filter(|c| !good(c)) {
-                Some(c) if !c.transcript.is_empty() => {
-                    let (word, saw) = (c.result.word(), shorten(&c.transcript));
-                    format!("its check says: {word}: {saw}")
-                }
-                checked => {
-                    let result = checked.map_or(result, |c| c.result);
-                    format!("its check says: {}", result.word())
-                }
-            }
-        }
-        (Verdict::Lagging, _) => match (fault, checked.map(|c| c.finding.lag)) {
+        (Verdict::Down(Some(result)), _) => explain_failed_check(result, last),
+        (Verdict::Lagging, _) => match (fault, last.map(|c| c.finding.lag)) {
             (Some(fault), _) => fault.to_owned(),
-            (None, Some(lag)) => behind(lag),
+            (None, Some(lag)) => explain_lag(lag),
             (None, None) => "it is behind".to_owned(),
         },
         (Verdict::WrongRole | Verdict::Standby | Verdict::Doubtful | Verdict::Up, _) => {
-            let role = match checked.and_then(|c| c.finding.role) {
+            let role = match last.and_then(|c| c.finding.role) {
                 Some(role) => format!("its role is {}", role.word()),
                 None => "it has another role".to_owned(),
             };
@@ -206,7 +238,25 @@ fn judged(members: &[&Member]) -> Option<(BackendState, String)> {
             }
         }
     };
-    Some((member.verdict.state(), why))
+    Some((check.effective.state(), why))
+}
+
+/// `result`: of the check that took it out; the last one may have found something else.
+fn explain_failed_check(result: CheckResult, last: Option<&Checked>) -> String {
+    let is_good = |c: &&Checked| match Evidence::of(c.result) {
+        Evidence::Missing | Evidence::Unchanged | Evidence::Role => true,
+        Evidence::OtherRole | Evidence::MayHaveRestarted | Evidence::Unknown => false,
+    };
+    match last.filter(|c| !is_good(c)) {
+        Some(c) if !c.transcript.is_empty() => {
+            let (word, saw) = (c.result.word(), shorten(&c.transcript));
+            format!("its check says: {word}: {saw}")
+        }
+        last => {
+            let result = last.map_or(result, |c| c.result);
+            format!("its check says: {}", result.word())
+        }
+    }
 }
 
 /// What a check saw, short enough for a line among others.
@@ -218,7 +268,7 @@ fn shorten(text: &str) -> String {
     }
 }
 
-fn behind(lag: Lag) -> String {
+fn explain_lag(lag: Lag) -> String {
     let seconds = lag.time.map(|t| format!("{:.1} s", t.as_secs_f64()));
     let bytes = lag.bytes.map(|n| format!("{n} bytes"));
     let parts: Vec<String> = [seconds, bytes].into_iter().flatten().collect();
@@ -228,14 +278,14 @@ fn behind(lag: Lag) -> String {
     }
 }
 
-/// For how long nothing certain has been heard, if that is too long for all that are up.
-fn silent(members: &[&Member], now: Instant) -> Option<String> {
-    let mut up = members.iter().filter(|m| m.verdict.is_up());
-    if !up.clone().all(|m| m.stale) {
+/// For how long there has been no certain answer, if that is too long for all that are up.
+fn explain_stale(endpoints: &[&Endpoint], now: Instant) -> Option<String> {
+    let checks = endpoints.iter().map(|e| &e.check);
+    let up: Vec<_> = checks.filter(|c| c.effective.is_up()).collect();
+    if !up.iter().all(|check| check.is_stale) {
         return None;
     }
-    let last = up.clone().map(|m| m.certain).max()?;
+    let last = up.iter().map(|check| check.last_certain).max()?;
     let silent = now.saturating_duration_since(last).as_secs();
-    up.next()
-        .map(|_| format!("no certain answer for {silent} s"))
+    Some(format!("no certain answer for {silent} s"))
 }

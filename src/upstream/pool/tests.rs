@@ -1,4 +1,5 @@
 mod panic;
+mod plans;
 mod primaries;
 
 use super::*;
@@ -10,7 +11,7 @@ use crate::{
     telemetry::metrics::Exporter,
     upstream::health::{Change, Finding, Lag},
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 pub(crate) fn place(n: u8) -> Addr {
     Addr::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
@@ -136,6 +137,13 @@ pub(crate) fn fail(pool: &Pool, backend: &Arc<Backend>, now: Instant) {
     pool.failed(backend, ConnectError::Refused, &"refused", now);
 }
 
+/// Of each configured backend.
+pub(crate) fn set_addresses(pool: &Pool, addresses: &[Vec<Addr>], now: Instant) {
+    for (text, addresses) in pool.texts().iter().zip(addresses) {
+        pool.set_addresses(text, addresses, now);
+    }
+}
+
 /// Of the configured backend of this number.
 pub(crate) fn set_admin_state(
     pool: &Pool,
@@ -209,7 +217,7 @@ fn after_a_recovery_it_starts_slowly_and_then_all_are_equal_again() {
     for _ in 0..4 {
         pick(&both, later);
     }
-    assert!(both.lock().all_plain);
+    assert!(both.lock().fast_path);
 }
 
 #[test]
@@ -218,7 +226,7 @@ fn new_addresses_keep_what_is_known_of_the_old_ones() {
     let both = pool(vec![planned(1), planned(2)], true);
     verdict(&both, 0, DOWN, false, now);
     let known = both.addresses()[0].backend.id;
-    both.set_addresses(&[vec![place(1), place(3)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![place(1), place(3)], vec![place(2)]], now);
     let addresses = both.addresses();
     assert_eq!(addresses.len(), 3);
     assert_eq!(
@@ -237,7 +245,7 @@ fn who_was_picked_before_a_backend_was_left_must_not_stay() {
     let mut before = alone.search(&Facts::default());
     let lease = alone.pick(&mut before, now).expect("a backend");
     assert!(alone.succeeded(&before, now));
-    alone.leave(lease.backend());
+    alone.terminate_sessions(lease.backend());
     assert!(!alone.succeeded(&before, now));
     let mut after = alone.search(&Facts::default());
     let _lease = alone.pick(&mut after, now).expect("a backend");
@@ -306,12 +314,12 @@ fn who_has_departed_is_looked_after_while_it_has_sessions() {
         .expect("a backend");
     let gone = Arc::clone(lease.backend());
     fail(&both, &gone, now);
-    both.set_addresses(&[vec![], vec![place(2)]], now);
+    set_addresses(&both, &[vec![], vec![place(2)]], now);
     assert!(both.is_checked(&gone, 0) && both.addresses().len() == 2);
     drop(lease);
     assert!(!both.is_checked(&gone, 0) && both.addresses().len() == 1);
     // It is still known that its connects fail.
-    both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![place(1)], vec![place(2)]], now);
     assert!(both.is_checked(&gone, 0));
     assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
 }

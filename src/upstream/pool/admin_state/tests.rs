@@ -1,11 +1,13 @@
 use super::super::{
     Transition,
-    tests::{DOWN, fail, pick, place, planned, pool, pool_with, set_admin_state, verdict},
+    tests::{
+        DOWN, fail, pick, place, planned, pool, pool_with, set_addresses, set_admin_state, verdict,
+    },
 };
 use super::*;
 use crate::{
     plan::{Backend as Planned, Balance, HashKey, TimeOf},
-    upstream::balance::Facts,
+    upstream::{balance::Facts, health::Verdict},
 };
 use std::time::Duration;
 
@@ -50,7 +52,7 @@ fn who_is_taken_out_gets_nothing_even_alone() {
     set_admin_state(&alone, 0, AdminState::Drain, now);
     set_admin_state(&alone, 0, AdminState::Ready, now);
     assert!(pick(&alone, now).is_some());
-    assert!(alone.lock().all_plain, "as if nothing had been");
+    assert!(alone.lock().fast_path, "as if nothing had been");
     assert_eq!(alone.snapshot(now)[0].since, None);
 }
 
@@ -137,13 +139,13 @@ fn it_holds_for_all_addresses_now_and_later() {
     let both = pool(vec![planned(1), planned(2)], true);
     let gone = both.pick(&mut both.search(&Facts::default()), now);
     let gone = gone.expect("a backend");
-    both.set_addresses(&[vec![place(3)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![place(3)], vec![place(2)]], now);
     set_admin_state(&both, 0, AdminState::Drain, now);
-    both.set_addresses(&[vec![place(3), place(4)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![place(3), place(4)], vec![place(2)]], now);
     let admin_states: Vec<_> = both
         .addresses()
         .iter()
-        .map(|a| a.admin_state_changed.admin_state)
+        .map(|a| a.admin.admin_state)
         .collect();
     use AdminState::{Drain, Ready};
     assert_eq!(
@@ -152,7 +154,7 @@ fn it_holds_for_all_addresses_now_and_later() {
         "the last has departed"
     );
     // It comes back while its session lives.
-    both.set_addresses(&[vec![place(1)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![place(1)], vec![place(2)]], now);
     assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
     set_admin_state(&both, 0, AdminState::Ready, now);
@@ -214,6 +216,6 @@ fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
     let lease = both.pick(&mut search, now).expect("a backend");
     set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.succeeded(&search, now));
-    both.leave(lease.backend());
+    both.terminate_sessions(lease.backend());
     assert!(!both.succeeded(&search, now));
 }

@@ -312,14 +312,14 @@ fn the_fast_path_of_a_pick_looks_at_the_time() {
     let mut scene = Scene::new(1, 1000, |b| b.max_fails = 0);
     scene.says(1, Primary);
     scene.at(STALE - 1);
-    assert!(scene.pool.lock().all_plain);
+    assert!(scene.pool.lock().fast_path);
     assert_eq!(scene.picks(), [1]);
     scene.at(STALE);
-    assert!(scene.pool.lock().all_plain, "nothing has happened since");
+    assert!(scene.pool.lock().fast_path, "nothing has happened since");
     assert!(scene.picks().is_empty());
     scene.at(STALE + 1).says(1, Primary);
     assert_eq!(scene.picks(), [1]);
-    assert!(scene.pool.lock().all_plain);
+    assert!(scene.pool.lock().fast_path);
 }
 
 #[test]
@@ -404,11 +404,11 @@ proptest! {
             }
             let fresh = |n: &usize| last[n - 1].is_some_and(|(at, _)| scene.now < at + limit);
             let said_up: Vec<usize> =
-                (1..=3).filter(|n| scene.pool.said(&scene.pool.addresses()[n - 1].backend).is_up()).collect();
+                (1..=3).filter(|n| scene.pool.own_verdict(&scene.pool.addresses()[n - 1].backend).is_up()).collect();
             let candidates = said_up.iter().filter(|n| fresh(n)).count();
             prop_assert!(proofs || picks.len() == candidates.min(1));
             let inner = scene.pool.lock();
-            prop_assert_eq!(inner.all_plain, inner.members.iter().all(Member::is_plain));
+            prop_assert_eq!(inner.fast_path, are_all_full(&inner.endpoints, scene.now));
             drop(inner);
             prop_assert_eq!(scene.pool.guarded(scene.now).primaries, Some(said_up.len()));
         }
@@ -557,9 +557,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
         .pool
         .pick(&mut scene.pool.search(&Facts::default()), scene.now);
     assert!(held.is_some(), "a session keeps what is known of it");
-    scene
-        .pool
-        .set_addresses(&[vec![], vec![place(2)]], scene.now);
+    set_addresses(&scene.pool, &[vec![], vec![place(2)]], scene.now);
     scene.at(5);
     let both = [vec![place(1)], vec![place(2)]];
     let second = scene.pool.addresses()[0].backend.clone();
@@ -572,7 +570,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
     };
     let change = scene.judges[1].hear(Primary, scene.now);
     scene.pool.checked(&second, checked, change, scene.now);
-    scene.pool.set_addresses(&both, scene.now);
+    set_addresses(&scene.pool, &both, scene.now);
     assert_eq!(scene.picks(), [2]);
     scene.at(6).says(1, Primary);
     assert_eq!(

@@ -1,0 +1,42 @@
+//! What the result of a check proves about the role of a server. Pure.
+
+use crate::plan::reason::CheckResult;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// Nothing: the check could not be made.
+    Missing,
+    /// It has the role asked for.
+    Role,
+    /// It has another role.
+    OtherRole,
+    /// What it said before still holds: it is busy, and its role cannot change meanwhile.
+    Unchanged,
+    /// It may have been started again: what it says afterwards is said anew.
+    MayHaveRestarted,
+    /// It cannot be told what role it has.
+    Unknown,
+}
+
+impl Evidence {
+    pub fn of(result: CheckResult) -> Self {
+        match result {
+            CheckResult::Local => Self::Missing,
+            CheckResult::Ok | CheckResult::Lagging | CheckResult::NotReplicating => Self::Role,
+            CheckResult::WrongRole | CheckResult::Standby => Self::OtherRole,
+            CheckResult::Busy => Self::Unchanged,
+            CheckResult::Refused
+            | CheckResult::Reset
+            | CheckResult::Closed
+            | CheckResult::Loading => Self::MayHaveRestarted,
+            CheckResult::Timeout
+            | CheckResult::Unreachable
+            | CheckResult::Protocol
+            | CheckResult::Unexpected
+            | CheckResult::Auth
+            | CheckResult::RefusesWrites
+            | CheckResult::MasterDown
+            | CheckResult::Tls => Self::Unknown,
+        }
+    }
+}

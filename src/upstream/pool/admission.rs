@@ -1,0 +1,103 @@
+//! Whether an endpoint may take a session now, and if not, why: the one place that decides it.
+
+use super::{AdminState, endpoint::Endpoint};
+use crate::upstream::{balance::FULL, health::Verdict};
+use std::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// With the whole of its weight, until something happens to it.
+    Full,
+    /// With so much of [`FULL`] of its weight now. Time, its sessions or its failures may change
+    /// that by themselves.
+    Part(u32),
+    Barred(Bar),
+}
+
+/// What keeps sessions away from an endpoint. Of several, the first in this order is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bar {
+    /// An operator drains it.
+    Drained,
+    /// An operator has it in maintenance.
+    Maintenance,
+    /// `down` in the configuration.
+    Disabled,
+    /// This verdict of the checks.
+    Check(Verdict),
+    /// The checks of a primary have given no certain answer for too long.
+    Stale,
+    /// Its connects failed, and `fail_timeout` has not passed.
+    Failed,
+    /// Its weight is 0.
+    NoWeight,
+    /// It has `max_connections` sessions.
+    Full,
+}
+
+impl Admission {
+    /// How much of [`FULL`] of its weight counts; 0: it takes nothing.
+    pub(super) fn share(self) -> u32 {
+        match self {
+            Self::Full => FULL,
+            Self::Part(share) => share,
+            Self::Barred(_) => 0,
+        }
+    }
+
+    pub(super) fn is_barred(self) -> bool {
+        self.share() == 0
+    }
+}
+
+impl Endpoint {
+    /// `single`: the upstream has no other endpoint, so that failed connects and a slow start do
+    /// not count.
+    pub(super) fn admission(&self, single: bool, now: Instant) -> Admission {
+        if let Some(bar) = self.lasting_bar() {
+            return Admission::Barred(bar);
+        }
+        let (config, passive) = (&self.config, &self.passive);
+        if !single && !passive.is_available(config.rule, now) {
+            return Admission::Barred(Bar::Failed);
+        }
+        if config.weight == 0 {
+            return Admission::Barred(Bar::NoWeight);
+        }
+        let is_limited = config.max_connections > 0;
+        if is_limited && self.backend.active() >= config.max_connections {
+            return Admission::Barred(Bar::Full);
+        }
+        match self.slow_start {
+            Some(since) if !single => {
+                let passed = now.saturating_duration_since(since).as_secs_f64();
+                let part = passed / config.slow_start.as_secs_f64();
+                // Never nothing: where it is the only one left it serves.
+                Admission::Part(((part * f64::from(FULL)) as u32).clamp(1, FULL))
+            }
+            Some(_) => Admission::Part(FULL),
+            None if is_limited || config.rule.max_fails > 0 && passive.fails() > 0 => {
+                Admission::Part(FULL)
+            }
+            None => Admission::Full,
+        }
+    }
+
+    /// What keeps sessions away from it until something happens: neither time nor the number of
+    /// sessions changes it.
+    pub(super) fn lasting_bar(&self) -> Option<Bar> {
+        match self.admin.admin_state {
+            AdminState::Ready => {}
+            AdminState::Drain => return Some(Bar::Drained),
+            AdminState::Maint => return Some(Bar::Maintenance),
+        }
+        if self.config.is_down {
+            return Some(Bar::Disabled);
+        }
+        match self.check.effective {
+            _ if self.check.admits => None,
+            Verdict::Up => Some(Bar::Stale),
+            verdict => Some(Bar::Check(verdict)),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What checks have found about an endpoint, and what is made of it beside the other endpoints.
+
+use crate::{
+    plan::reason::CheckResult,
+    upstream::health::{Change, Epoch, Evidence, Finding, Verdict},
+};
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(super) struct CheckRecord {
+    /// The verdict from the checks of this endpoint alone.
+    pub(super) own: Verdict,
+    /// The verdict beside the other endpoints: of several primaries one is believed.
+    pub(super) effective: Verdict,
+    /// When `effective` changed last, if it has.
+    pub(super) since: Option<Instant>,
+    /// Why `effective` is another one than `own`.
+    pub(super) why: Option<String>,
+    /// Whether sessions may come as far as checks are concerned. In panic they may although the
+    /// verdict is against it.
+    pub(super) admits: bool,
+    /// Whether any check has had a result.
+    pub(super) checked_once: bool,
+    pub(super) last: Option<Checked>,
+    /// When checks of it began.
+    pub(super) added_at: Instant,
+    /// When a check last told its role; before that, `added_at`.
+    pub(super) last_certain: Instant,
+    /// `last_certain` is too long ago.
+    pub(super) is_stale: bool,
+    pub(super) evidence: PrimaryEvidence,
+}
+
+/// What speaks for an endpoint where there is to be one primary.
+#[derive(Debug, Default)]
+pub(super) struct PrimaryEvidence {
+    /// Since when it has had the role asked for without a break.
+    pub(super) role_since: Option<Instant>,
+    /// What it proved last, even if it has not answered since.
+    pub(super) epoch: Option<Epoch>,
+    /// What the server called itself then.
+    pub(super) server: Option<String>,
+    /// The id of the backend that was promoted later. It holds when that one has another role by
+    /// now: a server whose data are out of date does not become the primary by being the last to
+    /// say so.
+    pub(super) superseded_by: Option<u64>,
+}
+
+/// The last check of an endpoint.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    pub at: Instant,
+    pub took: Duration,
+    pub result: CheckResult,
+    pub finding: Finding,
+    pub transcript: String,
+}
+
+impl CheckRecord {
+    pub(super) fn new(verdict: Verdict, now: Instant) -> Self {
+        Self {
+            own: verdict,
+            effective: verdict,
+            since: None,
+            why: None,
+            admits: verdict.is_up(),
+            checked_once: false,
+            last: None,
+            added_at: now,
+            last_certain: now,
+            is_stale: false,
+            evidence: PrimaryEvidence::default(),
+        }
+    }
+
+    /// Records a check. Returns whether the verdict on this endpoint or on others may change.
+    pub(super) fn record(
+        &mut self,
+        checked: Checked,
+        change: Option<Change>,
+        now: Instant,
+    ) -> bool {
+        let own = change.map_or(self.own, |change| change.to);
+        let mut may_change = change.is_some();
+        let evidence = Evidence::of(checked.result);
+        match evidence {
+            Evidence::Missing | Evidence::Unknown => {}
+            Evidence::Unchanged if own.is_up() => may_change |= self.confirm_role(now, now),
+            Evidence::Unchanged => {}
+            Evidence::Role => {
+                // The first answer speaks for all the time before it: the server that answers first
+                // is not primary for longer.
+                let since = if self.checked_once {
+                    now
+                } else {
+                    self.added_at
+                };
+                may_change |= self.confirm_role(since, now);
+                may_change |= self.evidence.record(&checked.finding);
+            }
+            Evidence::OtherRole => {
+                self.last_certain = now;
+                self.evidence = PrimaryEvidence::default();
+            }
+            Evidence::MayHaveRestarted => {
+                let before = (
+                    self.evidence.role_since.take(),
+                    self.evidence.superseded_by.take(),
+                );
+                may_change |= before != (None, None);
+            }
+        }
+        if evidence != Evidence::Missing {
+            may_change |= !self.checked_once;
+            self.checked_once = true;
+        }
+        self.own = own;
+        if change.is_some() && matches!(own, Verdict::Down(_)) {
+            self.evidence.role_since = None;
+        }
+        self.last = Some(checked);
+        may_change
+    }
+
+    fn confirm_role(&mut self, since: Instant, now: Instant) -> bool {
+        let may_change = self.is_stale || self.evidence.role_since.is_none();
+        self.last_certain = now;
+        self.evidence.role_since.get_or_insert(since);
+        may_change
+    }
+
+    /// The endpoint comes out of maintenance: it may be another server, so nothing found before
+    /// counts. Unlike at the start of the process it waits for a check, whatever `start` says.
+    pub(super) fn reset(&mut self, now: Instant) {
+        *self = Self {
+            since: Some(now),
+            ..Self::new(Verdict::Down(None), now)
+        };
+    }
+}
+
+impl PrimaryEvidence {
+    /// Returns whether it proves something else than before.
+    fn record(&mut self, finding: &Finding) -> bool {
+        let is_other_server = self.server != finding.server;
+        if is_other_server {
+            self.server.clone_from(&finding.server);
+        }
+        let is_other_epoch = self.epoch != finding.epoch;
+        if is_other_epoch {
+            // A promotion, or a restart, has begun another epoch.
+            if self.epoch.is_some() && finding.epoch.is_some() {
+                self.superseded_by = None;
+            }
+            self.epoch.clone_from(&finding.epoch);
+        }
+        is_other_server || is_other_epoch
+    }
+}

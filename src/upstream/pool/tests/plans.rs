@@ -1,0 +1,150 @@
+//! Changes of the plan, and what they leave as it is.
+
+use super::*;
+use proptest::prelude::*;
+
+fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
+    let exporter = Exporter::new(1);
+    let of_all = exporter.upstream("u");
+    let add = |b: &Planned| {
+        let Target::Addr(addr) = &b.target else {
+            panic!("{b:?}");
+        };
+        let metrics = Arc::new(exporter.backend(&of_all, &b.text, true));
+        (metrics, vec![addr.clone()])
+    };
+    let plan = upstream(backends, check(CheckKind::Tcp));
+    pool.set_plan(&plan, add, now);
+}
+
+#[test]
+fn addresses_that_stay_keep_their_state_and_get_their_new_settings() {
+    let now = Instant::now();
+    let pool = pool(vec![planned(1), planned(2), planned(3)], true);
+    let ids: Vec<u64> = pool.addresses().iter().map(|a| a.backend.id).collect();
+    verdict(&pool, 0, DOWN, true, now);
+    set_admin_state(&pool, 1, AdminState::Drain, now);
+    fail(&pool, &pool.addresses()[2].backend, now);
+    pool.take_events(now);
+    let third = Planned {
+        weight: 7,
+        max_connections: 5,
+        ..planned(3)
+    };
+    set_plan(&pool, vec![planned(4), third, planned(2), planned(1)], now);
+    let found: Vec<_> = pool
+        .snapshot(now)
+        .iter()
+        .map(|s| (s.metrics.text.to_string(), s.state, s.weight))
+        .collect();
+    use BackendState::{Down, Drained, Failed, Up};
+    let expected = [(4, Up, 1), (3, Failed, 7), (2, Drained, 1), (1, Down, 1)];
+    let expected = expected.map(|(n, state, weight)| (format!("10.0.0.{n}:1"), state, weight));
+    assert_eq!(found, expected);
+    let after: Vec<u64> = pool.addresses().iter().map(|a| a.backend.id).collect();
+    assert_eq!(after[1..], [ids[2], ids[1], ids[0]]);
+    assert_eq!(pool.lock().endpoints[1].config.max_connections, 5);
+    // Only the one that is new has an event.
+    let events = pool.take_events(now).0;
+    let [Event::Transition(transition)] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((transition.from, transition.to), (None, Some(Up)));
+    assert_eq!(transition.cause, Cause::Plan);
+}
+
+#[test]
+fn a_backend_that_is_removed_keeps_its_sessions_and_gets_no_more() {
+    let now = Instant::now();
+    let pool = pool(vec![planned(1), planned(2)], true);
+    let lease = pool
+        .pick(&mut pool.search(&Facts::default()), now)
+        .expect("a backend");
+    set_plan(&pool, vec![planned(2)], now);
+    assert!(pool.is_checked(lease.backend(), 0), "while it has sessions");
+    let picks: Vec<_> = (0..4).map(|_| pick(&pool, now)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+    assert_eq!(pool.must_go(lease.backend()), None, "unless flows move");
+    let events = pool.take_events(now).0;
+    let gone = matches!(&events[..], [Event::Transition(t)] if t.to.is_none());
+    assert!(gone, "{events:?}");
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass(u64),
+    Check(usize, bool),
+    Fail(usize),
+    Succeed,
+    Admin(usize, AdminState),
+    Weight(usize, u32),
+    Limit(usize, u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let n = || 0..3usize;
+    prop_oneof![
+        (0..12u64).prop_map(Step::Pass),
+        (n(), any::<bool>()).prop_map(|(n, up)| Step::Check(n, up)),
+        n().prop_map(Step::Fail),
+        Just(Step::Succeed),
+        (n(), prop::sample::select(AdminState::ALL.to_vec())).prop_map(|(n, s)| Step::Admin(n, s)),
+        (n(), 0..3u32).prop_map(|(n, weight)| Step::Weight(n, weight)),
+        (n(), 0..2u64).prop_map(|(n, limit)| Step::Limit(n, limit)),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: the fast path is taken only if every endpoint takes sessions with the
+    /// whole of its weight, and always once a pick has looked; and what is picked is not barred.
+    #[test]
+    fn the_fast_path_agrees_with_the_admission_of_each(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut now = Instant::now();
+        let mut plans: Vec<Planned> = (1..=3).map(planned).collect();
+        let pool = pool(plans.clone(), true);
+        for step in steps {
+            let backend = |n: usize| Arc::clone(&pool.addresses()[n].backend);
+            match step {
+                Step::Pass(seconds) => now += Duration::from_secs(seconds),
+                Step::Check(n, up) => {
+                    verdict(&pool, n, if up { Verdict::Up } else { DOWN }, false, now);
+                }
+                Step::Fail(n) => fail(&pool, &backend(n), now),
+                Step::Succeed => {
+                    let mut search = pool.search(&Facts::default());
+                    if pool.pick(&mut search, now).is_some() {
+                        pool.succeeded(&search, now);
+                    }
+                }
+                Step::Admin(n, state) => {
+                    set_admin_state(&pool, n, state, now);
+                }
+                Step::Weight(n, weight) => {
+                    plans[n].weight = weight;
+                    set_plan(&pool, plans.clone(), now);
+                }
+                Step::Limit(n, limit) => {
+                    plans[n].max_connections = limit;
+                    set_plan(&pool, plans.clone(), now);
+                }
+            }
+            let admitted = |inner: &Inner, text: &str| {
+                let endpoint = inner.endpoints.iter().find(|e| **e.backend.text() == *text);
+                endpoint.is_some_and(|e| !e.admission(false, now).is_barred())
+            };
+            let before = pool.lock().fast_path;
+            prop_assert!(!before || are_all_full(&pool.lock().endpoints, now));
+            let takes = plans.iter().any(|p| admitted(&pool.lock(), &p.text));
+            let may: Vec<bool> = plans.iter().map(|p| admitted(&pool.lock(), &p.text)).collect();
+            let picked = pick(&pool, now);
+            prop_assert_eq!(picked.is_some(), takes);
+            if let Some(picked) = picked {
+                let n = plans.iter().position(|p| p.text == picked).expect("one of them");
+                prop_assert!(may[n], "{picked} is barred");
+            }
+            prop_assert_eq!(pool.is_available(now), takes);
+        }
+    }
+}
