@@ -1,14 +1,16 @@
-//! Asks a backend whether it is well. Each kind is a conversation: what is said, and what is made
-//! of the bytes that come back; pure, and told by a file below. Connecting, waiting, the limits and
-//! taking leave are here, once.
+//! Checks a backend. Each kind of check is a dialogue: what is sent, and what the bytes that come
+//! back mean; pure, one protocol per file below. Connecting, waiting, limits and closing are here,
+//! once.
 
+mod connection;
 mod datagram;
+mod dialogue;
 mod dns;
 mod expect;
 mod http;
-mod line;
 mod mysql;
 mod postgres;
+mod protocol;
 mod redis;
 mod resp;
 mod secret;
@@ -16,157 +18,90 @@ mod tls;
 mod transcript;
 
 pub use secret::Secret;
-pub use tls::Encryption;
 
 use crate::{
     config::text::shorten::shorten,
-    plan::{Addr, Check, CheckAt, CheckKind, SendProxy, Tls, reason::CheckResult},
+    plan::{Addr, Check, CheckAt, SendProxy, StartTls, reason::CheckResult},
     proxy_protocol::{Addresses, encode_v1, encode_v2},
     upstream::health::Finding,
 };
-use line::{Line, connect};
-use std::{io, net::SocketAddr, time::Duration};
+use connection::{Connection, connect};
+use dialogue::{Answer, Dialogue, Step};
+use protocol::Exchange;
+use secret::SecretError;
+use std::{fmt, io, net::SocketAddr, time::Duration};
+use tls::{Encryption, TlsError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, timeout_at},
 };
 
-/// More than this is read for no answer.
-const MOST: usize = 16 << 10;
-/// Of what a check saw so many characters are kept.
-const MOST_OF_TRANSCRIPT: usize = 500;
-/// A server that is taken leave of may have so much more to say, and so much time, but never so
-/// much that the next check would be late.
-const FAREWELL: usize = 256 << 10;
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Of what a check received so many characters are kept.
+const MAX_TRANSCRIPT: usize = 500;
+/// After the answer a server may have so many bytes more to send, and so much time for it, but
+/// never so much that the next check would be late.
+const MAX_FAREWELL: usize = 256 << 10;
+const MAX_FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// What one check found.
 #[derive(Debug)]
 pub struct Report {
     pub result: CheckResult,
     pub finding: Finding,
-    /// In a few words; never with a secret in it.
+    /// What was received, in short; never with a secret in it.
     pub transcript: String,
     pub took: Duration,
 }
 
-/// What a conversation makes of the bytes that have come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Answer {
-    result: CheckResult,
-    finding: Finding,
-    /// What came, for the transcript.
-    heard: String,
-    /// What the server is still to be told, so that it knows that this is all.
-    goodbye: Vec<u8>,
-}
-
-impl Answer {
-    fn new(result: CheckResult, heard: impl Into<String>) -> Self {
-        Self {
-            result,
-            finding: Finding::default(),
-            heard: heard.into(),
-            goodbye: Vec::new(),
-        }
-    }
-}
-
-/// What comes next in a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Turn {
-    /// The other side has still to say something.
-    Wait,
-    /// So many bytes are dealt with, and this is said; then the rest is heard. One of the two is
-    /// not nothing.
-    Say {
-        read: usize,
-        words: Vec<u8>,
-    },
-    /// So many bytes are dealt with, and whatever follows is said inside TLS.
-    Encrypt {
-        read: usize,
-    },
-    Answer(Answer),
-}
-
-/// One check's conversation: what is said, and what is made of what comes back. Pure.
-trait Talk: Send {
-    /// `bytes` is what has come and is not dealt with; at the beginning nothing has. `ended`:
-    /// nothing more will come.
-    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn;
-
-    /// From here on all is said inside TLS; `end_point` is what a login can be bound to.
-    fn encrypted(&mut self, _end_point: Option<Vec<u8>>) {}
-
-    /// More than this is not read.
-    fn most(&self) -> usize {
-        MOST
-    }
-
-    /// What has come, for the transcript, as far as it may be shown.
-    fn show(&self, bytes: &[u8]) -> String {
-        transcript::quote(bytes)
-    }
-}
-
-/// One that says all that it has to say at once, and then listens.
-struct Once<F> {
-    words: Option<Vec<u8>>,
-    hear: F,
-    most: usize,
-    /// An echo of what was said would hold the password.
-    hides: bool,
-}
-
-impl<F: FnMut(&[u8], bool) -> Option<Answer> + Send> Talk for Once<F> {
-    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
-        if let Some(words) = self.words.take().filter(|words| !words.is_empty()) {
-            return Turn::Say { read: 0, words };
-        }
-        (self.hear)(bytes, ended).map_or(Turn::Wait, Turn::Answer)
-    }
-
-    fn most(&self) -> usize {
-        self.most
-    }
-
-    fn show(&self, bytes: &[u8]) -> String {
-        match self.hides {
-            true => format!("{} bytes", bytes.len()),
-            false => transcript::quote(bytes),
-        }
-    }
-}
-
-enum Kind {
-    Tcp,
-    Expect(expect::Talk),
-    Http(http::Talk),
-    Redis(redis::Talk),
-    Postgres(postgres::Talk),
-    Mysql(mysql::Asked),
-    Dns(dns::Talk),
-}
-
-/// What a check needs beside its configuration, loaded at the start.
+/// What a check needs besides its configuration, loaded at the start.
 #[derive(Clone, Default)]
-pub struct Means {
+pub struct CheckCredentials {
     pub secret: Option<Secret>,
-    pub encryption: Option<Encryption>,
+    encryption: Option<Encryption>,
 }
 
-/// Asks one address of a backend, as often as it is told to.
+impl CheckCredentials {
+    /// Files may hang: call it by [`crate::sys::blocking`].
+    pub fn load(check: &Check) -> Result<Self, CredentialsError> {
+        let secret = check.kind.password().map(Secret::load).transpose();
+        Ok(Self {
+            secret: secret.map_err(CredentialsError::Secret)?,
+            encryption: Encryption::load(&check.tls).map_err(CredentialsError::Tls)?,
+        })
+    }
+}
+
+/// Why a check cannot be made.
+#[derive(Debug)]
+pub enum CredentialsError {
+    Secret(SecretError),
+    Tls(TlsError),
+}
+
+impl std::error::Error for CredentialsError {}
+
+impl fmt::Display for CredentialsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(e) => e.fmt(f),
+            Self::Tls(e) => e.fmt(f),
+        }
+    }
+}
+
+/// Checks one address of a backend, any number of times.
 pub struct Probe {
     addr: Addr,
-    kind: Kind,
-    /// Comes before anything else.
+    exchange: Exchange,
+    /// The PROXY protocol header, which comes before anything else.
     header: Vec<u8>,
     encryption: Option<Encryption>,
-    /// Whom a certificate must name, if the configuration does not say.
+    /// Whether TLS begins right after the connect.
+    starts_with_tls: bool,
+    /// What a certificate must name, if the configuration does not say.
     host: String,
     timeout: Duration,
-    patience: Duration,
+    farewell_time: Duration,
 }
 
 impl Probe {
@@ -177,7 +112,7 @@ impl Probe {
         text: &str,
         check: &Check,
         send_proxy: SendProxy,
-        means: Means,
+        credentials: CheckCredentials,
     ) -> Self {
         let addr = match (&check.at, backend) {
             (CheckAt::Addr(addr), _) => addr.clone(),
@@ -186,237 +121,195 @@ impl Probe {
             }
             (CheckAt::Port(_) | CheckAt::Backend, addr) => addr.clone(),
         };
-        // A check is nobody's session, and the header says so; as in HAProxy.
-        let header = match send_proxy {
-            SendProxy::Off => Vec::new(),
-            SendProxy::V1 => encode_v1(&Addresses::Own),
-            SendProxy::V2 { .. } => encode_v2(&Addresses::Own, &[]),
-        };
-        let Means { secret, encryption } = means;
-        let kind = match &check.kind {
-            CheckKind::Tcp => Kind::Tcp,
-            CheckKind::SendExpect { send, expect } => Kind::Expect(expect::Talk::new(send, expect)),
-            CheckKind::Http { path, host, status } => {
-                let host = host
-                    .clone()
-                    .unwrap_or_else(|| http::host_of(&addr, encryption.is_some()));
-                Kind::Http(http::Talk::new(path, &host, status))
-            }
-            CheckKind::Redis {
-                role,
-                user,
-                replicating,
-                max_lag,
-                min_version,
-                require_writes,
-                ..
-            } => Kind::Redis(redis::Talk {
-                wanted: *role,
-                replicating: *replicating,
-                user: user.clone(),
-                secret,
-                max_lag: *max_lag,
-                min_version: *min_version,
-                require_writes: *require_writes,
-            }),
-            CheckKind::Postgres {
-                role,
-                login,
-                startup,
-                replicating,
-                limit,
-            } => Kind::Postgres(postgres::Talk {
-                wanted: *role,
-                replicating: *replicating,
-                user: login.as_ref().map(|login| postgres::User {
-                    name: login.user.clone(),
-                    database: login.database.clone(),
-                    secret,
-                }),
-                startup: startup.clone(),
-                limit: *limit,
-                encrypted: check.tls != Tls::Off,
-                local: matches!(addr, Addr::Unix(_)),
-            }),
-            CheckKind::Mysql {
-                role,
-                user,
-                replicating,
-                max_lag,
-                ..
-            } => Kind::Mysql(mysql::Asked {
-                role: *role,
-                replicating: *replicating,
-                max_lag: *max_lag,
-                user: user.clone(),
-                secret,
-                encrypted: encryption.is_some(),
-                verified: matches!(check.tls, Tls::Verify { .. }),
-                local: matches!(addr, Addr::Unix(_)),
-            }),
-            CheckKind::Dns {
-                query,
-                query_type,
-                rcode,
-            } => Kind::Dns(dns::Talk::new(query, *query_type, rcode)),
-        };
         let host = match (&check.at, &addr) {
             (CheckAt::Addr(_), Addr::Tcp(address)) => address.ip().to_string(),
             (_, Addr::Tcp(_)) => host_in(text).to_owned(),
             (_, Addr::Unix(_)) => "localhost".to_owned(),
         };
         Self {
-            addr,
-            kind,
-            header,
-            encryption,
+            exchange: Exchange::new(check, &addr, credentials.secret),
+            // A check has no client, and the header shows that; as in HAProxy.
+            header: match send_proxy {
+                SendProxy::Off => Vec::new(),
+                SendProxy::V1 => encode_v1(&Addresses::Own),
+                SendProxy::V2 { .. } => encode_v2(&Addresses::Own, &[]),
+            },
+            encryption: credentials.encryption,
+            starts_with_tls: check.kind.info().tls == StartTls::AtOnce,
             host,
+            addr,
             timeout: check.timeout,
-            patience: PATIENCE.min(check.fast_interval / 2),
+            farewell_time: MAX_FAREWELL_TIME.min(check.fast_interval / 2),
         }
     }
 
-    /// Where it asks.
+    /// The address that is checked.
     pub fn addr(&self) -> &Addr {
         &self.addr
     }
 
-    /// One check, under one deadline from the connect to the answer. Whoever has answered is still
-    /// to be taken leave of. `chance` is for what must not be guessed.
-    pub async fn ask(&self, chance: u64) -> (Report, Option<Farewell>) {
-        if let Kind::Dns(talk) = &self.kind {
-            // Its upper bits, which are as good as any.
-            let id = (chance >> 48) as u16;
-            let report = datagram::ask(talk, &self.addr, id, self.timeout).await;
-            return (report, None);
-        }
+    /// One check, under one deadline from the connect to the answer. The connection is still to be
+    /// ended by the [`Farewell`]. `random` is for what must not be guessed.
+    pub async fn ask(&self, random: u64) -> (Report, Option<Farewell>) {
+        let protocol = match &self.exchange {
+            Exchange::Stream(protocol) => protocol,
+            Exchange::Datagram(question) => {
+                // Its upper bits, which are as good as any.
+                let id = (random >> 48) as u16;
+                let report = datagram::ask(question, &self.addr, id, self.timeout).await;
+                return (report, None);
+            }
+        };
         let began = Instant::now();
-        let mut talk = self.kind.talk();
-        let mut course = Course {
+        let mut dialogue = protocol.begin();
+        let mut progress = Progress {
             stage: "connecting",
-            heard: Vec::new(),
+            received: Vec::new(),
         };
-        let asked = timeout_at(began + self.timeout, self.converse(&mut *talk, &mut course)).await;
-        let heard = match &course.heard[..] {
-            [] => String::new(),
-            bytes => format!("; got {}", talk.show(bytes)),
-        };
-        let stage = course.stage;
-        let (answer, line) = match asked {
-            Ok(Ok((answer, line))) => (answer, Some(line)),
+        let run = self.run(&mut *dialogue, &mut progress);
+        let done = timeout_at(began + self.timeout, run).await;
+        let (answer, connection) = match done {
+            Ok(Ok((answer, connection))) => (answer, Some(connection)),
             Ok(Err(e)) => {
                 let (result, error) = match tls::error(&e) {
                     Some(error) => (CheckResult::Tls, error),
                     None => (CheckResult::of(&e), transcript::error(&e)),
                 };
-                (
-                    Answer::new(result, format!("{stage}: {error}{heard}")),
-                    None,
-                )
+                let text = progress.describe(&error, &*dialogue);
+                (Answer::new(result, text), None)
             }
             Err(_) => {
-                let text = format!("{stage}: no answer within {:?}{heard}", self.timeout);
+                let error = format!("no answer within {:?}", self.timeout);
+                let text = progress.describe(&error, &*dialogue);
                 (Answer::new(CheckResult::Timeout, text), None)
             }
         };
         let report = Report {
             result: answer.result,
             finding: answer.finding,
-            // Servers and certificates may say a lot.
-            transcript: shorten(&answer.heard, MOST_OF_TRANSCRIPT).into_owned(),
+            // Servers and certificates may send a lot.
+            transcript: shorten(&answer.transcript, MAX_TRANSCRIPT).into_owned(),
             took: began.elapsed(),
         };
-        let farewell = line.map(|line| Farewell {
-            line,
+        let farewell = connection.map(|connection| Farewell {
+            connection,
             goodbye: answer.goodbye,
-            patience: self.patience,
+            time: self.farewell_time,
         });
         (report, farewell)
     }
 
-    async fn converse(
+    async fn run(
         &self,
-        talk: &mut dyn Talk,
-        course: &mut Course,
-    ) -> io::Result<(Answer, Line)> {
-        // Inside TLS the last words of the handshake and the first of the question are two pieces,
-        // as are a header and what follows it, and the other side says nothing in between: the
-        // second would wait for the first to be acknowledged, which takes 40 ms.
+        dialogue: &mut dyn Dialogue,
+        progress: &mut Progress,
+    ) -> io::Result<(Answer, Connection)> {
+        // Inside TLS the end of the handshake and the first request are two pieces, as are a header
+        // and what follows it, and the other side sends nothing in between: the second would wait
+        // for the acknowledgement of the first, which takes 40 ms.
         let nodelay = self.encryption.is_some() || !self.header.is_empty();
-        let mut line = connect(&self.addr, nodelay).await?;
+        let mut connection = connect(&self.addr, nodelay).await?;
         if !self.header.is_empty() {
-            course.stage = "sending";
-            line.write_all(&self.header).await?;
+            progress.stage = "sending";
+            connection.write_all(&self.header).await?;
         }
-        if self.kind.is_encrypted_from_the_start() {
-            (line, _) = self.encrypt(line, course).await?;
+        if self.starts_with_tls {
+            (connection, _) = self.encrypt(connection, progress).await?;
         }
-        let (most, mut total, mut ended) = (talk.most(), 0, false);
+        let (mut total, mut ended) = (0, false);
         loop {
-            let (read, words) = match talk.hear(&course.heard, ended) {
-                Turn::Answer(answer) => return Ok((answer, line)),
-                Turn::Say { read, words } => (read, words),
-                Turn::Encrypt { read } => {
-                    course.heard.drain(..read);
-                    // Nobody has said anything since, or it was put there by somebody on the way.
-                    if !course.heard.is_empty() {
-                        let text = format!("got {} before TLS had begun", talk.show(&course.heard));
-                        return Ok((Answer::new(CheckResult::Protocol, text), line));
+            match dialogue.receive(&progress.received, ended) {
+                Step::Done(answer) => return Ok((answer, connection)),
+                Step::Send { consumed, bytes } => {
+                    progress.received.drain(..consumed);
+                    if !bytes.is_empty() {
+                        progress.stage = "sending";
+                        connection.write_all(&bytes).await?;
+                        connection.flush().await?;
+                    }
+                }
+                Step::StartTls { consumed } => {
+                    progress.received.drain(..consumed);
+                    // The server has no reason to send anything before TLS has begun: it may have
+                    // been inserted on the way.
+                    if !progress.received.is_empty() {
+                        let shown = dialogue.show(&progress.received);
+                        let text = format!("got {shown} before TLS had begun");
+                        return Ok((Answer::new(CheckResult::Protocol, text), connection));
                     }
                     let end_point;
-                    (line, end_point) = self.encrypt(line, course).await?;
-                    talk.encrypted(end_point);
-                    continue;
+                    (connection, end_point) = self.encrypt(connection, progress).await?;
+                    dialogue.encrypted(end_point);
                 }
-                Turn::Wait => {
-                    course.stage = "waiting for the answer";
-                    let heard = || match &course.heard[..] {
-                        [] => String::new(),
-                        bytes => format!("; got {}", talk.show(bytes)),
-                    };
-                    if ended {
-                        let text = format!("it closed before it had answered{}", heard());
-                        return Ok((Answer::new(CheckResult::Closed, text), line));
-                    }
-                    if total == most {
-                        let text = format!("no end of the answer after {most} bytes{}", heard());
-                        return Ok((Answer::new(CheckResult::Protocol, text), line));
+                Step::Wait => {
+                    progress.stage = "waiting for the answer";
+                    let most = dialogue.max_bytes();
+                    if let Some(answer) = progress.give_up(ended, total == most, dialogue) {
+                        return Ok((answer, connection));
                     }
                     let mut piece = [0; 1024];
-                    let room = piece.len().min(most - total);
-                    let n = read_some(&mut line, &mut piece[..room]).await?;
-                    course.heard.extend_from_slice(&piece[..n]);
+                    let length = piece.len().min(most - total);
+                    let n = read_some(&mut connection, &mut piece[..length]).await?;
+                    progress.received.extend_from_slice(&piece[..n]);
                     total += n;
                     ended = n == 0;
-                    continue;
                 }
-            };
-            course.heard.drain(..read);
-            if !words.is_empty() {
-                course.stage = "sending";
-                line.write_all(&words).await?;
-                line.flush().await?;
             }
         }
     }
 
     async fn encrypt(
         &self,
-        line: Line,
-        course: &mut Course,
-    ) -> io::Result<(Line, Option<Vec<u8>>)> {
-        course.stage = "beginning TLS";
+        connection: Connection,
+        progress: &mut Progress,
+    ) -> io::Result<(Connection, Option<Vec<u8>>)> {
+        progress.stage = "beginning TLS";
         match &self.encryption {
-            Some(encryption) => encryption.begin(line, &self.host).await,
-            None => Ok((line, None)),
+            Some(encryption) => encryption.begin(connection, &self.host).await,
+            None => Ok((connection, None)),
         }
     }
 }
 
-/// The end of a TLS connection without a goodbye is an end: what was said is judged, not how it
+/// How far a check has come, for its transcript.
+struct Progress {
+    stage: &'static str,
+    /// What was received and is not consumed.
+    received: Vec<u8>,
+}
+
+impl Progress {
+    fn describe(&self, error: &str, dialogue: &dyn Dialogue) -> String {
+        format!("{}: {error}{}", self.stage, self.shown(dialogue))
+    }
+
+    fn shown(&self, dialogue: &dyn Dialogue) -> String {
+        match &self.received[..] {
+            [] => String::new(),
+            bytes => format!("; got {}", dialogue.show(bytes)),
+        }
+    }
+
+    /// The answer of a check that waits in vain: the server has ended the connection, or has sent
+    /// as much as is read.
+    fn give_up(&self, ended: bool, is_full: bool, dialogue: &dyn Dialogue) -> Option<Answer> {
+        let shown = self.shown(dialogue);
+        if ended {
+            let text = format!("it closed before it had answered{shown}");
+            return Some(Answer::new(CheckResult::Closed, text));
+        }
+        let most = dialogue.max_bytes();
+        is_full.then(|| {
+            let text = format!("no end of the answer after {most} bytes{shown}");
+            Answer::new(CheckResult::Protocol, text)
+        })
+    }
+}
+
+/// The end of a TLS connection without a goodbye is an end: what was received counts, not how it
 /// ended.
-async fn read_some(line: &mut Line, piece: &mut [u8]) -> io::Result<usize> {
-    match line.read(piece).await {
+async fn read_some(connection: &mut Connection, piece: &mut [u8]) -> io::Result<usize> {
+    match connection.read(piece).await {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
         read => read,
     }
@@ -428,84 +321,31 @@ fn host_in(text: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// How far a check has come, to be told when its time is over.
-struct Course {
-    stage: &'static str,
-    /// And is not dealt with.
-    heard: Vec<u8>,
-}
-
-/// A server that is still to be told that this is all. The verdict does not wait for it.
+/// The end of a connection to a server that has answered. The verdict does not wait for it.
 pub struct Farewell {
-    line: Line,
+    connection: Connection,
     goodbye: Vec<u8>,
-    patience: Duration,
+    time: Duration,
 }
 
 impl Farewell {
-    /// Ends the connection so that the server sees a clean end: what it has still to say is read,
-    /// since closing a socket with unread bytes in it is a reset.
+    /// Ends the connection so that the server sees a clean end: what it still sends is read, since
+    /// closing a socket with unread bytes in it is a reset.
     pub async fn say(mut self) {
-        let leave = async {
-            self.line.write_all(&self.goodbye).await?;
-            self.line.shutdown().await?;
+        let end = async {
+            self.connection.write_all(&self.goodbye).await?;
+            self.connection.shutdown().await?;
             let mut rest = [0; 2048];
-            let mut read = 0;
-            while read < FAREWELL {
-                match self.line.read(&mut rest).await? {
+            let mut total = 0;
+            while total < MAX_FAREWELL {
+                match self.connection.read(&mut rest).await? {
                     0 => break,
-                    n => read += n,
+                    n => total += n,
                 }
             }
             io::Result::Ok(())
         };
-        // Whatever becomes of it: the answer is there.
-        let _ = timeout_at(Instant::now() + self.patience, leave).await;
+        // An error changes nothing: the answer is there.
+        let _ = timeout_at(Instant::now() + self.time, end).await;
     }
-}
-
-impl Kind {
-    fn talk(&self) -> Box<dyn Talk + '_> {
-        let mut words = Vec::new();
-        match self {
-            Self::Tcp => once(words, MOST, false, |_, _| {
-                Some(Answer::new(CheckResult::Ok, "connected"))
-            }),
-            Self::Expect(talk) => once(talk.says().to_vec(), MOST, false, |bytes, ended| {
-                talk.hear(bytes, ended)
-            }),
-            Self::Http(talk) => once(talk.says().to_vec(), MOST, false, |bytes, _| {
-                talk.hear(bytes)
-            }),
-            Self::Redis(talk) => {
-                talk.say(&mut words);
-                once(words, resp::MOST, talk.has_secret(), |bytes, _| {
-                    talk.hear(bytes)
-                })
-            }
-            Self::Postgres(talk) => Box::new(talk.begin()),
-            Self::Mysql(asked) => Box::new(mysql::Talk::new(asked)),
-            // Asked for in datagrams, by `ask`.
-            Self::Dns(_) => once(words, MOST, false, |_, _| None),
-        }
-    }
-
-    /// Where the protocol has no way of beginning in the clear.
-    fn is_encrypted_from_the_start(&self) -> bool {
-        matches!(self, Self::Http(_) | Self::Redis(_))
-    }
-}
-
-fn once<'a>(
-    words: Vec<u8>,
-    most: usize,
-    hides: bool,
-    hear: impl FnMut(&[u8], bool) -> Option<Answer> + Send + 'a,
-) -> Box<dyn Talk + 'a> {
-    Box::new(Once {
-        words: Some(words),
-        most,
-        hear,
-        hides,
-    })
 }

@@ -4,7 +4,7 @@
 use super::supervise::supervised;
 use crate::{
     plan::{Check, SendProxy, Upstream, reason::CheckResult},
-    probe::{Encryption, Means, Probe, Report, Secret},
+    probe::{CheckCredentials, Probe, Report, Secret},
     sys::blocking,
     upstream::{
         backend::Backend,
@@ -45,7 +45,7 @@ pub(super) struct Checks {
     pool: Arc<Pool>,
     check: Check,
     send_proxy: SendProxy,
-    means: Mutex<Means>,
+    credentials: Mutex<CheckCredentials>,
     /// Whether the password is being read again. By one at a time: a reader that hangs holds a
     /// thread.
     reading: AtomicBool,
@@ -55,17 +55,11 @@ pub(super) struct Checks {
 }
 
 /// What the checks of an upstream need: its password and certificates.
-pub(super) fn means(upstream: &Upstream) -> Result<Means, String> {
+pub(super) fn load_credentials(upstream: &Upstream) -> Result<CheckCredentials, String> {
     let Some(check) = &upstream.check else {
-        return Ok(Means::default());
+        return Ok(CheckCredentials::default());
     };
-    let secret = check.kind.password().map(Secret::load).transpose();
-    let encryption = Encryption::load(&check.tls);
-    let named = |e| format!("upstream {}: check: {e}", upstream.name);
-    Ok(Means {
-        secret: secret.map_err(named)?,
-        encryption: encryption.map_err(named)?,
-    })
+    CheckCredentials::load(check).map_err(|e| format!("upstream {}: check: {e}", upstream.name))
 }
 
 impl Checks {
@@ -73,14 +67,14 @@ impl Checks {
         pool: &Arc<Pool>,
         check: &Check,
         send_proxy: SendProxy,
-        means: Means,
+        credentials: CheckCredentials,
         shared: Shared,
     ) -> Self {
         Self {
             pool: Arc::clone(pool),
             check: check.clone(),
             send_proxy,
-            means: Mutex::new(means),
+            credentials: Mutex::new(credentials),
             reading: AtomicBool::new(false),
             hurry: Notify::new(),
             shared,
@@ -128,8 +122,8 @@ impl Checks {
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
-        let means = self
-            .means
+        let credentials = self
+            .credentials
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
@@ -138,7 +132,7 @@ impl Checks {
             backend.text(),
             &self.check,
             self.send_proxy,
-            means,
+            credentials,
         )
     }
 
@@ -156,8 +150,8 @@ impl Checks {
         // Most of the time it is there at once.
         let _ = blocking::call(GAP, move || {
             if let Ok(new) = Secret::load(&from) {
-                let means = reading.0.means.lock();
-                means.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
+                let credentials = reading.0.credentials.lock();
+                credentials.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
             }
         })
         .await;

@@ -5,7 +5,7 @@
 use super::{StartErrors, checks, interfaces, limits::count_udp, resolve, rights};
 use crate::{
     plan::{self, Addr, Plan, Tls},
-    probe::Means,
+    probe::CheckCredentials,
     proxy::udp,
     runtime::net::FileRights,
     sys::{
@@ -35,7 +35,7 @@ pub struct Prepared {
 #[derive(Default)]
 pub(super) struct UpstreamInputs {
     /// Of its checks.
-    pub(super) credentials: Means,
+    pub(super) credentials: CheckCredentials,
     /// For each backend of the plan, in that order.
     pub(super) addresses: Vec<Vec<Addr>>,
 }
@@ -137,13 +137,13 @@ async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {
 /// The passwords and certificates that the checks of each upstream need, by its name.
 async fn load_credentials(
     upstreams: &[plan::Upstream],
-) -> Result<BTreeMap<String, Means>, Vec<String>> {
+) -> Result<BTreeMap<String, CheckCredentials>, Vec<String>> {
     // All at once: files that hang are waited for together.
     let loading: Vec<JoinHandle<_>> = upstreams
         .iter()
         .map(|upstream| {
             let upstream = upstream.clone();
-            let load = move || checks::means(&upstream);
+            let load = move || checks::load_credentials(&upstream);
             tokio::spawn(blocking::call(blocking::LIMIT, load))
         })
         .collect();

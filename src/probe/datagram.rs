@@ -1,6 +1,6 @@
 //! A question in one datagram, and the wait for its reply.
 
-use super::{Answer, Report, dns::Talk, transcript};
+use super::{Report, dialogue::Answer, dns::Settings, transcript};
 use crate::{
     plan::{Addr, reason::CheckResult},
     runtime::net::connect_datagrams,
@@ -14,60 +14,65 @@ use tokio::{
 /// What is longer is cut off: only the beginning is looked at.
 const LONGEST: usize = 2048;
 
-/// One question under one deadline; nobody is to be taken leave of.
-pub(super) async fn ask(talk: &Talk, addr: &Addr, id: u16, timeout: Duration) -> Report {
+/// One question under one deadline; there is no connection to end.
+pub(super) async fn ask(settings: &Settings, addr: &Addr, id: u16, timeout: Duration) -> Report {
     let began = Instant::now();
-    let mut course = Course::default();
-    let asked = timeout_at(began + timeout, converse(talk, addr, id, &mut course)).await;
+    let mut ignored = Ignored::default();
+    let asked = timeout_at(began + timeout, converse(settings, addr, id, &mut ignored)).await;
     let answer = match asked {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {
-            let text = format!("{}{}", transcript::error(&e), course.ignored());
+            let text = format!("{}{}", transcript::error(&e), ignored.describe());
             Answer::new(CheckResult::of(&e), text)
         }
         Err(_) => {
-            let text = format!("no answer within {timeout:?}{}", course.ignored());
+            let text = format!("no answer within {timeout:?}{}", ignored.describe());
             Answer::new(CheckResult::Timeout, text)
         }
     };
     Report {
         result: answer.result,
         finding: answer.finding,
-        transcript: answer.heard,
+        transcript: answer.transcript,
         took: began.elapsed(),
     }
 }
 
-/// What has come and was no reply.
+/// Datagrams that were received and are no reply.
 #[derive(Default)]
-struct Course {
-    ignored: usize,
+struct Ignored {
+    count: usize,
     last: String,
 }
 
-impl Course {
-    fn ignored(&self) -> String {
-        match self.ignored {
+impl Ignored {
+    fn describe(&self) -> String {
+        match self.count {
             0 => String::new(),
             count => format!("; ignored {count}, the last: {}", self.last),
         }
     }
 }
 
-/// From a socket of its own, so that the kernel chooses a port that nobody can guess, and tells of
+/// From a socket of its own, so that the kernel chooses a port that cannot be guessed, and reports
 /// a port that is closed.
-async fn converse(talk: &Talk, place: &Addr, id: u16, course: &mut Course) -> io::Result<Answer> {
-    let socket = UdpSocket::from_std(connect_datagrams(place)?)?;
-    socket.send(&talk.ask(id)).await?;
+async fn converse(
+    settings: &Settings,
+    addr: &Addr,
+    id: u16,
+    ignored: &mut Ignored,
+) -> io::Result<Answer> {
+    let socket = UdpSocket::from_std(connect_datagrams(addr)?)?;
+    socket.send(&settings.ask(id)).await?;
     let mut bytes = [0; LONGEST];
     loop {
         let length = socket.recv(&mut bytes).await?;
-        match talk.hear(id, &bytes[..length]) {
+        match settings.receive(id, &bytes[..length]) {
             Ok(answer) => return Ok(answer),
-            // Somebody else's, or somebody who would like it to be taken for the reply.
+            // A late reply to another question, or a forged one.
             Err(why) => {
-                course.ignored += 1;
-                course.last = format!("{why}, {}", transcript::quote(&bytes[..length]));
+                ignored.count += 1;
+                ignored.last = format!("{why}, {}", transcript::quote(&bytes[..length]));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `dns`: a question in one datagram, and what a reply says of it. Pure; of a reply, header and
 //! question are all that is looked at.
 
-use super::Answer;
+use super::dialogue::Answer;
 use crate::plan::{DnsType, Rcode, reason::CheckResult};
 
 const HEADER: usize = 12;
@@ -13,13 +13,13 @@ const RECURSION: u8 = 0x01;
 /// Internet.
 const CLASS: [u8; 2] = [0, 1];
 
-pub(super) struct Talk {
+pub(super) struct Settings {
     /// Name, type and class.
     question: Vec<u8>,
     accepted: Vec<Rcode>,
 }
 
-impl Talk {
+impl Settings {
     /// `name` is one that can be written: the configuration has looked.
     pub(super) fn new(name: &str, kind: DnsType, accepted: &[Rcode]) -> Self {
         let mut question = Vec::new();
@@ -44,7 +44,7 @@ impl Talk {
     }
 
     /// Why it is no reply to this question is the error: then the reply may still come.
-    pub(super) fn hear(&self, id: u16, bytes: &[u8]) -> Result<Answer, &'static str> {
+    pub(super) fn receive(&self, id: u16, bytes: &[u8]) -> Result<Answer, &'static str> {
         let header = bytes.first_chunk::<HEADER>().ok_or("too short")?;
         if header[..2] != id.to_be_bytes() {
             return Err("another id");
@@ -58,7 +58,7 @@ impl Talk {
             [0, 1] => bytes[HEADER..]
                 .get(..self.question.len())
                 .is_some_and(|question| question.eq_ignore_ascii_case(&self.question)),
-            // Whoever cannot or will not read it need not repeat it.
+            // A server that cannot or will not read it need not repeat it.
             [0, 0] => code != Rcode::NoError.number(),
             _ => false,
         };
@@ -81,8 +81,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn talk() -> Talk {
-        Talk::new(
+    fn talk() -> Settings {
+        Settings::new(
             "www.Example.com.",
             DnsType::Aaaa,
             &[Rcode::NoError, Rcode::NxDomain],
@@ -103,7 +103,7 @@ mod tests {
             [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0", QUESTION].concat()
         );
         // Of the root; RFC 1035, 4.1.
-        let root = Talk::new(".", DnsType::Ns, &[]).ask(1);
+        let root = Settings::new(".", DnsType::Ns, &[]).ask(1);
         assert_eq!(root, b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01");
     }
 
@@ -111,7 +111,7 @@ mod tests {
     fn replies() {
         let lower = QUESTION.to_ascii_lowercase();
         let answer = b"\xc0\x0c\0\x1c\0\x01\0\0\0\x3c\0\x10aaaaaaaaaaaaaaaa";
-        for (reply, result, heard) in [
+        for (reply, result, transcript) in [
             (
                 reply([0x85, 0x80], [0, 1, 0, 1], &[QUESTION, answer].concat()),
                 CheckResult::Ok,
@@ -144,9 +144,12 @@ mod tests {
                 "code 9, answers: 0",
             ),
         ] {
-            let answer = talk().hear(0x1234, &reply).expect("a reply");
-            assert_eq!((answer.result, &answer.heard[..]), (result, heard));
-            assert_eq!(talk().hear(0x1235, &reply), Err("another id"));
+            let answer = talk().receive(0x1234, &reply).expect("a reply");
+            assert_eq!(
+                (answer.result, &answer.transcript[..]),
+                (result, transcript)
+            );
+            assert_eq!(talk().receive(0x1235, &reply), Err("another id"));
         }
     }
 
@@ -174,23 +177,23 @@ mod tests {
             (reply([0x80, 0], [0, 2, 0, 0], QUESTION), "another question"),
             (reply([0x80, 0], [0, 0, 0, 0], b""), "another question"),
         ] {
-            assert_eq!(talk().hear(0x1234, &bytes), Err(why), "{bytes:?}");
+            assert_eq!(talk().receive(0x1234, &bytes), Err(why), "{bytes:?}");
         }
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, id: u16) {
-            let _ = talk().hear(id, &bytes);
-            let _ = talk().hear(id, &[&id.to_be_bytes()[..], &[0x80, 0, 0, 1], &bytes].concat());
+            let _ = talk().receive(id, &bytes);
+            let _ = talk().receive(id, &[&id.to_be_bytes()[..], &[0x80, 0, 0, 1], &bytes].concat());
         }
 
         #[test]
         fn what_is_asked_is_known_again(id: u16, name in "([a-z]{1,9}\\.){0,3}") {
-            let talk = Talk::new(&name, DnsType::A, &[Rcode::NoError]);
+            let talk = Settings::new(&name, DnsType::A, &[Rcode::NoError]);
             let mut reply = talk.ask(id);
             reply[2] |= 0x80;
-            prop_assert!(talk.hear(id, &reply).is_ok());
+            prop_assert!(talk.receive(id, &reply).is_ok());
         }
     }
 }

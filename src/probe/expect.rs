@@ -1,10 +1,10 @@
-//! `send_expect`: something is said, and something must come back. Pure.
+//! `send_expect`: bytes are sent, and others must come back. Pure.
 
-use super::{Answer, transcript::quote};
+use super::{dialogue::Answer, transcript::quote};
 use crate::plan::{Expect, reason::CheckResult};
 use regex::bytes::Regex;
 
-pub(super) struct Talk {
+pub(super) struct Settings {
     send: Vec<u8>,
     wanted: Wanted,
 }
@@ -12,11 +12,11 @@ pub(super) struct Talk {
 enum Wanted {
     Bytes(Vec<u8>),
     Regex(Regex),
-    /// A plan that was not checked.
+    /// An expression that does not compile, in a plan that was not validated.
     Nothing,
 }
 
-impl Talk {
+impl Settings {
     pub(super) fn new(send: &[u8], expect: &Expect) -> Self {
         Self {
             send: send.to_vec(),
@@ -27,11 +27,11 @@ impl Talk {
         }
     }
 
-    pub(super) fn says(&self) -> &[u8] {
+    pub(super) fn request(&self) -> &[u8] {
         &self.send
     }
 
-    pub(super) fn hear(&self, bytes: &[u8], ended: bool) -> Option<Answer> {
+    pub(super) fn receive(&self, bytes: &[u8], ended: bool) -> Option<Answer> {
         if bytes.is_empty() {
             return None;
         }
@@ -43,7 +43,7 @@ impl Talk {
             Wanted::Regex(regex) => regex.is_match(bytes),
             Wanted::Nothing => false,
         };
-        let full = bytes.len() >= super::MOST;
+        let full = bytes.len() >= super::dialogue::MAX_BYTES;
         let result = match found {
             true => CheckResult::Ok,
             false if ended || full => CheckResult::Unexpected,
@@ -59,7 +59,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn result(expect: &Expect, bytes: &[u8], ended: bool) -> Option<CheckResult> {
-        Talk::new(b"", expect).hear(bytes, ended).map(|a| a.result)
+        Settings::new(b"", expect)
+            .receive(bytes, ended)
+            .map(|a| a.result)
     }
 
     #[test]
@@ -85,7 +87,7 @@ mod tests {
                 None,
                 "that is a close without an answer"
             );
-            let much = vec![b'x'; super::super::MOST];
+            let much = vec![b'x'; super::super::dialogue::MAX_BYTES];
             assert_eq!(result(&expect, &much, false), Some(CheckResult::Unexpected));
         }
     }

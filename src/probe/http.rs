@@ -1,17 +1,17 @@
 //! `http`: a GET, and a status line. Pure.
 
-use super::{Answer, transcript::quote};
+use super::{dialogue::Answer, transcript::quote};
 use crate::plan::{Addr, reason::CheckResult};
 
 /// No server has a longer reason phrase.
 const LONGEST_LINE: usize = 4096;
 
-pub(super) struct Talk {
+pub(super) struct Settings {
     request: Vec<u8>,
     status: Vec<(u16, u16)>,
 }
 
-impl Talk {
+impl Settings {
     pub(super) fn new(path: &str, host: &str, status: &[(u16, u16)]) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let request = format!(
@@ -23,11 +23,11 @@ impl Talk {
         }
     }
 
-    pub(super) fn says(&self) -> &[u8] {
+    pub(super) fn request(&self) -> &[u8] {
         &self.request
     }
 
-    pub(super) fn hear(&self, bytes: &[u8]) -> Option<Answer> {
+    pub(super) fn receive(&self, bytes: &[u8]) -> Option<Answer> {
         let protocol = || Answer::new(CheckResult::Protocol, format!("got {}", quote(bytes)));
         if !could_be_status(bytes) {
             return Some(protocol());
@@ -39,10 +39,10 @@ impl Talk {
         let Some(code) = code(line) else {
             return Some(protocol());
         };
-        // A word in between (103 Early Hints): the answer is still to come, after the empty line.
+        // An informational response (103 Early Hints): the answer follows after the empty line.
         if code < 200 && code != 101 {
             let whole = bytes.windows(4).position(|four| four == b"\r\n\r\n");
-            return self.hear(&bytes[whole? + 4..]);
+            return self.receive(&bytes[whole? + 4..]);
         }
         let expected = self
             .status
@@ -99,15 +99,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn hear(bytes: &[u8]) -> Option<CheckResult> {
-        let talk = Talk::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
-        talk.hear(bytes).map(|a| a.result)
+    fn receive(bytes: &[u8]) -> Option<CheckResult> {
+        let talk = Settings::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
+        talk.receive(bytes).map(|a| a.result)
     }
 
     #[test]
     fn the_request() {
-        let talk = Talk::new("/replica?lag=1MB", "db", &[(200, 299)]);
-        let text = String::from_utf8_lossy(talk.says()).into_owned();
+        let talk = Settings::new("/replica?lag=1MB", "db", &[(200, 299)]);
+        let text = String::from_utf8_lossy(talk.request()).into_owned();
         assert!(text.starts_with("GET /replica?lag=1MB HTTP/1.1\r\nHost: db\r\n"));
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"));
     }
@@ -132,7 +132,7 @@ mod tests {
             ("", CheckResult::Protocol),
         ] {
             let whole = format!("{line}\r\nServer: x\r\n\r\n");
-            assert_eq!(hear(whole.as_bytes()), Some(wanted), "{line}");
+            assert_eq!(receive(whole.as_bytes()), Some(wanted), "{line}");
         }
     }
 
@@ -145,18 +145,18 @@ mod tests {
             "HTTP/1.1 100 Continue\r\n\r\n".into(),
         ] {
             for n in 0..=before.len() {
-                assert_eq!(hear(&before.as_bytes()[..n]), None, "{n} of {before:?}");
+                assert_eq!(receive(&before.as_bytes()[..n]), None, "{n} of {before:?}");
             }
             for (line, wanted) in [
                 ("HTTP/1.1 200 OK\r\n", CheckResult::Ok),
                 ("HTTP/1.1 503 No\r\n", CheckResult::Unexpected),
                 ("+PONG\r\n", CheckResult::Protocol),
             ] {
-                assert_eq!(hear(format!("{before}{line}").as_bytes()), Some(wanted));
+                assert_eq!(receive(format!("{before}{line}").as_bytes()), Some(wanted));
             }
         }
         assert_eq!(
-            hear(b"HTTP/1.1 101 Switching Protocols\r\n"),
+            receive(b"HTTP/1.1 101 Switching Protocols\r\n"),
             Some(CheckResult::Unexpected)
         );
     }
@@ -165,19 +165,19 @@ mod tests {
     fn a_byte_at_a_time() {
         let line = b"HTTP/1.1 200 OK\r\n";
         for n in 0..line.len() {
-            assert_eq!(hear(&line[..n]), None, "{n}");
+            assert_eq!(receive(&line[..n]), None, "{n}");
         }
-        assert_eq!(hear(line), Some(CheckResult::Ok));
-        assert_eq!(hear(b"+"), Some(CheckResult::Protocol));
+        assert_eq!(receive(line), Some(CheckResult::Ok));
+        assert_eq!(receive(b"+"), Some(CheckResult::Protocol));
         let endless = [&b"HTTP/1.1 200 "[..], &[b'a'; LONGEST_LINE]].concat();
-        assert_eq!(hear(&endless), Some(CheckResult::Protocol));
+        assert_eq!(receive(&endless), Some(CheckResult::Protocol));
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = hear(&bytes);
-            let _ = hear(&[&b"HTTP/1.1 "[..], &bytes, b"\r\n"].concat());
+            let _ = receive(&bytes);
+            let _ = receive(&[&b"HTTP/1.1 "[..], &bytes, b"\r\n"].concat());
         }
     }
 }

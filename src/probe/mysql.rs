@@ -1,9 +1,9 @@
-//! `mysql`: a login as every client makes it, one question or two, and a goodbye. MySQL and
-//! MariaDB. Pure.
+//! `mysql`: a login as every client makes it, one query or two, and a quit. MySQL and MariaDB.
+//! Pure.
 //!
 //! A server counts connections that end before a login, and blocks their address after
-//! `max_connect_errors` of them: that of all clients that come through here. So a check logs in,
-//! always.
+//! `max_connect_errors` of them: that of all clients that come through here. So a check always
+//! logs in.
 
 mod greeting;
 mod login;
@@ -11,7 +11,11 @@ mod packet;
 mod refusal;
 mod result_set;
 
-use super::{Answer, Secret, Turn, transcript::quote};
+use super::{
+    Secret,
+    dialogue::{self, Answer, Step},
+    transcript::quote,
+};
 use crate::{
     plan::{Role, reason::CheckResult},
     upstream::health::Finding,
@@ -21,7 +25,7 @@ use login::Plugin;
 use packet::{Wrong, frame, read};
 use refusal::Refusal;
 use result_set::ResultSet;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 const QUIT: u8 = 1;
 const QUERY: u8 = 3;
@@ -31,7 +35,7 @@ const QUERY: u8 = 3;
 const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only', \
     'wsrep_on', 'group_replication_group_name', \
     'server_uuid', 'server_uid', 'server_id', 'hostname', 'port', 'datadir')";
-/// What tells a running server from others. A UUID alone is copied with the data, and MariaDB has
+/// What identifies a running server. A UUID alone is copied with the data, and MariaDB has
 /// none; no two servers on one machine share their data.
 const IDENTITY: [&str; 6] = [
     "server_uuid",
@@ -50,9 +54,9 @@ const SHARES_DATA: [&str; 3] = [
     "wsrep_on",
     "group_replication_group_name",
 ];
-/// In the order in which they are tried: the word for it has changed.
+/// In the order in which they are tried: the statement was renamed.
 const LAG: [&str; 2] = ["SHOW REPLICA STATUS", "SHOW SLAVE STATUS"];
-/// Of all its primaries; otherwise MariaDB speaks of one.
+/// Of all its primaries; otherwise MariaDB reports one.
 const LAG_MARIADB: [&str; 1] = ["SHOW ALL SLAVES STATUS"];
 const BEHIND: [&str; 2] = ["Seconds_Behind_Source", "Seconds_Behind_Master"];
 /// The thread that receives, and the one that applies; and the error that each of them ended with.
@@ -60,29 +64,29 @@ const IO_RUNS: [&str; 2] = ["Replica_IO_Running", "Slave_IO_Running"];
 const SQL_RUNS: [&str; 2] = ["Replica_SQL_Running", "Slave_SQL_Running"];
 const IO_ERROR: [&str; 1] = ["Last_IO_Errno"];
 const SQL_ERROR: [&str; 1] = ["Last_SQL_Errno"];
-/// What a server is asked for about its replication may hold long lists of transactions.
+/// The state of replication may hold long lists of transactions.
 const MOST_OF_LAG: usize = 256 << 10;
 
-/// What is asked; the same for all checks.
-pub(super) struct Asked {
+/// The settings of a check.
+pub(super) struct Settings {
     pub(super) role: Option<Role>,
     /// Whether the threads of a replica must run.
     pub(super) replicating: bool,
     pub(super) max_lag: Option<Duration>,
     pub(super) user: String,
     pub(super) secret: Option<Secret>,
-    /// Whether it is to be inside TLS.
+    /// Whether TLS is required.
     pub(super) encrypted: bool,
-    /// A unix socket: nobody listens there.
+    /// Whether it is a unix socket, on which nothing can be intercepted.
     pub(super) local: bool,
-    /// The server has shown who it is.
+    /// Whether the certificate of the server is verified.
     pub(super) verified: bool,
 }
 
-pub(super) struct Talk<'a> {
-    asked: &'a Asked,
+pub(super) struct Dialogue<'a> {
+    settings: &'a Settings,
     stage: Stage,
-    /// Of the next packet, whoever sends it.
+    /// Of the next packet, in either direction.
     number: u8,
     is_mariadb: bool,
     /// Whether it may have its data from elsewhere than the binary log of another server.
@@ -92,16 +96,16 @@ pub(super) struct Talk<'a> {
 
 enum Stage {
     Greeting,
-    /// It has been told that TLS follows.
+    /// TLS was requested.
     BeforeTls(Greeting),
     InsideTls(Greeting),
     Login(Login),
-    /// A login that cannot be made, and what the check will say. The server is told nothing, again
-    /// and again, until it has ended it: whoever leaves before counts as an error of all clients
-    /// that come from here.
+    /// A login that cannot be completed, and the answer of the check. Empty answers are sent until
+    /// the server ends it: a client that leaves before counts as an error of the address that all
+    /// clients share.
     GivenUp(Answer),
     Role(ResultSet),
-    /// The word for replication that is tried, and what the answer to the question before was.
+    /// Which statement for the state of replication is tried, and its answer so far.
     Lag(usize, ResultSet),
     Ended,
 }
@@ -111,11 +115,11 @@ struct Login {
     nonce: Vec<u8>,
     /// The account wanted another plugin than the server.
     switched: bool,
-    /// The server was asked for its key.
+    /// The server's key was requested.
     awaits_key: bool,
 }
 
-/// Why a conversation ends.
+/// Why a dialogue ends.
 enum End {
     Wrong(Wrong),
     Answer(Box<Answer>),
@@ -133,10 +137,10 @@ impl From<Wrong> for End {
     }
 }
 
-impl<'a> Talk<'a> {
-    pub(super) fn new(asked: &'a Asked) -> Self {
+impl<'a> Dialogue<'a> {
+    pub(super) fn new(settings: &'a Settings) -> Self {
         Self {
-            asked,
+            settings,
             stage: Stage::Greeting,
             number: 0,
             is_mariadb: false,
@@ -146,10 +150,10 @@ impl<'a> Talk<'a> {
     }
 
     fn password(&self) -> &'a [u8] {
-        self.asked.secret.as_ref().map_or(&[], Secret::bytes)
+        self.settings.secret.as_ref().map_or(&[], Secret::bytes)
     }
 
-    /// What is made of a packet: what is said, if anything.
+    /// Handles a packet. `Some`: the payload of an answer.
     fn step(&mut self, payload: &[u8]) -> Result<Option<Vec<u8>>, End> {
         if let Some(refusal) = Refusal::read(payload)? {
             return self.refused(&refusal);
@@ -157,7 +161,7 @@ impl<'a> Talk<'a> {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Greeting => self.greeted(Greeting::read(payload)?).map(Some),
             Stage::Login(login) => self.log_in(login, payload),
-            // Who is let in by that has still not proved that the password is right.
+            // A login without a proof does not show that the password is right.
             Stage::GivenUp(mut answer) if payload.first() == Some(&0) => {
                 answer.goodbye = frame(0, &[QUIT]);
                 Err(answer.into())
@@ -167,14 +171,14 @@ impl<'a> Talk<'a> {
                 Ok(Some(Vec::new()))
             }
             Stage::Role(mut set) => {
-                if !set.hear(payload)? {
+                if !set.receive(payload)? {
                     self.stage = Stage::Role(set);
                     return Ok(None);
                 }
                 self.role_told(&set)
             }
             Stage::Lag(tried, mut set) => {
-                if !set.hear(payload)? {
+                if !set.receive(payload)? {
                     self.stage = Stage::Lag(tried, set);
                     return Ok(None);
                 }
@@ -188,7 +192,7 @@ impl<'a> Talk<'a> {
 
     fn greeted(&mut self, greeting: Greeting) -> Result<Vec<u8>, End> {
         self.is_mariadb = greeting.is_mariadb;
-        if !self.asked.encrypted {
+        if !self.settings.encrypted {
             return Ok(self.introduce(greeting));
         }
         if greeting.speaks_tls() {
@@ -196,8 +200,8 @@ impl<'a> Talk<'a> {
             self.stage = Stage::BeforeTls(greeting);
             return Ok(words);
         }
-        // To leave here would count as one of those errors: it is refused as nobody in particular,
-        // without a password.
+        // To leave here would count as one of those errors: a login without a user and a password
+        // makes the server refuse it.
         let nobody = greeting.log_in(false, "", Plugin::Native.name(), b"");
         let mut answer = Answer::new(CheckResult::Tls, "the server does not offer TLS");
         answer.goodbye = [frame(self.number, &nobody), frame(0, &[QUIT])].concat();
@@ -211,8 +215,8 @@ impl<'a> Talk<'a> {
             .unwrap_or(Plugin::Native);
         let answer = plugin.answer(self.password(), &greeting.nonce);
         let words = greeting.log_in(
-            self.asked.encrypted,
-            &self.asked.user,
+            self.settings.encrypted,
+            &self.settings.user,
             plugin.name(),
             &answer,
         );
@@ -235,10 +239,10 @@ impl<'a> Talk<'a> {
                 return Ok(Some(self.give_up("it asks for one plugin after another")));
             }
             ([0xfe, wanted @ ..], _) => {
-                match login.switch(wanted, self.asked.local || self.asked.verified) {
+                match login.switch(wanted, self.settings.local || self.settings.verified) {
                     Ok(()) => login.plugin.answer(self.password(), &login.nonce),
                     Err(why) => {
-                        self.give_up(&why);
+                        self.give_up(&why.to_string());
                         return Ok(Some(login::nothing(wanted)));
                     }
                 }
@@ -251,12 +255,12 @@ impl<'a> Talk<'a> {
                     None => return Ok(Some(self.give_up("the key of the server cannot be used"))),
                 }
             }
-            // It knows the password from before: all is well.
+            // The server has the password in its cache.
             ([1, 3], Plugin::CachingSha2) => {
                 self.stage = Stage::Login(login);
                 return Ok(None);
             }
-            ([1, 4], Plugin::CachingSha2) if self.asked.encrypted || self.asked.local => {
+            ([1, 4], Plugin::CachingSha2) if self.settings.encrypted || self.settings.local => {
                 login::clear(self.password())
             }
             ([1, 4], Plugin::CachingSha2) => {
@@ -269,7 +273,7 @@ impl<'a> Talk<'a> {
         Ok(Some(words))
     }
 
-    /// What is said instead of a password: nothing.
+    /// In place of a password: an empty answer.
     fn give_up(&mut self, why: &str) -> Vec<u8> {
         self.stage = Stage::GivenUp(Answer::new(CheckResult::Auth, format!("login: {why}")));
         Vec::new()
@@ -289,7 +293,7 @@ impl<'a> Talk<'a> {
             let [Some(name), Some(value)] = &row[..] else {
                 return Err(Wrong("variables of another form").into());
             };
-            // New MariaDB has more words than ON for it.
+            // New MariaDB has more values than ON for it.
             let is_on = !matches!(&value.to_ascii_uppercase()[..], b"OFF" | b"0" | b"NO" | b"");
             self.shares_data |= is_on && SHARES_DATA.iter().any(|known| name == known.as_bytes());
             if name.ends_with(b"read_only") {
@@ -300,11 +304,11 @@ impl<'a> Talk<'a> {
         if !is_known {
             return Err(Wrong("no read_only among its variables").into());
         }
-        let (role, heard) = match &on[..] {
+        let (role, transcript) = match &on[..] {
             [] => (Role::Primary, "read_only is off".to_owned()),
             on => (Role::Replica, format!("{} is on", on.join(", "))),
         };
-        let is_other = self.asked.role.is_some_and(|wanted| wanted != role);
+        let is_other = self.settings.role.is_some_and(|wanted| wanted != role);
         if role == Role::Replica && !is_other && self.asks_for_replication() {
             self.stage = Stage::Lag(0, ResultSet::default());
             return Ok(Some(self.query(self.lag_questions()[0])));
@@ -320,12 +324,12 @@ impl<'a> Talk<'a> {
                 server: self.server.take(),
                 ..Finding::default()
             },
-            ..Answer::new(result, heard)
+            ..Answer::new(result, transcript)
         }))
     }
 
     fn asks_for_replication(&self) -> bool {
-        self.asked.replicating || self.asked.max_lag.is_some()
+        self.settings.replicating || self.settings.max_lag.is_some()
     }
 
     fn lag_questions(&self) -> &'static [&'static str] {
@@ -353,32 +357,32 @@ impl<'a> Talk<'a> {
         }
         let lag = most.filter(|_| runs).map(Duration::from_secs);
         let fault = self.replication_fault(set)?;
-        let mut heard = match lag {
-            None if fault.is_none() && self.asked.max_lag.is_none() => "a replica".to_owned(),
+        let mut transcript = match lag {
+            None if fault.is_none() && self.settings.max_lag.is_none() => "a replica".to_owned(),
             None => "a replica that does not replicate".to_owned(),
             Some(lag) => format!("a replica, {} s behind", lag.as_secs()),
         };
         let is_late = |most| lag.is_none_or(|lag| lag > most);
         let result = match &fault {
-            _ if self.asked.max_lag.is_some_and(is_late) => CheckResult::Lagging,
-            Some(fault) if self.asked.replicating => {
-                heard += &format!(": {fault}");
+            _ if self.settings.max_lag.is_some_and(is_late) => CheckResult::Lagging,
+            Some(fault) if self.settings.replicating => {
+                transcript += &format!(": {fault}");
                 CheckResult::NotReplicating
             }
             _ => CheckResult::Ok,
         };
-        let mut answer = Answer::new(result, heard);
+        let mut answer = Answer::new(result, transcript);
         answer.finding.role = Some(Role::Replica);
         answer.finding.lag.time = lag;
         answer.finding.fault = fault;
         Ok(answer)
     }
 
-    /// What keeps it from replicating from one of its primaries. The errors are told by their
+    /// What keeps it from replicating from one of its primaries. The errors are shown by their
     /// numbers: their texts may hold what clients have written.
     fn replication_fault(&self, set: &ResultSet) -> Result<Option<String>, Wrong> {
         let (Some(io), Some(sql)) = (set.column(&IO_RUNS), set.column(&SQL_RUNS)) else {
-            return match self.asked.replicating {
+            return match self.settings.replicating {
                 true => Err(Wrong("no threads in the state of replication")),
                 false => Ok(None),
             };
@@ -426,20 +430,19 @@ impl<'a> Talk<'a> {
             Stage::Login(_) => ("login: ", None),
             _ => ("", None),
         };
-        let mut heard = format!("{question}error {}{}", refusal.code, self.message(refusal));
+        let mut transcript = format!("{question}error {}{}", refusal.code, self.message(refusal));
         if role.is_some() && refusal.code == refusal::DENIED {
-            heard += "; grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)";
-            if self.asked.max_lag.is_none() {
-                heard += " or set replicating = false";
+            transcript += "; grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)";
+            if self.settings.max_lag.is_none() {
+                transcript += " or set replicating = false";
             }
         }
-        let mut answer = Answer::new(refusal.result(), heard);
+        let mut answer = Answer::new(refusal.result(), transcript);
         answer.finding.role = role;
         Err(answer.into())
     }
 
-    /// A message that has the password in it is not shown: it would be our own words that came
-    /// back.
+    /// A message with the password in it, an echo of what was sent, is not shown.
     fn message(&self, refusal: &Refusal) -> String {
         let password = self.password();
         let has_it = !password.is_empty()
@@ -466,28 +469,40 @@ fn identity(rows: &[Vec<Option<Vec<u8>>>]) -> Option<String> {
     is_known.then(|| values.collect::<Vec<_>>().join("\n"))
 }
 
+/// Why a login cannot go on with the plugin that the account requires.
+enum SwitchError {
+    ClearPassword,
+    OldPassword,
+    /// The name of the plugin.
+    Unsupported(String),
+}
+
+impl fmt::Display for SwitchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClearPassword => f.write_str(
+                "it asks for the password in the clear, which takes tls = \"verify\" or a unix socket",
+            ),
+            Self::OldPassword => f.write_str("the account has a password from before 4.1"),
+            Self::Unsupported(name) => {
+                write!(f, "it asks for the plugin {name}, which is not supported here")
+            }
+        }
+    }
+}
+
 impl Login {
-    /// Why that cannot be is the error.
-    /// `trusted`: nobody but the server can hear.
-    fn switch(&mut self, wanted: &[u8], trusted: bool) -> Result<(), String> {
+    /// `trusted`: only the server can read what is sent.
+    fn switch(&mut self, wanted: &[u8], trusted: bool) -> Result<(), SwitchError> {
         let end = wanted.iter().position(|b| *b == 0);
         let (name, nonce) = wanted.split_at(end.unwrap_or(wanted.len()));
         let plugin = match Plugin::named(name) {
-            // Whoever it is could ask for it.
-            Some(Plugin::Clear) if !trusted => {
-                return Err("it asks for the password in the clear, which takes tls = \"verify\" or a unix socket".to_owned());
-            }
+            // An impostor could ask for it.
+            Some(Plugin::Clear) if !trusted => return Err(SwitchError::ClearPassword),
             Some(plugin) => plugin,
             // In those days packets had no names of plugins in them.
-            None if name.is_empty() => {
-                return Err("the account has a password from before 4.1".to_owned());
-            }
-            None => {
-                let name = quote(name);
-                return Err(format!(
-                    "it asks for the plugin {name}, which is not supported here"
-                ));
-            }
+            None if name.is_empty() => return Err(SwitchError::OldPassword),
+            None => return Err(SwitchError::Unsupported(quote(name))),
         };
         let nonce = nonce.get(1..).unwrap_or_default();
         *self = Self {
@@ -500,21 +515,21 @@ impl Login {
     }
 }
 
-impl super::Talk for Talk<'_> {
-    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
+impl dialogue::Dialogue for Dialogue<'_> {
+    fn receive(&mut self, bytes: &[u8], ended: bool) -> Step {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::BeforeTls(greeting) => {
                 self.stage = Stage::InsideTls(greeting);
-                return Turn::Encrypt { read: 0 };
+                return Step::StartTls { consumed: 0 };
             }
             Stage::InsideTls(greeting) => {
-                let words = frame(self.number, &self.introduce(greeting));
+                let bytes = frame(self.number, &self.introduce(greeting));
                 self.number = self.number.wrapping_add(1);
-                return Turn::Say { read: 0, words };
+                return Step::Send { consumed: 0, bytes };
             }
             stage => self.stage = stage,
         }
-        // Whatever it is, it has let us in, and is taken leave of.
+        // The login has succeeded, so it is ended by a quit.
         let goodbye = match self.stage {
             Stage::Role(_) | Stage::Lag(..) => frame(0, &[QUIT]),
             _ => Vec::new(),
@@ -522,52 +537,52 @@ impl super::Talk for Talk<'_> {
         let shown = self.show(bytes);
         let wrong = |Wrong(why), goodbye| {
             let text = format!("this is not MySQL: {why}; got {shown}");
-            Turn::Answer(Answer {
+            Step::Done(Answer {
                 goodbye,
                 ..Answer::new(CheckResult::Protocol, text)
             })
         };
-        let (payload, read) = match read(bytes, self.number, self.most()) {
+        let (payload, consumed) = match read(bytes, self.number, self.max_bytes()) {
             Ok(Some(packet)) => packet,
             Ok(None) => {
                 return match &self.stage {
-                    Stage::GivenUp(answer) if ended => Turn::Answer(answer.clone()),
-                    _ => Turn::Wait,
+                    Stage::GivenUp(answer) if ended => Step::Done(answer.clone()),
+                    _ => Step::Wait,
                 };
             }
             Err(why) => return wrong(why, goodbye),
         };
         self.number = self.number.wrapping_add(1);
         match self.step(payload) {
-            Ok(None) => Turn::Say {
-                read,
-                words: Vec::new(),
+            Ok(None) => Step::Send {
+                consumed,
+                bytes: Vec::new(),
             },
             Ok(Some(payload)) => {
-                let words = frame(self.number, &payload);
+                let bytes = frame(self.number, &payload);
                 self.number = self.number.wrapping_add(1);
-                Turn::Say { read, words }
+                Step::Send { consumed, bytes }
             }
             Err(End::Answer(mut answer)) => {
                 if !goodbye.is_empty() {
                     answer.goodbye = goodbye;
                 }
-                Turn::Answer(*answer)
+                Step::Done(*answer)
             }
             Err(End::Wrong(why)) => wrong(why, goodbye),
         }
     }
 
-    fn most(&self) -> usize {
+    fn max_bytes(&self) -> usize {
         match self.asks_for_replication() {
             true => MOST_OF_LAG,
-            false => super::MOST,
+            false => dialogue::MAX_BYTES,
         }
     }
 
-    /// Once a password has been told, nothing: what sends our own words back would show it.
+    /// Once a password was sent, nothing: an echo of it would be shown.
     fn show(&self, bytes: &[u8]) -> String {
-        let is_told = self.asked.secret.is_some() && !matches!(self.stage, Stage::Greeting);
+        let is_told = self.settings.secret.is_some() && !matches!(self.stage, Stage::Greeting);
         match is_told {
             true => format!("{} bytes", bytes.len()),
             false => quote(bytes),

@@ -1,33 +1,37 @@
-//! `postgres`: a login, and where the server stands; or whether it would let a user log in. No I/O.
+//! `postgres`: a login and queries for role and replication; or only whether it accepts logins.
+//! Pure.
 //!
-//! Without a login the server gets a startup message, and whatever it answers to that but an error
-//! shows that it takes sessions: it asks for a password only when it does. A client that leaves
-//! instead of giving one is not written down in its log.
+//! Without a login the server gets a startup message, and any answer to it but an error shows that
+//! it accepts sessions: it requests a password only when it does. A client that disconnects then is
+//! not written to its log.
 
 mod login;
 mod message;
 
-use super::{Answer, Secret, Turn};
+use super::{
+    Secret,
+    dialogue::{self, Answer, Step},
+};
 use crate::{
     plan::{LagLimit, Role, reason::CheckResult},
     upstream::health::{Epoch, Finding, Lag},
 };
-use login::{Login, Refusal, say};
+use login::{Login, Refusal, encode};
 use message::{Error, Old, Wrong, row};
 use postgres_protocol::message::frontend;
 use std::time::Duration;
 
-/// Every name with its schema, here and below: who may set the search path of a database or create
-/// in it could otherwise put functions and operators of his own in front, and we would run them.
+/// Every name with its schema, here and below: a user that may set the search path of a database or
+/// create in it could otherwise put functions and operators in front, and checks would run them.
 const ROLE: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 /// What every user may see, from version 10 on: the timeline of a primary; of a replica whether it
 /// receives anything, how many bytes of what it has received it has still to replay, how old the
 /// last transaction is that it has, whether its replay is paused, and whether it restores an
 /// archive and has never tried to receive anything; and of every server when it was started, to the
-/// microsecond, and its port: a replica has the system identifier of its primary, so that tells no
-/// server from another.
-const PLACE: &str = "SELECT \
+/// microsecond, and its port: a replica has the system identifier of its primary, so that does
+/// not identify a server.
+const POSITION: &str = "SELECT \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
     EXISTS (SELECT 1 FROM pg_catalog.pg_stat_wal_receiver), \
@@ -38,10 +42,10 @@ const PLACE: &str = "SELECT \
     AND coalesce(pg_catalog.current_setting('restore_command', true), '') OPERATOR(pg_catalog.<>) '', \
     extract(epoch FROM pg_catalog.pg_postmaster_start_time()), pg_catalog.current_setting('port')";
 
-/// So much may a server say on its own, in notices and settings, beside its short answers.
-const MOST: usize = 64 << 10;
+/// Notices and settings of a server may have so many bytes, besides its short answers.
+const MAX_BYTES: usize = 64 << 10;
 
-/// As whom to ask.
+/// The user that logs in.
 pub(super) struct User {
     pub(super) name: String,
     pub(super) database: String,
@@ -52,53 +56,53 @@ pub(super) struct User {
 /// almost everywhere, and where they do not the server still answers.
 const ANYONE: (&str, &str) = ("postgres", "postgres");
 
-pub(super) struct Talk {
+pub(super) struct Settings {
     pub(super) wanted: Option<Role>,
     /// `None`: without a login.
     pub(super) user: Option<User>,
-    /// The user and the database that are named then, if it matters what the server has against
-    /// them.
+    /// The user and the database that are named then, if an error about
+    /// them counts.
     pub(super) startup: Option<(String, String)>,
     /// Whether a replica must receive and replay.
     pub(super) replicating: bool,
     pub(super) limit: LagLimit,
-    /// Whether nothing but TLS will do.
+    /// Whether TLS is required.
     pub(super) encrypted: bool,
-    /// Whether the line does not leave this machine.
+    /// Whether the connection does not leave this machine.
     pub(super) local: bool,
 }
 
-/// One time through it.
-pub(super) struct Conversation<'a> {
-    talk: &'a Talk,
+/// One check.
+pub(super) struct Dialogue<'a> {
+    settings: &'a Settings,
     stage: Stage<'a>,
     end_point: Option<Vec<u8>>,
 }
 
 enum Stage<'a> {
     Begin,
-    /// The server is asked whether it speaks TLS.
+    /// TLS was requested.
     Offered,
     Encrypted,
-    /// The server has been told who would like to log in.
+    /// The startup message is sent.
     Startup,
     Login(Login<'a>),
     Asked(Found),
 }
 
-/// What the questions have brought up to now.
+/// The answers to the queries so far.
 #[derive(Default)]
 struct Found {
     /// How many have been answered to the end.
     answered: usize,
     role: Option<Role>,
-    place: Option<Place>,
-    /// What the server had against the second question.
+    position: Option<Position>,
+    /// The error of the second query.
     refused: Option<Error>,
 }
 
 #[derive(Default)]
-struct Place {
+struct Position {
     timeline: Option<u32>,
     receives: bool,
     /// Received, and not replayed.
@@ -111,25 +115,25 @@ struct Place {
     server: Option<String>,
 }
 
-impl Talk {
-    pub(super) fn begin(&self) -> Conversation<'_> {
-        Conversation {
-            talk: self,
+impl Settings {
+    pub(super) fn dialogue(&self) -> Dialogue<'_> {
+        Dialogue {
+            settings: self,
             stage: Stage::Begin,
             end_point: None,
         }
     }
 
-    /// Who does not care for more than the role need not be able to ask for it.
-    fn asks_for_place(&self) -> bool {
+    /// Without such a setting the account need not be able to query it.
+    fn asks_for_position(&self) -> bool {
         self.wanted.is_some() || self.limit != LagLimit::default()
     }
 
     fn questions(&self) -> Result<Vec<u8>, Refusal> {
-        say(|out| {
+        encode(|out| {
             frontend::query(ROLE, out)?;
-            match self.asks_for_place() {
-                true => frontend::query(PLACE, out),
+            match self.asks_for_position() {
+                true => frontend::query(POSITION, out),
                 false => Ok(()),
             }
         })
@@ -144,31 +148,31 @@ impl Talk {
             role: Some(role),
             ..Finding::default()
         };
-        let mut heard = role.word().to_owned();
+        let mut transcript = role.word().to_owned();
         let mut result = match self.wanted {
             Some(wanted) if wanted != role => CheckResult::Standby,
             _ => CheckResult::Ok,
         };
-        let needs_place = self.replicating || self.limit != LagLimit::default();
-        let mut place = found.place.unwrap_or_default();
-        finding.server = place.server.take();
+        let needs_position = self.replicating || self.limit != LagLimit::default();
+        let mut position = found.position.unwrap_or_default();
+        finding.server = position.server.take();
         match (role, found.refused) {
             (Role::Primary, _) => {
-                if let Some(timeline) = place.timeline {
+                if let Some(timeline) = position.timeline {
                     finding.epoch = Some(Epoch::Timeline(timeline));
-                    heard += &format!(", timeline {timeline}");
+                    transcript += &format!(", timeline {timeline}");
                 }
             }
             (Role::Replica, Some(error)) => {
-                heard += &format!(", and does not tell how far behind it is: {error}");
-                if result == CheckResult::Ok && needs_place {
+                transcript += &format!(", and does not tell how far behind it is: {error}");
+                if result == CheckResult::Ok && needs_position {
                     result = CheckResult::Unexpected;
                 }
             }
-            (Role::Replica, None) if self.asks_for_place() => {
-                finding.lag = place.lag();
-                heard += &place.words();
-                let fault = place.fault();
+            (Role::Replica, None) if self.asks_for_position() => {
+                finding.lag = position.lag();
+                transcript += &position.words();
+                let fault = position.fault();
                 finding.fault = fault.map(str::to_owned);
                 result = match result {
                     CheckResult::Ok if finding.lag.exceeds(&self.limit) => CheckResult::Lagging,
@@ -181,19 +185,19 @@ impl Talk {
             }
             (Role::Replica, None) => {}
         }
-        let goodbye = say(|out| {
+        let goodbye = encode(|out| {
             frontend::terminate(out);
             Ok(())
         });
         Answer {
             finding,
             goodbye: goodbye.unwrap_or_default(),
-            ..Answer::new(result, heard)
+            ..Answer::new(result, transcript)
         }
     }
 }
 
-impl Place {
+impl Position {
     /// One that receives nothing does not know what there is: it may be as far behind as its last
     /// transaction is old.
     fn lag(&self) -> Lag {
@@ -296,14 +300,14 @@ fn boolean(text: Option<&str>) -> Option<bool> {
     }
 }
 
-impl super::Talk for Conversation<'_> {
-    fn hear(&mut self, bytes: &[u8], ended: bool) -> Turn {
+impl dialogue::Dialogue for Dialogue<'_> {
+    fn receive(&mut self, bytes: &[u8], ended: bool) -> Step {
         match self.stage {
-            Stage::Begin if self.talk.encrypted => {
+            Stage::Begin if self.settings.encrypted => {
                 self.stage = Stage::Offered;
-                turn(
+                send(
                     0,
-                    say(|out| {
+                    encode(|out| {
                         frontend::ssl_request(out);
                         Ok(())
                     }),
@@ -319,11 +323,11 @@ impl super::Talk for Conversation<'_> {
         self.end_point = end_point;
     }
 
-    fn most(&self) -> usize {
-        MOST
+    fn max_bytes(&self) -> usize {
+        MAX_BYTES
     }
 
-    /// What comes may be an echo of what was said.
+    /// What was received may be an echo of what was sent.
     fn show(&self, bytes: &[u8]) -> String {
         match self.secret() {
             Some(_) => format!("{} bytes", bytes.len()),
@@ -332,84 +336,84 @@ impl super::Talk for Conversation<'_> {
     }
 }
 
-impl Conversation<'_> {
+impl Dialogue<'_> {
     fn secret(&self) -> Option<&Secret> {
-        self.talk.user.as_ref()?.secret.as_ref()
+        self.settings.user.as_ref()?.secret.as_ref()
     }
 
-    /// To the answer about TLS, which is a single letter.
-    fn offered(&mut self, bytes: &[u8], ended: bool) -> Turn {
+    /// The answer to the request for TLS, a single letter.
+    fn offered(&mut self, bytes: &[u8], ended: bool) -> Step {
         let answer = match bytes {
-            [] => return Turn::Wait,
-            // What follows it is looked at by whoever begins TLS.
+            [] => return Step::Wait,
+            // Bytes that follow are refused where TLS begins.
             [b'S', ..] => {
                 self.stage = Stage::Encrypted;
-                return Turn::Encrypt { read: 1 };
+                return Step::StartTls { consumed: 1 };
             }
             [b'N'] => Answer::new(CheckResult::Tls, "it does not speak TLS"),
             // An error: out of processes, as a rule.
             [b'E', ..] => return self.messages(bytes, ended),
-            // Other servers, too, begin with such a letter, and go on.
+            // Other servers begin with such a letter, too, and go on.
             _ => self.wrong(bytes),
         };
-        Turn::Answer(answer)
+        Step::Done(answer)
     }
 
-    fn start(&mut self) -> Turn {
-        let talk = self.talk;
-        let Some(user) = &talk.user else {
+    fn start(&mut self) -> Step {
+        let settings = self.settings;
+        let Some(user) = &settings.user else {
             self.stage = Stage::Startup;
-            let startup = talk.startup.as_ref();
+            let startup = settings.startup.as_ref();
             let (user, database) = startup.map_or(ANYONE, |(user, database)| (user, database));
-            return turn(0, say_startup(user, database));
+            return send(0, encode_startup(user, database));
         };
-        let covered = talk.local || matches!(self.stage, Stage::Encrypted);
+        let covered = settings.local || matches!(self.stage, Stage::Encrypted);
         self.stage = Stage::Login(Login::new(
             &user.name,
             user.secret.as_ref(),
             covered,
             self.end_point.take(),
         ));
-        turn(0, say_startup(&user.name, &user.database))
+        send(0, encode_startup(&user.name, &user.database))
     }
 
-    /// The server takes sessions: it asks for a password, or it lets the user in, who takes leave
-    /// then.
-    fn takes_sessions(&self, inside: &[u8]) -> Result<Turn, Wrong> {
+    /// The server accepts sessions: it requests a password, or it lets the user in, and the session
+    /// is ended.
+    fn takes_sessions(&self, inside: &[u8]) -> Result<Step, Wrong> {
         let method = inside.first_chunk().ok_or(Wrong)?;
         let mut answer = Answer::new(CheckResult::Ok, "it asks for a password");
         if u32::from_be_bytes(*method) == 0 {
-            answer.heard = "it lets in".to_owned();
-            let goodbye = say(|out| {
+            answer.transcript = "it lets in".to_owned();
+            let goodbye = encode(|out| {
                 frontend::terminate(out);
                 Ok(())
             });
             answer.goodbye = goodbye.unwrap_or_default();
         }
-        Ok(Turn::Answer(answer))
+        Ok(Step::Done(answer))
     }
 
-    /// What an error means to a user that is only named: one that was invented for it may be
-    /// refused, as long as that does not mean that nobody is let in.
+    /// What an error about the user of a startup message means: a default user may be refused, unless
+    /// the error concerns every user.
     fn startup_result(&self, error: &Error) -> CheckResult {
         match error.result() {
-            _ if self.talk.startup.is_none() && !error.concerns_everyone() => CheckResult::Ok,
+            _ if self.settings.startup.is_none() && !error.concerns_everyone() => CheckResult::Ok,
             result => result,
         }
     }
 
-    /// Deals with as many whole messages as there are, until one asks for an answer or is one.
-    fn messages(&mut self, bytes: &[u8], ended: bool) -> Turn {
-        if self.has_heard_nothing() {
+    /// Handles the whole messages that there are, until one needs an answer or is one.
+    fn messages(&mut self, bytes: &[u8], ended: bool) -> Step {
+        if self.has_received_nothing() {
             match message::old_error(bytes, ended) {
-                Some(Old::Wait) => return Turn::Wait,
+                Some(Old::Wait) => return Step::Wait,
                 Some(Old::Error(text)) => {
                     let text = match self.is_secret_in(text.as_bytes()) {
                         true => "(not shown)",
                         false => &text,
                     };
-                    let heard = format!("ERROR: {text}");
-                    return Turn::Answer(Answer::new(CheckResult::Unexpected, heard));
+                    let transcript = format!("ERROR: {text}");
+                    return Step::Done(Answer::new(CheckResult::Unexpected, transcript));
                 }
                 None => {}
             }
@@ -418,36 +422,36 @@ impl Conversation<'_> {
         loop {
             let (kind, inside, after) = match message::read(rest) {
                 Ok(Some(message)) => message,
-                Ok(None) if rest.len() == bytes.len() => return Turn::Wait,
-                Ok(None) => return turn(bytes.len() - rest.len(), Ok(Vec::new())),
-                Err(Wrong) => return Turn::Answer(self.wrong(rest)),
+                Ok(None) if rest.len() == bytes.len() => return Step::Wait,
+                Ok(None) => return send(bytes.len() - rest.len(), Ok(Vec::new())),
+                Err(Wrong) => return Step::Done(self.wrong(rest)),
             };
-            let read = bytes.len() - after.len();
+            let consumed = bytes.len() - after.len();
             match self.message(kind, inside) {
-                Ok(Some(Turn::Say { words, .. })) => return Turn::Say { read, words },
+                Ok(Some(Step::Send { bytes, .. })) => return Step::Send { consumed, bytes },
                 Ok(Some(turn)) => return turn,
                 Ok(None) => rest = after,
-                Err(Wrong) => return Turn::Answer(self.wrong(rest)),
+                Err(Wrong) => return Step::Done(self.wrong(rest)),
             }
         }
     }
 
-    /// `None`: the next one is heard.
-    fn message(&mut self, kind: u8, inside: &[u8]) -> Result<Option<Turn>, Wrong> {
+    /// `None`: the next one is transcript.
+    fn message(&mut self, kind: u8, inside: &[u8]) -> Result<Option<Step>, Wrong> {
         match (kind, &mut self.stage) {
             // Settings, notices, notifications, a key to cancel by, another version: at any time,
             // any number of them.
             (b'S' | b'N' | b'A' | b'K' | b'v', _) => {}
             (b'R', Stage::Startup) => return self.takes_sessions(inside).map(Some),
             (b'R', Stage::Login(login)) if !login.is_in() => {
-                let said = login.hear(inside);
+                let said = login.receive(inside);
                 if !matches!(&said, Ok(words) if words.is_empty()) {
-                    return Ok(Some(turn(0, said)));
+                    return Ok(Some(send(0, said)));
                 }
             }
             (b'Z', Stage::Login(login)) if login.is_in() => {
                 self.stage = Stage::Asked(Found::default());
-                return Ok(Some(turn(0, self.talk.questions())));
+                return Ok(Some(send(0, self.settings.questions())));
             }
             (b'D', Stage::Asked(found)) => {
                 let columns = row(inside)?;
@@ -460,7 +464,7 @@ impl Conversation<'_> {
                             Role::Primary
                         });
                     }
-                    (1, columns) => found.place = Some(Place::read(columns).ok_or(Wrong)?),
+                    (1, columns) => found.position = Some(Position::read(columns).ok_or(Wrong)?),
                     _ => return Err(Wrong),
                 }
             }
@@ -472,19 +476,19 @@ impl Conversation<'_> {
                     Stage::Asked(found) if found.answered == 1 => found.refused = Some(error),
                     Stage::Startup => {
                         let answer = Answer::new(self.startup_result(&error), error.to_string());
-                        return Ok(Some(Turn::Answer(answer)));
+                        return Ok(Some(Step::Done(answer)));
                     }
                     _ => {
                         let answer = Answer::new(error.result(), error.to_string());
-                        return Ok(Some(Turn::Answer(answer)));
+                        return Ok(Some(Step::Done(answer)));
                     }
                 }
             }
             (b'Z', Stage::Asked(found)) => {
                 found.answered += 1;
-                if found.answered == 1 + usize::from(self.talk.asks_for_place()) {
+                if found.answered == 1 + usize::from(self.settings.asks_for_position()) {
                     let found = std::mem::take(found);
-                    return Ok(Some(Turn::Answer(self.talk.judge(found))));
+                    return Ok(Some(Step::Done(self.settings.judge(found))));
                 }
             }
             _ => return Err(Wrong),
@@ -492,8 +496,8 @@ impl Conversation<'_> {
         Ok(None)
     }
 
-    /// Whether the next that comes is the first.
-    fn has_heard_nothing(&self) -> bool {
+    /// Whether nothing was received yet.
+    fn has_received_nothing(&self) -> bool {
         match &self.stage {
             Stage::Login(login) => login.is_open(),
             Stage::Offered | Stage::Startup => true,
@@ -501,7 +505,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// A server that was told the password in the clear could say it.
+    /// A server that got the password in the clear could echo it.
     fn error(&self, inside: &[u8]) -> Result<Error, Wrong> {
         let mut error = Error::read(inside)?;
         if self.is_secret_in(inside) {
@@ -516,12 +520,12 @@ impl Conversation<'_> {
     }
 
     fn wrong(&self, bytes: &[u8]) -> Answer {
-        let heard = format!(
+        let transcript = format!(
             "this is not PostgreSQL: got {}",
-            super::Talk::show(self, bytes)
+            dialogue::Dialogue::show(self, bytes)
         );
         Answer {
-            heard,
+            transcript,
             ..not_postgres()
         }
     }
@@ -531,19 +535,19 @@ fn not_postgres() -> Answer {
     Answer::new(CheckResult::Protocol, "this is not PostgreSQL")
 }
 
-fn say_startup(user: &str, database: &str) -> Result<Vec<u8>, Refusal> {
+fn encode_startup(user: &str, database: &str) -> Result<Vec<u8>, Refusal> {
     let parameters = [
         ("user", user),
         ("database", database),
         ("application_name", "tembuku"),
     ];
-    say(|out| frontend::startup_message(parameters, out))
+    encode(|out| frontend::startup_message(parameters, out))
 }
 
-fn turn(read: usize, words: Result<Vec<u8>, Refusal>) -> Turn {
-    match words {
-        Ok(words) => Turn::Say { read, words },
-        Err(Refusal { result, why }) => Turn::Answer(Answer::new(result, why)),
+fn send(consumed: usize, bytes: Result<Vec<u8>, Refusal>) -> Step {
+    match bytes {
+        Ok(bytes) => Step::Send { consumed, bytes },
+        Err(Refusal { result, why }) => Step::Done(Answer::new(result, why)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! `redis`: AUTH where there is a password, PING, ROLE, INFO where that is not enough, QUIT. Pure.
 //!
-//! They go out together, so that a check takes one turn to the server and back.
+//! They are sent together, so that a check takes one round trip.
 
 mod info;
 
 use super::{
-    Answer, Secret,
+    Secret,
+    dialogue::Answer,
     resp::{Reply, Stop, read},
     transcript::quote,
 };
@@ -17,12 +18,12 @@ use std::time::Duration;
 
 /// What a server answers that refuses writes, and would answer readers: it cannot save, has no
 /// memory left, has not enough replicas, or is one. Not among them: LOADING, MASTERDOWN and
-/// CLUSTERDOWN, with which it refuses to read as well.
+/// CLUSTERDOWN, with which reads are refused as well.
 const REFUSES_WRITES: [&[u8]; 4] = [b"MISCONF", b"OOM", b"NOREPLICAS", b"READONLY"];
 /// What it answers to everything but SCRIPT KILL and a few more while a script runs for too long.
 const BUSY: &[u8] = b"BUSY";
 
-pub(super) struct Talk {
+pub(super) struct Settings {
     pub(super) wanted: Option<Role>,
     /// Whether a replica must be connected to its primary and synced.
     pub(super) replicating: bool,
@@ -34,43 +35,43 @@ pub(super) struct Talk {
     pub(super) require_writes: bool,
 }
 
-impl Talk {
+impl Settings {
     pub(super) fn has_secret(&self) -> bool {
         self.secret.is_some()
     }
 
-    pub(super) fn say(&self, words: &mut Vec<u8>) {
+    pub(super) fn write_commands(&self, out: &mut Vec<u8>) {
         if let Some(secret) = &self.secret {
             let user = self.user.as_deref().map(str::as_bytes);
             let parts: Vec<&[u8]> = [Some(&b"AUTH"[..]), user, Some(secret.bytes())]
                 .into_iter()
                 .flatten()
                 .collect();
-            command(words, &parts);
+            write_command(out, &parts);
         }
-        command(words, &[b"PING"]);
-        command(words, &[b"ROLE"]);
-        if self.asks_for_place() {
-            command(words, &[b"INFO", b"replication"]);
+        write_command(out, &[b"PING"]);
+        write_command(out, &[b"ROLE"]);
+        if self.asks_for_position() {
+            write_command(out, &[b"INFO", b"replication"]);
         }
         if self.asks_for_server() {
-            command(words, &[b"INFO", b"server"]);
+            write_command(out, &[b"INFO", b"server"]);
         }
-        command(words, &[b"QUIT"]);
+        write_command(out, &[b"QUIT"]);
     }
 
-    /// Who does not care for more than life need not be allowed to ask for it.
-    fn asks_for_place(&self) -> bool {
+    /// Without such a setting the account need not be allowed to use INFO.
+    fn asks_for_position(&self) -> bool {
         self.wanted.is_some() || self.max_lag.is_some()
     }
 
-    /// Two addresses may be of one primary, which tells by its run id.
+    /// Two addresses may belong to one primary, which its run id shows.
     fn asks_for_server(&self) -> bool {
         self.wanted == Some(Role::Primary) || self.min_version.is_some()
     }
 
     /// An answer when all questions have been answered, or one so that the others do not matter.
-    pub(super) fn hear(&self, bytes: &[u8]) -> Option<Answer> {
+    pub(super) fn receive(&self, bytes: &[u8]) -> Option<Answer> {
         match self.judge(bytes) {
             Ok(answer) => Some(answer),
             Err(Stop::Incomplete) => None,
@@ -125,8 +126,8 @@ impl Talk {
             Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
-        // Whoever does not know us answers nothing else; and of a server that is full nothing else
-        // comes.
+        // A server that refuses the login answers nothing else, and one that is full sends nothing
+        // else.
         if let Err(answer) = &alive
             && matches!(answer.result, CheckResult::Auth | CheckResult::Unexpected)
         {
@@ -144,24 +145,24 @@ impl Talk {
                 Some(Reply::Text(Some(b"sentinel"))) => (None, "sentinel"),
                 _ => return Err(Stop::Wrong),
             },
-            // Who does not care for the role need not be allowed to ask for it.
+            // Without a required role the account need not be allowed to use ROLE.
             Reply::Error(_) if self.wanted.is_none() => (None, "refused"),
             Reply::Error(text) if first_word(text) == BUSY => return Ok(self.busy("ROLE", text)),
             Reply::Error(text) => return Ok(self.refused("ROLE", text, CheckResult::Unexpected)),
             _ => return Err(Stop::Wrong),
         };
-        let mut heard = format!("ROLE: {said}");
+        let mut transcript = format!("ROLE: {said}");
         let mut finding = Finding {
             role,
             fault: fault.map(str::to_owned),
             ..Finding::default()
         };
         let answer = match alive {
-            // A role is certain whatever else is the matter.
+            // The role is certain whatever else is wrong.
             _ if self.wanted.is_some() && role != self.wanted => {
-                // Whom it follows is good to know, and nothing to wait for.
+                // Its primary is shown, and not required.
                 if let (true, Ok((Reply::Text(Some(text)), _))) =
-                    (self.asks_for_place(), read(rest))
+                    (self.asks_for_position(), read(rest))
                 {
                     finding.epoch = info::epoch(text);
                 }
@@ -171,28 +172,28 @@ impl Talk {
                     false => CheckResult::WrongRole,
                 };
                 if let Err(refused) = alive {
-                    heard = format!("{}, {heard}", refused.heard);
+                    transcript = format!("{}, {transcript}", refused.transcript);
                 }
                 if let Some(fault) = fault {
-                    heard = format!("{heard}, {fault}");
+                    transcript = format!("{transcript}, {fault}");
                 }
-                Answer::new(result, heard)
+                Answer::new(result, transcript)
             }
             Ok(()) => {
                 let ping = match refuses {
                     Some(refused) => {
                         finding.fault = finding.fault.or(refused.finding.fault);
-                        refused.heard
+                        refused.transcript
                     }
                     None => "PING: PONG".to_owned(),
                 };
-                let good = Answer::new(CheckResult::Ok, format!("{ping}, {heard}"));
+                let good = Answer::new(CheckResult::Ok, format!("{ping}, {transcript}"));
                 return self.judge_info(Answer { finding, ..good }, fault, rest);
             }
             Err(refused) => {
                 finding.fault = finding.fault.or_else(|| refused.finding.fault.clone());
                 Answer {
-                    heard: format!("{}, {heard}", refused.heard),
+                    transcript: format!("{}, {transcript}", refused.transcript),
                     ..refused
                 }
             }
@@ -200,14 +201,14 @@ impl Talk {
         Ok(Answer { finding, ..answer })
     }
 
-    /// What INFO has against one that is well so far.
+    /// Why a server that is good so far is not, by INFO.
     fn judge_info(
         &self,
         mut answer: Answer,
         mut fault: Option<&'static str>,
         mut rest: &[u8],
     ) -> Result<Answer, Stop> {
-        if self.asks_for_place() {
+        if self.asks_for_position() {
             let (reply, after) = read(rest)?;
             rest = after;
             let replica = answer.finding.role == Some(Role::Replica);
@@ -224,9 +225,12 @@ impl Talk {
                     }
                     if answer.finding.lag.exceeds(&limit) {
                         answer.result = CheckResult::Lagging;
-                        answer.heard += &match answer.finding.lag.time {
+                        answer.transcript += &match answer.finding.lag.time {
                             Some(time) => {
-                                format!(", {} s since it heard from its primary", time.as_secs())
+                                format!(
+                                    ", {} s since it transcript from its primary",
+                                    time.as_secs()
+                                )
                             }
                             None => ", cut off from its primary".to_owned(),
                         };
@@ -243,7 +247,7 @@ impl Talk {
                 && let Some(fault) = fault
             {
                 answer.result = CheckResult::NotReplicating;
-                answer.heard += &format!(", {fault}");
+                answer.transcript += &format!(", {fault}");
             }
         }
         if !self.asks_for_server() {
@@ -273,14 +277,14 @@ impl Talk {
         };
         Ok(Answer {
             result,
-            heard: format!("{}, {why}", answer.heard),
+            transcript: format!("{}, {why}", answer.transcript),
             ..answer
         })
     }
 
-    /// It is busy with a script. Where nothing else is asked for, it is enough that it lives.
+    /// It is busy with a script. Where nothing else is required, it is enough that it answers.
     fn busy(&self, question: &str, text: &[u8]) -> Answer {
-        let asks_more = self.asks_for_place() || self.min_version.is_some();
+        let asks_more = self.asks_for_position() || self.min_version.is_some();
         let result = match (self.require_writes, asks_more) {
             (true, _) => CheckResult::RefusesWrites,
             (false, true) => CheckResult::Busy,
@@ -297,7 +301,7 @@ impl Talk {
         }
         let refused = self.refused("INFO", text, CheckResult::Unexpected);
         Answer {
-            heard: format!("{}, {}", answer.heard, refused.heard),
+            transcript: format!("{}, {}", answer.transcript, refused.transcript),
             ..Answer {
                 finding: answer.finding,
                 ..refused
@@ -318,8 +322,7 @@ impl Talk {
         Answer::new(result, format!("{question}: {}", self.show(text)))
     }
 
-    /// With a password nothing is shown but a word in capitals: what sends our own words back would
-    /// show it.
+    /// With a password only a word in capitals is shown: an echo would show the password.
     fn show(&self, bytes: &[u8]) -> String {
         if self.secret.is_none() {
             return quote(bytes);
@@ -350,7 +353,7 @@ fn first_word(text: &[u8]) -> &[u8] {
     text.split(|b| *b == b' ').next().unwrap_or_default()
 }
 
-/// What the state of its link, the fourth part of what a replica answers to ROLE, says against it.
+/// What is wrong by the state of its link, the fourth item of a replica's answer to ROLE.
 fn link_fault(role: &[Reply<'_>]) -> Option<&'static str> {
     match role.get(3)? {
         Reply::Text(Some(b"connected")) => None,
@@ -359,12 +362,12 @@ fn link_fault(role: &[Reply<'_>]) -> Option<&'static str> {
     }
 }
 
-fn command(words: &mut Vec<u8>, parts: &[&[u8]]) {
-    words.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
+fn write_command(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    out.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
     for part in parts {
-        words.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-        words.extend_from_slice(part);
-        words.extend_from_slice(b"\r\n");
+        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        out.extend_from_slice(part);
+        out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -377,7 +380,7 @@ mod tests {
     const SLAVE: &str =
         "*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:9000\r\n$9\r\nconnected\r\n:3167038\r\n";
 
-    fn talk(wanted: Option<Role>, password: bool) -> Talk {
+    fn talk(wanted: Option<Role>, password: bool) -> Settings {
         let secret = password.then(|| {
             // The only way to a secret is the one that the program takes.
             let path = std::env::temp_dir().join(format!(
@@ -390,7 +393,7 @@ mod tests {
             std::fs::remove_file(path).expect("there");
             secret.expect("a password")
         });
-        Talk {
+        Settings {
             wanted,
             user: Some("check".into()).filter(|_| password),
             secret,
@@ -410,11 +413,15 @@ mod tests {
     }
 
     /// Not before the last byte.
-    fn answer(talk: &Talk, bytes: &str) -> Answer {
+    fn answer(talk: &Settings, bytes: &str) -> Answer {
         for n in 0..bytes.len() {
-            assert_eq!(talk.hear(&bytes.as_bytes()[..n]), None, "{n} of {bytes:?}");
+            assert_eq!(
+                talk.receive(&bytes.as_bytes()[..n]),
+                None,
+                "{n} of {bytes:?}"
+            );
         }
-        talk.hear(bytes.as_bytes()).expect("an answer")
+        talk.receive(bytes.as_bytes()).expect("an answer")
     }
 
     #[test]
@@ -424,7 +431,7 @@ mod tests {
         let down = text("master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\n");
         let denied = "-NOPERM this user has no permissions\r\n".to_owned();
         let seconds = |n| Some(Duration::from_secs(n));
-        for (wanted, role, max_lag, info, result, heard) in [
+        for (wanted, role, max_lag, info, result, transcript) in [
             (replica, SLAVE, None, &up, CheckResult::Ok, ""),
             (replica, SLAVE, seconds(11), &up, CheckResult::Ok, ""),
             (
@@ -433,7 +440,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it heard from its primary",
+                ", 11 s since it transcript from its primary",
             ),
             (
                 None,
@@ -441,7 +448,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it heard from its primary",
+                ", 11 s since it transcript from its primary",
             ),
             (
                 replica,
@@ -465,12 +472,12 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = Talk {
+            let talk = Settings {
                 replicating: false,
                 max_lag,
                 ..talk(wanted, false)
             };
-            // Of a primary that is asked for more is heard, and refused here.
+            // More is queried of a primary, and refused here.
             let server = match wanted {
                 Some(Role::Primary) => "-NOPERM no\r\n",
                 _ => "",
@@ -479,7 +486,10 @@ mod tests {
             assert_eq!(answer.finding.server, None);
             assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
             let said = if role == MASTER { "master" } else { "slave" };
-            assert_eq!(answer.heard, format!("PING: PONG, ROLE: {said}{heard}"));
+            assert_eq!(
+                answer.transcript,
+                format!("PING: PONG, ROLE: {said}{transcript}")
+            );
             assert_eq!(answer.finding.lag.time, seconds(11).filter(|_| *info == up));
             assert_eq!(
                 answer.finding.role.map(|r| r == Role::Primary),
@@ -503,7 +513,7 @@ mod tests {
             })
         );
 
-        for (info, result, heard) in [
+        for (info, result, transcript) in [
             (text("redis_version:7.0.0\r\n"), CheckResult::Ok, ""),
             (
                 text("redis_version:6.2.14\r\n"),
@@ -521,13 +531,16 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = Talk {
+            let talk = Settings {
                 min_version: Some(Version([7, 0, 0])),
                 ..talk(None, false)
             };
             let answer = answer(&talk, &format!("+PONG\r\n{MASTER}{info}"));
             assert_eq!(answer.result, result, "{info}");
-            assert_eq!(answer.heard, format!("PING: PONG, ROLE: master{heard}"));
+            assert_eq!(
+                answer.transcript,
+                format!("PING: PONG, ROLE: master{transcript}")
+            );
         }
     }
 
@@ -553,15 +566,18 @@ mod tests {
         ] {
             let bytes = format!("+PONG\r\n{}{info}", slave(state));
             let found = answer(&talk(replica, false), &bytes);
-            let heard = fault.map_or(String::new(), |fault| format!(", {fault}"));
-            assert_eq!(found.heard, format!("PING: PONG, ROLE: slave{heard}"));
+            let transcript = fault.map_or(String::new(), |fault| format!(", {fault}"));
+            assert_eq!(
+                found.transcript,
+                format!("PING: PONG, ROLE: slave{transcript}")
+            );
             assert_eq!(found.finding.fault.as_deref(), fault);
             let expected = match fault {
                 None => CheckResult::Ok,
                 Some(_) => CheckResult::NotReplicating,
             };
             assert_eq!(found.result, expected, "{state} {info}");
-            let careless = Talk {
+            let careless = Settings {
                 replicating: false,
                 ..talk(replica, false)
             };
@@ -582,17 +598,17 @@ mod tests {
     #[test]
     fn what_is_said() {
         let mut words = Vec::new();
-        talk(None, true).say(&mut words);
+        talk(None, true).write_commands(&mut words);
         let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&words), expected);
         words.clear();
         let min_version = Some(Version([7, 0, 0]));
         let talk = talk(Some(Role::Replica), false);
-        Talk {
+        Settings {
             min_version,
             ..talk
         }
-        .say(&mut words);
+        .write_commands(&mut words);
         let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
             *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&words), expected);
@@ -625,7 +641,7 @@ mod tests {
                 CheckResult::Ok,
             ),
         ] {
-            // Who is well so far is asked for more.
+            // More is queried of a server that is good so far.
             let info = match (wanted, expected) {
                 (Some(Role::Primary), CheckResult::Ok) => text("role:whatever").repeat(2),
                 (Some(_), CheckResult::Ok) => text("role:whatever"),
@@ -634,7 +650,7 @@ mod tests {
             let bytes = format!("+PONG\r\n{role}{info}");
             assert_eq!(result(wanted, &bytes), expected, "{role}");
         }
-        let answer = talk(None, false).hear(format!("+PONG\r\n{SLAVE}").as_bytes());
+        let answer = talk(None, false).receive(format!("+PONG\r\n{SLAVE}").as_bytes());
         assert_eq!(answer.and_then(|a| a.finding.role), replica);
     }
 
@@ -653,17 +669,19 @@ mod tests {
             format!("+PONG\r\n{role}{}{}", text(&info), text("run_id:ab\r\n"))
         };
         let many = bytes(2000);
-        assert!(many.len() < crate::probe::resp::MOST);
+        assert!(many.len() < crate::probe::resp::MAX_BYTES);
         let talk = talk(primary, false);
-        let answer = talk.hear(many.as_bytes()).expect("an answer");
-        assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
+        let answer = talk.receive(many.as_bytes()).expect("an answer");
+        assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
         assert!(answer.finding.epoch.is_some());
-        let answer = talk.hear(bytes(9000).as_bytes()).expect("an answer");
+        let answer = talk.receive(bytes(9000).as_bytes()).expect("an answer");
         assert_eq!(answer.result, CheckResult::Protocol);
         assert!(
-            answer.heard.starts_with("an answer that is too long: got "),
+            answer
+                .transcript
+                .starts_with("an answer that is too long: got "),
             "{}",
-            answer.heard
+            answer.transcript
         );
     }
 
@@ -701,13 +719,13 @@ mod tests {
             "-ERR AUTH <password> called without any\r\n",
         ] {
             assert_eq!(
-                talk.hear(text.as_bytes()).expect("an answer").result,
+                talk.receive(text.as_bytes()).expect("an answer").result,
                 CheckResult::Auth
             );
         }
         let whole = format!("+OK\r\n+PONG\r\n{MASTER}");
         assert_eq!(
-            talk.hear(whole.as_bytes()).expect("an answer").result,
+            talk.receive(whole.as_bytes()).expect("an answer").result,
             CheckResult::Ok
         );
     }
@@ -725,7 +743,7 @@ mod tests {
             assert_eq!(refused.finding.role, primary);
             let no_standby = answer(&talk(primary, false), &format!("{refusal}{SLAVE}"));
             assert_eq!(no_standby.result, CheckResult::WrongRole);
-            let reads = Talk {
+            let reads = Settings {
                 require_writes: false,
                 ..talk(primary, false)
             };
@@ -736,10 +754,14 @@ mod tests {
                 (reads, format!("{refusal}{MASTER}{}", info.repeat(2))),
             ] {
                 let answer = answer(&talk, &bytes);
-                assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
+                assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
                 assert_eq!(answer.finding.fault.as_ref(), Some(&fault));
-                let heard = format!("PING: \"{word} this or that\", ROLE: ");
-                assert!(answer.heard.starts_with(&heard), "{}", answer.heard);
+                let transcript = format!("PING: \"{word} this or that\", ROLE: ");
+                assert!(
+                    answer.transcript.starts_with(&transcript),
+                    "{}",
+                    answer.transcript
+                );
             }
             // What it has against its replication counts, whatever it refuses.
             let down = text("master_link_status:down\r\n");
@@ -748,7 +770,7 @@ mod tests {
             assert_eq!(cut_off.finding.fault.as_deref(), Some(info::LINK_DOWN));
         }
         let busy = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL\r\n";
-        let reads = Talk {
+        let reads = Settings {
             require_writes: false,
             ..talk(primary, false)
         };
@@ -764,26 +786,32 @@ mod tests {
         let begun = answer(&talk(replica, false), &format!("+PONG\r\n{busy}"));
         assert_eq!(begun.result, CheckResult::Busy);
         let begun = answer(&talk(replica, false), &format!("+PONG\r\n{SLAVE}{busy}"));
-        assert_eq!(begun.result, CheckResult::Ok, "{}", begun.heard);
+        assert_eq!(begun.result, CheckResult::Ok, "{}", begun.transcript);
     }
 
     #[test]
     fn an_echo_does_not_show_the_password() {
         let talk = talk(None, true);
         let mut echo = Vec::new();
-        talk.say(&mut echo);
+        talk.write_commands(&mut echo);
         for prefix in ["", "-", "-ERR ", "-WRONGPASS ", "+", "+OK\r\n-"] {
             for end in ["", "\r\n"] {
                 let bytes = [prefix.as_bytes(), &echo, end.as_bytes()].concat();
-                for answer in (0..=bytes.len()).filter_map(|n| talk.hear(&bytes[..n])) {
-                    assert!(!answer.heard.contains("xyz"), "{prefix}: {}", answer.heard);
+                for answer in (0..=bytes.len()).filter_map(|n| talk.receive(&bytes[..n])) {
+                    assert!(
+                        !answer.transcript.contains("xyz"),
+                        "{prefix}: {}",
+                        answer.transcript
+                    );
                 }
             }
         }
-        let echo = talk.hear(b"-ERR xyzzy xyzzy\r\n").expect("an answer");
-        assert_eq!(echo.heard, "AUTH: ERR");
+        let echo = talk.receive(b"-ERR xyzzy xyzzy\r\n").expect("an answer");
+        assert_eq!(echo.transcript, "AUTH: ERR");
         assert_eq!(
-            talk.hear(b"-xyzzy xyzzy\r\n").expect("an answer").heard,
+            talk.receive(b"-xyzzy xyzzy\r\n")
+                .expect("an answer")
+                .transcript,
             "AUTH: 11 bytes"
         );
     }
@@ -792,7 +820,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, text in "[-+:$*0-9\r\na]{0,40}") {
             let talk = talk(Some(Role::Primary), false);
-            let _ = (talk.hear(&bytes), talk.hear(text.as_bytes()));
+            let _ = (talk.receive(&bytes), talk.receive(text.as_bytes()));
         }
     }
 }

@@ -21,12 +21,12 @@ pub(super) enum Stop {
     TooLong,
 }
 
-/// A primary tells of each of its replicas, twice; and some have hundreds.
-pub(super) const MOST: usize = 256 << 10;
-/// Nothing that checks ask for is deeper, wider or longer.
+/// A primary lists each of its replicas, twice; and some have hundreds.
+pub(super) const MAX_BYTES: usize = 256 << 10;
+/// No answer to a check is deeper, wider or longer.
 const DEEPEST: usize = 4;
 const WIDEST: usize = 8192;
-const LONGEST: usize = MOST;
+const LONGEST: usize = MAX_BYTES;
 /// The same for a line.
 const LINE: usize = 8192;
 

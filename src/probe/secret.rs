@@ -1,23 +1,21 @@
 //! Passwords: where they come from, and that they are not shown.
 
 use crate::{plan::PasswordFrom, sys::files};
-use std::{fmt, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
-/// More is no password.
-const MOST: u64 = 4096;
+/// A longer value is no password.
+const MAX_BYTES: u64 = 4096;
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// The error tells what is wrong with the source, never what is in it. A file may hang: call it
-    /// by [`crate::sys::blocking`].
-    pub fn load(from: &PasswordFrom) -> Result<Self, String> {
+    /// A file may hang: call it by [`crate::sys::blocking`].
+    pub fn load(from: &PasswordFrom) -> Result<Self, SecretError> {
         let bytes = match from {
             PasswordFrom::File(path) => {
-                let mut bytes = files::read(path, MOST + 1).map_err(|e| {
-                    format!("cannot read the password file {}: {e}", path.display())
-                })?;
+                let mut bytes = files::read(path, MAX_BYTES + 1)
+                    .map_err(|e| SecretError::Unreadable(path.clone(), e))?;
                 // Editors end the last line.
                 while bytes.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
                     bytes.pop();
@@ -25,20 +23,14 @@ impl Secret {
                 bytes
             }
             PasswordFrom::Variable(name) => std::env::var_os(name)
-                .ok_or_else(|| format!("the environment variable {name} is not set"))?
+                .ok_or_else(|| SecretError::NotSet(name.clone()))?
                 .into_encoded_bytes(),
         };
-        let whence = || match from {
-            PasswordFrom::File(path) => format!("the password file {}", path.display()),
-            PasswordFrom::Variable(name) => format!("the environment variable {name}"),
-        };
-        if bytes.is_empty() {
-            return Err(format!("{} is empty", whence()));
+        match bytes.len() as u64 {
+            0 => Err(SecretError::Empty(from.clone())),
+            length if length > MAX_BYTES => Err(SecretError::TooLong(from.clone())),
+            _ => Ok(Self(bytes.into())),
         }
-        if bytes.len() as u64 > MOST {
-            return Err(format!("{} is longer than {MOST} bytes", whence()));
-        }
-        Ok(Self(bytes.into()))
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -52,6 +44,40 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What is wrong with the source of a password, never what is in it.
+#[derive(Debug)]
+pub enum SecretError {
+    Unreadable(PathBuf, io::Error),
+    /// The environment variable of this name.
+    NotSet(String),
+    Empty(PasswordFrom),
+    TooLong(PasswordFrom),
+}
+
+impl std::error::Error for SecretError {}
+
+impl fmt::Display for SecretError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(path, e) => {
+                write!(f, "cannot read the password file {}: {e}", path.display())
+            }
+            Self::NotSet(name) => write!(f, "the environment variable {name} is not set"),
+            Self::Empty(from) => write!(f, "{} is empty", describe(from)),
+            Self::TooLong(from) => {
+                write!(f, "{} is longer than {MAX_BYTES} bytes", describe(from))
+            }
+        }
+    }
+}
+
+fn describe(from: &PasswordFrom) -> String {
+    match from {
+        PasswordFrom::File(path) => format!("the password file {}", path.display()),
+        PasswordFrom::Variable(name) => format!("the environment variable {name}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,7 +87,7 @@ mod tests {
     fn it_is_read_and_not_shown() {
         let path = std::env::temp_dir().join(format!("tembuku-secret-{}", std::process::id()));
         let from = PasswordFrom::File(path.clone());
-        assert!(Secret::load(&from).is_err_and(|e| e.contains("tembuku-secret")));
+        assert!(Secret::load(&from).is_err_and(|e| e.to_string().contains("tembuku-secret")));
         for (text, read) in [
             ("xyzzy", Ok("xyzzy")),
             ("a b\r\n", Ok("a b")),
@@ -77,6 +103,6 @@ mod tests {
         }
         fs::remove_file(&path).expect("there");
         let unset = PasswordFrom::Variable("TEMBUKU_NOT_SET_ANYWHERE".into());
-        assert!(Secret::load(&unset).is_err_and(|e| e.contains("is not set")));
+        assert!(Secret::load(&unset).is_err_and(|e| e.to_string().contains("is not set")));
     }
 }

@@ -2,7 +2,7 @@
 
 mod end_point;
 
-use super::line::Line;
+use super::connection::Connection;
 use crate::{plan::Tls, sys::files};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -14,36 +14,37 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
-use std::{io, path::Path, sync::Arc};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio_rustls::TlsConnector;
 
 /// A larger file is no list of certificates.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// How to get from a plain line to one inside TLS.
+/// How TLS begins on a connection.
 #[derive(Clone)]
 pub struct Encryption {
     connector: TlsConnector,
-    /// Who the server must be able to prove to be; `None`: the host or address that is asked.
+    /// What the certificate must name; `None`: the host or address that is checked.
     name: Option<ServerName<'static>>,
 }
 
 impl Encryption {
-    /// `None` where there is to be none. The error tells what is wrong and where. A file may hang:
-    /// call it by [`crate::sys::blocking`].
-    pub fn load(tls: &Tls) -> Result<Option<Self>, String> {
+    /// `None` where there is to be none. A file may hang: call it by [`crate::sys::blocking`].
+    pub fn load(tls: &Tls) -> Result<Option<Self>, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|e| format!("TLS: {e}"))?;
+            .map_err(TlsError::Library)?;
         let (mut config, name) = match tls {
             Tls::Off => return Ok(None),
             Tls::Require => {
-                let anybody = Arc::new(Anybody(algorithms));
-                let builder = builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(anybody);
+                let any = Arc::new(AnyCertificate(algorithms));
+                let builder = builder.dangerous().with_custom_certificate_verifier(any);
                 (builder.with_no_client_auth(), None)
             }
             Tls::Verify { ca, name } => {
@@ -65,31 +66,31 @@ impl Encryption {
         }))
     }
 
-    /// The line inside TLS, and what a login over it can be bound to.
+    /// The connection inside TLS, and what a login over it can be bound to.
     pub(super) async fn begin(
         &self,
-        line: Line,
+        connection: Connection,
         host: &str,
-    ) -> io::Result<(Line, Option<Vec<u8>>)> {
+    ) -> io::Result<(Connection, Option<Vec<u8>>)> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => server_name(host).map_err(io::Error::other)?,
         };
-        let line = self.connector.connect(name, line).await?;
-        let (_, connection) = line.get_ref();
-        let own = connection.peer_certificates().and_then(<[_]>::first);
+        let stream = self.connector.connect(name, connection).await?;
+        let (_, session) = stream.get_ref();
+        let own = session.peer_certificates().and_then(<[_]>::first);
         // Only to a certificate that was proven to be the server's.
         let proven = own.filter(|certificate| is_readable(certificate));
         let end_point = proven.and_then(|certificate| end_point::of(certificate));
-        Ok((Box::new(line), end_point))
+        Ok((Box::new(stream), end_point))
     }
 }
 
-/// Whether an error came from TLS and not from the network; then in words.
+/// The text of an error of TLS; `None`: it came from the network.
 pub(super) fn error(e: &io::Error) -> Option<String> {
     let tls = e.get_ref()?.downcast_ref::<rustls::Error>()?;
     let text = tls.to_string();
-    // The library says only this, and its reader will look for what is wrong with the authority.
+    // The text of the library alone leads to a search for a mistake in the authority.
     let hint = match text.contains("CaUsedAsEndEntity") {
         true => {
             "; the server shows the certificate of an authority (CA:TRUE) as its own: issue one for the server, signed by \
@@ -101,24 +102,16 @@ pub(super) fn error(e: &io::Error) -> Option<String> {
 }
 
 /// A host name or an address, without a port.
-fn server_name(text: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(text.to_owned())
-        .map_err(|_| format!("{text:?} is no name for a certificate"))
+fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(text.to_owned()).map_err(|_| TlsError::Name(text.to_owned()))
 }
 
-fn read(path: &Path) -> Result<RootCertStore, String> {
-    let problem = |e: &dyn std::fmt::Display| {
-        format!(
-            "`tls_ca`: cannot read certificates from {}: {e}",
-            path.display()
-        )
-    };
+fn read(path: &Path) -> Result<RootCertStore, TlsError> {
+    let problem = |e: &dyn fmt::Display| TlsError::Certificates(path.to_owned(), e.to_string());
     let pem = files::read(path, MOST_BYTES + 1).map_err(|e| problem(&e))?;
     if pem.len() as u64 > MOST_BYTES {
-        return Err(problem(&format!(
-            "it is larger than {} MiB",
-            MOST_BYTES >> 20
-        )));
+        let why = format!("it is larger than {} MiB", MOST_BYTES >> 20);
+        return Err(problem(&why));
     }
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
@@ -131,17 +124,44 @@ fn read(path: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-fn system() -> Result<RootCertStore, String> {
+fn system() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     // Some systems carry a few that are broken.
     roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        return Err(
-            "this system has no certificates to verify by: name a file with `tls_ca`".to_owned(),
-        );
+    match roots.is_empty() {
+        true => Err(TlsError::NoSystemCertificates),
+        false => Ok(roots),
     }
-    Ok(roots)
+}
+
+/// Why checks cannot use TLS as it is configured.
+#[derive(Debug)]
+pub enum TlsError {
+    Library(rustls::Error),
+    /// Not a name that a certificate can have.
+    Name(String),
+    /// Why no certificates could be read from this file.
+    Certificates(PathBuf, String),
+    NoSystemCertificates,
+}
+
+impl std::error::Error for TlsError {}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(e) => write!(f, "TLS: {e}"),
+            Self::Name(text) => write!(f, "{text:?} is no name for a certificate"),
+            Self::Certificates(path, why) => {
+                let path = path.display();
+                write!(f, "`tls_ca`: cannot read certificates from {path}: {why}")
+            }
+            Self::NoSystemCertificates => f.write_str(
+                "this system has no certificates to verify by: name a file with `tls_ca`",
+            ),
+        }
+    }
 }
 
 /// Whether a key can be found in it, to prove anything by: there are servers with certificates of
@@ -150,12 +170,12 @@ fn is_readable(certificate: &CertificateDer<'_>) -> bool {
     ParsedCertificate::try_from(certificate).is_ok()
 }
 
-/// Takes any certificate: against listeners on the way, not against those who put themselves in it.
-/// So one that cannot be read need not be proven, either; but then no login is bound to it.
+/// Accepts any certificate: this protects against eavesdropping, not against an active attack. So a
+/// certificate that cannot be read need not be proven, either; but then no login is bound to it.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct AnyCertificate(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

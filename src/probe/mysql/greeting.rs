@@ -1,4 +1,4 @@
-//! What a server says first, and what it is answered. Pure.
+//! The first packet of a server, and the answer to it. Pure.
 
 use super::packet::{Reader, Wrong};
 
@@ -8,9 +8,9 @@ pub(super) const SSL: u32 = 1 << 11;
 const SECURE_CONNECTION: u32 = 1 << 15;
 const PLUGIN_AUTH: u32 = 1 << 19;
 
-/// Without these a server is older than anything that is still about.
+/// Without these a server is older than any that is still in use.
 const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION;
-/// Not DEPRECATE_EOF: who does not offer it gets results in one form from all servers.
+/// Not DEPRECATE_EOF: a client that does not offer it gets results in one form from all servers.
 const OURS: u32 = LONG_PASSWORD | PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;
 /// Of the largest packet that we would take; the server's own limits are lower.
 const MOST: u32 = 1 << 24;
@@ -71,7 +71,7 @@ impl Greeting {
         self.begin(SSL)
     }
 
-    /// Who we are. `answer` is what `plugin` makes of the password.
+    /// The login. `answer` is what `plugin` makes of the password.
     pub(super) fn log_in(
         &self,
         encrypted: bool,

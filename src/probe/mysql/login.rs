@@ -35,7 +35,7 @@ impl Plugin {
         }
     }
 
-    /// What is said first. An empty password is told by nothing at all.
+    /// The first answer. For an empty password it is empty.
     pub(super) fn answer(self, password: &[u8], nonce: &[u8]) -> Vec<u8> {
         match self {
             Self::Clear => clear(password),
@@ -58,9 +58,8 @@ pub(super) fn clear(password: &[u8]) -> Vec<u8> {
     [password, b"\0"].concat()
 }
 
-/// What is said to a plugin that is not spoken here, by the name that it is asked for with, so that
-/// it refuses us and does not take us for one that left: nothing, or as much nothing as a proof of
-/// this plugin is long.
+/// The answer to a plugin that is not supported, by its name: empty, or as many zero bytes as its
+/// proofs are long, so that the server refuses the login and does not count a client that left.
 pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
     match wanted.starts_with(b"client_ed25519\0") {
         true => vec![0; ED25519],
@@ -68,9 +67,9 @@ pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The password for the eyes of the owner of this key alone. The key is the server's word: it keeps
-/// listeners out, not those who put themselves in between. `None`: it is no key, or the password is
-/// too long for it.
+/// The password, encrypted for the owner of this key. The key is not verified: it protects against
+/// eavesdropping, not against an active attack. `None`: it is no key, or the password is too long
+/// for it.
 pub(super) fn sealed(key: &[u8], password: &[u8], nonce: &[u8]) -> Option<Vec<u8>> {
     let key = SubjectPublicKeyInfoDer::from_pem_slice(key).ok()?;
     let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&key).ok()?).ok()?;

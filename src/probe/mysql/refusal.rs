@@ -1,4 +1,4 @@
-//! What servers say instead of what they were asked for. Pure.
+//! Errors that servers send in place of an answer. Pure.
 
 use super::{
     packet::{Reader, Wrong},
@@ -13,7 +13,7 @@ pub(super) struct Refusal {
     pub(super) message: Vec<u8>,
 }
 
-/// A word of the query that it does not know.
+/// A syntax error: the server does not know a keyword of the query.
 pub(super) const SYNTAX: u16 = 1064;
 /// A privilege is missing.
 pub(super) const DENIED: u16 = 1227;
@@ -26,8 +26,7 @@ impl Refusal {
         };
         let mut reader = Reader(rest);
         let code = reader.u16()?;
-        // Five letters of SQLSTATE, which are missing as long as the server does not know whom it
-        // talks to.
+        // Five letters of SQLSTATE, which are missing until the server knows the client's version.
         if reader.0.first() == Some(&b'#') {
             reader.take(6)?;
         }

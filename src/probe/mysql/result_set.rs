@@ -8,7 +8,7 @@ const MOST_COLUMNS: u64 = 256;
 /// What has come so far.
 #[derive(Debug, Default)]
 pub(super) struct ResultSet {
-    /// How many names there will be; `None` before that is told.
+    /// How many names there will be; `None` before that is known.
     columns: Option<usize>,
     names: Vec<Vec<u8>>,
     names_ended: bool,
@@ -17,7 +17,7 @@ pub(super) struct ResultSet {
 
 impl ResultSet {
     /// Whether that was the last packet. An error is not for here: it has been looked for before.
-    pub(super) fn hear(&mut self, payload: &[u8]) -> Result<bool, Wrong> {
+    pub(super) fn receive(&mut self, payload: &[u8]) -> Result<bool, Wrong> {
         let is_eof = payload.first() == Some(&0xfe) && payload.len() < 9;
         let mut reader = Reader(payload);
         let Some(columns) = self.columns else {
@@ -115,7 +115,7 @@ pub(super) mod tests {
             &[&[Some("a"), Some("")], &[None, Some("b")]],
         );
         for (n, payload) in payloads.iter().enumerate() {
-            assert_eq!(set.hear(payload), Ok(n + 1 == payloads.len()), "{n}");
+            assert_eq!(set.receive(payload), Ok(n + 1 == payloads.len()), "{n}");
         }
         assert_eq!(set.column(&["other", "VALUE"]), Some(1));
         assert_eq!(set.column(&["other"]), None);
@@ -128,7 +128,7 @@ pub(super) mod tests {
         let mut set = ResultSet::default();
         let payloads = result_set(&["\0V\0a"], &[&[Some("\0O\0N")], &[Some("O\0\0\0N\0\0\0")]]);
         for (n, payload) in payloads.iter().enumerate() {
-            assert_eq!(set.hear(payload), Ok(n + 1 == payloads.len()), "{n}");
+            assert_eq!(set.receive(payload), Ok(n + 1 == payloads.len()), "{n}");
         }
         assert_eq!(set.column(&["va"]), Some(0));
         assert_eq!(set.rows(), vec![[Some(b"ON".to_vec())]; 2]);
@@ -142,24 +142,24 @@ pub(super) mod tests {
             b"\x01\x01",
             b"\xfd\xff\xff\xff",
         ] {
-            assert!(ResultSet::default().hear(first).is_err(), "{first:?}");
+            assert!(ResultSet::default().receive(first).is_err(), "{first:?}");
         }
         let payloads = result_set(&["a", "b"], &[&[Some("1"), Some("2")]]);
         let mut set = ResultSet::default();
         payloads[..4]
             .iter()
-            .for_each(|p| assert_eq!(set.hear(p), Ok(false)));
-        assert!(set.hear(b"\x011").is_err(), "a column is missing");
-        assert!(set.hear(b"\x011\x012\x013").is_err(), "one too many");
+            .for_each(|p| assert_eq!(set.receive(p), Ok(false)));
+        assert!(set.receive(b"\x011").is_err(), "a column is missing");
+        assert!(set.receive(b"\x011\x012\x013").is_err(), "one too many");
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(payloads: Vec<Vec<u8>>, columns in 1..4u8) {
             let mut set = ResultSet::default();
-            let _ = set.hear(&[columns]);
+            let _ = set.receive(&[columns]);
             for payload in payloads {
-                let _ = set.hear(&payload);
+                let _ = set.receive(&payload);
             }
         }
     }

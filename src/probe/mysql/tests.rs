@@ -1,5 +1,5 @@
 use super::{
-    super::Talk as _,
+    super::Dialogue as _,
     greeting::tests::{ALL, greeting},
     result_set::tests::result_set,
     *,
@@ -23,8 +23,8 @@ fn secret() -> Secret {
     secret.expect("a password")
 }
 
-fn asked(role: Option<Role>) -> Asked {
-    Asked {
+fn settings_with(role: Option<Role>) -> Settings {
+    Settings {
         role,
         replicating: false,
         max_lag: None,
@@ -38,55 +38,55 @@ fn asked(role: Option<Role>) -> Asked {
 
 /// One side of a conversation; the other is the test.
 struct Side<'a> {
-    talk: Talk<'a>,
+    dialogue: Dialogue<'a>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Side<'a> {
-    fn new(asked: &'a Asked) -> Self {
-        let talk = Talk::new(asked);
+    fn new(settings: &'a Settings) -> Self {
+        let dialogue = Dialogue::new(settings);
         Self {
-            talk,
+            dialogue,
             bytes: Vec::new(),
         }
     }
 
     /// The server says this, byte by byte; what comes of it.
-    fn hears(&mut self, number: u8, payload: &[u8]) -> Turn {
+    fn receive(&mut self, number: u8, payload: &[u8]) -> Step {
         let frame = frame(number, payload);
         let (last, before) = frame.split_last().expect("a header");
         for byte in before {
             self.bytes.push(*byte);
-            assert_eq!(self.talk.hear(&self.bytes, false), Turn::Wait);
+            assert_eq!(self.dialogue.receive(&self.bytes, false), Step::Wait);
         }
         self.bytes.push(*last);
-        let turn = self.talk.hear(&self.bytes, false);
-        if let Turn::Say { read, .. } = &turn {
-            self.bytes.drain(..read);
+        let step = self.dialogue.receive(&self.bytes, false);
+        if let Step::Send { consumed, .. } = &step {
+            self.bytes.drain(..consumed);
         }
-        turn
+        step
     }
 
     /// The same where something is said, in one packet with this number.
     #[track_caller]
     fn says(&mut self, number: u8, payload: &[u8]) -> Vec<u8> {
-        let Turn::Say { words, .. } = self.hears(number, payload) else {
+        let Step::Send { bytes, .. } = self.receive(number, payload) else {
             panic!("nothing is said");
         };
-        words
+        bytes
     }
 
     #[track_caller]
     fn answers(&mut self, number: u8, payload: &[u8]) -> Answer {
-        match self.hears(number, payload) {
-            Turn::Answer(answer) => answer,
-            turn => panic!("{turn:?}"),
+        match self.receive(number, payload) {
+            Step::Done(answer) => answer,
+            step => panic!("{step:?}"),
         }
     }
 
     /// As far as the login has gone well.
-    fn logged_in(asked: &'a Asked, version: &str) -> Self {
-        let mut side = Self::new(asked);
+    fn logged_in(settings: &'a Settings, version: &str) -> Self {
+        let mut side = Self::new(settings);
         let said = side.says(0, &greeting(version, "mysql_native_password", ALL));
         assert_eq!(said[3], 1);
         let said = side.says(2, b"\0\0\0\x02\0\0\0");
@@ -96,16 +96,16 @@ impl<'a> Side<'a> {
 
     /// Hears a result; what comes after its last packet.
     #[track_caller]
-    fn result(&mut self, payloads: &[Vec<u8>]) -> Turn {
+    fn result(&mut self, payloads: &[Vec<u8>]) -> Step {
         for (payload, number) in payloads[..payloads.len() - 1].iter().zip(1..) {
             assert_eq!(self.says(number, payload), b"");
         }
         let number = u8::try_from(payloads.len()).expect("few");
-        self.hears(number, &payloads[payloads.len() - 1])
+        self.receive(number, &payloads[payloads.len() - 1])
     }
 
     #[track_caller]
-    fn variables(&mut self, variables: &[(&str, &str)]) -> Turn {
+    fn variables(&mut self, variables: &[(&str, &str)]) -> Step {
         let rows: Vec<[Option<&str>; 2]> = variables
             .iter()
             .map(|(n, v)| [Some(*n), Some(*v)])
@@ -116,10 +116,10 @@ impl<'a> Side<'a> {
 }
 
 #[track_caller]
-fn answer(turn: Turn) -> Answer {
-    match turn {
-        Turn::Answer(answer) => answer,
-        turn => panic!("{turn:?}"),
+fn answer(step: Step) -> Answer {
+    match step {
+        Step::Done(answer) => answer,
+        step => panic!("{step:?}"),
     }
 }
 
@@ -140,8 +140,8 @@ fn roles() {
         (&[("innodb_read_only", "1"), off], replica),
     ] {
         for wanted in [None, primary, replica] {
-            let asked = asked(wanted);
-            let answer = answer(Side::logged_in(&asked, "8.0.36").variables(variables));
+            let settings = settings_with(wanted);
+            let answer = answer(Side::logged_in(&settings, "8.0.36").variables(variables));
             let expected = match wanted.is_none() || wanted == role {
                 true => CheckResult::Ok,
                 false => CheckResult::Standby,
@@ -154,22 +154,23 @@ fn roles() {
             assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
         }
     }
-    let asked = asked(None);
-    let answer = answer(Side::logged_in(&asked, "8.0.36").variables(&[("super_read_only", "ON")]));
+    let settings = settings_with(None);
+    let answer =
+        answer(Side::logged_in(&settings, "8.0.36").variables(&[("super_read_only", "ON")]));
     assert_eq!(answer.result, CheckResult::Protocol, "{answer:?}");
     assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
     // Numbers that are wrong, after a login.
-    let mut side = Side::logged_in(&asked, "8.0.36");
-    let answer = self::answer(side.talk.hear(&frame(7, b"\x02"), false));
+    let mut side = Side::logged_in(&settings, "8.0.36");
+    let answer = self::answer(side.dialogue.receive(&frame(7, b"\x02"), false));
     assert_eq!(answer.result, CheckResult::Protocol);
     assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
 }
 
 #[test]
 fn a_server_is_known_by_more_than_its_uuid() {
-    let asked = asked(Some(Role::Primary));
+    let settings = settings_with(Some(Role::Primary));
     let server = |variables: &[(&str, &str)]| {
-        answer(Side::logged_in(&asked, "8.4.0").variables(variables))
+        answer(Side::logged_in(&settings, "8.4.0").variables(variables))
             .finding
             .server
     };
@@ -199,14 +200,14 @@ fn a_server_is_known_by_more_than_its_uuid() {
 
 #[test]
 fn lag() {
-    let asked = Asked {
+    let settings = Settings {
         max_lag: Some(Duration::from_secs(30)),
-        ..asked(None)
+        ..settings_with(None)
     };
     let question = |text: &str| frame(0, &[b"\x03", text.as_bytes()].concat());
-    let say = |turn| match turn {
-        Turn::Say { words, .. } => words,
-        turn => panic!("{turn:?}"),
+    let say = |step| match step {
+        Step::Send { bytes, .. } => bytes,
+        step => panic!("{step:?}"),
     };
     let on = [("read_only", "ON")];
     type Rows<'a> = &'a [&'a [Option<&'a str>]];
@@ -227,7 +228,7 @@ fn lag() {
         (&[], CheckResult::Lagging, None),
     ];
     for (rows, result, lag) in cases {
-        let mut side = Side::logged_in(&asked, "5.5.5-10.11.19-MariaDB");
+        let mut side = Side::logged_in(&settings, "5.5.5-10.11.19-MariaDB");
         assert_eq!(say(side.variables(&on)), question(LAG_MARIADB[0]));
         let answer = answer(side.result(&result_set(
             &["Connection_name", "Seconds_Behind_Master"],
@@ -242,7 +243,7 @@ fn lag() {
         assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
     }
     // An old server does not know the new word.
-    let mut side = Side::logged_in(&asked, "5.7.44");
+    let mut side = Side::logged_in(&settings, "5.7.44");
     assert_eq!(say(side.variables(&on)), question(LAG[0]));
     assert_eq!(
         side.says(1, b"\xff\x28\x04#42000no such thing"),
@@ -251,17 +252,17 @@ fn lag() {
     let refused = side.answers(1, b"\xff\xcb\x04#42000you need REPLICATION CLIENT");
     assert_eq!(refused.result, CheckResult::Auth);
     assert_eq!(
-        refused.heard,
+        refused.transcript,
         "replication: error 1227: \"you need REPLICATION CLIENT\"; \
          grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)"
     );
     assert_eq!(refused.finding.role, Some(Role::Replica));
-    // Who is behind nobody is not asked.
-    let primary = answer(Side::logged_in(&asked, "8.4.0").variables(&[("read_only", "OFF")]));
+    // Who is behind nobody is not settings.
+    let primary = answer(Side::logged_in(&settings, "8.4.0").variables(&[("read_only", "OFF")]));
     assert_eq!(primary.result, CheckResult::Ok);
-    let wrong = Asked {
+    let wrong = Settings {
         role: Some(Role::Primary),
-        ..asked
+        ..settings
     };
     let replica = answer(Side::logged_in(&wrong, "8.4.0").variables(&on));
     assert_eq!(replica.result, CheckResult::Standby);
@@ -269,9 +270,9 @@ fn lag() {
 
 #[test]
 fn replicas_that_do_not_replicate() {
-    let asked = Asked {
+    let settings = Settings {
         replicating: true,
-        ..asked(Some(Role::Replica))
+        ..settings_with(Some(Role::Replica))
     };
     let mariadb = [
         "Slave_IO_Running",
@@ -328,24 +329,24 @@ fn replicas_that_do_not_replicate() {
     ];
     for (names, version) in [(mariadb, "5.5.5-10.11.19-MariaDB"), (mysql, "8.4.0")] {
         for (rows, variables, fault) in &cases {
-            let mut side = Side::logged_in(&asked, version);
-            assert!(matches!(side.variables(variables), Turn::Say { .. }));
+            let mut side = Side::logged_in(&settings, version);
+            assert!(matches!(side.variables(variables), Step::Send { .. }));
             let answer = answer(side.result(&result_set(&names, rows)));
             let expected = match fault {
                 None => CheckResult::Ok,
                 Some(_) => CheckResult::NotReplicating,
             };
-            assert_eq!(answer.result, expected, "{rows:?}: {}", answer.heard);
+            assert_eq!(answer.result, expected, "{rows:?}: {}", answer.transcript);
             assert_eq!(answer.finding.fault.as_deref(), *fault);
             assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
         }
     }
-    let mut side = Side::logged_in(&asked, "8.4.0");
+    let mut side = Side::logged_in(&settings, "8.4.0");
     side.variables(&[on]);
     let refused = side.answers(1, b"\xff\xcb\x04#42000Access denied");
     assert_eq!(refused.result, CheckResult::Auth);
     assert_eq!(
-        refused.heard,
+        refused.transcript,
         "replication: error 1227: \"Access denied\"; \
          grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR) or set replicating = false"
     );
@@ -353,9 +354,9 @@ fn replicas_that_do_not_replicate() {
 
 #[test]
 fn logins() {
-    let asked = asked(None);
+    let settings = settings_with(None);
     let native = Plugin::Native.answer(PASSWORD.as_bytes(), b"abcdefghijklmnopqrst");
-    let mut side = Side::new(&asked);
+    let mut side = Side::new(&settings);
     let said = side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
     let end = [b"check\0\x14", &native[..], b"mysql_native_password\0"].concat();
     assert!(said.ends_with(&end), "{said:?}");
@@ -366,14 +367,14 @@ fn logins() {
     assert_eq!(side.says(4, b"\x01\x03"), b"");
     assert_eq!(side.says(5, b"\0\0\0\x02\0\0\0")[3], 0);
     // Once, and not again and again.
-    let mut side = Side::new(&asked);
+    let mut side = Side::new(&settings);
     side.says(0, &greeting("8.0.36", "dialog", ALL));
     side.says(2, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
     let said = side.says(4, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
     assert_eq!(said, frame(5, b""));
     let answer = side.answers(6, DENIED);
     assert_eq!(
-        (answer.result, &answer.heard[..]),
+        (answer.result, &answer.transcript[..]),
         (
             CheckResult::Auth,
             "login: it asks for one plugin after another"
@@ -386,7 +387,7 @@ fn logins() {
 fn the_password_itself_is_told_where_nobody_else_hears_it() {
     let clear = [PASSWORD.as_bytes(), b"\0"].concat();
     let caching = greeting("8.0.36", "caching_sha2_password", ALL);
-    let plain = asked(None);
+    let plain = settings_with(None);
     let mut side = Side::new(&plain);
     side.says(0, &caching);
     assert_eq!(
@@ -397,48 +398,51 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
     assert_eq!(side.says(4, b"\x01no key"), frame(5, b""));
     let answer = side.answers(6, DENIED);
     assert_eq!(
-        (answer.result, &answer.heard[..]),
+        (answer.result, &answer.transcript[..]),
         (
             CheckResult::Auth,
             "login: the key of the server cannot be used"
         )
     );
 
-    let local = Asked {
+    let local = Settings {
         local: true,
-        ..asked(None)
+        ..settings_with(None)
     };
     let mut side = Side::new(&local);
     side.says(0, &caching);
     assert_eq!(side.says(2, b"\x01\x04"), frame(3, &clear));
 
-    let encrypted = Asked {
+    let encrypted = Settings {
         encrypted: true,
-        ..asked(None)
+        ..settings_with(None)
     };
     let mut side = Side::new(&encrypted);
     let request = side.says(0, &caching);
     assert_eq!((request.len(), request[3]), (36, 1));
-    assert_eq!(side.talk.hear(b"", false), Turn::Encrypt { read: 0 });
-    let Turn::Say { read: 0, words } = side.talk.hear(b"", false) else {
+    assert_eq!(
+        side.dialogue.receive(b"", false),
+        Step::StartTls { consumed: 0 }
+    );
+    let Step::Send { consumed: 0, bytes } = side.dialogue.receive(b"", false) else {
         panic!("the login");
     };
-    assert_eq!(words[3], 2);
-    assert_eq!(words[4..36], request[4..], "the same beginning");
+    assert_eq!(bytes[3], 2);
+    assert_eq!(bytes[4..36], request[4..], "the same beginning");
     assert_eq!(side.says(3, b"\x01\x04"), frame(4, &clear));
 
     // Whoever answers may ask for this one.
     let wanted = b"\xfemysql_clear_password\0";
     for verified in [true, false] {
-        let encrypted = Asked {
+        let encrypted = Settings {
             encrypted: true,
             verified,
-            ..asked(None)
+            ..settings_with(None)
         };
         let mut side = Side::new(&encrypted);
         side.says(0, &caching);
-        side.talk.hear(b"", false);
-        side.talk.hear(b"", false);
+        side.dialogue.receive(b"", false);
+        side.dialogue.receive(b"", false);
         let said = if verified { &clear[..] } else { b"" };
         assert_eq!(side.says(3, wanted), frame(4, said));
     }
@@ -450,7 +454,7 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
     assert_eq!(side.says(2, wanted), frame(3, b""));
     let refused = side.answers(4, DENIED);
     assert_eq!(
-        (refused.result, &refused.heard[..]),
+        (refused.result, &refused.transcript[..]),
         (
             CheckResult::Auth,
             "login: it asks for the password in the clear, which takes tls = \"verify\" or a unix socket"
@@ -460,15 +464,15 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
 
 #[test]
 fn a_server_without_tls_is_not_told_anything() {
-    let encrypted = Asked {
+    let encrypted = Settings {
         encrypted: true,
-        ..asked(None)
+        ..settings_with(None)
     };
     let mut side = Side::new(&encrypted);
     let without = greeting("5.7.44", "mysql_native_password", ALL & !greeting::SSL);
     let answer = side.answers(0, &without);
     assert_eq!(
-        (answer.result, &answer.heard[..]),
+        (answer.result, &answer.transcript[..]),
         (CheckResult::Tls, "the server does not offer TLS")
     );
     // Nobody, and no password.
@@ -483,8 +487,8 @@ fn a_server_without_tls_is_not_told_anything() {
 
 #[test]
 fn refusals() {
-    let asked = asked(None);
-    for (payload, result, heard) in [
+    let settings = settings_with(None);
+    for (payload, result, transcript) in [
         (
             &b"\xff\x10\x04Too many connections"[..],
             CheckResult::Unexpected,
@@ -501,10 +505,13 @@ fn refusals() {
             "error 1130: \"Host is not allowed\"",
         ),
     ] {
-        let answer = Side::new(&asked).answers(0, payload);
-        assert_eq!((answer.result, &answer.heard[..]), (result, heard));
+        let answer = Side::new(&settings).answers(0, payload);
+        assert_eq!(
+            (answer.result, &answer.transcript[..]),
+            (result, transcript)
+        );
     }
-    for (payload, result, heard) in [
+    for (payload, result, transcript) in [
         (
             &b"\xff\x15\x04#28000Access denied"[..],
             CheckResult::Auth,
@@ -522,10 +529,13 @@ fn refusals() {
             "login: error 3159: \"insecure\"",
         ),
     ] {
-        let mut side = Side::new(&asked);
+        let mut side = Side::new(&settings);
         side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
         let answer = side.answers(2, payload);
-        assert_eq!((answer.result, &answer.heard[..]), (result, heard));
+        assert_eq!(
+            (answer.result, &answer.transcript[..]),
+            (result, transcript)
+        );
         assert!(answer.goodbye.is_empty(), "it has closed already");
     }
 }
@@ -533,8 +543,8 @@ fn refusals() {
 /// A server counts those that leave in the middle of a login, so it has the last word.
 #[test]
 fn a_login_that_cannot_be_made_is_ended_by_the_server() {
-    let asked = asked(None);
-    for (payload, said, heard) in [
+    let settings = settings_with(None);
+    for (payload, said, transcript) in [
         (
             &b"\xfeclient_ed25519\0ABC\0"[..],
             &[0; 64][..],
@@ -553,30 +563,30 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
         (b"\x02dialog\0", b"", "login: it asks for a second factor"),
     ] {
         let begin = || {
-            let mut side = Side::new(&asked);
+            let mut side = Side::new(&settings);
             side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
-            assert_eq!(side.says(2, payload), frame(3, said), "{heard}");
+            assert_eq!(side.says(2, payload), frame(3, said), "{transcript}");
             side
         };
         let refused = begin().answers(4, DENIED);
         assert_eq!(
-            (refused.result, &refused.heard[..]),
-            (CheckResult::Auth, heard)
+            (refused.result, &refused.transcript[..]),
+            (CheckResult::Auth, transcript)
         );
         assert!(refused.goodbye.is_empty(), "it has closed already");
         // It may ask for more, and in the end close without a word.
         let mut side = begin();
         assert_eq!(side.says(4, b"Second password: "), frame(5, b""));
         assert_eq!(
-            answer(side.talk.hear(b"", true)),
+            answer(side.dialogue.receive(b"", true)),
             refused,
             "whatever it says"
         );
         // Or let us in, which says nothing about the password.
         let welcome = begin().answers(4, b"\0\0\0\x02\0\0\0");
         assert_eq!(
-            (welcome.result, &welcome.heard[..]),
-            (CheckResult::Auth, heard)
+            (welcome.result, &welcome.transcript[..]),
+            (CheckResult::Auth, transcript)
         );
         assert_eq!(welcome.goodbye, b"\x01\0\0\0\x01");
     }
@@ -584,7 +594,7 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
 
 #[test]
 fn what_is_not_mysql() {
-    let asked = asked(None);
+    let settings = settings_with(None);
     for (bytes, part) in [
         (&b"+PONG\r\n"[..], "too long; got \"+PONG\\r\\n\""),
         (b"SSH-2.0-OpenSSH", "too long"),
@@ -592,44 +602,48 @@ fn what_is_not_mysql() {
         (b"\x04\0\0\0\x098.0", "not version 10"),
         (b"\0\0\0\0", "an empty packet"),
     ] {
-        let answer = answer(Talk::new(&asked).hear(bytes, false));
+        let answer = answer(Dialogue::new(&settings).receive(bytes, false));
         assert_eq!(answer.result, CheckResult::Protocol);
-        assert!(answer.heard.contains(part), "{}", answer.heard);
+        assert!(answer.transcript.contains(part), "{}", answer.transcript);
     }
 }
 
 /// From the moment it has been told, what comes back is not shown.
 #[test]
 fn an_echo_of_the_password_is_not_shown() {
-    let asked = Asked {
+    let settings = Settings {
         local: true,
-        ..asked(None)
+        ..settings_with(None)
     };
-    let mut side = Side::new(&asked);
+    let mut side = Side::new(&settings);
     side.says(0, &greeting("8.0.36", "caching_sha2_password", ALL));
     let said = side.says(2, b"\x01\x04");
     assert!(said.windows(5).any(|part| part == PASSWORD.as_bytes()));
-    assert_eq!(side.talk.show(&said), "10 bytes");
+    assert_eq!(side.dialogue.show(&said), "10 bytes");
     let answer = side.answers(4, &said[4..]);
     assert_eq!(answer.result, CheckResult::Protocol);
-    assert!(!answer.heard.contains(PASSWORD), "{}", answer.heard);
+    assert!(
+        !answer.transcript.contains(PASSWORD),
+        "{}",
+        answer.transcript
+    );
 }
 
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(payloads: Vec<Vec<u8>>, version in "[a-zA-Z0-9.-]{0,9}", encrypted: bool, lags: bool, ok: bool) {
-        let asked = Asked {
+        let settings = Settings {
             max_lag: lags.then_some(Duration::from_secs(1)),
             encrypted,
-            ..asked(None)
+            ..settings_with(None)
         };
-        let mut talk = Talk::new(&asked);
+        let mut dialogue = Dialogue::new(&settings);
         let begin = greeting(&version, "caching_sha2_password", ALL);
         let begin = std::iter::once(begin).chain(ok.then(|| vec![0]));
         for payload in begin.chain(payloads) {
-            let number = talk.number;
+            let number = dialogue.number;
             for _ in 0..3 {
-                if !matches!(talk.hear(&frame(number, &payload), false), Turn::Encrypt { .. }) {
+                if !matches!(dialogue.receive(&frame(number, &payload), false), Step::StartTls { .. }) {
                     break;
                 }
             }

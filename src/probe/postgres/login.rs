@@ -1,4 +1,4 @@
-//! How a server lets a user in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM
+//! How a user logs in: by trust, with the password, MD5 or SCRAM-SHA-256. No I/O; SCRAM
 //! draws a nonce.
 
 use super::super::Secret;
@@ -16,7 +16,7 @@ use std::io;
 /// The library refuses more, which would take too long; it does not say that this was why.
 const MOST_ITERATIONS: u64 = 100_000;
 
-/// Why nothing will come of it.
+/// Why a login cannot succeed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) result: CheckResult,
@@ -26,7 +26,7 @@ pub(super) struct Refusal {
 pub(super) struct Login<'a> {
     user: &'a str,
     secret: Option<&'a Secret>,
-    /// Whether nobody can listen in.
+    /// Whether the connection cannot be eavesdropped on.
     covered: bool,
     /// What proves that the TLS on this line is the server's own.
     end_point: Option<Vec<u8>>,
@@ -34,13 +34,13 @@ pub(super) struct Login<'a> {
 }
 
 enum Step {
-    /// The server has still to say what it wants.
+    /// The server has not requested anything yet.
     Open,
-    /// It has what it wanted, and is to say whether it is content.
-    Told,
-    /// The first half of SCRAM is said.
+    /// It has what it requested, and has not accepted it yet.
+    Answered,
+    /// The first message of SCRAM is sent.
     Begun(ScramSha256),
-    /// The second half, too, and it is the server's turn to prove that it knows the password.
+    /// The second one is sent, and the server has to prove that it knows the password.
     Proved(ScramSha256),
     In,
 }
@@ -70,12 +70,12 @@ impl<'a> Login<'a> {
     }
 
     /// What is answered to a message about authentication, if anything.
-    pub(super) fn hear(&mut self, inside: &[u8]) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn receive(&mut self, inside: &[u8]) -> Result<Vec<u8>, Refusal> {
         let (method, rest) = inside.split_first_chunk().ok_or_else(wrong)?;
-        let step = std::mem::replace(&mut self.step, Step::Told);
+        let step = std::mem::replace(&mut self.step, Step::Answered);
         match (u32::from_be_bytes(*method), step) {
-            // After SCRAM had begun this would be somebody who does not know the password.
-            (0, Step::Open | Step::Told) => {
+            // After SCRAM has begun, a server that skips its proof does not know the password.
+            (0, Step::Open | Step::Answered) => {
                 self.step = Step::In;
                 Ok(Vec::new())
             }
@@ -85,11 +85,11 @@ impl<'a> Login<'a> {
             (3, Step::Open) if !self.covered => Err(refused(
                 "it asks for the password in the clear, which is only told inside TLS",
             )),
-            (3, Step::Open) => say(|out| frontend::password_message(self.password()?, out)),
+            (3, Step::Open) => encode(|out| frontend::password_message(self.password()?, out)),
             (5, Step::Open) => {
                 let salt = rest.try_into().map_err(|_| wrong())?;
                 let user = self.user.as_bytes();
-                say(|out| {
+                encode(|out| {
                     let hash = md5_hash(user, self.password()?, salt);
                     frontend::password_message(hash.as_bytes(), out)
                 })
@@ -105,7 +105,7 @@ impl<'a> Login<'a> {
                         ..wrong()
                     },
                 })?;
-                let said = say(|out| frontend::sasl_response(scram.message(), out));
+                let said = encode(|out| frontend::sasl_response(scram.message(), out));
                 self.step = Step::Proved(scram);
                 said
             }
@@ -129,9 +129,9 @@ impl<'a> Login<'a> {
         }
     }
 
-    /// As libpq does: bound to the certificate where the server offers it; where it does not, it is
-    /// told that we would have been able to, so that somebody in between cannot have struck out the
-    /// offer.
+    /// As libpq does: bound to the certificate where the server offers it; where it does not, the
+    /// message states that this client supports it, so that an attack that removes the offer is
+    /// detected.
     fn begin(&mut self, offered: &[u8]) -> Result<Vec<u8>, Refusal> {
         let offers = |name: &str| offered.split(|b| *b == 0).any(|o| o == name.as_bytes());
         let (mechanism, binding) = match self.end_point.take() {
@@ -149,7 +149,7 @@ impl<'a> Login<'a> {
         }
         let password = self.password().map_err(|e| refused(&e.to_string()))?;
         let scram = ScramSha256::new(password, binding);
-        let said = say(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
+        let said = encode(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
         self.step = Step::Begun(scram);
         said
     }
@@ -167,7 +167,9 @@ fn iterations(said: &[u8]) -> Option<u64> {
     digits.parse().ok()
 }
 
-pub(super) fn say(write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<Vec<u8>, Refusal> {
+pub(super) fn encode(
+    write: impl FnOnce(&mut BytesMut) -> io::Result<()>,
+) -> Result<Vec<u8>, Refusal> {
     let mut out = BytesMut::new();
     // The library's own reason is that there is a zero byte in a text.
     write(&mut out).map_err(|e| refused(&e.to_string()))?;

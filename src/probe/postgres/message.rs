@@ -1,13 +1,12 @@
-//! The messages of a PostgreSQL server, as far as a check hears them. Pure.
+//! The messages of a PostgreSQL server, as far as a check needs them. Pure.
 
 use crate::plan::reason::CheckResult;
 
-/// Nothing that a check asks for has a longer answer.
+/// No answer to a query of a check is longer.
 const LONGEST: usize = 8 << 10;
-/// What nobody has asked for, and nobody reads, may be longer. Such a check fails for what it has
-/// read in all.
+/// Messages that are skipped may be longer. Such a check fails for the sum of what it has read.
 const CHATTER: usize = 1 << 20;
-/// Of what a server has to say about an error.
+/// The fields of an error message.
 const SHOWN: usize = 200;
 
 /// What came is not the protocol.
@@ -21,8 +20,8 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
     let Some((&kind, rest)) = bytes.split_first() else {
         return Ok(None);
     };
-    // Those that a server may say to a client that neither copies nor prepares. So something else
-    // is known at its first byte.
+    // Those that a server may send to a client that neither copies nor prepares. So another protocol
+    // is recognised at its first byte.
     if !b"ACDEIKNRSTZv".contains(&kind) {
         return Err(Wrong);
     }
@@ -43,8 +42,8 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
         .map(|(inside, after)| (kind, inside, after)))
 }
 
-/// An error as it was told before version 7.4, and still is by a server that cannot even start a
-/// process for us: a letter and text up to a zero byte.
+/// An error as it was sent before version 7.4, and still is by a server that cannot even start a
+/// process for the connection: a letter and text up to a zero byte.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Old {
     /// Up to now it looks like one.
@@ -57,7 +56,7 @@ pub(super) fn old_error(bytes: &[u8], ended: bool) -> Option<Old> {
     let (_, rest) = bytes.split_first().filter(|(kind, _)| **kind == b'E')?;
     let end = rest.iter().position(|b| *b == 0);
     let text = &rest[..end.unwrap_or(rest.len())];
-    // So that a length is none, nor what servers say whose lines end as in Telnet.
+    // So that neither a length is taken for text, nor a line that ends as in Telnet.
     let is_text = text.iter().all(|b| !b.is_ascii_control() || *b == b'\n');
     if !is_text || text.len() > LONGEST {
         return None;
@@ -91,7 +90,7 @@ pub(super) fn row(inside: &[u8]) -> Result<Vec<Option<&str>>, Wrong> {
     rest.is_empty().then_some(columns).ok_or(Wrong)
 }
 
-/// What a server says when it refuses something.
+/// An error of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Error {
     pub(super) severity: String,

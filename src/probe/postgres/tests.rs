@@ -1,4 +1,4 @@
-use super::{super::Talk as _, *};
+use super::{super::Dialogue as _, *};
 use crate::plan::PasswordFrom;
 use proptest::prelude::*;
 
@@ -52,8 +52,8 @@ fn secret() -> Secret {
     secret.expect("a password")
 }
 
-fn talk(wanted: Option<Role>) -> Talk {
-    Talk {
+fn talk(wanted: Option<Role>) -> Settings {
+    Settings {
         wanted,
         user: Some(User {
             name: "monitor".into(),
@@ -68,7 +68,7 @@ fn talk(wanted: Option<Role>) -> Talk {
     }
 }
 
-fn with_password(wanted: Option<Role>) -> Talk {
+fn with_password(wanted: Option<Role>) -> Settings {
     let mut talk = talk(wanted);
     let user = talk.user.as_mut().expect("a user");
     user.secret = Some(secret());
@@ -77,33 +77,33 @@ fn with_password(wanted: Option<Role>) -> Talk {
 
 /// Plays the server: what was said before each of its pieces, and the last turn. Pieces come a byte
 /// at a time.
-fn play(talk: &Talk, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Turn) {
-    let mut conversation = talk.begin();
-    let (mut said, mut heard) = (Vec::new(), Vec::new());
+fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
+    let mut dialogue = talk.dialogue();
+    let (mut said, mut received) = (Vec::new(), Vec::new());
     let mut bytes = pieces.concat().into_iter();
     loop {
-        match conversation.hear(&heard, false) {
-            Turn::Say { read, words } => {
-                assert!(read > 0 || !words.is_empty(), "no end of this");
-                heard.drain(..read);
-                said.extend(Some(words).filter(|words| !words.is_empty()));
+        match dialogue.receive(&received, false) {
+            Step::Send { consumed, bytes } => {
+                assert!(consumed > 0 || !bytes.is_empty(), "no end of this");
+                received.drain(..consumed);
+                said.extend(Some(bytes).filter(|bytes| !bytes.is_empty()));
             }
-            Turn::Encrypt { read } => {
-                heard.drain(..read);
-                conversation.encrypted(Some(vec![7; 32]));
+            Step::StartTls { consumed } => {
+                received.drain(..consumed);
+                dialogue.encrypted(Some(vec![7; 32]));
             }
-            Turn::Wait => match bytes.next() {
-                Some(byte) => heard.push(byte),
-                None => return (said, Turn::Wait),
+            Step::Wait => match bytes.next() {
+                Some(byte) => received.push(byte),
+                None => return (said, Step::Wait),
             },
-            answer @ Turn::Answer(_) => return (said, answer),
+            answer @ Step::Done(_) => return (said, answer),
         }
     }
 }
 
-fn answer(talk: &Talk, pieces: &[Vec<u8>]) -> Answer {
+fn answer(talk: &Settings, pieces: &[Vec<u8>]) -> Answer {
     match play(talk, pieces).1 {
-        Turn::Answer(answer) => answer,
+        Step::Done(answer) => answer,
         turn => panic!("{turn:?}"),
     }
 }
@@ -131,7 +131,7 @@ fn a_login_in_all_its_length() {
         message(b'K', b"\0\0\0\x01\0\0\0\x02"),
     ]
     .concat();
-    let [role, place] = PRIMARY.map(rows);
+    let [role, position] = PRIMARY.map(rows);
     let pieces = [
         chatter.clone(),
         WELCOME.to_vec(),
@@ -140,14 +140,14 @@ fn a_login_in_all_its_length() {
         chatter.clone(),
         role,
         chatter,
-        place,
+        position,
     ];
     let (said, last) = play(&talk(Some(Role::Primary)), &pieces);
-    let Turn::Answer(answer) = last else {
+    let Step::Done(answer) = last else {
         panic!("{last:?}")
     };
     assert_eq!(
-        (answer.result, answer.heard.as_str()),
+        (answer.result, answer.transcript.as_str()),
         (CheckResult::Ok, "primary, timeline 10")
     );
     assert_eq!(answer.finding.epoch, Some(Epoch::Timeline(10)));
@@ -166,7 +166,7 @@ fn who_asks_for_no_more_than_the_role_hears_no_more() {
     let pieces = [WELCOME.to_vec(), READY.to_vec(), rows(&[Some("t")])];
     let answer = answer(&talk(None), &pieces);
     assert_eq!(
-        (answer.result, answer.heard.as_str()),
+        (answer.result, answer.transcript.as_str()),
         (CheckResult::Ok, "replica")
     );
     assert_eq!(answer.finding.role, Some(Role::Replica));
@@ -177,7 +177,7 @@ fn roles_and_lag() {
     let (any, primary, replica) = (None, Some(Role::Primary), Some(Role::Replica));
     let seconds = |n| (Some(Duration::from_secs(n)), None);
     let bytes = |n| (None, Some(n));
-    let place = |receives, behind, age| {
+    let position = |receives, behind, age| {
         let (paused, archive) = (Some("f"), Some("f"));
         [
             None,
@@ -190,11 +190,11 @@ fn roles_and_lag() {
             None,
         ]
     };
-    let in_step = place("t", Some("-8"), Some("3600.5"));
-    let behind = place("t", Some("4096"), Some("12.25"));
-    let alone = place("f", Some("0"), Some("12.25"));
-    let new = place("t", None, None);
-    for (wanted, limit, place, result, heard) in [
+    let in_step = position("t", Some("-8"), Some("3600.5"));
+    let behind = position("t", Some("4096"), Some("12.25"));
+    let alone = position("f", Some("0"), Some("12.25"));
+    let new = position("t", None, None);
+    for (wanted, limit, position, result, transcript) in [
         (
             primary,
             (None, None),
@@ -288,34 +288,34 @@ fn roles_and_lag() {
             WELCOME.to_vec(),
             READY.to_vec(),
             rows(&[Some("t")]),
-            rows(&place),
+            rows(&position),
         ];
         let answer = answer(&talk, &pieces);
         assert_eq!(
-            (answer.result, answer.heard.as_str()),
-            (result, heard),
-            "{limit:?} {place:?}"
+            (answer.result, answer.transcript.as_str()),
+            (result, transcript),
+            "{limit:?} {position:?}"
         );
     }
     // A primary is behind nobody.
     let mut talk = talk(any);
     talk.limit.bytes = Some(1);
-    let [role, place] = PRIMARY.map(rows);
-    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, place];
+    let [role, position] = PRIMARY.map(rows);
+    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
     assert_eq!(answer(&talk, &pieces).result, CheckResult::Ok);
 }
 
 #[test]
 fn a_running_server_has_a_name() {
-    let [role, place] = PRIMARY.map(rows);
-    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, place];
+    let [role, position] = PRIMARY.map(rows);
+    let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
     let server = answer(&talk(Some(Role::Primary)), &pieces).finding.server;
     assert_eq!(server.as_deref(), Some("5432 since 1795960251.723727"));
 }
 
 #[test]
 fn a_replica_that_does_not_replicate() {
-    let place = |receives, age, paused, archive| {
+    let position = |receives, age, paused, archive| {
         let behind = Some("0").filter(|_| receives == "t");
         [
             None,
@@ -331,35 +331,35 @@ fn a_replica_that_does_not_replicate() {
     let down = "its link to its primary is down";
     let paused = "its replay is paused";
     let age = Some("12.25");
-    for (place, fault, heard) in [
+    for (position, fault, transcript) in [
         (
-            place("t", age, "f", "f"),
+            position("t", age, "f", "f"),
             None,
             "replica, 0 bytes and 0.0 s behind",
         ),
         (
-            place("f", None, "f", "f"),
+            position("f", None, "f", "f"),
             Some(down),
             "replica, receives nothing",
         ),
         (
-            place("f", age, "f", "f"),
+            position("f", age, "f", "f"),
             Some(down),
             "replica, receives nothing, its last transaction is 12.2 s old",
         ),
         (
-            place("t", age, "t", "f"),
+            position("t", age, "t", "f"),
             Some(paused),
             "replica, 0 bytes and 0.0 s behind, its replay is paused",
         ),
         // It has no primary to receive from.
         (
-            place("f", age, "f", "t"),
+            position("f", age, "f", "t"),
             None,
             "replica, restores an archive, its last transaction is 12.2 s old",
         ),
         (
-            place("f", None, "t", "t"),
+            position("f", None, "t", "t"),
             Some(paused),
             "replica, restores an archive, its replay is paused",
         ),
@@ -368,7 +368,7 @@ fn a_replica_that_does_not_replicate() {
             WELCOME.to_vec(),
             READY.to_vec(),
             rows(&[Some("t")]),
-            rows(&place),
+            rows(&position),
         ];
         for (wanted, replicating, good, bad) in [
             (
@@ -385,13 +385,16 @@ fn a_replica_that_does_not_replicate() {
                 CheckResult::WrongRole,
             ),
         ] {
-            let talk = Talk {
+            let talk = Settings {
                 replicating,
                 ..talk(Some(wanted))
             };
             let answer = answer(&talk, &pieces);
             let expected = if fault.is_some() { bad } else { good };
-            assert_eq!((answer.result, answer.heard.as_str()), (expected, heard));
+            assert_eq!(
+                (answer.result, answer.transcript.as_str()),
+                (expected, transcript)
+            );
             assert_eq!(answer.finding.fault.as_deref(), fault);
         }
     }
@@ -401,7 +404,7 @@ fn a_replica_that_does_not_replicate() {
 #[test]
 fn the_role_does_not_hang_on_the_rest() {
     let refusal = [error("42883", "function does not exist"), READY.to_vec()].concat();
-    let heard =
+    let transcript =
         "replica, and does not tell how far behind it is: FATAL 42883: function does not exist";
     for (limit, replicating, result) in [
         (None, false, CheckResult::Ok),
@@ -418,7 +421,10 @@ fn the_role_does_not_hang_on_the_rest() {
             refusal.clone(),
         ];
         let answer = answer(&talk, &pieces);
-        assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+        assert_eq!(
+            (answer.result, answer.transcript.as_str()),
+            (result, transcript)
+        );
     }
 }
 
@@ -434,7 +440,7 @@ fn errors_are_told_apart() {
     ] {
         let said = answer(&talk(None), &[error(code, "so it is")]);
         assert_eq!(said.result, result, "{code}");
-        assert_eq!(said.heard, format!("FATAL {code}: so it is"));
+        assert_eq!(said.transcript, format!("FATAL {code}: so it is"));
     }
 }
 
@@ -465,7 +471,7 @@ fn passwords() {
             answer.result,
             CheckResult::Auth,
             "{method}: {}",
-            answer.heard
+            answer.transcript
         );
     }
     for pieces in [
@@ -518,30 +524,33 @@ fn the_login_is_bound_to_the_certificate() {
 #[test]
 fn a_server_has_to_prove_itself() {
     let talk = with_password(None);
-    let mut conversation = talk.begin();
-    let mut say = |bytes: &[u8]| conversation.hear(bytes, false);
-    assert!(matches!(say(b""), Turn::Say { .. }));
+    let mut dialogue = talk.dialogue();
+    let mut say = |bytes: &[u8]| dialogue.receive(bytes, false);
+    assert!(matches!(say(b""), Step::Send { .. }));
     let offer = authentication(10, b"SCRAM-SHA-256\0\0");
-    let Turn::Say { words, .. } = say(&offer) else {
+    let Step::Send { bytes, .. } = say(&offer) else {
         panic!("no answer")
     };
-    let (_, nonce) = String::from_utf8_lossy(&words)
+    let (_, nonce) = String::from_utf8_lossy(&bytes)
         .split_once("r=")
         .map(|(a, b)| (a.to_owned(), b.to_owned()))
         .expect("a nonce");
     let first = format!("r={nonce}more,s=c2FsdA==,i=4096");
-    let Turn::Say { words, .. } = say(&authentication(11, first.as_bytes())) else {
+    let Step::Send { bytes, .. } = say(&authentication(11, first.as_bytes())) else {
         panic!("no answer")
     };
-    assert!(words.starts_with(b"p") && !words.windows(5).any(|part| part == b"xyzzy"));
+    assert!(bytes.starts_with(b"p") && !bytes.windows(5).any(|part| part == b"xyzzy"));
     let wrong = authentication(12, b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ=");
-    let Turn::Answer(answer) = say(&wrong) else {
+    let Step::Done(answer) = say(&wrong) else {
         panic!("no answer")
     };
     assert_eq!(answer.result, CheckResult::Auth);
-    assert_eq!(answer.heard, "it cannot prove that it knows the password");
+    assert_eq!(
+        answer.transcript,
+        "it cannot prove that it knows the password"
+    );
     // Nor will it keep us busy.
-    for (asks, result, heard) in [
+    for (asks, result, transcript) in [
         (
             "100001",
             CheckResult::Auth,
@@ -558,18 +567,21 @@ fn a_server_has_to_prove_itself() {
             "its half of SCRAM makes no sense",
         ),
     ] {
-        let mut conversation = talk.begin();
-        conversation.hear(b"", false);
-        let Turn::Say { words, .. } = conversation.hear(&offer, false) else {
+        let mut dialogue = talk.dialogue();
+        dialogue.receive(b"", false);
+        let Step::Send { bytes, .. } = dialogue.receive(&offer, false) else {
             panic!("no answer")
         };
-        let at = words.windows(2).position(|part| part == b"r=");
-        let nonce = String::from_utf8_lossy(&words[at.expect("a nonce")..]).into_owned();
+        let at = bytes.windows(2).position(|part| part == b"r=");
+        let nonce = String::from_utf8_lossy(&bytes[at.expect("a nonce")..]).into_owned();
         let first = authentication(11, format!("{nonce}more,s=c2FsdA==,i={asks}").as_bytes());
-        let Turn::Answer(answer) = conversation.hear(&first, false) else {
+        let Step::Done(answer) = dialogue.receive(&first, false) else {
             panic!("no answer")
         };
-        assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+        assert_eq!(
+            (answer.result, answer.transcript.as_str()),
+            (result, transcript)
+        );
     }
     // Nor can it leave that out.
     for pieces in [
@@ -587,11 +599,11 @@ fn a_server_has_to_prove_itself() {
 #[test]
 fn nobody_repeats_the_password() {
     let said = answer(&with_password(None), &[error("28P01", "not xyzzy, please")]);
-    assert_eq!(said.heard, "ERROR 28P01: (not shown)");
+    assert_eq!(said.transcript, "ERROR 28P01: (not shown)");
     let echo = answer(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
-    assert!(!echo.heard.contains("xyz"), "{}", echo.heard);
+    assert!(!echo.transcript.contains("xyz"), "{}", echo.transcript);
     let talk = with_password(None);
-    assert_eq!(talk.begin().show(b"xyzzy"), "5 bytes");
+    assert_eq!(talk.dialogue().show(b"xyzzy"), "5 bytes");
 }
 
 #[test]
@@ -600,7 +612,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
     let scram = authentication(10, b"SCRAM-SHA-256\0\0");
     let chatter = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0");
     let (alive, loading) = (CheckResult::Ok, CheckResult::Loading);
-    for (bytes, unnamed, of_user, heard) in [
+    for (bytes, unnamed, of_user, transcript) in [
         (WELCOME.to_vec(), alive, alive, "it lets in"),
         (
             authentication(3, b""),
@@ -653,7 +665,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 Some(_) => ("monitor", "app"),
             };
             let (said, last) = play(
-                &Talk {
+                &Settings {
                     startup,
                     ..looks_in(false)
                 },
@@ -664,12 +676,15 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 String::from_utf8_lossy(&said[0]).contains(&text),
                 "{said:?}"
             );
-            let Turn::Answer(answer) = last else {
+            let Step::Done(answer) = last else {
                 panic!("{last:?}")
             };
-            assert_eq!((answer.result, answer.heard.as_str()), (result, heard));
+            assert_eq!(
+                (answer.result, answer.transcript.as_str()),
+                (result, transcript)
+            );
             // Whoever was asked for a password just goes: anything else is a complaint in the log.
-            assert_eq!(answer.goodbye.is_empty(), heard != "it lets in");
+            assert_eq!(answer.goodbye.is_empty(), transcript != "it lets in");
         }
     }
     for bytes in [
@@ -679,11 +694,21 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
         b"Ecould not fork\n\0".to_vec(),
     ] {
         let answer = answer(&looks_in(false), std::slice::from_ref(&bytes));
-        assert_eq!(answer.result, CheckResult::Unexpected, "{}", answer.heard);
+        assert_eq!(
+            answer.result,
+            CheckResult::Unexpected,
+            "{}",
+            answer.transcript
+        );
     }
     for bytes in [&b"+OK\r\n"[..], b"Z\0\0\0\x05I", b"R\0\0\0\x06\0\0"] {
         let answer = answer(&looks_in(false), &[bytes.to_vec()]);
-        assert_eq!(answer.result, CheckResult::Protocol, "{}", answer.heard);
+        assert_eq!(
+            answer.result,
+            CheckResult::Protocol,
+            "{}",
+            answer.transcript
+        );
     }
     let request = b"\0\0\0\x08\x04\xd2\x16\x2f";
     let (said, _) = play(&looks_in(true), &[b"S".to_vec(), WELCOME.to_vec()]);
@@ -692,7 +717,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
     assert_eq!(answer.result, CheckResult::Tls);
 }
 
-fn looks_in(encrypted: bool) -> Talk {
+fn looks_in(encrypted: bool) -> Settings {
     let mut talk = talk(None);
     (talk.user, talk.encrypted) = (None, encrypted);
     talk
@@ -704,12 +729,17 @@ fn a_letter_and_more_is_not_the_answer_about_tls() {
     for encrypted in [false, true] {
         for bytes in [&b"N\0\0\0\x0a5.7.44-log\0"[..], b"NOTICE who are you?\r\n"] {
             let talk = looks_in(encrypted);
-            let mut conversation = talk.begin();
-            assert!(matches!(conversation.hear(b"", false), Turn::Say { .. }));
-            let Turn::Answer(answer) = conversation.hear(bytes, false) else {
+            let mut dialogue = talk.dialogue();
+            assert!(matches!(dialogue.receive(b"", false), Step::Send { .. }));
+            let Step::Done(answer) = dialogue.receive(bytes, false) else {
                 panic!("no answer")
             };
-            assert_eq!(answer.result, CheckResult::Protocol, "{}", answer.heard);
+            assert_eq!(
+                answer.result,
+                CheckResult::Protocol,
+                "{}",
+                answer.transcript
+            );
         }
     }
 }
@@ -719,12 +749,12 @@ fn errors_of_old_are_told() {
     let text = b"Ecould not fork new process\n\0".to_vec();
     let said = answer(&talk(None), std::slice::from_ref(&text));
     assert_eq!(said.result, CheckResult::Unexpected);
-    assert_eq!(said.heard, "ERROR: could not fork new process");
+    assert_eq!(said.transcript, "ERROR: could not fork new process");
     // Only at the beginning is it one.
     let late = answer(&talk(None), &[WELCOME.to_vec(), text]);
     assert_eq!(late.result, CheckResult::Protocol);
     let echo = answer(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
-    assert_eq!(echo.heard, "ERROR: (not shown)");
+    assert_eq!(echo.transcript, "ERROR: (not shown)");
 }
 
 #[test]
@@ -739,7 +769,7 @@ fn long_notices_are_not_read() {
         rows(&[Some("f")]),
     ];
     let answer = answer(&talk(None), &pieces);
-    assert_eq!(answer.result, CheckResult::Ok, "{}", answer.heard);
+    assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
 }
 
 proptest! {
@@ -749,8 +779,8 @@ proptest! {
     ) {
         let mut talk = with_password(Some(Role::Primary));
         talk.local = true;
-        let [role, place] = PRIMARY.map(rows);
-        let all = [WELCOME.to_vec(), READY.to_vec(), role, place];
+        let [role, position] = PRIMARY.map(rows);
+        let all = [WELCOME.to_vec(), READY.to_vec(), role, position];
         let scram = authentication(10, b"SCRAM-SHA-256\0\0");
         for next in [
             bytes.clone(),

@@ -1,4 +1,4 @@
-//! What INFO says, as far as a check asks. Pure.
+//! The fields of INFO that a check needs. Pure.
 
 use crate::{plan::Version, upstream::health::Epoch};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(super) fn epoch(replication: &[u8]) -> Option<Epoch> {
     })
 }
 
-/// What keeps a replica from replicating, as far as INFO tells.
+/// What keeps a replica from replicating, as far as INFO shows it.
 pub(super) fn fault(replication: &[u8]) -> Option<&'static str> {
     let is_syncing = field(replication, "master_sync_in_progress") == Some("1");
     match field(replication, "master_link_status") {
@@ -43,8 +43,8 @@ pub(super) fn fault(replication: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// How long ago a replica has last heard from its primary; `None` while it is cut off: what it says
-/// then counts from when it noticed, not from when it began.
+/// How long ago a replica last received anything from its primary; `None` while it is disconnected:
+/// the value then counts from when it noticed, not from when the link broke.
 pub(super) fn lag(replication: &[u8]) -> Option<Duration> {
     (field(replication, "master_link_status")? == "up").then_some(())?;
     let seconds = field(replication, "master_last_io_seconds_ago")?;

@@ -1,5 +1,5 @@
 //! What a login can be bound to inside TLS: the server's certificate ("tls-server-end-point", RFC
-//! 5929), so that one who sits in between with a certificate of his own cannot pass the login on.
+//! 5929), so that an attack with a certificate of its own cannot pass the login on.
 //! Pure.
 
 use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};

@@ -1,4 +1,4 @@
-//! What a conversation goes over: the stream itself, or TLS inside it.
+//! What a dialogue goes over: the stream itself, or TLS inside it.
 
 use crate::{
     plan::Addr,
@@ -13,10 +13,10 @@ use tokio::{
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
-pub(super) type Line = Box<dyn Duplex>;
+pub(super) type Connection = Box<dyn Duplex>;
 
-pub(super) async fn connect(place: &Addr, nodelay: bool) -> io::Result<Line> {
-    match place {
+pub(super) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Connection> {
+    match addr {
         Addr::Tcp(address) => {
             let socket = match address.is_ipv4() {
                 true => TcpSocket::new_v4()?,
