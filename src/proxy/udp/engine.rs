@@ -62,7 +62,7 @@ impl Engine for UdpEngine {
 
     fn wait(&self) -> Wait {
         let listeners = self.listeners.iter().map(|(_, listener)| listener);
-        let flows = listeners.clone().filter_map(Listener::next).min();
+        let flows = listeners.clone().filter_map(Listener::next_expiry).min();
         let late = self.context.late.front().map(|late| late.until);
         let has_received = listeners.clone().any(|l| l.has_received);
         let drops = has_received.then_some(self.drops_counted + DROP_COUNT_INTERVAL);
@@ -93,7 +93,7 @@ impl Engine for UdpEngine {
                 }
                 if let Some(listener) = self.listeners.get_mut(listener) {
                     if flags.contains(EventFlags::ERR) {
-                        listener.reported(serial, number);
+                        listener.take_reports_of(serial, number);
                     }
                     listener.reply(&mut self.context, serial, number);
                 }
@@ -109,7 +109,7 @@ impl Engine for UdpEngine {
         } = Token::of(token)
             && let Some(listener) = self.listeners.get_mut(listener)
         {
-            listener.look(&mut self.context, serial, number);
+            listener.check_termination(&mut self.context, serial, number);
         }
     }
 
@@ -145,13 +145,13 @@ impl Engine for UdpEngine {
         let ms = self.context.ms;
         let counts_drops = ms >= self.drops_counted + DROP_COUNT_INTERVAL;
         for (_, listener) in &mut self.listeners {
-            if listener.next().is_some_and(|next| next <= ms) {
+            if listener.next_expiry().is_some_and(|next| next <= ms) {
                 listener.expire(&mut self.context);
             }
             if counts_drops {
-                listener.count_drops();
+                listener.count_kernel_drops();
             }
-            listener.let_go();
+            listener.release_when_empty();
         }
         if counts_drops {
             self.drops_counted = ms;

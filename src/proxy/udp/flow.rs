@@ -21,41 +21,41 @@ use std::{
 
 pub(super) struct Flow {
     pub(super) key: Key,
-    /// Tells it from others that had its number before.
+    /// Distinguishes it from earlier flows with the same number.
     pub(super) serial: u32,
     pub(super) link: Link,
     pub(super) permits: Permits,
     pub(super) lease: Lease,
-    pub(super) opened: Instant,
-    /// When a datagram last went either way, in the worker's milliseconds.
-    pub(super) last: u64,
-    /// What [`crate::upstream::pool::Pool::changes`] was when it was last asked whether this may
+    pub(super) opened_at: Instant,
+    /// When a datagram was last carried in either direction, in the worker's milliseconds.
+    pub(super) last_ms: u64,
+    /// [`crate::upstream::pool::Pool::changes`] when the pool was last asked whether this flow may
     /// stay.
     pub(super) changes: u64,
-    /// Datagrams that were taken for it, those that were sent to the backend, and those from it.
+    /// Datagrams from the client.
     pub(super) taken: u32,
+    /// Those of them that were sent to the backend.
     pub(super) sent: u32,
     pub(super) replies: u32,
-    /// What the kernel had no room for, as far as it was counted.
-    pub(super) dropped: u32,
+    /// The kernel's count of dropped replies when it was last read.
+    pub(super) drops: u32,
     /// Why it gets no more datagrams and only waits for replies. Its key leads to another flow, or
     /// still to this one while there is no other backend.
     pub(super) retired: Option<CloseReason>,
-    /// The network says that the backend is not there.
-    pub(super) refused: bool,
-    /// The backend had failed when it was picked, and has not proven yet that it is there.
-    pub(super) on_trial: bool,
+    /// The network reports that the backend cannot be reached.
+    pub(super) is_unreachable: bool,
+    /// It has not proven yet that the backend works: see [`Self::has_passed_trial`].
+    pub(super) is_on_trial: bool,
     /// Whether the kernel splits runs of datagrams on the way to the backend.
-    pub(super) splits: bool,
-    /// The same on the way to the client.
-    pub(super) splits_back: bool,
-    /// Whether it puts together what comes from the backend.
-    pub(super) coalesces: bool,
+    pub(super) splits_to_backend: bool,
+    pub(super) splits_to_client: bool,
+    /// Whether the kernel joins replies to runs.
+    pub(super) is_coalescing: bool,
     /// Calls in a row that failed to receive from the backend without a report of the network.
     pub(super) receive_failures: u8,
     pub(super) batch_size: BatchSize,
     /// What few flows have.
-    pub(super) rare: Option<Box<Rare>>,
+    pub(super) extras: Option<Box<Extras>>,
 }
 
 /// A socket towards a backend, and the permit to have one.
@@ -65,29 +65,29 @@ pub(super) struct Link {
 }
 
 #[derive(Default)]
-pub(super) struct Rare {
+pub(super) struct Extras {
     /// For the backend, in front of a datagram.
     pub(super) header: Box<[u8]>,
     /// Whether the next datagram gets it.
     pub(super) header_is_due: bool,
-    /// For the policy that asks for times, until the first reply.
+    /// Until the first reply, for the policy that compares times.
     pub(super) clock: Option<Box<Clock>>,
-    /// What only the access log wants to know.
+    /// This and the following is for the access log.
     pub(super) attempts: Vec<Attempt>,
     pub(super) first_reply: Option<Duration>,
+    /// From the client, and to it.
     pub(super) datagrams: [u64; 2],
 }
 
-/// After a while without an error it is believed that somebody is there, even if nobody replies:
-/// one-way traffic has no other proof.
-const PROVEN: Duration = Duration::from_secs(5);
-/// The same of one that is over.
-const SHORT: Duration = Duration::from_secs(1);
+/// After this time without an error the backend counts as working even without a reply: one-way
+/// traffic has no other proof.
+const TRIAL: Duration = Duration::from_secs(5);
+/// The same for a flow that ends.
+const SHORT_TRIAL: Duration = Duration::from_secs(1);
 
-/// For how long a flow that has gone elsewhere waits for what its old backend still owes, in
-/// milliseconds.
+/// How long a flow that has left its backend waits for replies that are owed, in milliseconds.
 const LINGER: u64 = 5_000;
-/// While the process ends, a flow that was silent for so long is over.
+/// While the process stops, a flow that is silent for so long ends, in milliseconds.
 pub(super) const QUIET: u64 = 1_000;
 
 impl Flow {
@@ -97,7 +97,7 @@ impl Flow {
         link: Link,
         permits: Permits,
         lease: Lease,
-        opened: Instant,
+        opened_at: Instant,
     ) -> Self {
         Self {
             key,
@@ -105,22 +105,22 @@ impl Flow {
             link,
             permits,
             lease,
-            opened,
-            last: 0,
+            opened_at,
+            last_ms: 0,
             changes: 0,
             taken: 0,
             sent: 0,
             replies: 0,
-            dropped: 0,
+            drops: 0,
             retired: None,
-            refused: false,
-            on_trial: true,
-            splits: true,
-            splits_back: true,
-            coalesces: false,
+            is_unreachable: false,
+            is_on_trial: true,
+            splits_to_backend: true,
+            splits_to_client: true,
+            is_coalescing: false,
             receive_failures: 0,
             batch_size: BatchSize::ONE,
-            rare: None,
+            extras: None,
         }
     }
 
@@ -133,29 +133,33 @@ impl Flow {
     ) -> Self {
         // Attempts are noted only if there is an access log.
         if header.is_some() || clock.is_some() || !attempts.is_empty() {
-            self.rare = Some(Box::new(Rare {
+            self.extras = Some(Box::new(Extras {
                 header_is_due: header.is_some(),
                 header: header.unwrap_or_default(),
                 clock,
                 attempts,
-                ..Rare::default()
+                ..Extras::default()
             }));
         }
         self
     }
 
-    /// When it will have been idle for too long.
-    pub(super) fn due(&self, idle: u64, responses: u32, is_draining: bool) -> u64 {
-        // Where it is known what is owed, that is waited for.
+    /// When it will have been idle for too long, in milliseconds.
+    pub(super) fn due(&self, idle_ms: u64, responses: u32, is_draining: bool) -> u64 {
+        // Where the number of replies is known, those that are owed are waited for.
         let is_owed = responses > 0 && !self.has_all_replies(responses);
-        self.last + longest_silence(idle, self.retired, is_draining && !is_owed)
+        self.last_ms + longest_silence(idle_ms, self.retired, is_draining && !is_owed)
+    }
+
+    pub(super) fn count_taken(&mut self, datagrams: usize) {
+        self.taken = self.taken.saturating_add(datagrams as u32);
     }
 
     pub(super) fn has_all_replies(&self, responses: u32) -> bool {
         responses > 0 && u64::from(self.replies) >= u64::from(self.sent) * u64::from(responses)
     }
 
-    /// Whether as many datagrams have come as it may have; 0: any number.
+    /// Whether as many datagrams have come as it may have.
     pub(super) fn has_all_requests(&self, requests: u32) -> bool {
         self.taken >= requests
     }
@@ -165,55 +169,57 @@ impl Flow {
         self.retired.is_some_and(CloseReason::leaves_backend)
     }
 
-    /// Whether the trial is over, and well.
+    /// Returns true once: when the flow proves that its backend works, by a reply or by time.
+    /// `is_over`: the flow ends.
     pub(super) fn has_passed_trial(&mut self, now: Instant, is_over: bool) -> bool {
-        let age = now.saturating_duration_since(self.opened);
-        let passed = self.on_trial && !self.refused && is_proven(self.replies, age, is_over);
-        if passed {
-            self.on_trial = false;
+        if !self.is_on_trial || self.is_unreachable {
+            return false;
         }
+        let age = now.saturating_duration_since(self.opened_at);
+        let passed = is_proven(self.replies, age, is_over);
+        self.is_on_trial = !passed;
         passed
     }
 
-    /// What the kernel dropped since this was asked last.
+    /// How many replies the kernel dropped since the last call.
     pub(super) fn new_drops(&mut self) -> u64 {
         let drops = sys::datagram::drops(&self.link.socket).unwrap_or(0);
-        // The kernel's counter is of 32 bits as well.
-        let new = (drops as u32).wrapping_sub(self.dropped);
-        self.dropped = drops as u32;
+        // The kernel's counter has 32 bits as well.
+        let new = (drops as u32).wrapping_sub(self.drops);
+        self.drops = drops as u32;
         u64::from(new)
     }
 
     /// Counts and logs that it is over. The socket is still there.
     pub(super) fn end(self, service: &Service, reason: CloseReason, now: Instant) -> Link {
-        let rare = self.rare.as_deref();
+        let extras = self.extras.as_deref();
         let summary = Summary {
             session: self.permits.session(),
             reason,
             error: None,
             backend: Some(self.lease.backend()),
-            attempts: rare.map_or(&[], |rare| &rare.attempts),
-            duration: self.opened.elapsed(),
-            first_byte: rare.and_then(|rare| rare.first_reply),
-            datagrams: rare.map_or([0; 2], |rare| rare.datagrams),
+            attempts: extras.map_or(&[], |extras| &extras.attempts),
+            duration: self.opened_at.elapsed(),
+            first_byte: extras.and_then(|extras| extras.first_reply),
+            datagrams: extras.map_or([0; 2], |extras| extras.datagrams),
         };
         service.finish(&summary, service.access_log(), now);
         self.link
     }
 }
 
-/// Whether the backend of a flow of this age, with so many replies, is there.
+/// Whether a flow of this age, with so many replies, proves that its backend works.
 fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
-    let proven = if is_over { SHORT } else { PROVEN };
-    replies > 0 || age > proven
+    let trial = if is_over { SHORT_TRIAL } else { TRIAL };
+    replies > 0 || age > trial
 }
 
-/// For how many milliseconds a flow may be silent. `is_last`: the process ends, and this flow is
-/// not known to wait for anything.
-fn longest_silence(idle: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
+/// How long a flow may be silent, in milliseconds. `is_last`: the process stops, and no reply is known
+/// to be owed.
+fn longest_silence(idle_ms: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
     let idle = match retired.is_some_and(CloseReason::leaves_backend) {
-        true => idle.min(LINGER),
-        false => idle,
+        true => idle_ms.min(LINGER),
+        false => idle_ms,
     };
     match is_last {
         true => idle.min(QUIET),
@@ -237,20 +243,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_proves_that_a_backend_is_there_and_so_does_time() {
+    fn a_reply_or_time_proves_that_a_backend_works() {
         let instant = Duration::from_millis(1);
-        for (is_over, limit) in [(false, PROVEN), (true, SHORT)] {
+        for (is_over, limit) in [(false, TRIAL), (true, SHORT_TRIAL)] {
             assert!(!is_proven(0, Duration::ZERO, is_over));
             assert!(!is_proven(0, limit, is_over));
             assert!(is_proven(0, limit + instant, is_over));
             assert!(is_proven(1, Duration::ZERO, is_over));
         }
-        // One that is over has no later moment.
-        assert!(is_proven(0, SHORT + instant, true) && !is_proven(0, SHORT + instant, false));
+        // A flow that ends has no later moment.
+        assert!(
+            is_proven(0, SHORT_TRIAL + instant, true)
+                && !is_proven(0, SHORT_TRIAL + instant, false)
+        );
     }
 
     #[test]
-    fn silence_is_limited_by_what_is_still_waited_for() {
+    fn silence_is_limited_by_the_replies_that_are_owed() {
         let (ok, gone) = (Some(CloseReason::Ok), Some(CloseReason::BackendDrained));
         for (idle, retired, is_last, longest) in [
             (60_000, None, false, 60_000),

@@ -1,10 +1,12 @@
 //! The flows of one listener on one worker: from the first datagram of a client to the last reply.
 
 mod arrivals;
+mod assign;
 mod begin;
 mod deliver;
 mod end;
 mod failures;
+mod named_clients;
 mod replies;
 
 pub(super) use replies::send_back;
@@ -29,7 +31,7 @@ use crate::{
     sys::datagram,
     upstream::{backend::Lease, pool::Search},
 };
-use ahash::AHashMap;
+use named_clients::NamedClients;
 use rustix::event::epoll::EventFlags;
 use slab::Slab;
 use std::{
@@ -40,9 +42,9 @@ use std::{
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Without a limit of its own.
+/// The idle timeout of a flow where none is configured.
 const IDLE: Duration = Duration::from_secs(60);
-/// Access log records of datagrams that begin no flow, in a second.
+/// Access log records per second of datagrams that begin no flow.
 const REFUSAL_RECORDS: u32 = 100;
 
 /// The flows of a listener on one worker.
@@ -50,47 +52,40 @@ pub(super) struct Listener {
     index: usize,
     service: Arc<Service>,
     udp: Udp,
-    ports: Vec<Open>,
+    ports: Vec<OpenPort>,
     flows: Slab<Flow>,
     table: Table,
     wheel: Wheel,
     peers: Arc<PeerWorkers>,
     own: Arc<OwnAddresses>,
-    here: Arc<PeerWorker>,
+    /// This listener on this worker, as other workers see it.
+    own_worker: Arc<PeerWorker>,
+    /// Whether it takes what the kernel gives to all workers.
     is_first: bool,
-    /// Whom a trusted peer last named, by that peer's own key: what has no header is of that one.
-    named: AHashMap<Key, Named>,
-    /// When those were last looked through.
-    swept: u64,
-    /// In milliseconds.
-    idle: u64,
-    /// Every datagram is looked at on its own: they may go to different flows, or get headers.
-    one_by_one: bool,
+    named: NamedClients,
+    /// The idle timeout in milliseconds.
+    idle_ms: u64,
+    /// Every datagram is assigned on its own: they may go to different flows, or get headers.
+    takes_singly: bool,
     is_draining: bool,
     refusal_records: PerSecond,
     /// Since the kernel's drops were last counted.
     pub(super) has_received: bool,
+    /// Held until a stop need not wait for this listener.
     alive: Option<TaskTrackerToken>,
 }
 
-/// Whom a peer named, if not itself, and when it last sent anything.
-#[derive(Clone, Copy)]
-struct Named {
-    named: Option<(SocketAddr, SocketAddr)>,
-    last: u64,
-}
-
-struct Open {
+struct OpenPort {
     port: Port,
-    /// It has more than one address: which one was written to stands beside each datagram.
+    /// It has more than one address: each datagram comes with the one that it was sent to.
     is_wildcard: bool,
-    /// What the kernel has dropped, as far as it was counted.
-    dropped: u32,
+    /// The kernel's count of dropped datagrams when it was last read.
+    drops: u32,
     batch_size: BatchSize,
     failures: Failures,
-    /// When to receive again, in milliseconds, after a failure. Until then the event loop does not
-    /// wait for it.
-    resume: Option<u64>,
+    /// When to receive again after a failure, in milliseconds. Until then the event loop does not
+    /// wait for the socket.
+    resume_ms: Option<u64>,
 }
 
 enum NotBegun {
@@ -101,19 +96,19 @@ enum NotBegun {
 /// How a flow begins.
 #[derive(Default)]
 struct Start<'a> {
-    /// It goes on from another backend.
+    /// It replaces a flow that leaves its backend.
     moves: bool,
-    /// On this one.
+    /// The backend, if it was picked before.
     picked: Option<(Lease, Search)>,
-    /// Those that came with the header that named the client...
+    /// Of the header that named the client.
     tlvs: &'a [u8],
-    /// ... or the header that its backend gets, if it is known.
+    /// The header that the backend gets, if the flow that this one replaces had one.
     header: Option<Box<[u8]>>,
 }
 
 impl From<NotBegun> for DropReason {
-    fn from(not: NotBegun) -> Self {
-        match not {
+    fn from(not_begun: NotBegun) -> Self {
+        match not_begun {
             NotBegun::Rejected => Self::Rejected,
             NotBegun::NoBackend => Self::NoBackend,
         }
@@ -121,7 +116,7 @@ impl From<NotBegun> for DropReason {
 }
 
 impl Listener {
-    pub(super) fn new(binding: Binding, index: usize, gear: &Context) -> io::Result<Self> {
+    pub(super) fn new(binding: Binding, index: usize, context: &Context) -> io::Result<Self> {
         let Binding {
             service,
             sockets,
@@ -137,27 +132,29 @@ impl Listener {
         let mut ports = Vec::with_capacity(sockets.len());
         for (n, port) in (0..).zip(sockets) {
             let token = Token::port(index, n);
-            gear.reactor.register(&port.socket, token, EventFlags::IN)?;
-            ports.push(Open {
+            context
+                .reactor
+                .register(&port.socket, token, EventFlags::IN)?;
+            ports.push(OpenPort {
                 is_wildcard: port.address.ip().is_unspecified(),
-                dropped: 0,
+                drops: 0,
                 batch_size: BatchSize::ONE,
                 failures: Failures::default(),
-                resume: None,
+                resume_ms: None,
                 port,
             });
         }
-        let here = Arc::new(PeerWorker {
-            mailbox: Arc::clone(&gear.mailbox),
+        let own_worker = Arc::new(PeerWorker {
+            mailbox: Arc::clone(&context.mailbox),
             listener: index,
             flows: AtomicU64::default(),
         });
-        peers.join(Arc::clone(&here));
+        peers.join(Arc::clone(&own_worker));
         let idle = service.plan.idle_timeout.unwrap_or(IDLE);
-        let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1);
+        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1);
         Ok(Self {
             index,
-            one_by_one: udp.requests > 0
+            takes_singly: udp.requests > 0
                 || udp.per_packet
                 || service.plan.accept_proxy.is_some()
                 || service.send_proxy != SendProxy::Off,
@@ -166,14 +163,13 @@ impl Listener {
             ports,
             flows: Slab::new(),
             table: Table::default(),
-            wheel: Wheel::new(idle, gear.ms),
+            wheel: Wheel::new(idle_ms, context.ms),
             peers,
             own,
-            here,
+            own_worker,
             is_first,
-            named: AHashMap::new(),
-            swept: gear.ms,
-            idle,
+            named: NamedClients::new(idle_ms, context.ms),
+            idle_ms,
             is_draining: false,
             refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,
@@ -181,12 +177,12 @@ impl Listener {
         })
     }
 
-    pub(super) fn dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
-        self.dropped_by(reason, None, pieces);
+    fn count_dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
+        self.count_dropped_by(reason, None, pieces);
     }
 
     /// `error`: why the kernel did not take them.
-    pub(super) fn dropped_by(
+    fn count_dropped_by(
         &self,
         reason: DropReason,
         error: Option<&io::Error>,
@@ -198,26 +194,21 @@ impl Listener {
             .drop_datagrams(reason, datagrams as u64, error, now);
     }
 
-    /// What the kernel had no room for.
-    pub(super) fn count_drops(&mut self) {
+    /// Counts what the kernel dropped because a receive buffer was full.
+    pub(super) fn count_kernel_drops(&mut self) {
         if !std::mem::take(&mut self.has_received) {
             return;
         }
         for open in &mut self.ports {
             let drops = datagram::drops(&open.port.socket).unwrap_or(0) as u32;
-            let new = drops.wrapping_sub(open.dropped);
-            open.dropped = drops;
-            if new > 0 {
-                self.service.drop_datagrams(
-                    DropReason::ReceiveBuffer,
-                    u64::from(new),
-                    None,
-                    Instant::now(),
-                );
-            }
+            let new = drops.wrapping_sub(open.drops).into();
+            open.drops = drops;
+            self.service
+                .drop_datagrams(DropReason::ReceiveBuffer, new, None, Instant::now());
         }
     }
 
+    /// Counts the replies that have come to the socket of a flow which has ended.
     pub(super) fn count_late(&self, socket: &UdpSocket, inbox: &mut datagram::Inbox) {
         let late = discard_datagrams(socket, inbox);
         self.service

@@ -50,7 +50,7 @@ const EVICTIONS: usize = 3;
 impl Listener {
     pub(super) fn begin(
         &mut self,
-        gear: &mut Context,
+        context: &mut Context,
         key: Key,
         start: Start<'_>,
     ) -> Result<u32, NotBegun> {
@@ -58,9 +58,9 @@ impl Listener {
         // Every change from here on may concern the backend that is picked.
         let changes = service.pool.changes();
         service.metrics.counts.mine().connections.add(1);
-        let admitted = self.admit(gear, arrival(self, &key), start.moves);
+        let admitted = self.admit(context, arrival(self, &key), start.moves);
         let (permits, socket_permit) = admitted.map_err(|reason| {
-            self.refuse(gear, &key, reason);
+            self.refuse(context, &key, reason);
             NotBegun::Rejected
         })?;
         let Start {
@@ -70,13 +70,13 @@ impl Listener {
             ..
         } = start;
         let mut attempts = Vec::new();
-        let opened = self.open(gear, permits.session(), picked, &mut attempts);
+        let opened = self.open(context, permits.session(), picked, &mut attempts);
         let Opened {
             socket,
             lease,
             clock,
         } = opened.map_err(|unserved| {
-            self.finish_unserved(gear, permits.session(), unserved, &attempts);
+            self.finish_unserved(context, permits.session(), unserved, &attempts);
             NotBegun::NoBackend
         })?;
         let header = match service.send_proxy {
@@ -86,48 +86,49 @@ impl Listener {
                 Some(given.unwrap_or_else(|| self.encode_header(&key, tlvs)))
             }
         };
-        gear.serial = (gear.serial + 1) & ((1 << SERIAL) - 1);
+        context.serial = (context.serial + 1) & ((1 << SERIAL) - 1);
         let link = Link {
             socket,
             _permit: socket_permit,
         };
         let flow = Flow {
-            last: gear.ms,
+            last_ms: context.ms,
             changes,
-            ..Flow::new(key, gear.serial, link, permits, lease, gear.now)
+            ..Flow::new(key, context.serial, link, permits, lease, context.now)
         };
-        self.register(gear, flow.with_extras(header, clock, attempts))
+        self.register(context, flow.with_extras(header, clock, attempts))
     }
 
     /// Waits for replies on the socket of a new flow, and enters it everywhere.
-    fn register(&mut self, gear: &Context, flow: Flow) -> Result<u32, NotBegun> {
+    fn register(&mut self, context: &Context, flow: Flow) -> Result<u32, NotBegun> {
         let number = self.flows.vacant_key() as u32;
         let token = Token::flow(self.index, flow.serial, number);
         let socket = &flow.link.socket;
-        if let Err(error) = gear.reactor.register(socket, token, EventFlags::IN) {
+        if let Err(error) = context.reactor.register(socket, token, EventFlags::IN) {
             self.service
-                .log_failed_call(Call::Register, &error, gear.now);
+                .log_failed_call(Call::Register, &error, context.now);
             return Err(NotBegun::NoBackend);
         }
         let backend = flow.lease.backend();
         backend.metrics.counts.mine().connections.add(1);
         let session = flow.permits.session();
-        session.wake_by(&gear.mailbox.waker(token));
+        session.wake_by(&context.mailbox.waker(token));
         // It may have been terminated before it had a waker.
         if session.must_end().is_some() {
-            gear.mailbox.send(Message::Wake(token));
+            context.mailbox.send(Message::Wake(token));
         }
         self.flows.insert(flow);
         let flows = &self.flows;
         let key = &flows[number as usize].key;
         self.table.insert(key, number, |n| &flows[n as usize].key);
-        self.wheel.insert(number, gear.ms + self.idle, gear.ms);
+        self.wheel
+            .insert(number, context.ms + self.idle_ms, context.ms);
         self.count_flows();
         Ok(number)
     }
 
     /// Counts, logs and records that a datagram begins no flow.
-    pub(super) fn refuse(&mut self, gear: &Context, key: &Key, reason: RejectReason) {
+    pub(super) fn refuse(&mut self, context: &Context, key: &Key, reason: RejectReason) {
         let named = key.named();
         let refusal = Refusal {
             reason,
@@ -136,13 +137,13 @@ impl Listener {
             duration: Duration::ZERO,
         };
         let service = Arc::clone(&self.service);
-        service.log_rejection(reason, &key.peer, None, gear.now);
-        service.finish_refused(&refusal, self.refusal_log(gear));
+        service.log_rejection(reason, &key.peer, None, context.now);
+        service.finish_refused(&refusal, self.refusal_log(context));
     }
 
     fn finish_unserved(
         &mut self,
-        gear: &Context,
+        context: &Context,
         session: &Session,
         unserved: Unserved,
         attempts: &[Attempt],
@@ -150,26 +151,28 @@ impl Listener {
         let Unserved { reason, error } = unserved;
         let summary = Summary::unserved(session, reason, error, attempts, Duration::ZERO);
         let service = Arc::clone(&self.service);
-        service.finish(&summary, self.refusal_log(gear), gear.now);
+        service.finish(&summary, self.refusal_log(context), context.now);
     }
 
     /// The access log, for a datagram that begins no flow. The sources of such datagrams may be
     /// forged, so only some in each second get a record: they must not crowd out the records of
     /// sessions.
-    fn refusal_log(&mut self, gear: &Context) -> Option<&AccessLog> {
+    fn refusal_log(&mut self, context: &Context) -> Option<&AccessLog> {
         let log = self.service.access_log()?;
-        self.refusal_records.take(gear.ms).then_some(log)
+        self.refusal_records.take(context.ms).then_some(log)
     }
 
     pub(super) fn count_flows(&self) {
-        self.here.flows.store(self.flows.len() as u64, Relaxed);
+        self.own_worker
+            .flows
+            .store(self.flows.len() as u64, Relaxed);
     }
 
     /// Admits a flow. Where a limit on their number is reached, `when_full = "evict"` ends others
     /// for it.
     fn admit(
         &mut self,
-        gear: &mut Context,
+        context: &mut Context,
         arrival: Arrival,
         moves: bool,
     ) -> Result<(Permits, SocketPermit), RejectReason> {
@@ -184,7 +187,7 @@ impl Listener {
             true => Limit::Exceeded,
             false => Limit::Enforced,
         };
-        let (service, sockets) = (Arc::clone(&self.service), Arc::clone(&gear.sockets));
+        let (service, sockets) = (Arc::clone(&self.service), Arc::clone(&context.sockets));
         let admit = |for_listener| {
             admission::admit_flow(&service, arrival, for_listener, &sockets, for_socket)
         };
@@ -204,7 +207,7 @@ impl Listener {
                 Some(admitted) => admitted,
                 None if self.flows.is_empty() => break,
                 None => {
-                    self.evict_oldest(gear);
+                    self.evict_oldest(context);
                     admit(Limit::Enforced)
                 }
             };
@@ -218,7 +221,7 @@ impl Listener {
         let share = self.peers.share(self.service.plan.max_connections);
         let is_of_listener = reason == RejectReason::MaxConnections;
         (is_of_listener && (self.flows.len() as u64) < share)
-            .then(|| self.peers.evict_one(&self.here, admit))?
+            .then(|| self.peers.evict_one(&self.own_worker, admit))?
     }
 
     /// Whether one more flow of the same client would be admitted.
@@ -229,21 +232,21 @@ impl Listener {
 
     /// Another worker has admitted a flow beyond the limit: evicts one here, if there are still too
     /// many.
-    pub(in crate::proxy::udp) fn make_room_for_others(&mut self, gear: &mut Context) {
+    pub(in crate::proxy::udp) fn make_room_for_others(&mut self, context: &mut Context) {
         self.peers.note_executed();
         if self.service.metrics.active() > self.service.plan.max_connections {
-            self.evict_oldest(gear);
+            self.evict_oldest(context);
         }
     }
 
     /// Ends the flow that has been idle for longest.
-    fn evict_oldest(&mut self, gear: &mut Context) {
+    fn evict_oldest(&mut self, context: &mut Context) {
         // Datagrams that were taken for it are sent first.
-        self.deliver_all(gear);
-        let (flows, idle, responses) = (&self.flows, self.idle, self.udp.responses);
+        self.deliver_all(context);
+        let (flows, idle, responses) = (&self.flows, self.idle_ms, self.udp.responses);
         let due = |number| flows[number as usize].due(idle, responses, false);
-        if let Some(oldest) = self.wheel.oldest(gear.ms, due) {
-            self.close(gear, oldest, CloseReason::Evicted);
+        if let Some(oldest) = self.wheel.oldest(context.ms, due) {
+            self.close(context, oldest, CloseReason::Evicted);
         }
     }
 
@@ -256,7 +259,7 @@ impl Listener {
     /// Finds a backend, and opens a socket towards it.
     fn open(
         &self,
-        gear: &Context,
+        context: &Context,
         session: &Session,
         picked: Option<(Lease, Search)>,
         attempts: &mut Vec<Attempt>,
@@ -264,18 +267,18 @@ impl Listener {
         let service = &self.service;
         let mut search = BackendSearch::new(service, session, attempts).begin_with(picked);
         loop {
-            let lease = search.next(gear.now)?;
+            let lease = search.next(context.now)?;
             let backend = lease.backend();
             match flow::connect(&backend.place) {
-                Ok(socket) if search.reached(backend, Duration::ZERO, gear.now) => {
+                Ok(socket) if search.reached(backend, Duration::ZERO, context.now) => {
                     return Ok(Opened {
                         socket,
-                        clock: Clock::start(&service.pool, backend, gear.now),
+                        clock: Clock::start(&service.pool, backend, context.now),
                         lease,
                     });
                 }
                 Ok(_) => {}
-                Err(error) => search.failed(backend, &error, Duration::ZERO, gear.now),
+                Err(error) => search.failed(backend, &error, Duration::ZERO, context.now),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What was taken of a batch goes to the backends.
+//! Sending the datagrams of clients to the backends.
 
 use super::{
     super::{batch, flow::Flow},
@@ -21,100 +21,103 @@ use std::{
 };
 
 impl Listener {
-    /// Sends what was taken of a batch.
-    pub(super) fn deliver_all(&mut self, gear: &mut Context) {
-        let mut units = std::mem::take(&mut gear.units);
+    /// Sends all datagrams that were assigned to flows.
+    pub(super) fn deliver_all(&mut self, context: &mut Context) {
+        let mut units = std::mem::take(&mut context.units);
         // Stable: what belongs to one flow keeps its order.
         if !units.is_sorted_by_key(|taken| taken.number) {
             units.sort_by_key(|taken| taken.number);
         }
         for same in units.chunk_by(|a, b| (a.number, a.serial) == (b.number, b.serial)) {
-            self.deliver(gear, same);
+            self.deliver(context, same);
         }
         units.clear();
-        gear.units = units;
+        context.units = units;
     }
 
-    pub(super) fn deliver(&mut self, gear: &mut Context, taken: &[Taken]) {
+    /// Sends datagrams of one flow, or of another that it moves to.
+    fn deliver(&mut self, context: &mut Context, taken: &[Taken]) {
         let Taken {
             mut number, serial, ..
         } = taken[0];
-        let mut left: SmallVec<[Unit; 8]> = taken.iter().map(|taken| taken.unit).collect();
+        let mut remaining: Units = taken.iter().map(|taken| taken.unit).collect();
         if self.flow(serial, number).is_none() {
-            return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
+            return self.drop_all(&remaining);
         }
         let each = self.service.send_proxy_on == ProxyOn::Each;
         let mut tries = 0;
-        while !left.is_empty() {
+        while !remaining.is_empty() {
             let Some(flow) = self.flows.get_mut(number as usize) else {
-                return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
+                return self.drop_all(&remaining);
             };
-            if !flow.splits && left.iter().any(|unit| unit.piece.segment > 0) {
-                left = left.iter().flat_map(|unit| unit.singles()).collect();
+            if !flow.splits_to_backend && remaining.iter().any(|unit| unit.piece.segment > 0) {
+                remaining = remaining.iter().flat_map(|unit| unit.singles()).collect();
             }
-            let sent = send(flow, gear, &left, each);
-            flow.sent = flow.sent.saturating_add(sent.datagrams as u32);
-            let counts = flow.lease.backend().metrics.counts.mine();
-            counts.sent.add(sent.bytes);
-            flow.permits
-                .session()
-                .received
-                .fetch_add(sent.bytes, Relaxed);
-            if let Some(rare) = &mut flow.rare {
-                rare.datagrams[0] += sent.datagrams;
-            }
-            left.drain(..sent.units);
+            let sent = send(flow, context, &remaining, each);
+            flow.note_sent(&sent);
+            remaining.drain(..sent.units);
             let Some((error, segment)) = sent.error else {
-                // What stopped it in the middle comes again if it is still so. It may have been an
-                // error of an earlier datagram, which is told once only; then those after it bring
-                // another.
+                // An error that persists comes again at the next try. One of an earlier datagram is
+                // returned only once; if more were sent after that, they bring another.
                 continue;
             };
-            let flow = &mut self.flows[number as usize];
             if segment > 0 && is_about_splitting(&error) {
-                flow.splits = false;
+                flow.splits_to_backend = false;
                 continue;
             }
-            let after = self.send_failed(number, &error);
             tries += 1;
-            let is_enough = tries > self.service.plan.retries.saturating_add(1);
-            match after {
-                AfterError::SendAgain if !is_enough => {}
+            let may_retry = tries <= self.service.plan.retries.saturating_add(1);
+            match self.send_failed(number, &error) {
+                AfterError::SendAgain if may_retry => {}
                 AfterError::TryAnother { again_here } => {
-                    let next = match is_enough {
-                        true => None,
-                        false => self.after_failure(gear, number, again_here, &left),
-                    };
-                    let Some(next) = next else {
-                        return self.dropped(DropReason::NoBackend, left.iter().map(|u| u.piece));
-                    };
-                    number = next;
+                    let next = may_retry
+                        .then(|| self.after_failure(context, number, again_here, &remaining));
+                    match next.flatten() {
+                        Some(next) => number = next,
+                        None => return self.drop_all(&remaining),
+                    }
                 }
                 AfterError::SendAgain | AfterError::Drop => {
-                    let reason = drop_reason(&error);
-                    let count = match reason {
-                        DropReason::SendBuffer => left.len(),
-                        _ => 1,
-                    };
-                    let pieces = left.drain(..count).map(|u| u.piece);
-                    self.dropped_by(reason, Some(&error), pieces);
+                    self.drop_failed(&mut remaining, &error);
                 }
             }
         }
     }
 
-    /// On which flow to go on with datagrams whose backend could not be reached; `None`: there is
-    /// no other backend, and it would fail again on this one.
+    fn drop_all(&self, units: &Units) {
+        self.count_dropped(DropReason::NoBackend, units.iter().map(|unit| unit.piece));
+    }
+
+    /// Drops the datagram that the kernel did not take, or all of them if it takes no more now.
+    fn drop_failed(&self, units: &mut Units, error: &io::Error) {
+        let reason = drop_reason(error);
+        let count = match reason {
+            DropReason::SendBuffer => units.len(),
+            DropReason::Rejected
+            | DropReason::NoBackend
+            | DropReason::ReceiveBuffer
+            | DropReason::Truncated
+            | DropReason::TooLarge
+            | DropReason::SendFailed
+            | DropReason::OwnAddress
+            | DropReason::Late => 1,
+        };
+        let pieces = units.drain(..count).map(|unit| unit.piece);
+        self.count_dropped_by(reason, Some(error), pieces);
+    }
+
+    /// The flow for datagrams whose backend could not be reached. `None`: there is no other backend,
+    /// and this one would fail again.
     fn after_failure(
         &mut self,
-        gear: &mut Context,
+        context: &mut Context,
         number: u32,
         again_here: bool,
-        left: &[Unit],
+        units: &[Unit],
     ) -> Option<u32> {
         if self.udp.per_packet {
             // The pick was for these datagrams alone.
-            let another = self.another_for_one(gear, number);
+            let another = self.another_flow_for_datagram(context, number);
             return another.or(again_here.then_some(number));
         }
         let may_move = self.service.pool.moves.down;
@@ -123,21 +126,35 @@ impl Listener {
         if !may_move || flow.retired.is_some() {
             return again_here.then_some(number);
         }
-        flow.refused = false;
-        let next = self.go_elsewhere(gear, number, CloseReason::BackendRefused);
+        flow.is_unreachable = false;
+        let next = self.move_flow(context, number, CloseReason::BackendRefused);
         let next = next.ok()?;
         let flow = self.flows.get_mut(next as usize)?;
         if flow.serial == serial {
             return again_here.then_some(next);
         }
-        let datagrams: usize = left.iter().map(|u| u.piece.datagrams()).sum();
-        flow.taken = flow.taken.saturating_add(datagrams as u32);
+        let datagrams: usize = units.iter().map(|u| u.piece.datagrams()).sum();
+        flow.count_taken(datagrams);
         Some(next)
     }
 }
 
-/// What was sent, and what was in the way of the rest: the error, and what size of datagrams it was
-/// about.
+type Units = SmallVec<[Unit; 8]>;
+
+impl Flow {
+    fn note_sent(&mut self, sent: &Sent) {
+        self.sent = self.sent.saturating_add(sent.datagrams as u32);
+        let counts = self.lease.backend().metrics.counts.mine();
+        counts.sent.add(sent.bytes);
+        let received = &self.permits.session().received;
+        received.fetch_add(sent.bytes, Relaxed);
+        if let Some(extras) = &mut self.extras {
+            extras.datagrams[0] += sent.datagrams;
+        }
+    }
+}
+
+/// What was sent; the error of the next run, and the size of its datagrams.
 struct Sent {
     units: usize,
     datagrams: u64,
@@ -146,26 +163,26 @@ struct Sent {
 }
 
 /// `each`: every datagram gets the header, if there is one.
-fn send(flow: &mut Flow, gear: &mut Context, units: &[Unit], each: bool) -> Sent {
-    let sent = send_as_it_is(flow, gear, units, each);
-    if let (true, Some(rare)) = (sent.units > 0, &mut flow.rare) {
-        rare.header_is_due = false;
+fn send(flow: &mut Flow, context: &mut Context, units: &[Unit], each: bool) -> Sent {
+    let sent = send_as_it_is(flow, context, units, each);
+    if let (true, Some(extras)) = (sent.units > 0, &mut flow.extras) {
+        extras.header_is_due = false;
     }
     sent
 }
 
-fn send_as_it_is(flow: &Flow, gear: &mut Context, units: &[Unit], each: bool) -> Sent {
-    let rare = flow.rare.as_deref();
-    let header = rare
-        .filter(|rare| (each || rare.header_is_due) && !rare.header.is_empty())
-        .map(|rare| &rare.header[..]);
+fn send_as_it_is(flow: &Flow, context: &mut Context, units: &[Unit], each: bool) -> Sent {
+    let extras = flow.extras.as_deref();
+    let header = extras
+        .filter(|extras| (each || extras.header_is_due) && !extras.header.is_empty())
+        .map(|extras| &extras.header[..]);
     let mut parts: SmallVec<[IoSlice<'_>; 16]> = SmallVec::new();
     // Of each message: units, parts, the size of its datagrams.
     let mut runs: SmallVec<[(usize, usize, usize); 16]> = SmallVec::new();
     let mut at = 0;
     while at < units.len() && runs.len() < BATCH {
         let headed = header.filter(|_| each || at == 0);
-        let (count, segment) = match headed.is_some() || !flow.splits {
+        let (count, segment) = match headed.is_some() || !flow.splits_to_backend {
             true => (1, units[at].piece.segment),
             false => batch::run(units[at..].iter().map(|unit| unit.piece)),
         };
@@ -174,7 +191,7 @@ fn send_as_it_is(flow: &Flow, gear: &mut Context, units: &[Unit], each: bool) ->
         parts.extend(
             these
                 .iter()
-                .map(|unit| IoSlice::new(unit.bytes(&gear.inbox))),
+                .map(|unit| IoSlice::new(unit.bytes(&context.inbox))),
         );
         runs.push((count, count + usize::from(headed.is_some()), segment));
         at += count;
@@ -193,7 +210,7 @@ fn send_as_it_is(flow: &Flow, gear: &mut Context, units: &[Unit], each: bool) ->
             }
         })
         .collect();
-    let (taken, error) = gear.outbox.send(flow.link.socket.as_fd(), &messages);
+    let (taken, error) = context.outbox.send(flow.link.socket.as_fd(), &messages);
     let failed = runs.get(taken).map_or(0, |run| run.2);
     let count = runs[..taken].iter().map(|run| run.0).sum();
     Sent {

@@ -17,26 +17,26 @@ use std::{
     time::Instant,
 };
 
-/// More than fit into the receive buffer of a flow, which they share with replies.
-const MOST_REPORTS: usize = 4_096;
+/// More reports than fit into the receive buffer of a flow, which they share with replies.
+const MAX_REPORTS: usize = 4_096;
 
-/// A socket that fails so often in a row will not receive any more.
-const MOST_FAILURES: u8 = 16;
+/// After so many failures in a row a socket will not receive any more.
+const MAX_FAILURES: u8 = 16;
 
 /// What was in the error queue of a socket.
 #[derive(Default)]
 pub(super) struct Reported {
     /// The first error for which the backend or the way to it is the cause.
     of_backend: Option<io::Error>,
-    /// Whether there was any report about a datagram that was sent before. The kernel reports it
-    /// by the return value of the next call as well, whatever that call is about.
+    /// Whether there was any report about a datagram that was sent before. The kernel also returns
+    /// such an error from the next call, whatever that call does.
     of_earlier: bool,
 }
 
 /// What is to be done with a datagram that was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterError {
-    /// The error was that of an earlier one.
+    /// The error was that of an earlier datagram.
     SendAgain,
     /// It is lost. Others of the same flow may be sent.
     Drop,
@@ -45,8 +45,15 @@ pub(super) enum AfterError {
 }
 
 impl Listener {
-    /// Takes all reports from the error queue of this flow's socket. Those of its backend count.
-    /// An empty queue is what the event loop waits for: it reports the socket as ready until then.
+    /// The event loop reports an error of this flow's socket.
+    pub(in crate::proxy::udp) fn take_reports_of(&mut self, serial: u32, number: u32) {
+        if self.flow(serial, number).is_some() {
+            self.take_reports(number);
+        }
+    }
+
+    /// Takes all reports from the error queue of this flow's socket, until which the event loop
+    /// reports it as ready. Returns whether one of them is about the backend.
     pub(super) fn take_reports(&mut self, number: u32) -> bool {
         let Some(flow) = self.flows.get(number as usize) else {
             return false;
@@ -54,29 +61,30 @@ impl Listener {
         let backend = flow.lease.backend();
         let reported = read_reports(&flow.link.socket, &backend.place);
         if let Some(error) = &reported.of_backend {
-            self.hurt(number, error);
+            self.mark_unreachable(number, error);
         }
         reported.of_backend.is_some()
     }
 
     /// A call on this flow's socket has failed.
-    pub(super) fn receive_failed(&mut self, gear: &mut Context, number: u32, error: &io::Error) {
+    pub(super) fn receive_failed(&mut self, context: &mut Context, number: u32, error: &io::Error) {
         // A report that came meanwhile says more, and is the same error.
         if self.take_reports(number) {
             return;
         }
         if Cause::of(error).is_of_backend() {
-            self.hurt(number, error);
+            self.mark_unreachable(number, error);
         }
         let Some(flow) = self.flows.get_mut(number as usize) else {
             return;
         };
         flow.receive_failures += 1;
-        if flow.receive_failures >= MOST_FAILURES {
+        if flow.receive_failures >= MAX_FAILURES {
             // The event loop would report its socket again and again.
             self.service.process.metrics.accept_errors.add(1);
-            self.service.log_failed_call(Call::Receive, error, gear.now);
-            self.close(gear, number, CloseReason::BackendRefused);
+            self.service
+                .log_failed_call(Call::Receive, error, context.now);
+            self.close(context, number, CloseReason::BackendRefused);
         }
     }
 
@@ -89,12 +97,12 @@ impl Listener {
         let reported = read_reports(&flow.link.socket, &backend.place);
         let cause = Cause::of(error);
         if let Some(error) = reported.of_backend {
-            self.hurt(number, &error);
+            self.mark_unreachable(number, &error);
             return AfterError::TryAnother { again_here: true };
         }
         match cause.party {
             Party::Peer | Party::Path => {
-                self.hurt(number, error);
+                self.mark_unreachable(number, error);
                 // Without a report the kernel has refused this very datagram, and will again.
                 let again_here = matches!(cause.party, Party::Peer);
                 AfterError::TryAnother { again_here }
@@ -105,11 +113,11 @@ impl Listener {
     }
 
     /// The backend of this flow cannot be reached.
-    fn hurt(&mut self, number: u32, error: &io::Error) {
+    fn mark_unreachable(&mut self, number: u32, error: &io::Error) {
         let Some(flow) = self.flows.get_mut(number as usize) else {
             return;
         };
-        flow.refused = true;
+        flow.is_unreachable = true;
         let service = &self.service;
         service.report_failure(flow.lease.backend(), error, Instant::now());
     }
@@ -117,7 +125,7 @@ impl Listener {
 
 fn read_reports(socket: &UdpSocket, place: &Addr) -> Reported {
     let mut reported = Reported::default();
-    for _ in 0..MOST_REPORTS {
+    for _ in 0..MAX_REPORTS {
         let Some(report) = next_report(socket.as_fd()) else {
             break;
         };

@@ -1,7 +1,10 @@
-//! What backends send goes to the clients.
+//! Receiving what backends send, and sending it to the clients.
 
 use super::{
-    super::batch::{self, Piece},
+    super::{
+        batch::{self, Piece},
+        flow::Flow,
+    },
     Listener,
 };
 use crate::{
@@ -12,53 +15,76 @@ use crate::{
 use smallvec::SmallVec;
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-/// Replies that one flow may hand over before others get a turn.
+/// Replies that are received from one flow before others get a turn.
 const REPLIES: usize = 16;
-/// A flow that has had so many is asked to have runs of them put together. Short ones do not pay
-/// the call for it.
+/// After so many replies a flow asks the kernel to join them to runs; for a short flow the call
+/// costs more than it saves.
 const SUSTAINED: u32 = 16;
-/// What such a flow may have waiting, where the kernel allows it.
+/// The receive buffer that such a flow asks for.
 const BUFFER: usize = 1 << 20;
 
 impl Listener {
-    /// There is something in the error queue of this flow.
-    pub(in crate::proxy::udp) fn reported(&mut self, serial: u32, number: u32) {
-        if self.flow(serial, number).is_some() {
-            self.take_reports(number);
-        }
-    }
-
-    /// Takes some of what has come on this flow. There is room for one at least.
-    pub(in crate::proxy::udp) fn reply(&mut self, gear: &mut Context, serial: u32, number: u32) {
-        let (index, responses) = (self.index, self.udp.responses);
-        let requests = self.udp.requests;
+    /// Receives some of the replies that have come on this flow. At least one slot is free for them.
+    pub(in crate::proxy::udp) fn reply(&mut self, context: &mut Context, serial: u32, number: u32) {
         let Some(flow) = self.flow(serial, number) else {
             return;
         };
         let size = flow.batch_size.get();
-        let room = (gear.back.slots() - gear.filled).min(size);
-        let first = gear.filled;
-        let came = gear
-            .back
-            .receive_plain(flow.link.socket.as_fd(), first, room);
-        let came = match came {
-            Ok(came) => came,
+        let free = (context.back.slots() - context.filled).min(size);
+        let first = context.filled;
+        let socket = flow.link.socket.as_fd();
+        let count = match context.back.receive_plain(socket, first, free) {
+            Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return self.receive_failed(gear, number, &error),
+            Err(error) => return self.receive_failed(context, number, &error),
         };
         flow.receive_failures = 0;
-        if room == size {
-            flow.batch_size.adapt(came, gear.turn, REPLIES);
+        if free == size {
+            flow.batch_size.adapt(count, context.turn, REPLIES);
         }
-        gear.filled += came;
+        context.filled += count;
+        let (datagrams, truncated) = self.queue_replies(context, number, first..first + count);
+        let flow = &mut self.flows[number as usize];
+        let is_first = flow.replies == 0;
+        flow.replies = flow.replies.saturating_add(datagrams as u32);
+        if let Some(extras) = &mut flow.extras {
+            extras.datagrams[1] += datagrams as u64;
+        }
+        let drops = flow.note_reply(context.ms);
+        flow.coalesce_if_sustained();
+        // As in nginx: where its datagrams are limited, it waits for all of them.
+        let is_answered =
+            flow.has_all_replies(self.udp.responses) && flow.has_all_requests(self.udp.requests);
+        self.count_dropped(DropReason::Truncated, truncated);
+        self.service
+            .drop_datagrams(DropReason::ReceiveBuffer, drops, None, context.now);
+        if is_first {
+            self.first_reply(context, number);
+        }
+        if is_answered {
+            let reason = self.flows[number as usize].retired;
+            self.close(context, number, reason.unwrap_or(CloseReason::Ok));
+        }
+    }
+
+    /// Queues the replies in these slots for the client, and counts their bytes. Returns how many
+    /// there are, and those that were cut off.
+    fn queue_replies(
+        &self,
+        context: &mut Context,
+        number: u32,
+        slots: Range<usize>,
+    ) -> (usize, SmallVec<[Piece; 1]>) {
+        let flow = &self.flows[number as usize];
         let (mut bytes, mut datagrams) = (0, 0);
-        let mut truncated = SmallVec::<[Piece; 1]>::new();
-        for slot in first..first + came {
-            let received = gear.back.get(slot);
+        let mut truncated = SmallVec::new();
+        for slot in slots {
+            let received = context.back.get(slot);
             let piece = Piece {
                 len: received.payload.len(),
                 segment: received.segment.into(),
@@ -74,77 +100,46 @@ impl Listener {
                 from: 0,
                 piece,
             };
-            let units = whole.divided(flow.splits_back).into_iter();
-            gear.replies.extend(units.map(|unit| Reply {
-                listener: index,
+            let units = whole.divided(flow.splits_to_client).into_iter();
+            context.replies.extend(units.map(|unit| Reply {
+                listener: self.index,
                 port: flow.key.port,
                 number,
-                serial,
-                splits: flow.splits_back,
+                serial: flow.serial,
+                splits: flow.splits_to_client,
                 to: flow.key.peer,
                 from: flow.key.local,
                 unit,
             }));
         }
-        let is_first = flow.replies == 0;
-        let mut dropped = 0;
-        flow.replies = flow.replies.saturating_add(datagrams as u32);
-        // One that has gone elsewhere does not stay for ever because its old backend goes on.
-        if !flow.has_left_backend() {
-            let is_another_second = flow.last / 1_000 != gear.ms / 1_000;
-            flow.last = gear.ms;
-            if is_another_second && flow.coalesces {
-                dropped = flow.new_drops();
-            }
-        }
         flow.permits.session().sent.fetch_add(bytes, Relaxed);
         let backend = flow.lease.backend();
-        backend.heard.store(gear.ms, Relaxed);
+        backend.heard.store(context.ms, Relaxed);
         backend.metrics.counts.mine().received.add(bytes);
-        if !flow.coalesces && flow.replies >= SUSTAINED {
-            flow.coalesces = true;
-            // Without it each comes on its own.
-            let _ = take_coalesced(&flow.link.socket);
-            receive_buffer(&flow.link.socket, BUFFER);
-        }
-        if let Some(rare) = &mut flow.rare {
-            rare.datagrams[1] += datagrams as u64;
-        }
-        // As in nginx: where its datagrams are limited, it waits for all of them.
-        let is_answered = flow.has_all_replies(responses) && flow.has_all_requests(requests);
-        self.dropped(DropReason::Truncated, truncated);
-        self.service
-            .drop_datagrams(DropReason::ReceiveBuffer, dropped, None, gear.now);
-        if is_first {
-            self.first_reply(gear, number);
-        }
-        if is_answered {
-            let reason = self.flows[number as usize].retired;
-            self.close(gear, number, reason.unwrap_or(CloseReason::Ok));
-        }
+        (datagrams, truncated)
     }
 
-    pub(super) fn first_reply(&mut self, gear: &Context, number: u32) {
+    fn first_reply(&mut self, context: &Context, number: u32) {
         let flow = &mut self.flows[number as usize];
-        let took = gear.now.saturating_duration_since(flow.opened);
+        let took = context.now.saturating_duration_since(flow.opened_at);
         self.service.metrics.first_byte_duration.record(took);
-        if let Some(rare) = &mut flow.rare {
-            rare.first_reply = Some(took);
-            if let Some(mut clock) = rare.clock.take() {
-                clock.replied(gear.now);
+        if let Some(extras) = &mut flow.extras {
+            extras.first_reply = Some(took);
+            if let Some(mut clock) = extras.clock.take() {
+                clock.replied(context.now);
             }
         }
-        if flow.has_passed_trial(gear.now, false) {
+        if flow.has_passed_trial(context.now, false) {
             let backend = Arc::clone(flow.lease.backend());
-            self.service.pool.answered(&backend, gear.now);
+            self.service.pool.answered(&backend, context.now);
         }
     }
 
-    pub(super) fn socket(&self, port: u16) -> BorrowedFd<'_> {
+    fn socket(&self, port: u16) -> BorrowedFd<'_> {
         self.ports[usize::from(port)].port.socket.as_fd()
     }
 
-    pub(super) fn sent_back(&self, replies: &[Reply]) {
+    fn count_sent(&self, replies: &[Reply]) {
         let counts = self.service.metrics.counts.mine();
         let (bytes, datagrams) = replies.iter().fold((0, 0), |(bytes, datagrams), reply| {
             let piece = reply.unit.piece;
@@ -155,79 +150,128 @@ impl Listener {
     }
 }
 
-/// All of one socket.
+/// Sends replies that leave on the same socket.
 pub(in crate::proxy::udp) fn send_back(
     listener: &mut Listener,
-    gear: &mut Context,
+    context: &mut Context,
     replies: &[Reply],
 ) {
-    let mut left: SmallVec<[Reply; BATCH]> = replies.into();
-    while !left.is_empty() {
-        let mut parts: SmallVec<[IoSlice<'_>; BATCH]> = SmallVec::new();
-        // How many replies each message is, and of what size its datagrams are.
-        let mut runs: SmallVec<[(usize, usize); BATCH]> = SmallVec::new();
-        let mut at = 0;
-        while at < left.len() && runs.len() < BATCH {
-            let first = left[at];
-            let same = left[at..].iter().take_while(|r| r.serial == first.serial);
-            let run = match first.splits {
-                true => batch::run(same.map(|r| r.unit.piece)),
-                false => (1, 0),
-            };
-            let these = &left[at..at + run.0];
-            parts.extend(these.iter().map(|r| IoSlice::new(r.unit.bytes(&gear.back))));
-            at += run.0;
-            runs.push(run);
-        }
-        let mut at = 0;
-        let messages: SmallVec<[Message<'_>; 16]> = runs
-            .iter()
-            .map(|&(count, segment)| {
-                let reply = &left[at];
-                let parts = &parts[at..at + count];
-                at += count;
-                Message {
-                    parts,
-                    segment: u16::try_from(segment).unwrap_or(0),
-                    to: Some(reply.to),
-                    from: reply.from,
-                }
-            })
-            .collect();
-        let (taken, error) = gear
-            .outbox
-            .send(listener.socket(replies[0].port), &messages);
-        let gone: usize = runs[..taken].iter().map(|run| run.0).sum();
-        listener.sent_back(&left[..gone]);
-        let failed = runs.get(taken).copied();
-        left.drain(..gone);
-        let (Some(error), Some((count, segment))) = (error, failed) else {
-            // What stopped it is told by the next try, if it is still there.
+    let mut remaining: SmallVec<[Reply; BATCH]> = replies.into();
+    while !remaining.is_empty() {
+        let runs = divide(&remaining);
+        let (count, error) = send_runs(listener, context, &remaining, &runs);
+        let sent: usize = runs[..count].iter().map(|run| run.0).sum();
+        listener.count_sent(&remaining[..sent]);
+        remaining.drain(..sent);
+        let (Some(error), Some(&(count, segment))) = (error, runs.get(count)) else {
+            // An error that persists comes again at the next try.
             continue;
         };
         if segment > 0 && is_about_splitting(&error) {
-            // The way to this client cannot do it: each on its own, also those that come later.
-            let Reply { number, serial, .. } = left[0];
+            // The path to this client does not allow it: each datagram is sent alone from now on.
+            let Reply { number, serial, .. } = remaining[0];
             if let Some(flow) = listener.flow(serial, number) {
-                flow.splits_back = false;
+                flow.splits_to_client = false;
             }
-            let (these, others) = left.split_at(count);
-            let singles = these.iter().flat_map(|r| {
-                r.unit.singles().map(|unit| Reply {
-                    unit,
-                    splits: false,
-                    ..*r
-                })
-            });
-            left = singles.chain(others.iter().copied()).collect();
+            let (these, others) = remaining.split_at(count);
+            let singles = these.iter().flat_map(singles);
+            remaining = singles.chain(others.iter().copied()).collect();
             continue;
         }
         let reason = drop_reason(&error);
-        let count = match reason {
-            DropReason::SendBuffer => left.len(),
-            _ => count,
+        let count = match reason == DropReason::SendBuffer {
+            true => remaining.len(),
+            false => count,
         };
-        let pieces = left.drain(..count).map(|r| r.unit.piece);
-        listener.dropped_by(reason, Some(&error), pieces);
+        let pieces = remaining.drain(..count).map(|r| r.unit.piece);
+        listener.count_dropped_by(reason, Some(&error), pieces);
+    }
+}
+
+/// How many replies each message has, and the size of its datagrams.
+type Runs = SmallVec<[(usize, usize); BATCH]>;
+
+fn divide(replies: &[Reply]) -> Runs {
+    let mut runs = Runs::new();
+    let mut at = 0;
+    while at < replies.len() && runs.len() < BATCH {
+        let first = replies[at];
+        let same = replies[at..]
+            .iter()
+            .take_while(|r| r.serial == first.serial);
+        let run = match first.splits {
+            true => batch::run(same.map(|r| r.unit.piece)),
+            false => (1, 0),
+        };
+        at += run.0;
+        runs.push(run);
+    }
+    runs
+}
+
+/// Returns how many runs were sent, and the error of the next one.
+fn send_runs(
+    listener: &Listener,
+    context: &mut Context,
+    replies: &[Reply],
+    runs: &Runs,
+) -> (usize, Option<io::Error>) {
+    let count = runs.iter().map(|run| run.0).sum();
+    let parts: SmallVec<[IoSlice<'_>; BATCH]> = replies[..count]
+        .iter()
+        .map(|r| IoSlice::new(r.unit.bytes(&context.back)))
+        .collect();
+    let mut at = 0;
+    let messages: SmallVec<[Message<'_>; 16]> = runs
+        .iter()
+        .map(|&(count, segment)| {
+            let reply = &replies[at];
+            let parts = &parts[at..at + count];
+            at += count;
+            Message {
+                parts,
+                segment: u16::try_from(segment).unwrap_or(0),
+                to: Some(reply.to),
+                from: reply.from,
+            }
+        })
+        .collect();
+    context
+        .outbox
+        .send(listener.socket(replies[0].port), &messages)
+}
+
+/// The datagrams of a run, each as a reply of its own.
+fn singles(reply: &Reply) -> impl Iterator<Item = Reply> {
+    let reply = *reply;
+    reply.unit.singles().map(move |unit| Reply {
+        unit,
+        splits: false,
+        ..reply
+    })
+}
+
+impl Flow {
+    /// Notes that a reply has come now. Returns how many the kernel has dropped, once a second of
+    /// sustained replies. A backend that the flow has left does not prolong it.
+    fn note_reply(&mut self, ms: u64) -> u64 {
+        if self.has_left_backend() {
+            return 0;
+        }
+        let is_another_second = self.last_ms / 1_000 != ms / 1_000;
+        self.last_ms = ms;
+        match is_another_second && self.is_coalescing {
+            true => self.new_drops(),
+            false => 0,
+        }
+    }
+
+    fn coalesce_if_sustained(&mut self) {
+        if !self.is_coalescing && self.replies >= SUSTAINED {
+            self.is_coalescing = true;
+            // Without it each reply is received on its own.
+            let _ = take_coalesced(&self.link.socket);
+            receive_buffer(&self.link.socket, BUFFER);
+        }
     }
 }

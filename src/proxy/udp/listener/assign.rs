@@ -1,0 +1,332 @@
+//! Which flow each datagram belongs to.
+
+use super::{
+    super::{
+        flow::Flow,
+        header::{self, Begins},
+        table::{Key, More},
+    },
+    Listener, NotBegun, Start,
+    named_clients::Named,
+};
+use crate::{
+    plan::{
+        SendProxy,
+        reason::{CloseReason, DropReason, RejectReason},
+    },
+    proxy::udp::context::{Context, Taken, Unit},
+    runtime::net::Client,
+    upstream::{
+        backend::{Backend, Lease},
+        pool::Search,
+    },
+};
+use std::sync::Arc;
+
+/// What the PROXY protocol header of a datagram says.
+struct Header {
+    named: Named,
+    tlvs: Vec<u8>,
+    /// Whether the peer may name clients.
+    is_trusted: bool,
+}
+
+impl Listener {
+    /// Assigns a datagram, or a run of them, to a flow. `last`: the flow of the one before.
+    pub(super) fn assign(
+        &mut self,
+        context: &mut Context,
+        peer: Key,
+        mut unit: Unit,
+        last: &mut Option<u32>,
+    ) {
+        let header = match self.service.plan.accept_proxy.is_some() {
+            true => self.take_header(context, &peer, &mut unit),
+            false => Some(Header::NONE),
+        };
+        let Some(header) = header else {
+            let metrics = &self.service.metrics;
+            metrics.counts.mine().connections.add(1);
+            self.refuse(context, &peer, RejectReason::ProxyHeader);
+            return self.count_dropped(DropReason::Rejected, [unit.piece]);
+        };
+        let (key, named_by) = match header.is_trusted {
+            true => (peer.for_client(header.named), Some(peer)),
+            false => (peer, None),
+        };
+        let flow = match self.udp.per_packet {
+            true => self.flow_for_datagram(context, key, &header.tlvs),
+            false => self.flow_for(context, key, &header.tlvs, *last),
+        };
+        let number = match flow {
+            Ok(number) => number,
+            Err(not_begun) => return self.count_dropped(not_begun.into(), [unit.piece]),
+        };
+        if let Some(peer) = named_by {
+            let max = (self.service.plan.max_connections as usize).max(1);
+            self.named.insert(peer, header.named, context.ms, max);
+        }
+        *last = Some(number);
+        let flow = &mut self.flows[number as usize];
+        flow.last_ms = context.ms;
+        flow.count_taken(unit.piece.datagrams());
+        context.units.push(Taken {
+            number,
+            serial: flow.serial,
+            unit,
+        });
+        if flow.has_passed_trial(context.now, false) {
+            let backend = Arc::clone(flow.lease.backend());
+            self.service.pool.answered(&backend, context.now);
+        }
+    }
+
+    /// Takes the header off a datagram. `None`: it must not begin with one, or must and does not.
+    fn take_header(&self, context: &Context, peer: &Key, unit: &mut Unit) -> Option<Header> {
+        let bytes = unit.bytes(&context.inbox);
+        if !self.service.trusts(Client::Ip(peer.peer)) {
+            return (!header::has_signature(bytes)).then_some(Header::NONE);
+        }
+        let keep_tlvs = self.service.send_proxy == SendProxy::V2 { tlvs: true };
+        let (named, tlvs) = match header::read(bytes, keep_tlvs) {
+            Begins::Header { taken, named, tlvs } => {
+                unit.from += taken;
+                unit.piece.len -= taken;
+                (named, tlvs)
+            }
+            // A later datagram of a flow whose first had a header.
+            Begins::Payload => (self.named.get(peer)?, Vec::new()),
+            Begins::Wrong => return None,
+        };
+        Some(Header {
+            named,
+            tlvs,
+            is_trusted: true,
+        })
+    }
+
+    fn flow_for(
+        &mut self,
+        context: &mut Context,
+        key: Key,
+        tlvs: &[u8],
+        last: Option<u32>,
+    ) -> Result<u32, NotBegun> {
+        let is_same = |number: &u32| {
+            let flow = self.flows.get(*number as usize);
+            flow.is_some_and(|flow| flow.retired.is_none() && flow.key == key)
+        };
+        let Some(number) = last.filter(is_same).or_else(|| self.find(&key)) else {
+            let start = Start {
+                tlvs,
+                ..Start::default()
+            };
+            return self.begin(context, key, start);
+        };
+        let flow = &self.flows[number as usize];
+        if self.udp.requests > 0 && flow.has_all_requests(self.udp.requests) {
+            return self.begin_next(context, key, number, tlvs);
+        }
+        match self.reason_to_move(number) {
+            Some(reason) => self.move_flow(context, number, reason),
+            None => Ok(number),
+        }
+    }
+
+    pub(super) fn find(&self, key: &Key) -> Option<u32> {
+        self.table
+            .find(key, |number| &self.flows[number as usize].key)
+    }
+
+    /// Begins the flow that follows one which has had all its datagrams.
+    fn begin_next(
+        &mut self,
+        context: &mut Context,
+        key: Key,
+        number: u32,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
+        let flow = &self.flows[number as usize];
+        let serial = flow.serial;
+        let start = Start {
+            tlvs,
+            header: flow.header(),
+            ..Start::default()
+        };
+        if self.has_room(&key) {
+            let next = self.begin(context, key, start)?;
+            self.retire(context, serial, number, CloseReason::Ok);
+            return Ok(next);
+        }
+        // The next flow needs the permits of this one.
+        self.deliver_and_close(context, serial, number, CloseReason::Ok);
+        self.begin(context, key, start)
+    }
+
+    /// Why this flow is to leave its backend, if anything has changed since that was asked.
+    fn reason_to_move(&mut self, number: u32) -> Option<CloseReason> {
+        let pool = &self.service.pool;
+        let flow = &mut self.flows[number as usize];
+        let changes = pool.changes();
+        if !flow.is_unreachable && flow.changes == changes && flow.retired.is_none() {
+            return None;
+        }
+        flow.changes = changes;
+        let moves = std::mem::take(&mut flow.is_unreachable) && pool.moves.down;
+        let reason = match moves {
+            true => Some(CloseReason::BackendRefused),
+            false => pool.must_go(flow.lease.backend()),
+        };
+        if reason.is_none() {
+            // It only waited for replies, and its backend is in use again.
+            flow.retired = None;
+        }
+        reason
+    }
+
+    /// Picks a backend for one datagram alone. Datagrams of one client that go to the same backend
+    /// share a flow.
+    fn flow_for_datagram(
+        &mut self,
+        context: &mut Context,
+        key: Key,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
+        let mut search = self.search(&key);
+        let lease = self.service.pool.pick(&mut search, context.now);
+        let picked = lease.map(|lease| (lease, search));
+        self.flow_on(context, key, picked, tlvs)
+    }
+
+    /// For one datagram, the flow of this client to another backend than that of flow `number`.
+    pub(super) fn another_flow_for_datagram(
+        &mut self,
+        context: &mut Context,
+        number: u32,
+    ) -> Option<u32> {
+        let flow = self.flows.get(number as usize)?;
+        let key = flow.key.clone();
+        let picked = self.pick_another(context, &key, flow.lease.backend())?;
+        self.flow_on(context, key, Some(picked), &[]).ok()
+    }
+
+    fn flow_on(
+        &mut self,
+        context: &mut Context,
+        mut key: Key,
+        picked: Option<(Lease, Search)>,
+        tlvs: &[u8],
+    ) -> Result<u32, NotBegun> {
+        if let Some((lease, _)) = &picked {
+            key.more = Some(Box::new(More {
+                named: key.named(),
+                backend: lease.backend().id,
+            }));
+        }
+        // Without a backend a flow is begun all the same: the client may have to be refused before.
+        if picked.is_some()
+            && let Some(number) = self.find(&key)
+        {
+            self.flows[number as usize].is_unreachable = false;
+            return Ok(number);
+        }
+        let start = Start {
+            tlvs,
+            picked,
+            ..Start::default()
+        };
+        self.begin(context, key, start)
+    }
+
+    /// Moves a flow to another backend, if there is one, by beginning another flow. The old socket
+    /// is kept for replies that are still owed.
+    pub(super) fn move_flow(
+        &mut self,
+        context: &mut Context,
+        number: u32,
+        reason: CloseReason,
+    ) -> Result<u32, NotBegun> {
+        if self.is_draining {
+            // No flow begins any more: it ends where it is.
+            return Ok(number);
+        }
+        let flow = &self.flows[number as usize];
+        let serial = flow.serial;
+        let (key, backend) = (flow.key.clone(), Arc::clone(flow.lease.backend()));
+        let header = flow.header();
+        let start = |picked| Start {
+            moves: true,
+            picked: Some(picked),
+            header: header.clone(),
+            ..Start::default()
+        };
+        let next = match self.pick_another(context, &key, &backend) {
+            Some(picked) if self.has_room(&key) => self.begin(context, key, start(picked)),
+            Some(picked) => {
+                // The next flow needs the permits of this one.
+                drop(picked);
+                self.deliver_and_close(context, serial, number, reason);
+                let picked = self.pick_another(context, &key, &backend);
+                let picked = picked.ok_or(NotBegun::NoBackend)?;
+                return self.begin(context, key, start(picked));
+            }
+            None => Err(NotBegun::NoBackend),
+        };
+        match (next, self.flow(serial, number)) {
+            (Ok(next), _) => {
+                self.retire(context, serial, number, reason);
+                Ok(next)
+            }
+            // The backend may answer again, or another one may be found for the next datagram.
+            (Err(_), Some(flow)) if reason.lets_flow_stay() => {
+                flow.retired = None;
+                flow.changes = 0;
+                Ok(number)
+            }
+            // There is no other backend, and this one is to get nothing more. Replies that it owes
+            // may come.
+            (Err(not_begun), _) => {
+                self.deliver_all(context);
+                self.retire(context, serial, number, reason);
+                Err(not_begun)
+            }
+        }
+    }
+
+    fn pick_another(&self, context: &Context, key: &Key, not: &Backend) -> Option<(Lease, Search)> {
+        let mut search = self.search(key);
+        search.avoid(not);
+        let lease = self.service.pool.pick(&mut search, context.now)?;
+        Some((lease, search))
+    }
+
+    /// Ends a flow after the datagrams that were taken for it were sent.
+    fn deliver_and_close(
+        &mut self,
+        context: &mut Context,
+        serial: u32,
+        number: u32,
+        reason: CloseReason,
+    ) {
+        self.deliver_all(context);
+        if self.flow(serial, number).is_some() {
+            self.close(context, number, reason);
+        }
+    }
+}
+
+impl Header {
+    /// Of a peer that must not send one.
+    const NONE: Self = Self {
+        named: None,
+        tlvs: Vec::new(),
+        is_trusted: false,
+    };
+}
+
+impl Flow {
+    /// The header that the backend gets, for the flow that follows this one.
+    fn header(&self) -> Option<Box<[u8]>> {
+        self.extras.as_ref().map(|extras| extras.header.clone())
+    }
+}
