@@ -31,13 +31,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// While a connect is under way the client is looked at this often.
-const LOOK: Duration = Duration::from_millis(50);
-/// A client that has sent nothing and has ended its side may have left, or may want to listen only:
-/// nothing tells the two apart. A connect that is about to succeed gets this long to do so.
+/// How often the client is checked while a connect is under way.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// A client that has sent nothing and has ended its side has left, or only wants to receive: the two
+/// look the same. A connect gets this long to succeed before the client counts as gone.
 const GRACE: Duration = Duration::from_millis(500);
-/// A process without a free descriptor gets no event when that has changed.
-const RETRY: Duration = Duration::from_millis(10);
+/// A connect that failed for a local shortage is tried again after this time: no event tells when
+/// the shortage is over.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) struct Connected {
     pub(super) reached: Reached,
@@ -122,7 +123,7 @@ fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Insta
     Box::new(move |now| service.pool.answered(&backend, now))
 }
 
-/// One connect, within its time, for as long as the client is there.
+/// One connect, within `connect_timeout`, for as long as the client is there.
 async fn attempt(
     backend: &Backend,
     service: &Service,
@@ -131,42 +132,38 @@ async fn attempt(
     began: Instant,
 ) -> Result<Stream, Failure> {
     let deadline = began + service.plan.connect_timeout;
-    let mut silent_since: Option<Instant> = None;
-    // The log knows of the shortage that delays this connect.
-    let mut is_told = false;
-    // A header of ours, or what the client has said by now.
+    let mut watch = ClientWatch::default();
+    let mut shortage_is_logged = false;
+    // A header for the backend, or what the client has sent by now.
     let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
     let begin = || open(&backend.place, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
-    // To a near backend the connect is through by the next turn of the event loop: looking at the
-    // client would cost more than it.
-    let mut at_once = poll_fn(|cx| match opening.as_mut().poll(cx) {
-        Poll::Ready(opened) => Poll::Ready(Some(opened)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await;
+    let mut at_once = poll_once(opening.as_mut()).await;
     if at_once.is_none() {
+        // A connect to a near backend succeeds by the next turn of the event loop; checking the
+        // client before that would cost more than the connect.
         executor::yield_to_events().await;
     }
     loop {
+        let check_at = deadline.min(Instant::now() + CLIENT_CHECK_INTERVAL);
         let opened = match at_once.take() {
             Some(opened) => Some(opened),
-            None => until(deadline.min(Instant::now() + LOOK), opening.as_mut()).await,
+            None => until(check_at, opening.as_mut()).await,
         };
         match opened {
             Some(Ok(stream)) => return Ok(stream),
-            // A shortage of our own, which passes when sessions end: no reason to fail before time.
             Some(Err(e)) => {
                 let now = Instant::now();
                 let error = ConnectError::of(&e);
                 let is_shortage = error.is_shortage();
-                if is_shortage && !std::mem::replace(&mut is_told, true) {
+                if is_shortage && !std::mem::replace(&mut shortage_is_logged, true) {
                     backend.log_failure(error, &e, now);
                 }
-                if !is_shortage || now + RETRY >= deadline {
+                // A local shortage passes when sessions end: the connect waits for that.
+                if !is_shortage || now + RETRY_INTERVAL >= deadline {
                     return Err(Failure::Backend(e));
                 }
-                executor::sleep(RETRY).await;
+                executor::sleep(RETRY_INTERVAL).await;
                 opening.set(begin());
             }
             None => {}
@@ -178,20 +175,47 @@ async fn attempt(
         if let Some(reason) = session.must_end() {
             return Err(Failure::Session(reason));
         }
-        match peer_now(client) {
-            // A client that cannot be looked at is one that is there, as far as is known.
-            Ok(PeerNow::Here) | Err(_) => silent_since = None,
-            // What it said waits for the backend: no silence.
-            Ok(PeerNow::EndedSilently) if session.received.load(Relaxed) > 0 => {}
-            Ok(PeerNow::EndedSilently) if now - *silent_since.get_or_insert(now) < GRACE => {}
-            Ok(PeerNow::EndedSilently | PeerNow::Gone) => {
-                return Err(Failure::Session(CloseReason::ClientLeft));
-            }
+        if watch.has_left(client, session, now) {
+            return Err(Failure::Session(CloseReason::ClientLeft));
         }
     }
 }
 
-/// What comes of it, if anything does by then.
+/// Whether the client is still there while its backend is being connected.
+#[derive(Default)]
+struct ClientWatch {
+    /// Since when its side has ended without a byte.
+    silent_since: Option<Instant>,
+}
+
+impl ClientWatch {
+    fn has_left(&mut self, client: &Stream, session: &Session, now: Instant) -> bool {
+        match peer_now(client) {
+            // As far as can be known.
+            Ok(PeerNow::Here) | Err(_) => {
+                self.silent_since = None;
+                false
+            }
+            Ok(PeerNow::EndedSilently) => {
+                // Bytes that wait for the backend are no silence.
+                session.received.load(Relaxed) == 0
+                    && now - *self.silent_since.get_or_insert(now) >= GRACE
+            }
+            Ok(PeerNow::Gone) => true,
+        }
+    }
+}
+
+/// The output of this future, if it is ready now.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// The output of this future, if it is ready by then.
 async fn until<F: Future>(at: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {

@@ -34,15 +34,15 @@ pub enum Socket {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// After an accept that failed for want of something, everybody waits a little: trying at once
-/// would spin, because the connection that could not be accepted stays ready.
+/// The pause after an accept that failed for a shortage: trying at once would spin, because the
+/// connection that could not be accepted stays ready.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// So many errors in a row that seem to be about single connections are about something else.
-const MOST_ALONE: u32 = 64;
+/// After so many errors of single connections in a row the listener itself counts as failing.
+const MAX_SINGLE_ERRORS: u32 = 64;
 
-/// Accepts until told to stop, and then what is still in the queue: those clients believe that they
-/// are connected.
+/// Accepts until the stop signal, and then what is still in the queue: for those clients the
+/// connection is established.
 pub(super) async fn listen(
     socket: Socket,
     service: Arc<Service>,
@@ -54,7 +54,7 @@ pub(super) async fn listen(
     keep_reserve();
     let mut failures = Failures::default();
     // Errors of single connections since the last that was accepted.
-    let mut alone = 0;
+    let mut single_errors = 0;
     loop {
         let next = poll_fn(|cx| {
             if stop.poll(cx).is_ready() {
@@ -62,7 +62,7 @@ pub(super) async fn listen(
             }
             let polled = acceptor.poll_accept();
             if polled.is_pending() {
-                // The call works, there is only nobody to accept.
+                // The call works, and the queue is empty.
                 failures.clear(&service.intake);
             }
             polled.map(Some)
@@ -71,45 +71,58 @@ pub(super) async fn listen(
         match next {
             Some(Ok((stream, client))) => {
                 failures.clear(&service.intake);
-                alone = 0;
-                // Somebody else may have been quicker when it was to be taken back.
+                single_errors = 0;
+                // Another thread may have taken the descriptor when the reserve was to be renewed.
                 keep_reserve();
                 admit(stream, client, port, &service, &tasks);
                 // The session runs first and gets its second descriptor: a burst that is accepted
                 // in one go could take them all, and leave none to reach a backend with.
                 executor::yield_now().await;
             }
-            // The event loop may not know yet of the last that came; the kernel does.
-            None => {
-                for _ in 0..=service.plan.backlog {
-                    match acceptor.accept_now() {
-                        Ok((stream, client)) => admit(stream, client, port, &service, &tasks),
-                        Err(e) if is_about_one_connection(&e) => {}
-                        Err(_) => break,
-                    }
-                }
-                return;
+            None => return accept_queued(&acceptor, &service, &tasks),
+            Some(Err(e)) if is_about_one_connection(&e) && single_errors < MAX_SINGLE_ERRORS => {
+                single_errors += 1;
             }
-            Some(Err(e)) if is_about_one_connection(&e) && alone < MOST_ALONE => alone += 1,
-            Some(Err(e)) => {
-                service.process.metrics.accept_errors.add(1);
-                if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                    // With the reserve given up one client can at least be told at once.
-                    let told = with_reserve(|| acceptor.accept_now().map(|(_, client)| client));
-                    if let Ok(client) = told {
-                        service.metrics.counts.mine().connections.add(1);
-                        reject(&service, RejectReason::NoDescriptors, client);
-                    }
-                }
-                service.log_failed_call(Call::Accept, &e, Instant::now());
-                // Descriptors and memory come back by themselves. Other errors are not expected.
-                let pause = match ConnectError::of(&e).is_shortage() {
-                    true => BACK_OFF,
-                    false => failures.add(&service.intake),
-                };
+            Some(Err(error)) => {
+                let pause = accept_failed(&acceptor, &service, &mut failures, &error);
                 executor::sleep(pause).await;
             }
         }
+    }
+}
+
+/// Asks the kernel: the event loop may not know yet of the connections that came last.
+fn accept_queued(acceptor: &Acceptor, service: &Arc<Service>, tasks: &TaskTracker) {
+    for _ in 0..=service.plan.backlog {
+        match acceptor.accept_now() {
+            Ok((stream, client)) => admit(stream, client, acceptor.port, service, tasks),
+            Err(e) if is_about_one_connection(&e) => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Returns how long to wait before the next accept.
+fn accept_failed(
+    acceptor: &Acceptor,
+    service: &Service,
+    failures: &mut Failures,
+    error: &io::Error,
+) -> Duration {
+    service.process.metrics.accept_errors.add(1);
+    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        // With the descriptor of the reserve one client can at least be refused at once.
+        let accepted = with_reserve(|| acceptor.accept_now().map(|(_, client)| client));
+        if let Ok(client) = accepted {
+            service.metrics.counts.mine().connections.add(1);
+            reject(service, RejectReason::NoDescriptors, client);
+        }
+    }
+    service.log_failed_call(Call::Accept, error, Instant::now());
+    // Descriptors and memory become free by themselves. Other errors are not expected.
+    match ConnectError::of(error).is_shortage() {
+        true => BACK_OFF,
+        false => failures.add(&service.intake),
     }
 }
 
@@ -189,7 +202,7 @@ impl Acceptor {
         let client = match (self.kind, address) {
             (Kind::Unix, _) => Client::Unix,
             (Kind::Tcp, Some(address)) => Client::Ip(address),
-            // It was reset so early that it has no address any more.
+            // It was reset so early that it has no address.
             (Kind::Tcp, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
         };
         Ok((Stream::accepted(socket, self.kind), client))
@@ -197,7 +210,7 @@ impl Acceptor {
 }
 
 thread_local! {
-    /// A descriptor that each worker can do without when there is no other.
+    /// A descriptor that each worker gives up when no other is free.
     static RESERVE: RefCell<Option<File>> = const { RefCell::new(None) };
 }
 
@@ -209,18 +222,17 @@ fn keep_reserve() {
     });
 }
 
-/// Does something with one more descriptor. One worker at a time: what one gives up is not for
-/// another.
+/// Runs `act` with one more free descriptor. One worker at a time, so that another does not take it.
 fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     RESERVE.take();
     let result = act();
     keep_reserve();
     result
 }
 
-/// Errors that came with the connection, not with the listener: the next one may be fine.
+/// Errors of the connection, not of the listener: the next accept may succeed.
 fn is_about_one_connection(e: &io::Error) -> bool {
     matches!(
         e.kind(),

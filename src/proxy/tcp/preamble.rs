@@ -43,7 +43,7 @@ impl Default for Preamble {
 
 impl Preamble {
     /// What the backend gets first.
-    pub(super) fn pass_on(
+    pub(super) fn into_first(
         self,
         service: &Service,
         session: &Session,

@@ -105,7 +105,7 @@ async fn open(permits: &Permits, client: &Stream, accepted: Instant) -> Result<O
         Ok(connected) => connected,
         Err(unserved) => return Err(NotOpened::Unserved(unserved, attempts)),
     };
-    if let Some(first) = preamble.pass_on(service, session, client) {
+    if let Some(first) = preamble.into_first(service, session, client) {
         let opening = connected.reached.opening.get_or_insert_default();
         opening.first = Some(first);
     }
