@@ -14,8 +14,8 @@ use tembuku::internals::{
     balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
     metrics::Exporter,
     plan::{
-        Addr, Backend, Balance, FlowsMove, HashKey, OnLeave, ProxyOn, SendProxy, Target, TimeOf,
-        Upstream,
+        Addr, Backend, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction, Target,
+        TimeOf, Upstream,
     },
     pool::{Clock, Pool},
 };
@@ -122,7 +122,7 @@ fn pool(c: &mut Criterion) {
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
-                on_drain: OnLeave::Keep,
+                on_drain: SessionAction::Keep,
                 send_proxy_on: ProxyOn::First,
                 flows_move: FlowsMove::WITHOUT_UDP,
                 check: None,

@@ -61,7 +61,7 @@ enum Command {
     Explain(explain::Explain),
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
-    /// Give backends nothing new; their sessions fare as `on_drain` says, and they are checked on
+    /// Give backends nothing new; `on_drain` decides about their sessions, and checks continue
     Drain(admin_state::Out),
     /// Let backends serve again
     Ready(admin_state::Ready),
@@ -188,7 +188,7 @@ fn planned(plan: Result<crate::plan::Plan, config::Problems>) -> ExitCode {
     }
 }
 
-/// To standard error; nobody listening there is no reason to fail.
+/// To standard error; a closed one is no reason to fail.
 fn complain(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }

@@ -94,7 +94,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Plan, Problems> {
     if reliable {
         return file::plan(tree.get_ref(), &source, report);
     }
-    // What would be said about a tree that was guessed at would only mislead.
+    // Messages about a tree that was guessed at would mislead.
     report.finish(&source)?;
     Err(Problems::whole(
         origin,

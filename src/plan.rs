@@ -1,7 +1,7 @@
 //! What the program runs on: validated, complete, and free of "maybe".
 //!
-//! `config` turns what the user wrote into a [`Plan`]; from there on nobody asks whether a value
-//! was given or makes sense. Only the standard library is used here. `Default` gives the values that
+//! `config` turns what the user wrote into a [`Plan`]; from there on no code asks whether a
+//! value was given or makes sense. Only the standard library is used here. `Default` gives the values that
 //! a field has before its key is read; the defaults of keys are in `config::keys`.
 
 pub mod access;
@@ -12,8 +12,8 @@ mod check;
 mod udp;
 
 pub use check::{
-    Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, OnLeave,
-    PasswordFrom, Rcode, Role, StartTls, Tls, Version,
+    Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, PasswordFrom,
+    Rcode, Role, SessionAction, StartTls, Tls, Version,
 };
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
@@ -41,7 +41,7 @@ pub struct Process {
     pub max_flows: u64,
     /// How long listeners wait for the first verdicts of their upstreams before they accept.
     pub start_wait: StartWait,
-    /// How long sessions may go on after the process was asked to stop.
+    /// How long sessions may go on after the process was told to stop.
     pub drain_timeout: Duration,
 }
 
@@ -98,7 +98,7 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// A place where clients arrive.
+/// Where clients arrive.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listener {
     pub name: String,
@@ -122,7 +122,7 @@ pub struct Listener {
     pub max_connections: u64,
     /// The first match decides; no match: allowed.
     pub access: Vec<AccessRule>,
-    /// Whether clients come through proxies that say who they are.
+    /// Whether clients come through proxies that name them.
     pub accept_proxy: Option<AcceptProxy>,
     pub backlog: u32,
     pub socket: SocketOptions,
@@ -130,11 +130,11 @@ pub struct Listener {
     pub unix: UnixFile,
 }
 
-/// Who begins with a PROXY protocol header, and in what time.
+/// Which peers begin with a PROXY protocol header, and in what time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AcceptProxy {
     /// From these a header is required, from others none is accepted. At least one.
-    pub trust: Vec<Who>,
+    pub trust: Vec<PeerSet>,
     /// From the accept to the end of the header; never zero.
     pub timeout: Duration,
 }
@@ -184,13 +184,13 @@ pub enum Addr {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessRule {
     pub allow: bool,
-    pub who: Who,
+    pub peers: PeerSet,
 }
 
-/// Whom an access rule or a list of those who are trusted speaks of. Clients on a unix socket match
-/// `All` and `Unix` only.
+/// The addresses that an access rule or a list of trusted peers names. Clients on a unix socket
+/// match `All` and `Unix` only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum PeerSet {
     All,
     Unix,
     /// The network address with host bits cleared, and the prefix length.
@@ -216,9 +216,9 @@ pub struct Upstream {
     pub fail_on_reset: bool,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
-    /// What becomes of the sessions of a backend that the operator takes out; nobody is told to end
-    /// where there is no operator.
-    pub on_drain: OnLeave,
+    /// What becomes of the sessions of a backend that the operator takes out; `Keep` or
+    /// `Move` where there is no admin socket.
+    pub on_drain: SessionAction,
     /// What the actions mean for flows; `down` and `drain` also without a check and an operator.
     pub flows_move: FlowsMove,
 }

@@ -120,7 +120,11 @@ fn the_reference_shows_the_defaults() {
     reference.admin = None;
     for upstream in &mut reference.upstreams {
         let moves = upstream.name == "names";
-        let on_drain = if moves { OnLeave::Move } else { OnLeave::Keep };
+        let on_drain = if moves {
+            SessionAction::Move
+        } else {
+            SessionAction::Keep
+        };
         assert_eq!(upstream.on_drain, on_drain);
     }
     let off = config::parse(&config::dump(&reference), "off").expect("valid");
@@ -207,7 +211,7 @@ fn defaults_are_what_the_outside_promises() {
             resolve_required: true,
             send_proxy: SendProxy::Off,
             fail_on_reset: false,
-            on_drain: OnLeave::Keep,
+            on_drain: SessionAction::Keep,
             check: None,
             send_proxy_on: ProxyOn::First,
             flows_move: FlowsMove::WITHOUT_UDP,
@@ -296,7 +300,7 @@ fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
         let moves = (upstream.flows_move.down, upstream.flows_move.drain);
         (on_down, upstream.on_drain, moves)
     };
-    use OnLeave::{Close, Keep, Move};
+    use SessionAction::{Close, Keep, Move};
     for protocols in [&["udp"][..], &["tcp", "udp"]] {
         // Without a check the network may still tell, and without an operator the resolver.
         assert_eq!(tell(protocols, "", ""), (None, Move, (true, true)));

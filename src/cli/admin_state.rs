@@ -101,7 +101,7 @@ fn run(args: &Ready, admin_state: AdminState, wait: Option<Duration>) -> ExitCod
     code
 }
 
-/// The line that says what came of it.
+/// The line about the result.
 fn put(client: &Client, target: &Target, admin_state: AdminState) -> Result<String, String> {
     let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
     let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");

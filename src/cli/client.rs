@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-/// For each step of a call: whoever works answers at once.
+/// For each step of a call: a process that works answers at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// No answer of ours is as long.
 const MOST_BYTES: u64 = 256 << 20;
@@ -107,7 +107,7 @@ impl Client {
                 "there is no such socket".to_owned(),
                 "is it running, and did it start with this configuration?",
             ),
-            // The kernel says the same of a plain file.
+            // The error of the kernel is the same for a plain file.
             io::ErrorKind::ConnectionRefused if !self.is_socket() => (
                 "that is no socket".to_owned(),
                 "name the admin socket, `socket` in [admin]",

@@ -15,7 +15,7 @@ use tokio::{
 
 /// A stopped backend stays away for so long.
 const AWAY: Duration = Duration::from_secs(15);
-/// How long a backend waits for its client to say something or to leave.
+/// How long a backend waits for its client to send something or to close.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> ExitCode {
@@ -69,7 +69,7 @@ struct Addresses {
     front: SocketAddr,
     front_udp: SocketAddr,
     admin: SocketAddr,
-    /// They speak TCP...
+    /// Those over TCP...
     backends: Vec<(&'static str, SocketAddr)>,
     /// ... and these UDP.
     answering: Vec<(&'static str, SocketAddr)>,
@@ -99,7 +99,7 @@ impl Addresses {
             self.front,
             self.front_udp,
             list(&self.backends, Duration::from_secs(3)),
-            // Each try of one that is away costs somebody a datagram.
+            // Each try of a backend that is away costs a client a datagram.
             list(&self.answering, AWAY),
         )
     }
@@ -195,7 +195,7 @@ fn answer_until_stopped(name: &str, socket: &UdpSocket) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             came => came?,
         };
-        // Who does not wait for the answer is no reason to end.
+        // A client that does not wait for the answer is no reason to end.
         let _ = socket.send_to(format!("{name}\n").as_bytes(), client);
         if bytes[..length].trim_ascii() == b"stop" {
             return Ok(());
@@ -203,7 +203,7 @@ fn answer_until_stopped(name: &str, socket: &UdpSocket) -> io::Result<()> {
     }
 }
 
-/// Says its name to whoever connects.
+/// Sends its name to each client.
 fn greet_until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -235,7 +235,7 @@ async fn until_stopped(name: &'static str, socket: TcpListener) -> io::Result<()
     }
 }
 
-/// True when the client said "stop".
+/// True when the client sent "stop".
 async fn greet(name: &str, mut stream: TcpStream) -> io::Result<bool> {
     stream.write_all(format!("{name}\n").as_bytes()).await?;
     stream.shutdown().await?;
@@ -249,7 +249,7 @@ async fn greet(name: &str, mut stream: TcpStream) -> io::Result<bool> {
     }
 }
 
-/// The port asked for, or any other if somebody has it.
+/// The port that is wanted, or any other if it is taken.
 fn bind<S>(port: u16, bind: fn(SocketAddr) -> io::Result<S>) -> io::Result<S> {
     let at = |port| bind(SocketAddr::from(([127, 0, 0, 1], port)));
     at(port).or_else(|_| at(0))

@@ -46,7 +46,7 @@ pub(super) struct Explain {
     /// For what is drawn: the same seed gives the same answer
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Who moves when this backend cannot be used; may be given several times
+    /// Show which clients move when this backend cannot be used; may be given several times
     #[arg(long, value_name = "BACKEND")]
     without: Vec<String>,
     /// The port that the clients come to, for a hash key with $server_port

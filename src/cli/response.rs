@@ -159,7 +159,7 @@ pub(super) fn clean(text: &str) -> String {
     shorten(text, MOST).replace(char::is_control, "\u{fffd}")
 }
 
-/// The error says what is missing or wrong.
+/// The error names what is missing or wrong.
 pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
@@ -239,7 +239,7 @@ mod tests {
             assert!(read::<Status>(text).is_err(), "{text}");
             assert!(read::<AdminChange>(text).is_err(), "{text}");
         }
-        // A newer process may say more.
+        // A newer process may send more.
         let mut more = status();
         more["process"]["more"] = json!(1);
         assert!(read::<Status>(&more.to_string()).is_ok());

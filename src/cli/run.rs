@@ -32,7 +32,7 @@ pub(super) fn run(plan: Plan) -> ExitCode {
     let code = match runtime.block_on(serve(plan)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // After what the log has to say about it.
+            // After the lines of the log about it.
             log.write(&why);
             ExitCode::FAILURE
         }

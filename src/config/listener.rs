@@ -20,7 +20,7 @@ use crate::{
         },
         value::{access, address, unix_file},
     },
-    plan::{AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, Protocol, Udp, Who},
+    plan::{AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, PeerSet, Protocol, Udp},
 };
 use toml::de::DeTable;
 
@@ -200,21 +200,21 @@ fn check_binds(listener: &Listener, spans: &[Span], section: &Section<'_>) {
 }
 
 /// Every address may be bound once only for each protocol, by whichever listener, or by the admin
-/// server, which speaks TCP.
+/// server, which uses TCP.
 pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, report: &Report) {
-    // In the order of the file, so the later one is told about the earlier one.
+    // In the order of the file: the later one is reported with the name of the earlier one.
     let mut taken: HashMap<(&str, Addr), String> = HashMap::new();
     for read in listeners.iter().filter(|read| read.sure) {
         let protocol = protocol_name(&read.listener).word();
         let name = &read.listener.name;
         for (bind, span) in read.listener.bind.iter().zip(&read.bind_spans) {
-            let mut told = false;
+            let mut is_reported = false;
             for addr in bind.addrs.iter().filter(|addr| !is_port_zero(addr)) {
                 let owner = format!("listener `{name}` ({:?})", bind.text);
                 let Some(other) = taken.insert((protocol, addr.clone()), owner) else {
                     continue;
                 };
-                if !told {
+                if !is_reported {
                     let addr = show(addr);
                     report.add(
                         span,
@@ -225,7 +225,7 @@ pub(super) fn check_collisions(listeners: &[Read], admin: Vec<(Addr, Span)>, rep
                     );
                 }
                 // Two ranges may share a thousand ports: one message is enough.
-                told = true;
+                is_reported = true;
             }
         }
     }
@@ -342,14 +342,14 @@ fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
         _ => Section::open(&ACCEPT_PROXY, value, section.report)?,
     };
     let mut accept = AcceptProxy {
-        trust: read_trust(&table).unwrap_or_else(|| vec![Who::All]),
+        trust: read_trust(&table).unwrap_or_else(|| vec![PeerSet::All]),
         ..AcceptProxy::default()
     };
     table.read(rows::ACCEPT_PROXY, &mut accept);
     Some(accept)
 }
 
-fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
+fn read_trust(table: &Section<'_>) -> Option<Vec<PeerSet>> {
     let items = table.list("trust")?;
     if let (true, Some(value)) = (items.is_empty(), table.get("trust")) {
         table.report.add(
@@ -364,8 +364,8 @@ fn read_trust(table: &Section<'_>) -> Option<Vec<Who>> {
         let Some(Text { text, span }) = table.as_text("trust", item) else {
             continue;
         };
-        match access::parse_who(text) {
-            Ok(who) => trust.push(who),
+        match access::parse_peers(text) {
+            Ok(peers) => trust.push(peers),
             Err(fault) => table.report.add(
                 &span,
                 fault.or_hint("as in \"192.0.2.1\", \"10.0.0.0/8\", \"unix\" or \"all\""),

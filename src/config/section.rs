@@ -267,7 +267,7 @@ impl<'a> Section<'a> {
         read.unwrap_or(default)
     }
 
-    /// The same where there is no default; `hint` says what could be done else.
+    /// The same where there is no default; `hint` names the alternative.
     pub(super) fn optional_duration(
         &self,
         key: &str,

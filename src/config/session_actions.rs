@@ -14,7 +14,7 @@ use crate::{
             suggestions::{found, nearest},
         },
     },
-    plan::{Check, FlowsMove, OnLeave},
+    plan::{Check, FlowsMove, SessionAction},
 };
 use std::time::Duration;
 
@@ -22,44 +22,47 @@ pub(super) fn read(keys: &mut UpstreamKeys, section: &Section<'_>, references: &
     // A flow that waits for a backend that is gone waits in vain, and loses nothing by going
     // elsewhere.
     let gone = match references.flows() {
-        true => OnLeave::Move,
-        false => OnLeave::Keep,
+        true => SessionAction::Move,
+        false => SessionAction::Keep,
     };
     let read = |key, default| match read_action(key, default, section) {
-        OnLeave::Move if !references.flows() => {
+        SessionAction::Move if !references.flows() => {
             let found = NoEffect::always(
                 "as \"move\" where no UDP listener uses the upstream",
                 "sessions of TCP cannot be moved: write \"keep\"",
             );
             section.report_no_effect(key, &found);
-            OnLeave::Keep
+            SessionAction::Keep
         }
         action => action,
     };
     keys.on_down = read("on_down", gone);
-    keys.on_role_lost = read("on_role_lost", OnLeave::Close);
-    keys.on_lag = read("on_lag", OnLeave::Keep);
-    keys.on_recover = read("on_recover", OnLeave::Keep);
+    keys.on_role_lost = read("on_role_lost", SessionAction::Close);
+    keys.on_lag = read("on_lag", SessionAction::Keep);
+    keys.on_recover = read("on_recover", SessionAction::Keep);
     keys.plan.on_drain = read("on_drain", gone);
 }
 
 /// Why `on_down` or `on_drain` has no effect: `cause` never takes a backend out, but flows leave a
-/// backend all the same when the network or the resolver says that it is gone.
+/// backend all the same when the network or the resolver reports that it is gone.
 pub(super) fn no_effect_but_for_flows(
-    action: OnLeave,
+    action: SessionAction,
     references: &References,
     cause: &'static str,
     hint: &'static str,
 ) -> Option<NoEffect> {
     match action {
-        OnLeave::Keep | OnLeave::Move if references.flows() => None,
-        OnLeave::Close | OnLeave::CloseAfter(_) if references.flows() => Some(NoEffect::always(
-            format!("but move flows {cause}"),
-            format!("{hint}: \"move\" is the default"),
-        )),
-        OnLeave::Keep | OnLeave::Move | OnLeave::Close | OnLeave::CloseAfter(_) => {
-            Some(NoEffect::always(cause, hint))
+        SessionAction::Keep | SessionAction::Move if references.flows() => None,
+        SessionAction::Close | SessionAction::CloseAfter(_) if references.flows() => {
+            Some(NoEffect::always(
+                format!("but move flows {cause}"),
+                format!("{hint}: \"move\" is the default"),
+            ))
         }
+        SessionAction::Keep
+        | SessionAction::Move
+        | SessionAction::Close
+        | SessionAction::CloseAfter(_) => Some(NoEffect::always(cause, hint)),
     }
 }
 
@@ -69,7 +72,7 @@ pub(super) fn flows_move(
     check: Option<&Check>,
     references: &References,
 ) -> FlowsMove {
-    let moves = |action: OnLeave| action != OnLeave::Keep;
+    let moves = |action: SessionAction| action != SessionAction::Keep;
     FlowsMove {
         down: (check.is_some() || references.flows()) && moves(keys.on_down),
         role_lost: check.is_none() || moves(keys.on_role_lost),
@@ -78,7 +81,7 @@ pub(super) fn flows_move(
     }
 }
 
-fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
+fn read_action(key: &str, default: SessionAction, section: &Section<'_>) -> SessionAction {
     let Some(value) = section.get(key) else {
         return default;
     };
@@ -95,9 +98,9 @@ fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
     let hint = format!("one of: {}, {{ close_after = \"30s\" }}", known.join(", "));
     let unknown = |text| Fault::new(format!("`{key}` does not know the word {text:?}"));
     let fault = match value.get_ref().as_str() {
-        Some("keep") => return OnLeave::Keep,
-        Some("move") if moves => return OnLeave::Move,
-        Some("close") => return OnLeave::Close,
+        Some("keep") => return SessionAction::Keep,
+        Some("move") if moves => return SessionAction::Move,
+        Some("close") => return SessionAction::Close,
         Some("move") => unknown("move").hint(format!(
             "{hint}; a flow that is closed goes on elsewhere at its next datagram"
         )),
@@ -114,14 +117,14 @@ fn read_action(key: &str, default: OnLeave, section: &Section<'_>) -> OnLeave {
     default
 }
 
-fn read_close_after<'a>(key: &str, value: &'a Value<'a>, section: &Section<'a>) -> OnLeave {
+fn read_close_after<'a>(key: &str, value: &'a Value<'a>, section: &Section<'a>) -> SessionAction {
     let Some(table) = Section::open(&CLOSE_AFTER, value, section.report) else {
-        return OnLeave::Keep;
+        return SessionAction::Keep;
     };
     if table.get("close_after").is_none() {
         let hint = format!("write {key} = {{ close_after = \"30s\" }}");
         table.missing("close_after", &hint);
     }
     let default = Duration::from_secs(30);
-    OnLeave::CloseAfter(table.duration("close_after", default, Rule::AboveZero))
+    SessionAction::CloseAfter(table.duration("close_after", default, Rule::AboveZero))
 }

@@ -8,7 +8,7 @@ mod tests;
 use crate::{
     control::draining::{failback::Failback, terminator::Terminator},
     plan::{
-        OnLeave, Upstream,
+        SessionAction, Upstream,
         reason::{BackendState, CloseReason},
     },
     session::registry::Sessions,
@@ -27,10 +27,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Ends the sessions of the backends of one upstream.
 pub(super) struct Draining {
-    on_down: OnLeave,
-    on_role_lost: OnLeave,
-    on_lag: OnLeave,
-    on_drain: OnLeave,
+    on_down: SessionAction,
+    on_role_lost: SessionAction,
+    on_lag: SessionAction,
+    on_drain: SessionAction,
     failback: Failback,
     terminator: Terminator,
     /// Those that have begun, or will, since the backend was last up or ready; by its id.
@@ -68,12 +68,12 @@ impl Draining {
             sessions: Arc::clone(sessions),
             pace: Arc::clone(pace),
         };
-        let on_recover = check.map_or(OnLeave::Keep, |c| c.on_recover);
+        let on_recover = check.map_or(SessionAction::Keep, |c| c.on_recover);
         Self {
             // Without a check there is no verdict.
-            on_down: check.map_or(OnLeave::Keep, |c| c.on_down),
-            on_role_lost: check.map_or(OnLeave::Keep, |c| c.on_role_lost),
-            on_lag: check.map_or(OnLeave::Keep, |c| c.on_lag),
+            on_down: check.map_or(SessionAction::Keep, |c| c.on_down),
+            on_role_lost: check.map_or(SessionAction::Keep, |c| c.on_role_lost),
+            on_lag: check.map_or(SessionAction::Keep, |c| c.on_lag),
             on_drain: upstream.on_drain,
             failback: Failback::new(on_recover, terminator.clone(), stop),
             terminator,
@@ -206,14 +206,14 @@ impl Draining {
         pool: &Arc<Pool>,
         backend: &Arc<Backend>,
         origin: Origin,
-        how: OnLeave,
+        how: SessionAction,
         reason: CloseReason,
     ) {
         let wait = match how {
             // What has begun for another reason goes on.
-            OnLeave::Keep | OnLeave::Move => return,
-            OnLeave::Close => Duration::ZERO,
-            OnLeave::CloseAfter(wait) => wait,
+            SessionAction::Keep | SessionAction::Move => return,
+            SessionAction::Close => Duration::ZERO,
+            SessionAction::CloseAfter(wait) => wait,
         };
         let from = Instant::now() + wait;
         let key = (backend.id, origin);

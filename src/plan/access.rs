@@ -1,6 +1,6 @@
-//! Who may connect, and who may say who a client is. Pure.
+//! Which clients may connect, and which peers may name a client. Pure.
 
-use crate::plan::{AcceptProxy, AccessRule, Who};
+use crate::plan::{AcceptProxy, AccessRule, PeerSet};
 use std::net::IpAddr;
 
 /// The first rule that matches decides; where none does, the client is let in. A client on a unix
@@ -10,23 +10,23 @@ pub fn allows(rules: &[AccessRule], client: Option<IpAddr>) -> bool {
     let client = client.map(|ip| ip.to_canonical());
     rules
         .iter()
-        .find(|rule| matches(rule.who, client))
+        .find(|rule| matches(rule.peers, client))
         .is_none_or(|rule| rule.allow)
 }
 
 /// Whether this peer's connections begin with a PROXY protocol header.
 pub fn trusts(accept: &AcceptProxy, peer: Option<IpAddr>) -> bool {
     let peer = peer.map(|ip| ip.to_canonical());
-    accept.trust.iter().any(|who| matches(*who, peer))
+    accept.trust.iter().any(|peers| matches(*peers, peer))
 }
 
-fn matches(who: Who, client: Option<IpAddr>) -> bool {
-    match (who, client) {
-        (Who::All, _) | (Who::Unix, None) => true,
-        (Who::Net(IpAddr::V4(net), len), Some(IpAddr::V4(ip))) => {
+fn matches(peers: PeerSet, client: Option<IpAddr>) -> bool {
+    match (peers, client) {
+        (PeerSet::All, _) | (PeerSet::Unix, None) => true,
+        (PeerSet::Net(IpAddr::V4(net), len), Some(IpAddr::V4(ip))) => {
             same_prefix(u128::from(net.to_bits()), u128::from(ip.to_bits()), 32, len)
         }
-        (Who::Net(IpAddr::V6(net), len), Some(IpAddr::V6(ip))) => {
+        (PeerSet::Net(IpAddr::V6(net), len), Some(IpAddr::V6(ip))) => {
             same_prefix(net.to_bits(), ip.to_bits(), 128, len)
         }
         _ => false,
@@ -34,7 +34,7 @@ fn matches(who: Who, client: Option<IpAddr>) -> bool {
 }
 
 fn same_prefix(a: u128, b: u128, bits: u8, len: u8) -> bool {
-    // A shift by all 128 bits is none in Rust; a prefix of length 0 is the same for everybody.
+    // A shift by all 128 bits is none in Rust; a prefix of length 0 is the same for all.
     (a ^ b)
         .checked_shr(u32::from(bits.saturating_sub(len)))
         .unwrap_or(0)
@@ -46,8 +46,8 @@ mod tests {
     use super::*;
 
     fn net(text: &str, len: u8, allow: bool) -> AccessRule {
-        let who = Who::Net(text.parse().expect("an address"), len);
-        AccessRule { allow, who }
+        let peers = PeerSet::Net(text.parse().expect("an address"), len);
+        AccessRule { allow, peers }
     }
 
     fn ip(text: &str) -> Option<IpAddr> {
@@ -58,7 +58,7 @@ mod tests {
     fn the_first_match_decides() {
         let deny_all = AccessRule {
             allow: false,
-            who: Who::All,
+            peers: PeerSet::All,
         };
         let rules = [
             net("10.1.0.0", 16, false),
@@ -81,7 +81,7 @@ mod tests {
             net("2001:db8::", 127, true),
             AccessRule {
                 allow: false,
-                who: Who::All,
+                peers: PeerSet::All,
             },
         ];
         assert!(allows(&one, ip("2001:db8::1")));

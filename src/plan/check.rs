@@ -4,8 +4,8 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use super::Addr;
 
-/// How the backends of an upstream are asked whether they are well, and what becomes of their
-/// sessions when they are not.
+/// How the backends of an upstream are checked, and what becomes of their sessions when a check
+/// fails.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Check {
     pub kind: CheckKind,
@@ -19,8 +19,8 @@ pub struct Check {
     pub rise: u32,
     /// So many failures in a row take it out; at least 1.
     pub fall: u32,
-    /// A primary that has given no certain answer for so long takes nothing new; `None`: however
-    /// long.
+    /// A primary that has given no certain answer for so long takes nothing new; `None`: there is no
+    /// limit.
     pub stale_after: Option<Duration>,
     /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
     /// Only without a role.
@@ -29,11 +29,11 @@ pub struct Check {
     pub start_up: bool,
     pub at: CheckAt,
     pub tls: Tls,
-    pub on_down: OnLeave,
-    pub on_role_lost: OnLeave,
-    pub on_lag: OnLeave,
+    pub on_down: SessionAction,
+    pub on_role_lost: SessionAction,
+    pub on_lag: SessionAction,
     /// For the sessions on backups.
-    pub on_recover: OnLeave,
+    pub on_recover: SessionAction,
 }
 
 /// Where the check goes.
@@ -52,19 +52,19 @@ pub enum CheckAt {
 pub enum Tls {
     #[default]
     Off,
-    /// Whoever the server is.
+    /// With any certificate.
     Require,
     Verify {
         /// The certificates that are trusted; `None`: those of the system.
         ca: Option<PathBuf>,
-        /// Whom the certificate must name; `None`: the host or address that is asked.
+        /// What the certificate must name; `None`: the host or address that is checked.
         name: Option<String>,
     },
 }
 
 /// What becomes of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnLeave {
+pub enum SessionAction {
     #[default]
     Keep,
     /// Those of TCP are kept; flows of UDP go to another backend at their next datagram.
@@ -157,7 +157,7 @@ pub enum CheckKind {
     Http {
         /// What follows GET.
         path: String,
-        /// `None`: the address that is asked.
+        /// `None`: the address that is checked.
         host: Option<String>,
         /// Ranges of what is well, both ends included; at least one.
         status: Vec<(u16, u16)>,
@@ -170,7 +170,7 @@ pub enum CheckKind {
         /// Whether a replica must be connected to its primary and synced; only with the role of a
         /// replica.
         replicating: bool,
-        /// Since a replica last heard from its primary; `None`: it does not matter.
+        /// Since a replica last received anything from its primary; `None`: it does not matter.
         max_lag: Option<Duration>,
         min_version: Option<Version>,
         /// Whether one that refuses writes is down.
@@ -179,9 +179,9 @@ pub enum CheckKind {
     Postgres {
         /// `None`: any.
         role: Option<Role>,
-        /// `None`: nothing is asked but whether the server would let a user log in.
+        /// `None`: the check only sees whether the server accepts logins.
         login: Option<Login>,
-        /// As whom that is asked: user and database. `None`: as one that need not exist.
+        /// User and database of such a check. `None`: ones that need not exist.
         startup: Option<(String, String)>,
         /// Whether a replica must receive and replay; only with the role of a replica.
         replicating: bool,
@@ -230,7 +230,7 @@ macro_rules! dns_words {
 }
 
 dns_words! {
-    /// What is asked for.
+    /// The type of the records that are queried.
     DnsType: u16 {
         A = "A" 1,
         Ns = "NS" 2,
@@ -245,7 +245,7 @@ dns_words! {
 }
 
 dns_words! {
-    /// What came of a question.
+    /// The result of a query.
     Rcode: u8 {
         NoError = "NOERROR" 0,
         FormErr = "FORMERR" 1,
@@ -256,7 +256,7 @@ dns_words! {
     }
 }
 
-/// As whom a check asks.
+/// The account that a check uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     pub user: String,
@@ -351,7 +351,7 @@ impl CheckKind {
         self.requires_replication() || self.lag_limit() != LagLimit::default()
     }
 
-    /// Whether the answers tell a role, be one asked for or not.
+    /// Whether the answers show a role, whether one is required or not.
     pub fn tells_role(&self) -> bool {
         match self {
             Self::Redis { .. } | Self::Mysql { .. } => true,
@@ -360,7 +360,7 @@ impl CheckKind {
         }
     }
 
-    /// The role that is asked for.
+    /// The role that is required.
     pub fn role(&self) -> Option<Role> {
         match self {
             Self::Redis { role, .. } | Self::Postgres { role, .. } | Self::Mysql { role, .. } => {

@@ -25,7 +25,7 @@ macro_rules! words {
 words! {
     /// Why a session ended.
     CloseReason {
-        /// Both sides said all they had to say.
+        /// Both sides ended after all their data was delivered.
         Ok = "ok",
         IdleTimeout = "idle_timeout",
         HalfCloseTimeout = "half_close_timeout",
@@ -45,19 +45,19 @@ words! {
         /// Cut when `drain_timeout` had passed, or at a stop when one side had ended and the
         /// other was silent.
         Drained = "drained",
-        /// A client that is not trusted to say who it is began a PROXY protocol header.
+        /// A client that is not trusted to send a PROXY protocol header began one.
         UntrustedHeader = "untrusted_proxy_header",
-        /// Its backend went down, and `on_down` says that sessions end then.
+        /// Its backend went down, and `on_down` terminates its sessions.
         BackendDown = "backend_down",
-        /// Its backend has another role than the one asked for.
+        /// Its backend has another role than the required one.
         RoleLost = "role_lost",
-        /// Its backend is too far behind, and `on_lag` says that sessions end then.
+        /// Its backend is too far behind, and `on_lag` terminates its sessions.
         Lagging = "lagging",
         /// It was on a backup, and a primary server is back.
         Recovered = "recovered",
-        /// The operator took its backend out, and `on_drain` says that sessions end then.
+        /// The operator drained its backend, and `on_drain` terminates its sessions.
         BackendDrained = "backend_drained",
-        /// A flow whose backend's host said that nobody is there, or that it cannot be reached.
+        /// The host of its backend, or a router, reported it as unreachable (a flow).
         BackendRefused = "backend_refused",
         /// A flow whose backend owed replies when it had been idle for long enough.
         ResponseTimeout = "response_timeout",
@@ -70,7 +70,7 @@ words! {
     /// What state a backend is in.
     BackendState {
         Up = "up",
-        /// For want of an address, or by its check.
+        /// By its check, or because its name has no address.
         Down = "down",
         /// Its connects failed, and `fail_timeout` has not passed.
         Failed = "failed",
@@ -79,18 +79,18 @@ words! {
         Unproven = "unproven",
         /// By `down = true` in the configuration.
         Disabled = "disabled",
-        /// Alive and well, in the other role than the one asked for.
+        /// Healthy, in the other role than the required one.
         Standby = "standby",
-        /// Alive, and not what is asked for: a primary that another one has superseded, a server of
-        /// another role that is not well in it, or one that is neither a primary nor a replica.
+        /// It answers, and is not what is required: a primary that another one has superseded, an
+        /// unhealthy server of another role, or one that is neither a primary nor a replica.
         WrongRole = "wrong_role",
         /// A replica that is too far behind its primary, or does not replicate.
         Lagging = "lagging",
-        /// It says that it is the primary, and so does another one that is rather believed.
+        /// It claims to be the primary, and so does another one with better evidence.
         Doubtful = "doubtful",
-        /// By the operator, who wants it to get nothing new.
+        /// By the operator: it gets nothing new.
         Drained = "drained",
-        /// By the operator, who works on it: it is not checked either.
+        /// By the operator: it gets nothing new and is not checked.
         Maintenance = "maintenance",
     }
 }
@@ -99,9 +99,9 @@ words! {
     /// What one check of a backend found.
     CheckResult {
         Ok = "ok",
-        /// A certain answer of a server that is well in the other role than the one asked for.
+        /// A certain answer of a healthy server in the other role than the required one.
         Standby = "standby",
-        /// A certain answer, and not the role asked for.
+        /// A certain answer, and not the required role.
         WrongRole = "wrong_role",
         Refused = "refused",
         Timeout = "timeout",
@@ -113,11 +113,11 @@ words! {
         Protocol = "protocol",
         /// A well-formed answer, and not the one that was expected.
         Unexpected = "unexpected",
-        /// It does not know us, or does not let us ask.
+        /// The login or a query was refused.
         Auth = "auth",
-        /// It answers, and refuses the writes that are asked for.
+        /// It answers, and refuses writes, which are required.
         RefusesWrites = "refuses_writes",
-        /// It is busy with a script, and tells nothing until that ends: what it said before still
+        /// It is busy with a script, and answers nothing until that ends: the result before still
         /// holds.
         Busy = "busy",
         /// It is still reading its data.
@@ -131,7 +131,7 @@ words! {
         NotReplicating = "not_replicating",
         /// No encryption could be agreed on, or the certificate is not to be trusted.
         Tls = "tls",
-        /// A shortage of our own: it says nothing about the backend.
+        /// A shortage of this host: it shows nothing about the backend.
         Local = "local",
     }
 }
@@ -392,7 +392,7 @@ impl ConnectError {
         Cause::of(error).word
     }
 
-    /// Whether it says anything about the backend; a shortage of our own does not.
+    /// Whether it shows anything about the backend; a shortage of this host does not.
     pub fn blames_backend(self) -> bool {
         match self {
             Self::Refused

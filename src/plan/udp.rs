@@ -1,6 +1,6 @@
 //! What only datagrams need.
 
-/// How clients of a listener speak.
+/// The transport protocol of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
     #[default]
@@ -24,21 +24,21 @@ pub struct Udp {
     pub when_full: WhenFull,
 }
 
-/// Who goes when there are as many flows as there may be.
+/// Which flow yields when there are as many as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFull {
-    /// The newcomer.
+    /// The new one.
     #[default]
     Refuse,
-    /// Whoever has been idle for longest.
+    /// The one that has been idle for longest.
     Evict,
 }
 
 /// For what reasons a flow whose backend is no longer to be used goes to another one at its next
-/// datagram. Where it does not it stays, until it is idle or is told to end.
+/// datagram. Otherwise it stays until it is idle or is terminated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowsMove {
-    /// It does not answer, by its check or by what the network says.
+    /// It does not answer, by its check or by errors of the network.
     pub down: bool,
     pub role_lost: bool,
     pub lag: bool,
@@ -47,7 +47,7 @@ pub struct FlowsMove {
 }
 
 impl FlowsMove {
-    /// Where nothing is written about it, and nobody comes by UDP.
+    /// By default, where no UDP listener uses the upstream.
     pub const WITHOUT_UDP: Self = Self {
         down: false,
         role_lost: true,

@@ -55,23 +55,23 @@ fn long() -> impl Strategy<Value = Duration> {
     ]
 }
 
-fn who() -> impl Strategy<Value = Who> {
+fn peers() -> impl Strategy<Value = PeerSet> {
     let net = (ip(), any::<Index>()).prop_map(|(ip, index)| {
         let most = if ip.is_ipv4() { 32 } else { 128 };
         let net = ipnet::IpNet::new(ip, index.index(most + 1) as u8)
             .expect("in range")
             .trunc();
-        Who::Net(net.addr(), net.prefix_len())
+        PeerSet::Net(net.addr(), net.prefix_len())
     });
-    prop_oneof![Just(Who::All), Just(Who::Unix), net]
+    prop_oneof![Just(PeerSet::All), Just(PeerSet::Unix), net]
 }
 
 fn rule() -> impl Strategy<Value = AccessRule> {
-    (any::<bool>(), who()).prop_map(|(allow, who)| AccessRule { allow, who })
+    (any::<bool>(), peers()).prop_map(|(allow, peers)| AccessRule { allow, peers })
 }
 
 fn accept_proxy() -> impl Strategy<Value = AcceptProxy> {
-    (vec(who(), 1..4), long()).prop_map(|(trust, timeout)| AcceptProxy { trust, timeout })
+    (vec(peers(), 1..4), long()).prop_map(|(trust, timeout)| AcceptProxy { trust, timeout })
 }
 
 fn send_proxy() -> impl Strategy<Value = SendProxy> {
@@ -136,19 +136,19 @@ fn hash_key() -> impl Strategy<Value = HashKey> {
     })
 }
 
-fn on_leave() -> impl Strategy<Value = OnLeave> {
+fn session_action() -> impl Strategy<Value = SessionAction> {
     prop_oneof![
-        Just(OnLeave::Keep),
-        Just(OnLeave::Move),
-        Just(OnLeave::Close),
-        long().prop_map(OnLeave::CloseAfter)
+        Just(SessionAction::Keep),
+        Just(SessionAction::Move),
+        Just(SessionAction::Close),
+        long().prop_map(SessionAction::CloseAfter)
     ]
 }
 
 /// What is left of an action where nothing moves.
-fn still(action: OnLeave) -> OnLeave {
+fn still(action: SessionAction) -> SessionAction {
     match action {
-        OnLeave::Move => OnLeave::Keep,
+        SessionAction::Move => SessionAction::Keep,
         action => action,
     }
 }
@@ -299,7 +299,12 @@ fn check_plan() -> impl Strategy<Value = Check> {
         any::<bool>(),
         at,
         tls(),
-        (on_leave(), on_leave(), on_leave(), on_leave()),
+        (
+            session_action(),
+            session_action(),
+            session_action(),
+            session_action(),
+        ),
         (option::of(long()), 0..=100u32),
     )
         .prop_map(
@@ -327,7 +332,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 on_lag: if kind.limits_lag() {
                     on_lag
                 } else {
-                    OnLeave::Keep
+                    SessionAction::Keep
                 },
                 tls: if kind.info().tls != StartTls::Never {
                     tls
@@ -338,7 +343,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 on_role_lost: if kind.role().is_some() {
                     on_role_lost
                 } else {
-                    OnLeave::Close
+                    SessionAction::Close
                 },
                 kind,
                 interval: Duration::from_millis(interval),
@@ -379,7 +384,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
             send_proxy(),
             any::<bool>(),
             option::of(check_plan()),
-            on_leave(),
+            session_action(),
             (any::<bool>(), any::<bool>()),
         ),
     )
@@ -404,7 +409,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 }
                 if let Some(check) = &mut check {
                     if backends.iter().all(|b| !b.backup) {
-                        check.on_recover = OnLeave::Keep;
+                        check.on_recover = SessionAction::Keep;
                     }
                     let unix = |b: &Backend| matches!(b.target, Target::Addr(Addr::Unix(_)));
                     let one_for_all = matches!(check.at, CheckAt::Addr(_)) && backends.len() > 1;
@@ -458,9 +463,9 @@ fn upstream() -> impl Strategy<Value = Upstream> {
 
 /// Takes from an upstream what cannot be there with the listeners that use it.
 fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
-    let keep_or_move = |action: OnLeave| match action {
-        OnLeave::Keep => OnLeave::Keep,
-        _ => OnLeave::Move,
+    let keep_or_move = |action: SessionAction| match action {
+        SessionAction::Keep => SessionAction::Keep,
+        _ => SessionAction::Move,
     };
     if udp {
         for (port, backend) in (1..).zip(&mut upstream.backends) {
@@ -480,7 +485,7 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
     } else {
         upstream.on_drain = match operator {
             true => still(upstream.on_drain),
-            false => OnLeave::Keep,
+            false => SessionAction::Keep,
         };
         if let Some(check) = &mut upstream.check {
             check.on_down = still(check.on_down);
@@ -491,7 +496,7 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
     if !udp || !matches!(upstream.send_proxy, SendProxy::V2 { .. }) {
         upstream.send_proxy_on = ProxyOn::First;
     }
-    let moves = |action: OnLeave| action != OnLeave::Keep;
+    let moves = |action: SessionAction| action != SessionAction::Keep;
     upstream.flows_move.drain = moves(upstream.on_drain);
     match &upstream.check {
         Some(check) => {

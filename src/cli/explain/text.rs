@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal as _, Write};
 
 /// Of clients that were not named one by one, and of those that move, so many are shown.
 const MOST_LINES: usize = 10;
-/// Where nobody says how wide the terminal is.
+/// Where the width of the terminal is not known.
 const WIDTH: usize = 80;
 const WIDEST_BAR: usize = 40;
 
@@ -72,7 +72,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Who moves, and what the others get then.
+/// Which clients move, and the shares of the other backends then.
 fn without(
     out: &mut impl Write,
     question: &Question<'_>,
@@ -158,7 +158,7 @@ fn terminal_width() -> usize {
     }
 }
 
-/// A row for each backend, also for those that get nobody.
+/// A row for each backend, also for those without a client.
 fn table(
     out: &mut impl Write,
     layout: &Layout,

@@ -31,7 +31,7 @@ pub(crate) fn read_password(section: &Section<'_>) -> Option<PasswordFrom> {
     }
 }
 
-/// By default a replica must replicate where one is asked for.
+/// By default a replica must replicate where one is required.
 pub(crate) fn read_replicating(section: &Section<'_>, role: Option<Role>) -> bool {
     let is_replica = role == Some(Role::Replica);
     section.flag("replicating", is_replica) && is_replica

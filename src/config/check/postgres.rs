@@ -48,7 +48,7 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     }
 }
 
-/// The server speaks TLS over TCP alone.
+/// PostgreSQL offers TLS over TCP only.
 pub(crate) fn check_tls(upstream: &Upstream, section: &Section<'_>) {
     let encrypted = upstream.check.as_ref().filter(|check| {
         matches!(check.kind, CheckKind::Postgres { .. }) && !matches!(check.tls, Tls::Off)

@@ -1,4 +1,4 @@
-//! Where a key has an effect, and what is said where it has none.
+//! Where a key has an effect, and the report where it has none.
 
 use std::borrow::Cow;
 
@@ -77,7 +77,7 @@ pub(crate) struct NoEffect {
     /// As it follows "does nothing".
     pub(crate) why: Cow<'static, str>,
     pub(crate) hint: Cow<'static, str>,
-    /// The default may be written down: it says what holds anyway.
+    /// The default may be written down: it changes nothing.
     pub(crate) allows_default: bool,
 }
 

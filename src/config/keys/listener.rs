@@ -108,7 +108,7 @@ pub(crate) static KEEPALIVE: &[Row<Keepalive>] = rows! {
 
 pub(crate) static ACCEPT_PROXY: &[Row<AcceptProxy>] = rows! {
     "trust" Form::Other("a list of addresses, networks, \"unix\" and \"all\""), "[\"all\"]", Always,
-        code!(|accept| Some(quoted_list(accept.trust.iter().map(|who| access::format_who(*who))))),
+        code!(|accept| Some(quoted_list(accept.trust.iter().map(|peers| access::format_peers(*peers))))),
         "From these a header is required, from others none is accepted.";
     "timeout" Form::Duration(Rule::AboveZero), "3s", Tcp, value!(timeout),
         "From the accept to the end of the header.";

@@ -18,7 +18,7 @@ use crate::{
         text::quote::{quoted, time},
         value::hash_key,
     },
-    plan::{Backend, Balance, HashKey, OnLeave, ProxyOn, SendProxy, TimeOf, Upstream},
+    plan::{Backend, Balance, HashKey, ProxyOn, SendProxy, SessionAction, TimeOf, Upstream},
 };
 
 /// The keys of an upstream as they are written: in the plan some belong to others.
@@ -33,10 +33,10 @@ pub(crate) struct UpstreamKeys {
     pub(crate) send_proxy: ProxyVersion,
     pub(crate) send_proxy_tlvs: bool,
     pub(crate) panic_threshold: u32,
-    pub(crate) on_down: OnLeave,
-    pub(crate) on_role_lost: OnLeave,
-    pub(crate) on_lag: OnLeave,
-    pub(crate) on_recover: OnLeave,
+    pub(crate) on_down: SessionAction,
+    pub(crate) on_role_lost: SessionAction,
+    pub(crate) on_lag: SessionAction,
+    pub(crate) on_recover: SessionAction,
 }
 
 impl UpstreamKeys {
@@ -49,8 +49,8 @@ impl UpstreamKeys {
         };
         let check = upstream.check.as_ref();
         let flows_leave = match upstream.flows_move.down {
-            true => OnLeave::Move,
-            false => OnLeave::Keep,
+            true => SessionAction::Move,
+            false => SessionAction::Keep,
         };
         let mut keys = Self {
             plan: upstream.clone(),
@@ -62,9 +62,9 @@ impl UpstreamKeys {
             send_proxy_tlvs,
             panic_threshold: check.map_or(0, |check| check.panic_threshold),
             on_down: check.map_or(flows_leave, |check| check.on_down),
-            on_role_lost: check.map_or(OnLeave::Close, |check| check.on_role_lost),
-            on_lag: check.map_or(OnLeave::Keep, |check| check.on_lag),
-            on_recover: check.map_or(OnLeave::Keep, |check| check.on_recover),
+            on_role_lost: check.map_or(SessionAction::Close, |check| check.on_role_lost),
+            on_lag: check.map_or(SessionAction::Keep, |check| check.on_lag),
+            on_recover: check.map_or(SessionAction::Keep, |check| check.on_recover),
         };
         keys.set_balance(&upstream.balance);
         keys
@@ -207,11 +207,11 @@ pub(crate) static CLOSE_AFTER: &[Row<Duration>] = rows! {
         "Sessions are closed after this time, unless the cause is gone by then.";
 };
 
-fn action(action: OnLeave) -> String {
+fn action(action: SessionAction) -> String {
     match action {
-        OnLeave::Keep => quoted("keep"),
-        OnLeave::Move => quoted("move"),
-        OnLeave::Close => quoted("close"),
-        OnLeave::CloseAfter(wait) => inline(CLOSE_AFTER, &wait, |_| true),
+        SessionAction::Keep => quoted("keep"),
+        SessionAction::Move => quoted("move"),
+        SessionAction::Close => quoted("close"),
+        SessionAction::CloseAfter(wait) => inline(CLOSE_AFTER, &wait, |_| true),
     }
 }

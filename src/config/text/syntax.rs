@@ -19,7 +19,7 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
     }
     let reliable = errors.iter().all(|error| error.message() == DUPLICATE);
     let lines = Lines::of(text);
-    let mut told = HashSet::new();
+    let mut reported = HashSet::new();
     // Whatever follows a bracket that is not closed was read as a part of it, and is no mistake.
     let mut end = text.len();
     let strange: Vec<usize> = errors
@@ -42,13 +42,13 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
                 "`{closing}` or a comma is missing somewhere after this place"
             )),
         );
-        told.insert(lines.number(open));
+        reported.insert(lines.number(open));
         end = open;
     }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         // After the first mistake in a line the parser often stumbles over the rest of it.
-        if span.start <= end && told.insert(lines.number(span.start)) {
+        if span.start <= end && reported.insert(lines.number(span.start)) {
             let (span, fault) = explain(text, &lines, span, error.message());
             report.add(&span, fault);
         }
@@ -58,7 +58,7 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
 
 const DUPLICATE: &str = "duplicate key";
 
-/// What the parser says of a value that is neither in quotes nor anything else.
+/// Messages of the parser about a value that is neither in quotes nor of another type.
 const UNQUOTED: [&str; 4] = [
     "string values must be quoted",
     "invalid boolean",

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::text::{report::Fault, suggestions::nearest},
-    plan::{AccessRule, Who},
+    plan::{AccessRule, PeerSet},
 };
 
 pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
@@ -19,7 +19,7 @@ pub(crate) fn parse(text: &str) -> Result<AccessRule, Fault> {
 
 fn read(text: &str) -> Result<AccessRule, Fault> {
     let mut words = text.split_whitespace();
-    let (Some(verb), Some(who), None) = (words.next(), words.next(), words.next()) else {
+    let (Some(verb), Some(peers), None) = (words.next(), words.next(), words.next()) else {
         return Err(Fault::new(format!("{text:?} is no access rule")).hint(
             "write \"allow WHO\" or \"deny WHO\"; WHO is an address, a network, `unix` or `all`",
         ));
@@ -39,37 +39,37 @@ fn read(text: &str) -> Result<AccessRule, Fault> {
     };
     Ok(AccessRule {
         allow,
-        who: parse_who(who)?,
+        peers: parse_peers(peers)?,
     })
 }
 
 pub(crate) fn format(rule: &AccessRule) -> String {
     let verb = if rule.allow { "allow" } else { "deny" };
-    format!("{verb} {}", format_who(rule.who))
+    format!("{verb} {}", format_peers(rule.peers))
 }
 
-pub(crate) fn format_who(who: Who) -> String {
-    match who {
-        Who::All => "all".to_owned(),
-        Who::Unix => "unix".to_owned(),
-        Who::Net(ip, length) => format!("{ip}/{length}"),
+pub(crate) fn format_peers(peers: PeerSet) -> String {
+    match peers {
+        PeerSet::All => "all".to_owned(),
+        PeerSet::Unix => "unix".to_owned(),
+        PeerSet::Net(ip, length) => format!("{ip}/{length}"),
     }
 }
 
-pub(crate) fn parse_who(who: &str) -> Result<Who, Fault> {
-    match who {
-        "all" => return Ok(Who::All),
-        "unix" => return Ok(Who::Unix),
+pub(crate) fn parse_peers(peers: &str) -> Result<PeerSet, Fault> {
+    match peers {
+        "all" => return Ok(PeerSet::All),
+        "unix" => return Ok(PeerSet::Unix),
         _ => {}
     }
-    if let Ok(ip) = who.parse::<IpAddr>() {
+    if let Ok(ip) = peers.parse::<IpAddr>() {
         return Ok(net(ip, if ip.is_ipv4() { 32 } else { 128 }));
     }
-    let Some((ip, length)) = who.split_once('/') else {
+    let Some((ip, length)) = peers.split_once('/') else {
         let fault = Fault::new(format!(
-            "{who:?} is no address, no network, and neither `unix` nor `all`"
+            "{peers:?} is no address, no network, and neither `unix` nor `all`"
         ));
-        return Err(match nearest(who, &["all", "unix"]) {
+        return Err(match nearest(peers, &["all", "unix"]) {
             Some(near) => fault.hint(format!("did you mean `{near}`?")),
             None => fault,
         });
@@ -92,7 +92,7 @@ pub(crate) fn parse_who(who: &str) -> Result<Who, Fault> {
     };
     if net.trunc() != net {
         return Err(Fault::new(format!(
-            "{who} is no network: bits are set beyond /{length}"
+            "{peers} is no network: bits are set beyond /{length}"
         ))
         .hint(format!(
             "did you mean {}? For the one address write {ip}",
@@ -103,10 +103,10 @@ pub(crate) fn parse_who(who: &str) -> Result<Who, Fault> {
 }
 
 /// Mapped IPv4 addresses are those of IPv4 clients, and are compared as such.
-fn net(ip: IpAddr, length: u8) -> Who {
+fn net(ip: IpAddr, length: u8) -> PeerSet {
     match (ip.to_canonical(), length.checked_sub(96)) {
-        (IpAddr::V4(mapped), Some(length)) if ip.is_ipv6() => Who::Net(mapped.into(), length),
-        _ => Who::Net(ip, length),
+        (IpAddr::V4(mapped), Some(length)) if ip.is_ipv6() => PeerSet::Net(mapped.into(), length),
+        _ => PeerSet::Net(ip, length),
     }
 }
 
@@ -116,12 +116,12 @@ mod tests {
 
     #[test]
     fn what_is_read() {
-        let net = |text: &str, length| Who::Net(text.parse().expect("ip"), length);
-        for (text, allow, who) in [
+        let net = |text: &str, length| PeerSet::Net(text.parse().expect("ip"), length);
+        for (text, allow, peers) in [
             ("allow 10.0.0.0/8", true, net("10.0.0.0", 8)),
             ("deny  192.0.2.1", false, net("192.0.2.1", 32)),
-            ("deny all", false, Who::All),
-            ("allow unix", true, Who::Unix),
+            ("deny all", false, PeerSet::All),
+            ("allow unix", true, PeerSet::Unix),
             ("allow 2001:db8::/32", true, net("2001:db8::", 32)),
             ("allow ::1", true, net("::1", 128)),
             ("deny ::ffff:10.9.0.0/112", false, net("10.9.0.0", 16)),
@@ -129,7 +129,7 @@ mod tests {
             ("deny ::/64", false, net("::", 64)),
             ("allow 0.0.0.0/0", true, net("0.0.0.0", 0)),
         ] {
-            let rule = AccessRule { allow, who };
+            let rule = AccessRule { allow, peers };
             assert_eq!(parse(text), Ok(rule.clone()), "{text}");
             assert_eq!(parse(&format(&rule)), Ok(rule), "{text}");
         }

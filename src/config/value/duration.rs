@@ -1,7 +1,7 @@
 //! Durations as text: "250ms", "10s", "1.5s", "1h30m".
 //!
-//! Not `humantime`: it reads "5M" as five months and "1 y" as a year, which nobody means for a
-//! timeout.
+//! Not `humantime`: it reads "5M" as five months and "1 y" as a year, which no timeout
+//! is meant to be.
 
 use std::time::Duration;
 

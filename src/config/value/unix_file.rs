@@ -39,7 +39,7 @@ fn read_mode(section: &Section<'_>) -> Option<u32> {
                 shorten(&format!("{text:?}"))
             )),
         },
-        // Whether it was meant as octal cannot be told.
+        // It may have been meant as octal or as decimal.
         DeValue::Integer(_) => Fault::new(format!(
             "`unix_mode` must be text in octal, not the bare number {}",
             shorten(&number_text(value.get_ref()))

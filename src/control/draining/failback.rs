@@ -2,7 +2,7 @@
 
 use crate::{
     control::draining::terminator::Terminator,
-    plan::{OnLeave, reason::CloseReason},
+    plan::{SessionAction, reason::CloseReason},
     upstream::pool::{Address, AdminState, Pool},
 };
 use std::{
@@ -17,7 +17,7 @@ pub(super) const POLL: Duration = Duration::from_millis(250);
 
 /// The failback of one upstream. It is independent of terminations that concern a single backend.
 pub(super) struct Failback {
-    on_recover: OnLeave,
+    on_recover: SessionAction,
     terminator: Terminator,
     current: Arc<Mutex<Option<Current>>>,
     stop: CancellationToken,
@@ -34,7 +34,7 @@ struct Current {
 
 impl Failback {
     pub(super) fn new(
-        on_recover: OnLeave,
+        on_recover: SessionAction,
         terminator: Terminator,
         stop: &CancellationToken,
     ) -> Self {
@@ -49,9 +49,9 @@ impl Failback {
     /// A regular server has recovered.
     pub(super) fn begin(&self, pool: &Arc<Pool>) {
         let wait = match self.on_recover {
-            OnLeave::Keep | OnLeave::Move => return,
-            OnLeave::Close => Duration::ZERO,
-            OnLeave::CloseAfter(wait) => wait,
+            SessionAction::Keep | SessionAction::Move => return,
+            SessionAction::Close => Duration::ZERO,
+            SessionAction::CloseAfter(wait) => wait,
         };
         let due = Instant::now() + wait;
         let mut current = lock(&self.current);

@@ -54,7 +54,7 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
     runtime.block_on(async {
         let now = Instant::now();
         let check = Check {
-            on_down: OnLeave::CloseAfter(Duration::from_secs(3600)),
+            on_down: SessionAction::CloseAfter(Duration::from_secs(3600)),
             panic_threshold: 60,
             ..check(CheckKind::Tcp)
         };
@@ -86,14 +86,14 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
 
 #[test]
 fn each_reason_has_its_own_rule() {
-    let all = |action: OnLeave, check: Check| Check {
+    let all = |action: SessionAction, check: Check| Check {
         on_down: action,
         on_role_lost: action,
         on_lag: action,
         ..check
     };
-    let close = |check: Check| all(OnLeave::Close, check);
-    let keep = |check: Check| all(OnLeave::Keep, check);
+    let close = |check: Check| all(SessionAction::Close, check);
+    let keep = |check: Check| all(SessionAction::Keep, check);
     let plain = || check(CheckKind::Tcp);
     for (to, reason) in [
         (Verdict::Down(None), CloseReason::BackendDown),
@@ -103,14 +103,14 @@ fn each_reason_has_its_own_rule() {
         assert_eq!(told(close(plain()), to), Some(reason));
         assert_eq!(told(keep(plain()), to), None);
         // Flows go by themselves, and sessions of TCP stay.
-        assert_eq!(told(all(OnLeave::Move, plain()), to), None);
+        assert_eq!(told(all(SessionAction::Move, plain()), to), None);
         let others = match to {
             Verdict::Lagging => Check {
-                on_lag: OnLeave::Keep,
+                on_lag: SessionAction::Keep,
                 ..close(plain())
             },
             _ => Check {
-                on_lag: OnLeave::Close,
+                on_lag: SessionAction::Close,
                 ..keep(plain())
             },
         };
@@ -206,10 +206,10 @@ fn small(n: u8) -> Backend {
     }
 }
 
-fn recalling(on_recover: OnLeave) -> Check {
+fn recalling(on_recover: SessionAction) -> Check {
     Check {
         on_recover,
-        on_down: OnLeave::Close,
+        on_down: SessionAction::Close,
         ..check(CheckKind::Tcp)
     }
 }
@@ -217,7 +217,7 @@ fn recalling(on_recover: OnLeave) -> Check {
 #[test]
 fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
     block_on(async {
-        let rig = Rig::new(vec![planned(1), backup(2)], recalling(OnLeave::Close));
+        let rig = Rig::new(vec![planned(1), backup(2)], recalling(SessionAction::Close));
         rig.turn(0, Verdict::Up);
         rig.turn(1, Verdict::Up);
         rig.recalled().await;
@@ -232,7 +232,7 @@ fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
 fn each_recovery_calls_back() {
     block_on(async {
         let backends = vec![planned(1), planned(2), backup(3)];
-        let rig = Rig::new(backends, recalling(OnLeave::Close));
+        let rig = Rig::new(backends, recalling(SessionAction::Close));
         (0..3).for_each(|n| rig.turn(n, Verdict::Up));
         for _ in 0..3 {
             rig.recalled().await;
@@ -250,7 +250,7 @@ fn each_recovery_calls_back() {
 fn a_recovery_while_sessions_are_told_counts_too() {
     block_on(async {
         let backends = vec![planned(1), planned(2), backup(3)];
-        let rig = Rig::new(backends, recalling(OnLeave::Close));
+        let rig = Rig::new(backends, recalling(SessionAction::Close));
         let many: Vec<_> = (0..500).map(|_| rig.session_on(2)).collect();
         rig.turn(0, Verdict::Up);
         until(|| many.iter().any(|s| s.must_end().is_some())).await;
@@ -266,8 +266,8 @@ fn a_recovery_while_sessions_are_told_counts_too() {
 #[test]
 fn who_is_up_and_full_calls_back_when_it_has_room() {
     block_on(async {
-        let soon = OnLeave::CloseAfter(Duration::from_millis(20));
-        for on_recover in [OnLeave::Close, soon] {
+        let soon = SessionAction::CloseAfter(Duration::from_millis(20));
+        for on_recover in [SessionAction::Close, soon] {
             let rig = Rig::new(vec![small(1), backup(2)], recalling(on_recover));
             let session = rig.session_on(1);
             let mut lease = Some(Lease::new(rig.backend(0)));
@@ -291,7 +291,7 @@ fn who_is_up_and_full_calls_back_when_it_has_room() {
 #[test]
 fn nobody_is_waited_for_who_is_not_up() {
     block_on(async {
-        let rig = Rig::new(vec![small(1), backup(2)], recalling(OnLeave::Close));
+        let rig = Rig::new(vec![small(1), backup(2)], recalling(SessionAction::Close));
         let session = rig.session_on(1);
         let lease = Lease::new(rig.backend(0));
         rig.turn(0, Verdict::Up);
@@ -312,8 +312,8 @@ fn nobody_is_waited_for_who_is_not_up() {
 fn of_addresses_that_are_gone_nothing_is_remembered() {
     block_on(async {
         for on_down in [
-            OnLeave::Close,
-            OnLeave::CloseAfter(Duration::from_secs(3600)),
+            SessionAction::Close,
+            SessionAction::CloseAfter(Duration::from_secs(3600)),
         ] {
             let check = Check {
                 on_down,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, OnLeave, Protocol,
-    ProxyOn, SendProxy, SocketOptions, Target, TimeOf, UnixFile, Variable, Who,
+    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, PeerSet, Protocol,
+    ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile, Variable,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -67,7 +67,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
-        on_drain: OnLeave::Keep,
+        on_drain: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,
         flows_move: FlowsMove::WITHOUT_UDP,
         check: None,
@@ -147,7 +147,7 @@ fn the_address_in_a_header() {
     let balance = Balance::ConsistentHash(key(Variable::ProxyProtocolAddr), None);
     let (mut listener, upstream) = (listener(Vec::new()), upstream(balance, three()));
     listener.accept_proxy = Some(AcceptProxy {
-        trust: vec![Who::All],
+        trust: vec![PeerSet::All],
         timeout: Duration::from_secs(3),
     });
     let mut process = Process::new(&listener, &upstream, Some(6379), &[], 0);
@@ -224,7 +224,7 @@ fn ports_are_in_the_key() {
 fn the_denied_are_counted_apart() {
     let rule = AccessRule {
         allow: false,
-        who: Who::Net([192, 0, 2, 0].into(), 24),
+        peers: PeerSet::Net([192, 0, 2, 0].into(), 24),
     };
     let (listener, upstream) = (listener(vec![rule]), upstream(ring(), three()));
     let clients = ["192.0.2.1", "198.51.100.200", "unix:"].map(client);

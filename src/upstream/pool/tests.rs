@@ -5,8 +5,8 @@ mod primaries;
 use super::*;
 use crate::{
     plan::{
-        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, OnLeave, ProxyOn, SendProxy,
-        Target, Upstream, reason::CheckResult,
+        Backend as Planned, Check, CheckAt, CheckKind, FlowsMove, ProxyOn, SendProxy,
+        SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
     upstream::health::{Change, Finding, Lag},
@@ -57,10 +57,10 @@ pub(crate) fn check(kind: CheckKind) -> Check {
         start_up: false,
         at: CheckAt::Backend,
         tls: plan::Tls::Off,
-        on_down: OnLeave::Keep,
-        on_role_lost: OnLeave::Close,
-        on_lag: OnLeave::Keep,
-        on_recover: OnLeave::Keep,
+        on_down: SessionAction::Keep,
+        on_role_lost: SessionAction::Close,
+        on_lag: SessionAction::Keep,
+        on_recover: SessionAction::Keep,
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
-        on_drain: OnLeave::Keep,
+        on_drain: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,
         flows_move: FlowsMove::WITHOUT_UDP,
         check: Some(check),
