@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tembuku::internals::{
-    balance::{Balancer, Candidates, Entry, FULL, Facts, Walk},
+    balance::{Balancer, Candidates, Entry, FULL, HashInput, LookupState},
     metrics::Exporter,
     plan::{
         Addr, Backend, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction, Target,
@@ -46,11 +46,11 @@ fn texts(count: usize) -> Vec<String> {
 }
 
 /// Another client each time, spread over all networks.
-fn client(n: u32) -> Facts {
-    Facts {
+fn client(n: u32) -> HashInput {
+    HashInput {
         remote_addr: Some(IpAddr::V4(Ipv4Addr::from(n.wrapping_mul(0x9e37_79b1)))),
         remote_port: Some(40_000),
-        ..Facts::default()
+        ..HashInput::default()
     }
 }
 
@@ -83,14 +83,14 @@ fn policy(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, count), |b| {
                 b.iter(|| {
                     n += 1;
-                    let mut walk = Walk::new(&balance, &client(n));
+                    let mut lookup = LookupState::new(&balance, &client(n));
                     let random = || {
                         state = state
                             .wrapping_mul(6_364_136_223_846_793_005)
                             .wrapping_add(1);
                         state
                     };
-                    black_box(balancer.pick(&mut walk, &up, random))
+                    black_box(balancer.pick(&mut lookup, &up, random))
                 });
             });
         }

@@ -58,7 +58,9 @@ pub mod internals {
         pub use crate::upstream::pool::{Clock, Pool};
     }
     pub mod balance {
-        pub use crate::upstream::balance::{Balancer, Candidates, Entry, FULL, Facts, Walk};
+        pub use crate::upstream::balance::{
+            Balancer, Candidates, Entry, FULL, HashInput, LookupState,
+        };
     }
     pub mod proxy_protocol {
         pub use crate::proxy_protocol::{

@@ -1,5 +1,4 @@
-//! The checks of an upstream: one task for each address of each backend, for as long as there is
-//! that address.
+//! The checks of an upstream: one task for each address of each backend, while it has that address.
 
 use super::supervise::supervised;
 use crate::{
@@ -9,7 +8,7 @@ use crate::{
     upstream::{
         backend::Backend,
         balance::Chance,
-        health::{Judge, Rule, Schedule},
+        health::{Judge, RiseFall, Schedule},
         pool::{Address, AdminState, Checked, Pool},
     },
 };
@@ -25,11 +24,11 @@ use std::{
 use tokio::{sync::Notify, task::AbortHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// However much hurry there is, between the beginnings of two checks: a server whose role changes
-/// with every answer makes all hurry all the time.
-const GAP: Duration = Duration::from_millis(50);
+/// From the beginning of one check to that of the next, at least: a server whose role changes with
+/// every answer requests checks all the time.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Of all schedules of the process.
+/// Common to all schedules of the process.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What the checks of all upstreams share.
@@ -46,15 +45,14 @@ pub(super) struct Checks {
     check: Check,
     send_proxy: SendProxy,
     credentials: Mutex<CheckCredentials>,
-    /// Whether the password is being read again. By one at a time: a reader that hangs holds a
-    /// thread.
-    reading: AtomicBool,
-    /// A role has moved, or there is nobody left to send sessions to: all are asked at once.
-    hurry: Notify,
+    /// Whether the password is being read again. One at a time: a read that hangs holds a thread.
+    is_reading: AtomicBool,
+    /// A role has moved, or no backend is well any more: all are checked at once.
+    check_now: Notify,
     shared: Shared,
 }
 
-/// What the checks of an upstream need: its password and certificates.
+/// Loads the password and certificates that the checks of an upstream need.
 pub(super) fn load_credentials(upstream: &Upstream) -> Result<CheckCredentials, String> {
     let Some(check) = &upstream.check else {
         return Ok(CheckCredentials::default());
@@ -75,25 +73,24 @@ impl Checks {
             check: check.clone(),
             send_proxy,
             credentials: Mutex::new(credentials),
-            reading: AtomicBool::new(false),
-            hurry: Notify::new(),
+            is_reading: AtomicBool::new(false),
+            check_now: Notify::new(),
             shared,
         }
     }
 
-    /// Checks what addresses there are, and looks again whenever they have `changed`, or an
-    /// admin state has.
+    /// Checks the addresses of the pool. `changed`: notified when they or an admin state change.
     pub(super) async fn run(self: Arc<Self>, changed: Arc<Notify>) {
-        let begin = || Arc::clone(&self).keep_checking(&changed);
-        let lost = |why: &str| {
+        let start = || Arc::clone(&self).check_addresses(&changed);
+        let report = |why: &str| {
             tracing::error!(upstream = %self.pool.name, why, "checker panicked, restarted");
         };
-        supervised(begin, lost).await;
+        supervised(start, report).await;
     }
 
-    async fn keep_checking(self: Arc<Self>, changed: &Notify) {
-        // An address that is gone or in maintenance is no longer checked: dropping its guard ends
-        // the task. Whoever comes out of maintenance is somebody new.
+    async fn check_addresses(self: Arc<Self>, changed: &Notify) {
+        // Dropping its guard ends the task of an address that is gone or in maintenance. After a
+        // maintenance its term is another, and so is its task.
         let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
         let key = |a: &Address| (a.backend.id, a.admin.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
@@ -106,13 +103,13 @@ impl Checks {
             for address in addresses {
                 running.entry(key(&address)).or_insert_with(|| {
                     let stop = self.shared.stop.child_token();
-                    let one = One {
+                    let checks = AddressChecks {
                         checks: Arc::clone(&self),
                         backend: address.backend,
                         term: address.admin.term,
                         chance: Chance::from_seed(chance.draw()),
                     };
-                    let task = stop.clone().run_until_cancelled_owned(one.run());
+                    let task = stop.clone().run_until_cancelled_owned(checks.run());
                     let task = tokio::spawn(task).abort_handle();
                     (stop.drop_guard(), task)
                 });
@@ -128,7 +125,7 @@ impl Checks {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         Probe::new(
-            &backend.place,
+            &backend.addr,
             backend.text(),
             &self.check,
             self.send_proxy,
@@ -136,19 +133,17 @@ impl Checks {
         )
     }
 
-    /// Reads the password again: it may have become another one. A file on a network may take its
-    /// time: the event loop is not stopped by it, nor are the checks. What comes late is there for
-    /// the next that is refused.
-    async fn look_for_new_secret(self: &Arc<Self>) {
+    /// Reads the password again, which may have changed. A slow file delays neither the event loop
+    /// nor checks: a password that comes late is there when the next check is refused.
+    async fn reload_password(self: &Arc<Self>) {
         let Some(from) = self.check.kind.password().cloned() else {
             return;
         };
-        if self.reading.swap(true, Relaxed) {
+        if self.is_reading.swap(true, Relaxed) {
             return;
         }
-        let reading = Reading(Arc::clone(self));
-        // Most of the time it is there at once.
-        let _ = blocking::call(GAP, move || {
+        let reading = PasswordReload(Arc::clone(self));
+        let _ = blocking::call(MIN_INTERVAL, move || {
             if let Ok(new) = Secret::load(&from) {
                 let credentials = reading.0.credentials.lock();
                 credentials.unwrap_or_else(PoisonError::into_inner).secret = Some(new);
@@ -158,54 +153,53 @@ impl Checks {
     }
 }
 
-/// The one that reads the password again, until dropped.
-struct Reading(Arc<Checks>);
+/// The password is being read again until this is dropped.
+struct PasswordReload(Arc<Checks>);
 
-impl Drop for Reading {
+impl Drop for PasswordReload {
     fn drop(&mut self) {
-        self.0.reading.store(false, Relaxed);
+        self.0.is_reading.store(false, Relaxed);
     }
 }
 
 /// The checks of one address.
 #[derive(Clone)]
-struct One {
+struct AddressChecks {
     checks: Arc<Checks>,
     backend: Arc<Backend>,
-    /// Of its address, between two times of maintenance.
+    /// See [`AdminSetting::term`](crate::upstream::pool::AdminSetting).
     term: u32,
     chance: Chance,
 }
 
-impl One {
+impl AddressChecks {
     async fn run(self) {
-        let lost = |why: &str| {
-            tracing::error!(upstream = %self.checks.pool.name, backend = %self.backend.text(), address = %self.backend.place, why,
-                "check panicked, restarted");
+        let report = |why: &str| {
+            tracing::error!(upstream = %self.checks.pool.name, backend = %self.backend.text(),
+                address = %self.backend.addr, why, "check panicked, restarted");
         };
-        supervised(|| self.clone().keep_asking(), lost).await;
+        supervised(|| self.clone().check_repeatedly(), report).await;
     }
 
-    async fn keep_asking(mut self) {
+    async fn check_repeatedly(mut self) {
         let checks = Arc::clone(&self.checks);
         let check = &checks.check;
         let schedule = Schedule::new(check.interval, check.fast_interval, *ORIGIN);
-        let rule = Rule {
+        let rule = RiseFall {
             rise: check.rise,
             fall: check.fall,
         };
-        let gap = GAP.min(check.fast_interval);
+        let min_interval = MIN_INTERVAL.min(check.fast_interval);
         let mut judge = Judge::new(rule, checks.pool.own_verdict(&self.backend));
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
         loop {
-            // Before the check, so that nobody who hurries meanwhile is missed.
-            let hurried = checks.hurry.notified();
+            // Before the check, so that no request meanwhile is missed.
+            let requested = checks.check_now.notified();
             let began = Instant::now();
             let (report, farewell) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
-                // The operator was quicker, or nobody is left on an address that is gone: the end,
-                // but not without a goodbye.
+                // It is in maintenance, or gone and without sessions.
                 if let Some(farewell) = farewell {
                     farewell.say().await;
                 }
@@ -213,37 +207,38 @@ impl One {
             }
             let now = Instant::now();
             let refused = report.result == CheckResult::Auth;
-            let anybody = self.tell(&mut judge, report, &probe, now);
+            let any_well = self.record(&mut judge, report, &probe, now);
             if let Some(farewell) = farewell {
                 farewell.say().await;
             }
             if refused {
-                checks.look_for_new_secret().await;
-                // Whether or not it was this check that found another one.
+                checks.reload_password().await;
+                // Whichever check has reloaded it.
                 probe = checks.probe(&self.backend);
             }
-            let in_doubt = judge.is_in_doubt() || !anybody;
+            let in_doubt = judge.is_in_doubt() || !any_well;
             let next = schedule.next(began, Instant::now(), in_doubt, self.chance.draw());
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
-                () = hurried => tokio::time::sleep_until((began + gap).into()).await,
+                () = requested => tokio::time::sleep_until((began + min_interval).into()).await,
             }
         }
     }
 
-    /// Passes on what was found. Whether there is anybody left whom the checks speak for.
-    fn tell(&self, judge: &mut Judge, report: Report, probe: &Probe, now: Instant) -> bool {
+    /// Records what was found. Returns whether any address is well.
+    fn record(&self, judge: &mut Judge, report: Report, probe: &Probe, now: Instant) -> bool {
         let checks = &self.checks;
         if let Some(metrics) = &self.backend.metrics.checks {
             metrics.results[report.result as usize].add(1);
             metrics.duration.record(report.took);
         }
-        tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(), at = %probe.addr(),
-            result = report.result.word(), took = ?report.took, transcript = report.transcript, "checked");
+        tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(),
+            at = %probe.addr(), result = report.result.word(), took = ?report.took,
+            transcript = report.transcript, "checked");
         if report.result == CheckResult::Local {
             self.backend.log_no_check(&report.transcript, now);
         }
-        let change = judge.hear(report.result, now);
+        let change = judge.record(report.result, now);
         let checked = Checked {
             at: now,
             took: report.took,
@@ -251,16 +246,16 @@ impl One {
             finding: report.finding,
             transcript: report.transcript,
         };
-        let anybody = checks.pool.checked(&self.backend, checked, change, now);
+        let any_well = checks.pool.checked(&self.backend, checked, change, now);
         checks.shared.checked.notify_one();
         if let Some(change) = change {
-            let nobody_left = !anybody && change.from.is_up();
-            // Where one has lost a role another has got it, and the other way round.
+            let none_left = !any_well && change.from.is_up();
+            // Where one has lost a role, another has it now, and the other way round.
             let moved = change.from.is_other_role() != change.to.is_other_role();
-            if nobody_left || moved && !change.first {
-                checks.hurry.notify_waiters();
+            if none_left || moved && !change.first {
+                checks.check_now.notify_waiters();
             }
         }
-        anybody
+        any_well
     }
 }

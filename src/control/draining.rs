@@ -127,7 +127,7 @@ impl Draining {
         }
     }
 
-    /// All backends are used from now on: none is left because it is down or lags.
+    /// All backends are used from now on: cancels what began because one is down or lags.
     pub(super) fn start_panic(&self, pool: &Pool) {
         for address in pool.addresses() {
             self.cancel(&address.backend, |reason| {

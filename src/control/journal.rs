@@ -58,7 +58,7 @@ impl Event {
             time: humantime::format_rfc3339_millis(time).to_string(),
             upstream: upstream.to_owned(),
             backend: backend.text().to_string(),
-            address: backend.place.to_string(),
+            address: backend.addr.to_string(),
             from: state(transition.from),
             to: state(transition.to),
             reason: transition.cause.word(),

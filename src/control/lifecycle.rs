@@ -67,7 +67,7 @@ impl Lifecycle {
         }
     }
 
-    /// Handles what has happened by now. Returns when to look again even if nothing is notified.
+    /// Handles what has happened by now. Returns when to do so again even without a notification.
     pub(super) fn handle_pending(&self, now: Instant) -> Option<Instant> {
         let (events, next) = self.pool.take_events(now);
         let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,11 +88,11 @@ impl Lifecycle {
             }
             Event::AdminStateSet(set) => self.handle_admin_state(&set),
             Event::Stale(backend) => {
-                tracing::warn!(%upstream, backend = %backend.text(), address = %backend.place,
+                tracing::warn!(%upstream, backend = %backend.text(), address = %backend.addr,
                     "check results are stale, backend takes no new sessions");
             }
             Event::Fresh(backend) => {
-                tracing::info!(%upstream, backend = %backend.text(), address = %backend.place,
+                tracing::info!(%upstream, backend = %backend.text(), address = %backend.addr,
                     "check answers again");
             }
             Event::PanicStarted { up, total } => {

@@ -1,5 +1,5 @@
-//! What follows when a backend goes out of service: when its last session was over, and when its
-//! clients were served elsewhere.
+//! Reports what follows when a backend goes out of service: the end of its last session, and the
+//! first session on another backend.
 
 use crate::{
     control::journal::{Journal, Number, seconds},
@@ -41,7 +41,7 @@ impl OutageTracker {
 
     /// Something else has happened to the same address: what follows is not due to its last outage.
     pub(super) fn end(&mut self, backend: &Backend) {
-        self.0.retain(|o| o.backend.place != backend.place);
+        self.0.retain(|o| o.backend.addr != backend.addr);
     }
 
     /// Reports the outages of backends whose last session has ended.
@@ -56,7 +56,7 @@ impl OutageTracker {
             });
             let backend = &outage.backend;
             tracing::info!(upstream = %pool.name, backend = %backend.text(),
-                address = %backend.place, seconds = seconds(took),
+                address = %backend.addr, seconds = seconds(took),
                 "last session of the backend ended");
         }
         self.remove_reported();
@@ -82,7 +82,7 @@ impl OutageTracker {
             event.next_session_seconds = Some(seconds(took));
             event.next_session_on = Some(to.to_owned());
         });
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place,
+        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.addr,
             next = to, seconds = seconds(took), "first session on another backend");
         self.remove_reported();
     }

@@ -10,7 +10,7 @@ use crate::{
     },
     upstream::{
         backend::{Backend, Lease},
-        balance::Facts,
+        balance::HashInput,
         pool::Search,
     },
 };
@@ -42,8 +42,8 @@ pub struct Unserved {
 }
 
 /// What the policy may look at.
-pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) -> Facts {
-    Facts {
+pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) -> HashInput {
+    HashInput {
         remote_addr: client.ip(),
         remote_port: client.port(),
         server_port,

@@ -117,7 +117,7 @@ impl Service {
         let is_udp = self.is_udp();
         Record {
             backend: backend.map(|backend| &**backend.text()),
-            backend_addr: backend.map(|backend| backend.place.to_string()),
+            backend_addr: backend.map(|backend| backend.addr.to_string()),
             attempts: summary.attempts.iter().map(Attempt::record).collect(),
             connect_time: connected.map(|attempt| seconds(attempt.time)),
             first_byte_time: summary.first_byte.map(seconds),
@@ -174,7 +174,7 @@ impl Attempt {
     fn record(&self) -> access_log::Attempt<'_> {
         access_log::Attempt {
             backend: self.backend.text(),
-            backend_addr: self.backend.place.to_string(),
+            backend_addr: self.backend.addr.to_string(),
             result: self.result.word(),
             connect_time: seconds(self.time),
         }

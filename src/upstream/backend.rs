@@ -1,4 +1,4 @@
-//! One address of one backend, live: it outlives the pools that it is a member of.
+//! The live state of one address of a backend.
 
 mod notices;
 
@@ -17,25 +17,25 @@ use std::{
 
 #[derive(Debug)]
 pub struct Backend {
-    /// Of no other backend of the process, and never 0.
+    /// Unique in the process, and never 0.
     pub id: u64,
-    pub place: Addr,
+    pub addr: Addr,
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
-    /// Notified when the last session has ended, if that matters.
+    /// Notified when the last session has ended, if `notifies_when_empty`.
     notifier: Arc<Notifier>,
     notifies_when_empty: AtomicBool,
-    /// When any flow last had a reply from it, in the milliseconds of those that carry datagrams.
-    pub heard: AtomicU64,
-    /// Sessions that wait for it, where the policy compares how long that takes.
-    pub waiting: AtomicU64,
+    /// When a flow last had a reply from it, on the clock of the datagram workers.
+    pub last_reply_ms: AtomicU64,
+    /// Sessions that wait for it, where the policy compares times.
+    pub waiting_sessions: AtomicU64,
     notices: Notices,
 }
 
 impl Backend {
     pub fn new(
-        place: Addr,
+        addr: Addr,
         metrics: Arc<BackendMetrics>,
         notifier: Arc<Notifier>,
         now: Instant,
@@ -43,13 +43,13 @@ impl Backend {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
-            place,
+            addr,
             metrics,
             active: AtomicU64::default(),
             notifier,
             notifies_when_empty: AtomicBool::new(false),
-            heard: AtomicU64::default(),
-            waiting: AtomicU64::default(),
+            last_reply_ms: AtomicU64::default(),
+            waiting_sessions: AtomicU64::default(),
             notices: Notices::new(now),
         }
     }
@@ -75,7 +75,7 @@ impl Backend {
     }
 }
 
-/// A session's place on a backend: counted from the pick until this is dropped.
+/// Counts a session on a backend from the pick until this is dropped.
 #[derive(Debug)]
 pub struct Lease {
     backend: Arc<Backend>,

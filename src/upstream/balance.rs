@@ -17,23 +17,23 @@ mod round_robin;
 mod weights;
 
 pub use crate::upstream::balance::random::Chance;
-pub use key::Facts;
+pub use key::HashInput;
 pub use least_time::Average;
 
 use crate::plan::{self, Balance, Bound};
-use bound::Room;
-use hash::HashWalk;
-use ip_hash::IpHashWalk;
-use maglev::{Maglev, MaglevWalk};
-use ring::{Ring, RingWalk};
+use bound::Capacity;
+use hash::HashLookup;
+use ip_hash::IpHashLookup;
+use maglev::{Maglev, MaglevLookup};
+use ring::{Ring, RingLookup};
 use round_robin::RoundRobin;
 use std::ops::Range;
 use weights::Weights;
 
-/// After so many candidates that could not be used, turns decide instead of a hash.
+/// After so many candidates that cannot be used, turns decide instead of the hash.
 const MOST_TRIES: u32 = 20;
 
-/// The share of its weight that a candidate counts with when nothing is in its way.
+/// The share of a candidate that counts with the whole of its weight.
 pub const FULL: u32 = 1024;
 
 /// What a policy asks about candidates at the moment of a pick.
@@ -56,7 +56,7 @@ pub struct Entry<'a> {
     pub weight: u32,
 }
 
-/// Who was picked, and why.
+/// The candidate that was picked, and why.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pick {
     pub candidate: usize,
@@ -65,7 +65,7 @@ pub struct Pick {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Why {
-    /// It stands alone.
+    /// There is no other.
     Only,
     /// It was its turn.
     Turn,
@@ -73,9 +73,9 @@ pub enum Why {
     FirstInOrder,
     /// The fewest sessions for its weight.
     FewestConnections { connections: u64 },
-    /// Drawn by lot; of two the one with fewer sessions for its weight.
+    /// Drawn at random; of two the one with fewer sessions for its weight.
     Drawn { other: Option<usize> },
-    /// The least product of time and sessions for its weight.
+    /// The least product of time and sessions for each unit of weight.
     LeastScore { score: f64 },
     /// The hash of the key fell into its share of the weights, at the last of so many tries.
     Hash {
@@ -88,15 +88,15 @@ pub enum Why {
     Point { key: u32, point: u32, steps: u32 },
     /// Its slot in the table, so many steps from the key's own.
     Slot { slot: u32, steps: u32 },
-    /// Nobody at so many places from the key's own on: its hash, by weight, among all who can be
-    /// picked.
+    /// So many positions from the key's own on could not be used: its hash, by weight, among all
+    /// candidates that can be picked.
     KeyAmongTheRest { tries: u32 },
-    /// The policy found nobody by the key: turns decided.
+    /// The key led to no candidate that can be picked: turns decided.
     TurnInsteadOfKey,
 }
 
 /// The backends of an upstream in the order in which a [`Balancer`] numbers its candidates, each
-/// with its place in the config: the primaries first, then the backups.
+/// with its position in the configuration: backups last.
 pub fn numbered<'a>(
     backends: impl Iterator<Item = &'a plan::Backend> + Clone,
 ) -> impl Iterator<Item = (usize, &'a plan::Backend)> {
@@ -107,45 +107,46 @@ pub fn numbered<'a>(
     [false, true].into_iter().flat_map(group)
 }
 
-/// Where one session stands in its search. It outlives a failed connect, so that the next pick goes
-/// on from there instead of starting over.
+/// The position of one session's search. It outlives a failed connect, so that the next pick goes
+/// on from there.
 #[derive(Debug, Default)]
-pub enum Walk {
-    /// For the policies that look at no key.
+pub enum LookupState {
+    /// Of policies without a key.
     #[default]
     Free,
-    Hash(HashWalk),
-    IpHash(IpHashWalk),
-    Ring(RingWalk),
-    Maglev(MaglevWalk),
+    Hash(HashLookup),
+    IpHash(IpHashLookup),
+    Ring(RingLookup),
+    Maglev(MaglevLookup),
 }
 
-impl Walk {
-    pub fn new(balance: &Balance, facts: &Facts) -> Self {
+impl LookupState {
+    pub fn new(balance: &Balance, facts: &HashInput) -> Self {
         match balance {
             Balance::RoundRobin
             | Balance::LeastConn
             | Balance::RandomTwo
             | Balance::LeastTime(_)
             | Balance::First => Self::Free,
-            Balance::Hash(key) => Self::Hash(HashWalk::from_key(&facts.key(key))),
-            Balance::IpHash => Self::IpHash(IpHashWalk::from_client(facts.remote_addr)),
-            Balance::ConsistentHash(key, _) => Self::Ring(RingWalk::from_key(&facts.key(key))),
-            Balance::Maglev(key, _) => Self::Maglev(MaglevWalk::from_key(&facts.key(key))),
+            Balance::Hash(key) => Self::Hash(HashLookup::from_key(&facts.key(key))),
+            Balance::IpHash => Self::IpHash(IpHashLookup::from_client(facts.remote_addr)),
+            Balance::ConsistentHash(key, _) => Self::Ring(RingLookup::from_key(&facts.key(key))),
+            Balance::Maglev(key, _) => Self::Maglev(MaglevLookup::from_key(&facts.key(key))),
         }
     }
 }
 
-/// The policy of one upstream together with whose turn it is.
+/// The policy of one upstream, with its state.
 ///
-/// Candidates are numbered: first the primaries in the order of the config, then the backups.
+/// Candidates are numbered: those that are no backups in the order of the configuration, then the
+/// backups.
 #[derive(Debug)]
 pub struct Balancer {
     policy: Policy,
     turns: RoundRobin,
-    primaries: Weights,
+    regular: Weights,
     backups: Weights,
-    /// Room for bounded load to work in, so that no pick allocates.
+    /// Capacity for bounded load to work in, so that no pick allocates.
     sums: Vec<u64>,
 }
 
@@ -163,7 +164,7 @@ enum Policy {
 }
 
 impl Balancer {
-    pub fn new(balance: &Balance, primaries: &[Entry<'_>], backups: &[Entry<'_>]) -> Self {
+    pub fn new(balance: &Balance, regular: &[Entry<'_>], backups: &[Entry<'_>]) -> Self {
         let policy = match balance {
             Balance::RoundRobin => Policy::RoundRobin,
             Balance::LeastConn => Policy::LeastConn,
@@ -172,25 +173,23 @@ impl Balancer {
             Balance::First => Policy::First,
             Balance::Hash(_) => Policy::Hash,
             Balance::IpHash => Policy::IpHash,
-            Balance::ConsistentHash(_, bound) => {
-                Policy::ConsistentHash(Ring::new(primaries), *bound)
-            }
-            Balance::Maglev(_, bound) => Policy::Maglev(Maglev::new(primaries), *bound),
+            Balance::ConsistentHash(_, bound) => Policy::ConsistentHash(Ring::new(regular), *bound),
+            Balance::Maglev(_, bound) => Policy::Maglev(Maglev::new(regular), *bound),
         };
         Self {
             policy,
-            turns: RoundRobin::new(primaries.iter().chain(backups).map(|e| e.weight)),
-            primaries: Weights::new(0, primaries),
-            backups: Weights::new(primaries.len(), backups),
+            turns: RoundRobin::new(regular.iter().chain(backups).map(|e| e.weight)),
+            regular: Weights::new(0, regular),
+            backups: Weights::new(regular.len(), backups),
             sums: Vec::new(),
         }
     }
 
-    /// Picks an eligible candidate, primaries before backups. `random` is drawn from by the
+    /// Picks a candidate that can be used, backups last. `random` is drawn from by the
     /// policies that need chance.
     pub fn pick(
         &mut self,
-        walk: &mut Walk,
+        lookup: &mut LookupState,
         candidates: &impl Candidates,
         mut random: impl FnMut() -> u64,
     ) -> Option<Pick> {
@@ -201,36 +200,40 @@ impl Balancer {
                 why: Why::Only,
             });
         }
-        self.pick_by_key(walk, candidates)
-            .or_else(|| self.pick_among(Group::Primaries, candidates, &mut random))
-            .or_else(|| self.pick_among(Group::Backups, candidates, &mut random))
+        self.pick_by_key(lookup, candidates)
+            .or_else(|| self.pick_by_policy(Group::Regular, candidates, &mut random))
+            .or_else(|| self.pick_by_policy(Group::Backups, candidates, &mut random))
     }
 
-    fn pick_by_key(&mut self, walk: &mut Walk, candidates: &impl Candidates) -> Option<Pick> {
+    fn pick_by_key(
+        &mut self,
+        lookup: &mut LookupState,
+        candidates: &impl Candidates,
+    ) -> Option<Pick> {
         let (turns, sums) = (&mut self.turns, &mut self.sums);
-        match (&self.policy, walk) {
-            (Policy::Hash, Walk::Hash(walk)) => walk.pick(&self.primaries, candidates),
-            (Policy::IpHash, Walk::IpHash(walk)) => walk.pick(&self.primaries, candidates),
-            (Policy::ConsistentHash(ring, bound), Walk::Ring(walk)) => {
-                let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
-                ring.pick(walk, &self.primaries, turns, candidates, room.as_ref())
+        match (&self.policy, lookup) {
+            (Policy::Hash, LookupState::Hash(lookup)) => lookup.pick(&self.regular, candidates),
+            (Policy::IpHash, LookupState::IpHash(lookup)) => lookup.pick(&self.regular, candidates),
+            (Policy::ConsistentHash(ring, bound), LookupState::Ring(lookup)) => {
+                let capacity = bound.map(|f| Capacity::new(f, &self.regular, candidates, sums));
+                ring.pick(lookup, &self.regular, turns, candidates, capacity.as_ref())
             }
-            (Policy::Maglev(table, bound), Walk::Maglev(walk)) => {
-                let room = bound.map(|f| Room::new(f, &self.primaries, candidates, sums));
-                table.pick(walk, &self.primaries, turns, candidates, room.as_ref())
+            (Policy::Maglev(table, bound), LookupState::Maglev(lookup)) => {
+                let capacity = bound.map(|f| Capacity::new(f, &self.regular, candidates, sums));
+                table.pick(lookup, &self.regular, turns, candidates, capacity.as_ref())
             }
             _ => None,
         }
     }
 
-    fn pick_among(
+    fn pick_by_policy(
         &mut self,
         group: Group,
         candidates: &impl Candidates,
         random: &mut impl FnMut() -> u64,
     ) -> Option<Pick> {
         let weights = match group {
-            Group::Primaries => &self.primaries,
+            Group::Regular => &self.regular,
             Group::Backups => &self.backups,
         };
         let turns = &mut self.turns;
@@ -253,17 +256,17 @@ impl Balancer {
         }
     }
 
-    /// One candidate and nothing beside it: it is used however often it failed.
+    /// Whether there is one candidate and no other: it is used however often it failed.
     pub fn is_single(&self) -> bool {
-        self.primaries.len() == 1 && self.turns.len() == 1
+        self.regular.len() == 1 && self.turns.len() == 1
     }
 
-    /// The numbers of the primaries; those of the backups follow.
-    pub fn primaries(&self) -> Range<usize> {
-        self.primaries.range()
+    /// The numbers of those that are no backups; those of the backups follow.
+    pub fn regular(&self) -> Range<usize> {
+        self.regular.range()
     }
 
-    /// Lowers the share of a candidate that failed; it climbs back by one with each pick.
+    /// Lowers the share of a candidate that failed; it recovers by one with each pick.
     pub fn penalize(&mut self, candidate: usize, by: u32) {
         self.turns.penalize(candidate, by);
     }
@@ -271,12 +274,12 @@ impl Balancer {
 
 #[derive(Debug, Clone, Copy)]
 enum Group {
-    Primaries,
+    Regular,
     Backups,
 }
 
-/// The first in the order of the config that can take a session. One that starts slowly takes its
-/// share of what would come to it; what it leaves goes on to the next.
+/// The first in the order of the configuration that can take a session. One that starts slowly
+/// takes its share of what would come to it; the rest goes on to the next.
 fn first(
     weights: &Weights,
     candidates: &impl Candidates,
@@ -306,7 +309,7 @@ fn by_chance(share: u32, random: &mut impl FnMut() -> u64) -> bool {
 /// Whether one with this share takes a key, for policies that hash: a growing share takes more and
 /// more of the keys and never gives one back, so that each client moves once.
 fn by_key(share: u32, hash: u64) -> bool {
-    // Multiplied by the golden ratio: the bits that placed the key must not also say when it moves.
+    // Multiplied by the golden ratio: the bits that placed the key must not decide when it moves.
     share >= FULL || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) < u64::from(share)
 }
 
@@ -315,11 +318,12 @@ fn share_for_key(
     candidates: &impl Candidates,
     candidate: usize,
     hash: u64,
-    room: Option<&Room<'_>>,
+    capacity: Option<&Capacity<'_>>,
 ) -> u32 {
     let share = candidates.share(candidate);
-    let has_room = || room.is_none_or(|r| r.is_for(candidate, candidates.connections(candidate)));
-    if by_key(share, hash) && has_room() {
+    let has_capacity =
+        || capacity.is_none_or(|r| r.allows(candidate, candidates.connections(candidate)));
+    if by_key(share, hash) && has_capacity() {
         share
     } else {
         0

@@ -6,17 +6,19 @@ mod client_set;
 mod distribution;
 mod reasons;
 
-pub use crate::upstream::explain::client_set::{Crowd, MOST_CLIENTS, draw_ports};
+pub use crate::upstream::explain::client_set::{ClientSet, MOST_CLIENTS, draw_ports};
 pub use crate::upstream::explain::distribution::{Counts, Move, Survey, survey};
 pub use client::Client;
 
 use crate::{
     plan::{Balance, Listener, Upstream, access},
-    upstream::balance::{Balancer, Candidates, Chance, Entry, FULL, Facts, Walk, Why, numbered},
+    upstream::balance::{
+        Balancer, Candidates, Chance, Entry, FULL, HashInput, LookupState, Why, numbered,
+    },
 };
 use std::net::IpAddr;
 
-/// What is taken for granted.
+/// The assumptions.
 pub const MODEL: &str = "a fresh process in which nothing has failed; the clients come one after the other, and none stays";
 
 /// What becomes of a client.
@@ -24,9 +26,9 @@ pub const MODEL: &str = "a fresh process in which nothing has failed; the client
 pub enum Outcome {
     /// By the access rules.
     Denied,
-    /// None can be picked.
+    /// No backend can be picked.
     NoBackend,
-    /// Backends have the numbers of their places in the configuration, also in `why`.
+    /// `backend`, and numbers in `why`: positions in the configuration.
     Backend { backend: usize, why: Why },
 }
 
@@ -44,10 +46,10 @@ impl Outcome {
 pub struct Process<'a> {
     listener: &'a Listener,
     upstream: &'a Upstream,
-    /// Where clients come in, if the key asks for it.
+    /// The port that clients connect to, if it is part of the key.
     server_port: Option<u16>,
     balancer: Balancer,
-    /// For each candidate of the balancer its place in the configuration.
+    /// For each candidate of the balancer its position in the configuration.
     order: Vec<usize>,
     /// For each candidate whether it can be picked.
     usable: Usable,
@@ -70,8 +72,8 @@ impl Candidates for Usable {
 }
 
 impl<'a> Process<'a> {
-    /// `without`: the places in the configuration of backends that cannot be used, beside those
-    /// that are `down`.
+    /// `without`: backends that cannot be used besides those that are `down`, by their positions in
+    /// the configuration.
     pub fn new(
         listener: &'a Listener,
         upstream: &'a Upstream,
@@ -80,12 +82,12 @@ impl<'a> Process<'a> {
         seed: u64,
     ) -> Self {
         let (mut order, mut usable) = (Vec::new(), Vec::new());
-        let (mut primaries, mut backups) = (Vec::new(), Vec::new());
+        let (mut regular, mut backups) = (Vec::new(), Vec::new());
         for (of, backend) in numbered(upstream.backends.iter()) {
             let group = if backend.backup {
                 &mut backups
             } else {
-                &mut primaries
+                &mut regular
             };
             group.push(Entry {
                 text: &backend.text,
@@ -98,7 +100,7 @@ impl<'a> Process<'a> {
             listener,
             upstream,
             server_port,
-            balancer: Balancer::new(&upstream.balance, &primaries, &backups),
+            balancer: Balancer::new(&upstream.balance, &regular, &backups),
             order,
             usable: Usable(usable),
             chance: Chance::from_seed(seed),
@@ -114,11 +116,11 @@ impl<'a> Process<'a> {
         if !access::allows(&self.listener.access, client.ip()) {
             return Outcome::Denied;
         }
-        let mut walk = Walk::new(&self.upstream.balance, &self.facts(client));
+        let mut lookup = LookupState::new(&self.upstream.balance, &self.facts(client));
         let chance = &mut self.chance;
         let picked = self
             .balancer
-            .pick(&mut walk, &self.usable, || chance.draw());
+            .pick(&mut lookup, &self.usable, || chance.draw());
         let Some(picked) = picked else {
             return Outcome::NoBackend;
         };
@@ -136,11 +138,11 @@ impl<'a> Process<'a> {
 
     /// The share of the clients that each backend is to get, in the order of the configuration.
     pub fn expected(&self) -> Vec<f64> {
-        let primaries = self.balancer.primaries();
+        let regular = self.balancer.regular();
         let can_be_picked = |candidate: &usize| self.usable.0[*candidate];
-        let mut takers: Vec<usize> = primaries.clone().filter(can_be_picked).collect();
+        let mut takers: Vec<usize> = regular.clone().filter(can_be_picked).collect();
         if takers.is_empty() {
-            takers = (primaries.end..self.order.len())
+            takers = (regular.end..self.order.len())
                 .filter(can_be_picked)
                 .collect();
         }
@@ -157,8 +159,8 @@ impl<'a> Process<'a> {
         shares
     }
 
-    fn facts(&self, client: Client) -> Facts {
-        Facts {
+    fn facts(&self, client: Client) -> HashInput {
+        HashInput {
             remote_addr: client.ip(),
             remote_port: client.port(),
             server_port: client.ip().and(self.server_port),
@@ -167,7 +169,7 @@ impl<'a> Process<'a> {
     }
 }
 
-/// Where headers are accepted, the clients asked about are taken to be those that headers name.
+/// Where PROXY headers are accepted, the client is taken to be the one that a header names.
 fn proxy_protocol_addr(listener: &Listener, client: Client) -> Option<IpAddr> {
     listener.accept_proxy.as_ref().and(client.ip())
 }

@@ -1,4 +1,4 @@
-//! What is known of a backend's health, and when to ask again.
+//! The health of a backend, from failed connects and checks, and when to check next. Pure.
 
 mod epoch;
 mod evidence;
@@ -18,4 +18,4 @@ pub use finding::{Finding, Lag};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};
-pub use verdict::{Change, Judge, Rule, Verdict};
+pub use verdict::{Change, Judge, RiseFall, Verdict};

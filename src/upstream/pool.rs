@@ -1,7 +1,7 @@
 //! The backends of one upstream and the policy that picks among them, behind one lock.
 //!
-//! All workers share one truth about turns and failures, so that seven sessions over weights 5/1/1
-//! get 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
+//! All workers share one state of turns and failures, so that seven sessions over weights 5/1/1 get
+//! 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
 //! microsecond and happens once a connection.
 
 mod addresses;
@@ -31,7 +31,7 @@ use crate::{
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
         backend::{Backend, Lease},
-        balance::{Balancer, Candidates, Chance, FULL, Facts, Walk},
+        balance::{Balancer, Candidates, Chance, FULL, HashInput, LookupState},
         health::Verdict,
         notifier::Notifier,
         pool::{
@@ -106,7 +106,7 @@ struct View<'a> {
     fast_path: bool,
     single: bool,
     now: Instant,
-    /// Endpoints that were asked and are barred by their `max_connections`; some are enough.
+    /// Endpoints that are barred by their `max_connections`; some are enough.
     full: &'a RefCell<SmallVec<[usize; 4]>>,
 }
 
@@ -150,10 +150,10 @@ impl Candidates for View<'_> {
     }
 }
 
-/// Where one session stands in its search for a backend.
+/// The search of one session for a backend.
 #[derive(Debug, Default)]
 pub struct Search {
-    walk: Walk,
+    lookup: LookupState,
     /// The backends' ids. Most sessions try one.
     tried: SmallVec<[u64; 2]>,
     /// The counts of terminations when the last one was picked: of that endpoint, and of all.
@@ -171,7 +171,7 @@ pub struct Address {
 }
 
 impl Pool {
-    /// `addresses`: for each configured backend, what its address text stands for.
+    /// `addresses`: of each backend of the plan.
     pub fn new(
         of_all: &Arc<UpstreamMetrics>,
         plan: &plan::Upstream,
@@ -220,10 +220,10 @@ impl Pool {
         &self.balance
     }
 
-    /// The search for a client's backend begins.
-    pub fn search(&self, client: &Facts) -> Search {
+    /// Begins the search for a client's backend.
+    pub fn search(&self, client: &HashInput) -> Search {
         Search {
-            walk: Walk::new(&self.balance, client),
+            lookup: LookupState::new(&self.balance, client),
             ..Search::default()
         }
     }
@@ -250,7 +250,7 @@ impl Pool {
             now,
             full: &full,
         };
-        let picked = balancer.pick(&mut search.walk, &view, || chance.draw());
+        let picked = balancer.pick(&mut search.lookup, &view, || chance.draw());
         for i in full.into_inner() {
             endpoints[i].backend.log_full(now);
         }

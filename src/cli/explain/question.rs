@@ -6,7 +6,7 @@ use crate::{
     plan::{Addr, Listener, Plan, Upstream, Variable},
     upstream::{
         balance::Chance,
-        explain::{Client, Crowd, MOST_CLIENTS, draw_ports},
+        explain::{Client, ClientSet, MOST_CLIENTS, draw_ports},
     },
 };
 use std::collections::BTreeSet;
@@ -137,7 +137,9 @@ fn clients(args: &Explain, upstream: &Upstream) -> Result<Vec<Client>, String> {
             _ => Ok(args.client.clone()),
         };
     }
-    let crowd = args.clients.map_or_else(Crowd::internet, Crowd::network);
+    let crowd = args
+        .clients
+        .map_or_else(ClientSet::internet, ClientSet::network);
     let mut chance = Chance::from_seed(args.seed);
     let mut clients = match args.sample {
         Some(count) => crowd

@@ -27,14 +27,15 @@ impl Terminator {
         backend: &Arc<Backend>,
         reason: CloseReason,
     ) {
-        // First the pool, then the list: a session that is about to be on the backend learns it from
-        // the pool, or is on the list already.
+        // First the pool, then the list: a session that is about to be on the backend learns it
+        // from the pool, or is on the list already.
         pool.terminate_sessions(backend);
         let found = self.sessions.on(backend.id);
         if found.is_empty() {
             return;
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = found.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(),
+            address = %backend.addr, sessions = found.len(),
             reason = reason.word(), "terminating sessions");
         let began = Instant::now();
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
@@ -53,7 +54,8 @@ impl Terminator {
                 tokio::time::sleep(Pace::pause(chance.draw())).await;
             }
         }
-        tracing::info!(upstream = %pool.name, backend = %backend.text(), address = %backend.place, sessions = found.len(),
+        tracing::info!(upstream = %pool.name, backend = %backend.text(),
+            address = %backend.addr, sessions = found.len(),
             took = ?began.elapsed(), reason = reason.word(), "sessions terminated");
     }
 }

@@ -1,4 +1,4 @@
-//! Which failures of one name are logged: the first, and others at growing intervals.
+//! Decides which failures of one name are logged: the first, and others at growing intervals.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// `Some`: a line is due, for so many failures in all.
+    /// `Some`: a log line is due, with the count of failures.
     pub(super) fn add(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
         self.began.get_or_insert(now);
@@ -28,7 +28,7 @@ impl Failures {
         Some(self.count)
     }
 
-    /// The name resolves. `Some`: it had failed so many times, for so long.
+    /// The name resolves. `Some`: how often, and for how long, it had failed.
     pub(super) fn end(&mut self, now: Instant) -> Option<(u64, Duration)> {
         let Self { count, began, .. } = std::mem::take(self);
         began.map(|began| (count, now.saturating_duration_since(began)))

@@ -1,8 +1,8 @@
 //! Look-ups of host names, each on a thread of its own.
 //!
-//! The system's resolver cannot be cancelled. A look-up that hangs must not take a place of other
-//! look-ups, of scrapes or of files, and must not hold up the end of the process; so there is no
-//! pool. Of one name there is at most one look-up under way: requests for it share the answer.
+//! The system's resolver cannot be cancelled. A look-up that hangs must not delay other look-ups,
+//! scrapes or file accesses, nor the end of the process; so there is no thread pool. There is at
+//! most one look-up of a name at a time: requests for it share the answer.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How long an answer is waited for. The look-up goes on, and a later request may get its answer.
+/// Time limit for an answer. The look-up goes on, and a later request may get its answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default, Clone)]
@@ -27,8 +27,8 @@ type UnderWay = HashMap<String, watch::Receiver<Option<Answer>>>;
 type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 
 impl Resolver {
-    /// The addresses of `host`, sorted: resolvers rotate their answers, and picks shall be the same
-    /// everywhere.
+    /// The addresses of `host`, sorted: resolvers rotate their answers, and picks have to be the
+    /// same everywhere.
     pub(super) async fn look_up(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
         self.look_up_by(host, system).await
     }
@@ -56,7 +56,7 @@ impl Resolver {
         how: fn(&str) -> Answer,
     ) -> io::Result<watch::Receiver<Option<Answer>>> {
         let mut under_way = self.lock();
-        // One whose thread has ended by a panic is of no use any more.
+        // A look-up whose thread has panicked never answers.
         if let Some(answer) = under_way.get(host).filter(|a| a.has_changed().is_ok()) {
             return Ok(answer.clone());
         }

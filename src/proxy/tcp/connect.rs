@@ -136,7 +136,7 @@ async fn attempt(
     let mut shortage_is_logged = false;
     // A header for the backend, or what the client has sent by now.
     let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
-    let begin = || open(&backend.place, &service.plan.socket, speaks_at_once);
+    let begin = || open(&backend.addr, &service.plan.socket, speaks_at_once);
     let mut opening = pin!(begin());
     let mut at_once = poll_once(opening.as_mut()).await;
     if at_once.is_none() {

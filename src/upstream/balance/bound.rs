@@ -1,21 +1,21 @@
-//! Bounded load, as HAProxy's `hash-balance-factor`: nobody holds more than so many percent of its
-//! even share of the sessions, and what does not fit goes on along the ring.
+//! Bounded load, as HAProxy's `hash-balance-factor`: no candidate holds more than so many percent
+//! of its even share of the sessions, and what exceeds that goes on along the ring.
 
 use super::{Candidates, FULL, weights::Weights};
 
 /// How many sessions each candidate may hold at this moment.
-pub(super) struct Room<'a> {
-    /// The places there are in all, the one for the session to be placed among them.
-    places: u64,
+pub(super) struct Capacity<'a> {
+    /// How many sessions there may be in all, with the one to be placed.
+    total: u64,
     weights: &'a Weights,
-    /// Where not everybody counts with the whole of its weight: what counts, summed up. The share
+    /// Where not all count with the whole of their weight: what counts, summed up. The share
     /// of candidate `i` ends at `sums[i + 1]`.
     sums: Option<&'a [u64]>,
 }
 
-impl<'a> Room<'a> {
-    /// Only whoever can be picked counts, with its sessions: the others' share is to be held by
-    /// these.
+impl<'a> Capacity<'a> {
+    /// Only candidates that can be picked count, with their sessions: they hold the share of the
+    /// others, too.
     pub(super) fn new(
         factor: u32,
         weights: &'a Weights,
@@ -42,18 +42,18 @@ impl<'a> Room<'a> {
             &sums[..]
         });
         Self {
-            places: ((sessions + 1) * u64::from(factor)).div_ceil(100),
+            total: ((sessions + 1) * u64::from(factor)).div_ceil(100),
             weights,
             sums,
         }
     }
 
-    pub(super) fn is_for(&self, candidate: usize, connections: u64) -> bool {
+    pub(super) fn allows(&self, candidate: usize, connections: u64) -> bool {
         connections < self.most(candidate)
     }
 
-    /// The places are dealt out by weight, and the rest that does not divide evenly along the
-    /// order, so that there is always one free.
+    /// The total is divided by weight, and what does not divide evenly along the order, so that
+    /// there is always capacity for one more.
     fn most(&self, candidate: usize) -> u64 {
         let (from, to, total) = match self.sums {
             None => {
@@ -66,7 +66,7 @@ impl<'a> Room<'a> {
                 (sums[candidate], sums[candidate + 1], total)
             }
         };
-        let dealt = |sum: u64| u128::from(sum) * u128::from(self.places) / u128::from(total.max(1));
+        let dealt = |sum: u64| u128::from(sum) * u128::from(self.total) / u128::from(total.max(1));
         let most = dealt(to) - dealt(from);
         u64::try_from(most).unwrap_or(u64::MAX).max(1)
     }
@@ -88,13 +88,13 @@ mod tests {
         let held = Each(held.collect());
         let weights = Weights::new(0, &entries);
         let mut sums = Vec::new();
-        let room = Room::new(factor, &weights, &held, &mut sums);
-        weights.range().map(|i| room.most(i)).collect()
+        let capacity = Capacity::new(factor, &weights, &held, &mut sums);
+        weights.range().map(|i| capacity.most(i)).collect()
     }
 
     #[test]
     fn shares_of_the_places() {
-        // 9 sessions and the next: 12.5 places, rounded up.
+        // 9 sessions and the next: 12.5 in all, rounded up.
         let held = vec![(FULL, 3), (FULL, 3), (FULL, 3)];
         assert_eq!(most(125, &[1, 1, 1], held), [4, 4, 5]);
         let held = vec![(FULL, 0), (FULL, 0), (FULL, 0)];
@@ -105,7 +105,7 @@ mod tests {
     }
 
     proptest! {
-        /// There is always room for one more, and nobody may hold more than a place above its
+        /// There is always capacity for one more, and no candidate may hold more than one above its
         /// share.
         #[test]
         fn there_is_room(

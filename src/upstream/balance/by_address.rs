@@ -1,4 +1,4 @@
-//! Candidates by the text of their address: one host name may stand for several.
+//! Candidates by the text of their address: a host name can have several.
 
 use super::Entry;
 use ahash::AHashMap;

@@ -1,18 +1,16 @@
 //! Plain hash, backend for backend that of nginx's `hash KEY` without `consistent`.
 //!
-//! Adding or removing a backend moves most clients; it is here for those who have it and want to
-//! keep it.
+//! Adding or removing a backend moves most clients. It exists for migration from nginx.
 
 use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
 use crc32fast::Hasher;
 
-/// Where a session stands: each try that finds nobody hashes the key anew, with the number of the
-/// try.
+/// The position of a search: each try hashes the key again, with the number of the try.
 #[derive(Debug)]
-pub struct HashWalk {
-    /// In a box: a search that is waiting for a connect must not be large.
+pub struct HashLookup {
+    /// Boxed: a search that waits for a connect must not be large.
     key: Box<[u8]>,
-    /// Of the key alone, the same at every try: it says when the key moves to one that starts
+    /// Of the key alone, the same at every try: it decides when the key moves to one that starts
     /// slowly.
     of_key: u32,
     hash: u64,
@@ -20,7 +18,7 @@ pub struct HashWalk {
     tries: u32,
 }
 
-impl HashWalk {
+impl HashLookup {
     pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
             key: key.into(),

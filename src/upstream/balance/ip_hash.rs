@@ -3,16 +3,16 @@
 use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
 use std::net::IpAddr;
 
-/// Where a session stands: a try that finds nobody goes on hashing from the hash before.
+/// The position of a search: the next try hashes on from the hash of the last.
 #[derive(Debug)]
-pub struct IpHashWalk {
+pub struct IpHashLookup {
     bytes: [u8; 16],
     len: usize,
     hash: u64,
     tries: u32,
 }
 
-impl IpHashWalk {
+impl IpHashLookup {
     /// Clients on a unix socket have no address and count as one.
     pub(super) fn from_client(client: Option<IpAddr>) -> Self {
         let mut bytes = [0; 16];
@@ -37,7 +37,7 @@ impl IpHashWalk {
 
     pub(super) fn pick(&mut self, weights: &Weights, candidates: &impl Candidates) -> Option<Pick> {
         let total = weights.total();
-        // The same at every try: it says when the key moves to one that starts slowly.
+        // The same at every try: it decides when the key moves to one that starts slowly.
         let of_key = u64::from(crc32fast::hash(&self.bytes[..self.len]));
         while total > 0 && self.tries <= MOST_TRIES {
             self.hash = self.bytes[..self.len].iter().fold(self.hash, |hash, byte| {

@@ -1,4 +1,4 @@
-//! What is known of a session before its backend is picked, and the key made of it.
+//! What a hash key can be made of, and the key.
 
 use crate::plan::{HashKey, KeyPart, Variable};
 use smallvec::SmallVec;
@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Long enough for two addresses as text: a key is made without allocating.
 pub(super) type Key = SmallVec<[u8; 96]>;
 
-/// Who the client is, and where it came in.
+/// What is known of a session before its backend is picked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// `None` for a client on a unix socket, here and below.
+pub struct HashInput {
+    /// `None`, here and below: a client on a unix socket.
     pub remote_addr: Option<IpAddr>,
     pub remote_port: Option<u16>,
     /// The port that the client connected to.
@@ -19,8 +19,8 @@ pub struct Facts {
     pub proxy_protocol_addr: Option<IpAddr>,
 }
 
-impl Facts {
-    /// A key without anything in it says nothing about the client.
+impl HashInput {
+    /// An empty key does not identify the client.
     pub fn has_key(&self, key: &HashKey) -> bool {
         !self.key(key).is_empty()
     }
@@ -158,8 +158,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn facts(remote: &str) -> Facts {
-        Facts {
+    fn facts(remote: &str) -> HashInput {
+        HashInput {
             remote_addr: Some(remote.parse().expect("an address")),
             remote_port: Some(5000),
             server_port: Some(6379),
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    fn key(facts: &Facts, parts: &[KeyPart]) -> Vec<u8> {
+    fn key(facts: &HashInput, parts: &[KeyPart]) -> Vec<u8> {
         facts.key(&HashKey(parts.to_vec())).to_vec()
     }
 
@@ -228,7 +228,7 @@ mod tests {
             variable(Variable::ServerPort),
         ];
         assert_eq!(key(&facts("192.0.2.7"), &parts), b"192.0.2.7-50006379");
-        assert_eq!(key(&Facts::default(), &parts), b"unix:-");
+        assert_eq!(key(&HashInput::default(), &parts), b"unix:-");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) fn least(
     if equals == usable {
         best = turns.pick(weights.range(), |i| candidates.share(i));
     } else if equals > 1 {
-        // Asked for once more instead of kept: keeping costs every pick more than this costs some.
+        // Computed once more instead of kept: keeping costs every pick more than this costs some.
         best = turns.pick(weights.range(), |i| {
             let is_equal = score(i, weights.of(i) as f64) == least;
             if is_equal { candidates.share(i) } else { 0 }
@@ -39,7 +39,7 @@ pub(super) fn least(
     best.map(|best| (best, least))
 }
 
-/// Endless for one that cannot be picked.
+/// Infinite for one that cannot be picked.
 ///
 /// A quotient of its own for each, and not products with the least so far: those would have to wait
 /// for each other, which takes longer than the divisions. It is exact enough: equal ratios of whole
@@ -57,7 +57,7 @@ pub(super) fn score(amount: f64, weight: f64, share: u32) -> f64 {
     }
 }
 
-/// By way of a signed number: for unsigned ones the processor has no instruction.
+/// Through a signed number: the processor has no instruction for unsigned ones.
 #[inline]
 pub(super) fn number(n: u64) -> f64 {
     i64::try_from(n).unwrap_or(i64::MAX) as f64

@@ -1,5 +1,5 @@
 //! Least time: the smallest product of average time and sessions, for each unit of weight. Backends
-//! as quick as the quickest, as far as that can be measured, share by sessions and weight.
+//! that are as quick as the quickest, within what can be measured, share by sessions and weight.
 
 use super::{
     Candidates, Pick, RoundRobin, Why,
@@ -8,10 +8,11 @@ use super::{
 };
 use std::time::{Duration, Instant};
 
-/// In seconds: averages that differ by less are equal. On a busy machine a process waits for the
-/// CPU for so long.
+/// In seconds: averages that differ by less are equal. A process on a busy machine waits that long
+/// for the CPU.
 const RESOLUTION: f64 = 0.001;
-/// In parts of the least average: the averages of two equal backends differ by so much for a while.
+/// As a part of the least average: the averages of two equal backends can differ by so much for a
+/// while.
 const MARGIN: f64 = 0.25;
 
 pub(super) fn pick(
@@ -31,8 +32,8 @@ pub(super) fn pick(
     }
     let equal = quickest + RESOLUTION.max(quickest * MARGIN);
     let sessions = |i| number(candidates.connections(i));
-    // One about which nothing is known comes first while it has no session. With some it is taken
-    // for as quick as the quickest, no more: it may be that it never answers.
+    // One whose time is not known comes first while it has no session. With sessions it counts as
+    // the quickest, not less: it may never answer.
     let is_new = |i| candidates.time(i) == 0.0 && candidates.connections(i) == 0;
     let is_quick = |i| candidates.time(i) <= equal;
     let product = |i| match is_quick(i) {
@@ -81,16 +82,16 @@ impl<C: Candidates, F: Fn(usize) -> bool> Candidates for Only<'_, C, F> {
     }
 }
 
-/// How much of the average each new time makes.
+/// The weight of a new time in the average.
 const NEW: f64 = 0.05;
 
-/// The average time of one backend, in seconds: old times count less and less, and while none is
-/// added it halves again and again, so that one that was slow once is tried again.
+/// The average time of one backend. Old times count less and less, and while none is added the
+/// average is halved repeatedly, so that a backend that was slow once is tried again.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Average {
-    /// 0 where no time is known.
+    /// 0: no time is known.
     pub seconds: f64,
-    /// When it halves next; `None` where no time is known.
+    /// When it is halved next; `None`: no time is known.
     pub halves: Option<Instant>,
 }
 
@@ -105,7 +106,7 @@ impl Average {
         self.halves = Some(now + halving);
     }
 
-    /// It is not idle: it does not halve before another `halving` has passed.
+    /// The backend is in use: it is not halved before another `halving` has passed.
     pub fn put_off(&mut self, now: Instant, halving: Duration) {
         self.halves = self.halves.map(|_| now + halving);
     }
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(0)]);
         let now = [(0.001, 5), (0.0, 1), (5.0, 0)];
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
-        // Nothing is known of anybody: the fewest sessions.
+        // No time is known: the fewest sessions.
         let now = [(0.0, 3), (0.0, 1), (0.0, 2)];
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
     }

@@ -4,33 +4,34 @@
 //! few clients that it need not.
 
 use super::{
-    Candidates, Entry, Pick, RoundRobin, Why, bound::Room, share_for_key, weights::Weights,
+    Candidates, Entry, Pick, RoundRobin, Why, bound::Capacity, share_for_key, weights::Weights,
 };
 use crate::upstream::balance::by_address::Named;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A prime, so that every step width visits every slot.
 const SLOTS: usize = 65_537;
-/// So many slots in a row are looked at before the key is laid among all who can be picked.
-const PATIENCE: u32 = 50;
+/// After so many slots in a row without a usable candidate the key is placed among all that are
+/// usable.
+const MOST_STEPS: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct Maglev {
-    /// The name that holds each slot; empty when nobody has any weight.
+    /// The name that holds each slot; empty when all weights are 0.
     slots: Vec<u16>,
     named: Named,
 }
 
-/// Where a session stands in the table.
+/// The position of a search in the table.
 #[derive(Debug, Clone, Copy)]
-pub struct MaglevWalk {
+pub struct MaglevLookup {
     /// `None`: the key was empty, turns decide.
     hash: Option<u64>,
-    /// Steps taken from the session's own slot without finding anybody.
+    /// Steps from the key's own slot, none of which led to a candidate.
     steps: u32,
 }
 
-impl MaglevWalk {
+impl MaglevLookup {
     pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
             hash: (!key.is_empty()).then(|| xxh3_64(key)),
@@ -41,49 +42,49 @@ impl MaglevWalk {
 
 impl Maglev {
     /// There are at most 65,536 names: `config` sees to it.
-    pub(super) fn new(primaries: &[Entry<'_>]) -> Self {
-        let (named, names) = Named::new(primaries);
+    pub(super) fn new(regular: &[Entry<'_>]) -> Self {
+        let (named, names) = Named::new(regular);
         Self {
             slots: fill(&names),
             named,
         }
     }
 
-    /// The backend of the session's slot or, where that one cannot be used, of one of the next. The
-    /// table stays as it is while a backend is away: nobody else's clients move, and its own are
-    /// spread over all others.
+    /// The backend of the key's slot or, where that one cannot be used, of one of the next. The
+    /// table does not change while a backend is away: its clients are spread over all others, and
+    /// theirs do not move.
     pub(super) fn pick(
         &self,
-        walk: &mut MaglevWalk,
+        lookup: &mut MaglevLookup,
         weights: &Weights,
         turns: &mut RoundRobin,
         candidates: &impl Candidates,
-        room: Option<&Room<'_>>,
+        capacity: Option<&Capacity<'_>>,
     ) -> Option<Pick> {
-        let hash = walk.hash?;
+        let hash = lookup.hash?;
         if self.slots.is_empty() {
             return None;
         }
         let start = (hash % SLOTS as u64) as usize;
-        let share = |i| share_for_key(candidates, i, hash, room);
-        for _ in 0..PATIENCE {
-            let slot = (start + walk.steps as usize) % SLOTS;
+        let share = |i| share_for_key(candidates, i, hash, capacity);
+        for _ in 0..MOST_STEPS {
+            let slot = (start + lookup.steps as usize) % SLOTS;
             let named = self.named.of(usize::from(self.slots[slot]));
             if let Some(candidate) = turns.pick(named.iter().copied(), share) {
                 return Some(Pick {
                     candidate,
                     why: Why::Slot {
                         slot: u32::try_from(slot).unwrap_or(u32::MAX),
-                        steps: walk.steps,
+                        steps: lookup.steps,
                     },
                 });
             }
-            walk.steps += 1;
+            lookup.steps += 1;
         }
-        // Most are away, or one that holds most of the slots: the walk could go on for all of them.
+        // Most backends are away, or one that holds most slots: this could go through all of them.
         Some(Pick {
             candidate: weights.by_hash(hash, share)?,
-            why: Why::KeyAmongTheRest { tries: PATIENCE },
+            why: Why::KeyAmongTheRest { tries: MOST_STEPS },
         })
     }
 }
@@ -112,7 +113,7 @@ fn fill(names: &[Entry<'_>]) -> Vec<u16> {
             (entry.text, taker)
         })
         .collect();
-    // The order in the config does not matter: whoever writes it in another sends nobody elsewhere.
+    // Sorted, so that the order in the configuration does not matter.
     takers.sort_by_key(|(text, _)| *text);
     let heaviest = takers.iter().map(|(_, t)| t.weight).max().unwrap_or(0);
     if heaviest == 0 {
@@ -248,14 +249,14 @@ mod tests {
         let mut turns = RoundRobin::new(entries.iter().map(|e| e.weight));
         let weights = Weights::new(0, &entries);
         let mut pick = |left: Option<usize>| {
-            let mut walk = MaglevWalk::from_key(b"192.0.2.1");
+            let mut lookup = MaglevLookup::from_key(b"192.0.2.1");
             let now = these(|i| Some(i) == left);
-            let picked = table.pick(&mut walk, &weights, &mut turns, &now, None);
-            (picked.map(|p| p.candidate), walk.steps)
+            let picked = table.pick(&mut lookup, &weights, &mut turns, &now, None);
+            (picked.map(|p| p.candidate), lookup.steps)
         };
         for left in 0..200 {
             assert_eq!(pick(Some(left)).0, Some(left));
         }
-        assert_eq!(pick(None), (None, PATIENCE));
+        assert_eq!(pick(None), (None, MOST_STEPS));
     }
 }

@@ -1,6 +1,6 @@
-//! Numbers drawn from a seed: what chance is to the policies.
+//! Pseudorandom numbers from a seed.
 
-/// SplitMix64: enough for load balancing, and nothing that an outsider could gain by guessing.
+/// SplitMix64: good enough for load balancing, where guessing a number gains nothing.
 #[derive(Debug, Clone)]
 pub struct Chance(u64);
 

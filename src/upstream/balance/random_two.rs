@@ -6,7 +6,7 @@ use super::{
     weights::Weights,
 };
 
-/// Draws that met nobody who could be picked before those who can are counted out one by one.
+/// After so many draws of candidates that cannot be picked, the others are summed up instead.
 const REDRAWS: u32 = 8;
 
 pub(super) fn pick(
@@ -31,15 +31,14 @@ pub(super) fn pick(
     })
 }
 
-/// One that can be picked, by weight, and not `not`.
+/// One that can be picked, other than `not`, by weight.
 fn draw(
     weights: &Weights,
     candidates: &impl Candidates,
     not: Option<usize>,
     random: &mut impl FnMut() -> u64,
 ) -> Option<usize> {
-    // Whoever cannot be picked is drawn in vain, which leaves the odds among the others as they
-    // are.
+    // Drawing again keeps the odds among those that can be picked.
     for _ in 0..REDRAWS {
         let drawn = weights.at(below(weights.total(), random()))?;
         if Some(drawn) != not {

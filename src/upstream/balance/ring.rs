@@ -1,20 +1,21 @@
 //! The consistent-hash ring, point for point that of nginx's `hash … consistent`.
 //!
-//! A fleet may be moved over one machine at a time, or run mixed for good: as long as the address
-//! texts and weights are the same, each client stays on its backend.
+//! A fleet can be migrated one machine at a time, or run mixed permanently: while the address texts
+//! and weights are the same, each client stays on its backend.
 //! `tests/integration/hash_nginx.rs` holds this against a running nginx; the vectors below were
 //! taken from one.
 
 use super::{
-    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Room, share_for_key,
+    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Capacity, share_for_key,
     weights::Weights,
 };
 use crate::upstream::balance::by_address::Named;
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;
-/// So many points in a row are looked at for room before the key is laid among all who have some.
-const PATIENCE: u32 = 1000;
+/// After so many points in a row without capacity the key is placed among all candidates that have
+/// some.
+const MOST_STEPS: u32 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -29,16 +30,16 @@ struct Point {
     name: u32,
 }
 
-/// Where a session stands on the ring.
+/// The position of a search on the ring.
 #[derive(Debug, Clone, Copy)]
-pub struct RingWalk {
+pub struct RingLookup {
     /// `None`: the key was empty, turns decide.
     hash: Option<u32>,
-    /// Steps taken from the session's own point without finding anybody.
+    /// Steps from the key's own point, none of which led to a candidate.
     steps: u32,
 }
 
-impl RingWalk {
+impl RingLookup {
     pub(super) fn from_key(key: &[u8]) -> Self {
         Self {
             hash: (!key.is_empty()).then(|| crc32fast::hash(key)),
@@ -49,8 +50,8 @@ impl RingWalk {
 
 impl Ring {
     /// In the order of the config.
-    pub(super) fn new(primaries: &[Entry<'_>]) -> Self {
-        let (named, names) = Named::new(primaries);
+    pub(super) fn new(regular: &[Entry<'_>]) -> Self {
+        let (named, names) = Named::new(regular);
         let mut points: Vec<Point> = names
             .iter()
             .zip(0..)
@@ -65,29 +66,29 @@ impl Ring {
     }
 
     /// The backend at the session's point or, where that one cannot be used, at one of the next.
-    /// `None` when the key is empty or the walk has become too long: the caller lets turns decide.
+    /// `None` when the key is empty or after too many steps: the caller lets turns decide.
     pub(super) fn pick(
         &self,
-        walk: &mut RingWalk,
+        lookup: &mut RingLookup,
         weights: &Weights,
         turns: &mut RoundRobin,
         candidates: &impl Candidates,
-        room: Option<&Room<'_>>,
+        capacity: Option<&Capacity<'_>>,
     ) -> Option<Pick> {
-        let hash = walk.hash?;
+        let hash = lookup.hash?;
         if self.points.is_empty() {
             return None;
         }
-        // With bounded load, which nginx does not have, there is a better way out than turns, and
-        // no hurry to take it.
-        let most = match room {
+        // With bounded load, which nginx does not have, there is a better fallback than turns, so
+        // it can come later.
+        let most = match capacity {
             None => MOST_TRIES,
-            Some(_) => walk.steps + PATIENCE,
+            Some(_) => lookup.steps + MOST_STEPS,
         };
         let start = self.points.partition_point(|p| p.hash < hash);
-        while walk.steps <= most {
-            let point = self.points[(start + walk.steps as usize) % self.points.len()];
-            let share = |i| share_for_key(candidates, i, u64::from(hash), room);
+        while lookup.steps <= most {
+            let point = self.points[(start + lookup.steps as usize) % self.points.len()];
+            let share = |i| share_for_key(candidates, i, u64::from(hash), capacity);
             let named = self.named.of(point.name as usize);
             if let Some(candidate) = turns.pick(named.iter().copied(), share) {
                 return Some(Pick {
@@ -95,18 +96,18 @@ impl Ring {
                     why: Why::Point {
                         key: hash,
                         point: point.hash,
-                        steps: walk.steps,
+                        steps: lookup.steps,
                     },
                 });
             }
-            walk.steps += 1;
+            lookup.steps += 1;
         }
-        room?;
-        let share = |i| share_for_key(candidates, i, u64::from(hash), room);
+        capacity?;
+        let share = |i| share_for_key(candidates, i, u64::from(hash), capacity);
         let spread = u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
         Some(Pick {
             candidate: weights.by_hash(spread, share)?,
-            why: Why::KeyAmongTheRest { tries: PATIENCE },
+            why: Why::KeyAmongTheRest { tries: MOST_STEPS },
         })
     }
 }
@@ -164,9 +165,9 @@ mod tests {
         RoundRobin::new(entries.iter().map(|e| e.weight))
     }
 
-    fn pick_with(walk: &mut RingWalk, eligible: impl Fn(usize) -> bool) -> Option<usize> {
+    fn pick_with(lookup: &mut RingLookup, eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let picked = Ring::new(&BACKENDS).pick(
-            walk,
+            lookup,
             &Weights::new(0, &BACKENDS),
             &mut turns(&BACKENDS),
             &these(eligible),
@@ -176,7 +177,7 @@ mod tests {
     }
 
     fn pick(key: &str, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        pick_with(&mut RingWalk::from_key(key.as_bytes()), eligible)
+        pick_with(&mut RingLookup::from_key(key.as_bytes()), eligible)
     }
 
     /// Taken from nginx 1.22.1 with `hash $remote_addr consistent` and these three servers.
@@ -213,17 +214,17 @@ mod tests {
 
     #[test]
     fn a_second_pick_goes_on_from_where_the_first_ended() {
-        let mut walk = RingWalk::from_key(b"192.0.2.1");
-        assert_eq!(pick_with(&mut walk, |_| true), Some(2));
-        assert_eq!(pick_with(&mut walk, |i| i != 2), Some(0));
-        assert_eq!(pick_with(&mut walk, |i| i == 1), Some(1));
+        let mut lookup = RingLookup::from_key(b"192.0.2.1");
+        assert_eq!(pick_with(&mut lookup, |_| true), Some(2));
+        assert_eq!(pick_with(&mut lookup, |i| i != 2), Some(0));
+        assert_eq!(pick_with(&mut lookup, |i| i == 1), Some(1));
     }
 
     #[test]
     fn after_twenty_steps_turns_decide() {
-        let mut walk = RingWalk::from_key(b"192.0.2.1");
-        assert_eq!(pick_with(&mut walk, |_| false), None);
-        assert_eq!(walk.steps, 21);
+        let mut lookup = RingLookup::from_key(b"192.0.2.1");
+        assert_eq!(pick_with(&mut lookup, |_| false), None);
+        assert_eq!(lookup.steps, 21);
     }
 
     #[test]
@@ -234,8 +235,8 @@ mod tests {
         let (mut turns, weights) = (turns(&entries), Weights::new(0, &entries));
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
-            let mut walk = RingWalk::from_key(&n.to_le_bytes());
-            let picked = ring.pick(&mut walk, &weights, &mut turns, &these(|_| true), None);
+            let mut lookup = RingLookup::from_key(&n.to_le_bytes());
+            let picked = ring.pick(&mut lookup, &weights, &mut turns, &these(|_| true), None);
             seen[picked.expect("all up").candidate] += 1;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
@@ -270,16 +271,17 @@ mod tests {
                 .map(|(_, e)| *e)
                 .collect();
             let pick = |entries: &[Entry<'_>], key: u64, eligible: &dyn Fn(usize) -> bool| {
-                let mut walk = RingWalk::from_key(&key.to_le_bytes());
+                let mut lookup = RingLookup::from_key(&key.to_le_bytes());
                 let ring = Ring::new(entries);
-                let picked = ring.pick(&mut walk, &Weights::new(0, entries), &mut turns(entries), &these(eligible), None)?;
+                let picked = ring.pick(&mut lookup, &Weights::new(0, entries), &mut turns(entries), &these(eligible), None)?;
                 Some(entries[picked.candidate].text.to_owned())
             };
             for key in keys {
                 let before = pick(&all, key, &|_| true);
                 let failed = pick(&all, key, &|i| i != lost);
                 prop_assert_eq!(before.as_ref() == Some(&names[lost]), before != failed);
-                // A walk past more than twenty points of the lost one gives up: turns decide then.
+                // A lookup past more than twenty points of the lost one gives up: turns decide
+                // then.
                 if failed.is_some() {
                     prop_assert_eq!(failed, pick(&others, key, &|_| true));
                 }

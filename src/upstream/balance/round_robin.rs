@@ -1,6 +1,6 @@
 //! Smooth weighted round robin: turns in proportion to weight, spread out evenly.
 
-/// Whose turn it is. A weight of 0 takes no turn.
+/// Decides which candidate is next. A weight of 0 is never next.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
     turns: Vec<Turn>,
@@ -49,7 +49,7 @@ impl RoundRobin {
             if share == 0 {
                 continue;
             }
-            // Everybody's share is full but for those that start slowly: a common factor, which
+            // The share of all is full but for those that start slowly: a common factor, which
             // changes no turn.
             let step = i64::from(turn.effective) * i64::from(share);
             turn.current += step;

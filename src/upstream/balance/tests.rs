@@ -46,7 +46,7 @@ pub(super) fn picks(
 ) -> Vec<Option<usize>> {
     let mut balancer = balancer(balance, weights, &[]);
     let now = Each(now);
-    let mut pick = || balancer.pick(&mut Walk::Free, &now, || 0);
+    let mut pick = || balancer.pick(&mut LookupState::Free, &now, || 0);
     (0..times).map(|_| pick().map(|p| p.candidate)).collect()
 }
 
@@ -89,22 +89,22 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("10.0.0.{i}:6379")).collect()
 }
 
-fn balancer(balance: &Balance, primaries: &[u32], backups: &[u32]) -> Balancer {
-    let names = names(primaries.len() + backups.len());
+fn balancer(balance: &Balance, regular: &[u32], backups: &[u32]) -> Balancer {
+    let names = names(regular.len() + backups.len());
     let entry = |(text, &weight): (_, &u32)| -> Entry<'_> {
         let text: &String = text;
         Entry { text, weight }
     };
-    let (first, rest) = names.split_at(primaries.len());
-    let primaries: Vec<_> = first.iter().zip(primaries).map(entry).collect();
+    let (first, rest) = names.split_at(regular.len());
+    let regular: Vec<_> = first.iter().zip(regular).map(entry).collect();
     let backups: Vec<_> = rest.iter().zip(backups).map(entry).collect();
-    Balancer::new(balance, &primaries, &backups)
+    Balancer::new(balance, &regular, &backups)
 }
 
-fn client(ip: impl Into<IpAddr>) -> Facts {
-    Facts {
+fn client(ip: impl Into<IpAddr>) -> HashInput {
+    HashInput {
         remote_addr: Some(ip.into()),
-        ..Facts::default()
+        ..HashInput::default()
     }
 }
 
@@ -125,8 +125,8 @@ fn backups_serve_only_when_no_primary_can() {
         let mut b = balancer(&balance, &[1, 1], &[1]);
         let mut random = numbers(1);
         let mut pick = |rule: &dyn Fn(usize) -> bool| {
-            let mut walk = Walk::new(&balance, &client([192, 0, 2, 1]));
-            let picked = b.pick(&mut walk, &these(rule), &mut random);
+            let mut lookup = LookupState::new(&balance, &client([192, 0, 2, 1]));
+            let picked = b.pick(&mut lookup, &these(rule), &mut random);
             picked.map(|p| p.candidate)
         };
         assert!(pick(&|_| true) < Some(2), "{balance:?}");
@@ -142,8 +142,8 @@ fn a_single_backend_is_picked_whatever_the_policy() {
     for balance in every_policy() {
         let mut b = balancer(&balance, &[1], &[]);
         assert!(b.is_single());
-        let mut walk = Walk::new(&balance, &client([192, 0, 2, 1]));
-        let picked = b.pick(&mut walk, &these(|_| true), || 0);
+        let mut lookup = LookupState::new(&balance, &client([192, 0, 2, 1]));
+        let picked = b.pick(&mut lookup, &these(|_| true), || 0);
         let why = Why::Only;
         assert_eq!(picked, Some(Pick { candidate: 0, why }), "{balance:?}");
     }
@@ -153,7 +153,7 @@ fn a_single_backend_is_picked_whatever_the_policy() {
 fn first_fills_the_first_that_can_take() {
     let mut b = balancer(&Balance::First, &[0, 1, 5], &[]);
     let mut pick = |rule: &dyn Fn(usize) -> bool| {
-        let picked = b.pick(&mut Walk::Free, &these(rule), || 0);
+        let picked = b.pick(&mut LookupState::Free, &these(rule), || 0);
         picked.map(|p| p.candidate)
     };
     for _ in 0..3 {
@@ -169,7 +169,7 @@ fn random_two_follows_weight_and_load() {
     // Nobody takes the one with most sessions: whoever else is drawn has fewer.
     let loaded = Now(|_| true, vec![9, 1, 1, 1]);
     for _ in 0..1000 {
-        let picked = b.pick(&mut Walk::Free, &loaded, &mut random);
+        let picked = b.pick(&mut LookupState::Free, &loaded, &mut random);
         assert_ne!(picked.map(|p| p.candidate), Some(0));
     }
     // Sessions that stay: each backend ends with its share of the weight.
@@ -178,7 +178,7 @@ fn random_two_follows_weight_and_load() {
     let mut sessions = vec![0u64; 3];
     for _ in 0..8000 {
         let now = Now(|_| true, sessions.clone());
-        let picked = b.pick(&mut Walk::Free, &now, &mut random);
+        let picked = b.pick(&mut LookupState::Free, &now, &mut random);
         sessions[picked.expect("somebody").candidate] += 1;
     }
     for (got, weight) in sessions.iter().zip(weights) {
@@ -199,8 +199,8 @@ fn an_empty_key_leaves_it_to_turns() {
         let mut b = balancer(&balance, &[1, 1, 1], &[]);
         let picks: Vec<_> = (0..6)
             .map(|_| {
-                let mut walk = Walk::new(&balance, &client([192, 0, 2, 1]));
-                let picked = b.pick(&mut walk, &these(|_| true), || 0);
+                let mut lookup = LookupState::new(&balance, &client([192, 0, 2, 1]));
+                let picked = b.pick(&mut lookup, &these(|_| true), || 0);
                 picked.map(|p| p.candidate)
             })
             .collect();
@@ -221,9 +221,9 @@ fn slow_start_scales_every_policy() {
                 .map(|n| {
                     // Every client from a network of its own, for ip_hash.
                     let [_, x, y, z] = n.wrapping_mul(0x9e37_79b1).to_be_bytes();
-                    let mut walk = Walk::new(&balance, &client([x, y, z, 1]));
+                    let mut lookup = LookupState::new(&balance, &client([x, y, z, 1]));
                     let now = Starting(0, share);
-                    let picked = b.pick(&mut walk, &now, &mut random);
+                    let picked = b.pick(&mut lookup, &now, &mut random);
                     picked.expect("somebody").candidate == 0
                 })
                 .collect()
@@ -254,7 +254,7 @@ fn slow_start_scales_every_policy() {
     }
 }
 
-/// Sessions that stay never pile up beyond the bound, and keys come home where there is room.
+/// Sessions that stay never pile up beyond the bound, and keys come home where there is capacity.
 #[test]
 fn bounded_load_bounds() {
     for balance in [
@@ -267,9 +267,9 @@ fn bounded_load_bounds() {
         for n in 0..400u64 {
             // Four clients, each a hundred times: without a bound they would sit on at most four
             // backends' shares.
-            let mut walk = Walk::new(&balance, &client([192, 0, 2, (n % 4) as u8]));
+            let mut lookup = LookupState::new(&balance, &client([192, 0, 2, (n % 4) as u8]));
             let now = Now(|_| true, sessions.clone());
-            let picked = b.pick(&mut walk, &now, || 0).expect("somebody");
+            let picked = b.pick(&mut lookup, &now, || 0).expect("somebody");
             assert!(!matches!(picked.why, Why::TurnInsteadOfKey));
             sessions[picked.candidate] += 1;
             let places = ((n + 1) * 110).div_ceil(100);
@@ -280,8 +280,8 @@ fn bounded_load_bounds() {
         }
         // One client alone, whose sessions end at once, always comes home.
         let mut home = || {
-            let mut walk = Walk::new(&balance, &client([192, 0, 2, 9]));
-            let picked = b.pick(&mut walk, &these(|_| true), || 0);
+            let mut lookup = LookupState::new(&balance, &client([192, 0, 2, 9]));
+            let picked = b.pick(&mut lookup, &these(|_| true), || 0);
             picked.map(|p| p.candidate)
         };
         let first = home();
@@ -301,8 +301,8 @@ fn the_heaviest_away_leaves_keys_their_place() {
     ] {
         let mut b = balancer(&balance, &[60_000, 1, 1], &[]);
         let mut pick = |n: u8, up: &dyn Fn(usize) -> bool| {
-            let mut walk = Walk::new(&balance, &client([192, 0, 2, n]));
-            let picked = b.pick(&mut walk, &Now(up, vec![sessions, 0, 0]), || 0);
+            let mut lookup = LookupState::new(&balance, &client([192, 0, 2, n]));
+            let picked = b.pick(&mut lookup, &Now(up, vec![sessions, 0, 0]), || 0);
             picked.expect("somebody")
         };
         let without = |i: usize| i != 0;
@@ -334,8 +334,8 @@ proptest! {
         let mut balancer = balancer(&balance, &weights, &backups);
         let mut random = numbers(u64::from(mask));
         for key in keys {
-            let mut walk = Walk::new(&balance, &client(key));
-            let picked = balancer.pick(&mut walk, &now, &mut random);
+            let mut lookup = LookupState::new(&balance, &client(key));
+            let picked = balancer.pick(&mut lookup, &now, &mut random);
             let possible = (0..all.len()).any(|i| up(i) && all[i] > 0);
             prop_assert_eq!(picked.is_some(), possible);
             if let Some(Pick { candidate, .. }) = picked {

@@ -1,5 +1,4 @@
-//! The weights of one group of candidates, summed up so that a number finds whose share it falls
-//! in.
+//! The weights of one group of candidates, summed up: a number falls into the share of one.
 
 use super::Entry;
 use std::ops::Range;
@@ -9,7 +8,7 @@ pub(super) struct Weights {
     /// The number of the first candidate.
     first: usize,
     each: Vec<u32>,
-    /// The same, ready to be divided by.
+    /// The same as floating point numbers, to divide by.
     numbers: Vec<f64>,
     /// For each candidate where its share ends.
     ends: Vec<u64>,
@@ -61,8 +60,8 @@ impl Weights {
         u64::from(self.each[candidate - self.first])
     }
 
-    /// The candidate in whose share of what can be picked a hash falls: the same for the same hash
-    /// for as long as the same ones can be picked.
+    /// The candidate whose share contains the hash, among those that can be picked: the same for
+    /// the same hash while the same candidates can be picked.
     pub(super) fn by_hash(&self, hash: u64, share: impl Fn(usize) -> u32) -> Option<usize> {
         let usable = || {
             self.each()
@@ -80,7 +79,7 @@ impl Weights {
             .map(|(i, _)| i)
     }
 
-    /// The candidate in whose share `at` falls.
+    /// The candidate whose share contains `at`.
     pub(super) fn at(&self, at: u64) -> Option<usize> {
         let i = self.ends.partition_point(|end| *end <= at);
         (i < self.ends.len()).then_some(self.first + i)

@@ -1,4 +1,4 @@
-//! A client as it is named on the command line and in the answer.
+//! A client as it is written on the command line and in the output.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
-    /// Somebody on a unix socket.
+    /// On a unix socket.
     Unix,
     Ip {
         ip: IpAddr,

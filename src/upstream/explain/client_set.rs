@@ -1,4 +1,4 @@
-//! Many clients at once: every address of a network, or some drawn from it.
+//! Sets of clients: every address of a network, or a sample of it.
 
 use super::Client;
 use crate::upstream::balance::Chance;
@@ -6,22 +6,22 @@ use ahash::AHashSet;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// More are not asked for at once.
+/// The largest set.
 pub const MOST_CLIENTS: u64 = 1 << 20;
 
-/// The ports that Linux gives to outgoing connections unless it is told otherwise.
+/// The ports of outgoing connections on Linux by default.
 const PORTS: std::ops::Range<u64> = 32_768..61_000;
 
-/// A row of addresses.
+/// A range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Crowd {
+pub struct ClientSet {
     v6: bool,
     first: u128,
-    /// How far the last one is from the first.
+    /// Its distance from the first.
     last: u128,
 }
 
-impl Crowd {
+impl ClientSet {
     pub fn network(net: IpNet) -> Self {
         Self::between(net.network(), net.broadcast())
     }
@@ -93,7 +93,7 @@ pub fn draw_ports(clients: &mut [Client], chance: &mut Chance) {
 
 fn up_to(last: u128, chance: &mut Chance) -> u128 {
     let drawn = u128::from(chance.draw()) << 64 | u128::from(chance.draw());
-    // What the remainder favours of 2^128 nobody can see.
+    // The bias of the remainder is below 2^-100.
     last.checked_add(1).map_or(drawn, |count| drawn % count)
 }
 
@@ -101,8 +101,8 @@ fn up_to(last: u128, chance: &mut Chance) -> u128 {
 mod tests {
     use super::*;
 
-    fn network(text: &str) -> Crowd {
-        Crowd::network(text.parse().expect("a network"))
+    fn network(text: &str) -> ClientSet {
+        ClientSet::network(text.parse().expect("a network"))
     }
 
     fn names(clients: Option<Vec<Client>>) -> Vec<String> {
@@ -138,7 +138,7 @@ mod tests {
         let few = network("192.0.2.0/30");
         assert_eq!(few.sample(4, &mut chance), few.all());
         assert_eq!(few.sample(5, &mut chance), None);
-        // Nobody is preferred.
+        // All are drawn equally often.
         let mut drawn = [0u32; 4];
         for _ in 0..4000 {
             let one = few.sample(1, &mut chance).expect("one");

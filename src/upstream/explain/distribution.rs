@@ -1,15 +1,15 @@
-//! Many clients asked for, counted; and who moves when backends are gone.
+//! Counts the backends that many clients get, and the clients that move when backends are gone.
 
 use super::{Client, Outcome, Process};
 use crate::upstream::balance::Why;
 
-/// How many clients became what.
+/// How many clients had which outcome.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub clients: u64,
     pub denied: u64,
     pub no_backend: u64,
-    /// Those for whom it was only a backend's turn, whoever they are.
+    /// Those that got a backend by turns, whatever their address.
     pub by_turns: u64,
     /// For each backend, in the order of the configuration.
     pub got: Vec<u64>,
@@ -35,12 +35,12 @@ impl Counts {
         }
     }
 
-    /// Those that the access rules let in.
+    /// Those that the access rules allow.
     pub fn let_in(&self) -> u64 {
         self.clients - self.denied
     }
 
-    /// Of those that were let in.
+    /// As a part of those that are allowed.
     pub fn share(&self, count: u64) -> f64 {
         match self.let_in() {
             0 => 0.0,
@@ -64,8 +64,8 @@ pub struct Survey {
     pub moves: Vec<Move>,
 }
 
-/// The clients come to the whole and, beside it, to the rest where there is one; `each` hears what
-/// becomes of them with the whole.
+/// Lets the clients come to `whole` and, in comparison, to `rest`; `each` is called with their
+/// outcomes at `whole`.
 pub fn survey<E>(
     clients: &[Client],
     whole: &mut Process<'_>,

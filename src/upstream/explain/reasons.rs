@@ -1,4 +1,4 @@
-//! Why, in plain words with the figures.
+//! Explanations of outcomes, with figures.
 
 use super::{Client, Outcome, Process};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Process<'_> {
-    /// Why this became of the client.
+    /// Why the client has this outcome.
     pub fn reason(&self, client: Client, outcome: &Outcome) -> String {
         match *outcome {
             Outcome::Denied => "denied by the access rules".to_owned(),
@@ -83,27 +83,26 @@ impl Process<'_> {
         key.is_some_and(|key| !self.facts(client).has_key(key))
     }
 
-    /// What in this configuration makes the answer less than the whole truth about a running
-    /// process.
+    /// How a running process may differ from these outcomes, because of this configuration.
     pub fn caveats(&self, seed: u64) -> Vec<String> {
         let balance = &self.upstream.balance;
-        let mut said = Vec::new();
+        let mut caveats = Vec::new();
         if self.upstream.check.is_some() {
-            said.push(
+            caveats.push(
                 "backends are checked in a running process: those that a check takes out are counted in here"
                     .to_owned(),
             );
         }
         match balance {
-            Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => said.push(format!(
+            Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => caveats.push(format!(
                 "{} goes by turns: no client has a backend of its own, and who moves says nothing",
                 balance.word()
             )),
-            Balance::RandomTwo => said.push(format!(
+            Balance::RandomTwo => caveats.push(format!(
                 "random_two draws, here with seed {seed}: another process draws otherwise, no client has a backend \
                  of its own, and who moves says nothing"
             )),
-            Balance::ConsistentHash(_, Some(_)) | Balance::Maglev(_, Some(_)) => said.push(
+            Balance::ConsistentHash(_, Some(_)) | Balance::Maglev(_, Some(_)) => caveats.push(
                 "hash_balance_factor moves clients off backends that hold too many sessions; here none stays".to_owned(),
             ),
             _ => {}
@@ -118,7 +117,7 @@ impl Process<'_> {
                 0 => String::new(),
                 n => format!(" (and {n} more)"),
             };
-            said.push(format!(
+            caveats.push(format!(
                 "names are not resolved: {}{others} counts as one backend; {}",
                 first.text,
                 match balance {
@@ -128,6 +127,6 @@ impl Process<'_> {
                 }
             ));
         }
-        said
+        caveats
     }
 }

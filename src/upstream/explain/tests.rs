@@ -101,7 +101,7 @@ fn client(text: &str) -> Client {
 
 fn sample(count: u64) -> Vec<Client> {
     let mut chance = Chance::from_seed(7);
-    let sample = Crowd::internet().sample(count, &mut chance);
+    let sample = ClientSet::internet().sample(count, &mut chance);
     sample.expect("as many")
 }
 

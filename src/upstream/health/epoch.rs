@@ -1,12 +1,12 @@
-//! What a primary can prove about whose turn it is.
+//! What a primary can prove about its promotion.
 
-/// As far as the protocol tells.
+/// Identifies a promotion, as far as the protocol does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Epoch {
     /// PostgreSQL: a promotion begins a new timeline.
     Timeline(u32),
-    /// Redis: the data set has a name; a replica that is promoted gives it a new one, and remembers
-    /// the one before.
+    /// Redis: the data set has an id; a replica that is promoted gives it a new one, and keeps the
+    /// one before.
     Replication { id: String, before: Option<String> },
 }
 
@@ -20,7 +20,7 @@ impl Epoch {
         }
     }
 
-    /// Whether whoever says this was promoted after `other`; false where that cannot be told.
+    /// Whether this is a promotion after `other`; false where that is not known.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Timeline(mine), Self::Timeline(theirs)) => mine > theirs,

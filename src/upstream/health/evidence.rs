@@ -6,15 +6,15 @@ use crate::plan::reason::CheckResult;
 pub enum Evidence {
     /// Nothing: the check could not be made.
     Missing,
-    /// It has the role asked for.
+    /// It has the required role.
     Role,
     /// It has another role.
     OtherRole,
-    /// What it said before still holds: it is busy, and its role cannot change meanwhile.
+    /// What was found before still holds: it is busy, and its role cannot change meanwhile.
     Unchanged,
-    /// It may have been started again: what it says afterwards is said anew.
+    /// It may have been restarted: what was found before does not count.
     MayHaveRestarted,
-    /// It cannot be told what role it has.
+    /// Its role is not known.
     Unknown,
 }
 

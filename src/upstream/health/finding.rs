@@ -4,13 +4,13 @@ use super::Epoch;
 use crate::plan::{LagLimit, Role};
 use std::time::Duration;
 
-/// What a server says of its place among the others.
+/// The place of a server among the others, as it reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finding {
     pub role: Option<Role>,
     /// The latest promotion that this server knows of.
     pub epoch: Option<Epoch>,
-    /// What tells this running server from all others, whichever of its addresses is checked. A
+    /// Identifies this running server, whichever of its addresses is checked. A
     /// replica has another one than its primary, and a server that was started again may have
     /// another one than before.
     pub server: Option<String>,

@@ -1,13 +1,13 @@
-//! How fast sessions are told to end, so that ten thousand clients do not come back in one instant.
+//! How fast sessions are terminated, so that ten thousand clients do not reconnect in one instant.
 
 use super::schedule::part_of;
 use std::time::{Duration, Instant};
 
-/// So many end each second, over the whole process...
+/// So many are terminated each second, over the whole process...
 const PER_SECOND: f64 = 2_000.0;
 /// ... and so many at once.
 const AT_ONCE: f64 = 200.0;
-/// Between two looks whether more may end; half of it is left to chance.
+/// Until more may be terminated; half of it is random.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A bucket that fills with time.
@@ -35,7 +35,7 @@ impl Pace {
         granted
     }
 
-    /// How long to wait before asking for more. `draw` is chance.
+    /// How long to wait before taking more. `draw` is random.
     pub fn pause(draw: u64) -> Duration {
         PAUSE - part_of(PAUSE / 2, draw)
     }

@@ -1,5 +1,4 @@
-//! Passive failures by nginx's rules for `max_fails` and `fail_timeout`: what failed connects say
-//! about a backend. Pure: the time is passed in.
+//! Passive health: failed connects, by nginx's rules for `max_fails` and `fail_timeout`. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -33,16 +32,14 @@ impl Passive {
         self.checked = Some(now);
     }
 
-    /// A success proves something only when it is younger than the last failure: one that was
-    /// under way before says nothing about now.
+    /// A success counts only when its connect began after the last failure.
     pub fn succeeded(&mut self) {
         if self.accessed < self.checked {
             self.fails = 0;
         }
     }
 
-    /// It was asked, later than this, and answered well: who was under way then is no witness any
-    /// more.
+    /// A check that began at `asked` succeeded: failures before that do not count any more.
     pub fn answered(&mut self, asked: Instant) {
         if self.accessed.is_some_and(|failed| failed < asked) {
             self.fails = 0;

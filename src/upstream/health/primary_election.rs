@@ -1,27 +1,27 @@
-//! Which of those that say that they are the primary is believed.
+//! Which of several servers that claim to be the primary is believed.
 //!
-//! There is one primary at a time. Where several claim it, who has proven to be promoted later is
-//! right; where nothing is proven, who has said so for longer, without a break: a server that was
-//! away and comes back may not know what happened meanwhile.
+//! There is one primary at a time. Of several claims, the one with a proof of a later promotion is
+//! right; without proofs, the one that has lasted longer without a break: a server that was away
+//! and comes back may not know what happened meanwhile.
 
 use super::Epoch;
 use crate::plan::Addr;
 use std::{fmt, time::Instant};
 
-/// One server's word that it is the primary.
+/// A server claims to be the primary.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim<'a> {
-    /// Since when it has said so without a break; `None`: it does not say so at this moment.
+    /// Since when it has claimed it without a break; `None`: it does not at this moment.
     pub role_since: Option<Instant>,
     pub epoch: Option<&'a Epoch>,
-    /// Where the server was asked, and what it calls itself, which no other running server does.
+    /// Where the server was checked, and its own identity, which no other running server has.
     pub addr: &'a Addr,
     pub server: Option<&'a str>,
-    /// Whether it is there to be believed. What one has proven that no longer answers still stands.
+    /// Whether it can be believed now. The proof of a server that no longer answers still counts.
     pub answers: bool,
 }
 
-/// What a claim is worth; the numbers are those of the claims.
+/// The result for one claim; numbers are positions of claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     Believed,
@@ -29,22 +29,22 @@ pub enum Standing {
     Doubtful {
         believed: usize,
     },
-    /// Another one was promoted later, and proves it.
+    /// Another one was promoted later, with proof.
     Superseded {
         by: usize,
     },
-    /// It does not answer, so nothing is made of it.
+    /// It does not answer.
     Silent,
 }
 
-/// In the order in which the first stands when nothing else decides.
+/// Where nothing else decides, the first claim is believed.
 pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
     let newer = |one: &Claim<'_>, other: &Claim<'_>| match (one.epoch, other.epoch) {
         (Some(one), Some(other)) => one.is_newer_than(other) && !other.is_newer_than(one),
         _ => false,
     };
     let servers = number_servers(claims);
-    // What one server said earlier and says now is no contradiction between two.
+    // An earlier claim of the same server is no contradiction.
     let superseded = |i: usize| {
         (0..claims.len()).find(|n| servers[*n] != servers[i] && newer(&claims[*n], &claims[i]))
     };
@@ -64,7 +64,7 @@ pub fn standings(claims: &[Claim<'_>]) -> Vec<Standing> {
     claims.iter().enumerate().map(standing).collect()
 }
 
-/// How many servers make these claims.
+/// How many different servers make these claims.
 pub fn count_servers(claims: &[Claim<'_>]) -> usize {
     let servers = number_servers(claims);
     let is_first = |(i, server): (usize, &usize)| i == *server;
@@ -75,8 +75,8 @@ pub fn count_servers(claims: &[Claim<'_>]) -> usize {
         .count()
 }
 
-/// For each claim the first one of the same server. What is the same as a third one is the same,
-/// too: of two addresses of a server one may not have been asked since it was started again.
+/// For each claim the first one of the same server. Two claims that are the same as a third are the
+/// same: one of two addresses may not have been checked since the server was restarted.
 fn number_servers(claims: &[Claim<'_>]) -> Vec<usize> {
     let mut servers: Vec<usize> = (0..claims.len()).collect();
     for i in 1..claims.len() {
@@ -101,7 +101,7 @@ fn is_same(one: &Claim<'_>, other: &Claim<'_>) -> bool {
     same_data || one.addr == other.addr || one.server.is_some() && one.server == other.server
 }
 
-/// How one supersedes the other, in words.
+/// How the first epoch supersedes the second, in words.
 #[derive(Debug)]
 pub struct Supersedes<'a>(pub &'a Epoch, pub &'a Epoch);
 

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-/// First checks begin within this long after the start, so that a thousand backends are not asked
+/// First checks begin within this time after the start, so that a thousand backends are not checked
 /// in one instant.
 pub const FIRST_CHECK_SPREAD: Duration = Duration::from_millis(100);
 
-/// From one moment at which checks begin to the next, but never more than a small part of a pause.
+/// From one moment at which checks begin to the next; at most a small part of a pause.
 const STEP: Duration = Duration::from_millis(25);
 
-/// The pauses between the checks of one backend. The caller checks, and only then asks when to
-/// check next: there is never more than one at a time.
+/// The pauses between the checks of one backend. The next check is scheduled when the last has
+/// ended: there is never more than one at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     interval: Duration,
@@ -29,13 +29,13 @@ impl Schedule {
         }
     }
 
-    /// How long after the start the first check begins. `draw` is chance.
+    /// How long after the start the first check begins. `draw` is random.
     pub fn first(&self, draw: u64) -> Duration {
         part_of(FIRST_CHECK_SPREAD.min(self.interval), draw)
     }
 
-    /// When the check after one that lasted from `began` to `now` begins. What is promised in
-    /// intervals is kept, so jitter only ever makes them shorter: by up to a tenth, and one step.
+    /// When the check after one that lasted from `began` to `now` begins. Jitter only makes
+    /// intervals shorter, so that limits given in intervals hold: by up to a tenth, and one step.
     pub fn next(&self, began: Instant, now: Instant, in_doubt: bool, draw: u64) -> Instant {
         let pause = if in_doubt { self.fast } else { self.interval };
         let next = began + (pause - part_of(pause / 10, draw));
@@ -47,7 +47,7 @@ impl Schedule {
     }
 }
 
-/// Some of `whole`, by chance.
+/// A random part of `whole`.
 pub(super) fn part_of(whole: Duration, draw: u64) -> Duration {
     whole.mul_f64((draw >> 32) as f64 / f64::from(u32::MAX))
 }

@@ -1,18 +1,18 @@
 //! From what single checks find to a verdict about a backend.
 //!
 //! Life is doubted until `fall` failures in a row, and believed after `rise` good answers in a row,
-//! so that a blip changes nothing. A role is not doubted: a server that says that it is a replica
-//! knows. To be behind is a blip more often than not, so it takes `fall` answers as well; failures
-//! among them count, for they do not say that it has caught up, but nobody is called dead who has
-//! answered in between.
+//! so that a blip changes nothing. A role is not doubted: a server knows whether it is a replica.
+//! To be behind is a blip more often than not, so it takes `fall` answers as well; failures among
+//! them count, for they do not prove that it has caught up, but a server that has answered in
+//! between is not called dead.
 
 use super::Evidence;
 use crate::plan::reason::{BackendState, CheckResult};
 use std::time::{Duration, Instant};
 
-/// How many answers in a row it takes; each at least 1.
+/// How many results in a row change a verdict; each at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule {
+pub struct RiseFall {
     pub rise: u32,
     pub fall: u32,
 }
@@ -23,58 +23,58 @@ pub enum Verdict {
     /// Why; `None` before the first check has ended.
     Down(Option<CheckResult>),
     WrongRole,
-    /// Well, in the other role than the one asked for.
+    /// Well, in the other role than the required one.
     Standby,
     /// Too far behind, or not replicating.
     Lagging,
-    /// It says that it is the primary, and another one is believed. No check says so of one server:
+    /// It claims to be the primary, and another one is believed. No check of one server finds this:
     /// see [`super::standings`].
     Doubtful,
 }
 
-/// A verdict that has become another.
+/// A change of the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     pub from: Verdict,
     pub to: Verdict,
-    /// From the first answer that spoke against the old verdict.
+    /// From the first result against the old verdict until the change.
     pub doubted_for: Duration,
-    /// Whether this is the first verdict that an answer stands behind.
+    /// Whether this is the first verdict that is based on a check.
     pub first: bool,
 }
 
-/// Hears the answers of one address of a backend, one after the other.
+/// Makes a verdict of the results of one address, one after the other.
 #[derive(Debug)]
 pub struct Judge {
-    rule: Rule,
+    rule: RiseFall,
     verdict: Verdict,
-    /// Whether any answer stands behind the verdict.
-    heard: bool,
-    /// The last answer that was certain, unless the server may have been started again since.
+    /// Whether the verdict is based on a check.
+    has_result: bool,
+    /// The last result that told the role, unless the server may have been restarted since.
     certain: Option<CheckResult>,
     runs: Runs,
-    /// Since when answers have spoken against it.
+    /// Since when results have been against it.
     doubted_since: Option<Instant>,
 }
 
-/// How many of the last answers, without a gap, were...
+/// How many results in a row, up to the last, were...
 #[derive(Debug, Default)]
 struct Runs {
     good: u32,
     failed: u32,
-    /// Good, or too far behind: of one that lives.
+    /// Good, or too far behind: the server is alive.
     alive: u32,
     /// Failed, or too far behind.
     poor: u32,
 }
 
 impl Runs {
-    fn hear(&mut self, says: Verdict) {
+    fn count(&mut self, outcome: Verdict) {
         let count = |run: &mut u32, goes_on: bool| {
             *run = if goes_on { run.saturating_add(1) } else { 0 };
         };
-        let (up, lags) = (says.is_up(), says == Verdict::Lagging);
-        let failed = matches!(says, Verdict::Down(_));
+        let (up, lags) = (outcome.is_up(), outcome == Verdict::Lagging);
+        let failed = matches!(outcome, Verdict::Down(_));
         count(&mut self.good, up);
         count(&mut self.failed, failed);
         count(&mut self.alive, up || lags);
@@ -91,7 +91,7 @@ impl Verdict {
         self == Self::Up
     }
 
-    /// Whether it is another role than the one asked for that keeps sessions away.
+    /// Whether the server has another role than the required one.
     pub fn is_other_role(self) -> bool {
         matches!(self, Self::WrongRole | Self::Standby)
     }
@@ -109,66 +109,66 @@ impl Verdict {
 }
 
 impl Judge {
-    pub fn new(rule: Rule, start: Verdict) -> Self {
+    pub fn new(rule: RiseFall, start: Verdict) -> Self {
         Self {
             rule,
             verdict: start,
-            heard: false,
+            has_result: false,
             certain: None,
             runs: Runs::default(),
             doubted_since: None,
         }
     }
 
-    /// Whether the next answer is awaited with impatience.
+    /// Whether to check at the fast interval.
     pub fn is_in_doubt(&self) -> bool {
-        self.doubted_since.is_some() || !self.heard
+        self.doubted_since.is_some() || !self.has_result
     }
 
-    pub fn hear(&mut self, result: CheckResult, now: Instant) -> Option<Change> {
-        // Nothing was learnt.
+    pub fn record(&mut self, result: CheckResult, now: Instant) -> Option<Change> {
+        // The check could not be made.
         if result == CheckResult::Local {
             return None;
         }
-        let says = match self.recall(result) {
+        let outcome = match self.recall(result) {
             CheckResult::Ok => Verdict::Up,
             CheckResult::WrongRole => Verdict::WrongRole,
             CheckResult::Standby => Verdict::Standby,
             CheckResult::Lagging | CheckResult::NotReplicating => Verdict::Lagging,
             why => Verdict::Down(Some(why)),
         };
-        let first = !self.heard;
-        self.heard = true;
-        self.runs.hear(says);
-        if says.state() == self.verdict.state() {
+        let first = !self.has_result;
+        self.has_result = true;
+        self.runs.count(outcome);
+        if outcome.state() == self.verdict.state() {
             self.doubted_since = None;
             if !first {
                 return None;
             }
-            // It was only supposed; from now on it has its reason.
-            let from = std::mem::replace(&mut self.verdict, says);
-            return (from != says).then_some(Change {
+            // It was an assumption; from now on it has its reason.
+            let from = std::mem::replace(&mut self.verdict, outcome);
+            return (from != outcome).then_some(Change {
                 from,
-                to: says,
+                to: outcome,
                 doubted_for: Duration::ZERO,
                 first,
             });
         }
         let since = *self.doubted_since.get_or_insert(now);
-        if !first && !self.is_enough(says) {
+        if !first && !self.is_enough(outcome) {
             return None;
         }
-        let from = std::mem::replace(&mut self.verdict, says);
+        let from = std::mem::replace(&mut self.verdict, outcome);
         self.doubted_since = None;
         Some(Change {
             from,
-            to: says,
+            to: outcome,
             doubted_for: now.saturating_duration_since(since),
             first,
         })
     }
 
-    /// What a busy server said last still holds.
+    /// The last certain result of a busy server still holds.
     fn recall(&mut self, result: CheckResult) -> CheckResult {
         match Evidence::of(result) {
             Evidence::Unchanged => return self.certain.unwrap_or(result),
@@ -179,16 +179,16 @@ impl Judge {
         result
     }
 
-    /// Whether it has been said often enough for a verdict.
-    fn is_enough(&self, says: Verdict) -> bool {
-        let Rule { rise, fall } = self.rule;
-        match (self.verdict, says) {
+    /// Whether there have been enough results for this verdict.
+    fn is_enough(&self, outcome: Verdict) -> bool {
+        let RiseFall { rise, fall } = self.rule;
+        match (self.verdict, outcome) {
             (_, Verdict::WrongRole | Verdict::Standby) => true,
             (_, Verdict::Down(_)) => self.runs.failed >= fall,
             // From the wrong role to the right one: as certain as the other way.
             (Verdict::WrongRole | Verdict::Standby, _) => true,
             (_, Verdict::Up) => self.runs.good >= rise,
-            // It lives, which has to be believed first.
+            // That it is alive has to be believed first.
             (Verdict::Down(_), _) => self.runs.alive >= rise,
             _ => self.runs.poor >= fall,
         }
@@ -205,14 +205,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn judge(rise: u32, fall: u32) -> Judge {
-        Judge::new(Rule { rise, fall }, Verdict::Up)
+        Judge::new(RiseFall { rise, fall }, Verdict::Up)
     }
 
     /// What the verdict is after each answer.
     fn verdicts(judge: &mut Judge, answers: &[CheckResult]) -> Vec<Verdict> {
         let now = Instant::now();
         let hear = |answer: &CheckResult| {
-            judge.hear(*answer, now);
+            judge.record(*answer, now);
             judge.verdict
         };
         answers.iter().map(hear).collect()
@@ -225,9 +225,9 @@ mod tests {
     fn the_first_answer_decides_alone() {
         assert_eq!(verdicts(&mut judge(2, 3), &[Refused]), [DOWN]);
         let start = Verdict::at_start(false);
-        let mut waiting = Judge::new(Rule { rise: 2, fall: 3 }, start);
+        let mut waiting = Judge::new(RiseFall { rise: 2, fall: 3 }, start);
         assert_eq!(verdicts(&mut waiting, &[Local, Good]), [start, UP]);
-        let mut waiting = Judge::new(Rule { rise: 2, fall: 3 }, start);
+        let mut waiting = Judge::new(RiseFall { rise: 2, fall: 3 }, start);
         assert_eq!(verdicts(&mut waiting, &[Refused, Good]), [DOWN, DOWN]);
     }
 
@@ -338,11 +338,11 @@ mod tests {
         let mut judge = judge(2, 3);
         let after = |s| now + Duration::from_secs(s);
         for (result, at) in [(Good, 0), (Refused, 1), (Good, 2), (Refused, 3), (Local, 4)] {
-            assert_eq!(judge.hear(result, after(at)), None);
+            assert_eq!(judge.record(result, after(at)), None);
         }
         assert!(judge.is_in_doubt());
-        assert_eq!(judge.hear(Refused, after(5)), None);
-        let change = judge.hear(Timeout, after(7)).expect("a change");
+        assert_eq!(judge.record(Refused, after(5)), None);
+        let change = judge.record(Timeout, after(7)).expect("a change");
         assert_eq!(change.doubted_for, Duration::from_secs(4));
         assert_eq!(change.to, Verdict::Down(Some(Timeout)));
         assert!(!judge.is_in_doubt() && !change.first);
@@ -364,7 +364,7 @@ mod tests {
             let mut verdict = Verdict::Up;
             let mut certain = None;
             for result in answers {
-                let change = judge.hear(result, now);
+                let change = judge.record(result, now);
                 let result = match result {
                     Busy => certain.unwrap_or(Busy),
                     Good | Standby | WrongRole | Lagging | NotReplicating => *certain.insert(result),
@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn a_lasting_change_is_noticed_in_time() {
         let mut chance = Chance::from_seed(20_261_121);
-        let rule = Rule { rise: 2, fall: 3 };
+        let rule = RiseFall { rise: 2, fall: 3 };
         let (interval, fast) = (Duration::from_secs(2), Duration::from_millis(500));
         let timeout = Duration::from_secs(1);
         let began = Instant::now();
@@ -443,7 +443,7 @@ mod tests {
                 } else {
                     Duration::ZERO
                 };
-                let change = judge.hear(result, at + took);
+                let change = judge.record(result, at + took);
                 if let Some(change) = change {
                     assert!(is_bad, "a blip became a verdict: {change:?}");
                     assert_eq!(

@@ -136,7 +136,7 @@ impl Inner {
             let config = EndpointConfig::from(plan);
             for addr in &configured.addresses {
                 let is_it = |e: &Endpoint| {
-                    *e.backend.text() == configured.metrics.text && e.backend.place == *addr
+                    *e.backend.text() == configured.metrics.text && e.backend.addr == *addr
                 };
                 let known = old.iter().position(is_it).map(|i| old.swap_remove(i));
                 let endpoint = known.map_or_else(

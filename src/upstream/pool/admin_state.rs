@@ -1,5 +1,4 @@
-//! What an operator has set for backends, beside what checks and failed connects say: neither erases
-//! the other.
+//! What an operator has set for backends, independent of checks and failed connects.
 
 #[cfg(test)]
 mod tests;
@@ -47,7 +46,7 @@ impl AdminState {
             .find(|admin_state| admin_state.word() == word)
     }
 
-    /// The state that this puts a backend in, whatever checks and connects say.
+    /// The state of a backend with this setting, whatever its checks and connects are like.
     pub fn state(self) -> Option<BackendState> {
         match self {
             Self::Ready => None,

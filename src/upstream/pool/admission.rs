@@ -72,7 +72,7 @@ impl Endpoint {
             Some(since) if !single => {
                 let passed = now.saturating_duration_since(since).as_secs_f64();
                 let part = passed / config.slow_start.as_secs_f64();
-                // Never nothing: where it is the only one left it serves.
+                // Never 0: it serves where no other does.
                 Admission::Part(((part * f64::from(FULL)) as u32).clamp(1, FULL))
             }
             Some(_) => Admission::Part(FULL),

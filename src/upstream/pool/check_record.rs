@@ -24,7 +24,7 @@ pub(super) struct CheckRecord {
     pub(super) last: Option<Checked>,
     /// When checks of it began.
     pub(super) added_at: Instant,
-    /// When a check last told its role; before that, `added_at`.
+    /// When a check last found its role; before that, `added_at`.
     pub(super) last_certain: Instant,
     /// `last_certain` is too long ago.
     pub(super) is_stale: bool,
@@ -34,15 +34,15 @@ pub(super) struct CheckRecord {
 /// What speaks for an endpoint where there is to be one primary.
 #[derive(Debug, Default)]
 pub(super) struct PrimaryEvidence {
-    /// Since when it has had the role asked for without a break.
+    /// Since when it has had the required role without a break.
     pub(super) role_since: Option<Instant>,
     /// What it proved last, even if it has not answered since.
     pub(super) epoch: Option<Epoch>,
-    /// What the server called itself then.
+    /// The identity of the server then.
     pub(super) server: Option<String>,
     /// The id of the backend that was promoted later. It holds when that one has another role by
     /// now: a server whose data are out of date does not become the primary by being the last to
-    /// say so.
+    /// claim it.
     pub(super) superseded_by: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! How long one session waits for a backend, for the policy that compares backends by it.
+//! Measures how long a session waits for a backend, for `least_time`.
 
 use super::{Inner, Pool};
 use crate::{
@@ -10,26 +10,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs from the pick until what the policy asks for has happened. Dropped before that, it tells
-/// how long was waited in vain: who never answers must not be taken for quick.
+/// Runs from the pick until what the policy measures has happened. Dropped before that, it reports
+/// a futile wait: a backend that never answers must not count as quick.
 ///
 /// The time to the first byte is that of the connect and of the wait from the client's first byte
-/// to the backend's. What a client leaves a connection idle before it asks is no fault of the
-/// backend: pools connect long before they ask.
+/// to the backend's. The time before a client sends its request is not the backend's: connection
+/// pools connect long before.
 #[derive(Debug)]
 pub struct Clock {
     pool: Arc<Pool>,
     backend: Arc<Backend>,
     of: TimeOf,
-    /// What came before the present wait.
+    /// The time of earlier waits.
     before: Duration,
-    /// Since when the backend is waited for; `None` while it is not.
+    /// When the present wait began.
     since: Option<Instant>,
     connected: Option<Instant>,
 }
 
 impl Clock {
-    /// `None` where the policy does not ask.
+    /// `None`: the policy does not compare times.
     pub fn start(pool: &Arc<Pool>, backend: &Arc<Backend>, now: Instant) -> Option<Box<Self>> {
         let of = pool.compares()?;
         let mut clock = Box::new(Self {
@@ -44,7 +44,7 @@ impl Clock {
         Some(clock)
     }
 
-    /// The connect succeeded. Gives the clock back if it is to run on.
+    /// The connect succeeded. Returns the clock if it runs on.
     pub fn connected(mut self: Box<Self>, now: Instant) -> Option<Box<Self>> {
         let time = self.stop(now);
         match self.of {
@@ -63,18 +63,18 @@ impl Clock {
         }
     }
 
-    /// The first reply to a flow has come; there is no connect to be told from the wait for it.
+    /// The first reply to a flow has come; flows have no connect.
     pub fn replied(&mut self, now: Instant) {
         let time = self.stop(now);
         self.pool.add_time(&self.backend, time, now);
     }
 
-    /// The connect failed in a way that says nothing about speed.
+    /// The connect failed in a way that proves nothing about speed.
     pub fn failed(&mut self) {
         self.stop(Instant::now());
     }
 
-    /// At every turn of the relay until an answer has begun.
+    /// To be called whenever the relay has moved bytes, until an answer has begun.
     pub fn look(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
         if has_answered {
             if !has_asked {
@@ -91,7 +91,7 @@ impl Clock {
     }
 
     fn wait(&mut self, now: Instant) {
-        self.backend.waiting.fetch_add(1, Relaxed);
+        self.backend.waiting_sessions.fetch_add(1, Relaxed);
         self.since = Some(now);
     }
 
@@ -99,7 +99,7 @@ impl Clock {
         let Some(since) = self.since.take() else {
             return Duration::ZERO;
         };
-        self.backend.waiting.fetch_sub(1, Relaxed);
+        self.backend.waiting_sessions.fetch_sub(1, Relaxed);
         now.saturating_duration_since(since)
     }
 }
@@ -172,7 +172,7 @@ impl Inner {
         for endpoint in &mut self.endpoints {
             let period = endpoint.config.rule.fail_timeout;
             // One that is waited for is in use.
-            match endpoint.backend.waiting.load(Relaxed) {
+            match endpoint.backend.waiting_sessions.load(Relaxed) {
                 0 => endpoint.latency.halve(now, period),
                 _ => endpoint.latency.put_off(now, period),
             }

@@ -23,7 +23,7 @@ use std::{
 pub(super) struct Endpoint {
     pub(super) backend: Arc<Backend>,
     pub(super) config: EndpointConfig,
-    /// What failed connects say. Neither this nor `check` nor `admin` erases another.
+    /// Failed connects. They, checks and the operator are independent: none erases another.
     pub(super) passive: Passive,
     pub(super) check: CheckRecord,
     pub(super) admin: AdminSetting,
@@ -117,13 +117,13 @@ impl Endpoint {
         may_change
     }
 
-    /// What it says as the primary; `answers`: whether it can be believed now.
+    /// Its claim to be the primary; `answers`: whether it can be believed now.
     pub(super) fn claim(&self, answers: bool) -> Claim<'_> {
         let evidence = &self.check.evidence;
         Claim {
             role_since: evidence.role_since,
             epoch: evidence.epoch.as_ref(),
-            addr: &self.backend.place,
+            addr: &self.backend.addr,
             server: evidence.server.as_deref(),
             answers,
         }

@@ -62,7 +62,7 @@ pub enum Cause {
     },
     /// Another server has proven to be the newer primary; how.
     Superseded(String),
-    /// Another server says that it is the primary, too; which, and why it is the one believed.
+    /// Another server claims to be the primary, too; which, and why it is the one believed.
     TwoPrimaries(String),
     /// The other primary is gone.
     OnePrimary,
@@ -172,7 +172,7 @@ impl Events {
         let backend = &transition.backend;
         let is_other = |other: &Weak<Backend>| {
             let other = other.upgrade();
-            other.is_some_and(|other| other.place != backend.place)
+            other.is_some_and(|other| other.addr != backend.addr)
         };
         self.awaiting_failover.retain(is_other);
         backend.notify_when_empty(transition.is_outage());

@@ -1,5 +1,5 @@
-//! What flows of datagrams ask of the pool: they have no connect that could succeed, and they may
-//! move to another backend at any time.
+//! The pool for flows of datagrams: they have no connect that could succeed, and they can move to
+//! another backend at any time.
 
 use super::{Pool, Search};
 use crate::{
@@ -19,8 +19,8 @@ impl Pool {
     }
 
     /// Whether it counts as a failure that this backend gave no reply. Checks know better; and
-    /// where no other backend takes sessions, a client that asks what is never answered would take
-    /// the last one out.
+    /// where no other backend takes sessions, a request that is never answered would take the last
+    /// one out.
     pub fn may_be_blamed_for_silence(&self, backend: &Backend, now: Instant) -> bool {
         let inner = self.lock();
         let mut others = inner

@@ -38,7 +38,7 @@ pub(super) struct Review {
     due: Option<Instant>,
 }
 
-/// The check that led to a review, where it changed what checks say of its address.
+/// The check that led to a review, where it changed the verdict on its address.
 pub(super) struct Trigger {
     backend: u64,
     cause: Cause,
@@ -48,10 +48,10 @@ pub(super) struct Trigger {
 /// What an upstream shows of its reviews.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guarded {
-    /// How many servers say that they are the primary, where there is to be one. One that is
-    /// reached in two ways is one.
+    /// How many servers claim to be the primary, where there is to be one. A server with two
+    /// addresses counts once.
     pub primaries: Option<usize>,
-    /// Whether all are used whatever their checks say, where that can be.
+    /// Whether all are used in spite of their checks, where there is a panic threshold.
     pub in_panic: Option<bool>,
 }
 
@@ -226,7 +226,7 @@ impl Inner {
         true
     }
 
-    /// A server says that it follows a primary with this epoch. If it had superseded that one, the
+    /// A server follows a primary with this epoch. If it had superseded that one, the
     /// two agree now. Returns whether it had.
     fn end_superseding(&mut self, backend: &Backend, epoch: &Epoch) -> bool {
         let mut all = self.endpoints.iter_mut().map(|e| &mut e.check.evidence);
@@ -313,7 +313,7 @@ impl Inner {
         if review.panic_threshold == 0 {
             return;
         }
-        let (regular, backups) = self.endpoints.split_at(self.balancer.primaries().end);
+        let (regular, backups) = self.endpoints.split_at(self.balancer.regular().end);
         let serves = |backend: &&[Endpoint]| {
             let serves = |e: &Endpoint| !e.config.is_down && e.config.weight > 0;
             let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
@@ -395,7 +395,7 @@ fn verdict_of<'a>(
 /// Its address as configured, and where that is a name, which of its addresses.
 fn name(endpoint: &Endpoint) -> String {
     let backend = &endpoint.backend;
-    let (text, addr) = (backend.text(), backend.place.to_string());
+    let (text, addr) = (backend.text(), backend.addr.to_string());
     match **text == *addr {
         true => addr,
         false => format!("{text} ({addr})"),

@@ -39,7 +39,7 @@ pub struct Snapshot {
     pub average_time: Option<f64>,
     /// When an operator set its admin state, or else when the verdict of its checks changed last.
     pub since: Option<Instant>,
-    /// The roles that its addresses have; `None` where no check asks.
+    /// The roles of its addresses; `None`: checks do not tell them.
     pub roles: Option<Vec<Role>>,
     /// The latest of its addresses.
     pub checked: Option<Checked>,
@@ -207,7 +207,7 @@ fn explain_verdict(endpoints: &[&Endpoint]) -> Option<(BackendState, String)> {
     if endpoints.iter().any(|e| e.check.effective.is_up()) {
         return None;
     }
-    // A server that answers says more than one that does not, the more so the less is wrong.
+    // Of several addresses the best decides.
     let rank = |e: &&&Endpoint| match e.check.effective {
         Verdict::Doubtful => 0,
         Verdict::Lagging => 1,

@@ -128,7 +128,7 @@ pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Inst
 }
 
 pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
-    let lease = pool.pick(&mut pool.search(&Facts::default()), now)?;
+    let lease = pool.pick(&mut pool.search(&HashInput::default()), now)?;
     Some(lease.backend().text().to_string())
 }
 
@@ -242,12 +242,12 @@ fn new_addresses_keep_what_is_known_of_the_old_ones() {
 fn who_was_picked_before_a_backend_was_left_must_not_stay() {
     let now = Instant::now();
     let alone = pool(vec![planned(1)], true);
-    let mut before = alone.search(&Facts::default());
+    let mut before = alone.search(&HashInput::default());
     let lease = alone.pick(&mut before, now).expect("a backend");
     assert!(alone.succeeded(&before, now));
     alone.terminate_sessions(lease.backend());
     assert!(!alone.succeeded(&before, now));
-    let mut after = alone.search(&Facts::default());
+    let mut after = alone.search(&HashInput::default());
     let _lease = alone.pick(&mut after, now).expect("a backend");
     assert!(alone.succeeded(&after, now));
 }
@@ -310,7 +310,7 @@ fn who_has_departed_is_looked_after_while_it_has_sessions() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let lease = both
-        .pick(&mut both.search(&Facts::default()), now)
+        .pick(&mut both.search(&HashInput::default()), now)
         .expect("a backend");
     let gone = Arc::clone(lease.backend());
     fail(&both, &gone, now);

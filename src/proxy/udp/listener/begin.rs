@@ -269,7 +269,7 @@ impl Listener {
         loop {
             let lease = search.next(context.now)?;
             let backend = lease.backend();
-            match flow::connect(&backend.place) {
+            match flow::connect(&backend.addr) {
                 Ok(socket) if search.reached(backend, Duration::ZERO, context.now) => {
                     return Ok(Opened {
                         socket,

@@ -102,7 +102,7 @@ impl Listener {
     fn report_silence(&self, context: &Context, number: u32) {
         let flow = &self.flows[number as usize];
         let backend = flow.lease.backend();
-        let is_silent = backend.heard.load(Relaxed) < flow.last_ms;
+        let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms;
         let pool = &self.service.pool;
         if is_silent && !flow.is_unreachable && pool.may_be_blamed_for_silence(backend, context.now)
         {

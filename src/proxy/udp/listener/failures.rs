@@ -59,7 +59,7 @@ impl Listener {
             return false;
         };
         let backend = flow.lease.backend();
-        let reported = read_reports(&flow.link.socket, &backend.place);
+        let reported = read_reports(&flow.link.socket, &backend.addr);
         if let Some(error) = &reported.of_backend {
             self.mark_unreachable(number, error);
         }
@@ -94,7 +94,7 @@ impl Listener {
             return AfterError::Drop;
         };
         let backend = flow.lease.backend();
-        let reported = read_reports(&flow.link.socket, &backend.place);
+        let reported = read_reports(&flow.link.socket, &backend.addr);
         let cause = Cause::of(error);
         if let Some(error) = reported.of_backend {
             self.mark_unreachable(number, &error);

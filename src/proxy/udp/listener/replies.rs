@@ -114,7 +114,7 @@ impl Listener {
         }
         flow.permits.session().sent.fetch_add(bytes, Relaxed);
         let backend = flow.lease.backend();
-        backend.heard.store(context.ms, Relaxed);
+        backend.last_reply_ms.store(context.ms, Relaxed);
         backend.metrics.counts.mine().received.add(bytes);
         (datagrams, truncated)
     }

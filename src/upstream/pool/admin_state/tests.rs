@@ -7,7 +7,7 @@ use super::super::{
 use super::*;
 use crate::{
     plan::{Backend as Planned, Balance, HashKey, TimeOf},
-    upstream::{balance::Facts, health::Verdict},
+    upstream::{balance::HashInput, health::Verdict},
 };
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ fn a_drain_does_not_make_it_a_stranger() {
 fn it_holds_for_all_addresses_now_and_later() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
-    let gone = both.pick(&mut both.search(&Facts::default()), now);
+    let gone = both.pick(&mut both.search(&HashInput::default()), now);
     let gone = gone.expect("a backend");
     set_addresses(&both, &[vec![place(3)], vec![place(2)]], now);
     set_admin_state(&both, 0, AdminState::Drain, now);
@@ -191,9 +191,9 @@ fn picks_are_those_beside_one_that_is_down() {
         set_admin_state(&drained, 1, AdminState::Drain, now);
         let by_chance = matches!(balance, Balance::RandomTwo | Balance::LeastTime(_));
         for n in 0..200u8 {
-            let client = Facts {
+            let client = HashInput {
                 remote_addr: Some([10, 1, 2, n].into()),
-                ..Facts::default()
+                ..HashInput::default()
             };
             let text = |pool: &Pool| {
                 let lease = pool
@@ -212,7 +212,7 @@ fn picks_are_those_beside_one_that_is_down() {
 fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
-    let mut search = both.search(&Facts::default());
+    let mut search = both.search(&HashInput::default());
     let lease = both.pick(&mut search, now).expect("a backend");
     set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.succeeded(&search, now));

@@ -95,7 +95,7 @@ fn what_the_configuration_says_stands() {
     verdict(&pool, 0, DOWN, false, now);
     assert_eq!(news(&pool, now), ["down", "panic 2 of 3"]);
     let held = loop {
-        let mut search = pool.search(&Facts::default());
+        let mut search = pool.search(&HashInput::default());
         let lease = pool.pick(&mut search, now).expect("a backend");
         if **lease.backend().text() == *"10.0.0.5:1" {
             break lease;

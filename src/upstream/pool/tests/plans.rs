@@ -58,7 +58,7 @@ fn a_backend_that_is_removed_keeps_its_sessions_and_gets_no_more() {
     let now = Instant::now();
     let pool = pool(vec![planned(1), planned(2)], true);
     let lease = pool
-        .pick(&mut pool.search(&Facts::default()), now)
+        .pick(&mut pool.search(&HashInput::default()), now)
         .expect("a backend");
     set_plan(&pool, vec![planned(2)], now);
     assert!(pool.is_checked(lease.backend(), 0), "while it has sessions");
@@ -113,7 +113,7 @@ proptest! {
                 }
                 Step::Fail(n) => fail(&pool, &backend(n), now),
                 Step::Succeed => {
-                    let mut search = pool.search(&Facts::default());
+                    let mut search = pool.search(&HashInput::default());
                     if pool.pick(&mut search, now).is_some() {
                         pool.succeeded(&search, now);
                     }

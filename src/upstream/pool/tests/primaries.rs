@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     plan::Role,
-    upstream::health::{Epoch, Finding, Judge, Rule},
+    upstream::health::{Epoch, Finding, Judge, RiseFall},
 };
 use CheckResult::{Local, Ok as Primary, Refused, Timeout, WrongRole as Replica};
 use proptest::prelude::*;
@@ -39,7 +39,7 @@ impl Scene {
             keys(&mut backend);
             backend
         });
-        let rule = Rule { rise: 2, fall };
+        let rule = RiseFall { rise: 2, fall };
         Self {
             pool: guarded(backends.collect(), check, now),
             judges: (0..n)
@@ -58,7 +58,7 @@ impl Scene {
 
     /// What a check of backend `n`, counted from 1, finds now.
     fn hears(&mut self, n: usize, result: CheckResult, epoch: Option<Epoch>) -> &mut Self {
-        let change = self.judges[n - 1].hear(result, self.now);
+        let change = self.judges[n - 1].record(result, self.now);
         let checked = Checked {
             at: self.now,
             took: Duration::ZERO,
@@ -444,7 +444,7 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
         assert_eq!(scene.picks(), [2]);
         scene.at(2).says(2, Primary);
         set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
-        scene.judges[0] = Judge::new(Rule { rise: 2, fall: 3 }, Verdict::Down(None));
+        scene.judges[0] = Judge::new(RiseFall { rise: 2, fall: 3 }, Verdict::Down(None));
         scene.at(3).says(1, Primary).says(1, Primary);
         assert_eq!(
             (scene.picks(), scene.state(1).0),
@@ -483,8 +483,8 @@ fn redis(id: &str, before: Option<&str>) -> Option<Epoch> {
     })
 }
 
-/// Two switches after each other, and a first primary that was never finding: it is not believed again
-/// because the one that had proven to be newer is something else by now.
+/// Two switches after each other, and a first primary that was never finding: it is not believed
+/// again because the one that had proven to be newer is something else by now.
 #[test]
 fn who_was_superseded_stays_so() {
     let began = || {
@@ -555,7 +555,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
     scene.says(1, Primary).says(2, Replica);
     let held = scene
         .pool
-        .pick(&mut scene.pool.search(&Facts::default()), scene.now);
+        .pick(&mut scene.pool.search(&HashInput::default()), scene.now);
     assert!(held.is_some(), "a session keeps what is known of it");
     set_addresses(&scene.pool, &[vec![], vec![place(2)]], scene.now);
     scene.at(5);
@@ -568,7 +568,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
         finding: Finding::default(),
         transcript: String::new(),
     };
-    let change = scene.judges[1].hear(Primary, scene.now);
+    let change = scene.judges[1].record(Primary, scene.now);
     scene.pool.checked(&second, checked, change, scene.now);
     set_addresses(&scene.pool, &both, scene.now);
     assert_eq!(scene.picks(), [2]);
