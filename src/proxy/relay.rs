@@ -102,12 +102,19 @@ const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// end.
 const KEEPALIVE_DELAY: Duration = Duration::from_secs(1);
 
+/// The first millisecond at which `limit` has passed since the millisecond `since`.
+fn after(since: u64, limit: Duration) -> u64 {
+    let part = u64::from(!limit.subsec_nanos().is_multiple_of(1_000_000));
+    let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    since.saturating_add(limit).saturating_add(part + 1)
+}
+
 /// Relays until the session is over. The caller closes the streams, after [`end`].
 pub fn relay<'a>(
     client: &'a Stream,
     reached: &'a mut Reached,
     plan: &'a plan::Listener,
-    counters: &'a SessionCounters<'a>,
+    counters: SessionCounters<'a>,
 ) -> Relay<'a> {
     let (first, awaiting) = match reached.opening.take().map(|opening| *opening) {
         Some(Opening { first, awaiting }) => (first, awaiting.if_any()),
@@ -117,12 +124,12 @@ pub fn relay<'a>(
         client,
         backend: &reached.stream,
         plan,
+        up: Direction::from_client(first, header_watch(plan, counters.session)),
         counters,
-        up: Direction::from_client(first, header_watch(plan, counters)),
         down: Direction::default(),
         broken: None,
         is_registered: false,
-        last_activity: executor::now(),
+        last_activity: executor::now_millis(),
         next_check: NEVER,
         delivery: None,
         timer: NEVER,
@@ -149,9 +156,9 @@ impl Awaiting {
 
 /// A backend may accept PROXY protocol headers: one from a peer that is not trusted must not reach
 /// it.
-fn header_watch(plan: &plan::Listener, counters: &SessionCounters<'_>) -> Watch {
+fn header_watch(plan: &plan::Listener, session: &Session) -> Watch {
     match &plan.accept_proxy {
-        Some(accept) if !access::trusts(accept, counters.session.peer.ip()) => Watch::Begun,
+        Some(accept) if !access::trusts(accept, session.peer.ip()) => Watch::Begun,
         _ => Watch::Over,
     }
 }
@@ -161,7 +168,7 @@ pub struct Relay<'a> {
     client: &'a Stream,
     backend: &'a Stream,
     plan: &'a plan::Listener,
-    counters: &'a SessionCounters<'a>,
+    counters: SessionCounters<'a>,
     /// From the client to the backend.
     up: Direction,
     down: Direction,
@@ -169,12 +176,12 @@ pub struct Relay<'a> {
     broken: Option<(Side, Cause)>,
     /// The session knows the waker of this task.
     is_registered: bool,
-    last_activity: Instant,
-    /// When delivery is checked next, in milliseconds of the executor; `NEVER` while nothing has
-    /// moved since the last check.
+    /// In milliseconds of the executor, as the following times.
+    last_activity: u64,
+    /// When delivery is checked next; `NEVER` while nothing has moved since the last check.
     next_check: u64,
     delivery: Option<Box<Delivery>>,
-    /// When the timer of this task expires, in milliseconds of the executor.
+    /// When the timer of this task expires.
     timer: u64,
     /// Keepalive is on, or not wanted.
     has_keepalive: bool,
@@ -246,11 +253,11 @@ impl<'a> Relay<'a> {
         }
         // An end is activity, too: what follows it has its full time.
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
-            self.last_activity = now;
+            self.last_activity = executor::now_millis();
             if let Some(interval) = self.check_interval()
                 && self.next_check == NEVER
             {
-                self.next_check = executor::millis(now + interval);
+                self.next_check = after(self.last_activity, interval);
             }
         }
         self.watch_silence(now)
@@ -299,7 +306,7 @@ impl<'a> Relay<'a> {
     where
         'a: 'f,
     {
-        let counters = self.counters;
+        let counters = &self.counters;
         DirectionContext {
             read: &counters.listener.received,
             written: &counters.backend.sent,
@@ -317,7 +324,7 @@ impl<'a> Relay<'a> {
     where
         'a: 'f,
     {
-        let counters = self.counters;
+        let counters = &self.counters;
         DirectionContext {
             read: &counters.backend.received,
             written: &counters.listener.sent,
@@ -358,35 +365,36 @@ impl<'a> Relay<'a> {
     }
 
     /// When the session has been silent for too long, and what it ends as then.
-    fn deadline(&self) -> Option<(Instant, CloseReason)> {
+    fn deadline(&self) -> Option<(u64, CloseReason)> {
         let half_closed = self.up.finished || self.down.finished;
         // While bytes wait for a side, the session is not silent. But a peer that takes nothing
         // is, for `idle_timeout`.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
         let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
         let is_stopping = half_closed && self.counters.session.is_stopping();
-        let stop = is_stopping.then(|| (silent_since + STOP_SILENCE, CloseReason::Drained));
+        let stop = is_stopping.then(|| (after(silent_since, STOP_SILENCE), CloseReason::Drained));
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
-        let half_close = half_close.map(|l| (silent_since + l, CloseReason::HalfCloseTimeout));
+        let half_close =
+            half_close.map(|l| (after(silent_since, l), CloseReason::HalfCloseTimeout));
         let idle = self.plan.idle_timeout;
-        let idle = idle.map(|l| (self.last_activity + l, CloseReason::IdleTimeout));
+        let idle = idle.map(|l| (after(self.last_activity, l), CloseReason::IdleTimeout));
         let all = stop.into_iter().chain(half_close).chain(idle);
         all.min_by_key(|(at, _)| *at)
     }
 
     fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
+        let now_millis = executor::now_millis();
         let mut deadline = self.deadline();
-        let is_over = |deadline: Option<(Instant, _)>| deadline.is_some_and(|(at, _)| now >= at);
-        let now_millis = executor::millis(now);
-        if is_over(deadline) || now_millis >= self.next_check {
-            let check = self.check_delivery(deadline.filter(|_| is_over(deadline)), now);
+        let over = deadline.filter(|(at, _)| now_millis >= *at);
+        if over.is_some() || now_millis >= self.next_check {
+            let check = self.check_delivery(over.map(|(_, reason)| reason), now);
             deadline = self.deadline();
             // A peer that acknowledges bytes now and then is not idle.
             let is_delivering = check.stalled_since.is_some_and(|since| {
                 (self.plan.idle_timeout).is_some_and(|limit| now < since + limit)
             });
             if let Some((at, reason)) = deadline
-                && now >= at
+                && now_millis >= at
                 && !is_delivering
             {
                 return Poll::Ready(reason);
@@ -395,15 +403,15 @@ impl<'a> Relay<'a> {
         // Activity only moves the deadline away: the timer expires early and is set again then, so
         // that a busy session does not set it at every poll. What brings the deadline nearer sets
         // it.
-        let later = deadline.map(|(at, _)| at).filter(|at| *at > now);
+        let later = deadline.map(|(at, _)| at).filter(|at| *at > now_millis);
         let needs_keepalive = !self.has_keepalive && self.timer == NEVER;
-        let keepalive = needs_keepalive.then(|| now + KEEPALIVE_DELAY);
+        let keepalive = needs_keepalive.then(|| after(now_millis, KEEPALIVE_DELAY));
         let has_expired = now_millis >= self.timer;
         if has_expired {
             self.enable_keepalive();
         }
         let next = later.into_iter().chain(keepalive).min();
-        let next = next.map_or(NEVER, executor::millis).min(self.next_check);
+        let next = next.map_or(self.next_check, |next| next.min(self.next_check));
         if has_expired || next < self.timer {
             self.timer = next;
             if next < NEVER {
@@ -422,25 +430,22 @@ impl<'a> Relay<'a> {
 
     /// Checks what was written and has not arrived. `over`: the limit that has passed, which does
     /// not hold while data moves towards a peer, however slowly.
-    fn check_delivery(
-        &mut self,
-        over: Option<(Instant, CloseReason)>,
-        now: Instant,
-    ) -> DeliveryCheck {
+    fn check_delivery(&mut self, over: Option<CloseReason>, now: Instant) -> DeliveryCheck {
+        let now_millis = executor::now_millis();
         let mut delivery = self.delivery.take().unwrap_or_default();
         let limit = self.plan.socket.user_timeout;
         let check = delivery.check(self.client, self.backend, limit, now);
         let half_closed = self.up.finished || self.down.finished;
         let is_pending = check.is_waiting || half_closed && self.is_undelivered();
         if check.has_progressed {
-            self.last_activity = now;
+            self.last_activity = now_millis;
         }
         if is_pending && half_closed {
-            delivery.pending_at = Some(now);
+            delivery.pending_at = Some(now_millis);
         }
         let soon = match over {
-            Some((_, CloseReason::Drained)) => Some(STOP_SILENCE),
-            Some((_, CloseReason::HalfCloseTimeout)) => self.plan.half_close_timeout,
+            Some(CloseReason::Drained) => Some(STOP_SILENCE),
+            Some(CloseReason::HalfCloseTimeout) => self.plan.half_close_timeout,
             Some(_) => self.plan.idle_timeout,
             // Checks go on at the interval at which they began.
             None if half_closed => self.plan.half_close_timeout,
@@ -451,7 +456,7 @@ impl<'a> Relay<'a> {
         self.next_check = is_pending
             .then(|| soon.into_iter().chain(self.check_interval()).min())
             .flatten()
-            .map_or(NEVER, |interval| executor::millis(now + interval));
+            .map_or(NEVER, |interval| after(now_millis, interval));
         if is_pending || delivery.pending_at.is_some() {
             self.delivery = Some(delivery);
         }
