@@ -35,6 +35,36 @@ pub(super) struct Settings {
     pub(super) require_writes: bool,
 }
 
+/// The reply to PING. `Ok(Some)`: the server refuses writes, which are not required; `Err`: it
+/// refuses more.
+type Alive = Result<Option<Answer>, Answer>;
+
+/// The reply to ROLE.
+struct RoleReply {
+    role: Option<Role>,
+    /// What is wrong with the link of a replica.
+    fault: Option<&'static str>,
+    name: &'static str,
+}
+
+/// Why the replies that follow do not matter, or cannot be read.
+enum End {
+    Answer(Box<Answer>),
+    Stop(Stop),
+}
+
+impl From<Answer> for End {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
+    }
+}
+
+impl From<Stop> for End {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
 impl Settings {
     pub(super) fn has_secret(&self) -> bool {
         self.secret.is_some()
@@ -87,71 +117,18 @@ impl Settings {
     }
 
     fn judge(&self, bytes: &[u8]) -> Result<Answer, Stop> {
-        let mut rest = bytes;
-        if self.secret.is_some() {
-            let (reply, after) = read(rest)?;
-            match reply {
-                Reply::Status(b"OK") => rest = after,
-                Reply::Error(text) if first_word(text) == BUSY => {
-                    return Ok(self.busy("AUTH", text));
-                }
-                Reply::Error(text) => {
-                    // Old servers say ERR to a wrong password, and to much else.
-                    let says = |word: &[u8]| text.windows(word.len()).any(|part| part == word);
-                    let otherwise = match says(b"AUTH") || says(b"password") {
-                        true => CheckResult::Auth,
-                        false => CheckResult::Unexpected,
-                    };
-                    return Ok(self.refused("AUTH", text, otherwise));
-                }
-                _ => return Err(Stop::Wrong),
-            }
+        match self.judge_replies(bytes) {
+            Ok(answer) => Ok(answer),
+            Err(End::Answer(answer)) => Ok(*answer),
+            Err(End::Stop(stop)) => Err(stop),
         }
-        let (ping, rest) = read(rest)?;
-        let mut refuses = None;
-        let alive = match ping {
-            Reply::Status(b"PONG") => Ok(()),
-            Reply::Error(text) if first_word(text) == BUSY => return Ok(self.busy("PING", text)),
-            Reply::Error(text) if REFUSES_WRITES.contains(&first_word(text)) => {
-                let mut answer = self.refused("PING", text, CheckResult::RefusesWrites);
-                let word = String::from_utf8_lossy(first_word(text));
-                answer.finding.fault = Some(format!("it refuses writes: {word}"));
-                refuses = Some(answer.clone());
-                if self.require_writes {
-                    Err(answer)
-                } else {
-                    Ok(())
-                }
-            }
-            Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
-            _ => return Err(Stop::Wrong),
-        };
-        // A server that refuses the login answers nothing else, and one that is full sends nothing
-        // else.
-        if let Err(answer) = &alive
-            && matches!(answer.result, CheckResult::Auth | CheckResult::Unexpected)
-        {
-            return Ok(answer.clone());
-        }
-        let (role, rest) = read(rest)?;
-        let mut fault = None;
-        let (role, said) = match &role {
-            Reply::List(items) => match items.first() {
-                Some(Reply::Text(Some(b"master"))) => (Some(Role::Primary), "master"),
-                Some(Reply::Text(Some(b"slave"))) => {
-                    fault = link_fault(items);
-                    (Some(Role::Replica), "slave")
-                }
-                Some(Reply::Text(Some(b"sentinel"))) => (None, "sentinel"),
-                _ => return Err(Stop::Wrong),
-            },
-            // Without a required role the account need not be allowed to use ROLE.
-            Reply::Error(_) if self.wanted.is_none() => (None, "refused"),
-            Reply::Error(text) if first_word(text) == BUSY => return Ok(self.busy("ROLE", text)),
-            Reply::Error(text) => return Ok(self.refused("ROLE", text, CheckResult::Unexpected)),
-            _ => return Err(Stop::Wrong),
-        };
-        let mut transcript = format!("ROLE: {said}");
+    }
+
+    fn judge_replies(&self, bytes: &[u8]) -> Result<Answer, End> {
+        let rest = self.read_auth(bytes)?;
+        let (alive, rest) = self.read_ping(rest)?;
+        let (RoleReply { role, fault, name }, rest) = self.read_role(rest)?;
+        let mut transcript = format!("ROLE: {name}");
         let mut finding = Finding {
             role,
             fault: fault.map(str::to_owned),
@@ -179,8 +156,8 @@ impl Settings {
                 }
                 Answer::new(result, transcript)
             }
-            Ok(()) => {
-                let ping = match refuses {
+            Ok(refused) => {
+                let ping = match refused {
                     Some(refused) => {
                         finding.fault = finding.fault.or(refused.finding.fault);
                         refused.transcript
@@ -188,7 +165,7 @@ impl Settings {
                     None => "PING: PONG".to_owned(),
                 };
                 let good = Answer::new(CheckResult::Ok, format!("{ping}, {transcript}"));
-                return self.judge_info(Answer { finding, ..good }, fault, rest);
+                return Ok(self.judge_info(Answer { finding, ..good }, fault, rest)?);
             }
             Err(refused) => {
                 finding.fault = finding.fault.or_else(|| refused.finding.fault.clone());
@@ -199,6 +176,84 @@ impl Settings {
             }
         };
         Ok(Answer { finding, ..answer })
+    }
+
+    /// What follows the reply to AUTH, if that was sent.
+    fn read_auth<'b>(&self, bytes: &'b [u8]) -> Result<&'b [u8], End> {
+        if self.secret.is_none() {
+            return Ok(bytes);
+        }
+        match read(bytes)? {
+            (Reply::Status(b"OK"), rest) => Ok(rest),
+            (Reply::Error(text), _) if first_word(text) == BUSY => {
+                Err(self.busy("AUTH", text).into())
+            }
+            (Reply::Error(text), _) => {
+                // Old servers reply ERR to a wrong password, and to much else.
+                let contains = |word: &[u8]| text.windows(word.len()).any(|part| part == word);
+                let otherwise = match contains(b"AUTH") || contains(b"password") {
+                    true => CheckResult::Auth,
+                    false => CheckResult::Unexpected,
+                };
+                Err(self.refused("AUTH", text, otherwise).into())
+            }
+            _ => Err(Stop::Wrong.into()),
+        }
+    }
+
+    fn read_ping<'b>(&self, bytes: &'b [u8]) -> Result<(Alive, &'b [u8]), End> {
+        let (reply, rest) = read(bytes)?;
+        let alive = match reply {
+            Reply::Status(b"PONG") => Ok(None),
+            Reply::Error(text) if first_word(text) == BUSY => {
+                return Err(self.busy("PING", text).into());
+            }
+            Reply::Error(text) if REFUSES_WRITES.contains(&first_word(text)) => {
+                let mut answer = self.refused("PING", text, CheckResult::RefusesWrites);
+                let word = String::from_utf8_lossy(first_word(text));
+                answer.finding.fault = Some(format!("it refuses writes: {word}"));
+                match self.require_writes {
+                    true => Err(answer),
+                    false => Ok(Some(answer)),
+                }
+            }
+            Reply::Error(text) => Err(self.refused("PING", text, CheckResult::Unexpected)),
+            _ => return Err(Stop::Wrong.into()),
+        };
+        match alive {
+            // A server that refuses the login answers nothing else, and one that is full sends
+            // nothing else.
+            Err(answer) if matches!(answer.result, CheckResult::Auth | CheckResult::Unexpected) => {
+                Err(answer.into())
+            }
+            alive => Ok((alive, rest)),
+        }
+    }
+
+    fn read_role<'b>(&self, bytes: &'b [u8]) -> Result<(RoleReply, &'b [u8]), End> {
+        let (reply, rest) = read(bytes)?;
+        let mut fault = None;
+        let (role, name) = match &reply {
+            Reply::List(items) => match items.first() {
+                Some(Reply::Text(Some(b"master"))) => (Some(Role::Primary), "master"),
+                Some(Reply::Text(Some(b"slave"))) => {
+                    fault = link_fault(items);
+                    (Some(Role::Replica), "slave")
+                }
+                Some(Reply::Text(Some(b"sentinel"))) => (None, "sentinel"),
+                _ => return Err(Stop::Wrong.into()),
+            },
+            // Without a required role the account need not be allowed to use ROLE.
+            Reply::Error(_) if self.wanted.is_none() => (None, "refused"),
+            Reply::Error(text) if first_word(text) == BUSY => {
+                return Err(self.busy("ROLE", text).into());
+            }
+            Reply::Error(text) => {
+                return Err(self.refused("ROLE", text, CheckResult::Unexpected).into());
+            }
+            _ => return Err(Stop::Wrong.into()),
+        };
+        Ok((RoleReply { role, fault, name }, rest))
     }
 
     /// Why a server that is good so far is not, by INFO.
@@ -227,10 +282,7 @@ impl Settings {
                         answer.result = CheckResult::Lagging;
                         answer.transcript += &match answer.finding.lag.time {
                             Some(time) => {
-                                format!(
-                                    ", {} s since it transcript from its primary",
-                                    time.as_secs()
-                                )
+                                format!(", {} s since it heard from its primary", time.as_secs())
                             }
                             None => ", cut off from its primary".to_owned(),
                         };
@@ -440,7 +492,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it transcript from its primary",
+                ", 11 s since it heard from its primary",
             ),
             (
                 None,
@@ -448,7 +500,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it transcript from its primary",
+                ", 11 s since it heard from its primary",
             ),
             (
                 replica,
