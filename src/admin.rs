@@ -11,7 +11,7 @@ mod socket;
 mod status;
 
 pub use crate::admin::format::{load, reasons, size};
-pub use http::{Door, serve};
+pub use http::{AdminListener, serve};
 pub use render::Renderer;
 pub use scrape::scrape;
 pub use socket::listen;

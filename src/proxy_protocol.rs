@@ -1,7 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: from bytes to a header and back. Pure.
 //!
-//! The reader is exact: what the specification does not allow is refused, and as soon as it is
-//! known.
+//! The parser is strict: it refuses bytes that the specification does not allow as soon as they
+//! have arrived.
 
 mod refusal;
 mod tlv;
@@ -16,14 +16,14 @@ pub use watch::Watch;
 
 use std::net::SocketAddr;
 
-/// What stands at the very beginning of a header: nothing else tells the two versions apart.
+/// The first bytes of a header, by which the two versions are distinguished.
 const SIGNATURE_V1: &[u8] = b"PROXY ";
 pub const SIGNATURE_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Both ends of a connection as a header names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Addresses {
-    /// None: LOCAL, UNKNOWN or UNSPEC. Those of the connection that the header came on count.
+    /// None: LOCAL, UNKNOWN or UNSPEC. The addresses of the connection itself count.
     Own,
     Ip {
         source: SocketAddr,
@@ -33,27 +33,25 @@ pub enum Addresses {
     Unix(Box<[u8; v2::UNIX]>),
 }
 
-/// A header that is complete and right.
+/// A complete and valid header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header<'a> {
     pub addresses: Addresses,
-    /// As they came; see [`encode_v2`].
+    /// As received; see [`encode_v2`].
     pub tlvs: &'a [u8],
-    /// So many bytes it took. What follows is the client's.
+    /// Its length in bytes. The bytes after it are the client's.
     pub taken: usize,
 }
 
 /// Reads a header while its bytes arrive.
 #[derive(Debug, Default)]
 pub struct Parser {
-    /// Kept between calls, so that a long header in small pieces is not walked through again for
-    /// each.
+    /// Kept between calls, so that a long header in small pieces is not parsed again for each.
     tlvs: tlv::Walk,
 }
 
 impl Parser {
-    /// `bytes` is everything that has come so far, at every call from the first byte on. `None`:
-    /// more is needed.
+    /// `bytes` are all bytes so far, at every call from the first one on. `None`: more are needed.
     pub fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Header<'a>>, Refusal> {
         if begins(bytes, SIGNATURE_V1) {
             v1::parse(bytes)
@@ -65,7 +63,7 @@ impl Parser {
     }
 }
 
-/// Whether this is the signature, or so much of it as has come.
+/// Whether these bytes are the signature, or begin it.
 fn begins(bytes: &[u8], signature: &[u8]) -> bool {
     let both = bytes.len().min(signature.len());
     bytes[..both] == signature[..both]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 /// A request is short.
 const MOST_BYTES: usize = 4096;
-/// So many names are told to somebody who was mistaken in one.
+/// How many known names an error about an unknown one lists.
 const MOST_NAMES: usize = 20;
 
 pub(super) const PREFIX: &str = "/api/v1/upstreams/";

@@ -1,4 +1,4 @@
-//! The HTTP side: one thread, never in the way of traffic. Read only, except on the socket.
+//! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
     control, host,
@@ -30,15 +30,15 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// A client that does not send its request in this time is not waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// No connection lasts longer, so that clients which do not read cannot keep all places for ever.
+/// The time limit for a request's headers.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// No connection lasts longer: clients that do not read cannot occupy all of them for ever.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Scrapers keep a connection each; of more than this at once the oldest is closed.
-const CONNECTIONS: usize = 64;
-/// What other web pages may do with an answer: nothing. They cannot read it, since no header allows
-/// that; nor can they include it as a script, a style or an image.
-const BROWSERS: [(HeaderName, &str); 3] = [
+/// Each scraper keeps a connection; beyond this number the oldest is closed.
+const MAX_CONNECTIONS: usize = 64;
+/// Other web pages cannot use a response: no header allows them to read it, and these forbid to
+/// include it as a script, a style or an image.
+const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (
         HeaderName::from_static("cross-origin-resource-policy"),
@@ -51,38 +51,38 @@ const BROWSERS: [(HeaderName, &str); 3] = [
     ),
 ];
 
-/// What waits for a slow client in one connection.
+/// The buffer of one connection.
 const BUFFER: usize = 64 * 1024;
 
 type Body = Either<Full<Bytes>, SharedBody>;
 
-/// Where requests come in.
-pub enum Door {
+/// A listening socket of the admin side.
+pub enum AdminListener {
     Tcp(TcpListener),
-    /// Here there is control besides.
+    /// With commands.
     Unix(UnixListener),
 }
 
 /// Answers until dropped.
-pub async fn serve(door: Door, state: Arc<State>, renderer: Arc<Renderer>) {
+pub async fn serve(door: AdminListener, state: Arc<State>, renderer: Arc<Renderer>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let failures = Throttle::<1>::new(Instant::now());
     loop {
         let accepted = match &door {
-            Door::Tcp(listener) => listener
+            AdminListener::Tcp(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| converse(stream, false, &state, &renderer)),
-            Door::Unix(listener) => listener
+                .map(|(stream, _)| serve_connection(stream, Access::ReadOnly, &state, &renderer)),
+            AdminListener::Unix(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| converse(stream, true, &state, &renderer)),
+                .map(|(stream, _)| serve_connection(stream, Access::Control, &state, &renderer)),
         };
         match accepted {
             Ok(task) => {
                 open.retain(|task| !task.is_finished());
                 open.push_back(task);
-                if open.len() > CONNECTIONS
+                if open.len() > MAX_CONNECTIONS
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.abort();
@@ -98,10 +98,16 @@ pub async fn serve(door: Door, state: Arc<State>, renderer: Arc<Renderer>) {
     }
 }
 
-/// One connection, as a task of its own. `may_control`: whether it may change something.
-fn converse<S>(
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    Control,
+}
+
+/// Serves one connection in a task of its own.
+fn serve_connection<S>(
     stream: S,
-    may_control: bool,
+    access: Access,
     state: &Arc<State>,
     renderer: &Arc<Renderer>,
 ) -> AbortHandle
@@ -112,30 +118,30 @@ where
     let service = service_fn(move |request| {
         answer(
             request,
-            may_control,
+            access,
             Arc::clone(&state),
             Arc::clone(&renderer),
         )
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(BUFFER)
         // A client may end its side after the request, as `nc -N` does, and still read the answer.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
-    // Errors here are a client's: it went away, or spoke something else.
+    // An error here is the client's: it disconnected, or did not speak HTTP.
     tokio::spawn(tokio::time::timeout(LIFETIME, served)).abort_handle()
 }
 
 async fn answer(
     request: Request<Incoming>,
-    may_control: bool,
+    access: Access,
     state: Arc<State>,
     renderer: Arc<Renderer>,
 ) -> Result<Response<Body>, Infallible> {
     // The unix socket is out of reach of browsers.
-    if !may_control && let Some(refusal) = refuse_host(&request, &state) {
+    if access == Access::ReadOnly && let Some(refusal) = refuse_host(&request, &state) {
         return Ok(refusal);
     }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -144,7 +150,7 @@ async fn answer(
             let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             allowing(refused, "GET, HEAD")
         }
-        path if path.starts_with(control::PREFIX) && may_control => {
+        path if path.starts_with(control::PREFIX) && access == Access::Control => {
             let (code, json) = control::answer(request, &state).await;
             let answer = typed(code, "application/json", format!("{json:#}\n"));
             match code {
@@ -192,7 +198,7 @@ fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz")
 }
 
-/// For the head alone nothing is made.
+/// For HEAD nothing is rendered.
 async fn document(kind: Kind, only_head: bool, renderer: &Renderer) -> Response<Body> {
     if only_head {
         return typed(StatusCode::OK, kind.content_type(), Bytes::new());
@@ -226,7 +232,7 @@ fn with_type(code: StatusCode, kind: &'static str, body: Body) -> Response<Body>
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for (name, value) in BROWSERS {
+    for (name, value) in SECURITY_HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
     response

@@ -1,5 +1,4 @@
-//! The status page: one look for a person, without scripts and without anything loaded from
-//! elsewhere.
+//! The status page, without scripts and without anything loaded from elsewhere.
 
 use super::status;
 use crate::{

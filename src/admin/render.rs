@@ -1,9 +1,9 @@
-//! The documents that cost something to make: one thread makes them, one at a time, and all
+//! The documents that are expensive to render: one thread renders them, one at a time, and all
 //! requests that wait for the same one share it.
 //!
-//! A request that comes while its document is being made waits for the next one, so that no answer
-//! is older than its question. A request whose client has gone by then is dropped; where all have
-//! gone nothing is made.
+//! A request that comes while its document is being rendered waits for the next one, so that no
+//! response is older than its request. A request whose client has disconnected by then is dropped;
+//! without any request nothing is rendered.
 
 use super::{page, scrape::scrape, status};
 use crate::control::State;
@@ -17,9 +17,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Documents that slow clients still read take at most so much memory, or that of the last two if
-/// those are larger: for a new one the oldest are withdrawn.
-const MOST_BYTES: u64 = 64 * 1024 * 1024;
+/// The memory of all documents that slow clients still read, unless the last two are larger: for a
+/// new one the oldest are withdrawn.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 const PIECE: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ struct Queue {
 struct Requests {
     /// By kind.
     waiting: [Vec<oneshot::Sender<Arc<Document>>>; Kind::COUNT],
-    /// The kind that is looked at first, so that each gets its turn.
+    /// The kind that is served first: kinds take turns.
     first: usize,
     is_closed: bool,
 }
@@ -143,13 +143,13 @@ fn run(queue: &Queue, state: &Weak<State>) {
         drop(state);
         let Ok(Some(pieces)) = made else {
             tracing::error!(document = ?kind, "cannot render an admin document");
-            // Without an answer they are told so.
+            // Dropping the requests answers them with an error.
             continue;
         };
         let document = Document::new(pieces);
-        kept.add(&document, MOST_BYTES);
+        kept.add(&document, MAX_BYTES);
         for request in waiting {
-            // Its client may have gone meanwhile.
+            // Its client may have disconnected.
             let _ = request.send(Arc::clone(&document));
         }
     }
@@ -168,13 +168,13 @@ fn make(kind: Kind, state: &State) -> Option<Vec<Bytes>> {
     Some(in_pieces(&whole))
 }
 
-/// Each piece has memory of its own: what a response still holds of a withdrawn document is small.
+/// Each piece is allocated by itself: a response holds only one piece of a withdrawn document.
 fn in_pieces(whole: &str) -> Vec<Bytes> {
     let pieces = whole.as_bytes().chunks(PIECE);
     pieces.map(Bytes::copy_from_slice).collect()
 }
 
-/// What has been made, for as long as a response needs it and there is memory for it.
+/// A rendered document, for as long as a response needs it and there is memory for it.
 pub(super) struct Document {
     bytes: u64,
     /// Empty once it has been withdrawn.
@@ -207,13 +207,13 @@ impl Document {
 struct Kept(Vec<Weak<Document>>);
 
 impl Kept {
-    /// Withdraws the oldest ones until there are at most so many bytes, or this one and one other.
-    fn add(&mut self, document: &Arc<Document>, most: u64) {
+    /// Withdraws the oldest documents until there are at most `max` bytes, or two documents.
+    fn add(&mut self, document: &Arc<Document>, max: u64) {
         self.0.retain(|kept| kept.strong_count() > 0);
         self.0.push(Arc::downgrade(document));
         let size = |kept: &Weak<Document>| kept.upgrade().map_or(0, |kept| kept.bytes);
         let mut bytes: u64 = self.0.iter().map(size).sum();
-        while bytes > most && self.0.len() > 2 {
+        while bytes > max && self.0.len() > 2 {
             let oldest = self.0.remove(0);
             bytes -= size(&oldest).min(bytes);
             if let Some(oldest) = oldest.upgrade() {
@@ -269,7 +269,7 @@ impl Body for SharedBody {
     }
 }
 
-/// The client was so slow that newer documents needed the memory.
+/// The client reads so slowly that newer documents needed the memory.
 #[derive(Debug)]
 pub(super) struct Withdrawn;
 
@@ -289,7 +289,7 @@ mod tests {
         Document::new(vec![Bytes::from(vec![b'x'; bytes])])
     }
 
-    /// The kind that is made next, and for how many requests.
+    /// The kind that is rendered next, and for how many requests.
     fn next(requests: &mut Requests) -> Option<(Kind, usize)> {
         let taken = requests.take();
         taken.map(|(kind, waiting)| (kind, waiting.len()))
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn for_clients_that_have_gone_nothing_is_made() {
+    fn nothing_is_rendered_for_clients_that_disconnected() {
         let mut requests = Requests::default();
         let (send, receive) = oneshot::channel();
         requests.waiting[Kind::Metrics as usize].push(send);

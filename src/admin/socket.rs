@@ -1,4 +1,4 @@
-//! The admin socket: whoever may connect to it may do everything, so that is its owner alone.
+//! The admin socket. Every client that can connect may change everything, so only its owner can.
 
 use crate::{
     runtime::net::{FileRights, SocketFile, listen_unix},
@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 
 const BACKLOG: i32 = 128;
 
-/// The file is to be kept for as long as somebody answers.
+/// The file must be kept for as long as the socket is served.
 pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
     let describe = |e: io::Error| {
         let hint = match e.kind() {

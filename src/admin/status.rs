@@ -28,7 +28,7 @@ pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) connections: u64,
     pub(super) max_connections: u64,
-    /// Of UDP, and both 0 where nobody listens for it.
+    /// UDP flows; both are 0 without a UDP listener.
     pub(super) flows: u64,
     pub(super) max_flows: u64,
 }
@@ -37,16 +37,16 @@ pub(super) struct Process {
 pub(super) struct Listener {
     pub(super) name: String,
     pub(super) protocol: &'static str,
-    /// Where it really listens: a port 0 has become a number.
+    /// The bound addresses, with the number of a port 0.
     pub(super) addresses: Vec<String>,
     pub(super) upstream: String,
-    /// Of UDP: flows.
+    /// Flows, if it is a UDP listener.
     pub(super) connections: u64,
     pub(super) max_connections: u64,
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
-    /// Of UDP alone.
+    /// For UDP only.
     #[serde(flatten)]
     pub(super) datagrams: Option<Datagrams>,
 }
@@ -56,7 +56,7 @@ pub(super) struct Datagrams {
     pub(super) received_datagrams: u64,
     pub(super) sent_datagrams: u64,
     pub(super) dropped_datagrams: u64,
-    /// Of these, how many for what reason; every reason is there.
+    /// How many of these by reason; every reason is listed.
     pub(super) dropped_by_reason: BTreeMap<&'static str, u64>,
 }
 
@@ -79,11 +79,11 @@ pub(super) struct Backend {
     pub(super) admin_state: &'static str,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
-    /// Since when the operator wants it out, or else its checks have been of one mind; null before
-    /// anybody changed anything.
+    /// Since when the admin state, or else the verdict of the checks, is what it is; null before the
+    /// first change.
     pub(super) since: Option<String>,
-    /// What its addresses say that they are: "primary", "replica"; empty where nobody asks or
-    /// answers.
+    /// The roles of its addresses, "primary" or "replica"; empty where no check asks for them or no
+    /// answer gives them.
     pub(super) role: Vec<&'static str>,
     pub(super) last_check: Option<LastCheck>,
     pub(super) available: bool,
@@ -104,7 +104,7 @@ pub(super) struct LastCheck {
     pub(super) result: &'static str,
     pub(super) duration_seconds: f64,
     pub(super) transcript: String,
-    /// How far a replica is behind; null where nobody asks or answers.
+    /// How far a replica is behind; null where no answer gives it.
     pub(super) lag_seconds: Option<f64>,
     pub(super) lag_bytes: Option<u64>,
 }
@@ -137,7 +137,7 @@ pub(super) fn of(state: &State) -> Status {
     }
 }
 
-/// Why `/readyz` says no.
+/// Why `/readyz` fails.
 pub(super) fn unready(state: &State) -> String {
     if state.is_draining() {
         return "draining\n".to_owned();

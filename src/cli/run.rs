@@ -2,7 +2,7 @@
 
 use super::complain;
 use crate::{
-    admin::{self, Door},
+    admin::{self, AdminListener},
     control::{Prepared, Server, StartErrors},
     plan::{self, Plan},
     runtime::net::{SocketFile, has_interface},
@@ -95,7 +95,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
 }
 
 /// What may fail or take long comes first: no client connects to a port that is not served yet.
-async fn start(plan: Plan) -> Result<(Server, Doors, Option<SocketFile>), String> {
+async fn start(plan: Plan) -> Result<(Server, AdminListeners, Option<SocketFile>), String> {
     let failed = |errors: StartErrors| errors.to_string();
     let prepared = Prepared::new(plan).await.map_err(failed)?;
     let (doors, file) = admin_doors(prepared.plan.admin.as_ref())
@@ -106,11 +106,11 @@ async fn start(plan: Plan) -> Result<(Server, Doors, Option<SocketFile>), String
 }
 
 /// Every way to the admin side, with its address.
-type Doors = Vec<(Door, String)>;
+type AdminListeners = Vec<(AdminListener, String)>;
 
 /// The ways to the admin side, and the file of the socket, which stays until the end: an operator
 /// may want to see how the last sessions go.
-async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(Doors, Option<SocketFile>), String> {
+async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(AdminListeners, Option<SocketFile>), String> {
     let mut doors = Vec::new();
     if let Some(listen) = plan.and_then(|admin| admin.listen) {
         if !has_interface(listen) {
@@ -119,13 +119,13 @@ async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(Doors, Option<Socket
         let bound = tokio::net::TcpListener::bind(listen).await;
         let listener = bound.map_err(|e| format!("cannot listen on {listen}: {e}"))?;
         let address = listener.local_addr().unwrap_or(listen);
-        doors.push((Door::Tcp(listener), address.to_string()));
+        doors.push((AdminListener::Tcp(listener), address.to_string()));
     }
     let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) else {
         return Ok((doors, None));
     };
     let (listener, file) = admin::listen(path).await?;
-    doors.push((Door::Unix(listener), format!("unix:{}", path.display())));
+    doors.push((AdminListener::Unix(listener), format!("unix:{}", path.display())));
     Ok((doors, Some(file)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// In words for whoever set up the sender.
+/// Its text is for the operator of the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     NoHeader,

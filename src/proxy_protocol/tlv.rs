@@ -1,16 +1,16 @@
-//! What a version 2 header may carry after its addresses: type, length, value.
+//! The type-length-value fields after the addresses of a version 2 header.
 
 use super::Refusal;
 
 pub(super) const CRC32C: u8 = 3;
 const NOOP: u8 = 4;
 const UNIQUE_ID: u8 = 5;
-const MOST_UNIQUE_ID: usize = 128;
+const MAX_UNIQUE_ID: usize = 128;
 /// Type and length.
 const HEAD: usize = 3;
 pub(super) const CHECKSUM: usize = 4;
 
-/// How far the TLVs were looked at.
+/// How far the TLVs were parsed.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     /// Where the next one begins.
@@ -19,8 +19,8 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Looks at what has come of the TLVs, which stand from `start` to `end` of the header.
-    pub(super) fn go_on(&mut self, bytes: &[u8], start: usize, end: usize) -> Result<(), Refusal> {
+    /// Parses the TLVs that have arrived; they are at `start..end` of the header.
+    pub(super) fn advance(&mut self, bytes: &[u8], start: usize, end: usize) -> Result<(), Refusal> {
         let bytes = &bytes[..bytes.len().min(end)];
         self.next = self.next.max(start);
         while self.next < end {
@@ -39,7 +39,7 @@ impl Walk {
                 CRC32C if length != CHECKSUM => return Err(Refusal::ChecksumLength),
                 CRC32C if self.checksum_at.is_some() => return Err(Refusal::TwoChecksums),
                 CRC32C => self.checksum_at = Some(value),
-                UNIQUE_ID if length > MOST_UNIQUE_ID => return Err(Refusal::UniqueId),
+                UNIQUE_ID if length > MAX_UNIQUE_ID => return Err(Refusal::UniqueId),
                 _ => {}
             }
             self.next = value + length;
@@ -47,7 +47,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Whether the checksum, if there is one, is that of this whole header.
+    /// Compares the checksum, if there is one, with that of the whole header.
     pub(super) fn verify(&self, header: &[u8]) -> Result<(), Refusal> {
         let Some(at) = self.checksum_at else {
             return Ok(());
@@ -59,23 +59,23 @@ impl Walk {
     }
 }
 
-/// Of a header in which the place of the checksum holds zeros.
+/// The checksum of a header, with zeros in its own bytes.
 pub(super) fn checksum(before: &[u8], after: &[u8]) -> u32 {
     let crc = crc32c::crc32c(before);
     let crc = crc32c::crc32c_append(crc, &[0; CHECKSUM]);
     crc32c::crc32c_append(crc, after)
 }
 
-/// Those of a header that are passed on: not its checksum, which is another one then, and no
-/// padding. What does not fit into the room is left out.
-pub(super) fn passed_on(mut tlvs: &[u8], room: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(tlvs.len().min(room));
+/// The TLVs that are passed on: neither the checksum, which changes, nor padding. Those that do not
+/// fit into `max` bytes are omitted.
+pub(super) fn passed_on(mut tlvs: &[u8], max: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(tlvs.len().min(max));
     while let Some(&[kind, high, low]) = tlvs.first_chunk::<HEAD>() {
         let length = HEAD + usize::from(u16::from_be_bytes([high, low]));
         let Some((tlv, rest)) = tlvs.split_at_checked(length) else {
             break;
         };
-        if !matches!(kind, CRC32C | NOOP) && out.len() + length <= room {
+        if !matches!(kind, CRC32C | NOOP) && out.len() + length <= max {
             out.extend_from_slice(tlv);
         }
         tlvs = rest;

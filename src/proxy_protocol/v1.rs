@@ -7,20 +7,20 @@ use std::{
 };
 
 /// The longest line, its CR and LF included.
-const MOST: usize = 107;
-const MOST_IPV4: usize = 15;
+const MAX_LINE: usize = 107;
+const MAX_IPV4: usize = 15;
 /// Of the form that ends in an IPv4 address.
-const MOST_IPV6: usize = 45;
-const MOST_PORT: usize = 5;
+const MAX_IPV6: usize = 45;
+const MAX_PORT: usize = 5;
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
-    let line = &bytes[..bytes.len().min(MOST)];
+    let line = &bytes[..bytes.len().min(MAX_LINE)];
     let Some(rest) = line.get(SIGNATURE_V1.len()..) else {
         return Ok(None);
     };
     let mut fields = Fields {
         rest,
-        left: MOST - SIGNATURE_V1.len(),
+        max: MAX_LINE - SIGNATURE_V1.len(),
     };
     let addresses = if fields.is_kind(b"TCP4 ") {
         fields.addresses(Refusal::Ipv4, could_be_ipv4, whole::<Ipv4Addr>)?
@@ -44,11 +44,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
     }))
 }
 
-/// What has come of the line, from the kind on.
+/// The part of the line that has arrived, from the kind on.
 struct Fields<'a> {
     rest: &'a [u8],
-    /// So long `rest` can get.
-    left: usize,
+    /// The longest that `rest` can become.
+    max: usize,
 }
 
 impl<'a> Fields<'a> {
@@ -62,16 +62,16 @@ impl<'a> Fields<'a> {
 
     fn skip(&mut self, n: usize) {
         self.rest = &self.rest[n..];
-        self.left -= n;
+        self.max -= n;
     }
 
-    /// Whatever stands before the end of the line is ignored.
+    /// Everything up to the end of the line is ignored.
     fn unknown(&mut self) -> Result<Option<Addresses>, Refusal> {
         if let Some(at) = self.rest.windows(2).position(|two| two == b"\r\n") {
             self.skip(at + 2);
             return Ok(Some(Addresses::Own));
         }
-        let cr_at = self.left - 2;
+        let cr_at = self.max - 2;
         match self.rest.get(cr_at..) {
             None | Some([] | [b'\r']) => Ok(None),
             Some(_) => Err(Refusal::LineTooLong),
@@ -97,7 +97,7 @@ impl<'a> Fields<'a> {
             return Ok(None);
         };
         match self.rest.first() {
-            None if self.left == 0 => return Err(Refusal::LineTooLong),
+            None if self.max == 0 => return Err(Refusal::LineTooLong),
             None => return Ok(None),
             Some(b'\n') => self.skip(1),
             Some(_) => return Err(Refusal::LineEnd),
@@ -108,7 +108,7 @@ impl<'a> Fields<'a> {
         }))
     }
 
-    /// The next field and what ends it. One that has come in part is looked at as well.
+    /// Reads the next field and the byte that ends it. A part of a field is checked as well.
     fn field<T>(
         &mut self,
         end: u8,
@@ -122,7 +122,7 @@ impl<'a> Fields<'a> {
             return Err(wrong);
         }
         let Some(length) = length else {
-            return if field.len() < self.left {
+            return if field.len() < self.max {
                 Ok(None)
             } else {
                 Err(Refusal::LineTooLong)
@@ -151,16 +151,16 @@ fn is_number(digits: &[u8], most: usize) -> bool {
 }
 
 fn could_be_port(field: &[u8]) -> bool {
-    is_number(field, MOST_PORT)
+    is_number(field, MAX_PORT)
 }
 
 fn could_be_ipv4(field: &[u8]) -> bool {
-    field.len() <= MOST_IPV4 && field.split(|b| *b == b'.').all(|octet| is_number(octet, 3))
+    field.len() <= MAX_IPV4 && field.split(|b| *b == b'.').all(|octet| is_number(octet, 3))
 }
 
 fn could_be_ipv6(field: &[u8]) -> bool {
     let known = |b: &u8| b.is_ascii_hexdigit() || matches!(b, b':' | b'.');
-    field.len() <= MOST_IPV6 && field.iter().all(known)
+    field.len() <= MAX_IPV6 && field.iter().all(known)
 }
 
 /// Where the two ends are of different families, the IPv4 one is written as an IPv6 address.

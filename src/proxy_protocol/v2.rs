@@ -1,4 +1,4 @@
-//! Version 2: binary, with room for more than addresses.
+//! Version 2: binary, with optional fields after the addresses.
 
 use super::{Addresses, Header, Refusal, SIGNATURE_V2, tlv};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -78,7 +78,7 @@ pub(super) fn parse<'a>(
         return Err(Refusal::TooShort);
     }
     if family != Family::Unspec {
-        walk.go_on(bytes, tlvs_at, end)?;
+        walk.advance(bytes, tlvs_at, end)?;
     }
     let Some(header) = bytes.get(..end) else {
         return Ok(None);
@@ -103,11 +103,11 @@ pub(super) fn parse<'a>(
     }))
 }
 
-/// Addresses of no family have no length, so that nothing tells where TLVs would begin. Senders put
-/// none; what does not read as TLVs from the first byte to the last is such an address, and
+/// Addresses of family UNSPEC have no known length, so TLVs may begin anywhere. Senders write no
+/// addresses then; bytes that are not valid TLVs from first to last count as addresses, and are
 /// ignored.
 fn tlvs_without_addresses<'a>(header: &'a [u8], walk: &mut tlv::Walk) -> Result<&'a [u8], Refusal> {
-    if walk.go_on(header, FIXED, header.len()).is_err() {
+    if walk.advance(header, FIXED, header.len()).is_err() {
         return Ok(&[]);
     }
     walk.verify(header)?;
@@ -134,7 +134,7 @@ fn addresses(family: Family, block: &[u8]) -> Addresses {
     }
 }
 
-/// The first bytes of a slice that was made sure to have them.
+/// The first bytes of a slice, which must have them.
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[..N]);
@@ -148,9 +148,9 @@ pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// With a checksum, and with those of `tlvs`, an accepted header's, that fit. Where the two ends
-/// are of different families, the IPv4 one becomes an IPv6 address. Without addresses it is LOCAL,
-/// the only one of its kind that everybody must accept; HAProxy refuses PROXY with UNSPEC.
+/// With a checksum, and with those of `tlvs`, from an accepted header, that fit. Where the two ends
+/// are of different families, the IPv4 one becomes an IPv6 address. Without addresses the command is
+/// LOCAL, which every receiver must accept; HAProxy refuses PROXY with UNSPEC.
 pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     encode_for(STREAM, addresses, tlvs)
 }

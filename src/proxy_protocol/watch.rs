@@ -1,23 +1,23 @@
-//! Looking out for a header where none may be.
+//! Detects a header from a client that must not send one.
 
 use super::{SIGNATURE_V1, SIGNATURE_V2};
 
-/// Follows the first bytes of a client that may not send a header, for as long as they could begin
-/// one. A backend that accepts headers would take the client's word for who it is.
+/// Compares the first bytes of such a client with the signatures, for as long as they could begin
+/// one. A backend that accepts headers would trust the addresses in it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
-    /// Nothing is, or any longer can be, wrong.
+    /// The bytes are no header, or need not be checked.
     #[default]
     Over,
-    /// Nothing has come yet.
+    /// No byte has arrived.
     Begun,
-    /// So many bytes of a signature have come, and nothing else.
+    /// This many bytes of a signature have arrived, and nothing else.
     V1(u8),
     V2(u8),
 }
 
 impl Watch {
-    /// Looks at the next bytes. True: with them a signature is complete.
+    /// Takes the next bytes. Returns whether a signature is complete with them.
     pub fn sees_header(&mut self, bytes: &[u8]) -> bool {
         let within = match (*self, bytes.first()) {
             (Self::Begun, Some(first)) if *first == SIGNATURE_V1[0] => Self::V1(0),

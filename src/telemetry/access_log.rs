@@ -12,7 +12,7 @@ pub struct Record<'a> {
     pub protocol: &'a str,
     pub remote_addr: String,
     pub remote_port: Option<u16>,
-    /// Whom the PROXY protocol header named.
+    /// The client that a PROXY protocol header named.
     pub proxy_protocol_addr: Option<String>,
     /// The peer of the connection, where the header named another.
     #[serde(skip_serializing_if = "Option::is_none")]

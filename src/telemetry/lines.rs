@@ -1,7 +1,7 @@
 //! Lines to a file or a standard stream, written by a thread of their own.
 //!
-//! Whoever has a line hands it over and goes on: a reader that has stalled or a disk that is full
-//! costs lines, which are counted, and never a session.
+//! Writing a line never blocks: a stalled reader or a full disk costs lines, which are counted, and
+//! never delays a session.
 
 use crate::sys::files;
 use std::{
@@ -19,18 +19,18 @@ use std::{
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
-/// Written at once; what waits meanwhile is written together.
+/// Bytes of one write, about.
 const BATCH: usize = 64 * 1024;
-/// Where lines keep coming the writer lets so long pass between two batches. Waking it for each
-/// line costs whoever hands one in more than the line.
-const GATHER: Duration = Duration::from_millis(10);
-/// So many batches may come one right after the other.
+/// The interval between two batches under a steady stream of lines. Waking the writer for each line
+/// costs the calling thread more than the line.
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
+/// How many batches may follow each other without that interval.
 const BURST: u32 = 32;
-/// How long the end waits for a writer that makes no progress.
-const PATIENCE: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(5);
-/// How often a writer whose reader has stalled looks whether the file is to be reopened.
-const STALL: Duration = Duration::from_millis(100);
+/// How long a flush waits for a writer that makes no progress.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const FLUSH_RETRY_INTERVAL: Duration = Duration::from_millis(5);
+/// How often a writer whose reader has stalled checks whether the file is to be reopened.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -39,7 +39,7 @@ pub enum Destination {
     File(PathBuf),
 }
 
-/// Where to hand lines in; clones lead to the same writer.
+/// The queue of a writer; clones share it.
 #[derive(Debug, Clone)]
 pub struct Lines {
     queue: SyncSender<Message>,
@@ -49,8 +49,9 @@ pub struct Lines {
 #[derive(Debug, Default)]
 struct Shared {
     dropped: AtomicU64,
-    /// Put into the queue; and of those, written or lost.
+    /// Lines that were put into the queue.
     accepted: AtomicU64,
+    /// Those of them that were written or lost.
     finished: AtomicU64,
     reopen: AtomicBool,
 }
@@ -60,8 +61,8 @@ enum Message {
     Line(Vec<u8>),
     /// Answered when everything before it has been written.
     Flush(SyncSender<()>),
-    /// Only wakes the writer, which then looks at what is wanted of it.
-    Look,
+    /// Only wakes the writer, which then checks whether the file is to be reopened.
+    Wake,
 }
 
 impl Lines {
@@ -77,7 +78,7 @@ impl Lines {
             lines: 0,
             mid_line: false,
             failing: false,
-            paid: Instant::now(),
+            scheduled: Instant::now(),
         };
         std::thread::Builder::new()
             .name("log-writer".to_owned())
@@ -105,27 +106,27 @@ impl Lines {
         self.shared.accepted.load(Relaxed).saturating_sub(finished)
     }
 
-    /// The file has been moved away: write to a new one of the same name.
+    /// Writes to a new file of the same name: the old one has been moved away.
     pub fn reopen(&self) {
         self.shared.reopen.store(true, Relaxed);
         // A full queue will wake the writer as well.
-        let _ = self.queue.try_send(Message::Look);
+        let _ = self.queue.try_send(Message::Wake);
     }
 
-    /// Waits until what was handed in has been written, but not for a writer that is stuck.
+    /// Waits until all lines so far have been written, but not for a writer that is stuck.
     pub fn flush(&self) {
         let begun = Instant::now();
         let (done, written) = sync_channel(1);
         let mut message = Message::Flush(done);
         // A full queue is no reason to give up: the writer may be emptying it.
         while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
-            if begun.elapsed() >= PATIENCE {
+            if begun.elapsed() >= FLUSH_TIMEOUT {
                 return;
             }
             message = back;
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(FLUSH_RETRY_INTERVAL);
         }
-        let _ = written.recv_timeout(PATIENCE);
+        let _ = written.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
@@ -135,14 +136,14 @@ struct Writer {
     to: File,
     shared: Arc<Shared>,
     batch: Vec<u8>,
-    /// In the batch.
+    /// How many lines are in the batch.
     lines: u64,
     /// The last write failed half-way through a line.
     mid_line: bool,
     /// The last write failed.
     failing: bool,
-    /// Until when its batches would take if each took as long as there shall be between them.
-    paid: Instant,
+    /// When the batches so far would have ended if each had taken [`BATCH_INTERVAL`].
+    scheduled: Instant,
 }
 
 impl Writer {
@@ -156,7 +157,7 @@ impl Writer {
                 }
                 Err(TryRecvError::Empty) => {
                     if self.write_batch() {
-                        self.rest();
+                        self.pause();
                     }
                     match messages.recv() {
                         Ok(message) => message,
@@ -190,40 +191,40 @@ impl Writer {
                     self.write_batch();
                     let _ = done.try_send(());
                 }
-                Message::Look => {}
+                Message::Wake => {}
             }
         }
     }
 
-    /// After a batch.
-    fn rest(&mut self) {
+    /// Pauses after a batch if there were many.
+    fn pause(&mut self) {
         let now = Instant::now();
-        self.paid = self.paid.max(now) + GATHER;
-        if self.paid > now + GATHER * BURST {
-            std::thread::sleep(GATHER);
+        self.scheduled = self.scheduled.max(now) + BATCH_INTERVAL;
+        if self.scheduled > now + BATCH_INTERVAL * BURST {
+            std::thread::sleep(BATCH_INTERVAL);
         }
     }
 
-    /// Waits until the file takes more. False where the batch is to be given up: once the file is
-    /// to be reopened, a reader that has stalled gets only a moment more.
+    /// Waits until the file can be written. Returns false if the batch is to be given up: once the
+    /// file is to be reopened, a stalled reader gets [`FLUSH_TIMEOUT`].
     fn wait(&self) -> bool {
-        let mut asked = None;
+        let mut reopen_since = None;
         loop {
-            match files::wait_writable(&self.to, STALL) {
+            match files::wait_writable(&self.to, STALL_CHECK_INTERVAL) {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(_) => return false,
             }
             if self.shared.reopen.load(Relaxed) {
-                let asked: &Instant = asked.get_or_insert_with(Instant::now);
-                if asked.elapsed() >= PATIENCE {
+                let since: &Instant = reopen_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= FLUSH_TIMEOUT {
                     return false;
                 }
             }
         }
     }
 
-    /// Whether there was anything to write.
+    /// Returns whether there was anything to write.
     fn write_batch(&mut self) -> bool {
         if self.batch.is_empty() {
             return false;
@@ -331,7 +332,7 @@ mod tests {
         std::fs::rename(&path, folder.join("old")).expect("moved");
         lines.reopen();
         while lines.pending() > 0 {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(FLUSH_RETRY_INTERVAL);
         }
         let mut read = Vec::new();
         let _ = reader.read_to_end(&mut read);

@@ -30,7 +30,7 @@ use std::sync::{
 pub struct ListenerMetrics {
     labels: Box<str>,
     pub counts: Sharded<ListenerCounts>,
-    /// Sessions that live now; also what `max_connections` is held against.
+    /// Sessions that live now, which `max_connections` limits.
     pub active: AtomicU64,
     sent_shown: Shown,
     pub session_duration: Histogram,
@@ -46,11 +46,11 @@ pub struct ListenerCounts {
     /// To the client.
     pub sent: Counter,
     pub closed: [Counter; CloseReason::COUNT],
-    /// Of UDP: those of clients, whatever became of them...
+    /// Datagrams from clients, delivered or not.
     pub received_datagrams: Counter,
-    /// ... those to clients...
+    /// Datagrams to clients.
     pub sent_datagrams: Counter,
-    /// ... and those, of either direction, that were not passed on.
+    /// Datagrams of either direction that were not delivered.
     pub dropped_datagrams: [Counter; DropReason::COUNT],
 }
 
@@ -59,11 +59,11 @@ pub struct ListenerCounts {
 pub struct UpstreamMetrics {
     pub name: Arc<str>,
     labels: Box<str>,
-    /// From the first doubt about a backend to the verdict...
+    /// From the first doubt about a backend to the verdict.
     pub doubt_duration: Histogram,
-    /// ... from there until no session was left...
+    /// From the verdict to the end of the last session on the backend.
     pub leave_duration: Histogram,
-    /// ... and until another backend had taken one.
+    /// From the verdict to the first session on another backend.
     pub resume_duration: Histogram,
 }
 

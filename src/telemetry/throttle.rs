@@ -22,9 +22,9 @@ pub struct Throttle<const N: usize> {
 
 #[derive(Debug, Default)]
 struct Kind {
-    /// Events that no line has told yet.
+    /// Events that are not logged yet.
     pending: AtomicU64,
-    /// Before this time, in milliseconds since `began`, no line is due.
+    /// When the next line may be logged, in milliseconds since `began`.
     next: AtomicU64,
 }
 
@@ -36,22 +36,23 @@ impl<const N: usize> Throttle<N> {
         }
     }
 
-    /// Counts `events` of this kind. `Some`: a line is to be logged now, for so many events.
+    /// Counts `events` of this kind. Returns for how many events a line is to be logged now, if one
+    /// is.
     pub fn add(&self, kind: usize, events: u64, now: Instant) -> Option<u64> {
         let kind = self.kinds.get(kind)?;
         kind.pending.fetch_add(events, Relaxed);
         kind.take(self.ms(now))
     }
 
-    /// The kinds for which a line is to be logged although no new event has come, and how many
-    /// events each tells.
+    /// The kinds for which a line is to be logged although no new event has come, each with the
+    /// number of events.
     pub fn due(&self, now: Instant) -> impl Iterator<Item = (usize, u64)> {
         let ms = self.ms(now);
         let due = move |(n, kind): (usize, &Kind)| kind.take(ms).map(|count| (n, count));
         self.kinds.iter().enumerate().filter_map(due)
     }
 
-    /// All that no line has told yet, whether or not one is due.
+    /// All events that are not logged yet, whether or not a line is due.
     pub fn rest(&self) -> impl Iterator<Item = (usize, u64)> {
         let rest = |(n, kind): (usize, &Kind)| kind.take_pending().map(|count| (n, count));
         self.kinds.iter().enumerate().filter_map(rest)

@@ -1,19 +1,19 @@
 //! Which datagrams of a batch leave together. Pure.
 //!
-//! The kernel takes a run of datagrams of one size, of which the last may be shorter, for the price
-//! of little more than one (UDP_SEGMENT). What arrives is the same.
+//! The kernel sends a run of datagrams of one size, of which the last may be shorter, at little more
+//! than the cost of one (UDP_SEGMENT). The receiver gets the same datagrams.
 
-/// Datagrams in one run, and parts of one message, at most: what every kernel takes.
-pub(super) const MOST: usize = 64;
-/// Bytes of one run, and of one datagram over IPv4.
-pub(super) const LONGEST: usize = 65_507;
+/// The most datagrams of one run, and parts of one message, that every kernel takes.
+pub(super) const MAX_DATAGRAMS: usize = 64;
+/// The most bytes of one run, and of one datagram over IPv4.
+pub(super) const MAX_BYTES: usize = 65_507;
 
-/// Consecutive bytes of what came in one go: one datagram, or several of one size of which the last
-/// may be shorter.
+/// Consecutive bytes that were received together: one datagram, or several of one size of which the
+/// last may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) len: usize,
-    /// The size of each; 0 where it is one.
+    /// The size of each datagram; 0 if there is only one.
     pub(super) segment: usize,
 }
 
@@ -33,13 +33,13 @@ impl Piece {
     }
 }
 
-/// So many bytes of datagrams of this size can leave in one run; a whole number of them.
-pub(super) fn most_bytes(segment: usize) -> usize {
-    segment * (LONGEST / segment).clamp(1, MOST)
+/// How many bytes of datagrams of this size fit into one run; a whole number of datagrams.
+pub(super) fn max_bytes(segment: usize) -> usize {
+    segment * (MAX_BYTES / segment).clamp(1, MAX_DATAGRAMS)
 }
 
-/// How many of the pieces, from the first on, leave as one, and in datagrams of what size; 0: it is
-/// one datagram. No piece is longer than [`most_bytes`] allows.
+/// How many of the pieces, from the first on, are sent as one run, and the size of its datagrams; 0 if
+/// there is only one. No piece may be longer than [`max_bytes`].
 pub(super) fn run(pieces: impl IntoIterator<Item = Piece>) -> (usize, usize) {
     let mut pieces = pieces.into_iter();
     let Some(first) = pieces.next() else {
@@ -47,16 +47,16 @@ pub(super) fn run(pieces: impl IntoIterator<Item = Piece>) -> (usize, usize) {
     };
     let size = first.size();
     let (mut parts, mut total, mut datagrams) = (1, first.len, first.datagrams());
-    // An empty one ends nothing that could be told apart.
+    // Empty datagrams cannot be joined.
     let mut is_open = size > 0 && first.len.is_multiple_of(size);
     for piece in pieces {
         let fits = is_open
             && piece.len > 0
             && piece.size() <= size
             && (piece.segment == 0 || piece.segment == size)
-            && parts < MOST
-            && datagrams + piece.datagrams() <= MOST
-            && total + piece.len <= LONGEST;
+            && parts < MAX_DATAGRAMS
+            && datagrams + piece.datagrams() <= MAX_DATAGRAMS
+            && total + piece.len <= MAX_BYTES;
         if !fits {
             break;
         }
@@ -120,7 +120,7 @@ mod tests {
                 prop_assert!(n > 0);
                 let went_in: Vec<usize> = pieces[at..at + n].iter().flat_map(datagrams).collect();
                 let whole = Piece { len: went_in.iter().sum(), segment };
-                prop_assert!(went_in.len() <= MOST);
+                prop_assert!(went_in.len() <= MAX_DATAGRAMS);
                 prop_assert_eq!(datagrams(&whole), went_in);
                 at += n;
             }

@@ -1,12 +1,12 @@
 //! How many datagrams one receive asks for. Pure.
 
-/// Follows what arrives at one socket. A receive that asks for more than there is looks into the
-/// socket once more in vain, a good part of its cost where datagrams come one at a time; one that
-/// asks for too few leaves the rest to another call.
+/// Adapts to the traffic of one socket. A receive that asks for more than there is makes the kernel
+/// check the socket once more, a good part of its cost where datagrams come one at a time; one that
+/// asks for too few needs another call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchSize {
     size: u8,
-    /// The turn of the event loop at which it received last.
+    /// The turn of the reactor at the last receive.
     turn: u32,
 }
 
@@ -17,15 +17,17 @@ impl BatchSize {
         usize::from(self.size)
     }
 
-    /// `came`: how many the receive in this `turn` has found. What is left at a socket makes it
-    /// ready in the next turn, too; a single datagram at a time does not. `most`: at most 255.
-    pub(super) fn adapt(&mut self, came: usize, turn: u32, most: usize) {
+    /// `count`: the result of the receive in this `turn`. A socket with more datagrams is ready again
+    /// in the next turn; one that gets a single datagram at a time is not. `max`: at most 255.
+    pub(super) fn adapt(&mut self, count: usize, turn: u32, max: usize) {
         let size = self.get();
         let follows = turn.wrapping_sub(self.turn) <= 1;
-        let size = match came {
-            _ if came >= size && (size > 1 || follows) => (size * 2).min(most),
-            _ if came * 2 <= size => (size / 2).max(1),
-            _ => size,
+        let size = if count >= size && (size > 1 || follows) {
+            (size * 2).min(max)
+        } else if count * 2 <= size {
+            (size / 2).max(1)
+        } else {
+            size
         };
         self.size = u8::try_from(size).unwrap_or(u8::MAX);
         self.turn = turn;
@@ -36,8 +38,8 @@ impl BatchSize {
 mod tests {
     use super::*;
 
-    /// What each receive asks for while so many datagrams wait, with so many turns from one to the
-    /// next.
+    /// The batch size of each receive, by the number of datagrams that wait; `turns` from one receive
+    /// to the next.
     fn sizes(waiting: &[usize], turns: u32) -> Vec<usize> {
         let mut size = BatchSize::ONE;
         let mut turn = 10;

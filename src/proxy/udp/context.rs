@@ -219,7 +219,7 @@ fn parts(unit: Unit) -> impl Iterator<Item = Unit> {
     let Piece { len, segment } = unit.piece;
     let most = match segment {
         0 => len.max(1),
-        segment => batch::most_bytes(segment),
+        segment => batch::max_bytes(segment),
     };
     (0..len.div_ceil(most).max(1)).map(move |i| {
         let len = most.min(len - i * most);

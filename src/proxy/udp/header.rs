@@ -1,5 +1,4 @@
-//! PROXY protocol headers in front of datagrams, version 2 alone: the first one knows connections
-//! only.
+//! PROXY protocol headers in front of datagrams: version 2 only, since version 1 is for connections.
 
 use super::table::More;
 use crate::proxy_protocol::{Addresses, Parser, SIGNATURE_V2, encode_v2_datagram};
@@ -7,15 +6,15 @@ use std::net::SocketAddr;
 
 /// What a datagram from a trusted peer begins with.
 pub(super) enum Begins {
-    /// So many bytes of header, which name the client and what it wrote to, or leave that to the
-    /// peer.
+    /// A header of `taken` bytes, which names the client and the address that it sent to, or neither:
+    /// then the peer is the client.
     Header {
         taken: usize,
         named: Option<(SocketAddr, SocketAddr)>,
         tlvs: Vec<u8>,
     },
     Payload,
-    /// A header that is wrong, or cut off.
+    /// A header that is invalid or incomplete.
     Wrong,
 }
 
@@ -35,7 +34,7 @@ pub(super) fn read(datagram: &[u8], keep_tlvs: bool) -> Begins {
                     source,
                     destination,
                 } => Some((source, destination)),
-                // Nobody who could be named: the peer speaks for itself.
+                // The peer itself is the client.
                 Addresses::Own | Addresses::Unix(_) => None,
             },
             tlvs: if keep_tlvs {

@@ -9,28 +9,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For how long it is remembered whether an address is local: addresses come and go.
-const MEMORY: Duration = Duration::from_secs(1);
-/// Forged sources can be many.
-const MOST: usize = 1_024;
+/// How long it is cached whether an address is local: interfaces change.
+const CACHE_TIME: Duration = Duration::from_secs(1);
+/// The most addresses in the cache: there can be many forged sources.
+const MAX_CACHED: usize = 1_024;
 
-/// Asks whether an address is one of this host.
+/// Whether an address is one of this host.
 type IsLocal = fn(IpAddr) -> bool;
 
 #[derive(Debug)]
 pub struct OwnAddresses {
-    /// All ports that occur: most clients have none of them, and are through with that.
+    /// All ports, sorted: for most clients comparing the port is enough.
     ports: Vec<u16>,
     exact: BTreeSet<(IpAddr, u16)>,
     /// Ports at all addresses of a family.
     all_v4: BTreeSet<u16>,
     all_v6: BTreeSet<u16>,
     is_local: IsLocal,
-    known: Mutex<Known>,
+    cache: Mutex<Cache>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct Cache {
     since: Instant,
     local: AHashMap<IpAddr, bool>,
 }
@@ -43,7 +43,7 @@ impl OwnAddresses {
             all_v4: BTreeSet::new(),
             all_v6: BTreeSet::new(),
             is_local,
-            known: Mutex::new(Known {
+            cache: Mutex::new(Cache {
                 since: Instant::now(),
                 local: AHashMap::new(),
             }),
@@ -62,7 +62,7 @@ impl OwnAddresses {
         own
     }
 
-    /// Whether what is sent to this address comes to a listener of this process.
+    /// Whether datagrams to this address reach a listener of this process.
     pub(super) fn contains(&self, address: SocketAddr, now: Instant) -> bool {
         self.ports.binary_search(&address.port()).is_ok() && self.look_up(address, now)
     }
@@ -78,13 +78,13 @@ impl OwnAddresses {
     }
 
     fn is_local(&self, ip: IpAddr, now: Instant) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = now.saturating_duration_since(known.since);
-        if age >= MEMORY || known.local.len() >= MOST {
-            known.local.clear();
-            known.since = now;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = now.saturating_duration_since(cache.since);
+        if age >= CACHE_TIME || cache.local.len() >= MAX_CACHED {
+            cache.local.clear();
+            cache.since = now;
         }
-        *known.local.entry(ip).or_insert_with(|| (self.is_local)(ip))
+        *cache.local.entry(ip).or_insert_with(|| (self.is_local)(ip))
     }
 }
 
@@ -130,15 +130,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_local_is_asked_again_after_a_while() {
+    fn whether_an_address_is_local_is_cached_for_a_while() {
         use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
         static LOCAL: AtomicBool = AtomicBool::new(false);
         let own = own(&["0.0.0.0:53"], |_| LOCAL.load(SeqCst));
         let began = Instant::now();
         assert!(!contains(&own, "10.0.0.1:53", began));
         LOCAL.store(true, SeqCst);
-        let almost = began + MEMORY - Duration::from_millis(1);
+        let almost = began + CACHE_TIME - Duration::from_millis(1);
         assert!(!contains(&own, "10.0.0.1:53", almost));
-        assert!(contains(&own, "10.0.0.1:53", began + MEMORY));
+        assert!(contains(&own, "10.0.0.1:53", began + CACHE_TIME));
     }
 }

@@ -1,4 +1,4 @@
-//! Limits how often something is done in each second.
+//! A limit on how often something is done in each second.
 
 pub(super) struct PerSecond {
     most: u32,
@@ -15,7 +15,7 @@ impl PerSecond {
         }
     }
 
-    /// Whether it may be done once more at this time, in milliseconds.
+    /// Counts one more at this time, in milliseconds, if the limit allows it.
     pub(super) fn take(&mut self, ms: u64) -> bool {
         let second = ms / 1_000;
         if self.second != second {

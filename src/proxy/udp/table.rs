@@ -1,17 +1,17 @@
-//! From who wrote, and to which address, to the flow. Pure.
+//! Finds a flow by the addresses of its datagrams. Pure.
 
 use crate::sys::datagram::Local;
 use ahash::RandomState;
 use hashbrown::{HashTable, hash_table::Entry};
 use std::net::SocketAddr;
 
-/// What makes a flow: datagrams with the same are of the same.
+/// Identifies a flow: datagrams with equal keys belong to the same one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub peer: SocketAddr,
-    /// The index of the socket that it came to.
+    /// The index of the listening socket.
     pub port: u16,
-    /// The address that it was sent to, where the socket has more than one.
+    /// The destination address, where the socket has more than one.
     pub local: Option<Local>,
     /// In a box: most have none.
     pub more: Option<Box<More>>,
@@ -21,7 +21,7 @@ pub struct Key {
 pub struct More {
     /// Source and destination by a PROXY protocol header.
     pub named: Option<(SocketAddr, SocketAddr)>,
-    /// The number of the backend, where each datagram is balanced on its own; else 0.
+    /// The id of the backend, where each datagram is balanced on its own; else 0.
     pub backend: u64,
 }
 
@@ -32,8 +32,8 @@ impl Key {
     }
 }
 
-/// Numbers of flows by their keys, which are kept elsewhere. Keyed at random: nobody can choose
-/// addresses that collide.
+/// Numbers of flows by their keys, which the flows themselves hold. The hash is keyed at random, so
+/// that addresses cannot be chosen to collide.
 #[derive(Debug, Default)]
 pub struct Table {
     numbers: HashTable<u32>,
@@ -46,7 +46,7 @@ impl Table {
         self.numbers.find(hash, |n| key_of(*n) == key).copied()
     }
 
-    /// What has this key now is found by it no more.
+    /// Replaces an entry with the same key.
     pub fn insert<'a>(&mut self, key: &Key, number: u32, key_of: impl Fn(u32) -> &'a Key) {
         let hash = self.keyed.hash_one(key);
         let (same, again) = (
@@ -61,7 +61,7 @@ impl Table {
         }
     }
 
-    /// Only if it is this number that the key leads to. Whether it was.
+    /// Removes the entry if it has this number. Returns whether it had.
     pub fn remove(&mut self, key: &Key, number: u32) -> bool {
         let hash = self.keyed.hash_one(key);
         let found = self.numbers.find_entry(hash, |n| *n == number);

@@ -1,6 +1,5 @@
-//! The descriptors that connections and flows have: a part for each kind alone, and a part that
-//! both share by demand, so that neither can take everything, and what the one does not use is
-//! there for the other.
+//! The budget of descriptors for connections and flows: a part for each kind alone, and a part that
+//! both share by demand, so that neither kind can use all of them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -60,15 +59,15 @@ impl Descriptors {
         self.shared.store(shared, Relaxed);
     }
 
-    /// Those of a connection; false when connections have used up their own part and the shared
-    /// one.
+    /// Takes those of a connection. Returns false when the part of connections and the shared part
+    /// are used up.
     pub fn take_for_connection(&self) -> bool {
         self.take(CONNECTION, |next| {
             u64::from(next.connections) <= self.for_connections.load(Relaxed)
         })
     }
 
-    /// The same for the socket of a flow.
+    /// Takes that of the socket of a flow.
     pub fn take_for_flow(&self) -> bool {
         self.take(FLOW, |next| self.is_of_flows(next))
     }
@@ -162,7 +161,7 @@ mod tests {
         assert_eq!(times(|| descriptors.take_for_flow()), 6);
     }
 
-    /// A flow that moves is not refused, and what it takes too much is missing to later ones.
+    /// A flow that moves is not refused; one beyond the limit is missing to later flows.
     #[test]
     fn what_is_taken_anyway_counts() {
         let descriptors = Descriptors::new(0, 2, 1);

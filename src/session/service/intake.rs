@@ -1,11 +1,11 @@
-//! Whether the sockets of a listener accept and receive, and how long to wait after they do not.
+//! Whether the sockets of a listener accept and receive, and the pauses after failures.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// Of one listener, over all workers.
+/// The state of one listener, over all workers.
 #[derive(Debug, Default)]
 pub struct Intake {
     failing: AtomicU64,
@@ -27,8 +27,8 @@ const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 
 impl Failures {
-    /// A call has failed; how long to wait before the next. One failure alone may be that of one
-    /// client: from the second in a row on the socket counts as failing.
+    /// Counts a failed call and returns how long to wait before the next. A single failure may concern
+    /// one client: from the second in a row on the socket counts as failing.
     pub fn add(&mut self, intake: &Intake) -> Duration {
         self.0 = self.0.saturating_add(1);
         if self.0 == 2 {
@@ -37,7 +37,7 @@ impl Failures {
         FIRST.saturating_mul(1 << (self.0 - 1).min(10)).min(LONGEST)
     }
 
-    /// A call has done what it should, be it to find nothing.
+    /// A call has succeeded, or has found nothing.
     pub fn clear(&mut self, intake: &Intake) {
         if std::mem::take(&mut self.0) >= 2 {
             intake.failing.fetch_sub(1, Relaxed);

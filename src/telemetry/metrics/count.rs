@@ -9,12 +9,12 @@ thread_local! {
     static SHARD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Gives this thread a shard of its own. Threads that never call this share the first.
+/// Sets the shard of this thread. Threads that never call this use the first one.
 pub fn set_shard(index: usize) {
     SHARD.set(index);
 }
 
-/// Something that every worker has its own copy of.
+/// One copy for each worker.
 #[derive(Debug)]
 pub struct Sharded<T> {
     shards: Box<[Padded<T>]>,
@@ -56,7 +56,7 @@ impl<T> Sharded<T> {
     }
 }
 
-/// Only grows, for all that a scrape can see.
+/// Only grows, as far as a scrape shows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -65,8 +65,8 @@ impl Counter {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// What was counted beforehand and has not come to pass. What a scrape shows of it goes through
-    /// [`Shown`].
+    /// Undoes an optimistic increment, such as that of a deferred write that failed. A scrape shows
+    /// such a counter through [`Shown`].
     pub fn take_back(&self, n: u64) {
         self.0.fetch_sub(n, Relaxed);
     }
@@ -76,8 +76,8 @@ impl Counter {
     }
 }
 
-/// The largest value of a counter that a scrape has shown: one from which something was taken back
-/// waits there until it has caught up, because a counter that falls means a new process.
+/// The largest value of a counter that a scrape has shown. A counter that was decremented stays there
+/// until it has caught up: a counter that falls means a restart.
 #[derive(Debug, Default)]
 pub struct Shown(AtomicU64);
 
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_never_falls() {
+    fn a_shown_value_never_falls() {
         let shown = Shown::default();
         assert_eq!([5, 3, 6].map(|n| shown.raise(n)), [5, 5, 6]);
     }

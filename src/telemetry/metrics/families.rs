@@ -29,7 +29,7 @@ pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
     text.finish()
 }
 
-/// The figures of the program, and what the system says of the process.
+/// The figures of the program, and those of the process from the system.
 struct Read<'a> {
     of: &'a Figures<'a>,
     system: collector::Metrics,
@@ -37,8 +37,7 @@ struct Read<'a> {
 
 type Write = fn(&Read<'_>, &mut Samples<'_>);
 
-/// By name. Names and types are the same from scrape to scrape; a family without samples is left
-/// out.
+/// Sorted by name. A family without samples is omitted.
 const FAMILIES: &[(Family, Write)] = &[
     counter(
         "process_cpu_seconds_total",

@@ -1,5 +1,5 @@
-//! The values of one scrape, read before any of them is written: what belongs together is of one
-//! moment, and the counters of each backend are walked through once.
+//! The values of one scrape, read before any of them is written: related values are of one moment,
+//! and the counters of each backend are summed once.
 
 use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, UpstreamMetrics};
 use crate::plan::{

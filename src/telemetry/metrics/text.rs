@@ -13,7 +13,7 @@ const LINE: usize = 1024;
 /// All metrics of one name.
 pub(super) struct Family {
     pub(super) name: &'static str,
-    /// The word of the TYPE line.
+    /// The type in the TYPE line.
     pub(super) kind: &'static str,
     pub(super) help: &'static str,
 }
@@ -60,7 +60,7 @@ impl Samples<'_> {
         self.line("", labels, None, value.into());
     }
 
-    /// With one more label, whose value is a word of the program.
+    /// With one more label, whose value needs no escaping.
     pub(super) fn add_with(
         &mut self,
         labels: &str,
@@ -156,7 +156,7 @@ impl Value {
     }
 }
 
-/// What stands between the braces, escaped.
+/// The text between the braces, escaped.
 pub(super) fn labels(all: &[(&str, &str)]) -> Box<str> {
     let mut out = String::new();
     for (name, value) in all {
