@@ -492,7 +492,54 @@ fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Exporter, *};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_scrape_has_no_series_of_what_is_gone() {
+        let exporter = Exporter::new(1);
+        let process = exporter.process();
+        let listeners = ["gone", "kept"].map(|name| exporter.listener(name));
+        let upstreams = ["gone", "kept"].map(|name| exporter.upstream(name));
+        let backends = [("gone", 0), ("kept", 1)]
+            .map(|(text, of)| Arc::new(exporter.backend(&upstreams[of], text, true)));
+        let scrape = |from: usize| {
+            let figures = Figures {
+                listeners: listeners[from..]
+                    .iter()
+                    .map(|metrics| ListenerFigures {
+                        metrics,
+                        is_udp: true,
+                    })
+                    .collect(),
+                upstreams: upstreams[from..]
+                    .iter()
+                    .map(|metrics| UpstreamFigures {
+                        metrics,
+                        available: 1,
+                        primaries: Some(1),
+                        in_panic: Some(false),
+                    })
+                    .collect(),
+                backends: backends[from..]
+                    .iter()
+                    .map(|metrics| {
+                        let roles = Some(vec![Role::Primary]);
+                        BackendFigures::new(metrics, BackendState::Up, 1, roles, [Some(0.0); 2])
+                    })
+                    .collect(),
+                process: &process,
+                access_log_dropped: 0,
+            };
+            String::from_utf8(render(&figures).concat()).expect("text")
+        };
+        let series = |text: &str, of: &str| text.matches(&format!("=\"{of}\"")).count();
+        let (before, after) = (scrape(0), scrape(1));
+        assert!(series(&before, "gone") > 100);
+        assert_eq!(series(&before, "gone"), series(&before, "kept"));
+        assert_eq!(series(&after, "gone"), 0);
+        assert_eq!(series(&after, "kept"), series(&before, "kept"));
+    }
 
     #[test]
     fn families_are_sorted_and_named_by_convention() {
