@@ -68,16 +68,15 @@ pub async fn serve(door: AdminListener, state: Arc<State>, renderer: Arc<Rendere
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let failures = Throttle::<1>::new(Instant::now());
     loop {
-        let accepted = match &door {
-            AdminListener::Tcp(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| serve_connection(stream, Access::ReadOnly, &state, &renderer)),
-            AdminListener::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| serve_connection(stream, Access::Control, &state, &renderer)),
-        };
+        let accepted =
+            match &door {
+                AdminListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                    serve_connection(stream, Access::ReadOnly, &state, &renderer)
+                }),
+                AdminListener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                    serve_connection(stream, Access::Control, &state, &renderer)
+                }),
+            };
         match accepted {
             Ok(task) => {
                 open.retain(|task| !task.is_finished());
@@ -116,12 +115,7 @@ where
 {
     let (state, renderer) = (Arc::clone(state), Arc::clone(renderer));
     let service = service_fn(move |request| {
-        answer(
-            request,
-            access,
-            Arc::clone(&state),
-            Arc::clone(&renderer),
-        )
+        answer(request, access, Arc::clone(&state), Arc::clone(&renderer))
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -141,7 +135,9 @@ async fn answer(
     renderer: Arc<Renderer>,
 ) -> Result<Response<Body>, Infallible> {
     // The unix socket is out of reach of browsers.
-    if access == Access::ReadOnly && let Some(refusal) = refuse_host(&request, &state) {
+    if access == Access::ReadOnly
+        && let Some(refusal) = refuse_host(&request, &state)
+    {
         return Ok(refusal);
     }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);

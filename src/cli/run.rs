@@ -110,7 +110,9 @@ type AdminListeners = Vec<(AdminListener, String)>;
 
 /// The ways to the admin side, and the file of the socket, which stays until the end: an operator
 /// may want to see how the last sessions go.
-async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(AdminListeners, Option<SocketFile>), String> {
+async fn admin_doors(
+    plan: Option<&plan::Admin>,
+) -> Result<(AdminListeners, Option<SocketFile>), String> {
     let mut doors = Vec::new();
     if let Some(listen) = plan.and_then(|admin| admin.listen) {
         if !has_interface(listen) {
@@ -125,7 +127,10 @@ async fn admin_doors(plan: Option<&plan::Admin>) -> Result<(AdminListeners, Opti
         return Ok((doors, None));
     };
     let (listener, file) = admin::listen(path).await?;
-    doors.push((AdminListener::Unix(listener), format!("unix:{}", path.display())));
+    doors.push((
+        AdminListener::Unix(listener),
+        format!("unix:{}", path.display()),
+    ));
     Ok((doors, Some(file)))
 }
 

@@ -20,7 +20,12 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Parses the TLVs that have arrived; they are at `start..end` of the header.
-    pub(super) fn advance(&mut self, bytes: &[u8], start: usize, end: usize) -> Result<(), Refusal> {
+    pub(super) fn advance(
+        &mut self,
+        bytes: &[u8],
+        start: usize,
+        end: usize,
+    ) -> Result<(), Refusal> {
         let bytes = &bytes[..bytes.len().min(end)];
         self.next = self.next.max(start);
         while self.next < end {
