@@ -108,8 +108,8 @@ impl<'a> BackendSearch<'a> {
         self.session.set_backend(backend.id);
         let pool = &self.service.pool;
         let stays = match self.session.kind {
-            Kind::Connection => pool.succeeded(&self.search, now),
-            Kind::Flow => pool.taken(&self.search, now),
+            Kind::Connection => pool.succeeded(&self.search, backend, now),
+            Kind::Flow => pool.taken(&self.search, backend, now),
         };
         let result = match stays {
             true => AttemptResult::Connected,

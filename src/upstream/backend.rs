@@ -23,6 +23,8 @@ pub struct Backend {
     /// Shared by all addresses of one configured backend.
     pub metrics: Arc<BackendMetrics>,
     active: AtomicU64,
+    /// How often its sessions have been terminated.
+    terminations: AtomicU64,
     /// Notified when the last session has ended, if `notifies_when_empty`.
     notifier: Arc<Notifier>,
     notifies_when_empty: AtomicBool,
@@ -46,6 +48,7 @@ impl Backend {
             addr,
             metrics,
             active: AtomicU64::default(),
+            terminations: AtomicU64::default(),
             notifier,
             notifies_when_empty: AtomicBool::new(false),
             last_reply_ms: AtomicU64::default(),
@@ -61,6 +64,14 @@ impl Backend {
 
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
+    }
+
+    pub fn terminations(&self) -> u64 {
+        self.terminations.load(Relaxed)
+    }
+
+    pub fn count_termination(&self) {
+        self.terminations.fetch_add(1, Relaxed);
     }
 
     /// Whether the end of the last session is to be notified.

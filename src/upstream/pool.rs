@@ -89,8 +89,6 @@ struct Inner {
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
     /// time, known without asking each.
     fast_path: bool,
-    /// How often the sessions of an endpoint have been terminated.
-    terminations: u64,
     events: Events,
     /// When the first of the averages that `least_time` compares is to be halved.
     next_halving: Option<Instant>,
@@ -156,9 +154,8 @@ pub struct Search {
     lookup: LookupState,
     /// The backends' ids. Most sessions try one.
     tried: SmallVec<[u64; 2]>,
-    /// The counts of terminations when the last one was picked: of that endpoint, and of all.
-    terminations: u32,
-    terminations_of_all: u64,
+    /// [`Backend::terminations`] of the last one when it was picked.
+    terminations: u64,
 }
 
 /// An address as the checker and the termination of sessions see it.
@@ -194,7 +191,6 @@ impl Pool {
             departed: Vec::new(),
             start_verdict: plan.check.as_ref().map(|c| Verdict::at_start(c.start_up)),
             fast_path: false,
-            terminations: 0,
             events,
             next_halving: None,
             review: Review::new(plan),
@@ -236,7 +232,6 @@ impl Pool {
         let Inner {
             endpoints,
             fast_path,
-            terminations,
             balancer,
             chance,
             ..
@@ -264,8 +259,7 @@ impl Pool {
         }
         let endpoint = &endpoints[picked.candidate];
         search.tried.push(endpoint.backend.id);
-        search.terminations = endpoint.terminations;
-        search.terminations_of_all = *terminations;
+        search.terminations = endpoint.backend.terminations();
         Some(Lease::new(Arc::clone(&endpoint.backend)))
     }
 
@@ -311,22 +305,15 @@ impl Pool {
         }
     }
 
-    /// A connect to the backend that `search` picked last succeeded. Where that alone proves
+    /// A connect to this backend, which `search` picked last, succeeded. Where that alone proves
     /// nothing, `answered` follows. Whether the session may stay there: the sessions of a backend
     /// can have been terminated since it was picked.
-    pub fn succeeded(&self, search: &Search, now: Instant) -> bool {
+    pub fn succeeded(&self, search: &Search, backend: &Backend, now: Instant) -> bool {
         let mut inner = self.lock();
-        // Nothing has failed, and no sessions were terminated: there is nothing to do.
-        if inner.fast_path && inner.has_nothing_to_tell(search) {
-            return true;
+        if !inner.fast_path && !self.fail_on_reset {
+            inner.restore(backend.id, Cause::Connected, now);
         }
-        let Some(id) = search.tried.last() else {
-            return true;
-        };
-        if !self.fail_on_reset {
-            inner.restore(*id, Cause::Connected, now);
-        }
-        inner.may_stay(search, now)
+        inner.may_stay(search, backend, now)
     }
 
     /// The first byte of an answer came from a backend whose connect alone proved nothing.
@@ -394,11 +381,9 @@ impl Pool {
     /// The sessions of this address are being terminated: one that was picked for it before, and
     /// reaches it only now, learns that it must not stay.
     pub fn terminate_sessions(&self, backend: &Backend) {
-        let mut inner = self.lock();
-        inner.terminations += 1;
-        if let Some(endpoint) = inner.find(backend) {
-            endpoint.terminations = endpoint.terminations.wrapping_add(1);
-        }
+        // A session that asks under the lock sees the count, or is on the list of sessions already.
+        let _inner = self.lock();
+        backend.count_termination();
     }
 
     /// Whether any address takes sessions now.
@@ -436,23 +421,13 @@ impl Inner {
         self.fast_path = self.fast_path || are_all_full(&self.endpoints, now);
     }
 
-    /// Whether no session has been terminated since `search` picked, and no event waits for a
-    /// session.
-    fn has_nothing_to_tell(&self, search: &Search) -> bool {
-        self.terminations == search.terminations_of_all && !self.events.awaits_failover()
-    }
-
-    /// A session is on the backend that `search` picked last. Whether it may stay there.
-    fn may_stay(&mut self, search: &Search, now: Instant) -> bool {
-        let picked = search.tried.last();
-        let is_picked = |e: &&Endpoint| picked == Some(&e.backend.id);
-        if let Some(endpoint) = self.endpoints.iter().find(is_picked) {
-            self.events.session_on(&endpoint.backend, now);
+    /// A session is on this backend, which `search` picked last. Whether it may stay there.
+    fn may_stay(&mut self, search: &Search, backend: &Backend, now: Instant) -> bool {
+        let is_named = |e: &Endpoint| e.backend.id == backend.id;
+        if self.events.awaits_failover() && self.endpoints.iter().any(is_named) {
+            self.events.session_on(backend, now);
         }
-        // It may have departed meanwhile.
-        let mut all = self.endpoints.iter().chain(&self.departed);
-        all.find(is_picked)
-            .is_none_or(|e| e.terminations == search.terminations)
+        backend.terminations() == search.terminations
     }
 }
 

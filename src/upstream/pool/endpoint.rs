@@ -32,8 +32,6 @@ pub(super) struct Endpoint {
     pub(super) latency: Average,
     /// The resolver or the configuration no longer names it.
     pub(super) is_departed: bool,
-    /// How often its sessions have been terminated.
-    pub(super) terminations: u32,
 }
 
 /// What the configuration says of an endpoint.
@@ -81,7 +79,6 @@ impl Endpoint {
             slow_start: None,
             latency: Average::default(),
             is_departed: false,
-            terminations: 0,
         }
     }
 

@@ -30,11 +30,10 @@ impl Pool {
         inner.start_verdict.is_none() && others.any(|e| !e.admission(false, now).is_barred())
     }
 
-    /// A flow is on the backend that `search` picked last. Whether it may stay there: its flows can
-    /// have been terminated since.
-    pub fn taken(&self, search: &Search, now: Instant) -> bool {
-        let mut inner = self.lock();
-        inner.has_nothing_to_tell(search) || inner.may_stay(search, now)
+    /// A flow is on this backend, which `search` picked last. Whether it may stay there: its flows
+    /// can have been terminated since.
+    pub fn taken(&self, search: &Search, backend: &Backend, now: Instant) -> bool {
+        self.lock().may_stay(search, backend, now)
     }
 
     /// Why a flow on this backend has to move to another one, if it has to.

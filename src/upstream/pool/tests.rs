@@ -244,12 +244,12 @@ fn who_was_picked_before_a_backend_was_left_must_not_stay() {
     let alone = pool(vec![planned(1)], true);
     let mut before = alone.search(&HashInput::default());
     let lease = alone.pick(&mut before, now).expect("a backend");
-    assert!(alone.succeeded(&before, now));
+    assert!(alone.succeeded(&before, lease.backend(), now));
     alone.terminate_sessions(lease.backend());
-    assert!(!alone.succeeded(&before, now));
+    assert!(!alone.succeeded(&before, lease.backend(), now));
     let mut after = alone.search(&HashInput::default());
-    let _lease = alone.pick(&mut after, now).expect("a backend");
-    assert!(alone.succeeded(&after, now));
+    let after_lease = alone.pick(&mut after, now).expect("a backend");
+    assert!(alone.succeeded(&after, after_lease.backend(), now));
 }
 
 #[test]

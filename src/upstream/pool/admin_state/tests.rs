@@ -215,7 +215,7 @@ fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
     let mut search = both.search(&HashInput::default());
     let lease = both.pick(&mut search, now).expect("a backend");
     set_admin_state(&both, 0, AdminState::Drain, now);
-    assert!(both.succeeded(&search, now));
+    assert!(both.succeeded(&search, lease.backend(), now));
     both.terminate_sessions(lease.backend());
-    assert!(!both.succeeded(&search, now));
+    assert!(!both.succeeded(&search, lease.backend(), now));
 }

@@ -114,8 +114,8 @@ proptest! {
                 Step::Fail(n) => fail(&pool, &backend(n), now),
                 Step::Succeed => {
                     let mut search = pool.search(&HashInput::default());
-                    if pool.pick(&mut search, now).is_some() {
-                        pool.succeeded(&search, now);
+                    if let Some(lease) = pool.pick(&mut search, now) {
+                        pool.succeeded(&search, lease.backend(), now);
                     }
                 }
                 Step::Admin(n, state) => {
@@ -138,13 +138,13 @@ proptest! {
             prop_assert!(!before || are_all_full(&pool.lock().endpoints, now));
             let takes = plans.iter().any(|p| admitted(&pool.lock(), &p.text));
             let may: Vec<bool> = plans.iter().map(|p| admitted(&pool.lock(), &p.text)).collect();
+            prop_assert_eq!(pool.is_available(now), takes);
             let picked = pick(&pool, now);
             prop_assert_eq!(picked.is_some(), takes);
             if let Some(picked) = picked {
                 let n = plans.iter().position(|p| p.text == picked).expect("one of them");
                 prop_assert!(may[n], "{picked} is barred");
             }
-            prop_assert_eq!(pool.is_available(now), takes);
         }
     }
 }
