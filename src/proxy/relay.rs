@@ -25,13 +25,17 @@ use crate::{
     session::registry::Session,
     sys,
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
-    upstream::pool::Clock,
+    upstream::{
+        backend::Backend,
+        pool::{Clock, Pool},
+    },
 };
 use delivery::{Delivery, DeliveryCheck};
 use direction::{Broken, Cause, Direction, DirectionContext};
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -55,21 +59,21 @@ pub struct Reached {
 #[derive(Default)]
 pub struct Opening {
     pub first: Option<Box<First>>,
-    pub awaiting: Awaiting,
+    pub observers: FirstByteObservers,
 }
 
-/// What is to be done at the backend's first byte.
+/// What learns of the backend's first byte.
 #[derive(Default)]
-pub struct Awaiting {
+pub struct FirstByteObservers {
     /// For a policy that measures how long an answer takes.
     pub clock: Option<Box<Clock>>,
-    /// Where only an answer proves that a backend works.
-    pub proof: Option<Box<dyn FnOnce(Instant) + Send>>,
+    /// The pool of this backend, where only an answer proves that it works.
+    pub pool: Option<(Arc<Pool>, Arc<Backend>)>,
 }
 
 /// The backend's first byte.
 enum FirstByte {
-    Awaited(Option<Box<Awaiting>>),
+    Awaited(Option<Box<FirstByteObservers>>),
     ReadAt(Instant),
 }
 
@@ -116,8 +120,8 @@ pub fn relay<'a>(
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
 ) -> Relay<'a> {
-    let (first, awaiting) = match reached.opening.take().map(|opening| *opening) {
-        Some(Opening { first, awaiting }) => (first, awaiting.if_any()),
+    let (first, observers) = match reached.opening.take().map(|opening| *opening) {
+        Some(Opening { first, observers }) => (first, observers.if_any()),
         None => (None, None),
     };
     Relay {
@@ -134,22 +138,22 @@ pub fn relay<'a>(
         delivery: None,
         timer: NEVER,
         has_keepalive: plan.socket.keepalive.is_none(),
-        first_byte: FirstByte::Awaited(awaiting),
+        first_byte: FirstByte::Awaited(observers),
     }
 }
 
-impl Awaiting {
-    /// In a box, since most sessions have nothing to do.
+impl FirstByteObservers {
+    /// In a box, since most sessions have none.
     fn if_any(self) -> Option<Box<Self>> {
-        (self.clock.is_some() || self.proof.is_some()).then(|| Box::new(self))
+        (self.clock.is_some() || self.pool.is_some()).then(|| Box::new(self))
     }
 
-    fn observe(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
+    fn note(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
         if let Some(clock) = &mut self.clock {
             clock.look(has_asked, has_answered, now);
         }
-        if has_answered && let Some(proof) = self.proof.take() {
-            proof(now);
+        if has_answered && let Some((pool, backend)) = self.pool.take() {
+            pool.answered(&backend, now);
         }
     }
 }
@@ -231,9 +235,9 @@ impl<'a> Relay<'a> {
             self.down.stop_reading();
             self.advance_both(now, &moved);
         }
-        if let FirstByte::Awaited(awaiting) = &mut self.first_byte {
-            if let Some(awaiting) = awaiting {
-                awaiting.observe(self.up.has_begun, self.down.has_begun, now);
+        if let FirstByte::Awaited(observers) = &mut self.first_byte {
+            if let Some(observers) = observers {
+                observers.note(self.up.has_begun, self.down.has_begun, now);
             }
             if self.down.has_begun {
                 self.first_byte = FirstByte::ReadAt(now);

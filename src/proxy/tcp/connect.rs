@@ -5,7 +5,7 @@ use crate::{
         SendProxy,
         reason::{CloseReason, ConnectError},
     },
-    proxy::relay::{Awaiting, Opening, Reached},
+    proxy::relay::{FirstByteObservers, Opening, Reached},
     runtime::{
         executor,
         net::{Stream, open},
@@ -99,28 +99,25 @@ pub(super) async fn connect(
     }
 }
 
-/// What is to be done when the backend's first byte comes, if anything.
+/// What learns of the backend's first byte, if anything.
 fn opening(
     service: &Arc<Service>,
     backend: &Arc<Backend>,
     clock: Option<Box<Clock>>,
 ) -> Option<Box<Opening>> {
-    let awaiting = Awaiting {
+    let pool = &service.pool;
+    let observers = FirstByteObservers {
         clock,
-        proof: service.pool.fail_on_reset.then(|| proof(service, backend)),
+        pool: pool
+            .fail_on_reset
+            .then(|| (Arc::clone(pool), Arc::clone(backend))),
     };
-    (awaiting.clock.is_some() || awaiting.proof.is_some()).then(|| {
+    (observers.clock.is_some() || observers.pool.is_some()).then(|| {
         Box::new(Opening {
-            awaiting,
+            observers,
             ..Opening::default()
         })
     })
-}
-
-/// What is to be done when an answer of this backend begins.
-fn proof(service: &Arc<Service>, backend: &Arc<Backend>) -> Box<dyn FnOnce(Instant) + Send> {
-    let (service, backend) = (Arc::clone(service), Arc::clone(backend));
-    Box::new(move |now| service.pool.answered(&backend, now))
 }
 
 /// One connect, within `connect_timeout`, for as long as the client is there.
