@@ -1,4 +1,4 @@
-//! The last changes of backends' states, for an operator who asks what happened.
+//! The last changes of backends' states, for operators.
 
 use crate::{plan::reason::BackendState, upstream::pool::Transition};
 use serde::Serialize;

@@ -17,16 +17,15 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// How long a start waits for the answers that it can do without.
+/// How long a start waits for answers that it does not require.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
 
-/// For each upstream and each of its backends: what its address stands for.
+/// The addresses of each backend of each upstream, in their order.
 pub(super) async fn all(
     upstreams: &[Upstream],
     resolver: &Resolver,
 ) -> Result<Vec<Vec<Vec<Addr>>>, Vec<String>> {
-    // All at once: with a resolver that does not answer they would otherwise wait one after the
-    // other.
+    // All at once: a resolver that does not answer delays the start once, not for each name.
     let asked: Vec<Vec<_>> = upstreams
         .iter()
         .map(|u| {
@@ -55,15 +54,18 @@ pub(super) async fn all(
                 )),
             };
             places.push(answer.unwrap_or_else(|e| {
-                let what = format!("upstream {}: backend {}: {e}", upstream.name, backend.text);
+                let (upstream_name, text) = (&upstream.name, &backend.text);
                 if upstream.resolve_required {
                     problems.push(format!(
-                        "{what}; to start without it and try again later, set resolve_required = false"
+                        "upstream {upstream_name}: backend {text}: {e}; to start without it and try \
+                         again later, set resolve_required = false"
                     ));
                 } else if upstream.resolve_interval.is_some() {
-                    tracing::warn!("{what}; trying again later");
+                    tracing::warn!(upstream = upstream_name, backend = text, error = %e,
+                        "name not resolved, trying again later");
                 } else {
-                    tracing::warn!("{what}; it stays out: resolve_interval is \"0s\"");
+                    tracing::warn!(upstream = upstream_name, backend = text, error = %e,
+                        "name not resolved, backend stays out: resolve_interval is \"0s\"");
                 }
                 Vec::new()
             }));

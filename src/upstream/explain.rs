@@ -19,7 +19,8 @@ use crate::{
 use std::net::IpAddr;
 
 /// The assumptions.
-pub const MODEL: &str = "a fresh process in which nothing has failed; the clients come one after the other, and none stays";
+pub const MODEL: &str = "a fresh process in which nothing has failed; the clients come one after \
+                         the other, and none stays";
 
 /// What becomes of a client.
 #[derive(Debug, Clone, Copy, PartialEq)]

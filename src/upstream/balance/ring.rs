@@ -262,7 +262,8 @@ mod tests {
             keys in proptest::collection::vec(any::<u64>(), 10),
         ) {
             let lost = lost.index(weights.len());
-            let names: Vec<String> = (0..weights.len()).map(|i| format!("10.1.{i}.7:5432")).collect();
+            let names = (0..weights.len()).map(|i| format!("10.1.{i}.7:5432"));
+            let names: Vec<String> = names.collect();
             let all: Vec<_> = names.iter().zip(&weights)
                 .map(|(text, &weight)| Entry { text, weight })
                 .collect();
@@ -273,7 +274,9 @@ mod tests {
             let pick = |entries: &[Entry<'_>], key: u64, eligible: &dyn Fn(usize) -> bool| {
                 let mut lookup = RingLookup::from_key(&key.to_le_bytes());
                 let ring = Ring::new(entries);
-                let picked = ring.pick(&mut lookup, &Weights::new(0, entries), &mut turns(entries), &these(eligible), None)?;
+                let weights = Weights::new(0, entries);
+                let turns = &mut turns(entries);
+                let picked = ring.pick(&mut lookup, &weights, turns, &these(eligible), None)?;
                 Some(entries[picked.candidate].text.to_owned())
             };
             for key in keys {

@@ -166,7 +166,7 @@ fn first_fills_the_first_that_can_take() {
 fn random_two_follows_weight_and_load() {
     let mut random = numbers(7);
     let mut b = balancer(&Balance::RandomTwo, &[1, 1, 1, 1], &[]);
-    // Nobody takes the one with most sessions: whoever else is drawn has fewer.
+    // The one with most sessions is never picked: any other that is drawn has fewer.
     let loaded = Now(|_| true, vec![9, 1, 1, 1]);
     for _ in 0..1000 {
         let picked = b.pick(&mut LookupState::Free, &loaded, &mut random);
@@ -179,7 +179,7 @@ fn random_two_follows_weight_and_load() {
     for _ in 0..8000 {
         let now = Now(|_| true, sessions.clone());
         let picked = b.pick(&mut LookupState::Free, &now, &mut random);
-        sessions[picked.expect("somebody").candidate] += 1;
+        sessions[picked.expect("a candidate").candidate] += 1;
     }
     for (got, weight) in sessions.iter().zip(weights) {
         let wanted = 1000 * u64::from(weight);
@@ -224,7 +224,7 @@ fn slow_start_scales_every_policy() {
                     let mut lookup = LookupState::new(&balance, &client([x, y, z, 1]));
                     let now = Starting(0, share);
                     let picked = b.pick(&mut lookup, &now, &mut random);
-                    picked.expect("somebody").candidate == 0
+                    picked.expect("a candidate").candidate == 0
                 })
                 .collect()
         };
@@ -269,7 +269,7 @@ fn bounded_load_bounds() {
             // backends' shares.
             let mut lookup = LookupState::new(&balance, &client([192, 0, 2, (n % 4) as u8]));
             let now = Now(|_| true, sessions.clone());
-            let picked = b.pick(&mut lookup, &now, || 0).expect("somebody");
+            let picked = b.pick(&mut lookup, &now, || 0).expect("a candidate");
             assert!(!matches!(picked.why, Why::TurnInsteadOfKey));
             sessions[picked.candidate] += 1;
             let places = ((n + 1) * 110).div_ceil(100);
@@ -303,7 +303,7 @@ fn the_heaviest_away_leaves_keys_their_place() {
         let mut pick = |n: u8, up: &dyn Fn(usize) -> bool| {
             let mut lookup = LookupState::new(&balance, &client([192, 0, 2, n]));
             let picked = b.pick(&mut lookup, &Now(up, vec![sessions, 0, 0]), || 0);
-            picked.expect("somebody")
+            picked.expect("a candidate")
         };
         let without = |i: usize| i != 0;
         let firsts: Vec<_> = (0..100).map(|n| pick(n, &without).candidate).collect();
@@ -317,7 +317,7 @@ fn the_heaviest_away_leaves_keys_their_place() {
 
 proptest! {
     /// Whatever the policy, the weights, the key, the load and the failures: a pick is eligible,
-    /// and where somebody is eligible somebody is picked, a primary before a backup.
+    /// and where a candidate is eligible one is picked, backups last.
     #[test]
     fn picks_are_eligible_and_never_missed(
         weights in proptest::collection::vec(0u32..6, 1..12),

@@ -38,7 +38,8 @@ impl Process<'_> {
             ),
             Why::LeastScore { score } => {
                 format!(
-                    "its score of time, sessions and weight is {score}, the least; turns decide among equals"
+                    "its score of time, sessions and weight is {score}, the least; turns decide \
+                     among equals"
                 )
             }
             Why::Hash {
@@ -64,10 +65,12 @@ impl Process<'_> {
                 format!("the key's hash falls on slot {slot} of the table")
             }
             Why::Slot { slot, steps } => format!(
-                "slot {slot} of the table is the first that can be used, {steps} after that of the key's hash"
+                "slot {slot} of the table is the first that can be used, {steps} after that of the \
+                 key's hash"
             ),
             Why::KeyAmongTheRest { tries } => format!(
-                "{tries} places in a row led to backends that cannot be picked: the key's hash, by weight, among those that can"
+                "{tries} places in a row led to backends that cannot be picked: the key's hash, by \
+                 weight, among those that can"
             ),
             Why::TurnInsteadOfKey if self.has_empty_key(client) => {
                 "the hash key is empty: it was its turn".to_owned()
@@ -89,7 +92,8 @@ impl Process<'_> {
         let mut caveats = Vec::new();
         if self.upstream.check.is_some() {
             caveats.push(
-                "backends are checked in a running process: those that a check takes out are counted in here"
+                "backends are checked in a running process: those that a check takes out are \
+                 counted in here"
                     .to_owned(),
             );
         }
@@ -99,11 +103,13 @@ impl Process<'_> {
                 balance.word()
             )),
             Balance::RandomTwo => caveats.push(format!(
-                "random_two draws, here with seed {seed}: another process draws otherwise, no client has a backend \
-                 of its own, and who moves says nothing"
+                "random_two draws, here with seed {seed}: another process draws otherwise, no client \
+                 has a backend of its own, and who moves says nothing"
             )),
             Balance::ConsistentHash(_, Some(_)) | Balance::Maglev(_, Some(_)) => caveats.push(
-                "hash_balance_factor moves clients off backends that hold too many sessions; here none stays".to_owned(),
+                "hash_balance_factor moves clients off backends that hold too many sessions; here \
+                 none stays"
+                    .to_owned(),
             ),
             _ => {}
         }

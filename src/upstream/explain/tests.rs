@@ -290,7 +290,7 @@ fn chance_is_the_seeds() {
     assert_ne!(picks(1), picks(2));
 }
 
-/// Where nobody has a session or a time, all are equals.
+/// Without sessions and times all are equals.
 #[test]
 fn by_turns_each_gets_what_is_expected() {
     let listener = listener(Vec::new());
@@ -301,8 +301,8 @@ fn by_turns_each_gets_what_is_expected() {
     ] {
         let upstream = upstream(balance, three());
         let mut process = Process::new(&listener, &upstream, None, &[], 0);
-        let nobody = |_: &Process<'_>, _, _: &Outcome| Ok::<_, Infallible>(());
-        let survey = survey(&sample(400), &mut process, None, nobody);
+        let ignore = |_: &Process<'_>, _, _: &Outcome| Ok::<_, Infallible>(());
+        let survey = survey(&sample(400), &mut process, None, ignore);
         let got = survey.expect("nothing fails").whole.got;
         assert_eq!(got, [100, 100, 200], "{:?}", upstream.balance);
     }

@@ -60,7 +60,8 @@ mod tests {
     proptest! {
         #[test]
         fn never_late_and_never_in_the_past(
-            interval in 10u64..100_000, fast in 1u64..=10, took in 0u64..200_000, offset in 0u64..1_000, doubt: bool,
+            interval in 10u64..100_000, fast in 1u64..=10, took in 0u64..200_000,
+            offset in 0u64..1_000, doubt: bool,
             draw: u64,
         ) {
             let began = Instant::now();

@@ -367,7 +367,9 @@ mod tests {
                 let change = judge.record(result, now);
                 let result = match result {
                     Busy => certain.unwrap_or(Busy),
-                    Good | Standby | WrongRole | Lagging | NotReplicating => *certain.insert(result),
+                    Good | Standby | WrongRole | Lagging | NotReplicating => {
+                        *certain.insert(result)
+                    }
                     _ => {
                         let restarts = Evidence::of(result) == Evidence::MayHaveRestarted;
                         certain = certain.filter(|_| !restarts);
@@ -378,27 +380,40 @@ mod tests {
                     heard.push(result);
                 }
                 let lags = |r: &CheckResult| matches!(r, Lagging | NotReplicating);
-                let failing = |r: &CheckResult| !(matches!(r, Good | WrongRole | Standby) || lags(r));
-                let tail = |holds: &dyn Fn(&CheckResult) -> bool| heard.iter().rev().take_while(|r| holds(r)).count() as u32;
+                let failing = |r: &CheckResult| {
+                    !(matches!(r, Good | WrongRole | Standby) || lags(r))
+                };
+                let tail = |holds: &dyn Fn(&CheckResult) -> bool| {
+                    heard.iter().rev().take_while(|r| holds(r)).count() as u32
+                };
                 let expected = match (heard.len(), result, verdict) {
                     (_, Local, old) => old,
                     (_, WrongRole, _) => Verdict::WrongRole,
                     (_, Standby, _) => Verdict::Standby,
-                    (1, Good, _) | (_, Good, Verdict::Up | Verdict::WrongRole | Verdict::Standby) => Verdict::Up,
+                    (1, Good, _)
+                    | (_, Good, Verdict::Up | Verdict::WrongRole | Verdict::Standby) => Verdict::Up,
                     (_, Good, old) => if tail(&|r| *r == Good) >= rise { Verdict::Up } else { old },
                     (1, Lagging | NotReplicating, _)
-                    | (_, Lagging | NotReplicating, Verdict::Lagging | Verdict::WrongRole | Verdict::Standby) => Verdict::Lagging,
-                    (_, Lagging | NotReplicating, Verdict::Up) if tail(&|r| lags(r) || failing(r)) >= fall => Verdict::Lagging,
-                    (_, Lagging | NotReplicating, Verdict::Down(_)) if tail(&|r| *r == Good || lags(r)) >= rise => Verdict::Lagging,
+                    | (
+                        _,
+                        Lagging | NotReplicating,
+                        Verdict::Lagging | Verdict::WrongRole | Verdict::Standby,
+                    ) => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Up)
+                        if tail(&|r| lags(r) || failing(r)) >= fall => Verdict::Lagging,
+                    (_, Lagging | NotReplicating, Verdict::Down(_))
+                        if tail(&|r| *r == Good || lags(r)) >= rise => Verdict::Lagging,
                     (_, Lagging | NotReplicating, old) => old,
                     (1, why, _) => Verdict::Down(Some(why)),
                     (_, _, old @ Verdict::Down(_)) => old,
-                    (_, why, old) => if tail(&failing) >= fall { Verdict::Down(Some(why)) } else { old },
+                    (_, why, _) if tail(&failing) >= fall => Verdict::Down(Some(why)),
+                    (_, _, old) => old,
                 };
                 prop_assert_eq!(judge.verdict, expected);
-                prop_assert_eq!(change.map(|c| (c.from, c.to)), (verdict != expected).then_some((verdict, expected)));
+                let expected_change = (verdict != expected).then_some((verdict, expected));
+                prop_assert_eq!(change.map(|c| (c.from, c.to)), expected_change);
                 verdict = expected;
-                // Nobody who has not been well for so long is still used, whatever was wrong each
+                // A server that has not been well for so long is not used, whatever was wrong each
                 // time.
                 let poor = tail(&|r| lags(r) || failing(r));
                 prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");

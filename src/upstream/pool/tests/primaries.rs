@@ -1,4 +1,4 @@
-//! Writer pools: one primary is believed at a time, and none that nobody has heard of for long.
+//! Writer pools: one primary is believed at a time, and none without a recent answer.
 
 use super::*;
 use crate::{
@@ -360,7 +360,8 @@ fn step() -> impl Strategy<Value = Step> {
     let epoch = prop::option::of((1..4u32).prop_map(Epoch::Timeline));
     prop_oneof![
         1 => (0..40u64).prop_map(Step::Pass),
-        4 => (1..=3usize, result, epoch).prop_map(|(n, result, epoch)| Step::Hear(n, result, epoch)),
+        4 => (1..=3usize, result, epoch)
+            .prop_map(|(n, result, epoch)| Step::Hear(n, result, epoch)),
     ]
 }
 
@@ -403,8 +404,9 @@ proptest! {
                 prop_assert!(primary && scene.now < at + limit);
             }
             let fresh = |n: &usize| last[n - 1].is_some_and(|(at, _)| scene.now < at + limit);
-            let said_up: Vec<usize> =
-                (1..=3).filter(|n| scene.pool.own_verdict(&scene.pool.addresses()[n - 1].backend).is_up()).collect();
+            let backend = |n: usize| scene.pool.addresses()[n - 1].backend.clone();
+            let is_up = |n: &usize| scene.pool.own_verdict(&backend(*n)).is_up();
+            let said_up: Vec<usize> = (1..=3).filter(is_up).collect();
             let candidates = said_up.iter().filter(|n| fresh(n)).count();
             prop_assert!(proofs || picks.len() == candidates.min(1));
             let inner = scene.pool.lock();
