@@ -227,14 +227,11 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
         && let Some(backend) = upstream.backends.iter().find(|b| unix(&b.target))
         && let Some(value) = section.get("check")
     {
-        section.report.add(
-            &value.span(),
-            Fault::new(format!(
-                "`port` does nothing for the backend {:?}: a unix socket has none",
-                backend.text
-            ))
-            .hint("name the place with `address`, or leave `port` out"),
+        let found = NoEffect::always(
+            format!("for the backend {:?}: a unix socket has none", backend.text),
+            "name the place with `address`, or leave `port` out",
         );
+        section.report.add(&value.span(), found.fault("`port`"));
     }
 }
 
