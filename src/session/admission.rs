@@ -179,3 +179,139 @@ impl Drop for Permits {
         self.service.process.sessions.remove(&self.session);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config, plan,
+        session::{
+            registry::{Descriptors, Sessions},
+            service::{Notices, Process},
+        },
+        telemetry::metrics::Exporter,
+        upstream::pool::tests::of,
+    };
+    use std::time::Instant;
+
+    /// A listener with these keys, in a process that may have one connection and one flow.
+    fn service(keys: &str) -> (Arc<Service>, Arc<Sockets>) {
+        let text = format!(
+            "[listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n{keys}\n[upstreams.u]\n\
+             backends = [\"127.0.0.1:2\"]\n"
+        );
+        let plan = config::parse(&text, "test.toml").expect("a valid plan");
+        let descriptors = Arc::new(Descriptors::new(2, 1, 0));
+        let (exporter, now) = (Exporter::new(1), Instant::now());
+        let service = Service {
+            plan: plan.listeners[0].clone(),
+            metrics: exporter.listener("l"),
+            per_source: Arc::default(),
+            pool: Arc::new(of(&plan.upstreams[0], now)),
+            process: Arc::new(Process {
+                metrics: Arc::new(exporter.process()),
+                sessions: Arc::new(Sessions::new(1, 1, 1, &descriptors)),
+                access_log: None,
+            }),
+            send_proxy: plan::SendProxy::Off,
+            send_proxy_on: plan::ProxyOn::First,
+            notices: Arc::new(Notices::new(now)),
+            accepting: Arc::default(),
+            intake: Arc::default(),
+        };
+        (Arc::new(service), Sockets::new(9, &descriptors))
+    }
+
+    fn from(address: [u8; 4]) -> Arrival {
+        Arrival {
+            peer: Client::Ip((address, 1).into()),
+            named: None,
+            server_port: Some(1),
+        }
+    }
+
+    #[test]
+    fn limits_are_asked_from_the_narrowest_to_the_widest() {
+        let keys = "protocol = \"udp\"\nmax_connections = 1\nmax_flows_per_source = 1\n\
+                    access = [\"deny 10.0.0.9\"]";
+        let (service, sockets) = service(keys);
+        let admit = |address| {
+            admit_flow(
+                &service,
+                address,
+                Limit::Enforced,
+                &sockets,
+                Limit::Enforced,
+            )
+        };
+        let refused = |address| admit(from(address)).err();
+        let (mut permits, socket) = admit(from([10, 0, 0, 1])).expect("room");
+        assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
+        assert_eq!(
+            refused([10, 0, 0, 1]),
+            Some(RejectReason::MaxFlowsPerSource)
+        );
+        assert_eq!(refused([10, 0, 0, 2]), Some(RejectReason::MaxConnections));
+        permits.release_listener();
+        assert_eq!(refused([10, 0, 0, 1]), Some(RejectReason::ProcessMaxFlows));
+        drop(permits);
+        assert_eq!(refused([10, 0, 0, 1]), Some(RejectReason::NoPorts));
+        drop(socket);
+        // Refusals have left nothing behind.
+        assert_eq!(service.metrics.active(), 0);
+        assert_eq!(service.process.sessions.count(), 0);
+        assert!(has_room_for_flow(&service, from([10, 0, 0, 1]).peer));
+        assert!(admit(from([10, 0, 0, 1])).is_ok());
+    }
+
+    #[test]
+    fn a_limit_may_be_exceeded_for_a_session_that_replaces_another() {
+        let (service, sockets) = service("protocol = \"udp\"\nmax_connections = 1");
+        let first = admit_flow(
+            &service,
+            from([10, 0, 0, 1]),
+            Limit::Enforced,
+            &sockets,
+            Limit::Enforced,
+        );
+        assert!(first.is_ok());
+        // The process has a limit of its own, which is never exceeded.
+        let second = admit_flow(
+            &service,
+            from([10, 0, 0, 2]),
+            Limit::Exceeded,
+            &sockets,
+            Limit::Exceeded,
+        );
+        assert_eq!(second.err(), Some(RejectReason::ProcessMaxFlows));
+        assert_eq!(service.metrics.active(), 1);
+    }
+
+    #[test]
+    fn a_connection_has_the_permits_of_its_listener_and_the_process() {
+        let (service, _) = service("max_connections = 1\naccess = [\"deny 10.0.0.9\"]");
+        let permits = admit_connection(&service, from([10, 0, 0, 1])).expect("room");
+        let refused = |address| admit_connection(&service, from(address)).err();
+        assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
+        assert_eq!(refused([10, 0, 0, 1]), Some(RejectReason::MaxConnections));
+        let (_, session) = permits.release();
+        assert_eq!(session.client(), from([10, 0, 0, 1]).peer);
+        assert_eq!(refused([10, 0, 0, 2]), None);
+        assert_eq!(
+            (service.metrics.active(), service.process.sessions.count()),
+            (0, 0)
+        );
+    }
+
+    /// The access rules are for the client that its header names.
+    #[test]
+    fn a_trusted_peer_is_admitted_before_its_header_is_read() {
+        let keys = "accept_proxy = { trust = [\"10.0.0.9\"] }\naccess = [\"deny 10.0.0.0/8\"]";
+        let (service, _) = service(keys);
+        assert!(admit_connection(&service, from([10, 0, 0, 9])).is_ok());
+        let refused = admit_connection(&service, from([10, 0, 0, 1])).err();
+        assert_eq!(refused, Some(RejectReason::Access));
+        let named = check_access(&service, from([10, 0, 0, 2]).peer);
+        assert_eq!(named, Err(RejectReason::Access));
+    }
+}
