@@ -130,9 +130,7 @@ impl Draining {
     /// All backends are used from now on: cancels what began because one is down or lags.
     pub(super) fn start_panic(&self, pool: &Pool) {
         for address in pool.addresses() {
-            self.cancel(&address.backend, |reason| {
-                matches!(reason, CloseReason::BackendDown | CloseReason::Lagging)
-            });
+            self.cancel(&address.backend, CloseReason::is_cancelled_by_panic);
         }
     }
 

@@ -249,6 +249,13 @@ pub enum Cut {
     Undelivered,
 }
 
+/// One of the two ends of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Client,
+    Backend,
+}
+
 impl CloseReason {
     pub fn cut(self) -> Cut {
         match self {
@@ -275,16 +282,16 @@ impl CloseReason {
         }
     }
 
-    /// How the backend failed, if a session that had no byte of an answer ended so.
-    pub fn backend_failure(self) -> Option<ConnectError> {
+    /// The peer that ended a session by a failure of its own, and that failure.
+    pub fn failed_peer(self) -> Option<(Peer, ConnectError)> {
         match self {
-            Self::BackendReset => Some(ConnectError::Reset),
-            Self::BackendTimedOut => Some(ConnectError::Timeout),
+            Self::ClientReset => Some((Peer::Client, ConnectError::Reset)),
+            Self::ClientTimedOut => Some((Peer::Client, ConnectError::Timeout)),
+            Self::BackendReset => Some((Peer::Backend, ConnectError::Reset)),
+            Self::BackendTimedOut => Some((Peer::Backend, ConnectError::Timeout)),
             Self::Ok
             | Self::IdleTimeout
             | Self::HalfCloseTimeout
-            | Self::ClientReset
-            | Self::ClientTimedOut
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
@@ -298,6 +305,32 @@ impl CloseReason {
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => None,
+        }
+    }
+
+    /// Whether a termination for this reason is cancelled when all backends are used whatever their
+    /// checks say.
+    pub fn is_cancelled_by_panic(self) -> bool {
+        match self {
+            Self::BackendDown | Self::Lagging => true,
+            Self::Ok
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut
+            | Self::ClientLeft
+            | Self::ConnectFailed
+            | Self::NoBackend
+            | Self::Drained
+            | Self::UntrustedHeader
+            | Self::RoleLost
+            | Self::Recovered
+            | Self::BackendDrained
+            | Self::BackendRefused
+            | Self::ResponseTimeout
+            | Self::Evicted => false,
         }
     }
 

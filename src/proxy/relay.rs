@@ -219,6 +219,16 @@ impl Future for Relay<'_> {
     }
 }
 
+/// How long a session may be silent.
+#[derive(Clone, Copy)]
+struct SilenceLimit {
+    /// When it has passed, in milliseconds of the executor.
+    deadline: u64,
+    limit: Duration,
+    /// What the session ends as then.
+    reason: CloseReason,
+}
+
 impl<'a> Relay<'a> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
     fn advance(&mut self) -> Poll<CloseReason> {
@@ -368,46 +378,51 @@ impl<'a> Relay<'a> {
         self.broken.is_some_and(|(broken, _)| broken == side)
     }
 
-    /// When the session has been silent for too long, and what it ends as then.
-    fn deadline(&self) -> Option<(u64, CloseReason)> {
+    /// The limit on silence that passes first.
+    fn silence_limit(&self) -> Option<SilenceLimit> {
         let half_closed = self.up.finished || self.down.finished;
         // While bytes wait for a side, the session is not silent. But a peer that takes nothing
         // is, for `idle_timeout`.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
         let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
         let is_stopping = half_closed && self.counters.session.is_stopping();
-        let stop = is_stopping.then(|| (after(silent_since, STOP_SILENCE), CloseReason::Drained));
+        let limit = |since, limit, reason| SilenceLimit {
+            deadline: after(since, limit),
+            limit,
+            reason,
+        };
+        let stop = is_stopping.then(|| limit(silent_since, STOP_SILENCE, CloseReason::Drained));
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
-        let half_close =
-            half_close.map(|l| (after(silent_since, l), CloseReason::HalfCloseTimeout));
+        let half_close = half_close.map(|l| limit(silent_since, l, CloseReason::HalfCloseTimeout));
         let idle = self.plan.idle_timeout;
-        let idle = idle.map(|l| (after(self.last_activity, l), CloseReason::IdleTimeout));
+        let idle = idle.map(|l| limit(self.last_activity, l, CloseReason::IdleTimeout));
         let all = stop.into_iter().chain(half_close).chain(idle);
-        all.min_by_key(|(at, _)| *at)
+        all.min_by_key(|limit| limit.deadline)
     }
 
     fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let now_millis = executor::now_millis();
-        let mut deadline = self.deadline();
-        let over = deadline.filter(|(at, _)| now_millis >= *at);
+        let mut silence = self.silence_limit();
+        let over = silence.filter(|limit| now_millis >= limit.deadline);
         if over.is_some() || now_millis >= self.next_check {
-            let check = self.check_delivery(over.map(|(_, reason)| reason), now);
-            deadline = self.deadline();
+            let check = self.check_delivery(over.map(|over| over.limit), now);
+            silence = self.silence_limit();
             // A peer that acknowledges bytes now and then is not idle.
             let is_delivering = check.stalled_since.is_some_and(|since| {
                 (self.plan.idle_timeout).is_some_and(|limit| now < since + limit)
             });
-            if let Some((at, reason)) = deadline
-                && now_millis >= at
+            if let Some(limit) = silence
+                && now_millis >= limit.deadline
                 && !is_delivering
             {
-                return Poll::Ready(reason);
+                return Poll::Ready(limit.reason);
             }
         }
         // Activity only moves the deadline away: the timer expires early and is set again then, so
         // that a busy session does not set it at every poll. What brings the deadline nearer sets
         // it.
-        let later = deadline.map(|(at, _)| at).filter(|at| *at > now_millis);
+        let deadline = silence.map(|limit| limit.deadline);
+        let later = deadline.filter(|at| *at > now_millis);
         let needs_keepalive = !self.has_keepalive && self.timer == NEVER;
         let keepalive = needs_keepalive.then(|| after(now_millis, KEEPALIVE_DELAY));
         let has_expired = now_millis >= self.timer;
@@ -434,7 +449,7 @@ impl<'a> Relay<'a> {
 
     /// Checks what was written and has not arrived. `over`: the limit that has passed, which does
     /// not hold while data moves towards a peer, however slowly.
-    fn check_delivery(&mut self, over: Option<CloseReason>, now: Instant) -> DeliveryCheck {
+    fn check_delivery(&mut self, over: Option<Duration>, now: Instant) -> DeliveryCheck {
         let now_millis = executor::now_millis();
         let mut delivery = self.delivery.take().unwrap_or_default();
         let limit = self.plan.socket.user_timeout;
@@ -448,12 +463,9 @@ impl<'a> Relay<'a> {
             delivery.pending_at = Some(now_millis);
         }
         let soon = match over {
-            Some(CloseReason::Drained) => Some(STOP_SILENCE),
-            Some(CloseReason::HalfCloseTimeout) => self.plan.half_close_timeout,
-            Some(_) => self.plan.idle_timeout,
+            Some(limit) => Some(limit),
             // Checks go on at the interval at which they began.
-            None if half_closed => self.plan.half_close_timeout,
-            None => None,
+            None => self.plan.half_close_timeout.filter(|_| half_closed),
         };
         let soon = soon
             .map(|limit| (limit / CHECKS_PER_LIMIT).clamp(CHECK_INTERVAL_MIN, CHECK_INTERVAL_MAX));

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Side, delivery::PeerCheck};
 use crate::{
-    plan::{self, reason::CloseReason},
+    plan::{self, reason::Peer},
     runtime::{executor, net::Stream},
     session::registry::Session,
     sys,
@@ -32,18 +32,21 @@ pub enum Last {
 
 impl Outcome {
     pub fn last_for_client(&self) -> Last {
-        match self.reason {
-            CloseReason::BackendReset | CloseReason::BackendTimedOut => Last::Reset,
-            _ if self.still_open == Some(Side::Client) => Last::Delivery,
-            _ => Last::Nothing,
-        }
+        self.last_for(Side::Client, Peer::Backend)
     }
 
     pub fn last_for_backend(&self) -> Last {
-        match self.reason {
-            CloseReason::ClientReset | CloseReason::ClientTimedOut => Last::Reset,
-            _ if self.still_open == Some(Side::Backend) => Last::Delivery,
-            _ => Last::Nothing,
+        self.last_for(Side::Backend, Peer::Client)
+    }
+
+    fn last_for(&self, side: Side, other: Peer) -> Last {
+        let failed = self.reason.failed_peer().map(|(peer, _)| peer);
+        if failed == Some(other) {
+            Last::Reset
+        } else if self.still_open == Some(side) {
+            Last::Delivery
+        } else {
+            Last::Nothing
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One connection, from its admission to its end.
 
 use crate::{
-    plan::reason::{CloseReason, RejectReason},
+    plan::reason::{CloseReason, Peer, RejectReason},
     proxy::{
         relay::{self, Last, Outcome, SessionCounters},
         tcp::{
@@ -183,7 +183,7 @@ impl End {
         let Connected { lease, began, .. } = &opened.connected;
         let backend = Arc::clone(lease.backend());
         if outcome.first_byte.is_none()
-            && let Some(error) = outcome.reason.backend_failure()
+            && let Some((Peer::Backend, error)) = outcome.reason.failed_peer()
         {
             service.report_unanswered(&backend, error, Instant::now());
         }
