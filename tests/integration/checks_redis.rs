@@ -13,7 +13,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -381,10 +381,12 @@ fn a_killed_server_fails_its_own_sessions_alone() {
         .iter()
         .for_each(|server| setup.wait_state(server, "up"));
     let stop = Arc::new(AtomicBool::new(false));
-    // Sessions that stay and say where they are.
+    let answered = Arc::new(AtomicUsize::new(0));
+    // Sessions that stay and ask where they are.
     let staying: Vec<JoinHandle<(String, bool)>> = (0..12)
         .map(|_| {
             let (mut stream, stop) = (net::connect(setup.front).unwrap(), Arc::clone(&stop));
+            let answered = Arc::clone(&answered);
             std::thread::spawn(move || {
                 let mut name = String::new();
                 while !stop.load(Ordering::Relaxed) {
@@ -394,7 +396,10 @@ fn a_killed_server_fails_its_own_sessions_alone() {
                         net::read_line(stream)
                     };
                     match ask(&mut stream) {
-                        Ok(said) => name = said.trim_end().to_owned(),
+                        Ok(said) => {
+                            answered.fetch_add(usize::from(name.is_empty()), Ordering::Relaxed);
+                            name = said.trim_end().to_owned();
+                        }
                         Err(_) => return (name, false),
                     }
                     std::thread::sleep(millis(2)); // the pace of the load
@@ -403,6 +408,10 @@ fn a_killed_server_fails_its_own_sessions_alone() {
             })
         })
         .collect();
+    // The listener accepts once every backend was checked, which may take its time.
+    wait_until("every session has a server", secs(10), || {
+        answered.load(Ordering::Relaxed) == 12
+    });
     std::thread::sleep(millis(100)); // load
     let dead = servers.remove(1);
     let addr = dead.addr;
