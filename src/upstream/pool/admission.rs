@@ -1,7 +1,10 @@
 //! Whether an endpoint may take a session now, and if not, why: the one place that decides it.
 
 use super::{AdminState, endpoint::Endpoint};
-use crate::upstream::{balance::FULL, health::Verdict};
+use crate::{
+    plan::reason::{BackendState, CloseReason},
+    upstream::{balance::FULL, health::Verdict},
+};
 use std::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +101,42 @@ impl Endpoint {
             _ if self.check.admits => None,
             Verdict::Up => Some(Bar::Stale),
             verdict => Some(Bar::Check(verdict)),
+        }
+    }
+
+    /// Its state, without what time alone changes: a failed one stays so until it is proven good.
+    pub(super) fn state(&self) -> BackendState {
+        match self.lasting_bar() {
+            Some(Bar::Drained) => BackendState::Drained,
+            Some(Bar::Maintenance) => BackendState::Maintenance,
+            Some(Bar::Disabled) => BackendState::Disabled,
+            Some(Bar::Check(verdict)) => verdict.state(),
+            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
+                match self.check.effective {
+                    Verdict::Up if self.is_failed() => BackendState::Failed,
+                    // In panic it is used although it is not up.
+                    verdict => verdict.state(),
+                }
+            }
+        }
+    }
+
+    /// Why flows on it have to move to another endpoint, if they have to.
+    pub(super) fn reason_to_leave(&self, single: bool) -> Option<CloseReason> {
+        match self.lasting_bar() {
+            Some(Bar::Drained | Bar::Maintenance) => Some(CloseReason::BackendDrained),
+            Some(Bar::Disabled) => Some(CloseReason::BackendDown),
+            Some(Bar::Check(verdict)) => match verdict {
+                Verdict::Down(_) => Some(CloseReason::BackendDown),
+                Verdict::WrongRole | Verdict::Standby => Some(CloseReason::RoleLost),
+                Verdict::Lagging => Some(CloseReason::Lagging),
+                // It may be right.
+                Verdict::Doubtful | Verdict::Up => None,
+            },
+            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
+                let is_failed = self.state() == BackendState::Failed && !single;
+                is_failed.then_some(CloseReason::BackendDown)
+            }
         }
     }
 }

@@ -1,13 +1,8 @@
 //! One address of a backend as a candidate for sessions.
 
-use super::{
-    AdminSetting, AdminState, Cause, Checked, Transition, admission::Bar, check_record::CheckRecord,
-};
+use super::{AdminSetting, AdminState, Cause, Checked, Transition, check_record::CheckRecord};
 use crate::{
-    plan::{
-        self,
-        reason::{BackendState, CloseReason},
-    },
+    plan::{self, reason::BackendState},
     upstream::{
         backend::Backend,
         balance::Average,
@@ -141,42 +136,6 @@ impl Endpoint {
     pub(super) fn is_failed(&self) -> bool {
         let rule = self.config.rule;
         rule.max_fails > 0 && self.passive.fails() >= rule.max_fails
-    }
-
-    /// Its state, without what time alone changes: a failed one stays so until it is proven good.
-    pub(super) fn state(&self) -> BackendState {
-        match self.lasting_bar() {
-            Some(Bar::Drained) => BackendState::Drained,
-            Some(Bar::Maintenance) => BackendState::Maintenance,
-            Some(Bar::Disabled) => BackendState::Disabled,
-            Some(Bar::Check(verdict)) => verdict.state(),
-            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
-                match self.check.effective {
-                    Verdict::Up if self.is_failed() => BackendState::Failed,
-                    // In panic it is used although it is not up.
-                    verdict => verdict.state(),
-                }
-            }
-        }
-    }
-
-    /// Why flows on it have to move to another endpoint, if they have to.
-    pub(super) fn reason_to_leave(&self, single: bool) -> Option<CloseReason> {
-        match self.lasting_bar() {
-            Some(Bar::Drained | Bar::Maintenance) => Some(CloseReason::BackendDrained),
-            Some(Bar::Disabled) => Some(CloseReason::BackendDown),
-            Some(Bar::Check(verdict)) => match verdict {
-                Verdict::Down(_) => Some(CloseReason::BackendDown),
-                Verdict::WrongRole | Verdict::Standby => Some(CloseReason::RoleLost),
-                Verdict::Lagging => Some(CloseReason::Lagging),
-                // It may be right.
-                Verdict::Doubtful | Verdict::Up => None,
-            },
-            None | Some(Bar::Stale | Bar::Failed | Bar::NoWeight | Bar::Full) => {
-                let is_failed = self.state() == BackendState::Failed && !single;
-                is_failed.then_some(CloseReason::BackendDown)
-            }
-        }
     }
 
     /// A transition to its present state, from this one.
