@@ -22,13 +22,15 @@ pub use prepare::Prepared;
 use crate::{
     config::text::shorten::shorten,
     control::journal::Journal,
-    plan::{Addr, Plan, reason::CloseReason},
+    plan::{Addr, Plan, diff::Change, reason::CloseReason},
     session::service::{Process, Service},
     sys::{self, blocking},
     upstream::pool::Pool,
 };
+use bind::BindError;
 use runtime::Runtime;
 use std::{
+    io,
     sync::{Arc, PoisonError, RwLock, Weak, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -98,6 +100,10 @@ impl State {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn set_view(&self, view: View) {
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
     pub fn is_draining(&self) -> bool {
         self.process.sessions.is_stopping()
     }
@@ -154,6 +160,15 @@ impl Server {
             runtime,
             _upkeep: AbortOnDropHandle::new(upkeep),
         })
+    }
+
+    /// Puts another plan into effect, or changes nothing and returns what is in the way. Sessions
+    /// keep the settings that they began with, also those of listeners that are removed. Returns
+    /// the differences to the plan before; those that need an upgrade are not in effect.
+    pub async fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, StartErrors> {
+        let changes = self.runtime.apply(prepared).await?;
+        self.state.set_view(self.runtime.view());
+        Ok(changes)
     }
 
     /// Begins to accept on the listeners that wait, each once its upstream has first verdicts.
@@ -245,8 +260,18 @@ async fn keep_up(state: Weak<State>) {
 }
 
 impl StartErrors {
-    fn thread(error: std::io::Error) -> Self {
+    fn thread(error: io::Error) -> Self {
         Self(vec![format!("cannot start a worker thread: {error}")])
+    }
+
+    fn bind(errors: Vec<BindError>) -> Self {
+        Self(errors.iter().map(ToString::to_string).collect())
+    }
+
+    fn rights(error: io::Error) -> Self {
+        Self(vec![format!(
+            "cannot change the rights of a unix socket: {error}"
+        )])
     }
 }
 

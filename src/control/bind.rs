@@ -1,151 +1,217 @@
-//! Binding every socket of a plan, or none.
+//! Binds the sockets that a plan needs, all or none.
 
 use crate::{
     plan::{self, Addr, Listener},
-    proxy::{tcp::Socket, udp::Port},
+    proxy::{
+        tcp::Socket,
+        udp::{Port, PortUsers},
+    },
     runtime::net::{FileRights, SocketFile, listen_unix, set_options},
     sys::{blocking, datagram},
 };
 use socket2::{Domain, Protocol, Type};
-use std::{io, net::SocketAddr, path::Path};
+use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc};
+use tokio_util::task::TaskTracker;
 
 /// An address that is to be bound.
-#[derive(Clone)]
 pub(super) struct Request {
     pub(super) listener: Listener,
-    pub(super) place: Addr,
+    pub(super) addr: Addr,
     /// Of its file, if it is a unix socket.
     pub(super) rights: FileRights,
 }
 
 /// One address, with a socket for each worker.
-pub(super) struct Listening {
+pub(super) struct Listening<S> {
     /// The name of the listener.
     pub(super) listener: String,
-    pub(super) place: Addr,
-    pub(super) sockets: Sockets,
+    /// As in the plan.
+    pub(super) configured: Addr,
+    /// Port 0 has become a number.
+    pub(super) bound: Addr,
+    pub(super) sockets: Vec<S>,
     pub(super) file: Option<SocketFile>,
 }
 
-/// One for each worker.
-pub(super) enum Sockets {
-    Streams(Vec<Socket>),
-    Datagrams(Vec<Port>),
+#[derive(Default)]
+pub(super) struct Bound {
+    pub(super) streams: Vec<Listening<Socket>>,
+    pub(super) datagrams: Vec<Listening<Port>>,
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug)]
+pub enum BindError {
+    Address {
+        listener: String,
+        addr: Addr,
+        source: io::Error,
+    },
+    /// It did not end in time. `addrs`: of the unix sockets, each with its listener.
+    Unfinished {
+        addrs: Vec<(String, Addr)>,
+        source: io::Error,
+    },
 }
 
 /// Of what clients send and are sent, where the kernel allows it: a burst of small datagrams fills
 /// the usual 208 KiB in some hundred.
 const BUFFER: usize = 4 << 20;
 
-/// Binds on another thread: the folder of a unix socket may be one that hangs.
-pub(super) async fn all(
+/// Binds all addresses or none, on another thread: the folder of a unix socket may be one that
+/// hangs. `held`: what this process listens on already.
+pub(super) async fn bind_all(
     requests: Vec<Request>,
+    held: Vec<SocketAddr>,
     workers: usize,
-) -> Result<Vec<Listening>, Vec<String>> {
-    let unix = requests.iter().filter_map(|request| match &request.place {
-        Addr::Unix(_) => Some(format!(
-            "listener {}: {}",
-            request.listener.name, request.place
-        )),
+) -> Result<Bound, Vec<BindError>> {
+    let unix = requests.iter().filter_map(|request| match request.addr {
+        Addr::Unix(_) => Some((request.listener.name.clone(), request.addr.clone())),
         Addr::Tcp(_) => None,
     });
-    let mut paths: Vec<String> = unix.collect();
-    let bound = blocking::call(blocking::LIMIT, move || bind_all(&requests, workers)).await;
-    bound.unwrap_or_else(|e| {
-        paths.insert(0, format!("cannot listen: {e}"));
-        Err(vec![paths.join("; ")])
-    })
+    let addrs: Vec<(String, Addr)> = unix.collect();
+    let bind = move || bind_requests(&requests, &held, workers);
+    let bound = blocking::call(blocking::LIMIT, bind).await;
+    bound.unwrap_or_else(|source| Err(vec![BindError::Unfinished { addrs, source }]))
 }
 
-fn bind_all(requests: &[Request], workers: usize) -> Result<Vec<Listening>, Vec<String>> {
+fn bind_requests(
+    requests: &[Request],
+    held: &[SocketAddr],
+    workers: usize,
+) -> Result<Bound, Vec<BindError>> {
     // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
-    // well, each getting half of the clients. So look first whether somebody is there; all before
-    // the first bind, or our own wildcard addresses would be in the way of our specific ones.
-    let mut problems: Vec<String> = requests
-        .iter()
-        .filter_map(|request| {
-            let error = match &request.place {
-                Addr::Tcp(address) => probe(&request.listener, *address).err()?,
-                Addr::Unix(_) => return None,
-            };
-            Some(describe(&request.listener, &request.place, &error))
-        })
-        .collect();
-    let mut bound = Vec::new();
+    // well, each with half of the clients. So whether another process listens there is looked at
+    // first; for all before the first bind, or own wildcard addresses would be in the way.
+    let probed = requests.iter().filter_map(|request| match &request.addr {
+        Addr::Tcp(address) => {
+            let error = probe(&request.listener, *address, held).err()?;
+            Some(request.error(error))
+        }
+        Addr::Unix(_) => None,
+    });
+    let mut errors: Vec<BindError> = probed.collect();
+    let mut bound = Bound::default();
     for request in requests {
-        if !problems.is_empty() {
+        if !errors.is_empty() {
             break;
         }
-        let listener = &request.listener;
-        match bind(listener, &request.rights, &request.place, workers) {
-            Ok((place, sockets, file)) => bound.push(Listening {
-                listener: listener.name.clone(),
-                place,
-                sockets,
-                file,
-            }),
-            Err(e) => problems.push(describe(listener, &request.place, &e)),
+        if let Err(error) = bind(request, workers, &mut bound) {
+            errors.push(request.error(error));
         }
     }
-    match problems.is_empty() {
+    match errors.is_empty() {
         true => Ok(bound),
-        false => Err(problems),
+        false => Err(errors),
     }
 }
 
-/// The addresses of UDP sockets among these.
-pub(super) fn udp_addresses(bound: &[Listening]) -> Vec<SocketAddr> {
-    let addresses = bound
-        .iter()
-        .filter_map(|listening| match &listening.sockets {
-            Sockets::Datagrams(ports) => ports.first().map(|port| port.address),
-            Sockets::Streams(_) => None,
-        });
-    addresses.collect()
-}
-
-fn describe(listener: &Listener, place: &Addr, e: &io::Error) -> String {
-    let hint = match e.kind() {
-        io::ErrorKind::AddrInUse => "; another process is listening there",
-        io::ErrorKind::PermissionDenied if matches!(place, Addr::Tcp(a) if a.port() < 1024) => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE"
+impl Request {
+    fn error(&self, source: io::Error) -> BindError {
+        BindError::Address {
+            listener: self.listener.name.clone(),
+            addr: self.addr.clone(),
+            source,
         }
-        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
-        _ => "",
-    };
-    format!(
-        "listener {}: cannot listen on {place}: {e}{hint}",
-        listener.name
-    )
+    }
 }
 
-fn probe(listener: &Listener, address: SocketAddr) -> io::Result<()> {
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (listener, addr, source) = match self {
+            Self::Address {
+                listener,
+                addr,
+                source,
+            } => (listener, addr, source),
+            Self::Unfinished { addrs, source } => {
+                write!(f, "cannot listen: {source}")?;
+                let mut addrs = addrs.iter();
+                return addrs.try_for_each(|(name, addr)| write!(f, "; listener {name}: {addr}"));
+            }
+        };
+        let hint = match source.kind() {
+            io::ErrorKind::AddrInUse => "; another process is listening there",
+            io::ErrorKind::PermissionDenied if matches!(addr, Addr::Tcp(a) if a.port() < 1024) => {
+                "; ports below 1024 need CAP_NET_BIND_SERVICE"
+            }
+            io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+            _ => "",
+        };
+        write!(
+            f,
+            "listener {listener}: cannot listen on {addr}: {source}{hint}"
+        )
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Address { source, .. } | Self::Unfinished { source, .. } => Some(source),
+        }
+    }
+}
+
+/// Whether another process listens at the address.
+fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::Result<()> {
+    let overlaps = |held: &SocketAddr| {
+        let any = held.ip().is_unspecified() || address.ip().is_unspecified();
+        let same = held.ip() == address.ip() || any;
+        held.port() == address.port() && held.is_ipv6() == address.is_ipv6() && same
+    };
     let socket = match listener.protocol {
+        // An own socket that is in the way cannot be told from that of another process; but only
+        // processes of the same user can have joined it.
+        plan::Protocol::Tcp if held.iter().any(overlaps) => return Ok(()),
         plan::Protocol::Tcp => tcp_socket(address)?,
         plan::Protocol::Udp(_) => udp_socket(address)?,
     };
     socket.bind(&address.into())
 }
 
-/// Where, a socket for each worker, and the file if it has one.
-type Bound = (Addr, Sockets, Option<SocketFile>);
+fn bind(request: &Request, workers: usize, bound: &mut Bound) -> io::Result<()> {
+    let Request { listener, addr, .. } = request;
+    match (addr, listener.protocol) {
+        (Addr::Tcp(address), plan::Protocol::Tcp) => {
+            let (sockets, address) = bind_tcp(listener, *address, workers)?;
+            bound.streams.push(request.listening(address, sockets));
+        }
+        (Addr::Tcp(address), plan::Protocol::Udp(_)) => {
+            let (sockets, address) = bind_udp(*address, workers)?;
+            bound.datagrams.push(request.listening(address, sockets));
+        }
+        (Addr::Unix(path), _) => {
+            let (sockets, file) = bind_unix(listener, &request.rights, path, workers)?;
+            bound.streams.push(Listening {
+                listener: listener.name.clone(),
+                configured: addr.clone(),
+                bound: addr.clone(),
+                sockets,
+                file: Some(file),
+            });
+        }
+    }
+    Ok(())
+}
 
-fn bind(
-    listener: &Listener,
-    rights: &FileRights,
-    place: &Addr,
-    workers: usize,
-) -> io::Result<Bound> {
-    match place {
-        Addr::Tcp(address) => match listener.protocol {
-            plan::Protocol::Tcp => bind_tcp(listener, *address, workers),
-            plan::Protocol::Udp(_) => bind_udp(*address, workers),
-        },
-        Addr::Unix(path) => bind_unix(listener, rights, path, workers),
+impl Request {
+    fn listening<S>(&self, address: SocketAddr, sockets: Vec<S>) -> Listening<S> {
+        Listening {
+            listener: self.listener.name.clone(),
+            configured: self.addr.clone(),
+            bound: Addr::Tcp(address),
+            sockets,
+            file: None,
+        }
     }
 }
 
-fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn bind_tcp(
+    listener: &Listener,
+    mut address: SocketAddr,
+    workers: usize,
+) -> io::Result<(Vec<Socket>, SocketAddr)> {
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = tcp_socket(address)?;
@@ -159,10 +225,13 @@ fn bind_tcp(listener: &Listener, mut address: SocketAddr, workers: usize) -> io:
         address = socket.local_addr()?;
         sockets.push(Socket::Tcp(socket));
     }
-    Ok((Addr::Tcp(address), Sockets::Streams(sockets), None))
+    Ok((sockets, address))
 }
 
-fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
+fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<(Vec<Port>, SocketAddr)> {
+    let users = Arc::<PortUsers>::default();
+    let open = TaskTracker::new();
+    open.close();
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = udp_socket(address)?;
@@ -178,9 +247,14 @@ fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<Bound> {
         socket.bind(&address.into())?;
         let socket = std::net::UdpSocket::from(socket);
         address = socket.local_addr()?;
-        sockets.push(Port { socket, address });
+        sockets.push(Port {
+            socket,
+            address,
+            users: Arc::clone(&users),
+            open: open.token(),
+        });
     }
-    Ok((Addr::Tcp(address), Sockets::Datagrams(sockets), None))
+    Ok((sockets, address))
 }
 
 /// Without SO_REUSEADDR, which for datagrams lets another process take them all.
@@ -212,7 +286,7 @@ fn bind_unix(
     rights: &FileRights,
     path: &Path,
     workers: usize,
-) -> io::Result<Bound> {
+) -> io::Result<(Vec<Socket>, SocketFile)> {
     let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
     let (first, file) = listen_unix(path, backlog, rights)?;
     // Unix sockets know no SO_REUSEPORT: the workers share one queue.
@@ -221,6 +295,5 @@ fn bind_unix(
         sockets.push(Socket::Unix(first.try_clone()?));
     }
     sockets.push(Socket::Unix(first));
-    let sockets = Sockets::Streams(sockets);
-    Ok((Addr::Unix(path.to_owned()), sockets, Some(file)))
+    Ok((sockets, file))
 }

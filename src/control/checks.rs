@@ -228,10 +228,9 @@ impl AddressChecks {
     /// Records what was found. Returns whether any address is well.
     fn record(&self, judge: &mut Judge, report: Report, probe: &Probe, now: Instant) -> bool {
         let checks = &self.checks;
-        if let Some(metrics) = &self.backend.metrics.checks {
-            metrics.results[report.result as usize].add(1);
-            metrics.duration.record(report.took);
-        }
+        let metrics = &self.backend.metrics.checks;
+        metrics.results[report.result as usize].add(1);
+        metrics.duration.record(report.took);
         tracing::debug!(upstream = %checks.pool.name, backend = %self.backend.text(),
             at = %probe.addr(), result = report.result.word(), took = ?report.took,
             transcript = report.transcript, "checked");

@@ -8,7 +8,7 @@ mod tests;
 use crate::{
     control::draining::{failback::Failback, terminator::Terminator},
     plan::{
-        SessionAction, Upstream,
+        Check, SessionAction, Upstream,
         reason::{BackendState, CloseReason},
     },
     session::registry::Sessions,
@@ -20,22 +20,45 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Ends the sessions of the backends of one upstream.
 pub(super) struct Draining {
-    on_down: SessionAction,
-    on_role_lost: SessionAction,
-    on_lag: SessionAction,
-    on_drain: SessionAction,
+    actions: RwLock<Actions>,
     failback: Failback,
     terminator: Terminator,
     /// Those that have begun, or will, since the backend was last up or ready; by its id.
     terminations: Mutex<HashMap<(u64, Origin), Termination>>,
     stop: CancellationToken,
+}
+
+/// What becomes of the sessions of a backend, by what happens to it.
+#[derive(Debug, Clone, Copy)]
+struct Actions {
+    on_down: SessionAction,
+    on_role_lost: SessionAction,
+    on_lag: SessionAction,
+    on_drain: SessionAction,
+    /// For the sessions on backups.
+    on_recover: SessionAction,
+}
+
+impl From<&Upstream> for Actions {
+    fn from(upstream: &Upstream) -> Self {
+        let check = upstream.check.as_ref();
+        // Without a check there is no verdict.
+        let action = |of: fn(&Check) -> SessionAction| check.map_or(SessionAction::Keep, of);
+        Self {
+            on_down: action(|check| check.on_down),
+            on_role_lost: action(|check| check.on_role_lost),
+            on_lag: action(|check| check.on_lag),
+            on_drain: upstream.on_drain,
+            on_recover: action(|check| check.on_recover),
+        }
+    }
 }
 
 /// What started a termination. Checks and the operator are tracked separately: when one is
@@ -63,23 +86,26 @@ impl Draining {
         pace: &Arc<Mutex<Pace>>,
         stop: &CancellationToken,
     ) -> Self {
-        let check = upstream.check.as_ref();
         let terminator = Terminator {
             sessions: Arc::clone(sessions),
             pace: Arc::clone(pace),
         };
-        let on_recover = check.map_or(SessionAction::Keep, |c| c.on_recover);
         Self {
-            // Without a check there is no verdict.
-            on_down: check.map_or(SessionAction::Keep, |c| c.on_down),
-            on_role_lost: check.map_or(SessionAction::Keep, |c| c.on_role_lost),
-            on_lag: check.map_or(SessionAction::Keep, |c| c.on_lag),
-            on_drain: upstream.on_drain,
-            failback: Failback::new(on_recover, terminator.clone(), stop),
+            actions: RwLock::new(upstream.into()),
+            failback: Failback::new(terminator.clone(), stop),
             terminator,
             terminations: Mutex::default(),
             stop: stop.clone(),
         }
+    }
+
+    /// What the plan says applies from now on; terminations that have begun go on.
+    pub(super) fn set_plan(&self, upstream: &Upstream) {
+        *self.actions.write().unwrap_or_else(PoisonError::into_inner) = upstream.into();
+    }
+
+    fn actions(&self) -> Actions {
+        *self.actions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows a transition that checks caused; the pool knows it already.
@@ -103,6 +129,7 @@ impl Draining {
             Disabled, Doubtful, Down, Drained, Failed, Lagging, Maintenance, Standby, Unproven, Up,
             WrongRole,
         };
+        let actions = self.actions();
         let end = |how, reason| self.terminate(pool, backend, Origin::Health, how, reason);
         match state {
             Up => {
@@ -114,9 +141,9 @@ impl Draining {
             }
             // Sessions stay on a backend that is used in spite of its checks.
             Down | Lagging if pool.in_panic() => {}
-            Down => end(self.on_down, CloseReason::BackendDown),
-            Lagging => end(self.on_lag, CloseReason::Lagging),
-            WrongRole | Standby => end(self.on_role_lost, CloseReason::RoleLost),
+            Down => end(actions.on_down, CloseReason::BackendDown),
+            Lagging => end(actions.on_lag, CloseReason::Lagging),
+            WrongRole | Standby => end(actions.on_role_lost, CloseReason::RoleLost),
             // It may be right: its sessions stay, and what has begun for another reason goes on.
             Doubtful => {}
             // Not from a check.
@@ -163,7 +190,7 @@ impl Draining {
                 }
             }
             AdminState::Drain | AdminState::Maint => {
-                let (how, reason) = (self.on_drain, CloseReason::BackendDrained);
+                let (how, reason) = (self.actions().on_drain, CloseReason::BackendDrained);
                 self.terminate(pool, backend, Origin::Operator, how, reason);
                 if !is_backup {
                     self.cancel_failback_if_useless(pool);
@@ -178,7 +205,7 @@ impl Draining {
         let addresses = pool.addresses();
         let mut up = addresses.iter().filter(|a| failback::is_up(a));
         if up.any(|a| Arc::ptr_eq(&a.backend, backend)) {
-            self.failback.begin(pool);
+            self.failback.begin(pool, self.actions().on_recover);
         }
     }
 

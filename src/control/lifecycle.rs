@@ -8,7 +8,7 @@ use crate::{
         journal::{Event as Entry, Journal, seconds},
         outage::OutageTracker,
     },
-    plan::reason::BackendState,
+    plan::{Upstream, reason::BackendState},
     upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition},
 };
 use std::{
@@ -41,6 +41,12 @@ impl Lifecycle {
             addresses_changed: Arc::clone(addresses_changed),
             outages: Mutex::default(),
         }
+    }
+
+    /// Takes over what becomes of sessions from another plan.
+    pub(super) fn set_plan(&self, upstream: &Upstream) {
+        self.draining.set_plan(upstream);
+        self.addresses_changed.notify_one();
     }
 
     /// Handles events as they happen, for ever.

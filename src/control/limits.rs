@@ -10,6 +10,9 @@ pub(super) struct Facts {
     /// Local ports that the kernel gives out.
     pub(super) ports: u64,
     pub(super) workers: usize,
+    /// Whether there are threads for datagrams: flows may be left of listeners that are gone, and
+    /// must be able to move.
+    pub(super) has_datagram_workers: bool,
 }
 
 /// What sessions can use, and what the configuration asks for.
@@ -50,6 +53,7 @@ pub(super) fn budget(plan: &Plan, facts: Facts) -> Budget {
         descriptors,
         ports,
         workers,
+        has_datagram_workers,
     } = facts;
     let pipes = pipes(descriptors) as u64;
     let binds = plan.listeners.iter().flat_map(|listener| &listener.bind);
@@ -67,7 +71,7 @@ pub(super) fn budget(plan: &Plan, facts: Facts) -> Budget {
         descriptors: descriptors.saturating_sub(pipes * 2 + fixed).max(2),
         ports: ports * 4 / 5,
         has_tcp: plan.listeners.len() > udp_listeners,
-        has_udp: udp_listeners > 0,
+        has_udp: has_datagram_workers || udp_listeners > 0,
         max_connections: plan.process.max_connections,
         max_flows: plan.process.max_flows,
         evicts: plan.listeners.iter().any(|l| evicts(l.protocol)),
@@ -147,6 +151,7 @@ mod tests {
         descriptors: 6_400,
         ports: 20_000,
         workers: 3,
+        has_datagram_workers: false,
     };
 
     fn plan(text: &str) -> Plan {
@@ -163,6 +168,11 @@ mod tests {
         assert_eq!((alone.for_connections, alone.flows), (free, 0));
         let checked = format!("[defaults]\ncheck = {{ kind = \"tcp\" }}\n{tcp}");
         assert_eq!(budget(&plan(&checked), FACTS).for_connections, free - 2);
+        let carried = Facts {
+            has_datagram_workers: true,
+            ..FACTS
+        };
+        assert!(budget(&plan(tcp), carried).flows > 0, "flows may be left");
         assert_eq!(pipes(10), 1);
         assert_eq!(pipes(1_000_000), 1024);
     }

@@ -41,33 +41,32 @@ pub(super) struct UpstreamInputs {
 }
 
 impl Prepared {
+    /// For a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
-        let udp_listeners = count_udp(&plan);
-        if udp_listeners > udp::MOST_LISTENERS {
-            let most = udp::MOST_LISTENERS;
-            return Err(StartErrors(vec![format!(
-                "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses \
-                 and ports"
-            )]));
+        let log = plan.log.clone();
+        let (access_log, prepared) = tokio::join!(open_access_log(&log), Self::for_change(plan));
+        match (access_log, prepared) {
+            (Ok(access_log), Ok(prepared)) => Ok(Self {
+                access_log,
+                ..prepared
+            }),
+            (access_log, prepared) => {
+                let mut errors: Vec<String> = access_log.err().into_iter().collect();
+                errors.extend(prepared.err().into_iter().flat_map(|errors| errors.0));
+                Err(StartErrors(errors))
+            }
         }
-        if udp_listeners > 0
-            && let Some(missing) = find_missing_call()
-        {
-            let MissingCall { name, error } = missing;
-            // The log is where a supervisor looks; the message goes to a terminal as well.
-            tracing::error!(call = name, %error, "UDP listeners need this system call");
-            return Err(StartErrors(vec![format!(
-                "UDP listeners need the system call {name}, which fails: {error}; allow it in the \
-                 seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
-            )]));
-        }
+    }
+
+    /// For a change of the plan of a running server, which keeps its access log.
+    pub async fn for_change(plan: Plan) -> Result<Self, StartErrors> {
+        check_udp(&plan)?;
         let missing = interfaces::missing(&plan);
         if !missing.is_empty() {
             return Err(StartErrors(missing));
         }
         let resolver = resolve::Resolver::default();
-        let (access_log, credentials, addresses, rights) = tokio::join!(
-            open_access_log(&plan.log),
+        let (credentials, addresses, rights) = tokio::join!(
             load_credentials(&plan.upstreams),
             resolve::all(&plan.upstreams, &resolver),
             rights::all(&plan.listeners),
@@ -81,8 +80,8 @@ impl Prepared {
                 false => Err(loops),
             }
         });
-        match (access_log, credentials, addresses, rights) {
-            (Ok(access_log), Ok(mut credentials), Ok(addresses), Ok(rights)) => {
+        match (credentials, addresses, rights) {
+            (Ok(mut credentials), Ok(addresses), Ok(rights)) => {
                 let inputs = addresses.into_iter().map(|(name, addresses)| {
                     let credentials = credentials.remove(&name).unwrap_or_default();
                     let inputs = UpstreamInputs {
@@ -95,19 +94,42 @@ impl Prepared {
                     upstreams: inputs.collect(),
                     listeners: plan.listeners.iter().cloned().zip(rights).collect(),
                     plan,
-                    access_log,
+                    access_log: None,
                     resolver,
                 })
             }
-            (access_log, credentials, addresses, rights) => {
-                let mut errors: Vec<String> = access_log.err().into_iter().collect();
-                errors.extend(credentials.err().unwrap_or_default());
+            (credentials, addresses, rights) => {
+                let mut errors = credentials.err().unwrap_or_default();
                 errors.extend(addresses.err().unwrap_or_default());
                 errors.extend(rights.err().unwrap_or_default());
                 Err(StartErrors(errors))
             }
         }
     }
+}
+
+/// Whether the kernel lets UDP listeners work, and how many of them there may be.
+fn check_udp(plan: &Plan) -> Result<(), StartErrors> {
+    let udp_listeners = count_udp(plan);
+    if udp_listeners > udp::MOST_LISTENERS {
+        let most = udp::MOST_LISTENERS;
+        return Err(StartErrors(vec![format!(
+            "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses \
+             and ports"
+        )]));
+    }
+    if udp_listeners > 0
+        && let Some(missing) = find_missing_call()
+    {
+        let MissingCall { name, error } = missing;
+        // The log is where a supervisor looks; the message goes to a terminal as well.
+        tracing::error!(call = name, %error, "UDP listeners need this system call");
+        return Err(StartErrors(vec![format!(
+            "UDP listeners need the system call {name}, which fails: {error}; allow it in the \
+             seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
+        )]));
+    }
+    Ok(())
 }
 
 async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {

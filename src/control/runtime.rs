@@ -1,15 +1,17 @@
 //! Puts plans into effect: creates, keeps and removes listeners, upstreams and their tasks, each by
 //! its name. A start is the change from a plan without any.
 
+mod datagrams;
 mod listener;
+mod listeners;
+mod streams;
 mod upstream;
 
 use super::{
-    Prepared, StartErrors, View,
-    bind::{self, Request},
-    checks,
+    Prepared, StartErrors, View, checks,
     journal::Journal,
     limits::{self, Budget, Facts},
+    prepare::UpstreamInputs,
     resolve::Resolver,
 };
 use crate::{
@@ -27,13 +29,14 @@ use crate::{
     telemetry::metrics::Exporter,
     upstream::health::Pace,
 };
+use datagrams::DatagramSockets;
 use listener::ListenerRuntime;
 use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -58,7 +61,15 @@ pub(super) struct Runtime {
     tasks: TaskTracker,
     upstreams: BTreeMap<String, UpstreamRuntime>,
     listeners: BTreeMap<String, ListenerRuntime>,
+    /// UDP sockets of no listener any more, until their flows have ended, with the name of the
+    /// listener that they had.
+    closing: Vec<(String, DatagramSockets)>,
+    /// The addresses of all UDP sockets.
+    own: Arc<udp::OwnAddresses>,
 }
+
+/// How long workers are waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The threads that carry traffic.
 struct Workers {
@@ -70,6 +81,21 @@ struct Workers {
 }
 
 impl Workers {
+    /// Waits until the workers have executed the orders that they got.
+    async fn confirm(&self) {
+        let orders = TaskTracker::new();
+        for worker in &self.connections {
+            worker.send(tcp::Order::Confirm(orders.token()));
+        }
+        for worker in &self.datagrams {
+            worker.send(udp::Order::Confirm(orders.token()));
+        }
+        orders.close();
+        if tokio::time::timeout(PATIENCE, orders.wait()).await.is_err() {
+            tracing::warn!("workers have not confirmed the change of the plan in time");
+        }
+    }
+
     /// Ends accepting, and flows that fall silent.
     fn drain(&self) {
         for worker in &self.connections {
@@ -100,6 +126,7 @@ impl Runtime {
             descriptors,
             ports: sys::limits::local_ports(),
             workers,
+            has_datagram_workers: false,
         };
         sys::pipe::set_limit(limits::pipes(descriptors));
         let descriptors = Arc::new(Descriptors::new(0, 0, 0));
@@ -142,55 +169,54 @@ impl Runtime {
             tasks,
             upstreams: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            closing: Vec::new(),
+            own: Arc::new(udp::OwnAddresses::new([], is_local)),
         })
     }
 
     /// Puts the plan into effect, or changes nothing and returns what is in the way. Returns the
-    /// differences to the plan before.
+    /// differences to the plan before; what needs an upgrade is not in effect.
     pub(super) async fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, StartErrors> {
         let changes = diff(&self.plan, &prepared.plan);
         let plan = reachable(&self.plan, &prepared.plan);
-        let requests = prepared.listeners.iter().flat_map(|(listener, rights)| {
-            let places = listener.bind.iter().flat_map(|bind| &bind.addrs);
-            places.map(|place| Request {
-                listener: listener.clone(),
-                rights: *rights,
-                place: place.clone(),
-            })
-        });
-        let mut bound = bind::all(requests.collect(), self.facts.workers)
-            .await
-            .map_err(StartErrors)?;
+        self.closing.retain(|(_, sockets)| sockets.is_open());
+        let (bound, kept) = self.bind(&plan, &prepared).await?;
         if limits::count_udp(&plan) > 0 {
             self.start_datagram_workers().map_err(StartErrors::thread)?;
         }
         // Nothing fails from here on.
-        self.plan = plan.clone();
-        let budget = limits::budget(&plan, self.facts);
+        self.plan = plan;
+        let budget = limits::budget(&self.plan, self.facts);
         self.set_limits(&budget);
-        log_limits(&plan, self.facts, &budget);
-        let mut inputs = prepared.upstreams;
-        for upstream in &plan.upstreams {
-            let inputs = inputs.remove(&upstream.name).unwrap_or_default();
-            let started = UpstreamRuntime::start(upstream, inputs, self);
-            self.upstreams.insert(upstream.name.clone(), started);
+        warn_of_limits(&self.plan, self.facts, &budget);
+        if self.listeners.is_empty() {
+            log_start(&self.plan, self.facts, &budget);
         }
-        let own = Arc::new(udp::OwnAddresses::new(
-            bind::udp_addresses(&bound),
-            is_local,
-        ));
-        for listener in &plan.listeners {
-            let bound = bound
-                .extract_if(.., |b| b.listener == listener.name)
-                .collect();
-            let listener = with_share(listener, &plan, &budget);
-            if let Some(upstream) = self.upstreams.get(&listener.upstream) {
-                let started = ListenerRuntime::start(listener, upstream, bound, &own, self);
-                self.listeners.insert(started.name().to_owned(), started);
-            }
-        }
+        self.apply_upstreams(prepared.upstreams);
+        let closed = self.apply_listeners(bound, kept, &budget);
+        let plan = &self.plan;
+        self.upstreams
+            .retain(|name, _| plan.upstreams.iter().any(|u| u.name == *name));
         self.accept_due(Instant::now());
+        closed.await;
+        self.workers.confirm().await;
         Ok(changes)
+    }
+
+    /// Creates and changes upstreams. Those that are gone are removed after their listeners.
+    fn apply_upstreams(&mut self, mut inputs: BTreeMap<String, UpstreamInputs>) {
+        for plan in &self.plan.upstreams {
+            let inputs = inputs.remove(&plan.name).unwrap_or_default();
+            let upstream = match self.upstreams.remove(&plan.name) {
+                None => UpstreamRuntime::start(plan, inputs, self),
+                Some(upstream) if upstream.plan == *plan => upstream,
+                Some(mut upstream) => {
+                    upstream.change(plan, inputs, self);
+                    upstream
+                }
+            };
+            self.upstreams.insert(plan.name.clone(), upstream);
+        }
     }
 
     fn start_datagram_workers(&mut self) -> io::Result<()> {
@@ -203,6 +229,7 @@ impl Runtime {
             let shard = connections.len() + i;
             datagrams.push(udp::spawn_worker(i, shard, &self.sockets, *epoch)?);
         }
+        self.facts.has_datagram_workers = true;
         Ok(())
     }
 
@@ -232,13 +259,14 @@ impl Runtime {
 
     /// Begins to accept on the listeners whose upstreams have first verdicts.
     pub(super) fn accept_due(&mut self, now: Instant) {
-        for listener in self.listeners.values_mut() {
-            listener.accept_if_due(&self.workers, &self.tasks, now);
+        let own = &self.own;
+        for listener in self.listeners.values_mut().filter(|l| l.is_due(now)) {
+            listener.serve(own, &self.workers, &self.tasks);
         }
     }
 
     pub(super) fn pending_listeners(&self) -> usize {
-        let pending = self.listeners.values().filter(|l| l.is_pending());
+        let pending = self.listeners.values().filter(|l| l.is_waiting());
         pending.count()
     }
 
@@ -266,8 +294,9 @@ impl Runtime {
     pub(super) fn stop_accepting(&mut self) {
         // Clients in the queues of a listener that has not accepted yet are served as those of
         // others.
-        for listener in self.listeners.values_mut() {
-            listener.accept(&self.workers, &self.tasks);
+        let own = &self.own;
+        for listener in self.listeners.values_mut().filter(|l| l.is_waiting()) {
+            listener.serve(own, &self.workers, &self.tasks);
         }
         // First, since `/readyz` and the admission of new flows read it.
         self.process.sessions.stop();
@@ -281,7 +310,9 @@ impl Runtime {
     /// The files of unix sockets, to be removed.
     pub(super) fn take_socket_files(&mut self) -> Vec<crate::runtime::net::SocketFile> {
         let listeners = self.listeners.values_mut();
-        listeners.flat_map(ListenerRuntime::take_files).collect()
+        listeners
+            .flat_map(|listener| listener.take_files())
+            .collect()
     }
 
     /// Returns when there is no accept loop and no session any more.
@@ -319,14 +350,23 @@ fn with_share(listener: &plan::Listener, plan: &Plan, budget: &Budget) -> plan::
     listener
 }
 
-fn log_limits(plan: &Plan, facts: Facts, budget: &Budget) {
+fn log_start(plan: &Plan, facts: Facts, budget: &Budget) {
     let udp_listeners = limits::count_udp(plan);
     let has_tcp = plan.listeners.len() > udp_listeners;
+    let max_connections = (has_tcp || udp_listeners == 0).then_some(budget.connections);
+    let max_flows = (udp_listeners > 0).then_some(budget.flows);
+    let (descriptors, workers) = (facts.descriptors, facts.workers);
+    tracing::info!(max_connections, max_flows, descriptors, workers, "starting");
+}
+
+fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
+    let udp_listeners = limits::count_udp(plan);
     let process = &plan.process;
     let Facts {
         descriptors,
         ports,
-        workers,
+        workers: _,
+        has_datagram_workers: _,
     } = facts;
     if udp_listeners > 0 && process.max_flows > budget.possible_flows {
         tracing::warn!(
@@ -345,9 +385,6 @@ fn log_limits(plan: &Plan, facts: Facts, budget: &Budget) {
             "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
         );
     }
-    let max_connections = (has_tcp || udp_listeners == 0).then_some(budget.connections);
-    let max_flows = (udp_listeners > 0).then_some(budget.flows);
-    tracing::info!(max_connections, max_flows, descriptors, workers, "starting");
 }
 
 /// Where the kernel does not tell, at least the loopback addresses are known.

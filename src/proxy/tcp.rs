@@ -7,5 +7,5 @@ mod session;
 mod stop_signal;
 mod worker;
 
-pub use listener::Socket;
-pub use worker::{Binding, Order, Worker, spawn_worker};
+pub use listener::{Binding, Socket, SocketId};
+pub use worker::{Order, Worker, spawn_worker};

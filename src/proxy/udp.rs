@@ -15,20 +15,23 @@ mod order;
 mod own_addresses;
 mod peer_workers;
 mod per_second;
+mod port;
 pub(crate) mod table;
 mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
 pub use engine::{Worker, spawn_worker};
 pub use order::Order;
+pub use port::{Port, PortUse, PortUsers};
 pub use token::MOST_LISTENERS;
 
 use crate::session::service::Service;
-use std::{net::SocketAddr, net::UdpSocket, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// The sockets of a listener on one worker.
 pub struct Binding {
+    pub id: ListenerId,
     pub service: Arc<Service>,
     pub sockets: Vec<Port>,
     pub peers: Arc<PeerWorkers>,
@@ -40,8 +43,16 @@ pub struct Binding {
     pub alive: TaskTrackerToken,
 }
 
-/// A bound socket.
-pub struct Port {
-    pub socket: UdpSocket,
-    pub address: SocketAddr,
+/// What changes for the flows of a listener that begin from now on.
+pub struct Update {
+    pub id: ListenerId,
+    pub service: Arc<Service>,
+    pub added: Vec<Port>,
+    /// Where flows begin. Sockets of other addresses are closed once their flows have ended; the
+    /// listener ends with its last socket.
+    pub addresses: Vec<SocketAddr>,
 }
+
+/// A UDP listener of the process, the same on all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListenerId(pub u64);

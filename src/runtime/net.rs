@@ -80,12 +80,12 @@ pub fn set_options(socket: impl AsFd, options: &SocketOptions) {
             tracing::warn!(option, %error, "cannot set a socket option, continuing without it");
         }
     };
-    if options.nodelay {
-        warn_of("TCP_NODELAY", reference.set_tcp_nodelay(true));
-    }
-    if let Some(keepalive) = &options.keepalive {
-        warn_of("SO_KEEPALIVE", keep_alive(&socket, keepalive));
-    }
+    warn_of("TCP_NODELAY", reference.set_tcp_nodelay(options.nodelay));
+    let keepalive = match &options.keepalive {
+        Some(keepalive) => keep_alive(&socket, keepalive),
+        None => reference.set_keepalive(false),
+    };
+    warn_of("SO_KEEPALIVE", keepalive);
 }
 
 /// Turns keepalive on. It takes four calls, and counts from when the peer last sent anything.

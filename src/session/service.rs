@@ -8,7 +8,7 @@ pub use intake::{Failures, Intake};
 pub use notices::{Call, Notices};
 
 use crate::{
-    plan::{self, Protocol, access},
+    plan::{self, Protocol, Udp, access},
     runtime::net::Client,
     session::{per_source::PerSource, registry::Sessions},
     telemetry::{
@@ -44,9 +44,14 @@ pub struct Process {
 
 impl Service {
     pub fn is_udp(&self) -> bool {
-        match self.plan.protocol {
-            Protocol::Udp(_) => true,
-            Protocol::Tcp => false,
+        self.udp().is_some()
+    }
+
+    /// What only UDP listeners have.
+    pub fn udp(&self) -> Option<&Udp> {
+        match &self.plan.protocol {
+            Protocol::Udp(udp) => Some(udp),
+            Protocol::Tcp => None,
         }
     }
 

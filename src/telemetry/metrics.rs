@@ -78,8 +78,9 @@ pub struct BackendMetrics {
     sent_shown: Shown,
     pub connect_duration: Histogram,
     pub transitions: [Counter; BackendState::COUNT],
-    /// `None` where nothing is checked.
-    pub checks: Option<CheckMetrics>,
+    pub checks: CheckMetrics,
+    /// Whether `checks` is shown.
+    pub is_checked: AtomicBool,
 }
 
 /// What the checks of one backend count.
@@ -140,9 +141,10 @@ impl BackendMetrics {
     /// A series that there is once stays, and is no number while no answer gives the lag: neither
     /// the last value nor zero would be true.
     fn lag_to_show(&self, lag: [Option<f64>; 2]) -> [Option<f64>; 2] {
-        let Some(checks) = &self.checks else {
+        let checks = &self.checks;
+        if !self.is_checked.load(Relaxed) {
             return [None; 2];
-        };
+        }
         std::array::from_fn(|n| match lag[n] {
             Some(lag) => {
                 checks.has_lag[n].store(true, Relaxed);

@@ -56,6 +56,7 @@ use std::{
     time::Instant,
 };
 
+/// The settings of a plan, and what the pools of one upstream share over all plans.
 #[derive(Debug)]
 pub struct Pool {
     pub name: Arc<str>,
@@ -63,20 +64,21 @@ pub struct Pool {
     balance: Balance,
     /// Whether checks tell what role a backend has.
     tells_roles: bool,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
     notifier: Arc<Notifier>,
     /// Whether a connect proves nothing before an answer has begun.
     pub fail_on_reset: bool,
     /// Whether a backend has sent something before its client did.
-    speaks_first: AtomicBool,
+    speaks_first: Arc<AtomicBool>,
     /// For what reasons flows move to another backend.
     pub moves: plan::FlowsMove,
     /// Counts the changes that may be such a reason.
-    changes: AtomicU64,
+    changes: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 struct Inner {
+    balance: Balance,
     /// In the order of the configuration.
     configured: Vec<Configured>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
@@ -186,6 +188,7 @@ impl Pool {
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
         let mut inner = Inner {
+            balance: plan.balance.clone(),
             configured: configured.collect(),
             endpoints: Vec::new(),
             departed: Vec::new(),
@@ -197,18 +200,18 @@ impl Pool {
             balancer: Balancer::new(&plan.balance, &[], &[]),
             chance: Chance::from_seed(RandomState::new().hash_one(())),
         };
-        inner.assemble(&plan.balance, now);
+        inner.assemble(now);
         Self {
             tells_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
             name: Arc::clone(&of_all.name),
             metrics: Arc::clone(of_all),
             balance: plan.balance.clone(),
-            inner: Mutex::new(inner),
+            inner: Arc::new(Mutex::new(inner)),
             notifier,
             fail_on_reset: plan.fail_on_reset,
-            speaks_first: AtomicBool::new(false),
+            speaks_first: Arc::default(),
             moves: plan.flows_move,
-            changes: AtomicU64::new(1),
+            changes: Arc::new(AtomicU64::new(1)),
         }
     }
 

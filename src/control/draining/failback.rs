@@ -17,7 +17,6 @@ pub(super) const POLL: Duration = Duration::from_millis(250);
 
 /// The failback of one upstream. It is independent of terminations that concern a single backend.
 pub(super) struct Failback {
-    on_recover: SessionAction,
     terminator: Terminator,
     current: Arc<Mutex<Option<Current>>>,
     stop: CancellationToken,
@@ -33,13 +32,8 @@ struct Current {
 }
 
 impl Failback {
-    pub(super) fn new(
-        on_recover: SessionAction,
-        terminator: Terminator,
-        stop: &CancellationToken,
-    ) -> Self {
+    pub(super) fn new(terminator: Terminator, stop: &CancellationToken) -> Self {
         Self {
-            on_recover,
             terminator,
             current: Arc::default(),
             stop: stop.clone(),
@@ -47,8 +41,8 @@ impl Failback {
     }
 
     /// A regular server has recovered.
-    pub(super) fn begin(&self, pool: &Arc<Pool>) {
-        let wait = match self.on_recover {
+    pub(super) fn begin(&self, pool: &Arc<Pool>, on_recover: SessionAction) {
+        let wait = match on_recover {
             SessionAction::Keep | SessionAction::Move => return,
             SessionAction::Close => Duration::ZERO,
             SessionAction::CloseAfter(wait) => wait,

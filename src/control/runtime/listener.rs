@@ -4,14 +4,11 @@
 //! clients wait in the kernel's queues instead of being refused, or being sent to whichever backend
 //! happened to answer first.
 
-use super::{Runtime, UpstreamRuntime, Workers};
+use super::{Runtime, UpstreamRuntime, Workers, datagrams::DatagramSockets, streams::StreamSocket};
 use crate::{
-    control::{
-        ListenerView,
-        bind::{Listening, Sockets},
-    },
-    plan::{self, Addr, StartWait},
-    proxy::{tcp, udp},
+    control::ListenerView,
+    plan::{self, Addr, StartWait, Upstream},
+    proxy::udp::OwnAddresses,
     runtime::net::SocketFile,
     session::service::{Notices, Service},
     upstream::health,
@@ -23,25 +20,21 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 pub(super) struct ListenerRuntime {
-    service: Arc<Service>,
-    /// The addresses that it really has; port 0 has become a number.
-    addresses: Vec<Addr>,
-    files: Vec<SocketFile>,
+    pub(super) service: Arc<Service>,
+    pub(super) sockets: Sockets,
     /// Until it accepts.
-    pending: Option<Pending>,
+    waiting: Option<Waiting>,
 }
 
-struct Pending {
-    ports: Ports,
+/// The sockets of one listener.
+pub(super) enum Sockets {
+    Streams(Vec<StreamSocket>),
+    Datagrams(DatagramSockets),
+}
+
+struct Waiting {
     /// When it accepts whatever is known by then; `None`: never before the first verdicts.
     deadline: Option<Instant>,
-}
-
-/// The sockets of one listener, by worker.
-#[derive(Default)]
-struct Ports {
-    streams: Vec<Vec<tcp::Socket>>,
-    datagrams: Vec<udp::Binding>,
 }
 
 /// Why a listener may accept.
@@ -53,11 +46,11 @@ enum Release {
 }
 
 impl ListenerRuntime {
-    pub(super) fn start(
+    /// A listener that does not accept yet.
+    pub(super) fn new(
         plan: plan::Listener,
         upstream: &UpstreamRuntime,
-        bound: Vec<Listening>,
-        own: &Arc<udp::OwnAddresses>,
+        sockets: Sockets,
         runtime: &Runtime,
     ) -> Self {
         let now = Instant::now();
@@ -73,66 +66,65 @@ impl ListenerRuntime {
             accepting: Arc::default(),
             intake: Arc::default(),
         });
-        let mut listener = Self {
-            addresses: Vec::new(),
-            files: Vec::new(),
-            pending: None,
-            service,
-        };
-        let ports = listener.distribute(bound, own, runtime);
         let wait = match (runtime.plan.process.start_wait, &upstream.plan.check) {
             (StartWait::AtMost(limit), _) => Some(limit),
             (StartWait::Auto, Some(check)) => Some(health::FIRST_CHECK_SPREAD + check.timeout),
             (StartWait::Auto, None) => None,
         };
-        listener.pending = Some(Pending {
-            ports,
-            deadline: wait.and_then(|wait| now.checked_add(wait)),
-        });
-        listener
+        let deadline = wait.and_then(|wait| now.checked_add(wait));
+        Self {
+            service,
+            sockets,
+            waiting: Some(Waiting { deadline }),
+        }
     }
 
-    fn distribute(
-        &mut self,
-        bound: Vec<Listening>,
-        own: &Arc<udp::OwnAddresses>,
-        runtime: &Runtime,
-    ) -> Ports {
-        let mut ports = Ports::default();
-        let mut datagrams: Vec<Vec<udp::Port>> = Vec::new();
-        for Listening {
-            place,
-            sockets,
-            file,
+    /// The same listener with the settings and sockets of another plan, for new sessions.
+    pub(super) fn update(
+        mut self,
+        plan: plan::Listener,
+        upstream: &UpstreamRuntime,
+        sockets: Sockets,
+    ) -> Self {
+        let before = &self.service;
+        let Upstream {
+            send_proxy,
+            send_proxy_on,
             ..
-        } in bound
-        {
-            tracing::info!(listener = %self.service.plan.name, address = %place, "listening");
-            self.files.extend(file);
-            match sockets {
-                Sockets::Streams(sockets) => ports.streams.push(sockets),
-                Sockets::Datagrams(sockets) => {
-                    datagrams.resize_with(sockets.len(), Vec::new);
-                    for (ports, socket) in datagrams.iter_mut().zip(sockets) {
-                        ports.push(socket);
-                    }
-                }
+        } = upstream.plan;
+        let is_same = before.plan == plan
+            && Arc::ptr_eq(&before.pool, &upstream.pool)
+            && (before.send_proxy, before.send_proxy_on) == (send_proxy, send_proxy_on);
+        if !is_same {
+            self.service = Arc::new(Service {
+                plan,
+                metrics: Arc::clone(&before.metrics),
+                per_source: Arc::clone(&before.per_source),
+                pool: Arc::clone(&upstream.pool),
+                process: Arc::clone(&before.process),
+                send_proxy,
+                send_proxy_on,
+                notices: Arc::clone(&before.notices),
+                accepting: Arc::clone(&before.accepting),
+                intake: Arc::clone(&before.intake),
+            });
+        }
+        self.sockets = sockets;
+        self
+    }
+
+    pub(super) fn take_sockets(&mut self) -> Sockets {
+        std::mem::replace(&mut self.sockets, Sockets::Streams(Vec::new()))
+    }
+
+    pub(super) fn take_files(&mut self) -> Vec<SocketFile> {
+        match &mut self.sockets {
+            Sockets::Streams(sockets) => {
+                let files = sockets.iter_mut().filter_map(|socket| socket.file.take());
+                files.collect()
             }
-            self.addresses.push(place);
+            Sockets::Datagrams(_) => Vec::new(),
         }
-        if self.service.is_udp() {
-            let peers = Arc::new(udp::PeerWorkers::default());
-            let binding = |(worker, sockets)| udp::Binding {
-                service: Arc::clone(&self.service),
-                sockets,
-                peers: Arc::clone(&peers),
-                own: Arc::clone(own),
-                is_first: worker == 0,
-                alive: runtime.tasks.token(),
-            };
-            ports.datagrams = datagrams.into_iter().enumerate().map(binding).collect();
-        }
-        ports
     }
 
     pub(super) fn name(&self) -> &str {
@@ -140,65 +132,64 @@ impl ListenerRuntime {
     }
 
     pub(super) fn view(&self) -> ListenerView {
+        let addresses = match &self.sockets {
+            Sockets::Streams(sockets) => sockets.iter().map(|s| s.bound.clone()).collect(),
+            Sockets::Datagrams(sockets) => sockets.addresses().map(Addr::Tcp).collect(),
+        };
         ListenerView {
             service: Arc::clone(&self.service),
-            addresses: self.addresses.clone(),
+            addresses,
         }
     }
 
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending.is_some()
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
     }
 
     pub(super) fn accept_deadline(&self) -> Option<Instant> {
-        self.pending.as_ref()?.deadline
+        self.waiting.as_ref()?.deadline
     }
 
-    pub(super) fn accept_if_due(&mut self, workers: &Workers, tasks: &TaskTracker, now: Instant) {
+    /// Whether it waits and may accept now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         match self.release(now) {
-            None => return,
-            Some(Release::Checked) => {}
-            Some(Release::TimedOut(unchecked)) => tracing::warn!(
-                listener = %self.name(),
-                upstream = %self.service.pool.name,
-                unchecked = unchecked.join(", "),
-                "start_wait has passed, accepting before the first checks have ended"
-            ),
+            None => false,
+            Some(Release::Checked) => true,
+            Some(Release::TimedOut(unchecked)) => {
+                tracing::warn!(listener = %self.name(), upstream = %self.service.pool.name,
+                    unchecked = unchecked.join(", "),
+                    "start_wait has passed, accepting before the first checks have ended");
+                true
+            }
         }
-        self.accept(workers, tasks);
     }
 
     fn release(&self, now: Instant) -> Option<Release> {
-        let pending = self.pending.as_ref()?;
+        let waiting = self.waiting.as_ref()?;
         let unchecked = self.service.pool.unchecked_backends();
         if unchecked.is_empty() {
             return Some(Release::Checked);
         }
-        let is_over = pending.deadline.is_some_and(|deadline| now >= deadline);
+        let is_over = waiting.deadline.is_some_and(|deadline| now >= deadline);
         is_over.then_some(Release::TimedOut(unchecked))
     }
 
-    /// Begins to accept, if it has not yet.
-    pub(super) fn accept(&mut self, workers: &Workers, tasks: &TaskTracker) {
-        let Some(Pending { ports, .. }) = self.pending.take() else {
-            return;
-        };
+    /// Accepts with the service that it has now.
+    pub(super) fn serve(
+        &mut self,
+        own: &Arc<OwnAddresses>,
+        workers: &Workers,
+        tasks: &TaskTracker,
+    ) {
+        self.waiting = None;
         self.service.accepting.store(true, Relaxed);
-        for sockets in ports.streams {
-            for (thread, socket) in workers.connections.iter().zip(sockets) {
-                thread.send(tcp::Order::Listen(Box::new(tcp::Binding {
-                    socket,
-                    service: Arc::clone(&self.service),
-                    alive: tasks.token(),
-                })));
+        match &mut self.sockets {
+            Sockets::Streams(sockets) => {
+                for socket in sockets {
+                    socket.serve(&self.service, workers, tasks);
+                }
             }
+            Sockets::Datagrams(sockets) => sockets.serve(&self.service, own, workers, tasks),
         }
-        for (thread, binding) in workers.datagrams.iter().zip(ports.datagrams) {
-            thread.send(udp::Order::Listen(Box::new(binding)));
-        }
-    }
-
-    pub(super) fn take_files(&mut self) -> Vec<SocketFile> {
-        std::mem::take(&mut self.files)
     }
 }

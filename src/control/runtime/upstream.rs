@@ -3,12 +3,17 @@
 use super::Runtime;
 use crate::{
     control::{
-        checks::Checks, draining::Draining, lifecycle::Lifecycle, prepare::UpstreamInputs, resolve,
+        checks::{self, Checks},
+        draining::Draining,
+        lifecycle::Lifecycle,
+        prepare::UpstreamInputs,
+        resolve,
     },
-    plan::Upstream,
+    plan::{Addr, Backend, Upstream},
+    probe::CheckCredentials,
     upstream::pool::Pool,
 };
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,6 +24,8 @@ pub(super) struct UpstreamRuntime {
     handling: AbortOnDropHandle<Option<()>>,
     /// Look up the names of its backends.
     resolving: JoinSet<()>,
+    /// Notified when there are other addresses to check.
+    changed: Arc<Notify>,
     checker: Option<AbortOnDropHandle<Option<()>>>,
 }
 
@@ -42,25 +49,49 @@ impl UpstreamRuntime {
         let handling = Arc::clone(&lifecycle).run();
         let handling = shared.stop.clone().run_until_cancelled_owned(handling);
         let resolving = resolve::keep_fresh(Arc::clone(&pool), plan, &runtime.resolver);
-        let checker = plan.check.as_ref().map(|check| {
-            let checks = Checks::new(
-                &pool,
-                check,
-                plan.send_proxy,
-                inputs.credentials,
-                shared.clone(),
-            );
-            let running = Arc::new(checks).run(Arc::clone(&changed));
-            let running = shared.stop.clone().run_until_cancelled_owned(running);
-            AbortOnDropHandle::new(tokio::spawn(running))
-        });
-        Self {
+        let mut started = Self {
             plan: plan.clone(),
             pool,
             handling: AbortOnDropHandle::new(tokio::spawn(handling)),
             lifecycle,
             resolving,
-            checker,
+            changed,
+            checker: None,
+        };
+        started.start_checks(inputs.credentials, shared);
+        started
+    }
+
+    fn start_checks(&mut self, credentials: CheckCredentials, shared: &checks::Shared) {
+        self.checker = self.plan.check.as_ref().map(|check| {
+            let send_proxy = self.plan.send_proxy;
+            let checks = Checks::new(&self.pool, check, send_proxy, credentials, shared.clone());
+            let running = Arc::new(checks).run(Arc::clone(&self.changed));
+            let running = shared.stop.clone().run_until_cancelled_owned(running);
+            AbortOnDropHandle::new(tokio::spawn(running))
+        });
+    }
+
+    /// Takes over another plan of this upstream. What is known of addresses that stay is kept.
+    pub(super) fn change(&mut self, plan: &Upstream, inputs: UpstreamInputs, runtime: &Runtime) {
+        let exporter = &runtime.exporter;
+        let UpstreamInputs {
+            credentials,
+            addresses,
+        } = inputs;
+        let backends = plan.backends.iter().map(|b| &b.text);
+        let mut addresses: BTreeMap<&String, Vec<Addr>> = backends.zip(addresses).collect();
+        let add = |b: &Backend| {
+            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.check.is_some());
+            let addresses = addresses.remove(&b.text).unwrap_or_default();
+            (Arc::new(metrics), addresses)
+        };
+        self.pool = Arc::new(self.pool.with_plan(plan, add, Instant::now()));
+        let before = std::mem::replace(&mut self.plan, plan.clone());
+        self.lifecycle.set_plan(plan);
+        self.resolving = resolve::keep_fresh(Arc::clone(&self.pool), plan, &runtime.resolver);
+        if (&before.check, before.send_proxy) != (&plan.check, plan.send_proxy) {
+            self.start_checks(credentials, &runtime.checks);
         }
     }
 

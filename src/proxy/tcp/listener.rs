@@ -5,7 +5,7 @@ use crate::{
     plan::reason::{ConnectError, RejectReason},
     runtime::{
         executor::{self, Kind, ListeningSocket},
-        net::{Client, Stream},
+        net::{Client, Stream, set_options},
     },
     session::{
         admission,
@@ -26,12 +26,27 @@ use std::{
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 /// A bound and listening socket.
 pub enum Socket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
+}
+
+/// A listening socket of the process; those of one address on all workers have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketId(pub u64);
+
+/// A socket of a listener on one worker.
+pub struct Binding {
+    pub id: SocketId,
+    pub socket: Socket,
+    pub service: Arc<Service>,
+    /// Held until the accept loop runs: a stop of the process waits for it from now on.
+    pub alive: TaskTrackerToken,
+    /// Held until the socket is closed.
+    pub open: TaskTrackerToken,
 }
 
 /// The pause after an accept that failed for a shortage: trying at once would spin, because the
@@ -43,21 +58,16 @@ const MAX_SINGLE_ERRORS: u32 = 64;
 
 /// Accepts until the stop signal, and then what is still in the queue: for those clients the
 /// connection is established.
-pub(super) async fn listen(
-    socket: Socket,
-    service: Arc<Service>,
-    stop: Rc<StopSignal>,
-    tasks: TaskTracker,
-) {
-    let acceptor = Acceptor::new(socket);
+pub(super) async fn listen(acceptor: Rc<Acceptor>, tasks: TaskTracker) {
     let port = acceptor.port;
     keep_reserve();
     let mut failures = Failures::default();
+    let mut service = acceptor.service();
     // Errors of single connections since the last that was accepted.
     let mut single_errors = 0;
     loop {
         let next = poll_fn(|cx| {
-            if stop.poll(cx).is_ready() {
+            if acceptor.stop.poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
             let polled = acceptor.poll_accept();
@@ -68,6 +78,11 @@ pub(super) async fn listen(
             polled.map(Some)
         })
         .await;
+        let current = acceptor.service();
+        if !Arc::ptr_eq(&current.intake, &service.intake) {
+            failures.clear(&service.intake);
+        }
+        service = current;
         match next {
             Some(Ok((stream, client))) => {
                 failures.clear(&service.intake);
@@ -79,7 +94,10 @@ pub(super) async fn listen(
                 // in one go could take them all, and leave none to reach a backend with.
                 executor::yield_now().await;
             }
-            None => return accept_queued(&acceptor, &service, &tasks),
+            None => {
+                failures.clear(&service.intake);
+                return accept_queued(&acceptor, &service, &tasks);
+            }
             Some(Err(e)) if is_about_one_connection(&e) && single_errors < MAX_SINGLE_ERRORS => {
                 single_errors += 1;
             }
@@ -158,16 +176,29 @@ fn reject(service: &Service, reason: RejectReason, client: Client) {
     service.finish_refused(&refusal, service.access_log());
 }
 
-struct Acceptor {
+/// A listening socket of a worker, and the service that accepted clients get.
+pub(super) struct Acceptor {
     socket: ListeningSocket,
+    service: RefCell<Arc<Service>>,
+    pub(super) stop: StopSignal,
     /// Asked once: it is the same for every connection that is accepted here. `None` for a unix
     /// socket.
     port: Option<u16>,
     kind: Kind,
+    /// Declared last: it is given back after the socket has been closed.
+    _open: TaskTrackerToken,
 }
 
 impl Acceptor {
-    fn new(socket: Socket) -> Self {
+    /// Returns also the token that is to be held until the accept loop runs.
+    pub(super) fn new(binding: Binding) -> (Self, TaskTrackerToken) {
+        let Binding {
+            socket,
+            service,
+            alive,
+            open,
+            ..
+        } = binding;
         let port = match &socket {
             Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
             Socket::Unix(_) => None,
@@ -176,11 +207,32 @@ impl Acceptor {
             Socket::Tcp(s) => (Kind::Tcp, s.into()),
             Socket::Unix(s) => (Kind::Unix, s.into()),
         };
-        Self {
+        let acceptor = Self {
             socket: ListeningSocket::new(socket),
+            service: RefCell::new(service),
+            stop: StopSignal::default(),
             port,
             kind,
+            _open: open,
+        };
+        (acceptor, alive)
+    }
+
+    fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.service.borrow())
+    }
+
+    pub(super) fn set_service(&self, service: Arc<Service>) {
+        let plan = &service.plan;
+        match self.kind {
+            Kind::Tcp => set_options(&self.socket, &plan.socket),
+            Kind::Unix => {}
         }
+        let backlog = i32::try_from(plan.backlog).unwrap_or(i32::MAX);
+        if let Err(error) = rustix::net::listen(&self.socket, backlog) {
+            tracing::warn!(listener = %plan.name, %error, "cannot change the backlog");
+        }
+        self.service.replace(service);
     }
 
     fn poll_accept(&self) -> Poll<io::Result<(Stream, Client)>> {

@@ -1,13 +1,11 @@
 //! The worker that carries connections: the orders that it takes.
 
-use super::{
-    listener::{Socket, listen},
-    stop_signal::StopSignal,
-};
+use super::listener::{Acceptor, Binding, SocketId, listen};
 use crate::{
     runtime::{executor, worker},
     session::service::Service,
 };
+use ahash::AHashMap;
 use std::{io, rc::Rc, sync::Arc, time::Instant};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -16,16 +14,14 @@ pub type Worker = worker::Worker<Order>;
 pub enum Order {
     /// Accepts from a socket.
     Listen(Box<Binding>),
+    /// Serves the sessions that this socket accepts from now on by another service.
+    Update(SocketId, Arc<Service>),
+    /// Accepts what is in the queue of this socket, then closes it.
+    Close(SocketId),
+    /// Drops the token, which confirms that the orders before this one were executed.
+    Confirm(TaskTrackerToken),
     /// Accepts what is in the queues of all listeners, and then nothing more.
     Drain,
-}
-
-/// A socket of a listener on one worker.
-pub struct Binding {
-    pub socket: Socket,
-    pub service: Arc<Service>,
-    /// Held until the accept loop runs: a stop of the process waits for it from now on.
-    pub alive: TaskTrackerToken,
 }
 
 /// `tasks` tracks the accept loops and sessions of all workers.
@@ -35,7 +31,7 @@ pub fn spawn_worker(index: usize, tasks: &TaskTracker) -> io::Result<Worker> {
     Worker::spawn(name, index, Instant::now(), move |reactor, mailbox| {
         let mut listeners = Listeners {
             tasks,
-            stops: Vec::new(),
+            acceptors: AHashMap::new(),
         };
         executor::run(reactor, &mailbox, |order| listeners.execute(order));
     })
@@ -44,25 +40,33 @@ pub fn spawn_worker(index: usize, tasks: &TaskTracker) -> io::Result<Worker> {
 /// The accept loops of a worker.
 struct Listeners {
     tasks: TaskTracker,
-    stops: Vec<Rc<StopSignal>>,
+    acceptors: AHashMap<SocketId, Rc<Acceptor>>,
 }
 
 impl Listeners {
     fn execute(&mut self, order: Order) {
         match order {
             Order::Listen(binding) => {
-                let Binding {
-                    socket,
-                    service,
-                    alive,
-                } = *binding;
-                let stop = Rc::new(StopSignal::default());
-                self.stops.push(Rc::clone(&stop));
-                let accepting = listen(socket, service, stop, self.tasks.clone());
+                let id = binding.id;
+                let (acceptor, alive) = Acceptor::new(*binding);
+                let acceptor = Rc::new(acceptor);
+                self.acceptors.insert(id, Rc::clone(&acceptor));
+                let accepting = listen(acceptor, self.tasks.clone());
                 executor::spawn(self.tasks.track_future(accepting));
                 drop(alive);
             }
-            Order::Drain => self.stops.drain(..).for_each(|stop| stop.set()),
+            Order::Update(id, service) => {
+                if let Some(acceptor) = self.acceptors.get(&id) {
+                    acceptor.set_service(service);
+                }
+            }
+            Order::Close(id) => {
+                if let Some(acceptor) = self.acceptors.remove(&id) {
+                    acceptor.stop.set();
+                }
+            }
+            Order::Confirm(token) => drop(token),
+            Order::Drain => self.acceptors.drain().for_each(|(_, a)| a.stop.set()),
         }
     }
 }

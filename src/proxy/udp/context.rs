@@ -8,7 +8,7 @@ use crate::{
     plan::reason::DropReason,
     proxy::udp::order::Order,
     runtime::{mailbox::Mailbox, reactor::Reactor},
-    session::sockets::Sockets,
+    session::{service::Service, sockets::Sockets},
     sys::datagram::{BATCH, Inbox, Local, Outbox},
 };
 use smallvec::SmallVec;
@@ -120,7 +120,7 @@ pub(super) struct Reply {
 /// The socket of a flow that has ended.
 pub(super) struct Late {
     pub(super) until: u64,
-    pub(super) listener: usize,
+    pub(super) service: Arc<Service>,
     pub(super) link: Link,
 }
 
@@ -160,12 +160,23 @@ impl Context {
         self.filled = 0;
     }
 
-    pub(super) fn keep_late(&mut self, listener: usize, link: Link) {
+    /// Closes the sockets that have been kept for long enough.
+    pub(super) fn discard_late(&mut self) {
+        while self.late.front().is_some_and(|late| late.until <= self.ms) {
+            if let Some(late) = self.late.pop_front() {
+                let datagrams = discard_datagrams(&late.link.socket, &mut self.back);
+                let service = &late.service;
+                service.drop_datagrams(DropReason::Late, datagrams, None, self.now);
+            }
+        }
+    }
+
+    pub(super) fn keep_late(&mut self, service: Arc<Service>, link: Link) {
         // A socket that cannot be deregistered must not stay: it would be reported for ever.
         if self.reactor.deregister(&link.socket).is_ok() {
             self.late.push_back(Late {
                 until: self.ms + LATE,
-                listener,
+                service,
                 link,
             });
         }
@@ -189,7 +200,7 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
 }
 
 /// Discards what has arrived, and returns how many datagrams that was.
-pub(super) fn discard_datagrams(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
+fn discard_datagrams(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
     let mut datagrams = 0;
     // Bounded: a sender may never stop.
     for _ in 0..LATE_BATCHES {

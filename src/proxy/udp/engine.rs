@@ -64,8 +64,12 @@ impl Engine for UdpEngine {
         let listeners = self.listeners.iter().map(|(_, listener)| listener);
         let flows = listeners.clone().filter_map(Listener::next_expiry).min();
         let late = self.context.late.front().map(|late| late.until);
-        let has_received = listeners.clone().any(|l| l.has_received);
-        let drops = has_received.then_some(self.drops_counted + DROP_COUNT_INTERVAL);
+        // Flows of an address that is to be closed may end on another worker.
+        let looks = |l: &Listener| l.has_received || l.is_closing();
+        let drops = listeners
+            .clone()
+            .any(looks)
+            .then_some(self.drops_counted + DROP_COUNT_INTERVAL);
         match flows.into_iter().chain(late).chain(drops).min() {
             Some(due) => Wait::Until(due),
             None => Wait::ForEvents,
@@ -80,7 +84,7 @@ impl Engine for UdpEngine {
         match Token::of(token) {
             Token::Port { listener, port } => {
                 if let Some(listener) = self.listeners.get_mut(listener) {
-                    listener.receive(&mut self.context, port);
+                    listener.receive_if_open(&mut self.context, port);
                 }
             }
             Token::Flow {
@@ -127,6 +131,18 @@ impl Engine for UdpEngine {
                     }
                 }
             }
+            Order::Update(update) => {
+                let mut listeners = self.listeners.iter_mut().map(|(_, listener)| listener);
+                if let Some(listener) = listeners.find(|l| l.id() == update.id) {
+                    listener.update(&mut self.context, *update);
+                }
+            }
+            Order::SetOwnAddresses(own) => {
+                for (_, listener) in &mut self.listeners {
+                    listener.own = Arc::clone(&own);
+                }
+            }
+            Order::Confirm(token) => drop(token),
             Order::Drain => {
                 for (_, listener) in &mut self.listeners {
                     listener.drain(&mut self.context);
@@ -151,19 +167,16 @@ impl Engine for UdpEngine {
             if counts_drops {
                 listener.count_kernel_drops();
             }
+            if listener.is_closing() {
+                listener.close_unused_ports(&self.context);
+            }
             listener.release_when_empty();
         }
+        self.listeners.retain(|_, listener| listener.is_open());
         if counts_drops {
             self.drops_counted = ms;
         }
-        let late = &mut self.context.late;
-        while late.front().is_some_and(|late| late.until <= ms) {
-            if let Some(late) = late.pop_front()
-                && let Some(listener) = self.listeners.get(late.listener)
-            {
-                listener.count_late(&late.link.socket, &mut self.context.back);
-            }
-        }
+        self.context.discard_late();
     }
 
     fn abandon_turn(&mut self) {

@@ -1,6 +1,6 @@
 //! One flow: its socket towards a backend, and what it has carried.
 
-use super::{batch_size::BatchSize, table::Key};
+use super::{batch_size::BatchSize, port::PortUse, table::Key};
 use crate::{
     plan::{Addr, reason::CloseReason},
     runtime::net::connect_datagrams,
@@ -16,6 +16,7 @@ use crate::{
 use std::{
     io,
     net::UdpSocket,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,8 @@ pub(super) struct Flow {
     /// Distinguishes it from earlier flows with the same number.
     pub(super) serial: u32,
     pub(super) link: Link,
+    /// Keeps the sockets open that its datagrams come to.
+    pub(super) _port: PortUse,
     pub(super) permits: Permits,
     pub(super) lease: Lease,
     pub(super) opened_at: Instant,
@@ -79,6 +82,8 @@ pub(super) struct Extras {
     pub(super) datagrams: [u64; 2],
 }
 
+/// The idle timeout of a flow where none is configured.
+const IDLE: Duration = Duration::from_secs(60);
 /// After this time without an error the backend counts as working even without a reply: one-way
 /// traffic has no other proof.
 const TRIAL: Duration = Duration::from_secs(5);
@@ -95,6 +100,7 @@ impl Flow {
         key: Key,
         serial: u32,
         link: Link,
+        port: PortUse,
         permits: Permits,
         lease: Lease,
         opened_at: Instant,
@@ -103,6 +109,7 @@ impl Flow {
             key,
             serial,
             link,
+            _port: port,
             permits,
             lease,
             opened_at,
@@ -145,23 +152,40 @@ impl Flow {
     }
 
     /// When it will have been idle for too long, in milliseconds.
-    pub(super) fn due(&self, idle_ms: u64, responses: u32, is_draining: bool) -> u64 {
+    pub(super) fn due(&self, is_draining: bool) -> u64 {
         // Where the number of replies is known, those that are owed are waited for.
-        let is_owed = responses > 0 && !self.has_all_replies(responses);
+        let is_owed = self.responses() > 0 && !self.has_all_replies();
+        let idle_ms = idle_ms(self.service());
         self.last_ms + longest_silence(idle_ms, self.retired, is_draining && !is_owed)
+    }
+
+    /// The service that it began with.
+    pub(super) fn service(&self) -> &Arc<Service> {
+        self.permits.service()
+    }
+
+    /// Replies that are awaited for each datagram; 0: any number.
+    pub(super) fn responses(&self) -> u32 {
+        self.service().udp().map_or(0, |udp| udp.responses)
+    }
+
+    /// Datagrams that it may have; 0: any number.
+    pub(super) fn requests(&self) -> u32 {
+        self.service().udp().map_or(0, |udp| udp.requests)
     }
 
     pub(super) fn count_taken(&mut self, datagrams: usize) {
         self.taken = self.taken.saturating_add(datagrams as u32);
     }
 
-    pub(super) fn has_all_replies(&self, responses: u32) -> bool {
+    pub(super) fn has_all_replies(&self) -> bool {
+        let responses = self.responses();
         responses > 0 && u64::from(self.replies) >= u64::from(self.sent) * u64::from(responses)
     }
 
     /// Whether as many datagrams have come as it may have.
-    pub(super) fn has_all_requests(&self, requests: u32) -> bool {
-        self.taken >= requests
+    pub(super) fn has_all_requests(&self) -> bool {
+        self.taken >= self.requests()
     }
 
     /// Whether it was replaced because its backend is not to be used.
@@ -206,6 +230,12 @@ impl Flow {
         service.finish(&summary, service.access_log(), now);
         self.link
     }
+}
+
+/// The idle timeout of flows in milliseconds.
+pub(super) fn idle_ms(service: &Service) -> u64 {
+    let idle = service.plan.idle_timeout.unwrap_or(IDLE);
+    u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Whether a flow of this age, with so many replies, proves that its backend works.

@@ -8,56 +8,52 @@ mod end;
 mod failures;
 mod named_clients;
 mod replies;
+mod update;
 
 pub(super) use replies::send_back;
 
 use super::{
-    Binding, OwnAddresses, PeerWorkers, Port,
+    Binding, ListenerId, OwnAddresses, PeerWorkers, Port,
     batch::Piece,
     batch_size::BatchSize,
-    flow::Flow,
+    flow::{Flow, idle_ms},
     per_second::PerSecond,
     table::{Key, Table},
-    token::Token,
 };
 use crate::{
-    plan::{Protocol, SendProxy, Udp, reason::DropReason},
-    proxy::udp::{
-        context::{Context, discard_datagrams},
-        peer_workers::PeerWorker,
-    },
+    plan::{SendProxy, Udp, reason::DropReason},
+    proxy::udp::{context::Context, peer_workers::PeerWorker},
     runtime::wheel::Wheel,
     session::service::{Failures, Service},
     sys::datagram,
     upstream::{backend::Lease, pool::Search},
 };
 use named_clients::NamedClients;
-use rustix::event::epoll::EventFlags;
 use slab::Slab;
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The idle timeout of a flow where none is configured.
-const IDLE: Duration = Duration::from_secs(60);
 /// Access log records per second of datagrams that begin no flow.
 const REFUSAL_RECORDS: u32 = 100;
 
 /// The flows of a listener on one worker.
 pub(super) struct Listener {
     index: usize,
+    id: ListenerId,
+    /// That of flows that begin; other flows have their own.
     service: Arc<Service>,
     udp: Udp,
-    ports: Vec<OpenPort>,
+    ports: Slab<OpenPort>,
     flows: Slab<Flow>,
     table: Table,
     wheel: Wheel,
     peers: Arc<PeerWorkers>,
-    own: Arc<OwnAddresses>,
+    pub(super) own: Arc<OwnAddresses>,
     /// This listener on this worker, as other workers see it.
     own_worker: Arc<PeerWorker>,
     /// Whether it takes what the kernel gives to all workers.
@@ -77,6 +73,8 @@ pub(super) struct Listener {
 
 struct OpenPort {
     port: Port,
+    /// No flow begins there any more.
+    is_closing: bool,
     /// It has more than one address: each datagram comes with the one that it was sent to.
     is_wildcard: bool,
     /// The kernel's count of dropped datagrams when it was last read.
@@ -115,9 +113,32 @@ impl From<NotBegun> for DropReason {
     }
 }
 
+impl OpenPort {
+    fn new(port: Port) -> Self {
+        Self {
+            is_closing: false,
+            is_wildcard: port.address.ip().is_unspecified(),
+            drops: 0,
+            batch_size: BatchSize::ONE,
+            failures: Failures::default(),
+            resume_ms: None,
+            port,
+        }
+    }
+}
+
+/// Whether every datagram is assigned on its own.
+fn takes_singly(service: &Service) -> bool {
+    let singly = |udp: &Udp| udp.requests > 0 || udp.per_packet;
+    service.udp().is_some_and(singly)
+        || service.plan.accept_proxy.is_some()
+        || service.send_proxy != SendProxy::Off
+}
+
 impl Listener {
     pub(super) fn new(binding: Binding, index: usize, context: &Context) -> io::Result<Self> {
         let Binding {
+            id,
             service,
             sockets,
             peers,
@@ -125,42 +146,21 @@ impl Listener {
             is_first,
             alive,
         } = binding;
-        let udp = match service.plan.protocol {
-            Protocol::Udp(udp) => udp,
-            Protocol::Tcp => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        let mut ports = Vec::with_capacity(sockets.len());
-        for (n, port) in (0..).zip(sockets) {
-            let token = Token::port(index, n);
-            context
-                .reactor
-                .register(&port.socket, token, EventFlags::IN)?;
-            ports.push(OpenPort {
-                is_wildcard: port.address.ip().is_unspecified(),
-                drops: 0,
-                batch_size: BatchSize::ONE,
-                failures: Failures::default(),
-                resume_ms: None,
-                port,
-            });
-        }
+        let udp = *service.udp().ok_or(io::ErrorKind::InvalidInput)?;
         let own_worker = Arc::new(PeerWorker {
             mailbox: Arc::clone(&context.mailbox),
             listener: index,
             flows: AtomicU64::default(),
         });
         peers.join(Arc::clone(&own_worker));
-        let idle = service.plan.idle_timeout.unwrap_or(IDLE);
-        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).max(1);
-        Ok(Self {
+        let idle_ms = idle_ms(&service);
+        let mut listener = Self {
             index,
-            takes_singly: udp.requests > 0
-                || udp.per_packet
-                || service.plan.accept_proxy.is_some()
-                || service.send_proxy != SendProxy::Off,
+            id,
+            takes_singly: takes_singly(&service),
             service,
             udp,
-            ports,
+            ports: Slab::with_capacity(sockets.len()),
             flows: Slab::new(),
             table: Table::default(),
             wheel: Wheel::new(idle_ms, context.ms),
@@ -174,7 +174,15 @@ impl Listener {
             refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,
             alive: Some(alive),
-        })
+        };
+        for port in sockets {
+            listener.open_port(context, port)?;
+        }
+        Ok(listener)
+    }
+
+    pub(super) fn id(&self) -> ListenerId {
+        self.id
     }
 
     fn count_dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
@@ -199,20 +207,13 @@ impl Listener {
         if !std::mem::take(&mut self.has_received) {
             return;
         }
-        for open in &mut self.ports {
+        for (_, open) in &mut self.ports {
             let drops = datagram::drops(&open.port.socket).unwrap_or(0) as u32;
             let new = drops.wrapping_sub(open.drops).into();
             open.drops = drops;
             self.service
                 .drop_datagrams(DropReason::ReceiveBuffer, new, None, Instant::now());
         }
-    }
-
-    /// Counts the replies that have come to the socket of a flow which has ended.
-    pub(super) fn count_late(&self, socket: &UdpSocket, inbox: &mut datagram::Inbox) {
-        let late = discard_datagrams(socket, inbox);
-        self.service
-            .drop_datagrams(DropReason::Late, late, None, Instant::now());
     }
 }
 

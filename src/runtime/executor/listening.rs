@@ -6,7 +6,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Poll, ready},
 };
 
@@ -40,6 +40,12 @@ impl ListeningSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, address) = acceptfrom_with(&self.0, flags)?;
         Ok((socket, address.and_then(|address| address.try_into().ok())))
+    }
+}
+
+impl AsFd for ListeningSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -65,9 +65,9 @@ pub fn listen_unix(
 }
 
 impl FileRights {
-    /// By a descriptor, and never through a link: in a folder that others may write to, the path
+    /// Sets the rights of a file by a descriptor, and never through a link: in a folder that others may write to, the path
     /// may have been replaced.
-    fn apply(&self, path: &Path) -> io::Result<()> {
+    pub fn apply(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&file)?;

@@ -6,7 +6,10 @@ use super::{
     histogram::{LATENCY, LIFETIME},
     text::labels,
 };
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64},
+};
 
 /// What is counted is kept with the listener, upstream or backend that counts it, and its series
 /// end with it.
@@ -44,11 +47,11 @@ impl Exporter {
 
     /// `checked`: whether there are checks to count.
     pub fn backend(&self, upstream: &UpstreamMetrics, text: &str, checked: bool) -> BackendMetrics {
-        let checks = checked.then(|| CheckMetrics {
+        let checks = CheckMetrics {
             results: Default::default(),
             duration: Histogram::new(LATENCY),
             has_lag: Default::default(),
-        });
+        };
         BackendMetrics {
             labels: labels(&[("upstream", &upstream.name), ("backend", text)]),
             upstream: Arc::clone(&upstream.name),
@@ -59,6 +62,7 @@ impl Exporter {
             connect_duration: Histogram::new(LATENCY),
             transitions: Default::default(),
             checks,
+            is_checked: AtomicBool::new(checked),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::plan::{
 };
 use bytes::Bytes;
 use metrics_process::collector;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The text of a scrape, in pieces of some 64 KiB.
 pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
@@ -475,8 +476,8 @@ fn backends(read: &Read<'_>, each: impl FnMut(&BackendFigures)) {
 
 fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)) {
     for backend in &read.of.backends {
-        if let Some(checks) = &backend.metrics.checks {
-            each(&backend.metrics, checks);
+        if backend.metrics.is_checked.load(Relaxed) {
+            each(&backend.metrics, &backend.metrics.checks);
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use super::{
     AdminSetting, Cause, Event, Inner, Pool, Transition,
+    check_record::CheckRecord,
     endpoint::{Endpoint, EndpointConfig},
 };
 use crate::{
-    plan::{self, Addr, Balance},
+    plan::{self, Addr, reason::BackendState},
     telemetry::metrics::BackendMetrics,
     upstream::{
         backend::Backend,
@@ -14,7 +15,7 @@ use crate::{
     },
 };
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -53,14 +54,37 @@ impl Pool {
             return false;
         };
         configured.addresses = addresses.to_vec();
-        inner.reassemble(&self.balance, &Cause::Resolver, now);
+        inner.reassemble(&Cause::Resolver, now);
         self.changed();
         true
     }
 
-    /// Takes over the backends of a new plan and the limits of its check. Addresses that stay keep
-    /// their state. `add`: the metrics and the addresses of a backend that there was not before.
-    /// The policy and the kind of check stay what they are.
+    /// The pool of another plan of the upstream, with the same endpoints. Sessions that began with
+    /// this one keep its settings. `add`: see [`Self::set_plan`].
+    pub fn with_plan(
+        &self,
+        plan: &plan::Upstream,
+        add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
+        now: Instant,
+    ) -> Self {
+        self.set_plan(plan, add, now);
+        Self {
+            name: Arc::clone(&self.name),
+            metrics: Arc::clone(&self.metrics),
+            balance: plan.balance.clone(),
+            tells_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
+            inner: Arc::clone(&self.inner),
+            notifier: Arc::clone(&self.notifier),
+            fail_on_reset: plan.fail_on_reset,
+            speaks_first: Arc::clone(&self.speaks_first),
+            moves: plan.flows_move,
+            changes: Arc::clone(&self.changes),
+        }
+    }
+
+    /// Takes over the backends of a new plan, the policy, and the limits of its check. Addresses
+    /// that stay keep their state; without a check they are up. `add`: the metrics and the
+    /// addresses of a backend that there was not before.
     pub fn set_plan(
         &self,
         plan: &plan::Upstream,
@@ -78,6 +102,12 @@ impl Pool {
                 },
                 None => {
                     let (metrics, addresses) = add(backend);
+                    // Sessions may still be on it since it was removed.
+                    let departed = inner.departed.iter();
+                    let known = departed
+                        .map(|e| &e.backend.metrics)
+                        .find(|m| m.text == metrics.text);
+                    let metrics = known.map_or(metrics, Arc::clone);
                     Configured {
                         plan: backend.clone(),
                         metrics,
@@ -88,31 +118,67 @@ impl Pool {
             };
             inner.configured.push(configured);
         }
+        inner.balance.clone_from(&plan.balance);
         inner.review.set_plan(plan);
-        inner.reassemble(&self.balance, &Cause::Plan, now);
+        let before = inner.states();
+        inner.set_check(plan.check.as_ref(), now);
+        inner.assemble(now);
+        inner.add_transitions(&before, &Cause::Plan, now);
         self.changed();
     }
 }
 
 impl Inner {
+    /// Counts checks from now on, or not any more; then what they found does not count either.
+    fn set_check(&mut self, check: Option<&plan::Check>, now: Instant) {
+        self.start_verdict = check.map(|check| Verdict::at_start(check.start_up));
+        for configured in &self.configured {
+            configured
+                .metrics
+                .is_checked
+                .store(check.is_some(), Relaxed);
+        }
+        if check.is_some() {
+            return;
+        }
+        for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
+            endpoint.check = CheckRecord::new(Verdict::Up, now);
+        }
+    }
+
     /// Changes the endpoints to what is configured now, with a transition for each that comes or
     /// goes.
-    fn reassemble(&mut self, balance: &Balance, cause: &Cause, now: Instant) {
-        let states = |endpoints: &[Endpoint]| -> Vec<_> {
-            let state = |e: &Endpoint| (Arc::clone(&e.backend), e.config.is_backup, e.state());
-            endpoints.iter().map(state).collect()
-        };
-        let before = states(&self.endpoints);
-        self.assemble(balance, now);
-        let after = states(&self.endpoints);
+    fn reassemble(&mut self, cause: &Cause, now: Instant) {
+        let before = self.states();
+        self.assemble(now);
+        self.add_transitions(&before, cause, now);
+    }
+
+    fn states(&self) -> Vec<(Arc<Backend>, bool, BackendState)> {
+        let state = |e: &Endpoint| (Arc::clone(&e.backend), e.config.is_backup, e.state());
+        self.endpoints.iter().map(state).collect()
+    }
+
+    fn add_transitions(
+        &mut self,
+        before: &[(Arc<Backend>, bool, BackendState)],
+        cause: &Cause,
+        now: Instant,
+    ) {
+        let after = self.states();
         let is_in = |all: &[(Arc<Backend>, _, _)], backend: &Backend| {
             all.iter().any(|(other, ..)| other.id == backend.id)
         };
         let gone = before.iter().filter(|(b, ..)| !is_in(&after, b));
-        let came = after.iter().filter(|(b, ..)| !is_in(&before, b));
+        let came = after.iter().filter(|(b, ..)| !is_in(before, b));
         let gone = gone.map(|one| (one, Some(one.2), None));
         let came = came.map(|one| (one, None, Some(one.2)));
-        for ((backend, is_backup, _), from, to) in gone.chain(came) {
+        let changed = after.iter().filter_map(|one| {
+            let is_it = |before: &&(Arc<Backend>, bool, _)| before.0.id == one.0.id;
+            let from = before.iter().find(is_it)?.2;
+            (from != one.2).then_some((one, Some(from), Some(one.2)))
+        });
+        for ((backend, is_backup, _), from, to) in gone.chain(came).chain(changed) {
             self.events.push(Event::Transition(Transition {
                 backend: Arc::clone(backend),
                 is_backup: *is_backup,
@@ -127,7 +193,7 @@ impl Inner {
     }
 
     /// Makes the endpoints of what is configured; those that there are already keep their state.
-    pub(super) fn assemble(&mut self, balance: &Balance, now: Instant) {
+    pub(super) fn assemble(&mut self, now: Instant) {
         let mut old = std::mem::take(&mut self.endpoints);
         old.append(&mut self.departed);
         let mut regular = 0;
@@ -166,7 +232,7 @@ impl Inner {
                 weight: e.config.weight,
             })
             .collect();
-        self.balancer = Balancer::new(balance, &entries[..regular], &entries[regular..]);
+        self.balancer = Balancer::new(&self.balance, &entries[..regular], &entries[regular..]);
         self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
         self.review(None, now);
     }

@@ -63,12 +63,14 @@ impl Review {
     }
 
     pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
-        if let Some(check) = &plan.check {
-            self.one_primary = check.kind.role() == Some(Role::Primary);
-            self.check_proves_connect = self.one_primary && check.at == CheckAt::Backend;
-            self.stale_after = check.stale_after;
-            self.panic_threshold = check.panic_threshold;
-        }
+        let Some(check) = &plan.check else {
+            *self = Self::default();
+            return;
+        };
+        self.one_primary = check.kind.role() == Some(Role::Primary);
+        self.check_proves_connect = self.one_primary && check.at == CheckAt::Backend;
+        self.stale_after = check.stale_after;
+        self.panic_threshold = check.panic_threshold;
     }
 
     /// When to review even if nothing happens.

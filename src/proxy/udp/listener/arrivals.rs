@@ -14,6 +14,13 @@ use rustix::event::epoll::EventFlags;
 use std::{io, os::fd::AsFd};
 
 impl Listener {
+    /// As [`Self::receive`], for an event: it may be about a socket that was closed meanwhile.
+    pub(in crate::proxy::udp) fn receive_if_open(&mut self, context: &mut Context, port: u16) {
+        if self.ports.contains(usize::from(port)) {
+            self.receive(context, port);
+        }
+    }
+
     /// Receives one batch from this port, and sends it on. Returns whether there may be more.
     pub(in crate::proxy::udp) fn receive(&mut self, context: &mut Context, port: u16) -> bool {
         let open = &mut self.ports[usize::from(port)];
@@ -104,12 +111,14 @@ impl Listener {
 
     /// When the first of the ports that are paused is to receive again.
     pub(super) fn next_resume(&self) -> Option<u64> {
-        self.ports.iter().filter_map(|open| open.resume_ms).min()
+        let resumes = self.ports.iter().filter_map(|(_, open)| open.resume_ms);
+        resumes.min()
     }
 
     /// Receives again where the pause is over.
     pub(super) fn resume(&mut self, context: &mut Context) {
-        for n in 0..self.ports.len() {
+        let ports: Vec<usize> = self.ports.iter().map(|(port, _)| port).collect();
+        for n in ports {
             let (port, open) = (n as u16, &mut self.ports[n]);
             if open.resume_ms.is_none_or(|at| at > context.ms) {
                 continue;

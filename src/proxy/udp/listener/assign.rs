@@ -76,8 +76,8 @@ impl Listener {
             unit,
         });
         if flow.has_passed_trial(context.now, false) {
-            let backend = Arc::clone(flow.lease.backend());
-            self.service.pool.answered(&backend, context.now);
+            let pool = &flow.service().pool;
+            pool.answered(flow.lease.backend(), context.now);
         }
     }
 
@@ -124,7 +124,7 @@ impl Listener {
             return self.begin(context, key, start);
         };
         let flow = &self.flows[number as usize];
-        if self.udp.requests > 0 && flow.has_all_requests(self.udp.requests) {
+        if flow.requests() > 0 && flow.has_all_requests() {
             return self.begin_next(context, key, number, tlvs);
         }
         match self.reason_to_move(number) {
@@ -165,8 +165,8 @@ impl Listener {
 
     /// Why this flow is to leave its backend, if anything has changed since that was asked.
     fn reason_to_move(&mut self, number: u32) -> Option<CloseReason> {
-        let pool = &self.service.pool;
         let flow = &mut self.flows[number as usize];
+        let pool = &flow.permits.service().pool;
         let changes = pool.changes();
         if !flow.is_unreachable && flow.changes == changes && flow.retired.is_none() {
             return None;

@@ -4,6 +4,7 @@ use super::{
     super::{
         flow::{self, Flow, Link},
         header,
+        port::{PortUse, PortUsers},
         table::Key,
         token::{SERIAL, Token},
     },
@@ -58,8 +59,12 @@ impl Listener {
         // Every change from here on may concern the backend that is picked.
         let changes = service.pool.changes();
         service.metrics.counts.mine().connections.add(1);
-        let admitted = self.admit(context, arrival(self, &key), start.moves);
-        let (permits, socket_permit) = admitted.map_err(|reason| {
+        let port = self.use_port(&key, start.moves);
+        let admitted = port.and_then(|port| {
+            let admitted = self.admit(context, arrival(self, &key), start.moves)?;
+            Ok((port, admitted))
+        });
+        let (port, (permits, socket_permit)) = admitted.map_err(|reason| {
             self.refuse(context, &key, reason);
             NotBegun::Rejected
         })?;
@@ -94,9 +99,16 @@ impl Listener {
         let flow = Flow {
             last_ms: context.ms,
             changes,
-            ..Flow::new(key, context.serial, link, permits, lease, context.now)
+            ..Flow::new(key, context.serial, link, port, permits, lease, context.now)
         };
         self.register(context, flow.with_extras(header, clock, attempts))
+    }
+
+    /// At an address that is to be closed a flow begins only in place of another one.
+    fn use_port(&self, key: &Key, moves: bool) -> Result<PortUse, RejectReason> {
+        let open = &self.ports[usize::from(key.port)];
+        let users = Some(&open.port.users).filter(|_| moves || !open.is_closing);
+        users.and_then(PortUsers::take).ok_or(RejectReason::Drained)
     }
 
     /// Waits for replies on the socket of a new flow, and enters it everywhere.
@@ -243,8 +255,8 @@ impl Listener {
     fn evict_oldest(&mut self, context: &mut Context) {
         // Datagrams that were taken for it are sent first.
         self.deliver_all(context);
-        let (flows, idle, responses) = (&self.flows, self.idle_ms, self.udp.responses);
-        let due = |number| flows[number as usize].due(idle, responses, false);
+        let flows = &self.flows;
+        let due = |number| flows[number as usize].due(false);
         if let Some(oldest) = self.wheel.oldest(context.ms, due) {
             self.close(context, oldest, CloseReason::Evicted);
         }

@@ -41,10 +41,10 @@ impl Listener {
             mut number, serial, ..
         } = taken[0];
         let mut remaining: Units = taken.iter().map(|taken| taken.unit).collect();
-        if self.flow(serial, number).is_none() {
+        let Some(flow) = self.flow(serial, number) else {
             return self.drop_all(&remaining);
-        }
-        let each = self.service.send_proxy_on == ProxyOn::Each;
+        };
+        let each = flow.service().send_proxy_on == ProxyOn::Each;
         let mut tries = 0;
         while !remaining.is_empty() {
             let Some(flow) = self.flows.get_mut(number as usize) else {
@@ -120,8 +120,8 @@ impl Listener {
             let another = self.another_flow_for_datagram(context, number);
             return another.or(again_here.then_some(number));
         }
-        let may_move = self.service.pool.moves.down;
         let flow = self.flows.get_mut(number as usize)?;
+        let may_move = flow.service().pool.moves.down;
         let serial = flow.serial;
         if !may_move || flow.retired.is_some() {
             return again_here.then_some(number);

@@ -7,9 +7,11 @@ use super::{
 use crate::{
     plan::reason::{CloseReason, DropReason},
     proxy::udp::context::Context,
-    runtime::wheel::Wheel,
 };
-use std::{io, sync::atomic::Ordering::Relaxed};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 /// Batches that are still received when a stop begins: datagrams that came before it.
 const LAST_BATCHES: usize = 64;
@@ -82,7 +84,7 @@ impl Listener {
                 continue;
             }
             let flow = &self.flows[number as usize];
-            let is_owed = self.udp.responses > 0 && !flow.has_all_replies(self.udp.responses);
+            let is_owed = flow.responses() > 0 && !flow.has_all_replies();
             let reason = if is_owed && !self.is_draining && !flow.has_left_backend() {
                 self.report_silence(context, number);
                 CloseReason::ResponseTimeout
@@ -103,11 +105,11 @@ impl Listener {
         let flow = &self.flows[number as usize];
         let backend = flow.lease.backend();
         let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms;
-        let pool = &self.service.pool;
-        if is_silent && !flow.is_unreachable && pool.may_be_blamed_for_silence(backend, context.now)
-        {
+        let service = flow.service();
+        let may_be_blamed = |now| service.pool.may_be_blamed_for_silence(backend, now);
+        if is_silent && !flow.is_unreachable && may_be_blamed(context.now) {
             let error = io::ErrorKind::TimedOut.into();
-            self.service.report_failure(backend, &error, context.now);
+            service.report_failure(backend, &error, context.now);
         }
     }
 
@@ -117,7 +119,8 @@ impl Listener {
         if self.is_draining {
             return;
         }
-        for port in 0..self.ports.len() {
+        let ports: Vec<usize> = self.ports.iter().map(|(port, _)| port).collect();
+        for port in ports {
             for _ in 0..LAST_BATCHES {
                 if !self.receive(context, port as u16) {
                     break;
@@ -126,11 +129,7 @@ impl Listener {
         }
         self.is_draining = true;
         // Fine enough for `QUIET`; flows that may be silent for longer are only looked at more often.
-        self.wheel = Wheel::new(self.idle_ms.min(QUIET), context.ms);
-        let numbers: Vec<u32> = self.flows.iter().map(|(number, _)| number as u32).collect();
-        for number in numbers {
-            self.wheel.insert(number, self.due(number), context.ms);
-        }
+        self.rebuild_wheel(self.idle_ms.min(QUIET), context.ms);
     }
 
     /// Lets a stop end when the last flow has ended. The sockets stay open: without them the kernel
@@ -149,24 +148,21 @@ impl Listener {
         self.count_flows();
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
+        let service = Arc::clone(flow.service());
         if flow.has_passed_trial(context.now, true) {
-            self.service
-                .pool
-                .answered(flow.lease.backend(), context.now);
+            service.pool.answered(flow.lease.backend(), context.now);
         }
         let drops = flow.new_drops();
-        self.service
-            .drop_datagrams(DropReason::ReceiveBuffer, drops, None, context.now);
-        let is_owed = !flow.has_all_replies(self.udp.responses);
-        let link = flow.end(&self.service, reason, context.now);
+        service.drop_datagrams(DropReason::ReceiveBuffer, drops, None, context.now);
+        let is_owed = !flow.has_all_replies();
+        let link = flow.end(&service, reason, context.now);
         if is_owed && !self.is_draining {
-            context.keep_late(self.index, link);
+            context.keep_late(service, link);
         }
     }
 
     /// When this flow will have been idle for too long, in milliseconds.
-    fn due(&self, number: u32) -> u64 {
-        let flow = &self.flows[number as usize];
-        flow.due(self.idle_ms, self.udp.responses, self.is_draining)
+    pub(super) fn due(&self, number: u32) -> u64 {
+        self.flows[number as usize].due(self.is_draining)
     }
 }

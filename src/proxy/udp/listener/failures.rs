@@ -118,7 +118,7 @@ impl Listener {
             return;
         };
         flow.is_unreachable = true;
-        let service = &self.service;
+        let service = flow.service();
         service.report_failure(flow.lease.backend(), error, Instant::now());
     }
 }

@@ -21,6 +21,10 @@ struct NamedClient {
 pub(super) type Named = Option<(SocketAddr, SocketAddr)>;
 
 impl NamedClients {
+    pub(super) fn set_idle_ms(&mut self, idle_ms: u64) {
+        self.idle_ms = idle_ms;
+    }
+
     pub(super) fn new(idle_ms: u64, ms: u64) -> Self {
         Self {
             clients: AHashMap::new(),

@@ -17,7 +17,7 @@ use std::{
     io::{self, IoSlice},
     ops::Range,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
 };
 
 /// Replies that are received from one flow before others get a turn.
@@ -58,8 +58,7 @@ impl Listener {
         let drops = flow.note_reply(context.ms);
         flow.coalesce_if_sustained();
         // As in nginx: where its datagrams are limited, it waits for all of them.
-        let is_answered =
-            flow.has_all_replies(self.udp.responses) && flow.has_all_requests(self.udp.requests);
+        let is_answered = flow.has_all_replies() && flow.has_all_requests();
         self.count_dropped(DropReason::Truncated, truncated);
         self.service
             .drop_datagrams(DropReason::ReceiveBuffer, drops, None, context.now);
@@ -122,7 +121,7 @@ impl Listener {
     fn first_reply(&mut self, context: &Context, number: u32) {
         let flow = &mut self.flows[number as usize];
         let took = context.now.saturating_duration_since(flow.opened_at);
-        self.service.metrics.first_byte_duration.record(took);
+        flow.service().metrics.first_byte_duration.record(took);
         if let Some(extras) = &mut flow.extras {
             extras.first_reply = Some(took);
             if let Some(mut clock) = extras.clock.take() {
@@ -130,8 +129,8 @@ impl Listener {
             }
         }
         if flow.has_passed_trial(context.now, false) {
-            let backend = Arc::clone(flow.lease.backend());
-            self.service.pool.answered(&backend, context.now);
+            let pool = &flow.service().pool;
+            pool.answered(flow.lease.backend(), context.now);
         }
     }
 

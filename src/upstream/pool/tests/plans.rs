@@ -13,7 +13,11 @@ fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
         let metrics = Arc::new(exporter.backend(&of_all, &b.text, true));
         (metrics, vec![addr.clone()])
     };
-    let plan = upstream(backends, check(CheckKind::Tcp));
+    let check = Check {
+        start_up: true,
+        ..check(CheckKind::Tcp)
+    };
+    let plan = upstream(backends, check);
     pool.set_plan(&plan, add, now);
 }
 
