@@ -57,8 +57,8 @@ pub(super) async fn all(
                 let (upstream_name, text) = (&upstream.name, &backend.text);
                 if upstream.resolve_required {
                     problems.push(format!(
-                        "upstream {upstream_name}: backend {text}: {e}; to start without it and try \
-                         again later, set resolve_required = false"
+                        "upstream {upstream_name}: backend {text}: {e}; to start without it and \
+                         try again later, set resolve_required = false"
                     ));
                 } else if upstream.resolve_interval.is_some() {
                     tracing::warn!(upstream = upstream_name, backend = text, error = %e,

@@ -1,5 +1,5 @@
-//! Wakes the one consumer of an upstream's events. Any thread may notify. A notification is kept until
-//! the consumer waits.
+//! Wakes the one consumer of an upstream's events. Any thread may notify. A notification is kept
+//! until the consumer waits.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

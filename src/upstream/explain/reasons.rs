@@ -98,13 +98,15 @@ impl Process<'_> {
             );
         }
         match balance {
-            Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => caveats.push(format!(
+            Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => {
+                caveats.push(format!(
                 "{} goes by turns: no client has a backend of its own, and who moves says nothing",
                 balance.word()
-            )),
+            ));
+            }
             Balance::RandomTwo => caveats.push(format!(
-                "random_two draws, here with seed {seed}: another process draws otherwise, no client \
-                 has a backend of its own, and who moves says nothing"
+                "random_two draws, here with seed {seed}: another process draws otherwise, no \
+                 client has a backend of its own, and who moves says nothing"
             )),
             Balance::ConsistentHash(_, Some(_)) | Balance::Maglev(_, Some(_)) => caveats.push(
                 "hash_balance_factor moves clients off backends that hold too many sessions; here \
