@@ -9,8 +9,8 @@ mod direction;
 mod ending;
 mod first;
 
-pub use ending::{Last, end};
-pub use first::First;
+pub use ending::{FinalStep, finish};
+pub use first::FirstBytes;
 
 use crate::{
     plan::{
@@ -49,7 +49,7 @@ pub struct SessionCounters<'a> {
 }
 
 /// A connection to a backend.
-pub struct Reached {
+pub struct BackendConnection {
     pub stream: Stream,
     /// Taken when the relay begins. In a box, since most sessions have none.
     pub opening: Option<Box<Opening>>,
@@ -58,7 +58,7 @@ pub struct Reached {
 /// What is special about the beginning of a session.
 #[derive(Default)]
 pub struct Opening {
-    pub first: Option<Box<First>>,
+    pub first: Option<Box<FirstBytes>>,
     pub observers: FirstByteObservers,
 }
 
@@ -83,8 +83,18 @@ pub struct Outcome {
     pub reason: CloseReason,
     /// When the backend's first byte was read.
     pub first_byte: Option<Instant>,
-    /// The side that has not ended, where the end of the other one ended the session.
-    still_open: Option<Side>,
+    /// What is to be done with each connection.
+    pub client: FinalStep,
+    pub backend: FinalStep,
+}
+
+/// How a relay ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Both directions are delivered, or one is and the session ends with it.
+    Complete,
+    Broken(Side, Cause),
+    Terminated(CloseReason),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,20 +123,20 @@ fn after(since: u64, limit: Duration) -> u64 {
     since.saturating_add(limit).saturating_add(part + 1)
 }
 
-/// Relays until the session is over. The caller closes the streams, after [`end`].
+/// Relays until the session is over. The caller closes the streams, after [`finish`].
 pub fn relay<'a>(
     client: &'a Stream,
-    reached: &'a mut Reached,
+    connection: &'a mut BackendConnection,
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
 ) -> Relay<'a> {
-    let (first, observers) = match reached.opening.take().map(|opening| *opening) {
+    let (first, observers) = match connection.opening.take().map(|opening| *opening) {
         Some(Opening { first, observers }) => (first, observers.if_any()),
         None => (None, None),
     };
     Relay {
         client,
-        backend: &reached.stream,
+        backend: &connection.stream,
         plan,
         up: Direction::from_client(first, header_watch(plan, counters.session)),
         counters,
@@ -201,21 +211,34 @@ impl Future for Relay<'_> {
             this.is_registered = true;
             this.counters.session.wake_by(cx.waker());
         }
-        let reason = ready!(this.advance());
+        let end = ready!(this.advance());
         this.reconcile_deferred();
-        this.reset_incomplete(reason);
+        if let End::Terminated(reason) = end {
+            this.reset_incomplete(reason);
+        }
+        let (client, backend) = this.final_steps(end);
         Poll::Ready(Outcome {
-            reason,
+            reason: end.reason(),
             first_byte: match this.first_byte {
                 FirstByte::ReadAt(at) => Some(at),
                 FirstByte::Awaited(_) => None,
             },
-            still_open: match (reason, this.up.was_stopped(), this.down.was_stopped()) {
-                (CloseReason::Ok, true, false) => Some(Side::Client),
-                (CloseReason::Ok, false, true) => Some(Side::Backend),
-                _ => None,
-            },
+            client,
+            backend,
         })
+    }
+}
+
+impl End {
+    fn reason(self) -> CloseReason {
+        match self {
+            Self::Complete => CloseReason::Ok,
+            Self::Broken(Side::Client, Cause::Reset) => CloseReason::ClientReset,
+            Self::Broken(Side::Backend, Cause::Reset) => CloseReason::BackendReset,
+            Self::Broken(Side::Client, Cause::TimedOut) => CloseReason::ClientTimedOut,
+            Self::Broken(Side::Backend, Cause::TimedOut) => CloseReason::BackendTimedOut,
+            Self::Terminated(reason) => reason,
+        }
     }
 }
 
@@ -231,9 +254,9 @@ struct SilenceLimit {
 
 impl<'a> Relay<'a> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
-    fn advance(&mut self) -> Poll<CloseReason> {
+    fn advance(&mut self) -> Poll<End> {
         if let Some(reason) = self.counters.session.must_end() {
-            return Poll::Ready(reason);
+            return Poll::Ready(End::Terminated(reason));
         }
         let now = executor::now();
         let moved = Cell::new(false);
@@ -254,15 +277,12 @@ impl<'a> Relay<'a> {
             }
         }
         if self.up.was_refused() {
-            return Poll::Ready(CloseReason::UntrustedHeader);
+            return Poll::Ready(End::Terminated(CloseReason::UntrustedHeader));
         }
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
-                None => CloseReason::Ok,
-                Some((Side::Client, Cause::Reset)) => CloseReason::ClientReset,
-                Some((Side::Backend, Cause::Reset)) => CloseReason::BackendReset,
-                Some((Side::Client, Cause::TimedOut)) => CloseReason::ClientTimedOut,
-                Some((Side::Backend, Cause::TimedOut)) => CloseReason::BackendTimedOut,
+                None => End::Complete,
+                Some((side, cause)) => End::Broken(side, cause),
             });
         }
         // An end is activity, too: what follows it has its full time.
@@ -274,7 +294,21 @@ impl<'a> Relay<'a> {
                 self.next_check = after(self.last_activity, interval);
             }
         }
-        self.watch_silence(now)
+        self.watch_silence(now).map(End::Terminated)
+    }
+
+    /// What is to be done with the connections of the client and the backend.
+    fn final_steps(&self, end: End) -> (FinalStep, FinalStep) {
+        use FinalStep::{Close, CloseAfterDelivery, ResetAfterDelivery};
+        match (end, self.up.was_stopped(), self.down.was_stopped()) {
+            // The side that has not ended, where the end of the other ended the session.
+            (End::Complete, true, false) => (CloseAfterDelivery, Close),
+            (End::Complete, false, true) => (Close, CloseAfterDelivery),
+            (End::Complete, true, true) | (End::Complete, false, false) => (Close, Close),
+            (End::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
+            (End::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
+            (End::Terminated(_), ..) => (Close, Close),
+        }
     }
 
     fn advance_both(&mut self, now: Instant, moved: &Cell<bool>) {

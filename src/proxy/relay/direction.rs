@@ -1,6 +1,6 @@
 //! One direction of a session.
 
-use super::First;
+use super::FirstBytes;
 use crate::{
     plan::reason::{self, ConnectError, SpliceFallback},
     proxy_protocol::Watch,
@@ -54,7 +54,7 @@ enum Held {
     /// The sink writes it at the end of the turn.
     Deferred,
     Piped(Pipe),
-    First(Box<First>),
+    First(Box<FirstBytes>),
 }
 
 /// In a box, since an idle direction holds nothing.
@@ -200,7 +200,7 @@ impl DirectionContext<'_> {
 
 impl Direction {
     /// From a client to a backend, which gets `first` before all else.
-    pub(super) fn from_client(first: Option<Box<First>>, watch: Watch) -> Self {
+    pub(super) fn from_client(first: Option<Box<FirstBytes>>, watch: Watch) -> Self {
         Self {
             has_begun: first.as_ref().is_some_and(|first| first.has_payload()),
             held: first.map_or(Held::Nothing, Held::First),

@@ -1,8 +1,8 @@
 //! What is done with a connection of a session that is over before it is closed.
 
-use super::{Outcome, Side, delivery::PeerCheck};
+use super::delivery::PeerCheck;
 use crate::{
-    plan::{self, reason::Peer},
+    plan,
     runtime::{executor, net::Stream},
     session::registry::Session,
     sys,
@@ -20,50 +20,34 @@ const DISCARD: usize = 4096;
 /// Most such reads at a time.
 const DISCARDING_READS: usize = 64;
 
-/// What is done with a connection before it is closed.
+/// What is done with a connection of a session that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Last {
-    Nothing,
-    /// The other side was reset, or lost, and this one is reset after delivery.
-    Reset,
-    /// The other side's end has ended the session; this one has not ended.
-    Delivery,
-}
-
-impl Outcome {
-    pub fn last_for_client(&self) -> Last {
-        self.last_for(Side::Client, Peer::Backend)
-    }
-
-    pub fn last_for_backend(&self) -> Last {
-        self.last_for(Side::Backend, Peer::Client)
-    }
-
-    fn last_for(&self, side: Side, other: Peer) -> Last {
-        let failed = self.reason.failed_peer().map(|(peer, _)| peer);
-        if failed == Some(other) {
-            Last::Reset
-        } else if self.still_open == Some(side) {
-            Last::Delivery
-        } else {
-            Last::Nothing
-        }
-    }
+pub enum FinalStep {
+    Close,
+    /// The other side was reset, or lost, and this one is reset when everything has arrived.
+    ResetAfterDelivery,
+    /// The end of the other side has ended the session; this one has not ended.
+    CloseAfterDelivery,
 }
 
 /// In a box, since it is rare, and would make every session larger.
 pub(super) type Ending<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-pub fn end<'a>(
-    last: Last,
+/// `None` for [`FinalStep::Close`], which the caller does by dropping the stream.
+pub fn finish<'a>(
+    step: FinalStep,
     stream: &'a Stream,
     plan: &'a plan::Listener,
     session: &'a Session,
 ) -> Option<Ending<'a>> {
-    match last {
-        Last::Nothing => None,
-        Last::Reset => Some(Box::pin(reset_after_delivery(stream, plan, session))),
-        Last::Delivery => Some(Box::pin(close_after_delivery(stream, plan, session))),
+    match step {
+        FinalStep::Close => None,
+        FinalStep::ResetAfterDelivery => {
+            Some(Box::pin(reset_after_delivery(stream, plan, session)))
+        }
+        FinalStep::CloseAfterDelivery => {
+            Some(Box::pin(close_after_delivery(stream, plan, session)))
+        }
     }
 }
 

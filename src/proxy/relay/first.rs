@@ -3,14 +3,14 @@
 /// Our own PROXY protocol header, and what the client sent while its own header was read, or before
 /// a backend was picked.
 #[derive(Debug)]
-pub struct First {
+pub struct FirstBytes {
     bytes: Vec<u8>,
     at: usize,
     /// How many bytes at the front are our own header.
     header: usize,
 }
 
-impl First {
+impl FirstBytes {
     /// `None` when there is nothing to send.
     pub fn new(header: Vec<u8>, payload: Vec<u8>) -> Option<Box<Self>> {
         let length = header.len();
@@ -55,20 +55,21 @@ mod tests {
     #[test]
     fn only_payload_counts() {
         for piece in 1..12 {
-            let mut first = First::new(b"header".to_vec(), b"load".to_vec()).expect("something");
+            let mut first =
+                FirstBytes::new(b"header".to_vec(), b"load".to_vec()).expect("something");
             let mut payload = 0;
             while !first.remaining().is_empty() {
                 payload += first.advance(piece.min(first.remaining().len()));
             }
             assert_eq!(payload, 4, "{piece} at a time");
         }
-        assert!(First::new(Vec::new(), Vec::new()).is_none());
+        assert!(FirstBytes::new(Vec::new(), Vec::new()).is_none());
     }
 
     #[test]
     fn a_header_is_no_payload() {
         let has_payload = |header: &[u8], payload: &[u8]| {
-            let first = First::new(header.to_vec(), payload.to_vec());
+            let first = FirstBytes::new(header.to_vec(), payload.to_vec());
             first.expect("something").has_payload()
         };
         assert!(has_payload(b"", b"?") && has_payload(b"header", b"?"));

@@ -5,7 +5,7 @@ use crate::{
         SendProxy,
         reason::{CloseReason, ConnectError},
     },
-    proxy::relay::{FirstByteObservers, Opening, Reached},
+    proxy::relay::{BackendConnection, FirstByteObservers, Opening},
     runtime::{
         executor,
         net::{Stream, open},
@@ -41,7 +41,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) struct Connected {
-    pub(super) reached: Reached,
+    pub(super) connection: BackendConnection,
     pub(super) lease: Lease,
     /// When the attempt that succeeded began.
     pub(super) began: Instant,
@@ -77,7 +77,7 @@ pub(super) async fn connect(
                     let clock = clock.and_then(|clock| clock.connected(now));
                     let opening = opening(service, backend, clock);
                     return Ok(Connected {
-                        reached: Reached { stream, opening },
+                        connection: BackendConnection { stream, opening },
                         lease,
                         began,
                     });

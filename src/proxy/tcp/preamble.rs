@@ -3,7 +3,7 @@
 
 use crate::{
     plan::{AcceptProxy, SendProxy, reason::RejectReason},
-    proxy::relay::First,
+    proxy::relay::FirstBytes,
     proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
     runtime::{
         executor,
@@ -48,7 +48,7 @@ impl Preamble {
         service: &Service,
         session: &Session,
         client: &Stream,
-    ) -> Option<Box<First>> {
+    ) -> Option<Box<FirstBytes>> {
         let (tlvs, payload) = (self.tlvs, self.payload);
         let addresses = || match self.addresses {
             Addresses::Own => own(session, client),
@@ -59,7 +59,7 @@ impl Preamble {
             SendProxy::V1 => encode_v1(&addresses()),
             SendProxy::V2 { .. } => encode_v2(&addresses(), &tlvs),
         };
-        First::new(header, payload)
+        FirstBytes::new(header, payload)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     plan::reason::{CloseReason, Peer, RejectReason},
     proxy::{
-        relay::{self, Last, Outcome, SessionCounters},
+        relay::{self, FinalStep, Outcome, SessionCounters},
         tcp::{
             connect::{self, Connected},
             preamble::{self, Preamble},
@@ -31,7 +31,7 @@ use std::{
 pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output = ()> {
     async move {
         let began = Instant::now();
-        let (end, last) = {
+        let (end, client_step) = {
             // In a box of its own, so that a session which has connected, and may then be idle for
             // hours, does not keep the memory that this took.
             let mut opened = match Box::pin(open(&permits, &client, began)).await {
@@ -46,29 +46,26 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
             };
-            let reached = &mut opened.connected.reached;
-            let outcome = relay::relay(&client, reached, &service.plan, counters).await;
-            let stream = &opened.connected.reached.stream;
-            let last = outcome.last_for_backend();
-            if let Some(ending) = relay::end(last, stream, &service.plan, permits.session()) {
+            let connection = &mut opened.connected.connection;
+            let outcome = relay::relay(&client, connection, &service.plan, counters).await;
+            let stream = &opened.connected.connection.stream;
+            let step = outcome.backend;
+            if let Some(ending) = relay::finish(step, stream, &service.plan, permits.session()) {
                 ending.await;
             }
             // The connection to the backend is closed before the session stops to count there, so
             // that the backend never has more than `max_connections`. That does not wait for a
             // client that reads slowly.
-            (
-                End::of(service, opened, &outcome),
-                outcome.last_for_client(),
-            )
+            (End::of(service, opened, &outcome), outcome.client)
         };
         permits.session().set_backend(0);
         // Every limit makes room before the client can know that the session is over and come back.
-        if last == Last::Delivery {
+        if client_step == FinalStep::CloseAfterDelivery {
             // Our end is sent before delivery: only the process still counts the session.
             permits.release_listener();
         }
         let plan = &permits.service().plan;
-        if let Some(ending) = relay::end(last, &client, plan, permits.session()) {
+        if let Some(ending) = relay::finish(client_step, &client, plan, permits.session()) {
             ending.await;
         }
         end.finish(permits, client, began);
@@ -106,7 +103,7 @@ async fn open(permits: &Permits, client: &Stream, accepted: Instant) -> Result<O
         Err(unserved) => return Err(NotOpened::Unserved(unserved, attempts)),
     };
     if let Some(first) = preamble.into_first(service, session, client) {
-        let opening = connected.reached.opening.get_or_insert_default();
+        let opening = connected.connection.opening.get_or_insert_default();
         opening.first = Some(first);
     }
     Ok(Opened {
@@ -189,8 +186,10 @@ impl End {
         }
         let since_connect = |at: Instant| at.saturating_duration_since(*began);
         let first_byte = outcome.first_byte.map(since_connect);
-        let Connected { reached, lease, .. } = opened.connected;
-        drop(reached);
+        let Connected {
+            connection, lease, ..
+        } = opened.connected;
+        drop(connection);
         drop(lease);
         Self {
             reason: outcome.reason,
