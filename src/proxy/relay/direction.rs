@@ -1,29 +1,19 @@
 //! One direction of a session.
 
-use super::FirstBytes;
+mod splice;
+
+use super::{FirstBytes, context::DirectionContext, mode::Mode};
 use crate::{
-    plan::reason::{self, ConnectError, SpliceFallback},
+    plan::reason::{self, ConnectError},
     proxy_protocol::Watch,
     runtime::executor::{self, Received, Stream},
     sys::{self, pipe::Pipe},
-    telemetry::metrics::{Counter, RelayCounts},
 };
 use std::{
-    cell::Cell,
     io,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Poll, ready},
-    time::Instant,
 };
 
-/// A read of at least this much is large: one of a sustained transfer.
-const LARGE: usize = 64 * 1024;
-/// Large reads in a row after which a direction splices.
-const LARGE_READS: u8 = 2;
-/// Reads below half of `LARGE` in a row after which it copies again.
-const SMALL_READS: u8 = 2;
-/// Full pipes in a row after which it gets a larger one, if there is one.
-const FULL_PIPES: u8 = 4;
 /// A read of no more than this is written at the end of the turn, together with those of other
 /// sessions.
 const DEFERRED: usize = 20 * 1024;
@@ -70,51 +60,6 @@ impl Held {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Mode {
-    /// `large`: how many reads in a row were.
-    Copy { large: u8 },
-    /// The kernel refused to splice one of the two sockets.
-    CopyOnly,
-    /// `full`: how many pipes in a row were.
-    Splice { full: u8 },
-    /// `small`: how many reads in a row were.
-    SpliceSmall { small: u8 },
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::Copy { large: 0 }
-    }
-}
-
-impl Mode {
-    /// The mode after a read of so many bytes. It takes more than one read to change it, either
-    /// way.
-    fn after(self, bytes: usize) -> Self {
-        match self {
-            Self::CopyOnly => Self::CopyOnly,
-            Self::Copy { .. } if bytes < LARGE => Self::Copy { large: 0 },
-            Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
-            Self::Copy { .. } => Self::Splice { full: 0 },
-            Self::Splice { full } if bytes >= LARGE / 2 => Self::Splice { full },
-            Self::SpliceSmall { .. } if bytes >= LARGE / 2 => Self::Splice { full: 0 },
-            Self::Splice { .. } => Self::SpliceSmall { small: 1 },
-            Self::SpliceSmall { small } if small + 1 < SMALL_READS => {
-                Self::SpliceSmall { small: small + 1 }
-            }
-            Self::SpliceSmall { .. } => Self::Copy { large: 0 },
-        }
-    }
-
-    fn copies(self) -> bool {
-        match self {
-            Self::Copy { .. } | Self::CopyOnly => true,
-            Self::Splice { .. } | Self::SpliceSmall { .. } => false,
-        }
-    }
-}
-
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum End {
     #[default]
@@ -151,49 +96,6 @@ impl Cause {
                 Self::TimedOut
             }
             _ => Self::Reset,
-        }
-    }
-}
-
-/// What a direction needs to know and count at each poll.
-pub(super) struct DirectionContext<'a> {
-    pub(super) read: &'a Counter,
-    pub(super) written: &'a Counter,
-    pub(super) client_bytes_read: Option<&'a AtomicU64>,
-    pub(super) client_bytes_written: Option<&'a AtomicU64>,
-    pub(super) relayed: &'a RelayCounts,
-    pub(super) moved: &'a Cell<bool>,
-    pub(super) now: Instant,
-    /// A write to the source failed: its end, when it comes, is that of a reset.
-    pub(super) source_is_broken: bool,
-    /// The session ends with this end: closing the connection says what a shutdown would.
-    pub(super) last_to_end: bool,
-}
-
-impl DirectionContext<'_> {
-    fn add_read(&self, n: usize) {
-        self.moved.set(true);
-        self.read.add(n as u64);
-        if let Some(total) = self.client_bytes_read {
-            total.fetch_add(n as u64, Relaxed);
-        }
-    }
-
-    fn add_written(&self, n: usize, mode: &Counter) {
-        self.moved.set(true);
-        self.written.add(n as u64);
-        mode.add(n as u64);
-        if let Some(total) = self.client_bytes_written {
-            total.fetch_add(n as u64, Relaxed);
-        }
-    }
-
-    /// For bytes that were counted when they were deferred.
-    fn subtract_written(&self, n: usize) {
-        self.written.take_back(n as u64);
-        self.relayed.copy.take_back(n as u64);
-        if let Some(total) = self.client_bytes_written {
-            total.fetch_sub(n as u64, Relaxed);
         }
     }
 }
@@ -344,68 +246,6 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn splice(
-        &mut self,
-        source: &Stream,
-        sink: &Stream,
-        context: &DirectionContext<'_>,
-    ) -> Poll<Result<(), Broken>> {
-        if sys::pipe::is_forbidden() {
-            self.copy_from_now_on(context);
-            return Poll::Ready(Ok(()));
-        }
-        // Before a pipe is taken: a direction that waits holds none.
-        if let Err(error) = ready!(source.poll_readable()) {
-            return self.source_failed(&error);
-        }
-        let is_full = matches!(self.mode, Mode::Splice { full } if full >= FULL_PIPES);
-        let Some(mut pipe) = sys::pipe::take(context.now, is_full) else {
-            context.relayed.fallbacks[SpliceFallback::NoPipe as usize].add(1);
-            self.mode = Mode::default();
-            return Poll::Ready(Ok(()));
-        };
-        match pipe.fill(source) {
-            Ok(n) if n > 0 => {
-                context.add_read(n);
-                self.mode = self.mode.after(n);
-                if let Mode::Splice { full } = &mut self.mode {
-                    *full = match pipe.was_filled_by(n) {
-                        true => full.saturating_add(1),
-                        // A large one that is half full is worth it, too.
-                        false if n >= sys::pipe::SIZE => *full,
-                        false => 0,
-                    };
-                }
-                self.held = Held::Piped(pipe);
-                Poll::Ready(Ok(()))
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-                pipe.give_back();
-                Poll::Ready(Ok(()))
-            }
-            Err(e) if is_about_the_call(&e, source) => {
-                pipe.give_back();
-                self.copy_after_refusal(&e, context);
-                Poll::Ready(Ok(()))
-            }
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.source_failed(&e),
-            Err(_) if !source.is_at_urgent_mark() => {
-                pipe.give_back();
-                source.mark_would_block();
-                match ready!(source.poll_readable()) {
-                    Ok(()) => Poll::Ready(Ok(())),
-                    Err(e) => self.source_failed(&e),
-                }
-            }
-            // The end, or a mark of TCP's urgent data, before which splicing stops as if it were
-            // the end or there were nothing. A read tells which, and passes the mark.
-            Ok(_) | Err(_) => {
-                pipe.give_back();
-                self.copy(source, sink, context)
-            }
-        }
-    }
-
     fn deliver(
         &mut self,
         sink: &Stream,
@@ -450,38 +290,6 @@ impl Direction {
         }
     }
 
-    fn drain_pipe(
-        &mut self,
-        sink: &Stream,
-        context: &DirectionContext<'_>,
-    ) -> Poll<Result<(), Broken>> {
-        let Held::Piped(pipe) = &mut self.held else {
-            return Poll::Ready(Ok(()));
-        };
-        if let Err(error) = ready!(sink.poll_writable()) {
-            return Poll::Ready(sink_failed(&error));
-        }
-        match sink.try_write(|fd| pipe.drain(fd)) {
-            Ok(n) if n > 0 => {
-                context.add_written(n, &context.relayed.splice);
-                if pipe.is_empty()
-                    && let Held::Piped(pipe) = std::mem::take(&mut self.held)
-                {
-                    pipe.give_back();
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if is_about_the_call(&e, sink) => {
-                self.copy_after_refusal(&e, context);
-                self.read_pipe_out(sink)?;
-            }
-            Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
-            Err(e) => return Poll::Ready(sink_failed(&e)),
-        }
-        Poll::Ready(Ok(()))
-    }
-
     /// Writes what was deferred, and holds what the sink does not take.
     pub(super) fn reconcile_deferred(
         &mut self,
@@ -503,34 +311,6 @@ impl Direction {
         Ok(())
     }
 
-    /// The sink does not take spliced pages: the bytes in the pipe are copied.
-    fn read_pipe_out(&mut self, sink: &Stream) -> Result<(), Broken> {
-        if let Held::Piped(pipe) = std::mem::take(&mut self.held) {
-            let Ok(bytes) = pipe.into_bytes() else {
-                // A clean end would hide that bytes are missing.
-                sys::socket::reset_on_close(sink);
-                return Err(Broken::Sink(Cause::Reset));
-            };
-            self.held = Held::bytes(bytes);
-        }
-        Ok(())
-    }
-
-    /// Copies for the moment where the kernel lacks memory; for good otherwise.
-    fn copy_after_refusal(&mut self, error: &io::Error, context: &DirectionContext<'_>) {
-        if !sys::pipe::note_refusal("splice", error) && error.kind() == io::ErrorKind::OutOfMemory {
-            context.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
-            self.mode = Mode::default();
-            return;
-        }
-        self.copy_from_now_on(context);
-    }
-
-    fn copy_from_now_on(&mut self, context: &DirectionContext<'_>) {
-        context.relayed.fallbacks[SpliceFallback::Refused as usize].add(1);
-        self.mode = Mode::CopyOnly;
-    }
-
     fn source_ended(&mut self, source: &Stream, context: &DirectionContext<'_>) {
         self.end = if context.source_is_broken || source.is_unwritable() {
             End::Reset
@@ -547,38 +327,4 @@ impl Direction {
 
 fn sink_failed(error: &io::Error) -> Result<(), Broken> {
     Err(Broken::Sink(Cause::of(error)))
-}
-
-/// Whether a failed `splice` is about the call, which a filter or the kernel refused, and not about
-/// the connection. A read or a write then works, or reports what is wrong with the connection.
-fn is_about_the_call(error: &io::Error, stream: &Stream) -> bool {
-    use io::ErrorKind as K;
-    let is_about_connection = matches!(
-        error.kind(),
-        K::WouldBlock
-            | K::ConnectionReset
-            | K::ConnectionAborted
-            | K::ConnectionRefused
-            | K::BrokenPipe
-            | K::NotConnected
-            | K::TimedOut
-            | K::HostUnreachable
-            | K::NetworkUnreachable
-            | K::NetworkDown
-    ) || matches!(
-        error.raw_os_error(),
-        Some(libc::EHOSTDOWN | libc::ENONET | libc::EPROTO | libc::ENOPROTOOPT | libc::EMSGSIZE)
-    );
-    // No connection ends with these.
-    let is_of_the_call = matches!(
-        error.raw_os_error(),
-        Some(libc::EPERM | libc::ENOSYS | libc::EINVAL | libc::ENOMEM)
-    );
-    // It can end with any other that an ICMP message stands for. The kernel reports it only once: a
-    // read after it would see a clean end, where nothing is left to be read.
-    let has_ended = || {
-        let has_unread = sys::socket::unread(stream).is_ok_and(|unread| unread > 0);
-        stream.is_tcp() && sys::socket::is_dead(stream) && !has_unread
-    };
-    is_of_the_call || !(is_about_connection || has_ended())
 }
