@@ -162,7 +162,9 @@ fn failures_of_a_name_are_logged_once_and_then_rarely() {
     wait_until("it is used", secs(10), || ask(front).unwrap() == "new");
     let again = poll(secs(10), || {
         let log = tembuku.proc.stderr();
-        let line = log.lines().find(|line| line.contains("name resolved again"));
+        let line = log
+            .lines()
+            .find(|line| line.contains("name resolved again"));
         line.map(str::to_owned)
     });
     let again: serde_json::Value = serde_json::from_str(&again.unwrap()).unwrap();
