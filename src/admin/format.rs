@@ -51,17 +51,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_listens_for_is_not_counted() {
-        for (protocols, said) in [
+    fn a_protocol_without_a_listener_is_not_shown() {
+        for (protocols, expected) in [
             (&["tcp"][..], "1 of 2 connections"),
             (&["udp", "udp"], "3 of 4 flows"),
             (&["udp", "tcp"], "1 of 2 connections, 3 of 4 flows"),
-            // A process of before there was UDP does not say.
+            // A process of a version without UDP.
             (&[""], "1 of 2 connections"),
             (&[], "1 of 2 connections"),
         ] {
-            let told = load(1, 2, 3, 4, protocols.iter().copied());
-            assert_eq!(told, said, "{protocols:?}");
+            let text = load(1, 2, 3, 4, protocols.iter().copied());
+            assert_eq!(text, expected, "{protocols:?}");
         }
     }
 

@@ -36,7 +36,7 @@ words! {
         ClientTimedOut = "client_timed_out",
         /// The same of its backend's host.
         BackendTimedOut = "backend_timed_out",
-        /// The client went away before a backend had been reached.
+        /// The client disconnected before a backend was reached.
         ClientLeft = "client_left",
         /// Every backend that was tried failed.
         ConnectFailed = "connect_failed",
@@ -53,15 +53,15 @@ words! {
         RoleLost = "role_lost",
         /// Its backend is too far behind, and `on_lag` terminates its sessions.
         Lagging = "lagging",
-        /// It was on a backup, and a primary server is back.
+        /// It was on a backup, and a regular backend is up again.
         Recovered = "recovered",
         /// The operator drained its backend, and `on_drain` terminates its sessions.
         BackendDrained = "backend_drained",
         /// The host of its backend, or a router, reported it as unreachable (a flow).
         BackendRefused = "backend_refused",
-        /// A flow whose backend owed replies when it had been idle for long enough.
+        /// A flow that was idle for too long while its backend owed replies.
         ResponseTimeout = "response_timeout",
-        /// A flow that made room for another one.
+        /// A flow that was ended for another one.
         Evicted = "evicted",
     }
 }
@@ -145,13 +145,12 @@ words! {
         /// A flow, of which there were as many as there may be from one source, or in the process.
         MaxFlowsPerSource = "max_flows_per_source",
         ProcessMaxFlows = "process_max_flows",
-        /// All sockets that flows may have are taken, those included that are kept for late
-        /// replies.
+        /// All sockets that flows may have are in use, or kept for late replies.
         NoPorts = "no_ports",
         NoDescriptors = "no_descriptors",
-        /// What came is no PROXY protocol header.
+        /// The first bytes are no valid PROXY protocol header.
         ProxyHeader = "proxy_header",
-        /// The end came before the header was complete.
+        /// The connection ended before the header was complete.
         ProxyEnded = "proxy_ended",
         ProxyTimeout = "proxy_timeout",
         /// `drain_timeout` had passed before the header was complete.
@@ -160,26 +159,26 @@ words! {
 }
 
 words! {
-    /// Why a datagram was not passed on.
+    /// Why a datagram was not delivered.
     DropReason {
         /// It began no flow: see [`RejectReason`].
         Rejected = "rejected",
         /// There was no backend for it, or none that could be reached.
         NoBackend = "no_backend",
-        /// The kernel had no room for it on the way out.
+        /// A send buffer was full.
         SendBuffer = "send_buffer",
-        /// The kernel had no room for it on the way in.
+        /// A receive buffer was full.
         ReceiveBuffer = "receive_buffer",
-        /// It was longer than a datagram can be.
+        /// It was longer than a buffer for datagrams.
         Truncated = "truncated",
-        /// With its header, or for the network that it was to go to, it was too long.
+        /// It was too long for the network, or with its PROXY protocol header.
         TooLarge = "too_large",
-        /// The kernel would not send it for another reason.
+        /// The kernel did not send it for another reason.
         SendFailed = "send_failed",
         /// Its source is the address of a listener of this process: it is forged, and the reply to
         /// it would come back.
         OwnAddress = "own_address",
-        /// It is a reply, and the flow was over when it came.
+        /// It is a reply that came after the end of its flow.
         Late = "late",
     }
 }

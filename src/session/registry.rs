@@ -446,10 +446,10 @@ mod tests {
             }
             session.end(CloseReason::Drained);
             session.end_if_on(7, CloseReason::RoleLost);
-            let told = session.must_end();
+            let reason = session.must_end();
             session.set_backend(8);
-            assert_eq!(session.must_end(), told);
-            assert_eq!(told == Some(CloseReason::BackendDown), first);
+            assert_eq!(session.must_end(), reason);
+            assert_eq!(reason == Some(CloseReason::BackendDown), first);
         }
     }
 

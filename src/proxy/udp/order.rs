@@ -1,4 +1,4 @@
-//! What a worker that carries datagrams is told to do.
+//! The orders of a worker that carries datagrams.
 
 use super::{Binding, OwnAddresses, Update};
 use std::sync::Arc;
