@@ -14,31 +14,26 @@ mod prepare;
 mod resolve;
 mod rights;
 mod runtime;
+mod start_error;
 mod supervise;
 
 pub use crate::control::admin_state::Unknown;
 pub use prepare::Prepared;
+pub use start_error::{StartError, StartErrors};
 
 use crate::{
-    config::text::shorten::shorten,
     control::journal::Journal,
     plan::{Addr, Plan, diff::Change, reason::CloseReason},
     session::service::{Process, Service},
     sys::{self, blocking},
     upstream::pool::Pool,
 };
-use bind::BindError;
 use runtime::Runtime;
 use std::{
-    io,
     sync::{Arc, PoisonError, RwLock, Weak, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-
-/// Everything that was in the way of a start.
-#[derive(Debug)]
-pub struct StartErrors(pub Vec<String>);
 
 /// A running server, as the admin side reads it.
 pub struct State {
@@ -144,7 +139,7 @@ impl Server {
     /// Binds, and starts to check; or does nothing at all and says why. Listeners whose upstreams
     /// are checked begin to accept in [`Server::accept_when_checked`], the others here.
     pub async fn start(mut prepared: Prepared) -> Result<Self, StartErrors> {
-        let mut runtime = Runtime::new(&mut prepared).map_err(StartErrors::thread)?;
+        let mut runtime = Runtime::new(&mut prepared).map_err(StartError::Thread)?;
         if let Err(errors) = runtime.apply(prepared).await {
             runtime.join();
             return Err(errors);
@@ -256,31 +251,5 @@ async fn keep_up(state: Weak<State>) {
             }
             None => return,
         }
-    }
-}
-
-impl StartErrors {
-    fn thread(error: io::Error) -> Self {
-        Self(vec![format!("cannot start a worker thread: {error}")])
-    }
-
-    fn bind(errors: Vec<BindError>) -> Self {
-        Self(errors.iter().map(ToString::to_string).collect())
-    }
-
-    fn rights(error: io::Error) -> Self {
-        Self(vec![format!(
-            "cannot change the rights of a unix socket: {error}"
-        )])
-    }
-}
-
-impl std::fmt::Display for StartErrors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for error in &self.0 {
-            // A path in it may be long.
-            writeln!(f, "error: {}", shorten(error, 1_000))?;
-        }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::supervise::supervised;
 use crate::{
-    plan::{Check, SendProxy, Upstream, reason::CheckResult},
+    plan::{Check, SendProxy, reason::CheckResult},
     probe::{CheckCredentials, Probe, Report, Secret},
     sys::blocking,
     upstream::{
@@ -50,14 +50,6 @@ pub(super) struct Checks {
     /// A role has moved, or no backend is well any more: all are checked at once.
     check_now: Notify,
     shared: Shared,
-}
-
-/// Loads the password and certificates that the checks of an upstream need.
-pub(super) fn load_credentials(upstream: &Upstream) -> Result<CheckCredentials, String> {
-    let Some(check) = &upstream.check else {
-        return Ok(CheckCredentials::default());
-    };
-    CheckCredentials::load(check).map_err(|e| format!("upstream {}: check: {e}", upstream.name))
 }
 
 impl Checks {

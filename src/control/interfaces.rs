@@ -1,5 +1,6 @@
 //! What the addresses of a plan have to do with the interfaces of this machine.
 
+use super::StartError;
 use crate::{
     config::find_loops,
     plan::{Addr, CheckAt, Plan, Target},
@@ -9,14 +10,11 @@ use nix::ifaddrs::getifaddrs;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Every address whose interface is not here.
-pub(super) fn missing(plan: &Plan) -> Vec<String> {
+pub(super) fn missing(plan: &Plan) -> Vec<StartError> {
     let mut problems = Vec::new();
     let mut look = |whose: &dyn Fn() -> String, place: &Addr| {
         if !is_here(place) {
-            problems.push(format!(
-                "{}: this machine has no such network interface; `ip link` lists those that there are",
-                whose()
-            ));
+            problems.push(StartError::NoInterface { user: whose() });
         }
     };
     for listener in &plan.listeners {
@@ -56,7 +54,7 @@ fn is_here(place: &Addr) -> bool {
 }
 
 /// Every listener that is its own backend. `resolved`: the addresses of each backend, by upstream.
-pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<String> {
+pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<StartError> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {
@@ -78,9 +76,9 @@ pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) ->
         |upstream, backend| places(&upstream.name, backend),
         |ip| own.contains(&ip),
     );
-    let describe = |found: crate::config::Loop| {
-        let name = &plan.listeners[found.listener].name;
-        format!("listener {name} is its own backend: {}", found.way)
+    let describe = |found: crate::config::Loop| StartError::Loop {
+        listener: plan.listeners[found.listener].name.clone(),
+        way: found.way,
     };
     found.into_iter().map(describe).collect()
 }

@@ -2,7 +2,7 @@
 //! names. All of it is there before any port is bound, or the result is everything that is wrong.
 //! None of it can hold up the event loop, and so no signal.
 
-use super::{StartErrors, checks, interfaces, limits::count_udp, resolve, rights};
+use super::{StartError, StartErrors, interfaces, limits::count_udp, resolve, rights};
 use crate::{
     plan::{self, Addr, Plan, Tls},
     probe::CheckCredentials,
@@ -51,7 +51,7 @@ impl Prepared {
                 ..prepared
             }),
             (access_log, prepared) => {
-                let mut errors: Vec<String> = access_log.err().into_iter().collect();
+                let mut errors: Vec<StartError> = access_log.err().into_iter().collect();
                 errors.extend(prepared.err().into_iter().flat_map(|errors| errors.0));
                 Err(StartErrors(errors))
             }
@@ -109,30 +109,26 @@ impl Prepared {
 }
 
 /// Whether the kernel lets UDP listeners work, and how many of them there may be.
-fn check_udp(plan: &Plan) -> Result<(), StartErrors> {
+fn check_udp(plan: &Plan) -> Result<(), StartError> {
     let udp_listeners = count_udp(plan);
     if udp_listeners > udp::MOST_LISTENERS {
-        let most = udp::MOST_LISTENERS;
-        return Err(StartErrors(vec![format!(
-            "{udp_listeners} UDP listeners: there may be {most}; one may have many addresses \
-             and ports"
-        )]));
+        return Err(StartError::TooManyUdpListeners {
+            count: udp_listeners,
+            max: udp::MOST_LISTENERS,
+        });
     }
     if udp_listeners > 0
         && let Some(missing) = find_missing_call()
     {
-        let MissingCall { name, error } = missing;
+        let MissingCall { name, error } = &missing;
         // The log is where a supervisor looks; the message goes to a terminal as well.
         tracing::error!(call = name, %error, "UDP listeners need this system call");
-        return Err(StartErrors(vec![format!(
-            "UDP listeners need the system call {name}, which fails: {error}; allow it in the \
-             seccomp filter (SystemCallFilter= of systemd, the profile of the container)"
-        )]));
+        return Err(StartError::MissingCall(missing));
     }
     Ok(())
 }
 
-async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {
+async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartError> {
     let (destination, terminal) = match &log.access {
         plan::AccessLog::Off => return Ok(None),
         plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
@@ -145,27 +141,28 @@ async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, String> {
     };
     let open = move || AccessLog::open(destination, format);
     let opened = blocking::call(blocking::LIMIT, open).await.flatten();
-    opened.map(Some).map_err(|e| match &log.access {
-        plan::AccessLog::File(path) => {
-            format!(
-                "`access` in [log]: cannot open the access log {}: {e}",
-                path.display()
-            )
-        }
-        _ => format!("`access` in [log]: cannot write the access log: {e}"),
-    })
+    let path = match &log.access {
+        plan::AccessLog::File(path) => Some(path.clone()),
+        plan::AccessLog::Off | plan::AccessLog::Stdout => None,
+    };
+    opened
+        .map(Some)
+        .map_err(|source| StartError::AccessLog { path, source })
 }
 
 /// The passwords and certificates that the checks of each upstream need, by its name.
 async fn load_credentials(
     upstreams: &[plan::Upstream],
-) -> Result<BTreeMap<String, CheckCredentials>, Vec<String>> {
+) -> Result<BTreeMap<String, CheckCredentials>, Vec<StartError>> {
     // All at once: files that hang are waited for together.
     let loading: Vec<JoinHandle<_>> = upstreams
         .iter()
         .map(|upstream| {
-            let upstream = upstream.clone();
-            let load = move || checks::load_credentials(&upstream);
+            let check = upstream.check.clone();
+            let load = move || {
+                let loaded = check.as_ref().map(CheckCredentials::load).transpose();
+                loaded.map(Option::unwrap_or_default)
+            };
             tokio::spawn(blocking::call(blocking::LIMIT, load))
         })
         .collect();
@@ -176,12 +173,15 @@ async fn load_credentials(
             Ok(Ok(loaded)) => {
                 credentials.insert(upstream.name.clone(), loaded);
             }
-            Ok(Err(error)) => errors.push(error),
-            Err(error) => errors.push(format!(
-                "upstream {}: check: cannot read {}: {error}",
-                upstream.name,
-                sources(upstream)
-            )),
+            Ok(Err(source)) => errors.push(StartError::Credentials {
+                upstream: upstream.name.clone(),
+                source,
+            }),
+            Err(source) => errors.push(StartError::CredentialsUnread {
+                upstream: upstream.name.clone(),
+                files: sources(upstream),
+                source,
+            }),
         }
     }
     match errors.is_empty() {

@@ -4,6 +4,7 @@
 mod failures;
 mod look_up;
 
+use super::StartError;
 use crate::{
     plan::{Addr, Backend, Target, Upstream},
     upstream::pool::Pool,
@@ -24,7 +25,7 @@ const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
 pub(super) async fn all(
     upstreams: &[Upstream],
     resolver: &Resolver,
-) -> Result<Vec<Vec<Vec<Addr>>>, Vec<String>> {
+) -> Result<Vec<Vec<Vec<Addr>>>, Vec<StartError>> {
     // All at once: a resolver that does not answer delays the start once, not for each name.
     let asked: Vec<Vec<_>> = upstreams
         .iter()
@@ -56,10 +57,11 @@ pub(super) async fn all(
             places.push(answer.unwrap_or_else(|e| {
                 let (upstream_name, text) = (&upstream.name, &backend.text);
                 if upstream.resolve_required {
-                    problems.push(format!(
-                        "upstream {upstream_name}: backend {text}: {e}; to start without it and \
-                         try again later, set resolve_required = false"
-                    ));
+                    problems.push(StartError::Name {
+                        upstream: upstream_name.clone(),
+                        backend: text.clone(),
+                        source: e,
+                    });
                 } else if upstream.resolve_interval.is_some() {
                     tracing::warn!(upstream = upstream_name, backend = text, error = %e,
                         "name not resolved, trying again later");

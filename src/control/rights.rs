@@ -1,77 +1,151 @@
 //! The rights of the files of unix sockets: names of users and groups become numbers before
 //! anything is bound.
 
+use super::StartError;
 use crate::{plan::Listener, runtime::net::FileRights, sys::blocking};
 use nix::unistd::{Group, User};
 use rustix::fs::Mode;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-/// For all look-ups: names may come from a directory server, which may not answer.
+/// The limit of all look-ups: names may come from a directory server, which may not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One for each listener, or everything that is wrong with their names.
-pub(super) async fn all(listeners: &[Listener]) -> Result<Vec<FileRights>, Vec<String>> {
+/// A user or a group that there is not, or that cannot be looked up.
+#[derive(Debug)]
+pub enum NameError {
+    Unknown {
+        kind: Kind,
+        name: String,
+    },
+    LookUp {
+        kind: Kind,
+        name: String,
+        source: nix::Error,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    User,
+    Group,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Group => "group",
+        }
+    }
+
+    /// The key of the configuration.
+    fn key(self) -> &'static str {
+        match self {
+            Self::User => "unix_owner",
+            Self::Group => "unix_group",
+        }
+    }
+
+    fn database(self) -> &'static str {
+        match self {
+            Self::User => "passwd",
+            Self::Group => "group",
+        }
+    }
+
+    fn look_up(self, name: &str) -> nix::Result<Option<u32>> {
+        Ok(match self {
+            Self::User => User::from_name(name)?.map(|user| user.uid.as_raw()),
+            Self::Group => Group::from_name(name)?.map(|group| group.gid.as_raw()),
+        })
+    }
+}
+
+/// The rights of each listener, or everything that is wrong with their names.
+pub(super) async fn all(listeners: &[Listener]) -> Result<Vec<FileRights>, Vec<StartError>> {
     let listeners = listeners.to_vec();
     let look_up_all = move || {
-        let found = listeners.iter().map(look_up);
-        let (good, bad): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
-        let bad: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
-        match bad.is_empty() {
-            true => Ok(good.into_iter().flatten().collect()),
-            false => Err(bad),
+        let (mut rights, mut errors) = (Vec::new(), Vec::new());
+        for listener in &listeners {
+            match look_up(listener) {
+                Ok(found) => rights.push(found),
+                Err(error) => errors.push(error),
+            }
+        }
+        match errors.is_empty() {
+            true => Ok(rights),
+            false => Err(errors),
         }
     };
     let looked_up = blocking::call(PATIENCE, look_up_all).await;
-    looked_up.unwrap_or_else(|e| {
-        Err(vec![format!(
-            "cannot look up the users and groups of unix sockets: {e}"
-        )])
-    })
+    looked_up.unwrap_or_else(|source| Err(vec![StartError::OwnersUnread(source)]))
 }
 
-fn look_up(listener: &Listener) -> Result<FileRights, String> {
+fn look_up(listener: &Listener) -> Result<FileRights, StartError> {
     let unix = &listener.unix;
-    let user = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
-    let group =
-        |name: &str| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()));
-    let number = |name: &Option<String>, kind, of: &dyn Fn(&str) -> nix::Result<Option<u32>>| {
-        let Some(name) = name else {
-            return Ok(None);
-        };
-        number_of(name, kind, of)
-            .map(Some)
-            .map_err(|error| format!("listener {}: unix_{kind}: {error}", listener.name))
+    let number = |name: &Option<String>, kind: Kind| {
+        let found = name.as_ref().map(|name| {
+            let look_up = |name: &str| kind.look_up(name);
+            number_of(name, kind, &look_up)
+        });
+        found.transpose().map_err(|source| StartError::Owner {
+            listener: listener.name.clone(),
+            key: kind.key(),
+            source,
+        })
     };
     Ok(FileRights {
         mode: Mode::from_raw_mode(unix.mode),
-        owner: number(&unix.owner, "owner", &user)?,
-        group: number(&unix.group, "group", &group)?,
+        owner: number(&unix.owner, Kind::User)?,
+        group: number(&unix.group, Kind::Group)?,
     })
 }
 
 /// As chown does it: a name, and where there is none of that name a number.
 fn number_of(
     name: &str,
-    kind: &str,
+    kind: Kind,
     look_up: &dyn Fn(&str) -> nix::Result<Option<u32>>,
-) -> Result<u32, String> {
-    let what = match kind {
-        "owner" => "user",
-        kind => kind,
-    };
+) -> Result<u32, NameError> {
     match look_up(name) {
         Ok(Some(number)) => Ok(number),
         Ok(None) => {
-            let database = if what == "user" { "passwd" } else { "group" };
             // The highest number stands for "unchanged".
             let number = name.parse().ok().filter(|n: &u32| *n < u32::MAX);
-            number.ok_or_else(|| {
-                format!(
-                    "there is no {what} {name:?}; `getent {database}` lists those of this machine"
-                )
-            })
+            let name = name.to_owned();
+            number.ok_or(NameError::Unknown { kind, name })
         }
-        Err(error) => Err(format!("cannot look up the {what} {name:?}: {error}")),
+        Err(source) => Err(NameError::LookUp {
+            kind,
+            name: name.to_owned(),
+            source,
+        }),
+    }
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { kind, name } => {
+                let (word, database) = (kind.word(), kind.database());
+                write!(
+                    f,
+                    "there is no {word} {name:?}; `getent {database}` lists those of this machine"
+                )
+            }
+            Self::LookUp { kind, name, source } => {
+                write!(f, "cannot look up the {} {name:?}: {source}", kind.word())
+            }
+        }
+    }
+}
+
+impl std::error::Error for NameError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unknown { .. } => None,
+            Self::LookUp { source, .. } => Some(source),
+        }
     }
 }
 
@@ -82,11 +156,13 @@ mod tests {
     #[test]
     fn a_name_before_a_number() {
         let known = |name: &str| Ok((name == "www" || name == "33").then_some(7));
-        assert_eq!(number_of("www", "owner", &known), Ok(7));
-        assert_eq!(number_of("33", "owner", &known), Ok(7));
-        assert_eq!(number_of("34", "owner", &known), Ok(34));
+        assert_eq!(number_of("www", Kind::User, &known).ok(), Some(7));
+        assert_eq!(number_of("33", Kind::User, &known).ok(), Some(7));
+        assert_eq!(number_of("34", Kind::User, &known).ok(), Some(34));
         for name in ["nobody-here", "4294967295", "-1", "4294967296"] {
-            let error = number_of(name, "group", &known).expect_err(name);
+            let error = number_of(name, Kind::Group, &known)
+                .expect_err(name)
+                .to_string();
             assert!(error.starts_with("there is no group"), "{error}");
         }
     }

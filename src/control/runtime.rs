@@ -8,7 +8,7 @@ mod streams;
 mod upstream;
 
 use super::{
-    Prepared, StartErrors, View, checks,
+    Prepared, StartError, StartErrors, View, checks,
     journal::Journal,
     limits::{self, Budget, Facts},
     prepare::UpstreamInputs,
@@ -182,7 +182,7 @@ impl Runtime {
         self.closing.retain(|(_, sockets)| sockets.is_open());
         let (bound, kept) = self.bind(&plan, &prepared).await?;
         if limits::count_udp(&plan) > 0 {
-            self.start_datagram_workers().map_err(StartErrors::thread)?;
+            self.start_datagram_workers().map_err(StartError::Thread)?;
         }
         // Nothing fails from here on.
         self.plan = plan;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     control::{
-        Prepared, StartErrors,
+        Prepared, StartError, StartErrors,
         bind::{Bound, Request, bind_all},
         limits::Budget,
     },
@@ -113,7 +113,8 @@ impl Runtime {
             })
         });
         let bound = bind_all(requests.collect(), self.held(), self.facts.workers).await;
-        let bound = bound.map_err(StartErrors::bind)?;
+        let bound = bound
+            .map_err(|errors| StartErrors(errors.into_iter().map(StartError::Bind).collect()))?;
         self.change_rights(prepared).await?;
         Ok((bound, kept))
     }
@@ -144,7 +145,7 @@ impl Runtime {
         addresses.collect()
     }
 
-    async fn change_rights(&self, prepared: &Prepared) -> Result<(), StartErrors> {
+    async fn change_rights(&self, prepared: &Prepared) -> Result<(), StartError> {
         let mut changed: Vec<(PathBuf, _)> = Vec::new();
         for (listener, rights) in &prepared.listeners {
             for addr in addrs(listener) {
@@ -168,7 +169,7 @@ impl Runtime {
             changed.try_for_each(|(path, rights)| rights.apply(path))
         };
         let changed = blocking::call(blocking::LIMIT, change).await.flatten();
-        changed.map_err(StartErrors::rights)
+        changed.map_err(StartError::Rights)
     }
 
     /// The sockets that each UDP listener of the plan goes on with: its own, or those of a listener
@@ -366,5 +367,71 @@ impl NewSockets {
                 Sockets::Datagrams(sockets)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        Addr::Tcp(text.parse().expect("an address"))
+    }
+
+    /// Listeners with these names and addresses.
+    fn listeners(wanted: &[(&str, &str)]) -> Vec<Listener> {
+        let mut text = "[upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n".to_owned();
+        for (name, addr) in wanted {
+            text += &format!("[listeners.{name}]\nbind = \"{addr}\"\nupstream = \"u\"\n");
+        }
+        let plan = crate::config::parse(&text, "test");
+        plan.unwrap_or_else(|problems| panic!("{problems}"))
+            .listeners
+    }
+
+    fn distributed(held: &[(&str, &str)], wanted: &[(&str, &str)]) -> Distribution<Addr> {
+        let held = held.iter().map(|(name, at)| ((*name).to_owned(), addr(at)));
+        distribute(held.collect(), |addr| addr, &listeners(wanted))
+    }
+
+    #[test]
+    fn sockets_stay_with_their_listener_and_go_to_another_with_the_address() {
+        let held = [
+            ("stays", "127.0.0.1:1"),
+            ("moves", "127.0.0.1:2"),
+            ("moves", "127.0.0.1:3"),
+            ("goes", "127.0.0.1:4"),
+        ];
+        let wanted = [
+            ("renamed", "127.0.0.1:3"),
+            ("stays", "127.0.0.1:1"),
+            ("moves", "127.0.0.1:2"),
+            ("added", "127.0.0.1:5"),
+        ];
+        let distribution = distributed(&held, &wanted);
+        let given = [
+            ("moves", "127.0.0.1:2"),
+            ("renamed", "127.0.0.1:3"),
+            ("stays", "127.0.0.1:1"),
+        ];
+        let given = given.map(|(name, at)| (name.to_owned(), vec![addr(at)]));
+        assert_eq!(distribution.given, given.into());
+        assert_eq!(
+            distribution.missing,
+            [("added".to_owned(), addr("127.0.0.1:5"))]
+        );
+        assert_eq!(
+            distribution.unused,
+            [("goes".to_owned(), addr("127.0.0.1:4"))]
+        );
+    }
+
+    #[test]
+    fn a_port_that_the_kernel_chose_stays_with_its_listener_alone() {
+        let held = [("a", "127.0.0.1:0")];
+        let kept = distributed(&held, &[("a", "127.0.0.1:0")]);
+        assert!(kept.missing.is_empty() && kept.unused.is_empty());
+        let renamed = distributed(&held, &[("b", "127.0.0.1:0")]);
+        assert_eq!((renamed.missing.len(), renamed.unused.len()), (1, 1));
     }
 }
