@@ -1,4 +1,4 @@
-//! The one writer: puts a plan into effect, owns the workers and their sockets, and takes all down.
+//! The control thread: puts plans into effect, owns the workers and their sockets, and stops them.
 
 pub mod journal;
 
@@ -64,9 +64,9 @@ pub struct Server {
     _upkeep: AbortOnDropHandle<()>,
 }
 
-/// How long sessions that were told to end get to do so.
+/// How long terminated sessions have to end.
 const CUT: Duration = Duration::from_secs(2);
-/// How often it is looked for events that the log has not been told of.
+/// How often events are logged that were only counted.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 impl View {
@@ -136,8 +136,8 @@ impl State {
 }
 
 impl Server {
-    /// Binds, and starts to check; or does nothing at all and says why. Listeners whose upstreams
-    /// are checked begin to accept in [`Server::accept_when_checked`], the others here.
+    /// Binds, and starts to check; or does nothing and returns why. Listeners whose upstreams are
+    /// checked begin to accept in [`Server::accept_when_checked`], the others here.
     pub async fn start(mut prepared: Prepared) -> Result<Self, StartErrors> {
         let mut runtime = Runtime::new(&mut prepared).map_err(StartError::Thread)?;
         if let Err(errors) = runtime.apply(prepared).await {
@@ -191,8 +191,8 @@ impl Server {
         self.runtime.pending_listeners() > 0
     }
 
-    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then cuts them.
-    /// Returns how many were cut. Cancelling `at_once` skips the waiting.
+    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then terminates them.
+    /// Returns how many were terminated. Cancelling `at_once` skips the waiting.
     pub async fn stop(self, at_once: CancellationToken) -> u64 {
         let Self {
             state, mut runtime, ..

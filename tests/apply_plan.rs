@@ -3,22 +3,31 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{Read as _, Write as _},
+    io::{Read, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::atomic::{AtomicU32, Ordering},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixStream,
+    },
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 use tembuku::internals::{
     admin, config,
     control::{Prepared, Server},
-    plan::Plan,
+    plan::{Plan, diff::Change},
 };
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 const CHANGES: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Where listeners are: sockets towards the backends have local ports of another address.
+const FRONT: &str = "127.0.2.1";
 /// Sessions that are kept on each listener.
 const SESSIONS: usize = 3;
 
@@ -110,7 +119,7 @@ impl Model {
             let bind = listener
                 .ports
                 .iter()
-                .map(|port| format!("\"127.0.0.1:{port}\""));
+                .map(|port| format!("\"{FRONT}:{port}\""));
             text += &format!(
                 "[listeners.{name}]\nprotocol = \"{}\"\nbind = [{}]\nupstream = \"{}\"\n\
                  idle_timeout = \"{}s\"\nretries = {}\n",
@@ -281,12 +290,12 @@ impl Session {
             true => {
                 // An address of its own: flows of clients that are gone are not those of this one.
                 let socket = UdpSocket::bind((own_address(), 0)).expect("a socket");
-                socket.connect(("127.0.0.1", port)).expect("connected");
+                socket.connect((FRONT, port)).expect("connected");
                 socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
                 Client::Flow(socket)
             }
             false => {
-                let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
+                let stream = TcpStream::connect((FRONT, port)).expect("connected");
                 stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
                 Client::Stream(stream)
             }
@@ -332,7 +341,7 @@ impl Session {
     }
 }
 
-fn read_line(stream: &mut TcpStream, name: &str) -> String {
+fn read_line(stream: &mut impl Read, name: &str) -> String {
     let mut line = Vec::new();
     let mut byte = [0];
     loop {
@@ -434,8 +443,160 @@ fn apply(runtime: &Runtime, server: &mut Server, model: &Model) {
     });
 }
 
+fn control_runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+fn start(runtime: &Runtime, plan: Plan) -> Server {
+    runtime.block_on(async {
+        let prepared = Prepared::new(plan).await;
+        let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}"));
+        Server::start(prepared)
+            .await
+            .unwrap_or_else(|errors| panic!("{errors}"))
+    })
+}
+
+/// Applies a configuration: what has changed, or the error.
+fn try_to_apply(runtime: &Runtime, server: &mut Server, text: &str) -> Result<Vec<Change>, String> {
+    let plan = parse(text);
+    runtime.block_on(async {
+        let prepared = Prepared::for_change(plan).await;
+        let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}"));
+        server
+            .apply(prepared)
+            .await
+            .map_err(|errors| errors.to_string())
+    })
+}
+
+fn parse(text: &str) -> Plan {
+    let text = format!("[process]\nworkers = 2\n[log]\nlevel = \"error\"\n{text}");
+    config::parse(&text, "test").unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// Descriptors are counted for the whole process: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((FRONT, 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+#[test]
+fn a_unix_socket_goes_over_to_a_listener_of_another_name() {
+    let _alone = alone();
+    let backend = start_backend();
+    let folder = std::env::temp_dir().join(format!("tembuku-apply-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("socket");
+    let text = |name: &str, mode: &str| {
+        format!(
+            "[listeners.{name}]\nbind = \"unix:{}\"\nunix_mode = \"{mode}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [\"{backend}\"]\n",
+            path.display()
+        )
+    };
+    let mode = || fs::metadata(&path).expect("a file").permissions().mode() & 0o777;
+    let inode = || fs::metadata(&path).expect("a file").ino();
+    let runtime = control_runtime();
+    let mut server = start(&runtime, parse(&text("a", "0600")));
+    let before = (inode(), mode());
+    assert_eq!(before.1, 0o600);
+    let mut session = UnixStream::connect(&path).expect("connected");
+    assert_eq!(read_line(&mut session, "a"), backend.to_string());
+    try_to_apply(&runtime, &mut server, &text("b", "0660")).expect("applied");
+    assert_eq!((inode(), mode()), (before.0, 0o660));
+    session.write_all(b"still\n").expect("written");
+    assert_eq!(read_line(&mut session, "a"), "still");
+    let mut next = UnixStream::connect(&path).expect("connected");
+    assert_eq!(read_line(&mut next, "b"), backend.to_string());
+    let elsewhere = format!(
+        "[listeners.b]\nbind = \"{FRONT}:{}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{backend}\"]\n",
+        free_port()
+    );
+    try_to_apply(&runtime, &mut server, &elsewhere).expect("applied");
+    assert!(!path.exists());
+    runtime.block_on(server.stop(CancellationToken::new()));
+    let _ = fs::remove_dir_all(folder);
+}
+
+#[test]
+fn a_plan_that_cannot_be_bound_changes_nothing() {
+    let _alone = alone();
+    let backend = start_backend();
+    let taken = TcpListener::bind((FRONT, 0)).expect("a port");
+    let taken = taken.local_addr().map(|address| (taken, address));
+    let (_taken, taken) = taken.expect("an address");
+    let port = free_port();
+    let text = |retries: u32, more: &str| {
+        format!(
+            "[listeners.a]\nbind = \"{FRONT}:{port}\"\nretries = {retries}\nupstream = \"u\"\n\
+             {more}[upstreams.u]\nbackends = [\"{backend}\"]\n"
+        )
+    };
+    let runtime = control_runtime();
+    let mut server = start(&runtime, parse(&text(1, "")));
+    let more = format!("[listeners.b]\nbind = \"{taken}\"\nupstream = \"u\"\n");
+    let error = try_to_apply(&runtime, &mut server, &text(2, &more)).expect_err("it is taken");
+    assert!(
+        error.contains(&format!("cannot listen on {taken}")),
+        "{error}"
+    );
+    assert_eq!(server.state.view().plan, parse(&text(1, "")));
+    try_to_apply(&runtime, &mut server, &text(2, "")).expect("applied");
+    assert_eq!(server.state.view().plan, parse(&text(2, "")));
+    runtime.block_on(server.stop(CancellationToken::new()));
+}
+
+#[test]
+fn what_needs_an_upgrade_is_named_and_not_in_effect() {
+    let _alone = alone();
+    let backend = start_backend();
+    let (port, udp_port) = (free_port(), free_port());
+    let text = |protocol: &str, more: &str| {
+        format!(
+            "[listeners.a]\nbind = \"{FRONT}:{port}\"\nprotocol = \"{protocol}\"\n\
+             upstream = \"u\"\n{more}[upstreams.u]\nbackends = [\"{backend}\"]\n"
+        )
+    };
+    let runtime = control_runtime();
+    let mut server = start(&runtime, parse(&text("tcp", "")));
+    let needs_upgrade = |changes: Vec<Change>| {
+        let needs = |change: &Change| matches!(change, Change::NeedsUpgrade(_));
+        changes.iter().filter(|change| needs(change)).count()
+    };
+    let changes = try_to_apply(&runtime, &mut server, &text("udp", "")).expect("applied");
+    assert_eq!(needs_upgrade(changes), 1);
+    // The first UDP listener of a process needs no upgrade.
+    let more = format!(
+        "[listeners.l0]\nbind = \"{FRONT}:{udp_port}\"\nprotocol = \"udp\"\nupstream = \"u\"\n"
+    );
+    let changes = try_to_apply(&runtime, &mut server, &text("tcp", &more)).expect("applied");
+    assert_eq!(needs_upgrade(changes), 0);
+    for (name, port) in [("l0", udp_port), ("l1", port)] {
+        let listener = Listener {
+            is_udp: is_udp(name),
+            ports: [port].into(),
+            upstream: "u".to_owned(),
+            idle_timeout: 6,
+            retries: 1,
+        };
+        assert_eq!(Session::open(name, &listener).backend, backend);
+    }
+    runtime.block_on(server.stop(CancellationToken::new()));
+}
+
 #[test]
 fn no_change_of_the_plan_ends_a_session_or_leaks() {
+    let _alone = alone();
     let seed = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -443,7 +604,7 @@ fn no_change_of_the_plan_ends_a_session_or_leaks() {
     let backends: Vec<SocketAddr> = (0..5).map(|_| start_backend()).collect();
     let reserved: Vec<(TcpListener, UdpSocket)> = (0..24)
         .map(|_| {
-            let tcp = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let tcp = TcpListener::bind((FRONT, 0)).expect("a port");
             let udp = UdpSocket::bind(tcp.local_addr().expect("an address")).expect("a port");
             (tcp, udp)
         })
@@ -477,17 +638,8 @@ fn no_change_of_the_plan_ends_a_session_or_leaks() {
         model.listeners.insert(name.to_owned(), listener);
     }
     let first = model.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let mut server = runtime.block_on(async {
-        let prepared = Prepared::new(model.plan()).await;
-        let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}"));
-        Server::start(prepared)
-            .await
-            .unwrap_or_else(|errors| panic!("{errors}"))
-    });
+    let runtime = control_runtime();
+    let mut server = start(&runtime, model.plan());
     // What is made at the first session and then kept.
     drop(Session::open("l1", &model.listeners["l1"]));
     let resting = count_when_settled(&runtime);

@@ -1,4 +1,4 @@
-//! What the addresses of a plan have to do with the interfaces of this machine.
+//! Checks the addresses of a plan against the network interfaces of this machine.
 
 use super::StartError;
 use crate::{
@@ -9,45 +9,44 @@ use crate::{
 use nix::ifaddrs::getifaddrs;
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// Every address whose interface is not here.
+/// Every address with an interface that this machine does not have.
 pub(super) fn missing(plan: &Plan) -> Vec<StartError> {
     let mut problems = Vec::new();
-    let mut look = |whose: &dyn Fn() -> String, place: &Addr| {
-        if !is_here(place) {
-            problems.push(StartError::NoInterface { user: whose() });
+    let mut check = |user: &dyn Fn() -> String, addr: &Addr| {
+        if !has_its_interface(addr) {
+            problems.push(StartError::NoInterface { user: user() });
         }
     };
     for listener in &plan.listeners {
         for bind in &listener.bind {
-            // All places of an entry have the same.
-            if let Some(place) = bind.addrs.first() {
-                let whose =
-                    || format!("listener {}: cannot listen on {}", listener.name, bind.text);
-                look(&whose, place);
+            // All addresses of an entry have the same interface.
+            if let Some(addr) = bind.addrs.first() {
+                let user = || format!("listener {}: cannot listen on {}", listener.name, bind.text);
+                check(&user, addr);
             }
         }
     }
     for upstream in &plan.upstreams {
         for backend in &upstream.backends {
-            if let Target::Addr(place) = &backend.target {
-                look(
+            if let Target::Addr(addr) = &backend.target {
+                check(
                     &|| format!("upstream {}: backend {}", upstream.name, backend.text),
-                    place,
+                    addr,
                 );
             }
         }
-        if let Some(CheckAt::Addr(place)) = upstream.check.as_ref().map(|check| &check.at) {
-            look(
+        if let Some(CheckAt::Addr(addr)) = upstream.check.as_ref().map(|check| &check.at) {
+            check(
                 &|| format!("upstream {}: `address` of its check", upstream.name),
-                place,
+                addr,
             );
         }
     }
     problems
 }
 
-fn is_here(place: &Addr) -> bool {
-    match place {
+fn has_its_interface(addr: &Addr) -> bool {
+    match addr {
         Addr::Tcp(address) => has_interface(*address),
         Addr::Unix(_) => true,
     }
@@ -66,14 +65,14 @@ pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) ->
             .collect()
         },
     );
-    let places = |name: &str, backend: usize| {
-        let places = resolved.get(name).and_then(|all| all.get(backend));
-        places.cloned().unwrap_or_default()
+    let addresses = |name: &str, backend: usize| {
+        let addresses = resolved.get(name).and_then(|all| all.get(backend));
+        addresses.cloned().unwrap_or_default()
     };
     let found = find_loops(
         &plan.listeners,
         &plan.upstreams,
-        |upstream, backend| places(&upstream.name, backend),
+        |upstream, backend| addresses(&upstream.name, backend),
         |ip| own.contains(&ip),
     );
     let describe = |found: crate::config::Loop| StartError::Loop {

@@ -55,9 +55,9 @@ pub(super) struct Runtime {
     workers: Workers,
     resolver: Resolver,
     checks: checks::Shared,
-    /// Over all upstreams, of the sessions that are told to end.
+    /// Limits how fast sessions are terminated, over all upstreams.
     pace: Arc<Mutex<Pace>>,
-    /// Accept loops and sessions.
+    /// Tracks accept loops and sessions.
     tasks: TaskTracker,
     upstreams: BTreeMap<String, UpstreamRuntime>,
     listeners: BTreeMap<String, ListenerRuntime>,
