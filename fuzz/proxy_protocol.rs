@@ -1,4 +1,5 @@
-//! The reader of PROXY protocol headers against arbitrary bytes: started by `fuzz/run proxy_protocol`.
+//! The reader of PROXY protocol headers against arbitrary bytes: started by `fuzz/run
+//! proxy_protocol`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,8 @@
 //! What the program runs on: validated, complete, and free of "maybe".
 //!
-//! `config` turns what the user wrote into a [`Plan`]; from there on no code asks whether a
-//! value was given or makes sense. Only the standard library is used here. `Default` gives the values that
-//! a field has before its key is read; the defaults of keys are in `config::keys`.
+//! `config` turns what the user wrote into a [`Plan`]; from there on no code asks whether a value
+//! was given or makes sense. Only the standard library is used here. `Default` gives the values
+//! that a field has before its key is read; the defaults of keys are in `config::keys`.
 
 pub mod access;
 pub mod diff;

@@ -5,25 +5,46 @@ use crate::{
     sys::blocking,
 };
 use rustix::fs::Mode;
-use std::{io, path::Path};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 use tokio::net::UnixListener;
 
 const BACKLOG: i32 = 128;
 
-/// The file must be kept for as long as the socket is served.
-pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
-    let describe = |e: io::Error| {
-        let hint = match e.kind() {
+/// The socket of this path cannot be served.
+#[derive(Debug)]
+pub struct SocketError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+impl std::error::Error for SocketError {}
+
+impl fmt::Display for SocketError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = match self.error.kind() {
             io::ErrorKind::AddrInUse => "; another process is listening there",
             io::ErrorKind::NotFound => {
-                "; its folder must be there (a systemd unit makes /run/tembuku by RuntimeDirectory=tembuku)"
+                "; its folder must be there (a systemd unit makes /run/tembuku by \
+                 RuntimeDirectory=tembuku)"
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "; its folder must be writable for the user that runs tembuku"
             }
             _ => "",
         };
-        format!("cannot listen on {}: {e}{hint}", path.display())
+        let Self { path, error } = self;
+        write!(f, "cannot listen on {}: {error}{hint}", path.display())
+    }
+}
+
+/// The file must be kept for as long as the socket is served.
+pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+    let failed = |error: io::Error| SocketError {
+        path: path.to_owned(),
+        error,
     };
     let owned = path.to_owned();
     let rights = FileRights {
@@ -33,7 +54,7 @@ pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), String> {
     };
     let bind = move || listen_unix(&owned, BACKLOG, &rights);
     let bound = blocking::call(blocking::LIMIT, bind).await.flatten();
-    let (listener, file) = bound.map_err(describe)?;
-    let listener = UnixListener::from_std(listener).map_err(describe)?;
+    let (listener, file) = bound.map_err(failed)?;
+    let listener = UnixListener::from_std(listener).map_err(failed)?;
     Ok((listener, file))
 }

@@ -79,8 +79,8 @@ pub(super) struct Backend {
     pub(super) admin_state: &'static str,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
-    /// Since when the admin state, or else the verdict of the checks, is what it is; null before the
-    /// first change.
+    /// Since when the admin state, or else the verdict of the checks, is what it is; null before
+    /// the first change.
     pub(super) since: Option<String>,
     /// The roles of its addresses, "primary" or "replica"; empty where no check asks for them or no
     /// answer gives them.

@@ -126,7 +126,7 @@ async fn admin_doors(
     let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) else {
         return Ok((doors, None));
     };
-    let (listener, file) = admin::listen(path).await?;
+    let (listener, file) = admin::listen(path).await.map_err(|e| e.to_string())?;
     doors.push((
         AdminListener::Unix(listener),
         format!("unix:{}", path.display()),

@@ -19,8 +19,8 @@ pub struct Check {
     pub rise: u32,
     /// So many failures in a row take it out; at least 1.
     pub fall: u32,
-    /// A primary that has given no certain answer for so long takes nothing new; `None`: there is no
-    /// limit.
+    /// A primary that has given no certain answer for so long takes nothing new; `None`: there is
+    /// no limit.
     pub stale_after: Option<Duration>,
     /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
     /// Only without a role.

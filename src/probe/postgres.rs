@@ -393,8 +393,8 @@ impl Dialogue<'_> {
         Ok(Step::Done(answer))
     }
 
-    /// What an error about the user of a startup message means: a default user may be refused, unless
-    /// the error concerns every user.
+    /// What an error about the user of a startup message means: a default user may be refused,
+    /// unless the error concerns every user.
     fn startup_result(&self, error: &Error) -> CheckResult {
         match error.result() {
             _ if self.settings.startup.is_none() && !error.concerns_everyone() => CheckResult::Ok,

@@ -149,8 +149,8 @@ pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
 }
 
 /// With a checksum, and with those of `tlvs`, from an accepted header, that fit. Where the two ends
-/// are of different families, the IPv4 one becomes an IPv6 address. Without addresses the command is
-/// LOCAL, which every receiver must accept; HAProxy refuses PROXY with UNSPEC.
+/// are of different families, the IPv4 one becomes an IPv6 address. Without addresses the command
+/// is LOCAL, which every receiver must accept; HAProxy refuses PROXY with UNSPEC.
 pub fn encode(addresses: &Addresses, tlvs: &[u8]) -> Vec<u8> {
     encode_for(STREAM, addresses, tlvs)
 }

@@ -19,8 +19,8 @@ use crate::{
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
-/// One of each listener serves new sessions. Another one takes its place when the plan changes, with
-/// the same counters; sessions keep the one that they began with.
+/// One of each listener serves new sessions. Another one takes its place when the plan changes,
+/// with the same counters; sessions keep the one that they began with.
 pub struct Service {
     pub plan: plan::Listener,
     pub metrics: Arc<ListenerMetrics>,

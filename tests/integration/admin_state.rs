@@ -652,8 +652,8 @@ fn no_session_starts_on_a_drained_backend() {
     assert_eq!(setup.tembuku.metric("sessions_closed_total", &none), 0.0);
 }
 
-/// Fifty operators at once, while sessions come and go: at the end all is as the last of each wanted
-/// it.
+/// Fifty operators at once, while sessions come and go: at the end all is as the last of each
+/// wanted it.
 #[test]
 fn many_operators_at_once() {
     let setup = checked(&["", "", ""], "on_drain = \"close\"");
@@ -707,8 +707,8 @@ fn many_operators_at_once() {
     let more: Vec<_> = asked().iter().zip(before).map(|(n, b)| n - b).collect();
     println!("checks in the same time: {more:?}");
     assert!(more.iter().all(|n| (10..40).contains(n)), "{more:?}");
-    // Every change of an admin state that had an effect is in the counters: as many ways in as out, for each is
-    // ready now.
+    // Every change of an admin state that had an effect is in the counters: as many ways in as out,
+    // for each is ready now.
     let entered = |to: &str| {
         setup
             .tembuku

@@ -1,5 +1,5 @@
-//! Every dependency's licence is one that this project may be distributed with, and none is built in
-//! two versions without a reason.
+//! Every dependency's licence is one that this project may be distributed with, and none is built
+//! in two versions without a reason.
 //!
 //! The other half of such an audit, known vulnerabilities, needs the RustSec database from the
 //! network (`cargo audit` or `cargo deny check advisories`), and so has no place in a test that

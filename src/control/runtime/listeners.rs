@@ -173,8 +173,8 @@ impl Runtime {
     }
 
     /// The sockets that each UDP listener of the plan goes on with: its own, or those of a listener
-    /// that is not in the plan and had one of its addresses. An address whose flows go on with other
-    /// sockets cannot be bound before they have ended.
+    /// that is not in the plan and had one of its addresses. An address whose flows go on with
+    /// other sockets cannot be bound before they have ended.
     fn assign_datagrams(&self, plan: &Plan) -> BTreeMap<String, &DatagramSockets> {
         let mut assigned = BTreeMap::new();
         let mut free: Vec<(&String, &DatagramSockets)> = Vec::new();

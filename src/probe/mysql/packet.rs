@@ -35,8 +35,8 @@ pub(super) fn frame(number: u8, payload: &[u8]) -> Vec<u8> {
     [&[length[0], length[1], length[2], number], payload].concat()
 }
 
-/// Reads a payload from its beginning to its end. Each method takes something off, or reports that it
-/// is not there.
+/// Reads a payload from its beginning to its end. Each method takes something off, or reports that
+/// it is not there.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 

@@ -20,8 +20,8 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
     let Some((&kind, rest)) = bytes.split_first() else {
         return Ok(None);
     };
-    // Those that a server may send to a client that neither copies nor prepares. So another protocol
-    // is recognised at its first byte.
+    // Those that a server may send to a client that neither copies nor prepares. So another
+    // protocol is recognised at its first byte.
     if !b"ACDEIKNRSTZv".contains(&kind) {
         return Err(Wrong);
     }

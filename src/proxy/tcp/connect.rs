@@ -33,8 +33,8 @@ use std::{
 
 /// How often the client is checked while a connect is under way.
 const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// A client that has sent nothing and has ended its side has left, or only wants to receive: the two
-/// look the same. A connect gets this long to succeed before the client counts as gone.
+/// A client that has sent nothing and has ended its side has left, or only wants to receive: the
+/// two look the same. A connect gets this long to succeed before the client counts as gone.
 const GRACE: Duration = Duration::from_millis(500);
 /// A connect that failed for a local shortage is tried again after this time: no event tells when
 /// the shortage is over.

@@ -274,7 +274,8 @@ fn keep_reserve() {
     });
 }
 
-/// Runs `act` with one more free descriptor. One worker at a time, so that another does not take it.
+/// Runs `act` with one more free descriptor. One worker at a time, so that another does not take
+/// it.
 fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! Which datagrams of a batch leave together. Pure.
 //!
-//! The kernel sends a run of datagrams of one size, of which the last may be shorter, at little more
-//! than the cost of one (UDP_SEGMENT). The receiver gets the same datagrams.
+//! The kernel sends a run of datagrams of one size, of which the last may be shorter, at little
+//! more than the cost of one (UDP_SEGMENT). The receiver gets the same datagrams.
 
 /// The most datagrams of one run, and parts of one message, that every kernel takes.
 pub(super) const MAX_DATAGRAMS: usize = 64;
@@ -38,8 +38,8 @@ pub(super) fn max_bytes(segment: usize) -> usize {
     segment * (MAX_BYTES / segment).clamp(1, MAX_DATAGRAMS)
 }
 
-/// How many of the pieces, from the first on, are sent as one run, and the size of its datagrams; 0 if
-/// there is only one. No piece may be longer than [`max_bytes`].
+/// How many of the pieces, from the first on, are sent as one run, and the size of its datagrams; 0
+/// if there is only one. No piece may be longer than [`max_bytes`].
 pub(super) fn run(pieces: impl IntoIterator<Item = Piece>) -> (usize, usize) {
     let mut pieces = pieces.into_iter();
     let Some(first) = pieces.next() else {

@@ -17,8 +17,9 @@ impl BatchSize {
         usize::from(self.size)
     }
 
-    /// `count`: the result of the receive in this `turn`. A socket with more datagrams is ready again
-    /// in the next turn; one that gets a single datagram at a time is not. `max`: at most 255.
+    /// `count`: the result of the receive in this `turn`. A socket with more datagrams is ready
+    /// again in the next turn; one that gets a single datagram at a time is not. `max`: at most
+    /// 255.
     pub(super) fn adapt(&mut self, count: usize, turn: u32, max: usize) {
         let size = self.get();
         let follows = turn.wrapping_sub(self.turn) <= 1;
@@ -38,8 +39,8 @@ impl BatchSize {
 mod tests {
     use super::*;
 
-    /// The batch size of each receive, by the number of datagrams that wait; `turns` from one receive
-    /// to the next.
+    /// The batch size of each receive, by the number of datagrams that wait; `turns` from one
+    /// receive to the next.
     fn sizes(waiting: &[usize], turns: u32) -> Vec<usize> {
         let mut size = BatchSize::ONE;
         let mut turn = 10;

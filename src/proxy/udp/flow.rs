@@ -244,8 +244,8 @@ fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
     replies > 0 || age > trial
 }
 
-/// How long a flow may be silent, in milliseconds. `is_last`: the process stops, and no reply is known
-/// to be owed.
+/// How long a flow may be silent, in milliseconds. `is_last`: the process stops, and no reply is
+/// known to be owed.
 fn longest_silence(idle_ms: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
     let idle = match retired.is_some_and(CloseReason::leaves_backend) {
         true => idle_ms.min(LINGER),

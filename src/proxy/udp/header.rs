@@ -1,4 +1,5 @@
-//! PROXY protocol headers in front of datagrams: version 2 only, since version 1 is for connections.
+//! PROXY protocol headers in front of datagrams: version 2 only, since version 1 is for
+//! connections.
 
 use super::table::More;
 use crate::proxy_protocol::{Addresses, Parser, SIGNATURE_V2, encode_v2_datagram};
@@ -6,8 +7,8 @@ use std::net::SocketAddr;
 
 /// What a datagram from a trusted peer begins with.
 pub(super) enum Begins {
-    /// A header of `taken` bytes, which names the client and the address that it sent to, or neither:
-    /// then the peer is the client.
+    /// A header of `taken` bytes, which names the client and the address that it sent to, or
+    /// neither: then the peer is the client.
     Header {
         taken: usize,
         named: Option<(SocketAddr, SocketAddr)>,

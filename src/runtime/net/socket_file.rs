@@ -65,8 +65,8 @@ pub fn listen_unix(
 }
 
 impl FileRights {
-    /// Sets the rights of a file by a descriptor, and never through a link: in a folder that others may write to, the path
-    /// may have been replaced.
+    /// Sets the rights of a file by a descriptor, and never through a link: in a folder that others
+    /// may write to, the path may have been replaced.
     pub fn apply(&self, path: &Path) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;

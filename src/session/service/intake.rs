@@ -27,8 +27,8 @@ const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 
 impl Failures {
-    /// Counts a failed call and returns how long to wait before the next. A single failure may concern
-    /// one client: from the second in a row on the socket counts as failing.
+    /// Counts a failed call and returns how long to wait before the next. A single failure may
+    /// concern one client: from the second in a row on the socket counts as failing.
     pub fn add(&mut self, intake: &Intake) -> Duration {
         self.0 = self.0.saturating_add(1);
         if self.0 == 2 {

@@ -76,8 +76,8 @@ impl Counter {
     }
 }
 
-/// The largest value of a counter that a scrape has shown. A counter that was decremented stays there
-/// until it has caught up: a counter that falls means a restart.
+/// The largest value of a counter that a scrape has shown. A counter that was decremented stays
+/// there until it has caught up: a counter that falls means a restart.
 #[derive(Debug, Default)]
 pub struct Shown(AtomicU64);
 

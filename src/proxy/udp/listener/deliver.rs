@@ -106,8 +106,8 @@ impl Listener {
         self.count_dropped_by(reason, Some(error), pieces);
     }
 
-    /// The flow for datagrams whose backend could not be reached. `None`: there is no other backend,
-    /// and this one would fail again.
+    /// The flow for datagrams whose backend could not be reached. `None`: there is no other
+    /// backend, and this one would fail again.
     fn after_failure(
         &mut self,
         context: &mut Context,

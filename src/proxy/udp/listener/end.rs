@@ -128,12 +128,14 @@ impl Listener {
             }
         }
         self.is_draining = true;
-        // Fine enough for `QUIET`; flows that may be silent for longer are only looked at more often.
+        // Fine enough for `QUIET`; flows that may be silent for longer are only looked at more
+        // often.
         self.rebuild_wheel(self.idle_ms.min(QUIET), context.ms);
     }
 
     /// Lets a stop end when the last flow has ended. The sockets stay open: without them the kernel
-    /// would distribute clients anew, and those of flows on other workers would reach the wrong one.
+    /// would distribute clients anew, and those of flows on other workers would reach the wrong
+    /// one.
     pub(in crate::proxy::udp) fn release_when_empty(&mut self) {
         if self.is_draining && self.flows.is_empty() {
             self.alive = None;

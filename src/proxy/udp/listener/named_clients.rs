@@ -1,5 +1,5 @@
-//! The clients that trusted peers have named by PROXY protocol headers: a later datagram of the same
-//! peer may come without one. Pure.
+//! The clients that trusted peers have named by PROXY protocol headers: a later datagram of the
+//! same peer may come without one. Pure.
 
 use super::super::table::{Key, More};
 use ahash::AHashMap;

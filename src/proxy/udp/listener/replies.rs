@@ -29,7 +29,8 @@ const SUSTAINED: u32 = 16;
 const BUFFER: usize = 1 << 20;
 
 impl Listener {
-    /// Receives some of the replies that have come on this flow. At least one slot is free for them.
+    /// Receives some of the replies that have come on this flow. At least one slot is free for
+    /// them.
     pub(in crate::proxy::udp) fn reply(&mut self, context: &mut Context, serial: u32, number: u32) {
         let Some(flow) = self.flow(serial, number) else {
             return;
