@@ -320,7 +320,7 @@ fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
     rules
 }
 
-/// The whole value is taken from [defaults] or none of it, as with `keepalive`.
+/// The whole value is taken from `[defaults]` or none of it, as with `keepalive`.
 fn read_accept_proxy(section: &Section<'_>) -> Option<AcceptProxy> {
     let value = section.get("accept_proxy")?;
     let empty = DeTable::new();
@@ -375,7 +375,7 @@ fn read_trust(table: &Section<'_>) -> Option<Vec<PeerSet>> {
     Some(trust)
 }
 
-/// The whole value is taken from [defaults] or none of it: its parts are not mixed.
+/// The whole value is taken from `[defaults]` or none of it: its parts are not mixed.
 fn read_keepalive(section: &Section<'_>) -> Option<Keepalive> {
     let empty = DeTable::new();
     let table = match section.get("keepalive") {

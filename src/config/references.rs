@@ -16,7 +16,7 @@ pub(super) struct References {
 }
 
 impl References {
-    /// For [defaults]: there may be any.
+    /// For `[defaults]`: there may be any.
     pub(super) fn any() -> Self {
         Self {
             udp: None,

@@ -175,7 +175,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Reports `key` where it stands in this very table; in [defaults] it may be there for others.
+    /// Reports `key` where it stands in this very table; in `[defaults]` it may be there for
+    /// others.
     pub(super) fn report_no_effect(&self, key: &str, found: &NoEffect) {
         if let Some(value) = self.own(key).filter(|_| !self.is_defaults()) {
             self.report

@@ -1,4 +1,4 @@
-//! Keys of the file itself, and of [process], [admin] and [log].
+//! Keys of the file itself, and of `[process]`, `[admin]` and `[log]`.
 
 use super::{
     applies::Applies::Always,

@@ -1,4 +1,4 @@
-//! Addresses as text: "host:port", "[::1]:53", "unix:/path", and in `bind` a range
+//! Addresses as text: "host:port", `[::1]:53`, "unix:/path", and in `bind` a range
 //! "0.0.0.0:7000-7010".
 //!
 //! Pure: no name is looked up here.
