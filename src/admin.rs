@@ -5,6 +5,7 @@ mod format;
 mod host;
 mod http;
 mod page;
+mod reload;
 mod render;
 mod scrape;
 mod socket;

@@ -5,12 +5,14 @@ mod check;
 mod client;
 mod demo;
 mod explain;
+mod reload;
 mod response;
 mod run;
 mod status;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
+    plan::Plan,
     upstream::pool::AdminState,
 };
 use clap::{Args, Parser, Subcommand};
@@ -21,8 +23,7 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 8] = [
-    "reload",
+const NOT_YET: [&str; 7] = [
     "weight",
     "sessions",
     "top",
@@ -61,6 +62,8 @@ enum Command {
     Explain(explain::Explain),
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
+    /// Make a running process read its configuration file again: prints the changes, or every problem
+    Reload(reload::Arguments),
     /// Give backends nothing new; `on_drain` decides about their sessions, and checks continue
     Drain(admin_state::Out),
     /// Let backends serve again
@@ -141,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Check { file, dump } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
         Command::Status(status::Status { at, .. })
+        | Command::Reload(reload::Arguments { at, .. })
         | Command::Drain(admin_state::Out {
             which: admin_state::Ready { at, .. },
             ..
@@ -158,29 +162,37 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Command::Status(args) => status::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
         Command::Ready(args) => admin_state::ready(&args),
         Command::Maint(args) => admin_state::out(&args, AdminState::Maint),
-        Command::Run(args) if args.listen.is_empty() => planned(config::load(&args.file.config)),
+        Command::Run(args) if args.listen.is_empty() => {
+            let file = args.file.config;
+            planned(config::load(&file), Some(file))
+        }
         Command::Run(_) if file_was_named => {
             complain(
                 "error: -c FILE and --listen exclude each other: the file names its own listeners\n",
             );
             ExitCode::from(2)
         }
-        Command::Run(args) => planned(config::from_flags(&Flags {
-            listen: args.listen,
-            to: args.to,
-            udp: args.udp,
-            balance: args.balance,
-            admin: args.admin,
-        })),
+        Command::Run(args) => {
+            let flags = Flags {
+                listen: args.listen,
+                to: args.to,
+                udp: args.udp,
+                balance: args.balance,
+                admin: args.admin,
+            };
+            planned(config::from_flags(&flags), None)
+        }
     }
 }
 
-fn planned(plan: Result<crate::plan::Plan, config::Problems>) -> ExitCode {
+/// `file`: where the plan came from.
+fn planned(plan: Result<Plan, config::Problems>, file: Option<PathBuf>) -> ExitCode {
     match plan {
-        Ok(plan) => run::run(plan),
+        Ok(plan) => run::run(plan, file),
         Err(problems) => {
             complain(&problems.to_string());
             ExitCode::FAILURE

@@ -1,6 +1,7 @@
 //! The control thread: puts plans into effect, owns the workers and their sockets, and stops them.
 
 pub mod journal;
+pub mod reload;
 
 mod admin_state;
 mod bind;
@@ -28,11 +29,13 @@ use crate::{
     sys::{self, blocking},
     upstream::pool::Pool,
 };
+use reload::Reloads;
 use runtime::Runtime;
 use std::{
     sync::{Arc, PoisonError, RwLock, Weak, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// A running server, as the admin side reads it.
@@ -41,6 +44,7 @@ pub struct State {
     pub process: Arc<Process>,
     pub started: SystemTime,
     pub journal: Arc<Journal>,
+    pub reloads: Reloads,
     view: RwLock<Arc<View>>,
 }
 
@@ -61,6 +65,7 @@ pub struct ListenerView {
 pub struct Server {
     pub state: Arc<State>,
     runtime: Runtime,
+    reload_requests: Option<mpsc::Receiver<reload::Request>>,
     _upkeep: AbortOnDropHandle<()>,
 }
 
@@ -80,12 +85,13 @@ impl View {
 }
 
 impl State {
-    fn new(runtime: &Runtime) -> Self {
+    fn new(runtime: &Runtime, reloads: Reloads) -> Self {
         Self {
             workers: runtime.worker_count(),
             process: Arc::clone(&runtime.process),
             started: SystemTime::now(),
             journal: Arc::clone(&runtime.journal),
+            reloads,
             view: RwLock::new(Arc::new(runtime.view())),
         }
     }
@@ -144,7 +150,8 @@ impl Server {
             runtime.join();
             return Err(errors);
         }
-        let state = Arc::new(State::new(&runtime));
+        let (reloads, reload_requests) = Reloads::new();
+        let state = Arc::new(State::new(&runtime, reloads));
         let upkeep = tokio::spawn(keep_up(Arc::downgrade(&state)));
         let listeners = runtime.pending_listeners();
         if listeners > 0 {
@@ -153,6 +160,7 @@ impl Server {
         Ok(Self {
             state,
             runtime,
+            reload_requests: Some(reload_requests),
             _upkeep: AbortOnDropHandle::new(upkeep),
         })
     }
@@ -164,6 +172,12 @@ impl Server {
         let changes = self.runtime.apply(prepared).await?;
         self.state.set_view(self.runtime.view());
         Ok(changes)
+    }
+
+    /// The queue of [`State::reloads`], for the one loop that serves it; `None` the second time.
+    /// Requests fail once it is dropped.
+    pub fn take_reload_requests(&mut self) -> Option<mpsc::Receiver<reload::Request>> {
+        self.reload_requests.take()
     }
 
     /// Begins to accept on the listeners that wait, each once its upstream has first verdicts.

@@ -7,7 +7,10 @@ use crate::{
     upstream::pool::AdminState,
 };
 use http_body_util::{BodyExt as _, Limited};
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{
+    Method, Request, StatusCode,
+    body::{Bytes, Incoming},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,14 +28,23 @@ struct Body {
 }
 
 /// What went wrong: the code, what it is, and what to do.
-struct Refusal(StatusCode, String, String);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String, pub(super) String);
+
+impl Refusal {
+    /// The answer as JSON, with its code.
+    pub(super) fn into_answer(self) -> (StatusCode, Value) {
+        let Self(code, error, hint) = self;
+        (code, json!({ "error": error, "hint": hint }))
+    }
+}
 
 /// The answer as JSON, with its code.
-pub(super) async fn answer(request: Request<Incoming>, state: &State) -> (StatusCode, Value) {
-    match admin_state(request, state).await {
-        Ok(done) => (StatusCode::OK, done),
-        Err(Refusal(code, error, hint)) => (code, json!({ "error": error, "hint": hint })),
-    }
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    state: &State,
+) -> Result<(StatusCode, Value), Refusal> {
+    let done = admin_state(request, state).await?;
+    Ok((StatusCode::OK, done))
 }
 
 async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value, Refusal> {
@@ -48,11 +60,8 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
             "the state of all backends is at /api/v1/status".to_owned(),
         ));
     }
-    let body = Limited::new(request.into_body(), MOST_BYTES)
-        .collect()
-        .await;
-    let body = body.map_err(|e| bad(format!("the body cannot be read: {e}")))?;
-    let body: Body = serde_json::from_slice(&body.to_bytes())
+    let body = read_body(request, bad).await?;
+    let body: Body = serde_json::from_slice(&body)
         .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
     let admin_state = AdminState::of(&body.admin_state).ok_or_else(|| {
         let words = AdminState::ALL.map(AdminState::word);
@@ -76,6 +85,17 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
         })),
         Err(unknown) => Err(not_there(&upstream, &backend, &unknown)),
     }
+}
+
+/// `refuse` makes the refusal from a message.
+pub(super) async fn read_body(
+    request: Request<Incoming>,
+    refuse: impl Fn(String) -> Refusal,
+) -> Result<Bytes, Refusal> {
+    let body = Limited::new(request.into_body(), MOST_BYTES);
+    let collected = body.collect().await;
+    let collected = collected.map_err(|e| refuse(format!("the body cannot be read: {e}")))?;
+    Ok(collected.to_bytes())
 }
 
 fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {

@@ -1,7 +1,7 @@
 //! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
-    control, host,
+    control, host, reload,
     render::{Kind, Renderer, SharedBody},
     status,
 };
@@ -34,6 +34,8 @@ use tokio::{
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// No connection lasts longer: clients that do not read cannot occupy all of them for ever.
 const LIFETIME: Duration = Duration::from_secs(30);
+/// The same on the unix socket, where a reload may wait for others and for a resolver.
+const CONTROL_LIFETIME: Duration = Duration::from_secs(150);
 /// Each scraper keeps a connection; beyond this number the oldest is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// Other web pages cannot use a response: no header allows them to read it, and these forbid to
@@ -125,7 +127,11 @@ where
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     // An error here is the client's: it disconnected, or did not speak HTTP.
-    tokio::spawn(tokio::time::timeout(LIFETIME, served)).abort_handle()
+    let lifetime = match access {
+        Access::ReadOnly => LIFETIME,
+        Access::Control => CONTROL_LIFETIME,
+    };
+    tokio::spawn(tokio::time::timeout(lifetime, served)).abort_handle()
 }
 
 async fn answer(
@@ -146,15 +152,8 @@ async fn answer(
             let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             allowing(refused, "GET, HEAD")
         }
-        path if path.starts_with(control::PREFIX) && access == Access::Control => {
-            let (code, json) = control::answer(request, &state).await;
-            let answer = typed(code, "application/json", format!("{json:#}\n"));
-            match code {
-                StatusCode::METHOD_NOT_ALLOWED => allowing(answer, "POST"),
-                _ => answer,
-            }
-        }
-        path if path.starts_with(control::PREFIX) => text(
+        path if is_command(path) && access == Access::Control => command(request, &state).await,
+        path if is_command(path) => text(
             StatusCode::NOT_FOUND,
             "not found: control is on the unix socket alone, `socket` in [admin]\n",
         ),
@@ -188,6 +187,23 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
         );
     }
     Some(text(refusal.status(), refusal.text()))
+}
+
+fn is_command(path: &str) -> bool {
+    path == reload::PATH || path.starts_with(control::PREFIX)
+}
+
+async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
+    let answer = match request.uri().path() {
+        reload::PATH => reload::answer(request, state).await,
+        _ => control::answer(request, state).await,
+    };
+    let (code, json) = answer.unwrap_or_else(control::Refusal::into_answer);
+    let answer = typed(code, "application/json", format!("{json:#}\n"));
+    match code {
+        StatusCode::METHOD_NOT_ALLOWED => allowing(answer, "POST"),
+        _ => answer,
+    }
 }
 
 fn is_probe(path: &str) -> bool {

@@ -2,11 +2,13 @@
 
 use crate::{
     control::State,
-    telemetry::metrics::{self, BackendFigures, Figures, ListenerFigures, UpstreamFigures},
+    telemetry::metrics::{
+        self, BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures,
+    },
     upstream::pool::Snapshot,
 };
 use hyper::body::Bytes;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// The text, in pieces.
 pub fn scrape(state: &State) -> Vec<Bytes> {
@@ -19,6 +21,10 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         backends: Vec::new(),
         process: &state.process.metrics,
         access_log_dropped: log.map_or(0, |log| log.lines().dropped()),
+        last_reload: state.reloads.last().map(|last| ReloadFigures {
+            is_successful: last.is_successful,
+            last_success: last.last_success.map(seconds),
+        }),
     };
     for service in view.services() {
         figures.listeners.push(ListenerFigures {
@@ -39,6 +45,12 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         figures.backends.extend(backends.into_iter().map(backend));
     }
     metrics::render(&figures)
+}
+
+/// Since the epoch.
+fn seconds(at: SystemTime) -> f64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }
 
 fn backend(backend: Snapshot) -> BackendFigures {

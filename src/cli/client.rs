@@ -2,11 +2,14 @@
 
 use super::ConfigFile;
 use crate::{
-    cli::response::{self, AdminChange, Refusal, Status, clean},
+    cli::response::{
+        self, AdminChange, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
+    },
     config,
+    control::reload::Mode,
 };
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{self, Read as _, Write as _},
@@ -17,6 +20,8 @@ use std::{
 
 /// For each step of a call: a process that works answers at once.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A reload may wait for others, for name servers and for files.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// No answer of ours is as long.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -32,6 +37,12 @@ pub(super) struct At {
 
 #[derive(Debug)]
 pub(super) struct Client(PathBuf);
+
+/// What a reload changed, also as it was sent.
+pub(super) struct Reload {
+    pub(super) report: ReloadReport,
+    pub(super) sent: String,
+}
 
 impl Client {
     /// Errors are whole messages.
@@ -56,7 +67,7 @@ impl Client {
     /// The state of everything, also as it was sent.
     pub(super) fn status(&self) -> Result<(Status, String), String> {
         let path = "/api/v1/status";
-        match self.call("GET", path, "")? {
+        match self.call("GET", path, "", PATIENCE)? {
             (200, body) => match response::read(&body) {
                 Ok(status) => Ok((status, body)),
                 Err(why) => Err(self.strange(path, &why)),
@@ -67,17 +78,37 @@ impl Client {
 
     /// What was done; a refusal is an error.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<AdminChange, String> {
-        let (code, answer) = self.call("POST", path, &body.to_string())?;
+        let (code, answer) = self.call("POST", path, &body.to_string(), PATIENCE)?;
         if code == 200 {
             return response::read(&answer).map_err(|why| self.strange(path, &why));
         }
-        let Refusal { error, hint } = response::read(&answer)
-            .map_err(|why| self.strange(path, &format!("the code is {code}, and {why}")))?;
-        Err(format!(
-            "error: {}\n  hint: {}\n",
-            clean(&error),
-            clean(&hint)
-        ))
+        Err(self.refusal(path, code, &answer))
+    }
+
+    /// Returns when the reload has ended.
+    pub(super) fn reload(&self, mode: Mode) -> Result<Reload, String> {
+        let path = "/api/v1/reload";
+        let body = json!({ "dry_run": mode == Mode::DryRun }).to_string();
+        match self.call("POST", path, &body, RELOAD_PATIENCE)? {
+            (200, sent) => match response::read(&sent) {
+                Ok(report) => Ok(Reload { report, sent }),
+                Err(why) => Err(self.strange(path, &why)),
+            },
+            (422, answer) => match response::read(&answer) {
+                Ok(ReloadProblems { text }) => Err(clean_lines(&text) + "nothing was changed\n"),
+                Err(why) => Err(self.strange(path, &why)),
+            },
+            (code, answer) => Err(self.refusal(path, code, &answer)),
+        }
+    }
+
+    fn refusal(&self, path: &str, code: u16, answer: &str) -> String {
+        match response::read(answer) {
+            Ok(Refusal { error, hint }) => {
+                format!("error: {}\n  hint: {}\n", clean(&error), clean(&hint))
+            }
+            Err(why) => self.strange(path, &format!("the code is {code}, and {why}")),
+        }
     }
 
     /// For an answer that is not one of ours.
@@ -91,8 +122,15 @@ impl Client {
         )
     }
 
-    fn call(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
-        let answer = exchange(&self.0, method, path, body).map_err(|e| self.describe(&e))?;
+    fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+        patience: Duration,
+    ) -> Result<(u16, String), String> {
+        let answer = exchange(&self.0, method, path, body, patience);
+        let answer = answer.map_err(|e| self.describe(&e, patience))?;
         split(&answer).map_err(|why| self.strange(path, why))
     }
 
@@ -101,7 +139,7 @@ impl Client {
         meta.is_ok_and(|meta| meta.file_type().is_socket())
     }
 
-    fn describe(&self, e: &io::Error) -> String {
+    fn describe(&self, e: &io::Error, patience: Duration) -> String {
         let (what, hint) = match e.kind() {
             io::ErrorKind::NotFound => (
                 "there is no such socket".to_owned(),
@@ -121,7 +159,7 @@ impl Client {
                 "the socket is for the user that runs tembuku alone: be that user, or root",
             ),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => (
-                format!("no answer within {} s", PATIENCE.as_secs()),
+                format!("no answer within {} s", patience.as_secs()),
                 "the process may be stopped or hang",
             ),
             _ => (e.to_string(), "name another one with --socket PATH"),
@@ -144,9 +182,15 @@ pub(super) fn encode(name: &str) -> String {
         .collect()
 }
 
-fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Vec<u8>> {
+fn exchange(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    patience: Duration,
+) -> io::Result<Vec<u8>> {
     let mut stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     // That of a connect as well: the queue may be full.
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.connect(&SockAddr::unix(socket)?)?;

@@ -22,7 +22,7 @@ pub(super) fn run() -> ExitCode {
     let prepared = prepare().map_err(|why| format!("error: {why}\n"));
     let said = prepared.and_then(|(plan, what_to_try)| say(&what_to_try).map(|()| plan));
     match said {
-        Ok(plan) => super::run::run(plan),
+        Ok(plan) => super::run::run(plan, None),
         Err(why) => {
             complain(&why);
             ExitCode::FAILURE

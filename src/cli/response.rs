@@ -125,7 +125,7 @@ pub(super) struct Backend {
     pub(super) connections: u64,
 }
 
-fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<LastCheck>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(from)
 }
 
@@ -145,6 +145,39 @@ pub(super) struct AdminChange {
     pub(super) connections: u64,
 }
 
+/// What a reload changed, or would change.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReloadReport {
+    pub(super) applied: bool,
+    pub(super) file: String,
+    pub(super) changes: Vec<ReloadChange>,
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReloadChange {
+    pub(super) object: String,
+    pub(super) name: String,
+    pub(super) change: String,
+    pub(super) keys: Vec<ChangedKey>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ChangedKey {
+    pub(super) key: String,
+    #[serde(deserialize_with = "present")]
+    pub(super) before: Option<String>,
+    #[serde(deserialize_with = "present")]
+    pub(super) after: Option<String>,
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReloadProblems {
+    /// Lines in the form of `tembuku check`.
+    pub(super) text: String,
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Refusal {
     pub(super) error: String,
@@ -157,6 +190,12 @@ const MOST: usize = 500;
 /// What a process sends may be long, and may be meant to steer the terminal.
 pub(super) fn clean(text: &str) -> String {
     shorten(text, MOST).replace(char::is_control, "\u{fffd}")
+}
+
+/// The same of a text of several lines, as long as it is.
+pub(super) fn clean_lines(text: &str) -> String {
+    let is_wrong = |c: char| c.is_control() && c != '\n';
+    text.replace(is_wrong, "\u{fffd}")
 }
 
 /// The error names what is missing or wrong.
@@ -230,6 +269,14 @@ mod tests {
                 read::<AdminChange>(&lacking.to_string()).is_err(),
                 "{lacking}"
             );
+        }
+        let report = json!({ "applied": true, "file": "f", "warnings": ["w"], "changes": [
+            { "object": "backend", "name": "u/a:1", "change": "changed",
+              "keys": [{ "key": "weight", "before": null, "after": "1" }] }] });
+        assert!(read::<ReloadReport>(&report.to_string()).is_ok());
+        for lacking in without_a_field(&report) {
+            let read = read::<ReloadReport>(&lacking.to_string());
+            assert!(read.is_err(), "{lacking}");
         }
     }
 

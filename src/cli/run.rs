@@ -3,20 +3,34 @@
 use super::complain;
 use crate::{
     admin::{self, AdminListener},
-    control::{Prepared, Server, StartErrors},
+    control::{
+        Prepared, Server, StartErrors,
+        reload::{self, Mode, ReloadError, Report},
+    },
     plan::{self, Plan},
     runtime::net::{SocketFile, has_interface},
     sys::{self, blocking},
     telemetry::log,
 };
-use std::{io, process::ExitCode, sync::Arc, time::Duration};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Look-ups that hang in the system's resolver are not waited for at the end.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-pub(super) fn run(plan: Plan) -> ExitCode {
+/// `file`: where the plan came from, to be read again by a reload.
+pub(super) fn run(plan: Plan, file: Option<PathBuf>) -> ExitCode {
     sys::memory::prepare();
     let log = log::init(plan.log.level, plan.log.format);
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -29,7 +43,7 @@ pub(super) fn run(plan: Plan) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match runtime.block_on(serve(plan)) {
+    let code = match runtime.block_on(serve(plan, file)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // After the lines of the log about it.
@@ -42,11 +56,11 @@ pub(super) fn run(plan: Plan) -> ExitCode {
     code
 }
 
-async fn serve(plan: Plan) -> Result<(), String> {
+async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals =
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
-    let (mut server, doors, file) = tokio::select! {
+    let (mut server, doors, socket_file) = tokio::select! {
         started = start(plan) => started?,
         // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
@@ -63,21 +77,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
         let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
         tokio::spawn(admin::serve(door, state, renderer));
     }
-    loop {
-        let next = tokio::select! {
-            next = signals.next() => next,
-            () = server.accept_when_checked(), if server.is_pending() => continue,
-        };
-        match next {
-            Told::Stop => break,
-            Told::ReopenLogs => {
-                if let Some(log) = &server.state.process.access_log {
-                    log.lines().reopen();
-                }
-            }
-            Told::NotYet(signal) => tracing::warn!(signal, "not supported yet, nothing was done"),
-        }
-    }
+    serve_until_stop(&mut server, &mut signals, file.as_deref()).await;
     let at_once = CancellationToken::new();
     let second = at_once.clone();
     tokio::spawn(async move {
@@ -90,8 +90,65 @@ async fn serve(plan: Plan) -> Result<(), String> {
     } else {
         tracing::info!(cut, "stopped, all sessions ended");
     }
-    let _ = blocking::call(PATIENCE, move || drop(file)).await;
+    let _ = blocking::call(PATIENCE, move || drop(socket_file)).await;
     Ok(())
+}
+
+/// Executes what signals and clients of the admin socket tell, until that is to stop.
+async fn serve_until_stop(server: &mut Server, signals: &mut Signals, file: Option<&Path>) {
+    // Requests that are left fail when it is dropped.
+    let mut requests = server.take_reload_requests();
+    loop {
+        let told = tokio::select! {
+            told = signals.next() => told,
+            Some(request) = next_request(&mut requests) => Told::Reload(Some(request)),
+            () = server.accept_when_checked(), if server.is_pending() => continue,
+        };
+        match told {
+            Told::Stop => return,
+            Told::ReopenLogs => {
+                if let Some(log) = &server.state.process.access_log {
+                    log.lines().reopen();
+                }
+            }
+            Told::Reload(Some(request)) if !request.is_wanted() => {}
+            Told::Reload(request) => {
+                let mode = request.as_ref().map_or(Mode::Apply, |request| request.mode);
+                let Some(result) = reload(server, signals, file, mode).await else {
+                    return;
+                };
+                if let Some(request) = request {
+                    request.reply(result);
+                }
+            }
+            Told::NotYet(signal) => tracing::warn!(signal, "not supported yet, nothing was done"),
+        }
+    }
+}
+
+async fn next_request(
+    requests: &mut Option<mpsc::Receiver<reload::Request>>,
+) -> Option<reload::Request> {
+    requests.as_mut()?.recv().await
+}
+
+/// `None`: the process was told to stop before anything was changed.
+async fn reload(
+    server: &mut Server,
+    signals: &mut Signals,
+    file: Option<&Path>,
+    mode: Mode,
+) -> Option<Result<Report, ReloadError>> {
+    let running = server.state.view().plan.clone();
+    let mut preparing = pin!(reload::prepare(file, running));
+    let candidate = loop {
+        tokio::select! {
+            candidate = &mut preparing => break candidate,
+            () = signals.stop() => return None,
+            () = server.accept_when_checked(), if server.is_pending() => {}
+        }
+    };
+    Some(server.reload(candidate, mode).await)
 }
 
 /// What may fail or take long comes first: no client connects to a port that is not served yet.
@@ -137,6 +194,8 @@ async fn admin_doors(
 enum Told {
     Stop,
     ReopenLogs,
+    /// With the request of a client, or by HUP.
+    Reload(Option<reload::Request>),
     NotYet(&'static str),
 }
 
@@ -159,9 +218,12 @@ impl Signals {
         })
     }
 
-    /// TERM or INT, whatever else comes before.
+    /// TERM or INT. Other signals are kept for [`Signals::next`].
     async fn stop(&mut self) {
-        while !matches!(self.next().await, Told::Stop) {}
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 
     async fn next(&mut self) -> Told {
@@ -169,7 +231,7 @@ impl Signals {
             _ = self.term.recv() => Told::Stop,
             _ = self.int.recv() => Told::Stop,
             _ = self.usr1.recv() => Told::ReopenLogs,
-            _ = self.hup.recv() => Told::NotYet("HUP: reload"),
+            _ = self.hup.recv() => Told::Reload(None),
             _ = self.usr2.recv() => Told::NotYet("USR2: upgrade"),
         }
     }

@@ -2,11 +2,12 @@
 
 use super::dump;
 use crate::plan::{Plan, diff::Change};
-use std::collections::BTreeMap;
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
 use toml::{Table, Value};
 
 /// A key of the table that a change concerns; a point stands between the names of inner tables.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ChangedKey {
     pub key: String,
     /// `None`: the old plan does not have the key.
@@ -15,8 +16,26 @@ pub struct ChangedKey {
     pub after: Option<String>,
 }
 
+/// A plan as `--dump` writes it, to be compared by its keys.
+pub struct Dump(Table);
+
+impl Dump {
+    pub fn new(plan: &Plan) -> Self {
+        // A dump can always be read.
+        Self(dump(plan).parse().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for ChangedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, before, after } = self;
+        let text = |value: &'_ Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        write!(f, "{key}: {} -> {}", text(before), text(after))
+    }
+}
+
 /// Which keys differ between the plans in the table that `change` concerns, in their order by name.
-pub fn changed_keys(old: &Plan, new: &Plan, change: &Change) -> Vec<ChangedKey> {
+pub fn changed_keys(old: &Dump, new: &Dump, change: &Change) -> Vec<ChangedKey> {
     let (before, after) = (values(old, change), values(new, change));
     let names = before
         .keys()
@@ -33,12 +52,10 @@ pub fn changed_keys(old: &Plan, new: &Plan, change: &Change) -> Vec<ChangedKey> 
     keys
 }
 
-/// The keys of the table that `change` concerns, as `plan` has it.
-fn values(plan: &Plan, change: &Change) -> BTreeMap<String, String> {
-    // A dump can always be read.
-    let dump: Table = dump(plan).parse().unwrap_or_default();
+/// The keys of the table that `change` concerns.
+fn values(Dump(dump): &Dump, change: &Change) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
-    if let Some(table) = table(&dump, change) {
+    if let Some(table) = table(dump, change) {
         flatten("", table, &mut values);
     }
     values

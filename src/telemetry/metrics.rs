@@ -14,7 +14,7 @@ mod text;
 pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
 pub use families::render;
-pub use figures::{BackendFigures, Figures, ListenerFigures, UpstreamFigures};
+pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures};
 pub use histogram::Histogram;
 
 use crate::plan::reason::{

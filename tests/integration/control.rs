@@ -605,7 +605,7 @@ fn failures_on_the_way_are_reported() {
             1,
             "has no backend \"unix:/x/y z\"",
         ),
-        (&["reload"], 2, "not supported yet"),
+        (&["reload", "--wait"], 2, "--wait"),
         (&["weight"], 2, "not supported yet"),
         (&["sessions"], 2, "not supported yet"),
         (&["top"], 2, "not supported yet"),

@@ -77,6 +77,7 @@ mod refused_calls;
 mod relay_edges;
 mod relay_many;
 mod relay_turns;
+mod reload;
 mod resolve;
 mod resolve_slow;
 mod scrape;

@@ -247,6 +247,25 @@ const FAMILIES: &[(Family, Write)] = &[
             });
         },
     ),
+    gauge(
+        "tembuku_config_last_reload_success_timestamp_seconds",
+        "When the configuration was last reloaded successfully.",
+        |f, out| {
+            let last = f.of.last_reload.as_ref();
+            if let Some(at) = last.and_then(|reload| reload.last_success) {
+                out.add("", at);
+            }
+        },
+    ),
+    gauge(
+        "tembuku_config_last_reload_successful",
+        "Whether the last reload of the configuration was successful.",
+        |f, out| {
+            if let Some(reload) = &f.of.last_reload {
+                out.add("", reload.is_successful);
+            }
+        },
+    ),
     histogram(
         "tembuku_first_byte_duration_seconds",
         "From the start of the connect, or of the flow, to the backend's first byte.",
@@ -531,6 +550,7 @@ mod tests {
                     .collect(),
                 process: &process,
                 access_log_dropped: 0,
+                last_reload: None,
             };
             String::from_utf8(render(&figures).concat()).expect("text")
         };

@@ -14,6 +14,14 @@ pub struct Figures<'a> {
     pub backends: Vec<BackendFigures>,
     pub process: &'a ProcessMetrics,
     pub access_log_dropped: u64,
+    /// `None` before the first reload.
+    pub last_reload: Option<ReloadFigures>,
+}
+
+pub struct ReloadFigures {
+    pub is_successful: bool,
+    /// When a reload was last successful, in seconds since the epoch; `None`: never.
+    pub last_success: Option<f64>,
 }
 
 pub struct ListenerFigures<'a> {

@@ -1,0 +1,494 @@
+//! `tembuku reload`, HUP and the request behind them: what changes, and what does not.
+
+use crate::harness::{
+    http,
+    net::{self, echo},
+    ports, proc, secs,
+    server::{Server, ask_many, list, named},
+    tembuku::{Tembuku, binary, cli},
+    wait_until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    process::{Command, Output},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+struct Setup {
+    tembuku: Tembuku,
+    front: SocketAddr,
+    servers: Vec<Server>,
+}
+
+/// A listener `front` with two backends, of which another test changes what it likes.
+fn setup() -> Setup {
+    let servers = named(2);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[log]\nformat = \"json\"\n\
+         [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.front]\nbind = \"{front}\"\nupstream = \"back\"\n\
+         [upstreams.back]\nbackends = {}\n",
+        list(&servers)
+    ));
+    Setup {
+        tembuku,
+        front,
+        servers,
+    }
+}
+
+impl Setup {
+    fn file(&self) -> String {
+        let path = self.tembuku.dir.file("tembuku.toml");
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn config(&self) -> String {
+        fs::read_to_string(self.file()).unwrap()
+    }
+
+    fn write(&self, config: &str) {
+        fs::write(self.file(), config).unwrap();
+    }
+
+    #[track_caller]
+    fn replace(&self, from: &str, to: &str) {
+        let config = self.config();
+        assert!(config.contains(from), "{from} is not in\n{config}");
+        self.write(&config.replacen(from, to, 1));
+    }
+
+    /// The backends of `back`, as TOML.
+    #[track_caller]
+    fn set_backends(&self, backends: &str) {
+        let config = self.config();
+        let (before, _) = config.split_once("backends = ").unwrap();
+        self.write(&format!("{before}backends = {backends}\n"));
+    }
+
+    /// `tembuku reload` by the socket, with these flags.
+    fn try_reload(&self, flags: &[&str]) -> Output {
+        let socket = self.tembuku.dir.file("admin.sock");
+        let words = ["reload", "--socket", socket.to_str().unwrap()];
+        let mut command = Command::new(binary());
+        command.args(words).args(flags);
+        proc::run(secs(30), command)
+    }
+
+    /// What it prints when it succeeds without a warning.
+    #[track_caller]
+    fn reload(&self) -> String {
+        let output = self.try_reload(&[]);
+        assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+        assert!(output.stderr.is_empty(), "{}", proc::text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it complains of when it fails.
+    #[track_caller]
+    fn fail_to_reload(&self) -> String {
+        let output = self.try_reload(&[]);
+        assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
+        assert!(output.stdout.is_empty(), "{}", proc::text(&output));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.ends_with("nothing was changed\n"), "{said}");
+        said
+    }
+
+    fn status(&self) -> Value {
+        let mut status: Value =
+            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        status["process"]["uptime_seconds"].take();
+        status
+    }
+
+    /// How often each backend is picked.
+    #[track_caller]
+    fn picks(&self, connections: usize) -> Vec<(String, usize)> {
+        let mut picked = ask_many(self.front, connections);
+        picked.sort_unstable();
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for name in picked {
+            match counts.last_mut() {
+                Some((last, count)) if *last == name => *count += 1,
+                _ => counts.push((name, 1)),
+            }
+        }
+        counts
+    }
+}
+
+#[track_caller]
+fn wait_refused(addr: SocketAddr) {
+    wait_until("connects are refused", secs(10), || {
+        TcpStream::connect(addr).is_err()
+    });
+}
+
+fn of(counts: &[(&str, usize)]) -> Vec<(String, usize)> {
+    let owned = counts
+        .iter()
+        .map(|(name, count)| ((*name).to_owned(), *count));
+    owned.collect()
+}
+
+#[test]
+fn a_session_of_an_untouched_listener_lives_through_many_reloads() {
+    let setup = setup();
+    let other = Server::named("other");
+    let (mut held, _) = net::session(setup.front).unwrap();
+    let original = setup.config();
+    let ended = AtomicBool::new(false);
+    let lines = thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            let mut lines = 0_u64;
+            while !ended.load(Ordering::Relaxed) {
+                echo(&mut held, &format!("line {lines}")).unwrap();
+                lines += 1;
+            }
+            lines
+        });
+        for n in 1..=20 {
+            let added = ports::free_addr();
+            setup.write(&format!(
+                "{original}[listeners.other]\nbind = \"{added}\"\nupstream = \"other\"\n\
+                 [upstreams.other]\nbackends = [{{ address = \"{}\", weight = {n} }}]\n",
+                other.addr
+            ));
+            let said = setup.reload();
+            assert!(said.contains("listener other: "), "{said}");
+            assert!(!said.contains("front"), "{said}");
+            assert_eq!(net::ask(added).unwrap(), "other");
+        }
+        ended.store(true, Ordering::Relaxed);
+        talking.join().unwrap()
+    });
+    assert!(lines > 20, "{lines}");
+    let labels = [("listener", "front")];
+    let metric = |name: &str| setup.tembuku.metric(name, &labels);
+    assert_eq!(metric("listener_active_connections"), 1.0);
+    assert_eq!(metric("listener_connections_total"), 1.0);
+    assert_eq!(metric("sessions_closed_total"), 0.0);
+}
+
+#[test]
+fn a_listener_is_added_and_removed() {
+    let setup = setup();
+    let added = ports::free_addr();
+    let original = setup.config();
+    let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
+    setup.write(&format!("{original}{listener}"));
+    let said = setup.reload();
+    assert_eq!(
+        said,
+        format!(
+            "listener added: added\n1 change, reloaded from {}\n",
+            setup.file()
+        )
+    );
+    let (mut held, _) = net::session(added).unwrap();
+    setup.write(&original);
+    let said = setup.reload();
+    assert!(
+        said.starts_with("listener added: removed\n1 change, "),
+        "{said}"
+    );
+    wait_refused(added);
+    echo(&mut held, "still here").unwrap();
+    assert_eq!(setup.picks(2), of(&[("b1", 1), ("b2", 1)]));
+    assert!(setup.reload().starts_with("no changes, reloaded from "));
+}
+
+#[test]
+fn picks_follow_the_backends() {
+    let setup = setup();
+    let third = Server::named("b3");
+    let [one, two] = [0, 1].map(|n| setup.servers[n].addr);
+    assert_eq!(setup.picks(4), of(&[("b1", 2), ("b2", 2)]));
+    setup.set_backends(&format!("[\"{one}\", \"{two}\", \"{}\"]", third.addr));
+    let said = setup.reload();
+    let line = format!("backend back/{}: added\n", third.addr);
+    assert!(said.starts_with(&line), "{said}");
+    assert_eq!(setup.picks(6), of(&[("b1", 2), ("b2", 2), ("b3", 2)]));
+    // A session keeps a backend that is removed.
+    let mut held = loop {
+        let (stream, name) = net::session(setup.front).unwrap();
+        if name == "b3" {
+            break stream;
+        }
+    };
+    setup.set_backends(&format!(
+        "[{{ address = \"{one}\", weight = 3 }}, \"{two}\"]"
+    ));
+    let said = setup.reload();
+    let lines = format!(
+        "backend back/{}: removed\nbackend back/{one}: changed\n  weight: 1 -> 3\n2 changes, ",
+        third.addr
+    );
+    assert!(said.starts_with(&lines), "{said}");
+    assert_eq!(setup.picks(8), of(&[("b1", 6), ("b2", 2)]));
+    echo(&mut held, "still here").unwrap();
+}
+
+#[test]
+fn an_invalid_file_changes_nothing() {
+    let setup = setup();
+    let before = setup.status();
+    let original = setup.config();
+    setup.replace("upstream = \"back\"", "upstream = \"bakc\"\nretires = 1");
+    let said = setup.fail_to_reload();
+    let place = format!(" --> {}:", setup.file());
+    assert_eq!(said.matches(&place).count(), 2, "{said}");
+    assert!(said.contains("did you mean"), "{said}");
+    // The same by the file, in which the command looks for the socket first.
+    let by_file = cli(&["reload", "-c", &setup.file()]);
+    let text = proc::text(&by_file);
+    assert_eq!(by_file.status.code(), Some(1), "{text}");
+    assert!(text.contains(&place), "{text}");
+    for config in ["", "[listeners", "\u{0}"] {
+        setup.write(config);
+        setup.fail_to_reload();
+    }
+    fs::remove_file(setup.file()).unwrap();
+    let said = setup.fail_to_reload();
+    assert!(said.contains("cannot read the configuration"), "{said}");
+    assert_eq!(setup.status(), before);
+    assert_eq!(setup.picks(2), of(&[("b1", 1), ("b2", 1)]));
+    let successful = || setup.tembuku.metric("config_last_reload_successful", &[]);
+    assert_eq!(successful(), 0.0);
+    let time = "config_last_reload_success_timestamp_seconds";
+    assert!(!setup.tembuku.metrics().text.contains(time));
+    setup.write(&original);
+    assert!(setup.reload().starts_with("no changes, "));
+    assert_eq!(successful(), 1.0);
+    assert!(setup.tembuku.metric(time, &[]) > 1.7e9);
+}
+
+#[test]
+fn an_address_in_use_changes_nothing() {
+    let setup = setup();
+    let before = setup.status();
+    let taken = Server::named("taken");
+    let free = ports::free_addr();
+    let original = setup.config();
+    let listeners = format!(
+        "[listeners.free]\nbind = \"{free}\"\nupstream = \"back\"\n\
+         [listeners.taken]\nbind = \"{}\"\nupstream = \"back\"\n",
+        taken.addr
+    );
+    setup.write(&(original.replace("[\"", "[\"127.0.0.1:1\", \"") + &listeners));
+    let said = setup.fail_to_reload();
+    let address = format!("listener taken: cannot listen on {}", taken.addr);
+    assert!(said.contains(&address), "{said}");
+    assert!(!said.contains("listener free"), "{said}");
+    assert_eq!(setup.status(), before);
+    assert!(TcpStream::connect(free).is_err());
+    assert_eq!(setup.picks(4), of(&[("b1", 2), ("b2", 2)]));
+    assert_eq!(net::ask(taken.addr).unwrap(), "taken");
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let setup = setup();
+    let before = setup.status();
+    let added = ports::free_addr();
+    let one = setup.servers[0].addr;
+    let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
+    setup.write(&format!("{}{listener}", setup.config()));
+    setup.replace(
+        &format!("\"{one}\""),
+        &format!("{{ address = \"{one}\", weight = 3 }}"),
+    );
+    let output = setup.try_reload(&["--dry-run"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let expected = format!(
+        "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\n\
+         2 changes in {}, nothing was changed (dry run)\n",
+        setup.file()
+    );
+    assert_eq!(said, expected);
+    assert_eq!(setup.status(), before);
+    assert!(TcpStream::connect(added).is_err());
+    let metrics = setup.tembuku.metrics();
+    assert!(!metrics.text.contains("config_last_reload"));
+    // What it predicts is what is done.
+    let mut reports = [&["--dry-run", "--json"][..], &["--json"]].map(|flags| {
+        let output = setup.try_reload(flags);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    });
+    assert_eq!(reports[0]["applied"].take(), false);
+    assert_eq!(reports[1]["applied"].take(), true);
+    assert_eq!(reports[0], reports[1]);
+    assert_eq!(setup.picks(8), of(&[("b1", 6), ("b2", 2)]));
+    // Problems are found without a change as well.
+    setup.replace("weight = 3", "weight = \"3\"");
+    let output = setup.try_reload(&["--dry-run"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn hup_reloads_and_logs_the_result() {
+    let setup = setup();
+    let successful = |is: f64| {
+        let name = "config_last_reload_successful";
+        setup.tembuku.wait_metric(name, &[], |n| n == is);
+    };
+    let logged = |message: &str| {
+        let log = setup.tembuku.log();
+        let found = log.iter().find(|line| line["message"] == message);
+        found
+            .unwrap_or_else(|| panic!("{message}: {log:?}"))
+            .clone()
+    };
+    let one = setup.servers[0].addr;
+    setup.set_backends(&format!("[\"{one}\"]"));
+    setup.tembuku.proc.signal(Signal::HUP);
+    wait_until("there is one backend", secs(10), || {
+        setup.status()["upstreams"][0]["backends"][1].is_null()
+    });
+    assert_eq!(setup.picks(2), of(&[("b1", 2)]));
+    setup
+        .tembuku
+        .wait_metric("config_last_reload_successful", &[], |n| n == 1.0);
+    let difference = logged("configuration differs");
+    assert_eq!(difference["change"], "removed", "{difference}");
+    assert_eq!(logged("configuration reloaded")["changes"], 1);
+    setup.set_backends("[\"nothing\"]");
+    setup.tembuku.proc.signal(Signal::HUP);
+    successful(0.0);
+    assert!(logged("configuration is not valid")["line"].is_u64());
+    logged("reload failed, nothing was changed");
+    assert_eq!(setup.picks(2), of(&[("b1", 2)]));
+}
+
+#[test]
+fn reloads_at_once_queue() {
+    let setup = setup();
+    let added = ports::free_addr();
+    let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
+    setup.write(&format!("{}{listener}", setup.config()));
+    let said: Vec<String> = thread::scope(|scope| {
+        let reloads = [(); 8].map(|()| scope.spawn(|| setup.reload()));
+        reloads.map(|reload| reload.join().unwrap()).to_vec()
+    });
+    let starting = |text: &str| said.iter().filter(|said| said.starts_with(text)).count();
+    assert_eq!(starting("listener added: added\n1 change, "), 1, "{said:?}");
+    assert_eq!(starting("no changes, "), 7, "{said:?}");
+    assert_eq!(net::ask(added).unwrap(), "b1");
+}
+
+#[test]
+fn what_a_running_process_cannot_change_is_named() {
+    let setup = setup();
+    setup.replace("workers = 2", "workers = 3\ndrain_timeout = \"7s\"");
+    for _ in 0..2 {
+        let output = setup.try_reload(&["--json"]);
+        let warned = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{warned}");
+        assert!(
+            warned.starts_with("warning: process process: not applied"),
+            "{warned}"
+        );
+        assert!(warned.ends_with(": workers\n"), "{warned}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let changes = report["changes"].as_array().unwrap();
+        let last = changes.last().unwrap();
+        assert_eq!(last["change"], "needs_upgrade", "{report}");
+        assert_eq!(last["keys"][0]["key"], "workers", "{report}");
+        assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "{report}");
+    }
+    assert_eq!(setup.status()["process"]["workers"], 2);
+    assert_eq!(setup.picks(2), of(&[("b1", 1), ("b2", 1)]));
+}
+
+#[test]
+fn a_process_without_a_file_says_so() {
+    let servers = named(1);
+    let (front, admin) = (ports::free_addr(), ports::free_addr());
+    let [front_text, to, admin_text] = [front, servers[0].addr, admin].map(|a| a.to_string());
+    let args = [
+        "run",
+        "--listen",
+        &front_text,
+        "--to",
+        &to,
+        "--admin",
+        &admin_text,
+    ];
+    let tembuku = Tembuku::start_with(&args, admin);
+    tembuku.proc.signal(Signal::HUP);
+    tembuku.wait_metric("config_last_reload_successful", &[], |n| n == 0.0);
+    wait_until("the log says why", secs(10), || {
+        let log = tembuku.proc.stderr();
+        log.contains("started without a file")
+    });
+    assert_eq!(net::ask(front).unwrap(), "b1");
+}
+
+#[test]
+fn a_reload_is_requested_on_the_socket_alone() {
+    let setup = setup();
+    let path = "/api/v1/reload";
+    let refused = http::request(setup.tembuku.admin, "POST", path).unwrap();
+    assert_eq!(refused.status, 404, "{refused:?}");
+    let socket = setup.tembuku.dir.file("admin.sock");
+    let call = |method: &str, body: &str| http::request_unix(&socket, method, path, body).unwrap();
+    assert_eq!(call("GET", "").status, 405);
+    for body in ["x", "{\"dry_run\": 1}", "{\"dryrun\": true}"] {
+        assert_eq!(call("POST", body).status, 400, "{body}");
+    }
+    let done = call("POST", "");
+    assert_eq!(done.status, 200, "{done:?}");
+    assert!(done.body.contains("\"applied\": true"), "{done:?}");
+    setup.replace("workers = 2", "workers = \"2\"");
+    let failed = call("POST", "");
+    assert_eq!(failed.status, 422, "{failed:?}");
+    let answer: Value = serde_json::from_str(&failed.body).unwrap();
+    assert_eq!(answer["applied"], false, "{answer}");
+    assert_eq!(answer["problems"].as_array().unwrap().len(), 1, "{answer}");
+    assert!(answer["problems"][0]["line"].is_u64(), "{answer}");
+}
+
+/// A stop is not held up by names that are not answered, nor by reloads that wait.
+#[test]
+fn a_stop_during_a_reload_ends_it() {
+    let mut setup = setup();
+    let pipe = setup.tembuku.dir.file("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    fs::remove_file(setup.file()).unwrap();
+    std::os::unix::fs::symlink(&pipe, setup.file()).unwrap();
+    let socket = setup.tembuku.dir.file("admin.sock");
+    let tembuku = &mut setup.tembuku;
+    thread::scope(|scope| {
+        let request = || http::request_unix(&socket, "POST", "/api/v1/reload", "");
+        let reloads = [(); 2].map(|()| scope.spawn(request));
+        // It reads, since a writer finds a reader.
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+        let mode = rustix::fs::Mode::empty();
+        let mut writer = None;
+        wait_until("the file is read", secs(10), || {
+            writer = rustix::fs::open(&pipe, flags, mode).ok();
+            writer.is_some()
+        });
+        assert_eq!(tembuku.terminate().code(), Some(0));
+        for reload in reloads {
+            // Whether the answer arrives before the end of the process is not certain.
+            if let Ok(answer) = reload.join().unwrap() {
+                assert_eq!(answer.status, 503, "{answer:?}");
+            }
+        }
+    });
+}
