@@ -194,9 +194,7 @@ impl Runtime {
         }
         self.apply_upstreams(prepared.upstreams);
         let closed = self.apply_listeners(bound, kept, &budget);
-        let plan = &self.plan;
-        self.upstreams
-            .retain(|name, _| plan.upstreams.iter().any(|u| u.name == *name));
+        self.remove_upstreams();
         self.accept_due(Instant::now());
         closed.await;
         self.workers.confirm().await;
@@ -216,6 +214,17 @@ impl Runtime {
                 }
             };
             self.upstreams.insert(plan.name.clone(), upstream);
+        }
+    }
+
+    fn remove_upstreams(&mut self) {
+        let is_gone = |name: &&String| self.plan.upstreams.iter().all(|u| u.name != **name);
+        let gone: Vec<String> = self.upstreams.keys().filter(is_gone).cloned().collect();
+        for name in gone {
+            self.upstreams
+                .remove(&name)
+                .into_iter()
+                .for_each(UpstreamRuntime::finish);
         }
     }
 
