@@ -62,7 +62,8 @@ enum Command {
     Explain(explain::Explain),
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
-    /// Make a running process read its configuration file again: prints the changes, or every problem
+    /// Make a running process read its configuration file again: prints the changes, or every
+    /// problem
     Reload(reload::Arguments),
     /// Give backends nothing new; `on_drain` decides about their sessions, and checks continue
     Drain(admin_state::Out),

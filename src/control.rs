@@ -205,8 +205,8 @@ impl Server {
         self.runtime.pending_listeners() > 0
     }
 
-    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then terminates them.
-    /// Returns how many were terminated. Cancelling `at_once` skips the waiting.
+    /// Stops accepting, lets sessions end by themselves until `drain_timeout`, then terminates
+    /// them. Returns how many were terminated. Cancelling `at_once` skips the waiting.
     pub async fn stop(self, at_once: CancellationToken) -> u64 {
         let Self {
             state, mut runtime, ..
