@@ -4,17 +4,17 @@ pub mod journal;
 pub mod reload;
 
 mod admin_state;
+mod apply;
+mod backend_lifecycle;
 mod bind;
+mod budget;
 mod checks;
 mod draining;
 mod interfaces;
-mod lifecycle;
-mod limits;
 mod outage;
 mod prepare;
 mod resolve;
 mod rights;
-mod runtime;
 mod start_error;
 mod supervise;
 
@@ -23,14 +23,13 @@ pub use prepare::Prepared;
 pub use start_error::{StartError, StartErrors};
 
 use crate::{
-    control::journal::Journal,
+    control::{apply::Runtime, journal::Journal},
     plan::{Addr, Plan, diff::Change, reason::CloseReason},
     session::service::{Process, Service},
     sys::{self, blocking},
     upstream::pool::Pool,
 };
 use reload::Reloads;
-use runtime::Runtime;
 use std::{
     sync::{Arc, PoisonError, RwLock, Weak, atomic::Ordering},
     time::{Duration, Instant, SystemTime},

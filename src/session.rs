@@ -2,9 +2,9 @@
 //! what is counted and logged when a session ends.
 
 pub mod admission;
+pub mod backend_search;
 pub mod per_source;
 pub mod registry;
-pub mod search;
 pub mod service;
 pub mod sockets;
 pub mod summary;

@@ -1,7 +1,7 @@
 //! Metrics, the log and the access log.
 
 pub mod access_log;
-pub mod lines;
+pub mod line_writer;
 pub mod log;
 pub mod metrics;
 pub mod throttle;

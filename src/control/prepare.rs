@@ -2,8 +2,9 @@
 //! names. All of it is there before any port is bound, or the result is everything that is wrong.
 //! None of it can hold up the event loop, and so no signal.
 
-use super::{StartError, StartErrors, interfaces, limits::count_udp, resolve, rights};
+use super::{StartError, StartErrors, interfaces, resolve, rights};
 use crate::{
+    control::budget::count_udp,
     plan::{self, Addr, Plan, Tls},
     probe::CheckCredentials,
     proxy::udp,
@@ -14,7 +15,7 @@ use crate::{
     },
     telemetry::{
         access_log::{self, AccessLog},
-        lines::Destination,
+        line_writer::Destination,
     },
 };
 use std::{collections::BTreeMap, io::IsTerminal as _};

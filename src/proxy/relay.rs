@@ -7,12 +7,12 @@
 mod context;
 mod delivery;
 mod direction;
-mod ending;
+mod final_step;
 mod first;
 mod mode;
-mod silence;
+mod timeouts;
 
-pub use ending::{FinalStep, finish};
+pub use crate::proxy::relay::final_step::{FinalStep, finish};
 pub use first::FirstBytes;
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
         self, access,
         reason::{CloseReason, Cut},
     },
+    proxy::relay::timeouts::after,
     proxy_protocol::Watch,
     runtime::{executor, net::Stream},
     session::registry::Session,
@@ -33,7 +34,6 @@ use crate::{
 use context::DirectionContext;
 use delivery::Delivery;
 use direction::{Broken, Cause, Direction};
-use silence::after;
 use std::{
     cell::Cell,
     pin::Pin,

@@ -1,6 +1,6 @@
 //! One record for each session, and for each client that is refused.
 
-use crate::telemetry::lines::{Destination, Lines};
+use crate::telemetry::line_writer::{Destination, Lines};
 use serde::Serialize;
 use std::{fmt::Write as _, io, time::SystemTime};
 

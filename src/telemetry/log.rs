@@ -2,7 +2,7 @@
 
 use crate::{
     plan::{LogFormat, LogLevel},
-    telemetry::lines::{Destination, Lines},
+    telemetry::line_writer::{Destination, Lines},
 };
 use std::io::{self, IsTerminal};
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};

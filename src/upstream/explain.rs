@@ -4,7 +4,7 @@
 mod client;
 mod client_set;
 mod distribution;
-mod reasons;
+mod pick_reasons;
 
 pub use crate::upstream::explain::client_set::{ClientSet, MOST_CLIENTS, draw_ports};
 pub use crate::upstream::explain::distribution::{Counts, Move, Survey, survey};

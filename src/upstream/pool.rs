@@ -6,13 +6,13 @@
 
 mod addresses;
 mod admin_state;
-mod admission;
 mod check_record;
 mod connect_timer;
+mod effective_verdict;
 mod endpoint;
+mod endpoint_admission;
 mod event;
 mod flow;
-mod review;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -36,10 +36,10 @@ use crate::{
         notifier::Notifier,
         pool::{
             addresses::Configured,
-            admission::{Admission, Bar},
+            effective_verdict::Review,
             endpoint::{Endpoint, EndpointConfig},
+            endpoint_admission::{Admission, Bar},
             event::Events,
-            review::Review,
         },
     },
 };

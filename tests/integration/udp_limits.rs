@@ -187,8 +187,8 @@ fn room_is_made_again_and_again() {
     let (front, tembuku) = serve_alone(listener, &servers);
     let began = Instant::now();
     let mut served = 0.0;
-    // The socket of each flow is kept for two seconds: with more than there are descriptors for, new
-    // flows are refused.
+    // The socket of each flow is kept for two seconds: with more than there are descriptors for,
+    // new flows are refused.
     while began.elapsed() < millis(1_500) && served < 5_000.0 {
         assert_eq!(who(&client(front)), "b1", "after {served}");
         served += 1.0;

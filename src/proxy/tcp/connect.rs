@@ -11,8 +11,8 @@ use crate::{
         net::{Stream, open},
     },
     session::{
+        backend_search::{BackendSearch, Unserved},
         registry::Session,
-        search::{BackendSearch, Unserved},
         service::Service,
         summary::Attempt,
     },

@@ -12,7 +12,7 @@ use crate::{
     runtime::net::Stream,
     session::{
         admission::{self, Permits},
-        search::Unserved,
+        backend_search::Unserved,
         service::Service,
         summary::{Attempt, Refusal, Summary},
     },

@@ -1,10 +1,7 @@
 //! The backends of a pool as status and metrics show them.
 
 use super::{
-    AdminSetting, AdminState, Checked, Inner, Pool,
-    addresses::Configured,
-    admission::{Admission, Bar},
-    endpoint::Endpoint,
+    AdminSetting, AdminState, Checked, Inner, Pool, addresses::Configured, endpoint::Endpoint,
 };
 use crate::{
     plan::{
@@ -15,6 +12,7 @@ use crate::{
     upstream::{
         balance::FULL,
         health::{Evidence, Lag, Verdict},
+        pool::endpoint_admission::{Admission, Bar},
     },
 };
 use ahash::HashMap;

@@ -19,8 +19,8 @@ use crate::{
     runtime::{mailbox::Message, net::Client},
     session::{
         admission::{self, Limit, Permits},
+        backend_search::{BackendSearch, Unserved, facts},
         registry::{Arrival, Session},
-        search::{BackendSearch, Unserved, facts},
         service::Call,
         sockets::SocketPermit,
         summary::{Attempt, Refusal, Summary},

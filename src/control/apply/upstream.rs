@@ -3,9 +3,9 @@
 use super::Runtime;
 use crate::{
     control::{
+        backend_lifecycle::Lifecycle,
         checks::{self, Checks},
         draining::Draining,
-        lifecycle::Lifecycle,
         prepare::UpstreamInputs,
         resolve,
     },

@@ -12,7 +12,7 @@ use crate::{
     control::{
         Prepared, StartError, StartErrors,
         bind::{Bound, Request, bind_all},
-        limits::Budget,
+        budget::Budget,
     },
     plan::{Addr, Listener, Plan, Protocol},
     proxy::udp::{self, ListenerId, OwnAddresses},

@@ -8,13 +8,11 @@ mod streams;
 mod upstream;
 
 use super::{
-    Prepared, StartError, StartErrors, View, checks,
-    journal::Journal,
-    limits::{self, Budget, Facts},
-    prepare::UpstreamInputs,
+    Prepared, StartError, StartErrors, View, checks, journal::Journal, prepare::UpstreamInputs,
     resolve::Resolver,
 };
 use crate::{
+    control::budget::{self, Budget, Facts},
     plan::{
         self, Plan,
         diff::{Change, diff, reachable},
@@ -128,7 +126,7 @@ impl Runtime {
             workers,
             has_datagram_workers: false,
         };
-        sys::pipe::set_limit(limits::pipes(descriptors));
+        sys::pipe::set_limit(budget::pipes(descriptors));
         let descriptors = Arc::new(Descriptors::new(0, 0, 0));
         // A thread for datagrams beside each for connections.
         let shards = workers * 2;
@@ -181,12 +179,12 @@ impl Runtime {
         let plan = reachable(&self.plan, &prepared.plan);
         self.closing.retain(|(_, sockets)| sockets.is_open());
         let (bound, kept) = self.bind(&plan, &prepared).await?;
-        if limits::count_udp(&plan) > 0 {
+        if budget::count_udp(&plan) > 0 {
             self.start_datagram_workers().map_err(StartError::Thread)?;
         }
         // Nothing fails from here on.
         self.plan = plan;
-        let budget = limits::budget(&self.plan, self.facts);
+        let budget = budget::budget(&self.plan, self.facts);
         self.set_limits(&budget);
         warn_of_limits(&self.plan, self.facts, &budget);
         if self.listeners.is_empty() {
@@ -353,14 +351,14 @@ impl Runtime {
 fn with_share(listener: &plan::Listener, plan: &Plan, budget: &Budget) -> plan::Listener {
     let mut listener = listener.clone();
     if listener.max_connections == 0 && matches!(listener.protocol, plan::Protocol::Udp(_)) {
-        let listeners = limits::count_udp(plan).max(1) as u64;
+        let listeners = budget::count_udp(plan).max(1) as u64;
         listener.max_connections = (budget.flows / listeners).max(1);
     }
     listener
 }
 
 fn log_start(plan: &Plan, facts: Facts, budget: &Budget) {
-    let udp_listeners = limits::count_udp(plan);
+    let udp_listeners = budget::count_udp(plan);
     let has_tcp = plan.listeners.len() > udp_listeners;
     let max_connections = (has_tcp || udp_listeners == 0).then_some(budget.connections);
     let max_flows = (udp_listeners > 0).then_some(budget.flows);
@@ -369,7 +367,7 @@ fn log_start(plan: &Plan, facts: Facts, budget: &Budget) {
 }
 
 fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
-    let udp_listeners = limits::count_udp(plan);
+    let udp_listeners = budget::count_udp(plan);
     let process = &plan.process;
     let Facts {
         descriptors,
