@@ -3,7 +3,7 @@
 use crate::harness::{
     http,
     net::{self, echo},
-    ports, proc, secs,
+    poll, ports, proc, secs,
     server::{Server, ask_many, list, named},
     tembuku::{Tembuku, binary, cli},
     wait_until,
@@ -339,12 +339,17 @@ fn hup_reloads_and_logs_the_result() {
         let name = "config_last_reload_successful";
         setup.tembuku.wait_metric(name, &[], |n| n == is);
     };
+    // The log is written by a thread of its own, which may be later than the metric.
     let logged = |message: &str| {
-        let log = setup.tembuku.log();
-        let found = log.iter().find(|line| line["message"] == message);
-        found
-            .unwrap_or_else(|| panic!("{message}: {log:?}"))
-            .clone()
+        let find = || {
+            setup
+                .tembuku
+                .log()
+                .into_iter()
+                .find(|line| line["message"] == message)
+        };
+        let found = poll(secs(10), find);
+        found.unwrap_or_else(|| panic!("{message}: {:?}", setup.tembuku.log()))
     };
     let one = setup.servers[0].addr;
     setup.set_backends(&format!("[\"{one}\"]"));
