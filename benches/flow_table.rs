@@ -2,10 +2,8 @@
 //! finds one by who wrote and to which address, and the wheel that tells which have been idle for
 //! too long.
 //!
-//! The table is private to `udp`, and nobody else has any business with it, so its file is compiled
-//! in here a second time instead of being opened up. Keys stand side by side here; in the program
-//! each is in its flow, a few hundred bytes from the next, so that with many flows a look-up misses
-//! the cache once more than shown.
+//! Keys are stored side by side here. In the program each is part of its flow, a few hundred bytes
+//! from the next, so with many flows a look-up misses the cache once more than shown.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{

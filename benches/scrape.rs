@@ -2,7 +2,7 @@
 //! backends, from the counters to the text. Without HTTP, which `bench-scripts/growth` has besides.
 //!
 //! The server is a whole one, with a worker, a listener and a connect time for each backend, so
-//! that every histogram is shown; nobody connects to it.
+//! that every histogram is shown; no client connects to it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{

@@ -41,7 +41,7 @@ pub struct Process {
     pub max_flows: u64,
     /// How long listeners wait for the first verdicts of their upstreams before they accept.
     pub start_wait: StartWait,
-    /// How long sessions may go on after the process was told to stop.
+    /// How long sessions may go on after a stop was requested.
     pub drain_timeout: Duration,
 }
 
@@ -83,7 +83,7 @@ pub enum LogLevel {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
+    /// Text on a terminal, JSON otherwise.
     #[default]
     Auto,
     Text,

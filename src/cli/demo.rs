@@ -131,7 +131,7 @@ impl Addresses {
              \x20                               (bash; or: nc {host} {port} < /dev/null)\n\
              \x20 2. What Prometheus would see: curl -s http://{admin}/metrics\n\
              \x20 3. Stop a backend:            echo stop > /dev/tcp/{}/{}\n\
-             \x20                               then 1. again: no connect fails, {} is left out;\n\
+             \x20                               then 1. again: no connect fails, {} is marked down;\n\
              \x20                               it comes back after {away} s\n\
              \x20 4. Flows take turns over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} 3<> /dev/udp/{udp_host}/{udp_port}; done\n\
              \x20                               (bash; or, each a flow: echo hi | nc -u -w1 {udp_host} {udp_port})\n\

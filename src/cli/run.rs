@@ -1,4 +1,4 @@
-//! `tembuku run`: serve until told to stop.
+//! `tembuku run`: serve until a stop is requested.
 
 use super::complain;
 use crate::{
@@ -132,7 +132,7 @@ async fn next_request(
     requests.as_mut()?.recv().await
 }
 
-/// `None`: the process was told to stop before anything was changed.
+/// `None`: a stop was requested before anything was changed.
 async fn reload(
     server: &mut Server,
     signals: &mut Signals,

@@ -161,8 +161,8 @@ fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::R
         held.port() == address.port() && held.is_ipv6() == address.is_ipv6() && same
     };
     let socket = match listener.protocol {
-        // An own socket that is in the way cannot be told from that of another process; but only
-        // processes of the same user can have joined it.
+        // An own socket that is in the way cannot be distinguished from that of another process;
+        // but only processes of the same user can have joined it.
         plan::Protocol::Tcp if held.iter().any(overlaps) => return Ok(()),
         plan::Protocol::Tcp => tcp_socket(address)?,
         plan::Protocol::Udp(_) => udp_socket(address)?,

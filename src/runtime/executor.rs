@@ -78,8 +78,8 @@ struct TaskBody {
     waker: Waker,
 }
 
-/// Makes this thread an executor until it is told to stop; tasks that remain are dropped then. A
-/// thread can be one once. `execute` runs outside of any task.
+/// Makes this thread an executor until it gets the order to stop; tasks that remain are dropped
+/// then. A thread can be one once. `execute` runs outside of any task.
 pub fn run<O: Send + 'static>(
     reactor: Reactor,
     mailbox: &Arc<Mailbox<O>>,

@@ -206,7 +206,7 @@ pub(crate) static POSTGRES: &[Row<Check>] = rows! {
     "max_lag_bytes" Form::Size, "", Lag,
         code!(|check| check.kind.lag_limit().bytes.map(|most| quoted(&size::format(most)))),
         "How much of what it has received a replica may have still to replay. Only the primary \
-         knows what it has not sent yet. What cannot be told is over the limit.";
+         knows what it has not sent yet. An unknown lag is over the limit.";
 };
 
 pub(crate) static DNS: &[Row<Check>] = rows! {

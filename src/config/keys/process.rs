@@ -44,7 +44,7 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
         "A listener accepts once its upstream has first verdicts, at most this late; \"auto\" = \
          the timeout of the check.";
     "drain_timeout" Form::Duration(Rule::Any), "30s", Always, value!(drain_timeout),
-        "How long sessions may continue after the process was told to stop.";
+        "How long sessions may continue after a stop was requested.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {
@@ -65,7 +65,7 @@ pub(crate) static LOG: &[Row<Log>] = rows! {
     "level" Form::Word(LogLevel::words), "info", Always, value!(level),
         "The least level that is logged.";
     "format" Form::Word(LogFormat::words), "auto", Always, value!(format),
-        "\"auto\" = text on a terminal, JSON elsewhere.";
+        "\"auto\" = text on a terminal, JSON otherwise.";
     "access" Form::Other("\"off\", \"stdout\" or a path"), "off", Always,
         code!(|log| Some(match &log.access {
             AccessLog::Off => quoted("off"),
