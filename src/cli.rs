@@ -173,7 +173,8 @@ pub fn main() -> ExitCode {
         }
         Command::Run(_) if file_was_named => {
             complain(
-                "error: -c FILE and --listen exclude each other: the file names its own listeners\n",
+                "error: -c FILE and --listen exclude each other: the file names its own \
+                 listeners\n",
             );
             ExitCode::from(2)
         }

@@ -164,7 +164,8 @@ async fn answer(
             Some(kind) => document(kind, *request.method() == Method::HEAD, &renderer).await,
             None => text(
                 StatusCode::NOT_FOUND,
-                "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and /api/v1/events\n",
+                "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and \
+                 /api/v1/events\n",
             ),
         },
     };

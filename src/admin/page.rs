@@ -46,7 +46,8 @@ pub(super) fn render(state: &State) -> String {
     for l in &status.listeners {
         let _ = write!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}</tr>",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td \
+             class=n>{}</tr>",
             escape(&l.name),
             l.protocol,
             escape(&l.addresses.join(", ")),

@@ -196,7 +196,8 @@ fn exchange(
     stream.connect(&SockAddr::unix(socket)?)?;
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: tembuku\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: tembuku\r\nConnection: close\r\nContent-Length: \
+         {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();

@@ -34,7 +34,8 @@ pub(super) struct Explain {
         long,
         value_name = "IP[:PORT]",
         conflicts_with_all = ["clients", "sample"],
-        help = "A client: \"192.0.2.1\", \"[2001:db8::1]:5000\", \"unix:\"; may be given several times"
+        help = "A client: \"192.0.2.1\", \"[2001:db8::1]:5000\", \"unix:\"; may be given several \
+            times"
     )]
     client: Vec<Client>,
     /// Every address of a network as a client, 1,048,576 at most

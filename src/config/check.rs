@@ -98,7 +98,8 @@ pub(super) fn no_effect(check: &Check, applies: Applies) -> Option<NoEffect> {
     match (applies, &check.kind) {
         (Applies::Primary, _) if role != Some(Role::Primary) => Some(NoEffect::always(
             "unless the check asks for the primary",
-            "add role = \"primary\", or leave it out: only a primary does harm by being used unseen",
+            "add role = \"primary\", or leave it out: only a primary does harm by being used \
+             unseen",
         )),
         (Applies::TlsVerify, _) if !matches!(check.tls, Tls::Verify { .. }) => {
             Some(NoEffect::always(
@@ -137,7 +138,8 @@ pub(super) fn no_effect(check: &Check, applies: Applies) -> Option<NoEffect> {
             ),
             None => NoEffect::always(
                 "without `user` where kind = \"postgres\"",
-                "add the `user` that the check logs in as, or leave it out: then it only looks whether the server answers",
+                "add the `user` that the check logs in as, or leave it out: then it only looks \
+                 whether the server answers",
             ),
         }),
         (Applies::Replicating, _) if role != Some(Role::Replica) => Some(NoEffect::always(
@@ -187,11 +189,13 @@ pub(super) fn no_effect_in_upstream(
         )),
         Applies::OnRoleLost if kind.role().is_none() => Some(NoEffect::always(
             "where the check asks for no role",
-            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
+            "add role = \"primary\" to a check of kind \"redis\", \"postgres\" or \"mysql\", or \
+             leave it out",
         )),
         Applies::OnLag if !kind.limits_lag() => Some(NoEffect::always(
             "where the check has no limit for it",
-            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \"postgres\" or \"mysql\", or leave it out",
+            "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \
+             \"postgres\" or \"mysql\", or leave it out",
         )),
         Applies::OnRecover if !has_backup() => Some(NoEffect::always(
             "without a backup",
@@ -216,7 +220,8 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
         section.report.add(
             &value.span(),
             Fault::new(format!(
-                "with `address` one server would tell for all {} backends whether they are a {word}",
+                "with `address` one server would tell for all {} backends whether they are a \
+                 {word}",
                 upstream.backends.len()
             ))
             .hint("leave `address` out; for another port of each backend's own host use `port`"),
@@ -274,12 +279,17 @@ fn read_at(section: &Section<'_>) -> CheckAt {
     };
     let fault = match address::target(text) {
         Ok(_) if section.get("port").is_some() => {
-            Fault::new("`address` and `port` both say where the check goes")
-                .hint("`port` is for the same host with another port; `address` for one place for all backends: keep one")
+            Fault::new("`address` and `port` both say where the check goes").hint(
+                "`port` is for the same host with another port; `address` for one place \
+                    for all backends: keep one",
+            )
         }
         Ok(Target::Addr(addr)) => return CheckAt::Addr(addr),
-        Ok(Target::Name { .. }) => Fault::new(format!("`address` = {text:?} is a name; checks take an address"))
-            .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
+        Ok(Target::Name { .. }) => Fault::new(format!(
+            "`address` = {text:?} is a name; checks \
+            take an address"
+        ))
+        .hint("write \"IP:PORT\", or use `port` for another port of each backend's own host"),
         Err(fault) => fault,
     };
     section.report.add(&span, fault);

@@ -172,7 +172,8 @@ fn read_idle_timeout(name: &str, is_udp: bool, section: &Section<'_>) -> Option<
             return Ok(());
         }
         Err(Fault::new(format!(
-            "nothing else ends the flows of the UDP listener `{name}`: it must be at least 1ms{of_its_own}"
+            "nothing else ends the flows of the UDP listener `{name}`: it must be at least \
+             1ms{of_its_own}"
         )))
     });
     Some(timeout).filter(|timeout| is_udp || !timeout.is_zero())
@@ -186,11 +187,13 @@ fn check_binds(listener: &Listener, spans: &[Span], section: &Section<'_>) {
         let fault = match listener.protocol {
             // Connections are made to one machine.
             Protocol::Tcp if bind.addrs.iter().any(address::is_to_many) => Fault::new(format!(
-                "the listener `{name}` cannot bind {text:?}: connections do not come to an address of many machines"
+                "the listener `{name}` cannot bind {text:?}: connections do not come to an \
+                 address of many machines"
             ))
             .hint("write an address of this machine, or protocol = \"udp\" for datagrams"),
             Protocol::Udp(_) if bind.addrs.iter().any(is_unix) => Fault::new(format!(
-                "the UDP listener `{name}` cannot bind {text:?}: a unix socket is for protocol = \"tcp\""
+                "the UDP listener `{name}` cannot bind {text:?}: a unix socket is for protocol = \
+                 \"tcp\""
             ))
             .hint("datagrams arrive at \"IPV4:PORT\" or \"[IPV6]:PORT\""),
             Protocol::Tcp | Protocol::Udp(_) => continue,

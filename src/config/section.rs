@@ -465,7 +465,8 @@ fn instead_of_zero(key: &str) -> Option<&'static str> {
     Some(match key {
         "connect_timeout" => "a limit is required: for a very long one write \"1h\"",
         "fail_timeout" => {
-            "write max_fails = 0 for a backend that stays in use whatever fails; or a short time, as in \"1s\""
+            "write max_fails = 0 for a backend that stays in use whatever fails; or a short \
+             time, as in \"1s\""
         }
         "idle_timeout" => "a limit is required: for a very long one write \"24h\"",
         "interval" => {

@@ -171,7 +171,8 @@ fn check_send_proxy(keys: &UpstreamKeys, section: &Section<'_>, references: &Ref
         && let Some(value) = section.get("send_proxy")
     {
         let fault = Fault::new(format!(
-            "send_proxy = \"v1\" cannot be used for the UDP listener `{listener}`: version 1 knows no datagrams"
+            "send_proxy = \"v1\" cannot be used for the UDP listener `{listener}`: version 1 \
+             knows no datagrams"
         ))
         .hint("write send_proxy = \"v2\", for backends that expect it");
         section.report.add(&value.span(), fault);
@@ -294,7 +295,8 @@ fn check_backend_address(
         && !path.as_os_str().is_empty()
     {
         let fault = Fault::new(format!(
-            "the UDP listener `{listener}` cannot use the backend {:?}: there is no UDP over a unix socket",
+            "the UDP listener `{listener}` cannot use the backend {:?}: there is no UDP over a \
+             unix socket",
             address.text
         ))
         .hint("give it an address with a port, or give the listener an upstream of its own");
@@ -352,7 +354,8 @@ fn check_maglev(upstream: &Upstream, value: &Value<'_>, section: &Section<'_>) {
         section.report.add(
             &value.span(),
             Fault::new(format!(
-                "{count} backends; maglev takes {MOST_MAGLEV_BACKENDS}, so that each has slots enough"
+                "{count} backends; maglev takes {MOST_MAGLEV_BACKENDS}, so that each has slots \
+                 enough"
             ))
             .hint("use balance = \"consistent_hash\", or share them out over several upstreams"),
         );

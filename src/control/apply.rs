@@ -389,7 +389,8 @@ fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
             max_connections = process.max_connections,
             possible = budget.possible_connections,
             descriptors,
-            "the limit of open files allows fewer sessions than configured, and that many there will be; raise it (LimitNOFILE=)"
+            "the limit of open files allows fewer sessions than configured, and that many there \
+             will be; raise it (LimitNOFILE=)"
         );
     }
 }

@@ -15,7 +15,8 @@ impl Settings {
     pub(super) fn new(path: &str, host: &str, status: &[(u16, u16)]) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tembuku/{version}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tembuku/{version}\r\nAccept: \
+             */*\r\nConnection: close\r\n\r\n"
         );
         Self {
             request: request.into_bytes(),

@@ -481,11 +481,15 @@ impl fmt::Display for SwitchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClearPassword => f.write_str(
-                "it asks for the password in the clear, which takes tls = \"verify\" or a unix socket",
+                "it asks for the password in the clear, which takes tls = \"verify\" or a unix \
+                 socket",
             ),
             Self::OldPassword => f.write_str("the account has a password from before 4.1"),
             Self::Unsupported(name) => {
-                write!(f, "it asks for the plugin {name}, which is not supported here")
+                write!(
+                    f,
+                    "it asks for the plugin {name}, which is not supported here"
+                )
             }
         }
     }

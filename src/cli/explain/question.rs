@@ -117,7 +117,8 @@ fn server_port(
             list(&texts)
         )),
         None if ports.len() > 1 && uses(upstream, Variable::ServerPort) => Err(format!(
-            "`hash_key` uses $server_port, and the listener `{}` has several: --server-port N, one of {}",
+            "`hash_key` uses $server_port, and the listener `{}` has several: --server-port N, \
+             one of {}",
             listener.name,
             list(&texts)
         )),
@@ -146,7 +147,10 @@ fn clients(args: &Explain, upstream: &Upstream) -> Result<Vec<Client>, String> {
             .sample(count, &mut chance)
             .ok_or_else(|| format!("--sample {count}: the network has fewer addresses"))?,
         None => crowd.all().ok_or_else(|| {
-            format!("--clients: the network has more than {MOST_CLIENTS} addresses; add --sample N to draw some of them")
+            format!(
+                "--clients: the network has more than {MOST_CLIENTS} addresses; add --sample \
+                N to draw some of them"
+            )
         })?,
     };
     if needs_port {

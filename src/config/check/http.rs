@@ -39,8 +39,14 @@ fn read_host(section: &Section<'_>) -> Option<String> {
     if text.is_empty() || !text.bytes().all(allowed) {
         section.report.add(
             &span,
-            Fault::new(format!("`host` = {} is no host", shorten(&format!("{text:?}"))))
-                .hint("as in \"www.example.com\" or \"www.example.com:8080\"; left out, it is the address that is asked"),
+            Fault::new(format!(
+                "`host` = {} is no host",
+                shorten(&format!("{text:?}"))
+            ))
+            .hint(
+                "as in \"www.example.com\" or \"www.example.com:8080\"; left out, it is \
+                    the address that is asked",
+            ),
         );
     }
     Some(text.to_owned())

@@ -34,8 +34,10 @@ fn read_user(section: &Section<'_>) -> String {
     if text.is_empty() || text.contains('\0') {
         section.report.add(
             &span,
-            Fault::new("`user` is no name of an account")
-                .hint("the name alone, as in \"check\", and the password in `password_file` or `password_env`"),
+            Fault::new("`user` is no name of an account").hint(
+                "the name alone, as in \"check\", and the password in `password_file` or \
+                    `password_env`",
+            ),
         );
     }
     text.to_owned()

@@ -14,7 +14,8 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     let logs_in = section.flag("login", has_user);
     if let Some(value) = section.get("login").filter(|_| logs_in && !has_user) {
         let fault = Fault::new("`login` = true needs a `user` to log in as").hint(
-            "add `user`, or leave `login` out: then the check only looks whether the server answers",
+            "add `user`, or leave `login` out: then the check only looks whether the server \
+             answers",
         );
         section.report.add(&value.span(), fault);
     }
@@ -70,7 +71,10 @@ pub(crate) fn check_tls(upstream: &Upstream, section: &Section<'_>) {
     let fault = Fault::new(format!(
         "`tls` cannot be had from {fault}: PostgreSQL does not speak it over a unix socket"
     ))
-    .hint("leave `tls` out: what is said there does not leave the machine; or name a place to check with `address`, as in \"10.0.0.1:5432\"");
+    .hint(
+        "leave `tls` out: what is said there does not leave the machine; or name a place to \
+        check with `address`, as in \"10.0.0.1:5432\"",
+    );
     section.report.add(&value.span(), fault);
 }
 

@@ -30,8 +30,13 @@ fn read_name(section: &Section<'_>) -> Option<String> {
     let Text { text, span } = section.text("tls_name")?;
     // An address is a name, too.
     if ServerName::try_from(text).is_err() {
-        let fault = Fault::new(format!("`tls_name` = {text:?} is no name for a certificate"))
-            .hint("the name or address in the server's certificate, without a port, as in \"db.example.com\"");
+        let fault = Fault::new(format!(
+            "`tls_name` = {text:?} is no name for a certificate"
+        ))
+        .hint(
+            "the name or address in the server's certificate, without a port, as in \
+                \"db.example.com\"",
+        );
         section.report.add(&span, fault);
     }
     Some(text.to_owned())

@@ -324,13 +324,19 @@ fn socket_address(ip: IpAddr, zone: u32, port: u16) -> SocketAddr {
 fn may_be_reached(text: &str, ip: IpAddr, port: &str) -> Result<(), Fault> {
     match ip.to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Err(Fault::new(format!(
-            "{text:?} stands for all addresses of a machine, which is where to listen and not where to connect to"
+            "{text:?} stands for all addresses of a machine, which is where to listen and not \
+             where to connect to"
         ))
-        .hint(format!("for a server on this machine write \"127.0.0.1:{port}\""))),
+        .hint(format!(
+            "for a server on this machine write \"127.0.0.1:{port}\""
+        ))),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Err(Fault::new(format!(
-            "{text:?} stands for all addresses of a machine, which is where to listen and not where to connect to"
+            "{text:?} stands for all addresses of a machine, which is where to listen and not \
+             where to connect to"
         ))
-        .hint(format!("for a server on this machine write \"[::1]:{port}\""))),
+        .hint(format!(
+            "for a server on this machine write \"[::1]:{port}\""
+        ))),
         IpAddr::V4(Ipv4Addr::BROADCAST) => Err(Fault::new(format!(
             "{text:?} is the broadcast address, not that of one server"
         ))),

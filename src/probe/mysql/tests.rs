@@ -457,7 +457,8 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
         (refused.result, &refused.transcript[..]),
         (
             CheckResult::Auth,
-            "login: it asks for the password in the clear, which takes tls = \"verify\" or a unix socket"
+            "login: it asks for the password in the clear, which takes tls = \"verify\" or a \
+             unix socket"
         )
     );
 }

@@ -98,7 +98,8 @@ impl<'a> Login<'a> {
             (11, Step::Begun(mut scram)) => {
                 scram.update(rest).map_err(|_| match iterations(rest) {
                     Some(n) if n > MOST_ITERATIONS => refused(&format!(
-                        "it asks for {n} iterations of SCRAM, more than the {MOST_ITERATIONS} that are done here"
+                        "it asks for {n} iterations of SCRAM, more than the {MOST_ITERATIONS} \
+                         that are done here"
                     )),
                     _ => Refusal {
                         why: "its half of SCRAM makes no sense".to_owned(),
