@@ -55,6 +55,22 @@ fn pair() -> (Stream, UnixStream) {
     (Stream::connecting(ours.into(), Kind::Tcp), theirs)
 }
 
+/// Reads slowly to the end, but nothing before `start` has a message: until then the buffers of
+/// the connection fill, however fast this thread is.
+fn read_after(start: &mpsc::Receiver<()>, mut socket: UnixStream) -> Vec<u8> {
+    start.recv().expect("the buffers were never full");
+    let (mut all, mut part) = (Vec::new(), [0; 7_000]);
+    loop {
+        match socket.read(&mut part).expect("read") {
+            0 => return all,
+            n => all.extend_from_slice(&part[..n]),
+        }
+        if all.len() % 3 == 0 {
+            thread::sleep(Duration::from_micros(300));
+        }
+    }
+}
+
 #[test]
 fn tasks_take_turns() {
     on_an_executor(|| async {
@@ -387,7 +403,7 @@ fn deferred_bytes_are_written_when_the_turn_ends() {
 fn received_bytes_can_be_deferred() {
     on_an_executor(|| async {
         let (source, mut speaker) = pair();
-        let (sink, mut listener) = pair();
+        let (sink, listener) = pair();
         let said: Vec<u8> = (0..2_000_000_u32)
             .map(|i| (i.wrapping_mul(i) >> 7) as u8)
             .collect();
@@ -397,11 +413,8 @@ fn received_bytes_can_be_deferred() {
                 speaker.write_all(part).expect("written");
             }
         });
-        let listening = thread::spawn(move || {
-            let mut got = Vec::new();
-            listener.read_to_end(&mut got).expect("read");
-            got
-        });
+        let (start_reading, start) = mpsc::channel();
+        let reader = thread::spawn(move || read_after(&start, listener));
         let (mut is_copied, mut times_unwritten) = (false, 0);
         let mut has_ended = false;
         while !has_ended {
@@ -434,6 +447,7 @@ fn received_bytes_can_be_deferred() {
                 continue;
             };
             times_unwritten += 1;
+            start_reading.send(()).expect("a reader");
             let mut rest = &unwritten.bytes[..];
             while !rest.is_empty() {
                 let written = poll_fn(|_| sink.poll_write(rest, false)).await;
@@ -446,7 +460,7 @@ fn received_bytes_can_be_deferred() {
         assert_eq!(end.expect("read"), 0);
         speaking.join().expect("no panic");
         drop((source, sink));
-        let got = listening.join().expect("no panic");
+        let got = reader.join().expect("no panic");
         assert!(got == wanted, "{} of {}", got.len(), wanted.len());
     });
 }
@@ -455,19 +469,9 @@ fn received_bytes_can_be_deferred() {
 #[test]
 fn what_the_kernel_does_not_take_is_returned() {
     on_an_executor(|| async {
-        let (socket, mut theirs) = pair();
-        let reader = thread::spawn(move || {
-            let (mut all, mut part) = (Vec::new(), [0; 7_000]);
-            loop {
-                match theirs.read(&mut part).expect("read") {
-                    0 => return all,
-                    n => all.extend_from_slice(&part[..n]),
-                }
-                if all.len() % 3 == 0 {
-                    thread::sleep(Duration::from_micros(300));
-                }
-            }
-        });
+        let (socket, theirs) = pair();
+        let (start_reading, start) = mpsc::channel();
+        let reader = thread::spawn(move || read_after(&start, theirs));
         let (mut sent, mut times_unwritten) = (Vec::new(), 0);
         for n in 0..3_000_u32 {
             // One write in a turn, or several.
@@ -484,12 +488,14 @@ fn what_the_kernel_does_not_take_is_returned() {
             };
             assert!(unwritten.error.is_none() && sent.ends_with(&unwritten.bytes));
             times_unwritten += 1;
+            start_reading.send(()).expect("a reader");
             let mut at = 0;
             while at < unwritten.bytes.len() {
                 let written = poll_fn(|_| socket.poll_write(&unwritten.bytes[at..], false)).await;
                 at += written.expect("written");
             }
         }
+        assert!(times_unwritten > 0, "it was never full");
         drop(socket);
         let all = reader.join().expect("no panic");
         assert!(
@@ -498,7 +504,6 @@ fn what_the_kernel_does_not_take_is_returned() {
             all.len(),
             sent.len()
         );
-        assert!(times_unwritten > 0, "it was never full");
         assert!(!with_core(|core| core.deferred.borrow().has_unwritten()));
     });
 }
