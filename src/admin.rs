@@ -5,6 +5,7 @@ mod format;
 mod host;
 mod http;
 mod page;
+mod readiness;
 mod reload;
 mod render;
 mod scrape;

@@ -11,6 +11,7 @@ mod budget;
 mod checks;
 mod draining;
 mod interfaces;
+mod node;
 mod outage;
 mod prepare;
 mod resolve;
@@ -19,19 +20,21 @@ mod start_error;
 mod supervise;
 
 pub use crate::control::admin_state::Unknown;
+pub use node::NodeFault;
 pub use prepare::Prepared;
 pub use start_error::{StartError, StartErrors};
 
 use crate::{
     control::{apply::Runtime, journal::Journal},
     plan::{Addr, Plan, diff::Change, reason::CloseReason},
+    runtime::heartbeat::Pulse,
     session::service::{Process, Service},
     sys::{self, blocking},
     upstream::pool::Pool,
 };
 use reload::Reloads;
 use std::{
-    sync::{Arc, PoisonError, RwLock, Weak, atomic::Ordering},
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::mpsc;
@@ -53,6 +56,8 @@ pub struct View {
     pub plan: Plan,
     pub listeners: Vec<ListenerView>,
     pub(in crate::control) pools: Vec<Arc<Pool>>,
+    /// Of all workers.
+    pub(in crate::control) pulses: Vec<Arc<Pulse>>,
 }
 
 pub struct ListenerView {
@@ -108,17 +113,9 @@ impl State {
         self.process.sessions.is_stopping()
     }
 
-    /// Whether every listener has somewhere to send a client.
-    pub fn is_ready(&self) -> bool {
-        let now = Instant::now();
-        let serves = |s: &Arc<Service>| s.intake.is_working() && s.pool.is_available(now);
-        !self.is_draining() && !self.is_starting() && self.view().services().all(serves)
-    }
-
     /// Whether a listener does not accept yet, since its upstream has no verdicts.
     pub fn is_starting(&self) -> bool {
-        let accepts = |s: &Arc<Service>| s.accepting.load(Ordering::Relaxed);
-        !self.view().services().all(accepts)
+        !self.view().services().all(|service| service.is_accepting())
     }
 
     fn log_due(&self, now: Instant) {

@@ -1,6 +1,7 @@
 //! What traffic runs on: the threads of workers, their reactors, tasks, sockets and timers.
 
 pub mod executor;
+pub mod heartbeat;
 pub mod mailbox;
 pub mod net;
 pub mod reactor;

@@ -146,7 +146,8 @@ fn target(path: &str) -> Option<(String, String)> {
     (!names.0.is_empty() && !names.1.is_empty()).then_some(names)
 }
 
-fn decode(text: &str) -> Option<String> {
+/// Percent-decoded; `None`: that is not possible.
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -1,9 +1,8 @@
 //! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
-    control, host, reload,
+    control, host, readiness, reload,
     render::{Kind, Renderer, SharedBody},
-    status,
 };
 use crate::{control::State, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
@@ -158,14 +157,14 @@ async fn answer(
             "not found: control is on the unix socket alone, `socket` in [admin]\n",
         ),
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if state.is_ready() => text(StatusCode::OK, "ok\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, status::unready(&state)),
+        readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
+        readiness::NODE_PATH => plain(readiness::node(&state).await),
         path => match Kind::at(path) {
             Some(kind) => document(kind, *request.method() == Method::HEAD, &renderer).await,
             None => text(
                 StatusCode::NOT_FOUND,
-                "not found; there are /, /metrics, /livez, /readyz, /api/v1/status and \
-                 /api/v1/events\n",
+                "not found; there are /, /metrics, /livez, /readyz, /readyz/node, /api/v1/status \
+                 and /api/v1/events\n",
             ),
         },
     };
@@ -208,7 +207,7 @@ async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
 }
 
 fn is_probe(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz")
+    matches!(path, "/livez" | readiness::PATH | readiness::NODE_PATH)
 }
 
 /// For HEAD nothing is rendered.
@@ -229,6 +228,10 @@ fn allowing(mut refused: Response<Body>, methods: &'static str) -> Response<Body
     let methods = HeaderValue::from_static(methods);
     refused.headers_mut().insert(ALLOW, methods);
     refused
+}
+
+fn plain((code, body): readiness::Answer) -> Response<Body> {
+    text(code, body)
 }
 
 fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {

@@ -137,31 +137,6 @@ pub(super) fn of(state: &State) -> Status {
     }
 }
 
-/// Why `/readyz` fails.
-pub(super) fn unready(state: &State) -> String {
-    if state.is_draining() {
-        return "draining\n".to_owned();
-    }
-    if state.is_starting() {
-        return "starting: waiting for the first checks\n".to_owned();
-    }
-    let now = Instant::now();
-    let mut text = String::new();
-    for service in state.view().services() {
-        let name = &service.plan.name;
-        if !service.intake.is_working() {
-            let line = format!("listener {name}: its sockets fail, the log says how\n");
-            text.push_str(&line);
-        }
-        if !service.pool.is_available(now) {
-            let pool = &service.pool.name;
-            let line = format!("listener {name}: no backend of {pool} is available\n");
-            text.push_str(&line);
-        }
-    }
-    text
-}
-
 fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
     let counts = &service.metrics.counts;
     Listener {

@@ -38,6 +38,12 @@ pub(super) struct At {
 #[derive(Debug)]
 pub(super) struct Client(PathBuf);
 
+pub(super) struct Readiness {
+    pub(super) is_ready: bool,
+    /// "ok", or a reason on each line.
+    pub(super) text: String,
+}
+
 /// What a reload changed, also as it was sent.
 pub(super) struct Reload {
     pub(super) report: ReloadReport,
@@ -72,6 +78,18 @@ impl Client {
                 Ok(status) => Ok((status, body)),
                 Err(why) => Err(self.strange(path, &why)),
             },
+            (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
+        }
+    }
+
+    /// Whether the node should get clients.
+    pub(super) fn node_readiness(&self) -> Result<Readiness, String> {
+        let path = "/readyz/node";
+        match self.call("GET", path, "", PATIENCE)? {
+            (code @ (200 | 503), text) => Ok(Readiness {
+                is_ready: code == 200,
+                text,
+            }),
             (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
         }
     }

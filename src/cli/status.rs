@@ -1,12 +1,12 @@
 //! `tembuku status`: listeners, upstreams and backends of a running process.
 
 use super::{
-    client::{At, Client},
-    code, say,
+    client::{At, Client, Readiness},
+    code, complain, say,
 };
 use crate::{
     admin::{load, reasons, size},
-    cli::response::{self, Backend, Listener, clean},
+    cli::response::{self, Backend, Listener, clean, clean_lines},
 };
 use clap::Args;
 use std::{process::ExitCode, time::Duration};
@@ -16,17 +16,38 @@ pub(super) struct Status {
     /// All there is to know, as /api/v1/status has it
     #[arg(long)]
     json: bool,
+    /// Only whether this node should get clients, whatever the state of its backends; exit code 1
+    /// with the reasons if not
+    #[arg(long, conflicts_with = "json")]
+    node: bool,
     #[command(flatten)]
     pub(super) at: At,
 }
 
 pub(super) fn run(args: &Status) -> ExitCode {
+    if args.node {
+        return node(&args.at);
+    }
     let told = Client::find(&args.at).and_then(|client| client.status());
     let shown = told.map(|(status, sent)| match args.json {
         true => sent,
         false => text(&status),
     });
     code(shown.and_then(|shown| say(&shown)))
+}
+
+/// The answer goes to standard output, also when the node is not ready.
+fn node(at: &At) -> ExitCode {
+    match Client::find(at).and_then(|client| client.node_readiness()) {
+        Ok(Readiness { is_ready, text }) => match say(&clean_lines(&text)) {
+            Ok(()) if is_ready => ExitCode::SUCCESS,
+            said => {
+                said.unwrap_or_else(|why| complain(&why));
+                ExitCode::FAILURE
+            }
+        },
+        Err(why) => code(Err(why)),
+    }
 }
 
 fn text(status: &response::Status) -> String {

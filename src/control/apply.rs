@@ -18,6 +18,7 @@ use crate::{
         diff::{Change, diff, reachable},
     },
     proxy::{tcp, udp},
+    runtime::heartbeat::Pulse,
     session::{
         registry::{Descriptors, Sessions},
         service::Process,
@@ -92,6 +93,12 @@ impl Workers {
         if tokio::time::timeout(PATIENCE, orders.wait()).await.is_err() {
             tracing::warn!("workers have not confirmed the change of the plan in time");
         }
+    }
+
+    fn pulses(&self) -> Vec<Arc<Pulse>> {
+        let connections = self.connections.iter().map(tcp::Worker::pulse);
+        let datagrams = self.datagrams.iter().map(udp::Worker::pulse);
+        connections.chain(datagrams).cloned().collect()
     }
 
     /// Ends accepting, and flows that fall silent.
@@ -260,6 +267,7 @@ impl Runtime {
             pools: upstreams
                 .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
                 .collect(),
+            pulses: self.workers.pulses(),
             plan: self.plan.clone(),
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::{
     runtime::{
+        heartbeat::Heartbeat,
         mailbox::{Mailbox, Message},
         timer_fd::TimerFd,
     },
@@ -23,6 +24,7 @@ use std::{
     ops::ControlFlow::{self, Break, Continue},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,7 +33,7 @@ const EVENTS: usize = 256;
 /// Pause after a call that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Tokens of the reactor itself; all others are the engine's.
-const MAILBOX: u64 = u64::MAX;
+pub(super) const MAILBOX: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
 /// What runs on a reactor. The functions are called in this order in each turn.
@@ -72,6 +74,7 @@ pub struct Reactor {
     epoll: OwnedFd,
     timer: TimerFd,
     clock: Clock,
+    heartbeat: Arc<Heartbeat>,
     failures: Throttle<1>,
 }
 
@@ -91,6 +94,7 @@ impl Reactor {
                 began,
                 now: Cell::new(began),
             },
+            heartbeat: Arc::default(),
             failures: Throttle::new(began),
         };
         let edges = EventFlags::IN | EventFlags::ET;
@@ -127,6 +131,10 @@ impl Reactor {
         &self.clock
     }
 
+    pub(super) fn heartbeat(&self) -> Arc<Heartbeat> {
+        Arc::clone(&self.heartbeat)
+    }
+
     /// Returns whether the wait was not interrupted: only then is known what has happened before.
     fn wait(&self, wait: Wait, events: &mut Vec<epoll::Event>) -> bool {
         events.clear();
@@ -147,6 +155,7 @@ impl Reactor {
             }
         }
         self.clock.update();
+        self.heartbeat.store(self.clock.now_millis());
         true
     }
 }
@@ -229,6 +238,8 @@ fn turn<E: Engine>(
     while let Some(message) = messages.pop_front() {
         match message {
             Message::Order(order) => engine.execute(order),
+            // Of an observer, for which the turn alone counts.
+            Message::Wake(MAILBOX) => {}
             Message::Wake(token) => engine.wake(token),
             Message::Stop => flow = Break(()),
         }
@@ -240,7 +251,6 @@ fn turn<E: Engine>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     /// Records what it is handed. The order 0 panics.
     struct Recorder {

@@ -2,8 +2,9 @@
 
 use crate::{
     runtime::{
+        heartbeat::Pulse,
         mailbox::{Mailbox, Message},
-        reactor::Reactor,
+        reactor::{self, Reactor},
     },
     telemetry::metrics::set_shard,
 };
@@ -14,6 +15,7 @@ pub struct Worker<O> {
     name: String,
     thread: JoinHandle<()>,
     mailbox: Arc<Mailbox<O>>,
+    pulse: Arc<Pulse>,
 }
 
 impl<O: Send + 'static> Worker<O> {
@@ -27,6 +29,8 @@ impl<O: Send + 'static> Worker<O> {
     ) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let reactor = Reactor::new(mailbox.fd(), began)?;
+        let (heartbeat, waker) = (reactor.heartbeat(), mailbox.waker(reactor::MAILBOX));
+        let pulse = Arc::new(Pulse::new(name.clone(), heartbeat, waker, began));
         let thread = std::thread::Builder::new().name(name.clone()).spawn({
             let mailbox = Arc::clone(&mailbox);
             move || {
@@ -38,7 +42,12 @@ impl<O: Send + 'static> Worker<O> {
             name,
             thread,
             mailbox,
+            pulse,
         })
+    }
+
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     pub fn send(&self, order: O) {

@@ -347,6 +347,16 @@ impl Sessions {
         found
     }
 
+    /// Whether one more connection could have its descriptors now.
+    pub fn has_descriptors_for_connection(&self) -> bool {
+        self.descriptors.has_free_for_connection()
+    }
+
+    /// Whether one more flow could have its descriptor now.
+    pub fn has_descriptor_for_flow(&self) -> bool {
+        self.descriptors.has_free_for_flow()
+    }
+
     /// Whether the process takes no new sessions because it is to stop.
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Relaxed)

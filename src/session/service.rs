@@ -17,7 +17,10 @@ use crate::{
     },
     upstream::pool::Pool,
 };
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// One of each listener serves new sessions. Another one takes its place when the plan changes,
 /// with the same counters; sessions keep the one that they began with.
@@ -61,6 +64,11 @@ impl Service {
             true => "udp",
             false => "tcp",
         }
+    }
+
+    /// False while it waits for the first checks of its upstream.
+    pub fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Relaxed)
     }
 
     /// Whether connections or datagrams of this peer begin with a PROXY protocol header.

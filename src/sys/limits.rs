@@ -19,6 +19,12 @@ pub fn raise_descriptors() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Whether a file can be opened now: neither the process nor the system has used up its
+/// descriptors.
+pub fn can_open() -> bool {
+    std::fs::File::open("/dev/null").is_ok()
+}
+
 /// CPUs that this process may use; affinity and cgroup quotas are respected.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

@@ -62,6 +62,7 @@ mod licences;
 mod limits;
 mod listeners;
 mod memory;
+mod node;
 mod notices;
 mod policies;
 mod policy_identity;

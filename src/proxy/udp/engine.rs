@@ -121,6 +121,7 @@ impl Engine for UdpEngine {
         match order {
             Order::Listen(binding) => {
                 let name = binding.service.plan.name.clone();
+                let intake = Arc::clone(&binding.service.intake);
                 let entry = self.listeners.vacant_entry();
                 match Listener::new(*binding, entry.key(), &self.context) {
                     Ok(listener) => {
@@ -128,6 +129,7 @@ impl Engine for UdpEngine {
                     }
                     Err(error) => {
                         tracing::error!(listener = %name, %error, "cannot receive datagrams");
+                        intake.note_lost_socket();
                     }
                 }
             }

@@ -62,9 +62,18 @@ impl Descriptors {
     /// Takes those of a connection. Returns false when the part of connections and the shared part
     /// are used up.
     pub fn take_for_connection(&self) -> bool {
-        self.take(CONNECTION, |next| {
-            u64::from(next.connections) <= self.for_connections.load(Relaxed)
-        })
+        self.take(CONNECTION, |next| self.is_of_connections(next))
+    }
+
+    /// Whether those of one more connection could be taken now.
+    pub fn has_free_for_connection(&self) -> bool {
+        let used = self.used.load(Relaxed);
+        self.add(used, CONNECTION, |next| self.is_of_connections(next))
+            .is_some()
+    }
+
+    fn is_of_connections(&self, used: Used) -> bool {
+        u64::from(used.connections) <= self.for_connections.load(Relaxed)
     }
 
     /// Takes that of the socket of a flow.
@@ -137,6 +146,7 @@ mod tests {
     fn each_kind_has_its_own_part_and_what_the_other_leaves_of_the_rest() {
         let descriptors = Descriptors::new(10, 10, 20);
         assert_eq!(times(|| descriptors.take_for_connection()), 15);
+        assert!(!descriptors.has_free_for_connection() && descriptors.has_free_for_flow());
         assert_eq!(times(|| descriptors.take_for_flow()), 10);
         (0..15).for_each(|_| descriptors.give_back_of_connection());
         assert_eq!(times(|| descriptors.take_for_flow()), 20);

@@ -12,6 +12,11 @@ pub struct Intake {
 }
 
 impl Intake {
+    /// A socket could not be served at all, and will not be.
+    pub fn note_lost_socket(&self) {
+        self.failing.fetch_add(1, Relaxed);
+    }
+
     /// False while a call that accepts or receives keeps failing on one of the sockets.
     pub fn is_working(&self) -> bool {
         self.failing.load(Relaxed) == 0

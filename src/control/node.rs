@@ -1,0 +1,108 @@
+//! Whether this node should get clients: what is wrong with the process itself, whatever the state
+//! of its backends. All nodes see the same backends, and an address that moves from node to node
+//! because of them only cuts sessions.
+
+use super::{State, View};
+use crate::{
+    runtime::heartbeat::{Pulse, STALLED},
+    sys,
+};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Why this node should get no clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeFault {
+    Draining,
+    /// A listener waits for the first checks of its upstream.
+    Starting,
+    /// The sockets of this listener do not accept or receive.
+    Listener(String),
+    /// The loop of this worker has not run for so long.
+    Worker(String, Duration),
+    /// There is no descriptor for another session.
+    Descriptors,
+}
+
+/// Between two looks whether workers have run: idle ones do at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+impl fmt::Display for NodeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Draining => f.write_str("draining"),
+            Self::Starting => f.write_str("starting: waiting for the first checks"),
+            Self::Listener(name) => {
+                write!(f, "listener {name}: its sockets fail, the log says how")
+            }
+            Self::Worker(name, silence) => {
+                write!(f, "{name}: has not run for {:.1} s", silence.as_secs_f64())
+            }
+            Self::Descriptors => {
+                f.write_str("no file descriptor is left for another session (LimitNOFILE=)")
+            }
+        }
+    }
+}
+
+impl State {
+    /// Everything that is wrong with this node; empty: it should get clients. Takes as long as idle
+    /// workers need for one turn, and up to 2 s when one does not run.
+    pub async fn node_faults(&self) -> Vec<NodeFault> {
+        let view = self.view();
+        let mut faults: Vec<NodeFault> = self.lifecycle_fault().into_iter().collect();
+        let failing = view.services().filter(|s| !s.intake.is_working());
+        faults.extend(failing.map(|s| NodeFault::Listener(s.plan.name.clone())));
+        if !self.has_descriptors(&view) {
+            faults.push(NodeFault::Descriptors);
+        }
+        faults.extend(stalled_workers(&view).await);
+        faults
+    }
+
+    /// Draining or starting.
+    pub fn lifecycle_fault(&self) -> Option<NodeFault> {
+        match () {
+            () if self.is_draining() => Some(NodeFault::Draining),
+            () if self.is_starting() => Some(NodeFault::Starting),
+            () => None,
+        }
+    }
+
+    fn has_descriptors(&self, view: &View) -> bool {
+        let sessions = &self.process.sessions;
+        let mut services = view.services();
+        let within_budget = services.all(|service| match service.is_udp() {
+            true => sessions.has_descriptor_for_flow(),
+            false => sessions.has_descriptors_for_connection(),
+        });
+        within_budget && sys::limits::can_open()
+    }
+}
+
+async fn stalled_workers(view: &View) -> Vec<NodeFault> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let now = Instant::now();
+        let mut silent = Vec::new();
+        for pulse in &view.pulses {
+            let silence = pulse.check(now);
+            if pulse.is_awaited() {
+                silent.push((pulse, silence));
+            }
+        }
+        if silent.iter().all(|(_, silence)| *silence >= STALLED) {
+            let faults = silent.into_iter();
+            let fault = |(pulse, silence): (&Arc<Pulse>, _)| {
+                NodeFault::Worker(pulse.worker.clone(), silence)
+            };
+            return faults.map(fault).collect();
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

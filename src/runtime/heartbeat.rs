@@ -1,0 +1,124 @@
+//! Whether the loop of a worker runs, seen from another thread.
+//!
+//! The loop stores the time of each turn, which it has read anyway. A worker without work waits in
+//! the kernel and stores nothing: an observer that has to know wakes it for one turn. So a process
+//! that is not observed pays one store a turn, and no wake-up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+/// A loop that does not run for so long has stalled.
+pub const STALLED: Duration = Duration::from_secs(2);
+/// A worker that has run within this time is not woken.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// The time of the last turn, in milliseconds of the reactor's clock. On a cache line of its own,
+/// since the worker writes it in each turn.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Heartbeat(AtomicU64);
+
+impl Heartbeat {
+    pub(super) fn store(&self, now_millis: u64) {
+        self.0.store(now_millis, Relaxed);
+    }
+}
+
+/// The heartbeat of one worker, for observers.
+pub struct Pulse {
+    pub worker: String,
+    heartbeat: Arc<Heartbeat>,
+    /// Causes a turn in which nothing is done.
+    waker: Waker,
+    /// Where the milliseconds count from.
+    began: Instant,
+    /// When the worker was last woken, in these milliseconds.
+    woken: AtomicU64,
+}
+
+impl Pulse {
+    pub(super) fn new(
+        worker: String,
+        heartbeat: Arc<Heartbeat>,
+        waker: Waker,
+        began: Instant,
+    ) -> Self {
+        Self {
+            worker,
+            heartbeat,
+            waker,
+            began,
+            woken: AtomicU64::default(),
+        }
+    }
+
+    /// Wakes the worker, unless it has run just now or was woken already. Returns for how long it
+    /// has not run although it was woken; zero: it runs.
+    pub fn check(&self, now: Instant) -> Duration {
+        let now = self.millis(now);
+        let silence = self.silence_at(now);
+        let last = self.heartbeat.0.load(Relaxed);
+        if silence == 0 && Duration::from_millis(now.saturating_sub(last)) > FRESH {
+            self.woken.store(now, Relaxed);
+            self.waker.wake_by_ref();
+        }
+        Duration::from_millis(silence)
+    }
+
+    /// Whether a turn is due that has not begun yet.
+    pub fn is_awaited(&self) -> bool {
+        self.woken.load(Relaxed) > self.heartbeat.0.load(Relaxed)
+    }
+
+    fn silence_at(&self, now: u64) -> u64 {
+        match self.is_awaited() {
+            true => now.saturating_sub(self.woken.load(Relaxed)),
+            false => 0,
+        }
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.began);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Wakes(AtomicU64);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_worker_is_woken_once_and_is_silent_until_its_next_turn() {
+        let (heartbeat, wakes) = (Arc::<Heartbeat>::default(), Arc::<Wakes>::default());
+        let began = Instant::now();
+        let at = |millis| began + Duration::from_millis(millis);
+        let waker = Waker::from(Arc::clone(&wakes));
+        let pulse = Pulse::new("w".to_owned(), Arc::clone(&heartbeat), waker, began);
+        let checked = |millis| (pulse.check(at(millis)).as_millis(), wakes.0.load(Relaxed));
+        heartbeat.store(1_000);
+        assert_eq!(checked(1_500), (0, 0), "it has run just now");
+        assert_eq!(checked(1_501), (0, 1));
+        assert!(pulse.is_awaited());
+        assert_eq!(checked(3_000), (1_499, 1), "woken already");
+        assert_eq!(checked(3_501), (2_000, 1));
+        heartbeat.store(3_502);
+        assert!(!pulse.is_awaited());
+        assert_eq!(checked(3_600), (0, 1));
+    }
+}
