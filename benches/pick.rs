@@ -139,7 +139,7 @@ fn pool(c: &mut Criterion) {
             ));
             // Some sessions that stay, and a connect time for each, so that none is unknown.
             let held: Vec<_> = (0..count as u32 * 2)
-                .filter_map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()))
+                .filter_map(|n| pool.pick(&mut pool.search(&client(n)), Instant::now()).ok())
                 .collect();
             let began = Instant::now();
             for (lease, ms) in held.iter().zip(1..) {

@@ -12,7 +12,7 @@ mod scrape;
 mod socket;
 mod status;
 
-pub use crate::admin::format::{load, reasons, size};
+pub use crate::admin::format::{availability, load, reasons, size};
 pub use http::{AdminListener, serve};
 pub use render::Renderer;
 pub use scrape::scrape;

@@ -19,6 +19,15 @@ pub fn load<'a>(
     }
 }
 
+/// How many backends of an upstream are available, and how many of those are full.
+pub fn availability(available: u64, total: usize, full: u64) -> String {
+    let full = match full {
+        0 => String::new(),
+        full => format!(", {full} full"),
+    };
+    format!("{available} of {total} available{full}")
+}
+
 /// Of counts by reason, those that are not 0, the largest first.
 pub fn reasons<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
     let mut counts: Vec<_> = counts.filter(|(_, n)| *n > 0).collect();

@@ -2,7 +2,7 @@
 
 use super::status;
 use crate::{
-    admin::format::{load, reasons, size},
+    admin::format::{availability, load, reasons, size},
     control::State,
 };
 use std::fmt::Write as _;
@@ -63,13 +63,12 @@ pub(super) fn render(state: &State) -> String {
     for u in &status.upstreams {
         let _ = write!(
             out,
-            "<h2>{} <small>({}, {} of {} available)</small></h2><table><tr><th>backend<th>state<th>why<th>role<th>last check\
+            "<h2>{} <small>({}, {})</small></h2><table><tr><th>backend<th>state<th>why<th>role<th>last check\
              <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
             u.balance,
-            u.available,
-            u.backends.len()
+            availability(u.available as u64, u.backends.len(), u.full as u64)
         );
         for b in &u.backends {
             let _ = write!(

@@ -35,10 +35,12 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
     for pool in view.pools() {
         let backends = pool.snapshot(now);
         let available = backends.iter().filter(|b| b.available).count();
+        let full = backends.iter().filter(|b| b.full).count();
         let guarded = pool.guarded(now);
         figures.upstreams.push(UpstreamFigures {
             metrics: &pool.metrics,
             available: available as u64,
+            full: full as u64,
             primaries: guarded.primaries.map(|n| n as u64),
             in_panic: guarded.in_panic,
         });

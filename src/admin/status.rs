@@ -64,7 +64,10 @@ pub(super) struct Datagrams {
 pub(super) struct Upstream {
     pub(super) name: String,
     pub(super) balance: &'static str,
+    /// Backends that are fit for sessions, full ones included.
     pub(super) available: usize,
+    /// Those of them that are full.
+    pub(super) full: usize,
     pub(super) backends: Vec<Backend>,
 }
 
@@ -87,6 +90,7 @@ pub(super) struct Backend {
     pub(super) role: Vec<&'static str>,
     pub(super) last_check: Option<LastCheck>,
     pub(super) available: bool,
+    pub(super) full: bool,
     pub(super) weight: u32,
     pub(super) backup: bool,
     /// What `least_time` compares, in seconds; null for other policies.
@@ -175,6 +179,7 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
         name: pool.name.to_string(),
         balance: pool.balance().word(),
         available: snapshots.iter().filter(|b| b.available).count(),
+        full: snapshots.iter().filter(|b| b.full).count(),
         backends: snapshots
             .into_iter()
             .map(|b| {
@@ -197,6 +202,7 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
                         lag_bytes: c.finding.lag.bytes,
                     }),
                     available: b.available,
+                    full: b.full,
                     weight: b.weight,
                     backup: b.backup,
                     average_time: b.average_time,

@@ -107,6 +107,7 @@ pub(super) struct Upstream {
     pub(super) name: String,
     pub(super) balance: String,
     pub(super) available: u64,
+    pub(super) full: u64,
     pub(super) backends: Vec<Backend>,
 }
 
@@ -216,7 +217,7 @@ mod tests {
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
                 "dropped_by_reason": {} }],
-            "upstreams": [{ "name": "u", "balance": "first", "available": 1, "backends": [
+            "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "backends": [
                 { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "role": [],
                   "last_check": null, "weight": 1, "backup": false, "connections": 0 } ] }],
         })

@@ -5,7 +5,7 @@ use super::{
     code, complain, say,
 };
 use crate::{
-    admin::{load, reasons, size},
+    admin::{availability, load, reasons, size},
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
 use clap::Args;
@@ -88,11 +88,10 @@ fn text(status: &response::Status) -> String {
     out += &datagrams(&status.listeners);
     for u in &status.upstreams {
         out += &format!(
-            "\nupstream {}: {}, {} of {} available\n",
+            "\nupstream {}: {}, {}\n",
             clean(&u.name),
             clean(&u.balance),
-            u.available,
-            u.backends.len()
+            availability(u.available, u.backends.len(), u.full)
         );
         let mut rows = vec![Row::of(
             ["backend", "state"],
@@ -210,7 +209,7 @@ mod tests {
                 { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names",
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
-            "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 1, "backends": [
+            "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1, "backends": [
                 { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "role": ["primary"],
                   "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 1, "backup": false, "connections": 1_000 },
                 { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "role": [], "last_check": null,
@@ -229,7 +228,7 @@ datagrams  received  sent  dropped  for what reason
 dns            1000   980       20  no_backend 19, late 1
 log               0     0        0  -
 
-upstream redis: round_robin, 1 of 2 available
+upstream redis: round_robin, 2 of 2 available, 1 full
 backend                   state    sessions  weight  role     check  why
 10.0.0.1:6379             drained      1000       1  primary  ok     the operator says so
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -

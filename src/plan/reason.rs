@@ -40,8 +40,10 @@ words! {
         ClientLeft = "client_left",
         /// Every backend that was tried failed.
         ConnectFailed = "connect_failed",
-        /// No backend could even be tried: all are down, failed or full.
+        /// No backend could even be tried: all are out of service.
         NoBackend = "no_backend",
+        /// No backend could even be tried: those in service have their `max_connections`.
+        BackendsFull = "backends_full",
         /// Cut when `drain_timeout` had passed, or at a stop when one side had ended and the
         /// other was silent.
         Drained = "drained",
@@ -165,6 +167,8 @@ words! {
         Rejected = "rejected",
         /// There was no backend for it, or none that could be reached.
         NoBackend = "no_backend",
+        /// All backends that could take it have their `max_connections`.
+        BackendsFull = "backends_full",
         /// A send buffer was full.
         SendBuffer = "send_buffer",
         /// A receive buffer was full.
@@ -225,6 +229,7 @@ impl CloseReason {
             | Self::IdleTimeout
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::Drained
             | Self::BackendDown
             | Self::RoleLost
@@ -275,6 +280,7 @@ impl CloseReason {
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => Cut::Undelivered,
@@ -294,6 +300,7 @@ impl CloseReason {
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::Drained
             | Self::UntrustedHeader
             | Self::BackendDown
@@ -322,6 +329,7 @@ impl CloseReason {
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::Drained
             | Self::UntrustedHeader
             | Self::RoleLost
@@ -348,6 +356,7 @@ impl CloseReason {
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::Drained
             | Self::UntrustedHeader
             | Self::RoleLost
@@ -373,6 +382,7 @@ impl CloseReason {
             | Self::ClientLeft
             | Self::ConnectFailed
             | Self::NoBackend
+            | Self::BackendsFull
             | Self::Drained
             | Self::UntrustedHeader
             | Self::BackendDown

@@ -11,7 +11,7 @@ use crate::{
     upstream::{
         backend::{Backend, Lease},
         balance::HashInput,
-        pool::Search,
+        pool::{Search, Shortage},
     },
 };
 use std::{
@@ -81,20 +81,22 @@ impl<'a> BackendSearch<'a> {
         }
         let picked = match self.failures <= self.service.plan.retries {
             true => self.service.pool.pick(&mut self.search, now),
-            false => None,
+            // The failure of the last attempt is the reason.
+            false => Err(Shortage::NoneFit),
         };
-        let lease = picked.ok_or_else(|| self.unserved())?;
+        let lease = picked.map_err(|shortage| self.unserved(shortage))?;
         if self.failures > 0 {
             lease.backend().metrics.counts.mine().retries.add(1);
         }
         Ok(lease)
     }
 
-    fn unserved(&self) -> Unserved {
+    fn unserved(&self, shortage: Shortage) -> Unserved {
         Unserved {
-            reason: match self.last_error {
-                None => CloseReason::NoBackend,
-                Some(_) => CloseReason::ConnectFailed,
+            reason: match (self.last_error, shortage) {
+                (Some(_), _) => CloseReason::ConnectFailed,
+                (None, Shortage::Full) => CloseReason::BackendsFull,
+                (None, Shortage::NoneFit) => CloseReason::NoBackend,
             },
             error: self.last_error,
         }

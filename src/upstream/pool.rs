@@ -160,6 +160,15 @@ pub struct Search {
     terminations: u64,
 }
 
+/// Why a pick found no backend for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortage {
+    /// What could take it has `max_connections` sessions.
+    Full,
+    /// Nothing else could take it either: all are out of service, or it has tried them.
+    NoneFit,
+}
+
 /// An address as the checker and the termination of sessions see it.
 #[derive(Debug, Clone)]
 pub struct Address {
@@ -228,7 +237,7 @@ impl Pool {
     }
 
     /// The next backend for this session, none that it has tried.
-    pub fn pick(&self, search: &mut Search, now: Instant) -> Option<Lease> {
+    pub fn pick(&self, search: &mut Search, now: Instant) -> Result<Lease, Shortage> {
         let mut inner = self.lock();
         inner.halve_if_due(now);
         inner.review_if_due(now);
@@ -249,10 +258,14 @@ impl Pool {
             full: &full,
         };
         let picked = balancer.pick(&mut search.lookup, &view, || chance.draw());
-        for i in full.into_inner() {
+        let full = full.into_inner();
+        for &i in &full {
             endpoints[i].backend.log_full(now);
         }
-        let picked = picked?;
+        let picked = picked.ok_or(match full.is_empty() {
+            true => Shortage::NoneFit,
+            false => Shortage::Full,
+        })?;
         let endpoint = &mut endpoints[picked.candidate];
         if !*fast_path {
             endpoint.passive.picked(endpoint.config.rule, now);
@@ -263,7 +276,7 @@ impl Pool {
         let endpoint = &endpoints[picked.candidate];
         search.tried.push(endpoint.backend.id);
         search.terminations = endpoint.backend.terminations();
-        Some(Lease::new(Arc::clone(&endpoint.backend)))
+        Ok(Lease::new(Arc::clone(&endpoint.backend)))
     }
 
     /// A connect to this backend failed, or a session on it, and the backend is the cause.
@@ -389,13 +402,13 @@ impl Pool {
         backend.count_termination();
     }
 
-    /// Whether any address takes sessions now.
+    /// Whether any address is fit for sessions now, or would be with fewer sessions.
     pub fn is_available(&self, now: Instant) -> bool {
         let mut inner = self.lock();
         inner.review_if_due(now);
         let single = inner.balancer.is_single();
         let mut endpoints = inner.endpoints.iter();
-        endpoints.any(|e| !e.admission(single, now).is_barred())
+        endpoints.any(|e| e.admission(single, now).is_fit())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

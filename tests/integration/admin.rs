@@ -105,6 +105,7 @@ fn every_metric_of_the_contract_is_there() {
     is("backend_retries_total", &[], "counter");
     is("backend_state", &backend, "gauge");
     is("backend_weight", &backend, "gauge");
+    is("upstream_full_backends", &[("upstream", "back")], "gauge");
     is(
         "upstream_available_backends",
         &[("upstream", "back")],
@@ -208,7 +209,8 @@ impl Datagrams {
     }
 }
 
-const DROPS: [&str; 9] = [
+const DROPS: [&str; 10] = [
+    "backends_full",
     "late",
     "no_backend",
     "own_address",
@@ -264,6 +266,7 @@ fn datagrams_are_counted_where_there_are_any() {
     let both = [
         "backend_down",
         "backend_drained",
+        "backends_full",
         "connect_failed",
         "drained",
         "idle_timeout",

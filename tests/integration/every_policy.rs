@@ -118,7 +118,7 @@ fn a_burst_fills_every_limit_and_no_more() {
                 assert_eq!(active, ROOM as f64, "{balance}");
             }
             let turned_away = burst * (CLIENTS - 3 * ROOM) as f64;
-            let closed = [("reason", "no_backend")];
+            let closed = [("reason", "backends_full")];
             tembuku.wait_metric("sessions_closed_total", &closed, |n| n == turned_away);
             drop(held);
             tembuku.wait_idle();
@@ -126,7 +126,7 @@ fn a_burst_fills_every_limit_and_no_more() {
         let metrics = tembuku.metrics();
         assert_eq!(metrics.sum("backend_connect_errors_total", &[]), 0.0);
         let closed = |reason| metrics.sum("sessions_closed_total", &[("reason", reason)]);
-        assert_eq!(closed("no_backend"), 2.0 * (CLIENTS - 3 * ROOM) as f64);
+        assert_eq!(closed("backends_full"), 2.0 * (CLIENTS - 3 * ROOM) as f64);
         assert_eq!(closed("ok"), 2.0 * 3.0 * ROOM as f64, "{balance}");
     }
 }
@@ -162,7 +162,7 @@ fn a_limit_holds_while_sessions_come_and_go() {
         let metrics = tembuku.metrics();
         let closed = |reason| metrics.sum("sessions_closed_total", &[("reason", reason)]);
         let served = CLIENTS * SESSIONS - refused;
-        assert_eq!(closed("no_backend"), refused as f64, "{balance}");
+        assert_eq!(closed("backends_full"), refused as f64, "{balance}");
         assert_eq!(closed("ok"), served as f64, "{balance}");
         assert!(served >= SESSIONS, "{balance}: {served} served");
     }

@@ -337,13 +337,31 @@ fn a_full_backend_is_passed_over_until_there_is_room() {
     let mut held: Vec<_> = (0..3).map(|_| net::session(setup.front).unwrap()).collect();
     let names: Vec<String> = held.iter().map(|(_, name)| name.clone()).collect();
     assert_eq!(tally(&names), BTreeMap::from([("b1", 2), ("b2", 1)]));
-    // Both are full.
+    // Both are full, and fit for all that.
     assert_ends_now(&mut connect(setup.front).unwrap());
-    setup
-        .tembuku
-        .wait_metric("sessions_closed_total", &[("reason", "no_backend")], |n| {
-            n == 1.0
-        });
+    setup.tembuku.wait_metric(
+        "sessions_closed_total",
+        &[("reason", "backends_full")],
+        |n| n == 1.0,
+    );
+    assert_eq!(setup.tembuku.get("/readyz").status, 200);
+    let gauge = |name: &str| setup.tembuku.metric(name, &[("upstream", "u")]);
+    assert_eq!(gauge("upstream_available_backends"), 2.0);
+    assert_eq!(gauge("upstream_full_backends"), 2.0);
+    let status: serde_json::Value =
+        serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+    let upstream = &status["upstreams"][0];
+    assert_eq!(
+        (&upstream["available"], &upstream["full"]),
+        (&2.into(), &2.into())
+    );
+    assert!(
+        setup
+            .tembuku
+            .get("/")
+            .body
+            .contains("2 of 2 available, 2 full")
+    );
     // Being full is not a failure: with a session gone, the next client gets its place.
     let at = names.iter().position(|name| name == "b2").unwrap();
     held.remove(at);

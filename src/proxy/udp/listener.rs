@@ -26,7 +26,10 @@ use crate::{
     runtime::wheel::Wheel,
     session::service::{Failures, Service},
     sys::datagram,
-    upstream::{backend::Lease, pool::Search},
+    upstream::{
+        backend::Lease,
+        pool::{Search, Shortage},
+    },
 };
 use named_clients::NamedClients;
 use slab::Slab;
@@ -89,6 +92,7 @@ struct OpenPort {
 enum NotBegun {
     Rejected,
     NoBackend,
+    BackendsFull,
 }
 
 /// How a flow begins.
@@ -104,11 +108,21 @@ struct Start<'a> {
     header: Option<Box<[u8]>>,
 }
 
+impl From<Shortage> for NotBegun {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::Full => Self::BackendsFull,
+            Shortage::NoneFit => Self::NoBackend,
+        }
+    }
+}
+
 impl From<NotBegun> for DropReason {
     fn from(not_begun: NotBegun) -> Self {
         match not_begun {
             NotBegun::Rejected => Self::Rejected,
             NotBegun::NoBackend => Self::NoBackend,
+            NotBegun::BackendsFull => Self::BackendsFull,
         }
     }
 }

@@ -278,6 +278,7 @@ fn severity_of_drop(reason: DropReason) -> Severity {
         // A reply after the end of its flow is common, and no loss that the client waits for.
         DropReason::Late => Severity::Info,
         DropReason::NoBackend
+        | DropReason::BackendsFull
         | DropReason::SendBuffer
         | DropReason::ReceiveBuffer
         | DropReason::Truncated
@@ -290,6 +291,7 @@ fn severity_of_drop(reason: DropReason) -> Severity {
 fn unserved_message(reason: CloseReason) -> Option<&'static str> {
     match reason {
         CloseReason::NoBackend => Some("no backend is available"),
+        CloseReason::BackendsFull => Some("all backends are full"),
         CloseReason::ConnectFailed => Some("no backend could be reached"),
         CloseReason::UntrustedHeader => {
             Some("a client that is not in `trust` sent a PROXY protocol header")

@@ -399,7 +399,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     gauge(
         "tembuku_upstream_available_backends",
-        "Backends that could take a new session now.",
+        "Backends that are fit for sessions, full ones included, and have proved to work.",
         |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.available)),
     ),
     histogram(
@@ -410,6 +410,11 @@ const FAMILIES: &[(Family, Write)] = &[
                 out.histogram(&u.metrics.labels, &u.metrics.doubt_duration)
             })
         },
+    ),
+    gauge(
+        "tembuku_upstream_full_backends",
+        "Backends that are available, and have reached their max_connections.",
+        |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.full)),
     ),
     histogram(
         "tembuku_upstream_leave_duration_seconds",
@@ -535,6 +540,7 @@ mod tests {
                 upstreams: upstreams[from..]
                     .iter()
                     .map(|metrics| UpstreamFigures {
+                        full: 0,
                         metrics,
                         available: 1,
                         primaries: Some(1),

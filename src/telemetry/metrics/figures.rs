@@ -33,6 +33,8 @@ pub struct ListenerFigures<'a> {
 pub struct UpstreamFigures<'a> {
     pub metrics: &'a UpstreamMetrics,
     pub available: u64,
+    /// Of those that are available.
+    pub full: u64,
     /// Backends that say that they are the primary, where one is asked for.
     pub primaries: Option<u64>,
     /// `None` where `panic_threshold` is not set.

@@ -51,6 +51,15 @@ impl Admission {
     pub(super) fn is_barred(self) -> bool {
         self.share() == 0
     }
+
+    /// Whether nothing but the number of its sessions can keep sessions away.
+    pub(super) fn is_fit(self) -> bool {
+        !self.is_barred() || self.is_full()
+    }
+
+    pub(super) fn is_full(self) -> bool {
+        self == Self::Barred(Bar::Full)
+    }
 }
 
 impl Endpoint {

@@ -66,6 +66,7 @@ impl FlowsMove {
             | CloseReason::ClientLeft
             | CloseReason::ConnectFailed
             | CloseReason::NoBackend
+            | CloseReason::BackendsFull
             | CloseReason::Drained
             | CloseReason::UntrustedHeader
             | CloseReason::Recovered

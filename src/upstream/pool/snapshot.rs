@@ -30,8 +30,10 @@ pub struct Snapshot {
     pub why: String,
     /// When the last failure was.
     pub last_failure: Option<Instant>,
-    /// Whether it takes sessions now, and its connects have not failed.
+    /// Whether it is fit for sessions, full or not, and its connects have not failed.
     pub available: bool,
+    /// Whether it is available, and has no place left below `max_connections`.
+    pub full: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for
     /// other policies.
     pub average_time: Option<f64>,
@@ -76,7 +78,9 @@ impl Pool {
         let single = inner.balancer.is_single();
         // That a failed one may be tried again proves nothing.
         let is_available =
-            |e: &&&Endpoint| (single || !e.is_failed()) && !e.admission(single, now).is_barred();
+            |e: &&&Endpoint| (single || !e.is_failed()) && e.admission(single, now).is_fit();
+        let available: Vec<_> = endpoints.iter().filter(is_available).collect();
+        let is_full = |e: &&&Endpoint| e.admission(single, now).is_full();
         let (state, why) = inner.explain_state(plan, *admin, endpoints, now);
         let checks = || endpoints.iter().map(|e| &e.check);
         let last_checks = || checks().filter_map(|check| check.last.as_ref());
@@ -92,7 +96,8 @@ impl Pool {
                 .iter()
                 .filter_map(|e| e.passive.last_failure())
                 .max(),
-            available: endpoints.iter().any(|e| is_available(&e)),
+            available: !available.is_empty(),
+            full: !available.is_empty() && available.iter().all(is_full),
             average_time: averages.reduce(f64::min).filter(|_| is_least_time),
             admin_state: admin.admin_state,
             since: admin

@@ -128,7 +128,9 @@ pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Inst
 }
 
 pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
-    let lease = pool.pick(&mut pool.search(&HashInput::default()), now)?;
+    let lease = pool
+        .pick(&mut pool.search(&HashInput::default()), now)
+        .ok()?;
     Some(lease.backend().text().to_string())
 }
 

@@ -18,7 +18,7 @@ use crate::{
     runtime::net::Client,
     upstream::{
         backend::{Backend, Lease},
-        pool::Search,
+        pool::{Search, Shortage},
     },
 };
 use std::sync::Arc;
@@ -194,7 +194,7 @@ impl Listener {
     ) -> Result<u32, NotBegun> {
         let mut search = self.search(&key);
         let lease = self.service.pool.pick(&mut search, context.now);
-        let picked = lease.map(|lease| (lease, search));
+        let picked = lease.ok().map(|lease| (lease, search));
         self.flow_on(context, key, picked, tlvs)
     }
 
@@ -206,7 +206,9 @@ impl Listener {
     ) -> Option<u32> {
         let flow = self.flows.get(number as usize)?;
         let key = flow.key.clone();
-        let picked = self.pick_another(context, &key, flow.lease.backend())?;
+        let picked = self
+            .pick_another(context, &key, flow.lease.backend())
+            .ok()?;
         self.flow_on(context, key, Some(picked), &[]).ok()
     }
 
@@ -261,16 +263,15 @@ impl Listener {
             ..Start::default()
         };
         let next = match self.pick_another(context, &key, &backend) {
-            Some(picked) if self.has_room(&key) => self.begin(context, key, start(picked)),
-            Some(picked) => {
+            Ok(picked) if self.has_room(&key) => self.begin(context, key, start(picked)),
+            Ok(picked) => {
                 // The next flow needs the permits of this one.
                 drop(picked);
                 self.deliver_and_close(context, serial, number, reason);
                 let picked = self.pick_another(context, &key, &backend);
-                let picked = picked.ok_or(NotBegun::NoBackend)?;
-                return self.begin(context, key, start(picked));
+                return self.begin(context, key, start(picked?));
             }
-            None => Err(NotBegun::NoBackend),
+            Err(shortage) => Err(shortage.into()),
         };
         match (next, self.flow(serial, number)) {
             (Ok(next), _) => {
@@ -293,11 +294,16 @@ impl Listener {
         }
     }
 
-    fn pick_another(&self, context: &Context, key: &Key, not: &Backend) -> Option<(Lease, Search)> {
+    fn pick_another(
+        &self,
+        context: &Context,
+        key: &Key,
+        not: &Backend,
+    ) -> Result<(Lease, Search), Shortage> {
         let mut search = self.search(key);
         search.avoid(not);
         let lease = self.service.pool.pick(&mut search, context.now)?;
-        Some((lease, search))
+        Ok((lease, search))
     }
 
     /// Ends a flow after the datagrams that were taken for it were sent.

@@ -82,7 +82,10 @@ impl Listener {
             clock,
         } = opened.map_err(|unserved| {
             self.finish_unserved(context, permits.session(), unserved, &attempts);
-            NotBegun::NoBackend
+            match unserved.reason {
+                CloseReason::BackendsFull => NotBegun::BackendsFull,
+                _ => NotBegun::NoBackend,
+            }
         })?;
         let header = match service.send_proxy {
             SendProxy::Off => None,

@@ -95,6 +95,7 @@ impl Listener {
             DropReason::SendBuffer => units.len(),
             DropReason::Rejected
             | DropReason::NoBackend
+            | DropReason::BackendsFull
             | DropReason::ReceiveBuffer
             | DropReason::Truncated
             | DropReason::TooLarge

@@ -118,7 +118,7 @@ proptest! {
                 Step::Fail(n) => fail(&pool, &backend(n), now),
                 Step::Succeed => {
                     let mut search = pool.search(&HashInput::default());
-                    if let Some(lease) = pool.pick(&mut search, now) {
+                    if let Ok(lease) = pool.pick(&mut search, now) {
                         pool.succeeded(&search, lease.backend(), now);
                     }
                 }
