@@ -16,6 +16,7 @@ mod check;
 mod dump;
 mod file;
 mod flags;
+mod hash;
 mod keys;
 mod listener;
 mod loops;
@@ -32,6 +33,7 @@ pub use crate::config::value::hash_key::format as hash_key_text;
 pub use changed_keys::{ChangedKey, Dump, changed_keys};
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
+pub use hash::hash;
 pub use loops::{Loop, find_loops};
 
 /// Of a path so many characters are shown.

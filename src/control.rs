@@ -54,6 +54,8 @@ pub struct State {
 /// the plan changes.
 pub struct View {
     pub plan: Plan,
+    /// Of `plan`, see [`config::hash`](crate::config::hash).
+    pub hash: String,
     pub listeners: Vec<ListenerView>,
     pub(in crate::control) pools: Vec<Arc<Pool>>,
     /// Of all workers.

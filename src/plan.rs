@@ -265,6 +265,18 @@ impl Balance {
         }
     }
 
+    /// Whether each client has a backend of its own.
+    pub fn is_by_key(&self) -> bool {
+        match self {
+            Self::Hash(_) | Self::IpHash | Self::ConsistentHash(..) | Self::Maglev(..) => true,
+            Self::RoundRobin
+            | Self::LeastConn
+            | Self::RandomTwo
+            | Self::LeastTime(_)
+            | Self::First => false,
+        }
+    }
+
     /// What it hashes, if it is given a key to hash.
     pub fn hash_key(&self) -> Option<&HashKey> {
         match self {

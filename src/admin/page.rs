@@ -25,7 +25,7 @@ pub(super) fn render(state: &State) -> String {
     let p = &status.process;
     let _ = write!(
         out,
-        "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {}. \
+        "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {}, configuration {}. \
          <a href=\"/metrics\">metrics</a> · <a href=\"/api/v1/status\">JSON</a></p>",
         p.version,
         p.state,
@@ -37,7 +37,8 @@ pub(super) fn render(state: &State) -> String {
             p.flows,
             p.max_flows,
             status.listeners.iter().map(|l| l.protocol)
-        )
+        ),
+        p.config_hash
     );
     out.push_str(
         "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream<th class=n>sessions\

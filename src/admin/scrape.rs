@@ -21,6 +21,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         backends: Vec::new(),
         process: &state.process.metrics,
         access_log_dropped: log.map_or(0, |log| log.lines().dropped()),
+        config_hash: &view.hash,
         last_reload: state.reloads.last().map(|last| ReloadFigures {
             is_successful: last.is_successful,
             last_success: last.last_success.map(seconds),

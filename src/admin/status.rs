@@ -26,6 +26,8 @@ pub(super) struct Process {
     pub(super) uptime_seconds: u64,
     pub(super) state: &'static str,
     pub(super) workers: usize,
+    /// Of the effective configuration.
+    pub(super) config_hash: String,
     pub(super) connections: u64,
     pub(super) max_connections: u64,
     /// UDP flows; both are 0 without a UDP listener.
@@ -131,6 +133,7 @@ pub(super) fn of(state: &State) -> Status {
                 "running"
             },
             workers: state.workers,
+            config_hash: view.hash.clone(),
             connections: sessions.connections().count(),
             max_connections: sessions.connections().most(),
             flows: sessions.flows().count(),

@@ -5,7 +5,7 @@ use super::{
     code, complain, say,
 };
 use crate::{
-    cli::response::{ReloadChange, ReloadReport, clean},
+    cli::response::{HashChange, ReloadChange, ReloadReport, clean},
     control::reload::Mode,
 };
 use clap::Args;
@@ -46,6 +46,10 @@ fn text(report: &ReloadReport) -> String {
     for change in &report.changes {
         out.push_str(&change_text(change));
     }
+    let HashChange { before, after } = &report.hash;
+    if before != after {
+        out += &format!("hash: {} -> {}\n", clean(before), clean(after));
+    }
     let file = clean(&report.file);
     let count = match report.changes.len() {
         0 => "no changes".to_owned(),
@@ -58,10 +62,10 @@ fn text(report: &ReloadReport) -> String {
     }
 }
 
-/// A line, and one for each key of an object that the process had before.
+/// A line, and of an object that the process had before one for each key and figure.
 fn change_text(change: &ReloadChange) -> String {
     let word = match change.change.as_str() {
-        "needs_upgrade" => "needs a restart".to_owned(),
+        "needs_upgrade" => "needs an upgrade or restart".to_owned(),
         word => clean(word),
     };
     let mut out = format!(
@@ -76,6 +80,13 @@ fn change_text(change: &ReloadChange) -> String {
             out.push_str(&format!("  {}: {before} -> {after}\n", clean(&key.key)));
         }
     }
+    if let Some(sessions) = change.sessions.filter(|_| change.change != "added") {
+        out.push_str(&format!("  sessions: {sessions}\n"));
+    }
+    if let Some(share) = change.moved_share {
+        let percent = share * 100.0;
+        out.push_str(&format!("  clients that move: {percent:.1} %\n"));
+    }
     out
 }
 
@@ -85,27 +96,27 @@ mod tests {
     use crate::cli::response;
 
     #[test]
-    fn changes_are_listed_with_their_keys() {
-        let report = |applied: bool, changes: &str| {
+    fn changes_are_listed_with_their_keys_and_figures() {
+        let report = |applied: bool, after: u32, changes: &str| {
             let json = format!(
                 "{{\"applied\": {applied}, \"file\": \"/f\", \"changes\": [{changes}], \
-                 \"warnings\": []}}"
+                 \"hash\": {{\"before\": \"1\", \"after\": \"{after}\"}}, \"warnings\": []}}"
             );
             text(&response::read(&json).expect("a report"))
         };
-        assert_eq!(report(true, ""), "no changes, reloaded from /f\n");
+        assert_eq!(report(true, 1, ""), "no changes, reloaded from /f\n");
         let key = r#"{"key": "weight", "before": "1", "after": null}"#;
-        let change = |word: &str| {
+        let change = |word: &str, share: &str| {
             format!(
-                r#"{{"object": "backend", "name": "u/a", "change": "{word}", "keys": [{key}]}}"#
+                r#"{{"object": "backend", "name": "u/a", "change": "{word}", "keys": [{key}],
+                    "sessions": 7, "moved_share": {share}}}"#
             )
         };
+        let changes = [change("changed", "0.12345"), change("added", "null")];
         assert_eq!(
-            report(
-                false,
-                &format!("{}, {}", change("changed"), change("added"))
-            ),
-            "backend u/a: changed\n  weight: 1 -> -\nbackend u/a: added\n\
+            report(false, 2, &changes.join(", ")),
+            "backend u/a: changed\n  weight: 1 -> -\n  sessions: 7\n  clients that move: 12.3 %\n\
+             backend u/a: added\nhash: 1 -> 2\n\
              2 changes in /f, nothing was changed (dry run)\n"
         );
     }

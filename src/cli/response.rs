@@ -23,6 +23,7 @@ pub(super) struct Process {
     pub(super) max_connections: u64,
     pub(super) flows: u64,
     pub(super) max_flows: u64,
+    pub(super) config_hash: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -151,8 +152,15 @@ pub(super) struct AdminChange {
 pub(super) struct ReloadReport {
     pub(super) applied: bool,
     pub(super) file: String,
+    pub(super) hash: HashChange,
     pub(super) changes: Vec<ReloadChange>,
     pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct HashChange {
+    pub(super) before: String,
+    pub(super) after: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,6 +169,10 @@ pub(super) struct ReloadChange {
     pub(super) name: String,
     pub(super) change: String,
     pub(super) keys: Vec<ChangedKey>,
+    #[serde(deserialize_with = "present")]
+    pub(super) sessions: Option<u64>,
+    #[serde(deserialize_with = "present")]
+    pub(super) moved_share: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -212,7 +224,8 @@ mod tests {
     fn status() -> Value {
         json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
-                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30 },
+                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
+                "config_hash": "0" },
             "listeners": [{ "name": "l", "protocol": "udp", "addresses": [], "upstream": "u",
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
@@ -271,9 +284,11 @@ mod tests {
                 "{lacking}"
             );
         }
-        let report = json!({ "applied": true, "file": "f", "warnings": ["w"], "changes": [
+        let report = json!({ "applied": true, "file": "f", "warnings": ["w"],
+            "hash": { "before": "0", "after": "1" }, "changes": [
             { "object": "backend", "name": "u/a:1", "change": "changed",
-              "keys": [{ "key": "weight", "before": null, "after": "1" }] }] });
+              "keys": [{ "key": "weight", "before": null, "after": "1" }],
+              "sessions": null, "moved_share": 0.5 }] });
         assert!(read::<ReloadReport>(&report.to_string()).is_ok());
         for lacking in without_a_field(&report) {
             let read = read::<ReloadReport>(&lacking.to_string());

@@ -139,8 +139,7 @@ async fn reload(
     file: Option<&Path>,
     mode: Mode,
 ) -> Option<Result<Report, ReloadError>> {
-    let running = server.state.view().plan.clone();
-    let mut preparing = pin!(reload::prepare(file, running));
+    let mut preparing = pin!(reload::prepare(file, server.state.view()));
     let candidate = loop {
         tokio::select! {
             candidate = &mut preparing => break candidate,

@@ -54,7 +54,7 @@ fn text(status: &response::Status) -> String {
     let p = &status.process;
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
     let mut out = format!(
-        "tembuku {}: {}, pid {}, up {}, {}\n\n",
+        "tembuku {}: {}, pid {}, up {}, {}, configuration {}\n\n",
         clean(&p.version),
         clean(&p.state),
         p.pid,
@@ -66,6 +66,7 @@ fn text(status: &response::Status) -> String {
             p.max_flows,
             protocols
         ),
+        clean(&p.config_hash),
     );
     let mut rows = vec![Row::of(
         ["listener", "protocol", "upstream"],
@@ -199,7 +200,8 @@ mod tests {
     fn columns_stand_below_each_other() {
         let status = json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 3725,
-                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30 },
+                "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
+                "config_hash": "0123456789abcdef" },
             "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
                 "upstream": "redis", "connections": 5, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
                 { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
@@ -217,7 +219,7 @@ mod tests {
             ] }],
         });
         let expected = "\
-tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows
+tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration 0123456789abcdef
 
 listener  protocol  upstream  sessions  accepted  received     sent  address
 cache     tcp       redis            5     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x

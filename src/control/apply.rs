@@ -12,6 +12,7 @@ use super::{
     resolve::Resolver,
 };
 use crate::{
+    config,
     control::budget::{self, Budget, Facts},
     plan::{
         self, Plan,
@@ -268,6 +269,7 @@ impl Runtime {
                 .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
                 .collect(),
             pulses: self.workers.pulses(),
+            hash: config::hash(&self.plan),
             plan: self.plan.clone(),
         }
     }

@@ -1,20 +1,20 @@
 //! A reload: the configuration file is read again, and what differs is put into effect, or nothing
 //! is. Requests wait in a queue, from which the main loop takes one at a time.
 
-use super::{Prepared, Server, StartErrors};
+mod forecast;
+mod report;
+
+pub use report::Report;
+
+use super::{Prepared, Server, StartErrors, View};
 use crate::{
-    config::{self, ChangedKey, Dump, Problems},
-    plan::{
-        Plan,
-        diff::{Change, Edit, diff, reachable},
-    },
+    config::{self, Problems},
     sys::blocking,
 };
-use serde::Serialize;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -45,23 +45,6 @@ pub struct LastReload {
     pub is_successful: bool,
     /// Of the last one that was successful.
     pub last_success: Option<SystemTime>,
-}
-
-/// What a reload changed, or would change.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    pub applied: bool,
-    pub file: String,
-    pub changes: Vec<ReportedChange>,
-    pub warnings: Vec<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct ReportedChange {
-    pub object: &'static str,
-    pub name: String,
-    pub change: &'static str,
-    pub keys: Vec<ChangedKey>,
 }
 
 /// Why a reload changed nothing.
@@ -130,20 +113,27 @@ impl Request {
 
 /// Reads the file, checks it, compares it with the plan in effect, and gets what it needs from
 /// outside. Changes nothing, and can be dropped.
-pub async fn prepare(file: Option<&Path>, running: Plan) -> Result<Candidate, ReloadError> {
+pub async fn prepare(file: Option<&Path>, running: Arc<View>) -> Result<Candidate, ReloadError> {
     let file = file.ok_or(ReloadError::NoFile)?.to_owned();
     let path = file.clone();
-    let read = move || {
-        let plan = config::load(&path).map_err(ReloadError::Invalid)?;
-        let report = Report::new(&path, &running, &plan);
-        Ok((plan, report))
-    };
+    let read = move || config::load(&path).map_err(ReloadError::Invalid);
     // The file itself has the shorter limit, with an error that is more specific.
     let read = blocking::call(blocking::LIMIT * 2, read).await;
-    let (plan, report) = read.map_err(|source| ReloadError::Unread { file, source })??;
+    let unread = |source| ReloadError::Unread {
+        file: file.clone(),
+        source,
+    };
+    let plan = read.map_err(unread)??;
     let prepared = Prepared::for_change(plan).await;
     let prepared = prepared.map_err(ReloadError::Failed)?;
-    Ok(Candidate { prepared, report })
+    // Many clients are counted for the report.
+    let path = file.clone();
+    let report = move || {
+        let report = Report::new(&path, &running, &prepared);
+        Candidate { prepared, report }
+    };
+    let candidate = blocking::call(blocking::LIMIT * 2, report).await;
+    candidate.map_err(unread)
 }
 
 impl Server {
@@ -161,7 +151,7 @@ impl Server {
                     .reloads
                     .set_last(result.is_ok(), SystemTime::now());
                 match &result {
-                    Ok(report) => log_report(report),
+                    Ok(report) => report.log(),
                     Err(error) => log_error(error),
                 }
                 result
@@ -181,102 +171,6 @@ impl Server {
         report.applied = true;
         Ok(report)
     }
-}
-
-impl Report {
-    fn new(file: &Path, running: &Plan, wanted: &Plan) -> Self {
-        let reachable = reachable(running, wanted);
-        let [before, between, after] = [running, &reachable, wanted].map(Dump::new);
-        let mut changes = Vec::new();
-        let mut warnings = Vec::new();
-        for change in diff(running, wanted) {
-            let reported = match &change {
-                Change::NeedsUpgrade(_) => ReportedChange::new(&between, &after, &change),
-                Change::Process(_)
-                | Change::Admin(_)
-                | Change::Log(_)
-                | Change::Listener(_)
-                | Change::Backend { .. }
-                | Change::Upstream(_) => ReportedChange::new(&before, &between, &change),
-            };
-            if let Change::NeedsUpgrade(_) = &change {
-                warnings.push(reported.warning());
-            }
-            changes.push(reported);
-        }
-        Self {
-            applied: false,
-            file: file.display().to_string(),
-            changes,
-            warnings,
-        }
-    }
-}
-
-impl ReportedChange {
-    fn new(before: &Dump, after: &Dump, change: &Change) -> Self {
-        let (object, name, word) = describe(change);
-        Self {
-            object,
-            name,
-            change: word,
-            keys: config::changed_keys(before, after, change),
-        }
-    }
-
-    fn warning(&self) -> String {
-        let Self { object, name, .. } = self;
-        let keys: Vec<&str> = self.keys.iter().map(|key| key.key.as_str()).collect();
-        let keys = keys.join(", ");
-        format!("{object} {name}: not applied, it needs a restart of the process: {keys}")
-    }
-}
-
-/// The object that changes, its name and what happens to it.
-fn describe(change: &Change) -> (&'static str, String, &'static str) {
-    match change {
-        Change::Process(edit) => ("process", "process".to_owned(), word(edit)),
-        Change::Admin(edit) => ("process", "admin".to_owned(), word(edit)),
-        Change::Log(edit) => ("process", "log".to_owned(), word(edit)),
-        Change::Listener(edit) => ("listener", edit.item().name.clone(), word(edit)),
-        Change::Upstream(edit) => ("upstream", edit.item().name.clone(), word(edit)),
-        Change::Backend { upstream, edit } => {
-            let name = format!("{upstream}/{}", edit.item().text);
-            ("backend", name, word(edit))
-        }
-        Change::NeedsUpgrade(change) => {
-            let (object, name, _) = describe(change);
-            (object, name, "needs_upgrade")
-        }
-    }
-}
-
-fn word<T>(edit: &Edit<T>) -> &'static str {
-    match edit {
-        Edit::Added(_) => "added",
-        Edit::Removed(_) => "removed",
-        Edit::Changed { .. } => "changed",
-    }
-}
-
-fn log_report(report: &Report) {
-    for ReportedChange {
-        object,
-        name,
-        change,
-        keys,
-    } in &report.changes
-    {
-        let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
-        // Of what is added or removed, every key.
-        let keys = (*change == "changed" || *change == "needs_upgrade").then(|| keys.join(", "));
-        tracing::info!(object, name, change, keys, "configuration differs");
-    }
-    for warning in &report.warnings {
-        tracing::warn!(warning, "change of the configuration is not in effect");
-    }
-    let Report { file, changes, .. } = report;
-    tracing::info!(file, changes = changes.len(), "configuration reloaded");
 }
 
 fn log_error(error: &ReloadError) {
@@ -335,53 +229,6 @@ impl std::error::Error for ReloadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const CONFIG: &str = "[process]\nworkers = 2\n\
-        [listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n\
-        [upstreams.u]\nbackends = [{ address = \"a:1\", weight = 1 }]\n";
-
-    fn report(from: &str, to: &str) -> Report {
-        let plan = |text: &str| config::parse(text, "test").expect("valid");
-        let wanted = CONFIG.replace(from, to);
-        assert_ne!(CONFIG, wanted);
-        Report::new(Path::new("test"), &plan(CONFIG), &plan(&wanted))
-    }
-
-    #[test]
-    fn a_report_separates_what_needs_an_upgrade() {
-        let report = report("workers = 2", "workers = 3\ndrain_timeout = \"7s\"");
-        let changes: Vec<String> = report
-            .changes
-            .iter()
-            .map(|c| {
-                let keys: Vec<String> = c.keys.iter().map(ToString::to_string).collect();
-                format!("{} {} {}: {}", c.object, c.name, c.change, keys.join(", "))
-            })
-            .collect();
-        assert_eq!(
-            changes,
-            [
-                "process process changed: drain_timeout: \"30s\" -> \"7s\"",
-                "process process needs_upgrade: workers: 2 -> 3",
-            ]
-        );
-        let [warning] = &report.warnings[..] else {
-            panic!("{:?}", report.warnings);
-        };
-        assert!(warning.ends_with(": workers"), "{warning}");
-        assert!(!report.applied);
-    }
-
-    #[test]
-    fn a_backend_is_named_with_its_upstream() {
-        let report = report("weight = 1", "weight = 5");
-        let [change] = &report.changes[..] else {
-            panic!("{:?}", report.changes);
-        };
-        assert_eq!((change.object, change.change), ("backend", "changed"));
-        assert_eq!(change.name, "u/a:1");
-        assert_eq!(change.keys[0].to_string(), "weight: 1 -> 5");
-    }
 
     #[test]
     fn the_last_success_is_remembered_after_a_failure() {

@@ -4,14 +4,16 @@
 mod client;
 mod client_set;
 mod distribution;
+mod moved_share;
 mod pick_reasons;
 
 pub use crate::upstream::explain::client_set::{ClientSet, MOST_CLIENTS, draw_ports};
 pub use crate::upstream::explain::distribution::{Counts, Move, Survey, survey};
+pub use crate::upstream::explain::moved_share::moved_share;
 pub use client::Client;
 
 use crate::{
-    plan::{Balance, Listener, Upstream, access},
+    plan::{self, Balance, Listener, Upstream, access},
     upstream::balance::{
         Balancer, Candidates, Chance, Entry, FULL, HashInput, LookupState, Why, numbered,
     },
@@ -42,7 +44,17 @@ impl Outcome {
     }
 }
 
-/// A process that has just started with this configuration, and has no network.
+/// An address that sessions can go to. A backend whose host name has several is several candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its position in the configuration.
+    pub backend: usize,
+    pub weight: u32,
+    /// How much of [`FULL`] of its weight counts; 0 for one that cannot be picked.
+    pub share: u32,
+}
+
+/// A process that has no network: one that has just started, or one with these candidates.
 #[derive(Debug)]
 pub struct Process<'a> {
     listener: &'a Listener,
@@ -50,19 +62,18 @@ pub struct Process<'a> {
     /// The port that clients connect to, if it is part of the key.
     server_port: Option<u16>,
     balancer: Balancer,
-    /// For each candidate of the balancer its position in the configuration.
-    order: Vec<usize>,
-    /// For each candidate whether it can be picked.
-    usable: Usable,
+    /// In the order of the balancer.
+    candidates: Idle,
     chance: Chance,
 }
 
+/// Candidates without sessions.
 #[derive(Debug)]
-struct Usable(Vec<bool>);
+struct Idle(Vec<Candidate>);
 
-impl Candidates for Usable {
+impl Candidates for Idle {
     fn share(&self, candidate: usize) -> u32 {
-        if self.0[candidate] { FULL } else { 0 }
+        self.0[candidate].share
     }
     fn connections(&self, _: usize) -> u64 {
         0
@@ -82,28 +93,39 @@ impl<'a> Process<'a> {
         without: &[usize],
         seed: u64,
     ) -> Self {
-        let (mut order, mut usable) = (Vec::new(), Vec::new());
-        let (mut regular, mut backups) = (Vec::new(), Vec::new());
-        for (of, backend) in numbered(upstream.backends.iter()) {
-            let group = if backend.backup {
-                &mut backups
-            } else {
-                &mut regular
-            };
-            group.push(Entry {
-                text: &backend.text,
+        let candidate = |(of, backend): (usize, &plan::Backend)| {
+            let is_usable = backend.weight > 0 && !backend.down && !without.contains(&of);
+            Candidate {
+                backend: of,
                 weight: backend.weight,
-            });
-            order.push(of);
-            usable.push(backend.weight > 0 && !backend.down && !without.contains(&of));
-        }
+                share: if is_usable { FULL } else { 0 },
+            }
+        };
+        let candidates = numbered(upstream.backends.iter()).map(candidate).collect();
+        Self::with_candidates(listener, upstream, server_port, candidates, seed)
+    }
+
+    /// `candidates`: in the order of [`numbered`].
+    pub fn with_candidates(
+        listener: &'a Listener,
+        upstream: &'a Upstream,
+        server_port: Option<u16>,
+        candidates: Vec<Candidate>,
+        seed: u64,
+    ) -> Self {
+        let entry = |candidate: &Candidate| Entry {
+            text: &upstream.backends[candidate.backend].text,
+            weight: candidate.weight,
+        };
+        let entries: Vec<Entry<'_>> = candidates.iter().map(entry).collect();
+        let is_regular = |c: &&Candidate| !upstream.backends[c.backend].backup;
+        let (regular, backups) = entries.split_at(candidates.iter().filter(is_regular).count());
         Self {
             listener,
             upstream,
             server_port,
-            balancer: Balancer::new(&upstream.balance, &regular, &backups),
-            order,
-            usable: Usable(usable),
+            balancer: Balancer::new(&upstream.balance, regular, backups),
+            candidates: Idle(candidates),
             chance: Chance::from_seed(seed),
         }
     }
@@ -117,45 +139,46 @@ impl<'a> Process<'a> {
         if !access::allows(&self.listener.access, client.ip()) {
             return Outcome::Denied;
         }
+        self.pick(client)
+    }
+
+    /// The next client that the access rules allow comes.
+    fn pick(&mut self, client: Client) -> Outcome {
         let mut lookup = LookupState::new(&self.upstream.balance, &self.facts(client));
         let chance = &mut self.chance;
         let picked = self
             .balancer
-            .pick(&mut lookup, &self.usable, || chance.draw());
+            .pick(&mut lookup, &self.candidates, || chance.draw());
         let Some(picked) = picked else {
             return Outcome::NoBackend;
         };
         let why = match picked.why {
             Why::Drawn { other } => Why::Drawn {
-                other: other.map(|candidate| self.order[candidate]),
+                other: other.map(|other| self.candidates.0[other].backend),
             },
             why => why,
         };
         Outcome::Backend {
-            backend: self.order[picked.candidate],
+            backend: self.candidates.0[picked.candidate].backend,
             why,
         }
     }
 
     /// The share of the clients that each backend is to get, in the order of the configuration.
     pub fn expected(&self) -> Vec<f64> {
-        let regular = self.balancer.regular();
-        let can_be_picked = |candidate: &usize| self.usable.0[*candidate];
-        let mut takers: Vec<usize> = regular.clone().filter(can_be_picked).collect();
+        let (regular, backups) = self.candidates.0.split_at(self.balancer.regular().end);
+        let can_be_picked = |candidate: &&Candidate| candidate.share > 0;
+        let mut takers: Vec<&Candidate> = regular.iter().filter(can_be_picked).collect();
         if takers.is_empty() {
-            takers = (regular.end..self.order.len())
-                .filter(can_be_picked)
-                .collect();
+            takers = backups.iter().filter(can_be_picked).collect();
         }
         if self.upstream.balance == Balance::First {
             takers.truncate(1);
         }
-        let weight = |of: usize| f64::from(self.upstream.backends[of].weight);
-        let total: f64 = takers.iter().map(|c| weight(self.order[*c])).sum();
-        let mut shares = vec![0.0; self.order.len()];
+        let total: f64 = takers.iter().map(|c| f64::from(c.weight)).sum();
+        let mut shares = vec![0.0; self.upstream.backends.len()];
         for candidate in takers {
-            let of = self.order[candidate];
-            shares[of] = weight(of) / total;
+            shares[candidate.backend] += f64::from(candidate.weight) / total;
         }
         shares
     }

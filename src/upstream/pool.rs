@@ -13,6 +13,7 @@ mod endpoint;
 mod endpoint_admission;
 mod event;
 mod flow;
+mod forecast;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,6 +22,7 @@ pub use crate::upstream::pool::admin_state::{AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
+pub use forecast::candidates_of_new;
 pub use snapshot::Snapshot;
 
 use crate::{

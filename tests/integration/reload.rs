@@ -184,18 +184,14 @@ fn a_listener_is_added_and_removed() {
     let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
     setup.write(&format!("{original}{listener}"));
     let said = setup.reload();
-    assert_eq!(
-        said,
-        format!(
-            "listener added: added\n1 change, reloaded from {}\n",
-            setup.file()
-        )
-    );
+    assert!(said.starts_with("listener added: added\nhash: "), "{said}");
+    let end = format!("\n1 change, reloaded from {}\n", setup.file());
+    assert!(said.ends_with(&end), "{said}");
     let (mut held, _) = net::session(added).unwrap();
     setup.write(&original);
     let said = setup.reload();
     assert!(
-        said.starts_with("listener added: removed\n1 change, "),
+        said.starts_with("listener added: removed\n  sessions: 1\nhash: "),
         "{said}"
     );
     wait_refused(added);
@@ -227,7 +223,8 @@ fn picks_follow_the_backends() {
     ));
     let said = setup.reload();
     let lines = format!(
-        "backend back/{}: removed\nbackend back/{one}: changed\n  weight: 1 -> 3\n2 changes, ",
+        "backend back/{}: removed\n  sessions: 1\nbackend back/{one}: changed\n  \
+         weight: 1 -> 3\n  sessions: 0\nhash: ",
         third.addr
     );
     assert!(said.starts_with(&lines), "{said}");
@@ -307,12 +304,15 @@ fn a_dry_run_changes_nothing() {
     let output = setup.try_reload(&["--dry-run"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{said}");
-    let expected = format!(
-        "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\n\
-         2 changes in {}, nothing was changed (dry run)\n",
+    let begin = format!(
+        "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\n  sessions: 0\nhash: "
+    );
+    assert!(said.starts_with(&begin), "{said}");
+    let end = format!(
+        "\n2 changes in {}, nothing was changed (dry run)\n",
         setup.file()
     );
-    assert_eq!(said, expected);
+    assert!(said.ends_with(&end), "{said}");
     assert_eq!(setup.status(), before);
     assert!(TcpStream::connect(added).is_err());
     let metrics = setup.tembuku.metrics();
@@ -383,9 +383,104 @@ fn reloads_at_once_queue() {
         reloads.map(|reload| reload.join().unwrap()).to_vec()
     });
     let starting = |text: &str| said.iter().filter(|said| said.starts_with(text)).count();
-    assert_eq!(starting("listener added: added\n1 change, "), 1, "{said:?}");
+    assert_eq!(starting("listener added: added\nhash: "), 1, "{said:?}");
     assert_eq!(starting("no changes, "), 7, "{said:?}");
     assert_eq!(net::ask(added).unwrap(), "b1");
+}
+
+#[test]
+fn the_hash_names_the_configuration_in_effect() {
+    let setup = setup();
+    let shown = || {
+        let hash = setup.status()["process"]["config_hash"].clone();
+        let hash = hash.as_str().unwrap().to_owned();
+        let metric = setup
+            .tembuku
+            .metric("config_info", &[("hash", hash.as_str())]);
+        assert_eq!(metric, 1.0);
+        hash
+    };
+    let reload = |flags: &[&str]| {
+        let output = setup.try_reload(flags);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        ["before", "after"].map(|of| report["hash"][of].as_str().unwrap().to_owned())
+    };
+    let (original, first) = (setup.config(), shown());
+    assert_eq!(reload(&["--json"]), [first.clone(), first.clone()]);
+    // What needs an upgrade is not in effect.
+    setup.replace("workers = 2", "workers = 3\ndrain_timeout = \"7s\"");
+    let predicted = reload(&["--json", "--dry-run"]);
+    assert_eq!(reload(&["--json"]), predicted);
+    assert_eq!([first.clone(), shown()], predicted);
+    setup.write(&original.replace("workers = 2", "workers = 2\ndrain_timeout = \"7s\""));
+    assert_eq!(reload(&["--json"]), [&*predicted[1]; 2]);
+    setup.write(&format!("# As it was\n{original}"));
+    assert_eq!(reload(&["--json"]), [&*predicted[1], &*first]);
+    assert_eq!(shown(), first);
+}
+
+#[test]
+fn sessions_and_clients_that_move_are_counted_as_the_process_is_now() {
+    let servers = named(4);
+    let [one, two, three, four] = [0, 1, 2, 3].map(|n| servers[n].addr.to_string());
+    let setup = setup();
+    setup.set_backends(&format!(
+        "[\"{one}\", \"{two}\", {{ address = \"{three}\", backup = true }}]\nbalance = \"maglev\""
+    ));
+    setup.reload();
+    let (_held, name) = net::session(setup.front).unwrap();
+    let held = |address: &String, server: usize| match servers[server].live() {
+        0 => Value::from(0),
+        n => {
+            assert_eq!(servers[server].addr.to_string(), *address, "{name}");
+            Value::from(n)
+        }
+    };
+    // The figures of the backend with this address.
+    let dry_run = |backends: &str| {
+        setup.set_backends(&format!("{backends}\nbalance = \"maglev\""));
+        let output = setup.try_reload(&["--dry-run", "--json"]);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let find = |report: &Value, address: &str| {
+        let changes = report["changes"].as_array().unwrap();
+        let name = format!("back/{address}");
+        let found = changes.iter().find(|change| change["name"] == name);
+        found.unwrap_or_else(|| panic!("{report}")).clone()
+    };
+    #[track_caller]
+    fn assert_share(change: &Value, expected: f64) {
+        let share = change["moved_share"].as_f64().unwrap();
+        assert!((share - expected).abs() < 0.05, "{change}, not {expected}");
+    }
+    let backup = format!("{{ address = \"{three}\", backup = true }}");
+    let report = dry_run(&format!("[\"{one}\", \"{two}\", \"{four}\", {backup}]"));
+    let added = find(&report, &four);
+    assert_share(&added, 1.0 / 3.0);
+    assert_eq!(added["sessions"], 0, "{added}");
+    let report = dry_run(&format!("[\"{one}\", {backup}]"));
+    let removed = find(&report, &two);
+    assert_share(&removed, 0.5);
+    assert_eq!(removed["sessions"], held(&two, 1), "{removed}");
+    // A backup has no clients of its own.
+    let report = dry_run(&format!("[\"{one}\", \"{two}\"]"));
+    assert_share(&find(&report, &three), 0.0);
+    // One that the operator has taken out has none either.
+    let socket = setup.tembuku.dir.file("admin.sock");
+    let drained = cli(&[
+        "drain",
+        "--socket",
+        socket.to_str().unwrap(),
+        &format!("back/{two}"),
+    ]);
+    assert_eq!(drained.status.code(), Some(0), "{}", proc::text(&drained));
+    let report = dry_run(&format!("[\"{one}\", {backup}]"));
+    assert_share(&find(&report, &two), 0.0);
+    // Policies without a key have no clients of their own.
+    setup.set_backends(&format!("[\"{one}\"]"));
+    let output = setup.try_reload(&["--dry-run", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(find(&report, &two)["moved_share"].is_null(), "{report}");
 }
 
 #[test]
@@ -400,7 +495,10 @@ fn what_a_running_process_cannot_change_is_named() {
             warned.starts_with("warning: process process: not applied"),
             "{warned}"
         );
-        assert!(warned.ends_with(": workers\n"), "{warned}");
+        assert!(
+            warned.ends_with("needs an upgrade or restart: workers\n"),
+            "{warned}"
+        );
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let changes = report["changes"].as_array().unwrap();
         let last = changes.last().unwrap();

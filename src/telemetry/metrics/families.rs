@@ -4,7 +4,7 @@
 use super::{
     BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
     UpstreamFigures,
-    text::{Family, Samples, Text},
+    text::{Family, Samples, Text, labels},
 };
 use crate::plan::{
     Role,
@@ -246,6 +246,11 @@ const FAMILIES: &[(Family, Write)] = &[
                 }
             });
         },
+    ),
+    gauge(
+        "tembuku_config_info",
+        "The hash of the effective configuration; always 1.",
+        |f, out| out.add(&labels(&[("hash", f.of.config_hash)]), 1),
     ),
     gauge(
         "tembuku_config_last_reload_success_timestamp_seconds",
@@ -556,6 +561,7 @@ mod tests {
                     .collect(),
                 process: &process,
                 access_log_dropped: 0,
+                config_hash: "0123",
                 last_reload: None,
             };
             String::from_utf8(render(&figures).concat()).expect("text")

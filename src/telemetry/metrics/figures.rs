@@ -14,6 +14,8 @@ pub struct Figures<'a> {
     pub backends: Vec<BackendFigures>,
     pub process: &'a ProcessMetrics,
     pub access_log_dropped: u64,
+    /// Of the configuration in effect.
+    pub config_hash: &'a str,
     /// `None` before the first reload.
     pub last_reload: Option<ReloadFigures>,
 }

@@ -1,6 +1,9 @@
 //! Whether an endpoint may take a session now, and if not, why: the one place that decides it.
 
-use super::{AdminState, endpoint::Endpoint};
+use super::{
+    AdminState,
+    endpoint::{Endpoint, EndpointConfig},
+};
 use crate::{
     plan::reason::{BackendState, CloseReason},
     upstream::{balance::FULL, health::Verdict},
@@ -66,10 +69,20 @@ impl Endpoint {
     /// `single`: the upstream has no other endpoint, so that failed connects and a slow start do
     /// not count.
     pub(super) fn admission(&self, single: bool, now: Instant) -> Admission {
-        if let Some(bar) = self.lasting_bar() {
+        self.admission_with(&self.config, single, now)
+    }
+
+    /// The same if the configuration said this of it.
+    pub(super) fn admission_with(
+        &self,
+        config: &EndpointConfig,
+        single: bool,
+        now: Instant,
+    ) -> Admission {
+        if let Some(bar) = self.lasting_bar_with(config) {
             return Admission::Barred(bar);
         }
-        let (config, passive) = (&self.config, &self.passive);
+        let passive = &self.passive;
         if !single && !passive.is_available(config.rule, now) {
             return Admission::Barred(Bar::Failed);
         }
@@ -98,12 +111,16 @@ impl Endpoint {
     /// What keeps sessions away from it until something happens: neither time nor the number of
     /// sessions changes it.
     pub(super) fn lasting_bar(&self) -> Option<Bar> {
+        self.lasting_bar_with(&self.config)
+    }
+
+    fn lasting_bar_with(&self, config: &EndpointConfig) -> Option<Bar> {
         match self.admin.admin_state {
             AdminState::Ready => {}
             AdminState::Drain => return Some(Bar::Drained),
             AdminState::Maint => return Some(Bar::Maintenance),
         }
-        if self.config.is_down {
+        if config.is_down {
             return Some(Bar::Disabled);
         }
         match self.check.effective {

@@ -1,0 +1,150 @@
+//! What a change of the plan means for sessions and clients, as the process is now.
+
+use crate::{
+    control::{Prepared, View},
+    plan::{
+        Addr, Backend, Listener, Plan, Upstream,
+        diff::{Change, Edit},
+    },
+    upstream::{
+        explain::{Candidate, Process, moved_share},
+        pool::{Pool, candidates_of_new},
+    },
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+pub(super) struct Forecast<'a> {
+    running: &'a View,
+    /// The plan that will be in effect.
+    plan: &'a Plan,
+    prepared: &'a Prepared,
+    now: Instant,
+    /// Of upstreams, by name: several changes can concern one.
+    moved_shares: BTreeMap<String, Option<f64>>,
+}
+
+impl<'a> Forecast<'a> {
+    pub(super) fn new(running: &'a View, plan: &'a Plan, prepared: &'a Prepared) -> Self {
+        Self {
+            running,
+            plan,
+            prepared,
+            now: Instant::now(),
+            moved_shares: BTreeMap::new(),
+        }
+    }
+
+    /// The sessions that the object of the change has now; `None`: it is an object without sessions
+    /// of its own.
+    pub(super) fn sessions(&self, change: &Change) -> Option<u64> {
+        match change {
+            Change::Process(_) | Change::Admin(_) | Change::Log(_) => None,
+            Change::Listener(edit) => {
+                let name = &edit.item().name;
+                let mut services = self.running.services();
+                let service = services.find(|service| service.plan.name == *name);
+                Some(service.map_or(0, |service| service.metrics.active()))
+            }
+            Change::Upstream(edit) => Some(self.sessions_on(&edit.item().name, None)),
+            Change::Backend { upstream, edit } => {
+                Some(self.sessions_on(upstream, Some(&edit.item().text)))
+            }
+            Change::NeedsUpgrade(change) => self.sessions(change),
+        }
+    }
+
+    /// On the backend with this address as configured, or on all.
+    fn sessions_on(&self, upstream: &str, backend: Option<&str>) -> u64 {
+        let backends = self.pool(upstream).map(|pool| pool.backends());
+        let backends = backends.into_iter().flatten();
+        let of_change = backends.filter(|b| backend.is_none_or(|text| **b.text() == *text));
+        of_change.map(|backend| backend.active()).sum()
+    }
+
+    /// See [`super::report::ReportedChange::moved_share`].
+    pub(super) fn moved_share(&mut self, change: &Change) -> Option<f64> {
+        match change {
+            Change::Upstream(Edit::Changed { after, .. }) => self.moved_share_of(&after.name),
+            Change::Backend { upstream, .. } => self.moved_share_of(upstream),
+            Change::Listener(Edit::Changed { before, after })
+                if before.upstream != after.upstream =>
+            {
+                self.moved_share_between(before, after)
+            }
+            Change::Process(_)
+            | Change::Admin(_)
+            | Change::Log(_)
+            | Change::Listener(_)
+            | Change::Upstream(_)
+            | Change::NeedsUpgrade(_) => None,
+        }
+    }
+
+    fn moved_share_of(&mut self, upstream: &str) -> Option<f64> {
+        if let Some(known) = self.moved_shares.get(upstream) {
+            return *known;
+        }
+        // Of several listeners one stands for all.
+        let of = |plan: &'a Plan| plan.listeners.iter().find(|l| l.upstream == upstream);
+        let (before, after) = (of(&self.running.plan), of(self.plan));
+        let share = before
+            .zip(after)
+            .and_then(|(before, after)| self.moved_share_between(before, after));
+        self.moved_shares.insert(upstream.to_owned(), share);
+        share
+    }
+
+    /// Of the clients of a listener.
+    fn moved_share_between(&self, before: &Listener, after: &Listener) -> Option<f64> {
+        let old = find(&self.running.plan, &before.upstream)?;
+        let new = find(self.plan, &after.upstream)?;
+        if !old.balance.is_by_key() || !new.balance.is_by_key() {
+            return None;
+        }
+        let candidates = self.pool(&old.name)?.candidates(old, self.now);
+        let mut before = process(before, old, candidates);
+        let mut after = process(after, new, self.new_candidates(new));
+        Some(moved_share(&mut before, &mut after))
+    }
+
+    /// With the plan that will be in effect.
+    fn new_candidates(&self, upstream: &Upstream) -> Vec<Candidate> {
+        let inputs = self.prepared.upstreams.get(&upstream.name);
+        let addresses = inputs.map_or(&[][..], |inputs| &inputs.addresses);
+        let backends = upstream.backends.iter().map(|b| b.text.as_str());
+        let addresses: HashMap<&str, &Vec<Addr>> = backends.zip(addresses).collect();
+        let add = |backend: &Backend| {
+            let found = addresses.get(backend.text.as_str());
+            found.map_or_else(Vec::new, |found| found.to_vec())
+        };
+        match self.pool(&upstream.name) {
+            Some(pool) => pool.candidates_with(upstream, add, self.now),
+            None => candidates_of_new(upstream, add, self.now),
+        }
+    }
+
+    fn pool(&self, upstream: &str) -> Option<&Arc<Pool>> {
+        self.running.pools().find(|pool| *pool.name == *upstream)
+    }
+}
+
+fn find<'a>(plan: &'a Plan, upstream: &str) -> Option<&'a Upstream> {
+    plan.upstreams.iter().find(|u| u.name == upstream)
+}
+
+fn process<'a>(
+    listener: &'a Listener,
+    upstream: &'a Upstream,
+    candidates: Vec<Candidate>,
+) -> Process<'a> {
+    let mut addresses = listener.bind.iter().flat_map(|bind| &bind.addrs);
+    let server_port = addresses.find_map(|address| match address {
+        Addr::Tcp(address) => Some(address.port()),
+        Addr::Unix(_) => None,
+    });
+    Process::with_candidates(listener, upstream, server_port, candidates, 0)
+}

@@ -1,0 +1,246 @@
+//! What a reload changes, in words and figures.
+
+use super::forecast::Forecast;
+use crate::{
+    config::{self, ChangedKey, Dump},
+    control::{Prepared, View},
+    plan::diff::{Change, Edit, diff, reachable},
+};
+use serde::Serialize;
+use std::path::Path;
+
+/// What a reload changed, or would change.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub applied: bool,
+    pub file: String,
+    pub hash: HashChange,
+    pub changes: Vec<ReportedChange>,
+    pub warnings: Vec<String>,
+}
+
+/// Hashes of the effective configuration, as [`config::hash`] makes them.
+#[derive(Debug, Clone, Serialize)]
+pub struct HashChange {
+    pub before: String,
+    /// Without what needs an upgrade.
+    pub after: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ReportedChange {
+    pub object: &'static str,
+    pub name: String,
+    pub change: &'static str,
+    pub keys: Vec<ChangedKey>,
+    /// That the object has when the report is made; `None`: sessions are not those of an object of
+    /// this kind.
+    pub sessions: Option<u64>,
+    /// The share of clients, from 0 to 1, that get another backend: of an upstream and its backends
+    /// by all changes of the upstream together, of a listener by its change to another upstream.
+    /// `None` unless a hash policy decides before and after.
+    pub moved_share: Option<f64>,
+}
+
+impl Report {
+    pub(super) fn new(file: &Path, running: &View, prepared: &Prepared) -> Self {
+        let (before, wanted) = (&running.plan, &prepared.plan);
+        let reachable = reachable(before, wanted);
+        let mut forecast = Forecast::new(running, &reachable, prepared);
+        let hash = HashChange {
+            before: running.hash.clone(),
+            after: config::hash(&reachable),
+        };
+        let changes = diff(before, wanted);
+        let [before, between, after] = [before, &reachable, wanted].map(Dump::new);
+        let mut reported = Vec::new();
+        let mut warnings = Vec::new();
+        for change in changes {
+            let described = match &change {
+                Change::NeedsUpgrade(_) => describe_change(&between, &after, &change),
+                Change::Process(_)
+                | Change::Admin(_)
+                | Change::Log(_)
+                | Change::Listener(_)
+                | Change::Backend { .. }
+                | Change::Upstream(_) => describe_change(&before, &between, &change),
+            };
+            if let Change::NeedsUpgrade(_) = &change {
+                warnings.push(described.warning());
+            }
+            reported.push(ReportedChange {
+                sessions: forecast.sessions(&change),
+                moved_share: forecast.moved_share(&change),
+                ..described
+            });
+        }
+        Self {
+            applied: false,
+            file: file.display().to_string(),
+            hash,
+            changes: reported,
+            warnings,
+        }
+    }
+
+    /// As lines of the log.
+    pub(super) fn log(&self) {
+        for ReportedChange {
+            object,
+            name,
+            change,
+            keys,
+            sessions,
+            moved_share,
+        } in &self.changes
+        {
+            let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+            // Of what is added or removed, every key.
+            let keys =
+                (*change == "changed" || *change == "needs_upgrade").then(|| keys.join(", "));
+            tracing::info!(
+                object,
+                name,
+                change,
+                keys,
+                sessions,
+                moved_share,
+                "configuration differs"
+            );
+        }
+        for warning in &self.warnings {
+            tracing::warn!(warning, "change of the configuration is not in effect");
+        }
+        let (file, hash, changes) = (&self.file, &self.hash.after, self.changes.len());
+        tracing::info!(file, hash, changes, "configuration reloaded");
+    }
+}
+
+/// Without figures.
+fn describe_change(before: &Dump, after: &Dump, change: &Change) -> ReportedChange {
+    let (object, name, word) = describe(change);
+    ReportedChange {
+        object,
+        name,
+        change: word,
+        keys: config::changed_keys(before, after, change),
+        sessions: None,
+        moved_share: None,
+    }
+}
+
+impl ReportedChange {
+    fn warning(&self) -> String {
+        let Self { object, name, .. } = self;
+        let keys: Vec<&str> = self.keys.iter().map(|key| key.key.as_str()).collect();
+        let keys = keys.join(", ");
+        format!("{object} {name}: not applied, needs an upgrade or restart: {keys}")
+    }
+}
+
+/// The object that changes, its name and what happens to it.
+fn describe(change: &Change) -> (&'static str, String, &'static str) {
+    match change {
+        Change::Process(edit) => ("process", "process".to_owned(), word(edit)),
+        Change::Admin(edit) => ("process", "admin".to_owned(), word(edit)),
+        Change::Log(edit) => ("process", "log".to_owned(), word(edit)),
+        Change::Listener(edit) => ("listener", edit.item().name.clone(), word(edit)),
+        Change::Upstream(edit) => ("upstream", edit.item().name.clone(), word(edit)),
+        Change::Backend { upstream, edit } => {
+            let name = format!("{upstream}/{}", edit.item().text);
+            ("backend", name, word(edit))
+        }
+        Change::NeedsUpgrade(change) => {
+            let (object, name, _) = describe(change);
+            (object, name, "needs_upgrade")
+        }
+    }
+}
+
+fn word<T>(edit: &Edit<T>) -> &'static str {
+    match edit {
+        Edit::Added(_) => "added",
+        Edit::Removed(_) => "removed",
+        Edit::Changed { .. } => "changed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+
+    const CONFIG: &str = "[process]\nworkers = 2\n\
+        [listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n\
+        [upstreams.u]\nbackends = [{ address = \"127.0.0.1:2\", weight = 1 }]\n";
+
+    fn plan(text: &str) -> Plan {
+        config::parse(text, "test").expect("valid")
+    }
+
+    /// Of a process that has nothing but the plan.
+    fn report(from: &str, to: &str) -> Report {
+        let wanted = CONFIG.replace(from, to);
+        assert_ne!(CONFIG, wanted);
+        let plan_before = plan(CONFIG);
+        let running = View {
+            hash: config::hash(&plan_before),
+            plan: plan_before,
+            listeners: Vec::new(),
+            pools: Vec::new(),
+            pulses: Vec::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let prepared = runtime
+            .block_on(Prepared::for_change(plan(&wanted)))
+            .expect("nothing is missing");
+        Report::new(Path::new("test"), &running, &prepared)
+    }
+
+    #[test]
+    fn a_report_separates_what_needs_an_upgrade() {
+        let report = report("workers = 2", "workers = 3\ndrain_timeout = \"7s\"");
+        let changes: Vec<String> = report
+            .changes
+            .iter()
+            .map(|c| {
+                let keys: Vec<String> = c.keys.iter().map(ToString::to_string).collect();
+                format!("{} {} {}: {}", c.object, c.name, c.change, keys.join(", "))
+            })
+            .collect();
+        assert_eq!(
+            changes,
+            [
+                "process process changed: drain_timeout: \"30s\" -> \"7s\"",
+                "process process needs_upgrade: workers: 2 -> 3",
+            ]
+        );
+        let [warning] = &report.warnings[..] else {
+            panic!("{:?}", report.warnings);
+        };
+        assert!(
+            warning.ends_with("upgrade or restart: workers"),
+            "{warning}"
+        );
+        assert!(!report.applied);
+        // What will be in effect.
+        let reached = CONFIG.replace("workers = 2", "workers = 2\ndrain_timeout = \"7s\"");
+        assert_eq!(report.hash.after, config::hash(&plan(&reached)));
+        assert_eq!(report.hash.before, config::hash(&plan(CONFIG)));
+    }
+
+    #[test]
+    fn a_backend_is_named_with_its_upstream() {
+        let report = report("weight = 1", "weight = 5");
+        let [change] = &report.changes[..] else {
+            panic!("{:?}", report.changes);
+        };
+        assert_eq!((change.object, change.change), ("backend", "changed"));
+        assert_eq!(change.name, "u/127.0.0.1:2");
+        assert_eq!(change.keys[0].to_string(), "weight: 1 -> 5");
+        assert_eq!((change.sessions, change.moved_share), (Some(0), None));
+    }
+}
