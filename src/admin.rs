@@ -1,16 +1,20 @@
 //! What operators and their tools see, over HTTP, and what they may do on the socket.
 
 mod control;
+mod fields;
 mod format;
 mod host;
 mod http;
+mod lifetime;
 mod page;
 mod readiness;
 mod reload;
 mod render;
 mod scrape;
+mod sessions;
 mod socket;
 mod status;
+mod stream;
 
 pub use crate::admin::format::{availability, load, reasons, size};
 pub use http::{AdminListener, serve};

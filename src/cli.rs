@@ -8,7 +8,9 @@ mod explain;
 mod reload;
 mod response;
 mod run;
+mod sessions;
 mod status;
+mod table;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
@@ -23,15 +25,7 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 7] = [
-    "weight",
-    "sessions",
-    "top",
-    "import",
-    "schema",
-    "completions",
-    "man",
-];
+const NOT_YET: [&str; 6] = ["weight", "top", "import", "schema", "completions", "man"];
 
 /// What is shown of an error about the command line, which may quote a long argument.
 const MOST_OF_USAGE: usize = 2_000;
@@ -62,6 +56,8 @@ enum Command {
     Explain(explain::Explain),
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
+    /// Live sessions of a running process: their clients, backends, age and bytes
+    Sessions(sessions::Sessions),
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem
     Reload(reload::Arguments),
@@ -145,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Check { file, dump } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
         Command::Status(status::Status { at, .. })
+        | Command::Sessions(sessions::Sessions { at, .. })
         | Command::Reload(reload::Arguments { at, .. })
         | Command::Drain(admin_state::Out {
             which: admin_state::Ready { at, .. },
@@ -163,6 +160,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Command::Status(args) => status::run(&args),
+        Command::Sessions(args) => sessions::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
         Command::Ready(args) => admin_state::ready(&args),

@@ -35,6 +35,8 @@ pub use dump::dump;
 pub use flags::{Flags, from_flags};
 pub use hash::hash;
 pub use loops::{Loop, find_loops};
+pub(crate) use text::report::Fault;
+pub(crate) use value::{access::parse_peers, duration::parse as parse_duration};
 
 /// Of a path so many characters are shown.
 const MOST_OF_PATH: usize = 1_000;

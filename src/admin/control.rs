@@ -121,7 +121,7 @@ fn bad(error: String) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, error, hint)
 }
 
-fn hint(name: &str, known: &[&str]) -> String {
+pub(super) fn hint(name: &str, known: &[&str]) -> String {
     if let Some(near) = nearest(name, known) {
         return format!("did you mean {near:?}?");
     }
@@ -134,7 +134,7 @@ fn hint(name: &str, known: &[&str]) -> String {
 }
 
 /// Not more of it than helps.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(100).collect()
 }
 

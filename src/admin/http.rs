@@ -1,8 +1,12 @@
 //! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
-    control, host, readiness, reload,
+    control, host,
+    lifetime::Lifetime,
+    readiness, reload,
     render::{Kind, Renderer, SharedBody},
+    sessions,
+    stream::Stream,
 };
 use crate::{control::State, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
@@ -33,7 +37,8 @@ use tokio::{
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// No connection lasts longer: clients that do not read cannot occupy all of them for ever.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// The same on the unix socket, where a reload may wait for others and for a resolver.
+/// The same on the unix socket, where a reload may wait for others and for a resolver. A response
+/// that is made while it is read has this time from one piece to the next.
 const CONTROL_LIFETIME: Duration = Duration::from_secs(150);
 /// Each scraper keeps a connection; beyond this number the oldest is closed.
 const MAX_CONNECTIONS: usize = 64;
@@ -55,7 +60,7 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 /// The buffer of one connection.
 const BUFFER: usize = 64 * 1024;
 
-type Body = Either<Full<Bytes>, SharedBody>;
+type Body = Either<Full<Bytes>, Either<SharedBody, Stream>>;
 
 /// A listening socket of the admin side.
 pub enum AdminListener {
@@ -115,8 +120,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (state, renderer) = (Arc::clone(state), Arc::clone(renderer));
+    let lifetime = Arc::new(Lifetime::new(match access {
+        Access::ReadOnly => LIFETIME,
+        Access::Control => CONTROL_LIFETIME,
+    }));
+    let end = Arc::clone(&lifetime);
     let service = service_fn(move |request| {
-        answer(request, access, Arc::clone(&state), Arc::clone(&renderer))
+        let (state, renderer) = (Arc::clone(&state), Arc::clone(&renderer));
+        answer(request, access, state, renderer, Arc::clone(&lifetime))
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -126,11 +137,13 @@ where
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     // An error here is the client's: it disconnected, or did not speak HTTP.
-    let lifetime = match access {
-        Access::ReadOnly => LIFETIME,
-        Access::Control => CONTROL_LIFETIME,
+    let bounded = async move {
+        tokio::select! {
+            _ = served => {}
+            () = end.passed() => {}
+        }
     };
-    tokio::spawn(tokio::time::timeout(lifetime, served)).abort_handle()
+    tokio::spawn(bounded).abort_handle()
 }
 
 async fn answer(
@@ -138,6 +151,7 @@ async fn answer(
     access: Access,
     state: Arc<State>,
     renderer: Arc<Renderer>,
+    lifetime: Arc<Lifetime>,
 ) -> Result<Response<Body>, Infallible> {
     // The unix socket is out of reach of browsers.
     if access == Access::ReadOnly
@@ -151,11 +165,15 @@ async fn answer(
             let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             allowing(refused, "GET, HEAD")
         }
-        path if is_command(path) && access == Access::Control => command(request, &state).await,
-        path if is_command(path) => text(
+        path if is_of_socket(path) && access == Access::ReadOnly => text(
             StatusCode::NOT_FOUND,
             "not found: control is on the unix socket alone, `socket` in [admin]\n",
         ),
+        path if is_command(path) => command(request, &state).await,
+        sessions::PATH => {
+            let answer = sessions::answer(request.method(), request.uri(), &state, &lifetime);
+            streamed(answer, "GET")
+        }
         "/livez" => text(StatusCode::OK, "ok\n"),
         readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
         readiness::NODE_PATH => plain(readiness::node(&state).await),
@@ -189,6 +207,31 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
     Some(text(refusal.status(), refusal.text()))
 }
 
+/// Whether it is served on the unix socket alone.
+fn is_of_socket(path: &str) -> bool {
+    is_command(path) || path == sessions::PATH
+}
+
+/// `methods`: those that the path has.
+fn streamed(answer: Result<Stream, control::Refusal>, methods: &'static str) -> Response<Body> {
+    match answer {
+        Ok(stream) => {
+            let body = Either::Right(Either::Right(stream));
+            with_type(StatusCode::OK, "application/json", body)
+        }
+        Err(refusal) => refused(refusal, methods),
+    }
+}
+
+fn refused(refusal: control::Refusal, methods: &'static str) -> Response<Body> {
+    let (code, json) = refusal.into_answer();
+    let answer = typed(code, "application/json", format!("{json:#}\n"));
+    match code {
+        StatusCode::METHOD_NOT_ALLOWED => allowing(answer, methods),
+        _ => answer,
+    }
+}
+
 fn is_command(path: &str) -> bool {
     path == reload::PATH || path.starts_with(control::PREFIX)
 }
@@ -198,11 +241,9 @@ async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
         reload::PATH => reload::answer(request, state).await,
         _ => control::answer(request, state).await,
     };
-    let (code, json) = answer.unwrap_or_else(control::Refusal::into_answer);
-    let answer = typed(code, "application/json", format!("{json:#}\n"));
-    match code {
-        StatusCode::METHOD_NOT_ALLOWED => allowing(answer, "POST"),
-        _ => answer,
+    match answer {
+        Ok((code, json)) => typed(code, "application/json", format!("{json:#}\n")),
+        Err(refusal) => refused(refusal, "POST"),
     }
 }
 
@@ -216,7 +257,10 @@ async fn document(kind: Kind, only_head: bool, renderer: &Renderer) -> Response<
         return typed(StatusCode::OK, kind.content_type(), Bytes::new());
     }
     match renderer.document(kind).await {
-        Some(body) => with_type(StatusCode::OK, kind.content_type(), Either::Right(body)),
+        Some(body) => {
+            let body = Either::Right(Either::Left(body));
+            with_type(StatusCode::OK, kind.content_type(), body)
+        }
         None => text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "this document cannot be made; the log says why\n",

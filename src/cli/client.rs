@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// No answer of ours is as long.
 const MOST_BYTES: u64 = 256 << 20;
+
+/// Of an answer that is read line by line.
+const MOST_OF_LINE: u64 = 1 << 20;
 
 /// Where the process is to be found.
 #[derive(Debug, Args)]
@@ -120,6 +123,27 @@ impl Client {
         }
     }
 
+    /// The lines of an answer, whose end is that of the connection: each has [`PATIENCE`].
+    pub(super) fn lines(&self, method: &str, path: &str, body: &str) -> Result<Lines<'_>, String> {
+        // The older version, in which the body has no parts of its own.
+        let sent = request(&self.0, ["HTTP/1.0", method, path, body], PATIENCE);
+        let mut lines = Lines {
+            client: self,
+            path: path.to_owned(),
+            answer: BufReader::new(sent.map_err(|e| self.describe(&e, PATIENCE))?),
+        };
+        let code = lines.read_head()?;
+        if code == 200 {
+            return Ok(lines);
+        }
+        let mut rest = String::new();
+        while let Some(line) = lines.next()? {
+            rest += &line;
+            rest.push('\n');
+        }
+        Err(self.refusal(path, code, &rest))
+    }
+
     fn refusal(&self, path: &str, code: u16, answer: &str) -> String {
         match response::read(answer) {
             Ok(Refusal { error, hint }) => {
@@ -200,6 +224,53 @@ pub(super) fn encode(name: &str) -> String {
         .collect()
 }
 
+/// The lines of an answer that is read while it is made.
+pub(super) struct Lines<'a> {
+    client: &'a Client,
+    path: String,
+    answer: BufReader<Socket>,
+}
+
+impl Lines<'_> {
+    /// Without its end; `None` at the end of the answer.
+    pub(super) fn next(&mut self) -> Result<Option<String>, String> {
+        let mut line = String::new();
+        let read = (&mut self.answer).take(MOST_OF_LINE).read_line(&mut line);
+        match read {
+            Ok(0) => Ok(None),
+            Ok(_) if line.ends_with('\n') => {
+                line.pop();
+                Ok(Some(line))
+            }
+            Ok(_) => Err(self.strange("the answer is cut off")),
+            Err(e) => Err(self.client.describe(&e, PATIENCE)),
+        }
+    }
+
+    pub(super) fn strange(&self, why: &str) -> String {
+        self.client.strange(&self.path, why)
+    }
+
+    /// The head of the answer; the code.
+    fn read_head(&mut self) -> Result<u16, String> {
+        let http = "it does not speak HTTP";
+        let first = self.next()?.unwrap_or_default();
+        let code = first
+            .split(' ')
+            .nth(1)
+            .filter(|_| first.starts_with("HTTP/1."));
+        let code = code.and_then(|code| code.parse().ok());
+        let code = code.ok_or_else(|| self.strange(http))?;
+        loop {
+            match self.next()? {
+                Some(line) if line.trim_end().is_empty() => return Ok(code),
+                Some(_) => {}
+                None => return Err(self.strange(http)),
+            }
+        }
+    }
+}
+
 fn exchange(
     socket: &Path,
     method: &str,
@@ -207,6 +278,18 @@ fn exchange(
     body: &str,
     patience: Duration,
 ) -> io::Result<Vec<u8>> {
+    let stream = request(socket, ["HTTP/1.1", method, path, body], patience)?;
+    let mut answer = Vec::new();
+    stream.take(MOST_BYTES).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Sends a request; the answer is to be read.
+fn request(
+    socket: &Path,
+    [version, method, path, body]: [&str; 4],
+    patience: Duration,
+) -> io::Result<Socket> {
     let mut stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_read_timeout(Some(patience))?;
     // That of a connect as well: the queue may be full.
@@ -214,13 +297,11 @@ fn exchange(
     stream.connect(&SockAddr::unix(socket)?)?;
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: tembuku\r\nConnection: close\r\nContent-Length: \
+        "{method} {path} {version}\r\nHost: tembuku\r\nConnection: close\r\nContent-Length: \
          {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut answer)?;
-    Ok(answer)
+    Ok(stream)
 }
 
 /// The code and the body. With `Connection: close` the body ends where the stream does.

@@ -147,6 +147,32 @@ pub(super) struct AdminChange {
     pub(super) connections: u64,
 }
 
+/// A line of `GET /api/v1/sessions`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Session {
+    pub(super) id: u64,
+    pub(super) listener: String,
+    pub(super) client: String,
+    pub(super) peer: String,
+    pub(super) upstream: String,
+    #[serde(deserialize_with = "present")]
+    pub(super) backend: Option<String>,
+    #[serde(deserialize_with = "present")]
+    pub(super) backend_port: Option<u16>,
+    pub(super) state: String,
+    pub(super) age_seconds: f64,
+    pub(super) idle_seconds: f64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+/// What follows the last session.
+#[derive(Debug, Deserialize)]
+pub(super) struct SessionsEnd {
+    pub(super) count: u64,
+    pub(super) more: bool,
+}
+
 /// What a reload changed, or would change.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReloadReport {
@@ -283,6 +309,13 @@ mod tests {
                 read::<AdminChange>(&lacking.to_string()).is_err(),
                 "{lacking}"
             );
+        }
+        let session = json!({ "id": 1, "listener": "l", "client": "c", "peer": "p",
+            "upstream": "u", "backend": null, "backend_port": null, "state": "connecting",
+            "age_seconds": 1.5, "idle_seconds": 0.0, "received_bytes": 1, "sent_bytes": 2 });
+        assert!(read::<Session>(&session.to_string()).is_ok());
+        for lacking in without_a_field(&session) {
+            assert!(read::<Session>(&lacking.to_string()).is_err(), "{lacking}");
         }
         let report = json!({ "applied": true, "file": "f", "warnings": ["w"],
             "hash": { "before": "0", "after": "1" }, "changes": [

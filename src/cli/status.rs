@@ -3,6 +3,7 @@
 use super::{
     client::{At, Client, Readiness},
     code, complain, say,
+    table::{Row, table},
 };
 use crate::{
     admin::{availability, load, reasons, size},
@@ -140,46 +141,6 @@ fn backend(b: &Backend) -> Row {
             clean(&b.why),
         ],
     )
-}
-
-/// Names, then figures, which stand on the right, then words again.
-struct Row(Vec<(String, bool)>);
-
-impl Row {
-    fn of<const A: usize, const B: usize, const C: usize>(
-        names: [impl Into<String>; A],
-        figures: [impl Into<String>; B],
-        words: [impl Into<String>; C],
-    ) -> Self {
-        let left = |text: String| (text, false);
-        let names = names.into_iter().map(Into::into).map(left);
-        let figures = figures.into_iter().map(|text| (text.into(), true));
-        let words = words.into_iter().map(Into::into).map(left);
-        Self(names.chain(figures).chain(words).collect())
-    }
-}
-
-fn table(rows: &[Row]) -> String {
-    let columns = rows.first().map_or(0, |row| row.0.len());
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row.0[column].0.chars().count());
-        cells.max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells = row.0.iter().zip(&widths).map(|((text, right), width)| {
-            if *right {
-                format!("{text:>width$}")
-            } else {
-                format!("{text:<width$}")
-            }
-        });
-        let line = cells.collect::<Vec<_>>().join("  ");
-        out += line.trim_end();
-        out.push('\n');
-    }
-    out
 }
 
 /// So that a column which means nothing here is seen to be empty.

@@ -139,17 +139,18 @@ impl Runtime {
         // A thread for datagrams beside each for connections.
         let shards = workers * 2;
         let exporter = Exporter::new(shards);
+        let epoch = Instant::now();
         let process_state = Process {
             metrics: Arc::new(exporter.process()),
-            sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors)),
+            sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors, epoch)),
             access_log: prepared.access_log.take(),
         };
         let tasks = TaskTracker::new();
-        let spawn = |i| tcp::spawn_worker(i, &tasks);
+        let spawn = |i| tcp::spawn_worker(i, &tasks, epoch);
         let workers = Workers {
             connections: (0..workers).map(spawn).collect::<io::Result<_>>()?,
             datagrams: Vec::new(),
-            epoch: Instant::now(),
+            epoch,
         };
         Ok(Self {
             plan: Plan {

@@ -20,6 +20,11 @@ pub fn trusts(accept: &AcceptProxy, peer: Option<IpAddr>) -> bool {
     accept.trust.iter().any(|peers| matches(*peers, peer))
 }
 
+/// Whether the client is one of these.
+pub fn contains(peers: PeerSet, client: Option<IpAddr>) -> bool {
+    matches(peers, client.map(|ip| ip.to_canonical()))
+}
+
 fn matches(peers: PeerSet, client: Option<IpAddr>) -> bool {
     match (peers, client) {
         (PeerSet::All, _) | (PeerSet::Unix, None) => true,

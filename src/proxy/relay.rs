@@ -118,6 +118,7 @@ pub fn relay<'a>(
         Some(Opening { first, observers }) => (first, observers.if_any()),
         None => (None, None),
     };
+    counters.session.set_active(executor::now_millis());
     Relay {
         client,
         backend: &connection.stream,
@@ -127,7 +128,6 @@ pub fn relay<'a>(
         down: Direction::default(),
         broken: None,
         is_registered: false,
-        last_activity: executor::now_millis(),
         next_check: NEVER,
         delivery: None,
         timer: NEVER,
@@ -174,12 +174,11 @@ pub struct Relay<'a> {
     broken: Option<(Side, Cause)>,
     /// The session knows the waker of this task.
     is_registered: bool,
-    /// In milliseconds of the executor, as the following times.
-    last_activity: u64,
-    /// When delivery is checked next; `NEVER` while nothing has moved since the last check.
+    /// When delivery is checked next, in milliseconds of the executor; `NEVER` while nothing has
+    /// moved since the last check.
     next_check: u64,
     delivery: Option<Box<Delivery>>,
-    /// When the timer of this task expires.
+    /// When the timer of this task expires, in the same milliseconds.
     timer: u64,
     /// Keepalive is on, or not wanted.
     has_keepalive: bool,
@@ -261,11 +260,12 @@ impl<'a> Relay<'a> {
         }
         // An end is activity, too: what follows it has its full time.
         if moved.get() || ended_before != (self.up.finished, self.down.finished) {
-            self.last_activity = executor::now_millis();
+            let now = executor::now_millis();
+            self.counters.session.set_active(now);
             if let Some(interval) = self.check_interval()
                 && self.next_check == NEVER
             {
-                self.next_check = after(self.last_activity, interval);
+                self.next_check = after(now, interval);
             }
         }
         self.watch_silence(now).map(End::Terminated)

@@ -8,7 +8,7 @@ use crate::{
     plan::{Protocol, access, reason::RejectReason},
     runtime::net::Client,
     session::{
-        registry::{Arrival, Kind, Session, take_below},
+        registry::{Arrival, Session, take_below},
         service::Service,
         sockets::{SocketPermit, Sockets},
     },
@@ -16,6 +16,7 @@ use crate::{
 use std::{
     net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
 /// What a session holds of every limit; dropping it gives all of that back, and takes the session
@@ -41,7 +42,7 @@ pub fn admit_connection(service: &Arc<Service>, arrival: Arrival) -> Result<Perm
     if !service.trusts(arrival.peer) {
         check_access(service, arrival.peer)?;
     }
-    take_permits(service, arrival, Kind::Connection, Limit::Enforced)
+    take_permits(service, arrival, Limit::Enforced)
 }
 
 /// Admits a flow, and gives the permit for its socket apart: the socket may outlive the flow.
@@ -53,7 +54,7 @@ pub fn admit_flow(
     for_socket: Limit,
 ) -> Result<(Permits, SocketPermit), RejectReason> {
     check_access(service, arrival.client())?;
-    let permits = take_permits(service, arrival, Kind::Flow, for_listener)?;
+    let permits = take_permits(service, arrival, for_listener)?;
     let socket = match for_socket {
         Limit::Enforced => sockets.take().ok_or(RejectReason::NoPorts)?,
         Limit::Exceeded => sockets.take_anyway(),
@@ -83,11 +84,10 @@ pub fn check_access(service: &Service, client: Client) -> Result<(), RejectReaso
 fn take_permits(
     service: &Arc<Service>,
     arrival: Arrival,
-    kind: Kind,
     for_listener: Limit,
 ) -> Result<Permits, RejectReason> {
     let source = take_source(service, arrival.client())?;
-    let session = enter_listener(service, arrival, kind, for_listener);
+    let session = enter_listener(service, arrival, for_listener);
     if let (Err(_), Some(source)) = (&session, source) {
         service.per_source.give_back(source);
     }
@@ -112,7 +112,6 @@ fn take_source(service: &Service, client: Client) -> Result<Option<IpAddr>, Reje
 fn enter_listener(
     service: &Service,
     arrival: Arrival,
-    kind: Kind,
     limit: Limit,
 ) -> Result<Arc<Session>, RejectReason> {
     let active = &service.metrics.active;
@@ -123,7 +122,7 @@ fn enter_listener(
     if !take_below(active, max) {
         return Err(RejectReason::MaxConnections);
     }
-    let session = service.process.sessions.add(arrival, kind);
+    let session = service.process.sessions.add(arrival, &service.origin);
     if session.is_err() {
         active.fetch_sub(1, Relaxed);
     }
@@ -152,6 +151,11 @@ impl Permits {
 
     pub fn session(&self) -> &Arc<Session> {
         &self.session
+    }
+
+    /// When the session began.
+    pub fn began_at(&self) -> Instant {
+        self.service.process.sessions.began_at(&self.session)
     }
 
     /// Gives everything back; what the session was is still to be logged.
@@ -187,12 +191,11 @@ mod tests {
         config, plan,
         session::{
             registry::{Descriptors, Sessions},
-            service::{Notices, Process},
+            service::{self, Notices, Process},
         },
         telemetry::metrics::Exporter,
         upstream::pool::tests::of,
     };
-    use std::time::Instant;
 
     /// A listener with these keys, in a process that may have one connection and one flow.
     fn service(keys: &str) -> (Arc<Service>, Arc<Sockets>) {
@@ -203,14 +206,16 @@ mod tests {
         let plan = config::parse(&text, "test.toml").expect("a valid plan");
         let descriptors = Arc::new(Descriptors::new(2, 1, 0));
         let (exporter, now) = (Exporter::new(1), Instant::now());
+        let pool = Arc::new(of(&plan.upstreams[0], now));
         let service = Service {
             plan: plan.listeners[0].clone(),
             metrics: exporter.listener("l"),
             per_source: Arc::default(),
-            pool: Arc::new(of(&plan.upstreams[0], now)),
+            origin: service::origin(&plan.listeners[0], &pool),
+            pool,
             process: Arc::new(Process {
                 metrics: Arc::new(exporter.process()),
-                sessions: Arc::new(Sessions::new(1, 1, 1, &descriptors)),
+                sessions: Arc::new(Sessions::new(1, 1, 1, &descriptors, now)),
                 access_log: None,
             }),
             send_proxy: plan::SendProxy::Off,
@@ -227,6 +232,7 @@ mod tests {
             peer: Client::Ip((address, 1).into()),
             named: None,
             server_port: Some(1),
+            at: Instant::now(),
         }
     }
 

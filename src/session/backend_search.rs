@@ -109,7 +109,7 @@ impl<'a> BackendSearch<'a> {
     pub fn reached(&mut self, backend: &Arc<Backend>, time: Duration, now: Instant) -> bool {
         self.session.set_backend(backend.id);
         let pool = &self.service.pool;
-        let stays = match self.session.kind {
+        let stays = match self.session.origin.kind {
             Kind::Connection => pool.succeeded(&self.search, backend, now),
             Kind::Flow => pool.taken(&self.search, backend, now),
         };

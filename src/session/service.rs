@@ -10,7 +10,10 @@ pub use notices::{Call, Notices};
 use crate::{
     plan::{self, Protocol, Udp, access},
     runtime::net::Client,
-    session::{per_source::PerSource, registry::Sessions},
+    session::{
+        per_source::PerSource,
+        registry::{Kind, Origin, Sessions},
+    },
     telemetry::{
         access_log::AccessLog,
         metrics::{ListenerMetrics, ProcessMetrics},
@@ -29,6 +32,8 @@ pub struct Service {
     pub metrics: Arc<ListenerMetrics>,
     pub per_source: Arc<PerSource>,
     pub pool: Arc<Pool>,
+    /// The same for sessions.
+    pub origin: Arc<Origin>,
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
@@ -43,6 +48,18 @@ pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
     pub access_log: Option<AccessLog>,
+}
+
+/// Of the sessions of a listener with this plan.
+pub fn origin(plan: &plan::Listener, pool: &Arc<Pool>) -> Arc<Origin> {
+    Arc::new(Origin {
+        listener: plan.name.clone(),
+        pool: Arc::clone(pool),
+        kind: match &plan.protocol {
+            Protocol::Tcp => Kind::Connection,
+            Protocol::Udp(_) => Kind::Flow,
+        },
+    })
 }
 
 impl Service {

@@ -116,6 +116,7 @@ impl Service {
         let [received, sent] = summary.datagrams;
         let is_udp = self.is_udp();
         Record {
+            session: Some(session.id),
             backend: backend.map(|backend| &**backend.text()),
             backend_addr: backend.map(|backend| backend.addr.to_string()),
             attempts: summary.attempts.iter().map(Attempt::record).collect(),
@@ -147,6 +148,7 @@ impl Service {
         let is_udp = self.is_udp();
         Record {
             time: access_log::now(),
+            session: None,
             listener: &self.plan.name,
             protocol: self.protocol(),
             remote_addr: address(client),

@@ -67,6 +67,16 @@ pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
+/// The local port of an IP socket. The descriptor may belong to another thread, which may close it
+/// at any time: the caller must find out afterwards whether it was still open.
+pub fn local_port(socket: RawFd) -> Option<u16> {
+    // SAFETY: the borrow ends with this call, which changes nothing. If the descriptor has been
+    // closed meanwhile, the kernel reports that, or answers for whatever has the number now.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    let address = socket2::SockRef::from(&socket).local_addr().ok()?;
+    Some(address.as_socket()?.port())
+}
+
 /// From now on closing the socket sends a reset instead of a clean end.
 pub fn reset_on_close(socket: impl AsFd) {
     let lingers = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));

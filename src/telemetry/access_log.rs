@@ -8,6 +8,9 @@ use std::{fmt::Write as _, io, time::SystemTime};
 #[derive(Debug, Serialize)]
 pub struct Record<'a> {
     pub time: String,
+    /// Its number; `None` of a client that was refused before it was a session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<u64>,
     pub listener: &'a str,
     pub protocol: &'a str,
     pub remote_addr: String,
@@ -102,6 +105,9 @@ fn text(r: &Record<'_>) -> String {
         if let Some(value) = value {
             let _ = write!(line, " {name}={value}");
         }
+    }
+    if let Some(id) = r.session {
+        let _ = write!(line, " session={id}");
     }
     if let Some(address) = &r.backend_addr {
         let _ = write!(line, " backend_addr={address}");

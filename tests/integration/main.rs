@@ -82,6 +82,7 @@ mod reload;
 mod resolve;
 mod resolve_slow;
 mod scrape;
+mod sessions;
 mod shares;
 mod shutdown;
 mod start_wait;

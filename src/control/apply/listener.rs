@@ -10,7 +10,7 @@ use crate::{
     plan::{self, Addr, StartWait, Upstream},
     proxy::udp::OwnAddresses,
     runtime::net::SocketFile,
-    session::service::{Notices, Service},
+    session::service::{self, Notices, Service},
     upstream::health,
 };
 use std::{
@@ -57,6 +57,7 @@ impl ListenerRuntime {
         let service = Arc::new(Service {
             metrics: runtime.exporter.listener(&plan.name),
             per_source: Arc::default(),
+            origin: service::origin(&plan, &upstream.pool),
             plan,
             pool: Arc::clone(&upstream.pool),
             process: Arc::clone(&runtime.process),
@@ -97,6 +98,7 @@ impl ListenerRuntime {
             && (before.send_proxy, before.send_proxy_on) == (send_proxy, send_proxy_on);
         if !is_same {
             self.service = Arc::new(Service {
+                origin: service::origin(&plan, &upstream.pool),
                 plan,
                 metrics: Arc::clone(&before.metrics),
                 per_source: Arc::clone(&before.per_source),

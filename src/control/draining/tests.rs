@@ -1,18 +1,14 @@
 use super::*;
 use crate::{
     plan::{Backend, Check, CheckKind},
-    runtime::net::Client,
-    session::registry::{Arrival, Kind, Session},
+    session::registry::{
+        Kind, Session,
+        tests::{arrival, origin},
+    },
     upstream::{
         backend::Lease,
         pool::tests::{check, of, place, planned, set_addresses, upstream, verdict},
     },
-};
-
-const ARRIVAL: Arrival = Arrival {
-    peer: Client::Unix,
-    named: None,
-    server_port: None,
 };
 
 /// What a session on one of two backends is told when this becomes the verdict about it.
@@ -23,7 +19,7 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         .expect("a runtime");
     runtime.block_on(async {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors(), now));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(vec![planned(1), planned(2)], check);
         let draining = Draining::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -31,7 +27,7 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         verdict(&pool, 1, Verdict::Up, true, now);
         let backend = Arc::clone(&pool.addresses()[0].backend);
         let session = sessions
-            .add(ARRIVAL, Kind::Connection)
+            .add(arrival(), &origin(Kind::Connection))
             .expect("room for one");
         session.set_backend(backend.id);
         verdict(&pool, 0, to, true, now);
@@ -58,7 +54,7 @@ fn who_is_used_all_the_same_is_not_told_later_either() {
             panic_threshold: 60,
             ..check(CheckKind::Tcp)
         };
-        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors()));
+        let sessions = Arc::new(Sessions::new(1, 10, 0, &descriptors(), now));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream((1..=3).map(planned).collect(), check);
         let draining = Draining::new(&plan, &sessions, &pace, &CancellationToken::new());
@@ -137,7 +133,7 @@ struct Rig {
 impl Rig {
     fn new(backends: Vec<Backend>, check: Check) -> Self {
         let now = Instant::now();
-        let sessions = Arc::new(Sessions::new(1, 1_000, 0, &descriptors()));
+        let sessions = Arc::new(Sessions::new(1, 1_000, 0, &descriptors(), now));
         let pace = Arc::new(Mutex::new(Pace::new(now)));
         let plan = upstream(backends, check);
         Self {
@@ -152,7 +148,7 @@ impl Rig {
     }
 
     fn session_on(&self, n: usize) -> Arc<Session> {
-        let session = self.sessions.add(ARRIVAL, Kind::Connection);
+        let session = self.sessions.add(arrival(), &origin(Kind::Connection));
         let session = session.expect("room for one");
         session.set_backend(self.backend(n).id);
         session

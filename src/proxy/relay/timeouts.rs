@@ -46,7 +46,8 @@ impl Relay<'_> {
         // While bytes wait for a side, the session is not silent. But a peer that takes nothing
         // is, for `idle_timeout`.
         let pending_at = self.delivery.as_ref().and_then(|d| d.pending_at);
-        let silent_since = pending_at.map_or(self.last_activity, |at| at.max(self.last_activity));
+        let last_activity = self.counters.session.active_millis();
+        let silent_since = pending_at.map_or(last_activity, |at| at.max(last_activity));
         let is_stopping = half_closed && self.counters.session.is_stopping();
         let limit = |since, limit, reason| SilenceLimit {
             deadline: after(since, limit),
@@ -57,7 +58,7 @@ impl Relay<'_> {
         let half_close = self.plan.half_close_timeout.filter(|_| half_closed);
         let half_close = half_close.map(|l| limit(silent_since, l, CloseReason::HalfCloseTimeout));
         let idle = self.plan.idle_timeout;
-        let idle = idle.map(|l| limit(self.last_activity, l, CloseReason::IdleTimeout));
+        let idle = idle.map(|l| limit(last_activity, l, CloseReason::IdleTimeout));
         let all = stop.into_iter().chain(half_close).chain(idle);
         all.min_by_key(|limit| limit.deadline)
     }
@@ -119,7 +120,7 @@ impl Relay<'_> {
         let half_closed = self.up.finished || self.down.finished;
         let is_pending = check.is_waiting || half_closed && self.is_undelivered();
         if check.has_progressed {
-            self.last_activity = now_millis;
+            self.counters.session.set_active(now_millis);
         }
         if is_pending && half_closed {
             delivery.pending_at = Some(now_millis);

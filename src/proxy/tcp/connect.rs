@@ -43,8 +43,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Connected {
     pub(super) connection: BackendConnection,
     pub(super) lease: Lease,
-    /// When the attempt that succeeded began.
-    pub(super) began: Instant,
+    /// When the attempt that succeeded began, in microseconds after the session began: shorter than
+    /// a time, and kept for as long as the session.
+    pub(super) began_micros: u64,
 }
 
 enum Failure {
@@ -79,7 +80,7 @@ pub(super) async fn connect(
                     return Ok(Connected {
                         connection: BackendConnection { stream, opening },
                         lease,
-                        began,
+                        began_micros: micros_of_session(service, session, began),
                     });
                 }
                 if let Some(clock) = &mut clock {
@@ -97,6 +98,12 @@ pub(super) async fn connect(
             }
         }
     }
+}
+
+fn micros_of_session(service: &Service, session: &Session, at: Instant) -> u64 {
+    let session_began = service.process.sessions.began_at(session);
+    let passed = at.saturating_duration_since(session_began);
+    passed.as_micros() as u64
 }
 
 /// What learns of the backend's first byte, if anything.

@@ -156,6 +156,7 @@ fn admit(
         peer: client,
         named: None,
         server_port: port,
+        at: Instant::now(),
     };
     match admission::admit_connection(service, arrival) {
         Ok(permits) => {

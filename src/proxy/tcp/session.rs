@@ -13,13 +13,13 @@ use crate::{
     session::{
         admission::{self, Permits},
         backend_search::Unserved,
-        service::Service,
         summary::{Attempt, Refusal, Summary},
     },
     sys,
     upstream::backend::Backend,
 };
 use std::{
+    os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -30,13 +30,12 @@ use std::{
 )]
 pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output = ()> {
     async move {
-        let began = Instant::now();
         let (end, client_step) = {
             // In a box of its own, so that a session which has connected, and may then be idle for
             // hours, does not keep the memory that this took.
-            let mut opened = match Box::pin(open(&permits, &client, began)).await {
+            let mut opened = match Box::pin(open(&permits, &client)).await {
                 Ok(opened) => opened,
-                Err(not_opened) => return close_unopened(permits, client, not_opened, began),
+                Err(not_opened) => return close_unopened(permits, client, not_opened),
             };
             let service = permits.service();
             let backend = opened.connected.lease.backend();
@@ -47,6 +46,7 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
                 relayed: service.process.metrics.relayed.mine(),
             };
             let connection = &mut opened.connected.connection;
+            permits.session().set_socket(connection.stream.as_fd());
             let outcome = relay::relay(&client, connection, &service.plan, counters).await;
             let stream = &opened.connected.connection.stream;
             let step = outcome.backend;
@@ -56,7 +56,7 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
             // The connection to the backend is closed before the session stops to count there, so
             // that the backend never has more than `max_connections`. That does not wait for a
             // client that reads slowly.
-            (End::of(service, opened, &outcome), outcome.client)
+            (End::of(&permits, opened, &outcome), outcome.client)
         };
         permits.session().set_backend(0);
         // Every limit makes room before the client can know that the session is over and come back.
@@ -68,7 +68,7 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
         if let Some(ending) = relay::finish(client_step, &client, plan, permits.session()) {
             ending.await;
         }
-        end.finish(permits, client, began);
+        end.finish(permits, client);
     }
 }
 
@@ -93,9 +93,9 @@ struct End {
 
 /// All that comes before bytes are relayed: the client's preamble, access rules, and the connect to
 /// a backend.
-async fn open(permits: &Permits, client: &Stream, accepted: Instant) -> Result<Opened, NotOpened> {
+async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
     let (service, session) = (permits.service(), permits.session());
-    let preamble = read_preamble(permits, client, accepted).await?;
+    let preamble = read_preamble(permits, client).await?;
     let mut attempts = Vec::new();
     let connected = connect::connect(service, client, session, &mut attempts).await;
     let mut connected = match connected {
@@ -112,11 +112,7 @@ async fn open(permits: &Permits, client: &Stream, accepted: Instant) -> Result<O
     })
 }
 
-async fn read_preamble(
-    permits: &Permits,
-    client: &Stream,
-    accepted: Instant,
-) -> Result<Preamble, NotOpened> {
+async fn read_preamble(permits: &Permits, client: &Stream) -> Result<Preamble, NotOpened> {
     let (service, session) = (permits.service(), permits.session());
     let mut preamble = Preamble::default();
     if let Some(accept) = &service.plan.accept_proxy {
@@ -124,6 +120,7 @@ async fn read_preamble(
             // Its bytes are inspected by the relay before any is passed on.
             return Ok(preamble);
         }
+        let accepted = permits.began_at();
         preamble = preamble::receive(service, accept, client, session, accepted)
             .await
             .map_err(NotOpened::Refused)?;
@@ -147,7 +144,8 @@ async fn read_preamble(
     Ok(preamble)
 }
 
-fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened, began: Instant) {
+fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
+    let began = permits.began_at();
     match not_opened {
         NotOpened::Refused(reason) => {
             let (service, session) = permits.release();
@@ -176,19 +174,26 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened, began
 
 impl End {
     /// Closes the connection to the backend.
-    fn of(service: &Service, opened: Opened, outcome: &Outcome) -> Self {
-        let Connected { lease, began, .. } = &opened.connected;
+    fn of(permits: &Permits, opened: Opened, outcome: &Outcome) -> Self {
+        let (service, session) = (permits.service(), permits.session());
+        let Connected {
+            lease,
+            began_micros,
+            ..
+        } = &opened.connected;
+        let began = permits.began_at() + Duration::from_micros(*began_micros);
         let backend = Arc::clone(lease.backend());
         if outcome.first_byte.is_none()
             && let Some((Peer::Backend, error)) = outcome.reason.failed_peer()
         {
             service.report_unanswered(&backend, error, Instant::now());
         }
-        let since_connect = |at: Instant| at.saturating_duration_since(*began);
+        let since_connect = |at: Instant| at.saturating_duration_since(began);
         let first_byte = outcome.first_byte.map(since_connect);
         let Connected {
             connection, lease, ..
         } = opened.connected;
+        session.set_closing();
         drop(connection);
         drop(lease);
         Self {
@@ -199,7 +204,8 @@ impl End {
         }
     }
 
-    fn finish(self, permits: Permits, client: Stream, began: Instant) {
+    fn finish(self, permits: Permits, client: Stream) {
+        let began = permits.began_at();
         let (service, session) = permits.release();
         drop(client);
         if let Some(first_byte) = self.first_byte {
@@ -224,7 +230,7 @@ mod tests {
     use super::*;
 
     /// What an idle session takes beside its sockets and its entry in the registry.
-    const MAX_BYTES: usize = 336;
+    const MAX_BYTES: usize = 304;
 
     fn size_of_output<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
         size_of::<F>()

@@ -24,11 +24,12 @@ pub enum Order {
     Drain,
 }
 
-/// `tasks` tracks the accept loops and sessions of all workers.
-pub fn spawn_worker(index: usize, tasks: &TaskTracker) -> io::Result<Worker> {
+/// `tasks` tracks the accept loops and sessions of all workers. `epoch`: the same for all workers,
+/// whose milliseconds are compared.
+pub fn spawn_worker(index: usize, tasks: &TaskTracker, epoch: Instant) -> io::Result<Worker> {
     let tasks = tasks.clone();
     let name = format!("worker-{index}");
-    Worker::spawn(name, index, Instant::now(), move |reactor, mailbox| {
+    Worker::spawn(name, index, epoch, move |reactor, mailbox| {
         let mut listeners = Listeners {
             tasks,
             acceptors: AHashMap::new(),

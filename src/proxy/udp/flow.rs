@@ -16,6 +16,7 @@ use crate::{
 use std::{
     io,
     net::UdpSocket,
+    os::fd::AsFd as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,9 +30,6 @@ pub(super) struct Flow {
     pub(super) _port: PortUse,
     pub(super) permits: Permits,
     pub(super) lease: Lease,
-    pub(super) opened_at: Instant,
-    /// When a datagram was last carried in either direction, in the worker's milliseconds.
-    pub(super) last_ms: u64,
     /// [`crate::upstream::pool::Pool::changes`] when the pool was last asked whether this flow may
     /// stay.
     pub(super) changes: u64,
@@ -103,7 +101,6 @@ impl Flow {
         port: PortUse,
         permits: Permits,
         lease: Lease,
-        opened_at: Instant,
     ) -> Self {
         Self {
             key,
@@ -112,8 +109,6 @@ impl Flow {
             _port: port,
             permits,
             lease,
-            opened_at,
-            last_ms: 0,
             changes: 0,
             taken: 0,
             sent: 0,
@@ -156,7 +151,16 @@ impl Flow {
         // Where the number of replies is known, those that are owed are waited for.
         let is_owed = self.responses() > 0 && !self.has_all_replies();
         let idle_ms = idle_ms(self.service());
-        self.last_ms + longest_silence(idle_ms, self.retired, is_draining && !is_owed)
+        self.last_ms() + longest_silence(idle_ms, self.retired, is_draining && !is_owed)
+    }
+
+    /// When a datagram was last carried in either direction, in the worker's milliseconds.
+    pub(super) fn last_ms(&self) -> u64 {
+        self.permits.session().active_millis()
+    }
+
+    pub(super) fn set_last_ms(&mut self, ms: u64) {
+        self.permits.session().set_active(ms);
     }
 
     /// The service that it began with.
@@ -188,6 +192,20 @@ impl Flow {
         self.taken >= self.requests()
     }
 
+    /// Gives it no more datagrams. Returns whether it had any before.
+    pub(super) fn retire(&mut self, reason: CloseReason) -> bool {
+        self.permits.session().set_closing();
+        self.retired.replace(reason).is_none()
+    }
+
+    /// Gives it datagrams again.
+    pub(super) fn resume(&mut self) {
+        if self.retired.take().is_some() {
+            let session = self.permits.session();
+            session.set_socket(self.link.socket.as_fd());
+        }
+    }
+
     /// Whether it was replaced because its backend is not to be used.
     pub(super) fn has_left_backend(&self) -> bool {
         self.retired.is_some_and(CloseReason::leaves_backend)
@@ -199,7 +217,7 @@ impl Flow {
         if !self.is_on_trial || self.is_unreachable {
             return false;
         }
-        let age = now.saturating_duration_since(self.opened_at);
+        let age = now.saturating_duration_since(self.permits.began_at());
         let passed = is_proven(self.replies, age, is_over);
         self.is_on_trial = !passed;
         passed
@@ -223,11 +241,12 @@ impl Flow {
             error: None,
             backend: Some(self.lease.backend()),
             attempts: extras.map_or(&[], |extras| &extras.attempts),
-            duration: self.opened_at.elapsed(),
+            duration: self.permits.began_at().elapsed(),
             first_byte: extras.and_then(|extras| extras.first_reply),
             datagrams: extras.map_or([0; 2], |extras| extras.datagrams),
         };
         service.finish(&summary, service.access_log(), now);
+        self.permits.session().set_closing();
         self.link
     }
 }

@@ -68,7 +68,7 @@ impl Listener {
         }
         *last = Some(number);
         let flow = &mut self.flows[number as usize];
-        flow.last_ms = context.ms;
+        flow.set_last_ms(context.ms);
         flow.count_taken(unit.piece.datagrams());
         context.units.push(Taken {
             number,
@@ -179,7 +179,7 @@ impl Listener {
         };
         if reason.is_none() {
             // It only waited for replies, and its backend is in use again.
-            flow.retired = None;
+            flow.resume();
         }
         reason
     }
@@ -280,7 +280,7 @@ impl Listener {
             }
             // The backend may answer again, or another one may be found for the next datagram.
             (Err(_), Some(flow)) if reason.lets_flow_stay() => {
-                flow.retired = None;
+                flow.resume();
                 flow.changes = 0;
                 Ok(number)
             }

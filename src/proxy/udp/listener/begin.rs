@@ -34,6 +34,7 @@ use crate::{
 use rustix::event::epoll::EventFlags;
 use std::{
     net::{SocketAddr, UdpSocket},
+    os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -61,7 +62,7 @@ impl Listener {
         service.metrics.counts.mine().connections.add(1);
         let port = self.use_port(&key, start.moves);
         let admitted = port.and_then(|port| {
-            let admitted = self.admit(context, arrival(self, &key), start.moves)?;
+            let admitted = self.admit(context, self.arrival(context, &key), start.moves)?;
             Ok((port, admitted))
         });
         let (port, (permits, socket_permit)) = admitted.map_err(|reason| {
@@ -100,9 +101,8 @@ impl Listener {
             _permit: socket_permit,
         };
         let flow = Flow {
-            last_ms: context.ms,
             changes,
-            ..Flow::new(key, context.serial, link, port, permits, lease, context.now)
+            ..Flow::new(key, context.serial, link, port, permits, lease)
         };
         self.register(context, flow.with_extras(header, clock, attempts))
     }
@@ -127,6 +127,8 @@ impl Listener {
         let backend = flow.lease.backend();
         backend.metrics.counts.mine().connections.add(1);
         let session = flow.permits.session();
+        session.set_active(context.ms);
+        session.set_socket(socket.as_fd());
         session.wake_by(&context.mailbox.waker(token));
         // It may have been terminated before it had a waker.
         if session.must_end().is_some() {
@@ -144,11 +146,10 @@ impl Listener {
 
     /// Counts, logs and records that a datagram begins no flow.
     pub(super) fn refuse(&mut self, context: &Context, key: &Key, reason: RejectReason) {
-        let named = key.named();
         let refusal = Refusal {
             reason,
             peer: Client::Ip(key.peer),
-            named: named.map(|(source, _)| Client::Ip(source)),
+            named: named(key),
             duration: Duration::ZERO,
         };
         let service = Arc::clone(&self.service);
@@ -266,8 +267,8 @@ impl Listener {
     }
 
     pub(super) fn search(&self, key: &Key) -> Search {
-        let arrival = arrival(self, key);
-        let facts = facts(arrival.client(), arrival.server_port, arrival.named);
+        let client = Client::Ip(client_of(key));
+        let facts = facts(client, Some(self.server_port(key)), named(key));
         self.service.pool.search(&facts)
     }
 
@@ -298,6 +299,19 @@ impl Listener {
         }
     }
 
+    fn arrival(&self, context: &Context, key: &Key) -> Arrival {
+        Arrival {
+            peer: Client::Ip(key.peer),
+            named: named(key),
+            server_port: Some(self.server_port(key)),
+            at: context.now,
+        }
+    }
+
+    fn server_port(&self, key: &Key) -> u16 {
+        self.ports[usize::from(key.port)].port.address.port()
+    }
+
     fn encode_header(&self, key: &Key, tlvs: &[u8]) -> Box<[u8]> {
         header::write(key.peer, self.local_of(key), key.more.as_deref(), tlvs)
     }
@@ -309,11 +323,7 @@ impl Listener {
     }
 }
 
-fn arrival(listener: &Listener, key: &Key) -> Arrival {
-    let port = listener.ports[usize::from(key.port)].port.address.port();
-    Arrival {
-        peer: Client::Ip(key.peer),
-        named: key.named().map(|(source, _)| Client::Ip(source)),
-        server_port: Some(port),
-    }
+/// The client that a PROXY protocol header has named.
+fn named(key: &Key) -> Option<Client> {
+    key.named().map(|(source, _)| Client::Ip(source))
 }

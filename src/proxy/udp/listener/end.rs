@@ -50,10 +50,10 @@ impl Listener {
             return;
         };
         // Each later datagram of the client comes here again: the wait begins once.
-        if flow.retired.replace(reason).is_some() {
+        if !flow.retire(reason) {
             return;
         }
-        flow.last_ms = context.ms;
+        flow.set_last_ms(context.ms);
         let due = self.due(number);
         self.wheel.remove(number);
         self.wheel.insert(number, due, context.ms);
@@ -104,7 +104,7 @@ impl Listener {
     fn report_silence(&self, context: &Context, number: u32) {
         let flow = &self.flows[number as usize];
         let backend = flow.lease.backend();
-        let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms;
+        let is_silent = backend.last_reply_ms.load(Relaxed) < flow.last_ms();
         let service = flow.service();
         let may_be_blamed = |now| service.pool.may_be_blamed_for_silence(backend, now);
         if is_silent && !flow.is_unreachable && may_be_blamed(context.now) {

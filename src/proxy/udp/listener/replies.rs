@@ -121,7 +121,9 @@ impl Listener {
 
     fn first_reply(&mut self, context: &Context, number: u32) {
         let flow = &mut self.flows[number as usize];
-        let took = context.now.saturating_duration_since(flow.opened_at);
+        let took = context
+            .now
+            .saturating_duration_since(flow.permits.began_at());
         flow.service().metrics.first_byte_duration.record(took);
         if let Some(extras) = &mut flow.extras {
             extras.first_reply = Some(took);
@@ -258,8 +260,8 @@ impl Flow {
         if self.has_left_backend() {
             return 0;
         }
-        let is_another_second = self.last_ms / 1_000 != ms / 1_000;
-        self.last_ms = ms;
+        let is_another_second = self.last_ms() / 1_000 != ms / 1_000;
+        self.set_last_ms(ms);
         match is_another_second && self.is_coalescing {
             true => self.new_drops(),
             false => 0,

@@ -1,0 +1,221 @@
+//! `tembuku sessions`: the live sessions of a running process.
+
+use super::{
+    client::{At, Client, Lines, encode},
+    code, complain, say,
+    table::{Row, Widths},
+};
+use crate::{
+    admin::size,
+    cli::response::{self, Session, SessionsEnd, clean},
+    config::{Fault, parse_duration, parse_peers},
+};
+use clap::Args;
+use std::{process::ExitCode, time::Duration};
+
+const PATH: &str = "/api/v1/sessions";
+/// How many rows are laid out together.
+const BLOCK: usize = 1_000;
+
+/// Sessions match if all of these do.
+#[derive(Debug, Args)]
+pub(super) struct Filters {
+    /// Of this listener
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// Of this upstream
+    #[arg(long, value_name = "NAME")]
+    upstream: Option<String>,
+    /// On this backend, as configured or by the address behind its name; with its upstream as in
+    /// redis/10.0.0.1:6379
+    #[arg(long, value_name = "ADDRESS")]
+    backend: Option<String>,
+    /// Of a client with this address, or of this network; `unix` for clients of unix sockets
+    #[arg(long, value_name = "CIDR", value_parser = peers)]
+    client: Option<String>,
+    /// That began this long ago or earlier (\"10s\", \"1h30m\")
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    older_than: Option<String>,
+    /// That have carried nothing for this long
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    idle: Option<String>,
+    /// That have this port of our own towards the backend: what the backend sees as its client
+    #[arg(long, value_name = "PORT")]
+    backend_port: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Sessions {
+    #[command(flatten)]
+    filters: Filters,
+    /// Show at most so many; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    limit: u64,
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+fn peers(text: &str) -> Result<String, String> {
+    parse_peers(text).map(|_| text.to_owned()).map_err(reason)
+}
+
+fn duration(text: &str) -> Result<String, String> {
+    parse_duration(text)
+        .map(|_| text.to_owned())
+        .map_err(reason)
+}
+
+fn reason(fault: Fault) -> String {
+    match fault.hint {
+        Some(hint) => format!("{} ({hint})", fault.message),
+        None => fault.message,
+    }
+}
+
+impl Filters {
+    /// By the names of the fields of a request.
+    pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
+        let port = self.backend_port.map(|port| port.to_string());
+        let fields = [
+            ("listener", &self.listener),
+            ("upstream", &self.upstream),
+            ("backend", &self.backend),
+            ("client", &self.client),
+            ("older_than", &self.older_than),
+            ("idle", &self.idle),
+            ("backend_port", &port),
+        ];
+        let set = fields.into_iter();
+        set.filter_map(|(name, value)| Some((name, value.clone()?)))
+            .collect()
+    }
+}
+
+pub(super) fn run(args: &Sessions) -> ExitCode {
+    code(Client::find(&args.at).and_then(|client| show(args, &client)))
+}
+
+fn show(args: &Sessions, client: &Client) -> Result<(), String> {
+    let fields = args.filters.fields();
+    let limit = Some(("limit", args.limit.to_string())).filter(|_| args.limit > 0);
+    let query = fields.into_iter().chain(limit);
+    let query = query.map(|(name, value)| format!("{name}={}", encode(&value)));
+    let path = format!("{PATH}?{}", query.collect::<Vec<_>>().join("&"));
+    let lines = client.lines("GET", &path, "")?;
+    match args.json {
+        true => show_json(lines),
+        false => show_text(lines),
+    }
+}
+
+/// As it comes.
+fn show_json(mut lines: Lines<'_>) -> Result<(), String> {
+    let mut last = String::new();
+    let mut block = String::new();
+    while let Some(line) = lines.next()? {
+        block += &line;
+        block.push('\n');
+        last = line;
+        if block.len() > 64 * 1024 {
+            say(&std::mem::take(&mut block))?;
+        }
+    }
+    say(&block)?;
+    end(&lines, &last).map(drop)
+}
+
+/// The last line, which closes the object that the first one opens.
+fn end(lines: &Lines<'_>, line: &str) -> Result<SessionsEnd, String> {
+    let line = line.replacen("], ", "{", 1);
+    response::read(&line).map_err(|why| lines.strange(&format!("the answer is cut off: {why}")))
+}
+
+fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
+    let mut rows = vec![Row::of(
+        ["id", "listener", "client", "upstream", "backend"],
+        ["port", "age", "idle", "received", "sent"],
+        ["state"],
+    )];
+    let mut widths = Widths::default();
+    let mut last = lines.next()?.unwrap_or_default();
+    while let Some(line) = lines.next()? {
+        if line.starts_with("  {") {
+            let session = line.trim_end_matches(',');
+            let session = response::read(session).map_err(|why| lines.strange(&why))?;
+            rows.push(row(&session));
+        }
+        last = line;
+        if rows.len() >= BLOCK {
+            say(&widths.lay_out(&rows))?;
+            rows.clear();
+        }
+    }
+    let SessionsEnd { count, more } = end(&lines, &last)?;
+    say(&widths.lay_out(&rows))?;
+    if more {
+        complain(&format!("{count} sessions shown, and there are more\n"));
+    }
+    Ok(())
+}
+
+fn row(session: &Session) -> Row {
+    let client = clean(&session.client);
+    let dash = || "-".to_owned();
+    let text = |text: &Option<String>| text.as_deref().map_or_else(dash, clean);
+    Row::of(
+        [
+            session.id.to_string(),
+            clean(&session.listener),
+            match session.client == session.peer {
+                true => client,
+                false => format!("{client} by {}", clean(&session.peer)),
+            },
+            clean(&session.upstream),
+            text(&session.backend),
+        ],
+        [
+            session
+                .backend_port
+                .map_or_else(dash, |port| port.to_string()),
+            time(session.age_seconds),
+            time(session.idle_seconds),
+            size(session.received_bytes),
+            size(session.sent_bytes),
+        ],
+        [clean(&session.state)],
+    )
+}
+
+/// As precise as is of use.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.1}s"),
+        s => {
+            let whole = Duration::try_from_secs_f64(s.trunc()).unwrap_or(Duration::MAX);
+            let text = humantime::format_duration(whole).to_string();
+            // Two units: "3days 4h", "5m 2s".
+            text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [
+            (0.04, "0.0s"),
+            (9.94, "9.9s"),
+            (10.9, "10s"),
+            (3_725.0, "1h 2m"),
+            (1e6, "11days 13h"),
+        ] {
+            assert_eq!(time(seconds), text);
+        }
+    }
+}
