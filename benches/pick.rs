@@ -123,6 +123,7 @@ fn pool(c: &mut Criterion) {
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
                 on_drain: SessionAction::Keep,
+                on_removed: SessionAction::Keep,
                 send_proxy_on: ProxyOn::First,
                 flows_move: FlowsMove::WITHOUT_UDP,
                 check: None,

@@ -81,6 +81,7 @@ const CUT: Duration = Duration::from_secs(2);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 impl View {
+    /// Those of the plan, then those of upstreams that were removed when sessions were on them.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.pools.iter()
     }

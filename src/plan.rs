@@ -219,7 +219,10 @@ pub struct Upstream {
     /// What becomes of the sessions of a backend that the operator takes out; `Keep` or
     /// `Move` where there is no admin socket.
     pub on_drain: SessionAction,
-    /// What the actions mean for flows; `down` and `drain` also without a check and an operator.
+    /// What becomes of the sessions of a backend that leaves the configuration, and of an address
+    /// that its name no longer resolves to.
+    pub on_removed: SessionAction,
+    /// What the actions mean for flows; `down` also without a check.
     pub flows_move: FlowsMove,
 }
 

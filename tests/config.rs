@@ -120,12 +120,12 @@ fn the_reference_shows_the_defaults() {
     reference.admin = None;
     for upstream in &mut reference.upstreams {
         let moves = upstream.name == "names";
-        let on_drain = if moves {
+        let gone = if moves {
             SessionAction::Move
         } else {
             SessionAction::Keep
         };
-        assert_eq!(upstream.on_drain, on_drain);
+        assert_eq!((upstream.on_drain, upstream.on_removed), (gone, gone));
     }
     let off = config::parse(&config::dump(&reference), "off").expect("valid");
     assert_eq!(off.admin, None);
@@ -212,6 +212,7 @@ fn defaults_are_what_the_outside_promises() {
             send_proxy: SendProxy::Off,
             fail_on_reset: false,
             on_drain: SessionAction::Keep,
+            on_removed: SessionAction::Keep,
             check: None,
             send_proxy_on: ProxyOn::First,
             flows_move: FlowsMove::WITHOUT_UDP,
@@ -297,28 +298,28 @@ fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
         let plan = used_by(protocols, defaults, upstream);
         let upstream = &plan.upstreams[0];
         let on_down = upstream.check.as_ref().map(|check| check.on_down);
-        let moves = (upstream.flows_move.down, upstream.flows_move.drain);
-        (on_down, upstream.on_drain, moves)
+        let moves = (upstream.flows_move.down, upstream.flows_move.removed);
+        (on_down, upstream.on_removed, moves)
     };
     use SessionAction::{Close, Keep, Move};
     for protocols in [&["udp"][..], &["tcp", "udp"]] {
-        // Without a check the network may still tell, and without an operator the resolver.
+        // Without a check the network may still report it.
         assert_eq!(tell(protocols, "", ""), (None, Move, (true, true)));
         assert_eq!(tell(protocols, "", check), (Some(Move), Move, (true, true)));
-        let keep = "on_down = \"keep\"\non_drain = \"keep\"";
+        let keep = "on_down = \"keep\"\non_removed = \"keep\"";
         assert_eq!(tell(protocols, "", keep), (None, Keep, (false, false)));
         assert_eq!(
             tell(protocols, keep, check),
             (Some(Keep), Keep, (false, false))
         );
-        let moves = "on_down = \"move\"\non_drain = \"move\"";
+        let moves = "on_down = \"move\"\non_removed = \"move\"";
         assert_eq!(tell(protocols, keep, moves), (None, Move, (true, true)));
-        // Here for those that have a check and an operator.
-        let close = "on_down = \"close\"\non_drain = \"close\"";
-        assert_eq!(tell(protocols, close, ""), (None, Move, (true, true)));
+        // `on_down` is here for upstreams that have a check.
+        let close = "on_down = \"close\"\non_removed = \"close\"";
+        assert_eq!(tell(protocols, close, ""), (None, Close, (true, true)));
         assert_eq!(
             tell(protocols, close, check),
-            (Some(Close), Move, (true, true))
+            (Some(Close), Close, (true, true))
         );
     }
     assert_eq!(tell(&["tcp"], "", ""), (None, Keep, (false, false)));
@@ -326,7 +327,7 @@ fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
         tell(&["tcp"], "", check),
         (Some(Keep), Keep, (false, false))
     );
-    let moves = "on_down = \"move\"\non_drain = \"move\"\non_lag = \"move\"";
+    let moves = "on_down = \"move\"\non_removed = \"move\"\non_lag = \"move\"";
     assert_eq!(
         tell(&["tcp"], moves, check),
         (Some(Keep), Keep, (false, false))

@@ -15,7 +15,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #d8e0e4}
 th{font-weight:600;color:#5a6b75}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.up{color:#0a7a45}.standby{color:#33658a}.failed,.wrong_role,.doubtful{color:#b3261e;font-weight:600}.unproven,.disabled,.down,.lagging,.drained,.maintenance{color:#8a6d00}
+.up{color:#0a7a45}.standby{color:#33658a}.failed,.wrong_role,.doubtful{color:#b3261e;font-weight:600}.unproven,.disabled,.down,.lagging,.drained,.maintenance,.removed{color:#8a6d00}
 </style></head><body>
 "#;
 
@@ -69,7 +69,7 @@ pub(super) fn render(state: &State) -> String {
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
             u.balance,
-            availability(u.available as u64, u.backends.len(), u.full as u64)
+            availability(u.available as u64, named(&u.backends), u.full as u64)
         );
         for b in &u.backends {
             let _ = write!(
@@ -94,6 +94,11 @@ pub(super) fn render(state: &State) -> String {
     }
     out.push_str("</body></html>\n");
     out
+}
+
+/// How many of them the configuration has.
+fn named(backends: &[status::Backend]) -> usize {
+    backends.iter().filter(|b| b.state != "removed").count()
 }
 
 fn datagrams(out: &mut String, listeners: &[status::Listener]) {

@@ -35,6 +35,10 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
     }
     for pool in view.pools() {
         let backends = pool.snapshot(now);
+        // A removed upstream, without sessions by now.
+        if backends.is_empty() {
+            continue;
+        }
         let available = backends.iter().filter(|b| b.available).count();
         let full = backends.iter().filter(|b| b.full).count();
         let guarded = pool.guarded(now);

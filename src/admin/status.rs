@@ -140,7 +140,7 @@ pub(super) fn of(state: &State) -> Status {
             max_flows: sessions.flows().most(),
         },
         listeners: view.listeners.iter().map(listener).collect(),
-        upstreams: view.pools().map(|pool| upstream(pool)).collect(),
+        upstreams: view.pools().filter_map(|pool| upstream(pool)).collect(),
     }
 }
 
@@ -175,10 +175,14 @@ fn datagrams(service: &Service) -> Datagrams {
     }
 }
 
-fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
+/// `None`: it was removed, and no session is left.
+fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
     let now = Instant::now();
     let snapshots = pool.snapshot(now);
-    Upstream {
+    if snapshots.is_empty() {
+        return None;
+    }
+    Some(Upstream {
         name: pool.name.to_string(),
         balance: pool.balance().word(),
         available: snapshots.iter().filter(|b| b.available).count(),
@@ -220,7 +224,7 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Upstream {
                 }
             })
             .collect(),
-    }
+    })
 }
 
 fn wall(at: Instant, now: Instant) -> SystemTime {

@@ -93,7 +93,7 @@ fn text(status: &response::Status) -> String {
             "\nupstream {}: {}, {}\n",
             clean(&u.name),
             clean(&u.balance),
-            availability(u.available, u.backends.len(), u.full)
+            availability(u.available, named(&u.backends), u.full)
         );
         let mut rows = vec![Row::of(
             ["backend", "state"],
@@ -104,6 +104,11 @@ fn text(status: &response::Status) -> String {
         out += &table(&rows);
     }
     out
+}
+
+/// How many of them the configuration has.
+fn named(backends: &[Backend]) -> usize {
+    backends.iter().filter(|b| b.state != "removed").count()
 }
 
 /// Of listeners of UDP, if there are any.

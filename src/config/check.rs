@@ -173,7 +173,7 @@ pub(super) fn no_effect_in_upstream(
         (Found::Mistaken, _) => return None,
         (Found::Check(check), _) => &check.kind,
         (Found::None, Applies::OnDown) => {
-            return no_effect_but_for_flows(keys.on_down, references, WITHOUT_CHECK, ADD_CHECK);
+            return no_effect_but_for_flows(keys.on_down, references);
         }
         (
             Found::None,

@@ -57,7 +57,7 @@ tables! {
     UPSTREAM "[upstreams.NAME]": upstream::UPSTREAM;
     CHECK "[upstreams.NAME.check]": check::CHECK, check::TLS, check::LOGIN, check::SEND_EXPECT,
         check::HTTP, check::REDIS, check::POSTGRES, check::DNS;
-    CLOSE_AFTER "`on_down`, `on_role_lost`, `on_lag`, `on_recover` or `on_drain`":
+    CLOSE_AFTER "`on_down`, `on_role_lost`, `on_lag`, `on_recover`, `on_drain` or `on_removed`":
         upstream::CLOSE_AFTER;
     BACKEND "a backend": upstream::BACKEND;
 }

@@ -41,28 +41,29 @@ pub(super) fn read(keys: &mut UpstreamKeys, section: &Section<'_>, references: &
     keys.on_lag = read("on_lag", SessionAction::Keep);
     keys.on_recover = read("on_recover", SessionAction::Keep);
     keys.plan.on_drain = read("on_drain", gone);
+    keys.plan.on_removed = read("on_removed", gone);
 }
 
-/// Why `on_down` or `on_drain` has no effect: `cause` never takes a backend out, but flows leave a
-/// backend all the same when the network or the resolver reports that it is gone.
+/// Why `on_down` has no effect without a check: but flows leave a backend all the same when the
+/// network reports that it is gone.
 pub(super) fn no_effect_but_for_flows(
     action: SessionAction,
     references: &References,
-    cause: &'static str,
-    hint: &'static str,
 ) -> Option<NoEffect> {
+    const WHY: &str = "without a check";
+    const HINT: &str = "add a section [upstreams.NAME.check], or leave it out";
     match action {
         SessionAction::Keep | SessionAction::Move if references.flows() => None,
         SessionAction::Close | SessionAction::CloseAfter(_) if references.flows() => {
             Some(NoEffect::always(
-                format!("but move flows {cause}"),
-                format!("{hint}: \"move\" is the default"),
+                format!("but move flows {WHY}"),
+                format!("{HINT}: \"move\" is the default"),
             ))
         }
         SessionAction::Keep
         | SessionAction::Move
         | SessionAction::Close
-        | SessionAction::CloseAfter(_) => Some(NoEffect::always(cause, hint)),
+        | SessionAction::CloseAfter(_) => Some(NoEffect::always(WHY, HINT)),
     }
 }
 
@@ -78,6 +79,7 @@ pub(super) fn flows_move(
         role_lost: check.is_none() || moves(keys.on_role_lost),
         lag: check.is_some() && moves(keys.on_lag),
         drain: moves(keys.plan.on_drain),
+        removed: moves(keys.plan.on_removed),
     }
 }
 

@@ -135,12 +135,10 @@ pub(super) fn no_effect(
             "where UDP listeners alone use the upstream",
             "flows are never reset, and a host that refuses a datagram always counts: leave it out",
         )),
-        Applies::OnDrain if !references.operator => session_actions::no_effect_but_for_flows(
-            keys.plan.on_drain,
-            references,
-            "without an admin socket: nobody can drain a backend",
+        Applies::OnDrain if !references.operator => Some(NoEffect::always(
+            "without an admin socket, which `tembuku drain` needs",
             "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out",
-        ),
+        )),
         applies => check::no_effect_in_upstream(keys, applies, references, check),
     }
 }

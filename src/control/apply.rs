@@ -4,6 +4,7 @@
 mod datagrams;
 mod listener;
 mod listeners;
+mod removed;
 mod streams;
 mod upstream;
 
@@ -31,6 +32,7 @@ use crate::{
 };
 use datagrams::DatagramSockets;
 use listener::ListenerRuntime;
+use removed::RemovedUpstreams;
 use std::{
     collections::BTreeMap,
     io,
@@ -60,6 +62,7 @@ pub(super) struct Runtime {
     /// Tracks accept loops and sessions.
     tasks: TaskTracker,
     upstreams: BTreeMap<String, UpstreamRuntime>,
+    removed: RemovedUpstreams,
     listeners: BTreeMap<String, ListenerRuntime>,
     /// UDP sockets of no listener any more, until their flows have ended, with the name of the
     /// listener that they had.
@@ -175,6 +178,7 @@ impl Runtime {
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
             upstreams: BTreeMap::new(),
+            removed: RemovedUpstreams::default(),
             listeners: BTreeMap::new(),
             closing: Vec::new(),
             own: Arc::new(udp::OwnAddresses::new([], is_local)),
@@ -201,18 +205,21 @@ impl Runtime {
         }
         self.apply_upstreams(prepared.upstreams);
         let closed = self.apply_listeners(bound, kept, &budget);
-        self.remove_upstreams();
         self.accept_due(Instant::now());
         closed.await;
         self.workers.confirm().await;
+        // Clients that were in the queues of removed listeners have picked by now.
+        self.remove_upstreams();
         Ok(changes)
     }
 
-    /// Creates and changes upstreams. Those that are gone are removed after their listeners.
+    /// Creates and changes upstreams, also one that was removed and has sessions. Those that are
+    /// gone are removed after their listeners.
     fn apply_upstreams(&mut self, mut inputs: BTreeMap<String, UpstreamInputs>) {
         for plan in &self.plan.upstreams {
             let inputs = inputs.remove(&plan.name).unwrap_or_default();
-            let upstream = match self.upstreams.remove(&plan.name) {
+            let known = self.upstreams.remove(&plan.name);
+            let upstream = match known.or_else(|| self.removed.take(&plan.name)) {
                 None => UpstreamRuntime::start(plan, inputs, self),
                 Some(upstream) if upstream.plan == *plan => upstream,
                 Some(mut upstream) => {
@@ -228,10 +235,10 @@ impl Runtime {
         let is_gone = |name: &&String| self.plan.upstreams.iter().all(|u| u.name != **name);
         let gone: Vec<String> = self.upstreams.keys().filter(is_gone).cloned().collect();
         for name in gone {
-            self.upstreams
-                .remove(&name)
-                .into_iter()
-                .for_each(UpstreamRuntime::finish);
+            if let Some(mut upstream) = self.upstreams.remove(&name) {
+                upstream.remove_backends(self);
+                self.removed.add(upstream);
+            }
         }
     }
 
@@ -268,6 +275,7 @@ impl Runtime {
                 .collect(),
             pools: upstreams
                 .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
+                .chain(self.removed.pools())
                 .collect(),
             pulses: self.workers.pulses(),
             hash: config::hash(&self.plan),
@@ -354,6 +362,7 @@ impl Runtime {
         self.upstreams
             .into_values()
             .for_each(UpstreamRuntime::finish);
+        self.removed.finish();
     }
 }
 

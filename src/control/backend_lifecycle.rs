@@ -146,7 +146,10 @@ impl Lifecycle {
                 self.draining
                     .follow_admin_state(pool, transition, *admin_state);
             }
-            Cause::Resolver | Cause::Plan => self.addresses_changed.notify_one(),
+            Cause::Resolver | Cause::Plan => {
+                self.draining.follow_names(pool, transition);
+                self.addresses_changed.notify_one();
+            }
         }
         let entry = Entry::new(&pool.name, transition);
         log(&entry, transition);

@@ -42,6 +42,7 @@ struct Actions {
     on_role_lost: SessionAction,
     on_lag: SessionAction,
     on_drain: SessionAction,
+    on_removed: SessionAction,
     /// For the sessions on backups.
     on_recover: SessionAction,
 }
@@ -56,17 +57,20 @@ impl From<&Upstream> for Actions {
             on_role_lost: action(|check| check.on_role_lost),
             on_lag: action(|check| check.on_lag),
             on_drain: upstream.on_drain,
+            on_removed: upstream.on_removed,
             on_recover: action(|check| check.on_recover),
         }
     }
 }
 
-/// What started a termination. Checks and the operator are tracked separately: when one is
-/// cancelled, the other continues.
+/// What started a termination. They are tracked separately: when one is cancelled, the others
+/// continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Origin {
     Health,
     Operator,
+    /// The configuration or the resolver no longer names the address.
+    Removal,
 }
 
 /// The sessions of a backend are terminated, now or later.
@@ -126,8 +130,8 @@ impl Draining {
         state: BackendState,
     ) {
         use BackendState::{
-            Disabled, Doubtful, Down, Drained, Failed, Lagging, Maintenance, Standby, Unproven, Up,
-            WrongRole,
+            Disabled, Doubtful, Down, Drained, Failed, Lagging, Maintenance, Removed, Standby,
+            Unproven, Up, WrongRole,
         };
         let actions = self.actions();
         let end = |how, reason| self.terminate(pool, backend, Origin::Health, how, reason);
@@ -147,7 +151,7 @@ impl Draining {
             // It may be right: its sessions stay, and what has begun for another reason goes on.
             Doubtful => {}
             // Not from a check.
-            Failed | Unproven | Disabled | Drained | Maintenance => {}
+            Failed | Unproven | Disabled | Drained | Maintenance | Removed => {}
         }
         if !is_backup && state != Up {
             self.cancel_failback_if_useless(pool);
@@ -196,6 +200,22 @@ impl Draining {
                     self.cancel_failback_if_useless(pool);
                 }
             }
+        }
+    }
+
+    /// Follows that an address is no longer named, or is again; the pool knows it already.
+    pub(super) fn follow_names(&self, pool: &Arc<Pool>, transition: &Transition) {
+        let backend = &transition.backend;
+        match (transition.from, transition.to) {
+            (Some(_), None) => {
+                let (how, reason) = (self.actions().on_removed, CloseReason::BackendRemoved);
+                self.terminate(pool, backend, Origin::Removal, how, reason);
+            }
+            (None, Some(_)) => {
+                let key = (backend.id, Origin::Removal);
+                self.terminations().remove(&key);
+            }
+            (Some(_), Some(_)) | (None, None) => {}
         }
     }
 

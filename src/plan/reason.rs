@@ -59,6 +59,9 @@ words! {
         Recovered = "recovered",
         /// The operator drained its backend, and `on_drain` terminates its sessions.
         BackendDrained = "backend_drained",
+        /// Its backend left the configuration, or the address left the backend's name, and
+        /// `on_removed` terminates its sessions.
+        BackendRemoved = "backend_removed",
         /// The host of its backend, or a router, reported it as unreachable (a flow).
         BackendRefused = "backend_refused",
         /// A flow that was idle for too long while its backend owed replies.
@@ -94,6 +97,8 @@ words! {
         Drained = "drained",
         /// By the operator: it gets nothing new and is not checked.
         Maintenance = "maintenance",
+        /// It left the configuration, and sessions are still on it.
+        Removed = "removed",
     }
 }
 
@@ -235,7 +240,8 @@ impl CloseReason {
             | Self::RoleLost
             | Self::Lagging
             | Self::Recovered
-            | Self::BackendDrained => true,
+            | Self::BackendDrained
+            | Self::BackendRemoved => true,
         }
     }
 }
@@ -274,7 +280,8 @@ impl CloseReason {
             | Self::RoleLost
             | Self::Lagging
             | Self::Recovered
-            | Self::BackendDrained => Cut::MidStream,
+            | Self::BackendDrained
+            | Self::BackendRemoved => Cut::MidStream,
             Self::IdleTimeout
             | Self::HalfCloseTimeout
             | Self::ClientLeft
@@ -308,6 +315,7 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
+            | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => None,
@@ -335,6 +343,7 @@ impl CloseReason {
             | Self::RoleLost
             | Self::Recovered
             | Self::BackendDrained
+            | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => false,
@@ -363,6 +372,7 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
+            | Self::BackendRemoved
             | Self::ResponseTimeout
             | Self::Evicted => false,
         }
@@ -390,6 +400,7 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
+            | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => true,

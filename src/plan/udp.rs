@@ -42,8 +42,10 @@ pub struct FlowsMove {
     pub down: bool,
     pub role_lost: bool,
     pub lag: bool,
-    /// The operator, or the resolver, has taken it out.
+    /// The operator has taken it out.
     pub drain: bool,
+    /// The configuration or the resolver no longer names it.
+    pub removed: bool,
 }
 
 impl FlowsMove {
@@ -53,6 +55,7 @@ impl FlowsMove {
         role_lost: true,
         lag: false,
         drain: false,
+        removed: false,
     };
 }
 

@@ -72,8 +72,6 @@ pub struct Pool {
     pub fail_on_reset: bool,
     /// Whether a backend has sent something before its client did.
     speaks_first: Arc<AtomicBool>,
-    /// For what reasons flows move to another backend.
-    pub moves: plan::FlowsMove,
     /// Counts the changes that may be such a reason.
     changes: Arc<AtomicU64>,
 }
@@ -90,6 +88,8 @@ struct Inner {
     departed: Vec<Endpoint>,
     /// The verdict on an address before it has been checked; `None`: nothing is checked.
     start_verdict: Option<Verdict>,
+    /// For what reasons flows move to another backend.
+    moves: plan::FlowsMove,
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
     /// time, known without asking each.
     fast_path: bool,
@@ -204,6 +204,7 @@ impl Pool {
             endpoints: Vec::new(),
             departed: Vec::new(),
             start_verdict: plan.check.as_ref().map(|c| Verdict::at_start(c.start_up)),
+            moves: plan.flows_move,
             fast_path: false,
             events,
             next_halving: None,
@@ -221,7 +222,6 @@ impl Pool {
             notifier,
             fail_on_reset: plan.fail_on_reset,
             speaks_first: Arc::default(),
-            moves: plan.flows_move,
             changes: Arc::new(AtomicU64::new(1)),
         }
     }
@@ -362,6 +362,13 @@ impl Pool {
         let inner = self.lock();
         let all = inner.endpoints.iter().chain(&inner.departed);
         all.map(|e| Arc::clone(&e.backend)).collect()
+    }
+
+    /// Whether no backend is configured, and no session is left.
+    pub fn is_over(&self) -> bool {
+        let inner = self.lock();
+        let mut all = inner.endpoints.iter().chain(&inner.departed);
+        inner.configured.is_empty() && all.all(|e| e.backend.active() == 0)
     }
 
     /// The backends that are checked and of which no check has had a result yet, by their addresses

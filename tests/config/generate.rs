@@ -384,7 +384,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
             send_proxy(),
             any::<bool>(),
             option::of(check_plan()),
-            session_action(),
+            (session_action(), session_action()),
             (any::<bool>(), any::<bool>()),
         ),
     )
@@ -395,7 +395,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 mut backends,
                 resolve_interval,
                 resolve_required,
-                (send_proxy, fail_on_reset, mut check, on_drain, (each, down)),
+                (send_proxy, fail_on_reset, mut check, (on_drain, on_removed), (each, down)),
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
@@ -445,6 +445,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     fail_on_reset: fail_on_reset && max_fails,
                     check,
                     on_drain,
+                    on_removed,
                     send_proxy_on: match each {
                         true => ProxyOn::Each,
                         false => ProxyOn::First,
@@ -455,6 +456,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                         role_lost: true,
                         lag: false,
                         drain: true,
+                        removed: true,
                     },
                 }
             },
@@ -463,10 +465,6 @@ fn upstream() -> impl Strategy<Value = Upstream> {
 
 /// Takes from an upstream what cannot be there with the listeners that use it.
 fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
-    let keep_or_move = |action: SessionAction| match action {
-        SessionAction::Keep => SessionAction::Keep,
-        _ => SessionAction::Move,
-    };
     if udp {
         for (port, backend) in (1..).zip(&mut upstream.backends) {
             if let Target::Addr(Addr::Unix(_)) = backend.target {
@@ -480,13 +478,14 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
         }
         upstream.fail_on_reset &= tcp;
         if !operator {
-            upstream.on_drain = keep_or_move(upstream.on_drain);
+            upstream.on_drain = SessionAction::Move;
         }
     } else {
         upstream.on_drain = match operator {
             true => still(upstream.on_drain),
             false => SessionAction::Keep,
         };
+        upstream.on_removed = still(upstream.on_removed);
         if let Some(check) = &mut upstream.check {
             check.on_down = still(check.on_down);
             check.on_role_lost = still(check.on_role_lost);
@@ -498,6 +497,7 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
     }
     let moves = |action: SessionAction| action != SessionAction::Keep;
     upstream.flows_move.drain = moves(upstream.on_drain);
+    upstream.flows_move.removed = moves(upstream.on_removed);
     match &upstream.check {
         Some(check) => {
             upstream.flows_move.down = moves(check.on_down);

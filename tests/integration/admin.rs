@@ -266,6 +266,7 @@ fn datagrams_are_counted_where_there_are_any() {
     let both = [
         "backend_down",
         "backend_drained",
+        "backend_removed",
         "backends_full",
         "connect_failed",
         "drained",

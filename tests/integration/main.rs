@@ -64,6 +64,7 @@ mod listeners;
 mod memory;
 mod node;
 mod notices;
+mod on_removed;
 mod policies;
 mod policy_identity;
 mod postgres;

@@ -59,7 +59,7 @@ impl Applies {
             Self::OnRoleLost => "a check that asks for a role",
             Self::OnLag => "a check that limits the lag",
             Self::OnRecover => "a check and a backup",
-            Self::OnDrain => "an admin socket, or a UDP listener",
+            Self::OnDrain => "an admin socket",
             Self::Primary => "`role = \"primary\"`",
             Self::Replicating => "`role = \"replica\"`",
             Self::Lag => "`role` other than \"primary\"",

@@ -179,6 +179,10 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
         code!(plan.on_drain, |keys| Some(action(keys.plan.on_drain))),
         "The same when the operator drains a backend or takes it into maintenance, for as long as \
          that lasts. The default is that of `on_down`.";
+    "on_removed" ACTION, "", Always,
+        code!(plan.on_removed, |keys| Some(action(keys.plan.on_removed))),
+        "The same when the backend is removed from the configuration, or its name no longer has the \
+         address; `close_after`: unless it is back by then. The default is that of `on_down`.";
 };
 
 pub(crate) static BACKEND: &[Row<Backend>] = rows! {

@@ -95,6 +95,16 @@ impl UpstreamRuntime {
         }
     }
 
+    /// The plan has no upstream of this name any more. What its plan says of the sessions of
+    /// removed backends applies to all.
+    pub(super) fn remove_backends(&mut self, runtime: &Runtime) {
+        let plan = Upstream {
+            backends: Vec::new(),
+            ..self.plan.clone()
+        };
+        self.change(&plan, UpstreamInputs::default(), runtime);
+    }
+
     pub(super) fn stop_resolving(&mut self) {
         self.resolving.abort_all();
     }

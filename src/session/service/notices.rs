@@ -310,6 +310,7 @@ fn unserved_message(reason: CloseReason) -> Option<&'static str> {
         | CloseReason::Lagging
         | CloseReason::Recovered
         | CloseReason::BackendDrained
+        | CloseReason::BackendRemoved
         | CloseReason::BackendRefused
         | CloseReason::ResponseTimeout
         | CloseReason::Evicted => None,

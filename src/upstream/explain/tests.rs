@@ -68,6 +68,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
         on_drain: SessionAction::Keep,
+        on_removed: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,
         flows_move: FlowsMove::WITHOUT_UDP,
         check: None,

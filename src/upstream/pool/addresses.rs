@@ -77,7 +77,6 @@ impl Pool {
             notifier: Arc::clone(&self.notifier),
             fail_on_reset: plan.fail_on_reset,
             speaks_first: Arc::clone(&self.speaks_first),
-            moves: plan.flows_move,
             changes: Arc::clone(&self.changes),
         }
     }
@@ -103,22 +102,21 @@ impl Pool {
                 None => {
                     let (metrics, addresses) = add(backend);
                     // Sessions may still be on it since it was removed.
-                    let departed = inner.departed.iter();
-                    let known = departed
-                        .map(|e| &e.backend.metrics)
-                        .find(|m| m.text == metrics.text);
-                    let metrics = known.map_or(metrics, Arc::clone);
+                    let mut departed = inner.departed.iter();
+                    let known = departed.find(|e| *e.backend.text() == metrics.text);
                     Configured {
                         plan: backend.clone(),
-                        metrics,
+                        metrics: known.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
                         addresses,
-                        admin: AdminSetting::default(),
+                        // So is what an operator has set.
+                        admin: known.map_or_else(AdminSetting::default, |e| e.admin),
                     }
                 }
             };
             inner.configured.push(configured);
         }
         inner.balance.clone_from(&plan.balance);
+        inner.moves = plan.flows_move;
         inner.review.set_plan(plan);
         let before = inner.states();
         inner.set_check(plan.check.as_ref(), now);
@@ -222,7 +220,7 @@ impl Inner {
             }
         }
         for endpoint in &mut old {
-            endpoint.is_departed = true;
+            endpoint.departed.get_or_insert(now);
         }
         self.departed = old;
         let endpoints = self.endpoints.iter();

@@ -117,7 +117,7 @@ impl Pool {
         let mut inner = self.lock();
         inner.find(backend).is_some_and(|e| {
             let is_same_term = e.admin.term == term && e.is_checked();
-            is_same_term && (!e.is_departed || e.backend.active() > 0)
+            is_same_term && (e.departed.is_none() || e.backend.active() > 0)
         })
     }
 }

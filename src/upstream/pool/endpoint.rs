@@ -25,8 +25,8 @@ pub(super) struct Endpoint {
     /// When it recovered, while it starts slowly.
     pub(super) slow_start: Option<Instant>,
     pub(super) latency: Average,
-    /// The resolver or the configuration no longer names it.
-    pub(super) is_departed: bool,
+    /// Since when the resolver or the configuration no longer names it; `None`: it is named.
+    pub(super) departed: Option<Instant>,
 }
 
 /// What the configuration says of an endpoint.
@@ -73,7 +73,7 @@ impl Endpoint {
             admin,
             slow_start: None,
             latency: Average::default(),
-            is_departed: false,
+            departed: None,
         }
     }
 
@@ -83,7 +83,7 @@ impl Endpoint {
         if self.config.slow_start.is_zero() {
             self.slow_start = None;
         }
-        if std::mem::take(&mut self.is_departed) {
+        if self.departed.take().is_some() {
             // It was not compared with the others meanwhile.
             self.check.evidence.role_since = None;
         }

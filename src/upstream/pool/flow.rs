@@ -43,9 +43,14 @@ impl Pool {
         let mut endpoints = inner.endpoints.iter();
         let reason = match endpoints.find(|e| e.backend.id == backend.id) {
             Some(endpoint) => endpoint.reason_to_leave(single),
-            None => Some(CloseReason::BackendDrained),
+            None => Some(CloseReason::BackendRemoved),
         };
-        reason.filter(|reason| self.moves.does(*reason))
+        reason.filter(|reason| inner.moves.does(*reason))
+    }
+
+    /// Whether a flow whose backend the network reports as gone has to move to another one.
+    pub fn moves_if_unreachable(&self) -> bool {
+        self.lock().moves.down
     }
 }
 
@@ -55,6 +60,7 @@ impl FlowsMove {
             CloseReason::RoleLost => self.role_lost,
             CloseReason::Lagging => self.lag,
             CloseReason::BackendDrained => self.drain,
+            CloseReason::BackendRemoved => self.removed,
             CloseReason::BackendDown | CloseReason::BackendRefused => self.down,
             CloseReason::Ok
             | CloseReason::IdleTimeout

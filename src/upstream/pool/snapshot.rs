@@ -48,7 +48,7 @@ pub struct Snapshot {
 }
 
 impl Pool {
-    /// All configured backends as they are now.
+    /// All configured backends as they are now, then those that were removed and have sessions.
     pub fn snapshot(&self, now: Instant) -> Vec<Snapshot> {
         let mut inner = self.lock();
         inner.halve_if_due(now);
@@ -59,12 +59,39 @@ impl Pool {
             endpoints.entry(text).or_default().push(endpoint);
         }
         let configured = inner.configured.iter();
-        configured
-            .map(|configured| {
-                let endpoints = endpoints.remove(configured.plan.text.as_str());
-                self.snapshot_of(&inner, configured, &endpoints.unwrap_or_default(), now)
-            })
-            .collect()
+        let configured = configured.map(|configured| {
+            let endpoints = endpoints.remove(configured.plan.text.as_str());
+            self.snapshot_of(&inner, configured, &endpoints.unwrap_or_default(), now)
+        });
+        let configured: Vec<Snapshot> = configured.collect();
+        let removed = inner.removed().into_iter();
+        let removed = removed.map(|endpoints| self.snapshot_of_removed(&endpoints));
+        configured.into_iter().chain(removed).collect()
+    }
+
+    /// `endpoints`: of one backend, at least one.
+    fn snapshot_of_removed(&self, endpoints: &[&Endpoint]) -> Snapshot {
+        let first = endpoints[0];
+        let checks = || endpoints.iter().filter_map(|e| e.check.last.as_ref());
+        let failures = endpoints.iter().filter_map(|e| e.passive.last_failure());
+        Snapshot {
+            metrics: Arc::clone(&first.backend.metrics),
+            weight: 0,
+            backup: first.config.is_backup,
+            state: BackendState::Removed,
+            admin_state: first.admin.admin_state,
+            why: "it is not in the configuration any more, and has sessions".to_owned(),
+            last_failure: failures.max(),
+            available: false,
+            full: false,
+            average_time: None,
+            since: endpoints.iter().filter_map(|e| e.departed).max(),
+            roles: self
+                .tells_roles
+                .then(|| checks().filter_map(|c| c.finding.role).collect()),
+            checked: checks().max_by_key(|c| c.at).cloned(),
+            addresses: endpoints.iter().map(|e| e.backend.addr.clone()).collect(),
+        }
     }
 
     fn snapshot_of(
@@ -113,6 +140,22 @@ impl Pool {
 }
 
 impl Inner {
+    /// The endpoints that have sessions, of each backend that is not in the configuration any more.
+    fn removed(&self) -> Vec<Vec<&Endpoint>> {
+        let mut removed: Vec<Vec<&Endpoint>> = Vec::new();
+        for endpoint in self.departed.iter().filter(|e| e.backend.active() > 0) {
+            let text = endpoint.backend.text();
+            if self.configured.iter().any(|c| c.metrics.text == *text) {
+                continue;
+            }
+            match removed.iter_mut().find(|of| of[0].backend.text() == text) {
+                Some(of) => of.push(endpoint),
+                None => removed.push(vec![endpoint]),
+            }
+        }
+        removed
+    }
+
     /// The state of a configured backend, and why it is in it, in words. It is that of the endpoint
     /// that comes nearest to taking sessions.
     pub(super) fn explain_state(

@@ -86,6 +86,7 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
         on_drain: SessionAction::Keep,
+        on_removed: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,
         flows_move: FlowsMove::WITHOUT_UDP,
         check: Some(check),

@@ -43,6 +43,17 @@ pub(crate) struct Tembuku {
     pub(crate) dir: TempDir,
 }
 
+/// Adds the admin address, and names the folder.
+fn write_config(dir: &TempDir, admin: SocketAddr, config: &str) -> PathBuf {
+    let config = config.replace("{dir}", dir.path().to_str().unwrap());
+    let listen = format!("[admin]\nlisten = \"{admin}\"\n");
+    let config = match config.contains("[admin]\n") {
+        true => config.replacen("[admin]\n", &listen, 1),
+        false => format!("{config}\n{listen}"),
+    };
+    dir.write("tembuku.toml", &config)
+}
+
 impl Tembuku {
     /// `run -c` with this configuration, to which the admin address is added (to its `[admin]`, if
     /// it has one), and in which `{dir}` stands for a folder of its own. Returns when it works.
@@ -68,13 +79,7 @@ impl Tembuku {
     fn start_in(wrapper: &str, config: &str, streams: Streams) -> Tembuku {
         let dir = TempDir::new();
         let admin = ports::free_addr();
-        let config = config.replace("{dir}", dir.path().to_str().unwrap());
-        let listen = format!("[admin]\nlisten = \"{admin}\"\n");
-        let config = match config.contains("[admin]\n") {
-            true => config.replacen("[admin]\n", &listen, 1),
-            false => format!("{config}\n{listen}"),
-        };
-        let config = dir.write("tembuku.toml", &config);
+        let config = write_config(&dir, admin, config);
         Tembuku::launch(
             wrapper,
             &["run", "-c", config.to_str().unwrap()],
@@ -118,6 +123,16 @@ impl Tembuku {
             http::get(admin, "/livez").is_ok_and(|response| response.status == 200)
         });
         Tembuku { proc, admin, dir }
+    }
+
+    /// Puts this configuration into effect, in which the same is added and replaced as at the
+    /// start. It must have an admin socket `{dir}/admin.sock`.
+    #[track_caller]
+    pub(crate) fn reload(&self, config: &str) {
+        write_config(&self.dir, self.admin, config);
+        let socket = self.dir.file("admin.sock");
+        let output = cli(&["reload", "--socket", socket.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
     }
 
     #[track_caller]

@@ -172,7 +172,7 @@ impl Listener {
             return None;
         }
         flow.changes = changes;
-        let moves = std::mem::take(&mut flow.is_unreachable) && pool.moves.down;
+        let moves = std::mem::take(&mut flow.is_unreachable) && pool.moves_if_unreachable();
         let reason = match moves {
             true => Some(CloseReason::BackendRefused),
             false => pool.must_go(flow.lease.backend()),

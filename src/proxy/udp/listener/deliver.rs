@@ -122,7 +122,7 @@ impl Listener {
             return another.or(again_here.then_some(number));
         }
         let flow = self.flows.get_mut(number as usize)?;
-        let may_move = flow.service().pool.moves.down;
+        let may_move = flow.service().pool.moves_if_unreachable();
         let serial = flow.serial;
         if !may_move || flow.retired.is_some() {
             return again_here.then_some(number);
