@@ -16,12 +16,14 @@ mod outage;
 mod prepare;
 mod resolve;
 mod rights;
+mod service_manager;
 mod start_error;
 mod supervise;
 
 pub use crate::control::admin_state::Unknown;
-pub use node::NodeFault;
+pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
+pub use service_manager::ServiceManager;
 pub use start_error::{StartError, StartErrors};
 
 use crate::{
@@ -32,6 +34,7 @@ use crate::{
     sys::{self, blocking},
     upstream::pool::Pool,
 };
+use node::Node;
 use reload::Reloads;
 use std::{
     sync::{Arc, PoisonError, RwLock, Weak},
@@ -47,6 +50,7 @@ pub struct State {
     pub started: SystemTime,
     pub journal: Arc<Journal>,
     pub reloads: Reloads,
+    node: Node,
     view: RwLock<Arc<View>>,
 }
 
@@ -73,6 +77,7 @@ pub struct Server {
     runtime: Runtime,
     reload_requests: Option<mpsc::Receiver<reload::Request>>,
     _upkeep: AbortOnDropHandle<()>,
+    _ready_file: AbortOnDropHandle<()>,
 }
 
 /// How long terminated sessions have to end.
@@ -99,6 +104,7 @@ impl State {
             started: SystemTime::now(),
             journal: Arc::clone(&runtime.journal),
             reloads,
+            node: Node::new(Instant::now()),
             view: RwLock::new(Arc::new(runtime.view())),
         }
     }
@@ -110,10 +116,12 @@ impl State {
 
     fn set_view(&self, view: View) {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        self.node.note_change();
     }
 
+    /// By the operator, or since a stop was requested.
     pub fn is_draining(&self) -> bool {
-        self.process.sessions.is_stopping()
+        self.node.is_draining() || self.process.sessions.is_stopping()
     }
 
     /// Whether a listener does not accept yet, since its upstream has no verdicts.
@@ -152,6 +160,7 @@ impl Server {
         let (reloads, reload_requests) = Reloads::new();
         let state = Arc::new(State::new(&runtime, reloads));
         let upkeep = tokio::spawn(keep_up(Arc::downgrade(&state)));
+        let ready_file = tokio::spawn(node::keep(Arc::downgrade(&state)));
         let listeners = runtime.pending_listeners();
         if listeners > 0 {
             tracing::info!(listeners, "waiting for the first checks before accepting");
@@ -161,6 +170,7 @@ impl Server {
             runtime,
             reload_requests: Some(reload_requests),
             _upkeep: AbortOnDropHandle::new(upkeep),
+            _ready_file: AbortOnDropHandle::new(ready_file),
         })
     }
 
@@ -197,6 +207,7 @@ impl Server {
             }
             self.runtime.accept_due(Instant::now());
         }
+        self.state.node.note_change();
     }
 
     /// Whether a listener does not accept yet.

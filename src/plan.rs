@@ -41,8 +41,14 @@ pub struct Process {
     pub max_flows: u64,
     /// How long listeners wait for the first verdicts of their upstreams before they accept.
     pub start_wait: StartWait,
-    /// How long sessions may go on after a stop was requested.
+    /// How long clients are accepted after a stop was requested, while the node is not ready.
+    pub drain_delay: Duration,
+    /// A delay ends early when no client has come for so long; zero: it does not.
+    pub drain_quiet: Duration,
+    /// How long sessions may go on after that.
     pub drain_timeout: Duration,
+    /// A file that other programs watch: 0 while this node should get clients, otherwise 1.
+    pub ready_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,6 +131,8 @@ pub struct Listener {
     /// Whether clients come through proxies that name them.
     pub accept_proxy: Option<AcceptProxy>,
     pub backlog: u32,
+    /// Whether addresses may be bound that this host does not have.
+    pub freebind: bool,
     pub socket: SocketOptions,
     /// Of the unix sockets among `bind`.
     pub unix: UnixFile,

@@ -6,6 +6,7 @@ pub mod files;
 pub mod datagram;
 pub mod limits;
 pub mod memory;
+pub mod notify;
 pub mod pipe;
 pub mod route;
 pub mod socket;

@@ -142,7 +142,10 @@ fn defaults_are_what_the_outside_promises() {
             max_connections: 0,
             max_flows: 0,
             start_wait: StartWait::Auto,
-            drain_timeout: seconds(30)
+            drain_delay: seconds(0),
+            drain_quiet: seconds(0),
+            drain_timeout: seconds(30),
+            ready_file: None,
         }
     );
     assert_eq!(plan.admin, None);
@@ -178,6 +181,7 @@ fn defaults_are_what_the_outside_promises() {
             access: vec![],
             accept_proxy: None,
             backlog: 4096,
+            freebind: false,
             socket: SocketOptions {
                 nodelay: true,
                 keepalive: Some(keepalive),

@@ -38,6 +38,45 @@ impl Refusal {
     }
 }
 
+pub(super) const NODE_PATH: &str = "/api/v1/node";
+
+/// `POST /api/v1/node` with `{"admin_state": "drain"}` or `"ready"`: this process as a whole.
+pub(super) async fn answer_node(
+    request: Request<Incoming>,
+    state: &State,
+) -> Result<(StatusCode, Value), Refusal> {
+    if request.method() != Method::POST {
+        return Err(Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this is for POST alone".to_owned(),
+            "whether the node is ready is at /readyz/node".to_owned(),
+        ));
+    }
+    let admin_state = read_admin_state(request).await?;
+    let is_drained = match admin_state {
+        AdminState::Ready => false,
+        AdminState::Drain => true,
+        AdminState::Maint => {
+            return Err(Refusal(
+                StatusCode::BAD_REQUEST,
+                "a node is ready or drained; maintenance is for backends".to_owned(),
+                "drain it, and stop the process".to_owned(),
+            ));
+        }
+    };
+    let change = state.set_node_drained(is_drained).await;
+    let word = |is_drained| match is_drained {
+        true => AdminState::Drain.word(),
+        false => AdminState::Ready.word(),
+    };
+    let answer = json!({
+        "admin_state": word(is_drained),
+        "from": word(change.was_drained),
+        "connections": change.sessions,
+    });
+    Ok((StatusCode::OK, answer))
+}
+
 /// The answer as JSON, with its code.
 pub(super) async fn answer(
     request: Request<Incoming>,
@@ -60,20 +99,7 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
             "the state of all backends is at /api/v1/status".to_owned(),
         ));
     }
-    let body = read_body(request, bad).await?;
-    let body: Body = serde_json::from_slice(&body)
-        .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
-    let admin_state = AdminState::of(&body.admin_state).ok_or_else(|| {
-        let words = AdminState::ALL.map(AdminState::word);
-        Refusal(
-            StatusCode::BAD_REQUEST,
-            format!(
-                "`admin_state` does not know the word {:?}",
-                shown(&body.admin_state)
-            ),
-            hint(&body.admin_state, &words),
-        )
-    })?;
+    let admin_state = read_admin_state(request).await?;
     match state.set_admin_state(&upstream, &backend, admin_state) {
         Ok(done) => Ok(json!({
             "upstream": upstream,
@@ -85,6 +111,23 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
         })),
         Err(unknown) => Err(not_there(&upstream, &backend, &unknown)),
     }
+}
+
+async fn read_admin_state(request: Request<Incoming>) -> Result<AdminState, Refusal> {
+    let body = read_body(request, bad).await?;
+    let body: Body = serde_json::from_slice(&body)
+        .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
+    AdminState::of(&body.admin_state).ok_or_else(|| {
+        let words = AdminState::ALL.map(AdminState::word);
+        Refusal(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "`admin_state` does not know the word {:?}",
+                shown(&body.admin_state)
+            ),
+            hint(&body.admin_state, &words),
+        )
+    })
 }
 
 /// `refuse` makes the refusal from a message.

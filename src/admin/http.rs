@@ -233,12 +233,13 @@ fn refused(refusal: control::Refusal, methods: &'static str) -> Response<Body> {
 }
 
 fn is_command(path: &str) -> bool {
-    path == reload::PATH || path.starts_with(control::PREFIX)
+    path == reload::PATH || path == control::NODE_PATH || path.starts_with(control::PREFIX)
 }
 
 async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
     let answer = match request.uri().path() {
         reload::PATH => reload::answer(request, state).await,
+        control::NODE_PATH => control::answer_node(request, state).await,
         _ => control::answer(request, state).await,
     };
     match answer {

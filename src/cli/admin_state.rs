@@ -2,10 +2,10 @@
 
 use super::{
     client::{At, Client, encode},
-    complain, say,
+    code, complain, say,
 };
 use crate::{
-    cli::response::{Backend, Status, clean},
+    cli::response::{AdminChange, Backend, NodeChange, Status, clean},
     upstream::pool::AdminState,
 };
 use clap::Args;
@@ -21,8 +21,12 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(super) struct Ready {
     /// The backends, as configured: redis/10.0.0.1:6379
-    #[arg(required = true, value_name = "UPSTREAM/BACKEND", value_parser = target)]
+    #[arg(required_unless_present = "node", value_name = "UPSTREAM/BACKEND", value_parser = target)]
     targets: Vec<Target>,
+    /// The process as a whole: it says that it is not ready, so that clients are sent to other
+    /// nodes, and serves those that still come
+    #[arg(long, conflicts_with = "targets")]
+    node: bool,
     #[command(flatten)]
     pub(super) at: At,
 }
@@ -68,6 +72,13 @@ pub(super) fn ready(args: &Ready) -> ExitCode {
 }
 
 pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
+    if args.which.node && admin_state == AdminState::Maint {
+        complain(
+            "error: maintenance is for backends\n  hint: `tembuku drain --node` sends clients to \
+             other nodes\n",
+        );
+        return ExitCode::from(2);
+    }
     run(&args.which, admin_state, args.wait.then_some(args.timeout))
 }
 
@@ -79,6 +90,9 @@ fn run(args: &Ready, admin_state: AdminState, wait: Option<Duration>) -> ExitCod
             return ExitCode::FAILURE;
         }
     };
+    if args.node {
+        return code(run_for_node(&client, admin_state, wait));
+    }
     // One that fails is no reason to leave the others as they are.
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
@@ -101,11 +115,45 @@ fn run(args: &Ready, admin_state: AdminState, wait: Option<Duration>) -> ExitCod
     code
 }
 
+fn run_for_node(
+    client: &Client,
+    admin_state: AdminState,
+    wait: Option<Duration>,
+) -> Result<(), String> {
+    let body = json!({ "admin_state": admin_state.word() });
+    let done: NodeChange = client.post("/api/v1/node", &body)?;
+    let (from, to) = (clean(&done.from), clean(&done.admin_state));
+    let change = match from == to {
+        true => format!("{to} already"),
+        false => format!("{from} -> {to}"),
+    };
+    say(&format!("node: {change}, {}\n", counted(done.connections)))?;
+    let Some(timeout) = wait else {
+        return Ok(());
+    };
+    let began = Instant::now();
+    loop {
+        let (Status { process, .. }, _) = client.status()?;
+        if process.state != "draining" {
+            return Err("error: not waiting: the node is drained no longer\n".to_owned());
+        }
+        let sessions = process.connections + process.flows;
+        if sessions == 0 {
+            return say("node: no sessions left\n");
+        }
+        let Some(rest) = timeout.checked_sub(began.elapsed()) else {
+            let sessions = counted(sessions);
+            return Err(format!("error: node: still {sessions} after {timeout:?}\n"));
+        };
+        std::thread::sleep(LOOK.min(rest));
+    }
+}
+
 /// The line about the result.
 fn put(client: &Client, target: &Target, admin_state: AdminState) -> Result<String, String> {
     let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
     let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
-    let done = client.post(&path, &json!({ "admin_state": admin_state.word() }))?;
+    let done: AdminChange = client.post(&path, &json!({ "admin_state": admin_state.word() }))?;
     let of = (&done.upstream, &done.backend, done.admin_state.as_str());
     if of != (&target.upstream, &target.backend, admin_state.word()) {
         return Err(format!(

@@ -2,13 +2,12 @@
 
 use super::ConfigFile;
 use crate::{
-    cli::response::{
-        self, AdminChange, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
-    },
+    cli::response::{self, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines},
     config,
     control::reload::Mode,
 };
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -98,7 +97,7 @@ impl Client {
     }
 
     /// What was done; a refusal is an error.
-    pub(super) fn post(&self, path: &str, body: &Value) -> Result<AdminChange, String> {
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, String> {
         let (code, answer) = self.call("POST", path, &body.to_string(), PATIENCE)?;
         if code == 200 {
             return response::read(&answer).map_err(|why| self.strange(path, &why));

@@ -173,6 +173,15 @@ pub(super) struct SessionsEnd {
     pub(super) more: bool,
 }
 
+/// The answer to a change of the node as a whole.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeChange {
+    pub(super) admin_state: String,
+    pub(super) from: String,
+    /// Connections and flows.
+    pub(super) connections: u64,
+}
+
 /// What a reload changed, or would change.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReloadReport {

@@ -4,7 +4,7 @@ use super::complain;
 use crate::{
     admin::{self, AdminListener},
     control::{
-        Prepared, Server, StartErrors,
+        DelayEnd, Prepared, Server, ServiceManager, StartErrors,
         reload::{self, Mode, ReloadError, Report},
     },
     plan::{self, Plan},
@@ -24,7 +24,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Look-ups that hang in the system's resolver are not waited for at the end.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -77,8 +77,26 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
         tokio::spawn(admin::serve(door, state, renderer));
     }
-    serve_until_stop(&mut server, &mut signals, file.as_deref()).await;
+    let manager = ServiceManager::from_environment();
+    manager.note_ready(&server.state).await;
+    let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
+    // Until the end of the drain.
+    let _watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
     let at_once = CancellationToken::new();
+    // Requests that are left fail when it is dropped.
+    let mut requests = server.take_reload_requests();
+    let mut main_loop = MainLoop {
+        server: &mut server,
+        signals: &mut signals,
+        requests: &mut requests,
+        file: file.as_deref(),
+        manager: &manager,
+    };
+    main_loop.serve(std::future::pending::<()>()).await;
+    if let Ended::Stop = main_loop.serve_for_drain_delay().await {
+        at_once.cancel();
+    }
+    drop(requests);
     let second = at_once.clone();
     tokio::spawn(async move {
         signals.stop().await;
@@ -94,35 +112,88 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     Ok(())
 }
 
-/// Executes what signals and clients of the admin socket tell, until that is to stop.
-async fn serve_until_stop(server: &mut Server, signals: &mut Signals, file: Option<&Path>) {
-    // Requests that are left fail when it is dropped.
-    let mut requests = server.take_reload_requests();
-    loop {
-        let told = tokio::select! {
-            told = signals.next() => told,
-            Some(request) = next_request(&mut requests) => Told::Reload(Some(request)),
-            () = server.accept_when_checked(), if server.is_pending() => continue,
-        };
-        match told {
-            Told::Stop => return,
-            Told::ReopenLogs => {
-                if let Some(log) = &server.state.process.access_log {
-                    log.lines().reopen();
+/// Executes what signals and clients of the admin socket request.
+struct MainLoop<'a> {
+    server: &'a mut Server,
+    signals: &'a mut Signals,
+    requests: &'a mut Option<mpsc::Receiver<reload::Request>>,
+    file: Option<&'a Path>,
+    manager: &'a ServiceManager,
+}
+
+/// Why the loop has ended.
+enum Ended<T> {
+    /// A stop was requested.
+    Stop,
+    Over(T),
+}
+
+impl MainLoop<'_> {
+    /// Until a stop is requested, or `until` is over.
+    async fn serve<T>(&mut self, until: impl Future<Output = T>) -> Ended<T> {
+        let mut until = pin!(until);
+        loop {
+            let server = &mut *self.server;
+            let told = tokio::select! {
+                told = self.signals.next() => told,
+                Some(request) = next_request(self.requests) => Told::Reload(Some(request)),
+                () = server.accept_when_checked(), if server.is_pending() => continue,
+                over = &mut until => return Ended::Over(over),
+            };
+            match told {
+                Told::Stop => return Ended::Stop,
+                Told::ReopenLogs => {
+                    if let Some(log) = &server.state.process.access_log {
+                        log.lines().reopen();
+                    }
+                }
+                Told::Reload(Some(request)) if !request.is_wanted() => {}
+                Told::Reload(request) => {
+                    let mode = request.as_ref().map_or(Mode::Apply, |request| request.mode);
+                    if mode == Mode::Apply {
+                        self.manager.note_reloading().await;
+                    }
+                    let reloaded = reload(server, self.signals, self.file, mode).await;
+                    let Some(result) = reloaded else {
+                        return Ended::Stop;
+                    };
+                    if mode == Mode::Apply {
+                        let state = &self.server.state;
+                        self.manager.note_reloaded(state, result.is_ok()).await;
+                    }
+                    if let Some(request) = request {
+                        request.reply(result);
+                    }
+                }
+                Told::NotYet(signal) => {
+                    tracing::warn!(signal, "not supported yet, nothing was done");
                 }
             }
-            Told::Reload(Some(request)) if !request.is_wanted() => {}
-            Told::Reload(request) => {
-                let mode = request.as_ref().map_or(Mode::Apply, |request| request.mode);
-                let Some(result) = reload(server, signals, file, mode).await else {
-                    return;
-                };
-                if let Some(request) = request {
-                    request.reply(result);
-                }
-            }
-            Told::NotYet(signal) => tracing::warn!(signal, "not supported yet, nothing was done"),
         }
+    }
+
+    /// Those that send clients learn of the stop first, while clients are accepted still.
+    async fn serve_for_drain_delay(&mut self) -> Ended<DelayEnd> {
+        let state = Arc::clone(&self.server.state);
+        self.manager.note_stopping(&state).await;
+        state.leave().await;
+        let plan::Process {
+            drain_delay,
+            drain_quiet,
+            ..
+        } = state.view().plan.process;
+        if drain_delay.is_zero() {
+            return Ended::Over(DelayEnd::Elapsed);
+        }
+        tracing::info!(?drain_delay, ?drain_quiet, "not ready, accepting still");
+        let ended = self.serve(state.wait_drain_delay()).await;
+        let reason = match &ended {
+            Ended::Stop => "stopped",
+            Ended::Over(DelayEnd::Elapsed) => "elapsed",
+            Ended::Over(DelayEnd::Quiet) => "quiet",
+        };
+        tracing::info!(reason, "end of drain_delay");
+        ended
     }
 }
 

@@ -111,10 +111,42 @@ fn read_process(root: &Section<'_>) -> Process {
         section.unwrap_or_else(|| Section::new(&keys::PROCESS, &empty, 0..0, root.report));
     let mut process = Process {
         start_wait: read_start_wait(&section),
+        ready_file: read_ready_file(&section),
         ..Process::default()
     };
     section.read(rows::PROCESS, &mut process);
+    check_drain_quiet(&section, &process);
     process
+}
+
+fn read_ready_file(section: &Section<'_>) -> Option<PathBuf> {
+    let Text { text, span } = section.text("ready_file")?;
+    let fault = match text {
+        "" => return None,
+        _ if !text.starts_with('/') => Fault::new(format!(
+            "`ready_file` must be an absolute path, not {text:?}"
+        ))
+        .hint("as in \"/run/tembuku/ready\""),
+        _ if text.ends_with('/') => {
+            Fault::new(format!("`ready_file` names a folder: {text:?}")).hint("add a file name")
+        }
+        _ if text.contains('\0') => {
+            Fault::new("the path in `ready_file` holds a zero byte").hint("take it out")
+        }
+        _ => return Some(PathBuf::from(text)),
+    };
+    section.report.add(&span, fault);
+    None
+}
+
+fn check_drain_quiet(section: &Section<'_>, process: &Process) {
+    if !process.drain_quiet.is_zero() && process.drain_delay.is_zero() {
+        let found = NoEffect::always(
+            "without `drain_delay`",
+            "set `drain_delay` to the longest time to wait, or leave `drain_quiet` out",
+        );
+        section.report_no_effect("drain_quiet", &found);
+    }
 }
 
 fn read_start_wait(section: &Section<'_>) -> StartWait {

@@ -2,14 +2,24 @@
 //! of its backends. All nodes see the same backends, and an address that moves from node to node
 //! because of them only cuts sessions.
 
+mod drain;
+mod ready_file;
+
+pub use drain::DelayEnd;
+pub(super) use ready_file::{begin, keep};
+
 use super::{State, View};
 use crate::{
     runtime::heartbeat::{Pulse, STALLED},
     sys,
 };
+use ready_file::ReadyFile;
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,6 +35,34 @@ pub enum NodeFault {
     Worker(String, Duration),
     /// There is no descriptor for another session.
     Descriptors,
+}
+
+/// What is known of this node beside its plan and its sessions.
+pub(super) struct Node {
+    /// It is about to stop.
+    is_leaving: AtomicBool,
+    /// The operator has drained it.
+    is_drained: AtomicBool,
+    ready_file: ReadyFile,
+}
+
+impl Node {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            is_leaving: AtomicBool::default(),
+            is_drained: AtomicBool::default(),
+            ready_file: ReadyFile::new(now),
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_leaving.load(Relaxed) || self.is_drained.load(Relaxed)
+    }
+
+    /// The node is to be looked at again at once.
+    pub(super) fn note_change(&self) {
+        self.ready_file.changed.notify_one();
+    }
 }
 
 /// Between two looks whether workers have run: idle ones do at once.
@@ -50,8 +88,8 @@ impl fmt::Display for NodeFault {
 }
 
 impl State {
-    /// Everything that is wrong with this node; empty: it should get clients. Takes as long as idle
-    /// workers need for one turn, and up to 2 s when one does not run.
+    /// Everything that is wrong with this node; empty: it should get clients. Takes as long as
+    /// [`Self::stalled_workers`].
     pub async fn node_faults(&self) -> Vec<NodeFault> {
         let view = self.view();
         let mut faults: Vec<NodeFault> = self.lifecycle_fault().into_iter().collect();
@@ -60,8 +98,19 @@ impl State {
         if !self.has_descriptors(&view) {
             faults.push(NodeFault::Descriptors);
         }
-        faults.extend(stalled_workers(&view).await);
+        faults.extend(self.stalled_workers().await);
         faults
+    }
+
+    /// The workers whose loops do not run. Takes as long as idle workers need for one turn, and up
+    /// to 2 s when one does not run.
+    pub async fn stalled_workers(&self) -> Vec<NodeFault> {
+        stalled_workers(&self.view()).await
+    }
+
+    /// Whether this node should get clients; takes as long.
+    pub async fn is_node_ready(&self) -> bool {
+        self.lifecycle_fault().is_none() && self.node_faults().await.is_empty()
     }
 
     /// Draining or starting.

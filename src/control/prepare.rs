@@ -2,7 +2,7 @@
 //! names. All of it is there before any port is bound, or the result is everything that is wrong.
 //! None of it can hold up the event loop, and so no signal.
 
-use super::{StartError, StartErrors, interfaces, resolve, rights};
+use super::{StartError, StartErrors, interfaces, node, resolve, rights};
 use crate::{
     control::budget::count_udp,
     plan::{self, Addr, Plan, Tls},
@@ -44,6 +44,7 @@ pub(super) struct UpstreamInputs {
 impl Prepared {
     /// For a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
+        node::begin(plan.process.ready_file.as_deref()).await?;
         let log = plan.log.clone();
         let (access_log, prepared) = tokio::join!(open_access_log(&log), Self::for_change(plan));
         match (access_log, prepared) {

@@ -31,6 +31,10 @@ pub enum StartError {
         path: Option<PathBuf>,
         source: io::Error,
     },
+    ReadyFile {
+        path: PathBuf,
+        source: io::Error,
+    },
     Credentials {
         upstream: String,
         source: CredentialsError,
@@ -107,6 +111,14 @@ impl fmt::Display for StartError {
                     "`access` in [log]: cannot write the access log: {source}"
                 )
             }
+            Self::ReadyFile { path, source } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "`ready_file` in [process]: cannot write {path}: {source}; its folder must be \
+                     there and writable for the user that runs tembuku"
+                )
+            }
             Self::Credentials { upstream, source } => {
                 write!(f, "upstream {upstream}: check: {source}")
             }
@@ -155,6 +167,7 @@ impl Error for StartError {
             Self::TooManyUdpListeners { .. } | Self::NoInterface { .. } | Self::Loop { .. } => None,
             Self::MissingCall(call) => Some(&call.error),
             Self::AccessLog { source, .. }
+            | Self::ReadyFile { source, .. }
             | Self::CredentialsUnread { source, .. }
             | Self::Name { source, .. }
             | Self::OwnersUnread(source)

@@ -7,8 +7,9 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
     os::{fd::AsFd, unix::fs::FileTypeExt as _},
     path::Path,
     time::Duration,
@@ -67,6 +68,21 @@ pub fn append(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Gives the file this content in one step: a reader finds the old one or the new one, whole.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".new");
+    let new = path.with_file_name(hidden);
+    // What a process has left that was killed meanwhile.
+    let _ = fs::remove_file(&new);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(&new, flags, Mode::from_raw_mode(0o644))?);
+    let replaced = file.write_all(bytes).and_then(|()| fs::rename(&new, path));
+    replaced.inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
 fn is_fifo(path: &Path) -> bool {
     rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
 }
@@ -90,7 +106,7 @@ fn wait(file: impl AsFd, events: PollFlags, limit: Duration) -> io::Result<bool>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, io::Write as _, path::PathBuf};
+    use std::path::PathBuf;
 
     const SHORT: Duration = Duration::from_millis(20);
 

@@ -572,18 +572,20 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
 fn listener() -> impl Strategy<Value = Listener> {
     let times = (long(), option::of(long()), option::of(long()));
     let socket = (
-        (any::<bool>(), any::<bool>()),
+        any::<[bool; 3]>(),
         option::of(keepalive()),
         option::of(time(1..=i32::MAX as u64)),
     )
-        .prop_map(|((nodelay, half_close), keepalive, user_timeout)| {
-            let socket = SocketOptions {
-                nodelay,
-                keepalive,
-                user_timeout,
-            };
-            (socket, half_close)
-        });
+        .prop_map(
+            |([nodelay, half_close, freebind], keepalive, user_timeout)| {
+                let socket = SocketOptions {
+                    nodelay,
+                    keepalive,
+                    user_timeout,
+                };
+                (socket, half_close, freebind)
+            },
+        );
     let numbers = (0..=1000u32, 0..=1_000_000_000u64, 1..=65_535u32);
     (
         name(),
@@ -600,7 +602,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
                 (access, accept_proxy),
-                ((socket, half_close), udp),
+                ((socket, half_close, freebind), udp),
             )| {
                 let bind = binds
                     .into_iter()
@@ -625,6 +627,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                     access,
                     accept_proxy,
                     backlog,
+                    freebind,
                     socket,
                     unix: UnixFile {
                         mode: 0o666,
@@ -649,15 +652,22 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
             Just(StartWait::AtMost(Duration::ZERO)),
             long().prop_map(StartWait::AtMost)
         ],
-        prop_oneof![Just(Duration::ZERO), long()],
+        (
+            prop_oneof![Just(Duration::ZERO), long()],
+            prop_oneof![Just((Duration::ZERO, Duration::ZERO)), (long(), long())],
+        ),
+        option::of(unix().prop_map(PathBuf::from)),
     )
         .prop_map(
-            |(workers, (max_connections, max_flows), start_wait, drain_timeout)| Process {
+            |(workers, (max_connections, max_flows), start_wait, drain, ready_file)| Process {
                 workers,
                 max_connections,
                 max_flows,
                 start_wait,
-                drain_timeout,
+                drain_delay: drain.1.0,
+                drain_quiet: drain.1.1,
+                drain_timeout: drain.0,
+                ready_file,
             },
         );
     let level = prop_oneof![
@@ -686,7 +696,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     let admin = option::of(prop_oneof![
         (
             address(),
-            option::of(path()),
+            option::of(unix().prop_map(PathBuf::from)),
             vec("[a-z][a-z0-9]{0,9}", 0..3)
         )
             .prop_map(|(listen, socket, mut hosts)| {

@@ -43,8 +43,20 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
         })),
         "A listener accepts once its upstream has first verdicts, at most this late; \"auto\" = \
          the timeout of the check.";
+    "drain_delay" Form::Duration(Rule::Any), "0s", Always, value!(drain_delay),
+        "At a stop /readyz, /readyz/node and `ready_file` first say no, and clients are accepted for \
+         so long still.";
+    "drain_quiet" Form::Duration(Rule::Any), "0s", Always, value!(drain_quiet),
+        "`drain_delay` ends early when no client has come for so long; \"0s\" = it does not.";
     "drain_timeout" Form::Duration(Rule::Any), "30s", Always, value!(drain_timeout),
-        "How long sessions may continue after a stop was requested.";
+        "How long sessions may continue after that.";
+    "ready_file" Form::Other("a path"), "", Always,
+        code!(ready_file, |process| Some(quoted(&match &process.ready_file {
+            Some(path) => path.to_string_lossy(),
+            None => "".into(),
+        }))),
+        "A file that holds 0 while this node should get clients, and 1 otherwise, for `track_file` \
+         of keepalived; \"\" = none.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {

@@ -24,6 +24,7 @@ fn listener(access: Vec<AccessRule>) -> Listener {
         access,
         accept_proxy: None,
         backlog: 1,
+        freebind: false,
         socket: SocketOptions {
             nodelay: true,
             keepalive: None,

@@ -19,6 +19,7 @@ pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tembuku;
 pub(crate) mod temp;
+pub(crate) mod threads;
 pub(crate) mod udp;
 
 use std::time::{Duration, Instant};

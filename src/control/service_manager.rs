@@ -1,0 +1,111 @@
+//! What the service manager (systemd) hears of this process, if it started it.
+
+use super::State;
+use crate::sys::notify::{self, UnknownAddress};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often a watchdog is fed in its time.
+const WATCHDOG_SHARE: u32 = 3;
+/// Between two attempts to send to a manager whose queue is full.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long it is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What a stop may take beyond the times that are configured.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Does nothing where there is no service manager.
+#[derive(Clone)]
+pub struct ServiceManager(Option<notify::ServiceManager>);
+
+impl ServiceManager {
+    pub fn from_environment() -> Self {
+        let manager = notify::ServiceManager::from_environment();
+        Self(manager.unwrap_or_else(|UnknownAddress(address)| {
+            tracing::warn!(address, "NOTIFY_SOCKET is not understood and not used");
+            None
+        }))
+    }
+
+    /// The sockets are bound; clients wait in their queues at least.
+    pub async fn note_ready(&self, state: &State) {
+        let listeners = state.view().listeners.len();
+        let noun = if listeners == 1 {
+            "listener"
+        } else {
+            "listeners"
+        };
+        let message = format!("READY=1\nSTATUS={listeners} {noun}");
+        self.send(&message).await;
+    }
+
+    pub async fn note_reloading(&self) {
+        let now = notify::monotonic_micros();
+        let message = format!("RELOADING=1\nMONOTONIC_USEC={now}");
+        self.send(&message).await;
+    }
+
+    /// The end of a reload, in effect or not.
+    pub async fn note_reloaded(&self, state: &State, is_successful: bool) {
+        match is_successful {
+            true => self.note_ready(state).await,
+            false => {
+                let text = "READY=1\nSTATUS=the last reload failed, nothing was changed";
+                self.send(text).await;
+            }
+        }
+    }
+
+    /// A stop was requested; it may take as long as the plan allows.
+    pub async fn note_stopping(&self, state: &State) {
+        let view = state.view();
+        let process = &view.plan.process;
+        let time = process.drain_delay + process.drain_timeout + STOP_MARGIN;
+        let (micros, sessions) = (time.as_micros(), state.process.sessions.count());
+        let text = format!(
+            "STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS=draining, {sessions} sessions"
+        );
+        self.send(&text).await;
+    }
+
+    /// Feeds the watchdog for as long as every worker runs. A worker that hangs is so long not
+    /// excused that the manager ends the process.
+    pub async fn feed_watchdog(self, state: Arc<State>) {
+        let Some(interval) = self.0.as_ref().and_then(|manager| manager.watchdog) else {
+            return;
+        };
+        let mut ticks = tokio::time::interval(interval / WATCHDOG_SHARE);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let stalled = state.stalled_workers().await;
+            if stalled.is_empty() {
+                self.send("WATCHDOG=1").await;
+            }
+            for worker in stalled {
+                tracing::error!(%worker, "watchdog is not fed");
+            }
+        }
+    }
+
+    async fn send(&self, message: &str) {
+        let Some(manager) = &self.0 else { return };
+        let began = Instant::now();
+        loop {
+            match manager.send(message, &[]) {
+                Ok(()) => return,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && began.elapsed() < PATIENCE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => {
+                    let message = message.lines().next();
+                    tracing::warn!(%error, message, "the service manager cannot be reached");
+                    return;
+                }
+            }
+        }
+    }
+}
