@@ -1,14 +1,21 @@
 //! `tembuku check`: is the configuration valid, and what does it come to?
 
 use super::{code, complain, say};
-use crate::{config, plan::Plan};
-use std::{path::Path, process::ExitCode};
+use crate::{
+    config,
+    plan::{Addr, Listener, Plan},
+    sys,
+};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, process::ExitCode};
 
 /// The dump or a summary goes to stdout, problems go to stderr.
 pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
     match config::load(path) {
         Ok(plan) if dump => code(say(&config::dump(&plan))),
         Ok(plan) => {
+            for listener in &plan.listeners {
+                complain(&foreign_addresses(listener, is_local));
+            }
             let summary = summary(&plan);
             code(say(&format!("{}: ok: {summary}\n", path.display())))
         }
@@ -17,6 +24,32 @@ pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where the kernel does not tell, there is nothing to warn of.
+fn is_local(ip: IpAddr) -> bool {
+    ip.is_unspecified() || ip.is_multicast() || sys::route::is_local(ip).unwrap_or(true)
+}
+
+/// Warnings of addresses that cannot be bound on this machine as it is now.
+fn foreign_addresses(listener: &Listener, is_local: impl Fn(IpAddr) -> bool) -> String {
+    let mut foreign = BTreeSet::new();
+    for addr in listener.bind.iter().flat_map(|bind| &bind.addrs) {
+        if let Addr::Tcp(address) = addr
+            && !listener.freebind
+            && !is_local(address.ip())
+        {
+            foreign.insert(address.ip());
+        }
+    }
+    let warning = |ip: &IpAddr| {
+        let name = &listener.name;
+        format!(
+            "warning: listener {name}: no interface of this machine has the address {ip}\n  hint: \
+             freebind = true binds an address that comes later, such as one of keepalived\n"
+        )
+    };
+    foreign.iter().map(warning).collect()
 }
 
 fn summary(plan: &Plan) -> String {
@@ -37,6 +70,22 @@ fn summary(plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_of_another_machine_is_warned_of_once() {
+        let warnings = |freebind: bool| {
+            let text = format!(
+                "[listeners.l]\nbind = [\"10.0.0.9:1-5\", \"127.0.0.1:1\"]\nfreebind = {freebind}\n\
+                 upstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"
+            );
+            let plan = config::parse(&text, "test").expect("valid");
+            foreign_addresses(&plan.listeners[0], |ip| ip.is_loopback())
+        };
+        assert_eq!(warnings(true), "");
+        let warning = warnings(false);
+        assert_eq!(warning.matches("warning:").count(), 1, "{warning}");
+        assert!(warning.contains("10.0.0.9"), "{warning}");
+    }
 
     #[test]
     fn one_and_many() {

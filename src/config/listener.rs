@@ -114,6 +114,12 @@ pub(super) fn no_effect(listener: &Listener, applies: Applies) -> Option<NoEffec
                 "bind \"unix:/path\", or leave it out",
             ))
         }
+        (Applies::IpAddress, _) if !listener.bind.is_empty() && addrs.all(is_unix) => {
+            Some(NoEffect::unless_default(
+                "for a listener that binds unix sockets alone",
+                "it is for IP addresses: leave it out",
+            ))
+        }
         _ => None,
     }
 }

@@ -135,7 +135,10 @@ impl fmt::Display for BindError {
             io::ErrorKind::PermissionDenied if matches!(addr, Addr::Tcp(a) if a.port() < 1024) => {
                 "; ports below 1024 need CAP_NET_BIND_SERVICE"
             }
-            io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+            io::ErrorKind::AddrNotAvailable => {
+                "; no interface of this machine has that address; freebind = true binds it all the \
+                 same"
+            }
             _ => "",
         };
         write!(
@@ -164,8 +167,8 @@ fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::R
         // An own socket that is in the way cannot be distinguished from that of another process;
         // but only processes of the same user can have joined it.
         plan::Protocol::Tcp if held.iter().any(overlaps) => return Ok(()),
-        plan::Protocol::Tcp => tcp_socket(address)?,
-        plan::Protocol::Udp(_) => udp_socket(address)?,
+        plan::Protocol::Tcp => tcp_socket(listener, address)?,
+        plan::Protocol::Udp(_) => udp_socket(listener, address)?,
     };
     socket.bind(&address.into())
 }
@@ -178,7 +181,7 @@ fn bind(request: &Request, workers: usize, bound: &mut Bound) -> io::Result<()> 
             bound.streams.push(request.listening(address, sockets));
         }
         (Addr::Tcp(address), plan::Protocol::Udp(_)) => {
-            let (sockets, address) = bind_udp(*address, workers)?;
+            let (sockets, address) = bind_udp(listener, *address, workers)?;
             bound.datagrams.push(request.listening(address, sockets));
         }
         (Addr::Unix(path), _) => {
@@ -214,7 +217,7 @@ fn bind_tcp(
 ) -> io::Result<(Vec<Socket>, SocketAddr)> {
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
-        let socket = tcp_socket(address)?;
+        let socket = tcp_socket(listener, address)?;
         socket.set_reuse_port(true)?;
         // Accepted sockets inherit these.
         set_options(&socket, &listener.socket);
@@ -228,13 +231,17 @@ fn bind_tcp(
     Ok((sockets, address))
 }
 
-fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<(Vec<Port>, SocketAddr)> {
+fn bind_udp(
+    listener: &Listener,
+    mut address: SocketAddr,
+    workers: usize,
+) -> io::Result<(Vec<Port>, SocketAddr)> {
     let users = Arc::<PortUsers>::default();
     let open = TaskTracker::new();
     open.close();
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
-        let socket = udp_socket(address)?;
+        let socket = udp_socket(listener, address)?;
         socket.set_reuse_port(true)?;
         datagram::receive_buffer(&socket, BUFFER);
         datagram::send_buffer(&socket, BUFFER);
@@ -258,16 +265,17 @@ fn bind_udp(mut address: SocketAddr, workers: usize) -> io::Result<(Vec<Port>, S
 }
 
 /// Without SO_REUSEADDR, which for datagrams lets another process take them all.
-fn udp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+fn udp_socket(listener: &Listener, address: SocketAddr) -> io::Result<socket2::Socket> {
     let kind = Type::DGRAM.nonblocking();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    allow_foreign_address(&socket, listener, address)?;
     Ok(socket)
 }
 
-fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+fn tcp_socket(listener: &Listener, address: SocketAddr) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -278,7 +286,20 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
         // As in nginx: [::] is IPv6 alone, and an IPv4 client is never seen as ::ffff:a.b.c.d.
         socket.set_only_v6(true)?;
     }
+    allow_foreign_address(&socket, listener, address)?;
     Ok(socket)
+}
+
+fn allow_foreign_address(
+    socket: &socket2::Socket,
+    listener: &Listener,
+    address: SocketAddr,
+) -> io::Result<()> {
+    match address {
+        _ if !listener.freebind => Ok(()),
+        SocketAddr::V4(_) => socket.set_freebind_v4(true),
+        SocketAddr::V6(_) => socket.set_freebind_v6(true),
+    }
 }
 
 fn bind_unix(

@@ -15,6 +15,7 @@ pub(crate) enum Applies {
     /// Flows of more than one datagram.
     Flows,
     UnixSocket,
+    IpAddress,
     // In an upstream.
     Policy(&'static [Policy]),
     SendProxyV2,
@@ -46,6 +47,7 @@ impl Applies {
             Self::Udp => "`protocol = \"udp\"`",
             Self::Flows => "`protocol = \"udp\"` without `per_packet`",
             Self::UnixSocket => "unix sockets in `bind`",
+            Self::IpAddress => "an IP address in `bind`",
             Self::Policy(policies) => {
                 use super::scalar::Word;
                 let words: Vec<&str> = policies.iter().map(|policy| policy.word()).collect();

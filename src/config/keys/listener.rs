@@ -1,7 +1,7 @@
 //! Keys of [listeners.NAME].
 
 use super::{
-    applies::Applies::{self, Always, Flows, Tcp, UnixSocket},
+    applies::Applies::{self, Always, Flows, IpAddress, Tcp, UnixSocket},
     inline,
     process::MOST_CONNECTIONS,
     row::{Form, Row, Rule, code, rows, value},
@@ -54,6 +54,9 @@ pub(crate) static LISTENER: &[Row<Listener>] = rows! {
          address in the header.";
     "backlog" Form::Number(1, 65_535), "4096", Tcp, value!(backlog),
         "Connections that the kernel keeps until they are accepted.";
+    "freebind" Form::Flag, "false", IpAddress, value!(freebind),
+        "true: an address may be bound that this host does not have yet, such as one that VRRP \
+         moves between hosts.";
     "unix_mode" Form::Other("an octal mode as text"), "0666", UnixSocket,
         code!(unix.mode, |listener| Some(format!("\"{:04o}\"", listener.unix.mode))),
         "Of the files of unix sockets: a user with the right to write may connect.";
