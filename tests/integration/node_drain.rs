@@ -61,11 +61,16 @@ impl Setup {
     }
 
     #[track_caller]
-    fn reload_with(&self, from: &str, to: &str) {
+    fn edit(&self, from: &str, to: &str) {
         let path = self.tembuku.dir.file("tembuku.toml");
         let config = fs::read_to_string(&path).unwrap();
         assert!(config.contains(from), "{config}");
         fs::write(&path, config.replace(from, to)).unwrap();
+    }
+
+    #[track_caller]
+    fn reload_with(&self, from: &str, to: &str) {
+        self.edit(from, to);
         self.succeed(&["reload"]);
     }
 
@@ -164,7 +169,9 @@ fn a_reload_during_the_delay_changes_it() {
     setup.tembuku.proc.signal(Signal::TERM);
     setup.wait_unready();
     setup.assert_served();
-    setup.reload_with("drain_delay = \"1m\"", "drain_delay = \"10ms\"");
+    // By HUP: the process may end before it could answer a command.
+    setup.edit("drain_delay = \"1m\"", "drain_delay = \"10ms\"");
+    setup.tembuku.proc.signal(Signal::HUP);
     setup.assert_ends();
 }
 
