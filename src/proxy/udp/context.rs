@@ -11,7 +11,7 @@ use crate::{
     session::{service::Service, sockets::Sockets},
     sys::datagram::{BATCH, Inbox, Local, Outbox},
 };
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use std::{
     collections::VecDeque,
     io,
@@ -70,6 +70,8 @@ impl Unit {
     /// In parts that are sent as one run each, or as single datagrams.
     pub(super) fn divided(self, splits: bool) -> SmallVec<[Self; 2]> {
         match splits {
+            // One datagram.
+            _ if self.piece.segment == 0 => smallvec![self],
             true => parts(self).collect(),
             false => self.singles().collect(),
         }

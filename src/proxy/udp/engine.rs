@@ -39,6 +39,7 @@ pub fn spawn_worker(
                 context: Context::new(reactor, Arc::clone(&mailbox), sockets),
                 listeners: Slab::new(),
                 drops_counted: 0,
+                due: None,
             };
             reactor::run(&mut engine, &mailbox);
         },
@@ -51,6 +52,8 @@ struct UdpEngine {
     listeners: Slab<Listener>,
     /// When drops were last counted.
     drops_counted: u64,
+    /// When something is to be done without an event, in milliseconds of the reactor's clock.
+    due: Option<u64>,
 }
 
 impl Engine for UdpEngine {
@@ -61,19 +64,7 @@ impl Engine for UdpEngine {
     }
 
     fn wait(&self) -> Wait {
-        let listeners = self.listeners.iter().map(|(_, listener)| listener);
-        let flows = listeners.clone().filter_map(Listener::next_expiry).min();
-        let late = self.context.late.front().map(|late| late.until);
-        // Flows of an address that is to be closed may end on another worker.
-        let looks = |l: &Listener| l.has_received || l.is_closing();
-        let drops = listeners
-            .clone()
-            .any(looks)
-            .then_some(self.drops_counted + DROP_COUNT_INTERVAL);
-        match flows.into_iter().chain(late).chain(drops).min() {
-            Some(due) => Wait::Until(due),
-            None => Wait::ForEvents,
-        }
+        self.due.map_or(Wait::ForEvents, Wait::Until)
     }
 
     fn begin_turn(&mut self) {
@@ -162,27 +153,46 @@ impl Engine for UdpEngine {
         self.send_back();
         let ms = self.context.ms;
         let counts_drops = ms >= self.drops_counted + DROP_COUNT_INTERVAL;
+        if counts_drops {
+            self.drops_counted = ms;
+        }
+        let next_count = self.drops_counted + DROP_COUNT_INTERVAL;
+        self.due = None;
         for (_, listener) in &mut self.listeners {
-            if listener.next_expiry().is_some_and(|next| next <= ms) {
+            let mut next = listener.next_expiry();
+            if next.is_some_and(|next| next <= ms) {
                 listener.expire(&mut self.context);
+                next = listener.next_expiry();
             }
             if counts_drops {
                 listener.count_kernel_drops();
             }
-            if listener.is_closing() {
+            let is_closing = listener.is_closing();
+            if is_closing {
                 listener.close_unused_ports(&self.context);
             }
             listener.release_when_empty();
+            // Flows of an address that is to be closed may end on another worker.
+            let looks = (listener.has_received || is_closing).then_some(next_count);
+            self.due = earlier(self.due, earlier(next, looks));
         }
         self.listeners.retain(|_, listener| listener.is_open());
-        if counts_drops {
-            self.drops_counted = ms;
-        }
         self.context.discard_late();
+        let late = self.context.late.front().map(|late| late.until);
+        self.due = earlier(self.due, late);
     }
 
     fn abandon_turn(&mut self) {
         self.context.abandon_turn();
+        // What was due may not have been done.
+        self.due = Some(self.context.ms);
+    }
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 

@@ -67,6 +67,8 @@ pub(super) struct Listener {
     /// Every datagram is assigned on its own: they may go to different flows, or get headers.
     takes_singly: bool,
     is_draining: bool,
+    /// When the first of the ports that are paused is to receive again, in milliseconds.
+    next_resume: Option<u64>,
     refusal_records: PerSecond,
     /// Since the kernel's drops were last counted.
     pub(super) has_received: bool,
@@ -185,6 +187,7 @@ impl Listener {
             named: NamedClients::new(idle_ms, context.ms),
             idle_ms,
             is_draining: false,
+            next_resume: None,
             refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,
             alive: Some(alive),

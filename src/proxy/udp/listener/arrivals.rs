@@ -104,19 +104,24 @@ impl Listener {
         service.log_failed_call(Call::Receive, error, context.now);
         let open = &mut self.ports[usize::from(port)];
         let pause = open.failures.add(&service.intake).as_millis();
-        open.resume_ms = Some(context.ms + u64::try_from(pause).unwrap_or(u64::MAX));
+        let resume_ms = context.ms + u64::try_from(pause).unwrap_or(u64::MAX);
+        open.resume_ms = Some(resume_ms);
+        self.next_resume = Some(
+            self.next_resume
+                .map_or(resume_ms, |next| next.min(resume_ms)),
+        );
         // It may be out already.
         let _ = context.reactor.deregister(&open.port.socket);
     }
 
-    /// When the first of the ports that are paused is to receive again.
-    pub(super) fn next_resume(&self) -> Option<u64> {
-        let resumes = self.ports.iter().filter_map(|(_, open)| open.resume_ms);
-        resumes.min()
-    }
-
     /// Receives again where the pause is over.
     pub(super) fn resume(&mut self, context: &mut Context) {
+        if self.next_resume.is_none_or(|at| at > context.ms) {
+            return;
+        }
+        let later = |&at: &u64| at > context.ms;
+        let paused = self.ports.iter().filter_map(|(_, open)| open.resume_ms);
+        self.next_resume = paused.filter(later).min();
         let ports: Vec<usize> = self.ports.iter().map(|(port, _)| port).collect();
         for n in ports {
             let (port, open) = (n as u16, &mut self.ports[n]);

@@ -24,9 +24,10 @@ impl Listener {
     /// Sends all datagrams that were assigned to flows.
     pub(super) fn deliver_all(&mut self, context: &mut Context) {
         let mut units = std::mem::take(&mut context.units);
-        // Stable: what belongs to one flow keeps its order.
-        if !units.is_sorted_by_key(|taken| taken.number) {
-            units.sort_by_key(|taken| taken.number);
+        // Stable: what belongs to one flow keeps its order, and flows keep the order in which they
+        // began, since several may be of one client.
+        if !units.is_sorted_by_key(|taken| taken.serial) {
+            units.sort_by_key(|taken| taken.serial);
         }
         for same in units.chunk_by(|a, b| (a.number, a.serial) == (b.number, b.serial)) {
             self.deliver(context, same);

@@ -61,9 +61,10 @@ impl Listener {
 
     /// When [`Self::expire`] is to be called next, in milliseconds.
     pub(in crate::proxy::udp) fn next_expiry(&self) -> Option<u64> {
-        let wheel = self.wheel.next().into_iter();
-        let others = self.named.next_sweep().into_iter();
-        wheel.chain(others).chain(self.next_resume()).min()
+        [self.wheel.next(), self.named.next_sweep(), self.next_resume]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Ends flows that were idle for too long, and does what else is due.

@@ -158,13 +158,14 @@ pub(in crate::proxy::udp) fn send_back(
     context: &mut Context,
     replies: &[Reply],
 ) {
-    let mut remaining: SmallVec<[Reply; BATCH]> = replies.into();
+    let mut remaining = replies;
     while !remaining.is_empty() {
-        let runs = divide(&remaining);
-        let (count, error) = send_runs(listener, context, &remaining, &runs);
+        let mut runs = Runs::new();
+        divide(remaining, &mut runs);
+        let (count, error) = send_runs(listener, context, remaining, &runs);
         let sent: usize = runs[..count].iter().map(|run| run.0).sum();
         listener.count_sent(&remaining[..sent]);
-        remaining.drain(..sent);
+        remaining = &remaining[sent..];
         let (Some(error), Some(&(count, segment))) = (error, runs.get(count)) else {
             // An error that persists comes again at the next try.
             continue;
@@ -175,9 +176,9 @@ pub(in crate::proxy::udp) fn send_back(
             if let Some(flow) = listener.flow(serial, number) {
                 flow.splits_to_client = false;
             }
-            let (these, others) = remaining.split_at(count);
-            let singles = these.iter().flat_map(singles);
-            remaining = singles.chain(others.iter().copied()).collect();
+            let singles: Vec<Reply> = remaining[..count].iter().flat_map(singles).collect();
+            send_back(listener, context, &singles);
+            remaining = &remaining[count..];
             continue;
         }
         let reason = drop_reason(&error);
@@ -185,16 +186,16 @@ pub(in crate::proxy::udp) fn send_back(
             true => remaining.len(),
             false => count,
         };
-        let pieces = remaining.drain(..count).map(|r| r.unit.piece);
+        let pieces = remaining[..count].iter().map(|r| r.unit.piece);
         listener.count_dropped_by(reason, Some(&error), pieces);
+        remaining = &remaining[count..];
     }
 }
 
 /// How many replies each message has, and the size of its datagrams.
 type Runs = SmallVec<[(usize, usize); BATCH]>;
 
-fn divide(replies: &[Reply]) -> Runs {
-    let mut runs = Runs::new();
+fn divide(replies: &[Reply], runs: &mut Runs) {
     let mut at = 0;
     while at < replies.len() && runs.len() < BATCH {
         let first = replies[at];
@@ -208,7 +209,6 @@ fn divide(replies: &[Reply]) -> Runs {
         at += run.0;
         runs.push(run);
     }
-    runs
 }
 
 /// Returns how many runs were sent, and the error of the next one.
