@@ -143,7 +143,7 @@ impl Engine for UdpEngine {
             }
             Order::Evict(listener) => {
                 if let Some(listener) = self.listeners.get_mut(listener) {
-                    listener.make_room_for_others(&mut self.context);
+                    listener.evict_for_another_worker(&mut self.context);
                 }
             }
         }

@@ -5,6 +5,7 @@ mod assign;
 mod begin;
 mod deliver;
 mod end;
+mod evict;
 mod failures;
 mod named_clients;
 mod replies;
