@@ -40,8 +40,8 @@ use tokio::{
 const MAX_TRANSCRIPT: usize = 500;
 /// After the answer a server may have so many bytes more to send, and so much time for it, but
 /// never so much that the next check would be late.
-const MAX_FAREWELL: usize = 256 << 10;
-const MAX_FAREWELL_TIME: Duration = Duration::from_secs(1);
+const MAX_DISCARDED: usize = 256 << 10;
+const MAX_DISCONNECT_TIME: Duration = Duration::from_secs(1);
 
 /// What one check found.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ pub struct Probe {
     /// What a certificate must name, if the configuration does not say.
     host: String,
     timeout: Duration,
-    farewell_time: Duration,
+    disconnect_time: Duration,
 }
 
 impl Probe {
@@ -139,7 +139,7 @@ impl Probe {
             host,
             addr,
             timeout: check.timeout,
-            farewell_time: MAX_FAREWELL_TIME.min(check.fast_interval / 2),
+            disconnect_time: MAX_DISCONNECT_TIME.min(check.fast_interval / 2),
         }
     }
 
@@ -149,8 +149,8 @@ impl Probe {
     }
 
     /// One check, under one deadline from the connect to the answer. The connection is still to be
-    /// ended by the [`Farewell`]. `random` is for what must not be guessed.
-    pub async fn ask(&self, random: u64) -> (Report, Option<Farewell>) {
+    /// ended by the [`Disconnect`]. `random` is for what must not be guessed.
+    pub async fn ask(&self, random: u64) -> (Report, Option<Disconnect>) {
         let protocol = match &self.exchange {
             Exchange::Stream(protocol) => protocol,
             Exchange::Datagram(question) => {
@@ -191,12 +191,12 @@ impl Probe {
             transcript: shorten(&answer.transcript, MAX_TRANSCRIPT).into_owned(),
             took: began.elapsed(),
         };
-        let farewell = connection.map(|connection| Farewell {
+        let disconnect = connection.map(|connection| Disconnect {
             connection,
-            goodbye: answer.goodbye,
-            time: self.farewell_time,
+            last_message: answer.last_message,
+            time: self.disconnect_time,
         });
-        (report, farewell)
+        (report, disconnect)
     }
 
     async fn run(
@@ -306,7 +306,7 @@ impl Progress {
     }
 }
 
-/// The end of a TLS connection without a goodbye is an end: what was received counts, not how it
+/// The end of a TLS connection without a last_message is an end: what was received counts, not how it
 /// ended.
 async fn read_some(connection: &mut Connection, piece: &mut [u8]) -> io::Result<usize> {
     match connection.read(piece).await {
@@ -322,22 +322,22 @@ fn host_in(text: &str) -> &str {
 }
 
 /// The end of a connection to a server that has answered. The verdict does not wait for it.
-pub struct Farewell {
+pub struct Disconnect {
     connection: Connection,
-    goodbye: Vec<u8>,
+    last_message: Vec<u8>,
     time: Duration,
 }
 
-impl Farewell {
+impl Disconnect {
     /// Ends the connection so that the server sees a clean end: what it still sends is read, since
     /// closing a socket with unread bytes in it is a reset.
-    pub async fn say(mut self) {
+    pub async fn complete(mut self) {
         let end = async {
-            self.connection.write_all(&self.goodbye).await?;
+            self.connection.write_all(&self.last_message).await?;
             self.connection.shutdown().await?;
             let mut rest = [0; 2048];
             let mut total = 0;
-            while total < MAX_FAREWELL {
+            while total < MAX_DISCARDED {
                 match self.connection.read(&mut rest).await? {
                     0 => break,
                     n => total += n,

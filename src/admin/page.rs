@@ -1,4 +1,4 @@
-//! The status page, without scripts and without anything loaded from elsewhere.
+//! The status page, without scripts and without anything loaded from another host.
 
 use super::status;
 use crate::{

@@ -191,7 +191,7 @@ fn wait_for_none(
                 .ok_or_else(|| format!("error: {target} is not there any more\n"))?;
             if backend.admin_state != admin_state.word() {
                 return Err(format!(
-                    "error: not waiting for {target}: somebody else set it to {}\n",
+                    "error: not waiting for {target}: another command has set it to {}\n",
                     clean(&backend.admin_state)
                 ));
             }

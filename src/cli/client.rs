@@ -192,7 +192,7 @@ impl Client {
                 "name the admin socket, `socket` in [admin]",
             ),
             io::ErrorKind::ConnectionRefused => (
-                "nobody listens there".to_owned(),
+                "no process listens there".to_owned(),
                 "the process that made it has ended: is another one running?",
             ),
             io::ErrorKind::PermissionDenied => (

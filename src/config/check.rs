@@ -148,13 +148,13 @@ pub(super) fn no_effect(check: &Check, applies: Applies) -> Option<NoEffect> {
         )),
         (Applies::Lag, CheckKind::Mysql { .. }) if role == Some(Role::Primary) => {
             Some(NoEffect::always(
-                "with role = \"primary\": a primary is behind nobody",
+                "with role = \"primary\": a primary has no lag",
                 "it is for role = \"replica\" or \"any\"; otherwise leave it out",
             ))
         }
         (Applies::Lag, _) if role == Some(Role::Primary) => Some(NoEffect::always(
             "with role = \"primary\"",
-            "a primary is behind nobody: leave it out, or ask for role = \"replica\"",
+            "a primary has no lag: remove the key, or set role = \"replica\"",
         )),
         _ => None,
     }

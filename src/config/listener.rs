@@ -363,7 +363,7 @@ fn read_trust(table: &Section<'_>) -> Option<Vec<PeerSet>> {
     if let (true, Some(value)) = (items.is_empty(), table.get("trust")) {
         table.report.add(
             &value.span(),
-            Fault::new("`trust` is an empty list: a header would be accepted from nobody").hint(
+            Fault::new("`trust` is an empty list: no header would be accepted").hint(
                 "name the proxies in front, as in [\"10.0.0.0/8\"], or write accept_proxy = false",
             ),
         );

@@ -19,8 +19,8 @@ use crate::{
 use std::time::Duration;
 
 pub(super) fn read(keys: &mut UpstreamKeys, section: &Section<'_>, references: &References) {
-    // A flow that waits for a backend that is gone waits in vain, and loses nothing by going
-    // elsewhere.
+    // A flow that waits for a backend that is gone waits in vain, and loses nothing by moving to
+    // another one.
     let gone = match references.flows() {
         true => SessionAction::Move,
         false => SessionAction::Keep,
@@ -104,7 +104,7 @@ fn read_action(key: &str, default: SessionAction, section: &Section<'_>) -> Sess
         Some("move") if moves => return SessionAction::Move,
         Some("close") => return SessionAction::Close,
         Some("move") => unknown("move").hint(format!(
-            "{hint}; a flow that is closed goes on elsewhere at its next datagram"
+            "{hint}; a flow that is closed goes on at another backend with its next datagram"
         )),
         Some(text) => unknown(text).hint(match nearest(text, words) {
             Some(near) => format!("did you mean \"{near}\"?"),

@@ -269,7 +269,7 @@ fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
     with_target(address.text, target)
 }
 
-/// Reported one by one: each stands elsewhere in the file.
+/// Reported one by one: each has a place of its own in the file.
 fn check_backend_address(
     backend: &Backend,
     address: &Text<'_>,

@@ -189,19 +189,19 @@ impl AddressChecks {
             // Before the check, so that no request meanwhile is missed.
             let requested = checks.check_now.notified();
             let began = Instant::now();
-            let (report, farewell) = probe.ask(self.chance.draw()).await;
+            let (report, disconnect) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
                 // It is in maintenance, or gone and without sessions.
-                if let Some(farewell) = farewell {
-                    farewell.say().await;
+                if let Some(disconnect) = disconnect {
+                    disconnect.complete().await;
                 }
                 return;
             }
             let now = Instant::now();
             let refused = report.result == CheckResult::Auth;
             let any_well = self.record(&mut judge, report, &probe, now);
-            if let Some(farewell) = farewell {
-                farewell.say().await;
+            if let Some(disconnect) = disconnect {
+                disconnect.complete().await;
             }
             if refused {
                 checks.reload_password().await;

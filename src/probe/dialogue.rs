@@ -14,7 +14,7 @@ pub(super) struct Answer {
     /// What was received, in a few words.
     pub(super) transcript: String,
     /// The regular end of the connection, if the protocol has one.
-    pub(super) goodbye: Vec<u8>,
+    pub(super) last_message: Vec<u8>,
 }
 
 impl Answer {
@@ -23,7 +23,7 @@ impl Answer {
             result,
             finding: Finding::default(),
             transcript: transcript.into(),
-            goodbye: Vec::new(),
+            last_message: Vec::new(),
         }
     }
 }

@@ -117,7 +117,7 @@ mod tests {
                 CheckResult::Ok,
                 "NOERROR, answers: 1",
             ),
-            // Other letters, and cut off: an answer all the same.
+            // In another case, and cut off: an answer all the same.
             (
                 reply([0x87, 0x80], [0, 1, 0, 0], &lower),
                 CheckResult::Ok,

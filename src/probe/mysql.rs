@@ -89,7 +89,7 @@ pub(super) struct Dialogue<'a> {
     /// Of the next packet, in either direction.
     number: u8,
     is_mariadb: bool,
-    /// Whether it may have its data from elsewhere than the binary log of another server.
+    /// Whether it may get its data in another way than by the binary log of a server.
     shares_data: bool,
     server: Option<String>,
 }
@@ -163,7 +163,7 @@ impl<'a> Dialogue<'a> {
             Stage::Login(login) => self.log_in(login, payload),
             // A login without a proof does not show that the password is right.
             Stage::GivenUp(mut answer) if payload.first() == Some(&0) => {
-                answer.goodbye = frame(0, &[QUIT]);
+                answer.last_message = frame(0, &[QUIT]);
                 Err(answer.into())
             }
             Stage::GivenUp(answer) => {
@@ -202,9 +202,9 @@ impl<'a> Dialogue<'a> {
         }
         // To leave here would count as one of those errors: a login without a user and a password
         // makes the server refuse it.
-        let nobody = greeting.log_in(false, "", Plugin::Native.name(), b"");
+        let anonymous = greeting.log_in(false, "", Plugin::Native.name(), b"");
         let mut answer = Answer::new(CheckResult::Tls, "the server does not offer TLS");
-        answer.goodbye = [frame(self.number, &nobody), frame(0, &[QUIT])].concat();
+        answer.last_message = [frame(self.number, &anonymous), frame(0, &[QUIT])].concat();
         Err(answer.into())
     }
 
@@ -534,15 +534,15 @@ impl dialogue::Dialogue for Dialogue<'_> {
             stage => self.stage = stage,
         }
         // The login has succeeded, so it is ended by a quit.
-        let goodbye = match self.stage {
+        let last_message = match self.stage {
             Stage::Role(_) | Stage::Lag(..) => frame(0, &[QUIT]),
             _ => Vec::new(),
         };
         let shown = self.show(bytes);
-        let wrong = |Wrong(why), goodbye| {
+        let wrong = |Wrong(why), last_message| {
             let text = format!("this is not MySQL: {why}; got {shown}");
             Step::Done(Answer {
-                goodbye,
+                last_message,
                 ..Answer::new(CheckResult::Protocol, text)
             })
         };
@@ -554,7 +554,7 @@ impl dialogue::Dialogue for Dialogue<'_> {
                     _ => Step::Wait,
                 };
             }
-            Err(why) => return wrong(why, goodbye),
+            Err(why) => return wrong(why, last_message),
         };
         self.number = self.number.wrapping_add(1);
         match self.step(payload) {
@@ -568,12 +568,12 @@ impl dialogue::Dialogue for Dialogue<'_> {
                 Step::Send { consumed, bytes }
             }
             Err(End::Answer(mut answer)) => {
-                if !goodbye.is_empty() {
-                    answer.goodbye = goodbye;
+                if !last_message.is_empty() {
+                    answer.last_message = last_message;
                 }
                 Step::Done(*answer)
             }
-            Err(End::Wrong(why)) => wrong(why, goodbye),
+            Err(End::Wrong(why)) => wrong(why, last_message),
         }
     }
 

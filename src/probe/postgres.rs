@@ -185,13 +185,13 @@ impl Settings {
             }
             (Role::Replica, None) => {}
         }
-        let goodbye = encode(|out| {
+        let last_message = encode(|out| {
             frontend::terminate(out);
             Ok(())
         });
         Answer {
             finding,
-            goodbye: goodbye.unwrap_or_default(),
+            last_message: last_message.unwrap_or_default(),
             ..Answer::new(result, transcript)
         }
     }
@@ -341,7 +341,7 @@ impl Dialogue<'_> {
         self.settings.user.as_ref()?.secret.as_ref()
     }
 
-    /// The answer to the request for TLS, a single letter.
+    /// The answer to the request for TLS, a single character.
     fn offered(&mut self, bytes: &[u8], ended: bool) -> Step {
         let answer = match bytes {
             [] => return Step::Wait,
@@ -353,7 +353,7 @@ impl Dialogue<'_> {
             [b'N'] => Answer::new(CheckResult::Tls, "it does not speak TLS"),
             // An error: out of processes, as a rule.
             [b'E', ..] => return self.messages(bytes, ended),
-            // Other servers begin with such a letter, too, and go on.
+            // Answers of other servers may begin with this character, too.
             _ => self.wrong(bytes),
         };
         Step::Done(answer)
@@ -384,11 +384,11 @@ impl Dialogue<'_> {
         let mut answer = Answer::new(CheckResult::Ok, "it asks for a password");
         if u32::from_be_bytes(*method) == 0 {
             answer.transcript = "it lets in".to_owned();
-            let goodbye = encode(|out| {
+            let last_message = encode(|out| {
                 frontend::terminate(out);
                 Ok(())
             });
-            answer.goodbye = goodbye.unwrap_or_default();
+            answer.last_message = last_message.unwrap_or_default();
         }
         Ok(Step::Done(answer))
     }

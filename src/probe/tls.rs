@@ -1,6 +1,6 @@
 //! TLS to a server that is checked.
 
-mod end_point;
+pub(super) mod end_point;
 
 use super::connection::Connection;
 use crate::{plan::Tls, sys::files};

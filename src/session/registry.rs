@@ -267,7 +267,7 @@ pub(crate) mod tests {
         assert_eq!(session.must_end(), Some(CloseReason::Recovered));
     }
 
-    /// It was found before the pool told it to move on.
+    /// It was found before the pool ordered it to move.
     #[test]
     fn a_session_that_moves_clears_its_termination() {
         let (session, sessions) = one();

@@ -181,7 +181,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
                 user,
                 password,
                 replicating: replicating && role == Some(Role::Replica),
-                // A primary is behind nobody.
+                // A primary has no lag.
                 max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
                 min_version,
                 require_writes,
@@ -199,7 +199,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     ]
 }
 
-/// A primary is behind nobody.
+/// A primary has no lag.
 fn limit(role: Option<Role>) -> impl Strategy<Value = LagLimit> {
     let times = option::of(long());
     (times, option::of(1..=1u64 << 50)).prop_map(move |(time, bytes)| match role {
@@ -257,7 +257,7 @@ fn mysql() -> impl Strategy<Value = CheckKind> {
                 user,
                 password,
                 replicating: replicating && role == Some(Role::Replica),
-                // A primary is behind nobody.
+                // A primary has no lag.
                 max_lag: max_lag.filter(|_| role != Some(Role::Primary)),
             },
         )
@@ -745,7 +745,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                     .map(|at| SocketAddr::new(at.ip(), at.port() | 1024)),
                 ..admin
             });
-            // Without a socket nobody can drain anything.
+            // Without a socket nothing can be drained.
             let operator = admin.as_ref().is_some_and(|admin| admin.socket.is_some());
             let udp = |listener: &Listener| listener.protocol != Protocol::Tcp;
             for upstream in &mut upstreams {

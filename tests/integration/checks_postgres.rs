@@ -179,7 +179,7 @@ fn every_way_of_logging_in() {
             vec![&*right],
             (
                 "auth",
-                "it asks for the password in the clear, which is only told inside TLS",
+                "it asks for the password in clear text, which is sent only inside TLS",
             ),
         ),
         ("tls", vec![&*right, &*by_it], primary),

@@ -134,7 +134,7 @@ fn a_socket_file_of_a_dead_process_is_replaced_and_nothing_else() {
         "left behind"
     );
     let said = complaint(&cli(&["status", "--socket", path.to_str().unwrap()]), 1);
-    assert!(said.contains("nobody listens there"), "{said}");
+    assert!(said.contains("no process listens there"), "{said}");
 
     let second = Tembuku::start(&text(ports::free_addr()));
     let status = || http::request_unix(&path, "GET", "/livez", "").map(|r| r.status);

@@ -55,7 +55,9 @@ fn read_query(section: &Section<'_>) -> String {
                 "`query` = {} is no name",
                 shorten(&format!("{text:?}"))
             ))
-            .hint("as in \"www.example.com\", letters beyond ASCII as xn--...; \".\" is the root"),
+            .hint(
+                "as in \"www.example.com\", characters beyond ASCII as xn--...; \".\" is the root",
+            ),
         );
     }
     text.to_owned()

@@ -130,7 +130,7 @@ fn explain(text: &str, lines: &Lines, span: Span, message: &str) -> (Span, Fault
         );
     }
     let hint = match word.to_lowercase().as_str() {
-        lower @ ("true" | "false") => format!("write {lower} in small letters"),
+        lower @ ("true" | "false") => format!("write {lower} in lower case"),
         _ => format!("text stands in quotes: write \"{}\"", shorten(word)),
     };
     (

@@ -13,7 +13,7 @@ pub(super) fn read(bytes: &[u8], number: u8, most: usize) -> Result<Option<(&[u8
         return Ok(None);
     };
     let length = u32::from_le_bytes([header[0], header[1], header[2], 0]) as usize;
-    // Told from the header alone: of something else the rest would never come.
+    // Recognized by the header alone: the rest of anything else would never come.
     if length > most {
         return Err(Wrong("a packet that is too long"));
     }

@@ -151,19 +151,19 @@ fn roles() {
                 (expected, role),
                 "{variables:?}"
             );
-            assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+            assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
         }
     }
     let settings = settings_with(None);
     let answer =
         answer(Side::logged_in(&settings, "8.0.36").variables(&[("super_read_only", "ON")]));
     assert_eq!(answer.result, CheckResult::Protocol, "{answer:?}");
-    assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+    assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
     // Numbers that are wrong, after a login.
     let mut side = Side::logged_in(&settings, "8.0.36");
     let answer = self::answer(side.dialogue.receive(&frame(7, b"\x02"), false));
     assert_eq!(answer.result, CheckResult::Protocol);
-    assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+    assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn lag() {
             "{rows:?}"
         );
         assert_eq!(answer.finding.lag.time, lag.map(Duration::from_secs));
-        assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+        assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
     }
     // An old server does not know the new word.
     let mut side = Side::logged_in(&settings, "5.7.44");
@@ -257,7 +257,7 @@ fn lag() {
          grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)"
     );
     assert_eq!(refused.finding.role, Some(Role::Replica));
-    // Who is behind nobody is not settings.
+    // A primary has no source, which is not an error.
     let primary = answer(Side::logged_in(&settings, "8.4.0").variables(&[("read_only", "OFF")]));
     assert_eq!(primary.result, CheckResult::Ok);
     let wrong = Settings {
@@ -338,7 +338,7 @@ fn replicas_that_do_not_replicate() {
             };
             assert_eq!(answer.result, expected, "{rows:?}: {}", answer.transcript);
             assert_eq!(answer.finding.fault.as_deref(), *fault);
-            assert_eq!(answer.goodbye, b"\x01\0\0\0\x01");
+            assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
         }
     }
     let mut side = Side::logged_in(&settings, "8.4.0");
@@ -380,7 +380,7 @@ fn logins() {
             "login: it asks for one plugin after another"
         )
     );
-    assert!(answer.goodbye.is_empty());
+    assert!(answer.last_message.is_empty());
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
     assert_eq!(bytes[4..36], request[4..], "the same beginning");
     assert_eq!(side.says(3, b"\x01\x04"), frame(4, &clear));
 
-    // Whoever answers may ask for this one.
+    // Any server may ask for this one.
     let wanted = b"\xfemysql_clear_password\0";
     for verified in [true, false] {
         let encrypted = Settings {
@@ -476,13 +476,13 @@ fn a_server_without_tls_is_not_told_anything() {
         (answer.result, &answer.transcript[..]),
         (CheckResult::Tls, "the server does not offer TLS")
     );
-    // Nobody, and no password.
+    // No user, and no password.
     assert!(
         answer
-            .goodbye
+            .last_message
             .ends_with(b"\0\0\0mysql_native_password\0\x01\0\0\0\x01"),
         "{:?}",
-        answer.goodbye
+        answer.last_message
     );
 }
 
@@ -537,7 +537,7 @@ fn refusals() {
             (answer.result, &answer.transcript[..]),
             (result, transcript)
         );
-        assert!(answer.goodbye.is_empty(), "it has closed already");
+        assert!(answer.last_message.is_empty(), "it has closed already");
     }
 }
 
@@ -574,7 +574,7 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
             (refused.result, &refused.transcript[..]),
             (CheckResult::Auth, transcript)
         );
-        assert!(refused.goodbye.is_empty(), "it has closed already");
+        assert!(refused.last_message.is_empty(), "it has closed already");
         // It may ask for more, and in the end close without a word.
         let mut side = begin();
         assert_eq!(side.says(4, b"Second password: "), frame(5, b""));
@@ -589,7 +589,7 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
             (welcome.result, &welcome.transcript[..]),
             (CheckResult::Auth, transcript)
         );
-        assert_eq!(welcome.goodbye, b"\x01\0\0\0\x01");
+        assert_eq!(welcome.last_message, b"\x01\0\0\0\x01");
     }
 }
 

@@ -83,7 +83,7 @@ impl<'a> Login<'a> {
                 "it let us in before it had proved that it knows the password",
             )),
             (3, Step::Open) if !self.covered => Err(refused(
-                "it asks for the password in the clear, which is only told inside TLS",
+                "it asks for the password in clear text, which is sent only inside TLS",
             )),
             (3, Step::Open) => encode(|out| frontend::password_message(self.password()?, out)),
             (5, Step::Open) => {

@@ -43,7 +43,7 @@ pub(super) fn read(bytes: &[u8]) -> Read<'_> {
 }
 
 /// An error as it was sent before version 7.4, and still is by a server that cannot even start a
-/// process for the connection: a letter and text up to a zero byte.
+/// process for the connection: a character and text up to a zero byte.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Old {
     /// Up to now it looks like one.

@@ -151,7 +151,7 @@ fn a_login_in_all_its_length() {
         (CheckResult::Ok, "primary, timeline 10")
     );
     assert_eq!(answer.finding.epoch, Some(Epoch::Timeline(10)));
-    assert_eq!(answer.goodbye, b"X\0\0\0\x04");
+    assert_eq!(answer.last_message, b"X\0\0\0\x04");
     let [hello, questions] = &said[..] else {
         panic!("{said:?}")
     };
@@ -297,7 +297,7 @@ fn roles_and_lag() {
             "{limit:?} {position:?}"
         );
     }
-    // A primary is behind nobody.
+    // A primary has no lag.
     let mut talk = talk(any);
     talk.limit.bytes = Some(1);
     let [role, position] = PRIMARY.map(rows);
@@ -520,7 +520,7 @@ fn the_login_is_bound_to_the_certificate() {
     }
 }
 
-/// Whoever does not know the password cannot pretend to.
+/// A server that does not know the password cannot pretend to.
 #[test]
 fn a_server_has_to_prove_itself() {
     let talk = with_password(None);
@@ -683,8 +683,8 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 (answer.result, answer.transcript.as_str()),
                 (result, transcript)
             );
-            // Whoever was asked for a password just goes: anything else is a complaint in the log.
-            assert_eq!(answer.goodbye.is_empty(), transcript != "it lets in");
+            // A client that was asked for a password may just leave: anything else is logged as an error.
+            assert_eq!(answer.last_message.is_empty(), transcript != "it lets in");
         }
     }
     for bytes in [

@@ -14,7 +14,7 @@ const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
 
 /// The hash of a certificate in DER, by the algorithm that it is signed with; `None` where that
 /// names no hash that both sides would agree on.
-pub(super) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
+pub(in crate::probe) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (inside, _) = element(certificate, SEQUENCE)?;
     let (_, after_contents) = element(inside, SEQUENCE)?;
     let (algorithm, _) = element(after_contents, SEQUENCE)?;
@@ -79,7 +79,7 @@ mod tests {
             (ECDSA_SHA2, 2, Some(32)),
             (ECDSA_SHA2, 3, Some(48)),
             (ECDSA_SHA2, 4, Some(64)),
-            // RSASSA-PSS, whose hash stands elsewhere, and Ed25519, which names none.
+            // RSASSA-PSS, whose parameters name the hash, and Ed25519, which names none.
             (RSA, 10, None),
             (&[0x2b, 0x65], 0x70, None),
         ] {

@@ -124,7 +124,7 @@ impl Stream {
         with_core(|core| core.defer(self, received.at, received.len()));
     }
 
-    /// The same with bytes from elsewhere, which are copied.
+    /// The same with bytes that are not in the receive buffer, which are copied.
     pub fn defer_copy(&self, bytes: &[u8]) {
         with_core(|core| {
             let at = core.deferred.borrow().end;

@@ -166,7 +166,7 @@ impl Stream {
         self.socket.get(|source| source.at_urgent_mark)
     }
 
-    /// For a reader that is blocked elsewhere: until its next wait to read, what arrives after
+    /// For a reader that waits for another socket: until its next wait to read, what arrives after
     /// something unread does not wake it.
     pub fn suspend_read_interest(&self) {
         self.socket.suspend_read_interest();

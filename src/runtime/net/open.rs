@@ -68,7 +68,7 @@ pub fn refuse_self_connection(
     if is_local_port(peer.port()) && local() == Some(peer) {
         return Err(io::Error::new(
             io::ErrorKind::ConnectionRefused,
-            "connected to itself: nobody listens there",
+            "connected to itself: no process listens there",
         ));
     }
     Ok(())

@@ -152,7 +152,7 @@ fn a_wildcard_socket_hears_where_it_was_asked_and_answers_from_there() {
         } else {
             "[::1]:0"
         });
-        // From now on it takes answers from nobody else.
+        // From now on it takes answers of this peer alone.
         client.connect(asked).expect("connected");
         client.send(b"question").expect("sent");
 

@@ -179,7 +179,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     gauge(
         "tembuku_backend_role",
-        "1 for the role that the last answer told, 0 for the others.",
+        "1 for the role in the last answer, 0 for the others.",
         |f, out| {
             backends(f, |b| {
                 for role in b.roles.as_ref().map_or(&[][..], |_| &Role::ALL) {

@@ -289,7 +289,7 @@ fn bounded_load_bounds() {
     }
 }
 
-/// One holds nearly all slots and points, and cannot be picked, or is full: nobody walks past all
+/// One holds nearly all slots and points, and cannot be picked, or is full: no search passes all
 /// of them.
 #[test]
 fn the_heaviest_away_leaves_keys_their_place() {

@@ -50,7 +50,7 @@ pub struct Judge {
     verdict: Verdict,
     /// Whether the verdict is based on a check.
     has_result: bool,
-    /// The last result that told the role, unless the server may have been restarted since.
+    /// The last result that had a role, unless the server may have been restarted since.
     certain: Option<CheckResult>,
     runs: Runs,
     /// Since when results have been against it.

@@ -1,4 +1,4 @@
-//! What does not pass, and how that is told.
+//! What does not pass, and how that is reported.
 
 use super::*;
 use std::time::{Duration, Instant};
@@ -137,7 +137,7 @@ fn a_peer_that_is_gone_is_an_error_of_the_next_call() {
             let error = error.expect("refused");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family}");
         }
-        // Once told it is over: the socket goes on.
+        // It is reported once: the socket goes on.
         assert_eq!(send(&a, &[one]).0, 1);
     }
 }

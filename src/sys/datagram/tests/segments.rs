@@ -41,7 +41,7 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
                 assert_eq!(got.to.map(|to| to.ip), Some(address(&b).ip()));
             }
         }
-        // Without names the size is told all the same.
+        // Without names the size is known all the same.
         let whole = pattern(3000, 0);
         assert_eq!(
             send(&a, &[segmented(&[IoSlice::new(&whole)], address(&b))]).0,
