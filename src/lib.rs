@@ -62,6 +62,9 @@ pub mod internals {
             Balancer, Candidates, Entry, FULL, HashInput, LookupState,
         };
     }
+    pub mod probe {
+        pub use crate::probe::replay::{Replay, hash_certificate};
+    }
     pub mod proxy_protocol {
         pub use crate::proxy_protocol::{
             Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,

@@ -12,6 +12,7 @@ mod mysql;
 mod postgres;
 mod protocol;
 mod redis;
+pub mod replay;
 mod resp;
 mod secret;
 mod tls;
