@@ -1,4 +1,5 @@
-//! Arbitrary bytes as the answers of a MySQL or MariaDB server: a check never panics, and always ends.
+//! Arbitrary bytes as the answers of a MySQL or MariaDB server: a check never panics, and always
+//! ends.
 
 #![no_main]
 

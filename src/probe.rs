@@ -307,7 +307,7 @@ impl Progress {
     }
 }
 
-/// The end of a TLS connection without a last_message is an end: what was received counts, not how it
+/// A TLS connection that ends without close_notify has ended: what was received counts, not how it
 /// ended.
 async fn read_some(connection: &mut Connection, piece: &mut [u8]) -> io::Result<usize> {
     match connection.read(piece).await {

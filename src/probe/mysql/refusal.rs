@@ -26,7 +26,7 @@ impl Refusal {
         };
         let mut reader = Reader(rest);
         let code = reader.u16()?;
-        // Five characters of SQLSTATE, which are missing until the server knows the client's version.
+        // SQLSTATE, five characters, is missing until the server knows the client's version.
         if reader.0.first() == Some(&b'#') {
             reader.take(6)?;
         }

@@ -683,7 +683,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 (answer.result, answer.transcript.as_str()),
                 (result, transcript)
             );
-            // A client that was asked for a password may just leave: anything else is logged as an error.
+            // A client that was asked for a password may leave: all else is an error in the log.
             assert_eq!(answer.last_message.is_empty(), transcript != "it lets in");
         }
     }

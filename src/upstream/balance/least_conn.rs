@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn one_that_starts_slowly_counts_for_less() {
-        // A quarter of its weight: one session on it is as much as four on a backend of full weight.
+        // A quarter of its weight: one session counts as much as four at full weight.
         let second = picked(&[1, 1], &[(FULL / 4, 1), (FULL, 3)], 1);
         let first = picked(&[1, 1], &[(FULL / 4, 1), (FULL, 5)], 1);
         assert_eq!((first, second), (vec![Some(0)], vec![Some(1)]));
