@@ -27,7 +27,7 @@ pub use service_manager::ServiceManager;
 pub use start_error::{StartError, StartErrors};
 
 use crate::{
-    control::{apply::Runtime, journal::Journal},
+    control::{apply::Runtime, checks::Checks, journal::Journal},
     plan::{Addr, Plan, diff::Change, reason::CloseReason},
     runtime::heartbeat::Pulse,
     session::service::{Process, Service},
@@ -37,6 +37,7 @@ use crate::{
 use node::Node;
 use reload::Reloads;
 use std::{
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, Weak},
     time::{Duration, Instant, SystemTime},
 };
@@ -62,6 +63,8 @@ pub struct View {
     pub hash: String,
     pub listeners: Vec<ListenerView>,
     pub(in crate::control) pools: Vec<Arc<Pool>>,
+    /// Of the upstreams that have a check, by their names.
+    checks: BTreeMap<String, Arc<Checks>>,
     /// Of all workers.
     pub(in crate::control) pulses: Vec<Arc<Pulse>>,
 }
@@ -151,8 +154,8 @@ impl State {
 impl Server {
     /// Binds, and starts to check; or does nothing and returns why. Listeners whose upstreams are
     /// checked begin to accept in [`Server::accept_when_checked`], the others here.
-    pub async fn start(mut prepared: Prepared) -> Result<Self, StartErrors> {
-        let mut runtime = Runtime::new(&mut prepared).map_err(StartError::Thread)?;
+    pub async fn start(prepared: Prepared) -> Result<Self, StartErrors> {
+        let mut runtime = Runtime::new(&prepared).map_err(StartError::Thread)?;
         if let Err(errors) = runtime.apply(prepared).await {
             runtime.join();
             return Err(errors);
@@ -249,12 +252,10 @@ impl Server {
 
 /// A reader that has stalled is not waited for.
 async fn flush_access_log(state: &State) {
-    let Some(log) = &state.process.access_log else {
-        return;
-    };
-    let lines = log.lines().clone();
-    let _ = blocking::call(CUT * 2, move || lines.flush()).await;
-    let lost = log.lines().pending();
+    let logs = &state.process.access_logs;
+    let flushed = Arc::clone(logs);
+    let _ = blocking::call(CUT * 2, move || flushed.flush()).await;
+    let lost = logs.pending();
     if lost > 0 {
         tracing::warn!(lost, "access log is not writable, last lines are lost");
     }

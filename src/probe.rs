@@ -70,6 +70,24 @@ impl CheckCredentials {
             encryption: Encryption::load(&check.tls).map_err(CredentialsError::Tls)?,
         })
     }
+
+    /// The keys of a check whose files have other contents in `new`, which was loaded for the same
+    /// check.
+    pub fn changed_contents(&self, new: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        if self.secret != new.secret {
+            keys.push("password_file");
+        }
+        let verifies_alike = match (&self.encryption, &new.encryption) {
+            (Some(before), Some(after)) => before.has_roots_of(after),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !verifies_alike {
+            keys.push("tls_ca");
+        }
+        keys
+    }
 }
 
 /// Why a check cannot be made.

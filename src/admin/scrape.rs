@@ -14,13 +14,12 @@ use std::time::{Instant, SystemTime};
 pub fn scrape(state: &State) -> Vec<Bytes> {
     let now = Instant::now();
     let view = state.view();
-    let log = state.process.access_log.as_ref();
     let mut figures = Figures {
         listeners: Vec::with_capacity(view.listeners.len()),
         upstreams: Vec::with_capacity(view.pools().count()),
         backends: Vec::new(),
         process: &state.process.metrics,
-        access_log_dropped: log.map_or(0, |log| log.lines().dropped()),
+        access_log_dropped: state.process.access_logs.dropped(),
         config_hash: &view.hash,
         last_reload: state.reloads.last().map(|last| ReloadFigures {
             is_successful: last.is_successful,

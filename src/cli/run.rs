@@ -142,11 +142,7 @@ impl MainLoop<'_> {
             };
             match told {
                 Told::Stop => return Ended::Stop,
-                Told::ReopenLogs => {
-                    if let Some(log) = &server.state.process.access_log {
-                        log.lines().reopen();
-                    }
-                }
+                Told::ReopenLogs => server.state.process.access_logs.reopen(),
                 Told::Reload(Some(request)) if !request.is_wanted() => {}
                 Told::Reload(request) => {
                     let mode = request.as_ref().map_or(Mode::Apply, |request| request.mode);
@@ -210,7 +206,8 @@ async fn reload(
     file: Option<&Path>,
     mode: Mode,
 ) -> Option<Result<Report, ReloadError>> {
-    let mut preparing = pin!(reload::prepare(file, server.state.view()));
+    let state = Arc::clone(&server.state);
+    let mut preparing = pin!(reload::prepare(file, &state, mode));
     let candidate = loop {
         tokio::select! {
             candidate = &mut preparing => break candidate,

@@ -27,7 +27,7 @@ use crate::{
         sockets::Sockets as FlowSockets,
     },
     sys,
-    telemetry::metrics::Exporter,
+    telemetry::{access_log::AccessLog, metrics::Exporter},
     upstream::health::Pace,
 };
 use datagrams::DatagramSockets;
@@ -50,6 +50,8 @@ pub(super) struct Runtime {
     facts: Facts,
     exporter: Exporter,
     pub(super) process: Arc<Process>,
+    /// Of sessions that begin now.
+    access_log: Option<Arc<AccessLog>>,
     pub(super) journal: Arc<Journal>,
     descriptors: Arc<Descriptors>,
     /// Of flows, over all workers.
@@ -118,7 +120,7 @@ impl Workers {
 
 impl Runtime {
     /// Starts the threads for connections; there is nothing to serve yet.
-    pub(super) fn new(prepared: &mut Prepared) -> io::Result<Self> {
+    pub(super) fn new(prepared: &Prepared) -> io::Result<Self> {
         let Plan {
             process,
             admin,
@@ -146,7 +148,7 @@ impl Runtime {
         let process_state = Process {
             metrics: Arc::new(exporter.process()),
             sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors, epoch)),
-            access_log: prepared.access_log.take(),
+            access_logs: Arc::clone(&prepared.access_logs),
         };
         let tasks = TaskTracker::new();
         let spawn = |i| tcp::spawn_worker(i, &tasks, epoch);
@@ -174,6 +176,7 @@ impl Runtime {
                 stop: CancellationToken::new(),
             },
             process: Arc::new(process_state),
+            access_log: None,
             journal: Arc::default(),
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
@@ -197,6 +200,7 @@ impl Runtime {
         }
         // Nothing fails from here on.
         self.plan = plan;
+        self.access_log = prepared.access_log;
         let budget = budget::budget(&self.plan, self.facts);
         self.set_limits(&budget);
         warn_of_limits(&self.plan, self.facts, &budget);
@@ -221,7 +225,10 @@ impl Runtime {
             let known = self.upstreams.remove(&plan.name);
             let upstream = match known.or_else(|| self.removed.take(&plan.name)) {
                 None => UpstreamRuntime::start(plan, inputs, self),
-                Some(upstream) if upstream.plan == *plan => upstream,
+                Some(upstream) if upstream.plan == *plan => {
+                    upstream.renew(inputs.credentials);
+                    upstream
+                }
                 Some(mut upstream) => {
                     upstream.change(plan, inputs, self);
                     upstream
@@ -276,6 +283,11 @@ impl Runtime {
             pools: upstreams
                 .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
                 .chain(self.removed.pools())
+                .collect(),
+            checks: self
+                .upstreams
+                .iter()
+                .filter_map(|(name, u)| Some((name.clone(), Arc::clone(u.checks()?))))
                 .collect(),
             pulses: self.workers.pulses(),
             hash: config::hash(&self.plan),

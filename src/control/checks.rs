@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -45,6 +45,8 @@ pub(super) struct Checks {
     check: Check,
     send_proxy: SendProxy,
     credentials: Mutex<CheckCredentials>,
+    /// Counts the changes of `credentials` by a reload.
+    renewals: AtomicU64,
     /// Whether the password is being read again. One at a time: a read that hangs holds a thread.
     is_reading: AtomicBool,
     /// A role has moved, or no backend is well any more: all are checked at once.
@@ -65,6 +67,7 @@ impl Checks {
             check: check.clone(),
             send_proxy,
             credentials: Mutex::new(credentials),
+            renewals: AtomicU64::new(0),
             is_reading: AtomicBool::new(false),
             check_now: Notify::new(),
             shared,
@@ -111,18 +114,29 @@ impl Checks {
     }
 
     fn probe(&self, backend: &Backend) -> Probe {
-        let credentials = self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         Probe::new(
             &backend.addr,
             backend.text(),
             &self.check,
             self.send_proxy,
-            credentials,
+            self.credentials(),
         )
+    }
+
+    /// What the next check uses.
+    pub(super) fn credentials(&self) -> CheckCredentials {
+        let credentials = self.credentials.lock();
+        credentials.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Uses these from the next check on, which is made at once. Verdicts stay.
+    pub(super) fn set_credentials(&self, new: CheckCredentials) {
+        *self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = new;
+        self.renewals.fetch_add(1, Relaxed);
+        self.check_now.notify_waiters();
     }
 
     /// Reads the password again, which may have changed. A slow file delays neither the event loop
@@ -183,12 +197,18 @@ impl AddressChecks {
         };
         let min_interval = MIN_INTERVAL.min(check.fast_interval);
         let mut judge = Judge::new(rule, checks.pool.own_verdict(&self.backend));
+        let mut renewals = checks.renewals.load(Relaxed);
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
         loop {
             // Before the check, so that no request meanwhile is missed.
             let requested = checks.check_now.notified();
             let began = Instant::now();
+            let renewed = checks.renewals.load(Relaxed);
+            if renewed != renewals {
+                renewals = renewed;
+                probe = checks.probe(&self.backend);
+            }
             let (report, disconnect) = probe.ask(self.chance.draw()).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
                 // It is in maintenance, or gone and without sessions.

@@ -14,11 +14,11 @@ use crate::{
         datagram::{MissingCall, find_missing_call},
     },
     telemetry::{
-        access_log::{self, AccessLog},
+        access_log::{self, AccessLog, AccessLogs},
         line_writer::Destination,
     },
 };
-use std::{collections::BTreeMap, io::IsTerminal as _};
+use std::{collections::BTreeMap, io::IsTerminal as _, sync::Arc};
 use tokio::task::JoinHandle;
 
 /// A plan, and what it needs from outside.
@@ -26,7 +26,10 @@ pub struct Prepared {
     pub plan: Plan,
     /// By the names of the upstreams.
     pub(super) upstreams: BTreeMap<String, UpstreamInputs>,
-    pub(super) access_log: Option<AccessLog>,
+    /// The access log of the plan, once it is open: see [`Self::with_access_log`].
+    pub(super) access_log: Option<Arc<AccessLog>>,
+    /// For a start.
+    pub(super) access_logs: Arc<AccessLogs>,
     pub(super) resolver: resolve::Resolver,
     /// The listeners, and the rights of their unix sockets.
     pub(super) listeners: Vec<(plan::Listener, FileRights)>,
@@ -35,8 +38,8 @@ pub struct Prepared {
 /// What an upstream needs from outside.
 #[derive(Default)]
 pub(super) struct UpstreamInputs {
-    /// Of its checks.
-    pub(super) credentials: CheckCredentials,
+    /// Of its checks; `None`: those that it has stay.
+    pub(super) credentials: Option<CheckCredentials>,
     /// For each backend of the plan, in that order.
     pub(super) addresses: Vec<Vec<Addr>>,
 }
@@ -46,10 +49,13 @@ impl Prepared {
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
         let log = plan.log.clone();
-        let (access_log, prepared) = tokio::join!(open_access_log(&log), Self::for_change(plan));
+        let access_logs = Arc::<AccessLogs>::default();
+        let opening = open_access_log(&log, &access_logs);
+        let (access_log, prepared) = tokio::join!(opening, Self::for_change(plan));
         match (access_log, prepared) {
             (Ok(access_log), Ok(prepared)) => Ok(Self {
                 access_log,
+                access_logs,
                 ..prepared
             }),
             (access_log, prepared) => {
@@ -60,7 +66,14 @@ impl Prepared {
         }
     }
 
-    /// For a change of the plan of a running server, which keeps its access log.
+    /// Opens the access log, which creates its file: not for a dry run. `access_logs`: those of
+    /// the running server.
+    pub async fn with_access_log(self, access_logs: &Arc<AccessLogs>) -> Result<Self, StartErrors> {
+        let access_log = open_access_log(&self.plan.log, access_logs).await?;
+        Ok(Self { access_log, ..self })
+    }
+
+    /// For a change of the plan of a running server, without the access log.
     pub async fn for_change(plan: Plan) -> Result<Self, StartErrors> {
         check_udp(&plan)?;
         let missing = interfaces::missing(&plan);
@@ -85,9 +98,8 @@ impl Prepared {
         match (credentials, addresses, rights) {
             (Ok(mut credentials), Ok(addresses), Ok(rights)) => {
                 let inputs = addresses.into_iter().map(|(name, addresses)| {
-                    let credentials = credentials.remove(&name).unwrap_or_default();
                     let inputs = UpstreamInputs {
-                        credentials,
+                        credentials: credentials.remove(&name),
                         addresses,
                     };
                     (name, inputs)
@@ -97,6 +109,7 @@ impl Prepared {
                     listeners: plan.listeners.iter().cloned().zip(rights).collect(),
                     plan,
                     access_log: None,
+                    access_logs: Arc::default(),
                     resolver,
                 })
             }
@@ -130,7 +143,10 @@ fn check_udp(plan: &Plan) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartError> {
+async fn open_access_log(
+    log: &plan::Log,
+    access_logs: &Arc<AccessLogs>,
+) -> Result<Option<Arc<AccessLog>>, StartError> {
     let (destination, terminal) = match &log.access {
         plan::AccessLog::Off => return Ok(None),
         plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
@@ -141,7 +157,8 @@ async fn open_access_log(log: &plan::Log) -> Result<Option<AccessLog>, StartErro
         plan::LogFormat::Auto if terminal => access_log::Format::Text,
         plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
     };
-    let open = move || AccessLog::open(destination, format);
+    let access_logs = Arc::clone(access_logs);
+    let open = move || access_logs.open(destination, format);
     let opened = blocking::call(blocking::LIMIT, open).await.flatten();
     let path = match &log.access {
         plan::AccessLog::File(path) => Some(path.clone()),

@@ -6,15 +6,16 @@ mod report;
 
 pub use report::Report;
 
-use super::{Prepared, Server, StartErrors, View};
+use super::{Prepared, Server, StartErrors, State};
 use crate::{
     config::{self, Problems},
     sys::blocking,
+    telemetry,
 };
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -113,7 +114,11 @@ impl Request {
 
 /// Reads the file, checks it, compares it with the plan in effect, and gets what it needs from
 /// outside. Changes nothing, and can be dropped.
-pub async fn prepare(file: Option<&Path>, running: Arc<View>) -> Result<Candidate, ReloadError> {
+pub async fn prepare(
+    file: Option<&Path>,
+    running: &State,
+    mode: Mode,
+) -> Result<Candidate, ReloadError> {
     let file = file.ok_or(ReloadError::NoFile)?.to_owned();
     let path = file.clone();
     let read = move || config::load(&path).map_err(ReloadError::Invalid);
@@ -125,11 +130,15 @@ pub async fn prepare(file: Option<&Path>, running: Arc<View>) -> Result<Candidat
     };
     let plan = read.map_err(unread)??;
     let prepared = Prepared::for_change(plan).await;
-    let prepared = prepared.map_err(ReloadError::Failed)?;
+    let mut prepared = prepared.map_err(ReloadError::Failed)?;
+    if mode == Mode::Apply {
+        let with_log = prepared.with_access_log(&running.process.access_logs);
+        prepared = with_log.await.map_err(ReloadError::Failed)?;
+    }
     // Many clients are counted for the report.
-    let path = file.clone();
+    let (path, view) = (file.clone(), running.view());
     let report = move || {
-        let report = Report::new(&path, &running, &prepared);
+        let report = Report::new(&path, &view, &prepared);
         Candidate { prepared, report }
     };
     let candidate = blocking::call(blocking::LIMIT * 2, report).await;
@@ -168,6 +177,8 @@ impl Server {
             mut report,
         } = candidate?;
         self.apply(prepared).await.map_err(ReloadError::Failed)?;
+        let view = self.state.view();
+        telemetry::log::set(view.plan.log.level, view.plan.log.format);
         report.applied = true;
         Ok(report)
     }

@@ -57,7 +57,6 @@ pub fn reachable(running: &Plan, wanted: &Plan) -> Plan {
     // Sockets are shared out among the workers by the kernel: another number moves flows.
     plan.process.workers = running.process.workers;
     plan.admin.clone_from(&running.admin);
-    plan.log.clone_from(&running.log);
     for listener in &mut plan.listeners {
         let Some(before) = running.listeners.iter().find(|l| l.name == listener.name) else {
             continue;

@@ -28,6 +28,8 @@ const MOST_BYTES: u64 = 16 << 20;
 #[derive(Clone)]
 pub struct Encryption {
     connector: TlsConnector,
+    /// What certificates are verified by; `None`: they are not.
+    roots: Option<Arc<RootCertStore>>,
     /// What the certificate must name; `None`: the host or address that is checked.
     name: Option<ServerName<'static>>,
 }
@@ -40,21 +42,22 @@ impl Encryption {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Library)?;
-        let (mut config, name) = match tls {
+        let (mut config, roots, name) = match tls {
             Tls::Off => return Ok(None),
             Tls::Require => {
                 let any = Arc::new(AnyCertificate(algorithms));
                 let builder = builder.dangerous().with_custom_certificate_verifier(any);
-                (builder.with_no_client_auth(), None)
+                (builder.with_no_client_auth(), None, None)
             }
             Tls::Verify { ca, name } => {
                 let roots = match ca {
                     Some(path) => read(path)?,
                     None => system()?,
                 };
+                let roots = Arc::new(roots);
                 let name = name.as_deref().map(server_name).transpose()?;
-                let builder = builder.with_root_certificates(roots);
-                (builder.with_no_client_auth(), name)
+                let builder = builder.with_root_certificates(Arc::clone(&roots));
+                (builder.with_no_client_auth(), Some(roots), name)
             }
         };
         // A session that is resumed shows no certificate: it would hide that it has expired, or
@@ -62,8 +65,21 @@ impl Encryption {
         config.resumption = Resumption::disabled();
         Ok(Some(Self {
             connector: TlsConnector::from(Arc::new(config)),
+            roots,
             name,
         }))
+    }
+
+    /// Whether both verify certificates by the same ones, in any order.
+    pub(super) fn has_roots_of(&self, other: &Self) -> bool {
+        match (&self.roots, &other.roots) {
+            (Some(one), Some(two)) => {
+                let (one, two) = (&one.roots, &two.roots);
+                one.len() == two.len() && one.iter().all(|root| two.contains(root))
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 
     /// The connection inside TLS, and what a login over it can be bound to.

@@ -216,8 +216,9 @@ mod tests {
             process: Arc::new(Process {
                 metrics: Arc::new(exporter.process()),
                 sessions: Arc::new(Sessions::new(1, 1, 1, &descriptors, now)),
-                access_log: None,
+                access_logs: Arc::default(),
             }),
+            access_log: None,
             send_proxy: plan::SendProxy::Off,
             send_proxy_on: plan::ProxyOn::First,
             notices: Arc::new(Notices::new(now)),

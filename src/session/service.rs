@@ -15,7 +15,7 @@ use crate::{
         registry::{Kind, Origin, Sessions},
     },
     telemetry::{
-        access_log::AccessLog,
+        access_log::{AccessLog, AccessLogs},
         metrics::{ListenerMetrics, ProcessMetrics},
     },
     upstream::pool::Pool,
@@ -37,6 +37,7 @@ pub struct Service {
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
     pub send_proxy_on: plan::ProxyOn,
+    pub access_log: Option<Arc<AccessLog>>,
     pub notices: Arc<Notices>,
     /// False from the start until its upstream has first verdicts, or `start_wait` has passed.
     pub accepting: Arc<AtomicBool>,
@@ -47,7 +48,7 @@ pub struct Service {
 pub struct Process {
     pub metrics: Arc<ProcessMetrics>,
     pub sessions: Arc<Sessions>,
-    pub access_log: Option<AccessLog>,
+    pub access_logs: Arc<AccessLogs>,
 }
 
 /// Of the sessions of a listener with this plan.

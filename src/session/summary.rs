@@ -80,7 +80,7 @@ impl<'a> Summary<'a> {
 
 impl Service {
     pub fn access_log(&self) -> Option<&AccessLog> {
-        self.process.access_log.as_ref()
+        self.access_log.as_deref()
     }
 
     /// Counts the end of a session, and writes it to the log, where it is a reason for a warning,

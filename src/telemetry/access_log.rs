@@ -2,7 +2,15 @@
 
 use crate::telemetry::line_writer::{Destination, Lines};
 use serde::Serialize;
-use std::{fmt::Write as _, io, time::SystemTime};
+use std::{
+    fmt::Write as _,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
 
 /// Times are in seconds; the names are those of nginx's stream variables where it has them.
 #[derive(Debug, Serialize)]
@@ -56,15 +64,69 @@ pub enum Format {
 
 pub struct AccessLog {
     lines: Lines,
+    destination: Destination,
     format: Format,
 }
 
-impl AccessLog {
-    pub fn open(destination: Destination, format: Format) -> io::Result<Self> {
-        let lines = Lines::open(destination)?;
-        Ok(Self { lines, format })
+/// The access logs that are open: that of the plan in effect, and those that sessions began with.
+#[derive(Default)]
+pub struct AccessLogs {
+    open: Mutex<Vec<Weak<AccessLog>>>,
+    /// Records that were not written, also of logs that are closed by now.
+    dropped: Arc<AtomicU64>,
+}
+
+impl AccessLogs {
+    /// One that is open already is shared, and its file opened again by its name. A file may hang:
+    /// call it by [`crate::sys::blocking`].
+    pub fn open(&self, destination: Destination, format: Format) -> io::Result<Arc<AccessLog>> {
+        let is_it = |log: &&Arc<AccessLog>| log.destination == destination && log.format == format;
+        if let Some(log) = self.all().iter().find(is_it) {
+            log.lines.reopen();
+            return Ok(Arc::clone(log));
+        }
+        let lines = Lines::open_counting(destination.clone(), Arc::clone(&self.dropped))?;
+        let log = Arc::new(AccessLog {
+            lines,
+            destination,
+            format,
+        });
+        let mut open = self.lock();
+        open.retain(|log| log.strong_count() > 0);
+        open.push(Arc::downgrade(&log));
+        Ok(log)
     }
 
+    /// Writes to new files of the same names: the old ones have been moved away.
+    pub fn reopen(&self) {
+        self.all().iter().for_each(|log| log.lines.reopen());
+    }
+
+    /// Waits until all records so far have been written, but not for a writer that is stuck.
+    pub fn flush(&self) {
+        self.all().iter().for_each(|log| log.lines.flush());
+    }
+
+    /// Records that have still to be written.
+    pub fn pending(&self) -> u64 {
+        self.all().iter().map(|log| log.lines.pending()).sum()
+    }
+
+    /// Records that were not written.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    fn all(&self) -> Vec<Arc<AccessLog>> {
+        self.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AccessLog>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AccessLog {
     pub fn record(&self, record: &Record<'_>) {
         let mut line = match self.format {
             Format::Json => serde_json::to_string(record).unwrap_or_default(),
@@ -72,10 +134,6 @@ impl AccessLog {
         };
         line.push('\n');
         self.lines.write(line.into_bytes());
-    }
-
-    pub fn lines(&self) -> &Lines {
-        &self.lines
     }
 }
 

@@ -32,7 +32,7 @@ const FLUSH_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 /// How often a writer whose reader has stalled checks whether the file is to be reopened.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
     Stdout,
     Stderr,
@@ -48,7 +48,8 @@ pub struct Lines {
 
 #[derive(Debug, Default)]
 struct Shared {
-    dropped: AtomicU64,
+    /// May be shared with other writers.
+    dropped: Arc<AtomicU64>,
     /// Lines that were put into the queue.
     accepted: AtomicU64,
     /// Those of them that were written or lost.
@@ -67,9 +68,17 @@ enum Message {
 
 impl Lines {
     pub fn open(destination: Destination) -> io::Result<Self> {
+        Self::open_counting(destination, Arc::default())
+    }
+
+    /// Lines that are not written are added to `dropped`.
+    pub fn open_counting(destination: Destination, dropped: Arc<AtomicU64>) -> io::Result<Self> {
         let to = open(&destination)?;
         let (queue, messages) = sync_channel(QUEUE);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            dropped,
+            ..Shared::default()
+        });
         let mut writer = Writer {
             destination,
             to,
@@ -96,7 +105,8 @@ impl Lines {
     }
 
     /// Lines that were not written.
-    pub fn dropped(&self) -> u64 {
+    #[cfg(test)]
+    fn dropped(&self) -> u64 {
         self.shared.dropped.load(Relaxed)
     }
 

@@ -4,8 +4,31 @@ use crate::{
     plan::{LogFormat, LogLevel},
     telemetry::line_writer::{Destination, Lines},
 };
-use std::io::{self, IsTerminal};
-use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+use tracing::{Event as Record, Subscriber};
+use tracing_subscriber::{
+    Registry,
+    filter::LevelFilter,
+    fmt::{
+        FmtContext, MakeWriter,
+        format::{Format, FormatEvent, FormatFields, Full, Json, Writer as Text},
+    },
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt as _,
+};
+
+/// Of the log of the process, once it is set up.
+static FILTER: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+static IS_TEXT: AtomicBool = AtomicBool::new(true);
 
 /// The writer of the log, to be flushed at the end.
 pub struct Log(Option<Lines>);
@@ -31,36 +54,87 @@ impl Log {
 
 /// Sets the process's log up; a second call changes nothing.
 pub fn init(level: LogLevel, format: LogFormat) -> Log {
-    let level = match level {
+    // Without a thread for it there is no log, and the traffic goes on.
+    let Ok(lines) = Lines::open(Destination::Stderr) else {
+        return Log(None);
+    };
+    let terminal = io::stderr().is_terminal();
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let (filter, handle) = reload::Layer::new(filter(level));
+    let output = tracing_subscriber::fmt::layer()
+        .event_format(EitherFormat::default())
+        .with_ansi(colour)
+        // A log that cannot be written is no reason for a panic.
+        .log_internal_errors(false)
+        .with_writer(Writer(lines.clone()));
+    IS_TEXT.store(is_text(format), Relaxed);
+    let log = tracing_subscriber::registry().with(filter).with(output);
+    if log.try_init().is_ok() {
+        // It is set once, as the log is.
+        let _ = FILTER.set(handle);
+    }
+    Log(Some(lines))
+}
+
+/// Changes what is logged from now on, and how. Nothing if there is no log.
+pub fn set(level: LogLevel, format: LogFormat) {
+    IS_TEXT.store(is_text(format), Relaxed);
+    if let Some(handle) = FILTER.get() {
+        // An error would be that there is no log any more.
+        let _ = handle.reload(filter(level));
+    }
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let terminal = io::stderr().is_terminal();
-    let text = match format {
-        LogFormat::Auto => terminal,
+    }
+}
+
+fn is_text(format: LogFormat) -> bool {
+    match format {
+        LogFormat::Auto => io::stderr().is_terminal(),
         LogFormat::Text => true,
         LogFormat::Json => false,
-    };
-    // Without a thread for it there is no log, and the traffic goes on.
-    let Ok(lines) = Lines::open(Destination::Stderr) else {
-        return Log(None);
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        // A log that cannot be written is no reason for a panic.
-        .log_internal_errors(false)
-        .with_writer(Writer(lines.clone()));
-    let _ = if text {
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        builder.with_ansi(colour).try_init()
-    } else {
-        builder.json().flatten_event(true).try_init()
-    };
-    Log(Some(lines))
+    }
+}
+
+/// The format that is set at the moment.
+struct EitherFormat {
+    text: Format<Full>,
+    json: Format<Json>,
+}
+
+impl Default for EitherFormat {
+    fn default() -> Self {
+        let text = Format::default().with_target(false);
+        Self {
+            json: text.clone().json().flatten_event(true),
+            text,
+        }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for EitherFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        to: Text<'_>,
+        event: &Record<'_>,
+    ) -> fmt::Result {
+        match IS_TEXT.load(Relaxed) {
+            true => self.text.format_event(context, to, event),
+            false => self.json.format_event(context, to, event),
+        }
+    }
 }
 
 struct Writer(Lines);

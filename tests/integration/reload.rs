@@ -1,5 +1,8 @@
 //! `tembuku reload`, HUP and the request behind them: what changes, and what does not.
 
+mod contents;
+mod log;
+
 use crate::harness::{
     http,
     net::{self, echo},

@@ -63,6 +63,7 @@ impl ListenerRuntime {
             process: Arc::clone(&runtime.process),
             send_proxy: upstream.plan.send_proxy,
             send_proxy_on: upstream.plan.send_proxy_on,
+            access_log: runtime.access_log.clone(),
             notices: Arc::new(Notices::new(now)),
             accepting: Arc::default(),
             intake: Arc::default(),
@@ -86,8 +87,9 @@ impl ListenerRuntime {
         plan: plan::Listener,
         upstream: &UpstreamRuntime,
         sockets: Sockets,
+        runtime: &Runtime,
     ) -> Self {
-        let before = &self.service;
+        let (before, access_log) = (&self.service, &runtime.access_log);
         let Upstream {
             send_proxy,
             send_proxy_on,
@@ -95,6 +97,7 @@ impl ListenerRuntime {
         } = upstream.plan;
         let is_same = before.plan == plan
             && Arc::ptr_eq(&before.pool, &upstream.pool)
+            && before.access_log.as_ref().map(Arc::as_ptr) == access_log.as_ref().map(Arc::as_ptr)
             && (before.send_proxy, before.send_proxy_on) == (send_proxy, send_proxy_on);
         if !is_same {
             self.service = Arc::new(Service {
@@ -106,6 +109,7 @@ impl ListenerRuntime {
                 process: Arc::clone(&before.process),
                 send_proxy,
                 send_proxy_on,
+                access_log: access_log.clone(),
                 notices: Arc::clone(&before.notices),
                 accepting: Arc::clone(&before.accepting),
                 intake: Arc::clone(&before.intake),

@@ -250,7 +250,7 @@ impl Runtime {
             let name = plan.name.clone();
             let sockets = sockets.take(&plan);
             let listener = match before.remove(&name) {
-                Some(before) => before.update(plan, upstream, sockets),
+                Some(before) => before.update(plan, upstream, sockets, self),
                 None => ListenerRuntime::new(plan, upstream, sockets, self),
             };
             self.listeners.insert(name, listener);

@@ -26,7 +26,12 @@ pub(super) struct UpstreamRuntime {
     resolving: JoinSet<()>,
     /// Notified when there are other addresses to check.
     changed: Arc<Notify>,
-    checker: Option<AbortOnDropHandle<Option<()>>>,
+    checker: Option<Checker>,
+}
+
+struct Checker {
+    checks: Arc<Checks>,
+    _running: AbortOnDropHandle<Option<()>>,
 }
 
 impl UpstreamRuntime {
@@ -58,7 +63,7 @@ impl UpstreamRuntime {
             changed,
             checker: None,
         };
-        started.start_checks(inputs.credentials, shared);
+        started.start_checks(inputs.credentials.unwrap_or_default(), shared);
         started
     }
 
@@ -66,10 +71,28 @@ impl UpstreamRuntime {
         self.checker = self.plan.check.as_ref().map(|check| {
             let send_proxy = self.plan.send_proxy;
             let checks = Checks::new(&self.pool, check, send_proxy, credentials, shared.clone());
-            let running = Arc::new(checks).run(Arc::clone(&self.changed));
+            let checks = Arc::new(checks);
+            let running = Arc::clone(&checks).run(Arc::clone(&self.changed));
             let running = shared.stop.clone().run_until_cancelled_owned(running);
-            AbortOnDropHandle::new(tokio::spawn(running))
+            let _running = AbortOnDropHandle::new(tokio::spawn(running));
+            Checker { checks, _running }
         });
+    }
+
+    pub(super) fn checks(&self) -> Option<&Arc<Checks>> {
+        self.checker.as_ref().map(|checker| &checker.checks)
+    }
+
+    /// Takes over the contents of the files that its check names, if they have changed.
+    pub(super) fn renew(&self, credentials: Option<CheckCredentials>) {
+        if let Some((checks, credentials)) = self.checks().zip(credentials)
+            && !checks
+                .credentials()
+                .changed_contents(&credentials)
+                .is_empty()
+        {
+            checks.set_credentials(credentials);
+        }
     }
 
     /// Takes over another plan of this upstream. What is known of addresses that stay is kept.
@@ -91,7 +114,9 @@ impl UpstreamRuntime {
         self.lifecycle.set_plan(plan);
         self.resolving = resolve::keep_fresh(Arc::clone(&self.pool), plan, &runtime.resolver);
         if (&before.check, before.send_proxy) != (&plan.check, plan.send_proxy) {
-            self.start_checks(credentials, &runtime.checks);
+            self.start_checks(credentials.unwrap_or_default(), &runtime.checks);
+        } else {
+            self.renew(credentials);
         }
     }
 

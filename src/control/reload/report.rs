@@ -4,7 +4,10 @@ use super::forecast::Forecast;
 use crate::{
     config::{self, ChangedKey, Dump},
     control::{Prepared, View},
-    plan::diff::{Change, Edit, diff, reachable},
+    plan::{
+        Plan,
+        diff::{Change, Edit, diff, reachable},
+    },
 };
 use serde::Serialize;
 use std::path::Path;
@@ -74,6 +77,7 @@ impl Report {
                 ..described
             });
         }
+        add_changed_contents(&mut reported, &mut forecast, running, &reachable, prepared);
         Self {
             applied: false,
             file: file.display().to_string(),
@@ -113,6 +117,56 @@ impl Report {
         }
         let (file, hash, changes) = (&self.file, &self.hash.after, self.changes.len());
         tracing::info!(file, hash, changes, "configuration reloaded");
+    }
+}
+
+/// Files that checks name and that have other contents count as changes of their upstreams.
+fn add_changed_contents(
+    changes: &mut Vec<ReportedChange>,
+    forecast: &mut Forecast<'_>,
+    running: &View,
+    plan: &Plan,
+    prepared: &Prepared,
+) {
+    for after in &plan.upstreams {
+        let before = running.plan.upstreams.iter().find(|u| u.name == after.name);
+        let checks = running.checks.get(&after.name);
+        let inputs = prepared.upstreams.get(&after.name);
+        // Of another check the keys themselves differ.
+        let credentials = inputs.and_then(|inputs| inputs.credentials.as_ref());
+        let (Some(before), Some(checks), Some(credentials)) = (before, checks, credentials) else {
+            continue;
+        };
+        if before.check != after.check {
+            continue;
+        }
+        let contents = checks.credentials().changed_contents(credentials);
+        let keys = contents.into_iter().map(|key| ChangedKey {
+            key: format!("check.{key}"),
+            before: Some("(contents)".to_owned()),
+            after: Some("(other contents)".to_owned()),
+        });
+        let keys: Vec<ChangedKey> = keys.collect();
+        if keys.is_empty() {
+            continue;
+        }
+        let is_it = |c: &&mut ReportedChange| c.object == "upstream" && c.name == after.name;
+        match changes.iter_mut().find(is_it) {
+            Some(change) => change.keys.extend(keys),
+            None => {
+                let (before, after) = (before.clone().into(), after.clone().into());
+                let change = Change::Upstream(Edit::Changed { before, after });
+                let (object, name, word) = describe(&change);
+                changes.push(ReportedChange {
+                    object,
+                    name,
+                    change: word,
+                    keys,
+                    sessions: forecast.sessions(&change),
+                    moved_share: forecast.moved_share(&change),
+                });
+            }
+        }
     }
 }
 
@@ -168,7 +222,7 @@ fn word<T>(edit: &Edit<T>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Plan;
+    use std::collections::BTreeMap;
 
     const CONFIG: &str = "[process]\nworkers = 2\n\
         [listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n\
@@ -188,6 +242,7 @@ mod tests {
             plan: plan_before,
             listeners: Vec::new(),
             pools: Vec::new(),
+            checks: BTreeMap::new(),
             pulses: Vec::new(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
