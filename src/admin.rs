@@ -1,6 +1,7 @@
 //! What operators and their tools see, over HTTP, and what they may do on the socket.
 
 mod control;
+mod events;
 mod fields;
 mod format;
 mod host;
@@ -16,7 +17,7 @@ mod socket;
 mod status;
 mod stream;
 
-pub use crate::admin::format::{availability, load, reasons, size};
+pub use crate::admin::format::{OperatorSettings, availability, explain, load, reasons, size};
 pub use http::{AdminListener, serve};
 pub use render::Renderer;
 pub use scrape::scrape;

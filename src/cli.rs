@@ -4,6 +4,7 @@ mod admin_state;
 mod check;
 mod client;
 mod demo;
+mod events;
 mod explain;
 mod reload;
 mod response;
@@ -11,6 +12,7 @@ mod run;
 mod sessions;
 mod status;
 mod table;
+mod weight;
 
 use crate::{
     config::{self, Flags, text::shorten::shorten},
@@ -25,7 +27,7 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 6] = ["weight", "top", "import", "schema", "completions", "man"];
+const NOT_YET: [&str; 5] = ["top", "import", "schema", "completions", "man"];
 
 /// What is shown of an error about the command line, which may quote a long argument.
 const MOST_OF_USAGE: usize = 2_000;
@@ -58,6 +60,8 @@ enum Command {
     Status(status::Status),
     /// Live sessions of a running process: their clients, backends, age and bytes
     Sessions(sessions::Sessions),
+    /// The last changes of backends of a running process
+    Events(events::Arguments),
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem
     Reload(reload::Arguments),
@@ -65,6 +69,8 @@ enum Command {
     Drain(admin_state::Out),
     /// Let backends serve again
     Ready(admin_state::Ready),
+    /// Give a backend another weight than the file does, until the process ends
+    Weight(weight::Arguments),
     /// Give backends nothing new, and do not check them either
     Maint(admin_state::Out),
 }
@@ -142,18 +148,21 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Status(status::Status { at, .. })
         | Command::Sessions(sessions::Sessions { at, .. })
+        | Command::Events(events::Arguments { at, .. })
+        | Command::Weight(weight::Arguments { at, .. })
         | Command::Reload(reload::Arguments { at, .. })
         | Command::Drain(admin_state::Out {
-            which: admin_state::Ready { at, .. },
+            which: admin_state::Which { at, .. },
             ..
         })
         | Command::Maint(admin_state::Out {
-            which: admin_state::Ready { at, .. },
+            which: admin_state::Which { at, .. },
             ..
         })
-        | Command::Ready(admin_state::Ready { at, .. })
-            if file_was_named && at.socket.is_some() =>
-        {
+        | Command::Ready(admin_state::Ready {
+            which: admin_state::Which { at, .. },
+            ..
+        }) if file_was_named && at.socket.is_some() => {
             complain(
                 "error: -c FILE and --socket exclude each other: the file names its own socket\n",
             );
@@ -161,8 +170,10 @@ pub fn main() -> ExitCode {
         }
         Command::Status(args) => status::run(&args),
         Command::Sessions(args) => sessions::run(&args),
+        Command::Events(args) => events::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
+        Command::Weight(args) => weight::run(&args),
         Command::Ready(args) => admin_state::ready(&args),
         Command::Maint(args) => admin_state::out(&args, AdminState::Maint),
         Command::Run(args) if args.listen.is_empty() => {

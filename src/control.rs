@@ -20,7 +20,7 @@ mod service_manager;
 mod start_error;
 mod supervise;
 
-pub use crate::control::admin_state::Unknown;
+pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use service_manager::ServiceManager;
@@ -225,6 +225,7 @@ impl Server {
             state, mut runtime, ..
         } = self;
         let sessions = &state.process.sessions;
+        state.log_operator_settings();
         runtime.stop_accepting();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = runtime.take_socket_files();

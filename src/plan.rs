@@ -205,6 +205,13 @@ pub enum PeerSet {
     Net(IpAddr, u8),
 }
 
+/// The sum of the weights of an upstream with `consistent_hash`: its ring has 160 points for each
+/// unit of weight.
+pub const MOST_RING_WEIGHT: u64 = 65_536;
+
+/// The largest weight of a backend.
+pub const MOST_WEIGHT: u32 = 65_535;
+
 /// A named group of backends with one balancing policy.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Upstream {

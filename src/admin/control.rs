@@ -1,17 +1,19 @@
 //! Changes by an operator: `POST /api/v1/upstreams/NAME/backends/ADDRESS` with `{"admin_state":
-//! "drain"}`.
+//! "drain"}` or `{"weight": 5}`, and `POST /api/v1/backends/ADDRESS` for every upstream that has
+//! the address.
 
 use crate::{
-    config::nearest,
-    control::{State, Unknown},
-    upstream::pool::AdminState,
+    config::{nearest, parse_duration},
+    control::{AddressError, State, Unknown, WeightRefused},
+    plan::MOST_WEIGHT,
+    upstream::pool::{AdminChange, AdminOrder, AdminState},
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     Method, Request, StatusCode,
     body::{Bytes, Incoming},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 /// A request is short.
@@ -19,12 +21,39 @@ const MOST_BYTES: usize = 4096;
 /// How many known names an error about an unknown one lists.
 const MOST_NAMES: usize = 20;
 
-pub(super) const PREFIX: &str = "/api/v1/upstreams/";
+const UPSTREAMS: &str = "/api/v1/upstreams/";
+const BACKENDS: &str = "/api/v1/backends/";
+
+/// The backends that a request is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Backend {
+        upstream: String,
+        backend: String,
+    },
+    /// In every upstream that has it.
+    Address(String),
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    admin_state: String,
+    admin_state: Option<String>,
+    close_after: Option<String>,
+    /// `Some(None)`, written as null: that of the file.
+    #[serde(default, deserialize_with = "present")]
+    weight: Option<Option<i64>>,
+}
+
+/// What a body asks for.
+enum Order {
+    Admin(AdminOrder),
+    Weight(Option<u32>),
+}
+
+/// Tells null from a field that is not there.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
 }
 
 /// What went wrong: the code, what it is, and what to do.
@@ -52,7 +81,15 @@ pub(super) async fn answer_node(
             "whether the node is ready is at /readyz/node".to_owned(),
         ));
     }
-    let admin_state = read_admin_state(request).await?;
+    let Order::Admin(AdminOrder {
+        admin_state,
+        close_after: None,
+    }) = read_order(request).await?
+    else {
+        let error = "a node has `admin_state` alone".to_owned();
+        let hint = "as in {\"admin_state\": \"drain\"}".to_owned();
+        return Err(Refusal(StatusCode::BAD_REQUEST, error, hint));
+    };
     let is_drained = match admin_state {
         AdminState::Ready => false,
         AdminState::Drain => true,
@@ -86,10 +123,17 @@ pub(super) async fn answer(
     Ok((StatusCode::OK, done))
 }
 
+/// Whether requests for this path are answered here.
+pub(super) fn is_at(path: &str) -> bool {
+    path.starts_with(UPSTREAMS) || path.starts_with(BACKENDS)
+}
+
 async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value, Refusal> {
     let path = request.uri().path();
-    let (upstream, backend) = target(path).ok_or_else(|| {
-        let hint = format!("there is {PREFIX}NAME/backends/ADDRESS, percent-encoded");
+    let target = target(path).ok_or_else(|| {
+        let hint = format!(
+            "there are {UPSTREAMS}NAME/backends/ADDRESS and {BACKENDS}ADDRESS, percent-encoded"
+        );
         Refusal(StatusCode::NOT_FOUND, "not found".to_owned(), hint)
     })?;
     if request.method() != Method::POST {
@@ -99,34 +143,126 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
             "the state of all backends is at /api/v1/status".to_owned(),
         ));
     }
-    let admin_state = read_admin_state(request).await?;
-    match state.set_admin_state(&upstream, &backend, admin_state) {
-        Ok(done) => Ok(json!({
-            "upstream": upstream,
-            "backend": backend,
-            "admin_state": admin_state.word(),
-            "from": done.from.word(),
-            "state": done.to.word(),
-            "connections": done.sessions,
-        })),
-        Err(unknown) => Err(not_there(&upstream, &backend, &unknown)),
+    let order = match (read_order(request).await?, &target) {
+        (Order::Admin(order), _) => order,
+        (Order::Weight(weight), Target::Backend { upstream, backend }) => {
+            return set_weight(state, upstream, backend, weight);
+        }
+        (Order::Weight(_), Target::Address(_)) => {
+            let error = "a weight is set for a backend of one upstream".to_owned();
+            let hint = format!("POST to {UPSTREAMS}NAME/backends/ADDRESS");
+            return Err(Refusal(StatusCode::BAD_REQUEST, error, hint));
+        }
+    };
+    match target {
+        Target::Backend { upstream, backend } => {
+            match state.set_admin_state(&upstream, &backend, order) {
+                Ok(change) => Ok(shown_change(&upstream, &backend, order, change)),
+                Err(unknown) => Err(not_there(&upstream, &backend, &unknown)),
+            }
+        }
+        Target::Address(address) => match state.set_admin_state_at(&address, order) {
+            Ok(changed) => {
+                let changed = changed.iter();
+                let changes: Vec<Value> = changed
+                    .map(|c| shown_change(&c.upstream, &c.backend, order, c.change))
+                    .collect();
+                Ok(json!({ "changes": changes }))
+            }
+            Err(error) => Err(not_at(&address, &error)),
+        },
     }
 }
 
-async fn read_admin_state(request: Request<Incoming>) -> Result<AdminState, Refusal> {
+fn set_weight(
+    state: &State,
+    upstream: &str,
+    backend: &str,
+    weight: Option<u32>,
+) -> Result<Value, Refusal> {
+    match state.set_weight(upstream, backend, weight) {
+        Ok(set) => Ok(json!({
+            "upstream": upstream,
+            "backend": backend,
+            "from": set.from,
+            "weight": set.to,
+            "weight_in_file": set.in_file,
+            "by_operator": set.is_by_operator,
+        })),
+        Err(WeightRefused::Unknown(unknown)) => Err(not_there(upstream, backend, &unknown)),
+        Err(WeightRefused::TooMuch { sum, most }) => Err(Refusal(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "the weights of {upstream} would add up to {sum}; consistent_hash takes {most}"
+            ),
+            "only the proportion of weights counts: make others smaller in the file".to_owned(),
+        )),
+    }
+}
+
+async fn read_order(request: Request<Incoming>) -> Result<Order, Refusal> {
     let body = read_body(request, bad).await?;
     let body: Body = serde_json::from_slice(&body)
         .map_err(|e| bad(format!("the body is not what it should be: {e}")))?;
-    AdminState::of(&body.admin_state).ok_or_else(|| {
+    match (&body.admin_state, body.weight) {
+        (Some(word), None) => read_admin_order(word, body.close_after.as_deref()).map(Order::Admin),
+        (None, Some(_)) if body.close_after.is_some() => {
+            Err(bad("`close_after` goes with `admin_state`".to_owned()))
+        }
+        (None, Some(None)) => Ok(Order::Weight(None)),
+        (None, Some(Some(weight))) => {
+            let weight = u32::try_from(weight).ok().filter(|n| *n <= MOST_WEIGHT);
+            let error = || format!("`weight` is a number from 0 to {MOST_WEIGHT}, or null");
+            weight.map(|n| Order::Weight(Some(n))).ok_or_else(|| {
+                let hint = "as in {\"weight\": 5}; null: as in the file".to_owned();
+                Refusal(StatusCode::BAD_REQUEST, error(), hint)
+            })
+        }
+        (Some(_), Some(_)) => Err(bad("either `admin_state` or `weight`, not both".to_owned())),
+        (None, None) => Err(bad(
+            "the body has neither `admin_state` nor `weight`".to_owned()
+        )),
+    }
+}
+
+fn read_admin_order(word: &str, close_after: Option<&str>) -> Result<AdminOrder, Refusal> {
+    let admin_state = AdminState::of(word).ok_or_else(|| {
         let words = AdminState::ALL.map(AdminState::word);
         Refusal(
             StatusCode::BAD_REQUEST,
-            format!(
-                "`admin_state` does not know the word {:?}",
-                shown(&body.admin_state)
-            ),
-            hint(&body.admin_state, &words),
+            format!("`admin_state` does not know the word {:?}", shown(word)),
+            hint(word, &words),
         )
+    })?;
+    let close_after = match close_after {
+        None => None,
+        Some(_) if admin_state == AdminState::Ready => {
+            return Err(Refusal(
+                StatusCode::BAD_REQUEST,
+                "`close_after` does not go with \"ready\"".to_owned(),
+                "sessions end when the backend is drained or taken into maintenance".to_owned(),
+            ));
+        }
+        Some(text) => Some(parse_duration(text).map_err(|fault| {
+            let hint = fault.hint.unwrap_or_else(|| "as in \"30s\"".to_owned());
+            let error = format!("`close_after`: {}", fault.message);
+            Refusal(StatusCode::BAD_REQUEST, error, hint)
+        })?),
+    };
+    Ok(AdminOrder {
+        admin_state,
+        close_after,
+    })
+}
+
+fn shown_change(upstream: &str, backend: &str, order: AdminOrder, change: AdminChange) -> Value {
+    json!({
+        "upstream": upstream,
+        "backend": backend,
+        "admin_state": order.admin_state.word(),
+        "from": change.from.word(),
+        "state": change.to.word(),
+        "connections": change.sessions,
     })
 }
 
@@ -159,8 +295,39 @@ fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {
     Refusal(StatusCode::NOT_FOUND, error, hint(name, &known))
 }
 
+fn not_at(address: &str, error: &AddressError) -> Refusal {
+    match error {
+        AddressError::Unknown { known, of_upstream } => {
+            let error = format!("no upstream has a backend {:?}", shown(address));
+            let hint = match of_upstream.first() {
+                Some(one) => {
+                    format!("{address} is an upstream: name a backend, as {address}/{one}")
+                }
+                None => {
+                    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                    hint(address, &known)
+                }
+            };
+            Refusal(StatusCode::NOT_FOUND, error, hint)
+        }
+        AddressError::Shared {
+            upstream,
+            backend,
+            addresses,
+        } => Refusal(
+            StatusCode::CONFLICT,
+            format!(
+                "{:?} is one of {addresses} addresses of the backend {backend:?} in the upstream \
+                 {upstream:?}, nothing was changed",
+                shown(address)
+            ),
+            format!("a backend is set as a whole: {upstream}/{backend}"),
+        ),
+    }
+}
+
 fn bad(error: String) -> Refusal {
-    let hint = "as in {\"admin_state\": \"drain\"}".to_owned();
+    let hint = "as in {\"admin_state\": \"drain\"} or {\"weight\": 5}".to_owned();
     Refusal(StatusCode::BAD_REQUEST, error, hint)
 }
 
@@ -181,15 +348,21 @@ pub(super) fn shown(name: &str) -> String {
     name.chars().take(100).collect()
 }
 
-/// The names in the path. An upstream has no slash in its name; the address of a unix socket may
+/// What the path names. An upstream has no slash in its name; the address of a unix socket may
 /// come with its own.
-fn target(path: &str) -> Option<(String, String)> {
-    let (upstream, backend) = path.strip_prefix(PREFIX)?.split_once("/backends/")?;
-    let names = (decode(upstream)?, decode(backend)?);
-    (!names.0.is_empty() && !names.1.is_empty()).then_some(names)
+fn target(path: &str) -> Option<Target> {
+    let not_empty = |name: String| Some(name).filter(|name| !name.is_empty());
+    if let Some(address) = path.strip_prefix(BACKENDS) {
+        return Some(Target::Address(not_empty(decode(address)?)?));
+    }
+    let (upstream, backend) = path.strip_prefix(UPSTREAMS)?.split_once("/backends/")?;
+    Some(Target::Backend {
+        upstream: not_empty(decode(upstream)?)?,
+        backend: not_empty(decode(backend)?)?,
+    })
 }
 
-/// Percent-decoded; `None`: that is not possible.
+/// What a part of a path or a query stands for; `None`: it is not percent-encoded UTF-8.
 pub(super) fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -210,8 +383,11 @@ mod tests {
 
     #[test]
     fn names_in_a_path() {
-        let of = |path: &str| target(&format!("{PREFIX}{path}"));
-        let names = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        let of = |path: &str| target(&format!("{UPSTREAMS}{path}"));
+        let names = |upstream: &str, backend: &str| {
+            let (upstream, backend) = (upstream.to_owned(), backend.to_owned());
+            Some(Target::Backend { upstream, backend })
+        };
         assert_eq!(of("u/backends/10.0.0.1:1"), names("u", "10.0.0.1:1"));
         assert_eq!(of("u/backends/%5B::1%5d:1"), names("u", "[::1]:1"));
         let socket = names("u.1", "unix:/run/ä/backends/x");
@@ -227,6 +403,11 @@ mod tests {
             assert_eq!(of(&format!("u/backends/{wrong}")), None, "{wrong}");
         }
         assert_eq!(target("/metrics"), None);
+        let address = Target::Address("unix:/run/x".to_owned());
+        assert_eq!(target(&format!("{BACKENDS}unix%3a/run/x")), Some(address));
+        for wrong in ["", "%"] {
+            assert_eq!(target(&format!("{BACKENDS}{wrong}")), None, "{wrong}");
+        }
     }
 
     #[test]

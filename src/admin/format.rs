@@ -55,6 +55,28 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// What an operator has set for a backend, as it is shown beside its state.
+pub struct OperatorSettings<'a> {
+    pub admin_state_since: Option<&'a str>,
+    pub weight: u64,
+    pub weight_in_file: u64,
+    pub weight_since: Option<&'a str>,
+}
+
+/// Why a backend is in its state, with what the operator has set.
+pub fn explain(why: &str, settings: &OperatorSettings<'_>) -> String {
+    let since = settings
+        .admin_state_since
+        .map(|since| format!("since {since}"));
+    let weight = settings.weight_since.map(|since| {
+        let (weight, in_file) = (settings.weight, settings.weight_in_file);
+        format!("weight {weight} by operator, {in_file} in the file, since {since}")
+    });
+    let why = Some(why.to_owned()).filter(|why| !why.is_empty());
+    let parts: Vec<String> = [why, since, weight].into_iter().flatten().collect();
+    parts.join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

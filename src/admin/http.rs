@@ -1,7 +1,7 @@
 //! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
-    control, host,
+    control, events, host,
     lifetime::Lifetime,
     readiness, reload,
     render::{Kind, Renderer, SharedBody},
@@ -21,6 +21,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -174,6 +175,12 @@ async fn answer(
             let answer = sessions::answer(request.method(), request.uri(), &state, &lifetime);
             streamed(answer, "GET")
         }
+        // Without a query it is a document as others.
+        events::PATH if request.uri().query().is_some() => {
+            let query = request.uri().query().unwrap_or_default();
+            let page = events::answer(query, &state).await;
+            json(page.map(|page| (StatusCode::OK, page)))
+        }
         "/livez" => text(StatusCode::OK, "ok\n"),
         readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
         readiness::NODE_PATH => plain(readiness::node(&state).await),
@@ -233,7 +240,7 @@ fn refused(refusal: control::Refusal, methods: &'static str) -> Response<Body> {
 }
 
 fn is_command(path: &str) -> bool {
-    path == reload::PATH || path == control::NODE_PATH || path.starts_with(control::PREFIX)
+    path == reload::PATH || path == control::NODE_PATH || control::is_at(path)
 }
 
 async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
@@ -242,8 +249,16 @@ async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
         control::NODE_PATH => control::answer_node(request, state).await,
         _ => control::answer(request, state).await,
     };
-    match answer {
-        Ok((code, json)) => typed(code, "application/json", format!("{json:#}\n")),
+    json(answer)
+}
+
+fn json(answer: Result<(StatusCode, impl Serialize), control::Refusal>) -> Response<Body> {
+    match answer.map(|(code, value)| (code, serde_json::to_string_pretty(&value))) {
+        Ok((code, Ok(written))) => typed(code, "application/json", written + "\n"),
+        Ok((_, Err(_))) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this answer cannot be written\n",
+        ),
         Err(refusal) => refused(refusal, "POST"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::status;
 use crate::{
-    admin::format::{availability, load, reasons, size},
+    admin::format::{OperatorSettings, availability, explain, load, reasons, size},
     control::State,
 };
 use std::fmt::Write as _;
@@ -72,13 +72,19 @@ pub(super) fn render(state: &State) -> String {
             availability(u.available as u64, named(&u.backends), u.full as u64)
         );
         for b in &u.backends {
+            let settings = OperatorSettings {
+                admin_state_since: b.admin_state_since.as_deref(),
+                weight: b.weight.into(),
+                weight_in_file: b.weight_in_file.into(),
+                weight_since: b.weight_since.as_deref(),
+            };
             let _ = write!(
                 out,
                 "<tr><td>{}{}<td class={state}>{state}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}\
                  <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
                 escape(&b.address),
                 if b.backup { " (backup)" } else { "" },
-                escape(&b.why),
+                escape(&explain(&b.why, &settings)),
                 b.role.join(", "),
                 b.last_check.as_ref().map_or("", |c| c.result),
                 b.weight,

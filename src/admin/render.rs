@@ -160,10 +160,7 @@ fn make(kind: Kind, state: &State) -> Option<Vec<Bytes>> {
         Kind::Metrics => return Some(scrape(state)),
         Kind::Page => page::render(state),
         Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
-        Kind::Events => {
-            let events = serde_json::json!({ "events": state.journal.events() });
-            format!("{events:#}\n")
-        }
+        Kind::Events => serde_json::to_string_pretty(&state.journal.since(None)).ok()? + "\n",
     };
     Some(in_pieces(&whole))
 }

@@ -82,6 +82,8 @@ pub(super) struct Backend {
     pub(super) why: String,
     /// Of the operator: "ready", "drain" or "maint".
     pub(super) admin_state: &'static str,
+    /// Since when; null while it is "ready".
+    pub(super) admin_state_since: Option<String>,
     /// Of the last failed connect, if there was one.
     pub(super) last_failure: Option<String>,
     /// Since when the admin state, or else the verdict of the checks, is what it is; null before
@@ -91,9 +93,15 @@ pub(super) struct Backend {
     /// answer gives them.
     pub(super) role: Vec<&'static str>,
     pub(super) last_check: Option<LastCheck>,
+    /// Whether it is checked, and no check of one of its addresses has had a result yet.
+    pub(super) awaits_check: bool,
     pub(super) available: bool,
     pub(super) full: bool,
+    /// The one in effect.
     pub(super) weight: u32,
+    pub(super) weight_in_file: u32,
+    /// Since when the weight is the operator's; null: it is that of the file.
+    pub(super) weight_since: Option<String>,
     pub(super) backup: bool,
     /// What `least_time` compares, in seconds; null for other policies.
     pub(super) average_time: Option<f64>,
@@ -197,6 +205,7 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
                     state: b.state.word(),
                     why: b.why,
                     admin_state: b.admin_state.word(),
+                    admin_state_since: b.admin_since.map(|at| time(wall(at, now))),
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
                     since: b.since.map(|at| time(wall(at, now))),
                     role: b.roles.iter().flatten().map(|role| role.word()).collect(),
@@ -208,9 +217,12 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
                         lag_seconds: c.finding.lag.time.map(|time| time.as_secs_f64()),
                         lag_bytes: c.finding.lag.bytes,
                     }),
+                    awaits_check: b.awaits_check,
                     available: b.available,
                     full: b.full,
                     weight: b.weight,
+                    weight_in_file: b.weight_in_file,
+                    weight_since: b.weight_since.map(|at| time(wall(at, now))),
                     backup: b.backup,
                     average_time: b.average_time,
                     connections: b.metrics.active(),

@@ -5,23 +5,33 @@ use super::{
     code, complain, say,
 };
 use crate::{
-    cli::response::{AdminChange, Backend, NodeChange, Status, clean},
+    cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, clean},
+    config::parse_duration,
     upstream::pool::AdminState,
 };
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
+    io::{self, IsTerminal as _},
     process::ExitCode,
+    str::FromStr,
     time::{Duration, Instant},
 };
 
-/// Between two looks whether sessions have ended.
+/// Between two looks whether what is waited for has happened.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often a terminal shows what is pending.
+const SHOW: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-pub(super) struct Ready {
-    /// The backends, as configured: redis/10.0.0.1:6379
-    #[arg(required_unless_present = "node", value_name = "UPSTREAM/BACKEND", value_parser = target)]
+pub(super) struct Which {
+    #[arg(
+        required_unless_present = "node",
+        value_name = "UPSTREAM/BACKEND|ADDRESS",
+        value_parser = target,
+        help = "The backends, as configured: redis/10.0.0.1:6379; without an upstream in every \
+            upstream that has the address: 10.0.0.1:6379"
+    )]
     targets: Vec<Target>,
     /// The process as a whole: it says that it is not ready, so that clients are sent to other
     /// nodes, and serves those that still come
@@ -32,35 +42,100 @@ pub(super) struct Ready {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Ready {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// Wait until their checks have found them alive
+    #[arg(long, conflicts_with = "node")]
+    wait: bool,
+    /// … but not longer than this
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Out {
     #[command(flatten)]
-    pub(super) which: Ready,
+    pub(super) which: Which,
+    /// Terminate their sessions after this time, whatever `on_drain` says
+    #[arg(long, value_name = "TIME", conflicts_with = "node", value_parser = duration)]
+    close_after: Option<Duration>,
     /// Wait until they have no session left
     #[arg(long)]
     wait: bool,
     /// … but not longer than this
-    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = duration)]
     timeout: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Target {
+enum Target {
+    Backend(Name),
+    /// In every upstream that has it.
+    Address(String),
+}
+
+/// A backend of one upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
     upstream: String,
     backend: String,
 }
 
+/// How far a backend is on its way to what is waited for.
+enum Progress {
+    /// What there is to say at the end.
+    Done(String),
+    /// What is missing.
+    Pending(String),
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|fault| match fault.hint {
+        Some(hint) => format!("{}; {hint}", fault.message),
+        None => fault.message,
+    })
+}
+
 fn target(text: &str) -> Result<Target, String> {
     match text.split_once('/') {
+        None if !text.is_empty() => Ok(Target::Address(text.to_owned())),
         // The address of a unix socket has slashes of its own.
-        Some((upstream, backend)) if !upstream.is_empty() && !backend.is_empty() => Ok(Target {
-            upstream: upstream.to_owned(),
-            backend: backend.to_owned(),
-        }),
-        _ => Err("a backend is named with its upstream, as in redis/10.0.0.1:6379".to_owned()),
+        Some(("unix:", _)) => Ok(Target::Address(text.to_owned())),
+        _ => match text.parse() {
+            Ok(name) => Ok(Target::Backend(name)),
+            Err(why) => Err(format!("{why}, or by its address alone: 10.0.0.1:6379")),
+        },
     }
 }
 
-impl std::fmt::Display for Target {
+impl FromStr for Name {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((upstream, backend)) if !upstream.is_empty() && !backend.is_empty() => Ok(Self {
+                upstream: upstream.to_owned(),
+                backend: backend.to_owned(),
+            }),
+            _ => Err("a backend is named with its upstream, as in redis/10.0.0.1:6379"),
+        }
+    }
+}
+
+impl Name {
+    /// Where its settings are changed.
+    pub(super) fn path(&self) -> String {
+        let (upstream, backend) = (encode(&self.upstream), encode(&self.backend));
+        format!("/api/v1/upstreams/{upstream}/backends/{backend}")
+    }
+
+    pub(super) fn is(&self, upstream: &str, backend: &str) -> bool {
+        (&*self.upstream, &*self.backend) == (upstream, backend)
+    }
+}
+
+impl std::fmt::Display for Name {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = format!("{}/{}", self.upstream, self.backend);
         f.write_str(&name.replace(char::is_control, "\u{fffd}"))
@@ -68,7 +143,9 @@ impl std::fmt::Display for Target {
 }
 
 pub(super) fn ready(args: &Ready) -> ExitCode {
-    run(args, AdminState::Ready, None)
+    let order = json!({ "admin_state": AdminState::Ready.word() });
+    let wait = args.wait.then_some(args.timeout);
+    run(&args.which, AdminState::Ready, &order, wait, is_alive)
 }
 
 pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
@@ -79,35 +156,53 @@ pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    run(&args.which, admin_state, args.wait.then_some(args.timeout))
+    let mut order = json!({ "admin_state": admin_state.word() });
+    if let Some(after) = args.close_after {
+        let after = humantime::format_duration(after).to_string();
+        order["close_after"] = after.replace(' ', "").into();
+    }
+    let wait = args.wait.then_some(args.timeout);
+    run(&args.which, admin_state, &order, wait, is_empty)
 }
 
-fn run(args: &Ready, admin_state: AdminState, wait: Option<Duration>) -> ExitCode {
-    let client = match Client::find(&args.at) {
+fn run(
+    which: &Which,
+    admin_state: AdminState,
+    order: &Value,
+    wait: Option<Duration>,
+    progress: fn(&Backend) -> Progress,
+) -> ExitCode {
+    let client = match Client::find(&which.at) {
         Ok(client) => client,
         Err(why) => {
             complain(&why);
             return ExitCode::FAILURE;
         }
     };
-    if args.node {
+    if which.node {
         return code(run_for_node(&client, admin_state, wait));
     }
     // One that fails is no reason to leave the others as they are.
     let mut code = ExitCode::SUCCESS;
     let mut taken = Vec::new();
-    for target in &args.targets {
-        let done = put(&client, target, admin_state);
-        if done.is_ok() {
-            taken.push(target);
-        }
-        if let Err(why) = done.and_then(|line| say(&line)) {
+    for target in &which.targets {
+        let done = put(&client, target, admin_state, order).and_then(|changes| {
+            for change in changes {
+                say(&change_text(&change))?;
+                taken.push(Name {
+                    upstream: change.upstream,
+                    backend: change.backend,
+                });
+            }
+            Ok(())
+        });
+        if let Err(why) = done {
             complain(&why);
             code = ExitCode::FAILURE;
         }
     }
     if let Some(timeout) = wait
-        && let Err(why) = wait_for_none(&client, taken, admin_state, timeout)
+        && let Err(why) = wait_for(&client, taken, admin_state, timeout, progress)
     {
         complain(&why);
         code = ExitCode::FAILURE;
@@ -149,57 +244,102 @@ fn run_for_node(
     }
 }
 
-/// The line about the result.
-fn put(client: &Client, target: &Target, admin_state: AdminState) -> Result<String, String> {
-    let (upstream, backend) = (encode(&target.upstream), encode(&target.backend));
-    let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
-    let done: AdminChange = client.post(&path, &json!({ "admin_state": admin_state.word() }))?;
-    let of = (&done.upstream, &done.backend, done.admin_state.as_str());
-    if of != (&target.upstream, &target.backend, admin_state.word()) {
-        return Err(format!(
-            "error: the answer for {target} and {} is about {}/{} and {}\n  hint: is that \
-             the admin socket of tembuku?\n",
-            admin_state.word(),
-            clean(of.0),
-            clean(of.1),
-            clean(of.2)
-        ));
-    }
-    let (from, to) = (clean(&done.from), clean(&done.state));
-    let change = if from == to {
+/// What has changed.
+fn put(
+    client: &Client,
+    target: &Target,
+    admin_state: AdminState,
+    order: &Value,
+) -> Result<Vec<AdminChange>, String> {
+    let (changes, asked) = match target {
+        Target::Backend(name) => (vec![client.post(&name.path(), order)?], name.to_string()),
+        Target::Address(address) => {
+            let path = format!("/api/v1/backends/{}", encode(address));
+            let AdminChanges { changes } = client.post(&path, order)?;
+            (changes, clean(address))
+        }
+    };
+    let word = admin_state.word();
+    let is_asked = |change: &AdminChange| match target {
+        Target::Backend(name) => name.is(&change.upstream, &change.backend),
+        // The backend may be a name that stands for the address.
+        Target::Address(_) => true,
+    };
+    let is_other = |change: &&AdminChange| change.admin_state != word || !is_asked(change);
+    let about = match changes.iter().find(is_other) {
+        Some(c) => format!("{}/{} and {}", c.upstream, c.backend, c.admin_state),
+        None if changes.is_empty() => "no backend".to_owned(),
+        None => return Ok(changes),
+    };
+    Err(format!(
+        "error: the answer for {asked} and {word} is about {}\n  hint: is that the admin socket of \
+         tembuku?\n",
+        clean(&about)
+    ))
+}
+
+fn change_text(change: &AdminChange) -> String {
+    let (from, to) = (clean(&change.from), clean(&change.state));
+    let states = if from == to {
         format!("{to} already")
     } else {
         format!("{from} -> {to}")
     };
-    let sessions = counted(done.connections);
-    Ok(format!("{target}: {change}, {sessions}\n"))
+    let (upstream, backend) = (clean(&change.upstream), clean(&change.backend));
+    let sessions = counted(change.connections);
+    format!("{upstream}/{backend}: {states}, {sessions}\n")
 }
 
-fn wait_for_none(
+fn is_empty(backend: &Backend) -> Progress {
+    match backend.connections {
+        0 => Progress::Done("no sessions left".to_owned()),
+        n => Progress::Pending(counted(n)),
+    }
+}
+
+/// A server that answers in another role than the required one is alive as well.
+fn is_alive(backend: &Backend) -> Progress {
+    let state = clean(&backend.state);
+    let state = match &*backend.why {
+        "" => state,
+        why => format!("{state}, {}", clean(why)),
+    };
+    match backend.awaits_check || backend.state == "down" {
+        true => Progress::Pending(state),
+        false => Progress::Done(state),
+    }
+}
+
+/// Shows what is pending: on a terminal every second, else when it changes.
+fn wait_for(
     client: &Client,
-    mut left: Vec<&Target>,
+    mut left: Vec<Name>,
     admin_state: AdminState,
     timeout: Duration,
+    progress: fn(&Backend) -> Progress,
 ) -> Result<(), String> {
     let began = Instant::now();
+    let is_terminal = io::stderr().is_terminal();
+    let (mut shown, mut shown_at) = (String::new(), began);
     loop {
         let (status, _) = client.status()?;
-        let mut held = String::new();
+        let (mut pending, mut held) = (String::new(), String::new());
         let mut still = Vec::new();
-        for target in left {
-            let backend = find(&status, target)
-                .ok_or_else(|| format!("error: {target} is not there any more\n"))?;
+        for name in left {
+            let backend = find(&status, &name)
+                .ok_or_else(|| format!("error: {name} is not there any more\n"))?;
             if backend.admin_state != admin_state.word() {
                 return Err(format!(
-                    "error: not waiting for {target}: another command has set it to {}\n",
+                    "error: not waiting for {name}: another command has set it to {}\n",
                     clean(&backend.admin_state)
                 ));
             }
-            match backend.connections {
-                0 => say(&format!("{target}: no sessions left\n"))?,
-                n => {
-                    held += &format!("error: {target}: still {} after {timeout:?}\n", counted(n));
-                    still.push(target);
+            match progress(backend) {
+                Progress::Done(what) => say(&format!("{name}: {what}\n"))?,
+                Progress::Pending(what) => {
+                    held += &format!("error: {name}: still {what} after {timeout:?}\n");
+                    pending += &format!("{name}: still {what}\n");
+                    still.push(name);
                 }
             }
         }
@@ -210,15 +350,23 @@ fn wait_for_none(
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
             return Err(held);
         };
+        let is_due = match is_terminal {
+            true => shown_at.elapsed() >= SHOW,
+            false => pending != shown,
+        };
+        if is_due {
+            complain(&pending);
+            (shown, shown_at) = (pending, Instant::now());
+        }
         std::thread::sleep(LOOK.min(rest));
     }
 }
 
-fn find<'a>(status: &'a Status, target: &Target) -> Option<&'a Backend> {
+fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {
     let mut upstreams = status.upstreams.iter();
-    let upstream = upstreams.find(|u| u.name == target.upstream)?;
+    let upstream = upstreams.find(|u| u.name == name.upstream)?;
     let mut backends = upstream.backends.iter();
-    backends.find(|b| b.address == target.backend)
+    backends.find(|b| b.address == name.backend)
 }
 
 fn counted(sessions: u64) -> String {
@@ -233,11 +381,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_have_two_names() {
-        let one = target("u/unix:/run/x.sock").expect("good");
-        assert_eq!(one.to_string(), "u/unix:/run/x.sock");
-        assert_eq!(one.backend, "unix:/run/x.sock");
-        for wrong in ["", "/", "u", "u/", "/b", "10.0.0.1:6379"] {
+    fn a_target_is_a_backend_or_an_address() {
+        let named = |upstream: &str, backend: &str| {
+            let (upstream, backend) = (upstream.to_owned(), backend.to_owned());
+            Ok(Target::Backend(Name { upstream, backend }))
+        };
+        assert_eq!(target("u/unix:/run/x"), named("u", "unix:/run/x"));
+        assert_eq!(target("u/[::1]:80"), named("u", "[::1]:80"));
+        for address in ["10.0.0.1:6379", "db.example:1", "unix:/run/x.sock"] {
+            assert_eq!(target(address), Ok(Target::Address(address.to_owned())));
+        }
+        for wrong in ["", "/", "u/", "/b"] {
             assert!(target(wrong).is_err(), "{wrong}");
         }
     }

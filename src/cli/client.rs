@@ -2,7 +2,9 @@
 
 use super::ConfigFile;
 use crate::{
-    cli::response::{self, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines},
+    cli::response::{
+        self, Events, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
+    },
     config,
     control::reload::Mode,
 };
@@ -82,6 +84,22 @@ impl Client {
             },
             (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
         }
+    }
+
+    /// What the journal has after this cursor, waiting so long for the first event.
+    pub(super) fn events(&self, after: Option<&str>, wait: Duration) -> Result<Events, String> {
+        let path = match after {
+            None => "/api/v1/events".to_owned(),
+            Some(after) => {
+                let (after, wait) = (encode(after), wait.as_millis());
+                format!("/api/v1/events?after={after}&wait={wait}ms")
+            }
+        };
+        let (code, answer) = self.call("GET", &path, "", PATIENCE + wait)?;
+        if code == 200 {
+            return response::read(&answer).map_err(|why| self.strange(&path, &why));
+        }
+        Err(self.refusal(&path, code, &answer))
     }
 
     /// Whether the node should get clients.

@@ -3,6 +3,7 @@
 
 use crate::config::text::shorten::shorten;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// `GET /api/v1/status`.
@@ -118,11 +119,18 @@ pub(super) struct Backend {
     pub(super) state: String,
     pub(super) why: String,
     pub(super) admin_state: String,
+    /// Whether its check has not had a result yet.
+    pub(super) awaits_check: bool,
     pub(super) role: Vec<String>,
     /// `null` is an answer, but it has to be there.
     #[serde(deserialize_with = "present")]
     pub(super) last_check: Option<LastCheck>,
     pub(super) weight: u64,
+    pub(super) weight_in_file: u64,
+    #[serde(deserialize_with = "present")]
+    pub(super) weight_since: Option<String>,
+    #[serde(deserialize_with = "present")]
+    pub(super) admin_state_since: Option<String>,
     pub(super) backup: bool,
     pub(super) connections: u64,
 }
@@ -180,6 +188,68 @@ pub(super) struct NodeChange {
     pub(super) from: String,
     /// Connections and flows.
     pub(super) connections: u64,
+}
+
+/// The answer to a change of a weight.
+#[derive(Debug, Deserialize)]
+pub(super) struct WeightChange {
+    pub(super) upstream: String,
+    pub(super) backend: String,
+    pub(super) from: u64,
+    pub(super) weight: u64,
+    pub(super) weight_in_file: u64,
+    pub(super) by_operator: bool,
+}
+
+/// The same for every upstream that has an address.
+#[derive(Debug, Deserialize)]
+pub(super) struct AdminChanges {
+    pub(super) changes: Vec<AdminChange>,
+}
+
+/// A page of the journal.
+#[derive(Debug, Deserialize)]
+pub(super) struct Events {
+    /// As they were sent; see [`Event`].
+    pub(super) events: Vec<Value>,
+    pub(super) cursor: String,
+    pub(super) lost: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Event {
+    pub(super) number: u64,
+    pub(super) kind: String,
+    pub(super) time: String,
+    pub(super) upstream: String,
+    pub(super) backend: String,
+    pub(super) address: String,
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) reason: String,
+    #[serde(deserialize_with = "present")]
+    pub(super) transcript: Option<String>,
+    pub(super) doubt_seconds: f64,
+    pub(super) sessions: u64,
+    #[serde(deserialize_with = "present")]
+    pub(super) last_session_closed_seconds: Option<f64>,
+    #[serde(deserialize_with = "present")]
+    pub(super) next_session_seconds: Option<f64>,
+    #[serde(deserialize_with = "present")]
+    pub(super) next_session_on: Option<String>,
+}
+
+impl Event {
+    /// The error is a whole message.
+    pub(super) fn read(value: &Value) -> Result<Self, String> {
+        Self::deserialize(value).map_err(|why| {
+            let why = clean(&why.to_string());
+            format!(
+                "error: an event of the answer is not as tembuku writes it: {why}\n  hint: is that \
+                 the admin socket of a process of this version?\n"
+            )
+        })
+    }
 }
 
 /// What a reload changed, or would change.
@@ -254,7 +324,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn status() -> Value {
         json!({
@@ -266,8 +336,9 @@ mod tests {
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
                 "dropped_by_reason": {} }],
             "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "backends": [
-                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "role": [],
-                  "last_check": null, "weight": 1, "backup": false, "connections": 0 } ] }],
+                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "role": [],
+                  "last_check": null, "weight": 1, "weight_in_file": 1,
+                  "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0 } ] }],
         })
     }
 
@@ -325,6 +396,12 @@ mod tests {
         assert!(read::<Session>(&session.to_string()).is_ok());
         for lacking in without_a_field(&session) {
             assert!(read::<Session>(&lacking.to_string()).is_err(), "{lacking}");
+        }
+        let changes = json!({ "changes": [admin_state_changed] });
+        assert!(read::<AdminChanges>(&changes.to_string()).is_ok());
+        for lacking in without_a_field(&changes) {
+            let read = read::<AdminChanges>(&lacking.to_string());
+            assert!(read.is_err(), "{lacking}");
         }
         let report = json!({ "applied": true, "file": "f", "warnings": ["w"],
             "hash": { "before": "0", "after": "1" }, "changes": [

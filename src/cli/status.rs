@@ -6,7 +6,7 @@ use super::{
     table::{Row, table},
 };
 use crate::{
-    admin::{availability, load, reasons, size},
+    admin::{OperatorSettings, availability, explain, load, reasons, size},
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
 use clap::Args;
@@ -136,6 +136,12 @@ fn datagrams(listeners: &[Listener]) -> String {
 
 fn backend(b: &Backend) -> Row {
     let backup = if b.backup { " (backup)" } else { "" };
+    let settings = OperatorSettings {
+        admin_state_since: b.admin_state_since.as_deref(),
+        weight: b.weight,
+        weight_in_file: b.weight_in_file,
+        weight_since: b.weight_since.as_deref(),
+    };
     let check = b.last_check.as_ref().map(|check| clean(&check.result));
     Row::of(
         [clean(&b.address) + backup, clean(&b.state)],
@@ -143,7 +149,7 @@ fn backend(b: &Backend) -> Row {
         [
             dashed(clean(&b.role.join(", "))),
             dashed(check.unwrap_or_default()),
-            clean(&b.why),
+            clean(&explain(&b.why, &settings)),
         ],
     )
 }
@@ -178,10 +184,12 @@ mod tests {
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1, "backends": [
-                { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "role": ["primary"],
-                  "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 1, "backup": false, "connections": 1_000 },
-                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "role": [], "last_check": null,
-                  "admin_state": "ready", "weight": 65_535, "backup": true, "connections": 0 },
+                { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "awaits_check": false, "role": ["primary"],
+                  "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 5, "weight_in_file": 1,
+                  "weight_since": "T2", "admin_state_since": "T1", "backup": false, "connections": 1_000 },
+                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "awaits_check": false, "role": [], "last_check": null,
+                  "admin_state": "ready", "weight": 65_535, "weight_in_file": 65_535,
+                  "weight_since": null, "admin_state_since": null, "backup": true, "connections": 0 },
             ] }],
         });
         let expected = "\
@@ -198,7 +206,7 @@ log               0     0        0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full
 backend                   state    sessions  weight  role     check  why
-10.0.0.1:6379             drained      1000       1  primary  ok     the operator says so
+10.0.0.1:6379             drained      1000       5  primary  ok     the operator says so; since T1; weight 5 by operator, 1 in the file, since T2
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");

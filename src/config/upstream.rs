@@ -23,12 +23,10 @@ use crate::{
         },
         value::{address, hash_key},
     },
-    plan::{Addr, Backend, Balance, HashKey, Target, Upstream},
+    plan::{Addr, Backend, Balance, HashKey, MOST_RING_WEIGHT, Target, Upstream},
 };
 use toml::de::DeTable;
 
-/// The ring of `consistent_hash` has 160 points for each unit of weight.
-const MOST_RING_WEIGHT: u64 = 65_536;
 /// The table of `maglev` has 65,537 slots; with fewer than ten each the shares are no longer even.
 const MOST_MAGLEV_BACKENDS: usize = 6_553;
 

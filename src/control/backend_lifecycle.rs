@@ -9,7 +9,7 @@ use crate::{
         outage::OutageTracker,
     },
     plan::{Upstream, reason::BackendState},
-    upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition},
+    upstream::pool::{AdminStateSet, Cause, Event, Pool, Transition, WeightSet},
 };
 use std::{
     future::{pending, poll_fn},
@@ -93,6 +93,7 @@ impl Lifecycle {
                 outages.report_failover(pool, journal, &backend, &to, at);
             }
             Event::AdminStateSet(set) => self.handle_admin_state(&set),
+            Event::WeightSet(set) => self.handle_weight(&set),
             Event::Stale(backend) => {
                 tracing::warn!(%upstream, backend = %backend.text(), address = %backend.addr,
                     "check results are stale, backend takes no new sessions");
@@ -114,12 +115,31 @@ impl Lifecycle {
     }
 
     fn handle_admin_state(&self, set: &AdminStateSet) {
-        set.metrics.entered(set.change.to);
-        let (from, to) = (set.change.from.word(), set.change.to.word());
-        tracing::info!(upstream = %self.pool.name, backend = %set.metrics.text, from, to,
-            reason = Cause::Operator(set.admin_state).word(), sessions = set.change.sessions,
-            admin_state = set.admin_state.word(), "admin state changed");
+        let AdminStateSet { order, change, .. } = set;
+        let (upstream, backend) = (&self.pool.name, &set.metrics.text);
+        let admin_state = order.admin_state;
+        let reason = Cause::Operator(admin_state).word();
+        self.draining.follow_admin_state(&self.pool, set);
+        if let Some(close_after) = order.close_after {
+            tracing::info!(%upstream, %backend, reason, ?close_after, sessions = change.sessions,
+                admin_state = admin_state.word(), "sessions of the backend are to end");
+        }
+        if admin_state == set.was {
+            return;
+        }
+        set.metrics.entered(change.to);
+        let (from, to) = (change.from.word(), change.to.word());
+        tracing::info!(%upstream, %backend, from, to, reason, sessions = change.sessions,
+            admin_state = admin_state.word(), "admin state changed");
         self.addresses_changed.notify_one();
+    }
+
+    fn handle_weight(&self, set: &WeightSet) {
+        let upstream = &self.pool.name;
+        let (from, to, in_file) = (set.from, set.to, set.in_file);
+        tracing::info!(%upstream, backend = %set.metrics.text, from, to, in_file,
+            by_operator = set.is_by_operator, "weight changed");
+        self.journal.record(Entry::of_weight(upstream, set));
     }
 
     fn handle_transition(&self, transition: &Transition, outages: &mut OutageTracker) {
@@ -142,10 +162,8 @@ impl Lifecycle {
                 doubt();
             }
             Cause::Connected | Cause::Answered | Cause::CheckPassed => self.count(transition),
-            Cause::Operator(admin_state) => {
-                self.draining
-                    .follow_admin_state(pool, transition, *admin_state);
-            }
+            // What follows from it is done for all addresses at once.
+            Cause::Operator(_) => {}
             Cause::Resolver | Cause::Plan => {
                 self.draining.follow_names(pool, transition);
                 self.addresses_changed.notify_one();
@@ -169,7 +187,7 @@ impl Lifecycle {
 
 fn log(entry: &Entry, transition: &Transition) {
     let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
-    let (from, to, reason) = (entry.from, entry.to, entry.reason);
+    let (from, to, reason) = (&*entry.from, &*entry.to, entry.reason);
     let transcript = entry.transcript.as_deref().unwrap_or_default();
     let doubt_seconds = seconds(transition.doubted_for);
     match &transition.cause {

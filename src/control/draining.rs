@@ -15,7 +15,7 @@ use crate::{
     upstream::{
         backend::Backend,
         health::{Pace, Verdict},
-        pool::{AdminState, Pool, Transition},
+        pool::{AdminState, AdminStateSet, Pool, Transition},
     },
 };
 use std::{
@@ -175,29 +175,31 @@ impl Draining {
         }
     }
 
-    /// Follows what an operator has set for an address; the pool knows it already.
-    pub(super) fn follow_admin_state(
-        &self,
-        pool: &Arc<Pool>,
-        transition: &Transition,
-        admin_state: AdminState,
-    ) {
-        let Transition {
-            backend, is_backup, ..
-        } = transition;
-        match admin_state {
-            AdminState::Ready => {
-                let key = (backend.id, Origin::Operator);
-                self.terminations().remove(&key);
-                if !is_backup {
-                    self.fail_back_to(pool, backend);
+    /// Follows what an operator has set for a backend; the pool knows it already.
+    pub(super) fn follow_admin_state(&self, pool: &Arc<Pool>, set: &AdminStateSet) {
+        for (backend, is_backup) in &set.backends {
+            let key = (backend.id, Origin::Operator);
+            match set.order.admin_state {
+                AdminState::Ready => {
+                    self.terminations().remove(&key);
+                    if !is_backup {
+                        self.fail_back_to(pool, backend);
+                    }
                 }
-            }
-            AdminState::Drain | AdminState::Maint => {
-                let (how, reason) = (self.actions().on_drain, CloseReason::BackendDrained);
-                self.terminate(pool, backend, Origin::Operator, how, reason);
-                if !is_backup {
-                    self.cancel_failback_if_useless(pool);
+                AdminState::Drain | AdminState::Maint => {
+                    let how = match set.order.close_after {
+                        Some(wait) => {
+                            // The last order holds, also if it allows more time.
+                            self.terminations().remove(&key);
+                            SessionAction::CloseAfter(wait)
+                        }
+                        None => self.actions().on_drain,
+                    };
+                    let reason = CloseReason::BackendDrained;
+                    self.terminate(pool, backend, Origin::Operator, how, reason);
+                    if !is_backup {
+                        self.cancel_failback_if_useless(pool);
+                    }
                 }
             }
         }

@@ -1,27 +1,39 @@
 //! The last changes of backends' states, for operators.
 
-use crate::{plan::reason::BackendState, upstream::pool::Transition};
+use crate::{
+    plan::reason::BackendState,
+    upstream::pool::{Transition, WeightSet},
+};
 use serde::Serialize;
 use std::{
     collections::VecDeque,
+    fmt,
+    str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 
 /// Older ones are in the log.
 const MOST: usize = 256;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
+    /// Counts the events of the process.
+    pub number: u64,
+    /// Counts what is written to the journal; of the last that concerns this event.
+    pub revision: u64,
+    /// What has changed: "state" or "weight".
+    pub kind: &'static str,
     pub time: String,
     pub upstream: String,
     pub backend: String,
-    /// Which of its addresses.
+    /// Which of its addresses; what concerns all of them has the backend here.
     pub address: String,
-    pub from: &'static str,
-    pub to: &'static str,
+    pub from: String,
+    pub to: String,
     pub reason: &'static str,
-    /// What the check saw; `None` for other causes.
+    /// What the check saw, or what else there is to know; `None` for other causes.
     pub transcript: Option<String>,
     /// From the first doubt to the verdict.
     pub doubt_seconds: f64,
@@ -35,14 +47,42 @@ pub struct Event {
     pub next_session_on: Option<String>,
 }
 
-#[derive(Debug, Default)]
-pub struct Journal(Mutex<Book>);
+#[derive(Debug)]
+pub struct Journal {
+    book: Mutex<Book>,
+    /// The revision of the last addition, for readers that wait for the next.
+    revision: watch::Sender<u64>,
+    /// When it was begun, in milliseconds since 1970: tells the journals of two processes apart.
+    begun: u64,
+}
 
 #[derive(Debug, Default)]
 struct Book {
     events: VecDeque<Event>,
     /// The number of the first of them.
     first: u64,
+    /// How much has been written.
+    revision: u64,
+}
+
+/// What a reader has seen of a journal, as text for the next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    begun: u64,
+    /// The number of the first event that it has not seen.
+    next: u64,
+    revision: u64,
+}
+
+/// What there is to read.
+#[derive(Debug, Serialize)]
+pub struct Page {
+    /// In the order in which they were written last.
+    pub events: Vec<Event>,
+    /// For the next page.
+    pub cursor: String,
+    /// How many events the journal has dropped that the reader has not seen.
+    pub lost: u64,
 }
 
 /// Identifies an event, also after it has been dropped from the journal.
@@ -53,18 +93,51 @@ impl Event {
     pub(super) fn new(upstream: &str, transition: &Transition) -> Self {
         let state = |state: Option<BackendState>| state.map_or("removed", BackendState::word);
         let backend = &transition.backend;
-        let time = SystemTime::now() - transition.at.elapsed();
         Self {
-            time: humantime::format_rfc3339_millis(time).to_string(),
-            upstream: upstream.to_owned(),
-            backend: backend.text().to_string(),
             address: backend.addr.to_string(),
-            from: state(transition.from),
-            to: state(transition.to),
-            reason: transition.cause.word(),
+            from: state(transition.from).to_owned(),
+            to: state(transition.to).to_owned(),
             transcript: transition.cause.transcript().map(str::to_owned),
             doubt_seconds: seconds(transition.doubted_for),
             sessions: backend.active(),
+            ..Self::of(
+                upstream,
+                backend.text(),
+                transition.cause.word(),
+                transition.at,
+            )
+        }
+    }
+
+    pub(super) fn of_weight(upstream: &str, set: &WeightSet) -> Self {
+        let in_file = format!("{} in the file", set.in_file);
+        Self {
+            kind: "weight",
+            from: set.from.to_string(),
+            to: set.to.to_string(),
+            transcript: set.is_by_operator.then_some(in_file),
+            sessions: set.metrics.active(),
+            ..Self::of(upstream, &set.metrics.text, "operator", set.at)
+        }
+    }
+
+    /// Of all addresses of a backend.
+    fn of(upstream: &str, backend: &str, reason: &'static str, at: Instant) -> Self {
+        let time = SystemTime::now() - at.elapsed();
+        Self {
+            number: 0,
+            revision: 0,
+            kind: "state",
+            time: humantime::format_rfc3339_millis(time).to_string(),
+            upstream: upstream.to_owned(),
+            backend: backend.to_owned(),
+            address: backend.to_owned(),
+            from: String::new(),
+            to: String::new(),
+            reason,
+            transcript: None,
+            doubt_seconds: 0.0,
+            sessions: 0,
             last_session_closed_seconds: None,
             next_session_seconds: None,
             next_session_on: None,
@@ -77,15 +150,32 @@ pub fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
+impl Default for Journal {
+    fn default() -> Self {
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            book: Mutex::default(),
+            revision: watch::Sender::new(0),
+            begun: u64::try_from(begun.unwrap_or_default().as_millis()).unwrap_or_default(),
+        }
+    }
+}
+
 impl Journal {
-    pub(super) fn record(&self, event: Event) -> Number {
+    /// Gives the event its number.
+    pub(super) fn record(&self, mut event: Event) -> Number {
         let mut book = self.book();
         if book.events.len() == MOST {
             book.events.pop_front();
             book.first += 1;
         }
+        book.revision += 1;
+        event.number = book.first + book.events.len() as u64;
+        event.revision = book.revision;
+        let number = Number(event.number);
         book.events.push_back(event);
-        Number(book.first + book.events.len() as u64 - 1)
+        self.revision.send_replace(book.revision);
+        number
     }
 
     /// Adds what has become known of an event, if it has not been dropped.
@@ -93,8 +183,12 @@ impl Journal {
         let mut book = self.book();
         let index = number.0.checked_sub(book.first);
         let index = index.and_then(|index| usize::try_from(index).ok());
+        let revision = book.revision + 1;
         if let Some(event) = index.and_then(|i| book.events.get_mut(i)) {
             change(event);
+            event.revision = revision;
+            book.revision = revision;
+            self.revision.send_replace(revision);
         }
     }
 
@@ -103,13 +197,76 @@ impl Journal {
         number.0 >= self.book().first
     }
 
-    /// The newest last.
-    pub fn events(&self) -> Vec<Event> {
-        self.book().events.iter().cloned().collect()
+    /// What has been written since a reader was at this cursor: events that it has not seen, and
+    /// those of which more is known by now. A cursor of another process has seen nothing.
+    pub fn since(&self, cursor: Option<Cursor>) -> Page {
+        let book = self.book();
+        let next = book.first + book.events.len() as u64;
+        let is_of_this = |c: &Cursor| {
+            (c.begun, c.next <= next, c.revision <= book.revision) == (self.begun, true, true)
+        };
+        let seen = cursor.filter(is_of_this);
+        let after = seen.map_or(0, |c| c.revision);
+        let mut events: Vec<Event> = book
+            .events
+            .iter()
+            .filter(|e| e.revision > after)
+            .cloned()
+            .collect();
+        // Without a cursor, and after one of another process, as they happened.
+        if seen.is_some() {
+            events.sort_by_key(|e| e.revision);
+        }
+        let lost = cursor.map_or(0, |_| book.first.saturating_sub(seen.map_or(0, |c| c.next)));
+        let cursor = Cursor {
+            begun: self.begun,
+            next,
+            revision: book.revision,
+        };
+        Page {
+            events,
+            cursor: cursor.to_string(),
+            lost,
+        }
+    }
+
+    /// Changes with each addition.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.begun, self.next, self.revision)
+    }
+}
+
+/// It is no cursor of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoCursor;
+
+impl FromStr for Cursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        let mut parts = text
+            .split('-')
+            .map(|part| part.parse().map_err(|_| NoCursor));
+        let mut part = || parts.next().unwrap_or(Err(NoCursor));
+        let cursor = Self {
+            begun: part()?,
+            next: part()?,
+            revision: part()?,
+        };
+        match parts.next() {
+            None => Ok(cursor),
+            Some(_) => Err(NoCursor),
+        }
     }
 }
 
@@ -120,23 +277,13 @@ mod tests {
     fn event(n: usize, address: &str) -> Event {
         Event {
             time: n.to_string(),
-            upstream: String::new(),
-            backend: String::new(),
             address: address.to_owned(),
-            from: "up",
-            to: "down",
-            reason: "timeout",
-            transcript: None,
-            doubt_seconds: 0.0,
-            sessions: 0,
-            last_session_closed_seconds: None,
-            next_session_seconds: None,
-            next_session_on: None,
+            ..Event::of("u", "b", "timeout", Instant::now())
         }
     }
 
     #[test]
-    fn the_oldest_make_room() {
+    fn the_oldest_are_dropped() {
         let journal = Journal::default();
         let recorded: Vec<_> = (0..MOST + 3)
             .map(|n| journal.record(event(n, "a")))
@@ -144,10 +291,57 @@ mod tests {
         for (n, one) in recorded.iter().enumerate() {
             journal.add(*one, |event| event.sessions = n as u64);
         }
-        let events = journal.events();
+        let events = journal.since(None).events;
         assert_eq!(events.len(), MOST);
         for (event, n) in events.iter().zip(3..) {
             assert_eq!((event.time.parse(), event.sessions), (Ok(n), n));
+        }
+    }
+    fn read(journal: &Journal, at: &mut Option<Cursor>) -> (Vec<u64>, u64) {
+        let page = journal.since(*at);
+        *at = Some(page.cursor.parse().expect("a cursor"));
+        (page.events.iter().map(|e| e.number).collect(), page.lost)
+    }
+
+    #[test]
+    fn a_reader_sees_every_addition_once() {
+        let journal = Journal::default();
+        let mut at = None;
+        assert_eq!(read(&journal, &mut at), (vec![], 0));
+        let first = journal.record(event(0, "a"));
+        journal.record(event(1, "a"));
+        assert_eq!(read(&journal, &mut at), (vec![0, 1], 0));
+        assert_eq!(read(&journal, &mut at), (vec![], 0));
+        journal.record(event(2, "a"));
+        journal.add(first, |event| event.sessions = 7);
+        assert_eq!(read(&journal, &mut at), (vec![2, 0], 0));
+        // As they happened, for a reader that begins.
+        assert_eq!(read(&journal, &mut None), (vec![0, 1, 2], 0));
+    }
+
+    #[test]
+    fn a_reader_learns_how_many_events_it_has_missed() {
+        let journal = Journal::default();
+        let mut at = None;
+        journal.record(event(0, "a"));
+        read(&journal, &mut at);
+        for n in 1..MOST + 3 {
+            journal.record(event(n, "a"));
+        }
+        let (numbers, lost) = read(&journal, &mut at);
+        assert_eq!((numbers.len(), numbers[0], lost), (MOST, 3, 2));
+        assert_eq!(read(&journal, &mut at), (vec![], 0));
+        // After a restart it has seen nothing.
+        let of_other = "12-100-100".parse().ok();
+        let page = journal.since(of_other);
+        assert_eq!((page.events.len(), page.lost), (MOST, 3));
+        let ahead = Cursor {
+            next: 9_000,
+            ..at.expect("a cursor")
+        };
+        assert_eq!(journal.since(Some(ahead)).events.len(), MOST);
+        for wrong in ["", "1", "1-2", "1-2-x", "1-2-3-4", "-1-2-3"] {
+            assert_eq!(wrong.parse::<Cursor>(), Err(NoCursor), "{wrong}");
         }
     }
 }

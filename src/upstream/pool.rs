@@ -14,15 +14,17 @@ mod endpoint_admission;
 mod event;
 mod flow;
 mod forecast;
+mod operator_weight;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use crate::upstream::pool::admin_state::{AdminSetting, AdminState};
+pub use crate::upstream::pool::admin_state::{AdminOrder, AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
 pub use forecast::candidates_of_new;
+pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::Snapshot;
 
 use crate::{
@@ -98,6 +100,8 @@ struct Inner {
     next_halving: Option<Instant>,
     review: Review,
     balancer: Balancer,
+    /// Counts the balancers, so that one that was prepared for other endpoints is noticed.
+    assemblies: u64,
     chance: Chance,
 }
 
@@ -195,6 +199,7 @@ impl Pool {
             metrics: Arc::new(metrics(backend)),
             addresses: addresses.clone(),
             admin: AdminSetting::default(),
+            operator_weight: None,
         });
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
@@ -210,6 +215,7 @@ impl Pool {
             next_halving: None,
             review: Review::new(plan),
             balancer: Balancer::new(&plan.balance, &[], &[]),
+            assemblies: 0,
             chance: Chance::from_seed(RandomState::new().hash_one(())),
         };
         inner.assemble(now);
@@ -375,15 +381,10 @@ impl Pool {
     /// as configured, in the order of the configuration.
     pub fn unchecked_backends(&self) -> Vec<String> {
         let inner = self.lock();
-        if inner.start_verdict.is_none() {
-            return Vec::new();
-        }
-        let is_unchecked =
-            |e: &Endpoint| !e.config.is_down && !e.check.checked_once && e.is_checked();
         let unchecked: HashSet<&Arc<str>> = inner
             .endpoints
             .iter()
-            .filter(|e| is_unchecked(e))
+            .filter(|e| inner.awaits_check(e))
             .map(|e| e.backend.text())
             .collect();
         let configured = inner.configured.iter();
@@ -429,6 +430,12 @@ impl Inner {
     fn find(&mut self, backend: &Backend) -> Option<&mut Endpoint> {
         let mut all = self.endpoints.iter_mut().chain(&mut self.departed);
         all.find(|e| e.backend.id == backend.id)
+    }
+
+    /// Whether an endpoint is checked, and no check of it has had a result yet.
+    fn awaits_check(&self, e: &Endpoint) -> bool {
+        let is_checked = self.start_verdict.is_some() && e.is_checked();
+        is_checked && !e.config.is_down && !e.check.checked_once
     }
 
     /// A session found this backend good: its failures do not count any more.

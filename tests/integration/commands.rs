@@ -45,6 +45,8 @@ fn commands(socket: &Path) -> Vec<Vec<String>> {
         "drain u/b:1",
         "ready u/b:1",
         "maint u/b:1",
+        "maint b:1",
+        "ready b:1 --wait --timeout 1s",
         "drain u/b:1 --wait --timeout 1s",
     ];
     let socket = socket.to_str().unwrap();

@@ -394,6 +394,38 @@ fn every_invalid_admin_state_request_is_refused() {
         ),
         (
             "POST",
+            &good,
+            "{\"admin_state\": \"drain\", \"close_after\": \"30\"}",
+            400,
+            "`close_after`: ",
+            "write \"30s\" for seconds",
+        ),
+        (
+            "POST",
+            &good,
+            "{\"admin_state\": \"ready\", \"close_after\": \"30s\"}",
+            400,
+            "`close_after` does not go with",
+            "drained",
+        ),
+        (
+            "POST",
+            "/api/v1/backends/",
+            drain,
+            404,
+            "not found",
+            "/api/v1/backends/ADDRESS",
+        ),
+        (
+            "GET",
+            "/api/v1/backends/x",
+            "",
+            405,
+            "POST alone",
+            "/api/v1/status",
+        ),
+        (
+            "POST",
             "/api/v1/upstreams/back",
             drain,
             404,
@@ -454,10 +486,9 @@ fn status_shows_drained_backends_and_their_sessions() {
         lines[5].join(" "),
         "upstream back: round_robin, 1 of 2 available"
     );
-    assert_eq!(
-        lines[7].join(" "),
-        format!("{first} drained 2 1 - - the operator says so")
-    );
+    let shown = lines[7].join(" ");
+    let why = format!("{first} drained 2 1 - - the operator says so; since 20");
+    assert!(shown.starts_with(&why), "{shown}");
     assert_eq!(lines[8].join(" "), format!("{second} up 1 1 - -"));
     assert_eq!(lines.len(), 9);
     // And the same for programs.
@@ -569,6 +600,11 @@ fn failures_on_the_way_are_reported() {
         (&["drain", "--socket", &good], 2, "UPSTREAM/BACKEND"),
         (
             &["drain", "10.0.0.1:1", "--socket", &good],
+            1,
+            "no upstream has a backend \"10.0.0.1:1\"",
+        ),
+        (
+            &["drain", "back/", "--socket", &good],
             2,
             "redis/10.0.0.1:6379",
         ),
@@ -591,7 +627,7 @@ fn failures_on_the_way_are_reported() {
             "--timeout",
         ),
         (
-            &["ready", &target, "--wait", "--socket", &good],
+            &["ready", &target, "--timeout", "1s", "--socket", &good],
             2,
             "--wait",
         ),
@@ -606,7 +642,7 @@ fn failures_on_the_way_are_reported() {
             "has no backend \"unix:/x/y z\"",
         ),
         (&["reload", "--wait"], 2, "--wait"),
-        (&["weight"], 2, "not supported yet"),
+        (&["weight", &target], 2, "<N>"),
         (&["sessions"], 2, "not supported yet"),
         (&["top"], 2, "not supported yet"),
     ] {

@@ -1,7 +1,7 @@
 //! Which addresses an upstream has: those that the resolver finds for its configured backends.
 
 use super::{
-    AdminSetting, Cause, Event, Inner, Pool, Transition,
+    AdminSetting, Cause, Event, Inner, OperatorWeight, Pool, Transition,
     check_record::CheckRecord,
     endpoint::{Endpoint, EndpointConfig},
 };
@@ -15,6 +15,7 @@ use crate::{
     },
 };
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -26,6 +27,19 @@ pub(super) struct Configured {
     pub(super) metrics: Arc<BackendMetrics>,
     pub(super) addresses: Vec<Addr>,
     pub(super) admin: AdminSetting,
+    /// `None`: the weight of the plan.
+    pub(super) operator_weight: Option<OperatorWeight>,
+}
+
+/// A configured backend that has an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendAt {
+    /// Its address as configured.
+    pub text: String,
+    /// Whether that text is the address.
+    pub is_named: bool,
+    /// How many addresses it has now.
+    pub addresses: usize,
 }
 
 impl Pool {
@@ -34,6 +48,26 @@ impl Pool {
         let inner = self.lock();
         let configured = inner.configured.iter();
         configured.map(|c| c.plan.text.clone()).collect()
+    }
+
+    /// The configured backends that have this address, by their text or among the addresses that
+    /// their name stands for now.
+    pub fn backends_at(&self, address: &str) -> Vec<BackendAt> {
+        let parsed: Option<SocketAddr> = address.parse().ok();
+        let is_it = |addr: &Addr| match addr {
+            Addr::Tcp(addr) => Some(*addr) == parsed,
+            Addr::Unix(_) => false,
+        };
+        let inner = self.lock();
+        let configured = inner.configured.iter().filter_map(|c| {
+            let is_named = c.plan.text == address;
+            (is_named || c.addresses.iter().any(is_it)).then(|| BackendAt {
+                text: c.plan.text.clone(),
+                is_named,
+                addresses: c.addresses.len(),
+            })
+        });
+        configured.collect()
     }
 
     /// The addresses of a configured backend.
@@ -110,6 +144,7 @@ impl Pool {
                         addresses,
                         // So is what an operator has set.
                         admin: known.map_or_else(AdminSetting::default, |e| e.admin),
+                        operator_weight: None,
                     }
                 }
             };
@@ -197,7 +232,10 @@ impl Inner {
         let mut regular = 0;
         for (of, plan) in numbered(self.configured.iter().map(|c| &c.plan)) {
             let configured = &self.configured[of];
-            let config = EndpointConfig::from(plan);
+            let config = EndpointConfig {
+                weight: configured.weight(),
+                ..EndpointConfig::from(plan)
+            };
             for addr in &configured.addresses {
                 let is_it = |e: &Endpoint| {
                     *e.backend.text() == configured.metrics.text && e.backend.addr == *addr
@@ -223,6 +261,7 @@ impl Inner {
             endpoint.departed.get_or_insert(now);
         }
         self.departed = old;
+        self.assemblies += 1;
         let endpoints = self.endpoints.iter();
         let entries: Vec<Entry<'_>> = endpoints
             .map(|e| Entry {

@@ -5,7 +5,10 @@ mod tests;
 
 use super::{AdminChange, AdminStateSet, Cause, Event, Inner, Pool, check_record::PrimaryEvidence};
 use crate::{plan::reason::BackendState, upstream::backend::Backend};
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AdminState {
@@ -16,6 +19,24 @@ pub enum AdminState {
     Drain,
     /// It takes no new sessions, and is not checked.
     Maint,
+}
+
+/// What an operator demands of a configured backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdminOrder {
+    pub admin_state: AdminState,
+    /// When its sessions are terminated, whatever `on_drain` says; `None`: as that says. Means
+    /// nothing for one that is to be ready.
+    pub close_after: Option<Duration>,
+}
+
+impl From<AdminState> for AdminOrder {
+    fn from(admin_state: AdminState) -> Self {
+        Self {
+            admin_state,
+            close_after: None,
+        }
+    }
 }
 
 /// The admin state of one configured backend. It applies to every address that its name resolves
@@ -62,9 +83,10 @@ impl Pool {
     pub fn set_admin_state(
         &self,
         text: &str,
-        admin_state: AdminState,
+        order: AdminOrder,
         now: Instant,
     ) -> Option<AdminChange> {
+        let admin_state = order.admin_state;
         let mut inner = self.lock();
         let mut configured = inner.configured.iter_mut();
         let configured = configured.find(|c| c.plan.text == text)?;
@@ -83,31 +105,32 @@ impl Pool {
             ..setting
         };
         let from = inner.state_of(text, before, now);
-        if was == admin_state {
-            return Some(AdminChange {
-                from,
-                to: from,
-                sessions: metrics.active(),
-            });
-        }
         let first = inner.events.len();
-        inner.apply_admin_setting(text, setting, was, now);
-        inner.review(None, now);
+        if was != admin_state {
+            inner.apply_admin_setting(text, setting, was, now);
+            inner.review(None, now);
+            self.changed();
+        }
         let change = AdminChange {
             from,
             to: inner.state_of(text, setting, now),
             sessions: metrics.active(),
         };
-        // Before what has followed from it.
-        inner.events.insert_admin_state(
-            first,
-            AdminStateSet {
+        if was != admin_state || order.close_after.is_some() {
+            let all = inner.endpoints.iter().chain(&inner.departed);
+            let of_it = all.filter(|e| **e.backend.text() == *text);
+            let set = AdminStateSet {
+                backends: of_it
+                    .map(|e| (Arc::clone(&e.backend), e.config.is_backup))
+                    .collect(),
                 metrics,
-                admin_state,
+                order,
+                was,
                 change,
-            },
-        );
-        self.changed();
+            };
+            // Before what has followed from it.
+            inner.events.insert_admin_state(first, set);
+        }
         Some(change)
     }
 

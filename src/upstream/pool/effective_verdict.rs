@@ -331,7 +331,7 @@ impl Inner {
         // Wherever their names lead.
         let counts = |c: &&Configured| {
             let plan = &c.plan;
-            let serves = !plan.backup && !plan.down && plan.weight > 0;
+            let serves = !plan.backup && !plan.down && c.weight() > 0;
             serves && c.admin.admin_state == AdminState::Ready
         };
         let total = self.configured.iter().filter(counts).count();

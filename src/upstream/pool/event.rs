@@ -3,7 +3,11 @@
 use crate::{
     plan::reason::{BackendState, CheckResult, ConnectError},
     telemetry::metrics::BackendMetrics,
-    upstream::{backend::Backend, notifier::Notifier, pool::AdminState},
+    upstream::{
+        backend::Backend,
+        notifier::Notifier,
+        pool::{AdminOrder, AdminState, WeightSet},
+    },
 };
 use std::{
     sync::{Arc, Weak},
@@ -20,9 +24,10 @@ pub enum Event {
         to: Arc<str>,
         at: Instant,
     },
-    /// An operator has set the admin state of a configured backend. A transition of each of its
-    /// addresses follows.
+    /// An operator has set the admin state of a configured backend. If it is another one than
+    /// before, a transition of each of its addresses follows.
     AdminStateSet(AdminStateSet),
+    WeightSet(WeightSet),
     /// A primary has given no certain answer for too long. Its state stays what it is, but it
     /// takes no new sessions.
     Stale(Arc<Backend>),
@@ -86,7 +91,10 @@ pub enum Cause {
 #[derive(Debug)]
 pub struct AdminStateSet {
     pub metrics: Arc<BackendMetrics>,
-    pub admin_state: AdminState,
+    /// Its addresses, with those that are no longer named, and whether it is a backup.
+    pub backends: Vec<(Arc<Backend>, bool)>,
+    pub order: AdminOrder,
+    pub was: AdminState,
     pub change: AdminChange,
 }
 

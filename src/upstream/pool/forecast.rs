@@ -64,23 +64,32 @@ fn candidates(
     }
     let mut found = Vec::new();
     for (of, backend) in numbered(plan.backends.iter()) {
-        let (addresses, admin) = match configured.get(backend.text.as_str()) {
-            Some(known) => (known.addresses.clone(), known.admin.admin_state),
-            None => (add(backend), AdminState::Ready),
+        let (addresses, admin, weight) = match configured.get(backend.text.as_str()) {
+            Some(known) => {
+                // That of the operator stays.
+                let weight = known
+                    .operator_weight
+                    .map_or(backend.weight, |set| set.weight);
+                (known.addresses.clone(), known.admin.admin_state, weight)
+            }
+            None => (add(backend), AdminState::Ready, backend.weight),
         };
         let known = endpoints.get(backend.text.as_str());
         found.extend(addresses.into_iter().map(|address| {
             let mut known = known.into_iter().flatten();
             let endpoint = known.find(|e| e.backend.addr == address).copied();
-            (of, backend, endpoint, admin)
+            (of, backend, endpoint, (admin, weight))
         }));
     }
     let single = found.len() == 1 && plan.backends.iter().all(|backend| !backend.backup);
     // What checks found is forgotten with them.
     let keeps_verdicts =
         plan.check.is_some() || pool.is_none_or(|pool| pool.start_verdict.is_none());
-    let candidate = |(of, backend, endpoint, admin): (_, _, Option<&Endpoint>, _)| {
-        let config = EndpointConfig::from(backend);
+    let candidate = |(of, backend, endpoint, (admin, weight)): (_, _, Option<&Endpoint>, _)| {
+        let config = EndpointConfig {
+            weight,
+            ..EndpointConfig::from(backend)
+        };
         let share = match endpoint.filter(|_| keeps_verdicts) {
             Some(endpoint) => endpoint.admission_with(&config, single, now).share(),
             None if admin != AdminState::Ready || config.is_down || config.weight == 0 => 0,

@@ -22,7 +22,12 @@ use std::{sync::Arc, time::Instant};
 #[derive(Debug)]
 pub struct Snapshot {
     pub metrics: Arc<BackendMetrics>,
+    /// The one in effect.
     pub weight: u32,
+    /// The configured one.
+    pub weight_in_file: u32,
+    /// Since when an operator's weight is in effect; `None`: that of the file is.
+    pub weight_since: Option<Instant>,
     pub backup: bool,
     pub state: BackendState,
     pub admin_state: AdminState,
@@ -37,12 +42,16 @@ pub struct Snapshot {
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for
     /// other policies.
     pub average_time: Option<f64>,
+    /// When an operator took it out; `None` while it is ready.
+    pub admin_since: Option<Instant>,
     /// When an operator set its admin state, or else when the verdict of its checks changed last.
     pub since: Option<Instant>,
     /// The roles of its addresses; `None`: checks do not tell them.
     pub roles: Option<Vec<Role>>,
     /// The latest of its addresses.
     pub checked: Option<Checked>,
+    /// Whether checks of one of its addresses have not had a result yet.
+    pub awaits_check: bool,
     /// What its name stands for now.
     pub addresses: Vec<Addr>,
 }
@@ -77,6 +86,8 @@ impl Pool {
         Snapshot {
             metrics: Arc::clone(&first.backend.metrics),
             weight: 0,
+            weight_in_file: 0,
+            weight_since: None,
             backup: first.config.is_backup,
             state: BackendState::Removed,
             admin_state: first.admin.admin_state,
@@ -85,11 +96,13 @@ impl Pool {
             available: false,
             full: false,
             average_time: None,
+            admin_since: first.admin.since,
             since: endpoints.iter().filter_map(|e| e.departed).max(),
             roles: self
                 .tells_roles
                 .then(|| checks().filter_map(|c| c.finding.role).collect()),
             checked: checks().max_by_key(|c| c.at).cloned(),
+            awaits_check: false,
             addresses: endpoints.iter().map(|e| e.backend.addr.clone()).collect(),
         }
     }
@@ -115,7 +128,9 @@ impl Pool {
         let averages = endpoints.iter().map(|e| e.latency.seconds);
         Snapshot {
             metrics: Arc::clone(&configured.metrics),
-            weight: plan.weight,
+            weight: configured.weight(),
+            weight_in_file: plan.weight,
+            weight_since: configured.operator_weight.map(|set| set.since),
             backup: plan.backup,
             state,
             why,
@@ -127,12 +142,14 @@ impl Pool {
             full: !available.is_empty() && available.iter().all(is_full),
             average_time: averages.reduce(f64::min).filter(|_| is_least_time),
             admin_state: admin.admin_state,
+            admin_since: admin.since,
             since: admin
                 .since
                 .or_else(|| checks().filter_map(|c| c.since).max()),
             roles: self
                 .tells_roles
                 .then(|| last_checks().filter_map(|c| c.finding.role).collect()),
+            awaits_check: endpoints.iter().any(|e| inner.awaits_check(e)),
             checked: last_checks().max_by_key(|c| c.at).cloned(),
             addresses: configured.addresses.clone(),
         }

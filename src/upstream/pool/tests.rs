@@ -154,7 +154,7 @@ pub(crate) fn set_admin_state(
     admin_state: AdminState,
     now: Instant,
 ) -> Option<AdminChange> {
-    pool.set_admin_state(&format!("10.0.0.{}:1", n + 1), admin_state, now)
+    pool.set_admin_state(&format!("10.0.0.{}:1", n + 1), admin_state.into(), now)
 }
 
 pub(crate) const DOWN: Verdict = Verdict::Down(Some(CheckResult::Refused));

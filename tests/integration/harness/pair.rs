@@ -154,7 +154,8 @@ impl Pair {
             .collect();
         // nginx tries every backend before it gives up.
         let program = Tembuku::start(&format!(
-            "[listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\nretries = 100\n\
+            "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+             [listeners.l]\nbind = \"{tembuku}\"\nupstream = \"u\"\nretries = 100\n\
              [upstreams.u]\n{balance}\nbackends = [{backends}]\n"
         ));
         Pair {

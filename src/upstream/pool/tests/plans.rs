@@ -82,6 +82,7 @@ enum Step {
     Succeed,
     Admin(usize, AdminState),
     Weight(usize, u32),
+    OperatorWeight(usize, Option<u32>),
     Limit(usize, u64),
 }
 
@@ -94,6 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Succeed),
         (n(), prop::sample::select(AdminState::ALL.to_vec())).prop_map(|(n, s)| Step::Admin(n, s)),
         (n(), 0..3u32).prop_map(|(n, weight)| Step::Weight(n, weight)),
+        (n(), prop::option::of(0..3u32)).prop_map(|(n, weight)| Step::OperatorWeight(n, weight)),
         (n(), 0..2u64).prop_map(|(n, limit)| Step::Limit(n, limit)),
     ]
 }
@@ -128,6 +130,9 @@ proptest! {
                 Step::Weight(n, weight) => {
                     plans[n].weight = weight;
                     set_plan(&pool, plans.clone(), now);
+                }
+                Step::OperatorWeight(n, weight) => {
+                    pool.set_weight(&plans[n].text, weight, now).expect("a backend");
                 }
                 Step::Limit(n, limit) => {
                     plans[n].max_connections = limit;

@@ -1,0 +1,211 @@
+//! `tembuku events`: the journal of a running process.
+
+use super::{
+    client::{At, Client},
+    code, complain,
+};
+use crate::cli::response::{Event, Events, clean};
+use clap::Args;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// How long a request waits for the next event.
+const WAIT: Duration = Duration::from_secs(20);
+/// Between two attempts to reach a process that does not answer any more.
+const PAUSE: Duration = Duration::from_secs(1);
+/// For how long: a restart takes less.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// No journal is longer.
+const MOST_KNOWN: usize = 1_000;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Go on with what happens from now on, also after a restart of the process
+    #[arg(short, long)]
+    follow: bool,
+    /// One JSON object on each line, as in /api/v1/events
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+pub(super) fn run(args: &Arguments) -> ExitCode {
+    code(Client::find(&args.at).and_then(|client| show(&client, args)))
+}
+
+fn show(client: &Client, args: &Arguments) -> Result<(), String> {
+    let mut printer = Printer {
+        is_json: args.json,
+        shown: BTreeMap::new(),
+    };
+    let mut page = client.events(None, Duration::ZERO)?;
+    loop {
+        if page.lost > 0 {
+            let lost = page.lost;
+            complain(&format!(
+                "warning: {lost} events are missing, the journal was faster\n"
+            ));
+        }
+        for event in &page.events {
+            if !printer.print(event)? {
+                return Ok(());
+            }
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        page = next(client, &page.cursor)?;
+    }
+}
+
+/// The next page; a process that is restarted is waited for.
+fn next(client: &Client, cursor: &str) -> Result<Events, String> {
+    let began = Instant::now();
+    let mut has_complained = false;
+    loop {
+        let error = match client.events(Some(cursor), WAIT) {
+            Ok(page) => return Ok(page),
+            Err(error) => error,
+        };
+        // A wait that was cut short is no failure of the process: others wanted its connection.
+        if began.elapsed() > PATIENCE + WAIT {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut has_complained, true) {
+            complain(&format!("{error}trying again for {PATIENCE:?}\n"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+struct Printer {
+    is_json: bool,
+    /// What has been shown of the later parts of an event, by its number and time.
+    shown: BTreeMap<(u64, String), [bool; 2]>,
+}
+
+impl Printer {
+    /// Returns whether anything reads it.
+    fn print(&mut self, value: &Value) -> Result<bool, String> {
+        let event = Event::read(value)?;
+        let line = match self.is_json {
+            true => format!("{value}\n"),
+            false => self.lines(&event),
+        };
+        let mut out = io::stdout().lock();
+        match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(e) => Err(format!("error: cannot write to standard output: {e}\n")),
+        }
+    }
+
+    /// An event that is shown for the first time is one line; what is added later, another.
+    fn lines(&mut self, event: &Event) -> String {
+        let key = (event.number, event.time.clone());
+        let later = event.later();
+        let known = [later[0].is_some(), later[1].is_some()];
+        let before = self.shown.insert(key, known);
+        if self.shown.len() > MOST_KNOWN {
+            self.shown.pop_first();
+        }
+        let mut parts: Vec<String> = match before {
+            None => event.parts(),
+            Some(_) => Vec::new(),
+        };
+        let was_shown = before.unwrap_or_default();
+        let added = later.into_iter().zip(was_shown).filter(|(_, shown)| !shown);
+        parts.extend(added.filter_map(|(part, _)| part));
+        match parts.is_empty() {
+            true => String::new(),
+            false => format!("{}: {}\n", event.title(), parts.join("; ")),
+        }
+    }
+}
+
+impl Event {
+    fn title(&self) -> String {
+        let (upstream, backend) = (clean(&self.upstream), clean(&self.backend));
+        // A host name stands for several addresses.
+        let address = match self.address == self.backend {
+            true => String::new(),
+            false => format!(" ({})", clean(&self.address)),
+        };
+        let (time, from, to) = (clean(&self.time), clean(&self.from), clean(&self.to));
+        let kind = match &*self.kind {
+            "state" => String::new(),
+            kind => clean(kind) + " ",
+        };
+        format!("{time} {upstream}/{backend}{address} {kind}{from} -> {to}")
+    }
+
+    /// What is known of it when it happens.
+    fn parts(&self) -> Vec<String> {
+        let reason = clean(&self.reason);
+        let reason = match &self.transcript {
+            Some(saw) => format!("{reason}, {}", clean(saw)),
+            None => reason,
+        };
+        let mut parts = vec![reason];
+        if self.doubt_seconds > 0.0 {
+            parts.push(format!("in doubt for {} s", self.doubt_seconds));
+        }
+        match self.sessions {
+            0 => {}
+            1 => parts.push("1 session".to_owned()),
+            n => parts.push(format!("{n} sessions")),
+        }
+        parts
+    }
+
+    /// What becomes known later.
+    fn later(&self) -> [Option<String>; 2] {
+        let closed = self
+            .last_session_closed_seconds
+            .filter(|_| self.sessions > 0);
+        let closed = closed.map(|s| format!("last session ended after {s} s"));
+        let next = self.next_session_seconds.map(|s| {
+            let on = clean(self.next_session_on.as_deref().unwrap_or("-"));
+            format!("next session after {s} s on {on}")
+        });
+        [closed, next]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_added_later_is_a_line_of_its_own() {
+        let mut printer = Printer {
+            is_json: false,
+            shown: BTreeMap::new(),
+        };
+        let mut show = |value: &Value| printer.lines(&Event::read(value).expect("every field"));
+        let mut event = json!({
+            "number": 3, "revision": 9, "kind": "state", "time": "T", "upstream": "u", "backend": "b.test:1",
+            "address": "10.0.0.1:1", "from": "up", "to": "down", "reason": "refused",
+            "transcript": "connecting: \u{1b}[31m", "doubt_seconds": 0.25, "sessions": 2,
+            "last_session_closed_seconds": null, "next_session_seconds": 0.5,
+            "next_session_on": "c:1",
+        });
+        let title = "T u/b.test:1 (10.0.0.1:1) up -> down";
+        let first = "refused, connecting: \u{fffd}[31m; in doubt for 0.25 s; 2 sessions; next \
+                     session after 0.5 s on c:1";
+        assert_eq!(show(&event), format!("{title}: {first}\n"));
+        assert_eq!(show(&event), "");
+        event["last_session_closed_seconds"] = json!(1.5);
+        let added = "last session ended after 1.5 s";
+        assert_eq!(show(&event), format!("{title}: {added}\n"));
+        event["number"] = json!(4);
+        assert!(show(&event).contains("2 sessions; last session ended after 1.5 s; next"));
+    }
+}

@@ -1,0 +1,66 @@
+//! `tembuku weight`: the weight of a backend, in place of that of the file.
+
+use super::{
+    admin_state::Name,
+    client::{At, Client},
+    code, say,
+};
+use crate::{cli::response::WeightChange, plan::MOST_WEIGHT};
+use clap::Args;
+use serde_json::json;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The backend, as configured: redis/10.0.0.1:6379
+    #[arg(value_name = "UPSTREAM/BACKEND")]
+    backend: Name,
+    /// Its weight from now on, until the process ends
+    #[arg(
+        value_name = "N",
+        required_unless_present = "reset",
+        conflicts_with = "reset",
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MOST_WEIGHT))
+    )]
+    weight: Option<u32>,
+    /// The weight of the file again
+    #[arg(long)]
+    reset: bool,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+pub(super) fn run(args: &Arguments) -> ExitCode {
+    let Arguments { backend, at, .. } = args;
+    let changed = Client::find(at).and_then(|client| {
+        let body = json!({ "weight": args.weight });
+        let change: WeightChange = client.post(&backend.path(), &body)?;
+        match is_answer(args, &change) {
+            true => Ok(change),
+            false => Err(format!(
+                "error: the answer is not about {backend} and this weight\n  hint: is that the admin \
+                 socket of tembuku?\n"
+            )),
+        }
+    });
+    code(changed.and_then(|change| say(&text(backend, &change))))
+}
+
+fn is_answer(args: &Arguments, change: &WeightChange) -> bool {
+    let weight = args.weight.map_or(change.weight_in_file, u64::from);
+    let by_operator = args.weight.is_some();
+    args.backend.is(&change.upstream, &change.backend)
+        && (change.weight, change.by_operator) == (weight, by_operator)
+}
+
+fn text(backend: &Name, change: &WeightChange) -> String {
+    let (from, to, in_file) = (change.from, change.weight, change.weight_in_file);
+    let weights = match from == to {
+        true => format!("weight {to} already"),
+        false => format!("weight {from} -> {to}"),
+    };
+    match change.by_operator {
+        true => format!("{backend}: {weights} by operator, {in_file} in the file\n"),
+        false => format!("{backend}: {weights}, as in the file\n"),
+    }
+}

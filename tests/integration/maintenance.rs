@@ -1,0 +1,315 @@
+//! Maintenance by the command line: servers by their address, limits for their sessions, and
+//! waiting.
+
+use crate::harness::{
+    bounded, millis,
+    net::{self, End, ask, echo},
+    ports,
+    proc::{self, Proc},
+    programs::{self, place},
+    secs,
+    server::{Server, ask_many},
+    tembuku::{Tembuku, binary, cli},
+    wait_until,
+};
+use serde_json::Value;
+use std::{
+    net::SocketAddr,
+    process::{Command, Output},
+    time::Instant,
+};
+
+#[track_caller]
+fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+    let socket = tembuku.dir.file("admin.sock");
+    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+}
+
+/// What a command printed that succeeded.
+#[track_caller]
+fn succeed(tembuku: &Tembuku, words: &[&str]) -> String {
+    let output = run(tembuku, words);
+    assert!(output.status.success(), "{}", proc::text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command complained of that did nothing.
+#[track_caller]
+fn fail(tembuku: &Tembuku, words: &[&str]) -> String {
+    let output = run(tembuku, words);
+    assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn backend(tembuku: &Tembuku, upstream: &str, address: &str) -> Value {
+    let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+    let find = |all: &Value, key: &str, name: &str| {
+        let mut all = all.as_array().unwrap().iter();
+        all.find(|one| one[key] == name).unwrap().clone()
+    };
+    let upstream = find(&status["upstreams"], "name", upstream);
+    find(&upstream["backends"], "address", address)
+}
+
+#[test]
+fn an_address_acts_on_every_upstream_that_has_it() {
+    let (one, other) = (Server::named("one"), Server::named("other"));
+    let (read, write) = (ports::free_addr(), ports::free_addr());
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.read]\nbind = \"{read}\"\nupstream = \"read\"\n\
+         [listeners.write]\nbind = \"{write}\"\nupstream = \"write\"\n\
+         [upstreams.read]\nbackends = [\"{one}\", \"{other}\"]\n\
+         [upstreams.write]\nbackends = [\"{other}\", \"{one}\"]\n\
+         [upstreams.spare]\nbackends = [\"{other}\", \"unix:/run/spare.sock\"]\n",
+        one = one.addr,
+        other = other.addr
+    ));
+    let (one, other) = (one.addr.to_string(), other.addr.to_string());
+    assert_eq!(
+        succeed(&tembuku, &["drain", &one]),
+        format!("read/{one}: up -> drained, 0 sessions\nwrite/{one}: up -> drained, 0 sessions\n")
+    );
+    for front in [read, write] {
+        assert_eq!(ask_many(front, 6), vec!["other"; 6]);
+    }
+    // Beside a backend of one upstream, which is the same by then.
+    let target = format!("write/{one}");
+    assert_eq!(
+        succeed(&tembuku, &["maint", &one, &target, "unix:/run/spare.sock"]),
+        format!(
+            "read/{one}: drained -> maintenance, 0 sessions\n\
+             write/{one}: drained -> maintenance, 0 sessions\n\
+             {target}: maintenance already, 0 sessions\n\
+             spare/unix:/run/spare.sock: up -> maintenance, 0 sessions\n"
+        )
+    );
+    let said = succeed(&tembuku, &["ready", &one]);
+    assert_eq!(said.matches("maintenance -> up").count(), 2, "{said}");
+
+    // An address that is not there leads to those that are, and an upstream to its backends.
+    let near = format!("{one}9");
+    let said = fail(&tembuku, &["drain", &near]);
+    assert!(
+        said.contains(&format!("no upstream has a backend \"{near}\"")),
+        "{said}"
+    );
+    assert!(said.contains("hint: did you mean"), "{said}");
+    let said = fail(&tembuku, &["drain", "db.example:1"]);
+    assert!(
+        said.contains("hint: there is ") && said.contains(&other),
+        "{said}"
+    );
+    let said = fail(&tembuku, &["drain", "write"]);
+    assert!(
+        said.contains(&format!(
+            "write is an upstream: name a backend, as write/{other}"
+        )),
+        "{said}"
+    );
+    for state in ["drained", "maintenance"] {
+        let known = |upstream| backend(&tembuku, upstream, &other)["state"] == state;
+        assert!(
+            !["read", "write", "spare"].into_iter().any(known),
+            "nothing was changed"
+        );
+    }
+}
+
+#[test]
+fn an_address_of_a_name_is_the_whole_backend_or_refused() {
+    let Some(place) = place() else {
+        return programs::again_in_own_place(
+            "maintenance::an_address_of_a_name_is_the_whole_backend_or_refused",
+        );
+    };
+    let port = ports::free_port();
+    let on = |name, n| Server::named_on(name, &[SocketAddr::from(([127, 0, 8, n], port))]);
+    let _servers = [on("b1", 1), on("b2", 2)];
+    place.set_hosts("127.0.8.1 one.test\n127.0.8.1 both.test\n127.0.8.2 both.test\n");
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"one\"\n\
+         [upstreams.one]\nbackends = [\"one.test:{port}\", \"127.0.8.2:{port}\"]\n\
+         [upstreams.two]\nbackends = [\"both.test:{port}\"]\n\
+         resolve_interval = \"100ms\"\n"
+    ));
+    let first = format!("127.0.8.1:{port}");
+    let said = fail(&tembuku, &["drain", &first]);
+    for part in [
+        &format!("\"{first}\" is one of 2 addresses of the backend \"both.test:{port}\""),
+        "nothing was changed",
+        &format!("hint: a backend is set as a whole: two/both.test:{port}"),
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(
+        backend(&tembuku, "one", &format!("one.test:{port}"))["state"],
+        "up"
+    );
+    place.set_hosts("127.0.8.1 one.test\n127.0.8.1 both.test\n");
+    let text = format!("both.test:{port}");
+    wait_until("the name means one", secs(10), || {
+        backend(&tembuku, "two", &text)["resolved"]
+            .as_array()
+            .unwrap()
+            .len()
+            == 1
+    });
+    assert_eq!(
+        succeed(&tembuku, &["drain", &first]),
+        format!(
+            "one/one.test:{port}: up -> drained, 0 sessions\ntwo/{text}: up -> drained, 0 sessions\n"
+        )
+    );
+    assert_eq!(ask_many(front, 4), vec!["b2"; 4]);
+    assert_eq!(
+        succeed(&tembuku, &["ready", &text]),
+        format!("two/{text}: drained -> up, 0 sessions\n")
+    );
+}
+
+/// Two backends and `keys` of their upstream `u`.
+fn two(keys: &str) -> (Tembuku, SocketAddr, [Server; 2]) {
+    let servers = [Server::named("b1"), Server::named("b2")];
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[log]\nformat = \"json\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.front]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\", \"{}\"]\n{keys}\n",
+        servers[0].addr, servers[1].addr
+    ));
+    (tembuku, front, servers)
+}
+
+#[test]
+fn close_after_limits_sessions_that_on_drain_would_keep() {
+    let (tembuku, front, servers) = two("balance = \"first\"");
+    let target = format!("u/{}", servers[0].addr);
+    let (mut first, _) = net::session(front).unwrap();
+    let began = Instant::now();
+    succeed(&tembuku, &["drain", &target, "--close-after", "400ms"]);
+    assert_eq!(net::read_all(&mut first).1, End::Reset);
+    let took = began.elapsed();
+    assert!(bounded(took, millis(400), secs(4)), "{took:?}");
+    let closed = [("reason", "backend_drained")];
+    tembuku.wait_metric("sessions_closed_total", &closed, |n| n == 1.0);
+
+    // The last order holds: an hour instead of a drain's nothing, then no time at all.
+    succeed(&tembuku, &["ready", &target]);
+    let (mut second, name) = net::session(front).unwrap();
+    assert_eq!(name, "b1");
+    succeed(&tembuku, &["drain", &target]);
+    let said = succeed(&tembuku, &["drain", &target, "--close-after", "1h"]);
+    assert_eq!(said, format!("{target}: drained already, 1 session\n"));
+    echo(&mut second, "still here").unwrap();
+    succeed(
+        &tembuku,
+        &["drain", &target, "--close-after", "0s", "--wait"],
+    );
+    assert_eq!(net::read_all(&mut second).1, End::Reset);
+    let logged = tembuku.log();
+    let orders = logged
+        .iter()
+        .filter(|line| line["message"] == "sessions of the backend are to end");
+    assert_eq!(orders.count(), 3, "{logged:?}");
+}
+
+#[test]
+fn close_after_allows_more_time_than_on_drain_and_ready_cancels_it() {
+    let (tembuku, front, servers) = two("balance = \"first\"\non_drain = \"close\"");
+    let address = servers[0].addr.to_string();
+    let (mut held, _) = net::session(front).unwrap();
+    succeed(&tembuku, &["maint", &address, "--close-after", "1500ms"]);
+    let (_other, name) = net::session(front).unwrap();
+    assert_eq!(name, "b2");
+    echo(&mut held, "not at once").unwrap();
+    succeed(&tembuku, &["ready", &address]);
+    let began = Instant::now();
+    wait_until("its time has passed", secs(10), || {
+        began.elapsed() > millis(1_700)
+    });
+    echo(&mut held, "nor later").unwrap();
+    assert_eq!(
+        tembuku.metric("sessions_closed_total", &[("reason", "backend_drained")]),
+        0.0
+    );
+    for (value, hint) in [("5M", "unit"), ("30", "30s")] {
+        let output = run(&tembuku, &["drain", &address, "--close-after", value]);
+        let said = proc::text(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(hint), "{said}");
+    }
+    let output = run(&tembuku, &["ready", &address, "--close-after", "1s"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn ready_waits_for_the_check() {
+    let health = ports::free_addr();
+    let check = format!(
+        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\naddress = \"{health}\"\n"
+    );
+    let accept = || {
+        Server::on(&[health], |mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        })
+    };
+    let well = accept();
+    let (tembuku, front, servers) = two(&check);
+    let target = format!("u/{}", servers[0].addr);
+    wait_until("both are up", secs(10), || ask(front).is_ok());
+    succeed(&tembuku, &["maint", &target]);
+    drop(well);
+    let said = fail(
+        &tembuku,
+        &["ready", &target, "--wait", "--timeout", "500ms"],
+    );
+    assert!(
+        said.contains(&format!(
+            "error: {target}: still down, its check says: refused"
+        )),
+        "{said}"
+    );
+
+    let socket = tembuku.dir.file("admin.sock");
+    let mut waiting = Command::new(binary());
+    waiting.args([
+        "ready",
+        &target,
+        "--wait",
+        "--socket",
+        socket.to_str().unwrap(),
+    ]);
+    let mut waiting = Proc::start("ready", tembuku.dir.path(), waiting);
+    wait_until("it says what is pending", secs(10), || {
+        waiting
+            .stderr()
+            .contains("still down, its check says: refused")
+    });
+    let _well = accept();
+    let status = waiting.wait(secs(10)).expect("an end");
+    assert!(status.success(), "{}", waiting.stderr());
+    let said = waiting.stdout();
+    assert!(said.ends_with(&format!("{target}: up\n")), "{said}");
+    assert_eq!(
+        backend(&tembuku, "u", &servers[0].addr.to_string())["awaits_check"],
+        false
+    );
+}
+
+#[test]
+fn ready_without_a_check_does_not_wait() {
+    let (tembuku, front, servers) = two("");
+    let address = servers[0].addr.to_string();
+    succeed(&tembuku, &["maint", &address]);
+    let began = Instant::now();
+    let said = succeed(&tembuku, &["ready", &address, "--wait", "--timeout", "50s"]);
+    assert_eq!(
+        said,
+        format!("u/{address}: maintenance -> up, 0 sessions\nu/{address}: up\n")
+    );
+    assert!(began.elapsed() < secs(10));
+    ask(front).unwrap();
+}

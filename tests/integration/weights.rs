@@ -1,0 +1,272 @@
+//! Weights that an operator sets in a running process.
+
+use crate::harness::{
+    http,
+    pair::{Entry, Pair, mixed, sources_v4},
+    ports,
+    proc::{self, Proc},
+    programs::Redis,
+    rng::{self, Rng},
+    secs,
+    server::{Server, ask_many, list, named},
+    tembuku::{Tembuku, cli},
+    wait_until,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    net::SocketAddr,
+    process::{Command, Output},
+};
+
+#[track_caller]
+fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+    let socket = tembuku.dir.file("admin.sock");
+    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+}
+
+#[track_caller]
+fn succeed(tembuku: &Tembuku, words: &[&str]) -> String {
+    let output = run(tembuku, words);
+    assert!(output.status.success(), "{}", proc::text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn reload(tembuku: &Tembuku, change: impl Fn(&str) -> String) {
+    let file = tembuku.dir.file("tembuku.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, change(&text)).unwrap();
+    succeed(tembuku, &["reload"]);
+}
+
+fn status(tembuku: &Tembuku, n: usize) -> Value {
+    let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+    status["upstreams"][0]["backends"][n].clone()
+}
+
+/// The operator gives every backend the weight that nginx has in its file, and the file is changed
+/// beneath it.
+#[test]
+fn picks_by_weights_of_the_operator_are_those_of_nginx() {
+    let mut rng = Rng::new(rng::seed("weights::picks_by_weights"));
+    let sources = sources_v4(&mut rng, 300);
+    for key in [Some("$remote_addr"), None] {
+        let (_servers, mut entries) = mixed();
+        // By turns a name would count once for each of its addresses.
+        entries.retain(|entry| key.is_some() || !entry.address.starts_with("localhost"));
+        for entry in &mut entries {
+            entry.weight = rng.range(2, 9);
+        }
+        let pair = Pair::start(&entries, key, "127.0.0.1");
+        for Entry {
+            address, weight, ..
+        } in &entries
+        {
+            let target = format!("u/{address}");
+            let said = succeed(&pair.program, &["weight", &target, &weight.to_string()]);
+            let expected = format!("weight {weight} already by operator, {weight} in the file");
+            assert_eq!(said, format!("{target}: {expected}\n"));
+        }
+        reload(&pair.program, |text| {
+            entries.iter().fold(text.to_owned(), |text, entry| {
+                let of_file = format!("\"{}\", weight = {}", entry.address, entry.weight);
+                assert!(text.contains(&of_file), "{text}");
+                text.replace(&of_file, &format!("\"{}\", weight = 1", entry.address))
+            })
+        });
+        assert_eq!(status(&pair.program, 0)["weight_in_file"], 1);
+        if key.is_some() {
+            pair.compare(&sources, 1);
+        } else {
+            let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 100));
+            assert_eq!(tembuku, nginx);
+        }
+    }
+}
+
+fn three(keys: &str) -> (Tembuku, SocketAddr, Vec<Server>) {
+    let (servers, front) = (named(3), ports::free_addr());
+    let tembuku = Tembuku::start(&format!(
+        "[log]\nformat = \"json\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\n{keys}\nbackends = {}\n",
+        list(&servers)
+    ));
+    (tembuku, front, servers)
+}
+
+#[test]
+fn a_weight_is_shown_everywhere_and_survives_a_reload() {
+    let (mut tembuku, front, servers) = three("");
+    let backend = servers[0].addr.to_string();
+    let target = format!("u/{backend}");
+    let count = |name: &str| ask_many(front, 14).iter().filter(|n| *n == name).count();
+    assert_eq!(
+        succeed(&tembuku, &["weight", &target, "5"]),
+        format!("{target}: weight 1 -> 5 by operator, 1 in the file\n")
+    );
+    assert_eq!(count("b1"), 10);
+    let shown = status(&tembuku, 0);
+    assert_eq!(
+        (&shown["weight"], &shown["weight_in_file"]),
+        (&5.into(), &1.into())
+    );
+    let since = shown["weight_since"].as_str().unwrap().to_owned();
+    assert_eq!(status(&tembuku, 1)["weight_since"], Value::Null);
+    let labels = [("backend", backend.as_str())];
+    assert_eq!(tembuku.metric("backend_weight", &labels), 5.0);
+    let note = |in_file| format!("weight 5 by operator, {in_file} in the file, since {since}");
+    assert!(succeed(&tembuku, &["status"]).contains(&note(1)));
+    assert!(tembuku.get("/").body.contains(&note(1)));
+    assert!(succeed(&tembuku, &["events"]).contains(&format!(
+        "{target} weight 1 -> 5: operator, 1 in the file\n"
+    )));
+
+    // The file's weight changes beneath it, and is what a reset leads to.
+    let of_file = format!("{{ address = \"{backend}\", weight = 3 }}");
+    reload(&tembuku, |text| {
+        text.replace(&format!("\"{backend}\""), &of_file)
+    });
+    assert!(succeed(&tembuku, &["status"]).contains(&note(3)));
+    assert_eq!(count("b1"), 10);
+    assert_eq!(
+        succeed(&tembuku, &["weight", &target, "--reset"]),
+        format!("{target}: weight 5 -> 3, as in the file\n")
+    );
+    assert_eq!(
+        succeed(&tembuku, &["weight", &target, "--reset"]),
+        format!("{target}: weight 3 already, as in the file\n")
+    );
+    assert_eq!(ask_many(front, 10).iter().filter(|n| *n == "b1").count(), 6);
+    assert_eq!(status(&tembuku, 0)["weight_since"], Value::Null);
+
+    // 0: nothing new.
+    succeed(&tembuku, &["weight", &target, "0"]);
+    assert_eq!(count("b1"), 0);
+    succeed(&tembuku, &["drain", &format!("u/{}", servers[1].addr)]);
+    assert!(tembuku.terminate().success());
+    let lost: Vec<Value> = tembuku
+        .log()
+        .into_iter()
+        .filter(|line| line["message"] == "settings of the operator end with this process")
+        .collect();
+    let words = |n: usize| (lost[n]["admin_state"].clone(), lost[n]["weight"].clone());
+    assert_eq!(lost.len(), 2, "{lost:?}");
+    assert_eq!(words(0), ("ready".into(), 0.into()));
+    assert_eq!(words(1), ("drain".into(), Value::Null));
+}
+
+#[test]
+fn invalid_weights_are_refused() {
+    let (tembuku, _front, servers) = three("balance = \"consistent_hash\"");
+    let target = format!("u/{}", servers[0].addr);
+    for (words, code, expected) in [
+        (&["weight", &target][..], 2, "<N>"),
+        (&["weight", &target, "5", "--reset"], 2, "--reset"),
+        (&["weight", &target, "65536"], 2, "65535"),
+        (&["weight", &target, "-1"], 2, "-1"),
+        (
+            &["weight", &servers[0].addr.to_string(), "1"],
+            2,
+            "redis/10.0.0.1:6379",
+        ),
+        (&["weight", "v/x:1", "1"], 1, "did you mean \"u\"?"),
+        (&["weight", "u/x:1", "1"], 1, "has no backend \"x:1\""),
+        (
+            &["weight", &target, "65535"],
+            1,
+            "add up to 65537; consistent_hash takes 65536",
+        ),
+    ] {
+        let output = run(&tembuku, words);
+        let said = proc::text(&output);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        assert!(said.contains(expected), "{words:?}: {said}");
+    }
+    let socket = tembuku.dir.file("admin.sock");
+    let path = format!("/api/v1/upstreams/u/backends/{}", servers[0].addr);
+    for (path, body, expected) in [
+        (&*path, "{\"weight\": -1}", "from 0 to 65535"),
+        (&path, "{\"weight\": 65536}", "from 0 to 65535"),
+        (&path, "{\"weight\": 1.5}", "the body"),
+        (&path, "{\"weight\": \"1\"}", "the body"),
+        (&path, "{}", "neither `admin_state` nor `weight`"),
+        (
+            &path,
+            "{\"weight\": 1, \"admin_state\": \"drain\"}",
+            "not both",
+        ),
+        (
+            &path,
+            "{\"weight\": 1, \"close_after\": \"1s\"}",
+            "goes with `admin_state`",
+        ),
+        ("/api/v1/backends/x", "{\"weight\": 1}", "one upstream"),
+    ] {
+        let answer = http::request_unix(&socket, "POST", path, body).unwrap();
+        assert_eq!(answer.status, 400, "{body}: {answer:?}");
+        assert!(answer.body.contains(expected), "{body}: {answer:?}");
+    }
+    for n in 0..3 {
+        assert_eq!(status(&tembuku, n)["weight"], 1, "nothing was changed");
+    }
+}
+
+/// A large ring is rebuilt again and again while clients come.
+#[test]
+fn no_request_fails_while_weights_change() {
+    let servers = [ports::free_addr(), ports::free_addr()].map(Redis::start);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbalance = \"consistent_hash\"\nhash_key = \"$remote_addr$remote_port\"\n\
+         backends = [\"{}\", \"{}\"]\n",
+        servers[0].addr, servers[1].addr
+    ));
+    let mut load = Command::new("redis-benchmark");
+    let port = front.port().to_string();
+    load.args([
+        "-q",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-n",
+        "4000",
+        "-c",
+        "20",
+        "-k",
+        "0",
+    ]);
+    load.args(["-t", "ping_mbulk"]);
+    let mut load = Proc::start("redis-benchmark", tembuku.dir.path(), load);
+    let target = format!("u/{}", servers[0].addr);
+    let mut changes = 0;
+    while load.ended().is_none() {
+        let weight = ["3000", "1", "0", "700"][changes % 4];
+        succeed(&tembuku, &["weight", &target, weight]);
+        changes += 1;
+    }
+    let status = load.wait(secs(60)).expect("an end");
+    let said = load.stdout() + &load.stderr();
+    assert!(
+        status.success() && !said.to_lowercase().contains("error"),
+        "{said}"
+    );
+    println!("{changes} changes under load");
+    assert!(changes > 3, "{changes}");
+    tembuku.wait_idle();
+    for reason in ["no_backend", "connect_failed"] {
+        let closed = tembuku.metric("sessions_closed_total", &[("reason", reason)]);
+        assert_eq!(closed, 0.0, "{reason}");
+    }
+    for server in &servers {
+        let backend = server.addr.to_string();
+        let labels = [("backend", backend.as_str())];
+        wait_until("it got some", secs(5), || {
+            tembuku.metric("backend_connections_total", &labels) > 100.0
+        });
+    }
+}
