@@ -10,6 +10,7 @@ mod bind;
 mod budget;
 mod checks;
 mod draining;
+mod inherited;
 mod interfaces;
 mod node;
 mod outage;
@@ -29,7 +30,7 @@ pub use start_error::{StartError, StartErrors};
 use crate::{
     control::{apply::Runtime, checks::Checks, journal::Journal},
     plan::{Addr, Plan, diff::Change, reason::CloseReason},
-    runtime::heartbeat::Pulse,
+    runtime::{heartbeat::Pulse, net::SocketFile},
     session::service::{Process, Service},
     sys::{self, blocking},
     upstream::pool::Pool,
@@ -186,6 +187,11 @@ impl Server {
         Ok(changes)
     }
 
+    /// The service manager that has started this process.
+    pub fn manager(&self) -> ServiceManager {
+        self.runtime.manager.clone()
+    }
+
     /// The queue of [`State::reloads`], for the one loop that serves it; `None` the second time.
     /// Requests fail once it is dropped.
     pub fn take_reload_requests(&mut self) -> Option<mpsc::Receiver<reload::Request>> {
@@ -229,7 +235,10 @@ impl Server {
         runtime.stop_accepting();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = runtime.take_socket_files();
-        let _ = blocking::call(CUT, move || drop(files)).await;
+        match runtime.manager.has_store() {
+            true => files.into_iter().for_each(SocketFile::keep),
+            false => drop(blocking::call(CUT, move || drop(files)).await),
+        }
         let timeout = runtime.plan().process.drain_timeout;
         tracing::info!(sessions = sessions.count(), drain_timeout = ?timeout, "draining");
         let drained = tokio::select! {

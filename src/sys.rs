@@ -7,6 +7,7 @@ pub mod datagram;
 pub mod limits;
 pub mod memory;
 pub mod notify;
+pub mod passed;
 pub mod pipe;
 pub mod route;
 pub mod socket;

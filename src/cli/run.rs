@@ -77,7 +77,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
         tokio::spawn(admin::serve(door, state, renderer));
     }
-    let manager = ServiceManager::from_environment();
+    let manager = server.manager();
     manager.note_ready(&server.state).await;
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
     // Until the end of the drain.

@@ -5,12 +5,13 @@ mod datagrams;
 mod listener;
 mod listeners;
 mod removed;
+mod store;
 mod streams;
 mod upstream;
 
 use super::{
-    Prepared, StartError, StartErrors, View, checks, journal::Journal, prepare::UpstreamInputs,
-    resolve::Resolver,
+    Prepared, ServiceManager, StartError, StartErrors, View, checks, journal::Journal,
+    prepare::UpstreamInputs, resolve::Resolver,
 };
 use crate::{
     config,
@@ -34,7 +35,7 @@ use datagrams::DatagramSockets;
 use listener::ListenerRuntime;
 use removed::RemovedUpstreams;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     sync::{Arc, Mutex},
@@ -53,6 +54,9 @@ pub(super) struct Runtime {
     /// Of sessions that begin now.
     access_log: Option<Arc<AccessLog>>,
     pub(super) journal: Arc<Journal>,
+    pub(super) manager: ServiceManager,
+    /// The names of the sockets that the service manager keeps.
+    stored: BTreeSet<String>,
     descriptors: Arc<Descriptors>,
     /// Of flows, over all workers.
     sockets: Arc<FlowSockets>,
@@ -178,6 +182,8 @@ impl Runtime {
             process: Arc::new(process_state),
             access_log: None,
             journal: Arc::default(),
+            manager: ServiceManager::from_environment(),
+            stored: BTreeSet::new(),
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
             upstreams: BTreeMap::new(),
@@ -199,6 +205,7 @@ impl Runtime {
             self.start_datagram_workers().map_err(StartError::Thread)?;
         }
         // Nothing fails from here on.
+        self.store_sockets(&bound).await;
         self.plan = plan;
         self.access_log = prepared.access_log;
         let budget = budget::budget(&self.plan, self.facts);
@@ -209,6 +216,7 @@ impl Runtime {
         }
         self.apply_upstreams(prepared.upstreams);
         let closed = self.apply_listeners(bound, kept, &budget);
+        self.remove_from_store().await;
         self.accept_due(Instant::now());
         closed.await;
         self.workers.confirm().await;

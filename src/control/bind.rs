@@ -1,5 +1,6 @@
 //! Binds the sockets that a plan needs, all or none.
 
+use super::inherited::Inherited;
 use crate::{
     plan::{self, Addr, Listener},
     proxy::{
@@ -10,7 +11,13 @@ use crate::{
     sys::{blocking, datagram},
 };
 use socket2::{Domain, Protocol, Type};
-use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::Path,
+    sync::Arc,
+};
 use tokio_util::task::TaskTracker;
 
 /// An address that is to be bound.
@@ -80,10 +87,14 @@ fn bind_requests(
     held: &[SocketAddr],
     workers: usize,
 ) -> Result<Bound, Vec<BindError>> {
+    let mut inherited = Inherited::take();
+    let wanted = requests.iter().map(|r| (&r.addr, r.listener.protocol));
+    inherited.close_others(wanted);
     // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
     // well, each with half of the clients. So whether another process listens there is looked at
     // first; for all before the first bind, or own wildcard addresses would be in the way.
     let probed = requests.iter().filter_map(|request| match &request.addr {
+        addr if inherited.has(addr, request.listener.protocol) => None,
         Addr::Tcp(address) => {
             let error = probe(&request.listener, *address, held).err()?;
             Some(request.error(error))
@@ -96,7 +107,9 @@ fn bind_requests(
         if !errors.is_empty() {
             break;
         }
-        if let Err(error) = bind(request, workers, &mut bound) {
+        let taken = inherited.take_for(&request.addr, request.listener.protocol, workers);
+        let result = taken.and_then(|sockets| bind(request, sockets, workers, &mut bound));
+        if let Err(error) = result {
             errors.push(request.error(error));
         }
     }
@@ -173,25 +186,37 @@ fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::R
     socket.bind(&address.into())
 }
 
-fn bind(request: &Request, workers: usize, bound: &mut Bound) -> io::Result<()> {
+/// `sockets`: those of the address that there are already.
+fn bind(
+    request: &Request,
+    sockets: Vec<socket2::Socket>,
+    workers: usize,
+    bound: &mut Bound,
+) -> io::Result<()> {
     let Request { listener, addr, .. } = request;
     match (addr, listener.protocol) {
         (Addr::Tcp(address), plan::Protocol::Tcp) => {
-            let (sockets, address) = bind_tcp(listener, *address, workers)?;
+            let (sockets, address) = bind_tcp(listener, *address, sockets, workers)?;
             bound.streams.push(request.listening(address, sockets));
         }
         (Addr::Tcp(address), plan::Protocol::Udp(_)) => {
-            let (sockets, address) = bind_udp(listener, *address, workers)?;
+            let (sockets, address) = bind_udp(listener, *address, sockets, workers)?;
             bound.datagrams.push(request.listening(address, sockets));
         }
         (Addr::Unix(path), _) => {
-            let (sockets, file) = bind_unix(listener, &request.rights, path, workers)?;
+            let (sockets, file) = bind_unix(
+                listener,
+                &request.rights,
+                path,
+                sockets.into_iter().next(),
+                workers,
+            )?;
             bound.streams.push(Listening {
                 listener: listener.name.clone(),
                 configured: addr.clone(),
                 bound: addr.clone(),
                 sockets,
-                file: Some(file),
+                file,
             });
         }
     }
@@ -213,15 +238,25 @@ impl Request {
 fn bind_tcp(
     listener: &Listener,
     mut address: SocketAddr,
+    inherited: Vec<socket2::Socket>,
     workers: usize,
 ) -> io::Result<(Vec<Socket>, SocketAddr)> {
     let mut sockets = Vec::with_capacity(workers);
+    let mut inherited = inherited.into_iter();
+    let shared = inherited.as_slice().first().map(socket2::Socket::try_clone);
+    let shared = shared.transpose()?;
     for _ in 0..workers {
-        let socket = tcp_socket(listener, address)?;
-        socket.set_reuse_port(true)?;
+        let socket = match (inherited.next(), &shared) {
+            (Some(socket), _) => socket,
+            // Without SO_REUSEPORT, or of another user, no second socket can be bound: then the
+            // workers share one.
+            (None, Some(shared)) => {
+                bind_tcp_socket(listener, address).or_else(|_| shared.try_clone())?
+            }
+            (None, None) => bind_tcp_socket(listener, address)?,
+        };
         // Accepted sockets inherit these.
         set_options(&socket, &listener.socket);
-        socket.bind(&address.into())?;
         socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
         let socket = std::net::TcpListener::from(socket);
         // Port 0 is chosen once, for the first; the others share it.
@@ -231,18 +266,33 @@ fn bind_tcp(
     Ok((sockets, address))
 }
 
+fn bind_tcp_socket(listener: &Listener, address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = tcp_socket(listener, address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
 fn bind_udp(
     listener: &Listener,
     mut address: SocketAddr,
+    inherited: Vec<socket2::Socket>,
     workers: usize,
 ) -> io::Result<(Vec<Port>, SocketAddr)> {
     let users = Arc::<PortUsers>::default();
     let open = TaskTracker::new();
     open.close();
     let mut sockets = Vec::with_capacity(workers);
+    let is_inherited = !inherited.is_empty();
+    let mut inherited = inherited.into_iter();
     for _ in 0..workers {
-        let socket = udp_socket(listener, address)?;
-        socket.set_reuse_port(true)?;
+        let socket = match inherited.next() {
+            Some(socket) => socket,
+            None => bind_udp_socket(listener, address).map_err(|error| match is_inherited {
+                true => cannot_share(workers, &error),
+                false => error,
+            })?,
+        };
         datagram::receive_buffer(&socket, BUFFER);
         datagram::send_buffer(&socket, BUFFER);
         datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
@@ -251,7 +301,6 @@ fn bind_udp(
         }
         // Without it each datagram comes on its own.
         let _ = datagram::take_coalesced(&socket);
-        socket.bind(&address.into())?;
         let socket = std::net::UdpSocket::from(socket);
         address = socket.local_addr()?;
         sockets.push(Port {
@@ -262,6 +311,22 @@ fn bind_udp(
         });
     }
     Ok((sockets, address))
+}
+
+fn bind_udp_socket(listener: &Listener, address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = udp_socket(listener, address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// The flows of a UDP socket are those of one worker.
+fn cannot_share(workers: usize, error: &io::Error) -> io::Error {
+    let text = format!(
+        "{error}: the UDP socket that was passed cannot be joined by those of {workers} workers; \
+         it needs ReusePort=yes and the user of this process, or set workers = 1"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 /// Without SO_REUSEADDR, which for datagrams lets another process take them all.
@@ -306,10 +371,21 @@ fn bind_unix(
     listener: &Listener,
     rights: &FileRights,
     path: &Path,
+    inherited: Option<socket2::Socket>,
     workers: usize,
-) -> io::Result<(Vec<Socket>, SocketFile)> {
+) -> io::Result<(Vec<Socket>, Option<SocketFile>)> {
     let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
-    let (first, file) = listen_unix(path, backlog, rights)?;
+    let (first, file) = match inherited {
+        // Its file belongs to the service manager.
+        Some(socket) => {
+            socket.listen(backlog)?;
+            (UnixListener::from(OwnedFd::from(socket)), None)
+        }
+        None => {
+            let (first, file) = listen_unix(path, backlog, rights)?;
+            (first, Some(file))
+        }
+    };
     // Unix sockets know no SO_REUSEPORT: the workers share one queue.
     let mut sockets = Vec::with_capacity(workers);
     for _ in 1..workers {

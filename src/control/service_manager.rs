@@ -4,6 +4,7 @@ use super::State;
 use crate::sys::notify::{self, UnknownAddress};
 use std::{
     io,
+    os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -91,11 +92,33 @@ impl ServiceManager {
         }
     }
 
+    /// Whether it keeps sockets for the next process.
+    pub(super) fn has_store(&self) -> bool {
+        self.0.as_ref().is_some_and(|manager| manager.has_store)
+    }
+
+    /// Gives it sockets to keep, all of one address.
+    pub(super) async fn store(&self, name: &str, sockets: &[BorrowedFd<'_>]) {
+        for sockets in sockets.chunks(notify::ServiceManager::MOST_FDS) {
+            self.send_with(&format!("FDSTORE=1\nFDNAME={name}"), sockets)
+                .await;
+        }
+    }
+
+    /// Lets it close all sockets with this name.
+    pub(super) async fn remove_from_store(&self, name: &str) {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).await;
+    }
+
     async fn send(&self, message: &str) {
+        self.send_with(message, &[]).await;
+    }
+
+    async fn send_with(&self, message: &str, fds: &[BorrowedFd<'_>]) {
         let Some(manager) = &self.0 else { return };
         let began = Instant::now();
         loop {
-            match manager.send(message, &[]) {
+            match manager.send(message, fds) {
                 Ok(()) => return,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && began.elapsed() < PATIENCE => {
                     tokio::time::sleep(PAUSE).await;

@@ -23,6 +23,8 @@ pub struct ServiceManager {
     address: SocketAddrUnix,
     /// It wants to hear of the process at least this often.
     pub watchdog: Option<Duration>,
+    /// It keeps descriptors for the next process.
+    pub has_store: bool,
 }
 
 /// Why NOTIFY_SOCKET cannot be used.
@@ -39,6 +41,7 @@ impl ServiceManager {
             address(&name).ok_or_else(|| UnknownAddress(name.to_string_lossy().into_owned()))?;
         Ok(Some(Self {
             address,
+            has_store: has_store(env::var("FDSTORE").ok().as_deref()),
             watchdog: watchdog(
                 env::var("WATCHDOG_USEC").ok().as_deref(),
                 env::var("WATCHDOG_PID").ok().as_deref(),
@@ -97,9 +100,22 @@ fn watchdog(micros: Option<&str>, owner: Option<&str>, process: u32) -> Option<D
     Some(Duration::from_micros(micros))
 }
 
+/// `most`: as many descriptors are kept.
+fn has_store(most: Option<&str>) -> bool {
+    most.is_some_and(|most| most.parse::<u64>().is_ok_and(|most| most > 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_has_places() {
+        assert!(has_store(Some("1")));
+        for none in [None, Some("0"), Some(""), Some("yes")] {
+            assert!(!has_store(none));
+        }
+    }
 
     #[test]
     fn a_watchdog_is_for_one_process() {

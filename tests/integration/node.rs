@@ -76,7 +76,7 @@ fn a_worker_whose_loop_does_not_run_is_a_fault() {
     assert_eq!(tembuku.get(NODE).status, 200);
     let file = || fs::read_to_string(tembuku.dir.file("ready")).unwrap_or_default();
     for (thread, other) in [("worker-1", "udp-1"), ("udp-0", "worker-0")] {
-        let stalled = stall(&tembuku, thread);
+        let stalled = stall(&tembuku.proc, tembuku.dir.path(), thread);
         wait_until("the fault", secs(20), || {
             let node = tembuku.get(NODE);
             node.status == 503 && node.body.contains(&format!("{thread}: has not run"))
@@ -106,7 +106,7 @@ fn an_idle_worker_is_not_woken_for_its_heartbeat() {
     let tembuku = Tembuku::start(&config("", ports::free_addr(), &[server.addr]));
     let switches = || -> Vec<u64> {
         let of = |name| {
-            let id = thread_id(&tembuku, name);
+            let id = thread_id(&tembuku.proc, name);
             let path = format!("/proc/{}/task/{id}/status", tembuku.proc.id());
             let text = fs::read_to_string(path).unwrap();
             let mut lines = text.lines();

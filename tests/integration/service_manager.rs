@@ -137,7 +137,7 @@ fn a_watchdog_is_fed_while_all_workers_run() {
         &format!("NOTIFY_SOCKET=@{name} WATCHDOG_USEC=600000"),
     );
     assert!(setup.is_fed(secs(10)));
-    let stalled: Proc = stall(&setup.tembuku, "worker-1");
+    let stalled: Proc = stall(&setup.tembuku.proc, setup.tembuku.dir.path(), "worker-1");
     wait_until("the watchdog is not fed", secs(20), || {
         // The queue of the manager is short.
         while setup.try_hear().is_some() {}

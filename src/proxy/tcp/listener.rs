@@ -20,7 +20,7 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
@@ -32,6 +32,15 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 pub enum Socket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
 }
 
 /// A listening socket of the process; those of one address on all workers have the same.

@@ -25,6 +25,13 @@ pub struct SocketFile {
     id: Option<(u64, u64)>,
 }
 
+impl SocketFile {
+    /// The socket outlives this process, and so does its file.
+    pub fn keep(mut self) {
+        self.id = None;
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.id.is_some() && self.id == id(&self.path) {

@@ -88,7 +88,7 @@ impl Netns {
         bound.unwrap_or_else(|error| panic!("bind to {addr}: {error}"))
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.proc.id())
     }
 }
