@@ -42,7 +42,8 @@ fn files(folder: &str) -> BTreeMap<String, PathBuf> {
 
 #[test]
 fn valid_files_and_examples_load_and_survive_a_dump() {
-    for (name, path) in files("tests/config/valid").into_iter().chain(files("conf")) {
+    let folders = ["tests/config/valid", "conf", "packaging/keepalived"];
+    for (name, path) in folders.into_iter().flat_map(files) {
         let plan = config::load(&path).unwrap_or_else(|problems| panic!("{name}:\n{problems}"));
         let dump = config::dump(&plan);
         let again = config::parse(&dump, "dump").unwrap_or_else(|p| panic!("{name}:\n{p}\n{dump}"));

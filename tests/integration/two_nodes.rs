@@ -1,0 +1,317 @@
+//! Two nodes with keepalived, which moves an address between them: by the ready file, and for a
+//! process that was killed by `status --node`.
+
+use crate::harness::{
+    http, millis,
+    netns::Netns,
+    poll, ports,
+    proc::{Proc, command},
+    secs,
+    server::Server,
+    tembuku::{binary, cli},
+    temp::TempDir,
+    threads::stall,
+    wait_until,
+};
+use rustix::{
+    process::Signal,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use std::{
+    fs::{self, File},
+    io::Read,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+const EXAMPLE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/packaging/keepalived/keepalived.conf"
+);
+const BACKEND: &str = "10.77.0.9";
+const VIP: &str = "10.77.0.100";
+
+/// Runs `f` on a thread in another namespace.
+fn within<T: Send + 'static>(
+    netns: &Netns,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let path = netns.path();
+    thread::spawn(move || {
+        let namespace = File::open(path).unwrap();
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+        f()
+    })
+}
+
+struct Node {
+    netns: Netns,
+    address: String,
+    tembuku: Proc,
+    keepalived: Proc,
+    config: String,
+    dir: TempDir,
+}
+
+impl Node {
+    /// Joined to `clients` by a cable of the bridge there.
+    fn start(clients: &Netns, number: usize, port: u16) -> Node {
+        let netns = Netns::new();
+        let (own, peer) = (number, 3 - number);
+        clients.connect_to(&netns, &format!("to{own}"), "eth0", "");
+        clients.sh(&format!("ip link set to{own} master hub"));
+        netns.sh(&format!("ip addr add 10.77.0.{own}/24 dev eth0"));
+        let dir = TempDir::new();
+        let root = dir.path().to_str().unwrap().to_owned();
+        let config = dir.write(
+            "tembuku.toml",
+            &format!(
+                "[process]\nworkers = 2\nready_file = \"{root}/ready\"\ndrain_delay = \"2s\"\n\
+                 drain_timeout = \"2s\"\n[admin]\nsocket = \"{root}/admin.sock\"\n\
+                 [log]\nformat = \"json\"\n\
+                 [listeners.l]\nbind = \"{VIP}:{port}\"\nfreebind = true\nupstream = \"u\"\n\
+                 [upstreams.u]\nbackends = [\"{BACKEND}:{port}\"]\n\
+                 [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nfall = 1\nrise = 1\n"
+            ),
+        );
+        let config = config.to_str().unwrap().to_owned();
+        let tembuku = start_tembuku(&netns, &dir, &config);
+        // Long paths and slow elections are not for a test.
+        let example = fs::read_to_string(EXAMPLE).unwrap();
+        let program = binary().to_str().unwrap().to_owned();
+        let mut text = example;
+        for (from, to) in [
+            ("192.0.2.1\n", format!("10.77.0.{own}\n")),
+            ("192.0.2.2\n", format!("10.77.0.{peer}\n")),
+            ("192.0.2.100/24", format!("{VIP}/24")),
+            ("/run/tembuku/", format!("{root}/")),
+            ("/usr/bin/tembuku", program),
+            (
+                "advert_int 1\n",
+                "advert_int 0.2\n    version 3\n".to_owned(),
+            ),
+        ] {
+            assert!(text.contains(from), "{from}: {text}");
+            text = text.replace(from, &to);
+        }
+        if number == 2 {
+            text = text.replace("state MASTER", "state BACKUP");
+            text = text.replace("priority 150", "priority 100");
+        }
+        let conf = dir.write("keepalived.conf", &text);
+        let line = format!(
+            "nsenter --net={} keepalived --dont-fork --log-console --log-detail --vrrp \
+             --use-file={} --pid={root}/keepalived.pid --vrrp_pid={root}/vrrp.pid",
+            netns.path(),
+            conf.display()
+        );
+        let keepalived = Proc::start("keepalived", dir.path(), command(&line));
+        Node {
+            netns,
+            address: format!("10.77.0.{own}"),
+            tembuku,
+            keepalived,
+            config,
+            dir,
+        }
+    }
+
+    fn has_vip(&self) -> bool {
+        self.netns
+            .sh("ip -4 addr show dev eth0")
+            .contains(&format!("{VIP}/"))
+    }
+
+    #[track_caller]
+    fn wait_vip(&self) {
+        let what = format!("{} has the address", self.address);
+        let found = poll(secs(15), || self.has_vip().then_some(()));
+        assert!(
+            found.is_some(),
+            "{what}\n{}\n{}",
+            self.keepalived.stdout(),
+            self.keepalived.stderr()
+        );
+    }
+
+    fn socket(&self) -> String {
+        self.dir.file("admin.sock").to_str().unwrap().to_owned()
+    }
+
+    fn answer(&self, path: &str) -> u16 {
+        let socket = self.dir.file("admin.sock");
+        http::request_unix(&socket, "GET", path, "").map_or(0, |response| response.status)
+    }
+
+    fn file(&self) -> String {
+        fs::read_to_string(self.dir.file("ready")).unwrap_or_default()
+    }
+}
+
+fn start_tembuku(netns: &Netns, dir: &TempDir, config: &str) -> Proc {
+    let program = binary();
+    let mut command = command(&format!("nsenter --net={}", netns.path()));
+    command.arg(program).args(["run", "-c", config]);
+    let mut tembuku = Proc::start("tembuku", dir.path(), command);
+    let ready = dir.file("ready");
+    tembuku.wait_ready(secs(10), || {
+        fs::read_to_string(&ready).is_ok_and(|text| text == "0\n")
+    });
+    tembuku
+}
+
+/// Connects to the address again and again, and counts what becomes of it.
+struct Clients {
+    counts: Arc<Mutex<Counts>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    served: u64,
+    /// Connects that failed.
+    refused: u64,
+    /// Connected, and not served.
+    cut: u64,
+    /// The longest time from the beginning of a connect to the answer, or the failure.
+    longest: Duration,
+}
+
+impl Clients {
+    fn start(netns: &Netns, vip: SocketAddr) -> Clients {
+        let (counts, stop) = (
+            Arc::<Mutex<Counts>>::default(),
+            Arc::<AtomicBool>::default(),
+        );
+        let thread = within(netns, {
+            let (counts, stop) = (Arc::clone(&counts), Arc::clone(&stop));
+            move || {
+                while !stop.load(Relaxed) {
+                    let began = Instant::now();
+                    let connected = TcpStream::connect_timeout(&vip, secs(5));
+                    let served = connected.as_ref().ok().map(|mut stream| {
+                        stream.set_read_timeout(Some(secs(5))).unwrap();
+                        stream.read_exact(&mut [0; 2]).is_ok()
+                    });
+                    let mut counts = counts.lock().unwrap();
+                    match served {
+                        Some(true) => counts.served += 1,
+                        Some(false) => counts.cut += 1,
+                        None => counts.refused += 1,
+                    }
+                    counts.longest = counts.longest.max(began.elapsed());
+                    drop(counts);
+                    thread::sleep(millis(2));
+                }
+            }
+        });
+        Clients {
+            counts,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until clients are served; what has become of them since the last call.
+    #[track_caller]
+    fn take(&self, what: &str) -> Counts {
+        let before = self.counts.lock().unwrap().served;
+        wait_until("clients are served", secs(20), || {
+            self.counts.lock().unwrap().served > before + 50
+        });
+        let counts = std::mem::take(&mut *self.counts.lock().unwrap());
+        println!("{what}: {counts:?}");
+        counts
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn the_address_moves_for_faults_of_a_node_and_not_for_those_of_a_backend() {
+    let clients = Netns::new();
+    clients.sh(&format!(
+        "ip link add hub type bridge forward_delay 0; ip link set hub up; \
+         ip addr add 10.77.0.3/24 dev hub; ip addr add {BACKEND}/24 dev hub"
+    ));
+    let port = ports::free_port();
+    let backend: SocketAddr = format!("{BACKEND}:{port}").parse().unwrap();
+    let serve = move || Server::named_on("a", &[backend]);
+    let server = within(&clients, serve).join().unwrap();
+    let mut one = Node::start(&clients, 1, port);
+    let two = Node::start(&clients, 2, port);
+    one.wait_vip();
+    wait_until("one node has it", secs(10), || !two.has_vip());
+    let vip = format!("{VIP}:{port}").parse().unwrap();
+    let load = Clients::start(&clients, vip);
+    let counts = load.take("nothing happens");
+    assert_eq!((counts.refused, counts.cut), (0, 0));
+
+    // All nodes see the same dead backend.
+    drop(server);
+    wait_until("both see it", secs(10), || {
+        one.answer("/readyz") == 503 && two.answer("/readyz") == 503
+    });
+    // For longer than an election takes.
+    let began = Instant::now();
+    while began.elapsed() < secs(2) {
+        assert!(one.has_vip() && !two.has_vip());
+        assert_eq!(
+            (one.file().as_str(), one.answer("/readyz/node")),
+            ("0\n", 200)
+        );
+        thread::sleep(millis(100));
+    }
+    let server = within(&clients, serve).join().unwrap();
+    wait_until("both see it", secs(10), || {
+        one.answer("/readyz") == 200 && two.answer("/readyz") == 200
+    });
+    load.take("dead backend");
+
+    // The operator drains a node, and makes it ready again.
+    let socket = one.socket();
+    cli(&["drain", "--node", "--socket", &socket]);
+    two.wait_vip();
+    assert_eq!(load.take("drain --node").refused, 0);
+    cli(&["ready", "--node", "--socket", &socket]);
+    one.wait_vip();
+    assert_eq!(load.take("ready --node").refused, 0);
+
+    let stalled = stall(&one.tembuku, one.dir.path(), "worker-0");
+    two.wait_vip();
+    load.take("worker that hangs");
+    drop(stalled);
+    one.wait_vip();
+    load.take("worker that runs again");
+
+    // The address moves while clients are accepted.
+    one.tembuku.signal(Signal::TERM);
+    two.wait_vip();
+    assert!(one.tembuku.wait(secs(10)).is_some());
+    assert_eq!(load.take("stop").refused, 0);
+    one.tembuku = start_tembuku(&one.netns, &one.dir, &one.config);
+    one.wait_vip();
+    load.take("start");
+
+    // A crash, of which the ready file does not tell.
+    one.tembuku.kill();
+    assert_eq!(one.file(), "0\n");
+    two.wait_vip();
+    load.take("kill");
+    drop(server);
+}
