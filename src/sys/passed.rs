@@ -1,5 +1,5 @@
-//! Sockets that the service manager has passed to this process: LISTEN_FDS of sd_listen_fds(3), from
-//! a socket unit or from its store.
+//! Sockets that the service manager has passed to this process: LISTEN_FDS of sd_listen_fds(3),
+//! from a socket unit or from its store.
 
 use rustix::{
     io::{FdFlags, fcntl_getfd, fcntl_setfd},

@@ -1,5 +1,5 @@
-//! The store of the service manager: it keeps listening sockets when the process ends or crashes, and
-//! clients wait in their queues for the next process.
+//! The store of the service manager: it keeps listening sockets when the process ends or crashes,
+//! and clients wait in their queues for the next process.
 
 use super::{Runtime, listener::ListenerRuntime};
 use crate::{control::bind::Bound, plan::Addr};
