@@ -48,7 +48,10 @@ fn scrape(c: &mut Criterion) {
                 Err(errors) => panic!("{errors}"),
             };
         for backend in first_pool(&server).snapshot(Instant::now()) {
-            backend.metrics.connect_duration.record(0.001);
+            backend
+                .metrics
+                .connect_duration
+                .record(Duration::from_millis(1));
         }
         let text = String::from_utf8(admin::scrape(&server.state).concat()).expect("text");
         let told = text.matches("\ntembuku_backend_connect_duration_seconds_count{");

@@ -9,5 +9,6 @@ pub mod memory;
 pub mod notify;
 pub mod passed;
 pub mod pipe;
+pub mod process;
 pub mod route;
 pub mod socket;

@@ -13,14 +13,11 @@ use crate::{
         temp::TempDir,
     },
 };
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    rsa::{OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, PrivateDecryptingKey},
-};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+use sha2::{Digest, Sha256};
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -167,14 +164,10 @@ fn a_password_that_comes_back_is_not_shown() {
 
 /// What the documentation of MySQL says: how a password is proved without being told.
 fn proof(password: &[u8]) -> Vec<u8> {
-    let hash = digest(&SHA256, password);
-    let twice = digest(&SHA256, hash.as_ref());
-    let mixed = digest(&SHA256, &[twice.as_ref(), NONCE].concat());
-    hash.as_ref()
-        .iter()
-        .zip(mixed.as_ref())
-        .map(|(a, b)| a ^ b)
-        .collect()
+    let hash = Sha256::digest(password);
+    let twice = Sha256::digest(hash);
+    let mixed = Sha256::digest([&twice[..], NONCE].concat());
+    hash.iter().zip(mixed).map(|(a, b)| a ^ b).collect()
 }
 
 /// What is told to a server that does not remember the password, and whether it was taken leave of.
@@ -258,7 +251,6 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
     let dir = TempDir::new();
     for line in [
         "openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out key.pem",
-        "openssl pkcs8 -topk8 -nocrypt -in key.pem -outform DER -out key.der",
         "openssl pkey -in key.pem -pubout -out public.pem",
     ] {
         let mut make = command(line);
@@ -266,8 +258,6 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
         run_ok(secs(20), make);
     }
     let public = std::fs::read(dir.file("public.pem")).unwrap();
-    let private =
-        PrivateDecryptingKey::from_pkcs8(&std::fs::read(dir.file("key.der")).unwrap()).unwrap();
     let (server, told) = server(false, plain, move |stream, number| {
         mysql::write(stream, number, b"\x01\x04")?;
         assert_eq!(
@@ -277,11 +267,13 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
         );
         mysql::write(stream, number + 2, &[b"\x01", &public[..]].concat())?;
         let (_, sealed) = mysql::read(stream)?;
-        let key = OaepPrivateDecryptingKey::new(private.clone()).unwrap();
-        let mut room = vec![0; key.min_output_size()];
-        let text = key
-            .decrypt(&OAEP_SHA1_MGF1SHA1, &sealed, &mut room, None)
-            .unwrap();
+        std::fs::write(dir.file("sealed"), sealed).unwrap();
+        let mut open = command(
+            "openssl pkeyutl -decrypt -inkey key.pem -pkeyopt rsa_padding_mode:oaep -in sealed -out text",
+        );
+        open.current_dir(dir.path());
+        run_ok(secs(20), open);
+        let text = std::fs::read(dir.file("text")).unwrap();
         let text = text
             .iter()
             .zip(NONCE.iter().cycle())
@@ -299,7 +291,7 @@ fn inside_tls_the_password_is_sent() {
     let certificate = authority.issue("db", "IP:127.0.0.1", 2);
     let chain = vec![CertificateDer::from_pem_file(&certificate.certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(&certificate.key).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

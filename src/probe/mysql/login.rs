@@ -1,10 +1,8 @@
 //! How a password is proved to a server, by each of the plugins that accounts may want. Pure.
 
-use aws_lc_rs::{
-    digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest},
-    rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey},
-};
-use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
+use rsa::{Oaep, PublicKey, pkcs8::DecodePublicKey};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 
 /// Length of a signature.
 const ED25519: usize = 64;
@@ -71,21 +69,16 @@ pub(super) fn nothing(wanted: &[u8]) -> Vec<u8> {
 /// eavesdropping, not against an active attack. `None`: it is no key, or the password is too long
 /// for it.
 pub(super) fn sealed(key: &[u8], password: &[u8], nonce: &[u8]) -> Option<Vec<u8>> {
-    let key = SubjectPublicKeyInfoDer::from_pem_slice(key).ok()?;
-    let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&key).ok()?).ok()?;
+    let key = PublicKey::from_public_key_pem(str::from_utf8(key).ok()?).ok()?;
     let nonce: Vec<u8> = nonce
         .iter()
         .copied()
         .cycle()
         .take(password.len() + 1)
         .collect();
-    let mut sealed = vec![0; key.ciphertext_size()];
     let text = mix(clear(password), &nonce);
-    let length = (key.encrypt(&OAEP_SHA1_MGF1SHA1, &text, &mut sealed, None))
-        .ok()?
-        .len();
-    sealed.truncate(length);
-    Some(sealed)
+    key.encrypt(&mut rand::rng(), Oaep::<Sha1>::new(), &text)
+        .ok()
 }
 
 /// Both are of one length.
@@ -98,43 +91,42 @@ fn mix(mut bytes: Vec<u8>, with: &[u8]) -> Vec<u8> {
 }
 
 fn sha1(parts: &[&[u8]]) -> Vec<u8> {
-    hash(&SHA1_FOR_LEGACY_USE_ONLY, parts)
+    Sha1::digest(parts.concat()).to_vec()
 }
 
 fn sha256(parts: &[&[u8]]) -> Vec<u8> {
-    hash(&SHA256, parts)
-}
-
-fn hash(algorithm: &'static Algorithm, parts: &[&[u8]]) -> Vec<u8> {
-    digest(algorithm, &parts.concat()).as_ref().to_vec()
+    Sha256::digest(parts.concat()).to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_lc_rs::{
-        encoding::{AsDer, PublicKeyX509Der},
-        rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey},
-    };
     use std::process::{Command, Stdio};
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// What `openssl dgst` makes of `text`.
-    fn openssl(name: &str, text: &[u8]) -> Vec<u8> {
+    /// What `openssl` writes when it reads `input`.
+    fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
         use std::io::Write as _;
         let mut child = Command::new("openssl")
-            .args(["dgst", name, "-binary"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .expect("openssl");
         let mut stdin = child.stdin.take().expect("a pipe");
-        stdin.write_all(text).expect("it reads");
+        stdin.write_all(input).expect("it reads");
         drop(stdin);
-        child.wait_with_output().expect("an end").stdout
+        let output = child.wait_with_output().expect("an end");
+        assert!(output.status.success(), "{arguments:?}");
+        output.stdout
+    }
+
+    fn digest(name: &str, text: &[u8]) -> Vec<u8> {
+        openssl(&["dgst", name, "-binary"], text)
     }
 
     #[test]
@@ -143,13 +135,13 @@ mod tests {
         // By the formulas of the documentation, with the digests of another library.
         let xor =
             |a: Vec<u8>, b: Vec<u8>| -> Vec<u8> { a.iter().zip(b).map(|(a, b)| a ^ b).collect() };
-        let once = openssl("-sha1", b"secret");
-        let seed = [&nonce[..], &openssl("-sha1", &once)].concat();
-        let native = xor(once, openssl("-sha1", &seed));
+        let once = digest("-sha1", b"secret");
+        let seed = [&nonce[..], &digest("-sha1", &once)].concat();
+        let native = xor(once, digest("-sha1", &seed));
         assert_eq!(hex(&Plugin::Native.answer(b"secret", &nonce)), hex(&native));
-        let once = openssl("-sha256", b"secret");
-        let seed = [&openssl("-sha256", &once)[..], &nonce].concat();
-        let caching = xor(once, openssl("-sha256", &seed));
+        let once = digest("-sha256", b"secret");
+        let seed = [&digest("-sha256", &once)[..], &nonce].concat();
+        let caching = xor(once, digest("-sha256", &seed));
         assert_eq!(
             hex(&Plugin::CachingSha2.answer(b"secret", &nonce)),
             hex(&caching)
@@ -182,43 +174,24 @@ mod tests {
 
     #[test]
     fn what_is_sealed_is_opened_by_the_owner_of_the_key() {
-        let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("a key");
-        let der: PublicKeyX509Der<'_> = private.public_key().as_der().expect("encodes");
-        let text = base64(der.as_ref());
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n");
+        let private = openssl(&["genrsa", "2048"], b"");
+        let public = openssl(&["rsa", "-pubout"], &private);
         let nonce = [7; 20];
         // Longer than the nonce, which begins again then.
         let password = b"a password of more than twenty bytes";
-        let bytes = sealed(pem.as_bytes(), password, &nonce).expect("sealed");
-        let opening = OaepPrivateDecryptingKey::new(private).expect("a key");
-        let mut room = vec![0; opening.min_output_size()];
-        let text = (opening.decrypt(&OAEP_SHA1_MGF1SHA1, &bytes, &mut room, None)).expect("ours");
+        let bytes = sealed(&public, password, &nonce).expect("sealed");
+        let file = std::env::temp_dir().join(format!("tembuku-key-{}.pem", std::process::id()));
+        std::fs::write(&file, &private).expect("a file");
+        let path = file.to_str().expect("a name");
+        let padding = "rsa_padding_mode:oaep";
+        let text = openssl(
+            &["pkeyutl", "-decrypt", "-inkey", path, "-pkeyopt", padding],
+            &bytes,
+        );
+        std::fs::remove_file(&file).expect("ours");
         let text: Vec<u8> = text.iter().map(|b| b ^ 7).collect();
         assert_eq!(text, clear(password));
-        assert_eq!(
-            sealed(pem.as_bytes(), &[b'x'; 300], &nonce),
-            None,
-            "too long"
-        );
+        assert_eq!(sealed(&public, &[b'x'; 300], &nonce), None, "too long");
         assert_eq!(sealed(b"no key", password, &nonce), None);
-    }
-
-    fn base64(bytes: &[u8]) -> String {
-        const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut out = String::new();
-        for three in bytes.chunks(3) {
-            let mut word = [0; 3];
-            word[..three.len()].copy_from_slice(three);
-            let word = u32::from_be_bytes([0, word[0], word[1], word[2]]);
-            for n in 0..4 {
-                let letter = LETTERS[(word >> (18 - 6 * n) & 63) as usize];
-                out.push(if n <= three.len() {
-                    char::from(letter)
-                } else {
-                    '='
-                });
-            }
-        }
-        out
     }
 }

@@ -2,7 +2,7 @@
 //! 5929), so that an attack with a certificate of its own cannot pass the login on.
 //! Pure.
 
-use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
+use sha2::{Digest, Sha256, Sha384, Sha512};
 
 const SEQUENCE: u8 = 0x30;
 const OBJECT: u8 = 0x06;
@@ -20,15 +20,14 @@ pub(in crate::probe) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (algorithm, _) = element(after_contents, SEQUENCE)?;
     let (name, _) = element(algorithm, OBJECT)?;
     let (&last, family) = name.split_last()?;
-    let algorithm = match (family, last) {
+    Some(match (family, last) {
         // MD5 and SHA-1 are not to be used any more: SHA-256 in their place.
-        (RSA, 4 | 5 | 11) | (ECDSA_SHA2, 2) => &SHA256,
-        _ if name == ECDSA_SHA1 => &SHA256,
-        (RSA, 12) | (ECDSA_SHA2, 3) => &SHA384,
-        (RSA, 13) | (ECDSA_SHA2, 4) => &SHA512,
+        (RSA, 4 | 5 | 11) | (ECDSA_SHA2, 2) => Sha256::digest(certificate).to_vec(),
+        _ if name == ECDSA_SHA1 => Sha256::digest(certificate).to_vec(),
+        (RSA, 12) | (ECDSA_SHA2, 3) => Sha384::digest(certificate).to_vec(),
+        (RSA, 13) | (ECDSA_SHA2, 4) => Sha512::digest(certificate).to_vec(),
         _ => return None,
-    };
-    Some(digest(algorithm, certificate).as_ref().to_vec())
+    })
 }
 
 /// What is inside an element of this kind, and what follows it.
@@ -87,7 +86,7 @@ mod tests {
             assert_eq!(of(&certificate).map(|hash| hash.len()), bytes, "{last}");
         }
         let sha1 = certificate(ECDSA_SHA1);
-        assert_eq!(of(&sha1).as_deref(), Some(digest(&SHA256, &sha1).as_ref()));
+        assert_eq!(of(&sha1).as_deref(), Some(&Sha256::digest(&sha1)[..]));
     }
 
     proptest! {

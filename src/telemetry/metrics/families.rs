@@ -6,22 +6,24 @@ use super::{
     UpstreamFigures,
     text::{Family, Samples, Text, labels},
 };
-use crate::plan::{
-    Role,
-    reason::{
-        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
-        SpliceFallback,
+use crate::{
+    plan::{
+        Role,
+        reason::{
+            BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+            SpliceFallback,
+        },
     },
+    sys::process,
 };
 use bytes::Bytes;
-use metrics_process::collector;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// The text of a scrape, in pieces of some 64 KiB.
 pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
     let read = Read {
         of: figures,
-        system: collector::collect(),
+        process: process::usage(),
     };
     let mut text = Text::default();
     for (family, write) in FAMILIES {
@@ -33,7 +35,7 @@ pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
 /// The figures of the program, and those of the process from the system.
 struct Read<'a> {
     of: &'a Figures<'a>,
-    system: collector::Metrics,
+    process: process::Usage,
 }
 
 type Write = fn(&Read<'_>, &mut Samples<'_>);
@@ -44,7 +46,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_cpu_seconds_total",
         "Total user and system CPU time spent in seconds.",
         |f, out| {
-            if let Some(n) = f.system.cpu_seconds_total {
+            if let Some(n) = f.process.cpu_seconds {
                 out.add("", n);
             }
         },
@@ -53,7 +55,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_max_fds",
         "Maximum number of open file descriptors.",
         |f, out| {
-            if let Some(n) = f.system.max_fds {
+            if let Some(n) = f.process.most_descriptors {
                 out.add("", n);
             }
         },
@@ -62,7 +64,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_open_fds",
         "Number of open file descriptors.",
         |f, out| {
-            if let Some(n) = f.system.open_fds {
+            if let Some(n) = f.process.descriptors {
                 out.add("", n);
             }
         },
@@ -71,7 +73,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_resident_memory_bytes",
         "Resident memory size in bytes.",
         |f, out| {
-            if let Some(n) = f.system.resident_memory_bytes {
+            if let Some(n) = f.process.resident_bytes {
                 out.add("", n);
             }
         },
@@ -80,7 +82,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_start_time_seconds",
         "Start time of the process since unix epoch in seconds.",
         |f, out| {
-            if let Some(n) = f.system.start_time_seconds {
+            if let Some(n) = f.process.start_time {
                 out.add("", n);
             }
         },
@@ -89,7 +91,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_threads",
         "Number of OS threads in the process.",
         |f, out| {
-            if let Some(n) = f.system.threads {
+            if let Some(n) = f.process.threads {
                 out.add("", n);
             }
         },
@@ -98,7 +100,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_virtual_memory_bytes",
         "Virtual memory size in bytes.",
         |f, out| {
-            if let Some(n) = f.system.virtual_memory_bytes {
+            if let Some(n) = f.process.virtual_bytes {
                 out.add("", n);
             }
         },
@@ -107,7 +109,7 @@ const FAMILIES: &[(Family, Write)] = &[
         "process_virtual_memory_max_bytes",
         "Maximum amount of virtual memory available in bytes.",
         |f, out| {
-            if let Some(n) = f.system.virtual_memory_max_bytes {
+            if let Some(n) = f.process.most_virtual_bytes {
                 out.add("", n);
             }
         },
@@ -524,6 +526,14 @@ fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
 mod tests {
     use super::{super::Exporter, *};
     use std::sync::Arc;
+
+    #[test]
+    fn help_texts_need_no_escapes() {
+        for (family, _) in FAMILIES {
+            let help = family.help;
+            assert!(!help.contains(['\\', '\n']) && !help.is_empty(), "{help}");
+        }
+    }
 
     #[test]
     fn a_scrape_has_no_series_of_what_is_gone() {

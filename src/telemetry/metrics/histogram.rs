@@ -1,7 +1,9 @@
 //! Histograms with fixed buckets: recording takes two atomic operations and no memory.
 
-use metrics::IntoF64;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 /// The upper bound of a bucket in seconds, and the same as text for the label `le`.
 pub(super) type Bound = (f64, &'static str);
@@ -64,9 +66,8 @@ impl Histogram {
         }
     }
 
-    /// A duration counts in seconds.
-    pub fn record(&self, sample: impl IntoF64) {
-        let sample = sample.into_f64();
+    pub fn record(&self, sample: Duration) {
+        let sample = sample.as_secs_f64();
         let bucket = self.bounds.partition_point(|(bound, _)| *bound < sample);
         self.counts[bucket].fetch_add(1, Relaxed);
         let add = |sum| Some((f64::from_bits(sum) + sample).to_bits());
@@ -94,7 +95,6 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn bounds_ascend_and_their_text_is_their_value() {
@@ -109,10 +109,9 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_include_their_bound() {
         let histogram = Histogram::new(&[(0.5, "0.5"), (1.0, "1")]);
-        for sample in [0.25, 0.5, 0.75, 1.0, 8.0] {
-            histogram.record(sample);
+        for milliseconds in [250, 500, 750, 1_000, 8_000, 500] {
+            histogram.record(Duration::from_millis(milliseconds));
         }
-        histogram.record(Duration::from_millis(500));
         let buckets: Vec<_> = histogram.buckets().collect();
         assert_eq!(buckets, [("0.5", 3), ("1", 5), ("+Inf", 6)]);
         assert_eq!(histogram.sum(), 11.0);
@@ -123,7 +122,8 @@ mod tests {
         let histogram = Histogram::new(LATENCY);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..1_000).for_each(|_| histogram.record(0.25)));
+                let record = |_| histogram.record(Duration::from_millis(250));
+                scope.spawn(move || (0..1_000).for_each(record));
             }
         });
         assert_eq!(histogram.buckets().last(), Some(("+Inf", 4_000)));

@@ -2,7 +2,6 @@
 
 use super::Histogram;
 use bytes::Bytes;
-use metrics_exporter_prometheus::formatting::{write_help_line, write_type_line};
 use std::fmt::Write as _;
 
 /// The text is kept in pieces of about this size, which several responses can share.
@@ -15,6 +14,7 @@ pub(super) struct Family {
     pub(super) name: &'static str,
     /// The type in the TYPE line.
     pub(super) kind: &'static str,
+    /// Without backslashes and line feeds, which would have to be escaped.
     pub(super) help: &'static str,
 }
 
@@ -85,8 +85,11 @@ impl Samples<'_> {
         let out = &mut self.text.open;
         if !self.has_header {
             self.has_header = true;
-            write_help_line(out, name, None, None, help);
-            write_type_line(out, name, None, None, kind);
+            for (keyword, text) in [("HELP", help), ("TYPE", kind)] {
+                for part in ["# ", keyword, " ", name, " ", text, "\n"] {
+                    out.push_str(part);
+                }
+            }
         }
         out.push_str(name);
         out.push_str(suffix);
@@ -181,6 +184,7 @@ pub(super) fn labels(all: &[(&str, &str)]) -> Box<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const GAUGE: Family = Family {
         name: "g",
@@ -239,8 +243,9 @@ mod tests {
             help: "A histogram.",
         };
         let histogram = Histogram::new(&[(0.5, "0.5"), (1.0, "1")]);
-        histogram.record(0.25);
-        histogram.record(0.75);
+        for milliseconds in [250, 750] {
+            histogram.record(Duration::from_millis(milliseconds));
+        }
         let mut text = Text::default();
         text.samples(&FAMILY)
             .histogram(&labels(&[("a", "x")]), &histogram);
