@@ -5,6 +5,7 @@
 
 pub(crate) mod applies;
 pub(crate) mod check;
+mod foreign;
 pub(crate) mod listener;
 pub(crate) mod process;
 #[cfg(test)]
@@ -87,6 +88,9 @@ impl Keys {
     pub(crate) fn advice(&self, name: &str) -> String {
         if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == name) {
             return format!("it is {now} now");
+        }
+        if let Some(advice) = foreign::advice(name) {
+            return advice;
         }
         if let Some(home) = ALL.iter().find(|keys| keys.contains(name)) {
             return format!("`{name}` belongs in {}", home.label);
