@@ -3,12 +3,15 @@
 mod admin_state;
 mod check;
 mod client;
+mod completions;
 mod demo;
 mod events;
 mod explain;
+mod import;
 mod reload;
 mod response;
 mod run;
+mod schema;
 mod sessions;
 mod status;
 mod table;
@@ -27,7 +30,7 @@ use std::{
 };
 
 /// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 5] = ["top", "import", "schema", "completions", "man"];
+const NOT_YET: [&str; 1] = ["top"];
 
 /// What is shown of an error about the command line, which may quote a long argument.
 const MOST_OF_USAGE: usize = 2_000;
@@ -56,6 +59,14 @@ enum Command {
     },
     /// Which backend a client would get, and why: by the configuration alone, no network is touched
     Explain(explain::Explain),
+    /// Convert the configuration of another program
+    Import(import::Import),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+    /// Print a script that makes a shell complete commands of tembuku
+    Completions(completions::Completions),
+    /// Print the manual page, or write those of all commands
+    Man(completions::Man),
     /// Listeners, upstreams and backends of a running process
     Status(status::Status),
     /// Live sessions of a running process: their clients, backends, age and bytes
@@ -146,6 +157,10 @@ pub fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Check { file, dump } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Schema => schema::run(),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Status(status::Status { at, .. })
         | Command::Sessions(sessions::Sessions { at, .. })
         | Command::Events(events::Arguments { at, .. })

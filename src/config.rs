@@ -21,6 +21,7 @@ mod keys;
 mod listener;
 mod loops;
 mod references;
+mod schema;
 mod section;
 mod session_actions;
 pub(crate) mod text;
@@ -35,6 +36,7 @@ pub use dump::dump;
 pub use flags::{Flags, from_flags};
 pub use hash::hash;
 pub use loops::{Loop, find_loops};
+pub use schema::schema;
 pub(crate) use text::report::Fault;
 pub(crate) use value::{access::parse_peers, duration::parse as parse_duration};
 

@@ -2,7 +2,7 @@
 
 pub(super) mod excerpt;
 pub(super) mod problem;
-pub(super) mod quote;
+pub(crate) mod quote;
 pub(super) mod report;
 pub(crate) mod shorten;
 pub(super) mod suggestions;

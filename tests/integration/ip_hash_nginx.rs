@@ -34,7 +34,7 @@ fn web_on(name: &str, addrs: &[SocketAddr]) -> Server {
     })
 }
 
-fn web(name: &str) -> Server {
+pub(crate) fn web(name: &str) -> Server {
     web_on(name, &[SocketAddr::from(([127, 0, 0, 1], 0))])
 }
 
@@ -49,7 +49,7 @@ fn call(mut stream: impl Read + Write) -> io::Result<String> {
     }
 }
 
-fn ask_from(source: IpAddr, addr: SocketAddr) -> io::Result<String> {
+pub(crate) fn ask_from(source: IpAddr, addr: SocketAddr) -> io::Result<String> {
     call(connect_with(addr, Some(source), 0, 0)?)
 }
 

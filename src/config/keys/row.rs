@@ -15,10 +15,6 @@ pub(crate) struct Key {
     /// As it is written, without quotes. Empty: none, or one that depends on other keys.
     pub(crate) default: &'static str,
     pub(crate) applies: Applies,
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the reference, which a test makes")
-    )]
     pub(crate) doc: &'static str,
 }
 
@@ -33,13 +29,7 @@ pub(crate) enum Form {
     /// One of the words.
     Word(fn() -> Vec<&'static str>),
     /// Read by code.
-    Other(
-        #[cfg_attr(
-            not(test),
-            expect(dead_code, reason = "for the reference, which a test makes")
-        )]
-        &'static str,
-    ),
+    Other(&'static str),
 }
 
 /// Which durations a key takes.

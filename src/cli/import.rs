@@ -1,0 +1,100 @@
+//! `tembuku import`: the configuration of another program as one of this program.
+
+mod document;
+mod nginx;
+
+use super::{complain, say};
+use crate::{
+    config,
+    sys::{blocking, files},
+};
+use clap::{Args, Subcommand};
+use document::{Document, List};
+use std::{
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// A larger file is no configuration.
+const MOST_BYTES: u64 = 16 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    #[command(subcommand)]
+    from: From,
+}
+
+#[derive(Debug, Subcommand)]
+enum From {
+    /// The `stream` block, or an `http` block with `upstream` and `proxy_pass`; includes are read
+    Nginx(Input),
+}
+
+#[derive(Debug, Args)]
+struct Input {
+    /// The file, or `-` for standard input, as in `nginx -T | tembuku import nginx -`
+    file: PathBuf,
+    /// Fail if a directive is not carried over
+    #[arg(long)]
+    strict: bool,
+}
+
+/// The configuration goes to standard output, the lists go to standard error.
+pub(super) fn run(arguments: &Import) -> ExitCode {
+    let From::Nginx(input) = &arguments.from;
+    let result = read(&input.file).and_then(|text| {
+        let name = input.file.display().to_string();
+        nginx::import(&text, &name)
+    });
+    match result.and_then(|document| write(&document)) {
+        Ok(has_lost) => match has_lost && input.strict {
+            true => ExitCode::FAILURE,
+            false => ExitCode::SUCCESS,
+        },
+        Err(why) => {
+            complain(&format!("{}\n", why.trim_end()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether anything is not carried over.
+fn write(document: &Document) -> Result<bool, String> {
+    complain(&document.lists());
+    if document.sections.is_empty() {
+        return Err("error: nothing can be imported".to_owned());
+    }
+    let toml = document.toml();
+    say(&toml)?;
+    // What was valid there may be refused here: then the place is named.
+    if let Err(problems) = config::parse(&toml, "the result") {
+        return Err(format!("{problems}"));
+    }
+    Ok(document.has(List::Lost))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let bytes = match path == Path::new("-") {
+        true => {
+            let mut bytes = Vec::new();
+            let input = io::stdin().lock().take(MOST_BYTES + 1);
+            { input }.read_to_end(&mut bytes).map(|_| bytes)
+        }
+        false => {
+            let path = path.to_owned();
+            let call = move || files::read(&path, MOST_BYTES + 1);
+            blocking::call_and_wait(blocking::LIMIT, call).and_then(|read| read)
+        }
+    };
+    let bytes = bytes.map_err(|e| format!("error: cannot read {}: {e}", path.display()))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let most = MOST_BYTES >> 20;
+        return Err(format!(
+            "error: {} is larger than {most} MiB",
+            path.display()
+        ));
+    }
+    // Comments of old files are often not UTF-8.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,439 @@
+//! nginx: the `stream` block, or an `http` block of the usual form, as a configuration.
+
+mod server;
+mod syntax;
+mod upstream;
+mod value;
+mod verdicts;
+
+use super::document::{Document, List, Place, Section};
+use crate::config::text::quote::quoted;
+use std::collections::BTreeMap;
+use syntax::Directive;
+use verdicts::{Verdict, verdict};
+
+/// Converts the text of a file; `origin` is its name. An error is a whole message.
+pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
+    let tree = syntax::read(text, origin)?;
+    let mut import = Import::default();
+    let block = |name: &str| tree.iter().find(|d| d.name == name && d.block.is_some());
+    let (proxy, is_http) = match (block("stream"), block("http")) {
+        (Some(stream), _) => (stream.inside(), false),
+        (None, Some(http)) => (http.inside(), true),
+        // A file that is included in the block itself.
+        (None, None) if tree.iter().any(|d| d.name == "server") => (&tree[..], false),
+        (None, None) => {
+            return Err(format!(
+                "{origin}: there is no `stream` block and no `http` block to import"
+            ));
+        }
+    };
+    import.is_http = is_http;
+    if !std::ptr::eq(proxy, &tree[..]) {
+        import.main(&tree);
+    }
+    if is_http {
+        let place = block("http").map(|d| d.place.clone());
+        if let Some(place) = place {
+            import.document.note(
+                List::Differs,
+                &place,
+                "layer 4 picks a backend for each connection, not for each request, and a backend \
+                 sees the address of tembuku",
+            );
+        }
+    }
+    import.upstreams(proxy);
+    let scope = Scope::default().within(proxy);
+    import.other(proxy);
+    for server in proxy.iter().filter(|d| d.name == "server") {
+        import.server(server, &scope);
+    }
+    Ok(import.finish())
+}
+
+/// What is known while a configuration is converted.
+#[derive(Default)]
+struct Import<'a> {
+    document: Document,
+    is_http: bool,
+    process: Option<Section>,
+    log: Option<Section>,
+    upstreams: BTreeMap<&'a str, &'a Directive>,
+    /// The sections of upstreams that are made already, by what they are made of.
+    made: BTreeMap<(String, bool), String>,
+    /// The keys of zones for `limit_conn`.
+    zones: BTreeMap<String, String>,
+}
+
+/// The settings that hold in a block: its own before those around it.
+#[derive(Default, Clone)]
+struct Scope<'a> {
+    settings: BTreeMap<&'a str, Vec<&'a Directive>>,
+}
+
+impl<'a> Scope<'a> {
+    fn within(&self, block: &'a [Directive]) -> Self {
+        let mut own = BTreeMap::<&str, Vec<&Directive>>::new();
+        for directive in block {
+            // Both are one list.
+            let name = match directive.name.as_str() {
+                "allow" | "deny" => "access",
+                name => name,
+            };
+            own.entry(name).or_default().push(directive);
+        }
+        let mut settings = self.settings.clone();
+        settings.extend(own);
+        Self { settings }
+    }
+
+    fn all(&self, name: &str) -> &[&'a Directive] {
+        self.settings.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    fn last(&self, name: &str) -> Option<&'a Directive> {
+        self.all(name).last().copied()
+    }
+}
+
+impl<'a> Import<'a> {
+    fn main(&mut self, tree: &'a [Directive]) {
+        for directive in tree {
+            let place = &directive.place;
+            match directive.name.as_str() {
+                "worker_processes" => match directive.first().parse::<u16>() {
+                    Ok(workers) => self.process(place).set("workers", workers, place),
+                    Err(_) => {
+                        let text = "workers: one for each CPU is the default";
+                        self.document.note(List::Carried, place, text);
+                        continue;
+                    }
+                },
+                "worker_shutdown_timeout" => match value::time(directive.first()) {
+                    Some(time) => {
+                        self.process(place)
+                            .set("drain_timeout", quoted(&time), place);
+                    }
+                    None => {
+                        self.lost(directive, "not a time");
+                        continue;
+                    }
+                },
+                "error_log" => {
+                    self.error_log(directive);
+                    continue;
+                }
+                "stream" => continue,
+                "http" if self.is_http => continue,
+                "http" => {
+                    let text = "the block is left out: where it is alone in a file it is imported";
+                    self.document
+                        .note(List::Lost, place, format!("`http`: {text}"));
+                    continue;
+                }
+                _ => {
+                    self.by_verdict(directive);
+                    continue;
+                }
+            }
+            self.carried(directive);
+        }
+    }
+
+    /// What stands around the servers and is none of their settings.
+    fn other(&mut self, block: &'a [Directive]) {
+        for directive in block {
+            match directive.name.as_str() {
+                "limit_conn_zone" => {
+                    let zone = directive.arguments.get(1).map_or("", String::as_str);
+                    let zone = zone.trim_start_matches("zone=").split(':').next();
+                    let key = directive.first().to_owned();
+                    self.zones.insert(zone.unwrap_or_default().to_owned(), key);
+                    self.carried(directive);
+                }
+                "error_log" => self.error_log(directive),
+                "access_log" => self.access_log(directive),
+                "server" | "upstream" => {}
+                // They are listed with the servers that they hold for.
+                name if server::SETTINGS.contains(&name) => {}
+                _ => self.by_verdict(directive),
+            }
+        }
+    }
+
+    fn upstreams(&mut self, block: &'a [Directive]) {
+        let found = block.iter().filter(|d| d.name == "upstream");
+        self.upstreams = found.map(|d| (d.first(), d)).collect();
+    }
+
+    fn error_log(&mut self, directive: &Directive) {
+        let level = match directive.arguments.get(1).map(String::as_str) {
+            Some("debug") => "debug",
+            Some("info" | "notice") => "info",
+            Some("warn") => "warn",
+            _ => "error",
+        };
+        let place = &directive.place;
+        let text = format!(
+            "`error_log`: the log goes to standard error; [log] level = \"{level}\" shows as much"
+        );
+        self.document.note(List::Differs, place, text);
+    }
+
+    /// There is one access log; the first one is it.
+    fn access_log(&mut self, directive: &Directive) {
+        let (path, place) = (directive.first(), &directive.place);
+        match path {
+            "off" => self.carried(directive),
+            _ if path.starts_with("syslog:") || path.contains('$') || !path.starts_with('/') => {
+                self.lost(directive, "[log] access takes an absolute path");
+            }
+            _ if self.log.is_some() => self.lost(directive, "there is one access log"),
+            _ => {
+                let header = "[log]".to_owned();
+                let log = self.log.insert(Section::new(header, place));
+                log.set("access", quoted(path), place);
+                let text = "`access_log`: the fields are fixed, with nginx's names; it is for all \
+                            listeners";
+                self.document.note(List::Differs, place, text);
+            }
+        }
+    }
+
+    fn process(&mut self, place: &Place) -> &mut Section {
+        let new = || Section::new("[process]".to_owned(), place);
+        self.process.get_or_insert_with(new)
+    }
+
+    fn carried(&mut self, directive: &Directive) {
+        let text = format!("{} {}", directive.name, directive.text());
+        self.document
+            .note(List::Carried, &directive.place, text.trim_end());
+    }
+
+    fn lost(&mut self, directive: &Directive, why: &str) {
+        let text = format!("`{}`: {why}", shown(directive));
+        self.document.note(List::Lost, &directive.place, text);
+    }
+
+    /// A directive that no code carries over.
+    fn by_verdict(&mut self, directive: &Directive) {
+        let text = match verdict(&directive.name) {
+            Some(Verdict::Harmless(why)) => {
+                let text = format!("{}: nothing to write, {why}", directive.name);
+                self.document.note(List::Carried, &directive.place, text);
+                return;
+            }
+            Some(Verdict::Unsupported(why)) => why.to_owned(),
+            Some(Verdict::Carried) => "it has no effect here".to_owned(),
+            None if self.is_http => "of HTTP, which layer 4 does not see".to_owned(),
+            None => "no directive of the stream module: nginx refuses it, too".to_owned(),
+        };
+        self.lost(directive, &text);
+    }
+
+    fn finish(mut self) -> Document {
+        let mut sections = Vec::new();
+        sections.extend(self.process.take());
+        sections.extend(self.log.take());
+        sections.append(&mut self.document.sections);
+        self.document.sections = sections;
+        for (name, directive) in std::mem::take(&mut self.upstreams) {
+            if !self.made.keys().any(|(text, _)| text == name) {
+                self.lost(directive, "no server that is imported uses it");
+            }
+        }
+        self.document
+    }
+}
+
+/// A directive as it is quoted: not all of a long one.
+fn shown(directive: &Directive) -> String {
+    let text = format!("{} {}", directive.name, directive.text());
+    let text = text.trim_end();
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    /// The configuration, which must be valid, and the lists.
+    #[track_caller]
+    fn imported(text: &str) -> (String, String) {
+        let document = import(text, "f").expect("an import");
+        let toml = document.toml();
+        config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
+        (toml, document.lists())
+    }
+
+    #[test]
+    fn every_line_names_its_place() {
+        let (toml, _) = imported(
+            "stream {\n upstream a {\n  hash $remote_addr consistent;\n  server 10.0.0.1:1 weight=2;\n }\n \
+             server {\n  listen 82;\n  proxy_timeout 30s;\n  proxy_pass a;\n }\n}",
+        );
+        for line in [
+            "balance = \"consistent_hash\" # f:3",
+            "{ address = \"10.0.0.1:1\", weight = 2 }, # f:4",
+            "bind = \"0.0.0.0:82\" # f:7",
+            "idle_timeout = \"30s\" # f:8",
+        ] {
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words(&toml).contains(line), "{line} in\n{toml}");
+        }
+    }
+
+    #[test]
+    fn servers_become_listeners_with_what_holds_for_them() {
+        for (text, parts) in [
+            (
+                "listen 53 udp; proxy_responses 1; proxy_pass 10.0.0.1:53;",
+                &[
+                    "protocol = \"udp\"",
+                    "responses = 1",
+                    "[upstreams.\"10.0.0.1-53\"]",
+                ][..],
+            ),
+            (
+                "listen 53 udp; listen 53; proxy_pass a;",
+                &["[listeners.a]", "[listeners.a-2]"],
+            ),
+            (
+                "listen 1; allow 10.0.0.0/8; deny all; proxy_pass a;",
+                &["\"deny all\""],
+            ),
+            (
+                "listen 1 proxy_protocol; set_real_ip_from 10.0.0.0/8; proxy_pass a;",
+                &["accept_proxy = { trust = [\"10.0.0.0/8\"] }"],
+            ),
+            (
+                "listen 1; proxy_protocol on; proxy_pass a;",
+                &["send_proxy = \"v1\""],
+            ),
+            (
+                "listen 1; proxy_next_upstream off; proxy_pass a;",
+                &["retries = 0"],
+            ),
+            (
+                "listen 1; proxy_next_upstream_tries 2; proxy_pass a;",
+                &["retries = 1"],
+            ),
+            (
+                "listen 1 so_keepalive=30m::10 backlog=9; tcp_nodelay off; proxy_pass a;",
+                &[
+                    "keepalive = { idle = \"30m\", interval = \"10s\", count = 10 }",
+                    "backlog = 9",
+                    "nodelay = false",
+                ],
+            ),
+            (
+                "listen [::]:1 ipv6only=off; proxy_pass a;",
+                &["[\"0.0.0.0:1\", \"[::]:1\"]"],
+            ),
+            (
+                "listen 1; proxy_half_close on; proxy_pass unix:/run/a.sock;",
+                &["unix:/run/a.sock"],
+            ),
+            (
+                "listen 1; limit_conn all 7; proxy_pass a;",
+                &["max_connections = 7"],
+            ),
+        ] {
+            let text = format!(
+                "stream {{ limit_conn_zone $server_port zone=all:1m; proxy_timeout 1h;
+                 upstream a {{ least_conn; server 10.0.0.1:9 max_conns=5; server b.example:9 backup; }}
+                 server {{ {text} }} }}"
+            );
+            let (toml, lists) = imported(&text);
+            for part in parts {
+                assert!(toml.contains(part), "{part} in\n{toml}\n{lists}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_time_out_before_a_database_is_pointed_out() {
+        let with = |time: &str| {
+            let text = format!(
+                "stream {{ server {{ listen 1; proxy_timeout {time}; proxy_pass db:5432; }} }}"
+            );
+            imported(&text).1.contains("sessions of a database")
+        };
+        assert!(with("3s") && !with("10m"));
+    }
+
+    #[test]
+    fn what_is_not_carried_over_is_listed() {
+        for (text, part) in [
+            ("listen 1 ssl; proxy_pass a;", "left out: TLS of sessions"),
+            (
+                "listen 1; proxy_pass $name;",
+                "left out: routing by variables",
+            ),
+            ("listen 1; return ok;", "left out: it has no `proxy_pass`"),
+            (
+                "listen 1; proxy_pass a; proxy_upload_rate 1m;",
+                "no limits of bandwidth",
+            ),
+            (
+                "listen 1; proxy_pass a; keepalive 4;",
+                "each session has a connection",
+            ),
+            (
+                "listen 1; proxy_pass a; frobnicate on;",
+                "nginx refuses it, too",
+            ),
+            (
+                "listen host.example:1; proxy_pass a;",
+                "takes addresses, not names",
+            ),
+            ("listen 1; proxy_pass b.example;", "there is no port in it"),
+        ] {
+            let text = format!(
+                "stream {{ upstream a {{ server 10.0.0.1:9; }} server {{ listen 9; proxy_pass a; }}
+                 server {{ {text} }} }}"
+            );
+            let (_, lists) = imported(&text);
+            let (_, lost) = lists.split_once("not carried over: ").expect("the list");
+            assert!(lost.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic() {
+        const WORDS: [&str; 14] = [
+            "stream",
+            "{",
+            "}",
+            ";",
+            "server",
+            "listen",
+            "upstream",
+            "a",
+            "1",
+            "proxy_pass",
+            "hash",
+            "$x",
+            "[",
+            "\"q\"",
+        ];
+        // Every text of a fixed sequence of pseudo-random words.
+        let mut state: u32 = 1;
+        for _ in 0..3_000 {
+            let mut text = String::new();
+            for _ in 0..(state % 40) {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                text.push_str(WORDS[(state >> 16) as usize % WORDS.len()]);
+                text.push(' ');
+            }
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let _ = import(&text, "f").map(|document| (document.toml(), document.lists()));
+        }
+    }
+}
