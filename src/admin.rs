@@ -16,6 +16,7 @@ mod sessions;
 mod socket;
 mod status;
 mod stream;
+mod terminate;
 
 pub use crate::admin::format::{OperatorSettings, availability, explain, load, reasons, size};
 pub use http::{AdminListener, serve};

@@ -15,6 +15,7 @@ mod schema;
 mod sessions;
 mod status;
 mod table;
+mod terminate;
 mod weight;
 
 use crate::{
@@ -73,6 +74,11 @@ enum Command {
     Sessions(sessions::Sessions),
     /// The last changes of backends of a running process
     Events(events::Arguments),
+    /// Terminate sessions of a running process
+    Kill(terminate::Kill),
+    /// Terminate sessions of an upstream that are above the fair share of their backend, or where
+    /// their key no longer leads, so that they spread again
+    Rebalance(terminate::Rebalance),
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem
     Reload(reload::Arguments),
@@ -165,6 +171,8 @@ pub fn main() -> ExitCode {
         | Command::Sessions(sessions::Sessions { at, .. })
         | Command::Events(events::Arguments { at, .. })
         | Command::Weight(weight::Arguments { at, .. })
+        | Command::Kill(terminate::Kill { at, .. })
+        | Command::Rebalance(terminate::Rebalance { at, .. })
         | Command::Reload(reload::Arguments { at, .. })
         | Command::Drain(admin_state::Out {
             which: admin_state::Which { at, .. },
@@ -186,6 +194,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Sessions(args) => sessions::run(&args),
         Command::Events(args) => events::run(&args),
+        Command::Kill(args) => terminate::kill(&args),
+        Command::Rebalance(args) => terminate::rebalance(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
         Command::Weight(args) => weight::run(&args),

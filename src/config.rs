@@ -38,7 +38,9 @@ pub use hash::hash;
 pub use loops::{Loop, find_loops};
 pub use schema::schema;
 pub(crate) use text::report::Fault;
-pub(crate) use value::{access::parse_peers, duration::parse as parse_duration};
+pub(crate) use value::{
+    access::parse_peers, duration::parse as parse_duration, rate::parse as parse_rate,
+};
 
 /// Of a path so many characters are shown.
 const MOST_OF_PATH: usize = 1_000;

@@ -20,6 +20,7 @@ mod rights;
 mod service_manager;
 mod start_error;
 mod supervise;
+pub mod terminate;
 
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
 pub use node::{DelayEnd, NodeFault};
@@ -33,13 +34,13 @@ use crate::{
     runtime::{heartbeat::Pulse, net::SocketFile},
     session::service::{Process, Service},
     sys::{self, blocking},
-    upstream::pool::Pool,
+    upstream::{health::Pace, pool::Pool},
 };
 use node::Node;
 use reload::Reloads;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::mpsc;
@@ -53,6 +54,8 @@ pub struct State {
     pub journal: Arc<Journal>,
     pub reloads: Reloads,
     node: Node,
+    /// Of all terminations.
+    pace: Arc<Mutex<Pace>>,
     view: RwLock<Arc<View>>,
 }
 
@@ -109,6 +112,7 @@ impl State {
             journal: Arc::clone(&runtime.journal),
             reloads,
             node: Node::new(Instant::now()),
+            pace: Arc::clone(runtime.pace()),
             view: RwLock::new(Arc::new(runtime.view())),
         }
     }

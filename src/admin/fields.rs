@@ -27,7 +27,6 @@ impl Fields {
         Ok(Self(fields))
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for commands with filters"))]
     pub(super) fn of_body(body: &[u8]) -> Result<Self, Refusal> {
         if body.is_empty() {
             return Ok(Self(Map::new()));
@@ -82,7 +81,6 @@ impl Fields {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for commands with filters"))]
     pub(super) fn flag(&mut self, key: &str) -> Result<bool, Refusal> {
         match self.0.remove(key) {
             None | Some(Value::Null) => Ok(false),

@@ -7,6 +7,7 @@ use super::{
     render::{Kind, Renderer, SharedBody},
     sessions,
     stream::Stream,
+    terminate,
 };
 use crate::{control::State, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
@@ -181,6 +182,11 @@ async fn answer(
             let page = events::answer(query, &state).await;
             json(page.map(|page| (StatusCode::OK, page)))
         }
+        terminate::KILL => streamed(terminate::kill(request, &state, &lifetime).await, "POST"),
+        terminate::REBALANCE => streamed(
+            terminate::rebalance(request, &state, &lifetime).await,
+            "POST",
+        ),
         "/livez" => text(StatusCode::OK, "ok\n"),
         readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
         readiness::NODE_PATH => plain(readiness::node(&state).await),
@@ -216,7 +222,8 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
 
 /// Whether it is served on the unix socket alone.
 fn is_of_socket(path: &str) -> bool {
-    is_command(path) || path == sessions::PATH
+    let streamed = [sessions::PATH, terminate::KILL, terminate::REBALANCE];
+    is_command(path) || streamed.contains(&path)
 }
 
 /// `methods`: those that the path has.

@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 pub(super) const PATH: &str = "/api/v1/sessions";
 
 /// The fields of a filter, as a request names them.
-const FILTERS: [&str; 7] = [
+pub(super) const FILTERS: [&str; 7] = [
     "listener",
     "upstream",
     "backend",

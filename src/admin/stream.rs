@@ -3,6 +3,7 @@
 
 use super::lifetime::Lifetime;
 use hyper::body::{Body, Bytes, Frame};
+use serde::Serialize;
 use std::{
     convert::Infallible,
     future::Future,
@@ -65,6 +66,13 @@ impl Writer {
             true => self.flush().await,
             false => Ok(()),
         }
+    }
+
+    /// At once.
+    pub(super) async fn write_line(&mut self, line: &impl Serialize) -> Result<(), Disconnected> {
+        let line = serde_json::to_string(line).unwrap_or_default();
+        self.write(&(line + "\n")).await?;
+        self.flush().await
     }
 
     pub(super) async fn flush(&mut self) -> Result<(), Disconnected> {

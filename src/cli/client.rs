@@ -268,6 +268,13 @@ impl Lines<'_> {
         self.client.strange(&self.path, why)
     }
 
+    /// The next line as JSON: an answer that has not said that it is done has one.
+    pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+        let line = self.next()?;
+        let line = line.ok_or_else(|| self.strange("the answer is cut off"))?;
+        response::read(&line).map_err(|why| self.strange(&why))
+    }
+
     /// The head of the answer; the code.
     fn read_head(&mut self) -> Result<u16, String> {
         let http = "it does not speak HTTP";

@@ -252,6 +252,35 @@ impl Event {
     }
 }
 
+/// How far `tembuku kill` is.
+#[derive(Debug, Deserialize)]
+pub(super) struct Kill {
+    pub(super) matched: u64,
+    pub(super) terminated: u64,
+    pub(super) pending: u64,
+    pub(super) done: bool,
+}
+
+/// How far `tembuku rebalance` is.
+#[derive(Debug, Deserialize)]
+pub(super) struct Rebalance {
+    pub(super) backends: Vec<Share>,
+    pub(super) wanted: u64,
+    pub(super) terminated: u64,
+    pub(super) pending: u64,
+    pub(super) done: bool,
+    pub(super) backends_changed: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Share {
+    pub(super) backend: String,
+    pub(super) backend_addr: String,
+    pub(super) before: u64,
+    pub(super) target: u64,
+    pub(super) now: u64,
+}
+
 /// What a reload changed, or would change.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReloadReport {

@@ -33,7 +33,7 @@ pub(super) struct Filters {
     /// Of a client with this address, or of this network; `unix` for clients of unix sockets
     #[arg(long, value_name = "CIDR", value_parser = peers)]
     client: Option<String>,
-    /// That began this long ago or earlier (\"10s\", \"1h30m\")
+    /// That began this long ago or earlier ("10s", "1h30m")
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Option<String>,
     /// That have carried nothing for this long
@@ -68,7 +68,7 @@ fn duration(text: &str) -> Result<String, String> {
         .map_err(reason)
 }
 
-fn reason(fault: Fault) -> String {
+pub(super) fn reason(fault: Fault) -> String {
     match fault.hint {
         Some(hint) => format!("{} ({hint})", fault.message),
         None => fault.message,
@@ -76,6 +76,10 @@ fn reason(fault: Fault) -> String {
 }
 
 impl Filters {
+    pub(super) fn is_empty(&self) -> bool {
+        self.fields().is_empty()
+    }
+
     /// By the names of the fields of a request.
     pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
         let port = self.backend_port.map(|port| port.to_string());

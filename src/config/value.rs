@@ -5,6 +5,7 @@ pub(super) mod address;
 pub(super) mod duration;
 pub(super) mod hash_key;
 pub(super) mod host;
+pub(super) mod rate;
 pub(super) mod size;
 pub(super) mod unix_file;
 pub(super) mod zone;

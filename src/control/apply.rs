@@ -331,6 +331,11 @@ impl Runtime {
         &self.plan
     }
 
+    /// Of all terminations.
+    pub(super) fn pace(&self) -> &Arc<Mutex<Pace>> {
+        &self.pace
+    }
+
     pub(super) fn worker_count(&self) -> usize {
         self.facts.workers
     }

@@ -68,6 +68,11 @@ words! {
         ResponseTimeout = "response_timeout",
         /// A flow that was ended for another one.
         Evicted = "evicted",
+        /// An operator terminated it.
+        Killed = "killed",
+        /// Its backend had more than its share, or its key leads to another one by now, and an
+        /// operator had the upstream rebalanced.
+        Rebalanced = "rebalanced",
     }
 }
 
@@ -241,7 +246,9 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
-            | Self::BackendRemoved => true,
+            | Self::BackendRemoved
+            | Self::Killed
+            | Self::Rebalanced => true,
         }
     }
 }
@@ -281,7 +288,9 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
-            | Self::BackendRemoved => Cut::MidStream,
+            | Self::BackendRemoved
+            | Self::Killed
+            | Self::Rebalanced => Cut::MidStream,
             Self::IdleTimeout
             | Self::HalfCloseTimeout
             | Self::ClientLeft
@@ -318,7 +327,9 @@ impl CloseReason {
             | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
-            | Self::Evicted => None,
+            | Self::Evicted
+            | Self::Killed
+            | Self::Rebalanced => None,
         }
     }
 
@@ -346,7 +357,9 @@ impl CloseReason {
             | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
-            | Self::Evicted => false,
+            | Self::Evicted
+            | Self::Killed
+            | Self::Rebalanced => false,
         }
     }
 
@@ -374,7 +387,9 @@ impl CloseReason {
             | Self::BackendDrained
             | Self::BackendRemoved
             | Self::ResponseTimeout
-            | Self::Evicted => false,
+            | Self::Evicted
+            | Self::Killed
+            | Self::Rebalanced => false,
         }
     }
 
@@ -403,7 +418,9 @@ impl CloseReason {
             | Self::BackendRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
-            | Self::Evicted => true,
+            | Self::Evicted
+            | Self::Killed
+            | Self::Rebalanced => true,
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
 };
 use ahash::AHashMap;
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,7 +33,6 @@ pub enum Scope {
     All,
     /// Those that have begun before one with this id and are not closing: what a termination that
     /// starts now is meant for. A client that comes back is not terminated again.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for commands with filters"))]
     LiveBefore(u64),
 }
 
@@ -62,7 +62,41 @@ pub struct Found {
     pub backend: Option<Arc<Backend>>,
 }
 
+/// As the command line has it.
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |time: &Option<Duration>| time.map(|time| format!("{time:?}"));
+        let client = self.client.map(|peers| match peers {
+            PeerSet::All => "all".to_owned(),
+            PeerSet::Unix => "unix".to_owned(),
+            PeerSet::Net(ip, length) => format!("{ip}/{length}"),
+        });
+        let fields = [
+            ("listener", self.listener.clone()),
+            ("upstream", self.upstream.clone()),
+            ("backend", self.backend.clone()),
+            ("client", client),
+            ("older-than", time(&self.older_than)),
+            ("idle", time(&self.idle)),
+            (
+                "backend-port",
+                self.backend_port.map(|port| port.to_string()),
+            ),
+        ];
+        let set = fields.into_iter();
+        let set = set.filter_map(|(name, value)| Some(format!("--{name} {}", value?)));
+        let set: Vec<String> = set.collect();
+        f.write_str(if set.is_empty() { "--all" } else { "" })?;
+        f.write_str(&set.join(" "))
+    }
+}
+
 impl Filter {
+    /// Whether it matches every session.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What can be decided without a system call and without the backend's name.
     fn may_match(&self, session: &Session, sessions: &Sessions, now: Instant) -> bool {
         let origin = &session.origin;
@@ -171,6 +205,7 @@ mod tests {
         session::registry::{Arrival, Descriptors, Kind, Origin},
         upstream::pool::tests::{check, of, planned, upstream},
     };
+    use std::io::Write as _;
 
     /// Two upstreams of two backends each, and many sessions: of client 10.0.0.N, through listener
     /// `l` to upstream `u`, on a backend by the parity of N.
@@ -185,10 +220,16 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
+            Self::with(COUNT, 0)
+        }
+
+        /// So many sessions, and as many that may come besides.
+        fn with(count: usize, more: u64) -> Self {
             let now = Instant::now();
             let plan = upstream(vec![planned(1), planned(2)], check(CheckKind::Tcp));
-            let descriptors = Arc::new(Descriptors::new(2 * COUNT as u64, 0, 0));
-            let sessions = Sessions::new(2, COUNT as u64, 0, &descriptors, now);
+            let most = count as u64 + more;
+            let descriptors = Arc::new(Descriptors::new(2 * most, 0, 0));
+            let sessions = Sessions::new(2, most, 0, &descriptors, now);
             let origin = Origin {
                 listener: "l".to_owned(),
                 pool: Arc::new(of(&plan, now)),
@@ -200,7 +241,7 @@ mod tests {
                 live: Vec::new(),
                 now,
             };
-            for n in 0..COUNT {
+            for n in 0..count {
                 let session = rig.begin(n);
                 rig.live.push(session);
             }
@@ -360,5 +401,53 @@ mod tests {
             // A session that took the place of another has another id.
             assert_eq!(times, 1, "{id}");
         }
+    }
+
+    /// A worker that begins and ends sessions all the time, while another thread looks at 100,000
+    /// others again and again. What it measures depends on the machine: run it by name.
+    #[test]
+    #[ignore = "prints figures"]
+    fn a_worker_hardly_waits_for_a_look_at_100_000_sessions() {
+        const MANY: usize = 100_000;
+        let rig = Rig::with(MANY, 1);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let longest = |looks: bool| {
+            stop.store(false, std::sync::atomic::Ordering::Relaxed);
+            std::thread::scope(|scope| {
+                let worker = scope.spawn(|| {
+                    let mut pauses = Vec::new();
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let before = Instant::now();
+                        rig.sessions.remove(&rig.begin(1));
+                        pauses.push(before.elapsed());
+                    }
+                    pauses.sort_unstable();
+                    let at = |share: f64| pauses[(pauses.len() as f64 * share) as usize];
+                    (at(0.5), at(0.999), at(0.99999), pauses[pauses.len() - 1])
+                });
+                let until = Instant::now() + Duration::from_secs(3);
+                let mut times = Vec::new();
+                while Instant::now() < until {
+                    if looks {
+                        let began = Instant::now();
+                        let client = Some(PeerSet::Net([10, 0, 1, 7].into(), 32));
+                        let filter = Filter {
+                            client,
+                            ..Filter::default()
+                        };
+                        assert!(rig.count(filter) < 10);
+                        times.push(began.elapsed());
+                    }
+                }
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                times.sort_unstable();
+                let look = times.get(times.len() / 2);
+                let session = worker.join();
+                let figures = format!("a look: {look:?}, a session: {session:?}\n");
+                let _ = std::io::stderr().write_all(figures.as_bytes());
+            });
+        };
+        longest(false);
+        longest(true);
     }
 }

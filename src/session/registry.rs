@@ -194,7 +194,9 @@ impl Sessions {
     /// Terminates every session, and returns how many there were.
     pub fn end_all(&self, reason: CloseReason) -> u64 {
         let sessions = self.find(|_| true);
-        sessions.iter().for_each(|session| session.end(reason));
+        for session in &sessions {
+            session.end(reason);
+        }
         sessions.len() as u64
     }
 }

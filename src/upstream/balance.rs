@@ -205,7 +205,8 @@ impl Balancer {
             .or_else(|| self.pick_by_policy(Group::Backups, candidates, &mut random))
     }
 
-    fn pick_by_key(
+    /// By the key alone; `None`: it leads to no candidate that can be picked.
+    pub fn pick_by_key(
         &mut self,
         lookup: &mut LookupState,
         candidates: &impl Candidates,

@@ -16,6 +16,7 @@ mod flow;
 mod forecast;
 mod operator_weight;
 mod snapshot;
+mod takers;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -26,6 +27,7 @@ pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event,
 pub use forecast::candidates_of_new;
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::Snapshot;
+pub use takers::Taker;
 
 use crate::{
     plan::{
@@ -95,6 +97,8 @@ struct Inner {
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
     /// time, known without asking each.
     fast_path: bool,
+    /// Whether endpoints may have ceilings.
+    has_ceilings: bool,
     events: Events,
     /// When the first of the averages that `least_time` compares is to be halved.
     next_halving: Option<Instant>,
@@ -111,6 +115,7 @@ struct View<'a> {
     tried: &'a [u64],
     fast_path: bool,
     single: bool,
+    respects_ceilings: bool,
     now: Instant,
     /// Endpoints that are barred by their `max_connections`; some are enough.
     full: &'a RefCell<SmallVec<[usize; 4]>>,
@@ -122,6 +127,9 @@ impl View<'_> {
     fn share_of(&self, i: usize) -> u32 {
         let endpoint = &self.endpoints[i];
         if self.tried.contains(&endpoint.backend.id) {
+            return 0;
+        }
+        if self.respects_ceilings && endpoint.is_at_ceiling() {
             return 0;
         }
         let admission = endpoint.admission(self.single, self.now);
@@ -211,6 +219,7 @@ impl Pool {
             start_verdict: plan.check.as_ref().map(|c| Verdict::at_start(c.start_up)),
             moves: plan.flows_move,
             fast_path: false,
+            has_ceilings: false,
             events,
             next_halving: None,
             review: Review::new(plan),
@@ -252,20 +261,28 @@ impl Pool {
         let Inner {
             endpoints,
             fast_path,
+            has_ceilings,
             balancer,
             chance,
             ..
         } = &mut *inner;
         let full = RefCell::default();
-        let view = View {
-            single: balancer.is_single(),
+        let single = balancer.is_single();
+        let view = |respects_ceilings| View {
+            single,
+            respects_ceilings,
             fast_path: *fast_path && search.tried.is_empty(),
             endpoints,
             tried: &search.tried,
             now,
             full: &full,
         };
-        let picked = balancer.pick(&mut search.lookup, &view, || chance.draw());
+        let mut pick = |view| balancer.pick(&mut search.lookup, &view, || chance.draw());
+        let picked = match pick(view(*has_ceilings)) {
+            // Each that could take it has as many as it is to have: they get one more.
+            None if *has_ceilings => pick(view(false)),
+            picked => picked,
+        };
         let full = full.into_inner();
         for &i in &full {
             endpoints[i].backend.log_full(now);

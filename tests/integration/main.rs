@@ -97,6 +97,7 @@ mod shares;
 mod shutdown;
 mod start_wait;
 mod systemd_unit;
+mod terminate;
 mod transfer;
 mod turns;
 mod two_nodes;

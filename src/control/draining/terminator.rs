@@ -47,8 +47,9 @@ impl Terminator {
             };
             let (now, later) = rest.split_at(n);
             // One that learned it from the pool may be on another backend by now.
-            now.iter()
-                .for_each(|session| session.end_if_on(backend.id, reason));
+            for session in now {
+                session.end_if_on(backend.id, reason);
+            }
             rest = later;
             if !rest.is_empty() {
                 tokio::time::sleep(Pace::pause(chance.draw())).await;

@@ -294,21 +294,25 @@ impl Session {
         self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Terminates it, on whatever backend it is.
-    pub fn end(&self, reason: CloseReason) {
-        self.update(|placement| placement.ending(reason, false));
+    /// Terminates it, on whatever backend it is. Returns whether it had no reason to end before.
+    pub fn end(&self, reason: CloseReason) -> bool {
+        let before = self.update(|placement| placement.ending(reason, false));
         self.wake();
+        before.end == 0
     }
 
-    /// Terminates it unless it is on another backend by now.
-    pub fn end_if_on(&self, backend: u64, reason: CloseReason) {
+    /// Terminates it unless it is on another backend by now. Returns whether it was there and had
+    /// no reason to end before.
+    pub fn end_if_on(&self, backend: u64, reason: CloseReason) -> bool {
         let before = self.update(|placement| match placement.backend == backend {
             true => placement.ending(reason, true),
             false => placement,
         });
-        if before.backend == backend {
+        let is_there = before.backend == backend;
+        if is_there {
             self.wake();
         }
+        is_there && before.end == 0
     }
 
     /// Returns what was there before.

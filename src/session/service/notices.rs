@@ -313,6 +313,8 @@ fn unserved_message(reason: CloseReason) -> Option<&'static str> {
         | CloseReason::BackendRemoved
         | CloseReason::BackendRefused
         | CloseReason::ResponseTimeout
-        | CloseReason::Evicted => None,
+        | CloseReason::Evicted
+        | CloseReason::Killed
+        | CloseReason::Rebalanced => None,
     }
 }

@@ -25,6 +25,9 @@ pub(super) struct Endpoint {
     /// When it recovered, while it starts slowly.
     pub(super) slow_start: Option<Instant>,
     pub(super) latency: Average,
+    /// While a rebalancing is under way: with so many sessions it gets no other, as long as other
+    /// endpoints have fewer than theirs.
+    pub(super) ceiling: Option<u64>,
     /// Since when the resolver or the configuration no longer names it; `None`: it is named.
     pub(super) departed: Option<Instant>,
 }
@@ -73,6 +76,7 @@ impl Endpoint {
             admin,
             slow_start: None,
             latency: Average::default(),
+            ceiling: None,
             departed: None,
         }
     }
@@ -119,6 +123,10 @@ impl Endpoint {
             server: evidence.server.as_deref(),
             answers,
         }
+    }
+
+    pub(super) fn is_at_ceiling(&self) -> bool {
+        (self.ceiling).is_some_and(|ceiling| self.backend.active() >= ceiling)
     }
 
     /// Whether checks and the operator let sessions come to it.

@@ -101,9 +101,8 @@ impl Endpoint {
                 Admission::Part(((part * f64::from(FULL)) as u32).clamp(1, FULL))
             }
             Some(_) => Admission::Part(FULL),
-            None if is_limited || config.rule.max_fails > 0 && passive.fails() > 0 => {
-                Admission::Part(FULL)
-            }
+            None if is_limited || self.ceiling.is_some() => Admission::Part(FULL),
+            None if config.rule.max_fails > 0 && passive.fails() > 0 => Admission::Part(FULL),
             None => Admission::Full,
         }
     }

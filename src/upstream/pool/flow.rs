@@ -77,7 +77,9 @@ impl FlowsMove {
             | CloseReason::UntrustedHeader
             | CloseReason::Recovered
             | CloseReason::ResponseTimeout
-            | CloseReason::Evicted => false,
+            | CloseReason::Evicted
+            | CloseReason::Killed
+            | CloseReason::Rebalanced => false,
         }
     }
 }

@@ -1,0 +1,194 @@
+//! `tembuku kill` and `tembuku rebalance`: terminations that last as long as the command.
+
+use super::{
+    client::{At, Client},
+    code, complain, say,
+    sessions::{Filters, reason},
+    table::{Row, table},
+};
+use crate::{
+    cli::response::{self, clean},
+    config::parse_rate,
+};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// From one line about progress to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+pub(super) struct Kill {
+    #[command(flatten)]
+    filters: Filters,
+    /// Every session of the process
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rebalance {
+    /// The upstream
+    upstream: String,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    pub(super) at: At,
+}
+
+#[derive(Debug, Args)]
+struct How {
+    /// Print what would be terminated, and terminate nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Terminate no more than this ("10/s", "30/m"); without it 2,000 a second, which is the
+    /// most for all terminations of the process together
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    rate: Option<String>,
+}
+
+fn rate(text: &str) -> Result<String, String> {
+    parse_rate(text).map(|_| text.to_owned()).map_err(reason)
+}
+
+/// Shows progress on a terminal, where its reader waits.
+struct Progress {
+    is_shown: bool,
+    next: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            is_shown: io::stderr().is_terminal(),
+            next: Instant::now() + INTERVAL,
+        }
+    }
+
+    fn show(&mut self, terminated: u64, of: u64) {
+        if self.is_shown && Instant::now() >= self.next {
+            self.next = Instant::now() + INTERVAL;
+            complain(&format!("terminated {terminated} of {of}\n"));
+        }
+    }
+}
+
+pub(super) fn kill(args: &Kill) -> ExitCode {
+    if args.filters.is_empty() != args.all {
+        complain(match args.all {
+            true => "error: --all and filters exclude each other\n",
+            false => {
+                "error: without a filter every session would be terminated\n  hint: name filters, \
+                 or --all\n"
+            }
+        });
+        return ExitCode::from(2);
+    }
+    code(Client::find(&args.at).and_then(|client| run_kill(args, &client)))
+}
+
+fn run_kill(args: &Kill, client: &Client) -> Result<(), String> {
+    let fields = args.filters.fields().into_iter();
+    let fields = fields.map(|(name, value)| (name.to_owned(), Value::from(value)));
+    let mut fields: Map<String, Value> = fields.collect();
+    fields.insert("all".to_owned(), args.all.into());
+    let body = args.how.add_to(fields);
+    let mut lines = client.lines("POST", "/api/v1/sessions/kill", &body)?;
+    let mut progress = Progress::new();
+    loop {
+        let line: response::Kill = lines.read()?;
+        if !line.done {
+            progress.show(line.terminated, line.matched);
+            continue;
+        }
+        if args.how.dry_run {
+            let count = sessions(line.matched);
+            return say(&format!("{count} would be terminated (dry run)\n"));
+        }
+        say(&format!("terminated {}\n", sessions(line.terminated)))?;
+        return check_pending(line.pending);
+    }
+}
+
+pub(super) fn rebalance(args: &Rebalance) -> ExitCode {
+    code(Client::find(&args.at).and_then(|client| run_rebalance(args, &client)))
+}
+
+fn run_rebalance(args: &Rebalance, client: &Client) -> Result<(), String> {
+    let mut fields = Map::new();
+    fields.insert("upstream".to_owned(), json!(args.upstream));
+    let body = args.how.add_to(fields);
+    let mut lines = client.lines("POST", "/api/v1/rebalance", &body)?;
+    let mut progress = Progress::new();
+    loop {
+        let line: response::Rebalance = lines.read()?;
+        if !line.done {
+            progress.show(line.terminated, line.wanted);
+            continue;
+        }
+        say(&shares(&line))?;
+        if args.how.dry_run {
+            let count = sessions(line.wanted);
+            return say(&format!("\n{count} would be terminated (dry run)\n"));
+        }
+        say(&format!("\nterminated {}\n", sessions(line.terminated)))?;
+        if line.backends_changed {
+            return Err(
+                "error: stopped, since other backends take sessions than at the beginning\n  hint: \
+                 run it again\n"
+                    .to_owned(),
+            );
+        }
+        return check_pending(line.pending);
+    }
+}
+
+impl How {
+    /// The body of a request.
+    fn add_to(&self, mut fields: Map<String, Value>) -> String {
+        fields.insert("dry_run".to_owned(), self.dry_run.into());
+        fields.insert("rate".to_owned(), self.rate.clone().into());
+        Value::Object(fields).to_string()
+    }
+}
+
+fn shares(line: &response::Rebalance) -> String {
+    let mut rows = vec![Row::of(["backend"], ["before", "target", "now"], [""; 0])];
+    rows.extend(line.backends.iter().map(|share| {
+        let (name, address) = (clean(&share.backend), clean(&share.backend_addr));
+        let name = match name == address {
+            true => name,
+            false => format!("{name} ({address})"),
+        };
+        let figures = [share.before, share.target, share.now];
+        Row::of([name], figures.map(|n| n.to_string()), [""; 0])
+    }));
+    table(&rows)
+}
+
+fn check_pending(pending: u64) -> Result<(), String> {
+    match pending {
+        0 => Ok(()),
+        n => Err(format!(
+            "error: {} of them {} not ended yet\n  hint: `tembuku sessions` shows them as \
+             closing\n",
+            n,
+            if n == 1 { "has" } else { "have" }
+        )),
+    }
+}
+
+fn sessions(count: u64) -> String {
+    match count {
+        1 => "1 session".to_owned(),
+        n => format!("{n} sessions"),
+    }
+}

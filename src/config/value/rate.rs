@@ -1,0 +1,60 @@
+//! Rates as text: "10/s", "0.5/s", "30/m".
+
+use crate::config::text::report::Fault;
+
+const HINT: &str = "as in \"10/s\" or \"30/m\"";
+const MOST: f64 = 1e6;
+
+/// How often per second: more than 0.
+pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
+    let wrong = || Fault::new(format!("not a rate: {text:?}")).hint(HINT);
+    let (number, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
+    let seconds = match unit.trim() {
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(wrong()),
+    };
+    let is_plain = |c: char| c.is_ascii_digit() || c == '.';
+    let number = Some(number.trim()).filter(|number| number.chars().all(is_plain));
+    let number: f64 = number.and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+    match number > 0.0 && number <= MOST {
+        true => Ok(number / seconds),
+        false => {
+            let fault = Fault::new(format!(
+                "the rate {text:?} is not above 0 and at most {MOST}"
+            ));
+            Err(fault.hint(HINT))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_a_unit() {
+        for (text, rate) in [
+            ("10/s", 10.0),
+            (" 0.5 / s", 0.5),
+            ("30/m", 0.5),
+            ("1000000/s", 1e6),
+        ] {
+            assert_eq!(parse(text), Ok(rate));
+        }
+        for text in [
+            "",
+            "10",
+            "/s",
+            "0/s",
+            "-1/s",
+            "1e3/s",
+            "inf/s",
+            "10/h",
+            "1000001/s",
+            "1..2/s",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
