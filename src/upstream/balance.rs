@@ -30,7 +30,7 @@ use round_robin::RoundRobin;
 use std::ops::Range;
 use weights::Weights;
 
-/// After so many candidates that cannot be used, turns decide instead of the hash.
+/// After so many candidates that cannot be used, the pick is made in rotation instead of by hash.
 const MOST_TRIES: u32 = 20;
 
 /// The share of a candidate that counts with the whole of its weight.
@@ -43,11 +43,12 @@ pub trait Candidates {
     fn share(&self, candidate: usize) -> u32;
     /// Sessions on it now.
     fn connections(&self, candidate: usize) -> u64;
-    /// The average time that [`Balance::LeastTime`] compares, in any unit; 0 where none is known.
+    /// The average time that [`Balance::LeastTime`] compares, in any unit; 0 where none was
+    /// measured.
     fn time(&self, candidate: usize) -> f64;
 }
 
-/// A backend as the policies know it.
+/// A backend as the policies see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
     /// The address as configured; several candidates may carry the same.
@@ -67,7 +68,7 @@ pub struct Pick {
 pub enum Why {
     /// There is no other.
     Only,
-    /// It was its turn.
+    /// The next in rotation.
     Turn,
     /// The first in order that can take a session.
     FirstInOrder,
@@ -91,7 +92,7 @@ pub enum Why {
     /// So many positions from the key's own on could not be used: its hash, by weight, among all
     /// candidates that can be picked.
     KeyAmongTheRest { tries: u32 },
-    /// The key led to no candidate that can be picked: turns decided.
+    /// The key led to no candidate that can be picked: the next in rotation.
     TurnInsteadOfKey,
 }
 
@@ -143,7 +144,7 @@ impl LookupState {
 #[derive(Debug)]
 pub struct Balancer {
     policy: Policy,
-    turns: RoundRobin,
+    rotation: RoundRobin,
     regular: Weights,
     backups: Weights,
     /// Capacity for bounded load to work in, so that no pick allocates.
@@ -178,7 +179,7 @@ impl Balancer {
         };
         Self {
             policy,
-            turns: RoundRobin::new(regular.iter().chain(backups).map(|e| e.weight)),
+            rotation: RoundRobin::new(regular.iter().chain(backups).map(|e| e.weight)),
             regular: Weights::new(0, regular),
             backups: Weights::new(regular.len(), backups),
             sums: Vec::new(),
@@ -194,7 +195,7 @@ impl Balancer {
         mut random: impl FnMut() -> u64,
     ) -> Option<Pick> {
         if self.is_single() {
-            let found = self.turns.pick(0..1, |i| candidates.share(i))?;
+            let found = self.rotation.pick(0..1, |i| candidates.share(i))?;
             return Some(Pick {
                 candidate: found,
                 why: Why::Only,
@@ -211,17 +212,29 @@ impl Balancer {
         lookup: &mut LookupState,
         candidates: &impl Candidates,
     ) -> Option<Pick> {
-        let (turns, sums) = (&mut self.turns, &mut self.sums);
+        let (rotation, sums) = (&mut self.rotation, &mut self.sums);
         match (&self.policy, lookup) {
             (Policy::Hash, LookupState::Hash(lookup)) => lookup.pick(&self.regular, candidates),
             (Policy::IpHash, LookupState::IpHash(lookup)) => lookup.pick(&self.regular, candidates),
             (Policy::ConsistentHash(ring, bound), LookupState::Ring(lookup)) => {
                 let capacity = bound.map(|f| Capacity::new(f, &self.regular, candidates, sums));
-                ring.pick(lookup, &self.regular, turns, candidates, capacity.as_ref())
+                ring.pick(
+                    lookup,
+                    &self.regular,
+                    rotation,
+                    candidates,
+                    capacity.as_ref(),
+                )
             }
             (Policy::Maglev(table, bound), LookupState::Maglev(lookup)) => {
                 let capacity = bound.map(|f| Capacity::new(f, &self.regular, candidates, sums));
-                table.pick(lookup, &self.regular, turns, candidates, capacity.as_ref())
+                table.pick(
+                    lookup,
+                    &self.regular,
+                    rotation,
+                    candidates,
+                    capacity.as_ref(),
+                )
             }
             _ => None,
         }
@@ -237,10 +250,10 @@ impl Balancer {
             Group::Regular => &self.regular,
             Group::Backups => &self.backups,
         };
-        let turns = &mut self.turns;
+        let rotation = &mut self.rotation;
         match self.policy {
-            Policy::LeastConn => least_conn::pick(weights, turns, candidates),
-            Policy::LeastTime => least_time::pick(weights, turns, candidates),
+            Policy::LeastConn => least_conn::pick(weights, rotation, candidates),
+            Policy::LeastTime => least_time::pick(weights, rotation, candidates),
             Policy::RandomTwo => random_two::pick(weights, candidates, random),
             Policy::First => first(weights, candidates, random),
             Policy::RoundRobin
@@ -248,7 +261,7 @@ impl Balancer {
             | Policy::IpHash
             | Policy::ConsistentHash(..)
             | Policy::Maglev(..) => Some(Pick {
-                candidate: turns.pick(weights.range(), |i| candidates.share(i))?,
+                candidate: rotation.pick(weights.range(), |i| candidates.share(i))?,
                 why: match self.policy {
                     Policy::RoundRobin => Why::Turn,
                     _ => Why::TurnInsteadOfKey,
@@ -259,7 +272,7 @@ impl Balancer {
 
     /// Whether there is one candidate and no other: it is used however often it failed.
     pub fn is_single(&self) -> bool {
-        self.regular.len() == 1 && self.turns.len() == 1
+        self.regular.len() == 1 && self.rotation.len() == 1
     }
 
     /// The numbers of those that are no backups; those of the backups follow.
@@ -269,7 +282,7 @@ impl Balancer {
 
     /// Lowers the share of a candidate that failed; it recovers by one with each pick.
     pub fn penalize(&mut self, candidate: usize, by: u32) {
-        self.turns.penalize(candidate, by);
+        self.rotation.penalize(candidate, by);
     }
 }
 
@@ -310,7 +323,7 @@ fn by_chance(share: u32, random: &mut impl FnMut() -> u64) -> bool {
 /// Whether one with this share takes a key, for policies that hash: a growing share takes more and
 /// more of the keys and never gives one back, so that each client moves once.
 fn by_key(share: u32, hash: u64) -> bool {
-    // Multiplied by the golden ratio: the bits that placed the key must not decide when it moves.
+    // Multiplied by the golden ratio: the bits that assigned the key must not decide when it moves.
     share >= FULL || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) < u64::from(share)
 }
 

@@ -1,7 +1,7 @@
 //! The backends of one upstream and the policy that picks among them, behind one lock.
 //!
-//! All workers share one state of turns and failures, so that seven sessions over weights 5/1/1 get
-//! 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
+//! All workers share one state of rotation and failures, so that seven sessions over weights 5/1/1
+//! get 1 1 2 1 3 1 1 whichever workers they land on. A pick holds the lock for well under a
 //! microsecond and happens once a connection.
 
 mod addresses;
@@ -68,8 +68,8 @@ pub struct Pool {
     pub name: Arc<str>,
     pub metrics: Arc<UpstreamMetrics>,
     balance: Balance,
-    /// Whether checks tell what role a backend has.
-    tells_roles: bool,
+    /// Whether checks report the role of a backend.
+    reports_roles: bool,
     inner: Arc<Mutex<Inner>>,
     notifier: Arc<Notifier>,
     /// Whether a connect proves nothing before an answer has begun.
@@ -95,7 +95,7 @@ struct Inner {
     /// For what reasons flows move to another backend.
     moves: plan::FlowsMove,
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
-    /// time, known without asking each.
+    /// time, and then need not examine each.
     fast_path: bool,
     /// Whether endpoints may have ceilings.
     has_ceilings: bool,
@@ -229,7 +229,7 @@ impl Pool {
         };
         inner.assemble(now);
         Self {
-            tells_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
+            reports_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
             name: Arc::clone(&of_all.name),
             metrics: Arc::clone(of_all),
             balance: plan.balance.clone(),

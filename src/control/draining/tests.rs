@@ -7,7 +7,7 @@ use crate::{
     },
     upstream::{
         backend::Lease,
-        pool::tests::{check, of, place, planned, set_addresses, upstream, verdict},
+        pool::tests::{address, check, of, planned, set_addresses, upstream, verdict},
     },
 };
 
@@ -297,7 +297,7 @@ fn nobody_is_waited_for_who_is_not_up() {
         assert!(rig.draining.failback.is_active());
         // Its name is gone, and nobody says so.
         drop(lease);
-        let none = [vec![], vec![place(2)]];
+        let none = [vec![], vec![address(2)]];
         set_addresses(&rig.pool, &none, Instant::now());
         rig.recalled().await;
         assert_eq!(session.must_end(), None);
@@ -318,7 +318,7 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
             let rig = Rig::new(vec![planned(1)], check);
             for n in 2..100 {
                 rig.turn(0, DOWN);
-                let next = [vec![place(n)]];
+                let next = [vec![address(n)]];
                 set_addresses(&rig.pool, &next, Instant::now());
                 tokio::task::yield_now().await;
             }

@@ -5,7 +5,7 @@ use super::{Candidates, FULL, weights::Weights};
 
 /// How many sessions each candidate may hold at this moment.
 pub(super) struct Capacity<'a> {
-    /// How many sessions there may be in all, with the one to be placed.
+    /// How many sessions there may be in all, with the one to be assigned.
     total: u64,
     weights: &'a Weights,
     /// Where not all count with the whole of their weight: what counts, summed up. The share
@@ -108,7 +108,7 @@ mod tests {
         /// There is always capacity for one more, and no candidate may hold more than one above its
         /// share.
         #[test]
-        fn there_is_room(
+        fn some_candidate_has_capacity(
             factor in 101u32..400,
             backends in proptest::collection::vec((1u32..50, 0u64..50), 1..20),
         ) {
@@ -117,10 +117,10 @@ mod tests {
             let most = most(factor, &weights, held);
             prop_assert!(backends.iter().zip(&most).any(|((_, held), most)| held < most));
             let sessions: u64 = backends.iter().map(|b| b.1).sum();
-            let places = ((sessions + 1) * u64::from(factor)).div_ceil(100);
+            let capacity = ((sessions + 1) * u64::from(factor)).div_ceil(100);
             let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
             for (weight, most) in weights.iter().zip(most) {
-                let share = places * u64::from(*weight) / total;
+                let share = capacity * u64::from(*weight) / total;
                 prop_assert!(most <= (share + 1).max(1), "{most} of {share}");
             }
         }

@@ -12,11 +12,11 @@ impl Named {
     /// Also the distinct names with their weights, in the order in which they first appear: of
     /// several candidates the first one's weight counts.
     pub(super) fn new<'a>(entries: &[Entry<'a>]) -> (Self, Vec<Entry<'a>>) {
-        let mut known: AHashMap<&str, usize> = AHashMap::new();
+        let mut numbers: AHashMap<&str, usize> = AHashMap::new();
         let mut names: Vec<Entry<'a>> = Vec::new();
         let mut candidates: Vec<Vec<usize>> = Vec::new();
         for (candidate, entry) in entries.iter().enumerate() {
-            let name = *known.entry(entry.text).or_insert_with(|| {
+            let name = *numbers.entry(entry.text).or_insert_with(|| {
                 names.push(*entry);
                 candidates.push(Vec::new());
                 names.len() - 1

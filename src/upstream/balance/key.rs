@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Long enough for two addresses as text: a key is made without allocating.
 pub(super) type Key = SmallVec<[u8; 96]>;
 
-/// What is known of a session before its backend is picked.
+/// The facts of a session that a key may consist of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HashInput {
     /// `None`, here and below: a client on a unix socket.

@@ -1,4 +1,4 @@
-//! The least of something for each unit of weight; turns decide among equals.
+//! The least of something for each unit of weight; equals are picked in rotation.
 
 use super::{Candidates, FULL, RoundRobin, weights::Weights};
 
@@ -7,7 +7,7 @@ use super::{Candidates, FULL, RoundRobin, weights::Weights};
 #[inline]
 pub(super) fn least(
     weights: &Weights,
-    turns: &mut RoundRobin,
+    rotation: &mut RoundRobin,
     candidates: &impl Candidates,
     amount: impl Fn(usize) -> f64,
 ) -> Option<(usize, f64)> {
@@ -28,10 +28,10 @@ pub(super) fn least(
     }
     best?;
     if equals == usable {
-        best = turns.pick(weights.range(), |i| candidates.share(i));
+        best = rotation.pick(weights.range(), |i| candidates.share(i));
     } else if equals > 1 {
         // Computed once more instead of kept: keeping costs every pick more than this costs some.
-        best = turns.pick(weights.range(), |i| {
+        best = rotation.pick(weights.range(), |i| {
             let is_equal = score(i, weights.of(i) as f64) == least;
             if is_equal { candidates.share(i) } else { 0 }
         });

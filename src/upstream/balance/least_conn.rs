@@ -1,4 +1,5 @@
-//! Least connections: the fewest sessions for each unit of weight; turns decide among equals.
+//! Least connections: the fewest sessions for each unit of weight; equals are picked in
+//! rotation.
 
 use super::{
     Candidates, Pick, RoundRobin, Why,
@@ -8,11 +9,11 @@ use super::{
 
 pub(super) fn pick(
     weights: &Weights,
-    turns: &mut RoundRobin,
+    rotation: &mut RoundRobin,
     candidates: &impl Candidates,
 ) -> Option<Pick> {
     let sessions = |i| number(candidates.connections(i));
-    let (candidate, _) = least(weights, turns, candidates, sessions)?;
+    let (candidate, _) = least(weights, rotation, candidates, sessions)?;
     Some(Pick {
         candidate,
         why: Why::FewestConnections {
@@ -51,8 +52,8 @@ mod tests {
     #[test]
     fn turns_decide_among_equals() {
         let now = [(FULL, 2), (FULL, 2), (FULL, 5)];
-        let turns = [0, 1, 0, 1].map(Some);
-        assert_eq!(picked(&[1, 1, 1], &now, 4), turns);
+        let in_rotation = [0, 1, 0, 1].map(Some);
+        assert_eq!(picked(&[1, 1, 1], &now, 4), in_rotation);
     }
 
     #[test]

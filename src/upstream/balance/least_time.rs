@@ -17,7 +17,7 @@ const MARGIN: f64 = 0.25;
 
 pub(super) fn pick(
     weights: &Weights,
-    turns: &mut RoundRobin,
+    rotation: &mut RoundRobin,
     candidates: &impl Candidates,
 ) -> Option<Pick> {
     let mut quickest = f64::INFINITY;
@@ -32,7 +32,7 @@ pub(super) fn pick(
     }
     let equal = quickest + RESOLUTION.max(quickest * MARGIN);
     let sessions = |i| number(candidates.connections(i));
-    // One whose time is not known comes first while it has no session. With sessions it counts as
+    // One without a measured time comes first while it has no session. With sessions it counts as
     // the quickest, not less: it may never answer.
     let is_new = |i| candidates.time(i) == 0.0 && candidates.connections(i) == 0;
     let is_quick = |i| candidates.time(i) <= equal;
@@ -51,13 +51,13 @@ pub(super) fn pick(
     }
     let score = least_quick.min(least_slow);
     let (candidate, _) = if least_quick == 0.0 {
-        least(weights, turns, &Only(candidates, is_new), |_| 0.0)?
+        least(weights, rotation, &Only(candidates, is_new), |_| 0.0)?
     } else if least_slow < least_quick {
         let slow = Only(candidates, |i| !is_quick(i));
-        least(weights, turns, &slow, product)?
+        least(weights, rotation, &slow, product)?
     } else {
         // Without the one session more: a weight of 2 would get all as long as there are none.
-        least(weights, turns, &Only(candidates, is_quick), sessions)?
+        least(weights, rotation, &Only(candidates, is_quick), sessions)?
     };
     Some(Pick {
         candidate,
@@ -89,9 +89,9 @@ const NEW: f64 = 0.05;
 /// average is halved repeatedly, so that a backend that was slow once is tried again.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Average {
-    /// 0: no time is known.
+    /// 0: no time was measured.
     pub seconds: f64,
-    /// When it is halved next; `None`: no time is known.
+    /// When it is halved next; `None`: no time was measured.
     pub halves: Option<Instant>,
 }
 
@@ -175,21 +175,21 @@ mod tests {
         // The quickest cannot be picked: it does not make the others slow.
         let now = vec![(0, 0, 0.001), (FULL, 0, 0.1), (FULL, 0, 0.11)];
         let balance = Balance::LeastTime(TimeOf::Connect);
-        let turns = [1, 2, 1, 2].map(Some);
-        assert_eq!(picks(&balance, &[1, 1, 1], now, 4), turns);
+        let in_rotation = [1, 2, 1, 2].map(Some);
+        assert_eq!(picks(&balance, &[1, 1, 1], now, 4), in_rotation);
     }
 
     #[test]
     fn the_unknown_comes_first_while_it_has_no_session() {
         let now = [(0.001, 0), (0.0, 0), (0.0, 0)];
-        let turns = [1, 2, 1, 2].map(Some);
-        assert_eq!(picked(&[1, 1, 1], &now, 4), turns);
+        let in_rotation = [1, 2, 1, 2].map(Some);
+        assert_eq!(picked(&[1, 1, 1], &now, 4), in_rotation);
         // With one it may be quick, or never answer: as quick as the quickest.
         let now = [(0.001, 0), (0.0, 1), (5.0, 0)];
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(0)]);
         let now = [(0.001, 5), (0.0, 1), (5.0, 0)];
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
-        // No time is known: the fewest sessions.
+        // No time was measured: the fewest sessions.
         let now = [(0.0, 3), (0.0, 1), (0.0, 2)];
         assert_eq!(picked(&[1, 1, 1], &now, 1), [Some(1)]);
     }

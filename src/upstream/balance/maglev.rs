@@ -1,7 +1,7 @@
 //! Maglev, after Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer"
-//! (NSDI 2016): a table of slots that the backends fill by turns, each in an order of its own. The
-//! shares are more even than on a ring, a look-up is one step, and a change of the backends moves
-//! few clients that it need not.
+//! (NSDI 2016): a table of slots that the backends fill in rotation, each in an order of its own.
+//! The shares are more even than on a ring, a look-up is one step, and a change of the backends
+//! moves few clients that it need not.
 
 use super::{
     Candidates, Entry, Pick, RoundRobin, Why, bound::Capacity, share_for_key, weights::Weights,
@@ -11,8 +11,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A prime, so that every step width visits every slot.
 const SLOTS: usize = 65_537;
-/// After so many slots in a row without a usable candidate the key is placed among all that are
-/// usable.
+/// After so many slots in a row without a usable candidate the key is assigned to one of all that
+/// are usable.
 const MOST_STEPS: u32 = 50;
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Maglev {
 /// The position of a search in the table.
 #[derive(Debug, Clone, Copy)]
 pub struct MaglevLookup {
-    /// `None`: the key was empty, turns decide.
+    /// `None`: the key was empty, the pick is made in rotation.
     hash: Option<u64>,
     /// Steps from the key's own slot, none of which led to a candidate.
     steps: u32,
@@ -57,7 +57,7 @@ impl Maglev {
         &self,
         lookup: &mut MaglevLookup,
         weights: &Weights,
-        turns: &mut RoundRobin,
+        rotation: &mut RoundRobin,
         candidates: &impl Candidates,
         capacity: Option<&Capacity<'_>>,
     ) -> Option<Pick> {
@@ -70,7 +70,7 @@ impl Maglev {
         for _ in 0..MOST_STEPS {
             let slot = (start + lookup.steps as usize) % SLOTS;
             let named = self.named.of(usize::from(self.slots[slot]));
-            if let Some(candidate) = turns.pick(named.iter().copied(), share) {
+            if let Some(candidate) = rotation.pick(named.iter().copied(), share) {
                 return Some(Pick {
                     candidate,
                     why: Why::Slot {
@@ -189,9 +189,9 @@ mod tests {
         }
     }
 
-    /// The share of the keys of those who stay that move when one of them goes, against what was
-    /// measured in an independent simulation. It differs from set to set, and a few sets are far
-    /// from the rest: the median of many.
+    /// The share of the keys of the remaining backends that move when one backend goes, against
+    /// what was measured in an independent simulation. It differs from set to set, and a few sets
+    /// are far from the rest: the median of many.
     #[test]
     fn few_keys_move_that_need_not() {
         for (count, sets, most) in [(3, 60, 0.03), (5, 40, 0.14), (10, 20, 0.34), (50, 10, 0.5)] {
@@ -246,12 +246,12 @@ mod tests {
         let names = names(200, 1);
         let entries = entries(&names, &[1]);
         let table = Maglev::new(&entries);
-        let mut turns = RoundRobin::new(entries.iter().map(|e| e.weight));
+        let mut rotation = RoundRobin::new(entries.iter().map(|e| e.weight));
         let weights = Weights::new(0, &entries);
         let mut pick = |left: Option<usize>| {
             let mut lookup = MaglevLookup::from_key(b"192.0.2.1");
             let now = these(|i| Some(i) == left);
-            let picked = table.pick(&mut lookup, &weights, &mut turns, &now, None);
+            let picked = table.pick(&mut lookup, &weights, &mut rotation, &now, None);
             (picked.map(|p| p.candidate), lookup.steps)
         };
         for left in 0..200 {

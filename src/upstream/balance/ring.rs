@@ -13,8 +13,8 @@ use crate::upstream::balance::by_address::Named;
 use crc32fast::Hasher;
 
 const POINTS_PER_WEIGHT: u32 = 160;
-/// After so many points in a row without capacity the key is placed among all candidates that have
-/// some.
+/// After so many points in a row without capacity the key is assigned to one of all candidates that
+/// have some.
 const MOST_STEPS: u32 = 1000;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Point {
 /// The position of a search on the ring.
 #[derive(Debug, Clone, Copy)]
 pub struct RingLookup {
-    /// `None`: the key was empty, turns decide.
+    /// `None`: the key was empty, the pick is made in rotation.
     hash: Option<u32>,
     /// Steps from the key's own point, none of which led to a candidate.
     steps: u32,
@@ -66,12 +66,12 @@ impl Ring {
     }
 
     /// The backend at the session's point or, where that one cannot be used, at one of the next.
-    /// `None` when the key is empty or after too many steps: the caller lets turns decide.
+    /// `None` when the key is empty or after too many steps: the caller then picks in rotation.
     pub(super) fn pick(
         &self,
         lookup: &mut RingLookup,
         weights: &Weights,
-        turns: &mut RoundRobin,
+        rotation: &mut RoundRobin,
         candidates: &impl Candidates,
         capacity: Option<&Capacity<'_>>,
     ) -> Option<Pick> {
@@ -79,8 +79,8 @@ impl Ring {
         if self.points.is_empty() {
             return None;
         }
-        // With bounded load, which nginx does not have, there is a better fallback than turns, so
-        // it can come later.
+        // With bounded load, which nginx does not have, there is a better fallback than rotation,
+        // so it can come later.
         let most = match capacity {
             None => MOST_TRIES,
             Some(_) => lookup.steps + MOST_STEPS,
@@ -90,7 +90,7 @@ impl Ring {
             let point = self.points[(start + lookup.steps as usize) % self.points.len()];
             let share = |i| share_for_key(candidates, i, u64::from(hash), capacity);
             let named = self.named.of(point.name as usize);
-            if let Some(candidate) = turns.pick(named.iter().copied(), share) {
+            if let Some(candidate) = rotation.pick(named.iter().copied(), share) {
                 return Some(Pick {
                     candidate,
                     why: Why::Point {
@@ -161,7 +161,7 @@ mod tests {
         },
     ];
 
-    fn turns(entries: &[Entry<'_>]) -> RoundRobin {
+    fn rotation(entries: &[Entry<'_>]) -> RoundRobin {
         RoundRobin::new(entries.iter().map(|e| e.weight))
     }
 
@@ -169,7 +169,7 @@ mod tests {
         let picked = Ring::new(&BACKENDS).pick(
             lookup,
             &Weights::new(0, &BACKENDS),
-            &mut turns(&BACKENDS),
+            &mut rotation(&BACKENDS),
             &these(eligible),
             None,
         );
@@ -232,11 +232,11 @@ mod tests {
         let entries = ["db:1", "db:1", "other:1"].map(|text| Entry { text, weight: 1 });
         let ring = Ring::new(&entries);
         assert_eq!(ring.points.len(), 320);
-        let (mut turns, weights) = (turns(&entries), Weights::new(0, &entries));
+        let (mut rotation, weights) = (rotation(&entries), Weights::new(0, &entries));
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
             let mut lookup = RingLookup::from_key(&n.to_le_bytes());
-            let picked = ring.pick(&mut lookup, &weights, &mut turns, &these(|_| true), None);
+            let picked = ring.pick(&mut lookup, &weights, &mut rotation, &these(|_| true), None);
             seen[picked.expect("all up").candidate] += 1;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
@@ -275,16 +275,16 @@ mod tests {
                 let mut lookup = RingLookup::from_key(&key.to_le_bytes());
                 let ring = Ring::new(entries);
                 let weights = Weights::new(0, entries);
-                let turns = &mut turns(entries);
-                let picked = ring.pick(&mut lookup, &weights, turns, &these(eligible), None)?;
+                let rotation = &mut rotation(entries);
+                let picked = ring.pick(&mut lookup, &weights, rotation, &these(eligible), None)?;
                 Some(entries[picked.candidate].text.to_owned())
             };
             for key in keys {
                 let before = pick(&all, key, &|_| true);
                 let failed = pick(&all, key, &|i| i != lost);
                 prop_assert_eq!(before.as_ref() == Some(&names[lost]), before != failed);
-                // A lookup past more than twenty points of the lost one gives up: turns decide
-                // then.
+                // A lookup past more than twenty points of the lost one gives up: the pick is
+                // then made in rotation.
                 if failed.is_some() {
                     prop_assert_eq!(failed, pick(&others, key, &|_| true));
                 }

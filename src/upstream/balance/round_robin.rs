@@ -1,13 +1,13 @@
-//! Smooth weighted round robin: turns in proportion to weight, spread out evenly.
+//! Smooth weighted round robin: picks in proportion to weight, spread out evenly.
 
 /// Decides which candidate is next. A weight of 0 is never next.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
-    turns: Vec<Turn>,
+    weights: Vec<SmoothWeight>,
 }
 
 #[derive(Debug)]
-struct Turn {
+struct SmoothWeight {
     weight: u32,
     /// The weight less what failures took from it.
     effective: u32,
@@ -17,22 +17,22 @@ struct Turn {
 
 impl RoundRobin {
     pub(super) fn new(weights: impl IntoIterator<Item = u32>) -> Self {
-        let turns = weights
+        let weights = weights
             .into_iter()
-            .map(|weight| Turn {
+            .map(|weight| SmoothWeight {
                 weight,
                 effective: weight,
                 current: 0,
             })
             .collect();
-        Self { turns }
+        Self { weights }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.turns.len()
+        self.weights.len()
     }
 
-    /// The next turn among the given candidates; `share` is 0 for those that cannot be picked.
+    /// The next of the given candidates; `share` is 0 for those that cannot be picked.
     pub(super) fn pick(
         &mut self,
         candidates: impl IntoIterator<Item = usize>,
@@ -41,8 +41,8 @@ impl RoundRobin {
         let mut total = 0;
         let mut best: Option<(usize, i64)> = None;
         for i in candidates {
-            let turn = &mut self.turns[i];
-            if turn.weight == 0 {
+            let smooth = &mut self.weights[i];
+            if smooth.weight == 0 {
                 continue;
             }
             let share = share(i);
@@ -50,26 +50,26 @@ impl RoundRobin {
                 continue;
             }
             // The share of all is full but for those that start slowly: a common factor, which
-            // changes no turn.
-            let step = i64::from(turn.effective) * i64::from(share);
-            turn.current += step;
+            // changes no pick.
+            let step = i64::from(smooth.effective) * i64::from(share);
+            smooth.current += step;
             total += step;
-            if turn.effective < turn.weight {
-                turn.effective += 1;
+            if smooth.effective < smooth.weight {
+                smooth.effective += 1;
             }
             // Strictly larger: on a tie the earliest wins.
-            if best.is_none_or(|(_, current)| turn.current > current) {
-                best = Some((i, turn.current));
+            if best.is_none_or(|(_, current)| smooth.current > current) {
+                best = Some((i, smooth.current));
             }
         }
         let (winner, _) = best?;
-        self.turns[winner].current -= total;
+        self.weights[winner].current -= total;
         Some(winner)
     }
 
     pub(super) fn penalize(&mut self, i: usize, by: u32) {
-        let turn = &mut self.turns[i];
-        turn.effective = turn.effective.saturating_sub(by);
+        let smooth = &mut self.weights[i];
+        smooth.effective = smooth.effective.saturating_sub(by);
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::super::FULL;
     use super::*;
 
-    fn turns(weights: &[u32], n: usize) -> Vec<usize> {
+    fn pick_in_rotation(weights: &[u32], n: usize) -> Vec<usize> {
         let mut rr = RoundRobin::new(weights.iter().copied());
         (0..n)
             .map(|_| rr.pick(0..weights.len(), |_| FULL).expect("all eligible") + 1)
@@ -87,12 +87,12 @@ mod tests {
 
     #[test]
     fn five_one_one() {
-        assert_eq!(turns(&[5, 1, 1], 7), [1, 1, 2, 1, 3, 1, 1]);
+        assert_eq!(pick_in_rotation(&[5, 1, 1], 7), [1, 1, 2, 1, 3, 1, 1]);
     }
 
     #[test]
     fn equal_weights_take_turns_in_order() {
-        assert_eq!(turns(&[1, 1, 1], 6), [1, 2, 3, 1, 2, 3]);
+        assert_eq!(pick_in_rotation(&[1, 1, 1], 6), [1, 2, 3, 1, 2, 3]);
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn a_round_keeps_the_proportion_exactly() {
         let weights = [3, 7, 1, 9];
-        let picks = turns(&weights, 20 * 5);
+        let picks = pick_in_rotation(&weights, 20 * 5);
         for (i, w) in weights.iter().enumerate() {
             let got = picks.iter().filter(|p| **p == i + 1).count();
             assert_eq!(got, *w as usize * 5);

@@ -37,7 +37,7 @@ impl Candidates for Each {
     }
 }
 
-/// Who is picked, one after the other, while nothing changes.
+/// The candidates that are picked, one after the other, while nothing changes.
 pub(super) fn picks(
     balance: &Balance,
     weights: &[u32],
@@ -187,9 +187,9 @@ fn random_two_follows_weight_and_load() {
     }
 }
 
-/// A key without anything in it says nothing: turns decide.
+/// An empty key selects no candidate: the pick is made in rotation.
 #[test]
-fn an_empty_key_leaves_it_to_turns() {
+fn an_empty_key_picks_in_rotation() {
     let empty = || HashKey(vec![]);
     for balance in [
         Balance::Hash(empty()),
@@ -204,8 +204,8 @@ fn an_empty_key_leaves_it_to_turns() {
                 picked.map(|p| p.candidate)
             })
             .collect();
-        let turns = [0, 1, 2, 0, 1, 2].map(Some);
-        assert_eq!(picks, turns, "{balance:?}");
+        let expected = [0, 1, 2, 0, 1, 2].map(Some);
+        assert_eq!(picks, expected, "{balance:?}");
     }
 }
 
@@ -230,13 +230,13 @@ fn slow_start_scales_every_policy() {
         };
         let count = |takes: &[bool]| takes.iter().filter(|t| **t).count() as f64;
         let (quarter, half, full) = (takes(FULL / 4), takes(FULL / 2), takes(FULL));
-        let turned = matches!(
+        let rotates = matches!(
             balance,
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) | Balance::RandomTwo
         );
-        // By turns, its part of the sum of the weights; by key or in order, of what would be its
+        // In rotation, its part of the sum of the weights; by key or in order, of what would be its
         // own.
-        let wanted = |share: f64| match turned {
+        let wanted = |share: f64| match rotates {
             true => 4000.0 * share / (1.0 + share),
             false => count(&full) * share,
         };
@@ -272,9 +272,9 @@ fn bounded_load_bounds() {
             let picked = b.pick(&mut lookup, &now, || 0).expect("a candidate");
             assert!(!matches!(picked.why, Why::TurnInsteadOfKey));
             sessions[picked.candidate] += 1;
-            let places = ((n + 1) * 110).div_ceil(100);
+            let capacity = ((n + 1) * 110).div_ceil(100);
             for (held, weight) in sessions.iter().zip(weights) {
-                let most = (places * u64::from(weight)).div_ceil(4).max(1);
+                let most = (capacity * u64::from(weight)).div_ceil(4).max(1);
                 assert!(*held <= most, "{held} of {most} after {n}: {balance:?}");
             }
         }
@@ -292,7 +292,7 @@ fn bounded_load_bounds() {
 /// One holds nearly all slots and points, and cannot be picked, or is full: no search passes all
 /// of them.
 #[test]
-fn the_heaviest_away_leaves_keys_their_place() {
+fn the_heaviest_away_does_not_move_other_keys() {
     for (balance, sessions) in [
         (Balance::Maglev(key(), None), 0),
         (Balance::Maglev(key(), Some(125)), 0),

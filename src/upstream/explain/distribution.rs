@@ -9,7 +9,7 @@ pub struct Counts {
     pub clients: u64,
     pub denied: u64,
     pub no_backend: u64,
-    /// Those that got a backend by turns, whatever their address.
+    /// Those that got a backend in rotation, whatever their address.
     pub by_turns: u64,
     /// For each backend, in the order of the configuration.
     pub got: Vec<u64>,

@@ -6,13 +6,13 @@ use crate::plan::{
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 fn listener(access: Vec<AccessRule>) -> Listener {
-    let place = Addr::Tcp(SocketAddr::from(([127, 0, 0, 1], 6379)));
+    let address = Addr::Tcp(SocketAddr::from(([127, 0, 0, 1], 6379)));
     Listener {
         name: "l".to_owned(),
         protocol: Protocol::Tcp,
         bind: vec![Bind {
             text: "127.0.0.1:6379".to_owned(),
-            addrs: vec![place],
+            addrs: vec![address],
         }],
         upstream: "u".to_owned(),
         connect_timeout: Duration::from_secs(1),
@@ -107,7 +107,7 @@ fn sample(count: u64) -> Vec<Client> {
     sample.expect("as many")
 }
 
-/// What each client is finding: the backend's place, and the words.
+/// For each client the position of its backend in the configuration, and the reason.
 fn asked(upstream: &Upstream, without: &[usize], clients: &[&str]) -> Vec<(Option<usize>, String)> {
     let listener = listener(Vec::new());
     let mut process = Process::new(&listener, upstream, Some(6379), without, 0);
@@ -158,9 +158,9 @@ fn the_address_in_a_header() {
     }
 }
 
-/// Backups may stand anywhere in the file: the places in it are what is answered.
+/// Backups may stand anywhere in the file; an outcome numbers backends by their position in it.
 #[test]
-fn backends_have_the_places_of_the_file() {
+fn backends_are_numbered_by_their_position_in_the_file() {
     let mut backends = three();
     backends.insert(0, backup("10.0.0.9:6379", 5));
     backends.insert(2, backup("10.0.0.8:6379", 5));
@@ -231,20 +231,20 @@ fn the_denied_are_counted_apart() {
     let (listener, upstream) = (listener(vec![rule]), upstream(ring(), three()));
     let clients = ["192.0.2.1", "198.51.100.200", "unix:"].map(client);
     let process = |without: &[usize]| Process::new(&listener, &upstream, None, without, 0);
-    let mut heard = Vec::new();
+    let mut outcomes = Vec::new();
     let all = survey(
         &clients,
         &mut process(&[]),
         Some(&mut process(&[0, 1, 2])),
         |_, client, outcome| {
-            heard.push((client, outcome.backend()));
+            outcomes.push((client, outcome.backend()));
             Ok::<_, Infallible>(())
         },
     );
     let all = all.expect("nothing fails");
     assert_eq!((all.whole.clients, all.whole.denied), (3, 1));
     assert_eq!((all.rest.denied, all.rest.no_backend), (1, 2));
-    assert_eq!(heard[0], (clients[0], None));
+    assert_eq!(outcomes[0], (clients[0], None));
     assert_eq!(all.whole.got.iter().sum::<u64>(), 2);
     let moved: Vec<Client> = all.moves.iter().map(|m| m.client).collect();
     assert_eq!(moved, clients[1..]);
@@ -294,7 +294,7 @@ fn chance_is_the_seeds() {
 
 /// Without sessions and times all are equals.
 #[test]
-fn by_turns_each_gets_what_is_expected() {
+fn in_rotation_each_backend_gets_its_expected_share() {
     let listener = listener(Vec::new());
     for balance in [
         Balance::RoundRobin,
@@ -310,4 +310,4 @@ fn by_turns_each_gets_what_is_expected() {
     }
 }
 
-mod words;
+mod reasons;

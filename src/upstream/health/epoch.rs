@@ -20,7 +20,7 @@ impl Epoch {
         }
     }
 
-    /// Whether this is a promotion after `other`; false where that is not known.
+    /// Whether this is a promotion after `other`; false where that cannot be determined.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Timeline(mine), Self::Timeline(theirs)) => mine > theirs,

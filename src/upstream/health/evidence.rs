@@ -14,7 +14,7 @@ pub enum Evidence {
     Unchanged,
     /// It may have been restarted: what was found before does not count.
     MayHaveRestarted,
-    /// Its role is not known.
+    /// The check did not show its role.
     Unknown,
 }
 

@@ -4,15 +4,14 @@ use super::Epoch;
 use crate::plan::{LagLimit, Role};
 use std::time::Duration;
 
-/// The place of a server among the others, as it reports it.
+/// The position of a server in its replication group, as it reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finding {
     pub role: Option<Role>,
-    /// The latest promotion that this server knows of.
+    /// The latest promotion that this server reports.
     pub epoch: Option<Epoch>,
-    /// Identifies this running server, whichever of its addresses is checked. A
-    /// replica has another one than its primary, and a server that was started again may have
-    /// another one than before.
+    /// Identifies this running server, whichever of its addresses is checked. A replica has another
+    /// one than its primary, and a server that was started again may have another one than before.
     pub server: Option<String>,
     /// How far a replica is behind.
     pub lag: Lag,
@@ -21,7 +20,7 @@ pub struct Finding {
     pub fault: Option<String>,
 }
 
-/// `None`: not known.
+/// `None`: not reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lag {
     pub bytes: Option<u64>,
@@ -29,7 +28,7 @@ pub struct Lag {
 }
 
 impl Lag {
-    /// Whether it is over the limit. A lag that is not known is over any limit.
+    /// Whether it is over the limit. A lag that is not reported is over any limit.
     pub fn exceeds(&self, limit: &LagLimit) -> bool {
         let late = limit
             .time

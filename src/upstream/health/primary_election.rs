@@ -104,7 +104,7 @@ fn is_same<'a>(one: &Claim<'a>, other: &Claim<'a>) -> bool {
     same_data || one.addr == other.addr || one.server.is_some() && one.server == other.server
 }
 
-/// How the first epoch supersedes the second, in words.
+/// How the first epoch supersedes the second, as text.
 #[derive(Debug)]
 pub struct Supersedes<'a>(pub &'a Epoch, pub &'a Epoch);
 
@@ -132,8 +132,8 @@ mod tests {
         }
     }
 
-    /// Each is of another place.
-    fn places() -> Vec<Addr> {
+    /// All different.
+    fn addresses() -> Vec<Addr> {
         (1..9)
             .map(|n| Addr::Tcp(([10, 0, 0, n], 6379).into()))
             .collect()
@@ -154,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn who_has_said_so_for_longer_and_then_who_stands_first() {
+    fn the_longest_claim_is_believed_and_then_the_first_in_order() {
         let now = Instant::now();
         let at = |s| Some(now + Duration::from_secs(s));
         let of = |role_since: &[Option<Instant>]| {
-            let places = places();
-            let claims = role_since.iter().zip(&places);
+            let addresses = addresses();
+            let claims = role_since.iter().zip(&addresses);
             let claims: Vec<_> = claims
                 .map(|(role_since, at)| claim(at, *role_since, None))
                 .collect();
@@ -177,15 +177,15 @@ mod tests {
     fn a_proof_outweighs_time() {
         let now = Instant::now();
         let later = Some(now + Duration::from_secs(60));
-        let places = places();
-        let claim = |n: usize, role_since, epoch| claim(&places[n], role_since, epoch);
+        let addresses = addresses();
+        let claim = |n: usize, role_since, epoch| claim(&addresses[n], role_since, epoch);
         for (old, new) in [
             (Epoch::Timeline(2), Epoch::Timeline(3)),
             (redis("a", None), redis("b", Some("a"))),
         ] {
             let (old, new) = (
-                self::claim(&places[0], Some(now), Some(&old)),
-                self::claim(&places[1], later, Some(&new)),
+                self::claim(&addresses[0], Some(now), Some(&old)),
+                self::claim(&addresses[1], later, Some(&new)),
             );
             assert_eq!(standings(&[old, new]), [Superseded { by: 1 }, Believed]);
             // Nor does it help that the other one has died since. One that died and has proven
@@ -218,8 +218,8 @@ mod tests {
         let now = Instant::now();
         let (one, older) = (redis("b", Some("a")), redis("a", None));
         let later = Some(now + Duration::from_secs(1));
-        let places = places();
-        let claim = |n: usize, role_since, epoch| claim(&places[n], role_since, epoch);
+        let addresses = addresses();
+        let claim = |n: usize, role_since, epoch| claim(&addresses[n], role_since, epoch);
         assert_eq!(
             standings(&[claim(0, later, Some(&one)), claim(1, Some(now), Some(&one))]),
             [Believed, Believed]
@@ -236,13 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn one_server_is_known_by_its_address_or_by_its_name() {
+    fn one_server_is_identified_by_its_address_or_by_its_name() {
         let now = Instant::now();
-        let places = places();
+        let addresses = addresses();
         let (old, new) = (Epoch::Timeline(1), Epoch::Timeline(2));
         let at = |n: usize, server, epoch| Claim {
             server,
-            ..claim(&places[n], Some(now), Some(epoch))
+            ..claim(&addresses[n], Some(now), Some(epoch))
         };
         let (a, b) = (Some("a"), Some("b"));
         for (claims, expected, servers) in [
@@ -304,13 +304,13 @@ mod tests {
             ),
         ) {
             let began = Instant::now();
-            let places = places();
+            let addresses = addresses();
             let claims: Vec<Claim<'_>> = claims
                 .iter()
-                .map(|(role_since, epoch, answers, place, server)| Claim {
+                .map(|(role_since, epoch, answers, address, server)| Claim {
                     role_since: role_since.map(|s| began + Duration::from_secs(s)),
                     epoch: epoch.as_ref(),
-                    addr: &places[*place],
+                    addr: &addresses[*address],
                     server: server.as_deref(),
                     answers: *answers,
                 })
@@ -334,7 +334,7 @@ mod tests {
                     Believed => {}
                     Doubtful { believed } => {
                         prop_assert_eq!(standings[*believed], Believed);
-                        // It has said so for no longer than the one that is believed.
+                        // Its claim is no older than the one that is believed.
                         let of = |c: &Claim<'_>| (c.role_since.is_none(), c.role_since);
                         prop_assert!(of(&claims[*believed]) <= of(claim));
                     }

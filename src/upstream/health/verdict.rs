@@ -51,7 +51,7 @@ pub struct Judge {
     /// Whether the verdict is based on a check.
     has_result: bool,
     /// The last result that had a role, unless the server may have been restarted since.
-    certain: Option<CheckResult>,
+    last_role: Option<CheckResult>,
     runs: Runs,
     /// Since when results have been against it.
     doubted_since: Option<Instant>,
@@ -114,7 +114,7 @@ impl Judge {
             rule,
             verdict: start,
             has_result: false,
-            certain: None,
+            last_role: None,
             runs: Runs::default(),
             doubted_since: None,
         }
@@ -130,7 +130,7 @@ impl Judge {
         if result == CheckResult::Local {
             return None;
         }
-        let outcome = match self.recall(result) {
+        let outcome = match self.replace_busy(result) {
             CheckResult::Ok => Verdict::Up,
             CheckResult::WrongRole => Verdict::WrongRole,
             CheckResult::Standby => Verdict::Standby,
@@ -168,12 +168,12 @@ impl Judge {
         })
     }
 
-    /// The last certain result of a busy server still holds.
-    fn recall(&mut self, result: CheckResult) -> CheckResult {
+    /// The result that counts: for a busy server the last one that had a role, which still holds.
+    fn replace_busy(&mut self, result: CheckResult) -> CheckResult {
         match Evidence::of(result) {
-            Evidence::Unchanged => return self.certain.unwrap_or(result),
-            Evidence::Role | Evidence::OtherRole => self.certain = Some(result),
-            Evidence::MayHaveRestarted => self.certain = None,
+            Evidence::Unchanged => return self.last_role.unwrap_or(result),
+            Evidence::Role | Evidence::OtherRole => self.last_role = Some(result),
+            Evidence::MayHaveRestarted => self.last_role = None,
             Evidence::Missing | Evidence::Unknown => {}
         }
         result
@@ -185,7 +185,7 @@ impl Judge {
         match (self.verdict, outcome) {
             (_, Verdict::WrongRole | Verdict::Standby) => true,
             (_, Verdict::Down(_)) => self.runs.failed >= fall,
-            // From the wrong role to the right one: as certain as the other way.
+            // From the wrong role to the right one: as conclusive as the other way.
             (Verdict::WrongRole | Verdict::Standby, _) => true,
             (_, Verdict::Up) => self.runs.good >= rise,
             // That it is alive has to be believed first.
@@ -247,7 +247,7 @@ mod tests {
         let role = Verdict::WrongRole;
         let expected = [UP, role, UP, role, role, role, UP];
         assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
-        // Out of a failure it is known at once as well, and life has to be believed first.
+        // After a failure one answer is enough for a role as well; being up takes `rise` answers.
         let answers = [Good, Refused, Refused, Refused, WrongRole, Good];
         let expected = [UP, UP, UP, DOWN, role, UP];
         assert_eq!(verdicts(&mut judge(2, 3), &answers), expected);
@@ -289,7 +289,7 @@ mod tests {
             verdicts(&mut judge(1, 3), &[Busy, Good, Busy]),
             [busy, UP, UP]
         );
-        // It was silent before it said so.
+        // It did not answer at all before it reported to be busy.
         let late = Verdict::Down(Some(Timeout));
         let answers = [Good, Timeout, Busy, Timeout, Timeout, Timeout, Busy, Busy];
         let expected = [UP, UP, UP, UP, UP, late, late, UP];
@@ -315,8 +315,8 @@ mod tests {
     #[test]
     fn a_lag_among_failures() {
         let (lags, role) = (Verdict::Lagging, Verdict::WrongRole);
-        // A failure does not say that it has caught up; but it takes as many in a row as ever to be
-        // called dead.
+        // A failure does not prove that it has caught up; but a verdict of down still takes `fall`
+        // of them in a row.
         let answers = [Good, Refused, Lagging, Refused, Refused, Lagging];
         let expected = [UP, UP, UP, UP, UP, lags];
         let mut judge = judge(2, 3);
@@ -327,7 +327,7 @@ mod tests {
         // Back to life, which both prove; and then it has to catch up.
         let answers = [Good, Lagging, Good, Good];
         assert_eq!(verdicts(&mut judge, &answers), [DOWN, lags, lags, UP]);
-        // The right role again, and behind: both are known at once.
+        // The right role again, and behind: one answer is enough for both.
         let answers = [WrongRole, Lagging, WrongRole, Good];
         assert_eq!(verdicts(&mut judge, &answers), [role, lags, role, UP]);
     }
@@ -353,40 +353,40 @@ mod tests {
     }
 
     proptest! {
-        /// The machine beside what its rules say of the whole sequence.
+        /// Compares the state machine with its rules, applied to the whole sequence.
         #[test]
         fn agrees_with_its_rules(
             answers in prop::collection::vec(answer(), 0..60), rise in 1u32..5, fall in 1u32..5,
         ) {
             let mut judge = judge(rise, fall);
             let now = Instant::now();
-            let mut heard: Vec<CheckResult> = Vec::new();
+            let mut results: Vec<CheckResult> = Vec::new();
             let mut verdict = Verdict::Up;
-            let mut certain = None;
+            let mut last_role = None;
             for result in answers {
                 let change = judge.record(result, now);
                 let result = match result {
-                    Busy => certain.unwrap_or(Busy),
+                    Busy => last_role.unwrap_or(Busy),
                     Good | Standby | WrongRole | Lagging | NotReplicating => {
-                        *certain.insert(result)
+                        *last_role.insert(result)
                     }
                     _ => {
                         let restarts = Evidence::of(result) == Evidence::MayHaveRestarted;
-                        certain = certain.filter(|_| !restarts);
+                        last_role = last_role.filter(|_| !restarts);
                         result
                     }
                 };
                 if result != Local {
-                    heard.push(result);
+                    results.push(result);
                 }
                 let lags = |r: &CheckResult| matches!(r, Lagging | NotReplicating);
                 let failing = |r: &CheckResult| {
                     !(matches!(r, Good | WrongRole | Standby) || lags(r))
                 };
                 let tail = |holds: &dyn Fn(&CheckResult) -> bool| {
-                    heard.iter().rev().take_while(|r| holds(r)).count() as u32
+                    results.iter().rev().take_while(|r| holds(r)).count() as u32
                 };
-                let expected = match (heard.len(), result, verdict) {
+                let expected = match (results.len(), result, verdict) {
                     (_, Local, old) => old,
                     (_, WrongRole, _) => Verdict::WrongRole,
                     (_, Standby, _) => Verdict::Standby,
@@ -416,7 +416,7 @@ mod tests {
                 // A server that has not been well for so long is not used, whatever was wrong each
                 // time.
                 let poor = tail(&|r| lags(r) || failing(r));
-                prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{heard:?}");
+                prop_assert!(poor <= 2 * (fall - 1) || !verdict.is_up(), "{results:?}");
             }
         }
     }

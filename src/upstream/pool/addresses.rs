@@ -106,7 +106,7 @@ impl Pool {
             name: Arc::clone(&self.name),
             metrics: Arc::clone(&self.metrics),
             balance: plan.balance.clone(),
-            tells_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
+            reports_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
             inner: Arc::clone(&self.inner),
             notifier: Arc::clone(&self.notifier),
             fail_on_reset: plan.fail_on_reset,
@@ -127,8 +127,8 @@ impl Pool {
         let mut inner = self.lock();
         let mut old = std::mem::take(&mut inner.configured);
         for backend in &plan.backends {
-            let known = old.iter().position(|c| c.plan.text == backend.text);
-            let configured = match known.map(|i| old.swap_remove(i)) {
+            let position = old.iter().position(|c| c.plan.text == backend.text);
+            let configured = match position.map(|i| old.swap_remove(i)) {
                 Some(configured) => Configured {
                     plan: backend.clone(),
                     ..configured
@@ -137,7 +137,7 @@ impl Pool {
                     let (metrics, addresses) = add(backend);
                     // Sessions may still be on it since it was removed.
                     let mut departed = inner.departed.iter();
-                    let known = departed.find(|e| *e.backend.text() == metrics.text);
+                    let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
                     Configured {
                         plan: backend.clone(),
                         metrics: known.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
@@ -240,8 +240,8 @@ impl Inner {
                 let is_it = |e: &Endpoint| {
                     *e.backend.text() == configured.metrics.text && e.backend.addr == *addr
                 };
-                let known = old.iter().position(is_it).map(|i| old.swap_remove(i));
-                let endpoint = known.map_or_else(
+                let kept = old.iter().position(is_it).map(|i| old.swap_remove(i));
+                let endpoint = kept.map_or_else(
                     || {
                         let metrics = Arc::clone(&configured.metrics);
                         let notifier = Arc::clone(self.events.notifier());

@@ -25,8 +25,8 @@ pub(super) struct CheckRecord {
     /// When checks of it began.
     pub(super) added_at: Instant,
     /// When a check last found its role; before that, `added_at`.
-    pub(super) last_certain: Instant,
-    /// `last_certain` is too long ago.
+    pub(super) last_conclusive: Instant,
+    /// `last_conclusive` is too long ago.
     pub(super) is_stale: bool,
     pub(super) evidence: PrimaryEvidence,
 }
@@ -67,7 +67,7 @@ impl CheckRecord {
             checked_once: false,
             last: None,
             added_at: now,
-            last_certain: now,
+            last_conclusive: now,
             is_stale: false,
             evidence: PrimaryEvidence::default(),
         }
@@ -99,7 +99,7 @@ impl CheckRecord {
                 may_change |= self.evidence.record(&checked.finding);
             }
             Evidence::OtherRole => {
-                self.last_certain = now;
+                self.last_conclusive = now;
                 self.evidence = PrimaryEvidence::default();
             }
             Evidence::MayHaveRestarted => {
@@ -124,13 +124,13 @@ impl CheckRecord {
 
     fn confirm_role(&mut self, since: Instant, now: Instant) -> bool {
         let may_change = self.is_stale || self.evidence.role_since.is_none();
-        self.last_certain = now;
+        self.last_conclusive = now;
         self.evidence.role_since.get_or_insert(since);
         may_change
     }
 
     /// The endpoint comes out of maintenance: it may be another server, so nothing found before
-    /// counts. Unlike at the start of the process it waits for a check, whatever `start` says.
+    /// counts. Unlike at the start of the process it waits for a check, whatever `start` is.
     pub(super) fn reset(&mut self, now: Instant) {
         *self = Self {
             since: Some(now),

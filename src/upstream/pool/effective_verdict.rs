@@ -200,7 +200,7 @@ impl Inner {
                 ..endpoint.transition(from.state(), cause, now)
             });
         }
-        // First those that must not be used any more, then those that take their place.
+        // First those that must not be used any more, then those that replace them.
         transitions.sort_by_key(|transition| transition.to == Some(BackendState::Up));
         for transition in transitions {
             self.events.push(Event::Transition(transition));
@@ -251,7 +251,7 @@ impl Inner {
             let is_used = !endpoint.config.is_down && endpoint.is_checked();
             let check = &mut endpoint.check;
             let is_used = is_used && check.own.is_up();
-            let until = check.last_certain + limit;
+            let until = check.last_conclusive + limit;
             let is_stale = is_used && now >= until;
             if is_used && !is_stale {
                 self.review.due = self.review.due.into_iter().chain([until]).min();
@@ -261,7 +261,7 @@ impl Inner {
             }
             let backend = Arc::clone(&endpoint.backend);
             if is_stale {
-                // When it answers again, what it was meanwhile is not known.
+                // It may have had another role by the time it answers again.
                 check.evidence.role_since = None;
                 self.events.push(Event::Stale(backend));
             } else if is_used {

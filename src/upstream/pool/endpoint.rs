@@ -32,7 +32,7 @@ pub(super) struct Endpoint {
     pub(super) departed: Option<Instant>,
 }
 
-/// What the configuration says of an endpoint.
+/// The configuration of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EndpointConfig {
     pub(super) weight: u32,
@@ -81,7 +81,7 @@ impl Endpoint {
         }
     }
 
-    /// The same endpoint where the configuration says this of it.
+    /// The same endpoint with another configuration.
     pub(super) fn with_config(mut self, config: EndpointConfig) -> Self {
         self.config = config;
         if self.config.slow_start.is_zero() {

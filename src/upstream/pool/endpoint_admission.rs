@@ -1,4 +1,4 @@
-//! Whether an endpoint may take a session now, and if not, why: the one place that decides it.
+//! Whether an endpoint may take a session now, and if not, why. Decided here and in no other file.
 
 use super::{
     AdminState,

@@ -31,7 +31,7 @@ pub struct Snapshot {
     pub backup: bool,
     pub state: BackendState,
     pub admin_state: AdminState,
-    /// Why it is in that state, in words.
+    /// Why it is in that state, as text.
     pub why: String,
     /// When the last failure was.
     pub last_failure: Option<Instant>,
@@ -46,7 +46,7 @@ pub struct Snapshot {
     pub admin_since: Option<Instant>,
     /// When an operator set its admin state, or else when the verdict of its checks changed last.
     pub since: Option<Instant>,
-    /// The roles of its addresses; `None`: checks do not tell them.
+    /// The roles of its addresses; `None`: checks do not report them.
     pub roles: Option<Vec<Role>>,
     /// The latest of its addresses.
     pub checked: Option<Checked>,
@@ -99,7 +99,7 @@ impl Pool {
             admin_since: first.admin.since,
             since: endpoints.iter().filter_map(|e| e.departed).max(),
             roles: self
-                .tells_roles
+                .reports_roles
                 .then(|| checks().filter_map(|c| c.finding.role).collect()),
             checked: checks().max_by_key(|c| c.at).cloned(),
             awaits_check: false,
@@ -147,7 +147,7 @@ impl Pool {
                 .since
                 .or_else(|| checks().filter_map(|c| c.since).max()),
             roles: self
-                .tells_roles
+                .reports_roles
                 .then(|| last_checks().filter_map(|c| c.finding.role).collect()),
             awaits_check: endpoints.iter().any(|e| inner.awaits_check(e)),
             checked: last_checks().max_by_key(|c| c.at).cloned(),
@@ -173,7 +173,7 @@ impl Inner {
         removed
     }
 
-    /// The state of a configured backend, and why it is in it, in words. It is that of the endpoint
+    /// The state of a configured backend, and why it is in it, as text. It is that of the endpoint
     /// that comes nearest to taking sessions.
     pub(super) fn explain_state(
         &self,
@@ -241,7 +241,7 @@ fn rank(admission: Admission) -> u32 {
     }
 }
 
-/// What is to be known of a backend that takes sessions.
+/// What limits a backend that takes sessions, or what its last check found wrong; else empty.
 fn explain_up(endpoints: &[&Endpoint], now: Instant) -> String {
     let starting = |e: &&Endpoint| match e.admission(false, now) {
         Admission::Part(share) if share < FULL => Some(share * 100 / FULL),
@@ -348,7 +348,7 @@ fn explain_stale(endpoints: &[&Endpoint], now: Instant) -> Option<String> {
     if !up.iter().all(|check| check.is_stale) {
         return None;
     }
-    let last = up.iter().map(|check| check.last_certain).max()?;
+    let last = up.iter().map(|check| check.last_conclusive).max()?;
     let silent = now.saturating_duration_since(last).as_secs();
     Some(format!("no certain answer for {silent} s"))
 }

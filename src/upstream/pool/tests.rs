@@ -13,14 +13,14 @@ use crate::{
 };
 use std::{net::SocketAddr, time::Duration};
 
-pub(crate) fn place(n: u8) -> Addr {
+pub(crate) fn address(n: u8) -> Addr {
     Addr::Tcp(SocketAddr::from(([10, 0, 0, n], 1)))
 }
 
 pub(crate) fn planned(n: u8) -> Planned {
     Planned {
         text: format!("10.0.0.{n}:1"),
-        target: Target::Addr(place(n)),
+        target: Target::Addr(address(n)),
         weight: 1,
         max_fails: 1,
         fail_timeout: Duration::from_secs(10),
@@ -97,11 +97,11 @@ pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
     let exporter = Exporter::new(1);
     let of_all = exporter.upstream("u");
     let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
-    let places: Vec<_> = (1..)
+    let addresses: Vec<_> = (1..)
         .take(plan.backends.len())
-        .map(|n| vec![place(n)])
+        .map(|n| vec![address(n)])
         .collect();
-    Pool::new(&of_all, plan, metrics, &places, now)
+    Pool::new(&of_all, plan, metrics, &addresses, now)
 }
 
 /// A check that has changed the verdict about the backend of this number.
@@ -224,18 +224,19 @@ fn after_a_recovery_it_starts_slowly_and_then_all_are_equal_again() {
 }
 
 #[test]
-fn new_addresses_keep_what_is_known_of_the_old_ones() {
+fn addresses_that_stay_keep_their_state() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     verdict(&both, 0, DOWN, false, now);
-    let known = both.addresses()[0].backend.id;
-    set_addresses(&both, &[vec![place(1), place(3)], vec![place(2)]], now);
+    let id = both.addresses()[0].backend.id;
+    set_addresses(
+        &both,
+        &[vec![address(1), address(3)], vec![address(2)]],
+        now,
+    );
     let addresses = both.addresses();
     assert_eq!(addresses.len(), 3);
-    assert_eq!(
-        (addresses[0].backend.id, addresses[0].verdict),
-        (known, DOWN)
-    );
+    assert_eq!((addresses[0].backend.id, addresses[0].verdict), (id, DOWN));
     assert_eq!(addresses[1].verdict, Verdict::Up);
     // One address that is well is enough for the backend.
     assert_eq!(both.snapshot(now)[0].state, BackendState::Up);
@@ -287,9 +288,10 @@ fn who_is_too_far_behind_takes_nothing_new() {
     assert!(both.snapshot(now)[0].available);
 }
 
-/// Connects that fail once the verdict stands, or while the operator has taken it out, are no news.
+/// Connects that fail after a verdict of down, or while the operator has taken it out, cause no
+/// transition.
 #[test]
-fn who_is_out_is_not_taken_out_again() {
+fn an_endpoint_that_is_out_is_not_taken_out_again() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let first = Arc::clone(&both.addresses()[0].backend);
@@ -307,9 +309,9 @@ fn who_is_out_is_not_taken_out_again() {
     assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
 }
 
-/// An address that is no longer named is asked as long as there are sessions on it.
+/// An address that is no longer named is checked as long as there are sessions on it.
 #[test]
-fn who_has_departed_is_looked_after_while_it_has_sessions() {
+fn a_departed_endpoint_is_checked_while_it_has_sessions() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let lease = both
@@ -317,12 +319,12 @@ fn who_has_departed_is_looked_after_while_it_has_sessions() {
         .expect("a backend");
     let gone = Arc::clone(lease.backend());
     fail(&both, &gone, now);
-    set_addresses(&both, &[vec![], vec![place(2)]], now);
+    set_addresses(&both, &[vec![], vec![address(2)]], now);
     assert!(both.is_checked(&gone, 0) && both.addresses().len() == 2);
     drop(lease);
     assert!(!both.is_checked(&gone, 0) && both.addresses().len() == 1);
-    // It is still known that its connects fail.
-    set_addresses(&both, &[vec![place(1)], vec![place(2)]], now);
+    // The record of its failed connects is kept.
+    set_addresses(&both, &[vec![address(1)], vec![address(2)]], now);
     assert!(both.is_checked(&gone, 0));
     assert_eq!(both.snapshot(now)[0].state, BackendState::Failed);
 }

@@ -1,7 +1,8 @@
 use super::super::{
     Transition,
     tests::{
-        DOWN, fail, pick, place, planned, pool, pool_with, set_addresses, set_admin_state, verdict,
+        DOWN, address, fail, pick, planned, pool, pool_with, set_addresses, set_admin_state,
+        verdict,
     },
 };
 use super::*;
@@ -77,7 +78,7 @@ fn admin_state_and_verdict_are_independent() {
     set_admin_state(&both, 0, AdminState::Ready, now);
     assert_eq!(states(&both, now)[0], BackendState::Down);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
-    // Nor does it erase what connects say.
+    // Nor does it erase the record of failed connects.
     verdict(&both, 0, Verdict::Up, false, now);
     fail(&both, &both.addresses()[0].backend, now);
     set_admin_state(&both, 0, AdminState::Drain, now);
@@ -106,8 +107,8 @@ fn out_of_maintenance_it_waits_for_its_check_whatever_start_says() {
         assert_eq!(states(&both, now)[0], BackendState::Down);
         assert_eq!(both.snapshot(now)[0].why, "not checked yet");
         assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
-        // The first word of its check is a recovery: it starts slowly, and what had failed is
-        // forgotten.
+        // The first good check is a recovery: it starts slowly, and earlier failures no longer
+        // count.
         verdict(&both, 0, Verdict::Up, true, now);
         let half = both.snapshot(now + Duration::from_secs(5)).swap_remove(0);
         assert_eq!(half.state, BackendState::Up);
@@ -139,9 +140,13 @@ fn it_holds_for_all_addresses_now_and_later() {
     let both = pool(vec![planned(1), planned(2)], true);
     let gone = both.pick(&mut both.search(&HashInput::default()), now);
     let gone = gone.expect("a backend");
-    set_addresses(&both, &[vec![place(3)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![address(3)], vec![address(2)]], now);
     set_admin_state(&both, 0, AdminState::Drain, now);
-    set_addresses(&both, &[vec![place(3), place(4)], vec![place(2)]], now);
+    set_addresses(
+        &both,
+        &[vec![address(3), address(4)], vec![address(2)]],
+        now,
+    );
     let admin_states: Vec<_> = both
         .addresses()
         .iter()
@@ -154,7 +159,7 @@ fn it_holds_for_all_addresses_now_and_later() {
         "the last has departed"
     );
     // It comes back while its session lives.
-    set_addresses(&both, &[vec![place(1)], vec![place(2)]], now);
+    set_addresses(&both, &[vec![address(1)], vec![address(2)]], now);
     assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
     set_admin_state(&both, 0, AdminState::Ready, now);
@@ -162,7 +167,7 @@ fn it_holds_for_all_addresses_now_and_later() {
     assert!(picks.contains(&"10.0.0.1:1".to_owned()), "{picks:?}");
 }
 
-/// The others take their turns as beside a server that the configuration has down.
+/// The others are picked as beside a server that the configuration has down.
 #[test]
 fn picks_are_those_beside_one_that_is_down() {
     let now = Instant::now();

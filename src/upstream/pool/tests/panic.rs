@@ -19,7 +19,7 @@ fn picks(pool: &Pool, now: Instant) -> Vec<String> {
     picks
 }
 
-fn news(pool: &Pool, now: Instant) -> Vec<String> {
+fn events(pool: &Pool, now: Instant) -> Vec<String> {
     let short = |event| match event {
         Event::Transition(Transition { to: Some(to), .. }) => to.word().to_owned(),
         Event::PanicStarted { up, total } => format!("panic {up} of {total}"),
@@ -38,9 +38,9 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
         assert_eq!(picks(&pool, now).len(), 3 - n);
     }
     assert!(!pool.in_panic(), "two of four are not below a half");
-    news(&pool, now);
+    events(&pool, now);
     verdict(&pool, 2, DOWN, false, now);
-    assert_eq!(news(&pool, now), ["down", "panic 1 of 4"]);
+    assert_eq!(events(&pool, now), ["down", "panic 1 of 4"]);
     assert_eq!(picks(&pool, now).len(), 4);
     let first = &pool.snapshot(now)[0];
     assert_eq!(
@@ -51,7 +51,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
         )
     );
     assert_eq!(pool.guarded(now).in_panic, Some(true));
-    // Not against what failed connects say.
+    // Endpoints whose connects failed stay out all the same.
     let failed = Arc::clone(&pool.addresses()[0].backend);
     fail(&pool, &failed, now);
     assert_eq!(
@@ -59,22 +59,22 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
         ["10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"]
     );
     verdict(&pool, 3, DOWN, false, now);
-    assert_eq!(news(&pool, now), ["down"]);
+    assert_eq!(events(&pool, now), ["down"]);
     assert_eq!(
         pool.snapshot(now)[1].why,
         "its check says: refused; panic threshold: 0 of 4 up"
     );
     verdict(&pool, 2, Verdict::Up, false, now);
-    assert_eq!(news(&pool, now), ["up"]);
+    assert_eq!(events(&pool, now), ["up"]);
     verdict(&pool, 3, Verdict::Up, false, now);
-    assert_eq!(news(&pool, now), ["up", "panic over"]);
+    assert_eq!(events(&pool, now), ["up", "panic over"]);
     assert_eq!(picks(&pool, now), ["10.0.0.3:1", "10.0.0.4:1"]);
     // They were used all the time: nothing to get used to.
     assert_eq!(pool.snapshot(now)[3].why, "");
 }
 
 #[test]
-fn what_the_configuration_says_stands() {
+fn the_panic_threshold_does_not_override_the_configuration() {
     let now = Instant::now();
     let with = |n, change: fn(&mut Planned)| {
         let mut backend = planned(n);
@@ -93,7 +93,7 @@ fn what_the_configuration_says_stands() {
     let pool = with_threshold(backends(), 100, true);
     assert_eq!(pool.guarded(now).in_panic, Some(false), "three of three");
     verdict(&pool, 0, DOWN, false, now);
-    assert_eq!(news(&pool, now), ["down", "panic 2 of 3"]);
+    assert_eq!(events(&pool, now), ["down", "panic 2 of 3"]);
     let held = loop {
         let mut search = pool.search(&HashInput::default());
         let lease = pool.pick(&mut search, now).expect("a backend");
@@ -106,7 +106,7 @@ fn what_the_configuration_says_stands() {
 }
 
 #[test]
-fn before_anything_is_known_the_start_state_holds() {
+fn before_the_first_results_the_start_state_holds() {
     let now = Instant::now();
     let pool = with_threshold(vec![planned(1), planned(2)], 100, false);
     assert!(!pool.in_panic());
@@ -134,16 +134,16 @@ fn backups_come_first_where_no_other_is_up() {
 fn a_name_without_an_address_is_not_up() {
     let now = Instant::now();
     let pool = with_threshold(vec![planned(1), planned(2)], 60, true);
-    set_addresses(&pool, &[vec![place(1)], vec![]], now);
+    set_addresses(&pool, &[vec![address(1)], vec![]], now);
     assert!(pool.in_panic(), "one of two");
-    set_addresses(&pool, &[vec![place(1)], vec![place(2)]], now);
+    set_addresses(&pool, &[vec![address(1)], vec![address(2)]], now);
     assert!(!pool.in_panic());
 }
 
 proptest! {
     #[test]
     fn used_are_those_that_are_up_or_all(
-        below in 0..=100u32, turns in prop::collection::vec((0..5usize, any::<bool>()), 1..40),
+        below in 0..=100u32, changes in prop::collection::vec((0..5usize, any::<bool>()), 1..40),
     ) {
         let now = Instant::now();
         let plans = (1..=5).map(|n| {
@@ -153,7 +153,7 @@ proptest! {
         });
         let pool = with_threshold(plans.collect(), below, true);
         let mut up = [true; 5];
-        for (n, to) in turns {
+        for (n, to) in changes {
             if up[n] != to {
                 up[n] = to;
                 verdict(&pool, n, if to { Verdict::Up } else { DOWN }, false, now);
@@ -168,9 +168,9 @@ proptest! {
     }
 }
 
-/// Who is taken out by the operator is neither missed nor used.
+/// A backend that the operator has taken out is neither missed nor used.
 #[test]
-fn who_is_taken_out_does_not_count() {
+fn a_backend_that_is_taken_out_does_not_count() {
     let now = Instant::now();
     for admin_state in [AdminState::Drain, AdminState::Maint] {
         let pool = with_threshold((1..=4).map(planned).collect(), 50, true);
@@ -187,8 +187,8 @@ fn who_is_taken_out_does_not_count() {
                 .why
                 .ends_with("panic threshold: 0 of 2 up")
         );
-        // They are back: well after a drain, and not known to be after a maintenance, which makes
-        // nothing worse.
+        // They are back: up after a drain, unchecked after a maintenance, which makes nothing
+        // worse.
         set_admin_state(&pool, 0, AdminState::Ready, now);
         set_admin_state(&pool, 1, AdminState::Ready, now);
         let drained = admin_state == AdminState::Drain;

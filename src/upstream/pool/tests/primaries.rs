@@ -57,7 +57,7 @@ impl Scene {
     }
 
     /// What a check of backend `n`, counted from 1, finds now.
-    fn hears(&mut self, n: usize, result: CheckResult, epoch: Option<Epoch>) -> &mut Self {
+    fn record(&mut self, n: usize, result: CheckResult, epoch: Option<Epoch>) -> &mut Self {
         let change = self.judges[n - 1].record(result, self.now);
         let checked = Checked {
             at: self.now,
@@ -74,11 +74,11 @@ impl Scene {
         self
     }
 
-    fn says(&mut self, n: usize, result: CheckResult) -> &mut Self {
-        self.hears(n, result, None)
+    fn check(&mut self, n: usize, result: CheckResult) -> &mut Self {
+        self.record(n, result, None)
     }
 
-    /// Who takes sessions.
+    /// The numbers of the backends that take sessions, from 1.
     fn takers(&self) -> Vec<usize> {
         let addresses = self.pool.addresses();
         let takes = |i: &usize| self.pool.takes(&addresses[*i - 1].backend, self.now);
@@ -101,7 +101,7 @@ impl Scene {
     }
 
     /// What has happened, in short.
-    fn news(&self) -> Vec<String> {
+    fn events(&self) -> Vec<String> {
         let short = |event| match event {
             Event::Transition(Transition {
                 backend,
@@ -114,7 +114,7 @@ impl Scene {
                 ..
             }) => format!("{} {}", &backend.text()[7..8], to.word()),
             Event::Stale(backend) => format!("{} stale", &backend.text()[7..8]),
-            Event::Fresh(backend) => format!("{} heard", &backend.text()[7..8]),
+            Event::Fresh(backend) => format!("{} fresh", &backend.text()[7..8]),
             other => panic!("{other:?}"),
         };
         self.pool
@@ -131,27 +131,27 @@ fn timeline(n: u32) -> Option<Epoch> {
 }
 
 #[test]
-fn the_one_known_longer_is_believed_and_the_other_when_it_is_gone() {
+fn the_longer_primary_is_believed_and_the_other_when_it_is_gone() {
     let mut scene = Scene::new(3, 3, |_| ());
-    scene.says(1, Replica).says(2, Primary).says(3, Replica);
-    assert_eq!(scene.news(), ["1 wrong_role", "2 up", "3 wrong_role"]);
-    scene.at(10).says(1, Primary);
+    scene.check(1, Replica).check(2, Primary).check(3, Replica);
+    assert_eq!(scene.events(), ["1 wrong_role", "2 up", "3 wrong_role"]);
+    scene.at(10).check(1, Primary);
     assert_eq!(scene.takers(), [2]);
-    assert_eq!(scene.news(), ["1 doubtful"]);
+    assert_eq!(scene.events(), ["1 doubtful"]);
     let why = "10.0.0.2:1 is primary, too, and has been for longer";
     assert_eq!(scene.state(1), (BackendState::Doubtful, why.to_owned()));
     assert_eq!(scene.pool.guarded(scene.now).primaries, Some(2));
-    // As soon as the other one says that it is none, or dies.
-    scene.at(11).says(2, Replica);
+    // As soon as the other one reports to be a replica, or dies.
+    scene.at(11).check(2, Replica);
     assert_eq!((scene.takers(), scene.picks()), (vec![1], vec![1]));
-    assert_eq!(scene.news(), ["2 wrong_role", "1 up"]);
-    scene.at(12).says(2, Primary);
-    assert_eq!(scene.news(), ["2 doubtful"]);
+    assert_eq!(scene.events(), ["2 wrong_role", "1 up"]);
+    scene.at(12).check(2, Primary);
+    assert_eq!(scene.events(), ["2 doubtful"]);
     for s in 13..16 {
-        scene.at(s).says(1, Timeout);
+        scene.at(s).check(1, Timeout);
     }
     assert_eq!(
-        (scene.takers(), scene.news()),
+        (scene.takers(), scene.events()),
         (vec![2], vec!["1 down".to_owned(), "2 up".to_owned()])
     );
 }
@@ -159,56 +159,56 @@ fn the_one_known_longer_is_believed_and_the_other_when_it_is_gone() {
 #[test]
 fn from_the_start_on_the_first_in_the_configuration() {
     let mut scene = Scene::new(2, 3, |_| ());
-    // Whoever answers sooner by chance is not known for longer.
-    scene.says(2, Primary);
+    // The one that answers first after the start has not been primary for longer.
+    scene.check(2, Primary);
     assert_eq!(scene.takers(), [2]);
-    scene.at(1).says(1, Primary);
+    scene.at(1).check(1, Primary);
     assert_eq!(scene.takers(), [1]);
     let why = "10.0.0.1:1 is primary, too, and stands before it in the configuration";
     assert_eq!(scene.state(2), (BackendState::Doubtful, why.to_owned()));
     // Backups are behind all others.
     let mut scene = Scene::new(2, 3, |b| b.backup = b.text.contains(".1:"));
-    scene.says(2, Primary).says(1, Primary);
-    let words: Vec<BackendState> = scene
+    scene.check(2, Primary).check(1, Primary);
+    let states: Vec<BackendState> = scene
         .pool
         .snapshot(scene.now)
         .iter()
         .map(|b| b.state)
         .collect();
-    assert_eq!(words, [BackendState::Doubtful, BackendState::Up]);
+    assert_eq!(states, [BackendState::Doubtful, BackendState::Up]);
 }
 
 #[test]
-fn who_was_away_is_no_longer_known() {
+fn a_primary_that_was_away_loses_its_seniority() {
     // Long enough to be down...
     let mut scene = Scene::new(2, 2, |_| ());
-    scene.says(1, Primary).says(2, Replica);
-    scene.at(1).says(1, Timeout).says(1, Timeout);
-    scene.at(2).says(2, Primary);
+    scene.check(1, Primary).check(2, Replica);
+    scene.at(1).check(1, Timeout).check(1, Timeout);
+    scene.at(2).check(2, Primary);
     assert_eq!(scene.takers(), [2]);
-    scene.at(3).says(1, Primary).says(1, Primary);
+    scene.at(3).check(1, Primary).check(1, Primary);
     assert_eq!(
         (scene.takers(), scene.state(1).0),
         (vec![2], BackendState::Doubtful)
     );
-    // ... or only for as long as it takes to start it anew: that was no verdict.
+    // ... or only for as long as a restart takes, which is too short for a verdict.
     let mut scene = Scene::new(2, 3, |_| ());
-    scene.says(1, Primary).says(2, Replica);
-    scene.at(1).says(1, Refused);
-    assert_eq!(scene.takers(), [1], "nobody else is there");
-    scene.at(2).says(2, Primary);
+    scene.check(1, Primary).check(2, Replica);
+    scene.at(1).check(1, Refused);
+    assert_eq!(scene.takers(), [1], "there is no other");
+    scene.at(2).check(2, Primary);
     assert_eq!(scene.takers(), [2]);
-    scene.at(3).says(1, Primary);
+    scene.at(3).check(1, Primary);
     assert_eq!(
         (scene.takers(), scene.state(1).0),
         (vec![2], BackendState::Doubtful)
     );
     // A late answer is no sign of that.
     let mut scene = Scene::new(2, 3, |_| ());
-    scene.says(1, Primary).says(2, Replica);
-    scene.at(1).says(1, Timeout).at(2).says(2, Primary);
+    scene.check(1, Primary).check(2, Replica);
+    scene.at(1).check(1, Timeout).at(2).check(2, Primary);
     assert_eq!(scene.takers(), [1]);
-    scene.at(3).says(1, Primary);
+    scene.at(3).check(1, Primary);
     assert_eq!(scene.takers(), [1]);
 }
 
@@ -216,33 +216,33 @@ fn who_was_away_is_no_longer_known() {
 fn a_newer_epoch_wins_and_its_proof_outlives_it() {
     let mut scene = Scene::new(3, 1, |_| ());
     scene
-        .hears(1, Primary, timeline(2))
-        .says(2, Replica)
-        .says(3, Replica);
-    scene.news();
-    scene.at(5).hears(2, Primary, timeline(3));
+        .record(1, Primary, timeline(2))
+        .check(2, Replica)
+        .check(3, Replica);
+    scene.events();
+    scene.at(5).record(2, Primary, timeline(3));
     assert_eq!((scene.takers(), scene.picks()), (vec![2], vec![2]));
-    assert_eq!(scene.news(), ["1 wrong_role", "2 up"]);
+    assert_eq!(scene.events(), ["1 wrong_role", "2 up"]);
     let why = "superseded by 10.0.0.2:1 (timeline 3 > 2)";
     assert_eq!(scene.state(1), (BackendState::WrongRole, why.to_owned()));
     // The new primary dies: better none than the one that has missed what was written since.
-    scene.at(6).says(2, Refused);
+    scene.at(6).check(2, Refused);
     assert_eq!((scene.takers(), scene.picks()), (vec![], vec![]));
     assert_eq!(scene.state(1).1, why);
-    scene.at(7).hears(1, Primary, timeline(2));
+    scene.at(7).record(1, Primary, timeline(2));
     assert!(scene.takers().is_empty());
     // A third one that follows on is believed; and so would be the old one, were it promoted again.
-    scene.at(8).hears(3, Primary, timeline(4));
+    scene.at(8).record(3, Primary, timeline(4));
     assert_eq!(scene.takers(), [3]);
-    scene.at(9).hears(1, Primary, timeline(5));
+    scene.at(9).record(1, Primary, timeline(5));
     assert_eq!(scene.takers(), [1]);
-    // Who says that it is a replica has taken its proof back.
+    // A proof no longer counts once its server reports to be a replica.
     scene
         .at(10)
-        .says(1, Replica)
-        .says(3, Replica)
-        .says(2, Replica);
-    scene.at(11).hears(3, Primary, timeline(1));
+        .check(1, Replica)
+        .check(3, Replica)
+        .check(2, Replica);
+    scene.at(11).record(3, Primary, timeline(1));
     assert_eq!(scene.takers(), [3]);
 }
 
@@ -255,18 +255,18 @@ fn a_redis_that_was_promoted_follows_on_the_one_before() {
         })
     };
     let mut scene = Scene::new(2, 1, |_| ());
-    scene.hears(1, Primary, redis("a", None)).says(2, Replica);
-    scene.at(5).hears(2, Primary, redis("b", Some("a")));
+    scene.record(1, Primary, redis("a", None)).check(2, Replica);
+    scene.at(5).record(2, Primary, redis("b", Some("a")));
     assert_eq!(scene.takers(), [2]);
     let why = "superseded by 10.0.0.2:1 (promoted from a replica of this one)";
     assert_eq!(scene.state(1), (BackendState::WrongRole, why.to_owned()));
     // Started anew it has another name, and proves nothing any more: still it has not been there
     // for as long.
-    scene.at(6).says(1, Refused);
+    scene.at(6).check(1, Refused);
     scene
         .at(7)
-        .hears(1, Primary, redis("c", None))
-        .hears(1, Primary, redis("c", None));
+        .record(1, Primary, redis("c", None))
+        .record(1, Primary, redis("c", None));
     assert_eq!(
         (scene.takers(), scene.state(1).0),
         (vec![2], BackendState::Doubtful)
@@ -274,35 +274,35 @@ fn a_redis_that_was_promoted_follows_on_the_one_before() {
 }
 
 #[test]
-fn nobody_is_used_who_has_not_been_heard_for_long() {
+fn a_primary_without_a_recent_answer_is_not_used() {
     let mut scene = Scene::new(2, 1000, |b| b.max_fails = 0);
-    scene.says(1, Primary).says(2, Replica);
+    scene.check(1, Primary).check(2, Replica);
     for s in 1..=STALE - 1 {
-        scene.at(s).says(1, Timeout);
+        scene.at(s).check(1, Timeout);
         assert_eq!(scene.takers(), [1]);
     }
-    scene.news();
+    scene.events();
     // No check ends any more: the pick itself looks at the time.
     scene.at(STALE);
     assert_eq!((scene.picks(), scene.takers()), (vec![], vec![]));
-    scene.at(STALE + 4).says(1, Local);
+    scene.at(STALE + 4).check(1, Local);
     assert_eq!(
-        (scene.takers(), scene.news()),
+        (scene.takers(), scene.events()),
         (vec![], vec!["1 stale".to_owned()])
     );
     let why = format!("no certain answer for {} s", STALE + 4);
     assert_eq!(scene.state(1), (BackendState::Up, why));
     assert!(!scene.pool.is_available(scene.now));
-    // Another one that says so now is believed, and this one, when it is back, has been away.
-    scene.says(2, Primary);
+    // Another one that reports to be primary now is believed; this one lost its seniority.
+    scene.check(2, Primary);
     assert_eq!(scene.takers(), [2]);
-    scene.news();
-    scene.at(STALE + 5).says(1, Primary);
+    scene.events();
+    scene.at(STALE + 5).check(1, Primary);
     assert_eq!(
-        (scene.takers(), scene.news()),
-        (vec![2], vec!["1 heard".to_owned(), "1 doubtful".to_owned()])
+        (scene.takers(), scene.events()),
+        (vec![2], vec!["1 fresh".to_owned(), "1 doubtful".to_owned()])
     );
-    scene.says(2, Replica);
+    scene.check(2, Replica);
     assert_eq!(scene.takers(), [1]);
 }
 
@@ -310,14 +310,14 @@ fn nobody_is_used_who_has_not_been_heard_for_long() {
 #[test]
 fn the_fast_path_of_a_pick_looks_at_the_time() {
     let mut scene = Scene::new(1, 1000, |b| b.max_fails = 0);
-    scene.says(1, Primary);
+    scene.check(1, Primary);
     scene.at(STALE - 1);
     assert!(scene.pool.lock().fast_path);
     assert_eq!(scene.picks(), [1]);
     scene.at(STALE);
     assert!(scene.pool.lock().fast_path, "nothing has happened since");
     assert!(scene.picks().is_empty());
-    scene.at(STALE + 1).says(1, Primary);
+    scene.at(STALE + 1).check(1, Primary);
     assert_eq!(scene.picks(), [1]);
     assert!(scene.pool.lock().fast_path);
 }
@@ -348,7 +348,7 @@ fn supposed_primaries_are_not_all_used_at_once() {
 #[derive(Debug, Clone)]
 enum Step {
     Pass(u64),
-    Hear(usize, CheckResult, Option<Epoch>),
+    Check(usize, CheckResult, Option<Epoch>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -361,27 +361,27 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => (0..40u64).prop_map(Step::Pass),
         4 => (1..=3usize, result, epoch)
-            .prop_map(|(n, result, epoch)| Step::Hear(n, result, epoch)),
+            .prop_map(|(n, result, epoch)| Step::Check(n, result, epoch)),
     ]
 }
 
 proptest! {
-    /// Whatever answers come, and whenever: never two take sessions; nobody takes any who has not
-    /// said within `stale_after` that it is the primary, or has said since that it is none; and
-    /// without proofs somebody does who may.
+    /// Whatever answers come, and whenever: never two take sessions; one that does has reported
+    /// within `stale_after` that it is the primary, and nothing else since; and without proofs one
+    /// takes sessions as long as there is a candidate.
     #[test]
     fn at_most_one_takes_sessions(
         steps in prop::collection::vec(step(), 1..60), fall in 1..4u32, proofs: bool,
     ) {
         let mut scene = Scene::new(3, fall, |b| b.max_fails = 0);
         let limit = Duration::from_secs(STALE);
-        // Of each: when it was last certain, and whether it was the primary then.
+        // Of each: when it last reported a role, and whether that was primary.
         let mut last: [Option<(Instant, bool)>; 3] = [None; 3];
         for step in steps {
             match step {
                 Step::Pass(seconds) => scene.now += Duration::from_secs(seconds),
-                Step::Hear(n, result, epoch) => {
-                    scene.hears(n, result, epoch.filter(|_| proofs));
+                Step::Check(n, result, epoch) => {
+                    scene.record(n, result, epoch.filter(|_| proofs));
                     match result {
                         Primary | CheckResult::Lagging | CheckResult::NotReplicating => {
                             last[n - 1] = Some((scene.now, true));
@@ -406,31 +406,31 @@ proptest! {
             let fresh = |n: &usize| last[n - 1].is_some_and(|(at, _)| scene.now < at + limit);
             let backend = |n: usize| scene.pool.addresses()[n - 1].backend.clone();
             let is_up = |n: &usize| scene.pool.own_verdict(&backend(*n)).is_up();
-            let said_up: Vec<usize> = (1..=3).filter(is_up).collect();
-            let candidates = said_up.iter().filter(|n| fresh(n)).count();
+            let own_up: Vec<usize> = (1..=3).filter(is_up).collect();
+            let candidates = own_up.iter().filter(|n| fresh(n)).count();
             prop_assert!(proofs || picks.len() == candidates.min(1));
             let inner = scene.pool.lock();
             prop_assert_eq!(inner.fast_path, are_all_full(&inner.endpoints, scene.now));
             drop(inner);
-            prop_assert_eq!(scene.pool.guarded(scene.now).primaries, Some(said_up.len()));
+            prop_assert_eq!(scene.pool.guarded(scene.now).primaries, Some(own_up.len()));
         }
     }
 }
 
-/// A drained primary may still be written to by those who are on it, so it is a rival until it says
-/// something else; one in maintenance is in nobody's way, and does not come back before the one
-/// that took its place.
+/// A drained primary may still be written to by the sessions on it, so it is a rival until it
+/// reports another role; one in maintenance is no rival, and does not come back before the one that
+/// replaced it.
 #[test]
 fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
     for admin_state in [AdminState::Drain, AdminState::Maint] {
         let mut scene = Scene::new(2, 3, |_| {});
-        scene.says(1, Primary).says(2, Replica);
+        scene.check(1, Primary).check(2, Replica);
         assert_eq!(scene.picks(), [1]);
         set_admin_state(&scene.pool, 0, admin_state, scene.now);
         assert_eq!(scene.picks(), [0; 0]);
-        scene.at(1).says(2, Primary);
+        scene.at(1).check(2, Primary);
         if admin_state == AdminState::Drain {
-            scene.says(1, Primary);
+            scene.check(1, Primary);
             assert_eq!(
                 (scene.picks(), scene.state(2).0),
                 (vec![], BackendState::Doubtful)
@@ -439,20 +439,20 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
             set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
             assert_eq!(scene.picks(), [1]);
             set_admin_state(&scene.pool, 0, AdminState::Drain, scene.now);
-            scene.at(2).says(1, Replica);
+            scene.at(2).check(1, Replica);
             assert_eq!(scene.picks(), [2]);
             continue;
         }
         assert_eq!(scene.picks(), [2]);
-        scene.at(2).says(2, Primary);
+        scene.at(2).check(2, Primary);
         set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
         scene.judges[0] = Judge::new(RiseFall { rise: 2, fall: 3 }, Verdict::Down(None));
-        scene.at(3).says(1, Primary).says(1, Primary);
+        scene.at(3).check(1, Primary).check(1, Primary);
         assert_eq!(
             (scene.picks(), scene.state(1).0),
             (vec![2], BackendState::Doubtful)
         );
-        scene.at(4).says(1, Replica);
+        scene.at(4).check(1, Replica);
         assert_eq!(
             (scene.picks(), scene.state(1).0),
             (vec![2], BackendState::WrongRole)
@@ -460,15 +460,14 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
     }
 }
 
-/// What a primary has proven stands while it is drained; with maintenance the operator says that it
-/// counts no more.
+/// What a primary has proven stands while it is drained; in maintenance it does not count.
 #[test]
 fn a_proof_outlives_a_drain_and_no_maintenance() {
     let newer = || Some(Epoch::Timeline(3));
     for (admin_state, picks) in [(AdminState::Drain, vec![]), (AdminState::Maint, vec![2])] {
         let mut scene = Scene::new(2, 3, |_| {});
-        scene.hears(1, Primary, newer()).says(2, Replica);
-        scene.at(1).hears(2, Primary, Some(Epoch::Timeline(2)));
+        scene.record(1, Primary, newer()).check(2, Replica);
+        scene.at(1).record(2, Primary, Some(Epoch::Timeline(2)));
         assert_eq!(
             (scene.picks(), scene.state(2).0),
             (vec![1], BackendState::WrongRole)
@@ -485,53 +484,53 @@ fn redis(id: &str, before: Option<&str>) -> Option<Epoch> {
     })
 }
 
-/// Two switches after each other, and a first primary that was never finding: it is not believed
-/// again because the one that had proven to be newer is something else by now.
+/// Two switchovers in a row, and a first primary that was not demoted: it is not believed again
+/// because the one that had proven to be newer has another role by now.
 #[test]
-fn who_was_superseded_stays_so() {
+fn a_superseded_primary_stays_superseded() {
     let began = || {
         let mut scene = Scene::new(3, 3, |_| {});
         scene
-            .hears(1, Primary, redis("a", None))
-            .says(2, Replica)
-            .says(3, Replica);
-        scene.at(10).hears(2, Primary, redis("b", Some("a")));
+            .record(1, Primary, redis("a", None))
+            .check(2, Replica)
+            .check(3, Replica);
+        scene.at(10).record(2, Primary, redis("b", Some("a")));
         assert_eq!(
             (scene.picks(), scene.state(1).0),
             (vec![2], BackendState::WrongRole)
         );
-        scene.hears(1, Primary, redis("a", None));
+        scene.record(1, Primary, redis("a", None));
         scene
     };
     let mut scene = began();
-    // It hands over; for a moment nobody is to be seen who is one.
-    scene.at(20).hears(2, Replica, redis("b", Some("a")));
+    // It hands over; for a moment no server reports to be the new primary.
+    scene.at(20).record(2, Replica, redis("b", Some("a")));
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![], BackendState::WrongRole)
     );
     scene
-        .hears(1, Primary, redis("a", None))
-        .hears(3, Primary, redis("c", Some("b")));
+        .record(1, Primary, redis("a", None))
+        .record(3, Primary, redis("c", Some("b")));
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![3], BackendState::WrongRole)
     );
     scene
-        .hears(2, Replica, redis("c", Some("b")))
-        .hears(1, Primary, redis("a", None));
+        .record(2, Replica, redis("c", Some("b")))
+        .record(1, Primary, redis("a", None));
     assert_eq!(scene.picks(), [3]);
-    // Its own word that it is a replica, and then the primary, counts again.
+    // After it has reported to be a replica, its claim to be primary counts again.
     scene
         .at(30)
-        .says(1, Replica)
-        .says(3, Replica)
-        .hears(1, Primary, redis("d", Some("c")));
+        .check(1, Replica)
+        .check(3, Replica)
+        .record(1, Primary, redis("d", Some("c")));
     assert_eq!(scene.picks(), [1]);
 
-    // Who superseded it follows it now: both agree.
+    // The one that superseded it replicates from it now: both agree.
     let mut scene = began();
-    scene.at(20).hears(2, Replica, redis("a", Some("b")));
+    scene.at(20).record(2, Replica, redis("a", Some("b")));
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![1], BackendState::Up)
@@ -541,11 +540,11 @@ fn who_was_superseded_stays_so() {
     let mut scene = began();
     scene
         .at(20)
-        .hears(3, Replica, redis("a", None))
-        .says(2, Replica);
+        .record(3, Replica, redis("a", None))
+        .check(2, Replica);
     assert_eq!(scene.picks(), [0; 0]);
-    // A new life does, as far as there is nobody else.
-    scene.says(1, Refused).hears(1, Primary, redis("e", None));
+    // A restart does, if there is no other.
+    scene.check(1, Refused).record(1, Primary, redis("e", None));
     assert_eq!(scene.picks(), [1]);
 }
 
@@ -554,14 +553,14 @@ fn who_was_superseded_stays_so() {
 #[test]
 fn one_that_comes_back_by_the_resolver_is_new() {
     let mut scene = Scene::new(2, 3, |_| {});
-    scene.says(1, Primary).says(2, Replica);
+    scene.check(1, Primary).check(2, Replica);
     let held = scene
         .pool
         .pick(&mut scene.pool.search(&HashInput::default()), scene.now);
-    assert!(held.is_ok(), "a session keeps what is known of it");
-    set_addresses(&scene.pool, &[vec![], vec![place(2)]], scene.now);
+    assert!(held.is_ok(), "a session keeps its record");
+    set_addresses(&scene.pool, &[vec![], vec![address(2)]], scene.now);
     scene.at(5);
-    let both = [vec![place(1)], vec![place(2)]];
+    let both = [vec![address(1)], vec![address(2)]];
     let second = scene.pool.addresses()[0].backend.clone();
     let checked = Checked {
         at: scene.now,
@@ -574,7 +573,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
     scene.pool.checked(&second, checked, change, scene.now);
     set_addresses(&scene.pool, &both, scene.now);
     assert_eq!(scene.picks(), [2]);
-    scene.at(6).says(1, Primary);
+    scene.at(6).check(1, Primary);
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![2], BackendState::Doubtful)
@@ -586,24 +585,24 @@ fn one_that_comes_back_by_the_resolver_is_new() {
 #[test]
 fn a_good_check_ends_what_failed_connects_began() {
     let mut scene = Scene::new(2, 3, |_| {});
-    scene.says(1, Primary).says(2, Replica);
+    scene.check(1, Primary).check(2, Replica);
     let first = Arc::clone(&scene.pool.addresses()[0].backend);
-    scene.news();
+    scene.events();
     scene.at(1);
     fail(&scene.pool, &first, scene.now);
-    assert_eq!(scene.news(), ["1 failed"]);
+    assert_eq!(scene.events(), ["1 failed"]);
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![], BackendState::Failed)
     );
-    // One that was under way before says nothing; here it began and ended at the moment of the
-    // failure.
-    scene.says(1, Primary);
+    // A check that was under way before proves nothing; here it began and ended at the moment of
+    // the failure.
+    scene.check(1, Primary);
     assert_eq!(scene.picks(), [0; 0]);
-    scene.at(2).says(1, Primary);
+    scene.at(2).check(1, Primary);
     assert_eq!(
         (scene.picks(), scene.state(1).0),
         (vec![1], BackendState::Up)
     );
-    assert_eq!(scene.news(), ["1 back"]);
+    assert_eq!(scene.events(), ["1 back"]);
 }
