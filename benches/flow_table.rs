@@ -1,6 +1,6 @@
-//! What a UDP flow costs in the two structures that know all flows of a worker: the table that
-//! finds one by who wrote and to which address, and the wheel that tells which have been idle for
-//! too long.
+//! What a UDP flow costs in the two structures that hold all flows of a worker: the table that
+//! finds one by the addresses of a datagram, and the wheel that yields those that have been idle
+//! for too long.
 //!
 //! Keys are stored side by side here. In the program each is part of its flow, a few hundred bytes
 //! from the next, so with many flows a look-up misses the cache once more than shown.
@@ -38,7 +38,7 @@ fn key(n: u32) -> Key {
     }
 }
 
-/// Somebody else each time, all of them in the end.
+/// Another number each time, and each one once in `size` calls.
 fn stride(n: &mut u32, size: u32) -> u32 {
     *n = (*n + 617) % size;
     *n
@@ -97,8 +97,8 @@ fn find(c: &mut Criterion) {
     }
 }
 
-/// `size` flows that were last heard of at moments spread over all of the idle time, in no order of
-/// their numbers.
+/// `size` flows whose last datagrams are spread over all of the idle time, in no order of their
+/// numbers.
 fn full(size: u32) -> Wheel {
     let mut wheel = Wheel::new(IDLE, 0);
     for n in 0..size {

@@ -54,7 +54,7 @@ fn client(n: u32) -> HashInput {
     }
 }
 
-/// Everybody is there, with some sessions and a time of its own.
+/// All candidates are up, each with some sessions and a time of its own.
 struct Up(Vec<u64>, Vec<f64>);
 
 impl Candidates for Up {
@@ -102,10 +102,10 @@ fn pool(c: &mut Criterion) {
     let mut group = c.benchmark_group("pool");
     for count in [3, 50, 1000] {
         for (name, balance) in policies() {
-            let place = || Addr::Tcp(([127, 0, 0, 1], 6379).into());
+            let address = || Addr::Tcp(([127, 0, 0, 1], 6379).into());
             let backends = texts(count).into_iter().map(|text| Backend {
                 text,
-                target: Target::Addr(place()),
+                target: Target::Addr(address()),
                 weight: 1,
                 max_fails: 1,
                 fail_timeout: Duration::from_secs(10),
@@ -130,7 +130,7 @@ fn pool(c: &mut Criterion) {
             };
             let upstream = exporter.upstream(name);
             let metrics = |b: &Backend| exporter.backend(&upstream, &b.text, false);
-            let addresses = vec![vec![place()]; count];
+            let addresses = vec![vec![address()]; count];
             let pool = Arc::new(Pool::new(
                 &upstream,
                 &plan,

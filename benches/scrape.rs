@@ -54,8 +54,8 @@ fn scrape(c: &mut Criterion) {
                 .record(Duration::from_millis(1));
         }
         let text = String::from_utf8(admin::scrape(&server.state).concat()).expect("text");
-        let told = text.matches("\ntembuku_backend_connect_duration_seconds_count{");
-        assert_eq!(told.count(), backends);
+        let series = text.matches("\ntembuku_backend_connect_duration_seconds_count{");
+        assert_eq!(series.count(), backends);
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(backends), |b| {
             b.iter(|| admin::scrape(&server.state));

@@ -17,7 +17,7 @@ pub(crate) mod proxy;
 pub(crate) mod proxy_protocol;
 pub(crate) mod runtime;
 pub(crate) mod session;
-#[expect(unsafe_code, reason = "the only place for it")]
+#[expect(unsafe_code, reason = "unsafe is confined to it")]
 pub(crate) mod sys;
 pub(crate) mod telemetry;
 pub(crate) mod upstream;

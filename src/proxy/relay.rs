@@ -360,7 +360,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// However the session ends: what was not written is not counted, and is known to be missing.
+    /// However the session ends: what was not written is not counted, and makes its direction
+    /// incomplete.
     fn reconcile_deferred(&mut self) {
         let (now, moved) = (executor::now(), Cell::new(false));
         let (up, down) = (self.context_up(now, &moved), self.context_down(now, &moved));

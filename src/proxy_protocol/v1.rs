@@ -159,8 +159,8 @@ fn could_be_ipv4(field: &[u8]) -> bool {
 }
 
 fn could_be_ipv6(field: &[u8]) -> bool {
-    let known = |b: &u8| b.is_ascii_hexdigit() || matches!(b, b':' | b'.');
-    field.len() <= MAX_IPV6 && field.iter().all(known)
+    let is_allowed = |b: &u8| b.is_ascii_hexdigit() || matches!(b, b':' | b'.');
+    field.len() <= MAX_IPV6 && field.iter().all(is_allowed)
 }
 
 /// Where the two ends are of different families, the IPv4 one is written as an IPv6 address.

@@ -103,7 +103,7 @@ pub(super) fn parse<'a>(
     }))
 }
 
-/// Addresses of family UNSPEC have no known length, so TLVs may begin anywhere. Senders write no
+/// Addresses of family UNSPEC have no defined length, so TLVs may begin anywhere. Senders write no
 /// addresses then; bytes that are not valid TLVs from first to last count as addresses, and are
 /// ignored.
 fn tlvs_without_addresses<'a>(header: &'a [u8], walk: &mut tlv::Walk) -> Result<&'a [u8], Refusal> {

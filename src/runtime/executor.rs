@@ -1,9 +1,9 @@
 //! Runs the tasks of a worker that carries connections, with their sockets and timers.
 //!
 //! A task is a future, and belongs to the thread on which it was spawned. Each turn of the reactor
-//! tells which sockets may be read or written; all tasks concerned are polled, and what they wake
-//! is polled after them. A task has one waker, one timer and one place in the queue, not one for
-//! each thing that it waits for: a task that is polled checks all of them anyway. So a session that
+//! yields the sockets that may be read or written; all tasks concerned are polled, and what they
+//! wake is polled after them. A task has one waker, one timer and one entry in the queue, not one
+//! for each thing that it waits for: a task that is polled checks all of them. So a session that
 //! waits costs little more than its own future.
 
 mod deferred;
@@ -232,7 +232,7 @@ impl<O> Engine for Executor<'_, O> {
 
     fn end_turn(&mut self, all_known: bool) {
         let core = self.core;
-        // Not before all events are known: a session that has something to read is not silent.
+        // Not before all events have arrived: a session that has something to read is not silent.
         if all_known {
             core.expire_timers();
         }

@@ -55,8 +55,8 @@ pub trait Engine {
 
     fn execute(&mut self, order: Self::Order);
 
-    /// `all_known`: the kernel has no more events than those that were handled.
-    fn end_turn(&mut self, all_known: bool);
+    /// `has_all_events`: the kernel has no more events than those that were handled.
+    fn end_turn(&mut self, has_all_events: bool);
 
     /// A panic has ended the turn. What it had begun is lost.
     fn abandon_turn(&mut self);
@@ -135,7 +135,8 @@ impl Reactor {
         Arc::clone(&self.heartbeat)
     }
 
-    /// Returns whether the wait was not interrupted: only then is known what has happened before.
+    /// Returns whether the wait was not interrupted: only then are all events up to now in
+    /// `events`.
     fn wait(&self, wait: Wait, events: &mut Vec<epoll::Event>) -> bool {
         events.clear();
         let timeout = match wait {
@@ -286,8 +287,8 @@ mod tests {
             self.orders.push(order);
         }
 
-        fn end_turn(&mut self, all_known: bool) {
-            assert!(all_known);
+        fn end_turn(&mut self, has_all_events: bool) {
+            assert!(has_all_events);
             self.ended_turns += 1;
         }
 

@@ -287,9 +287,9 @@ mod tests {
                 if remove {
                     wheel.remove(flow);
                     all.remove(&flow);
-                } else if let Entry::Vacant(place) = all.entry(flow) {
+                } else if let Entry::Vacant(vacant) = all.entry(flow) {
                     wheel.insert(flow, now + timeout, now);
-                    place.insert(now + timeout);
+                    vacant.insert(now + timeout);
                 }
                 prop_assert_eq!(wheel.count, all.len());
             }

@@ -338,7 +338,7 @@ mod tests {
         let line = [vec![b'x'; 1023], vec![b'\n']].concat();
         (0..200).for_each(|_| lines.write(line.clone()));
         lines.flush();
-        assert!(lines.pending() > 0, "a pipe has no room for 200 KiB");
+        assert!(lines.pending() > 0, "a pipe cannot hold 200 KiB");
         std::fs::rename(&path, folder.join("old")).expect("moved");
         lines.reopen();
         while lines.pending() > 0 {

@@ -18,7 +18,7 @@ pub(super) struct DirectionContext<'a> {
     pub(super) now: Instant,
     /// A write to the source failed: its end, when it comes, is that of a reset.
     pub(super) source_is_broken: bool,
-    /// The session ends with this end: closing the connection says what a shutdown would.
+    /// The session ends with this end: closing the connection sends the same FIN as a shutdown.
     pub(super) last_to_end: bool,
 }
 

@@ -19,7 +19,7 @@ const SLOWEST: Duration = Duration::from_secs(240);
 pub(super) struct Delivery {
     client: Option<Undelivered>,
     backend: Option<Undelivered>,
-    /// When data was last known to wait for a peer, in milliseconds of the executor: the limit for
+    /// When data was last seen waiting for a peer, in milliseconds of the executor: the limit for
     /// half-closed sessions counts from there.
     pub(super) pending_at: Option<u64>,
 }

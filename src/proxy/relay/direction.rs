@@ -264,7 +264,7 @@ impl Direction {
                     }
                     Err(e) => return Poll::Ready(sink_failed(&e)),
                 },
-                // The result is not known yet, and so far nothing depends on it.
+                // Not written yet, and so far nothing depends on the result.
                 Held::Deferred
                     if sink.has_deferred() && self.end == End::Open && self.mode.copies() =>
                 {

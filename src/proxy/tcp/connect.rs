@@ -36,8 +36,8 @@ const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// A client that has sent nothing and has ended its side has left, or only wants to receive: the
 /// two look the same. A connect gets this long to succeed before the client counts as gone.
 const GRACE: Duration = Duration::from_millis(500);
-/// A connect that failed for a local shortage is tried again after this time: no event tells when
-/// the shortage is over.
+/// A connect that failed for a local shortage is tried again after this time: no event reports the
+/// end of the shortage.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) struct Connected {
@@ -139,8 +139,8 @@ async fn attempt(
     let mut watch = ClientWatch::default();
     let mut shortage_is_logged = false;
     // A header for the backend, or what the client has sent by now.
-    let speaks_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
-    let begin = || open(&backend.addr, &service.plan.socket, speaks_at_once);
+    let sends_at_once = service.send_proxy != SendProxy::Off || session.received.load(Relaxed) > 0;
+    let begin = || open(&backend.addr, &service.plan.socket, sends_at_once);
     let mut opening = pin!(begin());
     let mut at_once = poll_once(opening.as_mut()).await;
     if at_once.is_none() {
@@ -195,7 +195,7 @@ struct ClientWatch {
 impl ClientWatch {
     fn has_left(&mut self, client: &Stream, session: &Session, now: Instant) -> bool {
         match peer_now(client) {
-            // As far as can be known.
+            // An error does not show that the client has left.
             Ok(PeerNow::Here) | Err(_) => {
                 self.silent_since = None;
                 false

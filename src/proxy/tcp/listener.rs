@@ -248,15 +248,15 @@ impl Acceptor {
     fn poll_accept(&self) -> Poll<io::Result<(Stream, Client)>> {
         self.socket
             .poll_accept()
-            .map(|accepted| self.known(accepted))
+            .map(|accepted| self.identify(accepted))
     }
 
-    /// Asks the kernel, whatever the event loop believes.
+    /// Asks the kernel, whether or not the reactor has reported a connection.
     fn accept_now(&self) -> io::Result<(Stream, Client)> {
-        self.known(self.socket.accept())
+        self.identify(self.socket.accept())
     }
 
-    fn known(
+    fn identify(
         &self,
         accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
     ) -> io::Result<(Stream, Client)> {
@@ -287,8 +287,8 @@ fn keep_reserve() {
 /// Runs `act` with one more free descriptor. One worker at a time, so that another does not take
 /// it.
 fn with_reserve<R>(act: impl FnOnce() -> R) -> R {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    static IN_USE: Mutex<()> = Mutex::new(());
+    let _guard = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
     RESERVE.take();
     let result = act();
     keep_reserve();

@@ -59,7 +59,7 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
             (End::of(&permits, opened, &outcome), outcome.client)
         };
         permits.session().set_backend(0);
-        // Every limit makes room before the client can know that the session is over and come back.
+        // Every limit is released before the client can see the end of the session and come back.
         if client_step == FinalStep::CloseAfterDelivery {
             // Our end is sent before delivery: only the process still counts the session.
             permits.release_listener();
@@ -160,7 +160,7 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
         }
         NotOpened::Unserved(Unserved { reason, error }, attempts) => {
             if permits.session().received.load(Relaxed) > 0 {
-                // No backend has received these bytes, and a clean end would not say so.
+                // No backend has received these bytes, and a clean end would hide it.
                 sys::socket::reset_on_close(&client);
             }
             let (service, session) = permits.release();

@@ -1,4 +1,4 @@
-//! Tells an accept loop to end, on the same thread.
+//! Makes an accept loop end, on the same thread.
 
 use std::{
     cell::{Cell, RefCell},

@@ -73,7 +73,7 @@ pub(super) struct Extras {
     pub(super) header_is_due: bool,
     /// Until the first reply, for the policy that compares times.
     pub(super) clock: Option<Box<Clock>>,
-    /// This and the following is for the access log.
+    /// This field and those below are for the access log.
     pub(super) attempts: Vec<Attempt>,
     pub(super) first_reply: Option<Duration>,
     /// From the client, and to it.
@@ -148,7 +148,7 @@ impl Flow {
 
     /// When it will have been idle for too long, in milliseconds.
     pub(super) fn due(&self, is_draining: bool) -> u64 {
-        // Where the number of replies is known, those that are owed are waited for.
+        // Where `responses` is set, the replies that are owed are waited for.
         let is_owed = self.responses() > 0 && !self.has_all_replies();
         let idle_ms = idle_ms(self.service());
         self.last_ms() + longest_silence(idle_ms, self.retired, is_draining && !is_owed)
@@ -264,7 +264,7 @@ fn is_proven(replies: u32, age: Duration, is_over: bool) -> bool {
 }
 
 /// How long a flow may be silent, in milliseconds. `is_last`: the process stops, and no reply is
-/// known to be owed.
+/// owed.
 fn longest_silence(idle_ms: u64, retired: Option<CloseReason>, is_last: bool) -> u64 {
     let idle = match retired.is_some_and(CloseReason::leaves_backend) {
         true => idle_ms.min(LINGER),
@@ -278,9 +278,9 @@ fn longest_silence(idle_ms: u64, retired: Option<CloseReason>, is_last: bool) ->
 
 /// A socket whose other end is this backend. It has a local port of its own, by which replies find
 /// their flow.
-pub(super) fn connect(place: &Addr) -> io::Result<UdpSocket> {
-    let socket = connect_datagrams(place)?;
-    if let Addr::Tcp(address) = place {
+pub(super) fn connect(backend: &Addr) -> io::Result<UdpSocket> {
+    let socket = connect_datagrams(backend)?;
+    if let Addr::Tcp(address) = backend {
         sys::datagram::never_forbid_fragments(&socket, address.is_ipv6())?;
         sys::datagram::ask_for_reports(&socket, address)?;
     }

@@ -15,7 +15,7 @@ pub(super) enum Token {
 
 /// Bits of a serial: enough that none comes again while an event is on its way.
 pub(super) const SERIAL: u32 = 20;
-/// What the other bits can tell apart. No token is one of the reactor: those of ports have no
+/// As many as the other bits can number. No token is one of the reactor: those of ports have no
 /// serial.
 pub const MOST_LISTENERS: usize = 1 << (32 - SERIAL);
 /// From here on numbers are those of ports.

@@ -31,8 +31,8 @@ pub(super) struct Source {
     pub(super) is_unwritable: bool,
 }
 
-/// Whether the peer is known to send nothing after what has arrived: then reading always returns
-/// at once.
+/// Whether the peer has ended its side, so that nothing follows what has arrived: then reading
+/// always returns at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PeerEnd {
     Open,

@@ -32,8 +32,8 @@ pub enum Kind {
     Unix,
 }
 
-/// When TCP_NODELAY is set. The first bytes leave at once anyway, and many sessions send no others:
-/// it is set before the second write.
+/// When TCP_NODELAY is set. The first bytes leave at once without it, and many sessions send no
+/// others: it is set before the second write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NoDelay {
     /// It is set already, or not wanted.
@@ -123,8 +123,8 @@ impl Stream {
             ready!(self.socket.poll_readable())?;
             match recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    // A short read has drained a TCP socket, which saves the call that would say
-                    // so. On a unix socket a read also ends where a descriptor was passed.
+                    // A short read has drained a TCP socket, which saves the call that would return
+                    // nothing. On a unix socket a read also ends where a descriptor was passed.
                     if self.is_tcp() && n > 0 && n < buf.len() {
                         self.mark_drained();
                     }
@@ -155,8 +155,8 @@ impl Stream {
         self.socket.update(|source| source.writable = false);
     }
 
-    /// Whether the peer is known to have ended cleanly: what has arrived can be read at once, up to
-    /// its end.
+    /// Whether the end of the peer has arrived, and was clean: what is before it can be read at
+    /// once.
     pub fn peer_has_ended(&self) -> bool {
         self.socket.get(|source| source.end == PeerEnd::Ended)
     }
@@ -227,7 +227,7 @@ impl Stream {
         with_core(|core| core.take_unwritten(self.socket.number))
     }
 
-    /// Whether a deferred write has failed, so that reading does not tell any more how the
+    /// Whether a deferred write has failed, so that reading does not show any more how the
     /// connection ended.
     pub fn is_unwritable(&self) -> bool {
         self.socket.get(|source| source.is_unwritable)

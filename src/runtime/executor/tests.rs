@@ -72,20 +72,20 @@ fn read_after(start: &mpsc::Receiver<()>, mut socket: UnixStream) -> Vec<u8> {
 }
 
 #[test]
-fn tasks_take_turns() {
+fn tasks_are_polled_in_rotation() {
     on_an_executor(|| async {
-        let said = Rc::new(RefCell::new(Vec::new()));
+        let polled = Rc::new(RefCell::new(Vec::new()));
         for name in ["a", "b"] {
-            let said = Rc::clone(&said);
+            let polled = Rc::clone(&polled);
             spawn(async move {
                 for _ in 0..3 {
-                    said.borrow_mut().push(name);
+                    polled.borrow_mut().push(name);
                     yield_now().await;
                 }
             });
         }
-        soon(|| said.borrow().len() == 6).await;
-        assert_eq!(*said.borrow(), ["a", "b", "a", "b", "a", "b"]);
+        soon(|| polled.borrow().len() == 6).await;
+        assert_eq!(*polled.borrow(), ["a", "b", "a", "b", "a", "b"]);
     });
 }
 
@@ -402,15 +402,15 @@ fn deferred_bytes_are_written_when_the_turn_ends() {
 #[test]
 fn received_bytes_can_be_deferred() {
     on_an_executor(|| async {
-        let (source, mut speaker) = pair();
+        let (source, mut writer) = pair();
         let (sink, listener) = pair();
-        let said: Vec<u8> = (0..2_000_000_u32)
+        let sent: Vec<u8> = (0..2_000_000_u32)
             .map(|i| (i.wrapping_mul(i) >> 7) as u8)
             .collect();
-        let wanted = said.clone();
+        let wanted = sent.clone();
         let speaking = thread::spawn(move || {
-            for part in said.chunks(7_001) {
-                speaker.write_all(part).expect("written");
+            for part in sent.chunks(7_001) {
+                writer.write_all(part).expect("written");
             }
         });
         let (start_reading, start) = mpsc::channel();

@@ -21,15 +21,15 @@ const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
 /// Connects once. Dropping the future cancels the attempt. Keepalive is not set, since most
 /// sessions end before it matters: see [`super::keep_alive`].
 ///
-/// `speaks_at_once`: something will be sent as soon as the connection is made. That takes the last
+/// `sends_at_once`: something will be sent as soon as the connection is made. That takes the last
 /// step of the handshake with it: one packet less, and one wake-up of the backend less.
 pub async fn open(
-    place: &Addr,
+    address: &Addr,
     options: &SocketOptions,
-    speaks_at_once: bool,
+    sends_at_once: bool,
 ) -> io::Result<Stream> {
-    match place {
-        Addr::Tcp(address) => open_tcp(*address, options, speaks_at_once).await,
+    match address {
+        Addr::Tcp(ip) => open_tcp(*ip, options, sends_at_once).await,
         Addr::Unix(path) => {
             let connect = || ready(connect_unix(path));
             let socket = retry_while_queue_is_full(connect, executor::sleep).await?;
@@ -41,11 +41,11 @@ pub async fn open(
 async fn open_tcp(
     address: SocketAddr,
     options: &SocketOptions,
-    speaks_at_once: bool,
+    sends_at_once: bool,
 ) -> io::Result<Stream> {
     let kind = Type::STREAM.nonblocking();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    if speaks_at_once {
+    if sends_at_once {
         // The kernel waits for what is to be sent, 200 ms at most. Where it is refused, one
         // packet more is sent.
         let _ = socket.set_tcp_quickack(false);
@@ -100,8 +100,8 @@ pub(super) fn connect_unix(path: &Path) -> io::Result<Socket> {
 }
 
 /// A non-blocking socket with a local port of its own, which receives from this address only.
-pub fn connect_datagrams(place: &Addr) -> io::Result<UdpSocket> {
-    let Addr::Tcp(address) = place else {
+pub fn connect_datagrams(address: &Addr) -> io::Result<UdpSocket> {
+    let Addr::Tcp(address) = address else {
         // The configuration allows none.
         return Err(io::ErrorKind::Unsupported.into());
     };

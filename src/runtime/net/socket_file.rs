@@ -41,7 +41,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Who may connect, which takes the permission to write.
+/// Owner and mode of a socket's file: connecting takes the permission to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRights {
     pub mode: Mode,

@@ -17,7 +17,7 @@ pub const SLOT: usize = 65_536;
 const LINE: usize = 64;
 /// Between two slots, in cache lines: were the first lines of all slots a multiple of 4,096 apart,
 /// they would share a few sets of the cache. An odd number visits every set, and this one leaves
-/// room for a usual datagram.
+/// space for a usual datagram.
 const GAP: usize = 21 * LINE;
 
 /// Buffers for a batch: `slots` datagrams of up to 64 KiB each, one worker's.
@@ -36,7 +36,7 @@ pub struct Inbox {
     _vectors: Vec<libc::iovec>,
     /// Always ready for the kernel: what it has overwritten is restored when it was read.
     named: Vec<libc::mmsghdr>,
-    /// The same without a place for the sender's address.
+    /// The same without memory for the sender's address.
     plain: Vec<libc::mmsghdr>,
 }
 
@@ -148,7 +148,7 @@ impl Inbox {
         self.take(socket, first, most, true)
     }
 
-    /// The same without the senders' addresses, for connected sockets, whose peer is known.
+    /// The same without the senders' addresses, for connected sockets, which have one peer.
     pub fn receive_plain(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -176,10 +176,10 @@ impl Inbox {
         };
         let headers = &mut headers[first..first + most];
         let came = loop {
-            // SAFETY: `headers` are as many as said; each points to its name, its vector and its
-            // control space with their true lengths, and each vector to its slot. All of that is
-            // owned by `self`, which is borrowed exclusively, as are the headers; the descriptor is
-            // borrowed and so open.
+            // SAFETY: `headers` are as many as `headers.len()`; each points to its name, its vector
+            // and its control space with their true lengths, and each vector to its slot. All of
+            // that is owned by `self`, which is borrowed exclusively, as are the headers; the
+            // descriptor is borrowed and so open.
             let result = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),

@@ -100,7 +100,7 @@ impl Outbox {
     fn prepare(&mut self, i: usize, message: &Message<'_>) {
         debug_assert!(message.parts.len() <= PARTS, "too many parts");
         let header = &mut self.headers[i].msg_hdr;
-        // A length of 0 says that there is no address.
+        // A length of 0: there is no address.
         header.msg_namelen = match message.to {
             Some(to) => self.names[i].write(to) as libc::socklen_t,
             None => 0,
@@ -116,7 +116,7 @@ impl Outbox {
 }
 
 impl Message<'_> {
-    /// 0 for what is one datagram anyway: then it may be sent in fragments.
+    /// 0 for what fits in one datagram: then it may be sent in fragments.
     fn size_of_segments(&self) -> u16 {
         let mut len = 0;
         for part in self.parts {
@@ -140,8 +140,8 @@ fn call(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usi
             // One message is what was taken, even if it is one of no bytes.
             if bytes < 0 { -1 } else { 1 }
         } else {
-            // SAFETY: `headers` are as many as said, borrowed exclusively, for their lengths are
-            // written; each is as said above, and so is the descriptor.
+            // SAFETY: `headers` are as many as `headers.len()`, borrowed exclusively, for their
+            // lengths are written; for each of them and for the descriptor the note above holds.
             unsafe {
                 libc::sendmmsg(
                     socket.as_raw_fd(),

@@ -57,7 +57,7 @@ fn message<'a>(parts: &'a [IoSlice<'a>], to: SocketAddr) -> Message<'a> {
     }
 }
 
-/// Bytes that tell where they are and which datagram they belong to.
+/// Bytes that differ by their position and by the datagram they belong to.
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len)
         .map(|i| (i * 7 + i / 256 + seed * 31) as u8)
@@ -115,7 +115,7 @@ fn batches_keep_their_order_and_go_on_where_told() {
             assert_eq!(inbox.get(slot).from, Some(address(&a)));
         }
         let end = inbox.slots();
-        assert_eq!(inbox.receive(b.as_fd(), end, 1).expect("no room"), 0);
+        assert_eq!(inbox.receive(b.as_fd(), end, 1).expect("no free slot"), 0);
     }
 }
 
@@ -137,8 +137,8 @@ fn several_parts_are_one_datagram() {
 }
 
 #[test]
-fn a_wildcard_socket_hears_where_it_was_asked_and_answers_from_there() {
-    for (wildcard, asked, told) in [
+fn a_wildcard_socket_gets_the_destination_and_answers_from_it() {
+    for (wildcard, asked, destination) in [
         ("0.0.0.0:0", "127.0.0.2", "127.0.0.2"),
         ("0.0.0.0:0", "127.1.2.3", "127.1.2.3"),
         ("[::]:0", "::1", "::1"),
@@ -159,11 +159,11 @@ fn a_wildcard_socket_hears_where_it_was_asked_and_answers_from_there() {
         let mut inbox = Inbox::new(1);
         receive(&mut inbox, &server, 1);
         let question = inbox.get(0);
-        let told = Local {
-            ip: told.parse().expect("an IP"),
+        let destination = Local {
+            ip: destination.parse().expect("an IP"),
             interface: 0,
         };
-        assert_eq!(question.to, Some(told));
+        assert_eq!(question.to, Some(destination));
         let parts = [IoSlice::new(question.payload)];
         let answer = Message {
             parts: &parts,

@@ -37,7 +37,7 @@ pub struct UpstreamFigures<'a> {
     pub available: u64,
     /// Of those that are available.
     pub full: u64,
-    /// Backends that say that they are the primary, where one is asked for.
+    /// Backends that report to be primary; `None`: their checks require no primary.
     pub primaries: Option<u64>,
     /// `None` where `panic_threshold` is not set.
     pub in_panic: Option<bool>,

@@ -69,7 +69,7 @@ impl Direction {
                 }
             }
             // The end, or a mark of TCP's urgent data, before which splicing stops as if it were
-            // the end or there were nothing. A read tells which, and passes the mark.
+            // the end or there were nothing. A read shows which, and passes the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
                 self.copy(source, sink, context)

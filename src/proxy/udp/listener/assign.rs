@@ -23,7 +23,7 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// What the PROXY protocol header of a datagram says.
+/// The content of a datagram's PROXY protocol header.
 struct Header {
     named: Named,
     tlvs: Vec<u8>,

@@ -103,7 +103,7 @@ impl Listener {
         self.register(context, flow.with_extras(header, clock, attempts))
     }
 
-    /// At an address that is to be closed a flow begins only in place of another one.
+    /// At an address that is to be closed a flow begins only if it replaces another one.
     fn use_port(&self, key: &Key, moves: bool) -> Result<PortUse, RejectReason> {
         let open = &self.ports[usize::from(key.port)];
         let users = Some(&open.port.users).filter(|_| moves || !open.is_closing);

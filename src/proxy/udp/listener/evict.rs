@@ -43,7 +43,7 @@ impl Listener {
             admission::admit_flow(&service, arrival, for_listener, &sockets, for_socket)
         };
         let mut admitted = admit(Limit::Enforced);
-        // Another worker may take the place that an eviction makes.
+        // Another worker may take the permit that an eviction frees.
         for _ in 0..EVICTIONS {
             let Err(reason) = &admitted else {
                 break;

@@ -1,4 +1,4 @@
-//! What errors of a flow's socket say, and what follows for its backend.
+//! Errors of a flow's socket: which of them count as failures of its backend.
 
 use super::Listener;
 use crate::{
@@ -68,7 +68,7 @@ impl Listener {
 
     /// A call on this flow's socket has failed.
     pub(super) fn receive_failed(&mut self, context: &mut Context, number: u32, error: &io::Error) {
-        // A report that came meanwhile says more, and is the same error.
+        // A report that came meanwhile is the same error with more details.
         if self.take_reports(number) {
             return;
         }
@@ -123,7 +123,7 @@ impl Listener {
     }
 }
 
-fn read_reports(socket: &UdpSocket, place: &Addr) -> Reported {
+fn read_reports(socket: &UdpSocket, backend: &Addr) -> Reported {
     let mut reported = Reported::default();
     for _ in 0..MAX_REPORTS {
         let Some(report) = next_report(socket.as_fd()) else {
@@ -135,7 +135,7 @@ fn read_reports(socket: &UdpSocket, place: &Addr) -> Reported {
         }
         reported.of_earlier = true;
         let is_of_backend = Cause::of_errno(report.errno).is_of_backend()
-            && report.to.is_some_and(|to| is_at(place, to));
+            && report.to.is_some_and(|to| is_at(backend, to));
         if is_of_backend && reported.of_backend.is_none() {
             reported.of_backend = Some(io::Error::from_raw_os_error(report.errno));
         }
@@ -144,8 +144,8 @@ fn read_reports(socket: &UdpSocket, place: &Addr) -> Reported {
 }
 
 /// The scope of an address is not compared: the kernel leaves it out of some reports.
-fn is_at(place: &Addr, to: SocketAddr) -> bool {
-    match place {
+fn is_at(backend: &Addr, to: SocketAddr) -> bool {
+    match backend {
         Addr::Tcp(address) => (address.ip(), address.port()) == (to.ip(), to.port()),
         Addr::Unix(_) => false,
     }

@@ -33,7 +33,7 @@ impl NamedClients {
         }
     }
 
-    /// What the last header of this peer said.
+    /// The client that the last header of this peer named.
     pub(super) fn get(&self, peer: &Key) -> Option<Named> {
         self.clients.get(peer).map(|client| client.named)
     }

@@ -44,7 +44,7 @@ fn those_before_the_one_that_fails_are_sent_and_none_after_it() {
             messages[fails] = bad;
             let (sent, error) = send(&a, &messages);
             assert_eq!(sent, fails);
-            // Where some were taken the kernel says why only when it is asked again.
+            // Where some were taken only the next call returns the error.
             let error = error.or_else(|| send(&a, &messages[sent..]).1);
             let error = error.expect("too long").raw_os_error();
             assert_eq!(error, Some(libc::EMSGSIZE));
@@ -57,10 +57,10 @@ fn those_before_the_one_that_fails_are_sent_and_none_after_it() {
 }
 
 #[test]
-fn what_finds_no_room_is_counted() {
+fn datagrams_beyond_the_buffer_are_counted() {
     let (a, b) = (bound(BOTH[0]), bound(BOTH[0]));
     receive_buffer(&b, 1);
-    assert_eq!(drops(&b).expect("told"), 0);
+    assert_eq!(drops(&b).expect("a count"), 0);
     let sent = 50;
     for _ in 0..sent {
         a.send_to(&[0; 1000], address(&b)).expect("sent");
@@ -69,14 +69,14 @@ fn what_finds_no_room_is_counted() {
     let mut inbox = Inbox::new(50);
     let mut came = 0;
     // Nothing is taken before one was dropped.
-    while came + drops(&b).expect("told") < sent {
+    while came + drops(&b).expect("a count") < sent {
         assert!(Instant::now() < limit, "some are neither here nor counted");
-        if drops(&b).expect("told") > 0 {
+        if drops(&b).expect("a count") > 0 {
             came += inbox.receive(b.as_fd(), 0, 50).unwrap_or(0) as u64;
         }
     }
-    assert_eq!(came + drops(&b).expect("told"), sent);
-    assert!(came > 0, "none had room");
+    assert_eq!(came + drops(&b).expect("a count"), sent);
+    assert!(came > 0, "all were dropped");
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn buffers_are_as_large_as_is_allowed() {
     send_buffer(&a, 90_000);
     let a = socket2::SockRef::from(&a);
     // The kernel doubles them, for what it needs itself.
-    assert_eq!(a.recv_buffer_size().expect("told"), 200_000);
-    assert_eq!(a.send_buffer_size().expect("told"), 180_000);
+    assert_eq!(a.recv_buffer_size().expect("a size"), 200_000);
+    assert_eq!(a.send_buffer_size().expect("a size"), 180_000);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn fragments_are_never_forbidden() {
         let v6 = family.starts_with('[');
         never_forbid_fragments(&a, v6).expect("allowed");
         let dont = |level, option, value: libc::c_int| {
-            let now: [u32; 1] = options::get(&a, level, option).expect("told");
+            let now: [u32; 1] = options::get(&a, level, option).expect("a value");
             assert_eq!(now, [value as u32], "{family} {level}");
         };
         if v6 {
@@ -118,7 +118,7 @@ fn a_peer_that_is_gone_is_an_error_of_the_next_call() {
         let (a, b) = (bound(family), bound(family));
         a.connect(address(&b)).expect("connected");
         drop(b);
-        let parts = [IoSlice::new(b"anybody?")];
+        let parts = [IoSlice::new(b"question")];
         let one = Message {
             to: None,
             ..message(&parts, address(&a))

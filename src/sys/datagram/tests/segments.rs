@@ -41,7 +41,7 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
                 assert_eq!(got.to.map(|to| to.ip), Some(address(&b).ip()));
             }
         }
-        // Without names the size is known all the same.
+        // The size is found without names as well.
         let whole = pattern(3000, 0);
         assert_eq!(
             send(&a, &[segmented(&[IoSlice::new(&whole)], address(&b))]).0,
@@ -104,7 +104,7 @@ fn one_datagram_is_not_split() {
 
 #[test]
 fn a_size_that_makes_one_datagram_is_none() {
-    for (told, len, segment) in [
+    for (reported, len, segment) in [
         (None, 3000, 0),
         (Some(1200), 3000, 1200),
         (Some(1200), 1201, 1200),
@@ -114,7 +114,11 @@ fn a_size_that_makes_one_datagram_is_none() {
         (Some(-1), 10, 0),
         (Some(70_000), 65_536, 0),
     ] {
-        assert_eq!(receive::segments(told, len), segment, "{told:?} {len}");
+        assert_eq!(
+            receive::segments(reported, len),
+            segment,
+            "{reported:?} {len}"
+        );
     }
 }
 
