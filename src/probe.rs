@@ -117,7 +117,7 @@ pub struct Probe {
     encryption: Option<Encryption>,
     /// Whether TLS begins right after the connect.
     starts_with_tls: bool,
-    /// What a certificate must name, if the configuration does not say.
+    /// What a certificate must name, if the configuration names nothing else.
     host: String,
     timeout: Duration,
     disconnect_time: Duration,

@@ -44,7 +44,7 @@ const SHORTEST_STALE: Duration = Duration::from_secs(30);
 /// The check of an upstream.
 pub(super) enum Found {
     None,
-    /// Its kind is not known: then no key is reported to have no effect.
+    /// Its kind is invalid: then no key is reported to have no effect.
     Mistaken,
     Check(Box<Check>),
 }
@@ -71,7 +71,7 @@ pub(super) fn read(upstream: &Section<'_>) -> Found {
     if role == Some(Role::Primary) || !is_known {
         check.stale_after = read_stale_after(&section, check.interval + check.timeout);
     }
-    // Before its role is known a server must not be written to.
+    // Before a check has found its role a server must not be written to.
     let start = match role {
         Some(_) => Start::Down,
         None => Start::Up,
@@ -104,7 +104,7 @@ pub(super) fn no_effect(check: &Check, applies: Applies) -> Option<NoEffect> {
         (Applies::TlsVerify, _) if !matches!(check.tls, Tls::Verify { .. }) => {
             Some(NoEffect::always(
                 "without tls = \"verify\"",
-                "say tls = \"verify\", or leave it out",
+                "set tls = \"verify\", or leave it out",
             ))
         }
         (
@@ -220,8 +220,8 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
         section.report.add(
             &value.span(),
             Fault::new(format!(
-                "with `address` one server would tell for all {} backends whether they are a \
-                 {word}",
+                "with `address` the role of one server would decide for all {} backends whether \
+                they are a {word}",
                 upstream.backends.len()
             ))
             .hint("leave `address` out; for another port of each backend's own host use `port`"),
@@ -234,7 +234,7 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
     {
         let found = NoEffect::always(
             format!("for the backend {:?}: a unix socket has none", backend.text),
-            "name the place with `address`, or leave `port` out",
+            "set the server's IP and port with `address`, or leave `port` out",
         );
         section.report.add(&value.span(), found.fault("`port`"));
     }
@@ -279,9 +279,9 @@ fn read_at(section: &Section<'_>) -> CheckAt {
     };
     let fault = match address::target(text) {
         Ok(_) if section.get("port").is_some() => {
-            Fault::new("`address` and `port` both say where the check goes").hint(
-                "`port` is for the same host with another port; `address` for one place \
-                    for all backends: keep one",
+            Fault::new("`address` and `port` both set the target of the check").hint(
+                "`port` is for the same host with another port; `address` for one target \
+                for all backends: keep one",
             )
         }
         Ok(Target::Addr(addr)) => return CheckAt::Addr(addr),

@@ -242,7 +242,7 @@ fn read_access_log(section: &Section<'_>) -> AccessLog {
     let fault = match text {
         "off" => return AccessLog::Off,
         "stdout" => return AccessLog::Stdout,
-        // A word alone is more likely a mistake than a file in whatever directory this is started
+        // A bare name is more likely a mistake than a file in whatever directory this is started
         // from.
         _ if !text.contains('/') => Fault::new(format!(
             "`access` must be \"off\", \"stdout\" or a path, not {text:?}"
@@ -321,7 +321,7 @@ fn check_max_flows(root: &Section<'_>, process: &Process, listeners: &[listener:
     }
 }
 
-/// What stands in the file is enough for loopback addresses and equal ones; the others are known at
+/// From the file alone loopback addresses and equal ones can be checked; the others are checked at
 /// the start.
 fn check_loops(reads: &[listener::Read], upstreams: &[Upstream], report: &Report) {
     let sure = reads.iter().all(|read| read.sure);
@@ -367,15 +367,15 @@ fn check_upstream_names(root: &Section<'_>, listeners: &[listener::Read], report
         if table.is_some_and(|table| table.contains_key(name)) {
             continue;
         }
-        let known: Vec<&str> = table
+        let names: Vec<&str> = table
             .into_iter()
             .flat_map(|table| table.keys())
             .map(|key| key.get_ref().as_ref())
             .collect();
-        let listed = shorten(&known.join(", "));
-        let hint = match nearest(name, &known) {
+        let listed = shorten(&names.join(", "));
+        let hint = match nearest(name, &names) {
             Some(near) => format!("did you mean \"{near}\"? Known: {listed}"),
-            None if known.is_empty() => {
+            None if names.is_empty() => {
                 format!("there is no upstream yet: add a section [upstreams.{name}]")
             }
             None => format!("known: {listed}; or add a section [upstreams.{name}]"),

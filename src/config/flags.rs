@@ -1,7 +1,7 @@
 //! A configuration from the command line: `tembuku run --listen ADDR --to ADDR`.
 //!
 //! The flags become the same tree that a file becomes, over the text of the command line, so that
-//! every rule and every message is the same; a problem is then placed at its flag.
+//! every rule and every message is the same; a problem is then reported at its flag.
 
 use std::borrow::Cow;
 
@@ -118,7 +118,7 @@ struct Line {
 }
 
 impl Line {
-    /// The place of the value, or of the flag where it has none.
+    /// The position of the value, or of the flag where it has none.
     fn push(&mut self, flag: &'static str, value: &str) -> Span {
         if !self.text.is_empty() {
             self.text.push(' ');

@@ -1,5 +1,5 @@
-//! The table of all keys. A row yields the known keys of a table, the reading of scalars, the
-//! reports of keys in the wrong place or without effect, the dump and the reference.
+//! The table of all keys. A row yields the keys that a table may have, the reading of scalars, the
+//! reports of keys in the wrong table or without effect, the dump and the reference.
 //!
 //! To add a scalar key: a row here, and a field in the plan.
 
@@ -95,10 +95,10 @@ impl Keys {
         if let Some(home) = ALL.iter().find(|keys| keys.contains(name)) {
             return format!("`{name}` belongs in {}", home.label);
         }
-        let known: Vec<&str> = self.keys().map(|key| key.name).collect();
-        match nearest(name, &known) {
+        let names: Vec<&str> = self.keys().map(|key| key.name).collect();
+        match nearest(name, &names) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("known here: {}", known.join(", ")),
+            None => format!("one of: {}", names.join(", ")),
         }
     }
 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_their_place() {
+    fn an_unknown_key_gets_a_hint_at_its_section() {
         assert_eq!(
             UPSTREAM.advice("bind"),
             "`bind` belongs in [listeners.NAME]"

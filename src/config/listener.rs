@@ -61,7 +61,7 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
     if is_udp {
         listener.protocol = Protocol::Udp(udp);
     }
-    // With a word that is not known no key is known to have no effect.
+    // With an invalid protocol no key can be reported to have no effect.
     let sure = (section.get("protocol"))
         .is_none_or(|value| value.get_ref().as_str() == Some(protocol_name(&listener).word()));
     if !section.is_defaults() && sure {
@@ -78,10 +78,13 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
 
 fn report_missing(section: &Section<'_>) {
     for (key, hint) in [
-        ("bind", "say where clients arrive: bind = \"0.0.0.0:6379\""),
+        (
+            "bind",
+            "set the address to listen on: bind = \"0.0.0.0:6379\"",
+        ),
         (
             "upstream",
-            "say where they go: upstream = \"NAME\", with a section [upstreams.NAME]",
+            "set the upstream of the listener: upstream = \"NAME\", with a section [upstreams.NAME]",
         ),
     ] {
         if !section.is_defaults() && section.get(key).is_none() {

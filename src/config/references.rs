@@ -26,7 +26,7 @@ impl References {
         }
     }
 
-    /// `sure`: whether the upstream and the protocol of every listener are known.
+    /// `sure`: whether the upstream and the protocol of every listener are valid.
     pub(super) fn of<'l>(
         upstream: &str,
         listeners: impl Iterator<Item = &'l Listener>,

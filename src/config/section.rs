@@ -155,8 +155,8 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Reports the keys that have no effect where they stand, and takes the values of `defaults`
-    /// in their place.
+    /// Reports the keys that have no effect where they stand, and replaces their values by those of
+    /// `defaults`.
     pub(super) fn drop_without_effect<'r, T: 'static>(
         &self,
         rows: impl IntoIterator<Item = &'r Row<T>>,
@@ -341,17 +341,17 @@ impl<'a> Section<'a> {
 
     pub(super) fn word<W: Word>(&self, key: &str, default: W) -> W {
         let word = self.one_of(key, &W::words());
-        let value = W::WORDS.iter().find(|(known, _)| Some(*known) == word);
+        let value = W::WORDS.iter().find(|(allowed, _)| Some(*allowed) == word);
         value.map_or(default, |(_, value)| *value)
     }
 
-    /// One of these words; `None`: there is none, or another one.
+    /// One of these words; `None`: the key is missing, or has another value, which is reported.
     pub(super) fn one_of(&self, key: &str, words: &[&'static str]) -> Option<&'static str> {
         let Text { text, span } = self.text(key)?;
-        let known = words.iter().find(|word| **word == text);
-        if known.is_none() {
+        let found = words.iter().find(|word| **word == text);
+        if found.is_none() {
             let fault = Fault::new(format!(
-                "`{key}` does not know the word {}",
+                "`{key}` has no value {}",
                 shorten(&format!("{text:?}"))
             ));
             let hint = match nearest(text, words) {
@@ -360,7 +360,7 @@ impl<'a> Section<'a> {
             };
             self.report.add(&span, fault.hint(hint));
         }
-        known.copied()
+        found.copied()
     }
 
     pub(super) fn text(&self, key: &str) -> Option<Text<'a>> {

@@ -96,9 +96,9 @@ fn read_action(key: &str, default: SessionAction, section: &Section<'_>) -> Sess
         true => &["keep", "move", "close"],
         false => &["keep", "close"],
     };
-    let known: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
-    let hint = format!("one of: {}, {{ close_after = \"30s\" }}", known.join(", "));
-    let unknown = |text| Fault::new(format!("`{key}` does not know the word {text:?}"));
+    let values: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    let hint = format!("one of: {}, {{ close_after = \"30s\" }}", values.join(", "));
+    let unknown = |text| Fault::new(format!("`{key}` has no value {text:?}"));
     let fault = match value.get_ref().as_str() {
         Some("keep") => return SessionAction::Keep,
         Some("move") if moves => return SessionAction::Move,

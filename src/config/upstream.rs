@@ -38,7 +38,7 @@ pub(super) fn read(name: &str, section: &Section<'_>, references: &References) -
     if !section.is_defaults() && section.get("backends").is_none() {
         section.missing(
             "backends",
-            "say which servers it has: backends = [\"10.0.0.1:6379\"]",
+            "set the servers of the upstream: backends = [\"10.0.0.1:6379\"]",
         );
     }
     check_bound(&keys, section);
@@ -84,14 +84,14 @@ fn drop_without_effect(
     let nothing = Section::new(&UPSTREAM, &empty, 0..0, &report);
     let default = read_keys(&nothing, references);
     let policy = section.get("balance").map(|value| value.get_ref().as_str());
-    // A policy that is not known was reported already.
-    let is_known = policy.is_none_or(|word| word == Some(keys.policy.word()));
+    // An invalid policy was reported already.
+    let is_valid = policy.is_none_or(|word| word == Some(keys.policy.word()));
     section.drop_without_effect(
         rows::UPSTREAM,
         keys,
         &default,
         |keys, applies| match applies {
-            Applies::Policy(_) if !is_known => None,
+            Applies::Policy(_) if !is_valid => None,
             _ => no_effect(keys, applies, references, check),
         },
     );
@@ -121,7 +121,7 @@ pub(super) fn no_effect(
         }
         Applies::SendProxyOn if !references.flows() => Some(NoEffect::unless_default(
             "where no UDP listener uses the upstream",
-            "it says which datagrams of a flow begin with the header: leave it out",
+            "it selects the datagrams of a flow that begin with the header: leave it out",
         )),
         Applies::SendProxyOn if keys.send_proxy != ProxyVersion::V2 => {
             Some(NoEffect::unless_default(
@@ -155,7 +155,8 @@ fn check_bound(keys: &UpstreamKeys, section: &Section<'_>) {
     let percent = keys.hash_balance_factor;
     if let (1..=100, Some(value)) = (percent, section.get("hash_balance_factor")) {
         let fault = Fault::new(format!(
-            "`hash_balance_factor` = {percent} leaves too few places: it must be above 100"
+            "`hash_balance_factor` = {percent} leaves no capacity for one more session: it must be \
+                         above 100"
         ))
         .hint("125 lets a backend hold a quarter more than its share; 0 turns it off");
         section.report.add(&value.span(), fault);
@@ -267,7 +268,7 @@ fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
     with_target(address.text, target)
 }
 
-/// Reported one by one: each has a place of its own in the file.
+/// Reported one by one: each has a position of its own in the file.
 fn check_backend_address(
     backend: &Backend,
     address: &Text<'_>,

@@ -11,7 +11,7 @@ pub(super) const MAX_BYTES: usize = 16 << 10;
 pub(super) struct Answer {
     pub(super) result: CheckResult,
     pub(super) finding: Finding,
-    /// What was received, in a few words.
+    /// A summary of what was received.
     pub(super) transcript: String,
     /// The regular end of the connection, if the protocol has one.
     pub(super) last_message: Vec<u8>,

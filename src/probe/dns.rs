@@ -1,5 +1,5 @@
-//! `dns`: a question in one datagram, and what a reply says of it. Pure; of a reply, header and
-//! question are all that is looked at.
+//! `dns`: a question in one datagram, and the result of a reply to it. Pure; only the header and
+//! the question of a reply are read.
 
 use super::dialogue::Answer;
 use crate::plan::{DnsType, Rcode, reason::CheckResult};
@@ -37,10 +37,10 @@ impl Settings {
     }
 
     pub(super) fn ask(&self, id: u16) -> Vec<u8> {
-        let mut words = id.to_be_bytes().to_vec();
-        words.extend_from_slice(&[RECURSION, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-        words.extend_from_slice(&self.question);
-        words
+        let mut datagram = id.to_be_bytes().to_vec();
+        datagram.extend_from_slice(&[RECURSION, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        datagram.extend_from_slice(&self.question);
+        datagram
     }
 
     /// Why it is no reply to this question is the error: then the reply may still come.
@@ -66,13 +66,13 @@ impl Settings {
             return Err("another question");
         }
         let rcode = Rcode::ALL.iter().find(|rcode| rcode.number() == code);
-        let word = rcode.map_or_else(|| format!("code {code}"), |rcode| rcode.word().to_owned());
+        let name = rcode.map_or_else(|| format!("code {code}"), |rcode| rcode.word().to_owned());
         let result = match rcode.is_some_and(|rcode| self.accepted.contains(rcode)) {
             true => CheckResult::Ok,
             false => CheckResult::Unexpected,
         };
         let count = u16::from_be_bytes([header[6], header[7]]);
-        Ok(Answer::new(result, format!("{word}, answers: {count}")))
+        Ok(Answer::new(result, format!("{name}, answers: {count}")))
     }
 }
 

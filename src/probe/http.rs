@@ -74,7 +74,7 @@ pub(super) fn host_of(addr: &Addr, encrypted: bool) -> String {
 /// The form of what a line begins with; `0` stands for a digit.
 const FORM: &[u8] = b"HTTP/1.0 000";
 
-/// So that something else is known for what it is at its first byte.
+/// Lets another protocol be detected at its first wrong byte.
 fn could_be_status(bytes: &[u8]) -> bool {
     bytes.iter().zip(FORM).all(|(byte, form)| match form {
         b'0' => byte.is_ascii_digit(),

@@ -45,7 +45,7 @@ const IDENTITY: [&str; 6] = [
     "port",
     "datadir",
 ];
-/// Without these it is not known.
+/// A server without these is not identified.
 const ESSENTIAL: [&str; 3] = ["hostname", "port", "datadir"];
 /// Where one of these is set, the server may have its data without following a primary: from the
 /// storage that it shares (Aurora), from Galera, or from group replication.
@@ -175,14 +175,14 @@ impl<'a> Dialogue<'a> {
                     self.stage = Stage::Role(set);
                     return Ok(None);
                 }
-                self.role_told(&set)
+                self.read_role(&set)
             }
             Stage::Lag(tried, mut set) => {
                 if !set.receive(payload)? {
                     self.stage = Stage::Lag(tried, set);
                     return Ok(None);
                 }
-                Err(self.lag_told(&set)?.into())
+                Err(self.read_lag(&set)?.into())
             }
             Stage::BeforeTls(_) | Stage::InsideTls(_) | Stage::Ended => {
                 Err(Wrong("more than was asked for").into())
@@ -195,10 +195,10 @@ impl<'a> Dialogue<'a> {
         if !self.settings.encrypted {
             return Ok(self.introduce(greeting));
         }
-        if greeting.speaks_tls() {
-            let words = greeting.request_tls();
+        if greeting.offers_tls() {
+            let message = greeting.request_tls();
             self.stage = Stage::BeforeTls(greeting);
-            return Ok(words);
+            return Ok(message);
         }
         // To leave here would count as one of those errors: a login without a user and a password
         // makes the server refuse it.
@@ -208,13 +208,13 @@ impl<'a> Dialogue<'a> {
         Err(answer.into())
     }
 
-    /// Begins with the plugin that the server would like, which spares a turn if it is also the
+    /// Begins with the plugin that the server proposes, which saves a round trip if it is also the
     /// account's.
     fn introduce(&mut self, greeting: Greeting) -> Vec<u8> {
         let plugin = (Plugin::named(&greeting.plugin).filter(|p| *p != Plugin::Clear))
             .unwrap_or(Plugin::Native);
         let answer = plugin.answer(self.password(), &greeting.nonce);
-        let words = greeting.log_in(
+        let message = greeting.log_in(
             self.settings.encrypted,
             &self.settings.user,
             plugin.name(),
@@ -226,11 +226,11 @@ impl<'a> Dialogue<'a> {
             switched: false,
             awaits_key: false,
         });
-        words
+        message
     }
 
     fn log_in(&mut self, mut login: Login, payload: &[u8]) -> Result<Option<Vec<u8>>, End> {
-        let words = match (payload, login.plugin) {
+        let message = match (payload, login.plugin) {
             ([0, ..], _) => {
                 self.stage = Stage::Role(ResultSet::default());
                 return Ok(Some(self.query(ROLE)));
@@ -270,10 +270,10 @@ impl<'a> Dialogue<'a> {
             _ => return Err(Wrong("no answer to a login").into()),
         };
         self.stage = Stage::Login(login);
-        Ok(Some(words))
+        Ok(Some(message))
     }
 
-    /// In place of a password: an empty answer.
+    /// Returns an empty answer, which replaces the password.
     fn give_up(&mut self, why: &str) -> Vec<u8> {
         self.stage = Stage::GivenUp(Answer::new(CheckResult::Auth, format!("login: {why}")));
         Vec::new()
@@ -285,7 +285,7 @@ impl<'a> Dialogue<'a> {
         [&[QUERY], text.as_bytes()].concat()
     }
 
-    fn role_told(&mut self, set: &ResultSet) -> Result<Option<Vec<u8>>, End> {
+    fn read_role(&mut self, set: &ResultSet) -> Result<Option<Vec<u8>>, End> {
         let mut on = Vec::new();
         let mut is_known = false;
         self.server = identity(set.rows());
@@ -295,7 +295,10 @@ impl<'a> Dialogue<'a> {
             };
             // New MariaDB has more values than ON for it.
             let is_on = !matches!(&value.to_ascii_uppercase()[..], b"OFF" | b"0" | b"NO" | b"");
-            self.shares_data |= is_on && SHARES_DATA.iter().any(|known| name == known.as_bytes());
+            self.shares_data |= is_on
+                && SHARES_DATA
+                    .iter()
+                    .any(|variable| name == variable.as_bytes());
             if name.ends_with(b"read_only") {
                 is_known |= name == b"read_only";
                 on.extend(is_on.then(|| String::from_utf8_lossy(name).into_owned()));
@@ -338,7 +341,7 @@ impl<'a> Dialogue<'a> {
 
     /// One row for each primary that it follows: it is as far behind as behind the one that it is
     /// behind most.
-    fn lag_told(&self, set: &ResultSet) -> Result<Answer, Wrong> {
+    fn read_lag(&self, set: &ResultSet) -> Result<Answer, Wrong> {
         let column = set
             .column(&BEHIND)
             .ok_or(Wrong("no seconds in the state of replication"))?;
@@ -586,8 +589,8 @@ impl dialogue::Dialogue for Dialogue<'_> {
 
     /// Once a password was sent, nothing: an echo of it would be shown.
     fn show(&self, bytes: &[u8]) -> String {
-        let is_told = self.settings.secret.is_some() && !matches!(self.stage, Stage::Greeting);
-        match is_told {
+        let is_hidden = self.settings.secret.is_some() && !matches!(self.stage, Stage::Greeting);
+        match is_hidden {
             true => format!("{} bytes", bytes.len()),
             false => quote(bytes),
         }

@@ -164,14 +164,14 @@ impl Settings {
                 }
             }
             (Role::Replica, Some(error)) => {
-                transcript += &format!(", and does not tell how far behind it is: {error}");
+                transcript += &format!(", and does not report its lag: {error}");
                 if result == CheckResult::Ok && needs_position {
                     result = CheckResult::Unexpected;
                 }
             }
             (Role::Replica, None) if self.asks_for_position() => {
                 finding.lag = position.lag();
-                transcript += &position.words();
+                transcript += &position.describe();
                 let fault = position.fault();
                 finding.fault = fault.map(str::to_owned);
                 result = match result {
@@ -227,7 +227,7 @@ impl Position {
         }
     }
 
-    fn words(&self) -> String {
+    fn describe(&self) -> String {
         let lag = self.lag();
         let time = lag.time.map(|time| format!("{:.1} s", time.as_secs_f64()));
         let paused = if self.paused {
@@ -239,7 +239,7 @@ impl Position {
             true => ", restores an archive",
             false => ", receives nothing",
         };
-        let words = match (self.receives, lag.bytes, time) {
+        let text = match (self.receives, lag.bytes, time) {
             (false, _, None) => from.to_owned(),
             (false, _, Some(age)) => {
                 format!("{from}, its last transaction is {age} old")
@@ -253,7 +253,7 @@ impl Position {
                 }
             }
         };
-        words + paused
+        text + paused
     }
 
     fn read(columns: &[Option<&str>]) -> Option<Self> {
@@ -429,7 +429,7 @@ impl Dialogue<'_> {
             let consumed = bytes.len() - after.len();
             match self.message(kind, inside) {
                 Ok(Some(Step::Send { bytes, .. })) => return Step::Send { consumed, bytes },
-                Ok(Some(turn)) => return turn,
+                Ok(Some(step)) => return step,
                 Ok(None) => rest = after,
                 Err(Wrong) => return Step::Done(self.wrong(rest)),
             }
@@ -444,9 +444,9 @@ impl Dialogue<'_> {
             (b'S' | b'N' | b'A' | b'K' | b'v', _) => {}
             (b'R', Stage::Startup) => return self.takes_sessions(inside).map(Some),
             (b'R', Stage::Login(login)) if !login.is_in() => {
-                let said = login.receive(inside);
-                if !matches!(&said, Ok(words) if words.is_empty()) {
-                    return Ok(Some(send(0, said)));
+                let message = login.receive(inside);
+                if !matches!(&message, Ok(bytes) if bytes.is_empty()) {
+                    return Ok(Some(send(0, message)));
                 }
             }
             (b'Z', Stage::Login(login)) if login.is_in() => {
@@ -472,7 +472,7 @@ impl Dialogue<'_> {
             (b'E', _) => {
                 let error = self.error(inside)?;
                 match &mut self.stage {
-                    // The role is known all the same.
+                    // The role was received before the error.
                     Stage::Asked(found) if found.answered == 1 => found.refused = Some(error),
                     Stage::Startup => {
                         let answer = Answer::new(self.startup_result(&error), error.to_string());

@@ -135,7 +135,7 @@ impl Settings {
             ..Finding::default()
         };
         let answer = match alive {
-            // The role is certain whatever else is wrong.
+            // The role counts, whatever else is wrong.
             _ if self.wanted.is_some() && role != self.wanted => {
                 // Its primary is shown, and not required.
                 if let (true, Ok((Reply::Text(Some(text)), _))) =
@@ -282,7 +282,10 @@ impl Settings {
                         answer.result = CheckResult::Lagging;
                         answer.transcript += &match answer.finding.lag.time {
                             Some(time) => {
-                                format!(", {} s since it heard from its primary", time.as_secs())
+                                format!(
+                                    ", {} s since the last data from its primary",
+                                    time.as_secs()
+                                )
                             }
                             None => ", cut off from its primary".to_owned(),
                         };
@@ -321,7 +324,7 @@ impl Settings {
                 ),
                 None => (
                     CheckResult::Unexpected,
-                    "INFO does not tell its version".to_owned(),
+                    "INFO does not report its version".to_owned(),
                 ),
             },
             Reply::Error(text) => return Ok(self.without_info(answer, text)),
@@ -361,7 +364,7 @@ impl Settings {
         }
     }
 
-    /// An error is known by its first word.
+    /// The first word of an error is its kind.
     fn refused(&self, question: &str, text: &[u8], otherwise: CheckResult) -> Answer {
         let result = match first_word(text) {
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => CheckResult::Auth,
@@ -380,7 +383,7 @@ impl Settings {
             return quote(bytes);
         }
         let word = first_word(bytes);
-        let known: [&[u8]; 12] = [
+        let kinds: [&[u8]; 12] = [
             b"NOAUTH",
             b"WRONGPASS",
             b"NOPERM",
@@ -394,7 +397,7 @@ impl Settings {
             BUSY,
             b"ERR",
         ];
-        match known.contains(&word) {
+        match kinds.contains(&word) {
             true => String::from_utf8_lossy(word).into_owned(),
             false => format!("{} bytes", bytes.len()),
         }
@@ -492,7 +495,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it heard from its primary",
+                ", 11 s since the last data from its primary",
             ),
             (
                 None,
@@ -500,7 +503,7 @@ mod tests {
                 seconds(10),
                 &up,
                 CheckResult::Lagging,
-                ", 11 s since it heard from its primary",
+                ", 11 s since the last data from its primary",
             ),
             (
                 replica,
@@ -537,10 +540,10 @@ mod tests {
             let answer = answer(&talk, &format!("+PONG\r\n{role}{info}{server}"));
             assert_eq!(answer.finding.server, None);
             assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
-            let said = if role == MASTER { "master" } else { "slave" };
+            let name = if role == MASTER { "master" } else { "slave" };
             assert_eq!(
                 answer.transcript,
-                format!("PING: PONG, ROLE: {said}{transcript}")
+                format!("PING: PONG, ROLE: {name}{transcript}")
             );
             assert_eq!(answer.finding.lag.time, seconds(11).filter(|_| *info == up));
             assert_eq!(
@@ -575,7 +578,7 @@ mod tests {
             (
                 text("x"),
                 CheckResult::Unexpected,
-                ", INFO does not tell its version",
+                ", INFO does not report its version",
             ),
             (
                 denied,
@@ -648,22 +651,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said() {
-        let mut words = Vec::new();
-        talk(None, true).write_commands(&mut words);
+    fn commands() {
+        let mut bytes = Vec::new();
+        talk(None, true).write_commands(&mut bytes);
         let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
-        assert_eq!(String::from_utf8_lossy(&words), expected);
-        words.clear();
+        assert_eq!(String::from_utf8_lossy(&bytes), expected);
+        bytes.clear();
         let min_version = Some(Version([7, 0, 0]));
         let talk = talk(Some(Role::Replica), false);
         Settings {
             min_version,
             ..talk
         }
-        .write_commands(&mut words);
+        .write_commands(&mut bytes);
         let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
             *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
-        assert_eq!(String::from_utf8_lossy(&words), expected);
+        assert_eq!(String::from_utf8_lossy(&bytes), expected);
     }
 
     #[test]

@@ -230,10 +230,10 @@ impl<O> Engine for Executor<'_, O> {
         (self.execute)(order);
     }
 
-    fn end_turn(&mut self, all_known: bool) {
+    fn end_turn(&mut self, has_all_events: bool) {
         let core = self.core;
         // Not before all events have arrived: a session that has something to read is not silent.
-        if all_known {
+        if has_all_events {
             core.expire_timers();
         }
         core.queue.borrow_mut().extend(core.next_turn.take());

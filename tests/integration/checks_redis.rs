@@ -511,7 +511,7 @@ fn a_replica_without_its_primary_is_lagging() {
     assert!(
         saw.as_str()
             .unwrap()
-            .ends_with(" s since it heard from its primary"),
+            .ends_with(" s since the last data from its primary"),
         "{saw}"
     );
     let backend = replica.addr.to_string();

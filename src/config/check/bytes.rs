@@ -18,7 +18,7 @@ pub(crate) fn report_both(section: &Section<'_>, keys: &[&str]) {
     {
         section.report.add(
             &value.span(),
-            Fault::new(format!("`{first}` and `{second}` say the same thing twice"))
+            Fault::new(format!("`{first}` and `{second}` set the same thing"))
                 .hint("keep one of the two"),
         );
     }
@@ -37,7 +37,7 @@ pub(crate) fn read(section: &Section<'_>, keys: &[&str]) -> Option<Vec<u8>> {
     if bytes.as_ref().is_some_and(Vec::is_empty) {
         section.report.add(
             &span,
-            Fault::new(format!("`{key}` is empty")).hint("leave it out, or say what it is"),
+            Fault::new(format!("`{key}` is empty")).hint("leave it out, or give it a value"),
         );
     }
     if bytes.is_none() {
@@ -82,7 +82,7 @@ pub(crate) fn read_expect(section: &Section<'_>) -> Expect {
         {
             section.missing(
                 "expect",
-                "say what must come back: expect = \"PONG\", or expect_hex, or expect_regex",
+                "set the required answer: expect = \"PONG\", or expect_hex, or expect_regex",
             );
         }
         return nothing;
@@ -90,7 +90,7 @@ pub(crate) fn read_expect(section: &Section<'_>) -> Expect {
     match Regex::new(text) {
         Ok(_) if text.is_empty() => {
             let fault = Fault::new("`expect_regex` is empty: anything would do")
-                .hint("say what must come back; kind = \"tcp\" only connects");
+                .hint("set the required answer, or use kind = \"tcp\", which only connects");
             section.report.add(&span, fault);
         }
         Ok(_) => return Expect::Regex(text.to_owned()),

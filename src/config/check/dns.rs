@@ -76,7 +76,7 @@ fn read_rcode(section: &Section<'_>) -> Vec<Rcode> {
             None => section.report.add(
                 &span,
                 Fault::new(format!(
-                    "`rcode` does not know the word {}",
+                    "`rcode` has no value {}",
                     shorten(&format!("{text:?}"))
                 ))
                 .hint(match nearest(text, &words) {
@@ -109,7 +109,7 @@ pub(crate) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
     };
     if asked_on_unix {
         let fault = Fault::new("kind = \"dns\" asks over UDP, which a unix socket is not")
-            .hint("name the place with `address`, as in \"10.0.0.1:53\"");
+            .hint("set the server's IP and port with `address`, as in \"10.0.0.1:53\"");
         section.report.add(&value.span(), fault);
     }
     if upstream.send_proxy != SendProxy::Off {

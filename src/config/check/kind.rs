@@ -13,11 +13,11 @@ use crate::{
     plan::{CheckKind, Kind},
 };
 
-/// `None`: the kind is missing or not known, which has been reported.
+/// `None`: the kind is missing or invalid, which has been reported.
 pub(crate) fn read(section: &Section<'_>) -> Option<CheckKind> {
     if section.get("kind").is_none() {
-        let known = list(kinds().into_iter());
-        let hint = format!("say what is asked: kind = \"tcp\"; there are {known}");
+        let names = list(kinds().into_iter());
+        let hint = format!("set the kind of the check: kind = \"tcp\"; there are {names}");
         section.missing("kind", &hint);
         return None;
     }
@@ -49,7 +49,7 @@ fn report_keys_of_others(kind: Kind, section: &Section<'_>) {
             .filter(|kind| is_of(*kind, key))
             .map(|kind| format!("{:?}", kind.info().name))
             .collect();
-        // A key without owners is not known, which has been reported.
+        // A key without owners does not exist, which has been reported.
         if !is_of_all && !is_of(kind, key) && !owners.is_empty() {
             let found = NoEffect::always(
                 format!("with kind = {:?}", kind.info().name),

@@ -72,8 +72,8 @@ pub(crate) fn check_tls(upstream: &Upstream, section: &Section<'_>) {
         "`tls` cannot be had from {fault}: PostgreSQL does not speak it over a unix socket"
     ))
     .hint(
-        "leave `tls` out: what is said there does not leave the machine; or name a place to \
-        check with `address`, as in \"10.0.0.1:5432\"",
+        "leave `tls` out: nothing that is sent there leaves the machine; or check over TCP with \
+        `address`, as in \"10.0.0.1:5432\"",
     );
     section.report.add(&value.span(), fault);
 }

@@ -251,7 +251,7 @@ fn compare(path: &str, generated: &str) {
     let found = fs::read_to_string(&whole).unwrap_or_default();
     assert!(
         found == generated,
-        "{path} is not what the table of keys says: TEMBUKU_BLESS=1 cargo test --lib reference"
+        "{path} differs from the table of keys: TEMBUKU_BLESS=1 cargo test --lib reference"
     );
 }
 

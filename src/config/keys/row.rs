@@ -8,7 +8,7 @@ use crate::config::{
     value::{duration, size},
 };
 
-/// What is known of a key, whatever its field.
+/// The properties of a key that do not depend on its field.
 pub(crate) struct Key {
     pub(crate) name: &'static str,
     pub(crate) form: Form,

@@ -43,7 +43,7 @@ macro_rules! words {
             fn set(&mut self, scalar: $crate::config::keys::scalar::Scalar) {
                 use $crate::config::keys::scalar::{Scalar, Word};
                 let Scalar::Word(word) = scalar else { return };
-                if let Some((_, value)) = Self::WORDS.iter().find(|(known, _)| *known == word) {
+                if let Some((_, value)) = Self::WORDS.iter().find(|(allowed, _)| *allowed == word) {
                     *self = *value;
                 }
             }

@@ -14,17 +14,17 @@ pub(crate) struct Excerpt {
     goes_on: bool,
 }
 
-/// What is shown of a long line, and how much of that before the place.
+/// How much of a long line is shown, and how much of that before the underlined part.
 const WIDTH: usize = 140;
 const LEAD: usize = 60;
 
 impl Excerpt {
-    /// `marked` counts in characters of `line`.
-    pub(crate) fn new(line: &str, marked: Range<usize>, goes_on: bool) -> Self {
+    /// `underlined` counts in characters of `line`.
+    pub(crate) fn new(line: &str, underlined: Range<usize>, goes_on: bool) -> Self {
         let length = line.chars().count();
         let secret = secret_from(line);
         let skip = if length > WIDTH {
-            marked.start.saturating_sub(LEAD)
+            underlined.start.saturating_sub(LEAD)
         } else {
             0
         };
@@ -35,9 +35,9 @@ impl Excerpt {
         let (mut pad, mut carets) = (shown.chars().count(), 0);
         for (at, c) in line.chars().enumerate().skip(skip).take(WIDTH) {
             let width = show(if at < secret { c } else { '*' }, &mut shown);
-            if at < marked.start {
+            if at < underlined.start {
                 pad += width;
-            } else if at < marked.end {
+            } else if at < underlined.end {
                 carets += width;
             }
         }
@@ -63,8 +63,8 @@ impl Excerpt {
     }
 }
 
-/// A password has no place in the file, and one that stands there all the same has none on a
-/// terminal or in a log: from which character on a line is not shown.
+/// From which character on a line is not shown: a password must not be in the file, but if it is,
+/// it must not get to a terminal or a log.
 fn secret_from(line: &str) -> usize {
     const KEY: &str = "password";
     let value = line.match_indices(KEY).find_map(|(at, _)| {

@@ -54,7 +54,7 @@ impl Problems {
         }
     }
 
-    /// By place; those of the whole file last.
+    /// By position; those of the whole file last.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()
     }

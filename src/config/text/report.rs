@@ -15,10 +15,10 @@ const MOST_OF_MESSAGE: usize = 1_000;
 /// Of a file with more problems the first are shown.
 const MOST_PROBLEMS: usize = 1_000;
 
-/// A place in the text, in bytes.
+/// A range of the text, in bytes.
 pub(crate) type Span = Range<usize>;
 
-/// A rule that a value breaks; the caller knows where the value stands.
+/// A rule that a value breaks; the caller adds the position of the value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fault {
     pub(crate) message: String,
@@ -50,7 +50,7 @@ impl Fault {
         self
     }
 
-    /// Where nothing more specific is known.
+    /// Adds a hint if there is no more specific one.
     pub(crate) fn or_hint(self, hint: impl Into<String>) -> Self {
         match self.hint {
             Some(_) => self,
@@ -90,7 +90,7 @@ impl From<String> for Fault {
     }
 }
 
-/// The text that is read, and how to name places in it.
+/// The text that is read, and how to name positions in it.
 pub(crate) struct Source<'a> {
     pub(crate) origin: &'a str,
     pub(crate) text: &'a str,
@@ -110,7 +110,7 @@ impl Report {
         self.found.borrow_mut().push((Some(span.clone()), fault));
     }
 
-    /// For what no part of the text can be blamed.
+    /// For a problem of the whole file.
     pub(crate) fn add_whole(&self, fault: Fault) {
         self.found.borrow_mut().push((None, fault));
     }
@@ -118,11 +118,11 @@ impl Report {
     pub(crate) fn finish(self, source: &Source<'_>) -> Result<(), Problems> {
         let mut found = self.found.into_inner();
         // Those of the whole file last: they are often a consequence of the others.
-        let place = |span: &Option<Span>| {
+        let position = |span: &Option<Span>| {
             span.as_ref()
                 .map_or((usize::MAX, 0), |span| (span.start, span.end))
         };
-        found.sort_by(|(a, x), (b, y)| place(a).cmp(&place(b)).then_with(|| x.cmp(y)));
+        found.sort_by(|(a, x), (b, y)| position(a).cmp(&position(b)).then_with(|| x.cmp(y)));
         // A value in [defaults] is looked at by every section that falls back to it.
         found.dedup();
         let more = found.len().saturating_sub(MOST_PROBLEMS);
@@ -192,7 +192,7 @@ fn locate(span: Span, source: &Source<'_>, lines: &Lines) -> (Position, Excerpt)
         })
     };
     let before = characters(shown_start, start);
-    let marked = characters(start.max(shown_start), end.min(line_end));
+    let underlined = characters(start.max(shown_start), end.min(line_end));
     let flag = source
         .flags
         .iter()
@@ -207,7 +207,7 @@ fn locate(span: Span, source: &Source<'_>, lines: &Lines) -> (Position, Excerpt)
         .is_some_and(|rest| !rest.trim_end().is_empty());
     (
         position,
-        Excerpt::new(shown, before..before + marked, goes_on),
+        Excerpt::new(shown, before..before + underlined, goes_on),
     )
 }
 

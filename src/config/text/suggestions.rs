@@ -30,7 +30,7 @@ pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     near.or_else(|| candidates.iter().find(begun).copied())
 }
 
-/// What stands there, in words.
+/// A description of the value for a message.
 pub(crate) fn found(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("the text {}", shorten(&format!("{text:?}"))),

@@ -1,4 +1,4 @@
-//! TOML itself: text to tree, and its mistakes in our words.
+//! TOML itself: text to tree, with messages of our own for its mistakes.
 
 use std::collections::HashSet;
 
@@ -39,7 +39,7 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
         report.add(
             &(open..open + 1),
             Fault::new(format!("the {what} that begins here is not closed")).hint(format!(
-                "`{closing}` or a comma is missing somewhere after this place"
+                "`{closing}` or a comma is missing after this position"
             )),
         );
         reported.insert(lines.number(open));
@@ -139,7 +139,7 @@ fn explain(text: &str, lines: &Lines, span: Span, message: &str) -> (Span, Fault
     )
 }
 
-/// The parser marks the part of a value that surprised it; the user knows the value as a whole.
+/// Extends the span that the parser reports, a part of a value, to the whole value.
 fn whole_word(text: &str, span: Span) -> (Span, &str) {
     let ends = |c: char| c.is_whitespace() || ",[]{}=\"'#".contains(c);
     let (Some(before), Some(part), Some(after)) = (
@@ -165,8 +165,8 @@ fn begins_line_of_its_own(text: &str) -> bool {
     text.starts_with('[') || (key && after.trim_start_matches([' ', '\t']).starts_with('='))
 }
 
-/// Where the first list or inline table begins that has no end, or holds one of the `strange`
-/// places.
+/// Where the first list or inline table begins that has no end, or holds one of the
+/// positions in `strange`.
 fn unclosed(table: &DeTable<'_>, text: &str, strange: &[usize]) -> Option<usize> {
     table
         .values()

@@ -21,7 +21,7 @@ fn read(text: &str) -> Result<AccessRule, Fault> {
     let mut words = text.split_whitespace();
     let (Some(verb), Some(peers), None) = (words.next(), words.next(), words.next()) else {
         return Err(Fault::new(format!("{text:?} is no access rule")).hint(
-            "write \"allow WHO\" or \"deny WHO\"; WHO is an address, a network, `unix` or `all`",
+            "write \"allow PEER\" or \"deny PEER\"; PEER is an address, a network, `unix` or `all`",
         ));
     };
     let allow = match verb {
@@ -155,8 +155,8 @@ mod tests {
             ("allow x/8", "\"x\" is no IP address"),
         ] {
             let fault = parse(text).expect_err(text);
-            let said = format!("{} {}", fault.message, fault.hint.unwrap_or_default());
-            assert!(said.contains(part), "{text}: {said}");
+            let message = format!("{} {}", fault.message, fault.hint.unwrap_or_default());
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 }

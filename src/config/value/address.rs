@@ -285,7 +285,7 @@ fn unix(text: &str, path: &str) -> Result<PathBuf, Fault> {
 fn own_ip(text: &str, host: &str, port: &str) -> Result<(IpAddr, u32), Fault> {
     if host == "*" {
         return Err(
-            Fault::new(format!("{text:?}: `*` does not say which addresses")).hint(format!(
+            Fault::new(format!("{text:?}: `*` selects no address family")).hint(format!(
                 "write \"0.0.0.0:{port}\" for IPv4 or \"[::]:{port}\" for IPv6"
             )),
         );
@@ -450,7 +450,7 @@ mod tests {
         ("unix:/run/", "directory"),
     ];
 
-    fn said<T: std::fmt::Debug>(result: Result<T, Fault>) -> String {
+    fn refused<T: std::fmt::Debug>(result: Result<T, Fault>) -> String {
         let fault = result.expect_err("refused");
         format!("{}; {}", fault.message, fault.hint.unwrap_or_default())
     }
@@ -458,8 +458,12 @@ mod tests {
     #[test]
     fn refused_everywhere() {
         for (text, part) in BAD_EVERYWHERE {
-            for said in [said(bind(text)), said(target(text)), said(admin(text))] {
-                assert!(said.contains(part), "{text}: {said}");
+            for message in [
+                refused(bind(text)),
+                refused(target(text)),
+                refused(admin(text)),
+            ] {
+                assert!(message.contains(part), "{text}: {message}");
             }
         }
     }
@@ -481,8 +485,8 @@ mod tests {
             ("0.0.0.0:1-", "\"\" is no port number"),
             ("0.0.0.0:1-2-3", "\"2-3\" is no port number"),
         ] {
-            let said = said(bind(text));
-            assert!(said.contains(part), "{text}: {said}");
+            let message = refused(bind(text));
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 
@@ -497,8 +501,8 @@ mod tests {
             (&long, "64 characters"),
             (&longer, "255 characters"),
         ] {
-            let said = said(target(text));
-            assert!(said.contains(part), "{text}: {said}");
+            let message = refused(target(text));
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 
@@ -506,6 +510,6 @@ mod tests {
     fn unix_paths_end_at_107_bytes() {
         let path = |n: usize| format!("unix:/{}", "x".repeat(n - 1));
         assert!(target(&path(107)).is_ok());
-        assert!(said(target(&path(108))).contains("108 bytes"));
+        assert!(refused(target(&path(108))).contains("108 bytes"));
     }
 }

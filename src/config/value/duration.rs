@@ -20,12 +20,12 @@ const UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-const KNOWN: &str = "units: ms, s, m, h, d (also us, ns), as in \"250ms\", \"10s\", \"1h30m\"";
+const HINT: &str = "units: ms, s, m, h, d (also us, ns), as in \"250ms\", \"10s\", \"1h30m\"";
 
 pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
     let mut rest = text.trim();
     if rest.is_empty() {
-        return Err(Fault::new("the duration is empty").hint(KNOWN));
+        return Err(Fault::new("the duration is empty").hint(HINT));
     }
     if rest.starts_with('-') {
         return Err(Fault::new(format!(
@@ -37,13 +37,13 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
         let (number, after) = rest.split_at(prefix(rest, |c| c.is_ascii_digit() || c == '.'));
         let (unit, after) = after.split_at(prefix(after, |c| c.is_alphabetic()));
         if number.is_empty() || number.len() > 30 {
-            return Err(Fault::new(format!("not a duration: {text:?}")).hint(KNOWN));
+            return Err(Fault::new(format!("not a duration: {text:?}")).hint(HINT));
         }
         if unit.is_empty() {
             let hint = if after.is_empty() {
                 format!("write \"{text}s\" for seconds")
             } else {
-                KNOWN.to_owned()
+                HINT.to_owned()
             };
             return Err(
                 Fault::new(format!("the duration {text:?} has a number without a unit")).hint(hint),
@@ -51,11 +51,11 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Fault> {
         }
         let Some((_, size)) = UNITS.iter().find(|(name, _)| *name == unit) else {
             return Err(
-                Fault::new(format!("unknown unit {unit:?} in the duration {text:?}")).hint(KNOWN),
+                Fault::new(format!("unknown unit {unit:?} in the duration {text:?}")).hint(HINT),
             );
         };
         let part = scaled(number, *size)
-            .ok_or_else(|| Fault::new(format!("not a duration: {text:?}")).hint(KNOWN))?;
+            .ok_or_else(|| Fault::new(format!("not a duration: {text:?}")).hint(HINT))?;
         nanos = nanos.saturating_add(part);
         if nanos > LONGEST.as_nanos() {
             return Err(Fault::new(format!(
@@ -95,14 +95,14 @@ fn scaled(number: &str, size: u128) -> Option<u128> {
     if fraction.is_empty() {
         return None;
     }
-    let mut place = size;
+    let mut unit = size;
     for digit in fraction.chars() {
         let digit = digit.to_digit(10)?;
-        if digit != 0 && !place.is_multiple_of(10) {
+        if digit != 0 && !unit.is_multiple_of(10) {
             return None;
         }
-        place /= 10;
-        sum = sum.saturating_add(u128::from(digit) * place);
+        unit /= 10;
+        sum = sum.saturating_add(u128::from(digit) * unit);
     }
     Some(sum)
 }

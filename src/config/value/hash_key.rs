@@ -66,27 +66,27 @@ fn split_name(text: &str) -> Option<(&str, &str)> {
 }
 
 fn unknown(name: &str) -> Fault {
-    let known = Variable::ALL.map(Variable::name);
+    let names = Variable::ALL.map(Variable::name);
     let fault = Fault::new(format!(
-        "`hash_key` does not know the variable {}",
+        "`hash_key` has no variable {}",
         quoted(&format!("${name}"))
     ));
-    match nearest(name, &known) {
+    match nearest(name, &names) {
         Some(near) => fault.hint(format!("did you mean \"${near}\"?")),
         None => fault.hint(format!(
-            "known: {}",
-            known.map(|name| format!("${name}")).join(", ")
+            "one of: {}",
+            names.map(|name| format!("${name}")).join(", ")
         )),
     }
 }
 
 fn constant(text: &str) -> Fault {
-    let known = Variable::ALL.map(Variable::name);
+    let names = Variable::ALL.map(Variable::name);
     Fault::new(format!(
         "`hash_key` = {} is the same for every client, and all would go to one backend",
         quoted(text)
     ))
-    .hint(match nearest(text, &known) {
+    .hint(match nearest(text, &names) {
         Some(near) => format!("did you mean \"${near}\"?"),
         None => "put a variable in it, as in \"$remote_addr\"".to_owned(),
     })
@@ -138,15 +138,15 @@ mod tests {
             ("remote_addr", "did you mean \"$remote_addr\""),
             ("users", "put a variable in it"),
             ("$remote_adr", "did you mean \"$remote_addr\""),
-            ("$uri", "known: $remote_addr, "),
-            ("$", "does not know the variable"),
-            ("$$remote_addr", "does not know the variable"),
+            ("$uri", "one of: $remote_addr, "),
+            ("$", "has no variable"),
+            ("$$remote_addr", "has no variable"),
             ("${remote_addr", "a brace is not closed"),
-            ("${}", "does not know the variable"),
+            ("${}", "has no variable"),
         ] {
             let fault = parse(text).expect_err(text);
-            let said = format!("{} {}", fault.message, fault.hint.unwrap_or_default());
-            assert!(said.contains(part), "{text}: {said}");
+            let message = format!("{} {}", fault.message, fault.hint.unwrap_or_default());
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn read(text: &str, ip: Ipv6Addr, zone: Option<&str>) -> Result<u32, 
     let example = format!("[{ip}%eth0]:{port}");
     match zone {
         None if needs_zone(ip) => Err(Fault::new(format!(
-            "{text:?}: a link-local address says nothing without its interface"
+            "{text:?}: a link-local address is ambiguous without its interface"
         ))
         .hint(format!(
             "add it as in {example:?}; `ip -6 address` lists interfaces and addresses"
@@ -81,7 +81,7 @@ mod tests {
             "4294967296",
             "a b",
             "a/b",
-            "sixteen-letters-",
+            "sixteen-bytes-ab",
         ] {
             assert!(zone(bad).is_err(), "{bad}");
         }

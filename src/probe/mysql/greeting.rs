@@ -14,7 +14,7 @@ const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION;
 const OURS: u32 = LONG_PASSWORD | PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;
 /// Of the largest packet that we would take; the server's own limits are lower.
 const MOST: u32 = 1 << 24;
-/// utf8mb4_general_ci: known to all servers since 5.5.
+/// utf8mb4_general_ci: all servers have it since 5.5.
 const CHARACTERS: u8 = 45;
 /// Of what a password is mixed with.
 pub(super) const NONCE: usize = 20;
@@ -62,11 +62,11 @@ impl Greeting {
         })
     }
 
-    pub(super) fn speaks_tls(&self) -> bool {
+    pub(super) fn offers_tls(&self) -> bool {
         self.capabilities & SSL != 0
     }
 
-    /// Says that TLS follows.
+    /// Announces TLS.
     pub(super) fn request_tls(&self) -> Vec<u8> {
         self.begin(SSL)
     }
@@ -130,10 +130,10 @@ pub(super) mod tests {
             Greeting::read(&greeting(text, "mysql_native_password", ALL)).expect("well-formed");
         assert_eq!(read.nonce, b"abcdefghijklmnopqrst");
         assert_eq!(read.plugin, b"mysql_native_password");
-        assert!(read.is_mariadb && read.speaks_tls());
+        assert!(read.is_mariadb && read.offers_tls());
         let old = Greeting::read(&greeting("5.1.73", "", NEEDED)).expect("well-formed");
         assert_eq!(old.plugin, b"mysql_native_password");
-        assert!(!old.is_mariadb && !old.speaks_tls());
+        assert!(!old.is_mariadb && !old.offers_tls());
         assert!(Greeting::read(&greeting("4.0", "", PROTOCOL_41)).is_err());
         let mut nine = greeting("3.22", "", ALL);
         nine[0] = 9;
@@ -151,15 +151,15 @@ pub(super) mod tests {
         let bytes = b"\x0a5.5.46-0ubuntu0.14.04.2\0\x5f\0\0\0\x6cb+Fc@Te\0\xff\xf7\x08\x02\0\x0f\x80\x15\0\0\0\0\0\0\0\0\0\0~m&p(p~K7s_a\0mysql_native_password\0";
         let read = Greeting::read(bytes).expect("well-formed");
         assert_eq!(read.nonce, b"lb+Fc@Te~m&p(p~K7s_a");
-        assert!(!read.speaks_tls());
+        assert!(!read.offers_tls());
     }
 
     #[test]
     fn answers() {
         let read = Greeting::read(&greeting("8.0.36", "p", ALL)).expect("well-formed");
         let begin = [&[0x01, 0x82, 0x08, 0, 0, 0, 0, 1, 45][..], &[0; 23]].concat();
-        let said = read.log_in(false, "check", b"plugin", b"\x01\x02");
-        assert_eq!(said, [&begin[..], b"check\0\x02\x01\x02plugin\0"].concat());
+        let sent = read.log_in(false, "check", b"plugin", b"\x01\x02");
+        assert_eq!(sent, [&begin[..], b"check\0\x02\x01\x02plugin\0"].concat());
         let tls = read.request_tls();
         assert_eq!((tls.len(), tls[1] & 0x08), (32, 0x08));
     }

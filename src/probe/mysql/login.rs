@@ -11,7 +11,7 @@ const ED25519: usize = 64;
 pub(super) enum Plugin {
     Native,
     CachingSha2,
-    /// The password itself: for a server that is known to be the one.
+    /// The password itself: for a server whose identity is proven.
     Clear,
 }
 
@@ -167,8 +167,8 @@ mod tests {
                 "abc3934a012cf342e876071c8ee202de51785b430258a7a0138bc79c4d800bc6",
             ),
         ] {
-            let said = Plugin::CachingSha2.answer(password.as_bytes(), &nonce);
-            assert_eq!(hex(&said), wanted);
+            let answer = Plugin::CachingSha2.answer(password.as_bytes(), &nonce);
+            assert_eq!(hex(&answer), wanted);
         }
     }
 

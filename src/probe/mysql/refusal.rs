@@ -1,4 +1,4 @@
-//! Errors that servers send in place of an answer. Pure.
+//! Errors that servers send instead of an answer. Pure.
 
 use super::{
     packet::{Reader, Wrong},

@@ -8,7 +8,7 @@ const MOST_COLUMNS: u64 = 256;
 /// What has come so far.
 #[derive(Debug, Default)]
 pub(super) struct ResultSet {
-    /// How many names there will be; `None` before that is known.
+    /// The number of names; `None` before the packet that carries it.
     columns: Option<usize>,
     names: Vec<Vec<u8>>,
     names_ended: bool,

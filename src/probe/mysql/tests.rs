@@ -51,7 +51,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// The server says this, byte by byte; what comes of it.
+    /// Passes on a packet of the server, byte by byte, and returns the next step.
     fn receive(&mut self, number: u8, payload: &[u8]) -> Step {
         let frame = frame(number, payload);
         let (last, before) = frame.split_last().expect("a header");
@@ -67,11 +67,11 @@ impl<'a> Side<'a> {
         step
     }
 
-    /// The same where something is said, in one packet with this number.
+    /// The same where the step is to send; returns what is sent.
     #[track_caller]
-    fn says(&mut self, number: u8, payload: &[u8]) -> Vec<u8> {
+    fn exchange(&mut self, number: u8, payload: &[u8]) -> Vec<u8> {
         let Step::Send { bytes, .. } = self.receive(number, payload) else {
-            panic!("nothing is said");
+            panic!("nothing is sent");
         };
         bytes
     }
@@ -87,18 +87,18 @@ impl<'a> Side<'a> {
     /// As far as the login has gone well.
     fn logged_in(settings: &'a Settings, version: &str) -> Self {
         let mut side = Self::new(settings);
-        let said = side.says(0, &greeting(version, "mysql_native_password", ALL));
-        assert_eq!(said[3], 1);
-        let said = side.says(2, b"\0\0\0\x02\0\0\0");
-        assert_eq!(said, frame(0, &[b"\x03", ROLE.as_bytes()].concat()));
+        let sent = side.exchange(0, &greeting(version, "mysql_native_password", ALL));
+        assert_eq!(sent[3], 1);
+        let sent = side.exchange(2, b"\0\0\0\x02\0\0\0");
+        assert_eq!(sent, frame(0, &[b"\x03", ROLE.as_bytes()].concat()));
         side
     }
 
-    /// Hears a result; what comes after its last packet.
+    /// Receives a result; returns the step after its last packet.
     #[track_caller]
     fn result(&mut self, payloads: &[Vec<u8>]) -> Step {
         for (payload, number) in payloads[..payloads.len() - 1].iter().zip(1..) {
-            assert_eq!(self.says(number, payload), b"");
+            assert_eq!(self.exchange(number, payload), b"");
         }
         let number = u8::try_from(payloads.len()).expect("few");
         self.receive(number, &payloads[payloads.len() - 1])
@@ -205,7 +205,7 @@ fn lag() {
         ..settings_with(None)
     };
     let question = |text: &str| frame(0, &[b"\x03", text.as_bytes()].concat());
-    let say = |step| match step {
+    let sent = |step| match step {
         Step::Send { bytes, .. } => bytes,
         step => panic!("{step:?}"),
     };
@@ -229,7 +229,7 @@ fn lag() {
     ];
     for (rows, result, lag) in cases {
         let mut side = Side::logged_in(&settings, "5.5.5-10.11.19-MariaDB");
-        assert_eq!(say(side.variables(&on)), question(LAG_MARIADB[0]));
+        assert_eq!(sent(side.variables(&on)), question(LAG_MARIADB[0]));
         let answer = answer(side.result(&result_set(
             &["Connection_name", "Seconds_Behind_Master"],
             rows,
@@ -242,11 +242,11 @@ fn lag() {
         assert_eq!(answer.finding.lag.time, lag.map(Duration::from_secs));
         assert_eq!(answer.last_message, b"\x01\0\0\0\x01");
     }
-    // An old server does not know the new word.
+    // An old server does not have the new statement.
     let mut side = Side::logged_in(&settings, "5.7.44");
-    assert_eq!(say(side.variables(&on)), question(LAG[0]));
+    assert_eq!(sent(side.variables(&on)), question(LAG[0]));
     assert_eq!(
-        side.says(1, b"\xff\x28\x04#42000no such thing"),
+        side.exchange(1, b"\xff\x28\x04#42000no such thing"),
         question(LAG[1])
     );
     let refused = side.answers(1, b"\xff\xcb\x04#42000you need REPLICATION CLIENT");
@@ -357,21 +357,21 @@ fn logins() {
     let settings = settings_with(None);
     let native = Plugin::Native.answer(PASSWORD.as_bytes(), b"abcdefghijklmnopqrst");
     let mut side = Side::new(&settings);
-    let said = side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
+    let sent = side.exchange(0, &greeting("8.0.36", "mysql_native_password", ALL));
     let end = [b"check\0\x14", &native[..], b"mysql_native_password\0"].concat();
-    assert!(said.ends_with(&end), "{said:?}");
+    assert!(sent.ends_with(&end), "{sent:?}");
     // The account wants another one.
-    let said = side.says(2, b"\xfecaching_sha2_password\0ABCDEFGHIJKLMNOPQRST\0");
+    let sent = side.exchange(2, b"\xfecaching_sha2_password\0ABCDEFGHIJKLMNOPQRST\0");
     let caching = Plugin::CachingSha2.answer(PASSWORD.as_bytes(), b"ABCDEFGHIJKLMNOPQRST");
-    assert_eq!(said, frame(3, &caching));
-    assert_eq!(side.says(4, b"\x01\x03"), b"");
-    assert_eq!(side.says(5, b"\0\0\0\x02\0\0\0")[3], 0);
+    assert_eq!(sent, frame(3, &caching));
+    assert_eq!(side.exchange(4, b"\x01\x03"), b"");
+    assert_eq!(side.exchange(5, b"\0\0\0\x02\0\0\0")[3], 0);
     // Once, and not again and again.
     let mut side = Side::new(&settings);
-    side.says(0, &greeting("8.0.36", "dialog", ALL));
-    side.says(2, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
-    let said = side.says(4, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
-    assert_eq!(said, frame(5, b""));
+    side.exchange(0, &greeting("8.0.36", "dialog", ALL));
+    side.exchange(2, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
+    let sent = side.exchange(4, b"\xfemysql_native_password\0ABCDEFGHIJKLMNOPQRST\0");
+    assert_eq!(sent, frame(5, b""));
     let answer = side.answers(6, DENIED);
     assert_eq!(
         (answer.result, &answer.transcript[..]),
@@ -384,18 +384,18 @@ fn logins() {
 }
 
 #[test]
-fn the_password_itself_is_told_where_nobody_else_hears_it() {
+fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
     let clear = [PASSWORD.as_bytes(), b"\0"].concat();
     let caching = greeting("8.0.36", "caching_sha2_password", ALL);
     let plain = settings_with(None);
     let mut side = Side::new(&plain);
-    side.says(0, &caching);
+    side.exchange(0, &caching);
     assert_eq!(
-        side.says(2, b"\x01\x04"),
+        side.exchange(2, b"\x01\x04"),
         frame(3, b"\x02"),
         "asks for the key"
     );
-    assert_eq!(side.says(4, b"\x01no key"), frame(5, b""));
+    assert_eq!(side.exchange(4, b"\x01no key"), frame(5, b""));
     let answer = side.answers(6, DENIED);
     assert_eq!(
         (answer.result, &answer.transcript[..]),
@@ -410,15 +410,15 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
         ..settings_with(None)
     };
     let mut side = Side::new(&local);
-    side.says(0, &caching);
-    assert_eq!(side.says(2, b"\x01\x04"), frame(3, &clear));
+    side.exchange(0, &caching);
+    assert_eq!(side.exchange(2, b"\x01\x04"), frame(3, &clear));
 
     let encrypted = Settings {
         encrypted: true,
         ..settings_with(None)
     };
     let mut side = Side::new(&encrypted);
-    let request = side.says(0, &caching);
+    let request = side.exchange(0, &caching);
     assert_eq!((request.len(), request[3]), (36, 1));
     assert_eq!(
         side.dialogue.receive(b"", false),
@@ -429,7 +429,7 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
     };
     assert_eq!(bytes[3], 2);
     assert_eq!(bytes[4..36], request[4..], "the same beginning");
-    assert_eq!(side.says(3, b"\x01\x04"), frame(4, &clear));
+    assert_eq!(side.exchange(3, b"\x01\x04"), frame(4, &clear));
 
     // Any server may ask for this one.
     let wanted = b"\xfemysql_clear_password\0";
@@ -440,18 +440,18 @@ fn the_password_itself_is_told_where_nobody_else_hears_it() {
             ..settings_with(None)
         };
         let mut side = Side::new(&encrypted);
-        side.says(0, &caching);
+        side.exchange(0, &caching);
         side.dialogue.receive(b"", false);
         side.dialogue.receive(b"", false);
-        let said = if verified { &clear[..] } else { b"" };
-        assert_eq!(side.says(3, wanted), frame(4, said));
+        let sent = if verified { &clear[..] } else { b"" };
+        assert_eq!(side.exchange(3, wanted), frame(4, sent));
     }
     let mut side = Side::new(&local);
-    side.says(0, &caching);
-    assert_eq!(side.says(2, wanted), frame(3, &clear));
+    side.exchange(0, &caching);
+    assert_eq!(side.exchange(2, wanted), frame(3, &clear));
     let mut side = Side::new(&plain);
-    side.says(0, &caching);
-    assert_eq!(side.says(2, wanted), frame(3, b""));
+    side.exchange(0, &caching);
+    assert_eq!(side.exchange(2, wanted), frame(3, b""));
     let refused = side.answers(4, DENIED);
     assert_eq!(
         (refused.result, &refused.transcript[..]),
@@ -531,7 +531,7 @@ fn refusals() {
         ),
     ] {
         let mut side = Side::new(&settings);
-        side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
+        side.exchange(0, &greeting("8.0.36", "mysql_native_password", ALL));
         let answer = side.answers(2, payload);
         assert_eq!(
             (answer.result, &answer.transcript[..]),
@@ -541,11 +541,12 @@ fn refusals() {
     }
 }
 
-/// A server counts those that leave in the middle of a login, so it has the last word.
+/// A server counts clients that leave in the middle of a login, so the login goes on until the
+/// server ends it.
 #[test]
 fn a_login_that_cannot_be_made_is_ended_by_the_server() {
     let settings = settings_with(None);
-    for (payload, said, transcript) in [
+    for (payload, sent, transcript) in [
         (
             &b"\xfeclient_ed25519\0ABC\0"[..],
             &[0; 64][..],
@@ -565,8 +566,8 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
     ] {
         let begin = || {
             let mut side = Side::new(&settings);
-            side.says(0, &greeting("8.0.36", "mysql_native_password", ALL));
-            assert_eq!(side.says(2, payload), frame(3, said), "{transcript}");
+            side.exchange(0, &greeting("8.0.36", "mysql_native_password", ALL));
+            assert_eq!(side.exchange(2, payload), frame(3, sent), "{transcript}");
             side
         };
         let refused = begin().answers(4, DENIED);
@@ -575,15 +576,15 @@ fn a_login_that_cannot_be_made_is_ended_by_the_server() {
             (CheckResult::Auth, transcript)
         );
         assert!(refused.last_message.is_empty(), "it has closed already");
-        // It may ask for more, and in the end close without a word.
+        // It may ask for more, and in the end close without a message.
         let mut side = begin();
-        assert_eq!(side.says(4, b"Second password: "), frame(5, b""));
+        assert_eq!(side.exchange(4, b"Second password: "), frame(5, b""));
         assert_eq!(
             answer(side.dialogue.receive(b"", true)),
             refused,
-            "whatever it says"
+            "whatever it sends"
         );
-        // Or let us in, which says nothing about the password.
+        // Or accept the login, which proves nothing about the password.
         let welcome = begin().answers(4, b"\0\0\0\x02\0\0\0");
         assert_eq!(
             (welcome.result, &welcome.transcript[..]),
@@ -609,7 +610,7 @@ fn what_is_not_mysql() {
     }
 }
 
-/// From the moment it has been told, what comes back is not shown.
+/// After the password was sent, no answer is shown.
 #[test]
 fn an_echo_of_the_password_is_not_shown() {
     let settings = Settings {
@@ -617,11 +618,11 @@ fn an_echo_of_the_password_is_not_shown() {
         ..settings_with(None)
     };
     let mut side = Side::new(&settings);
-    side.says(0, &greeting("8.0.36", "caching_sha2_password", ALL));
-    let said = side.says(2, b"\x01\x04");
-    assert!(said.windows(5).any(|part| part == PASSWORD.as_bytes()));
-    assert_eq!(side.dialogue.show(&said), "10 bytes");
-    let answer = side.answers(4, &said[4..]);
+    side.exchange(0, &greeting("8.0.36", "caching_sha2_password", ALL));
+    let sent = side.exchange(2, b"\x01\x04");
+    assert!(sent.windows(5).any(|part| part == PASSWORD.as_bytes()));
+    assert_eq!(side.dialogue.show(&sent), "10 bytes");
+    let answer = side.answers(4, &sent[4..]);
     assert_eq!(answer.result, CheckResult::Protocol);
     assert!(
         !answer.transcript.contains(PASSWORD),

@@ -13,7 +13,7 @@ use postgres_protocol::{
 };
 use std::io;
 
-/// The library refuses more, which would take too long; it does not say that this was why.
+/// The library refuses more, which would take too long, but its error does not give this reason.
 const MOST_ITERATIONS: u64 = 100_000;
 
 /// Why a login cannot succeed.
@@ -106,9 +106,9 @@ impl<'a> Login<'a> {
                         ..wrong()
                     },
                 })?;
-                let said = encode(|out| frontend::sasl_response(scram.message(), out));
+                let message = encode(|out| frontend::sasl_response(scram.message(), out));
                 self.step = Step::Proved(scram);
-                said
+                message
             }
             (12, Step::Proved(mut scram)) => {
                 let proof = scram.finish(rest);
@@ -150,9 +150,10 @@ impl<'a> Login<'a> {
         }
         let password = self.password().map_err(|e| refused(&e.to_string()))?;
         let scram = ScramSha256::new(password, binding);
-        let said = encode(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
+        let message =
+            encode(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
         self.step = Step::Begun(scram);
-        said
+        message
     }
 
     fn password(&self) -> io::Result<&[u8]> {
@@ -161,10 +162,12 @@ impl<'a> Login<'a> {
     }
 }
 
-/// How often the server wants the password to be hashed.
-fn iterations(said: &[u8]) -> Option<u64> {
-    let said = std::str::from_utf8(said).ok()?;
-    let digits = said.split(',').find_map(|part| part.strip_prefix("i="))?;
+/// The number of hash iterations that the server requires.
+fn iterations(message: &[u8]) -> Option<u64> {
+    let message = std::str::from_utf8(message).ok()?;
+    let digits = message
+        .split(',')
+        .find_map(|part| part.strip_prefix("i="))?;
     digits.parse().ok()
 }
 

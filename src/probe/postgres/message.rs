@@ -116,8 +116,8 @@ impl Error {
             }
         }
         let code = error.code.as_bytes();
-        let known = code.len() == 5 && code.iter().all(u8::is_ascii_alphanumeric);
-        (known && inside.last() == Some(&0))
+        let is_valid = code.len() == 5 && code.iter().all(u8::is_ascii_alphanumeric);
+        (is_valid && inside.last() == Some(&0))
             .then_some(error)
             .ok_or(Wrong)
     }
@@ -138,7 +138,7 @@ impl Error {
         match self.code.as_str() {
             // Starting, not consistent yet, or shutting down.
             "57P03" => CheckResult::Loading,
-            // Known, and not let into the database.
+            // A valid user that may not use the database.
             "42501" => CheckResult::Auth,
             code if code.starts_with("28") => CheckResult::Auth,
             _ => CheckResult::Unexpected,
@@ -221,13 +221,13 @@ mod tests {
 
     #[test]
     fn errors_of_old() {
-        let said = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
-        for n in 1..said.len() {
-            assert_eq!(old_error(&said[..n], false), Some(Old::Wait), "{n}");
-            assert_eq!(old_error(&said[..n], true), None, "{n}");
+        let bytes = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
+        for n in 1..bytes.len() {
+            assert_eq!(old_error(&bytes[..n], false), Some(Old::Wait), "{n}");
+            assert_eq!(old_error(&bytes[..n], true), None, "{n}");
         }
         let text = "could not fork new process for connection: Cannot allocate memory";
-        assert_eq!(old_error(said, false), Some(Old::Error(text.into())));
+        assert_eq!(old_error(bytes, false), Some(Old::Error(text.into())));
         for bytes in [
             &b""[..],
             b"N",

@@ -75,18 +75,17 @@ fn with_password(wanted: Option<Role>) -> Settings {
     talk
 }
 
-/// Plays the server: what was said before each of its pieces, and the last turn. Pieces come a byte
-/// at a time.
+/// Plays the server: returns the messages to it, and the last step. Pieces come a byte at a time.
 fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
     let mut dialogue = talk.dialogue();
-    let (mut said, mut received) = (Vec::new(), Vec::new());
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
     let mut bytes = pieces.concat().into_iter();
     loop {
         match dialogue.receive(&received, false) {
             Step::Send { consumed, bytes } => {
                 assert!(consumed > 0 || !bytes.is_empty(), "no end of this");
                 received.drain(..consumed);
-                said.extend(Some(bytes).filter(|bytes| !bytes.is_empty()));
+                sent.extend(Some(bytes).filter(|bytes| !bytes.is_empty()));
             }
             Step::StartTls { consumed } => {
                 received.drain(..consumed);
@@ -94,9 +93,9 @@ fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
             }
             Step::Wait => match bytes.next() {
                 Some(byte) => received.push(byte),
-                None => return (said, Step::Wait),
+                None => return (sent, Step::Wait),
             },
-            answer @ Step::Done(_) => return (said, answer),
+            answer @ Step::Done(_) => return (sent, answer),
         }
     }
 }
@@ -104,7 +103,7 @@ fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
 fn answer(talk: &Settings, pieces: &[Vec<u8>]) -> Answer {
     match play(talk, pieces).1 {
         Step::Done(answer) => answer,
-        turn => panic!("{turn:?}"),
+        step => panic!("{step:?}"),
     }
 }
 
@@ -142,7 +141,7 @@ fn a_login_in_all_its_length() {
         chatter,
         position,
     ];
-    let (said, last) = play(&talk(Some(Role::Primary)), &pieces);
+    let (sent, last) = play(&talk(Some(Role::Primary)), &pieces);
     let Step::Done(answer) = last else {
         panic!("{last:?}")
     };
@@ -152,8 +151,8 @@ fn a_login_in_all_its_length() {
     );
     assert_eq!(answer.finding.epoch, Some(Epoch::Timeline(10)));
     assert_eq!(answer.last_message, b"X\0\0\0\x04");
-    let [hello, questions] = &said[..] else {
-        panic!("{said:?}")
+    let [hello, questions] = &sent[..] else {
+        panic!("{sent:?}")
     };
     assert_eq!(hello[4..8], [0, 3, 0, 0]);
     let parameters = b"user\0monitor\0database\0postgres\0application_name\0tembuku\0\0";
@@ -400,12 +399,11 @@ fn a_replica_that_does_not_replicate() {
     }
 }
 
-/// Relatives of PostgreSQL do not know all that it does.
+/// Relatives of PostgreSQL lack some of its functions.
 #[test]
 fn the_role_does_not_hang_on_the_rest() {
     let refusal = [error("42883", "function does not exist"), READY.to_vec()].concat();
-    let transcript =
-        "replica, and does not tell how far behind it is: FATAL 42883: function does not exist";
+    let transcript = "replica, and does not report its lag: FATAL 42883: function does not exist";
     for (limit, replicating, result) in [
         (None, false, CheckResult::Ok),
         (None, true, CheckResult::Unexpected),
@@ -429,7 +427,7 @@ fn the_role_does_not_hang_on_the_rest() {
 }
 
 #[test]
-fn errors_are_told_apart() {
+fn errors_are_distinguished() {
     for (code, result) in [
         ("28P01", CheckResult::Auth),
         ("28000", CheckResult::Auth),
@@ -438,9 +436,9 @@ fn errors_are_told_apart() {
         ("53300", CheckResult::Unexpected),
         ("3D000", CheckResult::Unexpected),
     ] {
-        let said = answer(&talk(None), &[error(code, "so it is")]);
-        assert_eq!(said.result, result, "{code}");
-        assert_eq!(said.transcript, format!("FATAL {code}: so it is"));
+        let answer = answer(&talk(None), &[error(code, "so it is")]);
+        assert_eq!(answer.result, result, "{code}");
+        assert_eq!(answer.transcript, format!("FATAL {code}: so it is"));
     }
 }
 
@@ -450,11 +448,11 @@ fn passwords() {
     let mut covered = with_password(None);
     covered.local = true;
     let hash = b"md5cbc01ac3ba0cec0d9a4a1f0e4c6a0f5b\0".len();
-    let (said, _) = play(&covered, &[authentication(3, b"")]);
-    assert_eq!(said[1], message(b'p', b"xyzzy\0"));
-    let (said, _) = play(&with_password(None), &[authentication(5, b"salt")]);
-    assert_eq!((said[1][0], said[1].len()), (b'p', 5 + hash));
-    assert!(said[1][5..].starts_with(b"md5"));
+    let (sent, _) = play(&covered, &[authentication(3, b"")]);
+    assert_eq!(sent[1], message(b'p', b"xyzzy\0"));
+    let (sent, _) = play(&with_password(None), &[authentication(5, b"salt")]);
+    assert_eq!((sent[1][0], sent[1].len()), (b'p', 5 + hash));
+    assert!(sent[1][5..].starts_with(b"md5"));
     for (method, inside) in [
         (3, &b""[..]),
         (2, b""),
@@ -514,8 +512,8 @@ fn the_login_is_bound_to_the_certificate() {
         if encrypted {
             pieces.insert(0, b"S".to_vec());
         }
-        let (said, _) = play(&talk, &pieces);
-        let last = said.last().expect("an answer");
+        let (sent, _) = play(&talk, &pieces);
+        let last = sent.last().expect("an answer");
         assert!(last[5..].starts_with(begins), "{}", last.escape_ascii());
     }
 }
@@ -525,10 +523,10 @@ fn the_login_is_bound_to_the_certificate() {
 fn a_server_has_to_prove_itself() {
     let talk = with_password(None);
     let mut dialogue = talk.dialogue();
-    let mut say = |bytes: &[u8]| dialogue.receive(bytes, false);
-    assert!(matches!(say(b""), Step::Send { .. }));
+    let mut receive = |bytes: &[u8]| dialogue.receive(bytes, false);
+    assert!(matches!(receive(b""), Step::Send { .. }));
     let offer = authentication(10, b"SCRAM-SHA-256\0\0");
-    let Step::Send { bytes, .. } = say(&offer) else {
+    let Step::Send { bytes, .. } = receive(&offer) else {
         panic!("no answer")
     };
     let (_, nonce) = String::from_utf8_lossy(&bytes)
@@ -536,12 +534,12 @@ fn a_server_has_to_prove_itself() {
         .map(|(a, b)| (a.to_owned(), b.to_owned()))
         .expect("a nonce");
     let first = format!("r={nonce}more,s=c2FsdA==,i=4096");
-    let Step::Send { bytes, .. } = say(&authentication(11, first.as_bytes())) else {
+    let Step::Send { bytes, .. } = receive(&authentication(11, first.as_bytes())) else {
         panic!("no answer")
     };
     assert!(bytes.starts_with(b"p") && !bytes.windows(5).any(|part| part == b"xyzzy"));
     let wrong = authentication(12, b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ=");
-    let Step::Done(answer) = say(&wrong) else {
+    let Step::Done(answer) = receive(&wrong) else {
         panic!("no answer")
     };
     assert_eq!(answer.result, CheckResult::Auth);
@@ -598,8 +596,8 @@ fn a_server_has_to_prove_itself() {
 
 #[test]
 fn nobody_repeats_the_password() {
-    let said = answer(&with_password(None), &[error("28P01", "not xyzzy, please")]);
-    assert_eq!(said.transcript, "ERROR 28P01: (not shown)");
+    let answer = answer(&with_password(None), &[error("28P01", "not xyzzy, please")]);
+    assert_eq!(answer.transcript, "ERROR 28P01: (not shown)");
     let echo = answer(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
     assert!(!echo.transcript.contains("xyz"), "{}", echo.transcript);
     let talk = with_password(None);
@@ -664,7 +662,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 None => ("postgres", "postgres"),
                 Some(_) => ("monitor", "app"),
             };
-            let (said, last) = play(
+            let (sent, last) = play(
                 &Settings {
                     startup,
                     ..looks_in(false)
@@ -673,8 +671,8 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
             );
             let text = format!("user\0{user}\0database\0{database}\0");
             assert!(
-                String::from_utf8_lossy(&said[0]).contains(&text),
-                "{said:?}"
+                String::from_utf8_lossy(&sent[0]).contains(&text),
+                "{sent:?}"
             );
             let Step::Done(answer) = last else {
                 panic!("{last:?}")
@@ -711,8 +709,8 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
         );
     }
     let request = b"\0\0\0\x08\x04\xd2\x16\x2f";
-    let (said, _) = play(&looks_in(true), &[b"S".to_vec(), WELCOME.to_vec()]);
-    assert_eq!((said.len(), &said[0][..]), (2, &request[..]));
+    let (sent, _) = play(&looks_in(true), &[b"S".to_vec(), WELCOME.to_vec()]);
+    assert_eq!((sent.len(), &sent[0][..]), (2, &request[..]));
     let answer = answer(&looks_in(true), &[b"N".to_vec()]);
     assert_eq!(answer.result, CheckResult::Tls);
 }
@@ -725,9 +723,9 @@ fn looks_in(encrypted: bool) -> Settings {
 
 /// A greeting of MySQL that is 78 bytes long begins with N, too.
 #[test]
-fn a_letter_and_more_is_not_the_answer_about_tls() {
+fn one_byte_and_more_is_not_the_answer_about_tls() {
     for encrypted in [false, true] {
-        for bytes in [&b"N\0\0\0\x0a5.7.44-log\0"[..], b"NOTICE who are you?\r\n"] {
+        for bytes in [&b"N\0\0\0\x0a5.7.44-log\0"[..], b"NOTICE what is this?\r\n"] {
             let talk = looks_in(encrypted);
             let mut dialogue = talk.dialogue();
             assert!(matches!(dialogue.receive(b"", false), Step::Send { .. }));
@@ -745,11 +743,11 @@ fn a_letter_and_more_is_not_the_answer_about_tls() {
 }
 
 #[test]
-fn errors_of_old_are_told() {
+fn errors_of_the_old_protocol_are_shown() {
     let text = b"Ecould not fork new process\n\0".to_vec();
-    let said = answer(&talk(None), std::slice::from_ref(&text));
-    assert_eq!(said.result, CheckResult::Unexpected);
-    assert_eq!(said.transcript, "ERROR: could not fork new process");
+    let answer = answer(&talk(None), std::slice::from_ref(&text));
+    assert_eq!(answer.result, CheckResult::Unexpected);
+    assert_eq!(answer.transcript, "ERROR: could not fork new process");
     // Only at the beginning is it one.
     let late = answer(&talk(None), &[WELCOME.to_vec(), text]);
     assert_eq!(late.result, CheckResult::Protocol);

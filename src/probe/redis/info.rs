@@ -18,14 +18,14 @@ fn field<'a>(text: &'a [u8], name: &str) -> Option<&'a str> {
     std::str::from_utf8(&line[name.len() + 1..]).ok()
 }
 
-/// Whose data set it is, and whose it was before a promotion.
+/// Identifies the data set, and the one before a promotion.
 pub(super) fn epoch(replication: &[u8]) -> Option<Epoch> {
     let id = |name| {
         let id = field(replication, name)?;
-        let known =
+        let is_valid =
             !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(|b| b.is_ascii_hexdigit());
         // Nothing but zeros stands for none.
-        (known && id.bytes().any(|b| b != b'0')).then(|| id.to_owned())
+        (is_valid && id.bytes().any(|b| b != b'0')).then(|| id.to_owned())
     };
     Some(Epoch::Replication {
         id: id("master_replid")?,
@@ -54,9 +54,9 @@ pub(super) fn lag(replication: &[u8]) -> Option<Duration> {
 /// What a server draws by chance when it starts.
 pub(super) fn run_id(server: &[u8]) -> Option<String> {
     let id = field(server, "run_id")?;
-    let known =
+    let is_valid =
         !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(|b| b.is_ascii_hexdigit());
-    known.then(|| id.to_owned())
+    is_valid.then(|| id.to_owned())
 }
 
 pub(super) fn version(server: &[u8]) -> Option<Version> {
@@ -71,7 +71,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_a_replica_says() {
+    fn fields_of_a_replica() {
         let up = b"# Replication\r\nrole:slave\r\nmaster_link_status:up\r\nmaster_last_io_seconds_ago:4\r\n";
         assert_eq!(lag(up), Some(Duration::from_secs(4)));
         let down = b"master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\nmaster_link_down_since_seconds:2\r\n";

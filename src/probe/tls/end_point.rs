@@ -21,7 +21,7 @@ pub(in crate::probe) fn of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (name, _) = element(algorithm, OBJECT)?;
     let (&last, family) = name.split_last()?;
     Some(match (family, last) {
-        // MD5 and SHA-1 are not to be used any more: SHA-256 in their place.
+        // MD5 and SHA-1 are not to be used any more: SHA-256 replaces them.
         (RSA, 4 | 5 | 11) | (ECDSA_SHA2, 2) => Sha256::digest(certificate).to_vec(),
         _ if name == ECDSA_SHA1 => Sha256::digest(certificate).to_vec(),
         (RSA, 12) | (ECDSA_SHA2, 3) => Sha384::digest(certificate).to_vec(),

@@ -149,7 +149,7 @@ impl Engine for UdpEngine {
         }
     }
 
-    fn end_turn(&mut self, _all_known: bool) {
+    fn end_turn(&mut self, _has_all_events: bool) {
         self.send_back();
         let ms = self.context.ms;
         let counts_drops = ms >= self.drops_counted + DROP_COUNT_INTERVAL;
