@@ -100,7 +100,7 @@ fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
     }
 }
 
-fn answer(talk: &Settings, pieces: &[Vec<u8>]) -> Answer {
+fn check(talk: &Settings, pieces: &[Vec<u8>]) -> Answer {
     match play(talk, pieces).1 {
         Step::Done(answer) => answer,
         step => panic!("{step:?}"),
@@ -163,7 +163,7 @@ fn a_login_in_all_its_length() {
 #[test]
 fn who_asks_for_no_more_than_the_role_hears_no_more() {
     let pieces = [WELCOME.to_vec(), READY.to_vec(), rows(&[Some("t")])];
-    let answer = answer(&talk(None), &pieces);
+    let answer = check(&talk(None), &pieces);
     assert_eq!(
         (answer.result, answer.transcript.as_str()),
         (CheckResult::Ok, "replica")
@@ -289,7 +289,7 @@ fn roles_and_lag() {
             rows(&[Some("t")]),
             rows(&position),
         ];
-        let answer = answer(&talk, &pieces);
+        let answer = check(&talk, &pieces);
         assert_eq!(
             (answer.result, answer.transcript.as_str()),
             (result, transcript),
@@ -301,14 +301,14 @@ fn roles_and_lag() {
     talk.limit.bytes = Some(1);
     let [role, position] = PRIMARY.map(rows);
     let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
-    assert_eq!(answer(&talk, &pieces).result, CheckResult::Ok);
+    assert_eq!(check(&talk, &pieces).result, CheckResult::Ok);
 }
 
 #[test]
 fn a_running_server_has_a_name() {
     let [role, position] = PRIMARY.map(rows);
     let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
-    let server = answer(&talk(Some(Role::Primary)), &pieces).finding.server;
+    let server = check(&talk(Some(Role::Primary)), &pieces).finding.server;
     assert_eq!(server.as_deref(), Some("5432 since 1795960251.723727"));
 }
 
@@ -388,7 +388,7 @@ fn a_replica_that_does_not_replicate() {
                 replicating,
                 ..talk(Some(wanted))
             };
-            let answer = answer(&talk, &pieces);
+            let answer = check(&talk, &pieces);
             let expected = if fault.is_some() { bad } else { good };
             assert_eq!(
                 (answer.result, answer.transcript.as_str()),
@@ -418,7 +418,7 @@ fn the_role_does_not_hang_on_the_rest() {
             rows(&[Some("t")]),
             refusal.clone(),
         ];
-        let answer = answer(&talk, &pieces);
+        let answer = check(&talk, &pieces);
         assert_eq!(
             (answer.result, answer.transcript.as_str()),
             (result, transcript)
@@ -436,7 +436,7 @@ fn errors_are_distinguished() {
         ("53300", CheckResult::Unexpected),
         ("3D000", CheckResult::Unexpected),
     ] {
-        let answer = answer(&talk(None), &[error(code, "so it is")]);
+        let answer = check(&talk(None), &[error(code, "so it is")]);
         assert_eq!(answer.result, result, "{code}");
         assert_eq!(answer.transcript, format!("FATAL {code}: so it is"));
     }
@@ -464,7 +464,7 @@ fn passwords() {
         // Only inside TLS.
         (10, b"SCRAM-SHA-256-PLUS\0\0"),
     ] {
-        let answer = answer(&with_password(None), &[authentication(method, inside)]);
+        let answer = check(&with_password(None), &[authentication(method, inside)]);
         assert_eq!(
             answer.result,
             CheckResult::Auth,
@@ -481,7 +481,7 @@ fn passwords() {
         READY.to_vec(),
         rows(&[Some("t")]),
     ] {
-        let answer = answer(&with_password(None), std::slice::from_ref(&pieces));
+        let answer = check(&with_password(None), std::slice::from_ref(&pieces));
         assert_eq!(
             answer.result,
             CheckResult::Protocol,
@@ -586,7 +586,7 @@ fn a_server_has_to_prove_itself() {
         vec![offer.clone(), WELCOME.to_vec()],
         vec![offer, authentication(11, b"r=else,s=c2FsdA==,i=4096")],
     ] {
-        let answer = self::answer(&talk, &pieces);
+        let answer = self::check(&talk, &pieces);
         assert!(matches!(
             answer.result,
             CheckResult::Auth | CheckResult::Protocol
@@ -596,9 +596,9 @@ fn a_server_has_to_prove_itself() {
 
 #[test]
 fn nobody_repeats_the_password() {
-    let answer = answer(&with_password(None), &[error("28P01", "not xyzzy, please")]);
+    let answer = check(&with_password(None), &[error("28P01", "not xyzzy, please")]);
     assert_eq!(answer.transcript, "ERROR 28P01: (not shown)");
-    let echo = answer(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
+    let echo = check(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
     assert!(!echo.transcript.contains("xyz"), "{}", echo.transcript);
     let talk = with_password(None);
     assert_eq!(talk.dialogue().show(b"xyzzy"), "5 bytes");
@@ -691,7 +691,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
         error("XX000", "broken"),
         b"Ecould not fork\n\0".to_vec(),
     ] {
-        let answer = answer(&looks_in(false), std::slice::from_ref(&bytes));
+        let answer = check(&looks_in(false), std::slice::from_ref(&bytes));
         assert_eq!(
             answer.result,
             CheckResult::Unexpected,
@@ -700,7 +700,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
         );
     }
     for bytes in [&b"+OK\r\n"[..], b"Z\0\0\0\x05I", b"R\0\0\0\x06\0\0"] {
-        let answer = answer(&looks_in(false), &[bytes.to_vec()]);
+        let answer = check(&looks_in(false), &[bytes.to_vec()]);
         assert_eq!(
             answer.result,
             CheckResult::Protocol,
@@ -711,7 +711,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
     let request = b"\0\0\0\x08\x04\xd2\x16\x2f";
     let (sent, _) = play(&looks_in(true), &[b"S".to_vec(), WELCOME.to_vec()]);
     assert_eq!((sent.len(), &sent[0][..]), (2, &request[..]));
-    let answer = answer(&looks_in(true), &[b"N".to_vec()]);
+    let answer = check(&looks_in(true), &[b"N".to_vec()]);
     assert_eq!(answer.result, CheckResult::Tls);
 }
 
@@ -745,13 +745,13 @@ fn one_byte_and_more_is_not_the_answer_about_tls() {
 #[test]
 fn errors_of_the_old_protocol_are_shown() {
     let text = b"Ecould not fork new process\n\0".to_vec();
-    let answer = answer(&talk(None), std::slice::from_ref(&text));
+    let answer = check(&talk(None), std::slice::from_ref(&text));
     assert_eq!(answer.result, CheckResult::Unexpected);
     assert_eq!(answer.transcript, "ERROR: could not fork new process");
     // Only at the beginning is it one.
-    let late = answer(&talk(None), &[WELCOME.to_vec(), text]);
+    let late = check(&talk(None), &[WELCOME.to_vec(), text]);
     assert_eq!(late.result, CheckResult::Protocol);
-    let echo = answer(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
+    let echo = check(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
     assert_eq!(echo.transcript, "ERROR: (not shown)");
 }
 
@@ -766,7 +766,7 @@ fn long_notices_are_not_read() {
         READY.to_vec(),
         rows(&[Some("f")]),
     ];
-    let answer = answer(&talk(None), &pieces);
+    let answer = check(&talk(None), &pieces);
     assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
 }
 

@@ -140,10 +140,10 @@ impl Pool {
                     let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
                     Configured {
                         plan: backend.clone(),
-                        metrics: known.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
+                        metrics: of_departed.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
                         addresses,
                         // So is what an operator has set.
-                        admin: known.map_or_else(AdminSetting::default, |e| e.admin),
+                        admin: of_departed.map_or_else(AdminSetting::default, |e| e.admin),
                         operator_weight: None,
                     }
                 }
