@@ -1,4 +1,4 @@
-use super::super::tests::{place, planned, pool_with, set_addresses};
+use super::super::tests::{address, planned, pool_with, set_addresses};
 use super::*;
 use crate::{
     plan::{Backend as Planned, HashKey, TimeOf},
@@ -84,7 +84,11 @@ fn a_weight_holds_for_addresses_that_come_later() {
     pool.set_weight(&text(1), Some(3), now).expect("set");
     set_addresses(
         &pool,
-        &[vec![place(1), place(9)], vec![place(2)], vec![place(3)]],
+        &[
+            vec![address(1), address(9)],
+            vec![address(2)],
+            vec![address(3)],
+        ],
         now,
     );
     let weights: Vec<u32> = pool.lock().entries().map(|(_, weight)| weight).collect();
@@ -135,13 +139,13 @@ fn weights_and_addresses_change_at_once() {
                 for n in [4, 5].repeat(20) {
                     set_addresses(
                         &pool,
-                        &[vec![place(1)], vec![place(2)], vec![place(n)]],
+                        &[vec![address(1)], vec![address(2)], vec![address(n)]],
                         now,
                     );
                 }
                 set_addresses(
                     &pool,
-                    &[vec![place(1)], vec![place(2)], vec![place(3)]],
+                    &[vec![address(1)], vec![address(2)], vec![address(3)]],
                     now,
                 );
             });
