@@ -246,7 +246,7 @@ impl Server {
         let timeout = runtime.plan().process.drain_timeout;
         tracing::info!(sessions = sessions.count(), drain_timeout = ?timeout, "draining");
         let drained = tokio::select! {
-            drained = tokio::time::timeout(timeout, runtime.drained()) => drained.is_ok(),
+            drained = tokio::time::timeout(timeout, drain(&mut runtime, &state)) => drained.is_ok(),
             () = at_once.cancelled() => false,
         };
         let cut = if drained {
@@ -261,6 +261,21 @@ impl Server {
         state.log_rest();
         flush_access_log(&state).await;
         cut
+    }
+}
+
+/// Returns when no session is left. Meanwhile another process may ask for the addresses.
+async fn drain(runtime: &mut Runtime, state: &State) {
+    let successor = &state.node.successor;
+    let has_asked = tokio::select! {
+        () = runtime.drained() => false,
+        () = successor.wait() => true,
+    };
+    if has_asked {
+        tracing::info!("another process starts, giving up all addresses");
+        runtime.release().await;
+        successor.finish_release().await;
+        runtime.drained().await;
     }
 }
 

@@ -69,6 +69,30 @@ impl Refusal {
 
 pub(super) const NODE_PATH: &str = "/api/v1/node";
 
+pub(super) const RELEASE_PATH: &str = "/api/v1/release";
+
+/// `POST /api/v1/release`: another process is to have the addresses of this one.
+pub(super) async fn answer_release(
+    request: Request<Incoming>,
+    state: &State,
+) -> Result<(StatusCode, Value), Refusal> {
+    if request.method() != Method::POST {
+        return Err(Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this is for POST alone".to_owned(),
+            "a process asks for it that starts".to_owned(),
+        ));
+    }
+    match state.release().await {
+        true => Ok((StatusCode::OK, json!({ "released": true }))),
+        false => Err(Refusal(
+            StatusCode::CONFLICT,
+            "the process has not given up its addresses".to_owned(),
+            "it does while it drains: stop it first".to_owned(),
+        )),
+    }
+}
+
 /// `POST /api/v1/node` with `{"admin_state": "drain"}` or `"ready"`: this process as a whole.
 pub(super) async fn answer_node(
     request: Request<Incoming>,

@@ -247,13 +247,17 @@ fn refused(refusal: control::Refusal, methods: &'static str) -> Response<Body> {
 }
 
 fn is_command(path: &str) -> bool {
-    path == reload::PATH || path == control::NODE_PATH || control::is_at(path)
+    path == reload::PATH
+        || path == control::NODE_PATH
+        || path == control::RELEASE_PATH
+        || control::is_at(path)
 }
 
 async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
     let answer = match request.uri().path() {
         reload::PATH => reload::answer(request, state).await,
         control::NODE_PATH => control::answer_node(request, state).await,
+        control::RELEASE_PATH => control::answer_release(request, state).await,
         _ => control::answer(request, state).await,
     };
     json(answer)

@@ -230,6 +230,12 @@ impl Client {
     }
 }
 
+/// Asks a process with this admin socket to give up its addresses, which it does while it drains.
+pub(super) fn request_release(socket: PathBuf) -> bool {
+    let response = Client(socket).call("POST", "/api/v1/release", "", PATIENCE);
+    matches!(response, Ok((200, _)))
+}
+
 /// As one piece of a path.
 pub(super) fn encode(name: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);

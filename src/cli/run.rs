@@ -1,6 +1,6 @@
 //! `tembuku run`: serve until a stop is requested.
 
-use super::complain;
+use super::{client, complain};
 use crate::{
     admin::{self, AdminListener},
     control::{
@@ -75,7 +75,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     for ((door, address), renderer) in doors.into_iter().zip(renderer.iter().cycle()) {
         tracing::info!(address, "admin");
         let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
-        tokio::spawn(admin::serve(door, state, renderer));
+        server.state.spawn_door(admin::serve(door, state, renderer));
     }
     let manager = server.manager();
     manager.note_ready(&server.state).await;
@@ -102,13 +102,18 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         signals.stop().await;
         second.cancel();
     });
+    let state = Arc::clone(&server.state);
     let cut = server.stop(at_once).await;
     if cut > 0 {
         tracing::warn!(cut, "stopped, sessions cut");
     } else {
         tracing::info!(cut, "stopped, all sessions ended");
     }
-    let _ = blocking::call(PATIENCE, move || drop(socket_file)).await;
+    match socket_file {
+        // Its socket is closed, and the file at its path is that of another one.
+        Some(file) if state.has_successor() => file.keep(),
+        file => drop(blocking::call(PATIENCE, move || drop(file)).await),
+    }
     Ok(())
 }
 
@@ -187,6 +192,7 @@ impl MainLoop<'_> {
             Ended::Stop => "stopped",
             Ended::Over(DelayEnd::Elapsed) => "elapsed",
             Ended::Over(DelayEnd::Quiet) => "quiet",
+            Ended::Over(DelayEnd::Successor) => "successor",
         };
         tracing::info!(reason, "end of drain_delay");
         ended
@@ -222,6 +228,14 @@ async fn reload(
 async fn start(plan: Plan) -> Result<(Server, AdminListeners, Option<SocketFile>), String> {
     let failed = |errors: StartErrors| errors.to_string();
     let prepared = Prepared::new(plan).await.map_err(failed)?;
+    let socket = prepared.plan.admin.as_ref().and_then(|a| a.socket.clone());
+    if let Some(socket) = socket {
+        let request = move || client::request_release(socket);
+        let released = blocking::call(blocking::LIMIT, request).await;
+        if released.unwrap_or(false) {
+            tracing::info!("a process that drains has given up its addresses");
+        }
+    }
     let (doors, file) = admin_doors(prepared.plan.admin.as_ref())
         .await
         .map_err(|why| format!("error: admin: {why}\n"))?;

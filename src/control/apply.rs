@@ -19,6 +19,7 @@ use crate::{
     plan::{
         self, Plan,
         diff::{Change, diff, reachable},
+        reason::CloseReason,
     },
     proxy::{tcp, udp},
     runtime::heartbeat::Pulse,
@@ -32,7 +33,7 @@ use crate::{
     upstream::health::Pace,
 };
 use datagrams::DatagramSockets;
-use listener::ListenerRuntime;
+use listener::{ListenerRuntime, Sockets};
 use removed::RemovedUpstreams;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -79,6 +80,9 @@ pub(super) struct Runtime {
 
 /// How long workers are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two looks whether flows have ended.
+const RELEASE_LOOK: Duration = Duration::from_millis(2);
 
 /// The threads that carry traffic.
 struct Workers {
@@ -364,6 +368,44 @@ impl Runtime {
         listeners
             .flat_map(|listener| listener.take_files())
             .collect()
+    }
+
+    /// Gives up every address while sessions are drained. Connections go on, flows end.
+    pub(super) async fn release(&mut self) {
+        let mut streams = Vec::new();
+        for (name, listener) in &mut self.listeners {
+            match listener.take_sockets() {
+                Sockets::Streams(sockets) => streams.extend(sockets),
+                Sockets::Datagrams(mut sockets) => {
+                    sockets.change(Vec::new(), Vec::new());
+                    sockets.serve(&listener.service, &self.own, &self.workers, &self.tasks);
+                    self.closing.push((name.clone(), sockets));
+                }
+            }
+        }
+        let sessions = &self.process.sessions;
+        sessions.end_flows(CloseReason::Drained);
+        let began = Instant::now();
+        while sessions.flows().count() > 0 && began.elapsed() < PATIENCE {
+            tokio::time::sleep(RELEASE_LOOK).await;
+        }
+        // With this order each worker sees that nothing uses its sockets.
+        self.workers.confirm().await;
+        let closed: Vec<_> = streams
+            .into_iter()
+            .map(|s| s.close(&self.workers))
+            .collect();
+        let all = async {
+            for closed in closed {
+                closed.await;
+            }
+            for (_, sockets) in &self.closing {
+                sockets.wait_closed().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            tracing::warn!("listening sockets were not closed in time");
+        }
     }
 
     /// Returns when there is no accept loop and no session any more.

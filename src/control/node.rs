@@ -4,6 +4,7 @@
 
 mod drain;
 mod ready_file;
+mod successor;
 
 pub use drain::DelayEnd;
 pub(super) use ready_file::{begin, keep};
@@ -22,6 +23,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use successor::Successor;
 
 /// Why this node should get no clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,7 @@ pub(super) struct Node {
     /// The operator has drained it.
     is_drained: AtomicBool,
     ready_file: ReadyFile,
+    pub(super) successor: Successor,
 }
 
 impl Node {
@@ -52,6 +55,7 @@ impl Node {
             is_leaving: AtomicBool::default(),
             is_drained: AtomicBool::default(),
             ready_file: ReadyFile::new(now),
+            successor: Successor::default(),
         }
     }
 

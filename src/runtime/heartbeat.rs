@@ -17,6 +17,8 @@ use std::{
 pub const STALLED: Duration = Duration::from_secs(2);
 /// A worker that has run within this time is not woken.
 const FRESH: Duration = Duration::from_millis(500);
+/// An observer that has not looked for so long may have been stopped together with the worker.
+const UNOBSERVED: Duration = Duration::from_millis(1_500);
 
 /// The time of the last turn, in milliseconds of the reactor's clock. On a cache line of its own,
 /// since the worker writes it in each turn.
@@ -40,6 +42,8 @@ pub struct Pulse {
     began: Instant,
     /// When the worker was last woken, in these milliseconds.
     woken: AtomicU64,
+    /// When an observer looked last.
+    observed: AtomicU64,
 }
 
 impl Pulse {
@@ -55,6 +59,7 @@ impl Pulse {
             waker,
             began,
             woken: AtomicU64::default(),
+            observed: AtomicU64::default(),
         }
     }
 
@@ -62,6 +67,11 @@ impl Pulse {
     /// has not run although it was woken; zero: it runs.
     pub fn check(&self, now: Instant) -> Duration {
         let now = self.millis(now);
+        let unobserved = now.saturating_sub(self.observed.swap(now, Relaxed));
+        if self.is_awaited() && Duration::from_millis(unobserved) > UNOBSERVED {
+            // Its time begins again.
+            self.woken.store(now, Relaxed);
+        }
         let silence = self.silence_at(now);
         let last = self.heartbeat.0.load(Relaxed);
         if silence == 0 && Duration::from_millis(now.saturating_sub(last)) > FRESH {
@@ -120,5 +130,11 @@ mod tests {
         heartbeat.store(3_502);
         assert!(!pulse.is_awaited());
         assert_eq!(checked(3_600), (0, 1));
+        assert_eq!(checked(5_000), (0, 2));
+        // The whole process was stopped and continued, and the observer is the first to run.
+        assert_eq!(checked(15_000), (0, 2));
+        assert!(pulse.is_awaited());
+        assert_eq!(checked(16_000), (1_000, 2));
+        assert_eq!(checked(17_000), (2_000, 2));
     }
 }

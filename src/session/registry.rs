@@ -191,9 +191,18 @@ impl Sessions {
         }
     }
 
+    /// Terminates every flow.
+    pub fn end_flows(&self, reason: CloseReason) {
+        self.end_those(|session| session.origin.kind == Kind::Flow, reason);
+    }
+
     /// Terminates every session, and returns how many there were.
     pub fn end_all(&self, reason: CloseReason) -> u64 {
-        let sessions = self.find(|_| true);
+        self.end_those(|_| true, reason)
+    }
+
+    fn end_those(&self, is_meant: impl Fn(&Session) -> bool, reason: CloseReason) -> u64 {
+        let sessions = self.find(is_meant);
         for session in &sessions {
             session.end(reason);
         }

@@ -96,6 +96,7 @@ mod sessions;
 mod shares;
 mod shutdown;
 mod start_wait;
+mod successor;
 mod systemd_unit;
 mod terminate;
 mod transfer;

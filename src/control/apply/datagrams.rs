@@ -88,6 +88,12 @@ impl DatagramSockets {
             .any(|address| !address.open.is_empty())
     }
 
+    pub(super) async fn wait_closed(&self) {
+        for address in &self.addresses {
+            address.open.wait().await;
+        }
+    }
+
     /// Whether no flow begins there.
     pub(super) fn is_closing(&self) -> bool {
         self.addresses().next().is_none()

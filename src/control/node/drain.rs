@@ -20,6 +20,8 @@ pub enum DelayEnd {
     Elapsed,
     /// None has come for `drain_quiet`.
     Quiet,
+    /// Another process is to accept them.
+    Successor,
 }
 
 /// What the operator has done to the node.
@@ -77,6 +79,9 @@ impl State {
             let view = self.view();
             if let Some(end) = delay.end(self.clients(), &view.plan.process, Instant::now()) {
                 return end;
+            }
+            if self.node.successor.is_expected() {
+                return DelayEnd::Successor;
             }
             tokio::time::sleep(LOOK).await;
         }

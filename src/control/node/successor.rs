@@ -1,0 +1,73 @@
+//! The next process, which may start while this one drains: it asks for the addresses, and gets
+//! them.
+
+use crate::control::State;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long it may take to give up the addresses.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The same for those of the admin side.
+const CLOSE: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(in crate::control) struct Successor {
+    /// It has asked.
+    expected: CancellationToken,
+    /// Every address can be bound.
+    released: CancellationToken,
+    /// What listens for the admin side.
+    doors: TaskTracker,
+}
+
+impl Successor {
+    pub(super) fn is_expected(&self) -> bool {
+        self.expected.is_cancelled()
+    }
+
+    pub(in crate::control) async fn wait(&self) {
+        self.expected.cancelled().await;
+    }
+
+    /// Waits until the admin side has closed its addresses, the last that are given up.
+    pub(in crate::control) async fn finish_release(&self) {
+        self.doors.close();
+        if tokio::time::timeout(CLOSE, self.doors.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("admin addresses were not closed in time");
+        }
+        self.released.cancel();
+    }
+}
+
+impl State {
+    /// Gives up every address, for another process that starts. Sessions go on, UDP flows end.
+    /// Returns false where no stop was requested, or it takes too long.
+    pub async fn release(&self) -> bool {
+        if !self.node.is_leaving.load(Relaxed) {
+            return false;
+        }
+        let successor = &self.node.successor;
+        successor.expected.cancel();
+        let released = successor.released.cancelled();
+        tokio::time::timeout(PATIENCE, released).await.is_ok()
+    }
+
+    /// Whether another process has, or is to have, the addresses.
+    pub fn has_successor(&self) -> bool {
+        self.node.successor.is_expected()
+    }
+
+    /// Runs what listens for the admin side, until the address is to be given up.
+    pub fn spawn_door(&self, serve: impl Future<Output = ()> + Send + 'static) {
+        let expected = self.node.successor.expected.clone();
+        self.node.successor.doors.spawn(async move {
+            tokio::select! {
+                () = serve => {}
+                () = expected.cancelled() => {}
+            }
+        });
+    }
+}
