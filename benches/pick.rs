@@ -15,7 +15,7 @@ use tembuku::internals::{
     metrics::Exporter,
     plan::{
         Addr, Backend, Balance, FlowsMove, HashKey, ProxyOn, SendProxy, SessionAction, Target,
-        TimeOf, Upstream,
+        TimeOf, Upstream, Waits,
     },
     pool::{Clock, Pool},
 };
@@ -122,6 +122,7 @@ fn pool(c: &mut Criterion) {
                 resolve_required: true,
                 send_proxy: SendProxy::Off,
                 fail_on_reset: false,
+                waits: Waits::default(),
                 on_drain: SessionAction::Keep,
                 on_removed: SessionAction::Keep,
                 send_proxy_on: ProxyOn::First,

@@ -17,6 +17,7 @@ pub use check::{
 };
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
+use reason::Shortage;
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything one process does.
@@ -229,6 +230,7 @@ pub struct Upstream {
     /// Whether a session that the backend resets before the first byte of an answer counts as a
     /// failed connect.
     pub fail_on_reset: bool,
+    pub waits: Waits,
     /// Active health checks; `None`: passive ones only.
     pub check: Option<Check>,
     /// What becomes of the sessions of a backend that the operator takes out; `Keep` or
@@ -239,6 +241,43 @@ pub struct Upstream {
     pub on_removed: SessionAction,
     /// What the actions mean for flows; `down` also without a check.
     pub flows_move: FlowsMove,
+}
+
+/// For what sessions wait that find no backend, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waits {
+    /// For a place, while the backends that are fit are full. 0: not at all.
+    pub queue_timeout: Duration,
+    /// Sessions that wait for a place at once.
+    pub queue_length: u64,
+    /// How long a session waits for the backend of its key before it takes another.
+    pub queue_stick: Duration,
+    /// For a backend that is fit. 0: not at all.
+    pub hold_timeout: Duration,
+    /// Sessions that wait for a fit backend at once.
+    pub hold_length: u64,
+}
+
+impl Waits {
+    /// How long a session waits for what it lacks; 0: not at all.
+    pub fn limit(&self, lacks: Shortage) -> Duration {
+        match lacks {
+            Shortage::Full => self.queue_timeout,
+            Shortage::NoneFit => self.hold_timeout,
+        }
+    }
+
+    /// How many sessions wait for that at once.
+    pub fn most(&self, lacks: Shortage) -> u64 {
+        match lacks {
+            Shortage::Full => self.queue_length,
+            Shortage::NoneFit => self.hold_length,
+        }
+    }
+
+    pub fn is_any(&self) -> bool {
+        !self.queue_timeout.is_zero() || !self.hold_timeout.is_zero()
+    }
 }
 
 /// The PROXY protocol header that a backend gets before anything else.

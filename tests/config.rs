@@ -216,6 +216,13 @@ fn defaults_are_what_the_outside_promises() {
             resolve_required: true,
             send_proxy: SendProxy::Off,
             fail_on_reset: false,
+            waits: Waits {
+                queue_timeout: seconds(0),
+                queue_length: 1000,
+                queue_stick: seconds(0),
+                hold_timeout: seconds(0),
+                hold_length: 1000,
+            },
             on_drain: SessionAction::Keep,
             on_removed: SessionAction::Keep,
             check: None,

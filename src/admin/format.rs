@@ -19,13 +19,16 @@ pub fn load<'a>(
     }
 }
 
-/// How many backends of an upstream are available, and how many of those are full.
-pub fn availability(available: u64, total: usize, full: u64) -> String {
-    let full = match full {
-        0 => String::new(),
-        full => format!(", {full} full"),
-    };
-    format!("{available} of {total} available{full}")
+/// How many backends of an upstream are available, how many of those are full, and how many
+/// sessions wait for a place or for a backend.
+pub fn availability(available: u64, total: usize, full: u64, queued: u64, held: u64) -> String {
+    let mut text = format!("{available} of {total} available");
+    for (count, what) in [(full, "full"), (queued, "queued"), (held, "held")] {
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    text
 }
 
 /// Of counts by reason, those that are not 0, the largest first.

@@ -69,7 +69,13 @@ pub(super) fn render(state: &State) -> String {
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
             u.balance,
-            availability(u.available as u64, named(&u.backends), u.full as u64)
+            availability(
+                u.available as u64,
+                named(&u.backends),
+                u.full as u64,
+                u.queued,
+                u.held
+            )
         );
         for b in &u.backends {
             let settings = OperatorSettings {

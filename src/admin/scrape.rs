@@ -2,10 +2,11 @@
 
 use crate::{
     control::State,
+    plan::reason::Shortage,
     telemetry::metrics::{
         self, BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures,
     },
-    upstream::pool::Snapshot,
+    upstream::pool::{Pool, Snapshot},
 };
 use hyper::body::Bytes;
 use std::time::{Instant, SystemTime};
@@ -45,12 +46,24 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             metrics: &pool.metrics,
             available: available as u64,
             full: full as u64,
+            waiting: waiting(pool),
             primaries: guarded.primaries.map(|n| n as u64),
             in_panic: guarded.in_panic,
         });
         figures.backends.extend(backends.into_iter().map(backend));
     }
     metrics::render(&figures)
+}
+
+/// Sessions that wait for a backend, by what they lack; `None` where none may wait for that.
+pub(super) fn waiting(pool: &Pool) -> [Option<u64>; Shortage::COUNT] {
+    let waiting = pool.waiting();
+    let of = |lacks: Shortage| {
+        let count = waiting[lacks as usize];
+        let may_wait = !pool.waits.limit(lacks).is_zero();
+        Some(count).filter(|count| may_wait || *count > 0)
+    };
+    [Shortage::Full, Shortage::NoneFit].map(of)
 }
 
 /// Since the epoch.

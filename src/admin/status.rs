@@ -2,7 +2,7 @@
 
 use crate::{
     control::{ListenerView, State},
-    plan::reason::DropReason,
+    plan::reason::{DropReason, Shortage},
     session::service::Service,
 };
 use serde::Serialize;
@@ -70,6 +70,9 @@ pub(super) struct Upstream {
     pub(super) available: usize,
     /// Those of them that are full.
     pub(super) full: usize,
+    /// Sessions that wait for a place at a full backend, and for a fit backend.
+    pub(super) queued: u64,
+    pub(super) held: u64,
     pub(super) backends: Vec<Backend>,
 }
 
@@ -190,7 +193,10 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
     if snapshots.is_empty() {
         return None;
     }
+    let waiting = pool.waiting();
     Some(Upstream {
+        queued: waiting[Shortage::Full as usize],
+        held: waiting[Shortage::NoneFit as usize],
         name: pool.name.to_string(),
         balance: pool.balance().word(),
         available: snapshots.iter().filter(|b| b.available).count(),

@@ -110,6 +110,8 @@ pub(super) struct Upstream {
     pub(super) balance: String,
     pub(super) available: u64,
     pub(super) full: u64,
+    pub(super) queued: u64,
+    pub(super) held: u64,
     pub(super) backends: Vec<Backend>,
 }
 
@@ -364,7 +366,8 @@ mod tests {
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
                 "dropped_by_reason": {} }],
-            "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "backends": [
+            "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0,
+                "queued": 0, "held": 0, "backends": [
                 { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "role": [],
                   "last_check": null, "weight": 1, "weight_in_file": 1,
                   "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0 } ] }],

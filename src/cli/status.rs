@@ -93,7 +93,7 @@ fn text(status: &response::Status) -> String {
             "\nupstream {}: {}, {}\n",
             clean(&u.name),
             clean(&u.balance),
-            availability(u.available, named(&u.backends), u.full)
+            availability(u.available, named(&u.backends), u.full, u.queued, u.held)
         );
         let mut rows = vec![Row::of(
             ["backend", "state"],
@@ -183,7 +183,8 @@ mod tests {
                 { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names",
                 "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
-            "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1, "backends": [
+            "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
+                "queued": 3, "held": 0, "backends": [
                 { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "awaits_check": false, "role": ["primary"],
                   "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 5, "weight_in_file": 1,
                   "weight_since": "T2", "admin_state_since": "T1", "backup": false, "connections": 1_000 },
@@ -204,7 +205,7 @@ datagrams  received  sent  dropped  for what reason
 dns            1000   980       20  no_backend 19, late 1
 log               0     0        0  -
 
-upstream redis: round_robin, 2 of 2 available, 1 full
+upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
 backend                   state    sessions  weight  role     check  why
 10.0.0.1:6379             drained      1000       5  primary  ok     the operator says so; since T1; weight 5 by operator, 1 in the file, since T2
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -

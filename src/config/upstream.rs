@@ -133,6 +133,25 @@ pub(super) fn no_effect(
             "where UDP listeners alone use the upstream",
             "flows are never reset, and a host that refuses a datagram always counts: leave it out",
         )),
+        Applies::Wait if references.flows_alone() => Some(NoEffect::unless_default(
+            "where UDP listeners alone use the upstream",
+            "flows do not wait for a backend, which is not supported yet: leave it out",
+        )),
+        Applies::Queue | Applies::QueueStick if keys.plan.waits.queue_timeout.is_zero() => {
+            Some(NoEffect::unless_default(
+                "without queue_timeout",
+                "say how long sessions may wait, as in queue_timeout = \"10s\", or leave it out",
+            ))
+        }
+        Applies::QueueStick if !keys.policy.hashes() => Some(NoEffect::unless_default(
+            format!("with balance = {:?}", keys.policy.word()),
+            "it is for policies that give a client a backend of its own, such as \
+             \"consistent_hash\": leave it out",
+        )),
+        Applies::Hold if keys.plan.waits.hold_timeout.is_zero() => Some(NoEffect::unless_default(
+            "without hold_timeout",
+            "say how long sessions may wait, as in hold_timeout = \"10s\", or leave it out",
+        )),
         Applies::OnDrain if !references.operator => Some(NoEffect::always(
             "without an admin socket, which `tembuku drain` needs",
             "add socket = \"/run/tembuku/admin.sock\" to [admin], or leave it out",
@@ -319,6 +338,15 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
             "failures count only up to `max_fails`: give it, or leave `fail_on_reset` out",
         );
         section.report_no_effect("fail_on_reset", &found);
+    }
+    let is_limited = |backend: &Backend| backend.max_connections > 0;
+    if !upstream.waits.queue_timeout.is_zero() && !backends.iter().any(is_limited) {
+        let found = NoEffect::always(
+            "where no backend has `max_connections`",
+            "no backend is ever full: give them a limit, as in { address = \"10.0.0.1:5432\", \
+             max_connections = 80 }, or leave `queue_timeout` out",
+        );
+        section.report_no_effect("queue_timeout", &found);
     }
     check_maglev(upstream, value, section);
     let sum: u64 = backends

@@ -44,6 +44,10 @@ words! {
         NoBackend = "no_backend",
         /// No backend could even be tried: those in service have their `max_connections`.
         BackendsFull = "backends_full",
+        /// It has waited in the queue for `queue_timeout`.
+        QueueTimeout = "queue_timeout",
+        /// It has been held for `hold_timeout`.
+        HoldTimeout = "hold_timeout",
         /// Cut when `drain_timeout` had passed, or at a stop when one side had ended and the
         /// other was silent.
         Drained = "drained",
@@ -73,6 +77,26 @@ words! {
         /// Its backend had more than its share, or its key leads to another one by now, and an
         /// operator had the upstream rebalanced.
         Rebalanced = "rebalanced",
+    }
+}
+
+words! {
+    /// What a session lacks for which a pick found no backend. The word is for its wait.
+    Shortage {
+        /// A place: what could take it has `max_connections` sessions.
+        Full = "queue",
+        /// A fit backend: all are out of service, or it has tried them.
+        NoneFit = "hold",
+    }
+}
+
+words! {
+    /// How the wait of a session for a backend ended.
+    WaitResult {
+        Served = "served",
+        TimedOut = "timed_out",
+        /// The session ended first: its client has left, or the process stops.
+        Left = "left",
     }
 }
 
@@ -233,6 +257,8 @@ impl CloseReason {
             | Self::ClientTimedOut
             | Self::BackendTimedOut
             | Self::ClientLeft
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::UntrustedHeader => !flow,
             Self::BackendRefused | Self::ResponseTimeout | Self::Evicted => flow,
             Self::Ok
@@ -297,6 +323,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted => Cut::Undelivered,
@@ -317,6 +345,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::Drained
             | Self::UntrustedHeader
             | Self::BackendDown
@@ -349,6 +379,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::Drained
             | Self::UntrustedHeader
             | Self::RoleLost
@@ -379,6 +411,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::Drained
             | Self::UntrustedHeader
             | Self::RoleLost
@@ -408,6 +442,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::Drained
             | Self::UntrustedHeader
             | Self::BackendDown

@@ -1,10 +1,12 @@
 //! TCP and unix stream listeners: accept, connect, relay.
 
+mod client_watch;
 mod connect;
 mod listener;
 mod preamble;
 mod session;
 mod stop_signal;
+mod wait;
 mod worker;
 
 pub use listener::{Binding, Socket, SocketId};

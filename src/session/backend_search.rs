@@ -1,17 +1,17 @@
 //! The search of a session for a backend: pick one, try it, and on failure pick the next.
 
 use crate::{
-    plan::reason::{CloseReason, ConnectError},
+    plan::reason::{CloseReason, ConnectError, Shortage},
     runtime::net::Client,
     session::{
         registry::{Kind, Session},
         service::Service,
-        summary::{Attempt, AttemptResult},
+        summary::{Attempt, AttemptResult, Unserved},
     },
     upstream::{
         backend::{Backend, Lease},
         balance::HashInput,
-        pool::{Search, Shortage},
+        pool::{Position, Search, Served, Waiting},
     },
 };
 use std::{
@@ -29,16 +29,35 @@ pub struct BackendSearch<'a> {
     picked: Option<Lease>,
     failures: u32,
     last_error: Option<ConnectError>,
+    /// Its place among the sessions that wait, if it has waited.
+    position: Option<Position>,
+    /// For how long it has waited since the last attempt.
+    waited: Duration,
     /// Filled only if there is an access log.
     attempts: &'a mut Vec<Attempt>,
 }
 
-/// Why a session got no backend.
-#[derive(Debug, Clone, Copy)]
-pub struct Unserved {
-    pub reason: CloseReason,
-    /// Of the backend that was tried last.
-    pub error: Option<ConnectError>,
+/// How the wait of a session ended.
+#[derive(Debug)]
+pub enum Waited {
+    Served(Box<Served>),
+    Ended {
+        reason: CloseReason,
+        waited: Duration,
+    },
+}
+
+impl Waited {
+    /// It has waited for as long as it may. `has_limit`: whether it may wait for what it lacks.
+    pub fn too_long(lacks: Shortage, has_limit: bool, waited: Duration) -> Self {
+        let reason = match (lacks, has_limit) {
+            (Shortage::Full, true) => CloseReason::QueueTimeout,
+            (Shortage::NoneFit, true) => CloseReason::HoldTimeout,
+            (Shortage::Full, false) => CloseReason::BackendsFull,
+            (Shortage::NoneFit, false) => CloseReason::NoBackend,
+        };
+        Self::Ended { reason, waited }
+    }
 }
 
 /// What the policy may look at.
@@ -51,16 +70,26 @@ pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) 
     }
 }
 
+fn search(service: &Service, session: &Session) -> Search {
+    let facts = facts(session.client(), session.server_port, session.proxied());
+    match session.origin.kind {
+        Kind::Connection => service.pool.search_or_wait(&facts),
+        Kind::Flow => service.pool.search(&facts),
+    }
+}
+
 impl<'a> BackendSearch<'a> {
     pub fn new(service: &'a Service, session: &'a Session, attempts: &'a mut Vec<Attempt>) -> Self {
-        let facts = facts(session.client(), session.server_port, session.proxied());
+        let search = search(service, session);
         Self {
             service,
             session,
-            search: service.pool.search(&facts),
+            search,
             picked: None,
             failures: 0,
             last_error: None,
+            position: None,
+            waited: Duration::ZERO,
             attempts,
         }
     }
@@ -74,31 +103,64 @@ impl<'a> BackendSearch<'a> {
         self
     }
 
-    /// The next backend to try.
-    pub fn next(&mut self, now: Instant) -> Result<Lease, Unserved> {
+    /// The next backend to try, or what the session lacks for one.
+    pub fn next(&mut self, now: Instant) -> Result<Lease, Shortage> {
         if let Some(lease) = self.picked.take() {
             return Ok(lease);
         }
-        let picked = match self.failures <= self.service.plan.retries {
-            true => self.service.pool.pick(&mut self.search, now),
-            // The failure of the last attempt is the reason.
-            false => Err(Shortage::NoneFit),
-        };
-        let lease = picked.map_err(|shortage| self.unserved(shortage))?;
+        if self.failures > self.service.plan.retries {
+            return Err(Shortage::NoneFit);
+        }
+        let lease = self.service.pool.pick(&mut self.search, now)?;
         if self.failures > 0 {
             lease.backend().metrics.counts.mine().retries.add(1);
         }
         Ok(lease)
     }
 
-    fn unserved(&self, shortage: Shortage) -> Unserved {
+    /// Enters the session among those that wait for what it lacks; `None`: it may not wait.
+    pub fn wait(&mut self, lacks: Shortage, now: Instant) -> Option<Waiting> {
+        let has_failed = self.last_error.is_some();
+        let search = match lacks {
+            // By the time that there is one it may be one that the session has tried.
+            Shortage::NoneFit if has_failed => search(self.service, self.session),
+            Shortage::NoneFit | Shortage::Full => std::mem::take(&mut self.search),
+        };
+        let pool = &self.service.pool;
+        pool.enter_line(search, lacks, self.position, has_failed, now)
+    }
+
+    /// The wait is over. Returns the backend to try, or why there is none.
+    pub fn resume(&mut self, waited: Waited) -> Result<Lease, Unserved> {
+        match waited {
+            Waited::Served(served) => {
+                self.waited += served.waited;
+                self.search = served.search;
+                self.position = Some(served.position);
+                self.failures = 0;
+                Ok(served.lease)
+            }
+            Waited::Ended { reason, waited } => {
+                self.waited += waited;
+                Err(self.unserved_for(reason))
+            }
+        }
+    }
+
+    /// The session has found no backend, and does not wait for one.
+    pub fn unserved(&self, lacks: Shortage) -> Unserved {
+        self.unserved_for(match (self.last_error, lacks) {
+            (Some(_), _) => CloseReason::ConnectFailed,
+            (None, Shortage::Full) => CloseReason::BackendsFull,
+            (None, Shortage::NoneFit) => CloseReason::NoBackend,
+        })
+    }
+
+    fn unserved_for(&self, reason: CloseReason) -> Unserved {
         Unserved {
-            reason: match (self.last_error, shortage) {
-                (Some(_), _) => CloseReason::ConnectFailed,
-                (None, Shortage::Full) => CloseReason::BackendsFull,
-                (None, Shortage::NoneFit) => CloseReason::NoBackend,
-            },
+            reason,
             error: self.last_error,
+            waited: self.waited,
         }
     }
 
@@ -146,10 +208,7 @@ impl<'a> BackendSearch<'a> {
         time: Duration,
     ) -> Unserved {
         self.note(backend, AttemptResult::Abandoned(reason), time);
-        Unserved {
-            reason,
-            error: self.last_error,
-        }
+        self.unserved_for(reason)
     }
 
     fn note(&mut self, backend: &Arc<Backend>, result: AttemptResult, time: Duration) {
@@ -158,7 +217,9 @@ impl<'a> BackendSearch<'a> {
                 backend: Arc::clone(backend),
                 result,
                 time,
+                waited: self.waited,
             });
         }
+        self.waited = Duration::ZERO;
     }
 }

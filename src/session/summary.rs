@@ -23,10 +23,22 @@ pub struct Summary<'a> {
     pub backend: Option<&'a Backend>,
     pub attempts: &'a [Attempt],
     pub duration: Duration,
+    /// For how long it waited for a backend after the last attempt.
+    pub waited: Duration,
     /// From the start of the connect, or of the flow, to the backend's first byte.
     pub first_byte: Option<Duration>,
     /// Of a flow: from the client, and to it.
     pub datagrams: [u64; 2],
+}
+
+/// Why a session got no backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Unserved {
+    pub reason: CloseReason,
+    /// Of the backend that was tried last.
+    pub error: Option<ConnectError>,
+    /// For how long it has waited for a backend since then.
+    pub waited: Duration,
 }
 
 /// One try to reach a backend.
@@ -35,6 +47,8 @@ pub struct Attempt {
     pub backend: Arc<Backend>,
     pub result: AttemptResult,
     pub time: Duration,
+    /// For how long the session waited for the backend before.
+    pub waited: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,21 +74,29 @@ impl<'a> Summary<'a> {
     /// Of a session that got no backend.
     pub fn unserved(
         session: &'a Session,
-        reason: CloseReason,
-        error: Option<ConnectError>,
+        unserved: Unserved,
         attempts: &'a [Attempt],
         duration: Duration,
     ) -> Self {
         Self {
             session,
-            reason,
-            error,
+            reason: unserved.reason,
+            error: unserved.error,
             backend: None,
             attempts,
             duration,
+            waited: unserved.waited,
             first_byte: None,
             datagrams: [0; 2],
         }
+    }
+}
+
+impl Summary<'_> {
+    /// For how long the session waited for backends, in the queue and held.
+    fn queue_time(&self) -> Duration {
+        let before_attempts = self.attempts.iter().map(|attempt| attempt.waited);
+        before_attempts.sum::<Duration>() + self.waited
     }
 }
 
@@ -121,6 +143,9 @@ impl Service {
             backend_addr: backend.map(|backend| backend.addr.to_string()),
             attempts: summary.attempts.iter().map(Attempt::record).collect(),
             connect_time: connected.map(|attempt| seconds(attempt.time)),
+            queue_time: Some(summary.queue_time())
+                .filter(|time| !time.is_zero())
+                .map(seconds),
             first_byte_time: summary.first_byte.map(seconds),
             bytes_received: session.received.load(Relaxed),
             bytes_sent: session.sent.load(Relaxed),
@@ -161,6 +186,7 @@ impl Service {
             backend_addr: None,
             attempts: Vec::new(),
             connect_time: None,
+            queue_time: None,
             first_byte_time: None,
             session_time: seconds(duration),
             bytes_received: 0,

@@ -36,6 +36,9 @@ pub struct Record<'a> {
     pub backend_addr: Option<String>,
     pub attempts: Vec<Attempt<'a>>,
     pub connect_time: Option<f64>,
+    /// Of a session that has waited for a backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_time: Option<f64>,
     pub first_byte_time: Option<f64>,
     pub session_time: f64,
     pub bytes_received: u64,
@@ -178,6 +181,7 @@ fn text(r: &Record<'_>) -> String {
     }
     for (name, value) in [
         ("connect_time", r.connect_time),
+        ("queue_time", r.queue_time),
         ("first_byte_time", r.first_byte_time),
     ] {
         if let Some(value) = value {

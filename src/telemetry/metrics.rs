@@ -18,7 +18,8 @@ pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, Upstr
 pub use histogram::Histogram;
 
 use crate::plan::reason::{
-    BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, SpliceFallback,
+    BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, Shortage,
+    SpliceFallback, WaitResult,
 };
 use std::sync::{
     Arc,
@@ -65,6 +66,16 @@ pub struct UpstreamMetrics {
     pub leave_duration: Histogram,
     /// From the verdict to the first session on another backend.
     pub resume_duration: Histogram,
+    /// By what the sessions lacked.
+    pub waits: [WaitMetrics; Shortage::COUNT],
+}
+
+/// What sessions count that wait for a backend.
+#[derive(Debug)]
+pub struct WaitMetrics {
+    labels: Box<str>,
+    pub results: [Counter; WaitResult::COUNT],
+    pub duration: Histogram,
 }
 
 /// What one configured backend counts, over all addresses its name stands for.

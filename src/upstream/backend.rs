@@ -5,10 +5,11 @@ mod notices;
 use crate::{plan::Addr, telemetry::metrics::BackendMetrics, upstream::notifier::Notifier};
 use notices::Notices;
 use std::{
+    fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -25,9 +26,12 @@ pub struct Backend {
     active: AtomicU64,
     /// How often its sessions have been terminated.
     terminations: AtomicU64,
-    /// Notified when the last session has ended, if `notifies_when_empty`.
+    /// Notified when the last session has ended, with [`WHEN_EMPTY`].
     notifier: Arc<Notifier>,
-    notifies_when_empty: AtomicBool,
+    /// Learns of every session that has ended, with [`ALWAYS`].
+    observer: Weak<dyn ReleaseObserver>,
+    /// What the end of a session leads to; mostly 0.
+    on_release: AtomicU8,
     /// When a flow last had a reply from it, on the clock of the datagram workers.
     pub last_reply_ms: AtomicU64,
     /// Sessions that wait for it, where the policy compares times.
@@ -35,11 +39,22 @@ pub struct Backend {
     notices: Notices,
 }
 
+/// The end of the last session is notified.
+const WHEN_EMPTY: u8 = 1;
+/// The end of every session is observed.
+const ALWAYS: u8 = 2;
+
+/// Learns that a session on a backend has ended.
+pub trait ReleaseObserver: fmt::Debug + Send + Sync {
+    fn observe_release(&self, now: Instant);
+}
+
 impl Backend {
     pub fn new(
         addr: Addr,
         metrics: Arc<BackendMetrics>,
         notifier: Arc<Notifier>,
+        observer: Weak<dyn ReleaseObserver>,
         now: Instant,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -50,7 +65,8 @@ impl Backend {
             active: AtomicU64::default(),
             terminations: AtomicU64::default(),
             notifier,
-            notifies_when_empty: AtomicBool::new(false),
+            observer,
+            on_release: AtomicU8::default(),
             last_reply_ms: AtomicU64::default(),
             waiting_sessions: AtomicU64::default(),
             notices: Notices::new(now),
@@ -76,7 +92,32 @@ impl Backend {
 
     /// Whether the end of the last session is to be notified.
     pub fn notify_when_empty(&self, on: bool) {
-        self.notifies_when_empty.store(on, SeqCst);
+        self.set_on_release(WHEN_EMPTY, on);
+    }
+
+    /// Whether the end of every session is to be observed.
+    pub fn observe_releases(&self, on: bool) {
+        self.set_on_release(ALWAYS, on);
+    }
+
+    fn set_on_release(&self, flag: u8, on: bool) {
+        match on {
+            true => self.on_release.fetch_or(flag, SeqCst),
+            false => self.on_release.fetch_and(!flag, SeqCst),
+        };
+    }
+
+    /// `is_empty`: whether it was the last session.
+    #[cold]
+    fn report_release(&self, flags: u8, is_empty: bool) {
+        if is_empty && flags & WHEN_EMPTY != 0 {
+            self.notifier.notify();
+        }
+        if flags & ALWAYS != 0
+            && let Some(observer) = self.observer.upgrade()
+        {
+            observer.observe_release(Instant::now());
+        }
     }
 
     /// To be called after [`Self::notify_when_empty`]: an end of the last session that is not seen
@@ -106,10 +147,11 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let was_last = self.backend.active.fetch_sub(1, SeqCst) == 1;
-        if was_last && self.backend.notifies_when_empty.load(SeqCst) {
-            self.backend.notifier.notify();
-        }
         self.backend.metrics.active.fetch_sub(1, Relaxed);
+        let was_last = self.backend.active.fetch_sub(1, SeqCst) == 1;
+        let flags = self.backend.on_release.load(SeqCst);
+        if flags != 0 {
+            self.backend.report_release(flags, was_last);
+        }
     }
 }

@@ -110,7 +110,7 @@ pub fn numbered<'a>(
 
 /// The position of one session's search. It outlives a failed connect, so that the next pick goes
 /// on from there.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum LookupState {
     /// Of policies without a key.
     #[default]

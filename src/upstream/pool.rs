@@ -14,29 +14,34 @@ mod endpoint_admission;
 mod event;
 mod flow;
 mod forecast;
+mod line;
+mod locked;
 mod operator_weight;
 mod snapshot;
 mod takers;
 #[cfg(test)]
 pub(crate) mod tests;
+mod waiting;
 
 pub use crate::upstream::pool::admin_state::{AdminOrder, AdminSetting, AdminState};
 pub use crate::upstream::pool::check_record::Checked;
 pub use crate::upstream::pool::connect_timer::Clock;
 pub use crate::upstream::pool::event::{AdminChange, AdminStateSet, Cause, Event, Transition};
 pub use forecast::candidates_of_new;
+pub use line::{Position, Served};
 pub use operator_weight::{OperatorWeight, WeightError, WeightSet};
 pub use snapshot::Snapshot;
 pub use takers::Taker;
+pub use waiting::{Progress, Waiting};
 
 use crate::{
     plan::{
-        self, Addr, Balance,
-        reason::{BackendState, ConnectError},
+        self, Addr, Balance, Waits,
+        reason::{BackendState, ConnectError, Shortage},
     },
     telemetry::metrics::{BackendMetrics, UpstreamMetrics},
     upstream::{
-        backend::{Backend, Lease},
+        backend::{Backend, Lease, ReleaseObserver},
         balance::{Balancer, Candidates, Chance, FULL, HashInput, LookupState},
         health::Verdict,
         notifier::Notifier,
@@ -44,8 +49,10 @@ use crate::{
             addresses::Configured,
             effective_verdict::Review,
             endpoint::{Endpoint, EndpointConfig},
-            endpoint_admission::{Admission, Bar},
+            endpoint_admission::Admission,
             event::Events,
+            line::Line,
+            locked::Locked,
         },
     },
 };
@@ -56,7 +63,7 @@ use std::{
     collections::HashSet,
     fmt::Display,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Instant,
@@ -74,6 +81,7 @@ pub struct Pool {
     notifier: Arc<Notifier>,
     /// Whether a connect proves nothing before an answer has begun.
     pub fail_on_reset: bool,
+    pub waits: Waits,
     /// Whether a backend has sent something before its client did.
     speaks_first: Arc<AtomicBool>,
     /// Counts the changes that may be such a reason.
@@ -107,6 +115,12 @@ struct Inner {
     /// Counts the balancers, so that one that was prepared for other endpoints is noticed.
     assemblies: u64,
     chance: Chance,
+    waits: Waits,
+    line: Line,
+    /// When to look at the line even if nothing happens.
+    service_due: Option<Instant>,
+    /// This state itself, for what frees places.
+    observer: Weak<dyn ReleaseObserver>,
 }
 
 /// The endpoints as they are for one session at one moment.
@@ -116,6 +130,8 @@ struct View<'a> {
     fast_path: bool,
     single: bool,
     respects_ceilings: bool,
+    /// Whether `max_connections` does not count.
+    ignores_full: bool,
     now: Instant,
     /// Endpoints that are barred by their `max_connections`; some are enough.
     full: &'a RefCell<SmallVec<[usize; 4]>>,
@@ -133,7 +149,10 @@ impl View<'_> {
             return 0;
         }
         let admission = endpoint.admission(self.single, self.now);
-        if admission == Admission::Barred(Bar::Full) {
+        if admission.is_full() {
+            if self.ignores_full {
+                return FULL;
+            }
             let mut full = self.full.borrow_mut();
             if full.len() < full.inline_size() && !full.contains(&i) {
                 full.push(i);
@@ -172,15 +191,10 @@ pub struct Search {
     tried: SmallVec<[u64; 2]>,
     /// [`Backend::terminations`] of the last one when it was picked.
     terminations: u64,
-}
-
-/// Why a pick found no backend for a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shortage {
-    /// What could take it has `max_connections` sessions.
-    Full,
-    /// Nothing else could take it either: all are out of service, or it has tried them.
-    NoneFit,
+    /// Whether the session waits where the upstream lets it.
+    may_wait: bool,
+    /// The full backend of its key, which it waits for.
+    own: Option<u64>,
 }
 
 /// An address as the checker and the termination of sessions see it.
@@ -211,7 +225,7 @@ impl Pool {
         });
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
-        let mut inner = Inner {
+        let inner = |observer: Weak<dyn ReleaseObserver>| Inner {
             balance: plan.balance.clone(),
             configured: configured.collect(),
             endpoints: Vec::new(),
@@ -226,16 +240,25 @@ impl Pool {
             balancer: Balancer::new(&plan.balance, &[], &[]),
             assemblies: 0,
             chance: Chance::from_seed(RandomState::new().hash_one(())),
+            waits: plan.waits,
+            line: Line::default(),
+            service_due: None,
+            observer,
         };
-        inner.assemble(now);
+        let inner = Arc::new_cyclic(|this: &Weak<Mutex<Inner>>| {
+            let mut inner = inner(Weak::clone(this) as Weak<dyn ReleaseObserver>);
+            inner.assemble(now);
+            Mutex::new(inner)
+        });
         Self {
             reports_roles: plan.check.as_ref().is_some_and(|c| c.kind.tells_role()),
             name: Arc::clone(&of_all.name),
             metrics: Arc::clone(of_all),
             balance: plan.balance.clone(),
-            inner: Arc::new(Mutex::new(inner)),
+            inner,
             notifier,
             fail_on_reset: plan.fail_on_reset,
+            waits: plan.waits,
             speaks_first: Arc::default(),
             changes: Arc::new(AtomicU64::new(1)),
         }
@@ -253,55 +276,28 @@ impl Pool {
         }
     }
 
-    /// The next backend for this session, none that it has tried.
+    /// The next backend for this session, none that it has tried, and none that a session in the
+    /// line could have.
     pub fn pick(&self, search: &mut Search, now: Instant) -> Result<Lease, Shortage> {
         let mut inner = self.lock();
         inner.halve_if_due(now);
         inner.review_if_due(now);
-        let Inner {
-            endpoints,
-            fast_path,
-            has_ceilings,
-            balancer,
-            chance,
-            ..
-        } = &mut *inner;
-        let full = RefCell::default();
-        let single = balancer.is_single();
-        let view = |respects_ceilings| View {
-            single,
-            respects_ceilings,
-            fast_path: *fast_path && search.tried.is_empty(),
-            endpoints,
-            tried: &search.tried,
-            now,
-            full: &full,
-        };
-        let mut pick = |view| balancer.pick(&mut search.lookup, &view, || chance.draw());
-        let picked = match pick(view(*has_ceilings)) {
-            // Each that could take it has as many as it is to have: they get one more.
-            None if *has_ceilings => pick(view(false)),
-            picked => picked,
-        };
-        let full = full.into_inner();
-        for &i in &full {
-            endpoints[i].backend.log_full(now);
-        }
-        let picked = picked.ok_or(match full.is_empty() {
-            true => Shortage::NoneFit,
-            false => Shortage::Full,
-        })?;
-        let endpoint = &mut endpoints[picked.candidate];
-        if !*fast_path {
-            endpoint.passive.picked(endpoint.config.rule, now);
-            if endpoint.end_slow_start(now) {
-                *fast_path = are_all_full(endpoints, now);
+        inner.serve(now);
+        if search.may_wait {
+            if inner.is_behind_held() {
+                return Err(Shortage::NoneFit);
+            }
+            search.own = inner.full_own(search, now);
+            if search.own.is_some() {
+                return Err(Shortage::Full);
             }
         }
-        let endpoint = &endpoints[picked.candidate];
-        search.tried.push(endpoint.backend.id);
-        search.terminations = endpoint.backend.terminations();
-        Ok(Lease::new(Arc::clone(&endpoint.backend)))
+        let full = RefCell::default();
+        let picked = inner.pick_for(search, &full, now);
+        for i in full.into_inner() {
+            inner.endpoints[i].backend.log_full(now);
+        }
+        picked
     }
 
     /// A connect to this backend failed, or a session on it, and the backend is the cause.
@@ -354,6 +350,10 @@ impl Pool {
         if !inner.fast_path && !self.fail_on_reset {
             inner.restore(backend.id, Cause::Connected, now);
         }
+        if !inner.line.is_empty() {
+            inner.line.stop_probing();
+            inner.serve(now);
+        }
         inner.may_stay(search, backend, now)
     }
 
@@ -363,6 +363,7 @@ impl Pool {
         if !inner.fast_path {
             inner.restore(backend.id, Cause::Answered, now);
         }
+        inner.serve(now);
     }
 
     /// The addresses, except of backends that are `down` in the configuration; with those that are
@@ -438,12 +439,80 @@ impl Pool {
         endpoints.any(|e| e.admission(single, now).is_fit())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        Locked::new(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Inner {
+    /// `full`: collects endpoints that are barred by their `max_connections`.
+    fn pick_for(
+        &mut self,
+        search: &mut Search,
+        full: &RefCell<SmallVec<[usize; 4]>>,
+        now: Instant,
+    ) -> Result<Lease, Shortage> {
+        let Inner {
+            endpoints,
+            fast_path,
+            has_ceilings,
+            balancer,
+            chance,
+            ..
+        } = self;
+        let single = balancer.is_single();
+        let view = |respects_ceilings| View {
+            single,
+            respects_ceilings,
+            fast_path: *fast_path && search.tried.is_empty(),
+            ignores_full: false,
+            endpoints,
+            tried: &search.tried,
+            now,
+            full,
+        };
+        // A search that leads nowhere begins at the same place when the session has waited.
+        let before = search.may_wait.then(|| search.lookup.clone());
+        let mut pick = |view| balancer.pick(&mut search.lookup, &view, || chance.draw());
+        let picked = match pick(view(*has_ceilings)) {
+            // Each that could take it has as many as it is to have: they get one more.
+            None if *has_ceilings => pick(view(false)),
+            picked => picked,
+        };
+        match picked {
+            Some(picked) => Ok(self.take(search, picked.candidate, now)),
+            None => {
+                if let Some(before) = before {
+                    search.lookup = before;
+                }
+                Err(match full.borrow().is_empty() {
+                    true => Shortage::NoneFit,
+                    false => Shortage::Full,
+                })
+            }
+        }
+    }
+
+    /// Gives this endpoint to the session.
+    fn take(&mut self, search: &mut Search, i: usize, now: Instant) -> Lease {
+        let Inner {
+            endpoints,
+            fast_path,
+            ..
+        } = self;
+        let endpoint = &mut endpoints[i];
+        if !*fast_path {
+            endpoint.passive.picked(endpoint.config.rule, now);
+            if endpoint.end_slow_start(now) {
+                *fast_path = are_all_full(endpoints, now);
+            }
+        }
+        let backend = &endpoints[i].backend;
+        search.tried.push(backend.id);
+        search.terminations = backend.terminations();
+        Lease::new(Arc::clone(backend))
+    }
+
     fn find(&mut self, backend: &Backend) -> Option<&mut Endpoint> {
         let mut all = self.endpoints.iter_mut().chain(&mut self.departed);
         all.find(|e| e.backend.id == backend.id)

@@ -360,6 +360,28 @@ fn check_plan() -> impl Strategy<Value = Check> {
         )
 }
 
+const NO_WAITS: Waits = Waits {
+    queue_timeout: Duration::ZERO,
+    queue_length: 1000,
+    queue_stick: Duration::ZERO,
+    hold_timeout: Duration::ZERO,
+    hold_length: 1000,
+};
+
+fn waits() -> impl Strategy<Value = Waits> {
+    let time = || option::of(long()).prop_map(Option::unwrap_or_default);
+    let length = || 1..=1_000_000u64;
+    (time(), length(), time(), time(), length()).prop_map(
+        |(queue_timeout, queue_length, queue_stick, hold_timeout, hold_length)| Waits {
+            queue_timeout,
+            queue_length,
+            queue_stick,
+            hold_timeout,
+            hold_length,
+        },
+    )
+}
+
 fn upstream() -> impl Strategy<Value = Upstream> {
     let bound = || option::of(101..1000u32);
     let balance = prop_oneof![
@@ -386,6 +408,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
             option::of(check_plan()),
             (session_action(), session_action()),
             (any::<bool>(), any::<bool>()),
+            waits(),
         ),
     )
         .prop_map(
@@ -395,12 +418,38 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 mut backends,
                 resolve_interval,
                 resolve_required,
-                (send_proxy, fail_on_reset, mut check, (on_drain, on_removed), (each, down)),
+                (
+                    send_proxy,
+                    fail_on_reset,
+                    mut check,
+                    (on_drain, on_removed),
+                    (each, down),
+                    mut waits,
+                ),
             )| {
                 let mut seen = std::collections::HashSet::new();
                 backends.retain(|backend| seen.insert(backend.text.clone()));
                 let max_fails = backends.iter().any(|backend| backend.max_fails > 0);
                 backends[0].backup = false;
+                if backends.iter().all(|backend| backend.max_connections == 0) {
+                    waits.queue_timeout = Duration::ZERO;
+                }
+                let hashes = matches!(
+                    balance,
+                    Balance::Hash(_)
+                        | Balance::IpHash
+                        | Balance::ConsistentHash(..)
+                        | Balance::Maglev(..)
+                );
+                if waits.queue_timeout.is_zero() || !hashes {
+                    waits.queue_stick = Duration::ZERO;
+                }
+                if waits.queue_timeout.is_zero() {
+                    waits.queue_length = NO_WAITS.queue_length;
+                }
+                if waits.hold_timeout.is_zero() {
+                    waits.hold_length = NO_WAITS.hold_length;
+                }
                 if balance != Balance::RoundRobin {
                     // The ring holds 65536 units of weight.
                     backends
@@ -443,6 +492,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     resolve_required,
                     send_proxy,
                     fail_on_reset: fail_on_reset && max_fails,
+                    waits,
                     check,
                     on_drain,
                     on_removed,
@@ -477,6 +527,9 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
             upstream.send_proxy = SendProxy::Off;
         }
         upstream.fail_on_reset &= tcp;
+        if !tcp {
+            upstream.waits = NO_WAITS;
+        }
         if !operator {
             upstream.on_drain = SessionAction::Move;
         }

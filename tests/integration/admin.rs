@@ -291,6 +291,8 @@ fn datagrams_are_counted_where_there_are_any() {
                 "client_reset",
                 "client_timed_out",
                 "half_close_timeout",
+                "hold_timeout",
+                "queue_timeout",
                 "untrusted_proxy_header",
             ],
         ),

@@ -80,6 +80,7 @@ mod proxy_programs;
 mod proxy_refused;
 mod proxy_send;
 mod proxy_untrusted;
+mod queue;
 mod redis;
 mod refusals;
 mod refused_calls;

@@ -21,6 +21,11 @@ pub(crate) enum Applies {
     SendProxyV2,
     SendProxyOn,
     FailOnReset,
+    /// Sessions that wait, which flows do not.
+    Wait,
+    Queue,
+    QueueStick,
+    Hold,
     PanicThreshold,
     OnDown,
     OnRoleLost,
@@ -55,7 +60,10 @@ impl Applies {
             }
             Self::SendProxyV2 => "`send_proxy = \"v2\"`",
             Self::SendProxyOn => "`send_proxy = \"v2\"` and a UDP listener",
-            Self::FailOnReset => "TCP listeners",
+            Self::FailOnReset | Self::Wait => "TCP listeners",
+            Self::Queue => "`queue_timeout`",
+            Self::QueueStick => "`queue_timeout` and a `balance` that hashes",
+            Self::Hold => "`hold_timeout`",
             Self::PanicThreshold => "a check that asks for no role",
             Self::OnDown => "a check, or a UDP listener",
             Self::OnRoleLost => "a check that asks for a role",

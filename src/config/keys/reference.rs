@@ -20,7 +20,7 @@ use crate::{
         upstream,
         value::duration,
     },
-    plan::{Kind, Plan, Protocol, Upstream},
+    plan::{Backend, Kind, Plan, Protocol, Upstream},
 };
 
 const WIDTH: usize = 100;
@@ -202,7 +202,14 @@ impl File {
                 self.rows(BACKEND, backend, |_| true);
             }
         } else {
-            let texts: Vec<String> = upstream.backends.iter().map(|b| quoted(&b.text)).collect();
+            let backend = |b: &Backend| match b.max_connections {
+                0 => quoted(&b.text),
+                max => {
+                    let address = quoted(&b.text);
+                    format!("{{ address = {address}, max_connections = {max} }}")
+                }
+            };
+            let texts: Vec<String> = upstream.backends.iter().map(backend).collect();
             let _ = writeln!(self.out, "backends = [{}]", texts.join(", "));
         }
         if let Some(check) = &upstream.check {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{
     applies::Applies::{
-        self, Always, FailOnReset, OnDown, OnDrain, OnLag, OnRecover, OnRoleLost, PanicThreshold,
-        SendProxyOn, SendProxyV2,
+        self, Always, FailOnReset, Hold, OnDown, OnDrain, OnLag, OnRecover, OnRoleLost,
+        PanicThreshold, Queue, QueueStick, SendProxyOn, SendProxyV2, Wait,
     },
     inline,
     process::MOST_CONNECTIONS,
@@ -158,6 +158,20 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
     "fail_on_reset" Form::Flag, "false", FailOnReset, value!(plan.fail_on_reset),
         "Whether a session that the backend resets, or times out, before the first byte of an \
          answer counts as a failed connect (`max_fails`), and only that byte as a good one.";
+    "queue_timeout" Form::Duration(Rule::Any), "0s", Wait, value!(plan.waits.queue_timeout),
+        "How long a session waits for a place when all backends that are fit have reached their \
+         `max_connections`, first come first served; \"0s\" = it is closed at once.";
+    "queue_length" Form::Number(1, MOST_CONNECTIONS), "1000", Queue,
+        value!(plan.waits.queue_length),
+        "Sessions that wait for a place at once; what comes beyond is closed at once.";
+    "queue_stick" Form::Duration(Rule::Any), "0s", QueueStick, value!(plan.waits.queue_stick),
+        "How long a session waits for the full backend of its key before it takes another; \
+         \"0s\" = it takes another at once.";
+    "hold_timeout" Form::Duration(Rule::Any), "0s", Wait, value!(plan.waits.hold_timeout),
+        "How long a session waits for a backend when none is fit (all down or drained, no primary \
+         known) or all that it tried have failed; \"0s\" = it is closed at once.";
+    "hold_length" Form::Number(1, MOST_CONNECTIONS), "1000", Hold, value!(plan.waits.hold_length),
+        "Sessions that wait for a fit backend at once; what comes beyond is closed at once.";
     "panic_threshold" Form::Number(0, 100), "0", PanicThreshold, value!(panic_threshold),
         "In percent: while fewer of the backends are up, backups not counted, all are used \
          whatever their checks say; 0 = never.";

@@ -18,6 +18,20 @@ pub(crate) enum Policy {
     Maglev,
 }
 
+impl Policy {
+    /// Whether each client has a backend of its own.
+    pub(crate) fn hashes(self) -> bool {
+        match self {
+            Self::Hash | Self::IpHash | Self::ConsistentHash | Self::Maglev => true,
+            Self::RoundRobin
+            | Self::LeastConn
+            | Self::RandomTwo
+            | Self::LeastTime
+            | Self::First => false,
+        }
+    }
+}
+
 /// The word of `send_proxy`.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum ProxyVersion {

@@ -1,5 +1,6 @@
 //! Connecting to a backend.
 
+use super::{client_watch::ClientWatch, wait::wait_for_backend};
 use crate::{
     plan::{
         SendProxy,
@@ -11,12 +12,11 @@ use crate::{
         net::{Stream, open},
     },
     session::{
-        backend_search::{BackendSearch, Unserved},
+        backend_search::BackendSearch,
         registry::Session,
         service::Service,
-        summary::Attempt,
+        summary::{Attempt, Unserved},
     },
-    sys::socket::{PeerNow, peer_now},
     upstream::{
         backend::{Backend, Lease},
         pool::Clock,
@@ -33,9 +33,6 @@ use std::{
 
 /// How often the client is checked while a connect is under way.
 const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// A client that has sent nothing and has ended its side has left, or only wants to receive: the
-/// two look the same. A connect gets this long to succeed before the client counts as gone.
-const GRACE: Duration = Duration::from_millis(500);
 /// A connect that failed for a local shortage is tried again after this time: no event reports the
 /// end of the shortage.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -63,8 +60,17 @@ pub(super) async fn connect(
 ) -> Result<Connected, Unserved> {
     let mut search = BackendSearch::new(service, session, attempts);
     loop {
-        let began = Instant::now();
-        let lease = search.next(began)?;
+        let mut began = Instant::now();
+        let lease = match search.next(began) {
+            Ok(lease) => lease,
+            Err(lacks) => {
+                let half_close = service.plan.half_close;
+                let lease =
+                    wait_for_backend(&mut search, lacks, client, session, half_close).await?;
+                began = Instant::now();
+                lease
+            }
+        };
         let backend = lease.backend();
         let mut clock = Clock::start(&service.pool, backend, began);
         let opened = attempt(backend, service, client, session, began).await;
@@ -181,31 +187,6 @@ async fn attempt(
         }
         if watch.has_left(client, session, now) {
             return Err(Failure::Session(CloseReason::ClientLeft));
-        }
-    }
-}
-
-/// Whether the client is still there while its backend is being connected.
-#[derive(Default)]
-struct ClientWatch {
-    /// Since when its side has ended without a byte.
-    silent_since: Option<Instant>,
-}
-
-impl ClientWatch {
-    fn has_left(&mut self, client: &Stream, session: &Session, now: Instant) -> bool {
-        match peer_now(client) {
-            // An error does not show that the client has left.
-            Ok(PeerNow::Here) | Err(_) => {
-                self.silent_since = None;
-                false
-            }
-            Ok(PeerNow::EndedSilently) => {
-                // Bytes that wait for the backend are no silence.
-                session.received.load(Relaxed) == 0
-                    && now - *self.silent_since.get_or_insert(now) >= GRACE
-            }
-            Ok(PeerNow::Gone) => true,
         }
     }
 }

@@ -12,8 +12,7 @@ use crate::{
     runtime::net::Stream,
     session::{
         admission::{self, Permits},
-        backend_search::Unserved,
-        summary::{Attempt, Refusal, Summary},
+        summary::{Attempt, Refusal, Summary, Unserved},
     },
     sys,
     upstream::backend::Backend,
@@ -134,6 +133,7 @@ async fn read_preamble(permits: &Permits, client: &Stream) -> Result<Preamble, N
             let left = Unserved {
                 reason: CloseReason::ClientLeft,
                 error: None,
+                waited: Duration::ZERO,
             };
             NotOpened::Unserved(left, Vec::new())
         })?;
@@ -158,7 +158,7 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
             };
             service.finish_refused(&refusal, service.access_log());
         }
-        NotOpened::Unserved(Unserved { reason, error }, attempts) => {
+        NotOpened::Unserved(unserved, attempts) => {
             if permits.session().received.load(Relaxed) > 0 {
                 // No backend has received these bytes, and a clean end would hide it.
                 sys::socket::reset_on_close(&client);
@@ -166,7 +166,7 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
             let (service, session) = permits.release();
             drop(client);
             let duration = began.elapsed();
-            let summary = Summary::unserved(&session, reason, error, &attempts, duration);
+            let summary = Summary::unserved(&session, unserved, &attempts, duration);
             service.finish(&summary, service.access_log(), Instant::now());
         }
     }
@@ -218,6 +218,7 @@ impl End {
             backend: Some(&self.backend),
             attempts: &self.attempts,
             duration: began.elapsed(),
+            waited: Duration::ZERO,
             first_byte: self.first_byte,
             datagrams: [0; 2],
         };

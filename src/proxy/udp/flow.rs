@@ -242,6 +242,7 @@ impl Flow {
             backend: Some(self.lease.backend()),
             attempts: extras.map_or(&[], |extras| &extras.attempts),
             duration: self.permits.began_at().elapsed(),
+            waited: Duration::ZERO,
             first_byte: extras.and_then(|extras| extras.first_reply),
             datagrams: extras.map_or([0; 2], |extras| extras.datagrams),
         };

@@ -22,15 +22,15 @@ use super::{
     table::{Key, Table},
 };
 use crate::{
-    plan::{SendProxy, Udp, reason::DropReason},
+    plan::{
+        SendProxy, Udp,
+        reason::{DropReason, Shortage},
+    },
     proxy::udp::{context::Context, peer_workers::PeerWorker},
     runtime::wheel::Wheel,
     session::service::{Failures, Service},
     sys::datagram,
-    upstream::{
-        backend::Lease,
-        pool::{Search, Shortage},
-    },
+    upstream::{backend::Lease, pool::Search},
 };
 use named_clients::NamedClients;
 use slab::Slab;

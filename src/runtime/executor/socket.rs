@@ -103,6 +103,14 @@ impl Socket {
         self.wait_for(|source| source.writable, |interest| interest.write = true)
     }
 
+    /// Ready when the peer is known to have ended. What arrives before that wakes no task.
+    pub(super) fn poll_peer_end(&self) -> Poll<io::Result<()>> {
+        self.wait_for(
+            |source| source.end != PeerEnd::Open,
+            |interest| interest.read = false,
+        )
+    }
+
     /// Events that came before the kernel is asked to report them are reported, too.
     fn wait_for(
         &self,

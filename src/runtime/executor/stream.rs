@@ -117,6 +117,11 @@ impl Stream {
         self.socket.poll_writable()
     }
 
+    /// Ready when the peer is known to have ended. What it sends before wakes no task.
+    pub fn poll_peer_end(&self) -> Poll<io::Result<()>> {
+        self.socket.poll_peer_end()
+    }
+
     /// Reads at most once; 0 is the end.
     pub fn poll_read(&self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {

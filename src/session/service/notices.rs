@@ -292,6 +292,8 @@ fn unserved_message(reason: CloseReason) -> Option<&'static str> {
     match reason {
         CloseReason::NoBackend => Some("no backend is available"),
         CloseReason::BackendsFull => Some("all backends are full"),
+        CloseReason::QueueTimeout => Some("no place at a backend within queue_timeout"),
+        CloseReason::HoldTimeout => Some("no backend is available within hold_timeout"),
         CloseReason::ConnectFailed => Some("no backend could be reached"),
         CloseReason::UntrustedHeader => {
             Some("a client that is not in `trust` sent a PROXY protocol header")

@@ -2,10 +2,11 @@
 
 use super::{
     BackendMetrics, CheckMetrics, Counter, Histogram, ListenerMetrics, ProcessMetrics, Sharded,
-    UpstreamMetrics,
+    UpstreamMetrics, WaitMetrics,
     histogram::{LATENCY, LIFETIME},
     text::labels,
 };
+use crate::plan::reason::Shortage;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64},
@@ -42,6 +43,11 @@ impl Exporter {
             doubt_duration: Histogram::new(LATENCY),
             leave_duration: Histogram::new(LIFETIME),
             resume_duration: Histogram::new(LATENCY),
+            waits: [Shortage::Full, Shortage::NoneFit].map(|lacks| WaitMetrics {
+                labels: labels(&[("upstream", name), ("wait", lacks.word())]),
+                results: Default::default(),
+                duration: Histogram::new(LATENCY),
+            }),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use super::{
     BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
-    UpstreamFigures,
+    UpstreamFigures, WaitMetrics,
     text::{Family, Samples, Text, labels},
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         Role,
         reason::{
             BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
-            SpliceFallback,
+            SpliceFallback, WaitResult,
         },
     },
     sys::process,
@@ -465,6 +465,29 @@ const FAMILIES: &[(Family, Write)] = &[
             })
         },
     ),
+    histogram(
+        "tembuku_upstream_wait_duration_seconds",
+        "How long sessions waited for a place at a backend (queue) or for a fit backend (hold), \
+         served or not.",
+        |f, out| waits(f, |w, _| out.histogram(&w.labels, &w.duration)),
+    ),
+    gauge(
+        "tembuku_upstream_waiting_sessions",
+        "Sessions that wait now for a place at a backend (queue) or for a fit backend (hold).",
+        |f, out| waits(f, |w, waiting| out.add(&w.labels, waiting)),
+    ),
+    counter(
+        "tembuku_upstream_waits_total",
+        "Waits of sessions that have ended, by how.",
+        |f, out| {
+            waits(f, |w, _| {
+                for &result in WaitResult::ALL {
+                    let count = w.results[result as usize].get();
+                    out.add_with(&w.labels, ("result", result.word()), count);
+                }
+            });
+        },
+    ),
 ];
 
 const fn counter(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
@@ -503,6 +526,17 @@ fn upstreams(read: &Read<'_>, each: impl FnMut(&UpstreamFigures<'_>)) {
 
 fn backends(read: &Read<'_>, each: impl FnMut(&BackendFigures)) {
     read.of.backends.iter().for_each(each);
+}
+
+/// What is counted of each wait that sessions may have, and how many wait so now.
+fn waits(read: &Read<'_>, mut each: impl FnMut(&WaitMetrics, u64)) {
+    upstreams(read, |u| {
+        for (metrics, waiting) in u.metrics.waits.iter().zip(u.waiting) {
+            if let Some(waiting) = waiting {
+                each(metrics, waiting);
+            }
+        }
+    });
 }
 
 fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)) {
@@ -556,6 +590,7 @@ mod tests {
                     .iter()
                     .map(|metrics| UpstreamFigures {
                         full: 0,
+                        waiting: [Some(0); 2],
                         metrics,
                         available: 1,
                         primaries: Some(1),

@@ -4,7 +4,7 @@
 use super::{BackendMetrics, ListenerMetrics, ProcessMetrics, UpstreamMetrics};
 use crate::plan::{
     Role,
-    reason::{BackendState, ConnectError},
+    reason::{BackendState, ConnectError, Shortage},
 };
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ pub struct UpstreamFigures<'a> {
     pub available: u64,
     /// Of those that are available.
     pub full: u64,
+    /// Sessions that wait, by what they lack; `None` where none may wait for that.
+    pub waiting: [Option<u64>; Shortage::COUNT],
     /// Backends that report to be primary; `None`: their checks require no primary.
     pub primaries: Option<u64>,
     /// `None` where `panic_threshold` is not set.

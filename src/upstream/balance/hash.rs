@@ -6,7 +6,7 @@ use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
 use crc32fast::Hasher;
 
 /// The position of a search: each try hashes the key again, with the number of the try.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HashLookup {
     /// Boxed: a search that waits for a connect must not be large.
     key: Box<[u8]>,

@@ -4,7 +4,7 @@ use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
 use std::net::IpAddr;
 
 /// The position of a search: the next try hashes on from the hash of the last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct IpHashLookup {
     bytes: [u8; 16],
     len: usize,

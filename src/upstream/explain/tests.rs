@@ -68,6 +68,7 @@ fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        waits: crate::plan::Waits::default(),
         on_drain: SessionAction::Keep,
         on_removed: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,

@@ -71,6 +71,12 @@ impl Passive {
         self.accessed
     }
 
+    /// When time makes it available again, if it is not.
+    pub fn available_at(&self, rule: FailRule, now: Instant) -> Option<Instant> {
+        let since = self.checked.filter(|_| !self.is_available(rule, now))?;
+        Some(since + rule.fail_timeout + Duration::from_millis(1))
+    }
+
     fn is_over(&self, rule: FailRule, now: Instant) -> bool {
         self.checked
             .is_none_or(|checked| now.saturating_duration_since(checked) > rule.fail_timeout)

@@ -16,7 +16,7 @@ use crate::{
 };
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -110,6 +110,7 @@ impl Pool {
             inner: Arc::clone(&self.inner),
             notifier: Arc::clone(&self.notifier),
             fail_on_reset: plan.fail_on_reset,
+            waits: plan.waits,
             speaks_first: Arc::clone(&self.speaks_first),
             changes: Arc::clone(&self.changes),
         }
@@ -152,6 +153,7 @@ impl Pool {
         }
         inner.balance.clone_from(&plan.balance);
         inner.moves = plan.flows_move;
+        inner.waits = plan.waits;
         inner.review.set_plan(plan);
         let before = inner.states();
         inner.set_check(plan.check.as_ref(), now);
@@ -245,7 +247,8 @@ impl Inner {
                     || {
                         let metrics = Arc::clone(&configured.metrics);
                         let notifier = Arc::clone(self.events.notifier());
-                        let backend = Backend::new(addr.clone(), metrics, notifier, now);
+                        let observer = Weak::clone(&self.observer);
+                        let backend = Backend::new(addr.clone(), metrics, notifier, observer, now);
                         let verdict = self.start_verdict.unwrap_or(Verdict::Up);
                         Endpoint::new(backend, config.clone(), configured.admin, verdict, now)
                     },
@@ -270,6 +273,7 @@ impl Inner {
             })
             .collect();
         self.balancer = Balancer::new(&self.balance, &entries[..regular], &entries[regular..]);
+        self.watch_new_endpoints();
         self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
         self.review(None, now);
     }

@@ -211,6 +211,8 @@ impl Inner {
             check.admits = in_panic || check.effective.is_up() && !check.is_stale;
         }
         self.fast_path = are_all_full(&self.endpoints, now);
+        self.line.stop_probing();
+        self.serve(now);
     }
 
     /// A check that began then was good. Returns whether connects had failed before.

@@ -228,11 +228,14 @@ impl super::Pool {
     }
 
     /// What has happened since this was called last; and when to call it again even if nothing is
-    /// notified, since time alone can make a verdict stale.
+    /// notified, since time alone can make a verdict stale, or let a
+    /// session in that waits.
     pub fn take_events(&self, now: Instant) -> (Vec<Event>, Option<Instant>) {
         let mut inner = self.lock();
         inner.review_if_due(now);
-        let next = inner.review.next(now);
+        inner.serve(now);
+        let next = inner.review.next(now).into_iter().chain(inner.service_due);
+        let next = next.min();
         (inner.events.take(), next)
     }
 }

@@ -73,6 +73,8 @@ impl FlowsMove {
             | CloseReason::ConnectFailed
             | CloseReason::NoBackend
             | CloseReason::BackendsFull
+            | CloseReason::QueueTimeout
+            | CloseReason::HoldTimeout
             | CloseReason::Drained
             | CloseReason::UntrustedHeader
             | CloseReason::Recovered

@@ -1,6 +1,7 @@
 mod panic;
 mod plans;
 mod primaries;
+mod waiting;
 
 use super::*;
 use crate::{
@@ -85,6 +86,7 @@ pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
         resolve_required: true,
         send_proxy: SendProxy::Off,
         fail_on_reset: false,
+        waits: plan::Waits::default(),
         on_drain: SessionAction::Keep,
         on_removed: SessionAction::Keep,
         send_proxy_on: ProxyOn::First,

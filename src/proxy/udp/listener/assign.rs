@@ -12,13 +12,13 @@ use super::{
 use crate::{
     plan::{
         SendProxy,
-        reason::{CloseReason, DropReason, RejectReason},
+        reason::{CloseReason, DropReason, RejectReason, Shortage},
     },
     proxy::udp::context::{Context, Taken, Unit},
     runtime::net::Client,
     upstream::{
         backend::{Backend, Lease},
-        pool::{Search, Shortage},
+        pool::Search,
     },
 };
 use std::sync::Arc;

@@ -19,10 +19,10 @@ use crate::{
     runtime::{mailbox::Message, net::Client},
     session::{
         admission,
-        backend_search::{BackendSearch, Unserved, facts},
+        backend_search::{BackendSearch, facts},
         registry::{Arrival, Session},
         service::Call,
-        summary::{Attempt, Refusal, Summary},
+        summary::{Attempt, Refusal, Summary, Unserved},
     },
     telemetry::access_log::AccessLog,
     upstream::{
@@ -160,8 +160,7 @@ impl Listener {
         unserved: Unserved,
         attempts: &[Attempt],
     ) {
-        let Unserved { reason, error } = unserved;
-        let summary = Summary::unserved(session, reason, error, attempts, Duration::ZERO);
+        let summary = Summary::unserved(session, unserved, attempts, Duration::ZERO);
         let service = Arc::clone(&self.service);
         service.finish(&summary, self.refusal_log(context), context.now);
     }
@@ -203,7 +202,9 @@ impl Listener {
         let service = &self.service;
         let mut search = BackendSearch::new(service, session, attempts).begin_with(picked);
         loop {
-            let lease = search.next(context.now)?;
+            let lease = search
+                .next(context.now)
+                .map_err(|lacks| search.unserved(lacks))?;
             let backend = lease.backend();
             match flow::connect(&backend.addr) {
                 Ok(socket) if search.reached(backend, Duration::ZERO, context.now) => {

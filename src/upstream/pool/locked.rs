@@ -1,0 +1,56 @@
+//! The lock of a pool.
+
+use super::Inner;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::MutexGuard,
+    task::Waker,
+};
+
+/// The state of a pool while it is locked. When it is unlocked, the tasks are woken that were
+/// served meanwhile.
+pub(super) struct Locked<'a> {
+    inner: MutexGuard<'a, Inner>,
+    /// Dropped after the lock.
+    woken: Woken,
+}
+
+#[derive(Default)]
+struct Woken(Vec<Waker>);
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(inner: MutexGuard<'a, Inner>) -> Self {
+        Self {
+            inner,
+            woken: Woken::default(),
+        }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if !self.inner.line.woken.is_empty() {
+            self.woken = Woken(std::mem::take(&mut self.inner.line.woken));
+        }
+    }
+}
+
+impl Drop for Woken {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
