@@ -3,7 +3,7 @@
 use crate::{
     control::{Prepared, View},
     plan::{
-        Addr, Backend, Listener, Plan, Upstream,
+        Addr, Backend, Listener, Plan, SessionAction, Upstream,
         diff::{Change, Edit},
     },
     upstream::{
@@ -55,6 +55,29 @@ impl<'a> Forecast<'a> {
             }
             Change::NeedsUpgrade(change) => self.sessions(change),
         }
+    }
+
+    /// Those of these sessions that the change ends, at once or later. Flows that move do not end.
+    pub(super) fn ended_sessions(&self, change: &Change) -> Option<u64> {
+        let action = match change {
+            Change::Upstream(Edit::Removed(upstream)) => upstream.on_removed,
+            Change::Backend {
+                upstream,
+                edit: Edit::Removed(_),
+            } => find(self.plan, upstream).map_or(SessionAction::Keep, |u| u.on_removed),
+            Change::Process(_)
+            | Change::Admin(_)
+            | Change::Log(_)
+            | Change::Listener(_)
+            | Change::Backend { .. }
+            | Change::Upstream(_)
+            | Change::NeedsUpgrade(_) => SessionAction::Keep,
+        };
+        let sessions = self.sessions(change)?;
+        Some(match action {
+            SessionAction::Close | SessionAction::CloseAfter(_) => sessions,
+            SessionAction::Keep | SessionAction::Move => 0,
+        })
     }
 
     /// On the backend with this address as configured, or on all.

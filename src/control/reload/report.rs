@@ -39,6 +39,8 @@ pub struct ReportedChange {
     /// That the object has when the report is made; `None`: sessions are not those of an object of
     /// this kind.
     pub sessions: Option<u64>,
+    /// Those of them that the change ends, at once or later.
+    pub ended_sessions: Option<u64>,
     /// The share of clients, from 0 to 1, that get another backend: of an upstream and its backends
     /// by all changes of the upstream together, of a listener by its change to another upstream.
     /// `None` unless a hash policy decides before and after.
@@ -73,6 +75,7 @@ impl Report {
             }
             reported.push(ReportedChange {
                 sessions: forecast.sessions(&change),
+                ended_sessions: forecast.ended_sessions(&change),
                 moved_share: forecast.moved_share(&change),
                 ..described
             });
@@ -95,6 +98,7 @@ impl Report {
             change,
             keys,
             sessions,
+            ended_sessions,
             moved_share,
         } in &self.changes
         {
@@ -108,6 +112,7 @@ impl Report {
                 change,
                 keys,
                 sessions,
+                ended_sessions,
                 moved_share,
                 "configuration differs"
             );
@@ -163,6 +168,7 @@ fn add_changed_contents(
                     change: word,
                     keys,
                     sessions: forecast.sessions(&change),
+                    ended_sessions: forecast.ended_sessions(&change),
                     moved_share: forecast.moved_share(&change),
                 });
             }
@@ -179,6 +185,7 @@ fn describe_change(before: &Dump, after: &Dump, change: &Change) -> ReportedChan
         change: word,
         keys: config::changed_keys(before, after, change),
         sessions: None,
+        ended_sessions: None,
         moved_share: None,
     }
 }
