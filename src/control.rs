@@ -2,6 +2,7 @@
 
 pub mod journal;
 pub mod reload;
+pub mod terminate;
 
 mod admin_state;
 mod apply;
@@ -20,13 +21,14 @@ mod rights;
 mod service_manager;
 mod start_error;
 mod supervise;
-pub mod terminate;
+mod watch;
 
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use service_manager::ServiceManager;
 pub use start_error::{StartError, StartErrors};
+pub use watch::reload_on_change;
 
 use crate::{
     control::{apply::Runtime, checks::Checks, journal::Journal},
@@ -43,7 +45,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// A running server, as the admin side reads it.
@@ -57,6 +59,8 @@ pub struct State {
     /// Of all terminations.
     pace: Arc<Mutex<Pace>>,
     view: RwLock<Arc<View>>,
+    /// Another plan is in effect.
+    plan_changed: Notify,
 }
 
 /// What the plan in effect is made of, in the order of its file. Another one takes its place when
@@ -114,6 +118,7 @@ impl State {
             node: Node::new(Instant::now()),
             pace: Arc::clone(runtime.pace()),
             view: RwLock::new(Arc::new(runtime.view())),
+            plan_changed: Notify::new(),
         }
     }
 
@@ -125,6 +130,7 @@ impl State {
     fn set_view(&self, view: View) {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         self.node.note_change();
+        self.plan_changed.notify_waiters();
     }
 
     /// By the operator, or since a stop was requested.

@@ -50,6 +50,8 @@ pub struct Process {
     pub drain_timeout: Duration,
     /// A file that other programs watch: 0 while this node should get clients, otherwise 1.
     pub ready_file: Option<PathBuf>,
+    /// Whether a reload follows a change of the file or of a file that it names.
+    pub reload_on_change: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

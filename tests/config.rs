@@ -147,6 +147,7 @@ fn defaults_are_what_the_outside_promises() {
             drain_quiet: seconds(0),
             drain_timeout: seconds(30),
             ready_file: None,
+            reload_on_change: false,
         }
     );
     assert_eq!(plan.admin, None);

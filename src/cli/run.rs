@@ -6,6 +6,7 @@ use crate::{
     control::{
         DelayEnd, Prepared, Server, ServiceManager, StartErrors,
         reload::{self, Mode, ReloadError, Report},
+        reload_on_change,
     },
     plan::{self, Plan},
     runtime::net::{SocketFile, has_interface},
@@ -82,6 +83,11 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
     // Until the end of the drain.
     let _watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
+    let watching = file
+        .clone()
+        .map(|file| reload_on_change(file, Arc::clone(&server.state)));
+    // Without a file there is nothing to watch.
+    let _watching = watching.map(|watching| AbortOnDropHandle::new(tokio::spawn(watching)));
     let at_once = CancellationToken::new();
     // Requests that are left fail when it is dropped.
     let mut requests = server.take_reload_requests();

@@ -211,18 +211,15 @@ async fn load_credentials(
 
 /// The files that a check reads.
 fn sources(upstream: &plan::Upstream) -> String {
-    let mut sources = Vec::new();
-    if let Some(check) = &upstream.check {
-        if let Some(plan::PasswordFrom::File(path)) = check.kind.password() {
-            sources.push(format!("`password_file` {}", path.display()));
-        }
-        match &check.tls {
-            Tls::Verify { ca: Some(path), .. } => {
-                sources.push(format!("`tls_ca` {}", path.display()));
-            }
-            Tls::Verify { ca: None, .. } => sources.push("the system's certificates".to_owned()),
-            Tls::Off | Tls::Require => {}
-        }
+    let Some(check) = &upstream.check else {
+        return String::new();
+    };
+    let files = check
+        .files()
+        .map(|(key, path)| format!("`{key}` {}", path.display()));
+    let mut sources: Vec<String> = files.collect();
+    if let Tls::Verify { ca: None, .. } = &check.tls {
+        sources.push("the system's certificates".to_owned());
     }
     sources.join(" or ")
 }

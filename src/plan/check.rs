@@ -1,6 +1,10 @@
 //! Health checks: how backends are checked, and what becomes of their sessions.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::Addr;
 
@@ -34,6 +38,21 @@ pub struct Check {
     pub on_lag: SessionAction,
     /// For the sessions on backups.
     pub on_recover: SessionAction,
+}
+
+impl Check {
+    /// The files that it reads, by their keys.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let password = match self.kind.password() {
+            Some(PasswordFrom::File(path)) => Some(("password_file", path.as_path())),
+            Some(PasswordFrom::Variable(_)) | None => None,
+        };
+        let ca = match &self.tls {
+            Tls::Verify { ca: Some(path), .. } => Some(("tls_ca", path.as_path())),
+            Tls::Verify { ca: None, .. } | Tls::Off | Tls::Require => None,
+        };
+        password.into_iter().chain(ca)
+    }
 }
 
 /// Where the check goes.

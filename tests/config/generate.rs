@@ -709,10 +709,16 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
             prop_oneof![Just(Duration::ZERO), long()],
             prop_oneof![Just((Duration::ZERO, Duration::ZERO)), (long(), long())],
         ),
-        option::of(unix().prop_map(PathBuf::from)),
+        (option::of(unix().prop_map(PathBuf::from)), any::<bool>()),
     )
         .prop_map(
-            |(workers, (max_connections, max_flows), start_wait, drain, ready_file)| Process {
+            |(
+                workers,
+                (max_connections, max_flows),
+                start_wait,
+                drain,
+                (ready_file, reload_on_change),
+            )| Process {
                 workers,
                 max_connections,
                 max_flows,
@@ -721,6 +727,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                 drain_quiet: drain.1.1,
                 drain_timeout: drain.0,
                 ready_file,
+                reload_on_change,
             },
         );
     let level = prop_oneof![

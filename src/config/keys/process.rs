@@ -57,6 +57,8 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
         }))),
         "A file that holds 0 while this node should get clients, and 1 otherwise, for `track_file` \
          of keepalived; \"\" = none.";
+    "reload_on_change" Form::Flag, "false", Always, value!(reload_on_change),
+        "Reload when this file, or a file that it names, has other contents.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {
