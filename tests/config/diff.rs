@@ -213,7 +213,7 @@ fn keys_name_exactly_what_differs() {
         (
             "[process]",
             "[log]\nlevel = \"warn\"\n[process]",
-            "upgrade: log level: \"info\" => \"warn\"",
+            "log level: \"info\" => \"warn\"",
         ),
         (
             "127.0.0.1:1001",

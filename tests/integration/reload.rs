@@ -1,7 +1,12 @@
 //! `tembuku reload`, HUP and the request behind them: what changes, and what does not.
 
 mod contents;
+mod effects;
+mod every_key;
 mod log;
+mod nginx_sequences;
+mod on_change;
+mod prediction;
 
 use crate::harness::{
     http,

@@ -89,6 +89,20 @@ impl Tembuku {
         )
     }
 
+    /// `run -c` with the configuration that `make` gives for a folder of its own, as it is. It has
+    /// an `[admin] listen`.
+    #[track_caller]
+    pub(crate) fn start_in_folder(make: impl FnOnce(&TempDir) -> String) -> Tembuku {
+        let dir = TempDir::new();
+        let config = make(&dir);
+        let mut lines = config.lines();
+        let admin = lines.find_map(|line| line.strip_prefix("listen = \"")?.strip_suffix('"'));
+        let admin = admin.unwrap().parse().unwrap();
+        let file = dir.write("tembuku.toml", &config);
+        let args = ["run", "-c", file.to_str().unwrap()];
+        Tembuku::launch("", &args, admin, dir, Streams::default())
+    }
+
     /// With a command line of the test's own, which names `admin` somehow.
     #[track_caller]
     pub(crate) fn start_with(args: &[&str], admin: SocketAddr) -> Tembuku {

@@ -67,10 +67,10 @@ fn another_authority_in_the_same_file_is_used_after_a_reload() {
         "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
     ] {
         fs::write(&file, contents).unwrap();
-        let said = setup.fail_to_reload();
+        let printed = setup.fail_to_reload();
         assert!(
-            said.contains("upstream checked: ") && said.contains("ca.pem"),
-            "{said}"
+            printed.contains("upstream checked: ") && printed.contains("ca.pem"),
+            "{printed}"
         );
     }
     wait_check(&setup, "ok");
@@ -114,9 +114,12 @@ fn another_password_in_the_same_file_is_used_after_a_reload() {
     });
     assert_eq!(counted("auth"), 0.0);
     fs::remove_file(&file).unwrap();
-    let said = setup.fail_to_reload();
+    let printed = setup.fail_to_reload();
     let place = "upstream checked: check: cannot read the password file ";
-    assert!(said.contains(place) && said.contains("password"), "{said}");
+    assert!(
+        printed.contains(place) && printed.contains("password"),
+        "{printed}"
+    );
     let output = setup.try_reload(&["--dry-run"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     wait_check(&setup, "ok");

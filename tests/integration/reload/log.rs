@@ -39,10 +39,10 @@ fn the_access_log_follows_and_sessions_keep_theirs() {
     // A dry run creates no file.
     setup.try_reload(&["--dry-run"]);
     assert!(!one.exists());
-    let said = setup.reload();
+    let printed = setup.reload();
     assert!(
-        said.starts_with("process log: changed\n  access: \"off\" -> "),
-        "{said}"
+        printed.starts_with("process log: changed\n  access: \"off\" -> "),
+        "{printed}"
     );
     let (first, first_port) = open(&setup);
     access(&two);
@@ -74,8 +74,8 @@ fn an_access_log_that_cannot_be_opened_refuses_the_reload() {
     let setup = setup();
     let before = setup.status();
     set_log(&setup, "access = \"/nonexistent/access.log\"");
-    let said = setup.fail_to_reload();
-    assert!(said.contains("/nonexistent/access.log"), "{said}");
+    let printed = setup.fail_to_reload();
+    assert!(printed.contains("/nonexistent/access.log"), "{printed}");
     assert_eq!(setup.status(), before);
 }
 

@@ -1,0 +1,344 @@
+//! Every key of conf/reference.toml, which has every key there is, follows a reload, or is among
+//! those of docs/reload.md that need an upgrade or restart.
+
+use super::Setup;
+use crate::harness::{certs::Authority, http, ports, tembuku::Tembuku};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+/// A line `name = value` of the reference.
+#[derive(Debug, Clone)]
+struct Line {
+    number: usize,
+    /// As `[upstreams.check]`, without the name of the upstream.
+    section: String,
+    name: String,
+    value: toml::Value,
+}
+
+fn lines(config: &str) -> Vec<Line> {
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for (number, line) in config.lines().enumerate() {
+        if let Some(header) = line.strip_prefix('[') {
+            let header = header.trim_matches(['[', ']']);
+            let mut parts: Vec<&str> = header.split('.').collect();
+            if parts.len() > 1 {
+                parts.remove(1);
+            }
+            section = parts.join(".");
+        } else if let Some((name, _)) = line.split_once(" = ")
+            && !line.starts_with('#')
+        {
+            let table: toml::Table = line.parse().unwrap();
+            found.push(Line {
+                number,
+                section: section.clone(),
+                name: name.to_owned(),
+                value: table[name].clone(),
+            });
+        }
+    }
+    found
+}
+
+/// Where files of the configuration can be.
+struct Places<'a> {
+    dir: &'a Path,
+    front: String,
+}
+
+impl Line {
+    /// Other values that may be valid there, as TOML; of an inner table one for each of its keys.
+    fn others(&self, places: &Places<'_>) -> Vec<String> {
+        let file = |name: &str| format!("\"{}\"", places.dir.join(name).display());
+        let one = |text: &str| vec![text.to_owned()];
+        match (self.section.as_str(), self.name.as_str()) {
+            ("process", "start_wait") => one("\"9s\""),
+            ("process", "ready_file") => vec![file("ready")],
+            ("admin", "listen") => vec![format!("\"{}\"", ports::free_addr())],
+            ("admin", "socket") => vec![file("other.sock")],
+            ("admin", "hosts") => one("[\"lb.example\"]"),
+            ("log", "level") => one("\"debug\""),
+            ("log", "format") => one("\"text\""),
+            ("log", "access") => vec![file("access.log")],
+            ("listeners", "bind") => vec![format!("\"{}\"", places.front)],
+            ("listeners", "protocol") => one("\"tcp\""),
+            ("listeners", "upstream") => one("\"plain\""),
+            ("listeners", "access") => one("[\"deny 10.0.0.0/8\"]"),
+            ("listeners", "accept_proxy") => vec![
+                "{ trust = [\"127.0.0.0/8\"], timeout = \"3s\" }".to_owned(),
+                "{ trust = [\"all\"], timeout = \"4s\" }".to_owned(),
+            ],
+            ("listeners", "unix_mode") => one("\"0600\""),
+            ("listeners", "unix_owner") => {
+                vec![format!("\"{}\"", rustix::process::getuid().as_raw())]
+            }
+            ("listeners", "unix_group") => {
+                vec![format!("\"{}\"", rustix::process::getgid().as_raw())]
+            }
+            ("listeners", "user_timeout") => one("\"33s\""),
+            ("listeners", "when_full") => one("\"evict\""),
+            ("upstreams", "balance") => vec!["\"least_conn\"".to_owned(), "\"maglev\"".to_owned()],
+            ("upstreams", "hash_key") => one("\"$remote_port\""),
+            ("upstreams", "hash_balance_factor") => one("150"),
+            ("upstreams", "least_time") => one("\"first_byte\""),
+            ("upstreams", "panic_threshold") => one("50"),
+            ("upstreams", "send_proxy") => one("\"v1\""),
+            ("upstreams", "send_proxy_on") => one("\"each\""),
+            ("upstreams", "backends") => one("[\"10.0.0.77:77\"]"),
+            (_, name) if name.starts_with("on_") => {
+                let others = ["\"close\"", "{ close_after = \"7s\" }"];
+                others.map(str::to_owned).to_vec()
+            }
+            ("upstreams.backends", "address") => one("\"10.0.0.78:78\""),
+            ("upstreams.check", "kind") => one("\"postgres\""),
+            ("upstreams.check", "interval") => one("\"3s\""),
+            ("upstreams.check", "fast_interval") => one("\"300ms\""),
+            ("upstreams.check", "timeout") => one("\"1500ms\""),
+            ("upstreams.check", "start") => vec!["\"up\"".to_owned(), "\"down\"".to_owned()],
+            ("upstreams.check", "tls") => one("\"require\""),
+            ("upstreams.check", "role") => vec!["\"any\"".to_owned(), "\"primary\"".to_owned()],
+            ("upstreams.check", "user") => one("\"another\""),
+            ("upstreams.check", "password_file") => vec![file("other-password")],
+            ("upstreams.check", "tls_ca") => vec![file("other-ca.pem")],
+            ("upstreams.check", "password_env") => one("\"PATH\""),
+            ("upstreams.check", "address") => one("\"10.0.0.79:79\""),
+            ("upstreams.check", "path") => one("\"/health\""),
+            ("upstreams.check", "host" | "tls_name") => one("\"other.example\""),
+            ("upstreams.check", "status") => one("[\"204\"]"),
+            ("upstreams.check", "send" | "expect" | "expect_regex") => one("\"other\""),
+            ("upstreams.check", "send_hex" | "expect_hex") => one("\"aa55\""),
+            ("upstreams.check", "min_version") => one("\"6.2\""),
+            ("upstreams.check", "database") => one("\"template1\""),
+            ("upstreams.check", "max_lag_bytes") => one("\"32m\""),
+            ("upstreams.check", "query") => one("\"example.org\""),
+            ("upstreams.check", "query_type") => one("\"SOA\""),
+            ("upstreams.check", "rcode") => one("[\"NOERROR\", \"REFUSED\"]"),
+            _ => self.others_by_type(),
+        }
+    }
+
+    /// Of a flag, a number or a duration, alone or in an inner table.
+    fn others_by_type(&self) -> Vec<String> {
+        let other = |value: &toml::Value| match value {
+            toml::Value::Boolean(is) => Some((!is).to_string()),
+            toml::Value::Integer(n) => Some((n + 1).to_string()),
+            toml::Value::String(text) if text.starts_with(|c: char| c.is_ascii_digit()) => {
+                Some("\"17s\"".to_owned())
+            }
+            _ => None,
+        };
+        match &self.value {
+            toml::Value::Table(inner) => {
+                let changed = inner.iter().filter_map(|(key, value)| {
+                    let mut table = inner.clone();
+                    let value: toml::Table = format!("v = {}", other(value)?).parse().unwrap();
+                    table[key] = value["v"].clone();
+                    Some(toml::Value::Table(table).to_string())
+                });
+                changed.collect()
+            }
+            value => other(value).into_iter().collect(),
+        }
+    }
+}
+
+/// The reference with addresses and files that a test may use, and sections that have nothing but
+/// keys that can change there alone.
+fn runnable(reference: &str, dir: &Path) -> String {
+    let mut config = reference.replace("/run/tembuku/", &format!("{}/", dir.display()));
+    let mut addresses = BTreeMap::new();
+    for address in [
+        "0.0.0.0:6379",
+        "0.0.0.0:53",
+        "0.0.0.0:8080",
+        "127.0.0.1:9900",
+    ] {
+        addresses.insert(address, ports::free_addr());
+    }
+    for (address, free) in addresses {
+        assert!(config.contains(address), "{address}");
+        config = config.replace(address, &free.to_string());
+    }
+    config = config.replace("/etc/tembuku/", &format!("{}/", dir.display()));
+    config = config.replace("REDIS_PASSWORD", "HOME");
+    // `drain_quiet` needs one.
+    config = config.replace("drain_delay = \"0s\"", "drain_delay = \"1ms\"");
+    // Checks connect.
+    config = config.replace("\"10.0.0.", "\"127.9.0.");
+    format!(
+        "{config}\n[listeners.spare]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"spare\"\n\
+         [upstreams.spare]\nbackends = [\"127.9.0.9:9\"]\n\
+         [upstreams.logins]\nbackends = [\"127.9.0.9:9\"]\n\
+         [upstreams.logins.check]\nkind = \"postgres\"\nlogin = true\nuser = \"check\"\n\
+         [upstreams.replica]\nbackends = [\"127.9.0.9:9\"]\n\
+         [upstreams.replica.check]\nkind = \"redis\"\nrole = \"replica\"\nreplicating = true\n",
+        ports::free_addr()
+    )
+}
+
+struct Running {
+    setup: Setup,
+    socket: std::path::PathBuf,
+}
+
+impl Running {
+    /// The answer to a reload with this file: the status and the report.
+    fn reload(&self, config: &str, is_dry_run: bool) -> (u16, Value) {
+        self.setup.write(config);
+        let body = format!("{{\"dry_run\": {is_dry_run}}}");
+        let path = "/api/v1/reload";
+        let answer = http::request_unix(&self.socket, "POST", path, &body).unwrap();
+        (answer.status, serde_json::from_str(&answer.body).unwrap())
+    }
+}
+
+fn changes(report: &Value) -> Vec<&Value> {
+    report["changes"].as_array().unwrap().iter().collect()
+}
+
+/// Whether the report names the key among the changes of an object that has it.
+fn names_key(change: &Value, line: &Line) -> bool {
+    let object = change["object"].as_str().unwrap();
+    let name = match line.section.as_str() {
+        "upstreams.check" => format!("check.{}", line.name),
+        _ => line.name.clone(),
+    };
+    let is_it = match line.section.as_str() {
+        "process" | "admin" | "log" => change["name"] == line.section.as_str(),
+        "listeners" => object == "listener",
+        "upstreams" | "upstreams.check" => object == "upstream" || object == "backend",
+        "upstreams.backends" => object == "backend" || object == "upstream",
+        other => panic!("{other}"),
+    };
+    let mut keys = change["keys"].as_array().unwrap().iter();
+    is_it && (keys.any(|key| key["key"] == *name) || is_backends(line))
+}
+
+/// A backend that comes or goes is an object of its own.
+fn is_backends(line: &Line) -> bool {
+    matches!(
+        (line.section.as_str(), line.name.as_str()),
+        ("upstreams", "backends") | ("upstreams.backends", "address")
+    )
+}
+
+/// The keys that docs/reload.md says need an upgrade or restart, with their sections.
+fn documented() -> BTreeSet<(String, String)> {
+    let page = fs::read_to_string("docs/reload.md").unwrap();
+    let (_, section) = page.split_once("## What needs a restart").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut found = BTreeSet::new();
+    for line in section.lines().filter_map(|line| line.strip_prefix("- `")) {
+        let (code, rest) = line.split_once('`').unwrap();
+        match code.split_once("] ") {
+            Some((section, key)) => {
+                found.insert((section.trim_start_matches('[').to_owned(), key.to_owned()));
+            }
+            None if rest.starts_with(" of a listener") => {
+                found.insert(("listeners".to_owned(), code.to_owned()));
+            }
+            None => panic!("{line}"),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_key_follows_a_reload_or_is_documented_not_to() {
+    let reference = fs::read_to_string("conf/reference.toml").unwrap();
+    let tembuku = Tembuku::start_in_folder(|dir| {
+        for (name, text) in [
+            ("redis.password", "one"),
+            ("postgres.password", "one"),
+            ("mysql.password", "one"),
+            ("other-password", "two"),
+        ] {
+            dir.write(name, text);
+        }
+        for name in ["ca.pem", "other-ca.pem"] {
+            fs::copy(Authority::new(name).file(), dir.file(name)).unwrap();
+        }
+        runnable(&reference, dir.path())
+    });
+    let socket = tembuku.dir.file("admin.sock");
+    let front = ports::free_addr();
+    let setup = Setup {
+        tembuku,
+        front,
+        servers: Vec::new(),
+    };
+    let base = setup.config();
+    let running = Running { setup, socket };
+    let places = Places {
+        dir: running.setup.tembuku.dir.path(),
+        front: front.to_string(),
+    };
+    let documented = documented();
+    let mut followed = BTreeSet::new();
+    let mut restarted = BTreeSet::new();
+    let mut problems: BTreeMap<(String, String), String> = BTreeMap::new();
+    let all = lines(&base);
+    assert!(all.len() > 150, "{}", all.len());
+    for line in &all {
+        let key = (line.section.clone(), line.name.clone());
+        for other in line.others(&places) {
+            let mut texts: Vec<String> = base.lines().map(str::to_owned).collect();
+            texts[line.number] = format!("{} = {other}", line.name);
+            let changed = texts.join("\n") + "\n";
+            let (status, report) = running.reload(&changed, false);
+            if status != 200 {
+                // Not valid beside the other keys of this section.
+                problems.insert(key.clone(), format!("{other}: {}", report["text"]));
+                continue;
+            }
+            let concerned: Vec<&Value> = changes(&report)
+                .into_iter()
+                .filter(|c| names_key(c, line))
+                .collect();
+            let needs_upgrade = concerned.iter().any(|c| c["change"] == "needs_upgrade");
+            let (_, again) = running.reload(&changed, true);
+            if needs_upgrade {
+                assert!(
+                    documented.contains(&key),
+                    "{key:?} is not in docs/reload.md"
+                );
+                assert_eq!(changes(&again).len(), 1, "{again}");
+                restarted.insert(key.clone());
+            } else if concerned.is_empty() {
+                // The value that it has already.
+                problems.insert(key.clone(), format!("{other} is no change: {report}"));
+            } else {
+                assert_eq!(
+                    changes(&again),
+                    Vec::<&Value>::new(),
+                    "{key:?} {other}: {again}"
+                );
+                let status = running.setup.status();
+                let hash = &status["process"]["config_hash"];
+                assert_eq!(*hash, report["hash"]["after"], "{key:?}");
+                assert_ne!(*hash, report["hash"]["before"], "{key:?}");
+                followed.insert(key.clone());
+            }
+            let (status, report) = running.reload(&base, false);
+            assert_eq!(status, 200, "{key:?}: {report}");
+        }
+    }
+    let keys: BTreeSet<_> = all
+        .iter()
+        .map(|line| (line.section.clone(), line.name.clone()))
+        .collect();
+    let is_tested = |key: &&(String, String)| followed.contains(*key) || restarted.contains(*key);
+    let untested = keys.iter().filter(|key| !is_tested(key));
+    let untested: Vec<_> = untested.map(|key| (key, problems.get(key))).collect();
+    assert!(
+        untested.is_empty(),
+        "these have no case here: {untested:#?}"
+    );
+    assert_eq!(restarted, documented);
+}
