@@ -90,12 +90,12 @@ impl Line {
             ("upstreams", "panic_threshold") => one("50"),
             ("upstreams", "send_proxy") => one("\"v1\""),
             ("upstreams", "send_proxy_on") => one("\"each\""),
-            ("upstreams", "backends") => one("[\"10.0.0.77:77\"]"),
+            ("upstreams", "backends") => one("[\"127.9.0.77:77\"]"),
             (_, name) if name.starts_with("on_") => {
                 let others = ["\"close\"", "{ close_after = \"7s\" }"];
                 others.map(str::to_owned).to_vec()
             }
-            ("upstreams.backends", "address") => one("\"10.0.0.78:78\""),
+            ("upstreams.backends", "address") => one("\"127.9.0.78:78\""),
             ("upstreams.check", "kind") => one("\"postgres\""),
             ("upstreams.check", "interval") => one("\"3s\""),
             ("upstreams.check", "fast_interval") => one("\"300ms\""),
@@ -107,7 +107,7 @@ impl Line {
             ("upstreams.check", "password_file") => vec![file("other-password")],
             ("upstreams.check", "tls_ca") => vec![file("other-ca.pem")],
             ("upstreams.check", "password_env") => one("\"PATH\""),
-            ("upstreams.check", "address") => one("\"10.0.0.79:79\""),
+            ("upstreams.check", "address") => one("\"127.9.0.79:79\""),
             ("upstreams.check", "path") => one("\"/health\""),
             ("upstreams.check", "host" | "tls_name") => one("\"other.example\""),
             ("upstreams.check", "status") => one("[\"204\"]"),
@@ -177,7 +177,7 @@ fn runnable(reference: &str, dir: &Path) -> String {
          [upstreams.logins]\nbackends = [\"127.9.0.9:9\"]\n\
          [upstreams.logins.check]\nkind = \"postgres\"\nlogin = true\nuser = \"check\"\n\
          [upstreams.replica]\nbackends = [\"127.9.0.9:9\"]\n\
-         [upstreams.replica.check]\nkind = \"redis\"\nrole = \"replica\"\nreplicating = true\n",
+         [upstreams.replica.check]\nkind = \"redis\"\nrole = \"replica\"\n",
         ports::free_addr()
     )
 }
