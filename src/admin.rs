@@ -18,7 +18,9 @@ mod status;
 mod stream;
 mod terminate;
 
-pub use crate::admin::format::{OperatorSettings, availability, explain, load, reasons, size};
+pub use crate::admin::format::{
+    OperatorSettings, availability, explain, load, reasons, sessions, size,
+};
 pub use http::{AdminListener, serve};
 pub use render::Renderer;
 pub use scrape::scrape;

@@ -102,6 +102,16 @@ impl View {
         self.pools.iter()
     }
 
+    /// What the names of backends stand for, as far as that is known.
+    fn addresses(&self) -> resolve::KnownAddresses {
+        let of = |pool: &Arc<Pool>| {
+            let (name, addresses) = (pool.name.to_string(), pool.resolved());
+            let of_backend = move |(text, addresses)| ((name.clone(), text), addresses);
+            addresses.into_iter().map(of_backend)
+        };
+        self.pools.iter().flat_map(of).collect()
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.listeners.iter().map(|listener| &listener.service)
     }

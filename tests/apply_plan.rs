@@ -435,7 +435,7 @@ fn pause(runtime: &Runtime) {
 fn apply(runtime: &Runtime, server: &mut Server, model: &Model) {
     let plan = model.plan();
     runtime.block_on(async {
-        let prepared = Prepared::for_change(plan).await;
+        let prepared = Prepared::for_change(plan, &server.state.view()).await;
         let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}\n{model:#?}"));
         let applied = server.apply(prepared).await;
         applied.unwrap_or_else(|errors| panic!("{errors}\n{model:#?}"));
@@ -464,7 +464,7 @@ fn start(runtime: &Runtime, plan: Plan) -> Server {
 fn try_to_apply(runtime: &Runtime, server: &mut Server, text: &str) -> Result<Vec<Change>, String> {
     let plan = parse(text);
     runtime.block_on(async {
-        let prepared = Prepared::for_change(plan).await;
+        let prepared = Prepared::for_change(plan, &server.state.view()).await;
         let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}"));
         server
             .apply(prepared)

@@ -31,6 +31,14 @@ pub fn availability(available: u64, total: usize, full: u64, queued: u64, held: 
     text
 }
 
+/// The sessions of a listener, and how many of them began under an older plan.
+pub fn sessions(all: u64, older: u64) -> String {
+    match older {
+        0 => all.to_string(),
+        older => format!("{all} ({older} older)"),
+    }
+}
+
 /// Of counts by reason, those that are not 0, the largest first.
 pub fn reasons<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
     let mut counts: Vec<_> = counts.filter(|(_, n)| *n > 0).collect();

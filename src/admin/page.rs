@@ -2,7 +2,7 @@
 
 use super::status;
 use crate::{
-    admin::format::{OperatorSettings, availability, explain, load, reasons, size},
+    admin::format::{OperatorSettings, availability, explain, load, reasons, sessions, size},
     control::State,
 };
 use std::fmt::Write as _;
@@ -53,7 +53,7 @@ pub(super) fn render(state: &State) -> String {
             l.protocol,
             escape(&l.addresses.join(", ")),
             escape(&l.upstream),
-            l.connections,
+            sessions(l.connections, l.older_plan),
             l.accepted,
             size(l.received_bytes),
             size(l.sent_bytes)

@@ -44,6 +44,8 @@ pub(super) struct Listener {
     pub(super) upstream: String,
     /// Flows, if it is a UDP listener.
     pub(super) connections: u64,
+    /// Those that began before the listener's or its upstream's configuration was last changed.
+    pub(super) older_plan: u64,
     pub(super) max_connections: u64,
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
@@ -163,6 +165,7 @@ fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
         addresses: addresses.iter().map(ToString::to_string).collect(),
         upstream: service.plan.upstream.clone(),
         connections: service.metrics.active(),
+        older_plan: service.sessions_of_older_plans(),
         max_connections: service.plan.max_connections,
         accepted: counts.sum(|c| &c.connections),
         received_bytes: counts.sum(|c| &c.received),

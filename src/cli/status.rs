@@ -6,7 +6,7 @@ use super::{
     table::{Row, table},
 };
 use crate::{
-    admin::{OperatorSettings, availability, explain, load, reasons, size},
+    admin::{OperatorSettings, availability, explain, load, reasons, sessions, size},
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
 use clap::Args;
@@ -78,7 +78,7 @@ fn text(status: &response::Status) -> String {
         Row::of(
             [&l.name, &l.protocol, &l.upstream].map(|word| clean(word)),
             [
-                l.connections.to_string(),
+                sessions(l.connections, l.older_plan),
                 l.accepted.to_string(),
                 size(l.received_bytes),
                 size(l.sent_bytes),
@@ -175,13 +175,13 @@ mod tests {
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
                 "config_hash": "0123456789abcdef" },
             "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
-                "upstream": "redis", "connections": 5, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
+                "upstream": "redis", "connections": 5, "older_plan": 2, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
                 { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
-                "connections": 20, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000,
+                "connections": 20, "older_plan": 0, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000,
                 "received_datagrams": 1_000, "sent_datagrams": 980, "dropped_datagrams": 20,
                 "dropped_by_reason": { "late": 1, "no_backend": 19, "rejected": 0 } },
                 { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names",
-                "connections": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
+                "connections": 0, "older_plan": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
                 "queued": 3, "held": 0, "backends": [
@@ -196,10 +196,10 @@ mod tests {
         let expected = "\
 tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration 0123456789abcdef
 
-listener  protocol  upstream  sessions  accepted  received     sent  address
-cache     tcp       redis            5     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x
-dns       udp       names           20       100   2.9 KiB  3.9 KiB  0.0.0.0:53
-log       udp       names            0         0       0 B      0 B  0.0.0.0:514
+listener  protocol  upstream     sessions  accepted  received     sent  address
+cache     tcp       redis     5 (2 older)     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x
+dns       udp       names              20       100   2.9 KiB  3.9 KiB  0.0.0.0:53
+log       udp       names               0         0       0 B      0 B  0.0.0.0:514
 
 datagrams  received  sent  dropped  for what reason
 dns            1000   980       20  no_backend 19, late 1

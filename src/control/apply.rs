@@ -219,10 +219,10 @@ impl Runtime {
             log_start(&self.plan, self.facts, &budget);
         }
         self.apply_upstreams(prepared.upstreams);
-        let closed = self.apply_listeners(bound, kept, &budget);
+        let closing = self.apply_listeners(bound, kept, &budget);
         self.remove_from_store().await;
         self.accept_due(Instant::now());
-        closed.await;
+        closing.close(&self.workers).await;
         self.workers.confirm().await;
         // Clients that were in the queues of removed listeners have picked by now.
         self.remove_upstreams();

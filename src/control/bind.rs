@@ -113,10 +113,31 @@ fn bind_requests(
             errors.push(request.error(error));
         }
     }
+    // Last: a client that reached a socket of a plan that is not put into effect would be reset.
+    if errors.is_empty() {
+        errors.extend(listen_all(requests, &bound));
+    }
     match errors.is_empty() {
         true => Ok(bound),
         false => Err(errors),
     }
+}
+
+/// `bound`: by these requests, in their order. Unix sockets listen already.
+fn listen_all(requests: &[Request], bound: &Bound) -> Vec<BindError> {
+    let is_tcp = |request: &&Request| request.listener.protocol == plan::Protocol::Tcp;
+    let requests = requests.iter().filter(is_tcp).zip(&bound.streams);
+    let failed = requests.filter_map(|(request, listening)| {
+        let backlog = i32::try_from(request.listener.backlog).unwrap_or(i32::MAX);
+        let mut sockets = listening.sockets.iter();
+        let listened = sockets.try_for_each(|socket| match socket {
+            Socket::Tcp(socket) => rustix::net::listen(socket, backlog),
+            Socket::Unix(_) => Ok(()),
+        });
+        let error = listened.err()?;
+        Some(request.error(error.into()))
+    });
+    failed.collect()
 }
 
 impl Request {
@@ -257,7 +278,6 @@ fn bind_tcp(
         };
         // Accepted sockets inherit these.
         set_options(&socket, &listener.socket);
-        socket.listen(i32::try_from(listener.backlog).unwrap_or(i32::MAX))?;
         let socket = std::net::TcpListener::from(socket);
         // Port 0 is chosen once, for the first; the others share it.
         address = socket.local_addr()?;

@@ -2,7 +2,7 @@
 //! names. All of it is there before any port is bound, or the result is everything that is wrong.
 //! None of it can hold up the event loop, and so no signal.
 
-use super::{StartError, StartErrors, interfaces, node, resolve, rights};
+use super::{StartError, StartErrors, View, interfaces, node, resolve, rights};
 use crate::{
     control::budget::count_udp,
     plan::{self, Addr, Plan, Tls},
@@ -49,9 +49,10 @@ impl Prepared {
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
         let log = plan.log.clone();
-        let access_logs = Arc::<AccessLogs>::default();
+        let (access_logs, known) = (Arc::<AccessLogs>::default(), resolve::KnownAddresses::new());
         let opening = open_access_log(&log, &access_logs);
-        let (access_log, prepared) = tokio::join!(opening, Self::for_change(plan));
+        let prepared = Self::with_addresses(plan, &known);
+        let (access_log, prepared) = tokio::join!(opening, prepared);
         match (access_log, prepared) {
             (Ok(access_log), Ok(prepared)) => Ok(Self {
                 access_log,
@@ -73,8 +74,16 @@ impl Prepared {
         Ok(Self { access_log, ..self })
     }
 
-    /// For a change of the plan of a running server, without the access log.
-    pub async fn for_change(plan: Plan) -> Result<Self, StartErrors> {
+    /// For a change of the plan of a running server, without the access log. The names that the
+    /// server has keep their addresses.
+    pub async fn for_change(plan: Plan, running: &View) -> Result<Self, StartErrors> {
+        Self::with_addresses(plan, &running.addresses()).await
+    }
+
+    async fn with_addresses(
+        plan: Plan,
+        known: &resolve::KnownAddresses,
+    ) -> Result<Self, StartErrors> {
         check_udp(&plan)?;
         let missing = interfaces::missing(&plan);
         if !missing.is_empty() {
@@ -83,7 +92,7 @@ impl Prepared {
         let resolver = resolve::Resolver::default();
         let (credentials, addresses, rights) = tokio::join!(
             load_credentials(&plan.upstreams),
-            resolve::all(&plan.upstreams, &resolver),
+            resolve::all(&plan.upstreams, known, &resolver),
             rights::all(&plan.listeners),
         );
         let addresses = addresses.and_then(|addresses| {

@@ -129,7 +129,7 @@ pub async fn prepare(
         source,
     };
     let plan = read.map_err(unread)??;
-    let prepared = Prepared::for_change(plan).await;
+    let prepared = Prepared::for_change(plan, &running.view()).await;
     let mut prepared = prepared.map_err(ReloadError::Failed)?;
     if mode == Mode::Apply {
         let with_log = prepared.with_access_log(&running.process.access_logs);

@@ -12,18 +12,24 @@ use crate::{
 use failures::Failures;
 pub(super) use look_up::Resolver;
 use std::{
+    collections::HashMap,
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
 
+/// By the name of the upstream and the backend as configured.
+pub(super) type KnownAddresses = HashMap<(String, String), Vec<Addr>>;
+
 /// How long a start waits for answers that it does not require.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(1);
 
-/// The addresses of each backend of each upstream, in their order.
+/// The addresses of each backend of each upstream, in their order. Names whose addresses are known
+/// are not looked up.
 pub(super) async fn all(
     upstreams: &[Upstream],
+    known: &KnownAddresses,
     resolver: &Resolver,
 ) -> Result<Vec<Vec<Vec<Addr>>>, Vec<StartError>> {
     // All at once: a resolver that does not answer delays the start once, not for each name.
@@ -32,7 +38,16 @@ pub(super) async fn all(
         .map(|u| {
             u.backends
                 .iter()
-                .map(|b| tokio::spawn(look_up(resolver.clone(), b.clone())))
+                .map(|b| {
+                    let known = known.get(&(u.name.clone(), b.text.clone())).cloned();
+                    let (resolver, backend) = (resolver.clone(), b.clone());
+                    tokio::spawn(async move {
+                        match known {
+                            Some(known) => Ok(known),
+                            None => look_up(resolver, backend).await,
+                        }
+                    })
+                })
                 .collect()
         })
         .collect();

@@ -68,6 +68,13 @@ impl Service {
         self.udp().is_some()
     }
 
+    /// Sessions that began under another plan of the listener.
+    pub fn sessions_of_older_plans(&self) -> u64 {
+        // This service holds one, each session of its plan another one.
+        let own = Arc::strong_count(&self.origin) as u64 - 1;
+        self.metrics.active().saturating_sub(own)
+    }
+
     /// What only UDP listeners have.
     pub fn udp(&self) -> Option<&Udp> {
         match &self.plan.protocol {

@@ -5,7 +5,8 @@
 //!
 //! - `TEMBUKU_TEST_SEED` repeats the random choices of a run, which every test that has some
 //!   prints.
-//! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test.
+//! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test,
+//!   `TEMBUKU_TEST_RELOADS` that of reloads under load.
 //! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
 #![allow(
     clippy::unwrap_used,
@@ -63,6 +64,7 @@ mod keepalive;
 mod killed;
 mod licences;
 mod limits;
+mod listener_moves;
 mod listeners;
 mod maintenance;
 mod memory;

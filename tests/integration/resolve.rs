@@ -3,7 +3,7 @@
 use crate::harness::{
     net::{ask, echo, session},
     ports,
-    proc::Proc,
+    proc::{self, Proc},
     programs, secs,
     server::{Server, ask_many},
     tembuku::{Tembuku, binary},
@@ -195,4 +195,37 @@ fn an_address_that_comes_back_is_known() {
         seen(front).len() == 2
     });
     drop(servers);
+}
+
+/// A resolver that fails is no reason to refuse a change that has nothing to do with it.
+#[test]
+fn a_reload_looks_up_new_names_alone() {
+    let Some(place) = programs::place() else {
+        return programs::again_in_own_place("resolve::a_reload_looks_up_new_names_alone");
+    };
+    let (front, port) = (ports::free_addr(), ports::free_port());
+    let _servers = servers(port);
+    place.set_hosts("127.0.7.1 backend.test");
+    let config = |backends: &str| {
+        format!(
+            "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nresolve_interval = \"0s\"\nbackends = [{backends}]\n"
+        )
+    };
+    let known = format!("\"backend.test:{port}\"");
+    let tembuku = Tembuku::start(&config(&known));
+    place.set_hosts("");
+    let both = format!("{known}, \"127.0.7.2:{port}\"");
+    tembuku.reload(&config(&both));
+    assert_eq!(seen(front).len(), 2);
+    // One that is new must resolve.
+    let unknown = config(&format!("{both}, \"other.test:{port}\""));
+    let output = tembuku.try_reload(&unknown);
+    let text = proc::text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("other.test does not resolve"), "{text}");
+    place.set_hosts("127.0.7.1 other.test");
+    tembuku.reload(&unknown);
+    assert_eq!(seen(front).len(), 2);
 }

@@ -5,7 +5,7 @@ use super::{
     datagrams::{DatagramSockets, Kept},
     is_local,
     listener::{ListenerRuntime, Sockets},
-    streams::StreamSocket,
+    streams::{ClosingStreams, StreamSocket},
     with_share,
 };
 use crate::{
@@ -18,10 +18,7 @@ use crate::{
     proxy::udp::{self, ListenerId, OwnAddresses},
     sys::blocking,
 };
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-
-/// How long a socket that is to be closed is waited for.
-const CLOSE: Duration = Duration::from_secs(2);
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 /// Which listener of a plan gets which of the sockets that there are.
 #[derive(Debug, PartialEq, Eq)]
@@ -201,14 +198,13 @@ impl Runtime {
         assigned
     }
 
-    /// Creates, updates and removes listeners. Wait for what is returned until the sockets of those
-    /// that are gone are closed.
+    /// Creates, updates and removes listeners. The sockets that are returned are to be closed.
     pub(super) fn apply_listeners(
         &mut self,
         bound: Bound,
         kept: BTreeMap<String, Vec<Kept>>,
         budget: &Budget,
-    ) -> impl Future<Output = ()> + use<> {
+    ) -> ClosingStreams {
         let assigned = self.assign_datagrams(&self.plan);
         let assigned: BTreeMap<ListenerId, String> = assigned
             .into_iter()
@@ -263,7 +259,7 @@ impl Runtime {
             listener.service.log_rest();
         }
         self.close_datagrams(&before);
-        self.close_streams(streams.unused, &before)
+        self.take_closing_streams(streams.unused, &before)
     }
 
     /// Begins to close the UDP sockets of listeners that are gone.
@@ -284,33 +280,22 @@ impl Runtime {
         }
     }
 
-    /// Closes TCP sockets once their queues are empty.
-    fn close_streams(
+    /// Serves the clients in the queues of TCP sockets that are to be closed, also of a listener
+    /// that has not accepted yet.
+    fn take_closing_streams(
         &self,
         unused: Vec<(String, StreamSocket)>,
         gone: &BTreeMap<String, ListenerRuntime>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (mut files, mut closed) = (Vec::new(), Vec::new());
+    ) -> ClosingStreams {
+        let mut closing = ClosingStreams::default();
         for (name, mut socket) in unused {
-            files.extend(socket.file.take());
             let listener = gone.get(&name).or_else(|| self.listeners.get(&name));
             if let Some(listener) = listener {
-                // Clients that wait in the queue since the listener has not accepted are served.
                 socket.serve_if_waiting(&listener.service, &self.workers, &self.tasks);
             }
-            closed.push(socket.close(&self.workers));
+            closing.add(socket);
         }
-        async move {
-            let _ = blocking::call(CLOSE, move || drop(files)).await;
-            let all = async {
-                for closed in closed {
-                    closed.await;
-                }
-            };
-            if tokio::time::timeout(CLOSE, all).await.is_err() {
-                tracing::warn!("sockets of removed listeners were not closed in time");
-            }
-        }
+        closing
     }
 
     fn set_own_addresses(&mut self) {

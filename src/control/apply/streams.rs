@@ -8,12 +8,23 @@ use crate::{
     proxy::tcp::{Binding, Order, Socket, SocketId},
     runtime::net::SocketFile,
     session::service::Service,
+    sys::{blocking, handshakes},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 use tokio_util::task::TaskTracker;
+
+/// How long a socket that is to be closed is waited for.
+const CLOSE: Duration = Duration::from_secs(2);
+/// The same for the handshakes that it takes part in, and from one look to the next.
+const HANDSHAKES: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(10);
 
 /// An address that is listened on, with a socket for each worker.
 pub(super) struct StreamSocket {
@@ -83,13 +94,78 @@ impl StreamSocket {
         }
     }
 
+    /// Lets no more connections begin.
+    fn refuse(&self, workers: &Workers) {
+        for worker in &workers.connections {
+            worker.send(Order::Refuse(self.id));
+        }
+    }
+
     /// Ends accepting once the queues are empty. Wait for what is returned until the sockets are
     /// closed.
-    pub(super) fn close(self, workers: &Workers) -> impl Future<Output = ()> + use<> {
+    fn close(self, workers: &Workers) -> impl Future<Output = ()> + use<> {
         for worker in &workers.connections {
             worker.send(Order::Close(self.id));
         }
         self.open.close();
         async move { self.open.wait().await }
+    }
+}
+
+/// Sockets of no listener any more. A client that has connected to one is served.
+#[derive(Default)]
+pub(super) struct ClosingStreams {
+    sockets: Vec<StreamSocket>,
+    files: Vec<SocketFile>,
+}
+
+impl ClosingStreams {
+    pub(super) fn add(&mut self, mut socket: StreamSocket) {
+        self.files.extend(socket.file.take());
+        self.sockets.push(socket);
+    }
+
+    /// Returns when they are closed.
+    pub(super) async fn close(self, workers: &Workers) {
+        let Self { sockets, files } = self;
+        if sockets.is_empty() {
+            return;
+        }
+        // First: without its file no client finds a unix socket.
+        let _ = blocking::call(CLOSE, move || drop(files)).await;
+        sockets.iter().for_each(|socket| socket.refuse(workers));
+        workers.confirm().await;
+        let addresses = sockets.iter().filter_map(|socket| match socket.bound {
+            Addr::Tcp(address) => Some(address),
+            Addr::Unix(_) => None,
+        });
+        wait_for_handshakes(addresses.collect()).await;
+        let closed: Vec<_> = sockets.into_iter().map(|s| s.close(workers)).collect();
+        let all = async {
+            for closed in closed {
+                closed.await;
+            }
+        };
+        if tokio::time::timeout(CLOSE, all).await.is_err() {
+            tracing::warn!("sockets of removed listeners were not closed in time");
+        }
+    }
+}
+
+/// Waits until no client is in a handshake with these addresses, within a limit: a client whose
+/// handshake ends after the socket is closed is reset.
+async fn wait_for_handshakes(addresses: Vec<SocketAddr>) {
+    let deadline = Instant::now() + HANDSHAKES;
+    while !addresses.is_empty() && Instant::now() < deadline {
+        let looked_at = addresses.clone();
+        let look = move || handshakes::any_under_way(&looked_at);
+        match blocking::call(HANDSHAKES, look).await.flatten() {
+            Ok(false) => return,
+            Ok(true) => tokio::time::sleep(POLL).await,
+            Err(error) => {
+                tracing::debug!(%error, "the kernel does not tell of handshakes under way");
+                tokio::time::sleep_until(deadline.into()).await;
+            }
+        }
     }
 }

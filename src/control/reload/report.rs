@@ -257,7 +257,7 @@ mod tests {
             .build()
             .expect("a runtime");
         let prepared = runtime
-            .block_on(Prepared::for_change(plan(&wanted)))
+            .block_on(Prepared::for_change(plan(&wanted), &running))
             .expect("nothing is missing");
         Report::new(Path::new("test"), &running, &prepared)
     }

@@ -13,9 +13,11 @@ use crate::{
         service::{Call, Failures, Service},
         summary::Refusal,
     },
+    sys::handshakes,
 };
+use rustix::net::Shutdown;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fs::File,
     future::poll_fn,
     io,
@@ -62,6 +64,9 @@ pub struct Binding {
 /// connection that could not be accepted stays ready.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
+/// More than a queue can have.
+const MOST_QUEUED: u32 = 1 << 16;
+
 /// After so many errors of single connections in a row the listener itself counts as failing.
 const MAX_SINGLE_ERRORS: u32 = 64;
 
@@ -74,10 +79,15 @@ pub(super) async fn listen(acceptor: Rc<Acceptor>, tasks: TaskTracker) {
     let mut service = acceptor.service();
     // Errors of single connections since the last that was accepted.
     let mut single_errors = 0;
+    let mut queued = 0;
     loop {
         let next = poll_fn(|cx| {
             if acceptor.stop.poll(cx).is_ready() {
-                return Poll::Ready(None);
+                // The event loop may not know yet of the connections that came last.
+                queued += 1;
+                let accepted = acceptor.accept_now();
+                let is_over = is_empty(&accepted) || queued > acceptor.most_queued();
+                return Poll::Ready(Some(accepted).filter(|_| !is_over));
             }
             let polled = acceptor.poll_accept();
             if polled.is_pending() {
@@ -105,7 +115,7 @@ pub(super) async fn listen(acceptor: Rc<Acceptor>, tasks: TaskTracker) {
             }
             None => {
                 failures.clear(&service.intake);
-                return accept_queued(&acceptor, &service, &tasks);
+                return;
             }
             Some(Err(e)) if is_about_one_connection(&e) && single_errors < MAX_SINGLE_ERRORS => {
                 single_errors += 1;
@@ -118,15 +128,9 @@ pub(super) async fn listen(acceptor: Rc<Acceptor>, tasks: TaskTracker) {
     }
 }
 
-/// Asks the kernel: the event loop may not know yet of the connections that came last.
-fn accept_queued(acceptor: &Acceptor, service: &Arc<Service>, tasks: &TaskTracker) {
-    for _ in 0..=service.plan.backlog {
-        match acceptor.accept_now() {
-            Ok((stream, client)) => admit(stream, client, acceptor.port, service, tasks),
-            Err(e) if is_about_one_connection(&e) => {}
-            Err(_) => break,
-        }
-    }
+/// Whether there was no connection in the queue.
+fn is_empty<T>(accepted: &io::Result<T>) -> bool {
+    matches!(accepted, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Returns how long to wait before the next accept.
@@ -195,6 +199,8 @@ pub(super) struct Acceptor {
     /// socket.
     port: Option<u16>,
     kind: Kind,
+    /// See [`Self::refuse`].
+    refuses: Cell<bool>,
     /// Declared last: it is given back after the socket has been closed.
     _open: TaskTrackerToken,
 }
@@ -223,6 +229,7 @@ impl Acceptor {
             stop: StopSignal::default(),
             port,
             kind,
+            refuses: Cell::new(false),
             _open: open,
         };
         (acceptor, alive)
@@ -245,6 +252,31 @@ impl Acceptor {
         self.service.replace(service);
     }
 
+    /// No connection begins from now on; a client that tries it repeats that after a second. Those
+    /// that are being established, or are in the queue, can be accepted.
+    pub(super) fn refuse(&self) {
+        let refused = match self.kind {
+            Kind::Tcp => handshakes::refuse(&self.socket),
+            Kind::Unix => rustix::net::shutdown(&self.socket, Shutdown::Read).map_err(Into::into),
+        };
+        if let Err(error) = refused {
+            let service = self.service.borrow();
+            let listener = &service.plan.name;
+            tracing::warn!(listener, %error, "clients that connect now may be reset");
+        } else {
+            self.refuses.set(true);
+        }
+    }
+
+    /// How many connections are accepted when accepting is to end: clients that come all the time
+    /// must not go on for ever.
+    fn most_queued(&self) -> u32 {
+        match self.refuses.get() {
+            true => MOST_QUEUED,
+            false => self.service.borrow().plan.backlog,
+        }
+    }
+
     fn poll_accept(&self) -> Poll<io::Result<(Stream, Client)>> {
         self.socket
             .poll_accept()
@@ -261,6 +293,10 @@ impl Acceptor {
         accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
     ) -> io::Result<(Stream, Client)> {
         let (socket, address) = accepted?;
+        if self.refuses.get() && self.kind == Kind::Tcp {
+            // It has inherited the filter.
+            handshakes::detach_filter(&socket);
+        }
         let client = match (self.kind, address) {
             (Kind::Unix, _) => Client::Unix,
             (Kind::Tcp, Some(address)) => Client::Ip(address),

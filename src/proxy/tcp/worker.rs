@@ -16,6 +16,8 @@ pub enum Order {
     Listen(Box<Binding>),
     /// Serves the sessions that this socket accepts from now on by another service.
     Update(SocketId, Arc<Service>),
+    /// Lets no more connections to this socket begin. Those that have begun are accepted.
+    Refuse(SocketId),
     /// Accepts what is in the queue of this socket, then closes it.
     Close(SocketId),
     /// Drops the token, which confirms that the orders before this one were executed.
@@ -61,12 +63,18 @@ impl Listeners {
                     acceptor.set_service(service);
                 }
             }
+            Order::Refuse(id) => {
+                if let Some(acceptor) = self.acceptors.get(&id) {
+                    acceptor.refuse();
+                }
+            }
             Order::Close(id) => {
                 if let Some(acceptor) = self.acceptors.remove(&id) {
                     acceptor.stop.set();
                 }
             }
             Order::Confirm(token) => drop(token),
+            // Without refusing clients: another process may go on with these sockets.
             Order::Drain => self.acceptors.drain().for_each(|(_, a)| a.stop.set()),
         }
     }

@@ -77,6 +77,15 @@ impl Pool {
         configured.map_or_else(Vec::new, |c| c.addresses.clone())
     }
 
+    /// The addresses of all configured backends that have any.
+    pub fn resolved(&self) -> Vec<(String, Vec<Addr>)> {
+        let inner = self.lock();
+        let known = inner.configured.iter().filter(|c| !c.addresses.is_empty());
+        known
+            .map(|c| (c.plan.text.clone(), c.addresses.clone()))
+            .collect()
+    }
+
     /// A new answer from the resolver for a configured backend. Addresses that stay keep their
     /// failures and sessions, and so do those that come back while either is still there: some
     /// resolvers name a part of the addresses at a time. Returns whether anything has changed.

@@ -143,10 +143,20 @@ impl Tembuku {
     /// start. It must have an admin socket `{dir}/admin.sock`.
     #[track_caller]
     pub(crate) fn reload(&self, config: &str) {
-        write_config(&self.dir, self.admin, config);
-        let socket = self.dir.file("admin.sock");
-        let output = cli(&["reload", "--socket", socket.to_str().unwrap()]);
+        let output = self.try_reload(config);
         assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+    }
+
+    /// The same, of a configuration that may be refused.
+    pub(crate) fn try_reload(&self, config: &str) -> Output {
+        self.write(config);
+        let socket = self.dir.file("admin.sock");
+        cli(&["reload", "--socket", socket.to_str().unwrap()])
+    }
+
+    /// Writes the file that the next reload reads.
+    pub(crate) fn write(&self, config: &str) {
+        write_config(&self.dir, self.admin, config);
     }
 
     #[track_caller]
