@@ -19,7 +19,7 @@ mod stream;
 mod terminate;
 
 pub use crate::admin::format::{
-    OperatorSettings, availability, explain, load, reasons, sessions, size,
+    OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

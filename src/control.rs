@@ -70,6 +70,8 @@ pub struct View {
     /// Of `plan`, see [`config::hash`](crate::config::hash).
     pub hash: String,
     pub listeners: Vec<ListenerView>,
+    /// What listeners served with that are not in the plan any more, and had sessions.
+    removed_listeners: Vec<Arc<Service>>,
     pub(in crate::control) pools: Vec<Arc<Pool>>,
     /// Of the upstreams that have a check, by their names.
     checks: BTreeMap<String, Arc<Checks>>,
@@ -110,6 +112,12 @@ impl View {
             addresses.into_iter().map(of_backend)
         };
         self.pools.iter().flat_map(of).collect()
+    }
+
+    /// What removed listeners served with that have sessions.
+    pub fn removed_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let removed = self.removed_listeners.iter();
+        removed.filter(|service| service.metrics.active() > 0)
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {

@@ -31,6 +31,14 @@ pub fn availability(available: u64, total: usize, full: u64, queued: u64, held: 
     text
 }
 
+/// A listener that may be in the configuration no more.
+pub fn listener_name(name: &str, is_removed: bool) -> String {
+    match is_removed {
+        true => format!("{name} (removed)"),
+        false => name.to_owned(),
+    }
+}
+
 /// The sessions of a listener, and how many of them began under an older plan.
 pub fn sessions(all: u64, older: u64) -> String {
     match older {

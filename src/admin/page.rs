@@ -2,7 +2,9 @@
 
 use super::status;
 use crate::{
-    admin::format::{OperatorSettings, availability, explain, load, reasons, sessions, size},
+    admin::format::{
+        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+    },
     control::State,
 };
 use std::fmt::Write as _;
@@ -49,7 +51,7 @@ pub(super) fn render(state: &State) -> String {
             out,
             "<tr><td>{}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td \
              class=n>{}</tr>",
-            escape(&l.name),
+            escape(&listener_name(&l.name, l.removed)),
             l.protocol,
             escape(&l.addresses.join(", ")),
             escape(&l.upstream),

@@ -27,7 +27,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             last_success: last.last_success.map(seconds),
         }),
     };
-    for service in view.services() {
+    for service in view.services().chain(view.removed_services()) {
         figures.listeners.push(ListenerFigures {
             metrics: &service.metrics,
             is_udp: service.is_udp(),

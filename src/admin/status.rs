@@ -1,8 +1,11 @@
 //! The state of everything, as JSON.
 
 use crate::{
-    control::{ListenerView, State},
-    plan::reason::{DropReason, Shortage},
+    control::{State, View},
+    plan::{
+        Addr,
+        reason::{DropReason, Shortage},
+    },
     session::service::Service,
 };
 use serde::Serialize;
@@ -44,6 +47,8 @@ pub(super) struct Listener {
     pub(super) upstream: String,
     /// Flows, if it is a UDP listener.
     pub(super) connections: u64,
+    /// Whether it is not in the configuration any more, and has sessions.
+    pub(super) removed: bool,
     /// Those that began before the listener's or its upstream's configuration was last changed.
     pub(super) older_plan: u64,
     pub(super) max_connections: u64,
@@ -152,12 +157,22 @@ pub(super) fn of(state: &State) -> Status {
             flows: sessions.flows().count(),
             max_flows: sessions.flows().most(),
         },
-        listeners: view.listeners.iter().map(listener).collect(),
+        listeners: listeners(&view),
         upstreams: view.pools().filter_map(|pool| upstream(pool)).collect(),
     }
 }
 
-fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
+/// Those of the plan, then those that were removed and have sessions.
+fn listeners(view: &View) -> Vec<Listener> {
+    let listed = view.listeners.iter();
+    let listed = listed.map(|l| listener(&l.service, &l.addresses, false));
+    let removed = view.removed_services();
+    listed
+        .chain(removed.map(|service| listener(service, &[], true)))
+        .collect()
+}
+
+fn listener(service: &Service, addresses: &[Addr], removed: bool) -> Listener {
     let counts = &service.metrics.counts;
     Listener {
         name: service.plan.name.clone(),
@@ -165,6 +180,7 @@ fn listener(ListenerView { service, addresses }: &ListenerView) -> Listener {
         addresses: addresses.iter().map(ToString::to_string).collect(),
         upstream: service.plan.upstream.clone(),
         connections: service.metrics.active(),
+        removed,
         older_plan: service.sessions_of_older_plans(),
         max_connections: service.plan.max_connections,
         accepted: counts.sum(|c| &c.connections),

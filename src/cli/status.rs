@@ -6,7 +6,9 @@ use super::{
     table::{Row, table},
 };
 use crate::{
-    admin::{OperatorSettings, availability, explain, load, reasons, sessions, size},
+    admin::{
+        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+    },
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
 use clap::Args;
@@ -76,7 +78,7 @@ fn text(status: &response::Status) -> String {
     )];
     rows.extend(status.listeners.iter().map(|l| {
         Row::of(
-            [&l.name, &l.protocol, &l.upstream].map(|word| clean(word)),
+            [&listener_name(&l.name, l.removed), &l.protocol, &l.upstream].map(|word| clean(word)),
             [
                 sessions(l.connections, l.older_plan),
                 l.accepted.to_string(),
@@ -175,13 +177,13 @@ mod tests {
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
                 "config_hash": "0123456789abcdef" },
             "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
-                "upstream": "redis", "connections": 5, "older_plan": 2, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
+                "upstream": "redis", "connections": 5, "removed": false, "older_plan": 2, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7 },
                 { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
-                "connections": 20, "older_plan": 0, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000,
+                "connections": 20, "removed": false, "older_plan": 0, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000,
                 "received_datagrams": 1_000, "sent_datagrams": 980, "dropped_datagrams": 20,
                 "dropped_by_reason": { "late": 1, "no_backend": 19, "rejected": 0 } },
                 { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names",
-                "connections": 0, "older_plan": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
+                "connections": 0, "removed": false, "older_plan": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
                 "queued": 3, "held": 0, "backends": [

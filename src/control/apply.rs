@@ -5,6 +5,7 @@ mod datagrams;
 mod listener;
 mod listeners;
 mod removed;
+mod removed_listeners;
 mod store;
 mod streams;
 mod upstream;
@@ -35,6 +36,7 @@ use crate::{
 use datagrams::DatagramSockets;
 use listener::{ListenerRuntime, Sockets};
 use removed::RemovedUpstreams;
+use removed_listeners::RemovedListeners;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -70,6 +72,7 @@ pub(super) struct Runtime {
     tasks: TaskTracker,
     upstreams: BTreeMap<String, UpstreamRuntime>,
     removed: RemovedUpstreams,
+    removed_listeners: RemovedListeners,
     listeners: BTreeMap<String, ListenerRuntime>,
     /// UDP sockets of no listener any more, until their flows have ended, with the name of the
     /// listener that they had.
@@ -192,6 +195,7 @@ impl Runtime {
             tasks,
             upstreams: BTreeMap::new(),
             removed: RemovedUpstreams::default(),
+            removed_listeners: RemovedListeners::default(),
             listeners: BTreeMap::new(),
             closing: Vec::new(),
             own: Arc::new(udp::OwnAddresses::new([], is_local)),
@@ -219,12 +223,13 @@ impl Runtime {
             log_start(&self.plan, self.facts, &budget);
         }
         self.apply_upstreams(prepared.upstreams);
-        let closing = self.apply_listeners(bound, kept, &budget);
+        let (closing, gone) = self.apply_listeners(bound, kept, &budget);
         self.remove_from_store().await;
         self.accept_due(Instant::now());
         closing.close(&self.workers).await;
         self.workers.confirm().await;
         // Clients that were in the queues of removed listeners have picked by now.
+        self.add_removed_listeners(gone);
         self.remove_upstreams();
         Ok(changes)
     }
@@ -292,6 +297,7 @@ impl Runtime {
             listeners: listeners
                 .filter_map(|l| Some(self.listeners.get(&l.name)?.view()))
                 .collect(),
+            removed_listeners: self.removed_listeners.services(),
             pools: upstreams
                 .filter_map(|u| Some(Arc::clone(&self.upstreams.get(&u.name)?.pool)))
                 .chain(self.removed.pools())

@@ -63,6 +63,33 @@ impl From<&Upstream> for Actions {
     }
 }
 
+/// Terminates the sessions of a listener that was removed, now or later. Dropping what is returned
+/// cancels what has not been terminated by then.
+pub(super) fn terminate_of_listener(
+    listener: &str,
+    how: SessionAction,
+    sessions: &Arc<Sessions>,
+    pace: &Arc<Mutex<Pace>>,
+    stop: &CancellationToken,
+) -> Option<DropGuard> {
+    let wait = match how {
+        // A flow cannot move to another listener.
+        SessionAction::Keep | SessionAction::Move => return None,
+        SessionAction::Close => Duration::ZERO,
+        SessionAction::CloseAfter(wait) => wait,
+    };
+    let terminator = Terminator {
+        sessions: Arc::clone(sessions),
+        pace: Arc::clone(pace),
+    };
+    let (stop, listener) = (stop.child_token(), listener.to_owned());
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        tokio::time::sleep(wait).await;
+        terminator.terminate_all_of(&listener).await;
+    }));
+    Some(stop.drop_guard())
+}
+
 /// What started a termination. They are tracked separately: when one is cancelled, the others
 /// continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

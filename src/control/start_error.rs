@@ -2,7 +2,7 @@
 
 use crate::{
     config::text::shorten::shorten, control::bind::BindError, control::rights::NameError,
-    probe::CredentialsError, sys::datagram::MissingCall,
+    plan::Addr, probe::CredentialsError, sys::datagram::MissingCall,
 };
 use std::{error::Error, fmt, io, path::PathBuf};
 
@@ -61,6 +61,12 @@ pub enum StartError {
     },
     /// Of the file of a unix socket.
     Rights(io::Error),
+    /// A UDP listener is to have an address whose sockets another one has.
+    HeldByFlows {
+        listener: String,
+        addr: Addr,
+        owner: String,
+    },
     Bind(BindError),
     Thread(io::Error),
 }
@@ -91,6 +97,16 @@ impl fmt::Display for StartError {
                 f,
                 "{user}: this machine has no such network interface; `ip link` lists those that \
                  there are"
+            ),
+            Self::HeldByFlows {
+                listener,
+                addr,
+                owner,
+            } => write!(
+                f,
+                "listener {listener}: cannot listen on {addr}: the UDP listener {owner} has it, \
+                 and its flows stay with it; remove the address there first, and add it here when \
+                 they have ended"
             ),
             Self::Loop { listener, way } => {
                 write!(f, "listener {listener} is its own backend: {way}")
@@ -164,7 +180,10 @@ impl Error for StartErrors {}
 impl Error for StartError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::TooManyUdpListeners { .. } | Self::NoInterface { .. } | Self::Loop { .. } => None,
+            Self::TooManyUdpListeners { .. }
+            | Self::NoInterface { .. }
+            | Self::Loop { .. }
+            | Self::HeldByFlows { .. } => None,
             Self::MissingCall(call) => Some(&call.error),
             Self::AccessLog { source, .. }
             | Self::ReadyFile { source, .. }

@@ -66,6 +66,8 @@ words! {
         /// Its backend left the configuration, or the address left the backend's name, and
         /// `on_removed` terminates its sessions.
         BackendRemoved = "backend_removed",
+        /// Its listener left the configuration, and `on_removed` terminates its sessions.
+        ListenerRemoved = "listener_removed",
         /// The host of its backend, or a router, reported it as unreachable (a flow).
         BackendRefused = "backend_refused",
         /// A flow that was idle for too long while its backend owed replies.
@@ -273,6 +275,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::Killed
             | Self::Rebalanced => true,
         }
@@ -315,6 +318,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::Killed
             | Self::Rebalanced => Cut::MidStream,
             Self::IdleTimeout
@@ -355,6 +359,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted
@@ -387,6 +392,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted
@@ -420,6 +426,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::ResponseTimeout
             | Self::Evicted
             | Self::Killed
@@ -452,6 +459,7 @@ impl CloseReason {
             | Self::Recovered
             | Self::BackendDrained
             | Self::BackendRemoved
+            | Self::ListenerRemoved
             | Self::BackendRefused
             | Self::ResponseTimeout
             | Self::Evicted

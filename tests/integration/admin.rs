@@ -272,6 +272,7 @@ fn datagrams_are_counted_where_there_are_any() {
         "drained",
         "idle_timeout",
         "lagging",
+        "listener_removed",
         "no_backend",
         "ok",
         "recovered",

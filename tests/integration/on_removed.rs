@@ -187,6 +187,45 @@ fn sessions_of_a_removed_upstream_end_by_its_last_plan() {
     }
 }
 
+/// Its upstream stays.
+#[test]
+fn sessions_of_a_removed_listener_end_by_its_upstream() {
+    for (keys, closes) in [("", false), ("on_removed = \"close\"", true)] {
+        let setup = setup(keys);
+        let mut sessions = setup.sessions(2);
+        let both = config(setup.front, keys, &[setup.servers[0].addr]);
+        let addr = ports::free_addr();
+        let other = format!("[listeners.other]\nbind = \"{addr}\"\nupstream = \"back\"\n");
+        let text = format!(
+            "[listeners.front]\nbind = \"{}\"\nupstream = \"back\"\n",
+            setup.front
+        );
+        let without = both.replace(&text, &other);
+        assert_ne!(both, without);
+        setup.tembuku.reload(&without);
+        assert_eq!(ask_many(addr, 1), ["b1"]);
+        let front = [("listener", "front")];
+        let count = |name: &str| setup.tembuku.metric(name, &front);
+        let shown = || setup.tembuku.get("/").body.contains("front (removed)");
+        if closes {
+            assert_reset(&mut sessions);
+            let closed = || setup.tembuku.get("/metrics").body;
+            wait_until("it is not shown any more", secs(10), || {
+                !closed().contains("listener=\"front\"") && !shown()
+            });
+            continue;
+        }
+        assert!(shown());
+        echo(&mut sessions[0], "still here").unwrap();
+        assert_eq!(count("listener_active_connections"), 2.0);
+        // Back, it has the counters of before.
+        setup.tembuku.reload(&both);
+        assert!(!shown());
+        sessions.extend(setup.sessions(1));
+        assert_eq!(count("listener_connections_total"), 3.0);
+    }
+}
+
 #[test]
 fn flows_move_from_a_removed_backend_or_stay_or_end() {
     for (keys, after) in [

@@ -46,17 +46,22 @@ enum Release {
 }
 
 impl ListenerRuntime {
-    /// A listener that does not accept yet.
+    /// A listener that does not accept yet. `removed`: what the listener of its name served with
+    /// that was removed before, if that has sessions.
     pub(super) fn new(
         plan: plan::Listener,
         upstream: &UpstreamRuntime,
         sockets: Sockets,
+        removed: Option<&Service>,
         runtime: &Runtime,
     ) -> Self {
         let now = Instant::now();
         let service = Arc::new(Service {
-            metrics: runtime.exporter.listener(&plan.name),
-            per_source: Arc::default(),
+            metrics: removed.map_or_else(
+                || runtime.exporter.listener(&plan.name),
+                |removed| Arc::clone(&removed.metrics),
+            ),
+            per_source: removed.map_or_else(Arc::default, |s| Arc::clone(&s.per_source)),
             origin: service::origin(&plan, &upstream.pool),
             plan,
             pool: Arc::clone(&upstream.pool),

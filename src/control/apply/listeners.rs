@@ -16,6 +16,7 @@ use crate::{
     },
     plan::{Addr, Listener, Plan, Protocol},
     proxy::udp::{self, ListenerId, OwnAddresses},
+    session::service::Service,
     sys::blocking,
 };
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -90,15 +91,22 @@ impl Runtime {
         let mut missing = streams.missing;
         let assigned = self.assign_datagrams(plan);
         let mut kept: BTreeMap<String, Vec<Kept>> = BTreeMap::new();
+        let mut held = Vec::new();
         for listener in of_kind(plan, true) {
             let sockets = assigned.get(&listener.name).copied();
             for addr in addrs(&listener) {
                 let keep = async { sockets?.keep(addr).await };
                 match keep.await {
                     Some(address) => kept.entry(listener.name.clone()).or_default().push(address),
-                    None => missing.push((listener.name.clone(), addr.clone())),
+                    None => {
+                        held.extend(self.held_by_flows(&listener.name, addr));
+                        missing.push((listener.name.clone(), addr.clone()));
+                    }
                 }
             }
+        }
+        if !held.is_empty() {
+            return Err(StartErrors(held));
         }
         let requests = missing.into_iter().filter_map(|(name, addr)| {
             let mut listeners = prepared.listeners.iter();
@@ -114,6 +122,32 @@ impl Runtime {
             .map_err(|errors| StartErrors(errors.into_iter().map(StartError::Bind).collect()))?;
         self.change_rights(prepared).await?;
         Ok((bound, kept))
+    }
+
+    /// Whether UDP sockets of this process are in the way of a listener that is to have this
+    /// address.
+    fn held_by_flows(&self, listener: &str, addr: &Addr) -> Option<StartError> {
+        let mut datagrams = self.datagram_sockets();
+        let is_in_the_way = |sockets: &DatagramSockets| !is_any_port(addr) && sockets.has(addr);
+        let (owner, _) = datagrams.find(|(_, sockets)| is_in_the_way(sockets))?;
+        Some(StartError::HeldByFlows {
+            listener: listener.to_owned(),
+            addr: addr.clone(),
+            owner: owner.clone(),
+        })
+    }
+
+    /// All UDP sockets, with the names of the listeners that have, or had, them.
+    fn datagram_sockets(&self) -> impl Iterator<Item = (&String, &DatagramSockets)> {
+        let listeners = self
+            .listeners
+            .iter()
+            .filter_map(|(name, l)| match &l.sockets {
+                Sockets::Datagrams(sockets) => Some((name, sockets)),
+                Sockets::Streams(_) => None,
+            });
+        let closing = self.closing.iter().map(|(name, sockets)| (name, sockets));
+        listeners.chain(closing)
     }
 
     /// The configured addresses of the TCP sockets, with the names of their listeners.
@@ -198,13 +232,14 @@ impl Runtime {
         assigned
     }
 
-    /// Creates, updates and removes listeners. The sockets that are returned are to be closed.
+    /// Creates, updates and removes listeners. Returns the sockets that are to be closed, and
+    /// what removed listeners served with.
     pub(super) fn apply_listeners(
         &mut self,
         bound: Bound,
         kept: BTreeMap<String, Vec<Kept>>,
         budget: &Budget,
-    ) -> ClosingStreams {
+    ) -> (ClosingStreams, Vec<Arc<Service>>) {
         let assigned = self.assign_datagrams(&self.plan);
         let assigned: BTreeMap<ListenerId, String> = assigned
             .into_iter()
@@ -247,7 +282,10 @@ impl Runtime {
             let sockets = sockets.take(&plan);
             let listener = match before.remove(&name) {
                 Some(before) => before.update(plan, upstream, sockets, self),
-                None => ListenerRuntime::new(plan, upstream, sockets, self),
+                None => {
+                    let removed = self.removed_listeners.take(&name);
+                    ListenerRuntime::new(plan, upstream, sockets, removed.as_deref(), self)
+                }
             };
             self.listeners.insert(name, listener);
         }
@@ -259,7 +297,9 @@ impl Runtime {
             listener.service.log_rest();
         }
         self.close_datagrams(&before);
-        self.take_closing_streams(streams.unused, &before)
+        let closing = self.take_closing_streams(streams.unused, &before);
+        let gone = before.into_values().map(|listener| listener.service);
+        (closing, gone.collect())
     }
 
     /// Begins to close the UDP sockets of listeners that are gone.

@@ -103,7 +103,7 @@ impl StreamSocket {
 
     /// Ends accepting once the queues are empty. Wait for what is returned until the sockets are
     /// closed.
-    fn close(self, workers: &Workers) -> impl Future<Output = ()> + use<> {
+    pub(super) fn close(self, workers: &Workers) -> impl Future<Output = ()> + use<> {
         for worker in &workers.connections {
             worker.send(Order::Close(self.id));
         }

@@ -248,6 +248,7 @@ mod tests {
             hash: config::hash(&plan_before),
             plan: plan_before,
             listeners: Vec::new(),
+            removed_listeners: Vec::new(),
             pools: Vec::new(),
             checks: BTreeMap::new(),
             pulses: Vec::new(),

@@ -313,6 +313,7 @@ fn unserved_message(reason: CloseReason) -> Option<&'static str> {
         | CloseReason::Recovered
         | CloseReason::BackendDrained
         | CloseReason::BackendRemoved
+        | CloseReason::ListenerRemoved
         | CloseReason::BackendRefused
         | CloseReason::ResponseTimeout
         | CloseReason::Evicted

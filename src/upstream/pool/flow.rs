@@ -78,6 +78,7 @@ impl FlowsMove {
             | CloseReason::Drained
             | CloseReason::UntrustedHeader
             | CloseReason::Recovered
+            | CloseReason::ListenerRemoved
             | CloseReason::ResponseTimeout
             | CloseReason::Evicted
             | CloseReason::Killed
