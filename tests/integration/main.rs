@@ -90,6 +90,7 @@ mod relay_edges;
 mod relay_many;
 mod relay_turns;
 mod reload;
+mod reload_load;
 mod resolve;
 mod resolve_slow;
 mod schema;
