@@ -240,16 +240,18 @@ impl Acceptor {
     }
 
     pub(super) fn set_service(&self, service: Arc<Service>) {
-        let plan = &service.plan;
-        match self.kind {
-            Kind::Tcp => set_options(&self.socket, &plan.socket),
-            Kind::Unix => {}
+        let before = self.service.replace(Arc::clone(&service));
+        let (plan, before) = (&service.plan, &before.plan);
+        // A reload may change many listeners, while sessions wait.
+        if self.kind == Kind::Tcp && plan.socket != before.socket {
+            set_options(&self.socket, &plan.socket);
         }
         let backlog = i32::try_from(plan.backlog).unwrap_or(i32::MAX);
-        if let Err(error) = rustix::net::listen(&self.socket, backlog) {
+        if plan.backlog != before.backlog
+            && let Err(error) = rustix::net::listen(&self.socket, backlog)
+        {
             tracing::warn!(listener = %plan.name, %error, "cannot change the backlog");
         }
-        self.service.replace(service);
     }
 
     /// No connection begins from now on; a client that tries it repeats that after a second. Those
