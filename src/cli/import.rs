@@ -1,6 +1,7 @@
 //! `tembuku import`: the configuration of another program as one of this program.
 
 mod document;
+mod haproxy;
 mod nginx;
 
 use super::{complain, say};
@@ -29,6 +30,8 @@ pub(super) struct Import {
 enum From {
     /// The `stream` block, or an `http` block with `upstream` and `proxy_pass`; includes are read
     Nginx(Input),
+    /// The `frontend`, `backend` and `listen` sections of `mode tcp`
+    Haproxy(Input),
 }
 
 #[derive(Debug, Args)]
@@ -40,13 +43,17 @@ struct Input {
     strict: bool,
 }
 
+/// From a text and the name of its file. An error is a whole message.
+type Convert = fn(&str, &str) -> Result<Document, String>;
+
 /// The configuration goes to standard output, the lists go to standard error.
 pub(super) fn run(arguments: &Import) -> ExitCode {
-    let From::Nginx(input) = &arguments.from;
-    let result = read(&input.file).and_then(|text| {
-        let name = input.file.display().to_string();
-        nginx::import(&text, &name)
-    });
+    let (input, convert): (_, Convert) = match &arguments.from {
+        From::Nginx(input) => (input, nginx::import),
+        From::Haproxy(input) => (input, haproxy::import),
+    };
+    let name = input.file.display().to_string();
+    let result = read(&input.file).and_then(|text| convert(&text, &name));
     match result.and_then(|document| write(&document)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,

@@ -56,6 +56,7 @@ mod half_close;
 mod hanging_files;
 mod harness_itself;
 mod hash_nginx;
+mod import_haproxy;
 mod import_nginx;
 mod interfaces;
 mod ip_hash_nginx;

@@ -143,6 +143,17 @@ impl Document {
     }
 }
 
+/// A duration in the largest unit that leaves a whole number.
+pub(super) fn duration(milliseconds: u64) -> String {
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    let fits = |(_, size): &&(&str, u64)| milliseconds > 0 && milliseconds.is_multiple_of(*size);
+    match units.iter().find(fits) {
+        Some((unit, size)) => format!("{}{unit}", milliseconds / size),
+        None if milliseconds == 0 => "0s".to_owned(),
+        None => format!("{milliseconds}ms"),
+    }
+}
+
 /// The header of a table with a name.
 pub(super) fn header(kind: &str, name: &str) -> String {
     format!("[{kind}.{}]", key(name))

@@ -1,5 +1,6 @@
 //! Values of nginx as values of tembuku.
 
+use super::super::document::duration;
 use std::net::Ipv4Addr;
 
 /// A time of nginx ("10", "1m30s", "500ms") as a duration; `None`: it is none.
@@ -31,17 +32,6 @@ pub(super) fn time(text: &str) -> Option<String> {
         rest = after;
     }
     (!text.is_empty()).then(|| duration(milliseconds))
-}
-
-/// In the largest unit that leaves a whole number.
-pub(in super::super) fn duration(milliseconds: u64) -> String {
-    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-    let fits = |(_, size): &&(&str, u64)| milliseconds > 0 && milliseconds.is_multiple_of(*size);
-    match units.iter().find(fits) {
-        Some((unit, size)) => format!("{}{unit}", milliseconds / size),
-        None if milliseconds == 0 => "0s".to_owned(),
-        None => format!("{milliseconds}ms"),
-    }
 }
 
 /// Milliseconds of what [`time`] gives.

@@ -1,0 +1,255 @@
+//! `backend` and `listen` sections as sections of upstreams.
+
+use super::{
+    super::document::{List, Place, Section, header},
+    Import, check,
+    server::Server,
+    syntax::{Block, Line, time},
+};
+use crate::config::text::quote::quoted;
+
+/// Whether a line of a `listen` section belongs to its upstream.
+pub(super) fn knows(line: &Line) -> bool {
+    let words = [
+        "balance",
+        "hash-type",
+        "hash-balance-factor",
+        "stick",
+        "stick-table",
+        "server",
+        "server-template",
+        "default-server",
+        "tcp-check",
+        "http-check",
+    ];
+    let options = [
+        "allbackups",
+        "external-check",
+        "httpchk",
+        "log-health-checks",
+        "mysql-check",
+        "pgsql-check",
+        "redis-check",
+        "redispatch",
+        "tcp-check",
+    ];
+    words.contains(&line.word(0)) || (line.word(0) == "option" && options.contains(&line.word(1)))
+}
+
+impl Import<'_> {
+    /// The name of the section, which is made if it is not there yet.
+    pub(super) fn backend(&mut self, block: &Block) -> Result<String, (Place, String)> {
+        let fail = |place: &Place, why: &str| Err((place.clone(), why.to_owned()));
+        if let Some(name) = self.made.get(&block.name) {
+            return Ok(name.clone());
+        }
+        if let Some(mode) = block.last("mode").filter(|line| line.word(1) != "tcp") {
+            return fail(&mode.place, "its backend is of `mode http`");
+        }
+        let servers = self.servers(block);
+        if servers.is_empty() {
+            return fail(&block.place, "there is no server");
+        }
+        if let Some(server) = servers.iter().find(|server| server.get("ssl").is_some()) {
+            return fail(&server.place, "TLS to backends is not supported");
+        }
+        let name = self.document.name("upstreams", &block.name);
+        let mut section = Section::new(header("upstreams", &name), &block.place);
+        self.balance(&mut section, block);
+        let backends = servers.iter().map(|server| self.server(server)).collect();
+        section.set_list("backends", backends);
+        for (parameter, version) in [("send-proxy", "v1"), ("send-proxy-v2", "v2")] {
+            if let Some(server) = servers.iter().find(|s| s.get(parameter).is_some()) {
+                section.set("send_proxy", quoted(version), &server.place);
+                if servers.iter().any(|s| s.get(parameter).is_none()) {
+                    let text = "`send-proxy` holds for all backends of an upstream";
+                    self.note(List::Differs, &server.place, text);
+                }
+                break;
+            }
+        }
+        let checked = servers.iter().find(|server| server.is_checked());
+        if let Some(server) = checked {
+            if server.get("on-marked-down") == Some("shutdown-sessions") {
+                section.set("on_down", quoted("close"), &server.place);
+            }
+            let has_backups = servers.iter().any(|server| server.get("backup").is_some());
+            let closes = |s: &&Server| s.get("on-marked-up") == Some("shutdown-backup-sessions");
+            if let Some(server) = servers.iter().find(closes).filter(|_| has_backups) {
+                section.set("on_recover", quoted("close"), &server.place);
+            }
+        }
+        self.document.sections.push(section);
+        if let Some(server) = checked {
+            let section = check::section(self, block, &name, server);
+            self.document.sections.push(section);
+            if let Some(other) = servers.iter().find(|server| !server.is_checked()) {
+                let text = "a check is for all backends of an upstream";
+                self.note(List::Differs, &other.place, text);
+            }
+        }
+        self.upstream_notes(block, &servers);
+        self.made.insert(block.name.clone(), name.clone());
+        Ok(name)
+    }
+
+    fn servers(&mut self, block: &Block) -> Vec<Server> {
+        let mut defaults = Vec::new();
+        let mut servers: Vec<Server> = Vec::new();
+        for line in block.defaults.iter().chain(&block.lines) {
+            let (address, own) = match line.word(0) {
+                "default-server" => {
+                    defaults.extend_from_slice(&line.words[1..]);
+                    self.carried(line);
+                    continue;
+                }
+                "server" => (line.word(2), 3),
+                "server-template" => (line.word(3), 4),
+                _ => continue,
+            };
+            let address = address
+                .trim_start_matches("ipv4@")
+                .trim_start_matches("ipv6@")
+                .trim_start_matches("unix@");
+            let address = match address.starts_with('/') {
+                true => format!("unix:{address}"),
+                false => address.to_owned(),
+            };
+            let port = address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>());
+            if !address.starts_with("unix:") && !matches!(port, Some(Ok(1..))) {
+                self.lost(line, "there is no port in it");
+                continue;
+            }
+            if servers.iter().any(|server| server.address == address) {
+                self.lost(line, "the same server is there already: give it a `weight`");
+                continue;
+            }
+            servers.push(Server::read(&address, line, own, &defaults));
+            self.carried(line);
+        }
+        servers
+    }
+
+    fn server(&mut self, server: &Server) -> (String, Place) {
+        let mut fields = vec![format!("address = {}", quoted(&server.address))];
+        for (name, value) in &server.parameters {
+            let field = match name.as_str() {
+                "weight" => format!("weight = {value}"),
+                "maxconn" => format!("max_connections = {value}"),
+                "backup" => "backup = true".to_owned(),
+                "disabled" => "down = true".to_owned(),
+                "error-limit" => format!("max_fails = {value}"),
+                "slowstart" => match time(value) {
+                    Some(time) => format!("slow_start = {}", quoted(&time)),
+                    None => continue,
+                },
+                // Of the check, of the upstream, or what is always so.
+                "check" | "no-check" | "inter" | "fastinter" | "downinter" | "rise" | "fall"
+                | "port" | "addr" | "observe" | "on-error" | "on-marked-down" | "on-marked-up"
+                | "check-ssl" | "check-sni" | "verify" | "ca-file" | "init-addr" | "resolvers"
+                | "resolve-prefer" | "send-proxy" | "send-proxy-v2" | "check-send-proxy" | "id"
+                | "enabled" | "none" | "required" | "stick" | "non-stick" => continue,
+                _ => {
+                    let text = format!("`{name}` of a server has no counterpart");
+                    self.note(List::Lost, &server.place, &text);
+                    continue;
+                }
+            };
+            fields.push(field);
+        }
+        let text = match fields.len() {
+            1 => quoted(&server.address),
+            _ => format!("{{ {} }}", fields.join(", ")),
+        };
+        (text, server.place.clone())
+    }
+
+    fn balance(&mut self, section: &mut Section, block: &Block) {
+        let sticky = block
+            .lines
+            .iter()
+            .find(|l| l.word(0) == "stick" && l.text().contains("src"));
+        let hash_type = block.last("hash-type");
+        let consistent = hash_type.is_some_and(|line| line.word(1) == "consistent");
+        let line = sticky.or(block.last("balance"));
+        let Some(line) = line else {
+            return;
+        };
+        let algorithm = line.word(1).split('(').next().unwrap_or_default();
+        let policy = match (line.word(0), algorithm) {
+            ("stick", _) => {
+                self.differs(line, "a hash: a new server moves some clients");
+                "consistent_hash"
+            }
+            (_, "roundrobin" | "static-rr") => {
+                self.carried(line);
+                return;
+            }
+            (_, "leastconn") => "least_conn",
+            (_, "first") => "first",
+            (_, "random") => "random_two",
+            (_, "source") => {
+                self.differs(line, "other picks than those of HAProxy");
+                if consistent {
+                    "consistent_hash"
+                } else {
+                    "hash"
+                }
+            }
+            _ => {
+                self.lost(line, "round_robin takes its place");
+                return;
+            }
+        };
+        section.set("balance", quoted(policy), &line.place);
+        let factor = block
+            .last("hash-balance-factor")
+            .filter(|_| policy == "consistent_hash");
+        if let Some(factor) = factor.filter(|line| line.word(1) != "0") {
+            section.set("hash_balance_factor", factor.word(1), &factor.place);
+        }
+        if !["stick", "source"].contains(&line.word(0)) && algorithm != "source" {
+            self.carried(line);
+        }
+    }
+
+    /// What else a user of HAProxy would expect.
+    fn upstream_notes(&mut self, block: &Block, servers: &[Server]) {
+        let backups = servers
+            .iter()
+            .filter(|server| server.get("backup").is_some());
+        if backups.count() > 1 && block.last("option allbackups").is_none() {
+            let text = "all backups serve together, as with `option allbackups`";
+            self.note(List::Differs, &block.place, text);
+        }
+        if let Some(server) = servers
+            .iter()
+            .find(|server| server.get("maxconn").is_some())
+        {
+            let text = "`maxconn` of a server: sessions do not wait, another backend is taken";
+            self.note(List::Differs, &server.place, text);
+        }
+        if servers.iter().all(|server| server.get("observe").is_none()) {
+            let text = "failed connects take a backend out for 10s, as `observe layer4` would; \
+                        max_fails = 0 turns it off";
+            self.note(List::Differs, &block.place, text);
+        }
+        let lines = block.lines.iter().filter(|_| block.kind == "backend");
+        for line in lines {
+            match (line.word(0), line.word(1)) {
+                ("mode" | "timeout" | "retries" | "description", _) => {}
+                ("log", _) | ("option", "tcplog") => {
+                    self.differs(line, "write [log] access = PATH for an access log");
+                }
+                ("option", "tcpka" | "srvtcpka" | "splice-auto") => {
+                    self.harmless(line, "always on")
+                }
+                ("no", _) => self.harmless(line, "it is off"),
+                _ if knows(line) => {}
+                _ => self.lost(line, "no counterpart"),
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The text of a HAProxy configuration: words, lines and sections.
+
+use super::super::document::{Place, duration};
+use std::rc::Rc;
+
+/// A line of a section.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub(super) words: Vec<String>,
+    pub(super) place: Place,
+}
+
+impl Line {
+    pub(super) fn word(&self, n: usize) -> &str {
+        self.words.get(n).map_or("", String::as_str)
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.words.join(" ")
+    }
+
+    /// What one line of a section overrides of another: `timeout client` and `option tcpka` are
+    /// two things each.
+    pub(super) fn key(&self) -> String {
+        match self.word(0) {
+            "timeout" | "option" | "stats" => format!("{} {}", self.word(0), self.word(1)),
+            "no" => self.words[1..].join(" "),
+            word => word.to_owned(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    /// `frontend`, `backend`, `listen`, `global`, `defaults` or another.
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) place: Place,
+    pub(super) lines: Vec<Line>,
+    /// The lines of the `defaults` that hold for it.
+    pub(super) defaults: Vec<Line>,
+}
+
+impl Block {
+    /// The last line of this key, here or in the defaults; `no option` is none.
+    pub(super) fn last(&self, key: &str) -> Option<&Line> {
+        let own = |lines: &'_ [Line]| lines.iter().rposition(|line| line.key() == key);
+        let found = match (own(&self.lines), own(&self.defaults)) {
+            (Some(n), _) => &self.lines[n],
+            (None, Some(n)) => &self.defaults[n],
+            (None, None) => return None,
+        };
+        (found.word(0) != "no").then_some(found)
+    }
+}
+
+/// A section begins with one of these words.
+const KINDS: [&str; 17] = [
+    "acme",
+    "backend",
+    "cache",
+    "crt-store",
+    "defaults",
+    "fcgi-app",
+    "frontend",
+    "global",
+    "http-errors",
+    "listen",
+    "log-forward",
+    "mailers",
+    "peers",
+    "program",
+    "resolvers",
+    "ring",
+    "userlist",
+];
+
+/// The sections of a file. An error is a whole message.
+pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
+    let file: Rc<str> = origin.into();
+    let mut blocks: Vec<Block> = Vec::new();
+    // Each with its name.
+    let mut defaults: Vec<(String, Vec<Line>)> = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        let place = Place {
+            file: file.clone(),
+            line: n + 1,
+        };
+        let words = words(line).map_err(|why| format!("{place}: {why}"))?;
+        let Some(first) = words.first().cloned() else {
+            continue;
+        };
+        if KINDS.contains(&first.as_str()) && !line.starts_with([' ', '\t']) {
+            if let Some(block) = blocks.pop_if(|block| block.kind == "defaults") {
+                defaults.push((block.name, block.lines));
+            }
+            let from = words.iter().position(|word| word == "from");
+            let name = from.and_then(|n| words.get(n + 1));
+            let found = match name {
+                Some(name) => defaults.iter().rfind(|(known, _)| known == name),
+                None => defaults.last(),
+            };
+            let inherited = match first.as_str() {
+                "frontend" | "backend" | "listen" | "defaults" if name.is_some() => found,
+                "frontend" | "backend" | "listen" => found,
+                _ => None,
+            };
+            let inherited = inherited
+                .map(|(_, lines)| lines.clone())
+                .unwrap_or_default();
+            let (lines, defaults) = match first == "defaults" {
+                true => (inherited, Vec::new()),
+                false => (Vec::new(), inherited),
+            };
+            let name = words.get(1).cloned().unwrap_or_default();
+            blocks.push(Block {
+                kind: first,
+                name,
+                place,
+                lines,
+                defaults,
+            });
+        } else if let Some(block) = blocks.last_mut() {
+            block.lines.push(Line { words, place });
+        } else {
+            return Err(format!(
+                "{place}: `{first}` stands before the first section"
+            ));
+        }
+    }
+    Ok(blocks)
+}
+
+/// The words of a line, without its comment.
+fn words(line: &str) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', None | Some('"')) => {
+                let word = word.get_or_insert_default();
+                match chars.next() {
+                    Some('r') => word.push('\r'),
+                    Some('n') => word.push('\n'),
+                    Some('t') => word.push('\t'),
+                    other => word.extend(other),
+                }
+            }
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (c, Some(end)) if c == end => quote = None,
+            ('#', None) => break,
+            (c, None) if c.is_whitespace() => words.extend(word.take()),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    match quote {
+        None => Ok(words),
+        Some(_) => Err("a quote is not closed"),
+    }
+}
+
+/// A time of HAProxy as a duration.
+pub(super) fn time(text: &str) -> Option<String> {
+    milliseconds(text).map(duration)
+}
+
+/// A number alone is of milliseconds.
+pub(super) fn milliseconds(text: &str) -> Option<u64> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "us" => number.checked_div(1_000),
+        "" | "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        "d" => number.checked_mul(86_400_000),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_quotes() {
+        let words = |line| words(line).expect("words");
+        assert_eq!(words("  server a 1:2 # c"), ["server", "a", "1:2"]);
+        assert_eq!(
+            words("send \"a b\\\"\" 'c\\d' e\\ f\\#\\r"),
+            ["send", "a b\"", "c\\d", "e f#\r"]
+        );
+        assert_eq!(words("x ''"), ["x", ""]);
+        assert!(super::words("x \"a").is_err());
+    }
+
+    #[test]
+    fn defaults_hold_for_the_sections_after_them() {
+        let text = "defaults a\n timeout client 5s\nfrontend f\n bind :1\ndefaults b\n mode http\n\
+                    backend g\nbackend h from a\n no option x\n";
+        let blocks = read(text, "f").expect("valid");
+        assert_eq!(
+            blocks[0].last("timeout client").map(Line::text).as_deref(),
+            Some("timeout client 5s")
+        );
+        assert!(blocks[1].last("mode").is_some() && blocks[1].last("timeout client").is_none());
+        assert!(blocks[2].last("timeout client").is_some() && blocks[2].last("option x").is_none());
+        assert!(read("bind :1\n", "f").is_err());
+    }
+
+    #[test]
+    fn times() {
+        for (text, wanted) in [
+            ("500", Some("500ms")),
+            ("10s", Some("10s")),
+            ("1d", Some("24h")),
+            ("x", None),
+        ] {
+            assert_eq!(time(text).as_deref(), wanted);
+        }
+    }
+}
