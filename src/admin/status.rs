@@ -28,6 +28,8 @@ pub(super) struct Process {
     pub(super) started: String,
     pub(super) uptime_seconds: u64,
     pub(super) state: &'static str,
+    /// Of the node, by the operator: "ready" or "drain".
+    pub(super) admin_state: &'static str,
     pub(super) workers: usize,
     /// Of the effective configuration.
     pub(super) config_hash: String,
@@ -150,6 +152,7 @@ pub(super) fn of(state: &State) -> Status {
             } else {
                 "running"
             },
+            admin_state: state.node_admin_state().word(),
             workers: state.workers,
             config_hash: view.hash.clone(),
             connections: sessions.connections().count(),

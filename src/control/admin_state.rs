@@ -77,6 +77,9 @@ impl State {
 
     /// Warns of what an operator has set, since it ends with the process.
     pub(super) fn log_operator_settings(&self) {
+        if self.node_admin_state() != AdminState::Ready {
+            tracing::warn!("drain of the node ends with this process");
+        }
         let now = Instant::now();
         for pool in self.view().pools() {
             for backend in pool.snapshot(now) {

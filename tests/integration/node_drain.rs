@@ -189,6 +189,9 @@ fn the_operator_drains_the_node_and_clients_are_served() {
     // It outlives a reload.
     setup.reload_with("workers = 2", "workers = 2\ndrain_timeout = \"9s\"");
     assert_eq!(setup.tembuku.get(NODE).status, 503);
+    let status = setup.tembuku.get("/api/v1/status").body;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["process"]["admin_state"], "drain");
     let waited = setup.command(&["drain", "--node", "--wait", "--timeout", "300ms"]);
     assert_eq!(waited.status.code(), Some(1));
     let told = String::from_utf8(waited.stderr).unwrap();

@@ -2,7 +2,9 @@
 //! process that was killed by `status --node`.
 
 use crate::harness::{
-    http, millis,
+    http,
+    load::Load,
+    millis,
     netns::Netns,
     poll, ports,
     proc::{Proc, command},
@@ -19,15 +21,10 @@ use rustix::{
 };
 use std::{
     fs::{self, File},
-    io::Read,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     os::fd::AsFd,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 const EXAMPLE: &str = concat!(
@@ -167,81 +164,6 @@ fn start_tembuku(netns: &Netns, dir: &TempDir, config: &str) -> Proc {
     tembuku
 }
 
-/// Connects to the address again and again, and counts what becomes of it.
-struct Clients {
-    counts: Arc<Mutex<Counts>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    served: u64,
-    /// Connects that failed.
-    refused: u64,
-    /// Connected, and not served.
-    cut: u64,
-    /// The longest time from the beginning of a connect to the answer, or the failure.
-    longest: Duration,
-}
-
-impl Clients {
-    fn start(netns: &Netns, vip: SocketAddr) -> Clients {
-        let (counts, stop) = (
-            Arc::<Mutex<Counts>>::default(),
-            Arc::<AtomicBool>::default(),
-        );
-        let thread = within(netns, {
-            let (counts, stop) = (Arc::clone(&counts), Arc::clone(&stop));
-            move || {
-                while !stop.load(Relaxed) {
-                    let began = Instant::now();
-                    let connected = TcpStream::connect_timeout(&vip, secs(5));
-                    let served = connected.as_ref().ok().map(|mut stream| {
-                        stream.set_read_timeout(Some(secs(5))).unwrap();
-                        stream.read_exact(&mut [0; 2]).is_ok()
-                    });
-                    let mut counts = counts.lock().unwrap();
-                    match served {
-                        Some(true) => counts.served += 1,
-                        Some(false) => counts.cut += 1,
-                        None => counts.refused += 1,
-                    }
-                    counts.longest = counts.longest.max(began.elapsed());
-                    drop(counts);
-                    thread::sleep(millis(2));
-                }
-            }
-        });
-        Clients {
-            counts,
-            stop,
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until clients are served; what has become of them since the last call.
-    #[track_caller]
-    fn take(&self, what: &str) -> Counts {
-        let before = self.counts.lock().unwrap().served;
-        wait_until("clients are served", secs(20), || {
-            self.counts.lock().unwrap().served > before + 50
-        });
-        let counts = std::mem::take(&mut *self.counts.lock().unwrap());
-        println!("{what}: {counts:?}");
-        counts
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 #[test]
 fn the_address_moves_for_faults_of_a_node_and_not_for_those_of_a_backend() {
     let clients = Netns::new();
@@ -258,7 +180,7 @@ fn the_address_moves_for_faults_of_a_node_and_not_for_those_of_a_backend() {
     one.wait_vip();
     wait_until("one node has it", secs(10), || !two.has_vip());
     let vip = format!("{VIP}:{port}").parse().unwrap();
-    let load = Clients::start(&clients, vip);
+    let load = Load::start(vip, |run| within(&clients, run));
     let counts = load.take("nothing happens");
     assert_eq!((counts.refused, counts.cut), (0, 0));
 

@@ -4,6 +4,7 @@
 use crate::{
     control::{ListenerView, State},
     plan::Process,
+    upstream::pool::AdminState,
 };
 use std::{
     sync::atomic::Ordering::Relaxed,
@@ -84,6 +85,14 @@ impl State {
                 return DelayEnd::Successor;
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What the operator has set for the node: ready or drain.
+    pub fn node_admin_state(&self) -> AdminState {
+        match self.node.is_drained.load(Relaxed) {
+            true => AdminState::Drain,
+            false => AdminState::Ready,
         }
     }
 

@@ -4,6 +4,7 @@
 pub(crate) mod certs;
 pub(crate) mod dnsmasq;
 pub(crate) mod http;
+pub(crate) mod load;
 pub(crate) mod mariadb;
 pub(crate) mod metrics;
 pub(crate) mod mysql;
