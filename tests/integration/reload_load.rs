@@ -36,6 +36,8 @@ use std::{
 const RELOADS: usize = 100;
 /// Every so many-th file is not valid.
 const INVALID: usize = 10;
+/// Descriptors by which two counts of an idle process may differ.
+const FEW: usize = 3;
 
 struct Servers {
     web: [(Nginx, SocketAddr); 2],
@@ -419,7 +421,12 @@ fn nothing_is_lost_or_left_over_by_many_reloads_under_load() {
         assert_sums(&tembuku.metrics());
     }
     println!("descriptors and threads at rest: {rests:?}");
-    assert_eq!(rests[0], rests[1]);
+    let [(before, threads_before), (after, threads_after)] = rests[..] else {
+        panic!("two phases");
+    };
+    // What leaks would leak at each of the reloads; a connection of a check or a scrape may linger.
+    assert!(after <= before + FEW, "{rests:?}");
+    assert_eq!(threads_before, threads_after);
     let said = tembuku.proc.stderr();
     assert!(!said.contains("panicked"), "{said}");
 }
