@@ -49,6 +49,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             waiting: waiting(pool),
             primaries: guarded.primaries.map(|n| n as u64),
             in_panic: guarded.in_panic,
+            in_role_fallback: guarded.in_role_fallback,
         });
         figures.backends.extend(backends.into_iter().map(backend));
     }

@@ -71,6 +71,7 @@ pub(super) fn read(upstream: &Section<'_>) -> Found {
     if role == Some(Role::Primary) || !is_known {
         check.stale_after = read_stale_after(&section, check.interval + check.timeout);
     }
+    check.role_fallback = section.flag("role_fallback", false) && role == Some(Role::Replica);
     // Before a check has found its role a server must not be written to.
     let start = match role {
         Some(_) => Start::Down,
@@ -197,12 +198,16 @@ pub(super) fn no_effect_in_upstream(
             "ask for role = \"replica\", or add `max_lag`, in a check of kind \"redis\", \
              \"postgres\" or \"mysql\", or leave it out",
         )),
-        Applies::OnRecover if !has_backup() => Some(NoEffect::always(
+        Applies::OnRecover if !has_backup() && !falls_back(check) => Some(NoEffect::always(
             "without a backup",
-            "mark one with `backup = true`, or leave it out",
+            "mark one with `backup = true`, use `role_fallback` in the check, or leave it out",
         )),
         _ => None,
     }
+}
+
+fn falls_back(check: &Found) -> bool {
+    matches!(check, Found::Check(check) if check.role_fallback)
 }
 
 /// What the check and the backends must have in common.

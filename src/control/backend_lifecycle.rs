@@ -107,6 +107,24 @@ impl Lifecycle {
                     "panic threshold reached, all backends are used");
                 self.draining.start_panic(pool);
             }
+            Event::FallbackStarted { backend, at } => {
+                tracing::warn!(%upstream, backend = %backend.text(), address = %backend.addr,
+                    "no replica is up, the primary is used");
+                journal.record(Entry::of_fallback(
+                    upstream,
+                    Some(&backend),
+                    "no_replica",
+                    at,
+                ));
+            }
+            Event::FallbackEnded { is_any_up, at } => {
+                let reason = match is_any_up {
+                    true => "replica_up",
+                    false => "no_primary",
+                };
+                tracing::info!(%upstream, reason, "the primary is not used for replicas any more");
+                journal.record(Entry::of_fallback(upstream, None, reason, at));
+            }
             Event::PanicEnded => {
                 tracing::info!(%upstream, "panic threshold left, checks decide again");
                 self.draining.end_panic(pool);

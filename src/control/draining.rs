@@ -174,6 +174,8 @@ impl Draining {
             Down | Lagging if pool.in_panic() => {}
             Down => end(actions.on_down, CloseReason::BackendDown),
             Lagging => end(actions.on_lag, CloseReason::Lagging),
+            // It is the only one left to read from.
+            Standby if pool.stands_in(backend) => {}
             WrongRole | Standby => end(actions.on_role_lost, CloseReason::RoleLost),
             // It may be right: its sessions stay, and what has begun for another reason goes on.
             Doubtful => {}

@@ -2,7 +2,10 @@
 
 use crate::{
     plan::reason::BackendState,
-    upstream::pool::{Transition, WeightSet},
+    upstream::{
+        backend::Backend,
+        pool::{Transition, WeightSet},
+    },
 };
 use serde::Serialize;
 use std::{
@@ -23,7 +26,8 @@ pub struct Event {
     pub number: u64,
     /// Counts what is written to the journal; of the last that concerns this event.
     pub revision: u64,
-    /// What has changed: "state" or "weight".
+    /// What has changed: "state", "weight", or "role_fallback", whether primaries are used because
+    /// no replica is up.
     pub kind: &'static str,
     pub time: String,
     pub upstream: String,
@@ -118,6 +122,29 @@ impl Event {
             transcript: set.is_by_operator.then_some(in_file),
             sessions: set.metrics.active(),
             ..Self::of(upstream, &set.metrics.text, "operator", set.at)
+        }
+    }
+
+    /// `to`: a primary that is used from now on; `None`: no primary is used any more.
+    pub(super) fn of_fallback(
+        upstream: &str,
+        to: Option<&Backend>,
+        reason: &'static str,
+        at: Instant,
+    ) -> Self {
+        let words = |is_on| if is_on { "on" } else { "off" }.to_owned();
+        Self {
+            kind: "role_fallback",
+            address: to.map_or_else(String::new, |backend| backend.addr.to_string()),
+            from: words(to.is_none()),
+            to: words(to.is_some()),
+            sessions: to.map_or(0, Backend::active),
+            ..Self::of(
+                upstream,
+                to.map_or("", |backend| backend.text()),
+                reason,
+                at,
+            )
         }
     }
 

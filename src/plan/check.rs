@@ -29,6 +29,9 @@ pub struct Check {
     /// In percent: while fewer of the backends are up by their checks, all are used. 0: never.
     /// Only without a role.
     pub panic_threshold: u32,
+    /// Whether standbys, which are primaries, are used while no replica is up; only with the role
+    /// of a replica.
+    pub role_fallback: bool,
     /// Whether a backend may be used before its first check has ended.
     pub start_up: bool,
     pub at: CheckAt,

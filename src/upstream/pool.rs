@@ -202,6 +202,9 @@ pub struct Search {
 pub struct Address {
     pub backend: Arc<Backend>,
     pub is_backup: bool,
+    /// Whether its sessions are there only because no other is up: it is a backup, or a primary
+    /// that stands in for replicas.
+    pub stands_in: bool,
     pub verdict: Verdict,
     pub admin: AdminSetting,
 }
@@ -372,9 +375,12 @@ impl Pool {
         let inner = self.lock();
         let departed = inner.departed.iter().filter(|e| e.backend.active() > 0);
         let all = inner.endpoints.iter().chain(departed);
+        let is_standby =
+            |e: &Endpoint| inner.review.falls_back() && e.check.effective == Verdict::Standby;
         let address = |e: &Endpoint| Address {
             backend: Arc::clone(&e.backend),
             is_backup: e.config.is_backup,
+            stands_in: e.config.is_backup || is_standby(e),
             verdict: e.check.effective,
             admin: e.admin,
         };

@@ -305,7 +305,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
             session_action(),
             session_action(),
         ),
-        (option::of(long()), 0..=100u32),
+        (option::of(long()), 0..=100u32, any::<bool>()),
     )
         .prop_map(
             |(
@@ -317,7 +317,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 at,
                 tls,
                 (on_down, on_role_lost, on_lag, on_recover),
-                (stale_after, panic_threshold),
+                (stale_after, panic_threshold, role_fallback),
             )| Check {
                 // Not below what one check may take, and not above a year.
                 stale_after: stale_after
@@ -329,6 +329,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 } else {
                     0
                 },
+                role_fallback: role_fallback && kind.role() == Some(Role::Replica),
                 on_lag: if kind.limits_lag() {
                     on_lag
                 } else {

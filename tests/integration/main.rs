@@ -94,6 +94,7 @@ mod reload;
 mod reload_load;
 mod resolve;
 mod resolve_slow;
+mod role_fallback;
 mod schema;
 mod scrape;
 mod service_manager;

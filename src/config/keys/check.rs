@@ -112,6 +112,9 @@ pub(crate) static LOGIN: &[Row<Check>] = rows! {
         "Whether a replica must replicate, and have finished its first sync; false: it may serve \
          whatever it has. The default is true. MySQL: the account needs REPLICATION CLIENT \
          (MariaDB: REPLICA MONITOR), as for `max_lag`.";
+    "role_fallback" Form::Flag, "false", Replicating, value!(role_fallback),
+        "Use the primary while no replica is up. When one is up again, `on_recover` decides about \
+         the sessions that are on the primary.";
     "user" Form::Other("a name"), "", User, code!(|check| user(&check.kind).map(quoted)),
         "As which user the check logs in. Redis: no default, for an ACL; MySQL: always needed.";
     "password_file" Form::Other("an absolute path"), "", Login,

@@ -1,4 +1,5 @@
-//! Moves sessions from the backups of an upstream back to its regular servers.
+//! Moves sessions from the backups of an upstream, and from primaries that stand in for replicas,
+//! back to its regular servers.
 
 use crate::{
     control::draining::terminator::Terminator,
@@ -110,7 +111,7 @@ async fn run(
             if let Some(current) = mine(&mut lock(&current), &stop) {
                 current.is_terminating = true;
             }
-            for address in pool.addresses().iter().filter(|a| a.is_backup) {
+            for address in pool.addresses().iter().filter(|a| a.stands_in) {
                 let reason = CloseReason::Recovered;
                 terminator
                     .terminate_all_on(&pool, &address.backend, reason)

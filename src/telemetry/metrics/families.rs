@@ -445,6 +445,17 @@ const FAMILIES: &[(Family, Write)] = &[
         },
     ),
     gauge(
+        "tembuku_upstream_role_fallback",
+        "Whether primaries are used because no replica is up.",
+        |f, out| {
+            upstreams(f, |u| {
+                if let Some(in_role_fallback) = u.in_role_fallback {
+                    out.add(&u.metrics.labels, in_role_fallback);
+                }
+            });
+        },
+    ),
+    gauge(
         "tembuku_upstream_primaries",
         "Backends that say that they are the primary, where there is to be one.",
         |f, out| {
@@ -595,6 +606,7 @@ mod tests {
                         available: 1,
                         primaries: Some(1),
                         in_panic: Some(false),
+                        in_role_fallback: Some(true),
                     })
                     .collect(),
                 backends: backends[from..]

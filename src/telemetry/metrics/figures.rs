@@ -43,6 +43,8 @@ pub struct UpstreamFigures<'a> {
     pub primaries: Option<u64>,
     /// `None` where `panic_threshold` is not set.
     pub in_panic: Option<bool>,
+    /// Where `role_fallback` is on.
+    pub in_role_fallback: Option<bool>,
 }
 
 pub struct BackendFigures {

@@ -34,6 +34,10 @@ pub(super) struct Review {
     panic_threshold: u32,
     /// How many backends of how many are up, while in panic.
     panic: Option<(usize, usize)>,
+    /// Standbys are used while no other is up: readers of replicas go to the primary.
+    role_fallback: bool,
+    /// Whether they are used now.
+    in_fallback: bool,
     /// When the next verdict will be stale.
     due: Option<Instant>,
 }
@@ -53,6 +57,8 @@ pub struct Guarded {
     pub primaries: Option<usize>,
     /// Whether all are used in spite of their checks, where there is a panic threshold.
     pub in_panic: Option<bool>,
+    /// Whether primaries are used because no replica is up, where that is asked for.
+    pub in_role_fallback: Option<bool>,
 }
 
 impl Review {
@@ -71,6 +77,7 @@ impl Review {
         self.check_proves_connect = self.one_primary && check.at == CheckAt::Backend;
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
+        self.role_fallback = check.role_fallback;
     }
 
     /// When to review even if nothing happens.
@@ -80,10 +87,23 @@ impl Review {
             .map(|limit| self.due.unwrap_or(now + limit))
     }
 
-    /// Why endpoints are used although they are not up.
-    pub(super) fn explain_panic(&self) -> Option<String> {
+    /// Why endpoints with this verdict are used although they are not up.
+    pub(super) fn explain_use(&self, verdict: Verdict) -> Option<String> {
+        if self.stands_in(verdict) {
+            return Some("used while no replica is up".to_owned());
+        }
         let (up, total) = self.panic?;
         Some(format!("panic threshold: {up} of {total} up"))
+    }
+
+    /// Whether standbys are used when no other is up.
+    pub(super) fn falls_back(&self) -> bool {
+        self.role_fallback
+    }
+
+    /// Whether an endpoint with this verdict is used in place of replicas.
+    pub(super) fn stands_in(&self, verdict: Verdict) -> bool {
+        self.in_fallback && verdict == Verdict::Standby
     }
 }
 
@@ -139,6 +159,13 @@ impl Pool {
         self.lock().review.panic.is_some()
     }
 
+    /// Whether this address is used although it has another role than the required one.
+    pub fn stands_in(&self, backend: &Backend) -> bool {
+        let mut inner = self.lock();
+        let verdict = inner.find(backend).map(|e| e.check.effective);
+        verdict.is_some_and(|verdict| inner.review.stands_in(verdict))
+    }
+
     pub fn guarded(&self, now: Instant) -> Guarded {
         let mut inner = self.lock();
         inner.review_if_due(now);
@@ -153,6 +180,7 @@ impl Pool {
         Guarded {
             primaries: review.one_primary.then(primaries),
             in_panic: (review.panic_threshold > 0).then_some(review.panic.is_some()),
+            in_role_fallback: review.role_fallback.then_some(review.in_fallback),
         }
     }
 }
@@ -206,9 +234,11 @@ impl Inner {
             self.events.push(Event::Transition(transition));
         }
         self.review_panic();
+        self.review_fallback(now);
         let in_panic = self.review.panic.is_some();
         for Endpoint { check, .. } in &mut self.endpoints {
-            check.admits = in_panic || check.effective.is_up() && !check.is_stale;
+            let stands_in = self.review.stands_in(check.effective);
+            check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
         }
         self.fast_path = are_all_full(&self.endpoints, now);
         self.line.stop_probing();
@@ -309,6 +339,32 @@ impl Inner {
             }
         }
         verdicts
+    }
+
+    /// Decides whether standbys are used because no other is up. They are primaries, where replicas
+    /// are required.
+    fn review_fallback(&mut self, now: Instant) {
+        let before = self.review.in_fallback;
+        let serves = |e: &&Endpoint| {
+            let is_ready = e.admin.admin_state == AdminState::Ready;
+            !e.config.is_down && e.config.weight > 0 && is_ready
+        };
+        let serving = || self.endpoints.iter().filter(serves);
+        let is_any_up = serving().any(Endpoint::is_well);
+        let standby = serving().find(|e| e.check.effective == Verdict::Standby);
+        // A backend that is yet to be checked does not start it.
+        let is_known = before || serving().all(|e| e.check.checked_once);
+        let starts = self.review.role_fallback && !is_any_up && is_known;
+        let standby = standby.filter(|_| starts).map(|e| Arc::clone(&e.backend));
+        let now_used = standby.is_some();
+        if before == now_used {
+            return;
+        }
+        self.review.in_fallback = now_used;
+        self.events.push(match standby {
+            Some(backend) => Event::FallbackStarted { backend, at: now },
+            None => Event::FallbackEnded { is_any_up, at: now },
+        });
     }
 
     /// Decides whether so few backends are up that all are used.

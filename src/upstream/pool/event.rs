@@ -40,6 +40,17 @@ pub enum Event {
     },
     /// Checks decide again.
     PanicEnded,
+    /// No replica is up: primaries are used from now on, this one among them.
+    FallbackStarted {
+        backend: Arc<Backend>,
+        at: Instant,
+    },
+    /// Primaries are not used any more.
+    FallbackEnded {
+        /// Whether it is because a replica is up, and not because no primary is there.
+        is_any_up: bool,
+        at: Instant,
+    },
 }
 
 /// A change of the state of one address.

@@ -198,8 +198,8 @@ impl Inner {
             return (Down, "its name does not resolve".to_owned());
         };
         if let Some((state, why)) = explain_verdict(endpoints) {
-            return match self.review.explain_panic() {
-                Some(panic) => (state, format!("{why}; {panic}")),
+            return match self.review.explain_use(best.check.effective) {
+                Some(used) => (state, format!("{why}; {used}")),
                 None => (state, why),
             };
         }

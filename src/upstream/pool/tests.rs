@@ -1,6 +1,7 @@
 mod panic;
 mod plans;
 mod primaries;
+mod role_fallback;
 mod waiting;
 
 use super::*;
@@ -55,6 +56,7 @@ pub(crate) fn check(kind: CheckKind) -> Check {
         fall: 1,
         stale_after: None,
         panic_threshold: 0,
+        role_fallback: false,
         start_up: false,
         at: CheckAt::Backend,
         tls: plan::Tls::Off,

@@ -1,0 +1,142 @@
+//! Primaries that are used while no replica is up.
+
+use super::*;
+
+/// Three replicas that have not been checked.
+fn unchecked(role_fallback: bool, now: Instant) -> Pool {
+    let check = Check {
+        role_fallback,
+        ..check(CheckKind::Tcp)
+    };
+    guarded(vec![planned(1), planned(2), planned(3)], check, now)
+}
+
+/// The first is the primary, the others are replicas that are up.
+fn checked(role_fallback: bool, now: Instant) -> Pool {
+    let pool = unchecked(role_fallback, now);
+    for (n, to) in [Verdict::Standby, Verdict::Up, Verdict::Up]
+        .into_iter()
+        .enumerate()
+    {
+        verdict(&pool, n, to, true, now);
+    }
+    pool.take_events(now);
+    pool
+}
+
+fn picks(pool: &Pool, now: Instant) -> Vec<String> {
+    let mut picks: Vec<String> = (0..6).filter_map(|_| pick(pool, now)).collect();
+    picks.sort();
+    picks.dedup();
+    picks
+}
+
+/// The beginnings and ends since this was called last.
+fn changes(pool: &Pool, now: Instant) -> Vec<(bool, String)> {
+    let events = pool.take_events(now).0;
+    let change = |event| match event {
+        Event::FallbackStarted { backend, .. } => Some((true, backend.text().to_string())),
+        Event::FallbackEnded { is_any_up, .. } => Some((false, is_any_up.to_string())),
+        _ => None,
+    };
+    events.into_iter().filter_map(change).collect()
+}
+
+#[test]
+fn the_primary_is_used_while_no_replica_is_up() {
+    let now = Instant::now();
+    let pool = checked(true, now);
+    let [first, second, third] = [1, 2, 3].map(|n| format!("10.0.0.{n}:1"));
+    assert_eq!(picks(&pool, now), [second.clone(), third.clone()]);
+    verdict(&pool, 1, DOWN, false, now);
+    assert_eq!(picks(&pool, now), [third]);
+    assert_eq!(pool.guarded(now).in_role_fallback, Some(false));
+    verdict(&pool, 2, Verdict::Lagging, false, now);
+    assert_eq!(picks(&pool, now), [first.as_str()]);
+    assert_eq!(changes(&pool, now), [(true, first.clone())]);
+    assert_eq!(pool.guarded(now).in_role_fallback, Some(true));
+    let snapshot = pool.snapshot(now);
+    assert_eq!(
+        (snapshot[0].state, snapshot[0].available),
+        (BackendState::Standby, true)
+    );
+    assert!(
+        snapshot[0].why.ends_with("; used while no replica is up"),
+        "{}",
+        snapshot[0].why
+    );
+    assert!(!snapshot[1].why.contains("used while"), "{}", snapshot[1].why);
+    assert!(pool.is_available(now));
+
+    verdict(&pool, 1, Verdict::Up, false, now);
+    assert_eq!(picks(&pool, now), [second]);
+    assert_eq!(changes(&pool, now), [(false, "true".to_owned())]);
+    assert!(!pool.snapshot(now)[0].available);
+    assert!(pool.addresses()[0].stands_in && !pool.addresses()[1].stands_in);
+
+    // With the primary gone nothing is left.
+    verdict(&pool, 1, DOWN, false, now);
+    verdict(&pool, 0, DOWN, false, now);
+    assert_eq!(picks(&pool, now), Vec::<String>::new());
+    assert_eq!(
+        changes(&pool, now),
+        [(true, first), (false, "false".to_owned())]
+    );
+}
+
+#[test]
+fn without_the_key_readers_are_refused() {
+    let now = Instant::now();
+    let pool = checked(false, now);
+    verdict(&pool, 1, DOWN, false, now);
+    verdict(&pool, 2, DOWN, false, now);
+    assert_eq!(picks(&pool, now), Vec::<String>::new());
+    assert!(changes(&pool, now).is_empty() && !pool.is_available(now));
+    assert_eq!(pool.guarded(now).in_role_fallback, None);
+}
+
+#[test]
+fn a_drain_counts_and_an_unchecked_replica_is_waited_for() {
+    let now = Instant::now();
+    let pool = checked(true, now);
+    set_admin_state(&pool, 1, AdminState::Drain, now);
+    set_admin_state(&pool, 2, AdminState::Maint, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
+    // The primary itself can be taken out, too.
+    set_admin_state(&pool, 0, AdminState::Drain, now);
+    assert_eq!(picks(&pool, now), Vec::<String>::new());
+    set_admin_state(&pool, 0, AdminState::Ready, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
+    // Out of maintenance it is not checked yet: the fallback goes on.
+    set_admin_state(&pool, 2, AdminState::Ready, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
+    set_admin_state(&pool, 1, AdminState::Ready, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.2:1"]);
+
+    let pool = unchecked(true, now);
+    verdict(&pool, 0, Verdict::Standby, true, now);
+    verdict(&pool, 1, DOWN, true, now);
+    assert_eq!(
+        picks(&pool, now),
+        Vec::<String>::new(),
+        "the third may be up"
+    );
+    verdict(&pool, 2, DOWN, true, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
+}
+
+/// The last replica is promoted: it serves its readers as a primary.
+#[test]
+fn a_promoted_replica_stands_in_for_itself() {
+    let now = Instant::now();
+    let pool = checked(true, now);
+    verdict(&pool, 0, DOWN, false, now);
+    verdict(&pool, 1, DOWN, false, now);
+    let backend = Arc::clone(&pool.addresses()[2].backend);
+    assert!(!pool.stands_in(&backend));
+    verdict(&pool, 2, Verdict::Standby, false, now);
+    assert!(pool.stands_in(&backend));
+    assert_eq!(picks(&pool, now), ["10.0.0.3:1"]);
+    // Flows on it need not move.
+    assert_eq!(pool.must_go(&backend), None);
+}
