@@ -92,7 +92,7 @@ enum Command {
     Maint(admin_state::Out),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The configuration file
     #[arg(

@@ -2,6 +2,7 @@
 
 mod json;
 mod question;
+mod running;
 mod text;
 
 use super::{ConfigFile, code, complain, written};
@@ -14,13 +15,14 @@ use ipnet::IpNet;
 use question::Question;
 use std::{
     io::{self, BufWriter, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("who").required(true).multiple(true).args(["client", "clients", "sample"]))]
 #[command(after_help = "\
-The answer is that of a process which has just started with this file: nothing has failed, backends that are `down` or \
+Without --running the answer is that of a process which has just started with this file: nothing has failed, backends that are `down` or \
 have weight 0 get no client, and the clients come one after the other and do not stay. So least_conn and least_time go by \
 turns, hash_balance_factor bounds nothing, and random_two draws (by the seed: a running process draws otherwise). Host \
 names are not resolved; each counts as one backend.")]
@@ -53,6 +55,12 @@ pub(super) struct Explain {
     /// The port that the clients come to, for a hash key with $server_port
     #[arg(long, value_name = "N")]
     server_port: Option<u16>,
+    /// With the weights and the states of backends in the running process
+    #[arg(long)]
+    running: bool,
+    /// … which has this admin socket; without this the one that the configuration file names
+    #[arg(long, value_name = "PATH", requires = "running")]
+    socket: Option<PathBuf>,
     /// One JSON object, with every client
     #[arg(long)]
     json: bool,
@@ -64,15 +72,23 @@ fn network(text: &str) -> Result<IpNet, &'static str> {
 }
 
 pub(super) fn run(args: &Explain) -> ExitCode {
-    let plan = match config::load(&args.file.config) {
-        Ok(plan) => plan,
-        Err(problems) => {
-            complain(&problems.to_string());
+    let loaded = config::load(&args.file.config).map_err(|problems| problems.to_string());
+    let loaded = loaded.and_then(|plan| match args.running {
+        true => running::apply(plan, args.file.clone(), args.socket.clone()),
+        false => Ok((plan, None)),
+    });
+    let (plan, running) = match loaded {
+        Ok(loaded) => loaded,
+        Err(why) => {
+            complain(&why);
             return ExitCode::FAILURE;
         }
     };
     let question = match Question::new(args, &plan) {
-        Ok(question) => question,
+        Ok(question) => Question {
+            running: running.map(|notes| notes.of(&question.upstream.name)),
+            ..question
+        },
         Err(why) => {
             complain(&format!("error: {}\n", shorten(&why, 1_000)));
             return ExitCode::from(2);

@@ -129,6 +129,8 @@ pub(super) struct Backend {
     pub(super) admin_state: String,
     /// Whether its check has not had a result yet.
     pub(super) awaits_check: bool,
+    /// Whether it takes sessions, and its connects have not failed.
+    pub(super) available: bool,
     pub(super) role: Vec<String>,
     /// `null` is an answer, but it has to be there.
     #[serde(deserialize_with = "present")]
@@ -377,7 +379,7 @@ mod tests {
                 "dropped_by_reason": {} }],
             "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0,
                 "queued": 0, "held": 0, "backends": [
-                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "role": [],
+                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "available": true, "role": [],
                   "last_check": null, "weight": 1, "weight_in_file": 1,
                   "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0 } ] }],
         })

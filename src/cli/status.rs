@@ -187,10 +187,10 @@ mod tests {
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
                 "queued": 3, "held": 0, "backends": [
-                { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "awaits_check": false, "role": ["primary"],
+                { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "awaits_check": false, "available": true, "role": ["primary"],
                   "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 5, "weight_in_file": 1,
                   "weight_since": "T2", "admin_state_since": "T1", "backup": false, "connections": 1_000 },
-                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "awaits_check": false, "role": [], "last_check": null,
+                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "awaits_check": false, "available": true, "role": [], "last_check": null,
                   "admin_state": "ready", "weight": 65_535, "weight_in_file": 65_535,
                   "weight_since": null, "admin_state_since": null, "backup": true, "connections": 0 },
             ] }],

@@ -24,6 +24,10 @@ use std::net::IpAddr;
 pub const MODEL: &str = "a fresh process in which nothing has failed; the clients come one after \
                          the other, and none stays";
 
+/// The assumptions with the weights and states of a running process.
+pub const MODEL_OF_RUNNING: &str = "a process with the weights and the states of the running one; \
+                                    the clients come one after the other, and none stays";
+
 /// What becomes of a client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {

@@ -2,6 +2,7 @@
 
 use crate::harness::{
     http,
+    net::ask_from,
     pair::{Entry, Pair, mixed, sources_v4},
     ports,
     proc::{self, Proc},
@@ -269,4 +270,86 @@ fn no_request_fails_while_weights_change() {
             tembuku.metric("backend_connections_total", &labels) > 100.0
         });
     }
+}
+
+/// What is predicted of the running process is where its clients then go.
+#[test]
+fn explain_knows_the_settings_of_the_running_process() {
+    let (tembuku, front, servers) = three("balance = \"consistent_hash\"");
+    let targets: Vec<String> = servers.iter().map(|s| format!("u/{}", s.addr)).collect();
+    succeed(&tembuku, &["weight", &targets[0], "5"]);
+    succeed(&tembuku, &["drain", &targets[1]]);
+    let file = tembuku.dir.file("tembuku.toml");
+    let mut rng = Rng::new(rng::seed("weights::explain_knows"));
+    let sources = sources_v4(&mut rng, 60);
+    let texts: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    let mut words = vec![
+        "explain",
+        "--running",
+        "--json",
+        "-c",
+        file.to_str().unwrap(),
+    ];
+    words.extend(texts.iter().flat_map(|text| ["--client", text.as_str()]));
+    let output = cli(&words);
+    assert!(output.status.success(), "{}", proc::text(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (source, client) in sources.iter().zip(told["clients"].as_array().unwrap()) {
+        let name = ask_from(*source, front).unwrap();
+        let n: usize = name.trim_start_matches('b').parse().unwrap();
+        assert_eq!(
+            client["backend"],
+            servers[n - 1].addr.to_string(),
+            "{source}"
+        );
+    }
+    assert_eq!(told["distribution"][0]["weight"], 5);
+    assert_eq!(told["distribution"][1]["got"], 0);
+    let notes = told["notes"].to_string();
+    for part in [
+        "weight 5 by operator, 1 in the file, since ",
+        "is drained: the operator says so; since ",
+    ] {
+        assert!(notes.contains(part), "{notes}");
+    }
+
+    // A file that was not put into effect.
+    let text = fs::read_to_string(&file).unwrap();
+    let other = format!("\"{}\"", servers[2].addr);
+    fs::write(&file, text.replace(&other, "\"10.9.9.9:1\"")).unwrap();
+    let output = cli(&[
+        "explain",
+        "--running",
+        "-c",
+        file.to_str().unwrap(),
+        "--client",
+        "10.0.0.1",
+    ]);
+    let said = proc::text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("as in a process with the weights and the states of the running one"),
+        "{said}"
+    );
+    assert!(
+        said.contains("10.9.9.9:1 is not in the running process: reload to add it"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!(
+            "{} is in the running process, and not in this file",
+            servers[2].addr
+        )),
+        "{said}"
+    );
+    let output = cli(&[
+        "explain",
+        "--socket",
+        "/x",
+        "-c",
+        file.to_str().unwrap(),
+        "--client",
+        "10.0.0.1",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
 }

@@ -5,7 +5,7 @@ use crate::{
     config, plan,
     upstream::{
         balance::Why,
-        explain::{Client, Counts, MODEL, Move, Outcome, Process, survey},
+        explain::{Client, Counts, Move, Outcome, Process, survey},
     },
 };
 use serde::Serialize;
@@ -100,13 +100,15 @@ pub(super) fn write(
     let upstream = question.upstream;
     let backends = upstream.backends.as_slice();
     let name = |backend: Option<usize>| backend.map(|b| backends[b].text.as_str());
+    let mut notes = whole.caveats(question.seed);
+    notes.extend(question.running.iter().flatten().cloned());
     let head = serde_json::to_string(&Head {
         listener: &question.listener.name,
         upstream: &upstream.name,
         balance: upstream.balance.word(),
         hash_key: upstream.balance.hash_key().map(config::hash_key_text),
-        model: MODEL,
-        notes: whole.caveats(question.seed),
+        model: question.model(),
+        notes,
         seed: question.seed,
     })?;
     // The lists that may be long are written one by one instead of being held.

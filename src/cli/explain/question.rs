@@ -6,7 +6,7 @@ use crate::{
     plan::{Addr, Listener, Plan, Upstream, Variable},
     upstream::{
         balance::Chance,
-        explain::{Client, ClientSet, MOST_CLIENTS, draw_ports},
+        explain::{Client, ClientSet, MODEL, MODEL_OF_RUNNING, MOST_CLIENTS, draw_ports},
     },
 };
 use std::collections::BTreeSet;
@@ -24,9 +24,19 @@ pub(super) struct Question<'a> {
     /// Places in the configuration.
     pub(super) without: Vec<usize>,
     pub(super) seed: u64,
+    /// What the running process has otherwise than the file; `None`: it was not asked.
+    pub(super) running: Option<Vec<String>>,
 }
 
 impl<'a> Question<'a> {
+    /// The assumptions of the answer.
+    pub(super) fn model(&self) -> &'static str {
+        match self.running {
+            None => MODEL,
+            Some(_) => MODEL_OF_RUNNING,
+        }
+    }
+
     /// The error is wrong usage.
     pub(super) fn new(args: &Explain, plan: &'a Plan) -> Result<Self, String> {
         let listener = listener(args.listener.as_deref(), plan)?;
@@ -39,6 +49,7 @@ impl<'a> Question<'a> {
             clients: clients(args, upstream)?,
             named: !args.client.is_empty(),
             seed: args.seed,
+            running: None,
             listener,
             upstream,
             server_port,

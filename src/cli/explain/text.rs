@@ -4,7 +4,7 @@ use super::question::Question;
 use crate::{
     config,
     plan::{Backend, Balance},
-    upstream::explain::{Client, Counts, MODEL, Move, Outcome, Process, Survey, survey},
+    upstream::explain::{Client, Counts, Move, Outcome, Process, Survey, survey},
 };
 use std::io::{self, IsTerminal as _, Write};
 
@@ -30,7 +30,7 @@ pub(super) fn write(
         upstream.balance.word(),
         key.map_or_else(String::new, |key| format!(" of {key}")),
     )?;
-    writeln!(out, "as in {MODEL}\n")?;
+    writeln!(out, "as in {}\n", question.model())?;
     let layout = Layout::of(question);
     let mut left = layout.clients;
     let each = |process: &Process<'_>, client: Client, outcome: &Outcome| {
@@ -59,6 +59,7 @@ pub(super) fn write(
         without(out, question, &layout, rest, &survey)?;
     }
     let mut notes = whole.caveats(question.seed);
+    notes.extend(question.running.iter().flatten().cloned());
     let goes_by_key = upstream.balance.hash_key().is_some() || upstream.balance == Balance::IpHash;
     if counts.by_turns > 0 && goes_by_key {
         let clients = grouped(counts.by_turns);
