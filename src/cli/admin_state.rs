@@ -3,6 +3,7 @@
 use super::{
     client::{At, Client, encode},
     code, complain, say,
+    sessions::{self, Summary},
 };
 use crate::{
     cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, clean},
@@ -20,6 +21,8 @@ use std::{
 
 /// Between two looks whether what is waited for has happened.
 const LOOK: Duration = Duration::from_millis(200);
+/// Of more sessions only the number is shown: asking for each takes time of the process.
+const MOST_LISTED: u64 = 10_000;
 /// How often a terminal shows what is pending.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -90,6 +93,20 @@ enum Progress {
     Pending(String),
 }
 
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    NoSessions,
+    Alive,
+}
+
+/// A backend on its way there.
+struct Pending {
+    name: Name,
+    what: String,
+    sessions: u64,
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|fault| match fault.hint {
         Some(hint) => format!("{}; {hint}", fault.message),
@@ -145,7 +162,7 @@ impl std::fmt::Display for Name {
 pub(super) fn ready(args: &Ready) -> ExitCode {
     let order = json!({ "admin_state": AdminState::Ready.word() });
     let wait = args.wait.then_some(args.timeout);
-    run(&args.which, AdminState::Ready, &order, wait, is_alive)
+    run(&args.which, AdminState::Ready, &order, wait, Goal::Alive)
 }
 
 pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
@@ -162,7 +179,7 @@ pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
         order["close_after"] = after.replace(' ', "").into();
     }
     let wait = args.wait.then_some(args.timeout);
-    run(&args.which, admin_state, &order, wait, is_empty)
+    run(&args.which, admin_state, &order, wait, Goal::NoSessions)
 }
 
 fn run(
@@ -170,7 +187,7 @@ fn run(
     admin_state: AdminState,
     order: &Value,
     wait: Option<Duration>,
-    progress: fn(&Backend) -> Progress,
+    goal: Goal,
 ) -> ExitCode {
     let client = match Client::find(&which.at) {
         Ok(client) => client,
@@ -202,7 +219,7 @@ fn run(
         }
     }
     if let Some(timeout) = wait
-        && let Err(why) = wait_for(&client, taken, admin_state, timeout, progress)
+        && let Err(why) = wait_for(&client, taken, admin_state, timeout, goal)
     {
         complain(&why);
         code = ExitCode::FAILURE;
@@ -290,23 +307,48 @@ fn change_text(change: &AdminChange) -> String {
     format!("{upstream}/{backend}: {states}, {sessions}\n")
 }
 
-fn is_empty(backend: &Backend) -> Progress {
-    match backend.connections {
-        0 => Progress::Done("no sessions left".to_owned()),
-        n => Progress::Pending(counted(n)),
+impl Goal {
+    fn progress(self, backend: &Backend) -> Progress {
+        let state = clean(&backend.state);
+        let state = match &*backend.why {
+            "" => state,
+            why => format!("{state}, {}", clean(why)),
+        };
+        match self {
+            Self::NoSessions if backend.connections == 0 => {
+                Progress::Done("no sessions left".to_owned())
+            }
+            Self::NoSessions => Progress::Pending(counted(backend.connections)),
+            Self::Alive if backend.awaits_check || backend.state == "down" => {
+                Progress::Pending(state)
+            }
+            // A server that answers in another role than the required one is alive as well.
+            Self::Alive => Progress::Done(state),
+        }
     }
 }
 
-/// A server that answers in another role than the required one is alive as well.
-fn is_alive(backend: &Backend) -> Progress {
-    let state = clean(&backend.state);
-    let state = match &*backend.why {
-        "" => state,
-        why => format!("{state}, {}", clean(why)),
-    };
-    match backend.awaits_check || backend.state == "down" {
-        true => Progress::Pending(state),
-        false => Progress::Done(state),
+impl Pending {
+    /// What is missing, with what is known of the sessions.
+    fn describe(&self, client: &Client, goal: Goal) -> String {
+        let is_listed = goal == Goal::NoSessions && self.sessions <= MOST_LISTED;
+        let Name { upstream, backend } = &self.name;
+        let summary = is_listed.then(|| sessions::summarize(client, upstream, backend));
+        // They may have ended, or changed hands, since they were counted.
+        let Some(Ok(Summary { listeners, oldest })) = summary else {
+            return self.what.clone();
+        };
+        let of = |(name, count): (&String, &u64)| format!("listener {} {count}", clean(name));
+        let listeners: Vec<String> = listeners.iter().map(of).collect();
+        match listeners.is_empty() {
+            true => self.what.clone(),
+            false => format!(
+                "{} ({}; the oldest for {})",
+                self.what,
+                listeners.join(", "),
+                sessions::time(oldest)
+            ),
+        }
     }
 }
 
@@ -316,50 +358,65 @@ fn wait_for(
     mut left: Vec<Name>,
     admin_state: AdminState,
     timeout: Duration,
-    progress: fn(&Backend) -> Progress,
+    goal: Goal,
 ) -> Result<(), String> {
     let began = Instant::now();
     let is_terminal = io::stderr().is_terminal();
-    let (mut shown, mut shown_at) = (String::new(), began);
+    let (mut shown, mut shown_at) = (Vec::new(), began);
     loop {
-        let (status, _) = client.status()?;
-        let (mut pending, mut held) = (String::new(), String::new());
-        let mut still = Vec::new();
-        for name in left {
-            let backend = find(&status, &name)
-                .ok_or_else(|| format!("error: {name} is not there any more\n"))?;
-            if backend.admin_state != admin_state.word() {
-                return Err(format!(
-                    "error: not waiting for {name}: another command has set it to {}\n",
-                    clean(&backend.admin_state)
-                ));
-            }
-            match progress(backend) {
-                Progress::Done(what) => say(&format!("{name}: {what}\n"))?,
-                Progress::Pending(what) => {
-                    held += &format!("error: {name}: still {what} after {timeout:?}\n");
-                    pending += &format!("{name}: still {what}\n");
-                    still.push(name);
-                }
-            }
-        }
-        if still.is_empty() {
+        let pending = look(client, left, admin_state, goal)?;
+        if pending.is_empty() {
             return Ok(());
         }
-        left = still;
+        let describe =
+            |one: &Pending| format!("{}: still {}", one.name, one.describe(client, goal));
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
-            return Err(held);
+            let line = |one| format!("error: {} after {timeout:?}\n", describe(one));
+            return Err(pending.iter().map(line).collect());
         };
+        let what: Vec<String> = pending.iter().map(|one| one.what.clone()).collect();
         let is_due = match is_terminal {
             true => shown_at.elapsed() >= SHOW,
-            false => pending != shown,
+            false => what != shown,
         };
         if is_due {
-            complain(&pending);
-            (shown, shown_at) = (pending, Instant::now());
+            let lines = pending.iter().map(|one| describe(one) + "\n");
+            complain(&lines.collect::<String>());
+            (shown, shown_at) = (what, Instant::now());
         }
+        left = pending.into_iter().map(|one| one.name).collect();
         std::thread::sleep(LOOK.min(rest));
     }
+}
+
+/// Those that are still pending; of the others it says that they are done.
+fn look(
+    client: &Client,
+    left: Vec<Name>,
+    admin_state: AdminState,
+    goal: Goal,
+) -> Result<Vec<Pending>, String> {
+    let (status, _) = client.status()?;
+    let mut pending = Vec::new();
+    for name in left {
+        let backend =
+            find(&status, &name).ok_or_else(|| format!("error: {name} is not there any more\n"))?;
+        if backend.admin_state != admin_state.word() {
+            return Err(format!(
+                "error: not waiting for {name}: another command has set it to {}\n",
+                clean(&backend.admin_state)
+            ));
+        }
+        match goal.progress(backend) {
+            Progress::Done(what) => say(&format!("{name}: {what}\n"))?,
+            Progress::Pending(what) => pending.push(Pending {
+                sessions: backend.connections,
+                name,
+                what,
+            }),
+        }
+    }
+    Ok(pending)
 }
 
 fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {

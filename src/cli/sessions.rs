@@ -11,7 +11,7 @@ use crate::{
     config::{Fault, parse_duration, parse_peers},
 };
 use clap::Args;
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 const PATH: &str = "/api/v1/sessions";
 /// How many rows are laid out together.
@@ -137,6 +137,40 @@ fn end(lines: &Lines<'_>, line: &str) -> Result<SessionsEnd, String> {
     response::read(&line).map_err(|why| lines.strange(&format!("the answer is cut off: {why}")))
 }
 
+/// Of the sessions of a backend: how many of each listener, and since when the oldest has been
+/// there, in seconds.
+pub(super) struct Summary {
+    pub(super) listeners: BTreeMap<String, u64>,
+    pub(super) oldest: f64,
+}
+
+/// Asks for every session of a backend.
+pub(super) fn summarize(client: &Client, upstream: &str, backend: &str) -> Result<Summary, String> {
+    let (upstream, backend) = (encode(upstream), encode(backend));
+    let path = format!("{PATH}?upstream={upstream}&backend={backend}");
+    let mut lines = client.lines("GET", &path, "")?;
+    let mut summary = Summary {
+        listeners: BTreeMap::new(),
+        oldest: 0.0,
+    };
+    while let Some(line) = lines.next()? {
+        if let Some(session) = read_line(&lines, &line)? {
+            *summary.listeners.entry(session.listener).or_default() += 1;
+            summary.oldest = summary.oldest.max(session.age_seconds);
+        }
+    }
+    Ok(summary)
+}
+
+/// The session of a line, if it has one.
+fn read_line(lines: &Lines<'_>, line: &str) -> Result<Option<Session>, String> {
+    if !line.starts_with("  {") {
+        return Ok(None);
+    }
+    let session = response::read(line.trim_end_matches(','));
+    session.map(Some).map_err(|why| lines.strange(&why))
+}
+
 fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
     let mut rows = vec![Row::of(
         ["id", "listener", "client", "upstream", "backend"],
@@ -146,9 +180,7 @@ fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
     let mut widths = Widths::default();
     let mut last = lines.next()?.unwrap_or_default();
     while let Some(line) = lines.next()? {
-        if line.starts_with("  {") {
-            let session = line.trim_end_matches(',');
-            let session = response::read(session).map_err(|why| lines.strange(&why))?;
+        if let Some(session) = read_line(&lines, &line)? {
             rows.push(row(&session));
         }
         last = line;
@@ -194,7 +226,7 @@ fn row(session: &Session) -> Row {
 }
 
 /// As precise as is of use.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 10.0 => format!("{s:.1}s"),
         s => {

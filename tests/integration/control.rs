@@ -514,9 +514,12 @@ fn a_drain_can_be_waited_for() {
     assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains(&format!("{target}: still 1 session after 300ms")),
+        said.contains(&format!(
+            "{target}: still 1 session (listener front 1; the oldest for 0."
+        )),
         "{said}"
     );
+    assert!(said.ends_with(") after 300ms\n"), "{said}");
 
     let socket = setup.socket();
     let waiting = std::thread::spawn(move || {
