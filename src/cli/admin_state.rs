@@ -334,7 +334,7 @@ impl Pending {
         let is_listed = goal == Goal::NoSessions && self.sessions <= MOST_LISTED;
         let Name { upstream, backend } = &self.name;
         let summary = is_listed.then(|| sessions::summarize(client, upstream, backend));
-        // They may have ended, or changed hands, since they were counted.
+        // They may have ended, or gone to another backend, since they were counted.
         let Some(Ok(Summary { listeners, oldest })) = summary else {
             return self.what.clone();
         };

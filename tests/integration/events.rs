@@ -211,12 +211,12 @@ fn text_shows_what_follows_from_an_event() {
 
     // All of it is one line for a reader that comes later.
     let output = cli(&["events", "--socket", &setup.socket()]);
-    let said = proc::text(&output);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.matches(&title).count(), 1, "{said}");
+    let printed = proc::text(&output);
+    assert!(output.status.success(), "{printed}");
+    assert_eq!(printed.matches(&title).count(), 1, "{printed}");
     assert!(
-        said.contains("1 session; last session ended after "),
-        "{said}"
+        printed.contains("1 session; last session ended after "),
+        "{printed}"
     );
 }
 

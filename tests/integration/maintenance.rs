@@ -84,28 +84,28 @@ fn an_address_acts_on_every_upstream_that_has_it() {
              spare/unix:/run/spare.sock: up -> maintenance, 0 sessions\n"
         )
     );
-    let said = succeed(&tembuku, &["ready", &one]);
-    assert_eq!(said.matches("maintenance -> up").count(), 2, "{said}");
+    let printed = succeed(&tembuku, &["ready", &one]);
+    assert_eq!(printed.matches("maintenance -> up").count(), 2, "{printed}");
 
     // An address that is not there leads to those that are, and an upstream to its backends.
     let near = format!("{one}9");
-    let said = fail(&tembuku, &["drain", &near]);
+    let printed = fail(&tembuku, &["drain", &near]);
     assert!(
-        said.contains(&format!("no upstream has a backend \"{near}\"")),
-        "{said}"
+        printed.contains(&format!("no upstream has a backend \"{near}\"")),
+        "{printed}"
     );
-    assert!(said.contains("hint: did you mean"), "{said}");
-    let said = fail(&tembuku, &["drain", "db.example:1"]);
+    assert!(printed.contains("hint: did you mean"), "{printed}");
+    let printed = fail(&tembuku, &["drain", "db.example:1"]);
     assert!(
-        said.contains("hint: there is ") && said.contains(&other),
-        "{said}"
+        printed.contains("hint: there is ") && printed.contains(&other),
+        "{printed}"
     );
-    let said = fail(&tembuku, &["drain", "write"]);
+    let printed = fail(&tembuku, &["drain", "write"]);
     assert!(
-        said.contains(&format!(
+        printed.contains(&format!(
             "write is an upstream: name a backend, as write/{other}"
         )),
-        "{said}"
+        "{printed}"
     );
     for state in ["drained", "maintenance"] {
         let known = |upstream| backend(&tembuku, upstream, &other)["state"] == state;
@@ -136,13 +136,13 @@ fn an_address_of_a_name_is_the_whole_backend_or_refused() {
          resolve_interval = \"100ms\"\n"
     ));
     let first = format!("127.0.8.1:{port}");
-    let said = fail(&tembuku, &["drain", &first]);
+    let printed = fail(&tembuku, &["drain", &first]);
     for part in [
         &format!("\"{first}\" is one of 2 addresses of the backend \"both.test:{port}\""),
         "nothing was changed",
         &format!("hint: a backend is set as a whole: two/both.test:{port}"),
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(printed.contains(part), "{part}: {printed}");
     }
     assert_eq!(
         backend(&tembuku, "one", &format!("one.test:{port}"))["state"],
@@ -201,8 +201,8 @@ fn close_after_limits_sessions_that_on_drain_would_keep() {
     let (mut second, name) = net::session(front).unwrap();
     assert_eq!(name, "b1");
     succeed(&tembuku, &["drain", &target]);
-    let said = succeed(&tembuku, &["drain", &target, "--close-after", "1h"]);
-    assert_eq!(said, format!("{target}: drained already, 1 session\n"));
+    let printed = succeed(&tembuku, &["drain", &target, "--close-after", "1h"]);
+    assert_eq!(printed, format!("{target}: drained already, 1 session\n"));
     echo(&mut second, "still here").unwrap();
     succeed(
         &tembuku,
@@ -237,9 +237,9 @@ fn close_after_allows_more_time_than_on_drain_and_ready_cancels_it() {
     );
     for (value, hint) in [("5M", "unit"), ("30", "30s")] {
         let output = run(&tembuku, &["drain", &address, "--close-after", value]);
-        let said = proc::text(&output);
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains(hint), "{said}");
+        let printed = proc::text(&output);
+        assert_eq!(output.status.code(), Some(2), "{printed}");
+        assert!(printed.contains(hint), "{printed}");
     }
     let output = run(&tembuku, &["ready", &address, "--close-after", "1s"]);
     assert_eq!(output.status.code(), Some(2));
@@ -262,15 +262,15 @@ fn ready_waits_for_the_check() {
     wait_until("both are up", secs(10), || ask(front).is_ok());
     succeed(&tembuku, &["maint", &target]);
     drop(well);
-    let said = fail(
+    let printed = fail(
         &tembuku,
         &["ready", &target, "--wait", "--timeout", "500ms"],
     );
     assert!(
-        said.contains(&format!(
+        printed.contains(&format!(
             "error: {target}: still down, its check says: refused"
         )),
-        "{said}"
+        "{printed}"
     );
 
     let socket = tembuku.dir.file("admin.sock");
@@ -291,8 +291,8 @@ fn ready_waits_for_the_check() {
     let _well = accept();
     let status = waiting.wait(secs(10)).expect("an end");
     assert!(status.success(), "{}", waiting.stderr());
-    let said = waiting.stdout();
-    assert!(said.ends_with(&format!("{target}: up\n")), "{said}");
+    let printed = waiting.stdout();
+    assert!(printed.ends_with(&format!("{target}: up\n")), "{printed}");
     assert_eq!(
         backend(&tembuku, "u", &servers[0].addr.to_string())["awaits_check"],
         false
@@ -305,9 +305,9 @@ fn ready_without_a_check_does_not_wait() {
     let address = servers[0].addr.to_string();
     succeed(&tembuku, &["maint", &address]);
     let began = Instant::now();
-    let said = succeed(&tembuku, &["ready", &address, "--wait", "--timeout", "50s"]);
+    let printed = succeed(&tembuku, &["ready", &address, "--wait", "--timeout", "50s"]);
     assert_eq!(
-        said,
+        printed,
         format!("u/{address}: maintenance -> up, 0 sessions\nu/{address}: up\n")
     );
     assert!(began.elapsed() < secs(10));

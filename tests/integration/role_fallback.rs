@@ -101,7 +101,7 @@ fn readers_of_redis_use_the_primary_and_come_back() {
     replicate(&replica, &primary);
     gauge(0.0);
     setup.wait_state(&replica, "up");
-    // The sessions of the time between are asked back.
+    // The sessions that are on the primary are terminated.
     net::read_all(&mut reader);
     let recovered = [("reason", "recovered")];
     setup

@@ -65,7 +65,11 @@ fn the_primary_is_used_while_no_replica_is_up() {
         "{}",
         snapshot[0].why
     );
-    assert!(!snapshot[1].why.contains("used while"), "{}", snapshot[1].why);
+    assert!(
+        !snapshot[1].why.contains("used while"),
+        "{}",
+        snapshot[1].why
+    );
     assert!(pool.is_available(now));
 
     verdict(&pool, 1, Verdict::Up, false, now);
