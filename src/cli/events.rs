@@ -78,7 +78,9 @@ fn next(client: &Client, cursor: &str) -> Result<Events, String> {
             return Err(error);
         }
         if !std::mem::replace(&mut has_complained, true) {
-            complain(&format!("{error}trying again for {PATIENCE:?}\n"));
+            complain(&format!(
+                "warning: the process does not answer any more, trying again for {PATIENCE:?}\n"
+            ));
         }
         std::thread::sleep(PAUSE);
     }
