@@ -39,22 +39,26 @@ impl Look {
 
 /// Watches the files from now on, and reads them. They may hang.
 pub(super) fn look(file: &Path, running: &View, folders: &mut Folders) -> Look {
-    let named = named(&running.plan);
-    // First what there is to be seen now: what comes later is an event.
-    folders.watch(named.iter().map(PathBuf::as_path).chain([file]));
+    let mut all = named(&running.plan);
+    all.push(file.to_owned());
+    folders.watch(all.iter().map(PathBuf::as_path));
+    // Before the file is read: what changes meanwhile differs from these at the next look.
+    let mut contents: BTreeMap<PathBuf, _> = all
+        .into_iter()
+        .map(|path| (path.clone(), hash(&path)))
+        .collect();
     let candidate = config::load(file).ok();
     let is_other_plan = candidate
         .as_ref()
         .is_none_or(|plan| config::hash(&reachable(&running.plan, plan)) != running.hash);
-    let mut all = named;
-    all.extend(candidate.iter().flat_map(self::named));
-    all.push(file.to_owned());
-    folders.watch(all.iter().map(PathBuf::as_path));
+    let others: Vec<PathBuf> = candidate.iter().flat_map(named).collect();
+    let all = contents.keys().chain(&others);
+    folders.watch(all.map(PathBuf::as_path));
+    for path in others {
+        contents.entry(path).or_insert_with_key(|path| hash(path));
+    }
     Look {
-        contents: all
-            .into_iter()
-            .map(|path| (path.clone(), hash(&path)))
-            .collect(),
+        contents,
         is_other_plan,
     }
 }
