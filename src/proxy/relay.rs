@@ -33,7 +33,7 @@ use crate::{
 };
 use context::DirectionContext;
 use delivery::Delivery;
-use direction::{Broken, Cause, Direction};
+use direction::{BreakCause, Broken, Direction};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -92,10 +92,10 @@ pub struct Outcome {
 
 /// How a relay ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum RelayEnd {
     /// Both directions are delivered, or one is and the session ends with it.
     Complete,
-    Broken(Side, Cause),
+    Broken(Side, BreakCause),
     Terminated(CloseReason),
 }
 
@@ -171,7 +171,7 @@ pub struct Relay<'a> {
     up: Direction,
     down: Direction,
     /// The side that reset, or that cannot be written to any more.
-    broken: Option<(Side, Cause)>,
+    broken: Option<(Side, BreakCause)>,
     /// The session knows the waker of this task.
     is_registered: bool,
     /// When delivery is checked next, in milliseconds of the executor; `NEVER` while nothing has
@@ -196,7 +196,7 @@ impl Future for Relay<'_> {
         }
         let end = ready!(this.advance());
         this.reconcile_deferred();
-        if let End::Terminated(reason) = end {
+        if let RelayEnd::Terminated(reason) = end {
             this.reset_incomplete(reason);
         }
         let (client, backend) = this.final_steps(end);
@@ -212,14 +212,14 @@ impl Future for Relay<'_> {
     }
 }
 
-impl End {
+impl RelayEnd {
     fn reason(self) -> CloseReason {
         match self {
             Self::Complete => CloseReason::Ok,
-            Self::Broken(Side::Client, Cause::Reset) => CloseReason::ClientReset,
-            Self::Broken(Side::Backend, Cause::Reset) => CloseReason::BackendReset,
-            Self::Broken(Side::Client, Cause::TimedOut) => CloseReason::ClientTimedOut,
-            Self::Broken(Side::Backend, Cause::TimedOut) => CloseReason::BackendTimedOut,
+            Self::Broken(Side::Client, BreakCause::Reset) => CloseReason::ClientReset,
+            Self::Broken(Side::Backend, BreakCause::Reset) => CloseReason::BackendReset,
+            Self::Broken(Side::Client, BreakCause::TimedOut) => CloseReason::ClientTimedOut,
+            Self::Broken(Side::Backend, BreakCause::TimedOut) => CloseReason::BackendTimedOut,
             Self::Terminated(reason) => reason,
         }
     }
@@ -227,9 +227,9 @@ impl End {
 
 impl<'a> Relay<'a> {
     /// Moves what can be moved, in both directions. Ready when the session is over.
-    fn advance(&mut self) -> Poll<End> {
+    fn advance(&mut self) -> Poll<RelayEnd> {
         if let Some(reason) = self.counters.session.must_end() {
-            return Poll::Ready(End::Terminated(reason));
+            return Poll::Ready(RelayEnd::Terminated(reason));
         }
         let now = executor::now();
         let moved = Cell::new(false);
@@ -250,12 +250,12 @@ impl<'a> Relay<'a> {
             }
         }
         if self.up.was_refused() {
-            return Poll::Ready(End::Terminated(CloseReason::UntrustedHeader));
+            return Poll::Ready(RelayEnd::Terminated(CloseReason::UntrustedHeader));
         }
         if self.up.finished && self.down.finished {
             return Poll::Ready(match self.broken {
-                None => End::Complete,
-                Some((side, cause)) => End::Broken(side, cause),
+                None => RelayEnd::Complete,
+                Some((side, cause)) => RelayEnd::Broken(side, cause),
             });
         }
         // An end is activity, too: what follows it has its full time.
@@ -268,20 +268,20 @@ impl<'a> Relay<'a> {
                 self.next_check = after(now, interval);
             }
         }
-        self.watch_silence(now).map(End::Terminated)
+        self.watch_silence(now).map(RelayEnd::Terminated)
     }
 
     /// What is to be done with the connections of the client and the backend.
-    fn final_steps(&self, end: End) -> (FinalStep, FinalStep) {
+    fn final_steps(&self, end: RelayEnd) -> (FinalStep, FinalStep) {
         use FinalStep::{Close, CloseAfterDelivery, ResetAfterDelivery};
         match (end, self.up.was_stopped(), self.down.was_stopped()) {
             // The side that has not ended, where the end of the other ended the session.
-            (End::Complete, true, false) => (CloseAfterDelivery, Close),
-            (End::Complete, false, true) => (Close, CloseAfterDelivery),
-            (End::Complete, true, true) | (End::Complete, false, false) => (Close, Close),
-            (End::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
-            (End::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
-            (End::Terminated(_), ..) => (Close, Close),
+            (RelayEnd::Complete, true, false) => (CloseAfterDelivery, Close),
+            (RelayEnd::Complete, false, true) => (Close, CloseAfterDelivery),
+            (RelayEnd::Complete, true, true) | (RelayEnd::Complete, false, false) => (Close, Close),
+            (RelayEnd::Broken(Side::Client, _), ..) => (Close, ResetAfterDelivery),
+            (RelayEnd::Broken(Side::Backend, _), ..) => (ResetAfterDelivery, Close),
+            (RelayEnd::Terminated(_), ..) => (Close, Close),
         }
     }
 
@@ -371,7 +371,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Nothing more goes to that side. What it has sent before is still delivered.
-    fn broken_at(&mut self, side: Side, cause: Cause) {
+    fn broken_at(&mut self, side: Side, cause: BreakCause) {
         self.broken.get_or_insert((side, cause));
         let (from, to) = match side {
             Side::Client => (&mut self.up, &mut self.down),

@@ -199,8 +199,8 @@ impl Service {
 }
 
 impl Attempt {
-    fn record(&self) -> access_log::Attempt<'_> {
-        access_log::Attempt {
+    fn record(&self) -> access_log::AttemptRecord<'_> {
+        access_log::AttemptRecord {
             backend: self.backend.text(),
             backend_addr: self.backend.addr.to_string(),
             result: self.result.word(),

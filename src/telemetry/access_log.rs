@@ -34,7 +34,7 @@ pub struct Record<'a> {
     pub backend: Option<&'a str>,
     /// The address behind a host name.
     pub backend_addr: Option<String>,
-    pub attempts: Vec<Attempt<'a>>,
+    pub attempts: Vec<AttemptRecord<'a>>,
     pub connect_time: Option<f64>,
     /// Of a session that has waited for a backend.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,7 +52,7 @@ pub struct Record<'a> {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Attempt<'a> {
+pub struct AttemptRecord<'a> {
     pub backend: &'a str,
     pub backend_addr: String,
     pub result: &'a str,

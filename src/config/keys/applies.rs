@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::words::Policy;
+use super::words::PolicyName;
 use crate::config::text::report::Fault;
 
 /// What a key needs to have an effect.
@@ -17,7 +17,7 @@ pub(crate) enum Applies {
     UnixSocket,
     IpAddress,
     // In an upstream.
-    Policy(&'static [Policy]),
+    Policy(&'static [PolicyName]),
     SendProxyV2,
     SendProxyOn,
     FailOnReset,

@@ -11,7 +11,7 @@ use super::{
     process::MOST_CONNECTIONS,
     row::{Form, Row, Rule, code, rows, value},
     scalar::Word,
-    words::{Policy, ProxyVersion},
+    words::{PolicyName, ProxyVersion},
 };
 use crate::{
     config::{
@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct UpstreamKeys {
     /// What is written as it is in the plan; the rest of it is not used.
     pub(crate) plan: Upstream,
-    pub(crate) policy: Policy,
+    pub(crate) policy: PolicyName,
     pub(crate) hash_key: HashKey,
     pub(crate) hash_balance_factor: u32,
     pub(crate) least_time: TimeOf,
@@ -54,7 +54,7 @@ impl UpstreamKeys {
         };
         let mut keys = Self {
             plan: upstream.clone(),
-            policy: Policy::RoundRobin,
+            policy: PolicyName::RoundRobin,
             hash_key: HashKey::default(),
             hash_balance_factor: 0,
             least_time: TimeOf::Connect,
@@ -77,17 +77,17 @@ impl UpstreamKeys {
             policy
         };
         self.policy = match balance {
-            Balance::RoundRobin => Policy::RoundRobin,
-            Balance::LeastConn => Policy::LeastConn,
-            Balance::RandomTwo => Policy::RandomTwo,
-            Balance::First => Policy::First,
-            Balance::IpHash => Policy::IpHash,
-            Balance::Hash(key) => hash(Policy::Hash, key, None),
-            Balance::ConsistentHash(key, bound) => hash(Policy::ConsistentHash, key, *bound),
-            Balance::Maglev(key, bound) => hash(Policy::Maglev, key, *bound),
+            Balance::RoundRobin => PolicyName::RoundRobin,
+            Balance::LeastConn => PolicyName::LeastConn,
+            Balance::RandomTwo => PolicyName::RandomTwo,
+            Balance::First => PolicyName::First,
+            Balance::IpHash => PolicyName::IpHash,
+            Balance::Hash(key) => hash(PolicyName::Hash, key, None),
+            Balance::ConsistentHash(key, bound) => hash(PolicyName::ConsistentHash, key, *bound),
+            Balance::Maglev(key, bound) => hash(PolicyName::Maglev, key, *bound),
             Balance::LeastTime(time) => {
                 self.least_time = *time;
-                Policy::LeastTime
+                PolicyName::LeastTime
             }
         };
     }
@@ -96,15 +96,15 @@ impl UpstreamKeys {
         let key = self.hash_key.clone();
         let bound = Some(self.hash_balance_factor).filter(|percent| *percent > 0);
         match self.policy {
-            Policy::RoundRobin => Balance::RoundRobin,
-            Policy::LeastConn => Balance::LeastConn,
-            Policy::RandomTwo => Balance::RandomTwo,
-            Policy::LeastTime => Balance::LeastTime(self.least_time),
-            Policy::First => Balance::First,
-            Policy::Hash => Balance::Hash(key),
-            Policy::IpHash => Balance::IpHash,
-            Policy::ConsistentHash => Balance::ConsistentHash(key, bound),
-            Policy::Maglev => Balance::Maglev(key, bound),
+            PolicyName::RoundRobin => Balance::RoundRobin,
+            PolicyName::LeastConn => Balance::LeastConn,
+            PolicyName::RandomTwo => Balance::RandomTwo,
+            PolicyName::LeastTime => Balance::LeastTime(self.least_time),
+            PolicyName::First => Balance::First,
+            PolicyName::Hash => Balance::Hash(key),
+            PolicyName::IpHash => Balance::IpHash,
+            PolicyName::ConsistentHash => Balance::ConsistentHash(key, bound),
+            PolicyName::Maglev => Balance::Maglev(key, bound),
         }
     }
 
@@ -120,12 +120,16 @@ impl UpstreamKeys {
 }
 
 const ACTION: Form = Form::Other("\"keep\", \"move\", \"close\" or { close_after = \"30s\" }");
-const BOUNDED: Applies = Applies::Policy(&[Policy::ConsistentHash, Policy::Maglev]);
-const HASHED: Applies = Applies::Policy(&[Policy::Hash, Policy::ConsistentHash, Policy::Maglev]);
-const TIMED: Applies = Applies::Policy(&[Policy::LeastTime]);
+const BOUNDED: Applies = Applies::Policy(&[PolicyName::ConsistentHash, PolicyName::Maglev]);
+const HASHED: Applies = Applies::Policy(&[
+    PolicyName::Hash,
+    PolicyName::ConsistentHash,
+    PolicyName::Maglev,
+]);
+const TIMED: Applies = Applies::Policy(&[PolicyName::LeastTime]);
 
 pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
-    "balance" Form::Word(Policy::words), "round_robin", Always, value!(policy),
+    "balance" Form::Word(PolicyName::words), "round_robin", Always, value!(policy),
         "Which backend gets the next session.";
     "hash_key" Form::Other("text with variables"), "$remote_addr", HASHED,
         code!(hash_key, |keys| Some(quoted(&hash_key::format(&keys.hash_key)))),

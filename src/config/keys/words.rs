@@ -5,7 +5,7 @@ use crate::plan::{LogFormat, LogLevel, ProxyOn, Role, TimeOf, WhenFull};
 
 /// The word of `balance`; in the plan the keys of a policy belong to it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Policy {
+pub(crate) enum PolicyName {
     #[default]
     RoundRobin,
     LeastConn,
@@ -94,7 +94,7 @@ words! {
         "connect" => Self::Connect,
         "first_byte" => Self::FirstByte,
     }
-    Policy {
+    PolicyName {
         "round_robin" => Self::RoundRobin,
         "least_conn" => Self::LeastConn,
         "random_two" => Self::RandomTwo,

@@ -30,10 +30,10 @@ pub(super) struct Login<'a> {
     covered: bool,
     /// What proves that the TLS on this line is the server's own.
     end_point: Option<Vec<u8>>,
-    step: Step,
+    step: LoginStep,
 }
 
-enum Step {
+enum LoginStep {
     /// The server has not requested anything yet.
     Open,
     /// It has what it requested, and has not accepted it yet.
@@ -57,36 +57,36 @@ impl<'a> Login<'a> {
             secret,
             covered,
             end_point,
-            step: Step::Open,
+            step: LoginStep::Open,
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.step, Step::Open)
+        matches!(self.step, LoginStep::Open)
     }
 
     pub(super) fn is_in(&self) -> bool {
-        matches!(self.step, Step::In)
+        matches!(self.step, LoginStep::In)
     }
 
     /// What is answered to a message about authentication, if anything.
     pub(super) fn receive(&mut self, inside: &[u8]) -> Result<Vec<u8>, Refusal> {
         let (method, rest) = inside.split_first_chunk().ok_or_else(wrong)?;
-        let step = std::mem::replace(&mut self.step, Step::Answered);
+        let step = std::mem::replace(&mut self.step, LoginStep::Answered);
         match (u32::from_be_bytes(*method), step) {
             // After SCRAM has begun, a server that skips its proof does not know the password.
-            (0, Step::Open | Step::Answered) => {
-                self.step = Step::In;
+            (0, LoginStep::Open | LoginStep::Answered) => {
+                self.step = LoginStep::In;
                 Ok(Vec::new())
             }
-            (0, Step::Begun(_) | Step::Proved(_)) => Err(refused(
+            (0, LoginStep::Begun(_) | LoginStep::Proved(_)) => Err(refused(
                 "it let us in before it had proved that it knows the password",
             )),
-            (3, Step::Open) if !self.covered => Err(refused(
+            (3, LoginStep::Open) if !self.covered => Err(refused(
                 "it asks for the password in clear text, which is sent only inside TLS",
             )),
-            (3, Step::Open) => encode(|out| frontend::password_message(self.password()?, out)),
-            (5, Step::Open) => {
+            (3, LoginStep::Open) => encode(|out| frontend::password_message(self.password()?, out)),
+            (5, LoginStep::Open) => {
                 let salt = rest.try_into().map_err(|_| wrong())?;
                 let user = self.user.as_bytes();
                 encode(|out| {
@@ -94,8 +94,8 @@ impl<'a> Login<'a> {
                     frontend::password_message(hash.as_bytes(), out)
                 })
             }
-            (10, Step::Open) => self.begin(rest),
-            (11, Step::Begun(mut scram)) => {
+            (10, LoginStep::Open) => self.begin(rest),
+            (11, LoginStep::Begun(mut scram)) => {
                 scram.update(rest).map_err(|_| match iterations(rest) {
                     Some(n) if n > MOST_ITERATIONS => refused(&format!(
                         "it asks for {n} iterations of SCRAM, more than the {MOST_ITERATIONS} \
@@ -107,17 +107,17 @@ impl<'a> Login<'a> {
                     },
                 })?;
                 let message = encode(|out| frontend::sasl_response(scram.message(), out));
-                self.step = Step::Proved(scram);
+                self.step = LoginStep::Proved(scram);
                 message
             }
-            (12, Step::Proved(mut scram)) => {
+            (12, LoginStep::Proved(mut scram)) => {
                 let proof = scram.finish(rest);
                 proof.map_err(|_| refused("it cannot prove that it knows the password"))?;
                 Ok(Vec::new())
             }
             // The middle of something that has not begun.
             (8 | 11 | 12, _) => Err(wrong()),
-            (method, Step::Open) => Err(refused(&format!(
+            (method, LoginStep::Open) => Err(refused(&format!(
                 "it asks for authentication that is not supported here: {}",
                 match method {
                     2 => "Kerberos 5".to_owned(),
@@ -152,7 +152,7 @@ impl<'a> Login<'a> {
         let scram = ScramSha256::new(password, binding);
         let message =
             encode(|out| frontend::sasl_initial_response(mechanism, scram.message(), out));
-        self.step = Step::Begun(scram);
+        self.step = LoginStep::Begun(scram);
         message
     }
 

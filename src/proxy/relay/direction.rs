@@ -24,7 +24,7 @@ const ROUNDS: usize = 4;
 pub(super) struct Direction {
     held: Held,
     mode: Mode,
-    end: End,
+    end: SourceEnd,
     /// The end was passed on, or the sink is gone.
     pub(super) finished: bool,
     /// A byte was read.
@@ -61,7 +61,7 @@ impl Held {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum SourceEnd {
     #[default]
     Open,
     Clean,
@@ -75,19 +75,19 @@ enum End {
 /// The stream that no longer works.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Broken {
-    Source(Cause),
-    Sink(Cause),
+    Source(BreakCause),
+    Sink(BreakCause),
 }
 
 /// How a connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum BreakCause {
     Reset,
     /// The peer's host did not answer the kernel in time.
     TimedOut,
 }
 
-impl Cause {
+impl BreakCause {
     fn of(error: &io::Error) -> Self {
         match reason::Cause::of(error).word {
             // The kernel keeps what a router reported of an established connection, and returns it
@@ -131,9 +131,11 @@ impl Direction {
             }
             self.is_blocked = false;
             match self.end {
-                End::Open => {}
-                End::Reset | End::Refused | End::Stopped => return Poll::Ready(Ok(())),
-                End::Clean => {
+                SourceEnd::Open => {}
+                SourceEnd::Reset | SourceEnd::Refused | SourceEnd::Stopped => {
+                    return Poll::Ready(Ok(()));
+                }
+                SourceEnd::Clean => {
                     if !context.last_to_end {
                         // It fails only on a stream that is dead, which reading it will show.
                         let _ = sink.end_writing();
@@ -158,23 +160,23 @@ impl Direction {
 
     /// Reads nothing more. What is held is still delivered.
     pub(super) fn stop_reading(&mut self) {
-        if self.end == End::Open {
-            self.end = End::Stopped;
+        if self.end == SourceEnd::Open {
+            self.end = SourceEnd::Stopped;
         }
     }
 
     /// Whether it finished before its source had ended.
     pub(super) fn was_stopped(&self) -> bool {
-        self.end == End::Stopped
+        self.end == SourceEnd::Stopped
     }
 
     pub(super) fn was_refused(&self) -> bool {
-        self.end == End::Refused
+        self.end == SourceEnd::Refused
     }
 
     /// The source has ended and everything was delivered.
     pub(super) fn has_nothing_left(&self) -> bool {
-        self.end != End::Open && matches!(self.held, Held::Nothing)
+        self.end != SourceEnd::Open && matches!(self.held, Held::Nothing)
     }
 
     /// Whether something is on the way to the sink, or may be.
@@ -214,7 +216,7 @@ impl Direction {
         context.add_read(n);
         self.has_begun = true;
         if self.watch != Watch::Over && self.watch.sees_header(&received) {
-            self.end = End::Refused;
+            self.end = SourceEnd::Refused;
             return Poll::Ready(Ok(()));
         }
         self.mode = self.mode.after(n);
@@ -266,7 +268,7 @@ impl Direction {
                 },
                 // Not written yet, and so far nothing depends on the result.
                 Held::Deferred
-                    if sink.has_deferred() && self.end == End::Open && self.mode.copies() =>
+                    if sink.has_deferred() && self.end == SourceEnd::Open && self.mode.copies() =>
                 {
                     return Poll::Ready(Ok(()));
                 }
@@ -313,18 +315,18 @@ impl Direction {
 
     fn source_ended(&mut self, source: &Stream, context: &DirectionContext<'_>) {
         self.end = if context.source_is_broken || source.is_unwritable() {
-            End::Reset
+            SourceEnd::Reset
         } else {
-            End::Clean
+            SourceEnd::Clean
         };
     }
 
     fn source_failed(&mut self, error: &io::Error) -> Poll<Result<(), Broken>> {
-        self.end = End::Reset;
-        Poll::Ready(Err(Broken::Source(Cause::of(error))))
+        self.end = SourceEnd::Reset;
+        Poll::Ready(Err(Broken::Source(BreakCause::of(error))))
     }
 }
 
 fn sink_failed(error: &io::Error) -> Result<(), Broken> {
-    Err(Broken::Sink(Cause::of(error)))
+    Err(Broken::Sink(BreakCause::of(error)))
 }

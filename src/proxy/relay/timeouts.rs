@@ -1,6 +1,6 @@
 //! Limits on silence, and checks of delivery: what a relay does when its timer expires.
 
-use super::{NEVER, Relay, Side, delivery::DeliveryCheck, direction::Cause};
+use super::{NEVER, Relay, Side, delivery::DeliveryCheck, direction::BreakCause};
 use crate::{
     plan::reason::CloseReason,
     runtime::{executor, net::keep_alive},
@@ -164,7 +164,7 @@ impl Relay<'_> {
         };
         sys::socket::reset_on_close(stream);
         sys::socket::end_both(stream);
-        self.broken_at(side, Cause::TimedOut);
+        self.broken_at(side, BreakCause::TimedOut);
         executor::wake_next_turn();
     }
 

@@ -45,7 +45,7 @@ pub(super) struct Connected {
     pub(super) began_micros: u64,
 }
 
-enum Failure {
+enum ConnectFailure {
     Backend(io::Error),
     /// Nothing to do with the backend: the session itself is over.
     Session(CloseReason),
@@ -93,8 +93,10 @@ pub(super) async fn connect(
                     clock.failed();
                 }
             }
-            Err(Failure::Session(reason)) => return Err(search.abandoned(backend, reason, time)),
-            Err(Failure::Backend(error)) => {
+            Err(ConnectFailure::Session(reason)) => {
+                return Err(search.abandoned(backend, reason, time));
+            }
+            Err(ConnectFailure::Backend(error)) => {
                 if let Some(clock) = &mut clock
                     && ConnectError::of(&error) != ConnectError::Timeout
                 {
@@ -140,7 +142,7 @@ async fn attempt(
     client: &Stream,
     session: &Session,
     began: Instant,
-) -> Result<Stream, Failure> {
+) -> Result<Stream, ConnectFailure> {
     let deadline = began + service.plan.connect_timeout;
     let mut watch = ClientWatch::default();
     let mut shortage_is_logged = false;
@@ -171,7 +173,7 @@ async fn attempt(
                 }
                 // A local shortage passes when sessions end: the connect waits for that.
                 if !is_shortage || now + RETRY_INTERVAL >= deadline {
-                    return Err(Failure::Backend(e));
+                    return Err(ConnectFailure::Backend(e));
                 }
                 executor::sleep(RETRY_INTERVAL).await;
                 opening.set(begin());
@@ -180,13 +182,13 @@ async fn attempt(
         }
         let now = Instant::now();
         if now >= deadline {
-            return Err(Failure::Backend(io::ErrorKind::TimedOut.into()));
+            return Err(ConnectFailure::Backend(io::ErrorKind::TimedOut.into()));
         }
         if let Some(reason) = session.must_end() {
-            return Err(Failure::Session(reason));
+            return Err(ConnectFailure::Session(reason));
         }
         if watch.has_left(client, session, now) {
-            return Err(Failure::Session(CloseReason::ClientLeft));
+            return Err(ConnectFailure::Session(CloseReason::ClientLeft));
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) fn read_early(client: &Stream) -> io::Result<Vec<u8>> {
     }
 }
 
-enum Failure {
+enum PreambleFailure {
     Wrong(Refusal),
     Missing,
     Incomplete,
@@ -125,7 +125,7 @@ async fn read(
     session: &Session,
     keep_tlvs: bool,
     accepted: Instant,
-) -> Result<Preamble, Failure> {
+) -> Result<Preamble, PreambleFailure> {
     let deadline = accepted + accept.timeout;
     let mut parser = Parser::default();
     let mut bytes = Vec::new();
@@ -138,27 +138,27 @@ async fn read(
         let n = poll_fn(|cx| {
             session.wake_by(cx.waker());
             if session.must_end().is_some() {
-                return Poll::Ready(Err(Failure::Terminated));
+                return Poll::Ready(Err(PreambleFailure::Terminated));
             }
             let read = client.poll_read(&mut bytes[so_far..]);
             if read.is_pending() {
                 if Instant::now() >= deadline {
-                    return Poll::Ready(Err(Failure::Late(accept.timeout)));
+                    return Poll::Ready(Err(PreambleFailure::Late(accept.timeout)));
                 }
                 executor::wake_at(deadline);
             }
-            read.map_err(Failure::Broken)
+            read.map_err(PreambleFailure::Broken)
         })
         .await?;
         bytes.truncate(so_far + n);
         if n == 0 {
             return Err(if so_far == 0 {
-                Failure::Missing
+                PreambleFailure::Missing
             } else {
-                Failure::Incomplete
+                PreambleFailure::Incomplete
             });
         }
-        if let Some(header) = parser.parse(&bytes).map_err(Failure::Wrong)? {
+        if let Some(header) = parser.parse(&bytes).map_err(PreambleFailure::Wrong)? {
             let tlvs = if keep_tlvs { header.tlvs } else { &[] };
             return Ok(Preamble {
                 tlvs: tlvs.to_vec(),
@@ -169,7 +169,7 @@ async fn read(
     }
 }
 
-impl Failure {
+impl PreambleFailure {
     fn reason(&self) -> RejectReason {
         match self {
             Self::Wrong(_) => RejectReason::ProxyHeader,
@@ -180,7 +180,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for PreambleFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wrong(refusal) => refusal.fmt(f),

@@ -55,7 +55,7 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
             // The connection to the backend is closed before the session stops to count there, so
             // that the backend never has more than `max_connections`. That does not wait for a
             // client that reads slowly.
-            (End::of(&permits, opened, &outcome), outcome.client)
+            (SessionEnd::of(&permits, opened, &outcome), outcome.client)
         };
         permits.session().set_backend(0);
         // Every limit is released before the client can see the end of the session and come back.
@@ -83,7 +83,7 @@ enum NotOpened {
 }
 
 /// What is left of a session that was relayed.
-struct End {
+struct SessionEnd {
     reason: CloseReason,
     backend: Arc<Backend>,
     first_byte: Option<Duration>,
@@ -172,7 +172,7 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
     }
 }
 
-impl End {
+impl SessionEnd {
     /// Closes the connection to the backend.
     fn of(permits: &Permits, opened: Opened, outcome: &Outcome) -> Self {
         let (service, session) = (permits.service(), permits.session());

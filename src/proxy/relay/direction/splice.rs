@@ -1,6 +1,6 @@
 //! Splicing: from the source into a pipe, and from the pipe into the sink.
 
-use super::{Broken, Cause, Direction, Held, sink_failed};
+use super::{BreakCause, Broken, Direction, Held, sink_failed};
 use crate::{
     plan::reason::SpliceFallback,
     proxy::relay::{context::DirectionContext, mode::Mode},
@@ -103,7 +103,7 @@ impl Direction {
                 self.copy_after_refusal(&e, context);
                 self.read_pipe_out(sink)?;
             }
-            Ok(_) => return Poll::Ready(Err(Broken::Sink(Cause::Reset))),
+            Ok(_) => return Poll::Ready(Err(Broken::Sink(BreakCause::Reset))),
             Err(e) => return Poll::Ready(sink_failed(&e)),
         }
         Poll::Ready(Ok(()))
@@ -115,7 +115,7 @@ impl Direction {
             let Ok(bytes) = pipe.into_bytes() else {
                 // A clean end would hide that bytes are missing.
                 sys::socket::reset_on_close(sink);
-                return Err(Broken::Sink(Cause::Reset));
+                return Err(Broken::Sink(BreakCause::Reset));
             };
             self.held = Held::bytes(bytes);
         }

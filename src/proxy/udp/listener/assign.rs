@@ -24,7 +24,7 @@ use crate::{
 use std::sync::Arc;
 
 /// The content of a datagram's PROXY protocol header.
-struct Header {
+struct DatagramHeader {
     named: Named,
     tlvs: Vec<u8>,
     /// Whether the peer may name clients.
@@ -42,7 +42,7 @@ impl Listener {
     ) {
         let header = match self.service.plan.accept_proxy.is_some() {
             true => self.take_header(context, &peer, &mut unit),
-            false => Some(Header::NONE),
+            false => Some(DatagramHeader::NONE),
         };
         let Some(header) = header else {
             let metrics = &self.service.metrics;
@@ -82,10 +82,15 @@ impl Listener {
     }
 
     /// Takes the header off a datagram. `None`: it must not begin with one, or must and does not.
-    fn take_header(&self, context: &Context, peer: &Key, unit: &mut Unit) -> Option<Header> {
+    fn take_header(
+        &self,
+        context: &Context,
+        peer: &Key,
+        unit: &mut Unit,
+    ) -> Option<DatagramHeader> {
         let bytes = unit.bytes(&context.inbox);
         if !self.service.trusts(Client::Ip(peer.peer)) {
-            return (!header::has_signature(bytes)).then_some(Header::NONE);
+            return (!header::has_signature(bytes)).then_some(DatagramHeader::NONE);
         }
         let keep_tlvs = self.service.send_proxy == SendProxy::V2 { tlvs: true };
         let (named, tlvs) = match header::read(bytes, keep_tlvs) {
@@ -98,7 +103,7 @@ impl Listener {
             Begins::Payload => (self.named.get(peer)?, Vec::new()),
             Begins::Wrong => return None,
         };
-        Some(Header {
+        Some(DatagramHeader {
             named,
             tlvs,
             is_trusted: true,
@@ -321,7 +326,7 @@ impl Listener {
     }
 }
 
-impl Header {
+impl DatagramHeader {
     /// Of a peer that must not send one.
     const NONE: Self = Self {
         named: None,
