@@ -353,7 +353,7 @@ fn read_line(stream: &mut impl Read, name: &str) -> String {
     }
 }
 
-/// Tells about the change at which a test fails.
+/// Prints the change at which a test fails.
 struct Report(usize, Model);
 
 impl Drop for Report {
@@ -517,12 +517,12 @@ fn a_unix_socket_goes_over_to_a_listener_of_another_name() {
     assert_eq!(read_line(&mut session, "a"), "still");
     let mut next = UnixStream::connect(&path).expect("connected");
     assert_eq!(read_line(&mut next, "b"), backend.to_string());
-    let elsewhere = format!(
+    let other_upstream = format!(
         "[listeners.b]\nbind = \"{FRONT}:{}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [\"{backend}\"]\n",
         free_port()
     );
-    try_to_apply(&runtime, &mut server, &elsewhere).expect("applied");
+    try_to_apply(&runtime, &mut server, &other_upstream).expect("applied");
     assert!(!path.exists());
     runtime.block_on(server.stop(CancellationToken::new()));
     let _ = fs::remove_dir_all(folder);

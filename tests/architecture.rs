@@ -177,7 +177,7 @@ struct Crate {
 impl Crate {
     fn read() -> Self {
         let mut files = files_below("src");
-        // Files of tests have no place in the layers.
+        // Files of tests belong to no layer.
         files.retain(|module, _| !module.split("::").any(|part| part == "tests"));
         Self { files }
     }
@@ -266,7 +266,9 @@ fn folder(module: &str) -> &str {
 fn level(module: &str) -> usize {
     let folder = folder(module);
     let level = ORDER.iter().position(|folders| folders.contains(&folder));
-    level.unwrap_or_else(|| panic!("{folder} is in no place: add it to ORDER and ARCHITECTURE.md"))
+    level.unwrap_or_else(|| {
+        panic!("{folder} belongs to no layer: add it to ORDER and ARCHITECTURE.md")
+    })
 }
 
 #[test]
@@ -322,9 +324,9 @@ fn pure_modules_do_not_act() {
         }
         for path in all.names(module).paths {
             let path = format!("::{}::", path.join("::"));
-            for word in ACTS {
-                let named = path.contains(&format!("::{word}::"));
-                assert!(!named, "{module}: {word} in a pure module");
+            for name in ACTS {
+                let named = path.contains(&format!("::{name}::"));
+                assert!(!named, "{module}: {name} in a pure module");
             }
         }
     }

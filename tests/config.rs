@@ -52,7 +52,7 @@ fn valid_files_and_examples_load_and_survive_a_dump() {
     }
 }
 
-/// What is printed for each file, word for word. After a change on purpose: TEMBUKU_BLESS=1 cargo
+/// The exact output for each file. After a change on purpose: TEMBUKU_BLESS=1 cargo
 /// test --test config, and read the difference.
 #[test]
 fn invalid_files_report_their_problems() {
@@ -88,12 +88,12 @@ fn five_mistakes_are_five_problems_with_positions_and_hints() {
     let path = &files("tests/config/invalid")["five_mistakes.toml"];
     let problems = config::load(path).expect_err("five mistakes");
     assert_eq!(problems.len(), 5);
-    let places: Vec<(usize, usize)> = problems
+    let positions: Vec<(usize, usize)> = problems
         .iter()
-        .map(|problem| problem.position.as_ref().expect("a place"))
+        .map(|problem| problem.position.as_ref().expect("a position"))
         .map(|position| (position.line, position.column))
         .collect();
-    assert_eq!(places, [(2, 1), (5, 8), (6, 12), (7, 16), (10, 11)]);
+    assert_eq!(positions, [(2, 1), (5, 8), (6, 12), (7, 16), (10, 11)]);
     assert!(problems.iter().all(|problem| problem.hint.is_some()));
     assert!(
         problems
@@ -286,7 +286,7 @@ fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
         plan.listeners[1].protocol,
         Protocol::Udp(Udp {
             responses: 1,
-            // Every datagram begins a flow anyway.
+            // Every datagram begins a flow.
             requests: 0,
             per_packet: true,
             max_flows_per_source: 3,
@@ -307,7 +307,7 @@ fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
 #[test]
 fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
     let check = "[upstreams.u.check]\nkind = \"tcp\"";
-    let tell = |protocols: &[&str], defaults: &str, upstream: &str| {
+    let actions = |protocols: &[&str], defaults: &str, upstream: &str| {
         let plan = used_by(protocols, defaults, upstream);
         let upstream = &plan.upstreams[0];
         let on_down = upstream.check.as_ref().map(|check| check.on_down);
@@ -317,32 +317,35 @@ fn flows_leave_a_backend_that_is_gone_unless_they_are_to_stay() {
     use SessionAction::{Close, Keep, Move};
     for protocols in [&["udp"][..], &["tcp", "udp"]] {
         // Without a check the network may still report it.
-        assert_eq!(tell(protocols, "", ""), (None, Move, (true, true)));
-        assert_eq!(tell(protocols, "", check), (Some(Move), Move, (true, true)));
-        let keep = "on_down = \"keep\"\non_removed = \"keep\"";
-        assert_eq!(tell(protocols, "", keep), (None, Keep, (false, false)));
+        assert_eq!(actions(protocols, "", ""), (None, Move, (true, true)));
         assert_eq!(
-            tell(protocols, keep, check),
+            actions(protocols, "", check),
+            (Some(Move), Move, (true, true))
+        );
+        let keep = "on_down = \"keep\"\non_removed = \"keep\"";
+        assert_eq!(actions(protocols, "", keep), (None, Keep, (false, false)));
+        assert_eq!(
+            actions(protocols, keep, check),
             (Some(Keep), Keep, (false, false))
         );
         let moves = "on_down = \"move\"\non_removed = \"move\"";
-        assert_eq!(tell(protocols, keep, moves), (None, Move, (true, true)));
+        assert_eq!(actions(protocols, keep, moves), (None, Move, (true, true)));
         // `on_down` is here for upstreams that have a check.
         let close = "on_down = \"close\"\non_removed = \"close\"";
-        assert_eq!(tell(protocols, close, ""), (None, Close, (true, true)));
+        assert_eq!(actions(protocols, close, ""), (None, Close, (true, true)));
         assert_eq!(
-            tell(protocols, close, check),
+            actions(protocols, close, check),
             (Some(Close), Close, (true, true))
         );
     }
-    assert_eq!(tell(&["tcp"], "", ""), (None, Keep, (false, false)));
+    assert_eq!(actions(&["tcp"], "", ""), (None, Keep, (false, false)));
     assert_eq!(
-        tell(&["tcp"], "", check),
+        actions(&["tcp"], "", check),
         (Some(Keep), Keep, (false, false))
     );
     let moves = "on_down = \"move\"\non_removed = \"move\"\non_lag = \"move\"";
     assert_eq!(
-        tell(&["tcp"], moves, check),
+        actions(&["tcp"], moves, check),
         (Some(Keep), Keep, (false, false))
     );
     // A role and a lag have defaults of their own.
@@ -552,8 +555,8 @@ fn long_values_are_not_printed_in_full() {
         let begin: String = text.chars().take(100).collect();
         for problem in problems.iter() {
             let hint = problem.hint.as_deref().unwrap_or_default();
-            for said in [&problem.message[..], hint] {
-                let length = said.chars().count();
+            for text in [&problem.message[..], hint] {
+                let length = text.chars().count();
                 assert!(length <= 1_000, "{length} characters, for {begin}");
             }
         }

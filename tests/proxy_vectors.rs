@@ -242,7 +242,7 @@ fn other_ends_than_ip_addresses() {
         assert_eq!(header.addresses, addresses);
         assert!(bytes.ends_with(&tlv(2, b"example.com")));
     }
-    // LOCAL: what everybody must accept.
+    // LOCAL: what every receiver must accept.
     assert_eq!(encode_v2(&Addresses::Own, &[])[12..16], [0x20, 0, 0, 7]);
 }
 
@@ -256,7 +256,7 @@ fn a_checksum_is_the_one_that_others_compute() {
     assert_eq!(ours, summed(ours.clone(), 31));
 }
 
-/// There is no room for a checksum beside 65,535 bytes: what does not fit is left out, one whole
+/// No checksum fits beside 65,535 bytes: what does not fit is left out, one whole
 /// TLV at a time.
 #[test]
 fn a_header_never_gets_too_long() {
@@ -265,17 +265,17 @@ fn a_header_never_gets_too_long() {
         destination: "192.0.2.2:2".parse().unwrap(),
     };
     let most = 65_535 - 12;
-    for room in 0..20 {
-        let large = tlv(0xe0, &vec![1; most - room - 3 - 4]);
+    for free in 0..20 {
+        let large = tlv(0xe0, &vec![1; most - free - 3 - 4]);
         let bytes = encode_v2(&addresses, &[large.clone(), tlv(0xe1, b"x")].concat());
         let header = parse(&bytes).unwrap().unwrap();
         assert!(header.taken == bytes.len() && bytes.len() <= 16 + 65_535);
-        let kept = match room {
+        let kept = match free {
             7.. => [large, tlv(0xe1, b"x")].concat(),
             3..7 => large,
             _ => tlv(0xe1, b"x"),
         };
-        assert_eq!(&header.tlvs[7..], kept, "{room}");
+        assert_eq!(&header.tlvs[7..], kept, "{free}");
     }
 }
 

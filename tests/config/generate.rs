@@ -83,7 +83,7 @@ fn send_proxy() -> impl Strategy<Value = SendProxy> {
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
-    let place = address().prop_map(|a| (a.to_string(), Target::Addr(Addr::Tcp(a))));
+    let ip = address().prop_map(|a| (a.to_string(), Target::Addr(Addr::Tcp(a))));
     let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Addr(Addr::Unix(p.into()))));
     let host = (
         "[a-z]([a-z0-9_-]{0,20}[a-z0-9])?(\\.[a-z]{1,9}){0,3}\\.?",
@@ -91,7 +91,7 @@ fn backend() -> impl Strategy<Value = Backend> {
     )
         .prop_map(|(host, port)| (format!("{host}:{port}"), Target::Name { host, port }));
     (
-        prop_oneof![place, unix, host],
+        prop_oneof![ip, unix, host],
         0u32..=65_535,
         0u32..=1000,
         long(),
@@ -170,12 +170,12 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
     )
         .prop_map(|(path, host, status)| CheckKind::Http { path, host, status });
     let role = option::of(select(Role::ALL.to_vec()));
-    let known = option::of((option::of("\\PC{0,9}"), password()));
+    let login = option::of((option::of("\\PC{0,9}"), password()));
     let version = option::of(any::<[u32; 3]>().prop_map(Version));
     let flags = any::<(bool, bool)>();
-    let redis = (role, known, flags, option::of(long()), version).prop_map(
-        |(role, known, (replicating, require_writes), max_lag, min_version)| {
-            let (user, password) = known.map_or((None, None), |(user, from)| (user, Some(from)));
+    let redis = (role, login, flags, option::of(long()), version).prop_map(
+        |(role, login, (replicating, require_writes), max_lag, min_version)| {
+            let (user, password) = login.map_or((None, None), |(user, from)| (user, Some(from)));
             CheckKind::Redis {
                 role,
                 user,
@@ -355,7 +355,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 start_up,
                 at,
                 on_down,
-                // There is no such word for it.
+                // The file has no value for it.
                 on_recover: still(on_recover),
             },
         )
@@ -478,7 +478,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     }
                     // Nor does PostgreSQL speak TLS there.
                     let asked_on_unix = match &check.at {
-                        CheckAt::Addr(place) => matches!(place, Addr::Unix(_)),
+                        CheckAt::Addr(addr) => matches!(addr, Addr::Unix(_)),
                         _ => backends.iter().any(unix),
                     };
                     if matches!(check.kind, CheckKind::Postgres { .. }) && asked_on_unix {
@@ -833,8 +833,8 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
 fn number(bind: &mut Bind, next: &mut u16) {
     let first = *next;
     let mut text = String::new();
-    for place in &mut bind.addrs {
-        if let Addr::Tcp(address) = place {
+    for addr in &mut bind.addrs {
+        if let Addr::Tcp(address) = addr {
             address.set_port(*next);
             text = address.to_string();
             *next += 1;
@@ -856,7 +856,7 @@ const VALID: &[&str] = &[
     include_str!("invalid/syntax_brackets.toml"),
 ];
 
-/// Whatever is said must fit together.
+/// Any report must be consistent.
 fn check(text: &str) -> Result<(), TestCaseError> {
     match config::parse(text, "test") {
         Ok(plan) => prop_assert_eq!(
@@ -873,7 +873,10 @@ fn check(text: &str) -> Result<(), TestCaseError> {
                 .filter_map(|problem| problem.position.as_ref())
             {
                 prop_assert!((1..=lines).contains(&position.line) && position.column >= 1);
-                prop_assert!((position.line, position.column) >= last, "sorted by place");
+                prop_assert!(
+                    (position.line, position.column) >= last,
+                    "sorted by position"
+                );
                 last = (position.line, position.column);
             }
         }

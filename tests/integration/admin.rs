@@ -127,7 +127,7 @@ fn every_metric_of_the_contract_is_there() {
         );
     }
 
-    // And says what happened.
+    // And reports what happened.
     assert_eq!(metrics.sum("listener_connections_total", &[]), 4.0);
     assert_eq!(metrics.sum("backend_connections_total", &[]), 4.0);
     assert_eq!(metrics.sum("session_duration_seconds_count", &[]), 4.0);
@@ -148,7 +148,7 @@ fn every_metric_of_the_contract_is_there() {
     assert_eq!(metrics.sum("upstream_available_backends", &[]), 2.0);
 }
 
-/// A listener of TCP, and two of UDP of which one lets nobody in.
+/// A listener of TCP, and two of UDP of which one admits no client.
 struct Datagrams {
     tembuku: Tembuku,
     udp: SocketAddr,
@@ -190,7 +190,7 @@ impl Datagrams {
         let (length, flow) = self.backend.recv_from(&mut bytes).unwrap();
         assert_eq!(&bytes[..length], b"ask");
         for _ in 0..2 {
-            self.backend.send_to(b"told", flow).unwrap();
+            self.backend.send_to(b"back", flow).unwrap();
             assert_eq!(client.recv(&mut bytes).unwrap(), 4);
         }
         for _ in 0..2 {
@@ -352,9 +352,10 @@ fn the_status_counts_flows_and_datagrams() {
         (&tcp["protocol"], &udp["protocol"]),
         (&"tcp".into(), &"udp".into())
     );
-    let told = tcp.as_object().unwrap();
+    let fields = tcp.as_object().unwrap();
     assert!(
-        told.keys()
+        fields
+            .keys()
             .all(|key| !key.contains("datagrams") && !key.contains("dropped")),
         "{tcp}"
     );
@@ -384,20 +385,20 @@ fn the_status_counts_flows_and_datagrams() {
 
     // In a terminal.
     let socket = setup.tembuku.dir.file("admin.sock");
-    let said = cli(&["status", "--socket", socket.to_str().unwrap()]).stdout;
-    let said = String::from_utf8(said).unwrap();
-    let lines: Vec<String> = said
+    let output = cli(&["status", "--socket", socket.to_str().unwrap()]).stdout;
+    let output = String::from_utf8(output).unwrap();
+    let lines: Vec<String> = output
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
     assert!(
         lines[0].ends_with(&format!(" connections, 1 of {most} flows")),
-        "{said}"
+        "{output}"
     );
     assert_eq!(
         lines[4],
         format!("udp udp back 1 1 3 B 8 B {}", setup.udp),
-        "{said}"
+        "{output}"
     );
     assert_eq!(
         lines[7..10],
@@ -406,7 +407,7 @@ fn the_status_counts_flows_and_datagrams() {
             "udp 1 2 0 -",
             "closed 2 0 2 rejected 2"
         ],
-        "{said}"
+        "{output}"
     );
 }
 
@@ -562,7 +563,7 @@ fn not_ready_without_an_available_backend() {
     assert_eq!(
         tembuku.get("/readyz").status,
         200,
-        "nothing is known against them yet"
+        "none of them has failed yet"
     );
     net::assert_closed_at_once(front);
     wait_until("not ready", secs(5), || {
@@ -697,9 +698,9 @@ fn the_access_log_on_stdout() {
     wait_until("a line on stdout", secs(5), || {
         setup.tembuku.proc.stdout().ends_with('\n')
     });
-    let said = setup.tembuku.proc.stdout();
-    assert_eq!(said.lines().count(), 1, "{said}");
-    check_record(&serde_json::from_str(&said).unwrap(), &setup);
+    let output = setup.tembuku.proc.stdout();
+    assert_eq!(output.lines().count(), 1, "{output}");
+    check_record(&serde_json::from_str(&output).unwrap(), &setup);
 }
 
 #[test]
@@ -727,8 +728,8 @@ fn without_being_asked_there_is_no_access_log() {
     setup.tembuku.wait_idle();
     setup.tembuku.terminate();
     assert_eq!(setup.tembuku.proc.stdout(), "");
-    let said = setup.tembuku.proc.stderr();
-    assert!(!said.contains("bytes_received"), "{said}");
+    let output = setup.tembuku.proc.stderr();
+    assert!(!output.contains("bytes_received"), "{output}");
 }
 
 #[test]
@@ -739,7 +740,7 @@ fn usr1_opens_the_access_log_anew() {
     let path = setup.tembuku.dir.file("access.log");
     let old = setup.tembuku.dir.file("access.log.1");
     fs::rename(&path, &old).unwrap();
-    // Until it is told, it goes on in the file that was renamed.
+    // Until the signal it goes on in the file that was renamed.
     one_session(&setup);
     let lines = |path| fs::read_to_string(path).unwrap_or_default().lines().count();
     wait_until("the second record, in the renamed file", secs(5), || {
@@ -769,8 +770,7 @@ fn records_that_cannot_be_written_are_counted() {
     );
 }
 
-/// Being told to open its log anew, with a queue full of records that nobody takes, it does not
-/// stand still.
+/// A signal to open its log anew does not block it, with a queue full of records that are not read.
 #[test]
 fn usr1_with_a_full_queue_stops_nothing() {
     let front = ports::free_addr();
@@ -802,7 +802,7 @@ fn usr1_with_a_full_queue_stops_nothing() {
     assert_eq!(tembuku.terminate().code(), Some(0));
 }
 
-/// Nobody to tell is no reason to fail.
+/// A standard error that takes nothing is no reason to fail.
 #[test]
 fn standard_error_may_be_full_or_closed() {
     let full = || Stdio::from(File::create("/dev/full").unwrap());
@@ -865,7 +865,7 @@ fn the_reader_of_standard_error_may_leave() {
     assert_eq!(tembuku.access_log(21).len(), 21);
 }
 
-/// A log that nobody reads, and a flood of clients that there is something to say about.
+/// A log without a reader, and a flood of clients that cause log lines.
 #[test]
 fn a_stalled_reader_of_the_log_blocks_no_session() {
     let servers = named(1);
@@ -895,7 +895,7 @@ fn a_stalled_reader_of_the_log_blocks_no_session() {
     assert_eq!(tembuku.terminate().code(), Some(0));
 }
 
-/// As many connections as there are places, and more, that ask a lot and read nothing.
+/// As many connections as are allowed, and more, that ask a lot and read nothing.
 #[test]
 fn a_scraper_that_does_not_read_blocks_no_other() {
     let setup = setup("");
@@ -916,7 +916,7 @@ fn a_scraper_that_does_not_read_blocks_no_other() {
     assert_eq!(setup.tembuku.metric("listener_connections_total", &[]), 1.0);
 }
 
-/// What is measured is folded together whether or not anybody could ever ask for it.
+/// Measurements are folded together whether or not a scrape could ever read them.
 #[test]
 fn without_an_admin_address_memory_does_not_grow() {
     const SESSIONS: usize = 12_000;
@@ -938,7 +938,7 @@ fn without_an_admin_address_memory_does_not_grow() {
         proc.rss()
     };
     let before = round();
-    thread::sleep(millis(5_500)); // nothing tells of the folding, which comes every five seconds
+    thread::sleep(millis(5_500)); // the folding, every five seconds, cannot be observed
     let after = round();
     let grown = after.saturating_sub(before);
     println!("{before} bytes, then {after}");

@@ -126,10 +126,10 @@ fn admin_state(tembuku: &Tembuku, backend: &str, admin_state: &str) -> Value {
 /// The states that a backend went through, with the reasons.
 fn events(tembuku: &Tembuku, backend: &str) -> Vec<(String, String, String)> {
     let events: Value = serde_json::from_str(&tembuku.get("/api/v1/events").body).unwrap();
-    let word = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+    let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
     let all = events["events"].as_array().unwrap().iter();
     all.filter(|e| e["backend"] == backend)
-        .map(|e| (word(e, "from"), word(e, "to"), word(e, "reason")))
+        .map(|e| (text(e, "from"), text(e, "to"), text(e, "reason")))
         .collect()
 }
 
@@ -163,8 +163,8 @@ impl Setup {
         let name = format!("b{}", node + 1);
         let mut found = None;
         wait_until(&format!("a session on {name}"), secs(10), || {
-            let (stream, who) = net::session(self.front).unwrap();
-            found = Some(stream).filter(|_| who == name);
+            let (stream, backend) = net::session(self.front).unwrap();
+            found = Some(stream).filter(|_| backend == name);
             found.is_some()
         });
         found.unwrap()
@@ -199,7 +199,7 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
         setup.wait_state(0, state);
         echo(&mut held, "still here").unwrap();
     }
-    // Nobody is left: then nobody is served, and the process says so.
+    // No backend is left: then no client is served, and the process reports it.
     setup.admin_state(1, "drain");
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
     setup.wait_closed("no_backend", 1.0);
@@ -212,7 +212,7 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_ones() {
     assert_eq!(available(), 2.0);
     let mut both = ask_many(setup.front, 2);
     both.sort();
-    assert_eq!(both, ["b1", "b2"], "turn by turn");
+    assert_eq!(both, ["b1", "b2"], "in rotation");
     echo(&mut held, "all the time").unwrap();
 
     let word = |(from, to, why): &(String, String, String)| format!("{from} {to} {why}");
@@ -252,11 +252,11 @@ fn on_drain_close_ends_those_of_this_backend_alone() {
         setup.wait_closed("backend_drained", n as f64 + 1.0);
         echo(&mut kept, "still here").unwrap();
         setup.admin_state(0, "ready");
-        // Whoever comes now is not affected by what was.
+        // Clients that come now are not affected by it.
         let mut new = setup.session_on(0);
         echo(&mut new, "welcome").unwrap();
     }
-    // The journal tells when the last was over.
+    // The journal has the end of the last one.
     let events: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/events").body).unwrap();
     let events = events["events"].as_array().unwrap();
     let out: Vec<_> = events.iter().filter(|e| e["from"] == "up").collect();
@@ -391,7 +391,7 @@ fn a_recovery_does_not_call_off_a_drain() {
     setup.wait_closed("backend_drained", 1.0);
 }
 
-/// Counted at the server: nobody asks it while it is in maintenance, and at once when it is not.
+/// Counted at the server: it is not checked while it is in maintenance, and at once when it is not.
 #[test]
 fn maintenance_stops_the_checks() {
     let mut setup = checked(&["", ""], "");
@@ -403,14 +403,14 @@ fn maintenance_stops_the_checks() {
     assert_eq!(setup.nodes[0].asked(), before, "asked in maintenance");
     setup.wait_state(0, "maintenance");
 
-    // It is worked on: down, and nobody notices.
+    // It is worked on: it goes down, and no check notices.
     setup.nodes[0].sicken();
     setup.wait_checks(1, 5.0);
     let began = Instant::now();
     assert_eq!(
         setup.admin_state(0, "ready")["state"],
         "down",
-        "nobody has asked yet"
+        "no check has begun yet"
     );
     assert_eq!(ask_many(setup.front, 5), vec!["b2"; 5]);
     setup.wait_checks(0, 1.0);
@@ -470,7 +470,7 @@ fn a_drained_primary_that_recovers_triggers_no_failback() {
         .tembuku
         .wait_metric("check_results_total", &refused, |n| n >= 3.0);
     setup.nodes[0].heal();
-    // Some checks later whoever was called would be gone.
+    // Some checks later a session that was called back would be gone.
     setup.wait_checks(0, 5.0);
     echo(&mut standing_in, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
@@ -568,17 +568,17 @@ fn a_drain_under_load_costs_no_request() {
         servers[0].addr, servers[1].addr
     ));
     let done = AtomicBool::new(false);
-    let turns = thread::scope(|scope| {
+    let rounds = thread::scope(|scope| {
         let operator = scope.spawn(|| {
-            let mut turns = 0;
+            let mut rounds = 0;
             while !done.load(Ordering::Relaxed) {
-                let backend = servers[turns % 2].addr.to_string();
-                let word = ["drain", "maint"][turns / 2 % 2];
+                let backend = servers[rounds % 2].addr.to_string();
+                let word = ["drain", "maint"][rounds / 2 % 2];
                 admin_state(&tembuku, &backend, word);
                 admin_state(&tembuku, &backend, "ready");
-                turns += 1;
+                rounds += 1;
             }
-            turns
+            rounds
         });
         // One connection for each request, and lasting ones.
         for options in [
@@ -590,15 +590,18 @@ fn a_drain_under_load_costs_no_request() {
                 .arg(front.port().to_string())
                 .args(options.split(' '));
             let output = proc::run(secs(60), command);
-            let said = proc::text(&output);
-            assert!(output.status.success(), "{options}\n{said}");
-            assert!(!said.to_lowercase().contains("error"), "{options}\n{said}");
+            let report = proc::text(&output);
+            assert!(output.status.success(), "{options}\n{report}");
+            assert!(
+                !report.to_lowercase().contains("error"),
+                "{options}\n{report}"
+            );
         }
         done.store(true, Ordering::Relaxed);
         operator.join().unwrap()
     });
-    println!("{turns} drains under load");
-    assert!(turns > 20, "{turns}");
+    println!("{rounds} drains under load");
+    assert!(rounds > 20, "{rounds}");
     tembuku.wait_idle();
     let metrics = tembuku.metrics();
     for reason in ["no_backend", "connect_failed", "backend_drained"] {
@@ -672,9 +675,9 @@ fn many_operators_at_once() {
             .map(|n| {
                 let (setup, failed) = (&setup, &failed);
                 scope.spawn(move || {
-                    for turn in 0..12 {
-                        let word = ["drain", "maint", "ready"][(n + turn / 3) % 3];
-                        let done = setup.admin_state((n + turn) % 3, word);
+                    for round in 0..12 {
+                        let word = ["drain", "maint", "ready"][(n + round / 3) % 3];
+                        let done = setup.admin_state((n + round) % 3, word);
                         if done["admin_state"] != word {
                             failed.lock().unwrap().push(done);
                         }
@@ -694,7 +697,7 @@ fn many_operators_at_once() {
     }
     setup.tembuku.wait_idle();
     assert_eq!(setup.tembuku.metric("backend_active_connections", &[]), 0.0);
-    // What their turns were before they were taken out is not forgotten, so the first few may be
+    // The rotation from before they were taken out goes on, so the first few may be
     // uneven.
     let names = ask_many(setup.front, 60);
     let counts = ["b1", "b2", "b3"].map(|b| names.iter().filter(|name| *name == b).count());

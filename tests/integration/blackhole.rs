@@ -78,14 +78,14 @@ impl Setup {
         status["upstreams"][0]["backends"][0].clone()
     }
 
-    /// Which server a new session gets.
-    fn who(&self) -> String {
+    /// The server that a new session gets.
+    fn backend_name(&self) -> String {
         call(self.front, "GET name").unwrap()
     }
 }
 
 /// Checks notice before clients have to: no session waits for its connect to time out once the
-/// verdict stands, and those that are stuck on the lost server are told.
+/// verdict stands, and those that are stuck on the lost server are terminated.
 #[test]
 fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
     if programs::place().is_none() {
@@ -94,7 +94,7 @@ fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
         );
     }
     let setup = setup("on_down = \"close\"", 2);
-    assert_eq!(setup.who(), "lost");
+    assert_eq!(setup.backend_name(), "lost");
     let mut held = net::connect(setup.front).unwrap();
     held.write_all(b"PING\r\n").unwrap();
     assert_eq!(net::read_line(&mut held).unwrap().trim_end(), "+PONG");
@@ -118,27 +118,27 @@ fn dropped_packets_are_a_timeout_and_the_next_one_serves() {
     // first of them.
     assert!(noticed < secs(5), "{noticed:?}");
 
-    // Nobody waits for a connect that is lost.
+    // No session waits for a connect that is lost.
     for _ in 0..20 {
         let asked = Instant::now();
-        assert_eq!(setup.who(), "other");
+        assert_eq!(setup.backend_name(), "other");
         assert!(
             asked.elapsed() < Duration::from_secs(2),
             "{:?}",
             asked.elapsed()
         );
     }
-    // The client that is stuck hears an end, and not only when TCP gives up.
+    // The client that is stuck gets an end, and not only when TCP gives up.
     net::read_all(&mut held);
     assert!(began.elapsed() < secs(8));
-    wait_until("it is told", secs(10), || {
+    wait_until("the event has it", secs(10), || {
         setup.tembuku.events()[0]["last_session_closed_seconds"].is_number()
     });
     println!("noticed after {noticed:?}: {}", setup.tembuku.events()[0]);
 
     let_packets_through();
     wait_until("it is well", secs(10), || setup.backend()["state"] == "up");
-    assert_eq!(setup.who(), "lost");
+    assert_eq!(setup.backend_name(), "lost");
 }
 
 /// A check that is lost in a moment of trouble is no verdict, and with `keep` what was under way

@@ -33,16 +33,16 @@ fn iperf3_both_ways() {
         ]);
         command.args(["--connect-timeout", "5000", "--bytes", &bytes.to_string()]);
         command.args(options.split_whitespace());
-        let said = run_ok(secs(90), command);
-        let report: serde_json::Value = serde_json::from_str(&said).unwrap();
-        assert!(report.get("error").is_none(), "iperf3 {options}: {said}");
+        let json = run_ok(secs(90), command);
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(report.get("error").is_none(), "iperf3 {options}: {json}");
         let moved = |side: &str| report["end"][side]["bytes"].as_u64().unwrap();
-        assert!(moved("sum_sent") >= bytes, "iperf3 {options}: {said}");
+        assert!(moved("sum_sent") >= bytes, "iperf3 {options}: {json}");
         // The receiver stops counting when the sender has stopped, whatever is on its way then: up
         // to the largest receive buffer of the kernel in each stream.
         assert!(
             moved("sum_received") >= bytes / 2,
-            "iperf3 {options}: {said}"
+            "iperf3 {options}: {json}"
         );
     }
     tembuku.wait_idle();
@@ -72,11 +72,11 @@ fn wrk(front: SocketAddr, file: &str, options: &[&str]) -> u64 {
         "10s",
     ]);
     command.args(options).arg(format!("http://{front}/{file}"));
-    let said = run_ok(secs(60), command);
-    // Both lines are there only if there is something to tell.
-    assert!(!said.contains("Socket errors"), "{said}");
-    assert!(!said.contains("Non-2xx"), "{said}");
-    let requests = said
+    let output = run_ok(secs(60), command);
+    // Both lines are there only if there is something to report.
+    assert!(!output.contains("Socket errors"), "{output}");
+    assert!(!output.contains("Non-2xx"), "{output}");
+    let requests = output
         .lines()
         .find_map(|line| line.trim().split_once(" requests in "))
         .expect("a count")

@@ -1,4 +1,4 @@
-//! The command line: what is said about a configuration, and the exit codes.
+//! The command line: messages about a configuration, and the exit codes.
 
 use crate::harness::{
     net::ask,
@@ -57,7 +57,7 @@ fn a_valid_configuration() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }
 
-/// Line by line, so that the places in the messages can be told.
+/// Line by line, so that the positions in the messages are easy to count.
 const MISTAKEN: &str = r#"[listeners.front]
 bind = "127.0.0.1:7001"
 upstream = "bakc"
@@ -74,8 +74,8 @@ fn five_mistakes_are_five_problems() {
     let output = check(MISTAKEN, &[]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert_eq!(stdout(&output), "", "data alone goes to stdout");
-    let said = stderr(&output);
-    // Each with its place, as `file:line:column`, its excerpt and what to do about it.
+    let message = stderr(&output);
+    // Each with its position, as `file:line:column`, its excerpt and what to do about it.
     for (line, column, excerpt) in [
         (3, 12, "upstream = \"bakc\""),
         (4, 1, "retires = 3"),
@@ -83,19 +83,19 @@ fn five_mistakes_are_five_problems() {
         (8, 11, "balance = \"round_robbin\""),
         (9, 70, "weight = -1"),
     ] {
-        let place = format!("tembuku.toml:{line}:{column}");
-        assert!(said.contains(&place), "no {place} in\n{said}");
-        assert!(said.contains(excerpt), "no {excerpt} in\n{said}");
+        let position = format!("tembuku.toml:{line}:{column}");
+        assert!(message.contains(&position), "no {position} in\n{message}");
+        assert!(message.contains(excerpt), "no {excerpt} in\n{message}");
     }
-    let places = said.matches("tembuku.toml:").count();
-    assert_eq!(places, 5, "places in\n{said}");
+    let positions = message.matches("tembuku.toml:").count();
+    assert_eq!(positions, 5, "positions in\n{message}");
     for hint in ["retries", "\"back\"", "round_robin", "600s"] {
-        assert!(said.contains(hint), "no hint at {hint} in\n{said}");
+        assert!(message.contains(hint), "no hint at {hint} in\n{message}");
     }
-    assert!(said.contains('5'), "no count in\n{said}");
+    assert!(message.contains('5'), "no count in\n{message}");
     assert!(
-        !said.contains('\u{1b}'),
-        "colour in spite of NO_COLOR:\n{said}"
+        !message.contains('\u{1b}'),
+        "colour in spite of NO_COLOR:\n{message}"
     );
 }
 
@@ -210,11 +210,14 @@ fn each_of_these_is_an_error() {
             "{word}:\n{config}\n{}",
             text(&output)
         );
-        let said = stderr(&output);
-        assert!(said.contains(word), "no {word} in\n{said}\nfor\n{config}");
+        let message = stderr(&output);
         assert!(
-            said.contains("tembuku.toml:"),
-            "no place in\n{said}\nfor\n{config}"
+            message.contains(word),
+            "no {word} in\n{message}\nfor\n{config}"
+        );
+        assert!(
+            message.contains("tembuku.toml:"),
+            "no position in\n{message}\nfor\n{config}"
         );
     }
 }
@@ -224,13 +227,13 @@ fn the_dump_passes_the_check() {
     let first = check(VALID, &["--dump"]);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first));
     let dump = stdout(&first);
-    for said in [
+    for message in [
         "retries = 3",
         "half_close_timeout = \"1m\"",
         "connect_timeout = \"1s\"",
         "max_fails = 2",
     ] {
-        assert!(dump.contains(said), "no {said} in\n{dump}");
+        assert!(dump.contains(message), "no {message} in\n{dump}");
     }
     // Valid, and complete: nothing is added the second time.
     let second = check(&dump, &["--dump"]);
@@ -316,7 +319,7 @@ fn a_name_that_does_not_resolve() {
         "{}",
         text(&output)
     );
-    // Told otherwise, it works with what it has.
+    // Without the requirement it works with what it has.
     let _tembuku = Tembuku::start(&config("resolve_required = false"));
     assert_eq!(ask(front).unwrap(), "b1");
     assert_eq!(ask(front).unwrap(), "b1");

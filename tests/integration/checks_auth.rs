@@ -1,4 +1,4 @@
-//! Checks of a Redis that wants to know who asks, and what nobody else may see.
+//! Checks of a Redis that requires a login, and secrets that are not shown.
 
 use crate::{
     checks_redis::setup,
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::io::Write;
 
-/// The password comes from a file or the environment, and is seen by nobody but the server.
+/// The password comes from a file or the environment, and gets to the server alone.
 #[test]
 fn passwords_are_used_and_not_shown() {
     const SECRET: &str = "xyzzy-plugh-4711";
@@ -80,7 +80,8 @@ fn passwords_are_used_and_not_shown() {
     setup.tembuku.assert_not_shown(&[SECRET, OTHER]);
 }
 
-/// Every backend of an upstream gets the new password, and one that was never let in says so.
+/// Every backend of an upstream gets the new password, and a login that never succeeded is
+/// reported.
 #[test]
 fn a_new_password_reaches_all_backends() {
     let servers: Vec<Redis> = (0..3)
@@ -92,7 +93,7 @@ fn a_new_password_reaches_all_backends() {
     let all: Vec<&Redis> = servers.iter().collect();
     let setup = setup(&all, "", &check);
     for server in &servers {
-        wait_until("the reason is told", secs(10), || {
+        wait_until("the reason is reported", secs(10), || {
             setup.status(server)["why"] == "its check says: auth: AUTH: WRONGPASS"
         });
     }
@@ -121,8 +122,8 @@ fn a_new_password_reaches_all_backends() {
     }
 }
 
-/// A password that does not come (a pipe that nobody writes to, a file server that hangs) keeps no
-/// check from noticing what happens to the server.
+/// A password that does not come (a pipe without a writer, a file server that hangs) keeps no check
+/// from noticing what happens to the server.
 #[test]
 fn a_password_that_cannot_be_read_again_stops_no_check() {
     let mut server = Redis::start_with(ports::free_addr(), &["--requirepass", "first-one"]);
@@ -157,15 +158,15 @@ fn a_password_that_cannot_be_read_again_stops_no_check() {
     wait_until("that it is dead is seen as well", secs(10), || {
         count("refused") >= 2.0
     });
-    // So that nobody waits for the pipe at the end.
+    // So that no thread waits for the pipe at the end.
     let _ = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open(&pipe);
 }
 
-/// With `start = "down"`, as with a role, nothing changes its state; all the same somebody is to
-/// hear why.
+/// With `start = "down"`, as with a role, nothing changes its state; all the same the reason is
+/// reported.
 #[test]
 fn a_login_that_fails_from_the_start_is_reported() {
     let server = Redis::start_with(ports::free_addr(), &["--requirepass", "hidden"]);
@@ -174,8 +175,8 @@ fn a_login_that_fails_from_the_start_is_reported() {
         let events = setup.tembuku.get("/api/v1/events").body;
         events.contains("\"auth\"")
     });
-    let said = "its check says: auth: PING: \"NOAUTH Authentication required.\"";
-    assert_eq!(setup.status(&server)["why"], said);
+    let expected = "its check says: auth: PING: \"NOAUTH Authentication required.\"";
+    assert_eq!(setup.status(&server)["why"], expected);
 }
 
 /// Without a password, with a wrong one, and where the account may not ask.

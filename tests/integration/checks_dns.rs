@@ -1,5 +1,5 @@
-//! Checks over UDP: a name server that answers, one that does not, and those who answer something
-//! else.
+//! Checks over UDP: a name server that answers, one that does not, and servers that answer
+//! something else.
 
 use crate::{
     checks_mysql::setup,
@@ -25,7 +25,7 @@ const QUICK: &str = "interval = \"100ms\"\nfast_interval = \"100ms\"\ntimeout = 
 fn a_name_server_is_asked() {
     let mut server = dnsmasq();
     let backend = server.addr.to_string();
-    for (check, result, said) in [
+    for (check, result, expected) in [
         ("query = \"db.example\"", "ok", "NOERROR, answers: 1"),
         (
             "query = \"DB.Example.\"\nquery_type = \"AAAA\"",
@@ -50,7 +50,7 @@ fn a_name_server_is_asked() {
             "",
             &format!("kind = \"dns\"\n{QUICK}\n{check}"),
         );
-        assert_eq!(setup.wait_result(&backend, result), said, "{check}");
+        assert_eq!(setup.wait_result(&backend, result), expected, "{check}");
         setup.wait_state(&backend, if result == "ok" { "up" } else { "down" });
     }
     let setup = setup(
@@ -151,10 +151,10 @@ fn what_is_no_reply_is_not_taken_for_one() {
             &format!("kind = \"dns\"\n{QUICK}\nquery = \"db.example\""),
         );
         setup.wait_state(&backend, "down");
-        let said = setup.wait_result(&backend, "timeout");
+        let transcript = setup.wait_result(&backend, "timeout");
         assert!(
-            said.starts_with("no answer within 400ms; ") && said.contains(part),
-            "{said}"
+            transcript.starts_with("no answer within 400ms; ") && transcript.contains(part),
+            "{transcript}"
         );
     }
     // What comes before the reply does not hide it.

@@ -349,8 +349,8 @@ fn tcp_takes_leave_politely() {
     });
     let setup = setup(server.addr, "", TCP);
     for _ in 0..3 {
-        let (said, end) = ends.recv_timeout(secs(10)).unwrap();
-        assert_eq!((said, end), (Vec::new(), net::End::Fin));
+        let (received, end) = ends.recv_timeout(secs(10)).unwrap();
+        assert_eq!((received, end), (Vec::new(), net::End::Fin));
     }
     setup.wait("up", "ok");
     // The next check begins when the last is over.
@@ -366,12 +366,12 @@ fn redis_checks_end_with_quit() {
         let questions = b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n\
             *2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
             *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
-        let mut said = vec![0; questions.len()];
-        let read = stream.read_exact(&mut said);
+        let mut received = vec![0; questions.len()];
+        let read = stream.read_exact(&mut received);
         let answers = b"+PONG\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n\
             $2\r\n\r\n\r\n$2\r\n\r\n\r\n";
         let _ = stream.write_all(answers);
-        let asked = read.is_ok() && said == questions;
+        let asked = read.is_ok() && received == questions;
         let _ = sender
             .lock()
             .unwrap()
@@ -486,16 +486,15 @@ fn send_expect_puts_pieces_together() {
 
 #[test]
 fn the_header_for_the_backend_is_sent_by_checks_too() {
-    // Behind the fixed part of version 2 a checksum follows, of which the fixed part says how long
-    // it is.
+    // Behind the fixed part of version 2 a checksum follows, whose length is in the fixed part.
     for (version, header, more) in [
         ("v1", &b"PROXY UNKNOWN\r\n"[..], 0),
         ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x07", 7),
     ] {
         let server = Server::start(move |mut stream| {
-            let mut said = vec![0; header.len() + more + 6];
-            let read = stream.read_exact(&mut said);
-            if read.is_ok() && said.starts_with(header) && said.ends_with(b"PING\r\n") {
+            let mut received = vec![0; header.len() + more + 6];
+            let read = stream.read_exact(&mut received);
+            if read.is_ok() && received.starts_with(header) && received.ends_with(b"PING\r\n") {
                 let _ = stream.write_all(b"+PONG\r\n");
             }
             listen_only(&stream);
@@ -505,9 +504,9 @@ fn the_header_for_the_backend_is_sent_by_checks_too() {
     }
 }
 
-/// Another port of the backend, or another place altogether.
+/// Another port of the backend, or another address.
 #[test]
-fn a_check_may_go_elsewhere() {
+fn a_check_may_go_to_another_address() {
     let (server, refusing) = (Server::named("b"), ports::free_addr());
     let port = server.addr.port();
     setup(refusing, "", &format!("{TCP}\nport = {port}")).wait("up", "ok");

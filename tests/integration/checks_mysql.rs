@@ -1,5 +1,5 @@
-//! Checks of MariaDB: who may be written to, what becomes of sessions when that moves, and what a
-//! server remembers of those who ask.
+//! Checks of MariaDB: which server is writable, what becomes of sessions when that changes, and
+//! what a server records about checks.
 
 use crate::harness::{
     mariadb::MariaDb,
@@ -250,7 +250,7 @@ fn when_read_only_moves_no_session_stays_behind() {
         });
 }
 
-/// A server counts those that leave without a word, warns of them in its log, and in the end
+/// A server counts clients that leave without QUIT, warns of them in its log, and in the end
 /// refuses their address.
 #[test]
 fn checks_leave_no_trace_in_the_counters_and_the_log() {
@@ -265,7 +265,7 @@ fn checks_leave_no_trace_in_the_counters_and_the_log() {
         ]
         .map(|name| server.status(name))
     };
-    let (before, said) = (counters(), server.log());
+    let (before, log) = (counters(), server.log());
     let setup = setup(
         &[&backend],
         "",
@@ -284,16 +284,16 @@ fn checks_leave_no_trace_in_the_counters_and_the_log() {
         setup.wait_checks("ok", 5.0);
     }
     assert_eq!(counters(), before);
-    assert_eq!(server.log(), said);
+    assert_eq!(server.log(), log);
     // A check that is cut off by the end of the process may be counted.
     drop(setup);
-    let (before, said) = (counters(), server.log());
+    let (before, log) = (counters(), server.log());
 
     // These are what would be seen.
     let setup = self::setup(&[&backend], "", "kind = \"tcp\"");
     setup.wait_checks("ok", 1.0);
     wait_until("it is counted", secs(10), || {
-        counters() != before && server.log() != said
+        counters() != before && server.log() != log
     });
 }
 
@@ -305,8 +305,8 @@ fn checks_do_not_get_their_address_blocked() {
             "checks_mysql::checks_do_not_get_their_address_blocked",
         );
     };
-    // A server does not count those who come over the loopback device's own addresses; this one has
-    // a name.
+    // A server does not count clients from the loopback device's own addresses; this one has a
+    // name.
     let addr: SocketAddr = format!("[fd00:7e57::5]:{}", ports::free_port())
         .parse()
         .unwrap();
@@ -315,12 +315,12 @@ fn checks_do_not_get_their_address_blocked() {
         command("ip -6 address add fd00:7e57::5/128 dev lo"),
     );
     place.set_hosts("fd00:7e57::5 db.test");
-    let words = [
+    let arguments = [
         "--max-connect-errors=3",
         "--performance-schema=ON",
         "--secure-auth=OFF",
     ];
-    let server = MariaDb::start_with(addr, &words);
+    let server = MariaDb::start_with(addr, &arguments);
     server.sql(&format!(
         "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY 'xyzzy'; CREATE USER 'writer'@'%' IDENTIFIED BY ''; \
          CREATE USER 'old'@'%' IDENTIFIED VIA mysql_old_password USING '0123456789abcdef'"
@@ -333,10 +333,10 @@ fn checks_do_not_get_their_address_blocked() {
     };
     for (kind, result) in [
         ("user = \"check\"", "ok"),
-        // Neither those who are refused, nor those who do not get what they want, count.
+        // Neither refused logins nor failed TLS handshakes count.
         ("user = \"nobody\"", "auth"),
         ("user = \"check\"\ntls = \"require\"", "tls"),
-        // A login that is not known here is ended by the server.
+        // A login of a kind that is not supported is ended by the server.
         ("user = \"old\"", "auth"),
     ] {
         let setup = setup(
@@ -365,9 +365,9 @@ fn checks_do_not_get_their_address_blocked() {
     assert_eq!(errors(), 3);
     let refused = Client::connect(addr, "writer").err().unwrap().to_string();
     assert!(refused.contains("blocked"), "{refused}");
-    let told =
+    let error =
         setup(&[&backend], "", "kind = \"mysql\"\nuser = \"check\"").wait_result(&backend, "auth");
-    assert!(told.starts_with("error 1129: "), "{told}");
+    assert!(error.starts_with("error 1129: "), "{error}");
 }
 
 /// A replica that is behind, one that does not replicate, and an account that may not ask.

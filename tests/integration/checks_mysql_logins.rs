@@ -65,7 +65,7 @@ fn mariadb_accepts_known_users() {
         )
     };
     let denied = "login: error 1045: \"Access denied for user ";
-    for (check, result, said) in [
+    for (check, result, expected) in [
         (
             "kind = \"mysql\"\nuser = \"check\"",
             "ok",
@@ -112,7 +112,7 @@ fn mariadb_accepts_known_users() {
         let setup = setup(&[&backend], "", check);
         let saw = setup.wait_result(&backend, result);
         println!("{result}: {saw}");
-        assert!(saw.starts_with(said), "{check}: {saw}");
+        assert!(saw.starts_with(expected), "{check}: {saw}");
     }
     for check in [&known, &wrong] {
         let setup = setup(&[&backend], "", &format!("{check}\ntls = \"require\""));
@@ -132,8 +132,8 @@ fn mariadb_accepts_known_users() {
     );
 }
 
-/// A server that sends back what it is told, as the message of an error: once the password is among
-/// that, nothing is shown.
+/// A server that sends back what it received, as the message of an error: once that contains the
+/// password, nothing is shown.
 #[test]
 fn a_password_that_comes_back_is_not_shown() {
     let dir = TempDir::new();
@@ -162,7 +162,7 @@ fn a_password_that_comes_back_is_not_shown() {
     setup.tembuku.assert_not_shown(&[SECRET, "something-else"]);
 }
 
-/// What the documentation of MySQL says: how a password is proved without being told.
+/// The proof of a password that does not reveal it, as the documentation of MySQL describes it.
 fn proof(password: &[u8]) -> Vec<u8> {
     let hash = Sha256::digest(password);
     let twice = Sha256::digest(hash);
@@ -170,26 +170,26 @@ fn proof(password: &[u8]) -> Vec<u8> {
     hash.iter().zip(mixed).map(|(a, b)| a ^ b).collect()
 }
 
-/// What is told to a server that does not remember the password, and whether it was taken leave of.
-type Told = mpsc::Receiver<(Vec<u8>, bool)>;
+/// The message to a server that has not cached the password, and whether QUIT followed.
+type Received = mpsc::Receiver<(Vec<u8>, bool)>;
 
-/// A server of which `tail` is what comes after the login packet; what that was told is sent to the
+/// A server of which `tail` is what comes after the login packet; what that received is sent to the
 /// test.
 fn server(
-    speaks_tls: bool,
+    offers_tls: bool,
     inside: impl Fn(TcpStream) -> Box<dyn Stream> + Send + Sync + 'static,
     tail: impl Fn(&mut dyn Stream, u8) -> std::io::Result<Vec<u8>> + Send + Sync + 'static,
-) -> (Server, Told) {
-    let (sender, told) = mpsc::channel();
+) -> (Server, Received) {
+    let (sender, received) = mpsc::channel();
     let sender = Mutex::new(sender);
     let server = Server::start(move |mut stream| {
         let mut talk = || -> std::io::Result<(Vec<u8>, bool)> {
             mysql::write(
                 &mut stream,
                 0,
-                &greeting("caching_sha2_password", speaks_tls),
+                &greeting("caching_sha2_password", offers_tls),
             )?;
-            if speaks_tls {
+            if offers_tls {
                 let (number, request) = mysql::read(&mut stream)?;
                 assert_eq!((number, request.len()), (1, 32), "a request for TLS");
             }
@@ -210,7 +210,7 @@ fn server(
             let _ = sender.lock().unwrap().send(result);
         }
     });
-    (server, told)
+    (server, received)
 }
 
 trait Stream: Read + Write + Send {}
@@ -221,7 +221,7 @@ fn plain(stream: TcpStream) -> Box<dyn Stream> {
 }
 
 #[track_caller]
-fn assert_told(server: &Server, told: &Told, keys: &str, expected: &[u8]) {
+fn assert_received(server: &Server, received: &Received, keys: &str, expected: &[u8]) {
     let backend = server.addr.to_string();
     let (_dir, known) = password(SECRET);
     let setup = setup(
@@ -229,7 +229,7 @@ fn assert_told(server: &Server, told: &Told, keys: &str, expected: &[u8]) {
         "",
         &format!("{known}\nrole = \"primary\"\n{keys}"),
     );
-    let (secret, politely) = told.recv_timeout(secs(10)).unwrap();
+    let (secret, politely) = received.recv_timeout(secs(10)).unwrap();
     assert_eq!(secret, expected);
     assert!(politely);
     setup.wait_state(&backend, "up");
@@ -238,12 +238,12 @@ fn assert_told(server: &Server, told: &Told, keys: &str, expected: &[u8]) {
 
 #[test]
 fn a_cached_password_is_not_sent_again() {
-    let (server, told) = server(false, plain, |stream, number| {
+    let (server, received) = server(false, plain, |stream, number| {
         mysql::write(stream, number, b"\x01\x03")?;
         mysql::write(stream, number + 1, mysql::OK)?;
         Ok(Vec::new())
     });
-    assert_told(&server, &told, "", b"");
+    assert_received(&server, &received, "", b"");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
         run_ok(secs(20), make);
     }
     let public = std::fs::read(dir.file("public.pem")).unwrap();
-    let (server, told) = server(false, plain, move |stream, number| {
+    let (server, received) = server(false, plain, move |stream, number| {
         mysql::write(stream, number, b"\x01\x04")?;
         assert_eq!(
             mysql::read(stream)?,
@@ -282,7 +282,7 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
         mysql::write(stream, number + 4, mysql::OK)?;
         Ok(text)
     });
-    assert_told(&server, &told, "", &[SECRET.as_bytes(), b"\0"].concat());
+    assert_received(&server, &received, "", &[SECRET.as_bytes(), b"\0"].concat());
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn inside_tls_the_password_is_sent() {
         let connection = ServerConnection::new(config.clone()).unwrap();
         Box::new(StreamOwned::new(connection, stream))
     };
-    let (server, told) = server(true, inside, |stream, number| {
+    let (server, received) = server(true, inside, |stream, number| {
         mysql::write(stream, number, b"\x01\x04")?;
         let (_, secret) = mysql::read(stream)?;
         mysql::write(stream, number + 2, mysql::OK)?;
@@ -313,5 +313,10 @@ fn inside_tls_the_password_is_sent() {
         "tls = \"verify\"\ntls_ca = \"{}\"",
         authority.file().display()
     );
-    assert_told(&server, &told, &tls, &[SECRET.as_bytes(), b"\0"].concat());
+    assert_received(
+        &server,
+        &received,
+        &tls,
+        &[SECRET.as_bytes(), b"\0"].concat(),
+    );
 }

@@ -22,8 +22,8 @@ struct Setup {
     tembuku: Tembuku,
 }
 
-/// One nginx that is four servers, `n0` to `n3`, each of which is ill while there is a file that
-/// says so.
+/// One nginx that is four servers, `n0` to `n3`, each of which is ill while a file of that name
+/// exists.
 fn setup() -> Setup {
     let backends: Vec<SocketAddr> = (0..BACKENDS).map(|_| ports::free_addr()).collect();
     let servers: Vec<String> = backends
@@ -80,7 +80,7 @@ impl Setup {
             .wait_metric("upstream_panic", &[], |now| now == is);
     }
 
-    /// Who answers; every request has to be answered.
+    /// The servers that answer; every request has to be answered.
     #[track_caller]
     fn answers(&self) -> Vec<String> {
         let ask = |_| {
@@ -123,7 +123,7 @@ impl Setup {
     }
 }
 
-/// One request on a connection that stays; who answers.
+/// One request on a connection that stays; returns the server that answers.
 fn request(stream: &mut TcpStream) -> std::io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
     loop {
@@ -154,9 +154,9 @@ fn checks_that_take_out_too_many_are_not_believed() {
     setup.wait_state(2, "down");
     setup.wait_panic(1.0);
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
-    let said = "its check says: unexpected: ";
+    let expected = "its check says: unexpected: ";
     let why = setup.why(2);
-    assert!(why.starts_with(said), "{why}");
+    assert!(why.starts_with(expected), "{why}");
     assert!(why.ends_with("; panic threshold: 1 of 4 up"), "{why}");
     assert_eq!(setup.logged("panic threshold reached"), 1);
     setup.sicken(3);
@@ -164,7 +164,7 @@ fn checks_that_take_out_too_many_are_not_believed() {
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
     assert_eq!(setup.why(3), why.replace("1 of 4", "0 of 4"));
     assert_eq!(setup.tembuku.get("/readyz").status, 200);
-    // Nor are sessions closed, although `on_down` says so: of whom is used all the same.
+    // Nor are sessions closed, although `on_down` requires it: their backend is still used.
     let mut late = setup.session_on(0);
     let labels = [("result", "unexpected")];
     let before = setup.tembuku.metric("check_results_total", &labels);
@@ -175,8 +175,8 @@ fn checks_that_take_out_too_many_are_not_believed() {
     assert_eq!(request(&mut last).unwrap(), "n3");
     assert_eq!(request(&mut late).unwrap(), "n0");
     let closed = [("reason", "backend_down")];
-    let told = setup.tembuku.metric("sessions_closed_total", &closed);
-    // Enough are well again: the checks count, and what they say of the first one as well.
+    let before = setup.tembuku.metric("sessions_closed_total", &closed);
+    // Enough are well again: the checks count, that of the first one as well.
     setup.heal(2);
     setup.wait_state(2, "up");
     assert_eq!(
@@ -191,8 +191,8 @@ fn checks_that_take_out_too_many_are_not_believed() {
     assert_eq!(net::read_all(&mut late).1, net::End::Reset);
     setup
         .tembuku
-        .wait_metric("sessions_closed_total", &closed, |n| n == told + 1.0);
+        .wait_metric("sessions_closed_total", &closed, |n| n == before + 1.0);
     assert_eq!(request(&mut held).unwrap(), "n2");
     assert_eq!(setup.logged("panic threshold left"), 1);
-    assert!(setup.why(0).starts_with(said), "{}", setup.why(0));
+    assert!(setup.why(0).starts_with(expected), "{}", setup.why(0));
 }

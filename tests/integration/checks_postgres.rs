@@ -1,4 +1,4 @@
-//! Checks of PostgreSQL: every way of logging in, and what the server has to say about it.
+//! Checks of PostgreSQL: every way of logging in, and what the server logs about it.
 
 use crate::harness::{
     certs::{Authority, Certificate},
@@ -74,11 +74,11 @@ impl Setup {
 pub(crate) fn assert_no_complaint(server: &Postgres) {
     let log = server.log();
     let (_, since) = log.split_once("ready to accept connections").unwrap();
-    // Who asked whether it was ready may have got its answer just before it was.
+    // The harness may have connected just before it was ready.
     let harmless = ["checkpoint", "background worker", "is starting up"];
     let complaint = since
         .lines()
-        .find(|line| !line.is_empty() && !harmless.iter().any(|word| line.contains(word)));
+        .find(|line| !line.is_empty() && !harmless.iter().any(|part| line.contains(part)));
     assert_eq!(complaint, None, "{log}");
 }
 
@@ -228,7 +228,7 @@ fn every_way_of_logging_in() {
     }
 }
 
-/// Neither who logs in nor who only looks in is complained about, and both take leave.
+/// Neither checks that log in nor those that do not cause log lines, and both end properly.
 #[test]
 fn checks_leave_nothing_in_the_log() {
     let (_authority, mut settings) = with_tls();
@@ -256,7 +256,7 @@ fn checks_leave_nothing_in_the_log() {
             checks.push((tls.to_owned(), inside));
             checks.push((format!("{user}\n{tls}"), "primary, timeline 1"));
         }
-        // Whoever is stopped stops a check midway, so nobody is before the log has been read.
+        // A process that is stopped ends a check midway, so none is before the log has been read.
         let mut running = Vec::new();
         for (check, saw) in checks {
             // A check that is given up is a complaint, too.
@@ -272,8 +272,8 @@ fn checks_leave_nothing_in_the_log() {
     }
 }
 
-/// Whoever takes any certificate takes one that says too little, too. A login is not bound to it
-/// then, which the server is told.
+/// Without verification a certificate without a signature algorithm is accepted, too. A login is
+/// not bound to it then, which the server gets to see.
 #[test]
 fn a_certificate_of_version_1() {
     let authority = Authority::new("one");
@@ -351,7 +351,7 @@ fn no_schema_shadows_the_functions_a_check_calls() {
     assert_no_complaint(&server);
 }
 
-/// The password comes from a file or the environment, and is seen by nobody but the server.
+/// The password comes from a file or the environment, and gets to the server alone.
 #[test]
 fn passwords_are_used_and_not_shown() {
     const SECRET: &str = "xyzzy-plugh-4711";

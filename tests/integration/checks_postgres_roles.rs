@@ -1,5 +1,5 @@
-//! Who is the primary of PostgreSQL servers, how far the replicas are behind, and what becomes of
-//! sessions when that changes.
+//! The primary of PostgreSQL servers, the lag of replicas, and what becomes of sessions when these
+//! change.
 
 use crate::{
     checks_postgres::{Setup, setup},
@@ -45,8 +45,8 @@ fn write(front: SocketAddr, who: &str) -> bool {
     proc::run(secs(20), psql).status.success()
 }
 
-/// The old primary is stopped, or killed, under load, and its replica takes its place; then it
-/// comes back and follows.
+/// The old primary is stopped, or killed, under load, and its replica is promoted; then it comes
+/// back as a replica.
 #[test]
 fn the_primary_is_another_after_a_promotion() {
     for signal in [Signal::INT, Signal::KILL] {
@@ -71,9 +71,9 @@ fn the_primary_is_another_after_a_promotion() {
         );
         new.promote();
         let promoted = Instant::now();
-        let told = setup.wait(new.addr, "up", "ok");
+        let transcript = setup.wait(new.addr, "up", "ok");
         let up = promoted.elapsed();
-        assert_eq!(told, "primary, timeline 2");
+        assert_eq!(transcript, "primary, timeline 2");
         wait_until("a write is accepted", secs(20), || {
             write(setup.front, "first")
         });
@@ -95,10 +95,10 @@ fn the_primary_is_another_after_a_promotion() {
         pgbench
             .args("-n -c 4 -t 50 -f".split(' '))
             .arg(dir.file("insert.sql"));
-        let said = proc::run_ok(secs(60), pgbench);
+        let output = proc::run_ok(secs(60), pgbench);
         assert!(
-            said.contains("number of transactions actually processed: 200/200"),
-            "{said}"
+            output.contains("number of transactions actually processed: 200/200"),
+            "{output}"
         );
         assert_eq!(rows(&new), before + 200);
         assert_eq!(setup.status(old.addr)["connections_total"], taken);
@@ -115,7 +115,7 @@ fn the_primary_is_another_after_a_promotion() {
     }
 }
 
-/// The worst that can happen: a replica is promoted, and nobody tells the old primary, which goes
+/// The worst that can happen: a replica is promoted, and the old primary is not demoted, so it goes
 /// on taking writes. What it takes is lost, so its sessions have to end at once, and none may come.
 #[test]
 fn an_old_primary_that_lives_on_loses_its_sessions() {
@@ -163,8 +163,8 @@ fn an_old_primary_that_lives_on_loses_its_sessions() {
         pgbench
             .args("-n -C -c 4 -t 10 -f".split(' '))
             .arg(dir.file("insert.sql"));
-        let said = proc::run_ok(secs(60), pgbench);
-        assert!(said.contains("actually processed: 40/40"), "{said}");
+        let output = proc::run_ok(secs(60), pgbench);
+        assert!(output.contains("actually processed: 40/40"), "{output}");
     }
     setup.wait_for_more(old.addr, "ok", 3.0);
     assert_eq!(rows(&new), before + 120);
@@ -201,7 +201,7 @@ fn a_replica_that_does_not_replay_is_lagging() {
         assert!(lag > 1.0, "{lag}");
         assert!(
             !write(setup.front, "nobody"),
-            "there was nobody to read from"
+            "there was no backend to read from"
         );
 
         replica.sql("select pg_wal_replay_resume()");
@@ -242,7 +242,7 @@ fn a_replica_that_receives_nothing_is_not_in_step() {
         "{saw}"
     );
     bytes.wait(replica.addr, "lagging", "lagging");
-    // Who has set no limit is content with what there is.
+    // Without a limit any lag is accepted.
     none.wait_for_more(replica.addr, "ok", 2.0);
     none.wait(replica.addr, "up", "ok");
     assert_eq!(
@@ -251,7 +251,7 @@ fn a_replica_that_receives_nothing_is_not_in_step() {
     );
 }
 
-/// A server that takes no sessions yet lives, and nobody is to be sent there.
+/// A server that takes no sessions yet is alive, and gets none.
 #[test]
 fn a_server_that_is_not_ready_is_loading() {
     let primary = primary();

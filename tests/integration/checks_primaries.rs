@@ -1,4 +1,4 @@
-//! Two Redis that both say that they are the primary, and one that nobody hears of any more.
+//! Two Redis that both report to be the primary, and one that does not answer any more.
 
 use crate::{
     checks_redis::{Setup, replicate, setup, three},
@@ -11,7 +11,7 @@ use crate::{
 use rustix::process::Signal;
 use std::{io::Write, net::TcpStream, time::Instant};
 
-/// What a server says who it is: a mark that it keeps for itself, or passes on to its replicas.
+/// Stores the name of a server in it: its replicas get it, too.
 fn name(server: &Redis, name: &str) {
     assert_eq!(
         call(server.addr, &format!("SET name {name}")).unwrap(),
@@ -19,7 +19,7 @@ fn name(server: &Redis, name: &str) {
     );
 }
 
-/// Who answers new sessions; each has to be answered.
+/// The servers that answer new sessions; each has to be answered.
 #[track_caller]
 fn answers(setup: &Setup, sessions: usize) -> Vec<String> {
     let ask = |_| call(setup.front, "GET name").unwrap();
@@ -91,7 +91,7 @@ fn an_old_primary_that_comes_back_alone_gets_no_session() {
     assert_eq!(ping(&mut held).unwrap(), "+PONG");
 
     let back = Redis::start(old.addr);
-    assert_eq!(call(back.addr, "ROLE").unwrap(), "*3", "it says master");
+    assert_eq!(call(back.addr, "ROLE").unwrap(), "*3", "it is a master");
     name(&back, "old");
     setup.wait_state(&back, "doubtful");
     let before = sessions_of(&setup, &back);
@@ -108,9 +108,9 @@ fn an_old_primary_that_comes_back_alone_gets_no_session() {
     );
     assert_eq!(status["role"], serde_json::json!(["primary"]));
     primaries(&setup, 2.0);
-    let told = events(&setup, &back);
-    let doubtful: Vec<_> = told.iter().filter(|e| e["to"] == "doubtful").collect();
-    assert_eq!(doubtful.len(), 1, "once: {told:?}");
+    let events = events(&setup, &back);
+    let doubtful: Vec<_> = events.iter().filter(|e| e["to"] == "doubtful").collect();
+    assert_eq!(doubtful.len(), 1, "once: {events:?}");
     assert_eq!(
         (&doubtful[0]["reason"], &doubtful[0]["transcript"]),
         (&"two_primaries".into(), &why.as_str().into())
@@ -162,13 +162,13 @@ fn a_doubt_ends_with_the_other_one() {
     assert_eq!(answers(&setup, 40), ["second"]);
 }
 
-/// A primary that hangs is no verdict yet where checks are patient; still nobody is sent there for
-/// long.
+/// A primary that hangs is no verdict yet where checks are patient; still it does not get sessions
+/// for long.
 #[test]
 fn a_primary_with_stale_results_takes_nothing_new() {
-    let [old, elsewhere, new] = [0; 3].map(|_| Redis::start(ports::free_addr()));
+    let [old, third, new] = [0; 3].map(|_| Redis::start(ports::free_addr()));
     // What it takes over has nothing to do with the old one: no proof.
-    replicate(&new, &elsewhere);
+    replicate(&new, &third);
     name(&old, "old");
     let setup = setup(
         &[&old, &new],
@@ -200,7 +200,7 @@ fn a_primary_with_stale_results_takes_nothing_new() {
     let why = status["why"].as_str().unwrap();
     assert!(why.starts_with("no certain answer for "), "{why}");
     assert_eq!(setup.tembuku.get("/readyz").status, 503);
-    wait_until("the log tells", secs(5), || {
+    wait_until("the log reports it", secs(5), || {
         setup
             .tembuku
             .proc
@@ -216,7 +216,7 @@ fn a_primary_with_stale_results_takes_nothing_new() {
     setup.wait_state(&old, "doubtful");
     wait_checks(&setup, &old, 4.0);
     assert_eq!(answers(&setup, 50), ["new"]);
-    // It may be right after all: who is there stays.
+    // It may be right after all: its sessions stay.
     assert_eq!(ping(&mut held).unwrap(), "+PONG");
     replicate(&old, &new);
     assert_eq!(

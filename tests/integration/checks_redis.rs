@@ -1,4 +1,4 @@
-//! Checks of Redis: who is the primary, and what becomes of sessions when that moves.
+//! Checks of Redis: which server is the primary, and what becomes of sessions when that changes.
 
 use crate::harness::{
     millis, net, ports,
@@ -94,9 +94,9 @@ pub(crate) fn info(addr: SocketAddr, section: &str) -> String {
     text
 }
 
-/// How many writes of clients this replica has turned away: those that it got by replication are
-/// not among them.
-fn turned_away(server: &Redis) -> u64 {
+/// How many writes of clients this replica has rejected: those that it got by replication are not
+/// among them.
+fn rejected_writes(server: &Redis) -> u64 {
     let text = info(server.addr, "commandstats");
     let line = text.lines().find(|line| line.starts_with("cmdstat_set:"));
     let rejected = line.and_then(|line| line.split("rejected_calls=").nth(1));
@@ -194,10 +194,10 @@ fn when_the_role_moves_no_session_stays_behind() {
         .max()
         .unwrap()
         .saturating_duration_since(switched);
-    let at_close = turned_away(old);
+    let at_close = rejected_writes(old);
     setup.wait_state(old, "standby");
-    // That may have been known from the new one first.
-    wait_until("the old one says so, too", secs(10), || {
+    // The new one may have shown that first.
+    wait_until("the old one reports it, too", secs(10), || {
         setup.status(old)["last_check"]["result"] == "standby"
     });
     setup.wait_state(new, "up");
@@ -209,7 +209,7 @@ fn when_the_role_moves_no_session_stays_behind() {
     std::thread::sleep(millis(300)); // the load that would show it
     stop.store(true, Ordering::Relaxed);
     let seen: Vec<Seen> = writers.into_iter().map(|w| w.join().unwrap()).collect();
-    let late = turned_away(old);
+    let late = rejected_writes(old);
 
     let closed = seen
         .iter()
@@ -244,7 +244,7 @@ fn when_the_role_moves_no_session_stays_behind() {
         assert_eq!(
             call(new.addr, &format!("GET {key}")).unwrap(),
             "x",
-            "{key} was accepted by somebody else"
+            "{key} was accepted by another server"
         );
     }
     setup
@@ -365,7 +365,7 @@ fn a_loading_server_is_down_for_that_reason() {
     );
 }
 
-/// A server dies under load: those on it see it, and nobody else does.
+/// A server dies under load: its sessions see it, and no others do.
 #[test]
 fn a_killed_server_fails_its_own_sessions_alone() {
     let mut servers: Vec<Redis> = (0..3).map(|_| Redis::start(ports::free_addr())).collect();
@@ -396,9 +396,9 @@ fn a_killed_server_fails_its_own_sessions_alone() {
                         net::read_line(stream)
                     };
                     match ask(&mut stream) {
-                        Ok(said) => {
+                        Ok(line) => {
                             answered.fetch_add(usize::from(name.is_empty()), Ordering::Relaxed);
-                            name = said.trim_end().to_owned();
+                            name = line.trim_end().to_owned();
                         }
                         Err(_) => return (name, false),
                     }
@@ -427,8 +427,8 @@ fn a_killed_server_fails_its_own_sessions_alone() {
                 call(setup.front, "PING").unwrap_or_else(|e| panic!("client {n}: {e}")),
                 "+PONG"
             );
-            let known = n % 20 == 0 && setup.tembuku.metric("backend_state", &labels) == 1.0;
-            after += usize::from(known || after > 0);
+            let is_down = n % 20 == 0 && setup.tembuku.metric("backend_state", &labels) == 1.0;
+            after += usize::from(is_down || after > 0);
             if after > 200 {
                 break;
             }

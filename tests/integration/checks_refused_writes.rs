@@ -12,7 +12,7 @@ use std::{io::Write, net::TcpStream};
 
 /// One that has tried to save where it cannot.
 fn unable_to_save() -> Redis {
-    let words = [
+    let arguments = [
         "--dir",
         "/proc",
         "--save",
@@ -20,7 +20,7 @@ fn unable_to_save() -> Redis {
         "--shutdown-on-sigterm",
         "nosave",
     ];
-    let server = Redis::start_with(ports::free_addr(), &words);
+    let server = Redis::start_with(ports::free_addr(), &arguments);
     assert_eq!(call(server.addr, "SET key value").unwrap(), "+OK");
     assert!(call(server.addr, "BGSAVE").unwrap().starts_with('+'));
     wait_until("it cannot save", secs(30), || {
@@ -37,7 +37,7 @@ fn one_that_cannot_save_serves_readers() {
     let readers = setup(&[&server], "", "role = \"primary\"\nrequire_writes = false");
     let strict = setup(&[&server], "", "require_writes = true");
     for setup in [&writers, &strict] {
-        wait_until("it is known to refuse writes", secs(30), || {
+        wait_until("its check reports that it refuses writes", secs(30), || {
             setup.status(&server)["last_check"]["result"] == "refuses_writes"
         });
         setup.wait_state(&server, "down");
@@ -58,7 +58,7 @@ fn one_that_cannot_save_serves_readers() {
     }
 }
 
-/// Keeps a server busy until it is told to stop.
+/// Keeps a server busy until the script is killed.
 fn keep_busy(server: &Redis) -> TcpStream {
     let mut stream = net::connect(server.addr).unwrap();
     let script = "EVAL_RO \"while true do end\" 0\r\n";
@@ -71,9 +71,9 @@ fn keep_busy(server: &Redis) -> TcpStream {
 
 #[test]
 fn a_busy_server_can_be_reached_to_kill_its_script() {
-    let words = ["--busy-reply-threshold", "1"];
-    let primary = Redis::start_with(ports::free_addr(), &words);
-    let replica = Redis::start_with(ports::free_addr(), &words);
+    let arguments = ["--busy-reply-threshold", "1"];
+    let primary = Redis::start_with(ports::free_addr(), &arguments);
+    let replica = Redis::start_with(ports::free_addr(), &arguments);
     replicate(&replica, &primary);
     wait_until("the replica is in step", secs(30), || {
         info(replica.addr, "replication").contains("master_link_status:up")
@@ -101,15 +101,15 @@ fn a_busy_server_can_be_reached_to_kill_its_script() {
         .wait_metric("check_results_total", &labels, |n| n >= 3.0);
     readers.wait_state(&replica, "up");
     assert_eq!(readers.status(&replica)["why"], "it is busy with a script");
-    wait_until("it is known to be busy", secs(30), || {
+    wait_until("its check reports that it is busy", secs(30), || {
         anyone.status(&primary)["why"] == "it is busy with a script"
     });
     anyone.wait_state(&primary, "up");
-    // By those who got there through here.
+    // By clients that got there through here.
     assert_eq!(call(readers.front, "SCRIPT KILL").unwrap(), "+OK");
     assert_eq!(call(primary.addr, "SCRIPT KILL").unwrap(), "+OK");
     writers.wait_state(&primary, "up");
-    wait_until("nothing is said against it", secs(30), || {
+    wait_until("no check is against it", secs(30), || {
         readers.status(&replica)["why"] == ""
     });
     drop(held);

@@ -19,10 +19,10 @@ const DOWN: &str = "its link to its primary is down";
 
 /// A primary of Redis whose replicas do not finish their first sync: it sends a key in ten seconds.
 fn primary_that_does_not_sync() -> Redis {
-    let words =
+    let arguments =
         "--repl-diskless-sync yes --repl-diskless-sync-delay 0 --rdb-key-save-delay 10000000";
-    let words: Vec<&str> = words.split_whitespace().collect();
-    let primary = Redis::start_with(ports::free_addr(), &words);
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    let primary = Redis::start_with(ports::free_addr(), &arguments);
     for n in 0..20 {
         assert_eq!(
             call(primary.addr, &format!("SET key{n} value")).unwrap(),
@@ -154,18 +154,18 @@ fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
     assert_eq!(setup.wait_result(&backend, "ok"), "a replica, 0 s behind");
     replica.sql("STOP SLAVE SQL_THREAD");
     setup.wait_state(&backend, "lagging");
-    wait_until("the reason is told", secs(20), || {
+    wait_until("the reason is reported", secs(20), || {
         why() == "its SQL thread has stopped"
     });
     replica.sql("START SLAVE; STOP SLAVE IO_THREAD");
-    wait_until("the reason is told", secs(20), || {
+    wait_until("the reason is reported", secs(20), || {
         why() == "its I/O thread has stopped"
     });
     replica.sql("START SLAVE");
     setup.wait_state(&backend, "up");
     primary.proc.kill();
     setup.wait_state(&backend, "lagging");
-    wait_until("the reason is told", secs(20), || {
+    wait_until("the reason is reported", secs(20), || {
         why().starts_with(DOWN) || why().starts_with("its I/O thread has stopped (error ")
     });
 }

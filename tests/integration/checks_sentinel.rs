@@ -1,4 +1,4 @@
-//! A primary dies, and Redis Sentinel decides who is the next: nobody tells the balancer.
+//! A primary dies, and Redis Sentinel chooses the next: the balancer gets no message of it.
 
 use crate::{
     checks_redis::{setup, three},
@@ -54,7 +54,7 @@ fn writers_follow_a_fail_over() {
         match call(setup.front, "SET after x") {
             Ok(answer) if answer == "+OK" => break Instant::now(),
             answer => {
-                // Nobody who only follows may be asked to write.
+                // No replica may be asked to write.
                 assert!(
                     !answer.is_ok_and(|a| a.starts_with("-READONLY")),
                     "a replica got a write"

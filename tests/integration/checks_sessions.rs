@@ -96,8 +96,8 @@ impl Setup {
         let name = format!("b{}", node + 1);
         let mut found = None;
         wait_until(&format!("a session on {name}"), secs(10), || {
-            let (stream, who) = net::session(self.front).unwrap();
-            found = Some(stream).filter(|_| who == name);
+            let (stream, backend) = net::session(self.front).unwrap();
+            found = Some(stream).filter(|_| backend == name);
             found.is_some()
         });
         found.unwrap()
@@ -130,7 +130,7 @@ fn sessions_of_a_backend_that_is_down_are_kept_by_default() {
     setup.wait_state(0, "down");
     assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
     echo(&mut held, "still here").unwrap();
-    // Nobody is left: then nobody is served, and the process says so.
+    // No backend is left: then no client is served, and the process reports it.
     setup.nodes[1].sicken();
     setup.wait_state(1, "down");
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
@@ -209,7 +209,7 @@ fn a_primary_at_its_limit_triggers_no_failback() {
     setup.wait_state(0, "down");
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
-    // Some checks later whoever was called would be gone.
+    // Some checks later a session that was called back would be gone.
     setup.wait_checks(0, 5.0);
     echo(&mut held, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
@@ -290,7 +290,7 @@ fn each_recovery_calls_sessions_back_from_backups() {
     }
 }
 
-/// What was called back from a backup does not keep those who come later when it goes down itself.
+/// Sessions that came after others were called back from a backup end when it goes down itself.
 #[test]
 fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
     let keys = "on_recover = \"close\"\non_down = \"close\"";
@@ -309,9 +309,9 @@ fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
     echo(&mut full, "still here").unwrap();
 }
 
-/// Whether it is so when its check says that it is up, or becomes so while there is still time.
+/// Whether it has capacity when its check finds it up, or gets some within `close_after`.
 #[test]
-fn a_primary_that_is_full_calls_sessions_back_when_it_has_room() {
+fn a_primary_that_is_full_calls_sessions_back_when_it_has_capacity() {
     for (on_recover, wait) in [("\"close\"", 0), ("{ close_after = \"1s\" }", 1)] {
         let keys = format!("on_recover = {on_recover}");
         let mut setup = setup(&["max_connections = 1", "backup = true"], &keys);
@@ -332,14 +332,14 @@ fn a_primary_that_is_full_calls_sessions_back_when_it_has_room() {
                 setup.session_on(0)
             }
         };
-        // Time enough to be told.
+        // Time enough for a termination.
         setup.wait_checks(0, if wait == 0 { 5.0 } else { 10.0 });
         echo(&mut standing_in, "still here").unwrap();
         setup.wait_closed("recovered", 0.0);
         drop(full);
-        let room = Instant::now();
+        let freed = Instant::now();
         assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
-        println!("called back after {:?}", room.elapsed());
+        println!("called back after {:?}", freed.elapsed());
         setup.wait_closed("recovered", 1.0);
     }
 }
@@ -437,8 +437,8 @@ fn what_comes_back_starts_slowly() {
     assert_eq!(why(&setup), "", "not at the start");
     setup.nodes[0].sicken();
     setup.wait_state(0, "down");
-    let said = "its check says: refused: connecting: Connection refused";
-    assert_eq!(why(&setup), said);
+    let expected = "its check says: refused: connecting: Connection refused";
+    assert_eq!(why(&setup), expected);
     setup.nodes[0].heal();
     setup.wait_state(0, "up");
     assert!(why(&setup).starts_with("slow start: "), "{}", why(&setup));
@@ -482,7 +482,7 @@ fn checks_follow_the_resolver() {
     ));
     let results = |result| tembuku.metric("check_results_total", &[("result", result)]);
     assert_eq!(ask(front).unwrap(), "b1");
-    // One more, where nobody listens: it is found out before anybody is sent there for long.
+    // One more, where no process listens: a check finds out before it gets sessions for long.
     place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
     wait_until("the new address is checked", secs(10), || {
         results("refused") >= 3.0

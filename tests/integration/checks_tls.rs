@@ -1,5 +1,5 @@
-//! Checks inside TLS, of servers that begin with it: whom they trust, and what is said about those
-//! that they do not.
+//! Checks inside TLS, of servers that begin with it: what they trust, and what is reported about
+//! those that they do not.
 
 use crate::harness::{
     certs::{Authority, Certificate},
@@ -34,9 +34,9 @@ fn verdict(addr: SocketAddr, check: &str) -> [String; 3] {
             serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
         let backend = &status["upstreams"][0]["backends"][0];
         let last = &backend["last_check"];
-        let words = [&backend["state"], &last["result"], &last["transcript"]];
+        let values = [&backend["state"], &last["result"], &last["transcript"]];
         last.is_object()
-            .then(|| words.map(|word| word.as_str().unwrap().to_owned()))
+            .then(|| values.map(|value| value.as_str().unwrap().to_owned()))
     });
     found.unwrap_or_else(|| panic!("no check has ended: {check}"))
 }
@@ -52,7 +52,7 @@ impl Names {
         Names { authority, other }
     }
 
-    /// What checks of a server say whose certificate is for db.example and 127.0.0.1.
+    /// The results of checks of a server whose certificate is for db.example and 127.0.0.1.
     #[track_caller]
     fn assert_judged(&self, addr: SocketAddr, check: &str) {
         let verify =
@@ -85,7 +85,10 @@ impl Names {
 }
 
 /// Its plain port is only asked by the test, whether it is ready.
-fn redis(Certificate { certificate, key }: &Certificate, words: &[&str]) -> (Redis, SocketAddr) {
+fn redis(
+    Certificate { certificate, key }: &Certificate,
+    arguments: &[&str],
+) -> (Redis, SocketAddr) {
     let encrypted = ports::free_addr();
     let (port, certificate, key) = (
         encrypted.port().to_string(),
@@ -106,7 +109,7 @@ fn redis(Certificate { certificate, key }: &Certificate, words: &[&str]) -> (Red
         "--tls-auth-clients",
         "no",
     ]);
-    all.extend(words);
+    all.extend(arguments);
     (Redis::start_with(ports::free_addr(), &all), encrypted)
 }
 
@@ -144,7 +147,7 @@ fn redis_inside_tls() {
     let [state, result, saw] = verdict(late, &keys);
     assert_eq!([&*state, &*result], ["down", "tls"], "{saw}");
     assert!(saw.contains("expired"), "{saw}");
-    // Whoever the server is.
+    // Whatever the identity of the server.
     let [state, ..] = verdict(late, &format!("{REDIS}\ntls = \"require\""));
     assert_eq!(state, "up");
 }
@@ -211,8 +214,8 @@ fn each_check_shakes_hands_anew() {
     }
 }
 
-/// The end of the handshake and the question after it go out one after the other. Whoever waits in
-/// between for the server to acknowledge the first waits for 40 ms, every time.
+/// The end of the handshake and the question after it go out one after the other. A server that
+/// waits in between for the server to acknowledge the first waits for 40 ms, every time.
 #[test]
 fn no_question_waits_for_an_acknowledgement() {
     let authority = Authority::new("one");

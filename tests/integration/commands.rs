@@ -50,13 +50,13 @@ fn commands(socket: &Path) -> Vec<Vec<String>> {
         "drain u/b:1 --wait --timeout 1s",
     ];
     let socket = socket.to_str().unwrap();
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let with_socket = |line| [words(line), words(&format!("--socket {socket}"))].concat();
+    let arguments = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let with_socket = |line| [arguments(line), arguments(&format!("--socket {socket}"))].concat();
     lines.map(with_socket).to_vec()
 }
 
-fn run(words: &[String]) -> Output {
-    cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
+fn run(arguments: &[String]) -> Output {
+    cli(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 #[test]
@@ -90,10 +90,10 @@ fn an_answer_that_lacks_something_is_an_error() {
     for (n, answer) in answers.into_iter().enumerate() {
         let socket = impostor(&dir, &format!("{n}.sock"), answer.clone());
         let shown: String = answer.chars().take(200).collect();
-        for words in commands(&socket) {
-            let output = run(&words);
-            assert_eq!(output.status.code(), Some(1), "{words:?} {shown}");
-            assert_eq!(output.stdout, b"", "{words:?} {shown}");
+        for arguments in commands(&socket) {
+            let output = run(&arguments);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?} {shown}");
+            assert_eq!(output.stdout, b"", "{arguments:?} {shown}");
             let why = String::from_utf8(output.stderr).unwrap();
             assert!(
                 why.starts_with("error: ") && why.contains("hint: "),
@@ -106,12 +106,12 @@ fn an_answer_that_lacks_something_is_an_error() {
 
 /// Runs to its end with this standard output; the code, and what it complained of.
 #[track_caller]
-fn run_into(stdout: Stdio, words: &[String]) -> (Option<i32>, String) {
+fn run_into(stdout: Stdio, arguments: &[String]) -> (Option<i32>, String) {
     let dir = TempDir::new();
     let errors = dir.file("err");
     let mut command = Command::new(binary());
     command
-        .args(words)
+        .args(arguments)
         .env("NO_COLOR", "1")
         .env_remove("TEMBUKU_CONFIG")
         .stdin(Stdio::null())
@@ -123,9 +123,9 @@ fn run_into(stdout: Stdio, words: &[String]) -> (Option<i32>, String) {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    let said = fs::read_to_string(&errors).unwrap();
-    let status = status.unwrap_or_else(|| panic!("{words:?} does not end: {said}"));
-    (status.code(), said)
+    let errors = fs::read_to_string(&errors).unwrap();
+    let status = status.unwrap_or_else(|| panic!("{arguments:?} does not end: {errors}"));
+    (status.code(), errors)
 }
 
 struct Setup {
@@ -164,11 +164,11 @@ fn setup() -> Setup {
         "status --help".to_owned(),
         "help run".to_owned(),
     ];
-    let words = |line: String| line.split(' ').map(str::to_owned).collect();
+    let arguments = |line: String| line.split(' ').map(str::to_owned).collect();
     Setup {
         tembuku,
         _server: server,
-        lines: lines.map(words).to_vec(),
+        lines: lines.map(arguments).to_vec(),
     }
 }
 
@@ -176,11 +176,14 @@ fn setup() -> Setup {
 fn output_that_cannot_be_written_is_a_failure() {
     let mut setup = setup();
     setup.lines.push(vec!["demo".to_owned()]);
-    for words in &setup.lines {
+    for arguments in &setup.lines {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let (code, said) = run_into(full.into(), words);
-        assert_eq!(code, Some(1), "{words:?}: {said}");
-        assert!(said.contains("cannot write to standard output"), "{said}");
+        let (code, errors) = run_into(full.into(), arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {errors}");
+        assert!(
+            errors.contains("cannot write to standard output"),
+            "{errors}"
+        );
     }
     // The last of the changes was put into effect all the same.
     let status = setup.tembuku.get("/api/v1/status").body;
@@ -190,17 +193,17 @@ fn output_that_cannot_be_written_is_a_failure() {
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let setup = setup();
-    for words in &setup.lines {
+    for arguments in &setup.lines {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let (code, said) = run_into(writer.into(), words);
-        assert_eq!((code, &said[..]), (Some(0), ""), "{words:?}");
+        let (code, errors) = run_into(writer.into(), arguments);
+        assert_eq!((code, &errors[..]), (Some(0), ""), "{arguments:?}");
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let (code, said) = run_into(writer.into(), words);
-        assert_eq!((code, &said[..]), (Some(0), ""), "{words:?}");
+        let (code, errors) = run_into(writer.into(), arguments);
+        assert_eq!((code, &errors[..]), (Some(0), ""), "{arguments:?}");
         let mut all = Vec::new();
         reader.read_to_end(&mut all).unwrap();
-        assert!(!all.is_empty(), "{words:?}");
+        assert!(!all.is_empty(), "{arguments:?}");
     }
 }
 
@@ -233,18 +236,18 @@ fn long_paths_are_cut_in_errors_of_a_start() {
             ),
         );
         let output = cli(&["run", "-c", config.to_str().unwrap()]);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{} bytes", said.len());
+        let message = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{} bytes", message.len());
         assert!(
-            said.contains("error: ") && said.contains('…'),
+            message.contains("error: ") && message.contains('…'),
             "{} bytes",
-            said.len()
+            message.len()
         );
-        assert!(said.len() < 5_000, "{} bytes", said.len());
+        assert!(message.len() < 5_000, "{} bytes", message.len());
     }
 }
 
-/// What an error says of a long command line is short.
+/// The error about a long command line is short.
 #[test]
 fn long_arguments_are_cut_in_errors() {
     let long = "x".repeat(100_000);
@@ -252,7 +255,7 @@ fn long_arguments_are_cut_in_errors() {
     let config = setup.tembuku.dir.file("tembuku.toml");
     let config = config.to_str().unwrap();
     let target = format!("{long}/{long}");
-    for words in [
+    for arguments in [
         &["check", "-c", &long[..]][..],
         &["run", "--listen", &long, "--to", &long],
         &[
@@ -275,14 +278,14 @@ fn long_arguments_are_cut_in_errors() {
             config,
         ],
     ] {
-        let output = cli(words);
-        let said = text(&output);
+        let output = cli(arguments);
+        let message = text(&output);
         assert_ne!(output.status.code(), Some(0));
         assert!(
-            said.len() < 5_000,
+            message.len() < 5_000,
             "{:?}: {} bytes",
-            &words[..2],
-            said.len()
+            &arguments[..2],
+            message.len()
         );
     }
 }

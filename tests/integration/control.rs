@@ -1,4 +1,4 @@
-//! The admin socket: who may use it, what it says, and the commands that talk over it.
+//! The admin socket: its rights, its answers, and the commands that use it.
 
 use crate::harness::{
     http::{self, Response},
@@ -63,9 +63,9 @@ impl Setup {
 
     /// A command of the program with `--socket`.
     #[track_caller]
-    fn cli(&self, words: &[&str]) -> Output {
+    fn cli(&self, arguments: &[&str]) -> Output {
         let socket = self.socket();
-        cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+        cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
     }
 
     fn target(&self, server: usize) -> String {
@@ -80,9 +80,9 @@ fn stdout(output: &Output) -> String {
 /// What a command complains of, and with which code.
 #[track_caller]
 fn complaint(output: &Output, code: i32) -> String {
-    let said = proc::text(output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(output.stdout.is_empty(), "{said}");
+    let message = proc::text(output);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(output.stdout.is_empty(), "{message}");
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
@@ -90,7 +90,8 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// Whatever the umask, and from the first moment: nobody else may connect, and is told why.
+/// Whatever the umask, and from the first moment: no other user may connect, and the error has the
+/// reason.
 #[test]
 fn the_socket_is_for_its_owner_alone() {
     for umask in ["000", "022", "777"] {
@@ -113,10 +114,10 @@ fn the_socket_is_for_its_owner_alone() {
             .arg("status")
             .arg("--socket")
             .arg(&socket);
-        let said = complaint(&proc::run(secs(10), other), 1);
+        let message = complaint(&proc::run(secs(10), other), 1);
         assert!(
-            said.contains("permission denied") && said.contains("hint: "),
-            "{said}"
+            message.contains("permission denied") && message.contains("hint: "),
+            "{message}"
         );
     }
 }
@@ -133,8 +134,8 @@ fn a_socket_file_of_a_dead_process_is_replaced_and_nothing_else() {
         fs::metadata(&path).unwrap().file_type().is_socket(),
         "left behind"
     );
-    let said = complaint(&cli(&["status", "--socket", path.to_str().unwrap()]), 1);
-    assert!(said.contains("no process listens there"), "{said}");
+    let message = complaint(&cli(&["status", "--socket", path.to_str().unwrap()]), 1);
+    assert!(message.contains("no process listens there"), "{message}");
 
     let second = Tembuku::start(&text(ports::free_addr()));
     let status = || http::request_unix(&path, "GET", "/livez", "").map(|r| r.status);
@@ -142,9 +143,15 @@ fn a_socket_file_of_a_dead_process_is_replaced_and_nothing_else() {
     // That one lives, and keeps it.
     let refused = |what: &str| {
         let config = dir.write("other.toml", &text(ports::free_addr()));
-        let said = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
-        assert!(said.contains("error: admin: cannot listen on"), "{said}");
-        assert!(said.contains("admin.sock") && said.contains(what), "{said}");
+        let message = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
+        assert!(
+            message.contains("error: admin: cannot listen on"),
+            "{message}"
+        );
+        assert!(
+            message.contains("admin.sock") && message.contains(what),
+            "{message}"
+        );
     };
     refused("another process is listening there");
     assert_eq!(status().unwrap(), 200);
@@ -171,11 +178,11 @@ fn a_folder_that_is_not_there_is_named() {
     let dir = TempDir::new();
     let text = config(ports::free_addr(), "/no/such/folder/admin.sock", &named(1));
     let config = dir.write("tembuku.toml", &text);
-    let said = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
-    assert!(said.contains("its folder must be there"), "{said}");
+    let message = complaint(&cli(&["run", "-c", config.to_str().unwrap()]), 1);
+    assert!(message.contains("its folder must be there"), "{message}");
 }
 
-/// Somebody has put another socket in its place: that one stays.
+/// A socket that another program has bound at the same path stays.
 #[test]
 fn the_socket_of_a_successor_is_not_taken_away() {
     let mut setup = setup();
@@ -193,8 +200,8 @@ fn the_socket_answers_until_the_end() {
     let (mut held, _) = net::session(setup.front).unwrap();
     setup.tembuku.proc.signal(Signal::TERM);
     wait_until("it drains", secs(10), || {
-        let said = stdout(&setup.cli(&["status"]));
-        said.contains(": draining, pid") && said.contains("1 of")
+        let message = stdout(&setup.cli(&["status"]));
+        message.contains(": draining, pid") && message.contains("1 of")
     });
     echo(&mut held, "still here").unwrap();
     drop(held);
@@ -441,9 +448,12 @@ fn every_invalid_admin_state_request_is_refused() {
         let allow = (status == 405).then_some("POST");
         assert_eq!(answer.header("allow"), allow, "{answer:?}");
         let json: Value = serde_json::from_str(&answer.body).unwrap();
-        let word = |key: &str| json[key].as_str().unwrap().to_owned();
-        assert!(word("error").contains(error), "{method} {path}: {answer:?}");
-        assert!(word("hint").contains(hint), "{method} {path}: {answer:?}");
+        let value = |key: &str| json[key].as_str().unwrap().to_owned();
+        assert!(
+            value("error").contains(error),
+            "{method} {path}: {answer:?}"
+        );
+        assert!(value("hint").contains(hint), "{method} {path}: {answer:?}");
     }
     let drained = setup
         .tembuku
@@ -459,8 +469,8 @@ fn status_shows_drained_backends_and_their_sessions() {
     assert!(setup.cli(&["drain", &setup.target(0)]).status.success());
     let output = setup.cli(&["status"]);
     assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
-    let said = stdout(&output);
-    let lines: Vec<Vec<&str>> = said
+    let message = stdout(&output);
+    let lines: Vec<Vec<&str>> = message
         .lines()
         .map(|l| l.split_whitespace().collect())
         .collect();
@@ -475,19 +485,19 @@ fn status_shows_drained_backends_and_their_sessions() {
             "running,"
         ]
     );
-    // Nobody listens for datagrams.
-    assert!(lines[0].contains(&"connections,"), "{said}");
+    // No listener receives datagrams.
+    assert!(lines[0].contains(&"connections,"), "{message}");
     assert!(
-        !said.contains("flows") && !said.contains("datagrams"),
-        "{said}"
+        !message.contains("flows") && !message.contains("datagrams"),
+        "{message}"
     );
-    assert_eq!(lines[3], accepted, "{said}");
+    assert_eq!(lines[3], accepted, "{message}");
     assert_eq!(
         lines[5].join(" "),
         "upstream back: round_robin, 1 of 2 available"
     );
     let shown = lines[7].join(" ");
-    let why = format!("{first} drained 2 1 - - the operator says so; since 20");
+    let why = format!("{first} drained 2 1 - - set by the operator; since 20");
     assert!(shown.starts_with(&why), "{shown}");
     assert_eq!(lines[8].join(" "), format!("{second} up 1 1 - -"));
     assert_eq!(lines.len(), 9);
@@ -509,17 +519,17 @@ fn a_drain_can_be_waited_for() {
     let target = setup.target(0);
     let (held, name) = net::session(setup.front).unwrap();
     assert_eq!(name, "b1");
-    let words = ["drain", &target, "--wait", "--timeout", "300ms"];
-    let output = setup.cli(&words);
+    let arguments = ["drain", &target, "--wait", "--timeout", "300ms"];
+    let output = setup.cli(&arguments);
     assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains(&format!(
+        message.contains(&format!(
             "{target}: still 1 session (listener front 1; the oldest for 0."
         )),
-        "{said}"
+        "{message}"
     );
-    assert!(said.ends_with(") after 300ms\n"), "{said}");
+    assert!(message.ends_with(") after 300ms\n"), "{message}");
 
     let socket = setup.socket();
     let waiting = std::thread::spawn(move || {
@@ -538,8 +548,8 @@ fn a_drain_can_be_waited_for() {
     drop(held);
     let output = waiting.join().unwrap();
     assert!(output.status.success(), "{}", proc::text(&output));
-    let said = stdout(&output);
-    assert!(said.ends_with(": no sessions left\n"), "{said}");
+    let message = stdout(&output);
+    assert!(message.ends_with(": no sessions left\n"), "{message}");
 }
 
 /// Each complaint names the way out.
@@ -569,7 +579,7 @@ fn failures_on_the_way_are_reported() {
     let long = format!("/tmp/{}", "x".repeat(200));
     let good = text(&setup.socket());
     let target = setup.target(0);
-    for (words, code, expected) in [
+    for (arguments, code, expected) in [
         (
             &["status", "--socket", &nowhere][..],
             1,
@@ -648,13 +658,13 @@ fn failures_on_the_way_are_reported() {
         (&["weight", &target], 2, "<N>"),
         (&["top"], 2, "not supported yet"),
     ] {
-        let said = complaint(&cli(words), code);
-        assert!(said.contains(expected), "{words:?}: {said}");
+        let message = complaint(&cli(arguments), code);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
         if code == 1 {
-            assert!(said.starts_with("error: "), "{words:?}: {said}");
+            assert!(message.starts_with("error: "), "{arguments:?}: {message}");
             assert!(
-                said.contains("hint: ") || words.contains(&&*silent),
-                "{words:?}: {said}"
+                message.contains("hint: ") || arguments.contains(&&*silent),
+                "{arguments:?}: {message}"
             );
         }
     }
@@ -670,13 +680,16 @@ fn failures_on_the_way_are_reported() {
     command
         .args(["ready", &target, "--socket", &good])
         .env("TEMBUKU_CONFIG", "/no/file");
-    let said = proc::run_ok(secs(10), command);
-    assert_eq!(said, format!("{target}: maintenance -> up, 0 sessions\n"));
-    let said = stdout(&setup.cli(&["ready", &target]));
-    assert_eq!(said, format!("{target}: up already, 0 sessions\n"));
+    let message = proc::run_ok(secs(10), command);
+    assert_eq!(
+        message,
+        format!("{target}: maintenance -> up, 0 sessions\n")
+    );
+    let message = stdout(&setup.cli(&["ready", &target]));
+    assert_eq!(message, format!("{target}: up already, 0 sessions\n"));
 }
 
-/// Somebody who accepts and says nothing does not hold a command for ever.
+/// A server that accepts and never answers does not hold a command for ever.
 #[test]
 fn a_process_that_hangs_is_not_waited_for() {
     let setup = setup();
@@ -685,6 +698,6 @@ fn a_process_that_hangs_is_not_waited_for() {
     command.args(["status", "--socket"]).arg(setup.socket());
     let output = proc::run(secs(30), command);
     setup.tembuku.proc.signal(Signal::CONT);
-    let said = complaint(&output, 1);
-    assert!(said.contains("no answer within 5 s"), "{said}");
+    let message = complaint(&output, 1);
+    assert!(message.contains("no answer within 5 s"), "{message}");
 }

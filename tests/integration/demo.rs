@@ -1,5 +1,4 @@
-//! The demo does what it prints: the addresses are taken from its words, and so are the things to
-//! try.
+//! The demo does what it prints: addresses and commands to try are taken from its output.
 
 use crate::harness::{
     http, net,
@@ -12,11 +11,11 @@ use crate::harness::{
 use rustix::process::Signal;
 use std::{collections::BTreeMap, net::SocketAddr, process::Command};
 
-/// The words of a demo, without what it says as things happen.
-fn addr_after(said: &str, words: &str) -> SocketAddr {
-    let rest = said
-        .split_once(words)
-        .unwrap_or_else(|| panic!("no {words:?} in\n{said}"))
+/// The address after `label` in the output of a demo.
+fn addr_after(output: &str, label: &str) -> SocketAddr {
+    let rest = output
+        .split_once(label)
+        .unwrap_or_else(|| panic!("no {label:?} in\n{output}"))
         .1;
     let word = rest
         .split_whitespace()
@@ -25,15 +24,15 @@ fn addr_after(said: &str, words: &str) -> SocketAddr {
         .trim_start_matches("http://")
         .trim_end_matches('/');
     word.parse()
-        .unwrap_or_else(|error| panic!("{error}: {word} after {words:?}"))
+        .unwrap_or_else(|error| panic!("{error}: {word} after {label:?}"))
 }
 
 /// What follows the title of one of the things to try, as far as it is a command.
-fn to_try(said: &str, title: &str) -> String {
-    let line = said
+fn to_try(output: &str, title: &str) -> String {
+    let line = output
         .lines()
         .find(|line| line.contains(title))
-        .unwrap_or_else(|| panic!("no {title:?} in\n{said}"));
+        .unwrap_or_else(|| panic!("no {title:?} in\n{output}"));
     line.split_once(title).unwrap().1.trim().to_owned()
 }
 
@@ -67,27 +66,27 @@ fn the_demo_does_what_it_prints() {
         .current_dir(dir.path());
     let mut demo = Proc::start("demo", dir.path(), command);
     let out = dir.file("demo.out");
-    let said = || std::fs::read_to_string(&out).unwrap_or_default();
-    demo.wait_ready(secs(10), || said().contains("Ctrl-C"));
-    let words = said();
-    let front = addr_after(&words, "listener demo ");
-    let udp = addr_after(&words, "listener demo-udp");
-    let admin = addr_after(&words, "status page");
+    let output = || std::fs::read_to_string(&out).unwrap_or_default();
+    demo.wait_ready(secs(10), || output().contains("Ctrl-C"));
+    let first = output();
+    let front = addr_after(&first, "listener demo ");
+    let udp = addr_after(&first, "listener demo-udp");
+    let admin = addr_after(&first, "status page");
     wait_until("it is ready", secs(10), || {
         http::get(admin, "/readyz").is_ok_and(|response| response.status == 200)
     });
 
-    // 1. The backends take turns, in the very words of the demo.
-    let turns = to_try(&words, "1. The backends take turns:");
-    let six = bash(&turns);
+    // 1. The backends are picked in rotation; the command is the one that the demo prints.
+    let rotation = to_try(&first, "1. The backends take turns:");
+    let six = bash(&rotation);
     assert_eq!(
         tally(&six),
         BTreeMap::from([("blue", 2), ("green", 2), ("red", 2)]),
-        "{turns}\n{six}"
+        "{rotation}\n{six}"
     );
 
     // 2. What Prometheus would see.
-    let url = to_try(&words, "2. What Prometheus would see:");
+    let url = to_try(&first, "2. What Prometheus would see:");
     assert!(url.contains(&format!("http://{admin}/metrics")), "{url}");
     let metrics = http::get(admin, "/metrics").unwrap().body;
     assert!(
@@ -97,13 +96,13 @@ fn the_demo_does_what_it_prints() {
     assert_eq!(http::get(admin, "/").unwrap().status, 200);
 
     // 4. Flows do so, too.
-    let flows = to_try(&words, "4. Flows take turns over UDP:");
+    let flows = to_try(&first, "4. Flows take turns over UDP:");
     assert!(flows.contains(&udp.port().to_string()), "{flows} to {udp}");
     let four = bash(&flows);
     let both = BTreeMap::from([("gold", 2), ("silver", 2)]);
     assert_eq!(tally(&four), both, "{flows}\n{four}");
     wait_until("their records are there", secs(5), || {
-        said()
+        output()
             .matches("datagrams_received=1 datagrams_sent=1")
             .count()
             == 4
@@ -113,20 +112,20 @@ fn the_demo_does_what_it_prints() {
     assert_eq!(status["listeners"][1]["received_datagrams"], 4, "{status}");
 
     // 3. A backend stops: no connect fails, and that one is left out.
-    bash(&to_try(&words, "3. Stop a backend:"));
-    wait_until("it says that red has stopped", secs(5), || {
-        said().contains("red: stopped")
+    bash(&to_try(&first, "3. Stop a backend:"));
+    wait_until("the demo reports that red has stopped", secs(5), || {
+        output().contains("red: stopped")
     });
-    let left: String = (0..5).map(|_| bash(&turns)).collect();
+    let left: String = (0..5).map(|_| bash(&rotation)).collect();
     assert_eq!(left.lines().count(), 30, "{left}");
     assert!(!left.contains("red"), "{left}");
     let counts = tally(&left);
     assert!(counts["green"] >= 10 && counts["blue"] >= 10, "{counts:?}");
 
-    // 5. One of the others stops: who finds out gets no answer, everybody else does.
-    bash(&to_try(&words, "5. Stop one of those:"));
-    wait_until("it says that gold has stopped", secs(5), || {
-        said().contains("gold: stopped")
+    // 5. One of the others stops: the client that finds out gets no answer, all others do.
+    bash(&to_try(&first, "5. Stop one of those:"));
+    wait_until("the demo reports that gold has stopped", secs(5), || {
+        output().contains("gold: stopped")
     });
     let left: String = (0..5).map(|_| bash(&flows)).collect();
     assert!(!left.contains("gold"), "{left}");
@@ -134,15 +133,15 @@ fn the_demo_does_what_it_prints() {
 
     // As printed, they come back by themselves.
     wait_until("red listens again", secs(30), || {
-        said().contains("red: listening again")
+        output().contains("red: listening again")
     });
-    wait_until("red takes its turn again", secs(10), || {
-        bash(&turns).contains("red")
+    wait_until("red is picked again", secs(10), || {
+        bash(&rotation).contains("red")
     });
     wait_until("gold listens again", secs(30), || {
-        said().contains("gold: listening again")
+        output().contains("gold: listening again")
     });
-    wait_until("gold takes its turn again", secs(20), || {
+    wait_until("gold is picked again", secs(20), || {
         bash(&flows).contains("gold")
     });
 

@@ -48,7 +48,7 @@ impl Setup {
         sessions.map(|(stream, _)| stream).collect()
     }
 
-    /// Begins so many flows, and says how many there are then.
+    /// Begins so many flows, and returns how many there are then.
     fn fill_udp(&self, clients: &mut Vec<UdpSocket>, count: usize) -> usize {
         let labels = [("listener", "udp")];
         let before = self.tembuku.metric("listener_connections_total", &labels);
@@ -56,7 +56,7 @@ impl Setup {
             let client = client(self.udp);
             client.send(b"hello").unwrap();
             clients.push(client);
-            // What the kernel has no room for would not be counted.
+            // What the kernel drops at a full buffer would not be counted.
             if n % 50 == 0 || n == count {
                 let all = before + n as f64;
                 self.tembuku

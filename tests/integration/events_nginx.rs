@@ -92,7 +92,7 @@ impl Story {
         for (n, front) in self.fronts().into_iter().enumerate() {
             let mut stream = connect_with(front, Some(source), 0, 0).unwrap();
             names[n] = read_line(&mut stream)
-                .unwrap_or_else(|error| panic!("{}, from {source}: {error}", who(n)));
+                .unwrap_or_else(|error| panic!("{}, from {source}: {error}", program(n)));
             self.held[n].push((stream, names[n].clone()));
         }
         names
@@ -208,7 +208,7 @@ impl Story {
                 assert!(
                     (on(i) as f64 - wanted).abs() <= most,
                     "{}: {tally:?}",
-                    who(n)
+                    program(n)
                 );
             }
         }
@@ -221,7 +221,7 @@ fn end(mut stream: TcpStream) {
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }
 
-fn who(n: usize) -> &'static str {
+fn program(n: usize) -> &'static str {
     ["nginx", "tembuku"][n]
 }
 
@@ -296,8 +296,8 @@ fn consistent_hash_picks_the_same() {
 }
 
 /// What has failed is tried again. When, the two find out each for itself, so that it is not pick
-/// by pick: none is sent to the dead, backups serve while nobody else can and no longer, and
-/// whoever is back gets its share.
+/// by pick: none is sent to the dead, backups serve while no other can and no longer, and a
+/// backend that is back gets its share.
 fn coming_back(name: &str, directive: &str, balance: &str, backups: bool) -> Story {
     let mut story = Story::begin(name, directive, balance, backups, "1s");
     for _ in 0..14 {
@@ -306,7 +306,7 @@ fn coming_back(name: &str, directive: &str, balance: &str, backups: bool) -> Sto
     story.kill(0);
     for _ in 0..14 {
         for (n, on) in story.open().into_iter().enumerate() {
-            assert!(["p2", "p3", "p4"].contains(&&*on), "{} on {on}", who(n));
+            assert!(["p2", "p3", "p4"].contains(&&*on), "{} on {on}", program(n));
         }
     }
     if backups {

@@ -74,16 +74,16 @@ impl Counting {
     }
 }
 
-/// Clients that come all at once and stay: as many as there is room for are served, and each of the
-/// others is turned away. When they have gone there is room again, and as much.
+/// Clients that come all at once and stay: as many as the limits allow are served, and each of the
+/// others is rejected. When they have gone all of the capacity is free again.
 #[test]
 fn a_burst_fills_every_limit_and_no_more() {
-    const ROOM: usize = 4;
+    const CAPACITY: usize = 4;
     const CLIENTS: usize = 24;
     for balance in POLICIES {
         let servers: Vec<Counting> = (1..=3).map(|n| Counting::start(format!("b{n}"))).collect();
         let addrs: Vec<SocketAddr> = servers.iter().map(|s| s.server.addr).collect();
-        let backends = with(&addrs, &format!("max_connections = {ROOM}"));
+        let backends = with(&addrs, &format!("max_connections = {CAPACITY}"));
         let (front, tembuku) = start(balance, "", &backends);
         // From everywhere; then from one address, which a hash would send to one backend.
         for (burst, sources) in [(1.0, client as fn(usize) -> IpAddr), (2.0, |_| client(7))] {
@@ -110,38 +110,41 @@ fn a_burst_fills_every_limit_and_no_more() {
                     .filter_map(|client| client.join().unwrap())
                     .collect()
             });
-            assert_eq!(held.len(), 3 * ROOM, "{balance}, burst {burst}");
+            assert_eq!(held.len(), 3 * CAPACITY, "{balance}, burst {burst}");
             for (server, addr) in servers.iter().zip(&addrs) {
-                assert_eq!(server.most.load(Ordering::SeqCst), ROOM, "{balance}");
+                assert_eq!(server.most.load(Ordering::SeqCst), CAPACITY, "{balance}");
                 let labels = [("backend", &*addr.to_string())];
                 let active = tembuku.metric("backend_active_connections", &labels);
-                assert_eq!(active, ROOM as f64, "{balance}");
+                assert_eq!(active, CAPACITY as f64, "{balance}");
             }
-            let turned_away = burst * (CLIENTS - 3 * ROOM) as f64;
+            let rejected = burst * (CLIENTS - 3 * CAPACITY) as f64;
             let closed = [("reason", "backends_full")];
-            tembuku.wait_metric("sessions_closed_total", &closed, |n| n == turned_away);
+            tembuku.wait_metric("sessions_closed_total", &closed, |n| n == rejected);
             drop(held);
             tembuku.wait_idle();
         }
         let metrics = tembuku.metrics();
         assert_eq!(metrics.sum("backend_connect_errors_total", &[]), 0.0);
         let closed = |reason| metrics.sum("sessions_closed_total", &[("reason", reason)]);
-        assert_eq!(closed("backends_full"), 2.0 * (CLIENTS - 3 * ROOM) as f64);
-        assert_eq!(closed("ok"), 2.0 * 3.0 * ROOM as f64, "{balance}");
+        assert_eq!(
+            closed("backends_full"),
+            2.0 * (CLIENTS - 3 * CAPACITY) as f64
+        );
+        assert_eq!(closed("ok"), 2.0 * 3.0 * CAPACITY as f64, "{balance}");
     }
 }
 
-/// Coming and going: places are given back and taken at once by the next, on all workers, and still
-/// no backend ever has one session more than it may.
+/// Permits are given back and taken at once by the next session, on all workers, and still no
+/// backend ever has one session more than it may.
 #[test]
 fn a_limit_holds_while_sessions_come_and_go() {
-    const ROOM: usize = 2;
+    const CAPACITY: usize = 2;
     const CLIENTS: usize = 10;
     const SESSIONS: usize = 30;
     for balance in POLICIES {
         let servers: Vec<Counting> = (1..=3).map(|n| Counting::start(format!("b{n}"))).collect();
         let addrs: Vec<SocketAddr> = servers.iter().map(|s| s.server.addr).collect();
-        let backends = with(&addrs, &format!("max_connections = {ROOM}"));
+        let backends = with(&addrs, &format!("max_connections = {CAPACITY}"));
         let (front, tembuku) = start(balance, "", &backends);
         let refused: usize = thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
@@ -157,7 +160,7 @@ fn a_limit_holds_while_sessions_come_and_go() {
         tembuku.wait_idle();
         for server in &servers {
             let most = server.most.load(Ordering::SeqCst);
-            assert!(most <= ROOM, "{balance}: {most} sessions at once");
+            assert!(most <= CAPACITY, "{balance}: {most} sessions at once");
         }
         let metrics = tembuku.metrics();
         let closed = |reason| metrics.sum("sessions_closed_total", &[("reason", reason)]);
@@ -206,11 +209,11 @@ fn no_session_tries_a_backend_twice() {
             assert_eq!(record["close_reason"], "ok", "{balance}: {record}");
             longest = longest.max(tried.len());
         }
-        assert_eq!(longest, 4, "{balance}: nobody met all three");
+        assert_eq!(longest, 4, "{balance}: no session met all three");
     }
 }
 
-/// With nobody alive a session ends when it has tried everybody once, or has no retry left.
+/// With no backend alive a session ends when it has tried each once, or has no retry left.
 #[test]
 fn a_session_ends_when_all_were_tried() {
     const SESSIONS: usize = 15;

@@ -1,4 +1,4 @@
-//! `tembuku explain`: what it says is what a running process does, and nginx, and how it says it.
+//! `tembuku explain`: its answers are what a running process does, and nginx; and their format.
 
 mod agreement;
 mod answers;
@@ -18,7 +18,7 @@ fn explain(config: &str, more: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn said(config: &str, more: &[&str]) -> String {
+fn output(config: &str, more: &[&str]) -> String {
     let output = explain(config, more);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(output.stderr.is_empty(), "{}", text(&output));
@@ -27,6 +27,6 @@ fn said(config: &str, more: &[&str]) -> String {
 
 #[track_caller]
 fn json(config: &str, more: &[&str]) -> Value {
-    let said = said(config, &[more, &["--json"]].concat());
-    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+    let text = output(config, &[more, &["--json"]].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }

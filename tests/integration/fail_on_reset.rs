@@ -56,7 +56,7 @@ fn setup(keys: &str) -> Setup {
 }
 
 impl Setup {
-    /// Who answers a session; `None`: it was reset.
+    /// The backend that answers a session; `None`: it was reset.
     fn ask(&self) -> Option<String> {
         let mut client = net::connect(self.front).unwrap();
         client.write_all(b"?").unwrap();
@@ -77,8 +77,8 @@ impl Setup {
     /// From where to where and why, in order.
     fn events(&self) -> Vec<String> {
         let one = |e: &serde_json::Value| {
-            let word = |key: &str| e[key].as_str().unwrap().to_owned();
-            format!("{} {} {}", word("from"), word("to"), word("reason"))
+            let value = |key: &str| e[key].as_str().unwrap().to_owned();
+            format!("{} {} {}", value("from"), value("to"), value("reason"))
         };
         self.tembuku.events().iter().map(one).collect()
     }
@@ -87,7 +87,7 @@ impl Setup {
 #[test]
 fn resets_before_an_answer_take_a_backend_out_and_an_answer_brings_it_back() {
     let setup = setup("fail_on_reset = true");
-    // Its turn comes with every other session, until it has failed twice.
+    // It is picked for every other session, until it has failed twice.
     let answers: Vec<_> = (0..6).map(|_| setup.ask()).collect();
     assert_eq!(
         answers.iter().filter(|a| a.is_none()).count(),
@@ -115,17 +115,17 @@ fn resets_before_an_answer_take_a_backend_out_and_an_answer_brings_it_back() {
     assert_eq!(answers.iter().filter(|a| *a == "moody").count(), 5);
 }
 
-/// A reset after an answer has begun, one that the client began, and a clean end say nothing about
-/// the backend.
+/// A reset after an answer has begun, one that the client began, and a clean end prove nothing
+/// about the backend.
 #[test]
 fn what_else_ends_a_session_does_not_count() {
     let well = Server::start(|mut stream| {
-        let mut word = [0; 1];
-        let _ = stream.read(&mut word);
-        match &word {
+        let mut command = [0; 1];
+        let _ = stream.read(&mut command);
+        match &command {
             b"r" => {
                 let _ = stream.write_all(b"some");
-                // When the client has it, which says so.
+                // When the client has it, and has confirmed that.
                 let _ = stream.read(&mut [0; 1]);
                 net::reset(stream);
             }

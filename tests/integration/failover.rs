@@ -40,7 +40,7 @@ fn with(addr: SocketAddr, keys: &str) -> String {
     format!("{{ address = \"{addr}\", {keys} }}")
 }
 
-/// An address where nobody listens.
+/// An address where no process listens.
 fn refusing() -> SocketAddr {
     ports::free_addr()
 }
@@ -362,7 +362,7 @@ fn a_full_backend_is_passed_over_until_there_is_room() {
             .body
             .contains("2 of 2 available, 2 full")
     );
-    // Being full is not a failure: with a session gone, the next client gets its place.
+    // Being full is not a failure: with a session gone, the next client gets its permit.
     let at = names.iter().position(|name| name == "b2").unwrap();
     held.remove(at);
     let label = servers[1].addr.to_string();
@@ -608,8 +608,8 @@ fn a_black_hole_that_refuses_at_last_ends_the_wait() {
     );
 }
 
-/// What the gauges say agrees with the transitions that are counted: time alone brings no backend
-/// back, it only says that the next session tries it.
+/// The gauges agree with the transitions that are counted: time alone brings no backend back, it
+/// only lets the next session try it.
 #[test]
 fn a_failed_backend_is_not_up_until_a_connect_succeeds() {
     let (addr, server) = (refusing(), named(1));

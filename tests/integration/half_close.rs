@@ -164,7 +164,7 @@ fn a_reset_waits_for_a_reader_that_pauses() {
     backend.write_all(&bytes(ANSWER)).unwrap();
     wait_delivered(&backend).unwrap();
     reset(backend);
-    // The place at the backend is free meanwhile.
+    // The permit of the backend is free meanwhile.
     tembuku.wait_metric("backend_active_connections", &[], |n| n == 0.0);
     thread::sleep(secs(2));
     let (got, end) = read_all(&mut client);
@@ -199,10 +199,13 @@ fn tembuku(backend: SocketAddr, half_close: bool) -> Front {
 
 const BOTH: [fn(SocketAddr, bool) -> Front; 2] = [nginx, tembuku];
 
-type Heard = (Vec<u8>, End);
+type Received = (Vec<u8>, End);
 
-/// A client asks and ends its side. What both hear.
-fn client_ends_first(front: SocketAddr, streams: &mpsc::Receiver<TcpStream>) -> (Heard, Heard) {
+/// A client asks and ends its side. Returns what both receive.
+fn client_ends_first(
+    front: SocketAddr,
+    streams: &mpsc::Receiver<TcpStream>,
+) -> (Received, Received) {
     let mut client = connect(front).unwrap();
     client.write_all(b"question").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -214,19 +217,22 @@ fn client_ends_first(front: SocketAddr, streams: &mpsc::Receiver<TcpStream>) -> 
     (read_all(&mut client), question)
 }
 
-/// The same of a backend that says something and ends its side, and of a client that ends only
-/// when it has heard the end.
-fn backend_ends_first(front: SocketAddr, streams: &mpsc::Receiver<TcpStream>) -> (Heard, Heard) {
+/// The same of a backend that sends something and ends its side, and of a client that ends only
+/// after that.
+fn backend_ends_first(
+    front: SocketAddr,
+    streams: &mpsc::Receiver<TcpStream>,
+) -> (Received, Received) {
     let mut client = connect(front).unwrap();
     let mut backend = next(streams);
     backend.write_all(b"bye").unwrap();
     backend.shutdown(Shutdown::Write).unwrap();
-    let farewell = read_all(&mut client);
+    let answer = read_all(&mut client);
     let _ = client.write_all(b"and");
     // Where the session is over, the end has come before the client's.
     backend.set_read_timeout(Some(secs(2))).unwrap();
-    let heard = read_all(&mut backend);
-    (farewell, heard)
+    let received = read_all(&mut backend);
+    (answer, received)
 }
 
 #[test]
@@ -243,12 +249,12 @@ fn the_end_of_one_side_means_what_it_means_in_nginx() {
         assert_eq!(seen[0], seen[1], "half_close = {half_close}");
         let answer = if half_close { &b"answer"[..] } else { b"" };
         assert_eq!(seen[1].0.0, (answer.to_vec(), End::Fin));
-        let heard = if half_close {
+        let received = if half_close {
             (b"and".to_vec(), End::Silence)
         } else {
             (vec![], End::Fin)
         };
-        assert_eq!(seen[1].1.1, heard);
+        assert_eq!(seen[1].1.1, received);
     }
 }
 
@@ -292,7 +298,7 @@ fn unread_input_does_not_truncate_the_answer() {
     assert_closed_as(&tembuku, "ok");
 }
 
-/// A client that stays does not keep the place at a backend that has closed.
+/// A client that stays does not keep the permit of a backend that has closed.
 #[test]
 fn a_backend_that_closed_gets_its_permit_back() {
     let server = Server::start(|mut stream| stream.write_all(b"b1\n").unwrap());
@@ -305,15 +311,15 @@ fn a_backend_that_closed_gets_its_permit_back() {
     let mut stay = Vec::new();
     for n in 1..=20 {
         let mut client = connect(front).unwrap();
-        let heard = read_all(&mut client);
-        assert_eq!(heard, (b"b1\n".to_vec(), End::Fin), "client {n}");
+        let received = read_all(&mut client);
+        assert_eq!(received, (b"b1\n".to_vec(), End::Fin), "client {n}");
         stay.push(client);
     }
     tembuku.wait_metric("backend_active_connections", &[], |n| n == 0.0);
     tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 20.0);
 }
 
-/// Neither side has anything to say: the stop need not wait.
+/// Neither side has anything to send: the stop need not wait.
 #[test]
 fn a_stop_does_not_wait_for_half_a_session() {
     for client_first in [true, false] {

@@ -39,7 +39,7 @@ fn reader(path: &Path) -> File {
     rustix::fs::open(path, flags, Mode::empty()).unwrap().into()
 }
 
-/// A listener, a backend, and besides them what `head` and `check` say.
+/// A listener, a backend, and besides them the text of `head` and `check`.
 fn configuration(front: SocketAddr, backend: SocketAddr, head: &str, check: &str) -> String {
     format!(
         "{head}\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
@@ -61,17 +61,17 @@ fn run(config: &Path) -> Command {
     command
 }
 
-/// Ends by itself with an error that has all of `words`, and without having bound anything.
+/// Ends by itself with an error that has all of `parts`, and without having bound anything.
 #[track_caller]
-fn assert_refused(command: Command, words: &[&str]) {
+fn assert_refused(command: Command, parts: &[&str]) {
     let output = proc::run(secs(40), command);
-    let said = proc::text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    for word in words {
-        assert!(said.contains(word), "{word}: {said}");
+    let message = proc::text(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for part in parts {
+        assert!(message.contains(part), "{part}: {message}");
     }
-    for word in ["\"message\":\"listening\"", "\"message\":\"admin\""] {
-        assert!(!said.contains(word), "{word}: {said}");
+    for part in ["\"message\":\"listening\"", "\"message\":\"admin\""] {
+        assert!(!message.contains(part), "{part}: {message}");
     }
 }
 

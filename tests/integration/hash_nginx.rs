@@ -78,10 +78,11 @@ fn a_dead_backend_has_the_same_heir() {
         .count();
     assert_eq!(moved, orphans, "only the clients of the dead backend move");
 
-    // One marked `down` is passed over as one that is dead.
+    // One that is configured `down` is passed over as one that is dead.
     entries[0] = Entry::new(&entries[0].address, entries[0].weight).down();
-    let marked = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1").compare(&sources, 1);
-    assert_eq!(marked, after);
+    let configured_down =
+        Pair::start(&entries, Some("$remote_addr"), "127.0.0.1").compare(&sources, 1);
+    assert_eq!(configured_down, after);
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn any_number_of_backends_of_any_weight() {
             let host = [127, 0, rng.below(4) as u8, rng.range(1, 9) as u8];
             let server = Server::named_on(&format!("b{n}"), &[SocketAddr::from((host, 0))]);
             let mut entry = Entry::new(server.addr, rng.range(1, 6));
-            // The first always lives, so that there is somebody to pick.
+            // The first always lives, so that there is one to pick.
             entry.down = n > 0 && rng.chance(15);
             let dead = n > 0 && rng.chance(10);
             if !dead {
@@ -116,7 +117,7 @@ fn any_number_of_backends_of_any_weight() {
     }
 }
 
-/// Sessions that last fill the backends up; whoever comes then is passed on, in the same way.
+/// Sessions that last fill the backends up; later clients go on to others, in the same way.
 #[test]
 fn full_backends_have_the_same_heirs() {
     let mut rng = Rng::new(rng::seed("hash_nginx::full_backends"));
@@ -124,7 +125,7 @@ fn full_backends_have_the_same_heirs() {
     for entry in &mut entries {
         entry.max_connections = 6;
     }
-    // The name may have two addresses, each with room of its own.
+    // The name may have two addresses, each with a limit of its own.
     entries.remove(2);
     let pair = Pair::start(&entries, Some("$remote_addr"), "127.0.0.1");
     let mut held = Vec::new();
@@ -168,11 +169,11 @@ fn the_turns_of_round_robin_are_the_same() {
 }
 
 /// A failure that does not put a backend out yet lowers its share, which then grows back by one a
-/// pick: with `max_fails` above one the turns show it. 0: it may fail as often as it likes, and
-/// keeps its share.
+/// pick: with `max_fails` above one the order of the picks shows it. 0: it may fail as often as it
+/// likes, and keeps its share.
 #[test]
-fn the_turns_after_failures_are_the_same() {
-    let mut rng = Rng::new(rng::seed("hash_nginx::the_turns_after_failures"));
+fn the_rotation_after_failures_is_the_same() {
+    let mut rng = Rng::new(rng::seed("hash_nginx::the_rotation_after_failures"));
     for _ in 0..4 {
         let servers: Vec<Server> = (1..=2).map(|n| Server::named(&format!("b{n}"))).collect();
         let mut entries: Vec<Entry> = servers
@@ -184,14 +185,14 @@ fn the_turns_after_failures_are_the_same() {
             dead.max_fails = rng.below(7);
             entries.insert(rng.below(entries.len() as u64 + 1) as usize, dead);
         }
-        let told: Vec<String> = entries
+        let shown: Vec<String> = entries
             .iter()
             .map(|entry| format!("{} max_fails {}", entry.weight, entry.max_fails))
             .collect();
-        println!("  {told:?}");
+        println!("  {shown:?}");
         let pair = Pair::start(&entries, None, "127.0.0.1");
         let [nginx, tembuku] = [pair.nginx, pair.tembuku].map(|addr| ask_many(addr, 60));
-        assert_eq!(tembuku, nginx, "{told:?}");
+        assert_eq!(tembuku, nginx, "{shown:?}");
     }
 }
 

@@ -28,7 +28,7 @@ fn add_interface(address: &str) -> u32 {
     shown.split(':').next().unwrap().trim().parse().unwrap()
 }
 
-/// The exit codes of `check` and `run`, and what `run` says.
+/// The exit codes of `check` and `run`, and the output of `run`.
 fn outcome(config: &str) -> (Option<i32>, Option<i32>, String) {
     let dir = TempDir::new();
     let file = dir.write("t.toml", config);
@@ -97,11 +97,11 @@ fn an_interface_that_is_not_there() {
             "upstream u: backend [fe80::1%999999]:80",
         ),
     ] {
-        let (check, run, said) = outcome(&config);
-        assert_eq!((check, run), (Some(0), Some(1)), "{said}");
+        let (check, run, message) = outcome(&config);
+        assert_eq!((check, run), (Some(0), Some(1)), "{message}");
         assert!(
-            said.contains(named) && said.contains("no such network interface"),
-            "{said}"
+            message.contains(named) && message.contains("no such network interface"),
+            "{message}"
         );
     }
 }
@@ -117,13 +117,13 @@ fn a_listener_on_all_addresses_is_not_its_own_backend_by_one_of_them() {
     place().unwrap().set_hosts("192.0.2.1 own.example");
     for backend in ["192.0.2.1:29110", "own.example:29110"] {
         for protocol in ["tcp", "udp"] {
-            let (check, run, said) = outcome(&format!(
+            let (check, run, message) = outcome(&format!(
                 "[listeners.l]\nbind = \"0.0.0.0:29110\"\nupstream = \"u\"\nprotocol = \"{protocol}\"\n\
                  [upstreams.u]\nbackends = [\"{backend}\"]\n"
             ));
-            assert_eq!((check, run), (Some(0), Some(1)), "{said}");
+            assert_eq!((check, run), (Some(0), Some(1)), "{message}");
             let way = format!("listener l is its own backend: l -> \"{backend}\" -> l");
-            assert!(said.contains(&way), "{said}");
+            assert!(message.contains(&way), "{message}");
         }
     }
 }

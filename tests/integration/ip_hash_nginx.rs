@@ -108,8 +108,8 @@ fn ipv6_clients() {
     );
 }
 
-/// After twenty tries at one that is `down`, turns decide, and the clients of such a network are
-/// spread.
+/// After twenty tries at one that is `down` the pick is made in rotation, and the clients of such a
+/// network are spread.
 #[test]
 fn a_client_whose_hash_stands_still_gets_round_robin() {
     let servers = [web("b1"), web("b2"), web("b3")];
@@ -139,7 +139,7 @@ fn clients_on_a_unix_socket_share_one() {
                 .collect()
         };
         let servers_of_nginx = list(&|addr, weight| format!("server {addr} weight={weight}; "));
-        // Besides the socket, which is what is asked, an address that tells when nginx is ready.
+        // Besides the socket, which is what is asked, an address that shows when nginx is ready.
         let ready = ports::free_addr();
         let nginx = Nginx::start(
             ready,
@@ -186,15 +186,16 @@ fn a_dead_backend_has_the_same_heirs() {
             "{source} has moved though its backend lives"
         );
     }
-    // One marked `down` is passed over as one that is dead: it keeps its share of the weights.
+    // One that is configured `down` is passed over as one that is dead: it keeps its share of the
+    // weights.
     entries[0] = entries[0].clone().down();
-    let marked = start(&entries, "127.0.0.1").compare_by(ask_from, &sources, 1);
-    assert_eq!(marked, after);
+    let configured_down = start(&entries, "127.0.0.1").compare_by(ask_from, &sources, 1);
+    assert_eq!(configured_down, after);
 }
 
 /// Several dead and several `down` besides: the search of one client goes through many tries, and
-/// at times past the twenty after which turns decide. Whoever is first to meet a dead one finds it
-/// out for all who come later.
+/// at times past the twenty after which the pick is made in rotation. The first client that meets
+/// a dead one finds it out for all later ones.
 #[test]
 fn any_number_of_backends_of_any_weight() {
     let mut rng = Rng::new(rng::seed("ip_hash_nginx::any_number"));
@@ -214,11 +215,11 @@ fn any_number_of_backends_of_any_weight() {
             }
             entries.push(entry);
         }
-        let told: Vec<String> = entries
+        let shown: Vec<String> = entries
             .iter()
             .map(|e| format!("{}{}", e.weight, if e.down { " down" } else { "" }))
             .collect();
-        println!("  {told:?}, {} alive", servers.len());
+        println!("  {shown:?}, {} alive", servers.len());
         let pair = start(&entries, "127.0.0.1");
         for source in sources_v4(&mut rng, 60) {
             let [nginx, tembuku] =
@@ -259,7 +260,7 @@ fn a_backend_that_comes_back_gets_its_clients_back() {
     drop(server);
 }
 
-/// Room is asked for, too. The backends answer when they are told to, so that the sessions stay.
+/// Full backends are passed over, too. The backends answer late, so that the sessions stay.
 #[test]
 fn full_backends_have_the_same_heirs() {
     let mut rng = Rng::new(rng::seed("ip_hash_nginx::full_backends"));
@@ -267,7 +268,7 @@ fn full_backends_have_the_same_heirs() {
     for entry in &mut entries {
         entry.max_connections = 4;
     }
-    // The name may have two addresses, each with room of its own.
+    // The name may have two addresses, each with a limit of its own.
     entries.remove(2);
     let pair = start(&entries, "127.0.0.1");
     let mut held = Vec::new();
@@ -290,7 +291,7 @@ fn full_backends_have_the_same_heirs() {
     }
 }
 
-/// Says its name in the head of an answer whose body does not come until the client leaves.
+/// Sends its name in the head of an answer whose body does not come until the client leaves.
 fn patient_web_on(name: &str, addrs: &[SocketAddr]) -> Server {
     let head = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\nX-Name: {name}\r\nContent-Length: 1\r\n\r\n"

@@ -1,5 +1,5 @@
-//! What is told of a backend that has left: since when, why, when its sessions were over and who
-//! took the next.
+//! Events of a backend that went out of service: since when, why, when its sessions were over and
+//! which backend took the next.
 
 use crate::harness::{
     net, ports, secs,
@@ -103,11 +103,11 @@ fn from_the_first_doubt_to_the_next_session() {
     assert_eq!(event["next_session_seconds"], Value::Null);
     assert_eq!(setup.histogram("doubt"), (1.0, doubt_of(&setup)));
 
-    // The next client goes elsewhere; the one that is there is kept, and heard.
+    // The next client goes to the other backend; the session on this one goes on.
     let (next, name) = net::session(setup.front).unwrap();
     assert_eq!(name, "two ok");
     net::echo(&mut held, "still there").unwrap();
-    wait_until("it is told", secs(10), || {
+    wait_until("the event has it", secs(10), || {
         setup.event(1)["next_session_seconds"].is_number()
     });
     let event = setup.event(1);
@@ -157,8 +157,8 @@ fn event_backend(setup: &Setup, index: usize) -> Value {
     status["upstreams"][0]["backends"][index]["address"].clone()
 }
 
-/// With `close` the sessions are over at once, and the event says so; one that is well again leaves
-/// the rest unsaid.
+/// With `close` the sessions are over at once, and the event has the time; a recovery leaves the
+/// other times empty.
 #[test]
 fn closed_sessions_and_a_recovery() {
     let setup = setup("on_down = \"close\"");
@@ -192,7 +192,7 @@ fn closed_sessions_and_a_recovery() {
     assert_eq!(setup.histogram("leave").0, 1.0);
 }
 
-/// What connects find out: the session that found it is itself the first that goes elsewhere.
+/// What connects find out: the session that found it is itself the first on another backend.
 #[test]
 fn a_backend_that_refuses() {
     let front = ports::free_addr();
@@ -210,7 +210,7 @@ fn a_backend_that_refuses() {
         began.elapsed() > first + between
     });
     assert_eq!(net::ask(front).unwrap(), "there");
-    wait_until("it is told", secs(10), || {
+    wait_until("the event has it", secs(10), || {
         tembuku.events().len() == 1 && tembuku.events()[0]["next_session_seconds"].is_number()
     });
     let event = tembuku.events().remove(0);

@@ -37,11 +37,11 @@ struct Held {
 
 impl Held {
     fn open(front: SocketAddr, backend: SocketAddr) -> Self {
-        let (told, peers) = mpsc::channel();
-        let told = Mutex::new(told);
+        let (sender, peers) = mpsc::channel();
+        let sender = Mutex::new(sender);
         let server = Server::on(&[backend], move |stream| {
             let peer = stream.peer_addr().unwrap();
-            told.lock().unwrap().send(peer.port()).unwrap();
+            sender.lock().unwrap().send(peer.port()).unwrap();
             greet_and_echo(&stream, "here\n");
         });
         let (client, _) = net::session(front).unwrap();
@@ -81,7 +81,7 @@ fn both_sides_are_asked_if_that_is_wanted() {
         (Some(client), Some(backend)) => Some((client, backend)),
         _ => None,
     });
-    let (client, backend) = asked.expect("nobody asks after them");
+    let (client, backend) = asked.expect("no keepalive probe was sent");
     println!("in {client} s and {backend} s");
     assert!((20.0..=30.0).contains(&client) && (20.0..=30.0).contains(&backend));
     assert_eq!(without.timers(), (None, None));

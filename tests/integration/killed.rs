@@ -1,5 +1,5 @@
-//! A server that is killed under load: its own sessions fail and no others, and whoever comes
-//! afterwards is served.
+//! A server that is killed under load: its own sessions fail and no others, and clients that
+//! come afterwards are served.
 
 use crate::harness::{
     net, ports,
@@ -109,7 +109,7 @@ fn only_the_sessions_on_it_fail() {
         wait_until("all are at work", secs(20), || {
             log.lock().unwrap().sessions == 30 && so_far() > 3_000
         });
-        // Between two requests: whoever is about to get its first answer is on it as well.
+        // Between two requests: a session before its first answer is on it as well.
         let there = active(&tembuku, addrs[1]);
         assert!(there >= 5, "{there}");
         servers[1].proc.kill();
@@ -125,8 +125,8 @@ fn only_the_sessions_on_it_fail() {
             BTreeMap::from([("r1".to_owned(), there)]),
             "{check:?}"
         );
-        // A server that dies closes its sessions before its listening socket: who is quick is still
-        // taken there, for the last time. No other session may end unheard.
+        // A server that dies closes its sessions before its listening socket: a quick client is
+        // still accepted there, for the last time. No other session may end without an answer.
         let taken = tembuku.metric(
             "backend_connections_total",
             &[("backend", &addrs[1].to_string())],
@@ -140,10 +140,10 @@ fn only_the_sessions_on_it_fail() {
     }
 }
 
-/// It gives up at the first error, so those that had a session there say so, and the others end
+/// It gives up at the first error, so those that had a session there report it, and the others end
 /// well.
 #[test]
-fn redis_benchmark_goes_on_elsewhere() {
+fn redis_benchmark_goes_on_at_other_backends() {
     let mut servers = redis_servers();
     let addrs: Vec<SocketAddr> = servers.iter().map(|s| s.addr).collect();
     let (tembuku, front) = in_front_of(&addrs, CHECK);
@@ -215,8 +215,8 @@ fn wrk_loses_what_was_there() {
     let there = active(&tembuku, addrs[1]);
     assert!(there >= 5, "{there}");
     servers[1].proc.kill();
-    let said = wrk.join().unwrap();
-    let errors: Vec<usize> = said
+    let output = wrk.join().unwrap();
+    let errors: Vec<usize> = output
         .lines()
         .find_map(|line| line.trim().strip_prefix("Socket errors: "))
         .map(|line| {
@@ -227,7 +227,7 @@ fn wrk_loses_what_was_there() {
     // connect, read, write, timeout. What is written to a session that is about to end is an error
     // of writing.
     let [0, read, write, 0] = errors[..] else {
-        panic!("{said}");
+        panic!("{output}");
     };
     // As above: some may have been taken once more.
     let taken = tembuku.metric(
@@ -236,9 +236,9 @@ fn wrk_loses_what_was_there() {
     );
     assert!(
         (1..=taken as usize).contains(&(read + write)) && taken as usize <= 2 * there,
-        "{there} were there, {taken} in all: {said}"
+        "{there} were there, {taken} in all: {output}"
     );
     tembuku.wait_idle();
     let failed = tembuku.metric("sessions_closed_total", &[("reason", "connect_failed")]);
-    assert_eq!(failed, 0.0, "{said}");
+    assert_eq!(failed, 0.0, "{output}");
 }

@@ -2,7 +2,7 @@
 //! in two versions without a reason.
 //!
 //! The other half of such an audit, known vulnerabilities, needs the RustSec database from the
-//! network (`cargo audit` or `cargo deny check advisories`), and so has no place in a test that
+//! network (`cargo audit` or `cargo deny check advisories`), and so is not part of a test that
 //! must pass offline.
 
 use crate::harness::{proc::run_ok, secs};
@@ -33,8 +33,8 @@ fn allowed(expression: &str) -> bool {
         .replace('(', " ( ")
         .replace(')', " ) ")
         .replace('/', " OR ");
-    let words: Vec<&str> = spaced.split_whitespace().collect();
-    let mut rest = words.as_slice();
+    let tokens: Vec<&str> = spaced.split_whitespace().collect();
+    let mut rest = tokens.as_slice();
     any(&mut rest) == Some(true) && rest.is_empty()
 }
 
@@ -57,9 +57,9 @@ fn all(rest: &mut &[&str]) -> Option<bool> {
 }
 
 fn one(rest: &mut &[&str]) -> Option<bool> {
-    let (&word, after) = rest.split_first()?;
+    let (&token, after) = rest.split_first()?;
     *rest = after;
-    match word {
+    match token {
         "(" => {
             let result = any(rest)?;
             let (&close, after) = rest.split_first()?;
@@ -149,6 +149,6 @@ fn no_dependency_is_built_in_two_versions_without_a_reason() {
     let tree = run_ok(secs(60), command);
     let crates = tree.lines().filter_map(|line| line.split(' ').next());
     let twice: BTreeSet<&str> = crates.filter(|name| !name.is_empty()).collect();
-    let known: BTreeSet<&str> = TWICE.iter().map(|(name, _)| *name).collect();
-    assert_eq!(twice, known, "{tree}");
+    let expected: BTreeSet<&str> = TWICE.iter().map(|(name, _)| *name).collect();
+    assert_eq!(twice, expected, "{tree}");
 }

@@ -138,8 +138,7 @@ fn descriptors_may_run_out() {
     );
 
     let mut clients: Vec<TcpStream> = (0..200).map(|_| connect(front).unwrap()).collect();
-    // Those that were served have heard a name; how many, is known when nobody hears anything any
-    // more.
+    // Those that were served have received a name; all have when no more names arrive.
     let mut names: Vec<String> = vec![String::new(); clients.len()];
     for client in &clients {
         client.set_nonblocking(true).unwrap();
@@ -174,7 +173,7 @@ fn descriptors_may_run_out() {
     echo(&mut kept, "goes on").unwrap();
 
     drop(clients);
-    // Those who have left are still in the queue, and must be taken in and let go first.
+    // Clients that have left are still in the queue, and must be accepted and closed first.
     let again = poll(secs(10), || {
         (0..20).all(|_| net::ask(front).is_ok()).then_some(())
     });
@@ -183,7 +182,7 @@ fn descriptors_may_run_out() {
         "new clients are not served after the others have left"
     );
     echo(&mut kept, "and on").unwrap();
-    // Whoever was turned away was counted.
+    // Every rejected client was counted.
     println!(
         "rejected: {}",
         tembuku.metric("listener_rejected_total", &[])
@@ -193,8 +192,7 @@ fn descriptors_may_run_out() {
     assert_eq!(others, 0.0);
 }
 
-/// The same when the limit is there from the start: then it is known, and clients beyond it are
-/// turned away in order.
+/// The same when the limit is set from the start: then clients beyond it are rejected in order.
 #[test]
 fn a_low_limit_of_descriptors_is_respected() {
     let servers = named(1);
@@ -251,7 +249,7 @@ fn coming_and_going_costs_nothing_lasting() {
         "{before} descriptors before, {after} after"
     );
     assert_eq!(ask_many(front, 20).len(), 20);
-    // Everybody who was taken in is gone, also those whom one of the workers still had to take in.
+    // Every client that was accepted is gone, also those that a worker still had to accept.
     wait_until("every session is closed", secs(10), || {
         let metrics = tembuku.metrics();
         let taken = metrics.sum("listener_connections_total", &[]);
@@ -262,7 +260,7 @@ fn coming_and_going_costs_nothing_lasting() {
     assert_eq!(errors, 0.0);
 }
 
-/// A session whose end a client has seen has given its place back.
+/// A session whose end a client has seen has given its permit back.
 #[test]
 fn a_limit_of_one_serves_one_client_after_another() {
     let servers = named(1);
@@ -288,7 +286,7 @@ fn a_limit_of_one_serves_one_client_after_another() {
     }
 }
 
-/// Accepts in one thread, says its name and ends its side; returns the most connections whose end
+/// Accepts in one thread, sends its name and ends its side; returns the most connections whose end
 /// it had not seen when another one came. On loopback an end has arrived when `close` returns.
 fn count_open(listener: &TcpListener, clients: usize) -> usize {
     let (mut open, mut most): (Vec<TcpStream>, usize) = (Vec::new(), 0);
@@ -331,8 +329,8 @@ fn a_backend_never_has_more_than_its_max_connections() {
                     let Ok(mut client) = connect(front) else {
                         continue;
                     };
-                    let (heard, _) = read_all(&mut client);
-                    if heard == b"b1\n" {
+                    let (received, _) = read_all(&mut client);
+                    if received == b"b1\n" {
                         served.fetch_add(1, SeqCst);
                     }
                     // In either way a session can end for the client.
@@ -369,7 +367,7 @@ fn more_ports_than_the_soft_limit_of_descriptors() {
 }
 
 /// With `half_close = false` the backend's end is the end of the session: a client that has seen it
-/// finds its place free.
+/// finds its permit free.
 #[test]
 fn a_permit_is_free_once_the_client_has_seen_the_end() {
     let server = Server::start(|mut stream| {

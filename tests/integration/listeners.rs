@@ -1,4 +1,4 @@
-//! The ways of listening, and of being told to.
+//! Listening sockets of all kinds, and their configuration.
 
 use crate::harness::{
     net::{self, ask},
@@ -125,7 +125,7 @@ fn a_unix_socket_to_listen_on() {
 
     // What a process left behind that died without cleaning up is replaced.
     drop(UnixListener::bind(&path).unwrap());
-    assert!(UnixStream::connect(&path).is_err(), "nobody listens");
+    assert!(UnixStream::connect(&path).is_err(), "no process listens");
     let mut tembuku = Tembuku::start(&config);
     assert_eq!(ask_unix(&path).unwrap(), "b1");
     let mut client = UnixStream::connect(&path).unwrap();
@@ -146,7 +146,7 @@ fn a_unix_socket_to_listen_on() {
         back.len()
     );
 
-    // One that somebody listens on is not touched.
+    // One on which a process listens is not touched.
     let second = refused_start(&config);
     assert!(second.contains("front.sock"), "{second}");
     assert_eq!(ask_unix(&path).unwrap(), "b1");
@@ -163,11 +163,11 @@ fn a_file_that_is_no_socket_is_not_replaced() {
     let servers = named(1);
     let dir = TempDir::new();
     let path = dir.write("precious", "data");
-    let said = refused_start(&config(
+    let message = refused_start(&config(
         &format!("\"unix:{}\"", path.display()),
         &list(&servers),
     ));
-    assert!(said.contains("precious"), "{said}");
+    assert!(message.contains("precious"), "{message}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
     assert!(!std::fs::metadata(&path).unwrap().file_type().is_socket());
 }
@@ -243,7 +243,8 @@ fn no_file_at_all() {
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 9.0);
 }
 
-/// Starts with a configuration that cannot be served: the exit code is 1, and stderr says why.
+/// Starts with a configuration that cannot be served: the exit code is 1, and stderr has the
+/// reason.
 #[track_caller]
 fn refused_start(config: &str) -> String {
     let dir = TempDir::new();
@@ -252,9 +253,9 @@ fn refused_start(config: &str) -> String {
     command.args(["run", "-c", file.to_str().unwrap()]);
     let output = proc::run(Duration::from_secs(15), command);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!message.contains("panicked"), "{message}");
+    message
 }
 
 #[test]
@@ -262,20 +263,20 @@ fn a_port_in_use_is_an_error() {
     let servers = named(1);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
-    let said = refused_start(&config(&format!("\"{addr}\""), &list(&servers)));
+    let message = refused_start(&config(&format!("\"{addr}\""), &list(&servers)));
     assert!(
-        said.contains(&addr) && said.to_lowercase().contains("in use"),
-        "{said}"
+        message.contains(&addr) && message.to_lowercase().contains("in use"),
+        "{message}"
     );
 
     // Workers share a port among themselves, but never with another process.
     let front = ports::free_addr();
     let config = config(&format!("\"{front}\""), &list(&servers));
     let _first = Tembuku::start(&config);
-    let said = refused_start(&config);
+    let message = refused_start(&config);
     assert!(
-        said.contains(&front.to_string()) && said.to_lowercase().contains("in use"),
-        "{said}"
+        message.contains(&front.to_string()) && message.to_lowercase().contains("in use"),
+        "{message}"
     );
     assert_eq!(ask_many(front, 20), vec!["b1"; 20]);
 }
@@ -287,16 +288,16 @@ fn an_admin_port_in_use_is_an_error() {
     let addr = taken.local_addr().unwrap();
     let front = ports::free_addr();
     let base = config(&format!("\"{front}\""), &list(&servers));
-    let said = refused_start(&format!("{base}[admin]\nlisten = \"{addr}\"\n"));
-    assert!(said.contains(&addr.to_string()), "{said}");
+    let message = refused_start(&format!("{base}[admin]\nlisten = \"{addr}\"\n"));
+    assert!(message.contains(&addr.to_string()), "{message}");
 }
 
 #[test]
 fn an_address_of_another_machine_is_an_error() {
     let servers = named(1);
     let bind = format!("192.0.2.1:{}", ports::free_port());
-    let said = refused_start(&config(&format!("\"{bind}\""), &list(&servers)));
-    assert!(said.contains(&bind), "{said}");
+    let message = refused_start(&config(&format!("\"{bind}\""), &list(&servers)));
+    assert!(message.contains(&bind), "{message}");
 }
 
 /// The one that ends takes away its own socket file, not that of the one that came after it.
@@ -327,7 +328,7 @@ fn the_successor_keeps_its_unix_socket() {
     assert_eq!(second.metric("listener_connections_total", &[]), 2.0);
 }
 
-/// Somebody who listens but does not get round to accepting is somebody all the same.
+/// A process that listens but does not accept in time still holds its socket.
 #[test]
 fn a_unix_socket_whose_queue_is_full_is_in_use() {
     let servers = named(1);
@@ -348,14 +349,14 @@ fn a_unix_socket_whose_queue_is_full_is_in_use() {
         assert!(queued.len() < 8, "the queue never fills");
     }
     let start = Instant::now();
-    let said = refused_start(&config(
+    let message = refused_start(&config(
         &format!("\"unix:{}\"", path.display()),
         &list(&servers),
     ));
     assert!(start.elapsed() < secs(5), "{:?}", start.elapsed());
     assert!(
-        said.contains("busy.sock") && said.to_lowercase().contains("in use"),
-        "{said}"
+        message.contains("busy.sock") && message.to_lowercase().contains("in use"),
+        "{message}"
     );
     assert!(path.exists(), "it was taken away");
 }
@@ -378,8 +379,8 @@ fn a_start_that_fails_leaves_no_socket_file() {
             config(&format!("\"unix:{path}\""), &backends)
         ),
     ] {
-        let said = refused_start(&config);
-        assert!(said.contains("no/such/folder"), "{said}");
-        assert!(!dir.file("front.sock").exists(), "{config}\n{said}");
+        let message = refused_start(&config);
+        assert!(message.contains("no/such/folder"), "{message}");
+        assert!(!dir.file("front.sock").exists(), "{config}\n{message}");
     }
 }

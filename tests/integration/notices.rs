@@ -1,5 +1,5 @@
-//! What the log tells, at level info, of clients and datagrams that get no service: the first at
-//! once, and in the end all.
+//! Log lines, at level info, about clients and datagrams that get no service: the first at once,
+//! and in the end all.
 
 use crate::harness::{
     net::{assert_closed_at_once, assert_ends_now, connect, connect_with, session},
@@ -37,7 +37,7 @@ fn first_line(tembuku: &Tembuku, message: &str, reason: &str) -> Value {
             tembuku.proc.stderr()
         )
     });
-    assert_eq!(first["count"], 1, "the first is told at once: {first}");
+    assert_eq!(first["count"], 1, "the first is logged at once: {first}");
     first
 }
 
@@ -52,13 +52,13 @@ fn total(mut tembuku: Tembuku, message: &str, reason: &str) -> u64 {
 
 #[test]
 fn the_only_backend_refuses() {
-    let (front, nobody) = (ports::free_addr(), ports::free_addr());
-    let tembuku = Tembuku::start(&config(front, "", &format!("[\"{nobody}\"]")));
+    let (front, unused) = (ports::free_addr(), ports::free_addr());
+    let tembuku = Tembuku::start(&config(front, "", &format!("[\"{unused}\"]")));
     assert_closed_at_once(front);
     let line = first_line(&tembuku, "backend cannot be reached", "refused");
     assert_eq!(line["level"], "WARN");
     assert_eq!(line["upstream"], "u");
-    assert_eq!(line["address"], nobody.to_string());
+    assert_eq!(line["address"], unused.to_string());
     assert!(line["error"].as_str().unwrap().contains("refused"));
     let line = first_line(&tembuku, "no backend could be reached", "connect_failed");
     assert_eq!(
@@ -74,8 +74,8 @@ fn the_only_backend_refuses() {
 
 #[test]
 fn a_pending_count_is_logged_when_no_more_events_come() {
-    let (front, nobody) = (ports::free_addr(), ports::free_addr());
-    let tembuku = Tembuku::start(&config(front, "", &format!("[\"{nobody}\"]")));
+    let (front, unused) = (ports::free_addr(), ports::free_addr());
+    let tembuku = Tembuku::start(&config(front, "", &format!("[\"{unused}\"]")));
     for _ in 0..5 {
         assert_closed_at_once(front);
     }
@@ -153,7 +153,7 @@ fn the_limit_of_a_backend() {
     let held = hold(front, 6);
     let line = first_line(&tembuku, "backend has reached its max_connections", "");
     assert_eq!(line["address"], full.to_string());
-    // The others are served: none of them is told as refused.
+    // The others are served: none of them is logged as refused.
     assert!(lines(&tembuku, "no backend is available", "").is_empty());
     drop(held);
 }
@@ -220,10 +220,10 @@ fn local_ports_run_out() {
 
 #[test]
 fn datagrams_and_flows() {
-    let nobody = ports::free_addr();
+    let unused = ports::free_addr();
     let front = ports::free_addr();
     let settings = "protocol = \"udp\"\nmax_connections = 2";
-    let tembuku = Tembuku::start(&config(front, settings, &format!("[\"{nobody}\"]")));
+    let tembuku = Tembuku::start(&config(front, settings, &format!("[\"{unused}\"]")));
     let clients: Vec<_> = (0..5).map(|_| udp::client(front)).collect();
     for client in &clients {
         client.send(b"x").unwrap();
@@ -231,7 +231,7 @@ fn datagrams_and_flows() {
     let line = first_line(&tembuku, "client refused", "max_connections");
     assert_eq!(line["limit"], 2);
     let line = first_line(&tembuku, "backend cannot be reached", "refused");
-    assert_eq!(line["address"], nobody.to_string());
+    assert_eq!(line["address"], unused.to_string());
     tembuku.wait_metric("listener_rejected_total", &[], |n| n == 3.0);
     assert_eq!(total(tembuku, "client refused", "max_connections"), 3);
 }

@@ -24,7 +24,7 @@ fn start(balance: &str, backends: &str) -> (SocketAddr, Tembuku) {
     (front, tembuku)
 }
 
-/// A session that stays, and who answered.
+/// A session that stays, and the name of its backend.
 fn hold(front: SocketAddr) -> (TcpStream, String) {
     let mut stream = connect(front).unwrap();
     let name = read_line(&mut stream).unwrap();
@@ -42,7 +42,7 @@ fn first_fills_one_after_the_other() {
     let mut held: Vec<_> = (0..5).map(|_| hold(front)).collect();
     let names: Vec<&str> = held.iter().map(|(_, name)| name.as_str()).collect();
     assert_eq!(names, ["b1", "b1", "b2", "b2", "b3"]);
-    // Room on the first is taken again before anything else.
+    // The first gets the next session again as soon as it is below its limit.
     held.remove(0);
     let address = servers[0].addr.to_string();
     wait_until("the session has left the first", secs(5), || {
@@ -72,13 +72,13 @@ fn random_two_keeps_the_load_even() {
     // And it is not round robin: neighbours repeat.
     assert!(
         order.windows(2).any(|pair| pair[0] == pair[1]),
-        "these were turns"
+        "this is round robin"
     );
 }
 
-/// Of two that are as busy the one drawn first is taken, so that the weights count when nobody is
+/// Of two that are as busy the one drawn first is taken, so that the weights count when none is
 /// busy: five sevenths are 200 of 280, give or take 38 (five standard deviations). nginx takes the
-/// one drawn second, which turns the weights round: the heaviest gets a fifth there.
+/// one drawn second, which reverses the weights: the heaviest gets a fifth there.
 #[test]
 fn random_two_follows_the_weights_without_load() {
     let servers: Vec<Server> = (1..=3).map(|n| Server::named(&format!("b{n}"))).collect();

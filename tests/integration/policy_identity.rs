@@ -1,7 +1,7 @@
-//! Each policy is the one it says it is.
+//! Each policy has the behaviour of its name.
 //!
 //! A test of a policy is worth something only if no other policy would pass it. So each case here
-//! is run twice over: with its own policy, which must pass, and with every other in its place, none
+//! is run twice over: with its own policy, which must pass, and with every other instead, none
 //! of which may. What it looks at comes through a listener, like everything.
 //!
 //! A new policy needs a function that looks at what distinguishes it, and a line in `cases!`.
@@ -20,8 +20,8 @@ use std::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// A function that looks, by the name of the policy that must pass it. `Err` says what was not as
-/// it should be; anything else that goes wrong is a panic.
+/// A function that looks, by the name of the policy that must pass it. `Err` describes what was not
+/// as it should be; anything else that goes wrong is a panic.
 macro_rules! cases {
     ($($balance:ident),* $(,)?) => {
         const POLICIES: &[&str] = &[$(stringify!($balance)),*];
@@ -53,8 +53,8 @@ fn only(own: &str, look: fn(&str) -> Verdict) {
     }
     for other in POLICIES.iter().filter(|other| **other != own) {
         match look(other) {
-            Err(what) => println!("{other} in place of {own}: {what}"),
-            Ok(()) => panic!("{other} in place of {own} is not noticed"),
+            Err(what) => println!("{other} instead of {own}: {what}"),
+            Ok(()) => panic!("{other} instead of {own} is not noticed"),
         }
     }
 }
@@ -101,14 +101,14 @@ fn client(n: usize) -> IpAddr {
     Ipv4Addr::new(127, (n * 37 % 256) as u8, (n * 101 % 256) as u8, 7).into()
 }
 
-/// A session that stays, and who answered.
+/// A session that stays, and the name of its backend.
 fn hold(front: SocketAddr, source: IpAddr) -> (TcpStream, String) {
     let mut stream = connect_with(front, Some(source), 0, 0).unwrap();
     let name = read_line(&mut stream).unwrap();
     (stream, name)
 }
 
-/// Who serves each of the clients.
+/// The name of the backend of each client.
 fn served(front: SocketAddr, clients: impl IntoIterator<Item = IpAddr>) -> Vec<String> {
     let ask = |source| ask_from(source, front).unwrap();
     clients.into_iter().map(ask).collect()
@@ -136,20 +136,22 @@ fn spread(names: &[String], count: usize) -> usize {
 mod looks {
     use super::*;
 
-    /// Turns by weight, whatever sessions there are and whoever comes: these stay, and are from
-    /// many addresses.
+    /// Rotation by weight, whatever the sessions and clients: these stay, and are from many
+    /// addresses.
     pub(super) fn round_robin(balance: &str) -> Verdict {
         let (_servers, backends) = weighted(&[5, 1, 1]);
         let setup = start(balance, &backends);
         let held: Vec<_> = (0..28).map(|n| hold(setup.front, client(n))).collect();
-        let turns = ["b1", "b1", "b2", "b1", "b3", "b1", "b1"];
+        let expected = ["b1", "b1", "b2", "b1", "b3", "b1", "b1"];
         for (n, (_, name)) in held.iter().enumerate() {
-            check(name == turns[n % 7], || format!("session {n} is on {name}"))?;
+            check(name == expected[n % 7], || {
+                format!("session {n} is on {name}")
+            })?;
         }
         Ok(())
     }
 
-    /// Whoever has been left by its sessions gets every new one, until it has as many as the others
+    /// A backend whose sessions have ended gets every new one, until it has as many as the others
     /// again.
     pub(super) fn least_conn(balance: &str) -> Verdict {
         const EACH: usize = 20;
@@ -180,7 +182,7 @@ mod looks {
         check(spread(&names, 3) <= 1, || format!("{:?}", tally(&names)))
     }
 
-    /// Chance, so that at times one is ahead of another by more than turns or counting would let
+    /// Chance, so that at times one is ahead of another by more than rotation or counting would let
     /// it; but the better of two: sessions of a single client that stay are spread within a few of
     /// each other, where by chance alone it would be some 20 of 100. That one of them was slow once
     /// does not matter.
@@ -194,19 +196,19 @@ mod looks {
         check(widest > Some(1), || "none is ever two ahead".to_owned())
     }
 
-    /// One after the other is filled, whoever comes.
+    /// One after the other is filled, whatever the clients.
     pub(super) fn first(balance: &str) -> Verdict {
-        const ROOM: usize = 8;
+        const CAPACITY: usize = 8;
         let (_servers, mut backends) = weighted(&[1, 5, 1]);
         for (_, keys) in &mut backends {
-            *keys += &format!(", max_connections = {ROOM}");
+            *keys += &format!(", max_connections = {CAPACITY}");
         }
         let setup = start(balance, &backends);
-        let held: Vec<_> = (0..3 * ROOM)
+        let held: Vec<_> = (0..3 * CAPACITY)
             .map(|n| hold(setup.front, client(n)))
             .collect();
         for (n, (_, name)) in held.iter().enumerate() {
-            let wanted = format!("b{}", n / ROOM + 1);
+            let wanted = format!("b{}", n / CAPACITY + 1);
             check(*name == wanted, || format!("session {n} is on {name}"))?;
         }
         Ok(())
@@ -233,7 +235,7 @@ mod looks {
         by_formula(balance, at)
     }
 
-    /// Each client is where the formula says, at every visit.
+    /// Each client is served by the backend that the formula yields, at every visit.
     fn by_formula(balance: &str, at: impl Fn(IpAddr) -> u64) -> Verdict {
         const WEIGHTS: [u32; 4] = [1, 3, 2, 1];
         let (_servers, backends) = weighted(&WEIGHTS);
@@ -253,8 +255,8 @@ mod looks {
         Ok(())
     }
 
-    /// Each client is where the ring says, by the names of the backends alone: their order does not
-    /// matter, and when one is taken out of the list nobody moves but its own clients.
+    /// Each client is served by the backend that the ring yields, by the names of the backends
+    /// alone: their order does not matter, and when one is removed no clients move but its own.
     pub(super) fn consistent_hash(balance: &str) -> Verdict {
         let (servers, mut backends) = weighted(&[1, 1, 2, 1]);
         let mut ring = Vec::new();
@@ -283,21 +285,21 @@ mod looks {
             })?;
         }
         backends.reverse();
-        let turned = served(start(balance, &backends).front, clients());
-        check(turned == before, || "the order matters".to_owned())?;
+        let reversed = served(start(balance, &backends).front, clients());
+        check(reversed == before, || "the order matters".to_owned())?;
         backends.remove(2);
         let after = served(start(balance, &backends).front, clients());
         only_those_of_b2_move(&before, &after)?;
         Ok(())
     }
 
-    /// Whoever took a second to connect once gets nothing more, however few sessions it has and
-    /// whoever comes.
+    /// A backend that took a second to connect once gets nothing more, however few sessions it has
+    /// and whatever the clients.
     pub(super) fn least_time(balance: &str) -> Verdict {
-        // Heavier, so that it has the first turn, and would have half of those that follow.
+        // Heavier, so that it is picked first, and would get half of the sessions after that.
         let quick = named(2);
         let (setup, _open) = slow_once(balance, &quick, 2)?;
-        // One each, so that something is known of all of them; and then many.
+        // One each, so that all of them have a time; and then many.
         served(setup.front, (0..2).map(client));
         let names = served(setup.front, (0..40).map(client));
         check(!names.contains(&"slow".to_owned()), || {
@@ -353,8 +355,8 @@ mod looks {
     }
 
     /// Each client is in the slot that the hash of its address names, in a table filled as the
-    /// paper says; neither the order of the backends nor the loss of one of them sends anybody
-    /// elsewhere who need not go.
+    /// paper says; neither the order of the backends nor the loss of one of them moves
+    /// clients of the others.
     pub(super) fn maglev(balance: &str) -> Verdict {
         const SLOTS: u64 = 65_537;
         let (servers, mut backends) = weighted(&[1, 1, 1, 1]);
@@ -364,8 +366,7 @@ mod looks {
             .map(|(server, n)| (server.addr.to_string(), format!("b{n}")))
             .collect();
         order.sort();
-        // Each backend's own order of all slots, and everybody takes by turns the first that is
-        // free.
+        // Each backend's own order of all slots; in rotation each takes the first that is free.
         let mut table: BTreeMap<u64, &str> = BTreeMap::new();
         let mut wishes: Vec<_> = order
             .iter()
@@ -392,8 +393,8 @@ mod looks {
             check(name == table[&slot], || format!("{source} is on {name}"))?;
         }
         backends.reverse();
-        let turned = served(start(balance, &backends).front, clients());
-        check(turned == before, || "the order matters".to_owned())?;
+        let reversed = served(start(balance, &backends).front, clients());
+        check(reversed == before, || "the order matters".to_owned())?;
         // A backend that is down keeps its slots, and its clients alone are spread over the others.
         backends[2].1 += ", down = true";
         let after = served(start(balance, &backends).front, clients());

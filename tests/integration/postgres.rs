@@ -15,21 +15,24 @@ fn pgbench(addr: SocketAddr, options: &str) -> String {
     let mut command = postgres_client("pgbench", addr);
     command.args(options.split(' '));
     let output = run(secs(120), command);
-    let said = text(&output);
+    let report = text(&output);
     assert!(
         output.status.success(),
-        "pgbench {options}: {}\n{said}",
+        "pgbench {options}: {}\n{report}",
         output.status
     );
-    said
+    report
 }
 
 #[track_caller]
-fn assert_complete(said: &str, transactions: usize) {
+fn assert_complete(report: &str, transactions: usize) {
     let complete =
         format!("number of transactions actually processed: {transactions}/{transactions}");
-    assert!(said.contains(&complete), "{said}");
-    assert!(said.contains("number of failed transactions: 0 "), "{said}");
+    assert!(report.contains(&complete), "{report}");
+    assert!(
+        report.contains("number of failed transactions: 0 "),
+        "{report}"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Clients that come through proxies which say who they are.
+//! Clients that come through proxies which name them.
 
 use crate::harness::{
     net::{self, End, assert_ends_now, connect, echo, read_all, read_line, reset},
@@ -229,7 +229,7 @@ fn access_rules_speak_of_the_client_in_the_header() {
         ask_saying(front, &proxy::v1("192.0.2.2:1", "192.0.2.11:1")),
         "b1"
     );
-    // Who has no say is judged by its own address, in which the header may let it stay.
+    // Where the header names no client the address of the connection counts.
     let unknown = |source: [u8; 4]| {
         let mut client = net::connect_with(front, Some(source.into()), 0, 0).unwrap();
         client.write_all(b"PROXY UNKNOWN\r\n").unwrap();
@@ -263,7 +263,7 @@ fn a_hash_follows_the_client_in_the_header() {
     }
     assert_eq!(seen.len(), 4);
     drop(servers);
-    wait_until("nobody is there", secs(5), || {
+    wait_until("no backend is there", secs(5), || {
         ask_fails(front, &proxy::v1("192.0.2.77:7777", "192.0.2.1:1"))
             && tembuku.proc.stderr().contains("192.0.2.77:7777")
     });

@@ -102,9 +102,9 @@ fn behind_haproxy_the_client_is_the_real_one_and_gets_nginx_s_pick() {
     assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
 }
 
-/// nginx and HAProxy, each of which answers with the client that it was told of and the address it
-/// asked for.
-fn telling() -> (Nginx, Haproxy, [SocketAddr; 2]) {
+/// nginx and HAProxy, each of which answers with the client and the destination that the header
+/// named.
+fn answering() -> (Nginx, Haproxy, [SocketAddr; 2]) {
     let (nginx, haproxy) = (ports::free_addr(), ports::free_addr());
     let line = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port\\n";
     (
@@ -123,11 +123,11 @@ fn telling() -> (Nginx, Haproxy, [SocketAddr; 2]) {
     )
 }
 
-/// The last line that is said.
+/// The last line of the answer.
 fn hear(mut stream: impl std::io::Read + Write) -> String {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let (said, _) = read_all(&mut stream);
-    String::from_utf8_lossy(&said)
+    let (answer, _) = read_all(&mut stream);
+    String::from_utf8_lossy(&answer)
         .lines()
         .last()
         .unwrap_or_default()
@@ -136,7 +136,7 @@ fn hear(mut stream: impl std::io::Read + Write) -> String {
 
 #[test]
 fn nginx_and_haproxy_behind_see_the_client_address() {
-    let (_nginx, _haproxy, backends) = telling();
+    let (_nginx, _haproxy, backends) = answering();
     for version in ["v1", "v2"] {
         for backend in backends {
             let (four, trusting) = (ports::free_addr(), ports::free_addr());
@@ -149,16 +149,16 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
             for front in [four, six] {
                 let client = net::connect(front).unwrap();
                 let real = client.local_addr().unwrap();
-                let told = format!(
+                let expected = format!(
                     "{} {} {} {}",
                     real.ip(),
                     real.port(),
                     front.ip(),
                     front.port()
                 );
-                assert_eq!(hear(client), told, "{version}");
+                assert_eq!(hear(client), expected, "{version}");
             }
-            // Through a unix socket, on which a header says who it is.
+            // Through a unix socket, with a header that names the client.
             let headers = [
                 (
                     v1("192.0.2.1:56324", "192.0.2.11:443"),
@@ -169,15 +169,18 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
                     "2001:db8::1 1 2001:db8::2 2",
                 ),
             ];
-            for (header, told) in headers {
+            for (header, expected) in headers {
                 let mut client = UnixStream::connect(tembuku.dir.file("trusting")).unwrap();
                 client.set_read_timeout(Some(net::PATIENCE)).unwrap();
                 client.write_all(&header).unwrap();
-                assert_eq!(hear(client), told, "{version}");
-                assert_eq!(hear(connect_saying(trusting, &header)), told, "{version}");
+                assert_eq!(hear(client), expected, "{version}");
+                assert_eq!(
+                    hear(connect_saying(trusting, &header)),
+                    expected,
+                    "{version}"
+                );
             }
-            // Of a client that has no address there is nothing to tell, but what is told is no
-            // mistake.
+            // A client without an address cannot be named, but its header is valid.
             let client = UnixStream::connect(tembuku.dir.file("front")).unwrap();
             client.set_read_timeout(Some(net::PATIENCE)).unwrap();
             assert!(!hear(client).is_empty(), "{version}");
@@ -211,7 +214,7 @@ fn tlvs_go_from_haproxy_to_haproxy() {
 
 #[test]
 fn a_chain_of_three_names_the_first() {
-    let (_nginx, _haproxy, backends) = telling();
+    let (_nginx, _haproxy, backends) = answering();
     let fronts = [ports::free_addr(), ports::free_addr()];
     // Two of us in a row, of different versions.
     let _second = Tembuku::start(&format!(

@@ -1,4 +1,4 @@
-//! Peers that should say who the client is, and do not.
+//! Peers that should name the client, and do not.
 
 use crate::{
     harness::{
@@ -52,9 +52,9 @@ fn a_client_without_the_required_header_is_refused() {
         let _ = client.write_all(bytes);
         assert_ends_now(&mut client);
         rejected(&tembuku, "proxy_header", f64::from(n));
-        // One warning a second says it; the others are for whoever debugs.
+        // One warning a second; the others are at level debug.
         if n == 1 {
-            wait_until("it is said", secs(5), || {
+            wait_until("the warning is there", secs(5), || {
                 tembuku.proc.stderr().contains(why)
             });
             assert!(tembuku.proc.stderr().contains("127.0.0.1:"));
@@ -70,7 +70,7 @@ fn a_client_without_the_required_header_is_refused() {
     tembuku.wait_metric("listener_active_connections", &[], |n| n == 1.0);
     reset(client);
     rejected(&tembuku, "proxy_ended", 4.0);
-    // None of them keeps its place, and none of them was a session.
+    // None of them keeps its permit, and none of them was a session.
     tembuku.wait_idle();
     assert_eq!(ask_saying(front, V1), "b1");
     assert_eq!(servers[0].accepted(), 1);
@@ -99,8 +99,7 @@ fn the_time_for_a_header_is_counted_from_the_accept() {
     let mut client = connect(front).unwrap();
     client.set_nodelay(true).unwrap();
     client.set_read_timeout(Some(millis(40))).unwrap();
-    // A byte whenever nothing has been heard for a while: by themselves they would take over a
-    // second.
+    // A byte whenever nothing has come for a while: all of them would take over a second.
     let mut bytes = V1.iter();
     let end = loop {
         match client.read(&mut [0]) {
@@ -155,8 +154,8 @@ fn a_stop_does_not_wait_for_headers() {
         "{:?}",
         start.elapsed()
     );
-    // They ended because they were told to, not with the process.
-    let said = tembuku.proc.stderr();
-    assert_eq!(said.matches("\"reason\":\"drained\"").count(), 2, "{said}");
+    // They ended by the drain, not with the process.
+    let log = tembuku.proc.stderr();
+    assert_eq!(log.matches("\"reason\":\"drained\"").count(), 2, "{log}");
     assert_eq!(servers[0].accepted(), 0);
 }

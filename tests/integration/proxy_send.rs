@@ -1,4 +1,4 @@
-//! Backends that are told who the client is.
+//! Backends that get the address of the client.
 
 use crate::{
     harness::{
@@ -25,10 +25,10 @@ fn the_header_comes_before_any_byte() {
     for version in ["v1", "v2"] {
         let (front, servers) = (ports::free_addr(), [told_server()]);
         let tembuku = start(front, "", &format!("send_proxy = \"{version}\""), &servers);
-        // Also when the client has nothing to say.
-        let (mut client, told) = session(front).unwrap();
+        // Also when the client sends nothing.
+        let (mut client, named) = session(front).unwrap();
         let real = client.local_addr().unwrap();
-        assert_eq!(told, format!("{real}>{front}"));
+        assert_eq!(named, format!("{real}>{front}"));
         echo(&mut client, "payload").unwrap();
         drop(client);
         let record = tembuku.access_log(1).remove(0);
@@ -37,7 +37,7 @@ fn the_header_comes_before_any_byte() {
         assert_eq!(tembuku.metric("backend_sent_bytes_total", &[]), 8.0);
         assert_eq!(
             tembuku.metric("relayed_bytes_total", &[]),
-            8.0 + told.len() as f64 + 1.0 + 8.0
+            8.0 + named.len() as f64 + 1.0 + 8.0
         );
     }
 }
@@ -56,8 +56,8 @@ fn ipv6_and_a_listener_on_every_address() {
         SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
         SocketAddr::from(([127, 3, 3, 3], port)),
     ] {
-        let (client, told) = session(front).unwrap();
-        assert_eq!(told, format!("{}>{front}", client.local_addr().unwrap()));
+        let (client, named) = session(front).unwrap();
+        assert_eq!(named, format!("{}>{front}", client.local_addr().unwrap()));
     }
 }
 
@@ -70,9 +70,9 @@ fn unix_sockets_on_either_side() {
         thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
                 thread::spawn(move || {
-                    let told = read_header(&mut stream);
+                    let header = read_header(&mut stream);
                     stream
-                        .write_all(format!("{}\n", told.who()).as_bytes())
+                        .write_all(format!("{}\n", header.client()).as_bytes())
                         .unwrap();
                     let mut other = stream.try_clone().unwrap();
                     let _ = std::io::copy(&mut stream, &mut other);
@@ -89,8 +89,8 @@ fn unix_sockets_on_either_side() {
         let mut client = UnixStream::connect(&path).unwrap();
         client.set_read_timeout(Some(net::PATIENCE)).unwrap();
         assert_eq!(read_line(&mut client).unwrap(), "nobody");
-        let (mut client, told) = session(front).unwrap();
-        assert_eq!(told, format!("{}>{front}", client.local_addr().unwrap()));
+        let (mut client, named) = session(front).unwrap();
+        assert_eq!(named, format!("{}>{front}", client.local_addr().unwrap()));
         echo(&mut client, "through").unwrap();
     }
 }
@@ -124,22 +124,22 @@ fn the_contents_of_a_header_are_passed_on() {
                 mixed
             );
         }
-        // A header that names nobody: the connection that it came on counts.
-        let mut client = connect_saying(front, b"PROXY UNKNOWN\r\nsaid\n");
+        // A header that names no client: the connection that it came on counts.
+        let mut client = connect_saying(front, b"PROXY UNKNOWN\r\nhello\n");
         let real = client.local_addr().unwrap();
         assert_eq!(read_line(&mut client).unwrap(), format!("{real}>{front}"));
-        assert_eq!(read_line(&mut client).unwrap(), "said");
+        assert_eq!(read_line(&mut client).unwrap(), "hello");
     }
 }
 
-/// A backend that hands over the header it got.
-fn hearing() -> (Server, mpsc::Receiver<proxy::Told>) {
-    let (tell, told) = mpsc::channel();
+/// A backend that passes the header that it got to the test.
+fn recording() -> (Server, mpsc::Receiver<proxy::ReceivedHeader>) {
+    let (sender, headers) = mpsc::channel();
     let server = Server::start(move |mut stream| {
-        tell.send(read_header(&mut stream)).unwrap();
-        crate::harness::server::greet_and_echo(&stream, "told\n");
+        sender.send(read_header(&mut stream)).unwrap();
+        crate::harness::server::greet_and_echo(&stream, "received\n");
     });
-    (server, told)
+    (server, headers)
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn tlvs_go_on_when_asked_to() {
     .concat();
     for on in [true, false] {
         let front = ports::free_addr();
-        let (server, told) = hearing();
+        let (server, headers) = recording();
         let servers = [server];
         let _tembuku = start(
             front,
@@ -169,19 +169,19 @@ fn tlvs_go_on_when_asked_to() {
         );
         let header = proxy::v2("192.0.2.1:1", "192.0.2.2:2", &all);
         let mut client = connect_saying(front, &[&header[..], b"payload\n"].concat());
-        assert_eq!(read_line(&mut client).unwrap(), "told");
+        assert_eq!(read_line(&mut client).unwrap(), "received");
         assert_eq!(read_line(&mut client).unwrap(), "payload");
-        let told = told.recv().unwrap();
+        let received = headers.recv().unwrap();
         // The first seven bytes are the checksum, which the parser has verified.
-        assert_eq!(&told.tlvs[7..], if on { &kept[..] } else { &[] });
+        assert_eq!(&received.tlvs[7..], if on { &kept[..] } else { &[] });
         assert_eq!(
-            told.header,
+            received.header,
             proxy::v2("192.0.2.1:1", "192.0.2.2:2", if on { &all } else { &[] })
         );
-        // Who has none gets none.
+        // A client without TLVs gets none.
         assert_eq!(
             ask_saying(front, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
-            "told"
+            "received"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that nobody trusts to say who they are.
+//! Peers that are not trusted to name their clients.
 
 use crate::{
     harness::{
@@ -20,20 +20,20 @@ use std::{
 
 const TRUST: &str = "accept_proxy = { trust = [\"192.0.2.0/24\", \"unix\", \"127.0.0.9\"] }";
 
-/// A backend that says how every connection went: what it got, and how that ended.
+/// A backend that records every connection: what it got, and how that ended.
 fn witness() -> (Server, mpsc::Receiver<Vec<u8>>, mpsc::Receiver<End>) {
-    let ((said, heard), (ended, ends)) = (mpsc::channel(), mpsc::channel());
+    let ((sender, received), (ended, ends)) = (mpsc::channel(), mpsc::channel());
     let server = Server::start(move |mut stream| {
         let mut buffer = [0; 65_536];
         loop {
             match stream.read(&mut buffer) {
                 Ok(0) => break ended.send(End::Fin).unwrap(),
-                Ok(n) => said.send(buffer[..n].to_vec()).unwrap(),
+                Ok(n) => sender.send(buffer[..n].to_vec()).unwrap(),
                 Err(error) => break ended.send(crate::harness::net::end_of(&error)).unwrap(),
             }
         }
     });
-    (server, heard, ends)
+    (server, received, ends)
 }
 
 fn refused(tembuku: &Tembuku, count: usize) {
@@ -49,7 +49,7 @@ fn refused(tembuku: &Tembuku, count: usize) {
 #[test]
 fn a_header_goes_no_further_than_here() {
     let front = ports::free_addr();
-    let (server, heard, ends) = witness();
+    let (server, received, ends) = witness();
     let servers = [server];
     let tembuku = start(front, TRUST, "", &servers);
     let headers = [
@@ -63,7 +63,7 @@ fn a_header_goes_no_further_than_here() {
             let mut got = Vec::new();
             while got.len() < cut {
                 got.extend(
-                    heard
+                    received
                         .recv_timeout(secs(10))
                         .expect("what has come goes on at once"),
                 );
@@ -76,7 +76,7 @@ fn a_header_goes_no_further_than_here() {
                 End::Reset,
                 "cut at {cut}"
             );
-            assert!(heard.try_recv().is_err(), "cut at {cut}");
+            assert!(received.try_recv().is_err(), "cut at {cut}");
             count += 1;
             refused(&tembuku, count);
         }
@@ -85,10 +85,10 @@ fn a_header_goes_no_further_than_here() {
     assert_eq!(record["close_reason"], "untrusted_proxy_header");
     assert_eq!(record["remote_addr"], "127.0.0.1");
     assert!(record["proxy_protocol_addr"].is_null());
-    let said = tembuku.proc.stderr();
+    let log = tembuku.proc.stderr();
     assert!(
-        said.contains("WARN") && said.contains("trust") && said.contains("127.0.0.1:"),
-        "{said}"
+        log.contains("WARN") && log.contains("trust") && log.contains("127.0.0.1:"),
+        "{log}"
     );
 }
 
@@ -96,7 +96,7 @@ fn a_header_goes_no_further_than_here() {
 fn everything_else_passes() {
     let (front, servers) = (ports::free_addr(), named(1));
     let tembuku = start(front, TRUST, "", &servers);
-    // The server speaks first: nobody waits for the client.
+    // The server sends first: the session does not wait for the client.
     let mut client = connect(front).unwrap();
     assert_eq!(read_line(&mut client).unwrap(), "b1");
     for line in ["P", "PROXY", "PROXY TCP4 1.1.1.1 2.2.2.2 3 4\r", "more"] {
@@ -161,7 +161,7 @@ fn access_rules_hold_at_the_door() {
     tembuku.wait_metric("listener_rejected_total", &[("reason", "access")], |n| {
         n == 1.0
     });
-    // The proxy itself is nobody's client.
+    // The rules do not apply to the proxy itself.
     let mut proxy =
         crate::harness::net::connect_with(front, Some([127, 0, 0, 9].into()), 0, 0).unwrap();
     proxy
@@ -184,7 +184,7 @@ fn a_peer_that_is_trusted_may_and_others_may_not() {
     };
     let mut trusted = from([127, 0, 0, 9], &header);
     assert_eq!(read_line(&mut trusted).unwrap(), "192.0.2.1:1>192.0.2.2:2");
-    // Of the others the backend learns who they really are.
+    // For the others the backend gets their real addresses.
     let mut plain = from([127, 0, 0, 8], b"hello\n");
     let real: SocketAddr = plain.local_addr().unwrap();
     assert_eq!(read_line(&mut plain).unwrap(), format!("{real}>{front}"));
@@ -193,7 +193,7 @@ fn a_peer_that_is_trusted_may_and_others_may_not() {
     let (got, end) = read_all(&mut liar);
     assert_eq!(end, End::Reset, "after {}", String::from_utf8_lossy(&got));
     refused(&tembuku, 1);
-    wait_until("it is said", secs(5), || {
+    wait_until("it is log", secs(5), || {
         tembuku.proc.stderr().contains("127.0.0.8:")
     });
 }

@@ -48,9 +48,11 @@ fn setup(weights: [u32; 3]) -> Setup {
     }
 }
 
-fn cli(addr: SocketAddr, words: &str) -> String {
+fn cli(addr: SocketAddr, arguments: &str) -> String {
     let mut command = command("redis-cli --no-auth-warning -h 127.0.0.1 -p");
-    command.arg(addr.port().to_string()).args(words.split(' '));
+    command
+        .arg(addr.port().to_string())
+        .args(arguments.split(' '));
     run_ok(secs(10), command).trim_end().to_owned()
 }
 
@@ -60,14 +62,20 @@ fn benchmark(addr: SocketAddr, options: &str) {
         .arg(addr.port().to_string())
         .args(options.split(' '));
     let output = proc::run(secs(120), command);
-    let said = proc::text(&output);
+    let report = proc::text(&output);
     assert!(
         output.status.success(),
-        "{options}: {}\n{said}",
+        "{options}: {}\n{report}",
         output.status
     );
-    assert!(said.contains("requests per second"), "{options}\n{said}");
-    assert!(!said.to_lowercase().contains("error"), "{options}\n{said}");
+    assert!(
+        report.contains("requests per second"),
+        "{options}\n{report}"
+    );
+    assert!(
+        !report.to_lowercase().contains("error"),
+        "{options}\n{report}"
+    );
 }
 
 #[test]

@@ -94,10 +94,10 @@ fn connections_that_are_refused_have_a_record() {
          [upstreams.u]\nbackends = {}\n",
         list(&servers)
     ));
-    let refused = |n: usize, says: &str, reason: &str, count: usize| {
+    let refused = |n: usize, payload: &str, reason: &str, count: usize| {
         let mut client = connect(fronts[n]).unwrap();
         let from = local(&client);
-        client.write_all(says.as_bytes()).unwrap();
+        client.write_all(payload.as_bytes()).unwrap();
         assert_ends_now(&mut client);
         let all = records(&tembuku, names[n], count);
         assert_eq!(all.len(), count, "{all:?}");
@@ -217,7 +217,7 @@ fn a_flood_of_refused_datagrams_leaves_few_records() {
     let flooder = client_from(V4, denied);
     for n in 1..=FLOOD {
         flooder.send(b"flood").unwrap();
-        // What the kernel has no room for is not to be counted.
+        // Not more at once than the receive buffer holds: all of them are to be counted.
         if n % 100 == 0 {
             let labels = [("listener", "denied")];
             tembuku.wait_metric("listener_rejected_total", &labels, |all| all == n as f64);

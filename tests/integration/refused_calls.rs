@@ -26,7 +26,8 @@ fn bytes() -> Vec<u8> {
         .collect()
 }
 
-/// Sends and receives so many bytes at once, and says after them whether it got what was expected.
+/// Sends and receives so many bytes at once, and reports after them whether it got what was
+/// expected.
 fn bulk_server() -> Server {
     Server::start(|stream| {
         let mut reader = stream.try_clone().unwrap();
@@ -65,8 +66,8 @@ fn refuse(tembuku: &Tembuku, injection: &str) -> Proc {
     let mut strace = Proc::start("strace", tembuku.dir.path(), strace);
     let name = "strace.err";
     strace.wait_ready(secs(10), || {
-        let said = std::fs::read_to_string(tembuku.dir.file(name)).unwrap_or_default();
-        said.contains("attached")
+        let output = std::fs::read_to_string(tembuku.dir.file(name)).unwrap_or_default();
+        output.contains("attached")
     });
     strace
 }
@@ -152,7 +153,7 @@ fn splice_may_be_interrupted() {
 #[test]
 fn pipes_may_be_forbidden() {
     let server = bulk_server();
-    for (injection, certain) in [
+    for (injection, warns) in [
         ("pipe2:error=EPERM", true),
         ("pipe2:error=EMFILE", false),
         ("fcntl:error=EPERM", false),
@@ -168,7 +169,7 @@ fn pipes_may_be_forbidden() {
         );
         assert_eq!(
             warnings(&tembuku, COPIED),
-            usize::from(certain),
+            usize::from(warns),
             "{injection}"
         );
         drop(strace);

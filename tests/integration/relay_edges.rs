@@ -110,11 +110,11 @@ fn a_client_that_half_closes_gets_its_whole_answer() {
 
 #[test]
 fn a_server_that_half_closes_still_receives() {
-    let (heard, news) = mpsc::channel();
+    let (sender, ends) = mpsc::channel();
     let server = Server::start(move |mut stream| {
         stream.write_all(b"bye").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        heard.send(read_all(&mut stream)).unwrap();
+        sender.send(read_all(&mut stream)).unwrap();
     });
     let (tembuku, front) = front_of(server.addr, "");
     let mut client = connect(front).unwrap();
@@ -122,7 +122,7 @@ fn a_server_that_half_closes_still_receives() {
     let upload = bytes(1_000_000);
     client.write_all(&upload).unwrap();
     drop(client);
-    let (got, end) = news.recv_timeout(secs(10)).unwrap();
+    let (got, end) = ends.recv_timeout(secs(10)).unwrap();
     assert_bytes(&got, &upload);
     assert_eq!(end, End::Fin);
     assert_closed_as(&tembuku, "ok");
@@ -175,10 +175,10 @@ fn a_reset_of_the_backend_waits_for_a_slow_client() {
 
 #[test]
 fn a_reset_of_the_client_arrives_as_all_bytes_and_then_a_reset() {
-    let (heard, news) = mpsc::channel();
+    let (sender, ends) = mpsc::channel();
     let server = Server::start(move |mut stream| {
         stream.write_all(b"ready\n").unwrap();
-        heard
+        sender
             .send(read_slowly(&mut stream, 10_000, millis(2)))
             .unwrap();
     });
@@ -188,7 +188,7 @@ fn a_reset_of_the_client_arrives_as_all_bytes_and_then_a_reset() {
     client.write_all(&bytes(300_000)).unwrap();
     wait_delivered(&client).unwrap();
     reset(client);
-    let (got, end) = news.recv_timeout(secs(20)).unwrap();
+    let (got, end) = ends.recv_timeout(secs(20)).unwrap();
     assert_bytes(&got, &bytes(300_000));
     assert_eq!(end, End::Reset);
     assert_closed_as(&tembuku, "client_reset");
@@ -261,7 +261,7 @@ fn a_half_closed_session_may_not_be_silent_for_long() {
     let held = Mutex::new(held);
     let server = Server::start(move |mut stream| {
         let _ = read_all(&mut stream);
-        // Heard the end, and says nothing.
+        // Has received the end, and sends nothing.
         held.lock().unwrap().send(stream).unwrap();
     });
     let (tembuku, front) = front_of(
@@ -520,7 +520,7 @@ fn a_client_that_resets_while_its_upload_waits_costs_nothing() {
     let mut backend = streams.recv_timeout(secs(10)).unwrap();
     let sent = fill(&mut client);
     reset(client);
-    // Only now does it turn out that the client is gone.
+    // Only now does a write find that the client is gone.
     backend.write_all(b"hello").unwrap();
     tembuku.wait_metric("backend_received_bytes_total", &[], |n| n == 5.0);
     println!("{sent} bytes wait");
@@ -556,7 +556,7 @@ fn an_early_answer_reaches_a_client_that_has_half_closed() {
     let (tembuku, front) = front_of(server.addr, "");
     let mut client = connect_with(front, None, 8 * 1024, 0).unwrap();
     let backend = streams.recv_timeout(secs(10)).unwrap();
-    // All of it is written towards the client, who has not read any of it.
+    // All of it is written towards the client, which has not read any of it.
     tembuku.wait_metric("listener_sent_bytes_total", &[], |n| n == ANSWER as f64);
     // Just enough upload that the last of it waits for the backend, and that the end is behind it.
     let piece = vec![b'u'; 128 * 1024];
@@ -588,9 +588,9 @@ fn an_early_answer_reaches_a_client_that_has_half_closed() {
 #[test]
 fn a_spliced_flow_steps_over_an_urgent_byte() {
     for after in [100, 100_000, 20_000_000] {
-        let (heard, news) = mpsc::channel();
+        let (sender, ends) = mpsc::channel();
         let server = Server::start(move |mut stream| {
-            heard.send(read_all(&mut stream)).unwrap();
+            sender.send(read_all(&mut stream)).unwrap();
         });
         let (tembuku, front) = front_of(server.addr, "");
         let mut client = connect(front).unwrap();
@@ -599,7 +599,7 @@ fn a_spliced_flow_steps_over_an_urgent_byte() {
         SockRef::from(&client).send_out_of_band(b"!").unwrap();
         client.write_all(&second).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
-        let (got, end) = news.recv_timeout(secs(30)).unwrap();
+        let (got, end) = ends.recv_timeout(secs(30)).unwrap();
         assert_bytes(&got, &[first, second].concat());
         assert_eq!(end, End::Fin);
         let spliced = tembuku.metric("relayed_bytes_total", &[("mode", "splice")]);

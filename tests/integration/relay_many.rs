@@ -47,8 +47,8 @@ const MOST_PIPES: usize = 1024;
 /// How long a broken program is given.
 const LIMIT: Duration = secs(60);
 
-/// Nobody else's: the budget is one for all processes of a user, and other tests use up that of
-/// `nobody`.
+/// Used by no other test: the budget is one for all processes of a user, and other tests use up
+/// that of `nobody`.
 const USER: u32 = 61_234;
 
 /// What all ends of all sessions share.
@@ -105,8 +105,8 @@ impl Shared {
                 let mut go = self.go.clone();
                 go.wait_for(|go| *go).await.map_err(io::Error::other)?;
             }
-            let room = if got < ENOUGH { ENOUGH - got } else { PIECE };
-            let n = from.read(&mut buffer[..room.min(PIECE)]).await?;
+            let limit = if got < ENOUGH { ENOUGH - got } else { PIECE };
+            let n = from.read(&mut buffer[..limit.min(PIECE)]).await?;
             if n == 0 {
                 break;
             }
@@ -133,22 +133,22 @@ impl Shared {
             self.send(write, session, out),
             self.receive(read, session, back)
         );
-        self.tell(session, out, sent.and(received));
+        self.report(session, out, sent.and(received));
     }
 
-    fn tell(&self, session: usize, out: Way, end: io::Result<()>) {
+    fn report(&self, session: usize, out: Way, end: io::Result<()>) {
         let side = match out {
             Way::Up => "client",
             Way::Down => "backend",
         };
-        // Nobody listens any more once the test has failed.
+        // The receiver is gone once the test has failed.
         let _ = self
             .ends
             .send(end.map_err(|error| format!("session {session}, {side}: {error}")));
     }
 }
 
-/// The first bytes of a session say its number.
+/// The first bytes of a session are its number.
 async fn client(shared: Arc<Shared>, front: PathBuf, session: usize) {
     let connect = async {
         let mut stream = UnixStream::connect(front).await?;
@@ -157,7 +157,7 @@ async fn client(shared: Arc<Shared>, front: PathBuf, session: usize) {
     };
     match connect.await {
         Ok(halves) => shared.carry(halves, session, [Way::Up, Way::Down]).await,
-        Err(error) => shared.tell(session, Way::Up, Err(error)),
+        Err(error) => shared.report(session, Way::Up, Err(error)),
     }
 }
 
@@ -169,7 +169,7 @@ async fn backend(shared: Arc<Shared>, mut stream: TcpStream) {
             let halves = stream.into_split();
             shared.carry(halves, session, [Way::Down, Way::Up]).await;
         }
-        Err(error) => shared.tell(usize::MAX, Way::Down, Err(error)),
+        Err(error) => shared.report(usize::MAX, Way::Down, Err(error)),
     }
 }
 
@@ -287,7 +287,7 @@ fn more_sessions_than_pipes_lose_nothing() {
     });
     let mut over = 0;
     wait_until("all sessions are under way", LIMIT, || {
-        // A backend's end is over once the kernel has the rest of what it says.
+        // A backend's end is over once the kernel has the rest of what it sends.
         over += ended.try_iter().map(Result::unwrap).count();
         shared.waiting.load(SeqCst) == SESSIONS
     });
@@ -298,7 +298,7 @@ fn more_sessions_than_pipes_lose_nothing() {
     );
     let no_pipe = [("reason", "no_pipe")];
     tembuku.wait_metric("splice_fallbacks_total", &no_pipe, |n| n > 0.0);
-    // Nobody takes anything: what holds a pipe keeps it.
+    // No side reads: what holds a pipe keeps it.
     let most = pipe_budget().min(descriptors).min(MOST_PIPES * LARGE_PIPE);
     wait_until("all pipes that there may be are held", secs(10), || {
         let pages: usize = open_files(pid).1.iter().sum();

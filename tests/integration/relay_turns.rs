@@ -29,7 +29,7 @@ impl Setting {
         Self::beside(&[])
     }
 
-    /// Backends where nobody listens come first.
+    /// Backends without a listening process come first.
     fn beside(dead: &[SocketAddr]) -> Self {
         let (held, streams) = mpsc::channel();
         let held = Mutex::new(held);
@@ -89,10 +89,13 @@ fn packets_in(stream: &TcpStream) -> u32 {
     let [local, peer] = [stream.local_addr(), stream.peer_addr()].map(|a| a.unwrap().port());
     let filter = format!("sport = :{local} and dport = :{peer}");
     let out = Command::new("ss").args(["-tinHOa", &filter]).output();
-    let told = String::from_utf8(out.expect("ss, of iproute2").stdout).unwrap();
-    let count = told.split(" segs_in:").nth(1);
+    let output = String::from_utf8(out.expect("ss, of iproute2").stdout).unwrap();
+    let count = output.split(" segs_in:").nth(1);
     let count = count.and_then(|rest| rest.split_whitespace().next());
-    count.unwrap_or_else(|| panic!("{told:?}")).parse().unwrap()
+    count
+        .unwrap_or_else(|| panic!("{output:?}"))
+        .parse()
+        .unwrap()
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn an_end_that_is_known_travels_with_the_last_bytes() {
     assert_eq!(packets_in(&client) - before, 1);
 }
 
-/// Everybody gets what was said to them, and nobody what was said to others, whatever came after
+/// Each client gets what was sent to it, and nothing that was sent to others, whatever came after
 /// it.
 #[test]
 fn bytes_are_delivered_before_the_end_that_follows_them() {
@@ -118,11 +121,11 @@ fn bytes_are_delivered_before_the_end_that_follows_them() {
         let mut sessions: Vec<_> = (0..60).map(|_| setting.session()).collect();
         let mut clients = Vec::new();
         let lengths = [1, 20 * 1024, 20 * 1024 + 1, 40_000, 7, 30_000];
-        let said = |n: usize| vec![(n + round) as u8; lengths[(n / 4 + round) % lengths.len()]];
+        let payload = |n: usize| vec![(n + round) as u8; lengths[(n / 4 + round) % lengths.len()]];
         let mut more = Vec::new();
         setting.while_stopped(|| {
             for (n, (client, mut backend)) in sessions.drain(..).enumerate() {
-                backend.write_all(&said(n)).unwrap();
+                backend.write_all(&payload(n)).unwrap();
                 clients.push(client);
                 match n % 4 {
                     0 => more.push((n, backend)),
@@ -152,7 +155,7 @@ fn bytes_are_delivered_before_the_end_that_follows_them() {
         }
         for (n, mut client) in clients.into_iter().enumerate() {
             let (got, end) = read_all(&mut client);
-            let mut wanted = said(n);
+            let mut wanted = payload(n);
             if n % 4 == 0 {
                 wanted.extend_from_slice(b"more");
             }
@@ -169,8 +172,8 @@ fn bytes_are_delivered_before_the_end_that_follows_them() {
 fn a_reset_that_a_write_has_met_is_not_a_clean_end() {
     let setting = Setting::new();
     for round in 0..5 {
-        // What these get fills the room for what is to be written when the turn ends, so that it is
-        // written before the victim's backend is read for the last time.
+        // What these get fills the buffer of deferred writes, so that it is written
+        // before the victim's backend is read for the last time.
         let mut others: Vec<_> = (0..6).map(|_| setting.session()).collect();
         let (mut victim, mut backend) = setting.session();
         let answer = vec![round; 20_000];
@@ -199,7 +202,7 @@ fn early_client_bytes_go_to_the_backend_that_is_reached() {
     let setting = Setting::beside(&[ports::free_addr(), ports::free_addr()]);
     // More than what is read early, too.
     let lengths = [1, 4_095, 4_096, 4_097, 20_000, 300_000];
-    let said = |n: usize| {
+    let payload = |n: usize| {
         (0..lengths[n])
             .map(|i| (i * 7 + n) as u8)
             .collect::<Vec<_>>()
@@ -208,7 +211,7 @@ fn early_client_bytes_go_to_the_backend_that_is_reached() {
     setting.while_stopped(|| {
         for n in 0..lengths.len() {
             let mut client = connect(setting.front).unwrap();
-            client.write_all(&said(n)).unwrap();
+            client.write_all(&payload(n)).unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
             clients.push(client);
         }
@@ -225,7 +228,7 @@ fn early_client_bytes_go_to_the_backend_that_is_reached() {
     }
     got.sort_by_key(Vec::len);
     for (n, bytes) in got.iter().enumerate() {
-        assert!(*bytes == said(n), "{} of {}", bytes.len(), lengths[n]);
+        assert!(*bytes == payload(n), "{} of {}", bytes.len(), lengths[n]);
     }
     for (client, length) in clients.iter_mut().zip(lengths) {
         let answer = format!("{length} bytes").into_bytes();
@@ -238,7 +241,7 @@ fn early_client_bytes_go_to_the_backend_that_is_reached() {
     }
 }
 
-/// Who has said something that nobody got is told so; who has said nothing has lost nothing.
+/// A client whose bytes no backend received gets a reset; one that sent nothing gets a clean end.
 #[test]
 fn undeliverable_bytes_end_in_a_reset() {
     let front = ports::free_addr();

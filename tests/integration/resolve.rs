@@ -61,10 +61,10 @@ fn a_name_may_change_its_meaning() {
     assert_eq!(
         names.iter().filter(|name| *name == "one").count(),
         5,
-        "they take turns: {names:?}"
+        "they are picked in rotation: {names:?}"
     );
 
-    // A name that is gone is the resolver's trouble: what is known goes on.
+    // When a name does not resolve any more, its last addresses stay in use.
     place.set_hosts("");
     let warned = || tembuku.proc.stderr().matches("backend.test").count();
     let before = warned();
@@ -164,14 +164,14 @@ fn an_address_that_comes_back_is_known() {
     ));
     let held: Vec<_> = (0..4).map(|_| session(front).unwrap()).collect();
     assert!(session(front).is_err(), "both are full");
-    let known = |count: usize| {
+    let has_addresses = |count: usize| {
         let status: serde_json::Value =
             serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
         let resolved = &status["upstreams"][0]["backends"][0]["resolved"];
         resolved.as_array().unwrap().len() == count
     };
     place.set_hosts("127.0.7.1 backend.test");
-    wait_until("one is gone", secs(10), || known(1));
+    wait_until("one is gone", secs(10), || has_addresses(1));
     let events = tembuku.events();
     let [gone] = &events[..] else {
         panic!("{events:?}");
@@ -185,12 +185,12 @@ fn an_address_that_comes_back_is_known() {
         (&"resolver".into(), &2.into())
     );
     place.set_hosts("127.0.7.1 backend.test\n127.0.7.2 backend.test");
-    wait_until("it is back", secs(10), || known(2));
+    wait_until("it is back", secs(10), || has_addresses(2));
     assert_eq!(tembuku.events()[1]["address"], address);
     assert_eq!(tembuku.events()[1]["from"], "removed");
     assert!(session(front).is_err(), "both are still full");
     drop(held);
-    wait_until("there is room on both", secs(10), || {
+    wait_until("both have capacity", secs(10), || {
         tembuku.wait_idle();
         seen(front).len() == 2
     });

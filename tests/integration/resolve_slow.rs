@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-/// A name server in a place of its own, at the port that resolvers ask.
+/// A name server in a network of its own, at the port that resolvers ask.
 #[derive(Clone, Default)]
 struct Names(Arc<Mutex<Zone>>);
 
@@ -114,7 +114,7 @@ fn a_name_that_is_not_answered_delays_no_other() {
         (dead, names.asked(dead))
     });
     for (dead, before) in before {
-        wait_until("its question is heard", secs(30), || {
+        wait_until("its question has come", secs(30), || {
             names.asked(dead) > before
         });
     }
@@ -123,7 +123,7 @@ fn a_name_that_is_not_answered_delays_no_other() {
         let log = tembuku.proc.stderr();
         log.contains("resolved addresses changed")
     };
-    wait_until("the new address is known", secs(8), logged);
+    wait_until("the new address is logged", secs(8), logged);
     // What is logged has happened.
     assert_eq!(ask(front).unwrap(), "new");
     // The look-ups of the others hang still, in nothing's way.

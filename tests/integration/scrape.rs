@@ -1,4 +1,4 @@
-//! What a scrape says, and what many, abandoned or slow ones cost.
+//! The content of a scrape, and the cost of many, abandoned or slow ones.
 
 use crate::harness::{
     http,
@@ -122,7 +122,7 @@ fn the_text_follows_the_conventions() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let age = now.unwrap().as_secs_f64() - process("start_time_seconds", "gauge");
     assert!((-2.0..300.0).contains(&age), "{age}");
-    // Nothing has been reloaded yet, so there is nothing to say of it; and nothing else stands
+    // Nothing has been reloaded yet, so there are no metrics of it; and nothing else stands
     // beside the standard names.
     for wrong in ["tembuku_process_", "tembuku_config_last_reload"] {
         assert!(!metrics.text.contains(wrong), "{wrong}");
@@ -201,7 +201,7 @@ fn slow_readers_cost_bounded_memory(path: &str, backends: usize, readers: usize)
     let bound = 110 << 20;
     assert!(size * readers > 2 * bound, "{size}: the test shows nothing");
     assert!(grown < bound as u64, "{grown} bytes");
-    // The last one is still served whole; the first one was cut, and can tell.
+    // The last one is still served whole; the first one was cut, and can detect it.
     let mut rest = |n: usize| {
         let (bytes, _) = net::read_all(&mut slow[n]);
         let text = String::from_utf8_lossy(&bytes).into_owned();

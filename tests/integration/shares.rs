@@ -36,7 +36,7 @@ fn client(n: usize) -> IpAddr {
     Ipv4Addr::new(127, (n * 37 % 256) as u8, (n * 101 % 256) as u8, 7).into()
 }
 
-/// A session that stays, and who answered.
+/// A session that stays, and the name of its backend.
 fn hold(front: SocketAddr, source: IpAddr) -> (TcpStream, String) {
     let mut stream = connect_with(front, Some(source), 0, 0).unwrap();
     let name = read_line(&mut stream).unwrap();
@@ -115,7 +115,7 @@ fn slow_start_after_a_failure_and_not_at_the_start() {
         });
         assert!(share() <= 3, "{upstream}: just back");
         drop(steady);
-        // Nobody else is left: it serves all, however slowly it starts.
+        // No other is left: it serves all, however slowly it starts.
         assert_eq!(share(), 60, "{upstream}: alone");
         drop(slow);
     }
@@ -176,7 +176,7 @@ fn bounded_load_spreads_what_does_not_fit() {
             let names = tally(held.iter().map(|(_, name)| name.clone()));
             for (i, weight) in weights.iter().enumerate() {
                 let got = names.get(&format!("b{}", i + 1)).copied().unwrap_or(0);
-                // At most its part of 1.25 times all sessions, in whole places.
+                // At most its part of 1.25 times all sessions, in whole sessions.
                 let most = ((n * 125).div_ceil(100) * weight).div_ceil(5).max(1);
                 assert!(
                     got <= most,
@@ -188,7 +188,7 @@ fn bounded_load_spreads_what_does_not_fit() {
         assert_eq!(held[0].1, home, "{balance}");
         drop(held);
         tembuku.wait_idle();
-        // With nobody there the client is at home again.
+        // Without other sessions the client gets its own backend again.
         assert_eq!(hold(front).1, home, "{balance}");
     }
 }
@@ -207,14 +207,14 @@ fn least_time_avoids_the_one_that_is_slow_to_connect() {
             format!("{{ address = \"{}\", fail_timeout = \"1h\" }}", quick.addr),
         ],
     );
-    // Nothing is known yet: turns decide, and the heavier one has the first.
+    // No times yet: the pick is made in rotation, and the heavier one is first.
     let first = thread::spawn(move || read_line(&mut connect(front).unwrap()).unwrap());
     wait_until("the first is on its way", secs(5), || crowded.is_asked());
     let _listener = crowded.open("slow");
     assert_eq!(first.join().unwrap(), "slow");
     let average = backend(&tembuku, address)["average_time"].as_f64().unwrap();
     assert!(average > 0.0, "{average}");
-    // The second is the other's, about which nothing is known; from then on its times are far less.
+    // The second pick is the other one, which has no time yet; from then on its times are far less.
     let mut picks = Vec::new();
     wait_until("the slow one is tried again", secs(20), || {
         picks.push(ask_from(client(1), front).unwrap());
@@ -225,7 +225,7 @@ fn least_time_avoids_the_one_that_is_slow_to_connect() {
 }
 
 /// By the first byte: connecting is equally quick everywhere, but one keeps its answer back. A
-/// client that says nothing for a while is no fault of the backend.
+/// client that sends nothing for a while is no fault of the backend.
 #[test]
 fn least_time_avoids_the_one_that_is_slow_to_answer() {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
@@ -270,21 +270,21 @@ fn least_time_avoids_the_one_that_is_slow_to_answer() {
     second.write_all(b"?").unwrap();
     assert_eq!(read_line(&mut second).unwrap(), "quick");
     let answered = asked.elapsed();
-    wait_until("its time is known", secs(5), || time(quick.addr) > 0.0);
-    let known = time(quick.addr);
+    wait_until("its time is measured", secs(5), || time(quick.addr) > 0.0);
+    let measured = time(quick.addr);
     assert!(
-        known <= answered.as_secs_f64() + 0.1,
-        "{known} for {answered:?}"
+        measured <= answered.as_secs_f64() + 0.1,
+        "{measured} for {answered:?}"
     );
     // Far longer than anything the other will take.
-    let long = (20.0 * known).max(0.5);
+    let long = (20.0 * measured).max(0.5);
     wait_until("a long time has passed", secs(60), || {
         asked.elapsed().as_secs_f64() > long
     });
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
     assert_eq!(read_line(&mut first).unwrap(), "slow");
-    wait_until("its time is known", secs(5), || time(slow.addr) > 0.0);
+    wait_until("its time is measured", secs(5), || time(slow.addr) > 0.0);
     assert!(time(slow.addr) > time(quick.addr));
     drop((first, second));
     tembuku.wait_idle();
@@ -294,8 +294,8 @@ fn least_time_avoids_the_one_that_is_slow_to_answer() {
     }
 }
 
-/// Who never answers is no quick one: not when nothing was known of it, and not when it was quick
-/// before. It speaks first, or waits to be asked: both kinds of server can hang.
+/// A backend that never answers does not count as quick: neither without a time, nor when it was
+/// quick before. It sends first, or waits for a request: both kinds of server can hang.
 #[test]
 fn least_time_avoids_the_one_that_does_not_answer() {
     for speaks_first in [true, false] {
@@ -335,7 +335,7 @@ fn least_time_avoids_the_one_that_does_not_answer() {
         let unanswered = |count: usize| (0..count).filter(|_| ask().is_none()).count();
         let missed = unanswered(40);
         assert!(missed <= 8, "{missed} of 40, speaks first: {speaks_first}");
-        // It answers, until it is as well known as the others; and then it hangs again.
+        // It answers, until it has a time as the others have; and then it hangs again.
         hangs.store(false, Ordering::SeqCst);
         wait_until("it is used", secs(20), || {
             ask().as_deref() == Some("hanging")

@@ -115,9 +115,9 @@ fn the_drain_timeout_terminates_and_reports_the_count() {
         "{:?}",
         start.elapsed()
     );
-    let said = setup.tembuku.proc.stderr();
-    let last = said.lines().rev().take(3).collect::<Vec<_>>().join("\n");
-    assert!(last.contains('3'), "how many were cut:\n{said}");
+    let log = setup.tembuku.proc.stderr();
+    let last = log.lines().rev().take(3).collect::<Vec<_>>().join("\n");
+    assert!(last.contains('3'), "how many were cut:\n{log}");
     let records = setup.tembuku.access_log(3);
     for record in &records {
         assert_eq!(record["close_reason"], "drained", "{record}");
@@ -153,8 +153,8 @@ fn no_client_is_left_hanging_at_a_stop() {
         .collect();
     setup.tembuku.proc.signal(Signal::TERM);
     for mut client in clients {
-        let (said, end) = read_all(&mut client);
-        assert!(said == b"b1\n" || said.is_empty(), "{said:?}");
+        let (received, end) = read_all(&mut client);
+        assert!(received == b"b1\n" || received.is_empty(), "{received:?}");
         assert!(matches!(end, End::Fin | End::Reset), "{end:?}");
     }
     assert_eq!(setup.tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
@@ -194,7 +194,7 @@ fn a_stalled_client_is_cut_too() {
     drop(client);
 }
 
-/// Whoever reads to the end must not take what it got before the cut for the whole.
+/// A client that reads to the end must not take what it got before the cut for the whole.
 #[test]
 fn an_answer_that_is_cut_ends_with_a_reset() {
     let server = Server::start(|mut stream| {
@@ -216,8 +216,7 @@ fn an_answer_that_is_cut_ends_with_a_reset() {
     assert_eq!(tembuku.proc.wait(secs(5)).unwrap().code(), Some(0));
 }
 
-/// Clients that are connected as far as they can know are served, though nobody had looked at them
-/// yet.
+/// Clients whose connects have succeeded are served, though no worker has accepted them yet.
 #[test]
 fn clients_in_the_accept_queue_are_served() {
     const CLIENTS: usize = 60;
@@ -231,15 +230,15 @@ fn clients_in_the_accept_queue_are_served() {
         setup.tembuku.proc.signal(Signal::TERM);
         setup.tembuku.proc.signal(Signal::CONT);
         for (n, mut client) in clients.into_iter().enumerate() {
-            let said = net::read_line(&mut client)
+            let name = net::read_line(&mut client)
                 .unwrap_or_else(|error| panic!("round {round}, client {n}: {error}"));
-            assert_eq!(said, "b1");
+            assert_eq!(name, "b1");
         }
         assert_eq!(setup.tembuku.proc.wait(secs(10)).unwrap().code(), Some(0));
     }
 }
 
-/// An access log that nobody reads is no reason to stay.
+/// An access log without a reader is no reason to stay.
 #[test]
 fn a_stalled_reader_of_the_access_log_does_not_delay_the_end() {
     let servers = named(1);

@@ -1,8 +1,8 @@
 //! Thousands of sessions of every shape, every byte compared.
 //!
 //! A lane is a listener and a backend that belong together, and carries one session at a time: so
-//! the backend's side knows which session it is in without being told a byte, and may speak first
-//! or never. What a session does follows from the seed and its number alone.
+//! the backend's side identifies the session without receiving a byte, and may send first or
+//! never. What a session does follows from the seed and its number alone.
 
 use crate::harness::{
     metrics::Metrics,
@@ -120,8 +120,8 @@ enum Shape {
         by: Side,
         /// Only when everything that it sent has left it: then all of it must arrive.
         delivered: bool,
-        /// Having read what it was sent. Otherwise that is lost.
-        heard: bool,
+        /// Having read what it was sent; otherwise that is lost.
+        has_read: bool,
         /// After the other side's half-close.
         half_closed: bool,
     },
@@ -150,12 +150,12 @@ impl Session {
             Side::Backend
         };
         let shape = if resets {
-            let heard = rng.chance(60);
+            let has_read = rng.chance(60);
             Shape::Reset {
                 by: side,
                 delivered: rng.chance(60),
-                heard,
-                half_closed: heard && rng.chance(40),
+                has_read,
+                half_closed: has_read && rng.chance(40),
             }
         } else if rng.chance(40) {
             Shape::Both
@@ -186,16 +186,16 @@ impl Session {
             _ => rng.range(0, all as u64) as usize,
         };
         let (mut to_backend, mut to_client) = (share, all - share);
-        if let Shape::Reset { by, heard, .. } = shape {
-            let (sent, heard_bytes) = match by {
+        if let Shape::Reset { by, has_read, .. } = shape {
+            let (sent, received_bytes) = match by {
                 Side::Client => (&mut to_backend, &mut to_client),
                 Side::Backend => (&mut to_client, &mut to_backend),
             };
             // The first byte shows that the session stands; without one a reset could as well be a
             // failed connect.
             *sent = (*sent).max(1);
-            if !heard {
-                *heard_bytes = (*heard_bytes).min(64 * 1024);
+            if !has_read {
+                *received_bytes = (*received_bytes).min(64 * 1024);
             }
         }
         Session {
@@ -320,13 +320,13 @@ fn orderly(stream: &TcpStream, out: Flow, into: Flow, waits: bool) -> Outcome<()
     })
 }
 
-/// The side that resets, which it does when `established` has news.
+/// The side that resets, once `established` has a message.
 fn resetting(
     stream: TcpStream,
     out: Flow,
     into: Flow,
     established: &mpsc::Receiver<()>,
-    (delivered, heard, half_closed): (bool, bool, bool),
+    (delivered, has_read, half_closed): (bool, bool, bool),
 ) -> Outcome<()> {
     if half_closed {
         let (got, end) = receive(&stream, into, || ())?;
@@ -336,7 +336,7 @@ fn resetting(
                 into.bytes
             ));
         }
-    } else if heard {
+    } else if has_read {
         let mut all = vec![0; into.bytes];
         (&stream)
             .read_exact(&mut all)
@@ -378,12 +378,12 @@ fn suffering(
             }
         });
         let (got, end) = receive(stream, into, || _ = established.send(()))?;
-        // The reset is told once, to whoever asks first.
-        let told = writer
+        // The reset is reported once, by the first call after it.
+        let reported = writer
             .join()
             .unwrap()
             .is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
-        if end != End::Reset && !(told && end == End::Fin) {
+        if end != End::Reset && !(reported && end == End::Fin) {
             return fail(format_args!(
                 "got {got} of {} bytes and then {end:?}, not a reset",
                 into.bytes
@@ -410,24 +410,28 @@ fn play(session: &Session, side: Side, stream: TcpStream, established: Establish
         Shape::Reset {
             by,
             delivered,
-            heard,
+            has_read,
             half_closed,
         } => match established {
-            Established::Hear(news) if by == side => {
-                resetting(stream, out, into, &news, (delivered, heard, half_closed))
+            Established::Waits(channel) if by == side => resetting(
+                stream,
+                out,
+                into,
+                &channel,
+                (delivered, has_read, half_closed),
+            ),
+            Established::Sends(channel) => {
+                suffering(&stream, out, into, &channel, (delivered, half_closed))
             }
-            Established::Tell(news) => {
-                suffering(&stream, out, into, &news, (delivered, half_closed))
-            }
-            Established::Hear(_) => unreachable!("only the side that resets waits"),
+            Established::Waits(_) => unreachable!("only the side that resets waits"),
         },
     }
 }
 
-/// The other side's way of telling the one that resets that a first byte has arrived.
+/// How the other side reports to the one that resets that a first byte has arrived.
 enum Established {
-    Tell(mpsc::Sender<()>),
-    Hear(mpsc::Receiver<()>),
+    Sends(mpsc::Sender<()>),
+    Waits(mpsc::Receiver<()>),
 }
 
 /// A front address and the backend behind it.
@@ -437,7 +441,7 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// `front` is told from the backend's address.
+    /// `front` returns the front address for the backend's address.
     pub(crate) fn new(front: impl FnOnce(SocketAddr) -> SocketAddr) -> Lane {
         let backend = listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         // Bounds the wait in accept, too.
@@ -451,8 +455,8 @@ impl Lane {
     }
 
     fn carry(&self, session: &Session) -> Outcome<()> {
-        let (tell, hear) = mpsc::channel();
-        let (tell, hear) = (Established::Tell(tell), Established::Hear(hear));
+        let (sends, waits) = mpsc::channel();
+        let (sends, waits) = (Established::Sends(sends), Established::Waits(waits));
         let by_client = matches!(
             session.shape,
             Shape::Reset {
@@ -461,12 +465,12 @@ impl Lane {
             }
         );
         let (of_client, of_backend) = if by_client {
-            (hear, tell)
+            (waits, sends)
         } else {
-            (tell, hear)
+            (sends, waits)
         };
         // Inherited by the connection that comes. On one that is there already a smaller buffer
-        // would take back room that the peer was promised, and the kernel would drop what it then
+        // would shrink the window that the peer was given, and the kernel would drop what it then
         // sends, acknowledgements included.
         let [receive, send] = session.backend_buffers;
         let receive = if receive > 0 { receive } else { 1 << 20 };
@@ -618,7 +622,7 @@ fn lanes(orderly: usize, resets: usize) -> Lanes {
 }
 
 fn assert_agrees(metrics: &Metrics, sum: &Sum) {
-    // Only what came from lanes without resets can be told to the byte.
+    // Only the bytes of lanes without resets are exact.
     let bytes = |name: &str, label: &str| -> f64 {
         let name = format!("tembuku_{name}");
         let of_orderly = |value: &String| value.starts_with("orderly");
@@ -686,7 +690,7 @@ fn thousands_of_sessions_lose_no_byte() {
     }
 }
 
-/// A user who is not root has a budget of pipe buffers. Beyond it the kernel gives pipes of two
+/// A user other than root has a budget of pipe buffers. Beyond it the kernel gives pipes of two
 /// pages and refuses to enlarge any.
 #[test]
 fn nothing_is_lost_when_the_pipe_budget_is_used_up() {
@@ -780,7 +784,7 @@ impl PipeHog {
     fn start() -> PipeHog {
         let dir = TempDir::new();
         let budget = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").unwrap();
-        // A pipe has 16 pages unless told otherwise.
+        // A pipe has 16 pages by default.
         let pipes = budget.trim().parse::<u64>().unwrap() / 16 + 50;
         let (user, group) = programs::account("nobody");
         std::os::unix::fs::chown(dir.path(), Some(user), Some(group)).unwrap();

@@ -1,5 +1,5 @@
-//! Round robin gives each backend exactly its share, whoever accepts: the workers share one order
-//! of turns.
+//! Round robin gives each backend exactly its share, whichever worker accepts: the workers share
+//! one rotation.
 
 use crate::harness::{
     net::{ask, ask_from},
@@ -63,12 +63,12 @@ fn listening(addr: SocketAddr) -> usize {
 fn seven_sessions_in_order() {
     for workers in [1, 4] {
         let setup = start(workers);
-        for turn in 1..=3 {
+        for round in 1..=3 {
             let names: Vec<String> = (0..7).map(|_| ask(setup.front).unwrap()).collect();
             assert_eq!(
                 names,
                 ["b1", "b1", "b2", "b1", "b3", "b1", "b1"],
-                "{workers} workers, turn {turn}"
+                "{workers} workers, round {round}"
             );
         }
     }

@@ -46,10 +46,10 @@ fn both(servers: &[&Dnsmasq], upstream: &str) -> (SocketAddr, Tembuku) {
 }
 
 #[track_caller]
-fn dig(at: SocketAddr, words: &str) -> String {
+fn dig(at: SocketAddr, arguments: &str) -> String {
     let mut dig = command("dig +tries=1 +time=5 +nocookie");
     dig.args([format!("@{}", at.ip()), format!("-p{}", at.port())]);
-    dig.args(words.split_whitespace());
+    dig.args(arguments.split_whitespace());
     run_ok(secs(20), dig)
 }
 
@@ -65,12 +65,12 @@ fn dig_is_answered() {
             );
         }
         assert!(dig(at, "no.example").contains("status: NXDOMAIN"));
-        // In one datagram, where the client has room for it.
+        // In one datagram, where the client accepts so much.
         let large = dig(at, "+notcp +ignore +bufsize=4096 big.example TXT");
         assert!(!large.contains(" tc "), "{large}");
         assert_eq!(large.matches(&"x".repeat(250)).count(), 12, "{large}");
         assert!(large.contains("(UDP)"), "{large}");
-        // Where it has none it is told so, and asks again by TCP.
+        // Otherwise the answer is truncated, and the client asks again by TCP.
         let short = dig(at, "+noedns +notcp +ignore big.example TXT");
         assert!(short.contains(" tc "), "{short}");
         let again = dig(at, "+noedns big.example TXT");
@@ -90,7 +90,7 @@ fn dig_is_answered() {
     }
 }
 
-/// What it said about a run.
+/// What dnsperf reports about a run.
 #[derive(Debug, PartialEq)]
 struct Report {
     sent: u64,
@@ -110,10 +110,10 @@ fn dnsperf(dir: &TempDir, at: SocketAddr, rounds: usize, rate: usize) -> Command
     dnsperf
 }
 
-fn report(said: &str) -> Report {
+fn report(output: &str) -> Report {
     let number = |what: &str| -> u64 {
-        let line = said.lines().find(|line| line.trim().starts_with(what));
-        let line = line.unwrap_or_else(|| panic!("no {what} in {said}"));
+        let line = output.lines().find(|line| line.trim().starts_with(what));
+        let line = line.unwrap_or_else(|| panic!("no {what} in {output}"));
         let after = &line.trim()[what.len()..];
         after.split_whitespace().next().unwrap().parse().unwrap()
     };
@@ -137,14 +137,14 @@ fn dnsperf_loses_nothing() {
     };
     for between in [Between::Nothing, Between::Nginx, Between::Tembuku] {
         let front = between.start(V4, &[server.addr]);
-        let said = run_ok(secs(60), dnsperf(&dir, front.addr, 50, 2_500));
-        assert_eq!(report(&said), wanted, "{between:?}: {said}");
-        println!("{between:?}: {said}");
+        let output = run_ok(secs(60), dnsperf(&dir, front.addr, 50, 2_500));
+        assert_eq!(report(&output), wanted, "{between:?}: {output}");
+        println!("{between:?}: {output}");
     }
     // With a flow for each question.
     let (front, tembuku) = both(&[&server], "");
-    let said = run_ok(secs(60), dnsperf(&dir, front, 50, 2_500));
-    assert_eq!(report(&said), wanted, "{said}");
+    let output = run_ok(secs(60), dnsperf(&dir, front, 50, 2_500));
+    assert_eq!(report(&output), wanted, "{output}");
     tembuku.wait_flows(0.0);
     assert_eq!(
         tembuku.metric("listener_sent_datagrams_total", &[]),
@@ -167,15 +167,15 @@ fn kill_one(listener: &str) {
     let asked = tembuku.metric("listener_received_datagrams_total", &[]);
     assert!(asked < 4_000.0, "killed too late");
     let status = proc.wait(secs(60)).expect("it ends");
-    let said = proc.stdout();
-    assert!(status.success(), "{said}");
-    let report = report(&said);
+    let output = proc.stdout();
+    assert!(status.success(), "{output}");
+    let report = report(&output);
     println!("{listener}: {report:?}");
-    assert_eq!(report.sent, 5_000, "{said}");
-    assert_eq!(report.completed + report.lost, report.sent, "{said}");
-    assert_eq!(report.noerror, report.completed, "{said}");
+    assert_eq!(report.sent, 5_000, "{output}");
+    assert_eq!(report.completed + report.lost, report.sent, "{output}");
+    assert_eq!(report.noerror, report.completed, "{output}");
     // What was under way, at most; later ones are answered.
-    assert!(report.lost <= 100, "{said}");
+    assert!(report.lost <= 100, "{output}");
     let labels = [("reason", "refused")];
     assert!(tembuku.metric("backend_connect_errors_total", &labels) >= 1.0);
     let dead = servers[0].addr.to_string();
@@ -194,7 +194,7 @@ fn a_server_is_killed_among_single_questions() {
     kill_one("responses = 1");
 }
 
-/// One that hangs says nothing, and no kernel says anything for it: the check finds out, and its
+/// A server that hangs sends nothing, and its kernel reports nothing: the check finds out, and its
 /// flows leave.
 #[test]
 fn a_check_marks_a_silent_server_down() {
@@ -224,8 +224,8 @@ fn a_check_marks_a_silent_server_down() {
     let report = report(&proc.stdout());
     println!("{report:?}");
     assert_eq!((report.sent, report.noerror), (4_000, report.completed));
-    // Those of the time in which nobody knew: half a second and two checks, on a machine that is
-    // not always quick.
+    // Those of the time before the check found out: half a second and two checks, on a machine
+    // that is not always quick.
     assert!(report.lost <= 2_000, "{report:?}");
     let second = servers[1].addr.to_string();
     let taken = tembuku.metric("backend_sent_bytes_total", &[("backend", &second)]);
@@ -249,11 +249,11 @@ fn nginx_beside_it() {
             b = servers[1].addr
         ),
     );
-    let said = run_ok(secs(60), dnsperf(&dir, front, 10, 1_000));
-    assert_eq!(report(&said).lost, 0, "{said}");
+    let output = run_ok(secs(60), dnsperf(&dir, front, 10, 1_000));
+    assert_eq!(report(&output).lost, 0, "{output}");
     servers[0].proc.kill();
-    let said = run_ok(secs(60), dnsperf(&dir, front, 10, 1_000));
-    println!("nginx: {:?}", report(&said));
-    assert_eq!(report(&said).sent, 1_000);
+    let output = run_ok(secs(60), dnsperf(&dir, front, 10, 1_000));
+    println!("nginx: {:?}", report(&output));
+    assert_eq!(report(&output).sent, 1_000);
     assert!(nginx.file("log").exists());
 }

@@ -1,4 +1,4 @@
-//! Stopping: who has asked is answered, who comes then is not, and it does not take longer than it
+//! Stopping: earlier requests are answered, later ones are not, and it does not take longer than it
 //! may.
 
 use crate::harness::{
@@ -45,7 +45,7 @@ fn with_no_flows_it_ends_at_once() {
     assert!(began.elapsed() < secs(3), "{:?}", began.elapsed());
 }
 
-/// A flow that nobody uses is no reason to wait.
+/// A flow without datagrams is no reason to wait.
 #[test]
 fn silent_flows_do_not_hold_it_up() {
     let servers = named(1);
@@ -81,7 +81,7 @@ fn pending_replies_are_delivered_and_new_clients_refused() {
         let newcomer = client(front);
         let _ = newcomer.send(b"too late");
         if listener.is_empty() {
-            // It is told of by nobody in this second, and would be given up then.
+            // Nothing reports it in this second, and it would be given up then.
             assert!(
                 began.elapsed() < millis(900),
                 "too slow to know: {:?}",
@@ -136,7 +136,7 @@ fn the_limit_cuts_those_that_go_on() {
     let began = Instant::now();
     stop(&tembuku);
     let mut n = 0;
-    // The pace of one who goes on asking.
+    // The pace of a client that goes on asking.
     while began.elapsed() < millis(2_000) {
         assert_eq!(ask(&client, &n.to_string()), format!("b1 {n}"));
         std::thread::sleep(millis(50));

@@ -85,8 +85,8 @@ impl Block {
     }
 }
 
-/// Flows that are there go elsewhere with the datagram that is refused, new ones begin elsewhere,
-/// and nothing is lost.
+/// Flows move to another backend with the datagram that is refused, new ones avoid this one, and
+/// nothing is lost.
 #[test]
 fn a_backend_that_this_host_refuses_to_send_to_is_avoided() {
     if place().is_none() {
@@ -267,7 +267,7 @@ fn icmp_from_routers_and_neighbours_is_processed() {
         ("fd05::1", "unreachable", net, net_back),
         ("10.5.0.1", "unreachable", &admin, rules),
         ("fd05::1", "prohibited", &admin6, rules),
-        // Nobody has these addresses.
+        // No host has these addresses.
         ("10.1.0.77", "unreachable", "", ""),
         ("fd01::77", "unreachable", "", ""),
     ] {
@@ -293,7 +293,7 @@ fn icmp_from_routers_and_neighbours_is_processed() {
     }
 }
 
-/// Reports stay in a queue of the socket, and the event loop is told of it until it is empty.
+/// Reports stay in a queue of the socket, and the event loop gets events until it is empty.
 #[test]
 fn reports_are_taken_from_the_queue() {
     if place().is_none() {
@@ -313,14 +313,14 @@ fn reports_are_taken_from_the_queue() {
     }
     let labels = [("reason", "unreachable")];
     tembuku.wait_metric("backend_connect_errors_total", &labels, |n| n >= 1.0);
-    // One that turns all the time is never quiet.
+    // A reactor that loops without waiting is never quiet.
     let mut last = tembuku.proc.cpu();
     let quiet = poll(secs(10), || {
         std::thread::sleep(millis(500));
         let before = std::mem::replace(&mut last, tembuku.proc.cpu());
         (last - before < millis(100)).then_some(())
     });
-    assert!(quiet.is_some(), "it turns all the time");
+    assert!(quiet.is_some(), "it loops without waiting");
     router.sh("ip route del unreachable 10.5.0.1/32; ip addr add 10.5.0.1/32 dev lo");
     assert_eq!(ask(&client, "after"), "b1 after");
     assert_eq!(server.peers().len(), 1, "the same flow");

@@ -1,4 +1,5 @@
-//! Replies that come at the moment at which their flow is given up: nobody gets what is another's.
+//! Replies that come at the moment at which their flow is given up: no client gets those of
+//! another.
 
 use crate::harness::{
     millis, ports,
@@ -40,7 +41,7 @@ struct Slow {
 impl Slow {
     fn start(seed: u64, after: Duration) -> Slow {
         let spread = (millis(1) + after).as_micros() as u64;
-        let (tell, told) = mpsc::channel::<(UdpSocket, Due)>();
+        let (sender, answers) = mpsc::channel::<(UdpSocket, Due)>();
         let mut rng = Rng::new(seed);
         let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
             let after = match rng.below(16) {
@@ -48,7 +49,7 @@ impl Slow {
                 _ => IDLE - millis(1) + Duration::from_micros(rng.below(spread)),
             };
             let due = Reverse((Instant::now() + after, peer, bytes.to_vec()));
-            let _ = tell.send((socket.try_clone().unwrap(), due));
+            let _ = sender.send((socket.try_clone().unwrap(), due));
         });
         let answered = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&answered);
@@ -59,7 +60,7 @@ impl Slow {
                 let pause = waiting.peek().map_or(secs(60), |Reverse((at, ..))| {
                     at.saturating_duration_since(Instant::now())
                 });
-                match told.recv_timeout(pause) {
+                match answers.recv_timeout(pause) {
                     Ok((own, due)) => {
                         socket = Some(own);
                         waiting.push(due);
@@ -104,8 +105,8 @@ struct Outcome {
     lost: usize,
 }
 
-/// Each client asks, waits until the answer has come or certainly will not, and asks again: by
-/// turns from the same port and from another. Every answer names who asked.
+/// Each client asks, waits until the answer has come or certainly will not, and asks again:
+/// alternately from the same port and from another. Every answer names the client that asked.
 fn ask_at_the_edge(front: SocketAddr, clients: usize, rounds: usize) -> Outcome {
     let threads: Vec<JoinHandle<Outcome>> = (0..clients)
         .map(|id| {
@@ -196,8 +197,8 @@ fn a_reply_at_the_edge_reaches_its_own_client_or_none() {
 }
 
 /// With so few ports that a new flow would be given the one that another has just left: the
-/// backend's late answer to that one would then come to the port of the new one. Whoever finds none
-/// that is free for longer is refused.
+/// backend's late answer to that one would then come to the port of the new one. A flow for which
+/// none is free for longer is refused.
 #[test]
 fn a_port_is_not_given_to_another_too_soon() {
     if place().is_none() {
@@ -212,7 +213,7 @@ fn a_port_is_not_given_to_another_too_soon() {
     );
 }
 
-/// The test is one: with answers that go to whoever asks next, it fails.
+/// The test is one: with answers that go to the next client that asks, it fails.
 #[test]
 #[should_panic(expected = "was answered")]
 fn misdelivered_replies_fail_the_test() {

@@ -38,7 +38,7 @@ fn flood(front: SocketAddr, seed: u64, stop: &AtomicBool, sent: &AtomicUsize) {
     }
 }
 
-/// What one sees who waits for each answer.
+/// What a client sees that waits for each answer.
 #[derive(Debug, Default)]
 struct Seen {
     exchanges: usize,
@@ -164,11 +164,11 @@ fn flooded(when_full: &str) {
         assert_eq!(metrics.sum("listener_rejected_total", &labels), 0.0);
     }
     // Nothing that has come is unaccounted for: it went on, or was dropped for a reason that is
-    // told.
+    // counted.
     let received = metrics.sum("listener_received_datagrams_total", &labels);
     println!("{when_full}: {received} received, {rejected} rejected, {evicted} evicted");
     assert!(victim.taken() as f64 <= received);
-    // When it is over the place is free again.
+    // When it is over the permit is free again.
     tembuku.wait_metric("listener_active_connections", &labels, |n| n == 0.0);
     let late = client(front);
     late.send(b"now").unwrap();

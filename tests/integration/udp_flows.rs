@@ -1,4 +1,4 @@
-//! When a flow begins, when it is over, and what is told about it.
+//! The begin and the end of a flow, and what metrics and log report about it.
 
 use crate::harness::{
     bounded, millis,
@@ -161,21 +161,21 @@ fn every_datagram_on_its_own() {
 /// Either direction keeps it alive.
 #[test]
 fn datagrams_in_either_direction_keep_a_flow_alive() {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, requests) = std::sync::mpsc::channel();
     let servers = [UdpServer::on(
         SocketAddr::new(V4, 0),
         move |socket, peer, _| {
-            tell.send((socket.try_clone().unwrap(), peer)).unwrap();
+            sender.send((socket.try_clone().unwrap(), peer)).unwrap();
         },
     )];
     let (front, tembuku) = serve("idle_timeout = \"1s\"", "", &servers);
     let client = client(front);
     client.send(b"begin").unwrap();
-    let (socket, peer) = told.recv_timeout(PATIENCE).unwrap();
+    let (socket, peer) = requests.recv_timeout(PATIENCE).unwrap();
     let began = Instant::now();
     let mut n: u32 = 0;
     while began.elapsed() < millis(2_500) {
-        // The pace of the one who speaks, far from the limit.
+        // The pace of the sender, far from the limit.
         std::thread::sleep(millis(100));
         socket.send_to(&n.to_be_bytes(), peer).unwrap();
         assert_eq!(hear(&client), n.to_be_bytes());
@@ -185,7 +185,7 @@ fn datagrams_in_either_direction_keep_a_flow_alive() {
     while began.elapsed() < millis(2_500) {
         std::thread::sleep(millis(100));
         client.send(b"more").unwrap();
-        assert_eq!(told.recv_timeout(PATIENCE).unwrap().1, peer);
+        assert_eq!(requests.recv_timeout(PATIENCE).unwrap().1, peer);
     }
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 1.0);
     tembuku.wait_closed("idle_timeout", 1.0);

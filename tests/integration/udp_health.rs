@@ -13,7 +13,7 @@ use crate::harness::{
 };
 use std::net::{SocketAddr, UdpSocket};
 
-/// `first`: everybody goes to b1 as long as it can be used.
+/// `first`: all clients go to b1 as long as it can be used.
 const FIRST: &str = "balance = \"first\"";
 
 #[track_caller]
@@ -95,7 +95,7 @@ fn what_is_called_failed_gets_no_new_flows() {
     let first = client(front);
     first.send(b"lost").unwrap();
     refused(&tembuku, 1.0);
-    // max_fails is 1: nobody else has to find out.
+    // max_fails is 1: no other client has to find out.
     for _ in 0..10 {
         assert_eq!(ask(&client(front), "x"), "b2 x");
     }
@@ -159,7 +159,7 @@ fn kept_flows_stay() {
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 1.0);
 }
 
-/// Backends whose health is asked elsewhere, by TCP on that port of an address of their own.
+/// Backends whose health is checked by TCP, on that port of an address of their own.
 struct Checked {
     front: SocketAddr,
     tembuku: Tembuku,
@@ -223,10 +223,10 @@ impl Checked {
 
     /// A command of the program about a backend.
     #[track_caller]
-    fn command(&self, word: &str, n: usize) {
+    fn command(&self, name: &str, n: usize) {
         let socket = self.tembuku.dir.file("admin.sock");
         let target = format!("u/{}", self.servers[n].addr);
-        let output = cli(&[word, &target, "--socket", socket.to_str().unwrap()]);
+        let output = cli(&[name, &target, "--socket", socket.to_str().unwrap()]);
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -261,7 +261,7 @@ const LEAVE: [(&str, Act, Act); 3] = [
     ),
 ];
 
-/// The next datagram goes elsewhere; what had been asked before is still answered.
+/// The next datagram goes to another backend; earlier requests are still answered.
 #[test]
 fn flows_fail_over_with_their_next_datagram() {
     for (what, leave, back) in LEAVE {
@@ -273,7 +273,7 @@ fn flows_fail_over_with_their_next_datagram() {
         assert_eq!(hear_text(&client), "b1 held", "{what}");
         assert_eq!(ask(&client, "again"), "b2 again", "{what}");
         back(&mut checked);
-        // Who has moved stays; newcomers find the first one again.
+        // A flow that has moved stays; new ones go to the first one again.
         assert_eq!(ask(&client, "more"), "b2 more", "{what}");
         wait_until("the first one is used again", PATIENCE, || {
             ask(&crate::harness::udp::client(checked.front), "x") == "b1 x"
@@ -297,13 +297,13 @@ fn a_pending_reply_of_a_backend_that_leaves_is_delivered() {
 /// answered, and the flow goes on when the backend is ready again.
 #[test]
 fn what_the_only_backend_owes_is_delivered() {
-    for (word, back) in [("drain", true), ("drain", false), ("maint", true)] {
+    for (name, back) in [("drain", true), ("drain", false), ("maint", true)] {
         let servers = named(1);
         let (front, tembuku) = serve("", "", &servers);
         let socket = tembuku.dir.file("admin.sock");
-        let command = |word: &str| {
+        let command = |name: &str| {
             let target = format!("u/{}", servers[0].addr);
-            let output = cli(&[word, &target, "--socket", socket.to_str().unwrap()]);
+            let output = cli(&[name, &target, "--socket", socket.to_str().unwrap()]);
             assert!(output.status.success(), "{output:?}");
         };
         let client = client(front);
@@ -311,16 +311,16 @@ fn what_the_only_backend_owes_is_delivered() {
         servers[0].hold();
         client.send(b"held").unwrap();
         servers[0].wait_held(1);
-        command(word);
+        command(name);
         for n in 1..=3 {
             client.send(b"too late").unwrap();
             tembuku.wait_dropped("no_backend", f64::from(n));
         }
         servers[0].release();
-        assert_eq!(hear_text(&client), "b1 held", "{word}");
+        assert_eq!(hear_text(&client), "b1 held", "{name}");
         if back {
             command("ready");
-            assert_eq!(ask(&client, "after"), "b1 after", "{word}");
+            assert_eq!(ask(&client, "after"), "b1 after", "{name}");
             assert_eq!(servers[0].peers().len(), 1, "the same flow");
         } else {
             // Nothing more is waited for after a while.
@@ -331,7 +331,7 @@ fn what_the_only_backend_owes_is_delivered() {
         }
         let labels = [("reason", "late")];
         let late = tembuku.metric("listener_dropped_datagrams_total", &labels);
-        assert_eq!(late, 0.0, "{word}");
+        assert_eq!(late, 0.0, "{name}");
     }
 }
 
@@ -390,7 +390,7 @@ fn with_no_backend_there_is_nothing_to_be_done_until_one_is_back() {
     assert_eq!(checked.servers[0].taken(), 1);
 }
 
-/// Nobody at any address: what is refused is counted, and the first that is there again serves.
+/// No server at any address: what is refused is counted, and the first that is back serves.
 #[test]
 fn when_all_refuse_the_first_that_is_back_serves() {
     let servers = named(2);

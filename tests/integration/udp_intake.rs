@@ -78,11 +78,14 @@ fn calls_that_are_missing_are_named_at_the_start() {
             ));
             strace.arg(binary()).args(["run", "-c"]).arg(&path);
             let output = run(secs(20), strace);
-            let said = proc::text(&output);
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.contains(&format!("system call {call}")), "{said}");
-            assert!(said.contains("SystemCallFilter"), "{said}");
-            assert!(!said.contains("\"listening\""), "{said}");
+            let message = proc::text(&output);
+            assert_eq!(output.status.code(), Some(1), "{message}");
+            assert!(
+                message.contains(&format!("system call {call}")),
+                "{message}"
+            );
+            assert!(message.contains("SystemCallFilter"), "{message}");
+            assert!(!message.contains("\"listening\""), "{message}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How many flows there may be, whose, and who goes when there are as many.
+//! Limits of flows, in all and for each source, and which flow is evicted at the limit.
 
 use crate::{
     harness::{
@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-/// One worker: what is looked for here is who goes, not on which thread.
+/// One worker: these tests examine which flow is evicted, not on which thread.
 #[track_caller]
 fn serve_alone(listener: &str, servers: &[UdpServer]) -> (SocketAddr, Tembuku) {
     let front = ports::free_addr();
@@ -60,9 +60,9 @@ fn a_freed_permit_is_given_again() {
     assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
 }
 
-/// The newcomer is served in place of the one that has been silent for longest.
+/// The new client is served, and the flow that has been silent for longest is evicted.
 #[test]
-fn the_idlest_makes_room() {
+fn the_flow_that_is_idle_longest_is_evicted() {
     let servers = named(1);
     let (front, tembuku) = serve_alone(
         "max_connections = 3\nwhen_full = \"evict\"\nidle_timeout = \"10s\"",
@@ -90,7 +90,7 @@ fn the_idlest_makes_room() {
 /// However they fall on the workers: newcomers are served, and there are not more than there may
 /// be.
 #[test]
-fn on_several_workers_there_is_room_for_newcomers_too() {
+fn on_several_workers_new_clients_are_served_too() {
     let servers = named(1);
     let (front, tembuku) = serve("max_connections = 2\nwhen_full = \"evict\"", "", &servers);
     let clients: Vec<UdpSocket> = (0..40).map(|_| client(front)).collect();
@@ -104,7 +104,7 @@ fn on_several_workers_there_is_room_for_newcomers_too() {
             "client {n}"
         );
         assert_eq!(hear(client), b"b1 who");
-        // A newcomer is let in while another worker ends a flow for it.
+        // A new client is admitted while another worker ends a flow for it.
         tembuku.wait_metric("listener_active_connections", &[], |n| n <= 2.0);
     }
     tembuku.wait_closed("evicted", 38.0);
@@ -179,9 +179,9 @@ fn a_denied_client_is_dropped() {
     assert_eq!(servers[0].taken(), 2);
 }
 
-/// For longer than the idle time, too, which nobody ever reaches here.
+/// For longer than the idle time, too, which no flow ever reaches here.
 #[test]
-fn room_is_made_again_and_again() {
+fn flows_are_evicted_again_and_again() {
     let servers = named(1);
     let listener = "max_connections = 2\nwhen_full = \"evict\"\nidle_timeout = \"300ms\"";
     let (front, tembuku) = serve_alone(listener, &servers);
@@ -203,7 +203,7 @@ fn room_is_made_again_and_again() {
     assert_eq!(tembuku.metric("listener_dropped_datagrams_total", &[]), 0.0);
 }
 
-/// It needs no second place for that.
+/// It needs no second permit for that.
 #[test]
 fn existing_flows_fail_over_when_all_permits_are_taken() {
     for limit in ["max_connections = 1", "max_flows_per_source = 1"] {
@@ -223,8 +223,8 @@ fn existing_flows_fail_over_when_all_permits_are_taken() {
     }
 }
 
-/// One that goes elsewhere may push another out whose datagrams are waiting to be sent: they are
-/// nobody else's.
+/// A flow that fails over may evict another one whose datagrams are waiting to be sent: no other
+/// client gets them.
 #[test]
 fn replies_to_an_evicted_flow_reach_no_other_client() {
     for _ in 0..10 {

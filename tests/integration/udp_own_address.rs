@@ -115,7 +115,7 @@ fn nothing_goes_in_a_circle() {
     }
 }
 
-/// The port alone says nothing: there are programs that send from the port that they ask.
+/// The port alone proves nothing: there are programs that send from the port that they ask.
 #[test]
 fn the_same_port_of_another_address_is_a_client() {
     let server = UdpServer::echo(V4);

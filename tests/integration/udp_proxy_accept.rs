@@ -1,5 +1,5 @@
-//! PROXY protocol headers in front of datagrams that come: who is believed, and what becomes of
-//! what nobody can believe.
+//! PROXY protocol headers in front of datagrams of clients: which peers are trusted, and what
+//! becomes of invalid headers.
 
 use crate::{
     harness::{
@@ -48,21 +48,21 @@ fn from(text: &str) -> Vec<u8> {
 
 #[test]
 fn headers_of_trusted_peers_name_the_client() {
-    for (upstream, told) in [("", false), ("send_proxy = \"v2\"", true)] {
+    for (upstream, sends_header) in [("", false), ("send_proxy = \"v2\"", true)] {
         let server = told_server();
         let servers = [server];
         let (front, tembuku) = serve("accept_proxy = true\nresponses = 1", upstream, &servers);
         let client = client(front);
-        let say = |header: &[u8], what: &str| {
+        let send = |header: &[u8], what: &str| {
             client.send(&[header, what.as_bytes()].concat()).unwrap();
             hear_text(&client)
         };
-        let seen = |named: &str, what: &str| match told {
+        let seen = |named: &str, what: &str| match sends_header {
             true => format!("{named} {what}"),
             false => format!("nobody {what}"),
         };
         assert_eq!(
-            say(&from("192.0.2.1:1"), "a"),
+            send(&from("192.0.2.1:1"), "a"),
             seen("192.0.2.1:1>192.0.2.9:53", "a")
         );
         tembuku.wait_closed("ok", 1.0);
@@ -71,7 +71,7 @@ fn headers_of_trusted_peers_name_the_client() {
             "[2001:db8::2]:6".parse().unwrap(),
             &tlv(4, b"more"),
         );
-        assert_eq!(say(&v6, "b"), seen("[2001:db8::1]:5>[2001:db8::2]:6", "b"));
+        assert_eq!(send(&v6, "b"), seen("[2001:db8::1]:5>[2001:db8::2]:6", "b"));
         tembuku.wait_closed("ok", 2.0);
         let records = tembuku.access_log(2);
         assert_eq!(
@@ -92,16 +92,16 @@ fn clients_behind_one_peer_are_distinguished() {
     let servers = named(2);
     let (front, tembuku) = serve("accept_proxy = true", "", &servers);
     let peer = client(front);
-    let say = |header: &[u8], what: &str| {
+    let send = |header: &[u8], what: &str| {
         peer.send(&[header, what.as_bytes()].concat()).unwrap();
         hear_text(&peer)
     };
     let (one, two) = (from("192.0.2.1:1"), from("192.0.2.2:1"));
-    assert_eq!(say(&one, "a"), "b1 a");
-    assert_eq!(say(&two, "b"), "b2 b");
-    assert_eq!(say(&one, "c"), "b1 c");
-    assert_eq!(say(&[], "d"), "b1 d");
-    assert_eq!(say(&two, "e"), "b2 e");
+    assert_eq!(send(&one, "a"), "b1 a");
+    assert_eq!(send(&two, "b"), "b2 b");
+    assert_eq!(send(&one, "c"), "b1 c");
+    assert_eq!(send(&[], "d"), "b1 d");
+    assert_eq!(send(&two, "e"), "b2 e");
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 2.0);
 }
 
@@ -184,7 +184,7 @@ fn what_is_missing_or_broken_is_dropped_and_counted() {
     assert_eq!(servers[0].taken(), 1);
 }
 
-/// Nobody can pass for somebody else who is not trusted: what would be a header goes nowhere.
+/// A peer that is not trusted cannot name another client: its header is not passed on.
 #[test]
 fn headers_of_others_go_no_further() {
     let got = Arc::new(Mutex::new(Vec::new()));
@@ -221,8 +221,8 @@ fn headers_of_others_go_no_further() {
     assert_eq!(seen, wanted);
 }
 
-/// What is remembered of peers is forgotten with their flows: one who always comes from another
-/// port costs something for the idle time alone.
+/// The records of peers are dropped with their flows: a peer that always comes from another port
+/// costs memory for the idle time alone.
 #[test]
 fn nothing_is_kept_of_peers_that_are_gone() {
     let servers = named(1);

@@ -1,4 +1,5 @@
-//! PROXY protocol headers in front of datagrams, for backends: what they are told, and when.
+//! PROXY protocol headers in front of datagrams, for backends: what they name, and when
+//! they are sent.
 
 use crate::harness::{
     ports,
@@ -9,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 pub(crate) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Who it names as "source>destination", and what follows. Bytes without a header name nobody.
+/// The client that it names, as "source>destination", and the rest. Bytes without a header name
+/// "nobody".
 pub(crate) fn read(bytes: &[u8]) -> (String, &[u8]) {
     let Some(rest) = bytes.strip_prefix(SIGNATURE) else {
         return ("nobody".to_owned(), bytes);
@@ -44,8 +46,8 @@ pub(crate) fn read(bytes: &[u8]) -> (String, &[u8]) {
 /// Answers whom the header named, a space, and what followed.
 pub(crate) fn told_server() -> UdpServer {
     UdpServer::on(SocketAddr::new(V4, 0), |socket, peer, bytes| {
-        let (who, payload) = read(bytes);
-        let answer = [who.as_bytes(), b" ", payload].concat();
+        let (client, payload) = read(bytes);
+        let answer = [client.as_bytes(), b" ", payload].concat();
         let _ = socket.send_to(&answer, peer);
     })
 }
@@ -75,7 +77,7 @@ fn the_first_or_each_datagram_carries_the_client_address() {
     }
 }
 
-/// One that has been asked nothing yet has to be told, too.
+/// A backend that has received nothing yet needs the header, too.
 #[test]
 fn a_backend_that_takes_over_a_flow_gets_a_header() {
     let mut servers = vec![told_server(), told_server()];
@@ -110,7 +112,7 @@ fn what_is_too_long_with_a_header_is_dropped() {
     assert_eq!(ask(&client, "short"), format!("{named} short"));
 }
 
-/// Two of them in a row: the backend hears who the client of the first is, whatever each of them
+/// Two of them in a row: the backend gets the client of the first, whatever each of them
 /// sends.
 #[test]
 fn from_one_to_the_next() {

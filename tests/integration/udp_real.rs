@@ -87,7 +87,7 @@ fn both(backend: SocketAddr) -> (SocketAddr, Tembuku) {
 fn iperf3_both_ways() {
     let server = Iperf3::start();
     let (front, tembuku) = both(server.addr);
-    for (words, way) in [
+    for (arguments, way) in [
         ("-b 5M -l 1200", "to the server"),
         ("-b 5M -l 1200 -R", "from the server"),
         ("-b 4M -l 4000 -P 4", "to the server"),
@@ -95,13 +95,13 @@ fn iperf3_both_ways() {
         for at in [server.addr, front] {
             let mut client = command("iperf3 --udp --time 2 --json");
             client.args(["--client", "127.0.0.1", "--port", &at.port().to_string()]);
-            client.args(words.split_whitespace());
-            let said = run_ok(secs(40), client);
-            let report: Value = serde_json::from_str(&said).unwrap();
+            client.args(arguments.split_whitespace());
+            let output = run_ok(secs(40), client);
+            let report: Value = serde_json::from_str(&output).unwrap();
             let sum = &report["end"]["sum"];
             // At such a pace a program may rest for a tenth of a second before its queue is full.
             let dropped = tembuku.metric("listener_dropped_datagrams_total", &[]);
-            let what = format!("{words}, {way}, dropped {dropped}: {sum}");
+            let what = format!("{arguments}, {way}, dropped {dropped}: {sum}");
             assert_eq!(
                 sum["lost_packets"],
                 0,
@@ -129,14 +129,16 @@ fn sockperf_plays_ping_pong() {
         let front = between.start(V4, &[addr]);
         let mut client = command("sockperf ping-pong -i 127.0.0.1 -t 1 -m 64 --mps 2000");
         client.args(["-p", &front.addr.port().to_string()]);
-        let said = run_ok(secs(30), client);
+        let output = run_ok(secs(30), client);
         assert!(
-            said.contains(
+            output.contains(
                 "# dropped messages = 0; # duplicated messages = 0; # out-of-order messages = 0"
             ),
-            "{between:?}: {said}"
+            "{between:?}: {output}"
         );
-        let latency = said.lines().find(|line| line.contains("Summary: Latency"));
+        let latency = output
+            .lines()
+            .find(|line| line.contains("Summary: Latency"));
         println!("{between:?}: {}", latency.expect("a summary"));
     }
 }
@@ -152,15 +154,15 @@ fn socat_asks_and_is_answered() {
     server.arg("EXEC:sed -u s/^/served-/");
     let mut server = Proc::start("socat", dir.path(), server);
     server.wait_ready(secs(10), || bound(addr.port()));
-    // No nginx here: it has no way to tell the end of such a conversation but time.
+    // No nginx here: it detects the end of such a conversation by time alone.
     for between in [Between::Nothing, Between::Tembuku] {
         let front = between.start(V4, &[addr]);
         for n in 0..5 {
             let mut client = Command::new("sh");
             client.args(["-c", "echo $0 | socat -t 0.5 - UDP:127.0.0.1:$1"]);
             client.args([&n.to_string(), &front.addr.port().to_string()]);
-            let said = run_ok(secs(20), client);
-            assert_eq!(said, format!("served-{n}\n"), "{between:?}");
+            let output = run_ok(secs(20), client);
+            assert_eq!(output, format!("served-{n}\n"), "{between:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Datagrams go through as they are: all of them, each to the right place, in order.
+//! Datagrams go through as they are: all of them, each to the right address, in order.
 
 use crate::harness::{
     ports,
@@ -48,7 +48,7 @@ fn every_size_comes_back() {
     }
 }
 
-/// IPv6 has room for twenty bytes more than IPv4. What cannot go on is counted, and harms nothing
+/// IPv6 carries twenty bytes more than IPv4. What cannot go on is counted, and harms nothing
 /// else.
 #[test]
 fn what_does_not_fit_is_dropped_and_counted() {
@@ -70,9 +70,9 @@ fn weight(size: usize) -> usize {
     2 * size + 1_500
 }
 
-/// What may be under way at once: every socket on the way has room for it, however the kernel's
-/// defaults are.
-const ROOM: usize = 150_000;
+/// What may be under way at once: every socket on the way holds it, with any defaults of the
+/// kernel.
+const CAPACITY: usize = 150_000;
 
 struct Flow {
     socket: UdpSocket,
@@ -141,7 +141,7 @@ fn many_flows_get_only_their_own_replies() {
             let slot = usize::try_from(rng.below(open.len() as u64)).unwrap();
             let at = open[slot];
             let next = datagram(&mut rng, at, flows[at].sent);
-            while load > 0 && load + weight(next.len()) > ROOM {
+            while load > 0 && load + weight(next.len()) > CAPACITY {
                 let first = under_way.pop_front().unwrap();
                 load -= hear_one(&mut flows, first);
             }
@@ -196,12 +196,12 @@ fn every_port_of_a_range() {
     for round in 0..3 {
         for port in first..first + 4 {
             let front = SocketAddr::new(V4, port);
-            let said = format!("{round} to {port}");
-            client.send_to(said.as_bytes(), front).unwrap();
+            let payload = format!("{round} to {port}");
+            client.send_to(payload.as_bytes(), front).unwrap();
             let mut bytes = [0; 100];
             let (length, from) = client.recv_from(&mut bytes).unwrap();
             assert_eq!(from, front);
-            assert_eq!(bytes[..length], *format!("b {said}").as_bytes());
+            assert_eq!(bytes[..length], *format!("b {payload}").as_bytes());
         }
     }
     assert_eq!(server.peers().len(), 4, "a flow for each port");

@@ -1,5 +1,5 @@
-//! Who wrote to an address hears from that address, on a machine that has several. Each test has a
-//! network of its own.
+//! Replies come from the address to which the client sent, on a machine that has several. Each test
+//! has a network of its own.
 
 use crate::harness::{
     ports,
@@ -65,8 +65,8 @@ fn each_answers(port: u16) {
         });
         let client = client_from(own, SocketAddr::new(address, port));
         for n in 0..3 {
-            let said = format!("{n} to {address}");
-            assert_eq!(ask(&client, &said), format!("b1 {said}"));
+            let payload = format!("{n} to {address}");
+            assert_eq!(ask(&client, &payload), format!("b1 {payload}"));
         }
     }
 }
@@ -93,8 +93,7 @@ fn the_answer_comes_from_where_it_was_asked() {
     each_answers(port);
 }
 
-/// One that does not say where it answers from: were the test above to pass with it, it would be
-/// none.
+/// A server that does not set the source of its answers: the test above must not pass with it.
 #[test]
 fn replies_from_another_address_are_ignored() {
     if place().is_none() {
@@ -106,7 +105,7 @@ fn replies_from_another_address_are_ignored() {
     let client = client_from(ip("10.77.0.3"), front);
     client.send(b"x").unwrap();
     wait_until("it has answered", secs(10), || server.taken() == 1);
-    // To the one who listens, in order: what came before this is there when this is.
+    // In order: once this answer has arrived, the one before has, too.
     let open = UdpSocket::bind((ip("10.77.0.3"), 0)).unwrap();
     open.set_read_timeout(Some(secs(10))).unwrap();
     open.send_to(b"y", front).unwrap();
@@ -191,8 +190,8 @@ fn link_local_addresses_too() {
             "echo hello | nsenter --net=/proc/$0/ns/net socat -t 3 -T 5 - \"UDP6:[$1]:$2\"",
         ]);
         socat.args([&id.to_string(), address, &port.to_string()]);
-        let said = thread::spawn(move || run_ok(secs(20), socat));
-        assert_eq!(said.join().unwrap(), "b1 hello\n", "{address}");
+        let output = thread::spawn(move || run_ok(secs(20), socat));
+        assert_eq!(output.join().unwrap(), "b1 hello\n", "{address}");
     }
     assert_eq!(tembuku.metric("listener_connections_total", &[]), 4.0);
 }
@@ -209,9 +208,9 @@ fn a_broadcast_is_taken_once() {
     caller.set_broadcast(true).unwrap();
     caller.set_read_timeout(Some(secs(10))).unwrap();
     for n in 0..5 {
-        let said = format!("call {n}");
+        let payload = format!("call {n}");
         caller
-            .send_to(said.as_bytes(), ("127.255.255.255", port))
+            .send_to(payload.as_bytes(), ("127.255.255.255", port))
             .unwrap();
     }
     for n in 0..5 {

@@ -36,11 +36,11 @@ fn sessions(
     if at_once {
         hear_all(COUNT as u32 * replies);
     }
-    let mut known: Vec<SocketAddr> = Vec::new();
+    let mut peers: Vec<SocketAddr> = Vec::new();
     let number = |peer: &SocketAddr| {
-        known.iter().position(|k| k == peer).unwrap_or_else(|| {
-            known.push(*peer);
-            known.len() - 1
+        peers.iter().position(|k| k == peer).unwrap_or_else(|| {
+            peers.push(*peer);
+            peers.len() - 1
         })
     };
     seen.lock().unwrap().iter().map(number).collect()
@@ -60,9 +60,9 @@ fn requests_and_responses_together() {
     ] {
         let replies = responses.max(1);
         let seen: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
-        let known = Arc::clone(&seen);
+        let record = Arc::clone(&seen);
         let server = UdpServer::on(SocketAddr::new(V4, 0), move |socket, peer, bytes| {
-            known.lock().unwrap().push(peer);
+            record.lock().unwrap().push(peer);
             for _ in 0..replies {
                 socket.send_to(bytes, peer).unwrap();
             }
@@ -87,8 +87,8 @@ fn requests_and_responses_together() {
         let keys = format!("requests = {requests}\nresponses = {responses}");
         let tembuku = Tembuku::start(&config(by_us, &keys, "", &[server.addr]));
         for at_once in [false, true] {
-            // At once, nginx ends a session at its last reply or one datagram later: who is
-            // quicker.
+            // At once, nginx ends a session at its last reply or one datagram later: that
+            // depends on timing.
             if at_once && requests == 0 {
                 continue;
             }

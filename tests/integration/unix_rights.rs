@@ -1,4 +1,4 @@
-//! Who may connect to a unix listener: `unix_mode`, `unix_owner`, `unix_group`.
+//! The rights to connect to a unix listener: `unix_mode`, `unix_owner`, `unix_group`.
 
 use crate::harness::{
     ports,
@@ -54,8 +54,8 @@ fn every_user_may_connect_by_default() {
     let servers = named(1);
     let (_tembuku, path) = start("", &list(&servers));
     assert_eq!(rights(&path), (0o666, 0, 0));
-    let said = ask_as(54_321, 54_321, &path);
-    assert!(said.contains("b1"), "{said}");
+    let message = ask_as(54_321, 54_321, &path);
+    assert!(message.contains("b1"), "{message}");
 }
 
 #[test]
@@ -70,9 +70,9 @@ fn only_the_owner_or_the_group() {
         (54_321, 54_322, true),
         (54_321, 54_321, false),
     ] {
-        let said = ask_as(user, group, &path);
-        assert_eq!(said.contains("b1"), may, "{user}:{group}: {said}");
-        assert_eq!(said.contains("Permission denied"), !may, "{said}");
+        let message = ask_as(user, group, &path);
+        assert_eq!(message.contains("b1"), may, "{user}:{group}: {message}");
+        assert_eq!(message.contains("Permission denied"), !may, "{message}");
     }
 }
 
@@ -83,16 +83,19 @@ fn an_unknown_name_is_an_error_before_anything_is_bound() {
     let bind = format!("[\"{front}\", \"unix:{}\"]", path.display());
     let keys = "unix_owner = \"no-such-user\"\nunix_group = \"root\"";
     let file = dir.write("t.toml", &config(&bind, keys, "[\"127.0.0.1:1\"]"));
-    // Whoever binds first keeps it: it would be another error.
+    // Bound already: a later step would report another error.
     let _taken = TcpListener::bind(front).unwrap();
     let mut run = Command::new(binary());
     run.args(["run", "-c"]).arg(&file);
     let output = proc::run(secs(10), run);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let message = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
     let wanted = "listener l: unix_owner: there is no user \"no-such-user\"";
-    assert!(said.contains(wanted), "{said}");
-    assert!(!said.contains("cannot listen") && !path.exists(), "{said}");
+    assert!(message.contains(wanted), "{message}");
+    assert!(
+        !message.contains("cannot listen") && !path.exists(),
+        "{message}"
+    );
 }
 
 /// A process without privileges cannot give a file away.
@@ -113,8 +116,11 @@ fn an_owner_takes_privileges() {
         file.display()
     );
     let output = proc::run(secs(10), command(&line));
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("cannot be given to that owner"), "{said}");
+    let message = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("cannot be given to that owner"),
+        "{message}"
+    );
     assert!(!path.exists(), "its file is gone");
 }

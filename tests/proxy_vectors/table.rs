@@ -1,4 +1,4 @@
-// PROXY protocol headers of every kind, and what the specification says about each.
+// PROXY protocol headers of every kind, and their meaning by the specification.
 
 use tembuku::internals::proxy_protocol::{Addresses, Refusal};
 
@@ -188,7 +188,7 @@ fn v2() -> Vec<Vector> {
         ("local with a wrong checksum", binary(0x20, 0x11, 19, &[INET, &tlv(3, &[9; 4])].concat()), OWN),
         ("local, longest", binary(0x20, 0, 65_535, &[3; 65_535]), OWN),
         ("unspec", binary(0x21, 0, 0, &[]), OWN),
-        ("unspec, addresses that nobody can read", binary(0x21, 0, 12, INET), OWN),
+        ("unspec, addresses of no family", binary(0x21, 0, 12, INET), OWN),
         ("unspec, with TLVs", binary(0x21, 0, 14, &tlv(2, b"example.com")), OWN),
         ("unspec, with a checksum", summed(binary(0x21, 0, 7, &crc), 19), OWN),
         ("unspec, with a wrong checksum", binary(0x21, 0, 7, &crc), Err(Checksum)),
@@ -233,7 +233,7 @@ fn v2() -> Vec<Vector> {
         ("inet6 with a checksum", summed(binary(0x21, 0x21, 43, &[&inet6[..], &crc].concat()), 55), six()),
         ("a wrong checksum", wrong_sum, Err(Checksum)),
         ("a checksum of other bytes", wrong_port, Err(Checksum)),
-        ("a checksum turned round", swapped, Err(Checksum)),
+        ("a checksum in reverse order", swapped, Err(Checksum)),
         ("a checksum of zeros", with(&crc), Err(Checksum)),
         ("a checksum of three bytes", with(&tlv(3, &[0; 3])), Err(ChecksumLength)),
         ("a checksum of five bytes", with(&tlv(3, &[0; 5])), Err(ChecksumLength)),

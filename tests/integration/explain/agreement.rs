@@ -42,11 +42,11 @@ fn moved(answer: &Value) -> Picks {
     picks
 }
 
-/// Clients whose key led to nobody, and whose turn depends on who came before.
+/// Clients whose key led to no backend, and whose pick depends on the clients before.
 fn by_turns(answer: &Value) -> BTreeSet<IpAddr> {
     let clients = answer["clients"].as_array().unwrap().iter();
-    let turned = clients.filter(|client| client["reason"]["kind"] == "turn_instead_of_key");
-    turned
+    let in_rotation = clients.filter(|client| client["reason"]["kind"] == "turn_instead_of_key");
+    in_rotation
         .map(|client| text(&client["client"]).parse().unwrap())
         .collect()
 }
@@ -58,9 +58,9 @@ fn text(value: &Value) -> String {
         .to_owned()
 }
 
-/// Who answers each of these clients.
+/// The backend that answers each of these clients.
 fn ask_all(front: SocketAddr, picks: &Picks) -> Picks {
-    // Nobody can have these two as its own address.
+    // No client can have these two as its own address.
     let odd = [[127, 0, 0, 0], [127, 255, 255, 255]].map(IpAddr::from);
     let clients: Vec<IpAddr> = picks
         .keys()
@@ -89,7 +89,7 @@ fn ask(front: SocketAddr, source: IpAddr) -> String {
     name.unwrap_or_else(|error| panic!("from {source}: {error}"))
 }
 
-/// Says its own address to whoever connects. On a port that nobody else gets when it has gone.
+/// Sends its own address to every client. On a port that no other test gets when it has gone.
 fn speaking() -> Server {
     Server::on(&[ports::free_addr()], |mut stream| {
         use std::io::{Read as _, Write as _};
@@ -114,7 +114,7 @@ fn assert_same(what: &str, wanted: &Picks, got: &Picks, but: &BTreeSet<IpAddr>) 
         differ.len()
     );
     assert!(got.len() >= wanted.len() - 2, "{what}: {}", got.len());
-    assert!(but.len() < 100, "{what}: turns decide for {}", but.len());
+    assert!(but.len() < 100, "{what}: in rotation: {}", but.len());
 }
 
 fn agrees(balance: &str) {
@@ -144,10 +144,10 @@ fn agrees(balance: &str) {
     };
     let lost = names[1].as_str();
     let asked = |config: &str| {
-        let who = ["--clients", "127.0.0.0/8", "--sample", CLIENTS];
+        let clients = ["--clients", "127.0.0.0/8", "--sample", CLIENTS];
         json(
             config,
-            &[&who[..], &["--seed", &seed, "--without", lost]].concat(),
+            &[&clients[..], &["--seed", &seed, "--without", lost]].concat(),
         )
     };
 
@@ -174,7 +174,7 @@ fn agrees(balance: &str) {
     let got = ask_all(front, &wanted);
     assert_same("one is dead", &wanted, &got, &by_turns(&down));
     let errors = running.metric("backend_connect_errors_total", &[("backend", lost)]);
-    assert!(errors >= 1.0, "nobody tried the dead one");
+    assert!(errors >= 1.0, "no session tried the dead one");
 }
 
 #[test]

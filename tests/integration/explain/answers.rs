@@ -1,6 +1,6 @@
 //! What the answer looks like, to people and to programs.
 
-use super::{json, said};
+use super::{json, output};
 use serde_json::{Value, json};
 
 const FILE: &str = r#"
@@ -62,8 +62,8 @@ note: names are not resolved: spare:6379 counts as one backend; of several addre
 #[test]
 fn the_whole_text() {
     let args = [&CLIENTS[..], &["--without", "10.0.0.3:6379"]].concat();
-    let said = said(FILE, &args);
-    assert_eq!(said, TEXT, "\n{said}");
+    let text = output(FILE, &args);
+    assert_eq!(text, TEXT, "\n{text}");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_whole_object() {
     );
 }
 
-/// Each policy with its kind of reason, and a hint where a move says nothing.
+/// Each policy with its kind of reason, and a hint where a move is meaningless.
 #[test]
 fn every_policy_has_its_reason() {
     for (balance, kind, note) in [
@@ -181,10 +181,10 @@ fn no_candidate_remains() {
         .flat_map(|backend| ["--without", backend])
         .collect();
     let client = ["--client", "192.0.2.1"];
-    let spare = said(FILE, &[&client[..], &without[..6]].concat());
+    let spare = output(FILE, &[&client[..], &without[..6]].concat());
     assert!(spare.contains("10.0.0.3:6379"), "{spare}");
     assert!(spare.contains("-> spare:6379"), "{spare}");
-    let none = said(FILE, &[&client[..], &without].concat());
+    let none = output(FILE, &[&client[..], &without].concat());
     assert!(none.contains("-> none"), "{none}");
     let down = FILE
         .replace("weight = 2", "down = true")
@@ -199,7 +199,7 @@ fn no_candidate_remains() {
 
 #[test]
 fn the_seed_decides_the_sample() {
-    let sample = |seed| said(FILE, &["--sample", "50", "--seed", seed, "--json"]);
+    let sample = |seed| output(FILE, &["--sample", "50", "--seed", seed, "--json"]);
     assert_eq!(sample("5"), sample("5"));
     assert_ne!(sample("5"), sample("6"));
 }
@@ -207,10 +207,10 @@ fn the_seed_decides_the_sample() {
 /// Within the patience of a test for a command.
 #[test]
 fn a_million_clients() {
-    let said = said(
+    let text = output(
         FILE,
         &["--clients", "10.0.0.0/12", "--without", "10.0.0.1:6379"],
     );
-    assert!(said.contains("of 1,048,576 clients move"), "{said}");
-    assert!(said.contains("more, --json has all"), "{said}");
+    assert!(text.contains("of 1,048,576 clients move"), "{text}");
+    assert!(text.contains("more, --json has all"), "{text}");
 }

@@ -1,6 +1,6 @@
 //! Wrong usage and wrong files.
 
-use super::{explain, said};
+use super::{explain, output};
 use crate::harness::{proc::text, secs, tembuku, temp::TempDir};
 use std::process::{Command, Output};
 
@@ -33,7 +33,7 @@ fn wrong_usage_is_explained() {
     let many = ["--listener", "many"];
     let one = ["--client", "192.0.2.1"];
     let with_port = ["--client", "192.0.2.1:5000"];
-    for (args, words) in [
+    for (args, part) in [
         (vec![&cache[..]], "--client"),
         (vec![&one[..]], "cache, many"),
         (
@@ -84,8 +84,8 @@ fn wrong_usage_is_explained() {
         assert!(output.stdout.is_empty(), "{args:?}\n{}", text(&output));
         let error = stderr(&output);
         assert!(
-            error.starts_with("error: ") && error.contains(words),
-            "{args:?}, not {words}\n{error}"
+            error.starts_with("error: ") && error.contains(part),
+            "{args:?}, not {part}\n{error}"
         );
     }
 }
@@ -127,7 +127,7 @@ fn these_are_fine() {
             "7003",
         ],
     ] {
-        assert!(said(FILE, args).contains("in the weights") || args.contains(&"cache"));
+        assert!(output(FILE, args).contains("in the weights") || args.contains(&"cache"));
     }
 }
 

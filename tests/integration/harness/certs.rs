@@ -106,7 +106,7 @@ impl Authority {
 }
 
 impl Certificate {
-    /// Lets this user read the key, and nobody else.
+    /// Lets only this user read the key.
     pub(crate) fn owned_by(self, (user, group): (u32, u32)) -> Certificate {
         chown(&self.key, Some(user), Some(group)).unwrap();
         fs::set_permissions(&self.key, fs::Permissions::from_mode(0o600)).unwrap();

@@ -8,7 +8,7 @@ use super::{
 };
 use std::net::SocketAddr;
 
-/// Knows what it was told about names below `example`, and has nobody to ask for others.
+/// Has the names below `example` that it is given, and no server to ask for others.
 pub(crate) struct Dnsmasq {
     pub(crate) proc: Proc,
     pub(crate) addr: SocketAddr,

@@ -25,15 +25,15 @@ impl MariaDb {
         MariaDb::start_with(ports::free_addr(), &[])
     }
 
-    /// With more words for its command line.
+    /// With more arguments.
     #[track_caller]
-    pub(crate) fn start_with(addr: SocketAddr, words: &[&str]) -> MariaDb {
+    pub(crate) fn start_with(addr: SocketAddr, arguments: &[&str]) -> MariaDb {
         let dir = TempDir::new();
         let small = SMALL.split_whitespace();
         let mut install = command(
             "mariadb-install-db --no-defaults --force --user=root --auth-root-authentication-method=normal --skip-test-db",
         );
-        // A server that starts tidies up the place where others, too, would have their temporary
+        // A server that starts empties the folder where others, too, would have their temporary
         // tables.
         std::fs::create_dir(dir.file("tmp")).unwrap();
         let tmp = format!("--tmpdir={}", dir.file("tmp").display());
@@ -49,7 +49,7 @@ impl MariaDb {
             format!("--bind-address={}", addr.ip()),
             format!("--port={}", addr.port()),
         ]);
-        server.arg(tmp).args(words);
+        server.arg(tmp).args(arguments);
         let proc = Proc::start("mariadbd", dir.path(), server);
         let mut server = MariaDb { proc, addr, dir };
         let socket = server.socket();

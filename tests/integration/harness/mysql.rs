@@ -70,7 +70,7 @@ fn refused(payload: &[u8]) -> io::Result<()> {
     }
 }
 
-/// What a server says first. The second byte of its capabilities has the bit for TLS.
+/// The first message of a server. The second byte of its capabilities has the bit for TLS.
 pub(crate) fn greeting(plugin: &str, speaks_tls: bool) -> Vec<u8> {
     let tls = if speaks_tls { 0x08 } else { 0 };
     [

@@ -22,8 +22,7 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&addr, PATIENCE).map(patient)
 }
 
-/// A connection from a certain source address, with buffers of a certain size (0: the kernel's
-/// choice).
+/// A connection from this source address, with buffers of these sizes (0: the kernel's choice).
 pub(crate) fn connect_with(
     addr: SocketAddr,
     source: Option<IpAddr>,
@@ -88,7 +87,7 @@ fn proc_net_addr(addr: SocketAddr) -> String {
     )
 }
 
-/// Whether somebody listens on this TCP port, of whatever address.
+/// Whether a socket listens on this TCP port, on any address.
 pub(crate) fn listening(port: u16) -> bool {
     let local = format!(":{port:04X}");
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|table| {
@@ -158,7 +157,7 @@ pub(crate) fn read_line(stream: &mut impl Read) -> io::Result<String> {
     }
 }
 
-/// A connection through which a named backend has said its name, still open.
+/// A connection through which a named backend has sent its name, still open.
 pub(crate) fn session(addr: SocketAddr) -> io::Result<(TcpStream, String)> {
     let mut stream = connect(addr)?;
     let name = read_line(&mut stream)?;
@@ -185,7 +184,7 @@ pub(crate) fn echo(stream: &mut TcpStream, line: &str) -> io::Result<()> {
     }
 }
 
-/// A new connection is turned away: refused, or ended before any byte.
+/// A new connection is rejected: refused, or ended before any byte.
 #[track_caller]
 pub(crate) fn assert_closed_at_once(addr: SocketAddr) {
     let mut stream = connect(addr).unwrap();
@@ -205,7 +204,7 @@ pub(crate) fn assert_ends_now(stream: &mut TcpStream) {
     assert!(matches!(end, End::Fin | End::Reset), "ended by {end:?}");
 }
 
-/// An address where connecting neither works nor fails: a listener nobody accepts from, its queue
+/// An address where connecting neither works nor fails: a listener that accepts none, its queue
 /// full.
 pub(crate) struct BlackHole {
     pub(crate) addr: SocketAddr,
@@ -236,7 +235,7 @@ impl BlackHole {
             }
             assert!(
                 queued.len() < 8,
-                "the queue of a listener that nobody accepts from never fills"
+                "the queue of a listener that accepts none never fills"
             );
         }
     }

@@ -22,7 +22,7 @@ pub(crate) struct Entry {
     pub(crate) max_connections: u64,
     pub(crate) down: bool,
     pub(crate) backup: bool,
-    /// An hour, unless it is said: which backends count as failed must not depend on how fast the
+    /// An hour, unless it is set: which backends count as failed must not depend on how fast the
     /// two are asked.
     pub(crate) fail_timeout: &'static str,
     pub(crate) max_fails: u64,
@@ -184,9 +184,9 @@ impl Pair {
         let mut picked: BTreeMap<IpAddr, String> = BTreeMap::new();
         for round in 1..=rounds {
             for &source in sources {
-                let ask = |who: &str, addr| {
+                let ask = |name: &str, addr| {
                     ask_from(source, addr)
-                        .unwrap_or_else(|error| panic!("{who}, from {source}: {error}"))
+                        .unwrap_or_else(|error| panic!("{name}, from {source}: {error}"))
                 };
                 let nginx = ask("nginx", self.nginx);
                 let tembuku = ask("tembuku", self.tembuku);
@@ -236,8 +236,8 @@ pub(crate) fn used(picked: &BTreeMap<IpAddr, String>) -> BTreeSet<&str> {
     picked.values().map(String::as_str).collect()
 }
 
-/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: what the name says is
-/// the entry.
+/// A plain one, a heavier one, a host name, an IPv6 literal, a `down` one: each is named after its
+/// entry.
 pub(crate) fn mixed() -> (Vec<Server>, Vec<Entry>) {
     mixed_of(Server::named_on)
 }

@@ -1,4 +1,4 @@
-//! Port numbers for programs that must be told one.
+//! Port numbers for programs that must be given one.
 //!
 //! They come from below the range of which the kernel takes the ports of outgoing connections, so
 //! that none of the thousands of connections these tests make can sit on one; a counter keeps them
@@ -46,7 +46,7 @@ fn is_free(port: u16) -> bool {
         && UdpSocket::bind(("0.0.0.0", port)).is_ok()
 }
 
-/// A port that nobody uses on any address, for TCP or UDP.
+/// A port that no socket uses on any address, for TCP or UDP.
 pub(crate) fn free_port() -> u16 {
     (0..2_000)
         .map(|_| next())

@@ -25,7 +25,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Lets everybody in.
+    /// Accepts every login.
     #[track_caller]
     pub(crate) fn start() -> Postgres {
         Postgres::start_with(&[], "")
@@ -133,7 +133,7 @@ impl Postgres {
 
 fn children(id: u32) -> Vec<Pid> {
     let list = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let number = |word: &str| Pid::from_raw(word.parse().unwrap()).unwrap();
+    let number = |digits: &str| Pid::from_raw(digits.parse().unwrap()).unwrap();
     list.split_whitespace().map(number).collect()
 }
 
@@ -177,7 +177,7 @@ fn launch(addr: SocketAddr, dir: &TempDir, settings: &[String]) -> Proc {
         let mut psql = psql(addr);
         psql.env("PGHOST", &home).args(["-c", "select 1"]);
         let output = proc::run(secs(10), psql);
-        // One that is to take no sessions is ready when it says so.
+        // One that is to take no sessions is ready when it reports that.
         output.status.success() || proc::text(&output).contains("Hot standby mode is disabled")
     });
     proc

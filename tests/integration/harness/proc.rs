@@ -26,7 +26,7 @@ pub(crate) struct Streams {
     pub(crate) err: Option<Stdio>,
 }
 
-/// A pipe with room for a page.
+/// A pipe that holds one page.
 pub(crate) fn narrow_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
@@ -34,7 +34,7 @@ pub(crate) fn narrow_pipe() -> (PipeReader, PipeWriter) {
 }
 
 impl Proc {
-    /// Starts `command`; what it says goes into files in `dir`.
+    /// Starts `command`; its output goes into files in `dir`.
     #[track_caller]
     pub(crate) fn start(name: &str, dir: &Path, command: Command) -> Proc {
         Proc::start_with(name, dir, command, Streams::default())
@@ -221,7 +221,7 @@ pub(crate) fn run(limit: Duration, mut command: Command) -> Output {
         .into_owned();
     let out = dir.file("out");
     let err = dir.file("err");
-    let said = format!("{command:?}");
+    let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())
@@ -239,7 +239,7 @@ pub(crate) fn run(limit: Duration, mut command: Command) -> Output {
         None => {
             let _ = child.kill();
             let output = output(child.wait().unwrap());
-            panic!("not finished after {limit:?}: {said}\n{}", text(&output));
+            panic!("not finished after {limit:?}: {shown}\n{}", text(&output));
         }
     }
 }
@@ -247,11 +247,11 @@ pub(crate) fn run(limit: Duration, mut command: Command) -> Output {
 /// [`run`] for a program that must succeed; its output.
 #[track_caller]
 pub(crate) fn run_ok(limit: Duration, command: Command) -> String {
-    let said = format!("{command:?}");
+    let shown = format!("{command:?}");
     let output = run(limit, command);
     assert!(
         output.status.success(),
-        "{said}: {}\n{}",
+        "{shown}: {}\n{}",
         output.status,
         text(&output)
     );
@@ -268,8 +268,8 @@ pub(crate) fn text(output: &Output) -> String {
 
 /// A command line in one piece.
 pub(crate) fn command(line: &str) -> Command {
-    let mut words = line.split_whitespace();
-    let mut command = Command::new(words.next().unwrap());
-    command.args(words);
+    let mut parts = line.split_whitespace();
+    let mut command = Command::new(parts.next().unwrap());
+    command.args(parts);
     command
 }

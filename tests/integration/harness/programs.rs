@@ -47,7 +47,7 @@ impl Nginx {
         let mut command = Command::new("nginx");
         command.args(["-p", root, "-e", "stderr", "-c", config.to_str().unwrap()]);
         let mut proc = Proc::start("nginx", dir.path(), command);
-        // Not by connecting: that would be a client, and take a turn.
+        // Not by connecting: that would be a client, and move the rotation on.
         proc.wait_ready(START, || net::listening(addr.port()));
         Nginx { proc, dir }
     }
@@ -123,9 +123,9 @@ impl Redis {
         Redis::start_with(addr, &[])
     }
 
-    /// With more words for its command line. It need not know us.
+    /// With more arguments. It need not know us.
     #[track_caller]
-    pub(crate) fn start_with(addr: SocketAddr, words: &[&str]) -> Redis {
+    pub(crate) fn start_with(addr: SocketAddr, arguments: &[&str]) -> Redis {
         let dir = TempDir::new();
         let mut command = command(
             "redis-server --save --appendonly no --daemonize no --repl-diskless-sync-delay 0",
@@ -136,7 +136,7 @@ impl Redis {
             "--bind",
             &addr.ip().to_string(),
         ]);
-        command.arg("--dir").arg(dir.path()).args(words);
+        command.arg("--dir").arg(dir.path()).args(arguments);
         let mut proc = Proc::start("redis", dir.path(), command);
         proc.wait_ready(START, || {
             call(addr, "PING")
@@ -192,10 +192,10 @@ impl Iperf3 {
             &addr.port().to_string(),
         ]);
         let mut proc = Proc::start("iperf3", dir.path(), command);
-        let said = dir.file("iperf3.out");
+        let output = dir.file("iperf3.out");
         // Not by connecting: it would take that for the start of a test.
         proc.wait_ready(START, || {
-            fs::read_to_string(&said).is_ok_and(|text| text.contains("Server listening"))
+            fs::read_to_string(&output).is_ok_and(|text| text.contains("Server listening"))
         });
         Iperf3 {
             addr,
@@ -205,13 +205,13 @@ impl Iperf3 {
     }
 }
 
-/// Runs the named test of this program again in a place of its own, gone with it: a network in
-/// which every address of `fd00:7e57::/64` is local, and where [`Place::set_hosts`] decides what
-/// names mean. The test finds out by [`place`] that it is there.
+/// Runs the named test of this program again in namespaces of its own, gone with it: a network in
+/// which every address of `fd00:7e57::/64` is local, and where [`Place::set_hosts`] sets the
+/// addresses of names. [`place`] returns something in the inner run only.
 #[track_caller]
 pub(crate) fn again_in_own_place(test: &str) {
-    // Everything that changes the place is done by this script, which refuses to do it where the
-    // machine's own network and mounts are.
+    // Everything that changes the namespaces is done by this script, which refuses to do it in
+    // those of the machine.
     const PREPARE: &str = r#"
         set -e
         for kind in net mnt; do
@@ -257,10 +257,10 @@ pub(crate) fn again_in_own_place(test: &str) {
         .args(["--exact", test, "--nocapture"]);
     command.env("OUTSIDE", outside).env(PLACE, dir.path());
     let output = proc::run(secs(120), command);
-    let said = proc::text(&output);
-    println!("{said}");
+    let text = proc::text(&output);
+    println!("{text}");
     assert!(
-        output.status.success() && said.contains("1 passed"),
+        output.status.success() && text.contains("1 passed"),
         "{test}, inside: {}",
         output.status
     );
@@ -268,7 +268,7 @@ pub(crate) fn again_in_own_place(test: &str) {
 
 const PLACE: &str = "TEMBUKU_TEST_PLACE";
 
-/// Where the inner run is.
+/// The namespaces of the inner run.
 pub(crate) struct Place {
     dir: PathBuf,
 }

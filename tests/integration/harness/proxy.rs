@@ -30,17 +30,17 @@ pub(crate) fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
     [&[kind][..], &length, value].concat()
 }
 
-/// What a backend was told.
+/// A PROXY protocol header as a backend got it.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedHeader {
     pub(crate) header: Vec<u8>,
     pub(crate) addresses: Addresses,
     pub(crate) tlvs: Vec<u8>,
 }
 
-impl Told {
-    /// In one word, for one line.
-    pub(crate) fn who(&self) -> String {
+impl ReceivedHeader {
+    /// "source>destination", or a word for what else it names.
+    pub(crate) fn client(&self) -> String {
         match &self.addresses {
             Addresses::Own => "nobody".to_owned(),
             Addresses::Ip {
@@ -53,7 +53,7 @@ impl Told {
 }
 
 /// Reads a header, and not a byte more.
-pub(crate) fn read_header(stream: &mut impl Read) -> Told {
+pub(crate) fn read_header(stream: &mut impl Read) -> ReceivedHeader {
     let mut parser = Parser::default();
     let mut bytes = Vec::new();
     loop {
@@ -61,7 +61,7 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Told {
         stream.read_exact(&mut byte).unwrap();
         bytes.push(byte[0]);
         if let Some(found) = parser.parse(&bytes).unwrap() {
-            return Told {
+            return ReceivedHeader {
                 addresses: found.addresses.clone(),
                 tlvs: found.tlvs.to_vec(),
                 header: bytes.clone(),
@@ -70,14 +70,14 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Told {
     }
 }
 
-/// Wants a header, says in a line whom it names, and sends back whatever follows.
+/// Requires a header, sends a line with the client that it names, and then echoes all bytes.
 pub(crate) fn told_server() -> Server {
     Server::start(tell_and_echo)
 }
 
 pub(crate) fn tell_and_echo(mut stream: TcpStream) {
-    let told = read_header(&mut stream);
-    super::server::greet_and_echo(&stream, &format!("{}\n", told.who()));
+    let header = read_header(&mut stream);
+    super::server::greet_and_echo(&stream, &format!("{}\n", header.client()));
 }
 
 /// A connection that begins with these bytes.

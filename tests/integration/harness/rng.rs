@@ -44,7 +44,7 @@ impl Rng {
     }
 }
 
-/// The seed of this run, said aloud so that a failure can be repeated.
+/// The seed of this run, printed so that a failure can be repeated.
 pub(crate) fn seed(test: &str) -> u64 {
     let seed = match std::env::var("TEMBUKU_TEST_SEED") {
         Ok(text) => text

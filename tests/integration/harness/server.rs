@@ -56,7 +56,7 @@ impl Server {
         }
     }
 
-    /// Says its name in a line, then sends back whatever it is sent.
+    /// Sends its name in a line, then echoes all bytes.
     pub(crate) fn named(name: &str) -> Server {
         Server::named_on(name, &[SocketAddr::from(([127, 0, 0, 1], 0))])
     }
@@ -146,8 +146,8 @@ fn accept_all(
     }
 }
 
-/// Accepts nothing until it is told to: the kernel drops what asks to be let in, and the client's
-/// kernel asks again a second later.
+/// Accepts nothing before `open`: the kernel drops requests to connect, and the client's kernel
+/// repeats them a second later.
 pub(crate) struct Crowded {
     listener: TcpListener,
     _first: TcpStream,
@@ -169,7 +169,7 @@ impl Crowded {
         self.listener.local_addr().unwrap()
     }
 
-    /// Whether somebody has asked and been dropped.
+    /// Whether a request to connect has come and been dropped.
     pub(crate) fn is_asked(&self) -> bool {
         let port = format!(":{:04X}", self.address().port());
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
@@ -197,7 +197,7 @@ impl Crowded {
     }
 }
 
-/// Backends `b1`, `b2` … that say their name.
+/// Backends `b1`, `b2` … that send their name.
 pub(crate) fn named(count: usize) -> Vec<Server> {
     (1..=count)
         .map(|n| Server::named(&format!("b{n}")))

@@ -164,33 +164,33 @@ impl Tembuku {
         http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
-    /// None of these passwords is anywhere that somebody could read it: in the log, which must be
+    /// None of these passwords is in any output: in the log, which must be
     /// that of every check, in what `check --dump` prints, on any page.
     #[track_caller]
     pub(crate) fn assert_not_shown(&self, passwords: &[&str]) {
         let config = self.dir.file("tembuku.toml");
         let dump = cli(&["check", "--dump", "-c", config.to_str().unwrap()]);
-        let mut said = vec![self.proc.stderr(), self.proc.stdout(), proc::text(&dump)];
+        let mut outputs = vec![self.proc.stderr(), self.proc.stdout(), proc::text(&dump)];
         for path in ["/", "/metrics", "/api/v1/status", "/api/v1/events"] {
-            said.push(self.get(path).body);
+            outputs.push(self.get(path).body);
         }
         assert!(
-            said[0].contains("\"checked\""),
+            outputs[0].contains("\"checked\""),
             "the log of every check was looked at"
         );
-        assert!(said[2].contains("password_file"), "{}", said[2]);
-        for text in said {
+        assert!(outputs[2].contains("password_file"), "{}", outputs[2]);
+        for text in outputs {
             let shown = passwords.iter().find(|password| text.contains(**password));
             assert_eq!(shown, None, "a password in: {text}");
         }
     }
 
-    /// What /api/v1/events tells, the newest last.
+    /// The events of /api/v1/events, the newest last.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<serde_json::Value> {
         let body = self.get("/api/v1/events").body;
-        let mut told: serde_json::Value = serde_json::from_str(&body).unwrap();
-        match told["events"].take() {
+        let mut answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+        match answer["events"].take() {
             serde_json::Value::Array(events) => events,
             other => panic!("no list of events: {other}"),
         }

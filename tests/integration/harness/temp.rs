@@ -18,7 +18,7 @@ impl TempDir {
                 std::process::id(),
                 NEXT.fetch_add(1, Ordering::Relaxed)
             );
-            // Always below /tmp: a unix socket's path has room for 107 bytes only.
+            // Always below /tmp: a unix socket's path holds 107 bytes only.
             let path = Path::new("/tmp").join(name);
             match fs::create_dir(&path) {
                 Ok(()) => {

@@ -20,7 +20,7 @@ pub(crate) const LARGEST: usize = 65_507;
 pub(crate) const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 pub(crate) const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// Who has been heard, and what is kept back.
+/// The peers so far, and the answers that are kept back.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
@@ -120,7 +120,7 @@ impl UdpServer {
         })
     }
 
-    /// Says nothing.
+    /// Sends nothing.
     pub(crate) fn sink() -> UdpServer {
         UdpServer::on(SocketAddr::new(V4, 0), |_, _, _| {})
     }
@@ -138,7 +138,7 @@ impl UdpServer {
         });
     }
 
-    /// Says what it kept back, in order, and keeps nothing back any more.
+    /// Sends what it kept back, in order, and keeps nothing back any more.
     pub(crate) fn release(&self) {
         let mut held = self.shared.held.lock().unwrap();
         self.shared.holding.store(false, SeqCst);
@@ -182,7 +182,7 @@ fn bind(addr: SocketAddr) -> UdpSocket {
         .expect("a free port")
 }
 
-/// Somebody at that address of their own: datagrams from elsewhere do not reach it.
+/// A client with a port of its own: it receives datagrams from `front` only.
 #[track_caller]
 pub(crate) fn client(front: SocketAddr) -> UdpSocket {
     let local: IpAddr = match front.ip() {
@@ -216,7 +216,7 @@ pub(crate) fn hear_text(client: &UdpSocket) -> String {
     String::from_utf8(hear(client)).unwrap()
 }
 
-/// Says something, and what comes back.
+/// Sends a datagram, and returns the next that comes back.
 #[track_caller]
 pub(crate) fn ask(client: &UdpSocket, what: &str) -> String {
     client.send(what.as_bytes()).unwrap();
@@ -237,7 +237,7 @@ pub(crate) fn heard(client: &UdpSocket) -> Option<Vec<u8>> {
     }
 }
 
-/// Says it again and again until there is an answer, as one does whose datagrams may be lost.
+/// Sends it again and again until there is an answer, as a client does that allows for losses.
 #[track_caller]
 pub(crate) fn ask_until_answered(client: &UdpSocket, what: &str) -> String {
     client.set_read_timeout(Some(millis(100))).unwrap();
@@ -251,7 +251,7 @@ pub(crate) fn ask_until_answered(client: &UdpSocket, what: &str) -> String {
     String::from_utf8(bytes[..length].to_vec()).unwrap()
 }
 
-/// What clients talk to in place of the backends. A test that a plain network, or nginx, does not
+/// What clients talk to instead of the backends. A test that a plain network, or nginx, does not
 /// pass is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Between {
