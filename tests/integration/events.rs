@@ -57,9 +57,9 @@ impl Setup {
     }
 
     #[track_caller]
-    fn set(&self, word: &str, server: usize) {
+    fn set(&self, admin_state: &str, server: usize) {
         let target = format!("u/{}", self.servers[server].addr);
-        let output = cli(&[word, &target, "--socket", &self.socket()]);
+        let output = cli(&[admin_state, &target, "--socket", &self.socket()]);
         assert!(output.status.success(), "{}", proc::text(&output));
     }
 
@@ -68,8 +68,8 @@ impl Setup {
     fn make_events(&self, count: u64) {
         let path = format!("/api/v1/upstreams/u/backends/{}", self.servers[1].addr);
         for n in 0..count {
-            let word = ["maint", "ready"][n as usize % 2];
-            let body = format!("{{\"admin_state\": \"{word}\"}}");
+            let admin_state = ["maint", "ready"][n as usize % 2];
+            let body = format!("{{\"admin_state\": \"{admin_state}\"}}");
             let socket = self.dir.file("admin.sock");
             let answer = crate::harness::http::request_unix(&socket, "POST", &path, &body);
             assert_eq!(answer.unwrap().status, 200);
@@ -84,12 +84,12 @@ impl Setup {
     }
 }
 
-/// `events --follow` with these words.
-fn follow(dir: &Path, socket: &str, words: &[&str]) -> Proc {
+/// `events --follow` with these arguments.
+fn follow(dir: &Path, socket: &str, arguments: &[&str]) -> Proc {
     let mut command = Command::new(binary());
     command
         .args(["events", "--follow", "--socket", socket])
-        .args(words);
+        .args(arguments);
     Proc::start("events", dir, command)
 }
 

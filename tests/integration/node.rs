@@ -84,19 +84,19 @@ fn a_worker_whose_loop_does_not_run_is_a_fault() {
         let asked = Instant::now();
         let node = tembuku.get(NODE);
         assert!(!node.body.contains(other), "{}", node.body);
-        // It is known by now: a monitor with a short limit gets its answer.
+        // It is cached by now: a monitor with a short limit gets its answer.
         assert!(asked.elapsed() < secs(1), "{:?}", asked.elapsed());
         let output = status_node(&tembuku);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stdout).contains(thread));
-        wait_until("the file says so", secs(10), || file() == "1\n");
+        wait_until("the file has it", secs(10), || file() == "1\n");
         // The process as such works.
         assert_eq!(tembuku.get("/livez").status, 200);
         drop(stalled);
         wait_until("the fault is gone", secs(20), || {
             tembuku.get(NODE).status == 200
         });
-        wait_until("the file says so", secs(10), || file() == "0\n");
+        wait_until("the file has it", secs(10), || file() == "0\n");
     }
 }
 

@@ -194,8 +194,8 @@ fn the_operator_drains_the_node_and_clients_are_served() {
     assert_eq!(status["process"]["admin_state"], "drain");
     let waited = setup.command(&["drain", "--node", "--wait", "--timeout", "300ms"]);
     assert_eq!(waited.status.code(), Some(1));
-    let told = String::from_utf8(waited.stderr).unwrap();
-    assert_eq!(told, "error: node: still 1 session after 300ms\n");
+    let message = String::from_utf8(waited.stderr).unwrap();
+    assert_eq!(message, "error: node: still 1 session after 300ms\n");
     drop(client);
     let waited = setup.succeed(&["drain", "--node", "--wait"]);
     assert!(waited.ends_with("node: no sessions left\n"), "{waited}");
@@ -216,7 +216,7 @@ fn the_ready_file_follows_a_reload_and_is_no_trap() {
     let setup = setup("");
     let path = setup.tembuku.dir.file("ready");
     let other = setup.tembuku.dir.file("other");
-    // Another file takes its place, and the first attracts no clients any more.
+    // Another file replaces it, and the first attracts no clients any more.
     setup.reload_with("/ready\"", "/other\"");
     wait_until("the other file", secs(10), || read(&other) == "0\n");
     assert_eq!(read(&path), "1\n");
@@ -246,10 +246,10 @@ fn a_ready_file_that_cannot_be_written_is_an_error_at_the_start() {
     );
     let output = cli(&["run", "-c", config.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     let expected = format!(
         "`ready_file` in [process]: cannot write {}",
         missing.display()
     );
-    assert!(told.contains(&expected), "{told}");
+    assert!(message.contains(&expected), "{message}");
 }

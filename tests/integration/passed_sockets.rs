@@ -317,6 +317,6 @@ fn a_udp_socket_that_cannot_be_shared_is_an_error() {
     command.args(["-c".as_ref(), config.as_path()]);
     let output = crate::harness::proc::run(secs(10), command);
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("it needs ReusePort=yes"), "{told}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("it needs ReusePort=yes"), "{message}");
 }

@@ -60,10 +60,10 @@ impl Setup {
     /// The next message that is none of a watchdog; those are counted.
     #[track_caller]
     fn hear(&self) -> String {
-        let heard = poll(secs(10), || {
+        let received = poll(secs(10), || {
             Some(self.try_hear()?).filter(|m| m != "WATCHDOG=1")
         });
-        heard.expect("a message")
+        received.expect("a message")
     }
 
     fn try_hear(&self) -> Option<String> {

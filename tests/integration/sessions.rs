@@ -21,9 +21,9 @@ use std::{
     time::Instant,
 };
 
-fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
     let socket = tembuku.dir.file("admin.sock");
-    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
 }
 
 /// The sessions that the command prints with these filters.
@@ -170,9 +170,9 @@ fn a_port_leads_from_a_connection_of_redis_to_its_client() {
         let line = list
             .lines()
             .find(|line| line.contains(&format!("name=client-{n} ")));
-        let words = line.unwrap().split(' ');
-        let address = words
-            .filter_map(|word| word.strip_prefix("addr="))
+        let fields = line.unwrap().split(' ');
+        let address = fields
+            .filter_map(|field| field.strip_prefix("addr="))
             .next()
             .unwrap();
         let (_, port) = address.rsplit_once(':').unwrap();
@@ -237,7 +237,7 @@ fn mistakes_are_named_with_a_way_out() {
     let servers = server::named(1);
     let named = UdpServer::named("names");
     let (tembuku, _) = start(&servers, &named);
-    for (words, code, expected) in [
+    for (arguments, code, expected) in [
         (&["--listener", "plian"][..], 1, "did you mean \"plain\"?"),
         (&["--upstream", "x"], 1, "there is no upstream \"x\""),
         (&["--backend", "10.0.0.1:1"], 1, "there is no backend"),
@@ -245,12 +245,12 @@ fn mistakes_are_named_with_a_way_out() {
         (&["--idle", "5"], 2, "without a unit"),
         (&["--backend-port", "70000"], 2, "70000"),
     ] {
-        let output = run(&tembuku, &[&["sessions"], words].concat());
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(code), "{said}");
+        let output = run(&tembuku, &[&["sessions"], arguments].concat());
+        let shown = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{shown}");
         assert!(
-            said.contains(expected) && output.stdout.is_empty(),
-            "{said}"
+            shown.contains(expected) && output.stdout.is_empty(),
+            "{shown}"
         );
     }
     let socket = tembuku.dir.file("admin.sock");
@@ -264,6 +264,6 @@ fn mistakes_are_named_with_a_way_out() {
         assert_eq!(answer.status, code, "{path}");
         assert!(answer.body.contains(expected), "{}", answer.body);
     }
-    // Addresses of clients are not for everybody who may read metrics.
+    // The right to read metrics does not include addresses of clients.
     assert_eq!(tembuku.get("/api/v1/sessions").status, 404);
 }

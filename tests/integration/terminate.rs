@@ -27,15 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
     let socket = tembuku.dir.file("admin.sock");
-    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
 }
 
 /// What a command prints when it succeeds.
 #[track_caller]
-fn printed(tembuku: &Tembuku, words: &[&str]) -> String {
-    let output = run(tembuku, words);
+fn printed(tembuku: &Tembuku, arguments: &[&str]) -> String {
+    let output = run(tembuku, arguments);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -77,11 +77,11 @@ fn only_sessions_that_match_are_killed() {
     let flow = udp::client(dns);
     udp::ask(&flow, "x");
     let b1 = servers[0].addr.to_string();
-    let said = printed(&tembuku, &["kill", "--backend", &b1, "--dry-run"]);
-    assert_eq!(said, "10 sessions would be terminated (dry run)\n");
+    let shown = printed(&tembuku, &["kill", "--backend", &b1, "--dry-run"]);
+    assert_eq!(shown, "10 sessions would be terminated (dry run)\n");
     assert_eq!(servers[0].live(), 10);
-    let said = printed(&tembuku, &["kill", "--backend", &b1]);
-    assert_eq!(said, "terminated 10 sessions\n");
+    let shown = printed(&tembuku, &["kill", "--backend", &b1]);
+    assert_eq!(shown, "terminated 10 sessions\n");
     for (stream, name) in &mut clients {
         match name.as_str() {
             "b1" => assert!(is_over(stream)),
@@ -96,13 +96,13 @@ fn only_sessions_that_match_are_killed() {
     );
     let labels = [("listener", "l"), ("reason", "killed")];
     assert_eq!(tembuku.metric("sessions_closed_total", &labels), 10.0);
-    let said = printed(&tembuku, &["kill", "--listener", "dns"]);
-    assert_eq!(said, "terminated 1 session\n");
+    let shown = printed(&tembuku, &["kill", "--listener", "dns"]);
+    assert_eq!(shown, "terminated 1 session\n");
     assert_eq!(tembuku.access_log(11)[10]["close_reason"], "killed");
     // Its next datagram begins another flow.
     assert_eq!(udp::ask(&flow, "y"), "names y");
-    let said = printed(&tembuku, &["kill", "--all"]);
-    assert_eq!(said, "terminated 11 sessions\n");
+    let shown = printed(&tembuku, &["kill", "--all"]);
+    assert_eq!(shown, "terminated 11 sessions\n");
     assert!(clients.iter_mut().all(|(stream, _)| is_over(stream)));
 }
 
@@ -112,7 +112,7 @@ fn without_a_filter_nothing_is_killed() {
     let named = UdpServer::named("names");
     let (tembuku, front, _) = start(&servers, &named);
     let mut client = connect_many(front, 1).remove(0).0;
-    for (words, code, expected) in [
+    for (arguments, code, expected) in [
         (&["kill"][..], 2, "--all"),
         (&["kill", "--all", "--listener", "l"], 2, "exclude"),
         (&["kill", "--all", "--rate", "10"], 2, "10/s"),
@@ -124,12 +124,12 @@ fn without_a_filter_nothing_is_killed() {
         (&["rebalance", "uu"], 1, "there is no upstream \"uu\""),
         (&["rebalance"], 2, "UPSTREAM"),
     ] {
-        let output = run(&tembuku, words);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(code), "{said}");
+        let output = run(&tembuku, arguments);
+        let shown = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{shown}");
         assert!(
-            said.contains(expected) && output.stdout.is_empty(),
-            "{said}"
+            shown.contains(expected) && output.stdout.is_empty(),
+            "{shown}"
         );
     }
     let socket = tembuku.dir.file("admin.sock");
@@ -176,9 +176,9 @@ fn a_rate_bounds_a_kill() {
     let (tembuku, front, _) = start(&servers, &named);
     let clients = connect_many(front, 30);
     let began = Instant::now();
-    let said = printed(&tembuku, &["kill", "--upstream", "u", "--rate", "20/s"]);
+    let shown = printed(&tembuku, &["kill", "--upstream", "u", "--rate", "20/s"]);
     let took = began.elapsed();
-    assert_eq!(said, "terminated 30 sessions\n");
+    assert_eq!(shown, "terminated 30 sessions\n");
     // A tenth of a second's worth ends at once.
     assert!(took >= Duration::from_millis(1_350), "{took:?}");
     drop(clients);
@@ -192,15 +192,15 @@ fn a_command_that_is_interrupted_kills_no_more() {
     let (tembuku, front, _) = start(&servers, &named);
     let _clients = connect_many(front, 40);
     let socket = tembuku.dir.file("admin.sock");
-    let words = ["kill", "--all", "--rate", "10/s", "--socket"];
+    let arguments = ["kill", "--all", "--rate", "10/s", "--socket"];
     let mut command = Command::new(binary());
-    command.args(words).arg(&socket);
+    command.args(arguments).arg(&socket);
     let mut killing = proc::Proc::start("kill", tembuku.dir.path(), command);
     wait_until("some are killed", secs(10), || servers[0].live() <= 37);
     killing.signal(Signal::INT);
     assert!(killing.wait(secs(10)).is_some());
     let mut line = None;
-    wait_until("the log tells", secs(10), || {
+    wait_until("the log reports it", secs(10), || {
         let log = tembuku.log();
         let mut lines = log.into_iter();
         line = lines.find(|line| {
@@ -357,23 +357,23 @@ fn sessions_spread_over_a_server_that_was_added() {
         setup.reload(&setup.all());
         let before = setup.live();
         let excess: u64 = before.iter().map(|n| n.saturating_sub(20)).sum();
-        let said = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
         assert_eq!(
-            (column(&said, 1), column(&said, 2)),
+            (column(&shown, 1), column(&shown, 2)),
             (before, vec![20; 3]),
-            "{said}"
+            "{shown}"
         );
-        assert!(said.ends_with(&format!(
+        assert!(shown.ends_with(&format!(
             "{excess} sessions would be terminated (dry run)\n"
         )));
         assert_eq!(clients.cuts(), 0);
         let began = Instant::now();
-        let said = printed(&setup.tembuku, &["rebalance", "u", "--rate", "20/s"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u", "--rate", "20/s"]);
         let took = began.elapsed();
         // Not one more than needed, and no faster.
         assert!(
-            said.ends_with(&format!("terminated {excess} sessions\n")),
-            "{said}"
+            shown.ends_with(&format!("terminated {excess} sessions\n")),
+            "{shown}"
         );
         assert!(
             took >= Duration::from_secs_f64((excess as f64 - 3.0) / 20.0),
@@ -392,9 +392,9 @@ fn sessions_spread_over_a_server_that_was_added() {
             excess as f64
         );
         // There is nothing left to do.
-        let said = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
         let left: u64 = live.iter().map(|n| n.saturating_sub(20)).sum();
-        assert!(said.contains(&format!("\n{left} session")), "{said}");
+        assert!(shown.contains(&format!("\n{left} session")), "{shown}");
     }
 }
 
@@ -415,8 +415,8 @@ fn shares_follow_weights_and_leave_out_what_takes_nothing() {
     // One that is drained keeps what it has, and the others share the rest.
     let drained = format!("u/{}", setup.redis[2].addr);
     printed(&setup.tembuku, &["drain", &drained]);
-    let said = printed(&setup.tembuku, &["rebalance", "u"]);
-    assert!(said.ends_with("\nterminated 0 sessions\n"), "{said}");
+    let shown = printed(&setup.tembuku, &["rebalance", "u"]);
+    assert!(shown.ends_with("\nterminated 0 sessions\n"), "{shown}");
     assert_eq!(setup.live(), [10, 10, 40]);
 }
 
@@ -451,25 +451,25 @@ fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
         let setup = Redises::start(&keys);
         let clients = Clients::start(setup.front, 60);
         setup.wait_live(60);
-        let said = printed(&setup.tembuku, &["rebalance", "u"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u"]);
         assert!(
-            said.ends_with("\nterminated 0 sessions\n"),
-            "{policy}: {said}"
+            shown.ends_with("\nterminated 0 sessions\n"),
+            "{policy}: {shown}"
         );
         setup.reload(&setup.all());
-        let said = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
-        let targets = column(&said, 2);
-        let (_, wanted) = said.trim_end().rsplit_once('\n').unwrap();
+        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let targets = column(&shown, 2);
+        let (_, wanted) = shown.trim_end().rsplit_once('\n').unwrap();
         let wanted: usize = wanted.split(' ').next().unwrap().parse().unwrap();
-        assert!((10..60).contains(&wanted), "{policy}: {said}");
+        assert!((10..60).contains(&wanted), "{policy}: {shown}");
         assert!(
             policy != "consistent_hash" || wanted as u64 == targets[2],
-            "{said}"
+            "{shown}"
         );
-        let said = printed(&setup.tembuku, &["rebalance", "u"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u"]);
         assert!(
-            said.ends_with(&format!("\nterminated {wanted} sessions\n")),
-            "{said}"
+            shown.ends_with(&format!("\nterminated {wanted} sessions\n")),
+            "{shown}"
         );
         setup.wait_live(60);
         // Each session that was ended has gone where the table had it.
@@ -478,10 +478,10 @@ fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
             (targets, wanted),
             "{policy}"
         );
-        let said = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
         assert!(
-            said.ends_with("\n0 sessions would be terminated (dry run)\n"),
-            "{said}"
+            shown.ends_with("\n0 sessions would be terminated (dry run)\n"),
+            "{shown}"
         );
     }
 }

@@ -230,7 +230,7 @@ fn the_address_moves_for_faults_of_a_node_and_not_for_those_of_a_backend() {
     one.wait_vip();
     load.take("start");
 
-    // A crash, of which the ready file does not tell.
+    // A crash, which the ready file does not show.
     one.tembuku.kill();
     assert_eq!(one.file(), "0\n");
     two.wait_vip();

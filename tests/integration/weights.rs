@@ -21,14 +21,14 @@ use std::{
 };
 
 #[track_caller]
-fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
     let socket = tembuku.dir.file("admin.sock");
-    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
 }
 
 #[track_caller]
-fn succeed(tembuku: &Tembuku, words: &[&str]) -> String {
-    let output = run(tembuku, words);
+fn succeed(tembuku: &Tembuku, arguments: &[&str]) -> String {
+    let output = run(tembuku, arguments);
     assert!(output.status.success(), "{}", proc::text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -54,7 +54,7 @@ fn picks_by_weights_of_the_operator_are_those_of_nginx() {
     let sources = sources_v4(&mut rng, 300);
     for key in [Some("$remote_addr"), None] {
         let (_servers, mut entries) = mixed();
-        // By turns a name would count once for each of its addresses.
+        // In rotation a name would count once for each of its addresses.
         entries.retain(|entry| key.is_some() || !entry.address.starts_with("localhost"));
         for entry in &mut entries {
             entry.weight = rng.range(2, 9);
@@ -152,17 +152,17 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
         .into_iter()
         .filter(|line| line["message"] == "settings of the operator end with this process")
         .collect();
-    let words = |n: usize| (lost[n]["admin_state"].clone(), lost[n]["weight"].clone());
+    let settings = |n: usize| (lost[n]["admin_state"].clone(), lost[n]["weight"].clone());
     assert_eq!(lost.len(), 2, "{lost:?}");
-    assert_eq!(words(0), ("ready".into(), 0.into()));
-    assert_eq!(words(1), ("drain".into(), Value::Null));
+    assert_eq!(settings(0), ("ready".into(), 0.into()));
+    assert_eq!(settings(1), ("drain".into(), Value::Null));
 }
 
 #[test]
 fn invalid_weights_are_refused() {
     let (tembuku, _front, servers) = three("balance = \"consistent_hash\"");
     let target = format!("u/{}", servers[0].addr);
-    for (words, code, expected) in [
+    for (arguments, code, expected) in [
         (&["weight", &target][..], 2, "<N>"),
         (&["weight", &target, "5", "--reset"], 2, "--reset"),
         (&["weight", &target, "65536"], 2, "65535"),
@@ -180,10 +180,10 @@ fn invalid_weights_are_refused() {
             "add up to 65537; consistent_hash takes 65536",
         ),
     ] {
-        let output = run(&tembuku, words);
+        let output = run(&tembuku, arguments);
         let printed = proc::text(&output);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {printed}");
-        assert!(printed.contains(expected), "{words:?}: {printed}");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {printed}");
+        assert!(printed.contains(expected), "{arguments:?}: {printed}");
     }
     let socket = tembuku.dir.file("admin.sock");
     let path = format!("/api/v1/upstreams/u/backends/{}", servers[0].addr);
@@ -283,15 +283,15 @@ fn explain_knows_the_settings_of_the_running_process() {
     let mut rng = Rng::new(rng::seed("weights::explain_knows"));
     let sources = sources_v4(&mut rng, 60);
     let texts: Vec<String> = sources.iter().map(ToString::to_string).collect();
-    let mut words = vec![
+    let mut arguments = vec![
         "explain",
         "--running",
         "--json",
         "-c",
         file.to_str().unwrap(),
     ];
-    words.extend(texts.iter().flat_map(|text| ["--client", text.as_str()]));
-    let output = cli(&words);
+    arguments.extend(texts.iter().flat_map(|text| ["--client", text.as_str()]));
+    let output = cli(&arguments);
     assert!(output.status.success(), "{}", proc::text(&output));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     for (source, client) in sources.iter().zip(answer["clients"].as_array().unwrap()) {
