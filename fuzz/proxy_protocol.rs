@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(header)) = &whole {
         assert!(header.taken <= bytes.len());
         assert!(header.tlvs.len() <= header.taken);
-        // What follows has no say.
+        // What follows has no influence.
         assert_eq!(Parser::default().parse(&bytes[..header.taken]), whole);
         what_is_written_is_read(header);
     }
@@ -32,7 +32,7 @@ fn pieces_give_the_same(bytes: &[u8], whole: &Verdict<'_>) {
         let mut in_two = Parser::default();
         match in_two.parse(&bytes[..end]) {
             Ok(None) => assert_eq!(in_two.parse(bytes), *whole, "cut at {end}"),
-            // Whoever knows it already, knows it right.
+            // A result for a part is that of the whole.
             known => assert_eq!(known, *whole, "cut at {end}"),
         }
         if verdict == Ok(None) {

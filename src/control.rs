@@ -63,8 +63,8 @@ pub struct State {
     plan_changed: Notify,
 }
 
-/// What the plan in effect is made of, in the order of its file. Another one takes its place when
-/// the plan changes.
+/// What the plan in effect is made of, in the order of its file. Another one replaces it when the
+/// plan changes.
 pub struct View {
     pub plan: Plan,
     /// Of `plan`, see [`config::hash`](crate::config::hash).

@@ -178,7 +178,8 @@ pub struct Keepalive {
     pub count: u32,
 }
 
-/// One `bind` entry: the text as configured, and every place it stands for (a port range is many).
+/// One `bind` entry: the text as configured, and every address it stands for (a port range is
+/// many).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     pub text: String,

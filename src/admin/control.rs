@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 /// A request is short.
 const MOST_BYTES: usize = 4096;
-/// How many known names an error about an unknown one lists.
+/// How many names an error about an unknown one lists.
 const MOST_NAMES: usize = 20;
 
 const UPSTREAMS: &str = "/api/v1/upstreams/";
@@ -51,7 +51,7 @@ enum Order {
     Weight(Option<u32>),
 }
 
-/// Tells null from a field that is not there.
+/// Distinguishes null from a field that is not there.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
@@ -254,7 +254,7 @@ fn read_admin_order(word: &str, close_after: Option<&str>) -> Result<AdminOrder,
         let words = AdminState::ALL.map(AdminState::word);
         Refusal(
             StatusCode::BAD_REQUEST,
-            format!("`admin_state` does not know the word {:?}", shown(word)),
+            format!("`admin_state` has no value {:?}", shown(word)),
             hint(word, &words),
         )
     })?;

@@ -124,12 +124,12 @@ mod tests {
 
     #[test]
     fn sizes_are_in_units_of_1024() {
-        for (bytes, said) in [
+        for (bytes, expected) in [
             (1_023, "1023 B"),
             (1_536, "1.5 KiB"),
             (1 << 50, "1024.0 TiB"),
         ] {
-            assert_eq!(size(bytes), said);
+            assert_eq!(size(bytes), expected);
         }
     }
 }

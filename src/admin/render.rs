@@ -66,7 +66,7 @@ struct Queue {
 struct Requests {
     /// By kind.
     waiting: [Vec<oneshot::Sender<Arc<Document>>>; Kind::COUNT],
-    /// The kind that is served first: kinds take turns.
+    /// The kind that is served first: kinds are served in rotation.
     first: usize,
     is_closed: bool,
 }

@@ -154,7 +154,7 @@ fn divide_backend(filter: &mut Filter, state: &State) {
 }
 
 /// A name that is misspelt would match nothing, or be found out too late. That of a listener or an
-/// upstream that a reload has removed is known as long as it has sessions.
+/// upstream that a reload has removed is valid as long as it has sessions.
 fn check_names(filter: &Filter, state: &State) -> Result<(), Refusal> {
     let view = state.view();
     let unknown = |kind: &str, name: &Option<String>, known: BTreeSet<&str>| {
@@ -209,7 +209,7 @@ async fn list(
             writer.write(&format!("{comma}\n  {row}")).await?;
             count += 1;
         }
-        // Between two pieces checks and commands have their turn.
+        // Between two pieces checks and commands can run.
         tokio::task::yield_now().await;
     }
     let end = format!("\n], \"count\": {count}, \"more\": {is_more}}}\n");

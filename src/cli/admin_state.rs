@@ -87,7 +87,7 @@ pub(super) struct Name {
 
 /// How far a backend is on its way to what is waited for.
 enum Progress {
-    /// What there is to say at the end.
+    /// The line that is printed at the end.
     Done(String),
     /// What is missing.
     Pending(String),

@@ -26,7 +26,7 @@ pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
     }
 }
 
-/// Where the kernel does not tell, there is nothing to warn of.
+/// Where the kernel gives no answer, there is nothing to warn of.
 fn is_local(ip: IpAddr) -> bool {
     ip.is_unspecified() || ip.is_multicast() || sys::route::is_local(ip).unwrap_or(true)
 }

@@ -274,7 +274,7 @@ impl Lines<'_> {
         self.client.strange(&self.path, why)
     }
 
-    /// The next line as JSON: an answer that has not said that it is done has one.
+    /// The next line as JSON: an answer without its last line has one.
     pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         let line = self.next()?;
         let line = line.ok_or_else(|| self.strange("the answer is cut off"))?;

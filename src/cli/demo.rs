@@ -158,8 +158,8 @@ impl Addresses {
     }
 }
 
-/// A backend, on a thread of its own: serves until it is told "stop", and goes away for a while
-/// then.
+/// A backend, on a thread of its own: serves until it receives "stop", and then goes away for a
+/// while.
 fn start<S: Send + 'static>(
     name: &'static str,
     address: SocketAddr,

@@ -147,7 +147,7 @@ impl Event {
         format!("{time} {upstream}/{backend}{address} {kind}{from} -> {to}")
     }
 
-    /// What is known of it when it happens.
+    /// The fields that an event has from its beginning.
     fn parts(&self) -> Vec<String> {
         let reason = clean(&self.reason);
         let reason = match &self.transcript {
@@ -166,7 +166,7 @@ impl Event {
         parts
     }
 
-    /// What becomes known later.
+    /// The fields that are added later.
     fn later(&self) -> [Option<String>; 2] {
         let closed = self
             .last_session_closed_seconds

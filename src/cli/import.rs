@@ -74,7 +74,7 @@ fn write(document: &Document) -> Result<bool, String> {
     }
     let toml = document.toml();
     say(&toml)?;
-    // What was valid there may be refused here: then the place is named.
+    // What was valid there may be refused here: then its position is named.
     if let Err(problems) = config::parse(&toml, "the result") {
         return Err(format!("{problems}"));
     }

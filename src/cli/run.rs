@@ -145,17 +145,17 @@ impl MainLoop<'_> {
         let mut until = pin!(until);
         loop {
             let server = &mut *self.server;
-            let told = tokio::select! {
-                told = self.signals.next() => told,
-                Some(request) = next_request(self.requests) => Told::Reload(Some(request)),
+            let event = tokio::select! {
+                event = self.signals.next() => event,
+                Some(request) = next_request(self.requests) => ServerEvent::Reload(Some(request)),
                 () = server.accept_when_checked(), if server.is_pending() => continue,
                 over = &mut until => return Ended::Over(over),
             };
-            match told {
-                Told::Stop => return Ended::Stop,
-                Told::ReopenLogs => server.state.process.access_logs.reopen(),
-                Told::Reload(Some(request)) if !request.is_wanted() => {}
-                Told::Reload(request) => {
+            match event {
+                ServerEvent::Stop => return Ended::Stop,
+                ServerEvent::ReopenLogs => server.state.process.access_logs.reopen(),
+                ServerEvent::Reload(Some(request)) if !request.is_wanted() => {}
+                ServerEvent::Reload(request) => {
                     let mode = request.as_ref().map_or(Mode::Apply, |request| request.mode);
                     if mode == Mode::Apply {
                         self.manager.note_reloading().await;
@@ -172,7 +172,7 @@ impl MainLoop<'_> {
                         request.reply(result);
                     }
                 }
-                Told::NotYet(signal) => {
+                ServerEvent::NotYet(signal) => {
                     tracing::warn!(signal, "not supported yet, nothing was done");
                 }
             }
@@ -278,7 +278,7 @@ async fn admin_doors(
     Ok((doors, Some(file)))
 }
 
-enum Told {
+enum ServerEvent {
     Stop,
     ReopenLogs,
     /// With the request of a client, or by HUP.
@@ -313,13 +313,13 @@ impl Signals {
         }
     }
 
-    async fn next(&mut self) -> Told {
+    async fn next(&mut self) -> ServerEvent {
         tokio::select! {
-            _ = self.term.recv() => Told::Stop,
-            _ = self.int.recv() => Told::Stop,
-            _ = self.usr1.recv() => Told::ReopenLogs,
-            _ = self.hup.recv() => Told::Reload(None),
-            _ = self.usr2.recv() => Told::NotYet("USR2: upgrade"),
+            _ = self.term.recv() => ServerEvent::Stop,
+            _ = self.int.recv() => ServerEvent::Stop,
+            _ = self.usr1.recv() => ServerEvent::ReopenLogs,
+            _ = self.hup.recv() => ServerEvent::Reload(None),
+            _ = self.usr2.recv() => ServerEvent::NotYet("USR2: upgrade"),
         }
     }
 }

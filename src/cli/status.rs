@@ -31,8 +31,8 @@ pub(super) fn run(args: &Status) -> ExitCode {
     if args.node {
         return node(&args.at);
     }
-    let told = Client::find(&args.at).and_then(|client| client.status());
-    let shown = told.map(|(status, sent)| match args.json {
+    let status = Client::find(&args.at).and_then(|client| client.status());
+    let shown = status.map(|(status, sent)| match args.json {
         true => sent,
         false => text(&status),
     });
@@ -44,8 +44,8 @@ fn node(at: &At) -> ExitCode {
     match Client::find(at).and_then(|client| client.node_readiness()) {
         Ok(Readiness { is_ready, text }) => match say(&clean_lines(&text)) {
             Ok(()) if is_ready => ExitCode::SUCCESS,
-            said => {
-                said.unwrap_or_else(|why| complain(&why));
+            written => {
+                written.unwrap_or_else(|why| complain(&why));
                 ExitCode::FAILURE
             }
         },
@@ -187,7 +187,7 @@ mod tests {
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
                 "queued": 3, "held": 0, "backends": [
-                { "address": "10.0.0.1:6379", "state": "drained", "why": "the operator says so", "awaits_check": false, "available": true, "role": ["primary"],
+                { "address": "10.0.0.1:6379", "state": "drained", "why": "set by the operator", "awaits_check": false, "available": true, "role": ["primary"],
                   "admin_state": "drain", "last_check": { "result": "ok" }, "weight": 5, "weight_in_file": 1,
                   "weight_since": "T2", "admin_state_since": "T1", "backup": false, "connections": 1_000 },
                 { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "awaits_check": false, "available": true, "role": [], "last_check": null,
@@ -209,7 +209,7 @@ log               0     0        0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
 backend                   state    sessions  weight  role     check  why
-10.0.0.1:6379             drained      1000       5  primary  ok     the operator says so; since T1; weight 5 by operator, 1 in the file, since T2
+10.0.0.1:6379             drained      1000       5  primary  ok     set by the operator; since T1; weight 5 by operator, 1 in the file, since T2
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");

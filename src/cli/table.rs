@@ -1,6 +1,6 @@
 //! Tables of text, with columns below each other.
 
-/// Names, then figures, which stand on the right, then words again.
+/// Names, then figures, which are aligned to the right, then text again.
 pub(super) struct Row(Vec<(String, bool)>);
 
 impl Row {

@@ -1,4 +1,4 @@
-//! `tembuku weight`: the weight of a backend, in place of that of the file.
+//! `tembuku weight`: the weight of a backend, instead of that of the file.
 
 use super::{
     admin_state::Name,

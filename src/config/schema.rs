@@ -63,7 +63,7 @@ fn duration() -> Value {
     json!({ "type": "string", "pattern": r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)(d|h|ms|m|s|us|ns)\s*)+$" })
 }
 
-/// The keys that code reads, by their names or by what the table says of their form.
+/// The keys that code reads, by their names or by their form in the table.
 fn other(name: &str, form: &str) -> Value {
     let text = json!({ "type": "string" });
     let list = json!({ "type": "array", "items": text });

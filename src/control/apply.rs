@@ -488,7 +488,7 @@ fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
     }
 }
 
-/// Where the kernel does not tell, at least the loopback addresses are known.
+/// Where the kernel gives no answer, at least the loopback addresses are local.
 fn is_local(ip: IpAddr) -> bool {
     sys::route::is_local(ip).unwrap_or_else(|_| ip.is_loopback())
 }

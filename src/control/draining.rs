@@ -130,7 +130,7 @@ impl Draining {
         }
     }
 
-    /// What the plan says applies from now on; terminations that have begun go on.
+    /// The actions of this plan apply from now on; terminations that have begun go on.
     pub(super) fn set_plan(&self, upstream: &Upstream) {
         *self.actions.write().unwrap_or_else(PoisonError::into_inner) = upstream.into();
     }

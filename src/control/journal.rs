@@ -56,7 +56,8 @@ pub struct Journal {
     book: Mutex<Book>,
     /// The revision of the last addition, for readers that wait for the next.
     revision: watch::Sender<u64>,
-    /// When it was begun, in milliseconds since 1970: tells the journals of two processes apart.
+    /// When it was begun, in milliseconds since 1970: distinguishes the journals of two
+    /// processes.
     begun: u64,
 }
 
@@ -205,7 +206,7 @@ impl Journal {
         number
     }
 
-    /// Adds what has become known of an event, if it has not been dropped.
+    /// Completes an event, if it has not been dropped.
     pub(super) fn add(&self, number: Number, change: impl FnOnce(&mut Event)) {
         let mut book = self.book();
         let index = number.0.checked_sub(book.first);
@@ -225,7 +226,7 @@ impl Journal {
     }
 
     /// What has been written since a reader was at this cursor: events that it has not seen, and
-    /// those of which more is known by now. A cursor of another process has seen nothing.
+    /// those that have been completed since. A cursor of another process has seen nothing.
     pub fn since(&self, cursor: Option<Cursor>) -> Page {
         let book = self.book();
         let next = book.first + book.events.len() as u64;

@@ -39,7 +39,7 @@ pub enum NodeFault {
     Descriptors,
 }
 
-/// What is known of this node beside its plan and its sessions.
+/// The state of this node beside its plan and its sessions.
 pub(super) struct Node {
     /// It is about to stop.
     is_leaving: AtomicBool,

@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Requests that wait; the next client waits until its request has a place.
+/// Requests that wait; the next client waits until the queue takes its request.
 const QUEUE: usize = 16;
 
 /// Where reloads are requested, and the result of the last one.

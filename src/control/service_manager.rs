@@ -1,4 +1,4 @@
-//! What the service manager (systemd) hears of this process, if it started it.
+//! Notifications of this process to the service manager (systemd), if that started it.
 
 use super::State;
 use crate::sys::notify::{self, UnknownAddress};

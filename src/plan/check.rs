@@ -65,7 +65,7 @@ pub enum CheckAt {
     Backend,
     /// The same host, another port.
     Port(u16),
-    /// One place for all backends.
+    /// One address for all backends.
     Addr(Addr),
 }
 
@@ -396,7 +396,7 @@ impl CheckKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     Bytes(Vec<u8>),
-    /// Known to compile.
+    /// Validated: it compiles.
     Regex(String),
 }
 

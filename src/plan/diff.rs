@@ -1,7 +1,7 @@
 //! What differs between two plans, and which part of it a running process can take on.
 //!
-//! Listeners and upstreams are known by their names, backends by their upstream and the text of
-//! their address. The order of listeners and of upstreams in the file is no difference; that of
+//! Listeners and upstreams are identified by their names, backends by their upstream and the text
+//! of their address. The order of listeners and of upstreams in the file is no difference; that of
 //! backends is one, for it decides ties.
 
 use super::{Admin, Backend, Listener, Log, Plan, Process, Upstream};

@@ -1,4 +1,5 @@
-//! The words for why things ended. Each is at once the label of a metric and a word of the log.
+//! Reasons for the end of things. Each has a word, at once the label of a metric and a value in
+//! the log.
 
 mod errno;
 
@@ -291,7 +292,7 @@ pub enum Cut {
     Both,
     /// Resets every side whose source had not ended: it may always have had more to send.
     MidStream,
-    /// Resets a side only if bytes for it are known to be under way: the session was silent.
+    /// Resets a side only if bytes for it are still under way: the session was silent.
     Undelivered,
 }
 
@@ -368,8 +369,8 @@ impl CloseReason {
         }
     }
 
-    /// Whether a termination for this reason is cancelled when all backends are used whatever their
-    /// checks say.
+    /// Whether a termination for this reason is cancelled when all backends are used whatever the
+    /// results of their checks.
     pub fn is_cancelled_by_panic(self) -> bool {
         match self {
             Self::BackendDown | Self::Lagging => true,
@@ -507,7 +508,7 @@ impl ConnectError {
     }
 
     /// Whether it shows anything about the backend; a shortage of this host does not.
-    pub fn blames_backend(self) -> bool {
+    pub fn is_of_backend(self) -> bool {
         match self {
             Self::Refused
             | Self::Timeout

@@ -1,8 +1,8 @@
 //! Whether the loop of a worker runs, seen from another thread.
 //!
-//! The loop stores the time of each turn, which it has read anyway. A worker without work waits in
-//! the kernel and stores nothing: an observer that has to know wakes it for one turn. So a process
-//! that is not observed pays one store a turn, and no wake-up.
+//! The loop stores the time of each turn, which it reads in any case. A worker without work waits
+//! in the kernel and stores nothing: an observer that needs the answer wakes it for one turn. So a
+//! process that is not observed pays one store a turn, and no wake-up.
 
 use std::{
     sync::{

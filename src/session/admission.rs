@@ -163,8 +163,8 @@ impl Permits {
         (Arc::clone(&self.service), Arc::clone(&self.session))
     }
 
-    /// Makes room for the next session of the listener, and of the source; the process still counts
-    /// this one.
+    /// Frees a permit of the listener, and of the source, for the next session; the process still
+    /// counts this one.
     pub fn release_listener(&mut self) {
         if std::mem::take(&mut self.holds_listener) {
             self.service.metrics.active.fetch_sub(1, Relaxed);
@@ -252,7 +252,7 @@ mod tests {
             )
         };
         let refused = |address| admit(from(address)).err();
-        let (mut permits, socket) = admit(from([10, 0, 0, 1])).expect("room");
+        let (mut permits, socket) = admit(from([10, 0, 0, 1])).expect("a permit");
         assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
         assert_eq!(
             refused([10, 0, 0, 1]),
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_connection_has_the_permits_of_its_listener_and_the_process() {
         let (service, _) = service("max_connections = 1\naccess = [\"deny 10.0.0.9\"]");
-        let permits = admit_connection(&service, from([10, 0, 0, 1])).expect("room");
+        let permits = admit_connection(&service, from([10, 0, 0, 1])).expect("a permit");
         let refused = |address| admit_connection(&service, from(address)).err();
         assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
         assert_eq!(refused([10, 0, 0, 1]), Some(RejectReason::MaxConnections));

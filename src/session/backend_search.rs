@@ -200,7 +200,7 @@ impl<'a> BackendSearch<'a> {
         self.failures += 1;
     }
 
-    /// The session ended before it was known whether the backend can be reached.
+    /// The session ended before the backend was reached or refused.
     pub fn abandoned(
         &mut self,
         backend: &Arc<Backend>,

@@ -141,7 +141,7 @@ impl Selection {
         let backends = &self.backends;
         let has_backend = |session: &Session| match backends.get(&session.backend()) {
             Some(known) => known.matches,
-            // To be decided when its name is known.
+            // To be decided when its name has been looked up.
             None => session.backend() != 0 || filter.backend.is_none(),
         };
         let selects = |session: &Session| {
@@ -398,7 +398,7 @@ mod tests {
         }
         for id in staying {
             let times = seen.iter().filter(|seen| **seen == id).count();
-            // A session that took the place of another has another id.
+            // A session that replaced another one has another id.
             assert_eq!(times, 1, "{id}");
         }
     }

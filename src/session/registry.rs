@@ -182,7 +182,7 @@ impl Sessions {
         self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Tells every session that the process is to stop. None has to end because of that alone.
+    /// Notifies every session that the process is to stop. None has to end because of that alone.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         for session in self.find(|session| session.origin.kind == Kind::Connection) {
@@ -249,7 +249,7 @@ pub(crate) mod tests {
         );
         let session = sessions
             .add(arrival(), &origin(Kind::Connection))
-            .expect("room");
+            .expect("a permit");
         session.set_backend(7);
         (session, sessions)
     }

@@ -25,7 +25,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// One of each listener serves new sessions. Another one takes its place when the plan changes,
+/// One of each listener serves new sessions. Another one replaces it when the plan changes,
 /// with the same counters; sessions keep the one that they began with.
 pub struct Service {
     pub plan: plan::Listener,
@@ -83,7 +83,7 @@ impl Service {
         }
     }
 
-    /// The word of the access log, the status and their like.
+    /// The name in the access log, the status and their like.
     pub fn protocol(&self) -> &'static str {
         match self.is_udp() {
             true => "udp",

@@ -17,11 +17,11 @@ use std::{
     time::Duration,
 };
 
-/// What the environment says of the service manager.
+/// The service manager, from the environment.
 #[derive(Debug, Clone)]
 pub struct ServiceManager {
     address: SocketAddrUnix,
-    /// It wants to hear of the process at least this often.
+    /// It requires a notification at least this often.
     pub watchdog: Option<Duration>,
     /// It keeps descriptors for the next process.
     pub has_store: bool,
@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn addresses_are_files_or_abstract_names() {
-        for known in ["/run/x", "@x"] {
-            assert!(address(OsStr::new(known)).is_some(), "{known}");
+        for valid in ["/run/x", "@x"] {
+            assert!(address(OsStr::new(valid)).is_some(), "{valid}");
         }
         for unknown in ["", "@", "x", "vsock:2:1"] {
             assert!(address(OsStr::new(unknown)).is_none(), "{unknown}");

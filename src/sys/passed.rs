@@ -65,7 +65,7 @@ pub fn take() -> Vec<Passed> {
             continue;
         };
         let _ = fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC);
-        // SAFETY: it is open, and the environment says that it was opened for this process, which
+        // SAFETY: it is open, and the environment names it as opened for this process, which
         // has not used it: nothing else owns it. It is taken once.
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         passed.push(Passed {

@@ -6,7 +6,7 @@ use rustix::{
 };
 use std::fs;
 
-/// `None` where the system does not tell.
+/// `None` where the system does not report it.
 #[derive(Debug, Default)]
 pub struct Usage {
     pub cpu_seconds: Option<f64>,

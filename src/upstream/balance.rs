@@ -69,7 +69,7 @@ pub enum Why {
     /// There is no other.
     Only,
     /// The next in rotation.
-    Turn,
+    Rotation,
     /// The first in order that can take a session.
     FirstInOrder,
     /// The fewest sessions for its weight.
@@ -93,7 +93,7 @@ pub enum Why {
     /// candidates that can be picked.
     KeyAmongTheRest { tries: u32 },
     /// The key led to no candidate that can be picked: the next in rotation.
-    TurnInsteadOfKey,
+    RotationInsteadOfKey,
 }
 
 /// The backends of an upstream in the order in which a [`Balancer`] numbers its candidates, each
@@ -263,8 +263,8 @@ impl Balancer {
             | Policy::Maglev(..) => Some(Pick {
                 candidate: rotation.pick(weights.range(), |i| candidates.share(i))?,
                 why: match self.policy {
-                    Policy::RoundRobin => Why::Turn,
-                    _ => Why::TurnInsteadOfKey,
+                    Policy::RoundRobin => Why::Rotation,
+                    _ => Why::RotationInsteadOfKey,
                 },
             }),
         }

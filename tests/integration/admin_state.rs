@@ -351,11 +351,11 @@ fn a_drain_outlives_what_its_check_finds() {
         backend["why"].as_str().unwrap().to_owned()
     };
     wait_until("its check goes on", secs(10), || {
-        why(&setup).starts_with("the operator says so; besides, its check says: refused: ")
+        why(&setup).starts_with("set by the operator; besides, its check reports: refused: ")
     });
     setup.nodes[0].heal();
     wait_until("its check says something else", secs(10), || {
-        why(&setup) == "the operator says so"
+        why(&setup) == "set by the operator"
     });
     assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10], "still drained");
     // Down, and then wanted: it waits for its check.

@@ -75,7 +75,7 @@ fn passwords_are_used_and_not_shown() {
     let status = setup.status(&server);
     assert_eq!(status["last_check"]["result"], "auth");
     assert_eq!(status["last_check"]["transcript"], "AUTH: WRONGPASS");
-    assert_eq!(status["why"], "its check says: auth: AUTH: WRONGPASS");
+    assert_eq!(status["why"], "its check reports: auth: AUTH: WRONGPASS");
 
     setup.tembuku.assert_not_shown(&[SECRET, OTHER]);
 }
@@ -94,7 +94,7 @@ fn a_new_password_reaches_all_backends() {
     let setup = setup(&all, "", &check);
     for server in &servers {
         wait_until("the reason is reported", secs(10), || {
-            setup.status(server)["why"] == "its check says: auth: AUTH: WRONGPASS"
+            setup.status(server)["why"] == "its check reports: auth: AUTH: WRONGPASS"
         });
     }
     dir.write("password", "first-one");
@@ -175,7 +175,7 @@ fn a_login_that_fails_from_the_start_is_reported() {
         let events = setup.tembuku.get("/api/v1/events").body;
         events.contains("\"auth\"")
     });
-    let expected = "its check says: auth: PING: \"NOAUTH Authentication required.\"";
+    let expected = "its check reports: auth: PING: \"NOAUTH Authentication required.\"";
     assert_eq!(setup.status(&server)["why"], expected);
 }
 

@@ -154,7 +154,7 @@ fn checks_that_take_out_too_many_are_not_believed() {
     setup.wait_state(2, "down");
     setup.wait_panic(1.0);
     assert_eq!(setup.answers(), ["n0", "n1", "n2", "n3"]);
-    let expected = "its check says: unexpected: ";
+    let expected = "its check reports: unexpected: ";
     let why = setup.why(2);
     assert!(why.starts_with(expected), "{why}");
     assert!(why.ends_with("; panic threshold: 1 of 4 up"), "{why}");

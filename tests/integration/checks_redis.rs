@@ -356,7 +356,7 @@ fn a_loading_server_is_down_for_that_reason() {
     setup.wait_state(&server, "down");
     let why = setup.status(&server)["why"].to_string();
     assert!(
-        why.starts_with("\"its check says: loading: PING: "),
+        why.starts_with("\"its check reports: loading: PING: "),
         "{why}"
     );
     assert_eq!(

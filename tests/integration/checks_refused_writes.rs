@@ -44,7 +44,7 @@ fn one_that_cannot_save_serves_readers() {
         let status = setup.status(&server);
         let why = status["why"].as_str().unwrap();
         assert!(
-            why.starts_with("its check says: refuses_writes: PING: \"MISCONF "),
+            why.starts_with("its check reports: refuses_writes: PING: \"MISCONF "),
             "{why}"
         );
     }

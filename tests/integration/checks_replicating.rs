@@ -137,7 +137,7 @@ fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
     assert!(denied.ends_with(hint), "{denied}");
     setup.wait_state(&backend, "down");
     assert!(
-        why().starts_with("its check says: auth: replication: error 1227: "),
+        why().starts_with("its check reports: auth: replication: error 1227: "),
         "{}",
         why()
     );

@@ -437,7 +437,7 @@ fn what_comes_back_starts_slowly() {
     assert_eq!(why(&setup), "", "not at the start");
     setup.nodes[0].sicken();
     setup.wait_state(0, "down");
-    let expected = "its check says: refused: connecting: Connection refused";
+    let expected = "its check reports: refused: connecting: Connection refused";
     assert_eq!(why(&setup), expected);
     setup.nodes[0].heal();
     setup.wait_state(0, "up");

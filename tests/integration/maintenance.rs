@@ -20,23 +20,23 @@ use std::{
 };
 
 #[track_caller]
-fn run(tembuku: &Tembuku, words: &[&str]) -> Output {
+fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
     let socket = tembuku.dir.file("admin.sock");
-    cli(&[words, &["--socket", socket.to_str().unwrap()]].concat())
+    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
 }
 
 /// What a command printed that succeeded.
 #[track_caller]
-fn succeed(tembuku: &Tembuku, words: &[&str]) -> String {
-    let output = run(tembuku, words);
+fn succeed(tembuku: &Tembuku, arguments: &[&str]) -> String {
+    let output = run(tembuku, arguments);
     assert!(output.status.success(), "{}", proc::text(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// What a command complained of that did nothing.
 #[track_caller]
-fn fail(tembuku: &Tembuku, words: &[&str]) -> String {
-    let output = run(tembuku, words);
+fn fail(tembuku: &Tembuku, arguments: &[&str]) -> String {
+    let output = run(tembuku, arguments);
     assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
     String::from_utf8(output.stderr).unwrap()
 }
@@ -108,9 +108,9 @@ fn an_address_acts_on_every_upstream_that_has_it() {
         "{printed}"
     );
     for state in ["drained", "maintenance"] {
-        let known = |upstream| backend(&tembuku, upstream, &other)["state"] == state;
+        let is_in_state = |upstream| backend(&tembuku, upstream, &other)["state"] == state;
         assert!(
-            !["read", "write", "spare"].into_iter().any(known),
+            !["read", "write", "spare"].into_iter().any(is_in_state),
             "nothing was changed"
         );
     }
@@ -268,7 +268,7 @@ fn ready_waits_for_the_check() {
     );
     assert!(
         printed.contains(&format!(
-            "error: {target}: still down, its check says: refused"
+            "error: {target}: still down, its check reports: refused"
         )),
         "{printed}"
     );
@@ -283,10 +283,10 @@ fn ready_waits_for_the_check() {
         socket.to_str().unwrap(),
     ]);
     let mut waiting = Proc::start("ready", tembuku.dir.path(), waiting);
-    wait_until("it says what is pending", secs(10), || {
+    wait_until("it reports what is pending", secs(10), || {
         waiting
             .stderr()
-            .contains("still down, its check says: refused")
+            .contains("still down, its check reports: refused")
     });
     let _well = accept();
     let status = waiting.wait(secs(10)).expect("an end");

@@ -82,9 +82,9 @@ impl Setup {
     /// `tembuku reload` by the socket, with these flags.
     fn try_reload(&self, flags: &[&str]) -> Output {
         let socket = self.tembuku.dir.file("admin.sock");
-        let words = ["reload", "--socket", socket.to_str().unwrap()];
+        let arguments = ["reload", "--socket", socket.to_str().unwrap()];
         let mut command = Command::new(binary());
-        command.args(words).args(flags);
+        command.args(arguments).args(flags);
         proc::run(secs(30), command)
     }
 
@@ -103,9 +103,9 @@ impl Setup {
         let output = self.try_reload(&[]);
         assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
         assert!(output.stdout.is_empty(), "{}", proc::text(&output));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.ends_with("nothing was changed\n"), "{said}");
-        said
+        let shown = String::from_utf8(output.stderr).unwrap();
+        assert!(shown.ends_with("nothing was changed\n"), "{shown}");
+        shown
     }
 
     fn status(&self) -> Value {
@@ -168,9 +168,9 @@ fn a_session_of_an_untouched_listener_lives_through_many_reloads() {
                  [upstreams.other]\nbackends = [{{ address = \"{}\", weight = {n} }}]\n",
                 other.addr
             ));
-            let said = setup.reload();
-            assert!(said.contains("listener other: "), "{said}");
-            assert!(!said.contains("front"), "{said}");
+            let shown = setup.reload();
+            assert!(shown.contains("listener other: "), "{shown}");
+            assert!(!shown.contains("front"), "{shown}");
             assert_eq!(net::ask(added).unwrap(), "other");
         }
         ended.store(true, Ordering::Relaxed);
@@ -191,16 +191,19 @@ fn a_listener_is_added_and_removed() {
     let original = setup.config();
     let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
     setup.write(&format!("{original}{listener}"));
-    let said = setup.reload();
-    assert!(said.starts_with("listener added: added\nhash: "), "{said}");
+    let shown = setup.reload();
+    assert!(
+        shown.starts_with("listener added: added\nhash: "),
+        "{shown}"
+    );
     let end = format!("\n1 change, reloaded from {}\n", setup.file());
-    assert!(said.ends_with(&end), "{said}");
+    assert!(shown.ends_with(&end), "{shown}");
     let (mut held, _) = net::session(added).unwrap();
     setup.write(&original);
-    let said = setup.reload();
+    let shown = setup.reload();
     assert!(
-        said.starts_with("listener added: removed\n  sessions: 1\nhash: "),
-        "{said}"
+        shown.starts_with("listener added: removed\n  sessions: 1\nhash: "),
+        "{shown}"
     );
     wait_refused(added);
     echo(&mut held, "still here").unwrap();
@@ -215,9 +218,9 @@ fn picks_follow_the_backends() {
     let [one, two] = [0, 1].map(|n| setup.servers[n].addr);
     assert_eq!(setup.picks(4), of(&[("b1", 2), ("b2", 2)]));
     setup.set_backends(&format!("[\"{one}\", \"{two}\", \"{}\"]", third.addr));
-    let said = setup.reload();
+    let shown = setup.reload();
     let line = format!("backend back/{}: added\n", third.addr);
-    assert!(said.starts_with(&line), "{said}");
+    assert!(shown.starts_with(&line), "{shown}");
     assert_eq!(setup.picks(6), of(&[("b1", 2), ("b2", 2), ("b3", 2)]));
     // A session keeps a backend that is removed.
     let mut held = loop {
@@ -229,13 +232,13 @@ fn picks_follow_the_backends() {
     setup.set_backends(&format!(
         "[{{ address = \"{one}\", weight = 3 }}, \"{two}\"]"
     ));
-    let said = setup.reload();
+    let shown = setup.reload();
     let lines = format!(
         "backend back/{}: removed\n  sessions: 1\nbackend back/{one}: changed\n  \
          weight: 1 -> 3\n  sessions: 0\nhash: ",
         third.addr
     );
-    assert!(said.starts_with(&lines), "{said}");
+    assert!(shown.starts_with(&lines), "{shown}");
     assert_eq!(setup.picks(8), of(&[("b1", 6), ("b2", 2)]));
     echo(&mut held, "still here").unwrap();
 }
@@ -246,22 +249,22 @@ fn an_invalid_file_changes_nothing() {
     let before = setup.status();
     let original = setup.config();
     setup.replace("upstream = \"back\"", "upstream = \"bakc\"\nretires = 1");
-    let said = setup.fail_to_reload();
-    let place = format!(" --> {}:", setup.file());
-    assert_eq!(said.matches(&place).count(), 2, "{said}");
-    assert!(said.contains("did you mean"), "{said}");
+    let shown = setup.fail_to_reload();
+    let position = format!(" --> {}:", setup.file());
+    assert_eq!(shown.matches(&position).count(), 2, "{shown}");
+    assert!(shown.contains("did you mean"), "{shown}");
     // The same by the file, in which the command looks for the socket first.
     let by_file = cli(&["reload", "-c", &setup.file()]);
     let text = proc::text(&by_file);
     assert_eq!(by_file.status.code(), Some(1), "{text}");
-    assert!(text.contains(&place), "{text}");
+    assert!(text.contains(&position), "{text}");
     for config in ["", "[listeners", "\u{0}"] {
         setup.write(config);
         setup.fail_to_reload();
     }
     fs::remove_file(setup.file()).unwrap();
-    let said = setup.fail_to_reload();
-    assert!(said.contains("cannot read the configuration"), "{said}");
+    let shown = setup.fail_to_reload();
+    assert!(shown.contains("cannot read the configuration"), "{shown}");
     assert_eq!(setup.status(), before);
     assert_eq!(setup.picks(2), of(&[("b1", 1), ("b2", 1)]));
     let successful = || setup.tembuku.metric("config_last_reload_successful", &[]);
@@ -287,10 +290,10 @@ fn an_address_in_use_changes_nothing() {
         taken.addr
     );
     setup.write(&(original.replace("[\"", "[\"127.0.0.1:1\", \"") + &listeners));
-    let said = setup.fail_to_reload();
+    let shown = setup.fail_to_reload();
     let address = format!("listener taken: cannot listen on {}", taken.addr);
-    assert!(said.contains(&address), "{said}");
-    assert!(!said.contains("listener free"), "{said}");
+    assert!(shown.contains(&address), "{shown}");
+    assert!(!shown.contains("listener free"), "{shown}");
     assert_eq!(setup.status(), before);
     assert!(TcpStream::connect(free).is_err());
     assert_eq!(setup.picks(4), of(&[("b1", 2), ("b2", 2)]));
@@ -310,17 +313,17 @@ fn a_dry_run_changes_nothing() {
         &format!("{{ address = \"{one}\", weight = 3 }}"),
     );
     let output = setup.try_reload(&["--dry-run"]);
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{shown}");
     let begin = format!(
         "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\n  sessions: 0\nhash: "
     );
-    assert!(said.starts_with(&begin), "{said}");
+    assert!(shown.starts_with(&begin), "{shown}");
     let end = format!(
         "\n2 changes in {}, nothing was changed (dry run)\n",
         setup.file()
     );
-    assert!(said.ends_with(&end), "{said}");
+    assert!(shown.ends_with(&end), "{shown}");
     assert_eq!(setup.status(), before);
     assert!(TcpStream::connect(added).is_err());
     let metrics = setup.tembuku.metrics();
@@ -386,13 +389,13 @@ fn reloads_at_once_queue() {
     let added = ports::free_addr();
     let listener = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"back\"\n");
     setup.write(&format!("{}{listener}", setup.config()));
-    let said: Vec<String> = thread::scope(|scope| {
+    let shown: Vec<String> = thread::scope(|scope| {
         let reloads = [(); 8].map(|()| scope.spawn(|| setup.reload()));
         reloads.map(|reload| reload.join().unwrap()).to_vec()
     });
-    let starting = |text: &str| said.iter().filter(|said| said.starts_with(text)).count();
-    assert_eq!(starting("listener added: added\nhash: "), 1, "{said:?}");
-    assert_eq!(starting("no changes, "), 7, "{said:?}");
+    let starting = |text: &str| shown.iter().filter(|shown| shown.starts_with(text)).count();
+    assert_eq!(starting("listener added: added\nhash: "), 1, "{shown:?}");
+    assert_eq!(starting("no changes, "), 7, "{shown:?}");
     assert_eq!(net::ask(added).unwrap(), "b1");
 }
 
@@ -535,7 +538,7 @@ fn a_process_without_a_file_says_so() {
     let tembuku = Tembuku::start_with(&args, admin);
     tembuku.proc.signal(Signal::HUP);
     tembuku.wait_metric("config_last_reload_successful", &[], |n| n == 0.0);
-    wait_until("the log says why", secs(10), || {
+    wait_until("the log has the reason", secs(10), || {
         let log = tembuku.proc.stderr();
         log.contains("started without a file")
     });
@@ -596,7 +599,7 @@ fn a_stop_during_a_reload_ends_it() {
         });
         assert_eq!(tembuku.terminate().code(), Some(0));
         for reload in reloads {
-            // Whether the answer arrives before the end of the process is not certain.
+            // The answer may arrive before the end of the process, or not.
             if let Ok(answer) = reload.join().unwrap() {
                 assert_eq!(answer.status, 503, "{answer:?}");
             }

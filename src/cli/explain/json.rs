@@ -131,7 +131,7 @@ pub(super) fn write(
     write!(
         out,
         "\n],\n\"counts\":{{\"clients\":{},\"denied\":{},\"no_backend\":{},\"by_turns\":{}}},\n\"distribution\":",
-        counts.clients, counts.denied, counts.no_backend, counts.by_turns
+        counts.clients, counts.denied, counts.no_backend, counts.in_rotation
     )?;
     serde_json::to_writer(&mut *out, &rows(&whole, counts))?;
     write!(out, ",\n\"without\":")?;
@@ -190,7 +190,7 @@ fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
     };
     match why {
         Why::Only => Reason::Only,
-        Why::Turn => Reason::Turn,
+        Why::Rotation => Reason::Turn,
         Why::FirstInOrder => Reason::FirstInOrder,
         Why::FewestConnections { connections } => Reason::FewestConnections { connections },
         Why::Drawn { other } => Reason::Drawn {
@@ -215,7 +215,7 @@ fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
         },
         Why::Slot { slot, steps } => Reason::Slot { slot, steps },
         Why::KeyAmongTheRest { tries } => Reason::KeyAmongTheRest { tries },
-        Why::TurnInsteadOfKey => Reason::TurnInsteadOfKey,
+        Why::RotationInsteadOfKey => Reason::TurnInsteadOfKey,
     }
 }
 

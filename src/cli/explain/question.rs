@@ -21,7 +21,7 @@ pub(super) struct Question<'a> {
     pub(super) clients: Vec<Client>,
     /// They were named one by one, not drawn or counted up.
     pub(super) named: bool,
-    /// Places in the configuration.
+    /// Positions in the configuration.
     pub(super) without: Vec<usize>,
     pub(super) seed: u64,
     /// What the running process has otherwise than the file; `None`: it was not asked.

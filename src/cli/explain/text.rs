@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal as _, Write};
 
 /// Of clients that were not named one by one, and of those that move, so many are shown.
 const MOST_LINES: usize = 10;
-/// Where the width of the terminal is not known.
+/// Where the terminal has no width.
 const WIDTH: usize = 80;
 const WIDEST_BAR: usize = 40;
 
@@ -61,10 +61,10 @@ pub(super) fn write(
     let mut notes = whole.caveats(question.seed);
     notes.extend(question.running.iter().flatten().cloned());
     let goes_by_key = upstream.balance.hash_key().is_some() || upstream.balance == Balance::IpHash;
-    if counts.by_turns > 0 && goes_by_key {
-        let clients = grouped(counts.by_turns);
+    if counts.in_rotation > 0 && goes_by_key {
+        let clients = grouped(counts.in_rotation);
         notes.push(format!(
-            "turns decided for {clients} clients, not their keys"
+            "{clients} clients were assigned in rotation, not by their keys"
         ));
     }
     for (i, note) in notes.iter().enumerate() {
@@ -133,7 +133,7 @@ impl Layout {
         } else {
             count.min(MOST_LINES)
         };
-        // Those that move may be any of them, so room is kept for the longest of all.
+        // Those that move may be any of them, so the column is as wide as the longest of all.
         let client = question.clients.iter().map(|c| c.to_string().len()).max();
         let backends = question.upstream.backends.iter();
         Self {
@@ -175,7 +175,7 @@ fn table(
         "backend", "weight", "expected", "clients", "share", "diff"
     );
     writeln!(out, "{head}")?;
-    let room = layout
+    let width = layout
         .terminal
         .saturating_sub(head.len() + 3)
         .min(WIDEST_BAR);
@@ -184,7 +184,7 @@ fn table(
     let figures = process.expected().into_iter().zip(&counts.got);
     for ((backend, name), (expected, &got)) in backends.zip(&names).zip(figures) {
         let share = counts.share(got);
-        let bar = "#".repeat((got as f64 / most as f64 * room as f64).round() as usize);
+        let bar = "#".repeat((got as f64 / most as f64 * width as f64).round() as usize);
         let line = format!(
             "{:wide$}  {:>6}  {:>8}  {:>9}  {:>7}  {:>+6.1}  {bar}",
             name,

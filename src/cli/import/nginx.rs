@@ -52,7 +52,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
     Ok(import.finish())
 }
 
-/// What is known while a configuration is converted.
+/// The state of a conversion.
 #[derive(Default)]
 struct Import<'a> {
     document: Document,

@@ -18,7 +18,7 @@ pub(crate) enum PolicyName {
     Maglev,
 }
 
-impl Policy {
+impl PolicyName {
     /// Whether each client has a backend of its own.
     pub(crate) fn hashes(self) -> bool {
         match self {

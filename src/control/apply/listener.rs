@@ -33,7 +33,7 @@ pub(super) enum Sockets {
 }
 
 struct Waiting {
-    /// When it accepts whatever is known by then; `None`: never before the first verdicts.
+    /// When it accepts even without all verdicts; `None`: never before the first verdicts.
     deadline: Option<Instant>,
 }
 

@@ -95,7 +95,7 @@ impl UpstreamRuntime {
         }
     }
 
-    /// Takes over another plan of this upstream. What is known of addresses that stay is kept.
+    /// Takes over another plan of this upstream. The state of addresses that stay is kept.
     pub(super) fn change(&mut self, plan: &Upstream, inputs: UpstreamInputs, runtime: &Runtime) {
         let exporter = &runtime.exporter;
         let UpstreamInputs {
@@ -120,7 +120,7 @@ impl UpstreamRuntime {
         }
     }
 
-    /// The plan has no upstream of this name any more. What its plan says of the sessions of
+    /// The plan has no upstream of this name any more. The action of its plan for sessions of
     /// removed backends applies to all.
     pub(super) fn remove_backends(&mut self, runtime: &Runtime) {
         let plan = Upstream {

@@ -19,8 +19,8 @@ pub(super) struct Terminator {
 }
 
 impl Terminator {
-    /// Returns when all sessions on `backend` have been told to end. Dropped before, it leaves the
-    /// others where they are.
+    /// Returns when all sessions on `backend` have been notified to end. Dropped before, it leaves
+    /// the others where they are.
     pub(super) async fn terminate_all_on(
         &self,
         pool: &Pool,

@@ -11,8 +11,8 @@ use crate::{
     },
 };
 
-/// What a session on one of two backends is told when this becomes the verdict about it.
-fn told(check: Check, to: Verdict) -> Option<CloseReason> {
+/// Why a session on one of two backends must end when this becomes the verdict about it.
+fn termination(check: Check, to: Verdict) -> Option<CloseReason> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -28,11 +28,11 @@ fn told(check: Check, to: Verdict) -> Option<CloseReason> {
         let backend = Arc::clone(&pool.addresses()[0].backend);
         let session = sessions
             .add(arrival(), &origin(Kind::Connection))
-            .expect("room for one");
+            .expect("a session");
         session.set_backend(backend.id);
         verdict(&pool, 0, to, true, now);
         draining.follow_state(&pool, &backend, false, to.state());
-        // For the task that tells.
+        // For the task that terminates.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
@@ -96,10 +96,10 @@ fn each_reason_has_its_own_rule() {
         (Verdict::WrongRole, CloseReason::RoleLost),
         (Verdict::Lagging, CloseReason::Lagging),
     ] {
-        assert_eq!(told(close(plain()), to), Some(reason));
-        assert_eq!(told(keep(plain()), to), None);
+        assert_eq!(termination(close(plain()), to), Some(reason));
+        assert_eq!(termination(keep(plain()), to), None);
         // Flows go by themselves, and sessions of TCP stay.
-        assert_eq!(told(all(SessionAction::Move, plain()), to), None);
+        assert_eq!(termination(all(SessionAction::Move, plain()), to), None);
         let others = match to {
             Verdict::Lagging => Check {
                 on_lag: SessionAction::Keep,
@@ -110,20 +110,24 @@ fn each_reason_has_its_own_rule() {
                 ..keep(plain())
             },
         };
-        assert_eq!(told(others, to), None, "{to:?} by the rule of another");
+        assert_eq!(
+            termination(others, to),
+            None,
+            "{to:?} by the rule of another"
+        );
     }
-    // It may be right; and who is used all the same keeps what it has.
-    assert_eq!(told(close(plain()), Verdict::Doubtful), None);
+    // Its claim may be right; and a backend that is used in a panic keeps its sessions.
+    assert_eq!(termination(close(plain()), Verdict::Doubtful), None);
     let in_panic = Check {
         panic_threshold: 100,
         ..close(plain())
     };
-    assert_eq!(told(in_panic.clone(), Verdict::Lagging), None);
+    assert_eq!(termination(in_panic.clone(), Verdict::Lagging), None);
     let refused = Verdict::Down(Some(crate::plan::reason::CheckResult::Refused));
-    assert_eq!(told(in_panic, refused), None);
+    assert_eq!(termination(in_panic, refused), None);
 }
 
-/// An upstream whose last backend is a backup, with what is told to sessions there.
+/// An upstream whose last backend is a backup, with the terminations of sessions there.
 struct Rig {
     sessions: Arc<Sessions>,
     pool: Arc<Pool>,
@@ -149,7 +153,7 @@ impl Rig {
 
     fn session_on(&self, n: usize) -> Arc<Session> {
         let session = self.sessions.add(arrival(), &origin(Kind::Connection));
-        let session = session.expect("room for one");
+        let session = session.expect("a session");
         session.set_backend(self.backend(n).id);
         session
     }
@@ -163,8 +167,8 @@ impl Rig {
             .follow_state(&self.pool, &address.backend, address.is_backup, to.state());
     }
 
-    /// Until whoever is to be called back has been.
-    async fn recalled(&self) {
+    /// Waits until all sessions to be called back have been.
+    async fn wait_failback(&self) {
         until(|| !self.draining.failback.is_active()).await;
     }
 }
@@ -202,7 +206,7 @@ fn small(n: u8) -> Backend {
     }
 }
 
-fn recalling(on_recover: SessionAction) -> Check {
+fn with_failback(on_recover: SessionAction) -> Check {
     Check {
         on_recover,
         on_down: SessionAction::Close,
@@ -213,10 +217,13 @@ fn recalling(on_recover: SessionAction) -> Check {
 #[test]
 fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
     block_on(async {
-        let rig = Rig::new(vec![planned(1), backup(2)], recalling(SessionAction::Close));
+        let rig = Rig::new(
+            vec![planned(1), backup(2)],
+            with_failback(SessionAction::Close),
+        );
         rig.turn(0, Verdict::Up);
         rig.turn(1, Verdict::Up);
-        rig.recalled().await;
+        rig.wait_failback().await;
         let session = rig.session_on(1);
         rig.turn(1, DOWN);
         until(|| session.must_end().is_some()).await;
@@ -228,10 +235,10 @@ fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
 fn each_recovery_calls_back() {
     block_on(async {
         let backends = vec![planned(1), planned(2), backup(3)];
-        let rig = Rig::new(backends, recalling(SessionAction::Close));
+        let rig = Rig::new(backends, with_failback(SessionAction::Close));
         (0..3).for_each(|n| rig.turn(n, Verdict::Up));
         for _ in 0..3 {
-            rig.recalled().await;
+            rig.wait_failback().await;
             rig.turn(0, DOWN);
             let session = rig.session_on(2);
             rig.turn(0, Verdict::Up);
@@ -241,19 +248,19 @@ fn each_recovery_calls_back() {
     });
 }
 
-/// Those who have gone to a backup since the others were looked for.
+/// For sessions that have gone to a backup since the others were looked for.
 #[test]
-fn a_recovery_while_sessions_are_told_counts_too() {
+fn a_recovery_while_sessions_are_terminated_counts_too() {
     block_on(async {
         let backends = vec![planned(1), planned(2), backup(3)];
-        let rig = Rig::new(backends, recalling(SessionAction::Close));
+        let rig = Rig::new(backends, with_failback(SessionAction::Close));
         let many: Vec<_> = (0..500).map(|_| rig.session_on(2)).collect();
         rig.turn(0, Verdict::Up);
         until(|| many.iter().any(|s| s.must_end().is_some())).await;
         assert!(many.iter().any(|s| s.must_end().is_none()), "one by one");
         let late = rig.session_on(2);
         rig.turn(1, Verdict::Up);
-        rig.recalled().await;
+        rig.wait_failback().await;
         assert!(many.iter().all(|s| s.must_end().is_some()));
         assert_eq!(late.must_end(), Some(CloseReason::Recovered));
     });
@@ -264,7 +271,7 @@ fn who_is_up_and_full_calls_back_when_it_has_room() {
     block_on(async {
         let soon = SessionAction::CloseAfter(Duration::from_millis(20));
         for on_recover in [SessionAction::Close, soon] {
-            let rig = Rig::new(vec![small(1), backup(2)], recalling(on_recover));
+            let rig = Rig::new(vec![small(1), backup(2)], with_failback(on_recover));
             let session = rig.session_on(1);
             let mut lease = Some(Lease::new(rig.backend(0)));
             if on_recover == soon {
@@ -273,21 +280,24 @@ fn who_is_up_and_full_calls_back_when_it_has_room() {
             }
             rig.turn(0, Verdict::Up);
             let lease = lease.unwrap_or_else(|| Lease::new(rig.backend(0)));
-            // Long enough to be told.
+            // Long enough for a termination.
             tokio::time::sleep(failback::POLL * 2).await;
             assert_eq!(session.must_end(), None);
             assert!(rig.draining.failback.is_active());
             drop(lease);
-            rig.recalled().await;
+            rig.wait_failback().await;
             assert_eq!(session.must_end(), Some(CloseReason::Recovered));
         }
     });
 }
 
 #[test]
-fn nobody_is_waited_for_who_is_not_up() {
+fn a_backend_that_is_not_up_is_not_waited_for() {
     block_on(async {
-        let rig = Rig::new(vec![small(1), backup(2)], recalling(SessionAction::Close));
+        let rig = Rig::new(
+            vec![small(1), backup(2)],
+            with_failback(SessionAction::Close),
+        );
         let session = rig.session_on(1);
         let lease = Lease::new(rig.backend(0));
         rig.turn(0, Verdict::Up);
@@ -295,11 +305,11 @@ fn nobody_is_waited_for_who_is_not_up() {
         assert!(!rig.draining.failback.is_active(), "called off");
         rig.turn(0, Verdict::Up);
         assert!(rig.draining.failback.is_active());
-        // Its name is gone, and nobody says so.
+        // Its name is gone, and no transition reports it.
         drop(lease);
         let none = [vec![], vec![address(2)]];
         set_addresses(&rig.pool, &none, Instant::now());
-        rig.recalled().await;
+        rig.wait_failback().await;
         assert_eq!(session.must_end(), None);
     });
 }
@@ -329,15 +339,15 @@ fn of_addresses_that_are_gone_nothing_is_remembered() {
     });
 }
 
-/// It was found where it is told to leave, and has heard from the pool that it must not stay before
-/// its turn came.
+/// A session was found on the backend that is cleared, and moved on by itself before its
+/// termination.
 #[test]
-fn who_has_moved_on_before_its_turn_stays_where_it_is() {
+fn a_session_that_has_moved_on_before_its_termination_stays() {
     block_on(async {
         let rig = Rig::new(vec![planned(1), planned(2)], check(CheckKind::Tcp));
         let all: Vec<_> = (0..500).map(|_| rig.session_on(0)).collect();
         let (ill, well) = (rig.backend(0), rig.backend(1).id);
-        let told =
+        let terminating =
             rig.draining
                 .terminator
                 .terminate_all_on(&rig.pool, &ill, CloseReason::BackendDown);
@@ -347,8 +357,8 @@ fn who_has_moved_on_before_its_turn_stays_where_it_is() {
             moved.iter().for_each(|s| s.set_backend(well));
             moved
         };
-        let ((), moved) = tokio::join!(biased; told, moves);
-        assert_eq!(moved.len(), 150, "200 are told at once");
+        let ((), moved) = tokio::join!(biased; terminating, moves);
+        assert_eq!(moved.len(), 150, "200 are terminated at once");
         assert!(moved.iter().all(|s| s.must_end().is_none()));
         let ended = all.iter().filter(|s| s.must_end().is_some());
         assert_eq!(ended.count(), 350);

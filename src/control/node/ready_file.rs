@@ -121,7 +121,7 @@ impl State {
     pub(super) async fn write_ready_file(&self, is_ready: bool) {
         let view = self.view();
         let path = view.plan.process.ready_file.as_deref();
-        // A drain that has begun meanwhile has the last word.
+        // A drain that has begun meanwhile takes precedence.
         let is_ready = || is_ready && !self.is_draining();
         self.node.ready_file.update(path, is_ready).await;
     }

@@ -1,4 +1,4 @@
-//! What a reload changes, in words and figures.
+//! What a reload changes, as text and figures.
 
 use super::forecast::Forecast;
 use crate::{

@@ -1,4 +1,4 @@
-//! One table for the errors of socket calls: what each says, wherever it is reported.
+//! One table for the errors of socket calls: the meaning of each, wherever it is reported.
 //!
 //! The same number means the same at connect, send and receive, for connections, flows and checks.
 //! The "peer" is the other end of the socket: a backend, or a client.
@@ -9,7 +9,7 @@ use std::io;
 /// What an error is a property of, and thereby what follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Party {
-    /// A shortage of this host or process. It says nothing about the peer and passes by itself.
+    /// A shortage of this host or process. It shows nothing about the peer and passes by itself.
     Local,
     /// The one message that was to be sent. The next one may be fine.
     Message,
@@ -161,7 +161,7 @@ mod tests {
             assert_eq!(CheckResult::of(&error), check, "{error}");
             // The word alone decides whether it counts against the backend.
             assert_eq!(
-                word.blames_backend(),
+                word.is_of_backend(),
                 Cause::of(&error).is_of_backend(),
                 "{error}"
             );

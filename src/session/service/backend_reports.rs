@@ -5,8 +5,8 @@ use crate::{plan::reason::ConnectError, upstream::backend::Backend};
 use std::{io, sync::Arc, time::Instant};
 
 impl Service {
-    /// A backend could not be reached. Counts and logs that, and tells the pool if the backend is
-    /// to blame.
+    /// A backend could not be reached. Counts and logs that, and reports it to the pool if it
+    /// counts against the backend.
     pub fn report_failure(
         &self,
         backend: &Arc<Backend>,
@@ -20,7 +20,7 @@ impl Service {
         if self.is_udp() || !reason.is_shortage() {
             backend.log_failure(reason, error, now);
         }
-        if reason.blames_backend() {
+        if reason.is_of_backend() {
             self.pool.failed(backend, reason, error, now);
         }
         reason

@@ -1,4 +1,4 @@
-//! What the log says of clients and datagrams that a listener does not serve: the first event of a
+//! Log lines about clients and datagrams that a listener does not serve: the first event of a
 //! kind at once, those that follow in one line each period, with their count.
 
 use super::Service;

@@ -165,12 +165,12 @@ const FAMILIES: &[(Family, Write)] = &[
     gauge(
         "tembuku_backend_replication_lag_bytes",
         "How much the replica has received and not replayed, by its last answer; NaN \
-         while it does not tell.",
+         while it reports none.",
         |f, out| lag(f, out, 1),
     ),
     gauge(
         "tembuku_backend_replication_lag_seconds",
-        "How old what the replica has is, by its last answer; NaN while it does not tell.",
+        "How old what the replica has is, by its last answer; NaN while it reports none.",
         |f, out| lag(f, out, 0),
     ),
     counter(
@@ -229,7 +229,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     gauge(
         "tembuku_build_info",
-        "Always 1; the label tells the version.",
+        "Always 1; the label is the version.",
         |_, out| out.add_with("", ("version", env!("CARGO_PKG_VERSION")), true),
     ),
     histogram(
@@ -328,7 +328,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     counter(
         "tembuku_listener_rejected_total",
-        "Connections and flows turned away before a backend was looked for, by reason.",
+        "Connections and flows rejected before a backend was looked for, by reason.",
         |f, out| {
             listeners(f, |l| {
                 for &reason in RejectReason::ALL {
@@ -435,7 +435,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     gauge(
         "tembuku_upstream_panic",
-        "Whether so few backends are up that all are used whatever their checks say.",
+        "Whether so few backends are up that all are used whatever the results of their checks.",
         |f, out| {
             upstreams(f, |u| {
                 if let Some(in_panic) = u.in_panic {
@@ -457,7 +457,7 @@ const FAMILIES: &[(Family, Write)] = &[
     ),
     gauge(
         "tembuku_upstream_primaries",
-        "Backends that say that they are the primary, where there is to be one.",
+        "Backends that report to be the primary, where there is to be one.",
         |f, out| {
             upstreams(f, |u| {
                 if let Some(primaries) = u.primaries {

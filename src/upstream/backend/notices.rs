@@ -38,7 +38,7 @@ impl Backend {
     fn write_failure(&self, reason: ConnectError, error: Option<&dyn Display>, count: u64) {
         let (upstream, backend, address) = (&self.metrics.upstream, self.text(), &self.addr);
         let (reason_word, error) = (reason.word(), error.map(tracing::field::display));
-        if reason.blames_backend() {
+        if reason.is_of_backend() {
             tracing::warn!(%upstream, %backend, %address, reason = reason_word, error, count,
                 "backend cannot be reached");
         } else {

@@ -270,7 +270,7 @@ fn bounded_load_bounds() {
             let mut lookup = LookupState::new(&balance, &client([192, 0, 2, (n % 4) as u8]));
             let now = Now(|_| true, sessions.clone());
             let picked = b.pick(&mut lookup, &now, || 0).expect("a candidate");
-            assert!(!matches!(picked.why, Why::TurnInsteadOfKey));
+            assert!(!matches!(picked.why, Why::RotationInsteadOfKey));
             sessions[picked.candidate] += 1;
             let capacity = ((n + 1) * 110).div_ceil(100);
             for (held, weight) in sessions.iter().zip(weights) {

@@ -10,7 +10,7 @@ pub struct Counts {
     pub denied: u64,
     pub no_backend: u64,
     /// Those that got a backend in rotation, whatever their address.
-    pub by_turns: u64,
+    pub in_rotation: u64,
     /// For each backend, in the order of the configuration.
     pub got: Vec<u64>,
 }
@@ -30,7 +30,8 @@ impl Counts {
             Outcome::NoBackend => self.no_backend += 1,
             Outcome::Backend { backend, why } => {
                 self.got[*backend] += 1;
-                self.by_turns += u64::from(matches!(why, Why::Turn | Why::TurnInsteadOfKey));
+                self.in_rotation +=
+                    u64::from(matches!(why, Why::Rotation | Why::RotationInsteadOfKey));
             }
         }
     }

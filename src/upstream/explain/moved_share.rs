@@ -17,7 +17,7 @@ enum Goal<'a> {
 }
 
 /// The share of clients, from 0 to 1, that `after` leads to another backend than `before`. Backends
-/// are known by their addresses as configured; access rules do not count.
+/// are identified by their addresses as configured; access rules do not count.
 pub fn moved_share(before: &mut Process<'_>, after: &mut Process<'_>) -> f64 {
     let mut chance = Chance::from_seed(0);
     let clients = ClientSet::internet().sample(SAMPLE, &mut chance);
@@ -40,8 +40,8 @@ fn goal<'a>(process: &mut Process<'a>, client: Client) -> Goal<'a> {
             | Why::KeyAmongTheRest { .. } => {
                 Goal::Backend(&process.upstream().backends[backend].text)
             }
-            Why::Turn
-            | Why::TurnInsteadOfKey
+            Why::Rotation
+            | Why::RotationInsteadOfKey
             | Why::FirstInOrder
             | Why::FewestConnections { .. }
             | Why::Drawn { .. }
@@ -103,7 +103,7 @@ mod tests {
     fn clients_without_a_backend_of_their_own_do_not_move() {
         let two = r#""10.0.0.1:1", { address = "10.0.0.2:1", backup = true }"#;
         let two = plan("consistent_hash", two);
-        // All are on the only regular one, or on the only backup, by turns.
+        // All are on the only regular one, or on the only backup, in rotation.
         assert_eq!(share(&two, &two, &[0]), 1.0);
         let (mut before, mut after) = (process(&two, &[0]), process(&two, &[0]));
         assert_eq!(moved_share(&mut before, &mut after), 0.0);

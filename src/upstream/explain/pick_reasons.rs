@@ -14,7 +14,9 @@ impl Process<'_> {
             Outcome::NoBackend => "no backend can be picked".to_owned(),
             Outcome::Backend { backend, why } if self.upstream.backends[backend].backup => {
                 let among = match why {
-                    Why::Turn | Why::TurnInsteadOfKey => "it was its turn".to_owned(),
+                    Why::Rotation | Why::RotationInsteadOfKey => {
+                        "it was next in rotation".to_owned()
+                    }
                     why => self.picked(client, why),
                 };
                 format!("no primary can be picked; of the backups, {among}")
@@ -26,10 +28,11 @@ impl Process<'_> {
     fn picked(&self, client: Client, why: Why) -> String {
         match why {
             Why::Only => "the only backend".to_owned(),
-            Why::Turn => "it was its turn".to_owned(),
+            Why::Rotation => "it was next in rotation".to_owned(),
             Why::FirstInOrder => "the first in order that can be picked".to_owned(),
             Why::FewestConnections { connections } => format!(
-                "{connections} sessions on it, the fewest for its weight; turns decide among equals"
+                "{connections} sessions on it, the fewest for its weight; equals are picked in \
+                                 rotation"
             ),
             Why::Drawn { other: None } => "drawn by lot, alone".to_owned(),
             Why::Drawn { other: Some(other) } => format!(
@@ -38,8 +41,8 @@ impl Process<'_> {
             ),
             Why::LeastScore { score } => {
                 format!(
-                    "its score of time, sessions and weight is {score}, the least; turns decide \
-                     among equals"
+                    "its score of time, sessions and weight is {score}, the least; equals are \
+                                         picked in rotation"
                 )
             }
             Why::Hash {
@@ -69,14 +72,14 @@ impl Process<'_> {
                  key's hash"
             ),
             Why::KeyAmongTheRest { tries } => format!(
-                "{tries} places in a row led to backends that cannot be picked: the key's hash, by \
+                "{tries} positions in a row led to backends that cannot be picked: the key's hash, by \
                  weight, among those that can"
             ),
-            Why::TurnInsteadOfKey if self.has_empty_key(client) => {
-                "the hash key is empty: it was its turn".to_owned()
+            Why::RotationInsteadOfKey if self.has_empty_key(client) => {
+                "the hash key is empty: it was next in rotation".to_owned()
             }
-            Why::TurnInsteadOfKey => {
-                "the key led to no backend that can be picked: it was its turn".to_owned()
+            Why::RotationInsteadOfKey => {
+                "the key led to no backend that can be picked: it was next in rotation".to_owned()
             }
         }
     }
@@ -100,13 +103,13 @@ impl Process<'_> {
         match balance {
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => {
                 caveats.push(format!(
-                "{} goes by turns: no client has a backend of its own, and who moves says nothing",
+                "{} picks in rotation: no client has a backend of its own, and moves have no meaning",
                 balance.word()
             ));
             }
             Balance::RandomTwo => caveats.push(format!(
                 "random_two draws, here with seed {seed}: another process draws otherwise, no \
-                 client has a backend of its own, and who moves says nothing"
+                 client has a backend of its own, and moves have no meaning"
             )),
             Balance::ConsistentHash(_, Some(_)) | Balance::Maglev(_, Some(_)) => caveats.push(
                 "hash_balance_factor moves clients off backends that hold too many sessions; here \

@@ -181,7 +181,7 @@ fn backends_are_numbered_by_their_position_in_the_file() {
     assert_eq!(backend, Some(0));
     assert_eq!(
         reason,
-        "no primary can be picked; of the backups, it was its turn"
+        "no primary can be picked; of the backups, it was next in rotation"
     );
 }
 
@@ -276,7 +276,7 @@ fn only_the_clients_of_the_lost_backend_move() {
                 .iter()
                 .all(|m| m.from == Some(1) && m.to != Some(1))
         );
-        assert_eq!((survey.rest.got[1], survey.whole.by_turns), (0, 0));
+        assert_eq!((survey.rest.got[1], survey.whole.in_rotation), (0, 0));
         assert!((900..1600).contains(&survey.whole.got[1]), "{survey:?}");
     }
 }

@@ -211,11 +211,11 @@ mod tests {
     /// What the verdict is after each answer.
     fn verdicts(judge: &mut Judge, answers: &[CheckResult]) -> Vec<Verdict> {
         let now = Instant::now();
-        let hear = |answer: &CheckResult| {
+        let record = |answer: &CheckResult| {
             judge.record(*answer, now);
             judge.verdict
         };
-        answers.iter().map(hear).collect()
+        answers.iter().map(record).collect()
     }
 
     const UP: Verdict = Verdict::Up;

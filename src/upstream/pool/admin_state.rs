@@ -25,7 +25,7 @@ pub enum AdminState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdminOrder {
     pub admin_state: AdminState,
-    /// When its sessions are terminated, whatever `on_drain` says; `None`: as that says. Means
+    /// When its sessions are terminated, whatever `on_drain` is; `None`: by `on_drain`. Means
     /// nothing for one that is to be ready.
     pub close_after: Option<Duration>,
 }

@@ -72,7 +72,7 @@ impl Endpoint {
         self.admission_with(&self.config, single, now)
     }
 
-    /// The same if the configuration said this of it.
+    /// The same with another configuration.
     pub(super) fn admission_with(
         &self,
         config: &EndpointConfig,

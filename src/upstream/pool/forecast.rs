@@ -65,19 +65,19 @@ fn candidates(
     let mut found = Vec::new();
     for (of, backend) in numbered(plan.backends.iter()) {
         let (addresses, admin, weight) = match configured.get(backend.text.as_str()) {
-            Some(known) => {
+            Some(present) => {
                 // That of the operator stays.
-                let weight = known
+                let weight = present
                     .operator_weight
                     .map_or(backend.weight, |set| set.weight);
-                (known.addresses.clone(), known.admin.admin_state, weight)
+                (present.addresses.clone(), present.admin.admin_state, weight)
             }
             None => (add(backend), AdminState::Ready, backend.weight),
         };
-        let known = endpoints.get(backend.text.as_str());
+        let present = endpoints.get(backend.text.as_str());
         found.extend(addresses.into_iter().map(|address| {
-            let mut known = known.into_iter().flatten();
-            let endpoint = known.find(|e| e.backend.addr == address).copied();
+            let mut present = present.into_iter().flatten();
+            let endpoint = present.find(|e| e.backend.addr == address).copied();
             (of, backend, endpoint, (admin, weight))
         }));
     }

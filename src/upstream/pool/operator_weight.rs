@@ -1,4 +1,4 @@
-//! The weight that an operator has set for a backend in place of the configured one.
+//! The weight that an operator has set for a backend instead of the configured one.
 
 #[cfg(test)]
 mod tests;

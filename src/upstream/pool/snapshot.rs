@@ -37,7 +37,7 @@ pub struct Snapshot {
     pub last_failure: Option<Instant>,
     /// Whether it is fit for sessions, full or not, and its connects have not failed.
     pub available: bool,
-    /// Whether it is available, and has no place left below `max_connections`.
+    /// Whether it is available, and has reached `max_connections`.
     pub full: bool,
     /// The average that `least_time` compares, in seconds: the least of its addresses; `None` for
     /// other policies.
@@ -191,7 +191,7 @@ impl Inner {
             return (state, why);
         }
         if plan.down {
-            return (Disabled, "the configuration says so".to_owned());
+            return (Disabled, "set in the configuration".to_owned());
         }
         let rank = |e: &Endpoint| (rank(e.admission(single, now)), is_failed(e));
         let Some(best) = endpoints.iter().min_by_key(|e| rank(e)) else {
@@ -262,7 +262,7 @@ fn explain_admin_state(admin_state: AdminState, endpoints: &[&Endpoint], failed:
         verdict => verdict.map(|(_, why)| why),
     };
     let besides = besides.map_or_else(String::new, |why| format!("; besides, {why}"));
-    format!("the operator says so{besides}")
+    format!("set by the operator{besides}")
 }
 
 /// The verdict of the checks on a backend that is up at none of its addresses, and why.
@@ -313,11 +313,11 @@ fn explain_failed_check(result: CheckResult, last: Option<&Checked>) -> String {
     match last.filter(|c| !is_good(c)) {
         Some(c) if !c.transcript.is_empty() => {
             let (word, saw) = (c.result.word(), shorten(&c.transcript));
-            format!("its check says: {word}: {saw}")
+            format!("its check reports: {word}: {saw}")
         }
         last => {
             let result = last.map_or(result, |c| c.result);
-            format!("its check says: {}", result.word())
+            format!("its check reports: {}", result.word())
         }
     }
 }

@@ -129,9 +129,9 @@ fn the_whole_object() {
 #[test]
 fn every_policy_has_its_reason() {
     for (balance, kind, note) in [
-        ("round_robin", "turn", "goes by turns"),
-        ("least_conn", "fewest_connections", "goes by turns"),
-        ("least_time", "least_score", "goes by turns"),
+        ("round_robin", "turn", "picks in rotation"),
+        ("least_conn", "fewest_connections", "picks in rotation"),
+        ("least_time", "least_score", "picks in rotation"),
         ("random_two", "drawn", "draws, here with seed 0"),
         ("first", "first_in_order", ""),
         ("hash", "hash", ""),

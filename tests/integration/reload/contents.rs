@@ -24,7 +24,7 @@ fn add_checked(setup: &Setup, backend: SocketAddr, check: &str) {
 
 #[track_caller]
 fn wait_check(setup: &Setup, result: &str) {
-    wait_until(&format!("the check says {result}"), secs(20), || {
+    wait_until(&format!("the check reports {result}"), secs(20), || {
         let last = &setup.status()["upstreams"][1]["backends"][0]["last_check"];
         last["result"] == result
     });
@@ -89,8 +89,8 @@ fn another_password_in_the_same_file_is_used_after_a_reload() {
     wait_check(&setup, "ok");
     // A server that accepts the old one as well never refuses it.
     let mut stream = net::connect(server.addr).unwrap();
-    let words = "AUTH one\r\nACL SETUSER default >two\r\n";
-    stream.write_all(words.as_bytes()).unwrap();
+    let commands = "AUTH one\r\nACL SETUSER default >two\r\n";
+    stream.write_all(commands.as_bytes()).unwrap();
     for _ in 0..2 {
         assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+OK");
     }
@@ -115,9 +115,9 @@ fn another_password_in_the_same_file_is_used_after_a_reload() {
     assert_eq!(counted("auth"), 0.0);
     fs::remove_file(&file).unwrap();
     let printed = setup.fail_to_reload();
-    let place = "upstream checked: check: cannot read the password file ";
+    let start = "upstream checked: check: cannot read the password file ";
     assert!(
-        printed.contains(place) && printed.contains("password"),
+        printed.contains(start) && printed.contains("password"),
         "{printed}"
     );
     let output = setup.try_reload(&["--dry-run"]);

@@ -45,7 +45,7 @@ struct Group {
 /// What becomes of a setting.
 enum Setting {
     Key(&'static str, String),
-    /// What it says is the default, or has no effect here.
+    /// It sets the default, or has no effect here.
     Default,
     Lost(&'static str),
 }

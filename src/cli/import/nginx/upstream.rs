@@ -122,7 +122,7 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// The keys that say how a backend is picked.
+    /// The keys that select the policy.
     fn policy(&mut self, upstream: &'a Directive) -> Vec<(&'static str, String, Place)> {
         let mut keys = Vec::new();
         for directive in upstream.inside() {

@@ -13,7 +13,7 @@ pub(super) enum Verdict {
 
 use Verdict::{Carried, Harmless, Unsupported};
 
-/// What is known about `name`; `None`: it is no directive of the stream module or around it.
+/// The verdict on `name`; `None`: it is no directive of the stream module or around it.
 pub(super) fn verdict(name: &str) -> Option<Verdict> {
     let matches = |pattern: &str| match pattern.strip_suffix('*') {
         Some(begin) => name.starts_with(begin),

@@ -7,14 +7,14 @@ fn each_reason_has_its_text() {
     };
     let key = HashKey::default;
     for (reason, expected) in [
-        (reason(Balance::RoundRobin, &[]), "it was its turn"),
+        (reason(Balance::RoundRobin, &[]), "it was next in rotation"),
         (
             reason(Balance::LeastConn, &[]),
-            "0 sessions on it, the fewest for its weight; turns decide among equals",
+            "0 sessions on it, the fewest for its weight; equals are picked in rotation",
         ),
         (
             reason(Balance::LeastTime(TimeOf::Connect), &[]),
-            "its score of time, sessions and weight is 0, the least; turns decide among equals",
+            "its score of time, sessions and weight is 0, the least; equals are picked in rotation",
         ),
         (
             reason(Balance::First, &[]),
@@ -69,7 +69,7 @@ fn an_empty_key_is_given_as_the_reason() {
         &[],
         &["192.0.2.1", "192.0.2.1"],
     );
-    let expected = "the hash key is empty: it was its turn";
+    let expected = "the hash key is empty: it was next in rotation";
     assert!(answers.iter().all(|(_, reason)| reason == expected));
     assert_ne!(answers[0].0, answers[1].0);
 }

@@ -66,11 +66,11 @@ fn admin_state_and_verdict_are_independent() {
     let why = &both.snapshot(now)[0].why;
     assert_eq!(
         why,
-        "the operator says so; besides, its check says: refused"
+        "set by the operator; besides, its check reports: refused"
     );
     // Well again, and still not wanted.
     verdict(&both, 0, Verdict::Up, false, now);
-    assert_eq!(both.snapshot(now)[0].why, "the operator says so");
+    assert_eq!(both.snapshot(now)[0].why, "set by the operator");
     let picks: Vec<_> = (0..4).map(|_| pick(&both, now)).collect();
     assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
     // Down again, and wanted.
@@ -131,7 +131,7 @@ fn a_drain_does_not_make_it_a_stranger() {
     set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.is_checked(&first, 1));
     let why = &both.snapshot(now)[0].why;
-    assert_eq!(why, "the operator says so; besides, not checked yet");
+    assert_eq!(why, "set by the operator; besides, not checked yet");
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn weights_and_addresses_change_at_once() {
             });
         });
         let fresh = pool_with(balance, weighted([7, 7, 1]), true);
-        // By keys alone, whatever the turns are.
+        // By keys alone, whatever the state of the rotation.
         assert_eq!(picks(&pool, now), picks(&fresh, now));
     }
 }

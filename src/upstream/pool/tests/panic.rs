@@ -47,7 +47,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
         (first.state, first.why.as_str()),
         (
             BackendState::Down,
-            "its check says: refused; panic threshold: 1 of 4 up"
+            "its check reports: refused; panic threshold: 1 of 4 up"
         )
     );
     assert_eq!(pool.guarded(now).in_panic, Some(true));
@@ -62,7 +62,7 @@ fn below_the_threshold_all_are_used_and_above_it_those_that_are_up() {
     assert_eq!(events(&pool, now), ["down"]);
     assert_eq!(
         pool.snapshot(now)[1].why,
-        "its check says: refused; panic threshold: 0 of 4 up"
+        "its check reports: refused; panic threshold: 0 of 4 up"
     );
     verdict(&pool, 2, Verdict::Up, false, now);
     assert_eq!(events(&pool, now), ["up"]);
