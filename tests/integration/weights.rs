@@ -308,7 +308,7 @@ fn explain_knows_the_settings_of_the_running_process() {
     let notes = answer["notes"].to_string();
     for part in [
         "weight 5 by operator, 1 in the file, since ",
-        "is drained: the operator says so; since ",
+        "is drained: set by the operator; since ",
     ] {
         assert!(notes.contains(part), "{notes}");
     }
