@@ -228,7 +228,8 @@ impl Import<'_> {
             .iter()
             .find(|server| server.get("maxconn").is_some())
         {
-            let text = "`maxconn` of a server: sessions do not wait, another backend is taken";
+            let text = "`maxconn` of a server: another backend is taken, and without one the \
+                        session is closed; set `queue_timeout` to let it wait";
             self.note(List::Differs, &server.place, text);
         }
         if servers.iter().all(|server| server.get("observe").is_none()) {

@@ -146,7 +146,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("proxy_upstream_buffer", MEMORY),
     (
         "queue",
-        Unsupported("sessions do not wait for a backend yet"),
+        Unsupported("set `queue_length` and `queue_timeout` of the upstream"),
     ),
     ("random", Carried),
     (
