@@ -74,7 +74,7 @@ impl Pulse {
         }
         let silence = self.silence_at(now);
         let last = self.heartbeat.0.load(Relaxed);
-        if silence == 0 && Duration::from_millis(now.saturating_sub(last)) > FRESH {
+        if !self.is_awaited() && Duration::from_millis(now.saturating_sub(last)) > FRESH {
             self.woken.store(now, Relaxed);
             self.waker.wake_by_ref();
         }

@@ -445,17 +445,6 @@ const FAMILIES: &[(Family, Write)] = &[
         },
     ),
     gauge(
-        "tembuku_upstream_role_fallback",
-        "Whether primaries are used because no replica is up.",
-        |f, out| {
-            upstreams(f, |u| {
-                if let Some(in_role_fallback) = u.in_role_fallback {
-                    out.add(&u.metrics.labels, in_role_fallback);
-                }
-            });
-        },
-    ),
-    gauge(
         "tembuku_upstream_primaries",
         "Backends that report to be the primary, where there is to be one.",
         |f, out| {
@@ -474,6 +463,17 @@ const FAMILIES: &[(Family, Write)] = &[
             upstreams(f, |u| {
                 out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
             })
+        },
+    ),
+    gauge(
+        "tembuku_upstream_role_fallback",
+        "Whether primaries are used because no replica is up.",
+        |f, out| {
+            upstreams(f, |u| {
+                if let Some(in_role_fallback) = u.in_role_fallback {
+                    out.add(&u.metrics.labels, in_role_fallback);
+                }
+            });
         },
     ),
     histogram(
