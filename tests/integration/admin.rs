@@ -271,10 +271,12 @@ fn datagrams_are_counted_where_there_are_any() {
         "connect_failed",
         "drained",
         "idle_timeout",
+        "killed",
         "lagging",
         "listener_removed",
         "no_backend",
         "ok",
+        "rebalanced",
         "recovered",
         "role_lost",
     ];
@@ -392,7 +394,7 @@ fn the_status_counts_flows_and_datagrams() {
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
     assert!(
-        lines[0].ends_with(&format!(" connections, 1 of {most} flows")),
+        lines[0].contains(&format!(" connections, 1 of {most} flows, configuration ")),
         "{output}"
     );
     assert_eq!(

@@ -105,6 +105,7 @@ static WORDS: &[Foreign] = words! {
     Nginx "max_conns": "max_connections" BACKEND.
     Haproxy "maxconn": "max_connections" LISTENER, "max_connections" BACKEND,
         "max_connections" PROCESS.
+    Haproxy "maxqueue": "queue_length" UPSTREAM; "with `queue_timeout`".
     Haproxy "mode": "protocol" LISTENER; "\"tcp\" or \"udp\"".
     Haproxy "mysql-check": "kind" CHECK; "\"mysql\"".
     Haproxy "nbthread": "workers" PROCESS.
