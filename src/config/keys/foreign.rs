@@ -83,6 +83,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "frontend": "listeners" ROOT.
     Nginx "geo": .
     Haproxy "global": ; "its settings are in [process], [admin] and [log]".
+    Haproxy "grace": "drain_delay" PROCESS.
     Haproxy "hard-stop-after": "drain_timeout" PROCESS.
     Nginx "hash": "hash_key" UPSTREAM, "balance" UPSTREAM;
         "balance = \"hash\", or \"consistent_hash\" for `consistent`".
