@@ -406,7 +406,7 @@ impl CloseReason {
     /// backend is available.
     pub fn lets_flow_stay(self) -> bool {
         match self {
-            Self::BackendDown | Self::BackendRefused => true,
+            Self::BackendDown | Self::BackendRefused | Self::BackendRemoved => true,
             Self::Ok
             | Self::IdleTimeout
             | Self::HalfCloseTimeout
@@ -426,7 +426,6 @@ impl CloseReason {
             | Self::Lagging
             | Self::Recovered
             | Self::BackendDrained
-            | Self::BackendRemoved
             | Self::ListenerRemoved
             | Self::ResponseTimeout
             | Self::Evicted
