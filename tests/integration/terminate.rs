@@ -198,7 +198,8 @@ fn a_command_that_is_interrupted_kills_no_more() {
     command.args(arguments).arg(&socket);
     let mut killing = proc::Proc::start("kill", tembuku.dir.path(), command);
     wait_until("some are killed", secs(10), || servers[0].live() <= 37);
-    killing.signal(Signal::INT);
+    // Not INT, which a shell lets programs in the background ignore.
+    killing.signal(Signal::TERM);
     assert!(killing.wait(secs(10)).is_some());
     let mut line = None;
     wait_until("the log reports it", secs(10), || {
