@@ -31,7 +31,7 @@ mod value;
 pub use crate::config::text::problem::{Problem, Problems};
 pub use crate::config::text::suggestions::nearest;
 pub use crate::config::value::hash_key::format as hash_key_text;
-pub use changed_keys::{ChangedKey, Dump, changed_keys};
+pub use changed_keys::{ChangedKey, changed_keys};
 pub use dump::dump;
 pub use flags::{Flags, from_flags};
 pub use hash::hash;

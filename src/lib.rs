@@ -33,7 +33,7 @@ pub mod internals {
     }
     pub mod config {
         pub use crate::config::{
-            ChangedKey, Dump, Flags, Problems, changed_keys, dump, from_flags, load, parse,
+            ChangedKey, Flags, Problems, changed_keys, dump, from_flags, load, parse,
         };
     }
     pub mod control {

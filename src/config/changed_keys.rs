@@ -1,10 +1,17 @@
 //! The keys whose values a change of the plan concerns, with both values as `--dump` writes them.
 
-use super::dump;
-use crate::plan::{Plan, diff::Change};
+use super::{
+    dump::{
+        admin_keys, backend_keys, check_keys, listener_keys, log_keys, process_keys, upstream_keys,
+    },
+    text::quote::quoted,
+};
+use crate::plan::{
+    Plan, Upstream,
+    diff::{Change, Edit},
+};
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt};
-use toml::{Table, Value};
+use std::fmt;
 
 /// A key of the table that a change concerns; a point stands between the names of inner tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -16,13 +23,9 @@ pub struct ChangedKey {
     pub after: Option<String>,
 }
 
-/// A plan as `--dump` writes it, to be compared by its keys.
-pub struct Dump(Table);
-
-impl Dump {
-    pub fn new(plan: &Plan) -> Self {
-        // A dump can always be read.
-        Self(dump(plan).parse().unwrap_or_default())
+impl ChangedKey {
+    fn new(key: String, before: Option<String>, after: Option<String>) -> Self {
+        Self { key, before, after }
     }
 }
 
@@ -34,73 +37,77 @@ impl fmt::Display for ChangedKey {
     }
 }
 
-/// Which keys differ between the plans in the table that `change` concerns, in their order by name.
-pub fn changed_keys(old: &Dump, new: &Dump, change: &Change) -> Vec<ChangedKey> {
-    let (before, after) = (values(old, change), values(new, change));
-    let names = before
-        .keys()
-        .chain(after.keys().filter(|k| !before.contains_key(*k)));
-    let mut keys: Vec<ChangedKey> = names
-        .map(|key| ChangedKey {
-            key: key.clone(),
-            before: before.get(key).cloned(),
-            after: after.get(key).cloned(),
-        })
-        .filter(|key| key.before != key.after)
-        .collect();
-    keys.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+/// Which keys the change from `old` to `new` gives another value, in their order by name.
+pub fn changed_keys(old: &Plan, new: &Plan, change: &Change) -> Vec<ChangedKey> {
+    let (mut before, mut after) = values(old, new, change);
+    before.sort_unstable();
+    after.sort_unstable();
+    let mut after = after.into_iter().peekable();
+    let mut keys = Vec::new();
+    for (key, value) in before {
+        while let Some((key, value)) = after.next_if(|(other, _)| *other < key) {
+            keys.push(ChangedKey::new(key, None, Some(value)));
+        }
+        let other = after.next_if(|(other, _)| *other == key);
+        let other = other.map(|(_, value)| value);
+        if other.as_ref() != Some(&value) {
+            keys.push(ChangedKey::new(key, Some(value), other));
+        }
+    }
+    keys.extend(after.map(|(key, value)| ChangedKey::new(key, None, Some(value))));
     keys
 }
 
-/// The keys of the table that `change` concerns.
-fn values(Dump(dump): &Dump, change: &Change) -> BTreeMap<String, String> {
-    let mut values = BTreeMap::new();
-    if let Some(table) = table(dump, change) {
-        flatten("", table, &mut values);
-    }
-    values
-}
+type Values = Vec<(String, String)>;
 
-fn table<'a>(dump: &'a Table, change: &Change) -> Option<&'a Table> {
-    let upstream = |name: &str| dump.get("upstreams")?.get(name)?.as_table();
+/// The keys of the object that changes, before and after.
+fn values(old: &Plan, new: &Plan, change: &Change) -> (Values, Values) {
     match change {
-        Change::Process(_) => dump.get("process")?.as_table(),
-        Change::Admin(_) => dump.get("admin")?.as_table(),
-        Change::Log(_) => dump.get("log")?.as_table(),
-        Change::Listener(edit) => dump.get("listeners")?.get(&edit.item().name)?.as_table(),
-        Change::Upstream(edit) => upstream(&edit.item().name),
-        Change::Backend {
-            upstream: name,
-            edit,
-        } => {
-            let backends = upstream(name)?.get("backends")?.as_array()?;
-            let tables = backends.iter().filter_map(Value::as_table);
-            let mut named = tables.filter(|table| address(table) == Some(&edit.item().text));
-            named.next()
+        Change::Process(edit) => of_both(edit, |process, _| owned(process_keys(process)), old, new),
+        Change::Admin(edit) => of_both(edit, |admin, _| owned(admin_keys(admin)), old, new),
+        Change::Log(edit) => of_both(edit, |log, _| owned(log_keys(log)), old, new),
+        Change::Listener(edit) => {
+            of_both(edit, |listener, _| owned(listener_keys(listener)), old, new)
         }
-        Change::NeedsUpgrade(change) => table(dump, change),
+        Change::Backend { edit, .. } => {
+            of_both(edit, |backend, _| owned(backend_keys(backend)), old, new)
+        }
+        Change::Upstream(edit) => of_both(edit, upstream_values, old, new),
+        Change::NeedsUpgrade(change) => values(old, new, change),
     }
 }
 
-fn address(backend: &Table) -> Option<&str> {
-    backend.get("address")?.as_str()
+fn of_both<T>(
+    edit: &Edit<T>,
+    keys: impl Fn(&T, &Plan) -> Values,
+    old: &Plan,
+    new: &Plan,
+) -> (Values, Values) {
+    match edit {
+        Edit::Added(item) => (Vec::new(), keys(item, new)),
+        Edit::Removed(item) => (keys(item, old), Vec::new()),
+        Edit::Changed { before, after } => (keys(before, old), keys(after, new)),
+    }
 }
 
-fn flatten(prefix: &str, table: &Table, values: &mut BTreeMap<String, String>) {
-    for (key, value) in table {
-        let path = format!("{prefix}{key}");
-        match value {
-            // The settings of each backend are a change of their own.
-            Value::Array(backends) if path == "backends" => {
-                let tables = backends.iter().filter_map(Value::as_table);
-                let addresses = tables.filter_map(|table| table.get("address"));
-                let addresses: Value = addresses.cloned().collect::<Vec<_>>().into();
-                values.insert(path, addresses.to_string());
-            }
-            Value::Table(inner) if path == "check" => flatten("check.", inner, values),
-            value => {
-                values.insert(path, value.to_string());
-            }
-        }
+fn owned(keys: impl Iterator<Item = (&'static str, String)>) -> Values {
+    keys.map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The settings of each backend are a change of their own.
+fn upstream_values(upstream: &Upstream, plan: &Plan) -> Values {
+    let mut values = Vec::new();
+    for (key, value) in upstream_keys(upstream, plan) {
+        let value = if key == "backends" {
+            let addresses: Vec<String> =
+                upstream.backends.iter().map(|b| quoted(&b.text)).collect();
+            format!("[{}]", addresses.join(", "))
+        } else {
+            value
+        };
+        values.push((key.to_owned(), value));
     }
+    let check = upstream.check.iter().flat_map(check_keys);
+    values.extend(check.map(|(key, value)| (format!("check.{key}"), value)));
+    values
 }

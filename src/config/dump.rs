@@ -6,7 +6,7 @@ use super::{
     check::{self, Found},
     keys::{
         applies::{Applies, NoEffect},
-        check as check_rows, listener as listener_rows, process,
+        check as check_rows, listener as listener_rows, process as process_rows,
         row::Row,
         upstream::{self as upstream_rows, UpstreamKeys},
     },
@@ -15,7 +15,7 @@ use super::{
     text::quote::key,
     upstream,
 };
-use crate::plan::{Listener, Plan, Protocol, Upstream};
+use crate::plan::{Admin, Backend, Check, Listener, Log, Plan, Process, Protocol, Upstream};
 
 /// Reading the result gives a plan equal to `plan`.
 pub fn dump(plan: &Plan) -> String {
@@ -27,66 +27,93 @@ pub fn dump(plan: &Plan) -> String {
 
 fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     writeln!(out, "[process]")?;
-    write_rows(process::PROCESS, &plan.process, |_| None, out)?;
+    write_keys(process_keys(&plan.process), out)?;
     if let Some(admin) = &plan.admin {
         writeln!(out, "\n[admin]")?;
-        write_rows(process::ADMIN, admin, |_| None, out)?;
+        write_keys(admin_keys(admin), out)?;
     }
     writeln!(out, "\n[log]")?;
-    write_rows(process::LOG, &plan.log, |_| None, out)?;
+    write_keys(log_keys(&plan.log), out)?;
     for listener in &plan.listeners {
-        write_listener(listener, out)?;
+        writeln!(out, "\n[listeners.{}]", key(&listener.name))?;
+        write_keys(listener_keys(listener), out)?;
     }
-    let operator = plan.admin.as_ref().is_some_and(|a| a.socket.is_some());
     for upstream in &plan.upstreams {
-        let references = References::of(&upstream.name, plan.listeners.iter(), true, operator);
-        write_upstream(upstream, &references, out)?;
-    }
-    Ok(())
-}
-
-/// Writes the keys that have an effect.
-fn write_rows<'r, T: 'static>(
-    rows: impl IntoIterator<Item = &'r Row<T>>,
-    target: &T,
-    no_effect: impl Fn(Applies) -> Option<NoEffect>,
-    out: &mut String,
-) -> fmt::Result {
-    for row in rows {
-        if no_effect(row.key.applies).is_none()
-            && let Some(value) = row.write(target)
-        {
-            writeln!(out, "{} = {value}", row.key.name)?;
+        writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
+        write_keys(upstream_keys(upstream, plan), out)?;
+        if let Some(check) = &upstream.check {
+            writeln!(out, "\n[upstreams.{}.check]", key(&upstream.name))?;
+            write_keys(check_keys(check), out)?;
         }
     }
     Ok(())
 }
 
-fn write_listener(listener: &Listener, out: &mut String) -> fmt::Result {
-    let no_effect = |applies| listener::no_effect(listener, applies);
-    writeln!(out, "\n[listeners.{}]", key(&listener.name))?;
-    write_rows(listener_rows::LISTENER, listener, no_effect, out)?;
-    match &listener.protocol {
-        Protocol::Tcp => Ok(()),
-        Protocol::Udp(udp) => write_rows(listener_rows::UDP, udp, no_effect, out),
+fn write_keys(
+    keys: impl IntoIterator<Item = (&'static str, String)>,
+    out: &mut String,
+) -> fmt::Result {
+    for (name, value) in keys {
+        writeln!(out, "{name} = {value}")?;
     }
+    Ok(())
 }
 
-fn write_upstream(upstream: &Upstream, references: &References, out: &mut String) -> fmt::Result {
+/// The keys that have an effect, with their values as TOML.
+fn keys_of<'r, T: 'static>(
+    rows: impl IntoIterator<Item = &'r Row<T>>,
+    target: &T,
+    no_effect: impl Fn(Applies) -> Option<NoEffect>,
+) -> impl Iterator<Item = (&'static str, String)> {
+    rows.into_iter().filter_map(move |row| {
+        let value = row.write(target)?;
+        no_effect(row.key.applies)
+            .is_none()
+            .then_some((row.key.name, value))
+    })
+}
+
+pub(super) fn process_keys(process: &Process) -> impl Iterator<Item = (&'static str, String)> {
+    keys_of(process_rows::PROCESS, process, |_| None)
+}
+
+pub(super) fn admin_keys(admin: &Admin) -> impl Iterator<Item = (&'static str, String)> {
+    keys_of(process_rows::ADMIN, admin, |_| None)
+}
+
+pub(super) fn log_keys(log: &Log) -> impl Iterator<Item = (&'static str, String)> {
+    keys_of(process_rows::LOG, log, |_| None)
+}
+
+pub(super) fn backend_keys(backend: &Backend) -> impl Iterator<Item = (&'static str, String)> {
+    keys_of(upstream_rows::BACKEND, backend, |_| None)
+}
+
+pub(super) fn listener_keys(listener: &Listener) -> impl Iterator<Item = (&'static str, String)> {
+    let no_effect = |applies| listener::no_effect(listener, applies);
+    let udp = match &listener.protocol {
+        Protocol::Tcp => None,
+        Protocol::Udp(udp) => Some(keys_of(listener_rows::UDP, udp, no_effect)),
+    };
+    keys_of(listener_rows::LISTENER, listener, no_effect).chain(udp.into_iter().flatten())
+}
+
+/// Without those of the check. Which keys have an effect depends on the plan.
+pub(super) fn upstream_keys(upstream: &Upstream, plan: &Plan) -> Vec<(&'static str, String)> {
+    let operator = plan.admin.as_ref().is_some_and(|a| a.socket.is_some());
+    let references = References::of(&upstream.name, plan.listeners.iter(), true, operator);
     let keys = UpstreamKeys::of(upstream);
     let found = match &upstream.check {
         Some(check) => Found::Check(Box::new(check.clone())),
         None => Found::None,
     };
-    let no_effect = |applies| upstream::no_effect(&keys, applies, references, &found);
-    writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
-    write_rows(upstream_rows::UPSTREAM, &keys, no_effect, out)?;
-    let Some(check) = &upstream.check else {
-        return Ok(());
-    };
-    writeln!(out, "\n[upstreams.{}.check]", key(&upstream.name))?;
+    let no_effect = |applies| upstream::no_effect(&keys, applies, &references, &found);
+    keys_of(upstream_rows::UPSTREAM, &keys, no_effect).collect()
+}
+
+pub(super) fn check_keys(check: &Check) -> impl Iterator<Item = (&'static str, String)> {
     let rows = check_rows::CHECK
         .iter()
         .chain(check_rows::rows_of(check.kind.info()));
-    write_rows(rows, check, |applies| check::no_effect(check, applies), out)
+    keys_of(rows, check, |applies| check::no_effect(check, applies))
 }

@@ -2,7 +2,7 @@
 
 use super::forecast::Forecast;
 use crate::{
-    config::{self, ChangedKey, Dump},
+    config::{self, ChangedKey},
     control::{Prepared, View},
     plan::{
         Plan,
@@ -57,18 +57,17 @@ impl Report {
             after: config::hash(&reachable),
         };
         let changes = diff(before, wanted);
-        let [before, between, after] = [before, &reachable, wanted].map(Dump::new);
         let mut reported = Vec::new();
         let mut warnings = Vec::new();
         for change in changes {
             let described = match &change {
-                Change::NeedsUpgrade(_) => describe_change(&between, &after, &change),
+                Change::NeedsUpgrade(_) => describe_change(&reachable, wanted, &change),
                 Change::Process(_)
                 | Change::Admin(_)
                 | Change::Log(_)
                 | Change::Listener(_)
                 | Change::Backend { .. }
-                | Change::Upstream(_) => describe_change(&before, &between, &change),
+                | Change::Upstream(_) => describe_change(before, &reachable, &change),
             };
             if let Change::NeedsUpgrade(_) = &change {
                 warnings.push(described.warning());
@@ -177,7 +176,7 @@ fn add_changed_contents(
 }
 
 /// Without figures.
-fn describe_change(before: &Dump, after: &Dump, change: &Change) -> ReportedChange {
+fn describe_change(before: &Plan, after: &Plan, change: &Change) -> ReportedChange {
     let (object, name, word) = describe(change);
     ReportedChange {
         object,
