@@ -5,7 +5,7 @@
 //! backends is one, for it decides ties.
 
 use super::{Admin, Backend, Listener, Log, Plan, Process, Upstream};
-use std::mem::discriminant;
+use std::{collections::HashMap, mem::discriminant};
 
 /// One difference between two plans.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,19 +112,20 @@ fn compare_upstream(before: Box<Upstream>, after: Box<Upstream>, changes: &mut V
 
 /// The backends after these edits: those that stay in their order, then those that were added.
 fn edited(before: &[Backend], edits: &[Edit<Backend>]) -> Vec<Backend> {
-    let mut backends = before.to_vec();
-    for edit in edits {
-        match edit {
-            Edit::Added(added) => backends.push((**added).clone()),
-            Edit::Removed(removed) => backends.retain(|b| b.text != removed.text),
-            Edit::Changed { after, .. } => {
-                if let Some(backend) = backends.iter_mut().find(|b| b.text == after.text) {
-                    backend.clone_from(after);
-                }
-            }
-        }
-    }
-    backends
+    let by_text = edits.iter().map(|edit| (edit.item().text.as_str(), edit));
+    let by_text: HashMap<&str, &Edit<Backend>> = by_text.collect();
+    let stay = before
+        .iter()
+        .filter_map(|backend| match by_text.get(backend.text.as_str()) {
+            Some(Edit::Removed(_)) => None,
+            Some(Edit::Changed { after, .. }) => Some((**after).clone()),
+            Some(Edit::Added(_)) | None => Some(backend.clone()),
+        });
+    let added = edits.iter().filter_map(|edit| match edit {
+        Edit::Added(added) => Some((**added).clone()),
+        Edit::Removed(_) | Edit::Changed { .. } => None,
+    });
+    stay.chain(added).collect()
 }
 
 fn edit<T: Clone + Eq>(old: Option<&T>, new: Option<&T>) -> Option<Edit<T>> {
@@ -141,14 +142,17 @@ fn edit<T: Clone + Eq>(old: Option<&T>, new: Option<&T>) -> Option<Edit<T>> {
     }
 }
 
+fn by_key<T>(all: &[T], key: impl Fn(&T) -> &str) -> HashMap<&str, &T> {
+    all.iter().map(|item| (key(item), item)).collect()
+}
+
 /// By key: what was removed in the order of the old plan, then the rest in that of the new one.
 fn edits<T: Clone + Eq>(old: &[T], new: &[T], key: impl Fn(&T) -> &str) -> Vec<Edit<T>> {
-    let find = |all: &'_ [T], item: &T| all.iter().position(|other| key(other) == key(item));
-    let gone = old.iter().filter(|item| find(new, item).is_none());
+    let (of_old, of_new) = (by_key(old, &key), by_key(new, &key));
+    let gone = old.iter().filter(|item| !of_new.contains_key(key(item)));
     let removed = gone.filter_map(|item| edit(Some(item), None));
-    let rest = new.iter().filter_map(|item| {
-        let before = find(old, item).map(|i| &old[i]);
-        edit(before, Some(item))
-    });
+    let rest = new
+        .iter()
+        .filter_map(|item| edit(of_old.get(key(item)).copied(), Some(item)));
     removed.chain(rest).collect()
 }

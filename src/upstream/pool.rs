@@ -17,6 +17,7 @@ mod forecast;
 mod line;
 mod locked;
 mod operator_weight;
+mod preparation;
 mod snapshot;
 mod takers;
 #[cfg(test)]
@@ -112,8 +113,6 @@ struct Inner {
     next_halving: Option<Instant>,
     review: Review,
     balancer: Balancer,
-    /// Counts the balancers, so that one that was prepared for other endpoints is noticed.
-    assemblies: u64,
     chance: Chance,
     waits: Waits,
     line: Line,
@@ -241,7 +240,6 @@ impl Pool {
             next_halving: None,
             review: Review::new(plan),
             balancer: Balancer::new(&plan.balance, &[], &[]),
-            assemblies: 0,
             chance: Chance::from_seed(RandomState::new().hash_one(())),
             waits: plan.waits,
             line: Line::default(),
@@ -250,7 +248,7 @@ impl Pool {
         };
         let inner = Arc::new_cyclic(|this: &Weak<Mutex<Inner>>| {
             let mut inner = inner(Weak::clone(this) as Weak<dyn ReleaseObserver>);
-            inner.assemble(now);
+            inner.assemble(None, now);
             Mutex::new(inner)
         });
         Self {

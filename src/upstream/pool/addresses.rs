@@ -4,16 +4,18 @@ use super::{
     AdminSetting, Cause, Event, Inner, OperatorWeight, Pool, Transition,
     check_record::CheckRecord,
     endpoint::{Endpoint, EndpointConfig},
+    preparation::{Layout, Placement, Prepared},
 };
 use crate::{
     plan::{self, Addr, reason::BackendState},
     telemetry::metrics::BackendMetrics,
     upstream::{
         backend::Backend,
-        balance::{Balancer, Entry, numbered},
+        balance::{Balancer, numbered},
         health::Verdict,
     },
 };
+use ahash::HashMap;
 use std::{
     net::SocketAddr,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
@@ -90,16 +92,43 @@ impl Pool {
     /// failures and sessions, and so do those that come back while either is still there: some
     /// resolvers name a part of the addresses at a time. Returns whether anything has changed.
     pub fn set_addresses(&self, text: &str, addresses: &[Addr], now: Instant) -> bool {
+        let has_others = |c: &Configured| c.plan.text == text && c.addresses != addresses;
+        if !self.lock().configured.iter().any(has_others) {
+            return false;
+        }
+        let prepared = self.prepare_addresses(text, addresses.len());
         let mut inner = self.lock();
         let mut configured = inner.configured.iter_mut();
-        let found = configured.find(|c| c.plan.text == text);
-        let Some(configured) = found.filter(|c| c.addresses != addresses) else {
+        let Some(configured) = configured.find(|c| has_others(c)) else {
             return false;
         };
         configured.addresses = addresses.to_vec();
-        inner.reassemble(&Cause::Resolver, now);
+        let before = inner.states();
+        let replaced = inner.assemble(Some(prepared), now);
+        inner.add_transitions(&before, &Cause::Resolver, now);
         self.changed();
+        drop(inner);
+        drop(replaced);
         true
+    }
+
+    /// The balancer for so many addresses of a configured backend.
+    pub(super) fn prepare_addresses(&self, text: &str, addresses: usize) -> Prepared {
+        let inner = self.lock();
+        let configured = inner.configured.iter();
+        let mut placements: HashMap<&str, Placement> = configured
+            .map(|c| (c.plan.text.as_str(), c.placement()))
+            .collect();
+        if let Some(placed) = placements.get_mut(text) {
+            placed.addresses = addresses;
+        }
+        let layout = Layout::new(inner.configured.iter().map(|c| &c.plan), |backend| {
+            let placed = placements.remove(backend.text.as_str());
+            placed.unwrap_or_else(|| Placement::new(backend, 0))
+        });
+        let balance = inner.balance.clone();
+        drop(inner);
+        layout.prepare(&balance)
     }
 
     /// The pool of another plan of the upstream, with the same endpoints. Sessions that began with
@@ -134,17 +163,25 @@ impl Pool {
         mut add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
         now: Instant,
     ) {
+        let mut added = HashMap::default();
+        let prepared = self.prepare_plan(plan, |backend| {
+            let (metrics, addresses) = add(backend);
+            let placed = Placement::new(backend, addresses.len());
+            added.insert(backend.text.clone(), (metrics, addresses));
+            placed
+        });
         let mut inner = self.lock();
-        let mut old = std::mem::take(&mut inner.configured);
+        let old = std::mem::take(&mut inner.configured).into_iter();
+        let mut old: HashMap<String, Configured> = old.map(|c| (c.plan.text.clone(), c)).collect();
         for backend in &plan.backends {
-            let position = old.iter().position(|c| c.plan.text == backend.text);
-            let configured = match position.map(|i| old.swap_remove(i)) {
+            let configured = match old.remove(&backend.text) {
                 Some(configured) => Configured {
                     plan: backend.clone(),
                     ..configured
                 },
                 None => {
-                    let (metrics, addresses) = add(backend);
+                    let added = added.remove(&backend.text);
+                    let (metrics, addresses) = added.unwrap_or_else(|| add(backend));
                     // Sessions may still be on it since it was removed.
                     let mut departed = inner.departed.iter();
                     let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
@@ -166,9 +203,52 @@ impl Pool {
         inner.review.set_plan(plan);
         let before = inner.states();
         inner.set_check(plan.check.as_ref(), now);
-        inner.assemble(now);
+        let replaced = inner.assemble(Some(prepared), now);
         inner.add_transitions(&before, &Cause::Plan, now);
         self.changed();
+        drop(inner);
+        drop(replaced);
+    }
+
+    /// The balancer of another plan. `add`: what a backend will have that there is not yet.
+    pub(super) fn prepare_plan(
+        &self,
+        plan: &plan::Upstream,
+        mut add: impl FnMut(&plan::Backend) -> Placement,
+    ) -> Prepared {
+        let inner = self.lock();
+        let configured = inner.configured.iter();
+        let mut present: HashMap<String, (Placement, bool)> = configured
+            .map(|c| {
+                (
+                    c.plan.text.clone(),
+                    (c.placement(), c.operator_weight.is_some()),
+                )
+            })
+            .collect();
+        drop(inner);
+        let layout = Layout::new(plan.backends.iter(), |backend| {
+            match present.remove(&backend.text) {
+                // That of the operator stays.
+                Some((placed, true)) => placed,
+                Some((placed, false)) => Placement {
+                    weight: backend.weight,
+                    ..placed
+                },
+                None => add(backend),
+            }
+        });
+        layout.prepare(&plan.balance)
+    }
+}
+
+impl Configured {
+    fn placement(&self) -> Placement {
+        Placement {
+            text: Arc::clone(&self.metrics.text),
+            weight: self.weight(),
+            addresses: self.addresses.len(),
+        }
     }
 }
 
@@ -190,14 +270,6 @@ impl Inner {
         }
     }
 
-    /// Changes the endpoints to what is configured now, with a transition for each that comes or
-    /// goes.
-    fn reassemble(&mut self, cause: &Cause, now: Instant) {
-        let before = self.states();
-        self.assemble(now);
-        self.add_transitions(&before, cause, now);
-    }
-
     fn states(&self) -> Vec<(Arc<Backend>, bool, BackendState)> {
         let state = |e: &Endpoint| (Arc::clone(&e.backend), e.config.is_backup, e.state());
         self.endpoints.iter().map(state).collect()
@@ -210,16 +282,21 @@ impl Inner {
         now: Instant,
     ) {
         let after = self.states();
-        let is_in = |all: &[(Arc<Backend>, _, _)], backend: &Backend| {
-            all.iter().any(|(other, ..)| other.id == backend.id)
+        let by_id = |states: &[(Arc<Backend>, bool, BackendState)]| {
+            let states = states.iter();
+            states
+                .map(|(b, _, state)| (b.id, *state))
+                .collect::<HashMap<u64, BackendState>>()
         };
-        let gone = before.iter().filter(|(b, ..)| !is_in(&after, b));
-        let came = after.iter().filter(|(b, ..)| !is_in(before, b));
+        let (then, now_there) = (by_id(before), by_id(&after));
+        let gone = before
+            .iter()
+            .filter(|(b, ..)| !now_there.contains_key(&b.id));
+        let came = after.iter().filter(|(b, ..)| !then.contains_key(&b.id));
         let gone = gone.map(|one| (one, Some(one.2), None));
         let came = came.map(|one| (one, None, Some(one.2)));
         let changed = after.iter().filter_map(|one| {
-            let is_it = |before: &&(Arc<Backend>, bool, _)| before.0.id == one.0.id;
-            let from = before.iter().find(is_it)?.2;
+            let from = *then.get(&one.0.id)?;
             (from != one.2).then_some((one, Some(from), Some(one.2)))
         });
         for ((backend, is_backup, _), from, to) in gone.chain(came).chain(changed) {
@@ -237,10 +314,14 @@ impl Inner {
     }
 
     /// Makes the endpoints of what is configured; those that there are already keep their state.
-    pub(super) fn assemble(&mut self, now: Instant) {
+    /// Returns the balancer before, which is better dropped without the lock.
+    pub(super) fn assemble(&mut self, prepared: Option<Prepared>, now: Instant) -> Balancer {
         let mut old = std::mem::take(&mut self.endpoints);
         old.append(&mut self.departed);
-        let mut regular = 0;
+        let old = old.into_iter();
+        let mut old: HashMap<(Arc<str>, Addr), Endpoint> = old
+            .map(|e| ((Arc::clone(e.backend.text()), e.backend.addr.clone()), e))
+            .collect();
         for (of, plan) in numbered(self.configured.iter().map(|c| &c.plan)) {
             let configured = &self.configured[of];
             let config = EndpointConfig {
@@ -248,10 +329,7 @@ impl Inner {
                 ..EndpointConfig::from(plan)
             };
             for addr in &configured.addresses {
-                let is_it = |e: &Endpoint| {
-                    *e.backend.text() == configured.metrics.text && e.backend.addr == *addr
-                };
-                let kept = old.iter().position(is_it).map(|i| old.swap_remove(i));
+                let kept = old.remove(&(Arc::clone(&configured.metrics.text), addr.clone()));
                 let endpoint = kept.map_or_else(
                     || {
                         let metrics = Arc::clone(&configured.metrics);
@@ -265,25 +343,17 @@ impl Inner {
                 );
                 self.endpoints.push(endpoint);
             }
-            if !plan.backup {
-                regular = self.endpoints.len();
-            }
         }
-        for endpoint in &mut old {
+        self.departed = old.into_values().collect();
+        // In the order in which they were made.
+        self.departed.sort_unstable_by_key(|e| e.backend.id);
+        for endpoint in &mut self.departed {
             endpoint.departed.get_or_insert(now);
         }
-        self.departed = old;
-        self.assemblies += 1;
-        let endpoints = self.endpoints.iter();
-        let entries: Vec<Entry<'_>> = endpoints
-            .map(|e| Entry {
-                text: e.backend.text(),
-                weight: e.config.weight,
-            })
-            .collect();
-        self.balancer = Balancer::new(&self.balance, &entries[..regular], &entries[regular..]);
+        let replaced = self.replace_balancer(prepared);
         self.watch_new_endpoints();
         self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
         self.review(None, now);
+        replaced
     }
 }

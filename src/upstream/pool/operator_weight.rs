@@ -3,16 +3,12 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Event, Inner, Pool, addresses::Configured};
+use super::{Event, Inner, Pool, addresses::Configured, preparation::Prepared};
 use crate::{
     plan::{Balance, MOST_RING_WEIGHT},
     telemetry::metrics::BackendMetrics,
-    upstream::balance::{Balancer, Entry},
 };
 use std::{sync::Arc, time::Instant};
-
-/// How often a policy is prepared anew because the addresses have changed meanwhile.
-const MOST_ATTEMPTS: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OperatorWeight {
@@ -42,13 +38,6 @@ pub enum WeightError {
     },
 }
 
-/// A balancer that was made without the lock, and of what.
-struct Prepared {
-    balancer: Balancer,
-    /// [`Inner::assemblies`] then.
-    assemblies: u64,
-}
-
 impl Configured {
     /// The weight in effect.
     pub(super) fn weight(&self) -> u32 {
@@ -67,59 +56,35 @@ impl Pool {
         weight: Option<u32>,
         now: Instant,
     ) -> Result<WeightSet, WeightError> {
-        for _ in 0..MOST_ATTEMPTS {
-            let prepared = self.prepare_weight(text, weight)?;
-            let mut inner = self.lock();
-            if inner.assemblies == prepared.assemblies {
-                let set = inner.take_weight(text, weight, now)?;
-                let before = inner.replace_balancer(prepared.balancer, now);
-                drop(inner);
-                // It takes time as well.
-                drop(before);
-                return Ok(set);
-            }
-        }
+        let prepared = self.prepare_weight(text, weight)?;
         let mut inner = self.lock();
         inner.check_weight(text, weight)?;
         let set = inner.take_weight(text, weight, now)?;
-        inner.assemble(now);
+        let replaced = inner.assemble(Some(prepared), now);
+        drop(inner);
+        drop(replaced);
         Ok(set)
     }
 
-    fn prepare_weight(&self, text: &str, weight: Option<u32>) -> Result<Prepared, WeightError> {
+    pub(super) fn prepare_weight(
+        &self,
+        text: &str,
+        weight: Option<u32>,
+    ) -> Result<Prepared, WeightError> {
         let inner = self.lock();
         inner.check_weight(text, weight)?;
-        let mut entries: Vec<(Arc<str>, u32)> = inner.entries().collect();
         let in_file = inner.configured(text).map_or(0, |c| c.plan.weight);
-        let (balance, assemblies) = (inner.balance.clone(), inner.assemblies);
-        let regular = inner.balancer.regular().end;
+        let (balance, mut layout) = (inner.balance.clone(), inner.layout());
         drop(inner);
-        let of_it = entries.iter_mut().filter(|(of, _)| **of == *text);
+        let of_it = layout.entries.iter_mut().filter(|(of, _)| **of == *text);
         of_it.for_each(|(_, of)| *of = weight.unwrap_or(in_file));
-        let entries: Vec<Entry<'_>> = entries
-            .iter()
-            .map(|(text, weight)| Entry {
-                text,
-                weight: *weight,
-            })
-            .collect();
-        let (regular, backups) = entries.split_at(regular);
-        Ok(Prepared {
-            balancer: Balancer::new(&balance, regular, backups),
-            assemblies,
-        })
+        Ok(layout.prepare(&balance))
     }
 }
 
 impl Inner {
     fn configured(&self, text: &str) -> Option<&Configured> {
         self.configured.iter().find(|c| c.plan.text == text)
-    }
-
-    /// The candidates of the balancer, by their addresses as configured and with their weights.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (Arc<str>, u32)> {
-        let endpoints = self.endpoints.iter();
-        endpoints.map(|e| (Arc::clone(e.backend.text()), e.config.weight))
     }
 
     fn check_weight(&self, text: &str, weight: Option<u32>) -> Result<(), WeightError> {
@@ -161,13 +126,5 @@ impl Inner {
         }
         self.events.push(Event::WeightSet(set.clone()));
         Ok(set)
-    }
-
-    /// Picks by another balancer for the same endpoints. Returns the one before.
-    fn replace_balancer(&mut self, balancer: Balancer, now: Instant) -> Balancer {
-        self.assemblies += 1;
-        let before = std::mem::replace(&mut self.balancer, balancer);
-        self.review(None, now);
-        before
     }
 }

@@ -91,7 +91,13 @@ fn a_weight_holds_for_addresses_that_come_later() {
         ],
         now,
     );
-    let weights: Vec<u32> = pool.lock().entries().map(|(_, weight)| weight).collect();
+    let weights: Vec<u32> = pool
+        .lock()
+        .layout()
+        .entries
+        .into_iter()
+        .map(|(_, weight)| weight)
+        .collect();
     assert_eq!(weights, [3, 3, 1, 1]);
     assert_eq!(pool.snapshot(now)[0].weight_in_file, 1);
 }
