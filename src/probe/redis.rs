@@ -741,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_told_apart() {
+    fn errors_are_distinguished() {
         let loading = "-LOADING Redis is loading the dataset in memory\r\n";
         let down = "-MASTERDOWN Link with MASTER is down\r\n";
         let primary = Some(Role::Primary);

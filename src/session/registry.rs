@@ -255,7 +255,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_session_that_is_removed_makes_room_and_is_not_found() {
+    fn a_removed_session_frees_its_slot_and_is_not_found() {
         let (session, sessions) = one();
         let refused = sessions.add(arrival(), &origin(Kind::Connection)).err();
         assert_eq!(refused, Some(RejectReason::ProcessMaxConnections));

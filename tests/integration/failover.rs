@@ -327,7 +327,7 @@ fn backups_serve_only_when_every_primary_has_failed() {
 }
 
 #[test]
-fn a_full_backend_is_passed_over_until_there_is_room() {
+fn a_full_backend_is_passed_over_until_it_has_a_place() {
     let servers = named(2);
     let backends = [
         with(servers[0].addr, "max_connections = 2"),

@@ -42,7 +42,7 @@ fn termination(check: Check, to: Verdict) -> Option<CloseReason> {
 
 /// What is to come when all are used is called off, and comes when the checks count again.
 #[test]
-fn who_is_used_all_the_same_is_not_told_later_either() {
+fn sessions_of_a_backend_in_panic_mode_are_not_ended_later() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -267,7 +267,7 @@ fn a_recovery_while_sessions_are_terminated_counts_too() {
 }
 
 #[test]
-fn who_is_up_and_full_calls_back_when_it_has_room() {
+fn a_full_backend_takes_sessions_back_when_it_has_places() {
     block_on(async {
         let soon = SessionAction::CloseAfter(Duration::from_millis(20));
         for on_recover in [SessionAction::Close, soon] {

@@ -464,7 +464,7 @@ fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
 }
 
 #[test]
-fn a_server_without_tls_is_not_told_anything() {
+fn a_server_without_tls_gets_no_credentials() {
     let encrypted = Settings {
         encrypted: true,
         ..settings_with(None)

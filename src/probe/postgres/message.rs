@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_may_be_long() {
+    fn an_unexpected_message_may_be_long() {
         for (kind, length, result) in [
             (b'N', 60_000, Ok(None)),
             (b'S', 60_000, Ok(None)),

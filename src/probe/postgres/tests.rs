@@ -161,7 +161,7 @@ fn a_login_in_all_its_length() {
 }
 
 #[test]
-fn who_asks_for_no_more_than_the_role_hears_no_more() {
+fn a_check_of_the_role_alone_asks_nothing_else() {
     let pieces = [WELCOME.to_vec(), READY.to_vec(), rows(&[Some("t")])];
     let answer = check(&talk(None), &pieces);
     assert_eq!(
@@ -595,7 +595,7 @@ fn a_server_has_to_prove_itself() {
 }
 
 #[test]
-fn nobody_repeats_the_password() {
+fn no_answer_repeats_the_password() {
     let answer = check(&with_password(None), &[error("28P01", "not xyzzy, please")]);
     assert_eq!(answer.transcript, "ERROR 28P01: (not shown)");
     let echo = check(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_data_it_is() {
+    fn an_epoch_names_the_replication_of_the_data() {
         let zeros = "0".repeat(40);
         let text = format!("master_replid:8371b4fb\r\nmaster_replid2:{zeros}\r\n");
         let named = |id: &str, before: Option<&str>| Epoch::Replication {

@@ -89,7 +89,7 @@ fn datagrams_of_every_size_pass() {
 }
 
 #[test]
-fn batches_keep_their_order_and_go_on_where_told() {
+fn batches_keep_their_order_and_continue_at_an_offset() {
     for family in BOTH {
         let (a, b) = (bound(family), bound(family));
         let payloads: Vec<_> = (0..BATCH + 6).map(|i| pattern(i, i)).collect();

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_are_away_the_key_finds_who_is_left() {
+    fn a_key_finds_a_candidate_however_many_are_away() {
         let names = names(200, 1);
         let entries = entries(&names, &[1]);
         let table = Maglev::new(&entries);

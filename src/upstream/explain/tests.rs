@@ -186,7 +186,7 @@ fn backends_are_numbered_by_their_position_in_the_file() {
 }
 
 #[test]
-fn first_expects_everybody_on_one() {
+fn first_expects_all_clients_on_one() {
     let mut backends = three();
     backends[0].down = true;
     backends[1].weight = 0;

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newer_where_it_can_be_told() {
+    fn an_epoch_is_newer_where_the_two_compare() {
         let redis = |id: &str, before: Option<&str>| Epoch::Replication {
             id: id.into(),
             before: before.map(str::to_owned),

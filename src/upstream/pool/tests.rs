@@ -247,7 +247,7 @@ fn addresses_that_stay_keep_their_state() {
 }
 
 #[test]
-fn who_was_picked_before_a_backend_was_left_must_not_stay() {
+fn a_session_picked_before_a_termination_must_not_stay() {
     let now = Instant::now();
     let alone = pool(vec![planned(1)], true);
     let mut before = alone.search(&HashInput::default());
@@ -261,7 +261,7 @@ fn who_was_picked_before_a_backend_was_left_must_not_stay() {
 }
 
 #[test]
-fn who_is_too_far_behind_takes_nothing_new() {
+fn a_lagging_backend_takes_nothing_new() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     verdict(&both, 0, Verdict::Lagging, false, now);

@@ -16,7 +16,7 @@ fn an_empty_socket_would_block() {
 }
 
 #[test]
-fn a_datagram_longer_than_its_slot_is_told_as_truncated() {
+fn a_datagram_longer_than_its_slot_is_reported_as_truncated() {
     let (a, b) = (bound(BOTH[0]), bound(BOTH[0]));
     let mut inbox = Inbox::with(3, 100);
     let whole = pattern(101, 0);

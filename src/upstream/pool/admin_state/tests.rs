@@ -32,7 +32,7 @@ fn transitions(pool: &Pool, now: Instant) -> Vec<(BackendState, BackendState)> {
 }
 
 #[test]
-fn who_is_taken_out_gets_nothing_even_alone() {
+fn a_backend_in_maintenance_gets_nothing_even_alone() {
     let now = Instant::now();
     for (admin_state, state) in OUT {
         let alone = pool(vec![planned(1)], true);
@@ -214,7 +214,7 @@ fn picks_are_those_beside_one_that_is_down() {
 }
 
 #[test]
-fn who_was_being_connected_hears_of_it_only_when_sessions_are_to_leave() {
+fn a_connecting_session_ends_only_if_sessions_are_terminated() {
     let now = Instant::now();
     let both = pool(vec![planned(1), planned(2)], true);
     let mut search = both.search(&HashInput::default());

@@ -146,7 +146,7 @@ fn a_place_goes_to_the_first_that_waits() {
     // One that comes now is behind them, although the first has not taken its place yet.
     let mut last = begin_waiting(&pool, now);
     assert!(!is_served(&mut waiting[1], now) && is_served(&mut waiting[0], now));
-    // Who leaves is passed over, and who leaves with a place gives it to the next.
+    // A session that leaves is passed over, and one that leaves with a place gives it to the next.
     drop(waiting.remove(1));
     drop(waiting.remove(0));
     drop(waiting);
