@@ -1,7 +1,12 @@
 //! Names that are answered late or never, beside others.
 
 use crate::harness::{
-    millis, net::ask, poll, ports, programs, secs, server::Server, tembuku::Tembuku, wait_until,
+    millis,
+    net::{ask, echo, session},
+    poll, ports, proc, programs, secs,
+    server::Server,
+    tembuku::Tembuku,
+    wait_until,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -46,6 +51,10 @@ impl Names {
 
     fn silence(&self, name: &str) {
         self.0.lock().unwrap().silent.insert(name.to_owned());
+    }
+
+    fn answer_again(&self, name: &str) {
+        self.0.lock().unwrap().silent.remove(name);
     }
 
     fn asked(&self, name: &str) -> usize {
@@ -195,4 +204,57 @@ fn a_start_does_not_wait_for_a_name_that_it_can_do_without() {
     assert_eq!(ask(front).unwrap(), "here");
     assert!(began.elapsed() < millis(4_500), "{:?}", began.elapsed());
     assert!(tembuku.proc.stderr().contains("has not answered yet"));
+}
+
+/// An upstream keeps the addresses of its names over a reload, as one of nginx with `zone` and
+/// `resolve` does. nginx's test for it is stream_upstream_resolve_reload.t.
+#[test]
+fn addresses_of_names_outlive_a_reload_while_the_name_server_is_silent() {
+    let Some(_place) = programs::place() else {
+        return programs::again_in_own_place(
+            "resolve_slow::addresses_of_names_outlive_a_reload_while_the_name_server_is_silent",
+        );
+    };
+    let (front, other, port) = (ports::free_addr(), ports::free_addr(), ports::free_port());
+    let _servers = [server("one", 1, port), server("two", 2, port)];
+    let names = Names::start();
+    names.set("app.test", [127, 0, 7, 1]);
+    let config = |keys: &str, backends: &str| {
+        format!(
+            "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{keys}\n\
+             [upstreams.u]\nresolve_interval = \"200ms\"\nbackends = [{backends}]\n"
+        )
+    };
+    let known = format!("{{ address = \"app.test:{port}\", max_fails = 3 }}");
+    let tembuku = Tembuku::start_under(
+        "env RES_OPTIONS=timeout:2",
+        &config("", &format!("\"app.test:{port}\"")),
+    );
+    let (mut held, greeting) = session(front).unwrap();
+    assert_eq!(greeting, "one");
+
+    names.silence("app.test");
+    // Settings of the backend, of its listener, and another listener on the same upstream.
+    let second = format!("retries = 1\n[listeners.m]\nbind = \"{other}\"\nupstream = \"u\"");
+    tembuku.reload(&config(&second, &known));
+    for address in [front, other] {
+        assert_eq!(ask(address).unwrap(), "one");
+    }
+    echo(&mut held, "the session stays").unwrap();
+
+    // A name that nothing is known of has to resolve, or nothing changes.
+    let unknown = config("", &format!("{known}, \"missing.test:{port}\""));
+    let output = tembuku.try_reload(&unknown);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(proc::text(&output).contains("missing.test does not resolve"));
+    assert_eq!(ask(other).unwrap(), "one");
+
+    // The addresses are looked up again as soon as there are answers.
+    names.set("app.test", [127, 0, 7, 2]);
+    names.answer_again("app.test");
+    wait_until("the new address is used", secs(30), || {
+        ask(front).unwrap() == "two" && ask(other).unwrap() == "two"
+    });
+    echo(&mut held, "the session stays where it is").unwrap();
 }
