@@ -1,9 +1,11 @@
 //! What operators and their tools see, over HTTP, and what they may do on the socket.
 
+mod ages;
 mod control;
 mod events;
 mod fields;
 mod format;
+mod history;
 mod host;
 mod http;
 mod lifetime;

@@ -1,9 +1,11 @@
 //! The HTTP server of the admin side. Read only on TCP; the unix socket also takes commands.
 
 use super::{
-    control, events, host,
+    control, events,
+    fields::Fields,
+    host,
     lifetime::Lifetime,
-    readiness, reload,
+    page, readiness, reload,
     render::{Kind, Renderer, SharedBody},
     sessions,
     stream::Stream,
@@ -54,8 +56,7 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
     ),
     (
         CONTENT_SECURITY_POLICY,
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
-         frame-ancestors 'none'",
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ];
 
@@ -191,11 +192,11 @@ async fn answer(
         readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
         readiness::NODE_PATH => plain(readiness::node(&state).await),
         path => match Kind::at(path) {
-            Some(kind) => document(kind, *request.method() == Method::HEAD, &renderer).await,
+            Some(kind) => document(kind, &request, &renderer).await,
             None => text(
                 StatusCode::NOT_FOUND,
-                "not found; there are /, /metrics, /livez, /readyz, /readyz/node, /api/v1/status \
-                 and /api/v1/events\n",
+                "not found; there are /, /metrics, /livez, /readyz, /readyz/node, /api/v1/status, \
+                 /api/v1/events, /api/v1/history and /api/v1/sessions/ages\n",
             ),
         },
     };
@@ -279,20 +280,40 @@ fn is_probe(path: &str) -> bool {
 }
 
 /// For HEAD nothing is rendered.
-async fn document(kind: Kind, only_head: bool, renderer: &Renderer) -> Response<Body> {
-    if only_head {
+async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> Response<Body> {
+    let after = match (kind, request.uri().query()) {
+        (Kind::History, Some(query)) => match sample_number(query) {
+            Ok(after) => after,
+            Err(refusal) => return refused(refusal, "GET, HEAD"),
+        },
+        _ => 0,
+    };
+    if *request.method() == Method::HEAD {
         return typed(StatusCode::OK, kind.content_type(), Bytes::new());
     }
-    match renderer.document(kind).await {
+    match renderer.document(kind, after).await {
         Some(body) => {
             let body = Either::Right(Either::Left(body));
-            with_type(StatusCode::OK, kind.content_type(), body)
+            let mut response = with_type(StatusCode::OK, kind.content_type(), body);
+            if kind == Kind::Page {
+                let policy = page::content_security_policy();
+                (response.headers_mut()).insert(CONTENT_SECURITY_POLICY, policy);
+            }
+            response
         }
         None => text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "this document cannot be made; the log says why\n",
         ),
     }
+}
+
+/// `after=NUMBER`, of the last sample that the client has.
+fn sample_number(query: &str) -> Result<u64, control::Refusal> {
+    let mut fields = Fields::of_query(query)?;
+    let after = fields.number("after", u64::MAX)?.unwrap_or_default();
+    fields.finish(&["after"])?;
+    Ok(after)
 }
 
 fn allowing(mut refused: Response<Body>, methods: &'static str) -> Response<Body> {

@@ -1,4 +1,5 @@
-//! The status page, without scripts and without anything loaded from another host.
+//! The status page, with nothing loaded from another host. Without its script it is a document that
+//! is loaded again every two seconds; the script refreshes it in place (`page/live.js`).
 
 use super::status;
 use crate::{
@@ -7,24 +8,62 @@ use crate::{
     },
     control::State,
 };
-use std::fmt::Write as _;
+use hyper::header::HeaderValue;
+use sha2::{Digest as _, Sha256};
+use std::{fmt::Write as _, sync::LazyLock};
 
-const HEAD: &str = r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">
-<meta name="viewport" content="width=device-width"><title>tembuku</title>
-<style>
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b2a33}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #d8e0e4}
-th{font-weight:600;color:#5a6b75}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.up{color:#0a7a45}.standby{color:#33658a}.failed,.wrong_role,.doubtful{color:#b3261e;font-weight:600}.unproven,.disabled,.down,.lagging,.drained,.maintenance,.removed{color:#8a6d00}
-</style></head><body>
-"#;
+const STYLE: &str = include_str!("page/style.css");
+const SCRIPT: &str = include_str!("page/live.js");
+/// What the script fills, hidden until then.
+const LIVE: &str = include_str!("page/live.html");
+
+/// The script and the style of the page may run, and no other: what a backend sends cannot become
+/// one.
+pub(super) fn content_security_policy() -> HeaderValue {
+    static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
+        let (script, style) = (source(SCRIPT), source(STYLE));
+        let policy = format!(
+            "default-src 'none'; script-src {script}; style-src {style}; img-src data:; \
+             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        );
+        HeaderValue::from_str(&policy).ok()
+    });
+    let nothing = || HeaderValue::from_static("default-src 'none'");
+    POLICY.clone().unwrap_or_else(nothing)
+}
+
+/// As a policy names a text.
+fn source(text: &str) -> String {
+    format!("'sha256-{}'", base64(&Sha256::digest(text)))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, n| {
+            bits << 8 | usize::from(three.get(n).copied().unwrap_or(0))
+        });
+        for n in 0..4 {
+            out.push(match n <= three.len() {
+                true => char::from(DIGITS[bits >> (18 - 6 * n) & 63]),
+                false => '=',
+            });
+        }
+    }
+    out
+}
 
 pub(super) fn render(state: &State) -> String {
     let status = status::of(state);
-    let mut out = String::from(HEAD);
     let p = &status.process;
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <noscript><meta http-equiv=\"refresh\" content=\"2\"></noscript>\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>tembuku</title>\
+         <link rel=\"icon\" href=\"data:,\">\n<style>{STYLE}</style></head><body>\n\
+         {LIVE}<main id=\"plain\">\n"
+    );
     let _ = write!(
         out,
         "<h1>tembuku {}</h1><p>{}, up {} s, {} workers, {}, configuration {}. \
@@ -106,7 +145,7 @@ pub(super) fn render(state: &State) -> String {
         }
         out.push_str("</table>");
     }
-    out.push_str("</body></html>\n");
+    let _ = write!(out, "</main>\n<script>{SCRIPT}</script>\n</body></html>\n");
     out
 }
 
@@ -146,4 +185,43 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_written_as_policies_have_them() {
+        // RFC 4648, section 10.
+        for (text, expected) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(text.as_bytes()), expected);
+        }
+        // printf 'alert(1)' | openssl dgst -sha256 -binary | base64
+        assert_eq!(
+            source("alert(1)"),
+            "'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI='"
+        );
+    }
+
+    #[test]
+    fn the_script_makes_no_markup_of_text() {
+        for way in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacent",
+            "document.write",
+            "eval(",
+        ] {
+            assert!(!SCRIPT.contains(way), "{way}");
+        }
+        // It would end the element.
+        assert!(!SCRIPT.contains("</"));
+    }
 }

@@ -4,8 +4,16 @@
 //! A request that comes while its document is being rendered waits for the next one, so that no
 //! response is older than its request. A request whose client has disconnected by then is dropped;
 //! without any request nothing is rendered.
+//!
+//! Between documents the thread takes the samples of the [`History`].
 
-use super::{page, scrape::scrape, status};
+use super::{
+    ages,
+    history::{self, History},
+    page,
+    scrape::scrape,
+    status,
+};
 use crate::control::State;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::{
@@ -14,6 +22,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
+    time::{Instant, SystemTime},
 };
 use tokio::sync::oneshot;
 
@@ -28,11 +37,20 @@ pub(super) enum Kind {
     Metrics,
     Status,
     Events,
+    History,
+    Ages,
 }
 
 impl Kind {
-    const COUNT: usize = 4;
-    const ALL: [Self; Self::COUNT] = [Self::Page, Self::Metrics, Self::Status, Self::Events];
+    const COUNT: usize = 6;
+    const ALL: [Self; Self::COUNT] = [
+        Self::Page,
+        Self::Metrics,
+        Self::Status,
+        Self::Events,
+        Self::History,
+        Self::Ages,
+    ];
 
     pub(super) fn at(path: &str) -> Option<Self> {
         match path {
@@ -40,6 +58,8 @@ impl Kind {
             "/metrics" => Some(Self::Metrics),
             "/api/v1/status" => Some(Self::Status),
             "/api/v1/events" => Some(Self::Events),
+            "/api/v1/history" => Some(Self::History),
+            "/api/v1/sessions/ages" => Some(Self::Ages),
             _ => None,
         }
     }
@@ -48,7 +68,7 @@ impl Kind {
         match self {
             Self::Page => "text/html; charset=utf-8",
             Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-            Self::Status | Self::Events => "application/json",
+            Self::Status | Self::Events | Self::History | Self::Ages => "application/json",
         }
     }
 }
@@ -62,10 +82,31 @@ struct Queue {
     changed: Condvar,
 }
 
+/// A request for a document.
+struct Request {
+    /// Of [`Kind::History`]: the number of the last sample that its client has.
+    after: u64,
+    reply: oneshot::Sender<Arc<Document>>,
+}
+
+/// Requests for the same document.
+struct Batch {
+    kind: Kind,
+    after: u64,
+    requests: Vec<Request>,
+}
+
+/// What the thread does next.
+enum Task {
+    Render(Batch),
+    TakeSample,
+    End,
+}
+
 #[derive(Default)]
 struct Requests {
     /// By kind.
-    waiting: [Vec<oneshot::Sender<Arc<Document>>>; Kind::COUNT],
+    waiting: [Vec<Request>; Kind::COUNT],
     /// The kind that is served first: kinds are served in rotation.
     first: usize,
     is_closed: bool,
@@ -81,10 +122,11 @@ impl Renderer {
         Ok(Self(queue))
     }
 
-    /// `None` if it cannot be made. Dropping the future withdraws the request.
-    pub(super) async fn document(&self, kind: Kind) -> Option<SharedBody> {
-        let (send, receive) = oneshot::channel();
-        self.0.lock().waiting[kind as usize].push(send);
+    /// `None` if it cannot be made. Dropping the future withdraws the request. `after`: the number
+    /// of the last sample that the client has, for [`Kind::History`].
+    pub(super) async fn document(&self, kind: Kind, after: u64) -> Option<SharedBody> {
+        let (reply, receive) = oneshot::channel();
+        self.0.lock().waiting[kind as usize].push(Request { after, reply });
         self.0.changed.notify_one();
         receive.await.ok().map(SharedBody::new)
     }
@@ -102,31 +144,42 @@ impl Queue {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for requests and takes all of one kind; `None` at the end.
-    fn take(&self) -> Option<(Kind, Vec<oneshot::Sender<Arc<Document>>>)> {
+    /// Waits for requests, and takes those for one document, or until a sample is due.
+    fn next(&self, sample_at: Instant) -> Task {
         let mut requests = self.lock();
         loop {
             if requests.is_closed {
-                return None;
+                return Task::End;
             }
-            if let Some(taken) = requests.take() {
-                return Some(taken);
+            let left = sample_at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Task::TakeSample;
             }
-            let waited = self.changed.wait(requests);
-            requests = waited.unwrap_or_else(PoisonError::into_inner);
+            if let Some(batch) = requests.take() {
+                return Task::Render(batch);
+            }
+            let waited = self.changed.wait_timeout(requests, left);
+            (requests, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 impl Requests {
-    fn take(&mut self) -> Option<(Kind, Vec<oneshot::Sender<Arc<Document>>>)> {
+    fn take(&mut self) -> Option<Batch> {
         for n in 0..Kind::COUNT {
             let kind = Kind::ALL[(self.first + n) % Kind::COUNT];
-            let mut waiting = std::mem::take(&mut self.waiting[kind as usize]);
-            waiting.retain(|request| !request.is_closed());
-            if !waiting.is_empty() {
+            let waiting = &mut self.waiting[kind as usize];
+            waiting.retain(|request| !request.reply.is_closed());
+            if let Some(first) = waiting.first() {
+                let after = first.after;
+                let requests = waiting.extract_if(.., |request| request.after == after);
+                let requests = requests.collect();
                 self.first = (kind as usize + 1) % Kind::COUNT;
-                return Some((kind, waiting));
+                return Some(Batch {
+                    kind,
+                    after,
+                    requests,
+                });
             }
         }
         None
@@ -135,32 +188,59 @@ impl Requests {
 
 fn run(queue: &Queue, state: &Weak<State>) {
     let mut kept = Kept::default();
-    while let Some((kind, waiting)) = queue.take() {
+    let mut history = History::default();
+    let mut sample_at = Instant::now();
+    loop {
+        let task = queue.next(sample_at);
         let Some(state) = state.upgrade() else {
             return;
         };
-        let made = catch_unwind(AssertUnwindSafe(|| make(kind, &state)));
-        drop(state);
-        let Ok(Some(pieces)) = made else {
-            tracing::error!(document = ?kind, "cannot render an admin document");
-            // Dropping the requests answers them with an error.
-            continue;
-        };
-        let document = Document::new(pieces);
-        kept.add(&document, MAX_BYTES);
-        for request in waiting {
-            // Its client may have disconnected.
-            let _ = request.send(Arc::clone(&document));
+        match task {
+            Task::Render(batch) => render(batch, &state, &history, &mut kept),
+            Task::TakeSample => {
+                let now = Instant::now();
+                let taken = catch_unwind(AssertUnwindSafe(|| {
+                    history.take_sample(&state, now, SystemTime::now());
+                }));
+                if taken.is_err() {
+                    tracing::error!("cannot take a sample for the history");
+                }
+                // After a document that took long, or a suspend, the next interval is a whole one.
+                sample_at = (sample_at + history::INTERVAL).max(now + history::INTERVAL / 2);
+            }
+            Task::End => return,
         }
     }
 }
 
-fn make(kind: Kind, state: &State) -> Option<Vec<Bytes>> {
+fn render(batch: Batch, state: &State, history: &History, kept: &mut Kept) {
+    let Batch {
+        kind,
+        after,
+        requests,
+    } = batch;
+    let made = catch_unwind(AssertUnwindSafe(|| make(kind, after, state, history)));
+    let Ok(Some(pieces)) = made else {
+        tracing::error!(document = ?kind, "cannot render an admin document");
+        // Dropping the requests answers them with an error.
+        return;
+    };
+    let document = Document::new(pieces);
+    kept.add(&document, MAX_BYTES);
+    for request in requests {
+        // Its client may have disconnected.
+        let _ = request.reply.send(Arc::clone(&document));
+    }
+}
+
+fn make(kind: Kind, after: u64, state: &State, history: &History) -> Option<Vec<Bytes>> {
     let whole = match kind {
         Kind::Metrics => return Some(scrape(state)),
         Kind::Page => page::render(state),
         Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
         Kind::Events => serde_json::to_string_pretty(&state.journal.since(None)).ok()? + "\n",
+        Kind::History => history.write(state.started, after),
+        Kind::Ages => serde_json::to_string(&ages::of(state)).ok()? + "\n",
     };
     Some(in_pieces(&whole))
 }
@@ -289,19 +369,25 @@ mod tests {
     /// The kind that is rendered next, and for how many requests.
     fn next(requests: &mut Requests) -> Option<(Kind, usize)> {
         let taken = requests.take();
-        taken.map(|(kind, waiting)| (kind, waiting.len()))
+        taken.map(|batch| (batch.kind, batch.requests.len()))
     }
 
     #[test]
     fn requests_share_a_document_and_kinds_take_turns() {
         let mut requests = Requests::default();
         let mut receivers = Vec::new();
-        let mut ask = |requests: &mut Requests, kind: Kind| {
-            let (send, receive) = oneshot::channel();
-            requests.waiting[kind as usize].push(send);
+        let mut ask_after = |requests: &mut Requests, kind: Kind, after: u64| {
+            let (reply, receive) = oneshot::channel();
+            requests.waiting[kind as usize].push(Request { after, reply });
             receivers.push(receive);
         };
         assert_eq!(next(&mut requests), None);
+        for after in [7, 8, 7] {
+            ask_after(&mut requests, Kind::History, after);
+        }
+        assert_eq!(next(&mut requests), Some((Kind::History, 2)));
+        assert_eq!(next(&mut requests), Some((Kind::History, 1)));
+        let mut ask = |requests: &mut Requests, kind| ask_after(requests, kind, 0);
         for kind in [Kind::Metrics, Kind::Events, Kind::Metrics] {
             ask(&mut requests, kind);
         }
@@ -316,8 +402,8 @@ mod tests {
     #[test]
     fn nothing_is_rendered_for_clients_that_disconnected() {
         let mut requests = Requests::default();
-        let (send, receive) = oneshot::channel();
-        requests.waiting[Kind::Metrics as usize].push(send);
+        let (reply, receive) = oneshot::channel();
+        requests.waiting[Kind::Metrics as usize].push(Request { after: 0, reply });
         drop(receive);
         assert_eq!(next(&mut requests), None);
         assert!(requests.waiting.iter().all(Vec::is_empty));

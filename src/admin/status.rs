@@ -1,5 +1,6 @@
 //! The state of everything, as JSON.
 
+use super::history;
 use crate::{
     control::{State, View},
     plan::{
@@ -57,6 +58,8 @@ pub(super) struct Listener {
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
+    /// Clients that were refused or got no backend; of UDP the datagrams that were not delivered.
+    pub(super) errors_total: u64,
     /// For UDP only.
     #[serde(flatten)]
     pub(super) datagrams: Option<Datagrams>,
@@ -189,6 +192,7 @@ fn listener(service: &Service, addresses: &[Addr], removed: bool) -> Listener {
         accepted: counts.sum(|c| &c.connections),
         received_bytes: counts.sum(|c| &c.received),
         sent_bytes: counts.sum(|c| &c.sent),
+        errors_total: history::errors(service),
         datagrams: service.is_udp().then(|| datagrams(service)),
     }
 }

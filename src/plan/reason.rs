@@ -469,6 +469,41 @@ impl CloseReason {
     }
 }
 
+impl CloseReason {
+    /// Whether the session has ended without a backend although its client wanted one.
+    pub fn leaves_unserved(self) -> bool {
+        match self {
+            Self::ConnectFailed
+            | Self::NoBackend
+            | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout => true,
+            Self::Ok
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::ClientTimedOut
+            | Self::BackendTimedOut
+            | Self::ClientLeft
+            | Self::Drained
+            | Self::UntrustedHeader
+            | Self::BackendDown
+            | Self::RoleLost
+            | Self::Lagging
+            | Self::Recovered
+            | Self::BackendDrained
+            | Self::BackendRemoved
+            | Self::ListenerRemoved
+            | Self::BackendRefused
+            | Self::ResponseTimeout
+            | Self::Evicted
+            | Self::Killed
+            | Self::Rebalanced => false,
+        }
+    }
+}
+
 impl RejectReason {
     /// Whether a flow can be turned away so, or else a connection.
     pub fn can_befall(self, flow: bool) -> bool {

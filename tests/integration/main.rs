@@ -7,6 +7,7 @@
 //!   prints.
 //! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test,
 //!   `TEMBUKU_TEST_RELOADS` that of reloads under load.
+//! - `TEMBUKU_TEST_SCREENSHOTS` names the folder for pictures of the status page.
 //! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
 #![allow(
     clippy::unwrap_used,
@@ -56,6 +57,7 @@ mod half_close;
 mod hanging_files;
 mod harness_itself;
 mod hash_nginx;
+mod history;
 mod import_haproxy;
 mod import_nginx;
 mod interfaces;
@@ -102,6 +104,7 @@ mod sessions;
 mod shares;
 mod shutdown;
 mod start_wait;
+mod status_page;
 mod successor;
 mod systemd_unit;
 mod terminate;

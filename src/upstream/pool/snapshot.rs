@@ -78,6 +78,15 @@ impl Pool {
         configured.into_iter().chain(removed).collect()
     }
 
+    /// The counters of the same backends.
+    pub fn backend_metrics(&self) -> Vec<Arc<BackendMetrics>> {
+        let inner = self.lock();
+        let configured = inner.configured.iter().map(|c| Arc::clone(&c.metrics));
+        let removed = inner.removed().into_iter();
+        let removed = removed.map(|endpoints| Arc::clone(&endpoints[0].backend.metrics));
+        configured.chain(removed).collect()
+    }
+
     /// `endpoints`: of one backend, at least one.
     fn snapshot_of_removed(&self, endpoints: &[&Endpoint]) -> Snapshot {
         let first = endpoints[0];

@@ -2,6 +2,7 @@
 //! options, metrics.
 
 pub(crate) mod certs;
+pub(crate) mod chromium;
 pub(crate) mod dnsmasq;
 pub(crate) mod http;
 pub(crate) mod load;

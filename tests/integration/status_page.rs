@@ -1,0 +1,311 @@
+//! The status page in a browser: it is refreshed without being loaded again, and nothing that a
+//! server sends becomes markup.
+//!
+//! With `TEMBUKU_TEST_SCREENSHOTS=FOLDER` these tests write the pictures of `docs/status-page.md`
+//! there.
+
+use crate::harness::{
+    chromium::Chromium,
+    http, millis, net, ports,
+    programs::{Redis, call},
+    secs,
+    server::{Server, named},
+    tembuku::{Tembuku, cli},
+    wait_until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, thread, time::Instant};
+
+fn screenshot(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("TEMBUKU_TEST_SCREENSHOTS")?;
+    Some(PathBuf::from(folder).join(name))
+}
+
+/// The row of a backend or listener whose name contains this.
+fn row(name: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#live tbody tr')].find(r => r.innerText.includes('{name}'))"
+    )
+}
+
+fn has_state(name: &str, state: &str) -> String {
+    format!("!!{}?.querySelector('td.state > span.{state}')", row(name))
+}
+
+/// Also of nothing that was refused by the policy.
+#[track_caller]
+fn assert_no_complaint(browser: &mut Chromium) {
+    let complaints = browser.complaints();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
+#[test]
+fn a_fail_over_is_seen_without_loading_the_page_again() {
+    let mut primary = Redis::start(ports::free_addr());
+    let replica = Redis::start_with(
+        ports::free_addr(),
+        &["--replicaof", "127.0.0.1", &primary.addr.port().to_string()],
+    );
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.cache]\nbind = \"{front}\"\nupstream = \"redis\"\n\
+         [upstreams.redis]\non_down = \"close\"\nbackends = [\"{}\", \"{}\"]\n\
+         [upstreams.redis.check]\nkind = \"redis\"\nrole = \"primary\"\ninterval = \"200ms\"\n\
+         timeout = \"1s\"\nrise = 1\nfall = 2\n",
+        primary.addr, replica.addr
+    ));
+    let (old, new) = (primary.addr.to_string(), replica.addr.to_string());
+    wait_until("the replica has synced", secs(20), || {
+        call(replica.addr, "ROLE").is_ok() && {
+            let status = tembuku.get("/api/v1/status").body;
+            status.contains("\"standby\"") && status.contains("\"up\"")
+        }
+    });
+    let mut client = net::connect(front).unwrap();
+    client.write_all(b"SET key 1\r\n").unwrap();
+    assert_eq!(net::read_line(&mut client).unwrap(), "+OK\r");
+
+    let mut browser = Chromium::start();
+    browser.open(&format!("http://{}/", tembuku.admin));
+    browser.wait("document.getElementById('live')?.hidden === false");
+    browser.evaluate("window.sameDocument = true");
+    browser.wait(&has_state(&old, "up"));
+    browser.wait(&has_state(&new, "standby"));
+    // The script has taken the place of what is there without it.
+    assert_eq!(
+        browser.evaluate("document.getElementById('plain').hidden"),
+        true
+    );
+    let transcript = format!(
+        "{}.querySelector('pre').textContent.includes('ROLE: ')",
+        row(&old)
+    );
+    browser.wait(&transcript);
+    // A sample of the history is drawn; the session of the client is in it.
+    browser.wait(&format!(
+        "{}.querySelector('path').getAttribute('d')?.startsWith('M')",
+        row(&old)
+    ));
+
+    if screenshot("").is_some() {
+        make_traffic(front);
+    }
+    primary.proc.signal(Signal::KILL);
+    assert!(primary.proc.wait(secs(5)).is_some());
+    browser.wait(&has_state(&old, "down"));
+    assert_eq!(call(replica.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
+    browser.wait(&has_state(&new, "up"));
+    let mut next = net::connect(front).unwrap();
+    next.write_all(b"SET key 2\r\n").unwrap();
+    assert_eq!(net::read_line(&mut next).unwrap(), "+OK\r");
+    // The journal tells what happened, how long it took, and where the sessions went.
+    let journal = "document.getElementById('journal').innerText";
+    browser.wait(&format!(
+        "{journal}.includes('{old}') && {journal}.includes('1 session was on it') && \
+         {journal}.includes('the last ended after') && \
+         {journal}.includes('the next session went to {new} after')"
+    ));
+    assert_eq!(browser.evaluate("window.sameDocument"), true);
+    if let Some(path) = screenshot("status-page.png") {
+        take_pictures(&mut browser, &path);
+    }
+
+    // The filter, the order, and what is not well.
+    let set = |browser: &mut Chromium, id: &str, property: &str, value: Value| {
+        browser.evaluate(&format!(
+            "(e => {{ e.{property} = {value}; e.dispatchEvent(new Event('input')); }})\
+             (document.getElementById('{id}'))"
+        ));
+    };
+    let shown = "[...document.querySelectorAll('#backends tr')].filter(r => !r.hidden).map(r => r.cells[0].innerText.trim()).join()";
+    set(&mut browser, "filter", "value", new.clone().into());
+    assert_eq!(browser.evaluate(shown), format!("redis/{new}"));
+    set(&mut browser, "filter", "value", "".into());
+    set(&mut browser, "unwell", "checked", true.into());
+    assert_eq!(browser.evaluate(shown), format!("redis/{old}"));
+    set(&mut browser, "unwell", "checked", false.into());
+    set(&mut browser, "sort", "value", "sessions".into());
+    assert_eq!(browser.evaluate(shown), format!("redis/{new},redis/{old}"));
+    set(&mut browser, "sort", "value", "file".into());
+    assert_eq!(browser.evaluate(shown), format!("redis/{old},redis/{new}"));
+
+    // What an operator has set, and the ages of sessions.
+    let socket = tembuku.dir.file("admin.sock");
+    let target = format!("redis/{new}");
+    let output = cli(&["weight", &target, "7", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    browser.wait(&format!(
+        "{}.innerText.includes('weight 7 by operator, 1 in the file')",
+        row(&new)
+    ));
+    browser.evaluate("document.querySelector('#ages summary').click()");
+    browser.wait(&format!(
+        "document.getElementById('oldest').innerText.includes('redis/{new}')"
+    ));
+    assert_no_complaint(&mut browser);
+
+    // It goes on by itself after the process has been away.
+    let Tembuku { proc, .. } = &tembuku;
+    proc.signal(Signal::STOP);
+    browser.evaluate("document.getElementById('filter').value = ''");
+    proc.signal(Signal::CONT);
+    browser.wait("document.getElementById('alarm').innerText === ''");
+}
+
+/// Something to see on a picture: a minute of clients, sometimes more and sometimes fewer.
+fn make_traffic(front: SocketAddr) {
+    for n in 0..600_u32 {
+        let value = "x".repeat(20 + (n % 150) as usize * 10);
+        for _ in 0..1 + n / 40 % 5 {
+            let mut client = net::connect(front).unwrap();
+            client
+                .write_all(format!("SET key {value}\r\n").as_bytes())
+                .unwrap();
+            assert_eq!(net::read_line(&mut client).unwrap(), "+OK\r");
+        }
+        thread::sleep(millis(100));
+    }
+}
+
+fn take_pictures(browser: &mut Chromium, path: &std::path::Path) {
+    browser.photograph(path, 1200, 760, false);
+    browser.photograph(
+        &path.with_file_name("status-page-dark.png"),
+        1200,
+        760,
+        true,
+    );
+    browser.photograph(
+        &path.with_file_name("status-page-phone.png"),
+        390,
+        760,
+        false,
+    );
+    browser.set_size(1200, 900);
+}
+
+/// Answers with markup, on a socket whose path is some as well.
+#[test]
+fn nothing_that_a_server_sends_becomes_markup() {
+    const EVIL: &str =
+        "<img src=x onerror=\"window.broken=1\"><script>window.broken=1</script>'\"&amp;";
+    let server = Server::start(|mut stream| {
+        let _ = stream.write_all(format!("{EVIL}\r\n").as_bytes());
+    });
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\", \"unix:{{dir}}/<script>window.broken=1<\\u002fscript><b>\"]\n\
+         [upstreams.u.check]\nkind = \"send_expect\"\nexpect = \"never\"\ninterval = \"200ms\"\n\
+         rise = 1\nfall = 1\n",
+        server.addr
+    ));
+    let mut browser = Chromium::start();
+    browser.open(&format!("http://{}/", tembuku.admin));
+    browser.wait("document.getElementById('live')?.hidden === false");
+    browser.wait(&has_state(&server.addr.to_string(), "down"));
+    browser.wait("document.querySelector('#backends pre').textContent.includes('onerror=')");
+    browser.wait("document.getElementById('journal').innerText.includes('onerror=')");
+    browser.wait("document.getElementById('backends').innerText.includes('<b>')");
+    let marks = "document.querySelectorAll('img, b, script').length";
+    assert_eq!(
+        browser.evaluate(marks),
+        1,
+        "its own script and nothing else"
+    );
+    assert_eq!(browser.evaluate("typeof window.broken"), "undefined");
+    assert_no_complaint(&mut browser);
+}
+
+#[test]
+fn without_its_script_the_page_is_loaded_again() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        servers[0].addr
+    ));
+    let mut browser = Chromium::start();
+    browser.call(
+        "Emulation.setScriptExecutionDisabled",
+        serde_json::json!({ "value": true }),
+    );
+    browser.open(&format!("http://{}/", tembuku.admin));
+    let is_shown = "document.getElementById('plain') !== null \
+                    && getComputedStyle(document.getElementById('plain')).display !== 'none' \
+                    && getComputedStyle(document.getElementById('live')).display === 'none'";
+    browser.wait(is_shown);
+    browser.evaluate("window.sameDocument = true");
+    let page = "document.getElementById('plain')?.innerText.includes";
+    let address = servers[0].addr;
+    browser.wait(&format!("{page}('{address}')"));
+    assert_eq!(net::ask(front).unwrap(), "b1");
+    browser.wait(
+        "document.querySelector('#plain table tr:nth-child(2) td:nth-child(6)')?.innerText === '1'",
+    );
+    assert_eq!(browser.evaluate("typeof window.sameDocument"), "undefined");
+}
+
+/// And on a phone nothing is wider than the screen.
+#[test]
+fn a_thousand_backends_stay_usable() {
+    const COUNT: usize = 1_000;
+    let server = Server::named("b1");
+    let front = ports::free_addr();
+    let others: Vec<String> = (1..COUNT)
+        .map(|n| {
+            format!(
+                "{{ address = \"10.9.{}.{}:1\", down = true }}",
+                n / 250,
+                n % 250 + 1
+            )
+        })
+        .collect();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}, \"{}\"]\n",
+        others.join(", "),
+        server.addr
+    ));
+    assert_eq!(net::ask(front).unwrap(), "b1");
+    for path in [
+        "/",
+        "/api/v1/status",
+        "/api/v1/history",
+        "/api/v1/history?after=1",
+    ] {
+        let began = Instant::now();
+        let body = http::get(tembuku.admin, path).unwrap().body;
+        println!("{path}: {} bytes in {:?}", body.len(), began.elapsed());
+    }
+    let mut browser = Chromium::start();
+    browser.open(&format!("http://{}/", tembuku.admin));
+    browser.wait(&format!(
+        "document.querySelectorAll('#backends tr').length === {COUNT}"
+    ));
+    browser.wait("/in \\d+ ms/.test(document.getElementById('fresh').innerText)");
+    // The second refresh changes rows and makes none.
+    let first = browser.evaluate("document.getElementById('fresh').innerText");
+    browser.wait(&format!(
+        "document.getElementById('fresh').innerText !== {first}"
+    ));
+    let second = browser.evaluate("document.getElementById('fresh').innerText");
+    println!("first: {first}, second: {second}");
+    let words = second.as_str().unwrap().rsplit(' ').nth(1);
+    let took: u64 = words.unwrap().parse().unwrap();
+    assert!(took < 3_000, "{second}");
+    // Sparklines are drawn where they are seen.
+    browser.evaluate(
+        "(e => { e.checked = true; e.dispatchEvent(new Event('input')); })(document.getElementById('unwell'))",
+    );
+    let shown = "[...document.querySelectorAll('#backends tr')].filter(r => !r.hidden).length";
+    assert_eq!(browser.evaluate(shown), COUNT - 1, "one is well");
+    browser.set_size(390, 800);
+    browser.wait("innerWidth === 390");
+    let is_wide = "document.documentElement.scrollWidth > innerWidth";
+    assert_eq!(browser.evaluate(is_wide), false);
+    assert_no_complaint(&mut browser);
+}
