@@ -16,6 +16,7 @@ mod sessions;
 mod status;
 mod table;
 mod terminate;
+mod top;
 mod weight;
 
 use crate::{
@@ -29,9 +30,6 @@ use std::{
     path::PathBuf,
     process::ExitCode,
 };
-
-/// Subcommands that are planned, and refused until they work.
-const NOT_YET: [&str; 1] = ["top"];
 
 /// What is shown of an error about the command line, which may quote a long argument.
 const MOST_OF_USAGE: usize = 2_000;
@@ -79,6 +77,9 @@ enum Command {
     /// Terminate sessions of an upstream that are above the fair share of their backend, or where
     /// their key no longer leads, so that they spread again
     Rebalance(terminate::Rebalance),
+    /// The live view of a running process in the terminal: rates, states, sessions, events, and
+    /// keys that drain backends or set their weight
+    Top(top::Arguments),
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem
     Reload(reload::Arguments),
@@ -132,11 +133,6 @@ struct Run {
 
 /// The whole program; the code is the process's.
 pub fn main() -> ExitCode {
-    let first = std::env::args_os().nth(1).unwrap_or_default();
-    if let Some(first) = NOT_YET.iter().find(|word| first == **word) {
-        complain(&format!("error: `tembuku {first}` is not supported yet\n"));
-        return ExitCode::from(2);
-    }
     let matches = match <Cli as clap::CommandFactory>::command().try_get_matches() {
         Ok(matches) => matches,
         Err(usage) if usage.use_stderr() => {
@@ -170,6 +166,7 @@ pub fn main() -> ExitCode {
         Command::Status(status::Status { at, .. })
         | Command::Sessions(sessions::Sessions { at, .. })
         | Command::Events(events::Arguments { at, .. })
+        | Command::Top(top::Arguments { at, .. })
         | Command::Weight(weight::Arguments { at, .. })
         | Command::Kill(terminate::Kill { at, .. })
         | Command::Rebalance(terminate::Rebalance { at, .. })
@@ -194,6 +191,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Sessions(args) => sessions::run(&args),
         Command::Events(args) => events::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Kill(args) => terminate::kill(&args),
         Command::Rebalance(args) => terminate::rebalance(&args),
         Command::Reload(args) => reload::run(&args),

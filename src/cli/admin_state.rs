@@ -140,7 +140,21 @@ impl FromStr for Name {
     }
 }
 
+/// Sets one backend, for [`super::top`]; what has changed, in one line.
+pub(super) fn set(client: &Client, name: &Name, admin_state: AdminState) -> Result<String, String> {
+    let order = json!({ "admin_state": admin_state.word() });
+    let target = Target::Backend(name.clone());
+    let changes = put(client, &target, admin_state, &order)?;
+    let lines: Vec<String> = changes.iter().map(change_text).collect();
+    Ok(lines.join(" ").trim_end().to_owned())
+}
+
 impl Name {
+    /// The upstream and the backend.
+    pub(super) fn parts(&self) -> (&str, &str) {
+        (&self.upstream, &self.backend)
+    }
+
     /// Where its settings are changed.
     pub(super) fn path(&self) -> String {
         let (upstream, backend) = (encode(&self.upstream), encode(&self.backend));

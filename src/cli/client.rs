@@ -3,7 +3,7 @@
 use super::ConfigFile;
 use crate::{
     cli::response::{
-        self, Events, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
+        self, Events, History, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
     },
     config,
     control::reload::Mode,
@@ -100,6 +100,15 @@ impl Client {
             return response::read(&answer).map_err(|why| self.strange(&path, &why));
         }
         Err(self.refusal(&path, code, &answer))
+    }
+
+    /// The last ten minutes.
+    pub(super) fn history(&self) -> Result<History, String> {
+        let path = "/api/v1/history";
+        match self.call("GET", path, "", PATIENCE)? {
+            (200, body) => response::read(&body).map_err(|why| self.strange(path, &why)),
+            (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
+        }
     }
 
     /// Whether the node should get clients.

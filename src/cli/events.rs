@@ -133,22 +133,27 @@ impl Printer {
 
 impl Event {
     fn title(&self) -> String {
+        format!("{} {}", clean(&self.time), self.change())
+    }
+
+    /// What has changed, and how.
+    pub(super) fn change(&self) -> String {
         let (upstream, backend) = (clean(&self.upstream), clean(&self.backend));
         // A host name stands for several addresses.
         let address = match self.address == self.backend {
             true => String::new(),
             false => format!(" ({})", clean(&self.address)),
         };
-        let (time, from, to) = (clean(&self.time), clean(&self.from), clean(&self.to));
+        let (from, to) = (clean(&self.from), clean(&self.to));
         let kind = match &*self.kind {
             "state" => String::new(),
             kind => clean(kind) + " ",
         };
-        format!("{time} {upstream}/{backend}{address} {kind}{from} -> {to}")
+        format!("{upstream}/{backend}{address} {kind}{from} -> {to}")
     }
 
     /// The fields that an event has from its beginning.
-    fn parts(&self) -> Vec<String> {
+    pub(super) fn parts(&self) -> Vec<String> {
         let reason = clean(&self.reason);
         let reason = match &self.transcript {
             Some(saw) => format!("{reason}, {}", clean(saw)),
@@ -167,7 +172,7 @@ impl Event {
     }
 
     /// The fields that are added later.
-    fn later(&self) -> [Option<String>; 2] {
+    pub(super) fn later(&self) -> [Option<String>; 2] {
         let closed = self
             .last_session_closed_seconds
             .filter(|_| self.sessions > 0);

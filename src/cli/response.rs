@@ -40,6 +40,7 @@ pub(super) struct Listener {
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
+    pub(super) errors_total: u64,
     /// Of UDP.
     pub(super) datagrams: Option<Datagrams>,
 }
@@ -65,6 +66,7 @@ struct AnyListener {
     accepted: u64,
     received_bytes: u64,
     sent_bytes: u64,
+    errors_total: u64,
     received_datagrams: Option<u64>,
     sent_datagrams: Option<u64>,
     dropped_datagrams: Option<u64>,
@@ -105,6 +107,7 @@ impl TryFrom<AnyListener> for Listener {
             accepted: any.accepted,
             received_bytes: any.received_bytes,
             sent_bytes: any.sent_bytes,
+            errors_total: any.errors_total,
             datagrams,
         })
     }
@@ -143,6 +146,10 @@ pub(super) struct Backend {
     pub(super) admin_state_since: Option<String>,
     pub(super) backup: bool,
     pub(super) connections: u64,
+    pub(super) connections_total: u64,
+    pub(super) connect_errors_total: u64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
 }
 
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
@@ -152,6 +159,38 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 #[derive(Debug, Deserialize)]
 pub(super) struct LastCheck {
     pub(super) result: String,
+    pub(super) transcript: String,
+}
+
+/// `GET /api/v1/history`, as far as a command needs it.
+#[derive(Debug, Deserialize)]
+pub(super) struct History {
+    pub(super) listeners: Vec<ListenerHistory>,
+    pub(super) backends: Vec<BackendHistory>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListenerHistory {
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) rates: RateHistory,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct BackendHistory {
+    pub(super) upstream: String,
+    pub(super) backend: String,
+    #[serde(flatten)]
+    pub(super) rates: RateHistory,
+}
+
+/// Per second, the latest last.
+#[derive(Debug, Deserialize)]
+pub(super) struct RateHistory {
+    pub(super) connects: Vec<f64>,
+    pub(super) received: Vec<f64>,
+    pub(super) sent: Vec<f64>,
+    pub(super) errors: Vec<f64>,
 }
 
 /// The answer to a change of the operator's setting.
@@ -374,14 +413,15 @@ mod tests {
                 "config_hash": "0" },
             "listeners": [{ "name": "l", "protocol": "udp", "addresses": [], "upstream": "u",
                 "connections": 0, "removed": false, "older_plan": 0, "accepted": 0,
-                "received_bytes": 0, "sent_bytes": 0,
+                "received_bytes": 0, "sent_bytes": 0, "errors_total": 0,
                 "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
                 "dropped_by_reason": {} }],
             "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0,
                 "queued": 0, "held": 0, "backends": [
                 { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "available": true, "role": [],
                   "last_check": null, "weight": 1, "weight_in_file": 1,
-                  "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0 } ] }],
+                  "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0,
+                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0, "sent_bytes": 0 } ] }],
         })
     }
 

@@ -162,6 +162,19 @@ pub(super) fn summarize(client: &Client, upstream: &str, backend: &str) -> Resul
     Ok(summary)
 }
 
+/// The sessions that match a query, and whether there are more.
+pub(super) fn list(client: &Client, query: &str) -> Result<(Vec<Session>, bool), String> {
+    let path = format!("{PATH}?{query}");
+    let mut lines = client.lines("GET", &path, "")?;
+    let (mut sessions, mut last) = (Vec::new(), String::new());
+    while let Some(line) = lines.next()? {
+        sessions.extend(read_line(&lines, &line)?);
+        last = line;
+    }
+    let SessionsEnd { more, .. } = end(&lines, &last)?;
+    Ok((sessions, more))
+}
+
 /// The session of a line, if it has one.
 fn read_line(lines: &Lines<'_>, line: &str) -> Result<Option<Session>, String> {
     if !line.starts_with("  {") {

@@ -31,25 +31,33 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(args: &Arguments) -> ExitCode {
-    let Arguments { backend, at, .. } = args;
-    let changed = Client::find(at).and_then(|client| {
-        let body = json!({ "weight": args.weight });
-        let change: WeightChange = client.post(&backend.path(), &body)?;
-        match is_answer(args, &change) {
-            true => Ok(change),
-            false => Err(format!(
-                "error: the answer is not about {backend} and this weight\n  hint: is that the admin \
-                 socket of tembuku?\n"
-            )),
-        }
-    });
-    code(changed.and_then(|change| say(&text(backend, &change))))
+    let Arguments {
+        backend,
+        weight,
+        at,
+        ..
+    } = args;
+    let changed = Client::find(at).and_then(|client| set(&client, backend, *weight));
+    code(changed.and_then(|what| say(&(what + "\n"))))
 }
 
-fn is_answer(args: &Arguments, change: &WeightChange) -> bool {
-    let weight = args.weight.map_or(change.weight_in_file, u64::from);
-    let by_operator = args.weight.is_some();
-    args.backend.is(&change.upstream, &change.backend)
+/// What has changed, in one line. `None`: the weight of the file again.
+pub(super) fn set(client: &Client, backend: &Name, weight: Option<u32>) -> Result<String, String> {
+    let body = json!({ "weight": weight });
+    let change: WeightChange = client.post(&backend.path(), &body)?;
+    match is_answer(backend, weight, &change) {
+        true => Ok(text(backend, &change)),
+        false => Err(format!(
+            "error: the answer is not about {backend} and this weight\n  hint: is that the admin \
+             socket of tembuku?\n"
+        )),
+    }
+}
+
+fn is_answer(backend: &Name, weight: Option<u32>, change: &WeightChange) -> bool {
+    let by_operator = weight.is_some();
+    let weight = weight.map_or(change.weight_in_file, u64::from);
+    backend.is(&change.upstream, &change.backend)
         && (change.weight, change.by_operator) == (weight, by_operator)
 }
 
@@ -60,7 +68,7 @@ fn text(backend: &Name, change: &WeightChange) -> String {
         false => format!("weight {from} -> {to}"),
     };
     match change.by_operator {
-        true => format!("{backend}: {weights} by operator, {in_file} in the file\n"),
-        false => format!("{backend}: {weights}, as in the file\n"),
+        true => format!("{backend}: {weights} by operator, {in_file} in the file"),
+        false => format!("{backend}: {weights}, as in the file"),
     }
 }

@@ -656,7 +656,7 @@ fn failures_on_the_way_are_reported() {
         ),
         (&["reload", "--wait"], 2, "--wait"),
         (&["weight", &target], 2, "<N>"),
-        (&["top"], 2, "not supported yet"),
+        (&["top", "--socket", &good], 2, "this needs a terminal"),
     ] {
         let message = complaint(&cli(arguments), code);
         assert!(message.contains(expected), "{arguments:?}: {message}");

@@ -108,6 +108,7 @@ mod status_page;
 mod successor;
 mod systemd_unit;
 mod terminate;
+mod top;
 mod transfer;
 mod turns;
 mod two_nodes;

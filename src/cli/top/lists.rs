@@ -1,0 +1,344 @@
+//! The lists of `tembuku top`: what there is to show, a row for each listener, backend, session or
+//! event.
+
+use super::{
+    Sort, View,
+    feed::{Data, Rates, backend_key, listener_key, name_of, shown},
+    screen::{Style, short},
+};
+use crate::{
+    admin::{OperatorSettings, explain, listener_name, sessions},
+    cli::{
+        admin_state::Name,
+        response::{Backend, Event, Listener, Session},
+        sessions::time,
+    },
+};
+
+/// A column; the first of a list is as wide as the others leave room.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Column {
+    pub(super) title: &'static str,
+    pub(super) width: usize,
+    pub(super) is_right: bool,
+}
+
+/// One row.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Identifies it from one refresh to the next.
+    pub(super) key: String,
+    pub(super) cells: Vec<String>,
+    pub(super) style: Style,
+    /// What is said of it while it is selected.
+    pub(super) detail: String,
+    /// The backend that orders would be for.
+    pub(super) backend: Option<Name>,
+    /// Sessions that are on it.
+    pub(super) sessions: u64,
+    pub(super) is_well: bool,
+    rates: Rates,
+    /// The worst state is 0.
+    state_rank: usize,
+}
+
+/// The worst first.
+const STATES: [&str; 12] = [
+    "wrong_role",
+    "doubtful",
+    "failed",
+    "down",
+    "lagging",
+    "unproven",
+    "removed",
+    "maintenance",
+    "drained",
+    "disabled",
+    "standby",
+    "up",
+];
+
+const fn left(title: &'static str, width: usize) -> Column {
+    Column {
+        title,
+        width,
+        is_right: false,
+    }
+}
+
+const fn right(title: &'static str, width: usize) -> Column {
+    Column {
+        title,
+        width,
+        is_right: true,
+    }
+}
+
+const BACKENDS: &[Column] = &[
+    left("backend", 0),
+    left("state", 15),
+    right("wt", 4),
+    right("sess", 6),
+    right("conn/s", 6),
+    right("in/s", 5),
+    right("out/s", 5),
+    right("err/s", 5),
+];
+const LISTENERS: &[Column] = &[
+    left("listener", 0),
+    left("prot", 4),
+    left("upstream", 16),
+    right("sess", 7),
+    right("conn/s", 6),
+    right("in/s", 5),
+    right("out/s", 5),
+    right("err/s", 5),
+];
+const SESSIONS: &[Column] = &[
+    left("client", 0),
+    left("backend", 24),
+    right("age", 9),
+    right("idle", 8),
+    right("B/s", 5),
+    right("in", 5),
+    right("out", 5),
+];
+const EVENTS: &[Column] = &[
+    left("what", 0),
+    left("time", 8),
+    left("reason", 12),
+    right("sess", 6),
+    right("after", 7),
+];
+
+pub(super) fn columns(view: View) -> &'static [Column] {
+    match view {
+        View::Backends => BACKENDS,
+        View::Listeners => LISTENERS,
+        View::Sessions => SESSIONS,
+        View::Events => EVENTS,
+    }
+}
+
+/// All rows of a view, in the order of the process.
+pub(super) fn entries(data: &Data, view: View) -> Vec<Entry> {
+    match view {
+        View::Backends => {
+            let upstreams = data.status.upstreams.iter();
+            let backends = upstreams.flat_map(|u| u.backends.iter().map(move |b| (&*u.name, b)));
+            backends.map(|(u, b)| backend(u, b, data)).collect()
+        }
+        View::Listeners => {
+            let listeners = data.status.listeners.iter();
+            listeners.map(|l| listener(l, data)).collect()
+        }
+        View::Sessions => {
+            let mut sessions: Vec<_> = data.sessions.iter().collect();
+            sessions.sort_by(|(a, _), (b, _)| b.age_seconds.total_cmp(&a.age_seconds));
+            sessions
+                .into_iter()
+                .map(|(s, rate)| session(s, *rate))
+                .collect()
+        }
+        View::Events => data.events.iter().map(event).collect(),
+    }
+}
+
+/// Those that have all words of the filter, in the order that is asked for.
+pub(super) fn arrange(
+    mut entries: Vec<Entry>,
+    filter: &str,
+    sort: Sort,
+    is_only_unwell: bool,
+) -> Vec<Entry> {
+    let words: Vec<String> = filter.split_whitespace().map(str::to_lowercase).collect();
+    entries.retain(|entry| {
+        let text = format!("{} {}", entry.cells.join(" "), entry.detail).to_lowercase();
+        !(is_only_unwell && entry.is_well) && words.iter().all(|word| text.contains(word))
+    });
+    let by =
+        |figure: fn(&Entry) -> f64| move |a: &Entry, b: &Entry| figure(b).total_cmp(&figure(a));
+    match sort {
+        Sort::File => {}
+        Sort::State => entries.sort_by_key(|entry| entry.state_rank),
+        Sort::Sessions => entries.sort_by_key(|entry| std::cmp::Reverse(entry.sessions)),
+        Sort::Connects => entries.sort_by(by(|entry| entry.rates.connects)),
+        Sort::Bytes => entries.sort_by(by(|entry| entry.rates.received + entry.rates.sent)),
+        Sort::Errors => entries.sort_by(by(|entry| entry.rates.errors)),
+    }
+    entries
+}
+
+fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
+    let rates = data.rates.get(&backend_key(upstream, b));
+    let rates_shown = rate_cells(rates);
+    let name = shown(&format!("{upstream}/{}", b.address));
+    let backup = if b.backup { " (backup)" } else { "" };
+    let role = match b.role.as_slice() {
+        // A state in which the role is a matter of course.
+        [role] if b.state != "standby" => format!(" {role}"),
+        _ => String::new(),
+    };
+    let settings = OperatorSettings {
+        admin_state_since: b.admin_state_since.as_deref(),
+        weight: b.weight,
+        weight_in_file: b.weight_in_file,
+        weight_since: b.weight_since.as_deref(),
+    };
+    let mut detail = vec![shown(&explain(&b.why, &settings))];
+    if let Some(check) = &b.last_check {
+        let (result, transcript) = (shown(&check.result), shown(&check.transcript));
+        detail.push(format!("check: {result}, {transcript}"));
+    }
+    detail.retain(|part| !part.is_empty());
+    let is_set = b.admin_state_since.is_some() || b.weight_since.is_some();
+    let is_up = b.state == "up" || b.state == "standby";
+    let [connects, received, sent, errors] = rates_shown;
+    Entry {
+        key: backend_key(upstream, b),
+        cells: vec![
+            name + backup,
+            shown(&b.state) + &shown(&role),
+            b.weight.to_string(),
+            b.connections.to_string(),
+            connects,
+            received,
+            sent,
+            errors,
+        ],
+        style: match &*b.state {
+            "up" => Style::Good,
+            "standby" => Style::Plain,
+            "failed" | "wrong_role" | "doubtful" | "down" => Style::Bad,
+            _ => Style::Warning,
+        },
+        detail: detail.join("; "),
+        backend: name_of(upstream, &b.address),
+        sessions: b.connections,
+        is_well: is_up && !is_set && rates.is_none_or(|rates| rates.errors == 0.0),
+        rates: rates.copied().unwrap_or_default(),
+        state_rank: rank(&b.state),
+    }
+}
+
+fn listener(l: &Listener, data: &Data) -> Entry {
+    let rates = data.rates.get(&listener_key(l));
+    let [connects, received, sent, errors] = rate_cells(rates);
+    let mut upstreams = data.status.upstreams.iter();
+    let is_served = upstreams.any(|u| u.name == l.upstream && u.available > 0);
+    Entry {
+        key: listener_key(l),
+        cells: vec![
+            shown(&listener_name(&l.name, l.removed)),
+            shown(&l.protocol),
+            shown(&l.upstream),
+            sessions(l.connections, l.older_plan),
+            connects,
+            received,
+            sent,
+            errors,
+        ],
+        style: match (is_served, l.removed) {
+            (_, true) => Style::Warning,
+            (true, false) => Style::Good,
+            (false, false) => Style::Bad,
+        },
+        detail: match is_served {
+            true => shown(&l.addresses.join(", ")),
+            false => format!(
+                "{}; no backend is available",
+                shown(&l.addresses.join(", "))
+            ),
+        },
+        backend: None,
+        sessions: l.connections,
+        is_well: is_served && !l.removed && rates.is_none_or(|rates| rates.errors == 0.0),
+        rates: rates.copied().unwrap_or_default(),
+        state_rank: rank(if is_served { "up" } else { "down" }),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn session(s: &Session, rate: f64) -> Entry {
+    let backend = s.backend.as_deref().map_or_else(|| "-".to_owned(), shown);
+    let port = s
+        .backend_port
+        .map_or_else(|| "-".to_owned(), |port| port.to_string());
+    Entry {
+        key: s.id.to_string(),
+        cells: vec![
+            shown(&s.client),
+            backend.clone(),
+            time(s.age_seconds),
+            time(s.idle_seconds),
+            short(rate),
+            short(s.received_bytes as f64),
+            short(s.sent_bytes as f64),
+        ],
+        style: Style::Plain,
+        detail: format!(
+            "session {}, listener {}, {}/{backend} from port {port}, {}",
+            s.id,
+            shown(&s.listener),
+            shown(&s.upstream),
+            shown(&s.state)
+        ),
+        backend: None,
+        sessions: 1,
+        is_well: true,
+        rates: Rates {
+            received: rate,
+            ..Rates::default()
+        },
+        state_rank: 0,
+    }
+}
+
+fn event(e: &Event) -> Entry {
+    let is_good = e.kind == "state" && (e.to == "up" || e.to == "standby");
+    let later = e.later();
+    let parts: Vec<String> = e
+        .parts()
+        .into_iter()
+        .chain(later.into_iter().flatten())
+        .collect();
+    let after = e
+        .next_session_seconds
+        .map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
+    // 2026-11-30T02:20:51.123Z
+    let clock = e.time.get(11..19).unwrap_or("-");
+    Entry {
+        key: format!("{} {}", e.number, e.time),
+        cells: vec![
+            e.change(),
+            shown(clock),
+            shown(&e.reason),
+            e.sessions.to_string(),
+            after,
+        ],
+        style: match (&*e.kind, is_good) {
+            ("state", true) => Style::Good,
+            ("state", false) => Style::Bad,
+            _ => Style::Plain,
+        },
+        detail: format!("{}: {}", shown(&e.time), parts.join("; ")),
+        backend: name_of(&e.upstream, &e.backend),
+        sessions: e.sessions,
+        is_well: is_good,
+        rates: Rates::default(),
+        state_rank: rank(&e.to),
+    }
+}
+
+fn rank(state: &str) -> usize {
+    let known = STATES.iter().position(|known| *known == state);
+    known.unwrap_or(0)
+}
+
+/// Connects, received, sent, errors; none of what has been seen once.
+fn rate_cells(rates: Option<&Rates>) -> [String; 4] {
+    match rates {
+        None => std::array::from_fn(|_| "-".to_owned()),
+        Some(r) => [r.connects, r.received, r.sent, r.errors].map(short),
+    }
+}
