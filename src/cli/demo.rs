@@ -1,5 +1,7 @@
 //! `tembuku demo`: all of it in one process, to be tried without writing a file.
 
+mod roles;
+
 use super::{complain, say};
 use crate::{config, plan::Plan};
 use std::{
@@ -50,7 +52,16 @@ fn prepare() -> Result<(Plan, String), String> {
         let answer = move |socket| answer_until_stopped(name, &socket);
         start(name, address, socket, UdpSocket::bind, answer)?;
     }
+    let (mut stores, mut servers) = (Vec::new(), Vec::new());
+    for (name, port) in [("north", 7301), ("south", 7302)] {
+        let socket = bind(port, TcpListener::bind);
+        let socket = socket.map_err(|e| format!("cannot start the backend {name}: {e}"))?;
+        stores.push((name, socket.local_addr().map_err(|e| e.to_string())?));
+        servers.push((name, socket));
+    }
+    roles::start(servers).map_err(|e| e.to_string())?;
     let addresses = Addresses {
+        front_store: free(7300)?,
         front: free(7000)?,
         front_udp: bind(7200, UdpSocket::bind)
             .and_then(|socket| socket.local_addr())
@@ -58,6 +69,7 @@ fn prepare() -> Result<(Plan, String), String> {
         admin: free(9900)?,
         backends,
         answering,
+        stores,
     };
     let text = addresses.config();
     let plan = config::parse(&text, "demo").map_err(|problems| problems.to_string())?;
@@ -68,11 +80,12 @@ fn prepare() -> Result<(Plan, String), String> {
 struct Addresses {
     front: SocketAddr,
     front_udp: SocketAddr,
+    front_store: SocketAddr,
     admin: SocketAddr,
-    /// Those over TCP...
+    /// Those over TCP, those over UDP, and those that have roles.
     backends: Vec<(&'static str, SocketAddr)>,
-    /// ... and these UDP.
     answering: Vec<(&'static str, SocketAddr)>,
+    stores: Vec<(&'static str, SocketAddr)>,
 }
 
 impl Addresses {
@@ -94,13 +107,20 @@ impl Addresses {
              [listeners.demo-udp]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"metals\"\n\
              responses = 1\nidle_timeout = \"2s\"\n\
              [upstreams.colours]\nbackends = [{}]\n\
-             [upstreams.metals]\nbackends = [{}]\n",
+             [upstreams.metals]\nbackends = [{}]\n\
+             [listeners.store]\nbind = \"{}\"\nupstream = \"primary\"\n\
+             [upstreams.primary]\non_role_lost = \"close\"\nbackends = [\"{}\", \"{}\"]\n\
+             [upstreams.primary.check]\nkind = \"redis\"\nrole = \"primary\"\n\
+             interval = \"500ms\"\ntimeout = \"400ms\"\nrise = 1\nfall = 2\n",
             self.admin,
             self.front,
             self.front_udp,
             list(&self.backends, Duration::from_secs(3)),
             // Each try of a backend that is away costs a client a datagram.
             list(&self.answering, AWAY),
+            self.front_store,
+            self.stores[0].1,
+            self.stores[1].1,
         )
     }
 
@@ -108,9 +128,11 @@ impl Addresses {
         let Self {
             front,
             front_udp,
+            front_store,
             admin,
             backends,
             answering,
+            stores,
         } = self;
         let lines = |backends: &[(&str, SocketAddr)], what: &str| {
             let line =
@@ -119,10 +141,12 @@ impl Addresses {
         };
         let (stopped, stopped_udp) = (backends[0], answering[0]);
         format!(
-            "tembuku demo: two listeners, for TCP and UDP, in front of three backends and two, round robin\n\
+            "tembuku demo: two listeners, for TCP and UDP, in front of three backends and two, round robin,\n\
+             and one in front of two servers of which one is the primary\n\
              \n\
-             {}{}  listener demo      {front}\n\
+             {}{}{}  listener demo      {front}\n\
              \x20 listener demo-udp  {front_udp} (UDP)\n\
+             \x20 listener store     {front_store}, follows the primary\n\
              \x20 status page        http://{admin}/\n\
              \n\
              Try, in another terminal:\n\
@@ -139,16 +163,30 @@ impl Addresses {
              \x20                               then 4. again: its port is closed, and ICMP says so. The datagram\n\
              \x20                               that finds out is lost, all others {} answers;\n\
              \x20                               it comes back after {away} s, and soon takes its turn\n\
+             \x20 6. Hold a session:            exec 3<> /dev/tcp/{store_host}/{store_port}; echo who >&3; head -n1 <&3\n\
+             \x20                               (bash): it is on the primary, {}\n\
+             \x20 7. Fail over to the replica:  echo promote > /dev/tcp/{}/{}\n\
+             \x20                               Look at the status page: {} is up and {} standby within a\n\
+             \x20                               second, the session of 6. has been cut (cat <&3 says so), and\n\
+             \x20                               once 6. has been tried again the journal says how long each took\n\
              \n\
              Each session prints its line of the access log here. Ctrl-C ends the demo.\n\n",
             lines(backends, ""),
             lines(answering, " (UDP)"),
+            lines(stores, ""),
             stopped.1.ip(),
             stopped.1.port(),
             stopped.0,
             stopped_udp.1.ip(),
             stopped_udp.1.port(),
             answering[1].0,
+            stores[0].0,
+            stores[1].1.ip(),
+            stores[1].1.port(),
+            stores[1].0,
+            stores[0].0,
+            store_host = front_store.ip(),
+            store_port = front_store.port(),
             host = front.ip(),
             port = front.port(),
             udp_host = front_udp.ip(),

@@ -131,6 +131,19 @@ fn the_demo_does_what_it_prints() {
     assert!(!left.contains("gold"), "{left}");
     assert!(tally(&left)["silver"] >= 19, "{left}");
 
+    // 7. The primary changes: the session on the one before ends, and the next finds the new one.
+    let hold = to_try(&first, "6. Hold a session:");
+    let promote = to_try(&first, "7. Fail over to the replica:");
+    let all = format!("{hold}; {promote}; cat <&3 2> /dev/null; echo ended");
+    assert_eq!(bash(&all), "north, primary\nended\n", "{all}");
+    wait_until("the next session is on the new primary", secs(10), || {
+        bash(&hold) == "south, primary\n"
+    });
+    let events = http::get(admin, "/api/v1/events").unwrap().body;
+    for part in ["\"standby\"", "\"next_session_on\": \"", "\"sessions\": 1"] {
+        assert!(events.contains(part), "{part} in {events}");
+    }
+
     // As printed, they come back by themselves.
     wait_until("red listens again", secs(30), || {
         output().contains("red: listening again")
