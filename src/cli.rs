@@ -16,6 +16,8 @@ mod sessions;
 mod status;
 mod table;
 mod terminate;
+#[cfg(test)]
+mod tests;
 mod top;
 mod weight;
 

@@ -13,6 +13,8 @@ mod text;
 
 pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
+#[cfg(test)]
+pub use families::family_names;
 pub use families::render;
 pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures};
 pub use histogram::Histogram;

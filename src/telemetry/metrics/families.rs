@@ -32,6 +32,11 @@ pub fn render(figures: &Figures<'_>) -> Vec<Bytes> {
     text.finish()
 }
 
+#[cfg(test)]
+pub fn family_names() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(family, _)| family.name)
+}
+
 /// The figures of the program, and those of the process from the system.
 struct Read<'a> {
     of: &'a Figures<'a>,
