@@ -57,6 +57,10 @@ enum Command {
         /// Print the effective configuration with all defaults filled in
         #[arg(long)]
         dump: bool,
+        /// Check every backend once, or connect to it where there is no check, and print what it
+        /// answers; exit code 1 if one does not answer as it has to
+        #[arg(long, conflicts_with = "dump")]
+        probe: bool,
     },
     /// Which backend a client would get, and why: by the configuration alone, no network is touched
     Explain(explain::Explain),
@@ -159,7 +163,10 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Demo => demo::run(),
-        Command::Check { file, dump } => check::run(&file.config, dump),
+        Command::Check {
+            file, probe: true, ..
+        } => check::probe(&file.config),
+        Command::Check { file, dump, .. } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Schema => schema::run(),

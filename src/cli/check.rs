@@ -1,8 +1,13 @@
 //! `tembuku check`: is the configuration valid, and what does it come to?
 
-use super::{code, complain, say};
+use super::{
+    code, complain, say,
+    table::{Row, table},
+};
 use crate::{
+    cli::response::clean,
     config,
+    control::{Outcome, ProbedBackend, probe_once},
     plan::{Addr, Listener, Plan},
     sys,
 };
@@ -24,6 +29,89 @@ pub(super) fn run(path: &Path, dump: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Checks every backend once. What they answer goes to standard output.
+pub(super) fn probe(path: &Path) -> ExitCode {
+    let plan = match config::load(path) {
+        Ok(plan) => plan,
+        Err(problems) => {
+            complain(&problems.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let probed = match runtime {
+        Ok(runtime) => {
+            let probed = runtime.block_on(probe_once(&plan));
+            // Look-ups that hang are not waited for.
+            runtime.shutdown_background();
+            probed.map_err(|errors| errors.to_string())
+        }
+        Err(e) => Err(format!("error: cannot start: {e}\n")),
+    };
+    let probed = match probed {
+        Ok(probed) => probed,
+        Err(why) => {
+            complain(&why);
+            return ExitCode::FAILURE;
+        }
+    };
+    let failed = probed.iter().filter(|one| one.outcome.is_failure()).count();
+    let written = say(&probed_table(&probed));
+    match (written, failed) {
+        (Ok(()), 0) => ExitCode::SUCCESS,
+        (Ok(()), failed) => {
+            let count = probed.len();
+            complain(&format!(
+                "{failed} of {count} backends do not answer as they have to\n"
+            ));
+            ExitCode::FAILURE
+        }
+        (Err(why), _) => code(Err(why)),
+    }
+}
+
+fn probed_table(probed: &[ProbedBackend]) -> String {
+    let mut rows = vec![Row::of(
+        ["backend", "result", "role"],
+        ["time"],
+        ["transcript"],
+    )];
+    rows.extend(probed.iter().map(|one| {
+        let name = format!("{}/{}", one.upstream, one.backend);
+        // What a host name stands for.
+        let name = match &one.address {
+            Some(address) if address.to_string() != one.backend => format!("{name} ({address})"),
+            Some(_) | None => name,
+        };
+        let dash = || "-".to_owned();
+        match &one.outcome {
+            Outcome::Checked(report) => {
+                let role = report.finding.role.map(|role| role.word().to_owned());
+                let millis = report.took.as_secs_f64() * 1e3;
+                Row::of(
+                    [
+                        name,
+                        report.result.word().to_owned(),
+                        role.unwrap_or_else(dash),
+                    ],
+                    [format!("{millis:.1} ms")],
+                    [clean(&report.transcript)],
+                )
+            }
+            Outcome::Disabled => not_asked(name, "set to down in the configuration"),
+            Outcome::NotResolved => not_asked(name, "its name does not resolve"),
+            Outcome::NoCheck => not_asked(name, "it is for datagrams, and has no check"),
+        }
+    }));
+    table(&rows)
+}
+
+fn not_asked(name: String, why: &str) -> Row {
+    Row::of([name, "-".to_owned(), "-".to_owned()], ["-"], [why])
 }
 
 /// Where the kernel gives no answer, there is nothing to warn of.

@@ -179,7 +179,7 @@ async fn open_access_log(
 }
 
 /// The passwords and certificates that the checks of each upstream need, by its name.
-async fn load_credentials(
+pub(super) async fn load_credentials(
     upstreams: &[plan::Upstream],
 ) -> Result<BTreeMap<String, CheckCredentials>, Vec<StartError>> {
     // All at once: files that hang are waited for together.

@@ -4,7 +4,8 @@ use crate::harness::{
     net::ask,
     ports,
     proc::text,
-    server::{list, named},
+    programs::Redis,
+    server::{Server, list, named},
     tembuku::{Tembuku, cli},
     temp::TempDir,
 };
@@ -354,4 +355,96 @@ fn an_argument_that_is_no_text_is_a_mistake_like_another() {
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
         assert!(!stderr(&output).contains("panicked"), "{}", text(&output));
     }
+}
+
+/// As the running process would, with passwords; and a connect where there is no check.
+#[test]
+fn every_backend_is_asked_once() {
+    let primary = Redis::start_with(ports::free_addr(), &["--requirepass", "s3cret"]);
+    let replica = Redis::start_with(
+        ports::free_addr(),
+        &[
+            "--requirepass",
+            "s3cret",
+            "--masterauth",
+            "s3cret",
+            "--replicaof",
+            "127.0.0.1",
+            &primary.addr.port().to_string(),
+        ],
+    );
+    let other = Redis::start_with(ports::free_addr(), &["--requirepass", "0ther"]);
+    let server = Server::named("b1");
+    let (closed, disabled, udp) = (ports::free_addr(), ports::free_addr(), ports::free_addr());
+    let dir = TempDir::new();
+    let password = dir.write("password", "s3cret");
+    let config = |more: &str| {
+        format!(
+            "[listeners.a]\nbind = \"127.0.0.1:1\"\nupstream = \"redis\"\n\
+             [listeners.b]\nbind = \"127.0.0.1:2\"\nupstream = \"plain\"\n\
+             [listeners.c]\nbind = \"127.0.0.1:3\"\nprotocol = \"udp\"\nupstream = \"names\"\n\
+             [upstreams.redis]\nbackends = [\"{}\", \"{}\"{more}]\n\
+             [upstreams.redis.check]\nkind = \"redis\"\nrole = \"primary\"\n\
+             password_file = \"{}\"\n\
+             [upstreams.plain]\nbackends = [\"{}\", {{ address = \"{disabled}\", down = true }}]\n\
+             [upstreams.names]\nbackends = [\"{udp}\"]\n",
+            primary.addr,
+            replica.addr,
+            password.display(),
+            server.addr,
+        )
+    };
+    let output = check(&config(""), &["--probe"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let fields = |output: &Output| -> Vec<Vec<String>> {
+        let lines = stdout(output);
+        let lines = lines.lines().skip(1);
+        lines
+            .map(|line| line.split_whitespace().map(str::to_owned).collect())
+            .collect()
+    };
+    let expected = [
+        (format!("redis/{}", primary.addr), "ok", "primary"),
+        (format!("redis/{}", replica.addr), "standby", "replica"),
+        (format!("plain/{}", server.addr), "ok", "-"),
+        (format!("plain/{disabled}"), "-", "-"),
+        (format!("names/{udp}"), "-", "-"),
+    ];
+    let rows = fields(&output);
+    assert_eq!(rows.len(), expected.len(), "{}", text(&output));
+    for (row, (name, result, role)) in rows.iter().zip(&expected) {
+        assert_eq!(row[..3], [name, *result, *role], "{}", text(&output));
+    }
+    assert!(
+        stdout(&output).contains("PING: PONG, ROLE: master"),
+        "{}",
+        text(&output)
+    );
+    assert_eq!(server.accepted(), 1);
+
+    let more = format!(", \"{}\", \"{closed}\"", other.addr);
+    let output = check(&config(&more), &["--probe"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let rows = fields(&output);
+    assert_eq!(
+        (&*rows[2][1], &*rows[3][1]),
+        ("auth", "refused"),
+        "{}",
+        text(&output)
+    );
+    assert!(
+        stderr(&output).contains("2 of 7 backends"),
+        "{}",
+        text(&output)
+    );
+    assert!(!text(&output).contains("s3cret"), "{}", text(&output));
+    // A file that is not there is an error as at a start.
+    let missing = config("").replace(password.to_str().unwrap(), "/nowhere/password");
+    let output = check(&missing, &["--probe"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("/nowhere/password"),
+        "{}",
+        text(&output)
+    );
 }
