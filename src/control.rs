@@ -4,6 +4,7 @@ pub mod journal;
 pub mod reload;
 pub mod terminate;
 
+mod access_logs;
 mod admin_state;
 mod apply;
 mod backend_lifecycle;

@@ -133,12 +133,28 @@ pub struct Listener {
     pub access: Vec<AccessRule>,
     /// Whether clients come through proxies that name them.
     pub accept_proxy: Option<AcceptProxy>,
+    /// What backends get from sessions of this listener; `None`: as the upstream has it. Of v2 the
+    /// TLVs are always those of the upstream.
+    pub send_proxy: Option<SendProxy>,
+    /// Where its sessions are recorded; `None`: in the access log of the process.
+    pub access_log: Option<AccessLog>,
     pub backlog: u32,
     /// Whether addresses may be bound that this host does not have.
     pub freebind: bool,
     pub socket: SocketOptions,
     /// Of the unix sockets among `bind`.
     pub unix: UnixFile,
+}
+
+impl Listener {
+    /// The header that sessions of this listener send to the backends of `upstream`.
+    pub fn send_proxy_to(&self, upstream: &Upstream) -> SendProxy {
+        match (self.send_proxy, upstream.send_proxy) {
+            (None, of_upstream) => of_upstream,
+            (Some(SendProxy::V2 { .. }), of_upstream @ SendProxy::V2 { .. }) => of_upstream,
+            (Some(own), _) => own,
+        }
+    }
 }
 
 /// Which peers begin with a PROXY protocol header, and in what time.

@@ -95,7 +95,9 @@ pub(super) fn listener_keys(listener: &Listener) -> impl Iterator<Item = (&'stat
         Protocol::Tcp => None,
         Protocol::Udp(udp) => Some(keys_of(listener_rows::UDP, udp, no_effect)),
     };
-    keys_of(listener_rows::LISTENER, listener, no_effect).chain(udp.into_iter().flatten())
+    keys_of(listener_rows::LISTENER, listener, no_effect)
+        .chain(keys_of(listener_rows::OWN, listener, no_effect))
+        .chain(udp.into_iter().flatten())
 }
 
 /// Without those of the check. Which keys have an effect depends on the plan.

@@ -23,10 +23,10 @@ use crate::{
             report::{Fault, Report, Source, Span},
             suggestions::{found, nearest, quoted_key, shorten},
         },
-        value::{address, host},
+        value::{access_log, address, host},
     },
     plan::{
-        AccessLog, Addr, Admin, Listener, Log, Plan, Process, Protocol, StartWait, Target, Upstream,
+        Addr, Admin, Listener, Log, Plan, Process, Protocol, StartWait, Target, Upstream,
     },
 };
 
@@ -228,40 +228,11 @@ fn read_log(root: &Section<'_>) -> Log {
     };
     let section = section.unwrap_or_else(|| Section::new(&keys::LOG, &empty, 0..0, root.report));
     let mut log = Log {
-        access: read_access_log(&section),
+        access: access_log::of_process(&section),
         ..Log::default()
     };
     section.read(rows::LOG, &mut log);
     log
-}
-
-fn read_access_log(section: &Section<'_>) -> AccessLog {
-    let Some(Text { text, span }) = section.text("access") else {
-        return AccessLog::Off;
-    };
-    let fault = match text {
-        "off" => return AccessLog::Off,
-        "stdout" => return AccessLog::Stdout,
-        // A bare name is more likely a mistake than a file in whatever directory this is started
-        // from.
-        _ if !text.contains('/') => Fault::new(format!(
-            "`access` must be \"off\", \"stdout\" or a path, not {text:?}"
-        ))
-        .hint(match nearest(text, &["off", "stdout"]) {
-            Some(near) => format!("did you mean \"{near}\"? A file of that name is \"./{text}\""),
-            None => format!("for a file of that name write \"./{text}\""),
-        }),
-        _ if text.ends_with('/') => {
-            Fault::new(format!("`access` = {text:?} names a directory, not a file"))
-                .hint("add the name of the file")
-        }
-        _ if text.contains('\0') => {
-            Fault::new("the path in `access` holds a zero byte").hint("take it out")
-        }
-        _ => return AccessLog::File(PathBuf::from(text)),
-    };
-    section.report.add(&span, fault);
-    AccessLog::Off
 }
 
 /// Also read by itself: a mistake is reported even where every section overrides the key.

@@ -52,7 +52,7 @@ tables! {
     PROCESS "[process]": process::PROCESS;
     ADMIN "[admin]": process::ADMIN;
     LOG "[log]": process::LOG;
-    LISTENER "[listeners.NAME]": listener::LISTENER, listener::UDP;
+    LISTENER "[listeners.NAME]": listener::LISTENER, listener::OWN, listener::UDP;
     KEEPALIVE "keepalive": listener::KEEPALIVE;
     ACCEPT_PROXY "accept_proxy": listener::ACCEPT_PROXY;
     UPSTREAM "[upstreams.NAME]": upstream::UPSTREAM;

@@ -8,7 +8,7 @@ use super::{
         applies::{Applies, NoEffect},
         listener::{self as rows, protocol_name},
         scalar::Word,
-        words::ProtocolName,
+        words::{ProtocolName, ProxyVersion},
     },
     section::{Section, Text},
 };
@@ -18,9 +18,11 @@ use crate::{
             report::{Fault, Report, Span},
             suggestions::found,
         },
-        value::{access, address, unix_file},
+        value::{access, access_log, address, unix_file},
     },
-    plan::{AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, PeerSet, Protocol, Udp},
+    plan::{
+        AcceptProxy, AccessRule, Addr, Bind, Keepalive, Listener, PeerSet, Protocol, SendProxy, Udp,
+    },
 };
 use toml::de::DeTable;
 
@@ -48,6 +50,8 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
         upstream: upstream.as_ref().map_or("", |text| text.text).to_owned(),
         access: read_access(section),
         accept_proxy: read_accept_proxy(section),
+        send_proxy: read_send_proxy(section),
+        access_log: access_log::of_listener(section),
         unix: unix_file::read(section),
         ..Listener::default()
     };
@@ -67,6 +71,7 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
     if !section.is_defaults() && sure {
         drop_without_effect(&mut listener, udp, section);
         check_binds(&listener, &bind_spans, section);
+        check_send_proxy(&listener, section);
     }
     Read {
         listener,
@@ -330,6 +335,39 @@ fn read_access(section: &Section<'_>) -> Vec<AccessRule> {
         }
     }
     rules
+}
+
+/// `send_proxy` in `[defaults]` is for upstreams.
+fn read_send_proxy(section: &Section<'_>) -> Option<SendProxy> {
+    if section.is_defaults() {
+        return None;
+    }
+    let text = section.as_text("send_proxy", section.own("send_proxy")?)?;
+    let words: Vec<&str> = ["inherit"]
+        .into_iter()
+        .chain(ProxyVersion::words())
+        .collect();
+    let word = section.as_one_of("send_proxy", &text, &words)?;
+    let version = ProxyVersion::WORDS.iter().find(|(own, _)| *own == word);
+    Some(match version?.1 {
+        ProxyVersion::Off => SendProxy::Off,
+        ProxyVersion::V1 => SendProxy::V1,
+        ProxyVersion::V2 => SendProxy::V2 { tlvs: false },
+    })
+}
+
+fn check_send_proxy(listener: &Listener, section: &Section<'_>) {
+    if let (Protocol::Udp(_), Some(SendProxy::V1)) = (listener.protocol, listener.send_proxy)
+        && let Some(value) = section.own("send_proxy")
+    {
+        let fault = Fault::new(format!(
+            "send_proxy = \"v1\" cannot be used for the UDP listener `{}`: version 1 knows no \
+             datagrams",
+            listener.name
+        ))
+        .hint("write send_proxy = \"v2\", for backends that expect it");
+        section.report.add(&value.span(), fault);
+    }
 }
 
 /// The whole value is taken from `[defaults]` or none of it, as with `keepalive`.

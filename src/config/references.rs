@@ -1,11 +1,15 @@
 //! What the rest of the file has to do with an upstream.
 
-use crate::plan::{Listener, Protocol};
+use crate::plan::{Listener, Protocol, SendProxy};
 
 /// What refers to an upstream.
 pub(super) struct References {
     /// The name of a UDP listener.
     pub(super) udp: Option<String>,
+    /// The name of a UDP listener that sends the PROXY protocol header of the upstream.
+    pub(super) udp_that_inherits: Option<String>,
+    /// Whether a UDP listener sends headers of version 2 of its own.
+    pub(super) udp_sends_v2: bool,
     /// Whether there is a TCP listener.
     pub(super) tcp: bool,
     /// Whether more listeners may refer to it, because of a mistake in one. Then no key is reported
@@ -20,6 +24,8 @@ impl References {
     pub(super) fn any() -> Self {
         Self {
             udp: None,
+            udp_that_inherits: None,
+            udp_sends_v2: false,
             tcp: true,
             unsure: true,
             operator: true,
@@ -35,6 +41,8 @@ impl References {
     ) -> Self {
         let mut references = Self {
             udp: None,
+            udp_that_inherits: None,
+            udp_sends_v2: false,
             tcp: false,
             unsure: !sure,
             operator,
@@ -43,7 +51,15 @@ impl References {
             match listener.protocol {
                 Protocol::Tcp => references.tcp = true,
                 Protocol::Udp(_) => {
-                    references.udp.get_or_insert_with(|| listener.name.clone());
+                    let name = || listener.name.clone();
+                    references.udp.get_or_insert_with(name);
+                    match listener.send_proxy {
+                        None => {
+                            references.udp_that_inherits.get_or_insert_with(name);
+                        }
+                        Some(SendProxy::V2 { .. }) => references.udp_sends_v2 = true,
+                        Some(SendProxy::Off | SendProxy::V1) => {}
+                    }
                 }
             }
         }

@@ -347,8 +347,18 @@ impl<'a> Section<'a> {
 
     /// One of these words; `None`: the key is missing, or has another value, which is reported.
     pub(super) fn one_of(&self, key: &str, words: &[&'static str]) -> Option<&'static str> {
-        let Text { text, span } = self.text(key)?;
-        let found = words.iter().find(|word| **word == text);
+        let text = self.text(key)?;
+        self.as_one_of(key, &text, words)
+    }
+
+    /// The same of a text that was read.
+    pub(super) fn as_one_of(
+        &self,
+        key: &str,
+        Text { text, span }: &Text<'_>,
+        words: &[&'static str],
+    ) -> Option<&'static str> {
+        let found = words.iter().find(|word| *word == text);
         if found.is_none() {
             let fault = Fault::new(format!(
                 "`{key}` has no value {}",
@@ -358,7 +368,7 @@ impl<'a> Section<'a> {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => format!("one of: {}", list(words.iter().copied())),
             };
-            self.report.add(&span, fault.hint(hint));
+            self.report.add(span, fault.hint(hint));
         }
         found.copied()
     }

@@ -123,7 +123,9 @@ pub(super) fn no_effect(
             "where no UDP listener uses the upstream",
             "it selects the datagrams of a flow that begin with the header: leave it out",
         )),
-        Applies::SendProxyOn if keys.send_proxy != ProxyVersion::V2 => {
+        Applies::SendProxyOn
+            if keys.send_proxy != ProxyVersion::V2 && !references.udp_sends_v2 =>
+        {
             Some(NoEffect::unless_default(
                 "without send_proxy = \"v2\"",
                 "write send_proxy = \"v2\", or leave it out",
@@ -183,7 +185,7 @@ fn check_bound(keys: &UpstreamKeys, section: &Section<'_>) {
 }
 
 fn check_send_proxy(keys: &UpstreamKeys, section: &Section<'_>, references: &References) {
-    if let (Some(listener), ProxyVersion::V1) = (&references.udp, keys.send_proxy)
+    if let (Some(listener), ProxyVersion::V1) = (&references.udp_that_inherits, keys.send_proxy)
         && let Some(value) = section.get("send_proxy")
     {
         let fault = Fault::new(format!(

@@ -11,8 +11,8 @@ mod streams;
 mod upstream;
 
 use super::{
-    Prepared, ServiceManager, StartError, StartErrors, View, checks, journal::Journal,
-    prepare::UpstreamInputs, resolve::Resolver,
+    Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
+    journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
 };
 use crate::{
     config,
@@ -30,7 +30,7 @@ use crate::{
         sockets::Sockets as FlowSockets,
     },
     sys,
-    telemetry::{access_log::AccessLog, metrics::Exporter},
+    telemetry::metrics::Exporter,
     upstream::health::Pace,
 };
 use datagrams::DatagramSockets;
@@ -55,7 +55,7 @@ pub(super) struct Runtime {
     exporter: Exporter,
     pub(super) process: Arc<Process>,
     /// Of sessions that begin now.
-    access_log: Option<Arc<AccessLog>>,
+    open_logs: OpenLogs,
     pub(super) journal: Arc<Journal>,
     pub(super) manager: ServiceManager,
     /// The names of the sockets that the service manager keeps.
@@ -187,7 +187,7 @@ impl Runtime {
                 stop: CancellationToken::new(),
             },
             process: Arc::new(process_state),
-            access_log: None,
+            open_logs: OpenLogs::default(),
             journal: Arc::default(),
             manager: ServiceManager::from_environment(),
             stored: BTreeSet::new(),
@@ -215,7 +215,7 @@ impl Runtime {
         // Nothing fails from here on.
         self.store_sockets(&bound).await;
         self.plan = plan;
-        self.access_log = prepared.access_log;
+        self.open_logs = prepared.open_logs;
         let budget = budget::budget(&self.plan, self.facts);
         self.set_limits(&budget);
         warn_of_limits(&self.plan, self.facts, &budget);

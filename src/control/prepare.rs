@@ -4,7 +4,7 @@
 
 use super::{StartError, StartErrors, View, interfaces, node, resolve, rights};
 use crate::{
-    control::budget::count_udp,
+    control::{access_logs::OpenLogs, budget::count_udp},
     plan::{self, Addr, Plan, Tls},
     probe::CheckCredentials,
     proxy::udp,
@@ -13,12 +13,9 @@ use crate::{
         blocking,
         datagram::{MissingCall, find_missing_call},
     },
-    telemetry::{
-        access_log::{self, AccessLog, AccessLogs},
-        line_writer::Destination,
-    },
+    telemetry::access_log::AccessLogs,
 };
-use std::{collections::BTreeMap, io::IsTerminal as _, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::JoinHandle;
 
 /// A plan, and what it needs from outside.
@@ -26,8 +23,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// By the names of the upstreams.
     pub(super) upstreams: BTreeMap<String, UpstreamInputs>,
-    /// The access log of the plan, once it is open: see [`Self::with_access_log`].
-    pub(super) access_log: Option<Arc<AccessLog>>,
+    /// The access logs of the plan, once they are open: see [`Self::with_access_logs`].
+    pub(super) open_logs: OpenLogs,
     /// For a start.
     pub(super) access_logs: Arc<AccessLogs>,
     pub(super) resolver: resolve::Resolver,
@@ -48,33 +45,36 @@ impl Prepared {
     /// For a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
-        let log = plan.log.clone();
+        let for_logs = plan.clone();
         let (access_logs, known) = (Arc::<AccessLogs>::default(), resolve::KnownAddresses::new());
-        let opening = open_access_log(&log, &access_logs);
+        let opening = OpenLogs::open(&for_logs, &access_logs);
         let prepared = Self::with_addresses(plan, &known);
-        let (access_log, prepared) = tokio::join!(opening, prepared);
-        match (access_log, prepared) {
-            (Ok(access_log), Ok(prepared)) => Ok(Self {
-                access_log,
+        let (open_logs, prepared) = tokio::join!(opening, prepared);
+        match (open_logs, prepared) {
+            (Ok(open_logs), Ok(prepared)) => Ok(Self {
+                open_logs,
                 access_logs,
                 ..prepared
             }),
-            (access_log, prepared) => {
-                let mut errors: Vec<StartError> = access_log.err().into_iter().collect();
-                errors.extend(prepared.err().into_iter().flat_map(|errors| errors.0));
-                Err(StartErrors(errors))
+            (open_logs, prepared) => {
+                let errors = [open_logs.err(), prepared.err()];
+                let errors = errors.into_iter().flatten().flat_map(|errors| errors.0);
+                Err(StartErrors(errors.collect()))
             }
         }
     }
 
-    /// Opens the access log, which creates its file: not for a dry run. `access_logs`: those of
+    /// Opens the access logs, which creates their files: not for a dry run. `access_logs`: those of
     /// the running server.
-    pub async fn with_access_log(self, access_logs: &Arc<AccessLogs>) -> Result<Self, StartErrors> {
-        let access_log = open_access_log(&self.plan.log, access_logs).await?;
-        Ok(Self { access_log, ..self })
+    pub async fn with_access_logs(
+        self,
+        access_logs: &Arc<AccessLogs>,
+    ) -> Result<Self, StartErrors> {
+        let open_logs = OpenLogs::open(&self.plan, access_logs).await?;
+        Ok(Self { open_logs, ..self })
     }
 
-    /// For a change of the plan of a running server, without the access log. The names that the
+    /// For a change of the plan of a running server, without the access logs. The names that the
     /// server has keep their addresses.
     pub async fn for_change(plan: Plan, running: &View) -> Result<Self, StartErrors> {
         Self::with_addresses(plan, &running.addresses()).await
@@ -117,7 +117,7 @@ impl Prepared {
                     upstreams: inputs.collect(),
                     listeners: plan.listeners.iter().cloned().zip(rights).collect(),
                     plan,
-                    access_log: None,
+                    open_logs: OpenLogs::default(),
                     access_logs: Arc::default(),
                     resolver,
                 })
@@ -150,32 +150,6 @@ fn check_udp(plan: &Plan) -> Result<(), StartError> {
         return Err(StartError::MissingCall(missing));
     }
     Ok(())
-}
-
-async fn open_access_log(
-    log: &plan::Log,
-    access_logs: &Arc<AccessLogs>,
-) -> Result<Option<Arc<AccessLog>>, StartError> {
-    let (destination, terminal) = match &log.access {
-        plan::AccessLog::Off => return Ok(None),
-        plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
-        plan::AccessLog::File(path) => (Destination::File(path.clone()), false),
-    };
-    let format = match log.format {
-        plan::LogFormat::Text => access_log::Format::Text,
-        plan::LogFormat::Auto if terminal => access_log::Format::Text,
-        plan::LogFormat::Auto | plan::LogFormat::Json => access_log::Format::Json,
-    };
-    let access_logs = Arc::clone(access_logs);
-    let open = move || access_logs.open(destination, format);
-    let opened = blocking::call(blocking::LIMIT, open).await.flatten();
-    let path = match &log.access {
-        plan::AccessLog::File(path) => Some(path.clone()),
-        plan::AccessLog::Off | plan::AccessLog::Stdout => None,
-    };
-    opened
-        .map(Some)
-        .map_err(|source| StartError::AccessLog { path, source })
 }
 
 /// The passwords and certificates that the checks of each upstream need, by its name.

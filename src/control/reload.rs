@@ -132,7 +132,7 @@ pub async fn prepare(
     let prepared = Prepared::for_change(plan, &running.view()).await;
     let mut prepared = prepared.map_err(ReloadError::Failed)?;
     if mode == Mode::Apply {
-        let with_log = prepared.with_access_log(&running.process.access_logs);
+        let with_log = prepared.with_access_logs(&running.process.access_logs);
         prepared = with_log.await.map_err(ReloadError::Failed)?;
     }
     // Many clients are counted for the report.

@@ -21,6 +21,8 @@ pub struct Summary<'a> {
     /// Of the last backend that was tried, where none was reached.
     pub error: Option<ConnectError>,
     pub backend: Option<&'a Backend>,
+    /// Our own port towards it, where it is to be recorded.
+    pub backend_port: Option<u16>,
     pub attempts: &'a [Attempt],
     pub duration: Duration,
     /// For how long it waited for a backend after the last attempt.
@@ -83,6 +85,7 @@ impl<'a> Summary<'a> {
             reason: unserved.reason,
             error: unserved.error,
             backend: None,
+            backend_port: None,
             attempts,
             duration,
             waited: unserved.waited,
@@ -141,6 +144,7 @@ impl Service {
             session: Some(session.id),
             backend: backend.map(|backend| &**backend.text()),
             backend_addr: backend.map(|backend| backend.addr.to_string()),
+            backend_port: summary.backend_port,
             attempts: summary.attempts.iter().map(Attempt::record).collect(),
             connect_time: connected.map(|attempt| seconds(attempt.time)),
             queue_time: Some(summary.queue_time())
@@ -184,6 +188,7 @@ impl Service {
             upstream: &self.pool.name,
             backend: None,
             backend_addr: None,
+            backend_port: None,
             attempts: Vec::new(),
             connect_time: None,
             queue_time: None,

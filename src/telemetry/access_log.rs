@@ -34,6 +34,9 @@ pub struct Record<'a> {
     pub backend: Option<&'a str>,
     /// The address behind a host name.
     pub backend_addr: Option<String>,
+    /// Our own port towards it: what the backend's log shows as the port of its client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_port: Option<u16>,
     pub attempts: Vec<AttemptRecord<'a>>,
     pub connect_time: Option<f64>,
     /// Of a session that has waited for a backend.
@@ -172,6 +175,9 @@ fn text(r: &Record<'_>) -> String {
     }
     if let Some(address) = &r.backend_addr {
         let _ = write!(line, " backend_addr={address}");
+    }
+    if let Some(port) = r.backend_port {
+        let _ = write!(line, " backend_port={port}");
     }
     if let Some(peer) = &r.realip_remote_addr {
         let _ = write!(line, " realip_remote_addr={peer}");

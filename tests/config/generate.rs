@@ -515,7 +515,14 @@ fn upstream() -> impl Strategy<Value = Upstream> {
 }
 
 /// Takes from an upstream what cannot be there with the listeners that use it.
-fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
+fn used(upstream: &mut Upstream, users: &[&Listener], operator: bool) {
+    let is_udp = |listener: &&&Listener| listener.protocol != Protocol::Tcp;
+    let udp = users.iter().any(|user| is_udp(&user));
+    let tcp = users.iter().any(|user| !is_udp(&user));
+    let sends_v2 = |user: &&Listener| matches!(user.send_proxy, Some(SendProxy::V2 { .. }));
+    let mut of_udp = users.iter().filter(is_udp);
+    let has_v2 = matches!(upstream.send_proxy, SendProxy::V2 { .. });
+    let has_v2 = has_v2 || of_udp.any(sends_v2);
     if udp {
         for (port, backend) in (1..).zip(&mut upstream.backends) {
             if let Target::Addr(Addr::Unix(_)) = backend.target {
@@ -546,7 +553,7 @@ fn used(upstream: &mut Upstream, tcp: bool, udp: bool, operator: bool) {
             check.on_lag = still(check.on_lag);
         }
     }
-    if !udp || !matches!(upstream.send_proxy, SendProxy::V2 { .. }) {
+    if !udp || !has_v2 {
         upstream.send_proxy_on = ProxyOn::First;
     }
     let moves = |action: SessionAction| action != SessionAction::Keep;
@@ -595,6 +602,24 @@ fn udp() -> impl Strategy<Value = Udp> {
         )
 }
 
+fn access_log() -> impl Strategy<Value = AccessLog> {
+    prop_oneof![
+        Just(AccessLog::Off),
+        Just(AccessLog::Stdout),
+        "\\PC{0,9}/\\PC{0,9}x".prop_map(|path| AccessLog::File(path.into()))
+    ]
+}
+
+/// What a listener sets for itself.
+fn overrides() -> impl Strategy<Value = (Option<SendProxy>, Option<AccessLog>)> {
+    let send_proxy = select(vec![
+        SendProxy::Off,
+        SendProxy::V1,
+        SendProxy::V2 { tlvs: false },
+    ]);
+    (option::of(send_proxy), option::of(access_log()))
+}
+
 /// A listener of TCP as one of UDP.
 fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
     let seconds = Duration::from_secs;
@@ -609,6 +634,7 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
             timeout: seconds(3),
             ..accept
         }),
+        send_proxy: listener.send_proxy.filter(|own| *own != SendProxy::V1),
         backlog: 4096,
         socket: SocketOptions {
             nodelay: true,
@@ -646,7 +672,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         vec(bind(), 1..4),
         times,
         numbers,
-        (vec(rule(), 0..4), option::of(accept_proxy())),
+        (vec(rule(), 0..4), option::of(accept_proxy()), overrides()),
         (socket, option::of(udp())),
     )
         .prop_map(
@@ -655,7 +681,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 binds,
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
-                (access, accept_proxy),
+                (access, accept_proxy, (send_proxy, access_log)),
                 ((socket, half_close, freebind), udp),
             )| {
                 let bind = binds
@@ -680,6 +706,8 @@ fn listener() -> impl Strategy<Value = Listener> {
                     max_connections,
                     access,
                     accept_proxy,
+                    send_proxy,
+                    access_log,
                     backlog,
                     freebind,
                     socket,
@@ -743,12 +771,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
         Just(LogFormat::Text),
         Just(LogFormat::Json)
     ];
-    let access = prop_oneof![
-        Just(AccessLog::Off),
-        Just(AccessLog::Stdout),
-        "\\PC{0,9}/\\PC{0,9}x".prop_map(|path| AccessLog::File(path.into()))
-    ];
-    let log = (level, format, access).prop_map(|(level, format, access)| Log {
+    let log = (level, format, access_log()).prop_map(|(level, format, access)| Log {
         level,
         format,
         access,
@@ -811,10 +834,8 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
             let udp = |listener: &Listener| listener.protocol != Protocol::Tcp;
             for upstream in &mut upstreams {
                 let uses = |listener: &&Listener| listener.upstream == upstream.name;
-                let mut users = listeners.iter().filter(uses);
-                let any_udp = users.clone().any(udp);
-                let any_tcp = users.any(|listener| !udp(listener));
-                used(upstream, any_tcp, any_udp, operator);
+                let users: Vec<&Listener> = listeners.iter().filter(uses).collect();
+                used(upstream, &users, operator);
             }
             if !listeners.iter().any(udp) {
                 process.max_flows = 0;

@@ -101,6 +101,7 @@ mod schema;
 mod scrape;
 mod service_manager;
 mod sessions;
+mod shared_upstream;
 mod shares;
 mod shutdown;
 mod start_wait;

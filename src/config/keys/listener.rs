@@ -6,14 +6,14 @@ use super::{
     process::MOST_CONNECTIONS,
     row::{Form, Row, Rule, code, rows, value},
     scalar::Word,
-    words::ProtocolName,
+    words::{ProtocolName, ProxyVersion},
 };
 use crate::{
     config::{
         text::quote::{quoted, quoted_list, time},
-        value::access,
+        value::{access, access_log},
     },
-    plan::{AcceptProxy, Keepalive, Listener, Protocol, Udp, WhenFull},
+    plan::{AcceptProxy, Keepalive, Listener, Protocol, SendProxy, Udp, WhenFull},
 };
 
 pub(crate) static LISTENER: &[Row<Listener>] = rows! {
@@ -52,6 +52,12 @@ pub(crate) static LISTENER: &[Row<Listener>] = rows! {
         "Whether clients begin with a PROXY protocol header, version 1 or 2. With `trust` those \
          peers do, and must; from others no header is accepted. `access` then applies to the \
          address in the header.";
+    "access_log" Form::Other("\"inherit\", \"off\", \"stdout\" or a path"), "inherit", Always,
+        code!(access_log, |listener| Some(match &listener.access_log {
+            None => quoted("inherit"),
+            Some(log) => quoted(&access_log::format(log)),
+        })),
+        "Where the sessions of this listener are recorded; \"inherit\": as `access` of [log] says.";
     "backlog" Form::Number(1, 65_535), "4096", Tcp, value!(backlog),
         "Connections that the kernel keeps until they are accepted.";
     "freebind" Form::Flag, "false", IpAddress, value!(freebind),
@@ -81,6 +87,19 @@ pub(crate) static LISTENER: &[Row<Listener>] = rows! {
         "How long data may go unacknowledged, both sides; \"auto\" = idle + interval x count of \
          `keepalive`; \"0s\", or \"auto\" without keepalive = left to the kernel (about 15 \
          minutes).";
+};
+
+/// Keys that an upstream has as well: in `[defaults]` they are for upstreams.
+pub(crate) static OWN: &[Row<Listener>] = rows! {
+    "send_proxy" Form::Other("\"inherit\", \"off\", \"v1\" or \"v2\""), "inherit", Always,
+        code!(send_proxy, |listener| Some(quoted(match listener.send_proxy {
+            None => "inherit",
+            Some(SendProxy::Off) => ProxyVersion::Off.word(),
+            Some(SendProxy::V1) => ProxyVersion::V1.word(),
+            Some(SendProxy::V2 { .. }) => ProxyVersion::V2.word(),
+        }))),
+        "The PROXY protocol header that backends get from sessions of this listener; \"inherit\": \
+         that of the upstream, which checks always send. UDP: not \"v1\".";
 };
 
 /// Of [`Protocol::Udp`].

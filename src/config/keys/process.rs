@@ -6,8 +6,11 @@ use super::{
     scalar::Word,
 };
 use crate::{
-    config::text::quote::{quoted, quoted_list, time},
-    plan::{AccessLog, Admin, Log, LogFormat, LogLevel, Process, StartWait},
+    config::{
+        text::quote::{quoted, quoted_list, time},
+        value::access_log,
+    },
+    plan::{Admin, Log, LogFormat, LogLevel, Process, StartWait},
 };
 
 /// More is a mistake: no machine has the ports and the memory.
@@ -81,10 +84,6 @@ pub(crate) static LOG: &[Row<Log>] = rows! {
     "format" Form::Word(LogFormat::words), "auto", Always, value!(format),
         "\"auto\" = text on a terminal, JSON otherwise.";
     "access" Form::Other("\"off\", \"stdout\" or a path"), "off", Always,
-        code!(|log| Some(match &log.access {
-            AccessLog::Off => quoted("off"),
-            AccessLog::Stdout => quoted("stdout"),
-            AccessLog::File(path) => quoted(&path.to_string_lossy()),
-        })),
-        "Where sessions are logged; a FIFO needs a reader at the start.";
+        code!(|log| Some(quoted(&access_log::format(&log.access)))),
+        "Where sessions are logged, unless their listener has an `access_log`; a FIFO needs a reader at the start.";
 };

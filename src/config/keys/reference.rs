@@ -240,6 +240,7 @@ fn file(plan: &Plan) -> String {
         let has_effect = |key: &Key| listener::no_effect(listener, key.applies).is_none();
         file.header(&format!("[listeners.{}]", listener.name));
         file.rows(listener_rows::LISTENER, listener, has_effect);
+        file.rows(listener_rows::OWN, listener, has_effect);
         if let Protocol::Udp(udp) = &listener.protocol {
             file.rows(listener_rows::UDP, udp, has_effect);
         }

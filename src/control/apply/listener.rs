@@ -7,7 +7,7 @@
 use super::{Runtime, UpstreamRuntime, Workers, datagrams::DatagramSockets, streams::StreamSocket};
 use crate::{
     control::ListenerView,
-    plan::{self, Addr, StartWait, Upstream},
+    plan::{self, Addr, StartWait},
     proxy::udp::OwnAddresses,
     runtime::net::SocketFile,
     session::service::{self, Notices, Service},
@@ -63,12 +63,12 @@ impl ListenerRuntime {
             ),
             per_source: removed.map_or_else(Arc::default, |s| Arc::clone(&s.per_source)),
             origin: service::origin(&plan, &upstream.pool),
-            plan,
             pool: Arc::clone(&upstream.pool),
             process: Arc::clone(&runtime.process),
-            send_proxy: upstream.plan.send_proxy,
+            send_proxy: plan.send_proxy_to(&upstream.plan),
             send_proxy_on: upstream.plan.send_proxy_on,
-            access_log: runtime.access_log.clone(),
+            access_log: runtime.open_logs.of(&plan, &runtime.plan.log),
+            plan,
             notices: Arc::new(Notices::new(now)),
             accepting: Arc::default(),
             intake: Arc::default(),
@@ -94,12 +94,10 @@ impl ListenerRuntime {
         sockets: Sockets,
         runtime: &Runtime,
     ) -> Self {
-        let (before, access_log) = (&self.service, &runtime.access_log);
-        let Upstream {
-            send_proxy,
-            send_proxy_on,
-            ..
-        } = upstream.plan;
+        let before = &self.service;
+        let access_log = runtime.open_logs.of(&plan, &runtime.plan.log);
+        let send_proxy = plan.send_proxy_to(&upstream.plan);
+        let send_proxy_on = upstream.plan.send_proxy_on;
         let is_same = before.plan == plan
             && Arc::ptr_eq(&before.pool, &upstream.pool)
             && before.access_log.as_ref().map(Arc::as_ptr) == access_log.as_ref().map(Arc::as_ptr)
@@ -114,7 +112,7 @@ impl ListenerRuntime {
                 process: Arc::clone(&before.process),
                 send_proxy,
                 send_proxy_on,
-                access_log: access_log.clone(),
+                access_log,
                 notices: Arc::clone(&before.notices),
                 accepting: Arc::clone(&before.accepting),
                 intake: Arc::clone(&before.intake),

@@ -86,6 +86,8 @@ enum NotOpened {
 struct SessionEnd {
     reason: CloseReason,
     backend: Arc<Backend>,
+    /// Our own port towards it, if there is an access log.
+    backend_port: Option<u16>,
     first_byte: Option<Duration>,
     attempts: Box<[Attempt]>,
 }
@@ -194,11 +196,13 @@ impl SessionEnd {
             connection, lease, ..
         } = opened.connected;
         session.set_closing();
+        let local = service.access_log().and_then(|_| connection.stream.local_addr());
         drop(connection);
         drop(lease);
         Self {
             reason: outcome.reason,
             backend,
+            backend_port: local.map(|address| address.port()),
             first_byte,
             attempts: opened.attempts,
         }
@@ -216,6 +220,7 @@ impl SessionEnd {
             reason: self.reason,
             error: None,
             backend: Some(&self.backend),
+            backend_port: self.backend_port,
             attempts: &self.attempts,
             duration: began.elapsed(),
             waited: Duration::ZERO,

@@ -235,18 +235,21 @@ impl Flow {
     /// Counts and logs that it is over. The socket is still there.
     pub(super) fn end(self, service: &Service, reason: CloseReason, now: Instant) -> Link {
         let extras = self.extras.as_deref();
+        let log = service.access_log();
+        let local = log.and_then(|_| self.link.socket.local_addr().ok());
         let summary = Summary {
             session: self.permits.session(),
             reason,
             error: None,
             backend: Some(self.lease.backend()),
+            backend_port: local.map(|address| address.port()),
             attempts: extras.map_or(&[], |extras| &extras.attempts),
             duration: self.permits.began_at().elapsed(),
             waited: Duration::ZERO,
             first_byte: extras.and_then(|extras| extras.first_reply),
             datagrams: extras.map_or([0; 2], |extras| extras.datagrams),
         };
-        service.finish(&summary, service.access_log(), now);
+        service.finish(&summary, log, now);
         self.permits.session().set_closing();
         self.link
     }
