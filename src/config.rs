@@ -18,6 +18,7 @@ mod file;
 mod flags;
 mod hash;
 mod keys;
+mod limits;
 mod listener;
 mod loops;
 mod references;

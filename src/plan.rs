@@ -9,12 +9,14 @@ pub mod diff;
 pub mod reason;
 
 mod check;
+mod limits;
 mod udp;
 
 pub use check::{
     Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, PasswordFrom,
     Rcode, Role, SessionAction, StartTls, Tls, Version,
 };
+pub use limits::{Limits, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
 use reason::Shortage;
@@ -129,6 +131,7 @@ pub struct Listener {
     /// Sessions at once; 0 means no limit of this listener's own, or for UDP an equal share of
     /// `max_flows`.
     pub max_connections: u64,
+    pub limits: Limits,
     /// The first match decides; no match: allowed.
     pub access: Vec<AccessRule>,
     /// Whether clients come through proxies that name them.

@@ -271,12 +271,11 @@ fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
             responses: 0,
             requests: 0,
             per_packet: false,
-            max_flows_per_source: 0,
             when_full: WhenFull::Refuse,
         })
     );
     // And the other way round; one that is for both holds for both.
-    let defaults = "responses = 1\nrequests = 2\nper_packet = true\nmax_flows_per_source = 3\nwhen_full = \"evict\"\nidle_timeout = \"5s\"";
+    let defaults = "responses = 1\nrequests = 2\nper_packet = true\nwhen_full = \"evict\"\nidle_timeout = \"5s\"";
     let plan = used_by(&["tcp", "udp"], defaults, "");
     for listener in &plan.listeners {
         assert_eq!(listener.idle_timeout, Some(seconds(5)));
@@ -289,7 +288,6 @@ fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
             // Every datagram begins a flow.
             requests: 0,
             per_packet: true,
-            max_flows_per_source: 3,
             when_full: WhenFull::Evict,
         })
     );

@@ -6,7 +6,8 @@ use super::{
     check::{self, Found},
     keys::{
         applies::{Applies, NoEffect},
-        check as check_rows, listener as listener_rows, process as process_rows,
+        check as check_rows, limits as limit_rows, listener as listener_rows,
+        process as process_rows,
         row::Row,
         upstream::{self as upstream_rows, UpstreamKeys},
     },
@@ -97,6 +98,7 @@ pub(super) fn listener_keys(listener: &Listener) -> impl Iterator<Item = (&'stat
     };
     keys_of(listener_rows::LISTENER, listener, no_effect)
         .chain(keys_of(listener_rows::OWN, listener, no_effect))
+        .chain(keys_of(limit_rows::LIMITS, listener, no_effect))
         .chain(udp.into_iter().flatten())
 }
 

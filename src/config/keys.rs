@@ -6,6 +6,7 @@
 pub(crate) mod applies;
 pub(crate) mod check;
 mod foreign;
+pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod process;
 #[cfg(test)]
@@ -52,9 +53,11 @@ tables! {
     PROCESS "[process]": process::PROCESS;
     ADMIN "[admin]": process::ADMIN;
     LOG "[log]": process::LOG;
-    LISTENER "[listeners.NAME]": listener::LISTENER, listener::OWN, listener::UDP;
+    LISTENER "[listeners.NAME]": listener::LISTENER, listener::OWN,
+        limits::LIMITS, listener::UDP;
     KEEPALIVE "keepalive": listener::KEEPALIVE;
     ACCEPT_PROXY "accept_proxy": listener::ACCEPT_PROXY;
+    SOURCE_PREFIX "source_prefix": limits::SOURCE_PREFIX;
     UPSTREAM "[upstreams.NAME]": upstream::UPSTREAM;
     CHECK "[upstreams.NAME.check]": check::CHECK, check::TLS, check::LOGIN, check::SEND_EXPECT,
         check::HTTP, check::REDIS, check::POSTGRES, check::DNS;
@@ -66,14 +69,25 @@ tables! {
 /// Keys of listeners and of upstreams alike.
 pub(crate) static DEFAULTS: Keys = Keys {
     label: "[defaults]",
-    rows: &[&listener::LISTENER, &listener::UDP, &upstream::UPSTREAM],
+    rows: &[
+        &listener::LISTENER,
+        &limits::LIMITS,
+        &listener::UDP,
+        &upstream::UPSTREAM,
+    ],
 };
 
 /// Keys of earlier versions, and what replaces them.
-static RENAMED: &[(&str, &str)] = &[(
-    "serve_anyway_below",
-    "`panic_threshold` of [upstreams.NAME]",
-)];
+static RENAMED: &[(&str, &str)] = &[
+    (
+        "serve_anyway_below",
+        "`panic_threshold` of [upstreams.NAME]",
+    ),
+    (
+        "max_flows_per_source",
+        "`max_connections_per_source` of [listeners.NAME]",
+    ),
+];
 
 impl Keys {
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> {

@@ -6,10 +6,12 @@ use super::{
     keys::{
         ACCEPT_PROXY, KEEPALIVE, LISTENER,
         applies::{Applies, NoEffect},
+        limits as limit_rows,
         listener::{self as rows, protocol_name},
         scalar::Word,
         words::{ProtocolName, ProxyVersion},
     },
+    limits,
     section::{Section, Text},
 };
 use crate::{
@@ -56,6 +58,7 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Read {
         ..Listener::default()
     };
     section.read(rows::LISTENER, &mut listener);
+    limits::read(&mut listener, section);
     listener.socket.keepalive = read_keepalive(section);
     listener.socket.user_timeout = read_user_timeout(section, listener.socket.keepalive);
     let mut udp = Udp::default();
@@ -128,6 +131,16 @@ pub(super) fn no_effect(listener: &Listener, applies: Applies) -> Option<NoEffec
                 "it is for IP addresses: leave it out",
             ))
         }
+        (Applies::PerSource, _) if !listener.limits.has_sources() => {
+            Some(NoEffect::unless_default(
+                "without a limit of each source",
+                "it is for max_connections_per_source: set that, or leave it out",
+            ))
+        }
+        (Applies::Limited, _) if !listener.limits.is_any() => Some(NoEffect::unless_default(
+            "without a limit that it concerns",
+            "set max_connections_per_source, or leave it out",
+        )),
         _ => None,
     }
 }
@@ -140,9 +153,11 @@ fn drop_without_effect(listener: &mut Listener, mut udp: Udp, section: &Section<
         ..Listener::default()
     };
     nothing.read(rows::LISTENER, &mut default);
+    limits::read(&mut default, &nothing);
     default.socket.keepalive = read_keepalive(&nothing);
     default.socket.user_timeout = read_user_timeout(&nothing, default.socket.keepalive);
-    section.drop_without_effect(rows::LISTENER, listener, &default, no_effect);
+    let all = rows::LISTENER.iter().chain(limit_rows::LIMITS);
+    section.drop_without_effect(all, listener, &default, no_effect);
 
     let mut default = Udp::default();
     nothing.read(rows::UDP, &mut default);

@@ -181,8 +181,8 @@ words! {
         Access = "access",
         MaxConnections = "max_connections",
         ProcessMaxConnections = "process_max_connections",
-        /// A flow, of which there were as many as there may be from one source, or in the process.
-        MaxFlowsPerSource = "max_flows_per_source",
+        /// Its source had as many sessions as it may have.
+        MaxConnectionsPerSource = "max_connections_per_source",
         ProcessMaxFlows = "process_max_flows",
         /// All sockets that flows may have are in use, or kept for late replies.
         NoPorts = "no_ports",
@@ -194,6 +194,21 @@ words! {
         ProxyTimeout = "proxy_timeout",
         /// `drain_timeout` had passed before the header was complete.
         Drained = "drained",
+    }
+}
+
+words! {
+    /// A limit that a client may be over without being refused.
+    LimitKind {
+        MaxConnectionsPerSource = "max_connections_per_source",
+    }
+}
+
+words! {
+    /// What became of a client that was over a limit, and was not refused.
+    OverLimit {
+        /// By `limits_dry_run`.
+        Passed = "passed",
     }
 }
 
@@ -512,8 +527,12 @@ impl RejectReason {
             | Self::NoDescriptors
             | Self::ProxyEnded
             | Self::ProxyTimeout => !flow,
-            Self::MaxFlowsPerSource | Self::ProcessMaxFlows | Self::NoPorts => flow,
-            Self::Access | Self::MaxConnections | Self::ProxyHeader | Self::Drained => true,
+            Self::ProcessMaxFlows | Self::NoPorts => flow,
+            Self::Access
+            | Self::MaxConnections
+            | Self::MaxConnectionsPerSource
+            | Self::ProxyHeader
+            | Self::Drained => true,
         }
     }
 }
@@ -525,7 +544,7 @@ impl RejectReason {
             Self::MaxConnections | Self::ProcessMaxFlows => true,
             Self::Access
             | Self::ProcessMaxConnections
-            | Self::MaxFlowsPerSource
+            | Self::MaxConnectionsPerSource
             | Self::NoPorts
             | Self::NoDescriptors
             | Self::ProxyHeader

@@ -19,8 +19,6 @@ pub struct Udp {
     pub requests: u32,
     /// Every datagram is balanced on its own.
     pub per_packet: bool,
-    /// Flows at once from one source address; 0 means no limit.
-    pub max_flows_per_source: u64,
     pub when_full: WhenFull,
 }
 

@@ -5,7 +5,10 @@
 //! moment, the last permit of a wide one.
 
 use crate::{
-    plan::{Protocol, access, reason::RejectReason},
+    plan::{
+        Source, access,
+        reason::{LimitKind, OverLimit, RejectReason},
+    },
     runtime::net::Client,
     session::{
         registry::{Arrival, Session, take_below},
@@ -14,7 +17,7 @@ use crate::{
     },
 };
 use std::{
-    net::IpAddr,
+    cell::Cell,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -26,7 +29,7 @@ pub struct Permits {
     session: Arc<Session>,
     /// Whether it counts for the limit of the listener, and for that of its source.
     holds_listener: bool,
-    holds_source: bool,
+    holds_source: Cell<bool>,
 }
 
 /// Whether a limit refuses, or is exceeded because another session is about to end.
@@ -36,13 +39,27 @@ pub enum Limit {
     Exceeded,
 }
 
-/// Admits a connection. Where a PROXY protocol header will name the client, the access rules are
-/// asked after it, by [`check_access`].
+/// Admits a connection. Where a PROXY protocol header will name the client, what concerns the
+/// client is asked after it, by [`admit_named`].
 pub fn admit_connection(service: &Arc<Service>, arrival: Arrival) -> Result<Permits, RejectReason> {
-    if !service.trusts(arrival.peer) {
-        check_access(service, arrival.peer)?;
-    }
-    take_permits(service, arrival, Limit::Enforced)
+    let source = match service.trusts(arrival.peer) {
+        true => None,
+        false => {
+            check_access(service, arrival.peer)?;
+            take_source(service, arrival.peer)?
+        }
+    };
+    take_permits(service, arrival, source, Limit::Enforced)
+}
+
+/// Admits the client that the header of an admitted connection has named.
+pub fn admit_named(permits: &Permits) -> Result<(), RejectReason> {
+    let (service, client) = (&permits.service, permits.session.client());
+    check_access(service, client)?;
+    permits
+        .holds_source
+        .set(take_source(service, client)?.is_some());
+    Ok(())
 }
 
 /// Admits a flow, and gives the permit for its socket apart: the socket may outlive the flow.
@@ -54,7 +71,8 @@ pub fn admit_flow(
     for_socket: Limit,
 ) -> Result<(Permits, SocketPermit), RejectReason> {
     check_access(service, arrival.client())?;
-    let permits = take_permits(service, arrival, for_listener)?;
+    let source = take_source(service, arrival.client())?;
+    let permits = take_permits(service, arrival, source, for_listener)?;
     let socket = match for_socket {
         Limit::Enforced => sockets.take().ok_or(RejectReason::NoPorts)?,
         Limit::Exceeded => sockets.take_anyway(),
@@ -66,12 +84,13 @@ pub fn admit_flow(
 /// the listener and the process are concerned.
 pub fn has_room_for_flow(service: &Service, client: Client) -> bool {
     let flows = service.process.sessions.flows();
-    let max_per_source = max_per_source(service);
+    let limits = &service.plan.limits;
+    let max = limits.max_connections_per_source;
     service.metrics.active() < max_of_listener(service)
         && flows.count() < flows.most()
-        && client.ip().is_none_or(|source| {
-            max_per_source == 0 || service.per_source.is_below(max_per_source, source)
-        })
+        && (limits.dry_run
+            || limited_source(service, client)
+                .is_none_or(|source| service.per_source.is_below(max, source)))
 }
 
 pub fn check_access(service: &Service, client: Client) -> Result<(), RejectReason> {
@@ -81,12 +100,13 @@ pub fn check_access(service: &Service, client: Client) -> Result<(), RejectReaso
     }
 }
 
+/// `source`: what was taken of the limit of each source.
 fn take_permits(
     service: &Arc<Service>,
     arrival: Arrival,
+    source: Option<Source>,
     for_listener: Limit,
 ) -> Result<Permits, RejectReason> {
-    let source = take_source(service, arrival.client())?;
     let session = enter_listener(service, arrival, for_listener);
     if let (Err(_), Some(source)) = (&session, source) {
         service.per_source.give_back(source);
@@ -95,18 +115,33 @@ fn take_permits(
         service: Arc::clone(service),
         session: session?,
         holds_listener: true,
-        holds_source: source.is_some(),
+        holds_source: Cell::new(source.is_some()),
     })
 }
 
-/// The address that the session is counted for; `None` where sources have no limit.
-fn take_source(service: &Service, client: Client) -> Result<Option<IpAddr>, RejectReason> {
-    let max = max_per_source(service);
-    let source = client.ip().filter(|_| max > 0);
-    if source.is_some_and(|source| !service.per_source.take(max, source)) {
-        return Err(RejectReason::MaxFlowsPerSource);
+/// Takes a permit of the source; returns `None` where sources have no limit.
+fn take_source(service: &Service, client: Client) -> Result<Option<Source>, RejectReason> {
+    let limits = &service.plan.limits;
+    let Some(source) = limited_source(service, client) else {
+        return Ok(None);
+    };
+    let max = limits.max_connections_per_source;
+    if !service.per_source.take(max, source) {
+        if !limits.dry_run {
+            return Err(RejectReason::MaxConnectionsPerSource);
+        }
+        let limit = LimitKind::MaxConnectionsPerSource;
+        service.metrics.over_limit(limit, OverLimit::Passed);
+        service.per_source.take(u64::MAX, source);
     }
-    Ok(source)
+    Ok(Some(source))
+}
+
+/// What the sessions of this client are counted for, if they are.
+fn limited_source(service: &Service, client: Client) -> Option<Source> {
+    let limits = &service.plan.limits;
+    let ip = client.ip().filter(|_| limits.max_connections_per_source > 0);
+    ip.map(|ip| Source::of(ip, limits.source_prefix))
 }
 
 fn enter_listener(
@@ -136,14 +171,6 @@ fn max_of_listener(service: &Service) -> u64 {
     }
 }
 
-/// 0: no limit.
-fn max_per_source(service: &Service) -> u64 {
-    match service.plan.protocol {
-        Protocol::Udp(udp) => udp.max_flows_per_source,
-        Protocol::Tcp => 0,
-    }
-}
-
 impl Permits {
     pub fn service(&self) -> &Arc<Service> {
         &self.service
@@ -169,8 +196,8 @@ impl Permits {
         if std::mem::take(&mut self.holds_listener) {
             self.service.metrics.active.fetch_sub(1, Relaxed);
         }
-        if std::mem::take(&mut self.holds_source)
-            && let Some(source) = self.session.client().ip()
+        if self.holds_source.take()
+            && let Some(source) = limited_source(&self.service, self.session.client())
         {
             self.service.per_source.give_back(source);
         }
@@ -239,7 +266,7 @@ mod tests {
 
     #[test]
     fn limits_are_asked_from_the_narrowest_to_the_widest() {
-        let keys = "protocol = \"udp\"\nmax_connections = 1\nmax_flows_per_source = 1\n\
+        let keys = "protocol = \"udp\"\nmax_connections = 1\nmax_connections_per_source = 1\n\
                     access = [\"deny 10.0.0.9\"]";
         let (service, sockets) = service(keys);
         let admit = |address| {
@@ -256,7 +283,7 @@ mod tests {
         assert_eq!(refused([10, 0, 0, 9]), Some(RejectReason::Access));
         assert_eq!(
             refused([10, 0, 0, 1]),
-            Some(RejectReason::MaxFlowsPerSource)
+            Some(RejectReason::MaxConnectionsPerSource)
         );
         assert_eq!(refused([10, 0, 0, 2]), Some(RejectReason::MaxConnections));
         permits.release_listener();

@@ -20,8 +20,8 @@ pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, Upstr
 pub use histogram::Histogram;
 
 use crate::plan::reason::{
-    BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason, Shortage,
-    SpliceFallback, WaitResult,
+    BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
+    RejectReason, Shortage, SpliceFallback, WaitResult,
 };
 use std::sync::{
     Arc,
@@ -44,6 +44,8 @@ pub struct ListenerMetrics {
 pub struct ListenerCounts {
     pub connections: Counter,
     pub rejected: [Counter; RejectReason::COUNT],
+    /// By limit.
+    pub over_limit: [[Counter; OverLimit::COUNT]; LimitKind::COUNT],
     /// From the client.
     pub received: Counter,
     /// To the client.
@@ -139,6 +141,11 @@ impl ListenerMetrics {
 
     pub fn rejected(&self, reason: RejectReason) {
         self.counts.mine().rejected[reason as usize].add(1);
+    }
+
+    /// Counts a client that was over a limit, and was not refused for it.
+    pub fn over_limit(&self, limit: LimitKind, result: OverLimit) {
+        self.counts.mine().over_limit[limit as usize][result as usize].add(1);
     }
 
     pub fn dropped(&self, reason: DropReason, datagrams: u64) {

@@ -588,15 +588,13 @@ fn udp() -> impl Strategy<Value = Udp> {
         0..=1_000_000u32,
         0..=1_000_000u32,
         any::<bool>(),
-        0..=1_000_000_000u64,
         select(vec![WhenFull::Refuse, WhenFull::Evict]),
     )
         .prop_map(
-            |(responses, requests, per_packet, max_flows_per_source, when_full)| Udp {
+            |(responses, requests, per_packet, when_full)| Udp {
                 responses,
                 requests: if per_packet { 0 } else { requests },
                 per_packet,
-                max_flows_per_source,
                 when_full,
             },
         )
@@ -608,6 +606,26 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
         Just(AccessLog::Stdout),
         "\\PC{0,9}/\\PC{0,9}x".prop_map(|path| AccessLog::File(path.into()))
     ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let prefix = (1..=32u8, 1..=128u8).prop_map(|(v4, v6)| SourcePrefix { v4, v6 });
+    (0..=1_000_000_000u64, prefix, any::<bool>()).prop_map(
+        |(max_connections_per_source, prefix, dry_run)| {
+            let limits = Limits {
+                max_connections_per_source,
+                ..Limits::default()
+            };
+            Limits {
+                source_prefix: match limits.has_sources() {
+                    true => prefix,
+                    false => SourcePrefix::default(),
+                },
+                dry_run: dry_run && limits.is_any(),
+                ..limits
+            }
+        },
+    )
 }
 
 /// What a listener sets for itself.
@@ -672,7 +690,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         vec(bind(), 1..4),
         times,
         numbers,
-        (vec(rule(), 0..4), option::of(accept_proxy()), overrides()),
+        (vec(rule(), 0..4), option::of(accept_proxy()), overrides(), limits()),
         (socket, option::of(udp())),
     )
         .prop_map(
@@ -681,7 +699,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                 binds,
                 (connect_timeout, idle_timeout, half_close_timeout),
                 (retries, max_connections, backlog),
-                (access, accept_proxy, (send_proxy, access_log)),
+                (access, accept_proxy, (send_proxy, access_log), limits),
                 ((socket, half_close, freebind), udp),
             )| {
                 let bind = binds
@@ -704,6 +722,7 @@ fn listener() -> impl Strategy<Value = Listener> {
                     half_close,
                     retries,
                     max_connections,
+                    limits,
                     access,
                     accept_proxy,
                     send_proxy,

@@ -244,7 +244,7 @@ fn datagrams_are_counted_where_there_are_any() {
             "access",
             "drained",
             "max_connections",
-            "max_flows_per_source",
+            "max_connections_per_source",
             "no_ports",
             "process_max_flows",
             "proxy_header"

@@ -104,6 +104,7 @@ mod sessions;
 mod shared_upstream;
 mod shares;
 mod shutdown;
+mod source_limits;
 mod start_wait;
 mod status_page;
 mod successor;

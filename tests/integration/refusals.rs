@@ -158,7 +158,7 @@ fn datagrams_that_begin_no_flow_have_a_record() {
     let keys = [
         "access = [\"deny all\"]",
         "max_connections = 1",
-        "max_flows_per_source = 1",
+        "max_connections_per_source = 1",
         "accept_proxy = true",
         "",
     ];
@@ -190,7 +190,7 @@ fn datagrams_that_begin_no_flow_have_a_record() {
     refused(1, "max_connections");
     let first = client(fronts[2]);
     assert_eq!(udp::ask(&first, "in"), "in");
-    refused(2, "max_flows_per_source");
+    refused(2, "max_connections_per_source");
     refused(3, "proxy_header");
     // For want of a backend, too: the metric counts it as a session.
     let client = client(fronts[4]);

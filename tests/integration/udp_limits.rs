@@ -117,7 +117,7 @@ fn at(last: u8) -> IpAddr {
 #[test]
 fn no_source_takes_all() {
     let servers = named(1);
-    let (front, tembuku) = serve("max_flows_per_source = 2", "", &servers);
+    let (front, tembuku) = serve("max_connections_per_source = 2", "", &servers);
     let clients: Vec<UdpSocket> = (0..3).map(|_| client_from(at(1), front)).collect();
     assert_eq!(
         (who(&clients[0]), who(&clients[1])),
@@ -125,7 +125,7 @@ fn no_source_takes_all() {
     );
     clients[2].send(b"too many").unwrap();
     tembuku.wait_dropped("rejected", 1.0);
-    let labels = [("reason", "max_flows_per_source")];
+    let labels = [("reason", "max_connections_per_source")];
     assert_eq!(tembuku.metric("listener_rejected_total", &labels), 1.0);
     for _ in 0..2 {
         let other = client_from(at(2), front);
@@ -206,7 +206,7 @@ fn flows_are_evicted_again_and_again() {
 /// It needs no second permit for that.
 #[test]
 fn existing_flows_fail_over_when_all_permits_are_taken() {
-    for limit in ["max_connections = 1", "max_flows_per_source = 1"] {
+    for limit in ["max_connections = 1", "max_connections_per_source = 1"] {
         for when_full in ["refuse", "evict"] {
             let mut servers = named(2);
             let listener = format!("{limit}\nwhen_full = \"{when_full}\"");

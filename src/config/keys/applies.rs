@@ -16,6 +16,10 @@ pub(crate) enum Applies {
     Flows,
     UnixSocket,
     IpAddress,
+    /// A limit of each source.
+    PerSource,
+    /// Any limit that may be tried without effect.
+    Limited,
     // In an upstream.
     Policy(&'static [PolicyName]),
     SendProxyV2,
@@ -53,6 +57,8 @@ impl Applies {
             Self::Flows => "`protocol = \"udp\"` without `per_packet`",
             Self::UnixSocket => "unix sockets in `bind`",
             Self::IpAddress => "an IP address in `bind`",
+            Self::PerSource => "a limit of each source",
+            Self::Limited => "one of these limits",
             Self::Policy(policies) => {
                 use super::scalar::Word;
                 let words: Vec<&str> = policies.iter().map(|policy| policy.word()).collect();

@@ -97,8 +97,8 @@ static WORDS: &[Foreign] = words! {
     Nginx "ip_hash": "balance" UPSTREAM; "\"ip_hash\"".
     Nginx "least_conn": "balance" UPSTREAM; "\"least_conn\"".
     Haproxy "leastconn": "balance" UPSTREAM; "\"least_conn\"".
-    Nginx "limit_conn": "max_connections" LISTENER, "max_flows_per_source" LISTENER;
-        "the latter for UDP".
+    Nginx "limit_conn": "max_connections" LISTENER, "max_connections_per_source" LISTENER;
+        "the latter for each address".
     Both "listen": "bind" LISTENER; "`listen` of [admin] is where the status page answers".
     Haproxy "log": "access" LOG; "\"off\", \"stdout\" or a path".
     Nginx "log_format": "format" LOG; "\"text\" or \"json\"; the fields are fixed".

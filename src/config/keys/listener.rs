@@ -111,9 +111,6 @@ pub(crate) static UDP: &[Row<Udp>] = rows! {
         "After so many datagrams of a client the next one begins a new flow; 0 = never.";
     "per_packet" Form::Flag, "false", Applies::Udp, value!(per_packet),
         "true: every datagram is balanced on its own; not with `requests`.";
-    "max_flows_per_source" Form::Number(0, MOST_CONNECTIONS), "0", Applies::Udp,
-        value!(max_flows_per_source),
-        "Flows at once from one source address; 0 = no limit.";
     "when_full" Form::Word(WhenFull::words), "refuse", Applies::Udp, value!(when_full),
         "When there are as many flows as there may be: \"refuse\" the new one, or \"evict\" the \
          flow that has been idle for longest.";

@@ -7,7 +7,7 @@ use std::{collections::HashSet, fmt::Write as _, fs, path::Path};
 use super::{
     ALL, Keys,
     check::{self as check_rows, CHECK, rows_of},
-    listener as listener_rows, process,
+    limits as limit_rows, listener as listener_rows, process,
     row::{Form, Key, Row, Rule},
     upstream::{self as upstream_rows, BACKEND, UpstreamKeys},
 };
@@ -241,6 +241,7 @@ fn file(plan: &Plan) -> String {
         file.header(&format!("[listeners.{}]", listener.name));
         file.rows(listener_rows::LISTENER, listener, has_effect);
         file.rows(listener_rows::OWN, listener, has_effect);
+        file.rows(limit_rows::LIMITS, listener, has_effect);
         if let Protocol::Udp(udp) = &listener.protocol {
             file.rows(listener_rows::UDP, udp, has_effect);
         }

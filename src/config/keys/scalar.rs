@@ -84,7 +84,7 @@ macro_rules! number {
         }
     )* };
 }
-number! { u16 u32 u64 usize }
+number! { u8 u16 u32 u64 usize }
 
 impl Value for Duration {
     fn set(&mut self, scalar: Scalar) {

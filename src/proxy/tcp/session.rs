@@ -125,7 +125,7 @@ async fn read_preamble(permits: &Permits, client: &Stream) -> Result<Preamble, N
         preamble = preamble::receive(service, accept, client, session, accepted)
             .await
             .map_err(NotOpened::Refused)?;
-        if let Err(reason) = admission::check_access(service, session.client()) {
+        if let Err(reason) = admission::admit_named(permits) {
             service.log_rejection(reason, &session.client(), None, Instant::now());
             return Err(NotOpened::Refused(reason));
         }

@@ -107,8 +107,10 @@ impl Service {
             RejectReason::MaxConnections => Some(self.plan.max_connections),
             RejectReason::ProcessMaxConnections => Some(sessions.connections().most()),
             RejectReason::ProcessMaxFlows => Some(sessions.flows().most()),
+            RejectReason::MaxConnectionsPerSource => {
+                Some(self.plan.limits.max_connections_per_source)
+            }
             RejectReason::Access
-            | RejectReason::MaxFlowsPerSource
             | RejectReason::NoPorts
             | RejectReason::NoDescriptors
             | RejectReason::ProxyHeader
@@ -261,7 +263,7 @@ fn severity_of_rejection(reason: RejectReason) -> Severity {
         RejectReason::Access => Severity::Info,
         RejectReason::MaxConnections
         | RejectReason::ProcessMaxConnections
-        | RejectReason::MaxFlowsPerSource
+        | RejectReason::MaxConnectionsPerSource
         | RejectReason::ProcessMaxFlows
         | RejectReason::NoPorts
         | RejectReason::NoDescriptors

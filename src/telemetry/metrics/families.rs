@@ -2,7 +2,8 @@
 //! of a scrape.
 
 use super::{
-    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
+    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerCounts, ListenerFigures,
+    ListenerMetrics,
     UpstreamFigures, WaitMetrics,
     text::{Family, Samples, Text, labels},
 };
@@ -10,8 +11,8 @@ use crate::{
     plan::{
         Role,
         reason::{
-            BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
-            SpliceFallback, WaitResult,
+            BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
+            RejectReason, SpliceFallback, WaitResult,
         },
     },
     sys::process,
@@ -309,6 +310,25 @@ const FAMILIES: &[(Family, Write)] = &[
                 for &reason in DropReason::ALL {
                     let n = l.counts.sum(|c| &c.dropped_datagrams[reason as usize]);
                     out.add_with(&l.labels, ("reason", reason.word()), n);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_listener_over_limit_total",
+        "Clients over a limit that were not refused, by limit and what became of them.",
+        |f, out| {
+            listeners(f, |l| {
+                for &limit in LimitKind::ALL {
+                    for &result in OverLimit::ALL {
+                        let counter = |c: &ListenerCounts| &c.over_limit[limit as usize][result as usize];
+                        let n = l.metrics.counts.sum(counter);
+                        // A series for each limit that is there for nothing would be many.
+                        if n > 0 {
+                            let labels = format!("{},limit=\"{}\"", l.metrics.labels, limit.word());
+                            out.add_with(&labels, ("result", result.word()), n);
+                        }
+                    }
                 }
             });
         },

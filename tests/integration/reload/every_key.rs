@@ -74,6 +74,7 @@ impl Line {
                 "{ trust = [\"127.0.0.0/8\"], timeout = \"3s\" }".to_owned(),
                 "{ trust = [\"all\"], timeout = \"4s\" }".to_owned(),
             ],
+            ("listeners", "limits_dry_run") => one("true"),
             ("listeners", "send_proxy") => one("\"v2\""),
             ("listeners", "access_log") => one("\"off\""),
             ("listeners", "unix_mode") => one("\"0600\""),

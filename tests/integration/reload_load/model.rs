@@ -292,8 +292,8 @@ fn listener_keys(rng: &mut Rng, kind: Kind) -> String {
     add(40, "idle_timeout = \"9m\"\n".to_owned());
     add(30, "max_connections = 5000\n".to_owned());
     add(30, "access = [\"deny 203.0.113.0/24\"]\n".to_owned());
+    add(30, "max_connections_per_source = 4000\n".to_owned());
     if kind.is_udp() {
-        add(30, "max_flows_per_source = 4000\n".to_owned());
         return keys;
     }
     add(30, "connect_timeout = \"20s\"\n".to_owned());

@@ -337,22 +337,21 @@ impl<'a> Import<'a> {
             }
             ("proxy_responses", true) => Setting::Key("responses", first.to_owned()),
             ("tcp_nodelay", false) if first == "off" => Setting::Key("nodelay", "false".to_owned()),
-            ("limit_conn", _) => self.limit(setting, udp),
+            ("limit_conn", _) => self.limit(setting),
             _ => Setting::Default,
         }
     }
 
-    fn limit(&mut self, setting: &Directive, udp: bool) -> Setting {
+    fn limit(&mut self, setting: &Directive) -> Setting {
         let most = setting.arguments.get(1).cloned().unwrap_or_default();
         let key = self.zones.get(setting.first()).map_or("", String::as_str);
         let by_source = ["$binary_remote_addr", "$remote_addr"].contains(&key);
         match (most.parse::<u64>(), by_source) {
             (Err(_), _) => Setting::Lost("not a number"),
-            (Ok(_), true) if udp => {
+            (Ok(_), true) => {
                 self.carried(setting);
-                Setting::Key("max_flows_per_source", most)
+                Setting::Key("max_connections_per_source", most)
             }
-            (Ok(_), true) => Setting::Lost("there is no limit for each source of TCP yet"),
             (Ok(_), false) if key.starts_with("$server_") => {
                 self.carried(setting);
                 Setting::Key("max_connections", most)
