@@ -5,6 +5,8 @@ pub mod admission;
 pub mod backend_search;
 pub mod filter;
 pub mod per_source;
+pub mod rate;
+mod rate_table;
 pub mod registry;
 pub mod service;
 pub mod sockets;

@@ -2,17 +2,34 @@
 
 use super::{
     keys::{SOURCE_PREFIX, limits as rows},
-    section::Section,
+    section::{Section, Text},
 };
 use crate::{
-    config::text::{report::Fault, suggestions::found},
-    plan::{Listener, SourcePrefix},
+    config::{
+        text::{report::Fault, suggestions::found},
+        value::rate,
+    },
+    plan::{Listener, Rate, SourcePrefix},
 };
 use toml::de::DeTable;
 
 pub(super) fn read(listener: &mut Listener, section: &Section<'_>) {
     section.read(rows::LIMITS, listener);
-    listener.limits.source_prefix = read_source_prefix(section);
+    let limits = &mut listener.limits;
+    limits.source_prefix = read_source_prefix(section);
+    limits.connection_rate = read_rate("connection_rate", section);
+    limits.connection_rate_per_source = read_rate("connection_rate_per_source", section);
+}
+
+fn read_rate(key: &str, section: &Section<'_>) -> Rate {
+    let Some(Text { text, span }) = section.text(key) else {
+        return Rate::default();
+    };
+    rate::parse_limit(text).unwrap_or_else(|fault| {
+        let message = format!("`{key}`: {}", fault.message);
+        section.report.add(&span, Fault { message, ..fault });
+        Rate::default()
+    })
 }
 
 /// The whole value is taken from `[defaults]` or none of it, as with `keepalive`.

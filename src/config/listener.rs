@@ -134,12 +134,21 @@ pub(super) fn no_effect(listener: &Listener, applies: Applies) -> Option<NoEffec
         (Applies::PerSource, _) if !listener.limits.has_sources() => {
             Some(NoEffect::unless_default(
                 "without a limit of each source",
-                "it is for max_connections_per_source: set that, or leave it out",
+                "set one, such as max_connections_per_source, or leave it out",
             ))
         }
+        (Applies::Rated, _) if !listener.limits.has_rates() => Some(NoEffect::unless_default(
+            "without a limit of the rate",
+            "set connection_rate or connection_rate_per_source, or leave it out",
+        )),
+        (Applies::Rated, Protocol::Udp(_)) => Some(NoEffect::unless_default(
+            "with protocol = \"udp\"",
+            "datagrams that begin a flow too early are dropped, a delay of flows is not supported \
+             yet: leave it out",
+        )),
         (Applies::Limited, _) if !listener.limits.is_any() => Some(NoEffect::unless_default(
             "without a limit that it concerns",
-            "set max_connections_per_source, or leave it out",
+            "set one, such as max_connections_per_source, or leave it out",
         )),
         _ => None,
     }

@@ -8,8 +8,61 @@ pub struct Limits {
     /// Sessions at once of one source.
     pub max_connections_per_source: u64,
     pub source_prefix: SourcePrefix,
+    /// Sessions that begin, of all clients together.
+    pub connection_rate: Rate,
+    /// The same of one source.
+    pub connection_rate_per_source: Rate,
+    pub over_rate: OverRate,
     /// What is over a limit is counted, and let pass.
     pub dry_run: bool,
+}
+
+/// How many may begin in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// 0: any number.
+    pub connections: u32,
+    pub per: Period,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Period {
+    #[default]
+    Second,
+    Minute,
+}
+
+/// What becomes of a connection that comes too early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OverRate {
+    #[default]
+    Refuse,
+    /// It waits for its time.
+    Delay,
+}
+
+impl Rate {
+    pub fn is_limit(self) -> bool {
+        self.connections > 0
+    }
+
+    /// The time for one; `None`: no limit.
+    pub fn interval_nanos(self) -> Option<u64> {
+        let period: u64 = match self.per {
+            Period::Second => 1_000_000_000,
+            Period::Minute => 60_000_000_000,
+        };
+        period.checked_div(self.connections.into())
+    }
+
+    /// How many may begin at once after a while without any: what a second allows, at least one.
+    pub fn burst(self) -> u64 {
+        let in_a_second = match self.per {
+            Period::Second => self.connections,
+            Period::Minute => self.connections / 60,
+        };
+        in_a_second.max(1).into()
+    }
 }
 
 /// How many leading bits of an address make a source.
@@ -60,12 +113,25 @@ impl Source {
 impl Limits {
     /// Whether some limit is one of each source.
     pub fn has_sources(&self) -> bool {
-        self.max_connections_per_source > 0
+        self.max_connections_per_source > 0 || self.connection_rate_per_source.is_limit()
+    }
+
+    pub fn has_rates(&self) -> bool {
+        self.connection_rate.is_limit() || self.connection_rate_per_source.is_limit()
+    }
+
+    /// Whether sessions are to be refused, or only counted, when their rate is over a limit.
+    pub fn refuses_over_rate(&self) -> bool {
+        self.has_rates() && (self.over_rate == OverRate::Refuse || self.dry_run)
+    }
+
+    pub fn delays_over_rate(&self) -> bool {
+        self.has_rates() && !self.refuses_over_rate()
     }
 
     /// Whether there is any limit here.
     pub fn is_any(&self) -> bool {
-        self.has_sources()
+        self.has_sources() || self.has_rates()
     }
 }
 

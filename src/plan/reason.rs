@@ -183,6 +183,9 @@ words! {
         ProcessMaxConnections = "process_max_connections",
         /// Its source had as many sessions as it may have.
         MaxConnectionsPerSource = "max_connections_per_source",
+        /// Too many began shortly before it, in all or of its source.
+        ConnectionRate = "connection_rate",
+        ConnectionRatePerSource = "connection_rate_per_source",
         ProcessMaxFlows = "process_max_flows",
         /// All sockets that flows may have are in use, or kept for late replies.
         NoPorts = "no_ports",
@@ -201,6 +204,8 @@ words! {
     /// A limit that a client may be over without being refused.
     LimitKind {
         MaxConnectionsPerSource = "max_connections_per_source",
+        ConnectionRate = "connection_rate",
+        ConnectionRatePerSource = "connection_rate_per_source",
     }
 }
 
@@ -209,6 +214,7 @@ words! {
     OverLimit {
         /// By `limits_dry_run`.
         Passed = "passed",
+        Delayed = "delayed",
     }
 }
 
@@ -531,6 +537,8 @@ impl RejectReason {
             Self::Access
             | Self::MaxConnections
             | Self::MaxConnectionsPerSource
+            | Self::ConnectionRate
+            | Self::ConnectionRatePerSource
             | Self::ProxyHeader
             | Self::Drained => true,
         }
@@ -545,6 +553,8 @@ impl RejectReason {
             Self::Access
             | Self::ProcessMaxConnections
             | Self::MaxConnectionsPerSource
+            | Self::ConnectionRate
+            | Self::ConnectionRatePerSource
             | Self::NoPorts
             | Self::NoDescriptors
             | Self::ProxyHeader

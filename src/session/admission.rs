@@ -11,6 +11,7 @@ use crate::{
     },
     runtime::net::Client,
     session::{
+        rate::{Beginning, Delay},
         registry::{Arrival, Session, take_below},
         service::Service,
         sockets::{SocketPermit, Sockets},
@@ -42,14 +43,14 @@ pub enum Limit {
 /// Admits a connection. Where a PROXY protocol header will name the client, what concerns the
 /// client is asked after it, by [`admit_named`].
 pub fn admit_connection(service: &Arc<Service>, arrival: Arrival) -> Result<Permits, RejectReason> {
-    let source = match service.trusts(arrival.peer) {
-        true => None,
-        false => {
-            check_access(service, arrival.peer)?;
-            take_source(service, arrival.peer)?
-        }
-    };
-    take_permits(service, arrival, source, Limit::Enforced)
+    if service.trusts(arrival.peer) {
+        return take_permits(service, arrival, None, Limit::Enforced);
+    }
+    check_access(service, arrival.peer)?;
+    let source = take_source(service, arrival.peer)?;
+    let permits = take_permits(service, arrival, source, Limit::Enforced)?;
+    check_rate(service, arrival.peer, arrival.at)?;
+    Ok(permits)
 }
 
 /// Admits the client that the header of an admitted connection has named.
@@ -59,7 +60,50 @@ pub fn admit_named(permits: &Permits) -> Result<(), RejectReason> {
     permits
         .holds_source
         .set(take_source(service, client)?.is_some());
-    Ok(())
+    check_rate(service, client, Instant::now())
+}
+
+/// Takes what the limits of the rate allow, where clients over it are refused.
+fn check_rate(service: &Service, client: Client, now: Instant) -> Result<(), RejectReason> {
+    match service.plan.limits.refuses_over_rate() {
+        true => (service.rates).admit(beginning(service, client, now), &service.metrics),
+        false => Ok(()),
+    }
+}
+
+/// The same where clients over it are delayed: how long this one has to wait, if it has to.
+pub fn delay(permits: &Permits, now: Instant) -> Result<Option<Delay>, RejectReason> {
+    let service = &permits.service;
+    if !service.plan.limits.delays_over_rate() {
+        return Ok(None);
+    }
+    let beginning = beginning(service, permits.session.client(), now);
+    service.rates.admit_later(beginning, &service.metrics)
+}
+
+fn beginning(service: &Service, client: Client, now: Instant) -> Beginning<'_> {
+    let limits = &service.plan.limits;
+    let ip = client.ip();
+    let ip = ip.filter(|_| limits.connection_rate_per_source.is_limit());
+    Beginning {
+        limits,
+        source: ip.map(|ip| Source::of(ip, limits.source_prefix)),
+        now,
+    }
+}
+
+/// Asks for a flow what concerns its client and the rate. What it takes is given back by
+/// [`give_back_rate`] if the flow is refused for another reason.
+pub fn admit_client_of_flow(service: &Service, arrival: &Arrival) -> Result<(), RejectReason> {
+    check_access(service, arrival.client())?;
+    check_rate(service, arrival.client(), arrival.at)
+}
+
+pub fn give_back_rate(service: &Service, arrival: &Arrival) {
+    if service.plan.limits.has_rates() {
+        let beginning = beginning(service, arrival.client(), arrival.at);
+        service.rates.give_back(beginning);
+    }
 }
 
 /// Admits a flow, and gives the permit for its socket apart: the socket may outlive the flow.
@@ -238,6 +282,7 @@ mod tests {
             plan: plan.listeners[0].clone(),
             metrics: exporter.listener("l"),
             per_source: Arc::default(),
+            rates: Arc::default(),
             origin: service::origin(&plan.listeners[0], &pool),
             pool,
             process: Arc::new(Process {

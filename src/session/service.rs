@@ -12,6 +12,7 @@ use crate::{
     runtime::net::Client,
     session::{
         per_source::PerSource,
+        rate::Rates,
         registry::{Kind, Origin, Sessions},
     },
     telemetry::{
@@ -31,6 +32,7 @@ pub struct Service {
     pub plan: plan::Listener,
     pub metrics: Arc<ListenerMetrics>,
     pub per_source: Arc<PerSource>,
+    pub rates: Arc<Rates>,
     pub pool: Arc<Pool>,
     /// The same for sessions.
     pub origin: Arc<Origin>,

@@ -608,12 +608,34 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
     ]
 }
 
+fn rate() -> impl Strategy<Value = Rate> {
+    (0..=1_000_000u32, any::<bool>()).prop_map(|(connections, is_per_minute)| Rate {
+        connections,
+        per: match is_per_minute && connections > 0 {
+            true => Period::Minute,
+            false => Period::Second,
+        },
+    })
+}
+
 fn limits() -> impl Strategy<Value = Limits> {
+    let rates = (
+        prop_oneof![Just(Rate::default()), rate()],
+        prop_oneof![Just(Rate::default()), rate()],
+        any::<bool>(),
+    );
     let prefix = (1..=32u8, 1..=128u8).prop_map(|(v4, v6)| SourcePrefix { v4, v6 });
-    (0..=1_000_000_000u64, prefix, any::<bool>()).prop_map(
-        |(max_connections_per_source, prefix, dry_run)| {
+    (0..=1_000_000_000u64, prefix, rates, any::<bool>()).prop_map(
+        |(max_connections_per_source, prefix, (all, each, is_delayed), dry_run)| {
+            let has_rates = all.connections > 0 || each.connections > 0;
             let limits = Limits {
                 max_connections_per_source,
+                connection_rate: all,
+                connection_rate_per_source: each,
+                over_rate: match is_delayed && has_rates {
+                    true => OverRate::Delay,
+                    false => OverRate::Refuse,
+                },
                 ..Limits::default()
             };
             Limits {
@@ -653,6 +675,10 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
             ..accept
         }),
         send_proxy: listener.send_proxy.filter(|own| *own != SendProxy::V1),
+        limits: Limits {
+            over_rate: OverRate::Refuse,
+            ..listener.limits
+        },
         backlog: 4096,
         socket: SocketOptions {
             nodelay: true,

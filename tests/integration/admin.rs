@@ -242,6 +242,8 @@ fn datagrams_are_counted_where_there_are_any() {
         reasons("listener_rejected_total", "udp"),
         [
             "access",
+            "connection_rate",
+            "connection_rate_per_source",
             "drained",
             "max_connections",
             "max_connections_per_source",
@@ -254,8 +256,11 @@ fn datagrams_are_counted_where_there_are_any() {
         reasons("listener_rejected_total", "tcp"),
         [
             "access",
+            "connection_rate",
+            "connection_rate_per_source",
             "drained",
             "max_connections",
+            "max_connections_per_source",
             "no_descriptors",
             "process_max_connections",
             "proxy_ended",

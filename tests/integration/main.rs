@@ -42,6 +42,7 @@ mod checks_sentinel;
 mod checks_sessions;
 mod checks_tls;
 mod commands;
+mod connection_rates;
 mod control;
 mod dead_host;
 mod demo;

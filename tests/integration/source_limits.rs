@@ -5,13 +5,12 @@ use crate::harness::{
     ports,
     programs::Nginx,
     proxy::{connect_saying, v1, v2},
+    secs,
     server::{Server, list, named},
     tembuku::Tembuku,
+    wait_until,
 };
-use std::{
-    io,
-    net::{IpAddr, SocketAddr, TcpStream},
-};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
     format!(
@@ -176,15 +175,13 @@ fn nginx_serves_the_same_clients() {
         for session in sessions.iter_mut().step_by(3) {
             *session = None;
         }
-        let is_free = || -> io::Result<bool> {
-            Ok((0..3).all(|_| try_session(at(5, 0), front).is_some()))
-        };
-        let freed = crate::harness::poll(crate::harness::secs(10), || {
-            is_free().ok().filter(|free| *free)
+        wait_until("the places are free", secs(10), || {
+            let again: Vec<_> = (0..4).map(|_| try_session(at(5, 0), front)).collect();
+            is_served(&again) == [true, true, true, false]
         });
-        (before, freed)
+        before
     });
     assert_eq!(served[0], served[1]);
-    assert_eq!(served[1].0.iter().filter(|served| **served).count(), 9);
+    assert_eq!(served[1].iter().filter(|served| **served).count(), 9);
     assert_eq!(tembuku.metric("backend_connect_errors_total", &[]), 0.0);
 }

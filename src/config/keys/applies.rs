@@ -18,6 +18,8 @@ pub(crate) enum Applies {
     IpAddress,
     /// A limit of each source.
     PerSource,
+    /// A limit of the rate of connections.
+    Rated,
     /// Any limit that may be tried without effect.
     Limited,
     // In an upstream.
@@ -58,6 +60,7 @@ impl Applies {
             Self::UnixSocket => "unix sockets in `bind`",
             Self::IpAddress => "an IP address in `bind`",
             Self::PerSource => "a limit of each source",
+            Self::Rated => "`connection_rate` or `connection_rate_per_source`",
             Self::Limited => "one of these limits",
             Self::Policy(policies) => {
                 use super::scalar::Word;

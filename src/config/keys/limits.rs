@@ -1,18 +1,37 @@
 //! Keys of [listeners.NAME] that limit its clients.
 
 use super::{
-    applies::Applies::{Always, Limited, PerSource},
+    applies::Applies::{Always, Limited, PerSource, Rated},
     inline,
     process::MOST_CONNECTIONS,
     row::{Form, Row, code, rows, value},
+    scalar::Word as _,
 };
-use crate::plan::{Listener, SourcePrefix};
+use crate::{
+    config::{text::quote::quoted, value::rate},
+    plan::{Listener, OverRate, SourcePrefix},
+};
 
 pub(crate) static LIMITS: &[Row<Listener>] = rows! {
     "max_connections_per_source" Form::Number(0, MOST_CONNECTIONS), "0", Always,
         value!(limits.max_connections_per_source),
         "Sessions or flows at once of one source, which is the address of a client, or its network \
          (`source_prefix`); behind `accept_proxy` that of the client in the header; 0 = no limit.";
+    "connection_rate" Form::Other("a rate"), "0/s", Always,
+        code!(limits.connection_rate, |listener| {
+            Some(quoted(&rate::format(listener.limits.connection_rate)))
+        }),
+        "Sessions or flows that begin, as in \"100/s\" or \"30/m\"; what a second allows may come \
+         at once; \"0/s\" = no limit.";
+    "connection_rate_per_source" Form::Other("a rate"), "0/s", Always,
+        code!(limits.connection_rate_per_source, |listener| {
+            Some(quoted(&rate::format(listener.limits.connection_rate_per_source)))
+        }),
+        "The same of one source.";
+    "over_rate" Form::Word(OverRate::words), "refuse", Rated, value!(limits.over_rate),
+        "A connection that comes too early is closed (\"refuse\"), or waits for its turn \
+         (\"delay\"): at most 1000 at once, and 10 seconds, beyond which it is closed. UDP: \
+         \"refuse\".";
     "source_prefix" Form::Other("a table"), "", PerSource,
         code!(limits.source_prefix, |listener| {
             Some(inline(SOURCE_PREFIX, &listener.limits.source_prefix, |_| true))

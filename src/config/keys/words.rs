@@ -1,7 +1,7 @@
 //! The words of keys that take one of several.
 
 use super::scalar::words;
-use crate::plan::{LogFormat, LogLevel, ProxyOn, Role, TimeOf, WhenFull};
+use crate::plan::{LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, WhenFull};
 
 /// The word of `balance`; in the plan the keys of a policy belong to it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -81,6 +81,10 @@ words! {
         "auto" => Self::Auto,
         "text" => Self::Text,
         "json" => Self::Json,
+    }
+    OverRate {
+        "refuse" => Self::Refuse,
+        "delay" => Self::Delay,
     }
     WhenFull {
         "refuse" => Self::Refuse,

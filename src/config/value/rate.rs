@@ -2,8 +2,12 @@
 
 use crate::config::text::report::Fault;
 
+use crate::plan::{Period, Rate};
+
 const HINT: &str = "as in \"10/s\" or \"30/m\"";
 const MOST: f64 = 1e6;
+const LIMIT_HINT: &str = "a whole number, as in \"100/s\" or \"30/m\"; \"0/s\" is no limit";
+const MOST_OF_LIMIT: u32 = 1_000_000;
 
 /// How often per second: more than 0.
 pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
@@ -26,6 +30,39 @@ pub(crate) fn parse(text: &str) -> Result<f64, Fault> {
             Err(fault.hint(HINT))
         }
     }
+}
+
+/// A limit: a whole number for each second or minute; 0 is none.
+pub(crate) fn parse_limit(text: &str) -> Result<Rate, Fault> {
+    let wrong = || Fault::new(format!("not a rate: {text:?}")).hint(LIMIT_HINT);
+    let (number, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
+    let per = match unit.trim() {
+        "s" => Period::Second,
+        "m" => Period::Minute,
+        _ => return Err(wrong()),
+    };
+    let digits = Some(number.trim()).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    let connections: u32 = digits.and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+    match connections <= MOST_OF_LIMIT {
+        true => Ok(Rate {
+            connections,
+            // There is one way to have no limit.
+            per: if connections == 0 { Period::Second } else { per },
+        }),
+        false => Err(Fault::new(format!(
+            "the rate {text:?} is above {MOST_OF_LIMIT}"
+        ))
+        .hint(LIMIT_HINT)),
+    }
+}
+
+/// As [`parse_limit`] reads it.
+pub(crate) fn format(rate: Rate) -> String {
+    let unit = match rate.per {
+        Period::Second => "s",
+        Period::Minute => "m",
+    };
+    format!("{}/{unit}", rate.connections)
 }
 
 #[cfg(test)]
@@ -55,6 +92,17 @@ mod tests {
             "1..2/s",
         ] {
             assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_whole_numbers() {
+        for text in ["100/s", "30/m", "0/s", "1000000/s"] {
+            assert_eq!(parse_limit(text).map(format).as_deref(), Ok(text));
+        }
+        assert_eq!(parse_limit("0/m"), Ok(Rate::default()));
+        for text in ["", "10", "/s", "-1/s", "0.5/s", "10/h", "1000001/s", "+1/s"] {
+            assert!(parse_limit(text).is_err(), "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
         tcp::{
             connect::{self, Connected},
             preamble::{self, Preamble},
+            wait,
         },
     },
     runtime::net::Stream,
@@ -97,6 +98,14 @@ struct SessionEnd {
 async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
     let (service, session) = (permits.service(), permits.session());
     let preamble = read_preamble(permits, client).await?;
+    let delay = admission::delay(permits, Instant::now()).map_err(|reason| {
+        service.log_rejection(reason, &session.client(), None, Instant::now());
+        NotOpened::Refused(reason)
+    })?;
+    if let Some(delay) = delay {
+        let waited = wait::wait_for_turn(delay, client, session, service.plan.half_close).await;
+        waited.map_err(|unserved| NotOpened::Unserved(unserved, Vec::new()))?;
+    }
     let mut attempts = Vec::new();
     let connected = connect::connect(service, client, session, &mut attempts).await;
     let mut connected = match connected {

@@ -1,4 +1,4 @@
-//! A session waits for a backend.
+//! A session waits: for its turn where sessions begin at a limited rate, and for a backend.
 
 use super::client_watch::ClientWatch;
 use crate::{
@@ -6,12 +6,17 @@ use crate::{
     runtime::{executor, net::Stream},
     session::{
         backend_search::{BackendSearch, Waited},
+        rate::Delay,
         registry::Session,
         summary::Unserved,
     },
     upstream::{backend::Lease, pool::Progress},
 };
-use std::{future::poll_fn, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 /// Waits for what the session lacks, where it may, for as long as the client is there. What the
 /// client sends meanwhile stays in its socket. `half_close`: whether a client that has ended its
@@ -61,4 +66,42 @@ pub(super) async fn wait_for_backend(
     })
     .await;
     search.resume(waited)
+}
+
+/// Waits for the time of a session that came too early, for as long as the client is there.
+pub(super) async fn wait_for_turn(
+    delay: Delay,
+    client: &Stream,
+    session: &Session,
+    half_close: bool,
+) -> Result<(), Unserved> {
+    let mut watch = ClientWatch::default();
+    poll_fn(|cx| {
+        session.wake_by(cx.waker());
+        let now = Instant::now();
+        let ended = |reason| {
+            Poll::Ready(Err(Unserved {
+                reason,
+                error: None,
+                waited: Duration::ZERO,
+            }))
+        };
+        if let Some(reason) = session.must_end() {
+            return ended(reason);
+        }
+        if client.poll_peer_end().is_ready()
+            && (!half_close || watch.has_left(client, session, now))
+        {
+            return ended(CloseReason::ClientLeft);
+        }
+        if now >= delay.until {
+            return Poll::Ready(Ok(()));
+        }
+        let until = watch
+            .gone_at()
+            .map_or(delay.until, |at| at.min(delay.until));
+        executor::wake_at(until);
+        Poll::Pending
+    })
+    .await
 }

@@ -110,6 +110,12 @@ impl Service {
             RejectReason::MaxConnectionsPerSource => {
                 Some(self.plan.limits.max_connections_per_source)
             }
+            RejectReason::ConnectionRate => {
+                Some(self.plan.limits.connection_rate.connections.into())
+            }
+            RejectReason::ConnectionRatePerSource => {
+                Some(self.plan.limits.connection_rate_per_source.connections.into())
+            }
             RejectReason::Access
             | RejectReason::NoPorts
             | RejectReason::NoDescriptors
@@ -264,6 +270,8 @@ fn severity_of_rejection(reason: RejectReason) -> Severity {
         RejectReason::MaxConnections
         | RejectReason::ProcessMaxConnections
         | RejectReason::MaxConnectionsPerSource
+        | RejectReason::ConnectionRate
+        | RejectReason::ConnectionRatePerSource
         | RejectReason::ProcessMaxFlows
         | RejectReason::NoPorts
         | RejectReason::NoDescriptors

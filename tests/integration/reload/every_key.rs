@@ -74,6 +74,12 @@ impl Line {
                 "{ trust = [\"127.0.0.0/8\"], timeout = \"3s\" }".to_owned(),
                 "{ trust = [\"all\"], timeout = \"4s\" }".to_owned(),
             ],
+            ("listeners", "connection_rate" | "connection_rate_per_source") => one("\"70/s\""),
+            ("listeners", "source_prefix") => vec![
+                "{ v4 = 24, v6 = 64 }".to_owned(),
+                "{ v4 = 32, v6 = 56 }".to_owned(),
+            ],
+            ("listeners", "over_rate") => one("\"delay\""),
             ("listeners", "limits_dry_run") => one("true"),
             ("listeners", "send_proxy") => one("\"v2\""),
             ("listeners", "access_log") => one("\"off\""),

@@ -38,6 +38,10 @@ impl Listener {
             true => Limit::Exceeded,
             false => Limit::Enforced,
         };
+        // Before any flow is evicted. A flow that moves does not begin.
+        if !moves {
+            admission::admit_client_of_flow(&self.service, &arrival)?;
+        }
         let (service, sockets) = (Arc::clone(&self.service), Arc::clone(&context.sockets));
         let admit = |for_listener| {
             admission::admit_flow(&service, arrival, for_listener, &sockets, for_socket)
@@ -52,7 +56,8 @@ impl Listener {
                 break;
             }
             if for_socket == Limit::Enforced && !sockets.has_free() {
-                return Err(RejectReason::NoPorts);
+                admitted = Err(RejectReason::NoPorts);
+                break;
             }
             admitted = match self.evict_on_another_worker(*reason, || admit(Limit::Exceeded)) {
                 Some(admitted) => admitted,
@@ -62,6 +67,9 @@ impl Listener {
                     admit(Limit::Enforced)
                 }
             };
+        }
+        if admitted.is_err() && !moves {
+            admission::give_back_rate(&service, &arrival);
         }
         admitted
     }
