@@ -16,7 +16,7 @@ pub use check::{
     Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, PasswordFrom,
     Rcode, Role, SessionAction, StartTls, Tls, Version,
 };
-pub use limits::{Limits, OverRate, Period, Rate, Source, SourcePrefix};
+pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
 use reason::Shortage;

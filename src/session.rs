@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod backend_search;
+pub mod bandwidth;
 pub mod filter;
 pub mod per_source;
 pub mod rate;

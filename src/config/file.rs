@@ -25,9 +25,7 @@ use crate::{
         },
         value::{access_log, address, host},
     },
-    plan::{
-        Addr, Admin, Listener, Log, Plan, Process, Protocol, StartWait, Target, Upstream,
-    },
+    plan::{Addr, Admin, Listener, Log, Plan, Process, Protocol, StartWait, Target, Upstream},
 };
 
 /// `report` may hold problems already, of syntax or of the command line.

@@ -57,6 +57,7 @@ tables! {
         limits::LIMITS, listener::UDP;
     KEEPALIVE "keepalive": listener::KEEPALIVE;
     ACCEPT_PROXY "accept_proxy": listener::ACCEPT_PROXY;
+    BANDWIDTH "`bandwidth`, `bandwidth_per_source` or `bandwidth_total`": limits::BANDWIDTH;
     SOURCE_PREFIX "source_prefix": limits::SOURCE_PREFIX;
     UPSTREAM "[upstreams.NAME]": upstream::UPSTREAM;
     CHECK "[upstreams.NAME.check]": check::CHECK, check::TLS, check::LOGIN, check::SEND_EXPECT,

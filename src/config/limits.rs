@@ -1,7 +1,7 @@
 //! The limits of [listeners.NAME] that code reads.
 
 use super::{
-    keys::{SOURCE_PREFIX, limits as rows},
+    keys::{BANDWIDTH, SOURCE_PREFIX, limits as rows},
     section::{Section, Text},
 };
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
         text::{report::Fault, suggestions::found},
         value::rate,
     },
-    plan::{Listener, Rate, SourcePrefix},
+    plan::{Bandwidth, Listener, Rate, SourcePrefix},
 };
 use toml::de::DeTable;
 
@@ -18,6 +18,9 @@ pub(super) fn read(listener: &mut Listener, section: &Section<'_>) {
     let limits = &mut listener.limits;
     limits.source_prefix = read_source_prefix(section);
     limits.connection_rate = read_rate("connection_rate", section);
+    limits.bandwidth = read_bandwidth("bandwidth", section);
+    limits.bandwidth_per_source = read_bandwidth("bandwidth_per_source", section);
+    limits.bandwidth_total = read_bandwidth("bandwidth_total", section);
     limits.connection_rate_per_source = read_rate("connection_rate_per_source", section);
 }
 
@@ -33,6 +36,26 @@ fn read_rate(key: &str, section: &Section<'_>) -> Rate {
 }
 
 /// The whole value is taken from `[defaults]` or none of it, as with `keepalive`.
+fn read_bandwidth(key: &'static str, section: &Section<'_>) -> Bandwidth {
+    let Some(value) = section.get(key) else {
+        return Bandwidth::default();
+    };
+    if !value.get_ref().is_table() {
+        let what = found(value.get_ref());
+        let fault = Fault::new(format!("`{key}` must be a table, not {what}"))
+            .hint("as in { up = \"1m\", down = \"10m\" }, bytes in a second");
+        section.report.add(&value.span(), fault);
+        return Bandwidth::default();
+    }
+    let table = Section::open(&BANDWIDTH, value, section.report);
+    let read = |way| table.as_ref().and_then(|table| table.size_or_zero(way));
+    Bandwidth {
+        up: read("up").unwrap_or(0),
+        down: read("down").unwrap_or(0),
+    }
+}
+
+/// The same.
 fn read_source_prefix(section: &Section<'_>) -> SourcePrefix {
     let empty = DeTable::new();
     let table = match section.get("source_prefix") {

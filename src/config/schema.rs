@@ -1,8 +1,8 @@
 //! The configuration as a JSON Schema, for editors: made from the table of keys.
 
 use super::keys::{
-    ACCEPT_PROXY, ADMIN, BACKEND, CHECK, CLOSE_AFTER, DEFAULTS, KEEPALIVE, Keys, LISTENER, LOG,
-    PROCESS, ROOT, UPSTREAM,
+    ACCEPT_PROXY, ADMIN, BACKEND, BANDWIDTH, CHECK, CLOSE_AFTER, DEFAULTS, KEEPALIVE, Keys,
+    LISTENER, LOG, PROCESS, ROOT, SOURCE_PREFIX, UPSTREAM,
     row::{Form, Key},
 };
 use serde_json::{Map, Value, json};
@@ -82,6 +82,12 @@ fn other(name: &str, form: &str) -> Value {
         }
         ("keepalive", _) => any(&[&json!({ "const": false }), &table(&KEEPALIVE)]),
         ("accept_proxy", _) => any(&[&json!({ "type": "boolean" }), &table(&ACCEPT_PROXY)]),
+        ("source_prefix", _) => table(&SOURCE_PREFIX),
+        ("bandwidth" | "bandwidth_per_source" | "bandwidth_total", _) => table(&BANDWIDTH),
+        (_, "a rate") => json!({ "type": "string", "pattern": r"^\s*[0-9]+\s*/\s*[sm]\s*$" }),
+        (_, "a size in a second") => {
+            json!({ "type": "string", "pattern": r"^\s*[0-9]+[kmg]?\s*$" })
+        }
         ("status", _) => {
             let status = json!({ "type": ["integer", "string"] });
             any(&[&status, &json!({ "type": "array", "items": status })])

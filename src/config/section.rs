@@ -309,6 +309,14 @@ impl<'a> Section<'a> {
         None
     }
 
+    /// A number of bytes, or 0.
+    pub(super) fn size_or_zero(&self, key: &str) -> Option<u64> {
+        match self.get(key)?.get_ref().as_str() {
+            Some("0") => Some(0),
+            _ => self.size(key),
+        }
+    }
+
     /// A number of bytes, at least one.
     pub(super) fn size(&self, key: &str) -> Option<u64> {
         let value = self.get(key)?;

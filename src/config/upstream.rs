@@ -123,9 +123,7 @@ pub(super) fn no_effect(
             "where no UDP listener uses the upstream",
             "it selects the datagrams of a flow that begin with the header: leave it out",
         )),
-        Applies::SendProxyOn
-            if keys.send_proxy != ProxyVersion::V2 && !references.udp_sends_v2 =>
-        {
+        Applies::SendProxyOn if keys.send_proxy != ProxyVersion::V2 && !references.udp_sends_v2 => {
             Some(NoEffect::unless_default(
                 "without send_proxy = \"v2\"",
                 "write send_proxy = \"v2\", or leave it out",

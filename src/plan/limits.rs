@@ -13,8 +13,27 @@ pub struct Limits {
     /// The same of one source.
     pub connection_rate_per_source: Rate,
     pub over_rate: OverRate,
+    /// Of each session.
+    pub bandwidth: Bandwidth,
+    /// Of the sessions of one source together.
+    pub bandwidth_per_source: Bandwidth,
+    /// Of all sessions together.
+    pub bandwidth_total: Bandwidth,
     /// What is over a limit is counted, and let pass.
     pub dry_run: bool,
+}
+
+/// Bytes in a second, from the client and to it; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bandwidth {
+    pub up: u64,
+    pub down: u64,
+}
+
+impl Bandwidth {
+    pub fn is_limit(self) -> bool {
+        self.up > 0 || self.down > 0
+    }
 }
 
 /// How many may begin in a time.
@@ -113,7 +132,18 @@ impl Source {
 impl Limits {
     /// Whether some limit is one of each source.
     pub fn has_sources(&self) -> bool {
-        self.max_connections_per_source > 0 || self.connection_rate_per_source.is_limit()
+        self.max_connections_per_source > 0
+            || self.connection_rate_per_source.is_limit()
+            || self.bandwidth_per_source.is_limit()
+    }
+
+    pub fn has_bandwidth(&self) -> bool {
+        let all = [
+            self.bandwidth,
+            self.bandwidth_per_source,
+            self.bandwidth_total,
+        ];
+        all.into_iter().any(Bandwidth::is_limit)
     }
 
     pub fn has_rates(&self) -> bool {
@@ -131,7 +161,7 @@ impl Limits {
 
     /// Whether there is any limit here.
     pub fn is_any(&self) -> bool {
-        self.has_sources() || self.has_rates()
+        self.has_sources() || self.has_rates() || self.has_bandwidth()
     }
 }
 

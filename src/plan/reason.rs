@@ -206,6 +206,9 @@ words! {
         MaxConnectionsPerSource = "max_connections_per_source",
         ConnectionRate = "connection_rate",
         ConnectionRatePerSource = "connection_rate_per_source",
+        Bandwidth = "bandwidth",
+        BandwidthPerSource = "bandwidth_per_source",
+        BandwidthTotal = "bandwidth_total",
     }
 }
 
@@ -227,6 +230,8 @@ words! {
         NoBackend = "no_backend",
         /// All backends that could take it have their `max_connections`.
         BackendsFull = "backends_full",
+        /// It was over a limit of bytes in a second.
+        Bandwidth = "bandwidth",
         /// A send buffer was full.
         SendBuffer = "send_buffer",
         /// A receive buffer was full.

@@ -23,7 +23,10 @@ use crate::{
     proxy::relay::timeouts::after,
     proxy_protocol::Watch,
     runtime::{executor, net::Stream},
-    session::registry::Session,
+    session::{
+        bandwidth::{SessionBandwidth, Way},
+        registry::Session,
+    },
     sys,
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
     upstream::{
@@ -53,15 +56,23 @@ pub struct SessionCounters<'a> {
 /// A connection to a backend.
 pub struct BackendConnection {
     pub stream: Stream,
-    /// Taken when the relay begins. In a box, since most sessions have none.
+    /// In a box, since most sessions have none.
     pub opening: Option<Box<Opening>>,
 }
 
-/// What is special about the beginning of a session.
+impl BackendConnection {
+    fn bandwidth(&self) -> Option<&SessionBandwidth> {
+        self.opening.as_ref()?.bandwidth.as_ref()
+    }
+}
+
+/// What is special about a session, mostly its beginning.
 #[derive(Default)]
 pub struct Opening {
     pub first: Option<Box<FirstBytes>>,
     pub observers: FirstByteObservers,
+    /// For as long as it is relayed.
+    pub bandwidth: Option<SessionBandwidth>,
 }
 
 /// What learns of the backend's first byte.
@@ -114,14 +125,20 @@ pub fn relay<'a>(
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
 ) -> Relay<'a> {
-    let (first, observers) = match connection.opening.take().map(|opening| *opening) {
-        Some(Opening { first, observers }) => (first, observers.if_any()),
+    let (first, observers) = match &mut connection.opening {
+        Some(opening) => (opening.first.take(), opening.observers.take_any()),
         None => (None, None),
     };
+    // From here on it is only there for that.
+    connection.opening.take_if(|rest| rest.bandwidth.is_none());
+    let connection: &BackendConnection = connection;
+    if let (Some(bandwidth), Some(first)) = (connection.bandwidth(), &first) {
+        bandwidth.charge(Way::Up, first.payload() as u64, executor::now());
+    }
     counters.session.set_active(executor::now_millis());
     Relay {
         client,
-        backend: &connection.stream,
+        connection,
         plan,
         up: Direction::from_client(first, header_watch(plan, counters.session)),
         counters,
@@ -138,8 +155,8 @@ pub fn relay<'a>(
 
 impl FirstByteObservers {
     /// In a box, since most sessions have none.
-    fn if_any(self) -> Option<Box<Self>> {
-        (self.clock.is_some() || self.pool.is_some()).then(|| Box::new(self))
+    fn take_any(&mut self) -> Option<Box<Self>> {
+        (self.clock.is_some() || self.pool.is_some()).then(|| Box::new(std::mem::take(self)))
     }
 
     fn note(&mut self, has_asked: bool, has_answered: bool, now: Instant) {
@@ -164,7 +181,7 @@ fn header_watch(plan: &plan::Listener, session: &Session) -> Watch {
 /// Written as a future, since an async block would hold its arguments twice.
 pub struct Relay<'a> {
     client: &'a Stream,
-    backend: &'a Stream,
+    connection: &'a BackendConnection,
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
     /// From the client to the backend.
@@ -271,6 +288,14 @@ impl<'a> Relay<'a> {
         self.watch_silence(now).map(RelayEnd::Terminated)
     }
 
+    fn backend(&self) -> &'a Stream {
+        &self.connection.stream
+    }
+
+    fn bandwidth(&self) -> Option<&'a SessionBandwidth> {
+        self.connection.bandwidth()
+    }
+
     /// What is to be done with the connections of the client and the backend.
     fn final_steps(&self, end: RelayEnd) -> (FinalStep, FinalStep) {
         use FinalStep::{Close, CloseAfterDelivery, ResetAfterDelivery};
@@ -303,7 +328,7 @@ impl<'a> Relay<'a> {
             return;
         }
         let context = self.context_up(now, moved);
-        match self.up.poll(self.client, self.backend, &context) {
+        match self.up.poll(self.client, self.backend(), &context) {
             Poll::Ready(Ok(())) => self.up.finish(),
             Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Client, cause),
             Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Backend, cause),
@@ -316,7 +341,7 @@ impl<'a> Relay<'a> {
             return;
         }
         let context = self.context_down(now, moved);
-        match self.down.poll(self.backend, self.client, &context) {
+        match self.down.poll(self.backend(), self.client, &context) {
             Poll::Ready(Ok(())) => self.down.finish(),
             Poll::Ready(Err(Broken::Source(cause))) => self.broken_at(Side::Backend, cause),
             Poll::Ready(Err(Broken::Sink(cause))) => self.broken_at(Side::Client, cause),
@@ -339,6 +364,7 @@ impl<'a> Relay<'a> {
             now,
             source_is_broken: self.is_broken(Side::Client),
             last_to_end: self.down.finished || !self.plan.half_close,
+            bandwidth: self.bandwidth().map(|bandwidth| (bandwidth, Way::Up)),
         }
     }
 
@@ -357,6 +383,7 @@ impl<'a> Relay<'a> {
             now,
             source_is_broken: self.is_broken(Side::Backend),
             last_to_end: self.up.finished || !self.plan.half_close,
+            bandwidth: self.bandwidth().map(|bandwidth| (bandwidth, Way::Down)),
         }
     }
 
@@ -366,7 +393,7 @@ impl<'a> Relay<'a> {
         let (now, moved) = (executor::now(), Cell::new(false));
         let (up, down) = (self.context_up(now, &moved), self.context_down(now, &moved));
         // An error of a write does not matter any more.
-        let _ = self.up.reconcile_deferred(self.backend, &up);
+        let _ = self.up.reconcile_deferred(self.backend(), &up);
         let _ = self.down.reconcile_deferred(self.client, &down);
     }
 
@@ -393,7 +420,7 @@ impl<'a> Relay<'a> {
         let is_mid_stream = match reason.cut() {
             Cut::Nothing => return,
             Cut::Both => {
-                sys::socket::reset_on_close(self.backend);
+                sys::socket::reset_on_close(self.backend());
                 sys::socket::reset_on_close(self.client);
                 return;
             }
@@ -401,9 +428,9 @@ impl<'a> Relay<'a> {
             Cut::Undelivered => false,
         };
         if !self.up.finished && (is_mid_stream || self.up.has_more(self.client)) {
-            sys::socket::reset_on_close(self.backend);
+            sys::socket::reset_on_close(self.backend());
         }
-        if !self.down.finished && (is_mid_stream || self.down.has_more(self.backend)) {
+        if !self.down.finished && (is_mid_stream || self.down.has_more(self.backend())) {
             sys::socket::reset_on_close(self.client);
         }
     }

@@ -115,10 +115,15 @@ pub fn now_millis() -> u64 {
 /// Polls this task at that time, if nothing else does before. A task has one such time, the
 /// earliest of those that were set in the last poll that set any: one wait may be within another.
 pub fn wake_at(at: Instant) {
-    wake_at_millis(with_core(|core| core.reactor.clock().millis_at(at)));
+    wake_at_millis(millis_at(at));
 }
 
-/// The same with a time in the milliseconds of [`now_millis`].
+/// A time in the milliseconds of [`now_millis`], rounded up.
+pub fn millis_at(at: Instant) -> u64 {
+    with_core(|core| core.reactor.clock().millis_at(at))
+}
+
+/// As [`wake_at`], with a time in the milliseconds of [`now_millis`].
 pub fn wake_at_millis(due: u64) {
     with_core(|core| {
         if core.wake_time.get().is_some_and(|earlier| earlier <= due) {

@@ -11,6 +11,7 @@ use crate::{
     },
     runtime::net::Client,
     session::{
+        bandwidth::SessionBandwidth,
         rate::{Beginning, Delay},
         registry::{Arrival, Session, take_below},
         service::Service,
@@ -90,6 +91,15 @@ fn beginning(service: &Service, client: Client, now: Instant) -> Beginning<'_> {
         source: ip.map(|ip| Source::of(ip, limits.source_prefix)),
         now,
     }
+}
+
+/// How many bytes the session may carry in a time; `None`: any number.
+pub fn bandwidth(permits: &Permits, now: Instant) -> Option<SessionBandwidth> {
+    let service = &permits.service;
+    let limits = &service.plan.limits;
+    let ip = permits.session.client().ip();
+    let source = ip.map(|ip| Source::of(ip, limits.source_prefix));
+    SessionBandwidth::begin(&service.bandwidth, limits, source, now)
 }
 
 /// Asks for a flow what concerns its client and the rate. What it takes is given back by
@@ -184,7 +194,9 @@ fn take_source(service: &Service, client: Client) -> Result<Option<Source>, Reje
 /// What the sessions of this client are counted for, if they are.
 fn limited_source(service: &Service, client: Client) -> Option<Source> {
     let limits = &service.plan.limits;
-    let ip = client.ip().filter(|_| limits.max_connections_per_source > 0);
+    let ip = client
+        .ip()
+        .filter(|_| limits.max_connections_per_source > 0);
     ip.map(|ip| Source::of(ip, limits.source_prefix))
 }
 
@@ -261,6 +273,7 @@ mod tests {
     use crate::{
         config, plan,
         session::{
+            bandwidth::Bandwidth,
             registry::{Descriptors, Sessions},
             service::{self, Notices, Process},
         },
@@ -278,9 +291,11 @@ mod tests {
         let descriptors = Arc::new(Descriptors::new(2, 1, 0));
         let (exporter, now) = (Exporter::new(1), Instant::now());
         let pool = Arc::new(of(&plan.upstreams[0], now));
+        let metrics = exporter.listener("l");
         let service = Service {
             plan: plan.listeners[0].clone(),
-            metrics: exporter.listener("l"),
+            bandwidth: Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+            metrics,
             per_source: Arc::default(),
             rates: Arc::default(),
             origin: service::origin(&plan.listeners[0], &pool),

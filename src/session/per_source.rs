@@ -74,7 +74,9 @@ mod tests {
         assert!(all.is_below(2, b) && all.take(2, b));
         all.give_back(a);
         assert!(all.is_below(2, a) && all.take(2, a));
-        [a, a, b].into_iter().for_each(|source| all.give_back(source));
+        [a, a, b]
+            .into_iter()
+            .for_each(|source| all.give_back(source));
         assert_eq!(entries(&all), 0);
     }
 
@@ -91,7 +93,8 @@ mod tests {
         assert_eq!(entries(&all), SOURCES as usize + 1);
         (0..=SOURCES).for_each(|n| all.give_back(source(n)));
         assert_eq!(entries(&all), 0);
-        let capacity = |shard: &Mutex<AHashMap<Source, u64>>| shard.lock().expect("sound").capacity();
+        let capacity =
+            |shard: &Mutex<AHashMap<Source, u64>>| shard.lock().expect("sound").capacity();
         assert!(all.shards.iter().map(capacity).sum::<usize>() < 20_000);
     }
 }

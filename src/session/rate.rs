@@ -51,6 +51,12 @@ pub struct Delay {
     pub until: Instant,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum RateLimit {
+    OfListener,
+    OfSource,
+}
+
 /// How long tokens take, in nanoseconds.
 #[derive(Debug, Clone, Copy)]
 struct Tokens {
@@ -98,14 +104,14 @@ impl Rates {
         metrics: &ListenerMetrics,
     ) -> Result<(), RejectReason> {
         let limits = beginning.limits;
-        let Err(kind) = self.take(beginning, Duration::ZERO) else {
-            return Ok(());
-        };
-        if limits.dry_run {
-            metrics.over_limit(kind, OverLimit::Passed);
-            return Ok(());
+        match self.take(beginning, Duration::ZERO) {
+            Ok(_) => Ok(()),
+            Err(limit) if limits.dry_run => {
+                metrics.over_limit(limit.kind(), OverLimit::Passed);
+                Ok(())
+            }
+            Err(limit) => Err(limit.reason()),
         }
-        Err(reject_reason(kind))
     }
 
     /// The same where sessions are delayed: returns how long this one has to wait, if it has to.
@@ -114,16 +120,16 @@ impl Rates {
         beginning: Beginning<'_>,
         metrics: &ListenerMetrics,
     ) -> Result<Option<Delay>, RejectReason> {
-        let taken = self.take(beginning, LONGEST_DELAY).map_err(reject_reason)?;
-        let Some((kind, wait)) = taken else {
+        let taken = self.take(beginning, LONGEST_DELAY);
+        let Some((limit, wait)) = taken.map_err(RateLimit::reason)? else {
             return Ok(None);
         };
         if self.delayed.fetch_add(1, Relaxed) >= MOST_DELAYED {
             self.delayed.fetch_sub(1, Relaxed);
             self.give_back(beginning);
-            return Err(reject_reason(kind));
+            return Err(limit.reason());
         }
-        metrics.over_limit(kind, OverLimit::Delayed);
+        metrics.over_limit(limit.kind(), OverLimit::Delayed);
         Ok(Some(Delay {
             rates: Arc::clone(self),
             until: beginning.now + wait,
@@ -150,11 +156,11 @@ impl Rates {
         &self,
         beginning: Beginning<'_>,
         most: Duration,
-    ) -> Result<Option<(LimitKind, Duration)>, LimitKind> {
+    ) -> Result<Option<(RateLimit, Duration)>, RateLimit> {
         let Beginning { limits, source, .. } = beginning;
         let now = self.nanos(beginning.now);
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        let mut wait = (LimitKind::ConnectionRate, 0);
+        let mut wait = (RateLimit::OfListener, 0);
         // A source that is over its own limit takes nothing from others.
         let of_source = Tokens::of(limits.connection_rate_per_source).zip(source);
         if let Some((tokens, source)) = of_source {
@@ -163,9 +169,9 @@ impl Rates {
                 (Some(next), needed)
             });
             if needed > most {
-                return Err(LimitKind::ConnectionRatePerSource);
+                return Err(RateLimit::OfSource);
             }
-            wait = (LimitKind::ConnectionRatePerSource, needed);
+            wait = (RateLimit::OfSource, needed);
         }
         if let Some(tokens) = Tokens::of(limits.connection_rate) {
             let mut needed = 0;
@@ -178,10 +184,10 @@ impl Rates {
                 if let Some((tokens, source)) = of_source {
                     self.give_back_to_source(tokens, source, now);
                 }
-                return Err(LimitKind::ConnectionRate);
+                return Err(RateLimit::OfListener);
             }
             if needed > wait.1 {
-                wait = (LimitKind::ConnectionRate, needed);
+                wait = (RateLimit::OfListener, needed);
             }
         }
         let (kind, nanos) = wait;
@@ -206,11 +212,19 @@ impl Drop for Delay {
     }
 }
 
-fn reject_reason(kind: LimitKind) -> RejectReason {
-    match kind {
-        LimitKind::ConnectionRatePerSource => RejectReason::ConnectionRatePerSource,
-        LimitKind::ConnectionRate => RejectReason::ConnectionRate,
-        LimitKind::MaxConnectionsPerSource => RejectReason::MaxConnectionsPerSource,
+impl RateLimit {
+    fn kind(self) -> LimitKind {
+        match self {
+            Self::OfListener => LimitKind::ConnectionRate,
+            Self::OfSource => LimitKind::ConnectionRatePerSource,
+        }
+    }
+
+    fn reason(self) -> RejectReason {
+        match self {
+            Self::OfListener => RejectReason::ConnectionRate,
+            Self::OfSource => RejectReason::ConnectionRatePerSource,
+        }
     }
 }
 
@@ -367,8 +381,9 @@ mod tests {
         listener.limits.connection_rate_per_source = per_minute;
         assert!(listener.admit(1, 0).is_ok() && listener.admit(1, 1000).is_err());
         listener.limits = limits(10, 10, OverRate::Refuse);
-        assert!(listener.admit(1, 1000).is_err());
-        assert!(listener.admit(1, 1100).is_ok());
+        // Each limit is as empty as it can be, and no more than that.
+        assert!(listener.admit(1, 1000).is_err() && listener.admit(1, 1100).is_err());
+        assert!(listener.admit(1, 1200).is_ok());
     }
 
     #[test]

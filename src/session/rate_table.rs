@@ -23,10 +23,12 @@ const CHUNKS: usize = 8192;
 /// bits of their hashes agree: with a million, once in ten million runs.
 #[derive(Debug, Default)]
 pub(super) struct RateTable {
-    chunks: OnceLock<Box<[Mutex<Option<Box<Chunk>>>]>>,
+    /// Allocated when they are needed, and empty before.
+    chunks: OnceLock<Chunks>,
     hash: RandomState,
 }
 
+type Chunks = Box<[Mutex<Option<Box<Chunk>>>]>;
 type Chunk = [[Entry; WAYS]; SETS];
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,8 +38,21 @@ struct Entry {
 }
 
 impl RateTable {
-    /// Replaces the time of a source, which is at most `now` where there is none, by what `next`
-    /// makes of it; `None`: it stays as it is.
+    /// The time of a source, which is at most `now` where there is none.
+    pub(super) fn get<S: Hash>(&self, source: &S) -> u64 {
+        let hash = self.hash.hash_one(source);
+        let Some(chunks) = self.chunks.get() else {
+            return 0;
+        };
+        let (number, set) = place(hash);
+        let chunk = chunks[number].lock();
+        let chunk = chunk.unwrap_or_else(PoisonError::into_inner);
+        let mut entries = chunk.iter().flat_map(|chunk| chunk[set]);
+        let found = entries.find(|entry| entry.hash == hash);
+        found.map_or(0, |entry| entry.full_at)
+    }
+
+    /// Replaces the time of a source by what `next` makes of it; `None`: it stays as it is.
     pub(super) fn update<S: Hash, R>(
         &self,
         source: &S,
@@ -45,13 +60,13 @@ impl RateTable {
         next: impl FnOnce(u64) -> (Option<u64>, R),
     ) -> R {
         let hash = self.hash.hash_one(source);
+        let (number, set) = place(hash);
         let chunks = self
             .chunks
             .get_or_init(|| (0..CHUNKS).map(|_| Mutex::default()).collect());
-        // Parts of the hash that do not overlap.
-        let chunk = &chunks[hash as usize % CHUNKS];
-        let set = (hash >> 32) as usize % SETS;
-        let mut chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunk = chunks[number]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let chunk = chunk.get_or_insert_with(|| Box::new([[Entry::default(); WAYS]; SETS]));
         let entries = &mut chunk[set];
         let found = entries.iter().position(|entry| entry.hash == hash);
@@ -74,6 +89,11 @@ impl RateTable {
         let used = chunks.filter(|chunk| chunk.lock().is_ok_and(|chunk| chunk.is_some()));
         used.count() * size_of::<Chunk>()
     }
+}
+
+/// The chunk and the set: by parts of the hash that do not overlap.
+fn place(hash: u64) -> (usize, usize) {
+    (hash as usize % CHUNKS, (hash >> 32) as usize % SETS)
 }
 
 /// Which entry is needed least.
@@ -112,8 +132,10 @@ mod tests {
     #[test]
     fn few_sources_take_little_and_none_is_forgotten() {
         let table = RateTable::default();
+        assert_eq!(table.get(&1u32), 0);
         assert!((0..500).all(|source| take(&table, source, 1)));
-        assert!((0..500).all(|source| !take(&table, source, 1)));
+        assert!((0..500).all(|source| !take(&table, source, 1) && table.get(&source) == 2));
+        assert_eq!(table.get(&501u32), 0);
         assert!((0..500).all(|source| take(&table, source, 2)));
         assert!(table.size() <= 500 * size_of::<Chunk>());
     }

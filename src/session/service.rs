@@ -11,6 +11,7 @@ use crate::{
     plan::{self, Protocol, Udp, access},
     runtime::net::Client,
     session::{
+        bandwidth::Bandwidth,
         per_source::PerSource,
         rate::Rates,
         registry::{Kind, Origin, Sessions},
@@ -33,6 +34,7 @@ pub struct Service {
     pub metrics: Arc<ListenerMetrics>,
     pub per_source: Arc<PerSource>,
     pub rates: Arc<Rates>,
+    pub bandwidth: Arc<Bandwidth>,
     pub pool: Arc<Pool>,
     /// The same for sessions.
     pub origin: Arc<Origin>,

@@ -170,11 +170,12 @@ impl Pipe {
         self.len == 0
     }
 
-    /// From a socket into the pipe, which must be empty: only then does "would block" mean that the
-    /// socket has nothing, and not that the pipe is full.
-    pub fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
+    /// From a socket into the pipe, at most so many bytes. The pipe must be empty: only then does
+    /// "would block" mean that the socket has nothing, and not that the pipe is full.
+    pub fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
         debug_assert!(self.is_empty(), "a pipe is filled only when empty");
-        let n = splice(from, None, &self.write, None, self.capacity(), flags())?;
+        let most = most.min(self.capacity());
+        let n = splice(from, None, &self.write, None, most, flags())?;
         self.len = n as u32;
         Ok(n)
     }
@@ -245,7 +246,7 @@ mod tests {
         let (c, mut d) = UnixStream::pair().expect("socket pair");
         a.write_all(b"hello world").expect("written");
         let mut pipe = take(Instant::now(), false).expect("a pipe");
-        assert_eq!(pipe.fill(&b).expect("filled"), 11);
+        assert_eq!(pipe.fill(&b, SIZE).expect("filled"), 11);
         assert_eq!(pipe.drain(&c).expect("drained"), 11);
         assert!(pipe.is_empty());
         let mut got = [0; 11];
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(&got, b"hello world");
 
         a.write_all(b"left").expect("written");
-        pipe.fill(&b).expect("filled");
+        pipe.fill(&b, SIZE).expect("filled");
         let before = pooled();
         pipe.give_back();
         assert_eq!(pooled(), before);
@@ -286,7 +287,7 @@ mod tests {
         let (mut a, b) = UnixStream::pair().expect("socket pair");
         a.write_all(b"residue").expect("written");
         let mut pipe = take(Instant::now(), false).expect("a pipe");
-        pipe.fill(&b).expect("filled");
+        pipe.fill(&b, SIZE).expect("filled");
         assert_eq!(pipe.into_bytes().expect("read out"), b"residue");
     }
 }

@@ -590,14 +590,12 @@ fn udp() -> impl Strategy<Value = Udp> {
         any::<bool>(),
         select(vec![WhenFull::Refuse, WhenFull::Evict]),
     )
-        .prop_map(
-            |(responses, requests, per_packet, when_full)| Udp {
-                responses,
-                requests: if per_packet { 0 } else { requests },
-                per_packet,
-                when_full,
-            },
-        )
+        .prop_map(|(responses, requests, per_packet, when_full)| Udp {
+            responses,
+            requests: if per_packet { 0 } else { requests },
+            per_packet,
+            when_full,
+        })
 }
 
 fn access_log() -> impl Strategy<Value = AccessLog> {
@@ -618,36 +616,52 @@ fn rate() -> impl Strategy<Value = Rate> {
     })
 }
 
+fn bandwidth() -> impl Strategy<Value = Bandwidth> {
+    let size = || prop_oneof![Just(0), 1..=1u64 << 50];
+    (size(), size()).prop_map(|(up, down)| Bandwidth { up, down })
+}
+
 fn limits() -> impl Strategy<Value = Limits> {
+    let bandwidths = (bandwidth(), bandwidth(), bandwidth());
     let rates = (
         prop_oneof![Just(Rate::default()), rate()],
         prop_oneof![Just(Rate::default()), rate()],
         any::<bool>(),
     );
     let prefix = (1..=32u8, 1..=128u8).prop_map(|(v4, v6)| SourcePrefix { v4, v6 });
-    (0..=1_000_000_000u64, prefix, rates, any::<bool>()).prop_map(
-        |(max_connections_per_source, prefix, (all, each, is_delayed), dry_run)| {
-            let has_rates = all.connections > 0 || each.connections > 0;
-            let limits = Limits {
-                max_connections_per_source,
-                connection_rate: all,
-                connection_rate_per_source: each,
-                over_rate: match is_delayed && has_rates {
-                    true => OverRate::Delay,
-                    false => OverRate::Refuse,
-                },
-                ..Limits::default()
-            };
-            Limits {
-                source_prefix: match limits.has_sources() {
-                    true => prefix,
-                    false => SourcePrefix::default(),
-                },
-                dry_run: dry_run && limits.is_any(),
-                ..limits
-            }
-        },
+    (
+        0..=1_000_000_000u64,
+        prefix,
+        rates,
+        bandwidths,
+        any::<bool>(),
     )
+        .prop_map(
+            |(max_connections_per_source, prefix, (all, each, is_delayed), bandwidths, dry_run)| {
+                let has_rates = all.connections > 0 || each.connections > 0;
+                let limits = Limits {
+                    max_connections_per_source,
+                    connection_rate: all,
+                    connection_rate_per_source: each,
+                    over_rate: match is_delayed && has_rates {
+                        true => OverRate::Delay,
+                        false => OverRate::Refuse,
+                    },
+                    bandwidth: bandwidths.0,
+                    bandwidth_per_source: bandwidths.1,
+                    bandwidth_total: bandwidths.2,
+                    ..Limits::default()
+                };
+                Limits {
+                    source_prefix: match limits.has_sources() {
+                        true => prefix,
+                        false => SourcePrefix::default(),
+                    },
+                    dry_run: dry_run && limits.is_any(),
+                    ..limits
+                }
+            },
+        )
 }
 
 /// What a listener sets for itself.
@@ -716,7 +730,12 @@ fn listener() -> impl Strategy<Value = Listener> {
         vec(bind(), 1..4),
         times,
         numbers,
-        (vec(rule(), 0..4), option::of(accept_proxy()), overrides(), limits()),
+        (
+            vec(rule(), 0..4),
+            option::of(accept_proxy()),
+            overrides(),
+            limits(),
+        ),
         (socket, option::of(udp())),
     )
         .prop_map(

@@ -209,8 +209,9 @@ impl Datagrams {
     }
 }
 
-const DROPS: [&str; 10] = [
+const DROPS: [&str; 11] = [
     "backends_full",
+    "bandwidth",
     "late",
     "no_backend",
     "own_address",

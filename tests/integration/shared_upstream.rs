@@ -2,8 +2,7 @@
 
 use crate::harness::{
     net::{assert_closed_at_once, connect, echo, read_line},
-    poll, ports,
-    secs,
+    poll, ports, secs,
     server::Server,
     tembuku::Tembuku,
     udp::{client, hear},
@@ -71,10 +70,7 @@ fn ask_line(front: SocketAddr) -> (TcpStream, String) {
 fn a_listener_with_a_header_and_one_without_share_the_places_of_a_backend() {
     let server = first_line_server();
     let fronts = [ports::free_addr(), ports::free_addr()];
-    let backend = format!(
-        "{{ address = \"{}\", max_connections = 2 }}",
-        server.addr
-    );
+    let backend = format!("{{ address = \"{}\", max_connections = 2 }}", server.addr);
     let tembuku = start(fronts, "", "send_proxy = \"v1\"", "", &backend);
     let (mut plain, line) = ask_line(fronts[0]);
     assert_eq!(line, "from the client");
@@ -124,7 +120,8 @@ fn flows_of_one_listener_alone_begin_with_a_header() {
         }
     });
     let fronts = [ports::free_addr(), ports::free_addr()];
-    let [plain, named] = ["", "\nsend_proxy = \"v2\""].map(|own| format!("protocol = \"udp\"{own}"));
+    let [plain, named] =
+        ["", "\nsend_proxy = \"v2\""].map(|own| format!("protocol = \"udp\"{own}"));
     let backend = format!("\"{addr}\"");
     // The key of the upstream is in effect for the listener's header.
     let upstream = "send_proxy_on = \"each\"";
@@ -178,7 +175,13 @@ fn each_listener_is_recorded_where_it_says() {
     wait_records(&own_log, 1);
     // New sessions follow a reload, the others stay where they began.
     let off = "access_log = \"off\"";
-    tembuku.reload(&config(fronts, off, "access_log = \"inherit\"", "", &backend));
+    tembuku.reload(&config(
+        fronts,
+        off,
+        "access_log = \"inherit\"",
+        "",
+        &backend,
+    ));
     drop(ask_line(fronts[0]));
     drop(ask_line(fronts[1]));
     assert_eq!(wait_records(&common, 2)[1]["listener"], "named");

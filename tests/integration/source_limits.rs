@@ -114,7 +114,10 @@ fn a_dry_run_counts_and_lets_pass() {
     let tembuku = Tembuku::start(&config(front, &dry, &servers));
     let sessions: Vec<_> = (0..4).map(|_| try_session(at(3, 1), front)).collect();
     assert_eq!(is_served(&sessions), [true; 4]);
-    let labels = [("limit", "max_connections_per_source"), ("result", "passed")];
+    let labels = [
+        ("limit", "max_connections_per_source"),
+        ("result", "passed"),
+    ];
     assert_eq!(tembuku.metric("listener_over_limit_total", &labels), 3.0);
     assert_eq!(tembuku.metric("listener_rejected_total", &REASON), 0.0);
     // In earnest from a reload on: those that were let pass count.
@@ -166,7 +169,11 @@ fn nginx_serves_the_same_clients() {
             fronts[0], servers[0].addr
         ),
     );
-    let tembuku = Tembuku::start(&config(fronts[1], "max_connections_per_source = 3", &servers));
+    let tembuku = Tembuku::start(&config(
+        fronts[1],
+        "max_connections_per_source = 3",
+        &servers,
+    ));
     let served = fronts.map(|front| {
         let arrive = |n: u8| try_session(at(5, n % 3), front);
         let mut sessions: Vec<_> = (0..12).map(arrive).collect();

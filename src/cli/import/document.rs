@@ -52,6 +52,11 @@ impl Section {
         self.lines.push((line, Some(place.clone())));
     }
 
+    pub(super) fn has(&self, key: &str) -> bool {
+        let is_it = |line: &str| line.split_once(" = ").is_some_and(|(name, _)| name == key);
+        self.lines.iter().any(|(line, _)| is_it(line))
+    }
+
     /// A list with a line for each item; each item is TOML.
     pub(super) fn set_list(&mut self, key: &str, items: Vec<(String, Place)>) {
         self.lines.push((format!("{key} = ["), None));

@@ -170,6 +170,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_of_sessions_is_one_that_delays() {
+        assert_has(
+            "defaults\n mode tcp\nlisten cache\n bind *:6379\n rate-limit sessions 30\n\
+             server a 10.0.0.1:6379\n",
+            &["connection_rate = \"30/s\"", "over_rate = \"delay\""],
+        );
+    }
+
+    #[test]
     fn known_checks_become_kinds() {
         let redis = "option tcp-check\n tcp-check send PING\\r\\n\n tcp-check expect string +PONG\n\
                      tcp-check send info\\ replication\\r\\n\n tcp-check expect string role:master\n";

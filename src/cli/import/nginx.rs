@@ -344,9 +344,22 @@ mod tests {
                 "listen 1; limit_conn all 7; proxy_pass a;",
                 &["max_connections = 7"],
             ),
+            (
+                "listen 1; limit_conn one 7; limit_conn_dry_run on; proxy_pass a;",
+                &["max_connections_per_source = 7", "limits_dry_run = true"],
+            ),
+            (
+                "listen 1; proxy_upload_rate 100k; proxy_download_rate 2m; proxy_pass a;",
+                &["bandwidth = { up = \"100k\", down = \"2m\" }"],
+            ),
+            (
+                "listen 1; proxy_upload_rate 0; proxy_download_rate 1000; proxy_pass a;",
+                &["bandwidth = { down = \"1000\" }"],
+            ),
         ] {
             let text = format!(
                 "stream {{ limit_conn_zone $server_port zone=all:1m; proxy_timeout 1h;
+                 limit_conn_zone $binary_remote_addr zone=one:1m;
                  upstream a {{ least_conn; server 10.0.0.1:9 max_conns=5; server b.example:9 backup; }}
                  server {{ {text} }} }}"
             );
@@ -378,8 +391,12 @@ mod tests {
             ),
             ("listen 1; return ok;", "left out: it has no `proxy_pass`"),
             (
-                "listen 1; proxy_pass a; proxy_upload_rate 1m;",
-                "no limits of bandwidth",
+                "listen 1; proxy_pass a; limit_conn all 1; limit_conn_dry_run on;",
+                "max_connections always holds",
+            ),
+            (
+                "listen 1; proxy_pass a; proxy_upload_rate fast;",
+                "not a size",
             ),
             (
                 "listen 1; proxy_pass a; keepalive 4;",
@@ -396,7 +413,8 @@ mod tests {
             ("listen 1; proxy_pass b.example;", "there is no port in it"),
         ] {
             let text = format!(
-                "stream {{ upstream a {{ server 10.0.0.1:9; }} server {{ listen 9; proxy_pass a; }}
+                "stream {{ limit_conn_zone $server_port zone=all:1m;
+                 upstream a {{ server 10.0.0.1:9; }} server {{ listen 9; proxy_pass a; }}
                  server {{ {text} }} }}"
             );
             let (_, lists) = imported(&text);

@@ -80,6 +80,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "expect-proxy": "accept_proxy" LISTENER; "as in { trust = [\"10.0.0.0/8\"] }".
     Haproxy "external-check": .
     Haproxy "fastinter": "fast_interval" CHECK.
+    Haproxy "filter": "bandwidth" LISTENER; "for `bwlim-in` and `bwlim-out`".
     Haproxy "frontend": "listeners" ROOT.
     Nginx "geo": .
     Haproxy "global": ; "its settings are in [process], [admin] and [log]".
@@ -99,6 +100,7 @@ static WORDS: &[Foreign] = words! {
     Haproxy "leastconn": "balance" UPSTREAM; "\"least_conn\"".
     Nginx "limit_conn": "max_connections" LISTENER, "max_connections_per_source" LISTENER;
         "the latter for each address".
+    Nginx "limit_conn_dry_run": "limits_dry_run" LISTENER.
     Both "listen": "bind" LISTENER; "`listen` of [admin] is where the status page answers".
     Haproxy "log": "access" LOG; "\"off\", \"stdout\" or a path".
     Nginx "log_format": "format" LOG; "\"text\" or \"json\"; the fields are fixed".
@@ -121,7 +123,7 @@ static WORDS: &[Foreign] = words! {
     Nginx "proxy_bind": .
     Nginx "proxy_buffer_size": .
     Nginx "proxy_connect_timeout": "connect_timeout" LISTENER; "for each attempt, default 5s".
-    Nginx "proxy_download_rate": .
+    Nginx "proxy_download_rate": "bandwidth" LISTENER; "as in { down = \"1m\" }".
     Nginx "proxy_half_close": "half_close" LISTENER; "on by default".
     Nginx "proxy_next_upstream": "retries" LISTENER; "0 turns it off".
     Nginx "proxy_next_upstream_timeout": .
@@ -135,9 +137,10 @@ static WORDS: &[Foreign] = words! {
     Nginx "proxy_socket_keepalive": "keepalive" LISTENER; "it is on by default".
     Nginx "proxy_ssl": .
     Nginx "proxy_timeout": "idle_timeout" LISTENER; "default 10m, for UDP 60s".
-    Nginx "proxy_upload_rate": .
+    Nginx "proxy_upload_rate": "bandwidth" LISTENER; "as in { up = \"1m\" }".
     Haproxy "queue": .
     Nginx "random": "balance" UPSTREAM; "\"random_two\"".
+    Haproxy "rate-limit": "connection_rate" LISTENER; "as in \"100/s\"".
     Haproxy "redis-check": "kind" CHECK; "\"redis\"".
     Haproxy "redispatch": "retries" LISTENER; "each attempt uses another backend".
     Nginx "resolve": "resolve_interval" UPSTREAM; "names are resolved again by default".

@@ -8,8 +8,11 @@ use super::{
     scalar::Word as _,
 };
 use crate::{
-    config::{text::quote::quoted, value::rate},
-    plan::{Listener, OverRate, SourcePrefix},
+    config::{
+        text::quote::quoted,
+        value::{rate, size},
+    },
+    plan::{Bandwidth, Listener, OverRate, SourcePrefix},
 };
 
 pub(crate) static LIMITS: &[Row<Listener>] = rows! {
@@ -32,6 +35,17 @@ pub(crate) static LIMITS: &[Row<Listener>] = rows! {
         "A connection that comes too early is closed (\"refuse\"), or waits for its turn \
          (\"delay\"): at most 1000 at once, and 10 seconds, beyond which it is closed. UDP: \
          \"refuse\".";
+    "bandwidth" Form::Other("a table"), "", Always,
+        code!(limits.bandwidth, |listener| write_bandwidth(listener.limits.bandwidth)),
+        "Bytes in a second of each session, from the client (`up`) and to it (`down`).";
+    "bandwidth_per_source" Form::Other("a table"), "", Always,
+        code!(limits.bandwidth_per_source, |listener| {
+            write_bandwidth(listener.limits.bandwidth_per_source)
+        }),
+        "The same of all sessions of one source together.";
+    "bandwidth_total" Form::Other("a table"), "", Always,
+        code!(limits.bandwidth_total, |listener| write_bandwidth(listener.limits.bandwidth_total)),
+        "The same of all sessions of the listener together.";
     "source_prefix" Form::Other("a table"), "", PerSource,
         code!(limits.source_prefix, |listener| {
             Some(inline(SOURCE_PREFIX, &listener.limits.source_prefix, |_| true))
@@ -49,3 +63,16 @@ pub(crate) static SOURCE_PREFIX: &[Row<SourcePrefix>] = rows! {
     "v6" Form::Number(1, 128), "64", Always, value!(v6),
         "Of IPv6, where a host may choose among the addresses of a /64.";
 };
+
+pub(crate) static BANDWIDTH: &[Row<Bandwidth>] = rows! {
+    "up" Form::Other("a size in a second"), "0", Always,
+        code!(up, |bandwidth| Some(quoted(&size::format(bandwidth.up)))),
+        "From clients, as in \"10m\"; \"0\" = no limit.";
+    "down" Form::Other("a size in a second"), "0", Always,
+        code!(down, |bandwidth| Some(quoted(&size::format(bandwidth.down)))),
+        "To clients.";
+};
+
+fn write_bandwidth(bandwidth: Bandwidth) -> Option<String> {
+    Some(inline(BANDWIDTH, &bandwidth, |_| true))
+}

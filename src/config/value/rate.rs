@@ -47,12 +47,15 @@ pub(crate) fn parse_limit(text: &str) -> Result<Rate, Fault> {
         true => Ok(Rate {
             connections,
             // There is one way to have no limit.
-            per: if connections == 0 { Period::Second } else { per },
+            per: if connections == 0 {
+                Period::Second
+            } else {
+                per
+            },
         }),
-        false => Err(Fault::new(format!(
-            "the rate {text:?} is above {MOST_OF_LIMIT}"
-        ))
-        .hint(LIMIT_HINT)),
+        false => {
+            Err(Fault::new(format!("the rate {text:?} is above {MOST_OF_LIMIT}")).hint(LIMIT_HINT))
+        }
     }
 }
 

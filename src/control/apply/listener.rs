@@ -10,7 +10,10 @@ use crate::{
     plan::{self, Addr, StartWait},
     proxy::udp::OwnAddresses,
     runtime::net::SocketFile,
-    session::service::{self, Notices, Service},
+    session::{
+        bandwidth::Bandwidth,
+        service::{self, Notices, Service},
+    },
     upstream::health,
 };
 use std::{
@@ -56,13 +59,20 @@ impl ListenerRuntime {
         runtime: &Runtime,
     ) -> Self {
         let now = Instant::now();
+        let metrics = removed.map_or_else(
+            || runtime.exporter.listener(&plan.name),
+            |removed| Arc::clone(&removed.metrics),
+        );
+        let bandwidth = removed.map_or_else(
+            || Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+            |removed| Arc::clone(&removed.bandwidth),
+        );
+        bandwidth.set(&plan.limits);
         let service = Arc::new(Service {
-            metrics: removed.map_or_else(
-                || runtime.exporter.listener(&plan.name),
-                |removed| Arc::clone(&removed.metrics),
-            ),
+            metrics,
             per_source: removed.map_or_else(Arc::default, |s| Arc::clone(&s.per_source)),
             rates: removed.map_or_else(Arc::default, |s| Arc::clone(&s.rates)),
+            bandwidth,
             origin: service::origin(&plan, &upstream.pool),
             pool: Arc::clone(&upstream.pool),
             process: Arc::clone(&runtime.process),
@@ -104,12 +114,15 @@ impl ListenerRuntime {
             && before.access_log.as_ref().map(Arc::as_ptr) == access_log.as_ref().map(Arc::as_ptr)
             && (before.send_proxy, before.send_proxy_on) == (send_proxy, send_proxy_on);
         if !is_same {
+            // Sessions of the plan before follow at once.
+            before.bandwidth.set(&plan.limits);
             self.service = Arc::new(Service {
                 origin: service::origin(&plan, &upstream.pool),
                 plan,
                 metrics: Arc::clone(&before.metrics),
                 per_source: Arc::clone(&before.per_source),
                 rates: Arc::clone(&before.rates),
+                bandwidth: Arc::clone(&before.bandwidth),
                 pool: Arc::clone(&upstream.pool),
                 process: Arc::clone(&before.process),
                 send_proxy,

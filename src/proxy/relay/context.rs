@@ -1,6 +1,9 @@
 //! What the two directions of a session share with it.
 
-use crate::telemetry::metrics::{Counter, RelayCounts};
+use crate::{
+    session::bandwidth::{SessionBandwidth, Way},
+    telemetry::metrics::{Counter, RelayCounts},
+};
 use std::{
     cell::Cell,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,10 +23,22 @@ pub(super) struct DirectionContext<'a> {
     pub(super) source_is_broken: bool,
     /// The session ends with this end: closing the connection sends the same FIN as a shutdown.
     pub(super) last_to_end: bool,
+    pub(super) bandwidth: Option<(&'a SessionBandwidth, Way)>,
 }
 
 impl DirectionContext<'_> {
+    /// How many bytes may be read; `None`: none yet.
+    pub(super) fn allowance(&self) -> Option<usize> {
+        match self.bandwidth {
+            None => Some(usize::MAX),
+            Some((bandwidth, way)) => bandwidth.allowance(way, self.now),
+        }
+    }
+
     pub(super) fn add_read(&self, n: usize) {
+        if let Some((bandwidth, way)) = self.bandwidth {
+            bandwidth.charge(way, n as u64, self.now);
+        }
         self.moved.set(true);
         self.read.add(n as u64);
         if let Some(total) = self.client_bytes_read {

@@ -29,7 +29,7 @@ pub(super) struct Direction {
     pub(super) finished: bool,
     /// A byte was read.
     pub(super) has_begun: bool,
-    /// The last poll ended waiting for the sink.
+    /// The last poll ended waiting for the sink, or in a pause.
     is_blocked: bool,
     /// It is over before a direction can splice: only what is copied needs to be checked.
     watch: Watch,
@@ -104,7 +104,7 @@ impl Direction {
     /// From a client to a backend, which gets `first` before all else.
     pub(super) fn from_client(first: Option<Box<FirstBytes>>, watch: Watch) -> Self {
         Self {
-            has_begun: first.as_ref().is_some_and(|first| first.has_payload()),
+            has_begun: first.as_ref().is_some_and(|first| first.payload() > 0),
             held: first.map_or(Held::Nothing, Held::First),
             watch,
             ..Self::default()
@@ -122,14 +122,10 @@ impl Direction {
             match self.deliver(sink, context) {
                 Poll::Ready(delivered) => delivered?,
                 Poll::Pending => {
-                    if std::mem::replace(&mut self.is_blocked, true) {
-                        // Polled in vain, probably because of what has arrived meanwhile.
-                        source.suspend_read_interest();
-                    }
+                    self.leave_unread(source);
                     return Poll::Pending;
                 }
             }
-            self.is_blocked = false;
             match self.end {
                 SourceEnd::Open => {}
                 SourceEnd::Reset | SourceEnd::Refused | SourceEnd::Stopped => {
@@ -143,13 +139,25 @@ impl Direction {
                     return Poll::Ready(Ok(()));
                 }
             }
+            let Some(allowed) = context.allowance() else {
+                self.leave_unread(source);
+                return Poll::Pending;
+            };
+            self.is_blocked = false;
             match self.mode.copies() {
-                true => ready!(self.copy(source, sink, context))?,
-                false => ready!(self.splice(source, sink, context))?,
+                true => ready!(self.copy(source, sink, allowed, context))?,
+                false => ready!(self.splice(source, sink, allowed, context))?,
             }
         }
         executor::wake_next_turn();
         Poll::Pending
+    }
+
+    fn leave_unread(&mut self, source: &Stream) {
+        if std::mem::replace(&mut self.is_blocked, true) {
+            // Polled in vain, probably because of what has arrived meanwhile.
+            source.suspend_read_interest();
+        }
     }
 
     /// Moves nothing more, and drops what it holds.
@@ -189,14 +197,16 @@ impl Direction {
         &mut self,
         source: &Stream,
         sink: &Stream,
+        allowed: usize,
         context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
-        let forwarded = source.with_received(|received| {
+        let forwarded = source.with_received(allowed, |received| {
             if received.is_empty() {
                 self.source_ended(source, context);
                 return Poll::Ready(Ok(()));
             }
-            self.forward(received, source.peer_has_ended(), sink, context)
+            let is_last = source.peer_has_ended() && received.len() < allowed;
+            self.forward(received, is_last, allowed, sink, context)
         });
         match ready!(forwarded) {
             Ok(forwarded) => forwarded,
@@ -209,6 +219,7 @@ impl Direction {
         &mut self,
         received: Received<'_>,
         is_last: bool,
+        allowed: usize,
         sink: &Stream,
         context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
@@ -219,7 +230,7 @@ impl Direction {
             self.end = SourceEnd::Refused;
             return Poll::Ready(Ok(()));
         }
-        self.mode = self.mode.after(n);
+        self.mode = self.mode.after(n, allowed);
         if n <= DEFERRED && !is_last {
             context.add_written(n, &context.relayed.copy);
             sink.defer(received);

@@ -32,8 +32,9 @@ impl FirstBytes {
         self.header > 0
     }
 
-    pub(super) fn has_payload(&self) -> bool {
-        self.bytes.len() > self.header
+    /// How many bytes are the client's.
+    pub(super) fn payload(&self) -> usize {
+        self.bytes.len() - self.header
     }
 
     pub(super) fn remaining(&self) -> &[u8] {
@@ -70,7 +71,7 @@ mod tests {
     fn a_header_is_no_payload() {
         let has_payload = |header: &[u8], payload: &[u8]| {
             let first = FirstBytes::new(header.to_vec(), payload.to_vec());
-            first.expect("something").has_payload()
+            first.expect("something").payload() > 0
         };
         assert!(has_payload(b"", b"?") && has_payload(b"header", b"?"));
         assert!(!has_payload(b"header", b""));

@@ -27,10 +27,12 @@ impl Default for Mode {
 
 impl Mode {
     /// The mode after a read of so many bytes. It takes more than one read to change it, either
-    /// way.
-    pub(super) fn after(self, bytes: usize) -> Self {
+    /// way. `allowed`: as many as the read was allowed to have.
+    pub(super) fn after(self, bytes: usize, allowed: usize) -> Self {
         match self {
             Self::CopyOnly => Self::CopyOnly,
+            // A read that was small because it had to be shows nothing about the transfer.
+            _ if bytes == allowed && bytes < LARGE => self,
             Self::Copy { .. } if bytes < LARGE => Self::Copy { large: 0 },
             Self::Copy { large } if large + 1 < LARGE_READS => Self::Copy { large: large + 1 },
             Self::Copy { .. } => Self::Splice { full: 0 },

@@ -65,6 +65,7 @@ impl Relay<'_> {
 
     pub(super) fn watch_silence(&mut self, now: Instant) -> Poll<CloseReason> {
         let now_millis = executor::now_millis();
+        let resume = self.resume_millis(now, now_millis);
         let mut silence = self.silence_limit();
         let over = silence.filter(|limit| now_millis >= limit.deadline);
         if over.is_some() || now_millis >= self.next_check {
@@ -92,7 +93,7 @@ impl Relay<'_> {
         if has_expired {
             self.enable_keepalive();
         }
-        let next = later.into_iter().chain(keepalive).min();
+        let next = later.into_iter().chain(keepalive).chain(resume).min();
         let next = next.map_or(self.next_check, |next| next.min(self.next_check));
         if has_expired || next < self.timer {
             self.timer = next;
@@ -101,6 +102,15 @@ impl Relay<'_> {
             }
         }
         Poll::Pending
+    }
+
+    /// When a direction that pauses for want of bandwidth goes on. A session that may carry nothing
+    /// is not silent.
+    fn resume_millis(&self, now: Instant, now_millis: u64) -> Option<u64> {
+        let at = self.bandwidth()?.resumes_at(now)?;
+        let at = executor::millis_at(at).max(now_millis + 1);
+        self.counters.session.set_active(at);
+        Some(at)
     }
 
     /// From a move of bytes to the check of their delivery, and between two checks.
@@ -116,7 +126,7 @@ impl Relay<'_> {
         let now_millis = executor::now_millis();
         let mut delivery = self.delivery.take().unwrap_or_default();
         let limit = self.plan.socket.user_timeout;
-        let check = delivery.check(self.client, self.backend, limit, now);
+        let check = delivery.check(self.client, self.backend(), limit, now);
         let half_closed = self.up.finished || self.down.finished;
         let is_pending = check.is_waiting || half_closed && self.is_undelivered();
         if check.has_progressed {
@@ -153,14 +163,14 @@ impl Relay<'_> {
     /// Whether bytes that have arrived wait for a side that has not ended.
     fn is_undelivered(&self) -> bool {
         !self.up.finished && self.up.has_more(self.client)
-            || !self.down.finished && self.down.has_more(self.backend)
+            || !self.down.finished && self.down.has_more(self.backend())
     }
 
     /// What the host sent before it was lost is still delivered, up to the end that is made here.
     fn give_up(&mut self, side: Side) {
         let stream = match side {
             Side::Client => self.client,
-            Side::Backend => self.backend,
+            Side::Backend => self.backend(),
         };
         sys::socket::reset_on_close(stream);
         sys::socket::end_both(stream);
@@ -173,10 +183,10 @@ impl Relay<'_> {
             return;
         }
         if let Some(keepalive) = &self.plan.socket.keepalive
-            && self.backend.is_tcp()
+            && self.backend().is_tcp()
         {
             // It fails only on a socket that is dead, which reading will show.
-            let _ = keep_alive(self.backend, keepalive);
+            let _ = keep_alive(self.backend(), keepalive);
         }
     }
 }

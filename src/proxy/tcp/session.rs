@@ -112,9 +112,12 @@ async fn open(permits: &Permits, client: &Stream) -> Result<Opened, NotOpened> {
         Ok(connected) => connected,
         Err(unserved) => return Err(NotOpened::Unserved(unserved, attempts)),
     };
+    let connection = &mut connected.connection;
     if let Some(first) = preamble.into_first(service, session, client) {
-        let opening = connected.connection.opening.get_or_insert_default();
-        opening.first = Some(first);
+        connection.opening.get_or_insert_default().first = Some(first);
+    }
+    if let Some(bandwidth) = admission::bandwidth(permits, Instant::now()) {
+        connection.opening.get_or_insert_default().bandwidth = Some(bandwidth);
     }
     Ok(Opened {
         connected,
@@ -205,7 +208,9 @@ impl SessionEnd {
             connection, lease, ..
         } = opened.connected;
         session.set_closing();
-        let local = service.access_log().and_then(|_| connection.stream.local_addr());
+        let local = service
+            .access_log()
+            .and_then(|_| connection.stream.local_addr());
         drop(connection);
         drop(lease);
         Self {

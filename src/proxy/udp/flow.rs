@@ -1,11 +1,12 @@
 //! One flow: its socket towards a backend, and what it has carried.
 
-use super::{batch_size::BatchSize, port::PortUse, table::Key};
+use super::{batch::Piece, batch_size::BatchSize, port::PortUse, table::Key};
 use crate::{
     plan::{Addr, reason::CloseReason},
     runtime::net::connect_datagrams,
     session::{
-        admission::Permits,
+        admission::{self, Permits},
+        bandwidth::{SessionBandwidth, Way},
         service::Service,
         sockets::SocketPermit,
         summary::{Attempt, Summary},
@@ -55,6 +56,8 @@ pub(super) struct Flow {
     /// Calls in a row that failed to receive from the backend without a report of the network.
     pub(super) receive_failures: u8,
     pub(super) batch_size: BatchSize,
+    /// In a box, since most flows have no such limit.
+    pub(super) bandwidth: Option<Box<SessionBandwidth>>,
     /// What few flows have.
     pub(super) extras: Option<Box<Extras>>,
 }
@@ -101,8 +104,10 @@ impl Flow {
         port: PortUse,
         permits: Permits,
         lease: Lease,
+        now: Instant,
     ) -> Self {
         Self {
+            bandwidth: admission::bandwidth(&permits, now).map(Box::new),
             key,
             serial,
             link,
@@ -190,6 +195,14 @@ impl Flow {
     /// Whether as many datagrams have come as it may have.
     pub(super) fn has_all_requests(&self) -> bool {
         self.taken >= self.requests()
+    }
+
+    /// Whether so many bytes are within the limits of a second. If they are, they are counted.
+    pub(super) fn admits(&self, way: Way, piece: Piece, now: Instant) -> bool {
+        match &self.bandwidth {
+            None => true,
+            Some(bandwidth) => bandwidth.admits(way, piece.len as u64, now),
+        }
     }
 
     /// Gives it no more datagrams. Returns whether it had any before.

@@ -64,7 +64,7 @@ pub struct Unwritten {
 /// ```
 /// use tembuku::internals::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream) {
-///     let _ = from.with_received(|received| to.defer(received));
+///     let _ = from.with_received(4096, |received| to.defer(received));
 /// }
 /// ```
 ///
@@ -74,7 +74,7 @@ pub struct Unwritten {
 /// use tembuku::internals::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream) {
 ///     let mut kept = None;
-///     let _ = from.with_received(|received| kept = Some(received));
+///     let _ = from.with_received(4096, |received| kept = Some(received));
 ///     kept.map(|received| to.defer(received));
 /// }
 /// ```
@@ -84,7 +84,7 @@ pub struct Unwritten {
 /// ```compile_fail,E0382
 /// use tembuku::internals::executor::Stream;
 /// fn forward(from: &Stream, to: &Stream, other: &Stream) {
-///     let _ = from.with_received(|received| {
+///     let _ = from.with_received(4096, |received| {
 ///         to.defer(received);
 ///         other.defer(received);
 ///     });
@@ -106,12 +106,17 @@ impl Deref for Received<'_> {
 }
 
 impl Stream {
-    /// Reads at most once, and lends what was read to `handle`; it is empty at the end. Nothing
-    /// else can be read or copied into the buffer meanwhile.
-    pub fn with_received<R>(&self, handle: impl FnOnce(Received<'_>) -> R) -> Poll<io::Result<R>> {
+    /// Reads at most once and `most` bytes, and lends what was read to `handle`; it is empty at the
+    /// end. Nothing else can be read or copied into the buffer meanwhile.
+    pub fn with_received<R>(
+        &self,
+        most: usize,
+        handle: impl FnOnce(Received<'_>) -> R,
+    ) -> Poll<io::Result<R>> {
         with_core(|core| {
             let at = core.deferred.borrow().end;
-            let len = ready!(self.poll_read(&mut core.buffer.borrow_mut()[at..at + READ]))?;
+            let end = at + most.min(READ);
+            let len = ready!(self.poll_read(&mut core.buffer.borrow_mut()[at..end]))?;
             let bytes = &core.buffer.borrow()[at..at + len];
             Poll::Ready(Ok(handle(Received { bytes, at })))
         })

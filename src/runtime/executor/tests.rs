@@ -422,7 +422,7 @@ fn received_bytes_can_be_deferred() {
             has_ended = poll_fn(|_| {
                 for n in 0..12 {
                     is_copied = !is_copied;
-                    let read = source.with_received(|received| {
+                    let read = source.with_received(usize::MAX, |received| {
                         let copied = is_copied.then(|| received.to_vec());
                         let has_ended = received.is_empty();
                         if !is_copied && !has_ended {
@@ -456,7 +456,7 @@ fn received_bytes_can_be_deferred() {
         }
         assert!(times_unwritten > 0, "it was never full");
         // After the end there is always the end.
-        let end = poll_fn(|_| source.with_received(|received| received.len())).await;
+        let end = poll_fn(|_| source.with_received(usize::MAX, |received| received.len())).await;
         assert_eq!(end.expect("read"), 0);
         speaking.join().expect("no panic");
         drop((source, sink));

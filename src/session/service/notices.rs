@@ -113,9 +113,13 @@ impl Service {
             RejectReason::ConnectionRate => {
                 Some(self.plan.limits.connection_rate.connections.into())
             }
-            RejectReason::ConnectionRatePerSource => {
-                Some(self.plan.limits.connection_rate_per_source.connections.into())
-            }
+            RejectReason::ConnectionRatePerSource => Some(
+                self.plan
+                    .limits
+                    .connection_rate_per_source
+                    .connections
+                    .into(),
+            ),
             RejectReason::Access
             | RejectReason::NoPorts
             | RejectReason::NoDescriptors
@@ -289,6 +293,7 @@ fn severity_of_drop(reason: DropReason) -> Severity {
         DropReason::Late => Severity::Info,
         DropReason::NoBackend
         | DropReason::BackendsFull
+        | DropReason::Bandwidth
         | DropReason::SendBuffer
         | DropReason::ReceiveBuffer
         | DropReason::Truncated

@@ -2,8 +2,7 @@
 //! of a scrape.
 
 use super::{
-    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerCounts, ListenerFigures,
-    ListenerMetrics,
+    BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
     UpstreamFigures, WaitMetrics,
     text::{Family, Samples, Text, labels},
 };
@@ -321,8 +320,9 @@ const FAMILIES: &[(Family, Write)] = &[
             listeners(f, |l| {
                 for &limit in LimitKind::ALL {
                     for &result in OverLimit::ALL {
-                        let counter = |c: &ListenerCounts| &c.over_limit[limit as usize][result as usize];
-                        let n = l.metrics.counts.sum(counter);
+                        let (limit_at, result_at) = (limit as usize, result as usize);
+                        let counts = &l.metrics.counts;
+                        let n = counts.sum(|c| &c.over_limit[limit_at][result_at]);
                         // A series for each limit that is there for nothing would be many.
                         if n > 0 {
                             let labels = format!("{},limit=\"{}\"", l.metrics.labels, limit.word());

@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, PeerSet, Protocol,
-    ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile, Variable,
+    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, Limits, PeerSet,
+    Protocol, ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile, Variable,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -22,6 +22,9 @@ fn listener(access: Vec<AccessRule>) -> Listener {
         retries: 3,
         max_connections: 0,
         access,
+        send_proxy: None,
+        access_log: None,
+        limits: Limits::default(),
         accept_proxy: None,
         backlog: 1,
         freebind: false,

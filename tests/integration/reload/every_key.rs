@@ -75,6 +75,10 @@ impl Line {
                 "{ trust = [\"all\"], timeout = \"4s\" }".to_owned(),
             ],
             ("listeners", "connection_rate" | "connection_rate_per_source") => one("\"70/s\""),
+            ("listeners", name) if name.starts_with("bandwidth") => vec![
+                "{ up = \"1m\", down = \"0\" }".to_owned(),
+                "{ up = \"0\", down = \"1m\" }".to_owned(),
+            ],
             ("listeners", "source_prefix") => vec![
                 "{ v4 = 24, v6 = 64 }".to_owned(),
                 "{ v4 = 32, v6 = 56 }".to_owned(),

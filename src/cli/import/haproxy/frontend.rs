@@ -192,6 +192,21 @@ impl Import<'_> {
                 "connections above it are closed, not left in the queue",
             );
         }
+        if let Some(line) = block.last("rate-limit").filter(|l| l.word(1) == "sessions") {
+            let rate = line.word(2);
+            match rate.parse::<u32>() {
+                Ok(n) if n > 0 => {
+                    section.set("connection_rate", quoted(&format!("{n}/s")), &line.place);
+                    section.set("over_rate", quoted("delay"), &line.place);
+                    self.differs(
+                        line,
+                        "connections above it are accepted and wait, at most 1000 and for 10s",
+                    );
+                }
+                Ok(_) => self.harmless(line, "it is no limit"),
+                Err(_) => self.lost(line, "not a number"),
+            }
+        }
         if let Some(line) = block.last("backlog") {
             section.set("backlog", line.word(1), &line.place);
             self.carried(line);
@@ -238,7 +253,7 @@ impl Import<'_> {
                     self.differs(line, "write [log] access = PATH for an access log");
                 }
                 "bind" | "timeout" | "maxconn" | "backlog" | "retries" | "tcp-request" | "acl"
-                | "default_backend" | "description" | "id" => {}
+                | "rate-limit" | "default_backend" | "description" | "id" => {}
                 // The other half of this section.
                 _ if block.kind == "listen" && super::backend::knows(line) => {}
                 "no" => self.harmless(line, "it is off"),

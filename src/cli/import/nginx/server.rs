@@ -7,12 +7,14 @@ use super::{
 use crate::config::text::quote::{quoted, quoted_list};
 
 /// Settings of servers, which may stand around them as well.
-pub(super) const SETTINGS: [&str; 17] = [
+pub(super) const SETTINGS: [&str; 20] = [
     "allow",
     "deny",
     "limit_conn",
+    "limit_conn_dry_run",
     "listen",
     "proxy_connect_timeout",
+    "proxy_download_rate",
     "proxy_half_close",
     "proxy_next_upstream",
     "proxy_next_upstream_tries",
@@ -23,6 +25,7 @@ pub(super) const SETTINGS: [&str; 17] = [
     "proxy_requests",
     "proxy_responses",
     "proxy_timeout",
+    "proxy_upload_rate",
     "set_real_ip_from",
     "tcp_nodelay",
 ];
@@ -236,14 +239,57 @@ impl<'a> Import<'a> {
                 }
             }
             match name {
-                "listen" | "proxy_pass" | "proxy_protocol" | "limit_conn" => {}
+                "listen"
+                | "proxy_pass"
+                | "proxy_protocol"
+                | "limit_conn"
+                | "limit_conn_dry_run"
+                | "proxy_download_rate"
+                | "proxy_upload_rate" => {}
                 _ => self.carried(setting),
             }
         }
+        self.bandwidth(&mut section, scope);
         self.access(&mut section, scope);
         self.retries(&mut section, target, scope);
         self.differences(server, &group, target, scope);
         self.document.sections.push(section);
+    }
+
+    /// Both directions are in one key, and a dry run is one of a limit that is there.
+    fn bandwidth(&mut self, section: &mut Section, scope: &Scope<'a>) {
+        let (mut ways, mut place) = (Vec::new(), None);
+        let rates = [("up", "proxy_upload_rate"), ("down", "proxy_download_rate")];
+        for (way, name) in rates {
+            let Some(rate) = scope.last(name).filter(|rate| rate.first() != "0") else {
+                continue;
+            };
+            match value::size(rate.first()) {
+                Some(size) => {
+                    ways.push(format!("{way} = {}", quoted(&size)));
+                    self.carried(rate);
+                    let text = format!("`{name}`: without nginx's burst at each second");
+                    self.document.note(List::Differs, &rate.place, text);
+                    place = Some(&rate.place);
+                }
+                None => self.lost(rate, "not a size"),
+            }
+        }
+        if let Some(place) = place {
+            section.set("bandwidth", format!("{{ {} }}", ways.join(", ")), place);
+        }
+        let is_on = |d: &&Directive| d.first() == "on";
+        let Some(dry_run) = scope.last("limit_conn_dry_run").filter(is_on) else {
+            return;
+        };
+        match (section.has("max_connections_per_source"), ways.is_empty()) {
+            (true, true) => {
+                section.set("limits_dry_run", true, &dry_run.place);
+                self.carried(dry_run);
+            }
+            (true, false) => self.lost(dry_run, "limits_dry_run would be for the bandwidth, too"),
+            (false, _) => self.lost(dry_run, "max_connections always holds"),
+        }
     }
 
     /// As many other backends as nginx tries, which is all of them.

@@ -34,6 +34,14 @@ pub(super) fn time(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| duration(milliseconds))
 }
 
+/// A size of nginx ("1000", "64k", "1M", "1g"); `None`: it is none.
+pub(super) fn size(text: &str) -> Option<String> {
+    let size = text.to_ascii_lowercase();
+    let digits = size.trim_end_matches(['k', 'm', 'g']);
+    let is_size = size.len() - digits.len() <= 1 && digits.parse::<u64>().is_ok_and(|n| n > 0);
+    is_size.then_some(size)
+}
+
 /// Milliseconds of what [`time`] gives.
 pub(super) fn milliseconds(time: &str) -> u64 {
     let digits = time.trim_end_matches(|c: char| !c.is_ascii_digit());

@@ -75,7 +75,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("least_conn", Carried),
     ("least_time", Carried),
     ("limit_conn", Carried),
-    ("limit_conn_dry_run", Unsupported("limits always hold")),
+    ("limit_conn_dry_run", Carried),
     (
         "limit_conn_log_level",
         Harmless("refused sessions are counted"),
@@ -112,10 +112,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ),
     ("proxy_buffer_size", MEMORY),
     ("proxy_connect_timeout", Carried),
-    (
-        "proxy_download_rate",
-        Unsupported("there are no limits of bandwidth yet"),
-    ),
+    ("proxy_download_rate", Carried),
     ("proxy_downstream_buffer", MEMORY),
     ("proxy_half_close", Carried),
     ("proxy_next_upstream", Carried),
@@ -139,10 +136,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ),
     ("proxy_ssl*", TLS),
     ("proxy_timeout", Carried),
-    (
-        "proxy_upload_rate",
-        Unsupported("there are no limits of bandwidth yet"),
-    ),
+    ("proxy_upload_rate", Carried),
     ("proxy_upstream_buffer", MEMORY),
     (
         "queue",

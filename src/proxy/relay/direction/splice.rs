@@ -19,6 +19,7 @@ impl Direction {
         &mut self,
         source: &Stream,
         sink: &Stream,
+        allowed: usize,
         context: &DirectionContext<'_>,
     ) -> Poll<Result<(), Broken>> {
         if sys::pipe::is_forbidden() {
@@ -35,10 +36,10 @@ impl Direction {
             self.mode = Mode::default();
             return Poll::Ready(Ok(()));
         };
-        match pipe.fill(source) {
+        match pipe.fill(source, allowed) {
             Ok(n) if n > 0 => {
                 context.add_read(n);
-                self.mode = self.mode.after(n);
+                self.mode = self.mode.after(n, allowed);
                 if let Mode::Splice { full } = &mut self.mode {
                     *full = match pipe.was_filled_by(n) {
                         true => full.saturating_add(1),
@@ -72,7 +73,7 @@ impl Direction {
             // the end or there were nothing. A read shows which, and passes the mark.
             Ok(_) | Err(_) => {
                 pipe.give_back();
-                self.copy(source, sink, context)
+                self.copy(source, sink, allowed, context)
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     },
     proxy::udp::context::{Context, Taken, Unit},
     runtime::net::Client,
+    session::bandwidth::Way,
     upstream::{
         backend::{Backend, Lease},
         pool::Search,
@@ -69,6 +70,9 @@ impl Listener {
         *last = Some(number);
         let flow = &mut self.flows[number as usize];
         flow.set_last_ms(context.ms);
+        if !flow.admits(Way::Up, unit.piece, context.now) {
+            return self.count_dropped(DropReason::Bandwidth, [unit.piece]);
+        }
         flow.count_taken(unit.piece.datagrams());
         context.units.push(Taken {
             number,

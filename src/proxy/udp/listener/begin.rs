@@ -98,7 +98,7 @@ impl Listener {
         };
         let flow = Flow {
             changes,
-            ..Flow::new(key, context.serial, link, port, permits, lease)
+            ..Flow::new(key, context.serial, link, port, permits, lease, context.now)
         };
         self.register(context, flow.with_extras(header, clock, attempts))
     }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     plan::reason::{CloseReason, DropReason},
     proxy::udp::context::{Context, Reply, Unit, drop_reason, is_about_splitting},
+    session::bandwidth::Way,
     sys::datagram::{BATCH, Message, receive_buffer, take_coalesced},
 };
 use smallvec::SmallVec;
@@ -27,6 +28,19 @@ const REPLIES: usize = 16;
 const SUSTAINED: u32 = 16;
 /// The receive buffer that such a flow asks for.
 const BUFFER: usize = 1 << 20;
+
+/// What has become of replies.
+#[derive(Default)]
+struct Queued {
+    /// How many are to be sent to the client.
+    datagrams: usize,
+    truncated: SmallVec<[Piece; 1]>,
+    over_limit: SmallVec<[Piece; 1]>,
+}
+
+fn count_datagrams(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.datagrams()).sum()
+}
 
 impl Listener {
     /// Receives some of the replies that have come on this flow. At least one slot is free for
@@ -49,18 +63,20 @@ impl Listener {
             flow.batch_size.adapt(count, context.turn, REPLIES);
         }
         context.filled += count;
-        let (datagrams, truncated) = self.queue_replies(context, number, first..first + count);
+        let queued = self.queue_replies(context, number, first..first + count);
         let flow = &mut self.flows[number as usize];
         let is_first = flow.replies == 0;
+        let datagrams = queued.datagrams + count_datagrams(&queued.over_limit);
         flow.replies = flow.replies.saturating_add(datagrams as u32);
         if let Some(extras) = &mut flow.extras {
-            extras.datagrams[1] += datagrams as u64;
+            extras.datagrams[1] += queued.datagrams as u64;
         }
         let drops = flow.note_reply(context.ms);
         flow.coalesce_if_sustained();
         // As in nginx: where its datagrams are limited, it waits for all of them.
         let is_answered = flow.has_all_replies() && flow.has_all_requests();
-        self.count_dropped(DropReason::Truncated, truncated);
+        self.count_dropped(DropReason::Truncated, queued.truncated);
+        self.count_dropped(DropReason::Bandwidth, queued.over_limit);
         self.service
             .drop_datagrams(DropReason::ReceiveBuffer, drops, None, context.now);
         if is_first {
@@ -72,17 +88,11 @@ impl Listener {
         }
     }
 
-    /// Queues the replies in these slots for the client, and counts their bytes. Returns how many
-    /// there are, and those that were cut off.
-    fn queue_replies(
-        &self,
-        context: &mut Context,
-        number: u32,
-        slots: Range<usize>,
-    ) -> (usize, SmallVec<[Piece; 1]>) {
+    /// Queues the replies in these slots for the client, and counts their bytes.
+    fn queue_replies(&self, context: &mut Context, number: u32, slots: Range<usize>) -> Queued {
         let flow = &self.flows[number as usize];
-        let (mut bytes, mut datagrams) = (0, 0);
-        let mut truncated = SmallVec::new();
+        let mut queued = Queued::default();
+        let (mut bytes, mut bytes_read) = (0, 0);
         for slot in slots {
             let received = context.back.get(slot);
             let piece = Piece {
@@ -90,11 +100,16 @@ impl Listener {
                 segment: received.segment.into(),
             };
             if received.truncated {
-                truncated.push(piece);
+                queued.truncated.push(piece);
+                continue;
+            }
+            bytes_read += piece.len as u64;
+            if !flow.admits(Way::Down, piece, context.now) {
+                queued.over_limit.push(piece);
                 continue;
             }
             bytes += piece.len as u64;
-            datagrams += piece.datagrams();
+            queued.datagrams += piece.datagrams();
             let whole = Unit {
                 slot,
                 from: 0,
@@ -115,8 +130,8 @@ impl Listener {
         flow.permits.session().sent.fetch_add(bytes, Relaxed);
         let backend = flow.lease.backend();
         backend.last_reply_ms.store(context.ms, Relaxed);
-        backend.metrics.counts.mine().received.add(bytes);
-        (datagrams, truncated)
+        backend.metrics.counts.mine().received.add(bytes_read);
+        queued
     }
 
     fn first_reply(&mut self, context: &Context, number: u32) {

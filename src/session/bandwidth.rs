@@ -1,0 +1,390 @@
+//! How many bytes the sessions of a listener may carry in a time: each, those of one source
+//! together, and all of them, in either direction.
+//!
+//! What has been carried takes its time at the rate of the limit: each limit is one number, the
+//! time until which it is taken. A session reads on until that is a slice ahead, and then pauses
+//! until it has come. So sessions that share a limit take turns, in the order in which they came to
+//! it, however many they are, and each wakes once for a slice.
+
+use super::rate_table::RateTable;
+use crate::{
+    plan::{
+        Limits, Source,
+        reason::{LimitKind, OverLimit},
+    },
+    telemetry::metrics::ListenerMetrics,
+};
+use ahash::AHashMap;
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+const MILLISECOND: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MILLISECOND;
+/// What is carried at once takes this long at most, in nanoseconds.
+const SLICE: u64 = 10 * MILLISECOND;
+/// At high rates a slice is this many bytes, more than what is moved in one go: buffers of the
+/// kernel must hold what comes meanwhile.
+const SLICE_BYTES: u64 = 1 << 20;
+/// At low rates a slice is this many bytes, unless a second has fewer.
+const LEAST_BYTES: u64 = 512;
+/// How late a session may be after a pause, and make up for it.
+const CREDIT: u64 = 50 * MILLISECOND;
+/// Of datagrams, which do not wait: what may come at once takes so long, or is so many bytes.
+const BURST: u64 = 100 * MILLISECOND;
+const BURST_BYTES: u64 = 64 * 1024;
+/// Sessions of different sources hardly ever meet.
+const SHARDS: usize = 16;
+
+/// A direction of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the client.
+    Up,
+    Down,
+}
+
+/// The limits of one listener, and what is shared under them. It stays when the plan changes: new
+/// figures take effect at once for the sessions that have limits.
+#[derive(Debug)]
+pub struct Bandwidth {
+    epoch: Instant,
+    metrics: Arc<ListenerMetrics>,
+    /// In bytes a second, 0: no limit; by [`Scope`] and [`Way`].
+    rates: [[AtomicU64; 2]; 3],
+    is_dry_run: AtomicBool,
+    all: Buckets,
+    sources: [Mutex<AHashMap<Source, SharedBuckets>>; SHARDS],
+    hash: ahash::RandomState,
+    /// Until when the limit of a source is taken whose last session has ended, by [`Way`].
+    left: [RateTable; 2],
+}
+
+/// What a limit is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Session,
+    Source,
+    Listener,
+}
+
+/// By [`Way`], until when the limit is taken, in nanoseconds since the epoch.
+#[derive(Debug, Default)]
+struct Buckets([AtomicU64; 2]);
+
+/// Those of a source, and how many sessions use them.
+#[derive(Debug, Default)]
+struct SharedBuckets {
+    buckets: Arc<Buckets>,
+    sessions: u64,
+}
+
+/// The limits of one session.
+#[derive(Debug)]
+pub struct SessionBandwidth {
+    shared: Arc<Bandwidth>,
+    source: Option<(Source, Arc<Buckets>)>,
+    ways: [WayState; 2],
+}
+
+#[derive(Debug, Default)]
+struct WayState {
+    /// Until when the limit of the session itself is taken.
+    taken_until: Cell<u64>,
+    /// Nothing is carried before this time; 0: no pause.
+    paused_until: Cell<u64>,
+}
+
+impl Scope {
+    const ALL: [Self; 3] = [Self::Session, Self::Source, Self::Listener];
+
+    fn limit(self) -> LimitKind {
+        match self {
+            Self::Session => LimitKind::Bandwidth,
+            Self::Source => LimitKind::BandwidthPerSource,
+            Self::Listener => LimitKind::BandwidthTotal,
+        }
+    }
+}
+
+impl Bandwidth {
+    pub fn new(metrics: Arc<ListenerMetrics>) -> Self {
+        Self {
+            epoch: Instant::now(),
+            metrics,
+            rates: Default::default(),
+            is_dry_run: AtomicBool::new(false),
+            all: Buckets::default(),
+            sources: Default::default(),
+            hash: ahash::RandomState::new(),
+            left: Default::default(),
+        }
+    }
+
+    pub fn set(&self, limits: &Limits) {
+        let [session, source, listener] = [
+            limits.bandwidth,
+            limits.bandwidth_per_source,
+            limits.bandwidth_total,
+        ];
+        for (rates, limit) in self.rates.iter().zip([session, source, listener]) {
+            rates[Way::Up as usize].store(limit.up, Relaxed);
+            rates[Way::Down as usize].store(limit.down, Relaxed);
+        }
+        self.is_dry_run.store(limits.dry_run, Relaxed);
+    }
+
+    fn rate(&self, scope: Scope, way: Way) -> Option<u64> {
+        Some(self.rates[scope as usize][way as usize].load(Relaxed)).filter(|rate| *rate > 0)
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        let passed = at.saturating_duration_since(self.epoch);
+        // Far enough from zero for credit to be subtracted.
+        u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX / 2) + SECOND
+    }
+
+    fn instant(&self, nanos: u64) -> Instant {
+        self.epoch + Duration::from_nanos(nanos.saturating_sub(SECOND))
+    }
+
+    fn enter(&self, source: Source) -> Arc<Buckets> {
+        let mut sources = self.shard(&source);
+        let shared = sources.entry(source).or_insert_with(|| {
+            let left = |way: usize| self.left[way].get(&source);
+            SharedBuckets {
+                buckets: Arc::new(Buckets([left(0).into(), left(1).into()])),
+                sessions: 0,
+            }
+        });
+        shared.sessions += 1;
+        Arc::clone(&shared.buckets)
+    }
+
+    /// A source that ends its sessions and begins others has no more than one that keeps them.
+    fn leave(&self, source: Source) {
+        let mut sources = self.shard(&source);
+        let Some(shared) = sources.get_mut(&source) else {
+            return;
+        };
+        shared.sessions -= 1;
+        if shared.sessions > 0 {
+            return;
+        }
+        let now = self.nanos(Instant::now());
+        for (left, until) in self.left.iter().zip(&shared.buckets.0) {
+            let until = until.load(Relaxed);
+            if until > now {
+                left.update(&source, now, |_| (Some(until), ()));
+            }
+        }
+        sources.remove(&source);
+        if sources.capacity() > 64 && sources.len() < sources.capacity() / 8 {
+            sources.shrink_to_fit();
+        }
+    }
+
+    fn shard(&self, source: &Source) -> MutexGuard<'_, AHashMap<Source, SharedBuckets>> {
+        let shard = &self.sources[self.hash.hash_one(source) as usize % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a slice takes at this rate, in nanoseconds.
+fn slice(rate: u64) -> u64 {
+    let of_bytes = |bytes: u64| time_of(bytes, rate);
+    let usual = SLICE.min(of_bytes(SLICE_BYTES)).max(MILLISECOND);
+    usual.max(of_bytes(LEAST_BYTES).min(SECOND))
+}
+
+/// How long so many bytes take at this rate, in nanoseconds.
+fn time_of(bytes: u64, rate: u64) -> u64 {
+    match bytes.checked_mul(SECOND) {
+        Some(product) => product / rate,
+        None => (bytes / rate).saturating_mul(SECOND),
+    }
+}
+
+fn bytes_in(nanos: u64, rate: u64) -> u64 {
+    let bytes = u128::from(nanos) * u128::from(rate) / u128::from(SECOND);
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+impl SessionBandwidth {
+    /// `None` where the listener has no such limit. `source`: of the client, if it has one.
+    pub fn begin(
+        shared: &Arc<Bandwidth>,
+        limits: &Limits,
+        source: Option<Source>,
+        now: Instant,
+    ) -> Option<Self> {
+        if !limits.has_bandwidth() {
+            return None;
+        }
+        let now = shared.nanos(now);
+        let source = source.filter(|_| limits.bandwidth_per_source.is_limit());
+        let session = Self {
+            shared: Arc::clone(shared),
+            source: source.map(|source| (source, shared.enter(source))),
+            ways: Default::default(),
+        };
+        for way in [Way::Up, Way::Down] {
+            // Otherwise a client could go on by new sessions.
+            let until = |scope| session.taken_until(scope, way, now);
+            let until = until(Scope::Source).max(until(Scope::Listener));
+            if until > now && !shared.is_dry_run.load(Relaxed) {
+                session.ways[way as usize].paused_until.set(until);
+            }
+        }
+        Some(session)
+    }
+
+    /// How many bytes may be read now; `None`: none before [`Self::resumes_at`].
+    pub fn allowance(&self, way: Way, now: Instant) -> Option<usize> {
+        let shared = &self.shared;
+        let (now, state) = (shared.nanos(now), &self.ways[way as usize]);
+        if state.paused_until.get() > now {
+            return None;
+        }
+        state.paused_until.set(0);
+        let limits = Scope::ALL.into_iter().filter_map(|scope| {
+            let rate = self.rate(scope, way)?;
+            let slice = slice(rate);
+            // What others have taken is waited for after the next read, not before it.
+            let ahead = match scope {
+                Scope::Session => state.taken_until.get().saturating_sub(now),
+                Scope::Source | Scope::Listener => 0,
+            };
+            Some(bytes_in(slice.saturating_sub(ahead), rate).max(LEAST_BYTES.min(rate)))
+        });
+        let least = limits.min().unwrap_or(u64::MAX);
+        Some(usize::try_from(least).unwrap_or(usize::MAX))
+    }
+
+    /// Counts what was read.
+    pub fn charge(&self, way: Way, bytes: u64, now: Instant) {
+        let now = self.shared.nanos(now);
+        let mut pause: Option<(u64, Scope)> = None;
+        for scope in Scope::ALL {
+            let Some(rate) = self.rate(scope, way) else {
+                continue;
+            };
+            let until = self.take(scope, way, time_of(bytes, rate), now);
+            let is_over = until.saturating_sub(now) >= slice(rate);
+            if is_over && pause.is_none_or(|(longest, _)| until > longest) {
+                pause = Some((until, scope));
+            }
+        }
+        let Some((until, scope)) = pause else {
+            return;
+        };
+        let result = match self.shared.is_dry_run.load(Relaxed) {
+            true => {
+                self.forgive(way, now);
+                OverLimit::Passed
+            }
+            false => {
+                self.ways[way as usize].paused_until.set(until);
+                OverLimit::Delayed
+            }
+        };
+        self.shared.metrics.over_limit(scope.limit(), result);
+    }
+
+    /// When the first of the directions that pause goes on.
+    pub fn resumes_at(&self, now: Instant) -> Option<Instant> {
+        let now = self.shared.nanos(now);
+        let paused = self.ways.iter().map(|state| state.paused_until.get());
+        let first = paused.filter(|until| *until > now).min();
+        first.map(|until| self.shared.instant(until))
+    }
+
+    /// Whether a datagram of so many bytes may pass, which does not wait. If it may, it is counted.
+    pub fn admits(&self, way: Way, bytes: u64, now: Instant) -> bool {
+        let now = self.shared.nanos(now);
+        let is_over = |scope: &Scope| {
+            self.rate(*scope, way).is_some_and(|rate| {
+                let until = self.taken_until(*scope, way, now).max(now);
+                let burst = BURST.max(time_of(BURST_BYTES, rate));
+                until + time_of(bytes, rate) > now + burst
+            })
+        };
+        let over = Scope::ALL.into_iter().find(is_over);
+        if let Some(scope) = over {
+            if !self.shared.is_dry_run.load(Relaxed) {
+                return false;
+            }
+            self.forgive(way, now);
+            let limit = scope.limit();
+            self.shared.metrics.over_limit(limit, OverLimit::Passed);
+        }
+        for scope in Scope::ALL {
+            if let Some(rate) = self.rate(scope, way) {
+                self.take(scope, way, time_of(bytes, rate), now);
+            }
+        }
+        true
+    }
+
+    fn rate(&self, scope: Scope, way: Way) -> Option<u64> {
+        // It may have begun before there was that limit, or on a unix socket.
+        let has_none = scope == Scope::Source && self.source.is_none();
+        self.shared.rate(scope, way).filter(|_| !has_none)
+    }
+
+    fn taken_until(&self, scope: Scope, way: Way, now: u64) -> u64 {
+        let shared = |buckets: &Buckets| buckets.0[way as usize].load(Relaxed);
+        match (scope, &self.source) {
+            (Scope::Session, _) => self.ways[way as usize].taken_until.get(),
+            (Scope::Source, Some((_, buckets))) => shared(buckets),
+            (Scope::Source, None) => now,
+            (Scope::Listener, _) => shared(&self.shared.all),
+        }
+    }
+
+    /// Takes this time of a limit. Returns until when it is taken then.
+    fn take(&self, scope: Scope, way: Way, time: u64, now: u64) -> u64 {
+        let earliest = now - CREDIT;
+        let next = |until: u64| until.max(earliest).saturating_add(time);
+        let take_shared = |buckets: &Buckets| {
+            let until = &buckets.0[way as usize];
+            let before = until.fetch_update(Relaxed, Relaxed, |until| Some(next(until)));
+            before.map_or(now, next)
+        };
+        match (scope, &self.source) {
+            (Scope::Session, _) => {
+                let until = &self.ways[way as usize].taken_until;
+                until.set(next(until.get()));
+                until.get()
+            }
+            (Scope::Source, Some((_, buckets))) => take_shared(buckets),
+            (Scope::Source, None) => now,
+            (Scope::Listener, _) => take_shared(&self.shared.all),
+        }
+    }
+
+    /// Takes back what is ahead: nothing waits for it.
+    fn forgive(&self, way: Way, now: u64) {
+        self.ways[way as usize].taken_until.set(now);
+        let source = self.source.as_ref().map(|(_, buckets)| buckets.as_ref());
+        for buckets in source.into_iter().chain([&self.shared.all]) {
+            buckets.0[way as usize].fetch_min(now, Relaxed);
+        }
+    }
+}
+
+impl Drop for SessionBandwidth {
+    fn drop(&mut self) {
+        if let Some((source, _)) = &self.source {
+            self.shared.leave(*source);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
