@@ -39,7 +39,10 @@ struct Load {
 
 impl Load {
     fn start(front: SocketAddr) -> Self {
-        let (stop, calls) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Call>>>::default());
+        let (stop, calls) = (
+            Arc::<AtomicBool>::default(),
+            Arc::<Mutex<Vec<Call>>>::default(),
+        );
         let threads = (0..CLIENTS).map(|client| {
             let (stop, calls) = (stop.clone(), calls.clone());
             thread::spawn(move || {
@@ -99,7 +102,10 @@ fn new_connections_survive_the_death_of_a_primary() {
         fronts[0], primary.addr, replica.addr
     ));
     let haproxy = |n: usize, server: &Redis| {
-        format!("server s{n} {} check inter 100ms rise 1 fall 2\n ", server.addr)
+        format!(
+            "server s{n} {} check inter 100ms rise 1 fall 2\n ",
+            server.addr
+        )
     };
     let _haproxy = Haproxy::start(
         &fronts[1..],
@@ -113,14 +119,19 @@ fn new_connections_survive_the_death_of_a_primary() {
         ),
     );
     wait_until("both see the primary", secs(20), || {
-        fronts.iter().all(|front| call(*front, "SET a 1").is_ok_and(|answer| answer == "+OK"))
+        fronts
+            .iter()
+            .all(|front| call(*front, "SET a 1").is_ok_and(|answer| answer == "+OK"))
     });
     let loads = fronts.map(Load::start);
-    loads.iter().for_each(|load| load.wait_for_calls(CLIENTS * 10));
+    loads
+        .iter()
+        .for_each(|load| load.wait_for_calls(CLIENTS * 10));
     // Connections from before its death may be lost with it.
     primary.proc.kill();
     let died = Instant::now();
-    thread::sleep(Duration::from_millis(1200));
+    // HAProxy tries a connect again after a second.
+    thread::sleep(Duration::from_millis(2000));
     assert_eq!(call(replica.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
     let promoted = Instant::now();
     loads[0].wait_for_calls(CLIENTS * 10);
@@ -132,7 +143,11 @@ fn new_connections_survive_the_death_of_a_primary() {
     let errors = |calls: &[Call]| -> Vec<String> {
         calls.iter().filter_map(|call| call.error.clone()).collect()
     };
-    let longest = held.iter().map(|call| call.ended - call.began).max().unwrap();
+    let longest = held
+        .iter()
+        .map(|call| call.ended - call.began)
+        .max()
+        .unwrap();
     println!(
         "tembuku: {} new connections, {} errors, the longest took {longest:?}; HAProxy: {} errors \
          of {}",
@@ -148,5 +163,8 @@ fn new_connections_survive_the_death_of_a_primary() {
     assert!(longest < secs(8), "{longest:?}");
     // Without a hold they fail.
     assert!(!errors(&refused).is_empty());
-    assert_eq!(tembuku.metric("sessions_closed_total", &[("reason", "hold_timeout")]), 0.0);
+    assert_eq!(
+        tembuku.metric("sessions_closed_total", &[("reason", "hold_timeout")]),
+        0.0
+    );
 }
