@@ -11,6 +11,7 @@ pub(crate) mod admin;
 pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod handover;
 pub(crate) mod plan;
 pub(crate) mod probe;
 pub(crate) mod proxy;
@@ -47,6 +48,9 @@ pub mod internals {
     }
     pub mod flow_table {
         pub use crate::proxy::udp::table::{Key, Table};
+    }
+    pub mod handover {
+        pub use crate::handover::{channel, message, record};
     }
     pub mod metrics {
         pub use crate::telemetry::metrics::Exporter;

@@ -25,12 +25,14 @@ const ORDER: &[&[&str]] = &[
     &["runtime"],
     &["telemetry"],
     &["config"],
-    &["plan", "proxy_protocol"],
+    &["handover", "plan", "proxy_protocol"],
     &["sys"],
 ];
 
 /// Modules that decide and do not act: no event loop, no sockets, no clock of their own.
 const PURE: &[&str] = &[
+    "handover::message",
+    "handover::record",
     "plan",
     "proxy_protocol",
     "runtime::wheel",

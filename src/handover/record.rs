@@ -1,0 +1,442 @@
+//! Records: sequences of fields, each with a tag, a length and a value. A list is a tag that is
+//! repeated; a value may be a record.
+//!
+//! ```text
+//! tag: u16   length: u32   value: `length` bytes       all little-endian
+//! ```
+
+use std::{fmt, time::Duration};
+
+/// The name of a field within its record.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(u16);
+
+/// Of tags of fields that a reader must understand.
+const REQUIRED: u16 = 0x8000;
+
+/// The size of a tag and a length.
+const HEAD: usize = 6;
+
+impl Tag {
+    /// Of a field that a reader which does not know it skips. `number`: below 32,768.
+    pub const fn new(number: u16) -> Self {
+        assert!(number < REQUIRED, "the highest bit has a meaning");
+        Self(number)
+    }
+
+    /// Of a field without which the record would mean something else: a reader that does not know
+    /// it refuses the record.
+    pub const fn required(number: u16) -> Self {
+        assert!(number < REQUIRED, "the highest bit has a meaning");
+        Self(number | REQUIRED)
+    }
+
+    pub const fn must_be_understood(self) -> bool {
+        self.0 & REQUIRED != 0
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0 & !REQUIRED)?;
+        f.write_str(if self.must_be_understood() { "!" } else { "" })
+    }
+}
+
+/// Why bytes are not the record that is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    /// The bytes end within a field.
+    Truncated,
+    /// A field that must be understood, and is not.
+    NotUnderstood(Tag),
+    Missing(Tag),
+    /// The value has another length than its type.
+    Length(Tag),
+    /// The value is none of its type.
+    Value(Tag),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated => f.write_str("ends within a field"),
+            Self::NotUnderstood(tag) => {
+                write!(f, "has a field {tag} that this version does not understand")
+            }
+            Self::Missing(tag) => write!(f, "lacks field {tag}"),
+            Self::Length(tag) => write!(f, "field {tag} has a wrong length"),
+            Self::Value(tag) => write!(f, "field {tag} has a value that is not valid"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// Writes a record. Fields are read in any order; those of one tag keep theirs.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Writer(Vec<u8>);
+
+impl Writer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn u64(&mut self, tag: Tag, value: u64) -> &mut Self {
+        self.bytes(tag, &value.to_le_bytes())
+    }
+
+    /// Nothing is written for `None`.
+    pub fn optional_u64(&mut self, tag: Tag, value: Option<u64>) -> &mut Self {
+        if let Some(value) = value {
+            self.u64(tag, value);
+        }
+        self
+    }
+
+    pub fn f64(&mut self, tag: Tag, value: f64) -> &mut Self {
+        self.u64(tag, value.to_bits())
+    }
+
+    pub fn flag(&mut self, tag: Tag, value: bool) -> &mut Self {
+        self.bytes(tag, &[u8::from(value)])
+    }
+
+    pub fn duration(&mut self, tag: Tag, value: Duration) -> &mut Self {
+        // 584 years.
+        self.u64(tag, u64::try_from(value.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Nothing is written for `None`.
+    pub fn optional_duration(&mut self, tag: Tag, value: Option<Duration>) -> &mut Self {
+        if let Some(value) = value {
+            self.duration(tag, value);
+        }
+        self
+    }
+
+    pub fn text(&mut self, tag: Tag, value: &str) -> &mut Self {
+        self.bytes(tag, value.as_bytes())
+    }
+
+    /// Nothing is written for `None`.
+    pub fn optional_text(&mut self, tag: Tag, value: Option<&str>) -> &mut Self {
+        if let Some(value) = value {
+            self.text(tag, value);
+        }
+        self
+    }
+
+    /// `value`: below 4 GiB.
+    pub fn bytes(&mut self, tag: Tag, value: &[u8]) -> &mut Self {
+        self.head(tag, u32::try_from(value.len()).unwrap_or(u32::MAX));
+        self.0.extend_from_slice(value);
+        self
+    }
+
+    /// Several numbers in one field, eight bytes each.
+    pub fn numbers(&mut self, tag: Tag, values: impl IntoIterator<Item = u64>) -> &mut Self {
+        self.with(tag, |bytes| {
+            let values = values.into_iter().flat_map(u64::to_le_bytes);
+            bytes.0.extend(values);
+        })
+    }
+
+    /// A record within this one.
+    pub fn record(&mut self, tag: Tag, write: impl FnOnce(&mut Self)) -> &mut Self {
+        self.with(tag, write)
+    }
+
+    /// A record for each item, all with this tag.
+    pub fn list<T>(
+        &mut self,
+        tag: Tag,
+        items: impl IntoIterator<Item = T>,
+        mut write: impl FnMut(T, &mut Self),
+    ) -> &mut Self {
+        for item in items {
+            self.with(tag, |writer| write(item, writer));
+        }
+        self
+    }
+
+    fn head(&mut self, tag: Tag, length: u32) {
+        self.0.extend_from_slice(&tag.0.to_le_bytes());
+        self.0.extend_from_slice(&length.to_le_bytes());
+    }
+
+    fn with(&mut self, tag: Tag, write: impl FnOnce(&mut Self)) -> &mut Self {
+        self.head(tag, 0);
+        let start = self.0.len();
+        write(self);
+        let length = u32::try_from(self.0.len() - start).unwrap_or(u32::MAX);
+        self.0[start - 4..start].copy_from_slice(&length.to_le_bytes());
+        self
+    }
+}
+
+/// A record that has been read, with all fields that its reader knows.
+#[derive(Debug, Clone)]
+pub struct Record<'a>(Vec<(Tag, &'a [u8])>);
+
+impl<'a> Record<'a> {
+    /// `known`: the tags that the caller reads. Others are skipped, unless they must be understood.
+    pub fn parse(mut bytes: &'a [u8], known: &[Tag]) -> Result<Self, Malformed> {
+        let mut fields = Vec::new();
+        while !bytes.is_empty() {
+            let (head, rest) = bytes.split_at_checked(HEAD).ok_or(Malformed::Truncated)?;
+            let [a, b, c, d, e, f] = *head else {
+                return Err(Malformed::Truncated);
+            };
+            let tag = Tag(u16::from_le_bytes([a, b]));
+            let length = usize::try_from(u32::from_le_bytes([c, d, e, f]));
+            let length = length.map_err(|_| Malformed::Truncated)?;
+            let (value, rest) = rest.split_at_checked(length).ok_or(Malformed::Truncated)?;
+            if known.contains(&tag) {
+                fields.push((tag, value));
+            } else if tag.must_be_understood() {
+                return Err(Malformed::NotUnderstood(tag));
+            }
+            bytes = rest;
+        }
+        Ok(Self(fields))
+    }
+
+    /// Of several fields with the tag, the first.
+    pub fn optional_bytes(&self, tag: Tag) -> Option<&'a [u8]> {
+        self.all(tag).next()
+    }
+
+    pub fn bytes(&self, tag: Tag) -> Result<&'a [u8], Malformed> {
+        self.optional_bytes(tag).ok_or(Malformed::Missing(tag))
+    }
+
+    pub fn optional_u64(&self, tag: Tag) -> Result<Option<u64>, Malformed> {
+        let Some(value) = self.optional_bytes(tag) else {
+            return Ok(None);
+        };
+        let value = value.try_into().map_err(|_| Malformed::Length(tag))?;
+        Ok(Some(u64::from_le_bytes(value)))
+    }
+
+    pub fn u64(&self, tag: Tag) -> Result<u64, Malformed> {
+        self.optional_u64(tag)?.ok_or(Malformed::Missing(tag))
+    }
+
+    /// A number of a smaller type.
+    pub fn number<T: TryFrom<u64>>(&self, tag: Tag) -> Result<T, Malformed> {
+        T::try_from(self.u64(tag)?).map_err(|_| Malformed::Value(tag))
+    }
+
+    pub fn optional_number<T: TryFrom<u64>>(&self, tag: Tag) -> Result<Option<T>, Malformed> {
+        let value = self.optional_u64(tag)?.map(T::try_from).transpose();
+        value.map_err(|_| Malformed::Value(tag))
+    }
+
+    pub fn f64(&self, tag: Tag) -> Result<f64, Malformed> {
+        self.u64(tag).map(f64::from_bits)
+    }
+
+    /// `false` where the field is absent.
+    pub fn flag(&self, tag: Tag) -> Result<bool, Malformed> {
+        match self.optional_bytes(tag) {
+            None | Some([0]) => Ok(false),
+            Some([1]) => Ok(true),
+            Some([_]) => Err(Malformed::Value(tag)),
+            Some(_) => Err(Malformed::Length(tag)),
+        }
+    }
+
+    pub fn optional_duration(&self, tag: Tag) -> Result<Option<Duration>, Malformed> {
+        Ok(self.optional_u64(tag)?.map(Duration::from_nanos))
+    }
+
+    pub fn duration(&self, tag: Tag) -> Result<Duration, Malformed> {
+        self.u64(tag).map(Duration::from_nanos)
+    }
+
+    pub fn optional_text(&self, tag: Tag) -> Result<Option<&'a str>, Malformed> {
+        let text = self.optional_bytes(tag).map(str::from_utf8).transpose();
+        text.map_err(|_| Malformed::Value(tag))
+    }
+
+    pub fn text(&self, tag: Tag) -> Result<&'a str, Malformed> {
+        self.optional_text(tag)?.ok_or(Malformed::Missing(tag))
+    }
+
+    /// All text fields with the tag.
+    pub fn texts(&self, tag: Tag) -> Result<Vec<&'a str>, Malformed> {
+        let texts = self.all(tag).map(str::from_utf8);
+        let texts: Result<_, _> = texts.collect();
+        texts.map_err(|_| Malformed::Value(tag))
+    }
+
+    /// None where the field is absent.
+    pub fn numbers(&self, tag: Tag) -> Result<Vec<u64>, Malformed> {
+        let value = self.optional_bytes(tag).unwrap_or_default();
+        let (numbers, rest) = value.as_chunks();
+        match rest {
+            [] => Ok(numbers.iter().map(|n| u64::from_le_bytes(*n)).collect()),
+            _ => Err(Malformed::Length(tag)),
+        }
+    }
+
+    /// The record in this field. `known`: the tags of that record which the caller reads.
+    pub fn optional_record(
+        &self,
+        tag: Tag,
+        known: &[Tag],
+    ) -> Result<Option<Record<'a>>, Malformed> {
+        let value = self.optional_bytes(tag);
+        value.map(|value| Record::parse(value, known)).transpose()
+    }
+
+    pub fn record(&self, tag: Tag, known: &[Tag]) -> Result<Record<'a>, Malformed> {
+        self.optional_record(tag, known)?
+            .ok_or(Malformed::Missing(tag))
+    }
+
+    /// All records with this tag, in their order.
+    pub fn list<T>(
+        &self,
+        tag: Tag,
+        known: &[Tag],
+        read: impl Fn(&Record<'a>) -> Result<T, Malformed>,
+    ) -> Result<Vec<T>, Malformed> {
+        let items = self.all(tag);
+        items
+            .map(|value| read(&Record::parse(value, known)?))
+            .collect()
+    }
+
+    fn all(&self, tag: Tag) -> impl Iterator<Item = &'a [u8]> {
+        let fields = self.0.iter().filter(move |(t, _)| *t == tag);
+        fields.map(|(_, value)| *value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: Tag = Tag::new(1);
+    const B: Tag = Tag::new(2);
+    const C: Tag = Tag::required(3);
+
+    fn parse<'a>(writer: &'a Writer, known: &[Tag]) -> Result<Record<'a>, Malformed> {
+        Record::parse(&writer.0, known)
+    }
+
+    #[test]
+    fn fields_are_read_as_they_were_written() {
+        let mut w = Writer::new();
+        w.u64(Tag::new(1), 7).flag(Tag::new(2), true);
+        w.f64(Tag::new(3), 0.5).text(Tag::new(4), "ü");
+        w.duration(Tag::new(5), Duration::from_millis(3));
+        w.numbers(Tag::new(6), [1, 2, 3]).bytes(Tag::new(7), b"\0");
+        w.list(Tag::new(8), ["a", "b"], |text, w| {
+            w.text(A, text);
+        });
+        w.optional_u64(Tag::new(9), None)
+            .text(Tag::new(4), "second");
+        let known: Vec<Tag> = (1..=9).map(Tag::new).collect();
+        let r = parse(&w, &known).expect("a record");
+        assert_eq!(r.u64(Tag::new(1)), Ok(7));
+        assert_eq!(r.number::<u8>(Tag::new(1)), Ok(7));
+        assert_eq!(r.flag(Tag::new(2)), Ok(true));
+        assert_eq!(r.f64(Tag::new(3)), Ok(0.5));
+        assert_eq!(r.text(Tag::new(4)), Ok("ü"));
+        assert_eq!(r.texts(Tag::new(4)), Ok(vec!["ü", "second"]));
+        assert_eq!(r.duration(Tag::new(5)), Ok(Duration::from_millis(3)));
+        assert_eq!(r.numbers(Tag::new(6)), Ok(vec![1, 2, 3]));
+        assert_eq!(r.bytes(Tag::new(7)), Ok(&b"\0"[..]));
+        let texts = r.list(Tag::new(8), &[A], |item| item.text(A));
+        assert_eq!(texts, Ok(vec!["a", "b"]));
+        assert_eq!(r.optional_u64(Tag::new(9)), Ok(None));
+        assert_eq!(r.u64(Tag::new(9)), Err(Malformed::Missing(Tag::new(9))));
+    }
+
+    #[test]
+    fn an_unknown_field_is_skipped_unless_it_must_be_understood() {
+        let mut w = Writer::new();
+        w.u64(A, 1).u64(B, 2);
+        let r = parse(&w, &[A]).expect("B is skipped");
+        assert_eq!((r.u64(A), r.optional_u64(B)), (Ok(1), Ok(None)));
+        w.u64(C, 3);
+        assert!(matches!(parse(&w, &[A]), Err(Malformed::NotUnderstood(C))));
+        assert!(parse(&w, &[A, C]).is_ok());
+    }
+
+    #[test]
+    fn values_of_other_types_are_errors() {
+        let mut w = Writer::new();
+        w.u64(A, 256).bytes(B, &[0xff, 2]);
+        let r = parse(&w, &[A, B]).expect("a record");
+        assert_eq!(r.number::<u8>(A), Err(Malformed::Value(A)));
+        assert_eq!(r.u64(B), Err(Malformed::Length(B)));
+        assert_eq!(r.flag(B), Err(Malformed::Length(B)));
+        assert_eq!(r.text(B), Err(Malformed::Value(B)));
+        assert_eq!(r.numbers(B), Err(Malformed::Length(B)));
+        assert!(r.record(B, &[A]).is_err());
+    }
+
+    #[test]
+    fn a_record_that_is_cut_is_an_error_or_a_shorter_record() {
+        let mut w = Writer::new();
+        w.u64(A, 1).text(B, "text");
+        let ends_of_fields = [0, 14, 24];
+        for length in 0..=w.len() {
+            let cut = Record::parse(&w.0[..length], &[A, B]);
+            assert_eq!(cut.is_ok(), ends_of_fields.contains(&length), "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>, number in 0u16..0x8000) {
+            let tags = [Tag::new(number), Tag::new(0), Tag::required(number)];
+            if let Ok(record) = Record::parse(&bytes, &tags) {
+                for tag in tags {
+                    let _ = (record.u64(tag), record.text(tag), record.flag(tag));
+                    let _ = (record.numbers(tag), record.number::<u16>(tag));
+                    let _ = record.list(tag, &tags, |item| item.u64(tag));
+                }
+            }
+        }
+
+        #[test]
+        fn fields_of_any_content_keep_their_values(
+            fields in prop::collection::vec((0u16..8, prop::collection::vec(any::<u8>(), 0..40)), 0..9)
+        ) {
+            let mut w = Writer::new();
+            for (number, value) in &fields {
+                w.bytes(Tag::new(*number), value);
+            }
+            let known: Vec<Tag> = (0..8).map(Tag::new).collect();
+            let record = Record::parse(&w.0, &known).expect("a record");
+            for tag in 0..8 {
+                let expected = fields.iter().filter(|(t, _)| *t == tag).map(|(_, v)| v.as_slice());
+                prop_assert!(record.all(Tag::new(tag)).eq(expected));
+            }
+        }
+    }
+}
