@@ -19,6 +19,7 @@ mod socket;
 mod status;
 mod stream;
 mod terminate;
+mod upgrade;
 
 pub use crate::admin::format::{
     OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,

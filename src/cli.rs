@@ -5,8 +5,10 @@ mod check;
 mod client;
 mod completions;
 mod demo;
+mod doors;
 mod events;
 mod explain;
+mod handover_formats;
 mod import;
 mod reload;
 mod response;
@@ -19,6 +21,7 @@ mod terminate;
 #[cfg(test)]
 mod tests;
 mod top;
+mod upgrade;
 mod weight;
 
 use crate::{
@@ -89,6 +92,12 @@ enum Command {
     /// Make a running process read its configuration file again: prints the changes, or every
     /// problem
     Reload(reload::Arguments),
+    /// Replace a running process by one of the binary that is on disk now, under load: listeners
+    /// and state go over to it
+    Upgrade(upgrade::Arguments),
+    /// Print the formats of what an upgrade hands over
+    #[command(hide = true)]
+    HandoverFormats,
     /// Give backends nothing new; `on_drain` decides about their sessions, and checks continue
     Drain(admin_state::Out),
     /// Let backends serve again
@@ -180,6 +189,7 @@ pub fn main() -> ExitCode {
         | Command::Kill(terminate::Kill { at, .. })
         | Command::Rebalance(terminate::Rebalance { at, .. })
         | Command::Reload(reload::Arguments { at, .. })
+        | Command::Upgrade(upgrade::Arguments { at, .. })
         | Command::Drain(admin_state::Out {
             which: admin_state::Which { at, .. },
             ..
@@ -204,6 +214,8 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => terminate::kill(&args),
         Command::Rebalance(args) => terminate::rebalance(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
+        Command::HandoverFormats => handover_formats::run(),
         Command::Drain(args) => admin_state::out(&args, AdminState::Drain),
         Command::Weight(args) => weight::run(&args),
         Command::Ready(args) => admin_state::ready(&args),

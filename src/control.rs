@@ -3,6 +3,7 @@
 pub mod journal;
 pub mod reload;
 pub mod terminate;
+pub mod upgrade;
 
 mod access_logs;
 mod admin_state;
@@ -49,7 +50,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::{Notify, mpsc};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use upgrade::{PreviousProcess, Upgrades};
 
 /// A running server, as the admin side reads it.
 pub struct State {
@@ -58,6 +63,13 @@ pub struct State {
     pub started: SystemTime,
     pub journal: Arc<Journal>,
     pub reloads: Reloads,
+    pub upgrades: Upgrades,
+    /// The process that this one has replaced.
+    previous: Mutex<Option<PreviousProcess>>,
+    /// Notified when the service manager takes messages of this process, after an upgrade.
+    pub became_main: Notify,
+    /// Those that are served.
+    pub admin_connections: TaskTracker,
     node: Node,
     /// Of all terminations.
     pace: Arc<Mutex<Pace>>,
@@ -92,12 +104,17 @@ pub struct Server {
     pub state: Arc<State>,
     runtime: Runtime,
     reload_requests: Option<mpsc::Receiver<reload::Request>>,
+    upgrade_requests: Option<mpsc::Receiver<upgrade::Request>>,
+    /// Another process has taken over.
+    is_replaced: bool,
     _upkeep: AbortOnDropHandle<()>,
     _ready_file: AbortOnDropHandle<()>,
 }
 
 /// How long terminated sessions have to end.
 const CUT: Duration = Duration::from_secs(2);
+/// Between two looks whether listeners may accept.
+const LOOK: Duration = Duration::from_millis(20);
 /// How often events are logged that were only counted.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -129,13 +146,17 @@ impl View {
 }
 
 impl State {
-    fn new(runtime: &Runtime, reloads: Reloads) -> Self {
+    fn new(runtime: &Runtime, reloads: Reloads, upgrades: Upgrades) -> Self {
         Self {
             workers: runtime.worker_count(),
             process: Arc::clone(&runtime.process),
             started: SystemTime::now(),
             journal: Arc::clone(&runtime.journal),
             reloads,
+            upgrades,
+            previous: Mutex::default(),
+            became_main: Notify::new(),
+            admin_connections: TaskTracker::new(),
             node: Node::new(Instant::now()),
             pace: Arc::clone(runtime.pace()),
             view: RwLock::new(Arc::new(runtime.view())),
@@ -193,17 +214,23 @@ impl Server {
             return Err(errors);
         }
         let (reloads, reload_requests) = Reloads::new();
-        let state = Arc::new(State::new(&runtime, reloads));
+        let (upgrades, upgrade_requests) = Upgrades::new();
+        let state = Arc::new(State::new(&runtime, reloads, upgrades));
+        if runtime.is_held() {
+            state.give_up_ready_file(true).await;
+        }
         let upkeep = tokio::spawn(keep_up(Arc::downgrade(&state)));
         let ready_file = tokio::spawn(node::keep(Arc::downgrade(&state)));
         let listeners = runtime.pending_listeners();
-        if listeners > 0 {
+        if listeners > 0 && !runtime.is_held() {
             tracing::info!(listeners, "waiting for the first checks before accepting");
         }
         Ok(Self {
             state,
             runtime,
             reload_requests: Some(reload_requests),
+            upgrade_requests: Some(upgrade_requests),
+            is_replaced: false,
             _upkeep: AbortOnDropHandle::new(upkeep),
             _ready_file: AbortOnDropHandle::new(ready_file),
         })
@@ -218,6 +245,11 @@ impl Server {
         Ok(changes)
     }
 
+    /// Lets the service manager keep the sockets, after [`State::became_main`].
+    pub async fn store_sockets(&mut self) {
+        self.runtime.store_held_sockets().await;
+    }
+
     /// The service manager that has started this process.
     pub fn manager(&self) -> ServiceManager {
         self.runtime.manager.clone()
@@ -227,6 +259,23 @@ impl Server {
     /// Requests fail once it is dropped.
     pub fn take_reload_requests(&mut self) -> Option<mpsc::Receiver<reload::Request>> {
         self.reload_requests.take()
+    }
+
+    /// The same of [`State::upgrades`].
+    pub fn take_upgrade_requests(&mut self) -> Option<mpsc::Receiver<upgrade::Request>> {
+        self.upgrade_requests.take()
+    }
+
+    /// Returns when every upstream has its first verdicts, or `limit` has passed.
+    async fn wait_for_checks(&self, limit: Duration) {
+        let checked = self.runtime.checked();
+        let wait = async {
+            while !self.runtime.is_checked(Instant::now()) {
+                // Verdicts may become unnecessary with time.
+                let _ = tokio::time::timeout(LOOK, checked.notified()).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, wait).await;
     }
 
     /// Begins to accept on the listeners that wait, each once its upstream has first verdicts.
@@ -259,14 +308,19 @@ impl Server {
     /// them. Returns how many were terminated. Cancelling `at_once` skips the waiting.
     pub async fn stop(self, at_once: CancellationToken) -> u64 {
         let Self {
-            state, mut runtime, ..
+            state,
+            mut runtime,
+            is_replaced,
+            ..
         } = self;
         let sessions = &state.process.sessions;
-        state.log_operator_settings();
+        if !is_replaced {
+            state.log_operator_settings();
+        }
         runtime.stop_accepting();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = runtime.take_socket_files();
-        match runtime.manager.has_store() {
+        match runtime.manager.has_store() || is_replaced {
             true => files.into_iter().for_each(SocketFile::keep),
             false => drop(blocking::call(CUT, move || drop(files)).await),
         }

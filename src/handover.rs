@@ -8,14 +8,23 @@
 //!   It is used from a thread of its own.
 //!
 //! The formats of the states that are handed over stand beside these, a file for each kind of
-//! state: plain data, with `write(&self, &mut Writer)` and `read(&Record) -> Result<Self, Malformed>`.
-//! Tags of a format are never used again for something else. A change that an older reader can
-//! ignore is a new tag; any other is a new version in [`message::Kind::versions`].
+//! state: plain data that is written as bytes and read from them, or [`record::Malformed`]. Tags of
+//! a format are never used again for something else. A change that an older reader can ignore is a
+//! new tag; any other is a new version in [`message::Kind::versions`].
 //!
 //! Descriptors are not in a record: they follow in the message, in the order in which the records
 //! name them (see [`message::Descriptors`]). A sender keeps its descriptors until the receiver has
 //! answered that it has taken what they belong to.
 
 pub mod channel;
+pub mod counters;
+pub mod hello;
+pub mod journal;
+pub mod listeners;
 pub mod message;
+pub mod pools;
 pub mod record;
+pub mod remainder;
+
+#[cfg(test)]
+mod golden;

@@ -50,7 +50,9 @@ pub mod internals {
         pub use crate::proxy::udp::table::{Key, Table};
     }
     pub mod handover {
-        pub use crate::handover::{channel, message, record};
+        pub use crate::handover::{
+            channel, counters, hello, journal, listeners, message, pools, record, remainder,
+        };
     }
     pub mod metrics {
         pub use crate::telemetry::metrics::Exporter;

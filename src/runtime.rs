@@ -5,6 +5,7 @@ pub mod heartbeat;
 pub mod mailbox;
 pub mod net;
 pub mod reactor;
+pub mod time;
 mod timer_fd;
 pub mod wheel;
 pub mod worker;

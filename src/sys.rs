@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod files;
 
 pub mod datagram;
+pub mod handed;
 pub mod handshakes;
 pub mod limits;
 pub mod memory;

@@ -9,7 +9,7 @@ use super::{
     render::{Kind, Renderer, SharedBody},
     sessions,
     stream::Stream,
-    terminate,
+    terminate, upgrade,
 };
 use crate::{control::State, telemetry::throttle::Throttle};
 use http_body_util::{Either, Full};
@@ -28,6 +28,7 @@ use serde::Serialize;
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    pin::pin,
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
@@ -36,6 +37,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     task::AbortHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The time limit for a request's headers.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,16 +78,19 @@ pub enum AdminListener {
 pub async fn serve(door: AdminListener, state: Arc<State>, renderer: Arc<Renderer>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let failures = Throttle::<1>::new(Instant::now());
+    let end = CancellationToken::new();
+    // Connections that are kept open would go on with this process when another one has the
+    // address.
+    let _end = end.clone().drop_guard();
     loop {
-        let accepted =
-            match &door {
-                AdminListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    serve_connection(stream, Access::ReadOnly, &state, &renderer)
-                }),
-                AdminListener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    serve_connection(stream, Access::Control, &state, &renderer)
-                }),
-            };
+        let accepted = match &door {
+            AdminListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                serve_connection(stream, Access::ReadOnly, &state, &renderer, &end)
+            }),
+            AdminListener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                serve_connection(stream, Access::Control, &state, &renderer, &end)
+            }),
+        };
         match accepted {
             Ok(task) => {
                 open.retain(|task| !task.is_finished());
@@ -112,16 +117,18 @@ enum Access {
     Control,
 }
 
-/// Serves one connection in a task of its own.
+/// Serves one connection in a task of its own. `door_end`: it answers what was asked until then.
 fn serve_connection<S>(
     stream: S,
     access: Access,
     state: &Arc<State>,
     renderer: &Arc<Renderer>,
+    door_end: &CancellationToken,
 ) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (tracker, door_end) = (state.admin_connections.clone(), door_end.clone());
     let (state, renderer) = (Arc::clone(state), Arc::clone(renderer));
     let lifetime = Arc::new(Lifetime::new(match access {
         Access::ReadOnly => LIFETIME,
@@ -141,12 +148,20 @@ where
         .serve_connection(TokioIo::new(stream), service);
     // An error here is the client's: it disconnected, or did not speak HTTP.
     let bounded = async move {
+        let mut served = pin!(served);
         tokio::select! {
-            _ = served => {}
+            _ = &mut served => {}
             () = end.passed() => {}
+            () = door_end.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                tokio::select! {
+                    _ = served => {}
+                    () = end.passed() => {}
+                }
+            }
         }
     };
-    tokio::spawn(bounded).abort_handle()
+    tracker.spawn(bounded).abort_handle()
 }
 
 async fn answer(
@@ -184,6 +199,7 @@ async fn answer(
             json(page.map(|page| (StatusCode::OK, page)))
         }
         terminate::KILL => streamed(terminate::kill(request, &state, &lifetime).await, "POST"),
+        upgrade::PATH => streamed(upgrade::answer(request, &state, &lifetime).await, "POST"),
         terminate::REBALANCE => streamed(
             terminate::rebalance(request, &state, &lifetime).await,
             "POST",
@@ -223,7 +239,12 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
 
 /// Whether it is served on the unix socket alone.
 fn is_of_socket(path: &str) -> bool {
-    let streamed = [sessions::PATH, terminate::KILL, terminate::REBALANCE];
+    let streamed = [
+        sessions::PATH,
+        terminate::KILL,
+        terminate::REBALANCE,
+        upgrade::PATH,
+    ];
     is_command(path) || streamed.contains(&path)
 }
 

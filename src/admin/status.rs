@@ -39,6 +39,18 @@ pub(super) struct Process {
     /// UDP flows; both are 0 without a UDP listener.
     pub(super) flows: u64,
     pub(super) max_flows: u64,
+    /// The process that this one has replaced, until it has ended.
+    pub(super) previous: Option<Previous>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Previous {
+    pub(super) pid: u32,
+    /// When it stopped accepting.
+    pub(super) since: String,
+    /// What it still carries.
+    pub(super) connections: u64,
+    pub(super) flows: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -162,6 +174,12 @@ pub(super) fn of(state: &State) -> Status {
             max_connections: sessions.connections().most(),
             flows: sessions.flows().count(),
             max_flows: sessions.flows().most(),
+            previous: state.previous().map(|previous| Previous {
+                pid: previous.pid,
+                since: time(previous.since),
+                connections: previous.sessions,
+                flows: previous.flows,
+            }),
         },
         listeners: listeners(&view),
         upstreams: view.pools().filter_map(|pool| upstream(pool)).collect(),

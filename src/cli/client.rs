@@ -151,12 +151,24 @@ impl Client {
 
     /// The lines of an answer, whose end is that of the connection: each has [`PATIENCE`].
     pub(super) fn lines(&self, method: &str, path: &str, body: &str) -> Result<Lines<'_>, String> {
+        self.lines_within(method, path, body, PATIENCE)
+    }
+
+    /// The same; `patience`: for each line.
+    pub(super) fn lines_within(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+        patience: Duration,
+    ) -> Result<Lines<'_>, String> {
         // The older version, in which the body has no parts of its own.
-        let sent = request(&self.0, ["HTTP/1.0", method, path, body], PATIENCE);
+        let sent = request(&self.0, ["HTTP/1.0", method, path, body], patience);
         let mut lines = Lines {
             client: self,
             path: path.to_owned(),
-            answer: BufReader::new(sent.map_err(|e| self.describe(&e, PATIENCE))?),
+            patience,
+            answer: BufReader::new(sent.map_err(|e| self.describe(&e, patience))?),
         };
         let code = lines.read_head()?;
         if code == 200 {
@@ -260,6 +272,7 @@ pub(super) fn encode(name: &str) -> String {
 pub(super) struct Lines<'a> {
     client: &'a Client,
     path: String,
+    patience: Duration,
     answer: BufReader<Socket>,
 }
 
@@ -275,7 +288,7 @@ impl Lines<'_> {
                 Ok(Some(line))
             }
             Ok(_) => Err(self.strange("the answer is cut off")),
-            Err(e) => Err(self.client.describe(&e, PATIENCE)),
+            Err(e) => Err(self.client.describe(&e, self.patience)),
         }
     }
 

@@ -25,6 +25,16 @@ pub(super) struct Process {
     pub(super) flows: u64,
     pub(super) max_flows: u64,
     pub(super) config_hash: String,
+    pub(super) previous: Option<Previous>,
+}
+
+/// The process that this one has replaced.
+#[derive(Debug, Deserialize)]
+pub(super) struct Previous {
+    pub(super) pid: u32,
+    pub(super) since: String,
+    pub(super) connections: u64,
+    pub(super) flows: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -308,6 +318,34 @@ pub(super) struct Kill {
     pub(super) terminated: u64,
     pub(super) pending: u64,
     pub(super) done: bool,
+}
+
+/// What an upgrade has done.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub(super) enum UpgradeStep {
+    Checked {
+        binary: String,
+        version: String,
+        done: bool,
+    },
+    Started {
+        pid: u32,
+    },
+    Ready {
+        sockets: u64,
+        listeners: u64,
+    },
+    Accepting,
+    Done {
+        pid: u32,
+        sessions_left: u64,
+        flows_left: u64,
+    },
+    Failed {
+        error: String,
+        hint: String,
+    },
 }
 
 /// How far `tembuku rebalance` is.

@@ -1,15 +1,18 @@
 //! `tembuku run`: serve until a stop is requested.
 
-use super::{client, complain};
+use super::{client, complain, doors::Doors};
 use crate::{
-    admin::{self, AdminListener},
     control::{
-        DelayEnd, Prepared, Server, ServiceManager, StartErrors,
+        DelayEnd, Prepared, Server, ServiceManager,
         reload::{self, Mode, ReloadError, Report},
         reload_on_change,
+        upgrade::{
+            self, UpgradeError,
+            hand_over::{self, Replaced},
+            take_over::{self, Predecessor, Previous},
+        },
     },
     plan::{self, Plan},
-    runtime::net::{SocketFile, has_interface},
     sys::{self, blocking},
     telemetry::log,
 };
@@ -29,6 +32,9 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Look-ups that hang in the system's resolver are not waited for at the end.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long clients of the admin side have to read their answers.
+const ANSWERS: Duration = Duration::from_secs(1);
 
 /// `file`: where the plan came from, to be read again by a reload.
 pub(super) fn run(plan: Plan, file: Option<PathBuf>) -> ExitCode {
@@ -61,25 +67,24 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals =
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
-    let (mut server, doors, socket_file) = tokio::select! {
+    let Started {
+        mut server,
+        mut doors,
+        previous,
+    } = tokio::select! {
         started = start(plan) => started?,
         // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
     };
-    let renderer = match doors.is_empty() {
-        true => None,
-        false => Some(Arc::new(
-            admin::Renderer::start(&server.state)
-                .map_err(|e| format!("error: admin: cannot start a thread: {e}\n"))?,
-        )),
-    };
-    for ((door, address), renderer) in doors.into_iter().zip(renderer.iter().cycle()) {
-        tracing::info!(address, "admin");
-        let (state, renderer) = (Arc::clone(&server.state), Arc::clone(renderer));
-        server.state.spawn_door(admin::serve(door, state, renderer));
-    }
+    doors.open(&server.state)?;
     let manager = server.manager();
-    manager.note_ready(&server.state).await;
+    match previous {
+        None => manager.note_ready(&server.state).await,
+        // The service manager hears of it from that process.
+        Some(previous) => previous
+            .follow(&server.state)
+            .map_err(|e| format!("error: cannot start a thread: {e}\n"))?,
+    }
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
     // Until the end of the drain.
     let _watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
@@ -90,18 +95,27 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     let _watching = watching.map(|watching| AbortOnDropHandle::new(tokio::spawn(watching)));
     let at_once = CancellationToken::new();
     // Requests that are left fail when it is dropped.
-    let mut requests = server.take_reload_requests();
+    let mut requests = Requests {
+        reloads: server.take_reload_requests(),
+        upgrades: server.take_upgrade_requests(),
+    };
     let mut main_loop = MainLoop {
         server: &mut server,
         signals: &mut signals,
         requests: &mut requests,
+        doors: &mut doors,
         file: file.as_deref(),
         manager: &manager,
     };
-    main_loop.serve(std::future::pending::<()>()).await;
-    if let Ended::Stop = main_loop.serve_for_drain_delay().await {
-        at_once.cancel();
-    }
+    let replaced = match main_loop.serve(std::future::pending::<()>()).await {
+        Ended::Replaced(replaced) => Some(replaced),
+        Ended::Stop | Ended::Over(()) => {
+            if let Ended::Stop = main_loop.serve_for_drain_delay().await {
+                at_once.cancel();
+            }
+            None
+        }
+    };
     drop(requests);
     let second = at_once.clone();
     tokio::spawn(async move {
@@ -109,17 +123,26 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         second.cancel();
     });
     let state = Arc::clone(&server.state);
+    let is_replaced = replaced.is_some();
+    let ended = CancellationToken::new();
+    let reporting = replaced.map(|r| r.report_rest(Arc::clone(&state), ended.clone()));
+    let reporting = reporting.map(|reporting| AbortOnDropHandle::new(tokio::spawn(reporting)));
     let cut = server.stop(at_once).await;
+    ended.cancel();
+    if let Some(reporting) = reporting {
+        let _ = tokio::time::timeout(ANSWERS, reporting).await;
+    }
     if cut > 0 {
         tracing::warn!(cut, "stopped, sessions cut");
     } else {
         tracing::info!(cut, "stopped, all sessions ended");
     }
-    match socket_file {
-        // Its socket is closed, and the file at its path is that of another one.
-        Some(file) if state.has_successor() => file.keep(),
-        file => drop(blocking::call(PATIENCE, move || drop(file)).await),
+    if is_replaced {
+        // The command that has asked for it may not have its answer yet.
+        state.admin_connections.close();
+        let _ = tokio::time::timeout(ANSWERS, state.admin_connections.wait()).await;
     }
+    doors.close(is_replaced || state.has_successor()).await;
     Ok(())
 }
 
@@ -127,28 +150,50 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
 struct MainLoop<'a> {
     server: &'a mut Server,
     signals: &'a mut Signals,
-    requests: &'a mut Option<mpsc::Receiver<reload::Request>>,
+    requests: &'a mut Requests,
+    doors: &'a mut Doors,
     file: Option<&'a Path>,
     manager: &'a ServiceManager,
+}
+
+/// What clients of the admin socket request.
+struct Requests {
+    reloads: Option<mpsc::Receiver<reload::Request>>,
+    upgrades: Option<mpsc::Receiver<upgrade::Request>>,
+}
+
+/// A server, and what else a start brings about.
+struct Started {
+    server: Server,
+    doors: Doors,
+    /// The process that this one has replaced.
+    previous: Option<Previous>,
 }
 
 /// Why the loop has ended.
 enum Ended<T> {
     /// A stop was requested.
     Stop,
+    /// Another process has taken over.
+    Replaced(Replaced),
     Over(T),
 }
 
 impl MainLoop<'_> {
     /// Until a stop is requested, or `until` is over.
     async fn serve<T>(&mut self, until: impl Future<Output = T>) -> Ended<T> {
+        let state = Arc::clone(&self.server.state);
         let mut until = pin!(until);
         loop {
             let server = &mut *self.server;
             let event = tokio::select! {
                 event = self.signals.next() => event,
-                Some(request) = next_request(self.requests) => ServerEvent::Reload(Some(request)),
+                Some(event) = self.requests.next() => event,
                 () = server.accept_when_checked(), if server.is_pending() => continue,
+                () = state.became_main.notified() => {
+                    server.store_sockets().await;
+                    continue;
+                }
                 over = &mut until => return Ended::Over(over),
             };
             match event {
@@ -172,11 +217,48 @@ impl MainLoop<'_> {
                         request.reply(result);
                     }
                 }
-                ServerEvent::NotYet(signal) => {
-                    tracing::warn!(signal, "not supported yet, nothing was done");
-                }
+                ServerEvent::Upgrade(request) => match self.upgrade(&request).await {
+                    Upgraded::Yes(replaced) => return Ended::Replaced(replaced),
+                    Upgraded::No => {}
+                    Upgraded::Stop => return Ended::Stop,
+                },
             }
         }
+    }
+
+    /// Reloads that are requested meanwhile wait.
+    async fn upgrade(&mut self, request: &upgrade::Request) -> Upgraded {
+        let state = Arc::clone(&self.server.state);
+        let _under_way = state.upgrades.begin();
+        let copies = match self.doors.copies() {
+            Ok(copies) => copies,
+            Err(error) => {
+                request.fail(&UpgradeError::Copies(error));
+                return Upgraded::No;
+            }
+        };
+        let prepared = tokio::select! {
+            prepared = hand_over::prepare(self.server, request, self.file, copies) => prepared,
+            () = self.signals.stop() => {
+                request.fail(&UpgradeError::Stopping);
+                return Upgraded::Stop;
+            }
+        };
+        let error = match prepared {
+            Ok(None) => return Upgraded::No,
+            Ok(Some(successor)) => match self.server.hand_over(successor, request).await {
+                Ok(replaced) => return Upgraded::Yes(replaced),
+                Err(error) => {
+                    if let Err(error) = self.doors.open(&state) {
+                        tracing::error!(error, "the admin side is not served any more");
+                    }
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        request.fail(&error);
+        Upgraded::No
     }
 
     /// Those that send clients learn of the stop first, while clients are accepted still.
@@ -195,7 +277,7 @@ impl MainLoop<'_> {
         tracing::info!(?drain_delay, ?drain_quiet, "not ready, accepting still");
         let ended = self.serve(state.wait_drain_delay()).await;
         let reason = match &ended {
-            Ended::Stop => "stopped",
+            Ended::Stop | Ended::Replaced(_) => "stopped",
             Ended::Over(DelayEnd::Elapsed) => "elapsed",
             Ended::Over(DelayEnd::Quiet) => "quiet",
             Ended::Over(DelayEnd::Successor) => "successor",
@@ -205,9 +287,26 @@ impl MainLoop<'_> {
     }
 }
 
-async fn next_request(
-    requests: &mut Option<mpsc::Receiver<reload::Request>>,
-) -> Option<reload::Request> {
+/// What has become of an upgrade.
+enum Upgraded {
+    Yes(Replaced),
+    No,
+    /// A stop was requested.
+    Stop,
+}
+
+impl Requests {
+    async fn next(&mut self) -> Option<ServerEvent> {
+        let Self { reloads, upgrades } = self;
+        tokio::select! {
+            Some(request) = next_of(reloads) => Some(ServerEvent::Reload(Some(request))),
+            Some(request) = next_of(upgrades) => Some(ServerEvent::Upgrade(request)),
+            else => None,
+        }
+    }
+}
+
+async fn next_of<T>(requests: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     requests.as_mut()?.recv().await
 }
 
@@ -231,9 +330,32 @@ async fn reload(
 }
 
 /// What may fail or take long comes first: no client connects to a port that is not served yet.
-async fn start(plan: Plan) -> Result<(Server, AdminListeners, Option<SocketFile>), String> {
-    let failed = |errors: StartErrors| errors.to_string();
-    let prepared = Prepared::new(plan).await.map_err(failed)?;
+async fn start(plan: Plan) -> Result<Started, String> {
+    let predecessor = take_over::predecessor().map_err(|e| format!("error: {e}\n"))?;
+    let Some(mut predecessor) = predecessor else {
+        return start_first(plan).await;
+    };
+    match start_successor(plan, &mut predecessor).await {
+        Ok((mut server, mut doors)) => {
+            let previous = server.take_over(predecessor).await;
+            let previous = previous.map_err(|e| format!("error: {e}\n"))?;
+            doors.adopt_file();
+            Ok(Started {
+                server,
+                doors,
+                previous: Some(previous),
+            })
+        }
+        Err(why) => {
+            predecessor.refuse(&why).await;
+            Err(why)
+        }
+    }
+}
+
+/// A start that replaces no running process.
+async fn start_first(plan: Plan) -> Result<Started, String> {
+    let prepared = Prepared::new(plan).await.map_err(|e| e.to_string())?;
     let socket = prepared.plan.admin.as_ref().and_then(|a| a.socket.clone());
     if let Some(socket) = socket {
         let request = move || client::request_release(socket);
@@ -242,40 +364,28 @@ async fn start(plan: Plan) -> Result<(Server, AdminListeners, Option<SocketFile>
             tracing::info!("a process that drains has given up its addresses");
         }
     }
-    let (doors, file) = admin_doors(prepared.plan.admin.as_ref())
-        .await
-        .map_err(|why| format!("error: admin: {why}\n"))?;
-    let server = Server::start(prepared).await.map_err(failed)?;
-    Ok((server, doors, file))
+    let doors = Doors::bind(prepared.plan.admin.as_ref(), None).await?;
+    let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
+    Ok(Started {
+        server,
+        doors,
+        previous: None,
+    })
 }
 
-/// Every way to the admin side, with its address.
-type AdminListeners = Vec<(AdminListener, String)>;
-
-/// The ways to the admin side, and the file of the socket, which stays until the end: an operator
-/// may want to see how the last sessions go.
-async fn admin_doors(
-    plan: Option<&plan::Admin>,
-) -> Result<(AdminListeners, Option<SocketFile>), String> {
-    let mut doors = Vec::new();
-    if let Some(listen) = plan.and_then(|admin| admin.listen) {
-        if !has_interface(listen) {
-            return Err("`listen`: this machine has no such network interface".to_owned());
-        }
-        let bound = tokio::net::TcpListener::bind(listen).await;
-        let listener = bound.map_err(|e| format!("cannot listen on {listen}: {e}"))?;
-        let address = listener.local_addr().unwrap_or(listen);
-        doors.push((AdminListener::Tcp(listener), address.to_string()));
-    }
-    let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) else {
-        return Ok((doors, None));
-    };
-    let (listener, file) = admin::listen(path).await.map_err(|e| e.to_string())?;
-    doors.push((
-        AdminListener::Unix(listener),
-        format!("unix:{}", path.display()),
-    ));
-    Ok((doors, Some(file)))
+/// Everything but accepting, which the old process still does.
+async fn start_successor(
+    plan: Plan,
+    predecessor: &mut Predecessor,
+) -> Result<(Server, Doors), String> {
+    let inheritance = predecessor.receive(&plan).await;
+    let inheritance = inheritance.map_err(|e| format!("error: {e}\n"))?;
+    let prepared = Prepared::with_inheritance(plan, inheritance).await;
+    let prepared = prepared.map_err(|e| e.to_string())?;
+    let admin = prepared.plan.admin.clone();
+    let doors = Doors::bind(admin.as_ref(), Some(predecessor)).await?;
+    let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
+    Ok((server, doors))
 }
 
 enum ServerEvent {
@@ -283,7 +393,7 @@ enum ServerEvent {
     ReopenLogs,
     /// With the request of a client, or by HUP.
     Reload(Option<reload::Request>),
-    NotYet(&'static str),
+    Upgrade(upgrade::Request),
 }
 
 struct Signals {
@@ -319,7 +429,9 @@ impl Signals {
             _ = self.int.recv() => ServerEvent::Stop,
             _ = self.usr1.recv() => ServerEvent::ReopenLogs,
             _ = self.hup.recv() => ServerEvent::Reload(None),
-            _ = self.usr2.recv() => ServerEvent::NotYet("USR2: upgrade"),
+            _ = self.usr2.recv() => {
+                ServerEvent::Upgrade(upgrade::Request::new(upgrade::Order::default()).0)
+            }
         }
     }
 }

@@ -57,7 +57,7 @@ fn text(status: &response::Status) -> String {
     let p = &status.process;
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
     let mut out = format!(
-        "tembuku {}: {}, pid {}, up {}, {}, configuration {}\n\n",
+        "tembuku {}: {}, pid {}, up {}, {}, configuration {}\n",
         clean(&p.version),
         clean(&p.state),
         p.pid,
@@ -71,6 +71,16 @@ fn text(status: &response::Status) -> String {
         ),
         clean(&p.config_hash),
     );
+    if let Some(previous) = &p.previous {
+        out += &format!(
+            "previous: pid {}, {} connections, {} flows, since {}\n",
+            previous.pid,
+            previous.connections,
+            previous.flows,
+            clean(&previous.since)
+        );
+    }
+    out.push('\n');
     let mut rows = vec![Row::of(
         ["listener", "protocol", "upstream"],
         ["sessions", "accepted", "received", "sent"],
@@ -175,7 +185,8 @@ mod tests {
         let status = json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 3725,
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
-                "config_hash": "0123456789abcdef" },
+                "config_hash": "0123456789abcdef",
+                "previous": { "pid": 6, "since": "T0", "connections": 3, "flows": 2 } },
             "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
                 "upstream": "redis", "connections": 5, "removed": false, "older_plan": 2, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7, "errors_total": 0 },
                 { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
@@ -199,6 +210,7 @@ mod tests {
         });
         let expected = "\
 tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration 0123456789abcdef
+previous: pid 6, 3 connections, 2 flows, since T0
 
 listener  protocol  upstream     sessions  accepted  received     sent  address
 cache     tcp       redis     5 (2 older)     12345   1.5 KiB      7 B  0.0.0.0:6379, unix:/x

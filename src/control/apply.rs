@@ -1,6 +1,7 @@
 //! Puts plans into effect: creates, keeps and removes listeners, upstreams and their tasks, each by
 //! its name. A start is the change from a plan without any.
 
+mod copies;
 mod datagrams;
 mod listener;
 mod listeners;
@@ -13,17 +14,19 @@ mod upstream;
 use super::{
     Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
     journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
+    upgrade::inheritance::Inheritance,
 };
 use crate::{
     config,
     control::budget::{self, Budget, Facts},
+    handover::pools::PoolRecord,
     plan::{
         self, Plan,
         diff::{Change, diff, reachable},
         reason::CloseReason,
     },
     proxy::{tcp, udp},
-    runtime::heartbeat::Pulse,
+    runtime::{heartbeat::Pulse, time},
     session::{
         registry::{Descriptors, Sessions},
         service::Process,
@@ -41,6 +44,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -60,6 +64,8 @@ pub(super) struct Runtime {
     pub(super) manager: ServiceManager,
     /// The names of the sockets that the service manager keeps.
     stored: BTreeSet<String>,
+    /// Copies of sockets that it is to keep, once this process is its main one.
+    unstored: Vec<(String, Vec<OwnedFd>)>,
     descriptors: Arc<Descriptors>,
     /// Of flows, over all workers.
     sockets: Arc<FlowSockets>,
@@ -79,6 +85,10 @@ pub(super) struct Runtime {
     closing: Vec<(String, DatagramSockets)>,
     /// The addresses of all UDP sockets.
     own: Arc<udp::OwnAddresses>,
+    /// Listeners do not accept, whatever the verdicts: another process does.
+    is_held: bool,
+    /// The numbers of the sockets that were handed over and that no listener has.
+    pub(super) unused: Vec<u64>,
 }
 
 /// How long workers are waited for.
@@ -92,7 +102,7 @@ struct Workers {
     connections: Vec<tcp::Worker>,
     /// As many, once there is a UDP listener.
     datagrams: Vec<udp::Worker>,
-    /// From here the milliseconds of flows are counted.
+    /// Where the milliseconds of sessions are counted from.
     epoch: Instant,
 }
 
@@ -138,10 +148,7 @@ impl Runtime {
             log,
             ..
         } = &prepared.plan;
-        let workers = match process.workers {
-            0 => sys::limits::cpus(),
-            n => n,
-        };
+        let workers = worker_count(process);
         // Before any socket is bound: a range of ports may need more than the soft limit allows.
         let descriptors = sys::limits::raise_descriptors();
         let facts = Facts {
@@ -155,7 +162,7 @@ impl Runtime {
         // A thread for datagrams beside each for connections.
         let shards = workers * 2;
         let exporter = Exporter::new(shards);
-        let epoch = Instant::now();
+        let epoch = time::epoch();
         let process_state = Process {
             metrics: Arc::new(exporter.process()),
             sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors, epoch)),
@@ -188,9 +195,13 @@ impl Runtime {
             },
             process: Arc::new(process_state),
             open_logs: OpenLogs::default(),
-            journal: Arc::default(),
+            journal: Arc::new(match &prepared.inheritance {
+                Some(inheritance) => Journal::resume(&inheritance.journal),
+                None => Journal::default(),
+            }),
             manager: ServiceManager::from_environment(),
             stored: BTreeSet::new(),
+            unstored: Vec::new(),
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
             upstreams: BTreeMap::new(),
@@ -199,20 +210,31 @@ impl Runtime {
             listeners: BTreeMap::new(),
             closing: Vec::new(),
             own: Arc::new(udp::OwnAddresses::new([], is_local)),
+            is_held: prepared.inheritance.is_some(),
+            unused: Vec::new(),
         })
     }
 
     /// Puts the plan into effect, or changes nothing and returns what is in the way. Returns the
     /// differences to the plan before; what needs an upgrade is not in effect.
-    pub(super) async fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, StartErrors> {
+    pub(super) async fn apply(
+        &mut self,
+        mut prepared: Prepared,
+    ) -> Result<Vec<Change>, StartErrors> {
         let changes = diff(&self.plan, &prepared.plan);
         let plan = reachable(&self.plan, &prepared.plan);
         self.closing.retain(|(_, sockets)| sockets.is_open());
-        let (bound, kept) = self.bind(&plan, &prepared).await?;
+        let Inheritance {
+            sockets: handed,
+            pools,
+            ..
+        } = prepared.inheritance.take().unwrap_or_default();
+        let (bound, kept) = self.bind(&plan, &prepared, handed).await?;
         if budget::count_udp(&plan) > 0 {
             self.start_datagram_workers().map_err(StartError::Thread)?;
         }
         // Nothing fails from here on.
+        self.unused = bound.unused.clone();
         self.store_sockets(&bound).await;
         self.plan = plan;
         self.open_logs = prepared.open_logs;
@@ -222,7 +244,7 @@ impl Runtime {
         if self.listeners.is_empty() {
             log_start(&self.plan, self.facts, &budget);
         }
-        self.apply_upstreams(prepared.upstreams);
+        self.apply_upstreams(prepared.upstreams, &pools);
         let (closing, gone) = self.apply_listeners(bound, kept, &budget);
         self.remove_from_store().await;
         self.accept_due(Instant::now());
@@ -235,13 +257,21 @@ impl Runtime {
     }
 
     /// Creates and changes upstreams, also one that was removed and has sessions. Those that are
-    /// gone are removed after their listeners.
-    fn apply_upstreams(&mut self, mut inputs: BTreeMap<String, UpstreamInputs>) {
+    /// gone are removed after their listeners. `handed`: what another process knows of them.
+    fn apply_upstreams(
+        &mut self,
+        mut inputs: BTreeMap<String, UpstreamInputs>,
+        handed: &[PoolRecord],
+    ) {
         for plan in &self.plan.upstreams {
             let inputs = inputs.remove(&plan.name).unwrap_or_default();
             let known = self.upstreams.remove(&plan.name);
             let upstream = match known.or_else(|| self.removed.take(&plan.name)) {
-                None => UpstreamRuntime::start(plan, inputs, self),
+                None => {
+                    let mut handed = handed.iter();
+                    let handed = handed.find(|pool| pool.upstream == plan.name);
+                    UpstreamRuntime::start(plan, inputs, handed, self)
+                }
                 Some(upstream) if upstream.plan == *plan => {
                     upstream.renew(inputs.credentials);
                     upstream
@@ -315,10 +345,33 @@ impl Runtime {
 
     /// Begins to accept on the listeners whose upstreams have first verdicts.
     pub(super) fn accept_due(&mut self, now: Instant) {
+        if self.is_held {
+            return;
+        }
         let own = &self.own;
         for listener in self.listeners.values_mut().filter(|l| l.is_due(now)) {
             listener.serve(own, &self.workers, &self.tasks);
         }
+    }
+
+    /// Whether another process accepts still.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Whether all listeners would begin to accept, were they not held.
+    pub(super) fn is_checked(&self, now: Instant) -> bool {
+        let mut waiting = self.listeners.values().filter(|l| l.is_waiting());
+        waiting.all(|listener| listener.may_accept(now))
+    }
+
+    /// Lets listeners accept, which were held.
+    pub(super) fn begin_accepting(&mut self) {
+        self.is_held = false;
+        for listener in self.listeners.values_mut() {
+            listener.adopt_files();
+        }
+        self.accept_due(Instant::now());
     }
 
     pub(super) fn pending_listeners(&self) -> usize {
@@ -436,6 +489,14 @@ impl Runtime {
             .into_values()
             .for_each(UpstreamRuntime::finish);
         self.removed.finish();
+    }
+}
+
+/// How many threads carry connections.
+pub(in crate::control) fn worker_count(process: &plan::Process) -> usize {
+    match process.workers {
+        0 => sys::limits::cpus(),
+        n => n,
     }
 }
 

@@ -205,7 +205,7 @@ impl Lifecycle {
 
 fn log(entry: &Entry, transition: &Transition) {
     let (upstream, backend, address) = (&entry.upstream, &entry.backend, &entry.address);
-    let (from, to, reason) = (&*entry.from, &*entry.to, entry.reason);
+    let (from, to, reason) = (&*entry.from, &*entry.to, &*entry.reason);
     let transcript = entry.transcript.as_deref().unwrap_or_default();
     let doubt_seconds = seconds(transition.doubted_for);
     match &transition.cause {

@@ -1,6 +1,6 @@
 //! Binds the sockets that a plan needs, all or none.
 
-use super::inherited::Inherited;
+use super::inherited::{HandedSocket, Inherited, Taken, Wanted};
 use crate::{
     plan::{self, Addr, Listener},
     proxy::{
@@ -38,12 +38,16 @@ pub(super) struct Listening<S> {
     pub(super) bound: Addr,
     pub(super) sockets: Vec<S>,
     pub(super) file: Option<SocketFile>,
+    /// Whether its file is still that of the process that this one replaces.
+    pub(super) is_file_handed: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Bound {
     pub(super) streams: Vec<Listening<Socket>>,
     pub(super) datagrams: Vec<Listening<Port>>,
+    /// The numbers of the sockets that were handed over and that no address has.
+    pub(super) unused: Vec<u64>,
 }
 
 /// Why an address cannot be listened on.
@@ -66,10 +70,12 @@ pub enum BindError {
 const BUFFER: usize = 4 << 20;
 
 /// Binds all addresses or none, on another thread: the folder of a unix socket may be one that
-/// hangs. `held`: what this process listens on already.
+/// hangs. `held`: what this process listens on already; `handed`: what it gets from the process
+/// that it replaces.
 pub(super) async fn bind_all(
     requests: Vec<Request>,
     held: Vec<SocketAddr>,
+    handed: Vec<HandedSocket>,
     workers: usize,
 ) -> Result<Bound, Vec<BindError>> {
     let unix = requests.iter().filter_map(|request| match request.addr {
@@ -77,7 +83,7 @@ pub(super) async fn bind_all(
         Addr::Tcp(_) => None,
     });
     let addrs: Vec<(String, Addr)> = unix.collect();
-    let bind = move || bind_requests(&requests, &held, workers);
+    let bind = move || bind_requests(&requests, &held, handed, workers);
     let bound = blocking::call(blocking::LIMIT, bind).await;
     bound.unwrap_or_else(|source| Err(vec![BindError::Unfinished { addrs, source }]))
 }
@@ -85,16 +91,16 @@ pub(super) async fn bind_all(
 fn bind_requests(
     requests: &[Request],
     held: &[SocketAddr],
+    handed: Vec<HandedSocket>,
     workers: usize,
 ) -> Result<Bound, Vec<BindError>> {
-    let mut inherited = Inherited::take();
-    let wanted = requests.iter().map(|r| (&r.addr, r.listener.protocol));
-    inherited.close_others(wanted);
+    let mut inherited = Inherited::take(handed);
+    inherited.close_others(requests.iter().map(Request::wanted));
     // SO_REUSEPORT, with which the workers share an address, would let two processes share it as
     // well, each with half of the clients. So whether another process listens there is looked at
     // first; for all before the first bind, or own wildcard addresses would be in the way.
     let probed = requests.iter().filter_map(|request| match &request.addr {
-        addr if inherited.has(addr, request.listener.protocol) => None,
+        _ if inherited.has(request.wanted()) => None,
         Addr::Tcp(address) => {
             let error = probe(&request.listener, *address, held).err()?;
             Some(request.error(error))
@@ -107,8 +113,8 @@ fn bind_requests(
         if !errors.is_empty() {
             break;
         }
-        let taken = inherited.take_for(&request.addr, request.listener.protocol, workers);
-        let result = taken.and_then(|sockets| bind(request, sockets, workers, &mut bound));
+        let taken = inherited.take_for(request.wanted(), workers);
+        let result = taken.and_then(|taken| bind(request, taken, workers, &mut bound));
         if let Err(error) = result {
             errors.push(request.error(error));
         }
@@ -117,6 +123,7 @@ fn bind_requests(
     if errors.is_empty() {
         errors.extend(listen_all(requests, &bound));
     }
+    bound.unused = inherited.unused();
     match errors.is_empty() {
         true => Ok(bound),
         false => Err(errors),
@@ -141,6 +148,14 @@ fn listen_all(requests: &[Request], bound: &Bound) -> Vec<BindError> {
 }
 
 impl Request {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            listener: &self.listener.name,
+            addr: &self.addr,
+            protocol: self.listener.protocol,
+        }
+    }
+
     fn error(&self, source: io::Error) -> BindError {
         BindError::Address {
             listener: self.listener.name.clone(),
@@ -207,37 +222,29 @@ fn probe(listener: &Listener, address: SocketAddr, held: &[SocketAddr]) -> io::R
     socket.bind(&address.into())
 }
 
-/// `sockets`: those of the address that there are already.
-fn bind(
-    request: &Request,
-    sockets: Vec<socket2::Socket>,
-    workers: usize,
-    bound: &mut Bound,
-) -> io::Result<()> {
+/// `taken`: the sockets of the address that there are already.
+fn bind(request: &Request, taken: Taken, workers: usize, bound: &mut Bound) -> io::Result<()> {
     let Request { listener, addr, .. } = request;
     match (addr, listener.protocol) {
         (Addr::Tcp(address), plan::Protocol::Tcp) => {
-            let (sockets, address) = bind_tcp(listener, *address, sockets, workers)?;
+            let (sockets, address) = bind_tcp(listener, *address, taken, workers)?;
             bound.streams.push(request.listening(address, sockets));
         }
         (Addr::Tcp(address), plan::Protocol::Udp(_)) => {
-            let (sockets, address) = bind_udp(listener, *address, sockets, workers)?;
+            let (sockets, address) = bind_udp(listener, *address, taken, workers)?;
             bound.datagrams.push(request.listening(address, sockets));
         }
         (Addr::Unix(path), _) => {
-            let (sockets, file) = bind_unix(
-                listener,
-                &request.rights,
-                path,
-                sockets.into_iter().next(),
-                workers,
-            )?;
+            let is_file_handed = taken.owns_file;
+            let first = taken.sockets.into_iter().next();
+            let (sockets, file) = bind_unix(listener, &request.rights, path, first, workers)?;
             bound.streams.push(Listening {
                 listener: listener.name.clone(),
                 configured: addr.clone(),
                 bound: addr.clone(),
                 sockets,
                 file,
+                is_file_handed,
             });
         }
     }
@@ -252,6 +259,7 @@ impl Request {
             bound: Addr::Tcp(address),
             sockets,
             file: None,
+            is_file_handed: false,
         }
     }
 }
@@ -259,14 +267,16 @@ impl Request {
 fn bind_tcp(
     listener: &Listener,
     mut address: SocketAddr,
-    inherited: Vec<socket2::Socket>,
+    taken: Taken,
     workers: usize,
 ) -> io::Result<(Vec<Socket>, SocketAddr)> {
-    let mut sockets = Vec::with_capacity(workers);
-    let mut inherited = inherited.into_iter();
+    // Each has a queue with clients: none is closed, also where there are more than workers.
+    let count = workers.max(taken.sockets.len());
+    let mut sockets = Vec::with_capacity(count);
+    let mut inherited = taken.sockets.into_iter();
     let shared = inherited.as_slice().first().map(socket2::Socket::try_clone);
     let shared = shared.transpose()?;
-    for _ in 0..workers {
+    for _ in 0..count {
         let socket = match (inherited.next(), &shared) {
             (Some(socket), _) => socket,
             // Without SO_REUSEPORT, or of another user, no second socket can be bound: then the
@@ -296,16 +306,21 @@ fn bind_tcp_socket(listener: &Listener, address: SocketAddr) -> io::Result<socke
 fn bind_udp(
     listener: &Listener,
     mut address: SocketAddr,
-    inherited: Vec<socket2::Socket>,
+    taken: Taken,
     workers: usize,
 ) -> io::Result<(Vec<Port>, SocketAddr)> {
     let users = Arc::<PortUsers>::default();
     let open = TaskTracker::new();
     open.close();
-    let mut sockets = Vec::with_capacity(workers);
-    let is_inherited = !inherited.is_empty();
-    let mut inherited = inherited.into_iter();
-    for _ in 0..workers {
+    // With another number of sockets the kernel would assign the flows of all anew.
+    let count = match taken.are_handed {
+        true => taken.sockets.len(),
+        false => workers,
+    };
+    let mut sockets = Vec::with_capacity(count);
+    let is_inherited = !taken.sockets.is_empty();
+    let mut inherited = taken.sockets.into_iter();
+    for _ in 0..count {
         let socket = match inherited.next() {
             Some(socket) => socket,
             None => bind_udp_socket(listener, address).map_err(|error| match is_inherited {
@@ -396,7 +411,7 @@ fn bind_unix(
 ) -> io::Result<(Vec<Socket>, Option<SocketFile>)> {
     let backlog = i32::try_from(listener.backlog).unwrap_or(i32::MAX);
     let (first, file) = match inherited {
-        // Its file belongs to the service manager.
+        // Its file belongs to the service manager, or to another process still.
         Some(socket) => {
             socket.listen(backlog)?;
             (UnixListener::from(OwnedFd::from(socket)), None)

@@ -196,7 +196,11 @@ impl AddressChecks {
             fall: check.fall,
         };
         let min_interval = MIN_INTERVAL.min(check.fast_interval);
-        let mut judge = Judge::new(rule, checks.pool.own_verdict(&self.backend));
+        let verdict = checks.pool.own_verdict(&self.backend);
+        let mut judge = match checks.pool.take_handed_progress(&self.backend) {
+            Some(progress) => Judge::resume(rule, verdict, progress),
+            None => Judge::new(rule, verdict),
+        };
         let mut renewals = checks.renewals.load(Relaxed);
         let mut probe = checks.probe(&self.backend);
         tokio::time::sleep(schedule.first(self.chance.draw())).await;
@@ -257,6 +261,7 @@ impl AddressChecks {
             finding: report.finding,
             transcript: report.transcript,
         };
+        checks.pool.note_progress(&self.backend, judge.progress());
         let any_well = checks.pool.checked(&self.backend, checked, change, now);
         checks.shared.checked.notify_one();
         if let Some(change) = change {

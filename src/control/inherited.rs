@@ -1,30 +1,59 @@
-//! Listening sockets that the service manager has passed to this process. A start takes them
-//! instead of binding their addresses, with the clients that wait in their queues.
+//! Listening sockets that were passed to this process, by the service manager or by the process
+//! that it replaces. A start takes them instead of binding their addresses, with the clients that
+//! wait in their queues.
 
 use crate::{
+    handover::listeners::{self, ListeningRecord},
     plan::{Addr, Protocol},
     sys::passed::{self, Kind, Passed},
 };
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, os::fd::OwnedFd};
+
+/// A listening socket of the process that this one replaces.
+pub(in crate::control) struct HandedSocket {
+    pub(in crate::control) record: ListeningRecord,
+    /// Where it stood among all that were handed over.
+    pub(in crate::control) number: u64,
+    pub(in crate::control) socket: OwnedFd,
+}
 
 /// Those that no listener has taken.
-pub(super) struct Inherited(Vec<Passed>);
+pub(super) struct Inherited {
+    passed: Vec<Passed>,
+    handed: Vec<HandedSocket>,
+}
+
+/// The sockets that an address gets.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) sockets: Vec<socket2::Socket>,
+    /// From the process that this one replaces: they are all that the address is to have.
+    pub(super) are_handed: bool,
+    /// That process has made the file of the unix socket.
+    pub(super) owns_file: bool,
+}
+
+/// An address of a listener.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) listener: &'a str,
+    pub(super) addr: &'a Addr,
+    pub(super) protocol: Protocol,
+}
 
 impl Inherited {
-    /// All that were passed. There are none the second time.
-    pub(super) fn take() -> Self {
-        Self(passed::take())
+    /// All that were passed: there are none of the service manager the second time.
+    pub(super) fn take(handed: Vec<HandedSocket>) -> Self {
+        Self {
+            passed: passed::take(),
+            handed,
+        }
     }
 
     /// Closes, and logs, what is of none of these addresses.
-    pub(super) fn close_others<'a>(
-        &mut self,
-        wanted: impl Iterator<Item = (&'a Addr, Protocol)> + Clone,
-    ) {
-        self.0.retain(|passed| {
-            let is_wanted = wanted
-                .clone()
-                .any(|(addr, protocol)| is_at(passed, addr, protocol));
+    pub(super) fn close_others<'a>(&mut self, wanted: impl Iterator<Item = Wanted<'a>> + Clone) {
+        self.passed.retain(|passed| {
+            let is_wanted = wanted.clone().any(|wanted| is_at(passed, wanted));
             if !is_wanted {
                 let Passed { name, kind, .. } = passed;
                 let socket = kind
@@ -36,20 +65,26 @@ impl Inherited {
         });
     }
 
-    /// The sockets of this address, at most `most`; what is left is closed and logged.
-    pub(super) fn take_for(
-        &mut self,
-        addr: &Addr,
-        protocol: Protocol,
-        most: usize,
-    ) -> io::Result<Vec<socket2::Socket>> {
-        let found = self
-            .0
-            .extract_if(.., |passed| is_at(passed, addr, protocol));
+    /// The sockets of this address, of the service manager at most `most`; what is left of those is
+    /// closed and logged.
+    pub(super) fn take_for(&mut self, wanted: Wanted<'_>, most: usize) -> io::Result<Taken> {
+        let handed = self.handed.extract_if(.., |handed| is_of(handed, wanted));
+        let handed: Vec<HandedSocket> = handed.collect();
+        if !handed.is_empty() {
+            let owns_file = handed.iter().any(|handed| handed.record.owns_file);
+            let sockets = handed.into_iter().map(|handed| handed.socket.into());
+            return Ok(Taken {
+                sockets: sockets.collect(),
+                are_handed: true,
+                owns_file,
+            });
+        }
+        let found = self.passed.extract_if(.., |passed| is_at(passed, wanted));
         let mut found: Vec<Passed> = found.collect();
         if found.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Taken::default());
         }
+        let addr = wanted.addr;
         let left = found.split_off(most.min(found.len())).len();
         let taken = found.len();
         tracing::info!(%addr, sockets = taken, "taking over sockets that were passed");
@@ -70,16 +105,46 @@ impl Inherited {
             }
             Ok(socket)
         });
-        sockets.collect()
+        Ok(Taken {
+            sockets: sockets.collect::<io::Result<_>>()?,
+            are_handed: false,
+            owns_file: false,
+        })
     }
 
-    pub(super) fn has(&self, addr: &Addr, protocol: Protocol) -> bool {
-        self.0.iter().any(|passed| is_at(passed, addr, protocol))
+    pub(super) fn has(&self, wanted: Wanted<'_>) -> bool {
+        self.passed.iter().any(|passed| is_at(passed, wanted))
+            || self.handed.iter().any(|handed| is_of(handed, wanted))
+    }
+
+    /// The handed sockets that no address has taken.
+    pub(super) fn unused(&self) -> Vec<u64> {
+        self.handed.iter().map(|handed| handed.number).collect()
     }
 }
 
-fn is_at(passed: &Passed, addr: &Addr, protocol: Protocol) -> bool {
-    match (&passed.kind, addr, protocol) {
+/// Whether a socket goes on at this address: under another name of the listener only where the
+/// address says which socket it is.
+fn is_of(handed: &HandedSocket, wanted: Wanted<'_>) -> bool {
+    let ListeningRecord {
+        listener,
+        configured,
+        protocol,
+        ..
+    } = &handed.record;
+    let is_same_protocol = match protocol {
+        listeners::Protocol::Stream => wanted.protocol == Protocol::Tcp,
+        listeners::Protocol::Datagram => matches!(wanted.protocol, Protocol::Udp(_)),
+        listeners::Protocol::Admin => false,
+    };
+    let is_any_port = matches!(wanted.addr, Addr::Tcp(address) if address.port() == 0);
+    is_same_protocol
+        && *configured == wanted.addr.to_string()
+        && (listener == wanted.listener || !is_any_port)
+}
+
+fn is_at(passed: &Passed, wanted: Wanted<'_>) -> bool {
+    match (&passed.kind, wanted.addr, wanted.protocol) {
         (Some(Kind::Stream(at)), Addr::Tcp(address), Protocol::Tcp)
         | (Some(Kind::Datagram(at)), Addr::Tcp(address), Protocol::Udp(_)) => at == address,
         (Some(Kind::Unix(at)), Addr::Unix(path), _) => at == path,

@@ -1,14 +1,16 @@
 //! The last changes of backends' states, for operators.
 
 use crate::{
+    handover::journal::JournalRecord,
     plan::reason::BackendState,
     upstream::{
         backend::Backend,
         pool::{Transition, WeightSet},
     },
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fmt,
     str::FromStr,
@@ -20,7 +22,7 @@ use tokio::sync::watch;
 /// Older ones are in the log.
 const MOST: usize = 256;
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
     /// Counts the events of the process.
     pub number: u64,
@@ -28,7 +30,7 @@ pub struct Event {
     pub revision: u64,
     /// What has changed: "state", "weight", or "role_fallback", whether primaries are used because
     /// no replica is up.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     pub time: String,
     pub upstream: String,
     pub backend: String,
@@ -36,7 +38,7 @@ pub struct Event {
     pub address: String,
     pub from: String,
     pub to: String,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// What the check saw, or what else there is to know; `None` for other causes.
     pub transcript: Option<String>,
     /// From the first doubt to the verdict.
@@ -117,7 +119,7 @@ impl Event {
     pub(super) fn of_weight(upstream: &str, set: &WeightSet) -> Self {
         let in_file = format!("{} in the file", set.in_file);
         Self {
-            kind: "weight",
+            kind: "weight".into(),
             from: set.from.to_string(),
             to: set.to.to_string(),
             transcript: set.is_by_operator.then_some(in_file),
@@ -135,7 +137,7 @@ impl Event {
     ) -> Self {
         let words = |is_on| if is_on { "on" } else { "off" }.to_owned();
         Self {
-            kind: "role_fallback",
+            kind: "role_fallback".into(),
             address: to.map_or_else(String::new, |backend| backend.addr.to_string()),
             from: words(to.is_none()),
             to: words(to.is_some()),
@@ -155,14 +157,14 @@ impl Event {
         Self {
             number: 0,
             revision: 0,
-            kind: "state",
+            kind: "state".into(),
             time: humantime::format_rfc3339_millis(time).to_string(),
             upstream: upstream.to_owned(),
             backend: backend.to_owned(),
             address: backend.to_owned(),
             from: String::new(),
             to: String::new(),
-            reason,
+            reason: reason.into(),
             transcript: None,
             doubt_seconds: 0.0,
             sessions: 0,
@@ -190,6 +192,44 @@ impl Default for Journal {
 }
 
 impl Journal {
+    /// Goes on with that of another process. What is not understood of it is left out.
+    pub(super) fn resume(record: &JournalRecord) -> Self {
+        let parse = |text: &String| serde_json::from_str(text).ok();
+        let events: Option<VecDeque<Event>> = record.events.iter().map(parse).collect();
+        let book = match events {
+            Some(events) => Book {
+                events,
+                first: record.first,
+                revision: record.revision,
+            },
+            // Their numbers go on.
+            None => Book {
+                events: VecDeque::new(),
+                first: record.first + record.events.len() as u64,
+                revision: record.revision,
+            },
+        };
+        Self {
+            revision: watch::Sender::new(book.revision),
+            book: Mutex::new(book),
+            begun: record.begun,
+        }
+    }
+
+    /// All of it, for another process.
+    pub(super) fn to_record(&self) -> JournalRecord {
+        let book = self.book();
+        let events = book.events.iter();
+        JournalRecord {
+            begun: self.begun,
+            first: book.first,
+            revision: book.revision,
+            events: events
+                .map(|event| serde_json::to_string(event).unwrap_or_default())
+                .collect(),
+        }
+    }
+
     /// Gives the event its number.
     pub(super) fn record(&self, mut event: Event) -> Number {
         let mut book = self.book();
@@ -345,6 +385,28 @@ mod tests {
         assert_eq!(read(&journal, &mut at), (vec![2, 0], 0));
         // As they happened, for a reader that begins.
         assert_eq!(read(&journal, &mut None), (vec![0, 1, 2], 0));
+    }
+
+    #[test]
+    fn a_reader_goes_on_in_the_journal_of_the_next_process() {
+        let old = Journal::default();
+        let mut at = None;
+        let first = old.record(event(0, "a"));
+        old.record(event(1, "b"));
+        read(&old, &mut at);
+        old.record(event(2, "c"));
+        old.add(first, |event| event.sessions = 7);
+        let record = old.to_record();
+        let new = Journal::resume(&record);
+        assert_eq!(new.to_record(), record);
+        assert_eq!(read(&new, &mut at), (vec![2, 0], 0));
+        new.record(event(3, "d"));
+        assert_eq!(read(&new, &mut at), (vec![3], 0));
+        let strange = JournalRecord {
+            events: vec!["{}".to_owned(); 3],
+            ..record
+        };
+        assert_eq!(read(&Journal::resume(&strange), &mut None), (vec![], 0));
     }
 
     #[test]

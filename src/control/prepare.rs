@@ -2,7 +2,10 @@
 //! names. All of it is there before any port is bound, or the result is everything that is wrong.
 //! None of it can hold up the event loop, and so no signal.
 
-use super::{StartError, StartErrors, View, interfaces, node, resolve, rights};
+use super::{
+    StartError, StartErrors, View, interfaces, node, resolve, rights,
+    upgrade::inheritance::Inheritance,
+};
 use crate::{
     control::{access_logs::OpenLogs, budget::count_udp},
     plan::{self, Addr, Plan, Tls},
@@ -30,6 +33,8 @@ pub struct Prepared {
     pub(super) resolver: resolve::Resolver,
     /// The listeners, and the rights of their unix sockets.
     pub(super) listeners: Vec<(plan::Listener, FileRights)>,
+    /// What the process has that this one replaces.
+    pub(super) inheritance: Option<Inheritance>,
 }
 
 /// What an upstream needs from outside.
@@ -45,10 +50,26 @@ impl Prepared {
     /// For a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
+        Self::for_start(plan, &resolve::KnownAddresses::new()).await
+    }
+
+    /// For a start with what another process has, which is ready still.
+    pub async fn with_inheritance(
+        plan: Plan,
+        inheritance: Inheritance,
+    ) -> Result<Self, StartErrors> {
+        let known = inheritance.addresses();
+        Ok(Self {
+            inheritance: Some(inheritance),
+            ..Self::for_start(plan, &known).await?
+        })
+    }
+
+    async fn for_start(plan: Plan, known: &resolve::KnownAddresses) -> Result<Self, StartErrors> {
         let for_logs = plan.clone();
-        let (access_logs, known) = (Arc::<AccessLogs>::default(), resolve::KnownAddresses::new());
+        let access_logs = Arc::<AccessLogs>::default();
         let opening = OpenLogs::open(&for_logs, &access_logs);
-        let prepared = Self::with_addresses(plan, &known);
+        let prepared = Self::with_addresses(plan, known);
         let (open_logs, prepared) = tokio::join!(opening, prepared);
         match (open_logs, prepared) {
             (Ok(open_logs), Ok(prepared)) => Ok(Self {
@@ -120,6 +141,7 @@ impl Prepared {
                     open_logs: OpenLogs::default(),
                     access_logs: Arc::default(),
                     resolver,
+                    inheritance: None,
                 })
             }
             (credentials, addresses, rights) => {

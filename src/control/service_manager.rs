@@ -34,12 +34,15 @@ impl ServiceManager {
     /// The sockets are bound; clients wait in their queues at least.
     pub async fn note_ready(&self, state: &State) {
         let listeners = state.view().listeners.len();
-        let noun = if listeners == 1 {
-            "listener"
-        } else {
-            "listeners"
-        };
-        let message = format!("READY=1\nSTATUS={listeners} {noun}");
+        let message = format!("READY=1\nSTATUS={}", count(listeners));
+        self.send(&message).await;
+    }
+
+    /// Another process has taken over, and is the main one from now on: it has to know that before
+    /// this one ends.
+    pub(super) async fn note_successor(&self, pid: u32, state: &State) {
+        let listeners = state.view().listeners.len();
+        let message = format!("MAINPID={pid}\nREADY=1\nSTATUS={}", count(listeners));
         self.send(&message).await;
     }
 
@@ -130,5 +133,12 @@ impl ServiceManager {
                 }
             }
         }
+    }
+}
+
+fn count(listeners: usize) -> String {
+    match listeners {
+        1 => "1 listener".to_owned(),
+        n => format!("{n} listeners"),
     }
 }

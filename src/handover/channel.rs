@@ -2,7 +2,7 @@
 //! goes in several; the descriptors are with the first.
 //!
 //! ```text
-//! magic: u32   kind: u16   version: u16   serial: u32   offset: u32   length: u32   part of the body
+//! magic: u32  kind: u16  version: u16  serial: u32  offset: u32  length: u32  part of the body
 //! ```
 //!
 //! Calls block, up to their deadline. That the other side has died is seen at once, as

@@ -10,4 +10,4 @@ mod wait;
 mod worker;
 
 pub use listener::{Binding, Socket, SocketId};
-pub use worker::{Order, Worker, spawn_worker};
+pub use worker::{Order, SocketCopy, Worker, spawn_worker};

@@ -21,7 +21,7 @@ mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
 pub use engine::{Worker, spawn_worker};
-pub use order::Order;
+pub use order::{Order, PortCopy};
 pub use port::{Port, PortUse, PortUsers};
 pub use token::MOST_LISTENERS;
 

@@ -92,7 +92,7 @@ impl Reactor {
             timer: TimerFd::create(),
             clock: Clock {
                 began,
-                now: Cell::new(began),
+                now: Cell::new(Instant::now()),
             },
             heartbeat: Arc::default(),
             failures: Throttle::new(began),

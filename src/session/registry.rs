@@ -76,6 +76,11 @@ impl Sessions {
         Ok(session)
     }
 
+    /// Sessions that begin from now on have ids from `next` on, at least.
+    pub fn reserve_ids(&self, next: u64) {
+        self.next_id.fetch_max(next, Ordering::Relaxed);
+    }
+
     pub fn remove(&self, session: &Session) {
         self.tables.at(session.shard.into()).remove(session.slot);
         match session.origin.kind {

@@ -10,6 +10,7 @@ mod families;
 mod figures;
 mod histogram;
 mod text;
+mod transfer;
 
 pub use count::{Counter, Sharded, Shown, set_shard};
 pub use export::Exporter;
@@ -18,6 +19,7 @@ pub use families::family_names;
 pub use families::render;
 pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures};
 pub use histogram::Histogram;
+pub use transfer::Transfer;
 
 use crate::plan::reason::{
     BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,

@@ -18,4 +18,4 @@ pub use finding::{Finding, Lag};
 pub use pace::Pace;
 pub use passive::{FailRule, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};
-pub use verdict::{Change, Judge, RiseFall, Verdict};
+pub use verdict::{Change, Judge, Progress, RiseFall, Runs, Verdict};

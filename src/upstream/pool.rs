@@ -14,6 +14,7 @@ mod endpoint_admission;
 mod event;
 mod flow;
 mod forecast;
+mod handed;
 mod line;
 mod locked;
 mod operator_weight;

@@ -134,4 +134,5 @@ mod udp_relay;
 mod udp_reply_source;
 mod udp_requests_nginx;
 mod unix_rights;
+mod upgrade;
 mod weights;

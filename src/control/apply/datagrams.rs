@@ -105,6 +105,12 @@ impl DatagramSockets {
         used.map(|address| address.bound)
     }
 
+    /// The same, each also as configured.
+    pub(super) fn configured(&self) -> impl Iterator<Item = (&Addr, SocketAddr)> {
+        let used = self.addresses.iter().filter(|a| a.in_use.is_some());
+        used.map(|address| (&address.configured, address.bound))
+    }
+
     /// Has these addresses and no others. Sockets of others are closed when their flows have ended.
     pub(super) fn change(&mut self, kept: Vec<Kept>, added: Vec<Listening<Port>>) {
         self.addresses
@@ -144,9 +150,16 @@ impl DatagramSockets {
         tasks: &TaskTracker,
     ) {
         let addresses: Vec<SocketAddr> = self.addresses().collect();
-        let mut waiting = std::mem::take(&mut self.waiting).into_iter();
-        for (n, worker) in workers.datagrams.iter().enumerate() {
-            let sockets = waiting.next().unwrap_or_default();
+        let waiting = std::mem::take(&mut self.waiting);
+        // There may be more sockets than workers, or fewer, when another process had as many.
+        let mut shares: Vec<Vec<Port>> = workers.datagrams.iter().map(|_| Vec::new()).collect();
+        for (n, sockets) in waiting.into_iter().enumerate() {
+            let worker = n % shares.len().max(1);
+            if let Some(share) = shares.get_mut(worker) {
+                share.extend(sockets);
+            }
+        }
+        for ((n, worker), sockets) in workers.datagrams.iter().enumerate().zip(shares) {
             worker.send(match self.is_serving {
                 true => Order::Update(Box::new(Update {
                     id: self.id,

@@ -151,6 +151,13 @@ impl ListenerRuntime {
         }
     }
 
+    /// The files of unix sockets are removed by this process from now on.
+    pub(super) fn adopt_files(&mut self) {
+        if let Sockets::Streams(sockets) = &mut self.sockets {
+            sockets.iter_mut().for_each(StreamSocket::adopt_file);
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.service.plan.name
     }
@@ -172,6 +179,11 @@ impl ListenerRuntime {
 
     pub(super) fn accept_deadline(&self) -> Option<Instant> {
         self.waiting.as_ref()?.deadline
+    }
+
+    /// Whether nothing that it waits for is missing now.
+    pub(super) fn may_accept(&self, now: Instant) -> bool {
+        self.release(now).is_some()
     }
 
     /// Whether it waits and may accept now.

@@ -13,6 +13,7 @@ use crate::{
         Prepared, StartError, StartErrors,
         bind::{Bound, Request, bind_all},
         budget::Budget,
+        inherited::HandedSocket,
     },
     plan::{Addr, Listener, Plan, Protocol},
     proxy::udp::{self, ListenerId, OwnAddresses},
@@ -86,6 +87,7 @@ impl Runtime {
         &self,
         plan: &Plan,
         prepared: &Prepared,
+        handed: Vec<HandedSocket>,
     ) -> Result<(Bound, BTreeMap<String, Vec<Kept>>), StartErrors> {
         let streams = distribute(self.stream_addrs(), |addr| addr, &of_kind(plan, false));
         let mut missing = streams.missing;
@@ -117,7 +119,7 @@ impl Runtime {
                 addr,
             })
         });
-        let bound = bind_all(requests.collect(), self.held(), self.facts.workers).await;
+        let bound = bind_all(requests.collect(), self.held(), handed, self.facts.workers).await;
         let bound = bound
             .map_err(|errors| StartErrors(errors.into_iter().map(StartError::Bind).collect()))?;
         self.change_rights(prepared).await?;

@@ -23,8 +23,25 @@ impl Runtime {
             (name("udp", &listening.bound), fds.collect())
         });
         for (name, fds) in streams.chain(datagrams) {
-            self.manager.store(&name, &fds).await;
+            if self.is_held {
+                // It takes nothing from this process yet.
+                let copies = fds.iter().map(|fd| fd.try_clone_to_owned());
+                self.unstored
+                    .push((name.clone(), copies.flatten().collect()));
+            } else {
+                self.manager.store(&name, &fds).await;
+            }
             self.stored.insert(name);
+        }
+    }
+
+    /// Gives it the sockets of a start that replaced another process; it keeps those that it has.
+    pub(in crate::control) async fn store_held_sockets(&mut self) {
+        for (name, sockets) in std::mem::take(&mut self.unstored) {
+            if self.stored.contains(&name) {
+                let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+                self.manager.store(&name, &fds).await;
+            }
         }
     }
 

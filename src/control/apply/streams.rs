@@ -34,6 +34,8 @@ pub(super) struct StreamSocket {
     pub(super) bound: Addr,
     id: SocketId,
     pub(super) file: Option<SocketFile>,
+    /// Whether its file is that of another process until this one has taken over.
+    is_file_handed: bool,
     /// Until the workers have them.
     waiting: Vec<Socket>,
     /// What accepted clients get.
@@ -50,10 +52,28 @@ impl StreamSocket {
             bound: listening.bound,
             id: SocketId(NEXT.fetch_add(1, Relaxed)),
             file: listening.file,
+            is_file_handed: listening.is_file_handed,
             waiting: listening.sockets,
             service: None,
             open: TaskTracker::new(),
         }
+    }
+
+    pub(super) fn id(&self) -> SocketId {
+        self.id
+    }
+
+    pub(super) fn adopt_file(&mut self) {
+        if let Addr::Unix(path) = &self.configured
+            && std::mem::take(&mut self.is_file_handed)
+        {
+            self.file = Some(SocketFile::adopt(path));
+        }
+    }
+
+    /// The sockets that the workers do not have yet.
+    pub(super) fn waiting(&self) -> &[Socket] {
+        &self.waiting
     }
 
     /// From now on accepted clients get this service.
@@ -71,7 +91,9 @@ impl StreamSocket {
                 worker.send(Order::Update(self.id, Arc::clone(service)));
             }
         }
-        for (worker, socket) in workers.connections.iter().zip(self.waiting.drain(..)) {
+        // There may be more sockets than workers, when another process had more.
+        let carriers = workers.connections.iter().cycle();
+        for (worker, socket) in carriers.zip(self.waiting.drain(..)) {
             worker.send(Order::Listen(Box::new(Binding {
                 id: self.id,
                 socket,

@@ -9,6 +9,7 @@ use crate::{
         prepare::UpstreamInputs,
         resolve,
     },
+    handover::pools::PoolRecord,
     plan::{Addr, Backend, Upstream},
     probe::CheckCredentials,
     upstream::pool::Pool,
@@ -35,7 +36,13 @@ struct Checker {
 }
 
 impl UpstreamRuntime {
-    pub(super) fn start(plan: &Upstream, inputs: UpstreamInputs, runtime: &Runtime) -> Self {
+    /// `handed`: what another process knows of it.
+    pub(super) fn start(
+        plan: &Upstream,
+        inputs: UpstreamInputs,
+        handed: Option<&PoolRecord>,
+        runtime: &Runtime,
+    ) -> Self {
         let exporter = &runtime.exporter;
         let metrics = exporter.upstream(&plan.name);
         let pool = Arc::new(Pool::new(
@@ -45,6 +52,9 @@ impl UpstreamRuntime {
             &inputs.addresses,
             Instant::now(),
         ));
+        if let Some(handed) = handed {
+            pool.take_over(handed, Instant::now());
+        }
         let shared = &runtime.checks;
         let sessions = &runtime.process.sessions;
         let draining = Draining::new(plan, sessions, &runtime.pace, &shared.stop);

@@ -9,7 +9,10 @@ use crate::{
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{Mutex, Notify};
@@ -21,6 +24,8 @@ pub(super) struct ReadyFile {
     /// What was written last.
     written: Mutex<Option<(PathBuf, bool)>>,
     failures: Throttle<1>,
+    /// Another process writes it.
+    is_given_up: AtomicBool,
     /// Something has changed that is to be written at once.
     pub(super) changed: Arc<Notify>,
 }
@@ -30,6 +35,7 @@ impl ReadyFile {
         Self {
             written: Mutex::default(),
             failures: Throttle::new(now),
+            is_given_up: AtomicBool::default(),
             changed: Arc::default(),
         }
     }
@@ -38,6 +44,9 @@ impl ReadyFile {
     /// answer is written after this one.
     async fn update(&self, path: Option<&Path>, is_ready: impl Fn() -> bool) {
         let mut written = self.written.lock().await;
+        if self.is_given_up.load(Relaxed) {
+            return;
+        }
         let wanted = path.map(|path| (path.to_owned(), is_ready()));
         if *written == wanted {
             return;
@@ -118,6 +127,17 @@ pub(in crate::control) async fn keep(state: Weak<State>) {
 }
 
 impl State {
+    /// Whether it is written by another process from now on, and not by this one.
+    pub(in crate::control) async fn give_up_ready_file(&self, is_given_up: bool) {
+        let file = &self.node.ready_file;
+        // Not while it is being written.
+        let mut written = file.written.lock().await;
+        file.is_given_up.store(is_given_up, Relaxed);
+        *written = None;
+        drop(written);
+        self.node.note_change();
+    }
+
     pub(super) async fn write_ready_file(&self, is_ready: bool) {
         let view = self.view();
         let path = view.plan.process.ready_file.as_deref();

@@ -2,7 +2,10 @@
 //! them.
 
 use crate::control::State;
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long it may take to give up the addresses.
@@ -18,6 +21,8 @@ pub(in crate::control) struct Successor {
     released: CancellationToken,
     /// What listens for the admin side.
     doors: TaskTracker,
+    /// Ends the doors that are open now.
+    doors_end: Mutex<CancellationToken>,
 }
 
 impl Successor {
@@ -62,12 +67,32 @@ impl State {
 
     /// Runs what listens for the admin side, until the address is to be given up.
     pub fn spawn_door(&self, serve: impl Future<Output = ()> + Send + 'static) {
-        let expected = self.node.successor.expected.clone();
-        self.node.successor.doors.spawn(async move {
+        let successor = &self.node.successor;
+        let expected = successor.expected.clone();
+        let end = successor.doors_end.lock();
+        let end = end.unwrap_or_else(PoisonError::into_inner).clone();
+        successor.doors.spawn(async move {
             tokio::select! {
                 () = serve => {}
                 () = expected.cancelled() => {}
+                () = end.cancelled() => {}
             }
         });
+    }
+
+    /// Listens for the admin side no more; doors may be spawned again.
+    pub(in crate::control) async fn close_doors(&self) {
+        let Successor {
+            doors, doors_end, ..
+        } = &self.node.successor;
+        {
+            let mut end = doors_end.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *end).cancel();
+        }
+        doors.close();
+        if tokio::time::timeout(CLOSE, doors.wait()).await.is_err() {
+            tracing::warn!("admin addresses were not closed in time");
+        }
+        doors.reopen();
     }
 }

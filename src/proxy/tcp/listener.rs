@@ -46,7 +46,7 @@ impl AsFd for Socket {
 }
 
 /// A listening socket of the process; those of one address on all workers have the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub u64);
 
 /// A socket of a listener on one worker.
@@ -83,11 +83,18 @@ pub(super) async fn listen(acceptor: Rc<Acceptor>, tasks: TaskTracker) {
     loop {
         let next = poll_fn(|cx| {
             if acceptor.stop.poll(cx).is_ready() {
+                if acceptor.stop.is_paused() {
+                    // The queue belongs to another process.
+                    return Poll::Ready(None);
+                }
                 // The event loop may not know yet of the connections that came last.
                 queued += 1;
                 let accepted = acceptor.accept_now();
                 let is_over = is_empty(&accepted) || queued > acceptor.most_queued();
                 return Poll::Ready(Some(accepted).filter(|_| !is_over));
+            }
+            if acceptor.stop.is_paused() {
+                return Poll::Pending;
             }
             let polled = acceptor.poll_accept();
             if polled.is_pending() {
@@ -233,6 +240,30 @@ impl Acceptor {
             _open: open,
         };
         (acceptor, alive)
+    }
+
+    /// Accepts nothing, until [`Self::resume`]: another process does.
+    pub(super) fn pause(&self) {
+        self.stop.pause();
+        self.socket.suspend();
+    }
+
+    /// The other process may have set options that its sockets share with these.
+    pub(super) fn resume(&self) {
+        let service = self.service();
+        if self.kind == Kind::Tcp {
+            set_options(&self.socket, &service.plan.socket);
+        }
+        let backlog = i32::try_from(service.plan.backlog).unwrap_or(i32::MAX);
+        if let Err(error) = rustix::net::listen(&self.socket, backlog) {
+            let listener = &service.plan.name;
+            tracing::warn!(%listener, %error, "cannot restore the backlog");
+        }
+        self.stop.resume();
+    }
+
+    pub(super) fn copy_socket(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
     }
 
     fn service(&self) -> Arc<Service> {

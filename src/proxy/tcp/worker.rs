@@ -6,7 +6,13 @@ use crate::{
     session::service::Service,
 };
 use ahash::AHashMap;
-use std::{io, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    time::Instant,
+};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 pub type Worker = worker::Worker<Order>;
@@ -20,10 +26,27 @@ pub enum Order {
     Refuse(SocketId),
     /// Accepts what is in the queue of this socket, then closes it.
     Close(SocketId),
+    /// Copies all sockets. The end of the channel says that there are no more.
+    CopySockets(mpsc::Sender<SocketCopy>),
+    /// Accepts nothing: another process does with these sockets. A drain abandons their queues to
+    /// it.
+    Pause,
+    /// Accepts again.
+    Resume,
+    /// The same for this socket alone.
+    ResumeOne(SocketId),
     /// Drops the token, which confirms that the orders before this one were executed.
     Confirm(TaskTrackerToken),
     /// Accepts what is in the queues of all listeners, and then nothing more.
     Drain,
+}
+
+/// A second descriptor of a listening socket.
+pub struct SocketCopy {
+    pub id: SocketId,
+    /// Of those with this id, in the order of the workers.
+    pub index: usize,
+    pub socket: io::Result<OwnedFd>,
 }
 
 /// `tasks` tracks the accept loops and sessions of all workers. `epoch`: the same for all workers,
@@ -34,6 +57,7 @@ pub fn spawn_worker(index: usize, tasks: &TaskTracker, epoch: Instant) -> io::Re
     Worker::spawn(name, index, epoch, move |reactor, mailbox| {
         let mut listeners = Listeners {
             tasks,
+            index,
             acceptors: AHashMap::new(),
         };
         executor::run(reactor, &mailbox, |order| listeners.execute(order));
@@ -43,7 +67,9 @@ pub fn spawn_worker(index: usize, tasks: &TaskTracker, epoch: Instant) -> io::Re
 /// The accept loops of a worker.
 struct Listeners {
     tasks: TaskTracker,
-    acceptors: AHashMap<SocketId, Rc<Acceptor>>,
+    index: usize,
+    /// Several of an address where another process had more workers.
+    acceptors: AHashMap<SocketId, Vec<Rc<Acceptor>>>,
 }
 
 impl Listeners {
@@ -53,29 +79,57 @@ impl Listeners {
                 let id = binding.id;
                 let (acceptor, alive) = Acceptor::new(*binding);
                 let acceptor = Rc::new(acceptor);
-                self.acceptors.insert(id, Rc::clone(&acceptor));
+                self.acceptors
+                    .entry(id)
+                    .or_default()
+                    .push(Rc::clone(&acceptor));
                 let accepting = listen(acceptor, self.tasks.clone());
                 executor::spawn(self.tasks.track_future(accepting));
                 drop(alive);
             }
             Order::Update(id, service) => {
-                if let Some(acceptor) = self.acceptors.get(&id) {
-                    acceptor.set_service(service);
+                for acceptor in self.acceptors.get(&id).into_iter().flatten() {
+                    acceptor.set_service(Arc::clone(&service));
                 }
             }
             Order::Refuse(id) => {
-                if let Some(acceptor) = self.acceptors.get(&id) {
-                    acceptor.refuse();
-                }
+                let acceptors = self.acceptors.get(&id).into_iter().flatten();
+                acceptors.for_each(|acceptor| acceptor.refuse());
             }
             Order::Close(id) => {
-                if let Some(acceptor) = self.acceptors.remove(&id) {
-                    acceptor.stop.set();
-                }
+                let acceptors = self.acceptors.remove(&id).into_iter().flatten();
+                acceptors.for_each(|acceptor| acceptor.stop.set());
+            }
+            Order::CopySockets(copies) => self.copy_sockets(&copies),
+            Order::Pause => self.all().for_each(Acceptor::pause),
+            Order::Resume => self.all().for_each(Acceptor::resume),
+            Order::ResumeOne(id) => {
+                let acceptors = self.acceptors.get(&id).into_iter().flatten();
+                acceptors.for_each(|acceptor| acceptor.resume());
             }
             Order::Confirm(token) => drop(token),
             // Without refusing clients: another process may go on with these sockets.
-            Order::Drain => self.acceptors.drain().for_each(|(_, a)| a.stop.set()),
+            Order::Drain => {
+                self.all().for_each(|acceptor| acceptor.stop.set());
+                self.acceptors.clear();
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Acceptor> {
+        self.acceptors.values().flatten().map(Rc::as_ref)
+    }
+
+    fn copy_sockets(&self, copies: &mpsc::Sender<SocketCopy>) {
+        for (id, acceptors) in &self.acceptors {
+            for acceptor in acceptors {
+                // The receiver may have given up.
+                let _ = copies.send(SocketCopy {
+                    id: *id,
+                    index: self.index,
+                    socket: acceptor.copy_socket(),
+                });
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     context::Context,
     listener::{Listener, send_back},
-    order::Order,
+    order::{Order, PortCopy},
     token::Token,
 };
 use crate::{
@@ -15,7 +15,11 @@ use crate::{
 };
 use rustix::event::epoll::EventFlags;
 use slab::Slab;
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    time::Instant,
+};
 
 /// How often the kernel is asked what it dropped, while there is traffic, in milliseconds.
 const DROP_COUNT_INTERVAL: u64 = 1_000;
@@ -37,6 +41,7 @@ pub fn spawn_worker(
         move |reactor, mailbox| {
             let mut engine = UdpEngine {
                 context: Context::new(reactor, Arc::clone(&mailbox), sockets),
+                index,
                 listeners: Slab::new(),
                 drops_counted: 0,
                 due: None,
@@ -48,6 +53,8 @@ pub fn spawn_worker(
 
 struct UdpEngine {
     context: Context,
+    /// Of this worker.
+    index: usize,
     /// By their index.
     listeners: Slab<Listener>,
     /// When drops were last counted.
@@ -135,6 +142,17 @@ impl Engine for UdpEngine {
                     listener.own = Arc::clone(&own);
                 }
             }
+            Order::CopySockets(copies) => self.copy_sockets(&copies),
+            Order::Pause => {
+                for (_, listener) in &mut self.listeners {
+                    listener.stop_receiving(&self.context);
+                }
+            }
+            Order::Resume => {
+                for (_, listener) in &mut self.listeners {
+                    listener.receive_again(&mut self.context);
+                }
+            }
             Order::Confirm(token) => drop(token),
             Order::Drain => {
                 for (_, listener) in &mut self.listeners {
@@ -197,6 +215,20 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 }
 
 impl UdpEngine {
+    fn copy_sockets(&self, copies: &mpsc::Sender<PortCopy>) {
+        for (_, listener) in &self.listeners {
+            for (place, address, socket) in listener.copy_sockets() {
+                // The receiver may have given up.
+                let _ = copies.send(PortCopy {
+                    listener: listener.id(),
+                    address,
+                    index: (self.index, place),
+                    socket,
+                });
+            }
+        }
+    }
+
     /// Sends to the clients what has come from backends.
     fn send_back(&mut self) {
         let mut replies = std::mem::take(&mut self.context.replies);

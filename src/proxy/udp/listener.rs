@@ -8,6 +8,7 @@ mod end;
 mod evict;
 mod failures;
 mod named_clients;
+mod pause;
 mod replies;
 mod update;
 
@@ -68,6 +69,8 @@ pub(super) struct Listener {
     /// Every datagram is assigned on its own: they may go to different flows, or get headers.
     takes_singly: bool,
     is_draining: bool,
+    /// Another process receives from its sockets.
+    is_paused: bool,
     /// When the first of the ports that are paused is to receive again, in milliseconds.
     next_resume: Option<u64>,
     refusal_records: PerSecond,
@@ -188,6 +191,7 @@ impl Listener {
             named: NamedClients::new(idle_ms, context.ms),
             idle_ms,
             is_draining: false,
+            is_paused: false,
             next_resume: None,
             refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,

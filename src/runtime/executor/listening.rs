@@ -35,6 +35,12 @@ impl ListeningSocket {
         }
     }
 
+    /// Wakes its task no more, until the next wait. That begins with an attempt.
+    pub fn suspend(&self) {
+        self.0.deregister();
+        self.0.update(|source| source.readable = true);
+    }
+
     /// Asks the kernel, whatever the executor knows.
     pub fn accept(&self) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

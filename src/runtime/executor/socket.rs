@@ -173,6 +173,19 @@ impl Socket {
         Ok(())
     }
 
+    /// To be called before it is closed where another process has the socket as well: the kernel
+    /// would go on reporting it.
+    pub(super) fn deregister(&self) {
+        with_core(|core| {
+            if let Some(source) = core.sources.borrow_mut().get_mut(self.number as usize)
+                && source.interest.take().is_some()
+            {
+                // It fails only where it is not registered.
+                let _ = core.reactor.deregister(&self.fd);
+            }
+        });
+    }
+
     pub(super) fn get(&self, property: impl FnOnce(&Source) -> bool) -> bool {
         with_core(|core| {
             let sources = core.sources.borrow();

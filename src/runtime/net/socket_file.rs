@@ -26,6 +26,14 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
+    /// The file of a socket that another process has made.
+    pub fn adopt(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            id: id(path),
+        }
+    }
+
     /// The socket outlives this process, and so does its file.
     pub fn keep(mut self) {
         self.id = None;

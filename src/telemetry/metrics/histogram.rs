@@ -1,5 +1,6 @@
 //! Histograms with fixed buckets: recording takes two atomic operations and no memory.
 
+use super::transfer::Visitor;
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -85,6 +86,22 @@ impl Histogram {
                 total += n.load(Relaxed);
                 (le, total)
             })
+    }
+
+    /// Each bucket alone, by its bound.
+    pub(super) fn visit(&self, word: &str, visitor: &mut dyn Visitor) {
+        let bounds = self.bounds.iter().map(|(_, text)| *text).chain(["+Inf"]);
+        for (le, count) in bounds.zip(&self.counts) {
+            let add = |n| {
+                count.fetch_add(n, Relaxed);
+            };
+            visitor.count(&format!("{word}.{le}"), count.load(Relaxed), &add);
+        }
+        let add = |n: f64| {
+            let add = |sum| Some((f64::from_bits(sum) + n).to_bits());
+            let _ = self.sum.fetch_update(Relaxed, Relaxed, add);
+        };
+        visitor.amount(word, self.sum(), &add);
     }
 
     pub(super) fn sum(&self) -> f64 {

@@ -23,6 +23,22 @@ pub struct Passive {
 }
 
 impl Passive {
+    /// Goes on where another one has stopped. `times`: as of [`Self::times`].
+    pub fn resume(fails: u32, times: [Option<Instant>; 3]) -> Self {
+        let [first, accessed, checked] = times;
+        Self {
+            fails,
+            first,
+            accessed,
+            checked,
+        }
+    }
+
+    /// The first failure that counts, the last one, and the last trial or failure.
+    pub fn times(&self) -> [Option<Instant>; 3] {
+        [self.first, self.accessed, self.checked]
+    }
+
     pub fn failed(&mut self, now: Instant) {
         if self.fails == 0 {
             self.first = Some(now);

@@ -58,14 +58,23 @@ pub struct Judge {
 }
 
 /// How many results in a row, up to the last, were...
-#[derive(Debug, Default)]
-struct Runs {
-    good: u32,
-    failed: u32,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Runs {
+    pub good: u32,
+    pub failed: u32,
     /// Good, or too far behind: the server is alive.
-    alive: u32,
+    pub alive: u32,
     /// Failed, or too far behind.
-    poor: u32,
+    pub poor: u32,
+}
+
+/// How far results have come on the way to another verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub has_result: bool,
+    pub last_role: Option<CheckResult>,
+    pub runs: Runs,
+    pub doubted_since: Option<Instant>,
 }
 
 impl Runs {
@@ -117,6 +126,27 @@ impl Judge {
             last_role: None,
             runs: Runs::default(),
             doubted_since: None,
+        }
+    }
+
+    /// Goes on where another one has stopped.
+    pub fn resume(rule: RiseFall, verdict: Verdict, progress: Progress) -> Self {
+        Self {
+            rule,
+            verdict,
+            has_result: progress.has_result,
+            last_role: progress.last_role,
+            runs: progress.runs,
+            doubted_since: progress.doubted_since,
+        }
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress {
+            has_result: self.has_result,
+            last_role: self.last_role,
+            runs: self.runs,
+            doubted_since: self.doubted_since,
         }
     }
 
@@ -220,6 +250,21 @@ mod tests {
 
     const UP: Verdict = Verdict::Up;
     const DOWN: Verdict = Verdict::Down(Some(Refused));
+
+    #[test]
+    fn a_judge_goes_on_where_another_has_stopped() {
+        let answers = [
+            Good, Refused, Refused, Good, Lagging, Refused, Refused, Refused,
+        ];
+        for stop in 0..answers.len() {
+            let (mut whole, mut first) = (judge(2, 3), judge(2, 3));
+            let expected = verdicts(&mut whole, &answers);
+            verdicts(&mut first, &answers[..stop]);
+            let mut second = Judge::resume(first.rule, first.verdict, first.progress());
+            let found = verdicts(&mut second, &answers[stop..]);
+            assert_eq!(found, expected[stop..], "{stop}");
+        }
+    }
 
     #[test]
     fn the_first_answer_decides_alone() {

@@ -52,6 +52,13 @@ impl Pool {
         configured.map(|c| c.plan.text.clone()).collect()
     }
 
+    /// What the configured backends count.
+    pub fn configured_metrics(&self) -> Vec<Arc<BackendMetrics>> {
+        let inner = self.lock();
+        let configured = inner.configured.iter();
+        configured.map(|c| Arc::clone(&c.metrics)).collect()
+    }
+
     /// The configured backends that have this address, by their text or among the addresses that
     /// their name stands for now.
     pub fn backends_at(&self, address: &str) -> Vec<BackendAt> {

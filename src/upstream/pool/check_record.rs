@@ -2,7 +2,7 @@
 
 use crate::{
     plan::reason::CheckResult,
-    upstream::health::{Change, Epoch, Evidence, Finding, Verdict},
+    upstream::health::{Change, Epoch, Evidence, Finding, Progress, Verdict},
 };
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,10 @@ pub(super) struct CheckRecord {
     /// `last_conclusive` is too long ago.
     pub(super) is_stale: bool,
     pub(super) evidence: PrimaryEvidence,
+    /// Of the checks up to the last.
+    pub(super) progress: Progress,
+    /// Where the checks of another process have stopped, until those of this one go on.
+    pub(super) handed: Option<Progress>,
 }
 
 /// What speaks for an endpoint where there is to be one primary.
@@ -70,6 +74,8 @@ impl CheckRecord {
             last_conclusive: now,
             is_stale: false,
             evidence: PrimaryEvidence::default(),
+            progress: Progress::default(),
+            handed: None,
         }
     }
 

@@ -80,6 +80,18 @@ impl Review {
         self.role_fallback = check.role_fallback;
     }
 
+    /// What another process needs beside the rules: how many of how many are up while in panic, and
+    /// whether standbys are used.
+    pub(super) fn handed(&self) -> (Option<(usize, usize)>, bool) {
+        (self.panic, self.in_fallback)
+    }
+
+    /// Goes on with that, as far as the rules are the same.
+    pub(super) fn take_over(&mut self, panic: Option<(usize, usize)>, in_fallback: bool) {
+        self.panic = panic.filter(|_| self.panic_threshold > 0);
+        self.in_fallback = in_fallback && self.role_fallback;
+    }
+
     /// When to review even if nothing happens.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         // An answer that comes from now on is stale no sooner.

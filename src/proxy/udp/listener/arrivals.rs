@@ -23,6 +23,9 @@ impl Listener {
 
     /// Receives one batch from this port, and sends it on. Returns whether there may be more.
     pub(in crate::proxy::udp) fn receive(&mut self, context: &mut Context, port: u16) -> bool {
+        if self.is_paused {
+            return false;
+        }
         let open = &mut self.ports[usize::from(port)];
         self.has_received = true;
         let max = open.batch_size.get();
@@ -98,7 +101,7 @@ impl Listener {
     }
 
     /// The socket of this port cannot receive: the event loop would report it again and again.
-    fn pause(&mut self, context: &Context, port: u16, error: &io::Error) {
+    pub(super) fn pause(&mut self, context: &Context, port: u16, error: &io::Error) {
         let service = &self.service;
         service.process.metrics.accept_errors.add(1);
         service.log_failed_call(Call::Receive, error, context.now);

@@ -1,0 +1,64 @@
+//! `POST /api/v1/upgrade` with `{"binary": PATH, "check": false}`, or nothing: a line about each
+//! step.
+
+use super::{
+    control::{Refusal, read_body},
+    fields::{Fields, bad},
+    lifetime::Lifetime,
+    stream::Stream,
+};
+use crate::control::{
+    State,
+    upgrade::{NotRequested, Order},
+};
+use hyper::{Method, Request, StatusCode, body::Incoming};
+use std::{path::PathBuf, sync::Arc};
+
+pub(super) const PATH: &str = "/api/v1/upgrade";
+
+const EXAMPLE: &str = "nothing, or {\"binary\": \"/usr/bin/tembuku\"}";
+
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    state: &Arc<State>,
+    lifetime: &Arc<Lifetime>,
+) -> Result<Stream, Refusal> {
+    if request.method() != Method::POST {
+        return Err(Refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this is for POST alone".to_owned(),
+            "`tembuku upgrade` sends it".to_owned(),
+        ));
+    }
+    let body = read_body(request, |error| bad(error, EXAMPLE)).await?;
+    let mut fields = Fields::of_body(&body)?;
+    let order = Order {
+        binary: fields.text("binary")?.map(PathBuf::from),
+        check_only: fields.flag("check")?,
+    };
+    fields.finish(&["binary", "check"])?;
+    let steps = state.upgrades.request(order).await;
+    let mut steps = steps.map_err(refuse)?;
+    Ok(Stream::start(lifetime, |mut writer| async move {
+        while let Some(step) = steps.recv().await {
+            writer.write_line(&step).await?;
+        }
+        Ok(())
+    }))
+}
+
+fn refuse(why: NotRequested) -> Refusal {
+    let (code, error, hint) = match why {
+        NotRequested::UnderWay => (
+            StatusCode::CONFLICT,
+            "another upgrade is under way",
+            "wait for the other command to end",
+        ),
+        NotRequested::Stopping => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the process stops",
+            "nothing was changed",
+        ),
+    };
+    Refusal(code, error.to_owned(), hint.to_owned())
+}

@@ -1,0 +1,216 @@
+//! The binary that is to take over: what it says of itself, and its process.
+
+use super::UpgradeError;
+use crate::{
+    handover::{hello::Formats, message::Kind},
+    sys::{blocking, handed},
+};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long the binary may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(5);
+/// Of what it says.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// Without these no upgrade is possible.
+const NEEDED: &[Kind] = &[
+    Kind::Hello,
+    Kind::Listeners,
+    Kind::Prepare,
+    Kind::Ready,
+    Kind::Accept,
+    Kind::Accepting,
+    Kind::End,
+];
+
+/// Variables that are meant for this process alone.
+const OWN_VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
+
+/// What `handover-formats` prints.
+#[derive(Deserialize)]
+struct Description {
+    program: String,
+    formats: BTreeMap<String, Vec<u16>>,
+}
+
+/// What a binary is.
+pub(super) struct Checked {
+    pub(super) binary: PathBuf,
+    pub(super) program: String,
+    pub(super) formats: Formats,
+}
+
+/// The new process. It is killed when this is dropped, unless it has taken over.
+pub(super) struct NewProcess {
+    child: Option<Child>,
+    pub(super) pid: u32,
+}
+
+struct Answer {
+    is_success: bool,
+    out: String,
+    err: String,
+}
+
+/// By the name that this process was started with: at that path there may be another binary now.
+fn own_path() -> PathBuf {
+    env::args_os().next().unwrap_or_default().into()
+}
+
+/// Lets the binary check the file and name its formats. It changes nothing.
+pub(super) async fn check(
+    binary: Option<&Path>,
+    file: Option<&Path>,
+) -> Result<Checked, UpgradeError> {
+    let binary = binary.map_or_else(own_path, Path::to_owned);
+    if let Some(file) = file {
+        let arguments = ["check".into(), "-c".into(), file.into()];
+        let answer = ask(&binary, arguments.into()).await?;
+        if !answer.is_success {
+            let text = answer.err;
+            return Err(UpgradeError::Invalid { binary, text });
+        }
+    }
+    let answer = ask(&binary, vec!["handover-formats".into()]).await?;
+    let described = serde_json::from_str::<Description>(&answer.out);
+    match described {
+        Ok(Description { program, formats }) if answer.is_success => {
+            let formats = Formats::from_map(formats);
+            match formats.missing(NEEDED) {
+                Some(kind) => Err(UpgradeError::NotCommon { binary, kind }),
+                None => Ok(Checked {
+                    binary,
+                    program,
+                    formats,
+                }),
+            }
+        }
+        _ => {
+            let first = answer.err.lines().next().unwrap_or("it prints none");
+            let text = first.to_owned();
+            Err(UpgradeError::NotTembuku { binary, text })
+        }
+    }
+}
+
+async fn ask(binary: &Path, arguments: Vec<OsString>) -> Result<Answer, UpgradeError> {
+    let path = binary.to_owned();
+    let asked = blocking::call(PATIENCE * 2, move || run(&path, &arguments)).await;
+    asked.flatten().map_err(|source| UpgradeError::NotRun {
+        binary: binary.to_owned(),
+        source,
+    })
+}
+
+fn run(binary: &Path, arguments: &[OsString]) -> io::Result<Answer> {
+    let mut command = Command::new(binary);
+    OWN_VARIABLES.iter().for_each(|name| {
+        command.env_remove(name);
+    });
+    let mut child = command
+        .args(arguments)
+        .env_remove(handed::VARIABLE)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let out = read_aside(child.stdout.take());
+    let err = read_aside(child.stderr.take());
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if Instant::now() < deadline => thread::sleep(LOOK),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "it has not ended in time",
+                ));
+            }
+        }
+    };
+    let text = |read: Option<thread::JoinHandle<String>>| {
+        read.and_then(|read| read.join().ok()).unwrap_or_default()
+    };
+    Ok(Answer {
+        is_success: status.success(),
+        out: text(out),
+        err: text(err),
+    })
+}
+
+/// All of it is read, so that the other side never waits.
+fn read_aside(from: Option<impl Read + Send + 'static>) -> Option<thread::JoinHandle<String>> {
+    let mut from = from?;
+    let read = move || {
+        let mut bytes = Vec::new();
+        let _ = from.by_ref().take(MOST_BYTES).read_to_end(&mut bytes);
+        let _ = io::copy(&mut from, &mut io::sink());
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let thread = thread::Builder::new().name("blocking".to_owned());
+    thread.spawn(read).ok()
+}
+
+impl NewProcess {
+    /// Starts the binary with the arguments of this process. `channel`: its end.
+    pub(super) fn start(binary: &Path, channel: OwnedFd) -> Result<Self, UpgradeError> {
+        let mut command = Command::new(binary);
+        OWN_VARIABLES.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        let started = command
+            .args(env::args_os().skip(1))
+            .env(handed::VARIABLE, handed::VALUE)
+            .stdin(channel)
+            .spawn();
+        let child = started.map_err(|source| UpgradeError::NotRun {
+            binary: binary.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            pid: child.id(),
+            child: Some(child),
+        })
+    }
+
+    /// How it has ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        Some(status.to_string())
+    }
+
+    /// It goes on whatever becomes of this process.
+    pub(super) fn release(mut self) {
+        self.child = None;
+    }
+}
+
+impl Drop for NewProcess {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let _ = child.kill();
+        // Beside the control thread: a process in the kernel may end late.
+        let wait = move || drop(child.wait());
+        let _ = thread::Builder::new()
+            .name("blocking".to_owned())
+            .spawn(wait);
+    }
+}

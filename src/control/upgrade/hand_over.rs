@@ -1,0 +1,355 @@
+//! The side of the old process.
+
+use super::{Order, Request, Step, UpgradeError, binary, binary::NewProcess, link::Link};
+use crate::{
+    control::{Server, State},
+    handover::{
+        channel::{Channel, ChannelError},
+        counters::{self, Account},
+        hello::{Accept, Hello, Ready, Refusal},
+        listeners::{self, ListeningRecord, Protocol},
+        message::{Kind, MOST_DESCRIPTORS, Message},
+        pools::{self, PoolRecord},
+        remainder::Remainder,
+    },
+    sys::process,
+};
+use std::{os::fd::OwnedFd, path::Path, process::id, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How long the new process may take until it could accept.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to begin to accept, and for a message to it.
+const STEP: Duration = Duration::from_secs(5);
+/// From one message about what is left to the next.
+const REPORT: Duration = Duration::from_millis(500);
+/// Descriptors that the new process needs beside those of this one.
+const SPARE: u64 = 32;
+
+/// A copy of what listens for the admin side.
+pub struct AdminSocket {
+    /// As configured.
+    pub configured: String,
+    pub owns_file: bool,
+    pub socket: OwnedFd,
+}
+
+/// A new process that could accept.
+pub struct Successor {
+    link: Link,
+    process: NewProcess,
+    /// The addresses that it does not go on with, each with the name of its listener.
+    left: Vec<(String, String)>,
+}
+
+/// What the old process goes on with when the new one has taken over.
+pub struct Replaced {
+    link: Link,
+    /// What the new process knows of what was counted.
+    sums: Vec<Account>,
+}
+
+/// Starts the new process and gives it what it needs; nothing has changed then, and dropping the
+/// result ends that process. `None`: it was only to be checked.
+pub async fn prepare(
+    server: &Server,
+    request: &Request,
+    file: Option<&Path>,
+    admin: Vec<AdminSocket>,
+) -> Result<Option<Successor>, UpgradeError> {
+    let state = &server.state;
+    let Order { binary, check_only } = &request.order;
+    refuse_if_impossible(server)?;
+    let checked = binary::check(binary.as_deref(), file).await?;
+    request.tell(Step::Checked {
+        binary: checked.binary.display().to_string(),
+        version: checked.program.clone(),
+        done: *check_only,
+    });
+    if *check_only {
+        return Ok(None);
+    }
+    let (channel, theirs) = Channel::pair().map_err(UpgradeError::Copies)?;
+    let mut process = NewProcess::start(&checked.binary, theirs)?;
+    request.tell(Step::Started { pid: process.pid });
+    tracing::info!(pid = process.pid, binary = %checked.binary.display(), "upgrade: process started");
+    let mut link = Link::new(channel);
+    link.formats = checked.formats;
+    let begun = tokio::time::timeout(START, give(&mut link, state, server, admin));
+    let result = begun.await.unwrap_or(Err(UpgradeError::Channel {
+        waiting_for: Kind::Ready,
+        source: ChannelError::TimedOut,
+        ended: None,
+    }));
+    let Given {
+        sockets,
+        listeners,
+        left,
+    } = result.map_err(|error| with_end(error, &mut process))?;
+    request.tell(Step::Ready { sockets, listeners });
+    tracing::info!(
+        pid = process.pid,
+        sockets,
+        listeners,
+        "upgrade: process is ready"
+    );
+    Ok(Some(Successor {
+        link,
+        process,
+        left,
+    }))
+}
+
+/// What the new process has got.
+struct Given {
+    sockets: usize,
+    listeners: u64,
+    left: Vec<(String, String)>,
+}
+
+fn refuse_if_impossible(server: &Server) -> Result<(), UpgradeError> {
+    let state = &server.state;
+    if state.is_draining() {
+        return Err(UpgradeError::Stopping);
+    }
+    if let Some(previous) = state.previous() {
+        return Err(UpgradeError::PreviousDrains { pid: previous.pid });
+    }
+    if id() == 1 {
+        return Err(UpgradeError::FirstProcess);
+    }
+    match server.is_pending() {
+        true => Err(UpgradeError::Starting),
+        false => Ok(()),
+    }
+}
+
+/// Sends everything, and waits until the new process is ready.
+async fn give(
+    link: &mut Link,
+    state: &Arc<State>,
+    server: &Server,
+    admin: Vec<AdminSocket>,
+) -> Result<Given, UpgradeError> {
+    send(link, Kind::Hello, own_hello(state).write()).await?;
+    let answer = receive(link, Kind::Hello, START).await?;
+    let hello = Hello::read(&answer.body).map_err(|source| UpgradeError::Malformed {
+        kind: Kind::Hello,
+        source,
+    })?;
+    let open = process::usage().descriptors.unwrap_or_default();
+    if hello.most_descriptors < open + SPARE {
+        let most = hello.most_descriptors;
+        return Err(UpgradeError::Descriptors { open, most });
+    }
+    link.formats = hello.formats;
+    let mut sockets = server.runtime.copy_sockets().await;
+    let copies = sockets.as_mut().map_err(|error| {
+        UpgradeError::Copies(std::io::Error::new(error.kind(), error.to_string()))
+    })?;
+    copies.extend(admin.into_iter().map(|door| {
+        let record = ListeningRecord {
+            listener: String::new(),
+            configured: door.configured,
+            protocol: Protocol::Admin,
+            owns_file: door.owns_file,
+        };
+        (record, door.socket)
+    }));
+    let copies = std::mem::take(copies);
+    let streams = copies.iter().map(|(record, _)| {
+        let is_stream = record.protocol == Protocol::Stream;
+        is_stream.then(|| (record.listener.clone(), record.configured.clone()))
+    });
+    let streams: Vec<Option<(String, String)>> = streams.collect();
+    send_sockets(link, copies).await?;
+    let view = state.view();
+    let records: Vec<PoolRecord> = view.pools().map(|pool| pool.record()).collect();
+    send(link, Kind::Pools, pools::write(&records)).await?;
+    send(link, Kind::Journal, state.journal.to_record().write()).await?;
+    send(link, Kind::Prepare, Vec::new()).await?;
+    let answer = receive(link, Kind::Ready, START).await?;
+    let ready = Ready::read(&answer.body).map_err(|source| UpgradeError::Malformed {
+        kind: Kind::Ready,
+        source,
+    })?;
+    let left = ready.unused.into_iter().filter_map(|number| {
+        let number = usize::try_from(number).ok()?;
+        streams.get(number)?.clone()
+    });
+    Ok(Given {
+        sockets: streams.len(),
+        listeners: ready.listeners,
+        left: left.collect(),
+    })
+}
+
+async fn send_sockets(
+    link: &mut Link,
+    copies: Vec<(ListeningRecord, OwnedFd)>,
+) -> Result<(), UpgradeError> {
+    let mut copies = copies.into_iter().peekable();
+    while copies.peek().is_some() {
+        let part = copies.by_ref().take(MOST_DESCRIPTORS);
+        let (records, sockets): (Vec<_>, Vec<_>) = part.unzip();
+        let body = listeners::write(&records);
+        let sent = link.send(Kind::Listeners, body, sockets, STEP).await;
+        sent.map_err(|source| broken(Kind::Listeners, source))?;
+    }
+    Ok(())
+}
+
+impl Server {
+    /// Lets the new process accept instead of this one. Where it fails, this one accepts again; the
+    /// admin side is then to be served again, too.
+    pub async fn hand_over(
+        &mut self,
+        successor: Successor,
+        request: &Request,
+    ) -> Result<Replaced, UpgradeError> {
+        let Successor {
+            link,
+            mut process,
+            left,
+        } = successor;
+        let state = Arc::clone(&self.state);
+        // The file says "ready" all the time.
+        state.give_up_ready_file(true).await;
+        self.runtime.pause_accepting().await;
+        state.close_doors().await;
+        match self.commit(link, request).await {
+            Ok((link, sums)) => {
+                let pid = process.pid;
+                process.release();
+                self.is_replaced = true;
+                self.runtime.manager.note_successor(pid, &state).await;
+                let sessions_left = state.process.sessions.connections().count();
+                let flows_left = state.process.sessions.flows().count();
+                tracing::info!(pid, sessions_left, flows_left, "upgrade: done");
+                request.tell(Step::Done {
+                    pid,
+                    sessions_left,
+                    flows_left,
+                    done: true,
+                });
+                self.runtime.close_addresses(&left).await;
+                Ok(Replaced { link, sums })
+            }
+            Err(error) => {
+                let error = with_end(error, &mut process);
+                // It must not accept beside this one.
+                drop(process);
+                self.runtime.resume_accepting().await;
+                state.give_up_ready_file(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Also returns the sums that the new process has got.
+    async fn commit(
+        &self,
+        mut link: Link,
+        request: &Request,
+    ) -> Result<(Link, Vec<Account>), UpgradeError> {
+        let state = &self.state;
+        let sums = state.accounts();
+        send(&mut link, Kind::Counters, counters::write(&sums)).await?;
+        let next_session = state.process.sessions.next_id();
+        let accept = Accept { next_session };
+        send(&mut link, Kind::Accept, accept.write()).await?;
+        receive(&mut link, Kind::Accepting, STEP).await?;
+        request.tell(Step::Accepting);
+        tracing::info!("upgrade: the new process accepts");
+        send(&mut link, Kind::End, Vec::new()).await?;
+        Ok((link, sums))
+    }
+}
+
+impl Replaced {
+    /// Lets the new process know of what this one still carries and counts, until `ended`.
+    pub async fn report_rest(mut self, state: Arc<State>, ended: CancellationToken) {
+        loop {
+            let is_last = ended.is_cancelled();
+            if self.report(&state).await.is_err() || is_last {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REPORT) => {}
+                () = ended.cancelled() => {}
+            }
+        }
+    }
+
+    async fn report(&mut self, state: &State) -> Result<(), UpgradeError> {
+        let now = state.accounts();
+        let added = counters::since(&now, &self.sums);
+        if !added.is_empty() {
+            send(&mut self.link, Kind::Counters, counters::write(&added)).await?;
+            self.sums = now;
+        }
+        let sessions = &state.process.sessions;
+        let rest = Remainder {
+            sessions: sessions.connections().count(),
+            flows: sessions.flows().count(),
+        };
+        send(&mut self.link, Kind::Remainder, rest.write()).await
+    }
+}
+
+fn own_hello(state: &State) -> Hello {
+    super::own_hello(&state.view().hash, state.workers)
+}
+
+async fn send(link: &mut Link, kind: Kind, body: Vec<u8>) -> Result<(), UpgradeError> {
+    let sent = link.send(kind, body, Vec::new(), STEP).await;
+    sent.map(drop).map_err(|source| broken(kind, source))
+}
+
+/// A refusal is an error.
+async fn receive(
+    link: &mut Link,
+    expected: Kind,
+    limit: Duration,
+) -> Result<Message, UpgradeError> {
+    let received = link.receive(limit).await;
+    let message = received.map_err(|source| broken(expected, source))?;
+    match message.kind {
+        kind if kind == expected => Ok(message),
+        Kind::Refusal => {
+            let refusal = Refusal::read(&message.body);
+            Err(UpgradeError::Refused(refusal.map_or_else(
+                |malformed| malformed.to_string(),
+                |refusal| refusal.reason,
+            )))
+        }
+        kind => Err(UpgradeError::Unexpected {
+            kind,
+            waiting_for: expected,
+        }),
+    }
+}
+
+fn broken(waiting_for: Kind, source: ChannelError) -> UpgradeError {
+    UpgradeError::Channel {
+        waiting_for,
+        source,
+        ended: None,
+    }
+}
+
+/// Adds how the process has ended, if it has.
+fn with_end(error: UpgradeError, process: &mut NewProcess) -> UpgradeError {
+    match error {
+        UpgradeError::Channel {
+            waiting_for,
+            source,
+            ..
+        } => UpgradeError::Channel {
+            waiting_for,
+            source,
+            ended: process.ended(),
+        },
+        error => error,
+    }
+}

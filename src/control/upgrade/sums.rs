@@ -1,0 +1,48 @@
+//! The sums of metrics: those of the old process are added to those of the new one, so that none
+//! falls.
+
+use crate::{
+    control::State,
+    handover::counters::{Account, Figures},
+    telemetry::metrics::Transfer,
+};
+
+impl State {
+    /// All that was counted so far.
+    pub(super) fn accounts(&self) -> Vec<Account> {
+        let mut accounts = Vec::new();
+        self.visit_metrics(|of, names, metrics| {
+            accounts.push(Account {
+                of: of.to_owned(),
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+                figures: metrics.figures(),
+            });
+        });
+        accounts
+    }
+
+    /// Adds what another process has counted. What this plan does not have is left out: its series
+    /// have ended.
+    pub(super) fn add_counters(&self, accounts: &[Account]) {
+        let none = Figures::default();
+        self.visit_metrics(|of, names, metrics| {
+            let mut accounts = accounts.iter();
+            let account = accounts.find(|account| account.of == of && account.names == names);
+            metrics.add(account.map_or(&none, |account| &account.figures));
+        });
+    }
+
+    fn visit_metrics(&self, mut visit: impl FnMut(&str, &[&str], &dyn Transfer)) {
+        let view = self.view();
+        for service in view.services() {
+            visit("listener", &[&service.plan.name], &*service.metrics);
+        }
+        for pool in view.pools() {
+            visit("upstream", &[&pool.name], &*pool.metrics);
+            for backend in pool.configured_metrics() {
+                visit("backend", &[&pool.name, &backend.text], &*backend);
+            }
+        }
+        visit("process", &[], &*self.process.metrics);
+    }
+}

@@ -1,0 +1,218 @@
+//! All that is counted, by words, to be read as a whole or added to: the sums of another process
+//! that this one has replaced. What falls again, such as the number of live sessions, is not among
+//! it.
+
+use super::{
+    BackendMetrics, CheckMetrics, Counter, ListenerMetrics, ProcessMetrics, Sharded,
+    UpstreamMetrics, WaitMetrics,
+};
+use crate::{
+    handover::counters::Figures,
+    plan::reason::{
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
+        SpliceFallback, WaitResult,
+    },
+};
+
+/// Sees each figure with its word, its value and a way to add to it.
+pub trait Visitor {
+    fn count(&mut self, word: &str, value: u64, add: &dyn Fn(u64));
+    fn amount(&mut self, word: &str, value: f64, add: &dyn Fn(f64));
+}
+
+/// What has figures.
+pub trait Transfer {
+    fn visit(&self, visitor: &mut dyn Visitor);
+
+    fn figures(&self) -> Figures {
+        let mut reader = Reader(Figures::default());
+        self.visit(&mut reader);
+        reader.0
+    }
+
+    /// Those that this program does not know are left out.
+    fn add(&self, figures: &Figures) {
+        self.visit(&mut Adder(figures));
+    }
+}
+
+struct Reader(Figures);
+
+impl Visitor for Reader {
+    fn count(&mut self, word: &str, value: u64, _: &dyn Fn(u64)) {
+        if value > 0 {
+            self.0.counts.insert(word.to_owned(), value);
+        }
+    }
+
+    fn amount(&mut self, word: &str, value: f64, _: &dyn Fn(f64)) {
+        if value > 0.0 {
+            self.0.amounts.insert(word.to_owned(), value);
+        }
+    }
+}
+
+struct Adder<'a>(&'a Figures);
+
+impl Visitor for Adder<'_> {
+    fn count(&mut self, word: &str, _: u64, add: &dyn Fn(u64)) {
+        if let Some(n) = self.0.counts.get(word) {
+            add(*n);
+        }
+    }
+
+    fn amount(&mut self, word: &str, _: f64, add: &dyn Fn(f64)) {
+        if let Some(n) = self.0.amounts.get(word) {
+            add(*n);
+        }
+    }
+}
+
+fn visit_sharded<T>(
+    visitor: &mut dyn Visitor,
+    word: &str,
+    counts: &Sharded<T>,
+    counter: impl Fn(&T) -> &Counter,
+) {
+    let add = |n| counter(counts.mine()).add(n);
+    visitor.count(word, counts.sum(&counter), &add);
+}
+
+fn visit_counter(visitor: &mut dyn Visitor, word: &str, counter: &Counter) {
+    visitor.count(word, counter.get(), &|n| counter.add(n));
+}
+
+impl Transfer for ListenerMetrics {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        let counts = &self.counts;
+        visit_sharded(visitor, "connections", counts, |c| &c.connections);
+        visit_sharded(visitor, "received", counts, |c| &c.received);
+        visit_sharded(visitor, "sent", counts, |c| &c.sent);
+        visit_sharded(visitor, "received_datagrams", counts, |c| {
+            &c.received_datagrams
+        });
+        visit_sharded(visitor, "sent_datagrams", counts, |c| &c.sent_datagrams);
+        for reason in RejectReason::ALL {
+            let word = format!("rejected.{}", reason.word());
+            visit_sharded(visitor, &word, counts, |c| &c.rejected[*reason as usize]);
+        }
+        for reason in CloseReason::ALL {
+            let word = format!("closed.{}", reason.word());
+            visit_sharded(visitor, &word, counts, |c| &c.closed[*reason as usize]);
+        }
+        for reason in DropReason::ALL {
+            let word = format!("dropped_datagrams.{}", reason.word());
+            visit_sharded(visitor, &word, counts, |c| {
+                &c.dropped_datagrams[*reason as usize]
+            });
+        }
+        self.session_duration.visit("session_duration", visitor);
+        self.first_byte_duration
+            .visit("first_byte_duration", visitor);
+    }
+}
+
+impl Transfer for UpstreamMetrics {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.doubt_duration.visit("doubt_duration", visitor);
+        self.leave_duration.visit("leave_duration", visitor);
+        self.resume_duration.visit("resume_duration", visitor);
+        for (n, waits) in self.waits.iter().enumerate() {
+            let WaitMetrics {
+                results, duration, ..
+            } = waits;
+            for result in WaitResult::ALL {
+                let word = format!("waits.{n}.{}", result.word());
+                visit_counter(visitor, &word, &results[*result as usize]);
+            }
+            duration.visit(&format!("waits.{n}.duration"), visitor);
+        }
+    }
+}
+
+impl Transfer for BackendMetrics {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        let counts = &self.counts;
+        visit_sharded(visitor, "connections", counts, |c| &c.connections);
+        visit_sharded(visitor, "retries", counts, |c| &c.retries);
+        visit_sharded(visitor, "received", counts, |c| &c.received);
+        visit_sharded(visitor, "sent", counts, |c| &c.sent);
+        for reason in ConnectError::ALL {
+            let word = format!("connect_errors.{}", reason.word());
+            visit_sharded(visitor, &word, counts, |c| {
+                &c.connect_errors[*reason as usize]
+            });
+        }
+        self.connect_duration.visit("connect_duration", visitor);
+        for state in BackendState::ALL {
+            let word = format!("transitions.{}", state.word());
+            visit_counter(visitor, &word, &self.transitions[*state as usize]);
+        }
+        let CheckMetrics {
+            results, duration, ..
+        } = &self.checks;
+        for result in CheckResult::ALL {
+            let word = format!("checks.{}", result.word());
+            visit_counter(visitor, &word, &results[*result as usize]);
+        }
+        duration.visit("check_duration", visitor);
+    }
+}
+
+impl Transfer for ProcessMetrics {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_sharded(visitor, "relayed.splice", &self.relayed, |c| &c.splice);
+        visit_sharded(visitor, "relayed.copy", &self.relayed, |c| &c.copy);
+        for fallback in SpliceFallback::ALL {
+            let word = format!("fallbacks.{}", fallback.word());
+            visit_sharded(visitor, &word, &self.relayed, |c| {
+                &c.fallbacks[*fallback as usize]
+            });
+        }
+        visit_counter(visitor, "accept_errors", &self.accept_errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Exporter;
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_figures_of_one_process_are_those_of_another_after_they_were_added() {
+        let (old, new) = (Exporter::new(2), Exporter::new(3));
+        let (from, to) = (old.listener("l"), new.listener("l"));
+        from.counts.mine().connections.add(5);
+        from.rejected(RejectReason::ALL[0]);
+        from.closed(CloseReason::Ok);
+        from.dropped(DropReason::ALL[1], 3);
+        from.session_duration.record(Duration::from_secs(2));
+        to.counts.mine().connections.add(1);
+        to.add(&from.figures());
+        assert_eq!(to.counts.sum(|c| &c.connections), 6);
+        to.counts.mine().connections.take_back(1);
+        assert_eq!(to.figures(), from.figures());
+
+        let (from_up, to_up) = (old.upstream("u"), new.upstream("u"));
+        from_up.waits[1].duration.record(Duration::from_millis(7));
+        from_up.waits[1].results[0].add(2);
+        to_up.add(&from_up.figures());
+        assert_eq!(to_up.figures(), from_up.figures());
+
+        let from = old.backend(&from_up, "b", true);
+        let to = new.backend(&to_up, "b", true);
+        from.entered(BackendState::Down);
+        from.checks.results[0].add(9);
+        from.connect_duration.record(Duration::from_millis(1));
+        to.add(&from.figures());
+        assert_eq!(to.figures(), from.figures());
+        assert!(!to.figures().is_empty());
+
+        let (from, to) = (old.process(), new.process());
+        from.relayed.mine().copy.add(100);
+        from.accept_errors.add(1);
+        to.add(&from.figures());
+        assert_eq!(to.figures(), from.figures());
+    }
+}

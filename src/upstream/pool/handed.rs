@@ -1,0 +1,387 @@
+//! The state of a pool as another process gets it, and the start with such a state.
+
+use super::{
+    AdminSetting, AdminState, Checked, Inner, OperatorWeight, Pool,
+    check_record::{CheckRecord, PrimaryEvidence},
+    endpoint::Endpoint,
+};
+use crate::{
+    handover::pools::{
+        BackendRecord, CheckedRecord, EndpointRecord, EpochRecord, JudgeRecord, LastCheckRecord,
+        PoolRecord,
+    },
+    plan::{
+        Role,
+        reason::{BackendState, CheckResult},
+    },
+    runtime::time,
+    upstream::{
+        backend::Backend,
+        balance::Average,
+        health::{Epoch, Finding, Lag, Passive, Progress, Runs, Verdict},
+    },
+};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+impl Pool {
+    /// What another process needs to go on with its backends.
+    pub fn record(&self) -> PoolRecord {
+        let inner = self.lock();
+        let counts = |(up, total)| (up as u64, total as u64);
+        let review = inner.review.handed();
+        PoolRecord {
+            upstream: self.name.to_string(),
+            is_checked: inner.start_verdict.is_some(),
+            backends: inner.backend_records(),
+            endpoints: inner.endpoint_records(),
+            panic: review.0.map(counts),
+            in_fallback: review.1,
+            speaks_first: self.speaks_first.load(Relaxed),
+        }
+    }
+
+    /// Goes on with what another process has recorded, as far as this pool has the same backends.
+    /// For a pool that has no sessions yet.
+    pub fn take_over(&self, record: &PoolRecord, now: Instant) {
+        let mut inner = self.lock();
+        inner.take_over_backends(&record.backends, now);
+        let takes_checks = record.is_checked && inner.start_verdict.is_some();
+        inner.take_over_endpoints(&record.endpoints, takes_checks, now);
+        let counts = |(up, total): (u64, u64)| (up as usize, total as usize);
+        inner
+            .review
+            .take_over(record.panic.map(counts), record.in_fallback);
+        self.speaks_first.store(record.speaks_first, Relaxed);
+        // Weights may be others than those of the configuration.
+        let before = inner.assemble(None, now);
+        self.changed();
+        drop(inner);
+        // It takes time, for which the lock is not held.
+        drop(before);
+    }
+
+    /// Where the checks of another process have stopped; once.
+    pub fn take_handed_progress(&self, backend: &Backend) -> Option<Progress> {
+        self.lock().find(backend)?.check.handed.take()
+    }
+
+    /// How far the checks of this address have come on the way to another verdict.
+    pub fn note_progress(&self, backend: &Backend, progress: Progress) {
+        if let Some(endpoint) = self.lock().find(backend) {
+            endpoint.check.progress = progress;
+        }
+    }
+}
+
+impl Inner {
+    fn backend_records(&self) -> Vec<BackendRecord> {
+        let configured = self.configured.iter();
+        let records = configured.map(|c| BackendRecord {
+            text: c.plan.text.clone(),
+            addresses: c.addresses.iter().map(ToString::to_string).collect(),
+            admin_state: c.admin.admin_state.word().to_owned(),
+            admin_since: c.admin.since.map(time::micros_at),
+            admin_term: c.admin.term,
+            operator_weight: c
+                .operator_weight
+                .map(|set| (set.weight, time::micros_at(set.since))),
+        });
+        records.collect()
+    }
+
+    fn endpoint_records(&self) -> Vec<EndpointRecord> {
+        let endpoints = self.endpoints.iter();
+        let records = endpoints.map(|endpoint| {
+            let [first, last, trial] = endpoint.passive.times();
+            EndpointRecord {
+                backend: endpoint.backend.text().to_string(),
+                address: endpoint.backend.addr.to_string(),
+                check: self.checked_record(&endpoint.check),
+                judge: judge_record(endpoint.check.progress),
+                fails: endpoint.passive.fails(),
+                first_failure: first.map(time::micros_at),
+                last_failure: last.map(time::micros_at),
+                last_trial: trial.map(time::micros_at),
+                slow_start: endpoint.slow_start.map(time::micros_at),
+                average_seconds: endpoint.latency.seconds,
+                average_halves: endpoint.latency.halves.map(time::micros_at),
+            }
+        });
+        records.collect()
+    }
+
+    fn checked_record(&self, check: &CheckRecord) -> CheckedRecord {
+        let evidence = &check.evidence;
+        let by = evidence.superseded_by.and_then(|by| {
+            let mut endpoints = self.endpoints.iter();
+            let by = &endpoints.find(|e| e.backend.id == by)?.backend;
+            Some((by.text().to_string(), by.addr.to_string()))
+        });
+        CheckedRecord {
+            own: verdict_words(check.own),
+            effective: verdict_words(check.effective),
+            since: check.since.map(time::micros_at),
+            why: check.why.clone(),
+            checked_once: check.checked_once,
+            added_at: time::micros_at(check.added_at),
+            last_conclusive: time::micros_at(check.last_conclusive),
+            is_stale: check.is_stale,
+            role_since: evidence.role_since.map(time::micros_at),
+            epoch: evidence.epoch.as_ref().map(epoch_record),
+            server: evidence.server.clone(),
+            superseded_by: by,
+            last: check.last.as_ref().map(last_record),
+        }
+    }
+
+    fn take_over_backends(&mut self, records: &[BackendRecord], now: Instant) {
+        for configured in &mut self.configured {
+            let mut records = records.iter();
+            let Some(record) = records.find(|record| record.text == configured.plan.text) else {
+                continue;
+            };
+            configured.admin = AdminSetting {
+                admin_state: AdminState::of(&record.admin_state).unwrap_or_default(),
+                since: record.admin_since.map(|at| time::past_at(at, now)),
+                term: record.admin_term,
+            };
+            configured.operator_weight = record.operator_weight.map(|(weight, since)| {
+                let since = time::past_at(since, now);
+                OperatorWeight { weight, since }
+            });
+        }
+        for endpoint in &mut self.endpoints {
+            let mut configured = self.configured.iter();
+            let text = endpoint.backend.text();
+            if let Some(configured) = configured.find(|c| c.metrics.text == *text) {
+                endpoint.admin = configured.admin;
+            }
+        }
+    }
+
+    fn take_over_endpoints(
+        &mut self,
+        records: &[EndpointRecord],
+        takes_checks: bool,
+        now: Instant,
+    ) {
+        let past = |at: Option<u64>| at.map(|at| time::past_at(at, now));
+        let ids: Vec<(String, String, u64)> = self.endpoints.iter().map(identity).collect();
+        for endpoint in &mut self.endpoints {
+            let (backend, address, _) = identity(endpoint);
+            let mut records = records.iter();
+            let is_it = |r: &&EndpointRecord| r.backend == backend && r.address == address;
+            let Some(record) = records.find(is_it) else {
+                continue;
+            };
+            let times = [record.first_failure, record.last_failure, record.last_trial];
+            endpoint.passive = Passive::resume(record.fails, times.map(past));
+            endpoint.slow_start = past(record.slow_start);
+            // It lies ahead.
+            let halves = record.average_halves.map(Duration::from_micros);
+            let halves = halves.and_then(|after| time::epoch().checked_add(after));
+            if let Some(halves) = halves.filter(|_| record.average_seconds.is_finite()) {
+                endpoint.latency = Average {
+                    seconds: record.average_seconds,
+                    halves: Some(halves),
+                };
+            }
+            if takes_checks {
+                take_over_check(&mut endpoint.check, record, &ids, now);
+            }
+        }
+    }
+}
+
+fn identity(endpoint: &Endpoint) -> (String, String, u64) {
+    let backend = &endpoint.backend;
+    let (text, address) = (backend.text().to_string(), backend.addr.to_string());
+    (text, address, backend.id)
+}
+
+/// What this program does not know is left as it is at a start.
+fn take_over_check(
+    check: &mut CheckRecord,
+    record: &EndpointRecord,
+    ids: &[(String, String, u64)],
+    now: Instant,
+) {
+    let CheckedRecord {
+        own,
+        effective,
+        since,
+        why,
+        checked_once,
+        added_at,
+        last_conclusive,
+        is_stale,
+        role_since,
+        epoch,
+        server,
+        superseded_by,
+        last,
+    } = &record.check;
+    let (Some(own), Some(effective)) = (verdict(own), verdict(effective)) else {
+        return;
+    };
+    let past = |at: &u64| time::past_at(*at, now);
+    let by = superseded_by.as_ref().and_then(|(backend, address)| {
+        let mut ids = ids.iter();
+        let is_it = |(b, a, _): &&(String, String, u64)| b == backend && a == address;
+        ids.find(is_it).map(|(_, _, id)| *id)
+    });
+    let progress = progress(&record.judge, now);
+    *check = CheckRecord {
+        own,
+        effective,
+        since: since.as_ref().map(past),
+        why: why.clone(),
+        admits: effective.is_up() && !is_stale,
+        checked_once: *checked_once,
+        last: last.as_ref().and_then(|last| checked(last, now)),
+        added_at: past(added_at),
+        last_conclusive: past(last_conclusive),
+        is_stale: *is_stale,
+        evidence: PrimaryEvidence {
+            role_since: role_since.as_ref().map(past),
+            epoch: epoch.as_ref().map(epoch_of),
+            server: server.clone(),
+            superseded_by: by,
+        },
+        progress,
+        handed: Some(progress),
+    };
+}
+
+fn verdict_words(verdict: Verdict) -> (String, Option<String>) {
+    let result = match verdict {
+        Verdict::Down(result) => result,
+        Verdict::Up
+        | Verdict::WrongRole
+        | Verdict::Standby
+        | Verdict::Lagging
+        | Verdict::Doubtful => None,
+    };
+    let result = result.map(|result| result.word().to_owned());
+    (verdict.state().word().to_owned(), result)
+}
+
+/// `None`: it is none that this program knows.
+fn verdict((state, result): &(String, Option<String>)) -> Option<Verdict> {
+    let result = result.as_deref().map(result_of);
+    let mut states = BackendState::ALL.iter();
+    match states.find(|known| known.word() == state)? {
+        BackendState::Up => Some(Verdict::Up),
+        BackendState::Down => Some(Verdict::Down(match result {
+            None => None,
+            Some(known) => Some(known?),
+        })),
+        BackendState::WrongRole => Some(Verdict::WrongRole),
+        BackendState::Standby => Some(Verdict::Standby),
+        BackendState::Lagging => Some(Verdict::Lagging),
+        BackendState::Doubtful => Some(Verdict::Doubtful),
+        BackendState::Failed
+        | BackendState::Unproven
+        | BackendState::Disabled
+        | BackendState::Drained
+        | BackendState::Maintenance
+        | BackendState::Removed => None,
+    }
+}
+
+fn result_of(word: &str) -> Option<CheckResult> {
+    let mut results = CheckResult::ALL.iter().copied();
+    results.find(|result| result.word() == word)
+}
+
+fn epoch_record(epoch: &Epoch) -> EpochRecord {
+    match epoch {
+        Epoch::Timeline(number) => EpochRecord::Timeline(*number),
+        Epoch::Replication { id, before } => EpochRecord::Replication {
+            id: id.clone(),
+            before: before.clone(),
+        },
+    }
+}
+
+fn epoch_of(record: &EpochRecord) -> Epoch {
+    match record {
+        EpochRecord::Timeline(number) => Epoch::Timeline(*number),
+        EpochRecord::Replication { id, before } => Epoch::Replication {
+            id: id.clone(),
+            before: before.clone(),
+        },
+    }
+}
+
+fn last_record(last: &Checked) -> LastCheckRecord {
+    let finding = &last.finding;
+    LastCheckRecord {
+        at: time::micros_at(last.at),
+        took: last.took,
+        result: last.result.word().to_owned(),
+        transcript: last.transcript.clone(),
+        role: finding.role.map(|role| role.word().to_owned()),
+        epoch: finding.epoch.as_ref().map(epoch_record),
+        server: finding.server.clone(),
+        lag_bytes: finding.lag.bytes,
+        lag_time: finding.lag.time,
+        fault: finding.fault.clone(),
+    }
+}
+
+fn checked(record: &LastCheckRecord, now: Instant) -> Option<Checked> {
+    let role = record.role.as_deref();
+    Some(Checked {
+        at: time::past_at(record.at, now),
+        took: record.took,
+        result: result_of(&record.result)?,
+        finding: Finding {
+            role: role.and_then(|word| Role::ALL.into_iter().find(|role| role.word() == word)),
+            epoch: record.epoch.as_ref().map(epoch_of),
+            server: record.server.clone(),
+            lag: Lag {
+                bytes: record.lag_bytes,
+                time: record.lag_time,
+            },
+            fault: record.fault.clone(),
+        },
+        transcript: record.transcript.clone(),
+    })
+}
+
+fn judge_record(progress: Progress) -> JudgeRecord {
+    let Runs {
+        good,
+        failed,
+        alive,
+        poor,
+    } = progress.runs;
+    JudgeRecord {
+        has_result: progress.has_result,
+        last_role: progress.last_role.map(|result| result.word().to_owned()),
+        runs: [good, failed, alive, poor],
+        doubted_since: progress.doubted_since.map(time::micros_at),
+    }
+}
+
+fn progress(record: &JudgeRecord, now: Instant) -> Progress {
+    let [good, failed, alive, poor] = record.runs;
+    Progress {
+        has_result: record.has_result,
+        last_role: record.last_role.as_deref().and_then(result_of),
+        runs: Runs {
+            good,
+            failed,
+            alive,
+            poor,
+        },
+        doubted_since: record.doubted_since.map(|at| time::past_at(at, now)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
