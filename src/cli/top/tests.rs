@@ -1,7 +1,15 @@
-//! The terminal is restored by a panic, and its message is read on the screen that was there.
+//! Keys and what they lead to; the terminal after a panic.
 
-use super::terminal::Terminal;
-use std::process::Command;
+use super::{
+    Sort, View,
+    feed::{Data, Order, Update},
+    keys::Key,
+    terminal::Terminal,
+    ui::{Effect, Ui},
+};
+use crate::{cli::response, upstream::pool::AdminState};
+use serde_json::{Value, json};
+use std::{collections::HashMap, process::Command};
 
 /// This test as the program that panics, in a terminal of its own.
 const INSIDE: &str = "TEMBUKU_TEST_TOP_PANIC";
@@ -33,5 +41,117 @@ fn a_panic_restores_the_terminal() {
     for setting in ["icanon", "echo", "isig", "opost"] {
         let is_set = settings.split_whitespace().any(|word| word == setting);
         assert!(is_set, "{setting} in {settings:?}");
+    }
+}
+
+fn backend(address: &str, state: &str, sessions: u64) -> Value {
+    json!({
+        "address": address, "state": state, "why": "", "admin_state": "ready",
+        "awaits_check": false, "available": true, "role": [], "last_check": null, "weight": 1,
+        "weight_in_file": 1, "weight_since": null, "admin_state_since": null, "backup": false,
+        "connections": sessions, "connections_total": 0, "connect_errors_total": 0,
+        "received_bytes": 0, "sent_bytes": 0,
+    })
+}
+
+fn data(backends: &[Value]) -> Update {
+    let status = json!({
+        "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
+            "connections": 0, "max_connections": 9, "flows": 0, "max_flows": 0,
+            "config_hash": "0" },
+        "listeners": [],
+        "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "queued": 0,
+            "held": 0, "backends": backends }],
+    });
+    Update::Data(Box::new(Data {
+        status: response::read(&status.to_string()).expect("every field"),
+        rates: HashMap::new(),
+        sessions: Vec::new(),
+        is_more: false,
+        events: Vec::new(),
+    }))
+}
+
+/// The lines of a terminal of 80 columns.
+fn shown(ui: &mut Ui) -> String {
+    let size = (80, 12).into();
+    ui.fit(size);
+    let lines = ui.lines(size);
+    assert_eq!(lines.len(), 12);
+    let lines = lines.iter().map(|line| line.text());
+    assert!(lines.clone().all(|line| line.chars().count() <= 80));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn type_keys(ui: &mut Ui, text: &str) -> Effect {
+    let mut last = Effect::None;
+    for c in text.chars() {
+        last = ui.press(match c {
+            '\n' => Key::Enter,
+            c => Key::Char(c),
+        });
+    }
+    last
+}
+
+#[test]
+fn an_order_is_for_what_was_selected_wherever_it_is_now() {
+    let mut ui = Ui::new(View::Backends, Sort::Sessions, "", false);
+    ui.update(data(&[backend("a:1", "up", 5), backend("b:1", "up", 3)]));
+    assert!(shown(&mut ui).contains("u/a:1"));
+    ui.press(Key::Down);
+    // The other has more sessions by the next look, and comes first.
+    ui.update(data(&[backend("a:1", "up", 5), backend("b:1", "up", 9)]));
+    assert_eq!(type_keys(&mut ui, "d"), Effect::None);
+    assert!(shown(&mut ui).contains("drain: u/b:1, 9 sessions? (y/n)"));
+    let order = Order::Admin("u/b:1".parse().expect("a name"), AdminState::Drain);
+    assert_eq!(type_keys(&mut ui, "y"), Effect::Order(order));
+    // Any other key than "y" is no.
+    for no in ["dn", "d\n", "dd", "mq"] {
+        assert_eq!(type_keys(&mut ui, no), Effect::None, "{no:?}");
+        assert!(shown(&mut ui).contains("nothing was changed"), "{no:?}");
+    }
+    // There are no orders in other lists.
+    assert_eq!(type_keys(&mut ui, "2dy"), Effect::None);
+    assert_eq!(type_keys(&mut ui, "q"), Effect::Quit);
+}
+
+#[test]
+fn a_weight_is_asked_for_and_confirmed() {
+    let mut ui = Ui::new(View::Backends, Sort::File, "", false);
+    ui.update(data(&[backend("a:1", "up", 0)]));
+    let name = || "u/a:1".parse().expect("a name");
+    assert_eq!(type_keys(&mut ui, "w12x\n"), Effect::None);
+    assert!(shown(&mut ui).contains("give u/a:1 the weight 12? (y/n)"));
+    let order = Order::Weight(name(), Some(12));
+    assert_eq!(type_keys(&mut ui, "y"), Effect::Order(order));
+    assert_eq!(
+        type_keys(&mut ui, "w\ny"),
+        Effect::Order(Order::Weight(name(), None))
+    );
+    assert_eq!(type_keys(&mut ui, "w999999999\n"), Effect::None);
+    assert!(shown(&mut ui).contains("a weight is a number up to"));
+}
+
+#[test]
+fn letters_of_a_filter_are_no_keys_and_failures_keep_the_list() {
+    let mut ui = Ui::new(View::Backends, Sort::File, "", false);
+    ui.update(data(&[backend("a:1", "up", 0), backend("b:1", "down", 0)]));
+    assert_eq!(type_keys(&mut ui, "/DOWN\n"), Effect::None);
+    let text = shown(&mut ui);
+    assert!(text.contains("u/b:1") && !text.contains("u/a:1"), "{text}");
+    ui.press(Key::Escape);
+    type_keys(&mut ui, "u");
+    assert!(shown(&mut ui).contains("1/2, not well"));
+    ui.update(Update::Failure("cannot reach tembuku".to_owned()));
+    let text = shown(&mut ui);
+    assert!(
+        text.contains("u/b:1") && text.contains("cannot reach tembuku"),
+        "{text}"
+    );
+    // A terminal that is far too small.
+    for size in [(1, 1), (5, 2), (80, 3)] {
+        ui.fit(size.into());
+        assert_eq!(ui.lines(size.into()).len(), size.1);
     }
 }
