@@ -106,6 +106,9 @@ fn fields() -> BTreeSet<String> {
         "src/control/backend_lifecycle.rs",
         "src/upstream/pool/event.rs",
         "src/cli/explain/json.rs",
+        // Words of nginx and HAProxy.
+        "src/cli/import/nginx/verdicts.rs",
+        "src/config/keys/foreign.rs",
     ] {
         sources.extend(files(file, &[""]));
     }
