@@ -9,7 +9,7 @@ use super::{
 };
 use crate::control::{
     State,
-    upgrade::{NotRequested, Order},
+    upgrade::{NotRequested, Order, Step, UpgradeError},
 };
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use std::{path::PathBuf, sync::Arc};
@@ -42,8 +42,13 @@ pub(super) async fn answer(
     Ok(Stream::start(lifetime, |mut writer| async move {
         while let Some(step) = steps.recv().await {
             writer.write_line(&step).await?;
+            if step.is_last() {
+                return Ok(());
+            }
         }
-        Ok(())
+        // It has waited for another one, which has replaced this process.
+        let stopping = Step::failed(&UpgradeError::Stopping);
+        writer.write_line(&stopping).await
     }))
 }
 

@@ -90,6 +90,26 @@ pub enum Step {
     },
 }
 
+impl Step {
+    pub fn failed(error: &UpgradeError) -> Self {
+        Self::Failed {
+            error: error.to_string(),
+            hint: error.hint().to_owned(),
+            done: true,
+        }
+    }
+
+    /// Whether nothing follows.
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Checked { done, .. } | Self::Done { done, .. } | Self::Failed { done, .. } => {
+                *done
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Another upgrade is under way, or the process stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRequested {
@@ -154,11 +174,7 @@ impl Request {
     pub fn fail(&self, error: &UpgradeError) {
         let (text, hint) = (error.to_string(), error.hint());
         tracing::error!(error = text, hint, "upgrade failed, this process goes on");
-        self.tell(Step::Failed {
-            error: text,
-            hint: hint.to_owned(),
-            done: true,
-        });
+        self.tell(Step::failed(error));
     }
 
     fn tell(&self, step: Step) {

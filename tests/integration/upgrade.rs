@@ -1,16 +1,18 @@
 //! One process replaces another while clients come.
 
 mod fake;
+mod surroundings;
 
 use crate::harness::{
     http,
     load::Load,
     net, ports,
     proc::{command, run_ok, text},
-    programs::{Nginx, Redis},
+    programs::{Nginx, Redis, account},
     secs,
     server::Server,
     tembuku::{Tembuku, cli},
+    temp::TempDir,
     udp::{self, UdpServer, V4},
     wait_until,
 };
@@ -29,20 +31,39 @@ use std::{
 struct Succession {
     first: Tembuku,
     current: u32,
+    /// Where another user may make the admin socket.
+    place: TempDir,
 }
 
 impl Succession {
     /// With an admin socket, which is added.
     #[track_caller]
     fn start(config: &str) -> Succession {
-        let admin = "[admin]\nsocket = \"{dir}/admin.sock\"\n[log]\nformat = \"json\"\n";
-        let first = Tembuku::start(&format!("{admin}{config}"));
+        Self::start_under("", config)
+    }
+
+    /// Through a program that prepares the ground.
+    #[track_caller]
+    fn start_under(wrapper: &str, config: &str) -> Succession {
+        let place = TempDir::new();
+        let (user, group) = account("nobody");
+        std::os::unix::fs::chown(place.path(), Some(user), Some(group)).unwrap();
+        let first = Tembuku::start_under(wrapper, &(admin(&place) + config));
         let current = first.proc.id();
-        Succession { first, current }
+        Succession {
+            first,
+            current,
+            place,
+        }
     }
 
     fn socket(&self) -> PathBuf {
-        self.first.dir.file("admin.sock")
+        self.place.file("admin.sock")
+    }
+
+    /// Another file, with the same admin socket.
+    fn write(&self, config: &str) {
+        self.first.write(&(admin(&self.place) + config));
     }
 
     fn config(&self) -> PathBuf {
@@ -109,6 +130,14 @@ impl Drop for Succession {
     }
 }
 
+fn admin(place: &TempDir) -> String {
+    let socket = place.file("admin.sock");
+    format!(
+        "[admin]\nsocket = \"{}\"\n[log]\nformat = \"json\"\n",
+        socket.display()
+    )
+}
+
 fn listener(name: &str, bind: &str, upstream: &str) -> String {
     format!("[listeners.{name}]\nbind = \"{bind}\"\nupstream = \"{upstream}\"\n")
 }
@@ -135,8 +164,7 @@ fn clients_are_served_all_the_time() {
     let loads: Vec<Load> = (0..3).map(|_| Load::start(tcp, thread::spawn)).collect();
     // Fewer workers, and more.
     for workers in [2, 1, 3, 2] {
-        let admin = "[admin]\nsocket = \"{dir}/admin.sock\"\n[log]\nformat = \"json\"\n";
-        tembuku.first.write(&format!("{admin}{}", config(workers)));
+        tembuku.write(&config(workers));
         let before = tembuku.current;
         let out = tembuku.upgrade();
         assert_ne!(tembuku.current, before, "{out}");
@@ -366,13 +394,12 @@ fn the_new_process_knows_what_the_old_one_knew() {
 fn a_listener_that_is_not_in_the_file_any_more_serves_those_who_have_connected() {
     let server = Server::named("a");
     let (stays, goes) = (ports::free_addr(), ports::free_addr());
-    let admin = "[admin]\nsocket = \"{dir}/admin.sock\"\n[log]\nformat = \"json\"\n";
     let rest = listener("stays", &stays.to_string(), "u")
         + &upstream("u", &format!("\"{}\"", server.addr));
     let mut tembuku =
         Succession::start(&(rest.clone() + &listener("goes", &goes.to_string(), "u")));
     let (mut session, _) = net::session(goes).unwrap();
-    tembuku.first.write(&format!("{admin}{rest}"));
+    tembuku.write(&rest);
     tembuku.upgrade();
     drop(net::session(stays).unwrap());
     assert!(net::connect(goes).is_err());
@@ -420,6 +447,43 @@ fn an_upgrade_that_cannot_be_leaves_everything_as_it_is() {
     );
     std::fs::write(tembuku.config(), "nonsense").unwrap();
     fails(&[], "does not accept the configuration");
+}
+
+/// Process after process has as many descriptors and threads as the first.
+#[test]
+fn fifty_upgrades_leave_nothing_behind() {
+    let server = Server::named("a");
+    let echo = UdpServer::echo(V4);
+    let (front, udp) = (ports::free_addr(), ports::free_addr());
+    let config = listener("l", &front.to_string(), "u")
+        + &listener("d", &udp.to_string(), "e")
+        + "protocol = \"udp\"\n"
+        + &upstream("u", &format!("\"{}\"", server.addr))
+        + &upstream("e", &format!("\"{}\"", echo.addr));
+    let mut tembuku = Succession::start(&config);
+    let load = Load::start(front, thread::spawn);
+    let count = |tembuku: &Succession, what: &str| {
+        let folder = format!("/proc/{}/{what}", tembuku.current);
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    tembuku.upgrade();
+    tembuku.wait_alone();
+    load.take("the first");
+    let before = ["fd", "task"].map(|what| count(&tembuku, what));
+    for _ in 0..50 {
+        tembuku.upgrade();
+        tembuku.wait_alone();
+    }
+    let counts = load.take("the others");
+    assert_eq!((counts.refused, counts.cut), (0, 0), "{counts:?}");
+    drop(load);
+    // Sessions of the load have ended by then, and threads that helped.
+    wait_until("as many as before", secs(10), || {
+        let after = ["fd", "task"].map(|what| count(&tembuku, what));
+        after[0] <= before[0] && after[1] <= before[1]
+    });
+    let client = udp::client(udp);
+    assert_eq!(udp::ask(&client, "question"), "question");
 }
 
 fn front_of(server: &Server) -> (SocketAddr, String) {

@@ -22,6 +22,9 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a process that was killed is waited for, and from one look to the next.
+const DEATH: Duration = Duration::from_secs(1);
+const DEATH_LOOK: Duration = Duration::from_millis(1);
 /// Of what it says.
 const MOST_BYTES: u64 = 64 << 10;
 
@@ -207,6 +210,14 @@ impl Drop for NewProcess {
             return;
         };
         let _ = child.kill();
+        // What is done next relies on its end, which takes a moment.
+        let deadline = Instant::now() + DEATH;
+        while Instant::now() < deadline {
+            match child.try_wait() {
+                Ok(None) => thread::sleep(DEATH_LOOK),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
         // Beside the control thread: a process in the kernel may end late.
         let wait = move || drop(child.wait());
         let _ = thread::Builder::new()

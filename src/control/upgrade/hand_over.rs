@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// How long the new process may take until it could accept.
 const START: Duration = Duration::from_secs(30);
 /// How long it may take to begin to accept, and for a message to it.
-const STEP: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_secs(3);
 /// From one message about what is left to the next.
 const REPORT: Duration = Duration::from_millis(500);
 /// Descriptors that the new process needs beside those of this one.
