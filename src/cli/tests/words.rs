@@ -40,6 +40,10 @@ const FOREIGN: &[&str] = &[
     "wsrep_on",
     "wsrep_ready",
     // nginx, keepalived, the kernel.
+    "limit_conn",
+    "limit_conn_dry_run",
+    "proxy_download_rate",
+    "proxy_upload_rate",
     "worker_shutdown_timeout",
     "tembuku_node",
     "tembuku_ready",
