@@ -18,6 +18,7 @@
 
 pub mod channel;
 pub mod counters;
+pub mod flows;
 pub mod hello;
 pub mod journal;
 pub mod listeners;
