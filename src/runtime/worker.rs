@@ -50,6 +50,11 @@ impl<O: Send + 'static> Worker<O> {
         &self.pulse
     }
 
+    /// For a thread that sends orders on its own.
+    pub fn mailbox(&self) -> &Arc<Mailbox<O>> {
+        &self.mailbox
+    }
+
     pub fn send(&self, order: O) {
         self.mailbox.send(Message::Order(order));
     }

@@ -13,7 +13,7 @@ use crate::{
     session::{
         bandwidth::SessionBandwidth,
         rate::{Beginning, Delay},
-        registry::{Arrival, Session, take_below},
+        registry::{Arrival, Continued, Session, take_below},
         service::Service,
         sockets::{SocketPermit, Sockets},
     },
@@ -114,6 +114,33 @@ pub fn give_back_rate(service: &Service, arrival: &Arrival) {
         let beginning = beginning(service, arrival.client(), arrival.at);
         service.rates.give_back(beginning);
     }
+}
+
+/// Admits a connection that another process has relayed so far, whatever the limits are.
+pub fn admit_continued(service: &Arc<Service>, continued: &Continued, arrival: Arrival) -> Permits {
+    let source = limited_source(service, arrival.client());
+    if let Some(source) = source {
+        service.per_source.take(u64::MAX, source);
+    }
+    service.metrics.active.fetch_add(1, Relaxed);
+    let sessions = &service.process.sessions;
+    Permits {
+        session: sessions.go_on_with(continued, arrival, &service.origin),
+        service: Arc::clone(service),
+        holds_listener: true,
+        holds_source: Cell::new(source.is_some()),
+    }
+}
+
+/// Admits a flow that another process has relayed so far, whatever the limits are.
+pub fn admit_continued_flow(
+    service: &Arc<Service>,
+    continued: &Continued,
+    arrival: Arrival,
+    sockets: &Arc<Sockets>,
+) -> (Permits, SocketPermit) {
+    let permits = admit_continued(service, continued, arrival);
+    (permits, sockets.take_anyway())
 }
 
 /// Admits a flow, and gives the permit for its socket apart: the socket may outlive the flow.

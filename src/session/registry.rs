@@ -7,7 +7,7 @@ mod table;
 
 pub use budget::{Budget, take_below};
 pub use descriptors::Descriptors;
-pub use session::{Arrival, Kind, Origin, Phase, Session};
+pub use session::{Arrival, Continued, Kind, Origin, Phase, Session};
 pub use table::Position;
 
 use crate::{
@@ -66,6 +66,36 @@ impl Sessions {
     ) -> Result<Arc<Session>, RejectReason> {
         self.count_in(origin.kind)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Ok(self.insert(id, arrival, origin))
+    }
+
+    /// Enters a session of another process, whatever the limits are. The descriptor of a flow is
+    /// taken with its socket.
+    pub fn go_on_with(
+        &self,
+        continued: &Continued,
+        arrival: Arrival,
+        origin: &Arc<Origin>,
+    ) -> Arc<Session> {
+        match origin.kind {
+            Kind::Connection => {
+                self.connections.take_anyway();
+                self.descriptors.take_for_connection_anyway();
+            }
+            Kind::Flow => self.flows.take_anyway(),
+        }
+        self.reserve_ids(continued.id.saturating_add(1));
+        let session = self.insert(continued.id, arrival, origin);
+        session.go_on(continued);
+        session
+    }
+
+    /// Sessions that begin from now on have ids from `next` on, at least.
+    pub fn reserve_ids(&self, next: u64) {
+        self.next_id.fetch_max(next, Ordering::Relaxed);
+    }
+
+    fn insert(&self, id: u64, arrival: Arrival, origin: &Arc<Origin>) -> Arc<Session> {
         let shard = self.tables.own_index() as u16;
         let make = |slot| Session::new(id, arrival, origin, (shard, slot), self.epoch);
         let session = self.tables.at(shard.into()).insert(make);
@@ -73,12 +103,7 @@ impl Sessions {
         if self.is_stopping.load(Ordering::Relaxed) {
             session.is_stopping.store(true, Ordering::Relaxed);
         }
-        Ok(session)
-    }
-
-    /// Sessions that begin from now on have ids from `next` on, at least.
-    pub fn reserve_ids(&self, next: u64) {
-        self.next_id.fetch_max(next, Ordering::Relaxed);
+        session
     }
 
     pub fn remove(&self, session: &Session) {
@@ -281,6 +306,26 @@ pub(crate) mod tests {
         assert_eq!(sessions.on(8).len(), 1);
         session.end_if_on(8, CloseReason::Recovered);
         assert_eq!(session.must_end(), Some(CloseReason::Recovered));
+    }
+
+    #[test]
+    fn a_session_of_another_process_goes_on_beyond_the_limits() {
+        let (_, sessions) = one();
+        let continued = Continued {
+            id: 70,
+            active_millis: 3,
+            received: 4,
+            sent: 5,
+        };
+        let second = sessions.go_on_with(&continued, arrival(), &origin(Kind::Connection));
+        assert_eq!(
+            (second.id, sessions.count(), sessions.next_id()),
+            (70, 2, 71)
+        );
+        assert_eq!((second.received(), second.sent()), (4, 5));
+        assert_eq!(second.active_millis(), 3);
+        sessions.remove(&second);
+        assert_eq!(sessions.count(), 1);
     }
 
     /// It was found before the pool ordered it to move.

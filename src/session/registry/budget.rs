@@ -20,6 +20,11 @@ impl Budget {
         take_below(&self.count, self.most())
     }
 
+    /// Takes one even beyond the limit.
+    pub(super) fn take_anyway(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn give_back(&self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }

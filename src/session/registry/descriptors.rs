@@ -97,6 +97,11 @@ impl Descriptors {
         self.used.fetch_add(FLOW.bits(), Relaxed);
     }
 
+    /// Takes those of a connection even beyond the limit.
+    pub fn take_for_connection_anyway(&self) {
+        self.used.fetch_add(CONNECTION.bits(), Relaxed);
+    }
+
     pub fn give_back_of_connection(&self) {
         self.used.fetch_sub(CONNECTION.bits(), Relaxed);
     }

@@ -24,6 +24,19 @@ pub struct Arrival {
     pub at: Instant,
 }
 
+/// A session of another process that goes on in this one.
+#[derive(Debug, Clone, Copy)]
+pub struct Continued {
+    /// In the other process, and here.
+    pub id: u64,
+    /// When bytes were last carried, in milliseconds of the workers.
+    pub active_millis: u64,
+    /// Bytes from the client so far.
+    pub received: u64,
+    /// Bytes to the client so far.
+    pub sent: u64,
+}
+
 /// Connections and flows have a budget each: a flood of one kind leaves the other alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -189,6 +202,12 @@ impl Session {
         }
     }
 
+    pub(super) fn go_on(&self, continued: &Continued) {
+        self.set_active(continued.active_millis);
+        self.received.store(continued.received, Ordering::Relaxed);
+        self.sent.store(continued.sent, Ordering::Relaxed);
+    }
+
     /// The client that the session is for.
     pub fn client(&self) -> Client {
         self.proxied().unwrap_or(self.peer)
@@ -206,6 +225,11 @@ impl Session {
 
     pub(super) fn began(&self) -> Duration {
         Duration::from_micros(self.began_micros)
+    }
+
+    /// When it began, in microseconds of the workers.
+    pub fn began_micros(&self) -> u64 {
+        self.began_micros
     }
 
     /// When bytes were last carried, in milliseconds of the workers.

@@ -6,7 +6,10 @@ use crate::{
     plan::{FlowsMove, reason::CloseReason},
     upstream::backend::Backend,
 };
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 impl Pool {
     /// Counts what may make flows move: while the count is the same, no flow has to.
@@ -46,6 +49,15 @@ impl Pool {
             None => Some(CloseReason::BackendRemoved),
         };
         reason.filter(|reason| inner.moves.does(*reason))
+    }
+
+    /// The backend that was configured with this text and has this address now.
+    pub fn backend_at(&self, text: &str, address: &str) -> Option<Arc<Backend>> {
+        let inner = self.lock();
+        let mut endpoints = inner.endpoints.iter();
+        let found = endpoints
+            .find(|e| &**e.backend.text() == text && e.backend.addr.to_string() == address);
+        found.map(|endpoint| Arc::clone(&endpoint.backend))
     }
 
     /// Whether a flow whose backend the network reports as gone has to move to another one.
