@@ -320,7 +320,7 @@ fn bind_udp(
     let mut sockets = Vec::with_capacity(count);
     let is_inherited = !taken.sockets.is_empty();
     let mut inherited = taken.sockets.into_iter();
-    for _ in 0..count {
+    for index in 0..count {
         let socket = match inherited.next() {
             Some(socket) => socket,
             None => bind_udp_socket(listener, address).map_err(|error| match is_inherited {
@@ -341,6 +341,8 @@ fn bind_udp(
         sockets.push(Port {
             socket,
             address,
+            index: u16::try_from(index).map_err(io::Error::other)?,
+            is_held: taken.are_handed,
             users: Arc::clone(&users),
             open: open.token(),
         });

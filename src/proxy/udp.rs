@@ -9,6 +9,7 @@ mod batch_size;
 mod context;
 mod engine;
 mod flow;
+mod give;
 mod header;
 mod listener;
 mod order;
@@ -17,12 +18,17 @@ mod peer_workers;
 mod per_second;
 mod port;
 pub(crate) mod table;
+mod take;
+#[cfg(test)]
+mod tests;
 mod token;
 
 pub use crate::proxy::udp::{own_addresses::OwnAddresses, peer_workers::PeerWorkers};
 pub use engine::{Worker, spawn_worker};
+pub use give::{FlowsGiven, GivenListener, Giver, HandOverError, Scope};
 pub use order::{Order, PortCopy};
-pub use port::{Port, PortUse, PortUsers};
+pub use port::{Port, PortUse, PortUsers, worker_of};
+pub use take::Taker;
 pub use token::MOST_LISTENERS;
 
 use crate::session::service::Service;
@@ -37,8 +43,6 @@ pub struct Binding {
     pub peers: Arc<PeerWorkers>,
     /// The addresses of all UDP listeners of the process.
     pub own: Arc<OwnAddresses>,
-    /// Whether this is the worker that handles broadcasts, which the kernel gives to all workers.
-    pub is_first: bool,
     /// Held while there is a flow.
     pub alive: TaskTrackerToken,
 }
@@ -52,6 +56,9 @@ pub struct Update {
     /// listener ends with its last socket.
     pub addresses: Vec<SocketAddr>,
 }
+
+/// Where a worker gets its orders.
+pub type Orders = crate::runtime::mailbox::Mailbox<Order>;
 
 /// A UDP listener of the process, the same on all workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

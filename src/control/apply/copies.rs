@@ -50,14 +50,11 @@ impl Runtime {
         Ok(copies)
     }
 
-    /// No listener accepts or receives, until [`Self::resume_accepting`]: what comes waits in the
-    /// queues.
+    /// No listener accepts, until [`Self::resume_accepting`]: connections wait in the queues.
+    /// Datagrams are received until their flows are given over.
     pub(in crate::control) async fn pause_accepting(&self) {
         for worker in &self.workers.connections {
             worker.send(tcp::Order::Pause);
-        }
-        for worker in &self.workers.datagrams {
-            worker.send(udp::Order::Pause);
         }
         self.workers.confirm().await;
     }
@@ -87,9 +84,6 @@ impl Runtime {
     pub(in crate::control) async fn resume_accepting(&self) {
         for worker in &self.workers.connections {
             worker.send(tcp::Order::Resume);
-        }
-        for worker in &self.workers.datagrams {
-            worker.send(udp::Order::Resume);
         }
         self.workers.confirm().await;
     }

@@ -7,6 +7,7 @@ use crate::{
     plan::Addr,
     proxy::udp::{
         Binding, ListenerId, Order, OwnAddresses, PeerWorkers, Port, PortUse, PortUsers, Update,
+        worker_of,
     },
     session::service::Service,
 };
@@ -28,8 +29,8 @@ pub(super) struct DatagramSockets {
     id: ListenerId,
     addresses: Vec<Address>,
     peers: Arc<PeerWorkers>,
-    /// By worker, until the workers have them.
-    waiting: Vec<Vec<Port>>,
+    /// Until the workers have them.
+    waiting: Vec<Port>,
     is_serving: bool,
 }
 
@@ -134,10 +135,7 @@ impl DatagramSockets {
                 in_use: port.users.take(),
                 open: port.open.task_tracker().clone(),
             });
-            self.waiting.resize_with(listening.sockets.len(), Vec::new);
-            for (ports, socket) in self.waiting.iter_mut().zip(listening.sockets) {
-                ports.push(socket);
-            }
+            self.waiting.extend(listening.sockets);
         }
     }
 
@@ -150,16 +148,11 @@ impl DatagramSockets {
         tasks: &TaskTracker,
     ) {
         let addresses: Vec<SocketAddr> = self.addresses().collect();
-        let waiting = std::mem::take(&mut self.waiting);
-        // There may be more sockets than workers, or fewer, when another process had as many.
-        let mut shares: Vec<Vec<Port>> = workers.datagrams.iter().map(|_| Vec::new()).collect();
-        for (n, sockets) in waiting.into_iter().enumerate() {
-            let worker = n % shares.len().max(1);
-            if let Some(share) = shares.get_mut(worker) {
-                share.extend(sockets);
-            }
-        }
-        for ((n, worker), sockets) in workers.datagrams.iter().enumerate().zip(shares) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let count = workers.datagrams.len();
+        for (n, worker) in workers.datagrams.iter().enumerate() {
+            let is_its = |port: &mut Port| worker_of(port.index, count) == n;
+            let sockets = waiting.extract_if(.., is_its).collect();
             worker.send(match self.is_serving {
                 true => Order::Update(Box::new(Update {
                     id: self.id,
@@ -173,7 +166,6 @@ impl DatagramSockets {
                     sockets,
                     peers: Arc::clone(&self.peers),
                     own: Arc::clone(own),
-                    is_first: n == 0,
                     alive: tasks.token(),
                 })),
             });

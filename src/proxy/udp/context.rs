@@ -3,6 +3,7 @@
 use super::{
     batch::{self, Piece},
     flow::Link,
+    token::SERIAL,
 };
 use crate::{
     plan::reason::DropReason,
@@ -45,7 +46,7 @@ pub(super) struct Context {
     pub(super) late: VecDeque<Late>,
     pub(super) sockets: Arc<Sockets>,
     /// Of the flow that began last.
-    pub(super) serial: u32,
+    serial: u32,
     /// When this turn of the reactor began.
     pub(super) now: Instant,
     /// The same in milliseconds of the reactor's clock.
@@ -154,6 +155,12 @@ impl Context {
         self.now = self.reactor.clock().now();
         self.ms = self.reactor.clock().now_millis();
         self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// For the next flow that begins.
+    pub(super) fn next_serial(&mut self) -> u32 {
+        self.serial = (self.serial + 1) & ((1 << SERIAL) - 1);
+        self.serial
     }
 
     pub(super) fn abandon_turn(&mut self) {

@@ -1,9 +1,10 @@
 //! The engine of a worker that carries datagrams: hands events and orders to its listeners.
 
 use super::{
+    ListenerId,
     context::Context,
-    listener::{Listener, send_back},
-    order::{Order, PortCopy},
+    listener::{Listener, copy_late, send_back},
+    order::{Give, Given, Order, PortCopy, Take},
     token::Token,
 };
 use crate::{
@@ -41,7 +42,6 @@ pub fn spawn_worker(
         move |reactor, mailbox| {
             let mut engine = UdpEngine {
                 context: Context::new(reactor, Arc::clone(&mailbox), sockets),
-                index,
                 listeners: Slab::new(),
                 drops_counted: 0,
                 due: None,
@@ -53,8 +53,6 @@ pub fn spawn_worker(
 
 struct UdpEngine {
     context: Context,
-    /// Of this worker.
-    index: usize,
     /// By their index.
     listeners: Slab<Listener>,
     /// When drops were last counted.
@@ -143,16 +141,6 @@ impl Engine for UdpEngine {
                 }
             }
             Order::CopySockets(copies) => self.copy_sockets(&copies),
-            Order::Pause => {
-                for (_, listener) in &mut self.listeners {
-                    listener.stop_receiving(&self.context);
-                }
-            }
-            Order::Resume => {
-                for (_, listener) in &mut self.listeners {
-                    listener.receive_again(&mut self.context);
-                }
-            }
             Order::Confirm(token) => drop(token),
             Order::Drain => {
                 for (_, listener) in &mut self.listeners {
@@ -164,6 +152,8 @@ impl Engine for UdpEngine {
                     listener.evict_for_another_worker(&mut self.context);
                 }
             }
+            Order::Give(id, give) => self.give(id, give),
+            Order::Take(id, take) => self.take(id, *take),
         }
     }
 
@@ -207,6 +197,52 @@ impl Engine for UdpEngine {
     }
 }
 
+impl UdpEngine {
+    fn give(&mut self, id: ListenerId, give: Give) {
+        // Replies that have come belong in front of those that the other process will send.
+        self.send_back();
+        let mut listeners = self.listeners.iter_mut().map(|(_, listener)| listener);
+        let listener = listeners.find(|listener| listener.id() == id);
+        let context = &mut self.context;
+        // An answer that is not awaited any more is dropped: an order to take back follows.
+        match (give, listener) {
+            (
+                Give::Copy { answer, .. }
+                | Give::Freeze { answer, .. }
+                | Give::CopyLate { answer, .. },
+                None,
+            ) => drop(answer.send(Ok(Given::default()))),
+            (Give::Release { .. } | Give::TakeBack, None) => {}
+            (
+                Give::Copy {
+                    addresses,
+                    most,
+                    answer,
+                },
+                Some(listener),
+            ) => drop(answer.send(listener.copy_flows(context, &addresses, most))),
+            (Give::Freeze { addresses, answer }, Some(listener)) => {
+                drop(answer.send(listener.freeze(context, &addresses)));
+            }
+            (Give::Release { refused }, Some(listener)) => listener.release(context, &refused),
+            (Give::CopyLate { most, answer }, Some(listener)) => {
+                drop(answer.send(copy_late(context, listener.name(), most)));
+            }
+            (Give::TakeBack, Some(listener)) => listener.take_back(context),
+        }
+    }
+
+    fn take(&mut self, id: ListenerId, take: Take) {
+        let answer = take.answer.clone();
+        let mut listeners = self.listeners.iter_mut().map(|(_, listener)| listener);
+        let refused = match listeners.find(|listener| listener.id() == id) {
+            Some(listener) => listener.take(&mut self.context, take),
+            None => take.flows.iter().map(|(flow, _)| flow.id).collect(),
+        };
+        let _ = answer.send(refused);
+    }
+}
+
 fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -217,12 +253,12 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 impl UdpEngine {
     fn copy_sockets(&self, copies: &mpsc::Sender<PortCopy>) {
         for (_, listener) in &self.listeners {
-            for (place, address, socket) in listener.copy_sockets() {
+            for (index, address, socket) in listener.copy_sockets() {
                 // The receiver may have given up.
                 let _ = copies.send(PortCopy {
                     listener: listener.id(),
                     address,
-                    index: (self.index, place),
+                    index,
                     socket,
                 });
             }

@@ -7,11 +7,13 @@ mod deliver;
 mod end;
 mod evict;
 mod failures;
+mod give;
 mod named_clients;
-mod pause;
 mod replies;
+mod take;
 mod update;
 
+pub(super) use give::copy_late;
 pub(super) use replies::send_back;
 
 use super::{
@@ -33,6 +35,7 @@ use crate::{
     sys::datagram,
     upstream::{backend::Lease, pool::Search},
 };
+use give::Giving;
 use named_clients::NamedClients;
 use slab::Slab;
 use std::{
@@ -41,6 +44,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
     time::Instant,
 };
+use take::Taking;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Access log records per second of datagrams that begin no flow.
@@ -61,16 +65,19 @@ pub(super) struct Listener {
     pub(super) own: Arc<OwnAddresses>,
     /// This listener on this worker, as other workers see it.
     own_worker: Arc<PeerWorker>,
-    /// Whether it takes what the kernel gives to all workers.
-    is_first: bool,
+    /// Whether the listener has addresses on any worker. One that was taken over from another
+    /// process may have fewer sockets than there are workers.
+    has_addresses: bool,
+    /// While another process takes its flows over.
+    giving: Option<Box<Giving>>,
+    /// While it takes flows over.
+    taking: Taking,
     named: NamedClients,
     /// The idle timeout in milliseconds.
     idle_ms: u64,
     /// Every datagram is assigned on its own: they may go to different flows, or get headers.
     takes_singly: bool,
     is_draining: bool,
-    /// Another process receives from its sockets.
-    is_paused: bool,
     /// When the first of the ports that are paused is to receive again, in milliseconds.
     next_resume: Option<u64>,
     refusal_records: PerSecond,
@@ -84,6 +91,7 @@ struct OpenPort {
     port: Port,
     /// No flow begins there any more.
     is_closing: bool,
+    reception: Reception,
     /// It has more than one address: each datagram comes with the one that it was sent to.
     is_wildcard: bool,
     /// The kernel's count of dropped datagrams when it was last read.
@@ -93,6 +101,16 @@ struct OpenPort {
     /// When to receive again after a failure, in milliseconds. Until then the event loop does not
     /// wait for the socket.
     resume_ms: Option<u64>,
+}
+
+/// Whether this process receives from a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reception {
+    Open,
+    /// It stands still, with its flows, while they go from one process to the other.
+    Held,
+    /// Another process has taken it over. Flows that are still here only get replies.
+    Given,
 }
 
 enum NotBegun {
@@ -137,6 +155,10 @@ impl OpenPort {
     fn new(port: Port) -> Self {
         Self {
             is_closing: false,
+            reception: match port.is_held {
+                true => Reception::Held,
+                false => Reception::Open,
+            },
             is_wildcard: port.address.ip().is_unspecified(),
             drops: 0,
             batch_size: BatchSize::ONE,
@@ -163,7 +185,6 @@ impl Listener {
             sockets,
             peers,
             own,
-            is_first,
             alive,
         } = binding;
         let udp = *service.udp().ok_or(io::ErrorKind::InvalidInput)?;
@@ -187,11 +208,12 @@ impl Listener {
             peers,
             own,
             own_worker,
-            is_first,
+            has_addresses: true,
+            giving: None,
+            taking: Taking::default(),
             named: NamedClients::new(idle_ms, context.ms),
             idle_ms,
             is_draining: false,
-            is_paused: false,
             next_resume: None,
             refusal_records: PerSecond::new(REFUSAL_RECORDS),
             has_received: false,
@@ -205,6 +227,10 @@ impl Listener {
 
     pub(super) fn id(&self) -> ListenerId {
         self.id
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.service.plan.name
     }
 
     fn count_dropped(&self, reason: DropReason, pieces: impl IntoIterator<Item = Piece>) {
@@ -229,7 +255,8 @@ impl Listener {
         if !std::mem::take(&mut self.has_received) {
             return;
         }
-        for (_, open) in &mut self.ports {
+        let ports = self.ports.iter_mut().map(|(_, open)| open);
+        for open in ports.filter(|open| open.reception == Reception::Open) {
             let drops = datagram::drops(&open.port.socket).unwrap_or(0) as u32;
             let new = drops.wrapping_sub(open.drops).into();
             open.drops = drops;

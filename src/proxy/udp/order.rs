@@ -1,6 +1,9 @@
 //! The orders of a worker that carries datagrams.
 
 use super::{Binding, ListenerId, OwnAddresses, Update};
+use crate::handover::flows::{
+    FlowBatch, FlowChange, FlowState, LateSocket, NamedPeer, SocketBegin,
+};
 use std::{
     io,
     net::SocketAddr,
@@ -17,26 +20,87 @@ pub enum Order {
     SetOwnAddresses(Arc<OwnAddresses>),
     /// Copies the sockets at which flows begin. The end of the channel says that there are no more.
     CopySockets(mpsc::Sender<PortCopy>),
-    /// Receives nothing from clients: another process does with these sockets.
-    Pause,
-    /// Receives again.
-    Resume,
     /// Drops the token, which confirms that the orders before this one were executed.
     Confirm(TaskTrackerToken),
     /// Begins no more flows, and ends those that fall silent.
     Drain,
     /// Ends the flow of this listener that has been idle for longest, for one on another worker.
     Evict(ListenerIndex),
+    /// A step in giving flows to another process.
+    Give(ListenerId, Give),
+    /// Takes flows over from another process.
+    Take(ListenerId, Box<Take>),
 }
 
 /// A second descriptor of a listening socket.
 pub struct PortCopy {
     pub listener: ListenerId,
     pub address: SocketAddr,
-    /// The number of the worker, and the place of the socket there.
-    pub index: (usize, usize),
+    /// Its place among the sockets of the address.
+    pub index: u16,
     pub socket: io::Result<OwnedFd>,
 }
 
 /// The number of a listener on one worker.
 pub type ListenerIndex = usize;
+
+/// The steps of giving the flows of some addresses of a listener to another process.
+pub enum Give {
+    /// Copies flows that go on here; a later copy goes on where this one ends.
+    Copy {
+        addresses: Arc<[SocketAddr]>,
+        most: usize,
+        answer: mpsc::Sender<io::Result<Given>>,
+    },
+    /// Stops to carry datagrams, and copies what has changed.
+    Freeze {
+        addresses: Arc<[SocketAddr]>,
+        answer: mpsc::Sender<io::Result<Given>>,
+    },
+    /// The other process has all of them but those of these sessions.
+    Release { refused: Vec<u64> },
+    /// Copies sockets of flows that have ended.
+    CopyLate {
+        most: usize,
+        answer: mpsc::Sender<io::Result<Given>>,
+    },
+    /// The other process has not taken over, or has ended.
+    TakeBack,
+}
+
+/// What is sent to another process.
+#[derive(Debug, Default)]
+pub struct Given {
+    pub batch: FlowBatch,
+    /// One for each flow, then one for each late socket.
+    pub sockets: Vec<OwnedFd>,
+    pub has_more: bool,
+}
+
+/// A batch of another process, or the part of it that is for one listener on one worker.
+pub struct Take {
+    pub flows: Vec<(FlowState, OwnedFd)>,
+    pub changes: Vec<FlowChange>,
+    /// The sessions of flows that were taken and have ended in the other process.
+    pub ended: Vec<u64>,
+    pub peers: Vec<NamedPeer>,
+    pub late: Vec<(LateSocket, OwnedFd)>,
+    pub begin: Vec<SocketBegin>,
+    /// Gets the sessions of flows that are not taken.
+    pub answer: mpsc::Sender<Vec<u64>>,
+}
+
+impl Take {
+    /// Of nothing.
+    pub fn new(answer: mpsc::Sender<Vec<u64>>) -> Self {
+        Self {
+            flows: Vec::new(),
+            changes: Vec::new(),
+            ended: Vec::new(),
+            peers: Vec::new(),
+            late: Vec::new(),
+            begin: Vec::new(),
+            answer,
+        }
+    }
+}

@@ -12,6 +12,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 pub struct Port {
     pub socket: UdpSocket,
     pub address: SocketAddr,
+    /// Its place among the sockets of the address, in the order in which they were bound: the
+    /// kernel assigns clients by it.
+    pub index: u16,
+    /// Another process receives from it until it gives its flows over.
+    pub is_held: bool,
     pub users: Arc<PortUsers>,
     /// Held until the socket is closed.
     pub open: TaskTrackerToken,
@@ -26,6 +31,12 @@ pub struct PortUsers(AtomicU64);
 /// One use of the sockets of an address.
 #[derive(Debug)]
 pub struct PortUse(Arc<PortUsers>);
+
+/// Which of so many workers has the socket of an address with this index: where there are fewer
+/// workers than sockets, some have several.
+pub fn worker_of(index: u16, workers: usize) -> usize {
+    usize::from(index) % workers.max(1)
+}
 
 /// Nothing used the sockets, and nothing can any more.
 const CLOSED: u64 = u64::MAX;

@@ -2,7 +2,7 @@
 
 use super::{
     super::{batch::Piece, table::Key, token::Token},
-    Listener,
+    Listener, Reception,
 };
 use crate::{
     plan::reason::DropReason,
@@ -23,10 +23,10 @@ impl Listener {
 
     /// Receives one batch from this port, and sends it on. Returns whether there may be more.
     pub(in crate::proxy::udp) fn receive(&mut self, context: &mut Context, port: u16) -> bool {
-        if self.is_paused {
+        let open = &mut self.ports[usize::from(port)];
+        if open.reception != Reception::Open {
             return false;
         }
-        let open = &mut self.ports[usize::from(port)];
         self.has_received = true;
         let max = open.batch_size.get();
         let count = match context.inbox.receive(open.port.socket.as_fd(), 0, max) {
@@ -84,11 +84,12 @@ impl Listener {
 
     /// `None`: the datagram is not for this worker.
     fn key_of(&self, received: &Received<'_>, port: u16) -> Option<Key> {
-        if received.to_many && !self.is_first {
-            // The kernel has given it to every worker.
+        let open = &self.ports[usize::from(port)];
+        if received.to_many && open.port.index > 0 {
+            // The kernel has given it to every socket of the address.
             return None;
         }
-        let is_wildcard = self.ports[usize::from(port)].is_wildcard;
+        let is_wildcard = open.is_wildcard;
         Some(Key {
             peer: received.from?,
             port,
@@ -132,17 +133,23 @@ impl Listener {
                 continue;
             }
             open.resume_ms = None;
-            let token = Token::port(self.index, port);
-            let added = context
-                .reactor
-                .register(&open.port.socket, token, EventFlags::IN);
-            match added {
-                // Without waiting for an event: that there is nothing is good to know, too.
-                Ok(()) => {
-                    self.receive(context, port);
-                }
-                Err(error) => self.pause(context, port, &error),
+            self.receive_from_now_on(context, port);
+        }
+    }
+
+    /// Registers the socket of this port.
+    pub(super) fn receive_from_now_on(&mut self, context: &mut Context, port: u16) {
+        let open = &mut self.ports[usize::from(port)];
+        let token = Token::port(self.index, port);
+        let added = context
+            .reactor
+            .register(&open.port.socket, token, EventFlags::IN);
+        match added {
+            // Without waiting for an event: that there is nothing is good to know, too.
+            Ok(()) => {
+                self.receive(context, port);
             }
+            Err(error) => self.pause(context, port, &error),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{
         header,
         port::{PortUse, PortUsers},
         table::Key,
-        token::{SERIAL, Token},
+        token::Token,
     },
     Listener, NotBegun, Start, client_of,
 };
@@ -91,14 +91,14 @@ impl Listener {
                 Some(given.unwrap_or_else(|| self.encode_header(&key, tlvs)))
             }
         };
-        context.serial = (context.serial + 1) & ((1 << SERIAL) - 1);
+        let serial = context.next_serial();
         let link = Link {
             socket,
             _permit: socket_permit,
         };
         let flow = Flow {
             changes,
-            ..Flow::new(key, context.serial, link, port, permits, lease, context.now)
+            ..Flow::new(key, serial, link, port, permits, lease, context.now)
         };
         self.register(context, flow.with_extras(header, clock, attempts))
     }
@@ -122,22 +122,30 @@ impl Listener {
         }
         let backend = flow.lease.backend();
         backend.metrics.counts.mine().connections.add(1);
+        flow.permits.session().set_active(context.ms);
+        let due = context.ms + self.idle_ms;
+        let number = self.enter(context, flow, due);
+        let flows = &self.flows;
+        let key = &flows[number as usize].key;
+        self.table.insert(key, number, |n| &flows[n as usize].key);
+        self.count_flows();
+        Ok(number)
+    }
+
+    /// Enters a flow that will have been idle for too long at `due`.
+    pub(super) fn enter(&mut self, context: &Context, flow: Flow, due: u64) -> u32 {
+        let number = self.flows.vacant_key() as u32;
+        let token = Token::flow(self.index, flow.serial, number);
         let session = flow.permits.session();
-        session.set_active(context.ms);
-        session.set_socket(socket.as_fd());
+        session.set_socket(flow.link.socket.as_fd());
         session.wake_by(&context.mailbox.waker(token));
         // It may have been terminated before it had a waker.
         if session.must_end().is_some() {
             context.mailbox.send(Message::Wake(token));
         }
         self.flows.insert(flow);
-        let flows = &self.flows;
-        let key = &flows[number as usize].key;
-        self.table.insert(key, number, |n| &flows[n as usize].key);
-        self.wheel
-            .insert(number, context.ms + self.idle_ms, context.ms);
-        self.count_flows();
-        Ok(number)
+        self.wheel.insert(number, due, context.ms);
+        number
     }
 
     /// Counts, logs and records that a datagram begins no flow.

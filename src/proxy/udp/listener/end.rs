@@ -2,7 +2,7 @@
 
 use super::{
     super::flow::{Flow, QUIET},
-    Listener,
+    Listener, Reception,
 };
 use crate::{
     plan::reason::{CloseReason, DropReason},
@@ -15,11 +15,19 @@ use std::{
 
 /// Batches that are still received when a stop begins: datagrams that came before it.
 const LAST_BATCHES: usize = 64;
+/// From one look at a flow that goes from one process to the other to the next, in milliseconds.
+const HELD: u64 = 100;
 
 impl Listener {
     pub(super) fn flow(&mut self, serial: u32, number: u32) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(number as usize);
         flow.filter(|flow| flow.serial == serial)
+    }
+
+    /// Whether it stands still while it goes from one process to the other.
+    pub(super) fn is_held(&self, number: u32) -> bool {
+        let flow = self.flows.get(number as usize);
+        flow.is_some_and(|flow| self.reception_of(flow) == Reception::Held)
     }
 
     /// Ends a flow that was terminated.
@@ -29,6 +37,10 @@ impl Listener {
         serial: u32,
         number: u32,
     ) {
+        if self.is_held(number) {
+            // It is looked at again when it goes on here.
+            return;
+        }
         let reason = self
             .flow(serial, number)
             .and_then(|flow| flow.permits.session().must_end());
@@ -76,6 +88,10 @@ impl Listener {
         let mut found = Vec::new();
         self.wheel.take_due(context.ms, &mut found);
         for number in found {
+            if self.is_held(number) {
+                self.wheel.insert(number, context.ms + HELD, context.ms);
+                continue;
+            }
             let due = self.due(number);
             if due > context.ms {
                 self.wheel.insert(number, due, context.ms);
@@ -151,6 +167,9 @@ impl Listener {
         self.count_flows();
         self.wheel.remove(number);
         self.table.remove(&flow.key, number);
+        if let Some(giving) = &mut self.giving {
+            giving.note_end(number, flow.permits.session().id);
+        }
         let service = Arc::clone(flow.service());
         if flow.has_passed_trial(context.now, true) {
             service.pool.answered(flow.lease.backend(), context.now);

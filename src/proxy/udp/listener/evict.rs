@@ -102,7 +102,9 @@ impl Listener {
         self.deliver_all(context);
         let flows = &self.flows;
         let due = |number| flows[number as usize].due(false);
-        if let Some(oldest) = self.wheel.oldest(context.ms, due) {
+        if let Some(oldest) = self.wheel.oldest(context.ms, due)
+            && !self.is_held(oldest)
+        {
             self.close(context, oldest, CloseReason::Evicted);
         }
     }

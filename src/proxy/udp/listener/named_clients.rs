@@ -46,6 +46,12 @@ impl NamedClients {
         }
     }
 
+    /// All peers, with the clients that they have named and the time of the last header.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, Named, u64)> {
+        let clients = self.clients.iter();
+        clients.map(|(peer, client)| (peer, client.named, client.last_ms))
+    }
+
     pub(super) fn next_sweep(&self) -> Option<u64> {
         (!self.clients.is_empty()).then(|| self.swept_ms + self.idle_ms)
     }

@@ -45,16 +45,19 @@ impl Listener {
         for (_, open) in &mut self.ports {
             open.is_closing = !addresses.contains(&open.port.address);
         }
+        self.has_addresses = !addresses.is_empty();
     }
 
     /// Receives from a socket.
     pub(super) fn open_port(&mut self, context: &Context, port: Port) -> io::Result<()> {
         let entry = self.ports.vacant_entry();
         let number = u16::try_from(entry.key()).map_err(io::Error::other)?;
-        let token = Token::port(self.index, number);
-        context
-            .reactor
-            .register(&port.socket, token, EventFlags::IN)?;
+        if !port.is_held {
+            let token = Token::port(self.index, number);
+            context
+                .reactor
+                .register(&port.socket, token, EventFlags::IN)?;
+        }
         entry.insert(OpenPort::new(port));
         Ok(())
     }
@@ -86,8 +89,8 @@ impl Listener {
         });
     }
 
-    /// Whether it has a socket.
+    /// Whether it has a socket, or may get one.
     pub(in crate::proxy::udp) fn is_open(&self) -> bool {
-        !self.ports.is_empty()
+        !self.ports.is_empty() || self.has_addresses
     }
 }
