@@ -3,6 +3,7 @@
 
 mod copies;
 mod datagrams;
+mod flows;
 mod listener;
 mod listeners;
 mod removed;
@@ -372,6 +373,13 @@ impl Runtime {
             listener.adopt_files();
         }
         self.accept_due(Instant::now());
+        // The other process gives flows to workers that have their sockets, and had the verdicts.
+        let own = &self.own;
+        for listener in self.listeners.values_mut().filter(|l| l.is_waiting()) {
+            if matches!(listener.sockets, Sockets::Datagrams(_)) {
+                listener.serve(own, &self.workers, &self.tasks);
+            }
+        }
     }
 
     pub(super) fn pending_listeners(&self) -> usize {

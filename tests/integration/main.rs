@@ -135,4 +135,5 @@ mod udp_reply_source;
 mod udp_requests_nginx;
 mod unix_rights;
 mod upgrade;
+mod upgrade_udp;
 mod weights;

@@ -17,7 +17,7 @@ use std::{net::SocketAddr, process::Command};
 const NAMES: usize = 100;
 
 /// Knows a hundred names, and one with more text than fits into a small answer.
-fn dnsmasq() -> Dnsmasq {
+pub(crate) fn dnsmasq() -> Dnsmasq {
     let mut names: String = (0..NAMES)
         .map(|n| format!("host-record=n{n}.example,10.0.0.{n}\n"))
         .collect();
@@ -92,15 +92,15 @@ fn dig_is_answered() {
 
 /// What dnsperf reports about a run.
 #[derive(Debug, PartialEq)]
-struct Report {
-    sent: u64,
-    completed: u64,
-    lost: u64,
-    noerror: u64,
+pub(crate) struct Report {
+    pub(crate) sent: u64,
+    pub(crate) completed: u64,
+    pub(crate) lost: u64,
+    pub(crate) noerror: u64,
 }
 
 /// So many rounds over all names, at this rate.
-fn dnsperf(dir: &TempDir, at: SocketAddr, rounds: usize, rate: usize) -> Command {
+pub(crate) fn dnsperf(dir: &TempDir, at: SocketAddr, rounds: usize, rate: usize) -> Command {
     let questions: String = (0..NAMES).map(|n| format!("n{n}.example A\n")).collect();
     let file = dir.write("questions", &questions);
     let mut dnsperf = command("dnsperf -c 4 -q 100 -t 2 -l 30");
@@ -110,7 +110,7 @@ fn dnsperf(dir: &TempDir, at: SocketAddr, rounds: usize, rate: usize) -> Command
     dnsperf
 }
 
-fn report(output: &str) -> Report {
+pub(crate) fn report(output: &str) -> Report {
     let number = |what: &str| -> u64 {
         let line = output.lines().find(|line| line.trim().starts_with(what));
         let line = line.unwrap_or_else(|| panic!("no {what} in {output}"));

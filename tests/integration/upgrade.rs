@@ -28,9 +28,9 @@ use std::{
 };
 
 /// A process whose place others take one after the other. The last of them ends with the test.
-struct Succession {
-    first: Tembuku,
-    current: u32,
+pub(crate) struct Succession {
+    pub(crate) first: Tembuku,
+    pub(crate) current: u32,
     /// Where another user may make the admin socket.
     place: TempDir,
 }
@@ -38,13 +38,13 @@ struct Succession {
 impl Succession {
     /// With an admin socket, which is added.
     #[track_caller]
-    fn start(config: &str) -> Succession {
+    pub(crate) fn start(config: &str) -> Succession {
         Self::start_under("", config)
     }
 
     /// Through a program that prepares the ground.
     #[track_caller]
-    fn start_under(wrapper: &str, config: &str) -> Succession {
+    pub(crate) fn start_under(wrapper: &str, config: &str) -> Succession {
         let place = TempDir::new();
         let (user, group) = account("nobody");
         std::os::unix::fs::chown(place.path(), Some(user), Some(group)).unwrap();
@@ -57,21 +57,21 @@ impl Succession {
         }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.place.file("admin.sock")
     }
 
     /// Another file, with the same admin socket.
-    fn write(&self, config: &str) {
+    pub(crate) fn write(&self, config: &str) {
         self.first.write(&(admin(&self.place) + config));
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.first.dir.file("tembuku.toml")
     }
 
     /// Runs `tembuku upgrade` with these arguments.
-    fn try_upgrade(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn try_upgrade(&self, arguments: &[&str]) -> Output {
         let socket = self.socket();
         let socket = ["--socket", socket.to_str().unwrap()];
         cli(&[&["upgrade"], &socket[..], arguments].concat())
@@ -79,7 +79,7 @@ impl Succession {
 
     /// Returns what the command prints.
     #[track_caller]
-    fn upgrade(&mut self) -> String {
+    pub(crate) fn upgrade(&mut self) -> String {
         let output = self.try_upgrade(&[]);
         assert_eq!(
             output.status.code(),
@@ -94,20 +94,20 @@ impl Succession {
 
     /// Of the process that answers on the admin socket.
     #[track_caller]
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let answer = http::request_unix(&self.socket(), "GET", "/api/v1/status", "").unwrap();
         serde_json::from_str(&answer.body).unwrap()
     }
 
     #[track_caller]
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         let pid = self.status()["process"]["pid"].as_u64();
         u32::try_from(pid.unwrap()).unwrap()
     }
 
     /// Waits until the process that was replaced has ended.
     #[track_caller]
-    fn wait_alone(&self) {
+    pub(crate) fn wait_alone(&self) {
         wait_until("the old process has ended", secs(10), || {
             self.status()["process"]["previous"].is_null()
         });

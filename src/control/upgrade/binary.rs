@@ -36,6 +36,8 @@ const NEEDED: &[Kind] = &[
     Kind::Ready,
     Kind::Accept,
     Kind::Accepting,
+    Kind::UdpGroup,
+    Kind::UdpTaken,
     Kind::End,
 ];
 

@@ -1,6 +1,9 @@
 //! Why an upgrade has not happened.
 
-use crate::handover::{channel::ChannelError, message::Kind, record::Malformed};
+use crate::{
+    handover::{channel::ChannelError, message::Kind, record::Malformed},
+    proxy::udp::HandOverError,
+};
 use std::{fmt, io, path::PathBuf};
 
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub enum UpgradeError {
         kind: Kind,
         source: Malformed,
     },
+    /// The flows of datagrams were not taken.
+    Flows(HandOverError),
 }
 
 impl UpgradeError {
@@ -84,9 +89,8 @@ impl UpgradeError {
             Self::Refused(_)
             | Self::Channel { .. }
             | Self::Unexpected { .. }
-            | Self::Malformed { .. } => {
-                "the log has what the new process said; nothing was changed"
-            }
+            | Self::Malformed { .. }
+            | Self::Flows(_) => "the log has what the new process said; nothing was changed",
         }
     }
 }
@@ -147,6 +151,7 @@ impl fmt::Display for UpgradeError {
             Self::Malformed { kind, source } => {
                 write!(f, "the new process has sent {kind} that {source}")
             }
+            Self::Flows(error) => write!(f, "UDP flows: {error}"),
         }
     }
 }
@@ -157,6 +162,7 @@ impl std::error::Error for UpgradeError {
             Self::NotRun { source, .. } | Self::Copies(source) => Some(source),
             Self::Channel { source, .. } => Some(source),
             Self::Malformed { source, .. } => Some(source),
+            Self::Flows(source) => Some(source),
             _ => None,
         }
     }

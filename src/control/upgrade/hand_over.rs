@@ -6,12 +6,13 @@ use crate::{
     handover::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
-        hello::{Accept, Hello, Ready, Refusal},
+        hello::{Accept, Formats, Hello, Ready, Refusal},
         listeners::{self, ListeningRecord, Protocol},
         message::{Kind, MOST_DESCRIPTORS, Message},
         pools::{self, PoolRecord},
         remainder::Remainder,
     },
+    proxy::udp::{FlowsGiven, Giver, HandOverError, Scope},
     sys::process,
 };
 use std::{os::fd::OwnedFd, path::Path, process::id, sync::Arc, time::Duration};
@@ -21,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 const START: Duration = Duration::from_secs(30);
 /// How long it may take to begin to accept, and for a message to it.
 const STEP: Duration = Duration::from_secs(3);
+/// How long all flows together may take.
+const FLOWS: Duration = Duration::from_secs(60);
 /// From one message about what is left to the next.
 const REPORT: Duration = Duration::from_millis(500);
 /// Descriptors that the new process needs beside those of this one.
@@ -40,6 +43,8 @@ pub struct Successor {
     process: NewProcess,
     /// The addresses that it does not go on with, each with the name of its listener.
     left: Vec<(String, String)>,
+    /// The same of datagrams.
+    left_datagrams: Vec<(String, String)>,
 }
 
 /// What the old process goes on with when the new one has taken over.
@@ -85,6 +90,7 @@ pub async fn prepare(
         sockets,
         listeners,
         left,
+        left_datagrams,
     } = result.map_err(|error| with_end(error, &mut process))?;
     request.tell(Step::Ready { sockets, listeners });
     tracing::info!(
@@ -97,6 +103,7 @@ pub async fn prepare(
         link,
         process,
         left,
+        left_datagrams,
     }))
 }
 
@@ -105,6 +112,7 @@ struct Given {
     sockets: usize,
     listeners: u64,
     left: Vec<(String, String)>,
+    left_datagrams: Vec<(String, String)>,
 }
 
 fn refuse_if_impossible(server: &Server) -> Result<(), UpgradeError> {
@@ -157,11 +165,14 @@ async fn give(
         (record, door.socket)
     }));
     let copies = std::mem::take(copies);
-    let streams = copies.iter().map(|(record, _)| {
-        let is_stream = record.protocol == Protocol::Stream;
-        is_stream.then(|| (record.listener.clone(), record.configured.clone()))
-    });
-    let streams: Vec<Option<(String, String)>> = streams.collect();
+    let of = |protocol| -> Vec<Option<(String, String)>> {
+        let address = |record: &ListeningRecord| {
+            let is_it = record.protocol == protocol;
+            is_it.then(|| (record.listener.clone(), record.configured.clone()))
+        };
+        copies.iter().map(|(record, _)| address(record)).collect()
+    };
+    let (streams, datagrams) = (of(Protocol::Stream), of(Protocol::Datagram));
     send_sockets(link, copies).await?;
     let view = state.view();
     let records: Vec<PoolRecord> = view.pools().map(|pool| pool.record()).collect();
@@ -173,14 +184,18 @@ async fn give(
         kind: Kind::Ready,
         source,
     })?;
-    let left = ready.unused.into_iter().filter_map(|number| {
-        let number = usize::try_from(number).ok()?;
-        streams.get(number)?.clone()
-    });
+    let unused = |addresses: &[Option<(String, String)>]| -> Vec<(String, String)> {
+        let unused = ready.unused.iter().filter_map(|number| {
+            let number = usize::try_from(*number).ok()?;
+            addresses.get(number)?.clone()
+        });
+        unused.collect()
+    };
     Ok(Given {
         sockets: streams.len(),
         listeners: ready.listeners,
-        left: left.collect(),
+        left: unused(&streams),
+        left_datagrams: unused(&datagrams),
     })
 }
 
@@ -211,13 +226,16 @@ impl Server {
             link,
             mut process,
             left,
+            left_datagrams,
         } = successor;
+        let scope = scope_of_flows(&link.formats);
+        let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
         let state = Arc::clone(&self.state);
         // The file says "ready" all the time.
         state.give_up_ready_file(true).await;
         self.runtime.pause_accepting().await;
         state.close_doors().await;
-        match self.commit(link, request).await {
+        match self.commit(link, request, &flows).await {
             Ok((link, sums)) => {
                 let pid = process.pid;
                 process.release();
@@ -239,6 +257,7 @@ impl Server {
                 let error = with_end(error, &mut process);
                 // It must not accept beside this one.
                 drop(process);
+                flows.take_back();
                 self.runtime.resume_accepting().await;
                 state.give_up_ready_file(false).await;
                 Err(error)
@@ -251,6 +270,7 @@ impl Server {
         &self,
         mut link: Link,
         request: &Request,
+        flows: &Arc<Giver>,
     ) -> Result<(Link, Vec<Account>), UpgradeError> {
         let state = &self.state;
         let sums = state.accounts();
@@ -261,9 +281,36 @@ impl Server {
         receive(&mut link, Kind::Accepting, STEP).await?;
         request.tell(Step::Accepting);
         tracing::info!("upgrade: the new process accepts");
+        give_flows(&mut link, Arc::clone(flows)).await?;
         send(&mut link, Kind::End, Vec::new()).await?;
         Ok((link, sums))
     }
+}
+
+/// What the other process can take of datagrams.
+fn scope_of_flows(formats: &Formats) -> Scope {
+    let flows = formats.common(Kind::UdpFlows);
+    let sockets = formats.common(Kind::UdpGroup).unwrap_or(1);
+    flows.map_or(Scope::SocketsAlone { version: sockets }, |version| {
+        Scope::Flows { version }
+    })
+}
+
+/// Gives the flows of datagrams, with their listening sockets.
+async fn give_flows(link: &mut Link, giver: Arc<Giver>) -> Result<(), UpgradeError> {
+    let give = move |channel: &mut Channel| Ok(giver.give(channel));
+    let given = link.call(FLOWS, give).await;
+    let given = given.map_err(|source| broken(Kind::UdpTaken, source))?;
+    let FlowsGiven {
+        flows,
+        refused,
+        longest_pause,
+    } = given.map_err(|error| match error {
+        HandOverError::Channel(source) => broken(Kind::UdpTaken, source),
+        error => UpgradeError::Flows(error),
+    })?;
+    tracing::info!(flows, refused, ?longest_pause, "upgrade: flows are given");
+    Ok(())
 }
 
 impl Replaced {

@@ -16,6 +16,7 @@ use crate::{
         remainder::Remainder,
     },
     plan::Plan,
+    proxy::udp::Taker,
     sys::handed,
 };
 use std::{
@@ -53,6 +54,7 @@ pub struct AdminSocket {
 pub struct Previous {
     link: Link,
     pid: u32,
+    flows: Taker,
 }
 
 /// Why this process does not take over.
@@ -236,7 +238,11 @@ impl Server {
             .await;
         self.state.give_up_ready_file(false).await;
         tracing::info!(pid, "taken over from another process");
-        Ok(Previous { link, pid })
+        Ok(Previous {
+            link,
+            pid,
+            flows: self.runtime.flow_taker(),
+        })
     }
 }
 
@@ -246,10 +252,14 @@ impl Previous {
         let Some(mut channel) = self.link.into_channel() else {
             return Ok(());
         };
-        let (state, pid) = (Arc::clone(state), self.pid);
+        let (state, pid, mut flows) = (Arc::clone(state), self.pid, self.flows);
         state.set_previous(Some(PreviousProcess::new(pid)));
         let follow = move || {
-            let end = receive_rest(&mut channel, &state);
+            let end = receive_rest(&mut channel, &state, &mut flows);
+            // Otherwise the old process goes on with what this one has not taken.
+            if matches!(end, ChannelError::Closed) {
+                flows.begin_rest();
+            }
             state.set_previous(None);
             match end {
                 ChannelError::Closed => tracing::info!(pid, "the old process has ended"),
@@ -269,12 +279,13 @@ fn read_body<T>(
     read(&message.body).map_err(|source| TakeOverError::Malformed { kind, source })
 }
 
-fn receive_rest(channel: &mut Channel, state: &State) -> ChannelError {
+fn receive_rest(channel: &mut Channel, state: &State, flows: &mut Taker) -> ChannelError {
     loop {
         let message = match channel.receive(Instant::now() + REST) {
             Ok(message) => message,
             Err(error) => return error,
         };
+        let version = message.version;
         match message.kind {
             Kind::Remainder => match Remainder::read(&message.body) {
                 Ok(rest) => state.note_rest(rest),
@@ -284,7 +295,23 @@ fn receive_rest(channel: &mut Channel, state: &State) -> ChannelError {
                 Ok(accounts) => state.add_counters(&accounts),
                 Err(error) => tracing::warn!(%error, "the old process has sent something strange"),
             },
-            Kind::End => state.became_main.notify_one(),
+            Kind::UdpFlows | Kind::UdpGroup => {
+                let taken = match flows.take(message) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot take flows over");
+                        return ChannelError::Garbage("a batch of flows");
+                    }
+                };
+                let deadline = Instant::now() + STEP;
+                if let Err(error) = channel.send(Kind::UdpTaken, version, &taken, &[], deadline) {
+                    return error;
+                }
+            }
+            Kind::End => {
+                flows.begin_rest();
+                state.became_main.notify_one();
+            }
             kind => tracing::warn!(%kind, "the old process has sent something unexpected"),
         }
     }

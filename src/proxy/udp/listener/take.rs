@@ -155,11 +155,8 @@ impl Listener {
         let lease = Lease::new(backend);
         let header = (!header.is_empty()).then(|| header.into_boxed_slice());
         let serial = context.next_serial();
-        let mut flow = Flow::new(key, serial, link, port_use, permits, lease, context.now).with_extras(
-            header,
-            clock.flatten(),
-            attempt.into_iter().collect(),
-        );
+        let mut flow = Flow::new(key, serial, link, port_use, permits, lease, context.now)
+            .with_extras(header, clock.flatten(), attempt.into_iter().collect());
         flow.go_on(&progress);
         let due = flow.due(self.is_draining);
         let number = self.enter(context, flow, due);

@@ -13,6 +13,7 @@ use crate::{
     },
     runtime::{mailbox::Mailbox, time},
     session::{
+        bandwidth::Bandwidth,
         registry::{Descriptors, Sessions},
         service::{self, Notices, Process as Shared, Service},
         sockets::Sockets,
@@ -218,9 +219,12 @@ fn serve(workers: usize, keys: &str, backends: &[SocketAddr]) -> (Arc<Service>, 
     let descriptors = Arc::new(Descriptors::new(0, most, 0));
     let sessions = Sessions::new(workers, 0, most, &descriptors, time::epoch());
     let listener = plan.listeners[0].clone();
+    let metrics = exporter.listener("l");
     let service = Service {
-        metrics: exporter.listener("l"),
+        bandwidth: Arc::new(Bandwidth::new(Arc::clone(&metrics))),
+        metrics,
         per_source: Arc::default(),
+        rates: Arc::default(),
         origin: service::origin(&listener, &pool),
         plan: plan::Listener {
             max_connections: most,
