@@ -104,6 +104,7 @@ fn pool(c: &mut Criterion) {
         for (name, balance) in policies() {
             let address = || Addr::Tcp(([127, 0, 0, 1], 6379).into());
             let backends = texts(count).into_iter().map(|text| Backend {
+                origin: tembuku::internals::plan::Origin::Configured,
                 text,
                 target: Target::Addr(address()),
                 weight: 1,
@@ -115,6 +116,7 @@ fn pool(c: &mut Criterion) {
                 down: false,
             });
             let plan = Upstream {
+                discover: None,
                 name: name.to_owned(),
                 balance,
                 backends: backends.collect(),

@@ -22,7 +22,8 @@ mod terminate;
 mod upgrade;
 
 pub use crate::admin::format::{
-    OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+    OperatorSettings, SourceFigures, availability, explain, listener_name, load, reasons, sessions,
+    size, source_text,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

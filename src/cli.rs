@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod completions;
 mod demo;
+mod discover;
 mod doors;
 mod events;
 mod explain;
@@ -67,6 +68,8 @@ enum Command {
     },
     /// Which backend a client would get, and why: by the configuration alone, no network is touched
     Explain(explain::Explain),
+    /// Ask the source of an upstream's backends once, and print its answer
+    Discover(discover::Arguments),
     /// Convert the configuration of another program
     Import(import::Import),
     /// Print the JSON Schema of the configuration, for editors
@@ -177,6 +180,7 @@ pub fn main() -> ExitCode {
         } => check::probe(&file.config),
         Command::Check { file, dump, .. } => check::run(&file.config, dump),
         Command::Explain(args) => explain::run(&args),
+        Command::Discover(args) => discover::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Schema => schema::run(),
         Command::Completions(args) => completions::completions(&args),

@@ -13,6 +13,7 @@ use crate::{
 
 mod changed_keys;
 mod check;
+mod discover;
 mod dump;
 mod file;
 mod flags;
@@ -39,6 +40,8 @@ pub use hash::hash;
 pub use loops::{Loop, find_loops};
 pub use schema::schema;
 pub(crate) use text::report::Fault;
+pub(crate) use upstream::backend_with_defaults;
+pub(crate) use value::address::target as parse_target;
 pub(crate) use value::{
     access::parse_peers, duration::parse as parse_duration, rate::parse as parse_rate,
 };

@@ -12,6 +12,7 @@ mod backend_lifecycle;
 mod bind;
 mod budget;
 mod checks;
+mod discovery;
 mod draining;
 mod inherited;
 mod interfaces;
@@ -27,6 +28,7 @@ mod supervise;
 mod watch;
 
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
+pub use discovery::{Discovery, UpdateResult};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use probe_once::{Outcome, ProbedBackend, probe_once};
@@ -90,6 +92,8 @@ pub struct View {
     pub(in crate::control) pools: Vec<Arc<Pool>>,
     /// Of the upstreams that have a check, by their names.
     checks: BTreeMap<String, Arc<Checks>>,
+    /// Of the upstreams that have a source of backends, by their names.
+    pub discoveries: BTreeMap<String, Arc<Discovery>>,
     /// Of all workers.
     pub(in crate::control) pulses: Vec<Arc<Pulse>>,
 }
@@ -138,6 +142,11 @@ impl View {
     pub fn removed_services(&self) -> impl Iterator<Item = &Arc<Service>> {
         let removed = self.removed_listeners.iter();
         removed.filter(|service| service.metrics.active() > 0)
+    }
+
+    /// The source of an upstream's backends.
+    pub fn discovery(&self, upstream: &str) -> Option<&Discovery> {
+        self.discoveries.get(upstream).map(|discovery| &**discovery)
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
@@ -248,6 +257,20 @@ impl Server {
     /// Lets the service manager keep the sockets, after [`State::became_main`].
     pub async fn store_sockets(&mut self) {
         self.runtime.store_held_sockets().await;
+    }
+
+    /// The next upstream whose discovered backends are to be put into effect by
+    /// [`Self::apply_discovered`]. It can be dropped without loss.
+    pub fn next_discovered(&self) -> impl Future<Output = Arc<str>> + use<> {
+        let queue = Arc::clone(&self.runtime.discovered);
+        async move { queue.next().await }
+    }
+
+    /// Puts the discovered backends of an upstream into effect, if they are others than before.
+    pub fn apply_discovered(&mut self, upstream: &str) {
+        if self.runtime.apply_discovered(upstream) {
+            self.state.set_view(self.runtime.view());
+        }
     }
 
     /// The service manager that has started this process.

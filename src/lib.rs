@@ -11,6 +11,7 @@ pub(crate) mod admin;
 pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod discover;
 pub(crate) mod handover;
 pub(crate) mod plan;
 pub(crate) mod probe;

@@ -9,12 +9,16 @@ pub mod diff;
 pub mod reason;
 
 mod check;
+mod discover;
 mod limits;
 mod udp;
 
 pub use check::{
     Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, PasswordFrom,
     Rcode, Role, SessionAction, StartTls, Tls, Version,
+};
+pub use discover::{
+    Discover, DiscoverKind, DiscoverSource, Origin, RedisLogin, ServerAddress, Want,
 };
 pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
@@ -240,8 +244,11 @@ pub const MOST_WEIGHT: u32 = 65_535;
 pub struct Upstream {
     pub name: String,
     pub balance: Balance,
-    /// In the order of the file: it decides ties. Texts are unique; at least one.
+    /// In the order of the file, which decides ties; then those that were discovered, sorted by
+    /// address. Texts are unique. At least one, unless they are discovered.
     pub backends: Vec<Backend>,
+    /// Where more backends come from; `None`: there are only those of the file.
+    pub discover: Option<Discover>,
     /// How often host names are looked up again; `None`: only at the start.
     pub resolve_interval: Option<Duration>,
     /// Whether a name that does not resolve at the start is an error.
@@ -451,6 +458,7 @@ pub struct Backend {
     pub slow_start: Duration,
     pub backup: bool,
     pub down: bool,
+    pub origin: Origin,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

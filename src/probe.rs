@@ -2,7 +2,7 @@
 //! back mean; pure, one protocol per file below. Connecting, waiting, limits and closing are here,
 //! once.
 
-mod connection;
+pub(crate) mod connection;
 mod datagram;
 mod dialogue;
 mod dns;
@@ -13,9 +13,9 @@ mod postgres;
 mod protocol;
 mod redis;
 pub mod replay;
-mod resp;
-mod secret;
-mod tls;
+pub(crate) mod resp;
+pub(crate) mod secret;
+pub(crate) mod tls;
 mod transcript;
 
 pub use secret::Secret;

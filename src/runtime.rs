@@ -7,5 +7,6 @@ pub mod net;
 pub mod reactor;
 pub mod time;
 mod timer_fd;
+pub mod watched_files;
 pub mod wheel;
 pub mod worker;

@@ -18,6 +18,7 @@ const ORDER: &[&[&str]] = &[
     &["cli"],
     &["admin"],
     &["control"],
+    &["discover"],
     &["proxy"],
     &["session"],
     &["probe"],
@@ -31,6 +32,8 @@ const ORDER: &[&[&str]] = &[
 
 /// Modules that decide and do not act: no event loop, no sockets, no clock of their own.
 const PURE: &[&str] = &[
+    "discover::format",
+    "discover::merge",
     "handover::message",
     "handover::record",
     "plan",

@@ -200,6 +200,7 @@ fn defaults_are_what_the_outside_promises() {
         }]
     );
     let backend = |text: &str| Backend {
+        origin: tembuku::internals::plan::Origin::Configured,
         text: text.into(),
         target: Target::Addr(Addr::Tcp(text.parse().expect("address"))),
         weight: 1,
@@ -213,6 +214,7 @@ fn defaults_are_what_the_outside_promises() {
     assert_eq!(
         plan.upstreams,
         [Upstream {
+            discover: None,
             name: "web".into(),
             balance: Balance::RoundRobin,
             backends: vec![backend("10.0.0.1:8080"), backend("10.0.0.2:8080")],

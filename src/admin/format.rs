@@ -31,6 +31,61 @@ pub fn availability(available: u64, total: usize, full: u64, queued: u64, held: 
     text
 }
 
+/// What is shown of a source of backends.
+pub struct SourceFigures<'a, H> {
+    pub kind: &'a str,
+    pub backends: u64,
+    pub version: &'a str,
+    /// Of the last answer; `None`: there has been none.
+    pub age_seconds: Option<u64>,
+    pub is_old: bool,
+    pub error: Option<&'a str>,
+    /// Backends that stay for now although they are not in the answer, each with its end.
+    pub held: H,
+}
+
+/// A source of backends in a line.
+pub fn source_text<'a>(
+    figures: &SourceFigures<'_, impl Iterator<Item = (&'a str, Option<&'a str>)> + Clone>,
+) -> String {
+    /// So many of those that are held are named.
+    const MOST: usize = 5;
+    let SourceFigures {
+        kind,
+        backends,
+        version,
+        age_seconds,
+        is_old,
+        error,
+        held,
+    } = figures;
+    let mut text = format!("source {kind}: {backends} backends");
+    if !version.is_empty() {
+        text += &format!(", version {version}");
+    }
+    text += &match age_seconds {
+        Some(age) => format!(", answered {age} s ago"),
+        None => ", has not answered".to_owned(),
+    };
+    if *is_old {
+        text += " (an earlier process)";
+    }
+    if let Some(error) = error {
+        text += &format!(", error: {error}");
+    }
+    let count = held.clone().count();
+    if count > 0 {
+        let named = held.clone().take(MOST).map(|(address, until)| match until {
+            Some(until) => format!("{address} until {until}"),
+            None => address.to_owned(),
+        });
+        let named: Vec<String> = named.collect();
+        let more = if count > MOST { ", ..." } else { "" };
+        text += &format!("; held {count}: {}{more}", named.join(", "));
+    }
+    text
+}
+
 /// A listener that may be in the configuration no more.
 pub fn listener_name(name: &str, is_removed: bool) -> String {
     match is_removed {

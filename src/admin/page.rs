@@ -105,7 +105,7 @@ pub(super) fn render(state: &State) -> String {
     for u in &status.upstreams {
         let _ = write!(
             out,
-            "<h2>{} <small>({}, {})</small></h2><table><tr><th>backend<th>state<th>why<th>role<th>last check\
+            "<h2>{} <small>({}, {})</small></h2>{}<table><tr><th>backend<th>state<th>why<th>role<th>last check\
              <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
@@ -116,7 +116,10 @@ pub(super) fn render(state: &State) -> String {
                 u.full as u64,
                 u.queued,
                 u.held
-            )
+            ),
+            u.discovery
+                .as_ref()
+                .map_or_else(String::new, describe_source)
         );
         for b in &u.backends {
             let settings = OperatorSettings {
@@ -147,6 +150,11 @@ pub(super) fn render(state: &State) -> String {
     }
     let _ = write!(out, "</main>\n<script>{SCRIPT}</script>\n</body></html>\n");
     out
+}
+
+/// What there is to know about the source of backends.
+fn describe_source(discovery: &status::Discovery) -> String {
+    format!("<p>{}</p>", escape(&discovery.text()))
 }
 
 /// How many of them the configuration has.

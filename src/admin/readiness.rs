@@ -3,7 +3,7 @@
 
 use super::control::decode;
 use crate::{
-    control::{NodeFault, State},
+    control::{NodeFault, State, View},
     session::service::Service,
 };
 use hyper::StatusCode;
@@ -30,7 +30,7 @@ pub(super) fn answer(query: Option<&str>, state: &State) -> Answer {
     }
     let is_meant = |s: &&Arc<Service>| names.is_empty() || names.contains(&s.plan.name);
     let services: Vec<_> = view.services().filter(is_meant).collect();
-    respond(faults(state, &services))
+    respond(faults(state, &view, &services))
 }
 
 /// Waits for the workers, up to 2 s.
@@ -46,7 +46,7 @@ fn respond(faults: Vec<String>) -> Answer {
     }
 }
 
-fn faults(state: &State, services: &[&Arc<Service>]) -> Vec<String> {
+fn faults(state: &State, view: &View, services: &[&Arc<Service>]) -> Vec<String> {
     if state.is_draining() {
         return vec![NodeFault::Draining.to_string()];
     }
@@ -60,7 +60,12 @@ fn faults(state: &State, services: &[&Arc<Service>]) -> Vec<String> {
         if !service.intake.is_working() {
             faults.push(NodeFault::Listener(name.clone()).to_string());
         }
-        if !service.pool.is_available(now) {
+        let upstream = &service.pool.name;
+        if view.discovery(upstream).is_some_and(|d| !d.is_known()) {
+            faults.push(format!(
+                "listener {name}: the source of backends of {upstream} has not answered yet"
+            ));
+        } else if !service.pool.is_available(now) {
             let pool = &service.pool.name;
             faults.push(format!(
                 "listener {name}: no backend of {pool} is available"

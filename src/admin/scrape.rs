@@ -1,10 +1,11 @@
 //! What `/metrics` answers.
 
 use crate::{
-    control::State,
+    control::{Discovery, State, UpdateResult},
     plan::reason::Shortage,
     telemetry::metrics::{
-        self, BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures,
+        self, BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures,
+        UpstreamFigures, UpstreamMetrics,
     },
     upstream::pool::{Pool, Snapshot},
 };
@@ -19,6 +20,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         listeners: Vec::with_capacity(view.listeners.len()),
         upstreams: Vec::with_capacity(view.pools().count()),
         backends: Vec::new(),
+        sources: Vec::new(),
         process: &state.process.metrics,
         access_log_dropped: state.process.access_logs.dropped(),
         config_hash: &view.hash,
@@ -35,10 +37,14 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
     }
     for pool in view.pools() {
         let backends = pool.snapshot(now);
+        let discovery = view.discovery(&pool.name);
         // A removed upstream, without sessions by now.
-        if backends.is_empty() {
+        if backends.is_empty() && discovery.is_none() {
             continue;
         }
+        figures
+            .sources
+            .extend(discovery.map(|of| source(of, &pool.metrics, now)));
         let available = backends.iter().filter(|b| b.available).count();
         let full = backends.iter().filter(|b| b.full).count();
         let guarded = pool.guarded(now);
@@ -54,6 +60,24 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
         figures.backends.extend(backends.into_iter().map(backend));
     }
     metrics::render(&figures)
+}
+
+fn source<'a>(
+    discovery: &Discovery,
+    metrics: &'a UpstreamMetrics,
+    now: Instant,
+) -> SourceFigures<'a> {
+    let status = discovery.status(now);
+    let updates = UpdateResult::ALL.iter();
+    SourceFigures {
+        metrics,
+        backends: status.backends as u64,
+        held: status.held.len() as u64,
+        last_success: status.last_success.map(seconds),
+        updates: updates
+            .map(|&result| (result.word(), discovery.updates(result)))
+            .collect(),
+    }
 }
 
 /// Sessions that wait for a backend, by what they lack; `None` where none may wait for that.

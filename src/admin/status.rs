@@ -1,13 +1,17 @@
 //! The state of everything, as JSON.
 
-use super::history;
+use super::{
+    format::{SourceFigures, source_text},
+    history,
+};
 use crate::{
-    control::{State, View},
+    control::{self, State, View},
     plan::{
-        Addr,
+        Addr, Origin,
         reason::{DropReason, Shortage},
     },
     session::service::Service,
+    upstream::pool::Pool,
 };
 use serde::Serialize;
 use std::{
@@ -97,12 +101,18 @@ pub(super) struct Upstream {
     /// Sessions that wait for a place at a full backend, and for a fit backend.
     pub(super) queued: u64,
     pub(super) held: u64,
+    /// `None`: it has no source of backends.
+    pub(super) discovery: Option<Discovery>,
     pub(super) backends: Vec<Backend>,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Backend {
     pub(super) address: String,
+    /// Whether it comes from the source and not from the file.
+    pub(super) discovered: bool,
+    /// As the source calls it.
+    pub(super) name: Option<String>,
     /// What the address stands for now: several for a host name, none if it does not resolve.
     pub(super) resolved: Vec<String>,
     pub(super) state: &'static str,
@@ -137,6 +147,34 @@ pub(super) struct Backend {
     pub(super) connect_errors_total: u64,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Discovery {
+    pub(super) kind: &'static str,
+    /// Those that were discovered.
+    pub(super) backends: usize,
+    /// What the source calls its present state.
+    pub(super) version: String,
+    /// When the source last answered; null: never.
+    pub(super) last_success: Option<String>,
+    pub(super) age_seconds: Option<u64>,
+    /// Whether the backends are those of an earlier process: the source has not answered since.
+    pub(super) is_old: bool,
+    /// Why the last question had no answer, and since when there is none; null: there is one.
+    pub(super) error: Option<String>,
+    pub(super) error_since: Option<String>,
+    /// Backends that stay although the source does not name them any more.
+    pub(super) held: Vec<Held>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Held {
+    pub(super) address: String,
+    /// "empty", "max_removed", "debounce" or "no_answer".
+    pub(super) reason: &'static str,
+    /// When it is removed if the source does not name it until then; null: not by time alone.
+    pub(super) until: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -182,7 +220,27 @@ pub(super) fn of(state: &State) -> Status {
             }),
         },
         listeners: listeners(&view),
-        upstreams: view.pools().filter_map(|pool| upstream(pool)).collect(),
+        upstreams: view
+            .pools()
+            .filter_map(|pool| upstream(pool, view.discovery(&pool.name)))
+            .collect(),
+    }
+}
+
+impl Discovery {
+    pub(super) fn text(&self) -> String {
+        source_text(&SourceFigures {
+            kind: self.kind,
+            backends: self.backends as u64,
+            version: &self.version,
+            age_seconds: self.age_seconds,
+            is_old: self.is_old,
+            error: self.error.as_deref(),
+            held: self
+                .held
+                .iter()
+                .map(|held| (held.address.as_str(), held.until.as_deref())),
+        })
     }
 }
 
@@ -231,14 +289,15 @@ fn datagrams(service: &Service) -> Datagrams {
 }
 
 /// `None`: it was removed, and no session is left.
-fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
+fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstream> {
     let now = Instant::now();
     let snapshots = pool.snapshot(now);
-    if snapshots.is_empty() {
+    if snapshots.is_empty() && discovery.is_none() {
         return None;
     }
     let waiting = pool.waiting();
     Some(Upstream {
+        discovery: discovery.map(|of| source(of, now)),
         queued: waiting[Shortage::Full as usize],
         held: waiting[Shortage::NoneFit as usize],
         name: pool.name.to_string(),
@@ -251,6 +310,11 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
                 let counts = &b.metrics.counts;
                 Backend {
                     address: b.metrics.text.to_string(),
+                    discovered: b.origin.is_discovered(),
+                    name: match b.origin {
+                        Origin::Discovered { name, .. } => name,
+                        Origin::Configured => None,
+                    },
                     resolved: b.addresses.iter().map(ToString::to_string).collect(),
                     state: b.state.word(),
                     why: b.why,
@@ -287,6 +351,33 @@ fn upstream(pool: &crate::upstream::pool::Pool) -> Option<Upstream> {
             })
             .collect(),
     })
+}
+
+fn source(discovery: &control::Discovery, now: Instant) -> Discovery {
+    let status = discovery.status(now);
+    let (error, error_since) = status.error.unzip();
+    Discovery {
+        kind: status.kind,
+        backends: status.backends,
+        version: status.version,
+        last_success: status.last_success.map(time),
+        age_seconds: status.last_success.map(|at| {
+            let age = at.elapsed().unwrap_or_default();
+            age.as_secs()
+        }),
+        is_old: status.is_old,
+        error,
+        error_since: error_since.map(time),
+        held: status
+            .held
+            .into_iter()
+            .map(|held| Held {
+                address: held.address,
+                reason: held.reason,
+                until: held.until.map(time),
+            })
+            .collect(),
+    }
 }
 
 fn wall(at: Instant, now: Instant) -> SystemTime {

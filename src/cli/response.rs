@@ -131,12 +131,35 @@ pub(super) struct Upstream {
     pub(super) full: u64,
     pub(super) queued: u64,
     pub(super) held: u64,
+    /// Of its backends, if it has a source of them.
+    #[serde(default)]
+    pub(super) discovery: Option<Discovery>,
     pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Discovery {
+    pub(super) kind: String,
+    pub(super) backends: u64,
+    pub(super) version: String,
+    pub(super) age_seconds: Option<u64>,
+    pub(super) is_old: bool,
+    pub(super) error: Option<String>,
+    pub(super) held: Vec<Held>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Held {
+    pub(super) address: String,
+    pub(super) until: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Backend {
     pub(super) address: String,
+    /// Whether it comes from a source and not from the file.
+    #[serde(default)]
+    pub(super) discovered: bool,
     pub(super) state: String,
     pub(super) why: String,
     pub(super) admin_state: String,

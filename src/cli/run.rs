@@ -189,6 +189,10 @@ impl MainLoop<'_> {
             let event = tokio::select! {
                 event = self.signals.next() => event,
                 Some(event) = self.requests.next() => event,
+                upstream = server.next_discovered() => {
+                    server.apply_discovered(&upstream);
+                    continue;
+                }
                 () = server.accept_when_checked(), if server.is_pending() => continue,
                 () = state.became_main.notified() => {
                     server.store_sockets().await;

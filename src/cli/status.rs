@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
+        OperatorSettings, SourceFigures, availability, explain, listener_name, load, reasons,
+        sessions, size, source_text,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
@@ -107,6 +108,7 @@ fn text(status: &response::Status) -> String {
             clean(&u.balance),
             availability(u.available, named(&u.backends), u.full, u.queued, u.held)
         );
+        out += &u.discovery.as_ref().map_or_else(String::new, source);
         let mut rows = vec![Row::of(
             ["backend", "state"],
             ["sessions", "weight"],
@@ -116,6 +118,20 @@ fn text(status: &response::Status) -> String {
         out += &table(&rows);
     }
     out
+}
+
+fn source(discovery: &response::Discovery) -> String {
+    let held = discovery.held.iter();
+    let text = source_text(&SourceFigures {
+        kind: &discovery.kind,
+        backends: discovery.backends,
+        version: &discovery.version,
+        age_seconds: discovery.age_seconds,
+        is_old: discovery.is_old,
+        error: discovery.error.as_deref(),
+        held: held.map(|held| (held.address.as_str(), held.until.as_deref())),
+    });
+    clean(&text) + "\n"
 }
 
 /// How many of them the configuration has.

@@ -2,7 +2,8 @@
 
 use super::{
     dump::{
-        admin_keys, backend_keys, check_keys, listener_keys, log_keys, process_keys, upstream_keys,
+        admin_keys, backend_keys, check_keys, discover_keys, listener_keys, log_keys, process_keys,
+        upstream_keys,
     },
     text::quote::quoted,
 };
@@ -99,14 +100,17 @@ fn upstream_values(upstream: &Upstream, plan: &Plan) -> Values {
     let mut values = Vec::new();
     for (key, value) in upstream_keys(upstream, plan) {
         let value = if key == "backends" {
-            let addresses: Vec<String> =
-                upstream.backends.iter().map(|b| quoted(&b.text)).collect();
+            let backends = upstream.backends.iter();
+            let configured = backends.filter(|b| !b.origin.is_discovered());
+            let addresses: Vec<String> = configured.map(|b| quoted(&b.text)).collect();
             format!("[{}]", addresses.join(", "))
         } else {
             value
         };
         values.push((key.to_owned(), value));
     }
+    let discover = upstream.discover.iter().flat_map(discover_keys);
+    values.extend(discover.map(|(key, value)| (format!("discover.{key}"), value)));
     let check = upstream.check.iter().flat_map(check_keys);
     values.extend(check.map(|(key, value)| (format!("check.{key}"), value)));
     values

@@ -11,6 +11,10 @@ mod postgres;
 mod redis;
 mod tls;
 
+pub(super) use login::read_password;
+pub(super) use path::read_absolute;
+pub(super) use tls::read as read_tls;
+
 use std::time::Duration;
 
 use super::{
@@ -182,7 +186,8 @@ pub(super) fn no_effect_in_upstream(
         ) => return Some(NoEffect::always(WITHOUT_CHECK, ADD_CHECK)),
         (Found::None, _) => return None,
     };
-    let has_backup = || keys.plan.backends.iter().any(|backend| backend.backup);
+    let may_be_backup = keys.plan.discover.is_some();
+    let has_backup = || may_be_backup || keys.plan.backends.iter().any(|backend| backend.backup);
     match applies {
         Applies::PanicThreshold if kind.role().is_some() => Some(NoEffect::always(
             "where the check asks for a role",
@@ -218,7 +223,7 @@ pub(super) fn check_upstream(upstream: &Upstream, section: &Section<'_>) {
         return;
     };
     if let (Some(role), CheckAt::Addr(_)) = (check.kind.role(), &check.at)
-        && upstream.backends.len() > 1
+        && (upstream.backends.len() > 1 || upstream.discover.is_some())
         && let Some(value) = section.get("check")
     {
         let word = role.word();

@@ -4,10 +4,11 @@ use std::{fmt, fmt::Write as _};
 
 use super::{
     check::{self, Found},
+    discover,
     keys::{
         applies::{Applies, NoEffect},
-        check as check_rows, limits as limit_rows, listener as listener_rows,
-        process as process_rows,
+        check as check_rows, discover as discover_rows, limits as limit_rows,
+        listener as listener_rows, process as process_rows,
         row::Row,
         upstream::{self as upstream_rows, UpstreamKeys},
     },
@@ -16,7 +17,9 @@ use super::{
     text::quote::key,
     upstream,
 };
-use crate::plan::{Admin, Backend, Check, Listener, Log, Plan, Process, Protocol, Upstream};
+use crate::plan::{
+    Admin, Backend, Check, Discover, Listener, Log, Plan, Process, Protocol, Upstream,
+};
 
 /// Reading the result gives a plan equal to `plan`.
 pub fn dump(plan: &Plan) -> String {
@@ -42,6 +45,10 @@ fn write_plan(plan: &Plan, out: &mut String) -> fmt::Result {
     for upstream in &plan.upstreams {
         writeln!(out, "\n[upstreams.{}]", key(&upstream.name))?;
         write_keys(upstream_keys(upstream, plan), out)?;
+        if let Some(discover) = &upstream.discover {
+            writeln!(out, "\n[upstreams.{}.discover]", key(&upstream.name))?;
+            write_keys(discover_keys(discover), out)?;
+        }
         if let Some(check) = &upstream.check {
             writeln!(out, "\n[upstreams.{}.check]", key(&upstream.name))?;
             write_keys(check_keys(check), out)?;
@@ -113,6 +120,15 @@ pub(super) fn upstream_keys(upstream: &Upstream, plan: &Plan) -> Vec<(&'static s
     };
     let no_effect = |applies| upstream::no_effect(&keys, applies, &references, &found);
     keys_of(upstream_rows::UPSTREAM, &keys, no_effect).collect()
+}
+
+pub(super) fn discover_keys(discover: &Discover) -> impl Iterator<Item = (&'static str, String)> {
+    let rows = discover_rows::DISCOVER
+        .iter()
+        .chain(discover_rows::rows_of(discover.source.kind()));
+    keys_of(rows, discover, |applies| {
+        discover::no_effect(discover, applies)
+    })
 }
 
 pub(super) fn check_keys(check: &Check) -> impl Iterator<Item = (&'static str, String)> {

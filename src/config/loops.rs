@@ -16,6 +16,8 @@ pub struct Loop {
     pub bind: usize,
     /// As in `a -> "127.0.0.1:81" -> b -> "127.0.0.1:80" -> a`.
     pub way: String,
+    /// The backends on this way, each with its upstream.
+    pub backends: Vec<(String, String)>,
 }
 
 /// Where something is bound, without the address.
@@ -57,11 +59,17 @@ pub fn find_loops(
                 edge.backend, listeners[edge.to].name
             ));
         }
+        // From each listener its upstream's backend leads to the next.
+        let from = [start].into_iter().chain(way.iter().map(|edge| edge.to));
+        let upstreams = from.map(|n| listeners[n].upstream.clone());
+        let texts = way.iter().map(|edge| edge.backend.to_owned());
+        let backends = upstreams.zip(texts).collect();
         seen.extend(way.iter().map(|edge| edge.to));
         found.extend(way.last().map(|last| Loop {
             listener: start,
             bind: last.bind,
             way: text,
+            backends,
         }));
     }
     found

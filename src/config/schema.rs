@@ -1,8 +1,8 @@
 //! The configuration as a JSON Schema, for editors: made from the table of keys.
 
 use super::keys::{
-    ACCEPT_PROXY, ADMIN, BACKEND, BANDWIDTH, CHECK, CLOSE_AFTER, DEFAULTS, KEEPALIVE, Keys,
-    LISTENER, LOG, PROCESS, ROOT, SOURCE_PREFIX, UPSTREAM,
+    ACCEPT_PROXY, ADMIN, BACKEND, BANDWIDTH, CHECK, CLOSE_AFTER, DEFAULTS, DISCOVER, KEEPALIVE,
+    Keys, LISTENER, LOG, PROCESS, ROOT, SOURCE_PREFIX, UPSTREAM,
     row::{Form, Key},
 };
 use serde_json::{Map, Value, json};
@@ -76,6 +76,8 @@ fn other(name: &str, form: &str) -> Value {
         ("listeners", _) => named(&LISTENER),
         ("upstreams", _) => named(&UPSTREAM),
         ("check", _) => table_with(&CHECK, &["kind"]),
+        ("discover", _) => table_with(&DISCOVER, &["kind"]),
+        (_, "a duration or \"never\"") => any(&[&json!({ "const": "never" }), &duration()]),
         ("backends", _) => {
             let one = any(&[&text, &table_with(&BACKEND, &["address"])]);
             json!({ "type": "array", "items": one, "minItems": 1 })

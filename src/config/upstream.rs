@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::{
         check::{self, Found},
+        discover,
         references::References,
         session_actions,
         text::{
@@ -35,7 +36,9 @@ pub(super) fn read(name: &str, section: &Section<'_>, references: &References) -
     let mut keys = read_keys(section, references);
     keys.plan.name = name.to_owned();
     keys.plan.backends = read_backends(section, references);
-    if !section.is_defaults() && section.get("backends").is_none() {
+    keys.plan.discover = discover::read(section);
+    let has_source = section.get("discover").is_some();
+    if !section.is_defaults() && section.get("backends").is_none() && !has_source {
         section.missing(
             "backends",
             "set the servers of the upstream: backends = [\"10.0.0.1:6379\"]",
@@ -63,6 +66,7 @@ pub(super) fn read(name: &str, section: &Section<'_>, references: &References) -
     check_send_proxy(&keys, section, references);
     check_backends(&upstream, section);
     check::check_upstream(&upstream, section);
+    discover::check_upstream(&upstream, section);
     upstream
 }
 
@@ -267,6 +271,11 @@ fn read_backend<'a>(item: &'a Value<'a>, section: &Section<'a>) -> Option<(Backe
     Some((backend, address?))
 }
 
+/// The keys of a backend that is discovered, all but its address.
+pub(crate) fn backend_with_defaults() -> Backend {
+    with_target("", Target::default())
+}
+
 /// A backend with every default.
 fn with_target(text: &str, target: Target) -> Backend {
     let (empty, report) = (DeTable::new(), Report::default());
@@ -325,14 +334,16 @@ fn check_backends(upstream: &Upstream, section: &Section<'_>) {
         return;
     };
     let backends = &upstream.backends;
-    if !backends.is_empty() && backends.iter().all(|backend| backend.backup) {
+    // Backends that are discovered may be of another kind, and have the defaults of their keys.
+    let are_all = upstream.discover.is_none();
+    if are_all && !backends.is_empty() && backends.iter().all(|backend| backend.backup) {
         section.report.add(
             &value.span(),
             Fault::new("every backend is a backup: there is none to stand in for")
                 .hint("take `backup = true` from at least one of them"),
         );
     }
-    if upstream.fail_on_reset && backends.iter().all(|backend| backend.max_fails == 0) {
+    if are_all && upstream.fail_on_reset && backends.iter().all(|backend| backend.max_fails == 0) {
         let found = NoEffect::always(
             "where every backend has max_fails = 0",
             "failures count only up to `max_fails`: give it, or leave `fail_on_reset` out",

@@ -3,6 +3,7 @@
 
 mod copies;
 mod datagrams;
+mod discovered;
 mod flows;
 mod listener;
 mod listeners;
@@ -14,7 +15,7 @@ mod upstream;
 
 use super::{
     Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
-    journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
+    discovery::DiscoveryQueue, journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
     upgrade::inheritance::Inheritance,
 };
 use crate::{
@@ -73,6 +74,8 @@ pub(super) struct Runtime {
     workers: Workers,
     resolver: Resolver,
     checks: checks::Shared,
+    /// Upstreams whose discovered backends have changed.
+    pub(super) discovered: Arc<DiscoveryQueue>,
     /// Limits how fast sessions are terminated, over all upstreams.
     pace: Arc<Mutex<Pace>>,
     /// Tracks accept loops and sessions.
@@ -194,6 +197,7 @@ impl Runtime {
                 checked: Arc::default(),
                 stop: CancellationToken::new(),
             },
+            discovered: Arc::default(),
             process: Arc::new(process_state),
             open_logs: OpenLogs::default(),
             journal: Arc::new(match &prepared.inheritance {
@@ -311,6 +315,11 @@ impl Runtime {
         Ok(())
     }
 
+    /// After a change of backends, which have checks.
+    fn refresh_limits(&self) {
+        self.set_limits(&budget::budget(&self.plan, self.facts));
+    }
+
     fn set_limits(&self, budget: &Budget) {
         let sessions = &self.process.sessions;
         sessions.connections().set_most(budget.connections);
@@ -337,6 +346,11 @@ impl Runtime {
                 .upstreams
                 .iter()
                 .filter_map(|(name, u)| Some((name.clone(), Arc::clone(u.checks()?))))
+                .collect(),
+            discoveries: self
+                .upstreams
+                .iter()
+                .filter_map(|(name, u)| Some((name.clone(), Arc::clone(u.discovery()?))))
                 .collect(),
             pulses: self.workers.pulses(),
             hash: config::hash(&self.plan),
@@ -425,7 +439,7 @@ impl Runtime {
         self.workers.drain();
         self.upstreams
             .values_mut()
-            .for_each(UpstreamRuntime::stop_resolving);
+            .for_each(UpstreamRuntime::stop_following);
         self.tasks.close();
     }
 

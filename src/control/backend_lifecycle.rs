@@ -182,7 +182,7 @@ impl Lifecycle {
             Cause::Connected | Cause::Answered | Cause::CheckPassed => self.count(transition),
             // What follows from it is done for all addresses at once.
             Cause::Operator(_) => {}
-            Cause::Resolver | Cause::Plan => {
+            Cause::Resolver | Cause::Plan | Cause::Discovery => {
                 self.draining.follow_names(pool, transition);
                 self.addresses_changed.notify_one();
             }
@@ -234,6 +234,6 @@ fn log(entry: &Entry, transition: &Transition) {
             tracing::info!(%upstream, %backend, %address, from, to, reason, "backend marked up");
         }
         // Logged for all addresses at once, by what changed them.
-        Cause::Operator(_) | Cause::Resolver | Cause::Plan => {}
+        Cause::Operator(_) | Cause::Resolver | Cause::Plan | Cause::Discovery => {}
     }
 }

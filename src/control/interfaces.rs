@@ -2,8 +2,8 @@
 
 use super::StartError;
 use crate::{
-    config::find_loops,
-    plan::{Addr, CheckAt, Plan, Target},
+    config::{Loop, find_loops},
+    plan::{Addr, CheckAt, Plan, Target, Upstream},
     runtime::net::has_interface,
 };
 use nix::ifaddrs::getifaddrs;
@@ -52,8 +52,49 @@ fn has_its_interface(addr: &Addr) -> bool {
     }
 }
 
+/// Takes discovered backends out of the plan that would make a listener its own backend, with a
+/// line of the log for each. `addresses`: of each backend of an upstream.
+pub(super) fn remove_discovered_loops(
+    plan: &mut Plan,
+    addresses: impl Fn(&Upstream) -> Vec<Vec<Addr>>,
+) {
+    loop {
+        let resolved = plan
+            .upstreams
+            .iter()
+            .map(|u| (u.name.clone(), addresses(u)));
+        let found = find(plan, &resolved.collect());
+        let backends = found.iter().flat_map(|found| &found.backends);
+        let discovered = backends.filter_map(|(upstream, text)| {
+            let upstream = plan.upstreams.iter().find(|u| u.name == *upstream)?;
+            let backend = upstream.backends.iter().find(|b| b.text == *text)?;
+            let is_discovered = backend.origin.is_discovered();
+            is_discovered.then(|| (upstream.name.clone(), text.clone()))
+        });
+        let Some((name, text)) = discovered.into_iter().next() else {
+            return;
+        };
+        tracing::error!(
+            upstream = name,
+            backend = text,
+            "discovered backend is a listener of this process, it is left out"
+        );
+        if let Some(upstream) = plan.upstreams.iter_mut().find(|u| u.name == name) {
+            upstream.backends.retain(|backend| backend.text != text);
+        }
+    }
+}
+
 /// Every listener that is its own backend. `resolved`: the addresses of each backend, by upstream.
 pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<StartError> {
+    let describe = |found: Loop| StartError::Loop {
+        listener: plan.listeners[found.listener].name.clone(),
+        way: found.way,
+    };
+    find(plan, resolved).into_iter().map(describe).collect()
+}
+
+fn find(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) -> Vec<Loop> {
     let own: Vec<IpAddr> = getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {
@@ -69,15 +110,10 @@ pub(super) fn loops(plan: &Plan, resolved: &BTreeMap<String, Vec<Vec<Addr>>>) ->
         let addresses = resolved.get(name).and_then(|all| all.get(backend));
         addresses.cloned().unwrap_or_default()
     };
-    let found = find_loops(
+    find_loops(
         &plan.listeners,
         &plan.upstreams,
         |upstream, backend| addresses(&upstream.name, backend),
         |ip| own.contains(&ip),
-    );
-    let describe = |found: crate::config::Loop| StartError::Loop {
-        listener: plan.listeners[found.listener].name.clone(),
-        way: found.way,
-    };
-    found.into_iter().map(describe).collect()
+    )
 }

@@ -7,7 +7,11 @@ use super::{
     upgrade::inheritance::Inheritance,
 };
 use crate::{
-    control::{access_logs::OpenLogs, budget::count_udp},
+    control::{
+        access_logs::OpenLogs,
+        budget::count_udp,
+        discovery::{self, Discovery, PreparedDiscovery},
+    },
     plan::{self, Addr, Plan, Tls},
     probe::CheckCredentials,
     proxy::udp,
@@ -18,7 +22,10 @@ use crate::{
     },
     telemetry::access_log::AccessLogs,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 use tokio::task::JoinHandle;
 
 /// A plan, and what it needs from outside.
@@ -44,6 +51,8 @@ pub(super) struct UpstreamInputs {
     pub(super) credentials: Option<CheckCredentials>,
     /// For each backend of the plan, in that order.
     pub(super) addresses: Vec<Vec<Addr>>,
+    /// Of its source, if it has one.
+    pub(super) discovery: Option<PreparedDiscovery>,
 }
 
 impl Prepared {
@@ -69,7 +78,8 @@ impl Prepared {
         let for_logs = plan.clone();
         let access_logs = Arc::<AccessLogs>::default();
         let opening = OpenLogs::open(&for_logs, &access_logs);
-        let prepared = Self::with_addresses(plan, known);
+        let running = BTreeMap::new();
+        let prepared = Self::with_addresses(plan, known, &running);
         let (open_logs, prepared) = tokio::join!(opening, prepared);
         match (open_logs, prepared) {
             (Ok(open_logs), Ok(prepared)) => Ok(Self {
@@ -98,14 +108,17 @@ impl Prepared {
     /// For a change of the plan of a running server, without the access logs. The names that the
     /// server has keep their addresses.
     pub async fn for_change(plan: Plan, running: &View) -> Result<Self, StartErrors> {
-        Self::with_addresses(plan, &running.addresses()).await
+        Self::with_addresses(plan, &running.addresses(), &running.discoveries).await
     }
 
+    /// Upstreams with a source get the backends that it has found.
     async fn with_addresses(
-        plan: Plan,
+        mut plan: Plan,
         known: &resolve::KnownAddresses,
+        running: &BTreeMap<String, Arc<Discovery>>,
     ) -> Result<Self, StartErrors> {
         check_udp(&plan)?;
+        let mut discoveries = discovery::begin_all(&mut plan, running).await;
         let missing = interfaces::missing(&plan);
         if !missing.is_empty() {
             return Err(StartErrors(missing));
@@ -119,6 +132,7 @@ impl Prepared {
         let addresses = addresses.and_then(|addresses| {
             let names = plan.upstreams.iter().map(|upstream| upstream.name.clone());
             let addresses: BTreeMap<String, Vec<Vec<Addr>>> = names.zip(addresses).collect();
+            let addresses = without_discovered_loops(&mut plan, addresses);
             let loops = interfaces::loops(&plan, &addresses);
             match loops.is_empty() {
                 true => Ok(addresses),
@@ -131,6 +145,7 @@ impl Prepared {
                     let inputs = UpstreamInputs {
                         credentials: credentials.remove(&name),
                         addresses,
+                        discovery: discoveries.remove(&name),
                     };
                     (name, inputs)
                 });
@@ -152,6 +167,36 @@ impl Prepared {
             }
         }
     }
+}
+
+/// Takes discovered backends out of the plan that would make a listener its own backend, and
+/// returns the addresses of the others.
+fn without_discovered_loops(
+    plan: &mut Plan,
+    addresses: BTreeMap<String, Vec<Vec<Addr>>>,
+) -> BTreeMap<String, Vec<Vec<Addr>>> {
+    let upstreams = plan.upstreams.iter().map(|upstream| {
+        let of = addresses.get(&upstream.name).into_iter().flatten().cloned();
+        let texts = upstream.backends.iter().map(|backend| backend.text.clone());
+        (
+            upstream.name.clone(),
+            texts.zip(of).collect::<HashMap<_, _>>(),
+        )
+    });
+    let by_text: HashMap<String, HashMap<String, Vec<Addr>>> = upstreams.collect();
+    let of = |upstream: &plan::Upstream| {
+        let known = by_text.get(&upstream.name);
+        let of = |backend: &plan::Backend| {
+            let addresses = known.and_then(|known| known.get(&backend.text));
+            addresses.cloned().unwrap_or_default()
+        };
+        upstream.backends.iter().map(of).collect::<Vec<_>>()
+    };
+    interfaces::remove_discovered_loops(plan, of);
+    let upstreams = plan.upstreams.iter();
+    upstreams
+        .map(|upstream| (upstream.name.clone(), of(upstream)))
+        .collect()
 }
 
 /// Whether the kernel lets UDP listeners work, and how many of them there may be.

@@ -57,7 +57,9 @@ pub(super) async fn all(
     for (upstream, asked) in upstreams.iter().zip(asked) {
         let mut places = Vec::new();
         for (backend, answer) in upstream.backends.iter().zip(asked) {
-            let is_optional = !upstream.resolve_required && upstream.resolve_interval.is_some();
+            // A source that names what does not resolve must not keep a process from starting.
+            let is_required = upstream.resolve_required && !backend.origin.is_discovered();
+            let is_optional = !is_required && upstream.resolve_interval.is_some();
             let answer = match is_optional {
                 true => tokio::time::timeout_at(deadline, answer).await,
                 false => Ok(answer.await),
@@ -71,7 +73,7 @@ pub(super) async fn all(
             };
             places.push(answer.unwrap_or_else(|e| {
                 let (upstream_name, text) = (&upstream.name, &backend.text);
-                if upstream.resolve_required {
+                if is_required {
                     problems.push(StartError::Name {
                         upstream: upstream_name.clone(),
                         backend: text.clone(),
@@ -167,12 +169,7 @@ async fn look_up(resolver: Resolver, backend: Backend) -> io::Result<Vec<Addr>> 
         Target::Addr(place) => return Ok(vec![place.clone()]),
         Target::Name { host, port } => (host.as_str(), *port),
     };
-    let addresses = resolver.look_up(host).await?;
-    let with_port = addresses.into_iter().map(|mut address| {
-        address.set_port(port);
-        Addr::Tcp(address)
-    });
-    Ok(with_port.collect())
+    resolver.addresses(host, port).await
 }
 
 fn list(places: &[Addr]) -> String {

@@ -5,15 +5,13 @@
 //! written, replaced by another one, or be behind a symbolic link that changes.
 
 mod contents;
-mod folders;
 
 use super::{
     State,
     reload::{Mode, ReloadError},
 };
-use crate::sys::blocking;
+use crate::{runtime::watched_files::WatchedFiles, sys::blocking};
 use contents::Look;
-use folders::Folders;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -56,7 +54,7 @@ async fn until_switched_off(state: &State) {
 
 /// Returns when the process stops.
 async fn watch(file: &Path, state: &State) {
-    let mut folders = Folders::new();
+    let mut folders = WatchedFiles::new();
     let mut seen: Option<Look> = None;
     let mut is_warned = false;
     loop {
@@ -66,7 +64,7 @@ async fn watch(file: &Path, state: &State) {
         let (look, watched) = match looked {
             Ok((look, watched)) => (Some(look), watched),
             // It may hang, and the next time it may not.
-            Err(_) => (None, Folders::new()),
+            Err(_) => (None, WatchedFiles::new()),
         };
         folders = watched;
         if let Some(look) = look {
@@ -106,7 +104,7 @@ async fn reload(file: &Path, state: &State) -> bool {
 }
 
 /// Until something has happened to the files, and then nothing for a while.
-async fn wait(folders: &mut Folders) {
+async fn wait(folders: &mut WatchedFiles) {
     if folders.error().is_some() {
         sleep(COMPARE_INTERVAL).await;
         return;

@@ -101,6 +101,7 @@ fn compare_upstream(before: Box<Upstream>, after: Box<Upstream>, changes: &mut V
     let edits = edits(&before.backends, &after.backends, |b| &b.text);
     let mut with_backends = (*before).clone();
     with_backends.backends = edited(&before.backends, &edits);
+    put_in_order(&mut with_backends.backends);
     changes.extend(edits.into_iter().map(|edit| Change::Backend {
         upstream: after.name.clone(),
         edit,
@@ -108,6 +109,16 @@ fn compare_upstream(before: Box<Upstream>, after: Box<Upstream>, changes: &mut V
     if with_backends != *after {
         changes.push(Change::Upstream(Edit::Changed { before, after }));
     }
+}
+
+/// Those of the file in their order, then those that were discovered, by their addresses.
+fn put_in_order(backends: &mut [Backend]) {
+    backends.sort_by(
+        |a, b| match (a.origin.is_discovered(), b.origin.is_discovered()) {
+            (true, true) => a.text.cmp(&b.text),
+            (a, b) => a.cmp(&b),
+        },
+    );
 }
 
 /// The backends after these edits: those that stay in their order, then those that were added.

@@ -10,12 +10,12 @@ use tokio::{
     net::{TcpSocket, UnixStream},
 };
 
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
-pub(super) type Connection = Box<dyn Duplex>;
+pub(crate) type Connection = Box<dyn Duplex>;
 
-pub(super) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Connection> {
+pub(crate) async fn connect(addr: &Addr, nodelay: bool) -> io::Result<Connection> {
     match addr {
         Addr::Tcp(address) => {
             let socket = match address.is_ipv4() {

@@ -7,7 +7,7 @@ mod info;
 use super::{
     Secret,
     dialogue::Answer,
-    resp::{Reply, Stop, read},
+    resp::{Reply, Stop, read, write_command},
     transcript::quote,
 };
 use crate::{
@@ -414,15 +414,6 @@ fn link_fault(role: &[Reply<'_>]) -> Option<&'static str> {
         Reply::Text(Some(b"connected")) => None,
         Reply::Text(Some(b"sync")) => Some(info::SYNCING),
         _ => Some(info::LINK_DOWN),
-    }
-}
-
-fn write_command(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    out.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
-    for part in parts {
-        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-        out.extend_from_slice(part);
-        out.extend_from_slice(b"\r\n");
     }
 }
 

@@ -2,17 +2,17 @@
 
 /// One answer. What stands in it is borrowed from the bytes that came.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply<'a> {
+pub(crate) enum Reply<'a> {
     Status(&'a [u8]),
     Error(&'a [u8]),
-    Number,
-    /// `None`: null.
+    Number(i64),
+    /// `None`: null, also of a list where [`Limits`] allow one.
     Text(Option<&'a [u8]>),
     List(Vec<Reply<'a>>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// More is needed.
     Incomplete,
     /// This is no answer of Redis.
@@ -27,15 +27,55 @@ pub(super) const MAX_BYTES: usize = 256 << 10;
 const DEEPEST: usize = 4;
 const WIDEST: usize = 8192;
 const LONGEST: usize = MAX_BYTES;
+
+/// Of one answer: how deep lists may be in each other, how many elements one may have, and how many
+/// bytes a text.
+pub(crate) struct Limits {
+    pub(crate) deepest: usize,
+    pub(crate) widest: usize,
+    pub(crate) longest: usize,
+    /// Whether a list may be null.
+    pub(crate) has_null_lists: bool,
+}
+
+const OF_CHECKS: Limits = Limits {
+    deepest: DEEPEST,
+    widest: WIDEST,
+    longest: LONGEST,
+    has_null_lists: false,
+};
+
 /// The same for a line.
 const LINE: usize = 8192;
 
 /// The answer that `bytes` begins with, and what follows it.
 pub(super) fn read(bytes: &[u8]) -> Result<(Reply<'_>, &[u8]), Stop> {
-    read_at(bytes, DEEPEST)
+    read_within(bytes, &OF_CHECKS)
 }
 
-fn read_at(bytes: &[u8], deeper: usize) -> Result<(Reply<'_>, &[u8]), Stop> {
+/// The same with other limits.
+pub(crate) fn read_within<'a>(
+    bytes: &'a [u8],
+    limits: &Limits,
+) -> Result<(Reply<'a>, &'a [u8]), Stop> {
+    read_at(bytes, limits, limits.deepest)
+}
+
+/// Appends a command of these parts.
+pub(crate) fn write_command(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    out.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
+    for part in parts {
+        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        out.extend_from_slice(part);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn read_at<'a>(
+    bytes: &'a [u8],
+    limits: &Limits,
+    deeper: usize,
+) -> Result<(Reply<'a>, &'a [u8]), Stop> {
     let (&kind, rest) = bytes.split_first().ok_or(Stop::Incomplete)?;
     if !b"+-:$*".contains(&kind) {
         return Err(Stop::Wrong);
@@ -44,8 +84,8 @@ fn read_at(bytes: &[u8], deeper: usize) -> Result<(Reply<'_>, &[u8]), Stop> {
     match kind {
         b'+' => Ok((Reply::Status(line), rest)),
         b'-' => Ok((Reply::Error(line), rest)),
-        b':' => number(line).map(|_| (Reply::Number, rest)),
-        b'$' => match length(line, LONGEST)? {
+        b':' => number(line).map(|number| (Reply::Number(number), rest)),
+        b'$' => match length(line, limits.longest)? {
             None => Ok((Reply::Text(None), rest)),
             Some(n) => {
                 let text = rest.get(..n).ok_or(Stop::Incomplete)?;
@@ -57,14 +97,18 @@ fn read_at(bytes: &[u8], deeper: usize) -> Result<(Reply<'_>, &[u8]), Stop> {
             }
         },
         _ => {
-            let n = length(line, WIDEST)?.ok_or(Stop::Wrong)?;
+            let n = match length(line, limits.widest)? {
+                Some(n) => n,
+                None if limits.has_null_lists => return Ok((Reply::Text(None), rest)),
+                None => return Err(Stop::Wrong),
+            };
             if deeper == 0 {
                 return Err(Stop::Wrong);
             }
             let mut items = Vec::new();
             let mut rest = rest;
             for _ in 0..n {
-                let (item, after) = read_at(rest, deeper - 1)?;
+                let (item, after) = read_at(rest, limits, deeper - 1)?;
                 items.push(item);
                 rest = after;
             }

@@ -1,4 +1,4 @@
-//! TLS to a server that is checked.
+//! TLS to a server that is checked, or asked for backends.
 
 pub(super) mod end_point;
 
@@ -83,7 +83,7 @@ impl Encryption {
     }
 
     /// The connection inside TLS, and what a login over it can be bound to.
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         &self,
         connection: Connection,
         host: &str,
@@ -103,7 +103,7 @@ impl Encryption {
 }
 
 /// The text of an error of TLS; `None`: it came from the network.
-pub(super) fn error(e: &io::Error) -> Option<String> {
+pub(crate) fn error(e: &io::Error) -> Option<String> {
     let tls = e.get_ref()?.downcast_ref::<rustls::Error>()?;
     let text = tls.to_string();
     // The text of the library alone leads to a search for a mistake in the authority.

@@ -17,7 +17,9 @@ pub use export::Exporter;
 #[cfg(test)]
 pub use families::family_names;
 pub use families::render;
-pub use figures::{BackendFigures, Figures, ListenerFigures, ReloadFigures, UpstreamFigures};
+pub use figures::{
+    BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures, UpstreamFigures,
+};
 pub use histogram::Histogram;
 pub use transfer::Transfer;
 

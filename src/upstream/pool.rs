@@ -48,7 +48,7 @@ use crate::{
         health::Verdict,
         notifier::Notifier,
         pool::{
-            addresses::Configured,
+            addresses::{Configured, Remembered},
             effective_verdict::Review,
             endpoint::{Endpoint, EndpointConfig},
             endpoint_admission::Admission,
@@ -100,6 +100,8 @@ struct Inner {
     endpoints: Vec<Endpoint>,
     /// Those that are no longer named, with state that would be lost with them.
     departed: Vec<Endpoint>,
+    /// What an operator has set for backends that have left.
+    remembered: Vec<Remembered>,
     /// The verdict on an address before it has been checked; `None`: nothing is checked.
     start_verdict: Option<Verdict>,
     /// For what reasons flows move to another backend.
@@ -233,6 +235,7 @@ impl Pool {
             configured: configured.collect(),
             endpoints: Vec::new(),
             departed: Vec::new(),
+            remembered: Vec::new(),
             start_verdict: plan.check.as_ref().map(|c| Verdict::at_start(c.start_up)),
             moves: plan.flows_move,
             fast_path: false,

@@ -110,6 +110,7 @@ fn backend() -> impl Strategy<Value = Backend> {
                 (backup, down),
             )| {
                 Backend {
+                    origin: Origin::Configured,
                     text,
                     target,
                     weight,
@@ -486,6 +487,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                     }
                 }
                 Upstream {
+                    discover: None,
                     name,
                     balance,
                     backends,

@@ -7,6 +7,7 @@ use crate::{
         client::{At, Client},
         response::{Backend, Status, Upstream, clean},
     },
+    config::{backend_with_defaults, parse_target},
     plan::{self, Plan},
 };
 use std::{collections::BTreeMap, path::PathBuf};
@@ -53,6 +54,22 @@ fn apply_to(upstream: &mut plan::Upstream, status: &Status) -> Vec<String> {
                     "{text} is not in the running process: reload to add it"
                 ));
             }
+        }
+    }
+    for backend in running.backends.iter().filter(|backend| backend.discovered) {
+        let is_known = upstream
+            .backends
+            .iter()
+            .any(|planned| planned.text == backend.address);
+        if let (false, Ok(target)) = (is_known, parse_target(&backend.address)) {
+            let mut planned = plan::Backend {
+                text: backend.address.clone(),
+                target,
+                backup: backend.backup,
+                ..backend_with_defaults()
+            };
+            notes.extend(apply_to_backend(&mut planned, backend));
+            upstream.backends.push(planned);
         }
     }
     for backend in &running.backends {

@@ -7,6 +7,7 @@ use std::{collections::HashSet, fmt::Write as _, fs, path::Path};
 use super::{
     ALL, Keys,
     check::{self as check_rows, CHECK, rows_of},
+    discover::{self as discover_rows, DISCOVER},
     limits as limit_rows, listener as listener_rows, process,
     row::{Form, Key, Row, Rule},
     upstream::{self as upstream_rows, BACKEND, UpstreamKeys},
@@ -14,13 +15,13 @@ use super::{
 use crate::{
     config::{
         check::{self, Found},
-        listener, parse,
+        discover, listener, parse,
         references::References,
         text::quote::quoted,
         upstream,
         value::duration,
     },
-    plan::{Backend, Kind, Plan, Protocol, Upstream},
+    plan::{Backend, DiscoverKind, Kind, Plan, Protocol, Upstream},
 };
 
 const WIDTH: usize = 100;
@@ -29,7 +30,7 @@ const FILE_HEAD: &str = "\
 Every key, as it is by default or with an example. This file is generated, as docs/configuration.md \
 is; values that are shown once as defaults are not repeated. Durations are text with a unit \
 (\"250ms\", \"10s\", \"5m\"), sizes as well (\"64k\", \"16m\", in units of 1024). A section that is \
-absent is off ([admin], [upstreams.NAME.check]) or has its defaults.";
+absent is off ([admin], [upstreams.NAME.check], [upstreams.NAME.discover]) or has its defaults.";
 
 const PAGE_HEAD: &str = "\
 # Configuration
@@ -109,6 +110,9 @@ fn page() -> String {
             if std::ptr::eq(*keys, &super::CHECK) {
                 text.push_str(&owners(key.name));
             }
+            if std::ptr::eq(*keys, &super::DISCOVER) {
+                text.push_str(&kinds_of_sources(key.name));
+            }
             let applies = key.applies.text();
             if !applies.is_empty() {
                 let _ = write!(text, "; needs {applies}");
@@ -138,6 +142,23 @@ fn owners(name: &str) -> String {
     match &owners[..] {
         [] => String::new(),
         owners => format!("; kinds: {}", owners.join(", ")),
+    }
+}
+
+/// The kinds of sources that a key is for, unless it is for all.
+fn kinds_of_sources(name: &str) -> String {
+    let is_for = |kind: &DiscoverKind| kind.keys().contains(&name);
+    let kinds: Vec<String> = DiscoverKind::ALL
+        .into_iter()
+        .filter(is_for)
+        .map(|kind| match kind.is_supported() {
+            true => kind.word().to_owned(),
+            false => format!("{} (not supported yet)", kind.word()),
+        })
+        .collect();
+    match kinds.is_empty() {
+        true => String::new(),
+        false => format!("; kinds: {}", kinds.join(", ")),
     }
 }
 
@@ -210,7 +231,18 @@ impl File {
                 }
             };
             let texts: Vec<String> = upstream.backends.iter().map(backend).collect();
-            let _ = writeln!(self.out, "backends = [{}]", texts.join(", "));
+            if !texts.is_empty() {
+                let _ = writeln!(self.out, "backends = [{}]", texts.join(", "));
+            }
+        }
+        if let Some(discover) = &upstream.discover {
+            self.header(&format!("[upstreams.{name}.discover]"));
+            let rows = DISCOVER
+                .iter()
+                .chain(discover_rows::rows_of(discover.source.kind()));
+            self.rows(rows, discover, |key| {
+                discover::no_effect(discover, key.applies).is_none()
+            });
         }
         if let Some(check) = &upstream.check {
             self.header(&format!("[upstreams.{name}.check]"));

@@ -143,7 +143,10 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
     "backends" Form::Other("a list of addresses or tables"), "", Always,
         code!(|keys| {
             let backend = |backend| format!("  {},\n", inline(BACKEND, backend, |_| true));
-            let backends: String = keys.plan.backends.iter().map(backend).collect();
+            let backends = keys.plan.backends.iter();
+            let mut configured = backends.filter(|b| !b.origin.is_discovered()).peekable();
+            configured.peek()?;
+            let backends: String = configured.map(backend).collect();
             Some(format!("[\n{backends}]"))
         }),
         "\"host:port\", \"[::1]:53\", \"unix:/path\", or a table with `address` and the keys of a \
@@ -181,6 +184,8 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
          whatever their checks say; 0 = never.";
     "check" Form::Other("a section [upstreams.NAME.check]"), "", Always, code!(|_| None),
         "Active health checks, beside the passive ones; without this section there are none.";
+    "discover" Form::Other("a section [upstreams.NAME.discover]"), "", Always, code!(|_| None),
+        "Backends from elsewhere, beside those of `backends`, which then may be left out.";
     "on_down" ACTION, "", OnDown, code!(on_down, |keys| Some(action(keys.on_down))),
         "What becomes of the sessions of a backend that its check calls down; `close_after`: \
          unless it is up again by then. The default is \"move\" where a UDP listener uses the \

@@ -1,7 +1,7 @@
 //! The words of keys that take one of several.
 
 use super::scalar::words;
-use crate::plan::{LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, WhenFull};
+use crate::plan::{LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, Want, WhenFull};
 
 /// The word of `balance`; in the plan the keys of a policy belong to it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -118,6 +118,11 @@ words! {
         "off" => Self::Off,
         "require" => Self::Require,
         "verify" => Self::Verify,
+    }
+    Want {
+        "primary" => Self::Primary,
+        "replicas" => Self::Replicas,
+        "all" => Self::All,
     }
     Start {
         "up" => Self::Up,

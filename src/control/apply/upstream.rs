@@ -5,14 +5,15 @@ use crate::{
     control::{
         backend_lifecycle::Lifecycle,
         checks::{self, Checks},
+        discovery::{Discovery, Follower, PreparedDiscovery},
         draining::Draining,
         prepare::UpstreamInputs,
         resolve,
     },
     handover::pools::PoolRecord,
-    plan::{Addr, Backend, Upstream},
+    plan::{Addr, Backend, Target, Upstream},
     probe::CheckCredentials,
-    upstream::pool::Pool,
+    upstream::pool::{Cause, Pool},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::{sync::Notify, task::JoinSet};
@@ -28,6 +29,7 @@ pub(super) struct UpstreamRuntime {
     /// Notified when there are other addresses to check.
     changed: Arc<Notify>,
     checker: Option<Checker>,
+    follower: Option<Follower>,
 }
 
 struct Checker {
@@ -72,8 +74,10 @@ impl UpstreamRuntime {
             resolving,
             changed,
             checker: None,
+            follower: None,
         };
         started.start_checks(inputs.credentials.unwrap_or_default(), shared);
+        started.follow(inputs.discovery, runtime);
         started
     }
 
@@ -87,6 +91,17 @@ impl UpstreamRuntime {
             let _running = AbortOnDropHandle::new(tokio::spawn(running));
             Checker { checks, _running }
         });
+    }
+
+    fn follow(&mut self, prepared: Option<PreparedDiscovery>, runtime: &Runtime) {
+        self.follower = self.plan.discover.as_ref().and_then(|discover| {
+            let (queue, resolver) = (&runtime.discovered, &runtime.resolver);
+            Some(Follower::start(prepared?, discover, queue, resolver))
+        });
+    }
+
+    pub(super) fn discovery(&self) -> Option<&Arc<Discovery>> {
+        self.follower.as_ref().map(|follower| &follower.discovery)
     }
 
     pub(super) fn checks(&self) -> Option<&Arc<Checks>> {
@@ -111,6 +126,7 @@ impl UpstreamRuntime {
         let UpstreamInputs {
             credentials,
             addresses,
+            discovery,
         } = inputs;
         let backends = plan.backends.iter().map(|b| &b.text);
         let mut addresses: BTreeMap<&String, Vec<Addr>> = backends.zip(addresses).collect();
@@ -123,6 +139,9 @@ impl UpstreamRuntime {
         let before = std::mem::replace(&mut self.plan, plan.clone());
         self.lifecycle.set_plan(plan);
         self.resolving = resolve::keep_fresh(Arc::clone(&self.pool), plan, &runtime.resolver);
+        if before.discover != plan.discover {
+            self.follow(discovery, runtime);
+        }
         if (&before.check, before.send_proxy) != (&plan.check, plan.send_proxy) {
             self.start_checks(credentials.unwrap_or_default(), &runtime.checks);
         } else {
@@ -135,13 +154,42 @@ impl UpstreamRuntime {
     pub(super) fn remove_backends(&mut self, runtime: &Runtime) {
         let plan = Upstream {
             backends: Vec::new(),
+            discover: None,
             ..self.plan.clone()
         };
         self.change(&plan, UpstreamInputs::default(), runtime);
     }
 
-    pub(super) fn stop_resolving(&mut self) {
+    /// Takes over the backends of another plan of this upstream, which has no other difference.
+    pub(super) fn change_backends(&mut self, plan: &Upstream, runtime: &Runtime) {
+        let exporter = &runtime.exporter;
+        let discovery = self.discovery();
+        let add = |b: &Backend| {
+            let metrics = exporter.backend(&self.pool.metrics, &b.text, plan.check.is_some());
+            let addresses = discovery.map_or_else(Vec::new, |known| known.addresses_of(b));
+            (Arc::new(metrics), addresses)
+        };
+        self.pool
+            .set_plan(plan, add, &Cause::Discovery, Instant::now());
+        let names = |plan: &Upstream| -> Vec<String> {
+            let is_name = |b: &&Backend| matches!(b.target, Target::Name { .. });
+            plan.backends
+                .iter()
+                .filter(is_name)
+                .map(|b| b.text.clone())
+                .collect()
+        };
+        if names(&self.plan) != names(plan) {
+            self.resolving = resolve::keep_fresh(Arc::clone(&self.pool), plan, &runtime.resolver);
+        }
+        self.plan = plan.clone();
+        self.lifecycle.set_plan(plan);
+    }
+
+    /// Its backends stay what they are.
+    pub(super) fn stop_following(&mut self) {
         self.resolving.abort_all();
+        self.follower = None;
     }
 
     /// Handles what has happened since its tasks were ended.

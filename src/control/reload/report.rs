@@ -250,6 +250,7 @@ mod tests {
             removed_listeners: Vec::new(),
             pools: Vec::new(),
             checks: BTreeMap::new(),
+            discoveries: BTreeMap::new(),
             pulses: Vec::new(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

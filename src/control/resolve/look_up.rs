@@ -4,6 +4,7 @@
 //! scrapes or file accesses, nor the end of the process; so there is no thread pool. There is at
 //! most one look-up of a name at a time: requests for it share the answer.
 
+use crate::plan::Addr;
 use std::{
     collections::HashMap,
     io,
@@ -31,6 +32,20 @@ impl Resolver {
     /// same everywhere.
     pub(super) async fn look_up(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
         self.look_up_by(host, system).await
+    }
+
+    /// The same with a port.
+    pub(in crate::control) async fn addresses(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> io::Result<Vec<Addr>> {
+        let addresses = self.look_up(host).await?.into_iter();
+        let with_port = addresses.map(|mut address| {
+            address.set_port(port);
+            Addr::Tcp(address)
+        });
+        Ok(with_port.collect())
     }
 
     async fn look_up_by(&self, host: &str, how: fn(&str) -> Answer) -> io::Result<Vec<SocketAddr>> {

@@ -1,10 +1,10 @@
 //! What the configuration file and the files that it names contain.
 
-use super::folders::Folders;
 use crate::{
     config,
     control::View,
     plan::{Plan, diff::reachable},
+    runtime::watched_files::WatchedFiles,
     sys::files,
 };
 use std::{
@@ -38,7 +38,7 @@ impl Look {
 }
 
 /// Watches the files from now on, and reads them. They may hang.
-pub(super) fn look(file: &Path, running: &View, folders: &mut Folders) -> Look {
+pub(super) fn look(file: &Path, running: &View, folders: &mut WatchedFiles) -> Look {
     let mut all = named(&running.plan);
     all.push(file.to_owned());
     folders.watch(all.iter().map(PathBuf::as_path));

@@ -3,7 +3,7 @@
 
 use super::{
     BackendFigures, BackendMetrics, CheckMetrics, Figures, ListenerFigures, ListenerMetrics,
-    UpstreamFigures, WaitMetrics,
+    SourceFigures, UpstreamFigures, WaitMetrics,
     text::{Family, Samples, Text, labels},
 };
 use crate::{
@@ -276,6 +276,38 @@ const FAMILIES: &[(Family, Write)] = &[
             if let Some(reload) = &f.of.last_reload {
                 out.add("", reload.is_successful);
             }
+        },
+    ),
+    gauge(
+        "tembuku_discovery_backends",
+        "Backends that a source has found, those that are held included.",
+        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.backends)),
+    ),
+    gauge(
+        "tembuku_discovery_held",
+        "Backends that stay for now although their source does not name them any more.",
+        |f, out| sources(f, |source| out.add(&source.metrics.labels, source.held)),
+    ),
+    gauge(
+        "tembuku_discovery_last_success_timestamp_seconds",
+        "When a source of backends last answered.",
+        |f, out| {
+            sources(f, |source| {
+                if let Some(at) = source.last_success {
+                    out.add(&source.metrics.labels, at);
+                }
+            });
+        },
+    ),
+    counter(
+        "tembuku_discovery_updates_total",
+        "Answers of a source of backends, by what they led to.",
+        |f, out| {
+            sources(f, |source| {
+                for (result, count) in &source.updates {
+                    out.add_with(&source.metrics.labels, ("result", result), *count);
+                }
+            });
         },
     ),
     histogram(
@@ -560,6 +592,10 @@ fn upstreams(read: &Read<'_>, each: impl FnMut(&UpstreamFigures<'_>)) {
     read.of.upstreams.iter().for_each(each);
 }
 
+fn sources(read: &Read<'_>, each: impl FnMut(&SourceFigures<'_>)) {
+    read.of.sources.iter().for_each(each);
+}
+
 fn backends(read: &Read<'_>, each: impl FnMut(&BackendFigures)) {
     read.of.backends.iter().for_each(each);
 }
@@ -639,6 +675,16 @@ mod tests {
                     .map(|metrics| {
                         let roles = Some(vec![Role::Primary]);
                         BackendFigures::new(metrics, BackendState::Up, 1, roles, [Some(0.0); 2])
+                    })
+                    .collect(),
+                sources: upstreams[from..]
+                    .iter()
+                    .map(|metrics| SourceFigures {
+                        metrics,
+                        backends: 1,
+                        held: 0,
+                        last_success: Some(1.0),
+                        updates: vec![("changed", 1)],
                     })
                     .collect(),
                 process: &process,

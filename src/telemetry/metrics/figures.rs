@@ -12,6 +12,7 @@ pub struct Figures<'a> {
     pub listeners: Vec<ListenerFigures<'a>>,
     pub upstreams: Vec<UpstreamFigures<'a>>,
     pub backends: Vec<BackendFigures>,
+    pub sources: Vec<SourceFigures<'a>>,
     pub process: &'a ProcessMetrics,
     pub access_log_dropped: u64,
     /// Of the configuration in effect.
@@ -24,6 +25,20 @@ pub struct ReloadFigures {
     pub is_successful: bool,
     /// When a reload was last successful, in seconds since the epoch; `None`: never.
     pub last_success: Option<f64>,
+}
+
+/// Of a source of backends.
+pub struct SourceFigures<'a> {
+    /// Of its upstream.
+    pub metrics: &'a UpstreamMetrics,
+    /// How many backends it has found.
+    pub backends: u64,
+    /// Those of them that it does not name any more.
+    pub held: u64,
+    /// When it last answered, in seconds since the epoch; `None`: never.
+    pub last_success: Option<f64>,
+    /// Its answers, by what they led to.
+    pub updates: Vec<(&'static str, u64)>,
 }
 
 pub struct ListenerFigures<'a> {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::plan::{
-    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, Limits, PeerSet,
-    Protocol, ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile, Variable,
+    AcceptProxy, AccessRule, Addr, Backend, Bind, FlowsMove, HashKey, KeyPart, Limits, Origin,
+    PeerSet, Protocol, ProxyOn, SendProxy, SessionAction, SocketOptions, Target, TimeOf, UnixFile,
+    Variable,
 };
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -43,6 +44,7 @@ fn listener(access: Vec<AccessRule>) -> Listener {
 
 fn backend(text: &str, weight: u32) -> Backend {
     Backend {
+        origin: Origin::Configured,
         text: text.to_owned(),
         target: Target::Addr(Addr::Tcp(text.parse().expect("an address"))),
         weight,
@@ -64,6 +66,7 @@ fn backup(text: &str, weight: u32) -> Backend {
 
 fn upstream(balance: Balance, backends: Vec<Backend>) -> Upstream {
     Upstream {
+        discover: None,
         name: "u".to_owned(),
         balance,
         backends,

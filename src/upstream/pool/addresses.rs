@@ -1,7 +1,7 @@
 //! Which addresses an upstream has: those that the resolver finds for its configured backends.
 
 use super::{
-    AdminSetting, Cause, Event, Inner, OperatorWeight, Pool, Transition,
+    AdminSetting, AdminState, Cause, Event, Inner, OperatorWeight, Pool, Transition,
     check_record::CheckRecord,
     endpoint::{Endpoint, EndpointConfig},
     preparation::{Layout, Placement, Prepared},
@@ -15,7 +15,7 @@ use crate::{
         health::Verdict,
     },
 };
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use std::{
     net::SocketAddr,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
@@ -32,6 +32,18 @@ pub(super) struct Configured {
     /// `None`: the weight of the plan.
     pub(super) operator_weight: Option<OperatorWeight>,
 }
+
+/// What an operator had set for a backend that has left.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    text: String,
+    admin: AdminSetting,
+    operator_weight: Option<OperatorWeight>,
+    left: Instant,
+}
+
+/// How long settings of an operator outlive the backend: a source may lose it for a while.
+const REMEMBER: Duration = Duration::from_secs(3600);
 
 /// A configured backend that has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +158,7 @@ impl Pool {
         add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
         now: Instant,
     ) -> Self {
-        self.set_plan(plan, add, now);
+        self.set_plan(plan, add, &Cause::Plan, now);
         Self {
             name: Arc::clone(&self.name),
             metrics: Arc::clone(&self.metrics),
@@ -168,6 +180,7 @@ impl Pool {
         &self,
         plan: &plan::Upstream,
         mut add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
+        cause: &Cause,
         now: Instant,
     ) {
         let mut added = HashMap::default();
@@ -180,6 +193,7 @@ impl Pool {
         let mut inner = self.lock();
         let old = std::mem::take(&mut inner.configured).into_iter();
         let mut old: HashMap<String, Configured> = old.map(|c| (c.plan.text.clone(), c)).collect();
+        inner.remembered.retain(|r| now < r.left + REMEMBER);
         for backend in &plan.backends {
             let configured = match old.remove(&backend.text) {
                 Some(configured) => Configured {
@@ -192,18 +206,21 @@ impl Pool {
                     // Sessions may still be on it since it was removed.
                     let mut departed = inner.departed.iter();
                     let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
+                    let mut remembered = inner.remembered.iter();
+                    let remembered = remembered.find(|r| r.text == backend.text);
                     Configured {
                         plan: backend.clone(),
                         metrics: of_departed.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
                         addresses,
                         // So is what an operator has set.
-                        admin: of_departed.map_or_else(AdminSetting::default, |e| e.admin),
-                        operator_weight: None,
+                        admin: remembered.map_or_else(AdminSetting::default, |r| r.admin),
+                        operator_weight: remembered.and_then(|r| r.operator_weight),
                     }
                 }
             };
             inner.configured.push(configured);
         }
+        inner.remember_settings(old.into_values(), now);
         inner.balance.clone_from(&plan.balance);
         inner.moves = plan.flows_move;
         inner.waits = plan.waits;
@@ -211,7 +228,7 @@ impl Pool {
         let before = inner.states();
         inner.set_check(plan.check.as_ref(), now);
         let replaced = inner.assemble(Some(prepared), now);
-        inner.add_transitions(&before, &Cause::Plan, now);
+        inner.add_transitions(&before, cause, now);
         self.changed();
         drop(inner);
         drop(replaced);
@@ -260,6 +277,25 @@ impl Configured {
 }
 
 impl Inner {
+    /// Keeps what an operator has set for backends that leave.
+    fn remember_settings(&mut self, left: impl Iterator<Item = Configured>, now: Instant) {
+        if !self.remembered.is_empty() {
+            let configured = self.configured.iter();
+            let back: HashSet<&str> = configured.map(|c| c.plan.text.as_str()).collect();
+            self.remembered.retain(|r| !back.contains(r.text.as_str()));
+        }
+        let is_set = |c: &Configured| {
+            c.admin.admin_state != AdminState::Ready || c.operator_weight.is_some()
+        };
+        self.remembered
+            .extend(left.filter(is_set).map(|c| Remembered {
+                text: c.plan.text,
+                admin: c.admin,
+                operator_weight: c.operator_weight,
+                left: now,
+            }));
+    }
+
     /// Counts checks from now on, or not any more; then what they found does not count either.
     fn set_check(&mut self, check: Option<&plan::Check>, now: Instant) {
         self.start_verdict = check.map(|check| Verdict::at_start(check.start_up));

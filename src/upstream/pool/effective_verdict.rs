@@ -359,7 +359,8 @@ impl Inner {
         let before = self.review.in_fallback;
         let serves = |e: &&Endpoint| {
             let is_ready = e.admin.admin_state == AdminState::Ready;
-            !e.config.is_down && e.config.weight > 0 && is_ready
+            let is_meant = !e.config.is_down && !e.config.is_draining;
+            is_meant && e.config.weight > 0 && is_ready
         };
         let serving = || self.endpoints.iter().filter(serves);
         let is_any_up = serving().any(Endpoint::is_well);
@@ -387,7 +388,8 @@ impl Inner {
         }
         let (regular, backups) = self.endpoints.split_at(self.balancer.regular().end);
         let serves = |backend: &&[Endpoint]| {
-            let serves = |e: &Endpoint| !e.config.is_down && e.config.weight > 0;
+            let is_meant = |e: &Endpoint| !e.config.is_down && !e.config.is_draining;
+            let serves = |e: &Endpoint| is_meant(e) && e.config.weight > 0;
             let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
             backend.iter().any(|e| serves(e) && is_ready(e))
         };

@@ -42,6 +42,8 @@ pub(super) struct EndpointConfig {
     pub(super) slow_start: Duration,
     pub(super) is_down: bool,
     pub(super) is_backup: bool,
+    /// Whether its source drains it.
+    pub(super) is_draining: bool,
 }
 
 impl From<&plan::Backend> for EndpointConfig {
@@ -56,6 +58,7 @@ impl From<&plan::Backend> for EndpointConfig {
             slow_start: plan.slow_start,
             is_down: plan.down,
             is_backup: plan.backup,
+            is_draining: plan.origin.is_draining(),
         }
     }
 }
@@ -132,7 +135,8 @@ impl Endpoint {
     /// Whether checks and the operator let sessions come to it.
     pub(super) fn is_well(&self) -> bool {
         let is_ready = self.admin.admin_state == AdminState::Ready;
-        self.check.effective.is_up() && !self.check.is_stale && !self.config.is_down && is_ready
+        let is_meant = !self.config.is_down && !self.config.is_draining;
+        self.check.effective.is_up() && !self.check.is_stale && is_meant && is_ready
     }
 
     /// Whether it is checked, if anything is.

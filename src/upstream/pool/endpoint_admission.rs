@@ -23,7 +23,7 @@ pub(super) enum Admission {
 /// What keeps sessions away from an endpoint. Of several, the first in this order is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bar {
-    /// An operator drains it.
+    /// An operator drains it, or its source.
     Drained,
     /// An operator has it in maintenance.
     Maintenance,
@@ -118,6 +118,9 @@ impl Endpoint {
             AdminState::Ready => {}
             AdminState::Drain => return Some(Bar::Drained),
             AdminState::Maint => return Some(Bar::Maintenance),
+        }
+        if config.is_draining {
+            return Some(Bar::Drained);
         }
         if config.is_down {
             return Some(Bar::Disabled);

@@ -97,6 +97,8 @@ pub enum Cause {
     Resolver,
     /// Another configuration.
     Plan,
+    /// Another answer of the source of backends.
+    Discovery,
 }
 
 #[derive(Debug)]
@@ -143,6 +145,7 @@ impl Cause {
             Self::Operator(_) => "operator",
             Self::Resolver => "resolver",
             Self::Plan => "configuration",
+            Self::Discovery => "discovery",
         }
     }
 
@@ -158,7 +161,8 @@ impl Cause {
             | Self::CheckPassed
             | Self::Operator(_)
             | Self::Resolver
-            | Self::Plan => None,
+            | Self::Plan
+            | Self::Discovery => None,
         }
     }
 }

@@ -92,7 +92,8 @@ fn candidates(
         };
         let share = match endpoint.filter(|_| keeps_verdicts) {
             Some(endpoint) => endpoint.admission_with(&config, single, now).share(),
-            None if admin != AdminState::Ready || config.is_down || config.weight == 0 => 0,
+            None if admin != AdminState::Ready || config.is_draining => 0,
+            None if config.is_down || config.weight == 0 => 0,
             None => FULL,
         };
         Candidate {

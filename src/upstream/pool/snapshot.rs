@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     plan::{
-        self, Addr, Balance, Role,
+        self, Addr, Balance, Origin, Role,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
@@ -54,6 +54,7 @@ pub struct Snapshot {
     pub awaits_check: bool,
     /// What its name stands for now.
     pub addresses: Vec<Addr>,
+    pub origin: Origin,
 }
 
 impl Pool {
@@ -100,7 +101,8 @@ impl Pool {
             backup: first.config.is_backup,
             state: BackendState::Removed,
             admin_state: first.admin.admin_state,
-            why: "it is not in the configuration any more, and has sessions".to_owned(),
+            why: "it is not in the configuration or its source any more, and has sessions"
+                .to_owned(),
             last_failure: failures.max(),
             available: false,
             full: false,
@@ -113,6 +115,7 @@ impl Pool {
             checked: checks().max_by_key(|c| c.at).cloned(),
             awaits_check: false,
             addresses: endpoints.iter().map(|e| e.backend.addr.clone()).collect(),
+            origin: Origin::default(),
         }
     }
 
@@ -161,6 +164,7 @@ impl Pool {
             awaits_check: endpoints.iter().any(|e| inner.awaits_check(e)),
             checked: last_checks().max_by_key(|c| c.at).cloned(),
             addresses: configured.addresses.clone(),
+            origin: plan.origin.clone(),
         }
     }
 }
@@ -198,6 +202,9 @@ impl Inner {
         if let Some(state) = admin.admin_state.state() {
             let why = explain_admin_state(admin.admin_state, endpoints, all_failed);
             return (state, why);
+        }
+        if plan.origin.is_draining() {
+            return (BackendState::Drained, "its source drains it".to_owned());
         }
         if plan.down {
             return (Disabled, "set in the configuration".to_owned());

@@ -21,6 +21,7 @@ pub(crate) fn address(n: u8) -> Addr {
 
 pub(crate) fn planned(n: u8) -> Planned {
     Planned {
+        origin: plan::Origin::Configured,
         text: format!("10.0.0.{n}:1"),
         target: Target::Addr(address(n)),
         weight: 1,
@@ -81,6 +82,7 @@ fn assembled(balance: Balance, backends: Vec<Planned>, check: Check, now: Instan
 
 pub(crate) fn upstream(backends: Vec<Planned>, check: Check) -> Upstream {
     Upstream {
+        discover: None,
         name: "u".into(),
         balance: Balance::RoundRobin,
         backends,

@@ -109,17 +109,24 @@ impl Line {
                 others.map(str::to_owned).to_vec()
             }
             ("upstreams.backends", "address") => one("\"127.9.0.78:78\""),
+            ("upstreams.discover", "sentinels") => one("[\"127.9.0.81:26379\"]"),
+            ("upstreams.discover", "master") => one("\"other\""),
+            ("upstreams.discover", "want") => one("\"all\""),
+            ("upstreams.discover", "server") => one("\"127.9.0.80:80\""),
+            ("upstreams.discover", "key" | "tls_name") => one("\"other\""),
+            ("upstreams.discover", "path") => vec![file("other.backends")],
+            ("upstreams.discover", "max_removed") => one("40"),
             ("upstreams.check", "kind") => one("\"postgres\""),
             ("upstreams.check", "interval") => one("\"3s\""),
             ("upstreams.check", "fast_interval") => one("\"300ms\""),
             ("upstreams.check", "timeout") => one("\"1500ms\""),
             ("upstreams.check", "start") => vec!["\"up\"".to_owned(), "\"down\"".to_owned()],
-            ("upstreams.check", "tls") => one("\"require\""),
+            ("upstreams.check" | "upstreams.discover", "tls") => one("\"require\""),
             ("upstreams.check", "role") => vec!["\"any\"".to_owned(), "\"primary\"".to_owned()],
-            ("upstreams.check", "user") => one("\"another\""),
-            ("upstreams.check", "password_file") => vec![file("other-password")],
-            ("upstreams.check", "tls_ca") => vec![file("other-ca.pem")],
-            ("upstreams.check", "password_env") => one("\"PATH\""),
+            ("upstreams.check" | "upstreams.discover", "user") => one("\"another\""),
+            (_, "password_file") => vec![file("other-password")],
+            (_, "tls_ca") => vec![file("other-ca.pem")],
+            (_, "password_env") => one("\"PATH\""),
             ("upstreams.check", "address") => one("\"127.9.0.79:79\""),
             ("upstreams.check", "path") => one("\"/health\""),
             ("upstreams.check", "host" | "tls_name") => one("\"other.example\""),
@@ -220,12 +227,15 @@ fn names_key(change: &Value, line: &Line) -> bool {
     let object = change["object"].as_str().unwrap();
     let name = match line.section.as_str() {
         "upstreams.check" => format!("check.{}", line.name),
+        "upstreams.discover" => format!("discover.{}", line.name),
         _ => line.name.clone(),
     };
     let is_it = match line.section.as_str() {
         "process" | "admin" | "log" => change["name"] == line.section.as_str(),
         "listeners" => object == "listener",
-        "upstreams" | "upstreams.check" => object == "upstream" || object == "backend",
+        "upstreams" | "upstreams.check" | "upstreams.discover" => {
+            object == "upstream" || object == "backend"
+        }
         "upstreams.backends" => object == "backend" || object == "upstream",
         other => panic!("{other}"),
     };
@@ -346,7 +356,11 @@ fn every_key_follows_a_reload_or_is_documented_not_to() {
         .iter()
         .map(|line| (line.section.clone(), line.name.clone()))
         .collect();
-    let is_tested = |key: &&(String, String)| followed.contains(*key) || restarted.contains(*key);
+    // With another kind of source, its other keys are others as well.
+    let kind = ("upstreams.discover".to_owned(), "kind".to_owned());
+    let is_tested = |key: &&(String, String)| {
+        **key == kind || followed.contains(*key) || restarted.contains(*key)
+    };
     let untested = keys.iter().filter(|key| !is_tested(key));
     let untested: Vec<_> = untested.map(|key| (key, problems.get(key))).collect();
     assert!(

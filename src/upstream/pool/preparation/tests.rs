@@ -3,7 +3,7 @@ use super::*;
 use crate::{
     plan::{Addr, Backend as Planned, CheckKind},
     telemetry::metrics::Exporter,
-    upstream::pool::Pool,
+    upstream::pool::{Cause, Pool},
 };
 use proptest::prelude::*;
 use std::time::Instant;
@@ -65,7 +65,7 @@ proptest! {
             let metrics = exporter.backend(&of_all, &b.text, true);
             (metrics.into(), addresses(10, 2))
         };
-        pool.set_plan(&plan, add, now);
+        pool.set_plan(&plan, add, &Cause::Plan, now);
         assert_is_current(&prepared, &pool);
     }
 }

@@ -18,7 +18,7 @@ fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
         ..check(CheckKind::Tcp)
     };
     let plan = upstream(backends, check);
-    pool.set_plan(&plan, add, now);
+    pool.set_plan(&plan, add, &Cause::Plan, now);
 }
 
 #[test]

@@ -355,7 +355,12 @@ fn a_new_plan_with_more_places_serves_at_once() {
     let mut upstream = upstream(vec![limited(1, 3)], check(CheckKind::Tcp));
     upstream.check = None;
     upstream.waits = BOTH;
-    pool.set_plan(&upstream, |_| unreachable!("no backend is new"), now);
+    pool.set_plan(
+        &upstream,
+        |_| unreachable!("no backend is new"),
+        &Cause::Plan,
+        now,
+    );
     let served: Vec<bool> = waiting.iter_mut().map(|s| is_served(s, now)).collect();
     assert_eq!(served, [true, true, false]);
 }

@@ -13,21 +13,36 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 
+/// The names in a folder that matter.
+#[derive(Default)]
+struct Names {
+    names: BTreeSet<OsString>,
+    /// Whether every name matters.
+    are_all: bool,
+}
+
+impl Names {
+    fn extend(&mut self, other: Self) {
+        self.names.extend(other.names);
+        self.are_all |= other.are_all;
+    }
+}
+
 /// More symbolic links on the way to a file are a circle.
 const MOST_LINKS: usize = 40;
 /// Of events.
 const BUFFER: usize = 4096;
 
-pub(super) struct Folders {
+pub struct WatchedFiles {
     inotify: io::Result<AsyncFd<OwnedFd>>,
     /// The names that matter in each folder, by the number of its watch.
-    names: HashMap<i32, BTreeSet<OsString>>,
+    names: HashMap<i32, Names>,
     /// Why a folder is not watched.
     error: Option<io::Error>,
 }
 
-impl Folders {
-    pub(super) fn new() -> Self {
+impl WatchedFiles {
+    pub fn new() -> Self {
         let opened = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
         Self {
             inotify: opened.map_err(io::Error::from).and_then(register),
@@ -37,19 +52,36 @@ impl Folders {
     }
 
     /// Why some folders, or all, are not watched.
-    pub(super) fn error(&self) -> Option<&io::Error> {
+    pub fn error(&self) -> Option<&io::Error> {
         self.inotify.as_ref().err().or(self.error.as_ref())
     }
 
     /// Watches these files, and the symbolic links on the way to them, and no others any more.
-    pub(super) fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
+    pub fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
+        let mut folders: BTreeMap<PathBuf, Names> = BTreeMap::new();
+        for (folder, name) in files.flat_map(names_on_the_way) {
+            let names = folders.entry(folder).or_default();
+            names.names.insert(name);
+        }
+        self.watch_names(folders);
+    }
+
+    /// Watches what has this path: a file, or a folder with all that is in it.
+    pub fn watch_with_folder(&mut self, path: &Path) {
+        let mut folders: BTreeMap<PathBuf, Names> = BTreeMap::new();
+        for (folder, name) in names_on_the_way(path) {
+            folders.entry(folder).or_default().names.insert(name);
+        }
+        if path.is_dir() {
+            folders.entry(path.to_owned()).or_default().are_all = true;
+        }
+        self.watch_names(folders);
+    }
+
+    fn watch_names(&mut self, folders: BTreeMap<PathBuf, Names>) {
         let Ok(inotify) = &self.inotify else {
             return;
         };
-        let mut folders: BTreeMap<PathBuf, BTreeSet<OsString>> = BTreeMap::new();
-        for (folder, name) in files.flat_map(names_on_the_way) {
-            folders.entry(folder).or_default().insert(name);
-        }
         // Not MODIFY: what is being written is not complete.
         let flags = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
@@ -75,7 +107,7 @@ impl Folders {
     }
 
     /// Returns when something has happened to a file, or when that is not known.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         let Ok(inotify) = &self.inotify else {
             return std::future::pending().await;
         };
@@ -100,7 +132,7 @@ fn register(inotify: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Reads what has happened, and returns whether it matters. At the end of the queue it does not.
-fn read_events(inotify: &OwnedFd, names: &HashMap<i32, BTreeSet<OsString>>) -> bool {
+fn read_events(inotify: &OwnedFd, names: &HashMap<i32, Names>) -> bool {
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
     let mut reader = inotify::Reader::new(inotify, &mut buffer);
     let mut matters = false;
@@ -114,7 +146,7 @@ fn read_events(inotify: &OwnedFd, names: &HashMap<i32, BTreeSet<OsString>>) -> b
                     .file_name()
                     .map(|name| OsStr::from_bytes(name.to_bytes()));
                 // Without a name it is about the folder.
-                name.is_none_or(|name| names.contains(name))
+                name.is_none_or(|name| names.are_all || names.names.contains(name))
             })
         };
     }
@@ -208,7 +240,7 @@ mod tests {
         fs::create_dir_all(&root).expect("a folder");
         let (file, other) = (root.join("file"), root.join("other"));
         fs::write(&file, "").expect("written");
-        let mut folders = Folders::new();
+        let mut folders = WatchedFiles::new();
         folders.watch([file.as_path()].into_iter());
         assert!(folders.error().is_none());
         let inotify = folders.inotify.as_ref().expect("opened").get_ref();
