@@ -11,7 +11,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{WebPkiSupportedAlgorithms, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 use std::{
@@ -37,17 +37,25 @@ pub struct Encryption {
 impl Encryption {
     /// `None` where there is to be none. A file may hang: call it by [`crate::sys::blocking`].
     pub fn load(tls: &Tls) -> Result<Option<Self>, TlsError> {
+        Self::load_with(tls, None)
+    }
+
+    /// The same with a certificate to show to the server.
+    pub(crate) fn load_with(
+        tls: &Tls,
+        identity: Option<&Identity>,
+    ) -> Result<Option<Self>, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let algorithms = provider.signature_verification_algorithms;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Library)?;
-        let (mut config, roots, name) = match tls {
+        let (builder, roots, name) = match tls {
             Tls::Off => return Ok(None),
             Tls::Require => {
                 let any = Arc::new(AnyCertificate(algorithms));
                 let builder = builder.dangerous().with_custom_certificate_verifier(any);
-                (builder.with_no_client_auth(), None, None)
+                (builder, None, None)
             }
             Tls::Verify { ca, name } => {
                 let roots = match ca {
@@ -57,7 +65,15 @@ impl Encryption {
                 let roots = Arc::new(roots);
                 let name = name.as_deref().map(server_name).transpose()?;
                 let builder = builder.with_root_certificates(Arc::clone(&roots));
-                (builder.with_no_client_auth(), Some(roots), name)
+                (builder, Some(roots), name)
+            }
+        };
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                let (chain, key) = identity.read()?;
+                let shown = builder.with_client_auth_cert(chain, key);
+                shown.map_err(|e| identity.problem(&identity.certificate, &e))?
             }
         };
         // A session that is resumed shows no certificate: it would hide that it has expired, or
@@ -99,6 +115,32 @@ impl Encryption {
         let proven = own.filter(|certificate| is_readable(certificate));
         let end_point = proven.and_then(|certificate| end_point::of(certificate));
         Ok((Box::new(stream), end_point))
+    }
+}
+
+/// The files of a certificate and its key, to show to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Identity {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let read = |path: &Path| files::read(path, MOST_BYTES).map_err(|e| self.problem(path, &e));
+        let certificates = read(&self.certificate)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificates).collect();
+        let chain = chain.map_err(|e| self.problem(&self.certificate, &e))?;
+        if chain.is_empty() {
+            return Err(self.problem(&self.certificate, &"there is no certificate in it"));
+        }
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?);
+        Ok((chain, key.map_err(|e| self.problem(&self.key, &e))?))
+    }
+
+    fn problem(&self, path: &Path, e: &dyn fmt::Display) -> TlsError {
+        let key = if path == self.key { "key" } else { "cert" };
+        TlsError::Identity(key, path.to_owned(), e.to_string())
     }
 }
 
@@ -160,6 +202,8 @@ pub enum TlsError {
     /// Why no certificates could be read from this file.
     Certificates(PathBuf, String),
     NoSystemCertificates,
+    /// The key of the configuration that names this file, and why it cannot be used.
+    Identity(&'static str, PathBuf, String),
 }
 
 impl std::error::Error for TlsError {}
@@ -172,6 +216,9 @@ impl fmt::Display for TlsError {
             Self::Certificates(path, why) => {
                 let path = path.display();
                 write!(f, "`tls_ca`: cannot read certificates from {path}: {why}")
+            }
+            Self::Identity(key, path, why) => {
+                write!(f, "`{key}`: cannot use {}: {why}", path.display())
             }
             Self::NoSystemCertificates => f.write_str(
                 "this system has no certificates to verify by: name a file with `tls_ca`",
