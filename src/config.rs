@@ -28,7 +28,7 @@ mod section;
 mod session_actions;
 pub(crate) mod text;
 mod upstream;
-mod value;
+pub(crate) mod value;
 
 pub use crate::config::text::problem::{Problem, Problems};
 pub use crate::config::text::suggestions::nearest;

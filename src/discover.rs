@@ -3,18 +3,32 @@
 //! A source yields whole sets or errors, never differences, and holds no policy: what an empty
 //! answer, a large loss or an error leads to is decided by `control`, the same for all kinds.
 //!
-//! To add a kind: [`DiscoverKind::is_supported`] says that it is there, and [`AnySource`] gets its
-//! variant. Its keys are declared already, in `plan/discover`, `config/keys/discover` and
-//! `config/discover`; an example of them goes into `tests/config/reference.toml`.
+//! A kind has its keys in `plan/discover`, `config/keys/discover` and `config/discover`, an example
+//! of them in `tests/config/reference.toml`, and a variant of [`AnySource`].
 
+mod client;
+mod consul;
+mod etcd;
+mod excerpt;
 mod file;
 pub(crate) mod format;
+mod http;
+mod kubernetes;
+mod lines;
 pub(crate) mod merge;
 mod redis;
 mod redis_client;
+mod restart;
 mod sentinel;
+mod srv;
+#[cfg(test)]
+mod tests;
+mod token;
 
-use crate::plan::{Discover, DiscoverKind, DiscoverSource};
+use crate::{
+    plan::{Discover, DiscoverSource},
+    probe::tls::Identity,
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -64,8 +78,11 @@ pub(crate) enum AnySource {
     File(file::FileSource),
     Redis(redis::RedisSource),
     Sentinel(sentinel::SentinelSource),
-    /// Kinds that the configuration refuses.
-    Unsupported(DiscoverKind),
+    Http(Box<http::HttpList>),
+    Srv(srv::SrvRecords),
+    Consul(Box<consul::Consul>),
+    Etcd(Box<etcd::Etcd>),
+    Kubernetes(Box<kubernetes::Kubernetes>),
 }
 
 impl AnySource {
@@ -85,11 +102,75 @@ impl AnySource {
             } => Self::Sentinel(sentinel::SentinelSource::new(
                 sentinels, master, *want, login, discover,
             )),
-            source @ (DiscoverSource::Http { .. }
-            | DiscoverSource::Srv { .. }
-            | DiscoverSource::Consul { .. }
-            | DiscoverSource::Etcd { .. }
-            | DiscoverSource::Kubernetes { .. }) => Self::Unsupported(source.kind()),
+            DiscoverSource::Http {
+                url,
+                headers,
+                tls_ca,
+            } => Self::Http(Box::new(http::HttpList::new(
+                url,
+                headers,
+                tls_ca.as_deref(),
+                discover,
+            ))),
+            DiscoverSource::Srv { name, nameservers } => {
+                Self::Srv(srv::SrvRecords::new(name, nameservers, discover))
+            }
+            DiscoverSource::Consul {
+                url,
+                service,
+                tag,
+                datacenter,
+                token_file,
+                use_health,
+                tls_ca,
+            } => Self::Consul(Box::new(consul::Consul::new(consul::ConsulSettings {
+                url: url.clone(),
+                service: service.clone(),
+                tag: tag.clone(),
+                datacenter: datacenter.clone(),
+                token_file: token_file.clone(),
+                use_health: *use_health,
+                tls_ca: tls_ca.clone(),
+                interval: discover.interval,
+                timeout: discover.timeout,
+            }))),
+            DiscoverSource::Etcd {
+                endpoints,
+                prefix,
+                user,
+                password,
+                tls_ca,
+                client,
+            } => Self::Etcd(Box::new(etcd::Etcd::new(etcd::EtcdSettings {
+                endpoints: endpoints.clone(),
+                prefix: prefix.clone(),
+                login: user.clone().zip(password.clone()),
+                tls_ca: tls_ca.clone(),
+                identity: client
+                    .clone()
+                    .map(|(certificate, key)| Identity { certificate, key }),
+                interval: discover.interval,
+                timeout: discover.timeout,
+            }))),
+            DiscoverSource::Kubernetes {
+                namespace,
+                service,
+                port,
+                url,
+                token_file,
+                tls_ca,
+            } => Self::Kubernetes(Box::new(kubernetes::Kubernetes::new(
+                kubernetes::KubernetesSettings {
+                    namespace: namespace.clone(),
+                    service: service.clone(),
+                    port: port.clone(),
+                    url: url.clone(),
+                    token_file: token_file.clone(),
+                    tls_ca: tls_ca.clone(),
+                    interval: discover.interval,
+                    timeout: discover.timeout,
+                },
+            ))),
         }
     }
 }
@@ -100,10 +181,11 @@ impl Source for AnySource {
             Self::File(source) => source.next().await,
             Self::Redis(source) => source.next().await,
             Self::Sentinel(source) => source.next().await,
-            Self::Unsupported(kind) => Err(SourceError::new(format!(
-                "sources of kind {:?} are not supported yet",
-                kind.word()
-            ))),
+            Self::Http(source) => source.next().await,
+            Self::Srv(source) => source.next().await,
+            Self::Consul(source) => source.next().await,
+            Self::Etcd(source) => source.next().await,
+            Self::Kubernetes(source) => source.next().await,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! [upstreams.NAME.check]: what code reads, and the rules between keys.
 
 mod bytes;
-mod dns;
+pub(in crate::config) mod dns;
 mod http;
 mod kind;
 mod login;

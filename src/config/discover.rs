@@ -100,14 +100,6 @@ fn read_source(section: &Section<'_>) -> Option<DiscoverSource> {
     let word = section.one_of("kind", &kinds())?;
     let kind = DiscoverKind::ALL.into_iter().find(|k| k.word() == word)?;
     report_keys_of_others(kind, section);
-    if !kind.is_supported()
-        && let Some(value) = section.get("kind")
-    {
-        let supported = DiscoverKind::ALL.into_iter().filter(|k| k.is_supported());
-        let fault = Fault::new(format!("kind = {word:?} is not supported yet"));
-        let hint = format!("there are {}", list(supported.map(DiscoverKind::word)));
-        section.report.add(&value.span(), fault.hint(hint));
-    }
     match kind {
         DiscoverKind::File => read_file(section),
         DiscoverKind::Redis => servers::read_redis(section),

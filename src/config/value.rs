@@ -9,4 +9,5 @@ pub(super) mod host;
 pub(super) mod rate;
 pub(super) mod size;
 pub(super) mod unix_file;
+pub(crate) mod url;
 pub(super) mod zone;

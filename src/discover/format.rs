@@ -49,6 +49,18 @@ pub(crate) fn parse_entry(line: &str) -> Result<Found, SourceError> {
     Ok(found)
 }
 
+/// A backend by itself: JSON, or such a line.
+pub(super) fn parse_one(bytes: &[u8]) -> Result<Found, SourceError> {
+    let text = str::from_utf8(bytes).map_err(|_| SourceError::new("it is not UTF-8"))?;
+    let text = text.trim();
+    if !text.starts_with(['{', '"']) {
+        return parse_entry(text);
+    }
+    let value = serde_json::from_str(text);
+    let value = value.map_err(|e| SourceError::new(format!("this is no JSON: {e}")))?;
+    parse_json_entry(&value)
+}
+
 pub(crate) fn parse_weight(text: &str) -> Result<u32, SourceError> {
     let weight = text.trim().parse().ok().filter(|w| *w <= MOST_WEIGHT);
     weight.ok_or_else(|| {

@@ -64,14 +64,6 @@ impl DiscoverKind {
         }
     }
 
-    /// Whether it works; the others are refused.
-    pub fn is_supported(self) -> bool {
-        match self {
-            Self::File | Self::Redis | Self::Sentinel => true,
-            Self::Http | Self::Srv | Self::Consul | Self::Etcd | Self::Kubernetes => false,
-        }
-    }
-
     /// The keys that are not for all kinds.
     pub fn keys(self) -> &'static [&'static str] {
         match self {

@@ -43,12 +43,7 @@ fn read_query(section: &Section<'_>) -> String {
     let Some(Text { text, span }) = section.text("query") else {
         return ".".to_owned();
     };
-    let name = text.strip_suffix('.').unwrap_or(text);
-    let fits = |label: &str| {
-        (1..=LABEL).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
-    };
-    if text != "." && (name.len() > NAME || !name.split('.').all(fits)) {
+    if text != "." && !is_name(text) {
         section.report.add(
             &span,
             Fault::new(format!(
@@ -61,6 +56,16 @@ fn read_query(section: &Section<'_>) -> String {
         );
     }
     text.to_owned()
+}
+
+/// Whether DNS can have such a name, below the root.
+pub(crate) fn is_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let fits = |label: &str| {
+        (1..=LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
+    };
+    name.len() <= NAME && name.split('.').all(fits)
 }
 
 /// One word, or a list of them.

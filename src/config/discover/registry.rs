@@ -3,9 +3,10 @@
 use super::{optional, optional_file, required};
 use crate::{
     config::{
-        check::read_password,
+        check::{dns, read_password},
         section::{Section, Text},
         text::{report::Fault, suggestions::shorten},
+        value::url::Url,
     },
     plan::DiscoverSource,
 };
@@ -27,7 +28,16 @@ pub(super) fn read_http(section: &Section<'_>) -> Option<DiscoverSource> {
 }
 
 pub(super) fn read_srv(section: &Section<'_>) -> Option<DiscoverSource> {
-    let name = required(section, "name", "as in \"_redis._tcp.example.com\"");
+    const NAME: &str = "as in \"_redis._tcp.example.com\"";
+    let name = required(section, "name", NAME);
+    if let Some(Text { text, span }) = section.text("name")
+        && !text.is_empty()
+        && !dns::is_name(text)
+    {
+        let shown = shorten(&format!("{text:?}"));
+        let fault = Fault::new(format!("`name` = {shown} is no name of DNS"));
+        section.report.add(&span, fault.hint(NAME));
+    }
     let nameservers = read_nameservers(section);
     Some(DiscoverSource::Srv {
         name: name?,
@@ -78,9 +88,15 @@ pub(super) fn read_etcd(section: &Section<'_>) -> Option<DiscoverSource> {
             None
         }
     };
+    let (user, password) = (optional(section, "user"), read_password(section));
+    match (&user, &password) {
+        (Some(_), None) => section.missing("password_file", "the file with the password of `user`"),
+        (None, Some(_)) => section.missing("user", "the name that the password belongs to"),
+        (Some(_), Some(_)) | (None, None) => {}
+    }
     Some(DiscoverSource::Etcd {
-        user: optional(section, "user"),
-        password: read_password(section),
+        user,
+        password,
         tls_ca: optional_file(section, "tls_ca"),
         client,
         endpoints: Some(endpoints).filter(|all| !all.is_empty())?,
@@ -124,16 +140,15 @@ fn required_url(section: &Section<'_>) -> Option<String> {
 
 /// `None`: what is no URL of HTTP has been reported.
 fn read_url(text: &Text<'_>, section: &Section<'_>) -> Option<String> {
-    let is_url = text.text.parse::<hyper::Uri>().is_ok_and(|uri| {
-        let scheme = uri.scheme_str();
-        matches!(scheme, Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    });
-    if !is_url && !text.text.is_empty() {
+    let url = Url::parse(text.text);
+    if let Err(e) = &url
+        && !text.text.is_empty()
+    {
         let shown = shorten(&format!("{:?}", text.text));
-        let fault = Fault::new(format!("{shown} is no URL of HTTP")).hint(URL);
+        let fault = Fault::new(format!("{shown}: {e}")).hint(URL);
         section.report.add(&text.span, fault);
     }
-    is_url.then(|| text.text.to_owned())
+    url.is_ok().then(|| text.text.to_owned())
 }
 
 fn read_headers(section: &Section<'_>) -> Vec<(String, String)> {

@@ -148,14 +148,8 @@ fn owners(name: &str) -> String {
 /// The kinds of sources that a key is for, unless it is for all.
 fn kinds_of_sources(name: &str) -> String {
     let is_for = |kind: &DiscoverKind| kind.keys().contains(&name);
-    let kinds: Vec<String> = DiscoverKind::ALL
-        .into_iter()
-        .filter(is_for)
-        .map(|kind| match kind.is_supported() {
-            true => kind.word().to_owned(),
-            false => format!("{} (not supported yet)", kind.word()),
-        })
-        .collect();
+    let kinds = DiscoverKind::ALL.into_iter().filter(is_for);
+    let kinds: Vec<&str> = kinds.map(DiscoverKind::word).collect();
     match kinds.is_empty() {
         true => String::new(),
         false => format!("; kinds: {}", kinds.join(", ")),

@@ -1,0 +1,234 @@
+//! `srv`: the SRV records of a name, and the addresses of their targets.
+
+mod answer;
+mod message;
+mod name;
+mod resolv_conf;
+mod resolver;
+#[cfg(test)]
+mod tests;
+
+use super::{Interval, Snapshot, Source, SourceError};
+use crate::{
+    plan::Discover,
+    sys::{blocking, files},
+};
+use answer::{Followed, MOST_ALIASES};
+use message::{Data, Kind, Reply};
+use name::{Name, NameError};
+use resolver::{Aside, AskError, Resolver};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+use tokio::{task::JoinSet, time::Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// As many targets are asked for at once.
+const AT_ONCE: usize = 32;
+/// An answer is not kept for less, or the servers would be asked without end; nor for more.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+const MOST_OF_RESOLV_CONF: u64 = 1 << 20;
+
+pub(crate) struct SrvRecords {
+    name: String,
+    /// Empty: those of the system.
+    servers: Vec<SocketAddr>,
+    timeout: Duration,
+    interval: Interval,
+    aside: Aside,
+    /// What is known of targets, and until when.
+    known: HashMap<(Name, Kind), (Vec<IpAddr>, Instant)>,
+}
+
+impl SrvRecords {
+    pub(crate) fn new(name: &str, servers: &[SocketAddr], discover: &Discover) -> Self {
+        Self {
+            name: name.to_owned(),
+            servers: servers.to_vec(),
+            timeout: discover.timeout,
+            interval: Interval::new(discover.interval),
+            aside: Aside::default(),
+            known: HashMap::new(),
+        }
+    }
+
+    async fn resolve(&mut self) -> Result<Snapshot, SrvError> {
+        let name: Name = self.name.parse().map_err(SrvError::Name)?;
+        let resolver = self.resolver().await?;
+        let (reply, found, ttl) = look_up(&resolver, name, Kind::Srv).await?;
+        let mut records = Vec::new();
+        for data in found {
+            match data {
+                // RFC 2782: the service is decidedly not available there.
+                Data::Srv(srv) if srv.target.is_root() => {}
+                Data::Srv(srv) => records.push(srv),
+                _ => {}
+            }
+        }
+        let now = Instant::now();
+        self.known.retain(|_, (_, until)| *until > now);
+        let targets: HashSet<Name> = records.iter().map(|r| r.target.clone()).collect();
+        for target in &targets {
+            for kind in [Kind::A, Kind::Aaaa] {
+                if let Some((addresses, ttl)) = answer::additional(&reply, target, kind) {
+                    self.learn(target.clone(), kind, addresses, ttl);
+                }
+            }
+        }
+        self.ask_for(&targets, &resolver).await?;
+        let mut addresses: HashMap<Name, Vec<IpAddr>> = HashMap::new();
+        let mut until = now + lasting(ttl);
+        for target in targets {
+            for kind in [Kind::A, Kind::Aaaa] {
+                if let Some((found, valid)) = self.known.get(&(target.clone(), kind)) {
+                    until = until.min(*valid);
+                    addresses
+                        .entry(target.clone())
+                        .or_default()
+                        .extend_from_slice(found);
+                }
+            }
+        }
+        let backends = answer::backends(&records, &addresses);
+        let text: String = backends
+            .iter()
+            .map(|b| format!("{} {} {}\n", b.address, b.weight, b.backup))
+            .collect();
+        Ok(Snapshot {
+            backends,
+            version: format!("answer {:016x}", xxh3_64(text.as_bytes())),
+            valid_for: Some(until.saturating_duration_since(now).max(SHORTEST)),
+        })
+    }
+
+    /// What is not known of these targets. A target that does not exist has no addresses; one that
+    /// nothing can be learned of is an error.
+    async fn ask_for(
+        &mut self,
+        targets: &HashSet<Name>,
+        resolver: &Resolver,
+    ) -> Result<(), SrvError> {
+        let kinds = [Kind::A, Kind::Aaaa];
+        let all = targets
+            .iter()
+            .flat_map(|t| kinds.map(|kind| (t.clone(), kind)));
+        let mut open: Vec<(Name, Kind)> = all.filter(|key| !self.known.contains_key(key)).collect();
+        let mut asked = JoinSet::new();
+        loop {
+            while asked.len() < AT_ONCE
+                && let Some((name, kind)) = open.pop()
+            {
+                let resolver = resolver.clone();
+                asked.spawn(async move {
+                    let found = look_up(&resolver, name.clone(), kind).await;
+                    (name, kind, found)
+                });
+            }
+            let Some(next) = asked.join_next().await else {
+                return Ok(());
+            };
+            let (name, kind, found) = next.map_err(|_| SrvError::Panic)?;
+            let (_, data, ttl) = found?;
+            let addresses = data.iter().filter_map(answer::address).collect();
+            self.learn(name, kind, addresses, ttl);
+        }
+    }
+
+    fn learn(&mut self, name: Name, kind: Kind, addresses: Vec<IpAddr>, ttl: u32) {
+        let until = Instant::now() + lasting(ttl);
+        self.known.insert((name, kind), (addresses, until));
+    }
+
+    async fn resolver(&self) -> Result<Resolver, SrvError> {
+        let servers = match self.servers.is_empty() {
+            false => self.servers.clone(),
+            true => {
+                let read = || files::read(Path::new(resolv_conf::PATH), MOST_OF_RESOLV_CONF);
+                let bytes = blocking::call(blocking::LIMIT, read).await.flatten();
+                let bytes = match bytes {
+                    // Without it there is the one of this machine.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+                    bytes => bytes.map_err(SrvError::ResolvConf)?,
+                };
+                resolv_conf::read(&String::from_utf8_lossy(&bytes))
+            }
+        };
+        Ok(Resolver {
+            servers,
+            timeout: self.timeout,
+            aside: self.aside.clone(),
+        })
+    }
+}
+
+impl Source for SrvRecords {
+    async fn next(&mut self) -> Result<Snapshot, SourceError> {
+        self.interval.wait().await;
+        let resolved = self.resolve().await;
+        let snapshot = resolved.as_ref().ok();
+        if let Some(snapshot) = snapshot {
+            self.interval.answered(snapshot.valid_for);
+        }
+        resolved.map_err(|e| SourceError::new(format!("SRV {}: {e}", self.name)))
+    }
+}
+
+fn lasting(ttl: u32) -> Duration {
+    Duration::from_secs(ttl.into()).clamp(SHORTEST, LONGEST)
+}
+
+/// The records of a name, the reply that they are in, and for how many seconds they are valid.
+async fn look_up(
+    resolver: &Resolver,
+    mut name: Name,
+    kind: Kind,
+) -> Result<(Reply, Vec<Data>, u32), SrvError> {
+    let mut shortest = u32::MAX;
+    for _ in 0..=MOST_ALIASES {
+        let reply = resolver.ask(&name, kind).await.map_err(SrvError::Ask)?;
+        let (followed, ttl) = answer::follow(&reply, &name, kind);
+        shortest = shortest.min(ttl);
+        match followed {
+            Followed::Records(records) => return Ok((reply, records, shortest)),
+            Followed::Nothing => return Ok((reply, Vec::new(), shortest)),
+            Followed::Alias(next) => name = next,
+            Followed::Referral => return Err(SrvError::Referral(name, kind)),
+            Followed::Loop => break,
+        }
+    }
+    Err(SrvError::Loop(name))
+}
+
+#[derive(Debug)]
+enum SrvError {
+    Name(NameError),
+    ResolvConf(io::Error),
+    Ask(AskError),
+    Referral(Name, Kind),
+    Loop(Name),
+    /// A question ended in one.
+    Panic,
+}
+
+impl std::error::Error for SrvError {}
+
+impl fmt::Display for SrvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(e) => e.fmt(f),
+            Self::ResolvConf(e) => write!(f, "cannot read {}: {e}", resolv_conf::PATH),
+            Self::Ask(e) => e.fmt(f),
+            Self::Referral(name, kind) => write!(
+                f,
+                "{name} {kind}: the name server refers to others; name one with `nameservers` that resolves recursively"
+            ),
+            Self::Loop(name) => write!(f, "{name}: the chain of aliases does not end"),
+            Self::Panic => f.write_str("a question ended in a panic"),
+        }
+    }
+}
