@@ -26,6 +26,7 @@ pub mod message;
 pub mod pools;
 pub mod record;
 pub mod remainder;
+pub mod session;
 
 #[cfg(test)]
 mod golden;

@@ -17,6 +17,16 @@ pub enum Watch {
 }
 
 impl Watch {
+    /// `None`: a signature is not as long.
+    pub fn within_v1(seen: u8) -> Option<Self> {
+        (usize::from(seen) <= SIGNATURE_V1.len()).then_some(Self::V1(seen))
+    }
+
+    /// `None`: a signature is not as long.
+    pub fn within_v2(seen: u8) -> Option<Self> {
+        (usize::from(seen) <= SIGNATURE_V2.len()).then_some(Self::V2(seen))
+    }
+
     /// Takes the next bytes. Returns whether a signature is complete with them.
     pub fn sees_header(&mut self, bytes: &[u8]) -> bool {
         let within = match (*self, bytes.first()) {

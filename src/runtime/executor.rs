@@ -14,7 +14,8 @@ mod timers;
 
 pub use deferred::Received;
 pub use listening::ListeningSocket;
-pub use stream::{Kind, Stream};
+pub use socket::PeerEnd;
+pub use stream::{Kind, NoDelay, Stream, StreamState};
 
 use crate::runtime::{
     mailbox::Mailbox,

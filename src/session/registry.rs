@@ -7,7 +7,7 @@ mod table;
 
 pub use budget::{Budget, take_below};
 pub use descriptors::Descriptors;
-pub use session::{Arrival, Continued, Kind, Origin, Phase, Session};
+pub use session::{Arrival, Continued, Interruption, Kind, Origin, Phase, Session};
 pub use table::Position;
 
 use crate::{
@@ -306,6 +306,25 @@ pub(crate) mod tests {
         assert_eq!(sessions.on(8).len(), 1);
         session.end_if_on(8, CloseReason::Recovered);
         assert_eq!(session.must_end(), Some(CloseReason::Recovered));
+    }
+
+    #[test]
+    fn a_session_that_is_to_leave_leaves_unless_it_must_end() {
+        let (session, sessions) = one();
+        session.ask_to_leave();
+        assert_eq!(session.interruption(), Some(Interruption::Leave));
+        assert_eq!((session.must_end(), sessions.on(7).len()), (None, 1));
+        // It was connecting, and tries another backend.
+        session.set_backend(8);
+        assert!(session.is_to_leave());
+        session.stay();
+        assert_eq!(session.interruption(), None);
+        session.ask_to_leave();
+        assert!(session.end_if_on(8, CloseReason::RoleLost));
+        session.stay();
+        session.ask_to_leave();
+        let end = Interruption::End(CloseReason::RoleLost);
+        assert_eq!(session.interruption(), Some(end));
     }
 
     #[test]

@@ -72,6 +72,26 @@ impl Service {
         self.udp().is_some()
     }
 
+    /// The same for sessions of another upstream.
+    pub fn with_pool(&self, pool: &Arc<Pool>) -> Self {
+        Self {
+            plan: self.plan.clone(),
+            metrics: Arc::clone(&self.metrics),
+            per_source: Arc::clone(&self.per_source),
+            rates: Arc::clone(&self.rates),
+            bandwidth: Arc::clone(&self.bandwidth),
+            pool: Arc::clone(pool),
+            origin: origin(&self.plan, pool),
+            process: Arc::clone(&self.process),
+            send_proxy: self.send_proxy,
+            send_proxy_on: self.send_proxy_on,
+            access_log: self.access_log.clone(),
+            notices: Arc::clone(&self.notices),
+            accepting: Arc::clone(&self.accepting),
+            intake: Arc::clone(&self.intake),
+        }
+    }
+
     /// Sessions that began under another plan of the listener.
     pub fn sessions_of_older_plans(&self) -> u64 {
         // This service holds one, each session of its plan another one.

@@ -7,7 +7,7 @@ use rustix::{
 use std::{
     cell::RefCell,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -157,6 +157,43 @@ impl Pipe {
         })
     }
 
+    /// Another pair of descriptors for the same pipe, to be sent to another process.
+    pub fn copy(&self) -> io::Result<Self> {
+        Self::take_over(self.read.try_clone()?, self.write.try_clone()?, self.len)
+    }
+
+    /// A pipe that another process has filled with `len` bytes. It counts, even beyond the limit.
+    /// An error if it is none, or holds something else.
+    pub fn take_over(read: OwnedFd, write: OwnedFd, len: u32) -> io::Result<Self> {
+        let capacity = fcntl_getpipe_size(&write)?;
+        let inside = rustix::io::ioctl_fionread(&read)?;
+        if fcntl_getpipe_size(&read)? != capacity || inside != u64::from(len) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let is_large = capacity > SIZE;
+        LIVE.fetch_add(1, Relaxed);
+        if is_large {
+            LIVE_LARGE.fetch_add(1, Relaxed);
+        }
+        Ok(Self {
+            read,
+            write,
+            capacity: u32::try_from(capacity).unwrap_or(u32::MAX),
+            len,
+            is_large,
+        })
+    }
+
+    /// For reading, and for writing.
+    pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
+        [self.read.as_fd(), self.write.as_fd()]
+    }
+
+    /// Bytes inside.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
     /// Whether a fill of so many bytes has filled it.
     pub fn was_filled_by(&self, bytes: usize) -> bool {
         bytes >= self.capacity()
@@ -280,6 +317,32 @@ mod tests {
         assert_eq!(take(now, true).expect("a pipe").capacity(), LARGE);
         drop(all);
         assert_eq!(take(now + PAUSE, true).expect("a pipe").capacity(), LARGE);
+    }
+
+    #[test]
+    fn a_pipe_goes_on_with_what_is_inside() {
+        let (mut a, b) = UnixStream::pair().expect("socket pair");
+        let (c, mut d) = UnixStream::pair().expect("socket pair");
+        a.write_all(b"inside").expect("written");
+        let mut pipe = take(Instant::now(), false).expect("a pipe");
+        pipe.fill(&b).expect("filled");
+        let ends = || {
+            pipe.ends()
+                .map(|end| end.try_clone_to_owned().expect("a copy"))
+        };
+        let [read, write] = ends();
+        assert!(Pipe::take_over(read, write, 7).is_err());
+        let [read, _] = ends();
+        let socket = c.try_clone().expect("a copy");
+        assert!(Pipe::take_over(read, socket.into(), 6).is_err());
+        let mut taken = pipe.copy().expect("taken over");
+        drop(pipe);
+        assert_eq!(taken.drain(&c).expect("drained"), 6);
+        let mut got = [0; 6];
+        d.read_exact(&mut got).expect("read");
+        assert_eq!(&got, b"inside");
+        assert!(taken.is_empty());
+        taken.give_back();
     }
 
     #[test]

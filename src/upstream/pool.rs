@@ -396,6 +396,15 @@ impl Pool {
         all.map(|e| Arc::clone(&e.backend)).collect()
     }
 
+    /// The backend with this address as configured that is at `addr`, also if it is no longer named
+    /// but not forgotten.
+    pub fn backend_at(&self, text: &str, addr: &Addr) -> Option<Arc<Backend>> {
+        let inner = self.lock();
+        let mut all = inner.endpoints.iter().chain(&inner.departed);
+        let found = all.find(|e| **e.backend.text() == *text && e.backend.addr == *addr);
+        found.map(|e| Arc::clone(&e.backend))
+    }
+
     /// Whether no backend is configured, and no session is left.
     pub fn is_over(&self) -> bool {
         let inner = self.lock();

@@ -33,8 +33,9 @@ pub(super) struct Source {
 
 /// Whether the peer has ended its side, so that nothing follows what has arrived: then reading
 /// always returns at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum PeerEnd {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerEnd {
+    #[default]
     Open,
     Ended,
     /// It ended by an error, which is reported after what has arrived.

@@ -32,11 +32,21 @@ pub enum Kind {
     Unix,
 }
 
+/// What is known of a connection that its socket does not report again.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct StreamState {
+    pub peer_end: PeerEnd,
+    pub at_urgent_mark: bool,
+    pub is_unwritable: bool,
+    pub nodelay: NoDelay,
+}
+
 /// When TCP_NODELAY is set. The first bytes leave at once without it, and many sessions send no
 /// others: it is set before the second write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NoDelay {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum NoDelay {
     /// It is set already, or not wanted.
+    #[default]
     Never,
     BeforeNextWrite,
     BeforeSecondWrite,
@@ -51,6 +61,42 @@ impl Stream {
     /// A connection to be made by [`Self::poll_connect`], or just made.
     pub fn connecting(fd: OwnedFd, kind: Kind) -> Self {
         Self::new(Socket::new(fd, false), kind)
+    }
+
+    /// A connection that another process has carried so far. Everything is tried, since that
+    /// process has seen the events.
+    pub fn taken_over(fd: OwnedFd, kind: Kind, state: StreamState) -> Self {
+        let stream = Self::new(Socket::new(fd, true), kind);
+        stream.nodelay.set(state.nodelay);
+        stream.socket.update(|source| {
+            source.end = state.peer_end;
+            source.at_urgent_mark = state.at_urgent_mark;
+            source.is_unwritable = state.is_unwritable;
+        });
+        stream
+    }
+
+    pub fn state(&self) -> StreamState {
+        let mut state = StreamState {
+            nodelay: self.nodelay.get(),
+            ..StreamState::default()
+        };
+        self.socket.update(|source| {
+            state.peer_end = source.end;
+            state.at_urgent_mark = source.at_urgent_mark;
+            state.is_unwritable = source.is_unwritable;
+        });
+        state
+    }
+
+    /// To be called before it is closed where another process has the socket as well: the kernel
+    /// would go on reporting it.
+    pub fn deregister(&self) {
+        self.socket.deregister();
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     fn new(socket: Socket, kind: Kind) -> Self {

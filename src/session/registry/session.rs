@@ -124,16 +124,27 @@ impl Link {
     }
 }
 
+/// What a session has to do instead of going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interruption {
+    End(CloseReason),
+    /// Another process is to go on with it.
+    Leave,
+}
+
 /// The backend of a session, and why it must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Placement {
     /// The id of the backend; 0 for none.
     backend: u64,
-    /// 0, or one more than the index of the reason to end for.
+    /// 0, [`LEAVE`], or one more than the index of the reason to end for.
     end: u8,
     /// The reason holds on that backend only.
     is_of_backend: bool,
 }
+
+/// Another process is to go on with the session.
+const LEAVE: u8 = 0x7f;
 
 impl Placement {
     fn of(bits: u64) -> Self {
@@ -151,7 +162,7 @@ impl Placement {
     /// The first reason stands.
     fn ending(self, reason: CloseReason, is_of_backend: bool) -> Self {
         match self.end {
-            0 => Self {
+            0 | LEAVE => Self {
                 end: (reason as u8 + 1) & 0x7f,
                 is_of_backend,
                 ..self
@@ -160,6 +171,17 @@ impl Placement {
                 is_of_backend: self.is_of_backend && is_of_backend,
                 ..self
             },
+        }
+    }
+
+    fn interruption(self) -> Option<Interruption> {
+        match self.end {
+            0 => None,
+            LEAVE => Some(Interruption::Leave),
+            n => {
+                let reason = CloseReason::ALL.get(usize::from(n) - 1);
+                reason.map(|reason| Interruption::End(*reason))
+            }
         }
     }
 }
@@ -199,6 +221,16 @@ impl Session {
             sent: AtomicU64::default(),
             placement: AtomicU64::default(),
             waker: Mutex::default(),
+        }
+    }
+
+    /// What another process needs of it, beside the arrival.
+    pub fn continued(&self) -> Continued {
+        Continued {
+            id: self.id,
+            active_millis: self.active_millis(),
+            received: self.received(),
+            sent: self.sent(),
         }
     }
 
@@ -306,12 +338,45 @@ impl Session {
         });
     }
 
-    /// Why it must end, if it must. Cheap: asked at every poll of the relay.
+    /// Cheap: asked at every poll of the relay.
+    pub fn interruption(&self) -> Option<Interruption> {
+        Placement::of(self.placement.load(Ordering::Acquire)).interruption()
+    }
+
+    /// Why it must end, if it must.
     pub fn must_end(&self) -> Option<CloseReason> {
-        match Placement::of(self.placement.load(Ordering::Acquire)).end {
-            0 => None,
-            n => CloseReason::ALL.get(usize::from(n) - 1).copied(),
+        match self.interruption() {
+            Some(Interruption::End(reason)) => Some(reason),
+            Some(Interruption::Leave) | None => None,
         }
+    }
+
+    /// Asks a session that is not to end to leave for another process once it relays.
+    pub fn ask_to_leave(&self) {
+        self.update(|placement| match placement.end {
+            0 => Placement {
+                end: LEAVE,
+                ..placement
+            },
+            _ => placement,
+        });
+        self.wake();
+    }
+
+    /// The session stays, unless it has to end.
+    pub fn stay(&self) {
+        self.update(|placement| match placement.end {
+            LEAVE => Placement {
+                end: 0,
+                ..placement
+            },
+            _ => placement,
+        });
+    }
+
+    /// Whether it was asked to leave and has not done so yet.
+    pub fn is_to_leave(&self) -> bool {
+        self.interruption() == Some(Interruption::Leave)
     }
 
     pub fn is_stopping(&self) -> bool {
