@@ -23,6 +23,7 @@ mod probe_once;
 mod resolve;
 mod rights;
 mod service_manager;
+mod session_exchange;
 mod start_error;
 mod supervise;
 mod watch;
@@ -33,6 +34,7 @@ pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use probe_once::{Outcome, ProbedBackend, probe_once};
 pub use service_manager::ServiceManager;
+pub use session_exchange::{Carriers, SessionReceiver, SessionSender, SessionsReport};
 pub use start_error::{StartError, StartErrors};
 pub use watch::reload_on_change;
 
@@ -271,6 +273,11 @@ impl Server {
         if self.runtime.apply_discovered(upstream) {
             self.state.set_view(self.runtime.view());
         }
+    }
+
+    /// The workers that carry connections, for another thread.
+    pub fn carriers(&self) -> Carriers {
+        self.runtime.carriers()
     }
 
     /// The service manager that has started this process.

@@ -39,7 +39,9 @@ pub mod internals {
         };
     }
     pub mod control {
-        pub use crate::control::{Prepared, Server};
+        pub use crate::control::{
+            Prepared, Server, SessionReceiver, SessionSender, SessionsReport,
+        };
     }
     pub mod datagram {
         pub use crate::sys::datagram::Local;
@@ -76,6 +78,9 @@ pub mod internals {
         pub use crate::proxy_protocol::{
             Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,
         };
+    }
+    pub mod socket {
+        pub use crate::sys::socket::unacknowledged;
     }
     pub mod wheel {
         pub use crate::runtime::wheel::Wheel;

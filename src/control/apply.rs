@@ -14,7 +14,7 @@ mod streams;
 mod upstream;
 
 use super::{
-    Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
+    Carriers, Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
     discovery::DiscoveryQueue, journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
     upgrade::inheritance::Inheritance,
 };
@@ -423,6 +423,10 @@ impl Runtime {
 
     pub(super) fn worker_count(&self) -> usize {
         self.facts.workers
+    }
+
+    pub(super) fn carriers(&self) -> Carriers {
+        Carriers::new(self.workers.connections.iter().map(tcp::Worker::mailbox))
     }
 
     /// Ends accepting and resolving. Checks go on while sessions are drained: a role may be lost

@@ -10,10 +10,15 @@ mod direction;
 mod final_step;
 mod first;
 mod mode;
+mod state;
 mod timeouts;
 
 pub use crate::proxy::relay::final_step::{FinalStep, finish};
+pub use delivery::{DeliveryState, Undelivered};
+pub use direction::{BreakCause, DirectionState, HeldState, SourceEnd};
 pub use first::FirstBytes;
+pub use mode::Mode;
+pub use state::{RelayState, Side};
 
 use crate::{
     plan::{
@@ -25,7 +30,7 @@ use crate::{
     runtime::{executor, net::Stream},
     session::{
         bandwidth::{SessionBandwidth, Way},
-        registry::Session,
+        registry::{Interruption, Session},
     },
     sys,
     telemetry::metrics::{BackendCounts, ListenerCounts, RelayCounts},
@@ -36,7 +41,7 @@ use crate::{
 };
 use context::DirectionContext;
 use delivery::Delivery;
-use direction::{BreakCause, Broken, Direction};
+use direction::{Broken, Direction};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -61,6 +66,21 @@ pub struct BackendConnection {
 }
 
 impl BackendConnection {
+    /// What its relay begins with.
+    pub fn take_beginning(&mut self) -> Beginning {
+        let beginning = match &mut self.opening {
+            Some(opening) => Beginning {
+                first: opening.first.take(),
+                observers: opening.observers.take_any(),
+                state: opening.state.take(),
+            },
+            None => Beginning::default(),
+        };
+        // From here on it is only there for that.
+        self.opening.take_if(|rest| rest.bandwidth.is_none());
+        beginning
+    }
+
     fn bandwidth(&self) -> Option<&SessionBandwidth> {
         self.opening.as_ref()?.bandwidth.as_ref()
     }
@@ -73,6 +93,16 @@ pub struct Opening {
     pub observers: FirstByteObservers,
     /// For as long as it is relayed.
     pub bandwidth: Option<SessionBandwidth>,
+    /// Another process has relayed so far.
+    pub state: Option<Box<RelayState>>,
+}
+
+/// What a relay begins with.
+#[derive(Default)]
+pub struct Beginning {
+    first: Option<Box<FirstBytes>>,
+    observers: Option<Box<FirstByteObservers>>,
+    state: Option<Box<RelayState>>,
 }
 
 /// What learns of the backend's first byte.
@@ -88,6 +118,13 @@ pub struct FirstByteObservers {
 enum FirstByte {
     Awaited(Option<Box<FirstByteObservers>>),
     ReadAt(Instant),
+}
+
+/// Why a relay has stopped.
+pub enum Stop {
+    Over(Outcome),
+    /// The session was asked to leave. The relay goes on where it is polled again.
+    Leaves(Box<RelayState>),
 }
 
 /// The result of a session.
@@ -110,33 +147,29 @@ enum RelayEnd {
     Terminated(CloseReason),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Backend,
-}
-
 /// A time of the executor that never comes.
 const NEVER: u64 = u64::MAX;
-/// Relays until the session is over. The caller closes the streams, after [`finish`].
+
+/// Relays until the session is over, or leaves. The caller closes the streams, after [`finish`].
 pub fn relay<'a>(
     client: &'a Stream,
-    connection: &'a mut BackendConnection,
+    connection: &'a BackendConnection,
+    beginning: Beginning,
     plan: &'a plan::Listener,
     counters: SessionCounters<'a>,
 ) -> Relay<'a> {
-    let (first, observers) = match &mut connection.opening {
-        Some(opening) => (opening.first.take(), opening.observers.take_any()),
-        None => (None, None),
-    };
-    // From here on it is only there for that.
-    connection.opening.take_if(|rest| rest.bandwidth.is_none());
-    let connection: &BackendConnection = connection;
+    let Beginning {
+        first,
+        observers,
+        state,
+    } = beginning;
     if let (Some(bandwidth), Some(first)) = (connection.bandwidth(), &first) {
         bandwidth.charge(Way::Up, first.payload() as u64, executor::now());
     }
-    counters.session.set_active(executor::now_millis());
-    Relay {
+    if state.is_none() {
+        counters.session.set_active(executor::now_millis());
+    }
+    let mut relay = Relay {
         client,
         connection,
         plan,
@@ -150,7 +183,11 @@ pub fn relay<'a>(
         timer: NEVER,
         has_keepalive: plan.socket.keepalive.is_none(),
         first_byte: FirstByte::Awaited(observers),
+    };
+    if let Some(state) = state {
+        relay.go_on(*state);
     }
+    relay
 }
 
 impl FirstByteObservers {
@@ -203,29 +240,23 @@ pub struct Relay<'a> {
 }
 
 impl Future for Relay<'_> {
-    type Output = Outcome;
+    type Output = Stop;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Stop> {
         let this = self.get_mut();
         if !this.is_registered {
             this.is_registered = true;
             this.counters.session.wake_by(cx.waker());
         }
-        let end = ready!(this.advance());
-        this.reconcile_deferred();
-        if let RelayEnd::Terminated(reason) = end {
-            this.reset_incomplete(reason);
-        }
-        let (client, backend) = this.final_steps(end);
-        Poll::Ready(Outcome {
-            reason: end.reason(),
-            first_byte: match this.first_byte {
-                FirstByte::ReadAt(at) => Some(at),
-                FirstByte::Awaited(_) => None,
+        let end = match this.counters.session.interruption() {
+            None => ready!(this.advance()),
+            Some(Interruption::End(reason)) => RelayEnd::Terminated(reason),
+            Some(Interruption::Leave) => match this.leave() {
+                Some(state) => return Poll::Ready(Stop::Leaves(state)),
+                None => ready!(this.advance()),
             },
-            client,
-            backend,
-        })
+        };
+        Poll::Ready(Stop::Over(this.end(end)))
     }
 }
 
@@ -243,11 +274,25 @@ impl RelayEnd {
 }
 
 impl<'a> Relay<'a> {
+    fn end(&mut self, end: RelayEnd) -> Outcome {
+        self.reconcile_deferred();
+        if let RelayEnd::Terminated(reason) = end {
+            self.reset_incomplete(reason);
+        }
+        let (client, backend) = self.final_steps(end);
+        Outcome {
+            reason: end.reason(),
+            first_byte: match self.first_byte {
+                FirstByte::ReadAt(at) => Some(at),
+                FirstByte::Awaited(_) => None,
+            },
+            client,
+            backend,
+        }
+    }
+
     /// Moves what can be moved, in both directions. Ready when the session is over.
     fn advance(&mut self) -> Poll<RelayEnd> {
-        if let Some(reason) = self.counters.session.must_end() {
-            return Poll::Ready(RelayEnd::Terminated(reason));
-        }
         let now = executor::now();
         let moved = Cell::new(false);
         let ended_before = (self.up.finished, self.down.finished);

@@ -2,6 +2,7 @@
 
 mod client_watch;
 mod connect;
+pub mod handover;
 mod listener;
 mod preamble;
 mod session;

@@ -1,7 +1,7 @@
 //! What the kernel has not delivered yet to the peers of a session, and whether a peer is lost.
 
 use crate::{
-    runtime::net::Stream,
+    runtime::{net::Stream, time},
     sys::socket::{Sending, Window, bound_probe_interval, sending},
 };
 use std::time::{Duration, Instant};
@@ -17,18 +17,35 @@ const SLOWEST: Duration = Duration::from_secs(240);
 /// way when they are checked.
 #[derive(Debug, Default)]
 pub(super) struct Delivery {
-    client: Option<Undelivered>,
-    backend: Option<Undelivered>,
+    client: Option<Pending>,
+    backend: Option<Pending>,
     /// When data was last seen waiting for a peer, in milliseconds of the executor: the limit for
     /// half-closed sessions counts from there.
     pub(super) pending_at: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Undelivered {
+struct Pending {
     progress: u64,
     /// When this progress was first seen.
     since: Instant,
+}
+
+/// The last check of both sockets, for another process.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct DeliveryState {
+    pub client: Option<Undelivered>,
+    pub backend: Option<Undelivered>,
+    /// See [`Delivery`].
+    pub pending_at: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undelivered {
+    /// A number of the socket that changes when its peer acknowledges bytes.
+    pub progress: u64,
+    /// When this progress was first seen, see [`time::micros_at`].
+    pub since: u64,
 }
 
 /// The result of a check.
@@ -45,6 +62,31 @@ pub(super) struct DeliveryCheck {
 }
 
 impl Delivery {
+    /// That of another process.
+    pub(super) fn of(state: DeliveryState, now: Instant) -> Self {
+        let pending = |state: Undelivered| Pending {
+            progress: state.progress,
+            since: time::past_at(state.since, now),
+        };
+        Self {
+            client: state.client.map(pending),
+            backend: state.backend.map(pending),
+            pending_at: state.pending_at,
+        }
+    }
+
+    pub(super) fn state(&self) -> DeliveryState {
+        let undelivered = |pending: &Pending| Undelivered {
+            progress: pending.progress,
+            since: time::micros_at(pending.since),
+        };
+        DeliveryState {
+            client: self.client.as_ref().map(undelivered),
+            backend: self.backend.as_ref().map(undelivered),
+            pending_at: self.pending_at,
+        }
+    }
+
     /// Compares with the check before. `limit`: how long a peer may acknowledge nothing.
     pub(super) fn check(
         &mut self,
@@ -62,7 +104,7 @@ impl Delivery {
 
 /// The same for a single peer, when only its acknowledgements are waited for.
 #[derive(Debug, Default)]
-pub(super) struct PeerCheck(Option<Undelivered>);
+pub(super) struct PeerCheck(Option<Pending>);
 
 impl PeerCheck {
     pub(super) fn is_lost(
@@ -91,7 +133,7 @@ fn observe(stream: &Stream, limit: Option<Duration>) -> Option<Sending> {
 impl DeliveryCheck {
     fn add(
         &mut self,
-        seen: &mut Option<Undelivered>,
+        seen: &mut Option<Pending>,
         sending: Option<Sending>,
         limit: Option<Duration>,
         now: Instant,
@@ -112,7 +154,7 @@ impl DeliveryCheck {
             _ => {
                 self.stalled_since = Some(now);
                 self.has_progressed |= seen.is_some();
-                *seen = Some(Undelivered {
+                *seen = Some(Pending {
                     progress,
                     since: now,
                 });

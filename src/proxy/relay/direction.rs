@@ -54,6 +54,30 @@ struct Rest {
     at: usize,
 }
 
+/// A direction as plain data.
+#[derive(Debug)]
+pub struct DirectionState {
+    pub held: HeldState,
+    pub mode: Mode,
+    pub end: SourceEnd,
+    pub finished: bool,
+    pub has_begun: bool,
+    pub watch: Watch,
+}
+
+/// What was read and is not written.
+#[derive(Debug)]
+pub enum HeldState {
+    Nothing,
+    Bytes(Vec<u8>),
+    Piped(Pipe),
+    /// A header of our own, and what the client sent before there was a backend.
+    First {
+        header: Vec<u8>,
+        payload: Vec<u8>,
+    },
+}
+
 impl Held {
     fn bytes(bytes: Vec<u8>) -> Self {
         Self::Bytes(Box::new(Rest { bytes, at: 0 }))
@@ -61,7 +85,7 @@ impl Held {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum SourceEnd {
+pub enum SourceEnd {
     #[default]
     Open,
     Clean,
@@ -81,7 +105,7 @@ pub(super) enum Broken {
 
 /// How a connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BreakCause {
+pub enum BreakCause {
     Reset,
     /// The peer's host did not answer the kernel in time.
     TimedOut,
@@ -109,6 +133,51 @@ impl Direction {
             watch,
             ..Self::default()
         }
+    }
+
+    /// Nothing must be deferred. What it holds in a pipe gets other descriptors.
+    pub(super) fn state(&self) -> io::Result<DirectionState> {
+        Ok(DirectionState {
+            held: match &self.held {
+                Held::Nothing | Held::Deferred => HeldState::Nothing,
+                Held::Bytes(rest) => HeldState::Bytes(rest.bytes[rest.at..].to_vec()),
+                Held::Piped(pipe) => HeldState::Piped(pipe.copy()?),
+                Held::First(first) => {
+                    let (header, payload) = first.parts();
+                    HeldState::First {
+                        header: header.to_vec(),
+                        payload: payload.to_vec(),
+                    }
+                }
+            },
+            mode: self.mode,
+            end: self.end,
+            finished: self.finished,
+            has_begun: self.has_begun,
+            watch: self.watch,
+        })
+    }
+
+    /// Goes on where another process has stopped.
+    pub(super) fn go_on(&mut self, state: DirectionState) {
+        *self = Self {
+            held: match state.held {
+                HeldState::Nothing => Held::Nothing,
+                HeldState::Bytes(bytes) if bytes.is_empty() => Held::Nothing,
+                HeldState::Bytes(bytes) => Held::bytes(bytes),
+                HeldState::Piped(pipe) if pipe.is_empty() => Held::Nothing,
+                HeldState::Piped(pipe) => Held::Piped(pipe),
+                HeldState::First { header, payload } => {
+                    FirstBytes::new(header, payload).map_or(Held::Nothing, Held::First)
+                }
+            },
+            mode: state.mode,
+            end: state.end,
+            finished: state.finished,
+            has_begun: state.has_begun,
+            is_blocked: false,
+            watch: state.watch,
+        };
     }
 
     /// Moves what can be moved. Ready when everything including the end has been passed on.

@@ -28,6 +28,12 @@ impl FirstBytes {
         }))
     }
 
+    /// What is left of the header, and of the payload.
+    pub(super) fn parts(&self) -> (&[u8], &[u8]) {
+        self.remaining()
+            .split_at(self.header.saturating_sub(self.at))
+    }
+
     pub(super) fn has_header(&self) -> bool {
         self.header > 0
     }
@@ -61,6 +67,9 @@ mod tests {
             let mut payload = 0;
             while !first.remaining().is_empty() {
                 payload += first.advance(piece.min(first.remaining().len()));
+                let (header, rest) = first.parts();
+                assert_eq!([header, rest].concat(), first.remaining());
+                assert_eq!(rest.len(), 4 - payload);
             }
             assert_eq!(payload, 4, "{piece} at a time");
         }

@@ -7,8 +7,8 @@ const LARGE_READS: u8 = 2;
 /// Reads below half of `LARGE` in a row after which it copies again.
 const SMALL_READS: u8 = 2;
 
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Mode {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
     /// `large`: how many reads in a row were.
     Copy { large: u8 },
     /// The kernel refused to splice one of the two sockets.

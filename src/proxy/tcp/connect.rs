@@ -45,6 +45,12 @@ pub(super) struct Connected {
     pub(super) began_micros: u64,
 }
 
+/// A session that has a backend.
+pub(super) struct Opened {
+    pub(super) connected: Connected,
+    pub(super) attempts: Box<[Attempt]>,
+}
+
 enum ConnectFailure {
     Backend(io::Error),
     /// Nothing to do with the backend: the session itself is over.

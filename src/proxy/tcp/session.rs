@@ -3,9 +3,10 @@
 use crate::{
     plan::reason::{CloseReason, Peer, RejectReason},
     proxy::{
-        relay::{self, FinalStep, Outcome, SessionCounters},
+        relay::{self, FinalStep, Outcome, SessionCounters, Stop},
         tcp::{
-            connect::{self, Connected},
+            connect::{self, Connected, Opened},
+            handover::{self, Answer},
             preamble::{self, Preamble},
             wait,
         },
@@ -28,14 +29,22 @@ use std::{
     clippy::manual_async_fn,
     reason = "an async function holds its arguments twice for as long as it runs"
 )]
-pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output = ()> {
+/// `opened`: for a session that another process has relayed so far.
+pub(super) fn serve(
+    mut permits: Permits,
+    client: Stream,
+    opened: Option<Box<Opened>>,
+) -> impl Future<Output = ()> {
     async move {
         let (end, client_step) = {
             // In a box of its own, so that a session which has connected, and may then be idle for
             // hours, does not keep the memory that this took.
-            let mut opened = match Box::pin(open(&permits, &client)).await {
-                Ok(opened) => opened,
-                Err(not_opened) => return close_unopened(permits, client, not_opened),
+            let mut opened = match opened {
+                Some(opened) => *opened,
+                None => match Box::pin(open(&permits, &client)).await {
+                    Ok(opened) => opened,
+                    Err(not_opened) => return close_unopened(permits, client, not_opened),
+                },
             };
             let service = permits.service();
             let backend = opened.connected.lease.backend();
@@ -45,10 +54,27 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
             };
-            let connection = &mut opened.connected.connection;
-            permits.session().set_socket(connection.stream.as_fd());
-            let outcome = relay::relay(&client, connection, &service.plan, counters).await;
+            let opening = opened.connected.connection.opening.take();
             let stream = &opened.connected.connection.stream;
+            permits.session().set_socket(stream.as_fd());
+            let relayed = {
+                let mut relay = relay::relay(&client, stream, opening, &service.plan, counters);
+                loop {
+                    let state = match (&mut relay).await {
+                        Stop::Over(outcome) => break Some(outcome),
+                        Stop::Leaves(state) => state,
+                    };
+                    // In a box: no other session is to be larger for it.
+                    let leaving = Box::pin(handover::hand_over(&permits, &client, &opened, state));
+                    if leaving.await == Answer::Taken {
+                        relay.forget_observers();
+                        break None;
+                    }
+                }
+            };
+            let Some(outcome) = relayed else {
+                return close_taken(permits, client, opened);
+            };
             let step = outcome.backend;
             if let Some(ending) = relay::finish(step, stream, &service.plan, permits.session()) {
                 ending.await;
@@ -70,12 +96,6 @@ pub(super) fn serve(mut permits: Permits, client: Stream) -> impl Future<Output 
         }
         end.finish(permits, client);
     }
-}
-
-/// A session that has a backend.
-struct Opened {
-    connected: Connected,
-    attempts: Box<[Attempt]>,
 }
 
 enum NotOpened {
@@ -186,6 +206,21 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
     }
 }
 
+/// Another process relays the session: it has not ended, and is neither counted nor logged here.
+fn close_taken(permits: Permits, client: Stream, opened: Opened) {
+    let Connected {
+        connection, lease, ..
+    } = opened.connected;
+    for stream in [&client, &connection.stream] {
+        stream.deregister();
+    }
+    permits.session().set_closing();
+    drop(connection);
+    drop(client);
+    drop(lease);
+    drop(permits);
+}
+
 impl SessionEnd {
     /// Closes the connection to the backend.
     fn of(permits: &Permits, opened: Opened, outcome: &Outcome) -> Self {
@@ -252,7 +287,7 @@ mod tests {
     /// What an idle session takes beside its sockets and its entry in the registry.
     const MAX_BYTES: usize = 304;
 
-    fn size_of_output<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+    fn size_of_output<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
         size_of::<F>()
     }
 

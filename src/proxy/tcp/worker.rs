@@ -1,6 +1,10 @@
 //! The worker that carries connections: the orders that it takes.
 
-use super::listener::{Acceptor, Binding, SocketId, listen};
+use super::{
+    handover::{Continuation, Departure, set_exit},
+    listener::{Acceptor, Binding, SocketId, listen},
+    session,
+};
 use crate::{
     runtime::{executor, worker},
     session::service::Service,
@@ -37,6 +41,10 @@ pub enum Order {
     ResumeOne(SocketId),
     /// Drops the token, which confirms that the orders before this one were executed.
     Confirm(TaskTrackerToken),
+    /// Sessions that are asked to leave go there from now on; `None`: they stay.
+    SetExit(Option<mpsc::Sender<Departure>>),
+    /// Goes on with a session of another process.
+    GoOn(Box<Continuation>),
     /// Accepts what is in the queues of all listeners, and then nothing more.
     Drain,
 }
@@ -108,6 +116,12 @@ impl Listeners {
                 acceptors.for_each(|acceptor| acceptor.resume());
             }
             Order::Confirm(token) => drop(token),
+            Order::SetExit(exit) => set_exit(exit),
+            Order::GoOn(continuation) => {
+                let (permits, client, opened) = continuation.open();
+                let serving = session::serve(permits, client, Some(opened));
+                executor::spawn(self.tasks.track_future(serving));
+            }
             // Without refusing clients: another process may go on with these sockets.
             Order::Drain => {
                 self.all().for_each(|acceptor| acceptor.stop.set());

@@ -174,6 +174,10 @@ impl Placement {
         }
     }
 
+    fn ends(self) -> bool {
+        self.end != 0 && self.end != LEAVE
+    }
+
     fn interruption(self) -> Option<Interruption> {
         match self.end {
             0 => None,
@@ -387,7 +391,7 @@ impl Session {
     pub fn end(&self, reason: CloseReason) -> bool {
         let before = self.update(|placement| placement.ending(reason, false));
         self.wake();
-        before.end == 0
+        !before.ends()
     }
 
     /// Terminates it unless it is on another backend by now. Returns whether it was there and had
@@ -401,7 +405,7 @@ impl Session {
         if is_there {
             self.wake();
         }
-        is_there && before.end == 0
+        is_there && !before.ends()
     }
 
     /// Returns what was there before.

@@ -1,0 +1,118 @@
+//! The process that sessions come to.
+
+use super::Carriers;
+use crate::{
+    control::View,
+    handover::{
+        channel::{Channel, ChannelError},
+        message::{Descriptors, Kind, Message},
+        record::Malformed,
+        session::{SessionRecord, read_all, write_verdicts},
+    },
+    proxy::tcp::handover::{Continuation, SessionState, Silences, Unsuitable},
+    session::service::Service,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long the other process has to take an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes the sessions of another process. Blocking: for a thread of its own.
+pub struct SessionReceiver {
+    view: Arc<View>,
+    carriers: Carriers,
+    /// Of the format of answers.
+    version: u16,
+    /// Of sessions whose listener has another upstream by now.
+    others: Vec<Arc<Service>>,
+    taken: usize,
+    silences: Arc<Silences>,
+}
+
+impl SessionReceiver {
+    pub fn new(view: Arc<View>, carriers: Carriers, version: u16) -> Self {
+        Self {
+            view,
+            carriers,
+            version,
+            others: Vec::new(),
+            taken: 0,
+            silences: Arc::default(),
+        }
+    }
+
+    /// How many it has taken so far.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// For how long those were relayed by neither process, see [`Silences::quantiles`].
+    pub fn silences(&self) -> &Silences {
+        &self.silences
+    }
+
+    /// Answers a message with sessions, and goes on with those that it has taken. After an error
+    /// the other process still has all of this message.
+    pub fn receive(&mut self, message: Message, channel: &mut Channel) -> Result<(), ChannelError> {
+        let sessions = self.read(message);
+        let verdicts = sessions.iter().map(|session| match session {
+            Ok(_) => None,
+            Err(unsuitable) => Some(unsuitable.word()),
+        });
+        let answer = write_verdicts(verdicts);
+        let deadline = Instant::now() + PATIENCE;
+        channel.send(Kind::SessionsTaken, self.version, &answer, &[], deadline)?;
+        // Not before: until it has the answer, the other process may go on with them.
+        for continuation in sessions.into_iter().flatten() {
+            self.carriers.go_on(continuation, self.taken);
+            self.taken += 1;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, message: Message) -> Vec<Result<Continuation, Unsuitable>> {
+        let records = match read_all(&message.body) {
+            Ok(records) => records,
+            Err(error) => {
+                log_malformed(error);
+                // The other process takes a missing answer for a refusal.
+                return Vec::new();
+            }
+        };
+        let mut descriptors = Descriptors::new(message.descriptors);
+        let continuations = records.into_iter().map(|record| {
+            let count = record.descriptors();
+            let descriptors = descriptors.take(count).ok_or(Unsuitable::NoConnection)?;
+            let service = self.service_for(&record)?;
+            let state = SessionState::of_record(record, descriptors)?;
+            Continuation::new(state, service, &self.silences)
+        });
+        continuations.collect()
+    }
+
+    fn service_for(&mut self, record: &SessionRecord) -> Result<Arc<Service>, Unsuitable> {
+        let is_listener =
+            |service: &&Arc<Service>| service.plan.name == record.listener && !service.is_udp();
+        let service = self.view.services().find(is_listener);
+        let service = service.ok_or(Unsuitable::NoListener)?;
+        if *service.pool.name == *record.upstream {
+            return Ok(Arc::clone(service));
+        }
+        let is_both = |s: &&Arc<Service>| is_listener(s) && *s.pool.name == *record.upstream;
+        if let Some(other) = self.others.iter().find(is_both) {
+            return Ok(Arc::clone(other));
+        }
+        let mut pools = self.view.pools();
+        let pool = pools.find(|pool| *pool.name == *record.upstream);
+        let other = Arc::new(service.with_pool(pool.ok_or(Unsuitable::NoBackend)?));
+        self.others.push(Arc::clone(&other));
+        Ok(other)
+    }
+}
+
+fn log_malformed(error: Malformed) {
+    tracing::warn!(%error, "sessions of the other process are not understood, it keeps them");
+}

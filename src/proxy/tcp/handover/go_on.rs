@@ -1,0 +1,214 @@
+//! A session of another process goes on in this one.
+
+use super::{AttemptState, BackendName, Connection, SessionState};
+use crate::{
+    proxy::{
+        relay::{BackendConnection, FirstByteObservers, Opening},
+        tcp::connect::{Connected, Opened},
+    },
+    runtime::{
+        executor::{self, Kind, Stream},
+        time,
+    },
+    session::{
+        admission::{self, Permits},
+        registry::{Arrival, Continued},
+        service::Service,
+        summary::Attempt,
+    },
+    upstream::{
+        backend::{Backend, Lease},
+        pool::Pool,
+    },
+};
+use rustix::net::{
+    AddressFamily, SocketType,
+    sockopt::{socket_domain, socket_type},
+};
+use std::{
+    fmt,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// A session with everything that it needs in this process. Nothing has happened to its connections
+/// yet: dropped, it leaves them as they are.
+pub struct Continuation {
+    service: Arc<Service>,
+    lease: Lease,
+    attempts: Box<[Attempt]>,
+    kinds: [Kind; 2],
+    state: Box<SessionState>,
+    silences: Arc<Silences>,
+}
+
+/// For how long sessions were relayed by neither process, in microseconds.
+#[derive(Debug, Default)]
+pub struct Silences(Mutex<Vec<u32>>);
+
+impl Silences {
+    fn add(&self, left: u64, now: Instant) {
+        let silence = time::micros_at(now).saturating_sub(left);
+        let silence = u32::try_from(silence).unwrap_or(u32::MAX);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(silence);
+    }
+
+    /// Those of so many parts of a thousand are shorter than these. `None`: there was no session.
+    pub fn quantiles<const N: usize>(&self, permille: [usize; N]) -> Option<[Duration; N]> {
+        let mut all = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        all.sort_unstable();
+        let last = all.len().checked_sub(1)?;
+        let at = |permille: usize| {
+            all.get(last * permille / 1_000)
+                .copied()
+                .unwrap_or_default()
+        };
+        Some(permille.map(|permille| Duration::from_micros(at(permille).into())))
+    }
+}
+
+/// Why this process cannot go on with a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsuitable {
+    /// The listener is not in the plan.
+    NoListener,
+    /// The upstream is not in the plan, or has not this backend.
+    NoBackend,
+    /// A descriptor is not what it should be.
+    NoConnection,
+    /// A part of its state has a value that this version does not know.
+    NotUnderstood,
+}
+
+impl Unsuitable {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NoListener => "no_listener",
+            Self::NoBackend => "no_backend",
+            Self::NoConnection => "no_connection",
+            Self::NotUnderstood => "not_understood",
+        }
+    }
+}
+
+impl fmt::Display for Unsuitable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoListener => "the new process has not its listener",
+            Self::NoBackend => "the new process has not its backend",
+            Self::NoConnection => "a descriptor of it was not what it should be",
+            Self::NotUnderstood => "the new process does not know a value of its state",
+        })
+    }
+}
+
+impl Continuation {
+    /// `service`: what the listener of the session serves with, for sessions of its upstream.
+    pub fn new(
+        state: SessionState,
+        service: Arc<Service>,
+        silences: &Arc<Silences>,
+    ) -> Result<Self, Unsuitable> {
+        let kind = |connection: &Connection| kind_of(&connection.socket);
+        let (client, server) = (kind(&state.to_client), kind(&state.to_backend));
+        let (Some(client), Some(server)) = (client, server) else {
+            return Err(Unsuitable::NoConnection);
+        };
+        let find = |name: &BackendName| service.pool.backend_at(&name.text, &name.addr);
+        let backend = find(&state.backend).ok_or(Unsuitable::NoBackend)?;
+        let attempt = |attempt: &AttemptState| {
+            Some(Attempt {
+                backend: find(&attempt.backend)?,
+                result: attempt.result,
+                time: attempt.time,
+                waited: attempt.waited,
+            })
+        };
+        Ok(Self {
+            lease: Lease::new(backend),
+            attempts: state.attempts.iter().filter_map(attempt).collect(),
+            kinds: [client, server],
+            state: Box::new(state),
+            service,
+            silences: Arc::clone(silences),
+        })
+    }
+
+    /// Takes its place among the sessions of this process. To be called on the worker that is to
+    /// carry it.
+    pub(in crate::proxy::tcp) fn open(self) -> (Permits, Stream, Box<Opened>) {
+        let Self {
+            service,
+            lease,
+            attempts,
+            kinds: [client, server],
+            state,
+            silences,
+        } = self;
+        let now = Instant::now();
+        if let Some(left) = state.left {
+            silences.add(left, now);
+        }
+        let arrival = Arrival {
+            peer: state.peer,
+            named: state.named,
+            server_port: state.server_port,
+            at: time::past_at(state.began, now),
+        };
+        let continued = Continued {
+            active_millis: state.continued.active_millis.min(executor::now_millis()),
+            ..state.continued
+        };
+        let permits = admission::admit_continued(&service, &continued, arrival);
+        permits.session().set_backend(lease.backend().id);
+        let observers = observers(&service.pool, lease.backend());
+        let stream = |Connection { socket, state }, kind| Stream::taken_over(socket, kind, state);
+        let opened = Opened {
+            connected: Connected {
+                connection: BackendConnection {
+                    stream: stream(state.to_backend, server),
+                    opening: Some(Box::new(Opening {
+                        first: None,
+                        observers,
+                        state: Some(Box::new(state.relay)),
+                    })),
+                },
+                lease,
+                began_micros: state.connect_began,
+            },
+            attempts,
+        };
+        (permits, stream(state.to_client, client), Box::new(opened))
+    }
+}
+
+/// What is still to learn from the first byte of an answer.
+fn observers(pool: &Arc<Pool>, backend: &Arc<Backend>) -> FirstByteObservers {
+    FirstByteObservers {
+        // It does not know when the wait began.
+        clock: None,
+        pool: pool
+            .fail_on_reset
+            .then(|| (Arc::clone(pool), Arc::clone(backend))),
+    }
+}
+
+/// `None`: it is no connection.
+fn kind_of(socket: &OwnedFd) -> Option<Kind> {
+    if socket_type(socket.as_fd()).ok()? != SocketType::STREAM {
+        return None;
+    }
+    match socket_domain(socket.as_fd()).ok()? {
+        AddressFamily::UNIX => Some(Kind::Unix),
+        AddressFamily::INET | AddressFamily::INET6 => Some(Kind::Tcp),
+        _ => None,
+    }
+}
