@@ -275,7 +275,8 @@ fn no_byte_is_lost_while_sessions_move() {
         thread::sleep(Duration::from_millis(20));
     }
     let carried = carrying.join().unwrap_or_else(|_| panic!("seed {seed}"));
-    println!(
+    let _ = writeln!(
+        std::io::stderr(),
         "{moves} moves, {taken} sessions taken, {} bytes, seed {seed}",
         carried.bytes
     );
@@ -467,7 +468,7 @@ fn a_session_keeps_its_upstream() {
 fn sessions_stay_when_the_other_process_dies() {
     let _alone = alone();
     let (listener, address) = backend();
-    let mut servers = Servers::start([plan(&address, ""), plan(&address, "")]);
+    let servers = Servers::start([plan(&address, ""), plan(&address, "")]);
     let mut sessions: Vec<_> = (0..100)
         .map(|_| connect(servers.ip("l"), &listener))
         .collect();

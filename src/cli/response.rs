@@ -360,6 +360,10 @@ pub(super) enum UpgradeStep {
         listeners: u64,
     },
     Accepting,
+    Sessions {
+        taken: u64,
+        refused: u64,
+    },
     Done {
         pid: u32,
         sessions_left: u64,

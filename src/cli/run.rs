@@ -82,7 +82,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         None => manager.note_ready(&server.state).await,
         // The service manager hears of it from that process.
         Some(previous) => previous
-            .follow(&server.state)
+            .follow(&server)
             .map_err(|e| format!("error: cannot start a thread: {e}\n"))?,
     }
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));

@@ -56,7 +56,8 @@ fn upgrade(args: &Arguments, client: &Client) -> Result<(), String> {
             UpgradeStep::Checked { .. }
             | UpgradeStep::Started { .. }
             | UpgradeStep::Ready { .. }
-            | UpgradeStep::Accepting => {}
+            | UpgradeStep::Accepting
+            | UpgradeStep::Sessions { .. } => {}
         }
     }
 }
@@ -78,6 +79,12 @@ fn text(step: &UpgradeStep) -> String {
             count(*listeners, "listener")
         ),
         UpgradeStep::Accepting => "accepting: the new process\n".to_owned(),
+        UpgradeStep::Sessions { taken, refused: 0 } => {
+            format!("sessions: {taken} moved\n")
+        }
+        UpgradeStep::Sessions { taken, refused } => {
+            format!("sessions: {taken} moved, {refused} refused by the new process\n")
+        }
         UpgradeStep::Done {
             pid,
             sessions_left: 0,

@@ -14,9 +14,9 @@ mod streams;
 mod upstream;
 
 use super::{
-    Carriers, Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs, checks,
-    discovery::DiscoveryQueue, journal::Journal, prepare::UpstreamInputs, resolve::Resolver,
-    upgrade::inheritance::Inheritance,
+    Carriers, Prepared, ServiceManager, StartError, StartErrors, View, access_logs::OpenLogs,
+    checks, discovery::DiscoveryQueue, journal::Journal, prepare::UpstreamInputs,
+    resolve::Resolver, upgrade::inheritance::Inheritance,
 };
 use crate::{
     config,

@@ -10,6 +10,7 @@ mod binary;
 mod error;
 pub mod hand_over;
 pub mod inheritance;
+mod leaving;
 mod link;
 mod previous;
 mod sums;
@@ -74,6 +75,12 @@ pub enum Step {
     },
     /// The new process accepts, the old one does not.
     Accepting,
+    /// What has become of the sessions that were relayed.
+    Sessions {
+        taken: u64,
+        /// They stay in the old process.
+        refused: u64,
+    },
     /// The new process is the one that serves.
     Done {
         pid: u32,

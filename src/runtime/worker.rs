@@ -59,11 +59,6 @@ impl<O: Send + 'static> Worker<O> {
         self.mailbox.send(Message::Order(order));
     }
 
-    /// For orders from another thread.
-    pub fn mailbox(&self) -> &Arc<Mailbox<O>> {
-        &self.mailbox
-    }
-
     /// Ends the thread, and every session or flow that it still carries.
     pub fn join(self) {
         self.mailbox.send(Message::Stop);

@@ -325,7 +325,7 @@ mod tests {
         let (c, mut d) = UnixStream::pair().expect("socket pair");
         a.write_all(b"inside").expect("written");
         let mut pipe = take(Instant::now(), false).expect("a pipe");
-        pipe.fill(&b).expect("filled");
+        pipe.fill(&b, SIZE).expect("filled");
         let ends = || {
             pipe.ends()
                 .map(|end| end.try_clone_to_owned().expect("a copy"))

@@ -398,7 +398,7 @@ impl Pool {
 
     /// The backend with this address as configured that is at `addr`, also if it is no longer named
     /// but not forgotten.
-    pub fn backend_at(&self, text: &str, addr: &Addr) -> Option<Arc<Backend>> {
+    pub fn backend_named(&self, text: &str, addr: &Addr) -> Option<Arc<Backend>> {
         let inner = self.lock();
         let mut all = inner.endpoints.iter().chain(&inner.departed);
         let found = all.find(|e| **e.backend.text() == *text && e.backend.addr == *addr);

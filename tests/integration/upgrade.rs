@@ -1,6 +1,7 @@
 //! One process replaces another while clients come.
 
 mod fake;
+mod sessions;
 mod surroundings;
 
 use crate::harness::{
@@ -235,12 +236,16 @@ fn real_clients_see_no_error() {
 #[test]
 fn what_stays_behind_is_shown_until_it_has_ended() {
     let server = Server::named("a");
-    let front = ports::free_addr();
-    let config =
+    let (front, goes) = (ports::free_addr(), ports::free_addr());
+    let admin = "[admin]\nsocket = \"{dir}/admin.sock\"\n[log]\nformat = \"json\"\n";
+    let rest =
         listener("l", &front.to_string(), "u") + &upstream("u", &format!("\"{}\"", server.addr));
-    let mut tembuku = Succession::start(&config);
+    let mut tembuku =
+        Succession::start(&(rest.clone() + &listener("goes", &goes.to_string(), "u")));
     let old = tembuku.current;
-    let (mut session, _) = net::session(front).unwrap();
+    // The new process does not have its listener.
+    let (mut session, _) = net::session(goes).unwrap();
+    tembuku.first.write(&format!("{admin}{rest}"));
     let out = tembuku.upgrade();
     assert!(out.contains("1 session and 0 flows stay"), "{out}");
     let previous = tembuku.status()["process"]["previous"].take();
@@ -286,8 +291,18 @@ fn a_signal_and_the_command_with_json_do_the_same() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let stages: Vec<&str> = steps.iter().map(|s| s["stage"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["checked", "started", "ready", "accepting", "done"]);
-    assert_eq!(steps[4]["pid"], tembuku.current);
+    assert_eq!(
+        stages,
+        [
+            "checked",
+            "started",
+            "ready",
+            "accepting",
+            "sessions",
+            "done"
+        ]
+    );
+    assert_eq!(steps[5]["pid"], tembuku.current);
     drop(net::session(front).unwrap());
 }
 

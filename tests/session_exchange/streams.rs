@@ -2,7 +2,7 @@
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::{
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
@@ -140,7 +140,7 @@ impl Traffic {
             random.read_exact(&mut bytes).expect("randomness");
             u64::from_ne_bytes(bytes) | 1
         });
-        println!("TEMBUKU_TEST_SEED={seed}");
+        let _ = writeln!(io::stderr(), "TEMBUKU_TEST_SEED={seed}");
         let mut rng = Rng(seed);
         let once: Vec<u8> = (0..PERIOD).map(|_| rng.below(256) as u8).collect();
         let bytes = once.repeat(3);

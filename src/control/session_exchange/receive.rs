@@ -49,9 +49,18 @@ impl SessionReceiver {
         self.taken
     }
 
-    /// For how long those were relayed by neither process, see [`Silences::quantiles`].
-    pub fn silences(&self) -> &Silences {
-        &self.silences
+    /// For how long they were relayed by neither process.
+    pub fn log_taken(&self) {
+        let sessions = self.taken;
+        if let Some([p50, p99, longest]) = self.silences.quantiles([500, 990, 1_000]) {
+            tracing::info!(
+                sessions,
+                silence_p50_us = p50.as_micros() as u64,
+                silence_p99_us = p99.as_micros() as u64,
+                silence_max_us = longest.as_micros() as u64,
+                "sessions taken over"
+            );
+        }
     }
 
     /// Answers a message with sessions, and goes on with those that it has taken. After an error

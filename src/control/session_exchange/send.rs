@@ -17,6 +17,7 @@ use std::{
         Arc,
         mpsc::{self, Receiver},
     },
+    thread,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -33,6 +34,8 @@ const WINDOW: usize = 2;
 const STRAGGLER: Duration = Duration::from_millis(2);
 /// A session that has not left for so long is not waited for. It follows when it does.
 const LATE: Duration = Duration::from_secs(1);
+/// How long sessions that were taken are waited for.
+const CLOSED: Duration = Duration::from_millis(200);
 /// How long the other process has to take a message, or to answer it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -109,8 +112,19 @@ impl SessionSender {
                 && self.asked.is_empty()
                 && self.candidates.is_empty()
             {
+                self.wait_until_closed();
                 return Ok(());
             }
+        }
+    }
+
+    /// The sockets of sessions that were taken are closed by their workers.
+    fn wait_until_closed(&self) {
+        let deadline = Instant::now() + CLOSED;
+        let is_left =
+            |session: &Session| session.is_to_leave() && session.phase() == Phase::Relaying;
+        while !self.sessions.find(is_left).is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -1,6 +1,8 @@
 //! The side of the old process.
 
-use super::{Order, Request, Step, UpgradeError, binary, binary::NewProcess, link::Link};
+use super::{
+    Order, Request, Step, UpgradeError, binary, binary::NewProcess, leaving::Leaving, link::Link,
+};
 use crate::{
     control::{Server, State},
     handover::{
@@ -15,7 +17,13 @@ use crate::{
     proxy::udp::{FlowsGiven, Giver, HandOverError, Scope},
     sys::process,
 };
-use std::{os::fd::OwnedFd, path::Path, process::id, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    process::id,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long the new process may take until it could accept.
@@ -52,6 +60,8 @@ pub struct Replaced {
     link: Link,
     /// What the new process knows of what was counted.
     sums: Vec<Account>,
+    /// `None`: the new process understands no sessions.
+    leaving: Option<Leaving>,
 }
 
 /// Starts the new process and gives it what it needs; nothing has changed then, and dropping the
@@ -223,20 +233,22 @@ impl Server {
         request: &Request,
     ) -> Result<Replaced, UpgradeError> {
         let Successor {
-            link,
+            mut link,
             mut process,
             left,
             left_datagrams,
         } = successor;
         let scope = scope_of_flows(&link.formats);
         let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
+        let mut leaving = None;
         let state = Arc::clone(&self.state);
         // The file says "ready" all the time.
         state.give_up_ready_file(true).await;
         self.runtime.pause_accepting().await;
         state.close_doors().await;
-        match self.commit(link, request, &flows).await {
-            Ok((link, sums)) => {
+        let given = self.commit(&mut link, &mut leaving, request, &flows);
+        match given.await {
+            Ok(sums) => {
                 let pid = process.pid;
                 process.release();
                 self.is_replaced = true;
@@ -251,13 +263,20 @@ impl Server {
                     done: true,
                 });
                 self.runtime.close_addresses(&left).await;
-                Ok(Replaced { link, sums })
+                Ok(Replaced {
+                    link,
+                    sums,
+                    leaving,
+                })
             }
             Err(error) => {
                 let error = with_end(error, &mut process);
-                // It must not accept beside this one.
+                // It must not accept beside this one, nor relay a session.
                 drop(process);
                 flows.take_back();
+                if let Some(leaving) = leaving {
+                    leaving.end(&mut link).await;
+                }
                 self.runtime.resume_accepting().await;
                 state.give_up_ready_file(false).await;
                 Err(error)
@@ -265,25 +284,32 @@ impl Server {
         }
     }
 
-    /// Also returns the sums that the new process has got.
+    /// Returns the sums that the new process has got. `leaving`: the sessions that are on their
+    /// way to it.
     async fn commit(
         &self,
-        mut link: Link,
+        link: &mut Link,
+        leaving: &mut Option<Leaving>,
         request: &Request,
         flows: &Arc<Giver>,
-    ) -> Result<(Link, Vec<Account>), UpgradeError> {
+    ) -> Result<Vec<Account>, UpgradeError> {
         let state = &self.state;
         let sums = state.accounts();
-        send(&mut link, Kind::Counters, counters::write(&sums)).await?;
+        send(link, Kind::Counters, counters::write(&sums)).await?;
         let next_session = state.process.sessions.next_id();
         let accept = Accept { next_session };
-        send(&mut link, Kind::Accept, accept.write()).await?;
-        receive(&mut link, Kind::Accepting, STEP).await?;
+        send(link, Kind::Accept, accept.write()).await?;
+        receive(link, Kind::Accepting, STEP).await?;
         request.tell(Step::Accepting);
         tracing::info!("upgrade: the new process accepts");
-        give_flows(&mut link, Arc::clone(flows)).await?;
-        send(&mut link, Kind::End, Vec::new()).await?;
-        Ok((link, sums))
+        give_flows(link, Arc::clone(flows)).await?;
+        *leaving = Leaving::begin(self, link);
+        match leaving {
+            Some(leaving) => send_sessions(link, leaving, request).await?,
+            None => tracing::warn!("upgrade: no common format of sessions, they stay here"),
+        }
+        send(link, Kind::End, Vec::new()).await?;
+        Ok(sums)
     }
 }
 
@@ -313,17 +339,63 @@ async fn give_flows(link: &mut Link, giver: Arc<Giver>) -> Result<(), UpgradeErr
     Ok(())
 }
 
+async fn send_sessions(
+    link: &mut Link,
+    leaving: &mut Leaving,
+    request: &Request,
+) -> Result<(), UpgradeError> {
+    let sent = leaving.send_all(link).await;
+    sent.map_err(|source| broken(Kind::SessionsTaken, source))?;
+    let report = leaving.report();
+    let (taken, refused) = (report.taken, report.refused.values().sum());
+    tracing::info!(taken, refused, "upgrade: sessions moved");
+    for (reason, sessions) in &report.refused {
+        tracing::warn!(reason, sessions, "upgrade: sessions stay here");
+    }
+    request.tell(Step::Sessions { taken, refused });
+    Ok(())
+}
+
 impl Replaced {
     /// Lets the new process know of what this one still carries and counts, until `ended`.
     pub async fn report_rest(mut self, state: Arc<State>, ended: CancellationToken) {
+        let mut due = Instant::now();
         loop {
             let is_last = ended.is_cancelled();
-            if self.report(&state).await.is_err() || is_last {
+            if is_last || Instant::now() >= due {
+                due = Instant::now() + REPORT;
+                if self.report(&state).await.is_err() || is_last {
+                    return;
+                }
+            }
+            if !self.follow(&ended).await {
                 return;
             }
+        }
+    }
+
+    /// Sends sessions that begin to be relayed only now, for some time. Returns whether the new
+    /// process is there.
+    async fn follow(&mut self, ended: &CancellationToken) -> bool {
+        let Some(leaving) = &mut self.leaving else {
             tokio::select! {
                 () = tokio::time::sleep(REPORT) => {}
                 () = ended.cancelled() => {}
+            }
+            return true;
+        };
+        match leaving.follow(&mut self.link).await {
+            Ok(()) => true,
+            Err(ChannelError::Closed) => {
+                if let Some(leaving) = self.leaving.take() {
+                    leaving.end(&mut self.link).await;
+                }
+                false
+            }
+            Err(error) => {
+                // It may have taken what was sent last: that does not go on here.
+                tracing::warn!(%error, "upgrade: no more sessions move");
+                std::future::pending().await
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::{PreviousProcess, inheritance::Inheritance, link::Link, own_hello};
 use crate::{
     config,
-    control::{Server, State, apply::worker_count, inherited::HandedSocket},
+    control::{Server, SessionReceiver, State, apply::worker_count, inherited::HandedSocket},
     handover::{
         channel::{Channel, ChannelError},
         counters,
@@ -248,14 +248,21 @@ impl Server {
 
 impl Previous {
     /// Receives what is left of the old process, until its end.
-    pub fn follow(self, state: &Arc<State>) -> io::Result<()> {
+    pub fn follow(self, server: &Server) -> io::Result<()> {
+        let version = self
+            .link
+            .formats
+            .common(Kind::SessionsTaken)
+            .unwrap_or_default();
+        let state = &server.state;
+        let mut sessions = SessionReceiver::new(state.view(), server.carriers(), version);
         let Some(mut channel) = self.link.into_channel() else {
             return Ok(());
         };
         let (state, pid, mut flows) = (Arc::clone(state), self.pid, self.flows);
         state.set_previous(Some(PreviousProcess::new(pid)));
         let follow = move || {
-            let end = receive_rest(&mut channel, &state, &mut flows);
+            let end = receive_rest(&mut channel, &mut sessions, &mut flows, &state);
             // Otherwise the old process goes on with what this one has not taken.
             if matches!(end, ChannelError::Closed) {
                 flows.begin_rest();
@@ -279,7 +286,12 @@ fn read_body<T>(
     read(&message.body).map_err(|source| TakeOverError::Malformed { kind, source })
 }
 
-fn receive_rest(channel: &mut Channel, state: &State, flows: &mut Taker) -> ChannelError {
+fn receive_rest(
+    channel: &mut Channel,
+    sessions: &mut SessionReceiver,
+    flows: &mut Taker,
+    state: &State,
+) -> ChannelError {
     loop {
         let message = match channel.receive(Instant::now() + REST) {
             Ok(message) => message,
@@ -295,6 +307,11 @@ fn receive_rest(channel: &mut Channel, state: &State, flows: &mut Taker) -> Chan
                 Ok(accounts) => state.add_counters(&accounts),
                 Err(error) => tracing::warn!(%error, "the old process has sent something strange"),
             },
+            Kind::Sessions => {
+                if let Err(error) = sessions.receive(message, channel) {
+                    return error;
+                }
+            }
             Kind::UdpFlows | Kind::UdpGroup => {
                 let taken = match flows.take(message) {
                     Ok(taken) => taken,
@@ -310,6 +327,7 @@ fn receive_rest(channel: &mut Channel, state: &State, flows: &mut Taker) -> Chan
             }
             Kind::End => {
                 flows.begin_rest();
+                sessions.log_taken();
                 state.became_main.notify_one();
             }
             kind => tracing::warn!(%kind, "the old process has sent something unexpected"),

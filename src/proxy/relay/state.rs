@@ -53,7 +53,7 @@ impl Relay<'_> {
         let (now, moved) = (executor::now(), Cell::new(false));
         let up = self
             .up
-            .reconcile_deferred(self.backend, &self.context_up(now, &moved));
+            .reconcile_deferred(self.backend(), &self.context_up(now, &moved));
         if let Err(Broken::Sink(cause) | Broken::Source(cause)) = up {
             self.broken_at(Side::Backend, cause);
         }

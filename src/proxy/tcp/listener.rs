@@ -180,7 +180,7 @@ fn admit(
     };
     match admission::admit_connection(service, arrival) {
         Ok(permits) => {
-            executor::spawn(tasks.track_future(session::serve(permits, stream, None)));
+            executor::spawn(tasks.track_future(session::serve(permits, stream)));
         }
         Err(reason) => reject(service, reason, client),
     }

@@ -25,26 +25,37 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) fn serve(permits: Permits, client: Stream) -> impl Future<Output = ()> {
+    carry(permits, client, open)
+}
+
+/// For a session that another process has relayed so far.
+pub(super) fn go_on(
+    permits: Permits,
+    client: Stream,
+    opened: Box<Opened>,
+) -> impl Future<Output = ()> {
+    carry(permits, client, async move |_: &Permits, _: &Stream| {
+        Ok(*opened)
+    })
+}
+
 #[expect(
     clippy::manual_async_fn,
     reason = "an async function holds its arguments twice for as long as it runs"
 )]
-/// `opened`: for a session that another process has relayed so far.
-pub(super) fn serve(
+fn carry(
     mut permits: Permits,
     client: Stream,
-    opened: Option<Box<Opened>>,
+    open: impl AsyncFnOnce(&Permits, &Stream) -> Result<Opened, NotOpened>,
 ) -> impl Future<Output = ()> {
     async move {
         let (end, client_step) = {
             // In a box of its own, so that a session which has connected, and may then be idle for
             // hours, does not keep the memory that this took.
-            let mut opened = match opened {
-                Some(opened) => *opened,
-                None => match Box::pin(open(&permits, &client)).await {
-                    Ok(opened) => opened,
-                    Err(not_opened) => return close_unopened(permits, client, not_opened),
-                },
+            let mut opened = match Box::pin(open(&permits, &client)).await {
+                Ok(opened) => opened,
+                Err(not_opened) => return close_unopened(permits, client, not_opened),
             };
             let service = permits.service();
             let backend = opened.connected.lease.backend();
@@ -54,11 +65,12 @@ pub(super) fn serve(
                 backend: backend.metrics.counts.mine(),
                 relayed: service.process.metrics.relayed.mine(),
             };
-            let opening = opened.connected.connection.opening.take();
-            let stream = &opened.connected.connection.stream;
-            permits.session().set_socket(stream.as_fd());
+            let beginning = opened.connected.connection.take_beginning();
+            let connection = &opened.connected.connection;
+            permits.session().set_socket(connection.stream.as_fd());
             let relayed = {
-                let mut relay = relay::relay(&client, stream, opening, &service.plan, counters);
+                let plan = &service.plan;
+                let mut relay = relay::relay(&client, connection, beginning, plan, counters);
                 loop {
                     let state = match (&mut relay).await {
                         Stop::Over(outcome) => break Some(outcome),
@@ -75,7 +87,7 @@ pub(super) fn serve(
             let Some(outcome) = relayed else {
                 return close_taken(permits, client, opened);
             };
-            let step = outcome.backend;
+            let (step, stream) = (outcome.backend, &connection.stream);
             if let Some(ending) = relay::finish(step, stream, &service.plan, permits.session()) {
                 ending.await;
             }
@@ -287,7 +299,7 @@ mod tests {
     /// What an idle session takes beside its sockets and its entry in the registry.
     const MAX_BYTES: usize = 304;
 
-    fn size_of_output<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+    fn size_of_output<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
         size_of::<F>()
     }
 

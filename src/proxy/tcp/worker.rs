@@ -119,7 +119,7 @@ impl Listeners {
             Order::SetExit(exit) => set_exit(exit),
             Order::GoOn(continuation) => {
                 let (permits, client, opened) = continuation.open();
-                let serving = session::serve(permits, client, Some(opened));
+                let serving = session::go_on(permits, client, opened);
                 executor::spawn(self.tasks.track_future(serving));
             }
             // Without refusing clients: another process may go on with these sockets.

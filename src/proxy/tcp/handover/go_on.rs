@@ -122,7 +122,7 @@ impl Continuation {
         let (Some(client), Some(server)) = (client, server) else {
             return Err(Unsuitable::NoConnection);
         };
-        let find = |name: &BackendName| service.pool.backend_at(&name.text, &name.addr);
+        let find = |name: &BackendName| service.pool.backend_named(&name.text, &name.addr);
         let backend = find(&state.backend).ok_or(Unsuitable::NoBackend)?;
         let attempt = |attempt: &AttemptState| {
             Some(Attempt {
@@ -178,6 +178,7 @@ impl Continuation {
                     opening: Some(Box::new(Opening {
                         first: None,
                         observers,
+                        bandwidth: admission::bandwidth(&permits, now),
                         state: Some(Box::new(state.relay)),
                     })),
                 },

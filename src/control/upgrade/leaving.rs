@@ -1,0 +1,73 @@
+//! Live sessions on their way to the new process.
+
+use super::link::Link;
+use crate::{
+    control::{Server, SessionSender, SessionsReport},
+    handover::{channel::ChannelError, message::Kind},
+};
+use std::time::Duration;
+
+/// All sessions may take so long. Each message has a limit of its own.
+const ALL: Duration = Duration::from_secs(600);
+/// How long sessions that begin to be relayed are waited for before this process reports what is
+/// left.
+const LATER: Duration = Duration::from_millis(100);
+
+/// `None` once the call that had it has been given up.
+pub(super) struct Leaving(Option<Box<SessionSender>>);
+
+impl Leaving {
+    /// `None`: the new process does not understand the sessions of this one.
+    pub(super) fn begin(server: &Server, link: &Link) -> Option<Self> {
+        let version = link.formats.common(Kind::Sessions)?;
+        link.formats.common(Kind::SessionsTaken)?;
+        let sessions = &server.state.process.sessions;
+        let sender = SessionSender::new(sessions, server.carriers(), version);
+        Some(Self(Some(Box::new(sender))))
+    }
+
+    /// Sends the sessions that are relayed. After an error the new process must be dead before
+    /// [`Self::end`].
+    pub(super) async fn send_all(&mut self, link: &mut Link) -> Result<(), ChannelError> {
+        self.send(link, None).await
+    }
+
+    /// The same for sessions that begin to be relayed now.
+    pub(super) async fn follow(&mut self, link: &mut Link) -> Result<(), ChannelError> {
+        self.send(link, Some(LATER)).await
+    }
+
+    async fn send(&mut self, link: &mut Link, wait: Option<Duration>) -> Result<(), ChannelError> {
+        let Some(mut sender) = self.0.take() else {
+            return Err(ChannelError::Closed);
+        };
+        let send = move |channel: &mut _| {
+            if let Some(wait) = wait {
+                sender.wait(wait);
+            }
+            let sent = sender.send_all(channel);
+            // It comes back in any case: without it sessions would go on in this process.
+            Ok((sender, sent))
+        };
+        let (sender, sent) = link.call(ALL, send).await?;
+        self.0 = Some(sender);
+        sent
+    }
+
+    pub(super) fn report(&self) -> SessionsReport {
+        let report = self.0.as_ref().map(|sender| sender.report().clone());
+        report.unwrap_or_default()
+    }
+
+    /// Those that were not taken go on in this process. The new one is dead.
+    pub(super) async fn end(self, link: &mut Link) {
+        let Some(sender) = self.0 else {
+            return;
+        };
+        let end = move |channel: &mut _| Ok((*sender).end(Some(channel)));
+        match link.call(ALL, end).await {
+            Ok(report) => tracing::info!(lost = report.taken, "sessions go on in this process"),
+            Err(error) => tracing::warn!(%error, "sessions may not go on"),
+        }
+    }
+}
