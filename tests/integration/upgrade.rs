@@ -237,7 +237,6 @@ fn real_clients_see_no_error() {
 fn what_stays_behind_is_shown_until_it_has_ended() {
     let server = Server::named("a");
     let (front, goes) = (ports::free_addr(), ports::free_addr());
-    let admin = "[admin]\nsocket = \"{dir}/admin.sock\"\n[log]\nformat = \"json\"\n";
     let rest =
         listener("l", &front.to_string(), "u") + &upstream("u", &format!("\"{}\"", server.addr));
     let mut tembuku =
@@ -245,7 +244,7 @@ fn what_stays_behind_is_shown_until_it_has_ended() {
     let old = tembuku.current;
     // The new process does not have its listener.
     let (mut session, _) = net::session(goes).unwrap();
-    tembuku.first.write(&format!("{admin}{rest}"));
+    tembuku.write(&rest);
     let out = tembuku.upgrade();
     assert!(out.contains("1 session and 0 flows stay"), "{out}");
     let previous = tembuku.status()["process"]["previous"].take();
