@@ -58,6 +58,17 @@ pub struct Process {
     pub ready_file: Option<PathBuf>,
     /// Whether a reload follows a change of the file or of a file that it names.
     pub reload_on_change: bool,
+    pub handover: Handover,
+}
+
+/// What an upgrade hands over to the new process, beside listeners and state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Handover {
+    /// Live sessions.
+    #[default]
+    Sessions,
+    /// Nothing: the old process drains its sessions.
+    Listeners,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -148,6 +148,7 @@ fn defaults_are_what_the_outside_promises() {
             drain_timeout: seconds(30),
             ready_file: None,
             reload_on_change: false,
+            handover: Handover::Sessions,
         }
     );
     assert_eq!(plan.admin, None);

@@ -804,7 +804,11 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
             prop_oneof![Just(Duration::ZERO), long()],
             prop_oneof![Just((Duration::ZERO, Duration::ZERO)), (long(), long())],
         ),
-        (option::of(unix().prop_map(PathBuf::from)), any::<bool>()),
+        (
+            option::of(unix().prop_map(PathBuf::from)),
+            any::<bool>(),
+            prop_oneof![Just(Handover::Sessions), Just(Handover::Listeners)],
+        ),
     )
         .prop_map(
             |(
@@ -812,7 +816,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                 (max_connections, max_flows),
                 start_wait,
                 drain,
-                (ready_file, reload_on_change),
+                (ready_file, reload_on_change, handover),
             )| Process {
                 workers,
                 max_connections,
@@ -823,6 +827,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                 drain_timeout: drain.0,
                 ready_file,
                 reload_on_change,
+                handover,
             },
         );
     let level = prop_oneof![

@@ -10,7 +10,7 @@ use crate::{
         text::quote::{quoted, quoted_list, time},
         value::access_log,
     },
-    plan::{Admin, Log, LogFormat, LogLevel, Process, StartWait},
+    plan::{Admin, Handover, Log, LogFormat, LogLevel, Process, StartWait},
 };
 
 /// More is a mistake: no machine has the ports and the memory.
@@ -62,6 +62,9 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
          of keepalived; \"\" = none.";
     "reload_on_change" Form::Flag, "false", Always, value!(reload_on_change),
         "Reload when this file, or a file that it names, has other contents.";
+    "handover" Form::Word(Handover::words), "sessions", Always, value!(handover),
+        "What `tembuku upgrade` hands over beside listeners and state; \"listeners\" = the old process \
+         drains its sessions.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {

@@ -1,7 +1,7 @@
 //! The words of keys that take one of several.
 
 use super::scalar::words;
-use crate::plan::{LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, Want, WhenFull};
+use crate::plan::{Handover, LogFormat, LogLevel, OverRate, ProxyOn, Role, TimeOf, Want, WhenFull};
 
 /// The word of `balance`; in the plan the keys of a policy belong to it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -85,6 +85,10 @@ words! {
     OverRate {
         "refuse" => Self::Refuse,
         "delay" => Self::Delay,
+    }
+    Handover {
+        "sessions" => Self::Sessions,
+        "listeners" => Self::Listeners,
     }
     WhenFull {
         "refuse" => Self::Refuse,

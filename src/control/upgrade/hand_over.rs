@@ -14,6 +14,7 @@ use crate::{
         pools::{self, PoolRecord},
         remainder::Remainder,
     },
+    plan::Handover,
     proxy::udp::{FlowsGiven, Giver, HandOverError, Scope},
     sys::process,
 };
@@ -238,7 +239,7 @@ impl Server {
             left,
             left_datagrams,
         } = successor;
-        let scope = scope_of_flows(&link.formats);
+        let scope = scope_of_flows(&link.formats, self.state.view().plan.process.handover);
         let flows = Arc::new(self.runtime.flow_giver(&left_datagrams, scope));
         let mut leaving = None;
         let state = Arc::clone(&self.state);
@@ -303,9 +304,16 @@ impl Server {
         request.tell(Step::Accepting);
         tracing::info!("upgrade: the new process accepts");
         give_flows(link, Arc::clone(flows)).await?;
-        *leaving = Leaving::begin(self, link);
+        let handover = state.view().plan.process.handover;
+        *leaving = match handover {
+            Handover::Sessions => Leaving::begin(self, link),
+            Handover::Listeners => None,
+        };
         match leaving {
             Some(leaving) => send_sessions(link, leaving, request).await?,
+            None if handover == Handover::Listeners => {
+                tracing::info!("upgrade: sessions stay here, as configured");
+            }
             None => tracing::warn!("upgrade: no common format of sessions, they stay here"),
         }
         send(link, Kind::End, Vec::new()).await?;
@@ -313,9 +321,12 @@ impl Server {
     }
 }
 
-/// What the other process can take of datagrams.
-fn scope_of_flows(formats: &Formats) -> Scope {
-    let flows = formats.common(Kind::UdpFlows);
+/// What the other process gets of datagrams.
+fn scope_of_flows(formats: &Formats, handover: Handover) -> Scope {
+    let flows = match handover {
+        Handover::Sessions => formats.common(Kind::UdpFlows),
+        Handover::Listeners => None,
+    };
     let sockets = formats.common(Kind::UdpGroup).unwrap_or(1);
     flows.map_or(Scope::SocketsAlone { version: sockets }, |version| {
         Scope::Flows { version }

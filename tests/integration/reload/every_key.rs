@@ -59,6 +59,7 @@ impl Line {
         let one = |text: &str| vec![text.to_owned()];
         match (self.section.as_str(), self.name.as_str()) {
             ("process", "start_wait") => one("\"9s\""),
+            ("process", "handover") => one("\"listeners\""),
             ("process", "ready_file") => vec![file("ready")],
             ("admin", "listen") => vec![format!("\"{}\"", ports::free_addr())],
             ("admin", "socket") => vec![file("other.sock")],

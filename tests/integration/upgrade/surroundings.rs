@@ -111,3 +111,19 @@ fn one_upgrade_at_a_time_and_none_during_a_drain() {
     );
     drop(net::session(front).unwrap());
 }
+
+#[test]
+fn sessions_stay_with_the_old_process_where_the_file_says_so() {
+    let server = Server::named("a");
+    let (front, config) = front_of(&server);
+    let mut tembuku =
+        Succession::start(&("[process]\nhandover = \"listeners\"\n".to_owned() + &config));
+    let (mut session, _) = net::session(front).unwrap();
+    let out = tembuku.upgrade();
+    assert!(out.contains("1 session and 0 flows stay"), "{out}");
+    net::echo(&mut session, "still served").unwrap();
+    let previous = tembuku.status()["process"]["previous"].take();
+    assert_eq!(previous["pid"], tembuku.first.proc.id());
+    drop(session);
+    tembuku.wait_alone();
+}
