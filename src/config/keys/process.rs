@@ -63,8 +63,8 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
     "reload_on_change" Form::Flag, "false", Always, value!(reload_on_change),
         "Reload when this file, or a file that it names, has other contents.";
     "handover" Form::Word(Handover::words), "sessions", Always, value!(handover),
-        "What `tembuku upgrade` hands over beside listeners and state; \"listeners\" = the old process \
-         drains its sessions.";
+        "What `tembuku upgrade` hands over beside listeners and state; \"listeners\" = the old \
+         process drains its sessions.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {
