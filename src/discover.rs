@@ -1,4 +1,4 @@
-//! Backends from elsewhere: one file per kind of source.
+//! Discovery of backends: one file per kind of source.
 //!
 //! A source yields whole sets or errors, never differences, and holds no policy: what an empty
 //! answer, a large loss or an error leads to is decided by `control`, the same for all kinds.

@@ -1,4 +1,4 @@
-//! Backends from elsewhere: what the source of an upstream has said, and which of that is in
+//! Discovered backends: what the source of an upstream has said, and which of that is in
 //! effect. `discover` asks and decides; here answers become backends of the plan.
 
 mod backends;

@@ -280,7 +280,7 @@ enum EtcdError {
     Message(MessageError),
     Value(ValueError),
     Ended,
-    /// The watch has not told of a change.
+    /// The watch has not reported a change.
     Behind,
     Password(SecretError),
     PasswordFile(io::Error),

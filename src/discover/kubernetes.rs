@@ -148,7 +148,7 @@ impl Kubernetes {
             let version = state.version.clone();
             match self.open(&version).await {
                 Ok(()) => return Ok(Begun::Watch),
-                // What has happened since is not told any more: the list says what is.
+                // The events since then are gone: the list says what there is.
                 Err(e) if e.is_gone() => {}
                 Err(e) => {
                     self.state = None;

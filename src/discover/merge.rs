@@ -159,7 +159,7 @@ impl Merged {
             return Outcome::default();
         };
         if !self.answers {
-            // Nobody knows what there was meanwhile: what is missing is missing from now on.
+            // What there was meanwhile is unknown: what is missing is missing from now on.
             self.missing.clear();
             self.empty_since = None;
         }

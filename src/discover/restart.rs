@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Restarts since the watch last told something.
+/// Restarts since the watch last reported something.
 #[derive(Debug, Default)]
 pub(super) struct Restart {
     pause: Duration,

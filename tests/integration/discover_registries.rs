@@ -74,7 +74,7 @@ fn slices_of_kubernetes() {
     api.cut();
     api.remove("db-a");
     running.wait_backends(&addrs[1..]);
-    // What has happened is not told any more.
+    // The events of the time before are gone.
     api.set("db-b", &[(addrs[2], READY)]);
     api.compact();
     api.cut();

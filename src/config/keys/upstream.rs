@@ -185,7 +185,7 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
     "check" Form::Other("a section [upstreams.NAME.check]"), "", Always, code!(|_| None),
         "Active health checks, beside the passive ones; without this section there are none.";
     "discover" Form::Other("a section [upstreams.NAME.discover]"), "", Always, code!(|_| None),
-        "Backends from elsewhere, beside those of `backends`, which then may be left out.";
+        "Discovered backends, beside those of `backends`, which then may be left out.";
     "on_down" ACTION, "", OnDown, code!(on_down, |keys| Some(action(keys.on_down))),
         "What becomes of the sessions of a backend that its check calls down; `close_after`: \
          unless it is up again by then. The default is \"move\" where a UDP listener uses the \

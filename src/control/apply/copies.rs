@@ -27,7 +27,7 @@ use std::{
 /// How long workers are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A listening socket, and what another process is told of it.
+/// A listening socket, and its record for another process.
 pub(in crate::control) type ListeningCopy = (ListeningRecord, OwnedFd);
 
 impl Runtime {

@@ -141,7 +141,7 @@ fn idle_sessions_go_over_within_milliseconds() {
     }
 }
 
-/// A wish of the operator holds in the new process.
+/// A setting of the operator holds in the new process.
 #[test]
 fn a_session_that_went_over_can_be_terminated_there() {
     let server = Server::named("a");
