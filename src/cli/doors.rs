@@ -131,6 +131,12 @@ impl Doors {
         copies.collect()
     }
 
+    /// Keeps no socket for an upgrade: a process that stops gives its addresses to another one, and
+    /// each of them is free when the last copy is closed. What is served goes on.
+    pub(super) fn drop_sockets(&mut self) {
+        self.doors.clear();
+    }
+
     /// `has_successor`: then the file at the path is that of another process.
     pub(super) async fn close(self, has_successor: bool) {
         match self.file {

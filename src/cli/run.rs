@@ -117,6 +117,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         }
     };
     drop(requests);
+    doors.drop_sockets();
     let second = at_once.clone();
     tokio::spawn(async move {
         signals.stop().await;
