@@ -200,7 +200,8 @@ fn a_server_that_fails_in_any_way_takes_nothing_away() {
             let mut received = [0; 512];
             let _ = stream.read(&mut received);
             let _ = stream.write_all(reply);
-            // Until it has asked for all of it.
+            // Until it has asked for all of it, and waits for the rest.
+            let _ = stream.set_read_timeout(Some(millis(100)));
             for _ in 0..2 {
                 let _ = stream.read(&mut received);
             }

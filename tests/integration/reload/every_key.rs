@@ -282,6 +282,15 @@ fn documented() -> BTreeSet<(String, String)> {
     found
 }
 
+/// In the reference `tls` of a source has keys beside it that allow no other value.
+const WITHOUT_TLS_CA: &str = "
+[upstreams.without_tls_ca.discover]
+kind = \"redis\"
+server = \"127.9.0.85:6379\"
+key = \"servers\"
+tls = \"verify\"
+";
+
 #[test]
 fn every_key_follows_a_reload_or_is_documented_not_to() {
     let reference = fs::read_to_string("conf/reference.toml").unwrap();
@@ -297,7 +306,7 @@ fn every_key_follows_a_reload_or_is_documented_not_to() {
         for name in ["ca.pem", "other-ca.pem"] {
             fs::copy(Authority::new(name).file(), dir.file(name)).unwrap();
         }
-        runnable(&reference, dir.path())
+        runnable(&reference, dir.path()) + WITHOUT_TLS_CA
     });
     let socket = tembuku.dir.file("admin.sock");
     let front = ports::free_addr();
