@@ -172,7 +172,8 @@ impl SessionSender {
         let (mut relaying, others): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|session| session.phase() == Phase::Relaying);
-        relaying.sort_by_key(|session| std::cmp::Reverse(session.active_millis()));
+        // Once each: sessions go on meanwhile, and a time that changes has no order.
+        relaying.sort_by_cached_key(|session| std::cmp::Reverse(session.active_millis()));
         self.candidates = relaying;
         for session in others.iter().filter(|s| s.phase() == Phase::Connecting) {
             session.ask_to_leave();

@@ -37,7 +37,7 @@ pub(super) struct Configured {
 #[derive(Debug)]
 pub(super) struct Remembered {
     text: String,
-    admin: AdminSetting,
+    pub(super) admin: AdminSetting,
     operator_weight: Option<OperatorWeight>,
     left: Instant,
 }
@@ -184,7 +184,7 @@ impl Pool {
         now: Instant,
     ) {
         let mut added = HashMap::default();
-        let prepared = self.prepare_plan(plan, |backend| {
+        let prepared = self.prepare_plan(plan, now, |backend| {
             let (metrics, addresses) = add(backend);
             let placed = Placement::new(backend, addresses.len());
             added.insert(backend.text.clone(), (metrics, addresses));
@@ -206,8 +206,7 @@ impl Pool {
                     // Sessions may still be on it since it was removed.
                     let mut departed = inner.departed.iter();
                     let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
-                    let mut remembered = inner.remembered.iter();
-                    let remembered = remembered.find(|r| r.text == backend.text);
+                    let remembered = inner.remembered(&backend.text, now);
                     Configured {
                         plan: backend.clone(),
                         metrics: of_departed.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
@@ -238,9 +237,17 @@ impl Pool {
     pub(super) fn prepare_plan(
         &self,
         plan: &plan::Upstream,
+        now: Instant,
         mut add: impl FnMut(&plan::Backend) -> Placement,
     ) -> Prepared {
         let inner = self.lock();
+        let new = plan.backends.iter();
+        let returning: HashMap<&str, u32> = new
+            .filter_map(|backend| {
+                let remembered = inner.remembered(&backend.text, now)?;
+                Some((backend.text.as_str(), remembered.weight(backend)))
+            })
+            .collect();
         let configured = inner.configured.iter();
         let mut present: HashMap<String, (Placement, bool)> = configured
             .map(|c| {
@@ -259,7 +266,14 @@ impl Pool {
                     weight: backend.weight,
                     ..placed
                 },
-                None => add(backend),
+                None => {
+                    let placed = add(backend);
+                    let weight = returning.get(backend.text.as_str()).copied();
+                    Placement {
+                        weight: weight.unwrap_or(placed.weight),
+                        ..placed
+                    }
+                }
             }
         });
         layout.prepare(&plan.balance)
@@ -276,7 +290,20 @@ impl Configured {
     }
 }
 
+impl Remembered {
+    /// The weight in effect when the backend is back.
+    pub(super) fn weight(&self, plan: &plan::Backend) -> u32 {
+        self.operator_weight.map_or(plan.weight, |set| set.weight)
+    }
+}
+
 impl Inner {
+    /// What an operator had set for a backend that is not configured now.
+    pub(super) fn remembered(&self, text: &str, now: Instant) -> Option<&Remembered> {
+        let mut remembered = self.remembered.iter();
+        remembered.find(|r| r.text == text && now < r.left + REMEMBER)
+    }
+
     /// Keeps what an operator has set for backends that leave.
     fn remember_settings(&mut self, left: impl Iterator<Item = Configured>, now: Instant) {
         if !self.remembered.is_empty() {

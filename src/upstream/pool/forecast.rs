@@ -72,7 +72,15 @@ fn candidates(
                     .map_or(backend.weight, |set| set.weight);
                 (present.addresses.clone(), present.admin.admin_state, weight)
             }
-            None => (add(backend), AdminState::Ready, backend.weight),
+            // What an operator has set comes back with the backend.
+            None => match pool.and_then(|pool| pool.remembered(&backend.text, now)) {
+                Some(remembered) => (
+                    add(backend),
+                    remembered.admin.admin_state,
+                    remembered.weight(backend),
+                ),
+                None => (add(backend), AdminState::Ready, backend.weight),
+            },
         };
         let present = endpoints.get(backend.text.as_str());
         found.extend(addresses.into_iter().map(|address| {

@@ -57,15 +57,18 @@ proptest! {
         pool.set_weight(text, weight, now).expect("a weight");
         assert_is_current(&prepared, &pool);
 
-        let plan = upstream(after, check(CheckKind::Tcp));
         let exporter = Exporter::new(1);
         let of_all = exporter.upstream("u");
-        let prepared = pool.prepare_plan(&plan, |b| Placement::new(b, 2));
         let add = |b: &Planned| {
             let metrics = exporter.backend(&of_all, &b.text, true);
             (metrics.into(), addresses(10, 2))
         };
-        pool.set_plan(&plan, add, &Cause::Plan, now);
-        assert_is_current(&prepared, &pool);
+        // Backends that return have what the operator had set.
+        for backends in [after, before] {
+            let plan = upstream(backends, check(CheckKind::Tcp));
+            let prepared = pool.prepare_plan(&plan, now, |b| Placement::new(b, 2));
+            pool.set_plan(&plan, add, &Cause::Plan, now);
+            assert_is_current(&prepared, &pool);
+        }
     }
 }

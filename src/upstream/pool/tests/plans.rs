@@ -1,6 +1,7 @@
 //! Changes of the plan, and what they leave as it is.
 
 use super::*;
+use crate::upstream::explain::Candidate;
 use proptest::prelude::*;
 
 fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
@@ -19,6 +20,32 @@ fn set_plan(pool: &Pool, backends: Vec<Planned>, now: Instant) {
     };
     let plan = upstream(backends, check);
     pool.set_plan(&plan, add, &Cause::Plan, now);
+}
+
+/// A dry run must predict what the reload does.
+#[test]
+fn a_forecast_knows_the_settings_that_come_back_with_a_backend() {
+    let now = Instant::now();
+    let all = vec![planned(1), planned(2), planned(3)];
+    let pool = pool(all.clone(), true);
+    set_admin_state(&pool, 1, AdminState::Drain, now);
+    pool.set_weight("10.0.0.3:1", Some(9), now)
+        .expect("a weight");
+    set_plan(&pool, vec![planned(1)], now);
+    let plan = upstream(all.clone(), check(CheckKind::Tcp));
+    let add = |b: &Planned| match &b.target {
+        Target::Addr(addr) => vec![addr.clone()],
+        Target::Name { .. } => Vec::new(),
+    };
+    let forecast = pool.candidates_with(&plan, add, now);
+    set_plan(&pool, all, now);
+    let now_there = pool.candidates(&plan, now);
+    let of = |candidates: &[Candidate]| -> Vec<(u32, u32)> {
+        candidates.iter().map(|c| (c.weight, c.share)).collect()
+    };
+    assert_eq!(of(&forecast), of(&now_there));
+    assert_eq!(of(&now_there)[1].1, 0);
+    assert_eq!(of(&now_there)[2].0, 9);
 }
 
 #[test]
