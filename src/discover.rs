@@ -35,7 +35,7 @@ use tokio::time::Instant;
 /// A backend as its source has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// As in the file: "host:port", "[::1]:53" or "unix:/path".
+    /// As in the file: `host:port`, `[::1]:53` or `unix:/path`.
     pub(crate) address: String,
     pub(crate) weight: u32,
     pub(crate) backup: bool,

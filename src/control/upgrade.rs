@@ -3,7 +3,7 @@
 //! The old process ([`hand_over`]) starts the new one ([`take_over`]) with one end of a pair of
 //! sockets, and both exchange messages (`handover/`). Up to [`hand_over::prepare`] nothing of what
 //! the old process does has changed, and the new process has everything to go on with. Then
-//! [`hand_over::commit`]: the old process stops accepting and says so. If the new one dies, the old
+//! `hand_over`: the old process stops accepting and says so. If the new one dies, the old
 //! one accepts again.
 
 mod binary;

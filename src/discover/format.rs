@@ -9,7 +9,7 @@ pub(crate) const MOST_BACKENDS: usize = 20_000;
 /// Of what is shown of a wrong entry.
 const SHOWN: usize = 60;
 
-/// A backend in each line: "ADDRESS [weight=N] [backup] [draining] [name=NAME]". What follows "#"
+/// A backend in each line: `ADDRESS [weight=N] [backup] [draining] [name=NAME]`. What follows "#"
 /// is a comment.
 pub(crate) fn parse_lines(text: &str) -> Result<Vec<Found>, SourceError> {
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Where sessions are recorded: `access` of [log] and `access_log` of a listener.
+//! Where sessions are recorded: `access` of `[log]` and `access_log` of a listener.
 
 use crate::{
     config::{
