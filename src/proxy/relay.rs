@@ -333,6 +333,10 @@ impl<'a> Relay<'a> {
         self.watch_silence(now).map(RelayEnd::Terminated)
     }
 
+    pub fn client(&self) -> &'a Stream {
+        self.client
+    }
+
     fn backend(&self) -> &'a Stream {
         &self.connection.stream
     }
