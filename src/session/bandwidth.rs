@@ -26,15 +26,21 @@ use std::{
 
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLISECOND;
-/// What is carried at once takes this long at most, in nanoseconds.
+/// What is carried at once takes this long, in nanoseconds.
 const SLICE: u64 = 10 * MILLISECOND;
-/// At high rates a slice is this many bytes, more than what is moved in one go: buffers of the
+/// At low rates a slice takes longer, up to so long, for as many bytes as are worth a wake-up.
+const LONGEST_SLICE: u64 = 25 * MILLISECOND;
+const WORTHWHILE_BYTES: u64 = 64 * 1024;
+/// At high rates a slice is this many bytes, the most that is moved in one go: buffers of the
 /// kernel must hold what comes meanwhile.
 const SLICE_BYTES: u64 = 1 << 20;
-/// At low rates a slice is this many bytes, unless a second has fewer.
+/// A slice is at least so many bytes, unless a second has fewer.
 const LEAST_BYTES: u64 = 512;
 /// How late a session may be after a pause, and make up for it.
 const CREDIT: u64 = 50 * MILLISECOND;
+/// Where sessions that share a limit have taken more of it ahead, slices get smaller: however many
+/// sessions there are, each has a turn about once in a second.
+const TURN: u64 = 500 * MILLISECOND;
 /// Of datagrams, which do not wait: what may come at once takes so long, or is so many bytes.
 const BURST: u64 = 100 * MILLISECOND;
 const BURST_BYTES: u64 = 64 * 1024;
@@ -108,6 +114,22 @@ impl Scope {
             Self::Session => LimitKind::Bandwidth,
             Self::Source => LimitKind::BandwidthPerSource,
             Self::Listener => LimitKind::BandwidthTotal,
+        }
+    }
+
+    /// For how long a limit may be taken at once that is taken until `until`.
+    fn next_slice(self, slice: u64, until: u64, now: u64) -> u64 {
+        let Some(ahead) = until.checked_sub(now) else {
+            return slice + (now - until).min(CREDIT);
+        };
+        match self {
+            Self::Session => slice.saturating_sub(ahead),
+            // What others have taken is waited for after the next read, not before it.
+            Self::Source | Self::Listener if ahead <= TURN => slice,
+            Self::Source | Self::Listener => {
+                let part = TURN as f64 / ahead as f64;
+                (slice as f64 * part.powi(3)) as u64
+            }
         }
     }
 }
@@ -198,8 +220,10 @@ impl Bandwidth {
 /// How long a slice takes at this rate, in nanoseconds.
 fn slice(rate: u64) -> u64 {
     let of_bytes = |bytes: u64| time_of(bytes, rate);
-    let usual = SLICE.min(of_bytes(SLICE_BYTES)).max(MILLISECOND);
-    usual.max(of_bytes(LEAST_BYTES).min(SECOND))
+    let shortest = of_bytes(LEAST_BYTES).clamp(MILLISECOND, SECOND);
+    let longest = of_bytes(SLICE_BYTES).max(shortest);
+    let worthwhile = of_bytes(WORTHWHILE_BYTES).min(LONGEST_SLICE);
+    SLICE.max(worthwhile).clamp(shortest, longest)
 }
 
 /// How long so many bytes take at this rate, in nanoseconds.
@@ -254,13 +278,8 @@ impl SessionBandwidth {
         state.paused_until.set(0);
         let limits = Scope::ALL.into_iter().filter_map(|scope| {
             let rate = self.rate(scope, way)?;
-            let slice = slice(rate);
-            // What others have taken is waited for after the next read, not before it.
-            let ahead = match scope {
-                Scope::Session => state.taken_until.get().saturating_sub(now),
-                Scope::Source | Scope::Listener => 0,
-            };
-            Some(bytes_in(slice.saturating_sub(ahead), rate).max(LEAST_BYTES.min(rate)))
+            let time = scope.next_slice(slice(rate), self.taken_until(scope, way, now), now);
+            Some(bytes_in(time, rate).max(LEAST_BYTES.min(rate)))
         });
         let least = limits.min().unwrap_or(u64::MAX);
         Some(usize::try_from(least).unwrap_or(usize::MAX))
@@ -275,7 +294,8 @@ impl SessionBandwidth {
                 continue;
             };
             let until = self.take(scope, way, time_of(bytes, rate), now);
-            let is_over = until.saturating_sub(now) >= slice(rate);
+            // What is left is not worth another read.
+            let is_over = until.saturating_sub(now) >= slice(rate) / 2;
             if is_over && pause.is_none_or(|(longest, _)| until > longest) {
                 pause = Some((until, scope));
             }

@@ -163,6 +163,29 @@ fn sessions_that_share_a_limit_take_turns() {
 }
 
 #[test]
+fn each_of_many_that_share_a_limit_has_its_turn_soon() {
+    const RATE: u64 = 50_000_000;
+    let mut simulated = Simulated::new(Limits {
+        bandwidth_total: down(RATE),
+        ..Limits::default()
+    });
+    let mut sessions: Vec<Greedy> = (0..1000).map(|_| simulated.begin(7, 0)).collect();
+    for second in 1..=20 {
+        let before: Vec<u64> = sessions.iter().map(|session| session.carried).collect();
+        simulated.run(&mut sessions, second * 1500, 3, |_, _| {});
+        let idle = sessions
+            .iter()
+            .zip(&before)
+            .filter(|(s, b)| s.carried == **b);
+        // The first ones had large slices.
+        assert!(second < 4 || idle.count() == 0, "in period {second}");
+    }
+    let all: u64 = sessions.iter().map(|session| session.carried).sum();
+    let share = all as f64 / 30.0 / RATE as f64;
+    assert!((0.99..1.04).contains(&share), "{share}");
+}
+
+#[test]
 fn sources_have_limits_of_their_own() {
     let mut simulated = Simulated::new(Limits {
         bandwidth_per_source: down(1_000_000),
