@@ -141,10 +141,9 @@ pub(super) fn no_effect(listener: &Listener, applies: Applies) -> Option<NoEffec
             "without a limit of the rate",
             "set connection_rate or connection_rate_per_source, or leave it out",
         )),
-        (Applies::Rated, Protocol::Udp(_)) => Some(NoEffect::unless_default(
-            "with protocol = \"udp\"",
-            "datagrams that begin a flow too early are dropped, a delay of flows is not supported \
-             yet: leave it out",
+        (Applies::Rated, Protocol::Udp(udp)) if udp.per_packet => Some(NoEffect::unless_default(
+            "with per_packet = true",
+            "a datagram that is balanced on its own does not wait: leave one of the two out",
         )),
         (Applies::Limited, _) if !listener.limits.is_any() => Some(NoEffect::unless_default(
             "without a limit that it concerns",

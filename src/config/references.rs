@@ -12,6 +12,8 @@ pub(super) struct References {
     pub(super) udp_sends_v2: bool,
     /// Whether there is a TCP listener.
     pub(super) tcp: bool,
+    /// Whether there is a listener whose sessions or flows may wait.
+    pub(super) waits: bool,
     /// Whether more listeners may refer to it, because of a mistake in one. Then no key is reported
     /// to have no effect.
     pub(super) unsure: bool,
@@ -27,6 +29,7 @@ impl References {
             udp_that_inherits: None,
             udp_sends_v2: false,
             tcp: true,
+            waits: true,
             unsure: true,
             operator: true,
         }
@@ -44,10 +47,15 @@ impl References {
             udp_that_inherits: None,
             udp_sends_v2: false,
             tcp: false,
+            waits: false,
             unsure: !sure,
             operator,
         };
         for listener in listeners.filter(|listener| listener.upstream == upstream) {
+            references.waits |= match listener.protocol {
+                Protocol::Tcp => true,
+                Protocol::Udp(udp) => !udp.per_packet,
+            };
             match listener.protocol {
                 Protocol::Tcp => references.tcp = true,
                 Protocol::Udp(_) => {

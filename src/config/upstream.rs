@@ -137,10 +137,12 @@ pub(super) fn no_effect(
             "where UDP listeners alone use the upstream",
             "flows are never reset, and a host that refuses a datagram always counts: leave it out",
         )),
-        Applies::Wait if references.flows_alone() => Some(NoEffect::unless_default(
-            "where UDP listeners alone use the upstream",
-            "flows do not wait for a backend, which is not supported yet: leave it out",
-        )),
+        Applies::Wait if references.flows_alone() && !references.waits => {
+            Some(NoEffect::unless_default(
+                "where listeners with per_packet = true alone use the upstream",
+                "a datagram that is balanced on its own does not wait: leave one of the two out",
+            ))
+        }
         Applies::Queue | Applies::QueueStick if keys.plan.waits.queue_timeout.is_zero() => {
             Some(NoEffect::unless_default(
                 "without queue_timeout",

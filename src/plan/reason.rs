@@ -230,6 +230,8 @@ words! {
         NoBackend = "no_backend",
         /// All backends that could take it have their `max_connections`.
         BackendsFull = "backends_full",
+        /// Its flow waits before it begins, and has a datagram already.
+        Waiting = "waiting",
         /// It was over a limit of bytes in a second.
         Bandwidth = "bandwidth",
         /// A send buffer was full.
@@ -286,8 +288,6 @@ impl CloseReason {
             | Self::ClientTimedOut
             | Self::BackendTimedOut
             | Self::ClientLeft
-            | Self::QueueTimeout
-            | Self::HoldTimeout
             | Self::UntrustedHeader => !flow,
             Self::BackendRefused | Self::ResponseTimeout | Self::Evicted => flow,
             Self::Ok
@@ -295,6 +295,8 @@ impl CloseReason {
             | Self::ConnectFailed
             | Self::NoBackend
             | Self::BackendsFull
+            | Self::QueueTimeout
+            | Self::HoldTimeout
             | Self::Drained
             | Self::BackendDown
             | Self::RoleLost

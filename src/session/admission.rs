@@ -110,7 +110,7 @@ pub fn admit_client_of_flow(service: &Service, arrival: &Arrival) -> Result<(), 
 }
 
 pub fn give_back_rate(service: &Service, arrival: &Arrival) {
-    if service.plan.limits.has_rates() {
+    if service.plan.limits.refuses_over_rate() {
         let beginning = beginning(service, arrival.client(), arrival.at);
         service.rates.give_back(beginning);
     }

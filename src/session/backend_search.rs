@@ -48,15 +48,22 @@ pub enum Waited {
 }
 
 impl Waited {
-    /// It has waited for as long as it may. `has_limit`: whether it may wait for what it lacks.
     pub fn too_long(lacks: Shortage, has_limit: bool, waited: Duration) -> Self {
-        let reason = match (lacks, has_limit) {
+        Self::Ended {
+            reason: Self::reason_after(lacks, has_limit),
+            waited,
+        }
+    }
+
+    /// Why a session ends that has waited for as long as it may. `has_limit`: whether it may wait
+    /// for what it lacks.
+    pub fn reason_after(lacks: Shortage, has_limit: bool) -> CloseReason {
+        match (lacks, has_limit) {
             (Shortage::Full, true) => CloseReason::QueueTimeout,
             (Shortage::NoneFit, true) => CloseReason::HoldTimeout,
             (Shortage::Full, false) => CloseReason::BackendsFull,
             (Shortage::NoneFit, false) => CloseReason::NoBackend,
-        };
-        Self::Ended { reason, waited }
+        }
     }
 }
 
@@ -72,10 +79,7 @@ pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) 
 
 fn search(service: &Service, session: &Session) -> Search {
     let facts = facts(session.client(), session.server_port, session.proxied());
-    match session.origin.kind {
-        Kind::Connection => service.pool.search_or_wait(&facts),
-        Kind::Flow => service.pool.search(&facts),
-    }
+    service.pool.search_or_wait(&facts)
 }
 
 impl<'a> BackendSearch<'a> {
@@ -95,12 +99,24 @@ impl<'a> BackendSearch<'a> {
     }
 
     /// Begins with a backend that was picked already.
-    pub fn begin_with(mut self, picked: Option<(Lease, Search)>) -> Self {
-        if let Some((lease, search)) = picked {
-            self.picked = Some(lease);
-            self.search = search;
-        }
+    pub fn begin_with(mut self, lease: Lease, search: Search) -> Self {
+        self.picked = Some(lease);
+        self.search = search;
         self
+    }
+
+    /// Begins with what the session has waited for.
+    pub fn begin_served(mut self, served: Served) -> Self {
+        self.picked = Some(self.take_served(served));
+        self
+    }
+
+    fn take_served(&mut self, served: Served) -> Lease {
+        self.waited += served.waited;
+        self.search = served.search;
+        self.position = Some(served.position);
+        self.failures = 0;
+        served.lease
     }
 
     /// The next backend to try, or what the session lacks for one.
@@ -133,13 +149,7 @@ impl<'a> BackendSearch<'a> {
     /// The wait is over. Returns the backend to try, or why there is none.
     pub fn resume(&mut self, waited: Waited) -> Result<Lease, Unserved> {
         match waited {
-            Waited::Served(served) => {
-                self.waited += served.waited;
-                self.search = served.search;
-                self.position = Some(served.position);
-                self.failures = 0;
-                Ok(served.lease)
-            }
+            Waited::Served(served) => Ok(self.take_served(*served)),
             Waited::Ended { reason, waited } => {
                 self.waited += waited;
                 Err(self.unserved_for(reason))

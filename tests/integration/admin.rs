@@ -2,7 +2,7 @@
 
 use crate::harness::{
     http,
-    metrics::family,
+    metrics::{Metrics, family},
     millis,
     net::{self, ask, assert_ends_now, connect, connect_with, echo},
     ports,
@@ -127,7 +127,11 @@ fn every_metric_of_the_contract_is_there() {
         );
     }
 
-    // And reports what happened.
+    assert_four_sessions(&metrics, &backend);
+}
+
+/// It reports what happened.
+fn assert_four_sessions(metrics: &Metrics, backend: &[(&str, &str)]) {
     assert_eq!(metrics.sum("listener_connections_total", &[]), 4.0);
     assert_eq!(metrics.sum("backend_connections_total", &[]), 4.0);
     assert_eq!(metrics.sum("session_duration_seconds_count", &[]), 4.0);
@@ -138,9 +142,9 @@ fn every_metric_of_the_contract_is_there() {
     );
     assert_eq!(metrics.sum("listener_received_bytes_total", &[]), 4.0 * 6.0);
     assert_eq!(metrics.sum("listener_sent_bytes_total", &[]), 4.0 * 9.0);
-    assert_eq!(metrics.sum("backend_weight", &backend), 1.0);
+    assert_eq!(metrics.sum("backend_weight", backend), 1.0);
     assert_eq!(
-        metrics.sum("backend_state", &backend),
+        metrics.sum("backend_state", backend),
         1.0,
         "one state at a time"
     );
@@ -209,7 +213,7 @@ impl Datagrams {
     }
 }
 
-const DROPS: [&str; 11] = [
+const DROPS: [&str; 12] = [
     "backends_full",
     "bandwidth",
     "late",
@@ -221,6 +225,38 @@ const DROPS: [&str; 11] = [
     "send_failed",
     "too_large",
     "truncated",
+    "waiting",
+];
+
+/// Close reasons.
+const OF_BOTH: [&str; 17] = [
+    "backend_down",
+    "backend_drained",
+    "backend_removed",
+    "backends_full",
+    "connect_failed",
+    "drained",
+    "hold_timeout",
+    "idle_timeout",
+    "killed",
+    "lagging",
+    "listener_removed",
+    "no_backend",
+    "ok",
+    "queue_timeout",
+    "rebalanced",
+    "recovered",
+    "role_lost",
+];
+const OF_FLOWS: [&str; 3] = ["backend_refused", "evicted", "response_timeout"];
+const OF_CONNECTIONS: [&str; 7] = [
+    "backend_reset",
+    "backend_timed_out",
+    "client_left",
+    "client_reset",
+    "client_timed_out",
+    "half_close_timeout",
+    "untrusted_proxy_header",
 ];
 
 #[test]
@@ -269,44 +305,8 @@ fn datagrams_are_counted_where_there_are_any() {
             "proxy_timeout"
         ]
     );
-    let both = [
-        "backend_down",
-        "backend_drained",
-        "backend_removed",
-        "backends_full",
-        "connect_failed",
-        "drained",
-        "idle_timeout",
-        "killed",
-        "lagging",
-        "listener_removed",
-        "no_backend",
-        "ok",
-        "rebalanced",
-        "recovered",
-        "role_lost",
-    ];
-    for (listener, others) in [
-        (
-            "udp",
-            &["backend_refused", "evicted", "response_timeout"][..],
-        ),
-        (
-            "tcp",
-            &[
-                "backend_reset",
-                "backend_timed_out",
-                "client_left",
-                "client_reset",
-                "client_timed_out",
-                "half_close_timeout",
-                "hold_timeout",
-                "queue_timeout",
-                "untrusted_proxy_header",
-            ],
-        ),
-    ] {
-        let expected: BTreeSet<&str> = both.iter().chain(others).copied().collect();
+    for (listener, others) in [("udp", &OF_FLOWS[..]), ("tcp", &OF_CONNECTIONS)] {
+        let expected: BTreeSet<&str> = OF_BOTH.iter().chain(others).copied().collect();
         let found = reasons("sessions_closed_total", listener);
         assert_eq!(found, Vec::from_iter(expected), "{listener}");
     }

@@ -140,6 +140,7 @@ mod udp_real;
 mod udp_relay;
 mod udp_reply_source;
 mod udp_requests_nginx;
+mod udp_wait;
 mod unix_rights;
 mod upgrade;
 mod upgrade_udp;

@@ -27,7 +27,7 @@ pub(crate) enum Applies {
     SendProxyV2,
     SendProxyOn,
     FailOnReset,
-    /// Sessions that wait, which flows do not.
+    /// Sessions that wait, which datagrams that are balanced on their own do not.
     Wait,
     Queue,
     QueueStick,
@@ -69,7 +69,8 @@ impl Applies {
             }
             Self::SendProxyV2 => "`send_proxy = \"v2\"`",
             Self::SendProxyOn => "`send_proxy = \"v2\"` and a UDP listener",
-            Self::FailOnReset | Self::Wait => "TCP listeners",
+            Self::FailOnReset => "TCP listeners",
+            Self::Wait => "a listener without `per_packet`",
             Self::Queue => "`queue_timeout`",
             Self::QueueStick => "`queue_timeout` and a `balance` that hashes",
             Self::Hold => "`hold_timeout`",

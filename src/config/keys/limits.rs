@@ -32,9 +32,8 @@ pub(crate) static LIMITS: &[Row<Listener>] = rows! {
         }),
         "The same of one source.";
     "over_rate" Form::Word(OverRate::words), "refuse", Rated, value!(limits.over_rate),
-        "A connection that comes too early is closed (\"refuse\"), or waits for its turn \
-         (\"delay\"): at most 1000 at once, and 10 seconds, beyond which it is closed. UDP: \
-         \"refuse\".";
+        "A session or flow that comes too early is refused (\"refuse\"), or waits for its turn \
+         (\"delay\"): at most 1000 at once, and 10 seconds, beyond which it is refused.";
     "bandwidth" Form::Other("a table"), "", Always,
         code!(limits.bandwidth, |listener| write_bandwidth(listener.limits.bandwidth)),
         "Bytes in a second of each session, from the client (`up`) and to it (`down`).";

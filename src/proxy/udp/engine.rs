@@ -98,18 +98,31 @@ impl Engine for UdpEngine {
                     listener.reply(&mut self.context, serial, number);
                 }
             }
+            Token::Waiting { .. } => {}
         }
     }
 
     fn wake(&mut self, token: u64) {
-        if let Token::Flow {
-            listener,
-            serial,
-            number,
-        } = Token::of(token)
-            && let Some(listener) = self.listeners.get_mut(listener)
-        {
-            listener.check_termination(&mut self.context, serial, number);
+        match Token::of(token) {
+            Token::Port { .. } => {}
+            Token::Flow {
+                listener,
+                serial,
+                number,
+            } => {
+                if let Some(listener) = self.listeners.get_mut(listener) {
+                    listener.check_termination(&mut self.context, serial, number);
+                }
+            }
+            Token::Waiting {
+                listener,
+                serial,
+                number,
+            } => {
+                if let Some(listener) = self.listeners.get_mut(listener) {
+                    listener.advance_woken(&mut self.context, serial, number);
+                }
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod named_clients;
 mod replies;
 mod take;
 mod update;
+mod wait;
 
 pub(super) use give::copy_late;
 pub(super) use replies::send_back;
@@ -46,6 +47,7 @@ use std::{
 };
 use take::Taking;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use wait::WaitingFlows;
 
 /// Access log records per second of datagrams that begin no flow.
 const REFUSAL_RECORDS: u32 = 100;
@@ -60,6 +62,7 @@ pub(super) struct Listener {
     ports: Slab<OpenPort>,
     flows: Slab<Flow>,
     table: Table,
+    waiting: WaitingFlows,
     wheel: Wheel,
     peers: Arc<PeerWorkers>,
     pub(super) own: Arc<OwnAddresses>,
@@ -117,6 +120,10 @@ enum NotBegun {
     Rejected,
     NoBackend,
     BackendsFull,
+    /// It has just begun to wait, by this number: its datagram is to be kept.
+    Waits(u16),
+    /// It waits, and has a datagram already.
+    Waiting,
 }
 
 /// How a flow begins.
@@ -147,6 +154,7 @@ impl From<NotBegun> for DropReason {
             NotBegun::Rejected => Self::Rejected,
             NotBegun::NoBackend => Self::NoBackend,
             NotBegun::BackendsFull => Self::BackendsFull,
+            NotBegun::Waits(_) | NotBegun::Waiting => Self::Waiting,
         }
     }
 }
@@ -204,6 +212,7 @@ impl Listener {
             ports: Slab::with_capacity(sockets.len()),
             flows: Slab::new(),
             table: Table::default(),
+            waiting: WaitingFlows::default(),
             wheel: Wheel::new(idle_ms, context.ms),
             peers,
             own,

@@ -293,6 +293,7 @@ fn severity_of_drop(reason: DropReason) -> Severity {
         DropReason::Late => Severity::Info,
         DropReason::NoBackend
         | DropReason::BackendsFull
+        | DropReason::Waiting
         | DropReason::Bandwidth
         | DropReason::SendBuffer
         | DropReason::ReceiveBuffer

@@ -32,8 +32,8 @@ pub struct Inbox {
     came: Vec<Came>,
     names: Vec<Name>,
     controls: Vec<Control>,
-    /// What the headers point to, never touched after it was made.
-    _vectors: Vec<libc::iovec>,
+    /// What the headers point to, never changed after it was made.
+    vectors: Vec<libc::iovec>,
     /// Always ready for the kernel: what it has overwritten is restored when it was read.
     named: Vec<libc::mmsghdr>,
     /// The same without memory for the sender's address.
@@ -127,7 +127,7 @@ impl Inbox {
             came: vec![Came::NOTHING; slots],
             names,
             controls,
-            _vectors: vectors,
+            vectors,
             named,
             plain,
         }
@@ -219,6 +219,19 @@ impl Inbox {
             self.came[slot] = one;
         }
         Ok(came)
+    }
+
+    /// Puts a datagram that was kept elsewhere into this slot.
+    pub fn put(&mut self, slot: usize, payload: &[u8]) {
+        let len = payload.len().min(self.size);
+        let to = self.vectors[slot].iov_base.cast::<u8>();
+        // SAFETY: `to` is the beginning of a slot of `size` bytes, no less than `len`, which `self`
+        // owns and has borrowed exclusively, so that `payload` is other memory.
+        unsafe { ptr::copy_nonoverlapping(payload.as_ptr(), to, len) };
+        self.came[slot] = Came {
+            len,
+            ..Came::NOTHING
+        };
     }
 
     /// A datagram of the last receives.

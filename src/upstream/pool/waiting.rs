@@ -64,6 +64,11 @@ impl Pool {
         }
     }
 
+    /// Whether sessions may wait for this.
+    pub fn lets_wait(&self, lacks: Shortage) -> bool {
+        !self.waits.limit(lacks).is_zero()
+    }
+
     /// Enters a session in the line for what its last pick lacked. `again`: its place in the order,
     /// if it has waited before; `has_failed`: whether its connects have failed. `None`: it may not
     /// wait.

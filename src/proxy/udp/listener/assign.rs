@@ -59,15 +59,24 @@ impl Listener {
             true => self.flow_for_datagram(context, key, &header.tlvs),
             false => self.flow_for(context, key, &header.tlvs, *last),
         };
-        let number = match flow {
-            Ok(number) => number,
-            Err(not_begun) => return self.count_dropped(not_begun.into(), [unit.piece]),
-        };
-        if let Some(peer) = named_by {
+        if let Some(peer) = named_by
+            && matches!(flow, Ok(_) | Err(NotBegun::Waits(_)))
+        {
             let max = (self.service.plan.max_connections as usize).max(1);
             self.named.insert(peer, header.named, context.ms, max);
         }
-        *last = Some(number);
+        match flow {
+            Ok(number) => {
+                *last = Some(number);
+                self.take_unit(context, number, unit);
+            }
+            Err(NotBegun::Waits(number)) => self.keep(context, number, unit),
+            Err(not_begun) => self.count_dropped(not_begun.into(), [unit.piece]),
+        }
+    }
+
+    /// Takes what has come for a flow, to be delivered.
+    pub(super) fn take_unit(&mut self, context: &mut Context, number: u32, unit: Unit) {
         let flow = &mut self.flows[number as usize];
         flow.set_last_ms(context.ms);
         if !flow.admits(Way::Up, unit.piece, context.now) {
@@ -280,7 +289,15 @@ impl Listener {
                 let picked = self.pick_another(context, &key, &backend);
                 return self.begin(context, key, start(picked?));
             }
-            Err(shortage) => Err(shortage.into()),
+            Err(lacks) if self.waits_to_move(&key, reason, lacks) => {
+                let start = Start {
+                    moves: true,
+                    header: header.clone(),
+                    ..Start::default()
+                };
+                self.begin(context, key, start)
+            }
+            Err(lacks) => Err(lacks.into()),
         };
         match (next, self.flow(serial, number)) {
             (Ok(next), _) => {
@@ -301,6 +318,11 @@ impl Listener {
                 Err(not_begun)
             }
         }
+    }
+
+    /// Whether a flow that has to leave its backend waits for another one.
+    fn waits_to_move(&self, key: &Key, reason: CloseReason, lacks: Shortage) -> bool {
+        !reason.lets_flow_stay() && self.service.pool.lets_wait(lacks) && self.has_room(key)
     }
 
     fn pick_another(

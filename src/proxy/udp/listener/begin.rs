@@ -9,6 +9,7 @@ use super::{
         token::Token,
     },
     Listener, NotBegun, Start, client_of,
+    wait::{Beginning, Candidate, WaitsFor},
 };
 use crate::{
     plan::{
@@ -27,7 +28,7 @@ use crate::{
     telemetry::access_log::AccessLog,
     upstream::{
         backend::Lease,
-        pool::{Clock, Search},
+        pool::{Clock, Search, Waiting},
     },
 };
 use rustix::event::epoll::EventFlags;
@@ -45,6 +46,11 @@ struct Opened {
     clock: Option<Box<Clock>>,
 }
 
+enum NotOpened {
+    Unserved(Unserved),
+    Waits(Waiting),
+}
+
 impl Listener {
     pub(super) fn begin(
         &mut self,
@@ -52,16 +58,22 @@ impl Listener {
         key: Key,
         start: Start<'_>,
     ) -> Result<u32, NotBegun> {
+        if self.waiting.has(&key) {
+            return Err(NotBegun::Waiting);
+        }
         let service = Arc::clone(&self.service);
-        // Every change from here on may concern the backend that is picked.
-        let changes = service.pool.changes();
         service.metrics.counts.mine().connections.add(1);
         let port = self.use_port(&key, start.moves);
         let admitted = port.and_then(|port| {
-            let admitted = self.admit(context, self.arrival(context, &key), start.moves)?;
-            Ok((port, admitted))
+            let arrival = self.arrival(context, &key);
+            let (permits, socket) = self.admit(context, arrival, start.moves)?;
+            let delay = match start.moves {
+                true => None,
+                false => admission::delay(&permits, context.now)?,
+            };
+            Ok((port, permits, socket, delay))
         });
-        let (port, (permits, socket_permit)) = admitted.map_err(|reason| {
+        let (port, permits, socket, delay) = admitted.map_err(|reason| {
             self.refuse(context, &key, reason);
             NotBegun::Rejected
         })?;
@@ -71,19 +83,6 @@ impl Listener {
             header,
             ..
         } = start;
-        let mut attempts = Vec::new();
-        let opened = self.open(context, permits.session(), picked, &mut attempts);
-        let Opened {
-            socket,
-            lease,
-            clock,
-        } = opened.map_err(|unserved| {
-            self.finish_unserved(context, permits.session(), unserved, &attempts);
-            match unserved.reason {
-                CloseReason::BackendsFull => NotBegun::BackendsFull,
-                _ => NotBegun::NoBackend,
-            }
-        })?;
         let header = match service.send_proxy {
             SendProxy::Off => None,
             SendProxy::V1 | SendProxy::V2 { .. } => {
@@ -91,6 +90,60 @@ impl Listener {
                 Some(given.unwrap_or_else(|| self.encode_header(&key, tlvs)))
             }
         };
+        let beginning = Beginning {
+            key,
+            port,
+            permits,
+            socket,
+            header,
+            attempts: Vec::new(),
+        };
+        if let Some(delay) = delay.filter(|_| self.may_wait()) {
+            return Err(self.enter_waiting(context, beginning, WaitsFor::Turn(delay)));
+        }
+        let candidate = picked.map_or(Candidate::Unknown, |(lease, search)| {
+            Candidate::Picked(lease, search)
+        });
+        self.find_backend(context, beginning, candidate)
+    }
+
+    /// Begins a flow that is admitted, once there is a backend for it.
+    pub(super) fn find_backend(
+        &mut self,
+        context: &mut Context,
+        mut beginning: Beginning,
+        candidate: Candidate,
+    ) -> Result<u32, NotBegun> {
+        // Every change from here on may concern the backend that is picked.
+        let changes = beginning.permits.service().pool.changes();
+        let opened = match self.open(context, &mut beginning, candidate) {
+            Ok(opened) => opened,
+            Err(NotOpened::Waits(waiting)) => {
+                let waits_for = WaitsFor::Backend(waiting);
+                return Err(self.enter_waiting(context, beginning, waits_for));
+            }
+            Err(NotOpened::Unserved(unserved)) => {
+                let session = beginning.permits.session();
+                self.finish_unserved(context, session, unserved, &beginning.attempts);
+                return Err(match unserved.reason {
+                    CloseReason::BackendsFull => NotBegun::BackendsFull,
+                    _ => NotBegun::NoBackend,
+                });
+            }
+        };
+        let Beginning {
+            key,
+            port,
+            permits,
+            socket: socket_permit,
+            header,
+            attempts,
+        } = beginning;
+        let Opened {
+            socket,
+            lease,
+            clock,
+        } = opened;
         let serial = context.next_serial();
         let link = Link {
             socket,
@@ -101,6 +154,12 @@ impl Listener {
             ..Flow::new(key, serial, link, port, permits, lease, context.now)
         };
         self.register(context, flow.with_extras(header, clock, attempts))
+    }
+
+    /// Whether a flow may wait before it begins. Datagrams that are balanced each on its own do
+    /// not.
+    fn may_wait(&self) -> bool {
+        !self.udp.per_packet && !self.is_draining && self.waiting.has_space()
     }
 
     /// At an address that is to be closed a flow begins only if it replaces another one.
@@ -161,7 +220,7 @@ impl Listener {
         service.finish_refused(&refusal, self.refusal_log(context));
     }
 
-    fn finish_unserved(
+    pub(super) fn finish_unserved(
         &mut self,
         context: &Context,
         session: &Session,
@@ -203,16 +262,28 @@ impl Listener {
     fn open(
         &self,
         context: &Context,
-        session: &Session,
-        picked: Option<(Lease, Search)>,
-        attempts: &mut Vec<Attempt>,
-    ) -> Result<Opened, Unserved> {
-        let service = &self.service;
-        let mut search = BackendSearch::new(service, session, attempts).begin_with(picked);
+        beginning: &mut Beginning,
+        candidate: Candidate,
+    ) -> Result<Opened, NotOpened> {
+        let (permits, attempts) = (&beginning.permits, &mut beginning.attempts);
+        let service = permits.service();
+        let search = BackendSearch::new(service, permits.session(), attempts);
+        let mut search = match candidate {
+            Candidate::Unknown => search,
+            Candidate::Picked(lease, picked) => search.begin_with(lease, picked),
+            Candidate::Served(served) => search.begin_served(*served),
+        };
         loop {
-            let lease = search
-                .next(context.now)
-                .map_err(|lacks| search.unserved(lacks))?;
+            let lease = search.next(context.now).map_err(|lacks| {
+                let waiting = match self.may_wait() {
+                    true => search.wait(lacks, context.now),
+                    false => None,
+                };
+                waiting.map_or_else(
+                    || NotOpened::Unserved(search.unserved(lacks)),
+                    NotOpened::Waits,
+                )
+            })?;
             let backend = lease.backend();
             match flow::connect(&backend.addr) {
                 Ok(socket) if search.reached(backend, Duration::ZERO, context.now) => {

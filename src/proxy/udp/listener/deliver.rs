@@ -97,6 +97,7 @@ impl Listener {
             DropReason::Rejected
             | DropReason::NoBackend
             | DropReason::BackendsFull
+            | DropReason::Waiting
             | DropReason::Bandwidth
             | DropReason::ReceiveBuffer
             | DropReason::Truncated

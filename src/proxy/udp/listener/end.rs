@@ -73,10 +73,13 @@ impl Listener {
 
     /// When [`Self::expire`] is to be called next, in milliseconds.
     pub(in crate::proxy::udp) fn next_expiry(&self) -> Option<u64> {
-        [self.wheel.next(), self.named.next_sweep(), self.next_resume]
-            .into_iter()
-            .flatten()
-            .min()
+        let times = [
+            self.wheel.next(),
+            self.named.next_sweep(),
+            self.next_resume,
+            self.waiting.next_due(),
+        ];
+        times.into_iter().flatten().min()
     }
 
     /// Ends flows that were idle for too long, and does what else is due.
@@ -85,6 +88,7 @@ impl Listener {
         let has_flow = |key: &_| table.find(key, |n| &flows[n as usize].key).is_some();
         self.named.sweep(context.ms, has_flow);
         self.resume(context);
+        self.advance_due(context);
         let mut found = Vec::new();
         self.wheel.take_due(context.ms, &mut found);
         for number in found {
@@ -145,6 +149,7 @@ impl Listener {
             }
         }
         self.is_draining = true;
+        self.end_all_waiting(context);
         // Fine enough for `QUIET`; flows that may be silent for longer are only looked at more
         // often.
         self.rebuild_wheel(self.idle_ms.min(QUIET), context.ms);

@@ -107,6 +107,7 @@ impl Listener {
         addresses: &[SocketAddr],
     ) -> io::Result<Given> {
         let begin = self.freeze_ports(context, addresses);
+        self.end_all_waiting(context);
         for number in self.numbers_with(Reception::Held) {
             let flow = &self.flows[number as usize];
             match flow.permits.session().must_end() {

@@ -1,0 +1,206 @@
+//! Flows that wait: for a place at a full backend, for a fit backend, and for their turn. The
+//! datagram that began a flow is kept.
+
+use crate::harness::{
+    ports, secs,
+    server::Server,
+    tembuku::{Tembuku, binary},
+    udp::{UdpServer, addrs, ask, client, config, hear_text, heard, named, serve},
+    wait_until,
+};
+use rustix::process::Signal;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// One place at its only backend.
+fn limited(listener: &str, upstream: &str, server: &UdpServer) -> (SocketAddr, Tembuku) {
+    let front = ports::free_addr();
+    let config = config(front, listener, upstream, &[server.addr]).replace(
+        &format!("[\"{}\"]", server.addr),
+        &format!("[{{ address = \"{}\", max_connections = 1 }}]", server.addr),
+    );
+    (front, Tembuku::start(&config))
+}
+
+impl Tembuku {
+    #[track_caller]
+    fn wait_flows_waiting(&self, wait: &str, count: usize) {
+        let labels = [("upstream", "u"), ("wait", wait)];
+        self.wait_metric("upstream_waiting_sessions", &labels, |n| n == count as f64);
+    }
+
+    #[track_caller]
+    fn operate(&self, words: &[&str]) {
+        let mut command = Command::new(binary());
+        command.args(words);
+        command.arg("--socket").arg(self.dir.file("admin.sock"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+
+    /// Ends the flows that have this backend.
+    #[track_caller]
+    fn kill_on(&self, server: &UdpServer) {
+        self.operate(&["kill", "--backend", &server.addr.to_string()]);
+    }
+}
+
+#[test]
+fn a_flow_waits_for_a_place_with_its_first_datagram() {
+    let server = UdpServer::named("b1");
+    let (front, tembuku) = limited("", "queue_timeout = \"1m\"", &server);
+    let holder = client(front);
+    assert_eq!(ask(&holder, "holds"), "b1 holds");
+    let waiting: Vec<UdpSocket> = (0..3).map(|_| client(front)).collect();
+    for (n, client) in waiting.iter().enumerate() {
+        client.send(format!("first {n}").as_bytes()).unwrap();
+        tembuku.wait_flows_waiting("queue", n + 1);
+        client.send(b"second").unwrap();
+        tembuku.wait_dropped("waiting", n as f64 + 1.0);
+    }
+    assert_eq!(tembuku.get("/readyz").status, 200);
+    for (n, client) in waiting.iter().enumerate() {
+        assert_eq!(heard(client), None);
+        tembuku.kill_on(&server);
+        assert_eq!(hear_text(client), format!("b1 first {n}"));
+        // From now on it is a flow like any other.
+        assert_eq!(ask(client, "more"), "b1 more");
+    }
+    tembuku.wait_flows_waiting("queue", 0);
+    let served = [("wait", "queue"), ("result", "served")];
+    assert_eq!(tembuku.metric("upstream_waits_total", &served), 3.0);
+    tembuku.kill_on(&server);
+    let records = tembuku.access_log(4);
+    let waited = records
+        .iter()
+        .filter(|r| r["queue_time"].as_f64() > Some(0.0));
+    assert_eq!(waited.count(), 3, "{records:?}");
+    assert_eq!(records[1]["datagrams_received"], 2, "{}", records[1]);
+    assert_eq!(server.peers().len(), 4);
+}
+
+#[test]
+fn the_wait_of_a_flow_ends_at_its_limit_and_the_line_has_an_end() {
+    let server = UdpServer::named("b1");
+    let keys = "queue_timeout = \"400ms\"\nqueue_length = 1";
+    let (front, tembuku) = limited("", keys, &server);
+    let holder = client(front);
+    ask(&holder, "holds");
+    let began = Instant::now();
+    let waits = client(front);
+    waits.send(b"in vain").unwrap();
+    tembuku.wait_flows_waiting("queue", 1);
+    client(front).send(b"one too many").unwrap();
+    tembuku.wait_closed("backends_full", 1.0);
+    tembuku.wait_closed("queue_timeout", 1.0);
+    assert!(began.elapsed() >= Duration::from_millis(400));
+    tembuku.wait_dropped("backends_full", 2.0);
+    tembuku.wait_flows(1.0);
+    assert_eq!(server.taken(), 1);
+}
+
+#[test]
+fn held_flows_go_in_once_there_is_a_backend() {
+    let servers = named(1);
+    let (front, tembuku) = serve("", "hold_timeout = \"1m\"", &servers);
+    let name = format!("u/{}", servers[0].addr);
+    let existing = client(front);
+    ask(&existing, "before");
+    tembuku.operate(&["maint", &name]);
+    let clients: Vec<UdpSocket> = (0..20).map(|_| client(front)).collect();
+    for (n, client) in clients.iter().enumerate() {
+        client.send(n.to_string().as_bytes()).unwrap();
+    }
+    tembuku.wait_flows_waiting("hold", 20);
+    tembuku.operate(&["ready", &name]);
+    for (n, client) in clients.iter().enumerate() {
+        assert_eq!(hear_text(client), format!("b1 {n}"));
+    }
+    tembuku.wait_flows_waiting("hold", 0);
+    assert_eq!(ask(&existing, "after"), "b1 after");
+}
+
+/// Its backend goes away and there is no other: its next datagram is kept, and not lost.
+#[test]
+fn a_flow_that_must_leave_its_backend_is_held() {
+    let servers = named(2);
+    let keys = "hold_timeout = \"1m\"\nbalance = \"first\"\non_down = \"close\"\n\
+                check = { kind = \"tcp\", interval = \"100ms\", timeout = \"100ms\", \
+                fall = 1, rise = 1 }";
+    let check = Server::named_on("up", &[servers[0].addr]);
+    let (front, tembuku) = serve("", keys, &servers);
+    let at = |n: usize| format!("u/{}", servers[n].addr);
+    tembuku.wait_metric("upstream_available_backends", &[], |n| n == 1.0);
+    let client = client(front);
+    assert_eq!(ask(&client, "before"), "b1 before");
+    drop(check);
+    tembuku.wait_metric("upstream_available_backends", &[], |n| n == 0.0);
+    wait_until("the flow has ended or waits", secs(10), || {
+        client.send(b"kept").unwrap();
+        tembuku.metric("upstream_waiting_sessions", &[("wait", "hold")]) == 1.0
+    });
+    let _check = Server::named_on("up", &[servers[1].addr]);
+    assert_eq!(hear_text(&client), "b2 kept");
+    assert_eq!(ask(&client, "after"), "b2 after", "{}", at(1));
+}
+
+/// With `requests = 1` each datagram begins a flow.
+#[test]
+fn each_query_of_a_client_may_wait() {
+    let servers = named(1);
+    let listener = "requests = 1\nresponses = 1";
+    let (front, tembuku) = serve(listener, "hold_timeout = \"1m\"", &servers);
+    let name = format!("u/{}", servers[0].addr);
+    let client = client(front);
+    for n in 0..5 {
+        assert_eq!(ask(&client, "at once"), "b1 at once");
+        tembuku.operate(&["drain", &name]);
+        client.send(n.to_string().as_bytes()).unwrap();
+        tembuku.wait_flows_waiting("hold", 1);
+        tembuku.operate(&["ready", &name]);
+        assert_eq!(hear_text(&client), format!("b1 {n}"));
+    }
+    tembuku.wait_flows_waiting("hold", 0);
+}
+
+#[test]
+fn flows_that_begin_too_early_wait_for_their_turn() {
+    const FLOWS: usize = 30;
+    let servers = named(1);
+    let keys = "connection_rate = \"20/s\"\nover_rate = \"delay\"";
+    let (front, tembuku) = serve(keys, "", &servers);
+    let began = Instant::now();
+    let clients: Vec<UdpSocket> = (0..FLOWS).map(|_| client(front)).collect();
+    for (n, client) in clients.iter().enumerate() {
+        client.send(n.to_string().as_bytes()).unwrap();
+    }
+    for (n, client) in clients.iter().enumerate() {
+        assert_eq!(hear_text(client), format!("b1 {n}"));
+    }
+    // Twenty at once, and one in 50 ms from then on.
+    assert!(began.elapsed() >= Duration::from_millis(450));
+    let labels = [("limit", "connection_rate"), ("result", "delayed")];
+    let delayed = tembuku.metric("listener_over_limit_total", &labels);
+    assert!((1.0..=10.0).contains(&delayed), "{delayed}");
+    assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_flows_that_wait() {
+    let servers = named(1);
+    let (front, mut tembuku) = serve("", "hold_timeout = \"1m\"", &servers);
+    tembuku.operate(&["drain", &format!("u/{}", servers[0].addr)]);
+    let waits = client(front);
+    waits.send(b"in vain").unwrap();
+    tembuku.wait_flows_waiting("hold", 1);
+    let began = Instant::now();
+    tembuku.proc.signal(Signal::TERM);
+    assert!(tembuku.proc.wait(secs(20)).unwrap().success());
+    assert!(began.elapsed() < secs(15));
+    let record = tembuku.access_log(1).remove(0);
+    assert_eq!(record["close_reason"], "drained", "{record}");
+    assert_eq!(addrs(&servers).len(), 1);
+}
