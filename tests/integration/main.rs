@@ -95,6 +95,7 @@ mod proxy_refused;
 mod proxy_send;
 mod proxy_untrusted;
 mod queue;
+mod queue_beside;
 mod redis;
 mod refusals;
 mod refused_calls;

@@ -167,3 +167,41 @@ fn readers_of_postgres_use_the_primary() {
         .wait_metric("upstream_role_fallback", &[], |n| n == 0.0);
     assert_eq!(is_replica(), "t");
 }
+
+/// While the primary may stand in, readers are not held. Without any server they are, and go in
+/// with the first that comes back.
+#[test]
+fn readers_are_held_only_while_the_primary_cannot_stand_in() {
+    let primary_at = ports::free_addr();
+    let mut primary = Redis::start(primary_at);
+    let replica = Redis::start(ports::free_addr());
+    replicate(&replica, &primary);
+    wait_until("it replicates", secs(30), || {
+        info(replica.addr, "replication").contains("master_link_status:up")
+    });
+    let keys = "hold_timeout = \"1m\"\non_down = \"close\"";
+    let setup = checks_redis::setup(&[&primary, &replica], keys, CHECK);
+    let held = |count: f64| {
+        let labels = [("wait", "hold")];
+        setup
+            .tembuku
+            .wait_metric("upstream_waiting_sessions", &labels, |n| n == count);
+    };
+    setup.wait_state(&replica, "up");
+    setup.wait_state(&primary, "standby");
+    drop(replica);
+    setup
+        .tembuku
+        .wait_metric("upstream_role_fallback", &[], |is| is == 1.0);
+    assert_eq!(role(setup.front).as_deref(), Some("master"));
+    primary.proc.kill();
+    setup
+        .tembuku
+        .wait_metric("upstream_available_backends", &[], |n| n == 0.0);
+    let mut clients: Vec<_> = (0..5).map(|_| net::connect(setup.front).unwrap()).collect();
+    held(5.0);
+    let _primary = Redis::start(primary_at);
+    clients.iter_mut().for_each(ping);
+    held(0.0);
+    assert_eq!(role(setup.front).as_deref(), Some("master"));
+}
