@@ -302,6 +302,11 @@ impl<'a> Relay<'a> {
             self.up.stop_reading();
             self.down.stop_reading();
             self.advance_both(now, &moved);
+            // A backend that has ended may read nothing more, and the client is not to wait for
+            // its end until then. What it sent last is cut anyway, since it is not read any more.
+            if self.down.finished && !self.up.finished && self.broken.is_none() {
+                self.up.finish();
+            }
         }
         if let FirstByte::Awaited(observers) = &mut self.first_byte {
             if let Some(observers) = observers {

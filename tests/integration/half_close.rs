@@ -298,6 +298,22 @@ fn unread_input_does_not_truncate_the_answer() {
     assert_closed_as(&tembuku, "ok");
 }
 
+/// What the backend does not read does not hold its end back.
+#[test]
+fn the_end_of_a_backend_that_reads_nothing_reaches_the_client() {
+    let (server, streams) = held();
+    let (tembuku, front) = front_of(server.addr, "half_close = false");
+    let mut client = connect(front).unwrap();
+    let mut backend = next(&streams);
+    client.set_write_timeout(Some(millis(500))).unwrap();
+    // Until no buffer on the way has room.
+    while client.write_all(&[7; 100_000]).is_ok() {}
+    backend.write_all(b"enough").unwrap();
+    backend.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), (b"enough".to_vec(), End::Fin));
+    assert_closed_as(&tembuku, "ok");
+}
+
 /// A client that stays does not keep the permit of a backend that has closed.
 #[test]
 fn a_backend_that_closed_gets_its_permit_back() {
