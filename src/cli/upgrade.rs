@@ -57,7 +57,8 @@ fn upgrade(args: &Arguments, client: &Client) -> Result<(), String> {
             | UpgradeStep::Started { .. }
             | UpgradeStep::Ready { .. }
             | UpgradeStep::Accepting
-            | UpgradeStep::Sessions { .. } => {}
+            | UpgradeStep::Sessions { .. }
+            | UpgradeStep::Other => {}
         }
     }
 }
@@ -99,7 +100,7 @@ fn text(step: &UpgradeStep) -> String {
             count(*sessions_left, "session"),
             count(*flows_left, "flow")
         ),
-        UpgradeStep::Failed { .. } => String::new(),
+        UpgradeStep::Failed { .. } | UpgradeStep::Other => String::new(),
     }
 }
 
