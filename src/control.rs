@@ -34,7 +34,9 @@ pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use probe_once::{Outcome, ProbedBackend, probe_once};
 pub use service_manager::ServiceManager;
-pub use session_exchange::{Carriers, SessionReceiver, SessionSender, SessionsReport};
+pub use session_exchange::{
+    Carriers, OtherProcess, SessionReceiver, SessionSender, SessionsReport,
+};
 pub use start_error::{StartError, StartErrors};
 pub use watch::reload_on_change;
 

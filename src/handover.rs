@@ -14,9 +14,11 @@
 //!
 //! Descriptors are not in a record: they follow in the message, in the order in which the records
 //! name them (see [`message::Descriptors`]). A sender keeps its descriptors until the receiver has
-//! answered that it has taken what they belong to.
+//! answered that it has taken what they belong to. Of sessions it is a [`claim::Claim`] that
+//! decides.
 
 pub mod channel;
+pub mod claim;
 pub mod counters;
 pub mod flows;
 pub mod hello;

@@ -40,7 +40,7 @@ pub mod internals {
     }
     pub mod control {
         pub use crate::control::{
-            Prepared, Server, SessionReceiver, SessionSender, SessionsReport,
+            OtherProcess, Prepared, Server, SessionReceiver, SessionSender, SessionsReport,
         };
     }
     pub mod datagram {

@@ -19,7 +19,7 @@ use std::{
 use streams::{Finish, Pairing, Traffic};
 use tembuku::internals::{
     admin, config,
-    control::{Prepared, Server, SessionReceiver, SessionSender, SessionsReport},
+    control::{OtherProcess, Prepared, Server, SessionReceiver, SessionSender, SessionsReport},
     handover::{
         channel::{Channel, ChannelError},
         message::Kind,
@@ -62,6 +62,8 @@ struct Servers {
     servers: [Server; 2],
     /// Which of them has the sessions.
     current: usize,
+    /// Of the format of sessions.
+    version: u16,
 }
 
 impl Servers {
@@ -82,6 +84,7 @@ impl Servers {
             runtime,
             servers,
             current: 0,
+            version: Kind::Sessions.versions()[0],
         }
     }
 
@@ -101,7 +104,11 @@ impl Servers {
 
     fn sender(&self) -> SessionSender {
         let server = &self.servers[self.current];
-        SessionSender::new(&server.state.process.sessions, server.carriers(), 1)
+        SessionSender::new(
+            &server.state.process.sessions,
+            server.carriers(),
+            self.version,
+        )
     }
 
     fn receiver(&self) -> SessionReceiver {
@@ -119,7 +126,7 @@ impl Servers {
             drop(channel);
             receiving.join().expect("no panic")
         });
-        let report = sender.end(None);
+        let report = sender.end(None, OtherProcess::Dead);
         assert_eq!(report.taken, taken as u64);
         self.current = 1 - self.current;
         report
@@ -402,7 +409,7 @@ fn a_session_that_has_no_backend_yet_follows() {
     pass(&mut server, &mut client, b"answer");
     drop(channel);
     assert_eq!(receiving.join().expect("no panic"), 1);
-    sender.end(None);
+    sender.end(None, OtherProcess::Dead);
     drop((client, server));
     servers.wait_for_connections([0, 0]);
     servers.current = 1;
@@ -467,10 +474,17 @@ fn a_session_keeps_its_upstream() {
 #[test]
 fn sessions_stay_when_the_other_process_dies() {
     let _alone = alone();
-    let (listener, address) = backend();
-    let servers = Servers::start([plan(&address, ""), plan(&address, "")]);
+    for version in Kind::Sessions.versions() {
+        let (listener, address) = backend();
+        let mut servers = Servers::start([plan(&address, ""), plan(&address, "")]);
+        servers.version = *version;
+        stay_when_the_other_process_dies(servers, &listener);
+    }
+}
+
+fn stay_when_the_other_process_dies(servers: Servers, listener: &TcpListener) {
     let mut sessions: Vec<_> = (0..100)
-        .map(|_| connect(servers.ip("l"), &listener))
+        .map(|_| connect(servers.ip("l"), listener))
         .collect();
     let mut left = 100;
     // After so many messages that were answered.
@@ -497,7 +511,7 @@ fn sessions_stay_when_the_other_process_dies() {
         );
         drop((sent, ()));
         let taken = {
-            let report = sender.end(Some(&mut channel));
+            let report = sender.end(Some(&mut channel), OtherProcess::Dead);
             drop(channel);
             assert_eq!(report.taken, dying.join().expect("no panic") as u64);
             report.taken
@@ -511,6 +525,56 @@ fn sessions_stay_when_the_other_process_dies() {
     }
     drop(sessions);
     servers.wait_for_connections([0, 0]);
+    servers.stop();
+}
+
+/// It does not answer for a while: sessions that it has not taken go on here, and follow later.
+#[test]
+fn sessions_go_on_while_the_other_process_stands_still() {
+    let _alone = alone();
+    let (listener, address) = backend();
+    let mut servers = Servers::start([plan(&address, ""), plan(&address, "")]);
+    let mut sessions: Vec<_> = (0..100)
+        .map(|_| connect(servers.ip("l"), &listener))
+        .collect();
+    let (mut sender, mut receiver) = (servers.sender(), servers.receiver());
+    let (mut channel, other) = Channel::pair().expect("a channel");
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let receiving = thread::spawn(move || {
+        let mut channel = Channel::new(other);
+        let first = channel.receive(Instant::now() + PATIENCE);
+        receiver
+            .receive(first.expect("sessions"), &mut channel)
+            .expect("answered");
+        let second = channel.receive(Instant::now() + PATIENCE);
+        goes_on.recv().expect("an order");
+        receiver
+            .receive(second.expect("sessions"), &mut channel)
+            .expect("answered");
+        receive_all(receiver, channel)
+    });
+    let sending = thread::spawn(move || {
+        sender.send_all(&mut channel).expect("answers");
+        sender.end(None, OtherProcess::Dead)
+    });
+    let pass_all = |sessions: &mut Vec<(TcpStream, TcpStream)>| {
+        for (client, server) in sessions {
+            pass(client, server, b"to the backend");
+            pass(server, client, b"to the client");
+        }
+    };
+    wait_until("the first are taken", || servers.connections(1) > 0);
+    pass_all(&mut sessions);
+    assert!(!sending.is_finished());
+    go_on.send(()).expect("it waits");
+    let report = sending.join().expect("no panic");
+    assert_eq!((report.taken, report.refused.len()), (100, 0), "{report:?}");
+    assert_eq!(receiving.join().expect("no panic"), 100);
+    servers.wait_for_connections([0, 100]);
+    pass_all(&mut sessions);
+    drop(sessions);
+    servers.wait_for_connections([0, 0]);
+    servers.current = 1;
     servers.stop();
 }
 

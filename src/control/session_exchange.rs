@@ -1,15 +1,15 @@
 //! Live sessions go to another process, or come from one, in batches that are answered.
 //!
-//! A session is asked to leave, and stops at its next wait (`proxy/tcp/handover`). It is still that
-//! of the old process until the new one has answered that it has taken it, and the new one does
-//! nothing with it before it has sent that answer. So if one of them dies at any time, at most one
-//! is left that relays the session.
+//! A session is asked to leave, and stops at its next wait (`proxy/tcp/handover`). With the
+//! sessions of a message comes a [`Claim`](crate::handover::claim::Claim), which the new process
+//! takes before it does anything with them; the old one takes it to have them back. So at any time
+//! a session is that of one of both, and if the other dies or hangs, it goes on.
 
 mod receive;
 mod send;
 
 pub use receive::SessionReceiver;
-pub use send::{SessionSender, SessionsReport};
+pub use send::{OtherProcess, SessionSender, SessionsReport};
 
 use crate::{
     proxy::tcp::{
@@ -19,6 +19,9 @@ use crate::{
     runtime::mailbox::{Mailbox, Message},
 };
 use std::sync::{Arc, mpsc};
+
+/// Since this version of the format a message has a claim.
+const WITH_CLAIM: u16 = 2;
 
 /// The workers that carry connections, for another thread.
 #[derive(Clone)]

@@ -120,8 +120,21 @@ impl Channel {
 
     /// Whole, or an error: then what has arrived of it is closed.
     pub fn receive(&mut self, deadline: Instant) -> Result<Message, ChannelError> {
+        match self.receive_any(deadline)? {
+            message if message.is_short => Err(ChannelError::DescriptorsLost),
+            message => Ok(message),
+        }
+    }
+
+    /// The same, of a message that may have lost descriptors: the other side can be told so.
+    pub fn receive_any(&mut self, deadline: Instant) -> Result<Message, ChannelError> {
         let mut packet = vec![0; HEAD + PART];
-        let (size, descriptors) = self.receive_packet(&mut packet, deadline)?;
+        let first = self.receive_packet(&mut packet, deadline)?;
+        let Packet {
+            size,
+            descriptors,
+            is_short,
+        } = first;
         let (head, part) = Head::parse(&packet[..size])?;
         let kind = Kind::from_number(head.kind).ok_or(ChannelError::UnknownKind(head.kind))?;
         let length = head.length as usize;
@@ -130,7 +143,11 @@ impl Channel {
         }
         let mut body = part.to_vec();
         while body.len() < length {
-            let (size, more) = self.receive_packet(&mut packet, deadline)?;
+            let Packet {
+                size,
+                descriptors: more,
+                ..
+            } = self.receive_packet(&mut packet, deadline)?;
             let (next, part) = Head::parse(&packet[..size])?;
             let expected = Head {
                 offset: u32::try_from(body.len()).unwrap_or(u32::MAX),
@@ -148,6 +165,7 @@ impl Channel {
             serial: head.serial,
             body,
             descriptors,
+            is_short,
         })
     }
 
@@ -188,11 +206,8 @@ impl Channel {
         }
     }
 
-    fn receive_packet(
-        &self,
-        packet: &mut [u8],
-        deadline: Instant,
-    ) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
+    fn receive_packet(&self, packet: &mut [u8], deadline: Instant) -> Result<Packet, ChannelError> {
+        let mut was_reset = false;
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS + 3))];
         let space = &mut space[..rustix::cmsg_space!(ScmRights(0)) + self.room * size_of::<i32>()];
@@ -211,6 +226,12 @@ impl Channel {
                     continue;
                 }
                 Err(Errno::INTR) => continue,
+                // The other side has ended before it has read all that was sent to it. The kernel
+                // says so once; what it has sent before can be read still.
+                Err(Errno::CONNRESET) if !was_reset => {
+                    was_reset = true;
+                    continue;
+                }
                 received => received?,
             };
             let mut descriptors = Vec::new();
@@ -219,16 +240,17 @@ impl Channel {
                     descriptors.extend(rights);
                 }
             }
-            if received.flags.contains(ReturnFlags::CTRUNC) {
-                return Err(ChannelError::DescriptorsLost);
-            }
             if received.flags.contains(ReturnFlags::TRUNC) {
                 return Err(ChannelError::Garbage("a packet is too long"));
             }
             // No packet is empty.
             return match received.bytes {
                 0 => Err(ChannelError::Closed),
-                size => Ok((size, descriptors)),
+                size => Ok(Packet {
+                    size,
+                    is_short: received.flags.contains(ReturnFlags::CTRUNC),
+                    descriptors,
+                }),
             };
         }
     }
@@ -292,6 +314,13 @@ impl std::error::Error for ChannelError {
             _ => None,
         }
     }
+}
+
+/// What has arrived at once.
+struct Packet {
+    size: usize,
+    descriptors: Vec<OwnedFd>,
+    is_short: bool,
 }
 
 /// In front of each part.

@@ -62,8 +62,9 @@ kinds! {
     Accept = 9, "accept", [1];
     /// The new process accepts.
     Accepting = 10, "accepting", [1];
-    /// Connections that are relayed.
-    Sessions = 11, "sessions", [1];
+    /// Connections that are relayed. Since version 2 the last descriptor of a message is a
+    /// [`Claim`](super::claim::Claim) to all of them.
+    Sessions = 11, "sessions", [2, 1];
     /// Which sessions of a batch were taken.
     SessionsTaken = 12, "sessions_taken", [1];
     /// Listening UDP sockets of one listener, with what belongs to them.
@@ -98,6 +99,8 @@ pub struct Message {
     pub serial: u32,
     pub body: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
+    /// Descriptors of it were lost on the way.
+    pub is_short: bool,
 }
 
 impl Message {

@@ -1,7 +1,11 @@
 //! One process replaces another while clients come.
 
+mod between;
+mod failures;
+mod failures_udp;
 mod fake;
 mod sessions;
+mod streams;
 mod surroundings;
 
 use crate::harness::{

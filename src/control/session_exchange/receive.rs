@@ -1,10 +1,11 @@
 //! The process that sessions come to.
 
-use super::Carriers;
+use super::{Carriers, WITH_CLAIM};
 use crate::{
     control::View,
     handover::{
         channel::{Channel, ChannelError},
+        claim::Claim,
         message::{Descriptors, Kind, Message},
         record::Malformed,
         session::{SessionRecord, read_all, write_verdicts},
@@ -63,23 +64,46 @@ impl SessionReceiver {
         }
     }
 
-    /// Answers a message with sessions, and goes on with those that it has taken. After an error
-    /// the other process still has all of this message.
-    pub fn receive(&mut self, message: Message, channel: &mut Channel) -> Result<(), ChannelError> {
-        let sessions = self.read(message);
+    /// Answers a message with sessions, and goes on with those that it has taken.
+    pub fn receive(
+        &mut self,
+        mut message: Message,
+        channel: &mut Channel,
+    ) -> Result<(), ChannelError> {
+        let has_claim = message.version >= WITH_CLAIM && !message.is_short;
+        let claim = has_claim.then(|| message.descriptors.pop()).flatten();
+        let claim = claim.map(Claim::of_descriptor);
+        let mut sessions = self.read(message);
+        // From here on they are those of this process, whatever becomes of the other. Of an older
+        // program they are with the answer.
+        if let Some(claim) = &claim
+            && sessions.iter().any(Result::is_ok)
+            && !claim.take()
+        {
+            let withdrawn = |_| Err(Unsuitable::Withdrawn);
+            sessions = sessions.into_iter().map(withdrawn).collect();
+        }
         let verdicts = sessions.iter().map(|session| match session {
             Ok(_) => None,
             Err(unsuitable) => Some(unsuitable.word()),
         });
         let answer = write_verdicts(verdicts);
         let deadline = Instant::now() + PATIENCE;
-        channel.send(Kind::SessionsTaken, self.version, &answer, &[], deadline)?;
-        // Not before: until it has the answer, the other process may go on with them.
+        let sent = channel.send(Kind::SessionsTaken, self.version, &answer, &[], deadline);
+        match sent {
+            // Also where it has ended before it could be told.
+            Ok(_) | Err(ChannelError::Closed) => {}
+            Err(error) if claim.is_none() => return Err(error),
+            Err(_) => {}
+        }
         for continuation in sessions.into_iter().flatten() {
             self.carriers.go_on(continuation, self.taken);
             self.taken += 1;
         }
-        Ok(())
+        match sent {
+            Err(ChannelError::Closed) => Ok(()),
+            sent => sent.map(drop),
+        }
     }
 
     fn read(&mut self, message: Message) -> Vec<Result<Continuation, Unsuitable>> {
@@ -91,6 +115,14 @@ impl SessionReceiver {
                 return Vec::new();
             }
         };
+        if message.is_short {
+            tracing::warn!(
+                sessions = records.len(),
+                "descriptors of sessions were lost on the way, the other process keeps them"
+            );
+            let refused = |_| Err(Unsuitable::NoDescriptors);
+            return records.into_iter().map(refused).collect();
+        }
         let mut descriptors = Descriptors::new(message.descriptors);
         let continuations = records.into_iter().map(|record| {
             let count = record.descriptors();

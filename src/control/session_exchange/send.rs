@@ -1,11 +1,12 @@
 //! The process that sessions leave.
 
-use super::Carriers;
+use super::{Carriers, WITH_CLAIM};
 use crate::{
     handover::{
         channel::{Channel, ChannelError},
+        claim::Claim,
         message::{Kind, MOST_DESCRIPTORS, Message},
-        session::{read_verdicts, write_all},
+        session::{Verdicts, read_verdicts, write_all},
     },
     proxy::tcp::handover::{Answer, Departure},
     session::registry::{self, Phase, Session, Sessions},
@@ -13,6 +14,7 @@ use crate::{
 use ahash::{AHashMap, AHashSet};
 use std::{
     collections::{BTreeMap, VecDeque},
+    os::fd::AsFd as _,
     sync::{
         Arc,
         mpsc::{self, Receiver},
@@ -38,6 +40,10 @@ const LATE: Duration = Duration::from_secs(1);
 const CLOSED: Duration = Duration::from_millis(200);
 /// How long the other process has to take a message, or to answer it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Sessions that the other process has not taken for so long go on here meanwhile.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// Between two looks at what is held up.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Sends the sessions of this process to another one. Blocking: for a thread of its own.
 pub struct SessionSender {
@@ -53,15 +59,33 @@ pub struct SessionSender {
     /// To be asked, the last one first.
     candidates: Vec<Arc<Session>>,
     /// Messages that were not answered, in their order.
-    unanswered: VecDeque<Vec<Waiting>>,
+    unanswered: VecDeque<Offer>,
     refused: AHashSet<u64>,
     report: SessionsReport,
+}
+
+/// A message that was sent.
+struct Offer {
+    /// None are left once it is withdrawn.
+    sessions: Vec<Waiting>,
+    /// `None`: the other process knows no claims, and has these sessions unless it is dead.
+    claim: Option<Claim>,
+    at: Instant,
+    is_withdrawn: bool,
 }
 
 /// A session that was sent.
 struct Waiting {
     id: u64,
     answer: oneshot::Sender<Answer>,
+}
+
+/// What is known of the process that sessions were sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherProcess {
+    Dead,
+    /// It may have taken what it has not answered.
+    Alive,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -97,8 +121,7 @@ impl SessionSender {
     /// when none is left that could leave now. Sessions that have no backend yet leave later: call
     /// it again, after [`Self::wait`].
     ///
-    /// After an error it is not known which sessions of the last messages the other process has
-    /// taken: make sure that it is dead, then call [`Self::end`].
+    /// Call [`Self::end`] after an error.
     pub fn send_all(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
         loop {
             self.ask_some();
@@ -135,11 +158,28 @@ impl SessionSender {
         }
     }
 
-    /// Sessions that have not left go on in this process. `channel`: if the other process has died,
-    /// since its last answers may not have been read.
-    pub fn end(mut self, channel: Option<&mut Channel>) -> SessionsReport {
+    /// Sessions that the other process has not taken go on in this process. `channel`: its last
+    /// answers may not have been read.
+    pub fn end(mut self, channel: Option<&mut Channel>, other: OtherProcess) -> SessionsReport {
         if let Some(channel) = channel {
-            while !self.unanswered.is_empty() && self.read_answer(channel).is_ok() {}
+            while !self.unanswered.is_empty()
+                && channel.has_message().unwrap_or_default()
+                && self.read_answer(channel).is_ok()
+            {}
+        }
+        for offer in std::mem::take(&mut self.unanswered) {
+            let is_taken = match (&offer.claim, other) {
+                (Some(_), _) => !offer.is_withdrawn && !offer.take_claim(),
+                (None, OtherProcess::Dead) => false,
+                // It may relay them: this process must not.
+                (None, OtherProcess::Alive) => true,
+            };
+            if is_taken {
+                self.report.taken += offer.sessions.len() as u64;
+                for waiting in offer.sessions {
+                    let _ = waiting.answer.send(Answer::Taken);
+                }
+            }
         }
         self.carriers.set_exit(None);
         for session in self.sessions.find(|session| session.is_to_leave()) {
@@ -184,7 +224,7 @@ impl SessionSender {
     fn collect(&mut self) -> Vec<Departure> {
         let (mut batch, mut descriptors, mut held) = (Vec::new(), 0, 0);
         while batch.len() < BATCH
-            && descriptors + DESCRIPTORS <= MOST_DESCRIPTORS
+            && descriptors + DESCRIPTORS < MOST_DESCRIPTORS
             && held < HELD
             && let Some(departure) = self.next_departure()
         {
@@ -209,7 +249,17 @@ impl SessionSender {
     }
 
     fn send(&mut self, batch: Vec<Departure>, channel: &mut Channel) -> Result<(), ChannelError> {
-        let (states, waiting): (Vec<_>, Vec<_>) = batch
+        let claim = match self.version {
+            ..WITH_CLAIM => None,
+            _ => match Claim::new() {
+                Ok(claim) => Some(claim),
+                Err(error) => {
+                    self.keep(batch, &error);
+                    return Ok(());
+                }
+            },
+        };
+        let (states, sessions): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|Departure { state, answer }| {
                 let id = state.continued.id;
@@ -217,24 +267,50 @@ impl SessionSender {
             })
             .unzip();
         let records: Vec<_> = states.iter().map(|state| state.record()).collect();
-        let descriptors: Vec<_> = states
+        let mut descriptors: Vec<_> = states
             .iter()
             .flat_map(|state| state.descriptors())
             .collect();
-        // Before it is sent: it may have arrived even if that returns an error.
-        self.unanswered.push_back(waiting);
-        let deadline = Instant::now() + PATIENCE;
+        descriptors.extend(claim.as_ref().map(|claim| claim.as_fd()));
+        let now = Instant::now();
         let body = write_all(&records);
-        channel.send(Kind::Sessions, self.version, &body, &descriptors, deadline)?;
-        Ok(())
+        let deadline = now + PATIENCE;
+        let sent = channel.send(Kind::Sessions, self.version, &body, &descriptors, deadline);
+        // Also after an error: it may have arrived.
+        self.unanswered.push_back(Offer {
+            sessions,
+            claim,
+            at: now,
+            is_withdrawn: false,
+        });
+        sent.map(drop)
     }
 
-    /// Of the first message that has none.
+    /// They cannot be sent.
+    fn keep(&mut self, batch: Vec<Departure>, error: &std::io::Error) {
+        tracing::warn!(%error, sessions = batch.len(), "sessions cannot be sent");
+        let kept = self.report.refused.entry("no_descriptors".to_owned());
+        *kept.or_default() += batch.len() as u64;
+        let ids = batch.iter().map(|departure| departure.state.continued.id);
+        self.refused.extend(ids);
+    }
+
+    /// Of the first message that has none. While there is none, sessions are not held up for long.
     fn read_answer(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
-        if self.unanswered.is_empty() {
+        let Some(first) = self.unanswered.front() else {
             return Ok(());
-        }
-        let answer = channel.receive(Instant::now() + PATIENCE)?;
+        };
+        let (held_up, given_up) = (first.at + HELD_UP, Instant::now() + PATIENCE);
+        let mut deadline = held_up;
+        let answer = loop {
+            match channel.receive(deadline) {
+                Err(ChannelError::TimedOut) if Instant::now() < given_up => {
+                    self.withdraw();
+                    deadline = Instant::now() + LOOK;
+                }
+                answer => break answer?,
+            }
+        };
         let verdicts = match answer {
             Message {
                 kind: Kind::SessionsTaken,
@@ -245,9 +321,15 @@ impl SessionSender {
         };
         let verdicts =
             verdicts.map_err(|_| ChannelError::Garbage("an answer to sessions has no sense"))?;
-        let batch = self.unanswered.pop_front().unwrap_or_default();
+        if let Some(offer) = self.unanswered.pop_front() {
+            self.settle(offer, verdicts);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, offer: Offer, verdicts: Verdicts) {
         let mut verdicts = verdicts.into_iter();
-        for Waiting { id, answer } in batch {
+        for Waiting { id, answer } in offer.sessions {
             let refused = match verdicts.next() {
                 Some(None) => None,
                 Some(Some(reason)) => Some(reason),
@@ -267,6 +349,35 @@ impl SessionSender {
             // It fails only where the worker has ended.
             let _ = answer.send(said);
         }
-        Ok(())
+    }
+
+    /// What the other process has not taken goes on here, and is sent again later.
+    fn withdraw(&mut self) {
+        if self.version < WITH_CLAIM {
+            return;
+        }
+        for offer in self.unanswered.iter_mut().filter(|o| !o.is_withdrawn) {
+            if offer.take_claim() {
+                offer.is_withdrawn = true;
+                tracing::warn!(
+                    sessions = offer.sessions.len(),
+                    "sessions were not taken in time, they go on here"
+                );
+                // They learn it by that.
+                offer.sessions.clear();
+            }
+        }
+        // So do those that wait to be sent.
+        for (_, (session, _)) in self.asked.drain() {
+            session.stay();
+        }
+        self.next = None;
+        while self.departures.try_recv().is_ok() {}
+    }
+}
+
+impl Offer {
+    fn take_claim(&self) -> bool {
+        self.claim.as_ref().is_some_and(Claim::take)
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Order, Request, Step, UpgradeError, binary, binary::NewProcess, leaving::Leaving, link::Link,
 };
 use crate::{
-    control::{Server, State},
+    control::{OtherProcess, Server, State},
     handover::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
@@ -276,7 +276,7 @@ impl Server {
                 drop(process);
                 flows.take_back();
                 if let Some(leaving) = leaving {
-                    leaving.end(&mut link).await;
+                    leaving.end(&mut link, OtherProcess::Dead).await;
                 }
                 self.runtime.resume_accepting().await;
                 state.give_up_ready_file(false).await;
@@ -375,7 +375,14 @@ impl Replaced {
             let is_last = ended.is_cancelled();
             if is_last || Instant::now() >= due {
                 due = Instant::now() + REPORT;
-                if self.report(&state).await.is_err() || is_last {
+                if self.report(&state).await.is_err() {
+                    if let Some(leaving) = self.leaving.take() {
+                        leaving.end(&mut self.link, OtherProcess::Alive).await;
+                    }
+                    // To the other process the end of the channel would be that of this one.
+                    return ended.cancelled().await;
+                }
+                if is_last {
                     return;
                 }
             }
@@ -395,20 +402,19 @@ impl Replaced {
             }
             return true;
         };
-        match leaving.follow(&mut self.link).await {
-            Ok(()) => true,
-            Err(ChannelError::Closed) => {
-                if let Some(leaving) = self.leaving.take() {
-                    leaving.end(&mut self.link).await;
-                }
-                false
-            }
-            Err(error) => {
-                // It may have taken what was sent last: that does not go on here.
-                tracing::warn!(%error, "upgrade: no more sessions move");
-                std::future::pending().await
-            }
+        let (other, error) = match leaving.follow(&mut self.link).await {
+            Ok(()) => return true,
+            Err(ChannelError::Closed) => (OtherProcess::Dead, None),
+            Err(error) => (OtherProcess::Alive, Some(error)),
+        };
+        if let Some(leaving) = self.leaving.take() {
+            leaving.end(&mut self.link, other).await;
         }
+        // It serves, so that it is not for this process to end it.
+        if let Some(error) = error {
+            tracing::warn!(%error, "upgrade: no more sessions move");
+        }
+        other == OtherProcess::Alive
     }
 
     async fn report(&mut self, state: &State) -> Result<(), UpgradeError> {

@@ -2,7 +2,7 @@
 
 use super::link::Link;
 use crate::{
-    control::{Server, SessionSender, SessionsReport},
+    control::{OtherProcess, Server, SessionSender, SessionsReport},
     handover::{channel::ChannelError, message::Kind},
 };
 use std::time::Duration;
@@ -26,8 +26,7 @@ impl Leaving {
         Some(Self(Some(Box::new(sender))))
     }
 
-    /// Sends the sessions that are relayed. After an error the new process must be dead before
-    /// [`Self::end`].
+    /// Sends the sessions that are relayed.
     pub(super) async fn send_all(&mut self, link: &mut Link) -> Result<(), ChannelError> {
         self.send(link, None).await
     }
@@ -59,15 +58,18 @@ impl Leaving {
         report.unwrap_or_default()
     }
 
-    /// Those that were not taken go on in this process. The new one is dead.
-    pub(super) async fn end(self, link: &mut Link) {
+    /// Those that were not taken go on in this process.
+    pub(super) async fn end(self, link: &mut Link, other: OtherProcess) {
         let Some(sender) = self.0 else {
             return;
         };
-        let end = move |channel: &mut _| Ok((*sender).end(Some(channel)));
-        match link.call(ALL, end).await {
-            Ok(report) => tracing::info!(lost = report.taken, "sessions go on in this process"),
-            Err(error) => tracing::warn!(%error, "sessions may not go on"),
+        let end = move |channel: &mut _| Ok((*sender).end(Some(channel), other));
+        match (link.call(ALL, end).await, other) {
+            (Ok(report), OtherProcess::Dead) => {
+                tracing::info!(lost = report.taken, "sessions go on in this process");
+            }
+            (Ok(_), OtherProcess::Alive) => {}
+            (Err(error), _) => tracing::warn!(%error, "sessions may not go on"),
         }
     }
 }

@@ -293,7 +293,7 @@ fn receive_rest(
     state: &State,
 ) -> ChannelError {
     loop {
-        let message = match channel.receive(Instant::now() + REST) {
+        let message = match channel.receive_any(Instant::now() + REST) {
             Ok(message) => message,
             Err(error) => return error,
         };

@@ -102,6 +102,32 @@ fn a_message_without_all_its_descriptors_is_none() {
     assert_eq!(File::from(reader).read(&mut [0]).ok(), Some(0));
 }
 
+/// The other side can be told that it lacks some.
+#[test]
+fn a_message_that_has_lost_descriptors_is_read_where_that_is_expected() {
+    let (mut a, mut b) = pair();
+    b.room = 4;
+    let copies = files(8);
+    a.send(Kind::Sessions, 1, b"body", &borrowed(&copies), soon())
+        .expect("sent");
+    let message = b.receive_any(soon()).expect("a message");
+    assert!(message.is_short && message.descriptors.len() < 8);
+    assert_eq!(message.body, b"body");
+    a.send(Kind::End, 1, b"", &[], soon()).expect("sent");
+    assert!(!b.receive_any(soon()).expect("a message").is_short);
+}
+
+/// The kernel reports first that the other side has not read everything.
+#[test]
+fn what_the_other_side_has_said_is_read_although_it_has_not_read_all() {
+    let (mut a, mut b) = pair();
+    b.send(Kind::Accept, 1, b"", &[], soon()).expect("sent");
+    a.send(Kind::Ready, 1, b"", &[], soon()).expect("sent");
+    drop(a);
+    assert_eq!(b.receive(soon()).expect("a message").kind, Kind::Ready);
+    assert!(matches!(b.receive(soon()), Err(ChannelError::Closed)));
+}
+
 #[test]
 fn the_end_of_the_other_side_is_seen_at_once() {
     let (mut a, b) = pair();

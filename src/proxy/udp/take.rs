@@ -56,16 +56,27 @@ impl Taker {
 
     /// Takes what a message of [`Kind::UdpFlows`] or [`Kind::UdpGroup`] has, and returns the body
     /// of the answer, which is [`Kind::UdpTaken`].
-    pub fn take(&mut self, message: Message) -> Result<Vec<u8>, HandOverError> {
+    pub fn take(&mut self, mut message: Message) -> Result<Vec<u8>, HandOverError> {
         if !matches!(message.kind, Kind::UdpFlows | Kind::UdpGroup) {
             return Err(HandOverError::Unexpected(message.kind));
         }
-        let batch = FlowBatch::read(&message.body)?;
+        let mut batch = FlowBatch::read(&message.body)?;
+        let mut refused = Vec::new();
+        if message.is_short {
+            // This process may open no more: these flows stay in the other one.
+            let flows = std::mem::take(&mut batch.flows);
+            tracing::warn!(
+                flows = flows.len(),
+                "descriptors of flows were lost on the way"
+            );
+            refused.extend(flows.into_iter().map(|flow| flow.id));
+            batch.late.clear();
+            message.descriptors.clear();
+        }
         if batch.descriptors() != message.descriptors.len() {
             return Err(HandOverError::Descriptors);
         }
         let (answer, answered) = mpsc::channel();
-        let mut refused = Vec::new();
         let parts = self.divide(batch, message, &answer, &mut refused);
         drop(answer);
         let count = parts.len();

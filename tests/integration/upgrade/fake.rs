@@ -1,6 +1,6 @@
 //! New processes that fail at each message: this test's own program speaks in their place.
 
-use super::{Succession, front_of};
+use super::{Succession, front_of, streams::Streams};
 use crate::harness::{
     load::Load,
     proc::{run_ok, text},
@@ -30,7 +30,7 @@ const DEAD: &str = "the other process has ended, at";
 
 /// Runs `tembuku upgrade` with a program that behaves so; clients are served all the time.
 #[track_caller]
-fn fails(tembuku: &Succession, load: &Load, behaviour: &str, words: &str) {
+fn fails(tembuku: &Succession, (load, streams): (&Load, &Streams), behaviour: &str, words: &str) {
     let script = format!(
         "#!/bin/sh\ncase $1 in check|handover-formats) exec {} \"$@\";; esac\n\
          {BEHAVIOUR}={behaviour} exec {} --exact --ignored --nocapture \
@@ -49,6 +49,7 @@ fn fails(tembuku: &Succession, load: &Load, behaviour: &str, words: &str) {
     assert_eq!(output.status.code(), Some(1), "{behaviour}: {said}");
     assert!(said.contains(words), "{behaviour}: {said}");
     assert_eq!(tembuku.pid(), tembuku.current, "{behaviour}");
+    assert_eq!(streams.advance(behaviour), 0);
     let counts = load.take(behaviour);
     assert_eq!(
         (counts.refused, counts.cut),
@@ -63,50 +64,72 @@ fn a_new_process_that_fails_at_any_message_changes_nothing() {
     let (front, config) = front_of(&server);
     let mut tembuku = Succession::start(&config);
     let load = Load::start(front, thread::spawn);
+    let streams = Streams::start(front, 20);
     let descriptors = || {
         let folder = format!("/proc/{}/fd", tembuku.current);
         fs::read_dir(folder).unwrap().count()
     };
     load.take("before");
-    fails(&tembuku, &load, "die-at-start", DEAD);
+    fails(&tembuku, (&load, &streams), "die-at-start", DEAD);
     for message in ["hello", "ready", "accepting"] {
-        fails(&tembuku, &load, &format!("die-at-{message}"), DEAD);
         fails(
             &tembuku,
-            &load,
+            (&load, &streams),
+            &format!("die-at-{message}"),
+            DEAD,
+        );
+        fails(
+            &tembuku,
+            (&load, &streams),
             &format!("refuse-at-{message}"),
             "no, thank you",
         );
         let instead = format!("has sent journal instead of {message}");
-        fails(&tembuku, &load, &format!("confuse-at-{message}"), &instead);
+        fails(
+            &tembuku,
+            (&load, &streams),
+            &format!("confuse-at-{message}"),
+            &instead,
+        );
         let garbage = "the other process has sent no message";
-        fails(&tembuku, &load, &format!("garbage-at-{message}"), garbage);
+        fails(
+            &tembuku,
+            (&load, &streams),
+            &format!("garbage-at-{message}"),
+            garbage,
+        );
     }
     for message in ["hello", "ready"] {
         fails(
             &tembuku,
-            &load,
+            (&load, &streams),
             &format!("empty-at-{message}"),
             "lacks field",
         );
     }
-    fails(&tembuku, &load, "poor-at-hello", "may open 10 files");
     fails(
         &tembuku,
-        &load,
+        (&load, &streams),
+        "poor-at-hello",
+        "may open 10 files",
+    );
+    fails(
+        &tembuku,
+        (&load, &streams),
         "silent-at-accepting",
         "has not answered in time, at accepting",
     );
     // Nothing is left of all that, and the next one works.
-    crate::harness::wait_until("descriptors are closed", secs(5), || descriptors() < 60);
+    crate::harness::wait_until("descriptors are closed", secs(5), || descriptors() < 120);
     let before = descriptors();
-    fails(&tembuku, &load, "die-at-accepting", DEAD);
+    fails(&tembuku, (&load, &streams), "die-at-accepting", DEAD);
     crate::harness::wait_until("descriptors are closed", secs(5), || {
         descriptors() <= before + 3
     });
     tembuku.upgrade();
     let counts = load.take("after");
     assert_eq!((counts.refused, counts.cut), (0, 0), "{counts:?}");
+    assert_eq!(streams.finish(), 0);
 }
 
 /// Runs as the new process, and not as a test.

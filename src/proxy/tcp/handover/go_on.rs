@@ -86,6 +86,10 @@ pub enum Unsuitable {
     NoConnection,
     /// A part of its state has a value that this version does not know.
     NotUnderstood,
+    /// Its descriptors did not arrive: this process may open no more.
+    NoDescriptors,
+    /// The other process has it back.
+    Withdrawn,
 }
 
 impl Unsuitable {
@@ -95,6 +99,8 @@ impl Unsuitable {
             Self::NoBackend => "no_backend",
             Self::NoConnection => "no_connection",
             Self::NotUnderstood => "not_understood",
+            Self::NoDescriptors => "no_descriptors",
+            Self::Withdrawn => "withdrawn",
         }
     }
 }
@@ -106,6 +112,8 @@ impl fmt::Display for Unsuitable {
             Self::NoBackend => "the new process has not its backend",
             Self::NoConnection => "a descriptor of it was not what it should be",
             Self::NotUnderstood => "the new process does not know a value of its state",
+            Self::NoDescriptors => "the new process may open no more files",
+            Self::Withdrawn => "the new process was too late",
         })
     }
 }

@@ -541,6 +541,7 @@ fn a_batch_that_is_none_changes_nothing() {
         serial: 0,
         body: body.to_vec(),
         descriptors: Vec::new(),
+        is_short: false,
     };
     let other = taker.take(message(Kind::Sessions, b""));
     assert!(matches!(other, Err(HandOverError::Unexpected(_))));
