@@ -20,6 +20,7 @@
 pub mod channel;
 pub mod claim;
 pub mod counters;
+pub mod discovery;
 pub mod flows;
 pub mod hello;
 pub mod journal;

@@ -3,6 +3,7 @@
 
 mod backends;
 mod follow;
+mod handed;
 mod queue;
 mod saved;
 
@@ -13,6 +14,7 @@ use crate::{
         AnySource, Snapshot, Source as _, SourceError,
         merge::{Changes, Held, Known, Merged, Outcome, Rules},
     },
+    handover::discovery::DiscoveryRecord,
     plan::{Addr, Backend, Discover, Plan, Target, Upstream},
 };
 use saved::Saved;
@@ -104,10 +106,11 @@ pub struct HeldBackend {
 }
 
 /// The discoveries of a plan: those that run already, and others begun. Their backends become
-/// backends of the plan.
+/// backends of the plan. `handed`: what another process knows.
 pub(super) async fn begin_all(
     plan: &mut Plan,
     running: &BTreeMap<String, Arc<Discovery>>,
+    handed: &[DiscoveryRecord],
 ) -> BTreeMap<String, PreparedDiscovery> {
     // All at once: sources that do not answer are waited for together.
     let mut begun = JoinSet::new();
@@ -126,7 +129,14 @@ pub(super) async fn begin_all(
                 prepared.insert(name, prepared_discovery);
             }
             None => {
-                begun.spawn(async move { (Discovery::begin(&name, &discover).await, name) });
+                let handed = handed
+                    .iter()
+                    .find(|handed| handed.upstream == name)
+                    .cloned();
+                begun.spawn(async move {
+                    let begun = Discovery::begin(&name, &discover, handed.as_ref()).await;
+                    (begun, name)
+                });
             }
         }
     }
@@ -147,8 +157,13 @@ pub(super) async fn begin_all(
 }
 
 impl Discovery {
-    /// Reads what an earlier process has saved, and asks the source once.
-    pub(super) async fn begin(upstream: &str, discover: &Discover) -> PreparedDiscovery {
+    /// Takes what another process has handed over, or reads what an earlier one has saved, and asks
+    /// the source once.
+    pub(super) async fn begin(
+        upstream: &str,
+        discover: &Discover,
+        handed: Option<&DiscoveryRecord>,
+    ) -> PreparedDiscovery {
         let discovery = Self {
             upstream: upstream.into(),
             state: Mutex::new(Answers {
@@ -166,6 +181,9 @@ impl Discovery {
             saved::read(upstream, discover),
             timeout(discover.timeout, source.next())
         );
+        if let Some(handed) = handed {
+            discovery.take_over(handed, Instant::now());
+        }
         if let Some(saved) = saved {
             discovery.restore(saved);
         }
@@ -177,13 +195,13 @@ impl Discovery {
             let (error, known) = (&error.message, discovery.known());
             let backends = discovery.lock().merged.in_effect().len();
             match known {
-                Known::Saved => tracing::warn!(
+                Known::Saved | Known::Answered => tracing::warn!(
                     upstream,
                     error,
                     backends,
                     "source of backends does not answer, using those of an earlier process"
                 ),
-                Known::Nothing | Known::Answered => tracing::warn!(
+                Known::Nothing => tracing::warn!(
                     upstream,
                     error,
                     "source of backends does not answer, there are none of it yet"
@@ -197,9 +215,10 @@ impl Discovery {
 
     fn restore(&self, saved: Saved) {
         let mut state = self.lock();
-        state.merged.restore(saved.backends);
-        state.version = saved.version;
-        state.last_success = Some(saved.time);
+        if state.merged.restore(saved.backends) {
+            state.version = saved.version;
+            state.last_success = Some(saved.time);
+        }
     }
 
     /// Takes an answer of the source.

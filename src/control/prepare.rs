@@ -12,6 +12,7 @@ use crate::{
         budget::count_udp,
         discovery::{self, Discovery, PreparedDiscovery},
     },
+    handover::discovery::DiscoveryRecord,
     plan::{self, Addr, Plan, Tls},
     probe::CheckCredentials,
     proxy::udp,
@@ -59,7 +60,7 @@ impl Prepared {
     /// For a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
-        Self::for_start(plan, &resolve::KnownAddresses::new()).await
+        Self::for_start(plan, &resolve::KnownAddresses::new(), &[]).await
     }
 
     /// For a start with what another process has, which is ready still.
@@ -68,18 +69,23 @@ impl Prepared {
         inheritance: Inheritance,
     ) -> Result<Self, StartErrors> {
         let known = inheritance.addresses();
+        let prepared = Self::for_start(plan, &known, &inheritance.discoveries).await?;
         Ok(Self {
             inheritance: Some(inheritance),
-            ..Self::for_start(plan, &known).await?
+            ..prepared
         })
     }
 
-    async fn for_start(plan: Plan, known: &resolve::KnownAddresses) -> Result<Self, StartErrors> {
+    async fn for_start(
+        plan: Plan,
+        known: &resolve::KnownAddresses,
+        discoveries: &[DiscoveryRecord],
+    ) -> Result<Self, StartErrors> {
         let for_logs = plan.clone();
         let access_logs = Arc::<AccessLogs>::default();
         let opening = OpenLogs::open(&for_logs, &access_logs);
         let running = BTreeMap::new();
-        let prepared = Self::with_addresses(plan, known, &running);
+        let prepared = Self::with_addresses(plan, known, &running, discoveries);
         let (open_logs, prepared) = tokio::join!(opening, prepared);
         match (open_logs, prepared) {
             (Ok(open_logs), Ok(prepared)) => Ok(Self {
@@ -108,7 +114,7 @@ impl Prepared {
     /// For a change of the plan of a running server, without the access logs. The names that the
     /// server has keep their addresses.
     pub async fn for_change(plan: Plan, running: &View) -> Result<Self, StartErrors> {
-        Self::with_addresses(plan, &running.addresses(), &running.discoveries).await
+        Self::with_addresses(plan, &running.addresses(), &running.discoveries, &[]).await
     }
 
     /// Upstreams with a source get the backends that it has found.
@@ -116,9 +122,10 @@ impl Prepared {
         mut plan: Plan,
         known: &resolve::KnownAddresses,
         running: &BTreeMap<String, Arc<Discovery>>,
+        handed: &[DiscoveryRecord],
     ) -> Result<Self, StartErrors> {
         check_udp(&plan)?;
-        let mut discoveries = discovery::begin_all(&mut plan, running).await;
+        let mut discoveries = discovery::begin_all(&mut plan, running, handed).await;
         let missing = interfaces::missing(&plan);
         if !missing.is_empty() {
             return Err(StartErrors(missing));

@@ -60,6 +60,18 @@ pub(crate) struct Merged {
     changed_at: Option<Instant>,
 }
 
+/// All of it that does not pass within [`DEBOUNCE`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) in_effect: Set,
+    pub(crate) known: Known,
+    pub(crate) answer: Set,
+    pub(crate) answers: bool,
+    pub(crate) empty_since: Option<Instant>,
+    pub(crate) missing: BTreeMap<String, Instant>,
+    pub(crate) removals: Vec<(Instant, usize)>,
+}
+
 /// Where the backends in effect come from.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
@@ -131,12 +143,51 @@ pub(crate) fn collect(backends: impl IntoIterator<Item = Found>) -> Set {
 }
 
 impl Merged {
-    /// Backends that an earlier process had; they count until there is an answer.
-    pub(crate) fn restore(&mut self, saved: Set) {
-        if self.known == Known::Nothing {
+    /// Backends that an earlier process had; they count until there is an answer. Returns whether
+    /// they do.
+    pub(crate) fn restore(&mut self, saved: Set) -> bool {
+        let is_first = self.known == Known::Nothing;
+        if is_first {
             self.in_effect = saved;
             self.known = Known::Saved;
         }
+        is_first
+    }
+
+    /// For a process that goes on with it.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            in_effect: self.in_effect.clone(),
+            known: self.known,
+            answer: self.answer.clone(),
+            answers: self.answers,
+            empty_since: self.empty_since,
+            missing: self.missing.clone(),
+            removals: self.removals.iter().copied().collect(),
+        }
+    }
+
+    /// Goes on where another process was.
+    pub(crate) fn resume(&mut self, progress: Progress) {
+        let Progress {
+            in_effect,
+            known,
+            answer,
+            answers,
+            empty_since,
+            missing,
+            removals,
+        } = progress;
+        *self = Self {
+            in_effect,
+            known,
+            answer,
+            answers,
+            empty_since,
+            missing,
+            removals: removals.into(),
+            changed_at: None,
+        };
     }
 
     pub(crate) fn in_effect(&self) -> &Set {

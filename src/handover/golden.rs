@@ -4,6 +4,7 @@
 
 use super::{
     counters::{self, Account, Figures},
+    discovery,
     hello::{Accept, Formats, Hello, Ready, Refusal},
     journal::JournalRecord,
     listeners::{self, ListeningRecord, Protocol},
@@ -123,7 +124,16 @@ fn released_formats_of_state_are_read() {
     };
     let write = |accounts: &Vec<Account>| counters::write(accounts);
     check(Kind::Counters, 1, &vec![account], write, counters::read);
+    let discoveries = vec![discovery::tests::full()];
+    let write = |records: &Vec<discovery::DiscoveryRecord>| discovery::write(records);
+    check(Kind::Discovery, 1, &discoveries, write, discovery::read);
     let pools = vec![pools::tests::full()];
     let write = |records: &Vec<pools::PoolRecord>| pools::write(records);
+    check(Kind::Pools, 2, &pools, write, pools::read);
+    let mut pools = pools;
+    pools[0].remembered.clear();
+    for endpoint in pools.iter_mut().flat_map(|pool| &mut pool.endpoints) {
+        endpoint.turn = None;
+    }
     check(Kind::Pools, 1, &pools, write, pools::read);
 }

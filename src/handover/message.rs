@@ -50,7 +50,7 @@ kinds! {
     /// Listening sockets.
     Listeners = 3, "listeners", [1];
     /// What is known about backends.
-    Pools = 4, "pools", [1];
+    Pools = 4, "pools", [2, 1];
     /// The sums of metrics.
     Counters = 5, "counters", [1];
     Journal = 6, "journal", [1];
@@ -76,6 +76,8 @@ kinds! {
     Remainder = 16, "remainder", [1];
     /// Nothing more follows.
     End = 17, "end", [1];
+    /// What the sources of backends have said.
+    Discovery = 18, "discovery", [1];
 }
 
 impl fmt::Display for Kind {

@@ -12,6 +12,8 @@ pub struct PoolRecord {
     pub is_checked: bool,
     pub backends: Vec<BackendRecord>,
     pub endpoints: Vec<EndpointRecord>,
+    /// What operators have set for backends that have left.
+    pub remembered: Vec<BackendRecord>,
     /// How many of how many backends are up, while all are used.
     pub panic: Option<(u64, u64)>,
     /// Whether primaries stand in for replicas.
@@ -29,6 +31,8 @@ pub struct BackendRecord {
     pub admin_since: Option<u64>,
     pub admin_term: u32,
     pub operator_weight: Option<(u32, u64)>,
+    /// When it left, if it has.
+    pub left: Option<u64>,
 }
 
 /// One address of a backend.
@@ -45,6 +49,8 @@ pub struct EndpointRecord {
     pub slow_start: Option<u64>,
     pub average_seconds: f64,
     pub average_halves: Option<u64>,
+    /// In the rotation: the weight, what failures have left of it, and how far its turn is away.
+    pub turn: Option<(u32, u32, i64)>,
 }
 
 /// What checks have found.
@@ -107,6 +113,8 @@ const ENDPOINT: Tag = Tag::new(4);
 const PANIC: Tag = Tag::new(5);
 const IN_FALLBACK: Tag = Tag::new(6);
 const SPEAKS_FIRST: Tag = Tag::new(7);
+/// Since version 2.
+const REMEMBERED: Tag = Tag::new(8);
 const OF_POOL: &[Tag] = &[
     UPSTREAM,
     IS_CHECKED,
@@ -115,6 +123,7 @@ const OF_POOL: &[Tag] = &[
     PANIC,
     IN_FALLBACK,
     SPEAKS_FIRST,
+    REMEMBERED,
 ];
 
 /// Within [`BACKEND`].
@@ -125,6 +134,8 @@ const ADMIN_SINCE: Tag = Tag::new(4);
 const ADMIN_TERM: Tag = Tag::new(5);
 const WEIGHT: Tag = Tag::new(6);
 const WEIGHT_SINCE: Tag = Tag::new(7);
+/// Since version 2.
+const LEFT: Tag = Tag::new(8);
 const OF_BACKEND: &[Tag] = &[
     TEXT,
     ADDRESS,
@@ -133,6 +144,7 @@ const OF_BACKEND: &[Tag] = &[
     ADMIN_TERM,
     WEIGHT,
     WEIGHT_SINCE,
+    LEFT,
 ];
 
 /// Within [`ENDPOINT`], beside [`TEXT`] and [`ADDRESS`].
@@ -145,6 +157,8 @@ const LAST_TRIAL: Tag = Tag::new(8);
 const SLOW_START: Tag = Tag::new(9);
 const AVERAGE: Tag = Tag::new(10);
 const AVERAGE_HALVES: Tag = Tag::new(11);
+/// Since version 2: weight, effective weight, current weight.
+const TURN: Tag = Tag::new(12);
 const OF_ENDPOINT: &[Tag] = &[
     TEXT,
     ADDRESS,
@@ -157,6 +171,7 @@ const OF_ENDPOINT: &[Tag] = &[
     SLOW_START,
     AVERAGE,
     AVERAGE_HALVES,
+    TURN,
 ];
 
 /// Within [`CHECK`].
@@ -230,7 +245,8 @@ pub fn write(pools: &[PoolRecord]) -> Vec<u8> {
             .flag(IN_FALLBACK, pool.in_fallback)
             .flag(SPEAKS_FIRST, pool.speaks_first)
             .list(BACKEND, &pool.backends, BackendRecord::write)
-            .list(ENDPOINT, &pool.endpoints, EndpointRecord::write);
+            .list(ENDPOINT, &pool.endpoints, EndpointRecord::write)
+            .list(REMEMBERED, &pool.remembered, BackendRecord::write);
         if let Some((up, total)) = pool.panic {
             writer.numbers(PANIC, [up, total]);
         }
@@ -251,6 +267,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<PoolRecord>, Malformed> {
             is_checked: pool.flag(IS_CHECKED)?,
             backends: pool.list(BACKEND, OF_BACKEND, BackendRecord::read)?,
             endpoints: pool.list(ENDPOINT, OF_ENDPOINT, EndpointRecord::read)?,
+            remembered: pool.list(REMEMBERED, OF_BACKEND, BackendRecord::read)?,
             panic,
             in_fallback: pool.flag(IN_FALLBACK)?,
             speaks_first: pool.flag(SPEAKS_FIRST)?,
@@ -275,6 +292,7 @@ impl BackendRecord {
         if let Some((weight, since)) = self.operator_weight {
             writer.u64(WEIGHT, weight.into()).u64(WEIGHT_SINCE, since);
         }
+        writer.optional_u64(LEFT, self.left);
     }
 
     fn read(record: &Record<'_>) -> Result<Self, Malformed> {
@@ -288,6 +306,7 @@ impl BackendRecord {
             admin_since: record.optional_u64(ADMIN_SINCE)?,
             admin_term: record.number(ADMIN_TERM)?,
             operator_weight: weight.transpose()?,
+            left: record.optional_u64(LEFT)?,
         })
     }
 }
@@ -306,9 +325,23 @@ impl EndpointRecord {
             .optional_u64(SLOW_START, self.slow_start)
             .f64(AVERAGE, self.average_seconds)
             .optional_u64(AVERAGE_HALVES, self.average_halves);
+        if let Some((weight, effective, current)) = self.turn {
+            let current = u64::from_ne_bytes(current.to_ne_bytes());
+            writer.numbers(TURN, [weight.into(), effective.into(), current]);
+        }
     }
 
     fn read(record: &Record<'_>) -> Result<Self, Malformed> {
+        let small = |n: u64| u32::try_from(n).map_err(|_| Malformed::Value(TURN));
+        let turn = match *record.numbers(TURN)? {
+            [] => None,
+            [weight, effective, current] => Some((
+                small(weight)?,
+                small(effective)?,
+                i64::from_ne_bytes(current.to_ne_bytes()),
+            )),
+            _ => return Err(Malformed::Length(TURN)),
+        };
         Ok(Self {
             backend: record.text(TEXT)?.to_owned(),
             address: record.text(ADDRESS)?.to_owned(),
@@ -321,6 +354,7 @@ impl EndpointRecord {
             slow_start: record.optional_u64(SLOW_START)?,
             average_seconds: record.f64(AVERAGE)?,
             average_halves: record.optional_u64(AVERAGE_HALVES)?,
+            turn,
         })
     }
 }
@@ -504,6 +538,13 @@ pub(super) mod tests {
                 admin_since: Some(10),
                 admin_term: 11,
                 operator_weight: Some((12, 13)),
+                left: None,
+            }],
+            remembered: vec![BackendRecord {
+                text: "10.0.0.9:1".to_owned(),
+                admin_state: "maint".to_owned(),
+                left: Some(21),
+                ..BackendRecord::default()
             }],
             endpoints: vec![EndpointRecord {
                 backend: "db.example:1".to_owned(),
@@ -522,6 +563,7 @@ pub(super) mod tests {
                 slow_start: Some(19),
                 average_seconds: 0.25,
                 average_halves: Some(20),
+                turn: Some((3, 2, -1024)),
             }],
             panic: Some((1, 3)),
             in_fallback: true,

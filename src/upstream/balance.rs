@@ -19,6 +19,7 @@ mod weights;
 pub use crate::upstream::balance::random::Chance;
 pub use key::HashInput;
 pub use least_time::Average;
+pub use round_robin::Turn;
 
 use crate::plan::{self, Balance, Bound};
 use bound::Capacity;
@@ -278,6 +279,16 @@ impl Balancer {
     /// The numbers of those that are no backups; those of the backups follow.
     pub fn regular(&self) -> Range<usize> {
         self.regular.range()
+    }
+
+    /// Where its candidates stand in the rotation.
+    pub fn turns(&self) -> &[Turn] {
+        self.rotation.turns()
+    }
+
+    /// Goes on with the rotation of another process, if that had the same candidates.
+    pub fn resume(&mut self, turns: &[Turn]) {
+        self.rotation.resume(turns);
     }
 
     /// Lowers the share of a candidate that failed; it recovers by one with each pick.

@@ -1,6 +1,8 @@
 //! One process replaces another while clients come.
 
 mod between;
+mod conditions;
+mod discovery;
 mod failures;
 mod failures_udp;
 mod fake;

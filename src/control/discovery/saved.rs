@@ -119,7 +119,7 @@ fn path(upstream: &str) -> Option<PathBuf> {
     Some(folder.join(format!("discover-{upstream}.json")))
 }
 
-fn identify(discover: &Discover) -> String {
+pub(super) fn identify(discover: &Discover) -> String {
     // Without passwords: the plan has none.
     format!(
         "{:016x}",

@@ -8,6 +8,7 @@ use crate::{
     handover::{
         channel::{Channel, ChannelError},
         counters::{self, Account},
+        discovery::{self, DiscoveryRecord},
         hello::{Accept, Formats, Hello, Ready, Refusal},
         listeners::{self, ListeningRecord, Protocol},
         message::{Kind, MOST_DESCRIPTORS, Message},
@@ -35,6 +36,8 @@ const STEP: Duration = Duration::from_secs(3);
 const FLOWS: Duration = Duration::from_secs(60);
 /// From one message about what is left to the next.
 const REPORT: Duration = Duration::from_millis(500);
+/// Since this version of their format the new process takes what is known of pools a second time.
+const POOLS_AGAIN: u16 = 2;
 /// Descriptors that the new process needs beside those of this one.
 const SPARE: u64 = 32;
 
@@ -185,10 +188,17 @@ async fn give(
     };
     let (streams, datagrams) = (of(Protocol::Stream), of(Protocol::Datagram));
     send_sockets(link, copies).await?;
-    let view = state.view();
-    let records: Vec<PoolRecord> = view.pools().map(|pool| pool.record()).collect();
-    send(link, Kind::Pools, pools::write(&records)).await?;
+    send(link, Kind::Pools, pools::write(&pool_records(state))).await?;
     send(link, Kind::Journal, state.journal.to_record().write()).await?;
+    if link.formats.common(Kind::Discovery).is_some() {
+        let view = state.view();
+        let records = view
+            .discoveries
+            .values()
+            .map(|discovery| discovery.record());
+        let records: Vec<DiscoveryRecord> = records.collect();
+        send(link, Kind::Discovery, discovery::write(&records)).await?;
+    }
     send(link, Kind::Prepare, Vec::new()).await?;
     let answer = receive(link, Kind::Ready, START).await?;
     let ready = Ready::read(&answer.body).map_err(|source| UpgradeError::Malformed {
@@ -295,6 +305,10 @@ impl Server {
         flows: &Arc<Giver>,
     ) -> Result<Vec<Account>, UpgradeError> {
         let state = &self.state;
+        // Operators may have changed something since they were sent first.
+        if link.formats.common(Kind::Pools) >= Some(POOLS_AGAIN) {
+            send(link, Kind::Pools, pools::write(&pool_records(state))).await?;
+        }
         let sums = state.accounts();
         send(link, Kind::Counters, counters::write(&sums)).await?;
         let next_session = state.process.sessions.next_id();
@@ -431,6 +445,10 @@ impl Replaced {
         };
         send(&mut self.link, Kind::Remainder, rest.write()).await
     }
+}
+
+fn pool_records(state: &State) -> Vec<PoolRecord> {
+    state.view().pools().map(|pool| pool.record()).collect()
 }
 
 fn own_hello(state: &State) -> Hello {

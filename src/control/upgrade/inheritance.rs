@@ -2,7 +2,7 @@
 
 use crate::{
     control::{inherited::HandedSocket, resolve::KnownAddresses},
-    handover::{journal::JournalRecord, pools::PoolRecord},
+    handover::{discovery::DiscoveryRecord, journal::JournalRecord, pools::PoolRecord},
     plan::Addr,
 };
 
@@ -12,6 +12,7 @@ pub struct Inheritance {
     pub(in crate::control) sockets: Vec<HandedSocket>,
     pub(in crate::control) pools: Vec<PoolRecord>,
     pub(in crate::control) journal: JournalRecord,
+    pub(in crate::control) discoveries: Vec<DiscoveryRecord>,
 }
 
 impl Inheritance {

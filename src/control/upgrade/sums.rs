@@ -3,9 +3,13 @@
 
 use crate::{
     control::State,
-    handover::counters::{Account, Figures},
+    handover::{
+        counters::{Account, Figures},
+        pools::PoolRecord,
+    },
     telemetry::metrics::Transfer,
 };
+use std::time::Instant;
 
 impl State {
     /// All that was counted so far.
@@ -30,6 +34,17 @@ impl State {
             let account = accounts.find(|account| account.of == of && account.names == names);
             metrics.add(account.map_or(&none, |account| &account.figures));
         });
+    }
+
+    /// Takes what operators have set, and where the turns of backends stand.
+    pub(super) fn take_over_settings(&self, records: &[PoolRecord]) {
+        let view = self.view();
+        for pool in view.pools() {
+            let mut records = records.iter();
+            if let Some(record) = records.find(|record| *record.upstream == *pool.name) {
+                pool.take_over_settings(record, Instant::now());
+            }
+        }
     }
 
     fn visit_metrics(&self, mut visit: impl FnMut(&str, &[&str], &dyn Transfer)) {

@@ -6,7 +6,7 @@ use crate::{
     control::{Server, SessionReceiver, State, apply::worker_count, inherited::HandedSocket},
     handover::{
         channel::{Channel, ChannelError},
-        counters,
+        counters, discovery,
         hello::{Accept, Hello, Ready, Refusal},
         journal::JournalRecord,
         listeners::{self, Protocol},
@@ -110,6 +110,9 @@ impl Predecessor {
                 Kind::Journal => {
                     inheritance.journal = read_body(&message, JournalRecord::read)?;
                 }
+                Kind::Discovery => {
+                    inheritance.discoveries = read_body(&message, discovery::read)?;
+                }
                 Kind::Prepare => return Ok(inheritance),
                 kind => {
                     return Err(TakeOverError::Unexpected {
@@ -183,6 +186,7 @@ impl Predecessor {
             };
             match message.kind {
                 Kind::Counters => state.add_counters(&read_body(&message, counters::read)?),
+                Kind::Pools => state.take_over_settings(&read_body(&message, pools::read)?),
                 Kind::Accept => {
                     let accept = read_body(&message, Accept::read)?;
                     state.process.sessions.reserve_ids(accept.next_session);

@@ -1,25 +1,29 @@
 //! Smooth weighted round robin: picks in proportion to weight, spread out evenly.
 
+/// Where a candidate stands in the rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    pub weight: u32,
+    /// The weight less what failures took from it.
+    pub effective: u32,
+    /// In parts of a unit of weight, as shares are.
+    pub current: i64,
+}
+
 /// Decides which candidate is next. A weight of 0 is never next.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
-    weights: Vec<SmoothWeight>,
+    weights: Vec<Turn>,
 }
 
-#[derive(Debug)]
-struct SmoothWeight {
-    weight: u32,
-    /// The weight less what failures took from it.
-    effective: u32,
-    /// In parts of a unit of weight, as shares are.
-    current: i64,
-}
+/// Of a rotation that is resumed.
+const MOST_CURRENT: i64 = 1 << 48;
 
 impl RoundRobin {
     pub(super) fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let weights = weights
             .into_iter()
-            .map(|weight| SmoothWeight {
+            .map(|weight| Turn {
                 weight,
                 effective: weight,
                 current: 0,
@@ -65,6 +69,23 @@ impl RoundRobin {
         let (winner, _) = best?;
         self.weights[winner].current -= total;
         Some(winner)
+    }
+
+    pub(super) fn turns(&self) -> &[Turn] {
+        &self.weights
+    }
+
+    /// Goes on where another rotation has stopped, if it is over the same weights.
+    pub(super) fn resume(&mut self, turns: &[Turn]) {
+        let weights = |turns: &[Turn]| turns.iter().map(|turn| turn.weight).collect::<Vec<_>>();
+        if weights(turns) != weights(&self.weights) {
+            return;
+        }
+        for (own, turn) in self.weights.iter_mut().zip(turns) {
+            own.effective = turn.effective.min(own.weight);
+            // Far below what would overflow, and far above what a rotation comes to.
+            own.current = turn.current.clamp(-MOST_CURRENT, MOST_CURRENT);
+        }
     }
 
     pub(super) fn penalize(&mut self, i: usize, by: u32) {
@@ -122,6 +143,42 @@ mod tests {
             Some(0),
             "alone"
         );
+    }
+
+    #[test]
+    fn another_rotation_goes_on_where_the_first_has_stopped() {
+        let weights = [5, 1, 3];
+        let picks = pick_in_rotation(&weights, 40);
+        for stop in 0..20 {
+            let mut first = RoundRobin::new(weights);
+            for _ in 0..stop {
+                first.pick(0..3, |_| FULL);
+            }
+            let mut second = RoundRobin::new(weights);
+            second.resume(first.turns());
+            let rest: Vec<_> = (stop..40)
+                .map(|_| second.pick(0..3, |_| FULL).expect("all eligible") + 1)
+                .collect();
+            assert_eq!(rest, picks[stop..]);
+            // Over other weights it begins anew.
+            let mut other = RoundRobin::new([1, 1, 3]);
+            other.resume(first.turns());
+            assert!(other.turns().iter().all(|turn| turn.current == 0));
+        }
+    }
+
+    #[test]
+    fn a_turn_that_makes_no_sense_does_no_harm() {
+        let mut rr = RoundRobin::new([1, 1]);
+        let turn = |current| Turn {
+            weight: 1,
+            effective: 7,
+            current,
+        };
+        rr.resume(&[turn(i64::MAX), turn(i64::MIN)]);
+        for _ in 0..10 {
+            assert!(rr.pick(0..2, |_| FULL).is_some());
+        }
     }
 
     #[test]

@@ -36,10 +36,10 @@ pub(super) struct Configured {
 /// What an operator had set for a backend that has left.
 #[derive(Debug)]
 pub(super) struct Remembered {
-    text: String,
+    pub(super) text: String,
     pub(super) admin: AdminSetting,
-    operator_weight: Option<OperatorWeight>,
-    left: Instant,
+    pub(super) operator_weight: Option<OperatorWeight>,
+    pub(super) left: Instant,
 }
 
 /// How long settings of an operator outlive the backend: a source may lose it for a while.

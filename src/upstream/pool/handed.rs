@@ -2,6 +2,7 @@
 
 use super::{
     AdminSetting, AdminState, Checked, Inner, OperatorWeight, Pool,
+    addresses::Remembered,
     check_record::{CheckRecord, PrimaryEvidence},
     endpoint::Endpoint,
 };
@@ -17,7 +18,7 @@ use crate::{
     runtime::time,
     upstream::{
         backend::Backend,
-        balance::Average,
+        balance::{Average, Turn},
         health::{Epoch, Finding, Lag, Passive, Progress, Runs, Verdict},
     },
 };
@@ -37,6 +38,7 @@ impl Pool {
             is_checked: inner.start_verdict.is_some(),
             backends: inner.backend_records(),
             endpoints: inner.endpoint_records(),
+            remembered: inner.remembered_records(),
             panic: review.0.map(counts),
             in_fallback: review.1,
             speaks_first: self.speaks_first.load(Relaxed),
@@ -48,6 +50,7 @@ impl Pool {
     pub fn take_over(&self, record: &PoolRecord, now: Instant) {
         let mut inner = self.lock();
         inner.take_over_backends(&record.backends, now);
+        inner.take_over_remembered(&record.remembered, now);
         let takes_checks = record.is_checked && inner.start_verdict.is_some();
         inner.take_over_endpoints(&record.endpoints, takes_checks, now);
         let counts = |(up, total): (u64, u64)| (up as usize, total as usize);
@@ -57,9 +60,23 @@ impl Pool {
         self.speaks_first.store(record.speaks_first, Relaxed);
         // Weights may be others than those of the configuration.
         let before = inner.assemble(None, now);
+        inner.take_over_turns(&record.endpoints);
         self.changed();
         drop(inner);
         // It takes time, for which the lock is not held.
+        drop(before);
+    }
+
+    /// Takes what operators have set in another process, and where its rotation stands, as far as
+    /// this pool has the same backends. For a pool that has no sessions yet.
+    pub fn take_over_settings(&self, record: &PoolRecord, now: Instant) {
+        let mut inner = self.lock();
+        inner.take_over_backends(&record.backends, now);
+        inner.take_over_remembered(&record.remembered, now);
+        let before = inner.assemble(None, now);
+        inner.take_over_turns(&record.endpoints);
+        self.changed();
+        drop(inner);
         drop(before);
     }
 
@@ -88,13 +105,43 @@ impl Inner {
             operator_weight: c
                 .operator_weight
                 .map(|set| (set.weight, time::micros_at(set.since))),
+            left: None,
         });
         records.collect()
     }
 
+    fn remembered_records(&self) -> Vec<BackendRecord> {
+        let remembered = self.remembered.iter();
+        let records = remembered.map(|r| BackendRecord {
+            text: r.text.clone(),
+            addresses: Vec::new(),
+            admin_state: r.admin.admin_state.word().to_owned(),
+            admin_since: r.admin.since.map(time::micros_at),
+            admin_term: r.admin.term,
+            operator_weight: r
+                .operator_weight
+                .map(|set| (set.weight, time::micros_at(set.since))),
+            left: Some(time::micros_at(r.left)),
+        });
+        records.collect()
+    }
+
+    fn take_over_remembered(&mut self, records: &[BackendRecord], now: Instant) {
+        let remembered = records.iter().map(|record| {
+            let (admin, operator_weight) = settings(record, now);
+            Remembered {
+                text: record.text.clone(),
+                admin,
+                operator_weight,
+                left: record.left.map_or(now, |at| time::past_at(at, now)),
+            }
+        });
+        self.remembered = remembered.collect();
+    }
+
     fn endpoint_records(&self) -> Vec<EndpointRecord> {
-        let endpoints = self.endpoints.iter();
-        let records = endpoints.map(|endpoint| {
+        let endpoints = self.endpoints.iter().zip(self.balancer.turns());
+        let records = endpoints.map(|(endpoint, turn)| {
             let [first, last, trial] = endpoint.passive.times();
             EndpointRecord {
                 backend: endpoint.backend.text().to_string(),
@@ -108,6 +155,7 @@ impl Inner {
                 slow_start: endpoint.slow_start.map(time::micros_at),
                 average_seconds: endpoint.latency.seconds,
                 average_halves: endpoint.latency.halves.map(time::micros_at),
+                turn: Some((turn.weight, turn.effective, turn.current)),
             }
         });
         records.collect()
@@ -143,15 +191,7 @@ impl Inner {
             let Some(record) = records.find(|record| record.text == configured.plan.text) else {
                 continue;
             };
-            configured.admin = AdminSetting {
-                admin_state: AdminState::of(&record.admin_state).unwrap_or_default(),
-                since: record.admin_since.map(|at| time::past_at(at, now)),
-                term: record.admin_term,
-            };
-            configured.operator_weight = record.operator_weight.map(|(weight, since)| {
-                let since = time::past_at(since, now);
-                OperatorWeight { weight, since }
-            });
+            (configured.admin, configured.operator_weight) = settings(record, now);
         }
         for endpoint in &mut self.endpoints {
             let mut configured = self.configured.iter();
@@ -194,6 +234,41 @@ impl Inner {
             }
         }
     }
+}
+
+impl Inner {
+    /// The rotation goes on where all its endpoints are the same.
+    fn take_over_turns(&mut self, records: &[EndpointRecord]) {
+        let mut all = records.iter().filter(|record| record.turn.is_some());
+        let turns = self.endpoints.iter().map(|endpoint| {
+            let (backend, address, _) = identity(endpoint);
+            let is_it = |r: &&EndpointRecord| r.backend == backend && r.address == address;
+            let (weight, effective, current) = all.find(is_it)?.turn?;
+            Some(Turn {
+                weight,
+                effective,
+                current,
+            })
+        });
+        let turns: Option<Vec<Turn>> = turns.collect();
+        if let Some(turns) = turns.filter(|_| all.next().is_none()) {
+            self.balancer.resume(&turns);
+        }
+    }
+}
+
+/// What operators have set.
+fn settings(record: &BackendRecord, now: Instant) -> (AdminSetting, Option<OperatorWeight>) {
+    let admin = AdminSetting {
+        admin_state: AdminState::of(&record.admin_state).unwrap_or_default(),
+        since: record.admin_since.map(|at| time::past_at(at, now)),
+        term: record.admin_term,
+    };
+    let weight = record.operator_weight.map(|(weight, since)| {
+        let since = time::past_at(since, now);
+        OperatorWeight { weight, since }
+    });
+    (admin, weight)
 }
 
 fn identity(endpoint: &Endpoint) -> (String, String, u64) {
