@@ -173,6 +173,53 @@ fn dnsperf_loses_nothing_in_upgrades() {
     }
 }
 
+/// An address that was handed over keeps its one socket; one that is added later has a socket for
+/// each worker, also after the next upgrade.
+#[test]
+fn an_address_that_is_added_after_an_upgrade_is_received_by_all_workers() {
+    let servers = named(1);
+    let (first, second) = (ports::free_addr(), ports::free_addr());
+    let mut tembuku = Succession::start(&config(1, first, "", &servers));
+    tembuku.upgrade_with("workers = 1", "workers = 3");
+    tembuku.wait_alone();
+    let file = fs::read_to_string(tembuku.config()).unwrap();
+    let bind = format!("bind = \"{first}\"");
+    let file = file.replace(&bind, &format!("bind = [\"{first}\", \"{second}\"]"));
+    fs::write(tembuku.config(), file).unwrap();
+    let socket = tembuku.socket();
+    let reloaded = cli(&["reload", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(reloaded.status.code(), Some(0), "{}", text(&reloaded));
+    for _ in 0..3 {
+        assert_eq!((sockets(first), sockets(second)), (1, 3));
+        // So many that each socket gets some.
+        for front in [first, second] {
+            let clients: Vec<UdpSocket> = (0..30).map(|_| client(front)).collect();
+            for client in &clients {
+                assert_eq!(ask(client, "who"), "b1 who");
+            }
+        }
+        tembuku.upgrade();
+        tembuku.wait_alone();
+    }
+}
+
+/// How many UDP sockets there are at this address.
+fn sockets(at: SocketAddr) -> usize {
+    let SocketAddr::V4(at) = at else {
+        panic!("{at} is not of IPv4");
+    };
+    let local = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(at.ip().octets()),
+        at.port()
+    );
+    let table = fs::read_to_string("/proc/net/udp").unwrap();
+    let mut found = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1));
+    found.by_ref().filter(|address| *address == local).count()
+}
+
 /// An upgrade is a reload.
 #[test]
 fn a_flow_of_a_removed_backend_ends_in_the_old_process() {
