@@ -52,6 +52,12 @@ pub fn give_back() {
     }
 }
 
+/// The same once after a burst that does not come again, however little it is.
+pub fn give_back_all() {
+    trim();
+    LEAST_UNUSED.store(unused(), Relaxed);
+}
+
 /// Bytes of this process that are in memory.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -17,7 +17,7 @@ use crate::{
     },
     plan::Plan,
     proxy::udp::Taker,
-    sys::handed,
+    sys::{self, handed},
 };
 use std::{
     fmt, io,
@@ -272,6 +272,8 @@ impl Previous {
                 flows.begin_rest();
             }
             state.set_previous(None);
+            // Of messages, which no process gets twice.
+            sys::memory::give_back_all();
             match end {
                 ChannelError::Closed => tracing::info!(pid, "the old process has ended"),
                 error => tracing::warn!(pid, %error, "nothing more is known of the old process"),
