@@ -9,6 +9,7 @@ mod history;
 mod host;
 mod http;
 mod lifetime;
+mod overview;
 mod page;
 mod readiness;
 mod reload;
@@ -22,8 +23,8 @@ mod terminate;
 mod upgrade;
 
 pub use crate::admin::format::{
-    OperatorSettings, SourceFigures, availability, explain, listener_name, load, reasons, sessions,
-    size, source_text,
+    OperatorSettings, SourceFigures, availability, explain, is_well, listener_name, load, reasons,
+    sessions, size, source_text, state_rank,
 };
 pub use http::{AdminListener, serve};
 pub use render::Renderer;

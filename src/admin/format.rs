@@ -1,5 +1,7 @@
 //! Figures as a person reads them, on the page and in `tembuku status`.
 
+use crate::plan::reason::BackendState;
+
 /// How much of what there may be is there: of connections, of flows, or of both, by what is
 /// listened for.
 pub fn load<'a>(
@@ -129,6 +131,34 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// The states of backends, the worst first.
+const STATES: [BackendState; BackendState::COUNT] = [
+    BackendState::WrongRole,
+    BackendState::Doubtful,
+    BackendState::Failed,
+    BackendState::Down,
+    BackendState::Lagging,
+    BackendState::Unproven,
+    BackendState::Removed,
+    BackendState::Maintenance,
+    BackendState::Drained,
+    BackendState::Disabled,
+    BackendState::Standby,
+    BackendState::Up,
+];
+
+/// How good a state is: 0 for the worst, and for one of another version.
+pub fn state_rank(state: &str) -> usize {
+    let known = STATES.iter().position(|known| known.word() == state);
+    known.unwrap_or_default()
+}
+
+/// Whether there is nothing to be done about a backend: it is in service or in the other role, has
+/// a place, and an operator has set nothing.
+pub fn is_well(state: &str, is_full: bool, is_set_by_operator: bool) -> bool {
+    matches!(state, "up" | "standby") && !is_full && !is_set_by_operator
+}
+
 /// What an operator has set for a backend, as it is shown beside its state.
 pub struct OperatorSettings<'a> {
     pub admin_state_since: Option<&'a str>,
@@ -168,6 +198,16 @@ mod tests {
             let text = load(1, 2, 3, 4, protocols.iter().copied());
             assert_eq!(text, expected, "{protocols:?}");
         }
+    }
+
+    #[test]
+    fn every_state_has_a_rank() {
+        let mut ranks: Vec<_> = BackendState::ALL
+            .iter()
+            .map(|state| state_rank(state.word()))
+            .collect();
+        ranks.sort_unstable();
+        assert!(ranks.into_iter().eq(0..BackendState::COUNT));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
     session::service::Service,
     telemetry::metrics::BackendMetrics,
 };
+use serde::{Serialize, Serializer};
 use std::{
     collections::{BTreeMap, VecDeque, btree_map::Entry},
     fmt::Write as _,
@@ -23,6 +24,8 @@ use std::{
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 /// Ten minutes.
 const MOST_SAMPLES: usize = 120;
+/// Errors within so many samples, a minute, are recent.
+const RECENT_SAMPLES: usize = 12;
 /// Listeners and backends with samples: each takes up to 2.5 KiB, so these take 20 MiB. Others
 /// have none.
 const MOST_SERIES: usize = 8_192;
@@ -53,16 +56,53 @@ struct Sample {
     errors: f32,
 }
 
-type Rate = fn(&Sample) -> f32;
+/// In 1/s, written with three digits, and none that say nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate(f32);
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Listener(String),
-    Backend { upstream: Arc<str>, text: Arc<str> },
+/// Samples of a listener or backend as JSON, the newest last.
+#[derive(Debug, Serialize)]
+pub(super) struct Samples {
+    sessions: Vec<u32>,
+    connects: Vec<Rate>,
+    received: Vec<Rate>,
+    sent: Vec<Rate>,
+    errors: Vec<Rate>,
+}
+
+/// What the rows of a list are sorted by, in 1/s; of errors the sum over all samples.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Figures {
+    pub(super) connects: f32,
+    pub(super) bytes: f32,
+    pub(super) errors: f32,
+    pub(super) has_recent_errors: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    key: &'a Key,
+    #[serde(flatten)]
+    samples: Samples,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(untagged)]
+pub(super) enum Key {
+    Listener {
+        name: String,
+    },
+    Backend {
+        #[serde(serialize_with = "write_text")]
+        upstream: Arc<str>,
+        #[serde(serialize_with = "write_text")]
+        backend: Arc<str>,
+    },
 }
 
 #[derive(Debug, Default)]
-struct Series {
+pub(super) struct Series {
     /// Of the sample before.
     totals: Totals,
     /// The last one is that of the last sample of all.
@@ -89,13 +129,15 @@ impl History {
     pub(super) fn take_sample(&mut self, state: &State, now: Instant, time: SystemTime) {
         let view = state.view();
         let services = view.services().chain(view.removed_services());
-        let listeners =
-            services.map(|service| (Key::Listener(service.plan.name.clone()), listener(service)));
+        let listeners = services.map(|service| {
+            let name = service.plan.name.clone();
+            (Key::Listener { name }, listener(service))
+        });
         let backends = view.pools().flat_map(|pool| pool.backend_metrics());
         let backends = backends.map(|metrics| {
             let key = Key::Backend {
                 upstream: Arc::clone(&metrics.upstream),
-                text: Arc::clone(&metrics.text),
+                backend: Arc::clone(&metrics.text),
             };
             (key, backend(&metrics))
         });
@@ -142,14 +184,33 @@ impl History {
         self.series.retain(|_, series| series.seen == taken);
     }
 
+    /// How many samples have been taken.
+    pub(super) fn number(&self) -> u64 {
+        self.taken
+    }
+
+    /// How many listeners and backends have none.
+    pub(super) fn omitted(&self) -> usize {
+        self.omitted
+    }
+
+    pub(super) fn series(&self, key: &Key) -> Option<&Series> {
+        self.series.get(key)
+    }
+
+    /// How many samples were taken after the one with the number `after`.
+    pub(super) fn count_after(&self, after: u64) -> usize {
+        // A number that is not reached yet is of another process.
+        match self.taken.checked_sub(after) {
+            Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        }
+    }
+
     /// As JSON: the samples that were taken after the one with the number `after`.
     /// `started`: of the process; the numbers are its own.
     pub(super) fn write(&self, started: SystemTime, after: u64) -> String {
-        // A number that is not reached yet is of another process.
-        let count = match self.taken.checked_sub(after) {
-            Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
-            None => usize::MAX,
-        };
+        let count = self.count_after(after);
         let mut out = String::new();
         let _ = write!(
             out,
@@ -159,10 +220,11 @@ impl History {
             self.taken,
             self.omitted,
         );
-        list(&mut out, &self.times, count, |out, time| {
+        let times = last(&self.times, count).map(|time| {
             let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let _ = write!(out, "{}", since.as_secs());
+            since.as_secs()
         });
+        out.push_str(&json(&times.collect::<Vec<_>>()));
         for (field, is_listed) in [
             ("listeners", Key::is_listener as fn(&Key) -> bool),
             ("backends", |key| !key.is_listener()),
@@ -171,7 +233,8 @@ impl History {
             let listed = self.series.iter().filter(|(key, _)| is_listed(key));
             for (n, (key, series)) in listed.enumerate() {
                 out.push_str(if n == 0 { "\n" } else { ",\n" });
-                series.write(key, count, &mut out);
+                let samples = series.samples(count);
+                out.push_str(&json(&Line { key, samples }));
             }
             out.push(']');
         }
@@ -182,7 +245,7 @@ impl History {
 
 impl Key {
     fn is_listener(&self) -> bool {
-        matches!(self, Self::Listener(_))
+        matches!(self, Self::Listener { .. })
     }
 }
 
@@ -208,64 +271,65 @@ impl Sample {
 }
 
 impl Series {
-    fn write(&self, key: &Key, count: usize, out: &mut String) {
-        let text = |text: &str| serde_json::Value::from(text).to_string();
-        let _ = match key {
-            Key::Listener(name) => write!(out, "{{\"name\":{}", text(name)),
-            Key::Backend {
-                upstream,
-                text: address,
-            } => write!(
-                out,
-                "{{\"upstream\":{},\"backend\":{}",
-                text(upstream),
-                text(address)
-            ),
+    /// The last `count` of them.
+    pub(super) fn samples(&self, count: usize) -> Samples {
+        let rates = |rate: fn(&Sample) -> f32| {
+            let samples = last(&self.samples, count);
+            samples.map(|sample| Rate(rate(sample))).collect()
         };
-        out.push_str(",\"sessions\":");
-        list(out, &self.samples, count, |out, sample| {
-            let _ = write!(out, "{}", sample.sessions);
-        });
-        let rates: [(&str, Rate); 4] = [
-            ("connects", |sample| sample.connects),
-            ("received", |sample| sample.received),
-            ("sent", |sample| sample.sent),
-            ("errors", |sample| sample.errors),
-        ];
-        for (field, rate) in rates {
-            let _ = write!(out, ",\"{field}\":");
-            list(out, &self.samples, count, |out, sample| {
-                write_rate(out, rate(sample));
-            });
+        Samples {
+            sessions: last(&self.samples, count).map(|s| s.sessions).collect(),
+            connects: rates(|sample| sample.connects),
+            received: rates(|sample| sample.received),
+            sent: rates(|sample| sample.sent),
+            errors: rates(|sample| sample.errors),
         }
-        out.push('}');
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let mut recent = last(&self.samples, RECENT_SAMPLES);
+        let newest = self.samples.back();
+        Figures {
+            connects: newest.map_or(0.0, |sample| sample.connects),
+            bytes: newest.map_or(0.0, |sample| sample.received + sample.sent),
+            errors: self.samples.iter().map(|sample| sample.errors).sum(),
+            has_recent_errors: recent.any(|sample| sample.errors > 0.0),
+        }
     }
 }
 
-/// Three digits, and none that say nothing.
-fn write_rate(out: &mut String, rate: f32) {
-    let start = out.len();
-    let _ = match rate {
-        rate if rate >= 99.95 => write!(out, "{rate:.0}"),
-        rate if rate >= 9.995 => write!(out, "{rate:.1}"),
-        rate => write!(out, "{rate:.2}"),
-    };
-    if out[start..].contains('.') {
-        let kept = out.trim_end_matches('0').trim_end_matches('.').len();
-        out.truncate(kept);
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let rate = f64::from(self.0);
+        let rounded = match rate {
+            rate if rate >= 99.95 => rate.round(),
+            rate if rate >= 9.995 => (rate * 10.0).round() / 10.0,
+            rate => (rate * 100.0).round() / 100.0,
+        };
+        match rounded.fract() == 0.0 {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a whole number that is not negative"
+            )]
+            true => serializer.serialize_u64(rounded as u64),
+            false => serializer.serialize_f64(rounded),
+        }
     }
+}
+
+fn write_text<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+/// Lists and texts can be written.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// The last `count` of them.
-fn list<T>(out: &mut String, all: &VecDeque<T>, count: usize, write_one: impl Fn(&mut String, &T)) {
-    out.push('[');
-    for (n, one) in all.iter().skip(all.len().saturating_sub(count)).enumerate() {
-        if n > 0 {
-            out.push(',');
-        }
-        write_one(out, one);
-    }
-    out.push(']');
+fn last<T>(all: &VecDeque<T>, count: usize) -> impl Iterator<Item = &T> {
+    all.iter().skip(all.len().saturating_sub(count))
 }
 
 fn push<T>(samples: &mut VecDeque<T>, sample: T) {
@@ -327,7 +391,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn key(name: &str) -> Key {
-        Key::Listener(name.to_owned())
+        let name = name.to_owned();
+        Key::Listener { name }
     }
 
     fn reading(sessions: u64, connects: u64, errors: u64) -> Reading {
@@ -446,9 +511,7 @@ mod tests {
             (123.4, "123"),
             (1_200.0, "1200"),
         ] {
-            let mut out = "0".to_owned();
-            write_rate(&mut out, rate);
-            assert_eq!(out[1..], *text);
+            assert_eq!(super::json(&Rate(rate)), text);
         }
     }
 }

@@ -5,8 +5,9 @@ use super::{
     fields::Fields,
     host,
     lifetime::Lifetime,
+    overview::Rows,
     page, readiness, reload,
-    render::{Kind, Renderer, SharedBody},
+    render::{Kind, Part, Renderer, SharedBody},
     sessions,
     stream::Stream,
     terminate, upgrade,
@@ -212,7 +213,7 @@ async fn answer(
             None => text(
                 StatusCode::NOT_FOUND,
                 "not found; there are /, /metrics, /livez, /readyz, /readyz/node, /api/v1/status, \
-                 /api/v1/events, /api/v1/history and /api/v1/sessions/ages\n",
+                 /api/v1/overview, /api/v1/events, /api/v1/history and /api/v1/sessions/ages\n",
             ),
         },
     };
@@ -302,17 +303,14 @@ fn is_probe(path: &str) -> bool {
 
 /// For HEAD nothing is rendered.
 async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> Response<Body> {
-    let after = match (kind, request.uri().query()) {
-        (Kind::History, Some(query)) => match sample_number(query) {
-            Ok(after) => after,
-            Err(refusal) => return refused(refusal, "GET, HEAD"),
-        },
-        _ => 0,
+    let part = match part(kind, request.uri().query().unwrap_or_default()) {
+        Ok(part) => part,
+        Err(refusal) => return refused(refusal, "GET, HEAD"),
     };
     if *request.method() == Method::HEAD {
         return typed(StatusCode::OK, kind.content_type(), Bytes::new());
     }
-    match renderer.document(kind, after).await {
+    match renderer.document(kind, part).await {
         Some(body) => {
             let body = Either::Right(Either::Left(body));
             let mut response = with_type(StatusCode::OK, kind.content_type(), body);
@@ -329,12 +327,22 @@ async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> R
     }
 }
 
-/// `after=NUMBER`, of the last sample that the client has.
-fn sample_number(query: &str) -> Result<u64, control::Refusal> {
+/// By the query: `after=NUMBER`, of the last sample that the client has, and the rows.
+fn part(kind: Kind, query: &str) -> Result<Part, control::Refusal> {
+    let mut part = Part::default();
+    match kind {
+        Kind::History | Kind::Overview => {}
+        Kind::Page | Kind::Metrics | Kind::Status | Kind::Events | Kind::Ages => return Ok(part),
+    }
     let mut fields = Fields::of_query(query)?;
-    let after = fields.number("after", u64::MAX)?.unwrap_or_default();
-    fields.finish(&["after"])?;
-    Ok(after)
+    part.after = fields.number("after", u64::MAX)?.unwrap_or_default();
+    if kind == Kind::History {
+        fields.finish(&["after"])?;
+        return Ok(part);
+    }
+    part.rows = Rows::read(&mut fields)?;
+    fields.finish(&["after", "filter", "sort", "unwell", "limit"])?;
+    Ok(part)
 }
 
 fn allowing(mut refused: Response<Body>, methods: &'static str) -> Response<Body> {

@@ -10,6 +10,7 @@
 use super::{
     ages,
     history::{self, History},
+    overview::{self, Rows},
     page,
     scrape::scrape,
     status,
@@ -39,10 +40,11 @@ pub(super) enum Kind {
     Events,
     History,
     Ages,
+    Overview,
 }
 
 impl Kind {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
     const ALL: [Self; Self::COUNT] = [
         Self::Page,
         Self::Metrics,
@@ -50,6 +52,7 @@ impl Kind {
         Self::Events,
         Self::History,
         Self::Ages,
+        Self::Overview,
     ];
 
     pub(super) fn at(path: &str) -> Option<Self> {
@@ -60,6 +63,7 @@ impl Kind {
             "/api/v1/events" => Some(Self::Events),
             "/api/v1/history" => Some(Self::History),
             "/api/v1/sessions/ages" => Some(Self::Ages),
+            overview::PATH => Some(Self::Overview),
             _ => None,
         }
     }
@@ -68,7 +72,9 @@ impl Kind {
         match self {
             Self::Page => "text/html; charset=utf-8",
             Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-            Self::Status | Self::Events | Self::History | Self::Ages => "application/json",
+            Self::Status | Self::Events | Self::History | Self::Ages | Self::Overview => {
+                "application/json"
+            }
         }
     }
 }
@@ -82,17 +88,26 @@ struct Queue {
     changed: Condvar,
 }
 
+/// Which part of a document is meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The number of the last sample that the client has: of [`Kind::History`] and
+    /// [`Kind::Overview`].
+    pub(super) after: u64,
+    /// Of [`Kind::Overview`].
+    pub(super) rows: Rows,
+}
+
 /// A request for a document.
 struct Request {
-    /// Of [`Kind::History`]: the number of the last sample that its client has.
-    after: u64,
+    part: Part,
     reply: oneshot::Sender<Arc<Document>>,
 }
 
 /// Requests for the same document.
 struct Batch {
     kind: Kind,
-    after: u64,
+    part: Part,
     requests: Vec<Request>,
 }
 
@@ -122,11 +137,10 @@ impl Renderer {
         Ok(Self(queue))
     }
 
-    /// `None` if it cannot be made. Dropping the future withdraws the request. `after`: the number
-    /// of the last sample that the client has, for [`Kind::History`].
-    pub(super) async fn document(&self, kind: Kind, after: u64) -> Option<SharedBody> {
+    /// `None` if it cannot be made. Dropping the future withdraws the request.
+    pub(super) async fn document(&self, kind: Kind, part: Part) -> Option<SharedBody> {
         let (reply, receive) = oneshot::channel();
-        self.0.lock().waiting[kind as usize].push(Request { after, reply });
+        self.0.lock().waiting[kind as usize].push(Request { part, reply });
         self.0.changed.notify_one();
         receive.await.ok().map(SharedBody::new)
     }
@@ -171,13 +185,13 @@ impl Requests {
             let waiting = &mut self.waiting[kind as usize];
             waiting.retain(|request| !request.reply.is_closed());
             if let Some(first) = waiting.first() {
-                let after = first.after;
-                let requests = waiting.extract_if(.., |request| request.after == after);
+                let part = first.part.clone();
+                let requests = waiting.extract_if(.., |request| request.part == part);
                 let requests = requests.collect();
                 self.first = (kind as usize + 1) % Kind::COUNT;
                 return Some(Batch {
                     kind,
-                    after,
+                    part,
                     requests,
                 });
             }
@@ -216,10 +230,10 @@ fn run(queue: &Queue, state: &Weak<State>) {
 fn render(batch: Batch, state: &State, history: &History, kept: &mut Kept) {
     let Batch {
         kind,
-        after,
+        part,
         requests,
     } = batch;
-    let made = catch_unwind(AssertUnwindSafe(|| make(kind, after, state, history)));
+    let made = catch_unwind(AssertUnwindSafe(|| make(kind, &part, state, history)));
     let Ok(Some(pieces)) = made else {
         tracing::error!(document = ?kind, "cannot render an admin document");
         // Dropping the requests answers them with an error.
@@ -233,13 +247,17 @@ fn render(batch: Batch, state: &State, history: &History, kept: &mut Kept) {
     }
 }
 
-fn make(kind: Kind, after: u64, state: &State, history: &History) -> Option<Vec<Bytes>> {
+fn make(kind: Kind, part: &Part, state: &State, history: &History) -> Option<Vec<Bytes>> {
     let whole = match kind {
         Kind::Metrics => return Some(scrape(state)),
         Kind::Page => page::render(state),
         Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
         Kind::Events => serde_json::to_string_pretty(&state.journal.since(None)).ok()? + "\n",
-        Kind::History => history.write(state.started, after),
+        Kind::History => history.write(state.started, part.after),
+        Kind::Overview => {
+            let overview = overview::of(state, history, &part.rows, part.after);
+            serde_json::to_string(&overview).ok()? + "\n"
+        }
         Kind::Ages => serde_json::to_string(&ages::of(state)).ok()? + "\n",
     };
     Some(in_pieces(&whole))
@@ -378,7 +396,9 @@ mod tests {
         let mut receivers = Vec::new();
         let mut ask_after = |requests: &mut Requests, kind: Kind, after: u64| {
             let (reply, receive) = oneshot::channel();
-            requests.waiting[kind as usize].push(Request { after, reply });
+            let rows = Rows::default();
+            let part = Part { after, rows };
+            requests.waiting[kind as usize].push(Request { part, reply });
             receivers.push(receive);
         };
         assert_eq!(next(&mut requests), None);
@@ -403,7 +423,10 @@ mod tests {
     fn nothing_is_rendered_for_clients_that_disconnected() {
         let mut requests = Requests::default();
         let (reply, receive) = oneshot::channel();
-        requests.waiting[Kind::Metrics as usize].push(Request { after: 0, reply });
+        requests.waiting[Kind::Metrics as usize].push(Request {
+            part: Part::default(),
+            reply,
+        });
         drop(receive);
         assert_eq!(next(&mut requests), None);
         assert!(requests.waiting.iter().all(Vec::is_empty));

@@ -3,7 +3,10 @@
 //! missing, and there may be more: the program on disk is often newer than the process, before an
 //! upgrade above all. A field that is added later is always one of those.
 
-use crate::config::text::shorten::shorten;
+use crate::{
+    admin::{SourceFigures, source_text},
+    config::text::shorten::shorten,
+};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -163,6 +166,30 @@ pub(super) struct Discovery {
     pub(super) held: Vec<Held>,
 }
 
+impl Discovery {
+    /// In a line, for a terminal.
+    pub(super) fn text(&self) -> String {
+        let held = self.held.iter();
+        clean(&source_text(&SourceFigures {
+            kind: &self.kind,
+            backends: self.backends,
+            version: &self.version,
+            age_seconds: self.age_seconds,
+            is_old: self.is_old,
+            error: self.error.as_deref(),
+            held: held.map(|held| (held.address.as_str(), held.until.as_deref())),
+        }))
+    }
+}
+
+impl Upstream {
+    /// How many of its backends the configuration or its source has.
+    pub(super) fn named(&self) -> usize {
+        let named = self.backends.iter().filter(|b| b.state != "removed");
+        named.count()
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Held {
     pub(super) address: String,
@@ -184,6 +211,8 @@ pub(super) struct Backend {
     /// Whether it takes sessions, and its connects have not failed.
     #[serde(default)]
     pub(super) available: bool,
+    #[serde(default)]
+    pub(super) full: bool,
     #[serde(default)]
     pub(super) role: Vec<String>,
     pub(super) last_check: Option<LastCheck>,

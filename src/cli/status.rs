@@ -7,8 +7,7 @@ use super::{
 };
 use crate::{
     admin::{
-        OperatorSettings, SourceFigures, availability, explain, listener_name, load, reasons,
-        sessions, size, source_text,
+        OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
 };
@@ -106,9 +105,11 @@ fn text(status: &response::Status) -> String {
             "\nupstream {}: {}, {}\n",
             clean(&u.name),
             clean(&u.balance),
-            availability(u.available, named(&u.backends), u.full, u.queued, u.held)
+            availability(u.available, u.named(), u.full, u.queued, u.held)
         );
-        out += &u.discovery.as_ref().map_or_else(String::new, source);
+        if let Some(discovery) = &u.discovery {
+            out += &format!("{}\n", discovery.text());
+        }
         let mut rows = vec![Row::of(
             ["backend", "state"],
             ["sessions", "weight"],
@@ -118,25 +119,6 @@ fn text(status: &response::Status) -> String {
         out += &table(&rows);
     }
     out
-}
-
-fn source(discovery: &response::Discovery) -> String {
-    let held = discovery.held.iter();
-    let text = source_text(&SourceFigures {
-        kind: &discovery.kind,
-        backends: discovery.backends,
-        version: &discovery.version,
-        age_seconds: discovery.age_seconds,
-        is_old: discovery.is_old,
-        error: discovery.error.as_deref(),
-        held: held.map(|held| (held.address.as_str(), held.until.as_deref())),
-    });
-    clean(&text) + "\n"
-}
-
-/// How many of them the configuration has.
-fn named(backends: &[Backend]) -> usize {
-    backends.iter().filter(|b| b.state != "removed").count()
 }
 
 /// Of listeners of UDP, if there are any.

@@ -56,6 +56,7 @@ enum View {
     Listeners,
     Sessions,
     Events,
+    Upstreams,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,11 +75,12 @@ enum Sort {
 }
 
 impl View {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Backends,
         Self::Listeners,
         Self::Sessions,
         Self::Events,
+        Self::Upstreams,
     ];
 
     fn word(self) -> &'static str {
@@ -87,6 +89,7 @@ impl View {
             Self::Listeners => "listeners",
             Self::Sessions => "sessions",
             Self::Events => "events",
+            Self::Upstreams => "upstreams",
         }
     }
 

@@ -289,6 +289,9 @@ fn lists_are_filtered_sorted_and_fit_the_terminal() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     terminal.wait(&format!("{first} up -> maintenance"));
     terminal.press("Tab");
+    let screen = terminal.wait("5 upstreams");
+    assert!(screen.contains("2/3"), "one is in maintenance:\n{screen}");
+    terminal.press("Tab");
     terminal.press("u");
     terminal.wait_for("what is not well", |screen| {
         screen.contains("1/3, by sessions, not well") && screen.contains("maintenance")

@@ -3,12 +3,12 @@
 (() => {
 const PERIOD = 2000, SAMPLES = 120, WIDTH = 120, HEIGHT = 24, MOST_EVENTS = 256, MOST_SHOWN = 100;
 const FIGURES = ["sessions", "connects", "received", "sent", "errors"];
-// The worst first.
-const STATES = ["wrong_role", "doubtful", "failed", "down", "lagging", "unproven", "removed", "maintenance",
-  "drained", "disabled", "standby", "up"];
+const MORE_ROWS = 100, MOST_ROWS = 2000;
 const $ = id => document.getElementById(id);
 const rows = { listeners: new Map(), backends: new Map() };
-let history = new Map(), number = 0, started = "", sampledAt = -Infinity;
+// The number of the last sample; when all samples of all rows were last asked for, and whether some rows lack theirs.
+let number = 0, wholeAt = -Infinity, isIncomplete = true;
+let started = "", limit = MORE_ROWS, agesAt = -Infinity;
 let cursor = "", events = new Map(), journalIsNew = true;
 let skew = 0, failing = 0, paused = false;
 
@@ -87,7 +87,7 @@ const observer = new IntersectionObserver(entries => {
 }, { rootMargin: "300px" });
 
 const newRow = (kind, labels) => {
-  const tr = document.createElement("tr"), row = { tr, cells: {}, sparks: {}, isSeen: false, drawn: -1 };
+  const tr = document.createElement("tr"), row = { tr, cells: {}, sparks: {}, isSeen: false, drawn: "" };
   for (const [name, label] of labels) {
     const cell = make("td", tr, name === "weight" ? "n" : name);
     cell.dataset.label = label;
@@ -116,53 +116,53 @@ const BACKEND = [["name", "backend"], ["state", "state"], ["check", "last check"
 
 const drawSparks = row => {
   const of = row.series;
-  if (!of || row.drawn === of.drawn) return;
-  row.drawn = of.drawn;
+  if (!of || row.drawn === of.version) return;
+  row.drawn = of.version;
   set(row.sparks.sessions, "sessions", [of.sessions]);
   set(row.sparks.connects, "connects/s", [of.connects]);
   set(row.sparks.bytes, "bytes/s", [of.received, of.sent]);
   set(row.sparks.errors, "errors/s", [of.errors]);
 };
 const last = list => list && list.length ? list[list.length - 1] : 0;
-const showFigures = (row, key, sessions) => {
-  row.series = history.get(key);
+// `after`: the number of the sample that came before these.
+const addSamples = (row, samples, after) => {
+  if (!samples) return;
+  const before = after > 0 ? row.series : undefined;
+  if (after > 0 && !before) isIncomplete = true;
+  row.series = {};
+  for (const figure of FIGURES) {
+    row.series[figure] = (before ? before[figure].concat(samples[figure]) : samples[figure]).slice(-SAMPLES);
+  }
+  row.series.version = `${number} ${row.series.sessions.length}`;
+};
+const showFigures = (row, sessions) => {
   const of = row.series || {};
   put(row.sparks.sessions.value, sessions);
   put(row.sparks.connects.value, short(last(of.connects)));
   put(row.sparks.bytes.value, `${size(last(of.received))} · ${size(last(of.sent))}`);
   put(row.sparks.errors.value, short(last(of.errors)));
-  row.rank = {
-    connects: last(of.connects), bytes: last(of.received) + last(of.sent),
-    errors: (of.errors || []).reduce((sum, rate) => sum + rate, 0),
-  };
-  row.hasErrors = (of.errors || []).slice(-12).some(rate => rate > 0);
   if (row.isSeen) drawSparks(row);
 };
 
-const showListener = (l, upstreams) => {
+const showListener = (l, after) => {
   const row = rows.listeners.get(l.name) || newRow("listeners", LISTENER);
-  const upstream = upstreams.get(l.upstream);
-  const isServed = upstream && upstream.available > 0;
-  const state = l.removed ? "removed" : isServed ? "up" : "down";
   put(row.name, l.name);
   put(row.about, `${l.protocol} ${l.addresses.join(", ")} → ${l.upstream}`);
-  row.state.className = state;
-  put(row.state, { removed: "removed", up: "serving", down: "no backend" }[state]);
+  row.state.className = l.state;
+  put(row.state, { removed: "removed", up: "serving", down: "no backend" }[l.state]);
   const dropped = Object.entries(l.dropped_by_reason || {}).filter(([, count]) => count);
   put(row.why, dropped.length ? `dropped: ${dropped.map(([word, count]) => `${word} ${count}`).join(", ")}` : "");
   put(row.operator, `accepted ${l.accepted}, in ${size(l.received_bytes)}, out ${size(l.sent_bytes)}`);
-  showFigures(row, `l ${l.name}`, l.older_plan ? `${l.connections} (${l.older_plan} older)` : `${l.connections}`);
-  row.rank.sessions = l.connections;
-  row.rank.state = STATES.indexOf(state);
-  row.isUnwell = state !== "up" || row.hasErrors;
-  row.text = `${l.name} ${l.upstream} ${l.addresses.join(" ")} ${row.state.textContent}`.toLowerCase();
+  addSamples(row, l.samples, after);
+  showFigures(row, l.older_plan ? `${l.connections} (${l.older_plan} older)` : `${l.connections}`);
   return [l.name, row];
 };
-const showBackend = (u, b) => {
-  const key = `${u.name}/${b.address}`;
+const showBackend = (b, after) => {
+  const key = `${b.upstream}/${b.address}`;
   const row = rows.backends.get(key) || newRow("backends", BACKEND);
   put(row.name, key + (b.backup ? " (backup)" : ""));
-  put(row.about, b.resolved.length === 1 && b.resolved[0] === b.address ? "" : b.resolved.join(", "));
+  const known = b.resolved.length === 1 && b.resolved[0] === b.address ? [] : b.resolved;
+  put(row.about, [b.name, known.join(", "), b.discovered ? "discovered" : ""].filter(Boolean).join("; "));
   row.state.className = b.state;
   put(row.state, b.state + (b.role.length ? `, ${b.role.join(", ")}` : "") + (b.full ? ", full" : "")
     + (b.since ? `, ${ago(b.since)}` : ""));
@@ -177,51 +177,32 @@ const showBackend = (u, b) => {
   const lag = c ? [c.lag_seconds === null ? "" : `lag ${c.lag_seconds} s`, c.lag_bytes === null ? "" : `lag ${size(c.lag_bytes)}`] : [];
   put(row.transcript, c ? [c.transcript, ...lag].filter(Boolean).join("\n") : "");
   put(row.cells.weight, String(b.weight));
-  showFigures(row, `b ${key}`, String(b.connections));
-  row.rank.sessions = b.connections;
-  row.rank.state = STATES.indexOf(b.state);
-  row.isUnwell = !["up", "standby"].includes(b.state) || b.full || set.length > 0 || row.hasErrors;
-  row.text = `${key} ${b.resolved.join(" ")} ${b.state} ${b.role.join(" ")} ${b.why} ${c ? c.result : ""}`.toLowerCase();
+  addSamples(row, b.samples, after);
+  showFigures(row, String(b.connections));
   return [key, row];
 };
-
-// Which rows are shown, and in which order.
-const arrange = () => {
-  const words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const by = $("sort").value, isOnlyUnwell = $("unwell").checked;
-  const counts = [];
-  for (const kind of ["listeners", "backends"]) {
-    const all = [...rows[kind].values()];
-    let shown = 0;
-    for (const row of all) {
-      const isShown = words.every(word => row.text.includes(word)) && (!isOnlyUnwell || row.isUnwell);
-      if (row.tr.hidden === isShown) row.tr.hidden = !isShown;
-      shown += isShown;
-    }
-    const order = by === "file" ? all : [...all].sort((a, b) =>
-      by === "state" ? a.rank.state - b.rank.state : b.rank[by] - a.rank[by]);
-    const body = $(kind);
-    if (order.length !== body.rows.length || order.some((row, n) => body.rows[n] !== row.tr)) {
-      body.replaceChildren(...order.map(row => row.tr));
-    }
-    counts.push(`${shown} of ${all.length} ${kind}`);
-  }
-  put($("shown"), counts.join(", "));
-  showJournal(words);
-};
+// Rows in this order, and no others.
 const keep = (kind, list) => {
-  const next = new Map(list);
+  const next = new Map(list), body = $(kind);
   for (const [key, row] of rows[kind]) if (!next.has(key)) observer.unobserve(row.tr);
   rows[kind] = next;
+  const order = [...next.values()].map(row => row.tr);
+  if (order.length !== body.rows.length || order.some((tr, n) => body.rows[n] !== tr)) body.replaceChildren(...order);
+};
+const words = () => $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+const question = after => {
+  const fields = { after, limit, sort: $("sort").value, unwell: $("unwell").checked };
+  if (words().length) fields.filter = words().join(" ");
+  return `api/v1/overview?${Object.entries(fields).map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&")}`;
 };
 
-const showJournal = words => {
-  const filter = words.join(" ");
+const showJournal = () => {
+  const all = words(), filter = all.join(" ");
   if (!journalIsNew && filter === $("journal").dataset.filter) return;
   journalIsNew = false;
   $("journal").dataset.filter = filter;
   const newest = [...events.values()].sort((a, b) => b.number - a.number);
-  const meant = newest.filter(e => words.every(word =>
+  const meant = newest.filter(e => all.every(word =>
     `${e.upstream}/${e.backend} ${e.address} ${e.from} ${e.to} ${e.reason}`.toLowerCase().includes(word)));
   $("journal").replaceChildren(...meant.slice(0, MOST_SHOWN).map(item));
   if (!meant.length) make("li", $("journal"), "dim", "no events");
@@ -282,38 +263,30 @@ const showAges = ages => {
   }
 };
 
-const addSamples = answer => {
-  const isNew = answer.number < number || number === 0;
-  number = answer.number;
-  const next = new Map();
-  const add = (key, series) => {
-    const before = isNew ? undefined : history.get(key);
-    const whole = { drawn: number };
-    for (const figure of FIGURES) {
-      whole[figure] = (before ? before[figure].concat(series[figure]) : series[figure]).slice(-SAMPLES);
-    }
-    next.set(key, whole);
-  };
-  for (const series of answer.listeners) add(`l ${series.name}`, series);
-  for (const series of answer.backends) add(`b ${series.upstream}/${series.backend}`, series);
-  history = next;
-  const { interval_seconds: interval, omitted } = answer;
-  $("fresh").dataset.note = omitted ? `; ${omitted} without history` : "";
-  return interval * 1000;
-};
-const show = status => {
-  const p = status.process, upstreams = new Map(status.upstreams.map(u => [u.name, u]));
+const show = (overview, after) => {
+  const p = overview.process, before = p.previous;
   put($("title"), `tembuku ${p.version}`);
   document.title = `tembuku: ${p.state}`;
   put($("summary"), `${p.state}${p.admin_state === "ready" ? "" : `, ${p.admin_state} by operator`}, up ${span(p.uptime_seconds)}, `
     + `${p.workers} workers, ${p.connections} of ${p.max_connections} connections, ${p.flows} of ${p.max_flows} flows, `
     + `configuration ${p.config_hash}`);
-  put($("upstreams"), status.upstreams.slice(0, 50).map(u => `${u.name} (${u.balance}): ${u.available} of `
-    + `${u.backends.filter(b => b.state !== "removed").length} available${u.full ? `, ${u.full} full` : ""}`
-    + `${u.queued ? `, ${u.queued} queued` : ""}${u.held ? `, ${u.held} held` : ""}`).join(" · "));
-  keep("listeners", status.listeners.map(l => showListener(l, upstreams)));
-  keep("backends", status.upstreams.flatMap(u => u.backends.map(b => showBackend(u, b))));
-  arrange();
+  put($("previous"), before ? `The process before it, pid ${before.pid}, drains ${before.connections} connections and `
+    + `${before.flows} flows since ${ago(before.since).replace(/ ago$/, "")}.` : "");
+  $("upstreams").replaceChildren(...overview.upstreams.rows.map(u => {
+    const li = make("li", null, u.available < u.backends ? "unwell" : "", `${u.name} (${u.balance}): ${u.available} of `
+      + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.queued ? `, ${u.queued} queued` : ""}`
+      + `${u.held ? `, ${u.held} held` : ""}`);
+    if (u.source) make("div", li, "", u.source);
+    return li;
+  }));
+  keep("listeners", overview.listeners.rows.map(l => showListener(l, after)));
+  keep("backends", overview.backends.rows.map(b => showBackend(b, after)));
+  const lists = ["listeners", "backends"].map(kind => [kind, overview[kind]]);
+  put($("shown"), lists.map(([kind, list]) => `${list.matching} of ${list.count} ${kind}`
+    + (list.unwell ? ` (${list.unwell} not well)` : "")).join(", "));
+  const left = lists.filter(([, list]) => list.matching > list.rows.length);
+  $("rest").hidden = !left.length || limit >= MOST_ROWS;
+  put($("left"), left.map(([kind, list]) => `${list.rows.length} of ${list.matching} ${kind} are shown.`).join(" "));
 };
 const addEvents = page => {
   cursor = page.cursor;
@@ -322,29 +295,45 @@ const addEvents = page => {
   while (events.size > MOST_EVENTS) events.delete(events.keys().next().value);
 };
 
-let interval = 5000;
-const refresh = async () => {
-  const status = await get("api/v1/status");
-  if (status.process.started !== started) {
-    started = status.process.started;
-    number = 0;
-    sampledAt = -Infinity;
-    history = new Map();
-    events = new Map();
-    cursor = "";
-  }
-  const began = performance.now();
-  if (began - sampledAt >= interval || number === 0) {
-    interval = addSamples(await get(`api/v1/history?after=${number}`));
-    sampledAt = began;
-    if ($("ages").open) showAges(await get("api/v1/sessions/ages"));
-  }
-  addEvents(await get(cursor ? `api/v1/events?after=${encodeURIComponent(cursor)}` : "api/v1/events"));
-  show(status);
+const forget = () => {
+  for (const kind of ["listeners", "backends"]) for (const row of rows[kind].values()) row.series = undefined;
+  number = 0;
+  isIncomplete = true;
+  events = new Map();
+  cursor = "";
 };
-const run = async () => {
+let interval = 5000, asked = 0;
+const refresh = async () => {
+  const now = performance.now(), isWhole = number === 0 || isIncomplete && now - wholeAt >= interval;
+  const mine = ++asked, after = isWhole ? 0 : number;
+  const overview = await get(question(after));
+  // Another filter has been typed since.
+  if (mine !== asked) return;
+  if (overview.process.started !== started) {
+    if (started) forget();
+    started = overview.process.started;
+  }
+  if (isWhole) {
+    wholeAt = now;
+    isIncomplete = false;
+  }
+  const { number: newest, interval_seconds, omitted } = overview.history;
+  number = newest;
+  interval = interval_seconds * 1000;
+  $("fresh").dataset.note = omitted ? `; ${omitted} without history` : "";
+  show(overview, newest < after ? 0 : after);
+  addEvents(await get(cursor ? `api/v1/events?after=${encodeURIComponent(cursor)}` : "api/v1/events"));
+  showJournal();
+  if ($("ages").open && now - agesAt >= interval) {
+    agesAt = now;
+    showAges(await get("api/v1/sessions/ages"));
+  }
+};
+let timer = 0;
+const run = async isAsked => {
   const began = performance.now();
-  if (!paused && !document.hidden) {
+  clearTimeout(timer);
+  if (isAsked || !paused && !document.hidden) {
     try {
       await refresh();
       failing = 0;
@@ -359,9 +348,22 @@ const run = async () => {
       $("live").hidden = false;
     }
   }
-  setTimeout(run, Math.max(PERIOD, 10 * (performance.now() - began)));
+  clearTimeout(timer);
+  timer = setTimeout(run, Math.max(PERIOD, 10 * (performance.now() - began)));
 };
-for (const id of ["filter", "sort", "unwell"]) $(id).addEventListener("input", arrange);
+// All samples of rows that were not shown come at once.
+const ask = () => {
+  wholeAt = -Infinity;
+  run(true);
+};
+for (const id of ["filter", "sort", "unwell"]) $(id).addEventListener("input", () => {
+  limit = MORE_ROWS;
+  ask();
+});
+$("more").addEventListener("click", () => {
+  limit = Math.min(MOST_ROWS, limit + MORE_ROWS);
+  ask();
+});
 // A failure is shown by the next refresh.
 $("ages").addEventListener("toggle", () => {
   if ($("ages").open) get("api/v1/sessions/ages").then(showAges, () => {});

@@ -180,7 +180,7 @@ fn look(client: &Client, wants: &Wants, before: &mut Option<Before>) -> Result<D
             let query = format!("{filter}limit={MOST_SESSIONS}");
             sessions::list(client, &query)?
         }
-        View::Backends | View::Listeners | View::Events => (Vec::new(), false),
+        View::Backends | View::Listeners | View::Events | View::Upstreams => (Vec::new(), false),
     };
     let events = match wants.view {
         View::Events => {
@@ -188,7 +188,7 @@ fn look(client: &Client, wants: &Wants, before: &mut Option<Before>) -> Result<D
             let events = page.events.iter().rev().map(Event::read);
             events.collect::<Result<_, _>>()?
         }
-        View::Backends | View::Listeners | View::Sessions => Vec::new(),
+        View::Backends | View::Listeners | View::Sessions | View::Upstreams => Vec::new(),
     };
     let now = Before {
         at,

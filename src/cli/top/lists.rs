@@ -1,5 +1,5 @@
-//! The lists of `tembuku top`: what there is to show, a row for each listener, backend, session or
-//! event.
+//! The lists of `tembuku top`: what there is to show, a row for each listener, backend, session,
+//! event or upstream.
 
 use super::{
     Sort, View,
@@ -7,10 +7,10 @@ use super::{
     screen::{Style, short},
 };
 use crate::{
-    admin::{OperatorSettings, explain, listener_name, sessions},
+    admin::{OperatorSettings, explain, is_well, listener_name, sessions, state_rank},
     cli::{
         admin_state::Name,
-        response::{Backend, Event, Listener, Session},
+        response::{Backend, Discovery, Event, Listener, Session, Upstream},
         sessions::time,
     },
 };
@@ -41,22 +41,6 @@ pub(super) struct Entry {
     /// The worst state is 0.
     state_rank: usize,
 }
-
-/// The worst first.
-const STATES: [&str; 12] = [
-    "wrong_role",
-    "doubtful",
-    "failed",
-    "down",
-    "lagging",
-    "unproven",
-    "removed",
-    "maintenance",
-    "drained",
-    "disabled",
-    "standby",
-    "up",
-];
 
 const fn left(title: &'static str, width: usize) -> Column {
     Column {
@@ -111,12 +95,24 @@ const EVENTS: &[Column] = &[
     right("after", 7),
 ];
 
+const UPSTREAMS: &[Column] = &[
+    left("upstream", 0),
+    left("balance", 15),
+    right("avail", 9),
+    right("full", 5),
+    right("queued", 6),
+    right("held", 6),
+    right("sess", 7),
+    left("source", 10),
+];
+
 pub(super) fn columns(view: View) -> &'static [Column] {
     match view {
         View::Backends => BACKENDS,
         View::Listeners => LISTENERS,
         View::Sessions => SESSIONS,
         View::Events => EVENTS,
+        View::Upstreams => UPSTREAMS,
     }
 }
 
@@ -141,6 +137,7 @@ pub(super) fn entries(data: &Data, view: View) -> Vec<Entry> {
                 .collect()
         }
         View::Events => data.events.iter().map(event).collect(),
+        View::Upstreams => data.status.upstreams.iter().map(upstream).collect(),
     }
 }
 
@@ -192,7 +189,6 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
     }
     detail.retain(|part| !part.is_empty());
     let is_set = b.admin_state_since.is_some() || b.weight_since.is_some();
-    let is_up = b.state == "up" || b.state == "standby";
     let [connects, received, sent, errors] = rates_shown;
     Entry {
         key: backend_key(upstream, b),
@@ -215,9 +211,9 @@ fn backend(upstream: &str, b: &Backend, data: &Data) -> Entry {
         detail: detail.join("; "),
         backend: name_of(upstream, &b.address),
         sessions: b.connections,
-        is_well: is_up && !is_set && rates.is_none_or(|rates| rates.errors == 0.0),
+        is_well: is_well(&b.state, b.full, is_set) && rates.is_none_or(|rates| rates.errors == 0.0),
         rates: rates.copied().unwrap_or_default(),
-        state_rank: rank(&b.state),
+        state_rank: state_rank(&b.state),
     }
 }
 
@@ -254,7 +250,7 @@ fn listener(l: &Listener, data: &Data) -> Entry {
         sessions: l.connections,
         is_well: is_served && !l.removed && rates.is_none_or(|rates| rates.errors == 0.0),
         rates: rates.copied().unwrap_or_default(),
-        state_rank: rank(if is_served { "up" } else { "down" }),
+        state_rank: state_rank(if is_served { "up" } else { "down" }),
     }
 }
 
@@ -326,13 +322,39 @@ fn event(e: &Event) -> Entry {
         sessions: e.sessions,
         is_well: is_good,
         rates: Rates::default(),
-        state_rank: rank(&e.to),
+        state_rank: state_rank(&e.to),
     }
 }
 
-fn rank(state: &str) -> usize {
-    let known = STATES.iter().position(|known| *known == state);
-    known.unwrap_or(0)
+fn upstream(u: &Upstream) -> Entry {
+    let (named, source) = (u.named() as u64, u.discovery.as_ref());
+    let sessions: u64 = u.backends.iter().map(|b| b.connections).sum();
+    let is_available = u.available == named;
+    let is_known = source.is_none_or(|source| source.error.is_none() && source.held.is_empty());
+    Entry {
+        key: format!("u {}", u.name),
+        cells: vec![
+            shown(&u.name),
+            shown(&u.balance),
+            format!("{}/{named}", u.available),
+            u.full.to_string(),
+            u.queued.to_string(),
+            u.held.to_string(),
+            sessions.to_string(),
+            source.map_or_else(|| "-".to_owned(), |source| shown(&source.kind)),
+        ],
+        style: match (u.available, is_available && is_known) {
+            (0, _) => Style::Bad,
+            (_, false) => Style::Warning,
+            (_, true) => Style::Good,
+        },
+        detail: source.map_or_else(String::new, Discovery::text),
+        backend: None,
+        sessions,
+        is_well: is_available && is_known && u.held == 0,
+        rates: Rates::default(),
+        state_rank: state_rank(if u.available > 0 { "up" } else { "down" }),
+    }
 }
 
 /// Connects, received, sent, errors; none of what has been seen once.

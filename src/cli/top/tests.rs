@@ -58,10 +58,13 @@ fn data(backends: &[Value]) -> Update {
     let status = json!({
         "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
             "connections": 0, "max_connections": 9, "flows": 0, "max_flows": 0,
-            "config_hash": "0" },
+            "config_hash": "0",
+            "previous": { "pid": 6, "since": "T0", "connections": 3, "flows": 2 } },
         "listeners": [],
         "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "queued": 0,
-            "held": 0, "backends": backends }],
+            "held": 0, "backends": backends, "discovery": { "kind": "etcd", "backends": 2,
+                "version": "17", "age_seconds": 3, "is_old": false, "error": null,
+                "held": [{ "address": "b:1", "until": "T1" }] } }],
     });
     Update::Data(Box::new(Data {
         status: response::read(&status.to_string()).expect("every field"),
@@ -114,6 +117,28 @@ fn an_order_is_for_what_was_selected_wherever_it_is_now() {
     // There are no orders in other lists.
     assert_eq!(type_keys(&mut ui, "2dy"), Effect::None);
     assert_eq!(type_keys(&mut ui, "q"), Effect::Quit);
+}
+
+#[test]
+fn the_source_of_backends_and_the_process_before_are_shown() {
+    let mut ui = Ui::new(View::Upstreams, Sort::File, "", false);
+    ui.update(data(&[backend("a:1", "up", 5), backend("b:1", "down", 2)]));
+    let text = shown(&mut ui);
+    let row = text.lines().find(|line| line.starts_with("u "));
+    let cells: Vec<&str> = row.expect("a row").split_whitespace().collect();
+    assert_eq!(cells, ["u", "first", "1/2", "0", "0", "0", "7", "etcd"]);
+    for part in [
+        "before it: pid 6, 3 connections, 2 flows, draining since T0",
+        "source etcd: 2 backends, version 17, answered 3 s ago; held 1: b:1 until T1",
+        "5 upstreams",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+    // Names of other views give way to what is chosen.
+    type_keys(&mut ui, "us/up first and more\n");
+    let text = shown(&mut ui);
+    let settings = "1 2 3 4 5 upstreams  0/1, by state, not well, with \"up first and more\"";
+    assert!(text.contains(settings), "{text}");
 }
 
 #[test]

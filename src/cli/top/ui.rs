@@ -14,10 +14,10 @@ use crate::{
     upstream::pool::AdminState,
 };
 
-/// Lines above and below the list.
+/// Lines above and below the list, without the one about a process before.
 const AROUND: usize = 5;
 const HELP: [&str; 16] = [
-    "tab, 1 2 3 4   backends, listeners, sessions, events",
+    "tab, 1 ... 5   backends, listeners, sessions, events, upstreams",
     "up down j k    select; page up, page down, home, end",
     "enter          sessions of the selected backend; escape: all again",
     "/              filter: all words must be in the name, state or reason",
@@ -151,7 +151,8 @@ impl Ui {
     }
 
     pub(super) fn fit(&mut self, size: Size) {
-        self.height = size.lines.saturating_sub(AROUND).max(1);
+        let around = AROUND + usize::from(self.previous().is_some());
+        self.height = size.lines.saturating_sub(around).max(1);
         self.select(self.selected);
     }
 
@@ -197,7 +198,7 @@ impl Ui {
             Key::Char('q') => return Effect::Quit,
             Key::Char('?' | 'h') => self.mode = Mode::Help,
             Key::Tab => self.show(self.view.next(), None),
-            Key::Char(n @ '1'..='4') => {
+            Key::Char(n @ '1'..='5') => {
                 let view = View::ALL[n as usize - '1' as usize];
                 self.show(view, None);
             }
@@ -298,7 +299,9 @@ impl Ui {
 
     pub(super) fn lines(&self, size: Size) -> Vec<Line> {
         let Size { columns, lines } = size;
-        let mut out = vec![self.header(), self.settings()];
+        let mut out = vec![self.header()];
+        out.extend(self.previous());
+        out.push(self.settings(columns));
         if self.mode == Mode::Help {
             out.extend(HELP.map(|line| Line::of(Style::Plain, line)));
         } else {
@@ -334,17 +337,41 @@ impl Ui {
         Line::of(Style::Bold, text)
     }
 
-    fn settings(&self) -> Line {
+    /// What there is to know about the process that this one has replaced.
+    fn previous(&self) -> Option<Line> {
+        let previous = self.data.as_ref()?.status.process.previous.as_ref()?;
+        let text = format!(
+            "before it: pid {}, {} connections, {} flows, draining since {}",
+            previous.pid,
+            previous.connections,
+            previous.flows,
+            shown(&previous.since)
+        );
+        Some(Line::of(Style::Warning, text))
+    }
+
+    /// The views, of which the others are numbers where there is no room for their names, and what
+    /// is shown of this one.
+    fn settings(&self, columns: usize) -> Line {
+        let text = self.selection();
+        let views = View::ALL.map(|view| format!("{} {}", view as usize + 1, view.word()));
+        let length = views.iter().map(|view| view.len() + 1).sum::<usize>();
+        let has_room = length + text.chars().count() <= columns;
         let mut parts = Vec::new();
-        for (n, view) in View::ALL.into_iter().enumerate() {
-            let style = if view == self.view {
-                Style::Selected
-            } else {
-                Style::Dim
+        for (view, name) in View::ALL.into_iter().zip(views) {
+            let (style, shown) = match (view == self.view, has_room) {
+                (true, _) => (Style::Selected, &*name),
+                (false, true) => (Style::Dim, &*name),
+                (false, false) => (Style::Dim, &name[..1]),
             };
-            parts.push((style, format!("{} {}", n + 1, view.word())));
+            parts.push((style, shown.to_owned()));
             parts.push((Style::Plain, " ".to_owned()));
         }
+        parts.push((Style::Plain, text));
+        Line(parts)
+    }
+
+    fn selection(&self) -> String {
         let mut text = format!(" {}/{}", self.entries.len(), self.count);
         if self.view == View::Sessions && self.data.as_ref().is_some_and(|data| data.is_more) {
             text += &format!(" of more than {MOST_SESSIONS}");
@@ -361,8 +388,7 @@ impl Ui {
         if !self.filter.is_empty() && self.mode != Mode::Filter {
             text += &format!(", with {:?}", shown(&self.filter));
         }
-        parts.push((Style::Plain, text));
-        Line(parts)
+        text
     }
 
     fn titles(&self, columns: usize) -> Line {
