@@ -14,6 +14,7 @@ pub(crate) mod process;
 mod reference;
 pub(crate) mod row;
 pub(crate) mod scalar;
+pub(crate) mod synonyms;
 pub(crate) mod upstream;
 pub(crate) mod words;
 
@@ -102,11 +103,16 @@ impl Keys {
     }
 
     /// What to do about a key that is unknown here.
-    pub(crate) fn advice(&self, name: &str) -> String {
+    pub(crate) fn advice(&'static self, name: &str) -> String {
+        if let Some(advice) = synonyms::advice(name, self) {
+            return advice.to_owned();
+        }
         if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == name) {
             return format!("it is {now} now");
         }
-        if let Some(advice) = foreign::advice(name) {
+        // HAProxy writes `on-marked-down`.
+        let spelled = [name, &name.replace('_', "-"), &name.replace('-', "_")].map(foreign::advice);
+        if let Some(advice) = spelled.into_iter().flatten().next() {
             return advice;
         }
         if let Some(home) = ALL.iter().find(|keys| keys.contains(name)) {

@@ -12,10 +12,11 @@ use toml::{
 
 use crate::config::{
     keys::{
-        DEFAULTS, Keys,
+        CHECK, DEFAULTS, Keys, LISTENER, UPSTREAM,
         applies::{Applies, NoEffect},
         row::{Field, Form, Key, Row, Rule},
         scalar::{Scalar, Word},
+        synonyms,
     },
     text::{
         report::{Fault, Report, Span},
@@ -83,7 +84,7 @@ impl<'a> Section<'a> {
                         keys.label,
                         found(value.get_ref())
                     ))
-                    .hint("write a section in brackets on a line of its own, its keys below"),
+                    .hint(instead_of_value(keys)),
                 );
                 None
             }
@@ -355,6 +356,16 @@ impl<'a> Section<'a> {
 
     /// One of these words; `None`: the key is missing, or has another value, which is reported.
     pub(super) fn one_of(&self, key: &str, words: &[&'static str]) -> Option<&'static str> {
+        let value = self.get(key)?;
+        if let DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_) = value.get_ref() {
+            let found = found(value.get_ref());
+            let fault = Fault::new(format!("`{key}` must be a word, not {found}"));
+            let quoted = words.iter().map(|word| format!("\"{word}\""));
+            let quoted = quoted.collect::<Vec<_>>().join(", ");
+            self.report
+                .add(&value.span(), fault.hint(format!("one of: {quoted}")));
+            return None;
+        }
         let text = self.text(key)?;
         self.as_one_of(key, &text, words)
     }
@@ -372,9 +383,10 @@ impl<'a> Section<'a> {
                 "`{key}` has no value {}",
                 shorten(&format!("{text:?}"))
             ));
-            let hint = match nearest(text, words) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("one of: {}", list(words.iter().copied())),
+            let hint = match (synonyms::of_value(key, text, words), nearest(text, words)) {
+                (Some(hint), _) => hint.to_owned(),
+                (None, Some(near)) => format!("did you mean \"{near}\"?"),
+                (None, None) => format!("one of: {}", list(words.iter().copied())),
             };
             self.report.add(span, fault.hint(hint));
         }
@@ -431,7 +443,11 @@ impl<'a> Section<'a> {
                 "`{key}` must be text, not {}",
                 found(value.get_ref())
             ));
-            if !value.get_ref().is_array() && !value.get_ref().is_table() {
+            if let DeValue::Integer(_) = value.get_ref()
+                && let Some(text) = text_for_number(key, &number_text(value.get_ref()))
+            {
+                fault = fault.hint(format!("write {text:?}"));
+            } else if !value.get_ref().is_array() && !value.get_ref().is_table() {
                 fault = fault.hint("put it in double quotes");
             }
             self.report
@@ -441,6 +457,35 @@ impl<'a> Section<'a> {
             text,
             span: value.span(),
         })
+    }
+}
+
+/// What to do about a value where a table has to be.
+fn instead_of_value(keys: &'static Keys) -> String {
+    let own = [&LISTENER, &UPSTREAM];
+    if own.iter().any(|table| std::ptr::eq(*table, keys)) {
+        return format!(
+            "a section has a name: write {}, as in {}",
+            keys.label,
+            keys.label.replace("NAME", "cache")
+        );
+    }
+    if std::ptr::eq(keys, &CHECK) {
+        return format!(
+            "write a section {} on a line of its own, with kind = \"tcp\" or another kind below",
+            keys.label
+        );
+    }
+    "write a section in brackets on a line of its own, its keys below".to_owned()
+}
+
+/// What was meant by a bare number.
+fn text_for_number(key: &str, number: &str) -> Option<String> {
+    match key {
+        "bind" => Some(format!("0.0.0.0:{number}")),
+        "listen" => Some(format!("127.0.0.1:{number}")),
+        "connection_rate" | "connection_rate_per_source" => Some(format!("{number}/s")),
+        _ => None,
     }
 }
 

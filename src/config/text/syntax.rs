@@ -19,6 +19,10 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
     }
     let reliable = errors.iter().all(|error| error.message() == DUPLICATE);
     let lines = Lines::of(text);
+    if !reliable && let Some((line, fault)) = other_format(text) {
+        report.add(&line, fault);
+        return (tree, reliable);
+    }
     let mut reported = HashSet::new();
     // Whatever follows a bracket that is not closed was read as a part of it, and is no mistake.
     let mut end = text.len();
@@ -54,6 +58,48 @@ pub(crate) fn parse<'a>(text: &'a str, report: &Report) -> (Spanned<DeTable<'a>>
         }
     }
     (tree, reliable)
+}
+
+/// A file of another program, or in another format: the line that shows it.
+fn other_format(text: &str) -> Option<(Span, Fault)> {
+    const OF_NGINX: [&str; 5] = ["stream", "http", "server", "upstream", "events"];
+    const OF_HAPROXY: [&str; 5] = ["global", "defaults", "listen", "frontend", "backend"];
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let span = start..start + line.trim_end().len();
+        start += line.len();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some(first) = words.first().filter(|word| !word.starts_with('#')) else {
+            continue;
+        };
+        let is_indented = line.starts_with(char::is_whitespace);
+        let import = |program: &str, command: &str| {
+            let what = format!("this is no TOML, but looks like a configuration of {program}");
+            let hint = format!("`tembuku import {command} FILE` prints one for tembuku");
+            Some((span.clone(), Fault::new(what).hint(hint)))
+        };
+        let other = |format: &str| {
+            let what = format!("this is no TOML, but looks like {format}");
+            let hint = "lines are KEY = VALUE or [SECTION]; docs/getting-started.md has an example";
+            Some((span.clone(), Fault::new(what).hint(hint)))
+        };
+        match words.as_slice() {
+            [name, .., "{"] if OF_NGINX.contains(name) => return import("nginx", "nginx"),
+            [name] if OF_NGINX.iter().any(|n| *name == format!("{n}{{")) => {
+                return import("nginx", "nginx");
+            }
+            [name] | [name, _] if !is_indented && OF_HAPROXY.contains(name) => {
+                return import("HAProxy", "haproxy");
+            }
+            _ if first.starts_with('{') => return other("JSON"),
+            ["---"] => return other("YAML"),
+            [name] if name.ends_with(':') => return other("YAML"),
+            _ if line.contains('=') || first.starts_with('[') => return None,
+            // As `user www-data;` before the first block.
+            _ => {}
+        }
+    }
+    None
 }
 
 const DUPLICATE: &str = "duplicate key";

@@ -183,9 +183,16 @@ fn split<'a>(text: &'a str, any: &str) -> Result<Split<'a>, Fault> {
         );
     }
     if text.contains(char::is_whitespace) {
-        return Err(Fault::new(format!(
-            "there is a blank in the address {text:?}"
-        )));
+        let fault = Fault::new(format!("there is a blank in the address {text:?}"));
+        let (address, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let hint = match rest.trim() {
+            "udp" => Some(format!("write \"{address}\", and protocol = \"udp\"")),
+            rest if rest.contains("weight=") || rest.contains("backup") => Some(format!(
+                "write a table, as in {{ address = \"{address}\", weight = 2, backup = true }}"
+            )),
+            _ => None,
+        };
+        return Err(Fault { hint, ..fault });
     }
     let missing_port = |host: &str| {
         Fault::new(format!("the address {text:?} has no port"))
