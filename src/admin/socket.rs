@@ -40,6 +40,16 @@ impl fmt::Display for SocketError {
     }
 }
 
+/// Below a folder that is there, as /run/tembuku after a start of the machine. Where that is not
+/// possible the error is that of the socket.
+fn make_folder(path: &Path) {
+    let Some(folder) = path.parent().filter(|folder| !folder.exists()) else {
+        return;
+    };
+    let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+    let _ = rustix::fs::mkdir(folder, mode);
+}
+
 /// The file must be kept for as long as the socket is served.
 pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     let failed = |error: io::Error| SocketError {
@@ -52,7 +62,10 @@ pub async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketErr
         owner: None,
         group: None,
     };
-    let bind = move || listen_unix(&owned, BACKLOG, &rights);
+    let bind = move || {
+        make_folder(&owned);
+        listen_unix(&owned, BACKLOG, &rights)
+    };
     let bound = blocking::call(blocking::LIMIT, bind).await.flatten();
     let (listener, file) = bound.map_err(failed)?;
     let listener = UnixListener::from_std(listener).map_err(failed)?;
