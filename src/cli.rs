@@ -30,18 +30,30 @@ use crate::{
     plan::Plan,
     upstream::pool::AdminState,
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 /// What is shown of an error about the command line, which may quote a long argument.
 const MOST_OF_USAGE: usize = 2_000;
 
+/// At the end of the help.
+const ABOUT: &str = "\
+Begin with `tembuku demo`, or with a file: `tembuku check -c FILE`, `tembuku run -c FILE`.
+
+Commands about a running process find it by the admin socket that its file names (-c FILE, or
+$TEMBUKU_CONFIG, or /etc/tembuku/tembuku.toml), or by --socket PATH.
+
+Exit codes: 0 success; 1 an invalid configuration or a failure; 2 wrong usage.";
+
 #[derive(Debug, Parser)]
-#[command(name = "tembuku", version, about, max_term_width = 100)]
+#[command(name = "tembuku", version, about, max_term_width = 100, after_help = ABOUT)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -105,10 +117,10 @@ enum Command {
     Drain(admin_state::Out),
     /// Let backends serve again
     Ready(admin_state::Ready),
-    /// Give a backend another weight than the file does, until the process ends
-    Weight(weight::Arguments),
     /// Give backends nothing new, and do not check them either
     Maint(admin_state::Out),
+    /// Give a backend another weight than the file does, until the process ends
+    Weight(weight::Arguments),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -153,14 +165,7 @@ struct Run {
 pub fn main() -> ExitCode {
     let matches = match <Cli as clap::CommandFactory>::command().try_get_matches() {
         Ok(matches) => matches,
-        Err(usage) if usage.use_stderr() => {
-            let text = usage.render().to_string();
-            if text.len() <= MOST_OF_USAGE {
-                usage.exit();
-            }
-            complain(&shorten(&text, MOST_OF_USAGE));
-            return ExitCode::from(2);
-        }
+        Err(usage) if usage.use_stderr() => return refuse(&usage),
         // Help or the version.
         Err(asked) => return code(written(asked.print())),
     };
@@ -257,6 +262,32 @@ fn planned(plan: Result<Plan, config::Problems>, file: Option<PathBuf>) -> ExitC
             ExitCode::FAILURE
         }
     }
+}
+
+/// A command line that is not understood.
+fn refuse(usage: &clap::Error) -> ExitCode {
+    let text = usage.render().to_string();
+    let is_file = names_a_file(usage);
+    // Of a command without arguments the error is its help, whole.
+    let is_help = usage.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_help || text.len() <= MOST_OF_USAGE && !is_file {
+        usage.exit();
+    }
+    complain(&shorten(&text, MOST_OF_USAGE));
+    if is_file {
+        complain("\n  tip: a configuration file is named by -c FILE\n");
+    }
+    ExitCode::from(2)
+}
+
+/// Whether an argument that is not understood looks like a configuration file.
+fn names_a_file(usage: &clap::Error) -> bool {
+    let is_file = |value: &ContextValue| {
+        matches!(value, ContextValue::String(text)
+            if Path::new(text).extension().is_some_and(|end| end == "toml" || end == "conf"))
+    };
+    let argument = usage.get(ContextKind::InvalidArg);
+    usage.kind() == ErrorKind::UnknownArgument && argument.is_some_and(is_file)
 }
 
 /// To standard error; a closed one is no reason to fail.

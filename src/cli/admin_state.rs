@@ -36,8 +36,8 @@ pub(super) struct Which {
             upstream that has the address: 10.0.0.1:6379"
     )]
     targets: Vec<Target>,
-    /// The process as a whole: it says that it is not ready, so that clients are sent to other
-    /// nodes, and serves those that still come
+    /// The process as a whole instead of backends. Drained, it says that it is not ready, so that
+    /// clients are sent to other nodes, and serves those that still come
     #[arg(long, conflicts_with = "targets")]
     node: bool,
     #[command(flatten)]

@@ -28,7 +28,8 @@ pub(super) struct Import {
 
 #[derive(Debug, Subcommand)]
 enum From {
-    /// The `stream` block, or an `http` block with `upstream` and `proxy_pass`; includes are read
+    /// The `stream` block, or an `http` block with `upstream` and `proxy_pass`; includes are read.
+    /// Also what `nginx -T` prints
     Nginx(Input),
     /// The `frontend`, `backend` and `listen` sections of `mode tcp`
     Haproxy(Input),
@@ -36,7 +37,7 @@ enum From {
 
 #[derive(Debug, Args)]
 struct Input {
-    /// The file, or `-` for standard input, as in `nginx -T | tembuku import nginx -`
+    /// The file, or `-` for standard input
     file: PathBuf,
     /// Fail if a directive is not carried over
     #[arg(long)]

@@ -289,3 +289,38 @@ fn long_arguments_are_cut_in_errors() {
         );
     }
 }
+
+/// The help is whole, however long it is, and a file without `-c` is a hint.
+#[test]
+fn wrong_usage_shows_the_way() {
+    let output = cli(&[]);
+    let help = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        help.contains("upgrade") && help.ends_with("2 wrong usage.\n"),
+        "{help}"
+    );
+    for command in ["run", "check"] {
+        let output = cli(&[command, "tembuku.toml"]);
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            why.ends_with("tip: a configuration file is named by -c FILE\n"),
+            "{why}"
+        );
+    }
+}
+
+/// As /run/tembuku after a start of the machine.
+#[test]
+fn the_folder_of_the_socket_is_made() {
+    let tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/run/admin.sock\"\n\
+         [listeners.l]\nbind = \"{}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\"]\n",
+        ports::free_addr(),
+        ports::free_addr()
+    ));
+    let socket = tembuku.dir.file("run/admin.sock");
+    let status = cli(&["status", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(status.status.code(), Some(0), "{}", text(&status));
+}
