@@ -3,6 +3,7 @@
 
 mod commands;
 mod configurations;
+mod documents;
 mod links;
 mod messages;
 mod pages;

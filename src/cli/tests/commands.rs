@@ -6,7 +6,14 @@ use clap::{Command, CommandFactory as _};
 use std::collections::BTreeSet;
 
 /// Flags of other programs that pages name.
-const FOREIGN: &[&str] = &["--check", "--release", "--profile", "--user"];
+const FOREIGN: &[&str] = &[
+    "--cap-add",
+    "--check",
+    "--profile",
+    "--release",
+    "--stop-timeout",
+    "--user",
+];
 
 /// The words of a line of a shell up to its end or a comment, a pipe or another command.
 fn words(line: &str) -> Vec<String> {

@@ -3,8 +3,8 @@
 use super::pages::{files, pages, spans_of};
 use std::collections::BTreeSet;
 
-/// Calls of the log: their arguments as text.
-fn calls() -> Vec<String> {
+/// Calls of the log: their levels, and their arguments as text.
+fn calls() -> Vec<(String, String)> {
     let mut calls = Vec::new();
     for source in files("src", &[".rs"]) {
         let mut rest = source.text.as_str();
@@ -14,7 +14,7 @@ fn calls() -> Vec<String> {
                 break;
             };
             if ["error", "warn", "info", "debug", "trace"].contains(&level) {
-                calls.push(arguments(after).to_owned());
+                calls.push((level.to_owned(), arguments(after).to_owned()));
             }
         }
     }
@@ -51,7 +51,7 @@ fn joined(source: &str) -> String {
 /// Names of what varies in messages.
 pub(super) fn fields() -> BTreeSet<String> {
     let calls = calls();
-    let words = calls.iter().flat_map(|call| {
+    let words = calls.iter().flat_map(|(_, call)| {
         let without: String = call.split('"').step_by(2).collect::<Vec<_>>().join(" ");
         let words = without.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         words.map(str::to_owned).collect::<Vec<_>>()
@@ -92,6 +92,32 @@ fn every_message_of_the_tables_is_there() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(count > 80, "only {count} are found");
+}
+
+/// Those that are constant texts, from level `info` on.
+#[test]
+fn every_message_that_is_logged_is_documented() {
+    let (mut missing, mut count) = (Vec::new(), 0);
+    let texts: String = pages().into_iter().map(|page| page.text + "\n").collect();
+    let texts = texts.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (level, call) in calls() {
+        // The message is the last text.
+        let Some(message) = joined(&call).split('"').rev().nth(1).map(str::to_owned) else {
+            continue;
+        };
+        let is_constant = !message.contains('{') && !message.contains('\\');
+        if ["debug", "trace"].contains(&&*level) || !is_constant {
+            continue;
+        }
+        count += 1;
+        // Of a long one its beginning.
+        let begin = message.split(", and that many").next().unwrap_or_default();
+        if !texts.contains(begin) {
+            missing.push(message);
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(count > 100, "only {count} are found");
 }
 
 #[test]

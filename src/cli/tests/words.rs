@@ -116,13 +116,26 @@ fn fields() -> BTreeSet<String> {
     ] {
         sources.extend(files(file, &[""]));
     }
-    for source in sources {
+    for source in &sources {
         let identifiers = source
             .text
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        words.extend(identifiers.filter(|word| is_word(word)).map(str::to_owned));
+        let written = identifiers.map(in_small_letters);
+        words.extend(written.filter(|word| is_word(word)));
     }
     words
+}
+
+/// A variant as JSON has it: `FirstInOrder` as `first_in_order`.
+fn in_small_letters(identifier: &str) -> String {
+    let mut word = String::new();
+    for c in identifier.chars() {
+        if c.is_ascii_uppercase() && !word.is_empty() {
+            word.push('_');
+        }
+        word.push(c.to_ascii_lowercase());
+    }
+    word
 }
 
 macro_rules! words_of {
