@@ -129,8 +129,8 @@ fn alerts_fire_in_a_failure_and_the_dashboard_has_data() {
     // A client that finds nothing, again and again: a rate takes two samples.
     wait_until("a session without a backend", secs(60), || {
         let _ = ask(listen);
-        let query =
-            "rate(tembuku_sessions_closed_total{reason=~\"no_backend|connect_failed\"}[5m]) > 0";
+        let query = "rate(tembuku_sessions_closed_total{reason=~\"no_backend|backends_full|\
+                     connect_failed|queue_timeout|hold_timeout\"}[5m]) > 0";
         prometheus.series(query) > 0
     });
     prometheus.wait_alert("TembukuSessionsWithoutBackend");
