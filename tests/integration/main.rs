@@ -96,6 +96,7 @@ mod proxy_send;
 mod proxy_untrusted;
 mod queue;
 mod queue_beside;
+mod recipes;
 mod redis;
 mod refusals;
 mod refused_calls;

@@ -1,0 +1,215 @@
+//! The commands of README.md and of docs/recipes.md, as they stand there, in front of three Redis
+//! servers at the addresses that the pages name.
+
+use crate::harness::{
+    netns::Netns,
+    poll,
+    proc::{Proc, run, text},
+    secs,
+    tembuku::binary,
+    temp::TempDir,
+    wait_until,
+};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const SERVERS: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+
+/// A network with the three servers, of which the first is the primary.
+struct Place {
+    netns: Netns,
+    /// Where commands are run; the file of the configuration is in it.
+    dir: TempDir,
+    servers: Vec<Proc>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let (netns, dir) = (Netns::new(), TempDir::new());
+        fs::create_dir(dir.file("bin")).unwrap();
+        symlink(binary(), dir.file("bin/tembuku")).unwrap();
+        symlink(Path::new(ROOT).join("conf"), dir.file("conf")).unwrap();
+        let mut place = Self {
+            netns,
+            dir,
+            servers: Vec::new(),
+        };
+        for server in SERVERS {
+            place.netns.sh(&format!("ip addr add {server}/32 dev lo"));
+            let folder = place.dir.file(server);
+            fs::create_dir(&folder).unwrap();
+            let replica = match server == SERVERS[0] {
+                true => String::new(),
+                false => format!("--replicaof {} 6379", SERVERS[0]),
+            };
+            let line = format!(
+                "exec redis-server --protected-mode no --save '' --port 6379 --bind {server} --bind-source-addr {server} \
+                 --replica-announce-ip {server} --repl-diskless-sync-delay 0 --dir {} {replica}",
+                folder.display()
+            );
+            let command = place.command(&line);
+            place
+                .servers
+                .push(Proc::start(server, place.dir.path(), command));
+        }
+        for server in SERVERS {
+            wait_until("a server answers", secs(20), || {
+                place.role(server).is_some()
+            });
+        }
+        wait_until("the replicas are connected", secs(30), || {
+            let info = place.sh(&format!("redis-cli -h {} INFO replication", SERVERS[0]));
+            info.contains("connected_slaves:2") && info.matches("state=online").count() == 2
+        });
+        place
+    }
+
+    /// A line of a shell, in this network and folder.
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.netns.path()));
+        command
+            .args(["sh", "-ec", line])
+            .current_dir(self.dir.path());
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.dir.file("bin").display()));
+        command.env("TEMBUKU_CONFIG", self.dir.file("tembuku.toml"));
+        command.env("NO_COLOR", "1");
+        command
+    }
+
+    /// What it prints; it has to succeed.
+    #[track_caller]
+    fn sh(&self, line: &str) -> String {
+        println!("$ {line}");
+        let output = run(secs(60), self.command(line));
+        assert_eq!(output.status.code(), Some(0), "{line}\n{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn role(&self, server: &str) -> Option<String> {
+        let output = run(
+            secs(10),
+            self.command(&format!("redis-cli -h {server} ROLE")),
+        );
+        let role = String::from_utf8(output.stdout).unwrap();
+        role.lines().next().map(str::to_owned)
+    }
+
+    /// The server that clients of port 6379 reach.
+    fn reached(&self) -> Option<String> {
+        let line = "timeout 5 redis-cli -h 127.0.0.1 CONFIG GET bind";
+        let output = run(secs(10), self.command(line));
+        let answer = String::from_utf8(output.stdout).unwrap();
+        answer.lines().nth(1).map(str::to_owned)
+    }
+
+    /// The process, with this configuration, in which only the path of the socket and that of the
+    /// listeners differ from the page: servers have the same port at their own addresses.
+    fn start(&self, config: &str) -> Proc {
+        let socket = self.dir.file("admin.sock").display().to_string();
+        let config = config
+            .replace("/run/tembuku/admin.sock", &socket)
+            .replace("0.0.0.0:6379", "127.0.0.1:6379");
+        self.dir.write("tembuku.toml", &config);
+        let mut proc = Proc::start("tembuku", self.dir.path(), self.command("exec tembuku run"));
+        proc.wait_ready(secs(20), || {
+            let output = run(secs(10), self.command("tembuku status"));
+            String::from_utf8_lossy(&output.stdout).contains(": running,")
+        });
+        proc
+    }
+}
+
+/// The lines of fenced blocks, of a language, below this heading.
+fn block(page: &str, heading: &str, fence: &str) -> String {
+    let text = "\n".to_owned() + &fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
+    let section = text.split(&format!("\n{heading}\n")).nth(1);
+    let section = section.unwrap_or_else(|| panic!("{page} has no {heading}"));
+    let block = section.split(&format!("\n{fence}\n")).nth(1);
+    let block = block.unwrap_or_else(|| panic!("no {fence} below {heading}"));
+    block.split("\n```").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn recipes_do_what_they_say() {
+    const PAGE: &str = "docs/recipes.md";
+    let place = Place::new();
+    let _tembuku = place.start(&block(PAGE, "# Recipes", "```toml"));
+    let run_all = |heading: &str| {
+        let block = block(PAGE, heading, "```");
+        let lines = block.lines().filter_map(|line| line.strip_prefix("$ "));
+        let printed: Vec<String> = lines.map(|line| place.sh(line)).collect();
+        assert!(!printed.is_empty(), "{heading}");
+        printed
+    };
+    assert_eq!(place.reached().as_deref(), Some(SERVERS[0]));
+    let printed = run_all("## A planned fail-over");
+    assert!(printed[0].contains("up -> drained"), "{printed:?}");
+    wait_until("the new primary is reached", secs(15), || {
+        place.reached().as_deref() == Some(SERVERS[1])
+    });
+    assert_eq!(place.role(SERVERS[0]).as_deref(), Some("slave"));
+    run_all("## Maintenance of a server");
+    // The loop is one line of a shell.
+    place.sh(&block(
+        PAGE,
+        "## Upgrading the database servers, one after the other",
+        "```",
+    ));
+    for heading in [
+        "## Changing the list of backends",
+        "## Adding a server",
+        "## Which client is that?",
+        "## Trying a change first",
+    ] {
+        run_all(heading);
+    }
+    let status = place.sh("tembuku status");
+    assert!(
+        !status.contains("drained") && !status.contains("maintenance"),
+        "{status}"
+    );
+}
+
+/// "Redis, and a fail-over", line by line.
+#[test]
+fn a_fail_over_works_as_readme_says() {
+    let place = Place::new();
+    let text = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let section = text.split("\n### Redis, and a fail-over\n").nth(1).unwrap();
+    let lines = section.lines().skip(1).take_while(|line| !line.is_empty());
+    let lines: Vec<String> = lines
+        .map(|line| {
+            line.split(" # ")
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    let [copy, probe, run, promote, follow] = lines.as_slice() else {
+        panic!("{lines:#?}");
+    };
+    place.sh(copy);
+    let config = fs::read_to_string(place.dir.file("tembuku.toml")).unwrap();
+    let probed = place.sh(probe);
+    assert!(
+        probed.contains("primary/10.0.0.1:6379") && probed.contains("ROLE: master"),
+        "{probed}"
+    );
+    assert_eq!(run, "tembuku run -c tembuku.toml");
+    let _tembuku = place.start(&config);
+    assert_eq!(place.reached().as_deref(), Some(SERVERS[0]));
+    place.sh(promote);
+    place.sh(follow);
+    let reached = poll(secs(15), || {
+        (place.reached().as_deref() == Some(SERVERS[1])).then_some(())
+    });
+    assert!(reached.is_some(), "{}", place.sh("tembuku status"));
+    let events = place.sh("tembuku events -c tembuku.toml");
+    assert!(
+        events.contains("primary/10.0.0.2:6379 standby -> up"),
+        "{events}"
+    );
+}
