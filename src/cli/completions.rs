@@ -27,7 +27,11 @@ pub(super) fn completions(arguments: &Completions) -> ExitCode {
 pub(super) fn man(arguments: &Man) -> ExitCode {
     let command = Cli::command();
     if let Some(folder) = &arguments.to {
-        let result = clap_mangen::generate_to(command, folder);
+        let made = match folder.exists() {
+            true => Ok(()),
+            false => std::fs::create_dir(folder),
+        };
+        let result = made.and_then(|()| clap_mangen::generate_to(command, folder));
         let why = |e| format!("error: cannot write to {}: {e}\n", folder.display());
         return code(result.map_err(why));
     }

@@ -61,7 +61,12 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
             false => ExitCode::SUCCESS,
         },
         Err(why) => {
-            complain(&format!("{}\n", why.trim_end()));
+            let why = why.trim_end();
+            let is_marked = why.starts_with("error: ");
+            complain(&format!(
+                "{}{why}\n",
+                if is_marked { "" } else { "error: " }
+            ));
             ExitCode::FAILURE
         }
     }
@@ -74,6 +79,14 @@ fn write(document: &Document) -> Result<bool, String> {
         return Err("error: nothing can be imported".to_owned());
     }
     let toml = document.toml();
+    if !toml.lines().any(|line| line.starts_with("[listeners.")) {
+        return Err(
+            "error: nothing of it can be a listener: the lists say why\n  hint: the file \
+                    is meant that has the `stream` block of nginx, or a `frontend` or `listen` \
+                    section of HAProxy with `mode tcp`"
+                .to_owned(),
+        );
+    }
     say(&toml)?;
     // What was valid there may be refused here: then its position is named.
     if let Err(problems) = config::parse(&toml, "the result") {

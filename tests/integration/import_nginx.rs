@@ -242,6 +242,10 @@ fn what_is_lost_is_listed_and_strict_fails() {
             "stream { server { listen 1 ssl; proxy_pass a:1; } }",
             "nothing can be imported",
         ),
+        (
+            "http { access_log /var/log/x; server { listen 80; root /x; } }",
+            "nothing of it can be a listener",
+        ),
     ] {
         let file = dir.write("wrong.conf", text);
         let output = cli(&["import", "nginx", file.to_str().unwrap()]);
