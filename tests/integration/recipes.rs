@@ -43,7 +43,8 @@ impl Place {
                 false => format!("--replicaof {} 6379", SERVERS[0]),
             };
             let line = format!(
-                "exec redis-server --protected-mode no --save '' --port 6379 --bind {server} --bind-source-addr {server} \
+                "exec redis-server --protected-mode no --save '' --port 6379 --bind {server} \
+                 --bind-source-addr {server} \
                  --replica-announce-ip {server} --repl-diskless-sync-delay 0 --dir {} {replica}",
                 folder.display()
             );
@@ -212,4 +213,121 @@ fn a_fail_over_works_as_readme_says() {
         events.contains("primary/10.0.0.2:6379 standby -> up"),
         "{events}"
     );
+}
+
+/// For the commands of all pages: their names of upstreams, and servers that are there.
+fn config_of_pages() -> String {
+    let mut config =
+        "[admin]\nlisten = \"127.0.0.1:9900\"\nsocket = \"/run/tembuku/admin.sock\"\n".to_owned();
+    for (n, name) in ["redis", "cache", "queue", "primary", "replicas"]
+        .into_iter()
+        .enumerate()
+    {
+        let backends = SERVERS
+            .map(|server| format!("\"{server}:6379\""))
+            .join(", ");
+        config += &format!(
+            "[listeners.{name}]\nbind = \"127.0.0.1:{}\"\nupstream = \"{name}\"\n\
+             [upstreams.{name}]\nbackends = [{backends}]\n\
+             [upstreams.{name}.check]\nkind = \"redis\"\n",
+            7001 + n
+        );
+    }
+    config
+        + "[listeners.web]\nbind = \"127.0.0.1:8080\"\nupstream = \"web\"\n\
+              [upstreams.web]\nbackends = [\"10.0.0.1:8080\", \"10.0.0.2:8080\"]\n"
+}
+
+/// Of blocks: fenced ones without a language, and indented ones.
+fn command_lines(page: &str) -> Vec<String> {
+    let (mut is_fenced, mut is_plain) = (false, false);
+    let mut lines = Vec::new();
+    for line in page.lines() {
+        if let Some(info) = line.trim_start().strip_prefix("```") {
+            is_fenced = !is_fenced;
+            is_plain = is_fenced && info.is_empty();
+            continue;
+        }
+        let is_block = is_plain || !is_fenced && line.starts_with("    ");
+        let command = line
+            .trim()
+            .trim_start_matches("$ ")
+            .trim_start_matches("sudo ");
+        let command = command.split(" #").next().unwrap_or_default().trim();
+        if is_block && command.starts_with("tembuku ") && !command.contains(": running") {
+            lines.push(command.to_owned());
+        }
+    }
+    lines
+}
+
+/// Why a command of a page is not run here.
+fn is_run_elsewhere(command: &str) -> bool {
+    const ELSEWHERE: [&str; 9] = [
+        // They go on, or replace the process: with tests of their own.
+        "tembuku run",
+        "tembuku demo",
+        "tembuku upgrade",
+        "tembuku events --follow",
+        "tembuku top -c",
+        // They read or write files of the system.
+        "tembuku import",
+        "tembuku completions bash >",
+        "tembuku man",
+        // With sources, in the tests of discovery.
+        "tembuku discover",
+    ];
+    ELSEWHERE.iter().any(|begin| command.starts_with(begin))
+}
+
+#[test]
+fn commands_of_the_pages_succeed() {
+    let place = Place::new();
+    let _tembuku = place.start(&config_of_pages());
+    place.dir.write(
+        "one.toml",
+        "[listeners.cache]\nbind = \"127.0.0.1:6379\"\nupstream = \"redis\"\n[upstreams.redis]\n\
+         balance = \"consistent_hash\"\n\
+         backends = [\"10.0.0.1:6379\", \"10.0.0.2:6379\", \"10.0.0.3:6379\"]\n",
+    );
+    let mut pages: Vec<_> = fs::read_dir(Path::new(ROOT).join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        // They are run above, in front of another configuration.
+        .filter(|path| !path.ends_with("recipes.md"))
+        .collect();
+    pages.sort();
+    pages.push(Path::new(ROOT).join("README.md"));
+    let mut count = 0;
+    for page in pages {
+        let content = fs::read_to_string(&page).unwrap();
+        for command in command_lines(&content) {
+            if is_run_elsewhere(&command) {
+                continue;
+            }
+            count += 1;
+            let one = if command.contains(" explain ") {
+                "one.toml"
+            } else {
+                "tembuku.toml"
+            };
+            let command = command
+                .replace("/etc/tembuku/tembuku.toml", one)
+                .replace("-c tembuku.toml", &format!("-c {one}"))
+                .replace("-c FILE", &format!("-c {one}"));
+            println!("{}: {command}", page.file_name().unwrap().display());
+            let output = run(secs(60), place.command(&command));
+            let code = output.status.code();
+            // Servers of "web" are not there.
+            let is_expected = code == Some(0) || command.contains("--probe") && code == Some(1);
+            assert!(
+                is_expected,
+                "{}: {command}\n{}",
+                page.display(),
+                text(&output)
+            );
+        }
+    }
+    assert!(count > 40, "only {count} are found");
 }
