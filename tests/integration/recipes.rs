@@ -254,7 +254,9 @@ fn command_lines(page: &str) -> Vec<String> {
             .trim_start_matches("$ ")
             .trim_start_matches("sudo ");
         let command = command.split(" #").next().unwrap_or_default().trim();
-        if is_block && command.starts_with("tembuku ") && !command.contains(": running") {
+        // What it prints may begin with its name and its version.
+        let name = command.strip_prefix("tembuku ").unwrap_or_default();
+        if is_block && name.starts_with(|c: char| c.is_ascii_lowercase()) {
             lines.push(command.to_owned());
         }
     }
@@ -329,5 +331,5 @@ fn commands_of_the_pages_succeed() {
             );
         }
     }
-    assert!(count > 40, "only {count} are found");
+    assert!(count > 35, "only {count} are found");
 }
