@@ -29,6 +29,7 @@ mod supervise;
 mod watch;
 
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
+pub use apply::Applied;
 pub use discovery::{Discovery, UpdateResult};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
@@ -42,7 +43,7 @@ pub use watch::reload_on_change;
 
 use crate::{
     control::{apply::Runtime, checks::Checks, journal::Journal},
-    plan::{Addr, Plan, diff::Change, reason::CloseReason},
+    plan::{Addr, Plan, reason::CloseReason},
     runtime::{heartbeat::Pulse, net::SocketFile},
     session::service::{Process, Service},
     sys::{self, blocking},
@@ -76,6 +77,8 @@ pub struct State {
     pub became_main: Notify,
     /// Those that are served.
     pub admin_connections: TaskTracker,
+    /// Cancelled when the process ends: a request that waits for events is answered.
+    pub ending: CancellationToken,
     node: Node,
     /// Of all terminations.
     pace: Arc<Mutex<Pace>>,
@@ -156,6 +159,12 @@ impl View {
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.listeners.iter().map(|listener| &listener.service)
     }
+
+    /// The longest time since the start for which a worker was kept from its sockets by a change.
+    pub fn longest_pause(&self) -> Duration {
+        let pauses = self.pulses.iter().map(|pulse| pulse.pauses.longest());
+        pauses.max().unwrap_or_default()
+    }
 }
 
 impl State {
@@ -170,6 +179,7 @@ impl State {
             previous: Mutex::default(),
             became_main: Notify::new(),
             admin_connections: TaskTracker::new(),
+            ending: CancellationToken::new(),
             node: Node::new(Instant::now()),
             pace: Arc::clone(runtime.pace()),
             view: RwLock::new(Arc::new(runtime.view())),
@@ -250,12 +260,12 @@ impl Server {
     }
 
     /// Puts another plan into effect, or changes nothing and returns what is in the way. Sessions
-    /// keep the settings that they began with, also those of listeners that are removed. Returns
-    /// the differences to the plan before; those that need an upgrade are not in effect.
-    pub async fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, StartErrors> {
-        let changes = self.runtime.apply(prepared).await?;
+    /// keep the settings that they began with, also those of listeners that are removed.
+    pub async fn apply(&mut self, prepared: Prepared) -> Result<Applied, StartErrors> {
+        let applied = self.runtime.apply(prepared).await?;
+        // The view before has what the workers have let go of: it is dropped on this thread.
         self.state.set_view(self.runtime.view());
-        Ok(changes)
+        Ok(applied)
     }
 
     /// Lets the service manager keep the sockets, after [`State::became_main`].

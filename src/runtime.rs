@@ -4,6 +4,7 @@ pub mod executor;
 pub mod heartbeat;
 pub mod mailbox;
 pub mod net;
+pub mod pause;
 pub mod reactor;
 pub mod time;
 mod timer_fd;

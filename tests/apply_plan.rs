@@ -480,10 +480,9 @@ fn try_to_apply(runtime: &Runtime, server: &mut Server, text: &str) -> Result<Ve
     runtime.block_on(async {
         let prepared = Prepared::for_change(plan, &server.state.view()).await;
         let prepared = prepared.unwrap_or_else(|errors| panic!("{errors}"));
-        server
-            .apply(prepared)
-            .await
-            .map_err(|errors| errors.to_string())
+        let applied = server.apply(prepared).await;
+        let applied = applied.map_err(|errors| errors.to_string())?;
+        Ok(applied.changes)
     })
 }
 

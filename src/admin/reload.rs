@@ -70,7 +70,9 @@ fn failure(error: &ReloadError) -> Result<(StatusCode, Value), Refusal> {
                 "nothing was changed".to_owned(),
             ));
         }
-        ReloadError::Unread { source, .. } => vec![plain(&source.to_string())],
+        ReloadError::Unread { source, .. } | ReloadError::Uncompared { source, .. } => {
+            vec![plain(&source.to_string())]
+        }
         ReloadError::Invalid(problems) => with_places(problems),
         ReloadError::Failed(StartErrors(errors)) => {
             let messages = errors.iter().map(ToString::to_string);

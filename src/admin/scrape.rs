@@ -28,6 +28,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             is_successful: last.is_successful,
             last_success: last.last_success.map(seconds),
         }),
+        longest_pause: view.longest_pause().as_secs_f64(),
     };
     for service in view.services().chain(view.removed_services()) {
         figures.listeners.push(ListenerFigures {

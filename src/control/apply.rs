@@ -95,6 +95,15 @@ pub(super) struct Runtime {
     pub(super) unused: Vec<u64>,
 }
 
+/// What a change of the plan has done.
+#[derive(Debug)]
+pub struct Applied {
+    /// The differences to the plan before; those that need an upgrade are not in effect.
+    pub changes: Vec<Change>,
+    /// For how long a worker was kept from its sockets by it, at most.
+    pub longest_pause: Duration,
+}
+
 /// How long workers are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -124,6 +133,13 @@ impl Workers {
         if tokio::time::timeout(PATIENCE, orders.wait()).await.is_err() {
             tracing::warn!("workers have not confirmed the change of the plan in time");
         }
+    }
+
+    /// The longest pause of a worker since this was called last.
+    fn take_longest_pause(&self) -> Duration {
+        let pulses = self.pulses().into_iter();
+        let pauses = pulses.map(|pulse| pulse.pauses.take());
+        pauses.max().unwrap_or_default()
     }
 
     fn pulses(&self) -> Vec<Arc<Pulse>> {
@@ -220,12 +236,8 @@ impl Runtime {
         })
     }
 
-    /// Puts the plan into effect, or changes nothing and returns what is in the way. Returns the
-    /// differences to the plan before; what needs an upgrade is not in effect.
-    pub(super) async fn apply(
-        &mut self,
-        mut prepared: Prepared,
-    ) -> Result<Vec<Change>, StartErrors> {
+    /// Puts the plan into effect, or changes nothing and returns what is in the way.
+    pub(super) async fn apply(&mut self, mut prepared: Prepared) -> Result<Applied, StartErrors> {
         let changes = diff(&self.plan, &prepared.plan);
         let plan = reachable(&self.plan, &prepared.plan);
         self.closing.retain(|(_, sockets)| sockets.is_open());
@@ -239,6 +251,7 @@ impl Runtime {
             self.start_datagram_workers().map_err(StartError::Thread)?;
         }
         // Nothing fails from here on.
+        self.workers.take_longest_pause();
         self.unused = bound.unused.clone();
         self.store_sockets(&bound).await;
         self.plan = plan;
@@ -258,7 +271,10 @@ impl Runtime {
         // Clients that were in the queues of removed listeners have picked by now.
         self.add_removed_listeners(gone);
         self.remove_upstreams();
-        Ok(changes)
+        Ok(Applied {
+            changes,
+            longest_pause: self.workers.take_longest_pause(),
+        })
     }
 
     /// Creates and changes upstreams, also one that was removed and has sessions. Those that are

@@ -14,7 +14,7 @@ use crate::{
 };
 use ahash::RandomState;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -92,9 +92,8 @@ impl Checks {
         loop {
             let mut addresses = self.pool.addresses();
             addresses.retain(|a| a.admin.admin_state != AdminState::Maint);
-            running.retain(|known, (_, task)| {
-                !task.is_finished() && addresses.iter().any(|a| key(a) == *known)
-            });
+            let present: HashSet<(u64, u32)> = addresses.iter().map(key).collect();
+            running.retain(|known, (_, task)| !task.is_finished() && present.contains(known));
             for address in addresses {
                 running.entry(key(&address)).or_insert_with(|| {
                     let stop = self.shared.stop.child_token();

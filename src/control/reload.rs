@@ -9,6 +9,7 @@ pub use report::Report;
 use super::{Prepared, Server, StartErrors, State};
 use crate::{
     config::{self, Problems},
+    plan,
     sys::blocking,
     telemetry,
 };
@@ -57,6 +58,8 @@ pub enum ReloadError {
     Stopping,
     /// The file was not read in time.
     Unread { file: PathBuf, source: io::Error },
+    /// What the file changes was not found out in time.
+    Uncompared { file: PathBuf, source: io::Error },
     /// The file is not valid.
     Invalid(Problems),
     /// What the plan needs from outside is missing, or an address is in use.
@@ -142,7 +145,14 @@ pub async fn prepare(
         Candidate { prepared, report }
     };
     let candidate = blocking::call(blocking::LIMIT * 2, report).await;
-    candidate.map_err(unread)
+    candidate.map_err(|source| ReloadError::Uncompared { file, source })
+}
+
+impl Candidate {
+    /// What the plan says of the admin side.
+    pub fn admin(&self) -> Option<&plan::Admin> {
+        self.prepared.plan.admin.as_ref()
+    }
 }
 
 impl Server {
@@ -176,10 +186,12 @@ impl Server {
             prepared,
             mut report,
         } = candidate?;
-        self.apply(prepared).await.map_err(ReloadError::Failed)?;
+        let applied = self.apply(prepared).await;
+        let applied = applied.map_err(ReloadError::Failed)?;
         let view = self.state.view();
         telemetry::log::set(view.plan.log.level, view.plan.log.format);
         report.applied = true;
+        report.longest_pause_seconds = Some(applied.longest_pause.as_secs_f64());
         Ok(report)
     }
 }
@@ -202,6 +214,9 @@ fn log_error(error: &ReloadError) {
                 tracing::error!(%problem, "configuration cannot be put into effect");
             }
         }
+        ReloadError::Uncompared { source, .. } => {
+            tracing::error!(error = %source, "configuration cannot be compared");
+        }
         ReloadError::NoFile | ReloadError::Stopping | ReloadError::Unread { .. } => {
             let error = error.to_string();
             tracing::error!(error = error.trim_end(), "configuration cannot be read");
@@ -220,6 +235,10 @@ impl fmt::Display for ReloadError {
                 writeln!(f, "error: cannot read the configuration: {source}")?;
                 writeln!(f, " --> {}", file.display())
             }
+            Self::Uncompared { file, source } => {
+                writeln!(f, "error: cannot find out what would change: {source}")?;
+                writeln!(f, " --> {}", file.display())
+            }
             Self::Invalid(problems) => problems.fmt(f),
             Self::Failed(errors) => errors.fmt(f),
         }
@@ -231,7 +250,7 @@ impl std::error::Error for ReloadError {
         match self {
             Self::NoFile | Self::Stopping => None,
             Self::Failed(errors) => Some(errors),
-            Self::Unread { source, .. } => Some(source),
+            Self::Unread { source, .. } | Self::Uncompared { source, .. } => Some(source),
             Self::Invalid(problems) => Some(problems),
         }
     }

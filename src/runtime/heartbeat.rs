@@ -4,6 +4,7 @@
 //! in the kernel and stores nothing: an observer that needs the answer wakes it for one turn. So a
 //! process that is not observed pays one store a turn, and no wake-up.
 
+use crate::runtime::pause::Pauses;
 use std::{
     sync::{
         Arc,
@@ -36,6 +37,7 @@ impl Heartbeat {
 pub struct Pulse {
     pub worker: String,
     heartbeat: Arc<Heartbeat>,
+    pub pauses: Arc<Pauses>,
     /// Causes a turn in which nothing is done.
     waker: Waker,
     /// Where the milliseconds count from.
@@ -50,12 +52,14 @@ impl Pulse {
     pub(super) fn new(
         worker: String,
         heartbeat: Arc<Heartbeat>,
+        pauses: Arc<Pauses>,
         waker: Waker,
         began: Instant,
     ) -> Self {
         Self {
             worker,
             heartbeat,
+            pauses,
             waker,
             began,
             woken: AtomicU64::default(),
@@ -119,7 +123,8 @@ mod tests {
         let began = Instant::now();
         let at = |millis| began + Duration::from_millis(millis);
         let waker = Waker::from(Arc::clone(&wakes));
-        let pulse = Pulse::new("w".to_owned(), Arc::clone(&heartbeat), waker, began);
+        let own = Arc::clone(&heartbeat);
+        let pulse = Pulse::new("w".to_owned(), own, Arc::default(), waker, began);
         let checked = |millis| (pulse.check(at(millis)).as_millis(), wakes.0.load(Relaxed));
         heartbeat.store(1_000);
         assert_eq!(checked(1_500), (0, 0), "it has run just now");

@@ -5,6 +5,7 @@ use crate::{
     runtime::{
         heartbeat::Heartbeat,
         mailbox::{Mailbox, Message},
+        pause::Pauses,
         timer_fd::TimerFd,
     },
     telemetry::throttle::Throttle,
@@ -30,6 +31,9 @@ use std::{
 
 /// Most events of one call to the kernel.
 const EVENTS: usize = 256;
+/// How long a turn executes orders; the rest of them waits for the next turn. So sessions are
+/// served in between, however much changes.
+const ORDERS: Duration = Duration::from_micros(200);
 /// Pause after a call that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Tokens of the reactor itself; all others are the engine's.
@@ -75,6 +79,7 @@ pub struct Reactor {
     timer: TimerFd,
     clock: Clock,
     heartbeat: Arc<Heartbeat>,
+    pauses: Arc<Pauses>,
     failures: Throttle<1>,
 }
 
@@ -95,6 +100,7 @@ impl Reactor {
                 now: Cell::new(Instant::now()),
             },
             heartbeat: Arc::default(),
+            pauses: Arc::default(),
             failures: Throttle::new(began),
         };
         let edges = EventFlags::IN | EventFlags::ET;
@@ -133,6 +139,10 @@ impl Reactor {
 
     pub(super) fn heartbeat(&self) -> Arc<Heartbeat> {
         Arc::clone(&self.heartbeat)
+    }
+
+    pub(super) fn pauses(&self) -> Arc<Pauses> {
+        Arc::clone(&self.pauses)
     }
 
     /// Returns whether the wait was not interrupted: only then are all events up to now in
@@ -212,8 +222,8 @@ pub fn run<E: Engine>(engine: &mut E, mailbox: &Mailbox<E::Order>) {
     }
 }
 
-/// `messages`: what was taken from the mailbox and not handled yet, if an earlier turn ended in a
-/// panic.
+/// `messages`: what was taken from the mailbox and not handled yet, if an earlier turn had enough of
+/// orders or ended in a panic.
 fn turn<E: Engine>(
     engine: &mut E,
     mailbox: &Mailbox<E::Order>,
@@ -236,14 +246,24 @@ fn turn<E: Engine>(
         }
     }
     let mut flow = Continue(());
+    let mut orders_began = None;
     while let Some(message) = messages.pop_front() {
         match message {
-            Message::Order(order) => engine.execute(order),
+            Message::Order(order) => {
+                let began = *orders_began.get_or_insert_with(Instant::now);
+                engine.execute(order);
+                if began.elapsed() >= ORDERS {
+                    break;
+                }
+            }
             // Of an observer, for which the turn alone counts.
             Message::Wake(MAILBOX) => {}
             Message::Wake(token) => engine.wake(token),
             Message::Stop => flow = Break(()),
         }
+    }
+    if let Some(began) = orders_began {
+        engine.reactor().pauses.note(began.elapsed());
     }
     engine.end_turn(events.len() < EVENTS);
     flow
@@ -261,6 +281,8 @@ mod tests {
         wakes: Vec<u64>,
         abandoned: usize,
         ended_turns: usize,
+        /// How long an order takes.
+        takes: Duration,
     }
 
     impl Engine for Recorder {
@@ -284,6 +306,7 @@ mod tests {
 
         fn execute(&mut self, order: u32) {
             assert!(order > 0, "this order panics");
+            std::thread::sleep(self.takes);
             self.orders.push(order);
         }
 
@@ -306,6 +329,7 @@ mod tests {
             wakes: Vec::new(),
             abandoned: 0,
             ended_turns: 0,
+            takes: Duration::ZERO,
         };
         (recorder, mailbox)
     }
@@ -320,6 +344,19 @@ mod tests {
         run(&mut recorder, &mailbox);
         assert_eq!(recorder.orders, [1, 2, 3]);
         assert_eq!((recorder.abandoned, recorder.ended_turns), (2, 1));
+    }
+
+    #[test]
+    fn orders_that_take_long_are_spread_over_turns() {
+        let (mut recorder, mailbox) = recorder();
+        recorder.takes = ORDERS;
+        (1..=3).for_each(|order| mailbox.send(Message::Order(order)));
+        mailbox.send(Message::Stop);
+        run(&mut recorder, &mailbox);
+        assert_eq!(recorder.orders, [1, 2, 3]);
+        assert_eq!(recorder.ended_turns, 4);
+        let longest = recorder.reactor.pauses().longest();
+        assert!(longest >= ORDERS, "{longest:?}");
     }
 
     #[test]

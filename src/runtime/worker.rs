@@ -4,6 +4,7 @@ use crate::{
     runtime::{
         heartbeat::Pulse,
         mailbox::{Mailbox, Message},
+        pause,
         reactor::{self, Reactor},
     },
     telemetry::metrics::set_shard,
@@ -30,11 +31,15 @@ impl<O: Send + 'static> Worker<O> {
         let mailbox = Arc::new(Mailbox::new()?);
         let reactor = Reactor::new(mailbox.fd(), began)?;
         let (heartbeat, waker) = (reactor.heartbeat(), mailbox.waker(reactor::MAILBOX));
-        let pulse = Arc::new(Pulse::new(name.clone(), heartbeat, waker, began));
+        let pauses = reactor.pauses();
+        let own_pauses = Arc::clone(&pauses);
+        let pulse = Pulse::new(name.clone(), heartbeat, pauses, waker, began);
+        let pulse = Arc::new(pulse);
         let thread = std::thread::Builder::new().name(name.clone()).spawn({
             let mailbox = Arc::clone(&mailbox);
             move || {
                 set_shard(shard);
+                pause::set_own(own_pauses);
                 run(reactor, mailbox);
             }
         })?;

@@ -55,6 +55,7 @@ use crate::{
             event::Events,
             line::Line,
             locked::Locked,
+            preparation::Outline,
         },
     },
 };
@@ -65,7 +66,7 @@ use std::{
     collections::HashSet,
     fmt::Display,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Instant,
@@ -93,8 +94,10 @@ pub struct Pool {
 #[derive(Debug)]
 struct Inner {
     balance: Balance,
+    /// Counts the changes of which endpoints there are, and of what is configured.
+    generation: u64,
     /// In the order of the configuration.
-    configured: Vec<Configured>,
+    configured: Arc<Vec<Configured>>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
     /// the balancer.
     endpoints: Vec<Endpoint>,
@@ -230,13 +233,15 @@ impl Pool {
         });
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
+        let start_verdict = plan.check.as_ref().map(|c| Verdict::at_start(c.start_up));
         let inner = |observer: Weak<dyn ReleaseObserver>| Inner {
             balance: plan.balance.clone(),
-            configured: configured.collect(),
+            generation: 0,
+            configured: Arc::default(),
             endpoints: Vec::new(),
             departed: Vec::new(),
             remembered: Vec::new(),
-            start_verdict: plan.check.as_ref().map(|c| Verdict::at_start(c.start_up)),
+            start_verdict,
             moves: plan.flows_move,
             fast_path: false,
             has_ceilings: false,
@@ -251,8 +256,11 @@ impl Pool {
             observer,
         };
         let inner = Arc::new_cyclic(|this: &Weak<Mutex<Inner>>| {
-            let mut inner = inner(Weak::clone(this) as Weak<dyn ReleaseObserver>);
-            inner.assemble(None, now);
+            let observer = Weak::clone(this) as Weak<dyn ReleaseObserver>;
+            let outline = Outline::new(start_verdict, &notifier, &observer);
+            let assembly = outline.assemble(configured.collect(), &plan.balance, now);
+            let mut inner = inner(observer);
+            drop(inner.put(assembly, now));
             Mutex::new(inner)
         });
         Self {
@@ -457,7 +465,7 @@ impl Pool {
     }
 
     fn lock(&self) -> Locked<'_> {
-        Locked::new(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        Locked::lock(&self.inner)
     }
 }
 

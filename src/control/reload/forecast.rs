@@ -14,7 +14,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub(super) struct Forecast<'a> {
@@ -23,9 +23,17 @@ pub(super) struct Forecast<'a> {
     plan: &'a Plan,
     prepared: &'a Prepared,
     now: Instant,
+    /// On each backend, by upstream and its address as configured. Counted once: there may be
+    /// thousands of changes.
+    sessions: HashMap<(Arc<str>, Arc<str>), u64>,
     /// Of upstreams, by name: several changes can concern one.
     moved_shares: BTreeMap<String, Option<f64>>,
+    /// How many comparisons were left out because there was no time left.
+    left_out: usize,
 }
+
+/// Moved clients are counted for so long: a reload waits for it.
+const COUNTING: Duration = Duration::from_secs(2);
 
 impl<'a> Forecast<'a> {
     pub(super) fn new(running: &'a View, plan: &'a Plan, prepared: &'a Prepared) -> Self {
@@ -34,8 +42,22 @@ impl<'a> Forecast<'a> {
             plan,
             prepared,
             now: Instant::now(),
+            sessions: count_sessions(running),
             moved_shares: BTreeMap::new(),
+            left_out: 0,
         }
+    }
+
+    /// That figures are missing.
+    pub(super) fn warning(&self) -> Option<String> {
+        let left_out = self.left_out;
+        (left_out > 0).then(|| {
+            format!(
+                "clients that move were counted for {} s, and not for the rest: {left_out} \
+                 upstreams or listeners",
+                COUNTING.as_secs()
+            )
+        })
     }
 
     /// The sessions that the object of the change has now; `None`: it is an object without sessions
@@ -49,9 +71,10 @@ impl<'a> Forecast<'a> {
                 let service = services.find(|service| service.plan.name == *name);
                 Some(service.map_or(0, |service| service.metrics.active()))
             }
-            Change::Upstream(edit) => Some(self.sessions_on(&edit.item().name, None)),
+            Change::Upstream(edit) => Some(self.sessions_on(&edit.item().name)),
             Change::Backend { upstream, edit } => {
-                Some(self.sessions_on(upstream, Some(&edit.item().text)))
+                let key = (upstream.as_str().into(), edit.item().text.as_str().into());
+                Some(self.sessions.get(&key).copied().unwrap_or_default())
             }
             Change::NeedsUpgrade(change) => self.sessions(change),
         }
@@ -80,12 +103,13 @@ impl<'a> Forecast<'a> {
         })
     }
 
-    /// On the backend with this address as configured, or on all.
-    fn sessions_on(&self, upstream: &str, backend: Option<&str>) -> u64 {
-        let backends = self.pool(upstream).map(|pool| pool.backends());
-        let backends = backends.into_iter().flatten();
-        let of_change = backends.filter(|b| backend.is_none_or(|text| **b.text() == *text));
-        of_change.map(|backend| backend.active()).sum()
+    /// On all backends of an upstream.
+    fn sessions_on(&self, upstream: &str) -> u64 {
+        let of_it = self
+            .sessions
+            .iter()
+            .filter(|((of, _), _)| **of == *upstream);
+        of_it.map(|(_, sessions)| sessions).sum()
     }
 
     /// See [`super::report::ReportedChange::moved_share`].
@@ -122,10 +146,14 @@ impl<'a> Forecast<'a> {
     }
 
     /// Of the clients of a listener.
-    fn moved_share_between(&self, before: &Listener, after: &Listener) -> Option<f64> {
+    fn moved_share_between(&mut self, before: &Listener, after: &Listener) -> Option<f64> {
         let old = find(&self.running.plan, &before.upstream)?;
         let new = find(self.plan, &after.upstream)?;
         if !old.balance.is_by_key() || !new.balance.is_by_key() {
+            return None;
+        }
+        if self.now.elapsed() >= COUNTING {
+            self.left_out += 1;
             return None;
         }
         let candidates = self.pool(&old.name)?.candidates(old, self.now);
@@ -153,6 +181,17 @@ impl<'a> Forecast<'a> {
     fn pool(&self, upstream: &str) -> Option<&Arc<Pool>> {
         self.running.pools().find(|pool| *pool.name == *upstream)
     }
+}
+
+fn count_sessions(running: &View) -> HashMap<(Arc<str>, Arc<str>), u64> {
+    let mut sessions = HashMap::new();
+    for pool in running.pools() {
+        for backend in pool.backends() {
+            let key = (Arc::clone(&pool.name), Arc::clone(backend.text()));
+            *sessions.entry(key).or_default() += backend.active();
+        }
+    }
+    sessions
 }
 
 fn find<'a>(plan: &'a Plan, upstream: &str) -> Option<&'a Upstream> {

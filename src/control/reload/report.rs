@@ -18,6 +18,8 @@ pub struct Report {
     pub applied: bool,
     pub file: String,
     pub hash: HashChange,
+    /// For how long it has kept a worker from its sockets; `None`: it was not applied.
+    pub longest_pause_seconds: Option<f64>,
     pub changes: Vec<ReportedChange>,
     pub warnings: Vec<String>,
 }
@@ -80,10 +82,12 @@ impl Report {
             });
         }
         add_changed_contents(&mut reported, &mut forecast, running, &reachable, prepared);
+        warnings.extend(forecast.warning());
         Self {
             applied: false,
             file: file.display().to_string(),
             hash,
+            longest_pause_seconds: None,
             changes: reported,
             warnings,
         }
@@ -117,10 +121,17 @@ impl Report {
             );
         }
         for warning in &self.warnings {
-            tracing::warn!(warning, "change of the configuration is not in effect");
+            tracing::warn!(warning, "reload has a warning");
         }
         let (file, hash, changes) = (&self.file, &self.hash.after, self.changes.len());
-        tracing::info!(file, hash, changes, "configuration reloaded");
+        let longest_pause_seconds = self.longest_pause_seconds;
+        tracing::info!(
+            file,
+            hash,
+            changes,
+            longest_pause_seconds,
+            "configuration reloaded"
+        );
     }
 }
 

@@ -556,6 +556,12 @@ const FAMILIES: &[(Family, Write)] = &[
             });
         },
     ),
+    gauge(
+        "tembuku_worker_longest_pause_seconds",
+        "Longest time since the start for which a change of the configuration or of backends kept \
+         a worker from its sessions.",
+        |f, out| out.add("", f.of.longest_pause),
+    ),
 ];
 
 const fn counter(name: &'static str, help: &'static str, write: Write) -> (Family, Write) {
@@ -691,6 +697,7 @@ mod tests {
                 access_log_dropped: 0,
                 config_hash: "0123",
                 last_reload: None,
+                longest_pause: 0.0,
             };
             String::from_utf8(render(&figures).concat()).expect("text")
         };

@@ -19,6 +19,8 @@ pub struct Figures<'a> {
     pub config_hash: &'a str,
     /// `None` before the first reload.
     pub last_reload: Option<ReloadFigures>,
+    /// Of a worker, in seconds.
+    pub longest_pause: f64,
 }
 
 pub struct ReloadFigures {

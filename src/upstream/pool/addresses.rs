@@ -1,29 +1,24 @@
 //! Which addresses an upstream has: those that the resolver finds for its configured backends.
 
 use super::{
-    AdminSetting, AdminState, Cause, Event, Inner, OperatorWeight, Pool, Transition,
-    check_record::CheckRecord,
-    endpoint::{Endpoint, EndpointConfig},
-    preparation::{Layout, Placement, Prepared},
+    AdminSetting, AdminState, Cause, Inner, OperatorWeight, Pool, check_record::CheckRecord,
+    preparation::Outline,
 };
 use crate::{
-    plan::{self, Addr, reason::BackendState},
+    plan::{self, Addr},
     telemetry::metrics::BackendMetrics,
-    upstream::{
-        backend::Backend,
-        balance::{Balancer, numbered},
-        health::Verdict,
-    },
+    upstream::health::Verdict,
 };
 use ahash::{HashMap, HashSet};
 use std::{
+    convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 /// A backend as configured, with what applies to all its addresses, now or later.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Configured {
     pub(super) plan: plan::Backend,
     pub(super) metrics: Arc<BackendMetrics>,
@@ -34,7 +29,7 @@ pub(super) struct Configured {
 }
 
 /// What an operator had set for a backend that has left.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Remembered {
     pub(super) text: String,
     pub(super) admin: AdminSetting,
@@ -115,39 +110,21 @@ impl Pool {
         if !self.lock().configured.iter().any(has_others) {
             return false;
         }
-        let prepared = self.prepare_addresses(text, addresses.len());
-        let mut inner = self.lock();
-        let mut configured = inner.configured.iter_mut();
-        let Some(configured) = configured.find(|c| has_others(c)) else {
-            return false;
+        let prepare = |outline: Outline| {
+            let mut configured = (*outline.configured).clone();
+            let named = configured.iter_mut().find(|c| has_others(c));
+            named.ok_or(())?.addresses = addresses.to_vec();
+            let balance = outline.balance.clone();
+            Ok::<_, ()>((outline.assemble(configured, &balance, now), ()))
         };
-        configured.addresses = addresses.to_vec();
-        let before = inner.states();
-        let replaced = inner.assemble(Some(prepared), now);
-        inner.add_transitions(&before, &Cause::Resolver, now);
-        self.changed();
-        drop(inner);
-        drop(replaced);
-        true
-    }
-
-    /// The balancer for so many addresses of a configured backend.
-    pub(super) fn prepare_addresses(&self, text: &str, addresses: usize) -> Prepared {
-        let inner = self.lock();
-        let configured = inner.configured.iter();
-        let mut placements: HashMap<&str, Placement> = configured
-            .map(|c| (c.plan.text.as_str(), c.placement()))
-            .collect();
-        if let Some(placed) = placements.get_mut(text) {
-            placed.addresses = addresses;
-        }
-        let layout = Layout::new(inner.configured.iter().map(|c| &c.plan), |backend| {
-            let placed = placements.remove(backend.text.as_str());
-            placed.unwrap_or_else(|| Placement::new(backend, 0))
+        let replaced = self.reassemble(prepare, |inner, assembly, ()| {
+            let before = inner.states();
+            let replaced = inner.put(assembly, now);
+            inner.add_transitions(&replaced, &before, &Cause::Resolver, now);
+            self.changed();
+            replaced
         });
-        let balance = inner.balance.clone();
-        drop(inner);
-        layout.prepare(&balance)
+        replaced.is_ok()
     }
 
     /// The pool of another plan of the upstream, with the same endpoints. Sessions that began with
@@ -183,109 +160,113 @@ impl Pool {
         cause: &Cause,
         now: Instant,
     ) {
+        let check = plan.check.as_ref();
+        let start_verdict = check.map(|check| Verdict::at_start(check.start_up));
         let mut added = HashMap::default();
-        let prepared = self.prepare_plan(plan, now, |backend| {
-            let (metrics, addresses) = add(backend);
-            let placed = Placement::new(backend, addresses.len());
-            added.insert(backend.text.clone(), (metrics, addresses));
-            placed
+        let mut add_once = |backend: &plan::Backend| {
+            let added = added.entry(backend.text.clone());
+            added.or_insert_with(|| add(backend)).clone()
+        };
+        let prepare = |mut outline: Outline| {
+            let configured = outline.configured_with(plan, &mut add_once, now);
+            for configured in &configured {
+                let is_checked = &configured.metrics.is_checked;
+                is_checked.store(check.is_some(), Relaxed);
+            }
+            let remembered = outline.remembered_with(&configured, now);
+            outline.start_verdict = start_verdict;
+            let assembly = outline.assemble(configured, &plan.balance, now);
+            Ok::<_, Infallible>((assembly, remembered))
+        };
+        let Ok(replaced) = self.reassemble(prepare, |inner, assembly, remembered| {
+            inner.moves = plan.flows_move;
+            inner.waits = plan.waits;
+            inner.review.set_plan(plan);
+            let before = inner.states();
+            inner.set_start_verdict(start_verdict, now);
+            let replaced = inner.put(assembly, now);
+            inner.add_transitions(&replaced, &before, cause, now);
+            self.changed();
+            (
+                replaced,
+                std::mem::replace(&mut inner.remembered, remembered),
+            )
         });
-        let mut inner = self.lock();
-        let old = std::mem::take(&mut inner.configured).into_iter();
-        let mut old: HashMap<String, Configured> = old.map(|c| (c.plan.text.clone(), c)).collect();
-        inner.remembered.retain(|r| now < r.left + REMEMBER);
-        for backend in &plan.backends {
-            let configured = match old.remove(&backend.text) {
-                Some(configured) => Configured {
-                    plan: backend.clone(),
-                    ..configured
-                },
-                None => {
-                    let added = added.remove(&backend.text);
-                    let (metrics, addresses) = added.unwrap_or_else(|| add(backend));
-                    // Sessions may still be on it since it was removed.
-                    let mut departed = inner.departed.iter();
-                    let of_departed = departed.find(|e| *e.backend.text() == metrics.text);
-                    let remembered = inner.remembered(&backend.text, now);
-                    Configured {
-                        plan: backend.clone(),
-                        metrics: of_departed.map_or(metrics, |e| Arc::clone(&e.backend.metrics)),
-                        addresses,
-                        // So is what an operator has set.
-                        admin: remembered.map_or_else(AdminSetting::default, |r| r.admin),
-                        operator_weight: remembered.and_then(|r| r.operator_weight),
-                    }
-                }
-            };
-            inner.configured.push(configured);
-        }
-        inner.remember_settings(old.into_values(), now);
-        inner.balance.clone_from(&plan.balance);
-        inner.moves = plan.flows_move;
-        inner.waits = plan.waits;
-        inner.review.set_plan(plan);
-        let before = inner.states();
-        inner.set_check(plan.check.as_ref(), now);
-        let replaced = inner.assemble(Some(prepared), now);
-        inner.add_transitions(&before, cause, now);
-        self.changed();
-        drop(inner);
+        // Without the lock.
         drop(replaced);
     }
+}
 
-    /// The balancer of another plan. `add`: what a backend will have that there is not yet.
-    pub(super) fn prepare_plan(
+impl Outline {
+    /// What is configured with this plan. What an operator has set for backends that stay, or come
+    /// back, holds.
+    fn configured_with(
         &self,
         plan: &plan::Upstream,
+        mut add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
         now: Instant,
-        mut add: impl FnMut(&plan::Backend) -> Placement,
-    ) -> Prepared {
-        let inner = self.lock();
-        let new = plan.backends.iter();
-        let returning: HashMap<&str, u32> = new
-            .filter_map(|backend| {
-                let remembered = inner.remembered(&backend.text, now)?;
-                Some((backend.text.as_str(), remembered.weight(backend)))
-            })
-            .collect();
-        let configured = inner.configured.iter();
-        let mut present: HashMap<String, (Placement, bool)> = configured
-            .map(|c| {
-                (
-                    c.plan.text.clone(),
-                    (c.placement(), c.operator_weight.is_some()),
-                )
-            })
-            .collect();
-        drop(inner);
-        let layout = Layout::new(plan.backends.iter(), |backend| {
-            match present.remove(&backend.text) {
-                // That of the operator stays.
-                Some((placed, true)) => placed,
-                Some((placed, false)) => Placement {
-                    weight: backend.weight,
-                    ..placed
-                },
-                None => {
-                    let placed = add(backend);
-                    let weight = returning.get(backend.text.as_str()).copied();
-                    Placement {
-                        weight: weight.unwrap_or(placed.weight),
-                        ..placed
-                    }
-                }
+    ) -> Vec<Configured> {
+        let present = self.configured.iter();
+        let present: HashMap<&str, &Configured> =
+            present.map(|c| (c.plan.text.as_str(), c)).collect();
+        // Sessions may still be on one since it was removed.
+        let departed = self.backends[self.present..].iter();
+        let departed: HashMap<&str, &Arc<BackendMetrics>> =
+            departed.map(|b| (&**b.text(), &b.metrics)).collect();
+        let of = |backend: &plan::Backend| {
+            let text = backend.text.as_str();
+            if let Some(present) = present.get(text) {
+                return present.with_plan(backend);
             }
+            let (metrics, addresses) = add(backend);
+            let remembered = self.remembered(text, now);
+            Configured {
+                plan: backend.clone(),
+                metrics: departed.get(text).map_or(metrics, |of| Arc::clone(of)),
+                addresses,
+                admin: remembered.map_or_else(AdminSetting::default, |r| r.admin),
+                operator_weight: remembered.and_then(|r| r.operator_weight),
+            }
+        };
+        plan.backends.iter().map(of).collect()
+    }
+
+    /// What an operator had set for a backend that is not configured now.
+    pub(super) fn remembered(&self, text: &str, now: Instant) -> Option<&Remembered> {
+        let mut remembered = self.remembered.iter();
+        remembered.find(|r| r.text == text && now < r.left + REMEMBER)
+    }
+
+    /// What an operator has set for backends that are not among these.
+    fn remembered_with(&self, configured: &[Configured], now: Instant) -> Vec<Remembered> {
+        let texts: HashSet<&str> = configured.iter().map(|c| c.plan.text.as_str()).collect();
+        let is_gone = |text: &str| !texts.contains(text);
+        let before = self.remembered.iter();
+        let before = before.filter(|r| is_gone(&r.text) && now < r.left + REMEMBER);
+        let is_set = |c: &&Configured| {
+            c.admin.admin_state != AdminState::Ready || c.operator_weight.is_some()
+        };
+        let left = self.configured.iter().filter(is_set);
+        let left = left.filter(|c| is_gone(&c.plan.text));
+        let left = left.map(|c| Remembered {
+            text: c.plan.text.clone(),
+            admin: c.admin,
+            operator_weight: c.operator_weight,
+            left: now,
         });
-        layout.prepare(&plan.balance)
+        before.cloned().chain(left).collect()
     }
 }
 
 impl Configured {
-    fn placement(&self) -> Placement {
-        Placement {
-            text: Arc::clone(&self.metrics.text),
-            weight: self.weight(),
-            addresses: self.addresses.len(),
+    /// With another configuration and what is set.
+    fn with_plan(&self, plan: &plan::Backend) -> Self {
+        Self {
+            plan: plan.clone(),
+            metrics: Arc::clone(&self.metrics),
+            addresses: self.addresses.clone(),
+            admin: self.admin,
+            operator_weight: self.operator_weight,
         }
     }
 }
@@ -298,132 +279,14 @@ impl Remembered {
 }
 
 impl Inner {
-    /// What an operator had set for a backend that is not configured now.
-    pub(super) fn remembered(&self, text: &str, now: Instant) -> Option<&Remembered> {
-        let mut remembered = self.remembered.iter();
-        remembered.find(|r| r.text == text && now < r.left + REMEMBER)
-    }
-
-    /// Keeps what an operator has set for backends that leave.
-    fn remember_settings(&mut self, left: impl Iterator<Item = Configured>, now: Instant) {
-        if !self.remembered.is_empty() {
-            let configured = self.configured.iter();
-            let back: HashSet<&str> = configured.map(|c| c.plan.text.as_str()).collect();
-            self.remembered.retain(|r| !back.contains(r.text.as_str()));
-        }
-        let is_set = |c: &Configured| {
-            c.admin.admin_state != AdminState::Ready || c.operator_weight.is_some()
-        };
-        self.remembered
-            .extend(left.filter(is_set).map(|c| Remembered {
-                text: c.plan.text,
-                admin: c.admin,
-                operator_weight: c.operator_weight,
-                left: now,
-            }));
-    }
-
     /// Counts checks from now on, or not any more; then what they found does not count either.
-    fn set_check(&mut self, check: Option<&plan::Check>, now: Instant) {
-        self.start_verdict = check.map(|check| Verdict::at_start(check.start_up));
-        for configured in &self.configured {
-            configured
-                .metrics
-                .is_checked
-                .store(check.is_some(), Relaxed);
-        }
-        if check.is_some() {
+    fn set_start_verdict(&mut self, verdict: Option<Verdict>, now: Instant) {
+        let before = std::mem::replace(&mut self.start_verdict, verdict);
+        if before.is_none() || verdict.is_some() {
             return;
         }
         for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
-            endpoint.check = CheckRecord::new(Verdict::Up, now);
+            *endpoint.check = CheckRecord::new(Verdict::Up, now);
         }
-    }
-
-    fn states(&self) -> Vec<(Arc<Backend>, bool, BackendState)> {
-        let state = |e: &Endpoint| (Arc::clone(&e.backend), e.config.is_backup, e.state());
-        self.endpoints.iter().map(state).collect()
-    }
-
-    fn add_transitions(
-        &mut self,
-        before: &[(Arc<Backend>, bool, BackendState)],
-        cause: &Cause,
-        now: Instant,
-    ) {
-        let after = self.states();
-        let by_id = |states: &[(Arc<Backend>, bool, BackendState)]| {
-            let states = states.iter();
-            states
-                .map(|(b, _, state)| (b.id, *state))
-                .collect::<HashMap<u64, BackendState>>()
-        };
-        let (then, now_there) = (by_id(before), by_id(&after));
-        let gone = before
-            .iter()
-            .filter(|(b, ..)| !now_there.contains_key(&b.id));
-        let came = after.iter().filter(|(b, ..)| !then.contains_key(&b.id));
-        let gone = gone.map(|one| (one, Some(one.2), None));
-        let came = came.map(|one| (one, None, Some(one.2)));
-        let changed = after.iter().filter_map(|one| {
-            let from = *then.get(&one.0.id)?;
-            (from != one.2).then_some((one, Some(from), Some(one.2)))
-        });
-        for ((backend, is_backup, _), from, to) in gone.chain(came).chain(changed) {
-            self.events.push(Event::Transition(Transition {
-                backend: Arc::clone(backend),
-                is_backup: *is_backup,
-                from,
-                to,
-                cause: cause.clone(),
-                doubted_for: Duration::ZERO,
-                at: now,
-            }));
-        }
-        self.departed.retain(|e| e.is_worth_keeping(now));
-    }
-
-    /// Makes the endpoints of what is configured; those that there are already keep their state.
-    /// Returns the balancer before, which is better dropped without the lock.
-    pub(super) fn assemble(&mut self, prepared: Option<Prepared>, now: Instant) -> Balancer {
-        let mut old = std::mem::take(&mut self.endpoints);
-        old.append(&mut self.departed);
-        let old = old.into_iter();
-        let mut old: HashMap<(Arc<str>, Addr), Endpoint> = old
-            .map(|e| ((Arc::clone(e.backend.text()), e.backend.addr.clone()), e))
-            .collect();
-        for (of, plan) in numbered(self.configured.iter().map(|c| &c.plan)) {
-            let configured = &self.configured[of];
-            let config = EndpointConfig {
-                weight: configured.weight(),
-                ..EndpointConfig::from(plan)
-            };
-            for addr in &configured.addresses {
-                let kept = old.remove(&(Arc::clone(&configured.metrics.text), addr.clone()));
-                let endpoint = kept.map_or_else(
-                    || {
-                        let metrics = Arc::clone(&configured.metrics);
-                        let notifier = Arc::clone(self.events.notifier());
-                        let observer = Weak::clone(&self.observer);
-                        let backend = Backend::new(addr.clone(), metrics, notifier, observer, now);
-                        let verdict = self.start_verdict.unwrap_or(Verdict::Up);
-                        Endpoint::new(backend, config.clone(), configured.admin, verdict, now)
-                    },
-                    |endpoint| endpoint.with_config(config.clone()),
-                );
-                self.endpoints.push(endpoint);
-            }
-        }
-        self.departed = old.into_values().collect();
-        // In the order in which they were made.
-        self.departed.sort_unstable_by_key(|e| e.backend.id);
-        for endpoint in &mut self.departed {
-            endpoint.departed.get_or_insert(now);
-        }
-        let replaced = self.replace_balancer(prepared);
-        self.watch_new_endpoints();
-        self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
-        self.review(None, now);
-        replaced
     }
 }

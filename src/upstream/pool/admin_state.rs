@@ -88,7 +88,7 @@ impl Pool {
     ) -> Option<AdminChange> {
         let admin_state = order.admin_state;
         let mut inner = self.lock();
-        let mut configured = inner.configured.iter_mut();
+        let mut configured = Arc::make_mut(&mut inner.configured).iter_mut();
         let configured = configured.find(|c| c.plan.text == text)?;
         let metrics = Arc::clone(&configured.metrics);
         let setting = &mut configured.admin;
@@ -104,6 +104,7 @@ impl Pool {
             admin_state: was,
             ..setting
         };
+        inner.generation += 1;
         let from = inner.state_of(text, before, now);
         let first = inner.events.len();
         if was != admin_state {

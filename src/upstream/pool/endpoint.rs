@@ -20,7 +20,8 @@ pub(super) struct Endpoint {
     pub(super) config: EndpointConfig,
     /// Failed connects. They, checks and the operator are independent: none erases another.
     pub(super) passive: Passive,
-    pub(super) check: CheckRecord,
+    /// Apart, so that thousands of endpoints can be moved under the lock.
+    pub(super) check: Box<CheckRecord>,
     pub(super) admin: AdminSetting,
     /// When it recovered, while it starts slowly.
     pub(super) slow_start: Option<Instant>,
@@ -75,7 +76,7 @@ impl Endpoint {
             backend: Arc::new(backend),
             config,
             passive: Passive::default(),
-            check: CheckRecord::new(verdict, now),
+            check: Box::new(CheckRecord::new(verdict, now)),
             admin,
             slow_start: None,
             latency: Average::default(),
@@ -84,9 +85,9 @@ impl Endpoint {
         }
     }
 
-    /// The same endpoint with another configuration.
-    pub(super) fn with_config(mut self, config: EndpointConfig) -> Self {
-        self.config = config;
+    /// Exchanges the configuration. One that has departed is back.
+    pub(super) fn configure(&mut self, config: &mut EndpointConfig) {
+        std::mem::swap(&mut self.config, config);
         if self.config.slow_start.is_zero() {
             self.slow_start = None;
         }
@@ -94,7 +95,6 @@ impl Endpoint {
             // It was not compared with the others meanwhile.
             self.check.evidence.role_since = None;
         }
-        self
     }
 
     /// Records a check. Returns whether the verdict on this endpoint or on others may change.

@@ -1,7 +1,10 @@
 //! What has happened to the backends of an upstream, in the order in which it happened.
 
 use crate::{
-    plan::reason::{BackendState, CheckResult, ConnectError},
+    plan::{
+        Addr,
+        reason::{BackendState, CheckResult, ConnectError},
+    },
     telemetry::metrics::BackendMetrics,
     upstream::{
         backend::Backend,
@@ -9,6 +12,7 @@ use crate::{
         pool::{AdminOrder, AdminState, WeightSet},
     },
 };
+use ahash::HashMap;
 use std::{
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -125,9 +129,12 @@ pub struct AdminChange {
 pub(super) struct Events {
     queue: Vec<Event>,
     notifier: Arc<Notifier>,
-    /// Backends out of service since which no session has gone to another one. Weak, so that
-    /// addresses that are gone do not pile up.
-    awaiting_failover: Vec<Weak<Backend>>,
+    /// Backends out of service since which no session has gone to another one, by their addresses,
+    /// each with its place in the order of these events. Weak, so that those that are gone do not
+    /// pile up.
+    awaiting_failover: HashMap<Addr, (u64, Weak<Backend>)>,
+    /// How many outages there have been.
+    outages: u64,
 }
 
 impl Cause {
@@ -190,17 +197,33 @@ impl Events {
         self.notifier.notify();
     }
 
+    /// Thousands may come at once, under the lock.
+    pub(super) fn extend(&mut self, transitions: impl Iterator<Item = Transition>) {
+        let before = self.queue.len();
+        for transition in transitions {
+            self.follow(&transition);
+            self.queue.push(Event::Transition(transition));
+        }
+        if self.queue.len() > before {
+            self.notifier.notify();
+        }
+    }
+
     /// What happens next to an address ends its last outage.
     fn follow(&mut self, transition: &Transition) {
         let backend = &transition.backend;
-        let is_other = |other: &Weak<Backend>| {
-            let other = other.upgrade();
-            other.is_some_and(|other| other.addr != backend.addr)
-        };
-        self.awaiting_failover.retain(is_other);
+        let awaiting = &mut self.awaiting_failover;
+        if !awaiting.is_empty() {
+            awaiting.remove(&backend.addr);
+        }
         backend.notify_when_empty(transition.is_outage());
         if transition.is_outage() {
-            self.awaiting_failover.push(Arc::downgrade(backend));
+            if awaiting.len() == awaiting.capacity() {
+                awaiting.retain(|_, (_, backend)| backend.strong_count() > 0);
+            }
+            self.outages += 1;
+            let entry = (self.outages, Arc::downgrade(backend));
+            awaiting.insert(backend.addr.clone(), entry);
         }
     }
 
@@ -226,12 +249,17 @@ impl Events {
     /// A session has been taken by this backend.
     pub(super) fn session_on(&mut self, taker: &Backend, at: Instant) {
         let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker.id);
-        let others = self.awaiting_failover.extract_if(.., |b| !is_taker(b));
-        let others: Vec<_> = others.collect();
-        for backend in others.iter().filter_map(Weak::upgrade) {
-            let to = Arc::clone(taker.text());
-            self.push(Event::FailedOver { backend, to, at });
-        }
+        let awaiting = std::mem::take(&mut self.awaiting_failover).into_iter();
+        let (own, mut others): (Vec<_>, Vec<_>) = awaiting.partition(|(_, (_, b))| is_taker(b));
+        self.awaiting_failover.extend(own);
+        others.sort_unstable_by_key(|(_, (order, _))| *order);
+        let backends = others.iter().filter_map(|(_, (_, b))| b.upgrade());
+        self.queue.extend(backends.map(|backend| Event::FailedOver {
+            backend,
+            to: Arc::clone(taker.text()),
+            at,
+        }));
+        self.notifier.notify();
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a pool would have for sessions with another plan.
 
 use super::{
-    AdminState, Inner, Pool,
+    AdminState, Pool,
     addresses::Configured,
     endpoint::{Endpoint, EndpointConfig},
+    preparation::Outline,
 };
 use crate::{
     plan::{self, Addr},
@@ -27,10 +28,28 @@ impl Pool {
     pub fn candidates_with(
         &self,
         plan: &plan::Upstream,
-        add: impl FnMut(&plan::Backend) -> Vec<Addr>,
+        mut add: impl FnMut(&plan::Backend) -> Vec<Addr>,
         now: Instant,
     ) -> Vec<Candidate> {
-        candidates(Some(&*self.lock()), plan, add, now)
+        loop {
+            let outline = self.outline();
+            let forecasts = forecasts(Some(&outline), plan, &mut add, now);
+            let single = is_single(plan, &forecasts);
+            // What checks found is forgotten with them.
+            let keeps_verdicts = plan.check.is_some() || outline.start_verdict.is_none();
+            let candidates = self.read_outlined(&outline, |inner| {
+                let of = |forecast: &Forecast| {
+                    let known = forecast.known.filter(|_| keeps_verdicts);
+                    let endpoint = known.and_then(|number| inner.outlined(number));
+                    forecast.candidate(endpoint, single, now)
+                };
+                forecasts.iter().map(of).collect()
+            });
+            // If something has changed meanwhile, it is looked at once more.
+            if let Some(candidates) = candidates {
+                return candidates;
+            }
+        }
     }
 }
 
@@ -40,40 +59,74 @@ pub fn candidates_of_new(
     add: impl FnMut(&plan::Backend) -> Vec<Addr>,
     now: Instant,
 ) -> Vec<Candidate> {
-    candidates(None, plan, add, now)
+    let forecasts = forecasts(None, plan, add, now);
+    let single = is_single(plan, &forecasts);
+    let forecasts = forecasts.iter();
+    forecasts
+        .map(|forecast| forecast.candidate(None, single, now))
+        .collect()
 }
 
-fn candidates(
-    pool: Option<&Inner>,
+/// What an address will be.
+struct Forecast {
+    /// The position of its backend in the configuration.
+    of: usize,
+    /// The number of the endpoint that it has already.
+    known: Option<usize>,
+    config: EndpointConfig,
+    admin: AdminState,
+}
+
+impl Forecast {
+    fn candidate(&self, endpoint: Option<&Endpoint>, single: bool, now: Instant) -> Candidate {
+        let config = &self.config;
+        let share = match endpoint {
+            Some(endpoint) => endpoint.admission_with(config, single, now).share(),
+            None if self.admin != AdminState::Ready || config.is_draining => 0,
+            None if config.is_down || config.weight == 0 => 0,
+            None => FULL,
+        };
+        Candidate {
+            backend: self.of,
+            weight: config.weight,
+            share,
+        }
+    }
+}
+
+fn is_single(plan: &plan::Upstream, forecasts: &[Forecast]) -> bool {
+    forecasts.len() == 1 && plan.backends.iter().all(|backend| !backend.backup)
+}
+
+fn forecasts(
+    outline: Option<&Outline>,
     plan: &plan::Upstream,
     mut add: impl FnMut(&plan::Backend) -> Vec<Addr>,
     now: Instant,
-) -> Vec<Candidate> {
-    let configured = pool.map_or(&[][..], |pool| &pool.configured);
+) -> Vec<Forecast> {
+    let configured = outline.map_or(&[][..], |outline| &outline.configured);
     let configured: HashMap<&str, &Configured> = configured
         .iter()
         .map(|c| (c.plan.text.as_str(), c))
         .collect();
-    let mut endpoints: HashMap<&str, Vec<&Endpoint>> = HashMap::default();
-    for endpoint in pool
-        .into_iter()
-        .flat_map(|pool| pool.endpoints.iter().chain(&pool.departed))
-    {
-        let text = endpoint.backend.text();
-        endpoints.entry(text).or_default().push(endpoint);
-    }
+    let backends = outline.map_or(&[][..], |outline| &outline.backends);
+    let known: HashMap<(&str, &Addr), usize> = backends
+        .iter()
+        .enumerate()
+        .map(|(i, b)| ((&**b.text(), &b.addr), i))
+        .collect();
     let mut found = Vec::new();
     for (of, backend) in numbered(plan.backends.iter()) {
-        let (addresses, admin, weight) = match configured.get(backend.text.as_str()) {
+        let text = backend.text.as_str();
+        let (addresses, admin, weight) = match configured.get(text) {
             Some(present) => {
                 // That of the operator stays.
-                let weight = present
-                    .operator_weight
-                    .map_or(backend.weight, |set| set.weight);
+                let set = present.operator_weight.map(|set| set.weight);
+                let weight = set.unwrap_or(backend.weight);
                 (present.addresses.clone(), present.admin.admin_state, weight)
             }
             // What an operator has set comes back with the backend.
-            None => match pool.and_then(|pool| pool.remembered(&backend.text, now)) {
+            None => match outline.and_then(|outline| outline.remembered(text, now)) {
                 Some(remembered) => (
                     add(backend),
                     remembered.admin.admin_state,
@@ -82,33 +135,16 @@ fn candidates(
                 None => (add(backend), AdminState::Ready, backend.weight),
             },
         };
-        let present = endpoints.get(backend.text.as_str());
-        found.extend(addresses.into_iter().map(|address| {
-            let mut present = present.into_iter().flatten();
-            let endpoint = present.find(|e| e.backend.addr == address).copied();
-            (of, backend, endpoint, (admin, weight))
-        }));
-    }
-    let single = found.len() == 1 && plan.backends.iter().all(|backend| !backend.backup);
-    // What checks found is forgotten with them.
-    let keeps_verdicts =
-        plan.check.is_some() || pool.is_none_or(|pool| pool.start_verdict.is_none());
-    let candidate = |(of, backend, endpoint, (admin, weight)): (_, _, Option<&Endpoint>, _)| {
         let config = EndpointConfig {
             weight,
             ..EndpointConfig::from(backend)
         };
-        let share = match endpoint.filter(|_| keeps_verdicts) {
-            Some(endpoint) => endpoint.admission_with(&config, single, now).share(),
-            None if admin != AdminState::Ready || config.is_draining => 0,
-            None if config.is_down || config.weight == 0 => 0,
-            None => FULL,
-        };
-        Candidate {
-            backend: of,
-            weight: config.weight,
-            share,
-        }
-    };
-    found.into_iter().map(candidate).collect()
+        found.extend(addresses.iter().map(|address| Forecast {
+            of,
+            known: known.get(&(text, address)).copied(),
+            config: config.clone(),
+            admin,
+        }));
+    }
+    found
 }

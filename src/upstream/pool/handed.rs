@@ -5,6 +5,7 @@ use super::{
     addresses::Remembered,
     check_record::{CheckRecord, PrimaryEvidence},
     endpoint::Endpoint,
+    preparation::Outline,
 };
 use crate::{
     handover::pools::{
@@ -23,7 +24,8 @@ use crate::{
     },
 };
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -58,13 +60,22 @@ impl Pool {
             .review
             .take_over(record.panic.map(counts), record.in_fallback);
         self.speaks_first.store(record.speaks_first, Relaxed);
-        // Weights may be others than those of the configuration.
-        let before = inner.assemble(None, now);
-        inner.take_over_turns(&record.endpoints);
-        self.changed();
         drop(inner);
-        // It takes time, for which the lock is not held.
-        drop(before);
+        self.follow_record(record, now);
+    }
+
+    /// Weights may be others than those of the configuration.
+    fn follow_record(&self, record: &PoolRecord, now: Instant) {
+        let prepare = |outline: Outline| {
+            let (configured, balance) = ((*outline.configured).clone(), outline.balance.clone());
+            Ok::<_, Infallible>((outline.assemble(configured, &balance, now), ()))
+        };
+        let Ok(_replaced) = self.reassemble(prepare, |inner, assembly, ()| {
+            let replaced = inner.put(assembly, now);
+            inner.take_over_turns(&record.endpoints);
+            self.changed();
+            replaced
+        });
     }
 
     /// Takes what operators have set in another process, and where its rotation stands, as far as
@@ -73,11 +84,8 @@ impl Pool {
         let mut inner = self.lock();
         inner.take_over_backends(&record.backends, now);
         inner.take_over_remembered(&record.remembered, now);
-        let before = inner.assemble(None, now);
-        inner.take_over_turns(&record.endpoints);
-        self.changed();
         drop(inner);
-        drop(before);
+        self.follow_record(record, now);
     }
 
     /// Where the checks of another process have stopped; once.
@@ -186,7 +194,8 @@ impl Inner {
     }
 
     fn take_over_backends(&mut self, records: &[BackendRecord], now: Instant) {
-        for configured in &mut self.configured {
+        self.generation += 1;
+        for configured in Arc::make_mut(&mut self.configured) {
             let mut records = records.iter();
             let Some(record) = records.find(|record| record.text == configured.plan.text) else {
                 continue;

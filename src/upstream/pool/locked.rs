@@ -1,9 +1,10 @@
 //! The lock of a pool.
 
 use super::Inner;
+use crate::runtime::pause;
 use std::{
     ops::{Deref, DerefMut},
-    sync::MutexGuard,
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
     task::Waker,
 };
 
@@ -19,7 +20,14 @@ pub(super) struct Locked<'a> {
 struct Woken(Vec<Waker>);
 
 impl<'a> Locked<'a> {
-    pub(super) fn new(inner: MutexGuard<'a, Inner>) -> Self {
+    pub(super) fn lock(inner: &'a Mutex<Inner>) -> Self {
+        let inner = match inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                pause::wait(|| inner.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+        };
         Self {
             inner,
             woken: Woken::default(),

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Event, Inner, Pool, addresses::Configured, preparation::Prepared};
+use super::{Event, Pool, addresses::Configured, preparation::Outline};
 use crate::{
     plan::{Balance, MOST_RING_WEIGHT},
     telemetry::metrics::BackendMetrics,
@@ -44,6 +44,19 @@ impl Configured {
         let by_operator = self.operator_weight.map(|set| set.weight);
         by_operator.unwrap_or(self.plan.weight)
     }
+
+    fn take(&mut self, weight: Option<u32>, now: Instant) -> WeightSet {
+        let from = self.weight();
+        self.operator_weight = weight.map(|weight| OperatorWeight { weight, since: now });
+        WeightSet {
+            metrics: Arc::clone(&self.metrics),
+            from,
+            to: self.weight(),
+            in_file: self.plan.weight,
+            is_by_operator: weight.is_some(),
+            at: now,
+        }
+    }
 }
 
 impl Pool {
@@ -56,75 +69,38 @@ impl Pool {
         weight: Option<u32>,
         now: Instant,
     ) -> Result<WeightSet, WeightError> {
-        let prepared = self.prepare_weight(text, weight)?;
-        let mut inner = self.lock();
-        inner.check_weight(text, weight)?;
-        let set = inner.take_weight(text, weight, now)?;
-        let replaced = inner.assemble(Some(prepared), now);
-        drop(inner);
+        let prepare = |outline: Outline| {
+            check_weight(&outline, text, weight)?;
+            let mut configured = (*outline.configured).clone();
+            let mut named = configured.iter_mut();
+            let named = named.find(|c| c.plan.text == text);
+            let set = named.ok_or(WeightError::UnknownBackend)?.take(weight, now);
+            let balance = outline.balance.clone();
+            Ok((outline.assemble(configured, &balance, now), set))
+        };
+        let (set, replaced) = self.reassemble(prepare, |inner, assembly, set| {
+            let departed = inner.departed.iter_mut();
+            for endpoint in departed.filter(|e| **e.backend.text() == *text) {
+                endpoint.config.weight = set.to;
+            }
+            inner.events.push(Event::WeightSet(set.clone()));
+            (set, inner.put(assembly, now))
+        })?;
+        // Without the lock.
         drop(replaced);
         Ok(set)
     }
-
-    pub(super) fn prepare_weight(
-        &self,
-        text: &str,
-        weight: Option<u32>,
-    ) -> Result<Prepared, WeightError> {
-        let inner = self.lock();
-        inner.check_weight(text, weight)?;
-        let in_file = inner.configured(text).map_or(0, |c| c.plan.weight);
-        let (balance, mut layout) = (inner.balance.clone(), inner.layout());
-        drop(inner);
-        let of_it = layout.entries.iter_mut().filter(|(of, _)| **of == *text);
-        of_it.for_each(|(_, of)| *of = weight.unwrap_or(in_file));
-        Ok(layout.prepare(&balance))
-    }
 }
 
-impl Inner {
-    fn configured(&self, text: &str) -> Option<&Configured> {
-        self.configured.iter().find(|c| c.plan.text == text)
-    }
-
-    fn check_weight(&self, text: &str, weight: Option<u32>) -> Result<(), WeightError> {
-        let configured = self.configured(text).ok_or(WeightError::UnknownBackend)?;
-        let others = self.configured.iter().filter(|c| c.plan.text != text);
-        let others: u64 = others.map(|c| u64::from(c.weight())).sum();
-        let sum = others + u64::from(weight.unwrap_or(configured.plan.weight));
-        let most = MOST_RING_WEIGHT;
-        match self.balance {
-            Balance::ConsistentHash(..) if sum > most => Err(WeightError::TooMuch { sum, most }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Enters the weight for a backend and its endpoints; the balancer follows.
-    fn take_weight(
-        &mut self,
-        text: &str,
-        weight: Option<u32>,
-        now: Instant,
-    ) -> Result<WeightSet, WeightError> {
-        let mut configured = self.configured.iter_mut();
-        let configured = configured
-            .find(|c| c.plan.text == text)
-            .ok_or(WeightError::UnknownBackend)?;
-        let from = configured.weight();
-        configured.operator_weight = weight.map(|weight| OperatorWeight { weight, since: now });
-        let set = WeightSet {
-            metrics: Arc::clone(&configured.metrics),
-            from,
-            to: configured.weight(),
-            in_file: configured.plan.weight,
-            is_by_operator: weight.is_some(),
-            at: now,
-        };
-        let endpoints = self.endpoints.iter_mut().chain(&mut self.departed);
-        for endpoint in endpoints.filter(|e| **e.backend.text() == *text) {
-            endpoint.config.weight = set.to;
-        }
-        self.events.push(Event::WeightSet(set.clone()));
-        Ok(set)
+fn check_weight(outline: &Outline, text: &str, weight: Option<u32>) -> Result<(), WeightError> {
+    let configured = outline.configured.iter().find(|c| c.plan.text == text);
+    let configured = configured.ok_or(WeightError::UnknownBackend)?;
+    let others = outline.configured.iter().filter(|c| c.plan.text != text);
+    let others: u64 = others.map(|c| u64::from(c.weight())).sum();
+    let sum = others + u64::from(weight.unwrap_or(configured.plan.weight));
+    let most = MOST_RING_WEIGHT;
+    match outline.balance {
+        Balance::ConsistentHash(..) if sum > most => Err(WeightError::TooMuch { sum, most }),
+        _ => Ok(()),
     }
 }

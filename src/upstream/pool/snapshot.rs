@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use ahash::HashMap;
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// A backend as status and metrics show it.
 #[derive(Debug)]
@@ -172,17 +172,19 @@ impl Pool {
 impl Inner {
     /// The endpoints that have sessions, of each backend that is not in the configuration any more.
     fn removed(&self) -> Vec<Vec<&Endpoint>> {
-        let mut removed: Vec<Vec<&Endpoint>> = Vec::new();
+        let mut removed: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
         for endpoint in self.departed.iter().filter(|e| e.backend.active() > 0) {
-            let text = endpoint.backend.text();
-            if self.configured.iter().any(|c| c.metrics.text == *text) {
-                continue;
-            }
-            match removed.iter_mut().find(|of| of[0].backend.text() == text) {
-                Some(of) => of.push(endpoint),
-                None => removed.push(vec![endpoint]),
+            let of = removed.entry(endpoint.backend.text());
+            of.or_default().push(endpoint);
+        }
+        if !removed.is_empty() {
+            for configured in self.configured.iter() {
+                removed.remove(&*configured.metrics.text);
             }
         }
+        let mut removed: Vec<Vec<&Endpoint>> = removed.into_values().collect();
+        // In the order in which they were made.
+        removed.sort_by_key(|of| of[0].backend.id);
         removed
     }
 

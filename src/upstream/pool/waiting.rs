@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use std::{
     cell::RefCell,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{Ordering::SeqCst, fence},
     },
     task::Waker,
@@ -199,8 +199,7 @@ impl Drop for Waiting {
 
 impl ReleaseObserver for Mutex<Inner> {
     fn observe_release(&self, now: Instant) {
-        let inner = self.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked::new(inner).serve(now);
+        Locked::lock(self).serve(now);
     }
 }
 

@@ -106,7 +106,7 @@ fn level_and_format_follow() {
     let informed = count();
     setup.replace("workers = 2", "workers = 3");
     setup.try_reload(&[]);
-    let warning = wait("change of the configuration is not in effect");
+    let warning = wait("reload has a warning");
     assert!(warning.starts_with('{'), "{warning}");
     assert_eq!(count(), informed);
     set_log(&setup, "level = \"debug\"\nformat = \"json\"");

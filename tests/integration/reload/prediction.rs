@@ -320,6 +320,8 @@ fn a_dry_run_predicts_what_the_reload_does() {
         let mut report = test.reload(false);
         assert_eq!(predicted_report["applied"].take(), false);
         assert_eq!(report["applied"].take(), true);
+        let pause = report["longest_pause_seconds"].take();
+        assert!(pause.is_f64(), "{pause}");
         assert_eq!(predicted_report, report, "case {case}");
         let mut removed = Vec::new();
         for (n, (before, after)) in old.upstreams.iter().zip(&model.upstreams).enumerate() {

@@ -91,13 +91,9 @@ fn a_weight_holds_for_addresses_that_come_later() {
         ],
         now,
     );
-    let weights: Vec<u32> = pool
-        .lock()
-        .layout()
-        .entries
-        .into_iter()
-        .map(|(_, weight)| weight)
-        .collect();
+    let inner = pool.lock();
+    let weights: Vec<u32> = inner.endpoints.iter().map(|e| e.config.weight).collect();
+    drop(inner);
     assert_eq!(weights, [3, 3, 1, 1]);
     assert_eq!(pool.snapshot(now)[0].weight_in_file, 1);
 }
