@@ -149,6 +149,18 @@ impl Model {
     }
 
     /// Changes something. `ports`: from which listeners take theirs.
+    /// A port that the listener could have. Over UDP flows keep their addresses busy, which other
+    /// listeners cannot have meanwhile.
+    fn free(&self, ports: &[u16], name: &str, rng: &mut Rng) -> Option<u16> {
+        let ports = match is_udp(name) {
+            true => &ports[number(name) / 2 * 3..][..3],
+            false => &ports[12..],
+        };
+        let used = |port: &u16| self.listeners.values().any(|l| l.ports.contains(port));
+        let free: Vec<u16> = ports.iter().copied().filter(|port| !used(port)).collect();
+        rng.pick(&free).copied()
+    }
+
     fn change(&mut self, rng: &mut Rng, ports: &[u16], backends: &[SocketAddr]) {
         let listeners: Vec<String> = self.listeners.keys().cloned().collect();
         let upstreams: Vec<String> = self.upstreams.keys().cloned().collect();
@@ -157,20 +169,10 @@ impl Model {
             .pick(&upstreams)
             .cloned()
             .expect("there is one at least");
-        // Over UDP flows keep their addresses busy, which other listeners cannot have meanwhile.
-        let free = |model: &Self, name: &str, rng: &mut Rng| {
-            let ports = match is_udp(name) {
-                true => &ports[number(name) / 2 * 3..][..3],
-                false => &ports[12..],
-            };
-            let used = |port: &u16| model.listeners.values().any(|l| l.ports.contains(port));
-            let free: Vec<u16> = ports.iter().copied().filter(|port| !used(port)).collect();
-            rng.pick(&free).copied()
-        };
         match (rng.below(11), listener) {
             (0, _) => {
                 let name = format!("l{}", rng.below(8));
-                let Some(port) = free(self, &name, rng) else {
+                let Some(port) = self.free(ports, &name, rng) else {
                     return;
                 };
                 // A name stands for one protocol: another one needs an upgrade.
@@ -196,7 +198,7 @@ impl Model {
                 listener.retries = rng.below(5);
             }
             (4, Some(name)) => {
-                let port = free(self, &name, rng);
+                let port = self.free(ports, &name, rng);
                 let listener = self.listeners.get_mut(&name).expect("a listener");
                 if listener.ports.len() > 1 && rng.one_in(2) {
                     listener.ports.pop_first();

@@ -35,7 +35,14 @@ pub(super) async fn answer(query: &str, state: &State) -> Result<Page, Refusal> 
     loop {
         revisions.mark_unchanged();
         let page = state.journal.since(after);
-        if !page.events.is_empty() || timeout_at(until, revisions.changed()).await.is_err() {
+        if !page.events.is_empty() {
+            return Ok(page);
+        }
+        let is_over = tokio::select! {
+            changed = timeout_at(until, revisions.changed()) => changed.is_err(),
+            () = state.ending.cancelled() => true,
+        };
+        if is_over {
             return Ok(page);
         }
     }

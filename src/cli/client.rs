@@ -223,7 +223,7 @@ impl Client {
         let (what, hint) = match e.kind() {
             io::ErrorKind::NotFound => (
                 "there is no such socket".to_owned(),
-                "is it running, and did it start with this configuration?",
+                "is it running with this configuration? --socket PATH names another socket",
             ),
             // The error of the kernel is the same for a plain file.
             io::ErrorKind::ConnectionRefused if !self.is_socket() => (

@@ -10,14 +10,19 @@ use crate::{
     runtime::net::{SocketFile, has_interface},
     sys::blocking,
 };
+use socket2::{Domain, SockRef, Socket, Type};
 use std::{
     io,
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
+const BACKLOG: i32 = 1024;
 /// A folder that hangs is not waited for at the end.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -40,6 +45,21 @@ struct Door {
     address: String,
     is_unix: bool,
     socket: OwnedFd,
+    /// What answers there.
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    end: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// What a plan has at other addresses than the plan before. Dropped, nothing has changed.
+pub(super) struct NewDoors {
+    doors: Vec<Door>,
+    file: Option<SocketFile>,
+    /// The addresses of the plan, as configured.
+    configured: Vec<String>,
 }
 
 impl Doors {
@@ -49,46 +69,121 @@ impl Doors {
         mut predecessor: Option<&mut Predecessor>,
     ) -> Result<Self, String> {
         let mut doors = Self::default();
-        let failed = |why: String| format!("error: admin: {why}\n");
         let mut handed = |configured: &str| predecessor.as_mut()?.take_door(configured);
-        if let Some(listen) = plan.and_then(|admin| admin.listen) {
-            let configured = listen.to_string();
-            let socket = match handed(&configured) {
-                Some(door) => std::net::TcpListener::from(door.socket),
-                None => bind_tcp(listen).await.map_err(failed)?,
-            };
-            let address = socket.local_addr().unwrap_or(listen).to_string();
-            doors.doors.push(Door {
-                configured,
-                address,
-                is_unix: false,
-                socket: socket.into(),
-            });
+        if let Some(listen) = listen_of(plan)
+            && let Some(door) = handed(&listen.to_string())
+        {
+            let socket = std::net::TcpListener::from(door.socket);
+            doors.doors.push(Door::tcp(listen, socket));
         }
-        if let Some(path) = plan.and_then(|admin| admin.socket.as_deref()) {
-            let address = format!("unix:{}", path.display());
-            let socket = match handed(&address) {
-                Some(door) => {
-                    doors.handed_file = door.owns_file.then(|| path.to_owned());
-                    door.socket
-                }
-                None => doors.bind_unix(path).await.map_err(failed)?,
-            };
-            doors.doors.push(Door {
-                configured: address.clone(),
-                address,
-                is_unix: true,
-                socket,
-            });
+        if let Some(path) = socket_of(plan)
+            && let Some(door) = handed(&unix_address(path))
+        {
+            doors.handed_file = door.owns_file.then(|| path.to_owned());
+            doors.doors.push(Door::unix(path, door.socket));
         }
+        let new = doors.bind_missing(plan).await;
+        let new = new.map_err(|why| format!("error: admin: {why}\n"))?;
+        doors.doors.extend(new.doors);
+        doors.file = new.file;
         Ok(doors)
     }
 
-    async fn bind_unix(&mut self, path: &Path) -> Result<OwnedFd, String> {
-        let (listener, file) = admin::listen(path).await.map_err(|e| e.to_string())?;
-        self.file = Some(file);
-        let listener = listener.into_std().map_err(|e| e.to_string())?;
-        Ok(listener.into())
+    /// Binds the addresses of a plan that there are no sockets of yet.
+    pub(super) async fn bind_missing(
+        &self,
+        plan: Option<&plan::Admin>,
+    ) -> Result<NewDoors, String> {
+        let mut new = NewDoors {
+            doors: Vec::new(),
+            file: None,
+            configured: Vec::new(),
+        };
+        let has = |configured: &str| self.doors.iter().any(|d| d.configured == configured);
+        if let Some(listen) = listen_of(plan) {
+            let configured = listen.to_string();
+            if !has(&configured) {
+                new.doors.push(Door::tcp(listen, self.bind_tcp(listen)?));
+            }
+            new.configured.push(configured);
+        }
+        if let Some(path) = socket_of(plan) {
+            let configured = unix_address(path);
+            if !has(&configured) {
+                let (listener, file) = admin::listen(path).await.map_err(|e| e.to_string())?;
+                new.file = Some(file);
+                let listener = listener.into_std().map_err(|e| e.to_string())?;
+                new.doors.push(Door::unix(path, listener.into()));
+            }
+            new.configured.push(configured);
+        }
+        Ok(new)
+    }
+
+    /// Own sockets are not in the way, as those of a wildcard address would be.
+    fn bind_tcp(&self, listen: SocketAddr) -> Result<std::net::TcpListener, String> {
+        if !has_interface(listen) {
+            return Err("`listen`: this machine has no such network interface".to_owned());
+        }
+        let bound = bind_tcp(listen, Sharing::No);
+        let has_port = |door: &Door| {
+            let own = SockRef::from(&door.socket).local_addr();
+            let own = own.ok().and_then(|own| own.as_socket());
+            own.is_some_and(|own| own.port() == listen.port())
+        };
+        let bound = bound.or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse if self.doors.iter().any(has_port) => {
+                self.bind_beside_own(listen)
+            }
+            _ => Err(error),
+        });
+        bound.map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "; another process or a listener has it",
+                _ => "",
+            };
+            format!("cannot listen on {listen}: {error}{hint}")
+        })
+    }
+
+    fn bind_beside_own(&self, listen: SocketAddr) -> io::Result<std::net::TcpListener> {
+        let own = self.doors.iter().filter(|door| !door.is_unix);
+        let own: Vec<SockRef<'_>> = own.map(|door| SockRef::from(&door.socket)).collect();
+        let share = |is_shared| {
+            let mut own = own.iter();
+            own.try_for_each(|socket| socket.set_reuse_port(is_shared))
+        };
+        // For this bind alone: no other process is to share the address.
+        share(true)?;
+        let bound = bind_tcp(listen, Sharing::WithOwn);
+        share(false)?;
+        bound
+    }
+
+    /// Answers at the addresses of another plan, and at no other ones. What has been asked at
+    /// others is answered.
+    pub(super) async fn change(&mut self, new: NewDoors, state: &Arc<State>) -> Result<(), String> {
+        let NewDoors {
+            doors,
+            file,
+            configured,
+        } = new;
+        let is_gone = |door: &mut Door| !configured.contains(&door.configured);
+        let mut gone: Vec<Door> = self.doors.extract_if(.., is_gone).collect();
+        let has_left = gone.iter().any(|door| door.is_unix);
+        let left = self.file.take_if(|_| has_left);
+        self.file = self.file.take().or(file);
+        self.doors.extend(doors);
+        let opened = self.open(state);
+        for door in &mut gone {
+            tracing::info!(address = door.address, "admin address closed");
+            if let Some(serving) = door.serving.take() {
+                serving.end.cancel();
+                let _ = tokio::time::timeout(PATIENCE, serving.task).await;
+            }
+        }
+        let _ = blocking::call(PATIENCE, move || drop(left)).await;
+        opened
     }
 
     /// The file is removed by this process from now on.
@@ -100,7 +195,7 @@ impl Doors {
 
     /// Answers at all of them.
     pub(super) fn open(&mut self, state: &Arc<State>) -> Result<(), String> {
-        for door in &self.doors {
+        for door in self.doors.iter_mut().filter(|door| !door.is_served()) {
             let renderer = match &self.renderer {
                 Some(renderer) => Arc::clone(renderer),
                 None => {
@@ -114,7 +209,9 @@ impl Doors {
                 .map_err(|e| format!("error: admin: cannot listen on {}: {e}\n", door.address))?;
             tracing::info!(address = door.address, "admin");
             let served = admin::serve(listener, Arc::clone(state), renderer);
-            state.spawn_door(served);
+            let end = CancellationToken::new();
+            let task = state.spawn_door(served, end.clone());
+            door.serving = Some(Serving { end, task });
         }
         Ok(())
     }
@@ -146,7 +243,38 @@ impl Doors {
     }
 }
 
+impl NewDoors {
+    /// The files of its sockets are removed.
+    pub(super) async fn discard(self) {
+        let _ = blocking::call(PATIENCE, move || drop(self.file)).await;
+    }
+}
+
 impl Door {
+    fn tcp(listen: SocketAddr, socket: std::net::TcpListener) -> Self {
+        Self {
+            configured: listen.to_string(),
+            address: socket.local_addr().unwrap_or(listen).to_string(),
+            is_unix: false,
+            socket: socket.into(),
+            serving: None,
+        }
+    }
+
+    fn unix(path: &Path, socket: OwnedFd) -> Self {
+        Self {
+            configured: unix_address(path),
+            address: unix_address(path),
+            is_unix: true,
+            socket,
+            serving: None,
+        }
+    }
+
+    fn is_served(&self) -> bool {
+        self.serving.as_ref().is_some_and(|s| !s.task.is_finished())
+    }
+
     /// It shares the queue.
     fn listener(&self) -> io::Result<AdminListener> {
         let socket = self.socket.try_clone()?;
@@ -157,13 +285,35 @@ impl Door {
     }
 }
 
-async fn bind_tcp(listen: std::net::SocketAddr) -> Result<std::net::TcpListener, String> {
-    if !has_interface(listen) {
-        return Err("`listen`: this machine has no such network interface".to_owned());
-    }
-    let failed = |e: io::Error| format!("cannot listen on {listen}: {e}");
-    let bound = tokio::net::TcpListener::bind(listen).await;
-    bound
-        .and_then(|listener| listener.into_std())
-        .map_err(failed)
+fn listen_of(plan: Option<&plan::Admin>) -> Option<SocketAddr> {
+    plan.and_then(|admin| admin.listen)
+}
+
+fn socket_of(plan: Option<&plan::Admin>) -> Option<&Path> {
+    plan.and_then(|admin| admin.socket.as_deref())
+}
+
+fn unix_address(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    No,
+    /// With sockets of this process that allow it.
+    WithOwn,
+}
+
+fn bind_tcp(listen: SocketAddr, sharing: Sharing) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::STREAM.nonblocking(),
+        None,
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(sharing == Sharing::WithOwn)?;
+    socket.bind(&listen.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_reuse_port(false)?;
+    Ok(socket.into())
 }

@@ -3,7 +3,7 @@
 use super::{client, complain, doors::Doors};
 use crate::{
     control::{
-        DelayEnd, Prepared, Server, ServiceManager,
+        DelayEnd, Prepared, Server, ServiceManager, StartError, StartErrors,
         reload::{self, Mode, ReloadError, Report},
         reload_on_change,
         upgrade::{
@@ -138,11 +138,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     } else {
         tracing::info!(cut, "stopped, all sessions ended");
     }
-    if is_replaced {
-        // The command that has asked for it may not have its answer yet.
-        state.admin_connections.close();
-        let _ = tokio::time::timeout(ANSWERS, state.admin_connections.wait()).await;
-    }
+    state.finish_answers(ANSWERS).await;
     doors.close(is_replaced || state.has_successor()).await;
     Ok(())
 }
@@ -210,7 +206,8 @@ impl MainLoop<'_> {
                     if mode == Mode::Apply {
                         self.manager.note_reloading().await;
                     }
-                    let reloaded = reload(server, self.signals, self.file, mode).await;
+                    let doors = &mut *self.doors;
+                    let reloaded = reload(server, doors, self.signals, self.file, mode).await;
                     let Some(result) = reloaded else {
                         return Ended::Stop;
                     };
@@ -318,6 +315,7 @@ async fn next_of<T>(requests: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
 /// `None`: a stop was requested before anything was changed.
 async fn reload(
     server: &mut Server,
+    doors: &mut Doors,
     signals: &mut Signals,
     file: Option<&Path>,
     mode: Mode,
@@ -331,7 +329,30 @@ async fn reload(
             () = server.accept_when_checked(), if server.is_pending() => {}
         }
     };
-    Some(server.reload(candidate, mode).await)
+    if mode == Mode::DryRun {
+        return Some(server.reload(candidate, mode).await);
+    }
+    let bound = async {
+        let candidate = candidate?;
+        let failed = |why| ReloadError::Failed(StartErrors(vec![StartError::Admin(why)]));
+        let new = doors.bind_missing(candidate.admin()).await;
+        Ok((candidate, new.map_err(failed)?))
+    };
+    let (candidate, new) = match bound.await {
+        Ok((candidate, new)) => (Ok(candidate), Some(new)),
+        Err(error) => (Err(error), None),
+    };
+    let reloaded = server.reload(candidate, mode).await;
+    match new {
+        Some(new) if reloaded.is_ok() => {
+            if let Err(error) = doors.change(new, &state).await {
+                tracing::error!(error, "an admin address is not served");
+            }
+        }
+        Some(new) => new.discard().await,
+        None => {}
+    }
+    Some(reloaded)
 }
 
 /// What may fail or take long comes first: no client connects to a port that is not served yet.

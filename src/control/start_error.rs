@@ -68,6 +68,8 @@ pub enum StartError {
         owner: String,
     },
     Bind(BindError),
+    /// Of the admin side.
+    Admin(String),
     Thread(io::Error),
 }
 
@@ -170,6 +172,7 @@ impl fmt::Display for StartError {
                 write!(f, "cannot change the rights of a unix socket: {source}")
             }
             Self::Bind(source) => source.fmt(f),
+            Self::Admin(why) => write!(f, "admin: {why}"),
             Self::Thread(source) => write!(f, "cannot start a worker thread: {source}"),
         }
     }
@@ -183,7 +186,8 @@ impl Error for StartError {
             Self::TooManyUdpListeners { .. }
             | Self::NoInterface { .. }
             | Self::Loop { .. }
-            | Self::HeldByFlows { .. } => None,
+            | Self::HeldByFlows { .. }
+            | Self::Admin(_) => None,
             Self::MissingCall(call) => Some(&call.error),
             Self::AccessLog { source, .. }
             | Self::ReadyFile { source, .. }

@@ -56,14 +56,6 @@ pub fn reachable(running: &Plan, wanted: &Plan) -> Plan {
     let mut plan = wanted.clone();
     // Sockets are shared out among the workers by the kernel: another number moves flows.
     plan.process.workers = running.process.workers;
-    plan.admin.clone_from(&running.admin);
-    // Its addresses stay.
-    if let (Some(admin), Some(wanted)) = (&mut plan.admin, &wanted.admin)
-        && admin.listen.is_some()
-        && wanted.listen.is_some()
-    {
-        admin.hosts.clone_from(&wanted.hosts);
-    }
     for listener in &mut plan.listeners {
         let Some(before) = running.listeners.iter().find(|l| l.name == listener.name) else {
             continue;

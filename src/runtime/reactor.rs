@@ -222,7 +222,7 @@ pub fn run<E: Engine>(engine: &mut E, mailbox: &Mailbox<E::Order>) {
     }
 }
 
-/// `messages`: what was taken from the mailbox and not handled yet, if an earlier turn had enough of
+/// `messages`: what was taken from the mailbox and not handled yet, if an earlier turn had enough
 /// orders or ended in a panic.
 fn turn<E: Engine>(
     engine: &mut E,

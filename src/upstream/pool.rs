@@ -7,6 +7,7 @@
 mod addresses;
 mod admin_state;
 mod check_record;
+mod configured;
 mod connect_timer;
 mod effective_verdict;
 mod endpoint;
@@ -48,7 +49,7 @@ use crate::{
         health::Verdict,
         notifier::Notifier,
         pool::{
-            addresses::{Configured, Remembered},
+            configured::{Configured, Remembered},
             effective_verdict::Review,
             endpoint::{Endpoint, EndpointConfig},
             endpoint_admission::Admission,

@@ -12,8 +12,9 @@ use crate::harness::{
 };
 use rustix::process::Signal;
 use std::{
-    io::Write,
+    io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     thread,
     time::Instant,
 };
@@ -57,6 +58,45 @@ fn with_nothing_to_do_it_ends_at_once() {
         assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
         assert!(refuses(setup.front));
     }
+}
+
+/// An answer is sent as a whole, also to a client that reads it only when nothing else is left to
+/// do.
+#[test]
+fn what_was_asked_is_answered_before_the_end() {
+    let front = ports::free_addr();
+    let backends: Vec<String> = (0..3_000)
+        .map(|n| format!("\"127.9.{}.{}:1\"", n / 250, n % 250 + 1))
+        .collect();
+    let mut tembuku = Tembuku::start(&format!(
+        "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n",
+        backends.join(", ")
+    ));
+    let mut client = UnixStream::connect(tembuku.dir.file("admin.sock")).unwrap();
+    client.set_read_timeout(Some(secs(10))).unwrap();
+    client
+        .write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    // It has begun, and is larger than what the socket takes.
+    let mut answer = vec![0; 12];
+    client.read_exact(&mut answer).unwrap();
+    tembuku.proc.signal(Signal::TERM);
+    wait_until("it has stopped", secs(10), || {
+        tembuku.proc.stderr().contains("all sessions ended")
+    });
+    client.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(body.len() > 1_000_000, "{}", body.len());
+    assert!(
+        body.ends_with("}\n"),
+        "cut off: {}",
+        &body[body.len() - 100..]
+    );
+    let status = tembuku.proc.wait(secs(10)).expect("an end");
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

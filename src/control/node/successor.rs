@@ -6,6 +6,7 @@ use std::{
     sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
+use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long it may take to give up the addresses.
@@ -65,8 +66,13 @@ impl State {
         self.node.successor.is_expected()
     }
 
-    /// Runs what listens for the admin side, until the address is to be given up.
-    pub fn spawn_door(&self, serve: impl Future<Output = ()> + Send + 'static) {
+    /// Runs what listens at one address of the admin side, until all of them are to be given up, or
+    /// this one is.
+    pub fn spawn_door(
+        &self,
+        serve: impl Future<Output = ()> + Send + 'static,
+        own_end: CancellationToken,
+    ) -> JoinHandle<()> {
         let successor = &self.node.successor;
         let expected = successor.expected.clone();
         let end = successor.doors_end.lock();
@@ -76,8 +82,17 @@ impl State {
                 () = serve => {}
                 () = expected.cancelled() => {}
                 () = end.cancelled() => {}
+                () = own_end.cancelled() => {}
             }
-        });
+        })
+    }
+
+    /// Answers what has been asked on the admin side, for so long; nothing more can be asked.
+    pub async fn finish_answers(&self, limit: Duration) {
+        self.ending.cancel();
+        self.close_doors().await;
+        self.admin_connections.close();
+        let _ = tokio::time::timeout(limit, self.admin_connections.wait()).await;
     }
 
     /// Listens for the admin side no more; doors may be spawned again.

@@ -1,7 +1,9 @@
 //! Which addresses an upstream has: those that the resolver finds for its configured backends.
 
 use super::{
-    AdminSetting, AdminState, Cause, Inner, OperatorWeight, Pool, check_record::CheckRecord,
+    AdminSetting, AdminState, Cause, Inner, Pool,
+    check_record::CheckRecord,
+    configured::{Configured, Remembered},
     preparation::Outline,
 };
 use crate::{
@@ -16,26 +18,6 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
-
-/// A backend as configured, with what applies to all its addresses, now or later.
-#[derive(Debug, Clone)]
-pub(super) struct Configured {
-    pub(super) plan: plan::Backend,
-    pub(super) metrics: Arc<BackendMetrics>,
-    pub(super) addresses: Vec<Addr>,
-    pub(super) admin: AdminSetting,
-    /// `None`: the weight of the plan.
-    pub(super) operator_weight: Option<OperatorWeight>,
-}
-
-/// What an operator had set for a backend that has left.
-#[derive(Debug, Clone)]
-pub(super) struct Remembered {
-    pub(super) text: String,
-    pub(super) admin: AdminSetting,
-    pub(super) operator_weight: Option<OperatorWeight>,
-    pub(super) left: Instant,
-}
 
 /// How long settings of an operator outlive the backend: a source may lose it for a while.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -255,26 +237,6 @@ impl Outline {
             left: now,
         });
         before.cloned().chain(left).collect()
-    }
-}
-
-impl Configured {
-    /// With another configuration and what is set.
-    fn with_plan(&self, plan: &plan::Backend) -> Self {
-        Self {
-            plan: plan.clone(),
-            metrics: Arc::clone(&self.metrics),
-            addresses: self.addresses.clone(),
-            admin: self.admin,
-            operator_weight: self.operator_weight,
-        }
-    }
-}
-
-impl Remembered {
-    /// The weight in effect when the backend is back.
-    pub(super) fn weight(&self, plan: &plan::Backend) -> u32 {
-        self.operator_weight.map_or(plan.weight, |set| set.weight)
     }
 }
 

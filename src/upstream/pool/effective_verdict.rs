@@ -3,8 +3,8 @@
 //! taken out more than they may.
 
 use super::{
-    AdminState, Cause, Checked, Event, Inner, Pool, Transition, addresses::Configured,
-    are_all_full, endpoint::Endpoint,
+    AdminState, Cause, Checked, Event, Inner, Pool, Transition, are_all_full,
+    configured::Configured, endpoint::Endpoint,
 };
 use crate::{
     plan::{

@@ -2,7 +2,7 @@
 
 use super::{
     AdminState, Pool,
-    addresses::Configured,
+    configured::Configured,
     endpoint::{Endpoint, EndpointConfig},
     preparation::Outline,
 };

@@ -2,8 +2,8 @@
 
 use super::{
     AdminSetting, AdminState, Checked, Inner, OperatorWeight, Pool,
-    addresses::Remembered,
     check_record::{CheckRecord, PrimaryEvidence},
+    configured::Remembered,
     endpoint::Endpoint,
     preparation::Outline,
 };

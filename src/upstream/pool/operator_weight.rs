@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Event, Pool, addresses::Configured, preparation::Outline};
+use super::{Event, Pool, configured::Configured, preparation::Outline};
 use crate::{
     plan::{Balance, MOST_RING_WEIGHT},
     telemetry::metrics::BackendMetrics,

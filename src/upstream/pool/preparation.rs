@@ -7,7 +7,7 @@ mod tests;
 
 use super::{
     Cause, Inner, Pool, Transition,
-    addresses::{Configured, Remembered},
+    configured::{Configured, Remembered},
     endpoint::{Endpoint, EndpointConfig},
 };
 use crate::{

@@ -1,7 +1,7 @@
 //! The backends of a pool as status and metrics show them.
 
 use super::{
-    AdminSetting, AdminState, Checked, Inner, Pool, addresses::Configured, endpoint::Endpoint,
+    AdminSetting, AdminState, Checked, Inner, Pool, configured::Configured, endpoint::Endpoint,
 };
 use crate::{
     plan::{
