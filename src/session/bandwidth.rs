@@ -26,11 +26,11 @@ use std::{
 
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLISECOND;
-/// What is carried at once takes this long, in nanoseconds.
-const SLICE: u64 = 10 * MILLISECOND;
-/// At low rates a slice takes longer, up to so long, for as many bytes as are worth a wake-up.
-const LONGEST_SLICE: u64 = 25 * MILLISECOND;
-const WORTHWHILE_BYTES: u64 = 64 * 1024;
+/// What is carried at once takes this long, in nanoseconds. A wake-up costs as much as carrying
+/// some 100 KiB.
+const SLICE: u64 = 25 * MILLISECOND;
+/// The same of a limit that sessions share: each may have a slice at once.
+const SHARED_SLICE: u64 = 10 * MILLISECOND;
 /// At high rates a slice is this many bytes, the most that is moved in one go: buffers of the
 /// kernel must hold what comes meanwhile.
 const SLICE_BYTES: u64 = 1 << 20;
@@ -115,6 +115,18 @@ impl Scope {
             Self::Source => LimitKind::BandwidthPerSource,
             Self::Listener => LimitKind::BandwidthTotal,
         }
+    }
+
+    /// How long a slice takes at this rate, in nanoseconds.
+    fn slice(self, rate: u64) -> u64 {
+        let of_bytes = |bytes: u64| time_of(bytes, rate);
+        let shortest = of_bytes(LEAST_BYTES).clamp(MILLISECOND, SECOND);
+        let longest = of_bytes(SLICE_BYTES).max(shortest);
+        let usual = match self {
+            Self::Session => SLICE,
+            Self::Source | Self::Listener => SHARED_SLICE,
+        };
+        usual.clamp(shortest, longest)
     }
 
     /// For how long a limit may be taken at once that is taken until `until`.
@@ -217,15 +229,6 @@ impl Bandwidth {
     }
 }
 
-/// How long a slice takes at this rate, in nanoseconds.
-fn slice(rate: u64) -> u64 {
-    let of_bytes = |bytes: u64| time_of(bytes, rate);
-    let shortest = of_bytes(LEAST_BYTES).clamp(MILLISECOND, SECOND);
-    let longest = of_bytes(SLICE_BYTES).max(shortest);
-    let worthwhile = of_bytes(WORTHWHILE_BYTES).min(LONGEST_SLICE);
-    SLICE.max(worthwhile).clamp(shortest, longest)
-}
-
 /// How long so many bytes take at this rate, in nanoseconds.
 fn time_of(bytes: u64, rate: u64) -> u64 {
     match bytes.checked_mul(SECOND) {
@@ -278,7 +281,7 @@ impl SessionBandwidth {
         state.paused_until.set(0);
         let limits = Scope::ALL.into_iter().filter_map(|scope| {
             let rate = self.rate(scope, way)?;
-            let time = scope.next_slice(slice(rate), self.taken_until(scope, way, now), now);
+            let time = scope.next_slice(scope.slice(rate), self.taken_until(scope, way, now), now);
             Some(bytes_in(time, rate).max(LEAST_BYTES.min(rate)))
         });
         let least = limits.min().unwrap_or(u64::MAX);
@@ -295,7 +298,7 @@ impl SessionBandwidth {
             };
             let until = self.take(scope, way, time_of(bytes, rate), now);
             // What is left is not worth another read.
-            let is_over = until.saturating_sub(now) >= slice(rate) / 2;
+            let is_over = until.saturating_sub(now) >= scope.slice(rate) / 2;
             if is_over && pause.is_none_or(|(longest, _)| until > longest) {
                 pause = Some((until, scope));
             }

@@ -181,8 +181,9 @@ fn each_of_many_that_share_a_limit_has_its_turn_soon() {
         assert!(second < 4 || idle.count() == 0, "in period {second}");
     }
     let all: u64 = sessions.iter().map(|session| session.carried).sum();
-    let share = all as f64 / 30.0 / RATE as f64;
-    assert!((0.99..1.04).contains(&share), "{share}");
+    // With what they have taken ahead.
+    let share = all as f64 / 31.3 / RATE as f64;
+    assert!((0.98..1.02).contains(&share), "{share}");
 }
 
 #[test]
