@@ -1,17 +1,23 @@
-//! A primary that dies under load: new connections wait for the next one instead of failing.
+//! A primary that dies under load, or is replaced: new connections wait for the next one instead of
+//! failing.
 
 use crate::{
     checks_redis::{info, replicate},
     harness::{
         ports,
+        postgres::{Postgres, postgres_client},
+        proc::{Proc, command},
         programs::{Haproxy, Redis, call},
         secs,
-        tembuku::Tembuku,
+        tembuku::{Tembuku, binary},
+        temp::TempDir,
         wait_until,
     },
 };
+use rustix::process::Signal;
 use std::{
     net::SocketAddr,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -167,4 +173,127 @@ fn new_connections_survive_the_death_of_a_primary() {
         tembuku.metric("sessions_closed_total", &[("reason", "hold_timeout")]),
         0.0
     );
+}
+
+/// Before two servers, of which the check finds the primary.
+fn before(front: SocketAddr, servers: [SocketAddr; 2], check: &str) -> Tembuku {
+    Tembuku::start(&format!(
+        "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+         [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nhold_timeout = \"10s\"\nbackends = [\"{}\", \"{}\"]\n\
+         [upstreams.u.check]\n{check}\nrole = \"primary\"\ninterval = \"200ms\"\nrise = 1\n",
+        servers[0], servers[1]
+    ))
+}
+
+/// Takes the primary out, and waits until it has served what it had.
+fn drain(tembuku: &Tembuku, primary: SocketAddr) {
+    let mut drain = Command::new(binary());
+    drain.args(["drain", &format!("u/{primary}"), "--socket"]);
+    drain.arg(tembuku.dir.file("admin.sock"));
+    let output = drain.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let backend = primary.to_string();
+    tembuku.wait_metric(
+        "backend_active_connections",
+        &[("backend", &backend)],
+        |n| n == 0.0,
+    );
+}
+
+fn accepted(tembuku: &Tembuku) -> f64 {
+    tembuku.metric("listener_connections_total", &[])
+}
+
+/// Some have waited, all were served, and the longest wait is told.
+fn assert_held_and_served(tembuku: &Tembuku) {
+    let waits = |result| {
+        let labels = [("wait", "hold"), ("result", result)];
+        tembuku.metric("upstream_waits_total", &labels)
+    };
+    assert!(waits("served") > 0.0);
+    assert_eq!((waits("timed_out"), waits("left")), (0.0, 0.0));
+    tembuku.wait_idle();
+    let records = tembuku.access_log(accepted(tembuku) as usize);
+    let waited = records.iter().filter_map(|r| r["queue_time"].as_f64());
+    let longest = waited.fold(0.0, f64::max);
+    println!(
+        "of {} sessions the longest waited {longest} s",
+        records.len()
+    );
+    assert!(longest < 8.0, "{longest}");
+}
+
+#[test]
+fn pgbench_does_not_notice_a_switch_over() {
+    let mut old = Postgres::start();
+    old.sql("create role monitor login; create table marks (id bigserial primary key)");
+    let new = Postgres::replica_of(&old, &[]);
+    let front = ports::free_addr();
+    let check = "kind = \"postgres\"\nuser = \"monitor\"";
+    let tembuku = before(front, [old.addr, new.addr], check);
+    tembuku.wait_metric("upstream_available_backends", &[], |n| n == 1.0);
+    let dir = TempDir::new();
+    let script = dir.write("insert.sql", "insert into marks default values;\n");
+    let mut pgbench = postgres_client("pgbench", front);
+    // A connection for each transaction; each client in a thread, within which it connects.
+    pgbench
+        .args("-n -C -c 8 -j 8 -t 60 -f".split(' '))
+        .arg(script);
+    let mut pgbench = Proc::start("pgbench", dir.path(), pgbench);
+    wait_until("there is load", secs(30), || accepted(&tembuku) > 60.0);
+    drain(&tembuku, old.addr);
+    let rows =
+        |server: &Postgres| -> u64 { server.sql("select count(*) from marks").parse().unwrap() };
+    let written = rows(&old);
+    assert!(written < 480, "it was over before the switch");
+    wait_until("the replica has all of them", secs(30), || {
+        rows(&new) == written
+    });
+    old.end(Signal::INT);
+    new.promote();
+    let status = pgbench.wait(secs(180)).expect("it ends");
+    let report = pgbench.stdout() + &pgbench.stderr();
+    assert!(status.success(), "{report}");
+    for line in [
+        "number of transactions actually processed: 480/480",
+        "number of failed transactions: 0 ",
+    ] {
+        assert!(report.contains(line), "{report}");
+    }
+    assert_eq!(rows(&new), 480, "none is lost or doubled");
+    assert_held_and_served(&tembuku);
+}
+
+#[test]
+fn redis_benchmark_does_not_notice_a_switch_over() {
+    let old = Redis::start(ports::free_addr());
+    let new = Redis::start(ports::free_addr());
+    replicate(&new, &old);
+    wait_until("it replicates", secs(30), || {
+        info(new.addr, "replication").contains("master_link_status:up")
+    });
+    let front = ports::free_addr();
+    let tembuku = before(front, [old.addr, new.addr], "kind = \"redis\"");
+    tembuku.wait_metric("upstream_available_backends", &[], |n| n == 1.0);
+    let mut load = command("redis-benchmark -q -c 16 -n 10000 -k 0 -t incr -h 127.0.0.1 -p");
+    load.arg(front.port().to_string());
+    let mut load = Proc::start("redis-benchmark", tembuku.dir.path(), load);
+    wait_until("there is load", secs(30), || accepted(&tembuku) > 300.0);
+    drain(&tembuku, old.addr);
+    let count = |server: &Redis| call(server.addr, "GET counter:__rand_int__").unwrap_or_default();
+    let written = count(&old);
+    wait_until("the replica has all of them", secs(30), || {
+        count(&new) == written
+    });
+    assert_eq!(call(new.addr, "REPLICAOF NO ONE").unwrap(), "+OK");
+    replicate(&old, &new);
+    let status = load.wait(secs(180)).expect("it ends");
+    let report = load.stdout() + &load.stderr();
+    assert!(status.success(), "{report}");
+    assert!(!report.contains("rror"), "{report}");
+    let total = call(new.addr, "GET counter:__rand_int__").unwrap();
+    println!("{written} before the switch, {total} at the end\n{report}");
+    assert_held_and_served(&tembuku);
 }
