@@ -7,7 +7,7 @@
     exchange.py probe PORT PERIOD       a new connection every PERIOD seconds, one message through it
 
 The last three print "open" once all run, and answer a line on stdin with one line of JSON about the time since the one before:
-messages, delays in ms (p50, p99, max), what is under way for longer than a second ("missing"), what was cut or lost, and for how many
+messages, the longest delay of each session in ms (p50, p99 and max of these), what is under way for longer than three seconds ("missing"), what was cut or lost, and for how many
 the port at the server has changed ("moved"). An empty line ends them.
 """
 
@@ -20,7 +20,7 @@ import sys
 import time
 
 SIZE = 16                               # of a message; the echo has the port in its last six bytes
-STALE = 1.0                             # seconds
+STALE = 3.0                             # seconds
 
 
 def serve(port):
@@ -71,12 +71,17 @@ class Figures:
         self.reset()
 
     def reset(self):
-        self.delays, self.cut, self.lost, self.moved = [], 0, 0, 0
+        self.count, self.longest, self.cut, self.lost, self.moved = 0, {}, 0, 0, 0
+
+    def note(self, who, delay):
+        self.count += 1
+        if delay > self.longest.get(who, 0):
+            self.longest[who] = delay
 
     def take(self, missing=0):
-        delays = sorted(self.delays)
+        delays = sorted(self.longest.values())
         at = lambda part: round(1e3 * delays[min(len(delays) - 1, int(part * len(delays)))], 3) if delays else None
-        said = {"messages": len(delays), "p50": at(0.5), "p99": at(0.99), "max": at(1), "missing": missing,
+        said = {"messages": self.count, "sessions": len(delays), "p50": at(0.5), "p99": at(0.99), "max": at(1), "missing": missing,
                 "cut": self.cut, "lost": self.lost, "moved": self.moved}
         self.reset()
         return json.dumps(said)
@@ -152,7 +157,7 @@ def exchange(port, count, period, kind):
                 turns.remove(fd)
                 continue
             if fd in sent and int(data[:10]) == sent[fd][1]:
-                figures.delays.append(now - sent.pop(fd)[0])
+                figures.note(fd, now - sent.pop(fd)[0])
                 if data[10:] != seen[fd]:
                     seen[fd] = data[10:]
                     figures.moved += 1
@@ -173,7 +178,7 @@ def probe(port, period):
             with connect(port, socket.SOCK_STREAM) as one:
                 one.send(b"%016d" % 0)
                 if one.recv(SIZE):
-                    figures.delays.append(time.monotonic() - began)
+                    figures.note(began, time.monotonic() - began)
                 else:
                     figures.cut += 1
         except OSError:

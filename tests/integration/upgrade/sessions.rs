@@ -14,7 +14,8 @@ use crate::{
         secs,
         server::Server,
         temp::TempDir,
-        udp::{UdpServer, client},
+        tembuku::binary,
+        udp::{UdpServer, ask, client},
         wait_until,
     },
     udp_dns::{dnsmasq, dnsperf, report},
@@ -25,6 +26,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -342,6 +344,39 @@ fn go_over(count: usize) {
 #[test]
 fn nine_thousand_sessions_go_over() {
     go_over(9_000);
+}
+
+/// `TEMBUKU_TEST_PREVIOUS`: the program of an earlier version; without it, this one.
+#[test]
+fn sessions_and_flows_go_over_to_another_version_and_back() {
+    let own = binary();
+    let previous = std::env::var_os("TEMBUKU_TEST_PREVIOUS").map_or(own.clone(), PathBuf::from);
+    let (server, names) = (Server::named("a"), UdpServer::named("b"));
+    let (front, udp) = (ports::free_addr(), ports::free_addr());
+    let config = "[process]\nworkers = 2\n".to_owned()
+        + &listener("l", &front.to_string(), "u")
+        + &listener("d", &udp.to_string(), "e")
+        + "protocol = \"udp\"\n"
+        + &upstream("u", &format!("\"{}\"", server.addr))
+        + &upstream("e", &format!("\"{}\"", names.addr));
+    let mut tembuku = Succession::start(&config);
+    let streams = Streams::start(front, 100);
+    let clients: Vec<_> = (0..50).map(|_| client(udp)).collect();
+    for (n, program) in [&previous, &own, &previous, &own].into_iter().enumerate() {
+        for client in &clients {
+            assert_eq!(ask(client, "who"), "b who");
+        }
+        let output = tembuku.try_upgrade(&["--binary", program.to_str().unwrap()]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{n}: {said}");
+        assert!(said.contains("nothing is left behind"), "{n}: {said}");
+        tembuku.current = tembuku.pid();
+        tembuku.wait_alone();
+        assert_eq!(streams.advance("another version"), 0, "{n}");
+        assert_eq!(net::ask(front).unwrap(), "a");
+    }
+    assert_eq!(names.peers().len(), 50, "each flow has had one socket");
+    assert_eq!(streams.finish(), 0);
 }
 
 /// A setting of the operator holds in the new process.
