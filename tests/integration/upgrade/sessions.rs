@@ -13,8 +13,8 @@ use crate::{
         programs::{Iperf3, Nginx, Redis},
         secs,
         server::Server,
-        temp::TempDir,
         tembuku::binary,
+        temp::TempDir,
         udp::{UdpServer, ask, client},
         wait_until,
     },
@@ -191,7 +191,7 @@ impl Behind {
     }
 
     fn wrk(&self, time: usize) {
-        let mut wrk = command(&format!("wrk -t 1 -c 16 -d {time}s"));
+        let mut wrk = command(&format!("wrk -t 1 -c 16 --timeout 30s -d {time}s"));
         wrk.arg(format!("http://{}/file", self.fronts[0]));
         let said = run_ok(limit(time), wrk);
         assert!(said.contains("requests in"), "{said}");
