@@ -148,7 +148,6 @@ impl Model {
         config::parse(&text, "model").unwrap_or_else(|problems| panic!("{problems}\n{text}"))
     }
 
-    /// Changes something. `ports`: from which listeners take theirs.
     /// A port that the listener could have. Over UDP flows keep their addresses busy, which other
     /// listeners cannot have meanwhile.
     fn free(&self, ports: &[u16], name: &str, rng: &mut Rng) -> Option<u16> {
@@ -161,6 +160,7 @@ impl Model {
         rng.pick(&free).copied()
     }
 
+    /// Changes something. `ports`: from which listeners take theirs.
     fn change(&mut self, rng: &mut Rng, ports: &[u16], backends: &[SocketAddr]) {
         let listeners: Vec<String> = self.listeners.keys().cloned().collect();
         let upstreams: Vec<String> = self.upstreams.keys().cloned().collect();

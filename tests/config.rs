@@ -132,10 +132,13 @@ fn the_reference_shows_the_defaults() {
     assert_eq!(off.admin, None);
 }
 
+fn seconds(number: u64) -> std::time::Duration {
+    std::time::Duration::from_secs(number)
+}
+
 #[test]
-fn defaults_are_what_the_outside_promises() {
+fn defaults_of_process_and_log_are_as_documented() {
     let plan = config::load(&files("conf")["minimal.toml"]).expect("valid");
-    let seconds = std::time::Duration::from_secs;
     assert_eq!(
         plan.process,
         Process {
@@ -160,6 +163,11 @@ fn defaults_are_what_the_outside_promises() {
             access: AccessLog::Off
         }
     );
+}
+
+#[test]
+fn defaults_of_a_listener_are_as_documented() {
+    let plan = config::load(&files("conf")["minimal.toml"]).expect("valid");
     let keepalive = Keepalive {
         idle: seconds(60),
         interval: seconds(10),
@@ -200,6 +208,11 @@ fn defaults_are_what_the_outside_promises() {
             },
         }]
     );
+}
+
+#[test]
+fn defaults_of_an_upstream_are_as_documented() {
+    let plan = config::load(&files("conf")["minimal.toml"]).expect("valid");
     let backend = |text: &str| Backend {
         origin: tembuku::internals::plan::Origin::Configured,
         text: text.into(),
@@ -256,7 +269,6 @@ fn used_by(protocols: &[&str], defaults: &str, upstream: &str) -> Plan {
 
 #[test]
 fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
-    let seconds = std::time::Duration::from_secs;
     // What is written for listeners of TCP is none of its business.
     let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\nconnect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\nhalf_close = false\naccept_proxy = { timeout = \"9s\" }";
     let plan = used_by(&["tcp", "udp"], defaults, "");

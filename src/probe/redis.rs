@@ -423,6 +423,7 @@ mod tests {
     use proptest::prelude::*;
 
     const MASTER: &str = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+    const DENIED: &str = "-NOPERM this user has no permissions\r\n";
     const SLAVE: &str =
         "*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:9000\r\n$9\r\nconnected\r\n:3167038\r\n";
 
@@ -471,31 +472,18 @@ mod tests {
     }
 
     #[test]
-    fn lag_and_version() {
+    fn lag_limits() {
         let (replica, primary) = (Some(Role::Replica), Some(Role::Primary));
         let up = text("master_link_status:up\r\nmaster_last_io_seconds_ago:11\r\n");
         let down = text("master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\n");
-        let denied = "-NOPERM this user has no permissions\r\n".to_owned();
+        let denied = DENIED.to_owned();
         let seconds = |n| Some(Duration::from_secs(n));
+        let late = ", 11 s since the last data from its primary";
         for (wanted, role, max_lag, info, result, transcript) in [
             (replica, SLAVE, None, &up, CheckResult::Ok, ""),
             (replica, SLAVE, seconds(11), &up, CheckResult::Ok, ""),
-            (
-                replica,
-                SLAVE,
-                seconds(10),
-                &up,
-                CheckResult::Lagging,
-                ", 11 s since the last data from its primary",
-            ),
-            (
-                None,
-                SLAVE,
-                seconds(10),
-                &up,
-                CheckResult::Lagging,
-                ", 11 s since the last data from its primary",
-            ),
+            (replica, SLAVE, seconds(10), &up, CheckResult::Lagging, late),
+            (None, SLAVE, seconds(10), &up, CheckResult::Lagging, late),
             (
                 replica,
                 SLAVE,
@@ -542,10 +530,14 @@ mod tests {
                 Some(role == MASTER)
             );
         }
+    }
+
+    #[test]
+    fn identity_of_a_primary() {
         let id = text("master_replid:ab\r\nmaster_replid2:00\r\n");
         let run = text("redis_version:7.0.15\r\nrun_id:abc0123\r\n");
         let finding = answer(
-            &talk(primary, false),
+            &talk(Some(Role::Primary), false),
             &format!("+PONG\r\n{MASTER}{id}{run}"),
         )
         .finding;
@@ -558,7 +550,10 @@ mod tests {
                 before
             })
         );
+    }
 
+    #[test]
+    fn least_version() {
         for (info, result, transcript) in [
             (text("redis_version:7.0.0\r\n"), CheckResult::Ok, ""),
             (
@@ -572,7 +567,7 @@ mod tests {
                 ", INFO does not report its version",
             ),
             (
-                denied,
+                DENIED.to_owned(),
                 CheckResult::Auth,
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
@@ -597,7 +592,7 @@ mod tests {
         let up = text("master_link_status:up\r\nmaster_sync_in_progress:0\r\n");
         let down = text("master_link_status:down\r\nmaster_sync_in_progress:0\r\n");
         let syncing = text("master_link_status:down\r\nmaster_sync_in_progress:1\r\n");
-        let denied = "-NOPERM this user has no permissions\r\n".to_owned();
+        let denied = DENIED.to_owned();
         for (state, info, fault) in [
             ("connected", &up, None),
             ("connected", &denied, None),

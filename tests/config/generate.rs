@@ -384,9 +384,9 @@ fn waits() -> impl Strategy<Value = Waits> {
     )
 }
 
-fn upstream() -> impl Strategy<Value = Upstream> {
+fn balance() -> impl Strategy<Value = Balance> {
     let bound = || option::of(101..1000u32);
-    let balance = prop_oneof![
+    prop_oneof![
         Just(Balance::RoundRobin),
         Just(Balance::LeastConn),
         Just(Balance::RandomTwo),
@@ -397,10 +397,63 @@ fn upstream() -> impl Strategy<Value = Upstream> {
         hash_key().prop_map(Balance::Hash),
         (hash_key(), bound()).prop_map(|(key, bound)| Balance::ConsistentHash(key, bound)),
         (hash_key(), bound()).prop_map(|(key, bound)| Balance::Maglev(key, bound)),
-    ];
+    ]
+}
+
+/// Takes from the waits what has no effect with this policy and these backends.
+fn restrict_waits(waits: &mut Waits, balance: &Balance, backends: &[Backend]) {
+    if backends.iter().all(|backend| backend.max_connections == 0) {
+        waits.queue_timeout = Duration::ZERO;
+    }
+    let hashes = matches!(
+        balance,
+        Balance::Hash(_) | Balance::IpHash | Balance::ConsistentHash(..) | Balance::Maglev(..)
+    );
+    if waits.queue_timeout.is_zero() || !hashes {
+        waits.queue_stick = Duration::ZERO;
+    }
+    if waits.queue_timeout.is_zero() {
+        waits.queue_length = NO_WAITS.queue_length;
+    }
+    if waits.hold_timeout.is_zero() {
+        waits.hold_length = NO_WAITS.hold_length;
+    }
+}
+
+/// Takes from a check what cannot be with these backends.
+fn restrict_check(check: &mut Check, backends: &[Backend], send_proxy: SendProxy) {
+    if backends.iter().all(|b| !b.backup) {
+        check.on_recover = SessionAction::Keep;
+    }
+    let unix = |b: &Backend| matches!(b.target, Target::Addr(Addr::Unix(_)));
+    let one_for_all = matches!(check.at, CheckAt::Addr(_)) && backends.len() > 1;
+    if one_for_all && check.kind.role().is_some() {
+        check.at = CheckAt::Backend;
+    }
+    if matches!(check.at, CheckAt::Port(_)) && backends.iter().any(unix) {
+        check.at = CheckAt::Backend;
+    }
+    // A datagram gets no header, and goes to no unix socket.
+    let unix_place = matches!(&check.at, CheckAt::Addr(Addr::Unix(_)));
+    if matches!(check.kind, CheckKind::Dns { .. })
+        && (unix_place || send_proxy != SendProxy::Off || backends.iter().any(unix))
+    {
+        check.kind = CheckKind::Tcp;
+    }
+    // Nor does PostgreSQL speak TLS there.
+    let asked_on_unix = match &check.at {
+        CheckAt::Addr(addr) => matches!(addr, Addr::Unix(_)),
+        _ => backends.iter().any(unix),
+    };
+    if matches!(check.kind, CheckKind::Postgres { .. }) && asked_on_unix {
+        check.tls = Tls::Off;
+    }
+}
+
+fn upstream() -> impl Strategy<Value = Upstream> {
     (
         name(),
-        balance,
+        balance(),
         vec(backend(), 1..5),
         option::of(long()),
         any::<bool>(),
@@ -433,25 +486,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 backends.retain(|backend| seen.insert(backend.text.clone()));
                 let max_fails = backends.iter().any(|backend| backend.max_fails > 0);
                 backends[0].backup = false;
-                if backends.iter().all(|backend| backend.max_connections == 0) {
-                    waits.queue_timeout = Duration::ZERO;
-                }
-                let hashes = matches!(
-                    balance,
-                    Balance::Hash(_)
-                        | Balance::IpHash
-                        | Balance::ConsistentHash(..)
-                        | Balance::Maglev(..)
-                );
-                if waits.queue_timeout.is_zero() || !hashes {
-                    waits.queue_stick = Duration::ZERO;
-                }
-                if waits.queue_timeout.is_zero() {
-                    waits.queue_length = NO_WAITS.queue_length;
-                }
-                if waits.hold_timeout.is_zero() {
-                    waits.hold_length = NO_WAITS.hold_length;
-                }
+                restrict_waits(&mut waits, &balance, &backends);
                 if balance != Balance::RoundRobin {
                     // The ring holds 65536 units of weight.
                     backends
@@ -459,32 +494,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                         .for_each(|backend| backend.weight %= 10_000);
                 }
                 if let Some(check) = &mut check {
-                    if backends.iter().all(|b| !b.backup) {
-                        check.on_recover = SessionAction::Keep;
-                    }
-                    let unix = |b: &Backend| matches!(b.target, Target::Addr(Addr::Unix(_)));
-                    let one_for_all = matches!(check.at, CheckAt::Addr(_)) && backends.len() > 1;
-                    if one_for_all && check.kind.role().is_some() {
-                        check.at = CheckAt::Backend;
-                    }
-                    if matches!(check.at, CheckAt::Port(_)) && backends.iter().any(unix) {
-                        check.at = CheckAt::Backend;
-                    }
-                    // A datagram gets no header, and goes to no unix socket.
-                    let unix_place = matches!(&check.at, CheckAt::Addr(Addr::Unix(_)));
-                    if matches!(check.kind, CheckKind::Dns { .. })
-                        && (unix_place || send_proxy != SendProxy::Off || backends.iter().any(unix))
-                    {
-                        check.kind = CheckKind::Tcp;
-                    }
-                    // Nor does PostgreSQL speak TLS there.
-                    let asked_on_unix = match &check.at {
-                        CheckAt::Addr(addr) => matches!(addr, Addr::Unix(_)),
-                        _ => backends.iter().any(unix),
-                    };
-                    if matches!(check.kind, CheckKind::Postgres { .. }) && asked_on_unix {
-                        check.tls = Tls::Off;
-                    }
+                    restrict_check(check, &backends, send_proxy);
                 }
                 Upstream {
                     discover: None,
@@ -791,8 +801,8 @@ fn listener() -> impl Strategy<Value = Listener> {
         )
 }
 
-pub(crate) fn plan() -> impl Strategy<Value = Plan> {
-    let process = (
+fn process() -> impl Strategy<Value = Process> {
+    (
         0..=1024usize,
         (0..=1_000_000_000u64, 0..=1_000_000_000u64),
         prop_oneof![
@@ -829,7 +839,10 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                 reload_on_change,
                 handover,
             },
-        );
+        )
+}
+
+fn log() -> impl Strategy<Value = Log> {
     let level = prop_oneof![
         Just(LogLevel::Error),
         Just(LogLevel::Warn),
@@ -842,16 +855,19 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
         Just(LogFormat::Text),
         Just(LogFormat::Json)
     ];
-    let log = (level, format, access_log()).prop_map(|(level, format, access)| Log {
+    (level, format, access_log()).prop_map(|(level, format, access)| Log {
         level,
         format,
         access,
-    });
+    })
+}
+
+fn admin() -> impl Strategy<Value = Admin> {
     let path = || unix().prop_map(PathBuf::from);
-    let admin = option::of(prop_oneof![
+    prop_oneof![
         (
             address(),
-            option::of(unix().prop_map(PathBuf::from)),
+            option::of(path()),
             vec("[a-z][a-z0-9]{0,9}", 0..3)
         )
             .prop_map(|(listen, socket, mut hosts)| {
@@ -868,11 +884,14 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
             socket: Some(socket),
             hosts: Vec::new(),
         }),
-    ]);
+    ]
+}
+
+pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     (
-        process,
-        admin,
-        log,
+        process(),
+        option::of(admin()),
+        log(),
         vec((listener(), any::<Index>()), 1..4),
         vec(upstream(), 1..4),
     )

@@ -22,7 +22,8 @@ pub(crate) fn setup(servers: &[SocketAddr], keys: &str, check: &str) -> Setup {
     let front = ports::free_addr();
     let backends: Vec<String> = servers.iter().map(|s| format!("\"{s}\"")).collect();
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 1\n[log]\nlevel = \"trace\"\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+        "[process]\nworkers = 1\n\
+         [log]\nlevel = \"trace\"\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [{}]\n{keys}\n\
          [upstreams.u.check]\nkind = \"postgres\"\ninterval = \"500ms\"\n{check}\n",
@@ -103,9 +104,8 @@ fn start(settings: &[String], rules: &str) -> Postgres {
     Postgres::start_with(&settings, rules)
 }
 
-#[test]
-fn every_way_of_logging_in() {
-    let (authority, settings) = with_tls();
+/// A server with a role for each way of logging in.
+fn start_with_roles(settings: &[String]) -> Postgres {
     let rules = "local all plain password\n\
         host all trusted,many 127.0.0.1/32 trust\n\
         host all md5 127.0.0.1/32 md5\n\
@@ -113,7 +113,7 @@ fn every_way_of_logging_in() {
         host all plain 127.0.0.1/32 password\n\
         hostssl all tls 127.0.0.1/32 scram-sha-256\n\
         host all away 127.0.0.1/32 reject";
-    let server = start(&settings, rules);
+    let server = start(settings, rules);
     server.sql(
         "set password_encryption = 'md5'; create role md5 login password 'pass word'; \
          set password_encryption = 'scram-sha-256'; create role scram login password 'pass word'; \
@@ -121,6 +121,22 @@ fn every_way_of_logging_in() {
          create role trusted login; create role away login; \
          create role many login connection limit 0",
     );
+    server
+}
+
+/// Keys of a check that verifies the server's certificate.
+fn verify(by: &Authority, name: &str) -> String {
+    let by = by.file();
+    format!(
+        "tls = \"verify\"\ntls_ca = \"{}\"\ntls_name = \"{name}\"",
+        by.display()
+    )
+}
+
+#[test]
+fn every_way_of_logging_in() {
+    let (authority, settings) = with_tls();
+    let server = start_with_roles(&settings);
     let other = Authority::new("other");
     let dir = TempDir::new();
     let right = format!(
@@ -131,13 +147,6 @@ fn every_way_of_logging_in() {
         "password_file = \"{}\"",
         dir.write("wrong", "passw0rd").display()
     );
-    let verify = |by: &Authority, name: &str| {
-        let by = by.file();
-        format!(
-            "tls = \"verify\"\ntls_ca = \"{}\"\ntls_name = \"{name}\"",
-            by.display()
-        )
-    };
     let (by_it, by_other) = (
         verify(&authority, "db.example"),
         verify(&other, "db.example"),
@@ -145,6 +154,7 @@ fn every_way_of_logging_in() {
     let as_another = verify(&authority, "db2.example");
     let tls = "tls = \"require\"";
     let primary = ("ok", "primary, timeline 1");
+    let no_password = ("auth", "it asks for a password, and none is configured");
     let fails =
         |user: &str| format!("FATAL 28P01: password authentication failed for user \"{user}\"");
     let (md5_fails, scram_fails, tls_fails) = (fails("md5"), fails("scram"), fails("tls"));
@@ -156,20 +166,12 @@ fn every_way_of_logging_in() {
         ("md5", vec![&*right], primary),
         ("md5", vec![&*right, tls], primary),
         ("md5", vec![&*wrong], ("auth", &*md5_fails)),
-        (
-            "md5",
-            vec![],
-            ("auth", "it asks for a password, and none is configured"),
-        ),
+        ("md5", vec![], no_password),
         ("scram", vec![&*right], primary),
         ("scram", vec![&*right, tls], primary),
         ("scram", vec![&*wrong], ("auth", &*scram_fails)),
         ("scram", vec![&*wrong, tls], ("auth", &*scram_fails)),
-        (
-            "scram",
-            vec![],
-            ("auth", "it asks for a password, and none is configured"),
-        ),
+        ("scram", vec![], no_password),
         ("plain", vec![&*right, tls], primary),
         // What does not leave the machine cannot be listened in to.
         ("plain", vec![&*right, &*unix], primary),
@@ -189,7 +191,8 @@ fn every_way_of_logging_in() {
             vec![&*right],
             (
                 "auth",
-                "FATAL 28000: no pg_hba.conf entry for host \"127.0.0.1\", user \"tls\", database \"postgres\", no encryption",
+                "FATAL 28000: no pg_hba.conf entry for host \"127.0.0.1\", \
+                 user \"tls\", database \"postgres\", no encryption",
             ),
         ),
         ("tls", vec![&*right, &*by_other], ("tls", "UnknownIssuer")),

@@ -12,7 +12,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
@@ -31,7 +31,8 @@ pub(crate) fn setup(servers: &[&Redis], keys: &str, check: &str) -> Setup {
     let front = ports::free_addr();
     let backends: Vec<String> = servers.iter().map(|s| format!("\"{}\"", s.addr)).collect();
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 2\n[log]\nlevel = \"debug\"\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
+        "[process]\nworkers = 2\n\
+         [log]\nlevel = \"debug\"\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [{}]\n{keys}\n\
          [upstreams.u.check]\nkind = \"redis\"\ninterval = \"500ms\"\n{check}\n",
@@ -164,19 +165,7 @@ fn when_the_role_moves_no_session_stays_behind() {
             std::thread::spawn(move || write_on(front, name, &stop))
         })
         .collect();
-    let closed_at = Arc::new(Mutex::new(Vec::new()));
-    let idle: Vec<JoinHandle<()>> = (0..20)
-        .map(|_| {
-            let mut stream = net::connect(setup.front).unwrap();
-            stream.write_all(b"PING\r\n").unwrap();
-            assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+PONG");
-            let closed_at = Arc::clone(&closed_at);
-            std::thread::spawn(move || {
-                let _ = net::read_all(&mut stream);
-                closed_at.lock().unwrap().push(Instant::now());
-            })
-        })
-        .collect();
+    let idle = [0; 20].map(|_| hold_idle_session(setup.front));
     wait_until("there is load", secs(10), || {
         let size = call(old.addr, "DBSIZE").unwrap();
         size.trim_start_matches(':').parse::<u32>().unwrap() > 200
@@ -186,14 +175,8 @@ fn when_the_role_moves_no_session_stays_behind() {
     replicate(old, new);
     let switched = Instant::now();
     replicate(third, new);
-    idle.into_iter().for_each(|thread| thread.join().unwrap());
-    let last_idle = closed_at
-        .lock()
-        .unwrap()
-        .iter()
-        .max()
-        .unwrap()
-        .saturating_duration_since(switched);
+    let last_idle = idle.map(|thread| thread.join().unwrap()).into_iter().max();
+    let last_idle = last_idle.unwrap().saturating_duration_since(switched);
     let at_close = rejected_writes(old);
     setup.wait_state(old, "standby");
     // The new one may have shown that first.
@@ -228,7 +211,8 @@ fn when_the_role_moves_no_session_stays_behind() {
         .saturating_duration_since(switched);
     let rejected: usize = seen.iter().map(|s| s.rejected.len()).sum();
     println!(
-        "interval {INTERVAL:?}: last idle session closed after {last_idle:?}, last writer after {last_writer:?}, \
+        "interval {INTERVAL:?}: last idle session closed after {last_idle:?}, \
+         last writer after {last_writer:?}, \
          first write accepted after {first:?}, {rejected} writes rejected until then"
     );
     let most = INTERVAL + secs(2);
@@ -252,8 +236,22 @@ fn when_the_role_moves_no_session_stays_behind() {
         .wait_metric("sessions_closed_total", &[("reason", "role_lost")], |n| {
             n == 24.0
         });
+    assert_change_of_role_is_shown(&setup, old, new);
+}
 
-    // And it can be followed.
+/// A session that says nothing more. The thread ends with the time at which it was closed.
+fn hold_idle_session(front: SocketAddr) -> JoinHandle<Instant> {
+    let mut stream = net::connect(front).unwrap();
+    stream.write_all(b"PING\r\n").unwrap();
+    assert_eq!(net::read_line(&mut stream).unwrap().trim_end(), "+PONG");
+    std::thread::spawn(move || {
+        let _ = net::read_all(&mut stream);
+        Instant::now()
+    })
+}
+
+/// That status, metrics and journal show that `old` was the primary, and that `new` is.
+fn assert_change_of_role_is_shown(setup: &Setup, old: &Redis, new: &Redis) {
     let old_now = setup.status(old);
     assert_eq!(
         (&old_now["state"], &old_now["role"]),

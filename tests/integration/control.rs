@@ -281,184 +281,120 @@ fn the_socket_answers_like_the_port_and_takes_commands() {
     assert!(done.body.contains("\"from\": \"drained\""), "{done:?}");
 }
 
-#[test]
-fn every_invalid_admin_state_request_is_refused() {
-    let setup = setup();
-    let good = format!("/api/v1/upstreams/back/backends/{}", setup.servers[0].addr);
-    let near = format!("{}x", setup.servers[0].addr);
-    let at =
-        |upstream: &str, backend: &str| format!("/api/v1/upstreams/{upstream}/backends/{backend}");
-    let drain = "{\"admin_state\": \"drain\"}";
-    let long = format!("{{\"admin_state\": \"{}\"}}", "x".repeat(10_000));
-    let there = format!("there is {}", setup.servers[0].addr);
-    let meant = format!("did you mean \"{}\"?", setup.servers[0].addr);
-    for (method, path, body, status, error, hint) in [
-        ("GET", &*good, "", 405, "POST alone", "/api/v1/status"),
-        ("DELETE", &good, "", 405, "POST alone", "/api/v1/status"),
-        (
-            "POST",
-            &good,
-            "",
-            400,
-            "EOF",
-            "{\"admin_state\": \"drain\"}",
-        ),
-        (
-            "POST",
-            &good,
-            "drain",
-            400,
-            "the body",
-            "{\"admin_state\": \"drain\"}",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": 1}",
-            400,
-            "a string",
-            "{\"admin_state\": \"drain\"}",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": \"drain\", \"for\": 3}",
-            400,
-            "for",
-            "{\"admin_state\": \"drain\"}",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": \"drian\"}",
-            400,
-            "\"drian\"",
-            "did you mean \"drain\"?",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": \"stop\"}",
-            400,
-            "\"stop\"",
-            "ready, drain, maint",
-        ),
-        (
-            "POST",
-            &good,
-            &long,
-            400,
-            "length limit",
-            "{\"admin_state\": \"drain\"}",
-        ),
-        (
-            "POST",
-            &at("bakc", "x"),
-            drain,
-            404,
-            "no upstream \"bakc\"",
-            "did you mean \"back\"?",
-        ),
-        (
-            "POST",
-            &at("other", "x"),
-            drain,
-            404,
-            "no upstream \"other\"",
-            "there is back",
-        ),
-        (
-            "POST",
-            &at("back", "db.example:1"),
-            drain,
-            404,
-            "has no backend \"db.example:1\"",
-            &there,
-        ),
-        (
-            "POST",
-            &at("back", &near),
-            drain,
-            404,
-            "has no backend",
-            &meant,
-        ),
-        (
-            "POST",
-            &at("back", ""),
-            drain,
-            404,
-            "not found",
-            "NAME/backends/ADDRESS",
-        ),
-        (
-            "POST",
-            &at("back", "%zz"),
-            drain,
-            404,
-            "not found",
-            "percent-encoded",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": \"drain\", \"close_after\": \"30\"}",
-            400,
-            "`close_after`: ",
-            "write \"30s\" for seconds",
-        ),
-        (
-            "POST",
-            &good,
-            "{\"admin_state\": \"ready\", \"close_after\": \"30s\"}",
-            400,
-            "`close_after` does not go with",
-            "drained",
-        ),
-        (
-            "POST",
-            "/api/v1/backends/",
-            drain,
-            404,
-            "not found",
-            "/api/v1/backends/ADDRESS",
-        ),
-        (
-            "GET",
-            "/api/v1/backends/x",
-            "",
-            405,
-            "POST alone",
-            "/api/v1/status",
-        ),
-        (
-            "POST",
-            "/api/v1/upstreams/back",
-            drain,
-            404,
-            "not found",
-            "NAME/backends/ADDRESS",
-        ),
-    ] {
-        let answer = setup.call(method, path, body);
-        assert_eq!(
-            answer.status, status,
-            "{method} {path} {body:.40}: {answer:?}"
-        );
-        let allow = (status == 405).then_some("POST");
-        assert_eq!(answer.header("allow"), allow, "{answer:?}");
-        let json: Value = serde_json::from_str(&answer.body).unwrap();
-        let value = |key: &str| json[key].as_str().unwrap().to_owned();
-        assert!(
-            value("error").contains(error),
-            "{method} {path}: {answer:?}"
-        );
-        assert!(value("hint").contains(hint), "{method} {path}: {answer:?}");
-    }
+/// What the body of a request must look like.
+const DRAIN: &str = "{\"admin_state\": \"drain\"}";
+
+/// Sends a request that must be refused with this status, this error and this way out.
+#[track_caller]
+fn assert_refused(setup: &Setup, request: [&str; 3], status: u16, error: &str, hint: &str) {
+    let [method, path, body] = request;
+    let answer = setup.call(method, path, body);
+    assert_eq!(
+        answer.status, status,
+        "{method} {path} {body:.40}: {answer:?}"
+    );
+    let allow = (status == 405).then_some("POST");
+    assert_eq!(answer.header("allow"), allow, "{answer:?}");
+    let json: Value = serde_json::from_str(&answer.body).unwrap();
+    let value = |key: &str| json[key].as_str().unwrap().to_owned();
+    assert!(
+        value("error").contains(error),
+        "{method} {path}: {answer:?}"
+    );
+    assert!(value("hint").contains(hint), "{method} {path}: {answer:?}");
+}
+
+#[track_caller]
+fn assert_none_drained(setup: &Setup) {
     let drained = setup
         .tembuku
         .metric("backend_state", &[("state", "drained")]);
     assert_eq!(drained, 0.0, "and nothing was done");
+}
+
+#[test]
+fn every_invalid_admin_state_body_is_refused() {
+    let setup = setup();
+    let path = format!("/api/v1/upstreams/back/backends/{}", setup.servers[0].addr);
+    let long = format!("{{\"admin_state\": \"{}\"}}", "x".repeat(10_000));
+    for (body, error, hint) in [
+        ("", "EOF", DRAIN),
+        ("drain", "the body", DRAIN),
+        (r#"{"admin_state": 1}"#, "a string", DRAIN),
+        (r#"{"admin_state": "drain", "for": 3}"#, "for", DRAIN),
+        (
+            r#"{"admin_state": "drian"}"#,
+            "\"drian\"",
+            "did you mean \"drain\"?",
+        ),
+        (
+            r#"{"admin_state": "stop"}"#,
+            "\"stop\"",
+            "ready, drain, maint",
+        ),
+        (&long, "length limit", DRAIN),
+        (
+            r#"{"admin_state": "drain", "close_after": "30"}"#,
+            "`close_after`: ",
+            "write \"30s\" for seconds",
+        ),
+        (
+            r#"{"admin_state": "ready", "close_after": "30s"}"#,
+            "`close_after` does not go with",
+            "drained",
+        ),
+    ] {
+        assert_refused(&setup, ["POST", &path, body], 400, error, hint);
+    }
+    assert_none_drained(&setup);
+}
+
+#[test]
+fn every_invalid_admin_state_path_or_method_is_refused() {
+    let setup = setup();
+    let address = setup.servers[0].addr;
+    let at =
+        |upstream: &str, backend: &str| format!("/api/v1/upstreams/{upstream}/backends/{backend}");
+    let good = at("back", &address.to_string());
+    for (method, path) in [
+        ("GET", &*good),
+        ("DELETE", &good),
+        ("GET", "/api/v1/backends/x"),
+    ] {
+        let request = [method, path, ""];
+        assert_refused(&setup, request, 405, "POST alone", "/api/v1/status");
+    }
+    let there = format!("there is {address}");
+    let meant = format!("did you mean \"{address}\"?");
+    for (path, error, hint) in [
+        (
+            &*at("bakc", "x"),
+            "no upstream \"bakc\"",
+            "did you mean \"back\"?",
+        ),
+        (&at("other", "x"), "no upstream \"other\"", "there is back"),
+        (
+            &at("back", "db.example:1"),
+            "has no backend \"db.example:1\"",
+            &there,
+        ),
+        (
+            &at("back", &format!("{address}x")),
+            "has no backend",
+            &meant,
+        ),
+        (&at("back", ""), "not found", "NAME/backends/ADDRESS"),
+        (&at("back", "%zz"), "not found", "percent-encoded"),
+        ("/api/v1/backends/", "not found", "/api/v1/backends/ADDRESS"),
+        (
+            "/api/v1/upstreams/back",
+            "not found",
+            "NAME/backends/ADDRESS",
+        ),
+    ] {
+        assert_refused(&setup, ["POST", path, DRAIN], 404, error, hint);
+    }
+    assert_none_drained(&setup);
 }
 
 #[test]
@@ -553,8 +489,21 @@ fn a_drain_can_be_waited_for() {
 }
 
 /// Each complaint names the way out.
+#[track_caller]
+fn assert_complaint(arguments: &[&str], code: i32, expected: &str) {
+    let message = complaint(&cli(arguments), code);
+    assert!(message.contains(expected), "{arguments:?}: {message}");
+    if code == 1 {
+        assert!(message.starts_with("error: "), "{arguments:?}: {message}");
+        assert!(
+            message.contains("hint: ") || arguments[2].ends_with("/silent.sock"),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
 #[test]
-fn failures_on_the_way_are_reported() {
+fn failures_to_find_the_process_are_reported() {
     let setup = setup();
     let dir = TempDir::new();
     let plain = dir.write("plain", "no socket");
@@ -569,7 +518,8 @@ fn failures_on_the_way_are_reported() {
     });
     let without = dir.write(
         "without.toml",
-        "[listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
+        "[listeners.l]\nbind = \"127.0.0.1:1\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
     );
     let broken = dir.write("broken.toml", "[listener.l]\n");
     let text = |path: &Path| path.to_str().unwrap().to_owned();
@@ -610,66 +560,51 @@ fn failures_on_the_way_are_reported() {
             2,
             "exclude each other",
         ),
-        (&["drain", "--socket", &good], 2, "UPSTREAM/BACKEND"),
+    ] {
+        assert_complaint(arguments, code, expected);
+    }
+}
+
+#[test]
+fn invalid_arguments_are_reported() {
+    let setup = setup();
+    let socket = setup.socket();
+    let good = socket.to_str().unwrap();
+    let target = setup.target(0);
+    for (arguments, code, expected) in [
+        (&["drain"][..], 2, "UPSTREAM/BACKEND"),
         (
-            &["drain", "10.0.0.1:1", "--socket", &good],
+            &["drain", "10.0.0.1:1"],
             1,
             "no upstream has a backend \"10.0.0.1:1\"",
         ),
+        (&["drain", "back/"], 2, "redis/10.0.0.1:6379"),
+        (&["drain", &target, "--timeout", "1s"], 2, "--wait"),
         (
-            &["drain", "back/", "--socket", &good],
-            2,
-            "redis/10.0.0.1:6379",
-        ),
-        (
-            &["drain", &target, "--timeout", "1s", "--socket", &good],
-            2,
-            "--wait",
-        ),
-        (
-            &[
-                "drain",
-                &target,
-                "--wait",
-                "--timeout",
-                "soon",
-                "--socket",
-                &good,
-            ],
+            &["drain", &target, "--wait", "--timeout", "soon"],
             2,
             "--timeout",
         ),
+        (&["ready", &target, "--timeout", "1s"], 2, "--wait"),
+        (&["drain", "bakc/x"], 1, "did you mean \"back\"?"),
         (
-            &["ready", &target, "--timeout", "1s", "--socket", &good],
-            2,
-            "--wait",
-        ),
-        (
-            &["drain", "bakc/x", "--socket", &good],
-            1,
-            "did you mean \"back\"?",
-        ),
-        (
-            &["drain", "back/unix:/x/y z", "--socket", &good],
+            &["drain", "back/unix:/x/y z"],
             1,
             "has no backend \"unix:/x/y z\"",
         ),
-        (&["reload", "--wait"], 2, "--wait"),
-        (&["weight", &target], 2, "<N>"),
-        (&["top", "--socket", &good], 2, "this needs a terminal"),
+        (&["top"], 2, "this needs a terminal"),
     ] {
-        let message = complaint(&cli(arguments), code);
-        assert!(message.contains(expected), "{arguments:?}: {message}");
-        if code == 1 {
-            assert!(message.starts_with("error: "), "{arguments:?}: {message}");
-            assert!(
-                message.contains("hint: ") || arguments.contains(&&*silent),
-                "{arguments:?}: {message}"
-            );
-        }
+        assert_complaint(&[arguments, &["--socket", good]].concat(), code, expected);
     }
-    // One that is not there is no reason to leave the other as it is.
-    let output = setup.cli(&["maint", "back/nobody:1", &target]);
+    assert_complaint(&["reload", "--wait"], 2, "--wait");
+    assert_complaint(&["weight", &target], 2, "<N>");
+}
+
+#[test]
+fn a_backend_that_does_not_exist_does_not_stop_a_command_for_the_others() {
+    let setup = setup();
+    let target = setup.target(0);
+    let output = setup.cli(&["maint", "back/none:1", &target]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         stdout(&output),
@@ -678,7 +613,8 @@ fn failures_on_the_way_are_reported() {
     // A variable that names a file is no contradiction to a socket.
     let mut command = Command::new(binary());
     command
-        .args(["ready", &target, "--socket", &good])
+        .args(["ready", &target, "--socket"])
+        .arg(setup.socket())
         .env("TEMBUKU_CONFIG", "/no/file");
     let message = proc::run_ok(secs(10), command);
     assert_eq!(

@@ -171,6 +171,10 @@ fn a_check_of_the_role_alone_asks_nothing_else() {
     assert_eq!(answer.finding.role, Some(Role::Replica));
 }
 
+const IN_STEP: &str = "replica, 0 bytes and 0.0 s behind";
+const BEHIND: &str = "replica, 4096 bytes and 12.2 s behind";
+const ALONE: &str = "replica, receives nothing, its last transaction is 12.2 s old";
+
 #[test]
 fn roles_and_lag() {
     let (any, primary, replica) = (None, Some(Role::Primary), Some(Role::Replica));
@@ -193,90 +197,26 @@ fn roles_and_lag() {
     let behind = position("t", Some("4096"), Some("12.25"));
     let alone = position("f", Some("0"), Some("12.25"));
     let new = position("t", None, None);
+    let (ok, lagging) = (CheckResult::Ok, CheckResult::Lagging);
+    let none = (None, None);
     for (wanted, limit, position, result, transcript) in [
-        (
-            primary,
-            (None, None),
-            in_step,
-            CheckResult::Standby,
-            "replica, 0 bytes and 0.0 s behind",
-        ),
-        (
-            replica,
-            (None, None),
-            behind,
-            CheckResult::Ok,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
-        (
-            replica,
-            seconds(13),
-            behind,
-            CheckResult::Ok,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
-        (
-            replica,
-            seconds(12),
-            behind,
-            CheckResult::Lagging,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
-        (
-            any,
-            seconds(12),
-            behind,
-            CheckResult::Lagging,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
-        (
-            replica,
-            bytes(4096),
-            behind,
-            CheckResult::Ok,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
-        (
-            replica,
-            bytes(4095),
-            behind,
-            CheckResult::Lagging,
-            "replica, 4096 bytes and 12.2 s behind",
-        ),
+        (primary, none, in_step, CheckResult::Standby, IN_STEP),
+        (replica, none, behind, ok, BEHIND),
+        (replica, seconds(13), behind, ok, BEHIND),
+        (replica, seconds(12), behind, lagging, BEHIND),
+        (any, seconds(12), behind, lagging, BEHIND),
+        (replica, bytes(4096), behind, ok, BEHIND),
+        (replica, bytes(4095), behind, lagging, BEHIND),
         // Nothing has been written for an hour.
-        (
-            replica,
-            seconds(1),
-            in_step,
-            CheckResult::Ok,
-            "replica, 0 bytes and 0.0 s behind",
-        ),
+        (replica, seconds(1), in_step, ok, IN_STEP),
         // It has replayed all that it has, and that is not all there is.
-        (
-            replica,
-            seconds(1),
-            alone,
-            CheckResult::Lagging,
-            "replica, receives nothing, its last transaction is 12.2 s old",
-        ),
-        (
-            replica,
-            bytes(1 << 40),
-            alone,
-            CheckResult::Lagging,
-            "replica, receives nothing, its last transaction is 12.2 s old",
-        ),
-        (
-            replica,
-            (None, None),
-            alone,
-            CheckResult::Ok,
-            "replica, receives nothing, its last transaction is 12.2 s old",
-        ),
+        (replica, seconds(1), alone, lagging, ALONE),
+        (replica, bytes(1 << 40), alone, lagging, ALONE),
+        (replica, none, alone, ok, ALONE),
         // It does not know.
-        (replica, seconds(100), new, CheckResult::Lagging, "replica"),
-        (replica, bytes(100), new, CheckResult::Lagging, "replica"),
-        (replica, (None, None), new, CheckResult::Ok, "replica"),
+        (replica, seconds(100), new, lagging, "replica"),
+        (replica, bytes(100), new, lagging, "replica"),
+        (replica, none, new, ok, "replica"),
     ] {
         let mut talk = talk(wanted);
         talk.limit = LagLimit {
@@ -610,27 +550,13 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
     let scram = authentication(10, b"SCRAM-SHA-256\0\0");
     let chatter = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0");
     let (alive, loading) = (CheckResult::Ok, CheckResult::Loading);
+    let asks = "it asks for a password";
     for (bytes, unnamed, of_user, transcript) in [
         (WELCOME.to_vec(), alive, alive, "it lets in"),
-        (
-            authentication(3, b""),
-            alive,
-            alive,
-            "it asks for a password",
-        ),
-        (
-            authentication(5, b"salt"),
-            alive,
-            alive,
-            "it asks for a password",
-        ),
-        (scram.clone(), alive, alive, "it asks for a password"),
-        (
-            [chatter, scram].concat(),
-            alive,
-            alive,
-            "it asks for a password",
-        ),
+        (authentication(3, b""), alive, alive, asks),
+        (authentication(5, b"salt"), alive, alive, asks),
+        (scram.clone(), alive, alive, asks),
+        ([chatter, scram].concat(), alive, alive, asks),
         (
             error("57P03", "starting up"),
             loading,
@@ -685,6 +611,10 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
             assert_eq!(answer.last_message.is_empty(), transcript != "it lets in");
         }
     }
+}
+
+#[test]
+fn without_a_login_other_answers_are_failures() {
     for bytes in [
         error("53300", "too many"),
         error("57P01", "stopping"),
