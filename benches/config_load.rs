@@ -21,9 +21,12 @@ fn generated() -> String {
         let policy = ["round_robin", "least_conn", "consistent_hash", "maglev"][n % 4];
         write!(
             text,
-            "[listeners.service-{n}]\nbind = [\"10.0.0.1:{0}\", \"[2001:db8::1]:{0}\"]\nupstream = \"pool-{n}\"\n\
-             max_connections = 5000\naccess = [\"deny 10.9.0.0/16\", \"allow 10.0.0.0/8\", \"deny all\"]\n\n\
-             [upstreams.pool-{n}]\nbalance = \"{policy}\"\non_down = {{ close_after = \"30s\" }}\nbackends = [\n",
+            "[listeners.service-{n}]\nbind = [\"10.0.0.1:{0}\", \"[2001:db8::1]:{0}\"]\n\
+             upstream = \"pool-{n}\"\n\
+             max_connections = 5000\n\
+             access = [\"deny 10.9.0.0/16\", \"allow 10.0.0.0/8\", \"deny all\"]\n\n\
+             [upstreams.pool-{n}]\nbalance = \"{policy}\"\non_down = {{ close_after = \"30s\" }}\n\
+             backends = [\n",
             5000 + n,
         )
         .expect("written");
@@ -31,7 +34,8 @@ fn generated() -> String {
             let line = match backend {
                 0..5 => format!("\"10.1.{n}.{}:6379\"", backend + 1),
                 5..9 => format!(
-                    "{{ address = \"node-{backend}.pool-{n}.example.org:6379\", weight = {}, max_fails = 3, fail_timeout = \"15s\" }}",
+                    "{{ address = \"node-{backend}.pool-{n}.example.org:6379\", weight = {}, \
+                     max_fails = 3, fail_timeout = \"15s\" }}",
                     backend - 3
                 ),
                 _ if policy.contains("hash") || policy == "maglev" => {
@@ -43,7 +47,8 @@ fn generated() -> String {
         }
         write!(
             text,
-            "]\n\n[upstreams.pool-{n}.check]\nkind = \"redis\"\nrole = \"any\"\ninterval = \"5s\"\n\n"
+            "]\n\n[upstreams.pool-{n}.check]\nkind = \"redis\"\nrole = \"any\"\n\
+             interval = \"5s\"\n\n"
         )
         .expect("written");
     }

@@ -52,7 +52,13 @@ pub(super) struct Ready {
     #[arg(long, conflicts_with = "node")]
     wait: bool,
     /// … but not longer than this
-    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "60s",
+        requires = "wait",
+        value_parser = duration
+    )]
     timeout: Duration,
 }
 
@@ -67,7 +73,13 @@ pub(super) struct Out {
     #[arg(long)]
     wait: bool,
     /// … but not longer than this
-    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "60s",
+        requires = "wait",
+        value_parser = duration
+    )]
     timeout: Duration,
 }
 

@@ -67,8 +67,9 @@ impl Client {
         match plan.admin.and_then(|admin| admin.socket) {
             Some(path) => Ok(Self(path)),
             None => Err(format!(
-                "error: {} names no admin socket\n  hint: write socket = \"/run/tembuku/admin.sock\" below [admin] and \
-                 restart, or name the socket of the process with --socket PATH\n",
+                "error: {} names no admin socket\
+                 \n  hint: write socket = \"/run/tembuku/admin.sock\" below [admin] and restart, \
+                 or name the socket of the process with --socket PATH\n",
                 file.display()
             )),
         }

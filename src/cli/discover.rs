@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The answer is printed in the form that a source of kind \"file\" reads. It is that of the source alone: which of it a \
-running process uses, and what it holds, is shown by `tembuku status`.")]
+The answer is printed in the form that a source of kind \"file\" reads. It is that of the source \
+alone: which of it a running process uses, and what it holds, is shown by `tembuku status`.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     file: ConfigFile,

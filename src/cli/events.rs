@@ -198,7 +198,8 @@ mod tests {
         };
         let mut show = |value: &Value| printer.lines(&Event::read(value).expect("every field"));
         let mut event = json!({
-            "number": 3, "revision": 9, "kind": "state", "time": "T", "upstream": "u", "backend": "b.test:1",
+            "number": 3, "revision": 9, "kind": "state", "time": "T", "upstream": "u",
+            "backend": "b.test:1",
             "address": "10.0.0.1:1", "from": "up", "to": "down", "reason": "refused",
             "transcript": "connecting: \u{1b}[31m", "doubt_seconds": 0.25, "sessions": 2,
             "last_session_closed_seconds": null, "next_session_seconds": 0.5,

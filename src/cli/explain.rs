@@ -20,12 +20,16 @@ use std::{
 };
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("which_clients").required(true).multiple(true).args(["client", "clients", "sample"]))]
+#[command(group = ArgGroup::new("which_clients")
+    .required(true)
+    .multiple(true)
+    .args(["client", "clients", "sample"]))]
 #[command(after_help = "\
-Without --running the answer is that of a process which has just started with this file: nothing has failed, backends that are `down` or \
-have weight 0 get no client, and the clients come one after the other and do not stay. So least_conn and least_time pick in \
-rotation, hash_balance_factor bounds nothing, and random_two draws (by the seed: a running process draws otherwise). Host \
-names are not resolved; each counts as one backend.")]
+Without --running the answer is that of a process which has just started with this file: nothing \
+has failed, backends that are `down` or have weight 0 get no client, and the clients come one \
+after the other and do not stay. So least_conn and least_time pick in rotation, \
+hash_balance_factor bounds nothing, and random_two draws (by the seed: a running process draws \
+otherwise). Host names are not resolved; each counts as one backend.")]
 pub(super) struct Explain {
     #[command(flatten)]
     file: ConfigFile,

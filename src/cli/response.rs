@@ -543,10 +543,13 @@ mod tests {
                 "dropped_by_reason": {} }],
             "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0,
                 "queued": 0, "held": 0, "backends": [
-                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready", "awaits_check": false, "available": true, "role": [],
+                { "address": "a:1", "state": "up", "why": "", "admin_state": "ready",
+                  "awaits_check": false, "available": true, "role": [],
                   "last_check": null, "weight": 1, "weight_in_file": 1,
-                  "weight_since": null, "admin_state_since": null, "backup": false, "connections": 0,
-                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0, "sent_bytes": 0 } ] }],
+                  "weight_since": null, "admin_state_since": null, "backup": false,
+                  "connections": 0,
+                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0,
+                  "sent_bytes": 0 } ] }],
         })
     }
 
@@ -621,8 +624,8 @@ mod tests {
 
     #[test]
     fn every_field_about_a_change_is_required() {
-        let admin_state_changed = json!({ "upstream": "u", "backend": "b", "admin_state": "drain", "from": "up",
-            "state": "drained", "connections": 3 });
+        let admin_state_changed = json!({ "upstream": "u", "backend": "b",
+            "admin_state": "drain", "from": "up", "state": "drained", "connections": 3 });
         assert!(read::<AdminChange>(&admin_state_changed.to_string()).is_ok());
         for lacking in without_a_field(&admin_state_changed) {
             assert!(

@@ -185,29 +185,43 @@ mod tests {
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
                 "config_hash": "0123456789abcdef",
                 "previous": { "pid": 6, "since": "T0", "connections": 3, "flows": 2 } },
-            "listeners": [{ "name": "cache", "protocol": "tcp", "addresses": ["0.0.0.0:6379", "unix:/x"],
-                "upstream": "redis", "connections": 5, "removed": false, "older_plan": 2, "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7, "errors_total": 0 },
-                { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"], "upstream": "names",
-                "connections": 20, "removed": false, "older_plan": 0, "accepted": 100, "received_bytes": 3_000, "sent_bytes": 4_000, "errors_total": 0,
+            "listeners": [{ "name": "cache", "protocol": "tcp",
+                "addresses": ["0.0.0.0:6379", "unix:/x"],
+                "upstream": "redis", "connections": 5, "removed": false, "older_plan": 2,
+                "accepted": 12_345, "received_bytes": 1_500, "sent_bytes": 7, "errors_total": 0 },
+                { "name": "dns", "protocol": "udp", "addresses": ["0.0.0.0:53"],
+                "upstream": "names",
+                "connections": 20, "removed": false, "older_plan": 0, "accepted": 100,
+                "received_bytes": 3_000, "sent_bytes": 4_000, "errors_total": 0,
                 "received_datagrams": 1_000, "sent_datagrams": 980, "dropped_datagrams": 20,
                 "dropped_by_reason": { "late": 1, "no_backend": 19, "rejected": 0 } },
-                { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"], "upstream": "names",
-                "connections": 0, "removed": false, "older_plan": 0, "accepted": 0, "received_bytes": 0, "sent_bytes": 0, "errors_total": 0,
-                "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0, "dropped_by_reason": {} }],
+                { "name": "log", "protocol": "udp", "addresses": ["0.0.0.0:514"],
+                "upstream": "names",
+                "connections": 0, "removed": false, "older_plan": 0, "accepted": 0,
+                "received_bytes": 0, "sent_bytes": 0, "errors_total": 0,
+                "received_datagrams": 0, "sent_datagrams": 0, "dropped_datagrams": 0,
+                "dropped_by_reason": {} }],
             "upstreams": [{ "name": "redis", "balance": "round_robin", "available": 2, "full": 1,
                 "queued": 3, "held": 0, "backends": [
-                { "address": "10.0.0.1:6379", "state": "drained", "why": "set by the operator", "awaits_check": false, "available": true, "role": ["primary"],
-                  "admin_state": "drain", "last_check": { "result": "ok", "transcript": "" }, "weight": 5, "weight_in_file": 1,
-                  "weight_since": "T2", "admin_state_since": "T1", "backup": false, "connections": 1_000,
-                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0, "sent_bytes": 0 },
-                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "", "awaits_check": false, "available": true, "role": [], "last_check": null,
+                { "address": "10.0.0.1:6379", "state": "drained", "why": "set by the operator",
+                  "awaits_check": false, "available": true, "role": ["primary"],
+                  "admin_state": "drain", "last_check": { "result": "ok", "transcript": "" },
+                  "weight": 5, "weight_in_file": 1,
+                  "weight_since": "T2", "admin_state_since": "T1", "backup": false,
+                  "connections": 1_000,
+                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0,
+                  "sent_bytes": 0 },
+                { "address": "unix:/run/\u{1b}[31m", "state": "up", "why": "",
+                  "awaits_check": false, "available": true, "role": [], "last_check": null,
                   "admin_state": "ready", "weight": 65_535, "weight_in_file": 65_535,
                   "weight_since": null, "admin_state_since": null, "backup": true, "connections": 0,
-                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0, "sent_bytes": 0 },
+                  "connections_total": 0, "connect_errors_total": 0, "received_bytes": 0,
+                  "sent_bytes": 0 },
             ] }],
         });
         let expected = "\
-tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration 0123456789abcdef
+tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration \
+0123456789abcdef
 previous: pid 6, 3 connections, 2 flows, since T0
 
 listener  protocol  upstream     sessions  accepted  received     sent  address
@@ -221,7 +235,8 @@ log               0     0        0  -
 
 upstream redis: round_robin, 2 of 2 available, 1 full, 3 queued
 backend                   state    sessions  weight  role     check  why
-10.0.0.1:6379             drained      1000       5  primary  ok     set by the operator; since T1; weight 5 by operator, 1 in the file, since T2
+10.0.0.1:6379             drained      1000       5  primary  ok     set by the operator; \
+since T1; weight 5 by operator, 1 in the file, since T2
 unix:/run/\u{fffd}[31m (backup)  up              0   65535  -        -
 ";
         let status = response::read(&status.to_string()).expect("every field");

@@ -92,7 +92,8 @@ fn report_missing(section: &Section<'_>) {
         ),
         (
             "upstream",
-            "set the upstream of the listener: upstream = \"NAME\", with a section [upstreams.NAME]",
+            "set the upstream of the listener: upstream = \"NAME\", with a section \
+             [upstreams.NAME]",
         ),
     ] {
         if !section.is_defaults() && section.get(key).is_none() {

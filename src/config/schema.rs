@@ -60,7 +60,8 @@ fn number(number: i128) -> Value {
 }
 
 fn duration() -> Value {
-    json!({ "type": "string", "pattern": r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)(d|h|ms|m|s|us|ns)\s*)+$" })
+    let pattern = r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)(d|h|ms|m|s|us|ns)\s*)+$";
+    json!({ "type": "string", "pattern": pattern })
 }
 
 /// The keys that code reads, by their names or by their form in the table.

@@ -533,8 +533,8 @@ fn instead_of_zero(key: &str) -> Option<&'static str> {
         }
         "idle_timeout" => "a limit is required: for a very long one write \"24h\"",
         "interval" => {
-            "it always has one: \"10ms\" is the shortest; without checks leave the section out, without keepalive \
-             write keepalive = false"
+            "it always has one: \"10ms\" is the shortest; without checks leave the section out, \
+             without keepalive write keepalive = false"
         }
         "idle" => "for no keepalive write keepalive = false; the shortest is \"1s\"",
         "fast_interval" => "to check no faster in doubt write the same as for `interval`",

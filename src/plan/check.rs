@@ -232,7 +232,9 @@ pub enum CheckKind {
 
 /// Declares what the DNS has a word and a number for.
 macro_rules! dns_words {
-    ($(#[$doc:meta])* $name:ident: $number:ty { $($variant:ident = $word:literal $value:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident: $number:ty {
+        $($variant:ident = $word:literal $value:literal,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name { $($variant,)* }

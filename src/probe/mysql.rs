@@ -32,9 +32,9 @@ const QUERY: u8 = 3;
 
 /// Asks for variables by name, since MariaDB has no `super_read_only`, and only InnoDB has
 /// `innodb_read_only`, which is what marks the readers of an Aurora.
-const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'innodb_read_only', \
-    'wsrep_on', 'group_replication_group_name', \
-    'server_uuid', 'server_uid', 'server_id', 'hostname', 'port', 'datadir')";
+const ROLE: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', \
+    'innodb_read_only', 'wsrep_on', 'group_replication_group_name', 'server_uuid', 'server_uid', \
+    'server_id', 'hostname', 'port', 'datadir')";
 /// What identifies a running server. A UUID alone is copied with the data, and MariaDB has
 /// none; no two servers on one machine share their data.
 const IDENTITY: [&str; 6] = [

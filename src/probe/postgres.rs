@@ -35,11 +35,14 @@ const POSITION: &str = "SELECT \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
     EXISTS (SELECT 1 FROM pg_catalog.pg_stat_wal_receiver), \
-    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
-    extract(epoch FROM pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp()), \
+    pg_catalog.pg_wal_lsn_diff(\
+    pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
+    extract(epoch FROM pg_catalog.now() \
+    OPERATOR(pg_catalog.-) pg_catalog.pg_last_xact_replay_timestamp()), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() END, \
     pg_catalog.pg_last_wal_receive_lsn() IS NULL \
-    AND coalesce(pg_catalog.current_setting('restore_command', true), '') OPERATOR(pg_catalog.<>) '', \
+    AND coalesce(pg_catalog.current_setting('restore_command', true), '') \
+    OPERATOR(pg_catalog.<>) '', \
     extract(epoch FROM pg_catalog.pg_postmaster_start_time()), pg_catalog.current_setting('port')";
 
 /// Notices and settings of a server may have so many bytes, besides its short answers.

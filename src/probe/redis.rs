@@ -640,7 +640,8 @@ mod tests {
     fn commands() {
         let mut bytes = Vec::new();
         talk(None, true).write_commands(&mut bytes);
-        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
+        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n\
+            *1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
         bytes.clear();
         let min_version = Some(Version([7, 0, 0]));
@@ -650,7 +651,8 @@ mod tests {
             ..talk
         }
         .write_commands(&mut bytes);
-        let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n\
+        let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\n\
+            replication\r\n\
             *2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
     }

@@ -151,8 +151,9 @@ pub(crate) fn error(e: &io::Error) -> Option<String> {
     // The text of the library alone leads to a search for a mistake in the authority.
     let hint = match text.contains("CaUsedAsEndEntity") {
         true => {
-            "; the server shows the certificate of an authority (CA:TRUE) as its own: issue one for the server, signed by \
-                 that authority, or use tls = \"require\", which verifies nothing"
+            "; the server shows the certificate of an authority (CA:TRUE) as its own: issue one \
+             for the server, signed by that authority, or use tls = \"require\", which \
+             verifies nothing"
         }
         false => "",
     };

@@ -258,7 +258,10 @@ mod tests {
         #[test]
         fn it_is_a_map(
             timeout in 1u64..5_000,
-            steps in prop::collection::vec((0u32..40, 0u64..400, any::<bool>(), any::<bool>()), 1..300),
+            steps in prop::collection::vec(
+                (0u32..40, 0u64..400, any::<bool>(), any::<bool>()),
+                1..300,
+            ),
         ) {
             let mut wheel = Wheel::new(timeout, 0);
             let mut all: HashMap<u32, u64> = HashMap::new();

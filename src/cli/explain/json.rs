@@ -130,7 +130,8 @@ pub(super) fn write(
     let counts = &survey.whole;
     write!(
         out,
-        "\n],\n\"counts\":{{\"clients\":{},\"denied\":{},\"no_backend\":{},\"by_turns\":{}}},\n\"distribution\":",
+        "\n],\n\"counts\":{{\"clients\":{},\"denied\":{},\"no_backend\":{},\"by_turns\":{}}},\n\
+         \"distribution\":",
         counts.clients, counts.denied, counts.no_backend, counts.in_rotation
     )?;
     serde_json::to_writer(&mut *out, &rows(&whole, counts))?;

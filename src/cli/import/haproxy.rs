@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn known_checks_become_kinds() {
         let redis = "option tcp-check\n tcp-check send PING\\r\\n\n tcp-check expect string +PONG\n\
-                     tcp-check send info\\ replication\\r\\n\n tcp-check expect string role:master\n";
+                     tcp-check send info\\ replication\\r\\n\
+                     \n tcp-check expect string role:master\n";
         for (check, parts) in [
             (redis, &["kind = \"redis\"", "role = \"primary\""][..]),
             ("option redis-check\n", &["kind = \"redis\""]),
@@ -234,8 +235,10 @@ mod tests {
     fn frontends_lead_to_backends() {
         assert_has(
             "defaults\n mode tcp\nfrontend f\n bind 10.0.0.9:5432,[::1]:5433 accept-proxy\n\
-             tcp-request connection reject if !{ src 10.0.0.0/8 192.168.0.0/16 }\n default_backend b\n\
-             backend b\n balance source\n hash-type consistent\n server a db.example.com:5432 send-proxy-v2\n",
+             tcp-request connection reject if !{ src 10.0.0.0/8 192.168.0.0/16 }\
+             \n default_backend b\n\
+             backend b\n balance source\n hash-type consistent\
+             \n server a db.example.com:5432 send-proxy-v2\n",
             &[
                 "bind = [\"10.0.0.9:5432\", \"[::1]:5433\"]",
                 "accept_proxy = true",

@@ -275,7 +275,8 @@ mod tests {
     #[test]
     fn every_line_names_its_place() {
         let (toml, _) = imported(
-            "stream {\n upstream a {\n  hash $remote_addr consistent;\n  server 10.0.0.1:1 weight=2;\n }\n \
+            "stream {\n upstream a {\n  hash $remote_addr consistent;\n\
+             \x20 server 10.0.0.1:1 weight=2;\n }\n \
              server {\n  listen 82;\n  proxy_timeout 30s;\n  proxy_pass a;\n }\n}",
         );
         for line in [
@@ -360,7 +361,8 @@ mod tests {
             let text = format!(
                 "stream {{ limit_conn_zone $server_port zone=all:1m; proxy_timeout 1h;
                  limit_conn_zone $binary_remote_addr zone=one:1m;
-                 upstream a {{ least_conn; server 10.0.0.1:9 max_conns=5; server b.example:9 backup; }}
+                 upstream a {{ least_conn; server 10.0.0.1:9 max_conns=5; \
+                               server b.example:9 backup; }}
                  server {{ {text} }} }}"
             );
             let (toml, lists) = imported(&text);

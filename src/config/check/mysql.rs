@@ -25,8 +25,9 @@ fn read_user(section: &Section<'_>) -> String {
         if section.get("user").is_none() {
             section.missing(
                 "user",
-                "a server blocks addresses whose connections end before a login, and those of all clients with them; make an \
-                 account without privileges: CREATE USER 'check'@'%' IDENTIFIED BY '...'",
+                "a server blocks addresses whose connections end before a login, and those of all \
+                 clients with them; make an account without privileges: CREATE USER 'check'@'%' \
+                 IDENTIFIED BY '...'",
             );
         }
         return String::new();

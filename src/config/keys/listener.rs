@@ -127,7 +127,10 @@ pub(crate) static KEEPALIVE: &[Row<Keepalive>] = rows! {
 
 pub(crate) static ACCEPT_PROXY: &[Row<AcceptProxy>] = rows! {
     "trust" Form::Other("a list of addresses, networks, \"unix\" and \"all\""), "[\"all\"]", Always,
-        code!(|accept| Some(quoted_list(accept.trust.iter().map(|peers| access::format_peers(*peers))))),
+        code!(|accept| {
+            let peers = accept.trust.iter().map(|peers| access::format_peers(*peers));
+            Some(quoted_list(peers))
+        }),
         "From these a header is required, from others none is accepted.";
     "timeout" Form::Duration(Rule::AboveZero), "3s", Tcp, value!(timeout),
         "From the accept to the end of the header.";

@@ -47,8 +47,8 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
         "A listener accepts once its upstream has first verdicts, at most this late; \"auto\" = \
          the timeout of the check.";
     "drain_delay" Form::Duration(Rule::Any), "0s", Always, value!(drain_delay),
-        "At a stop /readyz, /readyz/node and `ready_file` first say no, and clients are accepted for \
-         so long still.";
+        "At a stop /readyz, /readyz/node and `ready_file` first say no, and clients are accepted \
+         for so long still.";
     "drain_quiet" Form::Duration(Rule::Any), "0s", Always, value!(drain_quiet),
         "`drain_delay` ends early when no client has come for so long; \"0s\" = it does not.";
     "drain_timeout" Form::Duration(Rule::Any), "30s", Always, value!(drain_timeout),
@@ -88,5 +88,6 @@ pub(crate) static LOG: &[Row<Log>] = rows! {
         "\"auto\" = text on a terminal, JSON otherwise.";
     "access" Form::Other("\"off\", \"stdout\" or a path"), "off", Always,
         code!(|log| Some(quoted(&access_log::format(&log.access)))),
-        "Where sessions are logged, unless their listener has an `access_log`; a FIFO needs a reader at the start.";
+        "Where sessions are logged, unless their listener has an `access_log`; a FIFO needs a \
+         reader at the start.";
 };

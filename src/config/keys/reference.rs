@@ -27,10 +27,11 @@ use crate::{
 const WIDTH: usize = 100;
 
 const FILE_HEAD: &str = "\
-Every key, as it is by default or with an example. This file is generated, as docs/configuration.md \
-is; values that are shown once as defaults are not repeated. Durations are text with a unit \
-(\"250ms\", \"10s\", \"5m\"), sizes as well (\"64k\", \"16m\", in units of 1024). A section that is \
-absent is off ([admin], [upstreams.NAME.check], [upstreams.NAME.discover]) or has its defaults.";
+Every key, as it is by default or with an example. This file is generated, as \
+docs/configuration.md is; values that are shown once as defaults are not repeated. Durations are \
+text with a unit (\"250ms\", \"10s\", \"5m\"), sizes as well (\"64k\", \"16m\", in units of 1024). \
+A section that is absent is off ([admin], [upstreams.NAME.check], [upstreams.NAME.discover]) or \
+has its defaults.";
 
 const PAGE_HEAD: &str = "\
 # Configuration

@@ -204,8 +204,8 @@ pub(crate) static UPSTREAM: &[Row<UpstreamKeys>] = rows! {
          that lasts. The default is that of `on_down`.";
     "on_removed" ACTION, "", Always,
         code!(plan.on_removed, |keys| Some(action(keys.plan.on_removed))),
-        "The same when the backend is removed from the configuration, or its name no longer has the \
-         address; `close_after`: unless it is back by then. The default is that of `on_down`.";
+        "The same when the backend is removed from the configuration, or its name no longer has \
+         the address; `close_after`: unless it is back by then. The default is that of `on_down`.";
 };
 
 pub(crate) static BACKEND: &[Row<Backend>] = rows! {

@@ -36,7 +36,8 @@ pub fn format(key: &HashKey) -> String {
     let part = |(i, part): (usize, &KeyPart)| match part {
         KeyPart::Text(text) => text.clone(),
         KeyPart::Variable(variable) => {
-            let runs_on = matches!(key.0.get(i + 1), Some(KeyPart::Text(next)) if next.starts_with(is_of_name));
+            let next = key.0.get(i + 1);
+            let runs_on = matches!(next, Some(KeyPart::Text(text)) if text.starts_with(is_of_name));
             if runs_on {
                 format!("${{{}}}", variable.name())
             } else {

@@ -74,7 +74,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn there_and_back(size in 1..=LARGEST, unit in prop::sample::select(vec![1u64, 1 << 10, 1 << 20, 1 << 30])) {
+        fn there_and_back(
+            size in 1..=LARGEST,
+            unit in prop::sample::select(vec![1u64, 1 << 10, 1 << 20, 1 << 30]),
+        ) {
             let size = (size / unit * unit).max(1);
             prop_assert_eq!(parse(&format(size)).ok(), Some(size));
         }

@@ -148,7 +148,9 @@ pub(super) mod tests {
     fn a_greeting_of_a_real_server() {
         // MySQL 5.5.46, as it came over the wire; the number of the connection and the nonce are in
         // it.
-        let bytes = b"\x0a5.5.46-0ubuntu0.14.04.2\0\x5f\0\0\0\x6cb+Fc@Te\0\xff\xf7\x08\x02\0\x0f\x80\x15\0\0\0\0\0\0\0\0\0\0~m&p(p~K7s_a\0mysql_native_password\0";
+        let bytes = b"\x0a5.5.46-0ubuntu0.14.04.2\0\x5f\0\0\0\x6cb+Fc@Te\0\
+            \xff\xf7\x08\x02\0\x0f\x80\x15\0\0\0\0\0\0\0\0\0\0~m&p(p~K7s_a\0\
+            mysql_native_password\0";
         let read = Greeting::read(bytes).expect("well-formed");
         assert_eq!(read.nonce, b"lb+Fc@Te~m&p(p~K7s_a");
         assert!(!read.offers_tls());

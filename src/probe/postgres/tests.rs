@@ -703,7 +703,10 @@ fn long_notices_are_not_read() {
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(
-        bytes: Vec<u8>, before in 0usize..5, kind in prop::sample::select(b"RSNEZDTCKv".to_vec()), method in 0u8..14,
+        bytes: Vec<u8>,
+        before in 0usize..5,
+        kind in prop::sample::select(b"RSNEZDTCKv".to_vec()),
+        method in 0u8..14,
     ) {
         let mut talk = with_password(Some(Role::Primary));
         talk.local = true;

@@ -72,9 +72,11 @@ mod tests {
 
     #[test]
     fn fields_of_a_replica() {
-        let up = b"# Replication\r\nrole:slave\r\nmaster_link_status:up\r\nmaster_last_io_seconds_ago:4\r\n";
+        let up = b"# Replication\r\nrole:slave\r\nmaster_link_status:up\r\n\
+            master_last_io_seconds_ago:4\r\n";
         assert_eq!(lag(up), Some(Duration::from_secs(4)));
-        let down = b"master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\nmaster_link_down_since_seconds:2\r\n";
+        let down = b"master_link_status:down\r\nmaster_last_io_seconds_ago:-1\r\n\
+            master_link_down_since_seconds:2\r\n";
         assert_eq!(lag(down), None);
         assert_eq!(lag(b"role:master\r\n"), None);
     }
@@ -126,7 +128,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>, name in "(master_replid|redis_version|master_link_status)") {
+        fn no_bytes_make_it_panic(
+            bytes: Vec<u8>,
+            name in "(master_replid|redis_version|master_link_status)",
+        ) {
             let text = [name.as_bytes(), b":", &bytes].concat();
             for text in [&bytes, &text] {
                 let _ = (epoch(text), lag(text), version(text), run_id(text), fault(text));

@@ -90,7 +90,10 @@ mod tests {
         /// that `next` returned.
         #[test]
         fn timers_expire_at_their_times(
-            steps in prop::collection::vec((0u32..20, 0u64..3, 0u64..1_000_000, any::<bool>()), 1..200),
+            steps in prop::collection::vec(
+                (0u32..20, 0u64..3, 0u64..1_000_000, any::<bool>()),
+                1..200,
+            ),
         ) {
             let mut timers = Timers::new();
             let mut all: HashMap<u32, u64> = HashMap::new();

@@ -72,8 +72,8 @@ impl Process<'_> {
                  key's hash"
             ),
             Why::KeyAmongTheRest { tries } => format!(
-                "{tries} positions in a row led to backends that cannot be picked: the key's hash, by \
-                 weight, among those that can"
+                "{tries} positions in a row led to backends that cannot be picked: the key's hash, \
+                 by weight, among those that can"
             ),
             Why::RotationInsteadOfKey if self.has_empty_key(client) => {
                 "the hash key is empty: it was next in rotation".to_owned()
@@ -103,9 +103,10 @@ impl Process<'_> {
         match balance {
             Balance::RoundRobin | Balance::LeastConn | Balance::LeastTime(_) => {
                 caveats.push(format!(
-                "{} picks in rotation: no client has a backend of its own, and moves have no meaning",
-                balance.word()
-            ));
+                    "{} picks in rotation: no client has a backend of its own, and moves have no \
+                     meaning",
+                    balance.word()
+                ));
             }
             Balance::RandomTwo => caveats.push(format!(
                 "random_two draws, here with seed {seed}: another process draws otherwise, no \

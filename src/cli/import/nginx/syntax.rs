@@ -426,7 +426,8 @@ mod tests {
     #[test]
     fn output_of_nginx_t_holds_all_files() {
         let text = "nginx: configuration file /etc/nginx/nginx.conf test is successful\n\
-                    # configuration file /etc/nginx/nginx.conf:\nstream {\n include s/*.conf;\n}\n\n\
+                    # configuration file /etc/nginx/nginx.conf:\n\
+                    stream {\n include s/*.conf;\n}\n\n\
                     # configuration file /etc/nginx/s/a.conf:\nserver { listen 1; }\n";
         let tree = read(text, "-").expect("valid");
         let server = &tree[0].inside()[0];
