@@ -394,7 +394,8 @@ fn comments_end_at_100_columns() {
 fn this_test_sees_what_it_looks_for() {
     let names = names(
         "use crate::{\n    plan::{self, Place},\n    sys as s,\n};\nuse super::super::x::*;\n\
-         fn f() { crate::health::go(vec![crate::y::Z]); }\n#[cfg(test)]\nmod tests { use crate::no; }",
+         fn f() { crate::health::go(vec![crate::y::Z]); }\n#[cfg(test)]\n\
+         mod tests { use crate::no; }",
     );
     let paths: Vec<String> = names.paths.iter().map(|p| p.join("::")).collect();
     let expected = [

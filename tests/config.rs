@@ -111,7 +111,8 @@ fn the_reference_shows_the_defaults() {
     assert_eq!(reference, least);
     // With nothing in it [admin] is the port alone.
     let bare = config::parse(
-        "[admin]\n[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
+        "[admin]\n[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"10.0.0.1:1\"]\n",
         "bare",
     );
     let admin = bare.expect("valid").admin.expect("on");
@@ -257,7 +258,10 @@ fn used_by(protocols: &[&str], defaults: &str, upstream: &str) -> Plan {
     let listeners: Vec<String> = protocols
         .iter()
         .map(|word| {
-            format!("[listeners.{word}]\nbind = \"0.0.0.0:53\"\nprotocol = \"{word}\"\nupstream = \"u\"\n")
+            format!(
+                "[listeners.{word}]\nbind = \"0.0.0.0:53\"\nprotocol = \"{word}\"\n\
+                 upstream = \"u\"\n"
+            )
         })
         .collect();
     let text = format!(
@@ -270,7 +274,9 @@ fn used_by(protocols: &[&str], defaults: &str, upstream: &str) -> Plan {
 #[test]
 fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
     // What is written for listeners of TCP is none of its business.
-    let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\nconnect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\nhalf_close = false\naccept_proxy = { timeout = \"9s\" }";
+    let defaults = "backlog = 7\nnodelay = false\nkeepalive = false\nuser_timeout = \"9s\"\n\
+        connect_timeout = \"9s\"\nhalf_close_timeout = \"9s\"\nhalf_close = false\n\
+        accept_proxy = { timeout = \"9s\" }";
     let plan = used_by(&["tcp", "udp"], defaults, "");
     let [tcp, udp] = &plan.listeners[..] else {
         panic!("two listeners")
@@ -293,7 +299,8 @@ fn a_udp_listener_has_its_own_defaults_and_none_of_tcp() {
         })
     );
     // And the other way round; one that is for both holds for both.
-    let defaults = "responses = 1\nrequests = 2\nper_packet = true\nwhen_full = \"evict\"\nidle_timeout = \"5s\"";
+    let defaults = "responses = 1\nrequests = 2\nper_packet = true\nwhen_full = \"evict\"\n\
+        idle_timeout = \"5s\"";
     let plan = used_by(&["tcp", "udp"], defaults, "");
     for listener in &plan.listeners {
         assert_eq!(listener.idle_timeout, Some(seconds(5)));
@@ -385,8 +392,10 @@ fn a_mistake_in_a_listener_calls_nothing_useless() {
         "protocol = \"udp\"\nupstream = \"v\"",
     ] {
         let text = format!(
-            "[process]\nmax_flows = 9\n[listeners.a]\nbind = \"0.0.0.0:53\"\nresponses = 1\n{listener}\n\
-             [upstreams.u]\nbackends = [\"unix:/a\"]\non_down = \"move\"\nsend_proxy = \"v2\"\nsend_proxy_on = \"each\"\n"
+            "[process]\nmax_flows = 9\n\
+             [listeners.a]\nbind = \"0.0.0.0:53\"\nresponses = 1\n{listener}\n\
+             [upstreams.u]\nbackends = [\"unix:/a\"]\non_down = \"move\"\nsend_proxy = \"v2\"\n\
+             send_proxy_on = \"each\"\n"
         );
         let problems = config::parse(&text, "test").expect_err("one mistake");
         assert_eq!(problems.len(), 1, "{problems}");

@@ -168,7 +168,11 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read(source in address(), destination in address(), payload in vec(any::<u8>(), 0..50)) {
+    fn what_is_written_is_read(
+        source in address(),
+        destination in address(),
+        payload in vec(any::<u8>(), 0..50),
+    ) {
         let addresses = Addresses::Ip { source, destination };
         for mut bytes in [encode_v1(&addresses), encode_v2(&addresses, &[])] {
             let length = bytes.len();
@@ -183,7 +187,10 @@ proptest! {
     }
 
     #[test]
-    fn tlvs_are_passed_on(kinds in vec((any::<u8>(), vec(any::<u8>(), 0..60)), 0..20), source in address()) {
+    fn tlvs_are_passed_on(
+        kinds in vec((any::<u8>(), vec(any::<u8>(), 0..60)), 0..20),
+        source in address(),
+    ) {
         let all: Vec<u8> = kinds.iter().flat_map(|(kind, value)| tlv(*kind, value)).collect();
         let addresses = Addresses::Ip { source, destination: source };
         let bytes = encode_v2(&addresses, &all);
@@ -191,7 +198,8 @@ proptest! {
         prop_assert_eq!(header.taken, bytes.len());
         // The checksum, our own, comes first.
         prop_assert_eq!(&header.tlvs[..3], &[3, 0, 4]);
-        let kept: Vec<u8> = kinds.iter().filter(|(kind, _)| ![3, 4].contains(kind)).flat_map(|(kind, value)| tlv(*kind, value)).collect();
+        let kept = kinds.iter().filter(|(kind, _)| ![3, 4].contains(kind));
+        let kept: Vec<u8> = kept.flat_map(|(kind, value)| tlv(*kind, value)).collect();
         prop_assert_eq!(&header.tlvs[7..], &kept[..]);
         // And the one that was there already is not passed on twice.
         prop_assert_eq!(encode_v2(&addresses, header.tlvs), bytes);
@@ -199,7 +207,14 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_do_no_harm(start in 0usize..6, bytes in vec(any::<u8>(), 0..600)) {
-        let starts: [&[u8]; 6] = [b"", b"PROXY ", b"PROXY TCP4 1", b"\r\n\r\n\0\r\nQUIT\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0", b"\r\n\r\n\0\r\nQUIT\n\x21\x00\0"];
+        let starts: [&[u8]; 6] = [
+            b"",
+            b"PROXY ",
+            b"PROXY TCP4 1",
+            b"\r\n\r\n\0\r\nQUIT\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x00\0",
+        ];
         let bytes = [starts[start], &bytes].concat();
         let whole = parse(&bytes);
         let mut pieces = Parser::default();
@@ -216,7 +231,11 @@ proptest! {
     }
 
     #[test]
-    fn a_mutilated_header_is_judged_the_same_in_pieces(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), with in any::<u8>()) {
+    fn a_mutilated_header_is_judged_the_same_in_pieces(
+        which in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        with in any::<u8>(),
+    ) {
         let mut bytes = which.get(&table::all()).bytes.clone();
         bytes.truncate(2_000);
         *at.get_mut(&mut bytes) = with;

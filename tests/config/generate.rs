@@ -1008,7 +1008,9 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_text_does_not_panic(text in "\\PC{0,200}|[\\[\\]{}=\"'#.,\n\ra-c0-9 \t\\\\-]{0,100}") {
+    fn arbitrary_text_does_not_panic(
+        text in "\\PC{0,200}|[\\[\\]{}=\"'#.,\n\ra-c0-9 \t\\\\-]{0,100}",
+    ) {
         check(&text)?;
     }
 
@@ -1030,7 +1032,10 @@ proptest! {
     #[test]
     fn mutated_files_do_not_panic(
         which in any::<Index>(),
-        edits in vec((any::<Index>(), 0usize..20, "\\PC{0,3}|[\\[\\]{}=\"'#.,\n\t\r\u{0}-]{0,3}"), 1..6),
+        edits in vec(
+            (any::<Index>(), 0usize..20, "\\PC{0,3}|[\\[\\]{}=\"'#.,\n\t\r\u{0}-]{0,3}"),
+            1..6,
+        ),
     ) {
         let mut text: Vec<char> = which.get(VALID).chars().collect();
         for (at, length, with) in edits {
@@ -1042,22 +1047,41 @@ proptest! {
     }
 
     #[test]
-    fn any_text_may_stand_for_any_value(text in "\\PC{0,40}|[0-9.:/\\[\\]a-f%-]{0,30}|unix:/?.{0,120}|(allow|deny) [0-9a-f.:/]{0,12}|[0-9.]{1,9}[a-z]{0,2}") {
-        let quoted = format!("\"{}\"", text.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect::<String>());
-        for key in ["bind", "upstream", "idle_timeout", "access", "protocol", "keepalive", "accept_proxy", "send_proxy", "when_full", "on_drain", "on_down", "on_recover", "send_proxy_on"] {
-            let value = if key == "access" { format!("[{quoted}]") } else { quoted.clone() };
-            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
-            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nprotocol = \"udp\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
-            check(&format!("[listeners.a]\n{key} = {value}\n[defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n"))?;
-        }
-        check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [{quoted}]\n"))?;
-        for (kind, key) in [
-            ("tcp", "address"), ("tcp", "start"), ("http", "path"), ("http", "host"), ("http", "status"), ("redis", "role"),
-            ("redis", "password_file"), ("redis", "password_env"), ("send_expect", "send_hex"), ("send_expect", "expect"),
-            ("send_expect", "expect_regex"), ("mysql", "user"), ("dns", "query"), ("dns", "rcode"), ("dns", "query_type"), ("mysql", "max_lag"),
+    fn any_text_may_stand_for_any_value(
+        text in "\\PC{0,40}|[0-9.:/\\[\\]a-f%-]{0,30}|unix:/?.{0,120}|\
+                 (allow|deny) [0-9a-f.:/]{0,12}|[0-9.]{1,9}[a-z]{0,2}",
+    ) {
+        let escaped = text.chars().map(|c| format!("\\U{:08X}", u32::from(c)));
+        let quoted = format!("\"{}\"", escaped.collect::<String>());
+        for key in [
+            "bind", "upstream", "idle_timeout", "access", "protocol", "keepalive", "accept_proxy",
+            "send_proxy", "when_full", "on_drain", "on_down", "on_recover", "send_proxy_on",
         ] {
-            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\non_down = {quoted}\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
-            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n[upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
+            let value = if key == "access" { format!("[{quoted}]") } else { quoted.clone() };
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+                [upstreams.u]\nbackends = [\"a:1\"]\n[defaults]\n{key} = {value}\n"))?;
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nprotocol = \"udp\"\n\
+                upstream = \"u\"\n[upstreams.u]\nbackends = [\"a:1\"]\n\
+                [defaults]\n{key} = {value}\n"))?;
+            check(&format!("[listeners.a]\n{key} = {value}\n\
+                [defaults]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+                [upstreams.u]\nbackends = [\"a:1\"]\n"))?;
+        }
+        check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+            [upstreams.u]\nbackends = [{quoted}]\n"))?;
+        for (kind, key) in [
+            ("tcp", "address"), ("tcp", "start"), ("http", "path"), ("http", "host"),
+            ("http", "status"), ("redis", "role"), ("redis", "password_file"),
+            ("redis", "password_env"), ("send_expect", "send_hex"), ("send_expect", "expect"),
+            ("send_expect", "expect_regex"), ("mysql", "user"), ("dns", "query"), ("dns", "rcode"),
+            ("dns", "query_type"), ("mysql", "max_lag"),
+        ] {
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+                [upstreams.u]\non_down = {quoted}\nbackends = [\"a:1\"]\n\
+                [upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
+            check(&format!("[listeners.a]\nbind = \"0.0.0.0:1\"\nupstream = \"u\"\n\
+                [upstreams.u]\nbackends = [\"a:1\"]\n\
+                [upstreams.u.check]\nkind = \"{kind}\"\n{key} = {quoted}\n"))?;
         }
     }
 }

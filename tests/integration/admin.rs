@@ -169,8 +169,10 @@ fn datagrams(log: &str) -> Datagrams {
     let tembuku = Tembuku::start(&format!(
         "[log]\n{log}\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
          [listeners.tcp]\nbind = \"{tcp}\"\nupstream = \"streams\"\n\
-         [listeners.udp]\nbind = \"{udp}\"\nprotocol = \"udp\"\nupstream = \"back\"\nmax_connections = 10\n\
-         [listeners.closed]\nbind = \"{closed}\"\nprotocol = \"udp\"\nupstream = \"back\"\naccess = [\"deny all\"]\n\
+         [listeners.udp]\nbind = \"{udp}\"\nprotocol = \"udp\"\nupstream = \"back\"\n\
+         max_connections = 10\n\
+         [listeners.closed]\nbind = \"{closed}\"\nprotocol = \"udp\"\nupstream = \"back\"\n\
+         access = [\"deny all\"]\n\
          [upstreams.streams]\nbackends = [\"{}\"]\n[upstreams.back]\nbackends = [\"{}\"]\n",
         server.addr,
         backend.local_addr().unwrap(),
@@ -564,8 +566,10 @@ fn not_ready_without_an_available_backend() {
     let dead = [ports::free_addr(), ports::free_addr()];
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\
-         {{ address = \"{}\", fail_timeout = \"1s\" }}, {{ address = \"{}\", fail_timeout = \"1s\" }}]\n",
+        "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\
+         {{ address = \"{}\", fail_timeout = \"1s\" }}, {{ address = \"{}\", fail_timeout = \
+         \"1s\" }}]\n",
         dead[0], dead[1]
     ));
     assert_eq!(
@@ -831,7 +835,8 @@ fn standard_error_may_be_full_or_closed() {
             streams,
             &format!(
                 "[log]\nlevel = \"debug\"\n\
-                 [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
+                 [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+                 [upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
                 ports::free_addr(),
                 servers[0].addr
             ),
@@ -856,7 +861,8 @@ fn the_reader_of_standard_error_may_leave() {
         streams,
         &format!(
             "[log]\nlevel = \"debug\"\naccess = \"{{dir}}/access.log\"\n\
-             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
+             [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [\"{}\", \"{}\"]\n",
             ports::free_addr(),
             servers[0].addr
         ),

@@ -448,7 +448,8 @@ fn out_of_maintenance_the_first_answer_decides() {
     let setup = start(
         &["", ""],
         "",
-        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nstart = \"up\"\nrise = 1000\nfall = 1000\nport = ",
+        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nstart = \"up\"\nrise = 1000\n\
+         fall = 1000\nport = ",
     );
     setup.admin_state(0, "maint");
     let began = Instant::now();
@@ -524,7 +525,8 @@ fn an_admin_state_applies_to_all_addresses_of_a_name() {
     let tembuku = Tembuku::start(&format!(
         "[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [\"backend.test:{port}\", {{ address = \"127.0.7.9:{port}\", backup = true }}]\n\
+         [upstreams.u]\nbackends = [\"backend.test:{port}\", {{ address = \"127.0.7.9:{port}\", \
+         backup = true }}]\n\
          resolve_interval = \"100ms\"\non_drain = \"close\"\n"
     ));
     let text = format!("backend.test:{port}");

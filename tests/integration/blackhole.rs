@@ -57,8 +57,10 @@ fn setup(upstream: &str, fall: u32) -> Setup {
     let tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\nconnect_timeout = \"2s\"\n\
          [upstreams.u]\nbalance = \"first\"\n{upstream}\n\
-         backends = [{{ address = \"{}\", max_fails = 0 }}, {{ address = \"{}\", max_fails = 0 }}]\n\
-         [upstreams.u.check]\nkind = \"redis\"\ninterval = \"500ms\"\nfast_interval = \"200ms\"\ntimeout = \"300ms\"\nfall = {fall}\n",
+         backends = [{{ address = \"{}\", max_fails = 0 }}, {{ address = \"{}\", \
+         max_fails = 0 }}]\n\
+         [upstreams.u.check]\nkind = \"redis\"\ninterval = \"500ms\"\nfast_interval = \"200ms\"\n\
+         timeout = \"300ms\"\nfall = {fall}\n",
         lost.addr, other.addr
     ));
     wait_until("both have been checked", secs(10), || {

@@ -12,7 +12,8 @@ use std::{net::SocketAddr, process::Command};
 fn front_of(backend: SocketAddr) -> (Tembuku, SocketAddr) {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{backend}\"]\n"
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{backend}\"]\n"
     ));
     (tembuku, front)
 }

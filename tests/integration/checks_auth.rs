@@ -237,10 +237,14 @@ fn a_password_that_cannot_be_had_is_an_error_at_the_start() {
         ),
     ] {
         let dir = TempDir::new();
-        let config = dir.write("c.toml", &format!(
-            "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
-             [upstreams.u.check]\nkind = \"redis\"\n{key}\n"
-        ));
+        let config = dir.write(
+            "c.toml",
+            &format!(
+                "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n\
+                 [upstreams.u]\nbackends = [\"127.0.0.1:1\"]\n\
+                 [upstreams.u.check]\nkind = \"redis\"\n{key}\n"
+            ),
+        );
         let output = cli(&["run", "-c", config.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1));
         assert!(

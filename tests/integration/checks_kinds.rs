@@ -422,7 +422,8 @@ fn http_follows_the_status() {
     let setup = setup(
         addr,
         "",
-        "kind = \"http\"\npath = \"/primary\"\nhost = \"db.example\"\nstatus = [\"200\", \"204\"]\nrise = 3\nfall = 2",
+        "kind = \"http\"\npath = \"/primary\"\nhost = \"db.example\"\nstatus = [\"200\", \"204\"]\n\
+         rise = 3\nfall = 2",
     );
     assert_eq!(setup.wait("up", "ok"), "got \"HTTP/1.1 200 OK\"");
     std::fs::write(nginx.file("sick"), "").unwrap();

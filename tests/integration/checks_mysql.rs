@@ -219,8 +219,8 @@ fn when_read_only_moves_no_session_stays_behind() {
         .min();
     let rejected: usize = seen.iter().map(|s| s.rejected).sum();
     println!(
-        "interval {INTERVAL:?}: last idle session closed after {last_idle:?}, last writer after {last_writer:?}, \
-         first write accepted after {:?}, {rejected} writes rejected until then",
+        "interval {INTERVAL:?}: last idle session closed after {last_idle:?}, last writer after \
+         {last_writer:?}, first write accepted after {:?}, {rejected} writes rejected until then",
         first.unwrap()
     );
     let most = INTERVAL + secs(2);
@@ -322,8 +322,9 @@ fn checks_do_not_get_their_address_blocked() {
     ];
     let server = MariaDb::start_with(addr, &arguments);
     server.sql(&format!(
-        "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY 'xyzzy'; CREATE USER 'writer'@'%' IDENTIFIED BY ''; \
-         CREATE USER 'old'@'%' IDENTIFIED VIA mysql_old_password USING '0123456789abcdef'"
+        "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY 'xyzzy'; CREATE USER 'writer'@'%' \
+         IDENTIFIED BY ''; CREATE USER 'old'@'%' IDENTIFIED VIA mysql_old_password USING \
+         '0123456789abcdef'"
     ));
     let backend = addr.to_string();
     let errors = || {
@@ -375,7 +376,10 @@ fn checks_do_not_get_their_address_blocked() {
 fn lag() {
     let primary = MariaDb::start_with(ports::free_addr(), &["--log-bin", "--server-id=1"]);
     let replica = MariaDb::start_with(ports::free_addr(), &["--server-id=2", "--read-only"]);
-    primary.sql("CREATE USER 'replica'@'%' IDENTIFIED BY ''; GRANT REPLICATION SLAVE ON *.* TO 'replica'@'%'; CREATE DATABASE d; CREATE TABLE d.t (k INT)");
+    primary.sql(
+        "CREATE USER 'replica'@'%' IDENTIFIED BY ''; GRANT REPLICATION SLAVE ON *.* TO \
+         'replica'@'%'; CREATE DATABASE d; CREATE TABLE d.t (k INT)",
+    );
     replica.sql(CHECK);
     let backend = replica.addr.to_string();
     let check = "kind = \"mysql\"\nuser = \"check\"\nrole = \"replica\"\nmax_lag = \"2s\"";
@@ -388,8 +392,8 @@ fn lag() {
         "a replica that does not replicate"
     );
     let follow = format!(
-        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={}, MASTER_USER='replica', MASTER_CONNECT_RETRY=1, \
-         MASTER_USE_GTID=slave_pos; START SLAVE",
+        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={}, MASTER_USER='replica', \
+         MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
         primary.addr.port()
     );
     replica.sql(&follow);

@@ -52,7 +52,8 @@ fn mariadb_accepts_known_users() {
     );
     server.sql(&format!(
         "{CHECK}; CREATE USER 'known'@'%' IDENTIFIED BY '{SECRET}'; \
-         CREATE USER 'careful'@'%' IDENTIFIED BY '{SECRET}' REQUIRE SSL; CREATE USER 'locked'@'%' ACCOUNT LOCK"
+         CREATE USER 'careful'@'%' IDENTIFIED BY '{SECRET}' REQUIRE SSL; CREATE USER 'locked'@'%' \
+         ACCOUNT LOCK"
     ));
     let backend = server.addr.to_string();
     let (_dir, known) = password(SECRET);
@@ -269,7 +270,8 @@ fn without_tls_the_password_is_sealed_with_the_key_of_the_server() {
         let (_, sealed) = mysql::read(stream)?;
         std::fs::write(dir.file("sealed"), sealed).unwrap();
         let mut open = command(
-            "openssl pkeyutl -decrypt -inkey key.pem -pkeyopt rsa_padding_mode:oaep -in sealed -out text",
+            "openssl pkeyutl -decrypt -inkey key.pem -pkeyopt rsa_padding_mode:oaep -in sealed \
+             -out text",
         );
         open.current_dir(dir.path());
         run_ok(secs(20), open);

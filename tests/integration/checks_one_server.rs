@@ -78,8 +78,10 @@ fn two_servers_with_the_same_data_are_two() {
     let other = Postgres::replica_of(&one, &[]);
     other.promote();
     let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{}\", \"{}\"]\n\
-         [upstreams.u.check]\nkind = \"postgres\"\nuser = \"postgres\"\nrole = \"primary\"\ninterval = \"200ms\"\n",
+        "[listeners.l]\nbind = \"{}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\", \"{}\"]\n\
+         [upstreams.u.check]\nkind = \"postgres\"\nuser = \"postgres\"\nrole = \"primary\"\n\
+         interval = \"200ms\"\n",
         ports::free_addr(),
         one.addr,
         other.addr

@@ -31,7 +31,8 @@ fn setup() -> Setup {
         .enumerate()
         .map(|(n, addr)| {
             format!(
-                "server {{ listen {addr}; location = /health {{ if (-f {{dir}}/ill{n}) {{ return 503; }} return 200; }}\n\
+                "server {{ listen {addr}; location = /health {{ if (-f {{dir}}/ill{n}) {{ return \
+                 503; }} return 200; }}\n\
                  location / {{ return 200 \"n{n}\\n\"; }} }}\n"
             )
         })
@@ -46,7 +47,8 @@ fn setup() -> Setup {
         "[process]\nworkers = 2\n[log]\nformat = \"json\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [{}]\non_down = \"close\"\npanic_threshold = 50\n\
-         [upstreams.u.check]\nkind = \"http\"\npath = \"/health\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\n",
+         [upstreams.u.check]\nkind = \"http\"\npath = \"/health\"\ninterval = \"100ms\"\nrise = 1\n\
+         fall = 2\n",
         list.join(", ")
     ));
     Setup {

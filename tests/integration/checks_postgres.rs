@@ -339,7 +339,8 @@ fn no_schema_shadows_the_functions_a_check_calls() {
              'begin raise exception ''taken in''; end'; "
         );
     }
-    sql += "create operator own.- (leftarg = timestamptz, rightarg = timestamptz, function = own.minus); \
+    sql += "create operator own.- \
+            (leftarg = timestamptz, rightarg = timestamptz, function = own.minus); \
             create view own.pg_stat_wal_receiver as select 1 where own.pg_is_in_recovery(); \
             create role monitor login; alter role monitor set search_path = own, pg_catalog";
     server.sql(&sql);

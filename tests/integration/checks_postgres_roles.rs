@@ -187,7 +187,10 @@ fn a_replica_that_does_not_replay_is_lagging() {
 
         replica.sql("select pg_wal_replay_pause()");
         let paused = Instant::now();
-        primary.sql("insert into marks (who) select repeat(md5(i::text), 4) from generate_series(1, 2000) i");
+        primary.sql(
+            "insert into marks (who) select repeat(md5(i::text), 4) \
+             from generate_series(1, 2000) i",
+        );
         let saw = setup.wait(replica.addr, "lagging", "lagging");
         println!(
             "{limit}: lagging {:?} after the pause: {saw}",

@@ -125,7 +125,10 @@ fn reads(front: std::net::SocketAddr) -> bool {
 fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
     let mut primary = MariaDb::start_with(ports::free_addr(), &["--log-bin", "--server-id=1"]);
     let replica = MariaDb::start_with(ports::free_addr(), &["--server-id=2", "--read-only"]);
-    primary.sql("CREATE USER 'replica'@'%' IDENTIFIED BY ''; GRANT REPLICATION SLAVE ON *.* TO 'replica'@'%'");
+    primary.sql(
+        "CREATE USER 'replica'@'%' IDENTIFIED BY ''; GRANT REPLICATION SLAVE ON *.* TO \
+         'replica'@'%'",
+    );
     replica.sql(CHECK);
     let backend = replica.addr.to_string();
     let check = "kind = \"mysql\"\nuser = \"check\"\nrole = \"replica\"\nfall = 2";
@@ -146,8 +149,8 @@ fn a_mariadb_replica_that_does_not_replicate_gets_no_readers() {
     setup.wait_state(&backend, "lagging");
     assert_eq!(why(), "it follows no primary");
     replica.sql(&format!(
-        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={}, MASTER_USER='replica', MASTER_CONNECT_RETRY=1, \
-         MASTER_USE_GTID=slave_pos; START SLAVE",
+        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={}, MASTER_USER='replica', \
+         MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos; START SLAVE",
         primary.addr.port()
     ));
     setup.wait_state(&backend, "up");

@@ -71,7 +71,8 @@ fn setup(node_keys: &[&str], keys: &str) -> Setup {
         "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [{}]\n{keys}\n\
-         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"200ms\"\nport = {health}\nrise = 1\nfall = 2\n",
+         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"200ms\"\nport = {health}\nrise = 1\n\
+         fall = 2\n",
         backends.join(", ")
     ));
     Setup {
@@ -239,7 +240,8 @@ fn an_address_that_is_no_longer_named_is_checked_while_it_has_sessions() {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [\"backend.test:{port}\"]\nresolve_interval = \"100ms\"\non_down = \"close\"\n\
+         [upstreams.u]\nbackends = [\"backend.test:{port}\"]\nresolve_interval = \"100ms\"\n\
+         on_down = \"close\"\n\
          [upstreams.u.check]\nkind = \"tcp\"\nport = {health}\ninterval = \"100ms\"\n"
     ));
     let (mut held, name) = net::session(front).unwrap();

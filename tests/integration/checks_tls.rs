@@ -20,7 +20,8 @@ fn start(addr: SocketAddr, check: &str) -> Tembuku {
     };
     let front = ports::free_addr();
     Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{addr}\"]\n\
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{addr}\"]\n\
          [upstreams.u.check]\ninterval = \"500ms\"\n{timeout}{check}\n"
     ))
 }
@@ -164,8 +165,8 @@ fn http_inside_tls() {
         let _nginx = Nginx::start(
             addr,
             &http_block(&format!(
-                "server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_certificate {}; ssl_certificate_key {}; \
-                 location / {{ return 200; }} }}",
+                "server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_certificate {}; \
+                 ssl_certificate_key {}; location / {{ return 200; }} }}",
                 certificate.display(),
                 key.display()
             )),
@@ -187,9 +188,9 @@ fn each_check_shakes_hands_anew() {
             addr,
             &http_block(&format!(
                 "log_format reused '[$ssl_session_reused]'; \
-                 server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_session_cache shared:s:1m; \
-                 ssl_certificate {}; ssl_certificate_key {}; \
-                 location / {{ access_log {} reused; return 200; }} }}",
+                 server {{ listen {addr} ssl; ssl_protocols {protocols}; ssl_session_cache \
+                 shared:s:1m; ssl_certificate {}; ssl_certificate_key {}; location / {{ access_log \
+                 {} reused; return 200; }} }}",
                 certificate.display(),
                 key.display(),
                 log.display()
@@ -224,8 +225,8 @@ fn no_question_waits_for_an_acknowledgement() {
     let _nginx = Nginx::start(
         addr,
         &http_block(&format!(
-            "server {{ listen {addr} ssl; ssl_protocols TLSv1.3; ssl_certificate {}; ssl_certificate_key {}; \
-             location / {{ return 200; }} }}",
+            "server {{ listen {addr} ssl; ssl_protocols TLSv1.3; ssl_certificate {}; \
+             ssl_certificate_key {}; location / {{ return 200; }} }}",
             certificate.display(),
             key.display()
         )),

@@ -63,8 +63,8 @@ fn run(arguments: &[String]) -> Output {
 fn an_answer_that_lacks_something_is_an_error() {
     let dir = TempDir::new();
     let half = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"admin_state\":\"drain\",\"from\":\"up\"";
-    let other = "{\"upstream\":\"u\",\"backend\":\"other:1\",\"admin_state\":\"other\",\"from\":\"up\",\
-                 \"state\":\"drained\",\"connections\":0}";
+    let other = "{\"upstream\":\"u\",\"backend\":\"other:1\",\"admin_state\":\"other\",\
+                 \"from\":\"up\",\"state\":\"drained\",\"connections\":0}";
     let wrong = "{\"upstream\":\"u\",\"backend\":\"b:1\",\"admin_state\":\"drain\",\"from\":1,\
                  \"state\":null,\"connections\":\"0\"}";
     let bodies = [

@@ -273,7 +273,8 @@ fn the_socket_answers_like_the_port_and_takes_commands() {
     let done = setup.call("POST", &path, "{\"admin_state\": \"drain\"}");
     assert_eq!(done.status, 200, "{done:?}");
     let done: Value = serde_json::from_str(&done.body).unwrap();
-    let expected = serde_json::json!({ "upstream": "back", "backend": setup.servers[0].addr.to_string(),
+    let backend = setup.servers[0].addr.to_string();
+    let expected = serde_json::json!({ "upstream": "back", "backend": backend,
         "admin_state": "drain", "from": "up", "state": "drained", "connections": 0 });
     assert_eq!(done, expected);
     let encoded = path.replace(':', "%3a");

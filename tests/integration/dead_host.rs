@@ -46,7 +46,8 @@ fn front_of(backend: SocketAddr, listener: &str, upstream: &str) -> (Tembuku, So
         "[log]\naccess = \"{{dir}}/access.log\"\n\
          [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
          [upstreams.u]\n{upstream}\n\
-         backends = [{{ address = \"{backend}\", fail_timeout = \"1m\" }}, {{ address = \"127.0.0.1:1\", backup = true }}]\n"
+         backends = [{{ address = \"{backend}\", fail_timeout = \"1m\" }}, {{ address = \
+         \"127.0.0.1:1\", backup = true }}]\n"
     ));
     (tembuku, front)
 }

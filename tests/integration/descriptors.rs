@@ -26,7 +26,8 @@ fn setup() -> Setup {
         &format!("prlimit --nofile={LIMIT}:{LIMIT}"),
         &format!(
             "[process]\nworkers = 1\n[listeners.tcp]\nbind = \"{tcp}\"\nupstream = \"s\"\n\
-             [listeners.udp]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"d\"\nidle_timeout = \"1h\"\n\
+             [listeners.udp]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"d\"\n\
+             idle_timeout = \"1h\"\n\
              [upstreams.s]\nbackends = {}\n[upstreams.d]\nbackends = {}\n",
             list(std::slice::from_ref(&server)),
             udp::list(&[echo.addr])

@@ -19,7 +19,8 @@ use std::{
 
 fn keys(endpoints: &[String], more: &str) -> String {
     format!(
-        "[upstreams.back.discover]\nkind = \"etcd\"\nendpoints = {endpoints:?}\nprefix = \"/app/\"\n\
+        "[upstreams.back.discover]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n\
+         prefix = \"/app/\"\n\
          interval = \"500ms\"\ntimeout = \"1s\"\nmax_removed = 100\nempty_after = \"1s\"\n{more}"
     )
 }

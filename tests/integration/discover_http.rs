@@ -40,7 +40,8 @@ fn a_list_changes_and_a_server_that_fails_changes_nothing() {
     let keys = |path: &str| {
         format!(
             "[upstreams.back.discover]\nkind = \"http\"\nurl = \"http://{addr}/{path}\"\n\
-             headers = [\"X-Key: secret\"]\ninterval = \"200ms\"\nmax_removed = 100\nempty_after = \"1s\"\n"
+             headers = [\"X-Key: secret\"]\ninterval = \"200ms\"\nmax_removed = 100\n\
+             empty_after = \"1s\"\n"
         )
     };
     let running = Discovering::start(&keys("list.json"));
@@ -83,7 +84,8 @@ fn one_answer_is_printed_over_tls() {
     let nginx = Nginx::start(
         addr,
         &http_block(&format!(
-            "server {{ listen {addr} ssl; ssl_certificate {}; ssl_certificate_key {}; root {{dir}}; }}",
+            "server {{ listen {addr} ssl; ssl_certificate {}; ssl_certificate_key {}; \
+             root {{dir}}; }}",
             issued.certificate.display(),
             issued.key.display()
         )),
@@ -94,7 +96,8 @@ fn one_answer_is_printed_over_tls() {
         let config = dir.write(
             "tembuku.toml",
             &format!(
-                "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n[upstreams.u.discover]\nkind = \"http\"\n\
+                "[listeners.l]\nbind = \"127.0.0.1:0\"\nupstream = \"u\"\n\
+                 [upstreams.u.discover]\nkind = \"http\"\n\
                  url = \"https://{addr}/list.json\"\ntls_ca = \"{}\"\n",
                 ca.display()
             ),

@@ -34,7 +34,8 @@ fn pods(count: u8) -> (Vec<Server>, Vec<SocketAddr>) {
 
 fn of_kubernetes(url: &str, token: &std::path::Path) -> String {
     format!(
-        "[upstreams.back.discover]\nkind = \"kubernetes\"\nservice = \"prod/db\"\nport = \"sql\"\nurl = \"{url}\"\n\
+        "[upstreams.back.discover]\nkind = \"kubernetes\"\nservice = \"prod/db\"\nport = \"sql\"\n\
+         url = \"{url}\"\n\
          token_file = \"{}\"\ntimeout = \"1s\"\nmax_removed = 100\nempty_after = \"1s\"\n",
         token.display()
     )
@@ -119,7 +120,8 @@ fn instances_of_consul() {
     let consul = Consul::start();
     consul.set(50, &[(addrs[0], "passing"), (addrs[1], "critical")]);
     let keys = format!(
-        "[upstreams.back.discover]\nkind = \"consul\"\nurl = \"{}\"\nservice = \"db\"\nmax_removed = 100\n\
+        "[upstreams.back.discover]\nkind = \"consul\"\nurl = \"{}\"\nservice = \"db\"\n\
+         max_removed = 100\n\
          empty_after = \"1s\"\n",
         consul.url()
     );

@@ -145,7 +145,8 @@ fn dnsmasq_has_services() {
     let servers = named(2);
     let [one, two] = [0, 1].map(|n| servers[n].addr);
     let dnsmasq = Dnsmasq::start(&format!(
-        "srv-host=_app._tcp.example,one.example,{},0,7\nsrv-host=_app._tcp.example,two.example,{},0,7\n\
+        "srv-host=_app._tcp.example,one.example,{},0,7\n\
+         srv-host=_app._tcp.example,two.example,{},0,7\n\
          address=/one.example/127.0.0.1\naddress=/two.example/127.0.0.1\n",
         one.port(),
         two.port()

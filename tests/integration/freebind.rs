@@ -13,9 +13,11 @@ use crate::harness::{
 /// Addresses for documentation: no host has them.
 fn config(port: u16, freebind: bool, backend: &Server) -> String {
     format!(
-        "[process]\nworkers = 2\n[listeners.t]\nbind = [\"192.0.2.7:{port}\", \"[2001:db8::7]:{port}\"]\n\
+        "[process]\nworkers = 2\n\
+         [listeners.t]\nbind = [\"192.0.2.7:{port}\", \"[2001:db8::7]:{port}\"]\n\
          freebind = {freebind}\nupstream = \"u\"\n\
-         [listeners.d]\nprotocol = \"udp\"\nbind = [\"192.0.2.7:{port}\", \"[2001:db8::7]:{port}\"]\n\
+         [listeners.d]\nprotocol = \"udp\"\n\
+         bind = [\"192.0.2.7:{port}\", \"[2001:db8::7]:{port}\"]\n\
          freebind = {freebind}\nupstream = \"u\"\n[upstreams.u]\nbackends = {}\n",
         list(std::slice::from_ref(backend))
     )

@@ -184,7 +184,8 @@ fn nginx(backend: SocketAddr, half_close: bool) -> Front {
     let running = Nginx::start(
         addr,
         &format!(
-            "stream {{ server {{ listen {addr}; proxy_pass {backend}; proxy_half_close {switch}; }} }}"
+            "stream {{ server {{ listen {addr}; proxy_pass {backend}; proxy_half_close \
+             {switch}; }} }}"
         ),
     );
     let _running = Box::new(running);

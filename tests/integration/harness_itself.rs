@@ -21,8 +21,10 @@ use std::{
 
 #[test]
 fn metrics_are_read_strictly() {
-    let text = "# HELP tembuku_a what\n# TYPE tembuku_a counter\ntembuku_a{x=\"1\",y=\"q\\\"}\"} 2\n\
-                tembuku_a{x=\"2\"} 3.5\n# TYPE tembuku_h histogram\ntembuku_h_bucket{le=\"+Inf\"} 1\n\
+    let text = "# HELP tembuku_a what\n# TYPE tembuku_a counter\n\
+                tembuku_a{x=\"1\",y=\"q\\\"}\"} 2\n\
+                tembuku_a{x=\"2\"} 3.5\n# TYPE tembuku_h histogram\n\
+                tembuku_h_bucket{le=\"+Inf\"} 1\n\
                 tembuku_h_sum 0.1\ntembuku_h_count 1\n";
     let metrics = Metrics::parse(text).unwrap();
     assert_eq!(metrics.sum("a", &[]), 5.5);

@@ -213,7 +213,8 @@ fn what_is_lost_is_listed_and_strict_fails() {
     );
     let file = dir.write(
         "nginx.conf",
-        "stream {\n  include servers.*;\n  server {\n    listen 7002 ssl;\n    proxy_pass 10.0.0.1:81;\n  }\n\
+        "stream {\n  include servers.*;\n\
+         \x20 server {\n    listen 7002 ssl;\n    proxy_pass 10.0.0.1:81;\n  }\n\
          proxy_bind 10.0.0.9;\n}\n",
     );
     let path = file.to_str().unwrap();

@@ -49,7 +49,8 @@ fn addresses_with_an_interface() {
     };
     let _server = Server::named_on("b1", &[at(29_101)]);
     let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = [\"[fe80::77%side0]:29102\", \"[fe80::77%{number}]:29103\"]\nupstream = \"u\"\n\
+        "[listeners.l]\nbind = [\"[fe80::77%side0]:29102\", \"[fe80::77%{number}]:29103\"]\n\
+         upstream = \"u\"\n\
          [upstreams.u]\nbackends = [\"[fe80::77%side0]:29101\"]\n\
          [upstreams.u.check]\nkind = \"tcp\"\naddress = \"[fe80::77%side0]:29101\"\n"
     ));
@@ -80,7 +81,8 @@ fn an_interface_that_is_not_there() {
     let port = ports::free_port();
     let config = |bind: &str, backend: &str| {
         format!(
-            "[listeners.l]\nbind = \"{bind}\"\nupstream = \"u\"\n[upstreams.u]\nbackends = [\"{backend}\"]\n"
+            "[listeners.l]\nbind = \"{bind}\"\nupstream = \"u\"\n\
+             [upstreams.u]\nbackends = [\"{backend}\"]\n"
         )
     };
     for (config, named) in [
@@ -118,7 +120,8 @@ fn a_listener_on_all_addresses_is_not_its_own_backend_by_one_of_them() {
     for backend in ["192.0.2.1:29110", "own.example:29110"] {
         for protocol in ["tcp", "udp"] {
             let (check, run, message) = outcome(&format!(
-                "[listeners.l]\nbind = \"0.0.0.0:29110\"\nupstream = \"u\"\nprotocol = \"{protocol}\"\n\
+                "[listeners.l]\nbind = \"0.0.0.0:29110\"\nupstream = \"u\"\n\
+                 protocol = \"{protocol}\"\n\
                  [upstreams.u]\nbackends = [\"{backend}\"]\n"
             ));
             assert_eq!((check, run), (Some(0), Some(1)), "{message}");

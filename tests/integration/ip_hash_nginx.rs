@@ -145,7 +145,8 @@ fn clients_on_a_unix_socket_share_one() {
             ready,
             &http_block(&format!(
                 "upstream u {{ ip_hash; {servers_of_nginx} }}\n\
-                 server {{ listen {ready}; listen unix:{{dir}}/l.sock; location / {{ proxy_pass http://u; }} }}"
+                 server {{ listen {ready}; listen unix:{{dir}}/l.sock; location / {{ proxy_pass \
+                 http://u; }} }}"
             )),
         );
         let backends =

@@ -43,7 +43,8 @@ fn setup(upstream: &str) -> Setup {
     let tembuku = Tembuku::start(&format!(
         "[log]\nformat = \"json\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbalance = \"first\"\nbackends = [\"{}\", \"{}\"]\n{upstream}\n\
-         [upstreams.u.check]\nkind = \"send_expect\"\nexpect_regex = \"ok\\n\"\ninterval = \"200ms\"\n\
+         [upstreams.u.check]\nkind = \"send_expect\"\nexpect_regex = \"ok\\n\"\n\
+         interval = \"200ms\"\n\
          fast_interval = \"200ms\"\ntimeout = \"150ms\"\nfall = 3\nrise = 2\n",
         first.addr, second.addr
     ));

@@ -196,9 +196,15 @@ fn wrk_loses_what_was_there() {
     let mut servers: Vec<Nginx> = addrs
         .iter()
         .map(|addr| {
-            let server = format!("keepalive_requests 1000000; server {{ listen {addr} backlog=4096; return 200 ok; }}");
+            let server = format!(
+                "keepalive_requests 1000000; server {{ listen {addr} \
+                 backlog=4096; return 200 ok; }}"
+            );
             // One process each, which is gone when it is killed.
-            Nginx::start(*addr, &format!("master_process off;\n{}", http_block(&server)))
+            Nginx::start(
+                *addr,
+                &format!("master_process off;\n{}", http_block(&server)),
+            )
         })
         .collect();
     let (tembuku, front) = in_front_of(&addrs, "");

@@ -58,7 +58,8 @@ fn the_process_holds_its_max_connections_over_all_listeners() {
     let fronts = [ports::free_addr(), ports::free_addr()];
     let tembuku = Tembuku::start(&format!(
         "[process]\nmax_connections = 4\n\
-         [listeners.one]\nbind = \"{}\"\nupstream = \"u\"\n[listeners.two]\nbind = \"{}\"\nupstream = \"u\"\n\
+         [listeners.one]\nbind = \"{}\"\nupstream = \"u\"\n\
+         [listeners.two]\nbind = \"{}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = {}\n",
         fronts[0],
         fronts[1],
@@ -88,7 +89,8 @@ fn the_process_holds_its_max_connections_over_all_listeners() {
 fn access_rules_decide_by_the_source() {
     let servers = named(1);
     let front = ports::free_addr();
-    let rules = "access = [\"deny 127.0.0.7\", \"allow 127.0.0.0/29\", \"allow 127.1.2.0/24\", \"deny all\"]";
+    let rules = "access = [\"deny 127.0.0.7\", \"allow 127.0.0.0/29\", \"allow 127.1.2.0/24\", \
+        \"deny all\"]";
     let tembuku = Tembuku::start(&config(front, rules, &servers));
     let from = |source: &str| {
         let source: IpAddr = source.parse().unwrap();
@@ -355,7 +357,8 @@ fn more_ports_than_the_soft_limit_of_descriptors() {
     let _tembuku = Tembuku::start_under(
         "prlimit --nofile=256:",
         &format!(
-            "[process]\nworkers = 2\n[listeners.l]\nbind = \"127.0.0.1:{first}-{last}\"\nupstream = \"u\"\n\
+            "[process]\nworkers = 2\n\
+             [listeners.l]\nbind = \"127.0.0.1:{first}-{last}\"\nupstream = \"u\"\n\
              [upstreams.u]\nbackends = {}\n",
             list(&servers)
         ),

@@ -160,7 +160,8 @@ fn an_address_of_a_name_is_the_whole_backend_or_refused() {
     assert_eq!(
         succeed(&tembuku, &["drain", &first]),
         format!(
-            "one/one.test:{port}: up -> drained, 0 sessions\ntwo/{text}: up -> drained, 0 sessions\n"
+            "one/one.test:{port}: up -> drained, 0 sessions\n\
+             two/{text}: up -> drained, 0 sessions\n"
         )
     );
     assert_eq!(ask_many(front, 4), vec!["b2"; 4]);

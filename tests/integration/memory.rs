@@ -33,7 +33,8 @@ fn long_headers_of_many_clients() {
     let server = Server::named("b1");
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = {{ timeout = \"2m\" }}\n\
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         accept_proxy = {{ timeout = \"2m\" }}\n\
          [upstreams.u]\nbackends = [\"{}\"]\n",
         server.addr
     ));

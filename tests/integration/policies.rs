@@ -136,7 +136,8 @@ fn every_policy_passes_a_dead_one_over_and_keeps_to_the_backups_at_last() {
         let spare = Server::named("spare");
         let dead = ports::free_addr();
         let backends = format!(
-            "[{{ address = \"{dead}\", weight = 5 }}, \"{}\", {{ address = \"{}\", backup = true }}]",
+            "[{{ address = \"{dead}\", weight = 5 }}, \"{}\", {{ address = \"{}\", \
+             backup = true }}]",
             alive.addr, spare.addr
         );
         let (front, _tembuku) = start(balance, &backends);

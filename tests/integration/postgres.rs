@@ -40,7 +40,8 @@ fn pgbench_and_a_large_result() {
     let postgres = Postgres::start();
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[listeners.db]\nbind = \"{front}\"\nupstream = \"pg\"\n[upstreams.pg]\nbackends = [\"{}\"]\n",
+        "[listeners.db]\nbind = \"{front}\"\nupstream = \"pg\"\n\
+         [upstreams.pg]\nbackends = [\"{}\"]\n",
         postgres.addr
     ));
 

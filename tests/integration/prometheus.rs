@@ -45,9 +45,11 @@ impl Prometheus {
         let config = dir.write(
             "prometheus.yml",
             &format!(
-                "global: {{ scrape_interval: 300ms, scrape_timeout: 300ms, evaluation_interval: 300ms }}\n\
+                "global: {{ scrape_interval: 300ms, scrape_timeout: 300ms, evaluation_interval: \
+                 300ms }}\n\
                  rule_files: [rules.yml]\n\
-                 scrape_configs: [{{ job_name: tembuku, static_configs: [{{ targets: [\"{target}\"] }}] }}]\n"
+                 scrape_configs: [{{ job_name: tembuku, static_configs: [{{ targets: \
+                 [\"{target}\"] }}] }}]\n"
             ),
         );
         let mut command = Command::new("prometheus");

@@ -178,7 +178,8 @@ fn a_question_with_its_end_is_answered() {
     // waited for.
     let hole = net::BlackHole::new();
     let _tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\nconnect_timeout = \"1s\"\n\
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\n\
+         connect_timeout = \"1s\"\n\
          [upstreams.u]\nbalance = \"first\"\nbackends = [\"{}\", \"{}\"]\n",
         hole.addr, answering.addr
     ));
@@ -280,7 +281,9 @@ fn a_unix_socket_to_listen_on() {
         let tembuku = start(
             front,
             &format!(
-                "accept_proxy = {{ {trust} }}\n[listeners.x]\nbind = \"unix:{{dir}}/x\"\nupstream = \"u\"\naccept_proxy = {{ {trust} }}"
+                "accept_proxy = {{ {trust} }}\n\
+                 [listeners.x]\nbind = \"unix:{{dir}}/x\"\nupstream = \"u\"\n\
+                 accept_proxy = {{ {trust} }}"
             ),
             "",
             &servers,

@@ -23,7 +23,8 @@ fn haproxy_in_front(addr: SocketAddr, tembuku: SocketAddr, options: &str) -> Hap
     Haproxy::start(
         &[addr],
         &format!(
-            "listen front\n  mode tcp\n  bind {addr}\n  unique-id-format id-%ci-%cp\n  server tembuku {tembuku} {options}\n"
+            "listen front\n  mode tcp\n  bind {addr}\n  unique-id-format id-%ci-%cp\
+             \n  server tembuku {tembuku} {options}\n"
         ),
     )
 }
@@ -45,11 +46,13 @@ fn behind_haproxy_the_client_is_the_real_one_and_gets_nginx_s_pick() {
     let _nginx = Nginx::start(
         reference,
         &format!(
-            "stream {{ upstream u {{ hash $remote_addr consistent; {backends} }} server {{ listen {reference}; proxy_pass u; }} }}"
+            "stream {{ upstream u {{ hash $remote_addr consistent; {backends} }} server {{ listen \
+             {reference}; proxy_pass u; }} }}"
         ),
     );
     let tembuku = Tembuku::start(&format!(
-        "[log]\naccess = \"{{dir}}/access.log\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+        "[log]\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          accept_proxy = {{ trust = [\"127.0.0.1\"] }}\n\
          [upstreams.u]\nbalance = \"consistent_hash\"\nbackends = {}\n",
         list(&servers)
@@ -106,7 +109,8 @@ fn behind_haproxy_the_client_is_the_real_one_and_gets_nginx_s_pick() {
 /// named.
 fn answering() -> (Nginx, Haproxy, [SocketAddr; 2]) {
     let (nginx, haproxy) = (ports::free_addr(), ports::free_addr());
-    let line = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port\\n";
+    let line = "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr \
+        $proxy_protocol_server_port\\n";
     (
         Nginx::start(
             nginx,
@@ -116,7 +120,8 @@ fn answering() -> (Nginx, Haproxy, [SocketAddr; 2]) {
             &[haproxy],
             &format!(
                 "listen back\n  mode http\n  bind {haproxy} accept-proxy\n  \
-             http-request return content-type text/plain lf-string \"%[src] %[src_port] %[dst] %[dst_port]\\n\"\n"
+                 http-request return content-type text/plain lf-string \"%[src] %[src_port] %[dst] \
+                 %[dst_port]\\n\"\n"
             ),
         ),
         [nginx, haproxy],
@@ -142,8 +147,10 @@ fn nginx_and_haproxy_behind_see_the_client_address() {
             let (four, trusting) = (ports::free_addr(), ports::free_addr());
             let six = SocketAddr::from((Ipv6Addr::LOCALHOST, ports::free_port()));
             let tembuku = Tembuku::start(&format!(
-                "[listeners.l]\nbind = [\"{four}\", \"{six}\", \"unix:{{dir}}/front\"]\nupstream = \"u\"\n\
-                 [listeners.t]\nbind = [\"{trusting}\", \"unix:{{dir}}/trusting\"]\nupstream = \"u\"\naccept_proxy = true\n\
+                "[listeners.l]\nbind = [\"{four}\", \"{six}\", \"unix:{{dir}}/front\"]\n\
+                 upstream = \"u\"\n\
+                 [listeners.t]\nbind = [\"{trusting}\", \"unix:{{dir}}/trusting\"]\n\
+                 upstream = \"u\"\naccept_proxy = true\n\
                  [upstreams.u]\nsend_proxy = \"{version}\"\nbackends = [\"{backend}\"]\n"
             ));
             for front in [four, six] {
@@ -195,7 +202,8 @@ fn tlvs_go_from_haproxy_to_haproxy() {
         &[back],
         &format!(
             "listen back\n  mode http\n  bind {back} accept-proxy\n  \
-         http-request return content-type text/plain lf-string \"%[src] %[fc_pp_authority] %[fc_pp_unique_id]\\n\"\n"
+             http-request return content-type text/plain lf-string \"%[src] %[fc_pp_authority] \
+             %[fc_pp_unique_id]\\n\"\n"
         ),
     );
     let _tembuku = Tembuku::start(&format!(
@@ -256,7 +264,8 @@ fn picks_for_clients_in_a_header_are_those_of_nginx() {
     let _tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\n\
          [upstreams.u]\nbalance = \"consistent_hash\"\n\
-         backends = [\"10.0.0.1:6379\", \"10.0.0.2:6379\", {{ address = \"10.0.0.3:6379\", weight = 2 }}]\n"
+         backends = [\"10.0.0.1:6379\", \"10.0.0.2:6379\", {{ address = \"10.0.0.3:6379\", \
+         weight = 2 }}]\n"
     ));
     let ask = |client: &str| {
         let destination = if client.starts_with('[') {

@@ -138,7 +138,8 @@ fn a_stop_does_not_wait_for_headers() {
     let (front, servers) = (ports::free_addr(), named(1));
     let mut tembuku = Tembuku::start(&format!(
         "[process]\ndrain_timeout = \"300ms\"\n[log]\nlevel = \"debug\"\n\
-         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = {{ timeout = \"10m\" }}\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         accept_proxy = {{ timeout = \"10m\" }}\n\
          [upstreams.u]\nbackends = {}\n",
         list(&servers)
     ));

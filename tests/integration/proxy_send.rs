@@ -191,7 +191,8 @@ fn the_backend_that_is_reached_in_the_end_gets_a_header_of_its_own() {
     let (front, refusing, server) = (ports::free_addr(), ports::free_addr(), told_server());
     let _tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\naccept_proxy = true\n\
-         [upstreams.u]\nbalance = \"first\"\nsend_proxy = \"v2\"\nbackends = [{{ address = \"{refusing}\", max_fails = 0 }}, \"{}\"]\n",
+         [upstreams.u]\nbalance = \"first\"\nsend_proxy = \"v2\"\n\
+         backends = [{{ address = \"{refusing}\", max_fails = 0 }}, \"{}\"]\n",
         server.addr
     ));
     for n in 1..=3 {

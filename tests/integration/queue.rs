@@ -351,7 +351,8 @@ fn a_held_session_ends_at_hold_timeout() {
 fn what_waits_for_a_place_is_held_when_the_backend_dies() {
     let servers = named(2);
     let checked = "queue_timeout = \"1m\"\nhold_timeout = \"1m\"\n\
-                   check = { kind = \"tcp\", interval = \"100ms\", timeout = \"100ms\", fall = 1, rise = 1 }";
+                   check = { kind = \"tcp\", interval = \"100ms\", timeout = \"100ms\", \
+                   fall = 1, rise = 1 }";
     let [first, second] = [&servers[0], &servers[1]].map(|s| limited(s, 1));
     let setup = setup("", "", checked, &format!("{first}{second}"));
     let names: Vec<String> = servers.iter().map(|s| format!("u/{}", s.addr)).collect();

@@ -139,7 +139,8 @@ fn a_header_that_does_not_come_in_time_has_a_record() {
     let servers = named(1);
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[log]\naccess = \"{{dir}}/access.log\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+        "[log]\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          accept_proxy = {{ timeout = \"200ms\" }}\n[upstreams.u]\nbackends = {}\n",
         list(&servers)
     ));
@@ -208,7 +209,8 @@ fn a_flood_of_refused_datagrams_leaves_few_records() {
     let (denied, good) = (ports::free_addr(), ports::free_addr());
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 1\n[log]\naccess = \"{{dir}}/access.log\"\n\
-         [listeners.denied]\nbind = \"{denied}\"\nprotocol = \"udp\"\nupstream = \"u\"\naccess = [\"deny all\"]\n\
+         [listeners.denied]\nbind = \"{denied}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         access = [\"deny all\"]\n\
          [listeners.good]\nbind = \"{good}\"\nprotocol = \"udp\"\nupstream = \"u\"\nresponses = 1\n\
          idle_timeout = \"200ms\"\n[upstreams.u]\nbackends = {}\n",
         udp::list(&[server.addr])
@@ -244,8 +246,10 @@ fn nginx_has_a_record_of_the_same_clients() {
     let nginx = Nginx::start(
         fronts[2],
         &format!(
-            "stream {{ log_format l '$protocol $status $upstream_addr'; access_log {{dir}}/a.log l;\n\
-             upstream u {{ server localhost:{port}; }}\nupstream d {{ server localhost:{udp_port}; }}\n\
+            "stream {{ log_format l '$protocol $status $upstream_addr'; \
+             access_log {{dir}}/a.log l;\n\
+             upstream u {{ server localhost:{port}; }}\n\
+             upstream d {{ server localhost:{udp_port}; }}\n\
              server {{ listen {}; deny all; proxy_pass u; }}\n\
              server {{ listen {} udp; deny all; proxy_pass d; }}\n\
              server {{ listen {}; proxy_pass u; }}\n\
@@ -256,10 +260,12 @@ fn nginx_has_a_record_of_the_same_clients() {
     let tembuku = Tembuku::start(&format!(
         "[log]\naccess = \"{{dir}}/access.log\"\n\
          [listeners.a]\nbind = \"{}\"\nupstream = \"u\"\naccess = [\"deny all\"]\n\
-         [listeners.b]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"d\"\naccess = [\"deny all\"]\n\
+         [listeners.b]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"d\"\n\
+         access = [\"deny all\"]\n\
          [listeners.c]\nbind = \"{}\"\nupstream = \"u\"\n\
          [listeners.d]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"d\"\nresponses = 1\n\
-         [upstreams.u]\nbackends = [\"localhost:{port}\"]\n[upstreams.d]\nbackends = [\"localhost:{udp_port}\"]\n",
+         [upstreams.u]\nbackends = [\"localhost:{port}\"]\n\
+         [upstreams.d]\nbackends = [\"localhost:{udp_port}\"]\n",
         fronts[4], fronts[5], fronts[6], fronts[7]
     ));
     for fronts in fronts.chunks(4) {
@@ -312,7 +318,8 @@ fn the_text_names_the_address_too() {
     let front = ports::free_addr();
     let port = server.addr.port();
     let tembuku = Tembuku::start(&format!(
-        "[log]\nformat = \"text\"\naccess = \"{{dir}}/access.log\"\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+        "[log]\nformat = \"text\"\naccess = \"{{dir}}/access.log\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
          [upstreams.u]\nbackends = [\"localhost:{port}\"]\n"
     ));
     assert_eq!(net::ask(front).unwrap(), "b1");

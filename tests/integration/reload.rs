@@ -317,7 +317,8 @@ fn a_dry_run_changes_nothing() {
     let shown = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{shown}");
     let begin = format!(
-        "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\n  sessions: 0\nhash: "
+        "listener added: added\nbackend back/{one}: changed\n  weight: 1 -> 3\
+         \n  sessions: 0\nhash: "
     );
     assert!(shown.starts_with(&begin), "{shown}");
     let end = format!(

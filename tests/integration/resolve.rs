@@ -26,7 +26,8 @@ fn servers(port: u16) -> [Server; 2] {
 fn start(front: SocketAddr, port: u16, more: &str) -> Tembuku {
     Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nresolve_interval = \"200ms\"\n{more}\nbackends = [\"backend.test:{port}\"]\n"
+         [upstreams.u]\nresolve_interval = \"200ms\"\n{more}\n\
+         backends = [\"backend.test:{port}\"]\n"
     ))
 }
 

@@ -22,15 +22,17 @@ for name in sys.argv[2:]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         continue
     errors = sorted(validator.iter_errors(config), key=str)
-    print(pathlib.Path(name).stem, "refused" if errors else "taken", *(e.message for e in errors[:1]))
+    verdict = "refused" if errors else "taken"
+    print(pathlib.Path(name).stem, verdict, *(e.message for e in errors[:1]))
 "#;
 
 /// Samples with a mistake that a schema can see. What is wrong in the others depends on more than
 /// one value, or on rules within a text.
-const SEEN: &str = "array_of_tables check_dns check_guards check_keys check_mysql check_postgres check_replicating \
-    check_tls crlf_tabs_and_umlauts defaults durations empty five_mistakes hash_keys \
-    missing_keys names no_listeners proxy_protocol ranges types udp_leaving \
-    udp_send_proxy udp_values unix_rights unknown_keys unknown_words words_of_others zero_durations";
+const SEEN: &str = "array_of_tables check_dns check_guards check_keys check_mysql check_postgres \
+    check_replicating check_tls crlf_tabs_and_umlauts defaults durations empty five_mistakes \
+    hash_keys missing_keys names no_listeners proxy_protocol ranges types udp_leaving \
+    udp_send_proxy udp_values unix_rights unknown_keys unknown_words words_of_others \
+    zero_durations";
 
 #[test]
 fn the_schema_takes_what_is_valid_and_refuses_what_is_not() {

@@ -794,7 +794,8 @@ impl PipeHog {
         ));
         hog.arg(format!(
             "for n in $(seq {pipes}); do names+=($n); done; mkfifo \"${{names[@]}}\" || exit 1; \
-             for n in \"${{names[@]}}\"; do exec {{fd}}<>$n || exit 1; done; echo held; exec sleep 600"
+             for n in \"${{names[@]}}\"; do exec {{fd}}<>$n || exit 1; done; echo held; \
+             exec sleep 600"
         ));
         hog.current_dir(dir.path());
         let proc = Proc::start("hog", dir.path(), hog);

@@ -243,8 +243,10 @@ fn nginx_beside_it() {
     let nginx = Nginx::start(
         front,
         &format!(
-            "stream {{ upstream u {{ server {a}; server {b}; }} server {{ listen {front} udp; proxy_pass u; proxy_responses 1; }}\n\
-             server {{ listen {front}; proxy_pass u; }} log_format c '$status'; access_log {{dir}}/log c; }}",
+            "stream {{ upstream u {{ server {a}; server {b}; }} server {{ listen {front} udp; \
+             proxy_pass u; proxy_responses 1; }}\n\
+             server {{ listen {front}; proxy_pass u; }} log_format c '$status'; \
+             access_log {{dir}}/log c; }}",
             a = servers[0].addr,
             b = servers[1].addr
         ),

@@ -250,8 +250,8 @@ fn icmp_from_routers_and_neighbours_is_processed() {
     let router = router();
     let reject = |ip, kind| {
         format!(
-            "nft add table inet t; nft 'add chain inet t i {{ type filter hook input priority 0; }}'; \
-             nft add rule inet t i {ip} reject with {kind}"
+            "nft add table inet t; nft 'add chain inet t i {{ type filter hook input priority 0; \
+             }}'; nft add rule inet t i {ip} reject with {kind}"
         )
     };
     let host = "ip addr del 10.5.0.1/32 dev lo; ip route add unreachable 10.5.0.1/32";

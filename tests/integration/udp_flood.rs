@@ -95,11 +95,13 @@ fn flooded(when_full: &str) {
     let fronts = [ports::free_addr(), ports::free_addr(), ports::free_addr()];
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 2\n\
-         [listeners.flooded]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"v\"\nmax_connections = {FLOWS}\n\
+         [listeners.flooded]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"v\"\n\
+         max_connections = {FLOWS}\n\
          idle_timeout = \"1s\"\nwhen_full = \"{when_full}\"\n\
          [listeners.udp]\nbind = \"{}\"\nprotocol = \"udp\"\nupstream = \"d\"\n\
          [listeners.tcp]\nbind = \"{}\"\nupstream = \"s\"\n\
-         [upstreams.v]\nbackends = {}\n[upstreams.d]\nbackends = {}\n[upstreams.s]\nbackends = {}\n",
+         [upstreams.v]\nbackends = {}\n[upstreams.d]\nbackends = {}\n\
+         [upstreams.s]\nbackends = {}\n",
         fronts[0],
         fronts[1],
         fronts[2],

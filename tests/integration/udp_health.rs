@@ -189,7 +189,8 @@ impl Checked {
                  [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
                  [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
                  [upstreams.u]\n{FIRST}\n{upstream}\nbackends = {}\n\
-                 [upstreams.u.check]\nkind = \"tcp\"\nport = {health_port}\ninterval = \"100ms\"\nrise = 1\nfall = 2\n\
+                 [upstreams.u.check]\nkind = \"tcp\"\nport = {health_port}\ninterval = \"100ms\"\n\
+                 rise = 1\nfall = 2\n\
                  start = \"down\"\n",
                 list(&addrs(&servers))
             )),

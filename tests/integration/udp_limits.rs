@@ -140,7 +140,8 @@ fn the_process_has_a_limit_over_all() {
     let (one, two) = (ports::free_addr(), ports::free_addr());
     let listener = |name: &str, addr: SocketAddr| {
         format!(
-            "[listeners.{name}]\nbind = \"{addr}\"\nprotocol = \"udp\"\nupstream = \"u\"\nmax_connections = 3\n"
+            "[listeners.{name}]\nbind = \"{addr}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+             max_connections = 3\n"
         )
     };
     let tembuku = Tembuku::start(&format!(

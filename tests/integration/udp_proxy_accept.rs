@@ -228,8 +228,10 @@ fn nothing_is_kept_of_peers_that_are_gone() {
     let servers = named(1);
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
-         accept_proxy = true\nidle_timeout = \"200ms\"\nmax_connections = 10\n[upstreams.u]\nbackends = {}\n",
+        "[process]\nworkers = 1\n\
+         [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         accept_proxy = true\nidle_timeout = \"200ms\"\nmax_connections = 10\n\
+         [upstreams.u]\nbackends = {}\n",
         list(&addrs(&servers))
     ));
     let datagram = [from("192.0.2.1:1"), b"x".to_vec()].concat();

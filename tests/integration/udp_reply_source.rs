@@ -32,7 +32,8 @@ fn everywhere(servers: &[UdpServer]) -> (u16, Tembuku) {
     let port = ports::free_port();
     let tembuku = Tembuku::start(&format!(
         "[process]\nworkers = 2\n\
-         [listeners.l]\nbind = [\"0.0.0.0:{port}\", \"[::]:{port}\"]\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         [listeners.l]\nbind = [\"0.0.0.0:{port}\", \"[::]:{port}\"]\nprotocol = \"udp\"\n\
+         upstream = \"u\"\n\
          [upstreams.u]\nbackends = {}\n",
         list(&addrs(servers))
     ));

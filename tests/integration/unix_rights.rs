@@ -18,7 +18,8 @@ use std::{
 
 fn config(bind: &str, keys: &str, backends: &str) -> String {
     format!(
-        "[listeners.l]\nbind = {bind}\nupstream = \"u\"\n{keys}\n[upstreams.u]\nbackends = {backends}\n"
+        "[listeners.l]\nbind = {bind}\nupstream = \"u\"\n{keys}\n\
+         [upstreams.u]\nbackends = {backends}\n"
     )
 }
 

@@ -454,7 +454,8 @@ fn an_upgrade_that_cannot_be_leaves_everything_as_it_is() {
     // One that speaks other formats.
     let script = tembuku.first.dir.write(
         "other",
-        "#!/bin/sh\n[ $1 = check ] || echo '{\"program\": \"9\", \"formats\": {\"hello\": [900]}}'\n",
+        "#!/bin/sh\n[ $1 = check ] || echo \
+         '{\"program\": \"9\", \"formats\": {\"hello\": [900]}}'\n",
     );
     run_ok(secs(5), {
         let mut chmod = Command::new("chmod");

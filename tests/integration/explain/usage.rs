@@ -154,7 +154,8 @@ fn a_closed_pipe_is_no_error() {
     let mut pipe = Command::new("bash");
     pipe.args([
         "-c",
-        "set -o pipefail; \"$0\" explain -c tembuku.toml --listener cache --clients 10.0.0.0/12 --json | head -c 10",
+        "set -o pipefail; \"$0\" explain -c tembuku.toml --listener cache --clients 10.0.0.0/12 \
+         --json | head -c 10",
     ]);
     pipe.arg(tembuku::binary()).current_dir(dir.path());
     let output = crate::harness::proc::run(secs(10), pipe);

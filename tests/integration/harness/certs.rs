@@ -55,7 +55,8 @@ impl Authority {
     pub(crate) fn issue_version_1(&self, name: &str) -> Certificate {
         let issued = self.issue(name, &format!("DNS:{name}"), 2);
         let mut sign = command(&format!(
-            "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -in {name}.csr -out {name}.pem"
+            "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -in {name}.csr \
+             -out {name}.pem"
         ));
         sign.current_dir(self.dir.path());
         proc::run_ok(secs(20), sign);
@@ -72,7 +73,8 @@ impl Authority {
         self.dir.write("index.txt", "");
         self.dir.write(
             "ca.cnf",
-            "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n\
+            "[ca]\ndefault_ca=own\n\
+             [own]\ndatabase=index.txt\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n\
              rand_serial=yes\n[any]\ncommonName=supplied\n",
         );
         self.sign(

@@ -22,8 +22,8 @@ impl Dnsmasq {
         let (addr, dir) = (ports::free_addr(), TempDir::new());
         let file = dir.write("dnsmasq.conf", names);
         let mut server = command(
-            "dnsmasq --no-daemon --no-resolv --no-hosts --bind-interfaces --user=root --local=/example/ \
-             --edns-packet-max=4096 --pid-file=",
+            "dnsmasq --no-daemon --no-resolv --no-hosts --bind-interfaces --user=root \
+             --local=/example/ --edns-packet-max=4096 --pid-file=",
         );
         server.args([
             format!("--conf-file={}", file.display()),

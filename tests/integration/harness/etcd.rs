@@ -164,7 +164,8 @@ impl Etcd {
         let length = body.len();
         write!(
             stream,
-            "POST {path} HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "POST {path} HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -50,7 +50,8 @@ fn exchange(
 ) -> io::Result<Response> {
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\
+         \r\n{body}",
         body.len()
     )?;
     let mut bytes = Vec::new();

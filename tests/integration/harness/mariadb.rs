@@ -10,7 +10,8 @@ use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 /// Little to write at the start, nothing that must be on a disk, and no share of what the kernel
 /// lends to few.
-const SMALL: &str = "--innodb-use-native-aio=0 --innodb-flush-method=nosync --innodb-log-file-size=4M --innodb-buffer-pool-size=8M \
+const SMALL: &str = "--innodb-use-native-aio=0 --innodb-flush-method=nosync \
+                     --innodb-log-file-size=4M --innodb-buffer-pool-size=8M \
                      --innodb-temp-data-file-path=ibtmp1:2M:autoextend";
 
 pub(crate) struct MariaDb {
@@ -31,7 +32,8 @@ impl MariaDb {
         let dir = TempDir::new();
         let small = SMALL.split_whitespace();
         let mut install = command(
-            "mariadb-install-db --no-defaults --force --user=root --auth-root-authentication-method=normal --skip-test-db",
+            "mariadb-install-db --no-defaults --force --user=root \
+             --auth-root-authentication-method=normal --skip-test-db",
         );
         // A server that starts empties the folder where others, too, would have their temporary
         // tables.

@@ -33,8 +33,10 @@ impl Nsd {
         let config = dir.write(
             "nsd.conf",
             &format!(
-                "server:\n  ip-address: {ip}@{port}\n  zonesdir: \"{root}\"\n  pidfile: \"{root}/nsd.pid\"\n\
-                 \x20 xfrdfile: \"{root}/xfrd.state\"\n  zonelistfile: \"{root}/zone.list\"\n  database: \"\"\n\
+                "server:\n  ip-address: {ip}@{port}\n  zonesdir: \"{root}\"\
+                 \n  pidfile: \"{root}/nsd.pid\"\n\
+                 \x20 xfrdfile: \"{root}/xfrd.state\"\n  zonelistfile: \"{root}/zone.list\"\
+                 \n  database: \"\"\n\
                  \x20 username: \"\"\n  server-count: 1\n  xfrdir: \"{root}\"\n\
                  remote-control:\n  control-enable: no\n\
                  zone:\n  name: \"example\"\n  zonefile: \"example.zone\"\n"
@@ -74,7 +76,8 @@ impl Nsd {
 
 fn write(dir: &TempDir, serial: u32, records: &str) {
     let zone = format!(
-        "$ORIGIN example.\n$TTL 1\n@ SOA ns hostmaster {serial} 3600 600 86400 1\n@ NS ns\nns A 127.0.0.1\n{records}\n"
+        "$ORIGIN example.\n$TTL 1\n@ SOA ns hostmaster {serial} 3600 600 86400 1\n@ NS ns\n\
+         ns A 127.0.0.1\n{records}\n"
     );
     let new = dir.write("new.zone", &zone);
     fs::rename(new, dir.file("example.zone")).unwrap();

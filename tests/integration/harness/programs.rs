@@ -40,7 +40,8 @@ impl Nginx {
         let config = dir.write(
             "nginx.conf",
             &format!(
-                "{load}daemon off; user root; worker_processes 1; pid {root}/pid; error_log {root}/error.log;\n\
+                "{load}daemon off; user root; worker_processes 1; pid {root}/pid; \
+                 error_log {root}/error.log;\n\
                  events {{ worker_connections 4096; }}\n{block}\n"
             ),
         );

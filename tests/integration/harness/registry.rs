@@ -38,7 +38,8 @@ fn answer(stream: &mut TcpStream, status: &str, fields: &str, body: &str) {
     let length = body.len();
     let _ = write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{fields}Content-Length: {length}\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
+         {fields}Content-Length: {length}\r\n\r\n{body}"
     );
 }
 
@@ -105,17 +106,27 @@ impl Kubernetes {
                 .iter()
                 .map(|(address, conditions)| {
                     let ip = address.ip();
+                    let name = format!("db-{}", address.port());
                     format!(
-                        r#"{{"addresses":["{ip}"],"conditions":{{{conditions}}},"targetRef":{{"kind":"Pod","name":"db-{}"}},"nodeName":"n1"}}"#,
-                        address.port()
+                        "{{\"addresses\":[\"{ip}\"],\"conditions\":{{{conditions}}},\
+                         \"targetRef\":{{\"kind\":\"Pod\",\"name\":\"{name}\"}},\
+                         \"nodeName\":\"n1\"}}"
                     )
                 })
                 .collect();
             let slice = format!(
-                r#"{{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1","metadata":{{"name":"{name}","namespace":"prod","resourceVersion":"{version}","labels":{{"kubernetes.io/service-name":"db"}}}},"addressType":"IPv4","endpoints":[{}],"ports":[{{"name":"sql","protocol":"TCP","port":{port}}}]}}"#,
+                "{{\"kind\":\"EndpointSlice\",\"apiVersion\":\"discovery.k8s.io/v1\",\
+                 \"metadata\":{{\"name\":\"{name}\",\"namespace\":\"prod\",\
+                 \"resourceVersion\":\"{version}\",\
+                 \"labels\":{{\"kubernetes.io/service-name\":\"db\"}}}},\
+                 \"addressType\":\"IPv4\",\"endpoints\":[{}],\
+                 \"ports\":[{{\"name\":\"sql\",\"protocol\":\"TCP\",\"port\":{port}}}]}}",
                 list.join(",")
             );
-            let is_new = cluster.slices.insert(name.to_owned(), slice.clone()).is_none();
+            let is_new = cluster
+                .slices
+                .insert(name.to_owned(), slice.clone())
+                .is_none();
             let kind = if is_new { "ADDED" } else { "MODIFIED" };
             cluster.events.push((version, event(kind, &slice)));
         });
@@ -159,10 +170,12 @@ fn serve(mut stream: TcpStream, cluster: &(Mutex<Cluster>, Condvar)) {
         return;
     };
     let state = cluster.0.lock().unwrap();
-    let place = "/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Ddb";
+    let place = "/apis/discovery.k8s.io/v1/namespaces/prod/endpointslices\
+                 ?labelSelector=kubernetes.io%2Fservice-name%3Ddb";
     let status = |code: u16, reason: &str, message: &str| {
         format!(
-            r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"{message}","reason":"{reason}","code":{code}}}"#
+            "{{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{{}},\"status\":\"Failure\",\
+             \"message\":\"{message}\",\"reason\":\"{reason}\",\"code\":{code}}}"
         )
     };
     let token = format!("authorization: Bearer {}\r\n", state.token);
@@ -181,7 +194,8 @@ fn serve(mut stream: TcpStream, cluster: &(Mutex<Cluster>, Condvar)) {
     if parameter(&path, "watch").is_none() {
         let slices: Vec<String> = state.slices.values().cloned().collect();
         let body = format!(
-            r#"{{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{{"resourceVersion":"{}"}},"items":[{}]}}"#,
+            "{{\"kind\":\"EndpointSliceList\",\"apiVersion\":\"discovery.k8s.io/v1\",\
+             \"metadata\":{{\"resourceVersion\":\"{}\"}},\"items\":[{}]}}",
             state.version,
             slices.join(",")
         );
@@ -300,7 +314,23 @@ impl Consul {
             .map(|(address, status)| {
                 let (ip, port) = (address.ip(), address.port());
                 format!(
-                    r#"{{"Node":{{"ID":"1","Node":"n1","Address":"10.9.9.9","Datacenter":"dc1","TaggedAddresses":null,"Meta":null}},"Service":{{"ID":"db-{port}","Service":"db","Tags":[],"Address":"{ip}","Meta":null,"Port":{port},"Weights":{{"Passing":1,"Warning":1}},"EnableTagOverride":false}},"Checks":[{{"Node":"n1","CheckID":"serfHealth","Name":"Serf Health Status","Status":"passing"}},{{"Node":"n1","CheckID":"service:db-{port}","Name":"db","Status":"{status}"}}]}}"#
+                    r#"{{
+                        "Node": {{
+                            "ID": "1", "Node": "n1", "Address": "10.9.9.9", "Datacenter": "dc1",
+                            "TaggedAddresses": null, "Meta": null
+                        }},
+                        "Service": {{
+                            "ID": "db-{port}", "Service": "db", "Tags": [], "Address": "{ip}",
+                            "Meta": null, "Port": {port},
+                            "Weights": {{"Passing": 1, "Warning": 1}}, "EnableTagOverride": false
+                        }},
+                        "Checks": [
+                            {{"Node": "n1", "CheckID": "serfHealth", "Name": "Serf Health Status",
+                              "Status": "passing"}},
+                            {{"Node": "n1", "CheckID": "service:db-{port}", "Name": "db",
+                              "Status": "{status}"}}
+                        ]
+                    }}"#
                 )
             })
             .collect();

@@ -288,7 +288,8 @@ impl Between {
                 nginx = Some(Nginx::start(
                     addr,
                     &format!(
-                        "stream {{ proxy_buffer_size 64k; upstream u {{ {servers} }} server {{ listen {addr} udp; proxy_pass u; }}\n\
+                        "stream {{ proxy_buffer_size 64k; upstream u {{ {servers} }} server {{ \
+                         listen {addr} udp; proxy_pass u; }}\n\
                          server {{ listen {addr}; proxy_pass u; }} }}"
                     ),
                 ));

@@ -37,9 +37,8 @@ fn settings_of_a_listener_apply_to_new_sessions() {
     let (mut idle, _) = net::session(setup.front).unwrap();
     assert_ends_now(&mut idle);
     net::echo(&mut held, "without a limit").unwrap();
-    set(
-        "accept_proxy = { trust = [\"127.0.0.0/8\"] }\naccess = [\"allow 192.0.2.0/24\", \"deny all\"]",
-    );
+    set("accept_proxy = { trust = [\"127.0.0.0/8\"] }\n\
+         access = [\"allow 192.0.2.0/24\", \"deny all\"]");
     let mut named = net::connect(setup.front).unwrap();
     named
         .write_all(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n")
@@ -97,7 +96,8 @@ fn settings_of_an_upstream_apply_to_new_sessions() {
     assert_eq!(setup.picks(2), of(&[("b2", 2)]));
     with(
         &format!(
-            "{{ address = \"{one}\", max_connections = 1 }}, {{ address = \"{two}\", backup = true }}"
+            "{{ address = \"{one}\", max_connections = 1 }}, {{ address = \"{two}\", \
+             backup = true }}"
         ),
         "",
     );
