@@ -7,7 +7,8 @@ BAR, GAP, BETWEEN, HEADING = 13, 3, 14, 44
 WORST = 6                               # bars end here; a longer one is cut off, and says so
 NAMED = {"nginx": "a", "haproxy": "b", "haproxy-splice": "c", "tembuku": "d", "tembuku-observed": "e"}
 
-# The panel is opaque, so that whatever is behind it does not matter; it turns dark where the reader wants that.
+# The panel is opaque, so that whatever is behind it does not matter; it turns dark where the reader
+# wants that.
 STYLE = """\
 .panel{fill:#ffffff;stroke:#d0d4da}.text{fill:#1d2430}.faint{fill:#5a6472}.grid{stroke:#e3e6ea}.one{stroke:#1d2430;stroke-dasharray:4 3}
 .whisker{stroke:#1d2430}.a{fill:#8fa3b8}.b{fill:#c9a36b}.c{fill:#a97f45}.d{fill:#0f7f6e}.e{fill:#66b3a6}

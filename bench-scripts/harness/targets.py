@@ -10,8 +10,9 @@ from . import system
 CPUS = len(os.sched_getaffinity(0))
 MODULE_LINE = "load_module {};\n"
 
-# Defaults, but for: one worker per CPU, a listening socket for each, enough connections for the idle sessions.
-# proxy_buffer_size stays at its default, 16k a direction; access_log is off by default in a stream block.
+# Defaults, but for: one worker per CPU, a listening socket for each, enough connections for the
+# idle sessions. proxy_buffer_size stays at its default, 16k a direction; access_log is off by
+# default in a stream block.
 NGINX = """\
 {module}user root;
 worker_processes {cpus};
@@ -33,8 +34,9 @@ stream {{
 }}
 """
 
-# A flow takes two connections, and all may fall to one worker. multi_accept makes it read until nothing is left, which costs less
-# than a wake-up for each datagram. rcvbuf: by default it loses what comes while it waits for a CPU.
+# A flow takes two connections, and all may fall to one worker. multi_accept makes it read until
+# nothing is left, which costs less than a wake-up for each datagram. rcvbuf: by default it loses
+# what comes while it waits for a CPU.
 NGINX_UDP = """\
 {module}user root;
 worker_processes {cpus};
@@ -72,7 +74,8 @@ listen bench
     server one 127.0.0.1:{back}
 """
 
-# Defaults: a worker per CPU, no access log, and no admin listener but where its metrics are a figure.
+# Defaults: a worker per CPU, no access log, and no admin listener but where its metrics are a
+# figure.
 TEMBUKU = """\
 {admin}[listeners.bench]
 bind = "127.0.0.1:{front}"
@@ -100,7 +103,8 @@ listen = "127.0.0.1:{port}"
 
 """
 
-# What is switched on where somebody looks after it: metrics, a record of each session, a check each second.
+# What is switched on where somebody looks after it: metrics, a record of each session, a check each
+# second.
 TEMBUKU_OBSERVED = """\
 {admin}[log]
 access = "{folder}/access.log"

@@ -42,7 +42,8 @@ class Bench:
     def __init__(self, namespace, folder, quick, sessions, flows):
         self.namespace, self.folder, self.quick = namespace, Path(folder), quick
         self.sessions, self.flows = sessions, flows
-        # A fresh pair each time, so that no TIME_WAIT of an earlier measurement matters; all below the ephemeral ports.
+        # A fresh pair each time, so that no TIME_WAIT of an earlier measurement matters; all below
+        # the ephemeral ports.
         self._ports = itertools.cycle(range(2000, 9998, 2))
         self.configs = {}
 
