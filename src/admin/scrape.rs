@@ -57,6 +57,7 @@ pub fn scrape(state: &State) -> Vec<Bytes> {
             primaries: guarded.primaries.map(|n| n as u64),
             in_panic: guarded.in_panic,
             in_role_fallback: guarded.in_role_fallback,
+            pick_hashes: pool.pick_hashes(now).map(|h| [h.ring, h.effective]),
         });
         figures.backends.extend(backends.into_iter().map(backend));
     }

@@ -10,6 +10,7 @@ mod least;
 mod least_conn;
 mod least_time;
 mod maglev;
+mod pick_hash;
 mod random;
 mod random_two;
 mod ring;
@@ -20,6 +21,7 @@ pub use crate::upstream::balance::random::Chance;
 pub use key::HashInput;
 pub use least_time::Average;
 pub use round_robin::Turn;
+pub use pick_hash::{Readiness, Target, Targets};
 
 use crate::plan::{self, Balance, Bound};
 use bound::Capacity;
@@ -289,6 +291,21 @@ impl Balancer {
     /// Goes on with the rotation of another process, if that had the same candidates.
     pub fn resume(&mut self, turns: &[Turn]) {
         self.rotation.resume(turns);
+    }
+
+    /// What the order of the configuration has decided between candidates; 0: nothing.
+    pub fn ties(&self) -> u64 {
+        match &self.policy {
+            Policy::ConsistentHash(ring, _) => ring.ties(),
+            Policy::RoundRobin
+            | Policy::LeastConn
+            | Policy::RandomTwo
+            | Policy::LeastTime
+            | Policy::First
+            | Policy::Hash
+            | Policy::IpHash
+            | Policy::Maglev(..) => 0,
+        }
     }
 
     /// Lowers the share of a candidate that failed; it recovers by one with each pick.

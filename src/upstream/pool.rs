@@ -19,6 +19,7 @@ mod handed;
 mod line;
 mod locked;
 mod operator_weight;
+mod pick_hashes;
 mod preparation;
 mod snapshot;
 mod takers;

@@ -160,6 +160,20 @@ fn alerts_fire_in_a_failure_and_the_dashboard_has_data() {
     prometheus.wait_alert("TembukuAbsent");
 }
 
+/// Which alerts fire by which series, as promtool sees it.
+const NODES: &str = include_str!("prometheus/nodes.yml");
+
+#[test]
+fn nodes_that_differ_are_reported_and_others_are_not() {
+    let dir = TempDir::new();
+    let rules = format!("{PACKAGING}/prometheus/tembuku.rules.yml");
+    fs::copy(rules, dir.file("tembuku.rules.yml")).unwrap();
+    let test = dir.write("nodes.yml", NODES);
+    let mut promtool = Command::new("promtool");
+    promtool.args(["test", "rules"]).arg(test);
+    assert!(run_ok(secs(30), promtool).contains("SUCCESS"));
+}
+
 #[test]
 fn promtool_finds_no_fault() {
     let rules = format!("{PACKAGING}/prometheus/tembuku.rules.yml");

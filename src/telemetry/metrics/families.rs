@@ -476,6 +476,12 @@ const FAMILIES: &[(Family, Write)] = &[
         },
     ),
     gauge(
+        "tembuku_upstream_effective_hash_info",
+        "A hash of the policy and of the backends that are up, equal on nodes that pick the \
+         same backends by key now; always 1.",
+        |f, out| pick_hashes(f, out, 1),
+    ),
+    gauge(
         "tembuku_upstream_full_backends",
         "Backends that are available, and have reached their max_connections.",
         |f, out| upstreams(f, |u| out.add(&u.metrics.labels, u.full)),
@@ -521,6 +527,12 @@ const FAMILIES: &[(Family, Write)] = &[
                 out.histogram(&u.metrics.labels, &u.metrics.resume_duration)
             })
         },
+    ),
+    gauge(
+        "tembuku_upstream_ring_hash_info",
+        "A hash of the policy and of the backends as configured, equal on nodes that pick the \
+         same backends by key while the same are up; always 1.",
+        |f, out| pick_hashes(f, out, 0),
     ),
     gauge(
         "tembuku_upstream_role_fallback",
@@ -625,6 +637,16 @@ fn checked(read: &Read<'_>, mut each: impl FnMut(&BackendMetrics, &CheckMetrics)
     }
 }
 
+/// `which`: 0 as configured, 1 with what is up.
+fn pick_hashes(read: &Read<'_>, out: &mut Samples<'_>, which: usize) {
+    upstreams(read, |u| {
+        if let Some(hashes) = &u.pick_hashes {
+            let named = [("upstream", &*u.metrics.name), ("hash", &*hashes[which])];
+            out.add(&labels(&named), 1);
+        }
+    });
+}
+
 /// `unit`: 0 in seconds, 1 in bytes.
 fn lag(read: &Read<'_>, out: &mut Samples<'_>, unit: usize) {
     for backend in &read.of.backends {
@@ -674,6 +696,7 @@ mod tests {
                         primaries: Some(1),
                         in_panic: Some(false),
                         in_role_fallback: Some(true),
+                        pick_hashes: Some(["0".to_owned(), "1".to_owned()]),
                     })
                     .collect(),
                 backends: backends[from..]

@@ -62,6 +62,9 @@ pub struct UpstreamFigures<'a> {
     pub in_panic: Option<bool>,
     /// Where `role_fallback` is on.
     pub in_role_fallback: Option<bool>,
+    /// Of all that picks by key depend on, whatever is up, and of what is up; `None`: picks do not
+    /// go by a key.
+    pub pick_hashes: Option<[String; 2]>,
 }
 
 pub struct BackendFigures {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::upstream::balance::by_address::Named;
 use crc32fast::Hasher;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const POINTS_PER_WEIGHT: u32 = 160;
 /// After so many points in a row without capacity the key is assigned to one of all candidates that
@@ -22,6 +23,8 @@ pub(super) struct Ring {
     /// Sorted by hash; of equal hashes the first configured is kept.
     points: Vec<Point>,
     named: Named,
+    /// A hash of the points that several names wanted, and of which got them; 0: there is none.
+    ties: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +64,25 @@ impl Ring {
             .collect();
         // The sort is stable: of equal hashes the first configured comes first and is kept.
         points.sort_by_key(|p| p.hash);
-        points.dedup_by_key(|p| p.hash);
-        Self { points, named }
+        let mut ties = 0;
+        points.dedup_by(|point, kept| {
+            let is_tie = point.hash == kept.hash && point.name != kept.name;
+            if is_tie {
+                let winner = names[kept.name as usize].text;
+                ties = xxh3_64_with_seed(winner.as_bytes(), ties ^ u64::from(kept.hash));
+            }
+            point.hash == kept.hash
+        });
+        Self {
+            points,
+            named,
+            ties,
+        }
+    }
+
+    /// What the order of the configuration has decided.
+    pub(super) fn ties(&self) -> u64 {
+        self.ties
     }
 
     /// The backend at the session's point or, where that one cannot be used, at one of the next.
