@@ -11,6 +11,7 @@ pub mod reason;
 mod check;
 mod discover;
 mod limits;
+mod nodes;
 mod udp;
 
 pub use check::{
@@ -59,6 +60,8 @@ pub struct Process {
     /// Whether a reload follows a change of the file or of a file that it names.
     pub reload_on_change: bool,
     pub handover: Handover,
+    /// How many nodes share the limits of listeners and backends; each has its part of them.
+    pub nodes: u32,
 }
 
 /// What an upgrade hands over to the new process, beside listeners and state.

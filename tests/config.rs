@@ -153,6 +153,7 @@ fn defaults_of_process_and_log_are_as_documented() {
             ready_file: None,
             reload_on_change: false,
             handover: Handover::Sessions,
+            nodes: 1,
         }
     );
     assert_eq!(plan.admin, None);

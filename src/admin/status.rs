@@ -43,6 +43,8 @@ pub(super) struct Process {
     /// UDP flows; both are 0 without a UDP listener.
     pub(super) flows: u64,
     pub(super) max_flows: u64,
+    /// How many nodes share the limits below; they are those of this node.
+    pub(super) nodes: u32,
     /// The process that this one has replaced, until it has ended.
     pub(super) previous: Option<Previous>,
 }
@@ -101,6 +103,11 @@ pub(super) struct Upstream {
     /// Sessions that wait for a place at a full backend, and for a fit backend.
     pub(super) queued: u64,
     pub(super) held: u64,
+    /// Equal on nodes that pick the same backends by key while the same are up; null for policies
+    /// without a key.
+    pub(super) ring_hash: Option<String>,
+    /// The same with what is up now.
+    pub(super) effective_hash: Option<String>,
     /// `None`: it has no source of backends.
     pub(super) discovery: Option<Discovery>,
     pub(super) backends: Vec<Backend>,
@@ -140,6 +147,8 @@ pub(super) struct Backend {
     /// Since when the weight is the operator's; null: it is that of the file.
     pub(super) weight_since: Option<String>,
     pub(super) backup: bool,
+    /// Of this node; 0: no limit.
+    pub(super) max_connections: u64,
     /// What `least_time` compares, in seconds; null for other policies.
     pub(super) average_time: Option<f64>,
     pub(super) connections: u64,
@@ -212,6 +221,7 @@ pub(super) fn of(state: &State) -> Status {
             max_connections: sessions.connections().most(),
             flows: sessions.flows().count(),
             max_flows: sessions.flows().most(),
+            nodes: view.plan.process.nodes,
             previous: state.previous().map(|previous| Previous {
                 pid: previous.pid,
                 since: time(previous.since),
@@ -296,7 +306,11 @@ fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstr
         return None;
     }
     let waiting = pool.waiting();
+    let hashes = pool.pick_hashes(now).map(|h| (h.ring, h.effective));
+    let (ring_hash, effective_hash) = hashes.unzip();
     Some(Upstream {
+        ring_hash,
+        effective_hash,
         discovery: discovery.map(|of| source(of, now)),
         queued: waiting[Shortage::Full as usize],
         held: waiting[Shortage::NoneFit as usize],
@@ -338,6 +352,7 @@ fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstr
                     weight_in_file: b.weight_in_file,
                     weight_since: b.weight_since.map(|at| time(wall(at, now))),
                     backup: b.backup,
+                    max_connections: b.max_connections,
                     average_time: b.average_time,
                     connections: b.metrics.active(),
                     connections_total: counts.sum(|c| &c.connections),

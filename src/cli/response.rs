@@ -34,6 +34,8 @@ pub(super) struct Process {
     pub(super) max_flows: u64,
     #[serde(default)]
     pub(super) config_hash: String,
+    #[serde(default)]
+    pub(super) nodes: u64,
     pub(super) previous: Option<Previous>,
 }
 
@@ -535,7 +537,7 @@ mod tests {
         json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
-                "config_hash": "0" },
+                "config_hash": "0", "nodes": 1 },
             "listeners": [{ "name": "l", "protocol": "udp", "addresses": [], "upstream": "u",
                 "connections": 0, "removed": false, "older_plan": 0, "accepted": 0,
                 "received_bytes": 0, "sent_bytes": 0, "errors_total": 0,

@@ -56,8 +56,12 @@ fn node(at: &At) -> ExitCode {
 fn text(status: &response::Status) -> String {
     let p = &status.process;
     let protocols = status.listeners.iter().map(|l| l.protocol.as_str());
+    let nodes = match p.nodes {
+        0 | 1 => String::new(),
+        nodes => format!(", with the limits of one of {nodes} nodes"),
+    };
     let mut out = format!(
-        "tembuku {}: {}, pid {}, up {}, {}, configuration {}\n",
+        "tembuku {}: {}, pid {}, up {}, {}, configuration {}{nodes}\n",
         clean(&p.version),
         clean(&p.state),
         p.pid,
@@ -183,7 +187,7 @@ mod tests {
         let status = json!({
             "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 3725,
                 "connections": 5, "max_connections": 100, "flows": 20, "max_flows": 30,
-                "config_hash": "0123456789abcdef",
+                "config_hash": "0123456789abcdef", "nodes": 3,
                 "previous": { "pid": 6, "since": "T0", "connections": 3, "flows": 2 } },
             "listeners": [{ "name": "cache", "protocol": "tcp",
                 "addresses": ["0.0.0.0:6379", "unix:/x"],
@@ -220,8 +224,9 @@ mod tests {
             ] }],
         });
         let expected = "\
-tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, configuration \
-0123456789abcdef
+tembuku 1.2.3: running, pid 7, up 1h 2m 5s, 5 of 100 connections, 20 of 30 flows, \
+             configuration 0123456789abcdef, \
+             with the limits of one of 3 nodes
 previous: pid 6, 3 connections, 2 flows, since T0
 
 listener  protocol  upstream     sessions  accepted  received     sent  address

@@ -284,7 +284,9 @@ impl Runtime {
         mut inputs: BTreeMap<String, UpstreamInputs>,
         handed: &[PoolRecord],
     ) {
+        let nodes = self.plan.process.nodes;
         for plan in &self.plan.upstreams {
+            let plan = &plan.on_one_of(nodes);
             let inputs = inputs.remove(&plan.name).unwrap_or_default();
             let known = self.upstreams.remove(&plan.name);
             let upstream = match known.or_else(|| self.removed.take(&plan.name)) {
@@ -542,10 +544,10 @@ pub(in crate::control) fn worker_count(process: &plan::Process) -> usize {
     }
 }
 
-/// A UDP listener that has no limit of its own gets an equal share: clients whose addresses are
-/// forged can fill only that.
+/// The listener with the limits that hold in this process. A UDP listener that has no limit of its
+/// own gets an equal share: clients whose addresses are forged can fill only that.
 fn with_share(listener: &plan::Listener, plan: &Plan, budget: &Budget) -> plan::Listener {
-    let mut listener = listener.clone();
+    let mut listener = listener.on_one_of(plan.process.nodes);
     if listener.max_connections == 0 && matches!(listener.protocol, plan::Protocol::Udp(_)) {
         let listeners = budget::count_udp(plan).max(1) as u64;
         listener.max_connections = (budget.flows / listeners).max(1);

@@ -20,8 +20,8 @@ mod weights;
 pub use crate::upstream::balance::random::Chance;
 pub use key::HashInput;
 pub use least_time::Average;
-pub use round_robin::Turn;
 pub use pick_hash::{Readiness, Target, Targets};
+pub use round_robin::Turn;
 
 use crate::plan::{self, Balance, Bound};
 use bound::Capacity;

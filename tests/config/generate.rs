@@ -818,6 +818,7 @@ fn process() -> impl Strategy<Value = Process> {
             option::of(unix().prop_map(PathBuf::from)),
             any::<bool>(),
             prop_oneof![Just(Handover::Sessions), Just(Handover::Listeners)],
+            1..=1000u32,
         ),
     )
         .prop_map(
@@ -826,7 +827,7 @@ fn process() -> impl Strategy<Value = Process> {
                 (max_connections, max_flows),
                 start_wait,
                 drain,
-                (ready_file, reload_on_change, handover),
+                (ready_file, reload_on_change, handover, nodes),
             )| Process {
                 workers,
                 max_connections,
@@ -838,6 +839,7 @@ fn process() -> impl Strategy<Value = Process> {
                 ready_file,
                 reload_on_change,
                 handover,
+                nodes,
             },
         )
 }

@@ -101,7 +101,7 @@ pub(super) fn write(
     let backends = upstream.backends.as_slice();
     let name = |backend: Option<usize>| backend.map(|b| backends[b].text.as_str());
     let mut notes = whole.caveats(question.seed);
-    notes.extend(question.running.iter().flatten().cloned());
+    notes.extend(question.notes());
     let head = serde_json::to_string(&Head {
         listener: &question.listener.name,
         upstream: &upstream.name,

@@ -2,7 +2,7 @@
 
 use super::Explain;
 use crate::{
-    config::nearest,
+    config::{nearest, text::shorten::shorten},
     plan::{Addr, Listener, Plan, Upstream, Variable},
     upstream::{
         balance::Chance,
@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 
 /// No more names are listed in a message.
 const MOST_NAMES: usize = 10;
+/// Nor more characters of limits.
+const MOST_TEXT: usize = 400;
 
 pub(super) struct Question<'a> {
     pub(super) listener: &'a Listener,
@@ -24,6 +26,8 @@ pub(super) struct Question<'a> {
     /// Positions in the configuration.
     pub(super) without: Vec<usize>,
     pub(super) seed: u64,
+    /// How many nodes share the limits.
+    pub(super) nodes: u32,
     /// What the running process has otherwise than the file; `None`: it was not asked.
     pub(super) running: Option<Vec<String>>,
 }
@@ -35,6 +39,34 @@ impl<'a> Question<'a> {
             None => MODEL,
             Some(_) => MODEL_OF_RUNNING,
         }
+    }
+
+    /// What there is to say besides the picks.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let parts = (self.nodes > 1).then(|| self.parts_of_limits()).flatten();
+        let running = self.running.iter().flatten().cloned();
+        parts.into_iter().chain(running).collect()
+    }
+
+    /// How many sessions of the limits this node takes.
+    fn parts_of_limits(&self) -> Option<String> {
+        let here = self.upstream.on_one_of(self.nodes);
+        let whole = self.upstream.backends.iter();
+        let limits = whole.zip(&here.backends).map(|(whole, here)| {
+            let (text, part) = (whole.text.as_str(), here.max_connections);
+            (text, part, whole.max_connections)
+        });
+        let listener = self.listener.on_one_of(self.nodes).max_connections;
+        let of_listener = ("the listener", listener, self.listener.max_connections);
+        let limits = limits
+            .chain([of_listener])
+            .filter(|(_, _, whole)| *whole > 0);
+        let parts: Vec<String> = limits
+            .map(|(what, part, whole)| format!("{what} takes {part} of {whole} sessions"))
+            .collect();
+        let (nodes, text) = (self.nodes, parts.join(", "));
+        let text = shorten(&text, MOST_TEXT);
+        (!parts.is_empty()).then(|| format!("on each of {nodes} nodes {text}"))
     }
 
     /// The error is wrong usage.
@@ -49,6 +81,7 @@ impl<'a> Question<'a> {
             clients: clients(args, upstream)?,
             named: !args.client.is_empty(),
             seed: args.seed,
+            nodes: plan.process.nodes,
             running: None,
             listener,
             upstream,

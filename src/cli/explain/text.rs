@@ -59,7 +59,7 @@ pub(super) fn write(
         without(out, question, &layout, rest, &survey)?;
     }
     let mut notes = whole.caveats(question.seed);
-    notes.extend(question.running.iter().flatten().cloned());
+    notes.extend(question.notes());
     let goes_by_key = upstream.balance.hash_key().is_some() || upstream.balance == Balance::IpHash;
     if counts.in_rotation > 0 && goes_by_key {
         let clients = grouped(counts.in_rotation);

@@ -58,7 +58,7 @@ fn data(backends: &[Value]) -> Update {
     let status = json!({
         "process": { "version": "1.2.3", "state": "running", "pid": 7, "uptime_seconds": 1,
             "connections": 0, "max_connections": 9, "flows": 0, "max_flows": 0,
-            "config_hash": "0",
+            "config_hash": "0", "nodes": 1,
             "previous": { "pid": 6, "since": "T0", "connections": 3, "flows": 2 } },
         "listeners": [],
         "upstreams": [{ "name": "u", "balance": "first", "available": 1, "full": 0, "queued": 0,

@@ -16,6 +16,9 @@ use crate::{
 /// More is a mistake: no machine has the ports and the memory.
 pub(crate) const MOST_CONNECTIONS: i128 = 1_000_000_000;
 
+/// Of one configuration.
+const MOST_NODES: i128 = 1000;
+
 pub(crate) static ROOT: &[Row<()>] = rows! {
     "process" Form::Other("a section"), "", Always, code!(|_| None),
         "The process as a whole.";
@@ -65,6 +68,9 @@ pub(crate) static PROCESS: &[Row<Process>] = rows! {
     "handover" Form::Word(Handover::words), "sessions", Always, value!(handover),
         "What `tembuku upgrade` hands over beside listeners and state; \"listeners\" = the old \
          process drains its sessions.";
+    "nodes" Form::Number(1, MOST_NODES), "1", Always, value!(nodes),
+        "So many nodes with this configuration share the limits of listeners and of backends, and \
+         each has its part, rounded up: `max_connections`, `connection_rate`, `bandwidth_total`.";
 };
 
 pub(crate) static ADMIN: &[Row<Admin>] = rows! {

@@ -17,14 +17,15 @@ impl Runtime {
         let is_change = match upstream.discovery().cloned() {
             None => false,
             Some(discovery) => {
-                let mut plan = upstream.plan.clone();
+                let mut plan = self.plan.upstreams[position].clone();
                 discovery.apply_to(&mut plan);
                 let before = std::mem::replace(&mut self.plan.upstreams[position], plan);
                 self.remove_loops(name, &upstream.pool.resolved());
                 let plan = &self.plan.upstreams[position];
                 let is_change = *plan != before;
                 if is_change {
-                    upstream.change_backends(plan, self);
+                    let plan = plan.on_one_of(self.plan.process.nodes);
+                    upstream.change_backends(&plan, self);
                 }
                 is_change
             }

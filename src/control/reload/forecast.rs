@@ -147,8 +147,12 @@ impl<'a> Forecast<'a> {
 
     /// Of the clients of a listener.
     fn moved_share_between(&mut self, before: &Listener, after: &Listener) -> Option<f64> {
-        let old = find(&self.running.plan, &before.upstream)?;
-        let new = find(self.plan, &after.upstream)?;
+        let of = |plan: &Plan, name| {
+            let upstream = find(plan, name)?;
+            Some(upstream.on_one_of(plan.process.nodes))
+        };
+        let old = of(&self.running.plan, &before.upstream)?;
+        let new = of(self.plan, &after.upstream)?;
         if !old.balance.is_by_key() || !new.balance.is_by_key() {
             return None;
         }
@@ -156,9 +160,9 @@ impl<'a> Forecast<'a> {
             self.left_out += 1;
             return None;
         }
-        let candidates = self.pool(&old.name)?.candidates(old, self.now);
-        let mut before = process(before, old, candidates);
-        let mut after = process(after, new, self.new_candidates(new));
+        let candidates = self.pool(&old.name)?.candidates(&old, self.now);
+        let mut before = process(before, &old, candidates);
+        let mut after = process(after, &new, self.new_candidates(&new));
         Some(moved_share(&mut before, &mut after))
     }
 

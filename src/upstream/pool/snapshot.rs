@@ -29,6 +29,8 @@ pub struct Snapshot {
     /// Since when an operator's weight is in effect; `None`: that of the file is.
     pub weight_since: Option<Instant>,
     pub backup: bool,
+    /// 0: no limit.
+    pub max_connections: u64,
     pub state: BackendState,
     pub admin_state: AdminState,
     /// Why it is in that state, as text.
@@ -99,6 +101,7 @@ impl Pool {
             weight_in_file: 0,
             weight_since: None,
             backup: first.config.is_backup,
+            max_connections: first.config.max_connections,
             state: BackendState::Removed,
             admin_state: first.admin.admin_state,
             why: "it is not in the configuration or its source any more, and has sessions"
@@ -144,6 +147,7 @@ impl Pool {
             weight_in_file: plan.weight,
             weight_since: configured.operator_weight.map(|set| set.since),
             backup: plan.backup,
+            max_connections: plan.max_connections,
             state,
             why,
             last_failure: endpoints
