@@ -7,6 +7,7 @@
 //!   prints.
 //! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test,
 //!   `TEMBUKU_TEST_RELOADS` that of reloads under load.
+//! - `TEMBUKU_TEST_CLIENTS` sets the number of clients on whose backends three nodes must agree.
 //! - `TEMBUKU_TEST_SCREENSHOTS` names the folder for pictures of the status page.
 //! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
 #![allow(
@@ -61,6 +62,7 @@ mod every_policy;
 mod explain;
 mod fail_on_reset;
 mod failover;
+mod fleet;
 mod freebind;
 mod half_close;
 mod hanging_files;
@@ -82,6 +84,7 @@ mod maintenance;
 mod memory;
 mod node;
 mod node_drain;
+mod nodes;
 mod notices;
 mod on_removed;
 mod passed_sockets;

@@ -5,7 +5,7 @@ use crate::harness::{
     http,
     load::Load,
     millis,
-    netns::Netns,
+    netns::{Netns, within},
     poll, ports,
     proc::{Proc, command},
     secs,
@@ -15,17 +15,8 @@ use crate::harness::{
     threads::stall,
     wait_until,
 };
-use rustix::{
-    process::Signal,
-    thread::{LinkNameSpaceType, move_into_link_name_space},
-};
-use std::{
-    fs::{self, File},
-    net::SocketAddr,
-    os::fd::AsFd,
-    thread::{self, JoinHandle},
-    time::Instant,
-};
+use rustix::process::Signal;
+use std::{fs, net::SocketAddr, thread, time::Instant};
 
 const EXAMPLE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -33,20 +24,6 @@ const EXAMPLE: &str = concat!(
 );
 const BACKEND: &str = "10.77.0.9";
 const VIP: &str = "10.77.0.100";
-
-/// Runs `f` on a thread in another namespace.
-fn within<T: Send + 'static>(
-    netns: &Netns,
-    f: impl FnOnce() -> T + Send + 'static,
-) -> JoinHandle<T> {
-    let path = netns.path();
-    thread::spawn(move || {
-        let namespace = File::open(path).unwrap();
-        let kind = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(namespace.as_fd(), kind).unwrap();
-        f()
-    })
-}
 
 struct Node {
     netns: Netns,

@@ -141,8 +141,12 @@ fn packages_run_commands_that_are_there() {
             let Some(rest) = runs.iter().find_map(|run| line.strip_prefix(run)) else {
                 continue;
             };
-            count += 1;
             let mut words = words(rest);
+            // Units of packages start other programs as well.
+            if !words[0].ends_with("/tembuku") {
+                continue;
+            }
+            count += 1;
             words[0] = "tembuku".to_owned();
             if let Err(error) = Cli::command().try_get_matches_from(words) {
                 wrong.push(format!("{}:{}: {line}: {error}", page.name, n + 1));

@@ -11,7 +11,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
     process::Command,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 /// Gone with the test.
@@ -28,12 +28,26 @@ pub(crate) fn sh(script: &str) -> String {
     run_ok(secs(10), command)
 }
 
+/// Runs `f` on a thread in another namespace.
+pub(crate) fn within<T: Send + 'static>(
+    netns: &Netns,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let path = netns.path();
+    thread::spawn(move || {
+        let namespace = File::open(path).unwrap();
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+        f()
+    })
+}
+
 impl Netns {
     /// To be called from a namespace of the test's own.
     #[track_caller]
     pub(crate) fn new() -> Netns {
         let dir = TempDir::new();
-        let mut proc = Proc::start("netns", dir.path(), command("unshare --net sleep 120"));
+        let mut proc = Proc::start("netns", dir.path(), command("unshare --net sleep 300"));
         let network = |id| fs::read_link(format!("/proc/{id}/ns/net")).ok();
         let (id, own) = (proc.id(), network(std::process::id()));
         proc.wait_ready(secs(10), || network(id).is_some_and(|net| Some(net) != own));
@@ -76,15 +90,8 @@ impl Netns {
     /// A socket there, which can be used from here.
     #[track_caller]
     pub(crate) fn bind(&self, addr: SocketAddr) -> UdpSocket {
-        let path = self.path();
         // The namespace is that of a thread.
-        let bound = thread::spawn(move || {
-            let namespace = File::open(path).unwrap();
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
-            UdpSocket::bind(addr)
-        });
-        let bound = bound.join().unwrap();
+        let bound = within(self, move || UdpSocket::bind(addr)).join().unwrap();
         bound.unwrap_or_else(|error| panic!("bind to {addr}: {error}"))
     }
 
