@@ -231,6 +231,44 @@ mod tests {
         }
     }
 
+    /// Constructs of public configurations, each reduced.
+    #[test]
+    fn usual_sections_lose_nothing() {
+        for (text, parts) in [
+            // Sessions wait where servers have limits.
+            (
+                "defaults\n timeout queue 20s\nlisten a\n mode tcp\n bind :1\n\
+                 default-server maxconn 64 maxqueue 128\n server a 10.0.0.1:1\n\
+                 server b 10.0.0.2:1\n",
+                &[
+                    "max_connections = 64",
+                    "queue_timeout = \"20s\"",
+                    "queue_length = 256",
+                ][..],
+            ),
+            // The port follows the last colon.
+            (
+                "listen a\n bind :::1\n server a 2001:db8::2:12:6443\n",
+                &["\"[2001:db8::2:12]:6443\"", "\"[::]:1\""],
+            ),
+            (
+                "frontend a\n bind *:1\n bind 127.0.0.1:1\n tcp-request inspect-delay 5s\n\
+                 use_backend b\nbackend b\n server a 10.0.0.1:1\n",
+                &["upstream = \"b\""],
+            ),
+            (
+                "listen a\n bind :1\n option tcp-check\n tcp-check send \"ROLE\\r\\n\"\n\
+                 tcp-check expect string master\n tcp-check send QUIT\\r\\n\n\
+                 tcp-check expect string +OK\n server a 10.0.0.1:6379 check\n",
+                &["kind = \"redis\"", "role = \"primary\""],
+            ),
+        ] {
+            assert_has(text, parts);
+            let (_, lists) = imported(text);
+            assert!(lists.contains("not carried over: 0"), "{lists}");
+        }
+    }
+
     #[test]
     fn frontends_lead_to_backends() {
         assert_has(

@@ -1,5 +1,6 @@
 //! nginx: the `stream` block, or an `http` block of the usual form, as a configuration.
 
+mod constant;
 mod server;
 mod syntax;
 mod upstream;
@@ -44,6 +45,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
         }
     }
     import.upstreams(proxy);
+    import.around = proxy;
     let scope = Scope::default().within(proxy);
     import.other(proxy);
     for server in proxy.iter().filter(|d| d.name == "server") {
@@ -64,6 +66,10 @@ struct Import<'a> {
     made: BTreeMap<(String, bool), String>,
     /// The keys of zones for `limit_conn`.
     zones: BTreeMap<String, String>,
+    /// What is bound already, by UDP or not, and where.
+    bound: BTreeMap<(bool, String), Place>,
+    /// What stands around the servers.
+    around: &'a [Directive],
 }
 
 /// The settings that hold in a block: its own before those around it.
@@ -155,6 +161,9 @@ impl<'a> Import<'a> {
                 "error_log" => self.error_log(directive),
                 "access_log" => self.access_log(directive),
                 "server" | "upstream" => {}
+                "map" | "geo" | "set" if constant::is_constant(directive, &[block]) => {
+                    self.carried(directive);
+                }
                 // They are listed with the servers that they hold for.
                 name if server::SETTINGS.contains(&name) => {}
                 _ => self.by_verdict(directive),
@@ -181,21 +190,19 @@ impl<'a> Import<'a> {
         self.document.note(List::Differs, place, text);
     }
 
-    /// There is one access log; the first one is it.
+    /// The access log of all servers: the first one is it.
     fn access_log(&mut self, directive: &Directive) {
-        let (path, place) = (directive.first(), &directive.place);
-        match path {
-            "off" => self.carried(directive),
-            _ if path.starts_with("syslog:") || path.contains('$') || !path.starts_with('/') => {
-                self.lost(directive, "[log] access takes an absolute path");
-            }
-            _ if self.log.is_some() => self.lost(directive, "there is one access log"),
-            _ => {
+        let place = &directive.place;
+        match log_path(directive.first()) {
+            Err(why) => self.lost(directive, why),
+            Ok(Some("off")) => self.carried(directive),
+            Ok(_) if self.log.is_some() => self.lost(directive, "there is one access log"),
+            Ok(path) => {
+                let path = path.unwrap_or_else(|| directive.first());
                 let header = "[log]".to_owned();
                 let log = self.log.insert(Section::new(header, place));
                 log.set("access", quoted(path), place);
-                let text = "`access_log`: the fields are fixed, with nginx's names; it is for all \
-                            listeners";
+                let text = "`access_log`: the fields are fixed, with nginx's names";
                 self.document.note(List::Differs, place, text);
             }
         }
@@ -226,9 +233,14 @@ impl<'a> Import<'a> {
                 return;
             }
             Some(Verdict::Unsupported(why)) => why.to_owned(),
+            Some(Verdict::Carried) if directive.name == "include" => {
+                "there is no such file here: what it holds is missing".to_owned()
+            }
             Some(Verdict::Carried) => "it has no effect here".to_owned(),
             None if self.is_http => "of HTTP, which layer 4 does not see".to_owned(),
-            None => "no directive of the stream module: nginx refuses it, too".to_owned(),
+            None => "no directive of nginx's stream module: without a module of others nginx \
+                     refuses it, too"
+                .to_owned(),
         };
         self.lost(directive, &text);
     }
@@ -245,6 +257,22 @@ impl<'a> Import<'a> {
             }
         }
         self.document
+    }
+}
+
+/// The word that stands for this access log; `None`: it is a path. The error is why it cannot be
+/// one here.
+fn log_path(path: &str) -> Result<Option<&'static str>, &'static str> {
+    match path {
+        "off" => Ok(Some("off")),
+        "/dev/stdout" | "/proc/self/fd/1" | "/dev/fd/1" => Ok(Some("stdout")),
+        "/dev/stderr" | "/proc/self/fd/2" | "/dev/fd/2" | "stderr" => {
+            Err("standard error has the log: the access log may go to \"stdout\" or to a file")
+        }
+        _ if path.contains('$') || !path.starts_with('/') => {
+            Err("an access log takes an absolute path")
+        }
+        _ => Ok(None),
     }
 }
 
@@ -369,6 +397,100 @@ mod tests {
             for part in parts {
                 assert!(toml.contains(part), "{part} in\n{toml}\n{lists}");
             }
+        }
+    }
+
+    /// Constructs of public configurations, each reduced.
+    #[test]
+    fn what_decides_nothing_is_not_lost() {
+        for (text, parts) in [
+            // One upstream for all names.
+            (
+                "server { listen 443; ssl_preread on; proxy_pass 127.0.0.1:1237; }",
+                &["bind = \"0.0.0.0:443\""][..],
+            ),
+            (
+                "server { listen 9092; server_name kafka.example; proxy_pass kafka:9092; }",
+                &["\"kafka:9092\""],
+            ),
+            // A variable that lets nginx look the name up again.
+            (
+                "resolver 10.0.0.2; map $protocol $dns { default servers.dns:53; }
+                 server { listen 53 udp reuseport; listen [::]:53 udp; proxy_pass $dns; }",
+                &["\"servers.dns:53\"", "[\"0.0.0.0:53\", \"[::]:53\"]"],
+            ),
+            (
+                "map \"\" $up { default db.example:5432; }
+                 server { listen 5432; proxy_pass $up; }",
+                &["\"db.example:5432\""],
+            ),
+            (
+                "server { set $host db.example; listen 5432; proxy_pass $host:5432; }",
+                &["\"db.example:5432\""],
+            ),
+            // Certificates without `ssl`.
+            (
+                "server { listen 8883; ssl_certificate /c; proxy_pass 127.0.0.1:1883; }",
+                &["\"127.0.0.1:1883\""],
+            ),
+            (
+                "server { listen 1; access_log /dev/stdout basic; proxy_pass 127.0.0.1:2; }
+                 server { listen 3; access_log off; proxy_pass 127.0.0.1:2; }
+                 server { listen 4; access_log /var/log/4.log; proxy_pass 127.0.0.1:2; }",
+                &[
+                    "access_log = \"stdout\"",
+                    "access_log = \"off\"",
+                    "access_log = \"/var/log/4.log\"",
+                ],
+            ),
+            (
+                "upstream u { least_conn; hash $binary_remote_addr consistent; server a:1;
+                 server b:1; }
+                 server { listen 1; proxy_pass u; }",
+                &[
+                    "balance = \"consistent_hash\"",
+                    "hash_key = \"$binary_remote_addr\"",
+                ],
+            ),
+        ] {
+            let (toml, lists) = imported(&format!("stream {{ {text} }}"));
+            for part in parts {
+                assert!(toml.contains(part), "{part} in\n{toml}\n{lists}");
+            }
+            assert!(lists.contains("not carried over: 0"), "{lists}");
+        }
+        let (toml, _) = imported(
+            "stream { access_log /dev/stdout main; server { listen 1; proxy_pass a:1; } }",
+        );
+        assert!(toml.contains("access = \"stdout\""), "{toml}");
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_one_server_does_not_keep_others_back() {
+        for (text, part) in [
+            (
+                "server { listen 443; server_name a.example; proxy_pass a:1; }
+                 server { listen 443; server_name b.example; proxy_pass b:1; }",
+                "0.0.0.0:443 is that of the server at f:1",
+            ),
+            (
+                "init_by_lua_block { require \"streamd\" { a = '}' } }
+                 upstream ns { server 0.0.0.1:53; balancer_by_lua_block { x(\"y\"):z() } }
+                 server { listen 53 udp; proxy_pass ns; } server { listen 1; proxy_pass a:1; }",
+                "a script picks the servers of `ns`",
+            ),
+            (
+                "include there-is-none.conf; server { listen 1; proxy_pass a:1; }",
+                "what it holds is missing",
+            ),
+            (
+                "server { listen 1; access_log syslog:server=a; proxy_pass a:1; }",
+                "an access log takes an absolute path",
+            ),
+        ] {
+            let (toml, lists) = imported(&format!("stream {{ {text} }}"));
+            assert!(toml.contains("\"a:1\""), "{toml}");
+            assert!(lists.contains(part), "{part} in\n{lists}");
         }
     }
 

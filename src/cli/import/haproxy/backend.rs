@@ -58,6 +58,7 @@ impl Import<'_> {
         self.balance(&mut section, block);
         let backends = servers.iter().map(|server| self.server(server)).collect();
         section.set_list("backends", backends);
+        self.queue(&mut section, block, &servers);
         for (parameter, version) in [("send-proxy", "v1"), ("send-proxy-v2", "v2")] {
             if let Some(server) = servers.iter().find(|s| s.get(parameter).is_some()) {
                 section.set("send_proxy", quoted(version), &server.place);
@@ -111,9 +112,13 @@ impl Import<'_> {
                 .trim_start_matches("ipv4@")
                 .trim_start_matches("ipv6@")
                 .trim_start_matches("unix@");
-            let address = match address.starts_with('/') {
-                true => format!("unix:{address}"),
-                false => address.to_owned(),
+            let address = match address.rsplit_once(':') {
+                _ if address.starts_with('/') => format!("unix:{address}"),
+                // The port follows the last colon, with brackets or without.
+                Some((host, port)) if host.contains(':') && !host.starts_with('[') => {
+                    format!("[{host}]:{port}")
+                }
+                _ => address.to_owned(),
             };
             let port = address
                 .rsplit_once(':')
@@ -141,6 +146,8 @@ impl Import<'_> {
                 "backup" => "backup = true".to_owned(),
                 "disabled" => "down = true".to_owned(),
                 "error-limit" => format!("max_fails = {value}"),
+                // Of the queue.
+                "maxqueue" => continue,
                 "slowstart" => match time(value) {
                     Some(time) => format!("slow_start = {}", quoted(&time)),
                     None => continue,
@@ -215,6 +222,34 @@ impl Import<'_> {
         }
     }
 
+    /// Sessions wait for a place where servers have limits.
+    fn queue(&mut self, section: &mut Section, block: &Block, servers: &[Server]) {
+        let of = |name: &str| {
+            let values = servers.iter().filter_map(|server| server.get(name));
+            values
+                .filter_map(|value| value.parse::<u64>().ok())
+                .filter(|value| *value > 0)
+                .sum::<u64>()
+        };
+        if of("maxconn") == 0 {
+            return;
+        }
+        let line = block
+            .last("timeout queue")
+            .or(block.last("timeout connect"));
+        if let Some((line, limit)) = line.and_then(|line| Some((line, time(line.word(2))?))) {
+            section.set("queue_timeout", quoted(&limit), &line.place);
+            self.differs(
+                line,
+                "sessions wait in one queue of the upstream for a place",
+            );
+            let length = of("maxqueue");
+            if length > 0 {
+                section.set("queue_length", length, &line.place);
+            }
+        }
+    }
+
     /// What else a user of HAProxy would expect.
     fn upstream_notes(&mut self, block: &Block, servers: &[Server]) {
         let backups = servers
@@ -223,14 +258,6 @@ impl Import<'_> {
         if backups.count() > 1 && block.last("option allbackups").is_none() {
             let text = "all backups serve together, as with `option allbackups`";
             self.note(List::Differs, &block.place, text);
-        }
-        if let Some(server) = servers
-            .iter()
-            .find(|server| server.get("maxconn").is_some())
-        {
-            let text = "`maxconn` of a server: another backend is taken, and without one the \
-                        session is closed; set `queue_timeout` to let it wait";
-            self.note(List::Differs, &server.place, text);
         }
         if servers.iter().all(|server| server.get("observe").is_none()) {
             let text = "failed connects take a backend out for 10s, as `observe layer4` would; \

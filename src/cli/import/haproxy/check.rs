@@ -147,12 +147,15 @@ fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, optio
     };
     let (sent, expected) = (said("send"), said("expect"));
     let any = |texts: &[String], part: &str| texts.iter().any(|text| text.contains(part));
-    let is_redis = any(&expected, "PONG") || any(&expected, "role:") || any(&sent, "replication");
+    let asks_role = any(&sent, "ROLE");
+    let is_redis =
+        any(&expected, "PONG") || any(&expected, "role:") || any(&sent, "replication") || asks_role;
     match (is_redis, &sent[..], &expected[..]) {
         (true, ..) => {
             section.set("kind", quoted("redis"), &option.place);
             for (text, role) in [("role:master", "primary"), ("role:slave", "replica")] {
-                if any(&expected, text) {
+                let answer = text.trim_start_matches("role:");
+                if any(&expected, text) || asks_role && any(&expected, answer) {
                     section.set("role", quoted(role), &option.place);
                 }
             }

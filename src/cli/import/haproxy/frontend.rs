@@ -58,7 +58,7 @@ impl Import<'_> {
         let target = match block.kind.as_str() {
             "listen" => block,
             _ => {
-                let Some(line) = block.last("default_backend") else {
+                let Some(line) = only_backend(block).or(block.last("default_backend")) else {
                     return fail(&block.place, "it has no `default_backend`");
                 };
                 let name = line.word(1);
@@ -221,6 +221,11 @@ impl Import<'_> {
             .iter()
             .filter(|line| line.word(0) == "tcp-request")
         {
+            let inspects = |line: &Line| line.word(0) == "tcp-request" && line.word(1) == "content";
+            if line.word(1) == "inspect-delay" && !block.lines.iter().any(inspects) {
+                self.harmless(line, "no rule looks at the content");
+                continue;
+            }
             let found = match (line.word(1), line.word(2)) {
                 ("connection", "accept") => by_source(block, line, "allow", "deny"),
                 ("connection", "reject") => by_source(block, line, "deny", "allow"),
@@ -254,6 +259,7 @@ impl Import<'_> {
                 }
                 "bind" | "timeout" | "maxconn" | "backlog" | "retries" | "tcp-request" | "acl"
                 | "rate-limit" | "default_backend" | "description" | "id" => {}
+                "use_backend" if only_backend(block).is_some() => self.carried(line),
                 // The other half of this section.
                 _ if block.kind == "listen" && super::backend::knows(line) => {}
                 "no" => self.harmless(line, "it is off"),
@@ -261,6 +267,13 @@ impl Import<'_> {
             }
         }
     }
+}
+
+/// The one `use_backend`, if it is without a condition.
+fn only_backend(block: &Block) -> Option<&Line> {
+    let mut all = block.lines.iter().filter(|l| l.word(0) == "use_backend");
+    let only = all.next().filter(|line| line.words.len() == 2)?;
+    all.next().is_none().then_some(only)
 }
 
 /// What `bind` takes of an address of HAProxy.

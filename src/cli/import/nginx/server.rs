@@ -7,7 +7,8 @@ use super::{
 use crate::config::text::quote::{quoted, quoted_list};
 
 /// Settings of servers, which may stand around them as well.
-pub(super) const SETTINGS: [&str; 20] = [
+pub(super) const SETTINGS: [&str; 21] = [
+    "access_log",
     "allow",
     "deny",
     "limit_conn",
@@ -84,8 +85,22 @@ impl<'a> Import<'a> {
         for directive in all {
             match directive.name.as_str() {
                 "error_log" => self.error_log(directive),
-                "access_log" => self.access_log(directive),
                 "ssl_preread" if directive.first() != "on" => {}
+                "set" if super::constant::is_constant(directive, &[self.around]) => {
+                    self.carried(directive);
+                }
+                "ssl_preread" | "server_name" => {
+                    let text = format!(
+                        "{}: nothing to write, all sessions go to one upstream",
+                        directive.name
+                    );
+                    self.document.note(List::Carried, &directive.place, text);
+                }
+                name if name.starts_with("ssl_") => {
+                    // A server with it was left out.
+                    let text = format!("{name}: nothing to write, `listen` is without `ssl`");
+                    self.document.note(List::Carried, &directive.place, text);
+                }
                 name if SETTINGS.contains(&name) => {}
                 _ => self.by_verdict(directive),
             }
@@ -111,8 +126,14 @@ impl<'a> Import<'a> {
             },
             false => pass.first(),
         };
-        if target.contains('$') {
+        let blocks = [server.inside(), self.around];
+        let Some(target) = super::constant::resolve(target, &blocks) else {
             return fail(pass, "routing by variables is not supported yet");
+        };
+        let target = target.as_str();
+        if target != pass.first() && !self.is_http {
+            let text = format!("`proxy_pass`: {} is always {target}", pass.first());
+            self.document.note(List::Carried, &pass.place, text);
         }
         if let Some(ssl) = scope.last("proxy_ssl").filter(|d| d.first() == "on") {
             return fail(ssl, "TLS to backends is not supported");
@@ -134,6 +155,7 @@ impl<'a> Import<'a> {
         if groups.is_empty() {
             return fail(server, "it has no `listen`");
         }
+        self.bind(&groups)?;
         let proxy = scope.last("proxy_protocol").filter(|d| d.first() == "on");
         for group in groups {
             let proxy = match proxy {
@@ -151,6 +173,27 @@ impl<'a> Import<'a> {
             self.listener(server, group, &upstream, target, scope);
             self.carried(pass);
         }
+        Ok(())
+    }
+
+    /// An address is that of one listener: of several servers nginx picks by the name in TLS.
+    fn bind(&mut self, groups: &[Group]) -> Result<(), (Place, String)> {
+        let mut all: Vec<(bool, String)> = Vec::new();
+        for group in groups {
+            all.extend(group.bind.iter().map(|at| (group.udp, at.clone())));
+        }
+        for key in &all {
+            if let Some(other) = self.bound.get(key) {
+                let (at, place) = (&key.1, groups[0].place.clone());
+                let text = format!(
+                    "{at} is that of the server at {other}, and routing by server name (SNI) is \
+                     not supported yet"
+                );
+                return Err((place, text));
+            }
+        }
+        let all = all.into_iter().map(|key| (key, groups[0].place.clone()));
+        self.bound.extend(all);
         Ok(())
     }
 
@@ -239,7 +282,8 @@ impl<'a> Import<'a> {
                 }
             }
             match name {
-                "listen"
+                "access_log"
+                | "listen"
                 | "proxy_pass"
                 | "proxy_protocol"
                 | "limit_conn"
@@ -250,6 +294,7 @@ impl<'a> Import<'a> {
             }
         }
         self.bandwidth(&mut section, scope);
+        self.log(&mut section, scope);
         self.access(&mut section, scope);
         self.retries(&mut section, target, scope);
         self.differences(server, &group, target, scope);
@@ -289,6 +334,25 @@ impl<'a> Import<'a> {
             }
             (true, false) => self.lost(dry_run, "limits_dry_run would be for the bandwidth, too"),
             (false, _) => self.lost(dry_run, "max_connections always holds"),
+        }
+    }
+
+    /// A log of its own, beside that of all.
+    fn log(&mut self, section: &mut Section, scope: &Scope<'a>) {
+        let (Some(own), around) = (scope.last("access_log"), self.around) else {
+            return;
+        };
+        // That of all is in [log].
+        if around.iter().any(|directive| std::ptr::eq(directive, own)) {
+            return;
+        }
+        let path = own.first();
+        match super::log_path(path) {
+            Err(why) => self.lost(own, why),
+            Ok(word) => {
+                section.set("access_log", quoted(word.unwrap_or(path)), &own.place);
+                self.carried(own);
+            }
         }
     }
 

@@ -4,8 +4,10 @@ use super::super::document::Place;
 use std::{
     collections::BTreeMap,
     fs,
+    iter::Peekable,
     path::{Path, PathBuf},
     rc::Rc,
+    str::Chars,
 };
 
 /// More files than this are a circle of includes.
@@ -181,7 +183,13 @@ impl Reader {
         // nginx, too, takes a pattern without files for nothing, and a name without a file for an
         // error.
         if found.is_empty() && !pattern.contains(['*', '?', '[']) {
-            return Err(format!("{place}: there is no file {}", path.display()));
+            // The file may be imported on another machine.
+            return Ok(vec![Directive {
+                name: "include".to_owned(),
+                arguments: vec![path.display().to_string()],
+                block: None,
+                place: place.clone(),
+            }]);
         }
         let mut directives = Vec::new();
         for path in found {
@@ -326,11 +334,43 @@ fn tokens(text: &str, file: &str) -> Result<Vec<(Token, usize)>, String> {
                         |c: &char| c.is_ascii_whitespace() || *c == ';' || (*c == '{' && !variable);
                     next = chars.next_if(|c| !ends(c));
                 }
+                let is_script = word.ends_with("_by_lua_block");
                 tokens.push((Token::Word(word), begin));
+                if is_script && let Some(lines) = skip_script(&mut chars) {
+                    tokens.extend([(Token::Open, line), (Token::Close, line + lines)]);
+                    line += lines;
+                }
             }
         }
     }
     Ok(tokens)
+}
+
+/// Passes a block in another language, up to the brace that closes it. Returns how many lines it
+/// has; `None`: no block follows.
+fn skip_script(chars: &mut Peekable<Chars<'_>>) -> Option<usize> {
+    let (mut lines, mut depth) = (0, 0);
+    // Braces in texts and comments of Lua are none of the block.
+    let (mut quote, mut before) = (None, ' ');
+    while let Some(c) = chars.next_if(|c| depth > 0 || c.is_ascii_whitespace() || *c == '{') {
+        let last = std::mem::replace(&mut before, c);
+        match c {
+            '\n' => {
+                lines += 1;
+                quote = None;
+            }
+            c if quote == Some(c) && last != '\\' => quote = None,
+            _ if quote.is_some() => {}
+            '"' | '\'' => quote = Some(c),
+            // Up to the end of the line.
+            '-' if last == '-' => quote = Some('\n'),
+            '{' => depth += 1,
+            '}' if depth == 1 => return Some(lines),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// What stands for `\` and `next`. Returns how many lines it is.
@@ -393,14 +433,19 @@ mod tests {
             ("}\n", "f:1: `}` closes no block"),
             ("listen 1\n", "f:1: `listen` does not end"),
             ("a;\n;", "f:2: a directive begins with its name"),
-            (
-                "include nothing-there.conf;",
-                "f:1: there is no file nothing-there.conf",
-            ),
         ] {
             assert!(read(text).is_err_and(|e| e.contains(part)), "{text}");
         }
         assert!(read("include nothing-there/*.conf;").is_ok_and(|tree| tree.is_empty()));
+        // It is listed as missing.
+        let tree = read("include nothing-there.conf;").expect("directives");
+        let [missing] = tree.as_slice() else {
+            panic!("{tree:?}");
+        };
+        assert_eq!(
+            (missing.name.as_str(), missing.first()),
+            ("include", "nothing-there.conf")
+        );
     }
 
     #[test]

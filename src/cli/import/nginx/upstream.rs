@@ -7,13 +7,12 @@ use super::{
 use crate::config::text::quote::quoted;
 
 /// The variables that `hash_key` knows.
-const VARIABLES: [&str; 6] = [
+const VARIABLES: [&str; 5] = [
     "remote_addr",
+    "binary_remote_addr",
     "remote_port",
-    "server_addr",
     "server_port",
     "proxy_protocol_addr",
-    "proxy_protocol_port",
 ];
 
 impl<'a> Import<'a> {
@@ -33,12 +32,18 @@ impl<'a> Import<'a> {
         let directive = self.upstreams.get(target).copied();
         let (place, backends, policy) = match directive {
             Some(directive) => {
+                let is_script = |d: &&Directive| d.name.starts_with("balancer_by_");
+                if directive.inside().iter().any(|d| is_script(&d)) {
+                    return Err(format!("a script picks the servers of `{target}`"));
+                }
                 let backends = self.backends(directive, default_port);
                 let policy = self.policy(directive);
                 (directive.place.clone(), backends, policy)
             }
             None => {
-                let address = value::backend(target, default_port)?;
+                let address = value::backend(target, default_port);
+                let address =
+                    address.map_err(|why| format!("there is no upstream `{target}`, and {why}"))?;
                 let backend = (quoted(&address), pass.place.clone());
                 (pass.place.clone(), vec![backend], Vec::new())
             }
@@ -124,11 +129,15 @@ impl<'a> Import<'a> {
 
     /// The keys that select the policy.
     fn policy(&mut self, upstream: &'a Directive) -> Vec<(&'static str, String, Place)> {
-        let mut keys = Vec::new();
+        let mut keys: Vec<(&'static str, String, Place)> = Vec::new();
         for directive in upstream.inside() {
             let place = directive.place.clone();
             let second = directive.arguments.get(1).map(String::as_str);
-            let mut balance = |word: &str| keys.push(("balance", quoted(word), place.clone()));
+            let mut balance = |word: &str| {
+                // Of several nginx uses the last, with a warning.
+                keys.clear();
+                keys.push(("balance", quoted(word), place.clone()));
+            };
             match directive.name.as_str() {
                 "server" => continue,
                 "least_conn" => balance("least_conn"),
@@ -155,10 +164,6 @@ impl<'a> Import<'a> {
                             Some("consistent") => "consistent_hash",
                             _ => "hash",
                         });
-                        if key != directive.first() {
-                            let text = format!("`{}`: other picks", shown(directive));
-                            self.document.note(List::Differs, &place, text);
-                        }
                         keys.push(("hash_key", quoted(&key), place.clone()));
                     }
                     Err(why) => {
@@ -179,8 +184,7 @@ impl<'a> Import<'a> {
 
 /// `text` as a `hash_key`.
 fn hash_key(text: &str) -> Result<String, String> {
-    let text = text.replace("$binary_remote_addr", "$remote_addr");
-    let mut rest = text.as_str();
+    let mut rest = text;
     while let Some((_, after)) = rest.split_once('$') {
         let name = after.trim_start_matches('{');
         let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -193,7 +197,7 @@ fn hash_key(text: &str) -> Result<String, String> {
         rest = after;
     }
     match text.contains('$') {
-        true => Ok(text),
+        true => Ok(text.to_owned()),
         false => Err("the key is the same for all clients".to_owned()),
     }
 }

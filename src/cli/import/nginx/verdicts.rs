@@ -67,6 +67,13 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("include", Carried),
     ("ip_hash", Carried),
     ("js_*", SCRIPT),
+    ("lua_*", SCRIPT),
+    ("balancer_by_lua*", SCRIPT),
+    ("init_by_lua*", SCRIPT),
+    ("init_worker_by_lua*", SCRIPT),
+    ("preread_by_lua*", SCRIPT),
+    ("content_by_lua*", SCRIPT),
+    ("log_by_lua*", SCRIPT),
     (
         "keepalive*",
         Unsupported("each session has a connection of its own"),
