@@ -82,7 +82,7 @@ fn send_proxy() -> impl Strategy<Value = SendProxy> {
     ]
 }
 
-fn backend() -> impl Strategy<Value = Backend> {
+fn backend() -> BoxedStrategy<Backend> {
     let ip = address().prop_map(|a| (a.to_string(), Target::Addr(Addr::Tcp(a))));
     let unix = unix().prop_map(|p| (format!("unix:{p}"), Target::Addr(Addr::Unix(p.into()))));
     let host = (
@@ -123,6 +123,7 @@ fn backend() -> impl Strategy<Value = Backend> {
                 }
             },
         )
+        .boxed()
 }
 
 /// At least one variable, and no two texts in a row: those would be read as one.
@@ -154,7 +155,7 @@ fn still(action: SessionAction) -> SessionAction {
     }
 }
 
-fn check_kind() -> impl Strategy<Value = CheckKind> {
+fn check_kind() -> BoxedStrategy<CheckKind> {
     let expect = prop_oneof![
         vec(any::<u8>(), 1..9).prop_map(Expect::Bytes),
         "[a-z\"\\\\.é]{1,9}"
@@ -198,6 +199,7 @@ fn check_kind() -> impl Strategy<Value = CheckKind> {
         mysql(),
         dns()
     ]
+    .boxed()
 }
 
 /// A primary has no lag.
@@ -284,7 +286,7 @@ fn tls() -> impl Strategy<Value = Tls> {
     prop_oneof![Just(Tls::Off), Just(Tls::Require), verify]
 }
 
-fn check_plan() -> impl Strategy<Value = Check> {
+fn check_plan() -> BoxedStrategy<Check> {
     let at = prop_oneof![
         Just(CheckAt::Backend),
         (1u16..).prop_map(CheckAt::Port),
@@ -360,6 +362,7 @@ fn check_plan() -> impl Strategy<Value = Check> {
                 on_recover: still(on_recover),
             },
         )
+        .boxed()
 }
 
 const NO_WAITS: Waits = Waits {
@@ -384,7 +387,7 @@ fn waits() -> impl Strategy<Value = Waits> {
     )
 }
 
-fn balance() -> impl Strategy<Value = Balance> {
+fn balance() -> BoxedStrategy<Balance> {
     let bound = || option::of(101..1000u32);
     prop_oneof![
         Just(Balance::RoundRobin),
@@ -398,6 +401,7 @@ fn balance() -> impl Strategy<Value = Balance> {
         (hash_key(), bound()).prop_map(|(key, bound)| Balance::ConsistentHash(key, bound)),
         (hash_key(), bound()).prop_map(|(key, bound)| Balance::Maglev(key, bound)),
     ]
+    .boxed()
 }
 
 /// Takes from the waits what has no effect with this policy and these backends.
@@ -450,7 +454,7 @@ fn restrict_check(check: &mut Check, backends: &[Backend], send_proxy: SendProxy
     }
 }
 
-fn upstream() -> impl Strategy<Value = Upstream> {
+fn upstream() -> BoxedStrategy<Upstream> {
     (
         name(),
         balance(),
@@ -524,6 +528,7 @@ fn upstream() -> impl Strategy<Value = Upstream> {
                 }
             },
         )
+        .boxed()
 }
 
 /// Takes from an upstream what cannot be there with the listeners that use it.
@@ -633,7 +638,7 @@ fn bandwidth() -> impl Strategy<Value = Bandwidth> {
     (size(), size()).prop_map(|(up, down)| Bandwidth { up, down })
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
+fn limits() -> BoxedStrategy<Limits> {
     let bandwidths = (bandwidth(), bandwidth(), bandwidth());
     let rates = (
         prop_oneof![Just(Rate::default()), rate()],
@@ -674,6 +679,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 }
             },
         )
+        .boxed()
 }
 
 /// What a listener sets for itself.
@@ -719,7 +725,7 @@ fn with_datagrams(listener: Listener, udp: Udp) -> Listener {
     }
 }
 
-fn listener() -> impl Strategy<Value = Listener> {
+fn listener() -> BoxedStrategy<Listener> {
     let times = (long(), option::of(long()), option::of(long()));
     let socket = (
         any::<[bool; 3]>(),
@@ -799,9 +805,10 @@ fn listener() -> impl Strategy<Value = Listener> {
                 }
             },
         )
+        .boxed()
 }
 
-fn process() -> impl Strategy<Value = Process> {
+fn process() -> BoxedStrategy<Process> {
     (
         0..=1024usize,
         (0..=1_000_000_000u64, 0..=1_000_000_000u64),
@@ -842,6 +849,7 @@ fn process() -> impl Strategy<Value = Process> {
                 nodes,
             },
         )
+        .boxed()
 }
 
 fn log() -> impl Strategy<Value = Log> {
@@ -864,7 +872,7 @@ fn log() -> impl Strategy<Value = Log> {
     })
 }
 
-fn admin() -> impl Strategy<Value = Admin> {
+fn admin() -> BoxedStrategy<Admin> {
     let path = || unix().prop_map(PathBuf::from);
     prop_oneof![
         (
@@ -887,9 +895,10 @@ fn admin() -> impl Strategy<Value = Admin> {
             hosts: Vec::new(),
         }),
     ]
+    .boxed()
 }
 
-pub(crate) fn plan() -> impl Strategy<Value = Plan> {
+pub(crate) fn plan() -> BoxedStrategy<Plan> {
     (
         process(),
         option::of(admin()),
@@ -940,6 +949,7 @@ pub(crate) fn plan() -> impl Strategy<Value = Plan> {
                 upstreams,
             }
         })
+        .boxed()
 }
 
 /// Gives a bind entry ports that no other has, and the text that stands for them.
