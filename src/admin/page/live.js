@@ -51,6 +51,7 @@ const span = seconds => {
   const more = rest && Math.floor(seconds % length / rest[1]);
   return `${Math.floor(seconds / length)} ${unit}${more ? ` ${more} ${rest[0]}` : ""}`;
 };
+const several = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const ago = time => `${span(Math.max(0, (Date.now() - skew - Date.parse(time)) / 1000))} ago`;
 
 // Sparklines: a step of the width for each sample, the newest at the right.
@@ -270,8 +271,8 @@ const show = (overview, after) => {
   put($("summary"), `${p.state}${p.admin_state === "ready" ? "" : `, ${p.admin_state} by operator`}, up ${span(p.uptime_seconds)}, `
     + `${p.workers} workers, ${p.connections} of ${p.max_connections} connections, ${p.flows} of ${p.max_flows} flows, `
     + `configuration ${p.config_hash}`);
-  put($("previous"), before ? `The process before it, pid ${before.pid}, drains ${before.connections} connections and `
-    + `${before.flows} flows since ${ago(before.since).replace(/ ago$/, "")}.` : "");
+  put($("previous"), before ? `The process before it, pid ${before.pid}, drains ${several(before.connections, "connection")} `
+    + `and ${several(before.flows, "flow")}, since ${new Date(before.since).toLocaleTimeString()}.` : "");
   $("upstreams").replaceChildren(...overview.upstreams.rows.map(u => {
     const li = make("li", null, u.available < u.backends ? "unwell" : "", `${u.name} (${u.balance}): ${u.available} of `
       + `${u.backends} available${u.full ? `, ${u.full} full` : ""}${u.queued ? `, ${u.queued} queued` : ""}`

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 
 /// Flags of other programs that pages name.
 const FOREIGN: &[&str] = &[
-    "--cap-add",
     "--check",
     "--profile",
     "--release",

@@ -77,6 +77,14 @@ fn every_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
+fn readme_is_short() {
+    let pages = pages();
+    let readme = pages.iter().find(|page| page.name == "README.md");
+    let length = readme.expect("a page").text.len();
+    assert!(length <= 9 * 1024, "{length} bytes");
+}
+
+#[test]
 fn headings_have_names() {
     assert_eq!(anchor("Running as a service"), "running-as-a-service");
     assert_eq!(
