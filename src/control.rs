@@ -287,6 +287,20 @@ impl Server {
         }
     }
 
+    /// Whether no client is let in, since an operator drains the node.
+    pub fn refuses_clients(&self) -> bool {
+        self.runtime.refuses_clients
+    }
+
+    /// Lets no client in, or lets clients in again. Sessions go on.
+    pub async fn refuse_clients(&mut self, refuses: bool) {
+        self.runtime.refuse_clients(refuses).await;
+        match refuses {
+            true => tracing::info!("node is drained, no client is let in"),
+            false => tracing::info!("clients are let in again"),
+        }
+    }
+
     /// The workers that carry connections, for another thread.
     pub fn carriers(&self) -> Carriers {
         self.runtime.carriers()

@@ -183,6 +183,7 @@ impl MainLoop<'_> {
         let mut until = pin!(until);
         loop {
             let server = &mut *self.server;
+            let refuses = server.refuses_clients();
             let event = tokio::select! {
                 event = self.signals.next() => event,
                 Some(event) = self.requests.next() => event,
@@ -191,6 +192,10 @@ impl MainLoop<'_> {
                     continue;
                 }
                 () = server.accept_when_checked(), if server.is_pending() => continue,
+                refuses = state.wait_for_drain_step(refuses) => {
+                    server.refuse_clients(refuses).await;
+                    continue;
+                }
                 () = state.became_main.notified() => {
                     server.store_sockets().await;
                     continue;
@@ -232,6 +237,10 @@ impl MainLoop<'_> {
     async fn upgrade(&mut self, request: &upgrade::Request) -> Upgraded {
         let state = Arc::clone(&self.server.state);
         let _under_way = state.upgrades.begin();
+        if self.server.refuses_clients() {
+            // The new process has no drain, and gets these sockets.
+            self.server.refuse_clients(false).await;
+        }
         let copies = match self.doors.copies() {
             Ok(copies) => copies,
             Err(error) => {

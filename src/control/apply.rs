@@ -91,6 +91,8 @@ pub(super) struct Runtime {
     own: Arc<udp::OwnAddresses>,
     /// Listeners do not accept, whatever the verdicts: another process does.
     is_held: bool,
+    /// Whether no client is let in, since an operator drains the node.
+    pub(super) refuses_clients: bool,
     /// The numbers of the sockets that were handed over and that no listener has.
     pub(super) unused: Vec<u64>,
 }
@@ -232,6 +234,7 @@ impl Runtime {
             closing: Vec::new(),
             own: Arc::new(udp::OwnAddresses::new([], is_local)),
             is_held: prepared.inheritance.is_some(),
+            refuses_clients: false,
             unused: Vec::new(),
         })
     }
@@ -385,6 +388,16 @@ impl Runtime {
         for listener in self.listeners.values_mut().filter(|l| l.is_due(now)) {
             listener.serve(own, &self.workers, &self.tasks);
         }
+    }
+
+    /// Whether clients are let in at TCP sockets, and flows may begin. Sessions go on.
+    pub(super) async fn refuse_clients(&mut self, refuses: bool) {
+        self.refuses_clients = refuses;
+        self.process.sessions.refuse_flows(refuses);
+        for worker in &self.workers.connections {
+            worker.send(tcp::Order::RefuseAll(refuses));
+        }
+        self.workers.confirm().await;
     }
 
     /// Whether another process accepts still.

@@ -8,7 +8,7 @@ use crate::{
         udp::{Port, PortUsers},
     },
     runtime::net::{FileRights, SocketFile, listen_unix, set_options},
-    sys::{blocking, datagram},
+    sys::{blocking, datagram, handshakes},
 };
 use socket2::{Domain, Protocol, Type};
 use std::{
@@ -278,7 +278,11 @@ fn bind_tcp(
     let shared = shared.transpose()?;
     for _ in 0..count {
         let socket = match (inherited.next(), &shared) {
-            (Some(socket), _) => socket,
+            (Some(socket), _) => {
+                // A process that was drained may have ended, and its sockets have been kept.
+                handshakes::detach_filter(&socket);
+                socket
+            }
             // Without SO_REUSEPORT, or of another user, no second socket can be bound: then the
             // workers share one.
             (None, Some(shared)) => {

@@ -6,6 +6,7 @@ mod drain;
 mod ready_file;
 mod successor;
 
+use drain::Delay;
 pub use drain::DelayEnd;
 pub(super) use ready_file::{begin, keep};
 
@@ -18,12 +19,13 @@ use ready_file::ReadyFile;
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 use successor::Successor;
+use tokio::sync::Notify;
 
 /// Why this node should get no clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,10 @@ pub(super) struct Node {
     is_leaving: AtomicBool,
     /// The operator has drained it.
     is_drained: AtomicBool,
+    /// Since when, and for how long clients are let in.
+    delay: Mutex<Option<Delay>>,
+    /// Notified when the operator has drained it, or has ended that.
+    drain_changed: Notify,
     ready_file: ReadyFile,
     pub(super) successor: Successor,
 }
@@ -54,6 +60,8 @@ impl Node {
         Self {
             is_leaving: AtomicBool::default(),
             is_drained: AtomicBool::default(),
+            delay: Mutex::default(),
+            drain_changed: Notify::new(),
             ready_file: ReadyFile::new(now),
             successor: Successor::default(),
         }

@@ -33,6 +33,7 @@ pub struct Sessions {
     /// Those of flows are taken with their sockets.
     descriptors: Arc<Descriptors>,
     is_stopping: AtomicBool,
+    refuses_flows: AtomicBool,
     /// Where the clocks of the workers count from.
     epoch: Instant,
 }
@@ -48,6 +49,7 @@ impl Sessions {
     ) -> Self {
         Self {
             is_stopping: AtomicBool::new(false),
+            refuses_flows: AtomicBool::new(false),
             tables: Sharded::new(shards),
             next_id: AtomicU64::new(1),
             connections: Budget::new(connections),
@@ -208,6 +210,15 @@ impl Sessions {
     }
 
     /// Whether the process takes no new sessions because it is to stop.
+    /// Whether flows may begin; those that there are go on.
+    pub fn refuse_flows(&self, refuses: bool) {
+        self.refuses_flows.store(refuses, Ordering::Relaxed);
+    }
+
+    pub fn refuses_flows(&self) -> bool {
+        self.refuses_flows.load(Ordering::Relaxed)
+    }
+
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Relaxed)
     }

@@ -8,7 +8,7 @@ use crate::harness::{
     server::{Server, named},
     tembuku::{Tembuku, cli},
     temp::TempDir,
-    wait_until,
+    udp, wait_until,
 };
 use rustix::process::Signal;
 use std::{
@@ -252,4 +252,77 @@ fn a_ready_file_that_cannot_be_written_is_an_error_at_the_start() {
         missing.display()
     );
     assert!(message.contains(&expected), "{message}");
+}
+
+/// Whether a client gets no answer to its attempt to connect: it repeats that after a second.
+fn holds_off(addr: SocketAddr) -> bool {
+    let connected = TcpStream::connect_timeout(&addr, millis(300));
+    connected.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+}
+
+#[test]
+fn a_drained_node_lets_no_client_in_after_the_delay_until_it_is_ready() {
+    let mut setup = setup("drain_delay = \"1s\"");
+    let (mut client, _) = net::session(setup.front).unwrap();
+    setup.succeed(&["drain", "--node"]);
+    setup.assert_served();
+    wait_until("no client is let in", secs(10), || holds_off(setup.front));
+    net::echo(&mut client, "still there").unwrap();
+    // A listener that is added meanwhile does not let clients in either.
+    let added = ports::free_addr();
+    let path = setup.tembuku.dir.file("tembuku.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let more = format!("[listeners.added]\nbind = \"{added}\"\nupstream = \"u\"\n");
+    fs::write(&path, format!("{config}{more}")).unwrap();
+    setup.succeed(&["reload"]);
+    assert!(holds_off(added) && holds_off(setup.front));
+    // One that tries all the time gets in when the node is ready again.
+    let front = setup.front;
+    let waiting = std::thread::spawn(move || net::session(front).map(|(_, name)| name));
+    setup.succeed(&["ready", "--node"]);
+    assert_eq!(waiting.join().unwrap().unwrap(), "b1");
+    setup.assert_served();
+    assert!(net::ask(added).is_ok());
+    // The same once more, and a stop of a drained node.
+    setup.succeed(&["drain", "--node"]);
+    wait_until("no client is let in", secs(10), || holds_off(setup.front));
+    setup.reload_with("drain_delay = \"1s\"", "drain_delay = \"0s\"");
+    wait_until("without a delay clients are served", secs(10), || {
+        net::ask(front).is_ok()
+    });
+    drop(client);
+    setup.tembuku.proc.signal(Signal::TERM);
+    let status = setup.tembuku.proc.wait(secs(10)).expect("an end");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_drained_node_begins_no_flow() {
+    let servers = udp::named(1);
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[process]\nworkers = 2\ndrain_delay = \"100ms\"\n\
+         [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nprotocol = \"udp\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [\"{}\"]\n",
+        servers[0].addr
+    ));
+    let command = |word: &str| {
+        let socket = tembuku.dir.file("admin.sock");
+        let output = cli(&[word, "--node", "--socket", socket.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    };
+    let client = udp::client(front);
+    assert_eq!(udp::ask(&client, "one"), "b1 one");
+    command("drain");
+    let rejected = || {
+        udp::client(front).send(b"x").unwrap();
+        let labels = [("reason", "drained")];
+        tembuku.metric("listener_rejected_total", &labels)
+    };
+    wait_until("no flow begins", secs(10), || rejected() > 0.0);
+    assert_eq!(udp::ask(&client, "two"), "b1 two");
+    command("ready");
+    let other = udp::client(front);
+    assert_eq!(udp::ask_until_answered(&other, "three"), "b1 three");
 }

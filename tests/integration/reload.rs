@@ -4,6 +4,7 @@ mod admin;
 mod contents;
 mod effects;
 mod every_key;
+mod hostile;
 mod log;
 mod nginx_sequences;
 mod on_change;

@@ -7,7 +7,7 @@ use crate::{
     upstream::pool::AdminState,
 };
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::{MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -33,11 +33,12 @@ pub struct NodeChange {
     pub sessions: u64,
 }
 
-struct Delay {
+pub(super) struct Delay {
     began: Instant,
     /// Clients so far.
     clients: u64,
     quiet_since: Instant,
+    is_over: bool,
 }
 
 impl Delay {
@@ -46,6 +47,7 @@ impl Delay {
             began: now,
             clients,
             quiet_since: now,
+            is_over: false,
         }
     }
 
@@ -103,6 +105,11 @@ impl State {
         if was_drained != is_drained {
             tracing::info!(drained = is_drained, "operator has changed the node");
         }
+        let delay = is_drained.then(|| Delay::new(self.clients(), Instant::now()));
+        if was_drained != is_drained {
+            *self.drain_delay() = delay;
+            self.node.drain_changed.notify_one();
+        }
         // Readiness itself is looked at again by the task that keeps the file.
         match is_drained {
             true => self.write_ready_file(false).await,
@@ -112,6 +119,40 @@ impl State {
             was_drained,
             sessions: self.process.sessions.count(),
         }
+    }
+
+    /// Returns when clients are to be let in no longer, since the operator drains the node and
+    /// `drain_delay` is over, or again. `refuses`: what applies now. It can be dropped without
+    /// loss.
+    pub async fn wait_for_drain_step(&self, refuses: bool) -> bool {
+        loop {
+            if self.is_to_refuse() != refuses {
+                return !refuses;
+            }
+            let changed = self.node.drain_changed.notified();
+            match self.node.is_drained.load(Relaxed) {
+                true => drop(tokio::time::timeout(LOOK, changed).await),
+                false => changed.await,
+            }
+        }
+    }
+
+    fn is_to_refuse(&self) -> bool {
+        let (clients, now) = (self.clients(), Instant::now());
+        let view = self.view();
+        let process = &view.plan.process;
+        let mut delay = self.drain_delay();
+        // Without a delay those that send clients may not know of the drain yet.
+        let Some(delay) = delay.as_mut().filter(|_| !process.drain_delay.is_zero()) else {
+            return false;
+        };
+        delay.is_over = delay.is_over || delay.end(clients, process, now).is_some();
+        delay.is_over
+    }
+
+    fn drain_delay(&self) -> MutexGuard<'_, Option<Delay>> {
+        let delay = self.node.delay.lock();
+        delay.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// That have come so far, of all listeners.

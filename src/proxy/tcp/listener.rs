@@ -301,6 +301,20 @@ impl Acceptor {
         }
     }
 
+    /// No connection begins, until [`Self::end_hold_off`]: a client repeats its attempt meanwhile,
+    /// and may reach another node. A unix socket goes on: its clients are on this one.
+    pub(super) fn hold_off(&self) {
+        if self.kind == Kind::Tcp {
+            self.refuse();
+        }
+    }
+
+    pub(super) fn end_hold_off(&self) {
+        if self.kind == Kind::Tcp && self.refuses.replace(false) {
+            handshakes::detach_filter(&self.socket);
+        }
+    }
+
     /// How many connections are accepted when accepting is to end: clients that come all the time
     /// must not go on for ever.
     fn most_queued(&self) -> u32 {

@@ -28,6 +28,8 @@ pub enum Order {
     Update(SocketId, Arc<Service>),
     /// Lets no more connections to this socket begin. Those that have begun are accepted.
     Refuse(SocketId),
+    /// Whether no connection begins at any TCP socket, also at those to come.
+    RefuseAll(bool),
     /// Accepts what is in the queue of this socket, then closes it.
     Close(SocketId),
     /// Copies all sockets. The end of the channel says that there are no more.
@@ -67,6 +69,7 @@ pub fn spawn_worker(index: usize, tasks: &TaskTracker, epoch: Instant) -> io::Re
             tasks,
             index,
             acceptors: AHashMap::new(),
+            refuses_all: false,
         };
         executor::run(reactor, &mailbox, |order| listeners.execute(order));
     })
@@ -78,6 +81,8 @@ struct Listeners {
     index: usize,
     /// Several of an address where another process had more workers.
     acceptors: AHashMap<SocketId, Vec<Rc<Acceptor>>>,
+    /// See [`Order::RefuseAll`].
+    refuses_all: bool,
 }
 
 impl Listeners {
@@ -87,6 +92,9 @@ impl Listeners {
                 let id = binding.id;
                 let (acceptor, alive) = Acceptor::new(*binding);
                 let acceptor = Rc::new(acceptor);
+                if self.refuses_all {
+                    acceptor.hold_off();
+                }
                 self.acceptors
                     .entry(id)
                     .or_default()
@@ -103,6 +111,13 @@ impl Listeners {
             Order::Refuse(id) => {
                 let acceptors = self.acceptors.get(&id).into_iter().flatten();
                 acceptors.for_each(|acceptor| acceptor.refuse());
+            }
+            Order::RefuseAll(refuses) => {
+                self.refuses_all = refuses;
+                match refuses {
+                    true => self.all().for_each(Acceptor::hold_off),
+                    false => self.all().for_each(Acceptor::end_hold_off),
+                }
             }
             Order::Close(id) => {
                 let acceptors = self.acceptors.remove(&id).into_iter().flatten();
@@ -124,6 +139,8 @@ impl Listeners {
             }
             // Without refusing clients: another process may go on with these sockets.
             Order::Drain => {
+                // A copy of the sockets may be kept for the next process.
+                self.all().for_each(Acceptor::end_hold_off);
                 self.all().for_each(|acceptor| acceptor.stop.set());
                 self.acceptors.clear();
             }

@@ -1,7 +1,7 @@
 //! Reloads that go wrong, or ask for much: files that are none, many at once, limits that are
 //! exceeded already, addresses that change hands. Sessions that are there go on in all cases.
 
-use super::{Setup, setup, wait_refused};
+use super::{setup, wait_refused};
 use crate::harness::{
     http,
     net::{self, echo},
@@ -309,7 +309,9 @@ fn flows_go_along_with_an_address_whose_listener_is_renamed() {
     let own: Vec<String> = clients.iter().map(|c| name(udp::ask(c, "one"))).collect();
     for listener in ["other", "l"] {
         servers.iter().for_each(UdpServer::hold);
-        clients.iter().for_each(|c| drop(c.send(b"late").unwrap()));
+        clients
+            .iter()
+            .for_each(|c| assert_eq!(c.send(b"late").unwrap(), 4));
         servers[0].wait_held(own.iter().filter(|of| *of == "b1").count());
         servers[1].wait_held(own.iter().filter(|of| *of == "b2").count());
         let config = udp::config(front, "", "", &udp::addrs(&servers));

@@ -63,7 +63,11 @@ impl Listener {
         }
         let service = Arc::clone(&self.service);
         service.metrics.counts.mine().connections.add(1);
-        let port = self.use_port(&key, start.moves);
+        let refuses = !start.moves && service.process.sessions.refuses_flows();
+        let port = match refuses {
+            true => Err(RejectReason::Drained),
+            false => self.use_port(&key, start.moves),
+        };
         let admitted = port.and_then(|port| {
             let arrival = self.arrival(context, &key);
             let (permits, socket) = self.admit(context, arrival, start.moves)?;
