@@ -149,7 +149,12 @@ impl Event {
             "state" => String::new(),
             kind => clean(kind) + " ",
         };
-        format!("{upstream}/{backend}{address} {kind}{from} -> {to}")
+        // It may concern the upstream as a whole.
+        let place = match backend.is_empty() && address.is_empty() {
+            true => upstream,
+            false => format!("{upstream}/{backend}{address}"),
+        };
+        format!("{place} {kind}{from} -> {to}")
     }
 
     /// The fields that an event has from its beginning.
@@ -213,6 +218,12 @@ mod tests {
         event["last_session_closed_seconds"] = json!(1.5);
         let added = "last session ended after 1.5 s";
         assert_eq!(show(&event), format!("{title}: {added}\n"));
+        let mut many = event.clone();
+        for (field, value) in [("kind", "backends"), ("backend", ""), ("address", "")] {
+            many[field] = json!(value);
+        }
+        let many = Event::read(&many).expect("every field").change();
+        assert_eq!(many, "u backends up -> down");
         event["number"] = json!(4);
         assert!(show(&event).contains("2 sessions; last session ended after 1.5 s; next"));
     }

@@ -5,7 +5,7 @@ use super::supervise::supervised;
 use crate::{
     control::{
         draining::Draining,
-        journal::{Event as Entry, Journal, seconds},
+        journal::{BackendCount, Event as Entry, Journal, Number, seconds},
         outage::OutageTracker,
     },
     plan::{Upstream, reason::BackendState},
@@ -17,6 +17,9 @@ use std::{
     time::Instant,
 };
 use tokio::sync::Notify;
+
+/// So many backends that come or go at once are events of the journal each.
+const MOST_SINGLE: usize = 32;
 
 pub(super) struct Lifecycle {
     pool: Arc<Pool>,
@@ -77,18 +80,52 @@ impl Lifecycle {
     pub(super) fn handle_pending(&self, now: Instant) -> Option<Instant> {
         let (events, next) = self.pool.take_events(now);
         let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        let together = self.record_together(&events, now);
         for event in events {
-            self.handle(event, &mut outages);
+            self.handle(event, together, &mut outages);
         }
         outages.report_emptied(&self.pool, &self.journal, now);
         next
     }
 
-    fn handle(&self, event: Event, outages: &mut OutageTracker) {
+    /// Many backends that come or go at once are one event of the journal, or they would take the
+    /// place of all others. Returns its number.
+    fn record_together(&self, events: &[Event], now: Instant) -> Option<Number> {
+        let transitions = events.iter().filter_map(|event| match event {
+            Event::Transition(transition) if is_of_plan(&transition.cause) => Some(transition),
+            _ => None,
+        });
+        let last = transitions.clone().next_back()?;
+        let (mut added, mut removed, mut sessions) = (0, 0, 0);
+        for transition in transitions {
+            added += usize::from(transition.from.is_none());
+            removed += usize::from(transition.to.is_none());
+            if transition.to.is_none() {
+                sessions += transition.backend.active();
+            }
+        }
+        (added + removed > MOST_SINGLE).then(|| {
+            let count = BackendCount {
+                added,
+                removed,
+                now: self.pool.address_count(),
+                sessions,
+                reason: last.cause.word(),
+            };
+            self.journal
+                .record(Entry::of_backends(&self.pool.name, &count, now))
+        })
+    }
+
+    fn handle(&self, event: Event, together: Option<Number>, outages: &mut OutageTracker) {
         let (pool, journal) = (&self.pool, &self.journal);
         let upstream = &pool.name;
         match event {
-            Event::Transition(transition) => self.handle_transition(&transition, outages),
+            Event::Transition(transition) => {
+                let is_move = transition.from.is_none() || transition.to.is_none();
+                let together = together.filter(|_| is_move && is_of_plan(&transition.cause));
+                self.handle_transition(&transition, together, outages);
+            }
             Event::FailedOver { backend, to, at } => {
                 outages.report_failover(pool, journal, &backend, &to, at);
             }
@@ -160,7 +197,13 @@ impl Lifecycle {
         self.journal.record(Entry::of_weight(upstream, set));
     }
 
-    fn handle_transition(&self, transition: &Transition, outages: &mut OutageTracker) {
+    /// `together`: the event of the journal that it is part of.
+    fn handle_transition(
+        &self,
+        transition: &Transition,
+        together: Option<Number>,
+        outages: &mut OutageTracker,
+    ) {
         let pool = &self.pool;
         let Transition { backend, cause, .. } = transition;
         let doubt = || pool.metrics.doubt_duration.record(transition.doubted_for);
@@ -187,10 +230,17 @@ impl Lifecycle {
                 self.addresses_changed.notify_one();
             }
         }
-        let entry = Entry::new(&pool.name, transition);
-        log(&entry, transition);
-        let number = self.journal.record(entry);
         outages.end(backend);
+        let number = match together {
+            // One without sessions concerns no client.
+            Some(_) if backend.is_empty() => return,
+            Some(number) => number,
+            None => {
+                let entry = Entry::new(&pool.name, transition);
+                log(&entry, transition);
+                self.journal.record(entry)
+            }
+        };
         if transition.is_outage() {
             outages.start(backend, &self.journal, number, transition.at);
         }
@@ -200,6 +250,22 @@ impl Lifecycle {
         if let Some(to) = transition.to {
             transition.backend.metrics.entered(to);
         }
+    }
+}
+
+/// Whether it is a matter of which backends there are.
+fn is_of_plan(cause: &Cause) -> bool {
+    match cause {
+        Cause::Resolver | Cause::Plan | Cause::Discovery => true,
+        Cause::Check { .. }
+        | Cause::Superseded(_)
+        | Cause::TwoPrimaries(_)
+        | Cause::OnePrimary
+        | Cause::Failure { .. }
+        | Cause::Connected
+        | Cause::Answered
+        | Cause::CheckPassed
+        | Cause::Operator(_) => false,
     }
 }
 

@@ -28,8 +28,8 @@ pub struct Event {
     pub number: u64,
     /// Counts what is written to the journal; of the last that concerns this event.
     pub revision: u64,
-    /// What has changed: "state", "weight", or "role_fallback", whether primaries are used because
-    /// no replica is up.
+    /// What has changed: "state", "weight", "role_fallback", whether primaries are used because no
+    /// replica is up, "backends", how many there are, or "source", whether it answers.
     pub kind: Cow<'static, str>,
     pub time: String,
     pub upstream: String,
@@ -70,6 +70,18 @@ struct Book {
     first: u64,
     /// How much has been written.
     revision: u64,
+}
+
+/// Backends that came or went at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BackendCount {
+    pub(super) added: usize,
+    pub(super) removed: usize,
+    /// Backends afterwards.
+    pub(super) now: usize,
+    /// On those that went.
+    pub(super) sessions: u64,
+    pub(super) reason: &'static str,
 }
 
 /// What a reader has seen of a journal, as text for the next request.
@@ -148,6 +160,31 @@ impl Event {
                 reason,
                 at,
             )
+        }
+    }
+
+    /// Many backends came or went at once.
+    pub(super) fn of_backends(upstream: &str, count: &BackendCount, at: Instant) -> Self {
+        let BackendCount { added, removed, .. } = count;
+        Self {
+            kind: "backends".into(),
+            from: (count.now + removed).saturating_sub(*added).to_string(),
+            to: count.now.to_string(),
+            transcript: Some(format!("{added} added, {removed} removed")),
+            sessions: count.sessions,
+            ..Self::of(upstream, "", count.reason, at)
+        }
+    }
+
+    /// The source of its backends has been without an answer for a while, or has one again.
+    pub(super) fn of_source(upstream: &str, error: Option<&str>, at: Instant) -> Self {
+        let word = |answers| if answers { "answers" } else { "silent" }.to_owned();
+        Self {
+            kind: "source".into(),
+            from: word(error.is_some()),
+            to: word(error.is_none()),
+            transcript: error.map(str::to_owned),
+            ..Self::of(upstream, "", "discovery", at)
         }
     }
 

@@ -41,6 +41,11 @@ impl Pool {
         configured.map(|c| c.plan.text.clone()).collect()
     }
 
+    /// How many addresses the configured backends have.
+    pub fn address_count(&self) -> usize {
+        self.lock().endpoints.len()
+    }
+
     /// What the configured backends count.
     pub fn configured_metrics(&self) -> Vec<Arc<BackendMetrics>> {
         let inner = self.lock();
