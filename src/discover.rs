@@ -18,6 +18,7 @@ mod lines;
 pub(crate) mod merge;
 mod redis;
 mod redis_client;
+mod redis_progress;
 mod restart;
 mod sentinel;
 mod srv;
@@ -68,8 +69,8 @@ pub(crate) trait Source: Send {
     /// that is polled waits for `interval` itself, from the end of its last answer (see
     /// [`Interval`]); one that watches waits for an event. An error is returned as soon as it is
     /// known, and the caller waits before it calls again: that call does not wait for `interval`
-    /// any more. One question takes `timeout` at most. A call can be dropped at any point; the next
-    /// one begins anew.
+    /// any more. One question takes `timeout` at most, of each server that is asked. A call can be
+    /// dropped at any point; the next one begins anew.
     fn next(&mut self) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
 }
 

@@ -16,8 +16,8 @@ pub struct Loop {
     pub bind: usize,
     /// As in `a -> "127.0.0.1:81" -> b -> "127.0.0.1:80" -> a`.
     pub way: String,
-    /// The backends on this way, each with its upstream.
-    pub backends: Vec<(String, String)>,
+    /// For each listener on this way the upstream, and all of its backends that lead to the next.
+    pub steps: Vec<(String, Vec<String>)>,
 }
 
 /// Where something is bound, without the address.
@@ -61,15 +61,18 @@ pub fn find_loops(
         }
         // From each listener its upstream's backend leads to the next.
         let from = [start].into_iter().chain(way.iter().map(|edge| edge.to));
-        let upstreams = from.map(|n| listeners[n].upstream.clone());
-        let texts = way.iter().map(|edge| edge.backend.to_owned());
-        let backends = upstreams.zip(texts).collect();
+        let steps = from.zip(&way).map(|(n, edge)| {
+            let to_next = edges[n].iter().filter(|other| other.to == edge.to);
+            let texts = to_next.map(|edge| edge.backend.to_owned()).collect();
+            (listeners[n].upstream.clone(), texts)
+        });
+        let steps = steps.collect();
         seen.extend(way.iter().map(|edge| edge.to));
         found.extend(way.last().map(|last| Loop {
             listener: start,
             bind: last.bind,
             way: text,
-            backends,
+            steps,
         }));
     }
     found

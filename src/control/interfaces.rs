@@ -3,11 +3,14 @@
 use super::StartError;
 use crate::{
     config::{Loop, find_loops},
-    plan::{Addr, CheckAt, Plan, Target, Upstream},
+    plan::{Addr, Backend, CheckAt, Plan, Target, Upstream},
     runtime::net::has_interface,
 };
 use nix::ifaddrs::getifaddrs;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 /// Every address with an interface that this machine does not have.
 pub(super) fn missing(plan: &Plan) -> Vec<StartError> {
@@ -53,7 +56,7 @@ fn has_its_interface(addr: &Addr) -> bool {
 }
 
 /// Takes discovered backends out of the plan that would make a listener its own backend, with a
-/// line of the log for each. `addresses`: of each backend of an upstream.
+/// line of the log. `addresses`: of each backend of an upstream.
 pub(super) fn remove_discovered_loops(
     plan: &mut Plan,
     addresses: impl Fn(&Upstream) -> Vec<Vec<Addr>>,
@@ -64,24 +67,25 @@ pub(super) fn remove_discovered_loops(
             .iter()
             .map(|u| (u.name.clone(), addresses(u)));
         let found = find(plan, &resolved.collect());
-        let backends = found.iter().flat_map(|found| &found.backends);
-        let discovered = backends.filter_map(|(upstream, text)| {
-            let upstream = plan.upstreams.iter().find(|u| u.name == *upstream)?;
-            let backend = upstream.backends.iter().find(|b| b.text == *text)?;
-            let is_discovered = backend.origin.is_discovered();
-            is_discovered.then(|| (upstream.name.clone(), text.clone()))
+        // All that lead from one listener to the same other one: there may be thousands.
+        let mut steps = found.into_iter().flat_map(|found| found.steps);
+        let discovered = steps.find_map(|(name, texts)| {
+            let texts: HashSet<String> = texts.into_iter().collect();
+            let upstream = plan.upstreams.iter_mut().find(|u| u.name == name)?;
+            let is_loop = |b: &mut Backend| b.origin.is_discovered() && texts.contains(&b.text);
+            let removed: Vec<Backend> = upstream.backends.extract_if(.., is_loop).collect();
+            (!removed.is_empty()).then_some((name, removed))
         });
-        let Some((name, text)) = discovered.into_iter().next() else {
+        let Some((upstream, removed)) = discovered else {
             return;
         };
+        let backend = removed.first().map(|backend| &*backend.text);
         tracing::error!(
-            upstream = name,
-            backend = text,
+            upstream,
+            backend,
+            count = removed.len(),
             "discovered backend is a listener of this process, it is left out"
         );
-        if let Some(upstream) = plan.upstreams.iter_mut().find(|u| u.name == name) {
-            upstream.backends.retain(|backend| backend.text != text);
-        }
     }
 }
 

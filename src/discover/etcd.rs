@@ -9,7 +9,7 @@ mod state;
 use super::{
     Snapshot, Source, SourceError,
     client::{Answer, Ask, Client, Deadline, HttpError, TlsFiles},
-    lines::Lines,
+    lines::{GATHERING, Lines},
     restart::Restart,
 };
 use crate::{
@@ -21,7 +21,11 @@ use hyper::header::AUTHORIZATION;
 use message::{MessageError, Refusal, ask_newest, ask_range, ask_watch};
 use serde_json::{Value, json};
 use state::{State, ValueError};
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 use tokio::time::timeout;
 
 pub(crate) struct Etcd {
@@ -93,7 +97,7 @@ impl Etcd {
             };
             let n = *n;
             let ended = match timeout(self.interval, lines.next()).await {
-                Ok(Ok(Some(line))) => match self.take(line) {
+                Ok(Ok(Some(line))) => match self.take(line).await {
                     Ok(true) => return self.snapshot(),
                     Ok(false) => None,
                     Err(e) => Some(e),
@@ -120,7 +124,8 @@ impl Etcd {
     }
 
     /// Whether a message, and those that have come with it, has changed something.
-    fn take(&mut self, line: Vec<u8>) -> Result<bool, EtcdError> {
+    async fn take(&mut self, line: Vec<u8>) -> Result<bool, EtcdError> {
+        let until = Instant::now() + GATHERING;
         let mut line = Some(line);
         let mut is_changed = false;
         while let Some(bytes) = line {
@@ -134,7 +139,10 @@ impl Etcd {
             if let Some(state) = &mut self.state {
                 is_changed |= state.apply(watched);
             }
-            line = self.watch.as_mut().and_then(|(_, w)| w.next_received());
+            line = match &mut self.watch {
+                Some((_, lines)) => lines.next_received(until).await,
+                None => None,
+            };
         }
         if is_changed {
             self.restart.forget();

@@ -1,7 +1,16 @@
 //! A stream of JSON objects, one a line.
 
 use super::client::{HttpError, MOST_BYTES, Response};
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// For so long a snapshot waits for lines that have come already.
+pub(super) const GATHERING: Duration = Duration::from_millis(50);
 
 /// Bytes to lines; pure.
 #[derive(Debug, Default)]
@@ -9,6 +18,8 @@ struct Splitter {
     /// The beginning of a line.
     rest: Vec<u8>,
     lines: VecDeque<Vec<u8>>,
+    /// There was a line that is too long; what follows cannot be understood without it.
+    is_broken: bool,
 }
 
 /// A line is longer than is allowed.
@@ -16,7 +27,15 @@ struct Splitter {
 struct TooLong;
 
 impl Splitter {
-    fn add(&mut self, mut bytes: &[u8], most: usize) -> Result<(), TooLong> {
+    fn add(&mut self, bytes: &[u8], most: usize) -> Result<(), TooLong> {
+        self.is_broken = self.is_broken || self.split(bytes, most).is_err();
+        match self.is_broken {
+            true => Err(TooLong),
+            false => Ok(()),
+        }
+    }
+
+    fn split(&mut self, mut bytes: &[u8], most: usize) -> Result<(), TooLong> {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(&bytes[..end]);
             bytes = &bytes[end + 1..];
@@ -65,9 +84,24 @@ impl Lines {
         }
     }
 
-    /// A line that is here already.
-    pub(super) fn next_received(&mut self) -> Option<Vec<u8>> {
-        self.splitter.lines.pop_front()
+    /// A line that is here already, though not for ever: a server that sends all the time has an
+    /// end here, too. How the stream ends is seen by [`Self::next`].
+    pub(super) async fn next_received(&mut self, until: Instant) -> Option<Vec<u8>> {
+        loop {
+            let line = self.splitter.lines.pop_front();
+            if line.is_some() || Instant::now() >= until {
+                return line;
+            }
+            let mut chunk = pin!(self.response.chunk());
+            let received = poll_fn(|cx| Poll::Ready(chunk.as_mut().poll(cx))).await;
+            let Poll::Ready(Ok(Some(bytes))) = received else {
+                return None;
+            };
+            // It is so for all later calls.
+            let Ok(()) = self.splitter.add(&bytes, MOST_BYTES) else {
+                return None;
+            };
+        }
     }
 }
 

@@ -259,8 +259,9 @@ impl Merged {
         }
         let mut wanted = self.answer.clone();
         let mut next = None;
+        let removal = self.removal(rules, now);
         for (address, since) in &self.missing {
-            let until = self.until(*since, rules, now);
+            let until = removal(*since);
             if until.is_some_and(|until| until <= now) {
                 continue;
             }
@@ -279,15 +280,18 @@ impl Merged {
         }
     }
 
-    /// When a backend is removed that has been missing for so long, if the answer stays as it is.
-    fn until(&self, since: Instant, rules: Rules, now: Instant) -> Option<Instant> {
-        if let Some(empty_since) = self.empty_since {
-            return rules.empty_after.map(|after| empty_since + after);
+    /// When a backend is removed, by the time since which it has been missing, if the answer stays
+    /// as it is.
+    fn removal(&self, rules: Rules, now: Instant) -> impl Fn(Instant) -> Option<Instant> + use<> {
+        let of_empty = self
+            .empty_since
+            .map(|since| rules.empty_after.map(|after| since + after));
+        let at_once = self.may_remove_all(rules, now);
+        move |since| match of_empty {
+            Some(until) => until,
+            None if at_once => Some(now),
+            None => Some(since + rules.confirm),
         }
-        if self.may_remove_all(rules, now) {
-            return Some(now);
-        }
-        Some(since + rules.confirm)
     }
 
     /// Whether all that is missing may be removed at once.
@@ -338,8 +342,9 @@ impl Merged {
             .changed_at
             .map(|at| at + DEBOUNCE)
             .filter(|at| *at > now);
+        let removal = self.removal(rules, now);
         let held = self.missing.iter().map(|(address, since)| {
-            let until = self.until(*since, rules, now);
+            let until = removal(*since);
             let (reason, until) = match self.empty_since {
                 _ if !self.answers => (HeldReason::NoAnswer, None),
                 Some(_) => (HeldReason::Empty, until),

@@ -1,6 +1,6 @@
 //! A connection to a server that speaks the protocol of Redis: Redis itself, or Sentinel.
 
-use super::SourceError;
+use super::{SourceError, redis_progress::Progress};
 use crate::{
     plan::{Addr, RedisLogin, ServerAddress, Target},
     probe::{
@@ -119,19 +119,23 @@ impl RedisClient {
 
     /// The next reply, or the next message of a subscription.
     pub(super) async fn receive(&mut self) -> Result<Value, SourceError> {
+        let mut progress = Progress::default();
         loop {
-            match resp::read_within(&self.received, &LIMITS) {
-                Ok((reply, rest)) => {
-                    let value = own(&reply);
-                    let taken = self.received.len() - rest.len();
-                    self.received.drain(..taken);
-                    return Ok(value);
+            if progress.is_due(&self.received, &LIMITS) {
+                match resp::read_within(&self.received, &LIMITS) {
+                    Ok((reply, rest)) => {
+                        let value = own(&reply);
+                        let taken = self.received.len() - rest.len();
+                        self.received.drain(..taken);
+                        return Ok(value);
+                    }
+                    Err(Stop::Incomplete) => {}
+                    Err(Stop::TooLong) => return Err(self.wrong(&"its reply is too long")),
+                    Err(Stop::Wrong) => return Err(self.wrong(&"this is not Redis")),
                 }
-                Err(Stop::Incomplete) if self.received.len() < MOST_BYTES => {}
-                Err(Stop::Incomplete | Stop::TooLong) => {
-                    return Err(self.wrong(&"its reply is too long"));
-                }
-                Err(Stop::Wrong) => return Err(self.wrong(&"this is not Redis")),
+            }
+            if self.received.len() >= MOST_BYTES {
+                return Err(self.wrong(&"its reply is too long"));
             }
             let length = self.received.len();
             self.received.resize(length + PIECE, 0);

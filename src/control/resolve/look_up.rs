@@ -12,14 +12,28 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Time limit for an answer. The look-up goes on, and a later request may get its answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default, Clone)]
+/// At most so many look-ups at a time: a source of backends may have thousands of names, and the
+/// process may not have as many threads.
+const MOST: usize = 256;
+
+#[derive(Debug, Clone)]
 pub(in crate::control) struct Resolver {
     under_way: Arc<Mutex<UnderWay>>,
+    threads: Arc<Semaphore>,
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self {
+            under_way: Arc::default(),
+            threads: Arc::new(Semaphore::new(MOST)),
+        }
+    }
 }
 
 type UnderWay = HashMap<String, watch::Receiver<Option<Answer>>>;
@@ -49,8 +63,15 @@ impl Resolver {
     }
 
     async fn look_up_by(&self, host: &str, how: fn(&str) -> Answer) -> io::Result<Vec<SocketAddr>> {
-        let mut answer = self.join_or_begin(host, how)?;
-        let known = tokio::time::timeout(LIMIT, answer.wait_for(Option::is_some)).await;
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        let threads = Arc::clone(&self.threads);
+        let permit = tokio::time::timeout_at(deadline, threads.acquire_owned()).await;
+        let permit = permit.map_err(|_| {
+            let text = format!("{MOST} other look-ups are under way, and have no answer");
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        })?;
+        let mut answer = self.join_or_begin(host, how, permit.ok())?;
+        let known = tokio::time::timeout_at(deadline, answer.wait_for(Option::is_some)).await;
         match known {
             Ok(Ok(answer)) => match &*answer {
                 Some(Ok(addresses)) => Ok(addresses.clone()),
@@ -69,6 +90,7 @@ impl Resolver {
         &self,
         host: &str,
         how: fn(&str) -> Answer,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> io::Result<watch::Receiver<Option<Answer>>> {
         let mut under_way = self.lock();
         // A look-up whose thread has panicked never answers.
@@ -80,6 +102,7 @@ impl Resolver {
         let thread = std::thread::Builder::new().name("resolve".to_owned());
         thread.spawn(move || {
             let found = how(&name);
+            drop(permit);
             // First, so that a request that comes after the answer begins anew.
             this.lock().remove(&name);
             let _ = sender.send(Some(found));
