@@ -191,6 +191,13 @@ impl Client {
         deadline: Deadline,
     ) -> Result<Answer, HttpError> {
         let mut response = self.send(ask, deadline).await?;
+        // None was asked for: what came would be called no JSON.
+        if let Some(encoding) = response.fields.get(header::CONTENT_ENCODING)
+            && encoding.as_bytes() != b"identity"
+        {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            return Err(HttpError::Encoding(encoding));
+        }
         let body = deadline
             .hold(Stage::Body, response.read(MOST_BYTES))
             .await??;

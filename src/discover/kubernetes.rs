@@ -9,7 +9,7 @@ mod state;
 use super::{
     Snapshot, Source, SourceError,
     client::{Ask, Client, Deadline, HttpError, TlsFiles},
-    lines::Lines,
+    lines::{GATHERING, Lines},
     restart::Restart,
     token::{Token, TokenError},
 };
@@ -20,7 +20,7 @@ use state::{SliceError, State};
 use std::{
     fmt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::time::timeout;
 
@@ -97,7 +97,7 @@ impl Kubernetes {
                 continue;
             };
             let ended = match timeout(self.check_every, lines.next()).await {
-                Ok(Ok(Some(line))) => match self.take(line) {
+                Ok(Ok(Some(line))) => match self.take(line).await {
                     Ok(true) => return self.snapshot(),
                     Ok(false) => None,
                     Err(e) => {
@@ -120,7 +120,8 @@ impl Kubernetes {
     }
 
     /// Whether an event, and those that have come with it, has changed something.
-    fn take(&mut self, line: Vec<u8>) -> Result<bool, KubernetesError> {
+    async fn take(&mut self, line: Vec<u8>) -> Result<bool, KubernetesError> {
+        let until = Instant::now() + GATHERING;
         let mut line = Some(line);
         let mut is_changed = false;
         while let Some(bytes) = line {
@@ -128,7 +129,10 @@ impl Kubernetes {
             if let Some(state) = &mut self.state {
                 is_changed |= state.apply(event);
             }
-            line = self.watch.as_mut().and_then(Lines::next_received);
+            line = match &mut self.watch {
+                Some(lines) => lines.next_received(until).await,
+                None => None,
+            };
         }
         if is_changed {
             self.restart.forget();
@@ -142,9 +146,12 @@ impl Kubernetes {
         snapshot.map_err(KubernetesError::Slice)
     }
 
-    /// Goes on where the last watch has ended, or lists the slices first.
+    /// Goes on where the last watch has ended, or lists the slices first: also after watches that
+    /// have ended in a row without an event, since a list shows what is wrong.
     async fn begin(&mut self) -> Result<Begun, KubernetesError> {
-        if let Some(state) = &self.state {
+        if let Some(state) = &self.state
+            && self.restart.in_row() <= MOST_RESTARTS
+        {
             let version = state.version.clone();
             match self.open(&version).await {
                 Ok(()) => return Ok(Begun::Watch),
@@ -269,6 +276,9 @@ fn refused(e: HttpError) -> KubernetesError {
         e => KubernetesError::Http(e),
     }
 }
+
+/// Watches in a row without an event before the slices are listed again.
+const MOST_RESTARTS: u32 = 2;
 
 #[derive(Debug)]
 enum KubernetesError {

@@ -12,6 +12,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub(super) struct Restart {
     pause: Duration,
     not_before: Option<Instant>,
+    count: u32,
 }
 
 impl Restart {
@@ -22,6 +23,12 @@ impl Restart {
         }
         self.not_before = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).clamp(FIRST, LONGEST);
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// How many there have been.
+    pub(super) fn in_row(&self) -> u32 {
+        self.count
     }
 
     /// The watch works.
@@ -48,7 +55,9 @@ mod tests {
             assert!(began.elapsed() < FIRST, "two at once");
             restart.wait().await;
             assert!(began.elapsed() >= FIRST);
+            assert_eq!(restart.in_row(), 3);
             restart.forget();
+            assert_eq!(restart.in_row(), 0);
             let again = Instant::now();
             restart.wait().await;
             assert!(again.elapsed() < FIRST);

@@ -49,6 +49,8 @@ pub(in crate::discover) enum HttpError {
     Status(StatusCode, Bytes),
     /// Longer than so many bytes.
     TooLong(usize),
+    /// What the body is compressed by.
+    Encoding(String),
     /// A field of the request with bytes that none can have.
     Field(String),
     Path(String),
@@ -94,6 +96,12 @@ impl fmt::Display for HttpError {
             Self::Status(status, body) => {
                 write!(f, "status {}: {}", status.as_u16(), excerpt(body))
             }
+            Self::Encoding(encoding) => write!(
+                f,
+                "the answer is encoded as {}, which was not asked for: let the server send it \
+                 as it is",
+                excerpt(encoding.as_bytes())
+            ),
             Self::TooLong(most) => write!(f, "the answer is longer than {} MiB", most >> 20),
             Self::Field(name) => write!(
                 f,
