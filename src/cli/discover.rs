@@ -88,8 +88,11 @@ fn ask(discover: &Discover) -> std::io::Result<Result<Snapshot, SourceError>> {
         .build()?;
     let answer = runtime.block_on(async {
         let mut source = AnySource::open(discover);
-        let answer = tokio::time::timeout(discover.timeout, source.next()).await;
-        answer.unwrap_or_else(|_| Err(SourceError::timed_out(discover.timeout)))
+        // Of several servers the first may not answer. A source itself says best what has taken so
+        // long.
+        let limit = discover.timeout * discover.source.servers() + discover.timeout;
+        let answer = tokio::time::timeout(limit, source.next()).await;
+        answer.unwrap_or_else(|_| Err(SourceError::timed_out(limit)))
     });
     // What hangs is not waited for.
     runtime.shutdown_background();

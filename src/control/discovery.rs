@@ -1,6 +1,7 @@
 //! Discovered backends: what the source of an upstream has said, and which of that is in
 //! effect. `discover` asks and decides; here answers become backends of the plan.
 
+mod asking;
 mod backends;
 mod follow;
 mod handed;
@@ -11,24 +12,29 @@ pub use queue::DiscoveryQueue;
 
 use crate::{
     discover::{
-        AnySource, Snapshot, Source as _, SourceError,
+        Snapshot, SourceError,
         merge::{Changes, Held, Known, Merged, Outcome, Rules},
     },
     handover::discovery::DiscoveryRecord,
     plan::{Addr, Backend, Discover, Plan, Target, Upstream},
 };
-use saved::Saved;
+use asking::Asking;
+use saved::{Saved, identify};
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{task::JoinSet, time::timeout};
 
 pub(super) use follow::Follower;
+
+/// A source ends its own questions after `timeout`, and then has so long to say why.
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// What is known from the source of one upstream. It outlives changes of the plan.
 #[derive(Debug)]
@@ -43,6 +49,9 @@ pub struct Discovery {
 struct Answers {
     discover: Discover,
     merged: Merged,
+    /// The source of what is in effect: another one than that of `discover` while that has not
+    /// answered.
+    source: String,
     version: String,
     last_success: Option<SystemTime>,
     /// Of the last question, if it has failed, with the time of the first such failure in a row.
@@ -74,10 +83,10 @@ impl UpdateResult {
     }
 }
 
-/// A discovery for a plan, and its source if that has been asked already.
+/// A discovery for a plan, and what asks its source if that has begun already.
 pub(super) struct PreparedDiscovery {
-    pub(super) discovery: Arc<Discovery>,
-    pub(super) source: Option<AnySource>,
+    discovery: Arc<Discovery>,
+    asking: Option<Asking>,
 }
 
 /// What status and metrics show.
@@ -89,7 +98,8 @@ pub struct DiscoveryStatus {
     pub version: String,
     /// When they are from an earlier process, of that process.
     pub last_success: Option<SystemTime>,
-    /// Whether the source has not answered this process yet.
+    /// Whether they are from an earlier process, or from the source of an earlier plan: the source
+    /// has not answered yet.
     pub is_old: bool,
     /// Why the last question has had no answer, and since when there is none.
     pub error: Option<(String, SystemTime)>,
@@ -124,19 +134,13 @@ pub(super) async fn begin_all(
             Some(discovery) => {
                 let prepared_discovery = PreparedDiscovery {
                     discovery: Arc::clone(discovery),
-                    source: None,
+                    asking: None,
                 };
                 prepared.insert(name, prepared_discovery);
             }
             None => {
-                let handed = handed
-                    .iter()
-                    .find(|handed| handed.upstream == name)
-                    .cloned();
-                begun.spawn(async move {
-                    let begun = Discovery::begin(&name, &discover, handed.as_ref()).await;
-                    (begun, name)
-                });
+                let known = known_of(&name, &discover, running, handed);
+                begun.spawn(async move { (Discovery::begin(&name, &discover, known).await, name) });
             }
         }
     }
@@ -156,19 +160,56 @@ pub(super) async fn begin_all(
     prepared
 }
 
+/// Gives the upstream the backends that a process has saved of its source, where there are some.
+/// Returns their number, and when the source had them.
+pub fn apply_saved(upstream: &mut Upstream) -> io::Result<Option<(usize, SystemTime)>> {
+    let discover = upstream.discover.as_ref();
+    let Some((discover, path)) = discover.zip(saved::path(&upstream.name)) else {
+        return Ok(None);
+    };
+    let known = saved::load(&path, &identify(discover))?;
+    Ok(known.map(|known| {
+        backends::replace(upstream, &known.backends);
+        (known.backends.len(), known.time)
+    }))
+}
+
+/// What there is of this source before it answers: what another process has handed over, or an
+/// upstream that has the same source, as before it got this name.
+fn known_of(
+    upstream: &str,
+    discover: &Discover,
+    running: &BTreeMap<String, Arc<Discovery>>,
+    handed: &[DiscoveryRecord],
+) -> Option<DiscoveryRecord> {
+    if let Some(own) = handed.iter().find(|record| record.upstream == upstream) {
+        return Some(own.clone());
+    }
+    let source = identify(discover);
+    let is_same = |record: &DiscoveryRecord| record.source == source;
+    let handed = handed.iter().find(|record| is_same(record)).cloned();
+    let record = handed.or_else(|| running.values().map(|d| d.record()).find(is_same));
+    // Its answers were counted for the other.
+    record.map(|record| DiscoveryRecord {
+        updates: Vec::new(),
+        ..record
+    })
+}
+
 impl Discovery {
-    /// Takes what another process has handed over, or reads what an earlier one has saved, and asks
-    /// the source once.
-    pub(super) async fn begin(
+    /// Begins to ask the source, and waits for its first answer, though not for longer than
+    /// `timeout`. Before that there is what is `known` of it, or what an earlier process has saved.
+    async fn begin(
         upstream: &str,
         discover: &Discover,
-        handed: Option<&DiscoveryRecord>,
+        known: Option<DiscoveryRecord>,
     ) -> PreparedDiscovery {
         let discovery = Self {
             upstream: upstream.into(),
             state: Mutex::new(Answers {
                 discover: discover.clone(),
                 merged: Merged::default(),
+                source: identify(discover),
                 version: String::new(),
                 last_success: None,
                 error: None,
@@ -176,21 +217,22 @@ impl Discovery {
             }),
             updates: Default::default(),
         };
-        let mut source = AnySource::open(discover);
+        let mut asking = Asking::begin(&discovery.upstream, discover);
+        if let Some(known) = known {
+            discovery.take_over(&known, Instant::now());
+        }
+        // An error of the source itself says more than that there is no answer.
+        let limit = discover.timeout + MARGIN;
         let (saved, answer) = tokio::join!(
             saved::read(upstream, discover),
-            timeout(discover.timeout, source.next())
+            timeout(limit, asking.answer())
         );
-        if let Some(handed) = handed {
-            discovery.take_over(handed, Instant::now());
-        }
         if let Some(saved) = saved {
             discovery.restore(saved);
         }
-        let (answer, source) = match answer {
-            Ok(answer) => (answer, Some(source)),
-            Err(_) => (Err(SourceError::timed_out(discover.timeout)), None),
-        };
+        // What asks goes on: a source with several servers may need longer.
+        let late = |_| Err(SourceError::timed_out(discover.timeout));
+        let answer = answer.unwrap_or_else(late);
         if let Err(error) = &answer {
             let (error, known) = (&error.message, discovery.known());
             let backends = discovery.lock().merged.in_effect().len();
@@ -199,7 +241,7 @@ impl Discovery {
                     upstream,
                     error,
                     backends,
-                    "source of backends does not answer, using those of an earlier process"
+                    "source of backends does not answer, using those that it had before"
                 ),
                 Known::Nothing => tracing::warn!(
                     upstream,
@@ -209,13 +251,16 @@ impl Discovery {
             }
         }
         discovery.take(answer, Instant::now());
-        let discovery = Arc::new(discovery);
-        PreparedDiscovery { discovery, source }
+        PreparedDiscovery {
+            discovery: Arc::new(discovery),
+            asking: Some(asking),
+        }
     }
 
     fn restore(&self, saved: Saved) {
         let mut state = self.lock();
         if state.merged.restore(saved.backends) {
+            state.source = saved.source;
             state.version = saved.version;
             state.last_success = Some(saved.time);
         }
@@ -232,6 +277,7 @@ impl Discovery {
         let wall = SystemTime::now();
         let (set, result) = match answer {
             Ok((set, version)) => {
+                state.source = identify(&state.discover);
                 state.version = version;
                 state.last_success = Some(wall);
                 state.error = None;
@@ -335,7 +381,8 @@ impl Discovery {
             backends: state.merged.in_effect().len(),
             version: state.version.clone(),
             last_success: state.last_success,
-            is_old: state.merged.known() == Known::Saved,
+            is_old: state.merged.known() == Known::Saved
+                || state.source != identify(&state.discover),
             error: state.error.clone(),
             held: held.collect(),
         }

@@ -213,6 +213,92 @@ impl DiscoverSource {
         }
     }
 
+    /// Distinguishes what is asked from what others are asked. Not by credentials and files, which
+    /// are replaced, and the same in all versions of the program. It may hold what is secret.
+    pub fn identity(&self) -> String {
+        let word = self.kind().word();
+        let parts: Vec<String> = match self {
+            Self::File { path } => vec![path.display().to_string()],
+            Self::Http { url, headers, .. } => {
+                let headers = headers
+                    .iter()
+                    .map(|(name, value)| format!("{name}: {value}"));
+                std::iter::once(url.clone()).chain(headers).collect()
+            }
+            Self::Srv { name, nameservers } => {
+                let servers = nameservers.iter().map(ToString::to_string);
+                std::iter::once(name.clone()).chain(servers).collect()
+            }
+            Self::Redis { server, key, .. } => vec![server.text.clone(), key.clone()],
+            Self::Sentinel {
+                sentinels,
+                master,
+                want,
+                ..
+            } => {
+                let sentinels = sentinels.iter().map(|sentinel| sentinel.text.clone());
+                let want = match want {
+                    Want::Primary => "primary",
+                    Want::Replicas => "replicas",
+                    Want::All => "all",
+                };
+                let group = [master.clone(), want.to_owned()];
+                group.into_iter().chain(sentinels).collect()
+            }
+            Self::Consul {
+                url,
+                service,
+                tag,
+                datacenter,
+                use_health,
+                ..
+            } => vec![
+                url.clone(),
+                service.clone(),
+                tag.clone().unwrap_or_default(),
+                datacenter.clone().unwrap_or_default(),
+                use_health.to_string(),
+            ],
+            Self::Etcd {
+                endpoints, prefix, ..
+            } => {
+                let endpoints = endpoints.iter().cloned();
+                std::iter::once(prefix.clone()).chain(endpoints).collect()
+            }
+            Self::Kubernetes {
+                namespace,
+                service,
+                port,
+                url,
+                ..
+            } => vec![
+                namespace.clone(),
+                service.clone(),
+                port.clone().unwrap_or_default(),
+                url.clone().unwrap_or_default(),
+            ],
+        };
+        format!("{word}\n{}", parts.join("\n"))
+    }
+
+    /// How many servers may be asked one after the other.
+    pub fn servers(&self) -> u32 {
+        /// The C library reads no more of resolv.conf.
+        const OF_SYSTEM: usize = 3;
+        let count = match self {
+            Self::Srv { nameservers, .. } if nameservers.is_empty() => OF_SYSTEM,
+            Self::Srv { nameservers, .. } => nameservers.len(),
+            Self::Etcd { endpoints, .. } => endpoints.len(),
+            Self::File { .. }
+            | Self::Http { .. }
+            | Self::Redis { .. }
+            | Self::Sentinel { .. }
+            | Self::Consul { .. }
+            | Self::Kubernetes { .. } => 1,
+        };
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     /// The password of its user, which is read whenever it connects.
     pub fn password(&self) -> Option<&PasswordFrom> {
         match self {

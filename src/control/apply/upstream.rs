@@ -95,8 +95,11 @@ impl UpstreamRuntime {
 
     fn follow(&mut self, prepared: Option<PreparedDiscovery>, runtime: &Runtime) {
         self.follower = self.plan.discover.as_ref().and_then(|discover| {
-            let (queue, resolver) = (&runtime.discovered, &runtime.resolver);
-            Some(Follower::start(prepared?, discover, queue, resolver))
+            let (queue, journal) = (&runtime.discovered, &runtime.journal);
+            let resolver = &runtime.resolver;
+            Some(Follower::start(
+                prepared?, discover, queue, journal, resolver,
+            ))
         });
     }
 

@@ -1,11 +1,20 @@
 //! The tasks that follow a source: one asks, the other decides, and lets the main loop put what it
 //! has decided into effect.
 
-use super::{Discovery, PreparedDiscovery, log, queue::DiscoveryQueue, saved};
+use super::{
+    Discovery, PreparedDiscovery,
+    asking::{Answer, Asking},
+    log,
+    queue::DiscoveryQueue,
+    saved,
+};
 use crate::{
-    control::{resolve::Resolver, supervise::supervised},
+    control::{
+        journal::{Event, Journal},
+        resolve::Resolver,
+    },
     discover::{
-        AnySource, Snapshot, Source as _, SourceError,
+        SourceError,
         merge::{Known, Outcome},
     },
     plan::{Discover, Target},
@@ -15,28 +24,21 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-/// After a failure, doubled with each one...
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// ... up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Between two answers, however often a source has some: a mistake in one must not fill a CPU.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// Names among new backends are waited for so long before these are put into effect.
 const NAMES_WAIT: Duration = Duration::from_millis(500);
 /// Between two savings.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first of several failures is logged, and one after each of so long a time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-type Answer = Result<Snapshot, SourceError>;
+/// A source without an answer for so long is an event of the journal.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// The source of an upstream, while its plan has it. Dropping it ends its tasks.
 pub(in crate::control) struct Follower {
     pub(in crate::control) discovery: Arc<Discovery>,
-    _asking: AbortOnDropHandle<()>,
     _deciding: AbortOnDropHandle<()>,
 }
 
@@ -45,64 +47,24 @@ impl Follower {
         prepared: PreparedDiscovery,
         discover: &Discover,
         queue: &Arc<DiscoveryQueue>,
+        journal: &Arc<Journal>,
         resolver: &Resolver,
     ) -> Self {
-        let PreparedDiscovery { discovery, source } = prepared;
+        let PreparedDiscovery { discovery, asking } = prepared;
         discovery.set_discover(discover);
-        let (sender, answers) = mpsc::channel(1);
-        let upstream = Arc::clone(&discovery.upstream);
-        let asking = ask(upstream, discover.clone(), source, sender);
+        let asking = asking.unwrap_or_else(|| Asking::begin(&discovery.upstream, discover));
         let decider = Decider {
             discovery: Arc::clone(&discovery),
             discover: discover.clone(),
             queue: Arc::clone(queue),
+            journal: Arc::clone(journal),
             resolver: resolver.clone(),
             failures: None,
             save_at: None,
         };
         Self {
             discovery,
-            _asking: AbortOnDropHandle::new(tokio::spawn(asking)),
-            _deciding: AbortOnDropHandle::new(tokio::spawn(decider.run(answers))),
-        }
-    }
-}
-
-/// Asks the source for ever. `first`: one that has answered already.
-async fn ask(
-    upstream: Arc<str>,
-    discover: Discover,
-    first: Option<AnySource>,
-    answers: mpsc::Sender<Answer>,
-) {
-    let first = std::sync::Mutex::new(first);
-    let lost = |why: &str| {
-        tracing::error!(%upstream, why, "source of backends panicked, restarted");
-    };
-    let start = || {
-        let first = first.lock().ok().and_then(|mut first| first.take());
-        ask_source(
-            first.unwrap_or_else(|| AnySource::open(&discover)),
-            &answers,
-        )
-    };
-    supervised(start, lost).await;
-}
-
-async fn ask_source(mut source: AnySource, answers: &mpsc::Sender<Answer>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let answer = source.next().await;
-        let is_good = answer.is_ok();
-        if answers.send(answer).await.is_err() {
-            return;
-        }
-        if is_good {
-            pause = FIRST_PAUSE;
-            tokio::time::sleep(SHORTEST_PAUSE).await;
-        } else {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            _deciding: AbortOnDropHandle::new(tokio::spawn(decider.run(asking))),
         }
     }
 }
@@ -111,15 +73,24 @@ struct Decider {
     discovery: Arc<Discovery>,
     discover: Discover,
     queue: Arc<DiscoveryQueue>,
+    journal: Arc<Journal>,
     resolver: Resolver,
-    /// How many questions in a row have failed, and when that was logged last.
-    failures: Option<(u64, Instant)>,
+    failures: Option<Failures>,
     /// When what is in effect is to be saved.
     save_at: Option<Instant>,
 }
 
+/// Questions in a row that have failed.
+struct Failures {
+    count: u64,
+    began: Instant,
+    logged: Instant,
+    /// Whether the journal has an event about them.
+    is_recorded: bool,
+}
+
 impl Decider {
-    async fn run(mut self, mut answers: mpsc::Receiver<Answer>) {
+    async fn run(mut self, mut asking: Asking) {
         // What has been taken before is in effect, and may have a deadline.
         let outcome = self.discovery.tick(Instant::now());
         let mut deadline = outcome.deadline;
@@ -134,10 +105,7 @@ impl Decider {
                 }
             };
             let answer = tokio::select! {
-                answer = answers.recv() => match answer {
-                    Some(answer) => Some(answer),
-                    None => return,
-                },
+                answer = asking.answer() => Some(answer),
                 () = due => None,
             };
             let now = Instant::now();
@@ -201,27 +169,45 @@ impl Decider {
         let kind = self.discover.source.kind().word();
         match answer {
             Ok(_) => {
-                if let Some((failures, _)) = self.failures.take() {
-                    tracing::info!(%upstream, kind, failures, "source of backends answers again");
+                if let Some(failures) = self.failures.take() {
+                    let Failures { count, .. } = failures;
+                    tracing::info!(%upstream, kind, failures = count,
+                        "source of backends answers again");
+                    if failures.is_recorded {
+                        self.journal.record(Event::of_source(upstream, None, now));
+                    }
                 }
             }
-            Err(error) => {
-                let is_old = self.discovery.known() != Known::Answered;
-                let (failures, logged) = self.failures.unwrap_or((0, now));
-                let failures = failures + 1;
-                let is_due = failures == 1 || now >= logged + LOG_INTERVAL;
-                self.failures = Some((failures, if is_due { now } else { logged }));
-                if is_due {
-                    tracing::warn!(%upstream, kind, error = error.message, failures, is_old,
-                        "no answer from the source of backends, keeping those it had");
-                }
-            }
+            Err(error) => self.report_failure(error, now),
+        }
+    }
+
+    fn report_failure(&mut self, error: &SourceError, now: Instant) {
+        let upstream = &self.discovery.upstream;
+        let kind = self.discover.source.kind().word();
+        let is_old = self.discovery.known() != Known::Answered;
+        let failures = self.failures.get_or_insert(Failures {
+            count: 0,
+            began: now,
+            logged: now,
+            is_recorded: false,
+        });
+        failures.count += 1;
+        if failures.count == 1 || now >= failures.logged + LOG_INTERVAL {
+            failures.logged = now;
+            tracing::warn!(%upstream, kind, error = error.message, failures = failures.count,
+                is_old, "no answer from the source of backends, keeping those it had");
+        }
+        if !failures.is_recorded && now >= failures.began + SILENCE {
+            failures.is_recorded = true;
+            let event = Event::of_source(upstream, Some(&error.message), now);
+            self.journal.record(event);
         }
     }
 
     async fn save(&mut self) {
         self.save_at = None;
-        if let Some(error) = saved::write(&self.discovery, &self.discover).await {
+        if let Some(error) = saved::write(&self.discovery).await {
             let upstream = &self.discovery.upstream;
             tracing::warn!(%upstream, %error, "discovered backends cannot be saved");
         }

@@ -33,7 +33,7 @@ impl Discovery {
         let removals = removals.into_iter();
         DiscoveryRecord {
             upstream: self.upstream.to_string(),
-            source: identify(&state.discover),
+            source: state.source.clone(),
             version: state.version.clone(),
             last_success: since_1970.map(|passed| passed.as_micros() as u64),
             is_answered: known == Known::Answered,
@@ -75,6 +75,7 @@ impl Discovery {
             return;
         }
         let is_same = record.source == identify(&state.discover);
+        state.source.clone_from(&record.source);
         state.version.clone_from(&record.version);
         let since_1970 = record.last_success.map(Duration::from_micros);
         state.last_success = since_1970.and_then(|passed| UNIX_EPOCH.checked_add(passed));

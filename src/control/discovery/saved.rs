@@ -9,7 +9,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{
     env, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -20,6 +20,7 @@ const VARIABLE: &str = "STATE_DIRECTORY";
 const MOST_BYTES: u64 = 64 << 20;
 
 pub(super) struct Saved {
+    pub(super) source: String,
     pub(super) backends: Set,
     pub(super) version: String,
     /// When the source had this set.
@@ -47,25 +48,23 @@ struct Entry {
 /// `None`: there is no set of this source.
 pub(super) async fn read(upstream: &str, discover: &Discover) -> Option<Saved> {
     let path = path(upstream)?;
-    let shown = path.display().to_string();
-    let read = blocking::call(discover.timeout, move || files::read(&path, MOST_BYTES)).await;
-    let bytes = match read.flatten() {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!(upstream, file = shown, %error, "saved backends cannot be read");
-            return None;
-        }
+    let (file, source) = (path.display().to_string(), identify(discover));
+    let read = blocking::call(discover.timeout, move || load(&path, &source)).await;
+    read.flatten().unwrap_or_else(|error| {
+        tracing::warn!(upstream, file, %error, "saved backends cannot be read");
+        None
+    })
+}
+
+/// What is kept in the file, if that is of the same source.
+pub(super) fn load(path: &Path, source: &str) -> io::Result<Option<Saved>> {
+    let bytes = match files::read(path, MOST_BYTES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes?,
     };
-    let contents: Contents = match serde_json::from_slice(&bytes) {
-        Ok(contents) => contents,
-        Err(error) => {
-            tracing::warn!(upstream, file = shown, %error, "saved backends cannot be read");
-            return None;
-        }
-    };
-    if contents.source != identify(discover) {
-        return None;
+    let contents: Contents = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+    if contents.source != source {
+        return Ok(None);
     }
     let found = contents.backends.into_iter().map(|entry| Found {
         address: entry.address,
@@ -74,22 +73,24 @@ pub(super) async fn read(upstream: &str, discover: &Discover) -> Option<Saved> {
         name: entry.name,
         draining: entry.draining,
     });
-    Some(Saved {
-        backends: backends::read(found.collect()).ok()?,
+    let backends = backends::read(found.collect());
+    Ok(Some(Saved {
+        source: contents.source,
+        backends: backends.map_err(|e| io::Error::other(e.message))?,
         version: contents.version,
         time: UNIX_EPOCH + Duration::from_secs(contents.unix_seconds),
-    })
+    }))
 }
 
 /// `Some`: why it could not be written.
-pub(super) async fn write(discovery: &Discovery, discover: &Discover) -> Option<io::Error> {
+pub(super) async fn write(discovery: &Discovery) -> Option<io::Error> {
     let path = path(&discovery.upstream)?;
     let contents = {
         let state = discovery.lock();
         let time = state.last_success?.duration_since(UNIX_EPOCH);
         let found = state.merged.in_effect().values().cloned();
         Contents {
-            source: identify(discover),
+            source: state.source.clone(),
             version: state.version.clone(),
             unix_seconds: time.unwrap_or_default().as_secs(),
             backends: found
@@ -110,7 +111,8 @@ pub(super) async fn write(discovery: &Discovery, discover: &Discover) -> Option<
     blocking::call(blocking::LIMIT, write).await.flatten().err()
 }
 
-fn path(upstream: &str) -> Option<PathBuf> {
+/// Where the set of this upstream is kept, if any is.
+pub(super) fn path(upstream: &str) -> Option<PathBuf> {
     let folders = env::var_os(VARIABLE)?;
     let folder = env::split_paths(&folders).next()?;
     if folder.as_os_str().is_empty() {
@@ -119,10 +121,8 @@ fn path(upstream: &str) -> Option<PathBuf> {
     Some(folder.join(format!("discover-{upstream}.json")))
 }
 
+/// The same for the same source, also in another version of the program. Without what may be
+/// secret.
 pub(super) fn identify(discover: &Discover) -> String {
-    // Without passwords: the plan has none.
-    format!(
-        "{:016x}",
-        xxh3_64(format!("{:?}", discover.source).as_bytes())
-    )
+    format!("{:016x}", xxh3_64(discover.source.identity().as_bytes()))
 }
