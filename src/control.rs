@@ -30,7 +30,7 @@ mod watch;
 
 pub use crate::control::admin_state::{AddressError, Unknown, WeightRefused};
 pub use apply::Applied;
-pub use discovery::{Discovery, UpdateResult};
+pub use discovery::{Discovery, UpdateResult, apply_saved};
 pub use node::{DelayEnd, NodeFault};
 pub use prepare::Prepared;
 pub use probe_once::{Outcome, ProbedBackend, probe_once};

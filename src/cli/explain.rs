@@ -3,6 +3,7 @@
 mod json;
 mod question;
 mod running;
+mod source;
 mod text;
 
 use super::{ConfigFile, code, complain, written};
@@ -13,6 +14,7 @@ use crate::{
 use clap::{ArgGroup, Args};
 use ipnet::IpNet;
 use question::Question;
+use source::Sources;
 use std::{
     io::{self, BufWriter, Write as _},
     path::PathBuf,
@@ -29,7 +31,8 @@ Without --running the answer is that of a process which has just started with th
 has failed, backends that are `down` or have weight 0 get no client, and the clients come one \
 after the other and do not stay. So least_conn and least_time pick in rotation, \
 hash_balance_factor bounds nothing, and random_two draws (by the seed: a running process draws \
-otherwise). Host names are not resolved; each counts as one backend.")]
+otherwise). Host names are not resolved; each counts as one backend. Sources of backends are not \
+asked: with STATE_DIRECTORY set to that of the process, there are the backends that it has saved.")]
 pub(super) struct Explain {
     #[command(flatten)]
     file: ConfigFile,
@@ -77,11 +80,17 @@ fn network(text: &str) -> Result<IpNet, &'static str> {
 
 pub(super) fn run(args: &Explain) -> ExitCode {
     let loaded = config::load(&args.file.config).map_err(|problems| problems.to_string());
-    let loaded = loaded.and_then(|plan| match args.running {
-        true => running::apply(plan, args.file.clone(), args.socket.clone()),
-        false => Ok((plan, None)),
+    let loaded = loaded.and_then(|mut plan| match args.running {
+        true => {
+            let (plan, notes) = running::apply(plan, args.file.clone(), args.socket.clone())?;
+            Ok((plan, notes, None))
+        }
+        false => {
+            let sources = Sources::apply(&mut plan);
+            Ok((plan, None, Some(sources)))
+        }
     });
-    let (plan, running) = match loaded {
+    let (plan, running, sources) = match loaded {
         Ok(loaded) => loaded,
         Err(why) => {
             complain(&why);
@@ -91,6 +100,7 @@ pub(super) fn run(args: &Explain) -> ExitCode {
     let question = match Question::new(args, &plan) {
         Ok(question) => Question {
             running: running.map(|notes| notes.of(&question.upstream.name)),
+            source: sources.and_then(|sources| sources.note_of(&question.upstream.name)),
             ..question
         },
         Err(why) => {

@@ -30,6 +30,8 @@ pub(super) struct Question<'a> {
     pub(super) nodes: u32,
     /// What the running process has otherwise than the file; `None`: it was not asked.
     pub(super) running: Option<Vec<String>>,
+    /// Where the backends of its source come from, or why there are none.
+    pub(super) source: Option<String>,
 }
 
 impl<'a> Question<'a> {
@@ -45,7 +47,8 @@ impl<'a> Question<'a> {
     pub(super) fn notes(&self) -> Vec<String> {
         let parts = (self.nodes > 1).then(|| self.parts_of_limits()).flatten();
         let running = self.running.iter().flatten().cloned();
-        parts.into_iter().chain(running).collect()
+        let source = self.source.iter().cloned();
+        parts.into_iter().chain(running).chain(source).collect()
     }
 
     /// How many sessions of the limits this node takes.
@@ -83,6 +86,7 @@ impl<'a> Question<'a> {
             seed: args.seed,
             nodes: plan.process.nodes,
             running: None,
+            source: None,
             listener,
             upstream,
             server_port,
