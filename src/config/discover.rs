@@ -15,7 +15,10 @@ use super::{
     section::{Section, Text},
 };
 use crate::{
-    config::text::{report::Fault, suggestions::list},
+    config::text::{
+        report::Fault,
+        suggestions::{list, shorten},
+    },
     plan::{Check, CheckKind, Discover, DiscoverKind, DiscoverSource, Role, Tls, Upstream, Want},
 };
 use toml::de::DeValue;
@@ -148,9 +151,16 @@ fn optional_file(section: &Section<'_>, key: &str) -> Option<PathBuf> {
 
 /// `None`: never.
 fn read_empty_after(section: &Section<'_>) -> Option<Duration> {
-    if let Some(DeValue::String(text)) = section.own("empty_after").map(|v| v.get_ref())
-        && text == "never"
+    if let Some(value) = section.own("empty_after")
+        && let DeValue::String(text) = value.get_ref()
+        && !text.contains(|c: char| c.is_ascii_digit())
     {
+        if text != "never" {
+            let shown = shorten(&format!("{text:?}"));
+            let fault = Fault::new(format!("`empty_after`: not a duration: {shown}"));
+            let fault = fault.hint("a duration, as in \"30s\", or \"never\"");
+            section.report.add(&value.span(), fault);
+        }
         return None;
     }
     let hint = "leave it out for the default, \"30s\"; or write \"never\"";

@@ -533,7 +533,7 @@ fn instead_of_zero(key: &str) -> Option<&'static str> {
         }
         "idle_timeout" => "a limit is required: for a very long one write \"24h\"",
         "interval" => {
-            "it always has one: \"10ms\" is the shortest; without checks leave the section out, \
+            "it always has one: without checks, or without a source, leave the section out; \
              without keepalive write keepalive = false"
         }
         "idle" => "for no keepalive write keepalive = false; the shortest is \"1s\"",
