@@ -16,7 +16,7 @@ use crate::{
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 fn keys(server: SocketAddr, upstream: &str, discover: &str) -> String {
@@ -68,34 +68,58 @@ fn a_list_that_is_pushed_and_removed_is_followed_under_load() {
     assert!(!names.contains(&"b1".to_owned()), "{names:?}");
 }
 
-/// Pops and pushes as fast as it can, or as often as given in each second.
-fn rotate(addr: SocketAddr) -> u64 {
+/// How the elements of a list go round.
+#[derive(Debug, Clone, Copy)]
+enum Rotation {
+    /// Two commands: the element is nowhere in between.
+    PopAndPush,
+    OneCommand(&'static str),
+}
+
+/// A thousand rotations a second, for as long as given; how many there were.
+fn rotate(addr: SocketAddr, how: Rotation, lasts: Duration) -> u64 {
     let mut stream = net::connect(addr).unwrap();
-    let end = Instant::now() + secs(4);
-    let mut count = 0;
-    while Instant::now() < end {
-        stream.write_all(b"LPOP servers\r\n").unwrap();
-        net::read_line(&mut stream).unwrap();
-        let element = net::read_line(&mut stream).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut ask = |command: &str| {
         stream
-            .write_all(format!("RPUSH servers {}\r\n", element.trim_end()).as_bytes())
+            .write_all(format!("{command}\r\n").as_bytes())
             .unwrap();
-        net::read_line(&mut stream).unwrap();
+        let first = net::read_line(&mut stream).unwrap();
+        assert!(!first.starts_with('-'), "{command}: {first}");
+        match first.starts_with('$') {
+            true => net::read_line(&mut stream).unwrap(),
+            false => first,
+        }
+    };
+    let (began, mut count) = (Instant::now(), 0);
+    while began.elapsed() < lasts {
+        if began.elapsed() < millis(count) {
+            std::thread::sleep(millis(1) / 5); // the pace
+            continue;
+        }
+        match how {
+            Rotation::OneCommand(command) => {
+                ask(command);
+            }
+            Rotation::PopAndPush => {
+                let element = ask("LPOP servers");
+                ask(&format!("RPUSH servers {}", element.trim_end()));
+            }
+        }
         count += 1;
-        std::thread::sleep(millis(1) / 2); // the pace
     }
     count
 }
 
 #[test]
-fn a_list_that_is_rotated_never_changes() {
+fn a_list_that_is_rotated_a_thousand_times_a_second_never_changes() {
     let (redis, servers) = (Redis::start(ports::free_addr()), named(4));
     for server in &servers {
         run(&redis, &format!("RPUSH servers {}", server.addr));
     }
     let running = Discovering::start(&keys(
         redis.addr,
-        "",
+        "on_removed = \"close\"",
         "interval = \"100ms\"\nconfirm = \"0s\"",
     ));
     let all: Vec<SocketAddr> = servers.iter().map(|s| s.addr).collect();
@@ -104,15 +128,45 @@ fn a_list_that_is_rotated_never_changes() {
         let labels = [("upstream", "back"), ("result", result)];
         running.tembuku.metric("discovery_updates_total", &labels)
     };
-    let before = count("changed");
-    let rotations = rotate(redis.addr);
-    let unchanged = count("unchanged");
-    println!("{rotations} rotations in 4 s, {unchanged} answers");
-    assert!(rotations > 1_000, "{rotations}");
-    assert!(unchanged > 4.0, "{unchanged}");
-    assert_eq!(count("changed"), before);
-    assert_eq!(count("error"), 0.0);
+    let mut sessions: Vec<_> = (0..8)
+        .map(|_| net::session(running.front).unwrap().0)
+        .collect();
+    let load = Load::start(running.front, std::thread::spawn);
+    load.take("at first");
+    let changed = count("changed");
+    for how in [
+        Rotation::PopAndPush,
+        Rotation::OneCommand("RPOPLPUSH servers servers"),
+        Rotation::OneCommand("LMOVE servers servers LEFT RIGHT"),
+    ] {
+        let unchanged = count("unchanged");
+        let before: Vec<usize> = servers.iter().map(Server::accepted).collect();
+        let rotations = rotate(redis.addr, how, secs(4));
+        let answers = count("unchanged") - unchanged;
+        println!("{how:?}: {rotations} rotations in 4 s, {answers} answers");
+        assert!(rotations > 2_000, "{rotations}");
+        assert!(answers > 4.0, "{answers}");
+        assert_eq!(
+            (count("changed"), count("error")),
+            (changed, 0.0),
+            "{how:?}"
+        );
+        for (server, before) in servers.iter().zip(before) {
+            assert!(
+                server.accepted() > before,
+                "{how:?}: a backend is not picked"
+            );
+        }
+    }
     running.wait_backends(&all);
+    let counts = load.take("while the list was rotated");
+    assert_eq!((counts.refused, counts.cut), (0, 0));
+    for session in &mut sessions {
+        net::echo(session, "never on a backend that vanished").unwrap();
+    }
+    let reasons = running.tembuku.events();
+    let of_discovery = reasons.iter().filter(|e| e["reason"] == "discovery");
+    assert_eq!(of_discovery.count(), 0);
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn ask(servers: &[SocketAddr]) -> Result<String, String> {
         .enable_all()
         .build()
         .expect("a runtime");
-    let settings = settings(Duration::from_secs(1), Duration::from_millis(400));
+    let settings = settings(Duration::from_secs(1), Duration::from_secs(2));
     let mut source = SrvRecords::new("_a._tcp.example", servers, &settings);
     let answer = runtime.block_on(source.next()).map_err(|e| e.message)?;
     let addresses: Vec<String> = answer.backends.into_iter().map(|b| b.address).collect();

@@ -124,7 +124,7 @@ fn a_watch_that_is_silent_is_checked_and_left() {
     run(async {
         let mut source = Etcd::new(EtcdSettings {
             interval: Duration::from_millis(100),
-            timeout: Duration::from_millis(300),
+            timeout: Duration::from_millis(1500),
             ..settings(&[first.url(), second.url()])
         });
         assert_eq!(addresses(&mut source).await, "10.0.0.1:1");

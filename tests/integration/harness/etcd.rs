@@ -150,6 +150,25 @@ impl Etcd {
         self.post("/v3/kv/put", &json!({"key": key, "value": value}))
     }
 
+    /// Puts keys with values, and deletes those without, as many at once as it takes.
+    #[track_caller]
+    pub(crate) fn change(&self, changes: &[(String, Option<String>)]) {
+        for part in changes.chunks(128) {
+            let change = |(key, value): &(String, Option<String>)| {
+                let key = STANDARD.encode(key);
+                match value {
+                    Some(value) => {
+                        json!({"requestPut": {"key": key, "value": STANDARD.encode(value)}})
+                    }
+                    None => json!({"requestDeleteRange": {"key": key}}),
+                }
+            };
+            let changes: Vec<Value> = part.iter().map(change).collect();
+            self.post("/v3/kv/txn", &json!({"success": changes}))
+                .unwrap();
+        }
+    }
+
     #[track_caller]
     pub(crate) fn delete(&self, key: &str) {
         let key = STANDARD.encode(key);

@@ -5,6 +5,7 @@ pub(crate) mod certs;
 pub(crate) mod chromium;
 pub(crate) mod dnsmasq;
 pub(crate) mod etcd;
+pub(crate) mod faulty;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mariadb;

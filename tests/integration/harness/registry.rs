@@ -88,6 +88,10 @@ impl Kubernetes {
         Kubernetes { server, cluster }
     }
 
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.server.addr
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.server.addr)
     }
@@ -301,6 +305,10 @@ impl Consul {
             }
         });
         Consul { server, catalog }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.server.addr
     }
 
     pub(crate) fn url(&self) -> String {
