@@ -63,17 +63,6 @@ pub(crate) struct SourceError {
     pub(crate) message: String,
 }
 
-/// Where backends come from.
-pub(crate) trait Source: Send {
-    /// The first call answers at once. Later ones return when there may be something new: a source
-    /// that is polled waits for `interval` itself, from the end of its last answer (see
-    /// [`Interval`]); one that watches waits for an event. An error is returned as soon as it is
-    /// known, and the caller waits before it calls again: that call does not wait for `interval`
-    /// any more. One question takes `timeout` at most, of each server that is asked. A call can be
-    /// dropped at any point; the next one begins anew.
-    fn next(&mut self) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
-}
-
 /// A source of any kind.
 pub(crate) enum AnySource {
     File(file::FileSource),
@@ -174,6 +163,17 @@ impl AnySource {
             ))),
         }
     }
+}
+
+/// Where backends come from.
+pub(crate) trait Source: Send {
+    /// The first call answers at once. Later ones return when there may be something new: a source
+    /// that is polled waits for `interval` itself, from the end of its last answer (see
+    /// [`Interval`]); one that watches waits for an event. An error is returned as soon as it is
+    /// known, and the caller waits before it calls again: that call does not wait for `interval`
+    /// any more. One question takes `timeout` at most, of each server that is asked. A call can be
+    /// dropped at any point; the next one begins anew.
+    fn next(&mut self) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
 }
 
 impl Source for AnySource {
