@@ -113,7 +113,7 @@ impl Kind for File {
             // It is written in place, and takes its time.
             Fault::Slow => write(b"127.1.0.1"),
             // Without the last port and its colon.
-            Fault::Half => write(self.lines[..self.lines.len() - 7].as_bytes()),
+            Fault::Half => write(&self.lines.as_bytes()[..self.lines.len() - 7]),
         }
     }
 
