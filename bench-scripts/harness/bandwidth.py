@@ -1,9 +1,10 @@
 """`limits bandwidth`: what a limit lets through, how smoothly, and what it costs.
 
-A limited sender waits until its window opens, which happens when the proxy reads. On loopback the kernel then sends its bytes
-within the proxy's call, and charges that to the proxy; of an unlimited one most is sent within the sender's calls. Over a network
-that is the sender's host's work. So the proxy has a CPU of its own, and what loopback delivers is handled on the others (RPS), as
-by another host; `--together` leaves all that out.
+A limited sender waits until its window opens, which happens when the proxy reads. On loopback the
+kernel then sends its bytes within the proxy's call, and charges that to the proxy; of an unlimited
+one most is sent within the sender's calls. Over a network that is the sender's host's work. So the
+proxy has a CPU of its own, and what loopback delivers is handled on the others (RPS), as by another
+host; `--together` leaves all that out.
 """
 
 import json

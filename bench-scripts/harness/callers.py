@@ -3,8 +3,8 @@
 
     callers.py PORT CLIENTS
 
-Until a line arrives on stdin; then prints all calls as JSON: when each began, when the server let it in, when it ended, and what
-went wrong, if something did.
+Until a line arrives on stdin; then prints all calls as JSON: when each began, when the server let
+it in, when it ended, and what went wrong, if something did.
 """
 
 import json

@@ -2,7 +2,8 @@
 
 from html import escape
 
-WIDTH, LEFT, RIGHT, TOP = 960, 290, 250, 96         # the plot lies between the margins: names on the left, values on the right
+# The plot lies between the margins: names on the left, values on the right.
+WIDTH, LEFT, RIGHT, TOP = 960, 290, 250, 96
 BAR, GAP, BETWEEN, HEADING = 13, 3, 14, 44
 WORST = 6                               # bars end here; a longer one is cut off, and says so
 NAMED = {"nginx": "a", "haproxy": "b", "haproxy-splice": "c", "tembuku": "d", "tembuku-observed": "e"}
@@ -27,7 +28,8 @@ def line(x1, y1, x2, y2, kind):
 
 
 def draw(title, notes, sections):
-    """sections: [(heading, [(name, [(label, {median, min, max}, words)])])]; the line at 1 is what bars are compared with."""
+    """sections: [(heading, [(name, [(label, {median, min, max}, words)])])]; the line at 1 is what
+    bars are compared with."""
     highest = max(spread["max"] for _, groups in sections for _, bars in groups for _, spread, _ in bars)
     span = min(WORST, max(1.25, highest)) * 1.02
     scale = (WIDTH - LEFT - RIGHT) / span

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Sends, counts and echoes UDP datagrams. All of them end by themselves: with stdin, when done, or when their time is over.
+"""Sends, counts and echoes UDP datagrams. All of them end by themselves: with stdin, when done, or
+when their time is over.
 
     datagrams.py sink PORT SIZE [gro]       counts datagrams of SIZE bytes; answers a line on stdin, once nothing more comes,
                                             with "arrived N"; `gro` lets the kernel hand over several at once
@@ -19,10 +20,10 @@ import time
 import hold
 
 SOCKETS = 8                             # of the sender: flows, in the eyes of a proxy
-RUN = 8                                 # datagrams from one socket before it is the turn of the next
-SEGMENTS = 54                           # the same with gso: 64,800 bytes, about the most that one send may carry
+RUN = 8  # datagrams from one socket before it is the turn of the next
+SEGMENTS = 54  # the same with gso: 64,800 bytes, about the most that one send may carry
 QUIET = 0.1                             # seconds without a datagram: the rest is lost
-LATE = 4                                # the sender gives up after so many times the time it should take
+LATE = 4  # the sender gives up after so many times the time it should take
 SO_RCVBUFFORCE, UDP_SEGMENT, UDP_GRO = 33, 103, 104
 PR_SET_TIMERSLACK = 29
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -43,7 +44,8 @@ class Message(ctypes.Structure):        # struct mmsghdr
 
 
 def server(port):
-    """A socket whose own buffer is no reason to lose anything: 64 MiB (the kernel doubles what is asked for)."""
+    """A socket whose own buffer is no reason to lose anything: 64 MiB (the kernel doubles what is
+    asked for)."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
     bound.bind(("127.0.0.1", port))
@@ -52,7 +54,8 @@ def server(port):
 
 
 def until_stdin_speaks(bound, take):
-    """Calls `take` whenever there is something to read; returns the next line of stdin, empty at its end."""
+    """Calls `take` whenever there is something to read; returns the next line of stdin, empty at
+    its end."""
     poll = select.epoll()
     poll.register(bound, select.EPOLLIN)
     poll.register(sys.stdin, select.EPOLLIN)
@@ -114,7 +117,7 @@ def segments_of(sender, size):
 
 
 def send(port, size, count, rate, gso):
-    LIBC.prctl(PR_SET_TIMERSLACK, 1000)         # nanoseconds; by default a sleep may last 50 us longer
+    LIBC.prctl(PR_SET_TIMERSLACK, 1000)  # nanoseconds; by default a sleep may last 50 us longer
     sends = []
     for _ in range(SOCKETS):
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -131,7 +134,8 @@ def send(port, size, count, rate, gso):
             time.sleep(due - now)
         sent += sends[turn % SOCKETS](count - sent)
         turn += 1
-        due = max(due, now - 2 * gap) + gap     # who was held up does not make up for it: that would be a burst
+        # Who was held up does not make up for it: that would be a burst.
+        due = max(due, now - 2 * gap) + gap
     print(json.dumps({"sent": sent, "seconds": time.monotonic() - started}))
 
 

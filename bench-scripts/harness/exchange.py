@@ -6,9 +6,10 @@
     exchange.py udp PORT N PERIOD       the same with flows
     exchange.py probe PORT PERIOD       a new connection every PERIOD seconds, one message through it
 
-The last three print "open" once all run, and answer a line on stdin with one line of JSON about the time since the one before:
-messages, the longest delay of each session in ms (p50, p99 and max of these), what is under way for longer than three seconds ("missing"), what was cut or lost, and for how many
-the port at the server has changed ("moved"). An empty line ends them.
+The last three print "open" once all run, and answer a line on stdin with one line of JSON about the
+time since the one before: messages, the longest delay of each session in ms (p50, p99 and max of
+these), what is under way for longer than three seconds ("missing"), what was cut or lost, and for
+how many the port at the server has changed ("moved"). An empty line ends them.
 """
 
 import collections

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Holds idle TCP sessions. Two processes, because a process may have too few descriptors for both ends.
+"""Holds idle TCP sessions. Two processes, because a process may have too few descriptors for both
+ends.
 
     hold.py echo PORT         echoes whatever arrives on any number of connections, until stdin ends
     hold.py client PORT N     obeys lines on stdin, answers each with one line:
@@ -13,8 +14,8 @@ import socket
 import sys
 
 MESSAGE = b"sixteen bytes..."
-BATCH = 100                             # connections between two looks at the echoes: bounds the backlog needed
-PER_SOURCE = 20000                      # connections per source address, well below the number of ports
+BATCH = 100  # connections between two looks at the echoes: bounds the backlog needed
+PER_SOURCE = 20000  # connections per source address, well below the number of ports
 IP_BIND_ADDRESS_NO_PORT = 24
 
 

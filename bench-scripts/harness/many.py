@@ -5,7 +5,8 @@
     many.py fetch PORT SESSIONS SIZE    opens all SESSIONS, asks, waits until everything on the way is full, then reads and compares;
                                         prints one line of JSON
 
-A session is a piece of one pattern, which begins at a place of its own: bytes of another session, or of another place, differ.
+A session is a piece of one pattern, which begins at a place of its own: bytes of another session,
+or of another place, differ.
 """
 
 import fcntl
@@ -18,12 +19,13 @@ import sys
 import termios
 import time
 
-PERIOD = (1 << 20) + 7                  # the pattern repeats; no multiple of a page or a buffer, so that a shift shows
+# The pattern repeats; no multiple of a page or a buffer, so that a shift shows.
+PERIOD = (1 << 20) + 7
 STEP = 4099                             # sessions with neighbouring numbers begin so far apart
 ASK = struct.Struct("!QQ")              # number, size
-PIECE = 256 << 10                       # at most so much for one session before it is the turn of the next
+PIECE = 256 << 10  # at most so much for one session before it is the turn of the next
 QUIET = 10                              # seconds without a byte: what is missing then is lost
-FULL = 0.2                              # seconds without a byte before anything was read: everything on the way is full
+FULL = 0.2  # seconds without a byte before anything was read: everything on the way is full
 
 
 def pattern():
@@ -116,7 +118,7 @@ def fetch(port, sessions, size):
                 if got[fd] + count <= size and data.startswith(buffer[:count], (first[fd] + got[fd]) % PERIOD):
                     got[fd] += count
                     continue
-                wrong += 1              # it is not listened to any longer: the rest of it counts as lost
+                wrong += 1  # it is not listened to any longer: the rest of it counts as lost
                 surplus += max(0, got[fd] + count - size)
             poll.unregister(fd)
             peers.pop(fd).close()

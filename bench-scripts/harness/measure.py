@@ -29,8 +29,8 @@ def family(root):
 class Usage:
     """CPU time of a family of processes at one moment, from two sources.
 
-    `threads` is exact (nanoseconds on a CPU, user and system, from schedstat) but forgets threads that have ended;
-    `stat` counts ended threads too, in ticks.
+    `threads` is exact (nanoseconds on a CPU, user and system, from schedstat) but forgets threads
+    that have ended; `stat` counts ended threads too, in ticks.
     """
 
     def __init__(self, root):

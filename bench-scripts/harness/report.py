@@ -1,4 +1,5 @@
-"""From measurements to figures: medians, ratios round by round, verdicts, the table and the raw file."""
+"""From measurements to figures: medians, ratios round by round, verdicts, the table and the raw
+file."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ def spread(values):
 
 
 def values(measurements, workload, target, key):
-    """{round: value} of what was measured without an error; of `best`, what the better peer had in that round."""
+    """{round: value} of what was measured without an error; of `best`, what the better peer had in
+    that round."""
     if target == BEST:
         figure = next(figure for figure in WORKLOADS[workload].figures if figure.key == key)
         choose, rounds = (max if figure.better == "more" else min), {}
@@ -35,7 +37,8 @@ def values(measurements, workload, target, key):
 
 
 def ratio(measurements, workload, key, peer, target=OURS):
-    """The target's over the peer's, of each round in which both were measured. Over nothing, or less, there is no ratio."""
+    """The target's over the peer's, of each round in which both were measured. Over nothing, or
+    less, there is no ratio."""
     ours, theirs = (values(measurements, workload, name, key) for name in (target, peer))
     return spread([ours[number] / theirs[number] for number in sorted(ours) if theirs.get(number, 0) > 0])
 
@@ -72,7 +75,8 @@ def summary(measurements, workloads, targets):
 
 
 def foreign_share(measurement):
-    """The share of the machine's CPU that neither proxy nor client nor backend used, where all are known."""
+    """The share of the machine's CPU that neither proxy nor client nor backend used, where all are
+    known."""
     own = [measurement.get(key) for key in ("client_cpu_seconds", "backend_cpu_seconds")]
     if None in own or not measurement.get("machine_span_seconds"):
         return None
@@ -81,7 +85,8 @@ def foreign_share(measurement):
 
 
 def warnings(measurement):
-    """What makes a measurement doubtful: its own warnings, loss, and a machine that was busy with something else."""
+    """What makes a measurement doubtful: its own warnings, loss, and a machine that was busy with
+    something else."""
     share, loss = measurement.get("foreign_share") or 0, measurement.get("figures", {}).get("loss", 0)
     found = list(measurement.get("warnings", []))
     if loss > LOSSY:
@@ -133,7 +138,8 @@ LIMITS = (
 
 
 def verdicts(measurements, workloads, targets):
-    """[{limit, verdict: pass | fail | not measured, found}] for the limits on these workloads and targets."""
+    """[{limit, verdict: pass | fail | not measured, found}] for the limits on these workloads and
+    targets."""
     found = []
     for limit in LIMITS:
         if limit.workload not in workloads or limit.target not in targets:
@@ -145,7 +151,8 @@ def verdicts(measurements, workloads, targets):
             seen = spread(list(values(measurements, limit.workload, limit.target, limit.figure).values()))
             value = seen and seen["min" if limit.least else "max"]
         text = limit.text
-        if limit.peer == BEST:                  # a peer that was left out makes the limit an easier one: say who was there
+        # A peer that was left out makes the limit an easier one: say who was there.
+        if limit.peer == BEST:
             there = [peer for peer in PEERS if values(measurements, limit.workload, peer, limit.figure)]
             text += f" of {', '.join(there)}" if there else ""
         met = value is not None and (value >= limit.bound if limit.least else value <= limit.bound)
@@ -241,7 +248,8 @@ def verdict_line(verdict, prefix=""):
 
 
 def picture(run):
-    """The chart: CPU for each workload and memory, of every proxy, as the ratio to the better peer; None without ratios."""
+    """The chart: CPU for each workload and memory, of every proxy, as the ratio to the better peer;
+    None without ratios."""
     def group(name, figure):
         bars = []
         for target in (*PEERS, OURS, OBSERVED):
@@ -270,7 +278,8 @@ def picture(run):
 
 
 def save(run, folder):
-    """Writes the raw .json, the .md and, if there is anything to compare, the .svg, under a name that is not taken."""
+    """Writes the raw .json, the .md and, if there is anything to compare, the .svg, under a name
+    that is not taken."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [run["date"][:10], run["commit"], run["label"], "quick" if run["quick"] else ""]
     stem = "-".join(part for part in parts if part)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tells over HTTP whether a PostgreSQL server is a primary, as agents of clusters do: 200, or 503. Used by limits.
+"""Tells over HTTP whether a PostgreSQL server is a primary, as agents of clusters do: 200, or 503.
+Used by limits.
 
     role.py PORT POSTGRES_PORT
 

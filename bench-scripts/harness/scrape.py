@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Asks tembuku's admin listener for its metrics, as a monitoring system does. Ends with stdin; a scrape that fails ends it, too.
+"""Asks tembuku's admin listener for its metrics, as a monitoring system does. Ends with stdin; a
+scrape that fails ends it, too.
 
     scrape.py PORT [SECONDS]    with SECONDS: one scrape in so many. Obeys lines on stdin, answers each with one line:
         scrapes     how many there were                         -> "scrapes N"

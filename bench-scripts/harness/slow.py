@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Clients of HTTP that burden a proxy without asking much of it: idle ones, and ones that read slowly.
+"""Clients of HTTP that burden a proxy without asking much of it: idle ones, and ones that read
+slowly.
 
     slow.py PORT IDLE SLOW BODY   BODY: the length of what /large answers. Obeys lines on stdin, answers each with one line:
         open     IDLE connections, each proven by a small answer, and SLOW ones that have asked for /large and have
@@ -15,7 +16,7 @@ import time
 
 ASK = b"GET %s HTTP/1.1\r\nHost: bench\r\n\r\n"
 SMALL = b"a small body\n"
-BATCH = 100                             # connections between two looks at the answers: bounds the backlog needed
+BATCH = 100  # connections between two looks at the answers: bounds the backlog needed
 RATE = 64 << 10
 RECEIVE = 16 << 10                      # SO_RCVBUF; the kernel doubles it
 TURN = 0.1                              # seconds between two reads of one slow client
@@ -25,7 +26,8 @@ def connect(port, receive=None):
     session = socket.socket()
     session.settimeout(10)
     if receive:
-        session.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)       # before the window is told
+        # Before the window is told.
+        session.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
     session.connect(("127.0.0.1", port))
     return session
 

@@ -1,8 +1,10 @@
-"""`limits hold`: the primary of two PostgreSQL servers is killed under load; its replica is promoted three seconds later.
+"""`limits hold`: the primary of two PostgreSQL servers is killed under load; its replica is
+promoted three seconds later.
 
-tembuku and HAProxy stand before the same two servers at the same time, each with clients of its own that connect, write a row and
-leave. tembuku asks the servers for their role itself; HAProxy asks an agent beside each, every 100 ms both. HAProxy's own means
-against an outage are on: `retries 3` and `option redispatch`.
+tembuku and HAProxy stand before the same two servers at the same time, each with clients of its own
+that connect, write a row and leave. tembuku asks the servers for their role itself; HAProxy asks an
+agent beside each, every 100 ms both. HAProxy's own means against an outage are on: `retries 3` and
+`option redispatch`.
 """
 
 import json
@@ -22,7 +24,8 @@ from .system import Child, Failure
 
 CALLERS = Path(__file__).with_name("callers.py")
 ROLE = Path(__file__).with_name("role.py")
-BEFORE, DOWN, AFTER = 2.0, 3.0, 3.0         # seconds: load, from the death to the promotion, and from there on
+# Seconds: load, from the death to the promotion, and from there on.
+BEFORE, DOWN, AFTER = 2.0, 3.0, 3.0
 
 TEMBUKU = """\
 [listeners.bench]

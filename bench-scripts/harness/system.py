@@ -27,7 +27,8 @@ PACKAGES = {            # a command that must exist -> the Debian package that b
 }
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
-LISTENING = {"tcp": "0A", "udp": "07"}          # the state in /proc/net; a UDP socket that is not connected is "closed"
+# The state in /proc/net; a UDP socket that is not connected is "closed".
+LISTENING = {"tcp": "0A", "udp": "07"}
 
 
 class Failure(Exception):
@@ -46,7 +47,8 @@ def output(argv, **kwargs):
 # Packages
 
 def nginx_stream_module():
-    """The path of nginx's stream module, None if it is built in; raises if there is no stream at all."""
+    """The path of nginx's stream module, None if it is built in; raises if there is no stream at
+    all."""
     built = output(["nginx", "-V"])
     if "--with-stream " in built + " ":
         return None
@@ -70,7 +72,8 @@ def missing_packages(commands):
 
 
 def install(packages, say):
-    """apt-get install, while a policy that forbids starting services stands in for the machine's own."""
+    """apt-get install, while a policy that forbids starting services stands in for the machine's
+    own."""
     if not shutil.which("apt-get"):
         raise Failure(f"missing, and there is no apt-get to install them: {' '.join(packages)}")
     say(f"installing {' '.join(packages)} (no service is started)")
@@ -98,7 +101,8 @@ def install(packages, say):
 # Limits
 
 def raise_descriptor_limit(needed):
-    """The soft limit up to the hard one, and the hard one up to what is needed where that is allowed."""
+    """The soft limit up to the hard one, and the hard one up to what is needed where that is
+    allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, needed)
     try:
@@ -115,7 +119,7 @@ class Namespace:
     """A network namespace of its own, with loopback, removed at the end of the `with`."""
 
     SYSCTLS = {
-        "net.ipv4.tcp_congestion_control": "reno",          # bbr, the default of some hosts, paces loopback
+        "net.ipv4.tcp_congestion_control": "reno",  # bbr, the default of some hosts, paces loopback
         "net.ipv4.ip_local_port_range": "10000 65535",      # servers listen below that
     }
 
@@ -171,7 +175,8 @@ class Namespace:
             return False
 
     def listens(self, pid, port, protocol):
-        """Whether somebody in the namespace of that process listens on the port. Nothing is sent for it."""
+        """Whether somebody in the namespace of that process listens on the port. Nothing is sent
+        for it."""
         ending = f":{port:04X}"
         try:
             lines = Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]
@@ -183,7 +188,8 @@ class Namespace:
 # Children
 
 def _child_setup():
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)      # no orphans, even when this script is killed outright
+    # No orphans, even when this script is killed outright.
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
@@ -224,7 +230,8 @@ class Child:
         raise Failure(f"{self.argv[0]} does not listen on {protocol} port {port} after {seconds} s: {self.tail()}")
 
     def stop(self):
-        """TERM, again after a while (a proxy may be draining), and KILL for what is left of its session."""
+        """TERM, again after a while (a proxy may be draining), and KILL for what is left of its
+        session."""
         for signum, seconds in ((signal.SIGTERM, 3), (signal.SIGTERM, 2), (signal.SIGKILL, 5)):
             if not self.alive():
                 break
@@ -236,7 +243,8 @@ class Child:
             except subprocess.TimeoutExpired:
                 pass
         try:
-            os.killpg(self.pid, signal.SIGKILL)       # its own session: workers that outlived their master
+            # Its own session: workers that outlived their master.
+            os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
         for pipe in (self.process.stdin, self.process.stdout):
@@ -302,7 +310,8 @@ def machine():
 
 
 def versions(commands):
-    """The line by which each tool names itself: the first, or one that says no more than the version."""
+    """The line by which each tool names itself: the first, or one that says no more than the
+    version."""
     ways = {"nginx": "-v", "haproxy": "-v", "iperf3": "--version", "wrk": "-v", "redis-server": "--version",
             "redis-benchmark": "--version", "ip": "-V", "dnsperf": "-h", "nsd": "-v", "sockperf": "--version",
             "setpriv": "--version"}

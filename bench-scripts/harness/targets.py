@@ -1,4 +1,5 @@
-"""Who is compared: each proxy with its best fair configuration, one listener, TCP or UDP, in front of one backend."""
+"""Who is compared: each proxy with its best fair configuration, one listener, TCP or UDP, in front
+of one backend."""
 
 import hashlib
 import os
@@ -126,11 +127,12 @@ class Target:
     """`direct` itself: no proxy at all. The others override what they need."""
 
     name, about, commands = "direct", "no proxy: the client talks to the backend", ()
-    templates, file, splice = {}, None, ""       # protocol -> configuration; without one it is not run with such workloads
-    only_for = None                 # the workloads it is run with unless it is asked for by name; None: all
+    # protocol -> configuration; without one it is not run with such workloads
+    templates, file, splice = {}, None, ""
+    only_for = None  # the workloads it is run with unless it is asked for by name; None: all
     processes = 1                   # how many there are once it has started
     metrics = False                 # whether it can have an admin listener with metrics
-    scraped = False                 # whether it has one, always, which is asked each second while there is load
+    scraped = False  # whether it has one, always, which is asked each second while there is load
 
     def config(self, protocol, folder, front, back, sessions, flows, admin=None):
         template = self.templates[protocol]

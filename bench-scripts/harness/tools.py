@@ -1,4 +1,5 @@
-"""The programs that make load: how each backend and each client is started, and how to read what the client prints."""
+"""The programs that make load: how each backend and each client is started, and how to read what
+the client prints."""
 
 import json
 import os
@@ -16,8 +17,9 @@ MANY = Path(__file__).with_name("many.py")
 SLOW = Path(__file__).with_name("slow.py")
 SCRAPE = Path(__file__).with_name("scrape.py")
 DATAGRAM = 1200                     # bytes: what QUIC begins with
-SESSIONS = 1200                     # bulk sessions at once: more than the pipes of an unprivileged user are for
-LARGE = 256 << 20                   # bytes of /large: no buffer on the way takes so much, so whoever reads it slowly is not done
+SESSIONS = 1200  # bulk sessions at once: more than the pipes of an unprivileged user are for
+# Bytes of /large: no buffer on the way takes so much, so whoever reads it slowly is not done.
+LARGE = 256 << 20
 
 
 # Backends: (folder, port) -> argv
@@ -89,11 +91,13 @@ zone:
     name: bench.test
     zonefile: zone
 """
-NAMES, QUERIES = 300, 10_000        # in the zone, and in the file of queries that is gone through again and again
+# In the zone, and in the file of queries that is gone through again and again.
+NAMES, QUERIES = 300, 10_000
 
 
 def name_server(folder, port):
-    """nsd with a zone, and the queries for it beside it: names of 1 to 40 letters, answers of one to four records."""
+    """nsd with a zone, and the queries for it beside it: names of 1 to 40 letters, answers of one
+    to four records."""
     dice = random.Random(1)
     zone, queries = ["$TTL 3600", "@ SOA ns hostmaster 1 3600 900 86400 300", "@ NS ns", "ns A 192.0.2.1"], []
     for number in range(NAMES):

@@ -1,7 +1,8 @@
-"""`limits queue`: many clients of a PostgreSQL server that takes few, each with a connection for each transaction.
+"""`limits queue`: many clients of a PostgreSQL server that takes few, each with a connection for
+each transaction.
 
-The server has `max_connections = 20`, of which it keeps three for superusers. pgbench connects within its threads, so each client
-has one of its own.
+The server has `max_connections = 20`, of which it keeps three for superusers. pgbench connects
+within its threads, so each client has one of its own.
 """
 
 import json

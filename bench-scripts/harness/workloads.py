@@ -1,7 +1,8 @@
 """What is measured. Each workload runs once against one target and returns its figures.
 
-A new one is an entry in WORKLOADS: a Load (a backend, a client that ends by itself, a parser for what it prints),
-or a class of its own with the same `run`, as Idle is. A target whose configuration knows no such protocol is passed over.
+A new one is an entry in WORKLOADS: a Load (a backend, a client that ends by itself, a parser for
+what it prints), or a class of its own with the same `run`, as Idle is. A target whose configuration
+knows no such protocol is passed over.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from .tools import (DATAGRAM, DATAGRAMS, LARGE, SCRAPE, SESSIONS, SLOW, datagram
                     sockperf_server, stream, wrk)
 
 HOLD = Path(__file__).with_name("hold.py")
-NOBODY = 65534                      # the user and group without rights, for proxies that are not to run as root
+NOBODY = 65534  # the user and group without rights, for proxies that are not to run as root
 # pdeathsig: with the change of user the kernel forgets that this process is to end with its parent.
 AS_NOBODY = ("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--pdeathsig", "TERM")
 
@@ -33,7 +34,8 @@ class Figure:
     key: str
     title: str
     better: str                     # "less" or "more"
-    over_direct: str | None = None  # derived: that other figure, less what `direct` had in the same round
+    # Derived: that other figure, less what `direct` had in the same round.
+    over_direct: str | None = None
 
 
 class Bench:
@@ -134,7 +136,7 @@ class Load:
     backend: Callable               # (folder, port) -> argv
     client: Callable                # (folder, port, size) -> argv
     parse: Callable                 # (text, size) -> (units, figures)
-    full: int                       # the size: GiB, seconds, requests or datagrams, whichever the client takes
+    full: int  # the size: GiB, seconds, requests or datagrams, whichever the client takes
     quick: int
     prepare: Callable | None = None  # (port of the backend) -> argv, run once before
     beside: tuple | None = None     # the figures beside CPU, if they are not rate and latency
@@ -142,12 +144,13 @@ class Load:
     ask: bool = False               # whether the backend, too, is asked for what it has seen
     protocol: str = "tcp"
     unprivileged: bool = False      # whether the proxy runs as nobody
-    metrics: tuple = ()             # (figure, metric): read from a proxy that tells its metrics, once the client has ended
+    # (figure, metric): read from a proxy that tells its metrics, once the client has ended
+    metrics: tuple = ()
     slow: tuple | None = None       # (idle clients, slow readers) that slow.py holds meanwhile
     sysctls: tuple = ()             # ((name, value), ...) of the namespace meanwhile
     direct: bool = True             # whether it is measured without a proxy, too
     holds: int | None = None        # sessions at once, if they are many
-    twice: bool = False             # whether it is so near its limit that it gets twice as many rounds
+    twice: bool = False  # whether it is so near its limit that it gets twice as many rounds
 
     @property
     def figures(self):
@@ -257,7 +260,8 @@ class Idle:
     protocol: str
     holds: str                      # the option that says how many
     program: Path                   # its roles `client` and `echo` hold the ends
-    commands, direct, twice = (), False, False  # a program without sessions has nothing to be looked at
+    # A program without sessions has nothing to be looked at.
+    commands, direct, twice = (), False, False
 
     @property
     def figures(self):
@@ -312,7 +316,8 @@ class Idle:
                      pipes=True)
 
     def warm_up(self, bench, at):
-        """One session per CPU before the first look, so that the program's own first use is not charged to the sessions."""
+        """One session per CPU before the first look, so that the program's own first use is not
+        charged to the sessions."""
         with self.holder(bench, at, CPUS) as first:
             for word in ("open", "close"):
                 order(first, word)
