@@ -82,8 +82,8 @@ pub(super) fn render(state: &State) -> String {
         p.config_hash
     );
     out.push_str(
-        "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream<th class=n>sessions\
-         <th class=n>accepted<th class=n>received<th class=n>sent</tr>",
+        "<h2>Listeners</h2><table><tr><th>name<th>protocol<th>addresses<th>upstream\
+         <th class=n>sessions<th class=n>accepted<th class=n>received<th class=n>sent</tr>",
     );
     for l in &status.listeners {
         let _ = write!(
@@ -105,7 +105,8 @@ pub(super) fn render(state: &State) -> String {
     for u in &status.upstreams {
         let _ = write!(
             out,
-            "<h2>{} <small>({}, {})</small></h2>{}<table><tr><th>backend<th>state<th>why<th>role<th>last check\
+            "<h2>{} <small>({}, {})</small></h2>{}\
+             <table><tr><th>backend<th>state<th>why<th>role<th>last check\
              <th class=n>weight<th class=n>sessions<th class=n>connects<th class=n>failed\
              <th class=n>received<th class=n>sent</tr>",
             escape(&u.name),
@@ -130,7 +131,8 @@ pub(super) fn render(state: &State) -> String {
             };
             let _ = write!(
                 out,
-                "<tr><td>{}{}<td class={state}>{state}<td>{}<td>{}<td>{}<td class=n>{}<td class=n>{}<td class=n>{}\
+                "<tr><td>{}{}<td class={state}>{state}<td>{}<td>{}<td>{}\
+                 <td class=n>{}<td class=n>{}<td class=n>{}\
                  <td class=n>{}<td class=n>{}<td class=n>{}</tr>",
                 escape(&b.address),
                 if b.backup { " (backup)" } else { "" },

@@ -141,36 +141,41 @@ impl Addresses {
         };
         let (stopped, stopped_udp) = (backends[0], answering[0]);
         format!(
-            "tembuku demo: two listeners, for TCP and UDP, in front of three backends and two, round robin,\n\
-             and one in front of two servers of which one is the primary\n\
-             \n\
-             {}{}{}  listener demo      {front}\n\
-             \x20 listener demo-udp  {front_udp} (UDP)\n\
-             \x20 listener store     {front_store}, follows the primary\n\
-             \x20 status page        http://{admin}/\n\
-             \n\
-             Try, in another terminal:\n\
-             \n\
-             \x20 1. The backends take turns:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done\n\
-             \x20                               (bash; or: nc {host} {port} < /dev/null)\n\
-             \x20 2. What Prometheus would see: curl -s http://{admin}/metrics\n\
-             \x20 3. Stop a backend:            echo stop > /dev/tcp/{}/{}\n\
-             \x20                               then 1. again: no connect fails, {} is marked down;\n\
-             \x20                               it comes back after {away} s\n\
-             \x20 4. Flows take turns over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} 3<> /dev/udp/{udp_host}/{udp_port}; done\n\
-             \x20                               (bash; or, each a flow: echo hi | nc -u -w1 {udp_host} {udp_port})\n\
-             \x20 5. Stop one of those:         echo stop > /dev/udp/{}/{}\n\
-             \x20                               then 4. again: its port is closed, and ICMP says so. The datagram\n\
-             \x20                               that finds out is lost, all others {} answers;\n\
-             \x20                               it comes back after {away} s, and soon takes its turn\n\
-             \x20 6. Hold a session:            exec 3<> /dev/tcp/{store_host}/{store_port}; echo who >&3; head -n1 <&3\n\
-             \x20                               (bash): it is on the primary, {}\n\
-             \x20 7. Fail over to the replica:  echo promote > /dev/tcp/{}/{}\n\
-             \x20                               Look at the status page: {} is up and {} standby within a\n\
-             \x20                               second, the session of 6. has been cut (cat <&3 says so), and\n\
-             \x20                               once 6. has been tried again the journal says how long each took\n\
-             \n\
-             Each session prints its line of the access log here. Ctrl-C ends the demo.\n\n",
+            "\
+tembuku demo: two listeners, for TCP and UDP, in front of three backends and two, round robin,
+and one in front of two servers of which one is the primary
+
+{}{}{}  listener demo      {front}
+  listener demo-udp  {front_udp} (UDP)
+  listener store     {front_store}, follows the primary
+  status page        http://{admin}/
+
+Try, in another terminal:
+
+  1. The backends take turns:   for i in 1 2 3 4 5 6; do cat < /dev/tcp/{host}/{port}; done
+                                (bash; or: nc {host} {port} < /dev/null)
+  2. What Prometheus would see: curl -s http://{admin}/metrics
+  3. Stop a backend:            echo stop > /dev/tcp/{}/{}
+                                then 1. again: no connect fails, {} is marked down;
+                                it comes back after {away} s
+  4. Flows take turns over UDP: for i in 1 2 3 4; do {{ echo hi >&3; timeout 2 head -n1 <&3; }} \
+3<> /dev/udp/{udp_host}/{udp_port}; done
+                                (bash; or, each a flow: echo hi | nc -u -w1 {udp_host} {udp_port})
+  5. Stop one of those:         echo stop > /dev/udp/{}/{}
+                                then 4. again: its port is closed, and ICMP says so. The datagram
+                                that finds out is lost, all others {} answers;
+                                it comes back after {away} s, and soon takes its turn
+  6. Hold a session:            exec 3<> /dev/tcp/{store_host}/{store_port}; \
+echo who >&3; head -n1 <&3
+                                (bash): it is on the primary, {}
+  7. Fail over to the replica:  echo promote > /dev/tcp/{}/{}
+                                Look at the status page: {} is up and {} standby within a
+                                second, the session of 6. has been cut (cat <&3 says so), and
+                                once 6. has been tried again the journal says how long each took
+
+Each session prints its line of the access log here. Ctrl-C ends the demo.
+
+",
             lines(backends, ""),
             lines(answering, " (UDP)"),
             lines(stores, ""),

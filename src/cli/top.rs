@@ -41,7 +41,12 @@ pub(super) struct Arguments {
     /// Only what has all these words in its name, state or reason
     #[arg(long, value_name = "WORDS", default_value = "")]
     filter: String,
-    #[arg(long, value_enum, default_value_t = Sort::File, help = "The order; figures: the largest first")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = Sort::File,
+        help = "The order; figures: the largest first"
+    )]
     sort: Sort,
     /// Only what is not well
     #[arg(long)]

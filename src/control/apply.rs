@@ -592,7 +592,9 @@ fn warn_of_limits(plan: &Plan, facts: Facts, budget: &Budget) {
             possible = budget.possible_flows,
             descriptors,
             ports = ports * 4 / 5,
-            "the limit of open files or the range of local ports allows fewer flows than configured, and that many there will be; raise it (LimitNOFILE=, net.ipv4.ip_local_port_range)"
+            "the limit of open files or the range of local ports allows fewer flows than \
+             configured, and that many there will be; raise it (LimitNOFILE=, \
+             net.ipv4.ip_local_port_range)"
         );
     }
     if process.max_connections > budget.possible_connections {

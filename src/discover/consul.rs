@@ -164,15 +164,16 @@ impl fmt::Display for ConsulError {
             Self::Http(e) => {
                 e.fmt(f)?;
                 match e {
-                    HttpError::Status(status, _) if status.as_u16() == 403 => f.write_str(
-                        "; the token of `token_file` needs service:read and node:read",
-                    ),
+                    HttpError::Status(status, _) if status.as_u16() == 403 => {
+                        f.write_str("; the token of `token_file` needs service:read and node:read")
+                    }
                     _ => Ok(()),
                 }
             }
             Self::Token(e) => e.fmt(f),
             Self::NoIndex => f.write_str(
-                "the answer has no field X-Consul-Index: it is not from Consul, or a proxy drops it",
+                "the answer has no field X-Consul-Index: it is not from Consul, \
+                 or a proxy drops it",
             ),
             Self::NoLeader => f.write_str("the servers have no leader"),
             Self::Instance(e) => e.fmt(f),

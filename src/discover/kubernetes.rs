@@ -316,14 +316,16 @@ impl fmt::Display for KubernetesError {
             Self::Http(e) => e.fmt(f),
             Self::Message(MessageError::Refused(status)) if status.code == 403 => write!(
                 f,
-                "{status}; a role with get, list and watch on endpointslices of the group discovery.k8s.io is needed"
+                "{status}; a role with get, list and watch on endpointslices of the group \
+                 discovery.k8s.io is needed"
             ),
             Self::Message(e) => e.fmt(f),
             Self::Slice(e) => e.fmt(f),
             Self::Token(e) => e.fmt(f),
             Self::Ended => f.write_str("the watch has ended"),
             Self::Outside => f.write_str(
-                "KUBERNETES_SERVICE_HOST is not set: outside of a cluster name its API server with `url`",
+                "KUBERNETES_SERVICE_HOST is not set: outside of a cluster name its API server \
+                 with `url`",
             ),
         }
     }

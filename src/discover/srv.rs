@@ -225,7 +225,8 @@ impl fmt::Display for SrvError {
             Self::Ask(e) => e.fmt(f),
             Self::Referral(name, kind) => write!(
                 f,
-                "{name} {kind}: the name server refers to others; name one with `nameservers` that resolves recursively"
+                "{name} {kind}: the name server refers to others; \
+                 name one with `nameservers` that resolves recursively"
             ),
             Self::Loop(name) => write!(f, "{name}: the chain of aliases does not end"),
             Self::Panic => f.write_str("a question ended in a panic"),

@@ -425,7 +425,10 @@ mod tests {
 
         #[test]
         fn fields_of_any_content_keep_their_values(
-            fields in prop::collection::vec((0u16..8, prop::collection::vec(any::<u8>(), 0..40)), 0..9)
+            fields in prop::collection::vec(
+                (0u16..8, prop::collection::vec(any::<u8>(), 0..40)),
+                0..9,
+            )
         ) {
             let mut w = Writer::new();
             for (number, value) in &fields {

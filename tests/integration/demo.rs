@@ -56,6 +56,22 @@ fn tally(names: &str) -> BTreeMap<&str, usize> {
     tally
 }
 
+/// Steps 6 and 7: the primary changes, the session on the one before ends, and the next finds the
+/// new one.
+fn assert_fail_over(printed: &str, admin: SocketAddr) {
+    let hold = to_try(printed, "6. Hold a session:");
+    let promote = to_try(printed, "7. Fail over to the replica:");
+    let all = format!("{hold}; {promote}; cat <&3 2> /dev/null; echo ended");
+    assert_eq!(bash(&all), "north, primary\nended\n", "{all}");
+    wait_until("the next session is on the new primary", secs(10), || {
+        bash(&hold) == "south, primary\n"
+    });
+    let events = http::get(admin, "/api/v1/events").unwrap().body;
+    for part in ["\"standby\"", "\"next_session_on\": \"", "\"sessions\": 1"] {
+        assert!(events.contains(part), "{part} in {events}");
+    }
+}
+
 #[test]
 fn the_demo_does_what_it_prints() {
     let dir = TempDir::new();
@@ -131,18 +147,7 @@ fn the_demo_does_what_it_prints() {
     assert!(!left.contains("gold"), "{left}");
     assert!(tally(&left)["silver"] >= 19, "{left}");
 
-    // 7. The primary changes: the session on the one before ends, and the next finds the new one.
-    let hold = to_try(&first, "6. Hold a session:");
-    let promote = to_try(&first, "7. Fail over to the replica:");
-    let all = format!("{hold}; {promote}; cat <&3 2> /dev/null; echo ended");
-    assert_eq!(bash(&all), "north, primary\nended\n", "{all}");
-    wait_until("the next session is on the new primary", secs(10), || {
-        bash(&hold) == "south, primary\n"
-    });
-    let events = http::get(admin, "/api/v1/events").unwrap().body;
-    for part in ["\"standby\"", "\"next_session_on\": \"", "\"sessions\": 1"] {
-        assert!(events.contains(part), "{part} in {events}");
-    }
+    assert_fail_over(&first, admin);
 
     // As printed, they come back by themselves.
     wait_until("red listens again", secs(30), || {

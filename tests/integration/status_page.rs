@@ -215,7 +215,8 @@ fn nothing_that_a_server_sends_becomes_markup() {
     let front = ports::free_addr();
     let tembuku = Tembuku::start(&format!(
         "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [\"{}\", \"unix:{{dir}}/<script>window.broken=1<\\u002fscript><b>\"]\n\
+         [upstreams.u]\n\
+         backends = [\"{}\", \"unix:{{dir}}/<script>window.broken=1<\\u002fscript><b>\"]\n\
          [upstreams.u.check]\nkind = \"send_expect\"\nexpect = \"never\"\ninterval = \"200ms\"\n\
          rise = 1\nfall = 1\n",
         server.addr

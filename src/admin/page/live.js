@@ -6,7 +6,8 @@ const FIGURES = ["sessions", "connects", "received", "sent", "errors"];
 const MORE_ROWS = 100, MOST_ROWS = 2000;
 const $ = id => document.getElementById(id);
 const rows = { listeners: new Map(), backends: new Map() };
-// The number of the last sample; when all samples of all rows were last asked for, and whether some rows lack theirs.
+// The number of the last sample; when all samples of all rows were last asked for, and whether some
+// rows lack theirs.
 let number = 0, wholeAt = -Infinity, isIncomplete = true;
 let started = "", limit = MORE_ROWS, agesAt = -Infinity;
 let cursor = "", events = new Map(), journalIsNew = true;

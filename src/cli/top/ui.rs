@@ -419,7 +419,8 @@ impl Ui {
             (Mode::List, Some(why)) => (Style::Bad, why.clone()),
             (Mode::List, None) if !self.message.is_empty() => (Style::Bold, self.message.clone()),
             (Mode::List, None) => {
-                let keys = "q quit  ? help  / filter  s sort  u unwell  d drain  m maint  r ready  w weight";
+                let keys = "q quit  ? help  / filter  s sort  u unwell  \
+                            d drain  m maint  r ready  w weight";
                 (Style::Dim, keys.to_owned())
             }
         };

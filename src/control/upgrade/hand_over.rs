@@ -91,7 +91,8 @@ pub async fn prepare(
     let (channel, theirs) = Channel::pair().map_err(UpgradeError::Copies)?;
     let mut process = NewProcess::start(&checked.binary, theirs)?;
     request.tell(Step::Started { pid: process.pid });
-    tracing::info!(pid = process.pid, binary = %checked.binary.display(), "upgrade: process started");
+    let binary = checked.binary.display();
+    tracing::info!(pid = process.pid, %binary, "upgrade: process started");
     let mut link = Link::new(channel);
     link.formats = checked.formats;
     let begun = tokio::time::timeout(START, give(&mut link, state, server, admin));

@@ -271,11 +271,13 @@ mod tests {
         let removals: Vec<bool> = watched.events.iter().map(Event::is_removal).collect();
         assert_eq!(removals, [false, true]);
         let compacted = read_watched(
-            br#"{"result":{"header":{"revision":"9"},"created":true,"canceled":true,"compact_revision":"8"}}"#,
+            br#"{"result":{"header":{"revision":"9"},"created":true,"canceled":true,
+                "compact_revision":"8"}}"#,
         );
         let compacted = compacted.expect("a message");
         assert!(compacted.canceled && compacted.compact_revision == 8);
-        let error = br#"{"error":{"grpc_code":16,"http_code":401,"message":"etcdserver: invalid auth token"}}"#;
+        let error = br#"{"error":{"grpc_code":16,"http_code":401,
+            "message":"etcdserver: invalid auth token"}}"#;
         let Err(MessageError::Refused(refusal)) = read_watched(error) else {
             panic!("not refused");
         };
@@ -300,7 +302,9 @@ mod tests {
         fn no_bytes_make_it_panic(bytes: Vec<u8>, n: usize, byte: u8) {
             let _ = (read_range(&bytes), read_watched(&bytes), read_token(&bytes));
             let _ = Refusal::read(&bytes);
-            let mut near = br#"{"result":{"header":{"revision":"6"},"events":[{"kv":{"key":"L2EvMQ=="}}]}}"#.to_vec();
+            let near = br#"{"result":{"header":{"revision":"6"},
+                "events":[{"kv":{"key":"L2EvMQ=="}}]}}"#;
+            let mut near = near.to_vec();
             let at = n % near.len();
             near[at] = byte;
             let _ = (read_range(&near), read_watched(&near));

@@ -128,7 +128,8 @@ mod tests {
 
     fn range(cluster: &str, revision: i64, count: usize, kvs: &[String]) -> Range {
         let json = format!(
-            r#"{{"header":{{"cluster_id":"{cluster}","revision":"{revision}"}},"count":"{count}","kvs":[{}]}}"#,
+            r#"{{"header":{{"cluster_id":"{cluster}","revision":"{revision}"}},
+                "count":"{count}","kvs":[{}]}}"#,
             kvs.join(",")
         );
         read_range(json.as_bytes()).expect("a range")

@@ -231,9 +231,11 @@ pub(super) mod tests {
            "targetRef":{"kind":"Pod","name":"db-0"},"nodeName":"n1","zone":"a"},
           {"addresses":["10.1.0.2"],"conditions":{"ready":false,"serving":true,"terminating":true},
            "targetRef":{"kind":"Pod","name":"db-1"}},
-          {"addresses":["10.1.0.3"],"conditions":{"ready":false,"serving":false,"terminating":false}},
+          {"addresses":["10.1.0.3"],
+           "conditions":{"ready":false,"serving":false,"terminating":false}},
           {"addresses":["10.1.0.4"],"conditions":{}}],
-        "ports":[{"name":"sql","protocol":"TCP","port":5432},{"name":"","protocol":"TCP","port":9187}]}"#;
+        "ports":[{"name":"sql","protocol":"TCP","port":5432},
+                 {"name":"","protocol":"TCP","port":9187}]}"#;
 
     #[test]
     fn a_list() {
@@ -253,7 +255,8 @@ pub(super) mod tests {
             "[]",
             r#"{"kind":"PodList","metadata":{"resourceVersion":"1"},"items":[]}"#,
             r#"{"kind":"EndpointSliceList","metadata":{},"items":[]}"#,
-            r#"{"kind":"EndpointSliceList","metadata":{"resourceVersion":"1","continue":"x"},"items":[]}"#,
+            r#"{"kind":"EndpointSliceList","metadata":{"resourceVersion":"1","continue":"x"},
+                "items":[]}"#,
             r#"{"kind":"EndpointSliceList","metadata":{"resourceVersion":"1"},"items":[{}]}"#,
         ] {
             assert!(read_list(json.as_bytes()).is_err(), "{json}");

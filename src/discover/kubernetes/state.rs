@@ -179,7 +179,8 @@ mod tests {
 
     fn state(slices: &[String]) -> State {
         let json = format!(
-            r#"{{"kind":"EndpointSliceList","metadata":{{"resourceVersion":"5000"}},"items":[{}]}}"#,
+            r#"{{"kind":"EndpointSliceList","metadata":{{"resourceVersion":"5000"}},
+                "items":[{}]}}"#,
             slices.join(",")
         );
         State::new(read_list(json.as_bytes()).expect("a list"))
@@ -240,7 +241,8 @@ mod tests {
         let error = |port| both.snapshot(port).expect_err("no port").to_string();
         assert_eq!(
             error(Some("sql")),
-            "the service has no port \"sql\"; set `port` to one of \"http 80\", \"http 8080\", \"other 9\""
+            "the service has no port \"sql\"; \
+             set `port` to one of \"http 80\", \"http 8080\", \"other 9\""
         );
         assert_eq!(shown(&both, None), "10.0.0.1:80 10.0.0.2:8080 10.0.0.3:9");
         let two = state(&[SLICE.to_owned()]);

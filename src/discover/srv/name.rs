@@ -165,7 +165,8 @@ mod tests {
         fn what_is_read_can_be_asked_for(bytes: Vec<u8>) {
             if let Some((name, _)) = Name::read(&bytes, 0) {
                 prop_assert!(name.wire().len() <= LONGEST);
-                prop_assert_eq!(Name::read(name.wire(), 0), Some((name.clone(), name.wire().len())));
+                let wire = name.wire();
+                prop_assert_eq!(Name::read(wire, 0), Some((name.clone(), wire.len())));
             }
         }
     }

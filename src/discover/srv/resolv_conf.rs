@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn name_servers_in_their_order() {
-        let text = "# nameserver 9.9.9.9\nsearch a b\n nameserver 10.0.0.1 \nnameserver fd00::1\nnameserver x\n\
-             nameserver\nnameserver fe80::1%lo\nnameserver 10.0.0.4\n";
+        let text = "# nameserver 9.9.9.9\nsearch a b\n nameserver 10.0.0.1 \nnameserver fd00::1\n\
+             nameserver x\nnameserver\nnameserver fe80::1%lo\nnameserver 10.0.0.4\n";
         let servers: Vec<String> = read(text).iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["10.0.0.1:53", "[fd00::1]:53", "[fe80::1%1]:53"]);
         for text in ["", "\0", "nameserver", "nameserver 1.2.3"] {

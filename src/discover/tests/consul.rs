@@ -39,7 +39,8 @@ fn an_index_is_waited_for_and_may_go_back() {
             assert!(request.head.contains(&field), "{}", request.head);
             fs::write(&path, "second\n").expect("writable");
             let fields = format!(
-                "X-Consul-Index: {index}\r\nX-Consul-KnownLeader: {leader}\r\nX-Consul-LastContact: 0\r\n"
+                "X-Consul-Index: {index}\r\nX-Consul-KnownLeader: {leader}\r\n\
+                 X-Consul-LastContact: 0\r\n"
             );
             answer(stream, "200 OK", &fields, &body);
         }

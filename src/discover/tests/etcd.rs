@@ -136,7 +136,8 @@ fn a_watch_that_is_silent_is_checked_and_left() {
 
 #[test]
 fn a_token_that_is_refused_is_replaced() {
-    const REFUSED: &str = r#"{"error":"etcdserver: invalid auth token","message":"etcdserver: invalid auth token","code":16}"#;
+    const REFUSED: &str = r#"{"error":"etcdserver: invalid auth token",
+        "message":"etcdserver: invalid auth token","code":16}"#;
     let path = std::env::temp_dir().join(format!("tembuku-etcd-{}", std::process::id()));
     fs::write(&path, "pass\n").expect("writable");
     let server = Fake::start(|number, request, stream| {

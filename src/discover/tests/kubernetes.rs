@@ -10,7 +10,8 @@ use std::{fs, time::Duration};
 fn slice(name: &str, version: u32, ip: &str, conditions: &str) -> String {
     format!(
         r#"{{"metadata":{{"name":"{name}","namespace":"n","resourceVersion":"{version}"}},
-            "addressType":"IPv4","endpoints":[{{"addresses":["{ip}"],"conditions":{{{conditions}}}}}],
+            "addressType":"IPv4",
+            "endpoints":[{{"addresses":["{ip}"],"conditions":{{{conditions}}}}}],
             "ports":[{{"name":"sql","protocol":"TCP","port":5432}}]}}"#
     )
     .replace('\n', "")
@@ -18,7 +19,8 @@ fn slice(name: &str, version: u32, ip: &str, conditions: &str) -> String {
 
 fn list(version: u32, slices: &[String]) -> String {
     format!(
-        r#"{{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{{"resourceVersion":"{version}"}},"items":[{}]}}"#,
+        r#"{{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1",
+            "metadata":{{"resourceVersion":"{version}"}},"items":[{}]}}"#,
         slices.join(",")
     )
 }
@@ -40,7 +42,10 @@ fn settings(url: String) -> KubernetesSettings {
     }
 }
 
-const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old resource version: 12 (99)","reason":"Expired","code":410}"#;
+const GONE: &str = concat!(
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+    r#""message":"too old resource version: 12 (99)","reason":"Expired","code":410}"#
+);
 const DRAINS: &str = r#""ready":false,"serving":true,"terminating":true"#;
 
 #[test]

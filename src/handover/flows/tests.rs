@@ -197,7 +197,10 @@ proptest! {
     }
 
     #[test]
-    fn addresses_are_read_as_they_were_written(v4 in any::<(u32, u16)>(), v6 in any::<(u128, u16, u32, u32)>()) {
+    fn addresses_are_read_as_they_were_written(
+        v4 in any::<(u32, u16)>(),
+        v6 in any::<(u128, u16, u32, u32)>(),
+    ) {
         let v4 = SocketAddrV4::new(v4.0.into(), v4.1).into();
         let v6 = SocketAddrV6::new(v6.0.into(), v6.1, v6.2, v6.3).into();
         for address in [v4, v6] {

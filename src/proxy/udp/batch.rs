@@ -100,7 +100,9 @@ mod tests {
     proptest! {
         /// What the kernel makes of a run are the datagrams that went in.
         #[test]
-        fn the_kernel_splits_it_as_it_was(sizes in prop::collection::vec((0usize..6, 1usize..5, any::<bool>()), 1..80)) {
+        fn the_kernel_splits_it_as_it_was(
+            sizes in prop::collection::vec((0usize..6, 1usize..5, any::<bool>()), 1..80),
+        ) {
             // From sizes to pieces: some are several of one size.
             let pieces: Vec<Piece> = sizes.iter().map(|(size, count, many)| match (size, many) {
                 (0, _) | (_, false) => one(*size),
