@@ -36,8 +36,8 @@ const WINDOW: usize = 2;
 const STRAGGLER: Duration = Duration::from_millis(2);
 /// A session that has not left for so long is not waited for. It follows when it does.
 const LATE: Duration = Duration::from_secs(1);
-/// How long sessions that were taken are waited for.
-const CLOSED: Duration = Duration::from_millis(200);
+/// How long sessions that were taken are waited for: a worker closes them when it gets a CPU.
+const CLOSED: Duration = Duration::from_secs(2);
 /// How long the other process has to take a message, or to answer it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Sessions that the other process has not taken for so long go on here meanwhile.

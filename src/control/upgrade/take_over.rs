@@ -170,20 +170,23 @@ impl Predecessor {
 
     /// Says that this process could accept, and returns when it may.
     async fn wait_for_accept(&mut self, ready: &Ready, state: &State) -> Result<(), TakeOverError> {
+        match self.receive_accept(ready, state).await {
+            // It has died, and this process has everything.
+            Err(TakeOverError::Channel {
+                source: ChannelError::Closed,
+                ..
+            }) => {
+                tracing::warn!("the old process has ended early, accepting");
+                Ok(())
+            }
+            received => received,
+        }
+    }
+
+    async fn receive_accept(&mut self, ready: &Ready, state: &State) -> Result<(), TakeOverError> {
         self.send(Kind::Ready, ready.write()).await?;
         loop {
-            let message = match self.next(Kind::Accept).await {
-                Ok(message) => message,
-                // It has died, and this process has everything.
-                Err(TakeOverError::Channel {
-                    source: ChannelError::Closed,
-                    ..
-                }) => {
-                    tracing::warn!("the old process has ended early, accepting");
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            };
+            let message = self.next(Kind::Accept).await?;
             match message.kind {
                 Kind::Counters => state.add_counters(&read_body(&message, counters::read)?),
                 Kind::Pools => state.take_over_settings(&read_body(&message, pools::read)?),
