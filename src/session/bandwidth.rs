@@ -41,6 +41,8 @@ const CREDIT: u64 = 50 * MILLISECOND;
 /// Where sessions that share a limit have taken more of it ahead, slices get smaller: however many
 /// sessions there are, each has a turn about once in a second.
 const TURN: u64 = 500 * MILLISECOND;
+/// The longest time until a session that pauses looks whether its limits have changed.
+const LONGEST_WAIT: u64 = SECOND;
 /// Of datagrams, which do not wait: what may come at once takes so long, or is so many bytes.
 const BURST: u64 = 100 * MILLISECOND;
 const BURST_BYTES: u64 = 64 * 1024;
@@ -64,6 +66,8 @@ pub struct Bandwidth {
     /// In bytes a second, 0: no limit; by [`Scope`] and [`Way`].
     rates: [[AtomicU64; 2]; 3],
     is_dry_run: AtomicBool,
+    /// Counts the changes of `rates`.
+    changes: AtomicU64,
     all: Buckets,
     sources: [Mutex<AHashMap<Source, SharedBuckets>>; SHARDS],
     hash: ahash::RandomState,
@@ -94,6 +98,8 @@ struct SharedBuckets {
 #[derive(Debug)]
 pub struct SessionBandwidth {
     shared: Arc<Bandwidth>,
+    /// The changes of rates that it knows of.
+    changes: Cell<u64>,
     source: Option<(Source, Arc<Buckets>)>,
     ways: [WayState; 2],
 }
@@ -153,6 +159,7 @@ impl Bandwidth {
             metrics,
             rates: Default::default(),
             is_dry_run: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             all: Buckets::default(),
             sources: Default::default(),
             hash: ahash::RandomState::new(),
@@ -166,11 +173,37 @@ impl Bandwidth {
             limits.bandwidth_per_source,
             limits.bandwidth_total,
         ];
-        for (rates, limit) in self.rates.iter().zip([session, source, listener]) {
-            rates[Way::Up as usize].store(limit.up, Relaxed);
-            rates[Way::Down as usize].store(limit.down, Relaxed);
+        let now = self.nanos(Instant::now());
+        for (scope, limit) in Scope::ALL.into_iter().zip([session, source, listener]) {
+            for (way, rate) in [limit.up, limit.down].into_iter().enumerate() {
+                let before = self.rates[scope as usize][way].swap(rate, Relaxed);
+                if before != rate {
+                    self.forgive(scope, way, now);
+                    self.changes.fetch_add(1, Relaxed);
+                }
+            }
         }
         self.is_dry_run.store(limits.dry_run, Relaxed);
+    }
+
+    /// What was taken at another rate does not count: it may be a long time at that one.
+    fn forgive(&self, scope: Scope, way: usize, now: u64) {
+        let forgive = |buckets: &Buckets| buckets.0[way].fetch_min(now, Relaxed);
+        match scope {
+            Scope::Session => {}
+            Scope::Source => {
+                self.left[way].clear();
+                for shard in &self.sources {
+                    let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                    for shared in shard.values() {
+                        forgive(&shared.buckets);
+                    }
+                }
+            }
+            Scope::Listener => {
+                forgive(&self.all);
+            }
+        }
     }
 
     fn rate(&self, scope: Scope, way: Way) -> Option<u64> {
@@ -257,6 +290,7 @@ impl SessionBandwidth {
         let source = source.filter(|_| limits.bandwidth_per_source.is_limit());
         let session = Self {
             shared: Arc::clone(shared),
+            changes: Cell::new(shared.changes.load(Relaxed)),
             source: source.map(|source| (source, shared.enter(source))),
             ways: Default::default(),
         };
@@ -275,6 +309,13 @@ impl SessionBandwidth {
     pub fn allowance(&self, way: Way, now: Instant) -> Option<usize> {
         let shared = &self.shared;
         let (now, state) = (shared.nanos(now), &self.ways[way as usize]);
+        let changes = shared.changes.load(Relaxed);
+        if self.changes.replace(changes) != changes {
+            for state in &self.ways {
+                state.paused_until.set(0);
+                state.taken_until.set(state.taken_until.get().min(now));
+            }
+        }
         if state.paused_until.get() > now {
             return None;
         }
@@ -319,12 +360,12 @@ impl SessionBandwidth {
         self.shared.metrics.over_limit(scope.limit(), result);
     }
 
-    /// When the first of the directions that pause goes on.
+    /// When the first of the directions that pause goes on, or looks whether it may.
     pub fn resumes_at(&self, now: Instant) -> Option<Instant> {
         let now = self.shared.nanos(now);
         let paused = self.ways.iter().map(|state| state.paused_until.get());
         let first = paused.filter(|until| *until > now).min();
-        first.map(|until| self.shared.instant(until))
+        first.map(|until| self.shared.instant(until.min(now + LONGEST_WAIT)))
     }
 
     /// Whether a datagram of so many bytes may pass, which does not wait. If it may, it is counted.

@@ -82,6 +82,13 @@ impl RateTable {
         result
     }
 
+    /// Forgets all.
+    pub fn clear(&self) {
+        for chunk in self.chunks.get().into_iter().flatten() {
+            *chunk.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     /// What it has allocated, in bytes.
     #[cfg(test)]
     fn size(&self) -> usize {

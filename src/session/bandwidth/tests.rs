@@ -255,6 +255,35 @@ fn a_new_rate_takes_effect_at_once() {
     assert_eq!(allowed, Some(usize::MAX));
 }
 
+/// At the old rate what they have taken would last for minutes.
+#[test]
+fn a_limit_that_is_raised_frees_what_waits() {
+    for scope in ["session", "source", "listener"] {
+        let limits = |rate| {
+            let (mut limits, rate) = (Limits::default(), down(rate));
+            match scope {
+                "session" => limits.bandwidth = rate,
+                "source" => limits.bandwidth_per_source = rate,
+                _ => limits.bandwidth_total = rate,
+            }
+            limits
+        };
+        let mut simulated = Simulated::new(limits(1));
+        let mut sessions: Vec<Greedy> = (0..200).map(|_| simulated.begin(1, 0)).collect();
+        // Its first bytes were read before it began to be relayed.
+        for session in &sessions {
+            session.bandwidth.charge(Way::Down, 4096, simulated.at(0));
+        }
+        simulated.run(&mut sessions, 1000, 0, |_, _| {});
+        assert_eq!(sessions.iter().map(|s| s.carried).sum::<u64>(), 0);
+        simulated.shared.set(&limits(100_000_000));
+        sessions.push(simulated.begin(1, 1000));
+        simulated.run(&mut sessions, 4000, 0, |_, _| {});
+        let least = sessions.iter().map(|session| session.carried).min();
+        assert!(least > Some(100_000), "{scope} {least:?}");
+    }
+}
+
 #[test]
 fn a_dry_run_counts_and_pauses_nothing() {
     let simulated = Simulated::new(Limits {
