@@ -42,7 +42,9 @@ pub(crate) fn parse_limit(text: &str) -> Result<Rate, Fault> {
         _ => return Err(wrong()),
     };
     let digits = Some(number.trim()).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    let connections: u32 = digits.and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+    let digits = digits.filter(|n| !n.is_empty()).ok_or_else(wrong)?;
+    // Nothing but too large can be wrong with it.
+    let connections: u32 = digits.parse().unwrap_or(u32::MAX);
     match connections <= MOST_OF_LIMIT {
         true => Ok(Rate {
             connections,
