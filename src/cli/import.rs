@@ -75,6 +75,9 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
 /// Returns whether anything is not carried over.
 fn write(document: &Document) -> Result<bool, String> {
     complain(&document.lists());
+    if document.sections.is_empty() {
+        return Err("error: nothing can be imported".to_owned());
+    }
     let toml = document.toml();
     if !toml.lines().any(|line| line.starts_with("[listeners.")) {
         return Err(
