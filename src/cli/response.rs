@@ -621,7 +621,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!((refused, taken), (18, 34));
+        assert_eq!((refused, taken), (18, 35));
     }
 
     #[test]
