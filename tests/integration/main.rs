@@ -7,7 +7,6 @@
 //!   prints.
 //! - `TEMBUKU_TEST_SESSIONS` sets the number of sessions of the transfer test,
 //!   `TEMBUKU_TEST_RELOADS` that of reloads under load.
-//! - `TEMBUKU_TEST_CLIENTS` sets the number of clients on whose backends three nodes must agree.
 //! - `TEMBUKU_TEST_SCREENSHOTS` names the folder for pictures of the status page.
 //! - `TEMBUKU_TEST_BINARY` tests another build of the program than the one beside these tests.
 #![allow(
@@ -65,7 +64,6 @@ mod every_policy;
 mod explain;
 mod fail_on_reset;
 mod failover;
-mod fleet;
 mod freebind;
 mod half_close;
 mod hanging_files;

@@ -103,7 +103,7 @@ pub(crate) struct Report {
 pub(crate) fn dnsperf(dir: &TempDir, at: SocketAddr, rounds: usize, rate: usize) -> Command {
     let questions: String = (0..NAMES).map(|n| format!("n{n}.example A\n")).collect();
     let file = dir.write("questions", &questions);
-    let mut dnsperf = command("dnsperf -c 4 -q 100 -t 2 -l 30");
+    let mut dnsperf = command("dnsperf -c 4 -q 100 -t 10 -l 30");
     dnsperf.args(["-s", &at.ip().to_string(), "-p", &at.port().to_string()]);
     dnsperf.args(["-n", &rounds.to_string(), "-Q", &rate.to_string()]);
     dnsperf.arg("-d").arg(file);

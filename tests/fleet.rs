@@ -1,7 +1,27 @@
 //! Three nodes as one: behind a router that shares clients out (ECMP, BIRD), and behind a tier that
 //! passes packets on (direct routing). Each set-up is that of `packaging/`, with other addresses.
+//! A program of its own, so that it does not run beside the other tests.
+//!
+//! - `TEMBUKU_TEST_CLIENTS` sets the number of clients on whose backends the nodes must agree.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may end by a panic, and speaks through the test runner"
+)]
 
+#[allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "it is that of all tests of the program"
+)]
+#[path = "integration/harness/mod.rs"]
+mod harness;
+
+#[path = "fleet/direct_routing.rs"]
 mod direct_routing;
+#[path = "fleet/ecmp.rs"]
 mod ecmp;
 
 use crate::harness::{
@@ -21,6 +41,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,6 +50,14 @@ const VIP: &str = "192.0.2.100";
 /// How late other nodes may get the clients of one that is lost; it takes less than a second where
 /// the machine is not busy.
 const MOVES: Duration = secs(3);
+static RUNNING: Mutex<()> = Mutex::new(());
+
+/// Until it is dropped no other of these tests runs: each has a dozen processes, and limits on the
+/// time in which they must notice each other.
+fn run_alone() -> MutexGuard<'static, ()> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Where the backends are, in the namespace of the clients.
 const BACKENDS: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
 

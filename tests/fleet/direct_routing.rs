@@ -1,8 +1,8 @@
 //! Behind a tier that passes packets on and is passed by answers: LVS-DR, here by nftables.
 
 use super::{
-    Held, Node, VIP, agreed, client_side, clients, packaged, picks, start_servers, start_tembuku,
-    time_until,
+    Held, Node, VIP, agreed, client_side, clients, packaged, picks, run_alone, start_servers,
+    start_tembuku, time_until,
 };
 use crate::harness::{
     load::Load,
@@ -122,6 +122,7 @@ fn second_tier(segment: &Netns, port: u16) -> (Server, Proc, TempDir) {
 
 #[test]
 fn three_nodes_serve_clients_whose_packets_are_passed_on() {
+    let _alone = run_alone();
     let port = ports::free_range(8);
     let segment = segment();
     let (servers, _) = start_servers(&segment, port);
@@ -182,6 +183,7 @@ fn three_nodes_serve_clients_whose_packets_are_passed_on() {
 /// This kernel may have no IPVS: the configuration for it is read, at least.
 #[test]
 fn keepalived_takes_the_configuration_for_ipvs() {
+    let _alone = run_alone();
     let mut check = Command::new("keepalived");
     check.args(["--config-test", "--use-file"]);
     check.arg(format!("{}/lvs/keepalived.conf", super::PACKAGING));

@@ -1,8 +1,8 @@
 //! Behind a router that learns the address from each node that is ready, by BGP.
 
 use super::{
-    Held, MOVES, Node, VIP, agreed, client_side, clients, explained, packaged, picks, start_server,
-    start_servers, time_until,
+    Held, MOVES, Node, VIP, agreed, client_side, clients, explained, packaged, picks, run_alone,
+    start_server, start_servers, time_until,
 };
 use crate::harness::{
     load::Load,
@@ -180,6 +180,7 @@ fn start(is_pinning: bool) -> (Fleet, Vec<Server>, BTreeMap<String, String>) {
 /// `TEMBUKU_TEST_CLIENTS`: how many clients, each of which asks every node four times.
 #[test]
 fn nodes_agree_on_the_backend_of_every_client() {
+    let _alone = run_alone();
     let (fleet, mut servers, mut names) = start(true);
     let (nodes, port) = (&fleet.nodes, fleet.port);
     let count = std::env::var("TEMBUKU_TEST_CLIENTS").map_or(2_000, |n| n.parse().unwrap());
@@ -306,18 +307,21 @@ fn lose_nodes(is_pinning: bool) {
 
 #[test]
 fn a_lost_node_costs_its_own_sessions_and_a_drained_one_none() {
+    let _alone = run_alone();
     lose_nodes(true);
 }
 
 /// The figures of docs/fleet.md for a router without memory.
 #[test]
 fn a_router_without_memory_still_moves_the_route_within_a_second() {
+    let _alone = run_alone();
     lose_nodes(false);
 }
 
 /// A script that is killed and a BIRD that starts again leave no route to a node that is not ready.
 #[test]
 fn the_route_is_gone_until_the_node_is_found_ready() {
+    let _alone = run_alone();
     let (mut fleet, _servers, _) = start(true);
     let node = &mut fleet.nodes[0];
     // As `systemctl stop`: the script withdraws the address itself.
