@@ -126,7 +126,7 @@ impl Channel {
         }
     }
 
-    /// The same, of a message that may have lost descriptors: the other side can be told so.
+    /// The same, of a message that may have lost descriptors, which the answer can report.
     pub fn receive_any(&mut self, deadline: Instant) -> Result<Message, ChannelError> {
         let mut packet = vec![0; HEAD + PART];
         let first = self.receive_packet(&mut packet, deadline)?;

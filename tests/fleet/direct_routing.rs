@@ -90,7 +90,7 @@ fn start_node(segment: &Netns, n: usize, port: u16, servers: &[Server]) -> Node 
         super::PACKAGING
     );
     let netns = join(segment, &format!("to{n}"), &setup);
-    // To servers that are told the client, through another tembuku.
+    // To servers that get the address of the client, through another tembuku.
     let more = format!(
         "[listeners.told]\nbind = \"{VIP}:{}\"\nupstream = \"told\"\n\
          [upstreams.told]\nbackends = [\"10.79.0.1:{}\"]\nsend_proxy = \"v2\"\n",

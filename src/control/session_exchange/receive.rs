@@ -91,7 +91,7 @@ impl SessionReceiver {
         let deadline = Instant::now() + PATIENCE;
         let sent = channel.send(Kind::SessionsTaken, self.version, &answer, &[], deadline);
         match sent {
-            // Also where it has ended before it could be told.
+            // Also where it has ended before a message could reach it.
             Ok(_) | Err(ChannelError::Closed) => {}
             Err(error) if claim.is_none() => return Err(error),
             Err(_) => {}

@@ -102,7 +102,7 @@ fn a_message_without_all_its_descriptors_is_none() {
     assert_eq!(File::from(reader).read(&mut [0]).ok(), Some(0));
 }
 
-/// The other side can be told that it lacks some.
+/// The answer can report that some are missing.
 #[test]
 fn a_message_that_has_lost_descriptors_is_read_where_that_is_expected() {
     let (mut a, mut b) = pair();

@@ -221,7 +221,7 @@ impl Inbox {
         Ok(came)
     }
 
-    /// Puts a datagram that was kept elsewhere into this slot.
+    /// Puts a datagram of another buffer into this slot.
     pub fn put(&mut self, slot: usize, payload: &[u8]) {
         let len = payload.len().min(self.size);
         let to = self.vectors[slot].iov_base.cast::<u8>();
