@@ -26,9 +26,10 @@ struct Director {
 /// A segment with the director and the nodes; the clients come from its router, which is theirs.
 fn segment() -> Netns {
     let netns = client_side();
+    // With an address of its own: by default it is that of a port, and changes when another joins.
     netns.sh(
-        "ip link add hub type bridge forward_delay 0; ip link set hub up; \
-         ip addr add 10.78.0.254/24 dev hub",
+        "ip link add hub address 02:00:00:00:00:fe type bridge forward_delay 0; \
+         ip link set hub up; ip addr add 10.78.0.254/24 dev hub",
     );
     netns
 }

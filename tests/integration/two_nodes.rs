@@ -145,8 +145,8 @@ fn start_tembuku(netns: &Netns, dir: &TempDir, config: &str) -> Proc {
 fn the_address_moves_for_faults_of_a_node_and_not_for_those_of_a_backend() {
     let clients = Netns::new();
     clients.sh(&format!(
-        "ip link add hub type bridge forward_delay 0; ip link set hub up; \
-         ip addr add 10.77.0.3/24 dev hub; ip addr add {BACKEND}/24 dev hub"
+        "ip link add hub address 02:00:00:00:00:fe type bridge forward_delay 0; \
+         ip link set hub up; ip addr add 10.77.0.3/24 dev hub; ip addr add {BACKEND}/24 dev hub"
     ));
     let port = ports::free_port();
     let backend: SocketAddr = format!("{BACKEND}:{port}").parse().unwrap();
