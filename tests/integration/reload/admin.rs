@@ -179,7 +179,7 @@ fn an_address_that_cannot_be_had_changes_nothing() {
     setup.set_admin("listen", Some(&quoted(free)));
     setup.set_admin(
         "socket",
-        Some(&quoted(setup.socket("missing/admin.sock").display())),
+        Some(&quoted(setup.socket("missing/too/admin.sock").display())),
     );
     let shown = setup.fail_to_reload();
     assert!(shown.contains("its folder must be there"), "{shown}");
