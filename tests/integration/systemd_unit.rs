@@ -3,7 +3,7 @@
 use crate::harness::{
     proc::{command, run_ok, text},
     secs,
-    tembuku::binary,
+    tembuku::copy_binary,
     temp::TempDir,
 };
 use std::fs;
@@ -19,7 +19,7 @@ const MOST_EXPOSURE: u32 = 25;
 fn unit() -> (TempDir, String) {
     let dir = TempDir::new();
     let program = dir.file("tembuku");
-    fs::copy(binary(), &program).unwrap();
+    copy_binary(&program);
     let unit = fs::read_to_string(UNIT).unwrap();
     assert_eq!(unit.matches("/usr/bin/tembuku").count(), 2);
     let unit = unit.replace("/usr/bin/tembuku", program.to_str().unwrap());

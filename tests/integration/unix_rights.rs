@@ -5,7 +5,7 @@ use crate::harness::{
     proc::{self, command, text},
     secs,
     server::{list, named},
-    tembuku::{Tembuku, binary},
+    tembuku::{Tembuku, binary, copy_binary},
     temp::TempDir,
 };
 use std::{
@@ -105,7 +105,7 @@ fn an_owner_takes_privileges() {
     let dir = TempDir::new();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let copy = dir.file("tembuku");
-    fs::copy(binary(), &copy).unwrap();
+    copy_binary(&copy);
     let path = dir.file("l.sock");
     let bind = format!("\"unix:{}\"", path.display());
     let text_of = config(&bind, "unix_owner = \"root\"", "[\"127.0.0.1:1\"]");

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use std::{
     fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     time::Duration,
 };
@@ -23,6 +23,16 @@ const SOON: Duration = secs(10);
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("TEMBUKU_TEST_BINARY")
         .map_or_else(|| env!("CARGO_BIN_EXE_tembuku").into(), PathBuf::from)
+}
+
+/// A copy of the program. Another process writes it: a file that this one has open for writing is
+/// open in the children of other tests as well until they execute their programs, and cannot be
+/// executed meanwhile.
+#[track_caller]
+pub(crate) fn copy_binary(to: &Path) {
+    let mut copy = proc::command("cp");
+    copy.arg(binary()).arg(to);
+    proc::run_ok(secs(20), copy);
 }
 
 /// A command line of the program, run to its end.
@@ -122,7 +132,7 @@ impl Tembuku {
         } else {
             // Where another user can run it, too.
             let copy = dir.file("tembuku");
-            fs::copy(binary(), &copy).unwrap();
+            copy_binary(&copy);
             let mut command = proc::command(wrapper);
             command.arg(copy);
             command

@@ -10,7 +10,7 @@ use crate::{
         programs::{Redis, call},
         secs,
         server::{Server, named},
-        tembuku::{binary, cli},
+        tembuku::{cli, copy_binary},
         wait_until,
     },
 };
@@ -23,7 +23,7 @@ fn through(tembuku: &Succession, wrapper: &str) -> PathBuf {
          exec {wrapper} {binary} \"$@\"\n",
         binary = tembuku.first.dir.file("copy").display(),
     );
-    std::fs::copy(binary(), tembuku.first.dir.file("copy")).unwrap();
+    copy_binary(&tembuku.first.dir.file("copy"));
     let script = tembuku.first.dir.write("through", &script);
     let mut chmod = command("chmod 755");
     chmod.arg(&script);
