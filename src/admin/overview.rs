@@ -21,7 +21,7 @@ const MOST_ROWS: u64 = 2_000;
 /// Which rows, and in which order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rows {
-    /// All of them must be in the text of a row; in small letters.
+    /// All of them must be in the text of a row; in lower case.
     words: Vec<String>,
     sort: Sort,
     is_only_unwell: bool,
@@ -99,7 +99,7 @@ struct Numbers {
 /// A listener or backend before it is known whether it is shown.
 struct Candidate<R> {
     row: R,
-    /// What the words of a filter are looked for in; in small letters.
+    /// What the words of a filter are looked for in; in lower case.
     text: String,
     is_well: bool,
     /// Even if it is well and the others are asked for.
