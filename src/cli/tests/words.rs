@@ -39,6 +39,9 @@ const FOREIGN: &[&str] = &[
     "wal_receiver_timeout",
     "wsrep_on",
     "wsrep_ready",
+    // Prometheus.
+    "evaluation_interval",
+    "scrape_interval",
     // nginx, keepalived, the kernel.
     "limit_conn",
     "limit_conn_dry_run",
