@@ -472,7 +472,7 @@ impl<'a> Relay<'a> {
     /// a peer is passed on by the caller.
     fn reset_incomplete(&self, reason: CloseReason) {
         let is_mid_stream = match reason.cut() {
-            Cut::Nothing => return,
+            Cut::Nothing | Cut::PassedOn(..) => return,
             Cut::Both => {
                 sys::socket::reset_on_close(self.backend());
                 sys::socket::reset_on_close(self.client);
