@@ -14,6 +14,7 @@ mod page;
 mod readiness;
 mod reload;
 mod render;
+mod request;
 mod scrape;
 mod sessions;
 mod socket;

@@ -2,24 +2,16 @@
 //! "drain"}` or `{"weight": 5}`, and `POST /api/v1/backends/ADDRESS` for every upstream that has
 //! the address.
 
+use super::request::{Refusal, decode, hint, read_body, require, shown};
 use crate::{
-    config::{nearest, parse_duration},
+    config::parse_duration,
     control::{AddressError, State, Unknown, WeightRefused},
     plan::MOST_WEIGHT,
     upstream::pool::{AdminChange, AdminOrder, AdminState},
 };
-use http_body_util::{BodyExt as _, Limited};
-use hyper::{
-    Method, Request, StatusCode,
-    body::{Bytes, Incoming},
-};
+use hyper::{Method, Request, StatusCode, body::Incoming};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
-
-/// A request is short.
-const MOST_BYTES: usize = 4096;
-/// How many names an error about an unknown one lists.
-const MOST_NAMES: usize = 20;
 
 const UPSTREAMS: &str = "/api/v1/upstreams/";
 const BACKENDS: &str = "/api/v1/backends/";
@@ -56,17 +48,6 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
     T::deserialize(from).map(Some)
 }
 
-/// What went wrong: the code, what it is, and what to do.
-pub(super) struct Refusal(pub(super) StatusCode, pub(super) String, pub(super) String);
-
-impl Refusal {
-    /// The answer as JSON, with its code.
-    pub(super) fn into_answer(self) -> (StatusCode, Value) {
-        let Self(code, error, hint) = self;
-        (code, json!({ "error": error, "hint": hint }))
-    }
-}
-
 pub(super) const NODE_PATH: &str = "/api/v1/node";
 
 pub(super) const RELEASE_PATH: &str = "/api/v1/release";
@@ -76,19 +57,17 @@ pub(super) async fn answer_release(
     request: Request<Incoming>,
     state: &State,
 ) -> Result<(StatusCode, Value), Refusal> {
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "a process asks for it that starts".to_owned(),
-        ));
-    }
+    require(
+        Method::POST,
+        request.method(),
+        "a process asks for it that starts",
+    )?;
     match state.release().await {
         true => Ok((StatusCode::OK, json!({ "released": true }))),
-        false => Err(Refusal(
+        false => Err(Refusal::new(
             StatusCode::CONFLICT,
-            "the process has not given up its addresses".to_owned(),
-            "it does while it drains: stop it first".to_owned(),
+            "the process has not given up its addresses",
+            "it does while it drains: stop it first",
         )),
     }
 }
@@ -98,13 +77,11 @@ pub(super) async fn answer_node(
     request: Request<Incoming>,
     state: &State,
 ) -> Result<(StatusCode, Value), Refusal> {
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "whether the node is ready is at /readyz/node".to_owned(),
-        ));
-    }
+    require(
+        Method::POST,
+        request.method(),
+        "whether the node is ready is at /readyz/node",
+    )?;
     let Order::Admin(AdminOrder {
         admin_state,
         close_after: None,
@@ -118,10 +95,10 @@ pub(super) async fn answer_node(
         AdminState::Ready => false,
         AdminState::Drain => true,
         AdminState::Maint => {
-            return Err(Refusal(
+            return Err(Refusal::new(
                 StatusCode::BAD_REQUEST,
-                "a node is ready or drained; maintenance is for backends".to_owned(),
-                "drain it, and stop the process".to_owned(),
+                "a node is ready or drained; maintenance is for backends",
+                "drain it, and stop the process",
             ));
         }
     };
@@ -160,13 +137,11 @@ async fn admin_state(request: Request<Incoming>, state: &State) -> Result<Value,
         );
         Refusal(StatusCode::NOT_FOUND, "not found".to_owned(), hint)
     })?;
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "the state of all backends is at /api/v1/status".to_owned(),
-        ));
-    }
+    require(
+        Method::POST,
+        request.method(),
+        "the state of all backends is at /api/v1/status",
+    )?;
     let order = match (read_order(request).await?, &target) {
         (Order::Admin(order), _) => order,
         (Order::Weight(weight), Target::Backend { upstream, backend }) => {
@@ -214,12 +189,12 @@ fn set_weight(
             "by_operator": set.is_by_operator,
         })),
         Err(WeightRefused::Unknown(unknown)) => Err(not_there(upstream, backend, &unknown)),
-        Err(WeightRefused::TooMuch { sum, most }) => Err(Refusal(
+        Err(WeightRefused::TooMuch { sum, most }) => Err(Refusal::new(
             StatusCode::BAD_REQUEST,
             format!(
                 "the weights of {upstream} would add up to {sum}; consistent_hash takes {most}"
             ),
-            "only the proportion of weights counts: make others smaller in the file".to_owned(),
+            "only the proportion of weights counts: make others smaller in the file",
         )),
     }
 }
@@ -261,10 +236,10 @@ fn read_admin_order(word: &str, close_after: Option<&str>) -> Result<AdminOrder,
     let close_after = match close_after {
         None => None,
         Some(_) if admin_state == AdminState::Ready => {
-            return Err(Refusal(
+            return Err(Refusal::new(
                 StatusCode::BAD_REQUEST,
-                "`close_after` does not go with \"ready\"".to_owned(),
-                "sessions end when the backend is drained or taken into maintenance".to_owned(),
+                "`close_after` does not go with \"ready\"",
+                "sessions end when the backend is drained or taken into maintenance",
             ));
         }
         Some(text) => Some(parse_duration(text).map_err(|fault| {
@@ -288,17 +263,6 @@ fn shown_change(upstream: &str, backend: &str, order: AdminOrder, change: AdminC
         "state": change.to.word(),
         "connections": change.sessions,
     })
-}
-
-/// `refuse` makes the refusal from a message.
-pub(super) async fn read_body(
-    request: Request<Incoming>,
-    refuse: impl Fn(String) -> Refusal,
-) -> Result<Bytes, Refusal> {
-    let body = Limited::new(request.into_body(), MOST_BYTES);
-    let collected = body.collect().await;
-    let collected = collected.map_err(|e| refuse(format!("the body cannot be read: {e}")))?;
-    Ok(collected.to_bytes())
 }
 
 fn not_there(upstream: &str, backend: &str, unknown: &Unknown) -> Refusal {
@@ -338,7 +302,7 @@ fn not_at(address: &str, error: &AddressError) -> Refusal {
             upstream,
             backend,
             addresses,
-        } => Refusal(
+        } => Refusal::new(
             StatusCode::CONFLICT,
             format!(
                 "{:?} is one of {addresses} addresses of the backend {backend:?} in the upstream \
@@ -355,23 +319,6 @@ fn bad(error: String) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, error, hint)
 }
 
-pub(super) fn hint(name: &str, known: &[&str]) -> String {
-    if let Some(near) = nearest(name, known) {
-        return format!("did you mean {near:?}?");
-    }
-    let more = match known.len().saturating_sub(MOST_NAMES) {
-        0 => String::new(),
-        n => format!(" and {n} more"),
-    };
-    let known = known[..known.len().min(MOST_NAMES)].join(", ");
-    format!("there is {known}{more}")
-}
-
-/// Not more of it than helps.
-pub(super) fn shown(name: &str) -> String {
-    name.chars().take(100).collect()
-}
-
 /// What the path names. An upstream has no slash in its name; the address of a unix socket may
 /// come with its own.
 fn target(path: &str) -> Option<Target> {
@@ -384,21 +331,6 @@ fn target(path: &str) -> Option<Target> {
         upstream: not_empty(decode(upstream)?)?,
         backend: not_empty(decode(backend)?)?,
     })
-}
-
-/// What a part of a path or a query stands for; `None`: it is not percent-encoded UTF-8.
-pub(super) fn decode(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(bytes.next()?).to_digit(16);
-        out.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]
@@ -432,16 +364,5 @@ mod tests {
         for wrong in ["", "%"] {
             assert_eq!(target(&format!("{BACKENDS}{wrong}")), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_hint_is_short() {
-        assert_eq!(
-            hint("drian", &["ready", "drain"]),
-            "did you mean \"drain\"?"
-        );
-        let many: Vec<String> = (0..30).map(|n| format!("10.0.0.{n}:1")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert!(hint("nothing like it", &many).ends_with("10.0.0.19:1 and 10 more"));
     }
 }

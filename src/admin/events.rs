@@ -1,8 +1,8 @@
 //! `GET /api/v1/events?after=CURSOR&wait=20s`: what the journal has since a reader was there last.
 
 use super::{
-    control::Refusal,
-    fields::{Fields, bad},
+    fields::Fields,
+    request::{Refusal, bad},
 };
 use crate::{
     config::Fault,

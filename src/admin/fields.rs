@@ -1,8 +1,8 @@
 //! The fields of a request: of its query, or of the JSON object in its body. Both are read alike.
 
-use super::control::{Refusal, decode, hint, shown};
+use super::request::{Refusal, bad, decode, hint, read_body, require, shown};
 use crate::config::{Fault, parse_duration};
-use hyper::StatusCode;
+use hyper::{Method, Request, body::Incoming};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -27,17 +27,24 @@ impl Fields {
         Ok(Self(fields))
     }
 
-    pub(super) fn of_body(body: &[u8]) -> Result<Self, Refusal> {
+    /// Of a POST. `instead`: what to do if it is none; `example`: of a body.
+    pub(super) async fn of_post(
+        request: Request<Incoming>,
+        instead: &str,
+        example: &str,
+    ) -> Result<Self, Refusal> {
+        require(Method::POST, request.method(), instead)?;
+        let body = read_body(request, |error| bad(error, example)).await?;
+        Self::of_body(&body, example)
+    }
+
+    fn of_body(body: &[u8], example: &str) -> Result<Self, Refusal> {
         if body.is_empty() {
             return Ok(Self(Map::new()));
         }
         let fields = serde_json::from_slice(body);
-        fields.map(Self).map_err(|e| {
-            bad(
-                format!("the body is not what it should be: {e}"),
-                "a JSON object, as in {\"upstream\": \"redis\"}",
-            )
-        })
+        let faulty = |e| bad(format!("the body is not what it should be: {e}"), example);
+        fields.map(Self).map_err(faulty)
     }
 
     pub(super) fn text(&mut self, key: &str) -> Result<Option<String>, Refusal> {
@@ -96,17 +103,12 @@ impl Fields {
         match self.0.keys().next() {
             None => Ok(()),
             Some(key) if known.contains(&key.as_str()) => Err(twice(key)),
-            Some(key) => Err(Refusal(
-                StatusCode::BAD_REQUEST,
+            Some(key) => Err(bad(
                 format!("there is no field {:?}", shown(key)),
-                hint(key, known),
+                &hint(key, known),
             )),
         }
     }
-}
-
-pub(super) fn bad(error: String, hint: &str) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, error, hint.to_owned())
 }
 
 fn twice(key: &str) -> Refusal {
@@ -133,7 +135,9 @@ mod tests {
     #[test]
     fn a_query_and_a_body_are_read_alike() {
         let text = r#"{"a": "x y", "n": 7, "f": true, "d": "1m", "none": null}"#;
-        let body = Fields::of_body(text.as_bytes()).ok().expect("an object");
+        let body = Fields::of_body(text.as_bytes(), "")
+            .ok()
+            .expect("an object");
         for mut fields in [query("a=x%20y&n=7&f=true&d=1m"), body] {
             assert_eq!(fields.text("a").ok(), Some(Some("x y".to_owned())));
             assert_eq!(fields.number("n", 9).ok(), Some(Some(7)));
@@ -169,6 +173,6 @@ mod tests {
         assert_eq!(hint, "did you mean \"listener\"?");
         assert!(Fields::of_query("a=1&a=2").is_err());
         assert!(Fields::of_query("a=%zz").is_err());
-        assert!(Fields::of_body(b"[]").is_err());
+        assert!(Fields::of_body(b"[]", "").is_err());
     }
 }

@@ -9,14 +9,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Why a request is not answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum HostError {
     /// Not valid HTTP.
     Malformed(&'static str),
     /// A valid name that is not among the accepted ones.
     UnknownName(String),
 }
 
-impl Refusal {
+impl HostError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
@@ -41,7 +41,7 @@ impl Refusal {
 
 /// Whether a request names an IP address, localhost or one of `names`, which are in lower case and
 /// have no dot at their end.
-pub(super) fn check<B>(request: &Request<B>, names: &[String]) -> Result<(), Refusal> {
+pub(super) fn check<B>(request: &Request<B>, names: &[String]) -> Result<(), HostError> {
     // The target of a request to a proxy ("GET http://name/ HTTP/1.1") names a host as well.
     if let Some(authority) = request.uri().authority() {
         check_value(authority.as_str(), names)?;
@@ -51,19 +51,19 @@ pub(super) fn check<B>(request: &Request<B>, names: &[String]) -> Result<(), Ref
         // No browser leaves it out. Simple health checkers do, with HTTP/1.0.
         return match request.version() {
             Version::HTTP_09 | Version::HTTP_10 => Ok(()),
-            _ => Err(Refusal::Malformed("it has no Host header")),
+            _ => Err(HostError::Malformed("it has no Host header")),
         };
     };
     if values.next().is_some() {
-        return Err(Refusal::Malformed("it has more than one Host header"));
+        return Err(HostError::Malformed("it has more than one Host header"));
     }
     let value = value.to_str().map_err(|_| INVALID)?;
     check_value(value.trim(), names)
 }
 
-const INVALID: Refusal = Refusal::Malformed("its Host is no host name or IP address");
+const INVALID: HostError = HostError::Malformed("its Host is no host name or IP address");
 
-fn check_value(value: &str, names: &[String]) -> Result<(), Refusal> {
+fn check_value(value: &str, names: &[String]) -> Result<(), HostError> {
     let (host, port) = match value.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']').ok_or(INVALID)?;
@@ -90,14 +90,14 @@ fn check_value(value: &str, names: &[String]) -> Result<(), Refusal> {
     if name == "localhost" || names.contains(&name) {
         return Ok(());
     }
-    Err(Refusal::UnknownName(name))
+    Err(HostError::UnknownName(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(target: &str, version: Version, hosts: &[&str]) -> Result<(), Refusal> {
+    fn asked(target: &str, version: Version, hosts: &[&str]) -> Result<(), HostError> {
         let mut request = Request::builder().uri(target).version(version);
         for host in hosts {
             request = request.header(HOST, *host);
@@ -106,7 +106,7 @@ mod tests {
         check(&request.body(()).expect("a request"), &names)
     }
 
-    fn host(value: &str) -> Result<(), Refusal> {
+    fn host(value: &str) -> Result<(), HostError> {
         asked("/metrics", Version::HTTP_11, &[value])
     }
 
@@ -145,7 +145,7 @@ mod tests {
         ] {
             assert_eq!(
                 host(bad),
-                Err(Refusal::UnknownName(name.to_owned())),
+                Err(HostError::UnknownName(name.to_owned())),
                 "{bad}"
             );
         }
@@ -174,7 +174,7 @@ mod tests {
             &"a".repeat(254),
         ] {
             let refused = host(bad);
-            assert!(matches!(refused, Err(Refusal::Malformed(_))), "{bad}");
+            assert!(matches!(refused, Err(HostError::Malformed(_))), "{bad}");
         }
     }
 
@@ -183,20 +183,20 @@ mod tests {
         let malformed = |hosts: &[&str], version| {
             matches!(
                 asked("/", version, hosts),
-                Err(Refusal::Malformed(why)) if why.contains("Host header")
+                Err(HostError::Malformed(why)) if why.contains("Host header")
             )
         };
         assert!(malformed(&[], Version::HTTP_11));
         assert!(malformed(&["localhost", "localhost"], Version::HTTP_11));
         assert!(malformed(&["localhost", "evil.example"], Version::HTTP_10));
         assert_eq!(asked("/", Version::HTTP_10, &[]), Ok(()));
-        let unknown = Err(Refusal::UnknownName("evil.example".to_owned()));
+        let unknown = Err(HostError::UnknownName("evil.example".to_owned()));
         assert_eq!(asked("/", Version::HTTP_10, &["evil.example"]), unknown);
     }
 
     #[test]
     fn an_absolute_target_is_checked_as_well() {
-        let unknown = || Err(Refusal::UnknownName("evil.example".to_owned()));
+        let unknown = || Err(HostError::UnknownName("evil.example".to_owned()));
         let asked = |target, host| asked(target, Version::HTTP_11, &[host]);
         assert_eq!(asked("http://127.0.0.1:1/", "127.0.0.1:1"), Ok(()));
         assert_eq!(asked("http://evil.example/", "127.0.0.1:1"), unknown());

@@ -3,11 +3,12 @@
 use super::{
     control, events,
     fields::Fields,
-    host,
+    host::{self, HostError},
     lifetime::Lifetime,
     overview::Rows,
     page, readiness, reload,
     render::{Kind, Part, Renderer, SharedBody},
+    request::Refusal,
     sessions,
     stream::Stream,
     terminate, upgrade,
@@ -226,7 +227,7 @@ fn refuse_host<B>(request: &Request<B>, state: &State) -> Option<Response<Body>>
     let view = state.view();
     let names = view.plan.admin.as_ref().map_or(&[][..], |a| &a.hosts);
     let refusal = host::check(request, names).err()?;
-    if let host::Refusal::UnknownName(host) = &refusal
+    if let HostError::UnknownName(host) = &refusal
         && let Some(count) = REFUSED.add(0, 1, Instant::now())
     {
         tracing::warn!(
@@ -250,7 +251,7 @@ fn is_of_socket(path: &str) -> bool {
 }
 
 /// `methods`: those that the path has.
-fn streamed(answer: Result<Stream, control::Refusal>, methods: &'static str) -> Response<Body> {
+fn streamed(answer: Result<Stream, Refusal>, methods: &'static str) -> Response<Body> {
     match answer {
         Ok(stream) => {
             let body = Either::Right(Either::Right(stream));
@@ -260,7 +261,7 @@ fn streamed(answer: Result<Stream, control::Refusal>, methods: &'static str) -> 
     }
 }
 
-fn refused(refusal: control::Refusal, methods: &'static str) -> Response<Body> {
+fn refused(refusal: Refusal, methods: &'static str) -> Response<Body> {
     let (code, json) = refusal.into_answer();
     let answer = typed(code, "application/json", format!("{json:#}\n"));
     match code {
@@ -286,7 +287,7 @@ async fn command(request: Request<Incoming>, state: &State) -> Response<Body> {
     json(answer)
 }
 
-fn json(answer: Result<(StatusCode, impl Serialize), control::Refusal>) -> Response<Body> {
+fn json(answer: Result<(StatusCode, impl Serialize), Refusal>) -> Response<Body> {
     match answer.map(|(code, value)| (code, serde_json::to_string_pretty(&value))) {
         Ok((code, Ok(written))) => typed(code, "application/json", written + "\n"),
         Ok((_, Err(_))) => text(
@@ -328,7 +329,7 @@ async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> R
 }
 
 /// By the query: `after=NUMBER`, of the last sample that the client has, and the rows.
-fn part(kind: Kind, query: &str) -> Result<Part, control::Refusal> {
+fn part(kind: Kind, query: &str) -> Result<Part, Refusal> {
     let mut part = Part::default();
     match kind {
         Kind::History | Kind::Overview => {}

@@ -2,10 +2,10 @@
 //! that are shown, with their samples, whatever number there is.
 
 use super::{
-    control::Refusal,
-    fields::{Fields, bad},
+    fields::Fields,
     format::{is_well, state_rank},
     history::{self, Figures, History, Key, Samples, Series},
+    request::{Refusal, bad},
     status::{self, Backend, Discovery, Listener, Process, Status, Upstream},
 };
 use crate::control::State;

@@ -1,7 +1,7 @@
 //! `/readyz`: whether clients could be served, and `/readyz/node`: whether this node could serve
 //! them if its backends can.
 
-use super::control::decode;
+use super::request::decode;
 use crate::{
     control::{NodeFault, State, View},
     session::service::Service,

@@ -1,6 +1,6 @@
 //! `POST /api/v1/reload`, with nothing or `{"dry_run": true}`.
 
-use super::control::{Refusal, read_body};
+use super::{fields::Fields, request::Refusal};
 use crate::{
     config::Problems,
     control::{
@@ -8,66 +8,45 @@ use crate::{
         reload::{Mode, ReloadError},
     },
 };
-use hyper::{Method, Request, StatusCode, body::Incoming};
-use serde::Deserialize;
+use hyper::{Request, StatusCode, body::Incoming};
 use serde_json::{Value, json};
 
 pub(super) const PATH: &str = "/api/v1/reload";
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    #[serde(default)]
-    dry_run: bool,
-}
+const EXAMPLE: &str = "nothing, or {\"dry_run\": true}";
 
 /// Answers when the reload has ended.
 pub(super) async fn answer(
     request: Request<Incoming>,
     state: &State,
 ) -> Result<(StatusCode, Value), Refusal> {
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "the configuration in effect is not shown".to_owned(),
-        ));
-    }
-    let body = read_body(request, bad).await?;
-    let body: Body = match body.is_empty() {
-        true => Body::default(),
-        false => serde_json::from_slice(&body)
-            .map_err(|e| bad(format!("the body is not what it should be: {e}")))?,
-    };
-    let mode = match body.dry_run {
+    let instead = "the configuration in effect is not shown";
+    let mut fields = Fields::of_post(request, instead, EXAMPLE).await?;
+    let mode = match fields.flag("dry_run")? {
         true => Mode::DryRun,
         false => Mode::Apply,
     };
+    fields.finish(&["dry_run"])?;
     match state.reloads.request(mode).await {
         Ok(report) => Ok((StatusCode::OK, json!(report))),
         Err(error) => failure(&error),
     }
 }
 
-fn bad(error: String) -> Refusal {
-    let hint = "nothing, or {\"dry_run\": true}".to_owned();
-    Refusal(StatusCode::BAD_REQUEST, error, hint)
-}
-
 fn failure(error: &ReloadError) -> Result<(StatusCode, Value), Refusal> {
     let problems = match error {
         ReloadError::NoFile => {
-            return Err(Refusal(
+            return Err(Refusal::new(
                 StatusCode::CONFLICT,
-                "the process was started without a configuration file".to_owned(),
-                "start it with `tembuku run -c FILE` to be able to reload".to_owned(),
+                "the process was started without a configuration file",
+                "start it with `tembuku run -c FILE` to be able to reload",
             ));
         }
         ReloadError::Stopping => {
-            return Err(Refusal(
+            return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "the process stops".to_owned(),
-                "nothing was changed".to_owned(),
+                "the process stops",
+                "nothing was changed",
             ));
         }
         ReloadError::Unread { source, .. } | ReloadError::Uncompared { source, .. } => {

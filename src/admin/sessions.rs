@@ -1,9 +1,9 @@
 //! `GET /api/v1/sessions` with filters in its query: the live sessions, one a line.
 
 use super::{
-    control::{Refusal, hint, shown},
     fields::Fields,
     lifetime::Lifetime,
+    request::{Refusal, hint, require, shown},
     stream::{Disconnected, Stream, Writer},
 };
 use crate::{
@@ -102,13 +102,8 @@ pub(super) fn answer(
     state: &Arc<State>,
     lifetime: &Arc<Lifetime>,
 ) -> Result<Stream, Refusal> {
-    if *method != Method::GET {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for GET alone".to_owned(),
-            "sessions are terminated by POST /api/v1/sessions/kill".to_owned(),
-        ));
-    }
+    let instead = "sessions are terminated by POST /api/v1/sessions/kill";
+    require(Method::GET, method, instead)?;
     let mut fields = Fields::of_query(uri.query().unwrap_or_default())?;
     let filter = take_filter(&mut fields, state)?;
     let limit = fields.number("limit", u64::MAX)?.filter(|limit| *limit > 0);

@@ -2,9 +2,9 @@
 //! as the client reads, with a line about each step.
 
 use super::{
-    control::{Refusal, hint, read_body, shown},
-    fields::{Fields, bad},
+    fields::Fields,
     lifetime::Lifetime,
+    request::{Refusal, bad, hint, shown},
     sessions::{FILTERS, take_filter},
     stream::{Disconnected, Stream, Writer},
 };
@@ -15,7 +15,7 @@ use crate::{
         terminate::{Kill, NotRebalanced, Outcome, Rebalance},
     },
 };
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{Request, StatusCode, body::Incoming};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -189,13 +189,5 @@ fn refuse(upstream: &str, why: NotRebalanced) -> Refusal {
 }
 
 async fn fields(request: Request<Incoming>) -> Result<Fields, Refusal> {
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "sessions are shown at /api/v1/sessions".to_owned(),
-        ));
-    }
-    let body = read_body(request, |error| bad(error, EXAMPLE)).await?;
-    Fields::of_body(&body)
+    Fields::of_post(request, "sessions are shown at /api/v1/sessions", EXAMPLE).await
 }

@@ -1,17 +1,12 @@
 //! `POST /api/v1/upgrade` with `{"binary": PATH, "check": false}`, or nothing: a line about each
 //! step.
 
-use super::{
-    control::{Refusal, read_body},
-    fields::{Fields, bad},
-    lifetime::Lifetime,
-    stream::Stream,
-};
+use super::{fields::Fields, lifetime::Lifetime, request::Refusal, stream::Stream};
 use crate::control::{
     State,
     upgrade::{NotRequested, Order, Step, UpgradeError},
 };
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{Request, StatusCode, body::Incoming};
 use std::{path::PathBuf, sync::Arc};
 
 pub(super) const PATH: &str = "/api/v1/upgrade";
@@ -23,15 +18,7 @@ pub(super) async fn answer(
     state: &Arc<State>,
     lifetime: &Arc<Lifetime>,
 ) -> Result<Stream, Refusal> {
-    if request.method() != Method::POST {
-        return Err(Refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this is for POST alone".to_owned(),
-            "`tembuku upgrade` sends it".to_owned(),
-        ));
-    }
-    let body = read_body(request, |error| bad(error, EXAMPLE)).await?;
-    let mut fields = Fields::of_body(&body)?;
+    let mut fields = Fields::of_post(request, "`tembuku upgrade` sends it", EXAMPLE).await?;
     let order = Order {
         binary: fields.text("binary")?.map(PathBuf::from),
         check_only: fields.flag("check")?,
