@@ -2,7 +2,9 @@
 //! maintenance.
 
 use crate::harness::{
-    bounded, http, millis,
+    bounded,
+    checked::Nodes,
+    millis,
     net::{self, End, ask, echo},
     ports,
     proc::{self, command},
@@ -14,7 +16,7 @@ use crate::harness::{
 };
 use serde_json::Value;
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,170 +25,26 @@ use std::{
     time::Instant,
 };
 
-/// A backend on an address of its own, which is asked at another port.
-struct Node {
-    data: Server,
-    asked_at: SocketAddr,
-    health: Option<Server>,
-}
-
-struct Setup {
-    front: SocketAddr,
-    tembuku: Tembuku,
-    nodes: Vec<Node>,
-}
-
 /// Nodes `b1`, `b2`..., each with keys of its own; `keys` are the upstream's.
-fn unchecked(node_keys: &[&str], keys: &str) -> Setup {
-    start(node_keys, keys, "")
-}
-
-fn checked(node_keys: &[&str], keys: &str) -> Setup {
-    start(
-        node_keys,
-        keys,
-        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\nport = ",
-    )
+#[track_caller]
+fn unchecked(node_keys: &[&str], keys: &str) -> Nodes {
+    Nodes::start(6, node_keys, keys, "")
 }
 
 #[track_caller]
-fn start(node_keys: &[&str], keys: &str, check: &str) -> Setup {
-    let (port, health) = (ports::free_port(), ports::free_port());
-    let nodes: Vec<Node> = (1..=node_keys.len())
-        .map(|n| {
-            let ip = [127, 0, 6, u8::try_from(n).unwrap()];
-            let mut node = Node {
-                data: Server::named_on(&format!("b{n}"), &[SocketAddr::from((ip, port))]),
-                asked_at: SocketAddr::from((ip, health)),
-                health: None,
-            };
-            node.heal();
-            node
-        })
-        .collect();
-    let backends: Vec<String> = nodes
-        .iter()
-        .zip(node_keys)
-        .map(|(node, keys)| format!("{{ address = \"{}\", {keys} }}", node.data.addr))
-        .collect();
-    let check = match check {
-        "" => String::new(),
-        check => format!("{check}{health}\n"),
-    };
-    let front = ports::free_addr();
-    let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
-         [admin]\nsocket = \"{{dir}}/admin.sock\"\n\
-         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [{}]\n{keys}\n{check}",
-        backends.join(", ")
-    ));
-    let setup = Setup {
-        front,
-        tembuku,
-        nodes,
-    };
-    if !check.is_empty() {
-        let all = setup.nodes.len() as f64;
-        let ok = [("result", "ok")];
-        setup
-            .tembuku
-            .wait_metric("check_results_total", &ok, |n| n >= all);
-    }
-    setup
-}
-
-impl Node {
-    fn sicken(&mut self) {
-        self.health = None;
-    }
-
-    fn heal(&mut self) {
-        self.health = Some(Server::on(&[self.asked_at], |mut stream| {
-            let _ = std::io::copy(&mut stream, &mut std::io::sink());
-        }));
-    }
-
-    /// How often it has been asked since it was last healed.
-    fn asked(&self) -> usize {
-        self.health.as_ref().unwrap().accepted()
-    }
-}
-
-#[track_caller]
-fn admin_state(tembuku: &Tembuku, backend: &str, admin_state: &str) -> Value {
-    let path = format!("/api/v1/upstreams/u/backends/{backend}");
-    let body = format!("{{\"admin_state\": \"{admin_state}\"}}");
-    let socket = tembuku.dir.file("admin.sock");
-    let answer = http::request_unix(&socket, "POST", &path, &body).unwrap();
-    assert_eq!(answer.status, 200, "{answer:?}");
-    serde_json::from_str(&answer.body).unwrap()
+fn checked(node_keys: &[&str], keys: &str) -> Nodes {
+    let check = "interval = \"100ms\"\nrise = 1\nfall = 2";
+    Nodes::start(6, node_keys, keys, check)
 }
 
 /// The states that a backend went through, with the reasons.
 fn events(tembuku: &Tembuku, backend: &str) -> Vec<(String, String, String)> {
-    let events: Value = serde_json::from_str(&tembuku.get("/api/v1/events").body).unwrap();
     let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
-    let all = events["events"].as_array().unwrap().iter();
-    all.filter(|e| e["backend"] == backend)
+    let all = tembuku.events();
+    all.iter()
+        .filter(|e| e["backend"] == backend)
         .map(|e| (text(e, "from"), text(e, "to"), text(e, "reason")))
         .collect()
-}
-
-impl Setup {
-    fn text(&self, node: usize) -> String {
-        self.nodes[node].data.addr.to_string()
-    }
-
-    #[track_caller]
-    fn admin_state(&self, node: usize, word: &str) -> Value {
-        admin_state(&self.tembuku, &self.text(node), word)
-    }
-
-    #[track_caller]
-    fn wait_state(&self, node: usize, state: &str) {
-        let backend = self.text(node);
-        let labels = [("backend", backend.as_str()), ("state", state)];
-        self.tembuku
-            .wait_metric("backend_state", &labels, |is| is == 1.0);
-    }
-
-    fn active(&self, node: usize) -> f64 {
-        let backend = self.text(node);
-        let labels = [("backend", backend.as_str())];
-        self.tembuku.metric("backend_active_connections", &labels)
-    }
-
-    /// A session on this node.
-    #[track_caller]
-    fn session_on(&self, node: usize) -> TcpStream {
-        let name = format!("b{}", node + 1);
-        let mut found = None;
-        wait_until(&format!("a session on {name}"), secs(10), || {
-            let (stream, backend) = net::session(self.front).unwrap();
-            found = Some(stream).filter(|_| backend == name);
-            found.is_some()
-        });
-        found.unwrap()
-    }
-
-    #[track_caller]
-    fn wait_closed(&self, reason: &str, count: f64) {
-        self.tembuku
-            .wait_metric("sessions_closed_total", &[("reason", reason)], |n| {
-                n == count
-            });
-    }
-
-    /// Waits until this node has been asked so many times more, and has answered as many.
-    #[track_caller]
-    fn wait_checks(&self, node: usize, more: f64) {
-        let backend = self.text(node);
-        let labels = [("backend", backend.as_str())];
-        let before = self.tembuku.metric("check_results_total", &labels);
-        self.tembuku
-            .wait_metric("check_results_total", &labels, |n| n >= before + more);
-    }
 }
 
 #[test]
@@ -257,8 +115,7 @@ fn on_drain_close_ends_those_of_this_backend_alone() {
         echo(&mut new, "welcome").unwrap();
     }
     // The journal has the end of the last one.
-    let events: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/events").body).unwrap();
-    let events = events["events"].as_array().unwrap();
+    let events = setup.tembuku.events();
     let out: Vec<_> = events.iter().filter(|e| e["from"] == "up").collect();
     assert_eq!(out.len(), 2, "{events:?}");
     for event in out {
@@ -277,22 +134,11 @@ fn on_drain_close_ends_those_of_this_backend_alone() {
 #[test]
 fn on_drain_may_give_time_and_ends_them_at_a_pace() {
     let keys = "on_drain = { close_after = \"1s\" }\nbalance = \"first\"";
-    let setup = unchecked(&["", ""], keys);
-    let held: Vec<TcpStream> = (0..600)
-        .map(|_| net::session(setup.front).unwrap().0)
-        .collect();
-    let drained = Instant::now();
-    assert_eq!(setup.admin_state(0, "drain")["connections"], 600);
-    let ends: Vec<Instant> = thread::scope(|scope| {
-        let wait = |mut stream: TcpStream| {
-            scope.spawn(move || {
-                net::read_all(&mut stream);
-                Instant::now()
-            })
-        };
-        let waiting: Vec<_> = held.into_iter().map(wait).collect();
-        let ends = waiting.into_iter().map(|thread| thread.join().unwrap());
-        ends.collect()
+    let mut setup = unchecked(&["", ""], keys);
+    let mut drained = Instant::now();
+    let ends = setup.ends_of(600, |setup| {
+        drained = Instant::now();
+        assert_eq!(setup.admin_state(0, "drain")["connections"], 600);
     });
     let first = *ends.iter().min().unwrap() - drained;
     let last = *ends.iter().max().unwrap() - drained;
@@ -343,10 +189,8 @@ fn a_drain_outlives_what_its_check_finds() {
     let mut setup = checked(&["", ""], "");
     setup.admin_state(0, "drain");
     setup.nodes[0].sicken();
-    let why = |setup: &Setup| {
-        let status: Value =
-            serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
-        let backend = &status["upstreams"][0]["backends"][0];
+    let why = |setup: &Nodes| {
+        let backend = setup.backend(0);
         assert_eq!(backend["state"], "drained");
         backend["why"].as_str().unwrap().to_owned()
     };
@@ -363,8 +207,7 @@ fn a_drain_outlives_what_its_check_finds() {
     wait_until("it is down", secs(10), || why(&setup).contains("refused"));
     assert_eq!(setup.admin_state(0, "ready")["state"], "down");
     assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.bring_up(0);
     let mut both = ask_many(setup.front, 2);
     both.sort();
     assert_eq!(both, ["b1", "b2"]);
@@ -378,12 +221,7 @@ fn a_recovery_does_not_call_off_a_drain() {
     let mut held = setup.session_on(0);
     setup.admin_state(0, "drain");
     setup.nodes[0].sicken();
-    let results = |result| {
-        let backend = setup.text(0);
-        let labels = [("backend", backend.as_str()), ("result", result)];
-        setup.tembuku.metric("check_results_total", &labels)
-    };
-    wait_until("it is down", secs(2), || results("refused") >= 2.0);
+    wait_until("it is down", secs(2), || setup.results(0, "refused") >= 2.0);
     setup.nodes[0].heal();
     setup.wait_checks(0, 2.0);
     echo(&mut held, "still here").unwrap();
@@ -416,8 +254,7 @@ fn maintenance_stops_the_checks() {
     setup.wait_checks(0, 1.0);
     println!("asked {:?} after `ready`", began.elapsed());
     assert_eq!(ask_many(setup.front, 5), vec!["b2"; 5]);
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.bring_up(0);
 
     // Through maintenance to a drain the checks go on as well.
     setup.admin_state(0, "maint");
@@ -445,12 +282,8 @@ fn maintenance_stops_the_checks() {
 /// not count.
 #[test]
 fn out_of_maintenance_the_first_answer_decides() {
-    let setup = start(
-        &["", ""],
-        "",
-        "[upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nstart = \"up\"\nrise = 1000\n\
-         fall = 1000\nport = ",
-    );
+    let check = "interval = \"100ms\"\nstart = \"up\"\nrise = 1000\nfall = 1000";
+    let setup = Nodes::start(6, &["", ""], "", check);
     setup.admin_state(0, "maint");
     let began = Instant::now();
     assert_eq!(setup.admin_state(0, "ready")["state"], "down");
@@ -487,11 +320,9 @@ fn draining_the_last_primary_makes_the_backups_needed() {
     let keys = "on_recover = { close_after = \"1s\" }";
     let mut setup = checked(&["", "", "backup = true"], keys);
     setup.admin_state(1, "maint");
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     let mut standing_in = setup.session_on(2);
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.bring_up(0);
     let due = Instant::now() + millis(1_000);
     setup.admin_state(0, "drain");
     wait_until("it would have been called back", secs(5), || {
@@ -537,14 +368,14 @@ fn an_admin_state_applies_to_all_addresses_of_a_name() {
     wait_until("the name means one", secs(10), || {
         ask_many(front, 4) == vec!["b2"; 4]
     });
-    admin_state(&tembuku, &text, "drain");
+    tembuku.set_admin_state("u", &text, "drain");
     for (stream, name) in &mut held {
         assert_eq!(net::read_all(stream).1, End::Reset, "{name}");
     }
     assert_eq!(ask_many(front, 4), vec!["other"; 4]);
     // An address that is resolved later gets the same admin state.
     let resolved = |count: usize| {
-        let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let backend = &status["upstreams"][0]["backends"][0];
         assert_eq!(backend["admin_state"], "drain");
         backend["resolved"].as_array().unwrap().len() == count
@@ -552,7 +383,7 @@ fn an_admin_state_applies_to_all_addresses_of_a_name() {
     hosts(&[1, 2, 3]);
     wait_until("the name means three", secs(10), || resolved(3));
     assert_eq!(ask_many(front, 6), vec!["other"; 6]);
-    admin_state(&tembuku, &text, "ready");
+    tembuku.set_admin_state("u", &text, "ready");
     let mut names = ask_many(front, 3);
     names.sort();
     assert_eq!(names, ["b1", "b2", "b3"]);
@@ -576,8 +407,8 @@ fn a_drain_under_load_costs_no_request() {
             while !done.load(Ordering::Relaxed) {
                 let backend = servers[rounds % 2].addr.to_string();
                 let word = ["drain", "maint"][rounds / 2 % 2];
-                admin_state(&tembuku, &backend, word);
-                admin_state(&tembuku, &backend, "ready");
+                tembuku.set_admin_state("u", &backend, word);
+                tembuku.set_admin_state("u", &backend, "ready");
                 rounds += 1;
             }
             rounds

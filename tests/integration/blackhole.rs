@@ -76,7 +76,7 @@ fn setup(upstream: &str, fall: u32) -> Setup {
 
 impl Setup {
     fn backend(&self) -> Value {
-        let status: Value = serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         status["upstreams"][0]["backends"][0].clone()
     }
 

@@ -45,8 +45,7 @@ fn setup(addr: SocketAddr, upstream: &str, check: &str) -> Setup {
 
 impl Setup {
     fn backend(&self) -> serde_json::Value {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         status["upstreams"][0]["backends"][0].clone()
     }
 

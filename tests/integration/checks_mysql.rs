@@ -54,8 +54,7 @@ pub(crate) fn setup(backends: &[&str], keys: &str, check: &str) -> Setup {
 
 impl Setup {
     pub(crate) fn status(&self, backend: &str) -> serde_json::Value {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         let backends = status["upstreams"][0]["backends"]
             .as_array()
             .unwrap()
@@ -243,11 +242,7 @@ fn when_read_only_moves_no_session_stays_behind() {
         setup.status(&old_at)["role"],
         serde_json::json!(["replica"])
     );
-    setup
-        .tembuku
-        .wait_metric("sessions_closed_total", &[("reason", "role_lost")], |n| {
-            n == 14.0
-        });
+    setup.tembuku.wait_closed("role_lost", 14.0);
 }
 
 /// A server counts clients that leave without QUIT, warns of them in its log, and in the end

@@ -35,8 +35,7 @@ pub(crate) fn setup(servers: &[SocketAddr], keys: &str, check: &str) -> Setup {
 impl Setup {
     /// The backend in the status.
     pub(crate) fn status(&self, server: SocketAddr) -> serde_json::Value {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         let backends = status["upstreams"][0]["backends"].as_array().unwrap();
         let address = server.to_string();
         let found = backends.iter().find(|b| b["address"] == address);

@@ -52,8 +52,7 @@ impl Setup {
 
     /// The backend in the status.
     pub(crate) fn status(&self, server: &Redis) -> serde_json::Value {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         let backends = status["upstreams"][0]["backends"]
             .as_array()
             .unwrap()
@@ -231,11 +230,7 @@ fn when_the_role_moves_no_session_stays_behind() {
             "{key} was accepted by another server"
         );
     }
-    setup
-        .tembuku
-        .wait_metric("sessions_closed_total", &[("reason", "role_lost")], |n| {
-            n == 24.0
-        });
+    setup.tembuku.wait_closed("role_lost", 24.0);
     assert_change_of_role_is_shown(&setup, old, new);
 }
 
@@ -471,11 +466,7 @@ fn a_close_that_has_begun_is_not_put_off() {
     old.proc.signal(Signal::STOP);
     setup.wait_state(&old, "down");
     assert_eq!(net::read_all(&mut held).1, net::End::Reset);
-    setup
-        .tembuku
-        .wait_metric("sessions_closed_total", &[("reason", "role_lost")], |n| {
-            n == 1.0
-        });
+    setup.tembuku.wait_closed("role_lost", 1.0);
 }
 
 /// A replica that hears nothing from its primary is left out, and so is one that knows that it is

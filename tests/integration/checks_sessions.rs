@@ -1,6 +1,7 @@
 //! What becomes of sessions when a check changes its mind about their backend.
 
 use crate::harness::{
+    checked::Nodes,
     millis,
     net::{self, End, ask, echo},
     ports,
@@ -12,7 +13,7 @@ use crate::harness::{
 };
 use std::{
     io::Write,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -20,128 +21,29 @@ use std::{
     time::Instant,
 };
 
-/// A backend on an address of its own, which is asked at another port: so it can be made ill
-/// without being touched.
-struct Node {
-    data: Server,
-    asked_at: SocketAddr,
-    health: Option<Server>,
-}
-
-impl Node {
-    fn sicken(&mut self) {
-        self.health = None;
-    }
-
-    fn heal(&mut self) {
-        self.health = Some(Server::on(&[self.asked_at], |mut stream| {
-            let _ = std::io::copy(&mut stream, &mut std::io::sink());
-        }));
-    }
-}
-
-struct Setup {
-    front: SocketAddr,
-    tembuku: Tembuku,
-    nodes: Vec<Node>,
-}
-
 /// Nodes `b1`, `b2`..., each with keys of its own; `keys` are the upstream's.
-fn setup(node_keys: &[&str], keys: &str) -> Setup {
-    let (port, health) = (ports::free_port(), ports::free_port());
-    let nodes: Vec<Node> = (1..=node_keys.len())
-        .map(|n| {
-            let ip = [127, 0, 5, u8::try_from(n).unwrap()];
-            let mut node = Node {
-                data: Server::named_on(&format!("b{n}"), &[SocketAddr::from((ip, port))]),
-                asked_at: SocketAddr::from((ip, health)),
-                health: None,
-            };
-            node.heal();
-            node
-        })
-        .collect();
-    let backends: Vec<String> = nodes
-        .iter()
-        .zip(node_keys)
-        .map(|(node, keys)| format!("{{ address = \"{}\", {keys} }}", node.data.addr))
-        .collect();
-    let front = ports::free_addr();
-    let tembuku = Tembuku::start(&format!(
-        "[process]\nworkers = 2\n[log]\nformat = \"json\"\naccess = \"{{dir}}/access.log\"\n\
-         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [{}]\n{keys}\n\
-         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"200ms\"\nport = {health}\nrise = 1\n\
-         fall = 2\n",
-        backends.join(", ")
-    ));
-    Setup {
-        front,
-        tembuku,
-        nodes,
-    }
-}
-
-impl Setup {
-    #[track_caller]
-    fn wait_state(&self, node: usize, state: &str) {
-        let backend = self.nodes[node].data.addr.to_string();
-        let labels = [("backend", backend.as_str()), ("state", state)];
-        self.tembuku
-            .wait_metric("backend_state", &labels, |is| is == 1.0);
-    }
-
-    /// A session on this node.
-    #[track_caller]
-    fn session_on(&self, node: usize) -> TcpStream {
-        let name = format!("b{}", node + 1);
-        let mut found = None;
-        wait_until(&format!("a session on {name}"), secs(10), || {
-            let (stream, backend) = net::session(self.front).unwrap();
-            found = Some(stream).filter(|_| backend == name);
-            found.is_some()
-        });
-        found.unwrap()
-    }
-
-    /// Until so many more checks of this node have found it well.
-    #[track_caller]
-    fn wait_checks(&self, node: usize, more: f64) {
-        let backend = self.nodes[node].data.addr.to_string();
-        let labels = [("backend", backend.as_str()), ("result", "ok")];
-        let before = self.tembuku.metric("check_results_total", &labels);
-        self.tembuku
-            .wait_metric("check_results_total", &labels, |n| n >= before + more);
-    }
-
-    #[track_caller]
-    fn wait_closed(&self, reason: &str, count: f64) {
-        self.tembuku
-            .wait_metric("sessions_closed_total", &[("reason", reason)], |n| {
-                n == count
-            });
-    }
+#[track_caller]
+fn setup(node_keys: &[&str], keys: &str) -> Nodes {
+    let check = "interval = \"200ms\"\nrise = 1\nfall = 2";
+    Nodes::start(5, node_keys, keys, check)
 }
 
 #[test]
 fn sessions_of_a_backend_that_is_down_are_kept_by_default() {
     let mut setup = setup(&["", ""], "");
     let mut held = setup.session_on(0);
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     assert_eq!(ask_many(setup.front, 10), vec!["b2"; 10]);
     echo(&mut held, "still here").unwrap();
     // No backend is left: then no client is served, and the process reports it.
-    setup.nodes[1].sicken();
-    setup.wait_state(1, "down");
+    setup.take_down(1);
     net::assert_ends_now(&mut net::connect(setup.front).unwrap());
     assert_eq!(setup.tembuku.get("/readyz").status, 503);
     assert_eq!(
         setup.tembuku.metric("upstream_available_backends", &[]),
         0.0
     );
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.bring_up(0);
     assert_eq!(ask_many(setup.front, 10), vec!["b1"; 10]);
     echo(&mut held, "all the time").unwrap();
 }
@@ -169,14 +71,11 @@ fn on_down_may_wait_and_see() {
     let mut setup = setup(&["", ""], "on_down = { close_after = \"2s\" }");
     let mut held = setup.session_on(0);
     // Back in time: nothing happens.
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.take_down(0);
+    setup.bring_up(0);
     std::thread::sleep(millis(2_300)); // longer than it would have had
     echo(&mut held, "still here").unwrap();
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     echo(&mut held, "for a while").unwrap();
     let (_, end) = net::read_all(&mut held);
     assert_eq!(end, End::Reset);
@@ -189,15 +88,11 @@ fn on_down_may_wait_and_see() {
 fn sessions_on_backups_end_only_where_there_is_somewhere_to_go() {
     let keys = "on_recover = { close_after = \"1s\" }";
     let mut setup = setup(&["", "backup = true"], keys);
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     let mut standing_in = setup.session_on(1);
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
-    setup.nodes[1].sicken();
-    setup.wait_state(1, "down");
-    setup.nodes[1].heal();
-    setup.wait_state(1, "up");
+    setup.bring_up(0);
+    setup.take_down(1);
+    setup.bring_up(1);
     assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
     setup.wait_closed("recovered", 1.0);
 }
@@ -206,12 +101,10 @@ fn sessions_on_backups_end_only_where_there_is_somewhere_to_go() {
 fn a_primary_at_its_limit_triggers_no_failback() {
     let mut setup = setup(&["weight = 0", "backup = true"], "on_recover = \"close\"");
     let mut held = setup.session_on(1);
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.take_down(0);
+    setup.bring_up(0);
     // Some checks later a session that was called back would be gone.
-    setup.wait_checks(0, 5.0);
+    setup.wait_results(0, "ok", 5.0);
     echo(&mut held, "still here").unwrap();
     setup.wait_closed("recovered", 0.0);
 }
@@ -253,19 +146,14 @@ fn an_address_that_is_no_longer_named_is_checked_while_it_has_sessions() {
     echo(&mut held, "still here").unwrap();
     drop(first);
     assert_eq!(net::read_all(&mut held).1, End::Reset);
-    tembuku.wait_metric(
-        "sessions_closed_total",
-        &[("reason", "backend_down")],
-        |n| n == 1.0,
-    );
+    tembuku.wait_closed("backend_down", 1.0);
 }
 
 #[test]
 fn sessions_on_backups_end_when_a_server_is_back() {
     let mut setup = setup(&["", "backup = true"], "on_recover = \"close\"");
     let mut before = setup.session_on(0);
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     let mut standing_in = setup.session_on(1);
     setup.nodes[0].heal();
     assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
@@ -281,8 +169,7 @@ fn each_recovery_calls_sessions_back_from_backups() {
     let mut setup = setup(&keys, "on_recover = \"close\"");
     let _full = setup.session_on(1);
     for round in 1..=3 {
-        setup.nodes[0].sicken();
-        setup.wait_state(0, "down");
+        setup.take_down(0);
         let mut standing_in = setup.session_on(2);
         setup.nodes[0].heal();
         let healed = Instant::now();
@@ -297,8 +184,7 @@ fn each_recovery_calls_sessions_back_from_backups() {
 fn a_backup_that_was_called_back_from_goes_down_like_any_other() {
     let keys = "on_recover = \"close\"\non_down = \"close\"";
     let mut setup = setup(&["max_connections = 1", "backup = true"], keys);
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     let mut standing_in = setup.session_on(1);
     setup.nodes[0].heal();
     assert_eq!(net::read_all(&mut standing_in).1, End::Reset);
@@ -318,24 +204,21 @@ fn a_primary_that_is_full_calls_sessions_back_when_it_has_capacity() {
         let keys = format!("on_recover = {on_recover}");
         let mut setup = setup(&["max_connections = 1", "backup = true"], &keys);
         let before = setup.session_on(0);
-        setup.nodes[0].sicken();
-        setup.wait_state(0, "down");
+        setup.take_down(0);
         let mut standing_in = setup.session_on(1);
         let full = match wait {
             0 => {
-                setup.nodes[0].heal();
-                setup.wait_state(0, "up");
+                setup.bring_up(0);
                 before
             }
             _ => {
                 drop(before);
-                setup.nodes[0].heal();
-                setup.wait_state(0, "up");
+                setup.bring_up(0);
                 setup.session_on(0)
             }
         };
         // Time enough for a termination.
-        setup.wait_checks(0, if wait == 0 { 5.0 } else { 10.0 });
+        setup.wait_results(0, "ok", if wait == 0 { 5.0 } else { 10.0 });
         echo(&mut standing_in, "still here").unwrap();
         setup.wait_closed("recovered", 0.0);
         drop(full);
@@ -350,25 +233,7 @@ fn a_primary_that_is_full_calls_sessions_back_when_it_has_capacity() {
 #[test]
 fn many_sessions_end_one_after_the_other() {
     let mut setup = setup(&["", ""], "on_down = \"close\"\nbalance = \"first\"");
-    let held: Vec<TcpStream> = (0..600)
-        .map(|_| net::session(setup.front).unwrap().0)
-        .collect();
-    setup.nodes[0].sicken();
-    let ends: Vec<Instant> = std::thread::scope(|scope| {
-        let waiting: Vec<_> = held
-            .into_iter()
-            .map(|mut stream| {
-                scope.spawn(move || {
-                    net::read_all(&mut stream);
-                    Instant::now()
-                })
-            })
-            .collect();
-        waiting
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
-    });
+    let ends = setup.ends_of(600, |setup| setup.nodes[0].sicken());
     let took = *ends.iter().max().unwrap() - *ends.iter().min().unwrap();
     println!("600 sessions ended over {took:?}");
     // 200 at once, and the others at 2,000 a second.
@@ -409,15 +274,13 @@ fn no_session_starts_on_a_backend_marked_down() {
         wait_until("clients come", secs(10), || {
             served.load(Ordering::Relaxed) > before + 100
         });
-        setup.nodes[0].sicken();
-        setup.wait_state(0, "down");
+        setup.take_down(0);
         setup.tembuku.wait_metric(
             "backend_active_connections",
             &[("backend", &backend)],
             |n| n == 0.0,
         );
-        setup.nodes[0].heal();
-        setup.wait_state(0, "up");
+        setup.bring_up(0);
     }
     stop.store(true, Ordering::Relaxed);
     clients
@@ -428,21 +291,12 @@ fn no_session_starts_on_a_backend_marked_down() {
 #[test]
 fn what_comes_back_starts_slowly() {
     let mut setup = setup(&["slow_start = \"30s\"", ""], "");
-    let why = |setup: &Setup| {
-        let status: serde_json::Value =
-            serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
-        status["upstreams"][0]["backends"][0]["why"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let why = |setup: &Nodes| setup.backend(0)["why"].as_str().unwrap().to_owned();
     assert_eq!(why(&setup), "", "not at the start");
-    setup.nodes[0].sicken();
-    setup.wait_state(0, "down");
+    setup.take_down(0);
     let expected = "its check reports: refused: connecting: Connection refused";
     assert_eq!(why(&setup), expected);
-    setup.nodes[0].heal();
-    setup.wait_state(0, "up");
+    setup.bring_up(0);
     assert!(why(&setup).starts_with("slow start: "), "{}", why(&setup));
     let names = ask_many(setup.front, 20);
     assert!(
@@ -459,10 +313,10 @@ fn checks_end_with_the_process() {
     let began = Instant::now();
     assert!(setup.tembuku.terminate().success());
     assert!(began.elapsed() < secs(5));
-    let mut left = net::connect(setup.nodes[0].asked_at).unwrap();
+    let mut left = net::connect(setup.nodes[0].health().addr).unwrap();
     assert!(left.write_all(b"x").is_ok());
     wait_until("only this connection is left", secs(5), || {
-        setup.nodes[0].health.as_ref().unwrap().live() == 1
+        setup.nodes[0].health().live() == 1
     });
 }
 

@@ -31,8 +31,7 @@ fn start(addr: SocketAddr, check: &str) -> Tembuku {
 fn verdict(addr: SocketAddr, check: &str) -> [String; 3] {
     let tembuku = start(addr, check);
     let found = poll(secs(20), || {
-        let status: serde_json::Value =
-            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let backend = &status["upstreams"][0]["backends"][0];
         let last = &backend["last_check"];
         let values = [&backend["state"], &last["result"], &last["transcript"]];
@@ -233,8 +232,7 @@ fn no_question_waits_for_an_acknowledgement() {
     );
     let tembuku = start(addr, "kind = \"http\"\ntls = \"require\"");
     wait_until("a check within 35 ms", secs(20), || {
-        let status: serde_json::Value =
-            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let last = &status["upstreams"][0]["backends"][0]["last_check"];
         let took = last["duration_seconds"].as_f64();
         last["result"] == "ok" && took.is_some_and(|took| took < 0.035)

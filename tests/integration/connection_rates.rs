@@ -6,7 +6,7 @@ use crate::harness::{
     programs::Haproxy,
     proxy::{connect_saying, v1},
     secs,
-    server::{Server, list, named},
+    server::{listener_before, named},
     tembuku::Tembuku,
     udp::{UdpServer, V4, client, client_from, heard},
     wait_until,
@@ -16,15 +16,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-
-fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
-    format!(
-        "[log]\naccess = \"{{dir}}/access.log\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
-         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
-         [upstreams.u]\nbackends = {}\n",
-        list(servers)
-    )
-}
 
 fn at(last: u8) -> IpAddr {
     IpAddr::from([127, 6, 6, last])
@@ -46,7 +37,11 @@ fn most(burst: f64, rate: f64, began: Instant) -> usize {
 fn connections_over_the_rate_are_refused() {
     let servers = named(1);
     let front = ports::free_addr();
-    let tembuku = Tembuku::start(&config(front, "connection_rate = \"10/s\"", &servers));
+    let tembuku = Tembuku::start(&listener_before(
+        &servers,
+        front,
+        "connection_rate = \"10/s\"",
+    ));
     let began = Instant::now();
     let served = (0..40).filter(|n| is_served(at(*n), front)).count();
     let most = most(10.0, 10.0, began);
@@ -68,7 +63,7 @@ fn a_noisy_source_is_refused_alone() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "connection_rate_per_source = \"60/m\"";
-    let tembuku = Tembuku::start(&config(front, keys, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let began = Instant::now();
     let noisy = (0..30).filter(|_| is_served(at(1), front)).count();
     let most = most(1.0, 1.0, began);
@@ -84,7 +79,7 @@ fn clients_behind_a_proxy_have_a_rate_each() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "connection_rate_per_source = \"1/m\"\naccept_proxy = true";
-    let tembuku = Tembuku::start(&config(front, keys, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let is_served = |source: &str| {
         let mut stream = connect_saying(front, &v1(source, "127.0.0.1:1"));
         read_line(&mut stream).is_ok()
@@ -118,7 +113,7 @@ fn delayed_connections_are_all_served_at_the_rate() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "connection_rate = \"20/s\"\nover_rate = \"delay\"";
-    let tembuku = Tembuku::start(&config(front, keys, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let times = arrive_together(front, 40);
     // The second twenty takes a second.
     let last = times[39].as_secs_f64();
@@ -147,7 +142,7 @@ fn haproxy_takes_as_long_for_clients_in_a_row() {
         ),
     );
     let keys = "connection_rate = \"20/s\"\nover_rate = \"delay\"";
-    let _tembuku = Tembuku::start(&config(fronts[1], keys, &servers));
+    let _tembuku = Tembuku::start(&listener_before(&servers, fronts[1], keys));
     let took = fronts.map(|front| {
         thread::spawn(move || {
             let began = Instant::now();
@@ -167,7 +162,7 @@ fn a_delay_is_bounded_and_a_client_may_leave() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "connection_rate = \"1/s\"\nover_rate = \"delay\"";
-    let tembuku = Tembuku::start(&config(front, keys, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let streams: Vec<_> = (0..20)
         .map(|_| connect_with(front, None, 0, 0).unwrap())
         .collect();
@@ -222,14 +217,14 @@ fn a_reload_changes_the_rate_at_once() {
     let front = ports::free_addr();
     let keys = |rate: &str| {
         let keys = format!("connection_rate = \"{rate}\"");
-        config(front, &keys, &servers)
+        listener_before(&servers, front, &keys)
     };
     let tembuku = Tembuku::start(&keys("1/m"));
     assert!(is_served(at(1), front) && !is_served(at(1), front));
-    tembuku.reload(&config(
+    tembuku.reload(&listener_before(
+        &servers,
         front,
         "connection_rate = \"1/m\"\nlimits_dry_run = true",
-        &servers,
     ));
     assert!(is_served(at(1), front));
     let labels = [("limit", "connection_rate"), ("result", "passed")];

@@ -64,8 +64,7 @@ impl Setup {
     /// A command of the program with `--socket`.
     #[track_caller]
     fn cli(&self, arguments: &[&str]) -> Output {
-        let socket = self.socket();
-        cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
+        self.tembuku.command(arguments)
     }
 
     fn target(&self, server: usize) -> String {

@@ -15,7 +15,6 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
-    sync::{Mutex, mpsc},
     thread,
     time::Instant,
 };
@@ -52,13 +51,6 @@ fn front_of(backend: SocketAddr, listener: &str, upstream: &str) -> (Tembuku, So
     (tembuku, front)
 }
 
-#[track_caller]
-fn assert_closed_as(tembuku: &Tembuku, reason: &str) {
-    tembuku.wait_metric("sessions_closed_total", &[("reason", reason)], |n| n == 1.0);
-    let record = &tembuku.access_log(1)[0];
-    assert_eq!(record["close_reason"], reason, "{record}");
-}
-
 fn on_lost() -> Server {
     Server::named_on("b", &[SocketAddr::new(LOST, ports::free_port())])
 }
@@ -80,7 +72,7 @@ fn a_request_to_a_host_that_vanished_ends() {
     assert_eq!(read_all(&mut client), (vec![], End::Reset));
     let lasted = began.elapsed();
     assert!(bounded(lasted, millis(3_900), secs(12)), "{lasted:?}");
-    assert_closed_as(&tembuku, "backend_timed_out");
+    tembuku.assert_closed_as("backend_timed_out");
     // It was a session that failed, not a connect.
     let failed = [("state", "failed")];
     assert_eq!(tembuku.metric("backend_state", &failed), 0.0);
@@ -94,14 +86,7 @@ fn it_counts_as_a_failed_connect_where_resets_do() {
             "dead_host::it_counts_as_a_failed_connect_where_resets_do",
         );
     }
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::on(
-        &[SocketAddr::new(LOST, ports::free_port())],
-        move |stream| {
-            held.lock().unwrap().send(stream).unwrap();
-        },
-    );
+    let (server, streams) = Server::held_on(SocketAddr::new(LOST, ports::free_port()), |_| {});
     let (tembuku, front) = front_of(server.addr, KEEPALIVE, "fail_on_reset = true");
     let mut client = connect(front).unwrap();
     let _held = streams.recv_timeout(secs(10)).unwrap();
@@ -109,7 +94,7 @@ fn it_counts_as_a_failed_connect_where_resets_do() {
     client.write_all(b"select\n").unwrap();
     client.set_read_timeout(Some(secs(20))).unwrap();
     assert_eq!(read_all(&mut client), (vec![], End::Reset));
-    assert_closed_as(&tembuku, "backend_timed_out");
+    tembuku.assert_closed_as("backend_timed_out");
     tembuku.wait_metric("backend_state", &[("state", "failed")], |n| n == 1.0);
 }
 
@@ -120,14 +105,7 @@ fn bytes_from_the_host_are_delivered_first() {
         return programs::again_in_own_place("dead_host::bytes_from_the_host_are_delivered_first");
     }
     let payload = vec![7; 2 << 20];
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::on(
-        &[SocketAddr::new(LOST, ports::free_port())],
-        move |stream| {
-            held.lock().unwrap().send(stream).unwrap();
-        },
-    );
+    let (server, streams) = Server::held_on(SocketAddr::new(LOST, ports::free_port()), |_| {});
     let (tembuku, front) = front_of(server.addr, KEEPALIVE, "");
     let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
     let mut backend = streams.recv_timeout(secs(10)).unwrap();
@@ -141,7 +119,7 @@ fn bytes_from_the_host_are_delivered_first() {
     client.set_read_timeout(Some(secs(20))).unwrap();
     let (got, end) = read_all(&mut client);
     assert_eq!((got.len(), end), (payload.len(), End::Reset));
-    assert_closed_as(&tembuku, "backend_timed_out");
+    tembuku.assert_closed_as("backend_timed_out");
 }
 
 #[test]
@@ -149,9 +127,7 @@ fn a_client_that_vanished_ends_its_session() {
     if programs::place().is_none() {
         return programs::again_in_own_place("dead_host::a_client_that_vanished_ends_its_session");
     }
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, KEEPALIVE, "");
     let _client = connect_with(front, Some(LOST), 0, 0).unwrap();
     let mut backend: TcpStream = streams.recv_timeout(secs(10)).unwrap();
@@ -159,7 +135,7 @@ fn a_client_that_vanished_ends_its_session() {
     backend.write_all(b"pushed\n").unwrap();
     backend.set_read_timeout(Some(secs(20))).unwrap();
     assert_eq!(read_all(&mut backend), (vec![], End::Reset));
-    assert_closed_as(&tembuku, "client_timed_out");
+    tembuku.assert_closed_as("client_timed_out");
 }
 
 /// Keepalive's own verdict has the same name.
@@ -176,7 +152,7 @@ fn an_idle_session_of_a_host_that_vanished_has_timed_out() {
     vanish(LOST);
     client.set_read_timeout(Some(secs(20))).unwrap();
     assert_eq!(read_all(&mut client), (vec![], End::Reset));
-    assert_closed_as(&tembuku, "backend_timed_out");
+    tembuku.assert_closed_as("backend_timed_out");
 }
 
 /// Its host answers every probe: TCP_USER_TIMEOUT would reset it.
@@ -199,7 +175,7 @@ fn a_reader_that_pauses_is_not_dead() {
         let (got, end) = read_all(&mut client);
         assert_eq!((got.len(), end), (payload.len(), End::Fin), "{key}");
         drop(client);
-        assert_closed_as(&tembuku, "ok");
+        tembuku.assert_closed_as("ok");
     }
 }
 

@@ -66,8 +66,7 @@ impl Setup {
     }
 
     fn state(&self) -> String {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         status["upstreams"][0]["backends"][0]["state"]
             .as_str()
             .unwrap()

@@ -156,11 +156,7 @@ fn without_retries_the_first_failure_is_the_last() {
     let record = record(&setup);
     assert_eq!(tried(&record), [dead.to_string()]);
     assert_eq!(record["close_reason"], "connect_failed", "{record}");
-    setup.tembuku.wait_metric(
-        "sessions_closed_total",
-        &[("reason", "connect_failed")],
-        |n| n == 1.0,
-    );
+    setup.tembuku.wait_closed("connect_failed", 1.0);
     assert_eq!(servers[0].accepted(), 0);
     assert_eq!(ask(setup.front).unwrap(), "b1");
 }
@@ -219,11 +215,7 @@ fn with_no_backend_available_the_client_is_closed_at_once() {
     let (first, second) = (refusing(), refusing());
     let setup = setup("", &[plain(first), plain(second)]);
     assert_ends_now(&mut connect(setup.front).unwrap());
-    setup.tembuku.wait_metric(
-        "sessions_closed_total",
-        &[("reason", "connect_failed")],
-        |n| n == 1.0,
-    );
+    setup.tembuku.wait_closed("connect_failed", 1.0);
     // Both have failed now.
     let start = Instant::now();
     assert_ends_now(&mut connect(setup.front).unwrap());
@@ -232,11 +224,7 @@ fn with_no_backend_available_the_client_is_closed_at_once() {
         "closed after {:?}",
         start.elapsed()
     );
-    setup
-        .tembuku
-        .wait_metric("sessions_closed_total", &[("reason", "no_backend")], |n| {
-            n == 1.0
-        });
+    setup.tembuku.wait_closed("no_backend", 1.0);
     let records = setup.tembuku.access_log(2);
     assert_eq!(records[0]["close_reason"], "connect_failed", "{records:?}");
     assert_eq!(records[1]["close_reason"], "no_backend", "{records:?}");
@@ -339,17 +327,12 @@ fn a_full_backend_is_passed_over_until_it_has_a_place() {
     assert_eq!(tally(&names), BTreeMap::from([("b1", 2), ("b2", 1)]));
     // Both are full, and fit for all that.
     assert_ends_now(&mut connect(setup.front).unwrap());
-    setup.tembuku.wait_metric(
-        "sessions_closed_total",
-        &[("reason", "backends_full")],
-        |n| n == 1.0,
-    );
+    setup.tembuku.wait_closed("backends_full", 1.0);
     assert_eq!(setup.tembuku.get("/readyz").status, 200);
     let gauge = |name: &str| setup.tembuku.metric(name, &[("upstream", "u")]);
     assert_eq!(gauge("upstream_available_backends"), 2.0);
     assert_eq!(gauge("upstream_full_backends"), 2.0);
-    let status: serde_json::Value =
-        serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+    let status = setup.tembuku.status();
     let upstream = &status["upstreams"][0];
     assert_eq!(
         (&upstream["available"], &upstream["full"]),
@@ -498,11 +481,7 @@ fn a_client_that_leaves_ends_the_connecting() {
         } else {
             drop(client)
         }
-        setup
-            .tembuku
-            .wait_metric("sessions_closed_total", &[("reason", "client_left")], |n| {
-                n == 1.0
-            });
+        setup.tembuku.wait_closed("client_left", 1.0);
         let took = start.elapsed();
         let most = if by_reset { secs(1) } else { secs(3) };
         assert!(took < most, "by reset: {by_reset}, after {took:?}");
@@ -671,8 +650,7 @@ fn a_backend_that_waits_to_be_tried_is_unproven() {
     );
     let tembuku = &setup.tembuku;
     let state = |addr: SocketAddr| {
-        let status: serde_json::Value =
-            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let backends = status["upstreams"][0]["backends"].as_array().unwrap();
         let is_it = |b: &&serde_json::Value| b["address"] == addr.to_string();
         let backend = backends.iter().find(is_it).unwrap();

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::{Mutex, OnceLock, mpsc},
+    sync::{OnceLock, mpsc},
     thread,
     time::Instant,
 };
@@ -30,14 +30,6 @@ fn front_of(backend: SocketAddr, keys: &str) -> (Tembuku, SocketAddr) {
     (tembuku, front)
 }
 
-/// The test gets the backend's connections.
-fn held() -> (Server, mpsc::Receiver<TcpStream>) {
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
-    (server, streams)
-}
-
 fn next(streams: &mpsc::Receiver<TcpStream>) -> TcpStream {
     streams.recv_timeout(secs(10)).unwrap()
 }
@@ -46,13 +38,6 @@ fn bytes(count: usize) -> Vec<u8> {
     (0..count)
         .map(|n| (n ^ (n >> 8).wrapping_mul(31) ^ (n >> 16).wrapping_mul(7)) as u8)
         .collect()
-}
-
-#[track_caller]
-fn assert_closed_as(tembuku: &Tembuku, reason: &str) {
-    tembuku.wait_metric("sessions_closed_total", &[("reason", reason)], |n| n == 1.0);
-    let record = &tembuku.access_log(1)[0];
-    assert_eq!(record["close_reason"], reason, "{record}");
 }
 
 /// More than all buffers on the way hold. Made before a test begins, since it takes a while.
@@ -65,7 +50,7 @@ fn bulk() -> &'static [u8] {
 #[test]
 fn a_client_that_half_closed_may_pause_reading() {
     let bulk = bulk();
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"2s\"");
     let mut client = connect(front).unwrap();
     client.write_all(b"?").unwrap();
@@ -83,14 +68,14 @@ fn a_client_that_half_closed_may_pause_reading() {
     assert_eq!((got.len() + 1, end), (bulk.len(), End::Fin));
     assert!(got == bulk[1..]);
     answer.join().unwrap();
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 /// The other way round, and with the limit counting once everything has arrived.
 #[test]
 fn a_backend_that_half_closed_may_pause_reading() {
     let bulk = bulk();
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"2s\"");
     let mut client = connect(front).unwrap();
     let mut backend = next(&streams);
@@ -111,14 +96,14 @@ fn a_backend_that_half_closed_may_pause_reading() {
     assert!(bounded(lasted, millis(500), secs(10)), "{lasted:?}");
     assert!(got == bulk);
     upload.join().unwrap();
-    assert_closed_as(&tembuku, "half_close_timeout");
+    tembuku.assert_closed_as("half_close_timeout");
 }
 
 /// What is only in the kernel's buffers counts as well: here all of it is.
 #[test]
 fn a_session_is_not_idle_while_the_kernel_delivers() {
     const ANSWER: usize = 300_000;
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (_tembuku, front) = front_of(server.addr, "idle_timeout = \"2s\"");
     let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
     let mut backend = next(&streams);
@@ -141,14 +126,14 @@ fn a_session_is_not_idle_while_the_kernel_delivers() {
 #[test]
 fn a_reader_that_takes_nothing_is_idle() {
     let bulk = bulk();
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let keys = "idle_timeout = \"2s\"\nhalf_close_timeout = \"1s\"";
     let (tembuku, front) = front_of(server.addr, keys);
     let mut client = connect(front).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     let mut backend = next(&streams);
     let answer = thread::spawn(move || backend.write_all(bulk));
-    assert_closed_as(&tembuku, "idle_timeout");
+    tembuku.assert_closed_as("idle_timeout");
     let _ = answer.join().unwrap();
     // And cannot take what it has for the whole.
     assert_eq!(read_all(&mut client).1, End::Reset);
@@ -157,7 +142,7 @@ fn a_reader_that_takes_nothing_is_idle() {
 #[test]
 fn a_reset_waits_for_a_reader_that_pauses() {
     const ANSWER: usize = 3 << 20;
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "half_close_timeout = \"500ms\"");
     let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
     let mut backend = next(&streams);
@@ -169,7 +154,7 @@ fn a_reset_waits_for_a_reader_that_pauses() {
     thread::sleep(secs(2));
     let (got, end) = read_all(&mut client);
     assert_eq!((got.len(), end), (ANSWER, End::Reset));
-    assert_closed_as(&tembuku, "backend_reset");
+    tembuku.assert_closed_as("backend_reset");
 }
 
 /// A balancer with a listener, and whatever keeps it running.
@@ -238,7 +223,7 @@ fn backend_ends_first(
 
 #[test]
 fn the_end_of_one_side_means_what_it_means_in_nginx() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     for half_close in [false, true] {
         let seen = BOTH.map(|start| {
             let front = start(server.addr, half_close);
@@ -262,7 +247,7 @@ fn the_end_of_one_side_means_what_it_means_in_nginx() {
 #[test]
 fn an_end_is_passed_on_after_all_bytes_before_it() {
     const ANSWER: usize = 3 << 20;
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     for start in BOTH {
         let front = start(server.addr, false);
         let mut client = connect_with(front.addr, None, 16 * 1024, 0).unwrap();
@@ -283,7 +268,7 @@ fn an_end_is_passed_on_after_all_bytes_before_it() {
 #[test]
 fn unread_input_does_not_truncate_the_answer() {
     const ANSWER: usize = 300_000;
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "half_close = false");
     let mut client = connect_with(front, None, 16 * 1024, 0).unwrap();
     let mut backend = next(&streams);
@@ -296,13 +281,13 @@ fn unread_input_does_not_truncate_the_answer() {
     assert_eq!((got.len(), end), (ANSWER, End::Fin));
     assert!(got == bytes(ANSWER));
     upload.join().unwrap();
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 /// What the backend does not read does not hold its end back.
 #[test]
 fn the_end_of_a_backend_that_reads_nothing_reaches_the_client() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "half_close = false");
     let mut client = connect(front).unwrap();
     let mut backend = next(&streams);
@@ -312,7 +297,7 @@ fn the_end_of_a_backend_that_reads_nothing_reaches_the_client() {
     backend.write_all(b"enough").unwrap();
     backend.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&mut client), (b"enough".to_vec(), End::Fin));
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 /// A client that stays does not keep the permit of a backend that has closed.
@@ -333,14 +318,14 @@ fn a_backend_that_closed_gets_its_permit_back() {
         stay.push(client);
     }
     tembuku.wait_metric("backend_active_connections", &[], |n| n == 0.0);
-    tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 20.0);
+    tembuku.wait_closed("ok", 20.0);
 }
 
 /// Neither side has anything to send: the stop need not wait.
 #[test]
 fn a_stop_does_not_wait_for_half_a_session() {
     for client_first in [true, false] {
-        let (server, streams) = held();
+        let (server, streams) = Server::held();
         let keys = "idle_timeout = \"0s\"\nhalf_close_timeout = \"0s\"";
         let (mut tembuku, front) = front_of(server.addr, keys);
         let mut client = connect(front).unwrap();
@@ -367,7 +352,7 @@ fn a_stop_does_not_wait_for_half_a_session() {
 #[test]
 fn a_stop_waits_for_what_is_delivered() {
     let bulk = bulk();
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (mut tembuku, front) = front_of(server.addr, "");
     let mut reader = connect(front).unwrap();
     let mut writer = next(&streams);

@@ -154,7 +154,7 @@ fn doubt_of(setup: &Setup) -> f64 {
 }
 
 fn event_backend(setup: &Setup, index: usize) -> Value {
-    let status: Value = serde_json::from_str(&setup.tembuku.get("/api/v1/status").body).unwrap();
+    let status = setup.tembuku.status();
     status["upstreams"][0]["backends"][index]["address"].clone()
 }
 

@@ -281,9 +281,7 @@ fn a_limit_of_one_serves_one_client_after_another() {
             client.shutdown(Shutdown::Write).unwrap();
             assert_eq!(read_all(&mut client), (vec![], End::Fin), "client {n}");
         }
-        tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| {
-            n == 1_000.0
-        });
+        tembuku.wait_closed("ok", 1_000.0);
         assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
     }
 }

@@ -7,7 +7,6 @@ use crate::harness::{
     tembuku::Tembuku,
     wait_until,
 };
-use serde_json::Value;
 use std::{
     io,
     net::{SocketAddr, TcpStream},
@@ -150,7 +149,7 @@ fn sessions_of_an_older_plan_are_counted() {
     };
     let tembuku = Tembuku::start(&config(1));
     let counts = || {
-        let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let listener = &status["listeners"][0];
         ["connections", "older_plan"].map(|key| listener[key].as_u64().unwrap())
     };

@@ -9,40 +9,22 @@ use crate::harness::{
     programs::{self, place},
     secs,
     server::{Server, ask_many},
-    tembuku::{Tembuku, binary, cli},
+    tembuku::{Tembuku, binary},
     wait_until,
 };
 use serde_json::Value;
-use std::{
-    net::SocketAddr,
-    process::{Command, Output},
-    time::Instant,
-};
-
-#[track_caller]
-fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
-    let socket = tembuku.dir.file("admin.sock");
-    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
-}
-
-/// What a command printed that succeeded.
-#[track_caller]
-fn succeed(tembuku: &Tembuku, arguments: &[&str]) -> String {
-    let output = run(tembuku, arguments);
-    assert!(output.status.success(), "{}", proc::text(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
+use std::{net::SocketAddr, process::Command, time::Instant};
 
 /// What a command complained of that did nothing.
 #[track_caller]
 fn fail(tembuku: &Tembuku, arguments: &[&str]) -> String {
-    let output = run(tembuku, arguments);
+    let output = tembuku.command(arguments);
     assert_eq!(output.status.code(), Some(1), "{}", proc::text(&output));
     String::from_utf8(output.stderr).unwrap()
 }
 
 fn backend(tembuku: &Tembuku, upstream: &str, address: &str) -> Value {
-    let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+    let status = tembuku.status();
     let find = |all: &Value, key: &str, name: &str| {
         let mut all = all.as_array().unwrap().iter();
         all.find(|one| one[key] == name).unwrap().clone()
@@ -67,7 +49,7 @@ fn an_address_acts_on_every_upstream_that_has_it() {
     ));
     let (one, other) = (one.addr.to_string(), other.addr.to_string());
     assert_eq!(
-        succeed(&tembuku, &["drain", &one]),
+        tembuku.succeed(&["drain", &one]),
         format!("read/{one}: up -> drained, 0 sessions\nwrite/{one}: up -> drained, 0 sessions\n")
     );
     for front in [read, write] {
@@ -76,7 +58,7 @@ fn an_address_acts_on_every_upstream_that_has_it() {
     // Beside a backend of one upstream, which is the same by then.
     let target = format!("write/{one}");
     assert_eq!(
-        succeed(&tembuku, &["maint", &one, &target, "unix:/run/spare.sock"]),
+        tembuku.succeed(&["maint", &one, &target, "unix:/run/spare.sock"]),
         format!(
             "read/{one}: drained -> maintenance, 0 sessions\n\
              write/{one}: drained -> maintenance, 0 sessions\n\
@@ -84,7 +66,7 @@ fn an_address_acts_on_every_upstream_that_has_it() {
              spare/unix:/run/spare.sock: up -> maintenance, 0 sessions\n"
         )
     );
-    let printed = succeed(&tembuku, &["ready", &one]);
+    let printed = tembuku.succeed(&["ready", &one]);
     assert_eq!(printed.matches("maintenance -> up").count(), 2, "{printed}");
 
     // An address that is not there leads to those that are, and an upstream to its backends.
@@ -158,7 +140,7 @@ fn an_address_of_a_name_is_the_whole_backend_or_refused() {
             == 1
     });
     assert_eq!(
-        succeed(&tembuku, &["drain", &first]),
+        tembuku.succeed(&["drain", &first]),
         format!(
             "one/one.test:{port}: up -> drained, 0 sessions\n\
              two/{text}: up -> drained, 0 sessions\n"
@@ -166,7 +148,7 @@ fn an_address_of_a_name_is_the_whole_backend_or_refused() {
     );
     assert_eq!(ask_many(front, 4), vec!["b2"; 4]);
     assert_eq!(
-        succeed(&tembuku, &["ready", &text]),
+        tembuku.succeed(&["ready", &text]),
         format!("two/{text}: drained -> up, 0 sessions\n")
     );
 }
@@ -190,7 +172,7 @@ fn close_after_limits_sessions_that_on_drain_would_keep() {
     let target = format!("u/{}", servers[0].addr);
     let (mut first, _) = net::session(front).unwrap();
     let began = Instant::now();
-    succeed(&tembuku, &["drain", &target, "--close-after", "400ms"]);
+    tembuku.succeed(&["drain", &target, "--close-after", "400ms"]);
     assert_eq!(net::read_all(&mut first).1, End::Reset);
     let took = began.elapsed();
     assert!(bounded(took, millis(400), secs(4)), "{took:?}");
@@ -198,17 +180,14 @@ fn close_after_limits_sessions_that_on_drain_would_keep() {
     tembuku.wait_metric("sessions_closed_total", &closed, |n| n == 1.0);
 
     // The last order holds: an hour instead of a drain's nothing, then no time at all.
-    succeed(&tembuku, &["ready", &target]);
+    tembuku.succeed(&["ready", &target]);
     let (mut second, name) = net::session(front).unwrap();
     assert_eq!(name, "b1");
-    succeed(&tembuku, &["drain", &target]);
-    let printed = succeed(&tembuku, &["drain", &target, "--close-after", "1h"]);
+    tembuku.succeed(&["drain", &target]);
+    let printed = tembuku.succeed(&["drain", &target, "--close-after", "1h"]);
     assert_eq!(printed, format!("{target}: drained already, 1 session\n"));
     echo(&mut second, "still here").unwrap();
-    succeed(
-        &tembuku,
-        &["drain", &target, "--close-after", "0s", "--wait"],
-    );
+    tembuku.succeed(&["drain", &target, "--close-after", "0s", "--wait"]);
     assert_eq!(net::read_all(&mut second).1, End::Reset);
     let logged = tembuku.log();
     let orders = logged
@@ -222,11 +201,11 @@ fn close_after_allows_more_time_than_on_drain_and_ready_cancels_it() {
     let (tembuku, front, servers) = two("balance = \"first\"\non_drain = \"close\"");
     let address = servers[0].addr.to_string();
     let (mut held, _) = net::session(front).unwrap();
-    succeed(&tembuku, &["maint", &address, "--close-after", "1500ms"]);
+    tembuku.succeed(&["maint", &address, "--close-after", "1500ms"]);
     let (_other, name) = net::session(front).unwrap();
     assert_eq!(name, "b2");
     echo(&mut held, "not at once").unwrap();
-    succeed(&tembuku, &["ready", &address]);
+    tembuku.succeed(&["ready", &address]);
     let began = Instant::now();
     wait_until("its time has passed", secs(10), || {
         began.elapsed() > millis(1_700)
@@ -237,12 +216,12 @@ fn close_after_allows_more_time_than_on_drain_and_ready_cancels_it() {
         0.0
     );
     for (value, hint) in [("5M", "unit"), ("30", "30s")] {
-        let output = run(&tembuku, &["drain", &address, "--close-after", value]);
+        let output = tembuku.command(&["drain", &address, "--close-after", value]);
         let printed = proc::text(&output);
         assert_eq!(output.status.code(), Some(2), "{printed}");
         assert!(printed.contains(hint), "{printed}");
     }
-    let output = run(&tembuku, &["ready", &address, "--close-after", "1s"]);
+    let output = tembuku.command(&["ready", &address, "--close-after", "1s"]);
     assert_eq!(output.status.code(), Some(2));
 }
 
@@ -261,7 +240,7 @@ fn ready_waits_for_the_check() {
     let (tembuku, front, servers) = two(&check);
     let target = format!("u/{}", servers[0].addr);
     wait_until("both are up", secs(10), || ask(front).is_ok());
-    succeed(&tembuku, &["maint", &target]);
+    tembuku.succeed(&["maint", &target]);
     drop(well);
     let printed = fail(
         &tembuku,
@@ -304,9 +283,9 @@ fn ready_waits_for_the_check() {
 fn ready_without_a_check_does_not_wait() {
     let (tembuku, front, servers) = two("");
     let address = servers[0].addr.to_string();
-    succeed(&tembuku, &["maint", &address]);
+    tembuku.succeed(&["maint", &address]);
     let began = Instant::now();
-    let printed = succeed(&tembuku, &["ready", &address, "--wait", "--timeout", "50s"]);
+    let printed = tembuku.succeed(&["ready", &address, "--wait", "--timeout", "50s"]);
     assert_eq!(
         printed,
         format!("u/{address}: maintenance -> up, 0 sessions\nu/{address}: up\n")

@@ -48,8 +48,7 @@ fn setup(process: &str) -> Setup {
 
 impl Setup {
     fn command(&self, args: &[&str]) -> Output {
-        let socket = self.tembuku.dir.file("admin.sock");
-        cli(&[args, &["--socket", socket.to_str().unwrap()]].concat())
+        self.tembuku.command(args)
     }
 
     /// Its standard output, once it has succeeded.

@@ -17,7 +17,7 @@ use std::{
 };
 
 fn status(tembuku: &Tembuku) -> Value {
-    serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap()
+    tembuku.status()
 }
 
 /// The two hashes of the first upstream.

@@ -9,7 +9,6 @@ use crate::harness::{
     tembuku::Tembuku,
     udp, wait_until,
 };
-use serde_json::Value;
 use std::net::{SocketAddr, TcpStream};
 
 /// Two backends, of which the first takes every session.
@@ -63,7 +62,7 @@ impl Setup {
 
     /// The state and the sessions of a backend; `None`: it is not shown.
     fn shown(&self, n: usize) -> Option<(String, u64)> {
-        let status: Value = serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         let upstreams = status["upstreams"].as_array().unwrap().iter();
         let mut backends = upstreams.flat_map(|u| u["backends"].as_array().unwrap());
         let address = self.servers[n].addr.to_string();

@@ -106,7 +106,7 @@ fn splice_may_be_forbidden() {
         for _ in 0..2 {
             assert_bulk_passes(front, error);
         }
-        tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 2.0);
+        tembuku.wait_closed("ok", 2.0);
         let refused = [("reason", "refused")];
         assert!(tembuku.metric("splice_fallbacks_total", &refused) >= 2.0);
         let spliced = [("mode", "splice")];
@@ -131,7 +131,7 @@ fn splice_may_become_forbidden() {
             let injection = format!("splice:error={error}:when={after}+");
             let tembuku = start_refusing(&[&injection], &config);
             assert_bulk_passes(front, &injection);
-            tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 1.0);
+            tembuku.wait_closed("ok", 1.0);
             let spliced = [("mode", "splice")];
             assert!(tembuku.metric("relayed_bytes_total", &spliced) > 0.0);
         }
@@ -146,7 +146,7 @@ fn splice_may_be_interrupted() {
     let config = config(front, server.addr, "");
     let tembuku = start_refusing(&["splice:error=EINTR:when=2+3"], &config);
     assert_bulk_passes(front, "EINTR");
-    tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 1.0);
+    tembuku.wait_closed("ok", 1.0);
     assert_eq!(tembuku.metric("splice_fallbacks_total", &[]), 0.0);
 }
 
@@ -162,7 +162,7 @@ fn pipes_may_be_forbidden() {
         let tembuku = Tembuku::start(&config(front, server.addr, ""));
         let strace = refuse(&tembuku, injection);
         assert_bulk_passes(front, injection);
-        tembuku.wait_metric("sessions_closed_total", &[("reason", "ok")], |n| n == 1.0);
+        tembuku.wait_closed("ok", 1.0);
         assert!(
             tembuku.metric("splice_fallbacks_total", &[]) >= 1.0,
             "{injection}"

@@ -24,7 +24,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
-    sync::{Mutex, mpsc},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -49,14 +49,6 @@ fn unix_front_of(backend: SocketAddr) -> (Tembuku, PathBuf) {
     (tembuku, path)
 }
 
-/// A backend that does nothing at all: the test gets its connections.
-fn held() -> (Server, mpsc::Receiver<TcpStream>) {
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
-    (server, streams)
-}
-
 /// Bytes of which every stretch is different.
 fn bytes(count: usize) -> Vec<u8> {
     (0..count)
@@ -69,14 +61,6 @@ fn assert_bytes(got: &[u8], expected: &[u8]) {
     let differs = got.iter().zip(expected).position(|(a, b)| a != b);
     assert_eq!(differs, None, "the first byte that differs");
     assert_eq!(got.len(), expected.len(), "number of bytes");
-}
-
-#[track_caller]
-fn assert_closed_as(tembuku: &Tembuku, reason: &str) {
-    tembuku.wait_metric("sessions_closed_total", &[("reason", reason)], |n| n == 1.0);
-    assert_eq!(tembuku.metric("sessions_closed_total", &[]), 1.0);
-    let record = &tembuku.access_log(1)[0];
-    assert_eq!(record["close_reason"], reason, "{record}");
 }
 
 #[test]
@@ -104,7 +88,7 @@ fn a_client_that_half_closes_gets_its_whole_answer() {
             question.recv_timeout(secs(5)).unwrap(),
             (request.to_vec(), End::Fin)
         );
-        assert_closed_as(&tembuku, "ok");
+        tembuku.assert_closed_as("ok");
     }
 }
 
@@ -125,7 +109,7 @@ fn a_server_that_half_closes_still_receives() {
     let (got, end) = ends.recv_timeout(secs(10)).unwrap();
     assert_bytes(&got, &upload);
     assert_eq!(end, End::Fin);
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 #[test]
@@ -157,7 +141,7 @@ fn a_reset_of_the_backend_arrives_as_all_bytes_and_then_a_reset() {
     let (got, end) = read_all(&mut client);
     assert_bytes(&got, &bytes(300_000));
     assert_eq!(end, End::Reset);
-    assert_closed_as(&tembuku, "backend_reset");
+    tembuku.assert_closed_as("backend_reset");
 }
 
 #[test]
@@ -170,7 +154,7 @@ fn a_reset_of_the_backend_waits_for_a_slow_client() {
     let (got, end) = read_slowly(&mut client, 2_000, millis(5));
     assert_bytes(&got, &bytes(300_000));
     assert_eq!(end, End::Reset);
-    assert_closed_as(&tembuku, "backend_reset");
+    tembuku.assert_closed_as("backend_reset");
 }
 
 #[test]
@@ -191,7 +175,7 @@ fn a_reset_of_the_client_arrives_as_all_bytes_and_then_a_reset() {
     let (got, end) = ends.recv_timeout(secs(20)).unwrap();
     assert_bytes(&got, &bytes(300_000));
     assert_eq!(end, End::Reset);
-    assert_closed_as(&tembuku, "client_reset");
+    tembuku.assert_closed_as("client_reset");
 }
 
 #[test]
@@ -207,7 +191,7 @@ fn a_reset_after_a_half_close_is_still_a_reset() {
     let mut client = connect(front).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&mut client), (b"half an ans".to_vec(), End::Reset));
-    assert_closed_as(&tembuku, "backend_reset");
+    tembuku.assert_closed_as("backend_reset");
 }
 
 #[test]
@@ -223,7 +207,7 @@ fn a_silent_session_ends_at_the_idle_timeout() {
         "{end:?} after {rest:?}"
     );
     assert!(bounded(lasted, millis(900), secs(5)), "{lasted:?}");
-    assert_closed_as(&tembuku, "idle_timeout");
+    tembuku.assert_closed_as("idle_timeout");
     wait_until("the backend's side is closed too", secs(5), || {
         server.live() == 0
     });
@@ -240,7 +224,7 @@ fn an_active_session_outlives_the_idle_timeout() {
         echo(&mut client, &n.to_string()).unwrap();
     }
     drop(client);
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 
     let talker = Server::start(|mut stream| {
         for _ in 0..10 {
@@ -252,17 +236,15 @@ fn an_active_session_outlives_the_idle_timeout() {
     let mut client = connect(front).unwrap();
     assert_eq!(read_all(&mut client), (b"..........".to_vec(), End::Fin));
     drop(client);
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 #[test]
 fn a_half_closed_session_may_not_be_silent_for_long() {
-    let (held, _streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |mut stream| {
-        let _ = read_all(&mut stream);
+    let local = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (server, _streams) = Server::held_on(local, |stream| {
+        let _ = read_all(stream);
         // Has received the end, and sends nothing.
-        held.lock().unwrap().send(stream).unwrap();
     });
     let (tembuku, front) = front_of(
         server.addr,
@@ -279,7 +261,7 @@ fn a_half_closed_session_may_not_be_silent_for_long() {
         "{end:?}"
     );
     assert!(bounded(lasted, millis(900), secs(5)), "{lasted:?}");
-    assert_closed_as(&tembuku, "half_close_timeout");
+    tembuku.assert_closed_as("half_close_timeout");
 }
 
 #[test]
@@ -295,7 +277,7 @@ fn a_half_closed_session_that_speaks_goes_on() {
     let mut client = connect(front).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&mut client), (b"........".to_vec(), End::Fin));
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 /// Writes until nothing has gone out for a while; how much did.
@@ -315,9 +297,7 @@ fn fill(stream: &mut TcpStream) -> usize {
 #[test]
 fn a_stalled_reader_holds_the_sender_back() {
     const SESSIONS: usize = 16;
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "");
     // Once round, so that what the process needs once is there.
     drop(connect(front).unwrap());
@@ -475,7 +455,7 @@ fn a_half_close_after_a_long_silence_still_gets_its_answer() {
     let (answer, end) = read_all(&mut client);
     assert_bytes(&answer, &bytes(1_000));
     assert_eq!(end, End::Fin);
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 #[test]
@@ -485,7 +465,7 @@ fn an_ordinary_end_after_a_long_silence_is_ok() {
     let (client, _) = net::session(front).unwrap();
     thread::sleep(millis(1_500)); // the silence that is the subject
     drop(client);
-    assert_closed_as(&tembuku, "ok");
+    tembuku.assert_closed_as("ok");
 }
 
 #[track_caller]
@@ -499,7 +479,7 @@ fn assert_does_not_spin(tembuku: &Tembuku) {
 
 #[test]
 fn a_client_that_does_not_listen_but_stays_costs_nothing() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, path) = unix_front_of(server.addr);
     let client = UnixStream::connect(path).unwrap();
     client.shutdown(Shutdown::Read).unwrap();
@@ -514,7 +494,7 @@ fn a_client_that_does_not_listen_but_stays_costs_nothing() {
 
 #[test]
 fn a_client_that_resets_while_its_upload_waits_costs_nothing() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "");
     let mut client = connect(front).unwrap();
     let mut backend = streams.recv_timeout(secs(10)).unwrap();
@@ -546,12 +526,10 @@ fn state_of(front: SocketAddr, client: &TcpStream) -> Option<String> {
 #[test]
 fn an_early_answer_reaches_a_client_that_has_half_closed() {
     const ANSWER: usize = 1_000_000;
-    let (held, streams) = mpsc::channel();
-    let held = Mutex::new(held);
-    let server = Server::start(move |mut stream| {
+    let local = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (server, streams) = Server::held_on(local, |stream| {
         stream.write_all(&bytes(ANSWER)).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        held.lock().unwrap().send(stream).unwrap();
     });
     let (tembuku, front) = front_of(server.addr, "");
     let mut client = connect_with(front, None, 8 * 1024, 0).unwrap();
@@ -610,7 +588,7 @@ fn a_spliced_flow_steps_over_an_urgent_byte() {
 /// A read ends before the mark, however much comes behind.
 #[test]
 fn what_follows_an_urgent_byte_is_not_held_back() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, front) = front_of(server.addr, "");
     for round in 1..=10 {
         let mut client = connect(front).unwrap();
@@ -642,7 +620,7 @@ fn what_follows_an_urgent_byte_is_not_held_back() {
 /// A read ends where a descriptor was passed along, however much comes behind.
 #[test]
 fn what_follows_a_passed_descriptor_is_not_held_back() {
-    let (server, streams) = held();
+    let (server, streams) = Server::held();
     let (tembuku, path) = unix_front_of(server.addr);
     let null = File::open("/dev/null").unwrap();
     for round in 1..=10 {

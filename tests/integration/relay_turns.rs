@@ -14,7 +14,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     process::Command,
-    sync::{Mutex, mpsc},
+    sync::mpsc,
 };
 
 struct Setting {
@@ -31,9 +31,7 @@ impl Setting {
 
     /// Backends without a listening process come first.
     fn beside(dead: &[SocketAddr]) -> Self {
-        let (held, streams) = mpsc::channel();
-        let held = Mutex::new(held);
-        let server = Server::start(move |stream| held.lock().unwrap().send(stream).unwrap());
+        let (server, streams) = Server::held();
         let front = ports::free_addr();
         let tembuku = Tembuku::start(&format!(
             "[process]\nworkers = 1\n[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\

@@ -111,8 +111,7 @@ impl Setup {
     }
 
     fn status(&self) -> Value {
-        let mut status: Value =
-            serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let mut status = self.tembuku.status();
         status["process"]["uptime_seconds"].take();
         status
     }

@@ -102,9 +102,7 @@ fn a_name_may_come_later() {
         "its only backend has no address"
     );
     crate::harness::net::assert_closed_at_once(front);
-    tembuku.wait_metric("sessions_closed_total", &[("reason", "no_backend")], |n| {
-        n == 1.0
-    });
+    tembuku.wait_closed("no_backend", 1.0);
     place.set_hosts("127.0.7.2 backend.test");
     wait_until("it is served", secs(10), || {
         ask(front).is_ok_and(|name| name == "two")
@@ -166,8 +164,7 @@ fn an_address_that_comes_back_is_known() {
     let held: Vec<_> = (0..4).map(|_| session(front).unwrap()).collect();
     assert!(session(front).is_err(), "both are full");
     let has_addresses = |count: usize| {
-        let status: serde_json::Value =
-            serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+        let status = tembuku.status();
         let resolved = &status["upstreams"][0]["backends"][0]["resolved"];
         resolved.as_array().unwrap().len() == count
     };

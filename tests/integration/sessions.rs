@@ -8,7 +8,7 @@ use crate::harness::{
     programs::Redis,
     secs,
     server::{self, Server},
-    tembuku::{Tembuku, cli},
+    tembuku::Tembuku,
     udp::{self, UdpServer},
     wait_until,
 };
@@ -17,19 +17,13 @@ use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
-    process::Output,
     time::Instant,
 };
-
-fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
-    let socket = tembuku.dir.file("admin.sock");
-    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
-}
 
 /// The sessions that the command prints with these filters.
 #[track_caller]
 fn sessions(tembuku: &Tembuku, filters: &[&str]) -> Vec<Value> {
-    let output = run(tembuku, &[&["sessions", "--json"], filters].concat());
+    let output = tembuku.command(&[&["sessions", "--json"], filters].concat());
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     let sessions = document["sessions"].as_array().unwrap().clone();
@@ -123,7 +117,7 @@ fn each_session_is_shown_with_what_it_has_carried() {
     );
     let ids: BTreeSet<u64> = found.iter().map(|s| s["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), 3);
-    let shown = run(&tembuku, &["sessions", "--listener", "proxied"]);
+    let shown = tembuku.command(&["sessions", "--listener", "proxied"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     let by = format!("192.0.2.7:4711 by {}", behind.local_addr().unwrap());
     assert!(
@@ -245,7 +239,7 @@ fn mistakes_are_named_with_a_way_out() {
         (&["--idle", "5"], 2, "without a unit"),
         (&["--backend-port", "70000"], 2, "70000"),
     ] {
-        let output = run(&tembuku, &[&["sessions"], arguments].concat());
+        let output = tembuku.command(&[&["sessions"], arguments].concat());
         let shown = text(&output);
         assert_eq!(output.status.code(), Some(code), "{shown}");
         assert!(

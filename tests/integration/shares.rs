@@ -60,8 +60,7 @@ fn tally(names: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
 }
 
 fn backend(tembuku: &Tembuku, address: SocketAddr) -> serde_json::Value {
-    let status: serde_json::Value =
-        serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+    let status = tembuku.status();
     let backends = status["upstreams"][0]["backends"].as_array().unwrap();
     let own = |b: &&serde_json::Value| b["address"] == address.to_string();
     backends.iter().find(own).unwrap().clone()

@@ -6,20 +6,11 @@ use crate::harness::{
     programs::Nginx,
     proxy::{connect_saying, v1, v2},
     secs,
-    server::{Server, list, named},
+    server::{listener_before, named},
     tembuku::Tembuku,
     wait_until,
 };
 use std::net::{IpAddr, SocketAddr, TcpStream};
-
-fn config(front: SocketAddr, listener: &str, servers: &[Server]) -> String {
-    format!(
-        "[log]\naccess = \"{{dir}}/access.log\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
-         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
-         [upstreams.u]\nbackends = {}\n",
-        list(servers)
-    )
-}
 
 fn at(third: u8, last: u8) -> IpAddr {
     IpAddr::from([127, 7, third, last])
@@ -41,7 +32,11 @@ const REASON: [(&str, &str); 1] = [("reason", "max_connections_per_source")];
 fn no_source_has_more_than_its_sessions() {
     let servers = named(1);
     let front = ports::free_addr();
-    let tembuku = Tembuku::start(&config(front, "max_connections_per_source = 2", &servers));
+    let tembuku = Tembuku::start(&listener_before(
+        &servers,
+        front,
+        "max_connections_per_source = 2",
+    ));
     let mut noisy: Vec<_> = (0..4).map(|_| try_session(at(0, 1), front)).collect();
     assert_eq!(is_served(&noisy), [true, true, false, false]);
     assert_eq!(tembuku.metric("listener_rejected_total", &REASON), 2.0);
@@ -62,7 +57,7 @@ fn a_network_is_one_source() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "max_connections_per_source = 2\nsource_prefix = { v4 = 24 }";
-    let _tembuku = Tembuku::start(&config(front, keys, &servers));
+    let _tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let sessions: Vec<_> = [at(1, 1), at(1, 2), at(1, 3), at(2, 3)]
         .map(|source| try_session(source, front))
         .into();
@@ -75,7 +70,7 @@ fn clients_behind_a_proxy_are_told_apart() {
     let servers = named(1);
     let front = ports::free_addr();
     let keys = "max_connections_per_source = 1\naccept_proxy = true";
-    let tembuku = Tembuku::start(&config(front, keys, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, keys));
     let try_client = |header: &[u8]| {
         let mut stream = connect_saying(front, header);
         read_line(&mut stream).ok().map(|_| stream)
@@ -111,7 +106,7 @@ fn a_dry_run_counts_and_lets_pass() {
     let front = ports::free_addr();
     let keys = "max_connections_per_source = 1";
     let dry = format!("{keys}\nlimits_dry_run = true");
-    let tembuku = Tembuku::start(&config(front, &dry, &servers));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, &dry));
     let sessions: Vec<_> = (0..4).map(|_| try_session(at(3, 1), front)).collect();
     assert_eq!(is_served(&sessions), [true; 4]);
     let labels = [
@@ -121,7 +116,7 @@ fn a_dry_run_counts_and_lets_pass() {
     assert_eq!(tembuku.metric("listener_over_limit_total", &labels), 3.0);
     assert_eq!(tembuku.metric("listener_rejected_total", &REASON), 0.0);
     // In earnest from a reload on: those that were let pass count.
-    tembuku.reload(&config(front, keys, &servers));
+    tembuku.reload(&listener_before(&servers, front, keys));
     assert!(try_session(at(3, 1), front).is_none());
     drop(sessions);
     tembuku.wait_idle();
@@ -135,7 +130,7 @@ fn a_reload_changes_the_limit_and_the_prefix() {
     let keys = |most: u32, prefix: u32| {
         let keys =
             format!("max_connections_per_source = {most}\nsource_prefix = {{ v4 = {prefix} }}");
-        config(front, &keys, &servers)
+        listener_before(&servers, front, &keys)
     };
     let tembuku = Tembuku::start(&keys(1, 32));
     let first = try_session(at(4, 0), front).expect("served");
@@ -169,10 +164,10 @@ fn nginx_serves_the_same_clients() {
             fronts[0], servers[0].addr
         ),
     );
-    let tembuku = Tembuku::start(&config(
+    let tembuku = Tembuku::start(&listener_before(
+        &servers,
         fronts[1],
         "max_connections_per_source = 3",
-        &servers,
     ));
     let served = fronts.map(|front| {
         let arrive = |n: u8| try_session(at(5, n % 3), front);

@@ -8,7 +8,7 @@ use crate::harness::{
     programs::Redis,
     secs,
     server::{self, Server},
-    tembuku::{Tembuku, binary, cli},
+    tembuku::{Tembuku, binary},
     udp::{self, UdpServer},
     wait_until,
 };
@@ -18,7 +18,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    process::{Command, Output},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -26,19 +26,6 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-
-fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
-    let socket = tembuku.dir.file("admin.sock");
-    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
-}
-
-/// What a command prints when it succeeds.
-#[track_caller]
-fn printed(tembuku: &Tembuku, arguments: &[&str]) -> String {
-    let output = run(tembuku, arguments);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn start(servers: &[Server], named: &UdpServer) -> (Tembuku, SocketAddr, SocketAddr) {
     let (front, dns) = (ports::free_addr(), ports::free_addr());
@@ -77,10 +64,10 @@ fn only_sessions_that_match_are_killed() {
     let flow = udp::client(dns);
     udp::ask(&flow, "x");
     let b1 = servers[0].addr.to_string();
-    let shown = printed(&tembuku, &["kill", "--backend", &b1, "--dry-run"]);
+    let shown = tembuku.succeed(&["kill", "--backend", &b1, "--dry-run"]);
     assert_eq!(shown, "10 sessions would be terminated (dry run)\n");
     assert_eq!(servers[0].live(), 10);
-    let shown = printed(&tembuku, &["kill", "--backend", &b1]);
+    let shown = tembuku.succeed(&["kill", "--backend", &b1]);
     assert_eq!(shown, "terminated 10 sessions\n");
     for (stream, name) in &mut clients {
         match name.as_str() {
@@ -96,12 +83,12 @@ fn only_sessions_that_match_are_killed() {
     );
     let labels = [("listener", "l"), ("reason", "killed")];
     assert_eq!(tembuku.metric("sessions_closed_total", &labels), 10.0);
-    let shown = printed(&tembuku, &["kill", "--listener", "dns"]);
+    let shown = tembuku.succeed(&["kill", "--listener", "dns"]);
     assert_eq!(shown, "terminated 1 session\n");
     assert_eq!(tembuku.access_log(11)[10]["close_reason"], "killed");
     // Its next datagram begins another flow.
     assert_eq!(udp::ask(&flow, "y"), "names y");
-    let shown = printed(&tembuku, &["kill", "--all"]);
+    let shown = tembuku.succeed(&["kill", "--all"]);
     assert_eq!(shown, "terminated 11 sessions\n");
     assert!(clients.iter_mut().all(|(stream, _)| is_over(stream)));
 }
@@ -124,7 +111,7 @@ fn without_a_filter_nothing_is_killed() {
         (&["rebalance", "uu"], 1, "there is no upstream \"uu\""),
         (&["rebalance"], 2, "UPSTREAM"),
     ] {
-        let output = run(&tembuku, arguments);
+        let output = tembuku.command(arguments);
         let shown = text(&output);
         assert_eq!(output.status.code(), Some(code), "{shown}");
         assert!(
@@ -176,7 +163,7 @@ fn a_rate_bounds_a_kill() {
     let (tembuku, front, _) = start(&servers, &named);
     let clients = connect_many(front, 30);
     let began = Instant::now();
-    let shown = printed(&tembuku, &["kill", "--upstream", "u", "--rate", "20/s"]);
+    let shown = tembuku.succeed(&["kill", "--upstream", "u", "--rate", "20/s"]);
     let took = began.elapsed();
     assert_eq!(shown, "terminated 30 sessions\n");
     // A tenth of a second's worth ends at once.
@@ -218,7 +205,7 @@ fn a_command_that_is_interrupted_kills_no_more() {
     wait_until("they have ended", secs(10), || {
         servers[0].live() == 40 - killed
     });
-    let found = printed(&tembuku, &["sessions", "--json"]);
+    let found = tembuku.succeed(&["sessions", "--json"]);
     let found: Value = serde_json::from_str(&found).unwrap();
     assert_eq!(found["count"], 40 - killed);
 }
@@ -309,7 +296,7 @@ impl Redises {
         let (_, after) = after.split_once('\n').unwrap();
         let list = backends.join(", ");
         fs::write(&path, format!("{before}backends = [{list}]\n{after}")).unwrap();
-        printed(&self.tembuku, &["reload"]);
+        self.tembuku.succeed(&["reload"]);
     }
 
     fn all(&self) -> Vec<String> {
@@ -321,7 +308,7 @@ impl Redises {
 
     /// Sessions on each server.
     fn live(&self) -> Vec<u64> {
-        let status: Value = serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         let backends = status["upstreams"][0]["backends"].as_array().unwrap();
         backends
             .iter()
@@ -359,7 +346,7 @@ fn sessions_spread_over_a_server_that_was_added() {
         setup.reload(&setup.all());
         let before = setup.live();
         let excess: u64 = before.iter().map(|n| n.saturating_sub(20)).sum();
-        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u", "--dry-run"]);
         assert_eq!(
             (column(&shown, 1), column(&shown, 2)),
             (before, vec![20; 3]),
@@ -370,7 +357,7 @@ fn sessions_spread_over_a_server_that_was_added() {
         )));
         assert_eq!(clients.cuts(), 0);
         let began = Instant::now();
-        let shown = printed(&setup.tembuku, &["rebalance", "u", "--rate", "20/s"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u", "--rate", "20/s"]);
         let took = began.elapsed();
         // Not one more than needed, and no faster.
         assert!(
@@ -394,7 +381,7 @@ fn sessions_spread_over_a_server_that_was_added() {
             excess as f64
         );
         // There is nothing left to do.
-        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u", "--dry-run"]);
         let left: u64 = live.iter().map(|n| n.saturating_sub(20)).sum();
         assert!(shown.contains(&format!("\n{left} session")), "{shown}");
     }
@@ -410,14 +397,14 @@ fn shares_follow_weights_and_leave_out_what_takes_nothing() {
     };
     let weighted = format!("{{ address = {three}, weight = 4 }}");
     setup.reload(&[one.clone(), two.clone(), weighted]);
-    printed(&setup.tembuku, &["rebalance", "u"]);
+    setup.tembuku.succeed(&["rebalance", "u"]);
     setup.wait_live(60);
     assert_eq!(setup.live(), [10, 10, 40]);
     assert_eq!(clients.cuts(), 40);
     // One that is drained keeps what it has, and the others share the rest.
     let drained = format!("u/{}", setup.redis[2].addr);
-    printed(&setup.tembuku, &["drain", &drained]);
-    let shown = printed(&setup.tembuku, &["rebalance", "u"]);
+    setup.tembuku.succeed(&["drain", &drained]);
+    let shown = setup.tembuku.succeed(&["rebalance", "u"]);
     assert!(shown.ends_with("\nterminated 0 sessions\n"), "{shown}");
     assert_eq!(setup.live(), [10, 10, 40]);
 }
@@ -435,12 +422,12 @@ fn sessions_on_servers_that_remain_spread_again_after_one_is_gone() {
     let off = |address: &str| format!("{{ address = {address}, down = true }}");
     setup.reload(&[one.clone(), off(two), off(three)]);
     let third = setup.redis[2].addr.to_string();
-    printed(&setup.tembuku, &["kill", "--backend", &third]);
+    setup.tembuku.succeed(&["kill", "--backend", &third]);
     setup.wait_live(60);
     setup.reload(&[one.clone(), two.clone()]);
     assert_eq!(setup.live(), [40, 20]);
     let cuts = clients.cuts();
-    printed(&setup.tembuku, &["rebalance", "u"]);
+    setup.tembuku.succeed(&["rebalance", "u"]);
     setup.wait_live(60);
     assert_eq!(setup.live(), [30, 30]);
     assert_eq!(clients.cuts() - cuts, 10);
@@ -453,13 +440,13 @@ fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
         let setup = Redises::start(&keys);
         let clients = Clients::start(setup.front, 60);
         setup.wait_live(60);
-        let shown = printed(&setup.tembuku, &["rebalance", "u"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u"]);
         assert!(
             shown.ends_with("\nterminated 0 sessions\n"),
             "{policy}: {shown}"
         );
         setup.reload(&setup.all());
-        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u", "--dry-run"]);
         let targets = column(&shown, 2);
         let (_, wanted) = shown.trim_end().rsplit_once('\n').unwrap();
         let wanted: usize = wanted.split(' ').next().unwrap().parse().unwrap();
@@ -468,7 +455,7 @@ fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
             policy != "consistent_hash" || wanted as u64 == targets[2],
             "{shown}"
         );
-        let shown = printed(&setup.tembuku, &["rebalance", "u"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u"]);
         assert!(
             shown.ends_with(&format!("\nterminated {wanted} sessions\n")),
             "{shown}"
@@ -480,7 +467,7 @@ fn where_a_key_decides_only_sessions_that_it_leads_elsewhere_are_ended() {
             (targets, wanted),
             "{policy}"
         );
-        let shown = printed(&setup.tembuku, &["rebalance", "u", "--dry-run"]);
+        let shown = setup.tembuku.succeed(&["rebalance", "u", "--dry-run"]);
         assert!(
             shown.ends_with("\n0 sessions would be terminated (dry run)\n"),
             "{shown}"

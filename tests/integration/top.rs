@@ -151,7 +151,7 @@ impl Setup {
     }
 
     fn backend(&self, n: usize) -> Value {
-        let status: Value = serde_json::from_str(&self.tembuku.get("/api/v1/status").body).unwrap();
+        let status = self.tembuku.status();
         status["upstreams"][0]["backends"][n].clone()
     }
 

@@ -14,35 +14,18 @@ use crate::harness::{
     wait_until,
 };
 use serde_json::Value;
-use std::{
-    fs,
-    net::SocketAddr,
-    process::{Command, Output},
-};
-
-#[track_caller]
-fn run(tembuku: &Tembuku, arguments: &[&str]) -> Output {
-    let socket = tembuku.dir.file("admin.sock");
-    cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
-}
-
-#[track_caller]
-fn succeed(tembuku: &Tembuku, arguments: &[&str]) -> String {
-    let output = run(tembuku, arguments);
-    assert!(output.status.success(), "{}", proc::text(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
+use std::{fs, net::SocketAddr, process::Command};
 
 #[track_caller]
 fn reload(tembuku: &Tembuku, change: impl Fn(&str) -> String) {
     let file = tembuku.dir.file("tembuku.toml");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, change(&text)).unwrap();
-    succeed(tembuku, &["reload"]);
+    tembuku.succeed(&["reload"]);
 }
 
 fn status(tembuku: &Tembuku, n: usize) -> Value {
-    let status: Value = serde_json::from_str(&tembuku.get("/api/v1/status").body).unwrap();
+    let status = tembuku.status();
     status["upstreams"][0]["backends"][n].clone()
 }
 
@@ -65,7 +48,9 @@ fn picks_by_weights_of_the_operator_are_those_of_nginx() {
         } in &entries
         {
             let target = format!("u/{address}");
-            let printed = succeed(&pair.program, &["weight", &target, &weight.to_string()]);
+            let printed = pair
+                .program
+                .succeed(&["weight", &target, &weight.to_string()]);
             let expected = format!("weight {weight} already by operator, {weight} in the file");
             assert_eq!(printed, format!("{target}: {expected}\n"));
         }
@@ -104,7 +89,7 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     let target = format!("u/{backend}");
     let count = |name: &str| ask_many(front, 14).iter().filter(|n| *n == name).count();
     assert_eq!(
-        succeed(&tembuku, &["weight", &target, "5"]),
+        tembuku.succeed(&["weight", &target, "5"]),
         format!("{target}: weight 1 -> 5 by operator, 1 in the file\n")
     );
     assert_eq!(count("b1"), 10);
@@ -118,9 +103,9 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     let labels = [("backend", backend.as_str())];
     assert_eq!(tembuku.metric("backend_weight", &labels), 5.0);
     let note = |in_file| format!("weight 5 by operator, {in_file} in the file, since 20");
-    assert!(succeed(&tembuku, &["status"]).contains(&note(1)));
+    assert!(tembuku.succeed(&["status"]).contains(&note(1)));
     assert!(tembuku.get("/").body.contains(&note(1)));
-    assert!(succeed(&tembuku, &["events"]).contains(&format!(
+    assert!(tembuku.succeed(&["events"]).contains(&format!(
         "{target} weight 1 -> 5: operator, 1 in the file\n"
     )));
 
@@ -129,23 +114,23 @@ fn a_weight_is_shown_everywhere_and_survives_a_reload() {
     reload(&tembuku, |text| {
         text.replace(&format!("\"{backend}\""), &of_file)
     });
-    assert!(succeed(&tembuku, &["status"]).contains(&note(3)));
+    assert!(tembuku.succeed(&["status"]).contains(&note(3)));
     assert_eq!(count("b1"), 10);
     assert_eq!(
-        succeed(&tembuku, &["weight", &target, "--reset"]),
+        tembuku.succeed(&["weight", &target, "--reset"]),
         format!("{target}: weight 5 -> 3, as in the file\n")
     );
     assert_eq!(
-        succeed(&tembuku, &["weight", &target, "--reset"]),
+        tembuku.succeed(&["weight", &target, "--reset"]),
         format!("{target}: weight 3 already, as in the file\n")
     );
     assert_eq!(ask_many(front, 10).iter().filter(|n| *n == "b1").count(), 6);
     assert_eq!(status(&tembuku, 0)["weight_since"], Value::Null);
 
     // 0: nothing new.
-    succeed(&tembuku, &["weight", &target, "0"]);
+    tembuku.succeed(&["weight", &target, "0"]);
     assert_eq!(count("b1"), 0);
-    succeed(&tembuku, &["drain", &format!("u/{}", servers[1].addr)]);
+    tembuku.succeed(&["drain", &format!("u/{}", servers[1].addr)]);
     assert!(tembuku.terminate().success());
     let lost: Vec<Value> = tembuku
         .log()
@@ -180,7 +165,7 @@ fn invalid_weights_are_refused() {
             "add up to 65537; consistent_hash takes 65536",
         ),
     ] {
-        let output = run(&tembuku, arguments);
+        let output = tembuku.command(arguments);
         let printed = proc::text(&output);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {printed}");
         assert!(printed.contains(expected), "{arguments:?}: {printed}");
@@ -247,7 +232,7 @@ fn no_request_fails_while_weights_change() {
     let mut changes = 0;
     while load.ended().is_none() {
         let weight = ["3000", "1", "0", "700"][changes % 4];
-        succeed(&tembuku, &["weight", &target, weight]);
+        tembuku.succeed(&["weight", &target, weight]);
         changes += 1;
     }
     let status = load.wait(secs(60)).expect("an end");
@@ -277,8 +262,8 @@ fn no_request_fails_while_weights_change() {
 fn explain_knows_the_settings_of_the_running_process() {
     let (tembuku, front, servers) = three("balance = \"consistent_hash\"");
     let targets: Vec<String> = servers.iter().map(|s| format!("u/{}", s.addr)).collect();
-    succeed(&tembuku, &["weight", &targets[0], "5"]);
-    succeed(&tembuku, &["drain", &targets[1]]);
+    tembuku.succeed(&["weight", &targets[0], "5"]);
+    tembuku.succeed(&["drain", &targets[1]]);
     let file = tembuku.dir.file("tembuku.toml");
     let mut rng = Rng::new(rng::seed("weights::explain_knows"));
     let sources = sources_v4(&mut rng, 60);

@@ -2,6 +2,7 @@
 //! options, metrics.
 
 pub(crate) mod certs;
+pub(crate) mod checked;
 pub(crate) mod chromium;
 pub(crate) mod dnsmasq;
 pub(crate) mod etcd;

@@ -10,8 +10,9 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -64,6 +65,25 @@ impl Server {
     pub(crate) fn named_on(name: &str, addrs: &[SocketAddr]) -> Server {
         let greeting = format!("{name}\n");
         Server::on(addrs, move |stream| greet_and_echo(&stream, &greeting))
+    }
+
+    /// Does nothing at all: the test gets its connections.
+    pub(crate) fn held() -> (Server, mpsc::Receiver<TcpStream>) {
+        Server::held_on(SocketAddr::from(([127, 0, 0, 1], 0)), |_| {})
+    }
+
+    /// Does this before the test gets the connection.
+    pub(crate) fn held_on(
+        addr: SocketAddr,
+        before: impl Fn(&mut TcpStream) + Send + Sync + 'static,
+    ) -> (Server, mpsc::Receiver<TcpStream>) {
+        let (held, streams) = mpsc::channel();
+        let held = Mutex::new(held);
+        let server = Server::on(&[addr], move |mut stream| {
+            before(&mut stream);
+            held.lock().unwrap().send(stream).unwrap();
+        });
+        (server, streams)
     }
 
     /// Connections taken so far.
@@ -211,6 +231,17 @@ pub(crate) fn list(servers: &[Server]) -> String {
         .map(|server| format!("\"{}\"", server.addr))
         .collect();
     format!("[{}]", addrs.join(", "))
+}
+
+/// A listener `l` with these keys before an upstream `u` of these servers, with an access log and
+/// an admin socket.
+pub(crate) fn listener_before(servers: &[Server], front: SocketAddr, listener: &str) -> String {
+    format!(
+        "[log]\naccess = \"{{dir}}/access.log\"\n[admin]\nsocket = \"{{dir}}/admin.sock\"\n\
+         [listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n{listener}\n\
+         [upstreams.u]\nbackends = {}\n",
+        list(servers)
+    )
 }
 
 /// The backends behind a listener, each asked once per new connection, in the order of the

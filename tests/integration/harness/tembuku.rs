@@ -9,6 +9,7 @@ use super::{
     temp::TempDir,
 };
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
     fs,
     net::SocketAddr,
@@ -160,8 +161,7 @@ impl Tembuku {
     /// The same, of a configuration that may be refused.
     pub(crate) fn try_reload(&self, config: &str) -> Output {
         self.write(config);
-        let socket = self.dir.file("admin.sock");
-        cli(&["reload", "--socket", socket.to_str().unwrap()])
+        self.command(&["reload"])
     }
 
     /// Writes the file that the next reload reads.
@@ -172,6 +172,43 @@ impl Tembuku {
     #[track_caller]
     pub(crate) fn get(&self, path: &str) -> Response {
         http::get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// A command of the program to this process, on its admin socket `{dir}/admin.sock`.
+    #[track_caller]
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        let socket = self.dir.file("admin.sock");
+        cli(&[arguments, &["--socket", socket.to_str().unwrap()]].concat())
+    }
+
+    /// What a command prints that succeeds.
+    #[track_caller]
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", proc::text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A request on the admin socket `{dir}/admin.sock`.
+    #[track_caller]
+    pub(crate) fn post(&self, path: &str, body: &str) -> Response {
+        let socket = self.dir.file("admin.sock");
+        http::request_unix(&socket, "POST", path, body)
+            .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    /// What an operator sets for a backend; the answer.
+    #[track_caller]
+    pub(crate) fn set_admin_state(&self, upstream: &str, backend: &str, state: &str) -> Value {
+        let path = format!("/api/v1/upstreams/{upstream}/backends/{backend}");
+        let answer = self.post(&path, &format!("{{\"admin_state\": \"{state}\"}}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        serde_json::from_str(&answer.body).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/api/v1/status").body).unwrap()
     }
 
     /// None of these passwords is in any output: in the log, which must be
@@ -197,11 +234,11 @@ impl Tembuku {
 
     /// The events of /api/v1/events, the newest last.
     #[track_caller]
-    pub(crate) fn events(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         let body = self.get("/api/v1/events").body;
-        let mut answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let mut answer: Value = serde_json::from_str(&body).unwrap();
         match answer["events"].take() {
-            serde_json::Value::Array(events) => events,
+            Value::Array(events) => events,
             other => panic!("no list of events: {other}"),
         }
     }
@@ -246,6 +283,22 @@ impl Tembuku {
         })
     }
 
+    /// Waits until so many sessions have ended for this reason.
+    #[track_caller]
+    pub(crate) fn wait_closed(&self, reason: &str, count: f64) {
+        let labels = [("reason", reason)];
+        self.wait_metric("sessions_closed_total", &labels, |n| n == count);
+    }
+
+    /// One session has ended, for this reason, and so does its record say.
+    #[track_caller]
+    pub(crate) fn assert_closed_as(&self, reason: &str) {
+        self.wait_closed(reason, 1.0);
+        assert_eq!(self.metric("sessions_closed_total", &[]), 1.0);
+        let record = &self.access_log(1)[0];
+        assert_eq!(record["close_reason"], reason, "{record}");
+    }
+
     #[track_caller]
     pub(crate) fn wait_idle(&self) {
         self.wait_metric("listener_active_connections", &[], |n| n == 0.0);
@@ -260,14 +313,14 @@ impl Tembuku {
 
     /// The lines of its log so far.
     #[track_caller]
-    pub(crate) fn log(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn log(&self) -> Vec<Value> {
         let parse = |line| serde_json::from_str(line).ok();
         self.proc.stderr().lines().filter_map(parse).collect()
     }
 
     /// The records of the access log `{dir}/access.log`, once there are `count`.
     #[track_caller]
-    pub(crate) fn access_log(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) fn access_log(&self, count: usize) -> Vec<Value> {
         let path = self.dir.file("access.log");
         let lines = || fs::read_to_string(&path).unwrap_or_default();
         let complete = |text: &String| text.ends_with('\n') && text.lines().count() >= count;

@@ -354,14 +354,6 @@ impl Tembuku {
         );
     }
 
-    /// Flows that have ended for this reason.
-    #[track_caller]
-    pub(crate) fn wait_closed(&self, reason: &str, count: f64) {
-        self.wait_metric("sessions_closed_total", &[("reason", reason)], |n| {
-            n == count
-        });
-    }
-
     #[track_caller]
     pub(crate) fn wait_flows(&self, count: f64) {
         self.wait_metric("listener_active_connections", &[], |n| n == count);
