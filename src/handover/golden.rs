@@ -133,7 +133,7 @@ fn released_formats_of_state_are_read() {
     let mut pools = pools;
     pools[0].remembered.clear();
     for endpoint in pools.iter_mut().flat_map(|pool| &mut pool.endpoints) {
-        endpoint.turn = None;
+        endpoint.rotation = None;
     }
     check(Kind::Pools, 1, &pools, write, pools::read);
 }

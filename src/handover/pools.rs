@@ -49,8 +49,8 @@ pub struct EndpointRecord {
     pub slow_start: Option<u64>,
     pub average_seconds: f64,
     pub average_halves: Option<u64>,
-    /// In the rotation: the weight, what failures have left of it, and how far its turn is away.
-    pub turn: Option<(u32, u32, i64)>,
+    /// In the rotation: the weight, the weight less failures, and the current weight.
+    pub rotation: Option<(u32, u32, i64)>,
 }
 
 /// What checks have found.
@@ -158,7 +158,7 @@ const SLOW_START: Tag = Tag::new(9);
 const AVERAGE: Tag = Tag::new(10);
 const AVERAGE_HALVES: Tag = Tag::new(11);
 /// Since version 2: weight, effective weight, current weight.
-const TURN: Tag = Tag::new(12);
+const ROTATION: Tag = Tag::new(12);
 const OF_ENDPOINT: &[Tag] = &[
     TEXT,
     ADDRESS,
@@ -171,7 +171,7 @@ const OF_ENDPOINT: &[Tag] = &[
     SLOW_START,
     AVERAGE,
     AVERAGE_HALVES,
-    TURN,
+    ROTATION,
 ];
 
 /// Within [`CHECK`].
@@ -325,22 +325,22 @@ impl EndpointRecord {
             .optional_u64(SLOW_START, self.slow_start)
             .f64(AVERAGE, self.average_seconds)
             .optional_u64(AVERAGE_HALVES, self.average_halves);
-        if let Some((weight, effective, current)) = self.turn {
+        if let Some((weight, effective, current)) = self.rotation {
             let current = u64::from_ne_bytes(current.to_ne_bytes());
-            writer.numbers(TURN, [weight.into(), effective.into(), current]);
+            writer.numbers(ROTATION, [weight.into(), effective.into(), current]);
         }
     }
 
     fn read(record: &Record<'_>) -> Result<Self, Malformed> {
-        let small = |n: u64| u32::try_from(n).map_err(|_| Malformed::Value(TURN));
-        let turn = match *record.numbers(TURN)? {
+        let small = |n: u64| u32::try_from(n).map_err(|_| Malformed::Value(ROTATION));
+        let rotation = match *record.numbers(ROTATION)? {
             [] => None,
             [weight, effective, current] => Some((
                 small(weight)?,
                 small(effective)?,
                 i64::from_ne_bytes(current.to_ne_bytes()),
             )),
-            _ => return Err(Malformed::Length(TURN)),
+            _ => return Err(Malformed::Length(ROTATION)),
         };
         Ok(Self {
             backend: record.text(TEXT)?.to_owned(),
@@ -354,7 +354,7 @@ impl EndpointRecord {
             slow_start: record.optional_u64(SLOW_START)?,
             average_seconds: record.f64(AVERAGE)?,
             average_halves: record.optional_u64(AVERAGE_HALVES)?,
-            turn,
+            rotation,
         })
     }
 }
@@ -563,7 +563,7 @@ pub(super) mod tests {
                 slow_start: Some(19),
                 average_seconds: 0.25,
                 average_halves: Some(20),
-                turn: Some((3, 2, -1024)),
+                rotation: Some((3, 2, -1024)),
             }],
             panic: Some((1, 3)),
             in_fallback: true,

@@ -6,6 +6,7 @@ mod by_address;
 mod hash;
 mod ip_hash;
 mod key;
+mod key_lookup;
 mod least;
 mod least_conn;
 mod least_time;
@@ -21,14 +22,15 @@ pub use crate::upstream::balance::random::Chance;
 pub use key::HashInput;
 pub use least_time::Average;
 pub use pick_hash::{Readiness, Target, Targets};
-pub use round_robin::Turn;
+pub use round_robin::RotationWeight;
 
 use crate::plan::{self, Balance, Bound};
 use bound::Capacity;
 use hash::HashLookup;
 use ip_hash::IpHashLookup;
-use maglev::{Maglev, MaglevLookup};
-use ring::{Ring, RingLookup};
+use key_lookup::KeyLookup;
+use maglev::Maglev;
+use ring::Ring;
 use round_robin::RoundRobin;
 use std::ops::Range;
 use weights::Weights;
@@ -120,8 +122,8 @@ pub enum LookupState {
     Free,
     Hash(HashLookup),
     IpHash(IpHashLookup),
-    Ring(RingLookup),
-    Maglev(MaglevLookup),
+    Ring(KeyLookup<u32>),
+    Maglev(KeyLookup<u64>),
 }
 
 impl LookupState {
@@ -134,8 +136,8 @@ impl LookupState {
             | Balance::First => Self::Free,
             Balance::Hash(key) => Self::Hash(HashLookup::from_key(&facts.key(key))),
             Balance::IpHash => Self::IpHash(IpHashLookup::from_client(facts.remote_addr)),
-            Balance::ConsistentHash(key, _) => Self::Ring(RingLookup::from_key(&facts.key(key))),
-            Balance::Maglev(key, _) => Self::Maglev(MaglevLookup::from_key(&facts.key(key))),
+            Balance::ConsistentHash(key, _) => Self::Ring(KeyLookup::ring(&facts.key(key))),
+            Balance::Maglev(key, _) => Self::Maglev(KeyLookup::maglev(&facts.key(key))),
         }
     }
 }
@@ -284,13 +286,13 @@ impl Balancer {
     }
 
     /// Where its candidates stand in the rotation.
-    pub fn turns(&self) -> &[Turn] {
-        self.rotation.turns()
+    pub fn rotation(&self) -> &[RotationWeight] {
+        self.rotation.weights()
     }
 
     /// Goes on with the rotation of another process, if that had the same candidates.
-    pub fn resume(&mut self, turns: &[Turn]) {
-        self.rotation.resume(turns);
+    pub fn resume(&mut self, rotation: &[RotationWeight]) {
+        self.rotation.resume(rotation);
     }
 
     /// What the order of the configuration has decided between candidates; 0: nothing.

@@ -42,7 +42,7 @@ enum Reason<'a> {
     Denied,
     NoBackend,
     Only,
-    Turn,
+    Rotation,
     FirstInOrder,
     FewestConnections {
         connections: u64,
@@ -71,7 +71,7 @@ enum Reason<'a> {
     KeyAmongTheRest {
         tries: u32,
     },
-    TurnInsteadOfKey,
+    RotationInsteadOfKey,
 }
 
 #[derive(Serialize)]
@@ -130,7 +130,7 @@ pub(super) fn write(
     let counts = &survey.whole;
     write!(
         out,
-        "\n],\n\"counts\":{{\"clients\":{},\"denied\":{},\"no_backend\":{},\"by_turns\":{}}},\n\
+        "\n],\n\"counts\":{{\"clients\":{},\"denied\":{},\"no_backend\":{},\"in_rotation\":{}}},\n\
          \"distribution\":",
         counts.clients, counts.denied, counts.no_backend, counts.in_rotation
     )?;
@@ -191,7 +191,7 @@ fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
     };
     match why {
         Why::Only => Reason::Only,
-        Why::Rotation => Reason::Turn,
+        Why::Rotation => Reason::Rotation,
         Why::FirstInOrder => Reason::FirstInOrder,
         Why::FewestConnections { connections } => Reason::FewestConnections { connections },
         Why::Drawn { other } => Reason::Drawn {
@@ -216,7 +216,7 @@ fn reason<'a>(outcome: &Outcome, backends: &'a [plan::Backend]) -> Reason<'a> {
         },
         Why::Slot { slot, steps } => Reason::Slot { slot, steps },
         Why::KeyAmongTheRest { tries } => Reason::KeyAmongTheRest { tries },
-        Why::RotationInsteadOfKey => Reason::TurnInsteadOfKey,
+        Why::RotationInsteadOfKey => Reason::RotationInsteadOfKey,
     }
 }
 

@@ -30,11 +30,10 @@ impl HashLookup {
     }
 
     pub(super) fn pick(&mut self, weights: &Weights, candidates: &impl Candidates) -> Option<Pick> {
-        let total = weights.total();
-        if self.key.is_empty() || total == 0 {
+        if self.key.is_empty() {
             return None;
         }
-        while self.tries <= MOST_TRIES {
+        try_hashes(weights, candidates, self.of_key, &mut self.tries, || {
             let mut hasher = Hasher::new();
             if self.rehash > 0 {
                 hasher.update(self.rehash.to_string().as_bytes());
@@ -42,21 +41,37 @@ impl HashLookup {
             hasher.update(&self.key);
             self.hash += u64::from((hasher.finalize() >> 16) & 0x7fff);
             self.rehash += 1;
-            let at = self.hash % total;
-            let candidate = weights.at(at)?;
-            if by_key(candidates.share(candidate), u64::from(self.of_key)) {
-                return Some(Pick {
-                    candidate,
-                    why: Why::Hash {
-                        hash: self.hash,
-                        at,
-                        total,
-                        tries: self.tries + 1,
-                    },
-                });
-            }
-            self.tries += 1;
-        }
-        None
+            self.hash
+        })
     }
+}
+
+/// The first backend that can be used of those that the hashes from `next` lead to. `of_key`: the
+/// same at every try, it decides when the key moves to one that starts slowly.
+pub(super) fn try_hashes(
+    weights: &Weights,
+    candidates: &impl Candidates,
+    of_key: u32,
+    tries: &mut u32,
+    mut next: impl FnMut() -> u64,
+) -> Option<Pick> {
+    let total = weights.total();
+    while total > 0 && *tries <= MOST_TRIES {
+        let hash = next();
+        let at = hash % total;
+        let candidate = weights.at(at)?;
+        if by_key(candidates.share(candidate), of_key.into()) {
+            return Some(Pick {
+                candidate,
+                why: Why::Hash {
+                    hash,
+                    at,
+                    total,
+                    tries: *tries + 1,
+                },
+            });
+        }
+        *tries += 1;
+    }
+    None
 }

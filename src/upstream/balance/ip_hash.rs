@@ -1,6 +1,6 @@
 //! `ip_hash` as nginx's http module has it: clients of one IPv4 /24 share a backend.
 
-use super::{Candidates, MOST_TRIES, Pick, Why, by_key, weights::Weights};
+use super::{Candidates, Pick, hash::try_hashes, weights::Weights};
 use std::net::IpAddr;
 
 /// The position of a search: the next try hashes on from the hash of the last.
@@ -36,28 +36,12 @@ impl IpHashLookup {
     }
 
     pub(super) fn pick(&mut self, weights: &Weights, candidates: &impl Candidates) -> Option<Pick> {
-        let total = weights.total();
-        // The same at every try: it decides when the key moves to one that starts slowly.
-        let of_key = u64::from(crc32fast::hash(&self.bytes[..self.len]));
-        while total > 0 && self.tries <= MOST_TRIES {
-            self.hash = self.bytes[..self.len].iter().fold(self.hash, |hash, byte| {
-                (hash * 113 + u64::from(*byte)) % 6271
-            });
-            let at = self.hash % total;
-            let candidate = weights.at(at)?;
-            if by_key(candidates.share(candidate), of_key) {
-                return Some(Pick {
-                    candidate,
-                    why: Why::Hash {
-                        hash: self.hash,
-                        at,
-                        total,
-                        tries: self.tries + 1,
-                    },
-                });
-            }
-            self.tries += 1;
-        }
-        None
+        let bytes = &self.bytes[..self.len];
+        let of_key = crc32fast::hash(bytes);
+        try_hashes(weights, candidates, of_key, &mut self.tries, || {
+            let hash = |hash, byte: &u8| (hash * 113 + u64::from(*byte)) % 6271;
+            self.hash = bytes.iter().fold(self.hash, hash);
+            self.hash
+        })
     }
 }

@@ -4,10 +4,11 @@
 //! moves few clients that it need not.
 
 use super::{
-    Candidates, Entry, Pick, RoundRobin, Why, bound::Capacity, share_for_key, weights::Weights,
+    Candidates, Entry, KeyLookup, Pick, RoundRobin, Why, bound::Capacity, share_for_key,
+    weights::Weights,
 };
 use crate::upstream::balance::by_address::Named;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A prime, so that every step width visits every slot.
 const SLOTS: usize = 65_537;
@@ -20,24 +21,6 @@ pub(super) struct Maglev {
     /// The name that holds each slot; empty when all weights are 0.
     slots: Vec<u16>,
     named: Named,
-}
-
-/// The position of a search in the table.
-#[derive(Debug, Clone, Copy)]
-pub struct MaglevLookup {
-    /// `None`: the key was empty, the pick is made in rotation.
-    hash: Option<u64>,
-    /// Steps from the key's own slot, none of which led to a candidate.
-    steps: u32,
-}
-
-impl MaglevLookup {
-    pub(super) fn from_key(key: &[u8]) -> Self {
-        Self {
-            hash: (!key.is_empty()).then(|| xxh3_64(key)),
-            steps: 0,
-        }
-    }
 }
 
 impl Maglev {
@@ -55,7 +38,7 @@ impl Maglev {
     /// theirs do not move.
     pub(super) fn pick(
         &self,
-        lookup: &mut MaglevLookup,
+        lookup: &mut KeyLookup<u64>,
         weights: &Weights,
         rotation: &mut RoundRobin,
         candidates: &impl Candidates,
@@ -249,7 +232,7 @@ mod tests {
         let mut rotation = RoundRobin::new(entries.iter().map(|e| e.weight));
         let weights = Weights::new(0, &entries);
         let mut pick = |left: Option<usize>| {
-            let mut lookup = MaglevLookup::from_key(b"192.0.2.1");
+            let mut lookup = KeyLookup::maglev(b"192.0.2.1");
             let now = these(|i| Some(i) == left);
             let picked = table.pick(&mut lookup, &weights, &mut rotation, &now, None);
             (picked.map(|p| p.candidate), lookup.steps)

@@ -6,8 +6,8 @@
 //! taken from one.
 
 use super::{
-    Candidates, Entry, MOST_TRIES, Pick, RoundRobin, Why, bound::Capacity, share_for_key,
-    weights::Weights,
+    Candidates, Entry, KeyLookup, MOST_TRIES, Pick, RoundRobin, Why, bound::Capacity,
+    share_for_key, weights::Weights,
 };
 use crate::upstream::balance::by_address::Named;
 use crc32fast::Hasher;
@@ -31,24 +31,6 @@ pub(super) struct Ring {
 struct Point {
     hash: u32,
     name: u32,
-}
-
-/// The position of a search on the ring.
-#[derive(Debug, Clone, Copy)]
-pub struct RingLookup {
-    /// `None`: the key was empty, the pick is made in rotation.
-    hash: Option<u32>,
-    /// Steps from the key's own point, none of which led to a candidate.
-    steps: u32,
-}
-
-impl RingLookup {
-    pub(super) fn from_key(key: &[u8]) -> Self {
-        Self {
-            hash: (!key.is_empty()).then(|| crc32fast::hash(key)),
-            steps: 0,
-        }
-    }
 }
 
 impl Ring {
@@ -89,7 +71,7 @@ impl Ring {
     /// `None` when the key is empty or after too many steps: the caller then picks in rotation.
     pub(super) fn pick(
         &self,
-        lookup: &mut RingLookup,
+        lookup: &mut KeyLookup<u32>,
         weights: &Weights,
         rotation: &mut RoundRobin,
         candidates: &impl Candidates,
@@ -185,7 +167,7 @@ mod tests {
         RoundRobin::new(entries.iter().map(|e| e.weight))
     }
 
-    fn pick_with(lookup: &mut RingLookup, eligible: impl Fn(usize) -> bool) -> Option<usize> {
+    fn pick_with(lookup: &mut KeyLookup<u32>, eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let picked = Ring::new(&BACKENDS).pick(
             lookup,
             &Weights::new(0, &BACKENDS),
@@ -197,7 +179,7 @@ mod tests {
     }
 
     fn pick(key: &str, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        pick_with(&mut RingLookup::from_key(key.as_bytes()), eligible)
+        pick_with(&mut KeyLookup::ring(key.as_bytes()), eligible)
     }
 
     /// Taken from nginx 1.22.1 with `hash $remote_addr consistent` and these three servers.
@@ -234,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_second_pick_goes_on_from_where_the_first_ended() {
-        let mut lookup = RingLookup::from_key(b"192.0.2.1");
+        let mut lookup = KeyLookup::ring(b"192.0.2.1");
         assert_eq!(pick_with(&mut lookup, |_| true), Some(2));
         assert_eq!(pick_with(&mut lookup, |i| i != 2), Some(0));
         assert_eq!(pick_with(&mut lookup, |i| i == 1), Some(1));
@@ -242,7 +224,7 @@ mod tests {
 
     #[test]
     fn after_twenty_steps_turns_decide() {
-        let mut lookup = RingLookup::from_key(b"192.0.2.1");
+        let mut lookup = KeyLookup::ring(b"192.0.2.1");
         assert_eq!(pick_with(&mut lookup, |_| false), None);
         assert_eq!(lookup.steps, 21);
     }
@@ -255,7 +237,7 @@ mod tests {
         let (mut rotation, weights) = (rotation(&entries), Weights::new(0, &entries));
         let mut seen = [0u32; 3];
         for n in 0..200u32 {
-            let mut lookup = RingLookup::from_key(&n.to_le_bytes());
+            let mut lookup = KeyLookup::ring(&n.to_le_bytes());
             let picked = ring.pick(&mut lookup, &weights, &mut rotation, &these(|_| true), None);
             seen[picked.expect("all up").candidate] += 1;
         }
@@ -292,7 +274,7 @@ mod tests {
                 .map(|(_, e)| *e)
                 .collect();
             let pick = |entries: &[Entry<'_>], key: u64, eligible: &dyn Fn(usize) -> bool| {
-                let mut lookup = RingLookup::from_key(&key.to_le_bytes());
+                let mut lookup = KeyLookup::ring(&key.to_le_bytes());
                 let ring = Ring::new(entries);
                 let weights = Weights::new(0, entries);
                 let rotation = &mut rotation(entries);

@@ -2,7 +2,7 @@
 
 /// Where a candidate stands in the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct RotationWeight {
     pub weight: u32,
     /// The weight less what failures took from it.
     pub effective: u32,
@@ -13,7 +13,7 @@ pub struct Turn {
 /// Decides which candidate is next. A weight of 0 is never next.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
-    weights: Vec<Turn>,
+    weights: Vec<RotationWeight>,
 }
 
 /// Of a rotation that is resumed.
@@ -23,7 +23,7 @@ impl RoundRobin {
     pub(super) fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let weights = weights
             .into_iter()
-            .map(|weight| Turn {
+            .map(|weight| RotationWeight {
                 weight,
                 effective: weight,
                 current: 0,
@@ -71,20 +71,23 @@ impl RoundRobin {
         Some(winner)
     }
 
-    pub(super) fn turns(&self) -> &[Turn] {
+    pub(super) fn weights(&self) -> &[RotationWeight] {
         &self.weights
     }
 
     /// Goes on where another rotation has stopped, if it is over the same weights.
-    pub(super) fn resume(&mut self, turns: &[Turn]) {
-        let weights = |turns: &[Turn]| turns.iter().map(|turn| turn.weight).collect::<Vec<_>>();
-        if weights(turns) != weights(&self.weights) {
+    pub(super) fn resume(&mut self, other: &[RotationWeight]) {
+        let configured = |weights: &[RotationWeight]| {
+            let weights = weights.iter().map(|weight| weight.weight);
+            weights.collect::<Vec<_>>()
+        };
+        if configured(other) != configured(&self.weights) {
             return;
         }
-        for (own, turn) in self.weights.iter_mut().zip(turns) {
-            own.effective = turn.effective.min(own.weight);
+        for (own, other) in self.weights.iter_mut().zip(other) {
+            own.effective = other.effective.min(own.weight);
             // Far below what would overflow, and far above what a rotation comes to.
-            own.current = turn.current.clamp(-MOST_CURRENT, MOST_CURRENT);
+            own.current = other.current.clamp(-MOST_CURRENT, MOST_CURRENT);
         }
     }
 
@@ -155,27 +158,27 @@ mod tests {
                 first.pick(0..3, |_| FULL);
             }
             let mut second = RoundRobin::new(weights);
-            second.resume(first.turns());
+            second.resume(first.weights());
             let rest: Vec<_> = (stop..40)
                 .map(|_| second.pick(0..3, |_| FULL).expect("all eligible") + 1)
                 .collect();
             assert_eq!(rest, picks[stop..]);
             // Over other weights it begins anew.
             let mut other = RoundRobin::new([1, 1, 3]);
-            other.resume(first.turns());
-            assert!(other.turns().iter().all(|turn| turn.current == 0));
+            other.resume(first.weights());
+            assert!(other.weights().iter().all(|weight| weight.current == 0));
         }
     }
 
     #[test]
-    fn a_turn_that_makes_no_sense_does_no_harm() {
+    fn weights_that_make_no_sense_do_no_harm() {
         let mut rr = RoundRobin::new([1, 1]);
-        let turn = |current| Turn {
+        let weight = |current| RotationWeight {
             weight: 1,
             effective: 7,
             current,
         };
-        rr.resume(&[turn(i64::MAX), turn(i64::MIN)]);
+        rr.resume(&[weight(i64::MAX), weight(i64::MIN)]);
         for _ in 0..10 {
             assert!(rr.pick(0..2, |_| FULL).is_some());
         }

@@ -19,7 +19,7 @@ use crate::{
     runtime::time,
     upstream::{
         backend::Backend,
-        balance::{Average, Turn},
+        balance::{Average, RotationWeight},
         health::{Epoch, Finding, Lag, Passive, Progress, Runs, Verdict},
     },
 };
@@ -72,7 +72,7 @@ impl Pool {
         };
         let Ok(_replaced) = self.reassemble(prepare, |inner, assembly, ()| {
             let replaced = inner.put(assembly, now);
-            inner.take_over_turns(&record.endpoints);
+            inner.take_over_rotation(&record.endpoints);
             self.changed();
             replaced
         });
@@ -148,8 +148,8 @@ impl Inner {
     }
 
     fn endpoint_records(&self) -> Vec<EndpointRecord> {
-        let endpoints = self.endpoints.iter().zip(self.balancer.turns());
-        let records = endpoints.map(|(endpoint, turn)| {
+        let endpoints = self.endpoints.iter().zip(self.balancer.rotation());
+        let records = endpoints.map(|(endpoint, rotation)| {
             let [first, last, trial] = endpoint.passive.times();
             EndpointRecord {
                 backend: endpoint.backend.text().to_string(),
@@ -163,7 +163,7 @@ impl Inner {
                 slow_start: endpoint.slow_start.map(time::micros_at),
                 average_seconds: endpoint.latency.seconds,
                 average_halves: endpoint.latency.halves.map(time::micros_at),
-                turn: Some((turn.weight, turn.effective, turn.current)),
+                rotation: Some((rotation.weight, rotation.effective, rotation.current)),
             }
         });
         records.collect()
@@ -247,21 +247,21 @@ impl Inner {
 
 impl Inner {
     /// The rotation goes on where all its endpoints are the same.
-    fn take_over_turns(&mut self, records: &[EndpointRecord]) {
-        let mut all = records.iter().filter(|record| record.turn.is_some());
-        let turns = self.endpoints.iter().map(|endpoint| {
+    fn take_over_rotation(&mut self, records: &[EndpointRecord]) {
+        let mut all = records.iter().filter(|record| record.rotation.is_some());
+        let rotation = self.endpoints.iter().map(|endpoint| {
             let (backend, address, _) = identity(endpoint);
             let is_it = |r: &&EndpointRecord| r.backend == backend && r.address == address;
-            let (weight, effective, current) = all.find(is_it)?.turn?;
-            Some(Turn {
+            let (weight, effective, current) = all.find(is_it)?.rotation?;
+            Some(RotationWeight {
                 weight,
                 effective,
                 current,
             })
         });
-        let turns: Option<Vec<Turn>> = turns.collect();
-        if let Some(turns) = turns.filter(|_| all.next().is_none()) {
-            self.balancer.resume(&turns);
+        let rotation: Option<Vec<RotationWeight>> = rotation.collect();
+        if let Some(rotation) = rotation.filter(|_| all.next().is_none()) {
+            self.balancer.resume(&rotation);
         }
     }
 }

@@ -43,10 +43,11 @@ fn moved(answer: &Value) -> Picks {
 }
 
 /// Clients whose key led to no backend, and whose pick depends on the clients before.
-fn by_turns(answer: &Value) -> BTreeSet<IpAddr> {
+fn in_rotation(answer: &Value) -> BTreeSet<IpAddr> {
     let clients = answer["clients"].as_array().unwrap().iter();
-    let in_rotation = clients.filter(|client| client["reason"]["kind"] == "turn_instead_of_key");
-    in_rotation
+    let is_in_rotation = |client: &&Value| client["reason"]["kind"] == "rotation_instead_of_key";
+    clients
+        .filter(is_in_rotation)
         .map(|client| text(&client["client"]).parse().unwrap())
         .collect()
 }
@@ -155,7 +156,7 @@ fn agrees(balance: &str) {
     let wanted = picks(&whole);
     let running = Tembuku::start(&config(""));
     let got = ask_all(front, &wanted);
-    assert_same("all up", &wanted, &got, &by_turns(&whole));
+    assert_same("all up", &wanted, &got, &in_rotation(&whole));
     let used: BTreeSet<&String> = got.values().collect();
     assert_eq!(used.len(), 4, "{used:?}");
     drop(running);
@@ -164,7 +165,7 @@ fn agrees(balance: &str) {
     let wanted = picks(&down);
     let running = Tembuku::start(&config(lost));
     let got = ask_all(front, &wanted);
-    assert_same("one is down", &wanted, &got, &by_turns(&down));
+    assert_same("one is down", &wanted, &got, &in_rotation(&down));
     drop(running);
 
     // It refuses from here on: the first client that is sent there finds out.
@@ -172,7 +173,7 @@ fn agrees(balance: &str) {
     drop(servers.remove(1));
     let running = Tembuku::start(&config(""));
     let got = ask_all(front, &wanted);
-    assert_same("one is dead", &wanted, &got, &by_turns(&down));
+    assert_same("one is dead", &wanted, &got, &in_rotation(&down));
     let errors = running.metric("backend_connect_errors_total", &[("backend", lost)]);
     assert!(errors >= 1.0, "no session tried the dead one");
 }

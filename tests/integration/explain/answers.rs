@@ -118,7 +118,7 @@ fn the_whole_object() {
                 client("2001:db8::1", json!("10.0.0.2:6379"), point("00b4af0e", "011e04ec")),
                 client("192.0.2.99", Value::Null, json!({ "kind": "denied" })),
             ],
-            "counts": { "clients": 4, "denied": 1, "no_backend": 0, "by_turns": 0 },
+            "counts": { "clients": 4, "denied": 1, "no_backend": 0, "in_rotation": 0 },
             "distribution": rows([(0.25, 0, 0.0), (0.25, 2, two_thirds), (0.5, 1, third), none]),
             "without": {
                 "backends": ["10.0.0.3:6379"],
@@ -141,7 +141,7 @@ fn the_whole_object() {
 #[test]
 fn every_policy_has_its_reason() {
     for (balance, kind, note) in [
-        ("round_robin", "turn", "picks in rotation"),
+        ("round_robin", "rotation", "picks in rotation"),
         ("least_conn", "fewest_connections", "picks in rotation"),
         ("least_time", "least_score", "picks in rotation"),
         ("random_two", "drawn", "draws, here with seed 0"),
