@@ -235,7 +235,7 @@ impl Discovery {
         let answer = answer.unwrap_or_else(late);
         if let Err(error) = &answer {
             let (error, known) = (&error.message, discovery.known());
-            let backends = discovery.lock().merged.in_effect().len();
+            let backends = discovery.lock().merged.in_effect.len();
             match known {
                 Known::Saved | Known::Answered => tracing::warn!(
                     upstream,
@@ -329,7 +329,7 @@ impl Discovery {
     }
 
     pub(crate) fn known(&self) -> Known {
-        self.lock().merged.known()
+        self.lock().merged.known
     }
 
     /// Whether there is a set of backends, of the source or of an earlier process.
@@ -341,7 +341,7 @@ impl Discovery {
     /// discovered before.
     pub(super) fn apply_to(&self, upstream: &mut Upstream) {
         let state = self.lock();
-        backends::replace(upstream, state.merged.in_effect());
+        backends::replace(upstream, &state.merged.in_effect);
     }
 
     /// What a name among the discovered backends stands for, as far as that is known.
@@ -378,11 +378,10 @@ impl Discovery {
         });
         DiscoveryStatus {
             kind: state.discover.source.kind().word(),
-            backends: state.merged.in_effect().len(),
+            backends: state.merged.in_effect.len(),
             version: state.version.clone(),
             last_success: state.last_success,
-            is_old: state.merged.known() == Known::Saved
-                || state.source != identify(&state.discover),
+            is_old: state.merged.known == Known::Saved || state.source != identify(&state.discover),
             error: state.error.clone(),
             held: held.collect(),
         }

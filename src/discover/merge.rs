@@ -42,34 +42,23 @@ impl From<&Discover> for Rules {
 }
 
 /// The backends in effect, and what is known about their source.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Merged {
-    in_effect: Set,
-    known: Known,
-    /// The last good answer.
-    answer: Set,
-    /// Whether the last answer was good.
-    answers: bool,
-    /// Since when the good answers have had no backend.
-    empty_since: Option<Instant>,
-    /// What is in effect and not in the answer, with the time since which all answers have lacked
-    /// it.
-    missing: BTreeMap<String, Instant>,
-    /// How many were removed, and when, within `confirm`.
-    removals: VecDeque<(Instant, usize)>,
-    changed_at: Option<Instant>,
-}
-
-/// All of it that does not pass within [`DEBOUNCE`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Progress {
     pub(crate) in_effect: Set,
     pub(crate) known: Known,
+    /// The last good answer.
     pub(crate) answer: Set,
+    /// Whether the last answer was good.
     pub(crate) answers: bool,
+    /// Since when the good answers have had no backend.
     pub(crate) empty_since: Option<Instant>,
+    /// What is in effect and not in the answer, with the time since which all answers have lacked
+    /// it.
     pub(crate) missing: BTreeMap<String, Instant>,
-    pub(crate) removals: Vec<(Instant, usize)>,
+    /// How many were removed, and when, within `confirm`.
+    pub(crate) removals: VecDeque<(Instant, usize)>,
+    /// Does not go to another process: [`DEBOUNCE`] has passed by then.
+    pub(crate) changed_at: Option<Instant>,
 }
 
 /// Where the backends in effect come from.
@@ -152,50 +141,6 @@ impl Merged {
             self.known = Known::Saved;
         }
         is_first
-    }
-
-    /// For a process that goes on with it.
-    pub(crate) fn progress(&self) -> Progress {
-        Progress {
-            in_effect: self.in_effect.clone(),
-            known: self.known,
-            answer: self.answer.clone(),
-            answers: self.answers,
-            empty_since: self.empty_since,
-            missing: self.missing.clone(),
-            removals: self.removals.iter().copied().collect(),
-        }
-    }
-
-    /// Goes on where another process was.
-    pub(crate) fn resume(&mut self, progress: Progress) {
-        let Progress {
-            in_effect,
-            known,
-            answer,
-            answers,
-            empty_since,
-            missing,
-            removals,
-        } = progress;
-        *self = Self {
-            in_effect,
-            known,
-            answer,
-            answers,
-            empty_since,
-            missing,
-            removals: removals.into(),
-            changed_at: None,
-        };
-    }
-
-    pub(crate) fn in_effect(&self) -> &Set {
-        &self.in_effect
-    }
-
-    pub(crate) fn known(&self) -> Known {
-        self.known
     }
 
     /// Another source is asked from now on.

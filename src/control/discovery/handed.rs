@@ -4,7 +4,7 @@ use super::{Discovery, UpdateResult, backends, saved::identify};
 use crate::{
     discover::{
         Found, SourceError,
-        merge::{Known, Progress, Set},
+        merge::{Known, Merged, Set},
     },
     handover::discovery::{DiscoveryRecord, FoundRecord},
     runtime::time,
@@ -17,7 +17,7 @@ use std::{
 impl Discovery {
     pub fn record(&self) -> DiscoveryRecord {
         let state = self.lock();
-        let Progress {
+        let Merged {
             in_effect,
             known,
             answer,
@@ -25,7 +25,8 @@ impl Discovery {
             empty_since,
             missing,
             removals,
-        } = state.merged.progress();
+            changed_at: _,
+        } = state.merged.clone();
         let since_1970 = state.last_success.map(|at| at.duration_since(UNIX_EPOCH));
         let since_1970 = since_1970.map(Result::unwrap_or_default);
         let updates = UpdateResult::ALL.iter();
@@ -81,7 +82,7 @@ impl Discovery {
         state.last_success = since_1970.and_then(|passed| UNIX_EPOCH.checked_add(passed));
         let missing = record.missing.iter();
         let removals = record.removals.iter();
-        state.merged.resume(Progress {
+        state.merged = Merged {
             in_effect,
             known: match record.is_answered {
                 true => Known::Answered,
@@ -92,7 +93,8 @@ impl Discovery {
             empty_since: record.empty_since.as_ref().map(past),
             missing: missing.map(|(a, at)| (a.clone(), past(at))).collect(),
             removals: removals.map(|(at, n)| (past(at), *n as usize)).collect(),
-        });
+            changed_at: None,
+        };
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) async fn write(discovery: &Discovery) -> Option<io::Error> {
     let contents = {
         let state = discovery.lock();
         let time = state.last_success?.duration_since(UNIX_EPOCH);
-        let found = state.merged.in_effect().values().cloned();
+        let found = state.merged.in_effect.values().cloned();
         Contents {
             source: state.source.clone(),
             version: state.version.clone(),

@@ -53,7 +53,7 @@ impl Source {
     }
 
     fn in_effect(&self) -> String {
-        self.merged.in_effect().keys().map(String::as_str).collect()
+        self.merged.in_effect.keys().map(String::as_str).collect()
     }
 }
 
@@ -140,12 +140,12 @@ fn a_loss_in_small_steps_is_a_large_loss() {
 fn a_set_of_an_earlier_process_is_kept_by_the_same_rules() {
     let mut source = Source::new(RULES);
     source.merged.restore(set("abcd"));
-    assert_eq!(source.merged.known(), Known::Saved);
+    assert_eq!(source.merged.known, Known::Saved);
     source.answer(None);
     assert_eq!(source.in_effect(), "abcd");
     source.answer(Some("ax"));
     assert_eq!(source.in_effect(), "abcdx");
-    assert_eq!(source.merged.known(), Known::Answered);
+    assert_eq!(source.merged.known, Known::Answered);
     source.pass(Duration::from_secs(10));
     assert_eq!(source.in_effect(), "ax");
 }
