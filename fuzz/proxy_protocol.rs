@@ -4,10 +4,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use tembuku::internals::proxy_protocol::{
-    Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,
+    Addresses, Header, InvalidHeader, Parser, Watch, encode_v1, encode_v2,
 };
 
-type Verdict<'a> = Result<Option<Header<'a>>, Refusal>;
+type Verdict<'a> = Result<Option<Header<'a>>, InvalidHeader>;
 
 fuzz_target!(|bytes: &[u8]| {
     let whole = Parser::default().parse(bytes);
@@ -52,7 +52,7 @@ fn nothing_else_is_taken_for_a_header(bytes: &[u8], whole: &Verdict<'_>) {
         .any(|byte| watch.sees_header(&[*byte]));
     assert_eq!(at_once, in_pieces);
     assert!(at_once || !matches!(whole, Ok(Some(_))));
-    assert!(!at_once || *whole != Err(Refusal::NoHeader));
+    assert!(!at_once || *whole != Err(InvalidHeader::NoHeader));
 }
 
 fn what_is_written_is_read(header: &Header<'_>) {

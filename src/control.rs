@@ -75,15 +75,15 @@ pub struct State {
     previous: Mutex<Option<PreviousProcess>>,
     /// Notified when the service manager takes messages of this process, after an upgrade.
     pub became_main: Notify,
-    /// Those that are served.
+    /// The connections of the admin side that are served.
     pub admin_connections: TaskTracker,
     /// Cancelled when the process ends: a request that waits for events is answered.
     pub ending: CancellationToken,
     node: Node,
-    /// Of all terminations.
+    /// The rate of terminations, over all upstreams.
     pace: Arc<Mutex<Pace>>,
     view: RwLock<Arc<View>>,
-    /// Another plan is in effect.
+    /// Notified when another plan is in effect.
     plan_changed: Notify,
 }
 
@@ -91,17 +91,17 @@ pub struct State {
 /// plan changes.
 pub struct View {
     pub plan: Plan,
-    /// Of `plan`, see [`config::hash`](crate::config::hash).
+    /// The hash of `plan`, see [`config::hash`](crate::config::hash).
     pub hash: String,
     pub listeners: Vec<ListenerView>,
-    /// What listeners served with that are not in the plan any more, and had sessions.
+    /// The services of listeners that have left the plan while they had sessions.
     removed_listeners: Vec<Arc<Service>>,
     pub(in crate::control) pools: Vec<Arc<Pool>>,
-    /// Of the upstreams that have a check, by their names.
+    /// The checks of upstreams, by the names of the upstreams that have some.
     checks: BTreeMap<String, Arc<Checks>>,
-    /// Of the upstreams that have a source of backends, by their names.
+    /// The sources of backends, by the names of their upstreams.
     pub discoveries: BTreeMap<String, Arc<Discovery>>,
-    /// Of all workers.
+    /// Those of all workers: whether their loops run.
     pub(in crate::control) pulses: Vec<Arc<Pulse>>,
 }
 
@@ -145,7 +145,7 @@ impl View {
         self.pools.iter().flat_map(of).collect()
     }
 
-    /// What removed listeners served with that have sessions.
+    /// The services of removed listeners that have sessions.
     pub fn removed_services(&self) -> impl Iterator<Item = &Arc<Service>> {
         let removed = self.removed_listeners.iter();
         removed.filter(|service| service.metrics.active() > 0)
@@ -317,7 +317,7 @@ impl Server {
         self.reload_requests.take()
     }
 
-    /// The same of [`State::upgrades`].
+    /// The queue of [`State::upgrades`], likewise.
     pub fn take_upgrade_requests(&mut self) -> Option<mpsc::Receiver<upgrade::Request>> {
         self.upgrade_requests.take()
     }

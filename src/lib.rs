@@ -76,7 +76,7 @@ pub mod internals {
     }
     pub mod proxy_protocol {
         pub use crate::proxy_protocol::{
-            Addresses, Header, Parser, Refusal, Watch, encode_v1, encode_v2,
+            Addresses, Header, InvalidHeader, Parser, Watch, encode_v1, encode_v2,
         };
     }
     pub mod socket {

@@ -10,17 +10,19 @@ pub mod reason;
 
 mod check;
 mod discover;
+mod dns;
 mod limits;
 mod nodes;
 mod udp;
 
 pub use check::{
-    Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, LagLimit, Login, PasswordFrom,
-    Rcode, Role, SessionAction, StartTls, Tls, Version,
+    Check, CheckAt, CheckKind, CheckProtocol, Expect, KindInfo, LagLimit, Login, PasswordFrom,
+    Role, SessionAction, StartTls, Tls, Version,
 };
 pub use discover::{
     Discover, DiscoverKind, DiscoverSource, Origin, RedisLogin, ServerAddress, Want,
 };
+pub use dns::{Rcode, RecordType};
 pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
 
@@ -140,7 +142,7 @@ pub struct Listener {
     pub connect_timeout: Duration,
     /// No byte in either direction for this long ends the session; `None`: no limit.
     pub idle_timeout: Option<Duration>,
-    /// The same once one side has ended; `None`: only `idle_timeout` counts.
+    /// The same limit once one side has ended; `None`: only `idle_timeout` counts.
     pub half_close_timeout: Option<Duration>,
     /// Whether the other side goes on when one has ended.
     pub half_close: bool,
@@ -163,7 +165,7 @@ pub struct Listener {
     /// Whether addresses may be bound that this host does not have.
     pub freebind: bool,
     pub socket: SocketOptions,
-    /// Of the unix sockets among `bind`.
+    /// Owner and rights of the unix sockets among `bind`.
     pub unix: UnixFile,
 }
 
@@ -194,7 +196,7 @@ pub struct UnixFile {
     pub mode: u32,
     /// A user's name or number; `None`: the user that the process runs as.
     pub owner: Option<String>,
-    /// The same of a group.
+    /// A group's name or number; `None`: the group that the process runs as.
     pub group: Option<String>,
 }
 

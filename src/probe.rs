@@ -37,7 +37,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Of what a check received so many characters are kept.
+/// How many characters are kept of what a check received.
 const MAX_TRANSCRIPT: usize = 500;
 /// After the answer a server may have so many bytes more to send, and so much time for it, but
 /// never so much that the next check would be late.
@@ -46,7 +46,7 @@ const MAX_DISCONNECT_TIME: Duration = Duration::from_secs(1);
 
 /// What one check found.
 #[derive(Debug)]
-pub struct Report {
+pub struct CheckReport {
     pub result: CheckResult,
     pub finding: Finding,
     /// What was received, in short; never with a secret in it.
@@ -169,11 +169,11 @@ impl Probe {
 
     /// One check, under one deadline from the connect to the answer. The connection is still to be
     /// ended by the [`Disconnect`]. `random` is for what must not be guessed.
-    pub async fn ask(&self, random: u64) -> (Report, Option<Disconnect>) {
+    pub async fn ask(&self, random: u64) -> (CheckReport, Option<Disconnect>) {
         let protocol = match &self.exchange {
             Exchange::Stream(protocol) => protocol,
             Exchange::Datagram(question) => {
-                // Its upper bits, which are as good as any.
+                // The upper bits: all bits of the number are random.
                 let id = (random >> 48) as u16;
                 let report = datagram::ask(question, &self.addr, id, self.timeout).await;
                 return (report, None);
@@ -203,7 +203,7 @@ impl Probe {
                 (Answer::new(CheckResult::Timeout, text), None)
             }
         };
-        let report = Report {
+        let report = CheckReport {
             result: answer.result,
             finding: answer.finding,
             // Servers and certificates may send a lot.

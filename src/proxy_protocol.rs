@@ -3,13 +3,13 @@
 //! The parser is strict: it refuses bytes that the specification does not allow as soon as they
 //! have arrived.
 
-mod refusal;
+mod invalid_header;
 mod tlv;
 mod v1;
 mod v2;
 mod watch;
 
-pub use refusal::Refusal;
+pub use invalid_header::InvalidHeader;
 pub use v1::encode as encode_v1;
 pub use v2::{encode as encode_v2, encode_datagram as encode_v2_datagram};
 pub use watch::Watch;
@@ -52,13 +52,13 @@ pub struct Parser {
 
 impl Parser {
     /// `bytes` are all bytes so far, at every call from the first one on. `None`: more are needed.
-    pub fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Header<'a>>, Refusal> {
+    pub fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Header<'a>>, InvalidHeader> {
         if begins(bytes, SIGNATURE_V1) {
             v1::parse(bytes)
         } else if begins(bytes, SIGNATURE_V2) {
             v2::parse(bytes, &mut self.tlvs)
         } else {
-            Err(Refusal::NoHeader)
+            Err(InvalidHeader::NoHeader)
         }
     }
 }

@@ -13,17 +13,18 @@ use proptest::{collection::vec, prelude::*};
 use std::net::{IpAddr, SocketAddr};
 use table::{Vector, binary, summed, tlv};
 use tembuku::internals::proxy_protocol::{
-    Addresses, Header, Parser, Refusal, encode_v1, encode_v2,
+    Addresses, Header, InvalidHeader, Parser, encode_v1, encode_v2,
 };
 
-fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
+fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     Parser::default().parse(bytes)
 }
 
 /// The verdict, however the bytes arrive.
 #[track_caller]
-fn judge(name: &str, bytes: &[u8], header: usize, verdict: &Result<Addresses, Refusal>) {
-    let same = |found: Result<Option<Header<'_>>, Refusal>, how: &str| match (found, verdict) {
+fn judge(name: &str, bytes: &[u8], header: usize, verdict: &Result<Addresses, InvalidHeader>) {
+    let same = |found: Result<Option<Header<'_>>, InvalidHeader>, how: &str| match (found, verdict)
+    {
         (Ok(Some(found)), Ok(addresses)) => {
             assert_eq!(&found.addresses, addresses, "{name}, {how}");
             assert_eq!(found.taken, header, "{name}, {how}");

@@ -125,7 +125,7 @@ fn class(age: Duration) -> usize {
 mod tests {
     use super::*;
     use crate::session::registry::{
-        Arrival, Descriptors, Kind,
+        Arrival, Descriptors, SessionKind,
         tests::{arrival, origin},
     };
 
@@ -134,7 +134,7 @@ mod tests {
         let now = Instant::now();
         let descriptors = Arc::new(Descriptors::new(200, 0, 0));
         let sessions = Arc::new(Sessions::new(1, 100, 0, &descriptors, now));
-        let origin = origin(Kind::Connection);
+        let origin = origin(SessionKind::Connection);
         // One of each age from 0 to 99 s.
         let live: Vec<_> = (0..100)
             .map(|n| {

@@ -7,7 +7,7 @@ use super::{
     lifetime::Lifetime,
     overview::Rows,
     page, readiness, reload,
-    render::{Kind, Part, Renderer, SharedBody},
+    render::{DocumentKind, Part, Renderer, SharedBody},
     request::Refusal,
     sessions,
     stream::Stream,
@@ -45,8 +45,9 @@ use tokio_util::sync::CancellationToken;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// No connection lasts longer: clients that do not read cannot occupy all of them for ever.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// The same on the unix socket, where a reload may wait for others and for a resolver. A response
-/// that is made while it is read has this time from one piece to the next.
+/// The longest time of a connection on the unix socket, where a reload may wait for others and for
+/// a resolver. A response that is made while it is read may take as long from one piece to the
+/// next.
 const CONTROL_LIFETIME: Duration = Duration::from_secs(150);
 /// Each scraper keeps a connection; beyond this number the oldest is closed.
 const MAX_CONNECTIONS: usize = 64;
@@ -119,7 +120,8 @@ enum Access {
     Control,
 }
 
-/// Serves one connection in a task of its own. `door_end`: it answers what was asked until then.
+/// Serves one connection in a task of its own. Once `door_end` is cancelled, it answers the
+/// requests that it has, and closes.
 fn serve_connection<S>(
     stream: S,
     access: Access,
@@ -181,7 +183,7 @@ async fn answer(
     }
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = match request.uri().path() {
-        path if !reading && (Kind::at(path).is_some() || is_probe(path)) => {
+        path if !reading && (DocumentKind::at(path).is_some() || is_probe(path)) => {
             let refused = text(StatusCode::METHOD_NOT_ALLOWED, "read only: GET or HEAD\n");
             allowing(refused, "GET, HEAD")
         }
@@ -194,7 +196,7 @@ async fn answer(
             let answer = sessions::answer(request.method(), request.uri(), &state, &lifetime);
             streamed(answer, "GET")
         }
-        // Without a query it is a document as others.
+        // Without a query the answer is a document, as that of other paths.
         events::PATH if request.uri().query().is_some() => {
             let query = request.uri().query().unwrap_or_default();
             let page = events::answer(query, &state).await;
@@ -209,7 +211,7 @@ async fn answer(
         "/livez" => text(StatusCode::OK, "ok\n"),
         readiness::PATH => plain(readiness::answer(request.uri().query(), &state)),
         readiness::NODE_PATH => plain(readiness::node(&state).await),
-        path => match Kind::at(path) {
+        path => match DocumentKind::at(path) {
             Some(kind) => document(kind, &request, &renderer).await,
             None => text(
                 StatusCode::NOT_FOUND,
@@ -250,7 +252,7 @@ fn is_of_socket(path: &str) -> bool {
     is_command(path) || streamed.contains(&path)
 }
 
-/// `methods`: those that the path has.
+/// `methods`: those that the path accepts.
 fn streamed(answer: Result<Stream, Refusal>, methods: &'static str) -> Response<Body> {
     match answer {
         Ok(stream) => {
@@ -303,7 +305,11 @@ fn is_probe(path: &str) -> bool {
 }
 
 /// For HEAD nothing is rendered.
-async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> Response<Body> {
+async fn document<B>(
+    kind: DocumentKind,
+    request: &Request<B>,
+    renderer: &Renderer,
+) -> Response<Body> {
     let part = match part(kind, request.uri().query().unwrap_or_default()) {
         Ok(part) => part,
         Err(refusal) => return refused(refusal, "GET, HEAD"),
@@ -315,7 +321,7 @@ async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> R
         Some(body) => {
             let body = Either::Right(Either::Left(body));
             let mut response = with_type(StatusCode::OK, kind.content_type(), body);
-            if kind == Kind::Page {
+            if kind == DocumentKind::Page {
                 let policy = page::content_security_policy();
                 (response.headers_mut()).insert(CONTENT_SECURITY_POLICY, policy);
             }
@@ -329,15 +335,19 @@ async fn document<B>(kind: Kind, request: &Request<B>, renderer: &Renderer) -> R
 }
 
 /// By the query: `after=NUMBER`, of the last sample that the client has, and the rows.
-fn part(kind: Kind, query: &str) -> Result<Part, Refusal> {
+fn part(kind: DocumentKind, query: &str) -> Result<Part, Refusal> {
     let mut part = Part::default();
     match kind {
-        Kind::History | Kind::Overview => {}
-        Kind::Page | Kind::Metrics | Kind::Status | Kind::Events | Kind::Ages => return Ok(part),
+        DocumentKind::History | DocumentKind::Overview => {}
+        DocumentKind::Page
+        | DocumentKind::Metrics
+        | DocumentKind::Status
+        | DocumentKind::Events
+        | DocumentKind::Ages => return Ok(part),
     }
     let mut fields = Fields::of_query(query)?;
     part.after = fields.number("after", u64::MAX)?.unwrap_or_default();
-    if kind == Kind::History {
+    if kind == DocumentKind::History {
         fields.finish(&["after"])?;
         return Ok(part);
     }

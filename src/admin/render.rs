@@ -33,7 +33,7 @@ const MAX_BYTES: u64 = 64 * 1024 * 1024;
 const PIECE: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum DocumentKind {
     Page,
     Metrics,
     Status,
@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Overview,
 }
 
-impl Kind {
+impl DocumentKind {
     const COUNT: usize = 7;
     const ALL: [Self; Self::COUNT] = [
         Self::Page,
@@ -91,10 +91,10 @@ struct Queue {
 /// Which part of a document is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Part {
-    /// The number of the last sample that the client has: of [`Kind::History`] and
-    /// [`Kind::Overview`].
+    /// The number of the last sample that the client has: of [`DocumentKind::History`] and
+    /// [`DocumentKind::Overview`].
     pub(super) after: u64,
-    /// Of [`Kind::Overview`].
+    /// Of [`DocumentKind::Overview`].
     pub(super) rows: Rows,
 }
 
@@ -106,7 +106,7 @@ struct Request {
 
 /// Requests for the same document.
 struct Batch {
-    kind: Kind,
+    kind: DocumentKind,
     part: Part,
     requests: Vec<Request>,
 }
@@ -121,7 +121,7 @@ enum Task {
 #[derive(Default)]
 struct Requests {
     /// By kind.
-    waiting: [Vec<Request>; Kind::COUNT],
+    waiting: [Vec<Request>; DocumentKind::COUNT],
     /// The kind that is served first: kinds are served in rotation.
     first: usize,
     is_closed: bool,
@@ -138,7 +138,7 @@ impl Renderer {
     }
 
     /// `None` if it cannot be made. Dropping the future withdraws the request.
-    pub(super) async fn document(&self, kind: Kind, part: Part) -> Option<SharedBody> {
+    pub(super) async fn document(&self, kind: DocumentKind, part: Part) -> Option<SharedBody> {
         let (reply, receive) = oneshot::channel();
         self.0.lock().waiting[kind as usize].push(Request { part, reply });
         self.0.changed.notify_one();
@@ -180,15 +180,15 @@ impl Queue {
 
 impl Requests {
     fn take(&mut self) -> Option<Batch> {
-        for n in 0..Kind::COUNT {
-            let kind = Kind::ALL[(self.first + n) % Kind::COUNT];
+        for n in 0..DocumentKind::COUNT {
+            let kind = DocumentKind::ALL[(self.first + n) % DocumentKind::COUNT];
             let waiting = &mut self.waiting[kind as usize];
             waiting.retain(|request| !request.reply.is_closed());
             if let Some(first) = waiting.first() {
                 let part = first.part.clone();
                 let requests = waiting.extract_if(.., |request| request.part == part);
                 let requests = requests.collect();
-                self.first = (kind as usize + 1) % Kind::COUNT;
+                self.first = (kind as usize + 1) % DocumentKind::COUNT;
                 return Some(Batch {
                     kind,
                     part,
@@ -247,18 +247,20 @@ fn render(batch: Batch, state: &State, history: &History, kept: &mut Kept) {
     }
 }
 
-fn make(kind: Kind, part: &Part, state: &State, history: &History) -> Option<Vec<Bytes>> {
+fn make(kind: DocumentKind, part: &Part, state: &State, history: &History) -> Option<Vec<Bytes>> {
     let whole = match kind {
-        Kind::Metrics => return Some(scrape(state)),
-        Kind::Page => page::render(state),
-        Kind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
-        Kind::Events => serde_json::to_string_pretty(&state.journal.since(None)).ok()? + "\n",
-        Kind::History => history.write(state.started, part.after),
-        Kind::Overview => {
+        DocumentKind::Metrics => return Some(scrape(state)),
+        DocumentKind::Page => page::render(state),
+        DocumentKind::Status => serde_json::to_string_pretty(&status::of(state)).ok()? + "\n",
+        DocumentKind::Events => {
+            serde_json::to_string_pretty(&state.journal.since(None)).ok()? + "\n"
+        }
+        DocumentKind::History => history.write(state.started, part.after),
+        DocumentKind::Overview => {
             let overview = overview::of(state, history, &part.rows, part.after);
             serde_json::to_string(&overview).ok()? + "\n"
         }
-        Kind::Ages => serde_json::to_string(&ages::of(state)).ok()? + "\n",
+        DocumentKind::Ages => serde_json::to_string(&ages::of(state)).ok()? + "\n",
     };
     Some(in_pieces(&whole))
 }
@@ -385,7 +387,7 @@ mod tests {
     }
 
     /// The kind that is rendered next, and for how many requests.
-    fn next(requests: &mut Requests) -> Option<(Kind, usize)> {
+    fn next(requests: &mut Requests) -> Option<(DocumentKind, usize)> {
         let taken = requests.take();
         taken.map(|batch| (batch.kind, batch.requests.len()))
     }
@@ -394,7 +396,7 @@ mod tests {
     fn requests_share_a_document_and_kinds_take_turns() {
         let mut requests = Requests::default();
         let mut receivers = Vec::new();
-        let mut ask_after = |requests: &mut Requests, kind: Kind, after: u64| {
+        let mut ask_after = |requests: &mut Requests, kind: DocumentKind, after: u64| {
             let (reply, receive) = oneshot::channel();
             let rows = Rows::default();
             let part = Part { after, rows };
@@ -403,19 +405,23 @@ mod tests {
         };
         assert_eq!(next(&mut requests), None);
         for after in [7, 8, 7] {
-            ask_after(&mut requests, Kind::History, after);
+            ask_after(&mut requests, DocumentKind::History, after);
         }
-        assert_eq!(next(&mut requests), Some((Kind::History, 2)));
-        assert_eq!(next(&mut requests), Some((Kind::History, 1)));
+        assert_eq!(next(&mut requests), Some((DocumentKind::History, 2)));
+        assert_eq!(next(&mut requests), Some((DocumentKind::History, 1)));
         let mut ask = |requests: &mut Requests, kind| ask_after(requests, kind, 0);
-        for kind in [Kind::Metrics, Kind::Events, Kind::Metrics] {
+        for kind in [
+            DocumentKind::Metrics,
+            DocumentKind::Events,
+            DocumentKind::Metrics,
+        ] {
             ask(&mut requests, kind);
         }
-        assert_eq!(next(&mut requests), Some((Kind::Metrics, 2)));
+        assert_eq!(next(&mut requests), Some((DocumentKind::Metrics, 2)));
         // A client that asks for the same all the time does not keep others waiting.
-        ask(&mut requests, Kind::Metrics);
-        assert_eq!(next(&mut requests), Some((Kind::Events, 1)));
-        assert_eq!(next(&mut requests), Some((Kind::Metrics, 1)));
+        ask(&mut requests, DocumentKind::Metrics);
+        assert_eq!(next(&mut requests), Some((DocumentKind::Events, 1)));
+        assert_eq!(next(&mut requests), Some((DocumentKind::Metrics, 1)));
         assert_eq!(next(&mut requests), None);
     }
 
@@ -423,7 +429,7 @@ mod tests {
     fn nothing_is_rendered_for_clients_that_disconnected() {
         let mut requests = Requests::default();
         let (reply, receive) = oneshot::channel();
-        requests.waiting[Kind::Metrics as usize].push(Request {
+        requests.waiting[DocumentKind::Metrics as usize].push(Request {
             part: Part::default(),
             reply,
         });

@@ -11,7 +11,7 @@ use crate::{
     control::State,
     session::{
         filter::{Filter, Found, Scope, Selection},
-        registry::{Kind, Sessions},
+        registry::{SessionKind, Sessions},
     },
 };
 use hyper::{Method, StatusCode, Uri};
@@ -71,8 +71,8 @@ impl<'a> Row<'a> {
             id: session.id,
             listener: &session.origin.listener,
             protocol: match session.origin.kind {
-                Kind::Connection => "tcp",
-                Kind::Flow => "udp",
+                SessionKind::Connection => "tcp",
+                SessionKind::Flow => "udp",
             },
             client: session.client().to_string(),
             peer: session.peer.to_string(),

@@ -33,10 +33,10 @@ pub(super) struct Process {
     pub(super) started: String,
     pub(super) uptime_seconds: u64,
     pub(super) state: &'static str,
-    /// Of the node, by the operator: "ready" or "drain".
+    /// What the operator has set for the node: "ready" or "drain".
     pub(super) admin_state: &'static str,
     pub(super) workers: usize,
-    /// Of the effective configuration.
+    /// The hash of the configuration in effect.
     pub(super) config_hash: String,
     pub(super) connections: u64,
     pub(super) max_connections: u64,
@@ -106,7 +106,7 @@ pub(super) struct Upstream {
     /// Equal on nodes that pick the same backends by key while the same are up; null for policies
     /// without a key.
     pub(super) ring_hash: Option<String>,
-    /// The same with what is up now.
+    /// The same of the backends that are up now.
     pub(super) effective_hash: Option<String>,
     /// `None`: it has no source of backends.
     pub(super) discovery: Option<Discovery>,
@@ -124,11 +124,11 @@ pub(super) struct Backend {
     pub(super) resolved: Vec<String>,
     pub(super) state: &'static str,
     pub(super) why: String,
-    /// Of the operator: "ready", "drain" or "maint".
+    /// What the operator has set: "ready", "drain" or "maint".
     pub(super) admin_state: &'static str,
     /// Since when; null while it is "ready".
     pub(super) admin_state_since: Option<String>,
-    /// Of the last failed connect, if there was one.
+    /// When a connect failed last; null: none has.
     pub(super) last_failure: Option<String>,
     /// Since when the admin state, or else the verdict of the checks, is what it is; null before
     /// the first change.
@@ -147,7 +147,7 @@ pub(super) struct Backend {
     /// Since when the weight is the operator's; null: it is that of the file.
     pub(super) weight_since: Option<String>,
     pub(super) backup: bool,
-    /// Of this node; 0: no limit.
+    /// The limit on this node; 0: none.
     pub(super) max_connections: u64,
     /// What `least_time` compares, in seconds; null for other policies.
     pub(super) average_time: Option<f64>,

@@ -1,7 +1,7 @@
 //! `tembuku drain`, `ready` and `maint`: what the operator wants of backends.
 
 use super::{
-    client::{At, Client, encode},
+    client::{AdminClient, At, encode},
     code, complain, say,
     sessions::{self, Summary},
 };
@@ -153,7 +153,11 @@ impl FromStr for Name {
 }
 
 /// Sets one backend, for [`super::top`]; what has changed, in one line.
-pub(super) fn set(client: &Client, name: &Name, admin_state: AdminState) -> Result<String, String> {
+pub(super) fn set(
+    client: &AdminClient,
+    name: &Name,
+    admin_state: AdminState,
+) -> Result<String, String> {
     let order = json!({ "admin_state": admin_state.word() });
     let target = Target::Backend(name.clone());
     let changes = put(client, &target, admin_state, &order)?;
@@ -215,7 +219,7 @@ fn run(
     wait: Option<Duration>,
     goal: Goal,
 ) -> ExitCode {
-    let client = match Client::find(&which.at) {
+    let client = match AdminClient::find(&which.at) {
         Ok(client) => client,
         Err(why) => {
             complain(&why);
@@ -254,7 +258,7 @@ fn run(
 }
 
 fn run_for_node(
-    client: &Client,
+    client: &AdminClient,
     admin_state: AdminState,
     wait: Option<Duration>,
 ) -> Result<(), String> {
@@ -289,7 +293,7 @@ fn run_for_node(
 
 /// What has changed.
 fn put(
-    client: &Client,
+    client: &AdminClient,
     target: &Target,
     admin_state: AdminState,
     order: &Value,
@@ -356,7 +360,7 @@ impl Goal {
 
 impl Pending {
     /// What is missing, with what is known of the sessions.
-    fn describe(&self, client: &Client, goal: Goal) -> String {
+    fn describe(&self, client: &AdminClient, goal: Goal) -> String {
         let is_listed = goal == Goal::NoSessions && self.sessions <= MOST_LISTED;
         let Name { upstream, backend } = &self.name;
         let summary = is_listed.then(|| sessions::summarize(client, upstream, backend));
@@ -380,7 +384,7 @@ impl Pending {
 
 /// Shows what is pending: on a terminal every second, else when it changes.
 fn wait_for(
-    client: &Client,
+    client: &AdminClient,
     mut left: Vec<Name>,
     admin_state: AdminState,
     timeout: Duration,
@@ -417,7 +421,7 @@ fn wait_for(
 
 /// Those that are still pending; of the others it says that they are done.
 fn look(
-    client: &Client,
+    client: &AdminClient,
     left: Vec<Name>,
     admin_state: AdminState,
     goal: Goal,

@@ -3,7 +3,8 @@
 use super::ConfigFile;
 use crate::{
     cli::response::{
-        self, Events, History, Refusal, ReloadProblems, ReloadReport, Status, clean, clean_lines,
+        self, CommandError, Events, History, ReloadProblems, ReloadReport, Status, clean,
+        clean_lines,
     },
     config,
     control::reload::Mode,
@@ -23,10 +24,10 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A reload may wait for others, for name servers and for files.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
-/// No answer of ours is as long.
+/// A longer answer is not one of tembuku.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// Of an answer that is read line by line.
+/// The longest line of an answer that is read line by line.
 const MOST_OF_LINE: u64 = 1 << 20;
 
 /// Where the process is to be found.
@@ -40,7 +41,7 @@ pub(super) struct At {
 }
 
 #[derive(Debug)]
-pub(super) struct Client(PathBuf);
+pub(super) struct AdminClient(PathBuf);
 
 pub(super) struct Readiness {
     pub(super) is_ready: bool,
@@ -54,7 +55,7 @@ pub(super) struct Reload {
     pub(super) sent: String,
 }
 
-impl Client {
+impl AdminClient {
     /// Errors are whole messages.
     pub(super) fn find(at: &At) -> Result<Self, String> {
         if let Some(path) = &at.socket {
@@ -155,7 +156,7 @@ impl Client {
         self.lines_within(method, path, body, PATIENCE)
     }
 
-    /// The same; `patience`: for each line.
+    /// As [`Self::lines`], with another limit for each line.
     pub(super) fn lines_within(
         &self,
         method: &str,
@@ -185,7 +186,7 @@ impl Client {
 
     fn refusal(&self, path: &str, code: u16, answer: &str) -> String {
         match response::read(answer) {
-            Ok(Refusal { error, hint }) => {
+            Ok(CommandError { error, hint }) => {
                 format!("error: {}\n  hint: {}\n", clean(&error), clean(&hint))
             }
             Err(why) => self.strange(path, &format!("the code is {code}, and {why}")),
@@ -254,7 +255,7 @@ impl Client {
 
 /// Asks a process with this admin socket to give up its addresses, which it does while it drains.
 pub(super) fn request_release(socket: PathBuf) -> bool {
-    let response = Client(socket).call("POST", "/api/v1/release", "", PATIENCE);
+    let response = AdminClient(socket).call("POST", "/api/v1/release", "", PATIENCE);
     matches!(response, Ok((200, _)))
 }
 
@@ -271,7 +272,7 @@ pub(super) fn encode(name: &str) -> String {
 
 /// The lines of an answer that is read while it is made.
 pub(super) struct Lines<'a> {
-    client: &'a Client,
+    client: &'a AdminClient,
     path: String,
     patience: Duration,
     answer: BufReader<Socket>,

@@ -1,7 +1,7 @@
 //! `tembuku events`: the journal of a running process.
 
 use super::{
-    client::{At, Client},
+    client::{AdminClient, At},
     code, complain,
 };
 use crate::cli::response::{Event, Events, clean};
@@ -36,10 +36,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(args: &Arguments) -> ExitCode {
-    code(Client::find(&args.at).and_then(|client| show(&client, args)))
+    code(AdminClient::find(&args.at).and_then(|client| show(&client, args)))
 }
 
-fn show(client: &Client, args: &Arguments) -> Result<(), String> {
+fn show(client: &AdminClient, args: &Arguments) -> Result<(), String> {
     let mut printer = Printer {
         is_json: args.json,
         shown: BTreeMap::new(),
@@ -65,7 +65,7 @@ fn show(client: &Client, args: &Arguments) -> Result<(), String> {
 }
 
 /// The next page; a process that is restarted is waited for.
-fn next(client: &Client, cursor: &str) -> Result<Events, String> {
+fn next(client: &AdminClient, cursor: &str) -> Result<Events, String> {
     let began = Instant::now();
     let mut has_complained = false;
     loop {

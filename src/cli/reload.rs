@@ -1,7 +1,7 @@
 //! `tembuku reload`: a running process reads its configuration file again.
 
 use super::{
-    client::{At, Client, Reload},
+    client::{AdminClient, At, Reload},
     code, complain, say,
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
         true => Mode::DryRun,
         false => Mode::Apply,
     };
-    let reloaded = Client::find(&args.at).and_then(|client| client.reload(mode));
+    let reloaded = AdminClient::find(&args.at).and_then(|client| client.reload(mode));
     let shown = reloaded.and_then(|Reload { report, sent }| {
         for warning in &report.warnings {
             complain(&format!("warning: {}\n", clean(warning)));

@@ -504,7 +504,7 @@ pub(super) struct ReloadProblems {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct CommandError {
     pub(super) error: String,
     pub(super) hint: String,
 }

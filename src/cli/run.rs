@@ -4,7 +4,7 @@ use super::{client, complain, doors::Doors};
 use crate::{
     control::{
         DelayEnd, Prepared, Server, ServiceManager, StartError, StartErrors,
-        reload::{self, Mode, ReloadError, Report},
+        reload::{self, Mode, ReloadError, ReloadReport},
         reload_on_change,
         upgrade::{
             self, UpgradeError,
@@ -328,7 +328,7 @@ async fn reload(
     signals: &mut Signals,
     file: Option<&Path>,
     mode: Mode,
-) -> Option<Result<Report, ReloadError>> {
+) -> Option<Result<ReloadReport, ReloadError>> {
     let state = Arc::clone(&server.state);
     let mut preparing = pin!(reload::prepare(file, &state, mode));
     let candidate = loop {

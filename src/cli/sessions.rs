@@ -1,7 +1,7 @@
 //! `tembuku sessions`: the live sessions of a running process.
 
 use super::{
-    client::{At, Client, Lines, encode},
+    client::{AdminClient, At, Lines, encode},
     code, complain, say,
     table::{Row, Widths},
 };
@@ -99,10 +99,10 @@ impl Filters {
 }
 
 pub(super) fn run(args: &Sessions) -> ExitCode {
-    code(Client::find(&args.at).and_then(|client| show(args, &client)))
+    code(AdminClient::find(&args.at).and_then(|client| show(args, &client)))
 }
 
-fn show(args: &Sessions, client: &Client) -> Result<(), String> {
+fn show(args: &Sessions, client: &AdminClient) -> Result<(), String> {
     let fields = args.filters.fields();
     let limit = Some(("limit", args.limit.to_string())).filter(|_| args.limit > 0);
     let query = fields.into_iter().chain(limit);
@@ -145,7 +145,11 @@ pub(super) struct Summary {
 }
 
 /// Asks for every session of a backend.
-pub(super) fn summarize(client: &Client, upstream: &str, backend: &str) -> Result<Summary, String> {
+pub(super) fn summarize(
+    client: &AdminClient,
+    upstream: &str,
+    backend: &str,
+) -> Result<Summary, String> {
     let (upstream, backend) = (encode(upstream), encode(backend));
     let path = format!("{PATH}?upstream={upstream}&backend={backend}");
     let mut lines = client.lines("GET", &path, "")?;
@@ -163,7 +167,7 @@ pub(super) fn summarize(client: &Client, upstream: &str, backend: &str) -> Resul
 }
 
 /// The sessions that match a query, and whether there are more.
-pub(super) fn list(client: &Client, query: &str) -> Result<(Vec<Session>, bool), String> {
+pub(super) fn list(client: &AdminClient, query: &str) -> Result<(Vec<Session>, bool), String> {
     let path = format!("{PATH}?{query}");
     let mut lines = client.lines("GET", &path, "")?;
     let (mut sessions, mut last) = (Vec::new(), String::new());

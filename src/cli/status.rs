@@ -1,7 +1,7 @@
 //! `tembuku status`: listeners, upstreams and backends of a running process.
 
 use super::{
-    client::{At, Client, Readiness},
+    client::{AdminClient, At, Readiness},
     code, complain, say,
     table::{Row, table},
 };
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Status) -> ExitCode {
     if args.node {
         return node(&args.at);
     }
-    let status = Client::find(&args.at).and_then(|client| client.status());
+    let status = AdminClient::find(&args.at).and_then(|client| client.status());
     let shown = status.map(|(status, sent)| match args.json {
         true => sent,
         false => text(&status),
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Status) -> ExitCode {
 
 /// The answer goes to standard output, also when the node is not ready.
 fn node(at: &At) -> ExitCode {
-    match Client::find(at).and_then(|client| client.node_readiness()) {
+    match AdminClient::find(at).and_then(|client| client.node_readiness()) {
         Ok(Readiness { is_ready, text }) => match say(&clean_lines(&text)) {
             Ok(()) if is_ready => ExitCode::SUCCESS,
             written => {
@@ -125,7 +125,7 @@ fn text(status: &response::Status) -> String {
     out
 }
 
-/// Of listeners of UDP, if there are any.
+/// The datagrams of UDP listeners, if there are any.
 fn datagrams(listeners: &[Listener]) -> String {
     let mut rows = vec![Row::of(
         ["datagrams"],

@@ -1,7 +1,7 @@
 //! `tembuku kill` and `tembuku rebalance`: terminations that last as long as the command.
 
 use super::{
-    client::{At, Client},
+    client::{AdminClient, At},
     code, complain, say,
     sessions::{Filters, reason},
     table::{Row, table},
@@ -92,10 +92,10 @@ pub(super) fn kill(args: &Kill) -> ExitCode {
         });
         return ExitCode::from(2);
     }
-    code(Client::find(&args.at).and_then(|client| run_kill(args, &client)))
+    code(AdminClient::find(&args.at).and_then(|client| run_kill(args, &client)))
 }
 
-fn run_kill(args: &Kill, client: &Client) -> Result<(), String> {
+fn run_kill(args: &Kill, client: &AdminClient) -> Result<(), String> {
     let fields = args.filters.fields().into_iter();
     let fields = fields.map(|(name, value)| (name.to_owned(), Value::from(value)));
     let mut fields: Map<String, Value> = fields.collect();
@@ -119,10 +119,10 @@ fn run_kill(args: &Kill, client: &Client) -> Result<(), String> {
 }
 
 pub(super) fn rebalance(args: &Rebalance) -> ExitCode {
-    code(Client::find(&args.at).and_then(|client| run_rebalance(args, &client)))
+    code(AdminClient::find(&args.at).and_then(|client| run_rebalance(args, &client)))
 }
 
-fn run_rebalance(args: &Rebalance, client: &Client) -> Result<(), String> {
+fn run_rebalance(args: &Rebalance, client: &AdminClient) -> Result<(), String> {
     let mut fields = Map::new();
     fields.insert("upstream".to_owned(), json!(args.upstream));
     let body = args.how.add_to(fields);

@@ -12,7 +12,7 @@ mod tests;
 mod ui;
 
 use super::{
-    client::{At, Client},
+    client::{AdminClient, At},
     code, complain,
 };
 use clap::{Args, ValueEnum};
@@ -129,7 +129,7 @@ impl Sort {
 }
 
 pub(super) fn run(args: &Arguments) -> ExitCode {
-    let client = match Client::find(&args.at) {
+    let client = match AdminClient::find(&args.at) {
         Ok(client) => client,
         Err(why) => {
             complain(&why);
@@ -168,7 +168,7 @@ enum Event {
     Signal(u8),
 }
 
-fn show(client: Client, mut ui: Ui) -> io::Result<ExitCode> {
+fn show(client: AdminClient, mut ui: Ui) -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;

@@ -1,7 +1,7 @@
 //! `tembuku upgrade`: another process takes over from a running one.
 
 use super::{
-    client::{At, Client},
+    client::{AdminClient, At},
     code, say,
 };
 use crate::cli::response::{self, UpgradeStep, clean, clean_lines};
@@ -29,10 +29,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(args: &Arguments) -> ExitCode {
-    code(Client::find(&args.at).and_then(|client| upgrade(args, &client)))
+    code(AdminClient::find(&args.at).and_then(|client| upgrade(args, &client)))
 }
 
-fn upgrade(args: &Arguments, client: &Client) -> Result<(), String> {
+fn upgrade(args: &Arguments, client: &AdminClient) -> Result<(), String> {
     // The process may have another folder as its own.
     let binary = args.binary.as_ref().map(std::path::absolute).transpose();
     let binary = binary.map_err(|e| format!("error: --binary: {e}\n"))?;

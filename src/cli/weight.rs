@@ -2,7 +2,7 @@
 
 use super::{
     admin_state::Name,
-    client::{At, Client},
+    client::{AdminClient, At},
     code, say,
 };
 use crate::{cli::response::WeightChange, plan::MOST_WEIGHT};
@@ -37,12 +37,16 @@ pub(super) fn run(args: &Arguments) -> ExitCode {
         at,
         ..
     } = args;
-    let changed = Client::find(at).and_then(|client| set(&client, backend, *weight));
+    let changed = AdminClient::find(at).and_then(|client| set(&client, backend, *weight));
     code(changed.and_then(|what| say(&(what + "\n"))))
 }
 
 /// What has changed, in one line. `None`: the weight of the file again.
-pub(super) fn set(client: &Client, backend: &Name, weight: Option<u32>) -> Result<String, String> {
+pub(super) fn set(
+    client: &AdminClient,
+    backend: &Name,
+    weight: Option<u32>,
+) -> Result<String, String> {
     let body = json!({ "weight": weight });
     let change: WeightChange = client.post(&backend.path(), &body)?;
     match is_answer(backend, weight, &change) {

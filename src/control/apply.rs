@@ -60,7 +60,7 @@ pub(super) struct Runtime {
     facts: Facts,
     exporter: Exporter,
     pub(super) process: Arc<Process>,
-    /// Of sessions that begin now.
+    /// The access logs of sessions that begin from now on.
     open_logs: OpenLogs,
     pub(super) journal: Arc<Journal>,
     pub(super) manager: ServiceManager,
@@ -69,7 +69,7 @@ pub(super) struct Runtime {
     /// Copies of sockets that it is to keep, once this process is its main one.
     unstored: Vec<(String, Vec<OwnedFd>)>,
     descriptors: Arc<Descriptors>,
-    /// Of flows, over all workers.
+    /// The sockets that flows may have, over all workers.
     sockets: Arc<FlowSockets>,
     workers: Workers,
     resolver: Resolver,
@@ -447,7 +447,7 @@ impl Runtime {
         &self.plan
     }
 
-    /// Of all terminations.
+    /// The rate of terminations, over all upstreams.
     pub(super) fn pace(&self) -> &Arc<Mutex<Pace>> {
         &self.pace
     }

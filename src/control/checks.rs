@@ -3,7 +3,7 @@
 use super::supervise::supervised;
 use crate::{
     plan::{Check, SendProxy, reason::CheckResult},
-    probe::{CheckCredentials, Probe, Report, Secret},
+    probe::{CheckCredentials, CheckReport, Probe, Secret},
     sys::blocking,
     upstream::{
         backend::Backend,
@@ -24,8 +24,8 @@ use std::{
 use tokio::{sync::Notify, task::AbortHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// From the beginning of one check to that of the next, at least: a server whose role changes with
-/// every answer requests checks all the time.
+/// The least time from the beginning of one check to that of the next. A server whose role changes
+/// with every answer would otherwise be checked without a pause.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Common to all schedules of the process.
@@ -49,7 +49,8 @@ pub(super) struct Checks {
     renewals: AtomicU64,
     /// Whether the password is being read again. One at a time: a read that hangs holds a thread.
     is_reading: AtomicBool,
-    /// A role has moved, or no backend is well any more: all are checked at once.
+    /// Notified when all backends are to be checked at once: a role has moved, or no backend is
+    /// well any more.
     check_now: Notify,
     shared: Shared,
 }
@@ -228,7 +229,7 @@ impl AddressChecks {
             }
             if refused {
                 checks.reload_password().await;
-                // Whichever check has reloaded it.
+                // With the password that this check or another one has read again.
                 probe = checks.probe(&self.backend);
             }
             let in_doubt = judge.is_in_doubt() || !any_well;
@@ -241,7 +242,7 @@ impl AddressChecks {
     }
 
     /// Records what was found. Returns whether any address is well.
-    fn record(&self, judge: &mut Judge, report: Report, probe: &Probe, now: Instant) -> bool {
+    fn record(&self, judge: &mut Judge, report: CheckReport, probe: &Probe, now: Instant) -> bool {
         let checks = &self.checks;
         let metrics = &self.backend.metrics.checks;
         metrics.results[report.result as usize].add(1);
@@ -265,7 +266,7 @@ impl AddressChecks {
         checks.shared.checked.notify_one();
         if let Some(change) = change {
             let none_left = !any_well && change.from.is_up();
-            // Where one has lost a role, another has it now, and the other way round.
+            // A role that one server has lost, another one may have by now.
             let moved = change.from.is_other_role() != change.to.is_other_role();
             if none_left || moved && !change.first {
                 checks.check_now.notify_waiters();

@@ -5,7 +5,7 @@
 use crate::{
     handover::listeners::{self, ListeningRecord},
     plan::{Addr, Protocol},
-    sys::passed::{self, Kind, Passed},
+    sys::passed::{self, Passed, SocketKind},
 };
 use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
@@ -145,17 +145,17 @@ fn is_of(handed: &HandedSocket, wanted: Wanted<'_>) -> bool {
 
 fn is_at(passed: &Passed, wanted: Wanted<'_>) -> bool {
     match (&passed.kind, wanted.addr, wanted.protocol) {
-        (Some(Kind::Stream(at)), Addr::Tcp(address), Protocol::Tcp)
-        | (Some(Kind::Datagram(at)), Addr::Tcp(address), Protocol::Udp(_)) => at == address,
-        (Some(Kind::Unix(at)), Addr::Unix(path), _) => at == path,
+        (Some(SocketKind::Stream(at)), Addr::Tcp(address), Protocol::Tcp)
+        | (Some(SocketKind::Datagram(at)), Addr::Tcp(address), Protocol::Udp(_)) => at == address,
+        (Some(SocketKind::Unix(at)), Addr::Unix(path), _) => at == path,
         _ => false,
     }
 }
 
-fn shown(kind: &Kind) -> String {
+fn shown(kind: &SocketKind) -> String {
     match kind {
-        Kind::Stream(address) => format!("tcp {address}"),
-        Kind::Datagram(address) => format!("udp {address}"),
-        Kind::Unix(path) => format!("unix:{}", path.display()),
+        SocketKind::Stream(address) => format!("tcp {address}"),
+        SocketKind::Datagram(address) => format!("udp {address}"),
+        SocketKind::Unix(path) => format!("unix:{}", path.display()),
     }
 }

@@ -48,11 +48,11 @@ pub struct Prepared {
 /// What an upstream needs from outside.
 #[derive(Default)]
 pub(super) struct UpstreamInputs {
-    /// Of its checks; `None`: those that it has stay.
+    /// What its checks need; `None`: the credentials that they have stay.
     pub(super) credentials: Option<CheckCredentials>,
     /// For each backend of the plan, in that order.
     pub(super) addresses: Vec<Vec<Addr>>,
-    /// Of its source, if it has one.
+    /// Its source of backends, if it has one.
     pub(super) discovery: Option<PreparedDiscovery>,
 }
 

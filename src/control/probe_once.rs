@@ -7,7 +7,7 @@ use crate::{
         Addr, Check, CheckAt, CheckKind, Plan, Protocol, SessionAction, Tls, Upstream,
         reason::CheckResult,
     },
-    probe::{Probe, Report},
+    probe::{CheckReport, Probe},
     upstream::balance::Chance,
 };
 use ahash::RandomState;
@@ -33,7 +33,7 @@ pub struct ProbedBackend {
 #[derive(Debug)]
 pub enum Outcome {
     /// By the check of the upstream, or a connect where it has none.
-    Checked(Report),
+    Checked(CheckReport),
     /// It is down by the configuration.
     Disabled,
     NotResolved,
@@ -140,11 +140,11 @@ pub async fn probe_once(plan: &Plan) -> Result<Vec<ProbedBackend>, StartErrors> 
 }
 
 enum Asked {
-    Task(tokio::task::JoinHandle<Report>),
+    Task(tokio::task::JoinHandle<CheckReport>),
     Not(Outcome),
 }
 
-async fn ask(probe: Probe, places: Arc<Semaphore>) -> Report {
+async fn ask(probe: Probe, places: Arc<Semaphore>) -> CheckReport {
     // It is never closed.
     let _place = places.acquire().await;
     let mut chance = Chance::from_seed(RandomState::new().hash_one(()));

@@ -4,7 +4,7 @@
 mod forecast;
 mod report;
 
-pub use report::Report;
+pub use report::ReloadReport;
 
 use super::{Prepared, Server, StartErrors, State};
 use crate::{
@@ -32,7 +32,7 @@ pub struct Reloads {
 
 pub struct Request {
     pub mode: Mode,
-    reply: oneshot::Sender<Result<Report, ReloadError>>,
+    reply: oneshot::Sender<Result<ReloadReport, ReloadError>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub enum ReloadError {
 /// A plan that can be put into effect, and the report about it.
 pub struct Candidate {
     prepared: Prepared,
-    report: Report,
+    report: ReloadReport,
 }
 
 impl Reloads {
@@ -80,7 +80,7 @@ impl Reloads {
     }
 
     /// Waits for the reloads that were requested before, then for this one.
-    pub async fn request(&self, mode: Mode) -> Result<Report, ReloadError> {
+    pub async fn request(&self, mode: Mode) -> Result<ReloadReport, ReloadError> {
         let (reply, result) = oneshot::channel();
         let request = Request { mode, reply };
         let sent = self.requests.send(request).await;
@@ -109,7 +109,7 @@ impl Request {
         !self.reply.is_closed()
     }
 
-    pub fn reply(self, result: Result<Report, ReloadError>) {
+    pub fn reply(self, result: Result<ReloadReport, ReloadError>) {
         // The client may have disconnected.
         let _ = self.reply.send(result);
     }
@@ -141,7 +141,7 @@ pub async fn prepare(
     // Many clients are counted for the report.
     let (path, view) = (file.clone(), running.view());
     let report = move || {
-        let report = Report::new(&path, &view, &prepared);
+        let report = ReloadReport::new(&path, &view, &prepared);
         Candidate { prepared, report }
     };
     let candidate = blocking::call(blocking::LIMIT * 2, report).await;
@@ -161,7 +161,7 @@ impl Server {
         &mut self,
         candidate: Result<Candidate, ReloadError>,
         mode: Mode,
-    ) -> Result<Report, ReloadError> {
+    ) -> Result<ReloadReport, ReloadError> {
         match mode {
             Mode::DryRun => Ok(candidate?.report),
             Mode::Apply => {
@@ -181,7 +181,7 @@ impl Server {
     async fn apply_candidate(
         &mut self,
         candidate: Result<Candidate, ReloadError>,
-    ) -> Result<Report, ReloadError> {
+    ) -> Result<ReloadReport, ReloadError> {
         let Candidate {
             prepared,
             mut report,

@@ -14,23 +14,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub enum NameError {
     Unknown {
-        kind: Kind,
+        kind: AccountKind,
         name: String,
     },
     LookUp {
-        kind: Kind,
+        kind: AccountKind,
         name: String,
         source: nix::Error,
     },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum AccountKind {
     User,
     Group,
 }
 
-impl Kind {
+impl AccountKind {
     fn word(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -83,7 +83,7 @@ pub(super) async fn all(listeners: &[Listener]) -> Result<Vec<FileRights>, Vec<S
 
 fn look_up(listener: &Listener) -> Result<FileRights, StartError> {
     let unix = &listener.unix;
-    let number = |name: &Option<String>, kind: Kind| {
+    let number = |name: &Option<String>, kind: AccountKind| {
         let found = name.as_ref().map(|name| {
             let look_up = |name: &str| kind.look_up(name);
             number_of(name, kind, &look_up)
@@ -96,15 +96,15 @@ fn look_up(listener: &Listener) -> Result<FileRights, StartError> {
     };
     Ok(FileRights {
         mode: Mode::from_raw_mode(unix.mode),
-        owner: number(&unix.owner, Kind::User)?,
-        group: number(&unix.group, Kind::Group)?,
+        owner: number(&unix.owner, AccountKind::User)?,
+        group: number(&unix.group, AccountKind::Group)?,
     })
 }
 
 /// As chown does it: a name, and where there is none of that name a number.
 fn number_of(
     name: &str,
-    kind: Kind,
+    kind: AccountKind,
     look_up: &dyn Fn(&str) -> nix::Result<Option<u32>>,
 ) -> Result<u32, NameError> {
     match look_up(name) {
@@ -156,11 +156,11 @@ mod tests {
     #[test]
     fn a_name_before_a_number() {
         let known = |name: &str| Ok((name == "www" || name == "33").then_some(7));
-        assert_eq!(number_of("www", Kind::User, &known).ok(), Some(7));
-        assert_eq!(number_of("33", Kind::User, &known).ok(), Some(7));
-        assert_eq!(number_of("34", Kind::User, &known).ok(), Some(34));
+        assert_eq!(number_of("www", AccountKind::User, &known).ok(), Some(7));
+        assert_eq!(number_of("33", AccountKind::User, &known).ok(), Some(7));
+        assert_eq!(number_of("34", AccountKind::User, &known).ok(), Some(34));
         for name in ["nobody-here", "4294967295", "-1", "4294967296"] {
-            let error = number_of(name, Kind::Group, &known)
+            let error = number_of(name, AccountKind::Group, &known)
                 .expect_err(name)
                 .to_string();
             assert!(error.starts_with("there is no group"), "{error}");

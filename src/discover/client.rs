@@ -135,13 +135,13 @@ impl Ask {
 
 /// A whole answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub(super) status: StatusCode,
     pub(super) fields: HeaderMap,
     pub(super) body: Bytes,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// An error unless its status is a success.
     pub(super) fn ok(self) -> Result<Self, HttpError> {
         match self.status.is_success() {
@@ -156,7 +156,7 @@ impl Answer {
 }
 
 /// One server.
-pub(super) struct Client {
+pub(super) struct HttpClient {
     url: Result<Url, UrlError>,
     /// As configured.
     text: String,
@@ -166,7 +166,7 @@ pub(super) struct Client {
     encryption: Option<Encryption>,
 }
 
-impl Client {
+impl HttpClient {
     pub(super) fn new(url: &str, tls: TlsFiles) -> Self {
         Self {
             url: Url::parse(url),
@@ -189,7 +189,7 @@ impl Client {
         &mut self,
         ask: Ask,
         deadline: Deadline,
-    ) -> Result<Answer, HttpError> {
+    ) -> Result<HttpAnswer, HttpError> {
         let mut response = self.send(ask, deadline).await?;
         // None was asked for: what came would be called no JSON.
         if let Some(encoding) = response.fields.get(header::CONTENT_ENCODING)
@@ -201,7 +201,7 @@ impl Client {
         let body = deadline
             .hold(Stage::Body, response.read(MOST_BYTES))
             .await??;
-        Ok(Answer {
+        Ok(HttpAnswer {
             status: response.status,
             fields: std::mem::take(&mut response.fields),
             body,

@@ -5,7 +5,7 @@ mod answer;
 
 use super::{
     Snapshot, Source, SourceError,
-    client::{Answer, Ask, Client, Deadline, HttpError, TlsFiles},
+    client::{Ask, Deadline, HttpAnswer, HttpClient, HttpError, TlsFiles},
     token::{Token, TokenError},
 };
 use crate::config::value::url::escape;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 const SHORTEST: Duration = Duration::from_millis(50);
 
 pub(crate) struct Consul {
-    client: Client,
+    client: HttpClient,
     service: String,
     tag: Option<String>,
     datacenter: Option<String>,
@@ -52,7 +52,7 @@ impl Consul {
             identity: None,
         };
         Self {
-            client: Client::new(&settings.url, tls),
+            client: HttpClient::new(&settings.url, tls),
             service: settings.service,
             tag: settings.tag,
             datacenter: settings.datacenter,
@@ -123,7 +123,7 @@ impl Consul {
 }
 
 /// Without one a proxy may have answered in the place of Consul.
-fn index(answer: &Answer) -> Result<u64, ConsulError> {
+fn index(answer: &HttpAnswer) -> Result<u64, ConsulError> {
     let index = answer.field("x-consul-index").and_then(|i| i.parse().ok());
     index.filter(|index| *index > 0).ok_or(ConsulError::NoIndex)
 }

@@ -8,7 +8,7 @@ mod state;
 
 use super::{
     Snapshot, Source, SourceError,
-    client::{Answer, Ask, Client, Deadline, HttpError, TlsFiles},
+    client::{Ask, Deadline, HttpAnswer, HttpClient, HttpError, TlsFiles},
     lines::{GATHERING, Lines},
     restart::Restart,
 };
@@ -18,9 +18,9 @@ use crate::{
     sys::blocking,
 };
 use hyper::header::AUTHORIZATION;
-use message::{MessageError, Refusal, ask_newest, ask_range, ask_watch};
+use message::{ErrorBody, MessageError, ask_newest, ask_range, ask_watch};
 use serde_json::{Value, json};
-use state::{State, ValueError};
+use state::{EtcdState, ValueError};
 use std::{
     fmt, io,
     path::PathBuf,
@@ -30,12 +30,12 @@ use tokio::time::timeout;
 
 pub(crate) struct Etcd {
     /// In the order in which they are asked.
-    servers: Vec<Client>,
+    servers: Vec<HttpClient>,
     prefix: String,
     login: Option<Login>,
     interval: Duration,
     timeout: Duration,
-    state: Option<State>,
+    state: Option<EtcdState>,
     /// With the place of its server among all.
     watch: Option<(usize, Lines)>,
     restart: Restart,
@@ -71,7 +71,7 @@ impl Etcd {
             ca: settings.tls_ca,
             identity: settings.identity,
         };
-        let client = |url: &String| Client::new(url, tls.clone());
+        let client = |url: &String| HttpClient::new(url, tls.clone());
         Self {
             servers: settings.endpoints.iter().map(client).collect(),
             prefix: settings.prefix,
@@ -174,9 +174,9 @@ impl Etcd {
                 .call(n, "/v3/kv/range", &ask_range(&self.prefix))
                 .await?;
             let range = message::read_range(&answer.body).map_err(EtcdError::Message)?;
-            self.state = Some(State::new(range));
+            self.state = Some(EtcdState::new(range));
         }
-        let from = self.state.as_ref().map_or(0, State::next_revision);
+        let from = self.state.as_ref().map_or(0, EtcdState::next_revision);
         let asked = ask_watch(&self.prefix, from);
         let ask = self.authorize(n, "/v3/watch", &asked).await?;
         let limit = Deadline::after(self.timeout);
@@ -205,7 +205,7 @@ impl Etcd {
     }
 
     /// An answer with a success; a token that is refused is replaced once.
-    async fn call(&mut self, n: usize, path: &str, asked: &Value) -> Result<Answer, EtcdError> {
+    async fn call(&mut self, n: usize, path: &str, asked: &Value) -> Result<HttpAnswer, EtcdError> {
         let ask = self.authorize(n, path, asked).await?;
         let limit = Deadline::after(self.timeout);
         let answer = self.servers[n].fetch(ask, limit).await?;
@@ -222,7 +222,7 @@ impl Etcd {
         let Some(login) = &mut self.login else {
             return false;
         };
-        let is_of_token = Refusal::read(body).is_some_and(|refusal| refusal.is_of_token());
+        let is_of_token = ErrorBody::read(body).is_some_and(|refusal| refusal.is_of_token());
         if is_of_token {
             login.token = Token::None;
         }
@@ -252,7 +252,11 @@ impl Source for Etcd {
 }
 
 /// The password is read again each time: it may have been changed.
-async fn log_in(client: &mut Client, login: &Login, limit: Duration) -> Result<Token, EtcdError> {
+async fn log_in(
+    client: &mut HttpClient,
+    login: &Login,
+    limit: Duration,
+) -> Result<Token, EtcdError> {
     let from = login.password.clone();
     let loaded = blocking::call(blocking::LIMIT, move || Secret::load(&from)).await;
     let secret = loaded.map_err(EtcdError::PasswordFile)?;
@@ -263,7 +267,7 @@ async fn log_in(client: &mut Client, login: &Login, limit: Duration) -> Result<T
     let ask = Ask::post("/v3/auth/authenticate".to_owned(), &asked);
     let answer = client.fetch(ask, Deadline::after(limit)).await?;
     if !answer.status.is_success()
-        && Refusal::read(&answer.body).is_some_and(|refusal| refusal.is_without_users())
+        && ErrorBody::read(&answer.body).is_some_and(|refusal| refusal.is_without_users())
     {
         return Ok(Token::NotNeeded);
     }
@@ -275,7 +279,7 @@ async fn log_in(client: &mut Client, login: &Login, limit: Duration) -> Result<T
 /// With the text of the server where it has one.
 fn refused(e: HttpError) -> EtcdError {
     if let HttpError::Status(_, body) = &e
-        && let Some(refusal) = Refusal::read(body)
+        && let Some(refusal) = ErrorBody::read(body)
     {
         return EtcdError::Message(MessageError::Refused(refusal));
     }

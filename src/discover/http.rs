@@ -5,7 +5,7 @@
 
 use super::{
     Interval, Snapshot, Source, SourceError,
-    client::{Ask, Client, Deadline, HttpError, TlsFiles},
+    client::{Ask, Deadline, HttpClient, HttpError, TlsFiles},
     excerpt::excerpt,
     format,
 };
@@ -15,7 +15,7 @@ use std::{fmt, path::Path, time::Duration};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) struct HttpList {
-    client: Client,
+    client: HttpClient,
     headers: Vec<(String, String)>,
     timeout: Duration,
     interval: Interval,
@@ -33,7 +33,7 @@ impl HttpList {
             identity: None,
         };
         Self {
-            client: Client::new(url, tls),
+            client: HttpClient::new(url, tls),
             headers: headers.to_vec(),
             timeout: discover.timeout,
             interval: Interval::new(discover.interval),

@@ -8,7 +8,7 @@ mod state;
 
 use super::{
     Snapshot, Source, SourceError,
-    client::{Ask, Client, Deadline, HttpError, TlsFiles},
+    client::{Ask, Deadline, HttpClient, HttpError, TlsFiles},
     lines::{GATHERING, Lines},
     restart::Restart,
     token::{Token, TokenError},
@@ -16,7 +16,7 @@ use super::{
 use crate::config::value::url::escape;
 use hyper::header::AUTHORIZATION;
 use message::{MessageError, Status};
-use state::{SliceError, State};
+use state::{ServiceState, SliceError};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -34,14 +34,14 @@ const WATCH: u32 = 300;
 
 pub(crate) struct Kubernetes {
     /// `None`: this process is not in a cluster.
-    server: Option<Client>,
+    server: Option<HttpClient>,
     token: Option<Token>,
     namespace: String,
     service: String,
     port: Option<String>,
     pub(super) check_every: Duration,
     pub(super) timeout: Duration,
-    state: Option<State>,
+    state: Option<ServiceState>,
     watch: Option<Lines>,
     restart: Restart,
 }
@@ -73,7 +73,7 @@ impl Kubernetes {
         };
         let tls = TlsFiles { ca, identity: None };
         Self {
-            server: url.map(|url| Client::new(&url, tls)),
+            server: url.map(|url| HttpClient::new(&url, tls)),
             token: token.map(Token::new),
             namespace: settings.namespace,
             service: settings.service,
@@ -196,13 +196,13 @@ impl Kubernetes {
         }
     }
 
-    async fn list(&mut self, query: &str) -> Result<State, KubernetesError> {
+    async fn list(&mut self, query: &str) -> Result<ServiceState, KubernetesError> {
         let ask = self.ask(query).await?;
         let deadline = Deadline::after(self.timeout);
         let answer = self.server()?.fetch(ask, deadline).await?;
         let answer = answer.ok().map_err(refused)?;
         let list = message::read_list(&answer.body).map_err(KubernetesError::Message)?;
-        Ok(State::new(list))
+        Ok(ServiceState::new(list))
     }
 
     async fn open(&mut self, version: &str) -> Result<(), KubernetesError> {
@@ -231,7 +231,7 @@ impl Kubernetes {
         Ok(ask.field(AUTHORIZATION, [&b"Bearer "[..], &token].concat())?)
     }
 
-    fn server(&mut self) -> Result<&mut Client, KubernetesError> {
+    fn server(&mut self) -> Result<&mut HttpClient, KubernetesError> {
         self.server.as_mut().ok_or(KubernetesError::Outside)
     }
 }
@@ -248,7 +248,10 @@ enum Begun {
 impl Source for Kubernetes {
     async fn next(&mut self) -> Result<Snapshot, SourceError> {
         self.follow().await.map_err(|e| {
-            let place = self.server.as_ref().map_or_else(String::new, Client::place);
+            let place = self
+                .server
+                .as_ref()
+                .map_or_else(String::new, HttpClient::place);
             let service = format!("{}/{}", self.namespace, self.service);
             SourceError::new(format!("kubernetes {place}, service {service}: {e}"))
         })

@@ -10,11 +10,11 @@ mod tests;
 
 use super::{Interval, Snapshot, Source, SourceError};
 use crate::{
-    plan::Discover,
+    plan::{Discover, RecordType},
     sys::{blocking, files},
 };
 use answer::{Followed, MOST_ALIASES};
-use message::{Data, Kind, Reply};
+use message::{Data, Reply};
 use name::{Name, NameError};
 use resolver::{Aside, AskError, Resolver};
 use std::{
@@ -42,7 +42,7 @@ pub(crate) struct SrvRecords {
     interval: Interval,
     aside: Aside,
     /// What is known of targets, and until when.
-    known: HashMap<(Name, Kind), (Vec<IpAddr>, Instant)>,
+    known: HashMap<(Name, RecordType), (Vec<IpAddr>, Instant)>,
 }
 
 impl SrvRecords {
@@ -60,7 +60,7 @@ impl SrvRecords {
     async fn resolve(&mut self) -> Result<Snapshot, SrvError> {
         let name: Name = self.name.parse().map_err(SrvError::Name)?;
         let resolver = self.resolver().await?;
-        let (reply, found, ttl) = look_up(&resolver, name, Kind::Srv).await?;
+        let (reply, found, ttl) = look_up(&resolver, name, RecordType::Srv).await?;
         let mut records = Vec::new();
         for data in found {
             match data {
@@ -74,7 +74,7 @@ impl SrvRecords {
         self.known.retain(|_, (_, until)| *until > now);
         let targets: HashSet<Name> = records.iter().map(|r| r.target.clone()).collect();
         for target in &targets {
-            for kind in [Kind::A, Kind::Aaaa] {
+            for kind in [RecordType::A, RecordType::Aaaa] {
                 if let Some((addresses, ttl)) = answer::additional(&reply, target, kind) {
                     self.learn(target.clone(), kind, addresses, ttl);
                 }
@@ -84,7 +84,7 @@ impl SrvRecords {
         let mut addresses: HashMap<Name, Vec<IpAddr>> = HashMap::new();
         let mut until = now + lasting(ttl);
         for target in targets {
-            for kind in [Kind::A, Kind::Aaaa] {
+            for kind in [RecordType::A, RecordType::Aaaa] {
                 if let Some((found, valid)) = self.known.get(&(target.clone(), kind)) {
                     until = until.min(*valid);
                     addresses
@@ -113,11 +113,12 @@ impl SrvRecords {
         targets: &HashSet<Name>,
         resolver: &Resolver,
     ) -> Result<(), SrvError> {
-        let kinds = [Kind::A, Kind::Aaaa];
+        let kinds = [RecordType::A, RecordType::Aaaa];
         let all = targets
             .iter()
             .flat_map(|t| kinds.map(|kind| (t.clone(), kind)));
-        let mut open: Vec<(Name, Kind)> = all.filter(|key| !self.known.contains_key(key)).collect();
+        let mut open: Vec<(Name, RecordType)> =
+            all.filter(|key| !self.known.contains_key(key)).collect();
         let mut asked = JoinSet::new();
         loop {
             while asked.len() < AT_ONCE
@@ -139,7 +140,7 @@ impl SrvRecords {
         }
     }
 
-    fn learn(&mut self, name: Name, kind: Kind, addresses: Vec<IpAddr>, ttl: u32) {
+    fn learn(&mut self, name: Name, kind: RecordType, addresses: Vec<IpAddr>, ttl: u32) {
         let until = Instant::now() + lasting(ttl);
         self.known.insert((name, kind), (addresses, until));
     }
@@ -186,7 +187,7 @@ fn lasting(ttl: u32) -> Duration {
 async fn look_up(
     resolver: &Resolver,
     mut name: Name,
-    kind: Kind,
+    kind: RecordType,
 ) -> Result<(Reply, Vec<Data>, u32), SrvError> {
     let mut shortest = u32::MAX;
     for _ in 0..=MOST_ALIASES {
@@ -209,7 +210,7 @@ enum SrvError {
     Name(NameError),
     ResolvConf(io::Error),
     Ask(AskError),
-    Referral(Name, Kind),
+    Referral(Name, RecordType),
     Loop(Name),
     /// A question ended in one.
     Panic,

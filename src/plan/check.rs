@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::Addr;
+use super::{Addr, Rcode, RecordType};
 
 /// How the backends of an upstream are checked, and what becomes of their sessions when a check
 /// fails.
@@ -96,10 +96,10 @@ pub enum SessionAction {
     CloseAfter(Duration),
 }
 
-/// A protocol of checks. It is declared by [`Kind::info`], its keys by `config::check::kind`, and
-/// its dialogue by `probe`.
+/// A protocol of checks. It is declared by [`CheckProtocol::info`], its keys by
+/// `config::check::kind`, and its dialogue by `probe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum CheckProtocol {
     Tcp,
     SendExpect,
     Http,
@@ -112,7 +112,7 @@ pub enum Kind {
 /// What a kind of check can do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KindInfo {
-    pub kind: Kind,
+    pub kind: CheckProtocol,
     /// As it is written in the configuration.
     pub name: &'static str,
     pub tls: StartTls,
@@ -131,7 +131,7 @@ pub enum StartTls {
     OnRequest,
 }
 
-impl Kind {
+impl CheckProtocol {
     pub const ALL: [Self; 7] = [
         Self::Tcp,
         Self::SendExpect,
@@ -224,60 +224,10 @@ pub enum CheckKind {
         /// Can be written in a question: labels of 1 to 63 bytes, at most 253 together; "." is the
         /// root.
         query: String,
-        query_type: DnsType,
+        query_type: RecordType,
         /// What is well; at least one.
         rcode: Vec<Rcode>,
     },
-}
-
-/// Declares what the DNS has a word and a number for.
-macro_rules! dns_words {
-    ($(#[$doc:meta])* $name:ident: $number:ty {
-        $($variant:ident = $word:literal $value:literal,)*
-    }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($variant,)* }
-
-        impl $name {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-
-            pub fn number(self) -> $number {
-                match self { $(Self::$variant => $value,)* }
-            }
-        }
-    };
-}
-
-dns_words! {
-    /// The type of the records that are queried.
-    DnsType: u16 {
-        A = "A" 1,
-        Ns = "NS" 2,
-        Cname = "CNAME" 5,
-        Soa = "SOA" 6,
-        Ptr = "PTR" 12,
-        Mx = "MX" 15,
-        Txt = "TXT" 16,
-        Aaaa = "AAAA" 28,
-        Srv = "SRV" 33,
-    }
-}
-
-dns_words! {
-    /// The result of a query.
-    Rcode: u8 {
-        NoError = "NOERROR" 0,
-        FormErr = "FORMERR" 1,
-        ServFail = "SERVFAIL" 2,
-        NxDomain = "NXDOMAIN" 3,
-        NotImp = "NOTIMP" 4,
-        Refused = "REFUSED" 5,
-    }
 }
 
 /// The account that a check uses.
@@ -327,13 +277,13 @@ pub struct LagLimit {
 impl CheckKind {
     pub fn info(&self) -> &'static KindInfo {
         let kind = match self {
-            Self::Tcp => Kind::Tcp,
-            Self::SendExpect { .. } => Kind::SendExpect,
-            Self::Http { .. } => Kind::Http,
-            Self::Redis { .. } => Kind::Redis,
-            Self::Postgres { .. } => Kind::Postgres,
-            Self::Mysql { .. } => Kind::Mysql,
-            Self::Dns { .. } => Kind::Dns,
+            Self::Tcp => CheckProtocol::Tcp,
+            Self::SendExpect { .. } => CheckProtocol::SendExpect,
+            Self::Http { .. } => CheckProtocol::Http,
+            Self::Redis { .. } => CheckProtocol::Redis,
+            Self::Postgres { .. } => CheckProtocol::Postgres,
+            Self::Mysql { .. } => CheckProtocol::Mysql,
+            Self::Dns { .. } => CheckProtocol::Dns,
         };
         kind.info()
     }

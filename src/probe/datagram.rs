@@ -1,6 +1,6 @@
 //! A question in one datagram, and the wait for its reply.
 
-use super::{Report, dialogue::Answer, dns::Settings, transcript};
+use super::{CheckReport, dialogue::Answer, dns::DnsCheck, transcript};
 use crate::{
     plan::{Addr, reason::CheckResult},
     runtime::net::connect_datagrams,
@@ -15,7 +15,12 @@ use tokio::{
 const LONGEST: usize = 2048;
 
 /// One question under one deadline; there is no connection to end.
-pub(super) async fn ask(settings: &Settings, addr: &Addr, id: u16, timeout: Duration) -> Report {
+pub(super) async fn ask(
+    settings: &DnsCheck,
+    addr: &Addr,
+    id: u16,
+    timeout: Duration,
+) -> CheckReport {
     let began = Instant::now();
     let mut ignored = Ignored::default();
     let asked = timeout_at(began + timeout, converse(settings, addr, id, &mut ignored)).await;
@@ -30,7 +35,7 @@ pub(super) async fn ask(settings: &Settings, addr: &Addr, id: u16, timeout: Dura
             Answer::new(CheckResult::Timeout, text)
         }
     };
-    Report {
+    CheckReport {
         result: answer.result,
         finding: answer.finding,
         transcript: answer.transcript,
@@ -57,7 +62,7 @@ impl Ignored {
 /// From a socket of its own, so that the kernel chooses a port that cannot be guessed, and reports
 /// a port that is closed.
 async fn converse(
-    settings: &Settings,
+    settings: &DnsCheck,
     addr: &Addr,
     id: u16,
     ignored: &mut Ignored,

@@ -2,7 +2,7 @@
 //! the question of a reply are read.
 
 use super::dialogue::Answer;
-use crate::plan::{DnsType, Rcode, reason::CheckResult};
+use crate::plan::{Rcode, RecordType, reason::CheckResult};
 
 const HEADER: usize = 12;
 /// Byte 2: this is a reply; the operation, which is 0 for a query; the question is to be answered
@@ -13,15 +13,15 @@ const RECURSION: u8 = 0x01;
 /// Internet.
 const CLASS: [u8; 2] = [0, 1];
 
-pub(super) struct Settings {
+pub(super) struct DnsCheck {
     /// Name, type and class.
     question: Vec<u8>,
     accepted: Vec<Rcode>,
 }
 
-impl Settings {
+impl DnsCheck {
     /// `name` is one that can be written: the configuration has looked.
-    pub(super) fn new(name: &str, kind: DnsType, accepted: &[Rcode]) -> Self {
+    pub(super) fn new(name: &str, kind: RecordType, accepted: &[Rcode]) -> Self {
         let mut question = Vec::new();
         for label in name.split('.').filter(|label| !label.is_empty()) {
             question.push(u8::try_from(label.len()).unwrap_or(0));
@@ -65,9 +65,8 @@ impl Settings {
         if !is_repeated {
             return Err("another question");
         }
-        let rcode = Rcode::ALL.iter().find(|rcode| rcode.number() == code);
-        let name = rcode.map_or_else(|| format!("code {code}"), |rcode| rcode.word().to_owned());
-        let result = match rcode.is_some_and(|rcode| self.accepted.contains(rcode)) {
+        let name = Rcode::describe(code.into());
+        let result = match Rcode::of(code).is_some_and(|rcode| self.accepted.contains(&rcode)) {
             true => CheckResult::Ok,
             false => CheckResult::Unexpected,
         };
@@ -81,10 +80,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn talk() -> Settings {
-        Settings::new(
+    fn talk() -> DnsCheck {
+        DnsCheck::new(
             "www.Example.com.",
-            DnsType::Aaaa,
+            RecordType::Aaaa,
             &[Rcode::NoError, Rcode::NxDomain],
         )
     }
@@ -103,7 +102,7 @@ mod tests {
             [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0", QUESTION].concat()
         );
         // Of the root; RFC 1035, 4.1.
-        let root = Settings::new(".", DnsType::Ns, &[]).ask(1);
+        let root = DnsCheck::new(".", RecordType::Ns, &[]).ask(1);
         assert_eq!(root, b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01");
     }
 
@@ -190,7 +189,7 @@ mod tests {
 
         #[test]
         fn what_is_asked_is_known_again(id: u16, name in "([a-z]{1,9}\\.){0,3}") {
-            let talk = Settings::new(&name, DnsType::A, &[Rcode::NoError]);
+            let talk = DnsCheck::new(&name, RecordType::A, &[Rcode::NoError]);
             let mut reply = talk.ask(id);
             reply[2] |= 0x80;
             prop_assert!(talk.receive(id, &reply).is_ok());

@@ -4,7 +4,7 @@ use super::{dialogue::Answer, transcript::quote};
 use crate::plan::{Expect, reason::CheckResult};
 use regex::bytes::Regex;
 
-pub(super) struct Settings {
+pub(super) struct ExpectCheck {
     send: Vec<u8>,
     wanted: Wanted,
 }
@@ -16,7 +16,7 @@ enum Wanted {
     Nothing,
 }
 
-impl Settings {
+impl ExpectCheck {
     pub(super) fn new(send: &[u8], expect: &Expect) -> Self {
         Self {
             send: send.to_vec(),
@@ -59,7 +59,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn result(expect: &Expect, bytes: &[u8], ended: bool) -> Option<CheckResult> {
-        Settings::new(b"", expect)
+        ExpectCheck::new(b"", expect)
             .receive(bytes, ended)
             .map(|a| a.result)
     }

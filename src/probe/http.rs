@@ -6,12 +6,12 @@ use crate::plan::{Addr, reason::CheckResult};
 /// No server has a longer reason phrase.
 const LONGEST_LINE: usize = 4096;
 
-pub(super) struct Settings {
+pub(super) struct HttpCheck {
     request: Vec<u8>,
     status: Vec<(u16, u16)>,
 }
 
-impl Settings {
+impl HttpCheck {
     pub(super) fn new(path: &str, host: &str, status: &[(u16, u16)]) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let request = format!(
@@ -101,13 +101,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn receive(bytes: &[u8]) -> Option<CheckResult> {
-        let talk = Settings::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
+        let talk = HttpCheck::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
         talk.receive(bytes).map(|a| a.result)
     }
 
     #[test]
     fn the_request() {
-        let talk = Settings::new("/replica?lag=1MB", "db", &[(200, 299)]);
+        let talk = HttpCheck::new("/replica?lag=1MB", "db", &[(200, 299)]);
         let text = String::from_utf8_lossy(talk.request()).into_owned();
         assert!(text.starts_with("GET /replica?lag=1MB HTTP/1.1\r\nHost: db\r\n"));
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"));

@@ -8,8 +8,8 @@
 mod greeting;
 mod login;
 mod packet;
-mod refusal;
 mod result_set;
+mod server_error;
 
 use super::{
     Secret,
@@ -23,8 +23,8 @@ use crate::{
 use greeting::Greeting;
 use login::Plugin;
 use packet::{Wrong, frame, read};
-use refusal::Refusal;
 use result_set::ResultSet;
+use server_error::ServerError;
 use std::{fmt, time::Duration};
 
 const QUIT: u8 = 1;
@@ -68,7 +68,7 @@ const SQL_ERROR: [&str; 1] = ["Last_SQL_Errno"];
 const MOST_OF_LAG: usize = 256 << 10;
 
 /// The settings of a check.
-pub(super) struct Settings {
+pub(super) struct MysqlCheck {
     pub(super) role: Option<Role>,
     /// Whether the threads of a replica must run.
     pub(super) replicating: bool,
@@ -84,7 +84,7 @@ pub(super) struct Settings {
 }
 
 pub(super) struct Dialogue<'a> {
-    settings: &'a Settings,
+    settings: &'a MysqlCheck,
     stage: Stage,
     /// Of the next packet, in either direction.
     number: u8,
@@ -138,7 +138,7 @@ impl From<Wrong> for End {
 }
 
 impl<'a> Dialogue<'a> {
-    pub(super) fn new(settings: &'a Settings) -> Self {
+    pub(super) fn new(settings: &'a MysqlCheck) -> Self {
         Self {
             settings,
             stage: Stage::Greeting,
@@ -155,7 +155,7 @@ impl<'a> Dialogue<'a> {
 
     /// Handles a packet. `Some`: the payload of an answer.
     fn step(&mut self, payload: &[u8]) -> Result<Option<Vec<u8>>, End> {
-        if let Some(refusal) = Refusal::read(payload)? {
+        if let Some(refusal) = ServerError::read(payload)? {
             return self.refused(&refusal);
         }
         match std::mem::replace(&mut self.stage, Stage::Ended) {
@@ -418,9 +418,9 @@ impl<'a> Dialogue<'a> {
         Ok(None)
     }
 
-    fn refused(&mut self, refusal: &Refusal) -> Result<Option<Vec<u8>>, End> {
+    fn refused(&mut self, refusal: &ServerError) -> Result<Option<Vec<u8>>, End> {
         if let Stage::Lag(tried, _) = self.stage
-            && refusal.code == refusal::SYNTAX
+            && refusal.code == server_error::SYNTAX
             && let Some(question) = self.lag_questions().get(tried + 1)
         {
             self.stage = Stage::Lag(tried + 1, ResultSet::default());
@@ -434,7 +434,7 @@ impl<'a> Dialogue<'a> {
             _ => ("", None),
         };
         let mut transcript = format!("{question}error {}{}", refusal.code, self.message(refusal));
-        if role.is_some() && refusal.code == refusal::DENIED {
+        if role.is_some() && refusal.code == server_error::DENIED {
             transcript += "; grant REPLICATION CLIENT (MariaDB: REPLICA MONITOR)";
             if self.settings.max_lag.is_none() {
                 transcript += " or set replicating = false";
@@ -446,7 +446,7 @@ impl<'a> Dialogue<'a> {
     }
 
     /// A message with the password in it, an echo of what was sent, is not shown.
-    fn message(&self, refusal: &Refusal) -> String {
+    fn message(&self, refusal: &ServerError) -> String {
         let password = self.password();
         let has_it = !password.is_empty()
             && refusal

@@ -16,7 +16,7 @@ use crate::{
     plan::{LagLimit, Role, reason::CheckResult},
     upstream::health::{Epoch, Finding, Lag},
 };
-use login::{Login, Refusal, encode};
+use login::{Login, LoginError, encode};
 use message::{Error, Old, Wrong, row};
 use postgres_protocol::message::frontend;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub(super) struct User {
 /// almost everywhere, and where they do not the server still answers.
 const ANYONE: (&str, &str) = ("postgres", "postgres");
 
-pub(super) struct Settings {
+pub(super) struct PostgresCheck {
     pub(super) wanted: Option<Role>,
     /// `None`: without a login.
     pub(super) user: Option<User>,
@@ -77,7 +77,7 @@ pub(super) struct Settings {
 
 /// One check.
 pub(super) struct Dialogue<'a> {
-    settings: &'a Settings,
+    settings: &'a PostgresCheck,
     stage: Stage<'a>,
     end_point: Option<Vec<u8>>,
 }
@@ -118,7 +118,7 @@ struct Position {
     server: Option<String>,
 }
 
-impl Settings {
+impl PostgresCheck {
     pub(super) fn dialogue(&self) -> Dialogue<'_> {
         Dialogue {
             settings: self,
@@ -132,7 +132,7 @@ impl Settings {
         self.wanted.is_some() || self.limit != LagLimit::default()
     }
 
-    fn questions(&self) -> Result<Vec<u8>, Refusal> {
+    fn questions(&self) -> Result<Vec<u8>, LoginError> {
         encode(|out| {
             frontend::query(ROLE, out)?;
             match self.asks_for_position() {
@@ -538,7 +538,7 @@ fn not_postgres() -> Answer {
     Answer::new(CheckResult::Protocol, "this is not PostgreSQL")
 }
 
-fn encode_startup(user: &str, database: &str) -> Result<Vec<u8>, Refusal> {
+fn encode_startup(user: &str, database: &str) -> Result<Vec<u8>, LoginError> {
     let parameters = [
         ("user", user),
         ("database", database),
@@ -547,10 +547,10 @@ fn encode_startup(user: &str, database: &str) -> Result<Vec<u8>, Refusal> {
     encode(|out| frontend::startup_message(parameters, out))
 }
 
-fn send(consumed: usize, bytes: Result<Vec<u8>, Refusal>) -> Step {
+fn send(consumed: usize, bytes: Result<Vec<u8>, LoginError>) -> Step {
     match bytes {
         Ok(bytes) => Step::Send { consumed, bytes },
-        Err(Refusal { result, why }) => Step::Done(Answer::new(result, why)),
+        Err(LoginError { result, why }) => Step::Done(Answer::new(result, why)),
     }
 }
 

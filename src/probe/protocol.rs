@@ -15,7 +15,7 @@ pub(super) trait Protocol: Send + Sync {
 /// How a check reaches its server.
 pub(super) enum Exchange {
     Stream(Box<dyn Protocol>),
-    Datagram(dns::Settings),
+    Datagram(dns::DnsCheck),
 }
 
 impl Exchange {
@@ -25,11 +25,13 @@ impl Exchange {
         let is_local = matches!(addr, Addr::Unix(_));
         Self::Stream(match &check.kind {
             CheckKind::Tcp => Box::new(Connect),
-            CheckKind::SendExpect { send, expect } => Box::new(expect::Settings::new(send, expect)),
+            CheckKind::SendExpect { send, expect } => {
+                Box::new(expect::ExpectCheck::new(send, expect))
+            }
             CheckKind::Http { path, host, status } => {
                 let default = || http::host_of(addr, is_encrypted);
                 let host = host.clone().unwrap_or_else(default);
-                Box::new(http::Settings::new(path, &host, status))
+                Box::new(http::HttpCheck::new(path, &host, status))
             }
             CheckKind::Redis {
                 role,
@@ -39,7 +41,7 @@ impl Exchange {
                 max_lag,
                 min_version,
                 require_writes,
-            } => Box::new(redis::Settings {
+            } => Box::new(redis::RedisCheck {
                 wanted: *role,
                 replicating: *replicating,
                 user: user.clone(),
@@ -54,7 +56,7 @@ impl Exchange {
                 startup,
                 replicating,
                 limit,
-            } => Box::new(postgres::Settings {
+            } => Box::new(postgres::PostgresCheck {
                 wanted: *role,
                 replicating: *replicating,
                 user: login.as_ref().map(|login| postgres::User {
@@ -73,7 +75,7 @@ impl Exchange {
                 password: _,
                 replicating,
                 max_lag,
-            } => Box::new(mysql::Settings {
+            } => Box::new(mysql::MysqlCheck {
                 role: *role,
                 replicating: *replicating,
                 max_lag: *max_lag,
@@ -87,7 +89,7 @@ impl Exchange {
                 query,
                 query_type,
                 rcode,
-            } => return Self::Datagram(dns::Settings::new(query, *query_type, rcode)),
+            } => return Self::Datagram(dns::DnsCheck::new(query, *query_type, rcode)),
         })
     }
 }
@@ -107,7 +109,7 @@ impl Protocol for Connect {
     }
 }
 
-impl Protocol for expect::Settings {
+impl Protocol for expect::ExpectCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
         Box::new(RequestAnswer {
             request: Some(self.request().to_vec()),
@@ -118,7 +120,7 @@ impl Protocol for expect::Settings {
     }
 }
 
-impl Protocol for http::Settings {
+impl Protocol for http::HttpCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
         Box::new(RequestAnswer {
             request: Some(self.request().to_vec()),
@@ -129,7 +131,7 @@ impl Protocol for http::Settings {
     }
 }
 
-impl Protocol for redis::Settings {
+impl Protocol for redis::RedisCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
         let mut commands = Vec::new();
         self.write_commands(&mut commands);
@@ -142,13 +144,13 @@ impl Protocol for redis::Settings {
     }
 }
 
-impl Protocol for postgres::Settings {
+impl Protocol for postgres::PostgresCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
         Box::new(self.dialogue())
     }
 }
 
-impl Protocol for mysql::Settings {
+impl Protocol for mysql::MysqlCheck {
     fn begin(&self) -> Box<dyn Dialogue + '_> {
         Box::new(mysql::Dialogue::new(self))
     }

@@ -23,7 +23,7 @@ const REFUSES_WRITES: [&[u8]; 4] = [b"MISCONF", b"OOM", b"NOREPLICAS", b"READONL
 /// What it answers to everything but SCRIPT KILL and a few more while a script runs for too long.
 const BUSY: &[u8] = b"BUSY";
 
-pub(super) struct Settings {
+pub(super) struct RedisCheck {
     pub(super) wanted: Option<Role>,
     /// Whether a replica must be connected to its primary and synced.
     pub(super) replicating: bool,
@@ -65,7 +65,7 @@ impl From<Stop> for End {
     }
 }
 
-impl Settings {
+impl RedisCheck {
     pub(super) fn has_secret(&self) -> bool {
         self.secret.is_some()
     }
@@ -427,7 +427,7 @@ mod tests {
     const SLAVE: &str =
         "*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:9000\r\n$9\r\nconnected\r\n:3167038\r\n";
 
-    fn talk(wanted: Option<Role>, password: bool) -> Settings {
+    fn talk(wanted: Option<Role>, password: bool) -> RedisCheck {
         let secret = password.then(|| {
             // The only way to a secret is the one that the program takes.
             let path = std::env::temp_dir().join(format!(
@@ -440,7 +440,7 @@ mod tests {
             std::fs::remove_file(path).expect("there");
             secret.expect("a password")
         });
-        Settings {
+        RedisCheck {
             wanted,
             user: Some("check".into()).filter(|_| password),
             secret,
@@ -460,7 +460,7 @@ mod tests {
     }
 
     /// Not before the last byte.
-    fn answer(talk: &Settings, bytes: &str) -> Answer {
+    fn answer(talk: &RedisCheck, bytes: &str) -> Answer {
         for n in 0..bytes.len() {
             assert_eq!(
                 talk.receive(&bytes.as_bytes()[..n]),
@@ -506,7 +506,7 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = Settings {
+            let talk = RedisCheck {
                 replicating: false,
                 max_lag,
                 ..talk(wanted, false)
@@ -572,7 +572,7 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = Settings {
+            let talk = RedisCheck {
                 min_version: Some(Version([7, 0, 0])),
                 ..talk(None, false)
             };
@@ -618,7 +618,7 @@ mod tests {
                 Some(_) => CheckResult::NotReplicating,
             };
             assert_eq!(found.result, expected, "{state} {info}");
-            let careless = Settings {
+            let careless = RedisCheck {
                 replicating: false,
                 ..talk(replica, false)
             };
@@ -646,7 +646,7 @@ mod tests {
         bytes.clear();
         let min_version = Some(Version([7, 0, 0]));
         let talk = talk(Some(Role::Replica), false);
-        Settings {
+        RedisCheck {
             min_version,
             ..talk
         }
@@ -786,7 +786,7 @@ mod tests {
             assert_eq!(refused.finding.role, primary);
             let no_standby = answer(&talk(primary, false), &format!("{refusal}{SLAVE}"));
             assert_eq!(no_standby.result, CheckResult::WrongRole);
-            let reads = Settings {
+            let reads = RedisCheck {
                 require_writes: false,
                 ..talk(primary, false)
             };
@@ -813,7 +813,7 @@ mod tests {
             assert_eq!(cut_off.finding.fault.as_deref(), Some(info::LINK_DOWN));
         }
         let busy = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL\r\n";
-        let reads = Settings {
+        let reads = RedisCheck {
             require_writes: false,
             ..talk(primary, false)
         };

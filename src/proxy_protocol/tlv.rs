@@ -1,6 +1,6 @@
 //! The type-length-value fields after the addresses of a version 2 header.
 
-use super::Refusal;
+use super::InvalidHeader;
 
 pub(super) const CRC32C: u8 = 3;
 const NOOP: u8 = 4;
@@ -25,12 +25,12 @@ impl Walk {
         bytes: &[u8],
         start: usize,
         end: usize,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), InvalidHeader> {
         let bytes = &bytes[..bytes.len().min(end)];
         self.next = self.next.max(start);
         while self.next < end {
             if end - self.next < HEAD {
-                return Err(Refusal::TlvOverrun);
+                return Err(InvalidHeader::TlvOverrun);
             }
             let Some(&[kind, high, low]) = bytes.get(self.next..self.next + HEAD) else {
                 return Ok(());
@@ -38,13 +38,13 @@ impl Walk {
             let length = usize::from(u16::from_be_bytes([high, low]));
             let value = self.next + HEAD;
             if end - value < length {
-                return Err(Refusal::TlvOverrun);
+                return Err(InvalidHeader::TlvOverrun);
             }
             match kind {
-                CRC32C if length != CHECKSUM => return Err(Refusal::ChecksumLength),
-                CRC32C if self.checksum_at.is_some() => return Err(Refusal::TwoChecksums),
+                CRC32C if length != CHECKSUM => return Err(InvalidHeader::ChecksumLength),
+                CRC32C if self.checksum_at.is_some() => return Err(InvalidHeader::TwoChecksums),
                 CRC32C => self.checksum_at = Some(value),
-                UNIQUE_ID if length > MAX_UNIQUE_ID => return Err(Refusal::UniqueId),
+                UNIQUE_ID if length > MAX_UNIQUE_ID => return Err(InvalidHeader::UniqueId),
                 _ => {}
             }
             self.next = value + length;
@@ -53,14 +53,16 @@ impl Walk {
     }
 
     /// Compares the checksum, if there is one, with that of the whole header.
-    pub(super) fn verify(&self, header: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn verify(&self, header: &[u8]) -> Result<(), InvalidHeader> {
         let Some(at) = self.checksum_at else {
             return Ok(());
         };
         let (before, rest) = header.split_at(at);
         let (found, after) = rest.split_at(CHECKSUM);
         let expected = checksum(before, after).to_be_bytes();
-        (found == expected).then_some(()).ok_or(Refusal::Checksum)
+        (found == expected)
+            .then_some(())
+            .ok_or(InvalidHeader::Checksum)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Version 1: a line of text.
 
-use super::{Addresses, Header, Refusal, SIGNATURE_V1};
+use super::{Addresses, Header, InvalidHeader, SIGNATURE_V1};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
@@ -13,7 +13,7 @@ const MAX_IPV4: usize = 15;
 const MAX_IPV6: usize = 45;
 const MAX_PORT: usize = 5;
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     let line = &bytes[..bytes.len().min(MAX_LINE)];
     let Some(rest) = line.get(SIGNATURE_V1.len()..) else {
         return Ok(None);
@@ -23,9 +23,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
         max: MAX_LINE - SIGNATURE_V1.len(),
     };
     let addresses = if fields.is_kind(b"TCP4 ") {
-        fields.addresses(Refusal::Ipv4, could_be_ipv4, whole::<Ipv4Addr>)?
+        fields.addresses(InvalidHeader::Ipv4, could_be_ipv4, whole::<Ipv4Addr>)?
     } else if fields.is_kind(b"TCP6 ") {
-        fields.addresses(Refusal::Ipv6, could_be_ipv6, whole::<Ipv6Addr>)?
+        fields.addresses(InvalidHeader::Ipv6, could_be_ipv6, whole::<Ipv6Addr>)?
     } else if fields.is_kind(b"UNKNOWN") {
         fields.unknown()?
     } else if ["TCP4 ", "TCP6 ", "UNKNOWN"]
@@ -35,7 +35,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header<'_>>, Refusal> {
     {
         None
     } else {
-        return Err(Refusal::Kind);
+        return Err(InvalidHeader::Kind);
     };
     Ok(addresses.map(|addresses| Header {
         addresses,
@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Everything up to the end of the line is ignored.
-    fn unknown(&mut self) -> Result<Option<Addresses>, Refusal> {
+    fn unknown(&mut self) -> Result<Option<Addresses>, InvalidHeader> {
         if let Some(at) = self.rest.windows(2).position(|two| two == b"\r\n") {
             self.skip(at + 2);
             return Ok(Some(Addresses::Own));
@@ -74,33 +74,34 @@ impl<'a> Fields<'a> {
         let cr_at = self.max - 2;
         match self.rest.get(cr_at..) {
             None | Some([] | [b'\r']) => Ok(None),
-            Some(_) => Err(Refusal::LineTooLong),
+            Some(_) => Err(InvalidHeader::LineTooLong),
         }
     }
 
     fn addresses(
         &mut self,
-        wrong: Refusal,
+        wrong: InvalidHeader,
         could_be: fn(&[u8]) -> bool,
         ip: fn(&str) -> Option<IpAddr>,
-    ) -> Result<Option<Addresses>, Refusal> {
+    ) -> Result<Option<Addresses>, InvalidHeader> {
         let Some(source) = self.field(b' ', wrong, could_be, ip)? else {
             return Ok(None);
         };
         let Some(destination) = self.field(b' ', wrong, could_be, ip)? else {
             return Ok(None);
         };
-        let Some(source_port) = self.field(b' ', Refusal::Port, could_be_port, port)? else {
+        let Some(source_port) = self.field(b' ', InvalidHeader::Port, could_be_port, port)? else {
             return Ok(None);
         };
-        let Some(destination_port) = self.field(b'\r', Refusal::Port, could_be_port, port)? else {
+        let Some(destination_port) = self.field(b'\r', InvalidHeader::Port, could_be_port, port)?
+        else {
             return Ok(None);
         };
         match self.rest.first() {
-            None if self.max == 0 => return Err(Refusal::LineTooLong),
+            None if self.max == 0 => return Err(InvalidHeader::LineTooLong),
             None => return Ok(None),
             Some(b'\n') => self.skip(1),
-            Some(_) => return Err(Refusal::LineEnd),
+            Some(_) => return Err(InvalidHeader::LineEnd),
         }
         Ok(Some(Addresses::Ip {
             source: SocketAddr::new(source, source_port),
@@ -112,10 +113,10 @@ impl<'a> Fields<'a> {
     fn field<T>(
         &mut self,
         end: u8,
-        wrong: Refusal,
+        wrong: InvalidHeader,
         could_be: fn(&[u8]) -> bool,
         read: fn(&str) -> Option<T>,
-    ) -> Result<Option<T>, Refusal> {
+    ) -> Result<Option<T>, InvalidHeader> {
         let length = self.rest.iter().position(|byte| *byte == end);
         let field = &self.rest[..length.unwrap_or(self.rest.len())];
         if !could_be(field) {
@@ -125,7 +126,7 @@ impl<'a> Fields<'a> {
             return if field.len() < self.max {
                 Ok(None)
             } else {
-                Err(Refusal::LineTooLong)
+                Err(InvalidHeader::LineTooLong)
             };
         };
         let text = std::str::from_utf8(field).map_err(|_| wrong)?;

@@ -1,6 +1,6 @@
 //! Version 2: binary, with optional fields after the addresses.
 
-use super::{Addresses, Header, Refusal, SIGNATURE_V2, tlv};
+use super::{Addresses, Header, InvalidHeader, SIGNATURE_V2, tlv};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The part that every header has: signature, version and command, family and protocol, length.
@@ -44,17 +44,17 @@ impl Family {
 pub(super) fn parse<'a>(
     bytes: &'a [u8],
     walk: &mut tlv::Walk,
-) -> Result<Option<Header<'a>>, Refusal> {
+) -> Result<Option<Header<'a>>, InvalidHeader> {
     let Some(first) = bytes.get(SIGNATURE_V2.len()) else {
         return Ok(None);
     };
     if first >> 4 != VERSION {
-        return Err(Refusal::Version);
+        return Err(InvalidHeader::Version);
     }
     let is_local = match first & 0xf {
         LOCAL => true,
         PROXY => false,
-        _ => return Err(Refusal::Command),
+        _ => return Err(InvalidHeader::Command),
     };
     let Some(second) = bytes.get(SIGNATURE_V2.len() + 1) else {
         return Ok(None);
@@ -63,10 +63,10 @@ pub(super) fn parse<'a>(
     let (family, has_protocol) = if is_local {
         (Family::Unspec, false)
     } else {
-        let family = Family::of(second >> 4).ok_or(Refusal::Family)?;
+        let family = Family::of(second >> 4).ok_or(InvalidHeader::Family)?;
         match second & 0xf {
             protocol @ 0..=2 => (family, protocol != 0),
-            _ => return Err(Refusal::Protocol),
+            _ => return Err(InvalidHeader::Protocol),
         }
     };
     let Some(&[high, low]) = bytes.get(FIXED - 2..FIXED) else {
@@ -75,7 +75,7 @@ pub(super) fn parse<'a>(
     let end = FIXED + usize::from(u16::from_be_bytes([high, low]));
     let tlvs_at = FIXED + family.size();
     if end < tlvs_at {
-        return Err(Refusal::TooShort);
+        return Err(InvalidHeader::TooShort);
     }
     if family != Family::Unspec {
         walk.advance(bytes, tlvs_at, end)?;
@@ -106,7 +106,10 @@ pub(super) fn parse<'a>(
 /// Addresses of family UNSPEC have no defined length, so TLVs may begin anywhere. Senders write no
 /// addresses then; bytes that are not valid TLVs from first to last count as addresses, and are
 /// ignored.
-fn tlvs_without_addresses<'a>(header: &'a [u8], walk: &mut tlv::Walk) -> Result<&'a [u8], Refusal> {
+fn tlvs_without_addresses<'a>(
+    header: &'a [u8],
+    walk: &mut tlv::Walk,
+) -> Result<&'a [u8], InvalidHeader> {
     if walk.advance(header, FIXED, header.len()).is_err() {
         return Ok(&[]);
     }

@@ -15,7 +15,7 @@ mod timers;
 pub use deferred::Received;
 pub use listening::ListeningSocket;
 pub use socket::PeerEnd;
-pub use stream::{Kind, NoDelay, Stream, StreamState};
+pub use stream::{NoDelay, Stream, StreamKind, StreamState};
 
 use crate::runtime::{
     mailbox::Mailbox,

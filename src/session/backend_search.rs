@@ -4,7 +4,7 @@ use crate::{
     plan::reason::{CloseReason, ConnectError, Shortage},
     runtime::net::Client,
     session::{
-        registry::{Kind, Session},
+        registry::{Session, SessionKind},
         service::Service,
         summary::{Attempt, AttemptResult, Unserved},
     },
@@ -182,8 +182,8 @@ impl<'a> BackendSearch<'a> {
         self.session.set_backend(backend.id);
         let pool = &self.service.pool;
         let stays = match self.session.origin.kind {
-            Kind::Connection => pool.succeeded(&self.search, backend, now),
-            Kind::Flow => pool.taken(&self.search, backend, now),
+            SessionKind::Connection => pool.succeeded(&self.search, backend, now),
+            SessionKind::Flow => pool.taken(&self.search, backend, now),
         };
         let result = match stays {
             true => AttemptResult::Connected,

@@ -202,7 +202,7 @@ mod tests {
     use crate::{
         plan::CheckKind,
         runtime::net::Client,
-        session::registry::{Arrival, Descriptors, Kind, Origin},
+        session::registry::{Arrival, Descriptors, Origin, SessionKind},
         upstream::pool::tests::{check, of, planned, upstream},
     };
     use std::io::Write as _;
@@ -233,7 +233,7 @@ mod tests {
             let origin = Origin {
                 listener: "l".to_owned(),
                 pool: Arc::new(of(&plan, now)),
-                kind: Kind::Connection,
+                kind: SessionKind::Connection,
             };
             let mut rig = Self {
                 sessions: Arc::new(sessions),

@@ -7,7 +7,7 @@ mod table;
 
 pub use budget::{Budget, take_below};
 pub use descriptors::Descriptors;
-pub use session::{Arrival, Continued, Interruption, Kind, Origin, Phase, Session};
+pub use session::{Arrival, Continued, Interruption, Origin, Phase, Session, SessionKind};
 pub use table::Position;
 
 use crate::{
@@ -80,11 +80,11 @@ impl Sessions {
         origin: &Arc<Origin>,
     ) -> Arc<Session> {
         match origin.kind {
-            Kind::Connection => {
+            SessionKind::Connection => {
                 self.connections.take_anyway();
                 self.descriptors.take_for_connection_anyway();
             }
-            Kind::Flow => self.flows.take_anyway(),
+            SessionKind::Flow => self.flows.take_anyway(),
         }
         self.reserve_ids(continued.id.saturating_add(1));
         let session = self.insert(continued.id, arrival, origin);
@@ -111,25 +111,25 @@ impl Sessions {
     pub fn remove(&self, session: &Session) {
         self.tables.at(session.shard.into()).remove(session.slot);
         match session.origin.kind {
-            Kind::Connection => {
+            SessionKind::Connection => {
                 self.descriptors.give_back_of_connection();
                 self.connections.give_back();
             }
-            Kind::Flow => self.flows.give_back(),
+            SessionKind::Flow => self.flows.give_back(),
         }
     }
 
-    fn count_in(&self, kind: Kind) -> Result<(), RejectReason> {
+    fn count_in(&self, kind: SessionKind) -> Result<(), RejectReason> {
         match kind {
-            Kind::Connection if !self.connections.take() => {
+            SessionKind::Connection if !self.connections.take() => {
                 Err(RejectReason::ProcessMaxConnections)
             }
-            Kind::Connection if !self.descriptors.take_for_connection() => {
+            SessionKind::Connection if !self.descriptors.take_for_connection() => {
                 self.connections.give_back();
                 Err(RejectReason::ProcessMaxConnections)
             }
-            Kind::Flow if !self.flows.take() => Err(RejectReason::ProcessMaxFlows),
-            Kind::Connection | Kind::Flow => Ok(()),
+            SessionKind::Flow if !self.flows.take() => Err(RejectReason::ProcessMaxFlows),
+            SessionKind::Connection | SessionKind::Flow => Ok(()),
         }
     }
 
@@ -209,8 +209,7 @@ impl Sessions {
         self.descriptors.has_free_for_flow()
     }
 
-    /// Whether the process takes no new sessions because it is to stop.
-    /// Whether flows may begin; those that there are go on.
+    /// Whether no flow may begin. Flows that have begun go on.
     pub fn refuse_flows(&self, refuses: bool) {
         self.refuses_flows.store(refuses, Ordering::Relaxed);
     }
@@ -219,6 +218,7 @@ impl Sessions {
         self.refuses_flows.load(Ordering::Relaxed)
     }
 
+    /// Whether the process takes no new sessions because it is to stop.
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Relaxed)
     }
@@ -226,7 +226,7 @@ impl Sessions {
     /// Notifies every session that the process is to stop. None has to end because of that alone.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
-        for session in self.find(|session| session.origin.kind == Kind::Connection) {
+        for session in self.find(|session| session.origin.kind == SessionKind::Connection) {
             session.is_stopping.store(true, Ordering::Relaxed);
             session.wake();
         }
@@ -234,7 +234,7 @@ impl Sessions {
 
     /// Terminates every flow.
     pub fn end_flows(&self, reason: CloseReason) {
-        self.end_those(|session| session.origin.kind == Kind::Flow, reason);
+        self.end_those(|session| session.origin.kind == SessionKind::Flow, reason);
     }
 
     /// Terminates every session, and returns how many there were.
@@ -260,8 +260,8 @@ pub(crate) mod tests {
         upstream::pool::tests::{check, of, planned, upstream},
     };
 
-    /// Of sessions of a listener `l`.
-    pub(crate) fn origin(kind: Kind) -> Arc<Origin> {
+    /// The origin of sessions of a listener `l`.
+    pub(crate) fn origin(kind: SessionKind) -> Arc<Origin> {
         let plan = upstream(vec![planned(1)], check(CheckKind::Tcp));
         Arc::new(Origin {
             listener: "l".to_owned(),
@@ -289,7 +289,7 @@ pub(crate) mod tests {
             Instant::now(),
         );
         let session = sessions
-            .add(arrival(), &origin(Kind::Connection))
+            .add(arrival(), &origin(SessionKind::Connection))
             .expect("a permit");
         session.set_backend(7);
         (session, sessions)
@@ -298,13 +298,19 @@ pub(crate) mod tests {
     #[test]
     fn a_removed_session_frees_its_slot_and_is_not_found() {
         let (session, sessions) = one();
-        let refused = sessions.add(arrival(), &origin(Kind::Connection)).err();
+        let refused = sessions
+            .add(arrival(), &origin(SessionKind::Connection))
+            .err();
         assert_eq!(refused, Some(RejectReason::ProcessMaxConnections));
         assert_eq!(sessions.on(7).len(), 1);
         sessions.remove(&session);
         assert_eq!((sessions.on(7).len(), sessions.count()), (0, 0));
-        assert!(sessions.add(arrival(), &origin(Kind::Connection)).is_ok());
-        let refused = sessions.add(arrival(), &origin(Kind::Flow)).err();
+        assert!(
+            sessions
+                .add(arrival(), &origin(SessionKind::Connection))
+                .is_ok()
+        );
+        let refused = sessions.add(arrival(), &origin(SessionKind::Flow)).err();
         assert_eq!(refused, Some(RejectReason::ProcessMaxFlows));
     }
 
@@ -347,7 +353,7 @@ pub(crate) mod tests {
             received: 4,
             sent: 5,
         };
-        let second = sessions.go_on_with(&continued, arrival(), &origin(Kind::Connection));
+        let second = sessions.go_on_with(&continued, arrival(), &origin(SessionKind::Connection));
         assert_eq!(
             (second.id, sessions.count(), sessions.next_id()),
             (70, 2, 71)

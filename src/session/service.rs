@@ -14,7 +14,7 @@ use crate::{
         bandwidth::Bandwidth,
         per_source::PerSource,
         rate::Rates,
-        registry::{Kind, Origin, Sessions},
+        registry::{Origin, SessionKind, Sessions},
     },
     telemetry::{
         access_log::{AccessLog, AccessLogs},
@@ -36,7 +36,7 @@ pub struct Service {
     pub rates: Arc<Rates>,
     pub bandwidth: Arc<Bandwidth>,
     pub pool: Arc<Pool>,
-    /// The same for sessions.
+    /// What sessions of this listener have in common.
     pub origin: Arc<Origin>,
     pub process: Arc<Process>,
     pub send_proxy: plan::SendProxy,
@@ -55,14 +55,14 @@ pub struct Process {
     pub access_logs: Arc<AccessLogs>,
 }
 
-/// Of the sessions of a listener with this plan.
+/// The origin of sessions of a listener with this plan.
 pub fn origin(plan: &plan::Listener, pool: &Arc<Pool>) -> Arc<Origin> {
     Arc::new(Origin {
         listener: plan.name.clone(),
         pool: Arc::clone(pool),
         kind: match &plan.protocol {
-            Protocol::Tcp => Kind::Connection,
-            Protocol::Udp(_) => Kind::Flow,
+            Protocol::Tcp => SessionKind::Connection,
+            Protocol::Udp(_) => SessionKind::Flow,
         },
     })
 }
@@ -72,7 +72,7 @@ impl Service {
         self.udp().is_some()
     }
 
-    /// The same for sessions of another upstream.
+    /// This service, before another upstream.
     pub fn with_pool(&self, pool: &Arc<Pool>) -> Self {
         Self {
             plan: self.plan.clone(),

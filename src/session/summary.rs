@@ -65,7 +65,7 @@ pub enum AttemptResult {
 
 /// A connection or a flow that was refused before a backend was looked for.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct RefusedSession {
     pub reason: RejectReason,
     pub peer: Client,
     pub named: Option<Client>,
@@ -125,7 +125,7 @@ impl Service {
     }
 
     /// Counts a refusal, and writes it to `access_log`.
-    pub fn finish_refused(&self, refusal: &Refusal, access_log: Option<&AccessLog>) {
+    pub fn finish_refused(&self, refusal: &RefusedSession, access_log: Option<&AccessLog>) {
         self.metrics.rejected(refusal.reason);
         if let Some(log) = access_log {
             let (peer, named) = (refusal.peer, refusal.named);

@@ -26,11 +26,11 @@ pub struct Passed {
     pub name: String,
     pub socket: OwnedFd,
     /// `None`: it is nothing that a listener can use.
-    pub kind: Option<Kind>,
+    pub kind: Option<SocketKind>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum SocketKind {
     /// TCP, and listening.
     Stream(SocketAddr),
     Datagram(SocketAddr),
@@ -77,7 +77,7 @@ pub fn take() -> Vec<Passed> {
     passed
 }
 
-fn kind(socket: &OwnedFd) -> Option<Kind> {
+fn kind(socket: &OwnedFd) -> Option<SocketKind> {
     let address = getsockname(socket).ok()?;
     let family = socket_domain(socket).ok()?;
     let is_listening = || socket_acceptconn(socket).unwrap_or(false);
@@ -86,12 +86,12 @@ fn kind(socket: &OwnedFd) -> Option<Kind> {
         let address = rustix::net::SocketAddrUnix::try_from(address).ok()?;
         let path = std::ffi::OsStr::from_bytes(address.path_bytes()?);
         let is_usable = kind == SocketType::STREAM && is_listening();
-        return is_usable.then(|| Kind::Unix(PathBuf::from(path)));
+        return is_usable.then(|| SocketKind::Unix(PathBuf::from(path)));
     }
     let address = SocketAddr::try_from(address).ok()?;
     match kind {
-        SocketType::STREAM if is_listening() => Some(Kind::Stream(address)),
-        SocketType::DGRAM => Some(Kind::Datagram(address)),
+        SocketType::STREAM if is_listening() => Some(SocketKind::Stream(address)),
+        SocketType::DGRAM => Some(SocketKind::Datagram(address)),
         _ => None,
     }
 }

@@ -17,11 +17,11 @@ pub const PERIOD: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Throttle<const N: usize> {
     began: Instant,
-    kinds: [Kind; N],
+    kinds: [EventKind; N],
 }
 
 #[derive(Debug, Default)]
-struct Kind {
+struct EventKind {
     /// Events that are not logged yet.
     pending: AtomicU64,
     /// When the next line may be logged, in milliseconds since `began`.
@@ -32,7 +32,7 @@ impl<const N: usize> Throttle<N> {
     pub fn new(now: Instant) -> Self {
         Self {
             began: now,
-            kinds: std::array::from_fn(|_| Kind::default()),
+            kinds: std::array::from_fn(|_| EventKind::default()),
         }
     }
 
@@ -48,13 +48,13 @@ impl<const N: usize> Throttle<N> {
     /// number of events.
     pub fn due(&self, now: Instant) -> impl Iterator<Item = (usize, u64)> {
         let ms = self.ms(now);
-        let due = move |(n, kind): (usize, &Kind)| kind.take(ms).map(|count| (n, count));
+        let due = move |(n, kind): (usize, &EventKind)| kind.take(ms).map(|count| (n, count));
         self.kinds.iter().enumerate().filter_map(due)
     }
 
     /// All events that are not logged yet, whether or not a line is due.
     pub fn rest(&self) -> impl Iterator<Item = (usize, u64)> {
-        let rest = |(n, kind): (usize, &Kind)| kind.take_pending().map(|count| (n, count));
+        let rest = |(n, kind): (usize, &EventKind)| kind.take_pending().map(|count| (n, count));
         self.kinds.iter().enumerate().filter_map(rest)
     }
 
@@ -64,7 +64,7 @@ impl<const N: usize> Throttle<N> {
     }
 }
 
-impl Kind {
+impl EventKind {
     fn take(&self, ms: u64) -> Option<u64> {
         let next = self.next.load(Relaxed);
         if ms < next || self.pending.load(Relaxed) == 0 {

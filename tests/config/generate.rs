@@ -269,7 +269,7 @@ fn mysql() -> impl Strategy<Value = CheckKind> {
 fn dns() -> impl Strategy<Value = CheckKind> {
     (
         "\\.|[a-z0-9_-]{1,9}(\\.[a-z]{1,9}){0,2}\\.?",
-        select(DnsType::ALL.to_vec()),
+        select(RecordType::ALL.to_vec()),
         vec(select(Rcode::ALL.to_vec()), 1..3),
     )
         .prop_map(|(query, query_type, rcode)| CheckKind::Dns {

@@ -1,24 +1,24 @@
 // PROXY protocol headers of every kind, and their meaning by the specification.
 
-use tembuku::internals::proxy_protocol::{Addresses, Refusal};
+use tembuku::internals::proxy_protocol::{Addresses, InvalidHeader};
 
 pub(crate) struct Vector {
     pub(crate) name: &'static str,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) verdict: Result<Addresses, Refusal>,
+    pub(crate) verdict: Result<Addresses, InvalidHeader>,
 }
 
-fn ip(source: &str, destination: &str) -> Result<Addresses, Refusal> {
+fn ip(source: &str, destination: &str) -> Result<Addresses, InvalidHeader> {
     Ok(Addresses::Ip {
         source: source.parse().expect("an address"),
         destination: destination.parse().expect("an address"),
     })
 }
 
-const OWN: Result<Addresses, Refusal> = Ok(Addresses::Own);
+const OWN: Result<Addresses, InvalidHeader> = Ok(Addresses::Own);
 
 fn v1() -> Vec<Vector> {
-    use Refusal::*;
+    use InvalidHeader::*;
     let full = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
     let mixed = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255";
     let of_full = |source, destination| {
@@ -79,8 +79,8 @@ fn v1() -> Vec<Vector> {
         .collect()
 }
 
-const REFUSED_LINES: &[(&str, &str, Refusal)] = {
-    use Refusal::*;
+const REFUSED_LINES: &[(&str, &str, InvalidHeader)] = {
+    use InvalidHeader::*;
     &[
         ("nothing like it", "GET / HTTP/1.1\r\n\r\n", NoHeader),
         ("lower case", "proxy TCP4 192.0.2.1 192.0.2.11 56324 443\r\n", NoHeader),
@@ -179,11 +179,11 @@ const INET6: &[u8; 36] = &[
     0xdc, 4, 1, 187,
 ];
 
-fn four() -> Result<Addresses, Refusal> {
+fn four() -> Result<Addresses, InvalidHeader> {
     ip("192.0.2.1:56324", "192.0.2.11:443")
 }
 
-fn six() -> Result<Addresses, Refusal> {
+fn six() -> Result<Addresses, InvalidHeader> {
     ip("[2001:db8::1]:56324", "[2001:db8::b]:443")
 }
 
@@ -199,14 +199,14 @@ fn with(tlvs: &[u8]) -> Vec<u8> {
     binary(0x21, 0x11, 12 + tlvs.len(), &[INET, tlvs].concat())
 }
 
-type Row = (&'static str, Vec<u8>, Result<Addresses, Refusal>);
+type Row = (&'static str, Vec<u8>, Result<Addresses, InvalidHeader>);
 
 fn vectors<const N: usize>(rows: [Row; N]) -> Vec<Vector> {
     rows.map(|(name, bytes, verdict)| Vector { name, bytes, verdict }).into()
 }
 
 fn v2() -> Vec<Vector> {
-    use Refusal::*;
+    use InvalidHeader::*;
     let unix = unix();
     let unix_pair = || Ok(Addresses::Unix(Box::new(unix)));
     let crc = tlv(3, &[0; 4]);
@@ -260,7 +260,7 @@ fn v2() -> Vec<Vector> {
 
 /// Of these, checksums among them, the TLVs decide.
 fn v2_with_tlvs() -> Vec<Vector> {
-    use Refusal::*;
+    use InvalidHeader::*;
     let unix = unix();
     let unix_pair = || Ok(Addresses::Unix(Box::new(unix)));
     let crc = tlv(3, &[0; 4]);

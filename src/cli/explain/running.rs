@@ -4,7 +4,7 @@ use crate::{
     admin::{OperatorSettings, explain},
     cli::{
         ConfigFile,
-        client::{At, Client},
+        client::{AdminClient, At},
         response::{Backend, Status, Upstream, clean},
     },
     config::{backend_with_defaults, parse_target},
@@ -28,7 +28,7 @@ pub(super) fn apply(
     file: ConfigFile,
     socket: Option<PathBuf>,
 ) -> Result<(Plan, Option<Notes>), String> {
-    let client = Client::find(&At { file, socket })?;
+    let client = AdminClient::find(&At { file, socket })?;
     let (status, _) = client.status()?;
     let notes = plan.upstreams.iter_mut();
     let notes = notes.map(|upstream| (upstream.name.clone(), apply_to(upstream, &status)));

@@ -5,7 +5,7 @@ use super::View;
 use crate::{
     cli::{
         admin_state::{self, Name},
-        client::{Client, encode},
+        client::{AdminClient, encode},
         response::{Backend, Event, Listener, Session, Status, clean},
         sessions, weight,
     },
@@ -90,7 +90,7 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn start(
-        client: Client,
+        client: AdminClient,
         wants: Wants,
     ) -> io::Result<(Self, UnboundedReceiver<Update>)> {
         let (tasks, receive) = channel();
@@ -117,7 +117,7 @@ impl Feed {
 }
 
 fn run(
-    client: &Client,
+    client: &AdminClient,
     mut wants: Wants,
     tasks: &Receiver<Task>,
     updates: &UnboundedSender<Update>,
@@ -155,7 +155,7 @@ fn one_line(why: &str) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
-fn carry_out(client: &Client, order: &Order) -> Result<String, String> {
+fn carry_out(client: &AdminClient, order: &Order) -> Result<String, String> {
     match order {
         Order::Admin(name, state) => admin_state::set(client, name, *state),
         Order::Weight(name, to) => weight::set(client, name, *to),
@@ -163,11 +163,11 @@ fn carry_out(client: &Client, order: &Order) -> Result<String, String> {
 }
 
 /// One look at the process, without rates: the first.
-pub(super) fn look_once(client: &Client, wants: &Wants) -> Result<Data, String> {
+pub(super) fn look_once(client: &AdminClient, wants: &Wants) -> Result<Data, String> {
     look(client, wants, &mut None)
 }
 
-fn look(client: &Client, wants: &Wants, before: &mut Option<Before>) -> Result<Data, String> {
+fn look(client: &AdminClient, wants: &Wants, before: &mut Option<Before>) -> Result<Data, String> {
     let (status, _) = client.status()?;
     let at = Instant::now();
     let (sessions, is_more) = match wants.view {

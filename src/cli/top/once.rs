@@ -6,12 +6,12 @@ use super::{
     screen::fit,
     ui::Ui,
 };
-use crate::cli::{client::Client, response::History, say};
+use crate::cli::{client::AdminClient, response::History, say};
 use std::collections::HashMap;
 
 /// Whole names and reasons, in columns that are as wide as they need. Rates are those of the last
 /// five seconds; there are none in the first five of the process.
-pub(super) fn show(client: &Client, mut ui: Ui) -> Result<(), String> {
+pub(super) fn show(client: &AdminClient, mut ui: Ui) -> Result<(), String> {
     let mut data = look_once(client, &ui.wants())?;
     data.rates = rates(&client.history()?);
     ui.update(Update::Data(Box::new(data)));

@@ -9,7 +9,7 @@ use crate::{
             suggestions::{list, nearest, shorten},
         },
     },
-    plan::{Addr, CheckAt, CheckKind, DnsType, Rcode, SendProxy, Target, Upstream},
+    plan::{Addr, CheckAt, CheckKind, Rcode, RecordType, SendProxy, Target, Upstream},
 };
 
 /// Longest parts of a name, and a name without the dot at its end.
@@ -20,9 +20,9 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     let query = read_query(section);
     // The root has no address of its own, and every server that knows any name knows its servers.
     let default = if query == "." {
-        DnsType::Ns
+        RecordType::Ns
     } else {
-        DnsType::A
+        RecordType::A
     };
     CheckKind::Dns {
         query_type: read_type(section).unwrap_or(default),
@@ -31,9 +31,9 @@ pub(crate) fn read(section: &Section<'_>) -> CheckKind {
     }
 }
 
-fn read_type(section: &Section<'_>) -> Option<DnsType> {
+fn read_type(section: &Section<'_>) -> Option<RecordType> {
     let word = section.one_of("query_type", &query_types())?;
-    DnsType::ALL
+    RecordType::ALL
         .iter()
         .find(|kind| kind.word() == word)
         .copied()

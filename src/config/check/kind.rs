@@ -10,7 +10,7 @@ use crate::{
         section::Section,
         text::suggestions::list,
     },
-    plan::{CheckKind, Kind},
+    plan::{CheckKind, CheckProtocol},
 };
 
 /// `None`: the kind is missing or invalid, which has been reported.
@@ -22,29 +22,30 @@ pub(crate) fn read(section: &Section<'_>) -> Option<CheckKind> {
         return None;
     }
     let word = section.one_of("kind", &kinds())?;
-    let kind = Kind::ALL
+    let kind = CheckProtocol::ALL
         .into_iter()
         .find(|kind| kind.info().name == word)?;
     report_keys_of_others(kind, section);
     Some(match kind {
-        Kind::Tcp => CheckKind::Tcp,
-        Kind::SendExpect => CheckKind::SendExpect {
+        CheckProtocol::Tcp => CheckKind::Tcp,
+        CheckProtocol::SendExpect => CheckKind::SendExpect {
             send: bytes::read(section, &["send", "send_hex"]).unwrap_or_default(),
             expect: bytes::read_expect(section),
         },
-        Kind::Http => http::read(section),
-        Kind::Redis => redis::read(section),
-        Kind::Postgres => postgres::read(section),
-        Kind::Mysql => mysql::read(section),
-        Kind::Dns => dns::read(section),
+        CheckProtocol::Http => http::read(section),
+        CheckProtocol::Redis => redis::read(section),
+        CheckProtocol::Postgres => postgres::read(section),
+        CheckProtocol::Mysql => mysql::read(section),
+        CheckProtocol::Dns => dns::read(section),
     })
 }
 
-fn report_keys_of_others(kind: Kind, section: &Section<'_>) {
-    let is_of = |kind: Kind, key: &str| rows_of(kind.info()).any(|row| row.key.name == key);
+fn report_keys_of_others(kind: CheckProtocol, section: &Section<'_>) {
+    let is_of =
+        |kind: CheckProtocol, key: &str| rows_of(kind.info()).any(|row| row.key.name == key);
     for key in section.keys() {
         let is_of_all = rows::CHECK.iter().any(|row| row.key.name == key);
-        let owners: Vec<String> = Kind::ALL
+        let owners: Vec<String> = CheckProtocol::ALL
             .into_iter()
             .filter(|kind| is_of(*kind, key))
             .map(|kind| format!("{:?}", kind.info().name))

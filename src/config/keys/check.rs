@@ -14,8 +14,8 @@ use crate::{
         value::size,
     },
     plan::{
-        Check, CheckAt, CheckKind, DnsType, Expect, Kind, KindInfo, PasswordFrom, Role, StartTls,
-        Tls,
+        Check, CheckAt, CheckKind, CheckProtocol, Expect, KindInfo, PasswordFrom, RecordType, Role,
+        StartTls, Tls,
     },
 };
 
@@ -27,12 +27,12 @@ pub(crate) const INTERVAL: Rule = Rule::AtLeast(SHORTEST_INTERVAL);
 /// [`CHECK`].
 pub(crate) fn rows_of(info: &KindInfo) -> impl Iterator<Item = &'static Row<Check>> {
     let own: &[Row<Check>] = match info.kind {
-        Kind::Tcp | Kind::Mysql => &[],
-        Kind::SendExpect => SEND_EXPECT,
-        Kind::Http => HTTP,
-        Kind::Redis => REDIS,
-        Kind::Postgres => POSTGRES,
-        Kind::Dns => DNS,
+        CheckProtocol::Tcp | CheckProtocol::Mysql => &[],
+        CheckProtocol::SendExpect => SEND_EXPECT,
+        CheckProtocol::Http => HTTP,
+        CheckProtocol::Redis => REDIS,
+        CheckProtocol::Postgres => POSTGRES,
+        CheckProtocol::Dns => DNS,
     };
     let tls = if info.tls == StartTls::Never {
         &[]
@@ -235,11 +235,14 @@ pub(crate) static DNS: &[Row<Check>] = rows! {
 };
 
 pub(crate) fn kinds() -> Vec<&'static str> {
-    Kind::ALL.iter().map(|kind| kind.info().name).collect()
+    CheckProtocol::ALL
+        .iter()
+        .map(|kind| kind.info().name)
+        .collect()
 }
 
 pub(crate) fn query_types() -> Vec<&'static str> {
-    DnsType::ALL.iter().map(|kind| kind.word()).collect()
+    RecordType::ALL.iter().map(|kind| kind.word()).collect()
 }
 
 fn user(kind: &CheckKind) -> Option<&str> {

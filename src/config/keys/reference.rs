@@ -21,7 +21,7 @@ use crate::{
         upstream,
         value::duration,
     },
-    plan::{Backend, DiscoverKind, Kind, Plan, Protocol, Upstream},
+    plan::{Backend, CheckProtocol, DiscoverKind, Plan, Protocol, Upstream},
 };
 
 const WIDTH: usize = 100;
@@ -135,7 +135,7 @@ fn heading(keys: &Keys) -> String {
 
 /// The kinds of checks that a key is for, unless it is for all.
 fn owners(name: &str) -> String {
-    let owners: Vec<&str> = Kind::ALL
+    let owners: Vec<&str> = CheckProtocol::ALL
         .iter()
         .filter(|kind| rows_of(kind.info()).any(|row| row.key.name == name))
         .map(|kind| kind.info().name)

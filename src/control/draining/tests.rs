@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     plan::{Backend, Check, CheckKind},
     session::registry::{
-        Kind, Session,
+        Session, SessionKind,
         tests::{arrival, origin},
     },
     upstream::{
@@ -27,7 +27,7 @@ fn termination(check: Check, to: Verdict) -> Option<CloseReason> {
         verdict(&pool, 1, Verdict::Up, true, now);
         let backend = Arc::clone(&pool.addresses()[0].backend);
         let session = sessions
-            .add(arrival(), &origin(Kind::Connection))
+            .add(arrival(), &origin(SessionKind::Connection))
             .expect("a session");
         session.set_backend(backend.id);
         verdict(&pool, 0, to, true, now);
@@ -152,7 +152,9 @@ impl Rig {
     }
 
     fn session_on(&self, n: usize) -> Arc<Session> {
-        let session = self.sessions.add(arrival(), &origin(Kind::Connection));
+        let session = self
+            .sessions
+            .add(arrival(), &origin(SessionKind::Connection));
         let session = session.expect("a session");
         session.set_backend(self.backend(n).id);
         session

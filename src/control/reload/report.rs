@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// What a reload changed, or would change.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct ReloadReport {
     pub applied: bool,
     pub file: String,
     pub hash: HashChange,
@@ -49,7 +49,7 @@ pub struct ReportedChange {
     pub moved_share: Option<f64>,
 }
 
-impl Report {
+impl ReloadReport {
     pub(super) fn new(file: &Path, running: &View, prepared: &Prepared) -> Self {
         let (before, wanted) = (&running.plan, &prepared.plan);
         let reachable = reachable(before, wanted);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     /// Of a process that has nothing but the plan.
-    fn report(from: &str, to: &str) -> Report {
+    fn report(from: &str, to: &str) -> ReloadReport {
         let wanted = CONFIG.replace(from, to);
         assert_ne!(CONFIG, wanted);
         let plan_before = plan(CONFIG);
@@ -271,7 +271,7 @@ mod tests {
         let prepared = runtime
             .block_on(Prepared::for_change(plan(&wanted), &running))
             .expect("nothing is missing");
-        Report::new(Path::new("test"), &running, &prepared)
+        ReloadReport::new(Path::new("test"), &running, &prepared)
     }
 
     #[test]

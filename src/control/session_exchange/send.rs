@@ -204,7 +204,7 @@ impl SessionSender {
 
     fn find_candidates(&mut self) {
         let could_leave = |session: &Session| {
-            session.origin.kind == registry::Kind::Connection
+            session.origin.kind == registry::SessionKind::Connection
                 && session.interruption().is_none()
                 && !self.refused.contains(&session.id)
         };

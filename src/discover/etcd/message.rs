@@ -72,16 +72,16 @@ pub(super) struct Watched {
 #[derive(Deserialize)]
 struct WatchLine {
     result: Option<Watched>,
-    error: Option<Refusal>,
+    error: Option<ErrorBody>,
 }
 
 /// What the server has against a request.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct ErrorBody {
     pub(super) message: String,
 }
 
-impl Refusal {
+impl ErrorBody {
     /// Of the body of an answer whose status is not a success.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let refusal: Self = serde_json::from_slice(body).ok()?;
@@ -107,12 +107,12 @@ impl Refusal {
 }
 
 impl Watched {
-    pub(super) fn refusal(&self) -> Refusal {
+    pub(super) fn refusal(&self) -> ErrorBody {
         let reason = match self.cancel_reason.is_empty() {
             true => "no reason is given",
             false => &self.cancel_reason,
         };
-        Refusal {
+        ErrorBody {
             message: reason.replace(char::is_control, " "),
         }
     }
@@ -213,7 +213,7 @@ pub(super) enum MessageError {
     Strange(String, String),
     NoRevision(String),
     NoResult,
-    Refused(Refusal),
+    Refused(ErrorBody),
 }
 
 impl std::error::Error for MessageError {}
@@ -301,7 +301,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, n: usize, byte: u8) {
             let _ = (read_range(&bytes), read_watched(&bytes), read_token(&bytes));
-            let _ = Refusal::read(&bytes);
+            let _ = ErrorBody::read(&bytes);
             let near = br#"{"result":{"header":{"revision":"6"},
                 "events":[{"kv":{"key":"L2EvMQ=="}}]}}"#;
             let mut near = near.to_vec();

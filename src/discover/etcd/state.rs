@@ -5,7 +5,7 @@ use crate::discover::{Snapshot, SourceError, excerpt::excerpt, format};
 use std::{collections::BTreeMap, fmt};
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct EtcdState {
     cluster_id: String,
     /// All changes up to this one are known.
     revision: i64,
@@ -29,7 +29,7 @@ impl Entry {
     }
 }
 
-impl State {
+impl EtcdState {
     pub(super) fn new(range: Range) -> Self {
         Self {
             cluster_id: range.header.cluster_id,
@@ -143,7 +143,7 @@ mod tests {
         read_watched(json.as_bytes()).expect("a message")
     }
 
-    fn addresses(state: &State) -> Vec<String> {
+    fn addresses(state: &EtcdState) -> Vec<String> {
         let snapshot = state.snapshot("/a/").expect("a snapshot");
         snapshot.backends.into_iter().map(|b| b.address).collect()
     }
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn events_change_what_a_range_began() {
         let list = [kv("/a/1", "h:1", 2), kv("/a/2", "h:2", 3)];
-        let mut state = State::new(range("c", 4, 2, &list));
+        let mut state = EtcdState::new(range("c", 4, 2, &list));
         assert_eq!(addresses(&state), ["h:1", "h:2"]);
         let (put, gone) = (kv("/a/3", "h:3", 6), kv("/a/1", "", 7));
         assert!(state.apply(watched(
@@ -173,7 +173,7 @@ mod tests {
             kv("/a/1", "h:1", 2),
             kv("/a/2", r#"{"address":"h:2","name":"two"}"#, 2),
         ];
-        let state = State::new(range("c", 4, 2, &list));
+        let state = EtcdState::new(range("c", 4, 2, &list));
         let names = |prefix| {
             let snapshot = state.snapshot(prefix).expect("a snapshot");
             let names = snapshot.backends.into_iter().map(|b| b.name);
@@ -188,7 +188,7 @@ mod tests {
         let list = [kv("/a/1", "h:1", 2), kv("/a/2", "h:2", 3)];
         let newest =
             |cluster, revision, count, at| range(cluster, revision, count, &[kv("/a/2", "", at)]);
-        let state = || State::new(range("c", 4, 2, &list));
+        let state = || EtcdState::new(range("c", 4, 2, &list));
         let mut same = state();
         assert!(same.confirm(&newest("c", 9, 2, 3)));
         assert_eq!(same.next_revision(), 10);
@@ -201,13 +201,13 @@ mod tests {
         ] {
             assert!(!state().confirm(&newest), "{newest:?}");
         }
-        assert!(State::new(range("c", 4, 0, &[])).confirm(&range("c", 4, 0, &[])));
+        assert!(EtcdState::new(range("c", 4, 0, &[])).confirm(&range("c", 4, 0, &[])));
     }
 
     #[test]
     fn one_wrong_value_is_an_error_that_names_its_key() {
         let list = [kv("/a/1", "h:1", 2), kv("/a/2", "{}", 3)];
-        let state = State::new(range("c", 4, 2, &list));
+        let state = EtcdState::new(range("c", 4, 2, &list));
         let error = state.snapshot("/a/").expect_err("wrong").to_string();
         assert!(error.contains("\"/a/2\": it has no `address`"), "{error}");
     }

@@ -13,14 +13,14 @@ use std::{
 const TYPES: [&str; 3] = ["IPv4", "IPv6", "FQDN"];
 
 #[derive(Debug, Clone)]
-pub(super) struct State {
+pub(super) struct ServiceState {
     /// All that has happened up to this version is known.
     pub(super) version: String,
     /// By name.
     slices: BTreeMap<String, Slice>,
 }
 
-impl State {
+impl ServiceState {
     pub(super) fn new(list: List) -> Self {
         let slices = list.items.into_iter();
         Self {
@@ -177,13 +177,13 @@ mod tests {
     use super::super::message::{read_event, read_list, tests::SLICE};
     use super::*;
 
-    fn state(slices: &[String]) -> State {
+    fn state(slices: &[String]) -> ServiceState {
         let json = format!(
             r#"{{"kind":"EndpointSliceList","metadata":{{"resourceVersion":"5000"}},
                 "items":[{}]}}"#,
             slices.join(",")
         );
-        State::new(read_list(json.as_bytes()).expect("a list"))
+        ServiceState::new(read_list(json.as_bytes()).expect("a list"))
     }
 
     fn slice(name: &str, kind: &str, addresses: &[&str], ports: &str) -> String {
@@ -199,7 +199,7 @@ mod tests {
     const HTTP: &str = r#"[{"name":"http","port":80}]"#;
 
     /// Addresses, with a minus before those that drain.
-    fn shown(state: &State, port: Option<&str>) -> String {
+    fn shown(state: &ServiceState, port: Option<&str>) -> String {
         let snapshot = state.snapshot(port).expect("a snapshot");
         let shown = snapshot.backends.iter().map(|b| {
             let sign = if b.draining { "-" } else { "" };

@@ -1,16 +1,18 @@
 //! What the records of replies mean. Pure.
 
 use super::{
-    message::{Data, Kind, Record, Reply, Srv},
+    message::{Data, Record, Reply, Srv},
     name::Name,
 };
-use crate::discover::Found;
+use crate::{
+    discover::Found,
+    plan::{Rcode, RecordType},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
-const NXDOMAIN: u16 = 3;
 /// A longer chain of aliases is a loop.
 pub(super) const MOST_ALIASES: usize = 16;
 /// For how many seconds it is remembered that there is nothing, if the reply does not say.
@@ -31,9 +33,10 @@ pub(super) enum Followed {
 }
 
 /// What a reply says of records of this kind, and for how many seconds.
-pub(super) fn follow(reply: &Reply, asked: &Name, kind: Kind) -> (Followed, u32) {
+pub(super) fn follow(reply: &Reply, asked: &Name, kind: RecordType) -> (Followed, u32) {
     let mut name = asked;
     let mut ttl = u32::MAX;
+    let exists = Rcode::of_extended(reply.code) != Some(Rcode::NxDomain);
     for _ in 0..=MOST_ALIASES {
         let here = |kind| {
             let records = reply.answers.iter();
@@ -45,14 +48,14 @@ pub(super) fn follow(reply: &Reply, asked: &Name, kind: Kind) -> (Followed, u32)
             let data = found.into_iter().map(|r| r.data.clone()).collect();
             return (Followed::Records(data), ttl);
         }
-        let alias = here(Kind::Cname).find_map(|r| match &r.data {
+        let alias = here(RecordType::Cname).find_map(|r| match &r.data {
             Data::Cname(target) => Some((target, r.ttl)),
             _ => None,
         });
         match alias {
             Some((target, lasts)) => (name, ttl) = (target, ttl.min(lasts)),
-            None if reply.code == NXDOMAIN || name == asked => {
-                if reply.code != NXDOMAIN && is_referral(reply) {
+            None if !exists || name == asked => {
+                if exists && is_referral(reply) {
                     return (Followed::Referral, ttl);
                 }
                 return (Followed::Nothing, ttl.min(time_of_nothing(reply)));
@@ -66,7 +69,7 @@ pub(super) fn follow(reply: &Reply, asked: &Name, kind: Kind) -> (Followed, u32)
 /// A server that is not asked the right thing: what it does not have may exist.
 fn is_referral(reply: &Reply) -> bool {
     let has = |kind| reply.authority.iter().any(|r| r.data.kind() == kind);
-    !reply.is_authoritative && has(Kind::Ns) && !has(Kind::Soa)
+    !reply.is_authoritative && has(RecordType::Ns) && !has(RecordType::Soa)
 }
 
 fn time_of_nothing(reply: &Reply) -> u32 {
@@ -79,7 +82,11 @@ fn time_of_nothing(reply: &Reply) -> u32 {
 
 /// The addresses of this kind that came with a reply without being asked for, and for how many
 /// seconds they are valid. The set of a name and kind is there as a whole or not at all.
-pub(super) fn additional(reply: &Reply, name: &Name, kind: Kind) -> Option<(Vec<IpAddr>, u32)> {
+pub(super) fn additional(
+    reply: &Reply,
+    name: &Name,
+    kind: RecordType,
+) -> Option<(Vec<IpAddr>, u32)> {
     let records = reply.additional.iter().chain(&reply.answers);
     let records = records.filter(|r| r.name == *name && r.data.kind() == kind);
     let mut ttl = u32::MAX;
@@ -149,12 +156,16 @@ mod tests {
         let cname = |from, ttl, to| record(from, ttl, Data::Cname(name(to)));
         let target = srv(0, 0, 80, "h");
         let records = [cname("a", 30, "b"), record("b", 20, target.clone())];
-        let (asked, kind) = (name("a"), Kind::Srv);
+        let (asked, kind) = (name("a"), RecordType::Srv);
         let got = follow(&reply(0, &records, &[]), &asked, kind);
         assert_eq!(got, (Followed::Records(vec![target]), 20));
         let got = follow(&reply(0, &records[..1], &[]), &asked, kind);
         assert_eq!(got, (Followed::Alias(name("b")), 30));
-        let got = follow(&reply(NXDOMAIN, &records[..1], &[]), &asked, kind);
+        let got = follow(
+            &reply(Rcode::NxDomain.number().into(), &records[..1], &[]),
+            &asked,
+            kind,
+        );
         assert_eq!(got, (Followed::Nothing, 30));
         let circle = [cname("a", 3, "b"), cname("b", 3, "a")];
         let got = follow(&reply(0, &circle, &[]), &asked, kind);
@@ -165,10 +176,13 @@ mod tests {
     fn nothing_and_a_referral_are_not_the_same() {
         let soa = [record("example", 9, Data::Soa(5))];
         let ns = [record("example", 9, Data::Ns)];
-        let (asked, kind) = (name("a"), Kind::Srv);
+        let (asked, kind) = (name("a"), RecordType::Srv);
         let got = |reply: &Reply| follow(reply, &asked, kind);
         assert_eq!(got(&reply(0, &[], &soa)), (Followed::Nothing, 5));
-        assert_eq!(got(&reply(NXDOMAIN, &[], &soa)), (Followed::Nothing, 5));
+        assert_eq!(
+            got(&reply(Rcode::NxDomain.number().into(), &[], &soa)),
+            (Followed::Nothing, 5)
+        );
         assert_eq!(got(&reply(0, &[], &[])), (Followed::Nothing, NOTHING));
         assert_eq!(got(&reply(0, &[], &ns)).0, Followed::Referral);
         let authoritative = Reply {

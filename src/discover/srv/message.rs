@@ -1,10 +1,8 @@
 //! Questions and replies of DNS, with EDNS. Pure.
 
 use super::name::Name;
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use crate::plan::RecordType;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const HEADER: usize = 12;
 /// What datagrams may hold without being split on the way.
@@ -18,42 +16,6 @@ const RECURSION: u8 = 0x01;
 const INTERNET: u16 = 1;
 const OPT: u16 = 41;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    A,
-    Ns,
-    Cname,
-    Soa,
-    Aaaa,
-    Srv,
-}
-
-impl Kind {
-    fn number(self) -> u16 {
-        match self {
-            Self::A => 1,
-            Self::Ns => 2,
-            Self::Cname => 5,
-            Self::Soa => 6,
-            Self::Aaaa => 28,
-            Self::Srv => 33,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::A => "A",
-            Self::Ns => "NS",
-            Self::Cname => "CNAME",
-            Self::Soa => "SOA",
-            Self::Aaaa => "AAAA",
-            Self::Srv => "SRV",
-        })
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Data {
     A(Ipv4Addr),
@@ -66,14 +28,14 @@ pub(super) enum Data {
 }
 
 impl Data {
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> RecordType {
         match self {
-            Self::A(_) => Kind::A,
-            Self::Aaaa(_) => Kind::Aaaa,
-            Self::Srv(_) => Kind::Srv,
-            Self::Cname(_) => Kind::Cname,
-            Self::Ns => Kind::Ns,
-            Self::Soa(_) => Kind::Soa,
+            Self::A(_) => RecordType::A,
+            Self::Aaaa(_) => RecordType::Aaaa,
+            Self::Srv(_) => RecordType::Srv,
+            Self::Cname(_) => RecordType::Cname,
+            Self::Ns => RecordType::Ns,
+            Self::Soa(_) => RecordType::Soa,
         }
     }
 }
@@ -112,7 +74,7 @@ pub(super) enum Edns {
     No,
 }
 
-pub(super) fn ask(id: u16, name: &Name, kind: Kind, edns: Edns) -> Vec<u8> {
+pub(super) fn ask(id: u16, name: &Name, kind: RecordType, edns: Edns) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     let additional = u8::from(edns == Edns::Yes);
     message.extend_from_slice(&[RECURSION, 0, 0, 1, 0, 0, 0, 0, 0, additional]);
@@ -139,7 +101,7 @@ pub(super) enum NoReply {
 }
 
 /// The reply to the question with this id, name and kind.
-pub(super) fn read(id: u16, name: &Name, kind: Kind, bytes: &[u8]) -> Result<Reply, NoReply> {
+pub(super) fn read(id: u16, name: &Name, kind: RecordType, bytes: &[u8]) -> Result<Reply, NoReply> {
     let header = bytes.first_chunk::<HEADER>().ok_or(NoReply::Other)?;
     if header[..2] != id.to_be_bytes() || header[2] & (REPLY | OPERATION) != REPLY {
         return Err(NoReply::Other);
@@ -235,13 +197,16 @@ impl Reader<'_> {
             // With the highest bit it counts as zero.
             let ttl = u32::from_be_bytes(ttl);
             let ttl = if ttl >> 31 == 0 { ttl } else { 0 };
-            match self.data(kind) {
+            let data = match RecordType::of(kind) {
+                Some(kind) => self.data(kind)?,
+                None => None,
+            };
+            match data {
                 // What it holds must be all that it holds.
                 Some(data) if self.at == end || matches!(data, Data::Ns) => {
                     Part::Record(Record { name, ttl, data })
                 }
                 Some(_) => return None,
-                None if is_known(kind) => return None,
                 None => Part::Unknown,
             }
         };
@@ -249,65 +214,36 @@ impl Reader<'_> {
         Some(part)
     }
 
-    /// Of a kind that is known.
-    fn data(&mut self, kind: u16) -> Option<Data> {
-        const A: u16 = 1;
-        const NS: u16 = 2;
-        const CNAME: u16 = 5;
-        const SOA: u16 = 6;
-        const AAAA: u16 = 28;
-        const SRV: u16 = 33;
-        Some(match kind {
-            A => Data::A(self.take::<4>()?.into()),
-            AAAA => Data::Aaaa(self.take::<16>()?.into()),
-            NS => Data::Ns,
-            CNAME => Data::Cname(self.name()?),
-            SRV => Data::Srv(Srv {
+    /// `Some(None)`: records of this type are of no use here.
+    fn data(&mut self, kind: RecordType) -> Option<Option<Data>> {
+        let data = match kind {
+            RecordType::A => Data::A(self.take::<4>()?.into()),
+            RecordType::Aaaa => Data::Aaaa(self.take::<16>()?.into()),
+            RecordType::Ns => Data::Ns,
+            RecordType::Cname => Data::Cname(self.name()?),
+            RecordType::Srv => Data::Srv(Srv {
                 priority: self.number()?,
                 weight: self.number()?,
                 port: self.number()?,
                 target: self.name()?,
             }),
-            SOA => {
+            RecordType::Soa => {
                 self.name()?;
                 self.name()?;
                 // Serial, refresh, retry, expire.
                 self.take::<16>()?;
                 Data::Soa(u32::from_be_bytes(self.take()?))
             }
-            _ => return None,
-        })
-    }
-}
-
-fn is_known(number: u16) -> bool {
-    let kinds = [
-        Kind::A,
-        Kind::Ns,
-        Kind::Cname,
-        Kind::Soa,
-        Kind::Aaaa,
-        Kind::Srv,
-    ];
-    kinds.iter().any(|kind| kind.number() == number)
-}
-
-/// The word for a code.
-pub(super) fn describe(code: u16) -> String {
-    match code {
-        0 => "NOERROR".to_owned(),
-        1 => "FORMERR".to_owned(),
-        2 => "SERVFAIL".to_owned(),
-        3 => "NXDOMAIN".to_owned(),
-        4 => "NOTIMP".to_owned(),
-        5 => "REFUSED".to_owned(),
-        code => format!("code {code}"),
+            RecordType::Ptr | RecordType::Mx | RecordType::Txt => return Some(None),
+        };
+        Some(Some(data))
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::plan::Rcode;
     use proptest::prelude::*;
 
     pub(in super::super) fn name(text: &str) -> Name {
@@ -371,17 +307,17 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_asked() {
-        let asked = ask(0x1234, &name("a.b"), Kind::Srv, Edns::Yes);
+        let asked = ask(0x1234, &name("a.b"), RecordType::Srv, Edns::Yes);
         let expected = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x01a\x01b\0\0\x21\0\x01\
             \0\0\x29\x04\xd0\0\0\0\0\0\0";
         assert_eq!(asked, expected);
-        let plain = ask(0x1234, &name("a.b"), Kind::Srv, Edns::No);
+        let plain = ask(0x1234, &name("a.b"), RecordType::Srv, Edns::No);
         assert_eq!((plain.len(), plain[11]), (21, 0));
     }
 
     #[test]
     fn replies() {
-        let asked = ask(7, &name("s.example"), Kind::Srv, Edns::Yes);
+        let asked = ask(7, &name("s.example"), RecordType::Srv, Edns::Yes);
         let answers = [
             record("s.example", 30, Data::Cname(name("t.example"))),
             record("t.example", 20, srv(1, 2, 80, "h.example")),
@@ -395,7 +331,7 @@ pub(super) mod tests {
             record("h.example", 4, Data::Aaaa(Ipv6Addr::LOCALHOST)),
         ];
         let bytes = reply(&asked, [0x84, 0x80], [&answers, &authority, &additional]);
-        let read_one = |bytes: &[u8]| read(7, &name("S.example"), Kind::Srv, bytes);
+        let read_one = |bytes: &[u8]| read(7, &name("S.example"), RecordType::Srv, bytes);
         let got = read_one(&bytes).expect("a reply");
         assert!(got.is_authoritative && !got.is_truncated && got.code == 0);
         assert_eq!(got.answers, answers);
@@ -414,37 +350,37 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_no_reply_to_the_question() {
-        let asked = ask(7, &name("s.example"), Kind::Srv, Edns::No);
+        let asked = ask(7, &name("s.example"), RecordType::Srv, Edns::No);
         let good = reply(&asked, [0x80, 0], [&[], &[], &[]]);
-        assert!(read(7, &name("s.example"), Kind::Srv, &good).is_ok());
+        assert!(read(7, &name("s.example"), RecordType::Srv, &good).is_ok());
         let other = Err(NoReply::Other);
-        assert_eq!(read(8, &name("s.example"), Kind::Srv, &good), other);
-        assert_eq!(read(7, &name("t.example"), Kind::Srv, &good), other);
-        assert_eq!(read(7, &name("s.example"), Kind::A, &good), other);
-        assert_eq!(read(7, &name("s.example"), Kind::Srv, &asked), other);
+        assert_eq!(read(8, &name("s.example"), RecordType::Srv, &good), other);
+        assert_eq!(read(7, &name("t.example"), RecordType::Srv, &good), other);
+        assert_eq!(read(7, &name("s.example"), RecordType::A, &good), other);
+        assert_eq!(read(7, &name("s.example"), RecordType::Srv, &asked), other);
         // A failure need not repeat the question.
         let refused = b"\0\x07\x80\x05\0\0\0\0\0\0\0\0";
-        let refused = read(7, &name("s.example"), Kind::Srv, refused).expect("a reply");
-        assert_eq!(describe(refused.code), "REFUSED");
+        let refused = read(7, &name("s.example"), RecordType::Srv, refused).expect("a reply");
+        assert_eq!(Rcode::describe(refused.code), "REFUSED");
         let empty = b"\0\x07\x80\x00\0\0\0\0\0\0\0\0";
-        assert_eq!(read(7, &name("s.example"), Kind::Srv, empty), other);
+        assert_eq!(read(7, &name("s.example"), RecordType::Srv, empty), other);
     }
 
     #[test]
     fn an_extended_code_is_an_error() {
-        let asked = ask(7, &name("s"), Kind::Srv, Edns::No);
+        let asked = ask(7, &name("s"), RecordType::Srv, Edns::No);
         let mut bytes = reply(&asked, [0x80, 0], [&[], &[], &[]]);
         bytes[11] = 1;
         bytes.extend_from_slice(b"\0\0\x29\x04\xd0\x01\0\0\0\0\0");
-        let reply = read(7, &name("s"), Kind::Srv, &bytes).expect("a reply");
-        assert_eq!(describe(reply.code), "code 16");
+        let reply = read(7, &name("s"), RecordType::Srv, &bytes).expect("a reply");
+        assert_eq!(Rcode::describe(reply.code), "code 16");
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, at: usize, byte: u8) {
-            let asked = ask(7, &name("s.example"), Kind::Srv, Edns::No);
-            let _ = read(7, &name("s.example"), Kind::Srv, &bytes);
+            let asked = ask(7, &name("s.example"), RecordType::Srv, Edns::No);
+            let _ = read(7, &name("s.example"), RecordType::Srv, &bytes);
             let mut near = reply(&asked, [0x80, 0], [
                 &[record("s.example", 30, srv(1, 2, 80, "h.example"))],
                 &[record("example", 9, Data::Soa(5))],
@@ -452,9 +388,9 @@ pub(super) mod tests {
             ]);
             let at = at % near.len();
             near[at] = byte;
-            let _ = read(7, &name("s.example"), Kind::Srv, &near);
+            let _ = read(7, &name("s.example"), RecordType::Srv, &near);
             let with_garbage = [&near[..at], &bytes].concat();
-            let _ = read(7, &name("s.example"), Kind::Srv, &with_garbage);
+            let _ = read(7, &name("s.example"), RecordType::Srv, &with_garbage);
         }
     }
 }

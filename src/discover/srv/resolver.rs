@@ -1,10 +1,13 @@
 //! Asks name servers: by datagram, and by TCP what is too long for one.
 
 use super::{
-    message::{self, Edns, Kind, NoReply, Reply},
+    message::{self, Edns, NoReply, Reply},
     name::Name,
 };
-use crate::{plan::Addr, probe::connection::connect};
+use crate::{
+    plan::{Addr, Rcode, RecordType},
+    probe::connection::connect,
+};
 use std::{
     collections::HashMap,
     fmt, io,
@@ -19,9 +22,6 @@ use tokio::{
 };
 
 const LONGEST: usize = 65_535;
-const NXDOMAIN: u16 = 3;
-const FORMERR: u16 = 1;
-const NOTIMP: u16 = 4;
 /// A server that did not answer is asked last for so long.
 const ASIDE: Duration = Duration::from_secs(30);
 
@@ -39,12 +39,14 @@ pub(super) type Aside = Arc<Mutex<HashMap<SocketAddr, Instant>>>;
 
 impl Resolver {
     /// The first reply that says what there is, or that there is nothing.
-    pub(super) async fn ask(&self, name: &Name, kind: Kind) -> Result<Reply, AskError> {
+    pub(super) async fn ask(&self, name: &Name, kind: RecordType) -> Result<Reply, AskError> {
         let mut failures = Vec::new();
         for server in self.in_order() {
             match self.ask_server(server, name, kind).await {
-                Ok(reply) if matches!(reply.code, 0 | NXDOMAIN) => return Ok(reply),
-                Ok(reply) => failures.push((server, Failure::Code(reply.code))),
+                Ok(reply) => match Rcode::of_extended(reply.code) {
+                    Some(Rcode::NoError | Rcode::NxDomain) => return Ok(reply),
+                    _ => failures.push((server, Failure::Code(reply.code))),
+                },
                 Err(e) => {
                     self.lock().insert(server, Instant::now() + ASIDE);
                     failures.push((server, e));
@@ -76,14 +78,14 @@ impl Resolver {
         &self,
         server: SocketAddr,
         name: &Name,
-        kind: Kind,
+        kind: RecordType,
     ) -> Result<Reply, Failure> {
         let began = Instant::now();
         let deadline = began + self.timeout;
         let mut reply = self
             .by_datagram(server, name, kind, Edns::Yes, began)
             .await?;
-        if matches!(reply.code, FORMERR | NOTIMP) {
+        if let Some(Rcode::FormErr | Rcode::NotImp) = Rcode::of_extended(reply.code) {
             // It may not know EDNS.
             reply = self
                 .by_datagram(server, name, kind, Edns::No, began)
@@ -106,7 +108,7 @@ impl Resolver {
         &self,
         server: SocketAddr,
         name: &Name,
-        kind: Kind,
+        kind: RecordType,
         edns: Edns,
         began: Instant,
     ) -> Result<Reply, Failure> {
@@ -129,7 +131,12 @@ impl Resolver {
     }
 }
 
-async fn receive(socket: &UdpSocket, id: u16, name: &Name, kind: Kind) -> Result<Reply, Failure> {
+async fn receive(
+    socket: &UdpSocket,
+    id: u16,
+    name: &Name,
+    kind: RecordType,
+) -> Result<Reply, Failure> {
     let mut buffer = vec![0; LONGEST];
     loop {
         let length = socket.recv(&mut buffer).await.map_err(Failure::Network)?;
@@ -142,7 +149,7 @@ async fn receive(socket: &UdpSocket, id: u16, name: &Name, kind: Kind) -> Result
     }
 }
 
-async fn by_stream(server: SocketAddr, name: &Name, kind: Kind) -> Result<Reply, Failure> {
+async fn by_stream(server: SocketAddr, name: &Name, kind: RecordType) -> Result<Reply, Failure> {
     let id = rand::random();
     let asked = message::ask(id, name, kind, Edns::Yes);
     let length = u16::try_from(asked.len()).unwrap_or_default();
@@ -181,7 +188,7 @@ impl fmt::Display for Failure {
             }
             Self::Timeout(limit) => write!(f, "no reply within {limit:?} (`timeout`)"),
             Self::Broken => f.write_str("the reply is malformed"),
-            Self::Code(code) => f.write_str(&message::describe(*code)),
+            Self::Code(code) => f.write_str(&Rcode::describe(*code)),
             Self::Stream(e) => write!(f, "the reply is truncated, and by TCP: {e}"),
             Self::Truncated => f.write_str("the reply is truncated, by TCP as well"),
         }
@@ -192,7 +199,7 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub(super) struct AskError {
     name: Name,
-    kind: Kind,
+    kind: RecordType,
     failures: Vec<(SocketAddr, Failure)>,
 }
 

@@ -23,8 +23,8 @@ fn secret() -> Secret {
     secret.expect("a password")
 }
 
-fn settings_with(role: Option<Role>) -> Settings {
-    Settings {
+fn settings_with(role: Option<Role>) -> MysqlCheck {
+    MysqlCheck {
         role,
         replicating: false,
         max_lag: None,
@@ -43,7 +43,7 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(settings: &'a Settings) -> Self {
+    fn new(settings: &'a MysqlCheck) -> Self {
         let dialogue = Dialogue::new(settings);
         Self {
             dialogue,
@@ -85,7 +85,7 @@ impl<'a> Side<'a> {
     }
 
     /// As far as the login has gone well.
-    fn logged_in(settings: &'a Settings, version: &str) -> Self {
+    fn logged_in(settings: &'a MysqlCheck, version: &str) -> Self {
         let mut side = Self::new(settings);
         let sent = side.exchange(0, &greeting(version, "mysql_native_password", ALL));
         assert_eq!(sent[3], 1);
@@ -200,7 +200,7 @@ fn a_server_is_known_by_more_than_its_uuid() {
 
 #[test]
 fn lag() {
-    let settings = Settings {
+    let settings = MysqlCheck {
         max_lag: Some(Duration::from_secs(30)),
         ..settings_with(None)
     };
@@ -260,7 +260,7 @@ fn lag() {
     // A primary has no source, which is not an error.
     let primary = answer(Side::logged_in(&settings, "8.4.0").variables(&[("read_only", "OFF")]));
     assert_eq!(primary.result, CheckResult::Ok);
-    let wrong = Settings {
+    let wrong = MysqlCheck {
         role: Some(Role::Primary),
         ..settings
     };
@@ -270,7 +270,7 @@ fn lag() {
 
 #[test]
 fn replicas_that_do_not_replicate() {
-    let settings = Settings {
+    let settings = MysqlCheck {
         replicating: true,
         ..settings_with(Some(Role::Replica))
     };
@@ -405,7 +405,7 @@ fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
         )
     );
 
-    let local = Settings {
+    let local = MysqlCheck {
         local: true,
         ..settings_with(None)
     };
@@ -413,7 +413,7 @@ fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
     side.exchange(0, &caching);
     assert_eq!(side.exchange(2, b"\x01\x04"), frame(3, &clear));
 
-    let encrypted = Settings {
+    let encrypted = MysqlCheck {
         encrypted: true,
         ..settings_with(None)
     };
@@ -434,7 +434,7 @@ fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
     // Any server may ask for this one.
     let wanted = b"\xfemysql_clear_password\0";
     for verified in [true, false] {
-        let encrypted = Settings {
+        let encrypted = MysqlCheck {
             encrypted: true,
             verified,
             ..settings_with(None)
@@ -465,7 +465,7 @@ fn the_password_is_sent_in_the_clear_only_over_a_protected_connection() {
 
 #[test]
 fn a_server_without_tls_gets_no_credentials() {
-    let encrypted = Settings {
+    let encrypted = MysqlCheck {
         encrypted: true,
         ..settings_with(None)
     };
@@ -613,7 +613,7 @@ fn what_is_not_mysql() {
 /// After the password was sent, no answer is shown.
 #[test]
 fn an_echo_of_the_password_is_not_shown() {
-    let settings = Settings {
+    let settings = MysqlCheck {
         local: true,
         ..settings_with(None)
     };
@@ -640,7 +640,7 @@ proptest! {
         lags: bool,
         ok: bool,
     ) {
-        let settings = Settings {
+        let settings = MysqlCheck {
             max_lag: lags.then_some(Duration::from_secs(1)),
             encrypted,
             ..settings_with(None)

@@ -18,7 +18,7 @@ const MOST_ITERATIONS: u64 = 100_000;
 
 /// Why a login cannot succeed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct LoginError {
     pub(super) result: CheckResult,
     pub(super) why: String,
 }
@@ -70,7 +70,7 @@ impl<'a> Login<'a> {
     }
 
     /// What is answered to a message about authentication, if anything.
-    pub(super) fn receive(&mut self, inside: &[u8]) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn receive(&mut self, inside: &[u8]) -> Result<Vec<u8>, LoginError> {
         let (method, rest) = inside.split_first_chunk().ok_or_else(wrong)?;
         let step = std::mem::replace(&mut self.step, LoginStep::Answered);
         match (u32::from_be_bytes(*method), step) {
@@ -101,7 +101,7 @@ impl<'a> Login<'a> {
                         "it asks for {n} iterations of SCRAM, more than the {MOST_ITERATIONS} \
                          that are done here"
                     )),
-                    _ => Refusal {
+                    _ => LoginError {
                         why: "its half of SCRAM makes no sense".to_owned(),
                         ..wrong()
                     },
@@ -133,7 +133,7 @@ impl<'a> Login<'a> {
     /// As libpq does: bound to the certificate where the server offers it; where it does not, the
     /// message states that this client supports it, so that an attack that removes the offer is
     /// detected.
-    fn begin(&mut self, offered: &[u8]) -> Result<Vec<u8>, Refusal> {
+    fn begin(&mut self, offered: &[u8]) -> Result<Vec<u8>, LoginError> {
         let offers = |name: &str| offered.split(|b| *b == 0).any(|o| o == name.as_bytes());
         let (mechanism, binding) = match self.end_point.take() {
             Some(end_point) if offers(SCRAM_SHA_256_PLUS) => (
@@ -173,22 +173,22 @@ fn iterations(message: &[u8]) -> Option<u64> {
 
 pub(super) fn encode(
     write: impl FnOnce(&mut BytesMut) -> io::Result<()>,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Vec<u8>, LoginError> {
     let mut out = BytesMut::new();
     // The library's own reason is that there is a zero byte in a text.
     write(&mut out).map_err(|e| refused(&e.to_string()))?;
     Ok(out.to_vec())
 }
 
-fn refused(why: &str) -> Refusal {
-    Refusal {
+fn refused(why: &str) -> LoginError {
+    LoginError {
         result: CheckResult::Auth,
         why: why.to_owned(),
     }
 }
 
-fn wrong() -> Refusal {
-    Refusal {
+fn wrong() -> LoginError {
+    LoginError {
         result: CheckResult::Protocol,
         why: "this is not PostgreSQL: its authentication makes no sense".to_owned(),
     }

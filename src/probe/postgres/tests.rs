@@ -52,8 +52,8 @@ fn secret() -> Secret {
     secret.expect("a password")
 }
 
-fn talk(wanted: Option<Role>) -> Settings {
-    Settings {
+fn talk(wanted: Option<Role>) -> PostgresCheck {
+    PostgresCheck {
         wanted,
         user: Some(User {
             name: "monitor".into(),
@@ -68,7 +68,7 @@ fn talk(wanted: Option<Role>) -> Settings {
     }
 }
 
-fn with_password(wanted: Option<Role>) -> Settings {
+fn with_password(wanted: Option<Role>) -> PostgresCheck {
     let mut talk = talk(wanted);
     let user = talk.user.as_mut().expect("a user");
     user.secret = Some(secret());
@@ -76,7 +76,7 @@ fn with_password(wanted: Option<Role>) -> Settings {
 }
 
 /// Plays the server: returns the messages to it, and the last step. Pieces come a byte at a time.
-fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
+fn play(talk: &PostgresCheck, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
     let mut dialogue = talk.dialogue();
     let (mut sent, mut received) = (Vec::new(), Vec::new());
     let mut bytes = pieces.concat().into_iter();
@@ -100,7 +100,7 @@ fn play(talk: &Settings, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
     }
 }
 
-fn check(talk: &Settings, pieces: &[Vec<u8>]) -> Answer {
+fn check(talk: &PostgresCheck, pieces: &[Vec<u8>]) -> Answer {
     match play(talk, pieces).1 {
         Step::Done(answer) => answer,
         step => panic!("{step:?}"),
@@ -324,7 +324,7 @@ fn a_replica_that_does_not_replicate() {
                 CheckResult::WrongRole,
             ),
         ] {
-            let talk = Settings {
+            let talk = PostgresCheck {
                 replicating,
                 ..talk(Some(wanted))
             };
@@ -589,7 +589,7 @@ fn without_a_login_any_way_of_asking_for_one_is_alive() {
                 Some(_) => ("monitor", "app"),
             };
             let (sent, last) = play(
-                &Settings {
+                &PostgresCheck {
                     startup,
                     ..looks_in(false)
                 },
@@ -645,7 +645,7 @@ fn without_a_login_other_answers_are_failures() {
     assert_eq!(answer.result, CheckResult::Tls);
 }
 
-fn looks_in(encrypted: bool) -> Settings {
+fn looks_in(encrypted: bool) -> PostgresCheck {
     let mut talk = talk(None);
     (talk.user, talk.encrypted) = (None, encrypted);
     talk

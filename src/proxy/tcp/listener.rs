@@ -4,14 +4,14 @@ use super::{session, stop_signal::StopSignal};
 use crate::{
     plan::reason::{ConnectError, RejectReason},
     runtime::{
-        executor::{self, Kind, ListeningSocket},
+        executor::{self, ListeningSocket, StreamKind},
         net::{Client, Stream, set_options},
     },
     session::{
         admission,
         registry::Arrival,
         service::{Call, Failures, Service},
-        summary::Refusal,
+        summary::RefusedSession,
     },
     sys::handshakes,
 };
@@ -45,7 +45,7 @@ impl AsFd for Socket {
     }
 }
 
-/// A listening socket of the process; those of one address on all workers have the same.
+/// Identifies a listener at one address: its sockets on all workers have the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub u64);
 
@@ -64,7 +64,7 @@ pub struct Binding {
 /// connection that could not be accepted stays ready.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// More than a queue can have.
+/// More connections than the queue of a socket can hold.
 const MOST_QUEUED: u32 = 1 << 16;
 
 /// After so many errors of single connections in a row the listener itself counts as failing.
@@ -188,7 +188,7 @@ fn admit(
 
 fn reject(service: &Service, reason: RejectReason, client: Client) {
     service.log_rejection(reason, &client, None, Instant::now());
-    let refusal = Refusal {
+    let refusal = RefusedSession {
         reason,
         peer: client,
         named: None,
@@ -205,7 +205,7 @@ pub(super) struct Acceptor {
     /// Asked once: it is the same for every connection that is accepted here. `None` for a unix
     /// socket.
     port: Option<u16>,
-    kind: Kind,
+    kind: StreamKind,
     /// See [`Self::refuse`].
     refuses: Cell<bool>,
     /// Declared last: it is given back after the socket has been closed.
@@ -226,9 +226,9 @@ impl Acceptor {
             Socket::Tcp(s) => s.local_addr().ok().map(|address| address.port()),
             Socket::Unix(_) => None,
         };
-        let (kind, socket): (Kind, OwnedFd) = match socket {
-            Socket::Tcp(s) => (Kind::Tcp, s.into()),
-            Socket::Unix(s) => (Kind::Unix, s.into()),
+        let (kind, socket): (StreamKind, OwnedFd) = match socket {
+            Socket::Tcp(s) => (StreamKind::Tcp, s.into()),
+            Socket::Unix(s) => (StreamKind::Unix, s.into()),
         };
         let acceptor = Self {
             socket: ListeningSocket::new(socket),
@@ -251,7 +251,7 @@ impl Acceptor {
     /// The other process may have set options that its sockets share with these.
     pub(super) fn resume(&self) {
         let service = self.service();
-        if self.kind == Kind::Tcp {
+        if self.kind == StreamKind::Tcp {
             set_options(&self.socket, &service.plan.socket);
         }
         let backlog = i32::try_from(service.plan.backlog).unwrap_or(i32::MAX);
@@ -274,7 +274,7 @@ impl Acceptor {
         let before = self.service.replace(Arc::clone(&service));
         let (plan, before) = (&service.plan, &before.plan);
         // A reload may change many listeners, while sessions wait.
-        if self.kind == Kind::Tcp && plan.socket != before.socket {
+        if self.kind == StreamKind::Tcp && plan.socket != before.socket {
             set_options(&self.socket, &plan.socket);
         }
         let backlog = i32::try_from(plan.backlog).unwrap_or(i32::MAX);
@@ -289,8 +289,10 @@ impl Acceptor {
     /// that are being established, or are in the queue, can be accepted.
     pub(super) fn refuse(&self) {
         let refused = match self.kind {
-            Kind::Tcp => handshakes::refuse(&self.socket),
-            Kind::Unix => rustix::net::shutdown(&self.socket, Shutdown::Read).map_err(Into::into),
+            StreamKind::Tcp => handshakes::refuse(&self.socket),
+            StreamKind::Unix => {
+                rustix::net::shutdown(&self.socket, Shutdown::Read).map_err(Into::into)
+            }
         };
         if let Err(error) = refused {
             let service = self.service.borrow();
@@ -304,13 +306,13 @@ impl Acceptor {
     /// No connection begins, until [`Self::end_hold_off`]: a client repeats its attempt meanwhile,
     /// and may reach another node. A unix socket goes on: its clients are on this one.
     pub(super) fn hold_off(&self) {
-        if self.kind == Kind::Tcp {
+        if self.kind == StreamKind::Tcp {
             self.refuse();
         }
     }
 
     pub(super) fn end_hold_off(&self) {
-        if self.kind == Kind::Tcp && self.refuses.replace(false) {
+        if self.kind == StreamKind::Tcp && self.refuses.replace(false) {
             handshakes::detach_filter(&self.socket);
         }
     }
@@ -340,15 +342,15 @@ impl Acceptor {
         accepted: io::Result<(OwnedFd, Option<SocketAddr>)>,
     ) -> io::Result<(Stream, Client)> {
         let (socket, address) = accepted?;
-        if self.refuses.get() && self.kind == Kind::Tcp {
+        if self.refuses.get() && self.kind == StreamKind::Tcp {
             // It has inherited the filter.
             handshakes::detach_filter(&socket);
         }
         let client = match (self.kind, address) {
-            (Kind::Unix, _) => Client::Unix,
-            (Kind::Tcp, Some(address)) => Client::Ip(address),
+            (StreamKind::Unix, _) => Client::Unix,
+            (StreamKind::Tcp, Some(address)) => Client::Ip(address),
             // It was reset so early that it has no address.
-            (Kind::Tcp, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
+            (StreamKind::Tcp, None) => return Err(io::ErrorKind::ConnectionAborted.into()),
         };
         Ok((Stream::accepted(socket, self.kind), client))
     }

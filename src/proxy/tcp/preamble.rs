@@ -4,7 +4,7 @@
 use crate::{
     plan::{AcceptProxy, SendProxy, reason::RejectReason},
     proxy::relay::FirstBytes,
-    proxy_protocol::{Addresses, Parser, Refusal, encode_v1, encode_v2},
+    proxy_protocol::{Addresses, InvalidHeader, Parser, encode_v1, encode_v2},
     runtime::{
         executor,
         net::{Client, Stream},
@@ -85,7 +85,7 @@ pub(super) fn read_early(client: &Stream) -> io::Result<Vec<u8>> {
 }
 
 enum PreambleFailure {
-    Wrong(Refusal),
+    Wrong(InvalidHeader),
     Missing,
     Incomplete,
     Broken(io::Error),

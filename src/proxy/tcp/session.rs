@@ -14,7 +14,7 @@ use crate::{
     runtime::net::Stream,
     session::{
         admission::{self, Permits},
-        summary::{Attempt, Refusal, Summary, Unserved},
+        summary::{Attempt, RefusedSession, Summary, Unserved},
     },
     sys,
     upstream::backend::Backend,
@@ -203,7 +203,7 @@ fn close_unopened(permits: Permits, client: Stream, not_opened: NotOpened) {
         NotOpened::Refused(reason) => {
             let (service, session) = permits.release();
             drop(client);
-            let refusal = Refusal {
+            let refusal = RefusedSession {
                 reason,
                 peer: session.peer,
                 named: session.proxied(),

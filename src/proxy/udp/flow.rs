@@ -88,7 +88,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// After this time without an error the backend counts as working even without a reply: one-way
 /// traffic has no other proof.
 const TRIAL: Duration = Duration::from_secs(5);
-/// The same for a flow that ends.
+/// The time for a flow that ends.
 const SHORT_TRIAL: Duration = Duration::from_secs(1);
 
 /// How long a flow that has left its backend waits for replies that are owed, in milliseconds.

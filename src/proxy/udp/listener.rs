@@ -133,7 +133,7 @@ struct Start<'a> {
     moves: bool,
     /// The backend, if it was picked before.
     picked: Option<(Lease, Search)>,
-    /// Of the header that named the client.
+    /// The TLVs of the PROXY protocol header that named the client.
     tlvs: &'a [u8],
     /// The header that the backend gets, if the flow that this one replaces had one.
     header: Option<Box<[u8]>>,

@@ -22,12 +22,12 @@ use std::{
 #[derive(Debug)]
 pub struct Stream {
     pub(super) socket: Socket,
-    kind: Kind,
+    kind: StreamKind,
     nodelay: Cell<NoDelay>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum StreamKind {
     Tcp,
     Unix,
 }
@@ -54,18 +54,18 @@ pub enum NoDelay {
 
 impl Stream {
     /// A connection that was accepted: its client may have sent something already.
-    pub fn accepted(fd: OwnedFd, kind: Kind) -> Self {
+    pub fn accepted(fd: OwnedFd, kind: StreamKind) -> Self {
         Self::new(Socket::new(fd, true), kind)
     }
 
     /// A connection to be made by [`Self::poll_connect`], or just made.
-    pub fn connecting(fd: OwnedFd, kind: Kind) -> Self {
+    pub fn connecting(fd: OwnedFd, kind: StreamKind) -> Self {
         Self::new(Socket::new(fd, false), kind)
     }
 
     /// A connection that another process has carried so far. Everything is tried, since that
     /// process has seen the events.
-    pub fn taken_over(fd: OwnedFd, kind: Kind, state: StreamState) -> Self {
+    pub fn taken_over(fd: OwnedFd, kind: StreamKind, state: StreamState) -> Self {
         let stream = Self::new(Socket::new(fd, true), kind);
         stream.nodelay.set(state.nodelay);
         stream.socket.update(|source| {
@@ -95,11 +95,11 @@ impl Stream {
         self.socket.deregister();
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> StreamKind {
         self.kind
     }
 
-    fn new(socket: Socket, kind: Kind) -> Self {
+    fn new(socket: Socket, kind: StreamKind) -> Self {
         Self {
             socket,
             kind,
@@ -108,7 +108,7 @@ impl Stream {
     }
 
     pub fn is_tcp(&self) -> bool {
-        self.kind == Kind::Tcp
+        self.kind == StreamKind::Tcp
     }
 
     /// Sets TCP_NODELAY before the second write.

@@ -52,7 +52,7 @@ fn pair() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     ours.set_nonblocking(true).expect("non-blocking");
     // A short read of one is taken for all that there is, as of TCP.
-    (Stream::connecting(ours.into(), Kind::Tcp), theirs)
+    (Stream::connecting(ours.into(), StreamKind::Tcp), theirs)
 }
 
 /// Reads slowly to the end, but nothing before `start` has a message: until then the buffers of
@@ -254,8 +254,8 @@ fn nothing_is_missed_before_the_first_wait() {
             theirs.write_all(b"early").expect("written");
             drop(theirs);
             let socket = match may_read {
-                true => Stream::accepted(ours.into(), Kind::Tcp),
-                false => Stream::connecting(ours.into(), Kind::Tcp),
+                true => Stream::accepted(ours.into(), StreamKind::Tcp),
+                false => Stream::connecting(ours.into(), StreamKind::Tcp),
             };
             let mut buffer = [0; 100];
             for expected in [5, 0] {
@@ -298,7 +298,7 @@ fn connecting_succeeds_or_says_why_not() {
         let connect = || async move {
             use socket2::{Domain, Type};
             let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None);
-            let socket = Stream::connecting(socket.expect("a socket").into(), Kind::Tcp);
+            let socket = Stream::connecting(socket.expect("a socket").into(), StreamKind::Tcp);
             poll_fn(|_| socket.poll_connect(&address)).await
         };
         connect().await.expect("connected");

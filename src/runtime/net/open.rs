@@ -2,7 +2,7 @@
 
 use crate::{
     plan::{Addr, SocketOptions},
-    runtime::executor::{self, Kind, Stream},
+    runtime::executor::{self, Stream, StreamKind},
     sys::limits::is_local_port,
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -33,7 +33,7 @@ pub async fn open(
         Addr::Unix(path) => {
             let connect = || ready(connect_unix(path));
             let socket = retry_while_queue_is_full(connect, executor::sleep).await?;
-            Ok(Stream::connecting(socket.into(), Kind::Unix))
+            Ok(Stream::connecting(socket.into(), StreamKind::Unix))
         }
     }
 }
@@ -50,7 +50,7 @@ async fn open_tcp(
         // packet more is sent.
         let _ = socket.set_tcp_quickack(false);
     }
-    let stream = Stream::connecting(socket.into(), Kind::Tcp);
+    let stream = Stream::connecting(socket.into(), StreamKind::Tcp);
     poll_fn(|_| stream.poll_connect(&address)).await?;
     refuse_self_connection(address, || stream.local_addr())?;
     if options.nodelay {

@@ -39,7 +39,7 @@ pub struct Continued {
 
 /// Connections and flows have a budget each: a flood of one kind leaves the other alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SessionKind {
     Connection,
     Flow,
 }
@@ -49,7 +49,7 @@ pub enum Kind {
 pub struct Origin {
     pub listener: String,
     pub pool: Arc<Pool>,
-    pub kind: Kind,
+    pub kind: SessionKind,
 }
 
 #[derive(Debug)]

@@ -24,7 +24,7 @@ pub enum Origin {
 
 /// One entry of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Report {
+pub struct ErrorReport {
     pub errno: i32,
     pub origin: Origin,
     /// The address that the datagram was sent to.
@@ -46,7 +46,7 @@ pub fn ask_for_reports(socket: impl AsFd, to: &SocketAddr) -> io::Result<()> {
 }
 
 /// Takes one report from the queue; `None` where it is empty.
-pub fn next_report(socket: BorrowedFd<'_>) -> Option<Report> {
+pub fn next_report(socket: BorrowedFd<'_>) -> Option<ErrorReport> {
     let mut name = Name::EMPTY;
     let mut control = Control::EMPTY;
     let mut header = empty().msg_hdr;
@@ -65,7 +65,7 @@ pub fn next_report(socket: BorrowedFd<'_>) -> Option<Report> {
     let (errno, origin) = control
         .read_report(header.msg_controllen as _)
         .unwrap_or((0, 0));
-    Some(Report {
+    Some(ErrorReport {
         errno,
         origin: match origin {
             libc::SO_EE_ORIGIN_LOCAL => Origin::Local,

@@ -7,7 +7,7 @@ use crate::{
         tcp::connect::{Connected, Opened},
     },
     runtime::{
-        executor::{self, Kind, Stream},
+        executor::{self, Stream, StreamKind},
         time,
     },
     session::{
@@ -38,7 +38,7 @@ pub struct Continuation {
     service: Arc<Service>,
     lease: Lease,
     attempts: Box<[Attempt]>,
-    kinds: [Kind; 2],
+    kinds: [StreamKind; 2],
     state: Box<SessionState>,
     silences: Arc<Silences>,
 }
@@ -211,13 +211,13 @@ fn observers(pool: &Arc<Pool>, backend: &Arc<Backend>) -> FirstByteObservers {
 }
 
 /// `None`: it is no connection.
-fn kind_of(socket: &OwnedFd) -> Option<Kind> {
+fn kind_of(socket: &OwnedFd) -> Option<StreamKind> {
     if socket_type(socket.as_fd()).ok()? != SocketType::STREAM {
         return None;
     }
     match socket_domain(socket.as_fd()).ok()? {
-        AddressFamily::UNIX => Some(Kind::Unix),
-        AddressFamily::INET | AddressFamily::INET6 => Some(Kind::Tcp),
+        AddressFamily::UNIX => Some(StreamKind::Unix),
+        AddressFamily::INET | AddressFamily::INET6 => Some(StreamKind::Tcp),
         _ => None,
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         backend_search::{BackendSearch, facts},
         registry::{Arrival, Session},
         service::Call,
-        summary::{Attempt, Refusal, Summary, Unserved},
+        summary::{Attempt, RefusedSession, Summary, Unserved},
     },
     telemetry::access_log::AccessLog,
     upstream::{
@@ -103,7 +103,7 @@ impl Listener {
             attempts: Vec::new(),
         };
         if let Some(delay) = delay.filter(|_| self.may_wait()) {
-            return Err(self.enter_waiting(context, beginning, WaitsFor::Turn(delay)));
+            return Err(self.enter_waiting(context, beginning, WaitsFor::Rate(delay)));
         }
         let candidate = picked.map_or(Candidate::Unknown, |(lease, search)| {
             Candidate::Picked(lease, search)
@@ -213,7 +213,7 @@ impl Listener {
 
     /// Counts, logs and records that a datagram begins no flow.
     pub(super) fn refuse(&mut self, context: &Context, key: &Key, reason: RejectReason) {
-        let refusal = Refusal {
+        let refusal = RefusedSession {
             reason,
             peer: Client::Ip(key.peer),
             named: named(key),

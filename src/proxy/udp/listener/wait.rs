@@ -70,7 +70,7 @@ struct WaitingFlow {
 }
 
 pub(super) enum WaitsFor {
-    Turn(Delay),
+    Rate(Delay),
     Backend(Waiting),
 }
 
@@ -119,8 +119,8 @@ impl WaitingFlow {
             return Next::End(self.ended(reason, now), DropReason::NoBackend);
         }
         let waiting = match &mut self.waits_for {
-            WaitsFor::Turn(delay) if now < delay.until => return Next::WaitUntil(delay.until),
-            WaitsFor::Turn(_) => return Next::FindBackend,
+            WaitsFor::Rate(delay) if now < delay.until => return Next::WaitUntil(delay.until),
+            WaitsFor::Rate(_) => return Next::FindBackend,
             WaitsFor::Backend(waiting) => waiting,
         };
         match waiting.poll(&context.mailbox.waker(token), now) {
@@ -139,7 +139,7 @@ impl WaitingFlow {
 
     fn ended(&self, reason: CloseReason, now: Instant) -> Unserved {
         let waited = match self.waits_for {
-            WaitsFor::Turn(_) => Duration::ZERO,
+            WaitsFor::Rate(_) => Duration::ZERO,
             WaitsFor::Backend(_) => now.saturating_duration_since(self.since),
         };
         unserved(reason, waited)

@@ -8,7 +8,7 @@ use crate::plan::reason::CheckResult;
 
 /// An error of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct ServerError {
     pub(super) code: u16,
     pub(super) message: Vec<u8>,
 }
@@ -18,7 +18,7 @@ pub(super) const SYNTAX: u16 = 1064;
 /// A privilege is missing.
 pub(super) const DENIED: u16 = 1227;
 
-impl Refusal {
+impl ServerError {
     /// `None`: this packet is none.
     pub(super) fn read(payload: &[u8]) -> Result<Option<Self>, Wrong> {
         let Some(rest) = payload.strip_prefix(b"\xff") else {
@@ -55,29 +55,29 @@ mod tests {
 
     #[test]
     fn errors_and_what_they_mean() {
-        let early = Refusal::read(b"\xff\x10\x04Too many connections");
+        let early = ServerError::read(b"\xff\x10\x04Too many connections");
         let early = early.expect("well-formed").expect("an error");
         assert_eq!(
             (early.code, &early.message[..]),
             (1040, &b"Too many connections"[..])
         );
         assert_eq!(early.result(), CheckResult::Unexpected);
-        let later = Refusal::read(b"\xff\x15\x04#28000Access denied");
+        let later = ServerError::read(b"\xff\x15\x04#28000Access denied");
         let later = later.expect("well-formed").expect("an error");
         assert_eq!(
             (later.code, &later.message[..]),
             (1045, &b"Access denied"[..])
         );
         assert_eq!(later.result(), CheckResult::Auth);
-        assert_eq!(Refusal::read(b"\0"), Ok(None));
-        assert!(Refusal::read(b"\xff\x15").is_err());
-        assert!(Refusal::read(b"\xff\x15\x04#28").is_err());
+        assert_eq!(ServerError::read(b"\0"), Ok(None));
+        assert!(ServerError::read(b"\xff\x15").is_err());
+        assert!(ServerError::read(b"\xff\x15\x04#28").is_err());
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = Refusal::read(&[&b"\xff"[..], &bytes].concat());
+            let _ = ServerError::read(&[&b"\xff"[..], &bytes].concat());
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Its text is for the operator of the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum InvalidHeader {
     NoHeader,
     LineTooLong,
     Kind,
@@ -24,7 +24,7 @@ pub enum Refusal {
     UniqueId,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for InvalidHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoHeader => "its first bytes are no PROXY protocol header",
@@ -48,4 +48,4 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for InvalidHeader {}
