@@ -3,6 +3,8 @@
 //!
 //! `check --dump` writes a plan back, so that is here, too.
 
+mod shared;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{fmt::Write as _, hint::black_box, time::Duration};
 use tembuku::internals::{
@@ -84,10 +86,7 @@ fn load(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3))
-        .sample_size(30);
+    config = shared::criterion(Duration::from_millis(500), Duration::from_secs(3));
     targets = load
 }
 criterion_main!(benches);

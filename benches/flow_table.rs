@@ -5,6 +5,8 @@
 //! Keys are stored side by side here. In the program each is part of its flow, a few hundred bytes
 //! from the next, so with many flows a look-up misses the cache once more than shown.
 
+mod shared;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{
     hint::black_box,
@@ -170,10 +172,7 @@ fn idle(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(30);
+    config = shared::criterion(Duration::from_millis(300), Duration::from_secs(1));
     targets = find, idle
 }
 criterion_main!(benches);

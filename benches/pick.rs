@@ -3,6 +3,8 @@
 //! `pool` is what a session pays: making the key, the lock, the pick, counting the session in and
 //! out. `policy` is the pick alone. Each pick is for another client.
 
+mod shared;
+
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::{
     hint::black_box,
@@ -166,10 +168,7 @@ fn pool(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(30);
+    config = shared::criterion(Duration::from_millis(300), Duration::from_secs(1));
     targets = policy, pool
 }
 criterion_main!(benches);

@@ -5,6 +5,8 @@
 //! written with a checksum, and so read with one. Byte by byte is the worst that a client can do:
 //! the reader is asked again for each.
 
+mod shared;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{hint::black_box, time::Duration};
 use tembuku::internals::proxy_protocol::{Addresses, Header, Parser, encode_v1, encode_v2};
@@ -109,10 +111,7 @@ fn parse(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(30);
+    config = shared::criterion(Duration::from_millis(300), Duration::from_secs(1));
     targets = encode, parse
 }
 criterion_main!(benches);

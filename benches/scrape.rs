@@ -4,6 +4,8 @@
 //! The server is a whole one, with a worker, a listener and a connect time for each backend, so
 //! that every histogram is shown; no client connects to it.
 
+mod shared;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{
     sync::Arc,
@@ -66,10 +68,7 @@ fn scrape(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3))
-        .sample_size(30);
+    config = shared::criterion(Duration::from_millis(500), Duration::from_secs(3));
     targets = scrape
 }
 criterion_main!(benches);

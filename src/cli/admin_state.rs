@@ -45,12 +45,7 @@ pub(super) struct Which {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Ready {
-    #[command(flatten)]
-    pub(super) which: Which,
-    /// Wait until their checks have found them alive
-    #[arg(long, conflicts_with = "node")]
-    wait: bool,
+struct WaitLimit {
     /// … but not longer than this
     #[arg(
         long,
@@ -63,6 +58,17 @@ pub(super) struct Ready {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Ready {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// Wait until their checks have found them alive
+    #[arg(long, conflicts_with = "node")]
+    wait: bool,
+    #[command(flatten)]
+    limit: WaitLimit,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Out {
     #[command(flatten)]
     pub(super) which: Which,
@@ -72,15 +78,8 @@ pub(super) struct Out {
     /// Wait until they have no session left
     #[arg(long)]
     wait: bool,
-    /// … but not longer than this
-    #[arg(
-        long,
-        value_name = "TIME",
-        default_value = "60s",
-        requires = "wait",
-        value_parser = duration
-    )]
-    timeout: Duration,
+    #[command(flatten)]
+    limit: WaitLimit,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,7 +190,7 @@ impl std::fmt::Display for Name {
 
 pub(super) fn ready(args: &Ready) -> ExitCode {
     let order = json!({ "admin_state": AdminState::Ready.word() });
-    let wait = args.wait.then_some(args.timeout);
+    let wait = args.wait.then_some(args.limit.timeout);
     run(&args.which, AdminState::Ready, &order, wait, Goal::Alive)
 }
 
@@ -208,7 +207,7 @@ pub(super) fn out(args: &Out, admin_state: AdminState) -> ExitCode {
         let after = humantime::format_duration(after).to_string();
         order["close_after"] = after.replace(' ', "").into();
     }
-    let wait = args.wait.then_some(args.timeout);
+    let wait = args.wait.then_some(args.limit.timeout);
     run(&args.which, admin_state, &order, wait, Goal::NoSessions)
 }
 

@@ -827,10 +827,7 @@ fn standard_error_may_be_full_or_closed() {
         println!("standard error is {what}");
         let servers = named(1);
         let front = ports::free_addr();
-        let streams = Streams {
-            out: None,
-            err: Some(err),
-        };
+        let streams = Streams::err(err);
         let mut tembuku = Tembuku::start_speaking(
             streams,
             &format!(
@@ -853,10 +850,7 @@ fn the_reader_of_standard_error_may_leave() {
     let servers = named(1);
     let front = ports::free_addr();
     let (reader, writer) = narrow_pipe();
-    let streams = Streams {
-        out: None,
-        err: Some(writer.into()),
-    };
+    let streams = Streams::err(writer);
     let mut tembuku = Tembuku::start_speaking(
         streams,
         &format!(
@@ -885,10 +879,7 @@ fn a_stalled_reader_of_the_log_blocks_no_session() {
     let servers = named(1);
     let (dead, good) = (ports::free_addr(), ports::free_addr());
     let (_reader, writer) = narrow_pipe();
-    let streams = Streams {
-        out: None,
-        err: Some(writer.into()),
-    };
+    let streams = Streams::err(writer);
     let mut tembuku = Tembuku::start_speaking(
         streams,
         &format!(

@@ -7,7 +7,7 @@ use crate::{
         http,
         net::{self, ask},
         ports,
-        programs::{Nginx, Redis, call, http_block},
+        programs::{Nginx, Redis, call},
         secs,
         server::{Server, ask_many, named},
         temp::TempDir,
@@ -217,15 +217,7 @@ fn a_certificate_for_another_name_is_an_error() {
     let (servers, addr) = (named(1), ports::free_addr());
     let authority = Authority::new("registry");
     let issued = authority.issue("list", "DNS:registry.example.com", 2);
-    let nginx = Nginx::start(
-        addr,
-        &http_block(&format!(
-            "server {{ listen {addr} ssl; ssl_certificate {}; ssl_certificate_key {}; \
-             root {{dir}}; }}",
-            issued.certificate.display(),
-            issued.key.display()
-        )),
-    );
+    let nginx = Nginx::with_files_over_tls(addr, &issued);
     write(
         &nginx.file("list.json"),
         &format!("[\"{}\"]", servers[0].addr),

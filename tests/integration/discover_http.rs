@@ -81,15 +81,7 @@ fn one_answer_is_printed_over_tls() {
     let (servers, addr) = (named(1), ports::free_addr());
     let authority = Authority::new("registry");
     let issued = authority.issue("list", "IP:127.0.0.1", 2);
-    let nginx = Nginx::start(
-        addr,
-        &http_block(&format!(
-            "server {{ listen {addr} ssl; ssl_certificate {}; ssl_certificate_key {}; \
-             root {{dir}}; }}",
-            issued.certificate.display(),
-            issued.key.display()
-        )),
-    );
+    let nginx = Nginx::with_files_over_tls(addr, &issued);
     write(&nginx.file("list.json"), &json(&[&servers[0]]));
     let dir = TempDir::new();
     let discover = |ca: &Path| {

@@ -1,6 +1,11 @@
 //! The last ten minutes of listeners and backends, and the ages of sessions.
 
-use crate::harness::{http, net, ports, secs, server::named, tembuku::Tembuku, wait_until};
+use crate::harness::{
+    http, net, ports, secs,
+    server::{listener_before, named},
+    tembuku::Tembuku,
+    wait_until,
+};
 use serde_json::Value;
 use std::io::Write as _;
 
@@ -85,11 +90,7 @@ fn samples_outlive_a_reload_and_end_with_their_backend() {
 fn ages_of_sessions_name_no_client() {
     let servers = named(1);
     let front = ports::free_addr();
-    let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [\"{}\"]\n",
-        servers[0].addr
-    ));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, ""));
     let clients: Vec<_> = (0..30).map(|_| net::session(front).unwrap().0).collect();
     let ages = json(&tembuku, "/api/v1/sessions/ages");
     let of_backend = &ages["backends"][0];

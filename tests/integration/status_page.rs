@@ -9,7 +9,7 @@ use crate::harness::{
     http, millis, net, ports,
     programs::{Redis, call},
     secs,
-    server::{Server, named},
+    server::{Server, listener_before, named},
     tembuku::{Tembuku, cli},
     temp::TempDir,
     wait_until,
@@ -269,11 +269,7 @@ fn the_process_before_an_upgrade_is_shown() {
 fn without_its_script_the_page_is_loaded_again() {
     let servers = named(1);
     let front = ports::free_addr();
-    let tembuku = Tembuku::start(&format!(
-        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
-         [upstreams.u]\nbackends = [\"{}\"]\n",
-        servers[0].addr
-    ));
+    let tembuku = Tembuku::start(&listener_before(&servers, front, ""));
     let mut browser = Chromium::start();
     browser.call(
         "Emulation.setScriptExecutionDisabled",

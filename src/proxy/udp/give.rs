@@ -171,10 +171,7 @@ impl Giver {
             }
         }
         let frozen_at = Instant::now();
-        let rest = self.ask(worker, listener.id, |answer| Give::Freeze {
-            addresses: Arc::clone(&listener.addresses),
-            answer,
-        })?;
+        let rest = self.freeze(worker, listener)?;
         given.flows += rest.batch.flows.len() as u64;
         if !rest.batch.is_empty() {
             refused.extend(self.send_rest(channel, rest)?);
@@ -194,10 +191,7 @@ impl Giver {
         worker: &Mailbox<Order>,
         given: &mut FlowsGiven,
     ) -> Result<(), HandOverError> {
-        let frozen = self.ask(worker, listener.id, |answer| Give::Freeze {
-            addresses: Arc::clone(&listener.addresses),
-            answer,
-        })?;
+        let frozen = self.freeze(worker, listener)?;
         let FlowBatch {
             flows,
             peers,
@@ -281,6 +275,17 @@ impl Giver {
             Kind::UdpTaken => Ok(FlowsTaken::read(&answer.body)?.refused),
             kind => Err(HandOverError::Unexpected(kind)),
         }
+    }
+
+    fn freeze(
+        &self,
+        worker: &Mailbox<Order>,
+        listener: &GivenListener,
+    ) -> Result<Given, HandOverError> {
+        self.ask(worker, listener.id, |answer| Give::Freeze {
+            addresses: Arc::clone(&listener.addresses),
+            answer,
+        })
     }
 
     fn ask(

@@ -26,6 +26,16 @@ pub(crate) struct Streams {
     pub(crate) err: Option<Stdio>,
 }
 
+impl Streams {
+    /// Standard error goes there.
+    pub(crate) fn err(to: impl Into<Stdio>) -> Self {
+        Self {
+            out: None,
+            err: Some(to.into()),
+        }
+    }
+}
+
 /// A pipe that holds one page.
 pub(crate) fn narrow_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();

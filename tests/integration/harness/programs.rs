@@ -2,6 +2,7 @@
 //! 127.0.0.1.
 
 use super::{
+    certs::Certificate,
     net, ports,
     proc::{self, Proc, command},
     secs,
@@ -51,6 +52,18 @@ impl Nginx {
         // Not by connecting: that would be a client, and move the rotation on.
         proc.wait_ready(START, || net::listening(addr.port()));
         Nginx { proc, dir }
+    }
+
+    /// Serves the files of its folder over TLS.
+    #[track_caller]
+    pub(crate) fn with_files_over_tls(addr: SocketAddr, own: &Certificate) -> Nginx {
+        let block = format!(
+            "server {{ listen {addr} ssl; ssl_certificate {}; ssl_certificate_key {}; \
+             root {{dir}}; }}",
+            own.certificate.display(),
+            own.key.display()
+        );
+        Nginx::start(addr, &http_block(&block))
     }
 
     /// A file in its folder.
