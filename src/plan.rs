@@ -72,7 +72,7 @@ pub enum Handover {
     /// Live sessions.
     #[default]
     Sessions,
-    /// Nothing: the old process drains its sessions.
+    /// No session: the old process drains its own.
     Listeners,
 }
 
@@ -86,7 +86,7 @@ pub enum StartWait {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    /// One of the two is there.
+    /// Where status and metrics are served. This or `socket` is there.
     pub listen: Option<SocketAddr>,
     /// The path of a unix socket, on which alone there is control.
     pub socket: Option<PathBuf>,
@@ -138,7 +138,7 @@ pub struct Listener {
     pub bind: Vec<Bind>,
     /// The name of an upstream of the same plan.
     pub upstream: String,
-    /// For each attempt; never zero.
+    /// The time limit of each attempt to connect; never zero.
     pub connect_timeout: Duration,
     /// No byte in either direction for this long ends the session; `None`: no limit.
     pub idle_timeout: Option<Duration>,
@@ -270,7 +270,7 @@ pub struct Upstream {
     /// Whether a name that does not resolve at the start is an error.
     pub resolve_required: bool,
     pub send_proxy: SendProxy,
-    /// Over UDP.
+    /// Which datagrams of a flow get the header.
     pub send_proxy_on: ProxyOn,
     /// Whether a session that the backend resets before the first byte of an answer counts as a
     /// failed connect.
@@ -291,13 +291,13 @@ pub struct Upstream {
 /// For what sessions wait that find no backend, and how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Waits {
-    /// For a place, while the backends that are fit are full. 0: not at all.
+    /// How long sessions wait for a place, while all fit backends are full. 0: not at all.
     pub queue_timeout: Duration,
     /// Sessions that wait for a place at once.
     pub queue_length: u64,
     /// How long a session waits for the backend of its key before it takes another.
     pub queue_stick: Duration,
-    /// For a backend that is fit. 0: not at all.
+    /// How long sessions wait for a backend that is fit. 0: not at all.
     pub hold_timeout: Duration,
     /// Sessions that wait for a fit backend at once.
     pub hold_length: u64,

@@ -12,7 +12,7 @@ use crate::{
 use hyper::body::Bytes;
 use std::time::{Instant, SystemTime};
 
-/// The text, in pieces.
+/// The text of a scrape, in pieces.
 pub fn scrape(state: &State) -> Vec<Bytes> {
     let now = Instant::now();
     let view = state.view();
@@ -93,7 +93,7 @@ pub(super) fn waiting(pool: &Pool) -> [Option<u64>; Shortage::COUNT] {
     [Shortage::Full, Shortage::NoneFit].map(of)
 }
 
-/// Since the epoch.
+/// The seconds since 1970.
 fn seconds(at: SystemTime) -> f64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs_f64()

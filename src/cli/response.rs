@@ -65,7 +65,7 @@ pub(super) struct Listener {
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
     pub(super) errors_total: u64,
-    /// Of UDP.
+    /// What a UDP listener counts besides.
     pub(super) datagrams: Option<Datagrams>,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Datagrams {
     pub(super) dropped_by_reason: BTreeMap<String, u64>,
 }
 
-/// As it is written: with the fields of a UDP listener beside the others.
+/// A listener as JSON has it: with the fields of a UDP listener beside the others.
 #[derive(Deserialize)]
 struct AnyListener {
     name: String,
@@ -147,7 +147,7 @@ pub(super) struct Upstream {
     pub(super) queued: u64,
     #[serde(default)]
     pub(super) held: u64,
-    /// Of its backends, if it has a source of them.
+    /// Its source of backends, if it has one.
     #[serde(default)]
     pub(super) discovery: Option<Discovery>,
     pub(super) backends: Vec<Backend>,
@@ -169,7 +169,7 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    /// In a line, for a terminal.
+    /// The state of the source in a line, for a terminal.
     pub(super) fn text(&self) -> String {
         let held = self.held.iter();
         clean(&source_text(&SourceFigures {
@@ -313,7 +313,7 @@ pub(super) struct Session {
     pub(super) sent_bytes: u64,
 }
 
-/// What follows the last session.
+/// The line after the last session.
 #[derive(Debug, Deserialize)]
 pub(super) struct SessionsEnd {
     pub(super) count: u64,
@@ -340,7 +340,7 @@ pub(super) struct WeightChange {
     pub(super) by_operator: bool,
 }
 
-/// The same for every upstream that has an address.
+/// The answers for every upstream that has an address.
 #[derive(Debug, Deserialize)]
 pub(super) struct AdminChanges {
     pub(super) changes: Vec<AdminChange>,
@@ -517,7 +517,7 @@ pub(super) fn clean(text: &str) -> String {
     shorten(text, MOST).replace(char::is_control, "\u{fffd}")
 }
 
-/// The same of a text of several lines, as long as it is.
+/// As [`clean`], for a text of several lines, which is not shortened.
 pub(super) fn clean_lines(text: &str) -> String {
     let is_wrong = |c: char| c.is_control() && c != '\n';
     text.replace(is_wrong, "\u{fffd}")
@@ -585,7 +585,7 @@ mod tests {
         out
     }
 
-    /// By which commands decide, or without which nothing is said about anything.
+    /// The fields by which commands decide, or which say what an answer is about.
     const NEEDED: [&str; 14] = [
         "process",
         "listeners",

@@ -40,15 +40,15 @@ use crate::{
 
 /// The default of `fast_interval` is a quarter of `interval`, and not below this.
 const SHORTEST_FAST_INTERVAL: Duration = Duration::from_millis(100);
-/// The default of `stale_after` is so many times what a check may take, and not below...
+/// How many times the longest duration of a check the default of `stale_after` is, ...
 const STALE_CHECKS: u32 = 3;
-/// ... this.
+/// ... unless that is less than this.
 const SHORTEST_STALE: Duration = Duration::from_secs(30);
 
 /// The check of an upstream.
 pub(super) enum Found {
     None,
-    /// Its kind is invalid: then no key is reported to have no effect.
+    /// The kind is invalid: no key can be reported to have no effect.
     Mistaken,
     Check(Box<Check>),
 }

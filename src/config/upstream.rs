@@ -298,7 +298,7 @@ fn with_defaults(address: &Text<'_>, section: &Section<'_>) -> Backend {
     with_target(address.text, target)
 }
 
-/// Reported one by one: each has a position of its own in the file.
+/// Reports what is wrong with the address of one backend, at its position in the file.
 fn check_backend_address(
     backend: &Backend,
     address: &Text<'_>,

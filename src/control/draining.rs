@@ -30,12 +30,13 @@ pub(super) struct Draining {
     actions: RwLock<Actions>,
     failback: Failback,
     terminator: Terminator,
-    /// Those that have begun, or will, since the backend was last up or ready; by its id.
+    /// Terminations that have begun or are due since the backend was last up or ready, by the id
+    /// of the backend.
     terminations: Mutex<HashMap<(u64, Origin), Termination>>,
     stop: CancellationToken,
 }
 
-/// What becomes of the sessions of a backend, by what happens to it.
+/// What happens to the sessions of a backend when its state changes.
 #[derive(Debug, Clone, Copy)]
 struct Actions {
     on_down: SessionAction,
@@ -43,7 +44,7 @@ struct Actions {
     on_lag: SessionAction,
     on_drain: SessionAction,
     on_removed: SessionAction,
-    /// For the sessions on backups.
+    /// What happens to the sessions on backups when a regular backend is up again.
     on_recover: SessionAction,
 }
 

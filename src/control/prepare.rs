@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 /// A plan, and what it needs from outside.
 pub struct Prepared {
     pub plan: Plan,
-    /// By the names of the upstreams.
+    /// What each upstream needs, by its name.
     pub(super) upstreams: BTreeMap<String, UpstreamInputs>,
     /// The access logs of the plan, once they are open: see [`Self::with_access_logs`].
     pub(super) open_logs: OpenLogs,
@@ -57,13 +57,13 @@ pub(super) struct UpstreamInputs {
 }
 
 impl Prepared {
-    /// For a start.
+    /// Prepares a start.
     pub async fn new(plan: Plan) -> Result<Self, StartErrors> {
         node::begin(plan.process.ready_file.as_deref()).await?;
         Self::for_start(plan, &resolve::KnownAddresses::new(), &[]).await
     }
 
-    /// For a start with what another process has, which is ready still.
+    /// Prepares a start that takes over from another process.
     pub async fn with_inheritance(
         plan: Plan,
         inheritance: Inheritance,

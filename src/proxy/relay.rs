@@ -86,14 +86,14 @@ impl BackendConnection {
     }
 }
 
-/// What is special about a session, mostly its beginning.
+/// What few sessions have, most of it at their beginning.
 #[derive(Default)]
 pub struct Opening {
     pub first: Option<Box<FirstBytes>>,
     pub observers: FirstByteObservers,
-    /// For as long as it is relayed.
+    /// The limit of bandwidth, which holds for as long as the session is relayed.
     pub bandwidth: Option<SessionBandwidth>,
-    /// Another process has relayed so far.
+    /// Where another process has stopped to relay the session.
     pub state: Option<Box<RelayState>>,
 }
 
@@ -108,7 +108,7 @@ pub struct Beginning {
 /// What learns of the backend's first byte.
 #[derive(Default)]
 pub struct FirstByteObservers {
-    /// For a policy that measures how long an answer takes.
+    /// Measures how long the answer takes, for a policy that compares that time.
     pub clock: Option<Box<Clock>>,
     /// The pool of this backend, where only an answer proves that it works.
     pub pool: Option<(Arc<Pool>, Arc<Backend>)>,
@@ -234,7 +234,7 @@ pub struct Relay<'a> {
     delivery: Option<Box<Delivery>>,
     /// When the timer of this task expires, in the same milliseconds.
     timer: u64,
-    /// Keepalive is on, or not wanted.
+    /// Whether keepalive is on, or not configured.
     has_keepalive: bool,
     first_byte: FirstByte,
 }

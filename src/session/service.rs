@@ -27,8 +27,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// One of each listener serves new sessions. Another one replaces it when the plan changes,
-/// with the same counters; sessions keep the one that they began with.
+/// What new sessions of a listener are served with. When the plan changes, another service with the
+/// same counters replaces it; sessions keep the service that they began with.
 pub struct Service {
     pub plan: plan::Listener,
     pub metrics: Arc<ListenerMetrics>,
@@ -94,7 +94,7 @@ impl Service {
 
     /// Sessions that began under another plan of the listener.
     pub fn sessions_of_older_plans(&self) -> u64 {
-        // This service holds one, each session of its plan another one.
+        // This service holds one reference, each session that began with its plan another one.
         let own = Arc::strong_count(&self.origin) as u64 - 1;
         self.metrics.active().saturating_sub(own)
     }

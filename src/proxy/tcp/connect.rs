@@ -53,7 +53,7 @@ pub(super) struct Opened {
 
 enum ConnectFailure {
     Backend(io::Error),
-    /// Nothing to do with the backend: the session itself is over.
+    /// The session is over, for a reason that does not concern the backend.
     Session(CloseReason),
 }
 

@@ -70,16 +70,16 @@ pub(super) struct Link {
 
 #[derive(Default)]
 pub(super) struct Extras {
-    /// For the backend, in front of a datagram.
+    /// The PROXY protocol header that the backend gets in front of a datagram.
     pub(super) header: Box<[u8]>,
-    /// Whether the next datagram gets it.
+    /// Whether the next datagram to the backend gets the header.
     pub(super) header_is_due: bool,
-    /// Until the first reply, for the policy that compares times.
+    /// Runs until the first reply, for a policy that compares times.
     pub(super) clock: Option<Box<Clock>>,
     /// This field and those below are for the access log.
     pub(super) attempts: Vec<Attempt>,
     pub(super) first_reply: Option<Duration>,
-    /// From the client, and to it.
+    /// How many came from the client, and how many went to it.
     pub(super) datagrams: [u64; 2],
 }
 
@@ -197,7 +197,7 @@ impl Flow {
         self.taken >= self.requests()
     }
 
-    /// Whether so many bytes are within the limits of a second. If they are, they are counted.
+    /// Whether a datagram is within the limits of bytes in a second. If it is, it is counted.
     pub(super) fn admits(&self, way: Way, piece: Piece, now: Instant) -> bool {
         match &self.bandwidth {
             None => true,

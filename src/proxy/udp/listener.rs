@@ -56,7 +56,7 @@ const REFUSAL_RECORDS: u32 = 100;
 pub(super) struct Listener {
     index: usize,
     id: ListenerId,
-    /// That of flows that begin; other flows have their own.
+    /// What flows that begin are served with; flows that have begun keep their own.
     service: Arc<Service>,
     udp: Udp,
     ports: Slab<OpenPort>,
@@ -71,20 +71,21 @@ pub(super) struct Listener {
     /// Whether the listener has addresses on any worker. One that was taken over from another
     /// process may have fewer sockets than there are workers.
     has_addresses: bool,
-    /// While another process takes its flows over.
+    /// How far its flows have gone to another process; `None`: they stay.
     giving: Option<Box<Giving>>,
-    /// While it takes flows over.
+    /// How far it has taken over the flows of another process.
     taking: Taking,
     named: NamedClients,
     /// The idle timeout in milliseconds.
     idle_ms: u64,
-    /// Every datagram is assigned on its own: they may go to different flows, or get headers.
+    /// Whether every datagram is assigned on its own, because datagrams of one client may go to
+    /// different flows, or get headers.
     takes_singly: bool,
     is_draining: bool,
     /// When the first of the ports that are paused is to receive again, in milliseconds.
     next_resume: Option<u64>,
     refusal_records: PerSecond,
-    /// Since the kernel's drops were last counted.
+    /// Whether datagrams have come since the kernel's drops were last counted.
     pub(super) has_received: bool,
     /// Held until a stop need not wait for this listener.
     alive: Option<TaskTrackerToken>,
@@ -92,10 +93,11 @@ pub(super) struct Listener {
 
 struct OpenPort {
     port: Port,
-    /// No flow begins there any more.
+    /// Whether no flow may begin at this address any more.
     is_closing: bool,
     reception: Reception,
-    /// It has more than one address: each datagram comes with the one that it was sent to.
+    /// Whether the socket has more than one address: then each datagram comes with the address
+    /// that it was sent to.
     is_wildcard: bool,
     /// The kernel's count of dropped datagrams when it was last read.
     drops: u32,
@@ -120,9 +122,9 @@ enum NotBegun {
     Rejected,
     NoBackend,
     BackendsFull,
-    /// It has just begun to wait, by this number: its datagram is to be kept.
+    /// The flow has begun to wait, under this number: its datagram is to be kept.
     Waits(u16),
-    /// It waits, and has a datagram already.
+    /// The flow waits already, and has a datagram.
     Waiting,
 }
 
@@ -246,7 +248,7 @@ impl Listener {
         self.count_dropped_by(reason, None, pieces);
     }
 
-    /// `error`: why the kernel did not take them.
+    /// Counts datagrams that were not passed on. `error`: why the kernel did not take them.
     fn count_dropped_by(
         &self,
         reason: DropReason,

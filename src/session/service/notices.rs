@@ -22,7 +22,7 @@ pub struct Notices {
 pub enum Call {
     Accept,
     Receive,
-    /// To the event loop, of the socket of a new flow.
+    /// Adding the socket of a new flow to the event loop.
     Register,
 }
 
@@ -259,7 +259,7 @@ impl Service {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Severity {
-    /// Not written at all: it is intended.
+    /// No line: the event is intended.
     None,
     Info,
     Warning,
