@@ -1,12 +1,12 @@
 //! The command line: one file for each subcommand.
 
+mod admin_sockets;
 mod admin_state;
 mod check;
 mod client;
 mod completions;
 mod demo;
 mod discover;
-mod doors;
 mod events;
 mod explain;
 mod handover_formats;

@@ -47,7 +47,7 @@ pub struct Header<'a> {
 #[derive(Debug, Default)]
 pub struct Parser {
     /// Kept between calls, so that a long header in small pieces is not parsed again for each.
-    tlvs: tlv::Walk,
+    tlvs: tlv::TlvReader,
 }
 
 impl Parser {

@@ -78,7 +78,7 @@ pub enum AdminListener {
 }
 
 /// Answers until dropped.
-pub async fn serve(door: AdminListener, state: Arc<State>, renderer: Arc<Renderer>) {
+pub async fn serve(listener: AdminListener, state: Arc<State>, renderer: Arc<Renderer>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let failures = Throttle::<1>::new(Instant::now());
     let end = CancellationToken::new();
@@ -86,7 +86,7 @@ pub async fn serve(door: AdminListener, state: Arc<State>, renderer: Arc<Rendere
     // address.
     let _end = end.clone().drop_guard();
     loop {
-        let accepted = match &door {
+        let accepted = match &listener {
             AdminListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                 serve_connection(stream, Access::ReadOnly, &state, &renderer, &end)
             }),
@@ -120,19 +120,19 @@ enum Access {
     Control,
 }
 
-/// Serves one connection in a task of its own. Once `door_end` is cancelled, it answers the
+/// Serves one connection in a task of its own. Once `listener_end` is cancelled, it answers the
 /// requests that it has, and closes.
 fn serve_connection<S>(
     stream: S,
     access: Access,
     state: &Arc<State>,
     renderer: &Arc<Renderer>,
-    door_end: &CancellationToken,
+    listener_end: &CancellationToken,
 ) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (tracker, door_end) = (state.admin_connections.clone(), door_end.clone());
+    let (tracker, listener_end) = (state.admin_connections.clone(), listener_end.clone());
     let (state, renderer) = (Arc::clone(state), Arc::clone(renderer));
     let lifetime = Arc::new(Lifetime::new(match access {
         Access::ReadOnly => LIFETIME,
@@ -156,7 +156,7 @@ where
         tokio::select! {
             _ = &mut served => {}
             () = end.passed() => {}
-            () = door_end.cancelled() => {
+            () = listener_end.cancelled() => {
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
                     _ = served => {}

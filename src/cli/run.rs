@@ -1,6 +1,6 @@
 //! `tembuku run`: serve until a stop is requested.
 
-use super::{client, complain, doors::Doors};
+use super::{admin_sockets::AdminSockets, client, complain};
 use crate::{
     control::{
         DelayEnd, Prepared, Server, ServiceManager, StartError, StartErrors,
@@ -69,14 +69,14 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         Signals::new().map_err(|e| format!("error: cannot watch for signals: {e}\n"))?;
     let Started {
         mut server,
-        mut doors,
+        mut admin_sockets,
         previous,
     } = tokio::select! {
         started = start(plan) => started?,
         // A resolver or a file that does not answer can make the start long.
         () = signals.stop() => return Ok(()),
     };
-    doors.open(&server.state)?;
+    admin_sockets.open(&server.state)?;
     let manager = server.manager();
     match previous {
         None => manager.note_ready(&server.state).await,
@@ -103,7 +103,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         server: &mut server,
         signals: &mut signals,
         requests: &mut requests,
-        doors: &mut doors,
+        admin_sockets: &mut admin_sockets,
         file: file.as_deref(),
         manager: &manager,
     };
@@ -117,7 +117,7 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         }
     };
     drop(requests);
-    doors.drop_sockets();
+    admin_sockets.drop_sockets();
     let second = at_once.clone();
     tokio::spawn(async move {
         signals.stop().await;
@@ -139,7 +139,9 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         tracing::info!(cut, "stopped, all sessions ended");
     }
     state.finish_answers(ANSWERS).await;
-    doors.close(is_replaced || state.has_successor()).await;
+    admin_sockets
+        .close(is_replaced || state.has_successor())
+        .await;
     Ok(())
 }
 
@@ -148,7 +150,7 @@ struct MainLoop<'a> {
     server: &'a mut Server,
     signals: &'a mut Signals,
     requests: &'a mut Requests,
-    doors: &'a mut Doors,
+    admin_sockets: &'a mut AdminSockets,
     file: Option<&'a Path>,
     manager: &'a ServiceManager,
 }
@@ -162,7 +164,7 @@ struct Requests {
 /// A server, and what else a start brings about.
 struct Started {
     server: Server,
-    doors: Doors,
+    admin_sockets: AdminSockets,
     /// The process that this one has replaced.
     previous: Option<Previous>,
 }
@@ -211,8 +213,9 @@ impl MainLoop<'_> {
                     if mode == Mode::Apply {
                         self.manager.note_reloading().await;
                     }
-                    let doors = &mut *self.doors;
-                    let reloaded = reload(server, doors, self.signals, self.file, mode).await;
+                    let admin_sockets = &mut *self.admin_sockets;
+                    let reloaded =
+                        reload(server, admin_sockets, self.signals, self.file, mode).await;
                     let Some(result) = reloaded else {
                         return Ended::Stop;
                     };
@@ -241,7 +244,7 @@ impl MainLoop<'_> {
             // The new process has no drain, and gets these sockets.
             self.server.refuse_clients(false).await;
         }
-        let copies = match self.doors.copies() {
+        let copies = match self.admin_sockets.copies() {
             Ok(copies) => copies,
             Err(error) => {
                 request.fail(&UpgradeError::Copies(error));
@@ -260,7 +263,7 @@ impl MainLoop<'_> {
             Ok(Some(successor)) => match self.server.hand_over(successor, request).await {
                 Ok(replaced) => return Upgraded::Yes(replaced),
                 Err(error) => {
-                    if let Err(error) = self.doors.open(&state) {
+                    if let Err(error) = self.admin_sockets.open(&state) {
                         tracing::error!(error, "the admin side is not served any more");
                     }
                     error
@@ -324,7 +327,7 @@ async fn next_of<T>(requests: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
 /// `None`: a stop was requested before anything was changed.
 async fn reload(
     server: &mut Server,
-    doors: &mut Doors,
+    admin_sockets: &mut AdminSockets,
     signals: &mut Signals,
     file: Option<&Path>,
     mode: Mode,
@@ -344,7 +347,7 @@ async fn reload(
     let bound = async {
         let candidate = candidate?;
         let failed = |why| ReloadError::Failed(StartErrors(vec![StartError::Admin(why)]));
-        let new = doors.bind_missing(candidate.admin()).await;
+        let new = admin_sockets.bind_missing(candidate.admin()).await;
         Ok((candidate, new.map_err(failed)?))
     };
     let (candidate, new) = match bound.await {
@@ -354,7 +357,7 @@ async fn reload(
     let reloaded = server.reload(candidate, mode).await;
     match new {
         Some(new) if reloaded.is_ok() => {
-            if let Err(error) = doors.change(new, &state).await {
+            if let Err(error) = admin_sockets.change(new, &state).await {
                 tracing::error!(error, "an admin address is not served");
             }
         }
@@ -371,13 +374,13 @@ async fn start(plan: Plan) -> Result<Started, String> {
         return start_first(plan).await;
     };
     match start_successor(plan, &mut predecessor).await {
-        Ok((mut server, mut doors)) => {
+        Ok((mut server, mut admin_sockets)) => {
             let previous = server.take_over(predecessor).await;
             let previous = previous.map_err(|e| format!("error: {e}\n"))?;
-            doors.adopt_file();
+            admin_sockets.adopt_file();
             Ok(Started {
                 server,
-                doors,
+                admin_sockets,
                 previous: Some(previous),
             })
         }
@@ -399,11 +402,11 @@ async fn start_first(plan: Plan) -> Result<Started, String> {
             tracing::info!("a process that drains has given up its addresses");
         }
     }
-    let doors = Doors::bind(prepared.plan.admin.as_ref(), None).await?;
+    let admin_sockets = AdminSockets::bind(prepared.plan.admin.as_ref(), None).await?;
     let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
     Ok(Started {
         server,
-        doors,
+        admin_sockets,
         previous: None,
     })
 }
@@ -412,15 +415,15 @@ async fn start_first(plan: Plan) -> Result<Started, String> {
 async fn start_successor(
     plan: Plan,
     predecessor: &mut Predecessor,
-) -> Result<(Server, Doors), String> {
+) -> Result<(Server, AdminSockets), String> {
     let inheritance = predecessor.receive(&plan).await;
     let inheritance = inheritance.map_err(|e| format!("error: {e}\n"))?;
     let prepared = Prepared::with_inheritance(plan, inheritance).await;
     let prepared = prepared.map_err(|e| e.to_string())?;
     let admin = prepared.plan.admin.clone();
-    let doors = Doors::bind(admin.as_ref(), Some(predecessor)).await?;
+    let admin_sockets = AdminSockets::bind(admin.as_ref(), Some(predecessor)).await?;
     let server = Server::start(prepared).await.map_err(|e| e.to_string())?;
-    Ok((server, doors))
+    Ok((server, admin_sockets))
 }
 
 enum ServerEvent {

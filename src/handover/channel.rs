@@ -31,8 +31,8 @@ use std::{
 pub struct Channel {
     socket: OwnedFd,
     next_serial: u32,
-    /// For so many descriptors a packet; more than may be sent.
-    room: usize,
+    /// How many descriptors a packet may bring: more than may be sent.
+    max_descriptors: usize,
 }
 
 /// Why a message was not sent or received. The channel is of no use afterwards.
@@ -76,7 +76,7 @@ impl Channel {
         Self {
             socket,
             next_serial: 0,
-            room: MOST_DESCRIPTORS + 3,
+            max_descriptors: MOST_DESCRIPTORS + 3,
         }
     }
 
@@ -210,7 +210,8 @@ impl Channel {
         let mut was_reset = false;
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS + 3))];
-        let space = &mut space[..rustix::cmsg_space!(ScmRights(0)) + self.room * size_of::<i32>()];
+        let space = &mut space
+            [..rustix::cmsg_space!(ScmRights(0)) + self.max_descriptors * size_of::<i32>()];
         loop {
             let mut control = RecvAncillaryBuffer::new(space);
             let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;

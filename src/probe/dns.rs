@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn talk() -> DnsCheck {
+    fn settings() -> DnsCheck {
         DnsCheck::new(
             "www.Example.com.",
             RecordType::Aaaa,
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_asked() {
-        let asked = talk().ask(0x1234);
+        let asked = settings().ask(0x1234);
         assert_eq!(
             asked,
             [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0", QUESTION].concat()
@@ -143,12 +143,12 @@ mod tests {
                 "code 9, answers: 0",
             ),
         ] {
-            let answer = talk().receive(0x1234, &reply).expect("a reply");
+            let answer = settings().receive(0x1234, &reply).expect("a reply");
             assert_eq!(
                 (answer.result, &answer.transcript[..]),
                 (result, transcript)
             );
-            assert_eq!(talk().receive(0x1235, &reply), Err("another id"));
+            assert_eq!(settings().receive(0x1235, &reply), Err("another id"));
         }
     }
 
@@ -158,7 +158,7 @@ mod tests {
         let kind = b"\x03www\x07Example\x03com\0\0\x01\0\x01";
         for (bytes, why) in [
             (b"x".to_vec(), "too short"),
-            (talk().ask(0x1234), "no reply to a query"),
+            (settings().ask(0x1234), "no reply to a query"),
             (
                 reply([0xa8, 0], [0, 1, 0, 0], QUESTION),
                 "no reply to a query",
@@ -176,23 +176,24 @@ mod tests {
             (reply([0x80, 0], [0, 2, 0, 0], QUESTION), "another question"),
             (reply([0x80, 0], [0, 0, 0, 0], b""), "another question"),
         ] {
-            assert_eq!(talk().receive(0x1234, &bytes), Err(why), "{bytes:?}");
+            assert_eq!(settings().receive(0x1234, &bytes), Err(why), "{bytes:?}");
         }
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, id: u16) {
-            let _ = talk().receive(id, &bytes);
-            let _ = talk().receive(id, &[&id.to_be_bytes()[..], &[0x80, 0, 0, 1], &bytes].concat());
+            let _ = settings().receive(id, &bytes);
+            let reply = [&id.to_be_bytes()[..], &[0x80, 0, 0, 1], &bytes].concat();
+            let _ = settings().receive(id, &reply);
         }
 
         #[test]
         fn what_is_asked_is_known_again(id: u16, name in "([a-z]{1,9}\\.){0,3}") {
-            let talk = DnsCheck::new(&name, RecordType::A, &[Rcode::NoError]);
-            let mut reply = talk.ask(id);
+            let settings = DnsCheck::new(&name, RecordType::A, &[Rcode::NoError]);
+            let mut reply = settings.ask(id);
             reply[2] |= 0x80;
-            prop_assert!(talk.receive(id, &reply).is_ok());
+            prop_assert!(settings.receive(id, &reply).is_ok());
         }
     }
 }

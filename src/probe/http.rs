@@ -101,14 +101,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn receive(bytes: &[u8]) -> Option<CheckResult> {
-        let talk = HttpCheck::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
-        talk.receive(bytes).map(|a| a.result)
+        let settings = HttpCheck::new("/primary", "db:8008", &[(200, 299), (418, 418)]);
+        settings.receive(bytes).map(|a| a.result)
     }
 
     #[test]
     fn the_request() {
-        let talk = HttpCheck::new("/replica?lag=1MB", "db", &[(200, 299)]);
-        let text = String::from_utf8_lossy(talk.request()).into_owned();
+        let settings = HttpCheck::new("/replica?lag=1MB", "db", &[(200, 299)]);
+        let text = String::from_utf8_lossy(settings.request()).into_owned();
         assert!(text.starts_with("GET /replica?lag=1MB HTTP/1.1\r\nHost: db\r\n"));
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"));
     }

@@ -427,7 +427,7 @@ mod tests {
     const SLAVE: &str =
         "*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:9000\r\n$9\r\nconnected\r\n:3167038\r\n";
 
-    fn talk(wanted: Option<Role>, password: bool) -> RedisCheck {
+    fn settings(wanted: Option<Role>, password: bool) -> RedisCheck {
         let secret = password.then(|| {
             // The only way to a secret is the one that the program takes.
             let path = std::env::temp_dir().join(format!(
@@ -456,19 +456,19 @@ mod tests {
     }
 
     fn result(wanted: Option<Role>, bytes: &str) -> CheckResult {
-        answer(&talk(wanted, false), bytes).result
+        answer(&settings(wanted, false), bytes).result
     }
 
     /// Not before the last byte.
-    fn answer(talk: &RedisCheck, bytes: &str) -> Answer {
+    fn answer(settings: &RedisCheck, bytes: &str) -> Answer {
         for n in 0..bytes.len() {
             assert_eq!(
-                talk.receive(&bytes.as_bytes()[..n]),
+                settings.receive(&bytes.as_bytes()[..n]),
                 None,
                 "{n} of {bytes:?}"
             );
         }
-        talk.receive(bytes.as_bytes()).expect("an answer")
+        settings.receive(bytes.as_bytes()).expect("an answer")
     }
 
     #[test]
@@ -506,17 +506,17 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = RedisCheck {
+            let settings = RedisCheck {
                 replicating: false,
                 max_lag,
-                ..talk(wanted, false)
+                ..settings(wanted, false)
             };
             // More is queried of a primary, and refused here.
             let server = match wanted {
                 Some(Role::Primary) => "-NOPERM no\r\n",
                 _ => "",
             };
-            let answer = answer(&talk, &format!("+PONG\r\n{role}{info}{server}"));
+            let answer = answer(&settings, &format!("+PONG\r\n{role}{info}{server}"));
             assert_eq!(answer.finding.server, None);
             assert_eq!(answer.result, result, "{role} {max_lag:?} {info}");
             let name = if role == MASTER { "master" } else { "slave" };
@@ -537,7 +537,7 @@ mod tests {
         let id = text("master_replid:ab\r\nmaster_replid2:00\r\n");
         let run = text("redis_version:7.0.15\r\nrun_id:abc0123\r\n");
         let finding = answer(
-            &talk(Some(Role::Primary), false),
+            &settings(Some(Role::Primary), false),
             &format!("+PONG\r\n{MASTER}{id}{run}"),
         )
         .finding;
@@ -572,11 +572,11 @@ mod tests {
                 ", INFO: \"NOPERM this user has no permissions\"",
             ),
         ] {
-            let talk = RedisCheck {
+            let settings = RedisCheck {
                 min_version: Some(Version([7, 0, 0])),
-                ..talk(None, false)
+                ..settings(None, false)
             };
-            let answer = answer(&talk, &format!("+PONG\r\n{MASTER}{info}"));
+            let answer = answer(&settings, &format!("+PONG\r\n{MASTER}{info}"));
             assert_eq!(answer.result, result, "{info}");
             assert_eq!(
                 answer.transcript,
@@ -606,7 +606,7 @@ mod tests {
             ("none", &denied, Some(info::LINK_DOWN)),
         ] {
             let bytes = format!("+PONG\r\n{}{info}", slave(state));
-            let found = answer(&talk(replica, false), &bytes);
+            let found = answer(&settings(replica, false), &bytes);
             let transcript = fault.map_or(String::new(), |fault| format!(", {fault}"));
             assert_eq!(
                 found.transcript,
@@ -620,12 +620,12 @@ mod tests {
             assert_eq!(found.result, expected, "{state} {info}");
             let careless = RedisCheck {
                 replicating: false,
-                ..talk(replica, false)
+                ..settings(replica, false)
             };
             assert_eq!(answer(&careless, &bytes).result, CheckResult::Ok);
             // It is as little of a standby.
             let standby = answer(
-                &talk(Some(Role::Primary), false),
+                &settings(Some(Role::Primary), false),
                 &format!("+PONG\r\n{}", slave(state)),
             );
             let expected = match state {
@@ -639,16 +639,16 @@ mod tests {
     #[test]
     fn commands() {
         let mut bytes = Vec::new();
-        talk(None, true).write_commands(&mut bytes);
+        settings(None, true).write_commands(&mut bytes);
         let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\ncheck\r\n$5\r\nxyzzy\r\n*1\r\n$4\r\nPING\r\n\
             *1\r\n$4\r\nROLE\r\n*1\r\n$4\r\nQUIT\r\n";
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
         bytes.clear();
         let min_version = Some(Version([7, 0, 0]));
-        let talk = talk(Some(Role::Replica), false);
+        let settings = settings(Some(Role::Replica), false);
         RedisCheck {
             min_version,
-            ..talk
+            ..settings
         }
         .write_commands(&mut bytes);
         let expected = "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nROLE\r\n*2\r\n$4\r\nINFO\r\n$11\r\n\
@@ -693,7 +693,7 @@ mod tests {
             let bytes = format!("+PONG\r\n{role}{info}");
             assert_eq!(result(wanted, &bytes), expected, "{role}");
         }
-        let answer = talk(None, false).receive(format!("+PONG\r\n{SLAVE}").as_bytes());
+        let answer = settings(None, false).receive(format!("+PONG\r\n{SLAVE}").as_bytes());
         assert_eq!(answer.and_then(|a| a.finding.role), replica);
     }
 
@@ -713,11 +713,11 @@ mod tests {
         };
         let many = bytes(2000);
         assert!(many.len() < crate::probe::resp::MAX_BYTES);
-        let talk = talk(primary, false);
-        let answer = talk.receive(many.as_bytes()).expect("an answer");
+        let settings = settings(primary, false);
+        let answer = settings.receive(many.as_bytes()).expect("an answer");
         assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
         assert!(answer.finding.epoch.is_some());
-        let answer = talk.receive(bytes(9000).as_bytes()).expect("an answer");
+        let answer = settings.receive(bytes(9000).as_bytes()).expect("an answer");
         assert_eq!(answer.result, CheckResult::Protocol);
         assert!(
             answer
@@ -756,19 +756,22 @@ mod tests {
         );
         let protected = "-DENIED Redis is running in protected mode because\r\n";
         assert_eq!(result(primary, protected), CheckResult::Auth);
-        let talk = talk(None, true);
+        let settings = settings(None, true);
         for text in [
             "-WRONGPASS invalid username-password pair\r\n",
             "-ERR AUTH <password> called without any\r\n",
         ] {
             assert_eq!(
-                talk.receive(text.as_bytes()).expect("an answer").result,
+                settings.receive(text.as_bytes()).expect("an answer").result,
                 CheckResult::Auth
             );
         }
         let whole = format!("+OK\r\n+PONG\r\n{MASTER}");
         assert_eq!(
-            talk.receive(whole.as_bytes()).expect("an answer").result,
+            settings
+                .receive(whole.as_bytes())
+                .expect("an answer")
+                .result,
             CheckResult::Ok
         );
     }
@@ -780,23 +783,23 @@ mod tests {
         for word in ["MISCONF", "OOM", "NOREPLICAS", "READONLY"] {
             let refusal = format!("-{word} this or that\r\n");
             let fault = format!("it refuses writes: {word}");
-            let refused = answer(&talk(primary, false), &format!("{refusal}{MASTER}"));
+            let refused = answer(&settings(primary, false), &format!("{refusal}{MASTER}"));
             assert_eq!(refused.result, CheckResult::RefusesWrites);
             assert_eq!(refused.finding.fault.as_ref(), Some(&fault));
             assert_eq!(refused.finding.role, primary);
-            let no_standby = answer(&talk(primary, false), &format!("{refusal}{SLAVE}"));
+            let no_standby = answer(&settings(primary, false), &format!("{refusal}{SLAVE}"));
             assert_eq!(no_standby.result, CheckResult::WrongRole);
             let reads = RedisCheck {
                 require_writes: false,
-                ..talk(primary, false)
+                ..settings(primary, false)
             };
-            for (talk, bytes) in [
-                (talk(None, false), format!("{refusal}{MASTER}")),
-                (talk(None, false), format!("{refusal}{SLAVE}")),
-                (talk(replica, false), format!("{refusal}{SLAVE}{info}")),
+            for (settings, bytes) in [
+                (settings(None, false), format!("{refusal}{MASTER}")),
+                (settings(None, false), format!("{refusal}{SLAVE}")),
+                (settings(replica, false), format!("{refusal}{SLAVE}{info}")),
                 (reads, format!("{refusal}{MASTER}{}", info.repeat(2))),
             ] {
-                let answer = answer(&talk, &bytes);
+                let answer = answer(&settings, &bytes);
                 assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
                 assert_eq!(answer.finding.fault.as_ref(), Some(&fault));
                 let transcript = format!("PING: \"{word} this or that\", ROLE: ");
@@ -808,39 +811,45 @@ mod tests {
             }
             // What it has against its replication counts, whatever it refuses.
             let down = text("master_link_status:down\r\n");
-            let cut_off = answer(&talk(replica, false), &format!("{refusal}{SLAVE}{down}"));
+            let cut_off = answer(
+                &settings(replica, false),
+                &format!("{refusal}{SLAVE}{down}"),
+            );
             assert_eq!(cut_off.result, CheckResult::NotReplicating);
             assert_eq!(cut_off.finding.fault.as_deref(), Some(info::LINK_DOWN));
         }
         let busy = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL\r\n";
         let reads = RedisCheck {
             require_writes: false,
-            ..talk(primary, false)
+            ..settings(primary, false)
         };
-        for (talk, result) in [
-            (talk(primary, false), CheckResult::RefusesWrites),
-            (talk(replica, false), CheckResult::Busy),
-            (talk(None, false), CheckResult::Ok),
-            (talk(None, true), CheckResult::Ok),
+        for (settings, result) in [
+            (settings(primary, false), CheckResult::RefusesWrites),
+            (settings(replica, false), CheckResult::Busy),
+            (settings(None, false), CheckResult::Ok),
+            (settings(None, true), CheckResult::Ok),
             (reads, CheckResult::Busy),
         ] {
-            assert_eq!(answer(&talk, busy).result, result);
+            assert_eq!(answer(&settings, busy).result, result);
         }
-        let begun = answer(&talk(replica, false), &format!("+PONG\r\n{busy}"));
+        let begun = answer(&settings(replica, false), &format!("+PONG\r\n{busy}"));
         assert_eq!(begun.result, CheckResult::Busy);
-        let begun = answer(&talk(replica, false), &format!("+PONG\r\n{SLAVE}{busy}"));
+        let begun = answer(
+            &settings(replica, false),
+            &format!("+PONG\r\n{SLAVE}{busy}"),
+        );
         assert_eq!(begun.result, CheckResult::Ok, "{}", begun.transcript);
     }
 
     #[test]
     fn an_echo_does_not_show_the_password() {
-        let talk = talk(None, true);
+        let settings = settings(None, true);
         let mut echo = Vec::new();
-        talk.write_commands(&mut echo);
+        settings.write_commands(&mut echo);
         for prefix in ["", "-", "-ERR ", "-WRONGPASS ", "+", "+OK\r\n-"] {
             for end in ["", "\r\n"] {
                 let bytes = [prefix.as_bytes(), &echo, end.as_bytes()].concat();
-                for answer in (0..=bytes.len()).filter_map(|n| talk.receive(&bytes[..n])) {
+                for answer in (0..=bytes.len()).filter_map(|n| settings.receive(&bytes[..n])) {
                     assert!(
                         !answer.transcript.contains("xyz"),
                         "{prefix}: {}",
@@ -849,10 +858,13 @@ mod tests {
                 }
             }
         }
-        let echo = talk.receive(b"-ERR xyzzy xyzzy\r\n").expect("an answer");
+        let echo = settings
+            .receive(b"-ERR xyzzy xyzzy\r\n")
+            .expect("an answer");
         assert_eq!(echo.transcript, "AUTH: ERR");
         assert_eq!(
-            talk.receive(b"-xyzzy xyzzy\r\n")
+            settings
+                .receive(b"-xyzzy xyzzy\r\n")
                 .expect("an answer")
                 .transcript,
             "AUTH: 11 bytes"
@@ -862,8 +874,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, text in "[-+:$*0-9\r\na]{0,40}") {
-            let talk = talk(Some(Role::Primary), false);
-            let _ = (talk.receive(&bytes), talk.receive(text.as_bytes()));
+            let settings = settings(Some(Role::Primary), false);
+            let _ = (settings.receive(&bytes), settings.receive(text.as_bytes()));
         }
     }
 }

@@ -12,13 +12,13 @@ pub(super) const CHECKSUM: usize = 4;
 
 /// How far the TLVs were parsed.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct TlvReader {
     /// Where the next one begins.
     next: usize,
     checksum_at: Option<usize>,
 }
 
-impl Walk {
+impl TlvReader {
     /// Parses the TLVs that have arrived; they are at `start..end` of the header.
     pub(super) fn advance(
         &mut self,

@@ -43,7 +43,7 @@ impl Family {
 
 pub(super) fn parse<'a>(
     bytes: &'a [u8],
-    walk: &mut tlv::Walk,
+    reader: &mut tlv::TlvReader,
 ) -> Result<Option<Header<'a>>, InvalidHeader> {
     let Some(first) = bytes.get(SIGNATURE_V2.len()) else {
         return Ok(None);
@@ -78,16 +78,16 @@ pub(super) fn parse<'a>(
         return Err(InvalidHeader::TooShort);
     }
     if family != Family::Unspec {
-        walk.advance(bytes, tlvs_at, end)?;
+        reader.advance(bytes, tlvs_at, end)?;
     }
     let Some(header) = bytes.get(..end) else {
         return Ok(None);
     };
     let tlvs = match family {
         _ if is_local => &[],
-        Family::Unspec => tlvs_without_addresses(header, walk)?,
+        Family::Unspec => tlvs_without_addresses(header, reader)?,
         _ => {
-            walk.verify(header)?;
+            reader.verify(header)?;
             &header[tlvs_at..]
         }
     };
@@ -108,12 +108,12 @@ pub(super) fn parse<'a>(
 /// ignored.
 fn tlvs_without_addresses<'a>(
     header: &'a [u8],
-    walk: &mut tlv::Walk,
+    reader: &mut tlv::TlvReader,
 ) -> Result<&'a [u8], InvalidHeader> {
-    if walk.advance(header, FIXED, header.len()).is_err() {
+    if reader.advance(header, FIXED, header.len()).is_err() {
         return Ok(&[]);
     }
-    walk.verify(header)?;
+    reader.verify(header)?;
     Ok(&header[FIXED..])
 }
 

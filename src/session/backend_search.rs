@@ -68,7 +68,7 @@ impl Waited {
 }
 
 /// What the policy may look at.
-pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) -> HashInput {
+pub fn hash_input(client: Client, server_port: Option<u16>, proxied: Option<Client>) -> HashInput {
     HashInput {
         remote_addr: client.ip(),
         remote_port: client.port(),
@@ -78,8 +78,8 @@ pub fn facts(client: Client, server_port: Option<u16>, proxied: Option<Client>) 
 }
 
 fn search(service: &Service, session: &Session) -> Search {
-    let facts = facts(session.client(), session.server_port, session.proxied());
-    service.pool.search_or_wait(&facts)
+    let input = hash_input(session.client(), session.server_port, session.proxied());
+    service.pool.search_or_wait(&input)
 }
 
 impl<'a> BackendSearch<'a> {

@@ -13,8 +13,8 @@ pub use errors::{Origin, ask_for_reports, next_report};
 pub use options::{
     ask_for_destination, drops, never_forbid_fragments, receive_buffer, send_buffer, take_coalesced,
 };
-pub use receive::{Inbox, Received};
-pub use send::{BATCH, Message, Outbox};
+pub use receive::{ReceiveBuffers, Received};
+pub use send::{BATCH, Message, SendHeaders};
 pub use support::{MissingCall, find_missing_call};
 
 use std::net::IpAddr;

@@ -127,17 +127,17 @@ pub enum LookupState {
 }
 
 impl LookupState {
-    pub fn new(balance: &Balance, facts: &HashInput) -> Self {
+    pub fn new(balance: &Balance, input: &HashInput) -> Self {
         match balance {
             Balance::RoundRobin
             | Balance::LeastConn
             | Balance::RandomTwo
             | Balance::LeastTime(_)
             | Balance::First => Self::Free,
-            Balance::Hash(key) => Self::Hash(HashLookup::from_key(&facts.key(key))),
-            Balance::IpHash => Self::IpHash(IpHashLookup::from_client(facts.remote_addr)),
-            Balance::ConsistentHash(key, _) => Self::Ring(KeyLookup::ring(&facts.key(key))),
-            Balance::Maglev(key, _) => Self::Maglev(KeyLookup::maglev(&facts.key(key))),
+            Balance::Hash(key) => Self::Hash(HashLookup::from_key(&input.key(key))),
+            Balance::IpHash => Self::IpHash(IpHashLookup::from_client(input.remote_addr)),
+            Balance::ConsistentHash(key, _) => Self::Ring(KeyLookup::ring(&input.key(key))),
+            Balance::Maglev(key, _) => Self::Maglev(KeyLookup::maglev(&input.key(key))),
         }
     }
 }

@@ -148,7 +148,7 @@ impl<'a> Process<'a> {
 
     /// The next client that the access rules allow comes.
     fn pick(&mut self, client: Client) -> Outcome {
-        let mut lookup = LookupState::new(&self.upstream.balance, &self.facts(client));
+        let mut lookup = LookupState::new(&self.upstream.balance, &self.hash_input(client));
         let chance = &mut self.chance;
         let picked = self
             .balancer
@@ -187,7 +187,7 @@ impl<'a> Process<'a> {
         shares
     }
 
-    fn facts(&self, client: Client) -> HashInput {
+    fn hash_input(&self, client: Client) -> HashInput {
         HashInput {
             remote_addr: client.ip(),
             remote_port: client.port(),

@@ -21,9 +21,9 @@ pub(in crate::control) struct Successor {
     /// Every address can be bound.
     released: CancellationToken,
     /// What listens for the admin side.
-    doors: TaskTracker,
-    /// Ends the doors that are open now.
-    doors_end: Mutex<CancellationToken>,
+    admin_tasks: TaskTracker,
+    /// Ends the tasks that answer now.
+    admin_end: Mutex<CancellationToken>,
 }
 
 impl Successor {
@@ -37,8 +37,8 @@ impl Successor {
 
     /// Waits until the admin side has closed its addresses, the last that are given up.
     pub(in crate::control) async fn finish_release(&self) {
-        self.doors.close();
-        if tokio::time::timeout(CLOSE, self.doors.wait())
+        self.admin_tasks.close();
+        if tokio::time::timeout(CLOSE, self.admin_tasks.wait())
             .await
             .is_err()
         {
@@ -75,9 +75,9 @@ impl State {
     ) -> JoinHandle<()> {
         let successor = &self.node.successor;
         let expected = successor.expected.clone();
-        let end = successor.doors_end.lock();
+        let end = successor.admin_end.lock();
         let end = end.unwrap_or_else(PoisonError::into_inner).clone();
-        successor.doors.spawn(async move {
+        successor.admin_tasks.spawn(async move {
             tokio::select! {
                 () = serve => {}
                 () = expected.cancelled() => {}
@@ -95,19 +95,24 @@ impl State {
         let _ = tokio::time::timeout(limit, self.admin_connections.wait()).await;
     }
 
-    /// Listens for the admin side no more; doors may be spawned again.
+    /// Listens for the admin side no more; tasks may be spawned again.
     pub(in crate::control) async fn close_doors(&self) {
         let Successor {
-            doors, doors_end, ..
+            admin_tasks,
+            admin_end,
+            ..
         } = &self.node.successor;
         {
-            let mut end = doors_end.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut end = admin_end.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *end).cancel();
         }
-        doors.close();
-        if tokio::time::timeout(CLOSE, doors.wait()).await.is_err() {
+        admin_tasks.close();
+        if tokio::time::timeout(CLOSE, admin_tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("admin addresses were not closed in time");
         }
-        doors.reopen();
+        admin_tasks.reopen();
     }
 }

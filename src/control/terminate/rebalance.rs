@@ -9,7 +9,7 @@ use crate::{
     control::State,
     plan::{Balance, reason::CloseReason},
     session::{
-        backend_search::facts,
+        backend_search::hash_input,
         registry::{Phase, Position, Session, Sessions},
     },
     upstream::{
@@ -441,8 +441,8 @@ impl<'a> Picks<'a> {
 
     /// Where the key of a session leads that is on this backend; `None`: nowhere.
     fn pick(&mut self, session: &Session, own: &Backend) -> Option<&'a Backend> {
-        let facts = facts(session.client(), session.server_port, session.proxied());
-        let mut lookup = LookupState::new(self.balance, &facts);
+        let input = hash_input(session.client(), session.server_port, session.proxied());
+        let mut lookup = LookupState::new(self.balance, &input);
         let candidates = Without {
             endpoints: self.endpoints,
             own: own.id,

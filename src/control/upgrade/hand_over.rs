@@ -170,14 +170,14 @@ async fn give(
     let copies = sockets.as_mut().map_err(|error| {
         UpgradeError::Copies(std::io::Error::new(error.kind(), error.to_string()))
     })?;
-    copies.extend(admin.into_iter().map(|door| {
+    copies.extend(admin.into_iter().map(|socket| {
         let record = ListeningRecord {
             listener: String::new(),
-            configured: door.configured,
+            configured: socket.configured,
             protocol: Protocol::Admin,
-            owns_file: door.owns_file,
+            owns_file: socket.owns_file,
         };
-        (record, door.socket)
+        (record, socket.socket)
     }));
     let copies = std::mem::take(copies);
     let of = |protocol| -> Vec<Option<(String, String)>> {

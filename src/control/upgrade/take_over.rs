@@ -39,7 +39,7 @@ pub struct Predecessor {
     link: Link,
     pid: u32,
     /// Of the admin side.
-    doors: Vec<AdminSocket>,
+    admin_sockets: Vec<AdminSocket>,
 }
 
 /// What listened for the admin side.
@@ -86,7 +86,7 @@ pub fn predecessor() -> Result<Option<Predecessor>, TakeOverError> {
     Ok(Some(Predecessor {
         link: Link::new(Channel::new(channel)),
         pid: 0,
-        doors: Vec::new(),
+        admin_sockets: Vec::new(),
     }))
 }
 
@@ -134,9 +134,9 @@ impl Predecessor {
         let sockets = sockets.take(records.len()).filter(|_| sockets.left() == 0);
         let sockets = sockets.ok_or(TakeOverError::Sockets)?;
         for (record, socket) in records.into_iter().zip(sockets) {
-            let number = (inheritance.sockets.len() + self.doors.len()) as u64;
+            let number = (inheritance.sockets.len() + self.admin_sockets.len()) as u64;
             match record.protocol {
-                Protocol::Admin => self.doors.push(AdminSocket {
+                Protocol::Admin => self.admin_sockets.push(AdminSocket {
                     configured: record.configured,
                     owns_file: record.owns_file,
                     socket,
@@ -153,10 +153,10 @@ impl Predecessor {
     }
 
     /// The socket of the admin side that listens at this address, if there is one.
-    pub fn take_door(&mut self, configured: &str) -> Option<AdminSocket> {
-        let is_it = |door: &AdminSocket| door.configured == configured;
-        let found = self.doors.iter().position(is_it)?;
-        Some(self.doors.remove(found))
+    pub fn take_admin_socket(&mut self, configured: &str) -> Option<AdminSocket> {
+        let is_it = |socket: &AdminSocket| socket.configured == configured;
+        let found = self.admin_sockets.iter().position(is_it)?;
+        Some(self.admin_sockets.remove(found))
     }
 
     /// The old process goes on as it was.
@@ -229,8 +229,11 @@ impl Server {
         mut predecessor: Predecessor,
     ) -> Result<Previous, TakeOverError> {
         self.wait_for_checks(CHECKS).await;
-        let doors = predecessor.doors.drain(..).map(|door| door.number);
-        let mut unused: Vec<u64> = doors.collect();
+        let admin_sockets = predecessor
+            .admin_sockets
+            .drain(..)
+            .map(|socket| socket.number);
+        let mut unused: Vec<u64> = admin_sockets.collect();
         unused.extend(self.runtime.unused.iter().copied());
         let ready = Ready {
             listeners: self.state.view().listeners.len() as u64,

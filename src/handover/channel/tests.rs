@@ -88,7 +88,7 @@ fn more_descriptors_than_fit_are_not_sent() {
 #[test]
 fn a_message_without_all_its_descriptors_is_none() {
     let (mut a, mut b) = pair();
-    b.room = 4;
+    b.max_descriptors = 4;
     let (reader, writer) = pipe().expect("a pipe");
     let copies: Vec<OwnedFd> = (0..8)
         .map(|_| writer.try_clone().expect("a copy"))
@@ -106,7 +106,7 @@ fn a_message_without_all_its_descriptors_is_none() {
 #[test]
 fn a_message_that_has_lost_descriptors_is_read_where_that_is_expected() {
     let (mut a, mut b) = pair();
-    b.room = 4;
+    b.max_descriptors = 4;
     let copies = files(8);
     a.send(Kind::Sessions, 1, b"body", &borrowed(&copies), soon())
         .expect("sent");

@@ -52,7 +52,7 @@ fn secret() -> Secret {
     secret.expect("a password")
 }
 
-fn talk(wanted: Option<Role>) -> PostgresCheck {
+fn settings(wanted: Option<Role>) -> PostgresCheck {
     PostgresCheck {
         wanted,
         user: Some(User {
@@ -69,15 +69,15 @@ fn talk(wanted: Option<Role>) -> PostgresCheck {
 }
 
 fn with_password(wanted: Option<Role>) -> PostgresCheck {
-    let mut talk = talk(wanted);
-    let user = talk.user.as_mut().expect("a user");
+    let mut settings = settings(wanted);
+    let user = settings.user.as_mut().expect("a user");
     user.secret = Some(secret());
-    talk
+    settings
 }
 
 /// Plays the server: returns the messages to it, and the last step. Pieces come a byte at a time.
-fn play(talk: &PostgresCheck, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
-    let mut dialogue = talk.dialogue();
+fn play(settings: &PostgresCheck, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
+    let mut dialogue = settings.dialogue();
     let (mut sent, mut received) = (Vec::new(), Vec::new());
     let mut bytes = pieces.concat().into_iter();
     loop {
@@ -100,8 +100,8 @@ fn play(talk: &PostgresCheck, pieces: &[Vec<u8>]) -> (Vec<Vec<u8>>, Step) {
     }
 }
 
-fn check(talk: &PostgresCheck, pieces: &[Vec<u8>]) -> Answer {
-    match play(talk, pieces).1 {
+fn check(settings: &PostgresCheck, pieces: &[Vec<u8>]) -> Answer {
+    match play(settings, pieces).1 {
         Step::Done(answer) => answer,
         step => panic!("{step:?}"),
     }
@@ -141,7 +141,7 @@ fn a_login_in_all_its_length() {
         chatter,
         position,
     ];
-    let (sent, last) = play(&talk(Some(Role::Primary)), &pieces);
+    let (sent, last) = play(&settings(Some(Role::Primary)), &pieces);
     let Step::Done(answer) = last else {
         panic!("{last:?}")
     };
@@ -163,7 +163,7 @@ fn a_login_in_all_its_length() {
 #[test]
 fn a_check_of_the_role_alone_asks_nothing_else() {
     let pieces = [WELCOME.to_vec(), READY.to_vec(), rows(&[Some("t")])];
-    let answer = check(&talk(None), &pieces);
+    let answer = check(&settings(None), &pieces);
     assert_eq!(
         (answer.result, answer.transcript.as_str()),
         (CheckResult::Ok, "replica")
@@ -218,8 +218,8 @@ fn roles_and_lag() {
         (replica, bytes(100), new, lagging, "replica"),
         (replica, none, new, ok, "replica"),
     ] {
-        let mut talk = talk(wanted);
-        talk.limit = LagLimit {
+        let mut settings = settings(wanted);
+        settings.limit = LagLimit {
             time: limit.0,
             bytes: limit.1,
         };
@@ -229,7 +229,7 @@ fn roles_and_lag() {
             rows(&[Some("t")]),
             rows(&position),
         ];
-        let answer = check(&talk, &pieces);
+        let answer = check(&settings, &pieces);
         assert_eq!(
             (answer.result, answer.transcript.as_str()),
             (result, transcript),
@@ -237,18 +237,20 @@ fn roles_and_lag() {
         );
     }
     // A primary has no lag.
-    let mut talk = talk(any);
-    talk.limit.bytes = Some(1);
+    let mut settings = settings(any);
+    settings.limit.bytes = Some(1);
     let [role, position] = PRIMARY.map(rows);
     let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
-    assert_eq!(check(&talk, &pieces).result, CheckResult::Ok);
+    assert_eq!(check(&settings, &pieces).result, CheckResult::Ok);
 }
 
 #[test]
 fn a_running_server_has_a_name() {
     let [role, position] = PRIMARY.map(rows);
     let pieces = [WELCOME.to_vec(), READY.to_vec(), role, position];
-    let server = check(&talk(Some(Role::Primary)), &pieces).finding.server;
+    let server = check(&settings(Some(Role::Primary)), &pieces)
+        .finding
+        .server;
     assert_eq!(server.as_deref(), Some("5432 since 1795960251.723727"));
 }
 
@@ -324,11 +326,11 @@ fn a_replica_that_does_not_replicate() {
                 CheckResult::WrongRole,
             ),
         ] {
-            let talk = PostgresCheck {
+            let settings = PostgresCheck {
                 replicating,
-                ..talk(Some(wanted))
+                ..settings(Some(wanted))
             };
-            let answer = check(&talk, &pieces);
+            let answer = check(&settings, &pieces);
             let expected = if fault.is_some() { bad } else { good };
             assert_eq!(
                 (answer.result, answer.transcript.as_str()),
@@ -349,16 +351,16 @@ fn the_role_does_not_hang_on_the_rest() {
         (None, true, CheckResult::Unexpected),
         (Some(1), false, CheckResult::Unexpected),
     ] {
-        let mut talk = talk(Some(Role::Replica));
-        talk.limit.bytes = limit;
-        talk.replicating = replicating;
+        let mut settings = settings(Some(Role::Replica));
+        settings.limit.bytes = limit;
+        settings.replicating = replicating;
         let pieces = [
             WELCOME.to_vec(),
             READY.to_vec(),
             rows(&[Some("t")]),
             refusal.clone(),
         ];
-        let answer = check(&talk, &pieces);
+        let answer = check(&settings, &pieces);
         assert_eq!(
             (answer.result, answer.transcript.as_str()),
             (result, transcript)
@@ -376,7 +378,7 @@ fn errors_are_distinguished() {
         ("53300", CheckResult::Unexpected),
         ("3D000", CheckResult::Unexpected),
     ] {
-        let answer = check(&talk(None), &[error(code, "so it is")]);
+        let answer = check(&settings(None), &[error(code, "so it is")]);
         assert_eq!(answer.result, result, "{code}");
         assert_eq!(answer.transcript, format!("FATAL {code}: so it is"));
     }
@@ -446,13 +448,13 @@ fn the_login_is_bound_to_the_certificate() {
         (false, &both, b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r="),
         (false, &one, b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r="),
     ] {
-        let mut talk = with_password(None);
-        talk.encrypted = encrypted;
+        let mut settings = with_password(None);
+        settings.encrypted = encrypted;
         let mut pieces = vec![offer.clone()];
         if encrypted {
             pieces.insert(0, b"S".to_vec());
         }
-        let (sent, _) = play(&talk, &pieces);
+        let (sent, _) = play(&settings, &pieces);
         let last = sent.last().expect("an answer");
         assert!(last[5..].starts_with(begins), "{}", last.escape_ascii());
     }
@@ -461,8 +463,8 @@ fn the_login_is_bound_to_the_certificate() {
 /// A server that does not know the password cannot pretend to.
 #[test]
 fn a_server_has_to_prove_itself() {
-    let talk = with_password(None);
-    let mut dialogue = talk.dialogue();
+    let settings = with_password(None);
+    let mut dialogue = settings.dialogue();
     let mut receive = |bytes: &[u8]| dialogue.receive(bytes, false);
     assert!(matches!(receive(b""), Step::Send { .. }));
     let offer = authentication(10, b"SCRAM-SHA-256\0\0");
@@ -505,7 +507,7 @@ fn a_server_has_to_prove_itself() {
             "its half of SCRAM makes no sense",
         ),
     ] {
-        let mut dialogue = talk.dialogue();
+        let mut dialogue = settings.dialogue();
         dialogue.receive(b"", false);
         let Step::Send { bytes, .. } = dialogue.receive(&offer, false) else {
             panic!("no answer")
@@ -526,7 +528,7 @@ fn a_server_has_to_prove_itself() {
         vec![offer.clone(), WELCOME.to_vec()],
         vec![offer, authentication(11, b"r=else,s=c2FsdA==,i=4096")],
     ] {
-        let answer = self::check(&talk, &pieces);
+        let answer = self::check(&settings, &pieces);
         assert!(matches!(
             answer.result,
             CheckResult::Auth | CheckResult::Protocol
@@ -540,8 +542,8 @@ fn no_answer_repeats_the_password() {
     assert_eq!(answer.transcript, "ERROR 28P01: (not shown)");
     let echo = check(&with_password(None), &[b"Rxyzzyxyzzy".to_vec()]);
     assert!(!echo.transcript.contains("xyz"), "{}", echo.transcript);
-    let talk = with_password(None);
-    assert_eq!(talk.dialogue().show(b"xyzzy"), "5 bytes");
+    let settings = with_password(None);
+    assert_eq!(settings.dialogue().show(b"xyzzy"), "5 bytes");
 }
 
 #[test]
@@ -646,9 +648,9 @@ fn without_a_login_other_answers_are_failures() {
 }
 
 fn looks_in(encrypted: bool) -> PostgresCheck {
-    let mut talk = talk(None);
-    (talk.user, talk.encrypted) = (None, encrypted);
-    talk
+    let mut settings = settings(None);
+    (settings.user, settings.encrypted) = (None, encrypted);
+    settings
 }
 
 /// A greeting of MySQL that is 78 bytes long begins with N, too.
@@ -656,8 +658,8 @@ fn looks_in(encrypted: bool) -> PostgresCheck {
 fn one_byte_and_more_is_not_the_answer_about_tls() {
     for encrypted in [false, true] {
         for bytes in [&b"N\0\0\0\x0a5.7.44-log\0"[..], b"NOTICE what is this?\r\n"] {
-            let talk = looks_in(encrypted);
-            let mut dialogue = talk.dialogue();
+            let settings = looks_in(encrypted);
+            let mut dialogue = settings.dialogue();
             assert!(matches!(dialogue.receive(b"", false), Step::Send { .. }));
             let Step::Done(answer) = dialogue.receive(bytes, false) else {
                 panic!("no answer")
@@ -675,11 +677,11 @@ fn one_byte_and_more_is_not_the_answer_about_tls() {
 #[test]
 fn errors_of_the_old_protocol_are_shown() {
     let text = b"Ecould not fork new process\n\0".to_vec();
-    let answer = check(&talk(None), std::slice::from_ref(&text));
+    let answer = check(&settings(None), std::slice::from_ref(&text));
     assert_eq!(answer.result, CheckResult::Unexpected);
     assert_eq!(answer.transcript, "ERROR: could not fork new process");
     // Only at the beginning is it one.
-    let late = check(&talk(None), &[WELCOME.to_vec(), text]);
+    let late = check(&settings(None), &[WELCOME.to_vec(), text]);
     assert_eq!(late.result, CheckResult::Protocol);
     let echo = check(&with_password(None), &[b"Enot xyzzy, please\n\0".to_vec()]);
     assert_eq!(echo.transcript, "ERROR: (not shown)");
@@ -696,7 +698,7 @@ fn long_notices_are_not_read() {
         READY.to_vec(),
         rows(&[Some("f")]),
     ];
-    let answer = check(&talk(None), &pieces);
+    let answer = check(&settings(None), &pieces);
     assert_eq!(answer.result, CheckResult::Ok, "{}", answer.transcript);
 }
 
@@ -708,8 +710,8 @@ proptest! {
         kind in prop::sample::select(b"RSNEZDTCKv".to_vec()),
         method in 0u8..14,
     ) {
-        let mut talk = with_password(Some(Role::Primary));
-        talk.local = true;
+        let mut settings = with_password(Some(Role::Primary));
+        settings.local = true;
         let [role, position] = PRIMARY.map(rows);
         let all = [WELCOME.to_vec(), READY.to_vec(), role, position];
         let scram = authentication(10, b"SCRAM-SHA-256\0\0");
@@ -721,7 +723,7 @@ proptest! {
         ] {
             let mut pieces = all[..before.min(all.len())].to_vec();
             pieces.push(next);
-            let _ = play(&talk, &pieces);
+            let _ = play(&settings, &pieces);
         }
     }
 }

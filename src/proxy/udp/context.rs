@@ -10,7 +10,7 @@ use crate::{
     proxy::udp::order::Order,
     runtime::{mailbox::Mailbox, reactor::Reactor},
     session::{service::Service, sockets::Sockets},
-    sys::datagram::{BATCH, Inbox, Local, Outbox},
+    sys::datagram::{BATCH, Local, ReceiveBuffers, SendHeaders},
 };
 use smallvec::{SmallVec, smallvec};
 use std::{
@@ -33,16 +33,16 @@ pub(super) struct Context {
     pub(super) reactor: Reactor,
     pub(super) mailbox: Arc<Mailbox<Order>>,
     /// Datagrams from clients.
-    pub(super) inbox: Inbox,
+    pub(super) receive_buffers: ReceiveBuffers,
     /// Which of them go to which flow, until they are sent.
     pub(super) units: Vec<Taken>,
     /// Datagrams from backends.
-    pub(super) back: Inbox,
+    pub(super) back: ReceiveBuffers,
     /// How many slots of `back` are filled.
     pub(super) filled: usize,
     /// What is in them, until it is sent.
     pub(super) replies: Vec<Reply>,
-    pub(super) outbox: Outbox,
+    pub(super) send_headers: SendHeaders,
     pub(super) late: VecDeque<Late>,
     pub(super) sockets: Arc<Sockets>,
     /// Of the flow that began last.
@@ -55,7 +55,7 @@ pub(super) struct Context {
     pub(super) turn: u32,
 }
 
-/// A datagram in an inbox, or a run of datagrams that are sent together.
+/// A datagram in a receive buffer, or a run of datagrams that are sent together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unit {
     pub(super) slot: usize,
@@ -64,8 +64,8 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn bytes<'a>(&self, inbox: &'a Inbox) -> &'a [u8] {
-        &inbox.get(self.slot).payload[self.from..self.from + self.piece.len]
+    pub(super) fn bytes<'a>(&self, buffers: &'a ReceiveBuffers) -> &'a [u8] {
+        &buffers.get(self.slot).payload[self.from..self.from + self.piece.len]
     }
 
     /// In parts that are sent as one run each, or as single datagrams.
@@ -135,12 +135,12 @@ impl Context {
     ) -> Self {
         Self {
             mailbox,
-            inbox: Inbox::new(BATCH),
+            receive_buffers: ReceiveBuffers::new(BATCH),
             units: Vec::new(),
-            back: Inbox::new(BATCH),
+            back: ReceiveBuffers::new(BATCH),
             filled: 0,
             replies: Vec::new(),
-            outbox: Outbox::new(),
+            send_headers: SendHeaders::new(),
             late: VecDeque::new(),
             sockets,
             serial: 0,
@@ -209,25 +209,25 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
 }
 
 /// Discards what has arrived, and returns how many datagrams that was.
-fn discard_datagrams(socket: &UdpSocket, inbox: &mut Inbox) -> u64 {
+fn discard_datagrams(socket: &UdpSocket, buffers: &mut ReceiveBuffers) -> u64 {
     let mut datagrams = 0;
     // Bounded: a sender may never stop.
     for _ in 0..LATE_BATCHES {
-        let came = match inbox.receive_plain(socket.as_fd(), 0, inbox.slots()) {
+        let came = match buffers.receive_plain(socket.as_fd(), 0, buffers.slots()) {
             Ok(came) => came,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
             // An error of an earlier datagram comes before what has arrived.
             Err(_) => continue,
         };
         for slot in 0..came {
-            let received = inbox.get(slot);
+            let received = buffers.get(slot);
             let piece = Piece {
                 len: received.payload.len(),
                 segment: received.segment.into(),
             };
             datagrams += piece.datagrams() as u64;
         }
-        if came < inbox.slots() {
+        if came < buffers.slots() {
             break;
         }
     }

@@ -23,7 +23,7 @@ const GAP: usize = 21 * LINE;
 /// Buffers for a batch: `slots` datagrams of up to 64 KiB each, one worker's.
 ///
 /// Memory that no datagram has reached yet is not allocated by the system.
-pub struct Inbox {
+pub struct ReceiveBuffers {
     bytes: Vec<u8>,
     /// Where the first slot begins in `bytes`: at a cache line.
     skip: usize,
@@ -40,10 +40,10 @@ pub struct Inbox {
     plain: Vec<libc::mmsghdr>,
 }
 
-// SAFETY: the pointers in the headers and vectors lead only into memory that the Inbox itself owns
+// SAFETY: the pointers in the headers and vectors lead only into memory that the struct itself owns
 // on the heap, wherever it is moved to; and only `take`, which has it exclusively, hands them to
 // the kernel.
-unsafe impl Send for Inbox {}
+unsafe impl Send for ReceiveBuffers {}
 
 /// What the kernel has reported of the datagram in a slot.
 #[derive(Clone, Copy)]
@@ -72,7 +72,7 @@ pub struct Received<'a> {
     pub truncated: bool,
 }
 
-impl Inbox {
+impl ReceiveBuffers {
     pub fn new(slots: usize) -> Self {
         Self::with(slots, SLOT)
     }

@@ -35,7 +35,7 @@ pub struct Message<'a> {
 }
 
 /// Scratch for sendmmsg: message headers, addresses, control data for BATCH messages.
-pub struct Outbox {
+pub struct SendHeaders {
     names: Vec<Name>,
     controls: Vec<Control>,
     /// Each points to its name and control space from the start, and to a message's parts while it
@@ -43,17 +43,17 @@ pub struct Outbox {
     headers: Vec<libc::mmsghdr>,
 }
 
-// SAFETY: the pointers in the headers lead into memory that the Outbox itself owns on the heap,
+// SAFETY: the pointers in the headers lead into memory that the struct itself owns on the heap,
 // wherever it is moved to, or to parts that are not read after the call that has set them.
-unsafe impl Send for Outbox {}
+unsafe impl Send for SendHeaders {}
 
-impl Default for Outbox {
+impl Default for SendHeaders {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Outbox {
+impl SendHeaders {
     pub fn new() -> Self {
         let mut names = vec![Name::EMPTY; BATCH];
         let mut controls = vec![Control::EMPTY; BATCH];

@@ -34,18 +34,18 @@ fn wait(socket: &UdpSocket) {
 }
 
 /// Receives until `count` have come; they are in the first slots.
-fn receive(inbox: &mut Inbox, socket: &UdpSocket, count: usize) {
+fn receive(buffers: &mut ReceiveBuffers, socket: &UdpSocket, count: usize) {
     let mut came = 0;
     while came < count {
         wait(socket);
-        came += inbox
+        came += buffers
             .receive(socket.as_fd(), came, count - came)
             .expect("received");
     }
 }
 
 fn send(socket: &UdpSocket, messages: &[Message<'_>]) -> (usize, Option<std::io::Error>) {
-    Outbox::new().send(socket.as_fd(), messages)
+    SendHeaders::new().send(socket.as_fd(), messages)
 }
 
 fn message<'a>(parts: &'a [IoSlice<'a>], to: SocketAddr) -> Message<'a> {
@@ -69,7 +69,7 @@ fn datagrams_of_every_size_pass() {
     for family in BOTH {
         let (a, b) = (bound(family), bound(family));
         never_forbid_fragments(&a, family.starts_with('[')).expect("fragments");
-        let mut inbox = Inbox::new(4);
+        let mut buffers = ReceiveBuffers::new(4);
         for size in [0, 1, 1472, 9000, 65_507, 0] {
             let bytes = pattern(size, size);
             let (sent, error) = send(&a, &[message(&[IoSlice::new(&bytes)], address(&b))]);
@@ -78,8 +78,8 @@ fn datagrams_of_every_size_pass() {
                 (1, None),
                 "{family} {size}"
             );
-            receive(&mut inbox, &b, 1);
-            let got = inbox.get(0);
+            receive(&mut buffers, &b, 1);
+            let got = buffers.get(0);
             assert_eq!(got.payload.len(), size, "{family}");
             assert!(got.payload == bytes, "{family} {size}: other bytes");
             assert_eq!(got.from, Some(address(&a)));
@@ -98,24 +98,24 @@ fn batches_keep_their_order_and_continue_at_an_offset() {
         let (sent, error) = send(&a, &messages);
         assert_eq!((sent, error.map(|e| e.kind())), (BATCH + 6, None));
 
-        let mut inbox = Inbox::new(BATCH + 8);
+        let mut buffers = ReceiveBuffers::new(BATCH + 8);
         for i in 0..3 {
             wait(&b);
-            assert_eq!(inbox.receive(b.as_fd(), i, 1).expect("received"), 1);
+            assert_eq!(buffers.receive(b.as_fd(), i, 1).expect("received"), 1);
         }
         let mut came = 3;
         while came < BATCH + 6 {
             wait(&b);
-            came += inbox
+            came += buffers
                 .receive(b.as_fd(), came, usize::MAX)
                 .expect("received");
         }
         for (slot, payload) in payloads.iter().enumerate() {
-            assert_eq!(inbox.get(slot).payload, payload, "{family} {slot}");
-            assert_eq!(inbox.get(slot).from, Some(address(&a)));
+            assert_eq!(buffers.get(slot).payload, payload, "{family} {slot}");
+            assert_eq!(buffers.get(slot).from, Some(address(&a)));
         }
-        let end = inbox.slots();
-        assert_eq!(inbox.receive(b.as_fd(), end, 1).expect("no free slot"), 0);
+        let end = buffers.slots();
+        assert_eq!(buffers.receive(b.as_fd(), end, 1).expect("no free slot"), 0);
     }
 }
 
@@ -129,11 +129,11 @@ fn several_parts_are_one_datagram() {
     // The second by sendmmsg, and beside one that has no parts at all.
     assert_eq!(send(&a, &[message(&parts, address(&b))]).0, 1);
     assert_eq!(send(&a, &[empty, message(&parts, address(&b))]).0, 2);
-    let mut inbox = Inbox::new(3);
-    receive(&mut inbox, &b, 3);
-    assert!(inbox.get(0).payload == whole);
-    assert!(inbox.get(1).payload.is_empty());
-    assert!(inbox.get(2).payload == whole);
+    let mut buffers = ReceiveBuffers::new(3);
+    receive(&mut buffers, &b, 3);
+    assert!(buffers.get(0).payload == whole);
+    assert!(buffers.get(1).payload.is_empty());
+    assert!(buffers.get(2).payload == whole);
 }
 
 #[test]
@@ -156,9 +156,9 @@ fn a_wildcard_socket_gets_the_destination_and_answers_from_it() {
         client.connect(asked).expect("connected");
         client.send(b"question").expect("sent");
 
-        let mut inbox = Inbox::new(1);
-        receive(&mut inbox, &server, 1);
-        let question = inbox.get(0);
+        let mut buffers = ReceiveBuffers::new(1);
+        receive(&mut buffers, &server, 1);
+        let question = buffers.get(0);
         let destination = Local {
             ip: destination.parse().expect("an IP"),
             interface: 0,
@@ -174,7 +174,7 @@ fn a_wildcard_socket_gets_the_destination_and_answers_from_it() {
         // By sendmsg and by sendmmsg.
         assert_eq!(send(&server, &[answer]).0, 1);
         assert_eq!(send(&server, &[answer, answer]).0, 2);
-        let mut answers = Inbox::new(3);
+        let mut answers = ReceiveBuffers::new(3);
         receive(&mut answers, &client, 3);
         for slot in 0..3 {
             assert_eq!(answers.get(slot).payload, b"question");
@@ -237,24 +237,24 @@ fn connected_sockets_need_no_names() {
             ..message(&parts, address(&b))
         };
         assert_eq!(send(&a, &[one, one]).0, 2);
-        let mut inbox = Inbox::new(2);
+        let mut buffers = ReceiveBuffers::new(2);
         wait(&b);
-        assert_eq!(inbox.receive_plain(b.as_fd(), 0, 1).expect("received"), 1);
+        assert_eq!(buffers.receive_plain(b.as_fd(), 0, 1).expect("received"), 1);
         assert_eq!(
-            (inbox.get(0).payload, inbox.get(0).from),
+            (buffers.get(0).payload, buffers.get(0).from),
             (&b"one"[..], None)
         );
         wait(&b);
-        assert_eq!(inbox.receive(b.as_fd(), 0, 1).expect("received"), 1);
-        assert_eq!(inbox.get(0).from, Some(address(&a)));
+        assert_eq!(buffers.receive(b.as_fd(), 0, 1).expect("received"), 1);
+        assert_eq!(buffers.get(0).from, Some(address(&a)));
     }
 }
 
 #[test]
 fn slots_begin_at_cache_lines_that_share_no_set() {
-    let inbox = Inbox::new(64);
+    let buffers = ReceiveBuffers::new(64);
     let starts: Vec<_> = (0..64)
-        .map(|slot| inbox.get(slot).payload.as_ptr() as usize)
+        .map(|slot| buffers.get(slot).payload.as_ptr() as usize)
         .collect();
     let mut sets: Vec<_> = starts.iter().map(|start| start / 64 % 64).collect();
     sets.sort_unstable();

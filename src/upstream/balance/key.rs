@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn facts(remote: &str) -> HashInput {
+    fn hash_input(remote: &str) -> HashInput {
         HashInput {
             remote_addr: Some(remote.parse().expect("an address")),
             remote_port: Some(5000),
@@ -167,8 +167,8 @@ mod tests {
         }
     }
 
-    fn key(facts: &HashInput, parts: &[KeyPart]) -> Vec<u8> {
-        facts.key(&HashKey(parts.to_vec())).to_vec()
+    fn key(input: &HashInput, parts: &[KeyPart]) -> Vec<u8> {
+        input.key(&HashKey(parts.to_vec())).to_vec()
     }
 
     fn variable(v: Variable) -> KeyPart {
@@ -188,10 +188,13 @@ mod tests {
             ("::2", "::2"),
             ("::1", "::1"),
         ] {
-            let got = key(&facts(ip), &[variable(Variable::RemoteAddr)]);
+            let got = key(&hash_input(ip), &[variable(Variable::RemoteAddr)]);
             assert_eq!(String::from_utf8_lossy(&got), text);
         }
-        let got = key(&facts("192.0.2.7"), &[variable(Variable::BinaryRemoteAddr)]);
+        let got = key(
+            &hash_input("192.0.2.7"),
+            &[variable(Variable::BinaryRemoteAddr)],
+        );
         assert_eq!(got, [192, 0, 2, 7]);
     }
 
@@ -227,16 +230,16 @@ mod tests {
             variable(Variable::RemotePort),
             variable(Variable::ServerPort),
         ];
-        assert_eq!(key(&facts("192.0.2.7"), &parts), b"192.0.2.7-50006379");
+        assert_eq!(key(&hash_input("192.0.2.7"), &parts), b"192.0.2.7-50006379");
         assert_eq!(key(&HashInput::default(), &parts), b"unix:-");
     }
 
     #[test]
     fn without_a_header_its_address_is_empty() {
         let part = [variable(Variable::ProxyProtocolAddr)];
-        let mut facts = facts("192.0.2.7");
-        assert_eq!(key(&facts, &part), b"");
-        facts.proxy_protocol_addr = facts.remote_addr;
-        assert_eq!(key(&facts, &part), b"192.0.2.7");
+        let mut input = hash_input("192.0.2.7");
+        assert_eq!(key(&input, &part), b"");
+        input.proxy_protocol_addr = input.remote_addr;
+        assert_eq!(key(&input, &part), b"192.0.2.7");
     }
 }

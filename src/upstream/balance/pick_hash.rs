@@ -205,12 +205,12 @@ mod tests {
             let mut balancer = Balancer::new(&self.balance, &entries, &[]);
             let clients = (0..400u32).map(|n| Ipv4Addr::from(n.wrapping_mul(0x9e37_79b9)));
             let picks = clients.map(|client| {
-                let facts = HashInput {
+                let input = HashInput {
                     remote_addr: Some(IpAddr::V4(client)),
                     remote_port: Some(1),
                     ..HashInput::default()
                 };
-                let mut lookup = LookupState::new(&self.balance, &facts);
+                let mut lookup = LookupState::new(&self.balance, &input);
                 let picked = balancer.pick(&mut lookup, &States(&targets), || 0)?;
                 Some(targets[picked.candidate].text.clone())
             });

@@ -86,7 +86,7 @@ impl Process<'_> {
 
     fn has_empty_key(&self, client: Client) -> bool {
         let key = self.upstream.balance.hash_key();
-        key.is_some_and(|key| !self.facts(client).has_key(key))
+        key.is_some_and(|key| !self.hash_input(client).has_key(key))
     }
 
     /// How a running process may differ from these outcomes, because of this configuration.

@@ -29,7 +29,10 @@ impl Listener {
         }
         self.has_received = true;
         let max = open.batch_size.get();
-        let count = match context.inbox.receive(open.port.socket.as_fd(), 0, max) {
+        let count = match context
+            .receive_buffers
+            .receive(open.port.socket.as_fd(), 0, max)
+        {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => {
@@ -47,12 +50,12 @@ impl Listener {
         count == max
     }
 
-    /// Counts the datagrams in the first slots of the inbox, and assigns them to flows.
+    /// Counts the datagrams in the first slots of the buffers, and assigns them to flows.
     fn assign_batch(&mut self, context: &mut Context, port: u16, slots: usize) {
         let (mut bytes, mut datagrams) = (0, 0);
         let mut last = None;
         for slot in 0..slots {
-            let received = context.inbox.get(slot);
+            let received = context.receive_buffers.get(slot);
             let Some(key) = self.key_of(&received, port) else {
                 continue;
             };

@@ -101,7 +101,7 @@ impl Listener {
         peer: &Key,
         unit: &mut Unit,
     ) -> Option<DatagramHeader> {
-        let bytes = unit.bytes(&context.inbox);
+        let bytes = unit.bytes(&context.receive_buffers);
         if !self.service.trusts(Client::Ip(peer.peer)) {
             return (!header::has_signature(bytes)).then_some(DatagramHeader::NONE);
         }

@@ -20,7 +20,7 @@ use crate::{
     runtime::{mailbox::Message, net::Client},
     session::{
         admission,
-        backend_search::{BackendSearch, facts},
+        backend_search::{BackendSearch, hash_input},
         registry::{Arrival, Session},
         service::Call,
         summary::{Attempt, RefusedSession, Summary, Unserved},
@@ -258,8 +258,8 @@ impl Listener {
 
     pub(super) fn search(&self, key: &Key) -> Search {
         let client = Client::Ip(client_of(key));
-        let facts = facts(client, Some(self.server_port(key)), named(key));
-        self.service.pool.search(&facts)
+        let input = hash_input(client, Some(self.server_port(key)), named(key));
+        self.service.pool.search(&input)
     }
 
     /// Finds a backend, and opens a socket towards it.

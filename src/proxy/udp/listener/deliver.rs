@@ -195,7 +195,7 @@ fn send_as_it_is(flow: &Flow, context: &mut Context, units: &[Unit], each: bool)
         parts.extend(
             these
                 .iter()
-                .map(|unit| IoSlice::new(unit.bytes(&context.inbox))),
+                .map(|unit| IoSlice::new(unit.bytes(&context.receive_buffers))),
         );
         runs.push((count, count + usize::from(headed.is_some()), segment));
         at += count;
@@ -214,7 +214,9 @@ fn send_as_it_is(flow: &Flow, context: &mut Context, units: &[Unit], each: bool)
             }
         })
         .collect();
-    let (taken, error) = context.outbox.send(flow.link.socket.as_fd(), &messages);
+    let (taken, error) = context
+        .send_headers
+        .send(flow.link.socket.as_fd(), &messages);
     let failed = runs.get(taken).map_or(0, |run| run.2);
     let count = runs[..taken].iter().map(|run| run.0).sum();
     Sent {

@@ -254,7 +254,7 @@ fn send_runs(
         })
         .collect();
     context
-        .outbox
+        .send_headers
         .send(listener.socket(replies[0].port), &messages)
 }
 

@@ -189,7 +189,7 @@ impl Listener {
         if let Some(first) = datagrams.next()
             && let Some(flow) = self.waiting.flows.get_mut(usize::from(number))
         {
-            flow.datagram = first.bytes(&context.inbox).into();
+            flow.datagram = first.bytes(&context.receive_buffers).into();
         }
         let pieces: Vec<Piece> = datagrams.map(|unit| unit.piece).collect();
         self.count_dropped(DropReason::Waiting, pieces);
@@ -260,7 +260,7 @@ impl Listener {
                     let serial = flow.serial;
                     self.retire(context, serial, before, CloseReason::Ok);
                 }
-                context.inbox.put(0, &datagram);
+                context.receive_buffers.put(0, &datagram);
                 let whole = Unit {
                     slot: 0,
                     from: 0,

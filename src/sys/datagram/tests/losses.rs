@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 #[test]
 fn an_empty_socket_would_block() {
     let b = bound(BOTH[0]);
-    let mut inbox = Inbox::new(2);
-    let error = inbox.receive(b.as_fd(), 0, 2).expect_err("nothing there");
+    let mut buffers = ReceiveBuffers::new(2);
+    let error = buffers.receive(b.as_fd(), 0, 2).expect_err("nothing there");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    let error = inbox
+    let error = buffers
         .receive_plain(b.as_fd(), 0, 2)
         .expect_err("nothing there");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
@@ -18,15 +18,15 @@ fn an_empty_socket_would_block() {
 #[test]
 fn a_datagram_longer_than_its_slot_is_reported_as_truncated() {
     let (a, b) = (bound(BOTH[0]), bound(BOTH[0]));
-    let mut inbox = Inbox::with(3, 100);
+    let mut buffers = ReceiveBuffers::with(3, 100);
     let whole = pattern(101, 0);
     for len in [101, 100, 99] {
         a.send_to(&whole[..len], address(&b)).expect("sent");
     }
-    receive(&mut inbox, &b, 3);
+    receive(&mut buffers, &b, 3);
     for (slot, (len, truncated)) in [(100, true), (100, false), (99, false)].iter().enumerate() {
-        assert_eq!(inbox.get(slot).payload, &whole[..*len]);
-        assert_eq!(inbox.get(slot).truncated, *truncated);
+        assert_eq!(buffers.get(slot).payload, &whole[..*len]);
+        assert_eq!(buffers.get(slot).truncated, *truncated);
     }
 }
 
@@ -38,7 +38,7 @@ fn those_before_the_one_that_fails_are_sent_and_none_after_it() {
         let good = [IoSlice::new(b"good")];
         let bad = [IoSlice::new(&large)];
         let (good, bad) = (message(&good, address(&b)), message(&bad, address(&b)));
-        let mut inbox = Inbox::new(BATCH * 2);
+        let mut buffers = ReceiveBuffers::new(BATCH * 2);
         for fails in [0, 1, 5, BATCH - 1, BATCH, BATCH + 1] {
             let mut messages = vec![good; BATCH + 4];
             messages[fails] = bad;
@@ -48,8 +48,8 @@ fn those_before_the_one_that_fails_are_sent_and_none_after_it() {
             let error = error.or_else(|| send(&a, &messages[sent..]).1);
             let error = error.expect("too long").raw_os_error();
             assert_eq!(error, Some(libc::EMSGSIZE));
-            receive(&mut inbox, &b, fails);
-            let after = inbox.receive(b.as_fd(), 0, 1).expect_err("none after it");
+            receive(&mut buffers, &b, fails);
+            let after = buffers.receive(b.as_fd(), 0, 1).expect_err("none after it");
             assert_eq!(after.kind(), ErrorKind::WouldBlock);
         }
         assert_eq!(send(&a, &[]).0, 0);
@@ -66,13 +66,13 @@ fn datagrams_beyond_the_buffer_are_counted() {
         a.send_to(&[0; 1000], address(&b)).expect("sent");
     }
     let limit = Instant::now() + Duration::from_secs(10);
-    let mut inbox = Inbox::new(50);
+    let mut buffers = ReceiveBuffers::new(50);
     let mut came = 0;
     // Nothing is taken before one was dropped.
     while came + drops(&b).expect("a count") < sent {
         assert!(Instant::now() < limit, "some are neither here nor counted");
         if drops(&b).expect("a count") > 0 {
-            came += inbox.receive(b.as_fd(), 0, 50).unwrap_or(0) as u64;
+            came += buffers.receive(b.as_fd(), 0, 50).unwrap_or(0) as u64;
         }
     }
     assert_eq!(came + drops(&b).expect("a count"), sent);
@@ -123,11 +123,11 @@ fn a_peer_that_is_gone_is_an_error_of_the_next_call() {
             to: None,
             ..message(&parts, address(&a))
         };
-        let mut inbox = Inbox::new(1);
+        let mut buffers = ReceiveBuffers::new(1);
         // By receiving, and by sending one or several.
         assert_eq!(send(&a, &[one]).0, 1);
         wait(&a);
-        let error = inbox.receive_plain(a.as_fd(), 0, 1).expect_err("refused");
+        let error = buffers.receive_plain(a.as_fd(), 0, 1).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family}");
         for again in 1..3 {
             assert_eq!(send(&a, &[one]).0, 1);

@@ -18,7 +18,7 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
         never_forbid_fragments(&a, family.starts_with('[')).expect("fragments");
         take_coalesced(&b).expect("GRO");
         ask_for_destination(&b, family.starts_with('[')).expect("asked");
-        let mut inbox = Inbox::new(2);
+        let mut buffers = ReceiveBuffers::new(2);
         for len in [54 * 1200, 54 * 1200 - 7, 2 * 1200, 1201] {
             let whole = pattern(len, len);
             // Parts need not end where datagrams do.
@@ -32,9 +32,9 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
                 ..segmented(&parts, address(&b))
             };
             assert_eq!(send(&a, &[one, one]).0, 2);
-            receive(&mut inbox, &b, 2);
+            receive(&mut buffers, &b, 2);
             for slot in 0..2 {
-                let got = inbox.get(slot);
+                let got = buffers.get(slot);
                 assert_eq!((got.payload.len(), got.segment), (len, SIZE), "{family}");
                 assert!(got.payload == whole, "{family} {len}: other bytes");
                 assert_eq!(got.from, Some(address(&a)));
@@ -48,9 +48,9 @@ fn what_is_sent_at_once_comes_whole_where_it_is_taken_coalesced() {
             1
         );
         wait(&b);
-        assert_eq!(inbox.receive_plain(b.as_fd(), 1, 1).expect("received"), 1);
+        assert_eq!(buffers.receive_plain(b.as_fd(), 1, 1).expect("received"), 1);
         assert_eq!(
-            (inbox.get(1).payload.len(), inbox.get(1).segment),
+            (buffers.get(1).payload.len(), buffers.get(1).segment),
             (3000, SIZE)
         );
     }
@@ -63,17 +63,17 @@ fn what_is_sent_at_once_comes_as_many_elsewhere() {
         let whole = pattern(54 * 1200 - 200, 5);
         let parts = [IoSlice::new(&whole)];
         assert_eq!(send(&a, &[segmented(&parts, address(&b))]).0, 1);
-        let mut inbox = Inbox::new(BATCH);
-        receive(&mut inbox, &b, 54);
+        let mut buffers = ReceiveBuffers::new(BATCH);
+        receive(&mut buffers, &b, 54);
         for (slot, part) in whole.chunks(1200).enumerate() {
-            assert_eq!(inbox.get(slot).payload.len(), part.len());
+            assert_eq!(buffers.get(slot).payload.len(), part.len());
             assert!(
-                inbox.get(slot).payload == part,
+                buffers.get(slot).payload == part,
                 "{family} {slot}: other bytes"
             );
-            assert_eq!(inbox.get(slot).segment, 0);
+            assert_eq!(buffers.get(slot).segment, 0);
         }
-        let error = inbox.receive(b.as_fd(), 0, 1).expect_err("no more");
+        let error = buffers.receive(b.as_fd(), 0, 1).expect_err("no more");
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
     }
 }
@@ -93,10 +93,10 @@ fn one_datagram_is_not_split() {
         };
         let (sent, error) = send(&a, &[one, segmented(&little, address(&b))]);
         assert_eq!((sent, error.map(|e| e.kind())), (2, None), "{family}");
-        let mut inbox = Inbox::new(2);
-        receive(&mut inbox, &b, 2);
+        let mut buffers = ReceiveBuffers::new(2);
+        receive(&mut buffers, &b, 2);
         for (slot, len) in [65_507, 1200].into_iter().enumerate() {
-            let got = inbox.get(slot);
+            let got = buffers.get(slot);
             assert_eq!((got.payload.len(), got.segment), (len, 0));
         }
     }
@@ -125,7 +125,7 @@ fn a_size_that_makes_one_datagram_is_none() {
 /// What the kernel has cut short for one socket is whole again for the next.
 #[test]
 fn one_inbox_serves_sockets_of_every_kind_in_turn() {
-    let mut inbox = Inbox::new(2);
+    let mut buffers = ReceiveBuffers::new(2);
     let whole = pattern(3000, 9);
     let parts = [IoSlice::new(&whole)];
     for round in 0..16 {
@@ -142,12 +142,12 @@ fn one_inbox_serves_sockets_of_every_kind_in_turn() {
         assert_eq!(send(&a, &[one, one]).0, 2);
         wait(&b);
         let came = if plain {
-            inbox.receive_plain(b.as_fd(), 0, 2)
+            buffers.receive_plain(b.as_fd(), 0, 2)
         } else {
-            inbox.receive(b.as_fd(), 0, 2)
+            buffers.receive(b.as_fd(), 0, 2)
         };
         for slot in 0..came.expect("received") {
-            let got = inbox.get(slot);
+            let got = buffers.get(slot);
             assert_eq!(got.from, (!plain).then(|| address(&a)), "{round}");
             assert_eq!(
                 got.to.map(|to| to.ip),

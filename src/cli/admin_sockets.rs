@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Its sockets are kept, so that they can be served again after an upgrade that failed.
 #[derive(Default)]
-pub(super) struct Doors {
-    doors: Vec<Door>,
+pub(super) struct AdminSockets {
+    sockets: Vec<BoundSocket>,
     /// Of the unix socket. It stays until the end: an operator may want to see how the last
     /// sessions go.
     file: Option<SocketFile>,
@@ -38,7 +38,7 @@ pub(super) struct Doors {
     renderer: Option<Arc<Renderer>>,
 }
 
-struct Door {
+struct BoundSocket {
     /// As configured.
     configured: String,
     /// Where it really listens.
@@ -55,55 +55,56 @@ struct Serving {
 }
 
 /// What a plan has at other addresses than the plan before. Dropped, nothing has changed.
-pub(super) struct NewDoors {
-    doors: Vec<Door>,
+pub(super) struct NewAdminSockets {
+    sockets: Vec<BoundSocket>,
     file: Option<SocketFile>,
     /// The addresses of the plan, as configured.
     configured: Vec<String>,
 }
 
-impl Doors {
+impl AdminSockets {
     /// `predecessor`: its sockets are used where the plan has their addresses.
     pub(super) async fn bind(
         plan: Option<&plan::Admin>,
         mut predecessor: Option<&mut Predecessor>,
     ) -> Result<Self, String> {
-        let mut doors = Self::default();
-        let mut handed = |configured: &str| predecessor.as_mut()?.take_door(configured);
+        let mut sockets = Self::default();
+        let mut handed = |configured: &str| predecessor.as_mut()?.take_admin_socket(configured);
         if let Some(listen) = listen_of(plan)
-            && let Some(door) = handed(&listen.to_string())
+            && let Some(bound) = handed(&listen.to_string())
         {
-            let socket = std::net::TcpListener::from(door.socket);
-            doors.doors.push(Door::tcp(listen, socket));
+            let socket = std::net::TcpListener::from(bound.socket);
+            sockets.sockets.push(BoundSocket::tcp(listen, socket));
         }
         if let Some(path) = socket_of(plan)
-            && let Some(door) = handed(&unix_address(path))
+            && let Some(bound) = handed(&unix_address(path))
         {
-            doors.handed_file = door.owns_file.then(|| path.to_owned());
-            doors.doors.push(Door::unix(path, door.socket));
+            sockets.handed_file = bound.owns_file.then(|| path.to_owned());
+            sockets.sockets.push(BoundSocket::unix(path, bound.socket));
         }
-        let new = doors.bind_missing(plan).await;
+        let new = sockets.bind_missing(plan).await;
         let new = new.map_err(|why| format!("error: admin: {why}\n"))?;
-        doors.doors.extend(new.doors);
-        doors.file = new.file;
-        Ok(doors)
+        sockets.sockets.extend(new.sockets);
+        sockets.file = new.file;
+        Ok(sockets)
     }
 
     /// Binds the addresses of a plan that there are no sockets of yet.
     pub(super) async fn bind_missing(
         &self,
         plan: Option<&plan::Admin>,
-    ) -> Result<NewDoors, String> {
-        let mut new = NewDoors {
-            doors: Vec::new(),
+    ) -> Result<NewAdminSockets, String> {
+        let mut new = NewAdminSockets {
+            sockets: Vec::new(),
             file: None,
             configured: Vec::new(),
         };
-        let has = |configured: &str| self.doors.iter().any(|d| d.configured == configured);
+        let has = |configured: &str| self.sockets.iter().any(|d| d.configured == configured);
         if let Some(listen) = listen_of(plan) {
             let configured = listen.to_string();
             if !has(&configured) {
-                new.doors.push(Door::tcp(listen, self.bind_tcp(listen)?));
+                new.sockets
+                    .push(BoundSocket::tcp(listen, self.bind_tcp(listen)?));
             }
             new.configured.push(configured);
         }
@@ -113,7 +114,7 @@ impl Doors {
                 let (listener, file) = admin::listen(path).await.map_err(|e| e.to_string())?;
                 new.file = Some(file);
                 let listener = listener.into_std().map_err(|e| e.to_string())?;
-                new.doors.push(Door::unix(path, listener.into()));
+                new.sockets.push(BoundSocket::unix(path, listener.into()));
             }
             new.configured.push(configured);
         }
@@ -126,13 +127,13 @@ impl Doors {
             return Err("`listen`: this machine has no such network interface".to_owned());
         }
         let bound = bind_tcp(listen, Sharing::No);
-        let has_port = |door: &Door| {
-            let own = SockRef::from(&door.socket).local_addr();
+        let has_port = |bound: &BoundSocket| {
+            let own = SockRef::from(&bound.socket).local_addr();
             let own = own.ok().and_then(|own| own.as_socket());
             own.is_some_and(|own| own.port() == listen.port())
         };
         let bound = bound.or_else(|error| match error.kind() {
-            io::ErrorKind::AddrInUse if self.doors.iter().any(has_port) => {
+            io::ErrorKind::AddrInUse if self.sockets.iter().any(has_port) => {
                 self.bind_beside_own(listen)
             }
             _ => Err(error),
@@ -147,8 +148,8 @@ impl Doors {
     }
 
     fn bind_beside_own(&self, listen: SocketAddr) -> io::Result<std::net::TcpListener> {
-        let own = self.doors.iter().filter(|door| !door.is_unix);
-        let own: Vec<SockRef<'_>> = own.map(|door| SockRef::from(&door.socket)).collect();
+        let own = self.sockets.iter().filter(|bound| !bound.is_unix);
+        let own: Vec<SockRef<'_>> = own.map(|bound| SockRef::from(&bound.socket)).collect();
         let share = |is_shared| {
             let mut own = own.iter();
             own.try_for_each(|socket| socket.set_reuse_port(is_shared))
@@ -162,22 +163,26 @@ impl Doors {
 
     /// Answers at the addresses of another plan, and at no other ones. What has been asked at
     /// others is answered.
-    pub(super) async fn change(&mut self, new: NewDoors, state: &Arc<State>) -> Result<(), String> {
-        let NewDoors {
-            doors,
+    pub(super) async fn change(
+        &mut self,
+        new: NewAdminSockets,
+        state: &Arc<State>,
+    ) -> Result<(), String> {
+        let NewAdminSockets {
+            sockets,
             file,
             configured,
         } = new;
-        let is_gone = |door: &mut Door| !configured.contains(&door.configured);
-        let mut gone: Vec<Door> = self.doors.extract_if(.., is_gone).collect();
-        let has_left = gone.iter().any(|door| door.is_unix);
+        let is_gone = |bound: &mut BoundSocket| !configured.contains(&bound.configured);
+        let mut gone: Vec<BoundSocket> = self.sockets.extract_if(.., is_gone).collect();
+        let has_left = gone.iter().any(|bound| bound.is_unix);
         let left = self.file.take_if(|_| has_left);
         self.file = self.file.take().or(file);
-        self.doors.extend(doors);
+        self.sockets.extend(sockets);
         let opened = self.open(state);
-        for door in &mut gone {
-            tracing::info!(address = door.address, "admin address closed");
-            if let Some(serving) = door.serving.take() {
+        for bound in &mut gone {
+            tracing::info!(address = bound.address, "admin address closed");
+            if let Some(serving) = bound.serving.take() {
                 serving.end.cancel();
                 let _ = tokio::time::timeout(PATIENCE, serving.task).await;
             }
@@ -195,7 +200,7 @@ impl Doors {
 
     /// Answers at all of them.
     pub(super) fn open(&mut self, state: &Arc<State>) -> Result<(), String> {
-        for door in self.doors.iter_mut().filter(|door| !door.is_served()) {
+        for bound in self.sockets.iter_mut().filter(|bound| !bound.is_served()) {
             let renderer = match &self.renderer {
                 Some(renderer) => Arc::clone(renderer),
                 None => {
@@ -204,25 +209,25 @@ impl Doors {
                     Arc::clone(self.renderer.insert(Arc::new(started)))
                 }
             };
-            let listener = door
+            let listener = bound
                 .listener()
-                .map_err(|e| format!("error: admin: cannot listen on {}: {e}\n", door.address))?;
-            tracing::info!(address = door.address, "admin");
+                .map_err(|e| format!("error: admin: cannot listen on {}: {e}\n", bound.address))?;
+            tracing::info!(address = bound.address, "admin");
             let served = admin::serve(listener, Arc::clone(state), renderer);
             let end = CancellationToken::new();
             let task = state.spawn_door(served, end.clone());
-            door.serving = Some(Serving { end, task });
+            bound.serving = Some(Serving { end, task });
         }
         Ok(())
     }
 
     /// For another process.
     pub(super) fn copies(&self) -> io::Result<Vec<AdminSocket>> {
-        let copies = self.doors.iter().map(|door| {
+        let copies = self.sockets.iter().map(|bound| {
             Ok(AdminSocket {
-                configured: door.configured.clone(),
-                owns_file: door.is_unix && self.file.is_some(),
-                socket: door.socket.try_clone()?,
+                configured: bound.configured.clone(),
+                owns_file: bound.is_unix && self.file.is_some(),
+                socket: bound.socket.try_clone()?,
             })
         });
         copies.collect()
@@ -231,7 +236,7 @@ impl Doors {
     /// Keeps no socket for an upgrade: a process that stops gives its addresses to another one, and
     /// each of them is free when the last copy is closed. What is served goes on.
     pub(super) fn drop_sockets(&mut self) {
-        self.doors.clear();
+        self.sockets.clear();
     }
 
     /// `has_successor`: then the file at the path is that of another process.
@@ -243,14 +248,14 @@ impl Doors {
     }
 }
 
-impl NewDoors {
+impl NewAdminSockets {
     /// The files of its sockets are removed.
     pub(super) async fn discard(self) {
         let _ = blocking::call(PATIENCE, move || drop(self.file)).await;
     }
 }
 
-impl Door {
+impl BoundSocket {
     fn tcp(listen: SocketAddr, socket: std::net::TcpListener) -> Self {
         Self {
             configured: listen.to_string(),
