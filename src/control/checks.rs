@@ -85,28 +85,38 @@ impl Checks {
     }
 
     async fn check_addresses(self: Arc<Self>, changed: &Notify) {
-        // Dropping its guard ends the task of an address that is gone or in maintenance. After a
-        // maintenance its term is another, and so is its task.
-        let mut running: HashMap<(u64, u32), (DropGuard, AbortHandle)> = HashMap::new();
+        // After a maintenance its term is another, and so is its task.
+        let mut running: HashMap<(u64, u32), Running> = HashMap::new();
         let key = |a: &Address| (a.backend.id, a.admin.term);
         let mut chance = Chance::from_seed(RandomState::new().hash_one(()));
         loop {
             let mut addresses = self.pool.addresses();
             addresses.retain(|a| a.admin.admin_state != AdminState::Maint);
             let present: HashSet<(u64, u32)> = addresses.iter().map(key).collect();
-            running.retain(|known, (_, task)| !task.is_finished() && present.contains(known));
+            running.retain(|known, one| !one.task.is_finished() && present.contains(known));
             for address in addresses {
+                if address.awaits_answer
+                    && let Some(one) = running.get(&key(&address))
+                {
+                    one.check_now.notify_one();
+                }
                 running.entry(key(&address)).or_insert_with(|| {
                     let stop = self.shared.stop.child_token();
+                    let check_now = Arc::new(Notify::new());
                     let checks = AddressChecks {
                         checks: Arc::clone(&self),
                         backend: address.backend,
                         term: address.admin.term,
+                        check_now: Arc::clone(&check_now),
                         chance: Chance::from_seed(chance.draw()),
                     };
                     let task = stop.clone().run_until_cancelled_owned(checks.run());
                     let task = tokio::spawn(task).abort_handle();
-                    (stop.drop_guard(), task)
+                    Running {
+                        task,
+                        check_now,
+                        _guard: stop.drop_guard(),
+                    }
                 });
             }
             changed.notified().await;
@@ -159,6 +169,15 @@ impl Checks {
     }
 }
 
+/// The task of an address.
+struct Running {
+    task: AbortHandle,
+    /// See [`AddressChecks::check_now`].
+    check_now: Arc<Notify>,
+    /// Dropping it ends the task, as when the address is gone or in maintenance.
+    _guard: DropGuard,
+}
+
 /// The password is being read again until this is dropped.
 struct PasswordReload(Arc<Checks>);
 
@@ -175,6 +194,8 @@ struct AddressChecks {
     backend: Arc<Backend>,
     /// See [`AdminSetting::term`](crate::upstream::pool::AdminSetting).
     term: u32,
+    /// It waits for the answer to a check that is yet to begin.
+    check_now: Arc<Notify>,
     chance: Chance,
 }
 
@@ -223,7 +244,7 @@ impl AddressChecks {
             }
             let now = Instant::now();
             let refused = report.result == CheckResult::Auth;
-            let any_well = self.record(&mut judge, report, &probe, now);
+            let any_well = self.record(&mut judge, report, &probe, [began, now]);
             if let Some(disconnect) = disconnect {
                 disconnect.complete().await;
             }
@@ -235,14 +256,23 @@ impl AddressChecks {
             let in_doubt = judge.is_in_doubt() || !any_well;
             let next = schedule.next(began, Instant::now(), in_doubt, self.chance.draw());
             tokio::select! {
-                () = tokio::time::sleep_until(next.into()) => {}
-                () = requested => tokio::time::sleep_until((began + min_interval).into()).await,
+                () = tokio::time::sleep_until(next.into()) => continue,
+                () = requested => {}
+                () = self.check_now.notified() => {}
             }
+            tokio::time::sleep_until((began + min_interval).into()).await;
         }
     }
 
-    /// Records what was found. Returns whether any address is well.
-    fn record(&self, judge: &mut Judge, report: CheckReport, probe: &Probe, now: Instant) -> bool {
+    /// Records what was found by a check that began and ended then. Returns whether any address is
+    /// well.
+    fn record(
+        &self,
+        judge: &mut Judge,
+        report: CheckReport,
+        probe: &Probe,
+        [began, now]: [Instant; 2],
+    ) -> bool {
         let checks = &self.checks;
         let metrics = &self.backend.metrics.checks;
         metrics.results[report.result as usize].add(1);
@@ -255,6 +285,7 @@ impl AddressChecks {
         }
         let change = judge.record(report.result, now);
         let checked = Checked {
+            began,
             at: now,
             took: report.took,
             result: report.result,

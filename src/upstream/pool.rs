@@ -214,6 +214,8 @@ pub struct Address {
     pub stands_in: bool,
     pub verdict: Verdict,
     pub admin: AdminSetting,
+    /// Whether it waits for the answer to a check that is yet to begin.
+    pub awaits_answer: bool,
 }
 
 impl Pool {
@@ -395,6 +397,7 @@ impl Pool {
             stands_in: e.config.is_backup || is_standby(e),
             verdict: e.check.effective,
             admin: e.admin,
+            awaits_answer: e.check.awaits_answer.is_some(),
         };
         all.filter(|e| !e.config.is_down).map(address).collect()
     }

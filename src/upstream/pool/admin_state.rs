@@ -46,7 +46,7 @@ pub struct AdminSetting {
     pub admin_state: AdminState,
     /// `None` until an operator sets it for the first time.
     pub since: Option<Instant>,
-    /// Counts how often it came out of maintenance: what checks found before does not count.
+    /// Counts how often it came out of maintenance: what checks found before is forgotten.
     pub term: u32,
 }
 
@@ -166,8 +166,12 @@ impl Inner {
                 endpoint.check.last = None;
                 endpoint.check.evidence = PrimaryEvidence::default();
             }
-            if was == AdminState::Maint {
-                endpoint.restart(has_checks, now);
+            match (was, setting.admin_state) {
+                (AdminState::Maint, _) => endpoint.restart(has_checks, now),
+                (AdminState::Drain, AdminState::Ready) if has_checks => {
+                    endpoint.check.await_answer(now);
+                }
+                (AdminState::Drain | AdminState::Ready, _) => {}
             }
             let cause = Cause::Operator(setting.admin_state);
             let transition = endpoint.transition(from, cause, now);

@@ -19,6 +19,9 @@ pub(super) struct CheckRecord {
     /// Whether sessions may come as far as checks are concerned. In panic they may although the
     /// verdict is against it.
     pub(super) admits: bool,
+    /// Since when it waits for the answer to a check that begins later: it was put back into
+    /// service, and may have another role by now. Until then `effective` does not become up.
+    pub(super) awaits_answer: Option<Instant>,
     /// Whether any check has had a result.
     pub(super) checked_once: bool,
     pub(super) last: Option<Checked>,
@@ -53,6 +56,7 @@ pub(super) struct PrimaryEvidence {
 /// The last check of an endpoint.
 #[derive(Debug, Clone)]
 pub struct Checked {
+    pub began: Instant,
     pub at: Instant,
     pub took: Duration,
     pub result: CheckResult,
@@ -68,6 +72,7 @@ impl CheckRecord {
             since: None,
             why: None,
             admits: verdict.is_up(),
+            awaits_answer: None,
             checked_once: false,
             last: None,
             added_at: now,
@@ -89,6 +94,7 @@ impl CheckRecord {
         let own = change.map_or(self.own, |change| change.to);
         let mut may_change = change.is_some();
         let evidence = Evidence::of(checked.result);
+        may_change |= self.take_answer(checked.began, evidence, own);
         match evidence {
             Evidence::Missing | Evidence::Unknown => {}
             Evidence::Unchanged if own.is_up() => may_change |= self.confirm_role(now, now),
@@ -126,6 +132,31 @@ impl CheckRecord {
         }
         self.last = Some(checked);
         may_change
+    }
+
+    /// Ends the wait for an answer, if this is one. Returns whether it does.
+    fn take_answer(&mut self, began: Instant, evidence: Evidence, own: Verdict) -> bool {
+        let is_answer = match evidence {
+            Evidence::Role | Evidence::OtherRole => true,
+            // The verdict, if these have made it one, does not rest on what was found before.
+            Evidence::MayHaveRestarted | Evidence::Unknown => matches!(own, Verdict::Down(_)),
+            // What was found before is what is in doubt.
+            Evidence::Missing | Evidence::Unchanged => false,
+        };
+        let is_answer = is_answer && self.awaits_answer.is_some_and(|since| began >= since);
+        if is_answer {
+            self.awaits_answer = None;
+        }
+        is_answer
+    }
+
+    /// It is put back into service: what was found before keeps its weight against it, and does not
+    /// speak for it until a check that begins from now on is answered.
+    pub(super) fn await_answer(&mut self, now: Instant) {
+        self.awaits_answer = Some(now);
+        if self.effective.is_up() {
+            self.effective = Verdict::Down(None);
+        }
     }
 
     fn confirm_role(&mut self, since: Instant, now: Instant) -> bool {

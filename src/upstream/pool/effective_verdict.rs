@@ -216,6 +216,9 @@ impl Inner {
         for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
             // One that has departed competes with no other.
             let (to, why) = verdicts.next().unwrap_or((endpoint.check.own, None));
+            if endpoint.check.awaits_answer.is_some() && to.is_up() {
+                continue;
+            }
             endpoint.check.why.clone_from(&why);
             let from = std::mem::replace(&mut endpoint.check.effective, to);
             // A verdict that no check has confirmed is no event.
@@ -393,12 +396,15 @@ impl Inner {
             let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
             backend.iter().any(|e| serves(e) && is_ready(e))
         };
-        let is_up = |backend: &&[Endpoint]| backend.iter().any(|e| e.check.own.is_up());
+        let is_known = |e: &Endpoint| e.check.awaits_answer.is_none();
+        let is_well = |e: &Endpoint| e.check.own.is_up() && is_known(e);
+        let is_up = |backend: &&[Endpoint]| backend.iter().any(is_well);
+        let is_unchecked = |e: &Endpoint| e.check.own == Verdict::Down(None) || !is_known(e);
         let same = |a: &Endpoint, b: &Endpoint| a.backend.text() == b.backend.text();
         let (mut up, mut has_unchecked) = (0, false);
         for backend in regular.chunk_by(same).filter(serves) {
             up += usize::from(is_up(&backend));
-            has_unchecked |= backend.iter().all(|e| e.check.own == Verdict::Down(None));
+            has_unchecked |= backend.iter().all(is_unchecked);
         }
         // Wherever their names lead.
         let counts = |c: &&Configured| {

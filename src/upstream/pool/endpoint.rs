@@ -86,8 +86,20 @@ impl Endpoint {
     }
 
     /// Exchanges the configuration. One that has departed is back.
-    pub(super) fn configure(&mut self, config: &mut EndpointConfig) {
+    pub(super) fn configure(
+        &mut self,
+        config: &mut EndpointConfig,
+        has_checks: bool,
+        now: Instant,
+    ) {
         std::mem::swap(&mut self.config, config);
+        let before = config;
+        if has_checks && before.is_down && !self.config.is_down {
+            // It was not checked meanwhile.
+            self.check.reset(now);
+        } else if has_checks && before.is_draining && !self.config.is_draining {
+            self.check.await_answer(now);
+        }
         if self.config.slow_start.is_zero() {
             self.slow_start = None;
         }

@@ -155,7 +155,9 @@ impl Endpoint {
             Some(Bar::Drained | Bar::Maintenance) => Some(CloseReason::BackendDrained),
             Some(Bar::Disabled) => Some(CloseReason::BackendDown),
             Some(Bar::Check(verdict)) => match verdict {
-                Verdict::Down(_) => Some(CloseReason::BackendDown),
+                Verdict::Down(Some(_)) => Some(CloseReason::BackendDown),
+                // It is yet to be checked.
+                Verdict::Down(None) => None,
                 Verdict::WrongRole | Verdict::Standby => Some(CloseReason::RoleLost),
                 Verdict::Lagging => Some(CloseReason::Lagging),
                 // It may be right.

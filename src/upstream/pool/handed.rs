@@ -324,6 +324,8 @@ fn take_over_check(
         since: since.as_ref().map(past),
         why: why.clone(),
         admits: effective.is_up() && !is_stale,
+        // Checks of this process begin from now on.
+        awaits_answer: (own != effective && effective == Verdict::Down(None)).then_some(now),
         checked_once: *checked_once,
         last: last.as_ref().and_then(|last| checked(last, now)),
         added_at: past(added_at),
@@ -419,8 +421,10 @@ fn last_record(last: &Checked) -> LastCheckRecord {
 
 fn checked(record: &LastCheckRecord, now: Instant) -> Option<Checked> {
     let role = record.role.as_deref();
+    let at = time::past_at(record.at, now);
     Some(Checked {
-        at: time::past_at(record.at, now),
+        began: at.checked_sub(record.took).unwrap_or(at),
+        at,
         took: record.took,
         result: result_of(&record.result)?,
         finding: Finding {

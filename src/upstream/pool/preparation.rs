@@ -287,11 +287,12 @@ impl Inner {
         mut slots: Vec<Option<Endpoint>>,
         now: Instant,
     ) -> Vec<Endpoint> {
+        let has_checks = self.start_verdict.is_some();
         let stay = places.len() == self.endpoints.len();
         if stay && (places.iter().enumerate()).all(|(i, place)| place.before == Some(i)) {
             // Mostly only settings differ.
             for (endpoint, place) in self.endpoints.iter_mut().zip(places) {
-                endpoint.configure(&mut place.config);
+                endpoint.configure(&mut place.config, has_checks, now);
             }
             return self.forget_departed(now);
         }
@@ -306,7 +307,7 @@ impl Inner {
                 Some(i) => departed[i].take(),
             };
             if let Some(mut endpoint) = before {
-                endpoint.configure(&mut place.config);
+                endpoint.configure(&mut place.config, has_checks, now);
                 *slot = Some(endpoint);
             }
         }

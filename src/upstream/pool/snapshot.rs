@@ -165,7 +165,9 @@ impl Pool {
             roles: self
                 .reports_roles
                 .then(|| last_checks().filter_map(|c| c.finding.role).collect()),
-            awaits_check: endpoints.iter().any(|e| inner.awaits_check(e)),
+            awaits_check: endpoints
+                .iter()
+                .any(|e| inner.awaits_check(e) || e.check.awaits_answer.is_some()),
             checked: last_checks().max_by_key(|c| c.at).cloned(),
             addresses: configured.addresses.clone(),
             origin: plan.origin.clone(),
@@ -305,6 +307,9 @@ fn explain_verdict(endpoints: &[&Endpoint]) -> Option<(BackendState, String)> {
     let fault = last.and_then(|c| c.finding.fault.as_deref());
     let why = match (check.effective, &check.why) {
         (_, Some(why)) => why.clone(),
+        (Verdict::Down(None), _) if check.awaits_answer.is_some() => {
+            "not checked since it was put back into service".to_owned()
+        }
         (Verdict::Down(None), _) => "not checked yet".to_owned(),
         (Verdict::Down(Some(result)), _) => explain_failed_check(result, last),
         (Verdict::Lagging, _) => match (fault, last.map(|c| c.finding.lag)) {

@@ -113,6 +113,7 @@ pub(crate) fn of(plan: &Upstream, now: Instant) -> Pool {
 /// A check that has changed the verdict about the backend of this number.
 pub(crate) fn verdict(pool: &Pool, n: usize, to: Verdict, first: bool, now: Instant) -> bool {
     let checked = Checked {
+        began: now,
         at: now,
         took: Duration::ZERO,
         result: match to {
@@ -270,6 +271,7 @@ fn a_lagging_backend_takes_nothing_new() {
     assert_eq!(both.snapshot(now)[0].why, "it is behind");
     let backend = Arc::clone(&both.addresses()[0].backend);
     let checked = Checked {
+        began: now,
         at: now,
         took: Duration::ZERO,
         result: CheckResult::Lagging,

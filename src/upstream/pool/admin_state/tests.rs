@@ -1,14 +1,20 @@
 use super::super::{
     Transition,
     tests::{
-        DOWN, address, fail, pick, planned, pool, pool_with, set_addresses, set_admin_state,
-        verdict,
+        DOWN, address, check, fail, of, pick, planned, pool, pool_with, set_addresses,
+        set_admin_state, upstream, verdict,
     },
 };
 use super::*;
 use crate::{
-    plan::{Backend as Planned, Balance, HashKey, TimeOf},
-    upstream::{balance::HashInput, health::Verdict},
+    plan::{
+        Backend as Planned, Balance, CheckKind, HashKey, TimeOf, Upstream, reason::CheckResult,
+    },
+    upstream::{
+        balance::HashInput,
+        health::{Change, Finding, Verdict},
+        pool::Checked,
+    },
 };
 use std::time::Duration;
 
@@ -52,9 +58,10 @@ fn a_backend_in_maintenance_gets_nothing_even_alone() {
     assert!(change.is_none(), "there is no such");
     set_admin_state(&alone, 0, AdminState::Drain, now);
     set_admin_state(&alone, 0, AdminState::Ready, now);
+    verdict(&alone, 0, Verdict::Up, true, now);
     assert!(pick(&alone, now).is_some());
     assert!(alone.lock().fast_path, "as if nothing had been");
-    assert_eq!(alone.snapshot(now)[0].since, None);
+    assert_eq!(alone.snapshot(now)[0].admin_since, None);
 }
 
 #[test]
@@ -84,6 +91,7 @@ fn admin_state_and_verdict_are_independent() {
     set_admin_state(&both, 0, AdminState::Drain, now);
     assert!(both.snapshot(now)[0].why.ends_with("its connects fail"));
     set_admin_state(&both, 0, AdminState::Ready, now);
+    verdict(&both, 0, Verdict::Up, false, now);
     assert_eq!(states(&both, now)[0], BackendState::Failed);
 }
 
@@ -125,6 +133,7 @@ fn a_drain_does_not_make_it_a_stranger() {
     assert!(both.is_checked(&first, 0));
     set_admin_state(&both, 0, AdminState::Ready, now);
     assert!(both.is_checked(&first, 0));
+    found(&both, CheckResult::Ok, None, now, now);
     assert_eq!(both.snapshot(now)[0].why, "", "no slow start");
     // Through maintenance to a drain: checked again, and anew.
     set_admin_state(&both, 0, AdminState::Maint, now);
@@ -132,6 +141,107 @@ fn a_drain_does_not_make_it_a_stranger() {
     assert!(both.is_checked(&first, 1));
     let why = &both.snapshot(now)[0].why;
     assert_eq!(why, "set by the operator; besides, not checked yet");
+}
+
+/// A check of the first backend that began and ended then, and what it changes.
+fn found(pool: &Pool, result: CheckResult, to: Option<Verdict>, began: Instant, now: Instant) {
+    let checked = Checked {
+        began,
+        at: now,
+        took: now - began,
+        result,
+        finding: Finding::default(),
+        transcript: String::new(),
+    };
+    let change = to.map(|to| Change {
+        from: Verdict::Up,
+        to,
+        doubted_for: Duration::ZERO,
+        first: false,
+    });
+    let backend = &pool.addresses()[0].backend;
+    pool.checked(backend, checked, change, now);
+}
+
+/// The server may have got another role while it was drained.
+#[test]
+fn after_a_drain_the_answer_to_a_later_check_decides() {
+    use BackendState::{Down, Drained, Standby, Up};
+    let began = Instant::now();
+    let s = |n| began + Duration::from_secs(n);
+    let ready = || {
+        let both = pool(vec![planned(1), planned(2)], true);
+        for n in 0..2 {
+            verdict(&both, n, Verdict::Up, true, began);
+        }
+        set_admin_state(&both, 0, AdminState::Drain, s(1));
+        // While it is drained it is checked, and that changes nothing.
+        found(&both, CheckResult::Ok, None, s(2), s(3));
+        both.take_events(s(3));
+        let change = set_admin_state(&both, 0, AdminState::Ready, s(10)).expect("a backend");
+        assert_eq!((change.from, change.to), (Drained, Down));
+        let snapshot = both.snapshot(s(10)).swap_remove(0);
+        assert_eq!(
+            snapshot.why,
+            "not checked since it was put back into service"
+        );
+        assert!(snapshot.awaits_check && !snapshot.available);
+        assert_eq!(transitions(&both, s(10)), [(Drained, Down)]);
+        // It began before the command.
+        found(&both, CheckResult::Ok, None, s(9), s(11));
+        // No answer, and not enough for another verdict; nor does this tell its role.
+        found(&both, CheckResult::Timeout, None, s(11), s(12));
+        found(&both, CheckResult::Busy, None, s(12), s(13));
+        let picks: Vec<_> = (0..4).map(|_| pick(&both, s(13))).collect();
+        assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+        assert!(both.addresses()[0].awaits_answer);
+        assert!(transitions(&both, s(13)).is_empty());
+        both
+    };
+    let good = ready();
+    found(&good, CheckResult::Ok, None, s(13), s(14));
+    assert_eq!(transitions(&good, s(14)), [(Down, Up)]);
+    assert_eq!(good.snapshot(s(14))[0].why, "");
+    assert!(!good.addresses()[0].awaits_answer);
+    let demoted = ready();
+    let standby = Some(Verdict::Standby);
+    found(&demoted, CheckResult::Standby, standby, s(13), s(14));
+    assert_eq!(transitions(&demoted, s(14)), [(Down, Standby)]);
+    assert_eq!(pick(&demoted, s(14)).as_deref(), Some("10.0.0.2:1"));
+    let dead = ready();
+    found(&dead, CheckResult::Timeout, Some(DOWN), s(13), s(14));
+    assert!(!dead.addresses()[0].awaits_answer);
+    found(&dead, CheckResult::Ok, Some(Verdict::Up), s(15), s(16));
+    assert_eq!(states(&dead, s(16))[0], Up);
+    // Without a check it serves at once.
+    let plan = Upstream {
+        check: None,
+        ..upstream(vec![planned(1), planned(2)], check(CheckKind::Tcp))
+    };
+    let unchecked = of(&plan, began);
+    set_admin_state(&unchecked, 0, AdminState::Drain, began);
+    let change = set_admin_state(&unchecked, 0, AdminState::Ready, began).expect("a backend");
+    assert_eq!(change.to, Up);
+}
+
+/// A verdict that was against it before stands until a later check speaks for it.
+#[test]
+fn one_that_was_out_by_its_check_keeps_that_state_when_the_drain_ends() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    let both = pool(vec![planned(1), planned(2)], true);
+    let standby = Some(Verdict::Standby);
+    found(&both, CheckResult::Standby, standby, now, now);
+    set_admin_state(&both, 0, AdminState::Drain, now);
+    let change = set_admin_state(&both, 0, AdminState::Ready, later).expect("a backend");
+    assert_eq!(change.to, BackendState::Standby);
+    both.take_events(later);
+    // It was promoted and demoted again: this check knows only half of it.
+    found(&both, CheckResult::Ok, Some(Verdict::Up), now, later);
+    assert_eq!(states(&both, later)[0], BackendState::Standby);
+    found(&both, CheckResult::Ok, None, later, later);
+    let came = [(BackendState::Standby, BackendState::Up)];
+    assert_eq!(transitions(&both, later), came);
 }
 
 #[test]
@@ -163,6 +273,7 @@ fn it_holds_for_all_addresses_now_and_later() {
     assert_eq!(both.addresses()[0].backend.id, gone.backend().id);
     assert_eq!(pick(&both, now).as_deref(), Some("10.0.0.2:1"));
     set_admin_state(&both, 0, AdminState::Ready, now);
+    verdict(&both, 0, Verdict::Up, true, now);
     let picks: Vec<_> = (0..2).filter_map(|_| pick(&both, now)).collect();
     assert!(picks.contains(&"10.0.0.1:1".to_owned()), "{picks:?}");
 }

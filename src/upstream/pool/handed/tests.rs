@@ -32,6 +32,7 @@ fn record(pool: &Pool, judge: &mut Judge, n: usize, result: CheckResult, id: &st
         before: None,
     };
     let checked = Checked {
+        began: now,
         at: now,
         took: Duration::from_millis(1),
         result,
@@ -117,6 +118,30 @@ fn backends_that_another_process_does_not_have_start_as_new_ones() {
     let verdicts: Vec<Verdict> = new.addresses().iter().map(|a| a.verdict).collect();
     assert_eq!(verdicts, [Verdict::Up, Verdict::Down(None)]);
     assert_eq!(new.unchecked_backends(), ["10.0.0.2:1"]);
+}
+
+/// The old process was asked to use it again, and has not had an answer yet.
+#[test]
+fn one_that_waits_for_an_answer_waits_in_the_new_process() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    let old = guarded(vec![planned(1), planned(2)], writer(), now);
+    let rule = RiseFall { rise: 1, fall: 1 };
+    let mut judge = Judge::new(rule, Verdict::Down(None));
+    record(&old, &mut judge, 0, CheckResult::Ok, "a", now);
+    for admin_state in [AdminState::Drain, AdminState::Ready] {
+        old.set_admin_state("10.0.0.1:1", admin_state.into(), now);
+    }
+    let new = of(&upstream(vec![planned(1), planned(2)], writer()), later);
+    new.take_over(&old.record(), later);
+    assert_eq!(pick(&new, later), None);
+    let waits: Vec<bool> = new.addresses().iter().map(|a| a.awaits_answer).collect();
+    assert_eq!(waits, [true, false]);
+    let backend = &new.addresses()[0].backend;
+    let progress = new.take_handed_progress(backend).expect("progress");
+    let mut judge = Judge::resume(rule, new.own_verdict(backend), progress);
+    record(&new, &mut judge, 0, CheckResult::Ok, "a", later);
+    assert_eq!(pick(&new, later).as_deref(), Some("10.0.0.1:1"));
 }
 
 #[test]

@@ -187,12 +187,14 @@ fn a_backend_that_is_taken_out_does_not_count() {
                 .why
                 .ends_with("panic threshold: 0 of 2 up")
         );
-        // They are back: up after a drain, unchecked after a maintenance, which makes nothing
-        // worse.
+        // They are back, and are to be checked, which makes nothing worse.
         set_admin_state(&pool, 0, AdminState::Ready, now);
         set_admin_state(&pool, 1, AdminState::Ready, now);
-        let drained = admin_state == AdminState::Drain;
-        assert_eq!(pool.in_panic(), !drained, "{admin_state:?}");
-        assert_eq!(picks(&pool, now).len(), if drained { 2 } else { 4 });
+        assert!(pool.in_panic(), "{admin_state:?}");
+        assert_eq!(picks(&pool, now).len(), 4);
+        verdict(&pool, 0, Verdict::Up, true, now);
+        verdict(&pool, 1, Verdict::Up, true, now);
+        assert!(!pool.in_panic(), "{admin_state:?}");
+        assert_eq!(picks(&pool, now).len(), 2);
     }
 }

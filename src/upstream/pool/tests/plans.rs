@@ -84,6 +84,42 @@ fn addresses_that_stay_keep_their_state_and_get_their_new_settings() {
     assert_eq!(transition.cause, Cause::Plan);
 }
 
+/// It was not checked while the file had it down, and it may be another server; one that its source
+/// has drained was checked, and may have another role.
+#[test]
+fn one_that_is_put_back_into_service_waits_for_its_check() {
+    let now = Instant::now();
+    let down = || Planned {
+        down: true,
+        ..planned(1)
+    };
+    let drained = || Planned {
+        origin: plan::Origin::Discovered {
+            name: None,
+            draining: true,
+        },
+        ..planned(2)
+    };
+    let pool = pool(vec![planned(1), planned(2), planned(3)], true);
+    for n in 0..3 {
+        verdict(&pool, n, Verdict::Up, true, now);
+    }
+    set_plan(&pool, vec![down(), drained(), planned(3)], now);
+    set_plan(&pool, vec![planned(1), planned(2), planned(3)], now);
+    let whys: Vec<_> = pool.snapshot(now).into_iter().map(|s| s.why).collect();
+    let since = "not checked since it was put back into service";
+    assert_eq!(whys, ["not checked yet", since, ""]);
+    let picks: Vec<_> = (0..4).map(|_| pick(&pool, now)).collect();
+    assert_eq!(picks, vec![Some("10.0.0.3:1".to_owned()); 4]);
+    for n in 0..2 {
+        verdict(&pool, n, Verdict::Up, n == 0, now);
+    }
+    assert!(pool.snapshot(now).iter().all(|s| s.available));
+    // Another plan alone asks for no check.
+    set_plan(&pool, vec![planned(1), planned(2), planned(3)], now);
+    assert!(pool.snapshot(now).iter().all(|s| s.available));
+}
+
 #[test]
 fn a_backend_that_is_removed_keeps_its_sessions_and_gets_no_more() {
     let now = Instant::now();

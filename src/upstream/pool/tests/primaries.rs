@@ -60,6 +60,7 @@ impl Scene {
     fn record(&mut self, n: usize, result: CheckResult, epoch: Option<Epoch>) -> &mut Self {
         let change = self.judges[n - 1].record(result, self.now);
         let checked = Checked {
+            began: self.now,
             at: self.now,
             took: Duration::ZERO,
             result,
@@ -435,8 +436,10 @@ fn drained_it_is_a_rival_and_in_maintenance_it_is_none() {
                 (scene.picks(), scene.state(2).0),
                 (vec![], BackendState::Doubtful)
             );
-            // Given back too early it is what it was.
+            // Given back too early it is what it was, once a check has confirmed that.
             set_admin_state(&scene.pool, 0, AdminState::Ready, scene.now);
+            assert_eq!(scene.picks(), [0; 0]);
+            scene.check(1, Primary);
             assert_eq!(scene.picks(), [1]);
             set_admin_state(&scene.pool, 0, AdminState::Drain, scene.now);
             scene.at(2).check(1, Replica);
@@ -563,6 +566,7 @@ fn one_that_comes_back_by_the_resolver_is_new() {
     let both = [vec![address(1)], vec![address(2)]];
     let second = scene.pool.addresses()[0].backend.clone();
     let checked = Checked {
+        began: scene.now,
         at: scene.now,
         took: Duration::ZERO,
         result: Primary,

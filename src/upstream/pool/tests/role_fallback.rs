@@ -115,6 +115,8 @@ fn a_drain_counts_and_an_unchecked_replica_is_waited_for() {
     set_admin_state(&pool, 2, AdminState::Ready, now);
     assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
     set_admin_state(&pool, 1, AdminState::Ready, now);
+    assert_eq!(picks(&pool, now), ["10.0.0.1:1"]);
+    verdict(&pool, 1, Verdict::Up, false, now);
     assert_eq!(picks(&pool, now), ["10.0.0.2:1"]);
 
     let pool = unchecked(true, now);
