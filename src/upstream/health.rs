@@ -16,6 +16,6 @@ pub use epoch::Epoch;
 pub use evidence::Evidence;
 pub use finding::{Finding, Lag};
 pub use pace::Pace;
-pub use passive::{FailRule, Passive};
+pub use passive::{FailRule, FailureOf, Passive};
 pub use schedule::{FIRST_CHECK_SPREAD, Schedule};
 pub use verdict::{Change, Judge, Progress, RiseFall, Runs, Verdict};

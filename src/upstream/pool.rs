@@ -47,7 +47,7 @@ use crate::{
     upstream::{
         backend::{Backend, Lease, ReleaseObserver},
         balance::{Balancer, Candidates, Chance, FULL, HashInput, LookupState},
-        health::Verdict,
+        health::{FailureOf, Verdict},
         notifier::Notifier,
         pool::{
             configured::{Configured, Remembered},
@@ -321,6 +321,7 @@ impl Pool {
     pub fn failed(
         &self,
         backend: &Arc<Backend>,
+        of: FailureOf,
         reason: ConnectError,
         error: &dyn Display,
         now: Instant,
@@ -342,7 +343,7 @@ impl Pool {
         };
         let endpoint = &mut endpoints[i];
         let before = endpoint.state();
-        endpoint.passive.failed(now);
+        endpoint.passive.failed(of, now);
         *fast_path &= endpoint.admission(false, now) == Admission::Full;
         let EndpointConfig { weight, rule, .. } = &endpoint.config;
         if let Some(share) = weight.checked_div(rule.max_fails) {

@@ -677,6 +677,48 @@ fn a_backend_that_waits_to_be_tried_is_unproven() {
     assert_eq!(tembuku.metric("upstream_available_backends", &[]), 1.0);
 }
 
+/// No client comes: the check is the connect that the backend needs, and the alert ends.
+#[test]
+fn a_check_that_connects_proves_an_unproven_backend() {
+    let (one, two) = (refusing(), refusing());
+    let backends = [one, two].map(|addr| with(addr, "fail_timeout = \"300ms\""));
+    let front = ports::free_addr();
+    let tembuku = Tembuku::start(&format!(
+        "[listeners.l]\nbind = \"{front}\"\nupstream = \"u\"\n\
+         [upstreams.u]\nbackends = [{}]\n\
+         [upstreams.u.check]\nkind = \"tcp\"\ninterval = \"100ms\"\nfall = 1000\n\
+         start = \"up\"\n[process]\nstart_wait = \"0s\"\n",
+        backends.join(", ")
+    ));
+    let is_down = |addr: SocketAddr| {
+        let labels = [("backend", addr.to_string()), ("state", "down".to_owned())];
+        let labels = labels
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        tembuku.metric("backend_state", &labels) == 1.0
+    };
+    // The first answer decides alone, so they are up by their checks first.
+    let up = [one, two].map(|addr| Server::named_on("up", &[addr]));
+    wait_until("both are up", secs(10), || !is_down(one) && !is_down(two));
+    let available = || tembuku.metric("upstream_available_backends", &[]);
+    wait_until("both are available", secs(10), || available() == 2.0);
+    drop(up);
+    assert!(ask(front).is_err());
+    wait_until("both may be tried again", secs(10), || {
+        tembuku.metric("backend_state", &[("state", "unproven")]) == 2.0
+    });
+    assert_eq!(available(), 0.0);
+    let clients = tembuku.metric("listener_connections_total", &[]);
+    let _back = Server::named_on("back", &[one]);
+    wait_until("the check has connected", secs(10), || available() == 1.0);
+    let came = [("backend", one.to_string()), ("to", "up".to_owned())];
+    let came = came.each_ref().map(|(name, value)| (*name, value.as_str()));
+    assert!(tembuku.metric("backend_transitions_total", &came) >= 1.0);
+    assert!(tembuku.get("/api/v1/events").body.contains("\"checked\""));
+    assert_eq!(tembuku.metric("listener_connections_total", &[]), clients);
+    assert_eq!(ask(front).unwrap(), "back");
+}
+
 #[test]
 fn a_backend_that_the_file_turns_off_is_disabled() {
     let server = named(2);

@@ -1,7 +1,10 @@
 //! What sessions report about backends.
 
 use super::Service;
-use crate::{plan::reason::ConnectError, upstream::backend::Backend};
+use crate::{
+    plan::reason::ConnectError,
+    upstream::{backend::Backend, health::FailureOf},
+};
 use std::{io, sync::Arc, time::Instant};
 
 impl Service {
@@ -21,7 +24,11 @@ impl Service {
             backend.log_failure(reason, error, now);
         }
         if reason.is_of_backend() {
-            self.pool.failed(backend, reason, error, now);
+            let of = match self.is_udp() {
+                true => FailureOf::Flow,
+                false => FailureOf::Connection,
+            };
+            self.pool.failed(backend, of, reason, error, now);
         }
         reason
     }
@@ -40,7 +47,8 @@ impl Service {
             | ConnectError::Other => "the session was reset before the first byte of an answer",
         };
         if self.pool.fail_on_reset {
-            self.pool.failed(backend, error, &what, now);
+            let of = FailureOf::Answer;
+            self.pool.failed(backend, of, error, &what, now);
         }
     }
 }

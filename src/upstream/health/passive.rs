@@ -10,10 +10,24 @@ pub struct FailRule {
     pub fail_timeout: Duration,
 }
 
+/// What has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FailureOf {
+    /// A connection could not be made.
+    #[default]
+    Connection,
+    /// It was made, and ended before the first byte of an answer.
+    Answer,
+    /// A datagram could not be delivered, or was not replied to.
+    Flow,
+}
+
 /// The failures of one backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Passive {
     fails: u32,
+    /// Of the last failure.
+    of: FailureOf,
     /// The first of those that count.
     first: Option<Instant>,
     /// The last failure.
@@ -28,6 +42,7 @@ impl Passive {
         let [first, accessed, checked] = times;
         Self {
             fails,
+            of: FailureOf::default(),
             first,
             accessed,
             checked,
@@ -39,7 +54,8 @@ impl Passive {
         [self.first, self.accessed, self.checked]
     }
 
-    pub fn failed(&mut self, now: Instant) {
+    pub fn failed(&mut self, of: FailureOf, now: Instant) {
+        self.of = of;
         if self.fails == 0 {
             self.first = Some(now);
         }
@@ -55,11 +71,16 @@ impl Passive {
         }
     }
 
-    /// A check that began at `asked` succeeded: failures before that do not count any more.
-    pub fn answered(&mut self, asked: Instant) {
-        if self.accessed.is_some_and(|failed| failed < asked) {
+    /// A check that began at `asked` succeeded, which shows that these would, too: failures before
+    /// that do not count any more. Returns whether there were any.
+    pub fn answered(&mut self, shows: &[FailureOf], asked: Instant) -> bool {
+        let counts = self.fails > 0
+            && shows.contains(&self.of)
+            && self.accessed.is_some_and(|failed| failed < asked);
+        if counts {
             self.fails = 0;
         }
+        counts
     }
 
     pub fn is_available(&self, rule: FailRule, now: Instant) -> bool {
@@ -93,7 +114,8 @@ impl Passive {
         Some(since + rule.fail_timeout + Duration::from_millis(1))
     }
 
-    fn is_over(&self, rule: FailRule, now: Instant) -> bool {
+    /// Whether `fail_timeout` has passed since the last failure, and since it was last tried again.
+    pub fn is_over(&self, rule: FailRule, now: Instant) -> bool {
         self.checked
             .is_none_or(|checked| now.saturating_duration_since(checked) > rule.fail_timeout)
     }
@@ -102,6 +124,8 @@ impl Passive {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: [FailureOf; 1] = [FailureOf::Connection];
 
     const RULE: FailRule = FailRule {
         max_fails: 2,
@@ -113,9 +137,9 @@ mod tests {
         let t = Instant::now();
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
-        p.failed(t);
+        p.failed(FailureOf::Connection, t);
         assert!(p.is_available(RULE, t));
-        p.failed(s(1));
+        p.failed(FailureOf::Connection, s(1));
         assert!(!p.is_available(RULE, s(1)));
         assert!(!p.is_available(RULE, s(11)));
         assert!(p.is_available(RULE, s(11) + Duration::from_millis(1)));
@@ -126,8 +150,8 @@ mod tests {
         let t = Instant::now();
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
-        p.failed(t);
-        p.failed(t);
+        p.failed(FailureOf::Connection, t);
+        p.failed(FailureOf::Connection, t);
         assert!(p.is_available(RULE, s(11)));
         p.picked(RULE, s(11));
         assert!(!p.is_available(RULE, s(11)), "the probe is out");
@@ -141,8 +165,8 @@ mod tests {
         let t = Instant::now();
         let mut p = Passive::default();
         p.picked(RULE, t);
-        p.failed(t + Duration::from_secs(1));
-        p.failed(t + Duration::from_secs(1));
+        p.failed(FailureOf::Connection, t + Duration::from_secs(1));
+        p.failed(FailureOf::Connection, t + Duration::from_secs(1));
         p.succeeded();
         assert!(!p.is_available(RULE, t + Duration::from_secs(2)));
     }
@@ -152,12 +176,12 @@ mod tests {
         let t = Instant::now();
         let s = |n| t + Duration::from_secs(n);
         let mut p = Passive::default();
-        p.answered(t);
-        p.failed(s(1));
-        p.failed(s(2));
-        p.answered(s(2));
+        p.answered(&ALL, t);
+        p.failed(FailureOf::Connection, s(1));
+        p.failed(FailureOf::Connection, s(2));
+        p.answered(&ALL, s(2));
         assert!(!p.is_available(RULE, s(3)), "asked before it failed");
-        p.answered(s(3));
+        p.answered(&ALL, s(3));
         assert!(p.is_available(RULE, s(3)));
         assert_eq!(p.fails(), 0);
     }
@@ -171,7 +195,7 @@ mod tests {
         let t = Instant::now();
         let mut p = Passive::default();
         for _ in 0..100 {
-            p.failed(t);
+            p.failed(FailureOf::Connection, t);
         }
         assert!(p.is_available(rule, t));
     }

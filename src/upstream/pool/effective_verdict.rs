@@ -8,12 +8,15 @@ use super::{
 };
 use crate::{
     plan::{
-        self, CheckAt, Role,
+        self, CheckAt, CheckKind, Role,
         reason::{BackendState, CheckResult},
     },
     upstream::{
         backend::Backend,
-        health::{Change, Claim, Epoch, Standing, Supersedes, Verdict, count_servers, standings},
+        health::{
+            Change, Claim, Epoch, FailureOf, Standing, Supersedes, Verdict, count_servers,
+            standings,
+        },
     },
 };
 use std::{
@@ -26,9 +29,8 @@ use std::{
 pub(super) struct Review {
     /// There is to be one primary.
     one_primary: bool,
-    /// A good check counts as the connect that proves a failed endpoint good: the only primary must
-    /// not wait for `fail_timeout`.
-    check_proves_connect: bool,
+    /// What a good check shows to be possible, so that it proves a failed endpoint good.
+    check_shows: &'static [FailureOf],
     stale_after: Option<Duration>,
     /// In percent.
     panic_threshold: u32,
@@ -74,7 +76,7 @@ impl Review {
             return;
         };
         self.one_primary = check.kind.role() == Some(Role::Primary);
-        self.check_proves_connect = self.one_primary && check.at == CheckAt::Backend;
+        self.check_shows = shown_by(check);
         self.stale_after = check.stale_after;
         self.panic_threshold = check.panic_threshold;
         self.role_fallback = check.role_fallback;
@@ -134,15 +136,17 @@ impl Pool {
             CheckResult::WrongRole | CheckResult::Standby => checked.finding.epoch.clone(),
             _ => None,
         };
-        let began = checked.at.checked_sub(checked.took).unwrap_or(checked.at);
-        let proves = checked.result == CheckResult::Ok && inner.review.check_proves_connect;
-        let trigger = change.map(|change| Trigger {
+        let began = checked.began;
+        let proves = checked.result == CheckResult::Ok;
+        let awaits = |e: &mut Endpoint| e.check.awaits_answer.is_some();
+        let may_decide = change.is_some() || inner.find(backend).is_some_and(awaits);
+        let trigger = may_decide.then(|| Trigger {
             backend: backend.id,
             cause: Cause::Check {
                 result: checked.result,
                 transcript: checked.transcript.clone(),
             },
-            doubted_for: change.doubted_for,
+            doubted_for: change.map_or(Duration::ZERO, |change| change.doubted_for),
         });
         let mut may_change = inner
             .find(backend)
@@ -260,15 +264,21 @@ impl Inner {
         self.serve(now);
     }
 
-    /// A check that began then was good. Returns whether connects had failed before.
+    /// A check that began then was good. Returns whether that ends what failed connects began.
     fn prove_connect(&mut self, backend: &Backend, began: Instant, now: Instant) -> bool {
-        let failed = self.find(backend).filter(|e| e.passive.fails() > 0);
-        let Some(endpoint) = failed else {
+        // The only primary must not wait: no other can serve meanwhile.
+        let at_once = self.review.one_primary;
+        let shows = self.review.check_shows;
+        let Some(endpoint) = self.find(backend) else {
             return false;
         };
+        let is_due = at_once || endpoint.passive.is_over(endpoint.config.rule, now);
         let before = endpoint.state();
-        endpoint.passive.answered(began);
+        if !is_due || !endpoint.passive.answered(shows, began) {
+            return false;
+        }
         if (before, endpoint.state()) == (BackendState::Failed, BackendState::Up) {
+            endpoint.start_slowly(now);
             let transition = endpoint.transition(before, Cause::CheckPassed, now);
             self.events.push(Event::Transition(transition));
         }
@@ -426,6 +436,23 @@ impl Inner {
             });
         }
         review.panic = panic;
+    }
+}
+
+/// What a good answer to this check shows to be possible for sessions.
+fn shown_by(check: &plan::Check) -> &'static [FailureOf] {
+    match (&check.at, &check.kind) {
+        (CheckAt::Port(_) | CheckAt::Addr(_), _) => &[],
+        (CheckAt::Backend, CheckKind::Tcp) => &[FailureOf::Connection],
+        (CheckAt::Backend, CheckKind::Dns { .. }) => &[FailureOf::Flow],
+        (
+            CheckAt::Backend,
+            CheckKind::SendExpect { .. }
+            | CheckKind::Http { .. }
+            | CheckKind::Redis { .. }
+            | CheckKind::Postgres { .. }
+            | CheckKind::Mysql { .. },
+        ) => &[FailureOf::Connection, FailureOf::Answer],
     }
 }
 

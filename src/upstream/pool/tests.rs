@@ -11,7 +11,7 @@ use crate::{
         SessionAction, Target, Upstream, reason::CheckResult,
     },
     telemetry::metrics::Exporter,
-    upstream::health::{Change, Finding, Lag},
+    upstream::health::{Change, FailureOf, Finding, Lag},
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -144,7 +144,8 @@ pub(super) fn pick(pool: &Pool, now: Instant) -> Option<String> {
 
 /// A connect to the backend fails.
 pub(crate) fn fail(pool: &Pool, backend: &Arc<Backend>, now: Instant) {
-    pool.failed(backend, ConnectError::Refused, &"refused", now);
+    let of = FailureOf::Connection;
+    pool.failed(backend, of, ConnectError::Refused, &"refused", now);
 }
 
 /// Of each configured backend.
@@ -210,6 +211,74 @@ fn checks_and_failed_connects_do_not_erase_each_other() {
     verdict(&both, 0, DOWN, false, later);
     let picks: Vec<_> = (0..4).map(|_| pick(&both, later)).collect();
     assert_eq!(picks, vec![Some("10.0.0.2:1".to_owned()); 4]);
+}
+
+/// Until `fail_timeout` has passed failed connects count, whatever the check finds: clients may
+/// fail where it succeeds. Then it is the connect that a client would have to try.
+#[test]
+fn a_good_check_proves_an_unproven_endpoint() {
+    use BackendState::{Failed, Unproven, Up};
+    let began = Instant::now();
+    let s = |n| began + Duration::from_secs(n);
+    let good = |pool: &Pool, at| {
+        let backend = Arc::clone(&pool.addresses()[0].backend);
+        let checked = Checked {
+            began: at,
+            at,
+            took: Duration::ZERO,
+            result: CheckResult::Ok,
+            finding: Finding::default(),
+            transcript: String::new(),
+        };
+        pool.checked(&backend, checked, None, at);
+    };
+    let pool_of = |at, failure| {
+        let check = Check {
+            start_up: true,
+            at,
+            ..check(CheckKind::Tcp)
+        };
+        let pool = guarded(vec![planned(1), planned(2)], check, began);
+        let backend = Arc::clone(&pool.addresses()[0].backend);
+        pool.failed(&backend, failure, ConnectError::Refused, &"refused", began);
+        pool.take_events(began);
+        pool
+    };
+    let usual = || pool_of(CheckAt::Backend, FailureOf::Connection);
+    let state = |pool: &Pool, at| pool.snapshot(at)[0].state;
+    let proven = usual();
+    good(&proven, s(9));
+    assert_eq!(
+        (state(&proven, s(9)), state(&proven, s(11))),
+        (Failed, Unproven)
+    );
+    good(&proven, s(11));
+    assert_eq!(state(&proven, s(11)), Up);
+    assert!(proven.snapshot(s(11))[0].available);
+    let events = proven.take_events(s(11)).0;
+    let [Event::Transition(Transition { cause, to, .. })] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((cause, *to), (&Cause::CheckPassed, Some(Up)));
+    assert!(proven.snapshot(s(16))[0].why.contains("50 %"), "slow start");
+    // A client is trying it: what it finds decides.
+    let tried = usual();
+    let lease = (0..2).find_map(|_| {
+        let lease = tried.pick(&mut tried.search(&HashInput::default()), s(11));
+        lease.ok().filter(|l| **l.backend().text() == *"10.0.0.1:1")
+    });
+    assert!(lease.is_some());
+    good(&tried, s(12));
+    assert_eq!(state(&tried, s(12)), Failed);
+    // A check of another address, or of less than what failed, proves nothing.
+    for other in [
+        pool_of(CheckAt::Port(9), FailureOf::Connection),
+        pool_of(CheckAt::Backend, FailureOf::Answer),
+        pool_of(CheckAt::Backend, FailureOf::Flow),
+    ] {
+        good(&other, s(11));
+        assert_eq!(state(&other, s(11)), Unproven);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     plan::{Check, CheckKind, reason::CheckResult},
     upstream::{
-        health::{Judge, RiseFall},
+        health::{FailureOf, Judge, RiseFall},
         pool::tests::{check, guarded, of, pick, planned, upstream},
     },
 };
@@ -73,6 +73,7 @@ fn a_pool_goes_on_with_what_another_process_knows() {
     let failing = &old.addresses()[0].backend.clone();
     old.failed(
         failing,
+        FailureOf::Connection,
         crate::plan::reason::ConnectError::Refused,
         &"refused",
         later,

@@ -295,7 +295,13 @@ fn a_failed_backend_is_tried_again_when_its_time_has_passed() {
     let backends = vec![limited(1, 0), limited(2, 0)];
     let pool = waiting_pool(Balance::RoundRobin, backends, BOTH, now);
     for backend in pool.backends() {
-        pool.failed(&backend, ConnectError::Refused, &"refused", now);
+        pool.failed(
+            &backend,
+            FailureOf::Connection,
+            ConnectError::Refused,
+            &"refused",
+            now,
+        );
     }
     let mut session = begin_waiting(&pool, now);
     let due = pool.take_events(now).1.expect("a time");
