@@ -14,6 +14,7 @@ mod dns;
 mod limits;
 mod nodes;
 mod udp;
+mod words;
 
 pub use check::{
     Check, CheckAt, CheckKind, CheckProtocol, Expect, KindInfo, LagLimit, Login, PasswordFrom,
@@ -25,6 +26,7 @@ pub use discover::{
 pub use dns::{Rcode, RecordType};
 pub use limits::{Bandwidth, Limits, OverRate, Period, Rate, Source, SourcePrefix};
 pub use udp::{FlowsMove, Protocol, ProxyOn, Udp, WhenFull};
+pub use words::counted;
 
 use reason::Shortage;
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, time::Duration};

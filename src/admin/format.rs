@@ -1,6 +1,6 @@
 //! Figures as a person reads them, on the page and in `tembuku status`.
 
-use crate::plan::reason::BackendState;
+use crate::plan::{counted, reason::BackendState};
 
 /// How much of what there may be is there: of connections, of flows, or of both, by what is
 /// listened for.
@@ -61,7 +61,7 @@ pub fn source_text<'a>(
         error,
         held,
     } = figures;
-    let mut text = format!("source {kind}: {backends} backends");
+    let mut text = format!("source {kind}: {}", counted(*backends, "backend"));
     if !version.is_empty() {
         text += &format!(", version {version}");
     }

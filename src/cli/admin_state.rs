@@ -8,6 +8,7 @@ use super::{
 use crate::{
     cli::response::{AdminChange, AdminChanges, Backend, NodeChange, Status, clean},
     config::parse_duration,
+    plan::counted,
     upstream::pool::AdminState,
 };
 use clap::Args;
@@ -268,7 +269,10 @@ fn run_for_node(
         true => format!("{to} already"),
         false => format!("{from} -> {to}"),
     };
-    say(&format!("node: {change}, {}\n", counted(done.connections)))?;
+    say(&format!(
+        "node: {change}, {}\n",
+        counted(done.connections, "session")
+    ))?;
     let Some(timeout) = wait else {
         return Ok(());
     };
@@ -283,7 +287,7 @@ fn run_for_node(
             return say("node: no sessions left\n");
         }
         let Some(rest) = timeout.checked_sub(began.elapsed()) else {
-            let sessions = counted(sessions);
+            let sessions = counted(sessions, "session");
             return Err(format!("error: node: still {sessions} after {timeout:?}\n"));
         };
         std::thread::sleep(LOOK.min(rest));
@@ -332,7 +336,7 @@ fn change_text(change: &AdminChange) -> String {
         format!("{from} -> {to}")
     };
     let (upstream, backend) = (clean(&change.upstream), clean(&change.backend));
-    let sessions = counted(change.connections);
+    let sessions = counted(change.connections, "session");
     format!("{upstream}/{backend}: {states}, {sessions}\n")
 }
 
@@ -347,7 +351,7 @@ impl Goal {
             Self::NoSessions if backend.connections == 0 => {
                 Progress::Done("no sessions left".to_owned())
             }
-            Self::NoSessions => Progress::Pending(counted(backend.connections)),
+            Self::NoSessions => Progress::Pending(counted(backend.connections, "session")),
             Self::Alive if backend.awaits_check || backend.state == "down" => {
                 Progress::Pending(state)
             }
@@ -453,13 +457,6 @@ fn find<'a>(status: &'a Status, name: &Name) -> Option<&'a Backend> {
     let upstream = upstreams.find(|u| u.name == name.upstream)?;
     let mut backends = upstream.backends.iter();
     backends.find(|b| b.address == name.backend)
-}
-
-fn counted(sessions: u64) -> String {
-    match sessions {
-        1 => "1 session".to_owned(),
-        n => format!("{n} sessions"),
-    }
 }
 
 #[cfg(test)]

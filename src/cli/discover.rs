@@ -5,7 +5,7 @@ use crate::{
     cli::response::clean,
     config,
     discover::{AnySource, Found, Snapshot, Source as _, SourceError, format::check_address},
-    plan::{Discover, Upstream},
+    plan::{Discover, Upstream, counted},
 };
 use clap::Args;
 use serde_json::json;
@@ -100,8 +100,9 @@ fn ask(discover: &Discover) -> std::io::Result<Result<Snapshot, SourceError>> {
 }
 
 fn as_lines(kind: &str, snapshot: &Snapshot) -> String {
-    let (count, version) = (snapshot.backends.len(), clean(&snapshot.version));
-    let mut out = format!("# {kind}, version {version}, {count} backends\n");
+    let count = counted(snapshot.backends.len(), "backend");
+    let version = clean(&snapshot.version);
+    let mut out = format!("# {kind}, version {version}, {count}\n");
     for found in &snapshot.backends {
         let Found {
             address,

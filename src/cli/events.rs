@@ -4,7 +4,10 @@ use super::{
     client::{AdminClient, At},
     code, complain,
 };
-use crate::cli::response::{Event, Events, clean};
+use crate::{
+    cli::response::{Event, Events, clean},
+    plan::counted,
+};
 use clap::Args;
 use serde_json::Value;
 use std::{
@@ -49,7 +52,8 @@ fn show(client: &AdminClient, args: &Arguments) -> Result<(), String> {
         if page.lost > 0 {
             let lost = page.lost;
             complain(&format!(
-                "warning: {lost} events are missing, the journal was faster\n"
+                "warning: {} missing, the journal was faster\n",
+                counted(lost, "event")
             ));
         }
         for event in &page.events {
@@ -170,8 +174,7 @@ impl Event {
         }
         match self.sessions {
             0 => {}
-            1 => parts.push("1 session".to_owned()),
-            n => parts.push(format!("{n} sessions")),
+            n => parts.push(counted(n, "session")),
         }
         parts
     }

@@ -9,6 +9,7 @@ use crate::{
     admin::size,
     cli::response::{self, Session, SessionsEnd, clean},
     config::{Fault, parse_duration, parse_peers},
+    plan::counted,
 };
 use clap::Args;
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
@@ -209,7 +210,8 @@ fn show_text(mut lines: Lines<'_>) -> Result<(), String> {
     let SessionsEnd { count, more } = end(&lines, &last)?;
     say(&widths.lay_out(&rows))?;
     if more {
-        complain(&format!("{count} sessions shown, and there are more\n"));
+        let shown = counted(count, "session");
+        complain(&format!("{shown} shown, and there are more\n"));
     }
     Ok(())
 }

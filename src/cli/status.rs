@@ -10,6 +10,7 @@ use crate::{
         OperatorSettings, availability, explain, listener_name, load, reasons, sessions, size,
     },
     cli::response::{self, Backend, Listener, clean, clean_lines},
+    plan::counted,
 };
 use clap::Args;
 use std::{process::ExitCode, time::Duration};
@@ -77,10 +78,10 @@ fn text(status: &response::Status) -> String {
     );
     if let Some(previous) = &p.previous {
         out += &format!(
-            "previous: pid {}, {} connections, {} flows, since {}\n",
+            "previous: pid {}, {}, {}, since {}\n",
             previous.pid,
-            previous.connections,
-            previous.flows,
+            counted(previous.connections, "connection"),
+            counted(previous.flows, "flow"),
             clean(&previous.since)
         );
     }

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     cli::response::{self, clean},
     config::parse_rate,
+    plan::counted,
 };
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -110,10 +111,13 @@ fn run_kill(args: &Kill, client: &AdminClient) -> Result<(), String> {
             continue;
         }
         if args.how.dry_run {
-            let count = sessions(line.matched);
+            let count = counted(line.matched, "session");
             return say(&format!("{count} would be terminated (dry run)\n"));
         }
-        say(&format!("terminated {}\n", sessions(line.terminated)))?;
+        say(&format!(
+            "terminated {}\n",
+            counted(line.terminated, "session")
+        ))?;
         return check_pending(line.pending);
     }
 }
@@ -136,10 +140,13 @@ fn run_rebalance(args: &Rebalance, client: &AdminClient) -> Result<(), String> {
         }
         say(&shares(&line))?;
         if args.how.dry_run {
-            let count = sessions(line.wanted);
+            let count = counted(line.wanted, "session");
             return say(&format!("\n{count} would be terminated (dry run)\n"));
         }
-        say(&format!("\nterminated {}\n", sessions(line.terminated)))?;
+        say(&format!(
+            "\nterminated {}\n",
+            counted(line.terminated, "session")
+        ))?;
         if line.backends_changed {
             return Err(
                 "error: stopped, since other backends take sessions than at the beginning\n  hint: \
@@ -183,12 +190,5 @@ fn check_pending(pending: u64) -> Result<(), String> {
             n,
             if n == 1 { "has" } else { "have" }
         )),
-    }
-}
-
-fn sessions(count: u64) -> String {
-    match count {
-        1 => "1 session".to_owned(),
-        n => format!("{n} sessions"),
     }
 }

@@ -1,7 +1,10 @@
 //! Notifications of this process to the service manager (systemd), if that started it.
 
 use super::State;
-use crate::sys::notify::{self, UnknownAddress};
+use crate::{
+    plan::counted,
+    sys::notify::{self, UnknownAddress},
+};
 use std::{
     io,
     os::fd::BorrowedFd,
@@ -34,7 +37,7 @@ impl ServiceManager {
     /// The sockets are bound; clients wait in their queues at least.
     pub async fn note_ready(&self, state: &State) {
         let listeners = state.view().listeners.len();
-        let message = format!("READY=1\nSTATUS={}", count(listeners));
+        let message = format!("READY=1\nSTATUS={}", counted(listeners, "listener"));
         self.send(&message).await;
     }
 
@@ -42,7 +45,10 @@ impl ServiceManager {
     /// this one ends.
     pub(super) async fn note_successor(&self, pid: u32, state: &State) {
         let listeners = state.view().listeners.len();
-        let message = format!("MAINPID={pid}\nREADY=1\nSTATUS={}", count(listeners));
+        let message = format!(
+            "MAINPID={pid}\nREADY=1\nSTATUS={}",
+            counted(listeners, "listener")
+        );
         self.send(&message).await;
     }
 
@@ -68,10 +74,9 @@ impl ServiceManager {
         let view = state.view();
         let process = &view.plan.process;
         let time = process.drain_delay + process.drain_timeout + STOP_MARGIN;
-        let (micros, sessions) = (time.as_micros(), state.process.sessions.count());
-        let text = format!(
-            "STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS=draining, {sessions} sessions"
-        );
+        let sessions = counted(state.process.sessions.count(), "session");
+        let micros = time.as_micros();
+        let text = format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS=draining, {sessions}");
         self.send(&text).await;
     }
 
@@ -133,12 +138,5 @@ impl ServiceManager {
                 }
             }
         }
-    }
-}
-
-fn count(listeners: usize) -> String {
-    match listeners {
-        1 => "1 listener".to_owned(),
-        n => format!("{n} listeners"),
     }
 }

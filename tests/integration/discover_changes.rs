@@ -241,7 +241,7 @@ fn explain_says_where_the_backends_come_from() {
     };
     let text = explain(state.path(), &[]);
     assert!(text.contains(&servers[0].addr.to_string()), "{text}");
-    let note = "note: 2 backends are those that the source (kind file) had at ";
+    let note = "note: 2 backends from the source (kind file), saved at ";
     assert!(text.contains(note), "{text}");
     let text = explain(dir.path(), &[]);
     assert!(

@@ -185,7 +185,7 @@ fn a_backend_is_drained_and_weighted_by_keys_after_a_confirmation() {
     });
 
     terminal.press("d");
-    terminal.wait(&format!("drain: {}, 1 sessions? (y/n)", setup.name(0)));
+    terminal.wait(&format!("drain: {}, 1 session? (y/n)", setup.name(0)));
     terminal.press("n");
     terminal.wait("nothing was changed");
     assert_eq!(setup.backend(0)["admin_state"], "ready");

@@ -259,7 +259,7 @@ fn what_stays_behind_is_shown_until_it_has_ended() {
         tembuku.status()["process"]["previous"]["connections"] == 1
     });
     let shown = cli(&["status", "--socket", tembuku.socket().to_str().unwrap()]);
-    let line = format!("previous: pid {old}, 1 connections, 0 flows, since ");
+    let line = format!("previous: pid {old}, 1 connection, 0 flows, since ");
     assert!(text(&shown).contains(&line), "{}", text(&shown));
     // One at a time.
     let refused = tembuku.try_upgrade(&[]);

@@ -2,7 +2,7 @@
 
 use crate::{
     control::apply_saved,
-    plan::{Plan, Upstream},
+    plan::{Plan, Upstream, counted},
 };
 use std::collections::BTreeMap;
 
@@ -27,7 +27,8 @@ fn apply_to(upstream: &mut Upstream) -> Option<(String, String)> {
         Ok(Some((count, time))) => {
             let time = humantime::format_rfc3339_seconds(time);
             format!(
-                "{count} backends are those that the source (kind {kind}) had at {time}, as saved"
+                "{} from the source (kind {kind}), saved at {time}",
+                counted(count, "backend")
             )
         }
         Ok(None) => format!(

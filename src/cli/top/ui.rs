@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::{admin_state::Name, sessions::time},
-    plan::MOST_WEIGHT,
+    plan::{MOST_WEIGHT, counted},
     upstream::pool::AdminState,
 };
 
@@ -292,7 +292,7 @@ impl Ui {
 
     fn ask(&mut self, state: AdminState, verb: &str) {
         if let Some((name, sessions)) = self.selected_backend() {
-            let what = format!("{verb}: {name}, {sessions} sessions");
+            let what = format!("{verb}: {name}, {}", counted(sessions, "session"));
             self.mode = Mode::Confirm(Order::Admin(name, state), what);
         }
     }
@@ -341,10 +341,10 @@ impl Ui {
     fn previous(&self) -> Option<Line> {
         let previous = self.data.as_ref()?.status.process.previous.as_ref()?;
         let text = format!(
-            "before it: pid {}, {} connections, {} flows, draining since {}",
+            "before it: pid {}, {}, {}, draining since {}",
             previous.pid,
-            previous.connections,
-            previous.flows,
+            counted(previous.connections, "connection"),
+            counted(previous.flows, "flow"),
             shown(&previous.since)
         );
         Some(Line::of(Style::Warning, text))

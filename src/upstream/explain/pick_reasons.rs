@@ -2,7 +2,7 @@
 
 use super::{Client, Outcome, Process};
 use crate::{
-    plan::{Balance, Target},
+    plan::{Balance, Target, counted},
     upstream::balance::Why,
 };
 
@@ -31,8 +31,8 @@ impl Process<'_> {
             Why::Rotation => "it was next in rotation".to_owned(),
             Why::FirstInOrder => "the first in order that can be picked".to_owned(),
             Why::FewestConnections { connections } => format!(
-                "{connections} sessions on it, the fewest for its weight; equals are picked in \
-                                 rotation"
+                "{} on it, the fewest for its weight; equals are picked in rotation",
+                counted(connections, "session")
             ),
             Why::Drawn { other: None } => "drawn by lot, alone".to_owned(),
             Why::Drawn { other: Some(other) } => format!(
