@@ -130,6 +130,8 @@ pub(super) struct Backend {
     pub(super) admin_state_since: Option<String>,
     /// When a connect failed last; null: none has.
     pub(super) last_failure: Option<String>,
+    /// Until when no session tries it after failed connects; null unless it is "failed".
+    pub(super) failed_until: Option<String>,
     /// Since when the admin state, or else the verdict of the checks, is what it is; null before
     /// the first change.
     pub(super) since: Option<String>,
@@ -335,6 +337,7 @@ fn upstream(pool: &Pool, discovery: Option<&control::Discovery>) -> Option<Upstr
                     admin_state: b.admin_state.word(),
                     admin_state_since: b.admin_since.map(|at| time(wall(at, now))),
                     last_failure: b.last_failure.map(|at| time(wall(at, now))),
+                    failed_until: b.failed_until.map(|at| time(wall_ahead(at, now))),
                     since: b.since.map(|at| time(wall(at, now))),
                     role: b.roles.iter().flatten().map(|role| role.word()).collect(),
                     last_check: b.checked.map(|c| LastCheck {
@@ -398,6 +401,11 @@ fn source(discovery: &control::Discovery, now: Instant) -> Discovery {
 fn wall(at: Instant, now: Instant) -> SystemTime {
     let ago: Duration = now.saturating_duration_since(at);
     SystemTime::now() - ago
+}
+
+/// Of a time that lies ahead.
+fn wall_ahead(at: Instant, now: Instant) -> SystemTime {
+    SystemTime::now() + at.saturating_duration_since(now)
 }
 
 fn time(at: SystemTime) -> String {

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     plan::{
-        self, Addr, Balance, Origin, Role,
+        self, Addr, Balance, Origin, Role, counted,
         reason::{BackendState, CheckResult},
     },
     telemetry::metrics::BackendMetrics,
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub why: String,
     /// When the last failure was.
     pub last_failure: Option<Instant>,
+    /// While it is failed: when a session may try it again.
+    pub failed_until: Option<Instant>,
     /// Whether it is fit for sessions, full or not, and its connects have not failed.
     pub available: bool,
     /// Whether it is available, and has reached `max_connections`.
@@ -107,6 +109,7 @@ impl Pool {
             why: "it is not in the configuration or its source any more, and has sessions"
                 .to_owned(),
             last_failure: failures.max(),
+            failed_until: None,
             available: false,
             full: false,
             average_time: None,
@@ -154,6 +157,7 @@ impl Pool {
                 .iter()
                 .filter_map(|e| e.passive.last_failure())
                 .max(),
+            failed_until: failed_until(endpoints, now).filter(|_| state == BackendState::Failed),
             available: !available.is_empty(),
             full: !available.is_empty() && available.iter().all(is_full),
             average_time: averages.reduce(f64::min).filter(|_| is_least_time),
@@ -233,12 +237,21 @@ impl Inner {
         let fails: u32 = endpoints.iter().map(|e| e.passive.fails()).sum();
         match best.admission(single, now) {
             Admission::Full | Admission::Part(_) if is_failed(best) => {
-                let why = format!("{fails} failed connects; the next session tries it again");
+                let why = format!(
+                    "{}; the next session tries it again",
+                    counted(fails, "failed connect")
+                );
                 (Unproven, why)
             }
             Admission::Full | Admission::Part(_) => (Up, explain_up(endpoints, now)),
             Admission::Barred(bar) => match bar {
-                Bar::Failed => (Failed, format!("{fails} failed connects")),
+                Bar::Failed => {
+                    let mut why = counted(fails, "failed connect");
+                    if let Some(until) = failed_until(endpoints, now) {
+                        why += &format!("; tried again in {} s", seconds_until(until, now));
+                    }
+                    (Failed, why)
+                }
                 Bar::NoWeight => (Up, "weight 0: takes nothing new".to_owned()),
                 Bar::Full => (Up, "full: max_connections is reached".to_owned()),
                 // Explained above.
@@ -248,6 +261,20 @@ impl Inner {
             },
         }
     }
+}
+
+/// When the first of them that connects have taken out may be tried again.
+fn failed_until(endpoints: &[&Endpoint], now: Instant) -> Option<Instant> {
+    let times = endpoints
+        .iter()
+        .filter_map(|e| e.passive.available_at(e.config.rule, now));
+    times.min()
+}
+
+/// In whole seconds; never 0 while there is some time left.
+fn seconds_until(until: Instant, now: Instant) -> u128 {
+    let left = until.saturating_duration_since(now);
+    ((left.as_millis() + 500) / 1000).max(1)
 }
 
 /// How far an endpoint is from taking sessions.

@@ -383,7 +383,17 @@ fn an_endpoint_that_is_out_is_not_taken_out_again() {
     fail(&both, &second, now);
     assert!(both.take_events(now).0.is_empty());
     set_admin_state(&both, 1, AdminState::Ready, now);
-    assert_eq!(both.snapshot(now)[1].state, BackendState::Failed);
+    verdict(&both, 1, Verdict::Up, true, now);
+    let snapshot = both.snapshot(now).swap_remove(1);
+    assert_eq!(snapshot.state, BackendState::Failed);
+    assert_eq!(snapshot.why, "1 failed connect; tried again in 10 s");
+    let until = snapshot.failed_until.expect("a time");
+    assert_eq!((until - now).as_secs(), 10);
+    let snapshot = both.snapshot(until).swap_remove(1);
+    assert_eq!(
+        (snapshot.state, snapshot.failed_until),
+        (BackendState::Unproven, None)
+    );
 }
 
 /// An address that is no longer named is checked as long as there are sessions on it.
