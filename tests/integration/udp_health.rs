@@ -64,6 +64,31 @@ fn a_flow_leaves_a_port_that_is_closed() {
     }
 }
 
+/// The flow stays, since the server may be back by the next datagram; its record tells what became
+/// of the last one.
+#[test]
+fn a_flow_on_the_only_backend_that_is_gone_ends_as_refused() {
+    for keys in ["responses = 1", ""] {
+        let mut servers = named(1);
+        let listener = format!("idle_timeout = \"1s\"\n{keys}");
+        let (front, tembuku) = serve(&listener, "", &servers);
+        let client = client(front);
+        assert_eq!(ask(&client, "before"), "b1 before");
+        tembuku.wait_flows(0.0);
+        let addr = servers.remove(0).addr;
+        client.send(b"lost").unwrap();
+        refused(&tembuku, 1.0);
+        tembuku.wait_closed("backend_refused", 1.0);
+        // One that gets an answer at last ends as any other.
+        client.send(b"lost").unwrap();
+        refused(&tembuku, 2.0);
+        let _back = UdpServer::named_on("back", addr);
+        assert_eq!(ask_until_answered(&client, "after"), "back after");
+        tembuku.wait_flows(0.0);
+        tembuku.wait_closed("backend_refused", 1.0);
+    }
+}
+
 /// Also when the notice and the next datagram come at the same time.
 #[test]
 fn the_third_datagram_at_the_latest_arrives() {

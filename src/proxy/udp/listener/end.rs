@@ -106,7 +106,11 @@ impl Listener {
             }
             let flow = &self.flows[number as usize];
             let is_owed = flow.responses() > 0 && !flow.has_all_replies();
-            let reason = if is_owed && !self.is_draining && !flow.has_left_backend() {
+            let stays = !self.is_draining && flow.retired.is_none();
+            let reason = if stays && flow.is_unreachable {
+                // No other backend could take it, and nothing has come since the last report.
+                CloseReason::BackendRefused
+            } else if is_owed && !self.is_draining && !flow.has_left_backend() {
                 self.report_silence(context, number);
                 CloseReason::ResponseTimeout
             } else if let Some(reason) = flow.retired {
