@@ -10,7 +10,7 @@ use crate::{
     control::reload::Mode,
 };
 use clap::Args;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -88,6 +88,21 @@ impl AdminClient {
         }
     }
 
+    /// The version of the process, if it tells one.
+    fn version(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Status {
+            process: Process,
+        }
+        #[derive(Deserialize)]
+        struct Process {
+            version: String,
+        }
+        let (_, body) = self.call("GET", "/api/v1/status", "", PATIENCE).ok()?;
+        let Status { process } = response::read(&body).ok()?;
+        Some(process.version)
+    }
+
     /// What the journal has after this cursor, waiting so long for the first event.
     pub(super) fn events(&self, after: Option<&str>, wait: Duration) -> Result<Events, String> {
         let path = match after {
@@ -109,7 +124,7 @@ impl AdminClient {
         let path = "/api/v1/history";
         match self.call("GET", path, "", PATIENCE)? {
             (200, body) => response::read(&body).map_err(|why| self.strange(path, &why)),
-            (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
+            (code, answer) => Err(self.refusal(path, code, &answer)),
         }
     }
 
@@ -121,7 +136,7 @@ impl AdminClient {
                 is_ready: code == 200,
                 text,
             }),
-            (code, _) => Err(self.strange(path, &format!("the code is {code}"))),
+            (code, answer) => Err(self.refusal(path, code, &answer)),
         }
     }
 
@@ -189,8 +204,27 @@ impl AdminClient {
             Ok(CommandError { error, hint }) => {
                 format!("error: {}\n  hint: {}\n", clean(&error), clean(&hint))
             }
-            Err(why) => self.strange(path, &format!("the code is {code}, and {why}")),
+            // One of ours that does not know a path answers with a text.
+            Err(why) => match self.version().filter(|_| code == 404) {
+                Some(version) => self.unknown_path(path, &version),
+                None => self.strange(path, &format!("the code is {code}, and {why}")),
+            },
         }
+    }
+
+    fn unknown_path(&self, path: &str, version: &str) -> String {
+        let path = path.split('?').next().unwrap_or_default();
+        let (own, version) = (env!("CARGO_PKG_VERSION"), clean(version));
+        let build = match version == own {
+            true => " of another build",
+            false => "",
+        };
+        format!(
+            "error: the running process is tembuku {version}{build} and does not know {}; this \
+             program is {own}\n  hint: for this command restart the process with this program, \
+             or run the command of the program that it was started from\n",
+            clean(path)
+        )
     }
 
     /// For an answer that is not one of ours.

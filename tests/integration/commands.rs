@@ -38,6 +38,67 @@ fn impostor(dir: &TempDir, name: &str, answer: String) -> PathBuf {
     path
 }
 
+/// A process that does not know the paths of newer ones.
+fn older(dir: &TempDir, version: &str) -> PathBuf {
+    let path = dir.file(&format!("{version}.sock"));
+    let listener = UnixListener::bind(&path).unwrap();
+    let status = format!(
+        "{OK}\r\n{{\"process\":{{\"version\":\"{version}\"}},\"listeners\":[],\"upstreams\":[]}}"
+    );
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut first, mut line) = (String::new(), String::new());
+            stream.read_line(&mut first).unwrap();
+            while stream.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let answer = match first.contains(" /api/v1/status ") {
+                true => &status,
+                false => "HTTP/1.0 404 Not Found\r\n\r\nnot found; there are /, /metrics\n",
+            };
+            // What it was asked with is not read.
+            let answer = answer.replace("HTTP/1.0", first.trim_end().rsplit(' ').next().unwrap());
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    path
+}
+
+#[test]
+fn a_process_of_another_version_is_named_where_it_does_not_know_a_command() {
+    let dir = TempDir::new();
+    for (version, what) in [
+        ("0.0.9", "tembuku 0.0.9 and does not know /api/v1/"),
+        (
+            env!("CARGO_PKG_VERSION"),
+            " of another build and does not know /api/v1/",
+        ),
+    ] {
+        let socket = older(&dir, version);
+        let socket = socket.to_str().unwrap();
+        for command in [
+            &["upgrade"][..],
+            &["reload"],
+            &["events"],
+            &["sessions"],
+            &["rebalance", "u"],
+            &["drain", "--node"],
+            &["drain", "b:1"],
+            &["weight", "u/b:1", "3"],
+        ] {
+            let output = cli(&[command, &["--socket", socket]].concat());
+            assert_eq!(output.status.code(), Some(1), "{command:?}");
+            let why = text(&output);
+            let hint = "hint: for this command restart the process with this program";
+            assert!(
+                why.contains(what) && why.contains(hint),
+                "{command:?}: {why}"
+            );
+        }
+    }
+}
+
 fn commands(socket: &Path) -> Vec<Vec<String>> {
     let lines = [
         "status",
