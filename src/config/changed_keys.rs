@@ -5,6 +5,7 @@ use super::{
         admin_keys, backend_keys, check_keys, discover_keys, listener_keys, log_keys, process_keys,
         upstream_keys,
     },
+    keys::{check, limits, listener, row::Row, upstream},
     text::quote::quoted,
 };
 use crate::plan::{
@@ -12,7 +13,7 @@ use crate::plan::{
     diff::{Change, Edit},
 };
 use serde::Serialize;
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 /// A key of the table that a change concerns; a point stands between the names of inner tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,7 +41,57 @@ impl fmt::Display for ChangedKey {
 
 /// Which keys the change from `old` to `new` gives another value, in their order by name.
 pub fn changed_keys(old: &Plan, new: &Plan, change: &Change) -> Vec<ChangedKey> {
-    let (mut before, mut after) = values(old, new, change);
+    let (before, after) = values(old, new, change);
+    let sections = [&before, &after].map(|values| -> HashSet<String> {
+        let keys = values.iter().map(|(key, _)| section(key).to_owned());
+        keys.collect()
+    });
+    let all = differing(before, after);
+    // A key begins or ceases to have an effect by the change of another one, and is not written
+    // while it has none: that it has its default then is no change.
+    let is_touched = |key: &ChangedKey| {
+        let is_in_both = sections.iter().all(|s| s.contains(section(&key.key)));
+        let value = match (&key.before, &key.after) {
+            (None, Some(value)) | (Some(value), None) => Some(value.trim_matches('"')),
+            (Some(_), Some(_)) | (None, None) => None,
+        };
+        !is_in_both || value.is_none() || value != default(change, &key.key)
+    };
+    let touched: Vec<ChangedKey> = all.iter().filter(|key| is_touched(key)).cloned().collect();
+    // Each change has a reason.
+    if touched.is_empty() { all } else { touched }
+}
+
+/// Of inner tables, whose keys have a point in their names.
+fn section(key: &str) -> &str {
+    key.rsplit_once('.').map_or("", |(section, _)| section)
+}
+
+/// The default of a key, as it is written without quotes, if it has one by itself.
+fn default(change: &Change, key: &str) -> Option<&'static str> {
+    let found = match change {
+        Change::Upstream(_) => match key.strip_prefix("check.") {
+            Some(key) => default_in(check::CHECK, key),
+            None => default_in(upstream::UPSTREAM, key),
+        },
+        Change::Listener(_) => {
+            let found = default_in(listener::LISTENER, key);
+            let found = found.or_else(|| default_in(listener::OWN, key));
+            found.or_else(|| default_in(limits::LIMITS, key))
+        }
+        Change::NeedsUpgrade(change) => default(change, key),
+        Change::Process(_) | Change::Admin(_) | Change::Log(_) | Change::Backend { .. } => None,
+    };
+    found.filter(|default| !default.is_empty())
+}
+
+fn default_in<T>(rows: &[Row<T>], key: &str) -> Option<&'static str> {
+    let row = rows.iter().find(|row| row.key.name == key)?;
+    Some(row.key.default)
+}
+
+/// Both in the order of their names.
+fn differing(mut before: Values, mut after: Values) -> Vec<ChangedKey> {
     before.sort_unstable();
     after.sort_unstable();
     let mut after = after.into_iter().peekable();

@@ -239,6 +239,11 @@ fn keys_name_exactly_what_differs() {
             "upstream v check.",
         ),
         (
+            "\"10.0.0.3:1\" ]",
+            "\"10.0.0.3:1\" ]\nsend_proxy = \"v2\"\n",
+            "upstream v send_proxy: \"off\" => \"v2\"",
+        ),
+        (
             "role = \"primary\"",
             "role = \"primary\", rise = 7",
             "upstream u check.rise: 2 => 7",
@@ -264,6 +269,12 @@ fn keys_name_exactly_what_differs() {
         assert!(
             keys.iter().any(|key| key.starts_with(expected)),
             "{from} -> {to}: {keys:#?}"
+        );
+        // Keys of the upstream have an effect with the check, and their defaults.
+        let is_check = expected == "upstream v check.";
+        assert!(
+            !is_check || keys.iter().all(|key| key.starts_with(expected)),
+            "{keys:#?}"
         );
         if expected.contains("=>") && !expected.ends_with('-') {
             assert_eq!(keys.len(), 1, "{from} -> {to}: {keys:#?}");
