@@ -65,9 +65,12 @@ pub(super) fn probe(path: &Path) -> ExitCode {
         (Ok(()), 0) => ExitCode::SUCCESS,
         (Ok(()), failed) => {
             let count = probed.len();
-            complain(&format!(
-                "{failed} of {count} backends do not answer as they have to\n"
-            ));
+            let mut text = format!("{failed} of {count} backends do not answer as they have to\n");
+            if probed.iter().any(|one| one.outcome.may_pass()) {
+                text += "  hint: a server that loads its data, and a replica that has not finished \
+                         its first synchronisation, answer as they have to after that: try again\n";
+            }
+            complain(&text);
             ExitCode::FAILURE
         }
         (Err(why), _) => code(Err(why)),

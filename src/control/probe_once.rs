@@ -70,6 +70,35 @@ impl Outcome {
             Self::Disabled | Self::NoCheck => false,
         }
     }
+
+    /// Whether what is wrong ends by itself where the server was started or promoted just now.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Checked(report) => match report.result {
+                CheckResult::Loading
+                | CheckResult::MasterDown
+                | CheckResult::Lagging
+                | CheckResult::NotReplicating
+                | CheckResult::Busy => true,
+                // A replica that is not required is not synchronised yet.
+                CheckResult::WrongRole => report.finding.fault.is_some(),
+                CheckResult::Ok
+                | CheckResult::Standby
+                | CheckResult::Refused
+                | CheckResult::Timeout
+                | CheckResult::Unreachable
+                | CheckResult::Reset
+                | CheckResult::Closed
+                | CheckResult::Protocol
+                | CheckResult::Unexpected
+                | CheckResult::Auth
+                | CheckResult::RefusesWrites
+                | CheckResult::Tls
+                | CheckResult::Local => false,
+            },
+            Self::NotResolved | Self::Disabled | Self::NoCheck => false,
+        }
+    }
 }
 
 /// In the order of the file. Errors are what a start would not get over either.

@@ -357,6 +357,29 @@ fn an_argument_that_is_no_text_is_a_mistake_like_another() {
     }
 }
 
+/// It is started as a replica, and cannot have the data of its primary yet.
+#[test]
+fn a_replica_that_has_not_synchronised_yet_is_worth_another_try() {
+    let closed = ports::free_addr().port().to_string();
+    let following = ["--replicaof", "127.0.0.1", &closed];
+    let replica = Redis::start_with(ports::free_addr(), &following);
+    let config = |role: &str| {
+        format!(
+            "[listeners.a]\nbind = \"127.0.0.1:1\"\nupstream = \"redis\"\n\
+             [upstreams.redis]\nbackends = [\"{}\"]\n\
+             [upstreams.redis.check]\nkind = \"redis\"\nrole = \"{role}\"\n",
+            replica.addr
+        )
+    };
+    for (role, result) in [("primary", "wrong_role"), ("replica", "not_replicating")] {
+        let output = check(&config(role), &["--probe"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(stdout(&output).contains(result), "{}", text(&output));
+        let hint = "its first synchronisation, answer as they have to after that: try again";
+        assert!(stderr(&output).contains(hint), "{}", text(&output));
+    }
+}
+
 /// As the running process would, with passwords; and a connect where there is no check.
 #[test]
 fn every_backend_is_asked_once() {
@@ -433,7 +456,7 @@ fn every_backend_is_asked_once() {
         text(&output)
     );
     assert!(
-        stderr(&output).contains("2 of 7 backends"),
+        stderr(&output).contains("2 of 7 backends") && !stderr(&output).contains("hint"),
         "{}",
         text(&output)
     );
