@@ -120,7 +120,8 @@ impl fmt::Display for StartError {
                 let path = path.display();
                 write!(
                     f,
-                    "`access` in [log]: cannot open the access log {path}: {source}"
+                    "`access` in [log]: cannot open the access log {path}: {source}; its folder \
+                     must be there and writable for the user that runs tembuku"
                 )
             }
             Self::AccessLog { path: None, source } => {
