@@ -49,13 +49,13 @@ type Convert = fn(&str, &str) -> Result<Document, String>;
 
 /// The configuration goes to standard output, the lists go to standard error.
 pub(super) fn run(arguments: &Import) -> ExitCode {
-    let (input, convert): (_, Convert) = match &arguments.from {
-        From::Nginx(input) => (input, nginx::import),
-        From::Haproxy(input) => (input, haproxy::import),
+    let (input, convert, program): (_, Convert, _) = match &arguments.from {
+        From::Nginx(input) => (input, nginx::import, "nginx"),
+        From::Haproxy(input) => (input, haproxy::import, "HAProxy"),
     };
     let name = input.file.display().to_string();
     let result = read(&input.file).and_then(|text| convert(&text, &name));
-    match result.and_then(|document| write(&document)) {
+    match result.and_then(|document| write(document, program)) {
         Ok(has_lost) => match has_lost && input.strict {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
@@ -73,13 +73,12 @@ pub(super) fn run(arguments: &Import) -> ExitCode {
 }
 
 /// Returns whether anything is not carried over.
-fn write(document: &Document) -> Result<bool, String> {
+fn write(mut document: Document, program: &str) -> Result<bool, String> {
     complain(&document.lists());
     if document.sections.is_empty() {
         return Err("error: nothing can be imported".to_owned());
     }
-    let toml = document.toml();
-    if !toml.lines().any(|line| line.starts_with("[listeners.")) {
+    if !document.has_listener() {
         return Err(
             "error: nothing of it can be a listener: the lists say why\n  hint: the file \
                     is meant that has the `stream` block of nginx, or a `frontend` or `listen` \
@@ -87,6 +86,8 @@ fn write(document: &Document) -> Result<bool, String> {
                 .to_owned(),
         );
     }
+    document.complete(program);
+    let toml = document.toml();
     say(&toml)?;
     // What was valid there may be refused here: then its position is named.
     if let Err(problems) = config::parse(&toml, "the result") {
@@ -118,4 +119,73 @@ fn read(path: &Path) -> Result<String, String> {
     }
     // Comments of old files are often not UTF-8.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first block in this language of a page.
+    fn block(page: &str, language: &str) -> String {
+        let path = format!("{}/docs/{page}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).expect("a page");
+        let begin = format!("```{language}\n");
+        let block = text.split(&begin).nth(1).expect("a block");
+        block.split("\n```").next().unwrap_or_default().to_owned()
+    }
+
+    const PROGRAMS: [(&str, &str, Convert, &str); 2] = [
+        (
+            "coming-from-nginx.md",
+            "nginx",
+            nginx::import as Convert,
+            "nginx",
+        ),
+        (
+            "coming-from-haproxy.md",
+            "haproxy",
+            haproxy::import as Convert,
+            "HAProxy",
+        ),
+    ];
+
+    #[test]
+    fn the_pages_show_what_an_import_makes() {
+        for (page, language, convert, program) in PROGRAMS {
+            let mut document = convert(&block(page, language), "f").expect("an import");
+            document.complete(program);
+            let made: toml::Table = document.toml().parse().expect("TOML");
+            let shown: toml::Table = block(page, "toml").parse().expect("TOML");
+            assert_eq!(made, shown, "{page}");
+            assert!(!document.has(List::Lost), "{}", document.lists());
+        }
+    }
+
+    /// A text that ends somewhere, lacks a line, or has bytes of something else in it.
+    #[test]
+    fn no_part_of_a_configuration_makes_an_import_panic() {
+        for (page, language, convert, program) in PROGRAMS {
+            let text = block(page, language);
+            let try_it = |text: &str| {
+                if let Ok(mut document) = convert(text, "f") {
+                    document.complete(program);
+                    let _ = (document.toml(), document.lists());
+                }
+            };
+            for (n, _) in text.char_indices() {
+                try_it(&text[..n]);
+                try_it(&text[n..]);
+                for inserted in [
+                    "\0", "{", "}", ";", "\"", "\\", "é", "\n", " ", "$", ":", "[", "-1",
+                ] {
+                    try_it(&format!("{}{inserted}{}", &text[..n], &text[n..]));
+                }
+            }
+            let words: Vec<&str> = text.split(' ').collect();
+            for n in 0..words.len() {
+                let without: Vec<&str> = [&words[..n], &words[n + 1..]].concat();
+                try_it(&without.join(" "));
+            }
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! `import haproxy`: what is made of a configuration does the same as HAProxy with it.
 
 use crate::harness::{
-    net::ask,
+    net::{ask, connect, read_all},
     ports,
-    proc::text,
+    proc::{self, text},
     programs::Haproxy,
     secs,
     server::Server,
@@ -11,7 +11,7 @@ use crate::harness::{
     temp::TempDir,
     wait_until,
 };
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 /// HAProxy and tembuku from the same text, in which LISTEN is where they listen.
 fn start(sections: &str) -> (Haproxy, SocketAddr, Tembuku, SocketAddr) {
@@ -24,7 +24,7 @@ fn start(sections: &str) -> (Haproxy, SocketAddr, Tembuku, SocketAddr) {
     assert!(output.status.success(), "{}", text(&output));
     let config = String::from_utf8(output.stdout).unwrap();
     println!("{config}");
-    (haproxy, first, Tembuku::start(&config), second)
+    (haproxy, first, Tembuku::start_imported(&config), second)
 }
 
 fn shares(addr: SocketAddr, clients: usize) -> BTreeMap<String, usize> {
@@ -71,4 +71,45 @@ fn a_frontend_with_rules_by_address() {
     for addr in [first, second] {
         assert!(ask(addr).map_or(true, |name| name.is_empty()), "{addr}");
     }
+}
+
+/// Without a byte from either side. The limit of one side ends it, and then its peer closes.
+#[test]
+fn the_shorter_limit_of_the_two_sides_ends_a_session() {
+    let server = Server::named("b1");
+    for limits in [
+        "timeout client 2s\n  timeout server 1m\n",
+        "timeout client 1m\n  timeout server 2s\n",
+        "timeout client 1m\n  timeout server 1m\n  timeout tunnel 2s\n",
+    ] {
+        let (_haproxy, first, _tembuku, second) = start(&format!(
+            "listen a\n  mode tcp\n  bind LISTEN\n  timeout connect 5s\n  {limits}\
+             \x20 server b1 {}\n",
+            server.addr
+        ));
+        for addr in [first, second] {
+            let mut stream = connect(addr).unwrap();
+            let begin = Instant::now();
+            read_all(&mut stream);
+            let took = begin.elapsed();
+            assert!(
+                took > secs(1) && took < secs(15),
+                "{addr}: {took:?} with {limits}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_configuration_of_haproxy_on_its_page_is_valid() {
+    let path = format!("{}/docs/coming-from-haproxy.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(path).unwrap();
+    let block = page.split("```haproxy\n").nth(1).unwrap();
+    let block = block.split("```").next().unwrap();
+    let dir = TempDir::new();
+    let file = dir.write("haproxy.cfg", block);
+    let mut command = proc::command("haproxy -c -f");
+    command.arg(file);
+    let output = proc::run(secs(20), command);
+    assert!(output.status.success(), "{}", text(&output));
 }

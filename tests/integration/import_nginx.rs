@@ -2,23 +2,25 @@
 
 use crate::{
     harness::{
-        net::{self, BlackHole, connect_with, read_all},
+        net::{self, BlackHole, End, connect, connect_with, read_all},
         pair::sources_v4,
         ports,
-        proc::text,
+        proc::{self, text},
         programs::{Nginx, http_block},
         rng::{self, Rng},
         secs,
         server::Server,
         tembuku::{Tembuku, cli},
         temp::TempDir,
+        wait_until,
     },
     ip_hash_nginx::{self, web},
 };
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    process::Output,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Shutdown, SocketAddr},
+    process::{Command, Output},
+    sync::{Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -57,7 +59,7 @@ impl Sides {
         Self {
             nginx,
             tembuku,
-            program: Tembuku::start(&config),
+            program: Tembuku::start_imported(&config),
             _peer: peer,
         }
     }
@@ -202,6 +204,219 @@ fn time_outs_and_the_next_backend() {
     let errors = sides.program.metric("backend_connect_errors_total", &[]);
     assert_eq!(errors, 2.0, "one for the limit, one refused");
     hole.close();
+}
+
+/// The directive stands in the second text; the first says nothing, and nginx has a default.
+#[test]
+fn what_is_half_closed_ends_or_goes_on_as_in_nginx() {
+    for (directive, goes_on) in [("", false), ("proxy_half_close on;", true)] {
+        let (arrived, streams) = mpsc::channel();
+        let arrived = Mutex::new(arrived);
+        let server = Server::start(move |stream| arrived.lock().unwrap().send(stream).unwrap());
+        let sides = Sides::stream(&format!(
+            "server {{ listen LISTEN; {directive} proxy_pass {}; }}",
+            server.addr
+        ));
+        for addr in [sides.nginx, sides.tembuku] {
+            let mut client = connect(addr).unwrap();
+            client.write_all(b"?").unwrap();
+            let mut backend = streams.recv_timeout(secs(10)).unwrap();
+            let mut question = [0];
+            backend.read_exact(&mut question).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_all(&mut backend), (Vec::new(), End::Fin), "{addr}");
+            // The backend has said nothing, and does not close.
+            if goes_on {
+                backend.write_all(b"late").unwrap();
+                drop(backend);
+                assert_eq!(
+                    read_all(&mut client),
+                    (b"late".to_vec(), End::Fin),
+                    "{addr}"
+                );
+            } else {
+                assert_eq!(read_all(&mut client), (Vec::new(), End::Fin), "{addr}");
+            }
+        }
+    }
+}
+
+/// Whether the kernel probes the connection to a server at this port.
+fn probes(port: u16) -> bool {
+    let mut command = Command::new("ss");
+    command.args(["-Htno", "state", "established", &format!("dport = :{port}")]);
+    let sockets = text(&proc::run(secs(10), command));
+    // That of the client of the test is none of the programs'.
+    assert!(!sockets.trim().is_empty(), "no connection to {port}");
+    sockets.contains("timer:(keepalive")
+}
+
+#[test]
+fn idle_peers_are_probed_where_nginx_does_it() {
+    for (directive, wanted) in [("", false), ("proxy_socket_keepalive on;", true)] {
+        let server = Server::named("b1");
+        let port = server.addr.port();
+        let sides = Sides::stream(&format!(
+            "server {{ listen LISTEN; {directive} proxy_pass {}; }}",
+            server.addr
+        ));
+        for addr in [sides.nginx, sides.tembuku] {
+            let (stream, _) = net::session(addr).unwrap();
+            // Set a second after the begin.
+            if wanted {
+                wait_until("the probes", secs(10), || probes(port));
+            } else {
+                std::thread::sleep(Duration::from_millis(1_500));
+                assert!(!probes(port), "{addr}");
+            }
+            drop(stream);
+            wait_until("the end of the session", secs(10), || server.live() == 0);
+        }
+    }
+}
+
+#[test]
+fn commands_reach_the_process_with_what_an_import_writes() {
+    let server = Server::named("b1");
+    let sides = Sides::stream(&format!(
+        "server {{ listen LISTEN; proxy_pass {}; }}",
+        server.addr
+    ));
+    let file = sides.program.dir.file("tembuku.toml");
+    let file = file.to_str().unwrap();
+    let output = cli(&["status", "-c", file]);
+    let status = text(&output);
+    let port = sides.tembuku.port();
+    assert!(status.contains(&format!("tcp-{port}")), "{status}");
+    assert!(
+        status.contains(&format!("upstream to-{}", server.addr.ip())),
+        "{status}"
+    );
+    let output = cli(&["reload", "-c", file]);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// `jq` lines of pages about other programs name fields of a record.
+#[test]
+fn the_access_log_has_the_fields_that_pages_name() {
+    let server = Server::named("b1");
+    let listen = ports::free_addr();
+    let (config, _) = import(&format!(
+        "stream {{ log_format basic '$status'; access_log /var/log/nginx/access.log basic;
+         server {{ listen {listen}; proxy_pass {}; }} }}",
+        server.addr
+    ));
+    assert!(
+        config.contains("access = \"/var/log/tembuku/access.log\""),
+        "{config}"
+    );
+    let dir = TempDir::new();
+    let program =
+        Tembuku::start_imported(&config.replace("/var/log/tembuku", dir.path().to_str().unwrap()));
+    assert_eq!(net::ask(listen).unwrap(), "b1");
+    let record = || std::fs::read_to_string(dir.file("access.log")).ok();
+    wait_until("a record", secs(10), || {
+        record().is_some_and(|text| text.ends_with('\n'))
+    });
+    let record: serde_json::Value = serde_json::from_str(&record().unwrap()).unwrap();
+    for page in ["nginx", "haproxy"] {
+        let path = format!("{}/docs/coming-from-{page}.md", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let fields = text
+            .split("$ jq -r '[")
+            .nth(1)
+            .unwrap()
+            .split(']')
+            .next()
+            .unwrap();
+        assert!(fields.len() > 40, "{fields}");
+        for field in fields.split(", ") {
+            let value = record.get(field.strip_prefix('.').unwrap());
+            assert!(value.is_some(), "{field} in {record}");
+        }
+    }
+    drop(program);
+}
+
+/// The list says that nginx refuses it: nginx is asked.
+#[test]
+fn nginx_refuses_what_the_list_calls_refused() {
+    let dir = TempDir::new();
+    let with = |method: &str| {
+        format!("upstream a {{ {method} server 10.0.0.1:1; server 10.0.0.2:1 backup; }}")
+    };
+    for (text, is_refused) in [
+        (with("hash $remote_addr;"), true),
+        (with("hash $remote_addr consistent;"), true),
+        (with("random;"), true),
+        (with("least_conn;"), false),
+        (with(""), false),
+        (
+            "upstream a { ip_hash; server 10.0.0.1:1; }".to_owned(),
+            true,
+        ),
+        (
+            "upstream a { server 10.0.0.1:1 weight=0; }".to_owned(),
+            true,
+        ),
+        (
+            "upstream a { server 10.0.0.1:1; server 10.0.0.1:1; }".to_owned(),
+            false,
+        ),
+        (
+            "upstream a { server 10.0.0.1:1; } server { listen 4 udp backlog=4; proxy_pass a; }"
+                .to_owned(),
+            true,
+        ),
+    ] {
+        let block = format!("stream {{ {text} server {{ listen 7001; proxy_pass a; }} }}\n");
+        let (_, lists) = import(&block);
+        let says = lists.contains("nginx itself refuses it");
+        assert_eq!(says, is_refused, "{text}\n{lists}");
+        let output = nginx_test(&dir, &block);
+        assert_eq!(
+            !output.status.success(),
+            is_refused,
+            "{text}\n{}",
+            self::text(&output)
+        );
+    }
+}
+
+/// `nginx -t`.
+fn nginx_test(dir: &TempDir, block: &str) -> Output {
+    let root = dir.path().to_str().unwrap();
+    let file = dir.write(
+        "nginx.conf",
+        &format!(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so; pid {root}/pid;\n\
+             events {{}}\n{block}"
+        ),
+    );
+    let file = file.to_str().unwrap();
+    let mut command = Command::new("nginx");
+    command.args(["-t", "-p", root, "-e", "stderr", "-c", file]);
+    proc::run(secs(20), command)
+}
+
+#[test]
+fn the_configurations_of_nginx_on_its_page_are_valid() {
+    let path = format!("{}/docs/coming-from-nginx.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(path).unwrap();
+    let dir = TempDir::new();
+    let mut count = 0;
+    for part in page.split("```nginx\n").skip(1) {
+        let block = part.split("\n```").next().unwrap();
+        let block = block.replace("/var/log/nginx", dir.path().to_str().unwrap());
+        let block = match block.contains("stream {") {
+            true => block,
+            false => format!("stream {{ {block} }}"),
+        };
+        let output = nginx_test(&dir, &block);
+        assert!(output.status.success(), "{}", text(&output));
+        count += 1;
+    }
+    assert_eq!(count, 2);
 }
 
 #[test]

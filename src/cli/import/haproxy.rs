@@ -1,8 +1,10 @@
 //! HAProxy: the sections of `mode tcp` as a configuration.
 
+mod access;
 mod backend;
 mod check;
 mod frontend;
+mod rest;
 mod server;
 mod syntax;
 
@@ -31,6 +33,7 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
         match block.kind.as_str() {
             "global" => import.global(block),
             "frontend" | "listen" => import.frontend(block),
+            "defaults" => {}
             "backend" | "userlist" | "mailers" | "http-errors" | "cache" => {}
             "resolvers" => import.note(
                 List::Carried,
@@ -55,6 +58,10 @@ pub(super) fn import(text: &str, origin: &str) -> Result<Document, String> {
     Ok(import.document)
 }
 
+/// HAProxy logs to syslog.
+const LOG: &str = "write [log] access = \"/var/log/tembuku/access.log\" for a log of sessions, \
+                   in JSON; docs/coming-from-haproxy.md names its fields";
+
 /// What is known while a configuration is converted.
 struct Import<'a> {
     document: Document,
@@ -70,6 +77,13 @@ impl Import<'_> {
 
     fn carried(&mut self, line: &Line) {
         self.document.note(List::Carried, &line.place, line.text());
+    }
+
+    /// Unless something else is said of the line.
+    fn carried_once(&mut self, line: &Line) {
+        if !self.document.is_noted(&line.place) {
+            self.carried(line);
+        }
     }
 
     fn harmless(&mut self, line: &Line, why: &str) {
@@ -103,7 +117,7 @@ impl Import<'_> {
                     None => continue,
                 },
                 ("stats", _) => {
-                    let text = "write [admin] socket = \"/run/tembuku/admin.sock\"; it speaks HTTP";
+                    let text = "[admin] socket takes its place, for tembuku status, top, drain";
                     self.differs(line, text);
                     continue;
                 }
@@ -134,7 +148,8 @@ mod tests {
     /// The configuration, which must be valid, and the lists.
     #[track_caller]
     fn imported(text: &str) -> (String, String) {
-        let document = import(text, "f").expect("an import");
+        let mut document = import(text, "f").expect("an import");
+        document.complete("HAProxy");
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
         (toml, document.lists())
@@ -161,12 +176,65 @@ mod tests {
                 "[listeners.cache] # f:9",
                 "bind = \"0.0.0.0:6379\" # f:10",
                 "connect_timeout = \"2s\" # f:6",
-                "idle_timeout = \"10m\" # f:8",
+                "idle_timeout = \"10m\" # f:7",
                 "balance = \"least_conn\" # f:11",
-                "{ address = \"10.0.0.1:6379\", weight = 2 }, # f:12",
-                "{ address = \"10.0.0.2:6379\", backup = true, max_connections = 50 }, # f:13",
+                "{ address = \"10.0.0.1:6379\", weight = 2, max_fails = 0 }, # f:12",
+                "{ address = \"10.0.0.2:6379\", backup = true, max_connections = 50, \
+                 max_fails = 0 }, # f:13",
             ],
         );
+    }
+
+    #[test]
+    fn limits_and_keepalive_are_those_of_haproxy() {
+        let servers = "server a 10.0.0.1:1 check\n server b 10.0.0.2:1 observe layer4\n";
+        for (lines, parts) in [
+            // Nothing is limited, and nothing is probed.
+            (
+                "",
+                &[
+                    "connect_timeout = \"127s\" # HAProxy's default",
+                    "idle_timeout = \"0s\" # HAProxy's default",
+                    "half_close_timeout = \"0s\" # HAProxy's default",
+                    "keepalive = false # HAProxy's default",
+                    "{ address = \"10.0.0.1:1\", max_fails = 0 }",
+                    "{ address = \"10.0.0.2:1\", max_fails = 10 }",
+                    "fast_interval = \"2s\"",
+                    "timeout = \"2s\"",
+                ][..],
+            ),
+            (
+                "timeout client 2m\n timeout server 50s\n timeout server-fin 9s\n",
+                &[
+                    "idle_timeout = \"50s\" # f:4",
+                    "half_close_timeout = \"9s\" # f:5",
+                ],
+            ),
+            (
+                "timeout client 5s\n timeout server 5s\n timeout tunnel 1h\n",
+                &["idle_timeout = \"1h\" # f:5"],
+            ),
+            (
+                "option clitcpka\n clitcpka-idle 30\n clitcpka-intvl 5s\n clitcpka-cnt 4\n",
+                &[
+                    "keepalive = { idle = \"30s\", interval = \"5s\", count = 4 }",
+                    "user_timeout = \"0s\"",
+                ],
+            ),
+            (
+                "option tcpka\n",
+                &["keepalive = { idle = \"2h\", interval = \"75s\", count = 9 }"],
+            ),
+            (
+                "timeout client 9s\n bind :2 accept-proxy tcp-ut 30s\n",
+                &[
+                    "accept_proxy = { timeout = \"9s\" }",
+                    "user_timeout = \"30s\"",
+                ],
+            ),
+        ] {
+            assert_has(&format!("listen a\n bind :1\n {lines} {servers}"), parts);
+        }
     }
 
     #[test]
@@ -213,6 +281,20 @@ mod tests {
                 ],
             ),
             (
+                "option tcp-check\n tcp-check expect rstring ^SSH-2.0\n",
+                &["kind = \"send_expect\"", "expect_regex = \"^SSH-2.0\""],
+            ),
+            (
+                "option tcp-check\n tcp-check connect\n tcp-check send-binary 0a0b\n\
+                 tcp-check expect binary 0c\n",
+                &["send_hex = \"0a0b\"", "expect_hex = \"0c\""],
+            ),
+            // It must not be there.
+            (
+                "option tcp-check\n tcp-check expect ! string ERR\n",
+                &["kind = \"tcp\""],
+            ),
+            (
                 "",
                 &[
                     "kind = \"tcp\"",
@@ -249,7 +331,7 @@ mod tests {
             // The port follows the last colon.
             (
                 "listen a\n bind :::1\n server a 2001:db8::2:12:6443\n",
-                &["\"[2001:db8::2:12]:6443\"", "\"[::]:1\""],
+                &["address = \"[2001:db8::2:12]:6443\"", "\"[::]:1\""],
             ),
             (
                 "frontend a\n bind *:1\n bind 127.0.0.1:1\n tcp-request inspect-delay 5s\n\
@@ -288,6 +370,84 @@ mod tests {
                 "send_proxy = \"v2\"",
             ],
         );
+    }
+
+    #[test]
+    fn rules_by_address_become_a_list() {
+        let with = |lines: &str| {
+            let text = format!(
+                "frontend f\n bind :1\n{lines} default_backend b\n\
+                 backend b\n mode tcp\n acl inside src 10.0.0.0/8 127.0.0.1\n\
+                 \x20 tcp-request content reject if ! inside\n server a 10.0.0.1:1\n"
+            );
+            let (toml, lists) = imported(&text);
+            let rules = toml
+                .lines()
+                .filter(|line| line.contains("\"allow ") || line.contains("\"deny "));
+            let rules = rules.filter_map(|line| line.split('"').nth(1).map(str::to_owned));
+            (rules.collect::<Vec<_>>(), lists)
+        };
+        let inside = ["allow 10.0.0.0/8", "allow 127.0.0.1", "deny all"];
+        let (rules, lists) = with("");
+        assert_eq!(rules, inside);
+        assert!(lists.contains("not carried over: 0"), "{lists}");
+        // Refused first, and within the networks, too.
+        let (rules, _) = with(" tcp-request connection reject if { src 10.0.0.9 }\n");
+        assert_eq!(rules, [&["deny 10.0.0.9"][..], &inside].concat());
+        // What the first set lets pass the second one may refuse: no list says that.
+        for lines in [
+            " tcp-request connection accept if { src 192.168.0.0/16 }\n",
+            " tcp-request connection reject if !{ src 192.168.0.0/16 }\n",
+            " tcp-request connection accept unless { src 192.168.0.0/16 }\n",
+        ] {
+            let (rules, lists) = with(lines);
+            assert!(rules.is_empty(), "{rules:?}");
+            assert!(
+                lists.contains("rules that decide one after the other"),
+                "{lists}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_later_rule_holds_within_the_networks_of_an_earlier_one() {
+        assert_has(
+            "listen a\n bind :1\n tcp-request connection reject unless { src 10.0.0.0/8 }\n\
+             tcp-request connection reject if { src 10.9.0.0/16 }\n server a 10.0.0.1:1\n",
+            &["\"deny 10.9.0.0/16\", # f:4 \"allow 10.0.0.0/8\", # f:3 \"deny all\","],
+        );
+        assert_has(
+            "listen a\n bind :1\n tcp-request connection accept unless { src 10.0.0.0/8 }\n\
+             tcp-request connection reject\n server a 10.0.0.1:1\n",
+            &["\"deny 10.0.0.0/8\", # f:3 \"allow all\", # f:3"],
+        );
+    }
+
+    #[test]
+    fn no_line_is_left_unsaid() {
+        let text = "  defaults\n  mode tcp\n\n  listen a\n  bind :1\n  stick-table type ip size 2\n\
+                    stick on dst\n option smtpchk\n option redispatch\n fullconn 9\n\
+                    http-request deny\n tcp-check connect\n timeout queue 5s\n frobnicate\n\
+                    server a 10.0.0.1:25 check\n";
+        assert_has(
+            text,
+            &[
+                "kind = \"send_expect\"",
+                "expect_regex = \"^2[0-9]{2}[ -]\"",
+            ],
+        );
+        let (_, lists) = imported(text);
+        for line in 5..16 {
+            assert!(lists.contains(&format!("f:{line}: ")), "{line} in\n{lists}");
+        }
+        for part in [
+            "f:6: `stick-table",
+            "f:7: `stick on dst`",
+            "f:14: `frobnicate`",
+        ] {
+            let (_, lost) = lists.split_once("not carried over: ").expect("the list");
+            assert!(lost.contains(part), "{part} in\n{lists}");
+        }
     }
 
     #[test]

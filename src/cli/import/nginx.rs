@@ -1,13 +1,14 @@
 //! nginx: the `stream` block, or an `http` block of the usual form, as a configuration.
 
 mod constant;
+mod listen;
 mod server;
 mod syntax;
 mod upstream;
 mod value;
 mod verdicts;
 
-use super::document::{Document, List, Place, Section};
+use super::document::{Document, List, Place, Section, log_file};
 use crate::config::text::quote::quoted;
 use std::collections::BTreeMap;
 use syntax::Directive;
@@ -133,7 +134,7 @@ impl<'a> Import<'a> {
                 "stream" => continue,
                 "http" if self.is_http => continue,
                 "http" => {
-                    let text = "the block is left out: where it is alone in a file it is imported";
+                    let text = "the block is left out, which nginx can go on serving";
                     self.document
                         .note(List::Lost, place, format!("`http`: {text}"));
                     continue;
@@ -161,6 +162,11 @@ impl<'a> Import<'a> {
                 "error_log" => self.error_log(directive),
                 "access_log" => self.access_log(directive),
                 "server" | "upstream" => {}
+                // A server that picks by it is left out, and says so.
+                "ssl_preread" => {
+                    let text = "ssl_preread: nothing to write, what it reads decides nothing";
+                    self.document.note(List::Carried, &directive.place, text);
+                }
                 "map" | "geo" | "set" if constant::is_constant(directive, &[block]) => {
                     self.carried(directive);
                 }
@@ -172,8 +178,11 @@ impl<'a> Import<'a> {
     }
 
     fn upstreams(&mut self, block: &'a [Directive]) {
-        let found = block.iter().filter(|d| d.name == "upstream");
-        self.upstreams = found.map(|d| (d.first(), d)).collect();
+        for upstream in block.iter().filter(|d| d.name == "upstream") {
+            if let Some(former) = self.upstreams.insert(upstream.first(), upstream) {
+                self.lost(former, "another one has its name: nginx refuses it, too");
+            }
+        }
     }
 
     fn error_log(&mut self, directive: &Directive) {
@@ -193,19 +202,37 @@ impl<'a> Import<'a> {
     /// The access log of all servers: the first one is it.
     fn access_log(&mut self, directive: &Directive) {
         let place = &directive.place;
-        match log_path(directive.first()) {
+        match log_target(directive.first()) {
             Err(why) => self.lost(directive, why),
-            Ok(Some("off")) => self.carried(directive),
+            Ok(LogTarget::Off) => self.carried(directive),
             Ok(_) if self.log.is_some() => self.lost(directive, "there is one access log"),
-            Ok(path) => {
-                let path = path.unwrap_or_else(|| directive.first());
+            Ok(target) => {
                 let header = "[log]".to_owned();
                 let log = self.log.insert(Section::new(header, place));
-                log.set("access", quoted(path), place);
-                let text = "`access_log`: the fields are fixed, with nginx's names";
-                self.document.note(List::Differs, place, text);
+                log.set("access", quoted(target.text()), place);
+                self.note_log(directive, &target);
             }
         }
+    }
+
+    /// The format is another one, so the file has to be.
+    fn note_log(&mut self, directive: &Directive, target: &LogTarget) {
+        let text = match target {
+            LogTarget::Off => return self.carried(directive),
+            LogTarget::Stdout => "JSON, with fields of its own".to_owned(),
+            LogTarget::File(path) => format!(
+                "JSON, with fields of its own, in {path}, since the file of nginx has another \
+                 format; the folder has to be there"
+            ),
+        };
+        let text = format!("`{}`: {text}", shown(directive));
+        self.document.note(List::Differs, &directive.place, text);
+    }
+
+    /// What nginx does not start with: it can be in no file that nginx has run with.
+    fn refused(&mut self, directive: &Directive, what: &str) {
+        let text = format!("{what}: nginx itself refuses it");
+        self.document.note(List::Differs, &directive.place, text);
     }
 
     fn process(&mut self, place: &Place) -> &mut Section {
@@ -230,6 +257,11 @@ impl<'a> Import<'a> {
             Some(Verdict::Harmless(why)) => {
                 let text = format!("{}: nothing to write, {why}", directive.name);
                 self.document.note(List::Carried, &directive.place, text);
+                return;
+            }
+            Some(Verdict::Differs(how)) => {
+                let text = format!("`{}`: {how}", shown(directive));
+                self.document.note(List::Differs, &directive.place, text);
                 return;
             }
             Some(Verdict::Unsupported(why)) => why.to_owned(),
@@ -260,19 +292,37 @@ impl<'a> Import<'a> {
     }
 }
 
-/// The word that stands for this access log; `None`: it is a path. The error is why it cannot be
-/// one here.
-fn log_path(path: &str) -> Result<Option<&'static str>, &'static str> {
+/// Where an access log goes.
+enum LogTarget {
+    Off,
+    Stdout,
+    File(String),
+}
+
+impl LogTarget {
+    /// As a value of the key.
+    fn text(&self) -> &str {
+        match self {
+            LogTarget::Off => "off",
+            LogTarget::Stdout => "stdout",
+            LogTarget::File(path) => path,
+        }
+    }
+}
+
+/// Where an access log of nginx goes. The error is why it cannot be one here.
+fn log_target(path: &str) -> Result<LogTarget, &'static str> {
     match path {
-        "off" => Ok(Some("off")),
-        "/dev/stdout" | "/proc/self/fd/1" | "/dev/fd/1" => Ok(Some("stdout")),
+        "off" => Ok(LogTarget::Off),
+        "/dev/stdout" | "/proc/self/fd/1" | "/dev/fd/1" => Ok(LogTarget::Stdout),
         "/dev/stderr" | "/proc/self/fd/2" | "/dev/fd/2" | "stderr" => {
             Err("standard error has the log: the access log may go to \"stdout\" or to a file")
         }
-        _ if path.contains('$') || !path.starts_with('/') => {
-            Err("an access log takes an absolute path")
+        _ if path.starts_with("syslog:") => Err("an access log goes to standard output or a file"),
+        _ if path.contains('$') || path.is_empty() || path.ends_with('/') => {
+            Err("an access log has one path")
         }
-        _ => Ok(None),
+        path => Ok(LogTarget::File(log_file(path))),
     }
 }
 
@@ -294,7 +344,8 @@ mod tests {
     /// The configuration, which must be valid, and the lists.
     #[track_caller]
     fn imported(text: &str) -> (String, String) {
-        let document = import(text, "f").expect("an import");
+        let mut document = import(text, "f").expect("an import");
+        document.complete("nginx");
         let toml = document.toml();
         config::parse(&toml, "the result").unwrap_or_else(|e| panic!("{toml}\n{e}"));
         (toml, document.lists())
@@ -326,12 +377,13 @@ mod tests {
                 &[
                     "protocol = \"udp\"",
                     "responses = 1",
-                    "[upstreams.\"10.0.0.1-53\"]",
+                    "[listeners.udp-53]",
+                    "[upstreams.\"to-10.0.0.1-53\"]",
                 ][..],
             ),
             (
                 "listen 53 udp; listen 53; proxy_pass a;",
-                &["[listeners.a]", "[listeners.a-2]"],
+                &["[listeners.a]", "[listeners.a-53]"],
             ),
             (
                 "listen 1; allow 10.0.0.0/8; deny all; proxy_pass a;",
@@ -339,7 +391,7 @@ mod tests {
             ),
             (
                 "listen 1 proxy_protocol; set_real_ip_from 10.0.0.0/8; proxy_pass a;",
-                &["accept_proxy = { trust = [\"10.0.0.0/8\"] }"],
+                &["accept_proxy = { trust = [\"10.0.0.0/8\"], timeout = \"30s\" }"],
             ),
             (
                 "listen 1; proxy_protocol on; proxy_pass a;",
@@ -356,7 +408,8 @@ mod tests {
             (
                 "listen 1 so_keepalive=30m::10 backlog=9; tcp_nodelay off; proxy_pass a;",
                 &[
-                    "keepalive = { idle = \"30m\", interval = \"10s\", count = 10 }",
+                    "keepalive = { idle = \"30m\", interval = \"75s\", count = 10 }",
+                    "user_timeout = \"0s\"",
                     "backlog = 9",
                     "nodelay = false",
                 ],
@@ -367,7 +420,13 @@ mod tests {
             ),
             (
                 "listen 1; proxy_half_close on; proxy_pass unix:/run/a.sock;",
-                &["unix:/run/a.sock"],
+                &[
+                    "unix:/run/a.sock",
+                    "[listeners.tcp-1]",
+                    "[upstreams.\"to-run-a.sock\"]",
+                    "half_close = true",
+                    "half_close_timeout = \"0s\"",
+                ],
             ),
             (
                 "listen 1; limit_conn all 7; proxy_pass a;",
@@ -376,6 +435,18 @@ mod tests {
             (
                 "listen 1; limit_conn one 7; limit_conn_dry_run on; proxy_pass a;",
                 &["max_connections_per_source = 7", "limits_dry_run = true"],
+            ),
+            (
+                "listen 1; limit_conn one 7; limit_conn all 8; proxy_pass a;",
+                &["max_connections = 8", "max_connections_per_source = 7"],
+            ),
+            (
+                "listen 53 udp; proxy_responses 0; proxy_pass a;",
+                &["per_packet = true"],
+            ),
+            (
+                "listen 1; proxy_socket_keepalive on; proxy_pass a;",
+                &["keepalive = { idle = \"2h\", interval = \"75s\", count = 9 }"],
             ),
             (
                 "listen 1; proxy_upload_rate 100k; proxy_download_rate 2m; proxy_pass a;",
@@ -440,7 +511,7 @@ mod tests {
                 &[
                     "access_log = \"stdout\"",
                     "access_log = \"off\"",
-                    "access_log = \"/var/log/4.log\"",
+                    "access_log = \"/var/log/tembuku/4.log\"",
                 ],
             ),
             (
@@ -471,7 +542,7 @@ mod tests {
             (
                 "server { listen 443; server_name a.example; proxy_pass a:1; }
                  server { listen 443; server_name b.example; proxy_pass b:1; }",
-                "0.0.0.0:443 is that of the server at f:1",
+                "0.0.0.0:443 is that of the server at f:1, and routing by server name",
             ),
             (
                 "init_by_lua_block { require \"streamd\" { a = '}' } }
@@ -485,13 +556,91 @@ mod tests {
             ),
             (
                 "server { listen 1; access_log syslog:server=a; proxy_pass a:1; }",
-                "an access log takes an absolute path",
+                "an access log goes to standard output or a file",
             ),
         ] {
             let (toml, lists) = imported(&format!("stream {{ {text} }}"));
             assert!(toml.contains("\"a:1\""), "{toml}");
             assert!(lists.contains(part), "{part} in\n{lists}");
         }
+    }
+
+    #[test]
+    fn defaults_are_those_of_nginx() {
+        let (toml, _) = imported("stream { server { listen 1; proxy_pass 10.0.0.1:1; } }");
+        let words = toml.split_whitespace().collect::<Vec<_>>().join(" ");
+        for line in [
+            "listen = \"127.0.0.1:9900\"",
+            "socket = \"/run/tembuku/admin.sock\"",
+            "connect_timeout = \"60s\" # nginx's default",
+            "half_close = false # nginx's default",
+            "keepalive = false # nginx's default",
+        ] {
+            assert!(words.contains(line), "{line} in\n{toml}");
+        }
+        // The same here.
+        assert!(!toml.contains("idle_timeout"), "{toml}");
+        let (toml, _) = imported("stream { server { listen 9900 udp; proxy_pass 10.0.0.1:1; } }");
+        assert!(toml.contains("\"127.0.0.1:9901\""), "{toml}");
+        assert!(toml.contains("idle_timeout = \"10m\""), "{toml}");
+        assert!(!toml.contains("half_close"), "{toml}");
+        let (toml, _) = imported(
+            "http { server { listen 80; location / { proxy_pass http://127.0.0.1:3000; } } }",
+        );
+        assert!(toml.contains("idle_timeout = \"60s\""), "{toml}");
+        assert!(toml.contains("[listeners.tcp-80]"), "{toml}");
+    }
+
+    #[test]
+    fn what_nginx_refuses_is_pointed_out() {
+        for (text, part) in [
+            (
+                "upstream a { hash $remote_addr; server b:1; server c:1 backup; }",
+                "`backup` with `hash`: nginx itself refuses it",
+            ),
+            (
+                "upstream a { random; server b:1; server c:1 backup; }",
+                "`backup` with `random`",
+            ),
+            (
+                "upstream a { ip_hash; server b:1; }",
+                "`ip_hash` in `stream`",
+            ),
+            ("upstream a { server b:1 weight=0; }", "`weight=0`: nginx"),
+            (
+                "upstream a { server b:1; } upstream a { server c:1; }",
+                "another one has its name: nginx refuses it, too",
+            ),
+            (
+                "upstream a { server b:1; } server { listen 9 udp backlog=5; proxy_pass a; }",
+                "`backlog` with `udp`",
+            ),
+            (
+                "upstream a { server b:1; } server { listen 9; proxy_pass a; limit_conn z 5; }",
+                "there is no such zone",
+            ),
+            (
+                "upstream a { server b:1; } server { listen 1; proxy_pass b:2; }",
+                "without a `server_name` nginx refuses it",
+            ),
+        ] {
+            let text = format!("stream {{ {text} server {{ listen 1; proxy_pass a; }} }}");
+            let (_, lists) = imported(&text);
+            assert!(lists.contains(part), "{part} in\n{lists}");
+        }
+    }
+
+    #[test]
+    fn the_same_server_twice_has_twice_the_weight() {
+        let (toml, lists) = imported(
+            "stream { upstream a { server 10.0.0.1:1; server 10.0.0.2:1; server 10.0.0.1:1; }
+             server { listen 1; proxy_pass a; } }",
+        );
+        assert!(
+            toml.contains("{ address = \"10.0.0.1:1\", weight = 2 }"),
+            "{toml}"
+        );
+        assert!(lists.contains("not carried over: 0"), "{lists}");
     }
 
     #[test]

@@ -107,11 +107,22 @@ impl Tembuku {
         let dir = TempDir::new();
         let config = make(&dir);
         let mut lines = config.lines();
-        let admin = lines.find_map(|line| line.strip_prefix("listen = \"")?.strip_suffix('"'));
+        let admin = lines.find_map(|line| line.strip_prefix("listen = \"")?.split('"').next());
         let admin = admin.unwrap().parse().unwrap();
         let file = dir.write("tembuku.toml", &config);
         let args = ["run", "-c", file.to_str().unwrap()];
         Tembuku::launch("", &args, admin, dir, Streams::default())
+    }
+
+    /// With what `tembuku import` prints, in which only the admin address and the socket differ.
+    #[track_caller]
+    pub(crate) fn start_imported(config: &str) -> Tembuku {
+        Tembuku::start_in_folder(|dir| {
+            let socket = dir.file("admin.sock").display().to_string();
+            config
+                .replace("127.0.0.1:9900", &ports::free_addr().to_string())
+                .replace("/run/tembuku/admin.sock", &socket)
+        })
     }
 
     /// With a command line of the test's own, which names `admin` somehow.

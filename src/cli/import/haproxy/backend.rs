@@ -4,37 +4,9 @@ use super::{
     super::document::{List, Place, Section, header},
     Import, check,
     server::Server,
-    syntax::{Block, Line, time},
+    syntax::{Block, time},
 };
 use crate::config::text::quote::quoted;
-
-/// Whether a line of a `listen` section belongs to its upstream.
-pub(super) fn knows(line: &Line) -> bool {
-    let words = [
-        "balance",
-        "hash-type",
-        "hash-balance-factor",
-        "stick",
-        "stick-table",
-        "server",
-        "server-template",
-        "default-server",
-        "tcp-check",
-        "http-check",
-    ];
-    let options = [
-        "allbackups",
-        "external-check",
-        "httpchk",
-        "log-health-checks",
-        "mysql-check",
-        "pgsql-check",
-        "redis-check",
-        "redispatch",
-        "tcp-check",
-    ];
-    words.contains(&line.word(0)) || (line.word(0) == "option" && options.contains(&line.word(1)))
-}
 
 impl Import<'_> {
     /// The name of the section, which is made if it is not there yet.
@@ -71,8 +43,15 @@ impl Import<'_> {
         }
         let checked = servers.iter().find(|server| server.is_checked());
         if let Some(server) = checked {
-            if server.get("on-marked-down") == Some("shutdown-sessions") {
+            let closes = server.get("on-marked-down") == Some("shutdown-sessions");
+            if closes {
                 section.set("on_down", quoted("close"), &server.place);
+            }
+            if let Some(place) = check::role_place(block).filter(|_| !closes) {
+                section.set("on_role_lost", quoted("keep"), &place);
+                let text = "sessions stay on a server that is the primary no more, as without \
+                            `on-marked-down shutdown-sessions`; on_role_lost = \"close\" ends them";
+                self.note(List::Differs, &place, text);
             }
             let has_backups = servers.iter().any(|server| server.get("backup").is_some());
             let closes = |s: &&Server| s.get("on-marked-up") == Some("shutdown-backup-sessions");
@@ -141,11 +120,17 @@ impl Import<'_> {
         let mut fields = vec![format!("address = {}", quoted(&server.address))];
         for (name, value) in &server.parameters {
             let field = match name.as_str() {
+                "weight" | "maxconn" if value.parse::<u64>().is_err() => {
+                    let text = format!("`{name} {value}`: not a number");
+                    self.note(List::Lost, &server.place, &text);
+                    continue;
+                }
                 "weight" => format!("weight = {value}"),
                 "maxconn" => format!("max_connections = {value}"),
                 "backup" => "backup = true".to_owned(),
                 "disabled" => "down = true".to_owned(),
-                "error-limit" => format!("max_fails = {value}"),
+                // Of `observe`.
+                "error-limit" => continue,
                 // Of the queue.
                 "maxqueue" => continue,
                 "slowstart" => match time(value) {
@@ -166,10 +151,13 @@ impl Import<'_> {
             };
             fields.push(field);
         }
-        let text = match fields.len() {
-            1 => quoted(&server.address),
-            _ => format!("{{ {} }}", fields.join(", ")),
+        // Failed connects of sessions count with `observe` only, ten of them where nothing is said.
+        let failures = match (server.get("observe"), server.get("error-limit")) {
+            (None, _) => "0",
+            (Some(_), limit) => limit.unwrap_or("10"),
         };
+        fields.push(format!("max_fails = {failures}"));
+        let text = format!("{{ {} }}", fields.join(", "));
         (text, server.place.clone())
     }
 
@@ -177,7 +165,7 @@ impl Import<'_> {
         let sticky = block
             .lines
             .iter()
-            .find(|l| l.word(0) == "stick" && l.text().contains("src"));
+            .find(|l| l.word(0) == "stick" && l.word(1) == "on" && l.word(2) == "src");
         let hash_type = block.last("hash-type");
         let consistent = hash_type.is_some_and(|line| line.word(1) == "consistent");
         let line = sticky.or(block.last("balance"));
@@ -188,6 +176,9 @@ impl Import<'_> {
         let policy = match (line.word(0), algorithm) {
             ("stick", _) => {
                 self.differs(line, "a hash: a new server moves some clients");
+                for table in block.lines.iter().filter(|l| l.word(0) == "stick-table") {
+                    self.harmless(table, "a hash needs none");
+                }
                 "consistent_hash"
             }
             (_, "roundrobin" | "static-rr") => {
@@ -211,11 +202,18 @@ impl Import<'_> {
             }
         };
         section.set("balance", quoted(policy), &line.place);
+        if let Some(line) = hash_type.filter(|_| policy.ends_with("hash")) {
+            match line.words.get(2..).unwrap_or_default() {
+                [] => self.carried(line),
+                _ => self.differs(line, "with a hash function of its own"),
+            }
+        }
         let factor = block
             .last("hash-balance-factor")
             .filter(|_| policy == "consistent_hash");
         if let Some(factor) = factor.filter(|line| line.word(1) != "0") {
             section.set("hash_balance_factor", factor.word(1), &factor.place);
+            self.carried(factor);
         }
         if !["stick", "source"].contains(&line.word(0)) && algorithm != "source" {
             self.carried(line);
@@ -260,24 +258,9 @@ impl Import<'_> {
             self.note(List::Differs, &block.place, text);
         }
         if servers.iter().all(|server| server.get("observe").is_none()) {
-            let text = "failed connects take a backend out for 10s, as `observe layer4` would; \
-                        max_fails = 0 turns it off";
-            self.note(List::Differs, &block.place, text);
-        }
-        let lines = block.lines.iter().filter(|_| block.kind == "backend");
-        for line in lines {
-            match (line.word(0), line.word(1)) {
-                ("mode" | "timeout" | "retries" | "description", _) => {}
-                ("log", _) | ("option", "tcplog") => {
-                    self.differs(line, "write [log] access = PATH for an access log");
-                }
-                ("option", "tcpka" | "srvtcpka" | "splice-auto") => {
-                    self.harmless(line, "always on")
-                }
-                ("no", _) => self.harmless(line, "it is off"),
-                _ if knows(line) => {}
-                _ => self.lost(line, "no counterpart"),
-            }
+            let text = "max_fails = 0: failed connects alone take no backend out, as without \
+                        `observe`; without it they do so for 10s";
+            self.note(List::Carried, &block.place, text);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Checks: those of HAProxy's options, and the usual dialogues of `tcp-check`, as kinds.
 
 use super::{
-    super::document::{List, Section},
+    super::document::{List, Place, Section},
     Import,
     server::Server,
     syntax::{Block, Line, time},
@@ -15,10 +15,7 @@ pub(super) fn section(
     upstream: &str,
     server: &Server,
 ) -> Section {
-    let option = ["redis", "pgsql", "mysql", "tcp"]
-        .iter()
-        .find_map(|name| block.last(&format!("option {name}-check")))
-        .or_else(|| block.last("option httpchk"));
+    let option = option(block);
     let place = option.map_or(&server.place, |line| &line.place);
     let header = format!("[upstreams.{}.check]", key(upstream));
     let mut section = Section::new(header, place);
@@ -44,28 +41,41 @@ pub(super) fn section(
             import.differs(line, "without a `user` only the connection is checked");
             section.set("kind", quoted("tcp"), place);
         }
-        _ => {
-            for line in block.lines.iter().filter(|l| l.word(1) == "external-check") {
-                import.lost(line, "only the connection is checked");
-            }
+        ("smtpchk", Some(line)) => {
+            import.differs(line, "only the greeting of the server is looked at");
+            section.set("kind", quoted("send_expect"), place);
+            section.set("expect_regex", quoted("^2[0-9]{2}[ -]"), place);
+        }
+        (_, Some(line)) => {
+            import.lost(line, "only the connection is checked");
             section.set("kind", quoted("tcp"), place);
         }
+        (_, None) => section.set("kind", quoted("tcp"), place),
     }
-    for (parameter, key) in [("inter", "interval"), ("fastinter", "fast_interval")] {
-        if let Some(time) = server.get(parameter).and_then(time) {
-            section.set(key, quoted(&time), &server.place);
-        }
+    if let Some(line) = option {
+        import.carried_once(line);
     }
+    let interval = server.get("inter").and_then(time);
+    if let Some(interval) = &interval {
+        section.set("interval", quoted(interval), &server.place);
+    }
+    // One interval for all, where nothing else is set.
+    let interval = interval.unwrap_or_else(|| "2s".to_owned());
+    let fast = server.get("fastinter").and_then(time);
+    let fast = fast.unwrap_or_else(|| interval.clone());
+    section.set("fast_interval", quoted(&fast), &server.place);
     for name in ["rise", "fall", "port"] {
         if let Some(value) = server.get(name) {
             section.set(name, value, &server.place);
         }
     }
-    if let Some(line) = block.last("timeout check")
-        && let Some(time) = time(line.word(2))
-    {
-        section.set("timeout", quoted(&time), &line.place);
-        import.carried(line);
+    let limit = block.last("timeout check");
+    match limit.and_then(|line| Some((line, time(line.word(2))?))) {
+        Some((line, limit)) => {
+            section.set("timeout", quoted(&limit), &line.place);
+            import.carried(line);
+        }
+        None => section.set("timeout", quoted(&interval), &server.place),
     }
     if server.get("check-ssl").is_some() && ["httpchk", "redis-check"].contains(&name) {
         section.set("tls", quoted("require"), &server.place);
@@ -79,6 +89,30 @@ pub(super) fn section(
         import.note(List::Lost, &server.place, &text);
     }
     section
+}
+
+fn option(block: &Block) -> Option<&Line> {
+    const KINDS: [&str; 9] = [
+        "redis-check",
+        "pgsql-check",
+        "mysql-check",
+        "tcp-check",
+        "httpchk",
+        "smtpchk",
+        "ldap-check",
+        "ssl-hello-chk",
+        "external-check",
+    ];
+    // HAProxy takes the last one.
+    let mut kinds = KINDS.iter();
+    kinds.find_map(|name| block.last(&format!("option {name}")))
+}
+
+/// Where a dialogue asks for a role, if it does.
+pub(super) fn role_place(block: &Block) -> Option<Place> {
+    let option = option(block).filter(|line| line.word(1) == "tcp-check")?;
+    let dialogue = Dialogue::of(block);
+    dialogue.role().map(|_| option.place.clone())
 }
 
 fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Line) {
@@ -130,57 +164,123 @@ fn http(import: &mut Import<'_>, section: &mut Section, block: &Block, line: &Li
     }
 }
 
+/// The steps of a `tcp-check`.
+struct Dialogue<'a> {
+    steps: Vec<&'a Line>,
+    sent: Vec<String>,
+    expected: Vec<String>,
+    /// The keys for what is sent and expected, where it is not plain text.
+    send_key: &'static str,
+    expect_key: &'static str,
+    /// A step that no key is for.
+    other: Option<&'a Line>,
+}
+
+impl<'a> Dialogue<'a> {
+    fn of(block: &'a Block) -> Self {
+        let lines = block.lines.iter().filter(|l| l.word(0) == "tcp-check");
+        let mut dialogue = Self {
+            steps: lines.collect(),
+            sent: Vec::new(),
+            expected: Vec::new(),
+            send_key: "send",
+            expect_key: "expect",
+            other: None,
+        };
+        for line in dialogue.steps.clone() {
+            let text = |from: usize| line.words.get(from..).unwrap_or_default().join(" ");
+            match (line.word(1), line.word(2)) {
+                ("connect" | "comment", _) => {}
+                ("send", _) => dialogue.sent.push(text(2)),
+                ("send-binary", _) => {
+                    dialogue.sent.push(text(2));
+                    dialogue.send_key = "send_hex";
+                }
+                ("expect", "string") => dialogue.expected.push(text(3)),
+                ("expect", "rstring") => {
+                    dialogue.expected.push(text(3));
+                    dialogue.expect_key = "expect_regex";
+                }
+                ("expect", "binary") => {
+                    dialogue.expected.push(text(3));
+                    dialogue.expect_key = "expect_hex";
+                }
+                _ => dialogue.other = Some(line),
+            }
+        }
+        dialogue
+    }
+
+    fn sends(&self, part: &str) -> bool {
+        self.sent.iter().any(|text| text.contains(part))
+    }
+
+    fn expects(&self, part: &str) -> bool {
+        self.expected.iter().any(|text| text.contains(part))
+    }
+
+    fn is_redis(&self) -> bool {
+        self.expects("PONG")
+            || self.expects("role:")
+            || self.sends("replication")
+            || self.sends("ROLE")
+    }
+
+    /// The one that Redis must have.
+    fn role(&self) -> Option<&'static str> {
+        let roles = [("master", "primary"), ("slave", "replica")];
+        let mut roles = roles.into_iter().filter(|(word, _)| {
+            self.expects(&format!("role:{word}")) || self.sends("ROLE") && self.expects(word)
+        });
+        roles
+            .next()
+            .filter(|_| self.is_redis())
+            .map(|(_, role)| role)
+    }
+}
+
 /// The usual dialogues by what they say; another one has one text to send and one to expect.
 fn dialogue(import: &mut Import<'_>, section: &mut Section, block: &Block, option: &Line) {
-    let steps: Vec<&Line> = block
-        .lines
-        .iter()
-        .filter(|l| l.word(0) == "tcp-check")
-        .collect();
-    let said = |word: &str| {
-        let is = |line: &&&Line| line.word(1) == word;
-        let texts = steps.iter().filter(is).map(|line| match word {
-            "expect" => line.words[3.min(line.words.len())..].join(" "),
-            _ => line.words[2.min(line.words.len())..].join(" "),
-        });
-        texts.collect::<Vec<String>>()
-    };
-    let (sent, expected) = (said("send"), said("expect"));
-    let any = |texts: &[String], part: &str| texts.iter().any(|text| text.contains(part));
-    let asks_role = any(&sent, "ROLE");
-    let is_redis =
-        any(&expected, "PONG") || any(&expected, "role:") || any(&sent, "replication") || asks_role;
-    match (is_redis, &sent[..], &expected[..]) {
+    let dialogue = Dialogue::of(block);
+    match (
+        dialogue.is_redis(),
+        &dialogue.sent[..],
+        &dialogue.expected[..],
+    ) {
         (true, ..) => {
             section.set("kind", quoted("redis"), &option.place);
-            for (text, role) in [("role:master", "primary"), ("role:slave", "replica")] {
-                let answer = text.trim_start_matches("role:");
-                if any(&expected, text) || asks_role && any(&expected, answer) {
-                    section.set("role", quoted(role), &option.place);
+            if let Some(role) = dialogue.role() {
+                section.set("role", quoted(role), &option.place);
+                if role == "replica" {
+                    // Its link to the primary is not asked for.
+                    section.set("replicating", "false", &option.place);
                 }
             }
-            if any(&sent, "AUTH") {
+            if dialogue.sends("AUTH") {
                 let text = "`AUTH`: write `password_file` in the check";
                 import.note(List::Lost, &option.place, text);
             }
         }
-        (false, [], []) => section.set("kind", quoted("tcp"), &option.place),
-        (false, sent, [expect]) if sent.len() <= 1 => {
+        (false, [], []) if dialogue.other.is_none() => {
+            section.set("kind", quoted("tcp"), &option.place);
+        }
+        (false, sent, [expect]) if sent.len() <= 1 && dialogue.other.is_none() => {
             section.set("kind", quoted("send_expect"), &option.place);
             if let [send] = sent {
-                section.set("send", quoted(send), &option.place);
+                section.set(dialogue.send_key, quoted(send), &option.place);
             }
-            section.set("expect", quoted(expect), &option.place);
+            section.set(dialogue.expect_key, quoted(expect), &option.place);
         }
         _ => {
             section.set("kind", quoted("tcp"), &option.place);
+            let line = dialogue.other.unwrap_or(option);
             import.lost(
-                option,
-                "a dialogue of several steps: only the connection is checked",
+                line,
+                "one exchange of text is possible: only the connection is checked",
             );
         }
     }
-    for step in steps {
+    for step in dialogue.steps {
         import.carried(step);
     }
 }

@@ -1,32 +1,11 @@
 //! `frontend` and `listen` sections as sections of listeners.
 
 use super::{
-    super::document::{List, Place, Section, header},
+    super::document::{List, Place, Section, duration, header},
     Import,
     syntax::{Block, Line, milliseconds, time},
 };
 use crate::config::text::quote::{quoted, quoted_list};
-
-/// Words of a frontend that need nothing.
-const HARMLESS: [(&str, &str); 11] = [
-    ("mode", "TCP is the default"),
-    ("option clitcpka", "keepalive is on by default"),
-    ("option dontlognull", "the access log is off by default"),
-    ("option dontlog-normal", "the access log is off by default"),
-    ("option logasap", "the access log is off by default"),
-    ("option splice-auto", "sustained flows are always spliced"),
-    (
-        "option splice-request",
-        "sustained flows are always spliced",
-    ),
-    (
-        "option splice-response",
-        "sustained flows are always spliced",
-    ),
-    ("option srvtcpka", "keepalive is on by default"),
-    ("option tcp-smart-accept", "the kernel decides"),
-    ("option tcpka", "keepalive is on by default"),
-];
 
 /// Where a listener binds.
 #[derive(Default)]
@@ -86,8 +65,9 @@ impl Import<'_> {
             section.set(key, value, place);
         }
         self.limits(&mut section, block, target);
-        self.access(&mut section, block);
-        self.rest_of_frontend(block);
+        self.access(&mut section, block, target);
+        self.rest(block);
+        self.rest(target);
         self.document.sections.push(section);
         Ok(())
     }
@@ -111,7 +91,18 @@ impl Import<'_> {
             let mut rest = parameters.iter();
             while let Some(parameter) = rest.next() {
                 let key = match parameter.as_str() {
-                    "accept-proxy" => Some(("accept_proxy", "true".to_owned())),
+                    "accept-proxy" => {
+                        let limit = block.last("timeout client").and_then(|l| time(l.word(2)));
+                        let value = match limit.filter(|limit| limit != "0s") {
+                            Some(limit) => format!("{{ timeout = {} }}", quoted(&limit)),
+                            None => "true".to_owned(),
+                        };
+                        Some(("accept_proxy", value))
+                    }
+                    "tcp-ut" => rest
+                        .next()
+                        .and_then(|limit| time(limit))
+                        .map(|limit| ("user_timeout", quoted(&limit))),
                     "backlog" => rest.next().map(|n| ("backlog", n.clone())),
                     "mode" => rest
                         .next()
@@ -140,57 +131,40 @@ impl Import<'_> {
 
     /// Limits of time and number, which HAProxy has at both sides.
     fn limits(&mut self, section: &mut Section, block: &Block, target: &Block) {
-        if let Some(line) = target
-            .last("timeout connect")
-            .or(block.last("timeout connect"))
-        {
-            if let Some(time) = time(line.word(2)) {
-                section.set("connect_timeout", quoted(&time), &line.place);
-                self.carried(line);
-            }
-        } else {
-            let text = "connect_timeout is 5s by default";
-            self.note(List::Differs, &block.place, text);
+        let connect = target.last("timeout connect");
+        match connect.or(block.last("timeout connect")) {
+            Some(line) => match time(line.word(2)).filter(|time| time != "0s") {
+                Some(time) => {
+                    section.set("connect_timeout", quoted(&time), &line.place);
+                    self.carried(line);
+                }
+                None => self.lost(line, "not a time above zero"),
+            },
+            // The kernel gives up after some two minutes.
+            None => self.document.set_default("connect_timeout", quoted("127s")),
         }
-        for (keys, name) in [
+        self.idle_limits(section, block, target);
+        self.keepalive(section, block, target);
+        for (line, key, how) in [
             (
-                ["timeout tunnel", "timeout client", "timeout server"],
-                "idle_timeout",
+                target.last("retries").or(block.last("retries")),
+                "retries",
+                "each attempt uses another backend",
             ),
             (
-                ["timeout client-fin", "timeout server-fin", ""],
-                "half_close_timeout",
+                block.last("maxconn"),
+                "max_connections",
+                "connections above it are closed, not left in the queue",
             ),
         ] {
-            let client = [keys[0], keys[1]].map(|key| block.last(key).or(target.last(key)));
-            let found = [client[0], client[1], target.last(keys[2])];
-            let found: Vec<&Line> = found.into_iter().flatten().collect();
-            // A tunnel's limit replaces the others; of those the longer one holds.
-            let longest = || found.iter().max_by_key(|line| milliseconds(line.word(2)));
-            let tunnel = found.iter().find(|line| line.word(1) == "tunnel");
-            let Some(line) = tunnel.or_else(longest) else {
-                continue;
-            };
-            if let Some(time) = time(line.word(2)) {
-                section.set(name, quoted(&time), &line.place);
-            }
-            for other in &found {
-                match other.word(2) == line.word(2) {
-                    true => self.carried(other),
-                    false => self.differs(other, &format!("`{name}` is one limit for both sides")),
+            match line.map(|line| (line, line.word(1).parse::<u64>())) {
+                Some((line, Ok(number))) => {
+                    section.set(key, number, &line.place);
+                    self.differs(line, how);
                 }
+                Some((line, Err(_))) => self.lost(line, "not a number"),
+                None => {}
             }
-        }
-        if let Some(line) = target.last("retries").or(block.last("retries")) {
-            section.set("retries", line.word(1), &line.place);
-            self.differs(line, "each attempt uses another backend");
-        }
-        if let Some(line) = block.last("maxconn") {
-            section.set("max_connections", line.word(1), &line.place);
-            self.differs(
-                line,
-                "connections above it are closed, not left in the queue",
-            );
         }
         if let Some(line) = block.last("rate-limit").filter(|l| l.word(1) == "sessions") {
             let rate = line.word(2);
@@ -207,70 +181,128 @@ impl Import<'_> {
                 Err(_) => self.lost(line, "not a number"),
             }
         }
-        if let Some(line) = block.last("backlog") {
+        let is_number = |line: &&Line| line.word(1).parse::<u16>().is_ok_and(|n| n > 0);
+        if let Some(line) = block.last("backlog").filter(is_number) {
             section.set("backlog", line.word(1), &line.place);
             self.carried(line);
         }
     }
 
-    /// `tcp-request connection accept|reject [if|unless ...]`, by source addresses.
-    fn access(&mut self, section: &mut Section, block: &Block) {
-        let mut rules = Vec::new();
-        for line in block
-            .lines
-            .iter()
-            .filter(|line| line.word(0) == "tcp-request")
-        {
-            let inspects = |line: &Line| line.word(0) == "tcp-request" && line.word(1) == "content";
-            if line.word(1) == "inspect-delay" && !block.lines.iter().any(inspects) {
-                self.harmless(line, "no rule looks at the content");
-                continue;
+    /// In HAProxy the limit of a side ends that side, upon which its peer ends the other: the
+    /// shorter one decides. A tunnel's limit replaces both.
+    fn idle_limits(&mut self, section: &mut Section, block: &Block, target: &Block) {
+        let of_client = |key: &str| block.last(key).or(target.last(key)).cloned();
+        let of_server = |key: &str| target.last(key).cloned();
+        let tunnel = of_server("timeout tunnel").or(of_client("timeout tunnel"));
+        let sides = [of_client("timeout client"), of_server("timeout server")];
+        let sides: Vec<Line> = match &tunnel {
+            Some(tunnel) => vec![tunnel.clone()],
+            None => sides.into_iter().flatten().collect(),
+        };
+        let ends = [
+            of_client("timeout client-fin"),
+            of_server("timeout server-fin"),
+        ];
+        let ends: Vec<Line> = ends.into_iter().flatten().collect();
+        self.idle_limit(section, "idle_timeout", &sides);
+        self.idle_limit(section, "half_close_timeout", &ends);
+        if let Some(tunnel) = tunnel {
+            for line in ["client", "server"].iter().filter_map(|side| {
+                let key = format!("timeout {side}");
+                block.last(&key).or(target.last(&key))
+            }) {
+                let line = line.clone();
+                self.harmless(&line, &format!("`{}` replaces it", tunnel.text()));
             }
-            let found = match (line.word(1), line.word(2)) {
-                ("connection", "accept") => by_source(block, line, "allow", "deny"),
-                ("connection", "reject") => by_source(block, line, "deny", "allow"),
-                _ => None,
-            };
-            match found {
-                Some(found) => {
-                    let rule = |rule: String| (quoted(&rule), line.place.clone());
-                    rules.extend(found.into_iter().map(rule));
-                    self.carried(line);
-                }
-                None => self.lost(line, "rules are by source address only"),
-            }
-        }
-        if !rules.is_empty() {
-            section.set_list("access", rules);
         }
     }
 
-    fn rest_of_frontend(&mut self, block: &Block) {
-        for line in &block.lines {
-            let key = line.key();
-            if let Some((_, why)) = HARMLESS.iter().find(|(word, _)| *word == key) {
-                self.harmless(line, why);
-                continue;
+    /// Without one the other program has no limit.
+    fn idle_limit(&mut self, section: &mut Section, key: &'static str, lines: &[Line]) {
+        let limit = |line: &&Line| milliseconds(line.word(2)).filter(|limit| *limit > 0);
+        for line in lines
+            .iter()
+            .filter(|line| milliseconds(line.word(2)).is_none())
+        {
+            self.lost(line, "not a time");
+        }
+        let shortest = lines.iter().filter(|line| limit(line).is_some());
+        let Some(line) = shortest.min_by_key(|line| limit(line)) else {
+            self.document.set_default(key, quoted("0s"));
+            return;
+        };
+        section.set(
+            key,
+            quoted(&duration(limit(&line).unwrap_or(0))),
+            &line.place,
+        );
+        for other in lines
+            .iter()
+            .filter(|line| milliseconds(line.word(2)).is_some())
+        {
+            match limit(&other) == limit(&line) {
+                true => self.carried(other),
+                false => self.differs(
+                    other,
+                    &format!("`{key}` is one limit for both sides, and the shorter one decides"),
+                ),
             }
-            match line.word(0) {
-                "log" => self.differs(line, "write [log] access = PATH for an access log"),
-                "option" if ["tcplog", "httplog"].contains(&line.word(1)) => {
-                    self.differs(line, "write [log] access = PATH for an access log");
-                }
-                "bind" | "timeout" | "maxconn" | "backlog" | "retries" | "tcp-request" | "acl"
-                | "rate-limit" | "default_backend" | "description" | "id" => {}
-                "use_backend" if only_backend(block).is_some() => self.carried(line),
-                // The other half of this section.
-                _ if block.kind == "listen" && super::backend::knows(line) => {}
-                "no" => self.harmless(line, "it is off"),
-                _ => self.lost(line, "no counterpart"),
+        }
+    }
+
+    /// Off by default, at each side; with the times of the kernel where none are set.
+    fn keepalive(&mut self, section: &mut Section, block: &Block, target: &Block) {
+        let at = |side: &str, of: &Block| {
+            let both = of.last("option tcpka");
+            of.last(&format!("option {side}tcpka")).or(both).cloned()
+        };
+        let (client, server) = (at("cli", block), at("srv", target));
+        for (line, begin) in [(block, "clitcpka-"), (target, "srvtcpka-")]
+            .into_iter()
+            .flat_map(|(block, begin)| block.lines.iter().map(move |line| (line, begin)))
+        {
+            if line.word(0).starts_with(begin) {
+                self.carried(line);
             }
+        }
+        let Some(line) = client.as_ref().or(server.as_ref()) else {
+            self.document.set_default("keepalive", "false");
+            return;
+        };
+        let part = |name: &str| {
+            let own = block.last(&format!("clitcpka-{name}"));
+            let line = own.or(target.last(&format!("srvtcpka-{name}")));
+            line.map(|line| line.word(1).to_owned())
+        };
+        let seconds = |name: &str, default: &str| {
+            let given = part(name).and_then(|text| match text.parse::<u64>() {
+                // Seconds, unlike other times.
+                Ok(number) => Some(duration(number.saturating_mul(1_000))),
+                Err(_) => time(&text),
+            });
+            quoted(given.as_deref().unwrap_or(default))
+        };
+        let count = part("cnt").and_then(|text| text.parse::<u8>().ok());
+        let (idle, interval) = (seconds("idle", "2h"), seconds("intvl", "75s"));
+        let table = format!(
+            "{{ idle = {idle}, interval = {interval}, count = {} }}",
+            count.unwrap_or(9)
+        );
+        section.set("keepalive", table, &line.place);
+        if !section.has("user_timeout") {
+            section.set("user_timeout", quoted("0s"), &line.place);
+        }
+        for line in [&client, &server].into_iter().flatten() {
+            self.carried(line);
+        }
+        if client.is_some() != server.is_some() {
+            self.differs(line, "`keepalive` is for both sides of a session");
         }
     }
 }
 
 /// The one `use_backend`, if it is without a condition.
-fn only_backend(block: &Block) -> Option<&Line> {
+pub(super) fn only_backend(block: &Block) -> Option<&Line> {
     let mut all = block.lines.iter().filter(|l| l.word(0) == "use_backend");
     let only = all.next().filter(|line| line.words.len() == 2)?;
     all.next().is_none().then_some(only)
@@ -298,49 +330,4 @@ fn bind(address: &str, both: bool) -> Result<Vec<String>, &'static str> {
         "localhost" => Ok(vec![format!("127.0.0.1:{port}")]),
         _ => Err("`bind` takes addresses, not names"),
     }
-}
-
-/// The rules for a condition on the source address: those that meet it get `hit`, and with `unless`
-/// all others get it.
-fn by_source(block: &Block, line: &Line, hit: &str, other: &str) -> Option<Vec<String>> {
-    let rest = &line.words[3.min(line.words.len())..];
-    let Some((condition, rest)) = rest.split_first() else {
-        return Some(vec![format!("{hit} all")]);
-    };
-    let text = rest.join(" ");
-    let (negated, text) = match text.strip_prefix('!') {
-        Some(text) => (true, text),
-        None => (false, text.as_str()),
-    };
-    let text = text.trim();
-    let words: Vec<&str> = match text.strip_prefix('{') {
-        Some(inside) => inside.strip_suffix('}')?.split_whitespace().collect(),
-        // Of an `acl` with that name.
-        None => {
-            let mut acls = block
-                .lines
-                .iter()
-                .filter(|l| l.word(0) == "acl" && l.word(1) == text);
-            let acl = acls.next()?;
-            acls.next().is_none().then_some(())?;
-            acl.words[2..].iter().map(String::as_str).collect()
-        }
-    };
-    let ("src", peers) = (*words.first()?, &words[1..]) else {
-        return None;
-    };
-    let is_network = |peer: &&str| {
-        let address = peer.split('/').next().unwrap_or_default();
-        address.parse::<std::net::IpAddr>().is_ok()
-    };
-    if peers.is_empty() || !peers.iter().all(is_network) {
-        return None;
-    }
-    let negated = negated != (condition == "unless");
-    let first = if negated { other } else { hit };
-    let mut rules: Vec<String> = peers.iter().map(|peer| format!("{first} {peer}")).collect();
-    if negated {
-        rules.push(format!("{hit} all"));
-    }
-    Some(rules)
 }

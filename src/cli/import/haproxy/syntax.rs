@@ -90,7 +90,8 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Vec<Block>, String> {
         let Some(first) = words.first().cloned() else {
             continue;
         };
-        if KINDS.contains(&first.as_str()) && !line.starts_with([' ', '\t']) {
+        // At any indentation.
+        if KINDS.contains(&first.as_str()) {
             if let Some(block) = blocks.pop_if(|block| block.kind == "defaults") {
                 defaults.push((block.name, block.lines));
             }

@@ -2,12 +2,14 @@
 
 use super::{
     super::document::{List, Place, Section, header},
-    Directive, Import, Scope, shown, value,
+    Directive, Import, Scope,
+    listen::{Group, join},
+    shown, value,
 };
 use crate::config::text::quote::{quoted, quoted_list};
 
 /// Settings of servers, which may stand around them as well.
-pub(super) const SETTINGS: [&str; 21] = [
+pub(super) const SETTINGS: [&str; 22] = [
     "access_log",
     "allow",
     "deny",
@@ -25,6 +27,7 @@ pub(super) const SETTINGS: [&str; 21] = [
     "proxy_read_timeout",
     "proxy_requests",
     "proxy_responses",
+    "proxy_socket_keepalive",
     "proxy_timeout",
     "proxy_upload_rate",
     "set_real_ip_from",
@@ -36,19 +39,11 @@ const DATABASES: [&str; 9] = [
     ":1433", ":1521", ":3306", ":5432", ":5672", ":6379", ":6432", ":6443", ":27017",
 ];
 
-/// The addresses of one server that make one listener.
-struct Group {
-    udp: bool,
-    proxy: bool,
-    place: Place,
-    bind: Vec<String>,
-    /// `key = value` of the parameters.
-    keys: Vec<(&'static str, String)>,
-}
-
 /// What becomes of a setting.
 enum Setting {
     Key(&'static str, String),
+    /// Another function writes it.
+    Elsewhere,
     /// It sets the default, or has no effect here.
     Default,
     Lost(&'static str),
@@ -155,7 +150,7 @@ impl<'a> Import<'a> {
         if groups.is_empty() {
             return fail(server, "it has no `listen`");
         }
-        self.bind(&groups)?;
+        self.bind(&groups, scope.last("server_name").is_some())?;
         let proxy = scope.last("proxy_protocol").filter(|d| d.first() == "on");
         for group in groups {
             let proxy = match proxy {
@@ -177,7 +172,7 @@ impl<'a> Import<'a> {
     }
 
     /// An address is that of one listener: of several servers nginx picks by the name in TLS.
-    fn bind(&mut self, groups: &[Group]) -> Result<(), (Place, String)> {
+    fn bind(&mut self, groups: &[Group], has_name: bool) -> Result<(), (Place, String)> {
         let mut all: Vec<(bool, String)> = Vec::new();
         for group in groups {
             all.extend(group.bind.iter().map(|at| (group.udp, at.clone())));
@@ -185,63 +180,17 @@ impl<'a> Import<'a> {
         for key in &all {
             if let Some(other) = self.bound.get(key) {
                 let (at, place) = (&key.1, groups[0].place.clone());
-                let text = format!(
-                    "{at} is that of the server at {other}, and routing by server name (SNI) is \
-                     not supported yet"
-                );
+                let why = match has_name {
+                    true => "routing by server name (SNI) is not supported yet",
+                    false => "without a `server_name` nginx refuses it, too",
+                };
+                let text = format!("{at} is that of the server at {other}, and {why}");
                 return Err((place, text));
             }
         }
         let all = all.into_iter().map(|key| (key, groups[0].place.clone()));
         self.bound.extend(all);
         Ok(())
-    }
-
-    fn listen(&mut self, listen: &Directive) -> Result<Group, String> {
-        let has = |word: &str| listen.arguments.iter().any(|argument| argument == word);
-        let port = self.is_http.then_some(80);
-        let mut group = Group {
-            udp: has("udp"),
-            proxy: has("proxy_protocol"),
-            place: listen.place.clone(),
-            bind: value::listen(listen.first(), port, has("ipv6only=off"))?,
-            keys: Vec::new(),
-        };
-        for parameter in &listen.arguments[1..] {
-            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            match name {
-                // Always so, or the kernel's own choice.
-                "udp" | "proxy_protocol" | "reuseport" | "bind" | "ipv6only" | "default_server"
-                | "http2" | "deferred" | "rcvbuf" | "sndbuf" => {}
-                "backlog" => match value.parse::<u16>() {
-                    Ok(backlog) if backlog > 0 => group.keys.push(("backlog", backlog.to_string())),
-                    // The kernel's limit.
-                    _ => {}
-                },
-                "so_keepalive" if value == "off" => {
-                    group.keys.push(("keepalive", "false".to_owned()));
-                }
-                "so_keepalive" if value == "on" => {}
-                "so_keepalive" => {
-                    let mut parts = value.split(':');
-                    let mut time = |default: &str| {
-                        let text = parts.next().unwrap_or_default();
-                        quoted(&value::time(text).unwrap_or_else(|| default.to_owned()))
-                    };
-                    let (idle, interval) = (time("60s"), time("10s"));
-                    let count = parts.next().and_then(|n| n.parse::<u8>().ok()).unwrap_or(3);
-                    let text =
-                        format!("{{ idle = {idle}, interval = {interval}, count = {count} }}");
-                    group.keys.push(("keepalive", text));
-                }
-                _ => {
-                    let text = format!("`{}`: `{parameter}` has no counterpart", shown(listen));
-                    self.document.note(List::Lost, &listen.place, text);
-                }
-            }
-        }
-        self.carried(listen);
-        Ok(group)
     }
 
     fn listener(
@@ -252,7 +201,7 @@ impl<'a> Import<'a> {
         target: &str,
         scope: &Scope<'a>,
     ) {
-        let name = self.document.name("listeners", upstream);
+        let name = self.listener_name(&group, upstream, target);
         let mut section = Section::new(header("listeners", &name), &server.place);
         let bind = match &group.bind[..] {
             [one] => quoted(one),
@@ -274,31 +223,37 @@ impl<'a> Import<'a> {
                 continue;
             };
             match self.setting(setting, group.udp) {
-                Setting::Key(key, value) => section.set(key, value, &setting.place),
-                Setting::Default => {}
-                Setting::Lost(why) => {
-                    self.lost(setting, why);
-                    continue;
+                Setting::Key(key, value) => {
+                    section.set(key, value, &setting.place);
+                    self.carried(setting);
                 }
-            }
-            match name {
-                "access_log"
-                | "listen"
-                | "proxy_pass"
-                | "proxy_protocol"
-                | "limit_conn"
-                | "limit_conn_dry_run"
-                | "proxy_download_rate"
-                | "proxy_upload_rate" => {}
-                _ => self.carried(setting),
+                Setting::Default => self.carried(setting),
+                Setting::Elsewhere => {}
+                Setting::Lost(why) => self.lost(setting, why),
             }
         }
+        self.limits(&mut section, scope);
         self.bandwidth(&mut section, scope);
         self.log(&mut section, scope);
         self.access(&mut section, scope);
         self.retries(&mut section, target, scope);
-        self.differences(server, &group, target, scope);
+        self.defaults(&mut section, &group, scope);
+        self.point_out_short_limit(target, scope);
         self.document.sections.push(section);
+    }
+
+    /// That of the upstream; where nothing has a name, what the clients connect to.
+    fn listener_name(&mut self, group: &Group, upstream: &str, target: &str) -> String {
+        let (protocol, port) = (group.protocol(), group.port());
+        let names = match (self.upstreams.contains_key(target), group.udp) {
+            (true, false) => [upstream.to_owned(), format!("{upstream}-{port}")],
+            (true, true) => [upstream.to_owned(), format!("{upstream}-udp")],
+            (false, _) => {
+                let at = group.bind.first().map_or("", String::as_str);
+                [format!("{protocol}-{port}"), format!("{protocol}-{at}")]
+            }
+        };
+        self.document.first_name("listeners", &names)
     }
 
     /// Both directions are in one key, and a dry run is one of a limit that is there.
@@ -339,19 +294,20 @@ impl<'a> Import<'a> {
 
     /// A log of its own, beside that of all.
     fn log(&mut self, section: &mut Section, scope: &Scope<'a>) {
-        let (Some(own), around) = (scope.last("access_log"), self.around) else {
-            return;
-        };
-        // That of all is in [log].
-        if around.iter().any(|directive| std::ptr::eq(directive, own)) {
-            return;
-        }
-        let path = own.first();
-        match super::log_path(path) {
-            Err(why) => self.lost(own, why),
-            Ok(word) => {
-                section.set("access_log", quoted(word.unwrap_or(path)), &own.place);
-                self.carried(own);
+        let around = self.around;
+        let is_of_all = |own: &Directive| around.iter().any(|other| std::ptr::eq(other, own));
+        for own in scope.all("access_log") {
+            // That of all is in [log].
+            if is_of_all(own) {
+                continue;
+            }
+            match super::log_target(own.first()) {
+                Err(why) => self.lost(own, why),
+                Ok(_) if section.has("access_log") => self.lost(own, "a listener has one"),
+                Ok(target) => {
+                    section.set("access_log", quoted(target.text()), &own.place);
+                    self.note_log(own, &target);
+                }
             }
         }
     }
@@ -378,13 +334,16 @@ impl<'a> Import<'a> {
             .iter()
             .map(|d| d.first().trim_end_matches(':').to_owned());
         let peers: Vec<String> = peers.collect();
-        let timeout = scope.last("proxy_protocol_timeout").filter(|_| !group.udp);
+        let timeout = scope.last("proxy_protocol_timeout");
         let timeout = timeout.and_then(|d| value::time(d.first()));
         let mut fields = Vec::new();
         if !peers.is_empty() {
             fields.push(format!("trust = {}", quoted_list(peers.iter())));
         }
-        fields.extend(timeout.map(|time| format!("timeout = {}", quoted(&time))));
+        if !group.udp {
+            let time = timeout.unwrap_or_else(|| "30s".to_owned());
+            fields.push(format!("timeout = {}", quoted(&time)));
+        }
         let value = match fields.is_empty() {
             true => "true".to_owned(),
             false => format!("{{ {} }}", fields.join(", ")),
@@ -419,80 +378,127 @@ impl<'a> Import<'a> {
         section.set_list("access", list);
     }
 
-    fn setting(&mut self, setting: &Directive, udp: bool) -> Setting {
+    fn setting(&self, setting: &Directive, udp: bool) -> Setting {
         let first = setting.first();
         let number = first.parse::<u64>();
         let time = value::time(first);
         let above_zero = time.clone().filter(|time| time != "0s");
         match (setting.name.as_str(), udp) {
+            (
+                "access_log"
+                | "listen"
+                | "proxy_pass"
+                | "proxy_protocol"
+                | "limit_conn"
+                | "limit_conn_dry_run"
+                | "proxy_download_rate"
+                | "proxy_upload_rate",
+                _,
+            ) => Setting::Elsewhere,
             ("proxy_connect_timeout", false) => match above_zero {
                 Some(time) => Setting::Key("connect_timeout", quoted(&time)),
                 None => Setting::Lost("`connect_timeout` is longer than zero"),
             },
-            ("proxy_timeout" | "proxy_read_timeout", _) => match time {
+            ("proxy_timeout" | "proxy_read_timeout", _) => match above_zero {
                 Some(time) => Setting::Key("idle_timeout", quoted(&time)),
-                None => Setting::Lost("not a time"),
+                None => Setting::Lost("nginx ends every session at once with it"),
             },
-            ("proxy_half_close", false) if first == "off" => {
-                Setting::Key("half_close", "false".to_owned())
+            ("proxy_half_close", false) if first == "on" => {
+                Setting::Key("half_close", "true".to_owned())
             }
+            ("proxy_socket_keepalive", false) if first == "on" => Setting::Elsewhere,
             ("proxy_next_upstream", _) if first == "off" => Setting::Key("retries", "0".to_owned()),
             ("proxy_next_upstream_tries", _) => match number {
                 Ok(0) | Err(_) => Setting::Default,
                 Ok(tries) => Setting::Key("retries", (tries - 1).to_string()),
             },
             ("proxy_requests", true) => Setting::Key("requests", first.to_owned()),
-            ("proxy_responses", true) if first == "0" => {
-                Setting::Lost("0 means here that only `idle_timeout` ends a flow")
-            }
+            ("proxy_responses", true) if first == "0" => Setting::Elsewhere,
             ("proxy_responses", true) => Setting::Key("responses", first.to_owned()),
             ("tcp_nodelay", false) if first == "off" => Setting::Key("nodelay", "false".to_owned()),
-            ("limit_conn", _) => self.limit(setting),
             _ => Setting::Default,
         }
     }
 
-    fn limit(&mut self, setting: &Directive) -> Setting {
-        let most = setting.arguments.get(1).cloned().unwrap_or_default();
-        let key = self.zones.get(setting.first()).map_or("", String::as_str);
-        let by_source = ["$binary_remote_addr", "$remote_addr"].contains(&key);
-        match (most.parse::<u64>(), by_source) {
-            (Err(_), _) => Setting::Lost("not a number"),
-            (Ok(_), true) => {
-                self.carried(setting);
-                Setting::Key("max_connections_per_source", most)
+    fn limits(&mut self, section: &mut Section, scope: &Scope<'a>) {
+        for limit in scope.all("limit_conn") {
+            match self.limit(limit) {
+                Ok((key, _)) if section.has(key) => self.lost(limit, "there is one such limit"),
+                Ok((key, value)) => {
+                    section.set(key, value, &limit.place);
+                    self.carried(limit);
+                }
+                Err(why) => self.lost(limit, why),
             }
-            (Ok(_), false) if key.starts_with("$server_") => {
-                self.carried(setting);
-                Setting::Key("max_connections", most)
-            }
-            (Ok(_), false) => Setting::Lost("the zone counts by something else than an address"),
         }
     }
 
-    /// Defaults that are not nginx's, where nothing sets them.
-    fn differences(&mut self, server: &Directive, group: &Group, target: &str, scope: &Scope<'a>) {
-        let is_set = |name: &str| scope.last(name).is_some();
-        let mut found = Vec::new();
-        if !group.udp && !is_set("proxy_connect_timeout") {
-            found.push("connect_timeout is 5s, in nginx 60s");
+    /// The key and its value; the error is why there is none.
+    fn limit(&self, limit: &Directive) -> Result<(&'static str, String), &'static str> {
+        let most = limit.arguments.get(1).cloned().unwrap_or_default();
+        if most.parse::<u64>().is_err() {
+            return Err("not a number");
         }
-        if !group.udp && !is_set("proxy_half_close") && !self.is_http {
-            found.push("half_close is on, in nginx off");
+        match self.zones.get(limit.first()).map(String::as_str) {
+            None => Err("there is no such zone: nginx refuses it, too"),
+            Some("$binary_remote_addr" | "$remote_addr") => {
+                Ok(("max_connections_per_source", most))
+            }
+            Some(key) if key.starts_with("$server_") => Ok(("max_connections", most)),
+            Some(_) => Err("the zone counts by something else than an address"),
         }
-        if group.udp && !is_set("proxy_timeout") {
-            found.push("idle_timeout is 60s, in nginx 10m");
+    }
+
+    /// What nginx does where nothing says otherwise, and tembuku does not.
+    fn defaults(&mut self, section: &mut Section, group: &Group, scope: &Scope<'a>) {
+        if !section.has("idle_timeout") && (group.udp || self.is_http) {
+            let time = if self.is_http { "60s" } else { "10m" };
+            self.document.set_default("idle_timeout", quoted(time));
         }
-        if self.is_http && !is_set("proxy_read_timeout") {
-            found.push("idle_timeout is 10m, in nginx 60s");
+        if group.udp {
+            self.without_replies(section, scope);
+            return;
         }
-        if !group.udp && !group.keys.iter().any(|(key, _)| *key == "backlog") {
-            found.push("backlog is 4096, in nginx 511");
+        if !section.has("connect_timeout") {
+            self.document.set_default("connect_timeout", quoted("60s"));
         }
-        if !found.is_empty() {
-            let text = format!("defaults: {}", found.join("; "));
-            self.document.note(List::Differs, &server.place, text);
+        match scope.last("proxy_half_close").filter(|d| d.first() == "on") {
+            // nginx has no other limit for what is half closed.
+            Some(on) => section.set("half_close_timeout", quoted("0s"), &on.place),
+            None => self.document.set_default("half_close", "false"),
         }
+        let of_backends = scope.last("proxy_socket_keepalive");
+        let of_backends = of_backends.filter(|directive| directive.first() == "on");
+        let both = "`keepalive` is for both sides of a session";
+        match (section.has("keepalive"), of_backends) {
+            (false, None) => self.document.set_default("keepalive", "false"),
+            (true, Some(on)) => self.carried(on),
+            (true, None) => self.document.note(List::Differs, &group.place, both),
+            (false, Some(on)) => {
+                for (key, value) in Group::kernel_keepalive() {
+                    section.set(key, value, &on.place);
+                }
+                self.carried(on);
+                self.document.note(List::Differs, &on.place, both);
+            }
+        }
+    }
+
+    /// nginx ends a session with its datagram where no reply is expected.
+    fn without_replies(&mut self, section: &mut Section, scope: &Scope<'a>) {
+        let responses = scope.last("proxy_responses");
+        let Some(none) = responses.filter(|directive| directive.first() == "0") else {
+            return;
+        };
+        if !section.has("requests") {
+            section.set("per_packet", "true", &none.place);
+        }
+        let text = "`proxy_responses 0`: each datagram is balanced on its own, and replies that \
+                    come all the same return";
+        self.document.note(List::Differs, &none.place, text);
+    }
+
+    fn point_out_short_limit(&mut self, target: &str, scope: &Scope<'a>) {
         let timeout = scope.last("proxy_timeout");
         let limit = timeout.and_then(|d| Some((d, value::time(d.first())?)));
         let Some((directive, time)) = limit else {
@@ -509,16 +515,5 @@ impl<'a> Import<'a> {
             );
             self.document.note(List::Differs, &directive.place, text);
         }
-    }
-}
-
-/// Adds to the group that it fits.
-fn join(groups: &mut Vec<Group>, group: Group) {
-    let same = |other: &&mut Group| {
-        (other.udp, other.proxy, &other.keys) == (group.udp, group.proxy, &group.keys)
-    };
-    match groups.iter_mut().find(same) {
-        Some(other) => other.bind.extend(group.bind),
-        None => groups.push(group),
     }
 }

@@ -5,6 +5,30 @@ use super::{
     Directive, Import, shown, value,
 };
 use crate::config::text::quote::quoted;
+use std::net::IpAddr;
+
+/// A server of an upstream.
+struct Backend {
+    address: String,
+    weight: u64,
+    /// `key = value` of other parameters.
+    fields: Vec<String>,
+    place: Place,
+}
+
+impl Backend {
+    fn text(&self) -> String {
+        let mut fields = vec![format!("address = {}", quoted(&self.address))];
+        if self.weight != 1 {
+            fields.push(format!("weight = {}", self.weight));
+        }
+        fields.extend_from_slice(&self.fields);
+        match fields.len() {
+            1 => quoted(&self.address),
+            _ => format!("{{ {} }}", fields.join(", ")),
+        }
+    }
+}
 
 /// The variables that `hash_key` knows.
 const VARIABLES: [&str; 5] = [
@@ -44,6 +68,10 @@ impl<'a> Import<'a> {
                 let address = value::backend(target, default_port);
                 let address =
                     address.map_err(|why| format!("there is no upstream `{target}`, and {why}"))?;
+                let has_resolver = self.around.iter().any(|d| d.name == "resolver");
+                if !has_resolver {
+                    self.note_resolution(pass, &address);
+                }
                 let backend = (quoted(&address), pass.place.clone());
                 (pass.place.clone(), vec![backend], Vec::new())
             }
@@ -55,7 +83,11 @@ impl<'a> Import<'a> {
             Some(_) if self.made.contains_key(&(target.to_owned(), false)) => {
                 format!("{target}-proxy")
             }
-            _ => target.trim_start_matches("unix:").to_owned(),
+            _ if directive.is_some() => target.to_owned(),
+            _ => format!(
+                "to-{}",
+                target.trim_start_matches("unix:").trim_start_matches('/')
+            ),
         };
         let name = self.document.name("upstreams", &wanted);
         let mut section = Section::new(header("upstreams", &name), &place);
@@ -74,56 +106,114 @@ impl<'a> Import<'a> {
 
     fn backends(&mut self, upstream: &'a Directive, port: Option<u16>) -> Vec<(String, Place)> {
         let servers = upstream.inside().iter().filter(|d| d.name == "server");
-        let mut backends: Vec<(String, Place)> = Vec::new();
+        let mut backends: Vec<Backend> = Vec::new();
         for server in servers {
-            match value::backend(server.first(), port) {
-                Ok(address) => {
-                    let backend = self.backend(server, &address);
-                    if backends.iter().any(|(known, _)| *known == backend) {
-                        self.lost(
-                            server,
-                            "the same server is there already: give it a `weight`",
-                        );
-                        continue;
-                    }
-                    backends.push((backend, server.place.clone()));
+            let address = match value::backend(server.first(), port) {
+                Ok(address) => address,
+                Err(why) => {
+                    let mut words = server.arguments.iter();
+                    let why = match words.any(|word| word.starts_with("service=")) {
+                        true => "write a section [upstreams.NAME.discover] with kind = \"srv\"",
+                        false => why.as_str(),
+                    };
+                    self.lost(server, why);
+                    continue;
                 }
-                Err(why) => self.lost(server, &why),
+            };
+            let backend = self.backend(server, address);
+            // nginx takes it for another server, which has the same picks as a larger weight.
+            match backends
+                .iter_mut()
+                .find(|known| known.address == backend.address)
+            {
+                Some(known) => known.weight += backend.weight,
+                None => backends.push(backend),
             }
         }
-        backends
+        self.refused_servers(upstream);
+        let text = |backend: &Backend| (backend.text(), backend.place.clone());
+        backends.iter().map(text).collect()
     }
 
-    fn backend(&mut self, server: &Directive, address: &str) -> String {
-        let mut fields = vec![format!("address = {}", quoted(address))];
-        for parameter in &server.arguments[1..] {
+    fn backend(&mut self, server: &Directive, address: String) -> Backend {
+        let mut backend = Backend {
+            address,
+            weight: 1,
+            fields: Vec::new(),
+            place: server.place.clone(),
+        };
+        let mut is_resolved_again = self.is_http;
+        for parameter in server.arguments.iter().skip(1) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let number = || value.parse::<u64>().ok();
             let time = || value::time(value).filter(|time| time != "0s");
             let field = match name {
-                "weight" => number().map(|n| format!("weight = {n}")),
+                "weight" => match number() {
+                    Some(weight) => {
+                        backend.weight = weight;
+                        continue;
+                    }
+                    None => None,
+                },
                 "max_fails" => number().map(|n| format!("max_fails = {n}")),
                 "max_conns" => number().map(|n| format!("max_connections = {n}")),
                 "fail_timeout" => time().map(|t| format!("fail_timeout = {}", quoted(&t))),
                 "slow_start" => time().map(|t| format!("slow_start = {}", quoted(&t))),
                 "backup" => Some("backup = true".to_owned()),
                 "down" => Some("down = true".to_owned()),
-                // Names are always resolved again.
-                "resolve" => continue,
+                "resolve" => {
+                    is_resolved_again = true;
+                    continue;
+                }
                 _ => None,
             };
             match field {
-                Some(field) => fields.push(field),
+                Some(field) => backend.fields.push(field),
                 None => {
                     let text = format!("`{}`: `{parameter}` has no counterpart", shown(server));
                     self.document.note(List::Lost, &server.place, text);
                 }
             }
         }
+        if !is_resolved_again {
+            self.note_resolution(server, &backend.address);
+        }
         self.carried(server);
-        match fields.len() {
-            1 => quoted(address),
-            _ => format!("{{ {} }}", fields.join(", ")),
+        backend
+    }
+
+    /// nginx looks names up at a start and a reload only.
+    pub(super) fn note_resolution(&mut self, directive: &Directive, address: &str) {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let is_name = !host.starts_with(['[', '/'])
+            && !address.starts_with("unix:")
+            && host.parse::<IpAddr>().is_err();
+        if is_name && host != "localhost" {
+            let text = format!("{host}: the name is looked up again every 30s (resolve_interval)");
+            self.document.note(List::Differs, &directive.place, text);
+        }
+    }
+
+    /// What a test of the configuration by nginx itself does not let pass.
+    fn refused_servers(&mut self, upstream: &'a Directive) {
+        let is_backup = |server: &Directive| server.arguments.iter().any(|word| word == "backup");
+        let servers = || upstream.inside().iter().filter(|d| d.name == "server");
+        let is_method = |d: &&Directive| ["hash", "ip_hash", "random"].contains(&d.name.as_str());
+        let method = upstream.inside().iter().find(is_method);
+        if let (Some(method), Some(server)) = (method, servers().find(|d| is_backup(d))) {
+            let what = format!("`backup` with `{}`", method.name);
+            self.refused(server, &what);
+        }
+        let without = |server: &&Directive| server.arguments.iter().any(|word| word == "weight=0");
+        if let Some(server) = servers().find(without) {
+            self.refused(server, "`weight=0`");
+        }
+        let paid = |server: &&Directive| {
+            let mut words = server.arguments.iter();
+            words.any(|word| word.starts_with("slow_start="))
+        };
+        if let Some(server) = servers().find(paid) {
+            self.refused(server, "`slow_start` (without a subscription)");
         }
     }
 
@@ -141,7 +231,12 @@ impl<'a> Import<'a> {
             match directive.name.as_str() {
                 "server" => continue,
                 "least_conn" => balance("least_conn"),
-                "ip_hash" => balance("ip_hash"),
+                "ip_hash" => {
+                    balance("ip_hash");
+                    if !self.is_http {
+                        self.refused(directive, "`ip_hash` in `stream`");
+                    }
+                }
                 "random" => {
                     balance("random_two");
                     if second != Some("least_conn") && directive.first() != "two" {

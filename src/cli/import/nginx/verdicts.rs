@@ -7,11 +7,13 @@ pub(super) enum Verdict {
     Carried,
     /// Nothing has to be written for it, for this reason.
     Harmless(&'static str),
+    /// There is nothing for it, but what it does can be had in another way, which is this one.
+    Differs(&'static str),
     /// There is nothing for it, for this reason.
     Unsupported(&'static str),
 }
 
-use Verdict::{Carried, Harmless, Unsupported};
+use Verdict::{Carried, Differs, Harmless, Unsupported};
 
 /// The verdict on `name`; `None`: it is no directive of the stream module or around it.
 pub(super) fn verdict(name: &str) -> Option<Verdict> {
@@ -94,7 +96,10 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
     ("lock_file", PROCESS),
     (
         "log_format",
-        Unsupported("the fields of the access log are fixed"),
+        Differs(
+            "the fields of the access log are fixed; docs/coming-from-nginx.md names them by \
+             nginx's variables",
+        ),
     ),
     ("map", VARIABLE),
     ("map_hash_*", MEMORY),
@@ -137,10 +142,7 @@ pub(super) static VERDICTS: &[(&str, Verdict)] = &[
         "proxy_session_drop",
         Unsupported("write on_down = \"close\" in the upstream"),
     ),
-    (
-        "proxy_socket_keepalive",
-        Harmless("keepalive is on by default"),
-    ),
+    ("proxy_socket_keepalive", Carried),
     ("proxy_ssl*", TLS),
     ("proxy_timeout", Carried),
     ("proxy_upload_rate", Carried),

@@ -1,0 +1,186 @@
+//! `tcp-request` rules that look at the source address alone, as `access` of a listener.
+
+use super::{
+    super::document::{Place, Section},
+    Import,
+    syntax::{Block, Line},
+};
+use crate::config::text::quote::quoted;
+use std::net::IpAddr;
+
+/// `accept` or `reject`, of clients in some networks or outside of them.
+struct Rule<'a> {
+    rejects: bool,
+    /// It is for clients that are in none of the networks.
+    is_outside: bool,
+    /// None: for all clients.
+    networks: Vec<&'a str>,
+    line: &'a Line,
+}
+
+impl Import<'_> {
+    /// Rules for connections, then those for the content, of the frontend and of its backend.
+    pub(super) fn access(&mut self, section: &mut Section, block: &Block, target: &Block) {
+        let mut blocks = vec![block];
+        if !std::ptr::eq(block, target) {
+            blocks.push(target);
+        }
+        let is_rule = |line: &&Line| line.word(0) == "tcp-request";
+        let all = || blocks.iter().flat_map(|block| &block.lines).filter(is_rule);
+        let has_reject = all().any(|line| line.word(2) == "reject");
+        let mut sets: Vec<Vec<Rule<'_>>> = Vec::new();
+        for (kind, block) in ["connection", "session", "content"]
+            .into_iter()
+            .flat_map(|kind| blocks.iter().map(move |block| (kind, *block)))
+        {
+            let lines = block.lines.iter();
+            let lines = lines.filter(|l| l.word(0) == "tcp-request" && l.word(1) == kind);
+            let mut set = Vec::new();
+            for line in lines {
+                match rule(block, line) {
+                    Some(rule) => set.push(rule),
+                    // Without it the client is let pass as well, after a look at the content.
+                    None if line.word(2) == "accept" && !has_reject => {
+                        self.harmless(line, "nothing is rejected after it");
+                    }
+                    None => self.lost(line, "rules are by source address only"),
+                }
+            }
+            sets.push(set);
+        }
+        sets.retain(|set| !set.is_empty());
+        for line in all().filter(|line| line.word(1) == "inspect-delay") {
+            self.harmless(line, "no rule that is carried over looks at the content");
+        }
+        let Some(list) = joined(&sets) else {
+            for rule in sets.iter().flatten() {
+                self.lost(
+                    rule.line,
+                    "rules that decide one after the other: write `access`",
+                );
+            }
+            return;
+        };
+        for rule in sets.iter().flatten() {
+            self.carried(rule.line);
+        }
+        if !list.is_empty() {
+            section.set_list("access", list);
+        }
+        let rules = || sets.iter().flatten().map(|rule| rule.line);
+        let is_used = |acl: &&Line| {
+            let mut words = rules().flat_map(|line| &line.words);
+            acl.word(0) == "acl" && words.any(|word| word.trim_start_matches('!') == acl.word(1))
+        };
+        for line in blocks.iter().flat_map(|block| &block.lines).filter(is_used) {
+            self.carried(line);
+        }
+    }
+}
+
+/// One list, of which the first match decides, for sets that all have to let a client pass. `None`:
+/// there is none.
+fn joined(sets: &[Vec<Rule<'_>>]) -> Option<Vec<(String, Place)>> {
+    let mut list: Vec<(String, Place)> = Vec::new();
+    for (n, set) in sets.iter().enumerate() {
+        // A client that has been let pass would not get to this one.
+        let only_denies = list.iter().all(|(rule, _)| rule.starts_with("\"deny"));
+        if n > 0 && !only_denies {
+            return None;
+        }
+        let mut rest = set.iter().peekable();
+        // What is behind the rules that follow.
+        let mut last: Vec<(String, Place)> = Vec::new();
+        while let Some(rule) = rest.next() {
+            let lines = |word: &str, networks: &[&str]| {
+                let networks = if networks.is_empty() {
+                    &["all"]
+                } else {
+                    networks
+                };
+                let text = |network: &&str| quoted(&format!("{word} {network}"));
+                let place = rule.line.place.clone();
+                let lines = networks.iter().map(text);
+                lines.map(|text| (text, place.clone())).collect::<Vec<_>>()
+            };
+            match (rule.rejects, rule.is_outside) {
+                // Within the networks the rules that follow decide first.
+                (true, true) if last.is_empty() => {
+                    last = lines("allow", &rule.networks);
+                    last.extend(lines("deny", &[]));
+                }
+                (true, true) => return None,
+                (true, false) => list.extend(lines("deny", &rule.networks)),
+                // It would let clients pass that `last` refuses.
+                (false, _) if !last.is_empty() => return None,
+                (false, false) => list.extend(lines("allow", &rule.networks)),
+                // Those within the networks are refused by what follows, or by nothing.
+                (false, true) => {
+                    let all = rest.next_if(|next| next.rejects && next.networks.is_empty());
+                    all?;
+                    list.extend(lines("deny", &rule.networks));
+                    list.extend(lines("allow", &[]));
+                }
+            }
+        }
+        list.extend(last);
+    }
+    Some(list)
+}
+
+/// `tcp-request KIND accept|reject [if|unless CONDITION]`; `None`: another rule, or a condition
+/// that is not on the source address.
+fn rule<'a>(block: &'a Block, line: &'a Line) -> Option<Rule<'a>> {
+    let rejects = match line.word(2) {
+        "accept" => false,
+        "reject" => true,
+        _ => return None,
+    };
+    let mut rule = Rule {
+        rejects,
+        is_outside: false,
+        networks: Vec::new(),
+        line,
+    };
+    let Some((condition, rest)) = line.words.get(3..).unwrap_or_default().split_first() else {
+        return Some(rule);
+    };
+    let mut words: Vec<&str> = rest.iter().map(String::as_str).collect();
+    if let Some(first) = words.first_mut()
+        && let Some(after) = first.strip_prefix('!')
+    {
+        rule.is_outside = true;
+        *first = after;
+    }
+    words.retain(|word| !word.is_empty());
+    rule.is_outside ^= condition == "unless";
+    rule.networks = match words.as_slice() {
+        ["{", inside @ .., "}"] => networks(inside)?,
+        // Of an `acl` with that name.
+        [name] => {
+            let is_it = |line: &&Line| line.word(0) == "acl" && line.word(1) == *name;
+            let mut acls = block.lines.iter().filter(is_it).peekable();
+            acls.peek()?;
+            let of = |acl: &'a Line| {
+                let words: Vec<&str> = acl.words.iter().skip(2).map(String::as_str).collect();
+                networks(&words)
+            };
+            acls.map(of).collect::<Option<Vec<_>>>()?.concat()
+        }
+        _ => return None,
+    };
+    Some(rule)
+}
+
+/// Of `src NETWORK...`.
+fn networks<'a>(words: &[&'a str]) -> Option<Vec<&'a str>> {
+    let (&"src", networks) = words.split_first()? else {
+        return None;
+    };
+    let is_network = |network: &&str| {
+        let address = network.split('/').next().unwrap_or_default();
+        address.parse::<IpAddr>().is_ok()
+    };
+    let is_good = !networks.is_empty() && networks.iter().all(is_network);
+    is_good.then(|| networks.to_vec())
+}
