@@ -22,6 +22,33 @@ use std::{
 
 const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
 
+/// Blocks of README.md and docs/metrics.md, by the word after the fence.
+fn blocks(language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for page in ["README.md", "docs/metrics.md"] {
+        let text = fs::read_to_string(format!("{PACKAGING}/../{page}")).unwrap();
+        let begin = format!("\n```{language}\n");
+        let parts = text.split(&begin).skip(1);
+        found.extend(parts.map(|part| part.split("\n```").next().unwrap().to_owned()));
+    }
+    found
+}
+
+/// Each below a comment.
+fn expressions() -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for block in blocks("promql") {
+        for line in block.lines() {
+            match (line.starts_with('#'), found.last_mut()) {
+                (true, _) => found.push(String::new()),
+                (false, Some(expression)) => expression.push_str(line),
+                (false, None) => panic!("no comment before {line}"),
+            }
+        }
+    }
+    found
+}
+
 /// A Prometheus that looks several times a second, with the alerts as they are packaged, which
 /// however do not wait before they fire.
 struct Prometheus {
@@ -156,6 +183,20 @@ fn alerts_fire_in_a_failure_and_the_dashboard_has_data() {
     for query in &queries {
         wait_until(query, secs(20), || prometheus.series(query) > 0);
     }
+    let expressions = expressions();
+    assert!(expressions.len() > 8, "{expressions:?}");
+    for expression in &expressions {
+        // It can be read; with those that begin both pages there is something to see.
+        prometheus.series(expression);
+    }
+    let rates = expressions
+        .iter()
+        .filter(|e| e.starts_with("sum by (upstream, backend)"));
+    let rates: Vec<&String> = rates.collect();
+    assert_eq!(rates.len(), 2, "one in each page");
+    for expression in rates {
+        wait_until(expression, secs(20), || prometheus.series(expression) > 0);
+    }
     drop(tembuku);
     prometheus.wait_alert("TembukuAbsent");
 }
@@ -172,6 +213,22 @@ fn nodes_that_differ_are_reported_and_others_are_not() {
     let mut promtool = Command::new("promtool");
     promtool.args(["test", "rules"]).arg(test);
     assert!(run_ok(secs(30), promtool).contains("SUCCESS"));
+}
+
+#[test]
+fn the_configurations_of_the_pages_are_valid() {
+    let dir = TempDir::new();
+    let rules = format!("{PACKAGING}/prometheus/tembuku.rules.yml");
+    fs::copy(rules, dir.file("tembuku.rules.yml")).unwrap();
+    let mut count = 0;
+    for block in blocks("yaml") {
+        let file = dir.write("prometheus.yml", &block);
+        let mut promtool = Command::new("promtool");
+        promtool.args(["check", "config"]).arg(file);
+        assert!(run_ok(secs(30), promtool).contains("SUCCESS"), "{block}");
+        count += 1;
+    }
+    assert!(count > 2, "{count}");
 }
 
 #[test]

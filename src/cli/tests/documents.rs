@@ -152,3 +152,46 @@ struct C {
 ";
     assert_eq!(fields(source), ["first", "last"]);
 }
+
+/// In the table of docs/metrics.md.
+#[test]
+fn every_alert_is_documented_and_every_documented_one_is_there() {
+    let rules = &files("packaging/prometheus", &[".yml"])[0];
+    let names = rules.text.lines().filter_map(|line| {
+        let name = line.trim().strip_prefix("- alert: ")?;
+        Some(name.to_owned())
+    });
+    let page = pages()
+        .into_iter()
+        .find(|page| page.name == "docs/metrics.md");
+    let text = page.expect("a page").text;
+    let rows = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix("| `Tembuku")?;
+        Some(format!("Tembuku{}", rest.split('`').next()?))
+    });
+    let (names, rows): (BTreeSet<_>, BTreeSet<_>) = (names.collect(), rows.collect());
+    assert_eq!(names, rows);
+    let readme = pages().into_iter().find(|page| page.name == "README.md");
+    let said = format!("The {} alerts:", names.len());
+    assert!(readme.expect("a page").text.contains(&said), "{said}");
+}
+
+/// What docs/service.md shows of it.
+#[test]
+fn the_unit_has_what_its_page_shows() {
+    let page = pages()
+        .into_iter()
+        .find(|page| page.name == "docs/service.md");
+    let unit = &files("packaging/systemd/tembuku.service", &[""])[0].text;
+    let blocks = page.expect("a page").blocks();
+    let shown = blocks.iter().find(|block| block.info == "ini");
+    let shown = &shown.expect("a block").text;
+    let missing: Vec<&str> = shown
+        .lines()
+        .filter(|line| !unit.lines().any(|other| other == *line))
+        .collect();
+    assert!(
+        missing.is_empty() && shown.lines().count() > 8,
+        "{missing:#?}"
+    );
+}
