@@ -14,7 +14,6 @@ use std::{
     path::PathBuf,
     sync::Arc,
 };
-use tokio::task::JoinHandle;
 
 /// Those of one plan. Listeners that name the same destination share its log.
 #[derive(Default)]
@@ -34,20 +33,20 @@ impl OpenLogs {
                 wanted.push(log);
             }
         }
-        // All at once: files that hang are waited for together.
-        let opening: Vec<JoinHandle<_>> = wanted
-            .iter()
-            .map(|&log| {
-                let opening = open_one(log.clone(), plan.log.format, Arc::clone(access_logs));
-                tokio::spawn(opening)
-            })
-            .collect();
-        for (log, opening) in wanted.into_iter().zip(opening) {
+        // Files that hang are waited for together.
+        let (mut opening, calls) = (Vec::new(), blocking::Calls::default());
+        for log in wanted {
+            if let Some((destination, format)) = destination(log, plan.log.format) {
+                let access_logs = Arc::clone(access_logs);
+                let open = move || access_logs.open(destination, format);
+                opening.push((log, calls.begin(blocking::LIMIT, open).await));
+            }
+        }
+        for (log, opening) in opening {
             let path = path(log);
             let failed = |source| StartError::AccessLog { path, source };
-            match opening.await.map_err(io::Error::other).flatten() {
-                Ok(None) => {}
-                Ok(Some(opened)) => open.push((log.clone(), opened)),
+            match opening.await.map_err(io::Error::other).flatten().flatten() {
+                Ok(opened) => open.push((log.clone(), opened)),
                 Err(error) => errors.push(failed(error)),
             }
         }
@@ -65,24 +64,19 @@ impl OpenLogs {
     }
 }
 
-async fn open_one(
-    log: plan::AccessLog,
-    format: LogFormat,
-    access_logs: Arc<AccessLogs>,
-) -> io::Result<Option<Arc<AccessLog>>> {
+/// `None`: nothing is written.
+fn destination(log: &plan::AccessLog, format: LogFormat) -> Option<(Destination, Format)> {
     let (destination, is_terminal) = match log {
-        plan::AccessLog::Off => return Ok(None),
+        plan::AccessLog::Off => return None,
         plan::AccessLog::Stdout => (Destination::Stdout, std::io::stdout().is_terminal()),
-        plan::AccessLog::File(path) => (Destination::File(path), false),
+        plan::AccessLog::File(path) => (Destination::File(path.clone()), false),
     };
     let format = match format {
         LogFormat::Text => Format::Text,
         LogFormat::Auto if is_terminal => Format::Text,
         LogFormat::Auto | LogFormat::Json => Format::Json,
     };
-    let open = move || access_logs.open(destination, format);
-    let opened = blocking::call(blocking::LIMIT, open).await.flatten();
-    opened.map(Some)
+    Some((destination, format))
 }
 
 fn path(log: &plan::AccessLog) -> Option<PathBuf> {

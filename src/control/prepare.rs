@@ -27,7 +27,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
-use tokio::task::JoinHandle;
 
 /// A plan, and what it needs from outside.
 pub struct Prepared {
@@ -230,22 +229,30 @@ fn check_udp(plan: &Plan) -> Result<(), StartError> {
 pub(super) async fn load_credentials(
     upstreams: &[plan::Upstream],
 ) -> Result<BTreeMap<String, CheckCredentials>, Vec<StartError>> {
-    // All at once: files that hang are waited for together.
-    let loading: Vec<JoinHandle<_>> = upstreams
-        .iter()
-        .map(|upstream| {
-            let check = upstream.check.clone();
-            let load = move || {
-                let loaded = check.as_ref().map(CheckCredentials::load).transpose();
-                loaded.map(Option::unwrap_or_default)
-            };
-            tokio::spawn(blocking::call(blocking::LIMIT, load))
-        })
-        .collect();
-    let mut credentials = BTreeMap::new();
-    let mut errors = Vec::new();
-    for (upstream, loading) in upstreams.iter().zip(loading) {
-        match loading.await.map_err(std::io::Error::other).flatten() {
+    let (mut credentials, mut errors) = (BTreeMap::new(), Vec::new());
+    // Files that hang are waited for together.
+    let (mut loading, calls) = (Vec::new(), blocking::Calls::default());
+    let load = |check: Option<&plan::Check>| {
+        let loaded = check.map(CheckCredentials::load).transpose();
+        loaded.map(Option::unwrap_or_default)
+    };
+    for upstream in upstreams {
+        let check = upstream.check.clone();
+        let begun = match check.filter(plan::Check::reads_files) {
+            Some(check) => {
+                let load = move || load(Some(&check));
+                Some(calls.begin(blocking::LIMIT, load).await)
+            }
+            None => None,
+        };
+        loading.push((upstream, begun));
+    }
+    for (upstream, loading) in loading {
+        let loaded = match loading {
+            Some(loading) => loading.await.map_err(std::io::Error::other).flatten(),
+            None => Ok(load(upstream.check.as_ref())),
+        };
+        match loaded {
             Ok(Ok(loaded)) => {
                 credentials.insert(upstream.name.clone(), loaded);
             }

@@ -56,6 +56,11 @@ impl Check {
         };
         password.into_iter().chain(ca)
     }
+
+    /// Whether it needs files, its own or those of the system.
+    pub fn reads_files(&self) -> bool {
+        self.files().next().is_some() || matches!(self.tls, Tls::Verify { .. })
+    }
 }
 
 /// Where the check goes.

@@ -6,10 +6,16 @@
 
 use std::{
     io,
-    sync::mpsc::{RecvTimeoutError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
     time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+};
 
 /// For opening and reading files. Longer than [`crate::sys::files::SILENCE`], whose error is more
 /// specific.
@@ -28,6 +34,39 @@ pub async fn call<T: Send + 'static>(
     match tokio::time::timeout(limit, result).await {
         Ok(result) => result.map_err(|_| panicked()),
         Err(_) => Err(timed_out(limit)),
+    }
+}
+
+/// Calls of which few are under way at a time, however many are to be made: a hundred threads at
+/// once would keep the others of the process from the memory that they share.
+pub struct Calls(Arc<Semaphore>);
+
+/// So many at a time,
+const MOST: usize = 8;
+/// and one more each time that none of them has ended for so long. A call that hangs holds up the
+/// others no longer.
+const STUCK: Duration = Duration::from_millis(50);
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MOST)))
+    }
+}
+
+impl Calls {
+    /// Begins [`call`] when its turn has come.
+    pub async fn begin<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<io::Result<T>> {
+        let place = Arc::clone(&self.0).acquire_owned();
+        let place = tokio::time::timeout(STUCK, place).await;
+        tokio::spawn(async move {
+            let result = call(limit, work).await;
+            drop(place);
+            result
+        })
     }
 }
 
@@ -63,7 +102,60 @@ fn panicked() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+    use std::{
+        sync::{
+            atomic::{AtomicUsize, Ordering::SeqCst},
+            mpsc::channel,
+        },
+        time::Instant,
+    };
+
+    #[test]
+    fn few_of_many_calls_are_under_way_at_a_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let (now, most) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        runtime.block_on(async {
+            let calls = Calls::default();
+            let mut begun = Vec::new();
+            for _ in 0..100 {
+                let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+                let work = move || {
+                    most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                    std::thread::yield_now();
+                    now.fetch_sub(1, SeqCst);
+                };
+                begun.push(calls.begin(LIMIT, work).await);
+            }
+            for call in begun {
+                call.await.expect("no panic").expect("in time");
+            }
+        });
+        // One that a busy machine keeps from running for long lets another one begin.
+        let most = most.load(SeqCst);
+        assert!((1..2 * MOST).contains(&most), "{most} at a time");
+    }
+
+    #[test]
+    fn calls_that_hang_hold_up_no_other_for_long() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let calls = Calls::default();
+            let (mut releases, began) = (Vec::new(), Instant::now());
+            for _ in 0..MOST + 2 {
+                let (release, hang) = channel::<()>();
+                releases.push((release, calls.begin(LIMIT, move || hang.recv()).await));
+            }
+            let other = calls.begin(LIMIT, || 7).await;
+            assert_eq!(other.await.expect("no panic").expect("in time"), 7);
+            assert!(began.elapsed() >= 3 * STUCK);
+        });
+    }
 
     #[test]
     fn a_call_that_hangs_is_abandoned_and_delays_no_other() {
