@@ -31,6 +31,8 @@ const SECOND: u64 = 1000 * MILLISECOND;
 const SLICE: u64 = 25 * MILLISECOND;
 /// The same of a limit that sessions share: each may have a slice at once.
 const SHARED_SLICE: u64 = 10 * MILLISECOND;
+/// At low rates such a slice is this many bytes, but takes no longer than that of a session.
+const SHARED_SLICE_BYTES: u64 = 32 * 1024;
 /// At high rates a slice is this many bytes, the most that is moved in one go: buffers of the
 /// kernel must hold what comes meanwhile.
 const SLICE_BYTES: u64 = 1 << 20;
@@ -130,7 +132,9 @@ impl Scope {
         let longest = of_bytes(SLICE_BYTES).max(shortest);
         let usual = match self {
             Self::Session => SLICE,
-            Self::Source | Self::Listener => SHARED_SLICE,
+            Self::Source | Self::Listener => {
+                of_bytes(SHARED_SLICE_BYTES).clamp(SHARED_SLICE, SLICE)
+            }
         };
         usual.clamp(shortest, longest)
     }

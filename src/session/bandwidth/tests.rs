@@ -162,6 +162,25 @@ fn sessions_that_share_a_limit_take_turns() {
     }
 }
 
+/// A wake-up costs as much as carrying some 100 KiB.
+#[test]
+fn at_a_low_rate_turns_are_rarer() {
+    const SECONDS: u64 = 20;
+    for (rate, most) in [(1_000_000, 42), (10_000_000, 104)] {
+        let mut simulated = Simulated::new(Limits {
+            bandwidth_total: down(rate),
+            ..Limits::default()
+        });
+        let mut sessions = [1, 2].map(|from| simulated.begin(from, 0));
+        simulated.run(&mut sessions, 1000 * SECONDS, 3, |_, _| {});
+        let pauses = simulated.over_limit(LimitKind::BandwidthTotal, OverLimit::Delayed);
+        assert!(pauses <= most * SECONDS, "{pauses} at {rate}");
+        let shares = sessions.map(|session| session.carried as f64 / (SECONDS * rate) as f64);
+        let is_half = |share: &f64| (0.48..0.53).contains(share);
+        assert!(shares.iter().all(is_half), "{shares:?}");
+    }
+}
+
 #[test]
 fn each_of_many_that_share_a_limit_has_its_turn_soon() {
     const RATE: u64 = 50_000_000;
