@@ -12,6 +12,7 @@ use crate::{
 use kinds::{Etcd, File, Http, Kind, Redis, Registry, Sentinel, Srv};
 use serde_json::Value;
 use std::{
+    fs,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -65,6 +66,41 @@ fn held(running: &Discovering) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     held.map(|h| (text(&h["address"]), text(&h["reason"])))
         .collect()
+}
+
+/// What a process keeps.
+#[derive(Debug)]
+struct Kept {
+    descriptors: usize,
+    series: usize,
+    memory_kib: u64,
+}
+
+impl Kept {
+    fn of(running: &Discovering) -> Self {
+        let (proc, metrics) = (&running.tembuku.proc, running.tembuku.get("/metrics").body);
+        let status = fs::read_to_string(format!("/proc/{}/status", proc.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+        Self {
+            descriptors: proc.descriptors(),
+            series: metrics.lines().filter(|l| !l.starts_with('#')).count(),
+            memory_kib: kib.parse().unwrap(),
+        }
+    }
+
+    /// Nothing is kept besides, once sessions and questions that are under way have ended.
+    #[track_caller]
+    fn assert_is_all(&self, running: &Discovering, name: &str) {
+        let is_all = || {
+            let now = Self::of(running);
+            let is_less = now.descriptors <= self.descriptors && now.series <= self.series;
+            is_less && now.memory_kib <= self.memory_kib + (8 << 10)
+        };
+        let what = format!("{name}: no more than {self:?} is kept");
+        wait_until(&what, secs(20), is_all);
+        println!("{name}: {self:?} before, {:?} after", Self::of(running));
+    }
 }
 
 /// Everything that can happen to this kind.
@@ -134,14 +170,19 @@ fn fails_as_documented(kind: &mut dyn Kind) {
         let labels = [("upstream", "back"), ("result", "changed")];
         running.tembuku.metric("discovery_updates_total", &labels)
     };
+    let kept = Kept::of(&running);
     let (before, began) = (changed(), Instant::now());
+    let mut others = place.backends(MANY).into_iter().skip(3);
     while began.elapsed() < secs(3) {
-        for backends in [&three, &two] {
+        // Another one each time, so that what is kept of one that is gone adds up.
+        let with_another = [two[0], two[1], others.next().unwrap()];
+        for backends in [&with_another[..], &two] {
             kind.set(backends);
             thread::sleep(millis(20)); // the pace
         }
     }
     running.wait_backends(&two);
+    kept.assert_is_all(&running, name);
     let (changes, most) = (changed() - before, began.elapsed().as_secs_f64() * 5.0);
     println!("{name}: {changes} changes for 50 a second");
     assert!(changes <= most, "{name}: {changes}, {most}");
