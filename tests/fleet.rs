@@ -47,9 +47,10 @@ use std::{
 
 const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
 const VIP: &str = "192.0.2.100";
-/// How late other nodes may get the clients of one that is lost; it takes less than a second where
-/// the machine is not busy.
-const MOVES: Duration = secs(3);
+/// How late other nodes may get the clients of one that is lost.
+const MOVES: Duration = secs(1);
+/// How late a node that is back may get clients; none of them waits for it.
+const RETURNS: Duration = secs(3);
 static RUNNING: Mutex<()> = Mutex::new(());
 
 /// Until it is dropped no other of these tests runs: each has a dozen processes, and limits on the
