@@ -234,11 +234,12 @@ impl AddressChecks {
                 renewals = renewed;
                 probe = checks.probe(&self.backend);
             }
-            let (report, disconnect) = probe.ask(self.chance.draw()).await;
+            // Apart: between two checks its task is all that there is of an address.
+            let (report, disconnect) = Box::pin(probe.ask(self.chance.draw())).await;
             if !checks.pool.is_checked(&self.backend, self.term) {
                 // It is in maintenance, or gone and without sessions.
                 if let Some(disconnect) = disconnect {
-                    disconnect.complete().await;
+                    Box::pin(disconnect.complete()).await;
                 }
                 return;
             }
@@ -246,10 +247,10 @@ impl AddressChecks {
             let refused = report.result == CheckResult::Auth;
             let any_well = self.record(&mut judge, report, &probe, [began, now]);
             if let Some(disconnect) = disconnect {
-                disconnect.complete().await;
+                Box::pin(disconnect.complete()).await;
             }
             if refused {
-                checks.reload_password().await;
+                Box::pin(checks.reload_password()).await;
                 // With the password that this check or another one has read again.
                 probe = checks.probe(&self.backend);
             }
