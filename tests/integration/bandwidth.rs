@@ -249,6 +249,79 @@ fn a_reload_changes_the_rate_of_sessions_at_once() {
     assert!(began.elapsed() < secs(6), "{:?}", began.elapsed());
 }
 
+/// A mistake, and its correction: nothing waits for what the old rate would have taken.
+#[test]
+fn a_limit_of_one_byte_can_be_taken_back() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let keys = |rate: &str| {
+        let keys =
+            format!("bandwidth = {{ up = \"{rate}\" }}\nbandwidth_total = {{ up = \"{rate}\" }}");
+        config(front, &keys, servers[0].addr)
+    };
+    let tembuku = Tembuku::start(&keys("1"));
+    let mut clients: Vec<TcpStream> = (0..5).map(|_| session(front).unwrap().0).collect();
+    for client in &mut clients {
+        client.write_all(&[b'x'; 1000]).unwrap();
+    }
+    let labels = [("limit", "bandwidth_total"), ("result", "delayed")];
+    tembuku.wait_metric("listener_over_limit_total", &labels, |n| n > 2.0);
+    let began = Instant::now();
+    tembuku.reload(&keys("1000000g"));
+    for client in &mut clients {
+        client.read_exact(&mut [0; 1000]).unwrap();
+    }
+    // Five thousand seconds at the old one.
+    assert!(began.elapsed() < secs(10), "{:?}", began.elapsed());
+}
+
+/// A client that resets while what it has sent waits: all of it arrives, and then the reset.
+#[test]
+fn a_reset_arrives_after_a_pause() {
+    const SIZE: usize = 40_000;
+    let (heard, ends) = std::sync::mpsc::channel();
+    let server = Server::start(move |mut stream| {
+        let (bytes, end) = crate::harness::net::read_all(&mut stream);
+        let _ = heard.send((bytes.len(), end));
+    });
+    let front = ports::free_addr();
+    let keys = "bandwidth = { up = \"20k\" }";
+    let tembuku = Tembuku::start(&config(front, keys, server.addr));
+    let mut client = connect(front).unwrap();
+    client.write_all(&[7; SIZE]).unwrap();
+    let labels = [("limit", "bandwidth"), ("result", "delayed")];
+    tembuku.wait_metric("listener_over_limit_total", &labels, |n| n > 2.0);
+    crate::harness::net::reset(client);
+    let (bytes, end) = ends.recv_timeout(secs(30)).unwrap();
+    assert_eq!(bytes, SIZE);
+    assert!(matches!(end, crate::harness::net::End::Reset), "{end:?}");
+    let record = tembuku.access_log(1).remove(0);
+    assert_eq!(record["close_reason"], "client_reset", "{record}");
+}
+
+/// The header for the backend goes there at once, and counts for no limit.
+#[test]
+fn a_header_for_the_backend_is_not_limited() {
+    let (heard, lines) = std::sync::mpsc::channel();
+    let server = Server::start(move |mut stream| {
+        while let Ok(line) = read_line(&mut stream) {
+            let _ = heard.send((line, Instant::now()));
+        }
+    });
+    let front = ports::free_addr();
+    let keys = "bandwidth = { up = \"10\" }\nsend_proxy = \"v1\"";
+    let _tembuku = Tembuku::start(&config(front, keys, server.addr));
+    let began = Instant::now();
+    let mut client = connect(front).unwrap();
+    let (header, at) = lines.recv_timeout(secs(20)).unwrap();
+    assert!(header.starts_with("PROXY TCP4 127.0.0.1 "), "{header}");
+    // At ten bytes in a second it would take five.
+    assert!(at - began < secs(4), "{:?}", at - began);
+    client.write_all(b"0123456789012345678\n").unwrap();
+    let (line, _) = lines.recv_timeout(secs(30)).unwrap();
+    assert_eq!(line, "0123456789012345678");
+}
+
 /// What it has sent is more than a limit allows within the idle time.
 #[test]
 fn a_pause_is_no_silence() {
