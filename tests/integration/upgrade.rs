@@ -1,6 +1,7 @@
 //! One process replaces another while clients come.
 
 mod between;
+mod binaries;
 mod conditions;
 mod discovery;
 mod failures;

@@ -13,7 +13,7 @@ use std::{
     io::{self, Read},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -65,9 +65,19 @@ pub(super) struct NewProcess {
 }
 
 struct Answer {
-    is_success: bool,
+    status: ExitStatus,
     out: String,
     err: String,
+}
+
+impl Answer {
+    /// What it says of its failure: one that is killed says nothing.
+    fn reason(&self) -> String {
+        match self.err.trim() {
+            "" => self.status.to_string(),
+            said => said.to_owned(),
+        }
+    }
 }
 
 /// By the name that this process was started with: at that path there may be another binary now.
@@ -84,15 +94,15 @@ pub(super) async fn check(
     if let Some(file) = file {
         let arguments = ["check".into(), "-c".into(), file.into()];
         let answer = ask(&binary, arguments.into()).await?;
-        if !answer.is_success {
-            let text = answer.err;
+        if !answer.status.success() {
+            let text = answer.reason();
             return Err(UpgradeError::Invalid { binary, text });
         }
     }
     let answer = ask(&binary, vec!["handover-formats".into()]).await?;
     let described = serde_json::from_str::<Description>(&answer.out);
     match described {
-        Ok(Description { program, formats }) if answer.is_success => {
+        Ok(Description { program, formats }) if answer.status.success() => {
             let formats = Formats::from_map(formats);
             match formats.missing(NEEDED) {
                 Some(kind) => Err(UpgradeError::NotCommon { binary, kind }),
@@ -104,8 +114,11 @@ pub(super) async fn check(
             }
         }
         _ => {
-            let first = answer.err.lines().next().unwrap_or("it prints none");
-            let text = first.to_owned();
+            let text = match (answer.status.success(), answer.err.lines().next()) {
+                (_, Some(first)) => first.to_owned(),
+                (true, None) => "it prints none".to_owned(),
+                (false, None) => answer.status.to_string(),
+            };
             Err(UpgradeError::NotTembuku { binary, text })
         }
     }
@@ -153,7 +166,7 @@ fn run(binary: &Path, arguments: &[OsString]) -> io::Result<Answer> {
         read.and_then(|read| read.join().ok()).unwrap_or_default()
     };
     Ok(Answer {
-        is_success: status.success(),
+        status,
         out: text(out),
         err: text(err),
     })
