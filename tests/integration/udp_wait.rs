@@ -18,11 +18,21 @@ use std::{
 /// One place at its only backend.
 fn limited(listener: &str, upstream: &str, server: &UdpServer) -> (SocketAddr, Tembuku) {
     let front = ports::free_addr();
-    let config = config(front, listener, upstream, &[server.addr]).replace(
-        &format!("[\"{}\"]", server.addr),
-        &format!("[{{ address = \"{}\", max_connections = 1 }}]", server.addr),
+    let config = with_places(
+        1,
+        &config(front, listener, upstream, &[server.addr]),
+        server,
     );
     (front, Tembuku::start(&config))
+}
+
+/// The same configuration, with so many places at a backend.
+fn with_places(places: usize, config: &str, server: &UdpServer) -> String {
+    let addr = server.addr;
+    let from = format!("[\"{addr}\"]");
+    assert!(config.contains(&from), "{config}");
+    let to = format!("[{{ address = \"{addr}\", max_connections = {places} }}]");
+    config.replace(&from, &to)
 }
 
 impl Tembuku {
@@ -186,6 +196,99 @@ fn flows_that_begin_too_early_wait_for_their_turn() {
     let delayed = tembuku.metric("listener_over_limit_total", &labels);
     assert!((1.0..=10.0).contains(&delayed), "{delayed}");
     assert_eq!(tembuku.metric("listener_rejected_total", &[]), 0.0);
+}
+
+#[test]
+fn a_reload_with_more_places_serves_flows_at_once() {
+    let server = UdpServer::named("b1");
+    let (front, keys) = (ports::free_addr(), "queue_timeout = \"1m\"");
+    let config = config(front, "", keys, &[server.addr]);
+    let tembuku = Tembuku::start(&with_places(1, &config, &server));
+    let holder = client(front);
+    ask(&holder, "holds");
+    let waiting: Vec<UdpSocket> = (0..4).map(|_| client(front)).collect();
+    for (n, client) in waiting.iter().enumerate() {
+        client.send(n.to_string().as_bytes()).unwrap();
+        tembuku.wait_flows_waiting("queue", n + 1);
+    }
+    // Other keys, and the same places: nothing changes for those in the line.
+    let other = config.replace("queue_timeout", "queue_length = 2\nqueue_timeout");
+    tembuku.reload(&with_places(1, &other, &server));
+    tembuku.wait_flows_waiting("queue", 4);
+    tembuku.reload(&with_places(3, &config, &server));
+    for (n, client) in waiting.iter().take(2).enumerate() {
+        assert_eq!(hear_text(client), format!("b1 {n}"));
+    }
+    tembuku.wait_flows_waiting("queue", 2);
+    assert_eq!(heard(&waiting[2]), None);
+    tembuku.reload(&with_places(9, &config, &server));
+    for (n, client) in waiting.iter().enumerate().skip(2) {
+        assert_eq!(hear_text(client), format!("b1 {n}"));
+    }
+    tembuku.wait_flows_waiting("queue", 0);
+    assert_eq!(ask(&holder, "still"), "b1 still");
+}
+
+/// The datagrams that were kept go to the backend that the file names now.
+#[test]
+fn a_reload_with_another_backend_serves_held_flows() {
+    let servers = named(2);
+    let front = ports::free_addr();
+    let keys = "hold_timeout = \"1m\"";
+    let with = |backend: usize| config(front, "", keys, &[servers[backend].addr]);
+    let tembuku = Tembuku::start(&with(0));
+    tembuku.operate(&["maint", &format!("u/{}", servers[0].addr)]);
+    let clients: Vec<UdpSocket> = (0..10).map(|_| client(front)).collect();
+    for (n, client) in clients.iter().enumerate() {
+        client.send(n.to_string().as_bytes()).unwrap();
+    }
+    tembuku.wait_flows_waiting("hold", 10);
+    tembuku.reload(&with(1));
+    for (n, client) in clients.iter().enumerate() {
+        assert_eq!(hear_text(client), format!("b2 {n}"));
+        assert_eq!(ask(client, "more"), "b2 more");
+    }
+    tembuku.wait_flows_waiting("hold", 0);
+    assert_eq!(servers[0].taken(), 0);
+}
+
+/// They wait on, as its other flows go on.
+#[test]
+fn flows_of_a_listener_that_is_removed_are_served_still() {
+    let servers = named(1);
+    let (front, other) = (ports::free_addr(), ports::free_addr());
+    let keys = "hold_timeout = \"1m\"";
+    let with = |front| config(front, "", keys, &[servers[0].addr]);
+    let tembuku = Tembuku::start(&with(front));
+    let name = format!("u/{}", servers[0].addr);
+    tembuku.operate(&["maint", &name]);
+    let waits = client(front);
+    waits.send(b"kept").unwrap();
+    tembuku.wait_flows_waiting("hold", 1);
+    tembuku.reload(&with(other));
+    let late = client(other);
+    late.send(b"late").unwrap();
+    tembuku.wait_flows_waiting("hold", 2);
+    tembuku.operate(&["ready", &name]);
+    assert_eq!(hear_text(&waits), "b1 kept");
+    assert_eq!(hear_text(&late), "b1 late");
+    tembuku.wait_flows_waiting("hold", 0);
+}
+
+/// A drain of the node lets no new client in; those that wait are served.
+#[test]
+fn a_drain_of_the_node_leaves_flows_that_wait_alone() {
+    let servers = named(1);
+    let (front, tembuku) = serve("", "hold_timeout = \"1m\"", &servers);
+    let name = format!("u/{}", servers[0].addr);
+    tembuku.operate(&["maint", &name]);
+    let waits = client(front);
+    waits.send(b"kept").unwrap();
+    tembuku.wait_flows_waiting("hold", 1);
+    tembuku.operate(&["drain", "--node"]);
+    tembuku.operate(&["ready", &name]);
+    assert_eq!(hear_text(&waits), "b1 kept");
+    assert_eq!(ask(&waits, "more"), "b1 more");
 }
 
 #[test]

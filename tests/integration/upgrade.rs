@@ -10,6 +10,7 @@ mod fake;
 mod sessions;
 mod streams;
 mod surroundings;
+mod waiting;
 
 use crate::harness::{
     http,

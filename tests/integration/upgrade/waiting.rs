@@ -1,0 +1,197 @@
+//! What becomes of sessions and flows that wait for a backend when another process takes over.
+
+use super::{Succession, listener, upstream};
+use crate::harness::{
+    net::{self, connect},
+    ports,
+    proc::text,
+    secs,
+    server::{Server, named},
+    tembuku::cli,
+    udp::{self, UdpServer, ask, hear_text, heard},
+    wait_until,
+};
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpStream, UdpSocket},
+};
+
+const WAITING: usize = 5;
+
+fn limited(addr: SocketAddr) -> String {
+    format!("{{ address = \"{addr}\", max_connections = 1 }}")
+}
+
+impl Succession {
+    /// How many wait in the process that answers; `line`: `queued` or `held`.
+    #[track_caller]
+    fn wait_waiting(&self, line: &str, count: usize) {
+        wait_until(&format!("{count} {line}"), secs(10), || {
+            self.status()["upstreams"][0][line] == count
+        });
+    }
+
+    #[track_caller]
+    fn operate(&self, words: &[&str]) {
+        let socket = self.socket();
+        let output = cli(&[words, &["--socket", socket.to_str().unwrap()]].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{words:?}: {}",
+            text(&output)
+        );
+    }
+}
+
+fn waiting_clients(front: SocketAddr) -> Vec<TcpStream> {
+    (0..WAITING).map(|_| connect(front).unwrap()).collect()
+}
+
+/// The places of the sessions that go over become free in the old process. So each of those that
+/// wait gets one, and follows; the limit holds again for clients of the new process.
+#[test]
+fn sessions_in_the_queue_get_their_places_and_follow() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let config = listener("l", &front.to_string(), "u")
+        + &upstream("u", &limited(servers[0].addr))
+        + "queue_timeout = \"1m\"\n";
+    let mut tembuku = Succession::start(&config);
+    let (mut holder, _) = net::session(front).unwrap();
+    let mut waiting = waiting_clients(front);
+    tembuku.wait_waiting("queued", WAITING);
+    tembuku.upgrade();
+    for (n, client) in waiting.iter_mut().enumerate() {
+        assert_eq!(net::read_line(client).unwrap(), "b1", "client {n}");
+        net::echo(client, &format!("client {n}")).unwrap();
+    }
+    tembuku.wait_alone();
+    net::echo(&mut holder, "holds").unwrap();
+    let connections = || tembuku.status()["listeners"][0]["connections"].clone();
+    assert_eq!(connections(), WAITING + 1);
+    // Until all of these have ended.
+    let mut late = connect(front).unwrap();
+    tembuku.wait_waiting("queued", 1);
+    drop(waiting);
+    wait_until("they have ended", secs(10), || connections() == 2);
+    tembuku.wait_waiting("queued", 1);
+    drop(holder);
+    assert_eq!(net::read_line(&mut late).unwrap(), "b1");
+}
+
+/// Its own checks find the backend, and the sessions follow.
+#[test]
+fn held_sessions_wait_in_the_old_process() {
+    let front = ports::free_addr();
+    let backend = ports::free_addr();
+    let config = listener("l", &front.to_string(), "u")
+        + &upstream("u", &format!("\"{backend}\""))
+        + "hold_timeout = \"1m\"\n\
+           check = { kind = \"tcp\", interval = \"100ms\", timeout = \"100ms\", rise = 1 }\n";
+    let mut tembuku = Succession::start(&config);
+    let mut waiting = waiting_clients(front);
+    for client in &mut waiting {
+        client.write_all(b"first\n").unwrap();
+    }
+    tembuku.wait_waiting("held", WAITING);
+    let out = tembuku.upgrade();
+    assert!(out.contains("5 sessions and 0 flows stay"), "{out}");
+    // Those that come now wait in the new process.
+    let mut late = connect(front).unwrap();
+    tembuku.wait_waiting("held", 1);
+    let _server = Server::named_on("b1", &[backend]);
+    for client in &mut waiting {
+        assert_eq!(net::read_line(client).unwrap(), "b1");
+        assert_eq!(net::read_line(client).unwrap(), "first");
+    }
+    assert_eq!(net::read_line(&mut late).unwrap(), "b1");
+    tembuku.wait_alone();
+    for client in &mut waiting {
+        net::echo(client, "in the new process").unwrap();
+    }
+}
+
+/// What operators set later reaches the new process alone.
+#[test]
+fn held_sessions_end_with_the_old_process() {
+    let servers = named(1);
+    let front = ports::free_addr();
+    let config = "[process]\ndrain_timeout = \"2s\"\n".to_owned()
+        + &listener("l", &front.to_string(), "u")
+        + &upstream("u", &format!("\"{}\"", servers[0].addr))
+        + "hold_timeout = \"1m\"\n";
+    let mut tembuku = Succession::start(&config);
+    let name = format!("u/{}", servers[0].addr);
+    tembuku.operate(&["maint", &name]);
+    let mut waiting = waiting_clients(front);
+    tembuku.wait_waiting("held", WAITING);
+    tembuku.upgrade();
+    tembuku.operate(&["ready", &name]);
+    assert_eq!(net::ask(front).unwrap(), "b1");
+    for client in &mut waiting {
+        assert!(net::read_line(client).is_err());
+    }
+    tembuku.wait_alone();
+    let closed = [("reason", "drained")];
+    assert_eq!(
+        tembuku.first.metric("sessions_closed_total", &closed),
+        WAITING as f64
+    );
+}
+
+/// Its datagram is dropped; the client repeats it, and waits in the new process.
+#[test]
+fn flows_that_wait_end_and_begin_again_in_the_new_process() {
+    for (keys, line) in [
+        ("queue_timeout = \"1m\"\n", "queued"),
+        ("hold_timeout = \"1m\"\n", "held"),
+    ] {
+        let server = UdpServer::named("b1");
+        let front = ports::free_addr();
+        let name = format!("u/{}", server.addr);
+        let backends = match line {
+            "queued" => limited(server.addr),
+            _ => format!("\"{}\"", server.addr),
+        };
+        let config = listener("l", &front.to_string(), "u")
+            + "protocol = \"udp\"\n"
+            + &upstream("u", &backends)
+            + keys;
+        let mut tembuku = Succession::start(&config);
+        let holder = udp::client(front);
+        assert_eq!(ask(&holder, "before"), "b1 before");
+        if line == "held" {
+            tembuku.operate(&["maint", &name]);
+        }
+        let clients: Vec<UdpSocket> = (0..WAITING).map(|_| udp::client(front)).collect();
+        for client in &clients {
+            client.send(b"lost").unwrap();
+        }
+        tembuku.wait_waiting(line, WAITING);
+        tembuku.upgrade();
+        tembuku.wait_alone();
+        tembuku.wait_waiting(line, 0);
+        let closed = [("reason", "drained")];
+        let ended = tembuku.first.metric("sessions_closed_total", &closed);
+        // The first in the queue may get the place of the flow that goes over, and follow.
+        let least = if line == "queued" { 1 } else { WAITING };
+        assert!((least..=WAITING).contains(&(ended as usize)), "{ended}");
+        // The flow that had a backend has gone over.
+        if line == "queued" {
+            assert_eq!(ask(&holder, "after"), "b1 after");
+        }
+        let last = clients.last().unwrap();
+        last.send(b"again").unwrap();
+        tembuku.wait_waiting(line, 1);
+        assert_eq!(heard(last), None);
+        match line {
+            "queued" => tembuku.operate(&["kill", "--backend", &server.addr.to_string()]),
+            _ => tembuku.operate(&["ready", &name]),
+        }
+        assert_eq!(hear_text(last), "b1 again", "{line}");
+        if line == "held" {
+            assert_eq!(ask(&clients[0], "too"), "b1 too");
+        }
+    }
+}
