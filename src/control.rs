@@ -73,8 +73,8 @@ pub struct State {
     pub upgrades: Upgrades,
     /// The process that this one has replaced.
     previous: Mutex<Option<PreviousProcess>>,
-    /// Notified when the service manager takes messages of this process, after an upgrade.
-    pub became_main: Notify,
+    /// Cancelled when the service manager hears this process, and not the one that it replaces.
+    pub is_main: CancellationToken,
     /// The connections of the admin side that are served.
     pub admin_connections: TaskTracker,
     /// Cancelled when the process ends: a request that waits for events is answered.
@@ -177,7 +177,7 @@ impl State {
             reloads,
             upgrades,
             previous: Mutex::default(),
-            became_main: Notify::new(),
+            is_main: CancellationToken::new(),
             admin_connections: TaskTracker::new(),
             ending: CancellationToken::new(),
             node: Node::new(Instant::now()),
@@ -268,9 +268,14 @@ impl Server {
         Ok(applied)
     }
 
-    /// Lets the service manager keep the sockets, after [`State::became_main`].
-    pub async fn store_sockets(&mut self) {
-        self.runtime.store_held_sockets().await;
+    /// Whether [`Self::become_main`] is due as soon as [`State::is_main`] is cancelled.
+    pub fn is_successor(&self) -> bool {
+        self.runtime.is_successor()
+    }
+
+    /// Lets the service manager keep the sockets.
+    pub async fn become_main(&mut self) {
+        self.runtime.become_main().await;
     }
 
     /// The next upstream whose discovered backends are to be put into effect by

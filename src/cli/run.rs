@@ -79,15 +79,18 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     admin_sockets.open(&server.state)?;
     let manager = server.manager();
     match previous {
-        None => manager.note_ready(&server.state).await,
+        None => {
+            manager.note_ready(&server.state).await;
+            server.state.is_main.cancel();
+        }
         // The service manager hears of it from that process.
         Some(previous) => previous
             .follow(&server)
             .map_err(|e| format!("error: cannot start a thread: {e}\n"))?,
     }
     let watchdog = manager.clone().feed_watchdog(Arc::clone(&server.state));
-    // Until the end of the drain.
-    let _watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
+    // Until the end of the drain, or until another process feeds it.
+    let watchdog = AbortOnDropHandle::new(tokio::spawn(watchdog));
     let watching = file
         .clone()
         .map(|file| reload_on_change(file, Arc::clone(&server.state)));
@@ -116,6 +119,8 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
             None
         }
     };
+    let is_replaced = replaced.is_some();
+    let _watchdog = (!is_replaced).then_some(watchdog);
     drop(requests);
     admin_sockets.drop_sockets();
     let second = at_once.clone();
@@ -124,7 +129,6 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
         second.cancel();
     });
     let state = Arc::clone(&server.state);
-    let is_replaced = replaced.is_some();
     let ended = CancellationToken::new();
     let reporting = replaced.map(|r| r.report_rest(Arc::clone(&state), ended.clone()));
     let reporting = reporting.map(|reporting| AbortOnDropHandle::new(tokio::spawn(reporting)));
@@ -198,8 +202,8 @@ impl MainLoop<'_> {
                     server.refuse_clients(refuses).await;
                     continue;
                 }
-                () = state.became_main.notified() => {
-                    server.store_sockets().await;
+                () = state.is_main.cancelled(), if server.is_successor() => {
+                    server.become_main().await;
                     continue;
                 }
                 over = &mut until => return Ended::Over(over),

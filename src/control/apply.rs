@@ -43,13 +43,13 @@ use listener::{ListenerRuntime, Sockets};
 use removed::RemovedUpstreams;
 use removed_listeners::RemovedListeners;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     net::IpAddr,
-    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
+use store::{Role, Store};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upstream::UpstreamRuntime;
@@ -64,10 +64,7 @@ pub(super) struct Runtime {
     open_logs: OpenLogs,
     pub(super) journal: Arc<Journal>,
     pub(super) manager: ServiceManager,
-    /// The names of the sockets that the service manager keeps.
-    stored: BTreeSet<String>,
-    /// Copies of sockets that it is to keep, once this process is its main one.
-    unstored: Vec<(String, Vec<OwnedFd>)>,
+    store: Store,
     descriptors: Arc<Descriptors>,
     /// The sockets that flows may have, over all workers.
     sockets: Arc<FlowSockets>,
@@ -190,6 +187,7 @@ impl Runtime {
             sessions: Arc::new(Sessions::new(shards, 0, 0, &descriptors, epoch)),
             access_logs: Arc::clone(&prepared.access_logs),
         };
+        let manager = ServiceManager::from_environment();
         let tasks = TaskTracker::new();
         let spawn = |i| tcp::spawn_worker(i, &tasks, epoch);
         let workers = Workers {
@@ -222,9 +220,14 @@ impl Runtime {
                 Some(inheritance) => Journal::resume(&inheritance.journal),
                 None => Journal::default(),
             }),
-            manager: ServiceManager::from_environment(),
-            stored: BTreeSet::new(),
-            unstored: Vec::new(),
+            store: Store::new(
+                manager.clone(),
+                match prepared.inheritance {
+                    Some(_) => Role::Successor,
+                    None => Role::Main,
+                },
+            ),
+            manager,
             pace: Arc::new(Mutex::new(Pace::new(Instant::now()))),
             tasks,
             upstreams: BTreeMap::new(),

@@ -12,6 +12,7 @@ use crate::{
 };
 use socket2::{Domain, Protocol, Type};
 use std::{
+    collections::BTreeSet,
     fmt, io,
     net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixListener},
@@ -48,6 +49,10 @@ pub(super) struct Bound {
     pub(super) datagrams: Vec<Listening<Port>>,
     /// The numbers of the sockets that were handed over and that no address has.
     pub(super) unused: Vec<u64>,
+    /// Where those are bound.
+    pub(super) left: Vec<(&'static str, Addr)>,
+    /// The names of the sockets that were passed by the service manager and that are closed.
+    pub(super) closed: BTreeSet<String>,
 }
 
 /// Why an address cannot be listened on.
@@ -124,6 +129,8 @@ fn bind_requests(
         errors.extend(listen_all(requests, &bound));
     }
     bound.unused = inherited.unused();
+    bound.left = inherited.left();
+    bound.closed = inherited.into_closed();
     match errors.is_empty() {
         true => Ok(bound),
         false => Err(errors),

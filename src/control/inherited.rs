@@ -7,7 +7,7 @@ use crate::{
     plan::{Addr, Protocol},
     sys::passed::{self, Passed, SocketKind},
 };
-use std::{io, net::SocketAddr, os::fd::OwnedFd};
+use std::{collections::BTreeSet, io, net::SocketAddr, os::fd::OwnedFd};
 
 /// A listening socket of the process that this one replaces.
 pub(in crate::control) struct HandedSocket {
@@ -21,6 +21,8 @@ pub(in crate::control) struct HandedSocket {
 pub(super) struct Inherited {
     passed: Vec<Passed>,
     handed: Vec<HandedSocket>,
+    /// The names of the passed sockets that were closed.
+    closed: BTreeSet<String>,
 }
 
 /// The sockets that an address gets.
@@ -47,6 +49,7 @@ impl Inherited {
         Self {
             passed: passed::take(),
             handed,
+            closed: BTreeSet::new(),
         }
     }
 
@@ -60,6 +63,7 @@ impl Inherited {
                     .as_ref()
                     .map_or("no socket that listens".to_owned(), shown);
                 tracing::warn!(name, socket, "closing what was passed, no listener has it");
+                self.closed.insert(name.clone());
             }
             is_wanted
         });
@@ -85,11 +89,14 @@ impl Inherited {
             return Ok(Taken::default());
         }
         let addr = wanted.addr;
-        let left = found.split_off(most.min(found.len())).len();
-        let taken = found.len();
+        let left = found.split_off(most.min(found.len()));
+        let (taken, left) = (found.len(), left.into_iter().map(|passed| passed.name));
+        let left: Vec<String> = left.collect();
         tracing::info!(%addr, sockets = taken, "taking over sockets that were passed");
-        if left > 0 {
-            tracing::warn!(%addr, sockets = left, "closing passed sockets, more than workers");
+        if !left.is_empty() {
+            let sockets = left.len();
+            tracing::warn!(%addr, sockets, "closing passed sockets, more than workers");
+            self.closed.extend(left);
         }
         let sockets = found.into_iter().map(|passed| {
             let socket = socket2::Socket::from(passed.socket);
@@ -120,6 +127,24 @@ impl Inherited {
     /// The handed sockets that no address has taken.
     pub(super) fn unused(&self) -> Vec<u64> {
         self.handed.iter().map(|handed| handed.number).collect()
+    }
+
+    /// Where those are bound, with the name of the protocol.
+    pub(super) fn left(&self) -> Vec<(&'static str, Addr)> {
+        let kinds = self
+            .handed
+            .iter()
+            .map(|handed| passed::kind(&handed.socket));
+        let addresses = kinds.flatten().map(|kind| match kind {
+            SocketKind::Stream(address) => ("tcp", Addr::Tcp(address)),
+            SocketKind::Datagram(address) => ("udp", Addr::Tcp(address)),
+            SocketKind::Unix(path) => ("tcp", Addr::Unix(path)),
+        });
+        addresses.collect()
+    }
+
+    pub(super) fn into_closed(self) -> BTreeSet<String> {
+        self.closed
     }
 }
 

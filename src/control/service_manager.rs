@@ -86,6 +86,7 @@ impl ServiceManager {
         let Some(interval) = self.0.as_ref().and_then(|manager| manager.watchdog) else {
             return;
         };
+        state.is_main.cancelled().await;
         let mut ticks = tokio::time::interval(interval / WATCHDOG_SHARE);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

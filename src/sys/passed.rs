@@ -2,6 +2,7 @@
 //! from a socket unit or from its store.
 
 use rustix::{
+    fs::fstat,
     io::{FdFlags, fcntl_getfd, fcntl_setfd},
     net::{
         AddressFamily, SocketType, getsockname,
@@ -9,6 +10,7 @@ use rustix::{
     },
 };
 use std::{
+    collections::BTreeSet,
     env,
     net::SocketAddr,
     os::{
@@ -74,10 +76,17 @@ pub fn take() -> Vec<Passed> {
             socket,
         });
     }
+    // The store may have copies of what a socket unit passes as well.
+    let mut known = BTreeSet::new();
+    passed.retain(|passed| match fstat(&passed.socket) {
+        Ok(stat) => known.insert((stat.st_dev, stat.st_ino)),
+        Err(_) => true,
+    });
     passed
 }
 
-fn kind(socket: &OwnedFd) -> Option<SocketKind> {
+/// `None`: it is nothing that a listener can use.
+pub fn kind(socket: &OwnedFd) -> Option<SocketKind> {
     let address = getsockname(socket).ok()?;
     let family = socket_domain(socket).ok()?;
     let is_listening = || socket_acceptconn(socket).unwrap_or(false);

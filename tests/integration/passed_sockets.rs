@@ -271,6 +271,52 @@ fn the_store_follows_a_reload_and_what_no_listener_has_is_closed() {
         .map(|line| line["socket"].as_str().unwrap().into())
         .collect();
     assert_eq!(closed, vec![format!("tcp {moved}"); 3], "{log:?}");
+    // Otherwise it would listen in the store, and clients would wait there in vain.
+    assert!(!manager.names().contains(&name(moved).as_str()));
+    wait_until("its queue is gone", secs(10), || {
+        TcpStream::connect(moved).is_err()
+    });
+}
+
+/// The kernel gives clients to all sockets of an address, also to one that is in the store alone.
+/// `tests/packages` lets clients come; here other tests may have copies of the sockets.
+#[test]
+fn a_start_with_fewer_workers_removes_sockets_from_the_store() {
+    let (fronts, mut manager) = (Fronts::new(), Manager::new());
+    let mut tembuku = manager.start(&fronts.config());
+    tembuku.proc.kill();
+    assert_eq!(manager.kept.len(), 7, "{:?}", manager.names());
+    let fewer = fronts.config().replace("workers = 3", "workers = 1");
+    let _next = manager.start(&fewer);
+    assert_eq!(manager.kept.len(), 3, "{:?}", manager.names());
+}
+
+/// The store gets a copy, which comes beside the socket of the unit at the next start.
+#[test]
+fn a_socket_that_is_passed_twice_is_used_once() {
+    let (fronts, mut manager) = (Fronts::new(), Manager::new());
+    let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    udp.set_reuse_port(true).unwrap();
+    udp.bind(&fronts.udp.into()).unwrap();
+    let unit: OwnedFd = udp.into();
+    manager.kept = vec![("dns".to_owned(), unit.try_clone().unwrap())];
+    let mut tembuku = manager.start(&fronts.config());
+    fronts.assert_served();
+    tembuku.proc.kill();
+    // Before those of the store.
+    manager.kept.insert(0, ("dns".to_owned(), unit));
+    let clients = fronts.early_clients();
+    let next = manager.start(&fronts.config());
+    assert_all_served(clients);
+    for _ in 0..20 {
+        fronts.assert_served();
+    }
+    let log = next.log();
+    let closed = log.iter().find(|line| {
+        let message = line["message"].as_str().unwrap();
+        message.starts_with("closing")
+    });
+    assert_eq!(closed, None);
 }
 
 /// As a socket unit makes them: one for each address, without SO_REUSEPORT.

@@ -2,17 +2,97 @@
 //! and clients wait in their queues for the next process.
 
 use super::{Runtime, listener::ListenerRuntime};
-use crate::{control::bind::Bound, plan::Addr};
+use crate::{
+    control::{ServiceManager, bind::Bound},
+    plan::Addr,
+};
 use std::{
     collections::BTreeSet,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
+
+/// What the service manager keeps, each address under a name.
+pub(super) struct Store {
+    manager: ServiceManager,
+    names: BTreeSet<String>,
+    /// `Some`: another process is the main one, and the service manager hears that alone.
+    unsent: Option<Unsent>,
+}
+
+/// What it is to be told as soon as this process is the main one.
+#[derive(Default)]
+struct Unsent {
+    removed: Vec<String>,
+    added: Vec<(String, Vec<OwnedFd>)>,
+}
+
+/// Whether the service manager hears this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Main,
+    /// It replaces another process, which is the main one still.
+    Successor,
+}
+
+impl Store {
+    pub(super) fn new(manager: ServiceManager, role: Role) -> Self {
+        Self {
+            manager,
+            names: BTreeSet::new(),
+            unsent: (role == Role::Successor).then(Unsent::default),
+        }
+    }
+
+    async fn add(&mut self, name: String, sockets: &[BorrowedFd<'_>]) {
+        match &mut self.unsent {
+            None => self.manager.store(&name, sockets).await,
+            Some(unsent) => {
+                let copies = sockets.iter().map(|fd| fd.try_clone_to_owned());
+                unsent
+                    .added
+                    .push((name.clone(), copies.flatten().collect()));
+            }
+        }
+        self.names.insert(name);
+    }
+
+    async fn remove(&mut self, name: String) {
+        self.names.remove(&name);
+        match &mut self.unsent {
+            None => self.manager.remove_from_store(&name).await,
+            Some(unsent) => unsent.removed.push(name),
+        }
+    }
+
+    /// The service manager hears this process from now on. It keeps the sockets that it has.
+    async fn become_main(&mut self) {
+        let Some(Unsent { removed, added }) = self.unsent.take() else {
+            return;
+        };
+        for name in removed {
+            self.manager.remove_from_store(&name).await;
+        }
+        for (name, sockets) in added {
+            if self.names.contains(&name) {
+                let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+                self.manager.store(&name, &fds).await;
+            }
+        }
+    }
+}
 
 impl Runtime {
     /// Before the workers have them.
     pub(super) async fn store_sockets(&mut self, bound: &Bound) {
         if !self.manager.has_store() {
             return;
+        }
+        // A socket of the store that this process has closed would still get clients.
+        for name in &bound.closed {
+            self.store.remove(name.clone()).await;
+        }
+        for (protocol, addr) in &bound.left {
+            self.store.remove(name(protocol, addr)).await;
         }
         let streams = bound.streams.iter().map(|listening| {
             let fds: Vec<BorrowedFd<'_>> = listening.sockets.iter().map(AsFd::as_fd).collect();
@@ -23,31 +103,23 @@ impl Runtime {
             (name("udp", &listening.bound), fds.collect())
         });
         for (name, fds) in streams.chain(datagrams) {
-            if self.is_held {
-                // It takes nothing from this process yet.
-                let copies = fds.iter().map(|fd| fd.try_clone_to_owned());
-                self.unstored
-                    .push((name.clone(), copies.flatten().collect()));
-            } else {
-                self.manager.store(&name, &fds).await;
-            }
-            self.stored.insert(name);
+            self.store.add(name, &fds).await;
         }
     }
 
-    /// Gives it the sockets of a start that replaced another process; it keeps those that it has.
-    pub(in crate::control) async fn store_held_sockets(&mut self) {
-        for (name, sockets) in std::mem::take(&mut self.unstored) {
-            if self.stored.contains(&name) {
-                let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-                self.manager.store(&name, &fds).await;
-            }
-        }
+    /// Whether the service manager does not hear this process yet.
+    pub(in crate::control) fn is_successor(&self) -> bool {
+        self.store.unsent.is_some()
+    }
+
+    /// This process has replaced another one, and the service manager knows.
+    pub(in crate::control) async fn become_main(&mut self) {
+        self.store.become_main().await;
     }
 
     /// Removes what belongs to no listener any more.
     pub(super) async fn remove_from_store(&mut self) {
-        if self.stored.is_empty() {
+        if self.store.names.is_empty() {
             return;
         }
         let listeners = self.listeners.values().map(ListenerRuntime::view);
@@ -57,10 +129,9 @@ impl Runtime {
             names.collect::<Vec<_>>()
         });
         let in_use: BTreeSet<String> = in_use.collect();
-        let gone: Vec<String> = self.stored.difference(&in_use).cloned().collect();
+        let gone: Vec<String> = self.store.names.difference(&in_use).cloned().collect();
         for name in gone {
-            self.manager.remove_from_store(&name).await;
-            self.stored.remove(&name);
+            self.store.remove(name).await;
         }
     }
 }

@@ -273,6 +273,8 @@ impl Previous {
         state.set_previous(Some(PreviousProcess::new(pid)));
         let follow = move || {
             let end = receive_rest(&mut channel, &mut sessions, &mut flows, &state);
+            // Whatever has become of the old process, this one serves.
+            state.is_main.cancel();
             // Otherwise the old process goes on with what this one has not taken.
             if matches!(end, ChannelError::Closed) {
                 flows.begin_rest();
@@ -304,6 +306,7 @@ fn receive_rest(
     flows: &mut Taker,
     state: &State,
 ) -> ChannelError {
+    let mut has_all = false;
     loop {
         let message = match channel.receive_any(Instant::now() + REST) {
             Ok(message) => message,
@@ -312,7 +315,13 @@ fn receive_rest(
         let version = message.version;
         match message.kind {
             Kind::Remainder => match Remainder::read(&message.body) {
-                Ok(rest) => state.note_rest(rest),
+                Ok(rest) => {
+                    state.note_rest(rest);
+                    // The old process has told the service manager before it sends this.
+                    if has_all {
+                        state.is_main.cancel();
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "the old process has sent something strange"),
             },
             Kind::Counters => match counters::read(&message.body) {
@@ -340,7 +349,7 @@ fn receive_rest(
             Kind::End => {
                 flows.begin_rest();
                 sessions.log_taken();
-                state.became_main.notify_one();
+                has_all = true;
             }
             kind => tracing::warn!(%kind, "the old process has sent something unexpected"),
         }
