@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod files;
 
 pub mod datagram;
+pub mod detached;
 pub mod handed;
 pub mod handshakes;
 pub mod limits;

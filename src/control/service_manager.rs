@@ -34,6 +34,10 @@ impl ServiceManager {
         }))
     }
 
+    pub(super) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The sockets are bound; clients wait in their queues at least.
     pub async fn note_ready(&self, state: &State) {
         let listeners = state.view().listeners.len();

@@ -2,8 +2,9 @@
 
 use super::UpgradeError;
 use crate::{
+    control::ServiceManager,
     handover::{hello::Formats, message::Kind},
-    sys::{blocking, handed},
+    sys::{blocking, detached::Detached, handed},
 };
 use serde::Deserialize;
 use std::{
@@ -60,8 +61,15 @@ pub(super) struct Checked {
 
 /// The new process. It is killed when this is dropped, unless it has taken over.
 pub(super) struct NewProcess {
-    child: Option<Child>,
+    process: Option<Process>,
     pub(super) pid: u32,
+}
+
+/// Where a service manager is told of it, it has to be a child of that: systemd kills a main
+/// process at a stop that is none, and does not wait for it to drain.
+enum Process {
+    Child(Child),
+    Detached(Detached),
 }
 
 struct Answer {
@@ -187,42 +195,58 @@ fn read_aside(from: Option<impl Read + Send + 'static>) -> Option<thread::JoinHa
 
 impl NewProcess {
     /// Starts the binary with the arguments of this process. `channel`: its end.
-    pub(super) fn start(binary: &Path, channel: OwnedFd) -> Result<Self, UpgradeError> {
+    pub(super) fn start(
+        binary: &Path,
+        channel: OwnedFd,
+        manager: &ServiceManager,
+    ) -> Result<Self, UpgradeError> {
         let mut command = Command::new(binary);
         OWN_VARIABLES.iter().for_each(|name| {
             command.env_remove(name);
         });
-        let started = command
+        command
             .args(env::args_os().skip(1))
             .env(handed::VARIABLE, handed::VALUE)
-            .stdin(channel)
-            .spawn();
-        let child = started.map_err(|source| UpgradeError::NotRun {
+            .stdin(channel);
+        let started = match manager.is_there() {
+            true => Detached::spawn(&mut command).map(|one| (one.pid, Process::Detached(one))),
+            false => command.spawn().map(|one| (one.id(), Process::Child(one))),
+        };
+        let (pid, process) = started.map_err(|source| UpgradeError::NotRun {
             binary: binary.to_owned(),
             source,
         })?;
         Ok(Self {
-            pid: child.id(),
-            child: Some(child),
+            pid,
+            process: Some(process),
         })
     }
 
-    /// How it has ended, if it has.
+    /// How it has ended, if it has and that is known.
     pub(super) fn ended(&mut self) -> Option<String> {
-        let status = self.child.as_mut()?.try_wait().ok()??;
-        Some(status.to_string())
+        match self.process.as_mut()? {
+            Process::Child(child) => Some(child.try_wait().ok()??.to_string()),
+            // Its parent learns that.
+            Process::Detached(_) => None,
+        }
     }
 
     /// It goes on whatever becomes of this process.
     pub(super) fn release(mut self) {
-        self.child = None;
+        self.process = None;
     }
 }
 
 impl Drop for NewProcess {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else {
-            return;
+        let mut child = match self.process.take() {
+            None => return,
+            Some(Process::Child(child)) => child,
+            Some(Process::Detached(process)) => {
+                process.kill();
+                process.wait(DEATH);
+                return;
+            }
         };
         let _ = child.kill();
         // What is done next relies on its end, which takes a moment.

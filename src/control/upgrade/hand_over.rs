@@ -89,7 +89,7 @@ pub async fn prepare(
         return Ok(None);
     }
     let (channel, theirs) = Channel::pair().map_err(UpgradeError::Copies)?;
-    let mut process = NewProcess::start(&checked.binary, theirs)?;
+    let mut process = NewProcess::start(&checked.binary, theirs, &server.runtime.manager)?;
     request.tell(Step::Started { pid: process.pid });
     let binary = checked.binary.display();
     tracing::info!(pid = process.pid, %binary, "upgrade: process started");
