@@ -381,7 +381,9 @@ impl Server {
         runtime.stop_accepting();
         // Now, and not after the drain: by then the path may be that of the next process.
         let files = runtime.take_socket_files();
-        match runtime.manager.has_store() || is_replaced {
+        // The process that this one was about to replace may go on.
+        let is_main = state.is_main.is_cancelled();
+        match runtime.manager.has_store() || is_replaced || !is_main {
             true => files.into_iter().for_each(SocketFile::keep),
             false => drop(blocking::call(CUT, move || drop(files)).await),
         }

@@ -124,7 +124,12 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     drop(requests);
     admin_sockets.drop_sockets();
     let second = at_once.clone();
+    let successor = replaced.as_ref().map(|replaced| replaced.pid);
     tokio::spawn(async move {
+        if let Some(successor) = successor {
+            // It drains already. A service manager sends TERM to all processes.
+            signals.stop_forwarding(successor).await;
+        }
         signals.stop().await;
         second.cancel();
     });
@@ -134,19 +139,25 @@ async fn serve(plan: Plan, file: Option<PathBuf>) -> Result<(), String> {
     let reporting = reporting.map(|reporting| AbortOnDropHandle::new(tokio::spawn(reporting)));
     let cut = server.stop(at_once).await;
     ended.cancel();
-    if let Some(reporting) = reporting {
-        let _ = tokio::time::timeout(ANSWERS, reporting).await;
-    }
+    let reported = match reporting {
+        Some(reporting) => tokio::time::timeout(ANSWERS, reporting).await,
+        None => Ok(Ok(true)),
+    };
     if cut > 0 {
         tracing::warn!(cut, "stopped, sessions cut");
     } else {
         tracing::info!(cut, "stopped, all sessions ended");
     }
     state.finish_answers(ANSWERS).await;
+    let is_main = state.is_main.is_cancelled();
     admin_sockets
-        .close(is_replaced || state.has_successor())
+        .close(is_replaced || state.has_successor() || !is_main)
         .await;
-    Ok(())
+    match reported {
+        // A service manager is to start another one.
+        Ok(Ok(false)) => Err("error: the process that has taken over has failed\n".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 /// Executes what signals and clients of the admin socket request.
@@ -462,6 +473,18 @@ impl Signals {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
+        }
+    }
+
+    /// The same, while another process serves. HUP is meant for that one, also if it came while
+    /// this one still served.
+    async fn stop_forwarding(&mut self, successor: u32) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => sys::process::hang_up(successor),
+            }
         }
     }
 

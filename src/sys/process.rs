@@ -1,8 +1,9 @@
-//! What this process uses, from /proc: what every exporter for Prometheus shows of its process.
+//! What this process uses, from /proc: what every exporter for Prometheus shows of its process; and
+//! the process that this one has started.
 
 use rustix::{
     param::{clock_ticks_per_second, page_size},
-    process::{Resource, getrlimit},
+    process::{Pid, Resource, Signal, WaitId, WaitIdOptions, getrlimit, kill_process, waitid},
 };
 use std::fs;
 
@@ -22,6 +23,15 @@ pub struct Usage {
     pub start_time: Option<f64>,
 }
 
+/// How a child has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildEnd {
+    /// With exit code 0.
+    Regular,
+    /// With another one, or by a signal.
+    Failure,
+}
+
 pub fn usage() -> Usage {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // Of the start, the kernel gives the time since it has booted itself.
@@ -33,6 +43,25 @@ pub fn usage() -> Usage {
         most_virtual_bytes: Some(getrlimit(Resource::As).current.unwrap_or(u64::MAX)),
         ..read(&stat, &booted, clock_ticks_per_second(), page_size() as u64)
     }
+}
+
+/// Sends HUP to another process.
+pub fn hang_up(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended.
+        let _ = kill_process(pid, Signal::HUP);
+    }
+}
+
+/// How a child has ended; its parent's parent may still learn of it. `None`: it runs.
+pub fn end_of_child(pid: u32) -> Option<ChildEnd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(pid), options).ok()??;
+    Some(match status.exit_status() {
+        Some(0) => ChildEnd::Regular,
+        _ => ChildEnd::Failure,
+    })
 }
 
 /// `tick`: how many of them are a second. `page`: bytes.

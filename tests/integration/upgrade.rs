@@ -8,6 +8,7 @@ mod failures;
 mod failures_udp;
 mod fake;
 mod sessions;
+mod signals;
 mod streams;
 mod surroundings;
 mod waiting;

@@ -74,7 +74,7 @@ impl UpgradeError {
             Self::Stopping => "the next start takes its place",
             Self::Starting => "wait until `tembuku status` shows no listener that waits",
             Self::PreviousDrains { .. } => {
-                "wait until `tembuku status` shows no previous process, or end it"
+                "wait until `tembuku status` shows no previous process, or end it by TERM, twice"
             }
             Self::FirstProcess => {
                 "replace the container: start the next one beside it, and stop this one"

@@ -17,7 +17,7 @@ use crate::{
     },
     plan::Handover,
     proxy::udp::{FlowsGiven, Giver, HandOverError, Scope},
-    sys::process,
+    sys::process::{self, ChildEnd},
 };
 use std::{
     os::fd::OwnedFd,
@@ -38,6 +38,9 @@ const FLOWS: Duration = Duration::from_secs(60);
 const REPORT: Duration = Duration::from_millis(500);
 /// Since this version of their format the new process takes what is known of pools a second time.
 const POOLS_AGAIN: u16 = 2;
+/// How long the end of a new process is waited for that has closed the channel.
+const END: Duration = Duration::from_secs(1);
+const END_LOOK: Duration = Duration::from_millis(20);
 /// Descriptors that the new process needs beside those of this one.
 const SPARE: u64 = 32;
 
@@ -61,6 +64,8 @@ pub struct Successor {
 
 /// What the old process goes on with when the new one has taken over.
 pub struct Replaced {
+    /// Of the new process.
+    pub pid: u32,
     link: Link,
     /// What the new process knows of what was counted.
     sums: Vec<Account>,
@@ -276,6 +281,7 @@ impl Server {
                 });
                 self.runtime.close_addresses(&left).await;
                 Ok(Replaced {
+                    pid,
                     link,
                     sums,
                     leaving,
@@ -383,28 +389,56 @@ async fn send_sessions(
 }
 
 impl Replaced {
-    /// Lets the new process know of what this one still carries and counts, until `ended`.
-    pub async fn report_rest(mut self, state: Arc<State>, ended: CancellationToken) {
+    /// Lets the new process know of what this one still carries and counts, until `ended`. Returns
+    /// whether that process serves, or has ended as it should.
+    pub async fn report_rest(mut self, state: Arc<State>, ended: CancellationToken) -> bool {
         let mut due = Instant::now();
         loop {
             let is_last = ended.is_cancelled();
             if is_last || Instant::now() >= due {
                 due = Instant::now() + REPORT;
-                if self.report(&state).await.is_err() {
+                if let Err(error) = self.report(&state).await {
+                    let is_closed = |source: &ChannelError| matches!(source, ChannelError::Closed);
+                    if matches!(&error, UpgradeError::Channel { source, .. } if is_closed(source)) {
+                        return self.note_end().await;
+                    }
                     if let Some(leaving) = self.leaving.take() {
                         leaving.end(&mut self.link, OtherProcess::Alive).await;
                     }
                     // To the other process the end of the channel would be that of this one.
-                    return ended.cancelled().await;
+                    ended.cancelled().await;
+                    return true;
                 }
                 if is_last {
-                    return;
+                    return true;
                 }
             }
             if !self.follow(&ended).await {
-                return;
+                return self.note_end().await;
             }
         }
+    }
+
+    /// The new process has closed the channel. Sessions go on here.
+    async fn note_end(&mut self) -> bool {
+        if let Some(leaving) = self.leaving.take() {
+            leaving.end(&mut self.link, OtherProcess::Dead).await;
+        }
+        // The channel is closed first.
+        let began = Instant::now();
+        loop {
+            match process::end_of_child(self.pid) {
+                Some(ChildEnd::Failure) => break,
+                None if began.elapsed() < END => tokio::time::sleep(END_LOOK).await,
+                Some(ChildEnd::Regular) | None => return true,
+            }
+        }
+        let pid = self.pid;
+        tracing::error!(
+            pid,
+            "the process that has taken over has failed, none serves"
+        );
+        false
     }
 
     /// Sends sessions that begin to be relayed only now, for some time. Returns whether the new
