@@ -124,6 +124,8 @@ pub struct Server {
 
 /// How long terminated sessions have to end.
 const CUT: Duration = Duration::from_secs(2);
+/// Between two looks whether the process before this one has ended.
+const PREVIOUS_LOOK: Duration = Duration::from_millis(50);
 /// Between two looks whether listeners may accept.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often events are logged that were only counted.
@@ -408,7 +410,9 @@ impl Server {
     }
 }
 
-/// Returns when no session is left. Meanwhile another process may ask for the addresses.
+/// Returns when no session is left, neither here nor in the process that this one has replaced: a
+/// service manager ends that as well, as soon as this one has ended. Meanwhile another process may
+/// ask for the addresses.
 async fn drain(runtime: &mut Runtime, state: &State) {
     let successor = &state.node.successor;
     let has_asked = tokio::select! {
@@ -420,6 +424,9 @@ async fn drain(runtime: &mut Runtime, state: &State) {
         runtime.release().await;
         successor.finish_release().await;
         runtime.drained().await;
+    }
+    while state.previous().is_some() {
+        tokio::time::sleep(PREVIOUS_LOOK).await;
     }
 }
 

@@ -135,6 +135,12 @@ impl Drop for Succession {
             let folder = self.first.dir.path().to_str().unwrap().to_owned();
             if exe.is_ok_and(|line| line.contains(&folder)) {
                 let _ = kill_process(pid, Signal::KILL);
+                // Its addresses are free then. One that has ended has no command line.
+                let path = format!("/proc/{}/cmdline", self.current);
+                let _ = crate::harness::poll(secs(5), || {
+                    let line = std::fs::read(&path);
+                    line.map_or(true, |line| line.is_empty()).then_some(())
+                });
             }
         }
     }

@@ -22,7 +22,6 @@ const SESSIONS: usize = 100;
 
 struct Trial {
     tembuku: Succession,
-    config: String,
     front: std::net::SocketAddr,
     streams: Streams,
     _server: Server,
@@ -38,7 +37,6 @@ impl Trial {
         let streams = Streams::start(front, SESSIONS);
         Self {
             tembuku,
-            config,
             front,
             streams,
             _server: server,
@@ -262,20 +260,25 @@ fn an_old_process_reports_a_new_one_that_dies_while_it_drains() {
     assert!(poll(secs(1), || net::connect(trial.front).ok()).is_none());
 }
 
-/// A stop of both is none: each drains what it has.
+/// As a service manager does it. The new process waits for the old one, which would be killed
+/// after it.
 #[test]
-fn a_regular_end_of_the_new_process_is_no_failure() {
+fn a_stop_of_both_processes_lets_both_drain() {
     let mut trial = Trial::new("handover = \"listeners\"\ndrain_timeout = \"20s\"");
     trial.tembuku.upgrade();
     let new = trial.tembuku.current;
     trial.tembuku.first.proc.signal(Signal::TERM);
     signal(new, Signal::TERM);
-    wait_until("the new process has ended", secs(10), || !is_there(new));
+    wait_until("no client is accepted", secs(10), || {
+        net::connect(trial.front).is_err()
+    });
     // A first TERM asks for no more than the drain that is under way.
-    assert_eq!(trial.streams.advance("while it drains"), 0);
+    assert_eq!(trial.streams.advance("while both drain"), 0);
+    assert!(is_there(new));
     trial.tembuku.first.proc.signal(Signal::TERM);
     let status = trial.tembuku.first.proc.wait(secs(10)).expect("an end");
     assert_eq!(status.code(), Some(0));
     let log = trial.tembuku.first.proc.stderr();
     assert!(!log.contains("has failed"), "{log}");
+    wait_until("the new process has ended", secs(10), || !is_there(new));
 }
