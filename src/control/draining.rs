@@ -111,6 +111,10 @@ struct Termination {
     _guard: DropGuard,
 }
 
+/// So many terminations are looked at each time that another begins, more of them only when their
+/// table is full.
+const FEW: usize = 64;
+
 impl Draining {
     pub(super) fn new(
         upstream: &Upstream,
@@ -254,16 +258,14 @@ impl Draining {
     /// A server that is no backup is up again: sessions on backups are to go to it, unless the
     /// operator has taken it out.
     fn fail_back_to(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) {
-        let addresses = pool.addresses();
-        let mut up = addresses.iter().filter(|a| failback::is_up(a));
-        if up.any(|a| Arc::ptr_eq(&a.backend, backend)) {
+        if pool.address(backend).is_some_and(|a| failback::is_up(&a)) {
             self.failback.begin(pool, self.actions().on_recover);
         }
     }
 
     /// Without a regular server that is up, sessions on backups have nowhere to go back to.
     fn cancel_failback_if_useless(&self, pool: &Pool) {
-        if !failback::is_any_up(pool) {
+        if self.failback.is_active() && !failback::is_any_up(pool) {
             self.failback.cancel();
         }
     }
@@ -295,7 +297,9 @@ impl Draining {
         let from = Instant::now() + wait;
         let key = (backend.id, origin);
         let mut terminations = self.terminations();
-        terminations.retain(|_, t| t.backend.strong_count() > 0);
+        if terminations.len() <= FEW || terminations.len() == terminations.capacity() {
+            terminations.retain(|_, t| t.backend.strong_count() > 0);
+        }
         // Another reason does not delay what begins earlier or has begun: the backend was not up in
         // between.
         if terminations.get(&key).is_some_and(|t| t.from <= from) {

@@ -16,6 +16,7 @@ mod event;
 mod flow;
 mod forecast;
 mod handed;
+mod index;
 mod line;
 mod locked;
 mod operator_weight;
@@ -54,7 +55,8 @@ use crate::{
             effective_verdict::Review,
             endpoint::{Endpoint, EndpointConfig},
             endpoint_admission::Admission,
-            event::Events,
+            event::{Events, Outages},
+            index::Index,
             line::Line,
             locked::Locked,
             preparation::Outline,
@@ -83,6 +85,8 @@ pub struct Pool {
     /// Whether checks report the role of a backend.
     reports_roles: bool,
     inner: Arc<Mutex<Inner>>,
+    /// Of the consumer of events alone.
+    outages: Arc<Mutex<Outages>>,
     notifier: Arc<Notifier>,
     /// Whether a connect proves nothing before an answer has begun.
     pub fail_on_reset: bool,
@@ -99,11 +103,14 @@ struct Inner {
     /// Counts the changes of which endpoints there are, and of what is configured.
     generation: u64,
     /// In the order of the configuration.
-    configured: Arc<Vec<Configured>>,
+    configured: Arc<Vec<Arc<Configured>>>,
     /// Those that are no backups in the order of the configuration, then backups: the numbering of
     /// the balancer.
     endpoints: Vec<Endpoint>,
-    /// Those that are no longer named, with state that would be lost with them.
+    /// Of these endpoints.
+    index: Arc<Index>,
+    /// Those that are no longer named, with state that would be lost with them; by the ids of their
+    /// backends, in their order.
     departed: Vec<Endpoint>,
     /// What an operator has set for backends that have left.
     remembered: Vec<Remembered>,
@@ -114,6 +121,8 @@ struct Inner {
     /// Whether the admission of all endpoints is [`Admission::Full`]: what a pick finds most of the
     /// time, and then need not examine each.
     fast_path: bool,
+    /// An endpoint that may have another admission.
+    exception: usize,
     /// Whether endpoints may have ceilings.
     has_ceilings: bool,
     events: Events,
@@ -228,12 +237,14 @@ impl Pool {
         now: Instant,
     ) -> Self {
         let backends = plan.backends.iter().zip(addresses);
-        let configured = backends.map(|(backend, addresses)| Configured {
-            plan: backend.clone(),
-            metrics: Arc::new(metrics(backend)),
-            addresses: addresses.clone(),
-            admin: AdminSetting::default(),
-            operator_weight: None,
+        let configured = backends.map(|(backend, addresses)| {
+            Arc::new(Configured {
+                plan: backend.clone(),
+                metrics: Arc::new(metrics(backend)),
+                addresses: addresses.clone(),
+                admin: AdminSetting::default(),
+                operator_weight: None,
+            })
         });
         let events = Events::default();
         let notifier = Arc::clone(events.notifier());
@@ -243,11 +254,13 @@ impl Pool {
             generation: 0,
             configured: Arc::default(),
             endpoints: Vec::new(),
+            index: Arc::default(),
             departed: Vec::new(),
             remembered: Vec::new(),
             start_verdict,
             moves: plan.flows_move,
             fast_path: false,
+            exception: 0,
             has_ceilings: false,
             events,
             next_halving: None,
@@ -273,6 +286,7 @@ impl Pool {
             metrics: Arc::clone(of_all),
             balance: plan.balance.clone(),
             inner,
+            outages: Arc::default(),
             notifier,
             fail_on_reset: plan.fail_on_reset,
             waits: plan.waits,
@@ -329,7 +343,9 @@ impl Pool {
         let mut inner = self.lock();
         let Inner {
             endpoints,
+            index,
             fast_path,
+            exception,
             balancer,
             events,
             ..
@@ -338,13 +354,15 @@ impl Pool {
         if balancer.is_single() {
             return;
         }
-        let Some(i) = endpoints.iter().position(|e| e.backend.id == backend.id) else {
+        let Some(i) = index.endpoint(backend.id) else {
             return;
         };
         let endpoint = &mut endpoints[i];
         let before = endpoint.state();
         endpoint.passive.failed(of, now);
-        *fast_path &= endpoint.admission(false, now) == Admission::Full;
+        if endpoint.admission(false, now) != Admission::Full {
+            (*fast_path, *exception) = (false, i);
+        }
         let EndpointConfig { weight, rule, .. } = &endpoint.config;
         if let Some(share) = weight.checked_div(rule.max_fails) {
             balancer.penalize(i, share);
@@ -388,19 +406,15 @@ impl Pool {
     /// no longer named while they have sessions.
     pub fn addresses(&self) -> Vec<Address> {
         let inner = self.lock();
-        let departed = inner.departed.iter().filter(|e| e.backend.active() > 0);
-        let all = inner.endpoints.iter().chain(departed);
-        let is_standby =
-            |e: &Endpoint| inner.review.falls_back() && e.check.effective == Verdict::Standby;
-        let address = |e: &Endpoint| Address {
-            backend: Arc::clone(&e.backend),
-            is_backup: e.config.is_backup,
-            stands_in: e.config.is_backup || is_standby(e),
-            verdict: e.check.effective,
-            admin: e.admin,
-            awaits_answer: e.check.awaits_answer.is_some(),
-        };
-        all.filter(|e| !e.config.is_down).map(address).collect()
+        let all = inner.endpoints.iter().chain(&inner.departed);
+        all.filter_map(|e| inner.address(e)).collect()
+    }
+
+    /// One of these.
+    pub fn address(&self, backend: &Backend) -> Option<Address> {
+        let inner = self.lock();
+        let number = inner.number_of(backend)?;
+        inner.address(inner.outlined(number)?)
     }
 
     /// All addresses, with those that are no longer named but not forgotten.
@@ -414,8 +428,11 @@ impl Pool {
     /// but not forgotten.
     pub fn backend_named(&self, text: &str, addr: &Addr) -> Option<Arc<Backend>> {
         let inner = self.lock();
-        let mut all = inner.endpoints.iter().chain(&inner.departed);
-        let found = all.find(|e| **e.backend.text() == *text && e.backend.addr == *addr);
+        if let Some(i) = inner.index.endpoint_at(text, addr) {
+            return Some(Arc::clone(&inner.endpoints[i].backend));
+        }
+        let mut departed = inner.departed.iter();
+        let found = departed.find(|e| **e.backend.text() == *text && e.backend.addr == *addr);
         found.map(|e| Arc::clone(&e.backend))
     }
 
@@ -448,9 +465,8 @@ impl Pool {
         let mut inner = self.lock();
         inner.review_if_due(now);
         let single = inner.balancer.is_single();
-        let mut endpoints = inner.endpoints.iter();
-        let endpoint = endpoints.find(|e| e.backend.id == backend.id);
-        endpoint.is_some_and(|e| !e.admission(single, now).is_barred())
+        let endpoint = inner.index.endpoint(backend.id);
+        endpoint.is_some_and(|i| !inner.endpoints[i].admission(single, now).is_barred())
     }
 
     /// The sessions of this address are being terminated: one that was picked for it before, and
@@ -529,13 +545,14 @@ impl Inner {
         let Inner {
             endpoints,
             fast_path,
+            exception,
             ..
         } = self;
         let endpoint = &mut endpoints[i];
         if !*fast_path {
             endpoint.passive.picked(endpoint.config.rule, now);
             if endpoint.end_slow_start(now) {
-                *fast_path = are_all_full(endpoints, now);
+                *fast_path = are_all_full(endpoints, exception, now);
             }
         }
         let backend = &endpoints[i].backend;
@@ -544,9 +561,25 @@ impl Inner {
         Lease::new(Arc::clone(backend))
     }
 
+    /// See [`Pool::addresses`].
+    fn address(&self, e: &Endpoint) -> Option<Address> {
+        if e.config.is_down || e.departed.is_some() && e.backend.active() == 0 {
+            return None;
+        }
+        let is_standby = self.review.falls_back() && e.check.effective == Verdict::Standby;
+        Some(Address {
+            backend: Arc::clone(&e.backend),
+            is_backup: e.config.is_backup,
+            stands_in: e.config.is_backup || is_standby,
+            verdict: e.check.effective,
+            admin: e.admin,
+            awaits_answer: e.check.awaits_answer.is_some(),
+        })
+    }
+
     fn find(&mut self, backend: &Backend) -> Option<&mut Endpoint> {
-        let mut all = self.endpoints.iter_mut().chain(&mut self.departed);
-        all.find(|e| e.backend.id == backend.id)
+        let number = self.number_of(backend)?;
+        self.outlined_mut(number)
     }
 
     /// Whether an endpoint is checked, and no check of it has had a result yet.
@@ -557,9 +590,13 @@ impl Inner {
 
     /// A session found this backend good: its failures do not count any more.
     fn restore(&mut self, id: u64, cause: Cause, now: Instant) {
-        let Some(endpoint) = self.endpoints.iter_mut().find(|e| e.backend.id == id) else {
+        let Some(i) = self.index.endpoint(id) else {
             return;
         };
+        let endpoint = &mut self.endpoints[i];
+        if endpoint.passive.fails() == 0 {
+            return;
+        }
         let before = endpoint.state();
         endpoint.passive.succeeded();
         if (before, endpoint.state()) == (BackendState::Failed, BackendState::Up) {
@@ -567,20 +604,29 @@ impl Inner {
             let transition = endpoint.transition(before, cause, now);
             self.events.push(Event::Transition(transition));
         }
-        self.fast_path = self.fast_path || are_all_full(&self.endpoints, now);
+        self.fast_path = self.fast_path || self.are_all_full(now);
+    }
+
+    fn are_all_full(&mut self, now: Instant) -> bool {
+        are_all_full(&self.endpoints, &mut self.exception, now)
     }
 
     /// A session is on this backend, which `search` picked last. Whether it may stay there.
     fn may_stay(&mut self, search: &Search, backend: &Backend, now: Instant) -> bool {
-        let is_named = |e: &Endpoint| e.backend.id == backend.id;
-        if self.events.awaits_failover() && self.endpoints.iter().any(is_named) {
-            self.events.session_on(backend, now);
+        if self.events.reports_session(backend) && self.index.endpoint(backend.id).is_some() {
+            self.events.report_session(backend, now);
         }
         backend.terminations() == search.terminations
     }
 }
 
-fn are_all_full(endpoints: &[Endpoint], now: Instant) -> bool {
+/// `exception`: where the last look has found one that is not; it is looked at first.
+fn are_all_full(endpoints: &[Endpoint], exception: &mut usize, now: Instant) -> bool {
     let is_full = |e: &Endpoint| e.admission(false, now) == Admission::Full;
-    endpoints.iter().all(is_full)
+    if endpoints.get(*exception).is_some_and(|e| !is_full(e)) {
+        return false;
+    }
+    let found = endpoints.iter().position(|e| !is_full(e));
+    *exception = found.unwrap_or_default();
+    found.is_none()
 }

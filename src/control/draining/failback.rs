@@ -81,7 +81,6 @@ impl Failback {
         lock(&self.current).take();
     }
 
-    #[cfg(test)]
     pub(super) fn is_active(&self) -> bool {
         lock(&self.current).is_some()
     }

@@ -36,8 +36,8 @@ pub struct BackendAt {
 impl Pool {
     /// The configured backends, by their addresses as configured.
     pub fn texts(&self) -> Vec<String> {
-        let inner = self.lock();
-        let configured = inner.configured.iter();
+        let configured = self.configured();
+        let configured = configured.iter();
         configured.map(|c| c.plan.text.clone()).collect()
     }
 
@@ -48,8 +48,8 @@ impl Pool {
 
     /// What the configured backends count.
     pub fn configured_metrics(&self) -> Vec<Arc<BackendMetrics>> {
-        let inner = self.lock();
-        let configured = inner.configured.iter();
+        let configured = self.configured();
+        let configured = configured.iter();
         configured.map(|c| Arc::clone(&c.metrics)).collect()
     }
 
@@ -61,8 +61,8 @@ impl Pool {
             Addr::Tcp(addr) => Some(*addr) == parsed,
             Addr::Unix(_) => false,
         };
-        let inner = self.lock();
-        let configured = inner.configured.iter().filter_map(|c| {
+        let configured = self.configured();
+        let configured = configured.iter().filter_map(|c| {
             let is_named = c.plan.text == address;
             (is_named || c.addresses.iter().any(is_it)).then(|| BackendAt {
                 text: c.plan.text.clone(),
@@ -76,38 +76,40 @@ impl Pool {
     /// The addresses of a configured backend.
     pub fn addresses_of(&self, text: &str) -> Vec<Addr> {
         let inner = self.lock();
-        let configured = inner.configured.iter().find(|c| c.plan.text == text);
-        configured.map_or_else(Vec::new, |c| c.addresses.clone())
+        let of = inner.index.configured(text);
+        of.map_or_else(Vec::new, |of| inner.configured[of].addresses.clone())
     }
 
     /// The addresses of all configured backends that have any.
     pub fn resolved(&self) -> Vec<(String, Vec<Addr>)> {
-        let inner = self.lock();
-        let known = inner.configured.iter().filter(|c| !c.addresses.is_empty());
+        let configured = self.configured();
+        let known = configured.iter().filter(|c| !c.addresses.is_empty());
         known
             .map(|c| (c.plan.text.clone(), c.addresses.clone()))
             .collect()
+    }
+
+    /// The configured backends as they are now. To be read without the lock.
+    pub(super) fn configured(&self) -> Arc<Vec<Arc<Configured>>> {
+        Arc::clone(&self.lock().configured)
     }
 
     /// A new answer from the resolver for a configured backend. Addresses that stay keep their
     /// failures and sessions, and so do those that come back while either is still there: some
     /// resolvers name a part of the addresses at a time. Returns whether anything has changed.
     pub fn set_addresses(&self, text: &str, addresses: &[Addr], now: Instant) -> bool {
-        let has_others = |c: &Configured| c.plan.text == text && c.addresses != addresses;
-        if !self.lock().configured.iter().any(has_others) {
-            return false;
-        }
+        let has_others = |c: &&mut Arc<Configured>| c.plan.text == text && c.addresses != addresses;
         let prepare = |outline: Outline| {
             let mut configured = (*outline.configured).clone();
-            let named = configured.iter_mut().find(|c| has_others(c));
-            named.ok_or(())?.addresses = addresses.to_vec();
+            let named = configured.iter_mut().find(has_others);
+            Arc::make_mut(named.ok_or(())?).addresses = addresses.to_vec();
             let balance = outline.balance.clone();
             Ok::<_, ()>((outline.assemble(configured, &balance, now), ()))
         };
         let replaced = self.reassemble(prepare, |inner, assembly, ()| {
             let before = inner.states();
-            let replaced = inner.put(assembly, now);
-            inner.add_transitions(&replaced, &before, &Cause::Resolver, now);
+            let mut replaced = inner.put(assembly, now);
+            inner.add_transitions(&mut replaced, before, &Cause::Resolver, now);
             self.changed();
             replaced
         });
@@ -132,6 +134,7 @@ impl Pool {
             notifier: Arc::clone(&self.notifier),
             fail_on_reset: plan.fail_on_reset,
             waits: plan.waits,
+            outages: Arc::clone(&self.outages),
             speaks_first: Arc::clone(&self.speaks_first),
             changes: Arc::clone(&self.changes),
         }
@@ -171,8 +174,8 @@ impl Pool {
             inner.review.set_plan(plan);
             let before = inner.states();
             inner.set_start_verdict(start_verdict, now);
-            let replaced = inner.put(assembly, now);
-            inner.add_transitions(&replaced, &before, cause, now);
+            let mut replaced = inner.put(assembly, now);
+            inner.add_transitions(&mut replaced, before, cause, now);
             self.changed();
             (
                 replaced,
@@ -192,28 +195,31 @@ impl Outline {
         plan: &plan::Upstream,
         mut add: impl FnMut(&plan::Backend) -> (Arc<BackendMetrics>, Vec<Addr>),
         now: Instant,
-    ) -> Vec<Configured> {
+    ) -> Vec<Arc<Configured>> {
         let present = self.configured.iter();
-        let present: HashMap<&str, &Configured> =
+        let present: HashMap<&str, &Arc<Configured>> =
             present.map(|c| (c.plan.text.as_str(), c)).collect();
         // Sessions may still be on one since it was removed.
-        let departed = self.backends[self.present..].iter();
+        let departed = self.departed.iter();
         let departed: HashMap<&str, &Arc<BackendMetrics>> =
             departed.map(|b| (&**b.text(), &b.metrics)).collect();
         let of = |backend: &plan::Backend| {
             let text = backend.text.as_str();
             if let Some(present) = present.get(text) {
-                return present.with_plan(backend);
+                return match present.plan == *backend {
+                    true => Arc::clone(present),
+                    false => Arc::new(present.with_plan(backend)),
+                };
             }
             let (metrics, addresses) = add(backend);
             let remembered = self.remembered(text, now);
-            Configured {
+            Arc::new(Configured {
                 plan: backend.clone(),
                 metrics: departed.get(text).map_or(metrics, |of| Arc::clone(of)),
                 addresses,
                 admin: remembered.map_or_else(AdminSetting::default, |r| r.admin),
                 operator_weight: remembered.and_then(|r| r.operator_weight),
-            }
+            })
         };
         plan.backends.iter().map(of).collect()
     }
@@ -225,12 +231,12 @@ impl Outline {
     }
 
     /// What an operator has set for backends that are not among these.
-    fn remembered_with(&self, configured: &[Configured], now: Instant) -> Vec<Remembered> {
+    fn remembered_with(&self, configured: &[Arc<Configured>], now: Instant) -> Vec<Remembered> {
         let texts: HashSet<&str> = configured.iter().map(|c| c.plan.text.as_str()).collect();
         let is_gone = |text: &str| !texts.contains(text);
         let before = self.remembered.iter();
         let before = before.filter(|r| is_gone(&r.text) && now < r.left + REMEMBER);
-        let is_set = |c: &&Configured| {
+        let is_set = |c: &&Arc<Configured>| {
             c.admin.admin_state != AdminState::Ready || c.operator_weight.is_some()
         };
         let left = self.configured.iter().filter(is_set);

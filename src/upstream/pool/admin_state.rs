@@ -88,8 +88,9 @@ impl Pool {
     ) -> Option<AdminChange> {
         let admin_state = order.admin_state;
         let mut inner = self.lock();
-        let mut configured = Arc::make_mut(&mut inner.configured).iter_mut();
-        let configured = configured.find(|c| c.plan.text == text)?;
+        let of = inner.index.configured(text)?;
+        let configured = Arc::make_mut(&mut inner.configured).get_mut(of)?;
+        let configured = Arc::make_mut(configured);
         let metrics = Arc::clone(&configured.metrics);
         let setting = &mut configured.admin;
         let was = std::mem::replace(&mut setting.admin_state, admin_state);
@@ -105,21 +106,22 @@ impl Pool {
             ..setting
         };
         inner.generation += 1;
-        let from = inner.state_of(text, before, now);
+        let from = inner.state_of(of, before, now);
         let first = inner.events.len();
         if was != admin_state {
-            inner.apply_admin_setting(text, setting, was, now);
-            inner.review(None, now);
+            inner.apply_admin_setting(of, setting, was, now);
             self.changed();
         }
         let change = AdminChange {
             from,
-            to: inner.state_of(text, setting, now),
+            to: inner.state_of(of, setting, now),
             sessions: metrics.active(),
         };
         if was != admin_state || order.close_after.is_some() {
-            let all = inner.endpoints.iter().chain(&inner.departed);
-            let of_it = all.filter(|e| **e.backend.text() == *text);
+            let departed = inner.departed.iter();
+            let departed = departed.filter(|e| **e.backend.text() == *text);
+            let of_it = inner.endpoints[inner.index.range(of)].iter();
+            let of_it = of_it.chain(departed);
             let set = AdminStateSet {
                 backends: of_it
                     .map(|e| (Arc::clone(&e.backend), e.config.is_backup))
@@ -150,15 +152,18 @@ impl Inner {
     /// Applies the new setting of a configured backend to its endpoints.
     fn apply_admin_setting(
         &mut self,
-        text: &str,
+        of: usize,
         setting: AdminSetting,
         was: AdminState,
         now: Instant,
     ) {
         let mut changed = Vec::new();
         let has_checks = self.start_verdict.is_some();
-        let all = self.endpoints.iter_mut().chain(&mut self.departed);
-        for endpoint in all.filter(|e| **e.backend.text() == *text) {
+        let text = &self.configured[of].metrics.text;
+        let range = self.index.range(of);
+        let departed = self.departed.iter_mut();
+        let departed = departed.filter(|e| *e.backend.text() == *text);
+        for endpoint in self.endpoints[range.clone()].iter_mut().chain(departed) {
             let from = endpoint.state();
             endpoint.admin = setting;
             if setting.admin_state == AdminState::Maint {
@@ -178,21 +183,21 @@ impl Inner {
             self.events.push(Event::Transition(transition));
             changed.push(endpoint.backend.id);
         }
-        if setting.admin_state == AdminState::Maint {
+        if setting.admin_state == AdminState::Maint && self.review.elects() {
             // What it had proven does not count against others any more.
             for endpoint in &mut self.endpoints {
                 let superseded_by = &mut endpoint.check.evidence.superseded_by;
                 superseded_by.take_if(|by| changed.contains(by));
             }
         }
+        self.review_some(range, None, now);
     }
 
     /// The state of a configured backend, were this set for it.
-    fn state_of(&self, text: &str, admin: AdminSetting, now: Instant) -> BackendState {
-        let endpoints = self.endpoints.iter();
-        let endpoints: Vec<_> = endpoints.filter(|e| **e.backend.text() == *text).collect();
-        let configured = self.configured.iter().find(|c| c.plan.text == text);
-        let state = configured.map(|c| self.explain_state(&c.plan, admin, &endpoints, now).0);
-        state.unwrap_or(BackendState::Down)
+    fn state_of(&self, of: usize, admin: AdminSetting, now: Instant) -> BackendState {
+        let endpoints = self.endpoints[self.index.range(of)].iter();
+        let endpoints: Vec<_> = endpoints.collect();
+        self.explain_state(&self.configured[of].plan, admin, &endpoints, now)
+            .0
     }
 }

@@ -126,7 +126,7 @@ impl Pool {
     /// A session got what it waited for, after so long.
     fn add_time(&self, backend: &Backend, time: Duration, now: Instant) {
         let mut inner = self.lock();
-        if let Some(i) = inner.position(backend) {
+        if let Some(i) = inner.index.endpoint(backend.id) {
             inner.add_time(i, time, now);
         }
     }
@@ -135,7 +135,7 @@ impl Pool {
     /// and an endpoint that has never answered is no faster than those that have.
     fn add_futile_wait(&self, backend: &Backend, time: Duration, now: Instant) {
         let mut inner = self.lock();
-        let Some(i) = inner.position(backend) else {
+        let Some(i) = inner.index.endpoint(backend.id) else {
             return;
         };
         let average = inner.endpoints[i].latency.seconds;
@@ -150,11 +150,6 @@ impl Pool {
 }
 
 impl Inner {
-    fn position(&self, backend: &Backend) -> Option<usize> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.position(|e| e.backend.id == backend.id)
-    }
-
     fn add_time(&mut self, i: usize, time: Duration, now: Instant) {
         let endpoint = &mut self.endpoints[i];
         let period = endpoint.config.rule.fail_timeout;

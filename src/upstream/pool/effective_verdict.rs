@@ -3,8 +3,8 @@
 //! taken out more than they may.
 
 use super::{
-    AdminState, Cause, Checked, Event, Inner, Pool, Transition, are_all_full,
-    configured::Configured, endpoint::Endpoint,
+    AdminState, Cause, Checked, Event, Inner, Pool, Transition, configured::Configured,
+    endpoint::Endpoint, endpoint_admission::Admission,
 };
 use crate::{
     plan::{
@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,8 @@ pub(super) struct Review {
     in_fallback: bool,
     /// When the next verdict will be stale.
     due: Option<Instant>,
+    /// How many endpoints are well.
+    pub(super) well: usize,
 }
 
 /// The check that led to a review, where it changed the verdict on its address.
@@ -72,7 +75,10 @@ impl Review {
 
     pub(super) fn set_plan(&mut self, plan: &plan::Upstream) {
         let Some(check) = &plan.check else {
-            *self = Self::default();
+            *self = Self {
+                well: self.well,
+                ..Self::default()
+            };
             return;
         };
         self.one_primary = check.kind.role() == Some(Role::Primary);
@@ -108,6 +114,18 @@ impl Review {
         }
         let (up, total) = self.panic?;
         Some(format!("panic threshold: {up} of {total} up"))
+    }
+
+    /// Whether there is to be one primary.
+    pub(super) fn elects(&self) -> bool {
+        self.one_primary
+    }
+
+    /// Whether what a check finds about one endpoint decides about no other.
+    fn is_of_each(&self) -> bool {
+        let may_stand_in = self.role_fallback || self.in_fallback;
+        let may_panic = self.panic_threshold > 0 || self.panic.is_some();
+        !self.one_primary && self.stale_after.is_none() && !may_panic && !may_stand_in
     }
 
     /// Whether standbys are used when no other is up.
@@ -148,8 +166,9 @@ impl Pool {
             },
             doubted_for: change.map_or(Duration::ZERO, |change| change.doubted_for),
         });
-        let mut may_change = inner
-            .find(backend)
+        let number = inner.number_of(backend);
+        let mut may_change = number
+            .and_then(|number| inner.outlined_mut(number))
             .is_some_and(|e| e.record_check(checked, change, now));
         if proves {
             may_change |= inner.prove_connect(backend, began, now);
@@ -158,10 +177,11 @@ impl Pool {
             may_change |= inner.end_superseding(backend, &epoch);
         }
         if may_change {
-            inner.review(trigger, now);
+            let changed = number.map_or(0..0, |number| number..number + 1);
+            inner.review_some(changed, trigger, now);
             self.changed();
         }
-        inner.endpoints.iter().any(Endpoint::is_well)
+        inner.review.well > 0
     }
 
     /// The verdict from the checks of this address alone, or the one at the start.
@@ -214,54 +234,90 @@ impl Inner {
     /// Looks at all endpoints together. Under the lock, so that no pick ever sees two primaries
     /// that are believed.
     pub(super) fn review(&mut self, trigger: Option<Trigger>, now: Instant) {
+        if self.review.is_of_each() {
+            let all = 0..self.endpoints.len() + self.departed.len();
+            self.review.due = None;
+            self.review_some(all, trigger, now);
+            return;
+        }
         self.find_stale(now);
         let mut verdicts = self.elect().into_iter();
         let mut transitions = Vec::new();
         for endpoint in self.endpoints.iter_mut().chain(&mut self.departed) {
             // One that has departed competes with no other.
-            let (to, why) = verdicts.next().unwrap_or((endpoint.check.own, None));
-            if endpoint.check.awaits_answer.is_some() && to.is_up() {
-                continue;
-            }
-            endpoint.check.why.clone_from(&why);
-            let from = std::mem::replace(&mut endpoint.check.effective, to);
-            // A verdict that no check has confirmed is no event.
-            if from == to || !endpoint.check.checked_once {
-                continue;
-            }
-            endpoint.check.since = Some(now);
-            let trigger = trigger
-                .as_ref()
-                .filter(|t| t.backend == endpoint.backend.id);
-            let (cause, doubted_for) = match (why, trigger) {
-                (Some(how), _) if to == Verdict::WrongRole => {
-                    (Cause::Superseded(how), Duration::ZERO)
-                }
-                (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
-                (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
-                (None, None) => (Cause::OnePrimary, Duration::ZERO),
-            };
-            transitions.push(Transition {
-                to: Some(to.state()),
-                doubted_for,
-                ..endpoint.transition(from.state(), cause, now)
-            });
+            let verdict = verdicts.next().unwrap_or((endpoint.check.own, None));
+            transitions.extend(endpoint.follow_verdict(verdict, trigger.as_ref(), now));
         }
-        // First those that must not be used any more, then those that replace them.
+        self.push_transitions(transitions);
+        self.review_panic();
+        self.review_fallback(now);
+        let in_panic = self.review.panic.is_some();
+        self.review.well = 0;
+        for endpoint in &mut self.endpoints {
+            let check = &mut endpoint.check;
+            let stands_in = self.review.stands_in(check.effective);
+            check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
+            endpoint.is_counted = endpoint.is_well();
+            self.review.well += usize::from(endpoint.is_counted);
+        }
+        self.fast_path = self.are_all_full(now);
+        self.line.stop_probing();
+        self.serve(now);
+    }
+
+    /// The same where something has happened to these endpoints alone, or to one that has departed,
+    /// by their numbers: thousands of others are not looked at if it does not concern them.
+    pub(super) fn review_some(
+        &mut self,
+        numbers: Range<usize>,
+        trigger: Option<Trigger>,
+        now: Instant,
+    ) {
+        if !self.review.is_of_each() {
+            self.review(trigger, now);
+            return;
+        }
+        let are_all = numbers.start == 0 && numbers.end >= self.endpoints.len();
+        let (mut transitions, mut is_any_full) = (Vec::new(), false);
+        if are_all {
+            self.fast_path = true;
+            self.review.well = 0;
+        }
+        for number in numbers {
+            let is_present = number < self.endpoints.len();
+            let Some(endpoint) = self.outlined_mut(number) else {
+                continue;
+            };
+            let verdict = (endpoint.check.own, None);
+            let transition = endpoint.follow_verdict(verdict, trigger.as_ref(), now);
+            if is_present {
+                let check = &mut endpoint.check;
+                check.admits = check.effective.is_up() && !check.is_stale;
+                let is_full = endpoint.admission(false, now) == Admission::Full;
+                let is_well = endpoint.is_well();
+                let was_well = std::mem::replace(&mut endpoint.is_counted, is_well);
+                self.review.well += usize::from(is_well);
+                self.review.well -= usize::from(was_well && !are_all);
+                match is_full {
+                    true => is_any_full = true,
+                    false => (self.fast_path, self.exception) = (false, number),
+                }
+            }
+            transitions.extend(transition);
+        }
+        self.push_transitions(transitions);
+        let may_be_fast = is_any_full && !are_all;
+        self.fast_path = self.fast_path || may_be_fast && self.are_all_full(now);
+        self.line.stop_probing();
+        self.serve(now);
+    }
+
+    /// First those that must not be used any more, then those that replace them.
+    fn push_transitions(&mut self, mut transitions: Vec<Transition>) {
         transitions.sort_by_key(|transition| transition.to == Some(BackendState::Up));
         for transition in transitions {
             self.events.push(Event::Transition(transition));
         }
-        self.review_panic();
-        self.review_fallback(now);
-        let in_panic = self.review.panic.is_some();
-        for Endpoint { check, .. } in &mut self.endpoints {
-            let stands_in = self.review.stands_in(check.effective);
-            check.admits = in_panic || stands_in || check.effective.is_up() && !check.is_stale;
-        }
-        self.fast_path = are_all_full(&self.endpoints, now);
-        self.line.stop_probing();
-        self.serve(now);
     }
 
     /// A check that began then was good. Returns whether that ends what failed connects began.
@@ -327,14 +383,15 @@ impl Inner {
         }
     }
 
-    /// The verdict on each endpoint beside the others, and why it differs from its own.
+    /// The verdict on each endpoint beside the others, and why it differs from its own; none where
+    /// that is its own.
     fn elect(&mut self) -> Vec<(Verdict, Option<String>)> {
+        if !self.review.one_primary {
+            return Vec::new();
+        }
         let endpoints = &mut self.endpoints;
         let own = endpoints.iter().map(|e| (e.check.own, None));
         let mut verdicts: Vec<_> = own.collect();
-        if !self.review.one_primary {
-            return verdicts;
-        }
         let claims = |e: &Endpoint| {
             !e.config.is_down && (e.check.own.is_up() || e.check.evidence.epoch.is_some())
         };
@@ -370,6 +427,9 @@ impl Inner {
     /// are required.
     fn review_fallback(&mut self, now: Instant) {
         let before = self.review.in_fallback;
+        if !before && !self.review.role_fallback {
+            return;
+        }
         let serves = |e: &&Endpoint| {
             let is_ready = e.admin.admin_state == AdminState::Ready;
             let is_meant = !e.config.is_down && !e.config.is_draining;
@@ -399,8 +459,7 @@ impl Inner {
         if review.panic_threshold == 0 {
             return;
         }
-        let (regular, backups) = self.endpoints.split_at(self.balancer.regular().end);
-        let serves = |backend: &&[Endpoint]| {
+        let serves = |backend: &[Endpoint]| {
             let is_meant = |e: &Endpoint| !e.config.is_down && !e.config.is_draining;
             let serves = |e: &Endpoint| is_meant(e) && e.config.weight > 0;
             let is_ready = |e: &Endpoint| e.admin.admin_state == AdminState::Ready;
@@ -408,24 +467,30 @@ impl Inner {
         };
         let is_known = |e: &Endpoint| e.check.awaits_answer.is_none();
         let is_well = |e: &Endpoint| e.check.own.is_up() && is_known(e);
-        let is_up = |backend: &&[Endpoint]| backend.iter().any(is_well);
+        let is_up = |backend: &[Endpoint]| backend.iter().any(is_well);
         let is_unchecked = |e: &Endpoint| e.check.own == Verdict::Down(None) || !is_known(e);
-        let same = |a: &Endpoint, b: &Endpoint| a.backend.text() == b.backend.text();
-        let (mut up, mut has_unchecked) = (0, false);
-        for backend in regular.chunk_by(same).filter(serves) {
-            up += usize::from(is_up(&backend));
-            has_unchecked |= backend.iter().all(is_unchecked);
-        }
-        // Wherever their names lead.
-        let counts = |c: &&Configured| {
-            let plan = &c.plan;
-            let serves = !plan.backup && !plan.down && c.weight() > 0;
+        // Wherever its name leads.
+        let counts = |c: &Configured| {
+            let serves = !c.plan.down && c.weight() > 0;
             serves && c.admin.admin_state == AdminState::Ready
         };
-        let total = self.configured.iter().filter(counts).count();
+        let (endpoints, index) = (&self.endpoints, &self.index);
+        let of = |backup| {
+            let all = self.configured.iter().enumerate();
+            let all = all.filter(move |(_, c)| c.plan.backup == backup);
+            all.map(|(of, configured)| (configured, &endpoints[index.range(of)]))
+        };
+        let (mut up, mut total, mut has_unchecked) = (0, 0, false);
+        for (configured, backend) in of(false) {
+            total += usize::from(counts(configured));
+            if serves(backend) {
+                up += usize::from(is_up(backend));
+                has_unchecked |= backend.iter().all(is_unchecked);
+            }
+        }
         let few = up as u128 * 100 < u128::from(review.panic_threshold) * total as u128;
         // Backups are there for the case that no other is up.
-        let has_backup = || backups.chunk_by(same).any(|b| serves(&b) && is_up(&b));
+        let has_backup = || of(true).any(|(_, backend)| serves(backend) && is_up(backend));
         // A backend that is yet to be checked neither starts nor ends it.
         let is_known = !has_unchecked || review.panic.is_some();
         let panic = (few && is_known && (up > 0 || !has_backup())).then_some((up, total));
@@ -453,6 +518,40 @@ fn shown_by(check: &plan::Check) -> &'static [FailureOf] {
             | CheckKind::Postgres { .. }
             | CheckKind::Mysql { .. },
         ) => &[FailureOf::Connection, FailureOf::Answer],
+    }
+}
+
+impl Endpoint {
+    /// Takes over the verdict on it beside the others, with the reason where that is not its own.
+    /// Returns the transition, if it is one.
+    fn follow_verdict(
+        &mut self,
+        (to, why): (Verdict, Option<String>),
+        trigger: Option<&Trigger>,
+        now: Instant,
+    ) -> Option<Transition> {
+        if self.check.awaits_answer.is_some() && to.is_up() {
+            return None;
+        }
+        self.check.why.clone_from(&why);
+        let from = std::mem::replace(&mut self.check.effective, to);
+        // A verdict that no check has confirmed is no event.
+        if from == to || !self.check.checked_once {
+            return None;
+        }
+        self.check.since = Some(now);
+        let trigger = trigger.filter(|t| t.backend == self.backend.id);
+        let (cause, doubted_for) = match (why, trigger) {
+            (Some(how), _) if to == Verdict::WrongRole => (Cause::Superseded(how), Duration::ZERO),
+            (Some(why), _) => (Cause::TwoPrimaries(why), Duration::ZERO),
+            (None, Some(trigger)) => (trigger.cause.clone(), trigger.doubted_for),
+            (None, None) => (Cause::OnePrimary, Duration::ZERO),
+        };
+        Some(Transition {
+            to: Some(to.state()),
+            doubted_for,
+            ..self.transition(from.state(), cause, now)
+        })
     }
 }
 

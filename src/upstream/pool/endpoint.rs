@@ -29,6 +29,8 @@ pub(super) struct Endpoint {
     /// While a rebalancing is under way: with so many sessions it gets no other, as long as other
     /// endpoints have fewer than theirs.
     pub(super) ceiling: Option<u64>,
+    /// Whether it is among those that are well, as they were counted last.
+    pub(super) is_counted: bool,
     /// Since when the resolver or the configuration no longer names it; `None`: it is named.
     pub(super) departed: Option<Instant>,
 }
@@ -81,6 +83,7 @@ impl Endpoint {
             slow_start: None,
             latency: Average::default(),
             ceiling: None,
+            is_counted: false,
             departed: None,
         }
     }
@@ -146,6 +149,8 @@ impl Endpoint {
 
     /// Whether checks and the operator let sessions come to it.
     pub(super) fn is_well(&self) -> bool {
+        #[cfg(test)]
+        super::locked::looks::count();
         let is_ready = self.admin.admin_state == AdminState::Ready;
         let is_meant = !self.config.is_down && !self.config.is_draining;
         self.check.effective.is_up() && !self.check.is_stale && is_meant && is_ready
@@ -164,6 +169,8 @@ impl Endpoint {
 
     /// A transition to its present state, from this one.
     pub(super) fn transition(&self, from: BackendState, cause: Cause, now: Instant) -> Transition {
+        #[cfg(test)]
+        super::locked::looks::count();
         Transition {
             backend: Arc::clone(&self.backend),
             is_backup: self.config.is_backup,
@@ -177,6 +184,8 @@ impl Endpoint {
 
     /// Whether state would be lost if it were dropped now: sessions, failures or a slow start.
     pub(super) fn is_worth_keeping(&self, now: Instant) -> bool {
+        #[cfg(test)]
+        super::locked::looks::count();
         self.backend.active() > 0
             || !self.passive.is_available(self.config.rule, now)
             || self.slow_start.is_some() && !self.has_started(now)

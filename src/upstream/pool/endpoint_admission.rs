@@ -114,6 +114,8 @@ impl Endpoint {
     }
 
     fn lasting_bar_with(&self, config: &EndpointConfig) -> Option<Bar> {
+        #[cfg(test)]
+        super::locked::looks::count();
         match self.admin.admin_state {
             AdminState::Ready => {}
             AdminState::Drain => return Some(Bar::Drained),

@@ -9,12 +9,12 @@ use crate::{
     upstream::{
         backend::Backend,
         notifier::Notifier,
-        pool::{AdminOrder, AdminState, WeightSet},
+        pool::{AdminOrder, AdminState, WeightSet, preparation::Exchange},
     },
 };
 use ahash::HashMap;
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, PoisonError, Weak},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -124,17 +124,48 @@ pub struct AdminChange {
     pub sessions: u64,
 }
 
-/// Events that the consumer has not taken yet, and the outages that sessions may still report on.
+/// Events that the consumer has not taken yet, as short as they can be written down under the lock
+/// of the pool.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    queue: Vec<Event>,
+    queue: Vec<Queued>,
     notifier: Arc<Notifier>,
+    reported: Reported,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Event(Event),
+    /// Transitions of thousands at once.
+    Exchange(Box<Exchange>),
+    /// A backend has taken a session since others went out of service.
+    Session {
+        taker: u64,
+        text: Arc<str>,
+        at: Instant,
+    },
+}
+
+/// Which sessions are reported, because backends went out of service before.
+#[derive(Debug, Default)]
+enum Reported {
+    #[default]
+    None,
+    /// Those on any backend.
+    All,
+    /// Those on another backend than this one, which has taken one and may be out of service.
+    NotOn(u64),
+}
+
+/// The consumer's part: the outages that a session may still end.
+#[derive(Debug, Default)]
+pub(super) struct Outages {
     /// Backends out of service since which no session has gone to another one, by their addresses,
     /// each with its place in the order of these events. Weak, so that those that are gone do not
     /// pile up.
     awaiting_failover: HashMap<Addr, (u64, Weak<Backend>)>,
     /// How many outages there have been.
-    outages: u64,
+    count: u64,
 }
 
 impl Cause {
@@ -190,23 +221,87 @@ impl Events {
     }
 
     pub(super) fn push(&mut self, event: Event) {
-        if let Event::Transition(transition) = &event {
-            self.follow(transition);
+        if let Event::Transition(transition) = &event
+            && transition.is_outage()
+        {
+            self.reported = Reported::All;
         }
-        self.queue.push(event);
+        self.enqueue(Queued::Event(event));
+    }
+
+    /// The transitions are made when the consumer takes them.
+    pub(super) fn push_exchange(&mut self, exchange: Exchange) {
+        if exchange.may_have_outage() {
+            self.reported = Reported::All;
+        }
+        self.enqueue(Queued::Exchange(Box::new(exchange)));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// `at`: what [`Self::len`] was when its consequences began.
+    pub(super) fn insert_admin_state(&mut self, at: usize, set: AdminStateSet) {
+        let event = Queued::Event(Event::AdminStateSet(set));
+        self.queue.insert(at, event);
         self.notifier.notify();
     }
 
-    /// Thousands may come at once, under the lock.
-    pub(super) fn extend(&mut self, transitions: impl Iterator<Item = Transition>) {
-        let before = self.queue.len();
-        for transition in transitions {
-            self.follow(&transition);
-            self.queue.push(Event::Transition(transition));
+    /// Whether a session that this backend takes is an event.
+    #[inline]
+    pub(super) fn reports_session(&self, taker: &Backend) -> bool {
+        match self.reported {
+            Reported::None => false,
+            Reported::All => true,
+            Reported::NotOn(id) => id != taker.id,
         }
-        if self.queue.len() > before {
-            self.notifier.notify();
+    }
+
+    /// A session has been taken by this backend, and is an event.
+    pub(super) fn report_session(&mut self, taker: &Backend, at: Instant) {
+        self.reported = match self.reported {
+            // It can be out of service itself, until another one takes a session.
+            Reported::All => Reported::NotOn(taker.id),
+            Reported::None | Reported::NotOn(_) => Reported::None,
+        };
+        self.enqueue(Queued::Session {
+            taker: taker.id,
+            text: Arc::clone(taker.text()),
+            at,
+        });
+    }
+
+    fn enqueue(&mut self, queued: Queued) {
+        self.queue.push(queued);
+        self.notifier.notify();
+    }
+}
+
+impl Outages {
+    /// The events that these stand for.
+    fn follow_all(&mut self, queue: Vec<Queued>) -> Vec<Event> {
+        let mut events = Vec::with_capacity(queue.len());
+        for queued in queue {
+            match queued {
+                Queued::Event(event) => {
+                    if let Event::Transition(transition) = &event {
+                        self.follow(transition);
+                    }
+                    events.push(event);
+                }
+                Queued::Exchange(exchange) => {
+                    for transition in exchange.transitions() {
+                        self.follow(&transition);
+                        events.push(Event::Transition(transition));
+                    }
+                }
+                Queued::Session { taker, text, at } => {
+                    events.extend(self.end_by_session(taker, &text, at));
+                }
+            }
         }
+        events
     }
 
     /// What happens next to an address ends its last outage.
@@ -221,45 +316,31 @@ impl Events {
             if awaiting.len() == awaiting.capacity() {
                 awaiting.retain(|_, (_, backend)| backend.strong_count() > 0);
             }
-            self.outages += 1;
-            let entry = (self.outages, Arc::downgrade(backend));
+            self.count += 1;
+            let entry = (self.count, Arc::downgrade(backend));
             awaiting.insert(backend.addr.clone(), entry);
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// `at`: what [`Self::len`] was when its consequences began.
-    pub(super) fn insert_admin_state(&mut self, at: usize, set: AdminStateSet) {
-        self.queue.insert(at, Event::AdminStateSet(set));
-        self.notifier.notify();
-    }
-
-    pub(super) fn take(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.queue)
-    }
-
-    /// Whether the next session on another backend is an event.
-    pub(super) fn awaits_failover(&self) -> bool {
-        !self.awaiting_failover.is_empty()
-    }
-
-    /// A session has been taken by this backend.
-    pub(super) fn session_on(&mut self, taker: &Backend, at: Instant) {
-        let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker.id);
+    /// A session has been taken by the backend with this id and text.
+    fn end_by_session(
+        &mut self,
+        taker: u64,
+        text: &Arc<str>,
+        at: Instant,
+    ) -> impl Iterator<Item = Event> {
+        let is_taker = |b: &Weak<Backend>| b.upgrade().is_some_and(|b| b.id == taker);
         let awaiting = std::mem::take(&mut self.awaiting_failover).into_iter();
         let (own, mut others): (Vec<_>, Vec<_>) = awaiting.partition(|(_, (_, b))| is_taker(b));
         self.awaiting_failover.extend(own);
         others.sort_unstable_by_key(|(_, (order, _))| *order);
-        let backends = others.iter().filter_map(|(_, (_, b))| b.upgrade());
-        self.queue.extend(backends.map(|backend| Event::FailedOver {
+        let text = Arc::clone(text);
+        let backends = others.into_iter().filter_map(|(_, (_, b))| b.upgrade());
+        backends.map(move |backend| Event::FailedOver {
             backend,
-            to: Arc::clone(taker.text()),
+            to: Arc::clone(&text),
             at,
-        }));
-        self.notifier.notify();
+        })
     }
 }
 
@@ -274,11 +355,15 @@ impl super::Pool {
     /// notified, since time alone can make a verdict stale, or let a
     /// session in that waits.
     pub fn take_events(&self, now: Instant) -> (Vec<Event>, Option<Instant>) {
+        // Held beyond the lock of the pool, so that what two callers get is in order.
+        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         inner.review_if_due(now);
         inner.serve(now);
         let next = inner.review.next(now).into_iter().chain(inner.service_due);
         let next = next.min();
-        (inner.events.take(), next)
+        let queue = std::mem::take(&mut inner.events.queue);
+        drop(inner);
+        (outages.follow_all(queue), next)
     }
 }

@@ -43,9 +43,8 @@ impl Pool {
     pub fn must_go(&self, backend: &Backend) -> Option<CloseReason> {
         let inner = self.lock();
         let single = inner.balancer.is_single();
-        let mut endpoints = inner.endpoints.iter();
-        let reason = match endpoints.find(|e| e.backend.id == backend.id) {
-            Some(endpoint) => endpoint.reason_to_leave(single),
+        let reason = match inner.index.endpoint(backend.id) {
+            Some(i) => inner.endpoints[i].reason_to_leave(single),
             None => Some(CloseReason::BackendRemoved),
         };
         reason.filter(|reason| inner.moves.does(*reason))
@@ -54,10 +53,9 @@ impl Pool {
     /// The backend that was configured with this text and has this address now.
     pub fn backend_at(&self, text: &str, address: &str) -> Option<Arc<Backend>> {
         let inner = self.lock();
-        let mut endpoints = inner.endpoints.iter();
-        let found = endpoints
-            .find(|e| &**e.backend.text() == text && e.backend.addr.to_string() == address);
-        found.map(|endpoint| Arc::clone(&endpoint.backend))
+        let backends = &inner.index.backends[inner.index.range_of(text)];
+        let found = backends.iter().find(|b| b.addr.to_string() == address);
+        found.cloned()
     }
 
     /// Whether a flow whose backend the network reports as gone has to move to another one.

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use ahash::HashMap;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 impl Pool {
     /// The candidates for a session now, with the backends of `plan`, which is in effect.
@@ -104,14 +104,13 @@ fn forecasts(
     mut add: impl FnMut(&plan::Backend) -> Vec<Addr>,
     now: Instant,
 ) -> Vec<Forecast> {
-    let configured = outline.map_or(&[][..], |outline| &outline.configured);
-    let configured: HashMap<&str, &Configured> = configured
+    let configured = outline.map_or(&[][..], |outline| &outline.configured[..]);
+    let configured: HashMap<&str, &Arc<Configured>> = configured
         .iter()
         .map(|c| (c.plan.text.as_str(), c))
         .collect();
-    let backends = outline.map_or(&[][..], |outline| &outline.backends);
+    let backends = outline.into_iter().flat_map(Outline::backends);
     let known: HashMap<(&str, &Addr), usize> = backends
-        .iter()
         .enumerate()
         .map(|(i, b)| ((&**b.text(), &b.addr), i))
         .collect();

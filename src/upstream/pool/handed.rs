@@ -3,8 +3,9 @@
 use super::{
     AdminSetting, AdminState, Checked, Inner, OperatorWeight, Pool,
     check_record::{CheckRecord, PrimaryEvidence},
-    configured::Remembered,
+    configured::{Configured, Remembered},
     endpoint::Endpoint,
+    index::Index,
     preparation::Outline,
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
         health::{Epoch, Finding, Lag, Passive, Progress, Runs, Verdict},
     },
 };
+use ahash::HashMap;
 use std::{
     convert::Infallible,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -34,17 +36,41 @@ impl Pool {
     pub fn record(&self) -> PoolRecord {
         let inner = self.lock();
         let counts = |(up, total)| (up as u64, total as u64);
-        let review = inner.review.handed();
+        let (panic, in_fallback) = inner.review.handed();
+        let is_checked = inner.start_verdict.is_some();
+        let (configured, index) = (Arc::clone(&inner.configured), Arc::clone(&inner.index));
+        let remembered = inner.remembered.clone();
+        let rotation = inner.balancer.rotation().to_vec();
+        drop(inner);
         PoolRecord {
             upstream: self.name.to_string(),
-            is_checked: inner.start_verdict.is_some(),
-            backends: inner.backend_records(),
-            endpoints: inner.endpoint_records(),
-            remembered: inner.remembered_records(),
-            panic: review.0.map(counts),
-            in_fallback: review.1,
+            is_checked,
+            backends: backend_records(&configured),
+            endpoints: self.endpoint_records(&index, &rotation),
+            remembered: remembered_records(&remembered),
+            panic: panic.map(counts),
+            in_fallback,
             speaks_first: self.speaks_first.load(Relaxed),
         }
+    }
+
+    /// `rotation`: of the endpoints with this index.
+    fn endpoint_records(&self, index: &Index, rotation: &[RotationWeight]) -> Vec<EndpointRecord> {
+        let mut records = Vec::with_capacity(rotation.len());
+        let backends = index.backends.chunks(PART).zip(rotation.chunks(PART));
+        for (backends, weights) in backends {
+            let inner = self.lock();
+            // One that has left meanwhile is left out.
+            let present = backends
+                .iter()
+                .zip(weights)
+                .filter_map(|(backend, weight)| {
+                    let i = inner.index.endpoint(backend.id)?;
+                    Some(inner.endpoint_record(&inner.endpoints[i], *weight))
+                });
+            records.extend(present);
+        }
+        records
     }
 
     /// Goes on with what another process has recorded, as far as this pool has the same backends.
@@ -101,39 +127,40 @@ impl Pool {
     }
 }
 
+/// So many endpoints are recorded before workers get the lock again.
+const PART: usize = 64;
+
+fn backend_records(configured: &[Arc<Configured>]) -> Vec<BackendRecord> {
+    let records = configured.iter().map(|c| BackendRecord {
+        text: c.plan.text.clone(),
+        addresses: c.addresses.iter().map(ToString::to_string).collect(),
+        admin_state: c.admin.admin_state.word().to_owned(),
+        admin_since: c.admin.since.map(time::micros_at),
+        admin_term: c.admin.term,
+        operator_weight: c
+            .operator_weight
+            .map(|set| (set.weight, time::micros_at(set.since))),
+        left: None,
+    });
+    records.collect()
+}
+
+fn remembered_records(remembered: &[Remembered]) -> Vec<BackendRecord> {
+    let records = remembered.iter().map(|r| BackendRecord {
+        text: r.text.clone(),
+        addresses: Vec::new(),
+        admin_state: r.admin.admin_state.word().to_owned(),
+        admin_since: r.admin.since.map(time::micros_at),
+        admin_term: r.admin.term,
+        operator_weight: r
+            .operator_weight
+            .map(|set| (set.weight, time::micros_at(set.since))),
+        left: Some(time::micros_at(r.left)),
+    });
+    records.collect()
+}
+
 impl Inner {
-    fn backend_records(&self) -> Vec<BackendRecord> {
-        let configured = self.configured.iter();
-        let records = configured.map(|c| BackendRecord {
-            text: c.plan.text.clone(),
-            addresses: c.addresses.iter().map(ToString::to_string).collect(),
-            admin_state: c.admin.admin_state.word().to_owned(),
-            admin_since: c.admin.since.map(time::micros_at),
-            admin_term: c.admin.term,
-            operator_weight: c
-                .operator_weight
-                .map(|set| (set.weight, time::micros_at(set.since))),
-            left: None,
-        });
-        records.collect()
-    }
-
-    fn remembered_records(&self) -> Vec<BackendRecord> {
-        let remembered = self.remembered.iter();
-        let records = remembered.map(|r| BackendRecord {
-            text: r.text.clone(),
-            addresses: Vec::new(),
-            admin_state: r.admin.admin_state.word().to_owned(),
-            admin_since: r.admin.since.map(time::micros_at),
-            admin_term: r.admin.term,
-            operator_weight: r
-                .operator_weight
-                .map(|set| (set.weight, time::micros_at(set.since))),
-            left: Some(time::micros_at(r.left)),
-        });
-        records.collect()
-    }
-
     fn take_over_remembered(&mut self, records: &[BackendRecord], now: Instant) {
         let remembered = records.iter().map(|record| {
             let (admin, operator_weight) = settings(record, now);
@@ -147,33 +174,28 @@ impl Inner {
         self.remembered = remembered.collect();
     }
 
-    fn endpoint_records(&self) -> Vec<EndpointRecord> {
-        let endpoints = self.endpoints.iter().zip(self.balancer.rotation());
-        let records = endpoints.map(|(endpoint, rotation)| {
-            let [first, last, trial] = endpoint.passive.times();
-            EndpointRecord {
-                backend: endpoint.backend.text().to_string(),
-                address: endpoint.backend.addr.to_string(),
-                check: self.checked_record(&endpoint.check),
-                judge: judge_record(endpoint.check.progress),
-                fails: endpoint.passive.fails(),
-                first_failure: first.map(time::micros_at),
-                last_failure: last.map(time::micros_at),
-                last_trial: trial.map(time::micros_at),
-                slow_start: endpoint.slow_start.map(time::micros_at),
-                average_seconds: endpoint.latency.seconds,
-                average_halves: endpoint.latency.halves.map(time::micros_at),
-                rotation: Some((rotation.weight, rotation.effective, rotation.current)),
-            }
-        });
-        records.collect()
+    fn endpoint_record(&self, endpoint: &Endpoint, rotation: RotationWeight) -> EndpointRecord {
+        let [first, last, trial] = endpoint.passive.times();
+        EndpointRecord {
+            backend: endpoint.backend.text().to_string(),
+            address: endpoint.backend.addr.to_string(),
+            check: self.checked_record(&endpoint.check),
+            judge: judge_record(endpoint.check.progress),
+            fails: endpoint.passive.fails(),
+            first_failure: first.map(time::micros_at),
+            last_failure: last.map(time::micros_at),
+            last_trial: trial.map(time::micros_at),
+            slow_start: endpoint.slow_start.map(time::micros_at),
+            average_seconds: endpoint.latency.seconds,
+            average_halves: endpoint.latency.halves.map(time::micros_at),
+            rotation: Some((rotation.weight, rotation.effective, rotation.current)),
+        }
     }
 
     fn checked_record(&self, check: &CheckRecord) -> CheckedRecord {
         let evidence = &check.evidence;
         let by = evidence.superseded_by.and_then(|by| {
-            let mut endpoints = self.endpoints.iter();
-            let by = &endpoints.find(|e| e.backend.id == by)?.backend;
+            let by = &self.endpoints[self.index.endpoint(by)?].backend;
             Some((by.text().to_string(), by.addr.to_string()))
         });
         CheckedRecord {
@@ -195,17 +217,14 @@ impl Inner {
 
     fn take_over_backends(&mut self, records: &[BackendRecord], now: Instant) {
         self.generation += 1;
-        for configured in Arc::make_mut(&mut self.configured) {
-            let mut records = records.iter();
-            let Some(record) = records.find(|record| record.text == configured.plan.text) else {
+        let configured = Arc::make_mut(&mut self.configured);
+        for record in records {
+            let Some(of) = self.index.configured(&record.text) else {
                 continue;
             };
+            let configured = Arc::make_mut(&mut configured[of]);
             (configured.admin, configured.operator_weight) = settings(record, now);
-        }
-        for endpoint in &mut self.endpoints {
-            let mut configured = self.configured.iter();
-            let text = endpoint.backend.text();
-            if let Some(configured) = configured.find(|c| c.metrics.text == *text) {
+            for endpoint in &mut self.endpoints[self.index.range(of)] {
                 endpoint.admin = configured.admin;
             }
         }
@@ -218,12 +237,12 @@ impl Inner {
         now: Instant,
     ) {
         let past = |at: Option<u64>| at.map(|at| time::past_at(at, now));
-        let ids: Vec<(String, String, u64)> = self.endpoints.iter().map(identity).collect();
+        let ids: HashMap<Identity, u64> = (self.endpoints.iter())
+            .map(|endpoint| (identity(endpoint), endpoint.backend.id))
+            .collect();
+        let known = by_identity(records);
         for endpoint in &mut self.endpoints {
-            let (backend, address, _) = identity(endpoint);
-            let mut records = records.iter();
-            let is_it = |r: &&EndpointRecord| r.backend == backend && r.address == address;
-            let Some(record) = records.find(is_it) else {
+            let Some(record) = known.get(&identity(endpoint)) else {
                 continue;
             };
             let times = [record.first_failure, record.last_failure, record.last_trial];
@@ -250,8 +269,9 @@ impl Inner {
     fn take_over_rotation(&mut self, records: &[EndpointRecord]) {
         let mut all = records.iter().filter(|record| record.rotation.is_some());
         let rotation = self.endpoints.iter().map(|endpoint| {
-            let (backend, address, _) = identity(endpoint);
-            let is_it = |r: &&EndpointRecord| r.backend == backend && r.address == address;
+            let identity = identity(endpoint);
+            let is_it =
+                |r: &&EndpointRecord| (&r.backend, &r.address) == (&identity.0, &identity.1);
             let (weight, effective, current) = all.find(is_it)?.rotation?;
             Some(RotationWeight {
                 weight,
@@ -280,17 +300,29 @@ fn settings(record: &BackendRecord, now: Instant) -> (AdminSetting, Option<Opera
     (admin, weight)
 }
 
-fn identity(endpoint: &Endpoint) -> (String, String, u64) {
+/// The text of a backend, and one of its addresses.
+type Identity = (String, String);
+
+fn identity(endpoint: &Endpoint) -> Identity {
     let backend = &endpoint.backend;
-    let (text, address) = (backend.text().to_string(), backend.addr.to_string());
-    (text, address, backend.id)
+    (backend.text().to_string(), backend.addr.to_string())
+}
+
+/// Of several records of an endpoint the first counts.
+fn by_identity(records: &[EndpointRecord]) -> HashMap<Identity, &EndpointRecord> {
+    let mut known = HashMap::default();
+    for record in records {
+        let identity = (record.backend.clone(), record.address.clone());
+        known.entry(identity).or_insert(record);
+    }
+    known
 }
 
 /// What this program does not know is left as it is at a start.
 fn take_over_check(
     check: &mut CheckRecord,
     record: &EndpointRecord,
-    ids: &[(String, String, u64)],
+    ids: &HashMap<Identity, u64>,
     now: Instant,
 ) {
     let CheckedRecord {
@@ -312,11 +344,7 @@ fn take_over_check(
         return;
     };
     let past = |at: &u64| time::past_at(*at, now);
-    let by = superseded_by.as_ref().and_then(|(backend, address)| {
-        let mut ids = ids.iter();
-        let is_it = |(b, a, _): &&(String, String, u64)| b == backend && a == address;
-        ids.find(is_it).map(|(_, _, id)| *id)
-    });
+    let by = superseded_by.as_ref().and_then(|by| ids.get(by).copied());
     let progress = progress(&record.judge, now);
     *check = CheckRecord {
         own,

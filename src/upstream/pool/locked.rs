@@ -28,6 +28,8 @@ impl<'a> Locked<'a> {
                 pause::wait(|| inner.lock().unwrap_or_else(PoisonError::into_inner))
             }
         };
+        #[cfg(test)]
+        looks::begin();
         Self {
             inner,
             woken: Woken::default(),
@@ -51,6 +53,8 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
+        #[cfg(test)]
+        looks::end();
         if !self.inner.line.woken.is_empty() {
             self.woken = Woken(std::mem::take(&mut self.inner.line.woken));
         }
@@ -60,5 +64,35 @@ impl Drop for Locked<'_> {
 impl Drop for Woken {
     fn drop(&mut self) {
         self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// Counts how often endpoints are looked at under the lock: workers wait meanwhile.
+#[cfg(test)]
+pub(super) mod looks {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<usize> = const { Cell::new(0) };
+        static MOST: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn begin() {
+        NOW.set(0);
+    }
+
+    pub(super) fn end() {
+        MOST.set(MOST.get().max(NOW.get()));
+    }
+
+    pub(in crate::upstream::pool) fn count() {
+        NOW.set(NOW.get() + 1);
+    }
+
+    /// The most of one time that the lock was held on this thread during `work`.
+    pub(in crate::upstream::pool) fn most_during<T>(work: impl FnOnce() -> T) -> (usize, T) {
+        MOST.set(0);
+        let result = work();
+        (MOST.get(), result)
     }
 }

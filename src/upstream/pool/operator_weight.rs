@@ -74,7 +74,8 @@ impl Pool {
             let mut configured = (*outline.configured).clone();
             let mut named = configured.iter_mut();
             let named = named.find(|c| c.plan.text == text);
-            let set = named.ok_or(WeightError::UnknownBackend)?.take(weight, now);
+            let named = named.ok_or(WeightError::UnknownBackend)?;
+            let set = Arc::make_mut(named).take(weight, now);
             let balance = outline.balance.clone();
             Ok((outline.assemble(configured, &balance, now), set))
         };

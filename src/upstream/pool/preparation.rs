@@ -9,6 +9,7 @@ use super::{
     Cause, Inner, Pool, Transition,
     configured::{Configured, Remembered},
     endpoint::{Endpoint, EndpointConfig},
+    index::Index,
 };
 use crate::{
     plan::{Balance, reason::BackendState},
@@ -29,11 +30,10 @@ use std::{
 pub(super) struct Outline {
     /// [`Inner::generation`] by then.
     generation: u64,
-    pub(super) configured: Arc<Vec<Configured>>,
-    /// Of the endpoints, then of those that have departed.
-    pub(super) backends: Vec<Arc<Backend>>,
-    /// How many of them are endpoints.
-    pub(super) present: usize,
+    pub(super) configured: Arc<Vec<Arc<Configured>>>,
+    pub(super) index: Arc<Index>,
+    /// Of the endpoints that have departed.
+    pub(super) departed: Vec<Arc<Backend>>,
     pub(super) remembered: Vec<Remembered>,
     pub(super) balance: Balance,
     /// See [`Inner::start_verdict`].
@@ -45,18 +45,22 @@ pub(super) struct Outline {
 /// The endpoints and the balancer of what is to be configured.
 pub(super) struct Assembly {
     generation: u64,
-    backends: Vec<Arc<Backend>>,
-    /// Which of these are to leave, by number.
+    departed: Vec<Arc<Backend>>,
+    /// Which endpoints are to leave.
     gone: Vec<usize>,
-    configured: Vec<Configured>,
+    /// Whether all endpoints stay at their places, and there are no others.
+    is_same: bool,
+    configured: Arc<Vec<Arc<Configured>>>,
     balance: Balance,
     balancer: Balancer,
+    index: Arc<Index>,
     places: Vec<Place>,
     /// For endpoints that stay a free slot, in the order of the places.
     slots: Vec<Option<Endpoint>>,
 }
 
 /// Where an endpoint comes from.
+#[derive(Debug)]
 struct Place {
     /// Its number in the outline; `None`: it is new.
     before: Option<usize>,
@@ -65,14 +69,28 @@ struct Place {
 
 /// What an assembly has replaced. Better dropped without the lock.
 pub(super) struct Replaced {
-    /// As in the outline.
-    backends: Vec<Arc<Backend>>,
-    present: usize,
     gone: Vec<usize>,
     places: Vec<Place>,
-    _configured: Arc<Vec<Configured>>,
+    index: Arc<Index>,
+    _configured: Arc<Vec<Arc<Configured>>>,
     _balancer: Balancer,
-    _endpoints: Vec<Endpoint>,
+    _slots: Vec<Option<Endpoint>>,
+    _endpoints: Vec<Option<Endpoint>>,
+    _departed: (Vec<Arc<Backend>>, Vec<Endpoint>),
+}
+
+/// One set of endpoints has taken the place of another: what became of each.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    before: Arc<Index>,
+    after: Arc<Index>,
+    /// Whether each was a backup, and its state.
+    states_before: Vec<(bool, BackendState)>,
+    states_after: Vec<(bool, BackendState)>,
+    gone: Vec<usize>,
+    places: Vec<Place>,
+    cause: Cause,
+    at: Instant,
 }
 
 impl Outline {
@@ -85,8 +103,8 @@ impl Outline {
         Self {
             generation: 0,
             configured: Arc::default(),
-            backends: Vec::new(),
-            present: 0,
+            index: Arc::default(),
+            departed: Vec::new(),
             remembered: Vec::new(),
             balance: Balance::default(),
             start_verdict,
@@ -95,25 +113,32 @@ impl Outline {
         }
     }
 
+    /// Those of the endpoints, then those that have departed: the numbers of the outline.
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.index.backends.iter().chain(&self.departed)
+    }
+
     /// Makes what is missing for these backends. Endpoints that there are keep their state.
     pub(super) fn assemble(
         self,
-        configured: Vec<Configured>,
+        configured: Vec<Arc<Configured>>,
         balance: &Balance,
         now: Instant,
     ) -> Assembly {
-        let backends = self.backends.iter().enumerate();
-        let mut known: HashMap<_, usize> = backends
+        let mut known: HashMap<_, usize> = (self.backends().enumerate())
             .map(|(i, backend)| ((&**backend.text(), &backend.addr), i))
             .collect();
         let (mut places, mut slots) = (Vec::new(), Vec::new());
         let (mut entries, mut regular) = (Vec::new(), 0);
+        let (mut backends, mut ranges) = (Vec::new(), vec![0..0; configured.len()]);
+        let all: Vec<&Arc<Backend>> = self.backends().collect();
         for (of, plan) in numbered(configured.iter().map(|c| &c.plan)) {
             let configured = &configured[of];
             let config = EndpointConfig {
                 weight: configured.weight(),
                 ..EndpointConfig::from(plan)
             };
+            let first = places.len();
             for addr in &configured.addresses {
                 let before = known.remove(&(&*configured.metrics.text, addr));
                 let new = || {
@@ -124,7 +149,11 @@ impl Outline {
                     let verdict = self.start_verdict.unwrap_or(Verdict::Up);
                     Endpoint::new(backend, config.clone(), configured.admin, verdict, now)
                 };
-                slots.push(before.is_none().then(new));
+                let slot = before.is_none().then(new);
+                let backend = slot.as_ref().map(|endpoint| &endpoint.backend);
+                let backend = backend.or_else(|| all.get(before?).copied());
+                backends.extend(backend.map(Arc::clone));
+                slots.push(slot);
                 places.push(Place {
                     before,
                     config: config.clone(),
@@ -134,23 +163,30 @@ impl Outline {
                     weight: config.weight,
                 });
             }
+            ranges[of] = first..places.len();
             if !plan.backup {
                 regular = entries.len();
             }
         }
-        let gone = known.into_values().filter(|i| *i < self.present);
+        let present = self.index.backends.len();
+        let gone = known.into_values().filter(|i| *i < present);
         let mut gone: Vec<usize> = gone.collect();
         gone.sort_unstable();
+        let stays = |(i, place): (usize, &Place)| place.before == Some(i);
+        let is_same = places.len() == present && places.iter().enumerate().all(stays);
         let (of_regular, of_backups) = entries.split_at(regular);
+        let balancer = Balancer::new(balance, of_regular, of_backups);
         Assembly {
             generation: self.generation,
             gone,
-            balancer: Balancer::new(balance, of_regular, of_backups),
+            is_same,
+            balancer,
             balance: balance.clone(),
+            index: Arc::new(Index::new(backends, &configured, ranges)),
             places,
             slots,
-            configured,
-            backends: self.backends,
+            configured: Arc::new(configured),
+            departed: self.departed,
         }
     }
 }
@@ -158,12 +194,12 @@ impl Outline {
 impl Pool {
     pub(super) fn outline(&self) -> Outline {
         let inner = self.lock();
-        let all = inner.endpoints.iter().chain(&inner.departed);
+        let departed = inner.departed.iter();
         Outline {
             generation: inner.generation,
             configured: Arc::clone(&inner.configured),
-            backends: all.map(|e| Arc::clone(&e.backend)).collect(),
-            present: inner.endpoints.len(),
+            index: Arc::clone(&inner.index),
+            departed: departed.map(|e| Arc::clone(&e.backend)).collect(),
             remembered: inner.remembered.clone(),
             balance: inner.balance.clone(),
             start_verdict: inner.start_verdict,
@@ -209,31 +245,59 @@ impl Inner {
         }
     }
 
+    pub(super) fn outlined_mut(&mut self, number: usize) -> Option<&mut Endpoint> {
+        match number.checked_sub(self.endpoints.len()) {
+            None => self.endpoints.get_mut(number),
+            Some(number) => self.departed.get_mut(number),
+        }
+    }
+
+    /// The number of the endpoint of this backend, also of one that has departed.
+    pub(super) fn number_of(&self, backend: &Backend) -> Option<usize> {
+        self.index.endpoint(backend.id).or_else(|| {
+            let departed = &self.departed;
+            let i = departed.binary_search_by_key(&backend.id, |e| e.backend.id);
+            Some(self.endpoints.len() + i.ok()?)
+        })
+    }
+
     /// Exchanges what there is for an assembly of this generation.
     pub(super) fn put(&mut self, assembly: Assembly, now: Instant) -> Replaced {
         let Assembly {
             generation,
-            backends,
-            gone: leave,
+            departed,
+            gone,
+            is_same,
             configured,
             balance,
             balancer,
+            index,
             mut places,
-            slots,
+            mut slots,
         } = assembly;
         debug_assert_eq!(generation, self.generation, "it is out of date");
         self.generation += 1;
-        let present = self.endpoints.len();
-        let gone = self.place_endpoints(&mut places, slots, now);
+        let left = match is_same {
+            // Mostly only settings differ.
+            true => {
+                let has_checks = self.start_verdict.is_some();
+                for (endpoint, place) in self.endpoints.iter_mut().zip(&mut places) {
+                    endpoint.configure(&mut place.config, has_checks, now);
+                }
+                Vec::new()
+            }
+            false => self.place_endpoints(&mut places, std::mem::take(&mut slots), now),
+        };
         self.balance = balance;
         let replaced = Replaced {
-            backends,
-            present,
-            gone: leave,
+            gone,
             places,
-            _configured: std::mem::replace(&mut self.configured, Arc::new(configured)),
+            index: std::mem::replace(&mut self.index, index),
+            _configured: std::mem::replace(&mut self.configured, configured),
             _balancer: std::mem::replace(&mut self.balancer, balancer),
-            _endpoints: gone,
+            _slots: slots,
+            _endpoints: left,
+            _departed: (departed, self.forget_departed(now)),
         };
         self.watch_new_endpoints();
         self.next_halving = self.endpoints.iter().filter_map(|e| e.latency.halves).min();
@@ -250,52 +314,32 @@ impl Inner {
     /// `states`: before the endpoints were replaced.
     pub(super) fn add_transitions(
         &mut self,
-        replaced: &Replaced,
-        states: &[(bool, BackendState)],
+        replaced: &mut Replaced,
+        states: Vec<(bool, BackendState)>,
         cause: &Cause,
         now: Instant,
     ) {
-        let transition = |backend: &Arc<Backend>, is_backup, from, to| Transition {
-            backend: Arc::clone(backend),
-            is_backup,
-            from,
-            to,
+        let exchange = Exchange {
+            before: Arc::clone(&replaced.index),
+            after: Arc::clone(&self.index),
+            states_before: states,
+            states_after: self.states(),
+            gone: std::mem::take(&mut replaced.gone),
+            places: std::mem::take(&mut replaced.places),
             cause: cause.clone(),
-            doubted_for: Duration::ZERO,
             at: now,
         };
-        let gone = replaced.gone.iter().map(|&i| {
-            let (is_backup, state) = states[i];
-            transition(&replaced.backends[i], is_backup, Some(state), None)
-        });
-        let before = |place: &Place| place.before.filter(|i| *i < replaced.present);
-        let endpoints = || self.endpoints.iter().zip(&replaced.places);
-        let came = endpoints().filter(|(_, place)| before(place).is_none());
-        let came =
-            came.map(|(e, _)| transition(&e.backend, e.config.is_backup, None, Some(e.state())));
-        let changed = endpoints().filter_map(|(e, place)| {
-            let (from, to) = (states[before(place)?].1, e.state());
-            (from != to).then(|| transition(&e.backend, e.config.is_backup, Some(from), Some(to)))
-        });
-        self.events.extend(gone.chain(came).chain(changed));
+        self.events.push_exchange(exchange);
     }
 
-    /// Returns endpoints that are not needed any more.
+    /// Returns what is left of the endpoints that there were.
     fn place_endpoints(
         &mut self,
         places: &mut [Place],
         mut slots: Vec<Option<Endpoint>>,
         now: Instant,
-    ) -> Vec<Endpoint> {
+    ) -> Vec<Option<Endpoint>> {
         let has_checks = self.start_verdict.is_some();
-        let stay = places.len() == self.endpoints.len();
-        if stay && (places.iter().enumerate()).all(|(i, place)| place.before == Some(i)) {
-            // Mostly only settings differ.
-            for (endpoint, place) in self.endpoints.iter_mut().zip(places) {
-                endpoint.configure(&mut place.config, has_checks, now);
-            }
-            return self.forget_departed(now);
-        }
         // Both in place: an option of an endpoint is as large as the endpoint.
         let as_options = |of: Vec<Endpoint>| of.into_iter().map(Some).collect::<Vec<_>>();
         let mut endpoints = as_options(std::mem::take(&mut self.endpoints));
@@ -312,15 +356,19 @@ impl Inner {
             }
         }
         self.endpoints = slots.into_iter().flatten().collect();
-        let left = endpoints.iter_mut().filter_map(Option::take);
-        self.departed.extend(left.map(|endpoint| Endpoint {
-            departed: Some(now),
-            ..endpoint
-        }));
-        self.departed.extend(departed.into_iter().flatten());
+        self.departed = departed.into_iter().flatten().collect();
+        // Most of thousands have no session: those stay where they are.
+        let kept = endpoints.iter_mut().filter_map(|left| {
+            let kept = left.take_if(|endpoint| endpoint.is_worth_keeping(now))?;
+            Some(Endpoint {
+                departed: Some(now),
+                ..kept
+            })
+        });
+        self.departed.extend(kept);
         // In the order in which they were made.
         self.departed.sort_unstable_by_key(|e| e.backend.id);
-        self.forget_departed(now)
+        endpoints
     }
 
     /// Returns those that have no state which is worth keeping.
@@ -329,5 +377,43 @@ impl Inner {
         departed
             .extract_if(.., |e| !e.is_worth_keeping(now))
             .collect()
+    }
+}
+
+impl Exchange {
+    /// Whether an endpoint has left, or is in another state than before.
+    pub(super) fn may_have_outage(&self) -> bool {
+        !self.gone.is_empty() || self.states_before != self.states_after
+    }
+
+    /// First those that are gone, then those that came, then those whose state has changed.
+    pub(super) fn transitions(&self) -> impl Iterator<Item = Transition> {
+        let transition = |backend: &Arc<Backend>, is_backup, from, to| Transition {
+            backend: Arc::clone(backend),
+            is_backup,
+            from,
+            to,
+            cause: self.cause.clone(),
+            doubted_for: Duration::ZERO,
+            at: self.at,
+        };
+        let gone = self.gone.iter().map(move |&i| {
+            let (is_backup, state) = self.states_before[i];
+            transition(&self.before.backends[i], is_backup, Some(state), None)
+        });
+        let before = |place: &Place| place.before.filter(|i| *i < self.before.backends.len());
+        let after = || {
+            let after = self.after.backends.iter().zip(&self.states_after);
+            after.zip(&self.places)
+        };
+        let came = after().filter(move |(_, place)| before(place).is_none());
+        let came = came.map(move |((backend, (is_backup, state)), _)| {
+            transition(backend, *is_backup, None, Some(*state))
+        });
+        let changed = after().filter_map(move |((backend, (is_backup, to)), place)| {
+            let (_, from) = self.states_before[before(place)?];
+            (from != *to).then(|| transition(backend, *is_backup, Some(from), Some(*to)))
+        });
+        gone.chain(came).chain(changed)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     AdminSetting, AdminState, Checked, Inner, Pool, configured::Configured, endpoint::Endpoint,
+    index::Index,
 };
 use crate::{
     plan::{
@@ -10,12 +11,13 @@ use crate::{
     },
     telemetry::metrics::BackendMetrics,
     upstream::{
+        backend::Backend,
         balance::FULL,
         health::{Evidence, Lag, Verdict},
         pool::endpoint_admission::{Admission, Bar},
     },
 };
-use ahash::HashMap;
+use smallvec::SmallVec;
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// A backend as status and metrics show it.
@@ -67,28 +69,36 @@ impl Pool {
         let mut inner = self.lock();
         inner.halve_if_due(now);
         inner.review_if_due(now);
-        let mut endpoints: HashMap<&str, Vec<&Endpoint>> = HashMap::default();
-        for endpoint in &inner.endpoints {
-            let text = endpoint.backend.text();
-            endpoints.entry(text).or_default().push(endpoint);
+        let contents = inner.contents();
+        drop(inner);
+        let Contents { configured, .. } = &contents;
+        let removed = contents.removed();
+        let mut snapshots = Vec::with_capacity(configured.len() + removed.len());
+        for first in (0..configured.len()).step_by(PART) {
+            let inner = self.lock();
+            // One that has been removed meanwhile is left out.
+            let numbers = first..configured.len().min(first + PART);
+            let present = numbers.filter_map(|of| inner.position_now(&contents, of));
+            snapshots.extend(present.map(|of| self.snapshot_of(&inner, of, now)));
         }
-        let configured = inner.configured.iter();
-        let configured = configured.map(|configured| {
-            let endpoints = endpoints.remove(configured.plan.text.as_str());
-            self.snapshot_of(&inner, configured, &endpoints.unwrap_or_default(), now)
-        });
-        let configured: Vec<Snapshot> = configured.collect();
-        let removed = inner.removed().into_iter();
-        let removed = removed.map(|endpoints| self.snapshot_of_removed(&endpoints));
-        configured.into_iter().chain(removed).collect()
+        for part in removed.chunks(PART) {
+            let inner = self.lock();
+            let left = part.iter().filter_map(|backends| {
+                let endpoints = backends.iter().filter_map(|b| inner.departed_of(b));
+                let endpoints: Vec<&Endpoint> = endpoints.collect();
+                (!endpoints.is_empty()).then(|| self.snapshot_of_removed(&endpoints))
+            });
+            snapshots.extend(left);
+        }
+        snapshots
     }
 
     /// The counters of the same backends.
     pub fn backend_metrics(&self) -> Vec<Arc<BackendMetrics>> {
-        let inner = self.lock();
-        let configured = inner.configured.iter().map(|c| Arc::clone(&c.metrics));
-        let removed = inner.removed().into_iter();
-        let removed = removed.map(|endpoints| Arc::clone(&endpoints[0].backend.metrics));
+        let contents = self.lock().contents();
+        let configured = contents.configured.iter().map(|c| Arc::clone(&c.metrics));
+        let removed = contents.removed().into_iter();
+        let removed = removed.map(|backends| Arc::clone(&backends[0].metrics));
         configured.chain(removed).collect()
     }
 
@@ -125,14 +135,12 @@ impl Pool {
         }
     }
 
-    fn snapshot_of(
-        &self,
-        inner: &Inner,
-        configured: &Configured,
-        endpoints: &[&Endpoint],
-        now: Instant,
-    ) -> Snapshot {
-        let Configured { plan, admin, .. } = configured;
+    fn snapshot_of(&self, inner: &Inner, of: usize, now: Instant) -> Snapshot {
+        let configured = &inner.configured[of];
+        let endpoints: SmallVec<[&Endpoint; 4]> =
+            inner.endpoints[inner.index.range(of)].iter().collect();
+        let endpoints = &endpoints[..];
+        let Configured { plan, admin, .. } = &**configured;
         let single = inner.balancer.is_single();
         // That a failed one may be tried again proves nothing.
         let is_available =
@@ -179,23 +187,53 @@ impl Pool {
     }
 }
 
-impl Inner {
-    /// The endpoints that have sessions, of each backend that is not in the configuration any more.
-    fn removed(&self) -> Vec<Vec<&Endpoint>> {
-        let mut removed: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
-        for endpoint in self.departed.iter().filter(|e| e.backend.active() > 0) {
-            let of = removed.entry(endpoint.backend.text());
-            of.or_default().push(endpoint);
+/// So many backends are looked at before workers get the lock again.
+const PART: usize = 64;
+
+/// What a pool had at one moment.
+struct Contents {
+    configured: Arc<Vec<Arc<Configured>>>,
+    index: Arc<Index>,
+    /// Those that are no longer named, and have sessions.
+    departed: Vec<Arc<Backend>>,
+}
+
+impl Contents {
+    /// The addresses that have sessions, of each backend that is not in the configuration any more.
+    fn removed(&self) -> Vec<Vec<&Arc<Backend>>> {
+        let mut removed: BTreeMap<&str, Vec<&Arc<Backend>>> = BTreeMap::new();
+        let is_gone = |b: &&Arc<Backend>| self.index.configured(b.text()).is_none();
+        for backend in self.departed.iter().filter(is_gone) {
+            removed.entry(backend.text()).or_default().push(backend);
         }
-        if !removed.is_empty() {
-            for configured in self.configured.iter() {
-                removed.remove(&*configured.metrics.text);
-            }
-        }
-        let mut removed: Vec<Vec<&Endpoint>> = removed.into_values().collect();
+        let mut removed: Vec<_> = removed.into_values().collect();
         // In the order in which they were made.
-        removed.sort_by_key(|of| of[0].backend.id);
+        removed.sort_by_key(|of| of[0].id);
         removed
+    }
+}
+
+impl Inner {
+    fn contents(&self) -> Contents {
+        let departed = self.departed.iter().filter(|e| e.backend.active() > 0);
+        Contents {
+            configured: Arc::clone(&self.configured),
+            index: Arc::clone(&self.index),
+            departed: departed.map(|e| Arc::clone(&e.backend)).collect(),
+        }
+    }
+
+    /// Where a backend is in the configuration that had this position before.
+    fn position_now(&self, before: &Contents, of: usize) -> Option<usize> {
+        match Arc::ptr_eq(&self.index, &before.index) {
+            true => Some(of),
+            false => self.index.configured(&before.configured[of].metrics.text),
+        }
+    }
+
+    fn departed_of(&self, backend: &Backend) -> Option<&Endpoint> {
+        let number = self.number_of(backend)?.checked_sub(self.endpoints.len())?;
+        self.departed.get(number)
     }
 
     /// The state of a configured backend, and why it is in it, as text. It is that of the endpoint

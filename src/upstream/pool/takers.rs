@@ -1,7 +1,7 @@
 //! What a rebalancing needs of a pool: what its endpoints take, and ceilings that lead new
 //! sessions to those that have too few.
 
-use super::{Inner, Pool, are_all_full, endpoint_admission::Admission};
+use super::{Inner, Pool, endpoint_admission::Admission};
 use crate::upstream::{backend::Backend, balance::FULL};
 use std::{sync::Arc, time::Instant};
 
@@ -70,7 +70,7 @@ impl Pool {
             endpoint.ceiling = None;
         }
         inner.has_ceilings = false;
-        inner.fast_path = are_all_full(&inner.endpoints, now);
+        inner.fast_path = inner.are_all_full(now);
     }
 }
 

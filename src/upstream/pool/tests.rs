@@ -2,6 +2,7 @@ mod panic;
 mod plans;
 mod primaries;
 mod role_fallback;
+mod scale;
 mod waiting;
 
 use super::*;

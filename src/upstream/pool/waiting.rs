@@ -234,9 +234,8 @@ impl Inner {
         let owns: SmallVec<[u64; 4]> = self.line.owns().map(|(backend, _)| backend).collect();
         for backend in owns {
             let single = self.balancer.is_single();
-            let mut endpoints = self.endpoints.iter();
-            let endpoint = endpoints.find(|e| e.backend.id == backend);
-            if !endpoint.is_some_and(|e| e.admission(single, now).is_fit()) {
+            let endpoint = self.index.endpoint(backend);
+            if !endpoint.is_some_and(|i| self.endpoints[i].admission(single, now).is_fit()) {
                 self.line.give_up_all(backend);
             }
         }
@@ -285,8 +284,7 @@ impl Inner {
     fn first_with_place(&self, now: Instant) -> Option<(u64, usize)> {
         let single = self.balancer.is_single();
         let place = |(backend, ticket)| {
-            let is_it = |e: &Endpoint| e.backend.id == backend;
-            let i = self.endpoints.iter().position(is_it)?;
+            let i = self.index.endpoint(backend)?;
             let has_place = !self.endpoints[i].admission(single, now).is_barred();
             has_place.then_some((ticket, i))
         };

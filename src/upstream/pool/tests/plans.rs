@@ -207,7 +207,7 @@ proptest! {
                 endpoint.is_some_and(|e| !e.admission(false, now).is_barred())
             };
             let before = pool.lock().fast_path;
-            prop_assert!(!before || are_all_full(&pool.lock().endpoints, now));
+            prop_assert!(!before || are_all_full(&pool.lock().endpoints, &mut 0, now));
             let takes = plans.iter().any(|p| admitted(&pool.lock(), &p.text));
             let may: Vec<bool> = plans.iter().map(|p| admitted(&pool.lock(), &p.text)).collect();
             prop_assert_eq!(pool.is_available(now), takes);

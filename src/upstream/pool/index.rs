@@ -1,0 +1,65 @@
+//! Where the endpoints of a pool are, by what others name them by. Made with them, without the lock
+//! of the pool: under the lock no list of thousands is searched for one of them.
+
+use super::configured::Configured;
+use crate::{plan::Addr, upstream::backend::Backend};
+use ahash::HashMap;
+use std::{ops::Range, sync::Arc};
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Of the endpoints, in their order.
+    pub(super) backends: Vec<Arc<Backend>>,
+    by_id: HashMap<u64, usize>,
+    by_text: HashMap<Arc<str>, usize>,
+    /// The endpoints of each configured backend, in the order of the configuration.
+    ranges: Vec<Range<usize>>,
+}
+
+impl Index {
+    /// `ranges`: of the endpoints of each configured backend.
+    pub(super) fn new(
+        backends: Vec<Arc<Backend>>,
+        configured: &[Arc<Configured>],
+        ranges: Vec<Range<usize>>,
+    ) -> Self {
+        let ids = backends.iter().enumerate();
+        let texts = configured.iter().enumerate();
+        Self {
+            by_id: ids.map(|(i, backend)| (backend.id, i)).collect(),
+            by_text: texts
+                .map(|(of, c)| (Arc::clone(&c.metrics.text), of))
+                .collect(),
+            backends,
+            ranges,
+        }
+    }
+
+    /// The endpoint of a backend.
+    #[inline]
+    pub(super) fn endpoint(&self, id: u64) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// The position of a backend in the configuration.
+    pub(super) fn configured(&self, text: &str) -> Option<usize> {
+        self.by_text.get(text).copied()
+    }
+
+    /// The endpoints of the backend at this position of the configuration.
+    pub(super) fn range(&self, configured: usize) -> Range<usize> {
+        self.ranges.get(configured).cloned().unwrap_or_default()
+    }
+
+    /// The endpoints of a configured backend.
+    pub(super) fn range_of(&self, text: &str) -> Range<usize> {
+        let configured = self.configured(text);
+        configured.map_or_else(Range::default, |of| self.range(of))
+    }
+
+    /// The endpoint of a configured backend that has this address.
+    pub(super) fn endpoint_at(&self, text: &str, addr: &Addr) -> Option<usize> {
+        let mut range = self.range_of(text);
+        range.find(|i| self.backends[*i].addr == *addr)
+    }
+}

@@ -1,0 +1,165 @@
+//! What is done under the lock of a pool with thousands of backends.
+
+use super::*;
+use crate::upstream::pool::locked::looks;
+use std::net::Ipv4Addr;
+
+const MANY: u32 = 2_000;
+/// For one endpoint, and some more for what is shown of it.
+const FEW: usize = 16;
+
+fn many(first: u32) -> Vec<Planned> {
+    let of = |n: u32| {
+        let address = SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + n), 1));
+        Planned {
+            text: address.to_string(),
+            target: Target::Addr(Addr::Tcp(address)),
+            ..planned(1)
+        }
+    };
+    (first..first + MANY).map(of).collect()
+}
+
+fn addresses_of(plan: &Planned) -> Vec<Addr> {
+    match &plan.target {
+        Target::Addr(addr) => vec![addr.clone()],
+        Target::Name { .. } => Vec::new(),
+    }
+}
+
+struct Large {
+    pool: Arc<Pool>,
+    exporter: Exporter,
+    of_all: Arc<UpstreamMetrics>,
+    check: Check,
+    now: Instant,
+}
+
+impl Large {
+    fn new(check: Check) -> Self {
+        let exporter = Exporter::new(1);
+        let of_all = exporter.upstream("u");
+        let now = Instant::now();
+        let plan = upstream(many(0), check.clone());
+        let addresses: Vec<_> = plan.backends.iter().map(addresses_of).collect();
+        let metrics = |b: &Planned| exporter.backend(&of_all, &b.text, true);
+        let pool = Pool::new(&of_all, &plan, metrics, &addresses, now);
+        Self {
+            pool: Arc::new(pool),
+            exporter,
+            of_all,
+            check,
+            now,
+        }
+    }
+
+    fn replace(&self, backends: Vec<Planned>) {
+        let plan = upstream(backends, self.check.clone());
+        let add = |b: &Planned| {
+            let metrics = self.exporter.backend(&self.of_all, &b.text, true);
+            (Arc::new(metrics), addresses_of(b))
+        };
+        self.pool.set_plan(&plan, add, &Cause::Discovery, self.now);
+    }
+}
+
+fn checked_up() -> Check {
+    Check {
+        start_up: true,
+        ..check(CheckKind::Tcp)
+    }
+}
+
+#[test]
+fn an_exchange_of_all_backends_makes_its_transitions_without_the_lock() {
+    let large = Large::new(checked_up());
+    let pool = &large.pool;
+    pool.take_events(large.now);
+    let lease = pool.pick(&mut Search::default(), large.now).expect("one");
+    let (most, ()) = looks::most_during(|| large.replace(many(MANY)));
+    // Their states, which of them are worth keeping, which are well and take their full share.
+    assert!(most <= 5 * MANY as usize + FEW, "{most}");
+    assert_eq!(pool.lock().review.well, MANY as usize);
+    let (most, (events, _)) = looks::most_during(|| pool.take_events(large.now));
+    assert!(most < FEW, "{most}");
+    let texts = |is_it: fn(&Transition) -> bool| -> Vec<String> {
+        let transitions = events.iter().filter_map(|event| match event {
+            Event::Transition(transition) if is_it(transition) => Some(transition),
+            _ => None,
+        });
+        transitions.map(|t| t.backend.text().to_string()).collect()
+    };
+    let planned = |first| -> Vec<String> { many(first).into_iter().map(|b| b.text).collect() };
+    assert_eq!(texts(|t| t.to.is_none()), planned(0));
+    assert_eq!(texts(|t| t.from.is_none()), planned(MANY));
+    assert_eq!(events.len(), 2 * MANY as usize);
+    drop(events);
+    // The next session has gone over from all of them, and that is one thing for its worker.
+    let mut search = Search::default();
+    let next = pool.pick(&mut search, large.now).expect("another");
+    let queued = || pool.lock().events.len();
+    assert!(pool.succeeded(&search, next.backend(), large.now));
+    assert_eq!(queued(), 1);
+    let (events, _) = pool.take_events(large.now);
+    let is_failover = |event: &&Event| matches!(event, Event::FailedOver { .. });
+    // Those without sessions are forgotten.
+    assert_eq!(events.iter().filter(is_failover).count(), 1);
+    drop(lease);
+}
+
+#[test]
+fn what_happens_to_one_backend_looks_at_no_other() {
+    let large = Large::new(checked_up());
+    let (pool, now) = (&large.pool, large.now);
+    // The last one: a search from the beginning would not find it soon.
+    let last = MANY as usize - 1;
+    let (most, well) = looks::most_during(|| verdict(pool, last, DOWN, true, now));
+    assert!(well && most < FEW, "{most}");
+    assert_eq!(pool.lock().review.well, last);
+    // Whether all the others take sessions as well is looked at once.
+    let (most, well) = looks::most_during(|| verdict(pool, last, Verdict::Up, false, now));
+    assert!(well && most < FEW + MANY as usize, "{most}");
+    verdict(pool, last, DOWN, false, now);
+    assert_eq!(pool.lock().review.well, last);
+    let addresses = pool.addresses();
+    let backend = &addresses[MANY as usize - 2].backend;
+    let text = backend.text().to_string();
+    let (most, ()) = looks::most_during(|| {
+        pool.set_admin_state(&text, AdminState::Drain.into(), now);
+        fail(pool, backend, now);
+        assert!(!pool.takes(backend, now));
+        assert!(pool.must_go(backend).is_none());
+        pool.answered(backend, now);
+        pool.succeeded(&Search::default(), &addresses[0].backend, now);
+        pool.own_verdict(backend);
+        pool.is_checked(backend, 0);
+    });
+    assert!(most < FEW, "{most}");
+}
+
+#[test]
+fn what_is_shown_and_handed_over_is_read_in_parts() {
+    let large = Large::new(checked_up());
+    let (pool, now) = (&large.pool, large.now);
+    let leases: Vec<_> = (0..MANY)
+        .map(|_| pool.pick(&mut Search::default(), now).expect("one"))
+        .collect();
+    let read = || (pool.snapshot(now).len(), pool.record().endpoints.len());
+    let (most, counts) = looks::most_during(read);
+    assert_eq!(counts, (MANY as usize, MANY as usize));
+    assert!(most < 64 * FEW, "{most}");
+    // All of them leave, and have sessions.
+    large.replace(many(MANY));
+    let (most, counts) = looks::most_during(read);
+    assert_eq!(counts, (2 * MANY as usize, MANY as usize));
+    assert!(most < 64 * FEW, "{most}");
+    let removed = pool.snapshot(now);
+    let removed = removed.iter().filter(|s| s.state == BackendState::Removed);
+    let planned = many(0);
+    assert!(
+        removed
+            .map(|s| &*s.metrics.text)
+            .eq(planned.iter().map(|b| &*b.text))
+    );
+    drop(leases);
+}
