@@ -1,6 +1,9 @@
 //! One record for each session, and for each client that is refused.
 
-use crate::telemetry::line_writer::{Destination, Lines};
+use crate::telemetry::{
+    line_writer::{Destination, Lines},
+    metrics::{Transfer, Visitor},
+};
 use serde::Serialize;
 use std::{
     fmt::Write as _,
@@ -129,6 +132,15 @@ impl AccessLogs {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<AccessLog>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transfer for AccessLogs {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        let add = |n| {
+            self.dropped.fetch_add(n, Relaxed);
+        };
+        visitor.count("dropped", self.dropped(), &add);
     }
 }
 

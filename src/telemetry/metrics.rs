@@ -21,7 +21,7 @@ pub use figures::{
     BackendFigures, Figures, ListenerFigures, ReloadFigures, SourceFigures, UpstreamFigures,
 };
 pub use histogram::Histogram;
-pub use transfer::Transfer;
+pub use transfer::{Transfer, Visitor};
 
 use crate::plan::reason::{
     BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,

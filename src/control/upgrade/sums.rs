@@ -59,5 +59,6 @@ impl State {
             }
         }
         visit("process", &[], &*self.process.metrics);
+        visit("access_logs", &[], &*self.process.access_logs);
     }
 }

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     handover::counters::Figures,
     plan::reason::{
-        BackendState, CheckResult, CloseReason, ConnectError, DropReason, RejectReason,
-        SpliceFallback, WaitResult,
+        BackendState, CheckResult, CloseReason, ConnectError, DropReason, LimitKind, OverLimit,
+        RejectReason, SpliceFallback, WaitResult,
     },
 };
 
@@ -100,6 +100,14 @@ impl Transfer for ListenerMetrics {
             let word = format!("closed.{}", reason.word());
             visit_sharded(visitor, &word, counts, |c| &c.closed[*reason as usize]);
         }
+        for limit in LimitKind::ALL {
+            for result in OverLimit::ALL {
+                let word = format!("over_limit.{}.{}", limit.word(), result.word());
+                visit_sharded(visitor, &word, counts, |c| {
+                    &c.over_limit[*limit as usize][*result as usize]
+                });
+            }
+        }
         for reason in DropReason::ALL {
             let word = format!("dropped_datagrams.{}", reason.word());
             visit_sharded(visitor, &word, counts, |c| {
@@ -175,9 +183,91 @@ impl Transfer for ProcessMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Exporter;
+    use super::super::{BackendCounts, Exporter, ListenerCounts, RelayCounts};
     use super::*;
     use std::time::Duration;
+
+    /// What is counted by several threads. A counter that is added there has to be added here.
+    trait All {
+        fn all(&self) -> Vec<&Counter>;
+    }
+
+    impl All for ListenerCounts {
+        fn all(&self) -> Vec<&Counter> {
+            let Self {
+                connections,
+                rejected,
+                over_limit,
+                received,
+                sent,
+                closed,
+                received_datagrams,
+                sent_datagrams,
+                dropped_datagrams,
+            } = self;
+            let mut all = vec![
+                connections,
+                received,
+                sent,
+                received_datagrams,
+                sent_datagrams,
+            ];
+            all.extend(rejected.iter().chain(closed).chain(dropped_datagrams));
+            all.extend(over_limit.as_flattened());
+            all
+        }
+    }
+
+    impl All for BackendCounts {
+        fn all(&self) -> Vec<&Counter> {
+            let Self {
+                connections,
+                connect_errors,
+                retries,
+                received,
+                sent,
+            } = self;
+            let mut all = vec![connections, retries, received, sent];
+            all.extend(connect_errors);
+            all
+        }
+    }
+
+    impl All for RelayCounts {
+        fn all(&self) -> Vec<&Counter> {
+            let Self {
+                splice,
+                copy,
+                fallbacks,
+            } = self;
+            let mut all = vec![splice, copy];
+            all.extend(fallbacks);
+            all
+        }
+    }
+
+    /// Every counter of one process arrives in the other.
+    fn check_all<T: All>(from: &Sharded<T>, to: &Sharded<T>, transfer: impl Fn()) {
+        for (n, counter) in from.mine().all().into_iter().enumerate() {
+            counter.add(n as u64 + 1);
+        }
+        transfer();
+        for n in 0..from.mine().all().len() {
+            assert_eq!(to.sum(|counts| counts.all()[n]), n as u64 + 1, "the {n}th");
+        }
+    }
+
+    #[test]
+    fn every_counter_of_several_threads_is_added_to_that_of_the_other_process() {
+        let (old, new) = (Exporter::new(2), Exporter::new(3));
+        let (from, to) = (old.listener("l"), new.listener("l"));
+        check_all(&from.counts, &to.counts, || to.add(&from.figures()));
+        let (from, to) = (old.upstream("u"), new.upstream("u"));
+        let (from, to) = (old.backend(&from, "b", true), new.backend(&to, "b", true));
+        check_all(&from.counts, &to.counts, || to.add(&from.figures()));
+        let (from, to) = (old.process(), new.process());
+        check_all(&from.relayed, &to.relayed, || to.add(&from.figures()));
+    }
 
     #[test]
     fn the_figures_of_one_process_are_those_of_another_after_they_were_added() {
