@@ -30,7 +30,7 @@ use crate::{
     plan::{Discover, DiscoverSource},
     probe::tls::Identity,
 };
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 use tokio::time::Instant;
 
 /// A backend as its source has it.
@@ -174,6 +174,23 @@ pub(crate) trait Source: Send {
     /// any more. One question takes `timeout` at most, of each server that is asked. A call can be
     /// dropped at any point; the next one begins anew.
     fn next(&mut self) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
+}
+
+impl AnySource {
+    /// Returns when what made the last answer an error has changed, where that is noticed without
+    /// asking.
+    pub(crate) async fn mended(&mut self) {
+        match self {
+            Self::File(source) => source.touched().await,
+            Self::Redis(_)
+            | Self::Sentinel(_)
+            | Self::Http(_)
+            | Self::Srv(_)
+            | Self::Consul(_)
+            | Self::Etcd(_)
+            | Self::Kubernetes(_) => pending().await,
+        }
+    }
 }
 
 impl Source for AnySource {

@@ -91,15 +91,18 @@ impl FileSource {
         SourceError::new(format!("`path`: cannot read {}: {error}", path.display()))
     }
 
+    /// Returns when something has happened to the file since it was read.
+    pub(crate) async fn touched(&mut self) {
+        match &mut self.watched {
+            Some(watched) => watched.changed().await,
+            None => pending().await,
+        }
+    }
+
     async fn changed(&mut self) {
-        let changed = async {
-            match &mut self.watched {
-                Some(watched) => watched.changed().await,
-                None => pending().await,
-            }
-        };
+        let interval = self.interval;
         // Without events, and on network file systems, the interval is what counts.
-        let _ = tokio::time::timeout(self.interval, changed).await;
+        let _ = tokio::time::timeout(interval, self.touched()).await;
     }
 }
 

@@ -456,3 +456,31 @@ fn a_folder_has_files_of_each_format_and_a_command_prints_the_answer() {
     fs::remove_file(folder.join("2.json")).unwrap();
     running.wait_backends(&[one, three]);
 }
+
+/// The pause after failures grows up to ten seconds: an event of the file ends it.
+#[test]
+fn a_file_that_was_wrong_or_missing_is_read_as_soon_as_it_is_mended() {
+    let source = OfFile::start(2, &[0], "", "");
+    let tembuku = &source.running.tembuku;
+    let failed = [("upstream", "back"), ("result", "error")];
+    let failures = || tembuku.metric("discovery_updates_total", &failed);
+    for (spoil, mended) in [
+        (
+            (|path: &Path| write(path, &["nonsense".to_owned()])) as fn(&Path),
+            [0, 1],
+        ),
+        (|path: &Path| fs::remove_file(path).unwrap(), [1, 0]),
+    ] {
+        let before = failures();
+        spoil(&source.path);
+        // The next reading would be four seconds after the last of these.
+        wait_until("it has failed four times", secs(30), || {
+            failures() >= before + 4.0
+        });
+        let began = Instant::now();
+        source.write(&mended[..1]);
+        source.running.wait_answer();
+        let took = began.elapsed();
+        assert!(took < secs(3), "{took:?}");
+    }
+}

@@ -13,6 +13,8 @@ use tokio_util::task::AbortOnDropHandle;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// ... up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Before a source is asked again because what made it fail has changed.
+const MENDED_PAUSE: Duration = Duration::from_millis(100);
 /// Between two answers, however often a source has some: a source that changes all the time must
 /// not fill a CPU...
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
@@ -66,8 +68,15 @@ async fn ask(mut source: AnySource, answers: &mpsc::Sender<Answer>) {
             let count = u32::try_from(backends).unwrap_or(u32::MAX);
             tokio::time::sleep(SHORTEST_PAUSE + PAUSE_FOR_EACH.saturating_mul(count)).await;
         } else {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            let mended = async {
+                tokio::time::sleep(MENDED_PAUSE).await;
+                source.mended().await;
+            };
+            // The pause begins anew: what was mended may be in the making.
+            pause = match tokio::time::timeout(pause, mended).await {
+                Ok(()) => FIRST_PAUSE,
+                Err(_) => (pause * 2).min(LONGEST_PAUSE),
+            };
         }
     }
 }
